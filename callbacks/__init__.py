@@ -1,0 +1,5 @@
+"""Callbacks that watch or steer a run. A folder ``callbacks/`` of your own, without an ``__init__.py``, joins this one."""
+
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)

@@ -1,0 +1,1 @@
+"""rlif-lightning: reinforcement learning from internal feedback on PyTorch Lightning."""

@@ -1,0 +1,158 @@
+"""The records that stages of one training step hand to each other.
+
+Axis letters, everywhere in this library:
+
+    P  prompts of a step                 G  completions per prompt (the group)
+    B  rows = P * G, prompt-major: row b is completion ``b % G`` of prompt ``b // G``
+    T  completion positions              V  vocabulary              R  rewards
+
+``[B, T]`` tensors are right-padded; their boolean ``mask`` is True where a position counts. Log-probabilities,
+entropies and self-certainties are float32 nats. Only ``policy.py`` and ``packing.py`` know the packed form.
+
+Read in this order: Prompts -> Rollout (with TokenStats) -> RewardOutput -> LossInputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of one step, as read from the data set.
+
+    Attributes:
+        token_ids: P tensors of int64 token ids, each ``[L_p]`` (ragged, no padding), L_p >= 1.
+        texts: the P prompt texts the ids were made from.
+        columns: the data set's other columns, each a list of P values (gold answer, level, ...).
+        index: ``[P]`` int64, each prompt's row in its data set (the counter that seeds its sampling).
+
+    Example:
+        >>> prompts = Prompts([torch.tensor([5, 6])], ["2+2="], {"answer": ["4"]}, torch.tensor([0]))
+        >>> len(prompts)
+        1
+    """
+
+    token_ids: Sequence[Tensor]
+    texts: Sequence[str]
+    columns: dict[str, list[Any]]
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def to(self, device: torch.device | str) -> Prompts:
+        """Move the tensors (Lightning calls this; the records are frozen, so a new one is returned)."""
+        return replace(self, token_ids=[ids.to(device) for ids in self.token_ids], index=self.index.to(device))
+
+    def without(self, column: str | None) -> Prompts:
+        """The same prompts with one column hidden (the gold answer, from label-free rewards)."""
+        kept = {name: values for name, values in self.columns.items() if name != column}
+        return replace(self, columns=kept)
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """What one pass over the logits says about each completion token.
+
+    The logits are those of the position that *produced* the token, divided by the sampling temperature.
+
+    Attributes:
+        logprobs: ``[B, T]`` log-probability of the sampled token, nats.
+        entropy: ``[B, T]`` entropy of the next-token distribution, nats.
+        self_certainty: ``[B, T]`` KL(uniform || next-token distribution), nats.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    self_certainty: Tensor
+
+    def map(self, function) -> TokenStats:
+        """Apply ``function`` to each of the three tensors."""
+        return TokenStats(*(function(getattr(self, f.name)) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """G sampled completions for each prompt, with the statistics of the logits they were drawn from.
+
+    Attributes:
+        prompts: the P prompts.
+        completion_ids: ``[B, T]`` int64, right-padded; a final end-of-sequence token is a completion token.
+        mask: ``[B, T]`` bool, True on completion tokens. Every row has at least one.
+        stats: ``[B, T]`` token statistics under the sampling policy, 0 outside the mask.
+        texts: B completion texts, without special tokens, cut before a stop string.
+        ended: ``[B]`` bool, True where the completion ended by itself (not cut at the length limit).
+        group_size: G.
+    """
+
+    prompts: Prompts
+    completion_ids: Tensor
+    mask: Tensor
+    stats: TokenStats
+    texts: Sequence[str]
+    ended: Tensor
+    group_size: int
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[B]`` int64 completion lengths in tokens."""
+        return self.mask.sum(-1)
+
+    def column(self, name: str) -> list[Any]:
+        """A prompt column repeated for each completion: B values.
+
+        Raises:
+            ValueError: the data set has no such column; names those it has.
+        """
+        if name not in self.prompts.columns:
+            raise ValueError(
+                f"column {name!r} is not in the data set (it has {sorted(self.prompts.columns)}); set"
+                " data.answer_column, or the head's `column`, to a column that exists"
+            )
+        return [value for value in self.prompts.columns[name] for _ in range(self.group_size)]
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """What a reward head answers for a rollout.
+
+    Attributes:
+        scores: ``[B]`` float32; NaN means "does not apply to this completion".
+        keep: optional ``[B]`` bool; False takes a completion out of the update altogether.
+        log: extra numbers to log, already final (``{"vote/unanimous": 0.25}``).
+    """
+
+    scores: Tensor
+    keep: Tensor | None = None
+    log: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Everything a loss sees, for the tokens of one optimiser update or of one of its micro-batches.
+
+    Attributes:
+        logprobs: ``[B, T]`` under the policy being trained (carries the graph inside a micro-batch).
+        old_logprobs: ``[B, T]`` under the policy that sampled.
+        advantages: ``[B, T]``, constant over a completion unless a token-level kind made it.
+        mask: ``[B, T]`` bool.
+        entropy: optional ``[B, T]``, with the graph, for the entropy bonus.
+        ref_logprobs: optional ``[B, T]`` under the frozen reference model.
+    """
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    mask: Tensor
+    entropy: Tensor | None = None
+    ref_logprobs: Tensor | None = None

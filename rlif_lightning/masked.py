@@ -1,0 +1,114 @@
+"""Masked sum, mean, standard deviation and top fraction, in one process and over all ranks: the only reductions.
+
+Values outside a mask never count, even if they are NaN or infinite. The ``all_rank_*`` versions are collectives: every
+rank must call them, also one whose mask is empty. Without an initialised process group they are the local ones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of ``values`` where ``mask`` is True; over everything, or along ``dim``. An empty set sums to 0."""
+    kept = torch.where(mask, values, torch.zeros_like(values))
+    return kept.sum() if dim is None else kept.sum(dim)
+
+
+def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Mean of ``values`` where ``mask`` is True; over everything, or along ``dim``. The mean of an empty set is 0."""
+    count = mask.sum() if dim is None else mask.sum(dim)
+    return masked_sum(values, mask, dim) / count.clamp(min=1)
+
+
+def masked_std(values: Tensor, mask: Tensor, dim: int, ddof: int = 1) -> Tensor:
+    """Standard deviation along ``dim`` where ``mask`` is True.
+
+    Args:
+        values: any shape.
+        mask: the same shape, bool.
+        dim: the dimension to reduce.
+        ddof: the divisor is ``count - ddof``; where that is not positive (a set of one) the result is 0.
+    """
+    mean = masked_mean(values, mask, dim).unsqueeze(dim)
+    squares = masked_sum((values - mean).square(), mask, dim)
+    degrees = mask.sum(dim) - ddof
+    return torch.where(degrees > 0, squares / degrees.clamp(min=1), torch.zeros_like(squares)).sqrt()
+
+
+def is_distributed() -> bool:
+    """Whether several ranks work together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_rank_sum(values: Tensor) -> Tensor:
+    """Elementwise sum of ``values`` over all ranks (a collective); the input is left alone."""
+    if not is_distributed():
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def all_rank_mean_std(values: Tensor, weights: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
+    """Weighted mean and standard deviation over every element of every rank (a collective).
+
+    Args:
+        values: any shape; ignored where the weight is 0.
+        weights: the same shape, >= 0: a mask, or the number of tokens that an element stands for.
+        ddof: the variance's divisor is ``sum(weights) - ddof``; 0 is returned where that is not positive.
+
+    Returns:
+        Two float64 scalars.
+    """
+    weights = weights.double()
+    values = torch.where(weights > 0, values.double(), 0.0)
+    total, count = all_rank_sum(torch.stack([(weights * values).sum(), weights.sum()]))
+    mean = total / count.clamp(min=1e-300)
+    squares = all_rank_sum((weights * (values - mean).square()).sum())
+    std = (squares / (count - ddof)).sqrt() if count > ddof else torch.zeros_like(squares)
+    return mean, std
+
+
+def all_rank_top_fraction(values: Tensor, mask: Tensor, fraction: float) -> Tensor:
+    """Marks the ``fraction`` largest of all valid values of all ranks (a collective).
+
+    ``floor(fraction * N)`` values are marked, at least one if any is positive and ``fraction > 0``. Values equal to the
+    smallest marked one are marked too, so the result depends neither on the order of rows nor on the number of ranks.
+
+    Args:
+        values: any shape, finite where ``mask`` is True.
+        mask: the same shape, bool.
+        fraction: in [0, 1]; 0 marks nothing.
+
+    Returns:
+        bool marks of the same shape, False outside ``mask``.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction={fraction} must lie in [0, 1] (a share, not per cent)")
+    local = values.detach()[mask]
+    total = int(all_rank_sum(mask.sum()))
+    count = math.floor(fraction * total + 1e-9)
+    if fraction == 0 or total == 0:
+        return torch.zeros_like(mask)
+    candidates = _gather_largest(local, max(count, 1))
+    threshold = candidates.topk(max(count, 1)).values[-1]
+    if count == 0 and threshold <= 0:
+        return torch.zeros_like(mask)
+    return mask & (values >= threshold)
+
+
+def _gather_largest(local: Tensor, count: int) -> Tensor:
+    """The ``count`` largest values of each rank, padded with -inf, from all ranks."""
+    largest = local.new_full((count,), -math.inf)
+    found = local.topk(min(count, local.numel())).values
+    largest[: found.numel()] = found
+    if not is_distributed():
+        return largest
+    parts = [torch.empty_like(largest) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, largest)
+    return torch.cat(parts)

@@ -1,0 +1,155 @@
+"""The library math-verify in a process of its own, so that no answer can stall or end a training step.
+
+One answer such as ``9^{9^{9^{9}}}`` keeps math-verify busy for ever, and its own alarm works in the main thread only.
+So each process of a run has one worker, started when it is first needed: this very file, run as a script. It imports
+math-verify once (a second or two, not counted against any answer) and forks a child that answers questions under a CPU
+timer; a child that overruns is ended by the kernel, and the next fork takes over in milliseconds. CPU time rather than
+wall time, so that the load of the machine does not change a verdict. JSON lines over pipes; nothing is unpickled.
+
+Read in this order: ``ask`` and ``_Worker`` (our end), then ``_serve`` (the worker's end, the only user of math-verify).
+Nothing but the standard library is imported at the top: the worker must not load torch. Needs a POSIX system.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from functools import lru_cache
+
+# CPU seconds for one question. A comparison takes three at most: read a, read b, compare.
+_CPU_LIMIT = 0.3
+
+
+class _Worker:
+    """Our end of the pipes: one question out, ``true`` or ``false`` back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, strings: list[str]) -> bool:
+        with self._lock:
+            for _ in range(2):  # the process may have been ended from outside since the last question
+                try:
+                    reply = self._exchange(json.dumps(strings).encode() + b"\n")
+                except BaseException:
+                    self.stop()  # an interrupt here would leave this reply in the pipe for the next question
+                    raise
+                if reply:
+                    return json.loads(reply)
+                self.stop()
+        return False
+
+    def _exchange(self, request: bytes) -> bytes:
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(request)
+        return process.stdout.readline()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = self._process = subprocess.Popen(
+            [sys.executable, "-P", "-W", "ignore", __file__],  # -P: this folder's files must not hide other modules
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C is for the trainer; the worker ends when its pipe closes
+            env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy's order of terms must not vary between ranks
+        )
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise RuntimeError("math-verify's process did not start (its error is above); is math-verify installed?")
+        return process
+
+    def stop(self) -> None:
+        """End the process and its child; a fork of the process that started them leaves them alone."""
+        process, self._process = self._process, None
+        if process is None or os.getpid() != self._owner:
+            return
+        with process, suppress(ProcessLookupError):  # leaving `process` closes the pipes and waits
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+_workers: dict[int, _Worker] = {}  # by process id: a fork gets its own worker, and a lock that nobody holds
+
+
+@atexit.register
+def _stop_all() -> None:
+    for worker in _workers.values():
+        worker.stop()
+
+
+def ask(strings: list[str]) -> bool:
+    """Ask math-verify about one answer (does it read and evaluate it?) or two (are they equal, either way round?).
+
+    Args:
+        strings: one or two answers, LaTeX without delimiters, short (well under a pipe's buffer of 64 KiB).
+
+    Returns:
+        The verdict; False where it takes more than 0.3 s of CPU time or ends the process twice.
+
+    Raises:
+        RuntimeError: the process cannot be started at all.
+    """
+    return _workers.setdefault(os.getpid(), _Worker()).ask(strings)
+
+
+def _judge(strings: list[str]) -> bool:
+    from math_verify import verify
+
+    parsed = [_parse(string) for string in strings]
+    if not all(parsed):
+        return False
+    if len(parsed) == 1:
+        verify(parsed[0], _parse("7"), timeout_seconds=None)  # reading 9^{9^{9}} is quick, evaluating it is not
+        return True
+    a, b = parsed
+    return bool(verify(a, b, timeout_seconds=None) or verify(b, a, timeout_seconds=None))
+
+
+@lru_cache(4096)
+def _parse(string: str) -> list:
+    from math_verify import LatexExtractionConfig, parse
+
+    # Without LaTeX delimiters the library would pick any number out of the string: "3 or 4" would be 4.
+    return parse(f"${string}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=0)
+
+
+def _answer_questions() -> None:
+    replies, sys.stdout, sys.stderr = sys.stdout, open(os.devnull, "w"), open(os.devnull, "w")  # noqa: SIM115
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_PROF, _CPU_LIMIT)
+        verdict = _judge(json.loads(line))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(verdict), file=replies, flush=True)
+    os._exit(0)
+
+
+def _serve() -> None:
+    """The worker: warm up, then keep one child answering until our standard input closes."""
+    logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    for pair in (["(x+1)^2", "x^2+2x+1"], [r"\frac{\sqrt{3}}{2}", r"\{1,2\}"]):  # fills the parser's tables
+        _judge(pair)
+    print("ready", flush=True)
+    while True:
+        child = os.fork()
+        if child == 0:
+            _answer_questions()
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGPROF:
+            return
+        print("false", flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,267 @@
+"""The LightningModule: wires policy, reference model, reward heads and objective; steps the optimiser; logs. No maths.
+
+``training_step`` is the whole method in order: rollout, rewards, advantages, update, log. One batch of prompts is one
+rollout; ``global_step`` counts optimiser steps, of which a rollout makes ``updates_per_rollout * epochs_per_rollout``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from rlif_lightning.advantages import GDPO, Advantage
+from rlif_lightning.batch import LossInputs, Prompts, Rollout
+from rlif_lightning.evaluation import Evaluation, Evaluator
+from rlif_lightning.objectives import KLCov, Objective
+from rlif_lightning.optimizer import OptimizerPlan
+from rlif_lightning.policy import Policy, PolicyModel
+from rlif_lightning.records import completion_records
+from rlif_lightning.rewards.base import RewardSet, WeightedReward
+from rlif_lightning.rollout.base import RolloutEngine
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.scoring import score_rollout
+from rlif_lightning.update import (
+    UpdateMeter,
+    UpdatePlan,
+    backward_update,
+    non_finite_message,
+    score_logprobs,
+    select_groups,
+    without_dropped,
+)
+
+# Counters of the sampling, far from any training step: evaluations draw the same uniforms every time.
+VALIDATION_STEP, PREDICTION_STEP = 2**62, 2**62 + 1
+GREEDY = 0.0
+
+
+class RLIFModule(LightningModule):
+    """Trains a policy with rewards computed from its own samples.
+
+    Args:
+        policy: which model is trained.
+        rewards: name -> reward head with weight and gate.
+        group_size: G, completions per prompt (linked from data.group_size).
+        advantage: how rewards become advantages.
+        objective: the loss; callbacks may replace it during a run.
+        sampling: how completions are drawn in training.
+        engine: what draws them.
+        evaluation: how validate and test measure.
+        updates_per_rollout: optimiser steps in one pass over a rollout (mini-batches of whole groups).
+        epochs_per_rollout: passes over a rollout.
+        micro_batch_tokens: token budget of one forward and backward pass; memory, never results, depends on it.
+        learning_rate: of AdamW.
+        lr_schedule: constant | cosine (to 0 at schedule_steps).
+        warmup_steps: optimiser steps of linear warm-up.
+        schedule_steps: optimiser steps of the whole cosine; null = trainer.max_steps.
+        weight_decay: of AdamW.
+        betas: of AdamW.
+        max_grad_norm: the gradient's norm is clipped to this; null = not clipped.
+        answer_column: the gold answers' column, for measuring only (linked from data.answer_column).
+        seed: of sampling and shuffling (linked from seed_everything).
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rewards: dict[str, WeightedReward],
+        group_size: int = 8,
+        advantage: Advantage = GDPO(),
+        objective: Objective = KLCov(),
+        sampling: Sampling = Sampling(),
+        engine: RolloutEngine | None = None,
+        evaluation: Evaluation = Evaluation(),
+        updates_per_rollout: int = 4,
+        epochs_per_rollout: int = 1,
+        micro_batch_tokens: int = 8192,
+        learning_rate: float = 1e-6,
+        lr_schedule: str = "constant",
+        warmup_steps: int = 0,
+        schedule_steps: int | None = None,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        max_grad_norm: float | None = 1.0,
+        answer_column: str | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        if group_size < 1:
+            raise ValueError(f"group_size={group_size} must be at least 1")
+        self.policy_settings, self.policy, self.reference = policy, None, None
+        self.rewards = RewardSet(rewards, answer_column)
+        self.group_size, self.advantage, self.objective, self.sampling = group_size, advantage, objective, sampling
+        self.engine = engine or NativeEngine()
+        self.evaluator = Evaluator(evaluation)
+        self.plan = UpdatePlan(updates_per_rollout, epochs_per_rollout, micro_batch_tokens, seed)
+        self.optimizer_plan = OptimizerPlan(
+            learning_rate, lr_schedule, warmup_steps, schedule_steps, weight_decay, betas, max_grad_norm
+        )
+        self.answer_column, self.seed = answer_column, seed
+        self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.int64))
+
+    # ---------------------------------------------------------------------------------------------------- set-up
+
+    def configure_model(self) -> None:
+        """Load the policy, and the reference model if the objective uses one (Lightning calls this on every entry)."""
+        if self.policy is None:
+            self.policy = PolicyModel(self.policy_settings)
+        if self.reference is None and self.objective.needs_reference and not self.policy.has_adapters:
+            self.reference = PolicyModel(self.policy_settings, frozen=True)
+        self.engine.setup(self.policy, self.seed)
+
+    def setup(self, stage: str) -> None:
+        """Refuse what could only fail, or silently do nothing, later.
+
+        Raises:
+            ValueError: names the argument and the remedy.
+        """
+        if stage != "fit":
+            return
+        self.sampling.check_trainable()
+        self.objective.check(self.plan.num_updates)
+        if self.trainer.precision == "16-mixed":
+            raise ValueError("trainer.precision=16-mixed is not supported (its loss scaling); use bf16-mixed")
+        num_prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts_per_step", None)
+        if num_prompts is not None and num_prompts < self.plan.updates_per_rollout:
+            raise ValueError(
+                f"data.prompts_per_step={num_prompts} is less than model.updates_per_rollout="
+                f"{self.plan.updates_per_rollout}: an update would have no group; raise the one or lower the other"
+            )
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the trainable parameters, and its learning-rate schedule by optimiser step."""
+        assert self.policy is not None
+        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        optimizer, schedule = self.optimizer_plan.build(trained, self.trainer.max_steps)
+        return [optimizer], [schedule]
+
+    # -------------------------------------------------------------------------------------------------- training
+
+    def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
+        """One rollout and its updates."""
+        step, started = int(self.num_rollouts), time.perf_counter()
+        rollout = self.engine.generate(prompts, self.group_size, self.sampling, step)
+        sampled = time.perf_counter()
+        outputs = self.rewards(rollout)
+        rollout = without_dropped(rollout, outputs)
+        advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
+        scored = time.perf_counter()
+        metrics |= self._update(rollout, advantages, step)
+        self.num_rollouts += 1
+        times = {"rollout": sampled - started, "reward": scored - sampled, "update": time.perf_counter() - scored}
+        metrics |= {f"time/{phase}": seconds for phase, seconds in times.items()}
+        metrics["rollout/tokens_per_second"] = float(rollout.lengths.sum()) / times["rollout"]
+        metrics["policy/learning_rate"] = self.lr_schedulers().get_last_lr()[0]
+        self._log(metrics, len(prompts))
+        return {"stats": rollout.stats, "rollout": rollout, "rewards": outputs, "advantages": advantages}
+
+    def _update(self, rollout: Rollout, advantages: Tensor, step: int) -> dict[str, Any]:
+        """All optimiser steps of one rollout."""
+        assert self.policy is not None
+        logprobs = rollout.stats.logprobs
+        inputs = LossInputs(logprobs, logprobs, advantages, rollout.mask, ref_logprobs=self._reference_logprobs(rollout))
+        meter, norms = UpdateMeter(rollout.mask.device), []
+        plan, budget = self.plan, self.plan.micro_batch_tokens
+        for groups in plan.minibatches(rollout.num_prompts, step, self.global_rank, self.trainer.world_size):
+            update, prompt_ids, completion_ids = select_groups(inputs, rollout, groups)
+            rows = (prompt_ids, completion_ids)
+            if self.objective.needs_current:
+                current = score_logprobs(self.policy, *rows, update.mask, self.group_size, self.sampling, budget)
+                update = LossInputs(**{**vars(update), "logprobs": current})
+            backward_update(
+                self.policy, self.objective, update, *rows, self.sampling, budget, self.group_size, self._backward, meter
+            )
+            norms.append(self._optimizer_step(rollout, advantages, step))
+        return {**meter.means(), "policy/grad_norm": sum(norms) / len(norms)}
+
+    def _backward(self, loss: Tensor) -> None:
+        # Lightning's strategies average gradients over ranks; the loss shares of all ranks must sum up instead.
+        self.manual_backward(loss * self.trainer.world_size)
+
+    def _optimizer_step(self, rollout: Rollout, advantages: Tensor, step: int) -> float:
+        """Clip, step the optimiser and the schedule; the gradient's norm before clipping."""
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.optimizer_plan.max_grad_norm or math.inf)
+        if not norm.isfinite():
+            raise RuntimeError(non_finite_message(step, float(norm), rollout, advantages))
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        torch.clear_autocast_cache()  # or bf16-mixed would go on with copies of the weights from before the step
+        return float(norm)
+
+    def _reference_logprobs(self, rollout: Rollout) -> Tensor | None:
+        if not self.objective.needs_reference:
+            return None
+        assert self.policy is not None
+        reference = self.policy if self.reference is None else self.reference
+        prompt_ids, budget = rollout.prompts.token_ids, self.plan.micro_batch_tokens
+        rows = (prompt_ids, rollout.completion_ids, rollout.mask)
+        with self.policy.adapters_off() if self.reference is None else nullcontext():
+            logprobs = score_logprobs(reference, *rows, self.group_size, self.sampling, budget)
+        torch.clear_autocast_cache()
+        return logprobs
+
+    def _log(self, metrics: dict[str, Any], batch_size: int) -> None:
+        shown = {"policy/entropy", "rollout/length", "vote/largest_cluster"}
+        for name, value in metrics.items():
+            value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
+            bar = name in shown or (name.startswith("reward/") and name.endswith("/mean"))
+            self.log(name, value, prog_bar=bar, sync_dist=True, batch_size=batch_size)
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+
+    def validation_step(self, prompts: Prompts, batch_idx: int) -> None:
+        """Sample, decode greedily, and add to the evaluation's figures."""
+        evaluation = self.evaluator.evaluation
+        sampling = evaluation.sampling or self.sampling
+        rollout = self.engine.generate(prompts, evaluation.samples, sampling, VALIDATION_STEP)
+        gold = prompts.columns.get(self.answer_column) if self.answer_column else None
+        greedy = None
+        if gold is not None and evaluation.greedy:
+            settings = Sampling(temperature=GREEDY, max_new_tokens=sampling.max_new_tokens, stop=sampling.stop)
+            greedy = self.engine.generate(prompts, 1, settings, VALIDATION_STEP)
+        self.evaluator.update(rollout, gold, greedy)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/...``."""
+        self._log_evaluation("val")
+
+    def test_step(self, prompts: Prompts, batch_idx: int) -> None:
+        """As validation."""
+        self.validation_step(prompts, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/...``."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, prefix: str) -> None:
+        for name, value in self.evaluator.compute(labelled=self.answer_column is not None).items():
+            self.log(f"{prefix}/{name}", value.to(self.device))
+
+    def predict_step(self, prompts: Prompts, batch_idx: int) -> list[dict[str, Any]]:
+        """Completions with the score of every reward head, one record each."""
+        rollout = self.engine.generate(prompts, self.group_size, self.sampling, PREDICTION_STEP)
+        return completion_records(rollout, self.rewards(rollout))
+
+    # ----------------------------------------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The frozen reference model stays out: it is loaded from where it came from."""
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: w for name, w in weights.items() if not name.startswith("reference.")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the reference model's own weights in, so that loading can insist on every name."""
+        if self.reference is not None:
+            own = self.reference.state_dict(prefix="reference.")
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}

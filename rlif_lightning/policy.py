@@ -1,0 +1,227 @@
+"""The policy: a Hugging Face causal LM whose forward takes packed tokens and gives token statistics.
+
+The language-model head runs on completion positions only, in chunks whose logits are recomputed in the backward pass,
+so that logits for all tokens never exist at once. The frozen reference model is a second ``PolicyModel``; with LoRA it
+is the policy with its adapters off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from rlif_lightning.batch import TokenStats
+from rlif_lightning.packing import Packed, tree_mask
+from rlif_lightning.rewards.functional import token_stats
+from rlif_lightning.rollout.sampling import Sampling
+
+EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent / "assets" / "base_model"}
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+ATTENTIONS = ("sdpa", "eager")
+MAX_LOGITS = 2**24  # elements of one chunk of logits: 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters instead of full fine-tuning (package peft, extra `lora`).
+
+    Args:
+        rank: of the adapters.
+        alpha: scale; the adapter's output is multiplied by alpha / rank.
+        target_modules: names of the layers to adapt; null = every linear layer but the head.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    target_modules: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which model is trained and how it is loaded.
+
+    Args:
+        name: hub name, folder, or `rlif-arithmetic` (the small model in this package).
+        dtype: float32 | bfloat16 | float16 | auto: of the weights. Train in float32 (with trainer.precision bf16-mixed
+            if you like): small learning rates vanish in bfloat16 weights.
+        attention: sdpa | eager. Flash attention cannot take the tree mask of packed groups.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        lora: adapters instead of full fine-tuning; null = full.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run model code that comes with the weights. Off unless you trust the author.
+    """
+
+    name: str
+    dtype: str = "float32"
+    attention: str = "sdpa"
+    gradient_checkpointing: bool = False
+    lora: LoRA | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"policy.dtype={self.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"policy.attention={self.attention!r} is not supported; use one of {', '.join(ATTENTIONS)}")
+
+
+def resolve_model(name: str) -> str:
+    """The folder of an embedded model, or the name itself (a hub name or folder)."""
+    return str(EMBEDDED_MODELS.get(name, name))
+
+
+def load_pretrained(policy: Policy) -> PreTrainedModel:
+    """Load the weights, with every dropout off (a policy must give the same log-probs twice).
+
+    Raises:
+        ValueError: no such folder or hub model, or the extra `lora` is missing.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve_model(policy.name),
+            dtype=policy.dtype if policy.dtype == "auto" else getattr(torch, policy.dtype),
+            attn_implementation=policy.attention,
+            revision=policy.revision or "main",
+            trust_remote_code=policy.trust_remote_code,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"policy.name={policy.name!r} is neither a model folder nor a hub model that can be reached: {error}"
+        ) from error
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    if policy.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model if policy.lora is None else _add_lora(model, policy.lora)
+
+
+def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ValueError('policy.lora needs the package peft: pip install "rlif-lightning[lora]"') from error
+    targets = lora.target_modules or "all-linear"
+    model.enable_input_require_grads()  # or gradient checkpointing would find nothing that needs a gradient
+    return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
+
+
+class PolicyModel(nn.Module):
+    """A causal LM that scores packed completions.
+
+    Args:
+        policy: which model, and how to load it.
+        frozen: no parameter gets a gradient (the reference model).
+
+    Attributes:
+        model: the Hugging Face model (wrapped by peft under LoRA); generation calls it directly.
+        tokenizer: its tokenizer.
+        eos_ids: token ids that end a completion.
+    """
+
+    def __init__(self, policy: Policy, frozen: bool = False):
+        super().__init__()
+        self.model = load_pretrained(policy)
+        self.has_adapters = policy.lora is not None
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            resolve_model(policy.name), revision=policy.revision or "main", trust_remote_code=policy.trust_remote_code
+        )
+        self.eos_ids = _end_ids(self.model.generation_config, self.tokenizer)
+        if frozen:
+            self.requires_grad_(False)
+        self.train()  # there is no dropout left; gradient checkpointing works in training mode only
+
+    @property
+    def causal_lm(self) -> Any:
+        """The Hugging Face model without peft's wrapper (its layers still carry the adapters)."""
+        return self.model.get_base_model() if self.has_adapters else self.model
+
+    @contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """Inside, a LoRA policy is its own reference model."""
+        with self.model.disable_adapter():
+            yield
+
+    def forward(self, packed: Packed, sampling: Sampling) -> TokenStats:
+        """Token statistics of every completion token.
+
+        Args:
+            packed: K trees of a prompt and its completions.
+            sampling: the temperature and minimum length that the completions were drawn with.
+
+        Returns:
+            ``[b, T]`` float32 statistics, 0 where there is no token; with a graph if gradients are on.
+        """
+        hidden = self._hidden(packed).flatten(0, 1)[packed.source]
+        may_end = packed.steps >= sampling.min_new_tokens
+        size = max(1, MAX_LOGITS // self.causal_lm.config.vocab_size)
+        chunks = zip(hidden.split(size), packed.tokens.split(size), may_end.split(size), strict=True)
+        parts = [self._chunk(*chunk, sampling.temperature) for chunk in chunks]
+        merged = (torch.cat([getattr(part, f.name) for part in parts]) for f in fields(TokenStats))
+        return TokenStats(*merged).map(packed.unpack)
+
+    def _hidden(self, packed: Packed) -> Tensor:
+        """``[K, N, H]`` last hidden states of the packed trees."""
+        config = self.causal_lm.config
+        layer_types = getattr(config, "layer_types", None) or []
+        window = config.sliding_window if "sliding_attention" in layer_types else None
+        mask: Any = self._as_attention(tree_mask(packed.segments, packed.position_ids))
+        if window is not None:
+            sliding = self._as_attention(tree_mask(packed.segments, packed.position_ids, window))
+            mask = {"full_attention": mask, "sliding_attention": sliding}
+        return self.causal_lm.base_model(
+            input_ids=packed.input_ids, attention_mask=mask, position_ids=packed.position_ids, use_cache=False
+        ).last_hidden_state
+
+    def _as_attention(self, allowed: Tensor) -> Tensor:
+        if self.causal_lm.config._attn_implementation == "sdpa":
+            return allowed
+        dtype = self.causal_lm.dtype
+        return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
+
+    def _chunk(self, hidden: Tensor, tokens: Tensor, may_end: Tensor, temperature: float) -> TokenStats:
+        if not torch.is_grad_enabled():
+            return self._head_stats(hidden, tokens, may_end, temperature)
+        stats = checkpoint(self._head_stats, hidden, tokens, may_end, temperature, use_reentrant=False)
+        assert isinstance(stats, TokenStats)
+        return stats
+
+    def _head_stats(self, hidden: Tensor, tokens: Tensor, may_end: Tensor, temperature: float) -> TokenStats:
+        logits = self.causal_lm.get_output_embeddings()(hidden).float()
+        softcap = getattr(self.causal_lm.config, "final_logit_softcapping", None)
+        if softcap is not None:
+            logits = (logits / softcap).tanh() * softcap
+        return token_stats(logits / (temperature or 1.0), tokens, self.forbidden_ends(logits, may_end))
+
+    def forbidden_ends(self, logits: Tensor, may_end: Tensor) -> Tensor | None:
+        """``[N, V]`` bool: end-of-sequence where it was not allowed yet; None if it was everywhere."""
+        if bool(may_end.all()):
+            return None
+        forbidden = torch.zeros_like(logits, dtype=torch.bool)
+        forbidden[:, self.eos_ids] = ~may_end.unsqueeze(1)
+        return forbidden
+
+
+def _end_ids(generation_config: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a completion: the generation config's and the tokenizer's.
+
+    Raises:
+        ValueError: neither names any; a completion could never end.
+    """
+    named = getattr(generation_config, "eos_token_id", None)
+    ids = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
+    ids.discard(None)
+    if not ids:
+        raise ValueError("neither generation_config.json nor the tokenizer names an end-of-sequence token; add one")
+    return sorted(ids)

@@ -1,0 +1,283 @@
+"""Problems to `Prompts`: `PromptFormat` (one problem -> one text), `PromptData` (what YAML sees as ``data.*``).
+
+Where problems come from is in ``sources.py``, which rows make a batch in ``loaders.py``. Everything is rendered and
+tokenised once, in ``setup``; left out on purpose: worker processes, streaming, packing (that is ``packing.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+from datasets import Dataset
+from lightning.pytorch.utilities import rank_zero_info
+from rich.progress import track
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rlif_lightning.loaders import EncodedSplit, TrainLoader, ValidationLoader
+from rlif_lightning.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym, Split
+
+__all__ = [
+    "ArithmeticProblems",
+    "HubDataset",
+    "LocalFiles",
+    "ProblemSource",
+    "PromptData",
+    "PromptFormat",
+    "ReasoningGym",
+]
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How one problem becomes the text that a model reads. The arguments are those of `PromptData`.
+
+    Example:
+        >>> form = PromptFormat("question", "Q: {prompt} A:", examples=[{"question": "1+1?", "answer": " 2"}])
+        >>> form.render({"question": "2+3?"})
+        'Q: 1+1? A: 2\\n\\nQ: 2+3? A:'
+    """
+
+    prompt_column: str
+    template: str = "{prompt}"
+    chat: PreTrainedTokenizerBase | None = None
+    system_prompt: str | None = None
+    examples: tuple[dict[str, str], ...] | list[dict[str, str]] = ()
+
+    def render(self, row: dict[str, Any]) -> str:
+        """The prompt text of one data-set row, few-shot examples and chat mark-up included."""
+        question = self._fill(row[self.prompt_column], row)
+        shots = [(self._fill(example["question"], example), example["answer"]) for example in self.examples]
+        if self.chat is None:
+            return "".join(f"{text}{answer}\n\n" for text, answer in shots) + question
+        turns = [] if self.system_prompt is None else [("system", self.system_prompt)]
+        for text, answer in shots:
+            turns += [("user", text), ("assistant", answer)]
+        messages = [{"role": role, "content": text} for role, text in [*turns, ("user", question)]]
+        return self.chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def _fill(self, prompt: str, row: dict[str, Any]) -> str:
+        return self.template.format(**{**row, "prompt": prompt})
+
+    def check(self, columns: list[str], answer_column: str | None) -> None:
+        """Check the template against the data set's columns.
+
+        Raises:
+            ValueError: the template names a field that doesn't exist, or the gold answer.
+        """
+        named = [name for _, name, _, _ in Formatter().parse(self.template) if name is not None]
+        fields = {name.split(".")[0].split("[")[0] for name in named}
+        if unknown := sorted(fields - {"prompt", *columns}):
+            raise ValueError(
+                f"template={self.template!r}: unknown field {unknown[0]!r}; fields are 'prompt' and the columns"
+                f" {sorted(columns)}; write {{{{ and }}}} for braces that should be printed"
+            )
+        if answer_column in fields:
+            raise ValueError(f"template={self.template!r} shows the gold answer {answer_column!r}; take it out")
+
+
+class PromptData(lightning.LightningDataModule):
+    """Batches of prompts for training, validation, test and prediction (the last three share the validation split).
+
+    Args:
+        source: where the problems come from, by class path.
+        tokenizer: hub name or folder of the tokenizer, the policy's own.
+        group_size: G, completions sampled per prompt (read by the module, unused here).
+        prompts_per_step: P, prompts per training step over all processes; a multiple of their number.
+        prompt_column: column with the problem.
+        answer_column: column with the gold answer, if there is one. It is for measuring only: the template cannot show
+            it, and label-free rewards never get it.
+        template: text around a problem, as in ``str.format``: ``{prompt}`` is the problem, ``{name}`` another column.
+        chat: put the prompt into the tokenizer's chat template, as the user's turn, open for the assistant's.
+        system_prompt: the chat's system turn; without it, the chat template's own (if any).
+        examples: few-shot examples, each ``{question: ..., answer: ...}`` (and other columns that the template shows).
+            In a chat they are turns; otherwise the filled template, the answer and an empty line, before the prompt.
+        max_prompt_tokens: longest prompt allowed, in tokens; no limit if absent.
+        overlong: what to do with longer ones: "refuse" stops with their number, "filter" leaves them out and tells it.
+        validation_prompts: number of validation problems used, the first ones; all if absent.
+        validation_prompts_per_step: prompts per validation batch over all processes; as in training if absent.
+        seed: seed of the order of training prompts, at least 0.
+        trust_remote_code: let the tokenizer run code from its repository.
+
+    Raises:
+        ValueError: an argument is out of range or needs another one.
+    """
+
+    def __init__(
+        self,
+        source: ProblemSource,
+        tokenizer: str,
+        group_size: int = 8,
+        prompts_per_step: int = 16,
+        prompt_column: str = "question",
+        answer_column: str | None = None,
+        template: str = "{prompt}",
+        chat: bool = False,
+        system_prompt: str | None = None,
+        examples: list[dict[str, str]] | None = None,
+        max_prompt_tokens: int | None = None,
+        overlong: Literal["refuse", "filter"] = "refuse",
+        validation_prompts: int | None = None,
+        validation_prompts_per_step: int | None = None,
+        seed: int = 0,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.tokenizer_name = tokenizer
+        self.group_size = group_size
+        self.prompts_per_step = prompts_per_step
+        self.prompt_column = prompt_column
+        self.answer_column = answer_column
+        self.template = template
+        self.chat = chat
+        self.system_prompt = system_prompt
+        self.examples = examples or []
+        self.max_prompt_tokens = max_prompt_tokens
+        self.overlong = overlong
+        self.validation_prompts = validation_prompts
+        self.validation_prompts_per_step = (
+            prompts_per_step if validation_prompts_per_step is None else validation_prompts_per_step
+        )
+        self.seed = seed
+        self.trust_remote_code = trust_remote_code
+        self._splits: dict[Split, EncodedSplit] = {}
+        self._check_arguments()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load and tokenise the splits that ``stage`` needs, once.
+
+        Raises:
+            ValueError: the tokenizer, a column or a split is missing, a prompt is too long, or the batch doesn't fit
+                the data or the number of processes.
+        """
+        processes, _ = self._shard()
+        for name in ("prompts_per_step", "validation_prompts_per_step"):
+            if getattr(self, name) % processes:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} can't be shared by {processes} processes: not a multiple"
+                )
+        if self.trainer is not None and self.trainer.overfit_batches:
+            raise ValueError(
+                "overfit_batches can't be used here: every epoch is shuffled; use a source of a few problems"
+            )
+        validates = self.trainer is None or self.trainer.limit_val_batches != 0
+        wanted: list[Split] = ["train"] if stage in ("fit", None) else []
+        if stage != "fit" or validates:
+            wanted.append("validation")
+        form, tokenizer = self._format()
+        for split in wanted:
+            if split not in self._splits:
+                self._splits[split] = self._encode(split, form, tokenizer)
+                self._check_size(split, len(self._splits[split]), processes)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Shuffled batches of ``prompts_per_step`` prompts, this process's share of each."""
+        return TrainLoader(self._splits["train"], self.prompts_per_step, self.seed, *self._shard())
+
+    def val_dataloader(self) -> ValidationLoader:
+        """The validation problems in order, this process's share."""
+        return ValidationLoader(self._splits["validation"], self.validation_prompts_per_step, *self._shard())
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def _shard(self) -> tuple[int, int]:
+        """How many processes share the data and which one this is (tensor-parallel peers count as one)."""
+        shard = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return (shard["num_replicas"], shard["rank"]) if shard else (1, 0)
+
+    def _check_arguments(self) -> None:
+        counts = (
+            "group_size",
+            "prompts_per_step",
+            "validation_prompts_per_step",
+            "max_prompt_tokens",
+            "validation_prompts",
+        )
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must be at least 0")
+        if self.system_prompt is not None and not self.chat:
+            raise ValueError(f"system_prompt={self.system_prompt!r} needs chat=true; or write it into the template")
+        for example in self.examples:
+            if not {"question", "answer"} <= set(example):
+                raise ValueError(f"examples: {example} must have the keys 'question' and 'answer'")
+
+    def _format(self) -> tuple[PromptFormat, PreTrainedTokenizerBase]:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"tokenizer={self.tokenizer_name!r}: no tokenizer can be loaded from this folder or hub name (current"
+                f" folder: {Path.cwd()}): {error}"
+            ) from error
+        if self.chat and tokenizer.chat_template is None:
+            raise ValueError(
+                f"chat=true, but the tokenizer {self.tokenizer_name!r} has no chat template; set chat=false, or use an"
+                " instruction-tuned model"
+            )
+        chat = tokenizer if self.chat else None
+        return PromptFormat(self.prompt_column, self.template, chat, self.system_prompt, self.examples), tokenizer
+
+    def _encode(self, split: Split, form: PromptFormat, tokenizer: PreTrainedTokenizerBase) -> EncodedSplit:
+        dataset = self.source.load(split)
+        if split == "validation" and self.validation_prompts is not None:
+            dataset = dataset.select(range(min(self.validation_prompts, len(dataset))))
+        self._check_dataset(split, dataset, form)
+        token_ids: list[np.ndarray] = []
+        quiet = len(dataset) < 10_000 or self._shard()[1] > 0
+        for start in track(range(0, len(dataset), 1000), f"tokenising {split} prompts", disable=quiet):
+            columns = dataset[start : start + 1000]
+            problems = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            self._check_problems(split, start, problems)
+            # A chat template writes its special tokens itself.
+            encoded = tokenizer([form.render(row) for row in problems], add_special_tokens=not self.chat)
+            token_ids += [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+        rows = self._fitting_rows(split, [len(ids) for ids in token_ids])
+        return EncodedSplit(dataset, rows, [token_ids[row] for row in rows], form.render)
+
+    def _check_dataset(self, split: Split, dataset: Dataset, form: PromptFormat) -> None:
+        if len(dataset) == 0:
+            raise ValueError(f"source: the {split} split of {type(self.source).__name__} has no rows")
+        for name in ("prompt_column", "answer_column"):
+            column = getattr(self, name)
+            if column is not None and column not in dataset.column_names:
+                raise ValueError(
+                    f"{name}={column!r} is not in the {split} split; its columns are {sorted(dataset.column_names)}"
+                )
+        form.check(dataset.column_names, self.answer_column)
+
+    def _check_problems(self, split: Split, start: int, problems: list[dict[str, Any]]) -> None:
+        for row, problem in enumerate(problems, start):
+            if not isinstance(problem[self.prompt_column], str):
+                raise ValueError(
+                    f"prompt_column={self.prompt_column!r}: row {row} of the {split} split is"
+                    f" {problem[self.prompt_column]!r}, not a text"
+                )
+
+    def _fitting_rows(self, split: Split, lengths: list[int]) -> list[int]:
+        if 0 in lengths:
+            raise ValueError(f"template={self.template!r}: row {lengths.index(0)} of the {split} split has no tokens")
+        limit = self.max_prompt_tokens
+        rows = [row for row, length in enumerate(lengths) if limit is None or length <= limit]
+        if too_long := len(lengths) - len(rows):
+            found = f"max_prompt_tokens={limit}: {too_long} of {len(lengths)} {split} prompts are longer (up to"
+            found += f" {max(lengths)} tokens)"
+            if self.overlong == "refuse":
+                raise ValueError(f"{found}; raise it, or set overlong=filter to leave them out")
+            rank_zero_info(f"{found} and are left out")
+        return rows
+
+    def _check_size(self, split: Split, size: int, processes: int) -> None:
+        if split == "train" and size < self.prompts_per_step:
+            raise ValueError(f"prompts_per_step={self.prompts_per_step}, but the train split has only {size} prompts")
+        if size < processes:
+            raise ValueError(f"source: the {split} split has {size} prompts, fewer than the {processes} processes")

@@ -1,0 +1,99 @@
+"""Rewards to compare with: gold answers (the supervised line), a coin flip (the control), format and length."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.answers import AnswerExtractor, equivalent
+from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.rewards.base import RewardHead
+from rlif_lightning.rollout.sampling import counter_uniforms
+
+
+class GoldAnswer(RewardHead):
+    """1 where the final answer is equivalent to the gold answer, else 0 (RLVR).
+
+    Args:
+        column: the data set's column of gold answers.
+        extractor: finds the final answer of a completion.
+        gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
+    """
+
+    needs_gold = True
+
+    def __init__(
+        self,
+        column: str = "answer",
+        extractor: AnswerExtractor = AnswerExtractor(),
+        gold_extractor: AnswerExtractor = AnswerExtractor("text"),
+    ):
+        super().__init__()
+        self.column, self.extractor, self.gold_extractor = column, extractor, gold_extractor
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        gold = [self.gold_extractor(str(value)) for value in rollout.column(self.column)]
+        answers = [self.extractor(text) for text in rollout.texts]
+        correct = [is_correct(answer, truth) for answer, truth in zip(answers, gold, strict=True)]
+        return RewardOutput(torch.tensor(correct, dtype=torch.float32, device=rollout.mask.device))
+
+
+def is_correct(answer: str | None, gold: str | None) -> bool:
+    """Whether an extracted answer is equivalent to the gold one.
+
+    Raises:
+        ValueError: there is no gold answer to compare with.
+    """
+    if gold is None:
+        raise ValueError("a problem has an empty gold answer; clean the column or choose another gold extractor")
+    return answer is not None and equivalent(answer, gold)
+
+
+class Format(RewardHead):
+    """1 where the completion's text matches a pattern, else 0.
+
+    Args:
+        pattern: regular expression, searched for anywhere in the text (`.` matches newlines).
+    """
+
+    def __init__(self, pattern: str):
+        super().__init__()
+        try:
+            self.pattern = re.compile(pattern, re.DOTALL)
+        except re.error as error:
+            raise ValueError(f"pattern={pattern!r} is not a regular expression: {error}") from error
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        found = [self.pattern.search(text) is not None for text in rollout.texts]
+        return RewardOutput(torch.tensor(found, dtype=torch.float32, device=rollout.mask.device))
+
+
+class Length(RewardHead):
+    """The completion's length in tokens; give it a negative weight to favour short completions."""
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        return RewardOutput(rollout.lengths.float())
+
+
+class Random(RewardHead):
+    """A fair coin for each completion: the control that every claim about a reward needs.
+
+    Args:
+        seed: of the coin; the number of calls so far is kept in the checkpoint.
+    """
+
+    calls: Tensor
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        self.seed = seed
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        group = range(rollout.group_size)
+        index = [i for i in rollout.prompts.index.tolist() for _ in group]
+        uniforms = counter_uniforms(self.seed, int(self.calls), index, list(group) * rollout.num_prompts, 1)
+        self.calls += 1
+        return RewardOutput((uniforms[:, 0] < 0.5).float().to(rollout.mask.device))

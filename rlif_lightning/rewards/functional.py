@@ -1,0 +1,69 @@
+"""Token statistics of next-token logits, and the reward formulas built on them. Pure functions.
+
+The logits are those of the position that *produced* the token, already divided by the sampling temperature. Everything
+is computed in float32 whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.batch import TokenStats
+from rlif_lightning.masked import masked_mean
+
+
+def token_logprob(logits: Tensor, tokens: Tensor) -> Tensor:
+    """``z[token] - logsumexp(z)``: ``[..., V], [...] -> [...]`` nats."""
+    logits = logits.float()
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def token_entropy(logits: Tensor) -> Tensor:
+    """``logsumexp(z) - Σ softmax(z) z``: ``[..., V] -> [...]`` nats, in [0, log V]."""
+    logits = logits.float()
+    return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+
+
+def token_self_certainty(logits: Tensor) -> Tensor:
+    """``KL(uniform || p) = logsumexp(z) - mean(z) - log V``: ``[..., V] -> [...]`` nats, >= 0.
+
+    Source: https://arxiv.org/abs/2505.19590.
+    """
+    logits = logits.float()
+    return logits.logsumexp(-1) - logits.mean(-1) - math.log(logits.shape[-1])
+
+
+def token_stats(logits: Tensor, tokens: Tensor, forbidden: Tensor | None = None) -> TokenStats:
+    """The three statistics of each token in one pass over its logits.
+
+    Args:
+        logits: ``[N, V]``, divided by the temperature.
+        tokens: ``[N]`` int64.
+        forbidden: optional ``[N, V]`` bool: tokens that could not be sampled there (end-of-sequence before the minimum
+            length). They have probability 0 and V counts the others only.
+
+    Returns:
+        ``TokenStats`` of ``[N]`` float32 tensors.
+    """
+    logits = logits.float()
+    if forbidden is None:
+        total, allowed = logits.sum(-1), torch.full_like(logits[..., 0], logits.shape[-1])
+    else:
+        total = logits.masked_fill(forbidden, 0.0).sum(-1)
+        allowed = (~forbidden).sum(-1).float()
+        logits = logits.masked_fill(forbidden, torch.finfo(torch.float32).min)
+    log_normalizer = logits.logsumexp(-1)
+    probs = (logits - log_normalizer.unsqueeze(-1)).exp()
+    return TokenStats(
+        logprobs=logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - log_normalizer,
+        entropy=log_normalizer - (probs * logits).sum(-1),
+        self_certainty=log_normalizer - total / allowed - allowed.log(),
+    )
+
+
+def mean_over_completion(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over a completion's tokens: ``[B, T] -> [B]``; 0 for a completion without tokens."""
+    return masked_mean(values.float(), mask, -1)

@@ -1,0 +1,195 @@
+"""The vote reward: a completion scores by how much of its group agrees with its final answer.
+
+Read in this order: ``vote_shares`` (the scores), ``vote_metrics`` (numbers to log), ``majority_answers`` (for maj@k),
+``ClusterVote`` (the reward head).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.answers import AnswerExtractor, cluster, normalise, open_clusters
+from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.rewards.base import RewardHead
+
+_MODES = ("soft", "hard", "gated")
+_DENOMINATORS = ("parseable", "group")
+
+
+def vote_shares(
+    answers: Sequence[str | None],
+    group_size: int,
+    mode: str = "soft",
+    denominator: str = "parseable",
+    min_parseable: int = 2,
+    *,
+    entropy_range: tuple[float, float] | None = None,
+) -> Tensor:
+    """Each answer's share of its group's vote, equivalent answers counted together.
+
+    ``soft``: cluster size / denominator. ``hard``: 1 in the largest cluster (ties: in each of the largest), else 0; the
+    denominator plays no part. ``gated``: soft, but the whole group gets 0 where the entropy of its answers lies outside
+    ``entropy_range``. In every mode a missing answer gets 0, and so does a group with fewer than ``min_parseable``
+    answers (alone, an answer would have the whole vote).
+
+    Args:
+        answers: B final answers, prompt-major; None = none found.
+        group_size: G.
+        mode: ``soft`` (https://arxiv.org/abs/2505.21444), ``hard`` (TTRL, https://arxiv.org/abs/2504.16084) or
+            ``gated`` (EMPO, https://arxiv.org/abs/2504.05812).
+        denominator: ``parseable`` (answers found in the group) or ``group`` (G).
+        min_parseable: fewest answers for a vote; the default of 2 is our choice.
+        entropy_range: lowest and highest entropy of the clusters' distribution, nats; for ``gated`` only.
+
+    Returns:
+        ``[B]`` float32 in [0, 1], on the CPU.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or B that is no multiple of G.
+
+    Example:
+        >>> vote_shares(["3", "3.0", "5", None], 4).tolist()
+        [0.6666666865348816, 0.6666666865348816, 0.3333333432674408, 0.0]
+    """
+    _check_settings(mode, denominator, min_parseable, entropy_range)
+    shares = []
+    for ids in map(cluster, _groups(answers, group_size)):
+        sizes = _vote_sizes(ids, min_parseable)
+        scores = _soft(sizes, group_size if denominator == "group" else sizes.total())
+        if mode == "hard":
+            scores = {i: float(size == max(sizes.values())) for i, size in sizes.items()}
+        elif entropy_range is not None and not entropy_range[0] <= _entropy(sizes) <= entropy_range[1]:
+            scores = {}
+        shares += [0.0 if i is None else scores.get(i, 0.0) for i in ids]
+    return torch.tensor(shares, dtype=torch.float32)
+
+
+def vote_metrics(
+    answers: Sequence[str | None], group_size: int, denominator: str = "parseable", min_parseable: int = 2
+) -> dict[str, float]:
+    """Numbers that show where a vote is heading, without labels.
+
+    Args:
+        answers: B final answers, prompt-major; None = none found. B >= 1.
+        group_size: G.
+        denominator: as for ``vote_shares``.
+        min_parseable: as for ``vote_shares``.
+
+    Returns:
+        ``vote/largest_cluster``: largest soft share of a group, mean over groups (0 below ``min_parseable``);
+        ``vote/unanimous``: share of groups with at least ``min_parseable`` answers, all in one cluster;
+        ``vote/distinct_answers``: number of distinct normalised answers in the whole batch;
+        ``rollout/parseable``: share of completions with an answer.
+
+    Raises:
+        ValueError: as ``vote_shares``, or an empty batch.
+    """
+    _check_settings("soft", denominator, min_parseable, None)
+    groups = _groups(answers, group_size)
+    if not groups:
+        raise ValueError("answers is empty: metrics need at least one group")
+    sizes = [_vote_sizes(cluster(group), min_parseable) for group in groups]
+    largest = [max(_soft(s, group_size if denominator == "group" else s.total()).values(), default=0.0) for s in sizes]
+    found = [normalise(answer) for answer in answers if answer is not None]
+    return {
+        "vote/largest_cluster": sum(largest) / len(groups),
+        "vote/unanimous": sum(len(s) == 1 for s in sizes) / len(groups),
+        "vote/distinct_answers": float(len(set(found))),
+        "rollout/parseable": len(found) / len(answers),
+    }
+
+
+def majority_answers(answers: Sequence[str | None], group_size: int) -> list[str | None]:
+    """The answer each group votes for: the representative (normalised) of its largest cluster, None without answers.
+
+    Ties go to the cluster that was opened first: the one with the most frequent string, then the alphabetically first.
+
+    Args:
+        answers: B final answers, prompt-major; None = none found.
+        group_size: G.
+
+    Raises:
+        ValueError: B is no multiple of G.
+    """
+    winners: list[str | None] = []
+    for ids, representatives in map(open_clusters, _groups(answers, group_size)):
+        sizes = Counter(i for i in ids if i is not None)
+        winners.append(representatives[max(sizes, key=lambda i: (sizes[i], -i))] if sizes else None)
+    return winners
+
+
+class ClusterVote(RewardHead):
+    """Answer-level reward: the share of the group that agrees with a completion's final answer.
+
+    Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers`` and ``rollout/parseable``.
+
+    Args:
+        extractor: finds the final answer in a completion's text.
+        mode: ``soft``, ``hard`` or ``gated``; this and the rest as for ``vote_shares``.
+        denominator: ``parseable`` or ``group``.
+        min_parseable: fewest answers for a vote.
+        entropy_range: lowest and highest answer entropy in nats, for ``gated`` only.
+
+    Raises:
+        ValueError: an unknown name or a number out of range.
+    """
+
+    def __init__(
+        self,
+        extractor: AnswerExtractor = AnswerExtractor(),
+        mode: str = "soft",
+        denominator: str = "parseable",
+        min_parseable: int = 2,
+        entropy_range: tuple[float, float] | None = None,
+    ):
+        super().__init__()
+        _check_settings(mode, denominator, min_parseable, entropy_range)
+        self.extractor, self.mode, self.denominator = extractor, mode, denominator
+        self.min_parseable, self.entropy_range = min_parseable, entropy_range
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        """Score all ``[B]`` completions, float32 in [0, 1], on the rollout's device."""
+        answers, group_size = [self.extractor(text) for text in rollout.texts], rollout.group_size
+        scores = vote_shares(
+            answers, group_size, self.mode, self.denominator, self.min_parseable, entropy_range=self.entropy_range
+        )
+        log = vote_metrics(answers, group_size, self.denominator, self.min_parseable)
+        return RewardOutput(scores.to(rollout.mask.device), log=log)
+
+
+def _check_settings(mode: str, denominator: str, min_parseable: int, entropy_range: tuple[float, float] | None) -> None:
+    if mode not in _MODES:
+        raise ValueError(f"mode={mode!r} is unknown; choose one of {list(_MODES)}")
+    if denominator not in _DENOMINATORS:
+        raise ValueError(f"denominator={denominator!r} is unknown; choose one of {list(_DENOMINATORS)}")
+    if min_parseable < 1:
+        raise ValueError(f"min_parseable={min_parseable} must be at least 1")
+    if (mode == "gated") != (entropy_range is not None):
+        raise ValueError(f"entropy_range={entropy_range} with mode={mode!r}: give (low, high) with mode='gated' only")
+    if entropy_range is not None and not 0 <= entropy_range[0] <= entropy_range[1]:
+        raise ValueError(f"entropy_range={entropy_range} must be (low, high) in nats with 0 <= low <= high")
+
+
+def _groups(answers: Sequence[str | None], group_size: int) -> list[Sequence[str | None]]:
+    if group_size < 1 or len(answers) % group_size:
+        raise ValueError(f"group_size={group_size} must be at least 1 and divide the {len(answers)} answers")
+    return [answers[start : start + group_size] for start in range(0, len(answers), group_size)]
+
+
+def _vote_sizes(ids: list[int | None], min_parseable: int) -> Counter[int]:
+    """Size of each cluster; empty where too few completions have an answer."""
+    sizes = Counter(i for i in ids if i is not None)
+    return sizes if sizes.total() >= min_parseable else Counter()
+
+
+def _soft(sizes: Counter[int], total: int) -> dict[int, float]:
+    return {i: size / total for i, size in sizes.items()}
+
+
+def _entropy(sizes: Counter[int]) -> float:
+    return -sum(size / sizes.total() * math.log(size / sizes.total()) for size in sizes.values())

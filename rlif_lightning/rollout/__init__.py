@@ -1,0 +1,1 @@
+"""Rollout engines: from prompts to groups of sampled completions with token statistics."""

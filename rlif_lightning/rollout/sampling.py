@@ -1,0 +1,117 @@
+"""Drawing tokens: settings, counter-based uniforms, and the inverse of the cumulative distribution. Pure functions.
+
+The uniform that draws token t of completion g of data-set row i at rollout step s depends on (seed, s, i, g, t) alone,
+so a completion does not change with its batch, with early leaving, with the number of ranks, or on resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Args:
+        temperature: divides the logits, > 0; 0 = greedy (evaluation only).
+        max_new_tokens: limit of a completion's length, in tokens.
+        min_new_tokens: no end of sequence before this many tokens.
+        top_k: keep the k most likely tokens; 0 = off. Refused in training: it biases the importance ratio.
+        top_p: keep the smallest set of tokens of this probability; 1 = off. Refused in training.
+        stop: strings at which a completion ends; the text is cut before the first of them.
+    """
+
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: Sequence[str] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} must be positive, or 0 for greedy")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
+            raise ValueError(
+                f"min_new_tokens={self.min_new_tokens}, max_new_tokens={self.max_new_tokens}: need 0 <= min <= max"
+                " and max >= 1"
+            )
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_k={self.top_k}, top_p={self.top_p}: need top_k >= 0 (0 = off) and 0 < top_p <= 1")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ValueError(f"stop={self.stop!r} must be a list of strings that are not empty")
+
+    def check_trainable(self) -> None:
+        """Refuses settings whose log-probs would not be those of the distribution sampled from.
+
+        Raises:
+            ValueError: names the setting.
+        """
+        if self.top_k or self.top_p < 1:
+            raise ValueError(
+                f"sampling.top_k={self.top_k}, top_p={self.top_p}: truncated sampling biases the importance ratio; "
+                "use top_k=0 and top_p=1 to train (evaluation may truncate)"
+            )
+        if self.temperature == 0:
+            raise ValueError("sampling.temperature=0 is greedy: every group would agree; use a positive value to train")
+
+
+def counter_uniforms(seed: int, step: int, index: Sequence[int], completion: Sequence[int], num_tokens: int) -> Tensor:
+    """Uniforms in [0, 1) that depend on their counters alone (the Philox generator).
+
+    Args:
+        seed: of the run, >= 0.
+        step: number of the rollout, >= 0.
+        index: B data-set rows.
+        completion: B numbers of the completion in its group.
+        num_tokens: T.
+
+    Returns:
+        ``[B, T]`` float64 on the CPU. The first T columns are the same whatever ``num_tokens`` is.
+    """
+    rows = [
+        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, g, i])).random(num_tokens)
+        for i, g in zip(index, completion, strict=True)
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw one token per row by the inverse of the cumulative distribution, without sorting.
+
+    Args:
+        logits: ``[N, V]``, divided by the temperature; -inf = impossible.
+        uniforms: ``[N]`` in [0, 1).
+
+    Returns:
+        ``[N]`` int64: the first token whose cumulative probability exceeds the uniform.
+    """
+    cumulative = logits.float().softmax(-1).double().cumsum(-1)
+    target = uniforms.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, target, right=True)
+    # Rounding could carry the target to the very end, beyond the last token that has any probability.
+    last_possible = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(tokens, last_possible).squeeze(-1)
+
+
+def truncate_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Set all but the ``top_k`` tokens / the smallest set of probability ``top_p`` to -inf: ``[N, V] -> [N, V]``.
+
+    The most likely token is always kept; tokens tied with the last kept one are kept too.
+    """
+    if top_k:
+        threshold = logits.topk(min(top_k, logits.shape[-1]), -1).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if top_p < 1:
+        ordered, _ = logits.float().sort(-1, descending=True)
+        probs = ordered.softmax(-1)
+        before = probs.cumsum(-1) - probs
+        threshold = torch.where(before < top_p, ordered, torch.inf).amin(-1, keepdim=True)
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    return logits

@@ -1,0 +1,53 @@
+"""From the heads' scores to advantages, with the figures that tell how a rollout and its rewards look."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.advantages import Advantage, reward_shares
+from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.masked import all_rank_mean_std, masked_std
+
+
+def score_rollout(
+    rollout: Rollout, outputs: dict[str, RewardOutput], advantage: Advantage, weights: Tensor
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """Advantages of a rollout, and its metrics (a collective).
+
+    Args:
+        rollout: P prompts with G completions each.
+        outputs: R heads' answers.
+        advantage: the estimator.
+        weights: ``[R]``.
+
+    Returns:
+        ``[B, T]`` advantages (constant over a completion unless the estimator works on tokens), and the metrics
+        ``reward/<head>/{mean,std,group_std,share}``, ``policy/entropy``, ``rollout/{length,ended}`` and the heads' own.
+    """
+    shape = (rollout.num_prompts, rollout.group_size)
+    rewards = torch.stack([output.scores.view(shape) for output in outputs.values()])
+    weights = weights.to(rewards.device)
+    advantages = advantage(rewards, weights, rollout.lengths.view(shape))
+    if advantages.shape != rollout.mask.shape:
+        advantages = advantages.reshape(-1, 1).expand(rollout.mask.shape)
+    entropy, _ = all_rank_mean_std(rollout.stats.entropy, rollout.mask)
+    metrics: dict[str, Tensor | float] = {
+        "policy/entropy": entropy,
+        "rollout/length": rollout.lengths.float().mean(),
+        "rollout/ended": rollout.ended.float().mean(),
+    }
+    shares = reward_shares(advantage.parts(rewards, weights))
+    for (name, output), share in zip(outputs.items(), shares, strict=True):
+        metrics |= reward_metrics(name, output.scores, rollout.group_size)
+        metrics |= {f"reward/{name}/share": share, **output.log}
+    return advantages, metrics
+
+
+def reward_metrics(name: str, scores: Tensor, group_size: int) -> dict[str, Tensor]:
+    """``reward/<name>/{mean,std,group_std}`` over all ranks (a collective); NaN scores are left out (ddof 1)."""
+    valid = ~scores.isnan()
+    mean, std = all_rank_mean_std(scores, valid)
+    spread = masked_std(scores.view(-1, group_size), valid.view(-1, group_size), -1)
+    group_std, _ = all_rank_mean_std(spread, torch.ones_like(spread))
+    return {f"reward/{name}/mean": mean, f"reward/{name}/std": std, f"reward/{name}/group_std": group_std}

@@ -1,0 +1,192 @@
+"""The update: from a scored rollout to optimiser steps.
+
+The rollout's groups, shuffled, are split into mini-batches of whole groups, one optimiser step each. Each mini-batch is
+packed by token budget. Whatever concerns a mini-batch as a whole (marked tokens, normalisers) is computed before it is
+cut up, over all ranks; so neither the budget nor the number of ranks changes a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlif_lightning.batch import LossInputs, RewardOutput, Rollout
+from rlif_lightning.losses import aggregation_weights, clipped_marks, reference_kl
+from rlif_lightning.masked import all_rank_sum, masked_sum
+from rlif_lightning.objectives import Objective
+from rlif_lightning.packing import pack
+from rlif_lightning.policy import PolicyModel
+from rlif_lightning.rollout.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """How a rollout is cut into optimiser steps.
+
+    Args:
+        updates_per_rollout: mini-batches of whole groups in one pass, one optimiser step each.
+        epochs_per_rollout: passes over the rollout.
+        micro_batch_tokens: budget of one forward and backward pass, prompts and padding included.
+        seed: of the shuffling of groups.
+    """
+
+    updates_per_rollout: int = 4
+    epochs_per_rollout: int = 1
+    micro_batch_tokens: int = 8192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("updates_per_rollout", "epochs_per_rollout", "micro_batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    @property
+    def num_updates(self) -> int:
+        """Optimiser steps per rollout."""
+        return self.updates_per_rollout * self.epochs_per_rollout
+
+    def minibatches(self, num_prompts: int, step: int, rank: int, world_size: int) -> Iterator[list[int]]:
+        """This rank's groups of each mini-batch (possibly none).
+
+        The shuffle is of all ranks' prompts together, which are dealt out one by one (prompt i of the step is on rank
+        ``i % world_size``), so the mini-batches are the same on any number of ranks.
+        """
+        everything = num_prompts * world_size
+        for epoch in range(self.epochs_per_rollout):
+            order = np.random.default_rng([self.seed, step, epoch]).permutation(everything)
+            for part in np.array_split(order, self.updates_per_rollout):
+                yield sorted(int(i) // world_size for i in part if i % world_size == rank)
+
+
+def select_groups(inputs: LossInputs, rollout: Rollout, groups: list[int]) -> tuple[LossInputs, list[Tensor], Tensor]:
+    """The rows of some groups: their loss inputs, prompts and completion ids."""
+    size = rollout.group_size
+    rows = [p * size + g for p in groups for g in range(size)]
+    index = torch.tensor(rows, dtype=torch.int64, device=rollout.mask.device)
+    return take_rows(inputs, index), [rollout.prompts.token_ids[p] for p in groups], rollout.completion_ids[index]
+
+
+def take_rows(inputs: LossInputs, rows: Tensor) -> LossInputs:
+    """The same loss inputs for some rows only."""
+    chosen = {name: value[rows] for name, value in vars(inputs).items() if value is not None}
+    return LossInputs(**chosen)
+
+
+def trained_rows(update: LossInputs, marks: Tensor, objective: Objective, group_size: int) -> Tensor:
+    """``[B]`` bool: rows that can get a gradient. The others are skipped; their tokens still count in normalisers."""
+    if objective.touches_zero_advantage:
+        return torch.ones_like(update.mask[:, 0])
+    touched = ((update.advantages != 0) & update.mask) | marks
+    return touched.view(-1, group_size, touched.shape[1]).any(-1).any(-1).repeat_interleave(group_size)
+
+
+class UpdateMeter:
+    """Sums token figures over a rollout's updates; one collective at the end gives their means over all ranks."""
+
+    NAMES = ("tokens", "picked", "log_ratio", "log_ratio_picked", "clipped", "reference_kl")
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, batch: LossInputs, marks: Tensor, tokens: Tensor, objective: Objective) -> None:
+        """Add one micro-batch; ``tokens [b, T]`` bool are those that it holds."""
+        logprobs = batch.logprobs.detach()
+        size = (logprobs - batch.old_logprobs).abs()
+        bounds = objective.clip_low, objective.clip_high
+        clipped = clipped_marks(logprobs, batch.old_logprobs, batch.advantages, *bounds) & ~marks
+        kl = torch.zeros_like(size)
+        if batch.ref_logprobs is not None:
+            kl = reference_kl(logprobs, batch.ref_logprobs, "k3")
+        ones = torch.ones_like(size)
+        values = (ones, marks.float(), size, size * marks, clipped.float(), kl)
+        self.sums += torch.stack([masked_sum(value, tokens).double() for value in values])
+
+    def means(self) -> dict[str, Tensor]:
+        """``policy/...`` means over the tokens that were trained on (a collective)."""
+        tokens, picked, log_ratio, log_ratio_picked, clipped, kl = all_rank_sum(self.sums)
+        count = tokens.clamp(min=1)
+        return {
+            "policy/log_ratio": log_ratio / count,
+            "policy/log_ratio_picked": log_ratio_picked / picked.clamp(min=1),
+            "policy/picked_fraction": picked / count,
+            "policy/clip_fraction": clipped / count,
+            "policy/reference_kl": kl / count,
+        }
+
+
+@torch.no_grad()
+def score_logprobs(
+    policy: PolicyModel,
+    prompt_ids: Sequence[Tensor],
+    completion_ids: Tensor,
+    mask: Tensor,
+    group_size: int,
+    sampling: Sampling,
+    micro_batch_tokens: int,
+) -> Tensor:
+    """``[B, T]`` log-probs of completions in one packed pass without gradients (0 outside the mask)."""
+    logprobs = torch.zeros(mask.shape, device=mask.device)
+    for packed in pack(prompt_ids, completion_ids, mask, group_size, micro_batch_tokens):
+        logprobs[packed.rows] = policy(packed, sampling).logprobs
+    return logprobs
+
+
+def backward_update(
+    policy: PolicyModel,
+    objective: Objective,
+    update: LossInputs,
+    prompt_ids: list[Tensor],
+    completion_ids: Tensor,
+    sampling: Sampling,
+    micro_batch_tokens: int,
+    group_size: int,
+    backward: Callable[[Tensor], None],
+    meter: UpdateMeter,
+) -> None:
+    """Accumulate the gradient of one mini-batch.
+
+    Args:
+        update: ``[B, T]`` loss inputs of this rank's rows; ``logprobs`` are those that tokens are ranked by.
+        backward: called with each micro-batch's share of the loss; the shares of all ranks sum to the loss.
+        meter: collects the token figures.
+    """
+    marks = objective.select(update)
+    weights = aggregation_weights(update.mask, objective.aggregation, sampling.max_new_tokens)
+    kept = update.mask & trained_rows(update, marks, objective, group_size).unsqueeze(1)
+    num_backward = 0
+    for packed in pack(prompt_ids, completion_ids, kept, group_size, micro_batch_tokens):
+        stats = policy(packed, sampling)
+        rows = packed.rows
+        batch = replace(take_rows(update, rows), logprobs=stats.logprobs, entropy=stats.entropy)
+        losses = objective.token_loss(batch, marks[rows])
+        backward(masked_sum(losses * weights[rows], batch.mask))
+        meter.add(batch, marks[rows], batch.mask, objective)
+        num_backward += 1
+    if num_backward == 0:
+        # Every rank must run a backward pass, or the others would wait for its share of the gradient for ever.
+        backward(sum((parameter.sum() * 0.0 for parameter in policy.parameters() if parameter.requires_grad), start=0.0))
+
+
+def without_dropped(rollout: Rollout, outputs: dict[str, RewardOutput]) -> Rollout:
+    """The rollout without the tokens of completions that a head took out (``keep`` False)."""
+    mask = rollout.mask
+    for output in outputs.values():
+        if output.keep is not None:
+            mask = mask & output.keep.unsqueeze(1)
+    return replace(rollout, mask=mask)
+
+
+def non_finite_message(step: int, norm: float, rollout: Rollout, advantages: Tensor) -> str:
+    """Why a step was stopped, and where to look: what is not finite among the things that made the gradient."""
+    suspects = {"sampled log-probs": rollout.stats.logprobs, "entropies": rollout.stats.entropy, "advantages": advantages}
+    bad = [name for name, values in suspects.items() if not values.isfinite().all()]
+    cause = f"not finite already: {', '.join(bad)}" if bad else "rewards, advantages and sampled log-probs were finite"
+    return (
+        f"the gradient of rollout {step} is not finite (norm {norm}); {cause}. The parameters were left as they are."
+        " Lower model.learning_rate, or use trainer.precision=bf16-mixed or 32-true"
+    )
