@@ -107,8 +107,6 @@ class RLIFModule(LightningModule):
         self.answer_column, self.seed = answer_column, seed
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.int64))
 
-    # ---------------------------------------------------------------------------------------------------- set-up
-
     def configure_model(self) -> None:
         """Load the policy, and the reference model if the objective uses one (Lightning calls this on every entry)."""
         if self.policy is None:
@@ -142,8 +140,6 @@ class RLIFModule(LightningModule):
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer, schedule = self.optimizer_plan.build(trained, self.trainer.max_steps)
         return [optimizer], [schedule]
-
-    # -------------------------------------------------------------------------------------------------- training
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """One rollout and its updates."""
@@ -218,8 +214,6 @@ class RLIFModule(LightningModule):
             bar = name in shown or (name.startswith("reward/") and name.endswith("/mean"))
             self.log(name, value, prog_bar=bar, sync_dist=True, batch_size=batch_size)
 
-    # ------------------------------------------------------------------------------------------------ evaluation
-
     def validation_step(self, prompts: Prompts, batch_idx: int) -> None:
         """Sample, decode greedily, and add to the evaluation's figures."""
         evaluation = self.evaluator.evaluation
@@ -252,8 +246,6 @@ class RLIFModule(LightningModule):
         """Completions with the score of every reward head, one record each."""
         rollout = self.engine.generate(prompts, self.group_size, self.sampling, PREDICTION_STEP)
         return completion_records(rollout, self.rewards(rollout))
-
-    # ----------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The frozen reference model stays out: it is loaded from where it came from."""

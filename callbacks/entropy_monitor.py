@@ -1,0 +1,76 @@
+"""EntropyMonitor: the distribution of token entropy, its trend, and a warning when it leaves a band."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+PERCENTILES = (10, 50, 90)
+
+
+class EntropyMonitor(Callback):
+    """Logs percentiles of token entropy and its slope, and warns below a floor and above a ceiling.
+
+    A run collapses both ways: under certainty rewards entropy falls to nothing, under a vote alone it may explode.
+    Logged per rollout: ``entropy/p10``, ``entropy/p50``, ``entropy/p90`` (nats, this step's tokens) and
+    ``entropy/slope`` (nats per rollout, least squares over the window of mean entropies).
+
+    Args:
+        floor: warn once the mean entropy (nats) is below this; null = never.
+        ceiling: warn once the mean entropy (nats) is above this; null = never.
+        window: rollouts that the slope is fitted to, at least 2.
+
+    Raises:
+        ValueError: a window below 2, or a floor that is not below the ceiling.
+    """
+
+    def __init__(self, floor: float | None = None, ceiling: float | None = None, window: int = 20):
+        if window < 2:
+            raise ValueError(f"window={window} must be at least 2 rollouts: a slope needs two points")
+        if floor is not None and ceiling is not None and floor >= ceiling:
+            raise ValueError(f"floor={floor} must be below ceiling={ceiling}")
+        self.floor, self.ceiling = floor, ceiling
+        self.history: deque[float] = deque(maxlen=window)
+        self.outside = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log, and warn when the band is left (once each time)."""
+        rollout = outputs["rollout"]
+        entropies = rollout.stats.entropy[rollout.mask]
+        points = torch.quantile(entropies, torch.tensor(PERCENTILES, device=entropies.device) / 100)
+        for percentile, value in zip(PERCENTILES, points, strict=True):
+            pl_module.log(f"entropy/p{percentile}", value, sync_dist=True, batch_size=1)
+        mean = float(trainer.callback_metrics["policy/entropy"])
+        self.history.append(mean)
+        if len(self.history) > 1:
+            slope = float(np.polyfit(np.arange(len(self.history)), np.array(self.history), 1)[0])
+            pl_module.log("entropy/slope", slope, sync_dist=True, batch_size=1)
+        self._check(mean, trainer)
+
+    def _check(self, mean: float, trainer: Trainer) -> None:
+        low = self.floor is not None and mean < self.floor
+        high = self.ceiling is not None and mean > self.ceiling
+        if (low or high) and not self.outside and trainer.is_global_zero:
+            bound = f"below floor={self.floor}" if low else f"above ceiling={self.ceiling}"
+            warnings.warn(
+                f"EntropyMonitor: mean token entropy {mean:.3f} nats is {bound} at optimiser step {trainer.global_step};"
+                " the policy may be collapsing. Look at completions; lower the learning rate or raise KL-Cov's weight",
+                stacklevel=2,
+            )
+        self.outside = low or high
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window and whether the band was left."""
+        return {"history": list(self.history), "outside": self.outside}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was made."""
+        self.history.extend(state_dict["history"])
+        self.outside = state_dict["outside"]
