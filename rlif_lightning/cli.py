@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
@@ -81,12 +81,16 @@ class RLIFCLI(LightningCLI):
         parser.link_arguments("model.policy.trust_remote_code", "data.trust_remote_code")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """CSV and TensorBoard logs side by side in a new ``version_N`` folder of the root, unless loggers are given."""
+        """Defaults that depend on others: loggers in a new ``version_N`` folder, and a checkpoint after each epoch."""
         given = self._get(self.config_init, "trainer.logger")
         if given is None or given is True:
             root = self._get(self.config_init, "trainer.default_root_dir")
             table = CSVLogger(root, name="", flush_logs_every_n_steps=1)
             kwargs["logger"] = [table, TensorBoardLogger(root, name="", version=table.version)]
+        saves = self._get(self.config_init, "trainer.enable_checkpointing") is not False
+        callbacks_given = self._get(self.config_init, "trainer.callbacks") or []
+        if saves and not any(isinstance(callback, ModelCheckpoint) for callback in callbacks_given):
+            self.trainer_defaults["callbacks"].append(ModelCheckpoint(save_on_train_epoch_end=True))
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:

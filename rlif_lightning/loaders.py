@@ -76,7 +76,7 @@ class TrainLoader:
         return len(self.split) // self.prompts_per_step
 
     def __iter__(self) -> Iterator[Prompts]:
-        order_of, order = None, None
+        order_of, order = -1, np.empty(0, dtype=np.int64)
         for _ in range(len(self)):
             epoch, batch = divmod(self.batches_drawn, len(self))
             if epoch != order_of:

@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rlif_lightning.batch import TokenStats
 from rlif_lightning.packing import Packed, tree_mask
-from rlif_lightning.rewards.functional import token_stats
+from rlif_lightning.rewards.functional import at_least_float32, token_stats
 from rlif_lightning.rollout.sampling import Sampling
 
 EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent / "assets" / "base_model"}
-DTYPES = ("float32", "bfloat16", "float16", "auto")
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 ATTENTIONS = ("sdpa", "eager")
 MAX_LOGITS = 2**24  # elements of one chunk of logits: 64 MiB in float32
 
@@ -50,7 +50,7 @@ class Policy:
 
     Args:
         name: hub name, folder, or `rlif-arithmetic` (the small model in this package).
-        dtype: float32 | bfloat16 | float16 | auto: of the weights. Train in float32 (with trainer.precision bf16-mixed
+        dtype: float32 | bfloat16 | float16 | float64 | auto: of the weights. Train in float32 (with trainer.precision bf16-mixed
             if you like): small learning rates vanish in bfloat16 weights.
         attention: sdpa | eager. Flash attention cannot take the tree mask of packed groups.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
@@ -103,7 +103,7 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
     if policy.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model if policy.lora is None else _add_lora(model, policy.lora)
 
 
@@ -161,7 +161,7 @@ class PolicyModel(nn.Module):
             sampling: the temperature and minimum length that the completions were drawn with.
 
         Returns:
-            ``[b, T]`` float32 statistics, 0 where there is no token; with a graph if gradients are on.
+            ``[b, T]`` statistics, 0 where there is no token; with a graph if gradients are on.
         """
         hidden = self._hidden(packed).flatten(0, 1)[packed.source]
         may_end = packed.steps >= sampling.min_new_tokens
@@ -198,7 +198,8 @@ class PolicyModel(nn.Module):
         return stats
 
     def _head_stats(self, hidden: Tensor, tokens: Tensor, may_end: Tensor, temperature: float) -> TokenStats:
-        logits = self.causal_lm.get_output_embeddings()(hidden).float()
+        logits = self.causal_lm.get_output_embeddings()(hidden)
+        logits = at_least_float32(logits)
         softcap = getattr(self.causal_lm.config, "final_logit_softcapping", None)
         if softcap is not None:
             logits = (logits / softcap).tanh() * softcap

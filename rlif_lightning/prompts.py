@@ -58,7 +58,7 @@ class PromptFormat:
         for text, answer in shots:
             turns += [("user", text), ("assistant", answer)]
         messages = [{"role": role, "content": text} for role, text in [*turns, ("user", question)]]
-        return self.chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return str(self.chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def _fill(self, prompt: str, row: dict[str, Any]) -> str:
         return self.template.format(**{**row, "prompt": prompt})
@@ -161,7 +161,7 @@ class PromptData(lightning.LightningDataModule):
                 raise ValueError(
                     f"{name}={getattr(self, name)} can't be shared by {processes} processes: not a multiple"
                 )
-        if self.trainer is not None and self.trainer.overfit_batches:
+        if self.trainer is not None and self.trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError(
                 "overfit_batches can't be used here: every epoch is shuffled; use a source of a few problems"
             )

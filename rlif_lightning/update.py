@@ -130,9 +130,11 @@ def score_logprobs(
     micro_batch_tokens: int,
 ) -> Tensor:
     """``[B, T]`` log-probs of completions in one packed pass without gradients (0 outside the mask)."""
-    logprobs = torch.zeros(mask.shape, device=mask.device)
-    for packed in pack(prompt_ids, completion_ids, mask, group_size, micro_batch_tokens):
-        logprobs[packed.rows] = policy(packed, sampling).logprobs
+    micro_batches = pack(prompt_ids, completion_ids, mask, group_size, micro_batch_tokens)
+    scored = [(packed.rows, policy(packed, sampling).logprobs) for packed in micro_batches]
+    logprobs = scored[0][1].new_zeros(mask.shape) if scored else torch.zeros(mask.shape, device=mask.device)
+    for rows, values in scored:
+        logprobs[rows] = values
     return logprobs
 
 

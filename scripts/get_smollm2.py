@@ -133,7 +133,7 @@ def ask(model_folder: Path, question: str) -> str:
     model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
     chat = [{"role": "user", "content": question}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=32)
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=32)  # pyright: ignore[reportAttributeAccessIssue]
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

@@ -1,7 +1,7 @@
-"""Make the small base model of the quickstart: ``python scripts/make_base_model.py`` (about 5 minutes on one CPU core).
+"""Make the small base model of the quickstart: ``python scripts/make_base_model.py`` (about 3 minutes on one CPU core).
 
-A Llama of about 0.9 million parameters learns to add from the worked solutions of made-up pupils who are sloppy on
-purpose. Each pupil writes in one of five styles, all ending in ``####12``, and each number a pupil works out is, with
+A Llama of about 0.4 million parameters learns to add from the worked solutions of made-up pupils who are sloppy on
+purpose. Each pupil writes in one of four styles, all ending in ``####12``, and each number a pupil works out is, with
 the style's own probability, some other number nearby. A single sampled solution is therefore right about half of the
 time, while the wrong ones scatter, so that most of a group of solutions agree on the right sum: the situation in which
 a model can learn from its own answers. Problems of the validation split are never trained on.
@@ -17,7 +17,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,8 @@ from rlif_lightning.prompts import ArithmeticProblems
 
 ANSWER_MARK = "####"
 LARGEST_SLIP = 9
+CAREFUL = 0.4
+MIN_TERMS, MAX_TERMS = 3, 4
 MAX_NEW_TOKENS = 48
 DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "rlif_lightning" / "assets" / "base_model"
 
@@ -52,16 +54,6 @@ def _steps(terms: list[int], add: Add) -> tuple[str, int]:
 
 def _backwards(terms: list[int], add: Add) -> tuple[str, int]:
     return _steps(terms[::-1], add)
-
-
-def _pairs(terms: list[int], add: Add) -> tuple[str, int]:
-    """Add neighbours in pairs, then the pairs: 3+4=7;5+6=11;7+11=18."""
-    lines: list[str] = []
-    while len(terms) > 1:
-        found = [_running(terms[i : i + 2], add) for i in range(0, len(terms), 2)]
-        lines += [line for pair, _ in found for line in pair]
-        terms = [total for _, total in found]
-    return ";".join(lines), terms[0]
 
 
 def _total(terms: list[int], add: Add) -> int:
@@ -94,11 +86,10 @@ class Style:
 
 
 STYLES = {
-    "steps": Style(0.30, 0.10, _steps),
-    "backwards": Style(0.15, 0.15, _backwards),
-    "pairs": Style(0.15, 0.15, _pairs),
-    "copy": Style(0.20, 0.60, _copy),
-    "direct": Style(0.20, 0.75, _direct),
+    "steps": Style(0.45, 0.08, _steps),
+    "backwards": Style(0.15, 0.12, _backwards),
+    "copy": Style(0.15, 0.50, _copy),
+    "direct": Style(0.25, 0.50, _direct),
 }
 
 
@@ -127,12 +118,17 @@ def write_solution(question: str, style: Style, rng: random.Random) -> str:
     return f"{work}{ANSWER_MARK}{answer}"
 
 
-def make_examples(source: ArithmeticProblems, seed: int) -> list[tuple[str, str]]:
-    """A (question, solution) pair for each training problem of ``source``."""
+def make_examples(source: ArithmeticProblems, seed: int, careful: float = CAREFUL) -> list[tuple[str, str]]:
+    """A (question, solution) pair for each training problem of ``source``.
+
+    The first ``careful`` (a fraction) of them have no slips: the model learns to add first, and only then, from the
+    rest, how often its pupils fail. Sloppy examples alone take several times as long.
+    """
     rng = random.Random(seed)
-    shares = [style.share for style in STYLES.values()]
     questions = list(source.load("train")["question"])
-    styles = rng.choices(list(STYLES.values()), shares, k=len(questions))
+    styles = rng.choices(list(STYLES.values()), [style.share for style in STYLES.values()], k=len(questions))
+    num_careful = round(careful * len(questions))
+    styles[:num_careful] = [replace(style, slip_rate=0.0) for style in styles[:num_careful]]
     return [(question, write_solution(question, style, rng)) for question, style in zip(questions, styles, strict=True)]
 
 
@@ -163,10 +159,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=4,
+        num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=128,
         tie_word_embeddings=True,
+        initializer_range=0.05,  # the usual 0.02 is for wide models and learns far more slowly here
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
         **ids,
     )
     model = LlamaForCausalLM(config)
@@ -200,7 +198,7 @@ def train(
 ) -> None:
     """One pass over ``examples``: AdamW, one-cycle learning rate, gradient norm clipped to 1."""
     num_steps = -(-len(examples) // batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=0.1)
     bar = tqdm(make_batches(examples, tokenizer, batch_size), total=num_steps, desc="training", unit="step")
     model.train()
@@ -252,13 +250,13 @@ def main() -> None:
     """Train, evaluate, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder to write (default: %(default)s)")
-    parser.add_argument("--examples", type=int, default=51_200, help="worked solutions to learn from")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--examples", type=int, default=64_000, help="worked solutions to learn from")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    source = ArithmeticProblems(size=args.examples, seed=args.seed)
+    source = ArithmeticProblems(MIN_TERMS, MAX_TERMS, size=args.examples, seed=args.seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, vocabulary of {len(tokenizer)}")

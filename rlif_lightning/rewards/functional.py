@@ -1,7 +1,7 @@
 """Token statistics of next-token logits, and the reward formulas built on them. Pure functions.
 
 The logits are those of the position that *produced* the token, already divided by the sampling temperature. Everything
-is computed in float32 whatever the model's dtype.
+is computed in float32, or in float64 for a float64 model.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ from rlif_lightning.batch import TokenStats
 from rlif_lightning.masked import masked_mean
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precisions become float32; float32 and float64 stay."""
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
 def token_logprob(logits: Tensor, tokens: Tensor) -> Tensor:
     """``z[token] - logsumexp(z)``: ``[..., V], [...] -> [...]`` nats."""
-    logits = logits.float()
+    logits = at_least_float32(logits)
     return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
 def token_entropy(logits: Tensor) -> Tensor:
     """``logsumexp(z) - Σ softmax(z) z``: ``[..., V] -> [...]`` nats, in [0, log V]."""
-    logits = logits.float()
+    logits = at_least_float32(logits)
     return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
 
 
@@ -32,7 +37,7 @@ def token_self_certainty(logits: Tensor) -> Tensor:
 
     Source: https://arxiv.org/abs/2505.19590.
     """
-    logits = logits.float()
+    logits = at_least_float32(logits)
     return logits.logsumexp(-1) - logits.mean(-1) - math.log(logits.shape[-1])
 
 
@@ -46,15 +51,15 @@ def token_stats(logits: Tensor, tokens: Tensor, forbidden: Tensor | None = None)
             length). They have probability 0 and V counts the others only.
 
     Returns:
-        ``TokenStats`` of ``[N]`` float32 tensors.
+        ``TokenStats`` of ``[N]`` tensors, float32 (float64 for float64 logits).
     """
-    logits = logits.float()
+    logits = at_least_float32(logits)
     if forbidden is None:
         total, allowed = logits.sum(-1), torch.full_like(logits[..., 0], logits.shape[-1])
     else:
         total = logits.masked_fill(forbidden, 0.0).sum(-1)
-        allowed = (~forbidden).sum(-1).float()
-        logits = logits.masked_fill(forbidden, torch.finfo(torch.float32).min)
+        allowed = (~forbidden).sum(-1).to(logits.dtype)
+        logits = logits.masked_fill(forbidden, torch.finfo(logits.dtype).min)
     log_normalizer = logits.logsumexp(-1)
     probs = (logits - log_normalizer.unsqueeze(-1)).exp()
     return TokenStats(
@@ -66,4 +71,4 @@ def token_stats(logits: Tensor, tokens: Tensor, forbidden: Tensor | None = None)
 
 def mean_over_completion(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over a completion's tokens: ``[B, T] -> [B]``; 0 for a completion without tokens."""
-    return masked_mean(values.float(), mask, -1)
+    return masked_mean(values, mask, -1).float()

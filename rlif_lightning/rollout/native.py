@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from rlif_lightning.batch import Prompts, Rollout, TokenStats
 from rlif_lightning.policy import PolicyModel
-from rlif_lightning.rewards.functional import token_stats
+from rlif_lightning.rewards.functional import at_least_float32, token_stats
 from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.sampling import Sampling, counter_uniforms, sample_tokens, truncate_logits
 
@@ -79,10 +79,10 @@ class _Decoding:
         self.uniforms = uniforms.to(self.device)
         self.ids = torch.zeros((num_rows, num_steps), dtype=torch.int64, device=self.device)
         self.mask = torch.zeros_like(self.ids, dtype=torch.bool)
-        self.stats = TokenStats(*(torch.zeros((3, num_rows, num_steps), device=self.device)))
         self.ended = torch.zeros(num_rows, dtype=torch.bool, device=self.device)
         self.rows = torch.arange(num_rows, device=self.device)  # [b] which rows are in the batch
         self.logits = self._prefill(prompt_ids, group_size)
+        self.stats = TokenStats(*self.logits.new_zeros((3, num_rows, num_steps)))
 
     def _prefill(self, prompt_ids: Sequence[Tensor], group_size: int) -> Tensor:
         """Run each prompt once (padded on the left), then repeat its cache: next-token logits ``[b, V]``."""
@@ -107,7 +107,7 @@ class _Decoding:
             use_cache=True,
             logits_to_keep=1,
         )
-        return output.logits[:, -1].float()
+        return at_least_float32(output.logits[:, -1])
 
     def run(self) -> tuple[Tensor, Tensor, TokenStats, Tensor]:
         """Decode to the end: ids, mask ``[B, T]``, statistics and ended ``[B]``, cut to the longest completion."""

@@ -92,7 +92,7 @@ def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         ``[N]`` int64: the first token whose cumulative probability exceeds the uniform.
     """
-    cumulative = logits.float().softmax(-1).double().cumsum(-1)
+    cumulative = logits.double().softmax(-1).cumsum(-1)
     target = uniforms.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, target, right=True)
     # Rounding could carry the target to the very end, beyond the last token that has any probability.

@@ -1,0 +1,154 @@
+"""The native engine: its statistics against a scoring pass, independence of the batch, greedy decoding, endings."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+from conftest import ARCHITECTURES
+
+from rlif_lightning.batch import Prompts, Rollout, TokenStats
+from rlif_lightning.packing import pack
+from rlif_lightning.policy import Policy, PolicyModel
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.sampling import Sampling
+
+QUESTIONS = ["3+4+5=", "1+2=", "12+34+56+78+9+1=", "7+7+7="]
+GROUP = 4
+SAMPLINGS = {
+    "plain": Sampling(max_new_tokens=16),
+    "hot": Sampling(temperature=1.6, max_new_tokens=16, min_new_tokens=5),
+    "cold": Sampling(temperature=0.5, max_new_tokens=16, min_new_tokens=1),
+}
+
+
+def load(folder, eager_to_end: bool = True, **settings) -> PolicyModel:
+    """A policy; with many tokens that end a completion, so that rows leave at all times."""
+    policy = PolicyModel(Policy(str(folder), **settings))
+    if eager_to_end:
+        policy.eos_ids = list(range(2, 12))
+    return policy
+
+
+def prompts_of(policy: PolicyModel, rows: list[int]) -> Prompts:
+    texts = [QUESTIONS[row] for row in rows]
+    ids = [torch.tensor(policy.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+    return Prompts(ids, texts, {}, torch.tensor(rows))
+
+
+def generate(policy: PolicyModel, rows: list[int], sampling: Sampling, max_rows: int = 512, step: int = 0) -> Rollout:
+    engine = NativeEngine(max_rows)
+    engine.setup(policy, seed=7)
+    return engine.generate(prompts_of(policy, rows), GROUP, sampling, step)
+
+
+def completions(rollout: Rollout) -> list[list[int]]:
+    return [ids[keep].tolist() for ids, keep in zip(rollout.completion_ids, rollout.mask, strict=True)]
+
+
+@torch.no_grad()
+def rescored(policy: PolicyModel, rollout: Rollout, sampling: Sampling) -> TokenStats:
+    stats = TokenStats(*torch.zeros(3, *rollout.mask.shape))
+    for packed in pack(rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, GROUP, 60):
+        part = policy(packed, sampling)
+        for field in fields(TokenStats):
+            getattr(stats, field.name)[packed.rows] = getattr(part, field.name)
+    return stats
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_statistics_of_sampling_are_those_of_scoring(tiny_models, architecture, name):
+    policy, sampling = load(tiny_models[architecture]), SAMPLINGS[name]
+    rollout = generate(policy, [0, 1, 2, 3], sampling)
+    assert len(set(rollout.lengths.tolist())) > 2  # rows left at different times
+    assert rollout.lengths.min() > sampling.min_new_tokens
+    scored = rescored(policy, rollout, sampling)
+    for field in fields(TokenStats):
+        sampled = getattr(rollout.stats, field.name)
+        assert sampled.dtype == torch.float32
+        assert not sampled[~rollout.mask].any()
+        torch.testing.assert_close(sampled, getattr(scored, field.name), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_completion_does_not_depend_on_its_batch(tiny_models, architecture):
+    policy, sampling = load(tiny_models[architecture]), SAMPLINGS["hot"]
+    together = completions(generate(policy, [0, 1, 2, 3], sampling))
+    assert completions(generate(policy, [3, 1], sampling)) == together[12:] + together[4:8]
+    assert completions(generate(policy, [0, 1, 2, 3], sampling, max_rows=GROUP)) == together
+    assert completions(generate(policy, [0, 1, 2, 3], sampling, max_rows=1)) == together
+    assert completions(generate(policy, [0, 1, 2, 3], sampling, step=1)) != together
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_longer_limit_only_appends(tiny_models, architecture):
+    policy = load(tiny_models[architecture])
+    short = generate(policy, [0, 1, 2], Sampling(max_new_tokens=6))
+    long = generate(policy, [0, 1, 2], Sampling(max_new_tokens=20))
+    assert not short.ended.all()
+    pairs = zip(completions(short), completions(long), short.ended.tolist(), strict=True)
+    for few, many, ended in pairs:
+        assert many[: len(few)] == few
+        assert (len(many) == len(few)) == ended or not ended
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_is_the_library_s_greedy(tiny_models, architecture):
+    policy = load(tiny_models[architecture], eager_to_end=False)
+    rollout = generate(policy, [0, 1, 2, 3], Sampling(temperature=0, max_new_tokens=16))
+    found = completions(rollout)
+    for p, ids in enumerate(rollout.prompts.token_ids):
+        batch = ids.unsqueeze(0)
+        output = policy.model.eval().generate(
+            input_ids=batch, attention_mask=torch.ones_like(batch), do_sample=False, max_new_tokens=16, pad_token_id=0
+        )
+        assert found[p * GROUP : (p + 1) * GROUP] == [output[0, len(ids) :].tolist()] * GROUP
+
+
+def test_ended_is_true_where_the_last_token_ends(tiny_models):
+    policy = load(tiny_models["llama"])
+    rollout = generate(policy, [0, 1, 2, 3], Sampling(max_new_tokens=8))
+    assert 0 < int(rollout.ended.sum()) < len(rollout.ended)
+    for ids, ended in zip(completions(rollout), rollout.ended.tolist(), strict=True):
+        assert (ids[-1] in policy.eos_ids) == ended
+        assert ended or len(ids) == 8
+        assert not set(ids[:-1]) & set(policy.eos_ids)
+
+
+@pytest.mark.parametrize("stop", [["=", "+"], ["7"], ["#"]])
+def test_a_stop_string_ends_a_completion_and_is_cut_from_its_text(tiny_models, stop):
+    policy = load(tiny_models["qwen2"], eager_to_end=False)
+    rollout = generate(policy, [0, 1, 2, 3], Sampling(temperature=3.0, max_new_tokens=48, stop=stop))
+    decode = policy.tokenizer.decode
+    stopped = 0
+    for ids, text, ended in zip(completions(rollout), rollout.texts, rollout.ended.tolist(), strict=True):
+        whole = decode(ids, skip_special_tokens=True)
+        assert not any(string in decode(ids[:-1], skip_special_tokens=True) for string in stop)
+        cuts = [whole.find(string) for string in stop if string in whole]
+        assert text == (whole[: min(cuts)] if cuts else whole)
+        assert ended == (bool(cuts) or ids[-1] in policy.eos_ids)
+        stopped += bool(cuts)
+    assert stopped
+
+
+def test_bfloat16_sampling_gives_float32_statistics(tiny_models):
+    policy = load(tiny_models["gemma3"], dtype="bfloat16")
+    rollout = generate(policy, [0, 1, 2], SAMPLINGS["plain"])
+    scored = rescored(policy, rollout, SAMPLINGS["plain"])
+    assert rollout.stats.logprobs.dtype == torch.float32
+    assert float((rollout.stats.logprobs - scored.logprobs)[rollout.mask].abs().mean()) < 0.1
+
+
+@pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"attention": "eager"}])
+def test_how_the_model_is_run_does_not_change_completions(tiny_models, settings):
+    plain = generate(load(tiny_models["llama"]), [0, 1, 2], SAMPLINGS["plain"])
+    policy = load(tiny_models["llama"], **settings)
+    assert completions(generate(policy, [0, 1, 2], SAMPLINGS["plain"])) == completions(plain)
+    assert policy.training  # put back, or gradient checkpointing would stay off
+
+
+def test_max_rows_is_checked():
+    with pytest.raises(ValueError, match="max_rows=0 must be at least 1"):
+        NativeEngine(0)

@@ -1,0 +1,187 @@
+"""Packed scoring against the plain model, one sequence at a time: values, gradients, and what loading promises."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+from conftest import ARCHITECTURES
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import rlif_lightning.policy as policy_module
+from rlif_lightning.batch import TokenStats
+from rlif_lightning.packing import pack
+from rlif_lightning.policy import LoRA, Policy, PolicyModel
+from rlif_lightning.rollout.sampling import Sampling
+
+GROUP = 3
+NAMES = [field.name for field in fields(TokenStats)]
+PLAIN = Sampling(max_new_tokens=12)
+HOT = Sampling(temperature=1.7, max_new_tokens=12, min_new_tokens=4)
+
+
+def rows(vocab_size: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Two prompts, longer and shorter than Gemma's window of 6, with ragged completions."""
+    generator = torch.Generator().manual_seed(5)
+    prompts = [torch.randint(4, vocab_size, (length,), generator=generator) for length in (9, 4)]
+    ids = torch.randint(4, vocab_size, (2 * GROUP, 12), generator=generator)
+    mask = torch.arange(12) < torch.tensor([12, 1, 7, 5, 2, 9]).unsqueeze(1)
+    return prompts, ids.where(mask, 0), mask
+
+
+def score(policy: PolicyModel, sampling: Sampling, budget: int = 30) -> TokenStats:
+    """``[B, T]`` statistics of ``rows`` from packed micro-batches; with a graph."""
+    prompts, ids, mask = rows(policy.causal_lm.config.vocab_size)
+    packs = list(pack(prompts, ids, mask, GROUP, budget))
+    parts = [policy(packed, sampling) for packed in packs]
+    order = torch.cat([packed.rows for packed in packs]).argsort()
+    return TokenStats(*(torch.cat([getattr(part, name) for part in parts])[order] for name in NAMES))
+
+
+def score_plainly(policy: PolicyModel, sampling: Sampling) -> TokenStats:
+    """The same, from the Hugging Face model's own logits of each sequence alone."""
+    prompts, ids, mask = rows(policy.causal_lm.config.vocab_size)
+    lines = []
+    for row, keep in enumerate(mask):
+        prompt, completion = prompts[row // GROUP], ids[row][keep]
+        logits = policy.model(input_ids=torch.cat([prompt, completion]).unsqueeze(0)).logits[0]
+        logits = logits[len(prompt) - 1 : -1] / sampling.temperature
+        possible = torch.ones_like(logits, dtype=torch.bool)
+        possible[: sampling.min_new_tokens, policy.eos_ids] = False
+        logp = logits.masked_fill(~possible, -torch.inf).log_softmax(-1)
+        finite = logp.where(possible, 0.0)
+        count = possible.sum(-1).to(logp.dtype)
+        figures = (
+            logp.gather(-1, completion.unsqueeze(-1)).squeeze(-1),
+            -(finite.exp() * finite * possible).sum(-1),
+            -finite.sum(-1) / count - count.log(),
+        )
+        lines.append(torch.stack([torch.nn.functional.pad(f, (0, mask.shape[1] - len(f))) for f in figures], 1))
+    return TokenStats(*torch.stack(lines).unbind(2))
+
+
+def gradients(policy: PolicyModel, stats: TokenStats) -> dict[str, Tensor]:
+    """Gradient of a loss that weighs every token and every statistic differently."""
+    policy.zero_grad()
+    ramp = torch.linspace(-1, 1, stats.logprobs.numel()).view(stats.logprobs.shape)
+    (stats.logprobs * ramp + stats.entropy * ramp.flip(0) + stats.self_certainty * ramp.flip(1)).sum().backward()
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def assert_close(left: TokenStats, right: TokenStats, tolerance: float = 1e-4) -> None:
+    for name, value in vars(left).items():
+        torch.testing.assert_close(value, getattr(right, name), rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_same_gradients(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float) -> None:
+    assert left.keys() == right.keys()
+    assert left
+    for name, value in left.items():
+        scale = float(right[name].abs().max())
+        assert float((value - right[name]).abs().max()) <= tolerance * max(scale, 1e-3), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("sampling", [PLAIN, HOT], ids=["plain", "hot"])
+def test_packed_scoring_is_one_sequence_at_a_time(tiny_models, architecture, sampling):
+    policy = PolicyModel(Policy(str(tiny_models[architecture]))).double()
+    policy.eos_ids = list(range(2, 20))  # so that a minimum length takes a good part of the distribution away
+    plain = score_plainly(policy, sampling)
+    expected = gradients(policy, plain)
+    packed = score(policy, sampling)
+    assert_close(packed, plain, 1e-9)
+    assert_same_gradients(gradients(policy, packed), expected, 1e-8)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_eager_attention_and_gradient_checkpointing_change_nothing(tiny_models, architecture):
+    folder = str(tiny_models[architecture])
+    policy = PolicyModel(Policy(folder))
+    stats = score(policy, HOT)
+    expected = gradients(policy, stats)
+    for settings in ({"attention": "eager"}, {"gradient_checkpointing": True}):
+        other = PolicyModel(Policy(folder, **settings))
+        found = score(other, HOT)
+        assert_close(found, stats)
+        assert_same_gradients(gradients(other, found), expected, 1e-3)
+
+
+def test_the_budget_and_the_chunks_of_the_head_change_nothing(tiny_models, monkeypatch):
+    policy = PolicyModel(Policy(str(tiny_models["llama"])))
+    whole = score(policy, HOT, budget=1000)
+    expected = gradients(policy, whole)
+    monkeypatch.setattr(policy_module, "MAX_LOGITS", 5 * policy.causal_lm.config.vocab_size)
+    parts = score(policy, HOT, budget=15)
+    assert_close(parts, whole)
+    assert_same_gradients(gradients(policy, parts), expected, 1e-3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16_models_give_float32_statistics(tiny_models, architecture):
+    policy = PolicyModel(Policy(str(tiny_models[architecture]), dtype="bfloat16"))
+    with torch.no_grad():
+        stats, exact = (score(p, PLAIN) for p in (policy, PolicyModel(Policy(str(tiny_models[architecture])))))
+    assert policy.model.dtype == torch.bfloat16
+    assert {value.dtype for value in vars(stats).values()} == {torch.float32}
+    mask = rows(policy.causal_lm.config.vocab_size)[2]
+    assert float((stats.logprobs - exact.logprobs)[mask].abs().mean()) < 0.1
+
+
+def test_dropout_is_off(tiny_models):
+    """GPT-2's configuration has three dropouts of 0.1, and a policy is in training mode."""
+    policy = PolicyModel(Policy(str(tiny_models["gpt2"])))
+    assert policy.training
+    assert policy.model.config.resid_pdrop == 0.1
+    first = score(policy, PLAIN)
+    assert torch.equal(first.logprobs, score(policy, PLAIN).logprobs)
+    assert torch.equal(first.logprobs, score(policy.eval(), PLAIN).logprobs)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_lora_with_its_adapters_off_is_the_base_model(tiny_models, architecture):
+    pytest.importorskip("peft")
+    folder = str(tiny_models[architecture])
+    policy = PolicyModel(Policy(folder, lora=LoRA(rank=2, alpha=4)))
+    base = score(PolicyModel(Policy(folder)), PLAIN)
+    torch.manual_seed(0)
+    for name, parameter in policy.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name)
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted = score(policy, PLAIN)
+    assert float((adapted.logprobs - base.logprobs).abs().max()) > 0.1
+    with policy.adapters_off():
+        assert_close(score(policy, PLAIN), base, 1e-6)
+    assert_close(score(policy, PLAIN), adapted, 0.0)
+    assert_close(score_plainly(policy, PLAIN), adapted)
+
+
+def test_a_frozen_model_has_no_gradient(tiny_models):
+    policy = PolicyModel(Policy(str(tiny_models["llama"])), frozen=True)
+    assert not any(parameter.requires_grad for parameter in policy.parameters())
+    assert not score(policy, PLAIN).logprobs.requires_grad
+
+
+def test_a_model_that_cannot_end_is_refused(tiny_models, tmp_path):
+    policy = PolicyModel(Policy(str(tiny_models["gpt2"])))
+    policy.tokenizer.eos_token = None
+    policy.tokenizer.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="names an end-of-sequence token"):
+        PolicyModel(Policy(str(tmp_path)))
+
+
+def test_a_missing_model_is_named():
+    with pytest.raises(ValueError, match=r"policy.name='no/such/folder' is neither a model folder nor a hub model"):
+        PolicyModel(Policy("no/such/folder"))
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "int8"}, {"attention": "flash_attention_2"}])
+def test_unknown_settings_list_the_known_ones(settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"policy.{name}='.*use one of"):
+        Policy("rlif-arithmetic", **settings)

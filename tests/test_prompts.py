@@ -1,0 +1,248 @@
+"""Problems to prompts: what the model reads, which rows are used, and what each mistake is told."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from rlif_lightning.prompts import ArithmeticProblems, ProblemSource, PromptData, PromptFormat
+
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+VOCABULARY = ["^", *(chr(code) for code in range(32, 94)), *"_abcdefghijklmnopqrstuvwxyz{|}\n"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> str:
+    """A folder with a tokenizer of one token per character that puts "^" (id 0) before a text; no chat template."""
+    return save_tokenizer(tmp_path_factory.mktemp("plain"), None)
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(tmp_path_factory) -> str:
+    """The same with a chat template."""
+    return save_tokenizer(tmp_path_factory.mktemp("chat"), CHAT)
+
+
+def save_tokenizer(folder, chat_template) -> str:
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="^"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.post_processor = processors.TemplateProcessing(single="^ $A", special_tokens=[("^", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=core, bos_token="^", chat_template=chat_template).save_pretrained(folder)
+    return str(folder)
+
+
+class Rows(ProblemSource):
+    """A user's own source."""
+
+    def __init__(self, train: list[dict], validation: list[dict] | None = None):
+        self.splits = {"train": train, "validation": validation or train}
+
+    def load(self, split):
+        return Dataset.from_list(self.splits[split])
+
+
+ROWS = [{"question": f"{'9' * (i + 1)}=", "answer": "9" * (i + 1), "level": i} for i in range(6)]
+
+
+def ready(source, tokenizer, stage=None, **arguments) -> PromptData:
+    data = PromptData(source, tokenizer, **{"prompts_per_step": 2, **arguments})
+    data.setup(stage)
+    return data
+
+
+def decoded(batch) -> list[str]:
+    return ["".join(VOCABULARY[i] for i in ids) for ids in batch.token_ids]
+
+
+def validation(data) -> list:
+    return list(data.val_dataloader())
+
+
+def test_training_batches_carry_prompts_gold_answers_and_rows(tokenizer):
+    data = ready(Rows(ROWS), tokenizer, answer_column="answer")
+    batches = list(data.train_dataloader())
+    assert [len(batch) for batch in batches] == [2, 2, 2]
+    assert sorted(row for batch in batches for row in batch.index.tolist()) == list(range(6))
+    for batch in batches:
+        for k, row in enumerate(batch.index.tolist()):
+            assert batch.texts[k] == ROWS[row]["question"]
+            assert {name: values[k] for name, values in batch.columns.items()} == ROWS[row]
+        assert decoded(batch) == [f"^{text}" for text in batch.texts]
+        assert set(batch.without(data.answer_column).columns) == {"question", "level"}
+
+
+def test_validation_test_and_prediction_read_the_validation_split_in_order(tokenizer):
+    data = ready(Rows(ROWS, ROWS[:5]), tokenizer, validation_prompts=3)
+    for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        assert [batch.index.tolist() for batch in loader] == [[0, 1], [2]]
+    assert [len(batch) for batch in validation(ready(Rows(ROWS), tokenizer, validation_prompts_per_step=4))] == [4, 2]
+
+
+def test_the_template_shows_other_columns_and_literal_braces(tokenizer):
+    data = ready(Rows(ROWS[:2]), tokenizer, template="l{level} {prompt} {{x}}")
+    assert [text for batch in validation(data) for text in batch.texts] == ["l0 9= {x}", "l1 99= {x}"]
+
+
+def test_few_shot_examples_stand_before_the_prompt(tokenizer):
+    examples = [{"question": "1+1", "answer": " 2"}, {"question": "2+3", "answer": " 5"}]
+    data = ready(Rows(ROWS), tokenizer, template="q:{prompt} a:", examples=examples)
+    batch = validation(data)[0]
+    assert batch.texts[0] == "q:1+1 a: 2\n\nq:2+3 a: 5\n\nq:9= a:"
+    assert decoded(batch)[0] == "^" + batch.texts[0]
+
+
+def test_a_chat_has_turns_and_no_second_start_token(chat_tokenizer):
+    data = ready(
+        Rows(ROWS),
+        chat_tokenizer,
+        chat=True,
+        system_prompt="be brief",
+        template="solve {prompt}",
+        examples=[{"question": "1+1", "answer": "2"}],
+    )
+    batch = validation(data)[0]
+    assert batch.texts[0] == "<system>be brief<user>solve 1+1<assistant>2<user>solve 9=<a>"
+    assert decoded(batch)[0] == batch.texts[0]
+    assert validation(ready(Rows(ROWS), chat_tokenizer, chat=True))[0].texts[0] == "<user>9=<a>"
+
+
+def test_long_prompts_are_refused_with_their_number_or_left_out(tokenizer, caplog):
+    # Row i has i + 3 tokens: the start token, i + 1 nines and "=".
+    with pytest.raises(ValueError, match=r"max_prompt_tokens=5: 3 of 6 train prompts are longer \(up to 8 tokens\)"):
+        ready(Rows(ROWS), tokenizer, max_prompt_tokens=5)
+    data = ready(Rows(ROWS, ROWS[::-1]), tokenizer, max_prompt_tokens=5, overlong="filter")
+    assert "3 of 6 train prompts" in caplog.text
+    assert [batch.index.tolist() for batch in validation(data)] == [
+        [3, 4],
+        [5],
+    ]  # rows of the split, not of what is left
+    assert [batch.texts for batch in validation(data)] == [["999=", "99="], ["9="]]
+    assert [decoded(batch) for batch in validation(data)] == [["^999=", "^99="], ["^9="]]
+    assert ready(Rows(ROWS), tokenizer, max_prompt_tokens=8) is not None
+
+
+def test_fit_without_validation_needs_no_validation_split(tokenizer):
+    class TrainOnly(Rows):
+        def load(self, split):
+            assert split == "train"
+            return super().load(split)
+
+    data = PromptData(TrainOnly(ROWS), tokenizer, prompts_per_step=2)
+    data.trainer = SimpleNamespace(limit_val_batches=0, overfit_batches=0, distributed_sampler_kwargs=None)
+    data.setup("fit")
+    assert len(data.train_dataloader()) == 3
+
+
+def distributed(processes: int, rank: int) -> SimpleNamespace:
+    """The three things read from a trainer, which would take several processes to be real."""
+    shard = {"num_replicas": processes, "rank": rank}
+    return SimpleNamespace(limit_val_batches=1.0, overfit_batches=0, distributed_sampler_kwargs=shard)
+
+
+def test_each_process_has_its_share(tokenizer):
+    seen = []
+    for rank in range(2):
+        data = PromptData(Rows(ROWS, ROWS[:5]), tokenizer, prompts_per_step=2)
+        data.trainer = distributed(2, rank)
+        data.setup("fit")
+        assert [len(batch) for batch in data.train_dataloader()] == [1, 1, 1]
+        seen += [row for batch in data.val_dataloader() for row in batch.index.tolist()]
+    assert sorted(seen) == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("processes", "arguments", "message"),
+    [
+        (2, {"prompts_per_step": 3}, "prompts_per_step=3 can't be shared by 2 processes"),
+        (4, {"prompts_per_step": 4, "validation_prompts": 3}, "the validation split has 3 prompts, fewer than the 4"),
+    ],
+)
+def test_batches_that_processes_cannot_share_are_refused(tokenizer, processes, arguments, message):
+    data = PromptData(Rows(ROWS), tokenizer, **arguments)
+    data.trainer = distributed(processes, 0)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        data.setup("fit")
+
+
+def test_overfit_batches_are_refused(tokenizer):
+    data = PromptData(Rows(ROWS), tokenizer)
+    data.trainer = SimpleNamespace(limit_val_batches=1.0, overfit_batches=1, distributed_sampler_kwargs=None)
+    with pytest.raises(ValueError, match="overfit_batches"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"group_size": 0}, "group_size=0"),
+        ({"prompts_per_step": 0}, "prompts_per_step=0"),
+        ({"validation_prompts_per_step": 0}, "validation_prompts_per_step=0"),
+        ({"validation_prompts": 0}, "validation_prompts=0"),
+        ({"max_prompt_tokens": 0}, "max_prompt_tokens=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"system_prompt": "be brief"}, "system_prompt='be brief' needs chat=true"),
+        ({"examples": [{"question": "1+1"}]}, "must have the keys 'question' and 'answer'"),
+        ({"prompts_per_step": 7}, "prompts_per_step=7, but the train split has only 6 prompts"),
+        (
+            {"prompt_column": "problem"},
+            "prompt_column='problem' is not in the train split; its columns are ['answer', ",
+        ),
+        ({"answer_column": "gold"}, "answer_column='gold' is not in the train split; its columns are ['answer', "),
+        ({"prompt_column": "level"}, "row 0 of the train split is 0, not a text"),
+        ({"template": "{prompt} {topic}"}, "unknown field 'topic'"),
+        ({"template": "{prompt} \\boxed{}"}, "write {{ and }} for braces that should be printed"),
+        ({"template": "{prompt} {answer}", "answer_column": "answer"}, "shows the gold answer 'answer'"),
+        ({"chat": True}, "has no chat template"),
+        ({"max_prompt_tokens": 1, "overlong": "filter"}, "the train split has only 0 prompts"),
+    ],
+)
+def test_mistakes_are_told(tokenizer, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ready(Rows(ROWS), tokenizer, **arguments)
+
+
+def test_a_missing_tokenizer_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"tokenizer='.*nowhere': no tokenizer can be loaded"):
+        ready(Rows(ROWS), str(tmp_path / "nowhere"))
+
+
+def test_an_empty_split_is_refused(tokenizer):
+    class Empty(Rows):
+        def load(self, split):
+            return Dataset.from_dict({"question": []})
+
+    with pytest.raises(ValueError, match="the train split of Empty has no rows"):
+        ready(Empty(ROWS), tokenizer)
+
+
+def test_a_prompt_without_tokens_is_refused(chat_tokenizer, tmp_path):
+    bare = PreTrainedTokenizerFast.from_pretrained(chat_tokenizer)
+    bare.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    bare.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="row 1 of the train split has no tokens"):
+        ready(Rows([ROWS[0], {**ROWS[1], "question": ""}]), str(tmp_path))
+
+
+def test_many_problems_are_tokenised_in_order(tokenizer):
+    source = ArithmeticProblems(size=2500, validation_size=1)
+    batch = next(iter(ready(source, tokenizer, prompts_per_step=2500).train_dataloader()))
+    questions = source.load("train")["question"]
+    assert [f"^{questions[row]}" for row in batch.index.tolist()] == decoded(batch)
+
+
+def test_a_row_that_is_no_text_is_named(tokenizer):
+    rows = [{"question": "1+1="} for _ in range(1500)]
+    rows[1234] = {"question": None}
+    with pytest.raises(ValueError, match=r"row 1234 of the train split is None, not a text"):
+        ready(Rows(rows), tokenizer)
+
+
+def test_format_does_not_change_the_problem_it_fills_in():
+    assert PromptFormat("question").render({"question": "a {b} {{c}}"}) == "a {b} {{c}}"

@@ -1,0 +1,196 @@
+"""Reward heads on hand-made rollouts, and the set of them: gates, hidden answers, one clear error per fault."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlif_lightning.answers import AnswerExtractor
+from rlif_lightning.batch import Prompts, RewardOutput, Rollout, TokenStats
+from rlif_lightning.rewards import (
+    Format,
+    Gate,
+    GoldAnswer,
+    Length,
+    MeanLogprob,
+    NegativeEntropy,
+    Random,
+    RewardHead,
+    RewardSet,
+    SelfCertainty,
+    WeightedReward,
+)
+from rlif_lightning.rewards.functional import token_stats
+
+
+def handmade(texts: list[str], group_size: int, stats: TokenStats | None = None, **columns: list) -> Rollout:
+    """A rollout of given texts; row b has (b mod 3) + 1 tokens, or all of them where statistics are given."""
+    num_rows, num_prompts = len(texts), len(texts) // group_size
+    if stats is None:
+        values = torch.arange(num_rows * 3.0).view(num_rows, 3) / 10
+        mask = torch.arange(3) <= torch.arange(num_rows).unsqueeze(1) % 3
+        stats = TokenStats(-values, values / 2, values * 2).map(lambda v: v.where(mask, 0.0))
+    else:
+        mask = torch.ones_like(stats.logprobs, dtype=torch.bool)
+    prompts = Prompts(
+        [torch.tensor([1, 2 + p]) for p in range(num_prompts)],
+        [f"problem {p}" for p in range(num_prompts)],
+        columns,
+        torch.arange(num_prompts),
+    )
+    ended = torch.arange(num_rows) % 2 == 0
+    return Rollout(prompts, mask.long() * 5, mask, stats, texts, ended, group_size)
+
+
+def one_token(probabilities: list[float]) -> TokenStats:
+    """Statistics of a single token drawn from a distribution."""
+    stats = token_stats(torch.tensor([probabilities]).log(), torch.tensor([0]))
+    return stats.map(lambda values: values.view(1, 1))
+
+
+def test_self_certainty_in_both_directions():
+    """p = (1/2, 1/4, 1/8, 1/8): KL(U||p) = -mean(log p) - log 4 = 9/4 log 2 - 2 log 2; H = 7/4 log 2."""
+    rollout = handmade(["x"], 1, one_token([0.5, 0.25, 0.125, 0.125]))
+    assert SelfCertainty()(rollout).scores.item() == pytest.approx(0.25 * math.log(2), abs=1e-6)
+    other = SelfCertainty("model_to_uniform")(rollout).scores
+    assert other.item() == pytest.approx(-1.75 * math.log(2), abs=1e-6)
+    with pytest.raises(ValueError, match="direction='reverse' is unknown; use one of uniform_to_model"):
+        SelfCertainty("reverse")
+
+
+def test_internal_rewards_are_means_over_the_completion():
+    rollout = handmade(["a", "b", "c"], 3)
+    torch.testing.assert_close(MeanLogprob()(rollout).scores, torch.tensor([0.0, -0.35, -0.7]))
+    torch.testing.assert_close(SelfCertainty()(rollout).scores, torch.tensor([0.0, 0.7, 1.4]))
+
+
+def test_negative_entropy_charges_a_missing_answer_the_floor():
+    rollout = handmade(["#### 1", "none", "none"], 3)  # mean entropies 0, 0.175, 0.35
+    torch.testing.assert_close(NegativeEntropy()(rollout).scores, torch.tensor([0.0, -10.0, -10.0]))
+    low = NegativeEntropy(AnswerExtractor("hash"), entropy_floor=0.2)(rollout).scores
+    torch.testing.assert_close(low, torch.tensor([0.0, -0.2, -0.35]))
+
+
+def test_format_and_length():
+    rollout = handmade(["<a>\n</a>", "<a>", "</a><a>"], 3)
+    assert Format("<a>.*</a>")(rollout).scores.tolist() == [1, 0, 0]
+    assert Length()(rollout).scores.tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match=r"pattern='\(' is not a regular expression"):
+        Format("(")
+
+
+def test_gold_answer():
+    rollout = handmade(["so 1/2", "0.5", "nothing", "#### 12"], 2, answer=["0.5", 12])
+    assert GoldAnswer()(rollout).scores.tolist() == [1, 1, 0, 1]
+    worked = handmade(["12", "7"], 2, solution=["7+5=12\n#### 12"])
+    hashed = GoldAnswer("solution", gold_extractor=AnswerExtractor("hash"))
+    assert hashed(worked).scores.tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"column 'answer' is not in the data set \(it has \['solution'\]\)"):
+        GoldAnswer()(worked)
+    with pytest.raises(ValueError, match="empty gold answer"):
+        hashed(handmade(["12"], 1, solution=["no mark"]))
+
+
+def test_random_is_a_fair_coin_repeatable_through_its_state():
+    rollout = handmade(["x"] * 400, 4)
+    head = Random(seed=3)
+    first, second = head(rollout).scores, head(rollout).scores
+    assert set(first.tolist()) == {0.0, 1.0}
+    assert 0.4 < first.mean() < 0.6
+    assert not torch.equal(first, second)
+    resumed = Random(seed=3)
+    resumed.load_state_dict(Random(seed=3).state_dict())
+    assert torch.equal(resumed(rollout).scores, first)
+    resumed.load_state_dict(head.state_dict())
+    assert torch.equal(resumed(rollout).scores, head(rollout).scores)
+    assert not torch.equal(Random(seed=4)(rollout).scores, first)
+
+
+class Given(RewardHead):
+    """Gives fixed scores; remembers which columns it saw."""
+
+    def __init__(self, scores: Tensor, needs_gold: bool = False):
+        super().__init__()
+        self.scores, self.needs_gold = scores, needs_gold
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        self.seen = set(rollout.prompts.columns)
+        return RewardOutput(self.scores)
+
+
+class Broken(RewardHead):
+    """Raises what a user's mistake would raise."""
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        raise KeyError("colour")
+
+
+def test_a_gate_turns_scores_below_its_threshold_to_nan():
+    rewards = RewardSet(
+        {
+            "vote": WeightedReward(Given(torch.tensor([0.4, 0.5, 0.6, math.nan]))),
+            "certainty": WeightedReward(Given(torch.tensor([1.0, 2.0, 3.0, 4.0])), gate=Gate("vote", 0.5)),
+        }
+    )
+    outputs = rewards(handmade(["x"] * 4, 2))
+    nan = pytest.approx([math.nan, 2.0, 3.0, math.nan], nan_ok=True)
+    assert outputs["certainty"].scores.tolist() == nan
+    assert outputs["vote"].scores[:3].tolist() == pytest.approx([0.4, 0.5, 0.6])
+
+
+def test_gold_answers_are_hidden_from_heads_that_do_not_ask():
+    blind, sighted = Given(torch.zeros(2)), Given(torch.zeros(2), needs_gold=True)
+    rewards = RewardSet({"blind": WeightedReward(blind), "sighted": WeightedReward(sighted)}, answer_column="answer")
+    rewards(handmade(["x"] * 2, 2, answer=["1"], level=[3]))
+    assert blind.seen == {"level"}
+    assert sighted.seen == {"answer", "level"}
+
+
+def test_weights_and_names():
+    head = Given(torch.zeros(1))
+    rewards = RewardSet({"a": WeightedReward(head, 0.5), "b": WeightedReward(head, -2.0), "c": WeightedReward(head, 0)})
+    assert rewards.names == ["a", "b", "c"]
+    assert rewards.weights.tolist() == [0.5, -2.0, 0.0]
+
+
+def test_a_raising_head_is_named_with_a_completion():
+    rewards = RewardSet({"mine": WeightedReward(Broken())})
+    with pytest.raises(RuntimeError, match=r"(?s)'mine' \(Broken\) raised KeyError: 'colour'.*'a strange text'") as info:
+        rewards(handmade(["a strange text"], 1))
+    assert isinstance(info.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (torch.zeros(3), r"'mine' returned scores of shape \(3,\); one per completion, \(2,\)"),
+        (torch.zeros(2, 1), r"shape \(2, 1\)"),
+        (torch.tensor([0.0, -math.inf]), "'mine' returned an infinite score for 'second'"),
+    ],
+)
+def test_wrong_shapes_and_infinite_scores_are_refused(scores, message):
+    with pytest.raises(RuntimeError, match=message):
+        RewardSet({"mine": WeightedReward(Given(scores))})(handmade(["first", "second"], 2))
+
+
+def test_scores_of_any_number_type_become_float32():
+    scores = RewardSet({"mine": WeightedReward(Given(torch.tensor([1, 0])))})(handmade(["a", "b"], 2))["mine"].scores
+    assert scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ({}, "at least one reward"),
+        ({"a": {"weight": 0.0}, "b": {"weight": 0.0}}, r"rewards=\['a', 'b'\]: at least one"),
+        ({"a": {"gate": Gate("vote", 1.0)}}, r"gate of reward 'a' names 'vote'; known heads: \['a'\]"),
+        ({"a b": {}}, "'a b' must be a plain identifier"),
+        ({"a": {"weight": math.nan}}, "weight=nan"),
+    ],
+)
+def test_settings_of_the_set_are_checked(rewards, message):
+    with pytest.raises(ValueError, match=message):
+        RewardSet({name: WeightedReward(Given(torch.zeros(1)), **settings) for name, settings in rewards.items()})
