@@ -60,8 +60,9 @@ class EntropyMonitor(Callback):
         if (low or high) and not self.outside and trainer.is_global_zero:
             bound = f"below floor={self.floor}" if low else f"above ceiling={self.ceiling}"
             warnings.warn(
-                f"EntropyMonitor: mean token entropy {mean:.3f} nats is {bound} at optimiser step {trainer.global_step};"
-                " the policy may be collapsing. Look at completions; lower the learning rate or raise KL-Cov's weight",
+                f"EntropyMonitor: mean token entropy {mean:.3f} nats is {bound} at optimiser step"
+                f" {trainer.global_step}; the policy may be collapsing. Look at completions; lower the learning rate"
+                " or raise KL-Cov's weight",
                 stacklevel=2,
             )
         self.outside = low or high

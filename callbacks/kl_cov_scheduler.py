@@ -81,7 +81,8 @@ class KLCovScheduler(Callback):
             self.weight = self._controlled(float(trainer.callback_metrics["policy/entropy"]))
 
     def _planned(self) -> float:
-        assert self.end is not None and self.steps is not None
+        assert self.end is not None
+        assert self.steps is not None
         progress = min(1.0, self.rollouts / self.steps)
         share = progress if self.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
         return self.start + share * (self.end - self.start)

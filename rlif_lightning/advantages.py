@@ -80,6 +80,8 @@ def gdpo(
     Returns:
         ``[P, G]`` float32.
     """
+    if weights.shape != rewards.shape[:1]:
+        raise ValueError(f"weights of shape {tuple(weights.shape)} must be one per reward, {tuple(rewards.shape[:1])}")
     return GDPO(batch_norm, eps, std_floor)(rewards, weights, lengths)
 
 
@@ -135,9 +137,9 @@ class GDPO(Advantage):
         total = self.parts(rewards, weights).sum(0)
         if self.batch_norm == "none":
             return total.float()
-        if self.batch_norm == "token" and lengths is None:
-            raise ValueError("batch_norm='token' needs lengths [P, G]; pass them or use batch_norm='sample'")
         counts = torch.ones_like(total) if self.batch_norm == "sample" else lengths
+        if counts is None:
+            raise ValueError("batch_norm='token' needs lengths [P, G]; pass them or use batch_norm='sample'")
         mean, std = all_rank_mean_std(total, counts)
         return ((total - mean) / (std + self.eps)).float() if std > self.std_floor else torch.zeros_like(total).float()
 

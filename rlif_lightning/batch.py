@@ -7,7 +7,8 @@ Axis letters, everywhere in this library:
     T  completion positions              V  vocabulary              R  rewards
 
 ``[B, T]`` tensors are right-padded; their boolean ``mask`` is True where a position counts. Log-probabilities,
-entropies and self-certainties are in nats, float32 (float64 for a float64 model). Only ``policy.py`` and ``packing.py`` know the packed form.
+entropies and self-certainties are in nats, float32 (float64 for a float64 model). Only ``policy.py`` and ``packing.py``
+know the packed form.
 
 Read in this order: Prompts -> Rollout (with TokenStats) -> RewardOutput -> LossInputs.
 """

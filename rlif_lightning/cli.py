@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
-import callbacks  # noqa: F401 - its callbacks' names become short names in YAML
-import rlif_lightning.rewards  # noqa: F401 - likewise
+import callbacks
+import rlif_lightning.rewards
 from rlif_lightning.advantages import Advantage
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.objectives import Objective
@@ -33,6 +34,14 @@ from rlif_lightning.prompts import PromptData
 # Settings that come in kinds: YAML names the class.
 set_parsing_settings(subclasses_enabled=[Advantage, Objective])
 
+# Lightning's warnings about what is on purpose here: prompts lie tokenised in memory, and a checkpoint holds the
+# parameters after the optimiser's step.
+EXPECTED_WARNINGS = (
+    "The '.*_dataloader' does not have many workers",
+    "Using ModelCheckpoint with manual optimization and every_n_train_steps",
+    "Couldn't infer the batch indices fetched from your dataloader",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
 PERCENT = ("accuracy", "pass@", "maj@", "greedy_accuracy", "ended", "parseable", "agreement", "diversity")
 
 
@@ -52,7 +61,9 @@ class PredictionFile(BasePredictionWriter):
         self.path(trainer).parent.mkdir(parents=True, exist_ok=True)
         self.file = self.path(trainer).open("x", encoding="utf-8")
 
-    def write_on_batch_end(self, trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx) -> None:
+    def write_on_batch_end(
+        self, trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
+    ) -> None:
         """Append one batch."""
         self.file.writelines(json.dumps(record) + "\n" for record in prediction)
 
@@ -105,7 +116,7 @@ class RLIFCLI(LightningCLI):
     @property
     def _compares(self) -> bool:
         config = self.config["fit"]
-        return config.compare and config.ckpt_path is None and not self.trainer.fast_dev_run
+        return config.compare and config.ckpt_path is None and not config.trainer.fast_dev_run
 
     def _measure(self) -> dict[str, float]:
         self.trainer.validate(self.model, self.datamodule, verbose=False)
@@ -121,8 +132,9 @@ def print_comparison(before: dict[str, float], after: dict[str, float], trainer:
     if not trainer.is_global_zero:
         return
     table = Table(title="Held-out problems, before and after training", title_justify="left")
-    for heading, justify in (("", "left"), ("before", "right"), ("after", "right"), ("change", "right")):
-        table.add_column(heading, justify=justify)
+    table.add_column("")
+    for heading in ("before", "after", "change"):
+        table.add_column(heading, justify="right")
     for name, old in before.items():
         new, short = after[name], name.removeprefix("val/")
         scale, unit = (100.0, " %") if short.startswith(PERCENT) else (1.0, "")
@@ -141,6 +153,8 @@ def main(args: list[str] | None = None) -> RLIFCLI:
         SystemExit: 2 after a mistake in the settings or the data, told in one line.
     """
     torch.set_float32_matmul_precision("high")
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
     try:
         return RLIFCLI(
             RLIFModule,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from rlif_lightning.answers import AnswerExtractor, cluster
 from rlif_lightning.batch import Rollout
@@ -51,24 +52,12 @@ class Evaluator(nn.Module):
     def __init__(self, evaluation: Evaluation):
         super().__init__()
         self.evaluation = evaluation
-        self.unlabelled = nn.ModuleDict(
-            {
-                "entropy": TokenEntropy(),
-                "length": Mean(),
-                "ended": Mean(),
-                "parseable": Mean(),
-                "agreement": Mean(),
-                "diversity": AnswerDiversity(),
-            }
-        )
-        self.labelled = nn.ModuleDict(
-            {
-                "accuracy": PassAtK(1),
-                f"pass@{evaluation.samples}": PassAtK(evaluation.samples),
-                f"maj@{evaluation.samples}": MajorityAtK(),
-                **({"greedy_accuracy": Mean()} if evaluation.greedy else {}),
-            }
-        )
+        k = evaluation.samples
+        self.unlabelled = ["entropy", "length", "ended", "parseable", "agreement", "diversity"]
+        self.labelled = ["accuracy", f"pass@{k}", f"maj@{k}", *(["greedy_accuracy"] if evaluation.greedy else [])]
+        kinds = {"entropy": TokenEntropy(), "diversity": AnswerDiversity(), "accuracy": PassAtK(1)}
+        kinds |= {f"pass@{k}": PassAtK(k), f"maj@{k}": MajorityAtK()}
+        self.metrics = nn.ModuleDict({name: kinds.get(name) or Mean() for name in self.unlabelled + self.labelled})
 
     def update(self, rollout: Rollout, gold: Sequence[str] | None, greedy: Rollout | None) -> None:
         """Add one batch.
@@ -91,7 +80,12 @@ class Evaluator(nn.Module):
             self._update_labelled(answers, rollout, gold, greedy)
 
     def _add(self, name: str, *values) -> None:
-        self.unlabelled[name].update(*values)
+        self._metric(name).update(*values)
+
+    def _metric(self, name: str) -> Metric:
+        metric = self.metrics[name]
+        assert isinstance(metric, Metric)
+        return metric
 
     def _update_labelled(
         self, answers: list[str | None], rollout: Rollout, gold: Sequence[str], greedy: Rollout | None
@@ -99,13 +93,13 @@ class Evaluator(nn.Module):
         truths = [self.evaluation.gold_extractor(str(value)) for value in gold]
         verdicts = [is_correct(answer, truths[row // rollout.group_size]) for row, answer in enumerate(answers)]
         correct = rollout.mask.new_tensor(verdicts).view(-1, rollout.group_size)
-        self.labelled["accuracy"].update(correct)
-        self.labelled[f"pass@{self.evaluation.samples}"].update(correct)
+        self._add("accuracy", correct)
+        self._add(f"pass@{self.evaluation.samples}", correct)
         majority = majority_answers(answers, rollout.group_size)
-        self.labelled[f"maj@{self.evaluation.samples}"].update(self._verdicts(majority, truths, rollout.mask))
+        self._add(f"maj@{self.evaluation.samples}", self._verdicts(majority, truths, rollout.mask))
         if greedy is not None:
             decoded = [self.evaluation.extractor(text) for text in greedy.texts]
-            self.labelled["greedy_accuracy"].update(self._verdicts(decoded, truths, rollout.mask))
+            self._add("greedy_accuracy", self._verdicts(decoded, truths, rollout.mask))
 
     @staticmethod
     def _verdicts(answers: Sequence[str | None], truths: Sequence[str | None], like: Tensor) -> Tensor:
@@ -113,11 +107,10 @@ class Evaluator(nn.Module):
 
     def compute(self, labelled: bool) -> dict[str, Tensor]:
         """Figures over all batches and ranks (a collective), then start anew."""
-        sets = [self.unlabelled, self.labelled] if labelled else [self.unlabelled]
-        figures = {name: metric.compute().float() for metrics in sets for name, metric in metrics.items()}
-        for metrics in sets:
-            for metric in metrics.values():
-                metric.reset()
+        names = self.unlabelled + self.labelled if labelled else self.unlabelled
+        figures = {name: self._metric(name).compute().float() for name in names}
+        for name in names:
+            self._metric(name).reset()
         return figures
 
 

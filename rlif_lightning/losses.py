@@ -96,7 +96,8 @@ def reference_kl(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Te
     if kind == "k2":
         return 0.5 * delta.square()
     if kind == "k3":
-        return delta.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() - delta - 1
+        delta = delta.clamp(max=MAX_LOG_RATIO)  # not in exp alone: the gradient would change sign
+        return delta.exp() - delta - 1
     raise ValueError(f"kind={kind!r} is unknown; use one of {', '.join(KL_KINDS)}")
 
 

@@ -74,16 +74,18 @@ def all_rank_mean_std(values: Tensor, weights: Tensor, ddof: int = 1) -> tuple[T
     return mean, std
 
 
-def all_rank_top_fraction(values: Tensor, mask: Tensor, fraction: float) -> Tensor:
+def all_rank_top_fraction(values: Tensor, mask: Tensor, fraction: float, lottery: Tensor | None = None) -> Tensor:
     """Marks the ``fraction`` largest of all valid values of all ranks (a collective).
 
-    ``floor(fraction * N)`` values are marked, at least one if any is positive and ``fraction > 0``. Values equal to the
-    smallest marked one are marked too, so the result depends neither on the order of rows nor on the number of ranks.
+    ``floor(fraction * N)`` values are marked, at least one if any is positive and ``fraction > 0``. Of values equal to
+    the smallest marked one, those with the largest ``lottery`` are marked, or all of them without a lottery; so the
+    result depends neither on the order of rows nor on the number of ranks.
 
     Args:
         values: any shape, finite where ``mask`` is True.
         mask: the same shape, bool.
         fraction: in [0, 1]; 0 marks nothing.
+        lottery: optional, the same shape, > 0: breaks ties.
 
     Returns:
         bool marks of the same shape, False outside ``mask``.
@@ -99,7 +101,11 @@ def all_rank_top_fraction(values: Tensor, mask: Tensor, fraction: float) -> Tens
     threshold = candidates.topk(max(count, 1)).values[-1]
     if count == 0 and threshold <= 0:
         return torch.zeros_like(mask)
-    return mask & (values >= threshold)
+    if lottery is None:
+        return mask & (values >= threshold)
+    above, tied = mask & (values > threshold), mask & (values == threshold)
+    num_above, num_tied = all_rank_sum(torch.stack([above.sum(), tied.sum()])).tolist()
+    return above | all_rank_top_fraction(lottery, tied, (max(count, 1) - num_above) / num_tied)
 
 
 def _gather_largest(local: Tensor, count: int) -> Tensor:

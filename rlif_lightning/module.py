@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,30 +15,28 @@ from lightning import LightningModule
 from torch import Tensor
 
 from rlif_lightning.advantages import GDPO, Advantage
-from rlif_lightning.batch import LossInputs, Prompts, Rollout
+from rlif_lightning.batch import LossInputs, Prompts, RewardOutput, Rollout
 from rlif_lightning.evaluation import Evaluation, Evaluator
 from rlif_lightning.objectives import KLCov, Objective
 from rlif_lightning.optimizer import OptimizerPlan
 from rlif_lightning.policy import Policy, PolicyModel
+from rlif_lightning.prompts import PromptData
 from rlif_lightning.records import completion_records
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.rollout.sampling import PREDICTION_STEP, VALIDATION_STEP, Sampling
 from rlif_lightning.scoring import score_rollout
 from rlif_lightning.update import (
     UpdateMeter,
     UpdatePlan,
     backward_update,
     non_finite_message,
+    reference_logprobs,
     score_logprobs,
     select_groups,
     without_dropped,
 )
-
-# Counters of the sampling, far from any training step: evaluations draw the same uniforms every time.
-VALIDATION_STEP, PREDICTION_STEP = 2**62, 2**62 + 1
-GREEDY = 0.0
 
 
 class RLIFModule(LightningModule):
@@ -127,12 +124,9 @@ class RLIFModule(LightningModule):
         self.objective.check(self.plan.num_updates)
         if self.trainer.precision == "16-mixed":
             raise ValueError("trainer.precision=16-mixed is not supported (its loss scaling); use bf16-mixed")
-        num_prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts_per_step", None)
-        if num_prompts is not None and num_prompts < self.plan.updates_per_rollout:
-            raise ValueError(
-                f"data.prompts_per_step={num_prompts} is less than model.updates_per_rollout="
-                f"{self.plan.updates_per_rollout}: an update would have no group; raise the one or lower the other"
-            )
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, PromptData):
+            self.plan.check(data.prompts_per_step)
 
     def configure_optimizers(self) -> Any:
         """AdamW over the trainable parameters, and its learning-rate schedule by optimiser step."""
@@ -147,25 +141,29 @@ class RLIFModule(LightningModule):
         rollout = self.engine.generate(prompts, self.group_size, self.sampling, step)
         sampled = time.perf_counter()
         outputs = self.rewards(rollout)
-        rollout = without_dropped(rollout, outputs)
+        rollout, outputs = without_dropped(rollout, outputs)
         advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
         scored = time.perf_counter()
-        metrics |= self._update(rollout, advantages, step)
+        metrics |= self._update(rollout, outputs, advantages, step)
         self.num_rollouts += 1
         times = {"rollout": sampled - started, "reward": scored - sampled, "update": time.perf_counter() - scored}
         metrics |= {f"time/{phase}": seconds for phase, seconds in times.items()}
         metrics["rollout/tokens_per_second"] = float(rollout.lengths.sum()) / times["rollout"]
-        metrics["policy/learning_rate"] = self.lr_schedulers().get_last_lr()[0]
+        metrics["policy/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._log(metrics, len(prompts))
         return {"stats": rollout.stats, "rollout": rollout, "rewards": outputs, "advantages": advantages}
 
-    def _update(self, rollout: Rollout, advantages: Tensor, step: int) -> dict[str, Any]:
+    def _update(
+        self, rollout: Rollout, outputs: dict[str, RewardOutput], advantages: Tensor, step: int
+    ) -> dict[str, Any]:
         """All optimiser steps of one rollout."""
         assert self.policy is not None
-        logprobs = rollout.stats.logprobs
-        inputs = LossInputs(logprobs, logprobs, advantages, rollout.mask, ref_logprobs=self._reference_logprobs(rollout))
+        plan, budget, logprobs = self.plan, self.plan.micro_batch_tokens, rollout.stats.logprobs
+        reference = None
+        if self.objective.needs_reference:
+            reference = reference_logprobs(self.policy, self.reference, rollout, self.sampling, budget)
+        inputs = LossInputs(logprobs, logprobs, advantages, rollout.mask, ref_logprobs=reference)
         meter, norms = UpdateMeter(rollout.mask.device), []
-        plan, budget = self.plan, self.plan.micro_batch_tokens
         for groups in plan.minibatches(rollout.num_prompts, step, self.global_rank, self.trainer.world_size):
             update, prompt_ids, completion_ids = select_groups(inputs, rollout, groups)
             rows = (prompt_ids, completion_ids)
@@ -173,39 +171,37 @@ class RLIFModule(LightningModule):
                 current = score_logprobs(self.policy, *rows, update.mask, self.group_size, self.sampling, budget)
                 update = LossInputs(**{**vars(update), "logprobs": current})
             backward_update(
-                self.policy, self.objective, update, *rows, self.sampling, budget, self.group_size, self._backward, meter
+                self.policy,
+                self.objective,
+                update,
+                *rows,
+                self.sampling,
+                budget,
+                self.group_size,
+                self._backward,
+                meter,
             )
-            norms.append(self._optimizer_step(rollout, advantages, step))
+            norms.append(self._optimizer_step())
+            if not math.isfinite(norms[-1]):
+                raise RuntimeError(non_finite_message(step, rollout, outputs))
         return {**meter.means(), "policy/grad_norm": sum(norms) / len(norms)}
 
     def _backward(self, loss: Tensor) -> None:
         # Lightning's strategies average gradients over ranks; the loss shares of all ranks must sum up instead.
         self.manual_backward(loss * self.trainer.world_size)
 
-    def _optimizer_step(self, rollout: Rollout, advantages: Tensor, step: int) -> float:
-        """Clip, step the optimiser and the schedule; the gradient's norm before clipping."""
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+    def _optimizer_step(self) -> float:
+        """Clip, step the optimiser and the schedule (unless the gradient is not finite); its norm before clipping."""
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(trained, self.optimizer_plan.max_grad_norm or math.inf)
-        if not norm.isfinite():
-            raise RuntimeError(non_finite_message(step, float(norm), rollout, advantages))
-        optimizer.step()
+        if norm.isfinite():  # the same on every rank
+            optimizer.step()
+            schedule.step()
         optimizer.zero_grad()
-        schedule.step()
         torch.clear_autocast_cache()  # or bf16-mixed would go on with copies of the weights from before the step
         return float(norm)
-
-    def _reference_logprobs(self, rollout: Rollout) -> Tensor | None:
-        if not self.objective.needs_reference:
-            return None
-        assert self.policy is not None
-        reference = self.policy if self.reference is None else self.reference
-        prompt_ids, budget = rollout.prompts.token_ids, self.plan.micro_batch_tokens
-        rows = (prompt_ids, rollout.completion_ids, rollout.mask)
-        with self.policy.adapters_off() if self.reference is None else nullcontext():
-            logprobs = score_logprobs(reference, *rows, self.group_size, self.sampling, budget)
-        torch.clear_autocast_cache()
-        return logprobs
 
     def _log(self, metrics: dict[str, Any], batch_size: int) -> None:
         shown = {"policy/entropy", "rollout/length", "vote/largest_cluster"}
@@ -222,7 +218,7 @@ class RLIFModule(LightningModule):
         gold = prompts.columns.get(self.answer_column) if self.answer_column else None
         greedy = None
         if gold is not None and evaluation.greedy:
-            settings = Sampling(temperature=GREEDY, max_new_tokens=sampling.max_new_tokens, stop=sampling.stop)
+            settings = Sampling(temperature=0, max_new_tokens=sampling.max_new_tokens, stop=sampling.stop)
             greedy = self.engine.generate(prompts, 1, settings, VALIDATION_STEP)
         self.evaluator.update(rollout, gold, greedy)
 

@@ -27,6 +27,7 @@ from rlif_lightning.losses import (
 )
 from rlif_lightning.masked import all_rank_sum, all_rank_top_fraction
 
+GOLDEN_GAMMA = -0x61C8864680B583EB  # 2**64 / golden ratio, as a signed number
 UNSELECTED = ("clipped", "plain")
 RANK_BY = ("old", "current")
 
@@ -72,7 +73,9 @@ class Objective(ABC):
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
-            raise ValueError(f"clip_low={self.clip_low}, clip_high={self.clip_high}: need 0 < clip_low <= 1, clip_high > 0")
+            raise ValueError(
+                f"clip_low={self.clip_low}, clip_high={self.clip_high}: need 0 < clip_low <= 1, clip_high > 0"
+            )
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise ValueError(f"dual_clip={self.dual_clip} must be greater than 1, or null to turn it off")
         if self.aggregation not in AGGREGATIONS:
@@ -93,7 +96,7 @@ class Objective(ABC):
         """Whether ``select`` ranks by the current policy's log-probs (one more pass without gradients)."""
         return False
 
-    def check(self, updates_per_rollout: int) -> None:
+    def check(self, updates_per_rollout: int) -> None:  # noqa: B027 - most objectives always work
         """Refuses a setting under which the objective would silently do nothing.
 
         Raises:
@@ -174,14 +177,15 @@ class KLCov(Objective):
         if updates_per_rollout < 2 and self.fraction > 0:
             raise ValueError(
                 f"updates_per_rollout={updates_per_rollout} makes KL-Cov do nothing: on the first update the policy is"
-                " the one that sampled, so |logprob - old logprob| and its gradient are 0. Set model.updates_per_rollout"
-                " (or model.epochs_per_rollout) to 2 or more, or use the objective Clipped"
+                " the one that sampled, so |logprob - old logprob| and its gradient are 0. Set"
+                " model.updates_per_rollout or model.epochs_per_rollout to 2 or more, or use the objective Clipped"
             )
 
     def select(self, update: LossInputs) -> Tensor:
         ranked = update.old_logprobs if self.rank_by == "old" else update.logprobs
         covariance = token_covariance(ranked, update.advantages, update.mask)
-        return all_rank_top_fraction(covariance, update.mask, self.fraction)
+        lottery = token_lottery(update.old_logprobs, update.mask)
+        return all_rank_top_fraction(covariance, update.mask, self.fraction, lottery)
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         plain = plain_surrogate(batch.logprobs, batch.old_logprobs, batch.advantages)
@@ -220,24 +224,37 @@ class ClipCov(Objective):
         candidates = update.mask & (covariance > self.low) & (covariance < self.high)
         num_tokens, num_candidates = all_rank_sum(torch.stack([update.mask.sum(), candidates.sum()])).tolist()
         share = min(1.0, self.fraction * num_tokens / max(num_candidates, 1))
-        lottery = scatter_hash(update.old_logprobs, self.seed)  # bit-equal on any number of ranks, the covariance is not
+        # Not from the covariance: only the log-probs are bit-equal on any number of ranks.
+        lottery = token_lottery(update.old_logprobs, update.mask, self.seed)
         return all_rank_top_fraction(torch.where(candidates, lottery, 0.0), candidates, share)
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         return torch.where(marks, torch.zeros_like(batch.logprobs), self.clipped(batch))
 
 
-def scatter_hash(values: Tensor, seed: int) -> Tensor:
-    """A repeatable lottery number in (0, 1] for each value: the same on every rank and in every order of rows.
+def token_lottery(values: Tensor, mask: Tensor, seed: int = 0) -> Tensor:
+    """A repeatable lottery number in (0, 1] for each token: the same on every rank and in every order of rows.
+
+    Made of all values of the token's completion and of its position, so that tokens of equal value (a collapsing policy
+    has many with log-prob 0) still draw different numbers; only tokens of identical completions can tie.
 
     Args:
-        values: float64, any shape.
-        seed: integer.
+        values: ``[B, T]`` float.
+        mask: ``[B, T]`` bool; padding does not count.
+        seed: any integer.
 
     Returns:
-        float64 of the same shape; the splitmix64 finaliser of each value's bits and the seed.
+        ``[B, T]`` float64, from the splitmix64 finaliser.
     """
-    bits = values.double().contiguous().view(torch.int64) + seed * 0x9E3779B97F4A7C1
+    bits = values.detach().double().contiguous().view(torch.int64)
+    position = torch.arange(values.shape[-1], device=values.device) * GOLDEN_GAMMA
+    row = torch.where(mask, _mix(bits + position), 0).sum(-1, keepdim=True)  # int64 sums wrap: exact in any order
+    wrapped = (seed * GOLDEN_GAMMA + 2**63) % 2**64 - 2**63
+    return (_mix(_mix(row + position) + wrapped) & 0xFFFFFFFF).double().add(1) / 2.0**32
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """The splitmix64 finaliser (with arithmetic shifts)."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         bits = (bits ^ (bits >> shift)) * factor
-    return ((bits ^ (bits >> 31)) & 0xFFFFFFFF).double().add(1) / 2.0**32
+    return bits ^ (bits >> 31)

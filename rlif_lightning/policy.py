@@ -40,7 +40,7 @@ class LoRA:
     """
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     target_modules: list[str] | None = None
 
 
@@ -50,8 +50,8 @@ class Policy:
 
     Args:
         name: hub name, folder, or `rlif-arithmetic` (the small model in this package).
-        dtype: float32 | bfloat16 | float16 | float64 | auto: of the weights. Train in float32 (with trainer.precision bf16-mixed
-            if you like): small learning rates vanish in bfloat16 weights.
+        dtype: float32 | bfloat16 | float16 | float64 | auto: of the weights. Train in float32 (with trainer.precision
+            bf16-mixed if you like): small learning rates vanish in bfloat16 weights.
         attention: sdpa | eager. Flash attention cannot take the tree mask of packed groups.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         lora: adapters instead of full fine-tuning; null = full.
@@ -71,7 +71,9 @@ class Policy:
         if self.dtype not in DTYPES:
             raise ValueError(f"policy.dtype={self.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
         if self.attention not in ATTENTIONS:
-            raise ValueError(f"policy.attention={self.attention!r} is not supported; use one of {', '.join(ATTENTIONS)}")
+            raise ValueError(
+                f"policy.attention={self.attention!r} is not supported; use one of {', '.join(ATTENTIONS)}"
+            )
 
 
 def resolve_model(name: str) -> str:
@@ -97,14 +99,19 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
         raise ValueError(
             f"policy.name={policy.name!r} is neither a model folder nor a hub model that can be reached: {error}"
         ) from error
+    _switch_dropout_off(model)
+    if policy.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return model if policy.lora is None else _add_lora(model, policy.lora)
+
+
+def _switch_dropout_off(model: nn.Module) -> None:
+    module: Any
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-    if policy.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    return model if policy.lora is None else _add_lora(model, policy.lora)
 
 
 def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
@@ -132,7 +139,7 @@ class PolicyModel(nn.Module):
 
     def __init__(self, policy: Policy, frozen: bool = False):
         super().__init__()
-        self.model = load_pretrained(policy)
+        self.model: Any = load_pretrained(policy)
         self.has_adapters = policy.lora is not None
         self.tokenizer = AutoTokenizer.from_pretrained(
             resolve_model(policy.name), revision=policy.revision or "main", trust_remote_code=policy.trust_remote_code
@@ -221,8 +228,8 @@ def _end_ids(generation_config: Any, tokenizer: Any) -> list[int]:
         ValueError: neither names any; a completion could never end.
     """
     named = getattr(generation_config, "eos_token_id", None)
-    ids = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
-    ids.discard(None)
+    candidates = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
+    ids = {token for token in candidates if token is not None}
     if not ids:
         raise ValueError("neither generation_config.json nor the tokenizer names an end-of-sequence token; add one")
     return sorted(ids)

@@ -8,6 +8,7 @@ cut up, over all ranks; so neither the budget nor the number of ranks changes a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,6 +44,18 @@ class UpdatePlan:
         for name in ("updates_per_rollout", "epochs_per_rollout", "micro_batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    def check(self, num_prompts: int) -> None:
+        """Refuse a step with fewer prompts than updates.
+
+        Raises:
+            ValueError: names both settings.
+        """
+        if num_prompts < self.updates_per_rollout:
+            raise ValueError(
+                f"data.prompts_per_step={num_prompts} is less than model.updates_per_rollout="
+                f"{self.updates_per_rollout}: an update would have no group; raise the one or lower the other"
+            )
 
     @property
     def num_updates(self) -> int:
@@ -138,6 +151,17 @@ def score_logprobs(
     return logprobs
 
 
+def reference_logprobs(
+    policy: PolicyModel, reference: PolicyModel | None, rollout: Rollout, sampling: Sampling, micro_batch_tokens: int
+) -> Tensor:
+    """``[B, T]`` log-probs under the reference model, which is the policy without its adapters if there is none."""
+    rows = (rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, rollout.group_size)
+    with policy.adapters_off() if reference is None else nullcontext():
+        logprobs = score_logprobs(reference or policy, *rows, sampling, micro_batch_tokens)
+    torch.clear_autocast_cache()
+    return logprobs
+
+
 def backward_update(
     policy: PolicyModel,
     objective: Objective,
@@ -171,24 +195,29 @@ def backward_update(
         num_backward += 1
     if num_backward == 0:
         # Every rank must run a backward pass, or the others would wait for its share of the gradient for ever.
-        backward(sum((parameter.sum() * 0.0 for parameter in policy.parameters() if parameter.requires_grad), start=0.0))
+        trained = [parameter.sum() for parameter in policy.parameters() if parameter.requires_grad]
+        backward(torch.stack(trained).sum() * 0.0)
 
 
-def without_dropped(rollout: Rollout, outputs: dict[str, RewardOutput]) -> Rollout:
-    """The rollout without the tokens of completions that a head took out (``keep`` False)."""
-    mask = rollout.mask
+def without_dropped(rollout: Rollout, outputs: dict[str, RewardOutput]) -> tuple[Rollout, dict[str, RewardOutput]]:
+    """Take completions that a head does not want kept out of everything: no token counts, no score applies."""
+    keep = torch.ones_like(rollout.ended)
     for output in outputs.values():
-        if output.keep is not None:
-            mask = mask & output.keep.unsqueeze(1)
-    return replace(rollout, mask=mask)
+        keep = keep if output.keep is None else keep & output.keep
+    scores = {name: output.scores.masked_fill(~keep, torch.nan) for name, output in outputs.items()}
+    kept = {name: replace(output, scores=scores[name]) for name, output in outputs.items()}
+    return replace(rollout, mask=rollout.mask & keep.unsqueeze(1)), kept
 
 
-def non_finite_message(step: int, norm: float, rollout: Rollout, advantages: Tensor) -> str:
-    """Why a step was stopped, and where to look: what is not finite among the things that made the gradient."""
-    suspects = {"sampled log-probs": rollout.stats.logprobs, "entropies": rollout.stats.entropy, "advantages": advantages}
-    bad = [name for name, values in suspects.items() if not values.isfinite().all()]
-    cause = f"not finite already: {', '.join(bad)}" if bad else "rewards, advantages and sampled log-probs were finite"
+def non_finite_message(step: int, rollout: Rollout, outputs: dict[str, RewardOutput]) -> str:
+    """Why a step was stopped, and where to look: the sampled statistics and every head's range of scores."""
+    broken = [name for name, values in vars(rollout.stats).items() if not values.isfinite().all()]
+    sampled = f"the sampled {', '.join(broken)} were not finite either" if broken else "what was sampled was finite"
+    ranges = []
+    for name, output in outputs.items():
+        valid = output.scores[~output.scores.isnan()].tolist() or [0.0]
+        ranges.append(f"{name} in [{min(valid):.4g}, {max(valid):.4g}]")
     return (
-        f"the gradient of rollout {step} is not finite (norm {norm}); {cause}. The parameters were left as they are."
-        " Lower model.learning_rate, or use trainer.precision=bf16-mixed or 32-true"
+        f"the gradient of rollout {step} is not finite; {sampled}; scores: {', '.join(ranges)}. The parameters were"
+        " left as they are. Lower model.learning_rate or the weight of a head with huge scores, or train in float32"
     )

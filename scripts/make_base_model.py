@@ -182,9 +182,9 @@ def make_batches(
             prompt, rest = (tokenizer(text, add_special_tokens=False).input_ids for text in (question, solution))
             rest = [*rest, tokenizer.eos_token_id]
             rows.append((torch.tensor(prompt + rest), torch.tensor([-100] * len(prompt) + rest)))
-        ids, labels = zip(*rows, strict=True)
+        ids, labels = [row[0] for row in rows], [row[1] for row in rows]
         yield (
-            torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id),
+            torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=0),  # 0 is <pad>
             torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100),
         )
 

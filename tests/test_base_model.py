@@ -1,10 +1,8 @@
-"""The embedded base model: what is shipped, and the script that made it."""
+"""The embedded model: an ordinary small model folder that is right about half of the time, and how it is made."""
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import re
 import sys
 from pathlib import Path
 
@@ -12,19 +10,26 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlif_lightning.policy import resolve_model
-from rlif_lightning.prompts import ArithmeticProblems
+from rlif_lightning.answers import AnswerExtractor
+from rlif_lightning.batch import Prompts
+from rlif_lightning.policy import EMBEDDED_MODELS, Policy, PolicyModel
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.sources import ArithmeticProblems
 
-ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "rlif_lightning" / "assets" / "base_model"
+FOLDER = EMBEDDED_MODELS["rlif-arithmetic"]
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("make_base_model", ROOT / "scripts" / "make_base_model.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def maker():
+    """The script as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        import make_base_model
+
+        yield make_base_model
+    del sys.modules["make_base_model"]
 
 
 @pytest.fixture(scope="module")
@@ -32,138 +37,89 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(FOLDER)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForCausalLM.from_pretrained(FOLDER)
+def test_it_is_an_ordinary_folder_of_at_most_five_megabytes(tokenizer):
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 5e6
+    assert [file.name for file in FOLDER.iterdir() if file.suffix in (".bin", ".pt", ".pkl", ".ckpt")] == []
+    assert (FOLDER / "model.safetensors").exists()
+    assert (FOLDER / "tokenizer.json").exists()
+    model = AutoModelForCausalLM.from_pretrained(FOLDER)
+    assert model.config.architectures == ["LlamaForCausalLM"]
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def problems(script, **settings) -> ArithmeticProblems:
-    return ArithmeticProblems(script.MIN_TERMS, script.MAX_TERMS, **settings)
+@pytest.mark.parametrize("text", ["3+4=7;7+5=12####12", "12+0*99-7=", "100+1234=1334", "5", "01+007="])
+def test_the_tokenizer_gives_back_what_it_reads(tokenizer, text):
+    ids = tokenizer(text).input_ids
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
 
 
-def value(expression: str) -> int:
-    return sum(int(term) for term in expression.split("+"))
+def test_unknown_characters_do_not_fail(tokenizer):
+    assert tokenizer.unk_token_id in tokenizer("seven").input_ids
 
 
-def results(solution: str) -> list[tuple[str, str]]:
-    """The (sum, result) pairs of the worked part: "3+4=7;7+5=12####12" -> [("3+4", "7"), ("7+5", "12")]."""
-    work = solution.split("####")[0]
-    return [tuple(line.split("=")) for line in work.split(";")] if work else []
+def test_held_out_accuracy_is_about_a_half(tokenizer):
+    policy, engine = PolicyModel(Policy("rlif-arithmetic")), NativeEngine()
+    engine.setup(policy, seed=0)
+    problems = ArithmeticProblems(3, 4, validation_size=64).load("validation")
+    ids = [torch.tensor(tokenizer(question).input_ids) for question in problems["question"]]
+    prompts = Prompts(ids, list(problems["question"]), {}, torch.arange(64))
+    rollout = engine.generate(prompts, 4, Sampling(max_new_tokens=48), 0)
+    extract = AnswerExtractor()
+    right = [extract(rollout.texts[row]) == problems["answer"][row // 4] for row in range(256)]
+    assert 0.40 <= sum(right) / 256 <= 0.65
+    assert rollout.ended.float().mean() > 0.95
+    assert sum("####" in text for text in rollout.texts) > 0.95 * 256
 
 
-def test_the_folder_is_small_and_holds_no_pickles():
-    files = [path for path in FOLDER.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 5_000_000
-    assert {path.suffix for path in files} == {".json", ".safetensors", ".md"}
-    assert Path(resolve_model("rlif-arithmetic")) == FOLDER
+def test_solutions_end_in_the_answer_and_are_right_without_slips(maker):
+    source = ArithmeticProblems(3, 4, size=200)
+    gold = dict(zip(source.load("train")["question"], source.load("train")["answer"], strict=True))
+    pairs = maker.make_examples(source, seed=0, careful=1.0)
+    assert [question for question, _ in pairs] == list(source.load("train")["question"])
+    assert all(solution.endswith(f"####{gold[question]}") for question, solution in pairs)
+    assert len({solution.partition("####")[0].count(";") for _, solution in pairs}) > 2  # several styles
 
 
-def test_shipped_tokenizer_and_architecture_are_those_of_the_script(script, tokenizer, model):
-    assert tokenizer.get_vocab() == script.build_tokenizer().get_vocab()
-    fresh = script.build_model(tokenizer)
-    assert {name: p.shape for name, p in model.named_parameters()} == {n: p.shape for n, p in fresh.named_parameters()}
-    special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
-    assert len({*special, tokenizer.unk_token_id}) == 4
-    for config in (model.config, model.generation_config):
-        assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == special
-
-
-def test_tokenizer_round_trip(script, tokenizer):
-    rng = random.Random(0)
-    texts = ["1234+56-7*8=", "0+00+007=;105####-3 "]
-    for question in problems(script, size=50).load("train")["question"]:
-        texts += [question + script.write_solution(question, style, rng) for style in script.STYLES.values()]
-    for text in texts:
-        ids = tokenizer(text).input_ids
-        assert tokenizer.unk_token_id not in ids
-        assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
-
-
-def test_one_token_per_number_and_none_added(tokenizer):
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer("3+14=17####17").input_ids)
-    assert tokens == ["3", "+", "14", "=", "17", "####", "17"]
-
-
-def test_careful_pupils_are_right_in_every_style(script):
-    found = {
-        name: script.write_solution("3+4+5=", script.Style(1.0, 0.0, style.work), random.Random(0))
-        for name, style in script.STYLES.items()
+def test_a_worked_solution(maker):
+    solutions = {
+        name: maker.write_solution("3+4+5=", maker.Style(1.0, 0.0, style.work), random.Random(0))
+        for name, style in maker.STYLES.items()
     }
-    assert found == {
-        "steps": "3+4=7;7+5=12####12",
-        "backwards": "5+4=9;9+3=12####12",
-        "copy": "3+4+5=12####12",
-        "direct": "####12",
-    }
+    assert solutions["steps"] == "3+4=7;7+5=12####12"
+    assert solutions["backwards"] == "5+4=9;9+3=12####12"
+    assert solutions["copy"] == "3+4+5=12####12"
+    assert solutions["direct"] == "####12"
 
 
-def test_every_style_states_the_answer_it_worked_out(script):
+def test_each_style_slips_at_its_own_rate(maker):
     rng = random.Random(1)
-    for question in problems(script, size=200).load("train")["question"]:
-        for style in script.STYLES.values():
-            solution = script.write_solution(question, style, rng)
-            assert re.fullmatch(r"([0-9+=;]+)?####[0-9]+", solution)
-            if work := results(solution):
-                assert work[-1][1] == solution.split("####")[1]
+    for name, style in maker.STYLES.items():
+        answers = [maker.write_solution("6+7+8=", style, rng).partition("####")[2] for _ in range(4000)]
+        chances = 2 if name in ("steps", "backwards") else 1
+        expected = (1 - style.slip_rate) ** chances  # two slips rarely cancel out
+        assert answers.count("21") / 4000 == pytest.approx(expected, abs=0.03), name
 
 
-@pytest.mark.parametrize("name", ["steps", "backwards", "copy", "direct"])
-def test_slips_happen_at_the_stated_rate(script, name):
-    rng, style = random.Random(2), script.STYLES[name]
-    wrong = []
-    for question in problems(script, size=2000).load("train")["question"]:
-        solution = script.write_solution(question, style, rng)
-        work = results(solution) or [(question[:-1], solution.removeprefix("####"))]
-        wrong += [value(left) != int(right) for left, right in work]
-    spread = (style.slip_rate * (1 - style.slip_rate) / len(wrong)) ** 0.5
-    assert abs(sum(wrong) / len(wrong) - style.slip_rate) < 4 * spread
+def test_careful_examples_come_first_and_the_rest_are_sloppy(maker):
+    source = ArithmeticProblems(3, 4, size=2000)
+    answers = source.load("train")["answer"]
+    solutions = maker.make_examples(source, seed=3, careful=0.5)
+    wrong = [s.partition("####")[2] != gold for (_, s), gold in zip(solutions, answers, strict=True)]
+    assert not any(wrong[:1000])
+    assert 0.2 < sum(wrong[1000:]) / 1000 < 0.6
+    assert solutions == maker.make_examples(source, seed=3, careful=0.5)
 
 
-def test_slips_are_wrong_near_and_many(script):
-    rng = random.Random(3)
-    for number in (0, 4, 20):
-        expected = set(range(max(0, number - script.LARGEST_SLIP), number + script.LARGEST_SLIP + 1)) - {number}
-        assert {script.slip(number, rng) for _ in range(1000)} == expected
+def test_a_slip_is_near_never_right_and_never_negative(maker):
+    rng = random.Random(0)
+    slips = {maker.slip(3, rng) for _ in range(2000)}
+    assert slips == set(range(13)) - {3}
 
 
-def test_examples_follow_the_shares_are_careful_first_and_never_held_out(script):
-    source = problems(script, size=3000, validation_size=500)
-    examples = script.make_examples(source, seed=0)
-    right = [solution.split("####")[1] == str(value(question[:-1])) for question, solution in examples]
-    num_careful = round(script.CAREFUL * len(examples))
-    assert all(right[:num_careful])
-    assert 0.4 < sum(right[num_careful:]) / len(right[num_careful:]) < 0.8
-    direct = sum(solution.startswith("####") for _, solution in examples) / len(examples)
-    assert direct == pytest.approx(script.STYLES["direct"].share, abs=0.04)
-    assert sum(style.share for style in script.STYLES.values()) == pytest.approx(1)
-    assert not {question for question, _ in examples} & set(source.load("validation")["question"])
-    assert examples == script.make_examples(source, seed=0) != script.make_examples(source, seed=1)
-
-
-def test_batches_teach_the_solution_and_the_end_but_not_the_question(script, tokenizer):
-    examples = [("3+4+5=", "####12"), ("1+2+3+4=", "1+2=3;3+3=6;6+4=10####10"), ("9+9+9=", "####27")]
-    (ids, labels), (last, _) = script.make_batches(examples, tokenizer, batch_size=2)
-    assert tokenizer.decode(ids[0], skip_special_tokens=True) == "3+4+5=####12"
-    taught = labels[0][labels[0] >= 0]
-    assert tokenizer.decode(taught) == "####12</s>"
-    assert (labels[0] < 0).sum() == ids.shape[1] - len(taught)
-    assert ids.shape == labels.shape and last.shape == (1, 9)
-
-
-def test_training_lowers_the_loss(script, tokenizer):
-    torch.manual_seed(0)
-    examples = script.make_examples(problems(script, size=640), seed=0)
-    fresh = script.build_model(tokenizer)
-    ids, labels = next(script.make_batches(examples, tokenizer, 64))
-    before = fresh(input_ids=ids, labels=labels).loss.item()
-    script.train(fresh, tokenizer, examples, batch_size=64, learning_rate=4e-3)
-    assert not fresh.training
-    assert fresh(input_ids=ids, labels=labels).loss.item() < before - 1
-
-
-def test_shipped_model_is_right_sometimes_and_its_majority_often(script, tokenizer, model):
-    torch.manual_seed(0)
-    found = script.evaluate(model, tokenizer, problems(script, validation_size=64), num_samples=8)
-    assert 0.40 < found["sampled accuracy"] < 0.65
-    assert found["majority-of-8 accuracy"] > 0.75
-    assert found["parseable"] > 0.97
+def test_held_out_problems_are_never_taught(maker):
+    source = ArithmeticProblems(maker.MIN_TERMS, maker.MAX_TERMS, size=5000, validation_size=2000)
+    taught = {question for question, _ in maker.make_examples(source, seed=0)}
+    assert not taught & set(source.load("validation")["question"])

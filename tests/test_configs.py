@@ -51,10 +51,8 @@ def _in_the_root(monkeypatch):
 
 def math_problems(folder: Path, size: int) -> str:
     """A local stand-in for MATH with its columns: the gold answer is the solution's box."""
-    rows = [
-        {"problem": f"{n}+{n + 1}=", "level": "Level 1", "type": "Algebra", "solution": rf"It is \boxed{{{2 * n + 1}}}."}
-        for n in range(size)
-    ]
+    common = {"level": "Level 1", "type": "Algebra"}
+    rows = [{"problem": f"{n}+{n + 1}=", **common, "solution": rf"It is \boxed{{{2 * n + 1}}}."} for n in range(size)]
     path = folder / "math.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     init_args = {"train": str(path), "validation": str(path)}
@@ -74,7 +72,10 @@ def paper_arguments(name: str, folder: Path, tiny_models: dict[str, Path], size:
 
 def build(arguments: list[str]) -> cli.RLIFCLI:
     """Parse and construct, without running anything."""
-    return cli.RLIFCLI(RLIFModule, PromptData, args=arguments, run=False, seed_everything_default=0)
+    defaults = {"callbacks": []}
+    return cli.RLIFCLI(
+        RLIFModule, PromptData, args=arguments, run=False, seed_everything_default=0, trainer_defaults=defaults
+    )
 
 
 def test_every_shipped_config_is_tested_here():
@@ -112,9 +113,7 @@ def test_paper_configs_carry_the_papers_values(name, tmp_path, tiny_models):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_configs_name_the_papers_model_and_data(name):
-    config = cli.RLIFCLI(
-        RLIFModule, PromptData, args=[f"--config=configs/paper/{name}.yaml", *ON_CPU], run=False
-    ).config
+    config = build([f"--config=configs/paper/{name}.yaml", *ON_CPU]).config
     assert config.model.policy.name == PAPER[name][1]
     assert config.model.policy.lora is None
     source = config.data.source
@@ -184,7 +183,8 @@ def test_smollm2_config_trains_a_stand_in(tmp_path, tiny_models):
     run = fit(tmp_path, *arguments, "--model.sampling.max_new_tokens=4")
     assert run.trainer.global_step == 4  # two rollouts of two updates
     text = run.datamodule.train_dataloader().split.batch([0]).texts[0]
-    assert text.startswith("<|user|>State the final answer to the following arithmetic problem: 5 + 7 =\n<|assistant|>5 + 7 = 12")
+    assert text.startswith("<|user|>State the final answer")
+    assert "problem: 5 + 7 =\n<|assistant|>5 + 7 = 12\n<|user|>" in text
     assert text.endswith("<|assistant|>")
     assert text.count("<|user|>") == 4  # three examples and the problem
     assert torch.isfinite(run.trainer.callback_metrics["policy/entropy"])

@@ -26,7 +26,7 @@ def rows(vocab_size: int) -> tuple[list[Tensor], Tensor, Tensor]:
     """Two prompts, longer and shorter than Gemma's window of 6, with ragged completions."""
     generator = torch.Generator().manual_seed(5)
     prompts = [torch.randint(4, vocab_size, (length,), generator=generator) for length in (9, 4)]
-    ids = torch.randint(4, vocab_size, (2 * GROUP, 12), generator=generator)
+    ids = torch.randint(20, vocab_size, (2 * GROUP, 12), generator=generator)
     mask = torch.arange(12) < torch.tensor([12, 1, 7, 5, 2, 9]).unsqueeze(1)
     return prompts, ids.where(mask, 0), mask
 
@@ -72,7 +72,9 @@ def gradients(policy: PolicyModel, stats: TokenStats) -> dict[str, Tensor]:
 
 def assert_close(left: TokenStats, right: TokenStats, tolerance: float = 1e-4) -> None:
     for name, value in vars(left).items():
-        torch.testing.assert_close(value, getattr(right, name), rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, getattr(right, name), rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def assert_same_gradients(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float) -> None:
@@ -91,8 +93,8 @@ def test_packed_scoring_is_one_sequence_at_a_time(tiny_models, architecture, sam
     plain = score_plainly(policy, sampling)
     expected = gradients(policy, plain)
     packed = score(policy, sampling)
-    assert_close(packed, plain, 1e-9)
-    assert_same_gradients(gradients(policy, packed), expected, 1e-8)
+    assert_close(packed, plain, 1e-5)  # the library's norms and rotary angles stay in float32
+    assert_same_gradients(gradients(policy, packed), expected, 1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -139,7 +141,11 @@ def test_dropout_is_off(tiny_models):
     assert torch.equal(first.logprobs, score(policy.eval(), PLAIN).logprobs)
 
 
+# peft reads a name that transformers 5.23 deprecates, and tells that GPT-2's layers are stored transposed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
 def test_lora_with_its_adapters_off_is_the_base_model(tiny_models, architecture):
     pytest.importorskip("peft")
     folder = str(tiny_models[architecture])

@@ -158,7 +158,9 @@ def test_weights_and_names():
 
 def test_a_raising_head_is_named_with_a_completion():
     rewards = RewardSet({"mine": WeightedReward(Broken())})
-    with pytest.raises(RuntimeError, match=r"(?s)'mine' \(Broken\) raised KeyError: 'colour'.*'a strange text'") as info:
+    with pytest.raises(
+        RuntimeError, match=r"(?s)'mine' \(Broken\) raised KeyError: 'colour'.*'a strange text'"
+    ) as info:
         rewards(handmade(["a strange text"], 1))
     assert isinstance(info.value.__cause__, KeyError)
 

@@ -43,7 +43,9 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], t
 
 def metrics(folder: Path) -> list[dict[str, str]]:
     with next(folder.rglob("metrics.csv")).open() as file:
-        return [{k: v for k, v in row.items() if "time/" not in k and "per_second" not in k} for row in csv.DictReader(file)]
+        return [
+            {k: v for k, v in row.items() if "time/" not in k and "per_second" not in k} for row in csv.DictReader(file)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,9 @@ def test_token_budget_does_not_change_the_parameters(tmp_path, objective):
 
 
 def problems(folder: Path, shuffled: bool) -> str:
-    rows = [{"question": f"{a}+{b}+{c}=", "answer": str(a + b + c)} for a, b, c in [(1, 2, 3), (4, 5, 6), (7, 8, 9)] * 6]
+    rows = [
+        {"question": f"{a}+{b}+{c}=", "answer": str(a + b + c)} for a, b, c in [(1, 2, 3), (4, 5, 6), (7, 8, 9)] * 6
+    ]
     if shuffled:
         answers = [row["answer"] for row in rows]
         random.Random(0).shuffle(answers)
@@ -117,9 +121,10 @@ def test_kl_cov_is_not_clipped(reference, tmp_path):
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # on purpose: resumed into another folder
 def test_resume_in_the_middle_of_an_epoch_is_the_uninterrupted_run(reference, tmp_path):
     saving = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 4, "save_top_k": -1}}
-    fit(tmp_path / "first", f"--trainer.callbacks+={json.dumps(saving)}")
+    callback = f"--trainer.callbacks+={json.dumps(saving)}"
+    fit(tmp_path / "first", callback)
     checkpoint = next((tmp_path / "first").rglob("*step=4.ckpt"))
-    resumed = fit(tmp_path / "second", f"--ckpt_path={checkpoint}")
+    resumed = fit(tmp_path / "second", callback, f"--ckpt_path={checkpoint}")
     assert resumed.trainer.global_step == 8
     assert int(resumed.model.num_rollouts) == 2
     assert_same(parameters(reference[0]), parameters(resumed))
@@ -168,7 +173,9 @@ def test_gradient_checkpointing_changes_nothing(reference, tmp_path):
 
 def test_all_metrics_of_the_method_are_logged(reference):
     names = set().union(*(row.keys() for row in metrics(reference[1])))
-    heads = {f"reward/{head}/{kind}" for head in ("vote", "certainty") for kind in ("mean", "std", "group_std", "share")}
+    heads = {
+        f"reward/{head}/{kind}" for head in ("vote", "certainty") for kind in ("mean", "std", "group_std", "share")
+    }
     policy = "entropy log_ratio log_ratio_picked picked_fraction reference_kl clip_fraction grad_norm learning_rate"
     expected = heads | {f"policy/{name}" for name in policy.split()}
     expected |= {"rollout/length", "rollout/ended", "rollout/parseable"}

@@ -118,7 +118,7 @@ class RewardSet(nn.Module):
     def _ask(self, name: str, rollout: Rollout) -> RewardOutput:
         head = self.heads[name]
         visible = rollout
-        if not getattr(head, "needs_gold"):
+        if not head.needs_gold:
             visible = replace(rollout, prompts=rollout.prompts.without(self.answer_column))
         try:
             output = head(visible)

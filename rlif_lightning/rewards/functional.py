@@ -64,7 +64,7 @@ def token_stats(logits: Tensor, tokens: Tensor, forbidden: Tensor | None = None)
     probs = (logits - log_normalizer.unsqueeze(-1)).exp()
     return TokenStats(
         logprobs=logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - log_normalizer,
-        entropy=log_normalizer - (probs * logits).sum(-1),
+        entropy=-(probs * (logits - log_normalizer.unsqueeze(-1))).sum(-1),
         self_certainty=log_normalizer - total / allowed - allowed.log(),
     )
 

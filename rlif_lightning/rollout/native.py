@@ -7,6 +7,7 @@ token is drawn from also give its statistics, so neither old log-probs nor self-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -51,8 +52,8 @@ class NativeEngine(RolloutEngine):
             decoded.append(decoding.run())
         self.policy.train(training)
         torch.clear_autocast_cache()  # weights cast without gradients must not be met by a later forward with them
-        ids, mask, stats, ended = (_join(parts) for parts in zip(*decoded, strict=True))
-        assert isinstance(stats, TokenStats)
+        ids, mask, ended = (_join([part[i] for part in decoded]) for i in (0, 1, 3))
+        stats = TokenStats(*(_join([getattr(part[2], f.name) for part in decoded]) for f in fields(TokenStats)))
         texts = [self._text(row[keep], sampling.stop) for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
         return Rollout(prompts, ids, mask, stats, texts, ended, group_size)
 
@@ -173,10 +174,8 @@ class _Decoding:
         self.position = self.position + 1
 
 
-def _join(parts: Sequence):
-    """Concatenate the batches of one rollout along the rows, padding completions to the longest."""
-    if isinstance(parts[0], TokenStats):
-        return TokenStats(*(_join([getattr(part, name) for part in parts]) for name in TokenStats.__annotations__))
+def _join(parts: list[Tensor]) -> Tensor:
+    """Concatenate ``[b]`` or ``[b, t]`` parts along the rows, padding completions to the longest."""
     if parts[0].dim() == 1:
         return torch.cat(parts)
     width = max(part.shape[1] for part in parts)

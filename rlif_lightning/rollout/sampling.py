@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Steps of the sampling counters far from any training step: evaluations draw the same uniforms every time.
+VALIDATION_STEP, PREDICTION_STEP = 2**62, 2**62 + 1
+
 
 @dataclass(frozen=True)
 class Sampling:

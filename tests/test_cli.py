@@ -1,0 +1,149 @@
+"""The command line: configurations that parse again, help, one clear line per mistake, and the other subcommands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from test_run import BASE, fit
+
+from rlif_lightning import cli
+from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.rewards import RewardHead
+
+
+class Buggy(RewardHead):
+    """A user's head with a mistake in it."""
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        return RewardOutput(rollout.no_such_field)
+
+
+def local(folder: Path, content: str = '{"question": "1+2+3=", "answer": "6"}\n', copies: int = 8) -> list[str]:
+    """Arguments that read a small file instead of made-up problems."""
+    path = folder / "problems.jsonl"
+    path.write_text(content * copies)
+    source = {"class_path": "LocalFiles", "init_args": {"train": str(path), "validation": str(path)}}
+    return [f"--data.source={json.dumps(source)}"]
+
+
+def base(*without: str) -> list[str]:
+    return [argument for argument in BASE if not any(part in argument for part in without)]
+
+
+def refused(capsys, *arguments: str) -> str:
+    """What is printed on a mistake: exit code 2, no traceback."""
+    with pytest.raises(SystemExit) as info:
+        cli.main(list(arguments))
+    assert info.value.code == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    return next(line for line in reversed(printed.splitlines()) if "error" in line.lower())
+
+
+def test_print_config_gives_a_config_that_parses(capsys, tmp_path):
+    with pytest.raises(SystemExit) as info:
+        cli.main(["fit", "--config=configs/quickstart.yaml", "--print_config"])
+    assert info.value.code == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["model"]["objective"]["init_args"]["fraction"] == 0.02
+    path = tmp_path / "printed.yaml"
+    path.write_text(printed)
+    with pytest.raises(SystemExit):
+        cli.main(["fit", f"--config={path}", "--print_config"])
+    assert capsys.readouterr().out == printed
+
+
+def test_help_names_the_units(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "token budget of one forward and backward pass",
+        "longest prompt allowed, in tokens",
+        "optimiser steps of linear warm-up",
+        "limit of a completion's length, in tokens",
+        "Evaluate before and after fit",
+    ):
+        assert text in printed
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--model.updates_per_rollout=1", "updates_per_rollout=1 makes KL-Cov do nothing"),
+        ("--model.objective.init_args.fraction=2", "fraction=2.0 must lie in [0, 1)"),
+        ("--model.no_such_key=1", "no_such_key"),
+        ("--model.learning_rate=fast", "model.learning_rate"),
+        ("--model.policy.name=no/such/folder", "no/such/folder"),
+        ("--data.chat=true", "has no chat template"),
+        ("--data.prompt_column=problem", "prompt_column='problem' is not in the train split"),
+        ("--data.answer_column=gold", "answer_column='gold' is not in the"),
+        ("--data.prompts_per_step=3", "prompts_per_step=3 is less than model.updates_per_rollout=4"),
+        ("--data.max_prompt_tokens=2", "raise it, or set overlong=filter"),
+        ("--model.sampling.top_k=5", "truncated sampling biases the importance ratio"),
+        ("--model.sampling.temperature=0", "use a positive value to train"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(capsys, tmp_path, argument, message):
+    line = refused(capsys, "fit", *BASE, f"--trainer.default_root_dir={tmp_path}", argument)
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [('{"problem": "1+1="}\n', "its columns are ['problem']"), ("", "problems.jsonl"), (None, "missing.jsonl")],
+)
+def test_unusable_data_is_told_in_one_line(capsys, tmp_path, content, message):
+    source = local(tmp_path, content or "")
+    if content is None:
+        source = [source[0].replace("problems.jsonl", "missing.jsonl")]
+    arguments = ["fit", *base("source.init_args"), *source, f"--trainer.default_root_dir={tmp_path}"]
+    assert message in refused(capsys, *arguments)
+
+
+def test_a_bug_in_a_user_s_head_keeps_its_traceback(tmp_path):
+    head = json.dumps({"mine": {"head": {"class_path": "test_cli.Buggy"}}})
+    with pytest.raises(RuntimeError, match=r"'mine' \(Buggy\) raised AttributeError") as info:
+        fit(tmp_path, f"--model.rewards={head}")
+    assert isinstance(info.value.__cause__, AttributeError)
+
+
+def evaluate(command: str, folder: Path, *arguments: str) -> cli.RLIFCLI:
+    return cli.main([command, *base("--compare"), f"--trainer.default_root_dir={folder}", *arguments])
+
+
+@pytest.mark.parametrize(("command", "prefix"), [("validate", "val"), ("test", "test")])
+def test_evaluation_prints_figures_in_range(tmp_path, command, prefix):
+    run = evaluate(command, tmp_path)
+    found = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+    shares = {"accuracy", "pass@8", "maj@8", "greedy_accuracy", "ended", "parseable", "agreement", "diversity"}
+    assert set(found) == {f"{prefix}/{name}" for name in shares | {"entropy", "length"}}
+    assert all(0 <= found[f"{prefix}/{name}"] <= 1 for name in shares)
+    assert found[f"{prefix}/pass@8"] >= found[f"{prefix}/accuracy"] > 0
+    assert 1 <= found[f"{prefix}/length"] <= 48
+
+
+def test_figures_without_an_answer_column_need_no_labels(tmp_path):
+    run = evaluate("validate", tmp_path, "--data.answer_column=null")
+    assert not [name for name in run.trainer.callback_metrics if "accuracy" in name or "@" in name]
+    assert "val/agreement" in run.trainer.callback_metrics
+
+
+def test_predict_writes_a_record_per_completion_and_overwrites_nothing(tmp_path):
+    evaluate("predict", tmp_path)
+    first = tmp_path / "version_0" / "predictions.jsonl"
+    text = first.read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    assert len(records) == 8 * 4
+    assert {(record["index"], record["completion_number"]) for record in records} == {
+        (p, g) for p in range(8) for g in range(4)
+    }
+    assert all(set(record["scores"]) == {"vote", "certainty"} for record in records)
+    assert all(record["scores"]["certainty"] == pytest.approx(record["mean_logprob"]) for record in records)
+    assert all(0 <= record["scores"]["vote"] <= 1 and 1 <= record["length"] <= 48 for record in records)
+    evaluate("predict", tmp_path)
+    assert first.read_text() == text
+    assert (tmp_path / "version_1" / "predictions.jsonl").read_text() == text

@@ -1,0 +1,181 @@
+"""What every reward head, advantage and objective promises, whatever it computes. A new part joins by one line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from restatement import loss_and_gradient, rows_in, update
+from test_rewards import handmade
+
+from rlif_lightning import rewards
+from rlif_lightning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
+from rlif_lightning.batch import Rollout
+from rlif_lightning.objectives import ClipCov, Clipped, KLCov, Objective, ReferenceKL
+
+HEADS = {
+    "ClusterVote": rewards.ClusterVote,
+    "Format": lambda: rewards.Format("[0-9]"),
+    "GoldAnswer": rewards.GoldAnswer,
+    "Length": rewards.Length,
+    "MeanLogprob": rewards.MeanLogprob,
+    "NegativeEntropy": rewards.NegativeEntropy,
+    "Random": rewards.Random,
+    "SelfCertainty": rewards.SelfCertainty,
+}
+ADVANTAGES = [GDPO(), GDPO("sample"), GDPO("token"), GRPO(), DrGRPO(), RLOO()]
+OBJECTIVES = [
+    Clipped(),
+    Clipped(aggregation="constant", entropy_bonus=0.1, reference_kl=ReferenceKL(0.1)),
+    KLCov(fraction=0.3),
+    KLCov(fraction=0.3, unselected="plain", rank_by="current"),
+    ClipCov(fraction=0.3, low=-1.0),
+]
+GROUP = 4
+TEXTS = ["1", "2", "1", "no", "3", "3", "4 or 5", "", "7", "7", "7", "8"]
+
+
+def rollout(order: list[int] | None = None) -> Rollout:
+    """Three groups, in another order if asked."""
+    whole = handmade(TEXTS, GROUP, answer=["1", "3", "7"], level=[1, 2, 3])
+    if order is None:
+        return whole
+    rows = torch.tensor([p * GROUP + g for p in order for g in range(GROUP)])
+    prompts = replace(
+        whole.prompts,
+        token_ids=[whole.prompts.token_ids[p] for p in order],
+        texts=[whole.prompts.texts[p] for p in order],
+        columns={name: [values[p] for p in order] for name, values in whole.prompts.columns.items()},
+        index=whole.prompts.index[order],
+    )
+    return Rollout(
+        prompts,
+        whole.completion_ids[rows],
+        whole.mask[rows],
+        whole.stats.map(lambda values: values[rows]),
+        [whole.texts[row] for row in rows],
+        whole.ended[rows],
+        GROUP,
+    )
+
+
+def subclasses(kind: type) -> set[type]:
+    found = set(kind.__subclasses__()) | {
+        grandchild for child in kind.__subclasses__() for grandchild in subclasses(child)
+    }
+    return {cls for cls in found if cls.__module__.startswith("rlif_lightning.")}
+
+
+def test_every_part_of_the_library_is_in_this_suite():
+    assert {cls.__name__ for cls in subclasses(rewards.RewardHead)} == set(HEADS)
+    assert subclasses(Advantage) == {type(advantage) for advantage in ADVANTAGES}
+    assert subclasses(Objective) == {type(objective) for objective in OBJECTIVES}
+
+
+@pytest.mark.parametrize("name", HEADS)
+class TestRewardHeads:
+    def test_one_float_per_completion_without_a_gradient(self, name):
+        sampled = rollout()
+        for values in vars(sampled.stats).values():
+            values.requires_grad_()
+        scores = rewards.RewardSet({"head": rewards.WeightedReward(HEADS[name]())})(sampled)["head"].scores
+        assert scores.shape == (len(TEXTS),)
+        assert scores.dtype == torch.float32
+        assert scores.isfinite().all()
+        assert not scores.requires_grad
+
+    def test_permuting_the_groups_permutes_the_scores(self, name):
+        scores = HEADS[name]()(rollout()).scores.view(3, GROUP)
+        assert torch.equal(HEADS[name]()(rollout([2, 0, 1])).scores.view(3, GROUP), scores[[2, 0, 1]])
+
+    def test_the_rollout_is_left_alone(self, name):
+        sampled = rollout()
+        HEADS[name]()(sampled)
+        expected = rollout()
+        assert torch.equal(sampled.stats.logprobs, expected.stats.logprobs)
+        assert torch.equal(sampled.stats.entropy, expected.stats.entropy)
+        assert torch.equal(sampled.mask, expected.mask)
+        assert sampled.prompts.columns == expected.prompts.columns
+
+
+def scores_and_lengths() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rewards_ = torch.randn(2, 5, GROUP, generator=generator)
+    rewards_[0, 1, 2] = torch.nan
+    return rewards_, torch.tensor([0.5, 2.0]), torch.randint(1, 9, (5, GROUP), generator=generator)
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES, ids=str)
+class TestAdvantages:
+    def test_shape_and_type(self, advantage):
+        rewards_, weights, lengths = scores_and_lengths()
+        values = advantage(rewards_, weights, lengths)
+        assert values.shape == (5, GROUP)
+        assert values.dtype == torch.float32
+        assert values.isfinite().all()
+        assert values.any()
+        assert advantage.parts(rewards_, weights).shape == rewards_.shape
+
+    def test_permuting_the_groups_permutes_the_advantages(self, advantage):
+        rewards_, weights, lengths = scores_and_lengths()
+        order = [3, 1, 4, 0, 2]
+        permuted = advantage(rewards_[:, order], weights, lengths[order])
+        torch.testing.assert_close(permuted, advantage(rewards_, weights, lengths)[order])
+
+    @pytest.mark.parametrize("group_size", [1, GROUP])
+    def test_nothing_to_compare_gives_exactly_zero(self, advantage, group_size):
+        rewards_ = torch.full((2, 3, group_size), 0.1) + torch.arange(3).view(1, 3, 1)
+        assert not advantage(rewards_, torch.ones(2), torch.ones(3, group_size)).any()
+
+    def test_a_constant_added_to_a_group_changes_nothing(self, advantage):
+        rewards_, weights, lengths = scores_and_lengths()
+        moved = advantage(rewards_ + torch.arange(5).view(1, 5, 1), weights, lengths)
+        torch.testing.assert_close(moved, advantage(rewards_, weights, lengths), rtol=1e-4, atol=1e-5)
+
+    def test_it_is_frozen(self, advantage):
+        with pytest.raises(AttributeError):
+            advantage.eps = 1.0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+class TestObjectives:
+    def test_marks_are_among_the_update_s_tokens(self, objective):
+        batch = update()
+        marks = objective.select(batch)
+        assert marks.shape == batch.mask.shape
+        assert marks.dtype == torch.bool
+        assert not marks[~batch.mask].any()
+        assert bool(marks.any()) == (type(objective) is not Clipped)
+
+    def test_loss_and_gradient_are_finite_also_at_equal_logprobs(self, objective):
+        for batch in (update(), replace(update(), logprobs=update().old_logprobs)):
+            loss, gradient = loss_and_gradient(objective, batch, objective.select(batch))
+            assert loss.shape == gradient.shape == batch.mask.shape
+            assert loss.isfinite().all()
+            assert gradient.isfinite().all()
+            assert gradient.any()
+
+    def test_permuting_the_rows_permutes_the_loss(self, objective):
+        batch, order = update(), [3, 0, 5, 1, 4, 2]
+        marks = objective.select(batch)
+        assert torch.equal(objective.select(rows_in(batch, order)), marks[order])
+        losses = loss_and_gradient(objective, rows_in(batch, order), marks[order])
+        assert torch.equal(losses[0], loss_and_gradient(objective, batch, marks)[0][order])
+
+    def test_its_null_setting_is_clipped(self, objective):
+        null = replace(objective, fraction=0.0) if hasattr(objective, "fraction") else objective
+        shared = {name: getattr(null, name) for name in vars(Clipped())}
+        batch = update()
+        marks = null.select(batch)
+        assert not marks.any()
+        found, expected = (loss_and_gradient(o, batch, marks) for o in (null, Clipped(**shared)))
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+    def test_it_is_frozen_and_replaced_as_a_whole(self, objective):
+        with pytest.raises(AttributeError):
+            objective.clip_low = 0.1
+        assert replace(objective, clip_low=0.1).clip_low == 0.1
+        with pytest.raises(ValueError, match=r"clip_low=0\.0"):
+            replace(objective, clip_low=0.0)
