@@ -104,6 +104,12 @@ class Rollout:
     def num_prompts(self) -> int:
         return len(self.prompts)
 
+    def row_ids(self, step: int) -> Tensor:
+        """``[B]`` int64: a number of each completion that no other one of the run has (up to 2**31 rows and steps)."""
+        completion = torch.arange(self.group_size, device=self.mask.device)
+        within_step = self.prompts.index.to(completion).unsqueeze(1) * self.group_size + completion
+        return within_step.flatten() + (step << 32)
+
     @property
     def lengths(self) -> Tensor:
         """``[B]`` int64 completion lengths in tokens."""
@@ -147,6 +153,7 @@ class LossInputs:
         old_logprobs: ``[B, T]`` under the policy that sampled.
         advantages: ``[B, T]``, constant over a completion unless a token-level kind made it.
         mask: ``[B, T]`` bool.
+        row_ids: ``[B]`` int64, a number of each completion that no other completion of the run has.
         entropy: optional ``[B, T]``, with the graph, for the entropy bonus.
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
     """
@@ -155,5 +162,6 @@ class LossInputs:
     old_logprobs: Tensor
     advantages: Tensor
     mask: Tensor
+    row_ids: Tensor
     entropy: Tensor | None = None
     ref_logprobs: Tensor | None = None

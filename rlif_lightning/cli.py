@@ -40,6 +40,7 @@ EXPECTED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",
     "Using ModelCheckpoint with manual optimization and every_n_train_steps",
     "Couldn't infer the batch indices fetched from your dataloader",
+    "The dirpath has changed",  # a resumed run logs into a folder of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 PERCENT = ("accuracy", "pass@", "maj@", "greedy_accuracy", "ended", "parseable", "agreement", "diversity")

@@ -90,8 +90,6 @@ class RLIFModule(LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        if group_size < 1:
-            raise ValueError(f"group_size={group_size} must be at least 1")
         self.policy_settings, self.policy, self.reference = policy, None, None
         self.rewards = RewardSet(rewards, answer_column)
         self.group_size, self.advantage, self.objective, self.sampling = group_size, advantage, objective, sampling
@@ -162,7 +160,8 @@ class RLIFModule(LightningModule):
         reference = None
         if self.objective.needs_reference:
             reference = reference_logprobs(self.policy, self.reference, rollout, self.sampling, budget)
-        inputs = LossInputs(logprobs, logprobs, advantages, rollout.mask, ref_logprobs=reference)
+        row_ids = rollout.row_ids(step)
+        inputs = LossInputs(logprobs, logprobs, advantages, rollout.mask, row_ids, ref_logprobs=reference)
         meter, norms = UpdateMeter(rollout.mask.device), []
         for groups in plan.minibatches(rollout.num_prompts, step, self.global_rank, self.trainer.world_size):
             update, prompt_ids, completion_ids = select_groups(inputs, rollout, groups)
@@ -170,17 +169,8 @@ class RLIFModule(LightningModule):
             if self.objective.needs_current:
                 current = score_logprobs(self.policy, *rows, update.mask, self.group_size, self.sampling, budget)
                 update = LossInputs(**{**vars(update), "logprobs": current})
-            backward_update(
-                self.policy,
-                self.objective,
-                update,
-                *rows,
-                self.sampling,
-                budget,
-                self.group_size,
-                self._backward,
-                meter,
-            )
+            settings = (self.sampling, budget, self.group_size)
+            backward_update(self.policy, self.objective, update, *rows, *settings, self._backward, meter)
             norms.append(self._optimizer_step())
             if not math.isfinite(norms[-1]):
                 raise RuntimeError(non_finite_message(step, rollout, outputs))

@@ -184,7 +184,7 @@ class KLCov(Objective):
     def select(self, update: LossInputs) -> Tensor:
         ranked = update.old_logprobs if self.rank_by == "old" else update.logprobs
         covariance = token_covariance(ranked, update.advantages, update.mask)
-        lottery = token_lottery(update.old_logprobs, update.mask)
+        lottery = token_lottery(update.row_ids, update.mask.shape[1])
         return all_rank_top_fraction(covariance, update.mask, self.fraction, lottery)
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
@@ -224,33 +224,30 @@ class ClipCov(Objective):
         candidates = update.mask & (covariance > self.low) & (covariance < self.high)
         num_tokens, num_candidates = all_rank_sum(torch.stack([update.mask.sum(), candidates.sum()])).tolist()
         share = min(1.0, self.fraction * num_tokens / max(num_candidates, 1))
-        # Not from the covariance: only the log-probs are bit-equal on any number of ranks.
-        lottery = token_lottery(update.old_logprobs, update.mask, self.seed)
+        lottery = token_lottery(update.row_ids, update.mask.shape[1], self.seed)
         return all_rank_top_fraction(torch.where(candidates, lottery, 0.0), candidates, share)
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         return torch.where(marks, torch.zeros_like(batch.logprobs), self.clipped(batch))
 
 
-def token_lottery(values: Tensor, mask: Tensor, seed: int = 0) -> Tensor:
+def token_lottery(row_ids: Tensor, num_steps: int, seed: int = 0) -> Tensor:
     """A repeatable lottery number in (0, 1] for each token: the same on every rank and in every order of rows.
 
-    Made of all values of the token's completion and of its position, so that tokens of equal value (a collapsing policy
-    has many with log-prob 0) still draw different numbers; only tokens of identical completions can tie.
+    It hangs on the token's place in the run, not on any computed number: rounding differs between numbers of ranks.
 
     Args:
-        values: ``[B, T]`` float.
-        mask: ``[B, T]`` bool; padding does not count.
+        row_ids: ``[B]`` int64.
+        num_steps: T.
         seed: any integer.
 
     Returns:
         ``[B, T]`` float64, from the splitmix64 finaliser.
     """
-    bits = values.detach().double().contiguous().view(torch.int64)
-    position = torch.arange(values.shape[-1], device=values.device) * GOLDEN_GAMMA
-    row = torch.where(mask, _mix(bits + position), 0).sum(-1, keepdim=True)  # int64 sums wrap: exact in any order
+    position = torch.arange(num_steps, device=row_ids.device) * GOLDEN_GAMMA
     wrapped = (seed * GOLDEN_GAMMA + 2**63) % 2**64 - 2**63
-    return (_mix(_mix(row + position) + wrapped) & 0xFFFFFFFF).double().add(1) / 2.0**32
+    tokens = _mix(_mix(row_ids).unsqueeze(-1) + position)
+    return (_mix(tokens + wrapped) & 0xFFFFFFFF).double().add(1) / 2.0**32
 
 
 def _mix(bits: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.batch import TokenStats
 from rlif_lightning.packing import Packed, tree_mask
@@ -121,7 +122,9 @@ def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
         raise ValueError('policy.lora needs the package peft: pip install "rlif-lightning[lora]"') from error
     targets = lora.target_modules or "all-linear"
     model.enable_input_require_grads()  # or gradient checkpointing would find nothing that needs a gradient
-    return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, fan_in_fan_out=transposed)
+    return get_peft_model(model, config)
 
 
 class PolicyModel(nn.Module):

@@ -146,6 +146,8 @@ class PromptData(lightning.LightningDataModule):
         self.seed = seed
         self.trust_remote_code = trust_remote_code
         self._splits: dict[Split, EncodedSplit] = {}
+        self._loader: TrainLoader | None = None
+        self._place: dict[str, int] | None = None
         self._check_arguments()
 
     def setup(self, stage: str | None = None) -> None:
@@ -177,11 +179,22 @@ class PromptData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Shuffled batches of ``prompts_per_step`` prompts, this process's share of each."""
-        return TrainLoader(self._splits["train"], self.prompts_per_step, self.seed, *self._shard())
+        self._loader = TrainLoader(self._splits["train"], self.prompts_per_step, self.seed, *self._shard())
+        if self._place is not None:
+            self._loader.load_state_dict(self._place)
+        return self._loader
 
     def val_dataloader(self) -> ValidationLoader:
         """The validation problems in order, this process's share."""
         return ValidationLoader(self._splits["validation"], self.validation_prompts_per_step, *self._shard())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the order of prompts; Lightning itself keeps it only in the middle of an epoch."""
+        return {} if self._loader is None else {"train": self._loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next ``train_dataloader`` go on where the checkpoint was made."""
+        self._place = state_dict.get("train")
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader

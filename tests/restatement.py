@@ -173,6 +173,7 @@ def update(rows: int = 6, columns: int = 8, seed: int = 0) -> LossInputs:
         old_logprobs=old,
         advantages=torch.randn(rows, 1, generator=generator).expand(rows, columns),
         mask=torch.arange(columns) < lengths,
+        row_ids=torch.arange(rows),
         entropy=torch.rand(rows, columns, generator=generator),
         ref_logprobs=old + 0.1 * torch.randn(rows, columns, generator=generator),
     )
@@ -187,7 +188,7 @@ def golden() -> LossInputs:
     """KL-Cov's worked example: covariances .625, 1.375, 1.125, .375."""
     logprobs = torch.tensor([[-1.0, -3.0, -0.5, -2.0]])
     mask = torch.ones(1, 4, dtype=torch.bool)
-    return LossInputs(logprobs, logprobs.clone(), torch.tensor([[1.0, -1.0, 1.0, -1.0]]), mask)
+    return LossInputs(logprobs, logprobs.clone(), torch.tensor([[1.0, -1.0, 1.0, -1.0]]), mask, torch.tensor([0]))
 
 
 def loss_and_gradient(objective, batch: LossInputs, marks: Tensor) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,6 @@ def test_both_go_on_from_a_checkpoint(tmp_path):
     assert list(callback_of(resumed, EntropyMonitor).history) == pytest.approx(means)
     slopes = [float(np.polyfit(range(end), means[:end], 1)[0]) for end in (3, 4)]
     assert column(tmp_path / "second", "entropy/slope") == pytest.approx(slopes, abs=1e-6)
-    # Red as this is written: a checkpoint made between two epochs restarts the order of prompts.
     assert means == pytest.approx(column(tmp_path / "whole", "policy/entropy"), abs=1e-5)
 
 

@@ -106,6 +106,7 @@ def whole_update() -> dict[str, torch.Tensor]:
         "logprobs": -3 * torch.rand(10, 7, generator=generator),
         "advantages": torch.randn(10, 1, generator=generator).expand(10, 7).contiguous(),
         "mask": torch.arange(7) < lengths.unsqueeze(1),
+        "row_ids": torch.arange(10),
         "rewards": torch.rand(5, 2, 2, generator=generator),  # prompt first, so that rows and prompts split alike
         "lengths": lengths.view(5, 2),
     }
@@ -122,7 +123,7 @@ def share_of(prompts: slice, empty: bool = False) -> dict[str, torch.Tensor]:
 def statistics_of(share: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Everything that is a collective; row-wise results are this share's rows."""
     logprobs, advantages, mask = share["logprobs"], share["advantages"], share["mask"]
-    update = LossInputs(logprobs, logprobs, advantages, mask)
+    update = LossInputs(logprobs, logprobs, advantages, mask, share["row_ids"])
     rewards = share["rewards"].movedim(0, 1)
     mean, std = all_rank_mean_std(logprobs, mask)
     results = {"sum": all_rank_sum(masked_sum(logprobs.double(), mask)), "mean": mean, "std": std}
