@@ -250,7 +250,7 @@ def main() -> None:
     """Train, evaluate, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder to write (default: %(default)s)")
-    parser.add_argument("--examples", type=int, default=64_000, help="worked solutions to learn from")
+    parser.add_argument("--examples", type=int, default=64_000, help="worked solutions to learn from (at least 1,000)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
