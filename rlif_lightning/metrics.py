@@ -26,7 +26,8 @@ def pass_at_k(num_correct: Tensor, num_samples: int, k: int) -> Tensor:
         raise ValueError(f"k={k} must lie in [1, {num_samples}], the number of samples of each problem")
     drawn = torch.arange(k, dtype=torch.float64, device=num_correct.device)
     wrong = num_samples - num_correct.double().unsqueeze(-1)
-    return 1 - ((wrong - drawn).clamp(min=0) / (num_samples - drawn)).prod(-1)
+    # With fewer than k wrong samples one factor is 0, whatever the sign of those after it.
+    return 1 - ((wrong - drawn) / (num_samples - drawn)).prod(-1)
 
 
 class _RunningMean(Metric):

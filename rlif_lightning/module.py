@@ -190,7 +190,6 @@ class RLIFModule(LightningModule):
             optimizer.step()
             schedule.step()
         optimizer.zero_grad()
-        torch.clear_autocast_cache()  # or bf16-mixed would go on with copies of the weights from before the step
         return float(norm)
 
     def _log(self, metrics: dict[str, Any], batch_size: int) -> None:

@@ -157,9 +157,7 @@ def reference_logprobs(
     """``[B, T]`` log-probs under the reference model, which is the policy without its adapters if there is none."""
     rows = (rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, rollout.group_size)
     with policy.adapters_off() if reference is None else nullcontext():
-        logprobs = score_logprobs(reference or policy, *rows, sampling, micro_batch_tokens)
-    torch.clear_autocast_cache()
-    return logprobs
+        return score_logprobs(reference or policy, *rows, sampling, micro_batch_tokens)
 
 
 def backward_update(

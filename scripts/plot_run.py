@@ -1,4 +1,4 @@
-"""Draw a run's main curves from its ``metrics.csv``: ``python scripts/plot_run.py runs/quickstart/version_0 --out run.png``.
+"""Draw a run's main curves from its ``metrics.csv``: ``python scripts/plot_run.py runs/quickstart/version_0``.
 
 Agreement, rewards, token entropy and length by rollout; several run folders are drawn over each other.
 """
@@ -13,10 +13,11 @@ import pandas as pd
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
 
 PANELS = {
     "vote/largest_cluster": "share of the largest answer in a group",
-    "reward/gold/mean": "accuracy in training (gold reward, if there is one)",
+    "reward/gold/mean": "accuracy in training (head `gold`, if there is one)",
     "policy/entropy": "token entropy, nats",
     "rollout/length": "completion length, tokens",
     "policy/log_ratio_picked": "mean |log ratio| on picked tokens, nats",
@@ -35,18 +36,23 @@ def read_run(folder: Path) -> pd.DataFrame:
 def draw(runs: dict[str, pd.DataFrame], out: Path) -> None:
     """One panel per figure that any of the runs has; a validation table's figures are left to the terminal."""
     names = [name for name in PANELS if any(name in run for run in runs.values())]
-    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 2.9), layout="constrained")
-    for axis, name in zip(axes, names, strict=True):
+    columns = -(-len(names) // 2)
+    figure, axes = plt.subplots(2, columns, figsize=(3.6 * columns, 5.4), layout="constrained", squeeze=False)
+    colors = dict(zip(runs, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+    for axis, name in zip(axes.flat, names, strict=False):
         for label, run in runs.items():
             if name in run:
-                axis.plot(run.index, run[name], label=label, linewidth=1.4)
+                axis.plot(run.index, run[name], color=colors[label], linewidth=1.4)
         axis.set_title(PANELS[name], fontsize=9)
         axis.set_xlabel("rollout", fontsize=8)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8)
-    figure.savefig(out, dpi=120)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    lines = [Line2D([], [], color=color) for color in colors.values()]
+    figure.legend(lines, list(colors), loc="outside lower center", ncols=len(runs), fontsize=9, frameon=False)
+    figure.savefig(out, dpi=110)
 
 
 def main() -> None:

@@ -51,7 +51,6 @@ class NativeEngine(RolloutEngine):
             decoding = _Decoding(self.policy, prompts.token_ids[chosen], group_size, sampling, uniforms[rows])
             decoded.append(decoding.run())
         self.policy.train(training)
-        torch.clear_autocast_cache()  # weights cast without gradients must not be met by a later forward with them
         ids, mask, ended = (_join([part[i] for part in decoded]) for i in (0, 1, 3))
         stats = TokenStats(*(_join([getattr(part[2], f.name) for part in decoded]) for f in fields(TokenStats)))
         texts = [self._text(row[keep], sampling.stop) for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
