@@ -28,7 +28,7 @@ PANELS = {
 def read_run(folder: Path) -> pd.DataFrame:
     """The training rows of a run, one per rollout, counted from 1."""
     table = pd.read_csv(folder / "metrics.csv")
-    table = table[table["policy/entropy"].notna()].reset_index(drop=True)
+    table = table.dropna(subset=["policy/entropy"]).reset_index(drop=True)
     table.index += 1
     return table
 
