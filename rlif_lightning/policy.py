@@ -95,6 +95,7 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
             attn_implementation=policy.attention,
             revision=policy.revision or "main",
             trust_remote_code=policy.trust_remote_code,
+            use_safetensors=True,  # pickled weights could run code
         )
     except OSError as error:
         raise ValueError(

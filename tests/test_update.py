@@ -1,0 +1,109 @@
+"""How a rollout is cut into updates, which rows are trained on, and what stops a step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_rewards import handmade
+from test_run import fit
+
+from rlif_lightning.batch import LossInputs, RewardOutput, Rollout
+from rlif_lightning.objectives import Clipped, KLCov, ReferenceKL
+from rlif_lightning.rewards.base import RewardHead
+from rlif_lightning.update import UpdatePlan, trained_rows, without_dropped
+
+
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 5), st.integers(2, 4))
+def test_minibatches_are_the_same_on_any_number_of_ranks(updates, epochs, step, ranks):
+    """Every pass uses each group once; prompt i of the step is group i // ranks of rank i % ranks."""
+    plan = UpdatePlan(updates, epochs, seed=3)
+    per_rank = 2 * updates
+    alone = list(plan.minibatches(per_rank * ranks, step, rank=0, world_size=1))
+    assert len(alone) == plan.num_updates == updates * epochs
+    for epoch in range(epochs):
+        used = [group for groups in alone[epoch * updates : (epoch + 1) * updates] for group in groups]
+        assert sorted(used) == list(range(per_rank * ranks))
+    dealt = [list(plan.minibatches(per_rank, step, rank, ranks)) for rank in range(ranks)]
+    for number, groups in enumerate(alone):
+        together = [group * ranks + rank for rank in range(ranks) for group in dealt[rank][number]]
+        assert sorted(together) == groups
+
+
+def test_minibatches_are_shuffled_anew_each_rollout_and_pass():
+    plan = UpdatePlan(4, 2)
+    first, second = (list(plan.minibatches(32, step, 0, 1)) for step in (0, 1))
+    assert first[:4] != first[4:]
+    assert first != second
+
+
+@pytest.mark.parametrize("name", ["updates_per_rollout", "epochs_per_rollout", "micro_batch_tokens"])
+def test_plan_refuses_zero(name):
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        UpdatePlan(**{name: 0})
+
+
+def update_of(advantages: list[float]) -> LossInputs:
+    """Groups of two rows, three tokens each."""
+    rows = len(advantages)
+    logprobs = -torch.rand(rows, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(rows, 3, dtype=torch.bool)
+    return LossInputs(
+        logprobs, logprobs, torch.tensor(advantages).view(-1, 1).expand(rows, 3), mask, torch.arange(rows)
+    )
+
+
+def test_groups_without_any_advantage_are_skipped():
+    update = update_of([0.0, 0.0, 1.0, 0.0])
+    none = torch.zeros_like(update.mask)
+    assert trained_rows(update, none, Clipped(), 2).tolist() == [False, False, True, True]
+    picked = none.clone()
+    picked[1, 2] = True
+    assert trained_rows(update, picked, KLCov(), 2).tolist() == [True, True, True, True]
+    for objective in (Clipped(reference_kl=ReferenceKL(weight=0.1)), Clipped(entropy_bonus=0.1)):
+        assert trained_rows(update, none, objective, 2).all()
+
+
+def test_a_completion_that_a_head_drops_counts_nowhere():
+    rollout = handmade(["1", "2", "3", "4"], 2)
+    keep = torch.tensor([True, False, True, True])
+    outputs = {"a": RewardOutput(torch.arange(4.0), keep=keep), "b": RewardOutput(torch.ones(4))}
+    kept, scores = without_dropped(rollout, outputs)
+    assert kept.mask.any(-1).tolist() == keep.tolist()
+    assert torch.equal(kept.mask[keep], rollout.mask[keep])
+    for output in scores.values():
+        assert output.scores.isnan().tolist() == (~keep).tolist()
+
+
+class Huge(RewardHead):
+    """Scores that overflow float32 once they are multiplied with anything."""
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        return RewardOutput(torch.arange(len(rollout.texts), dtype=torch.float32) * 1e37)
+
+
+def test_a_gradient_that_is_not_finite_stops_with_step_and_head(tmp_path):
+    rewards = json.dumps({"big": {"head": f"{__name__}.Huge"}})
+    with pytest.raises(RuntimeError, match=r"gradient of rollout 0 is not finite; .*big in \[0, .*e\+38\]"):
+        fit(tmp_path, f"--model.rewards={rewards}", "--model.advantage=DrGRPO", "--model.objective=Clipped")
+
+
+class KeepsOne(RewardHead):
+    """Wants only the first completion of each group."""
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        first = torch.arange(len(rollout.texts)) % rollout.group_size == 0
+        return RewardOutput(torch.rand(len(first)), keep=first)
+
+
+def test_a_rollout_with_nothing_to_train_on_changes_no_parameter(tmp_path):
+    rewards = json.dumps({"one": {"head": f"{__name__}.KeepsOne"}})
+    run = fit(tmp_path, f"--model.rewards={rewards}")
+    assert run.trainer.global_step == 8
+    fresh = replace(run.model.policy_settings)
+    start = type(run.model.policy)(fresh).state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in run.model.policy.state_dict().items())
