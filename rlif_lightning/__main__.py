@@ -1,6 +1,6 @@
 """``python -m rlif_lightning``."""
 
-from rlif_lightning.cli import main
+from rlif_lightning.cli import command
 
 if __name__ == "__main__":
-    main()
+    command()

@@ -178,6 +178,11 @@ def main(args: list[str] | None = None) -> RLIFCLI:
         raise SystemExit(2) from error
 
 
+def command() -> None:
+    """The script ``rlif`` and ``python -m rlif_lightning``: as :func:`main`, without a result for the shell."""
+    main()
+
+
 def _is_ours(error: BaseException) -> bool:
     """Whether one of our own checks raised, rather than a bug somewhere below."""
     frames = traceback.extract_tb(error.__traceback__)

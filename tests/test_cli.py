@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,12 @@ def test_predict_writes_a_record_per_completion_and_overwrites_nothing(tmp_path)
     evaluate("predict", tmp_path)
     assert first.read_text() == text
     assert (tmp_path / "version_1" / "predictions.jsonl").read_text() == text
+
+
+def test_the_script_rlif_ends_quietly_with_exit_code_0(tmp_path):
+    """A result handed to the shell would be printed and read as a failure."""
+    script = Path(sys.executable).parent / "rlif"
+    arguments = ["validate", *base("compare", "limit_train"), f"--trainer.default_root_dir={tmp_path}"]
+    done = subprocess.run([str(script), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "RLIFCLI object" not in done.stdout + done.stderr
