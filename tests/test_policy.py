@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
 
 import pytest
@@ -191,3 +192,18 @@ def test_unknown_settings_list_the_known_ones(settings):
     (name,) = settings
     with pytest.raises(ValueError, match=f"policy.{name}='.*use one of"):
         Policy("rlif-arithmetic", **settings)
+
+
+def test_lora_without_peft_names_the_extra(tiny_models, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match=r'pip install "rlif-lightning\[lora\]"'):
+        PolicyModel(Policy(str(tiny_models["llama"]), lora=LoRA()))
+
+
+def test_pickled_weights_are_refused(tiny_models, tmp_path):
+    """A checkpoint of torch.save could run code when loaded."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"policy\.name="):
+        PolicyModel(Policy(str(tmp_path)))
