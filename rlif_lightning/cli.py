@@ -117,7 +117,8 @@ class RLIFCLI(LightningCLI):
     @property
     def _compares(self) -> bool:
         config = self.config["fit"]
-        return config.compare and config.ckpt_path is None and not config.trainer.fast_dev_run
+        validates = config.trainer.limit_val_batches != 0 and not config.trainer.fast_dev_run
+        return config.compare and config.ckpt_path is None and validates
 
     def _measure(self) -> dict[str, float]:
         self.trainer.validate(self.model, self.datamodule, verbose=False)

@@ -165,8 +165,9 @@ class LocalFiles(ProblemSource):
         given = self.paths[split]
         paths = [given] if isinstance(given, str) else given or []
         if not paths:
+            remedy = "" if split == "train" else ", or train without one: trainer.limit_val_batches=0"
             raise ValueError(
-                f"{split}={given!r}: no file is given for the {split} split; name one in LocalFiles.{split}"
+                f"{split}={given!r}: no file is given for the {split} split; name one in LocalFiles.{split}{remedy}"
             )
         for path in paths:
             self._check(split, Path(path))

@@ -151,6 +151,15 @@ def test_predict_writes_a_record_per_completion_and_overwrites_nothing(tmp_path)
     assert (tmp_path / "version_1" / "predictions.jsonl").read_text() == text
 
 
+def test_a_file_of_prompts_alone_trains_without_a_validation_split(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"question": "1+2+3="}\n' * 16)
+    source = json.dumps({"class_path": "LocalFiles", "init_args": {"train": str(path)}})
+    arguments = [*base("source.init_args", "compare"), f"--data.source={source}", "--data.answer_column=null"]
+    run = cli.main(["fit", *arguments, f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0"])
+    assert run.trainer.global_step == 8
+
+
 def test_the_script_rlif_ends_quietly_with_exit_code_0(tmp_path):
     """A result handed to the shell would be printed and read as a failure."""
     script = Path(sys.executable).parent / "rlif"
