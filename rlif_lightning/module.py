@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -168,7 +169,7 @@ class RLIFModule(LightningModule):
             rows = (prompt_ids, completion_ids)
             if self.objective.needs_current:
                 current = score_logprobs(self.policy, *rows, update.mask, self.group_size, self.sampling, budget)
-                update = LossInputs(**{**vars(update), "logprobs": current})
+                update = replace(update, logprobs=current)
             settings = (self.sampling, budget, self.group_size)
             backward_update(self.policy, self.objective, update, *rows, *settings, self._backward, meter)
             norms.append(self._optimizer_step())

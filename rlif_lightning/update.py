@@ -202,8 +202,9 @@ def without_dropped(rollout: Rollout, outputs: dict[str, RewardOutput]) -> tuple
     keep = torch.ones_like(rollout.ended)
     for output in outputs.values():
         keep = keep if output.keep is None else keep & output.keep
-    scores = {name: output.scores.masked_fill(~keep, torch.nan) for name, output in outputs.items()}
-    kept = {name: replace(output, scores=scores[name]) for name, output in outputs.items()}
+    kept = {
+        name: replace(output, scores=output.scores.masked_fill(~keep, torch.nan)) for name, output in outputs.items()
+    }
     return replace(rollout, mask=rollout.mask & keep.unsqueeze(1)), kept
 
 
