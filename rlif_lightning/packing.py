@@ -1,12 +1,11 @@
 """From groups of completions to packed micro-batches by token budget, the prompt stored once per group. Pure functions.
 
-One packed row is a tree: the prompt, then its completions one after the other. Every completion sees its prompt and
-itself; positions restart after the prompt for each of them. A completion's last token is never an input (nothing is
-predicted from it), so it takes no room.
+A micro-batch is one line of tokens without padding: tree after tree, each a prompt and then its completions. Every
+completion sees its prompt and itself; positions restart after the prompt for each of them. A completion's last token is
+never an input (nothing is predicted from it), so it takes no room.
 
     tokens     p0 p1 p2 | a0 a1 | b0 b1 b2       completions a = a0 a1 a2, b = b0 b1 b2 b3
-    positions   0  1  2 |  3  4 |  3  4  5
-    segments    0  0  0 |  1  1 |  2  2  2       padding is -1
+    positions   0  1  2 |  3  4 |  3  4  5       Tree(start=0, prompt_length=3, lengths=(2, 3))
 """
 
 from __future__ import annotations
@@ -17,17 +16,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PADDING = -1
+
+@dataclass(frozen=True)
+class Tree:
+    """Where a prompt and its completions lie in the line.
+
+    Attributes:
+        start: position of the prompt's first token.
+        prompt_length: tokens of the prompt.
+        lengths: input tokens of each completion, one after the other behind the prompt; may be 0.
+    """
+
+    start: int
+    prompt_length: int
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Tokens in all."""
+        return self.prompt_length + sum(self.lengths)
+
+    def starts(self) -> list[int]:
+        """Position of each completion's first token."""
+        found, position = [], self.start + self.prompt_length
+        for length in self.lengths:
+            found.append(position)
+            position += length
+        return found
 
 
 @dataclass(frozen=True)
 class Packed:
-    """K trees, padded to the longest; together they hold M completion tokens of b rows.
+    """A line of N tokens with M completion tokens of b rows.
 
     Attributes:
         rows: ``[b]`` int64, which rows of the update (or rollout) are here.
-        input_ids, position_ids, segments: ``[K, N]`` int64.
-        source: ``[M]`` int64, position in the flattened ``[K * N]`` whose logits produced each completion token.
+        input_ids, position_ids: ``[N]`` int64.
+        trees: what lies where.
+        source: ``[M]`` int64, position in the line whose logits produced each completion token.
         tokens: ``[M]`` int64, the completion tokens.
         target: ``[M]`` int64, where each belongs in the flattened ``[b, T]``.
         shape: ``(b, T)``.
@@ -36,7 +62,7 @@ class Packed:
     rows: Tensor
     input_ids: Tensor
     position_ids: Tensor
-    segments: Tensor
+    trees: tuple[Tree, ...]
     source: Tensor
     tokens: Tensor
     target: Tensor
@@ -53,29 +79,35 @@ class Packed:
         return flat.index_copy(0, self.target, values).view(self.shape)
 
 
-def tree_mask(segments: Tensor, position_ids: Tensor, window: int | None = None) -> Tensor:
-    """Which position may attend to which.
+def tree_mask(trees: Sequence[Tree], position_ids: Tensor, window: int | None = None) -> Tensor:
+    """Which position may attend to which, as one dense matrix: for attention code that takes nothing else.
 
     Args:
-        segments, position_ids: ``[K, N]`` as in :class:`Packed`.
+        trees: as in :class:`Packed`.
+        position_ids: ``[N]``.
         window: sliding-window layers see the last ``window`` positions only, the current one included.
 
     Returns:
-        ``[K, 1, N, N]`` bool (query, key). Padding attends to itself, so that no row is empty.
+        ``[1, 1, N, N]`` bool (query, key).
     """
-    num_positions = segments.shape[1]
-    query, key = segments.unsqueeze(2), segments.unsqueeze(1)
-    order = torch.arange(num_positions, device=segments.device)
-    allowed = (order.unsqueeze(1) >= order) & ((key == query) | (key == 0)) & (key != PADDING)
+    num_positions = len(position_ids)
+    tree, part = torch.zeros((2, num_positions), dtype=torch.int64)
+    for number, each in enumerate(trees):
+        tree[each.start : each.start + each.size] = number
+        for segment, (start, length) in enumerate(zip(each.starts(), each.lengths, strict=True), start=1):
+            part[start : start + length] = segment
+    tree, part = tree.to(position_ids.device), part.to(position_ids.device)
+    order = torch.arange(num_positions, device=position_ids.device)
+    allowed = (order.unsqueeze(1) >= order) & (tree.unsqueeze(1) == tree) & ((part == part.unsqueeze(1)) | (part == 0))
     if window is not None:
-        allowed = allowed & (position_ids.unsqueeze(2) - position_ids.unsqueeze(1) < window)
-    return (allowed | torch.eye(num_positions, dtype=torch.bool, device=segments.device)).unsqueeze(1)
+        allowed = allowed & (position_ids.unsqueeze(1) - position_ids < window)
+    return allowed[None, None]
 
 
 def pack(
     prompt_ids: Sequence[Tensor], completion_ids: Tensor, mask: Tensor, group_size: int, max_tokens: int
 ) -> Iterator[Packed]:
-    """Cut groups into micro-batches of at most ``max_tokens`` tokens, padding included.
+    """Cut groups into micro-batches of at most ``max_tokens`` tokens.
 
     Trees of similar size go together. A group that does not fit is split between its completions (its prompt is then
     stored once per part); a single completion longer than the budget gets a micro-batch of its own.
@@ -90,17 +122,19 @@ def pack(
         Packed micro-batches, the largest trees first (so that running out of memory shows at once).
     """
     lengths = mask.sum(-1).tolist()
-    trees: list[tuple[int, int, list[int]]] = []
+    parts: list[tuple[int, int, list[int]]] = []  # (tokens, prompt, rows)
     for p, prompt in enumerate(prompt_ids):
         rows = [row for row in range(p * group_size, (p + 1) * group_size) if lengths[row] > 0]
-        trees += [(size, p, part) for size, part in _split(rows, lengths, len(prompt), max_tokens)]
-    trees.sort(key=lambda tree: -tree[0])
-    batch: list[tuple[int, int, list[int]]] = []
-    for tree in trees:
-        if batch and batch[0][0] * (len(batch) + 1) > max_tokens:
+        parts += [(size, p, part) for size, part in _split(rows, lengths, len(prompt), max_tokens)]
+    parts.sort(key=lambda part: -part[0])
+    batch: list[tuple[int, list[int]]] = []
+    total = 0
+    for size, p, rows in parts:
+        if batch and total + size > max_tokens:
             yield _build(batch, prompt_ids, completion_ids, lengths)
-            batch = []
-        batch.append(tree)
+            batch, total = [], 0
+        batch.append((p, rows))
+        total += size
     if batch:
         yield _build(batch, prompt_ids, completion_ids, lengths)
 
@@ -119,42 +153,37 @@ def _split(rows: list[int], lengths: list[int], prompt_length: int, max_tokens: 
 
 
 def _build(
-    batch: list[tuple[int, int, list[int]]], prompt_ids: Sequence[Tensor], completion_ids: Tensor, lengths: list[int]
+    batch: list[tuple[int, list[int]]], prompt_ids: Sequence[Tensor], completion_ids: Tensor, lengths: list[int]
 ) -> Packed:
-    width, num_steps = batch[0][0], completion_ids.shape[1]
-    rows = [row for _, _, part in batch for row in part]
-    slots = iter(range(len(rows)))
-    lines, sources, targets = [], [], []
-    for k, (_, p, part) in enumerate(batch):
-        num_prompt = len(prompt_ids[p])
-        pieces = [(num_prompt, 0, 0)]  # (tokens, first position, segment)
-        last_of_prompt, end = k * width + num_prompt - 1, k * width + num_prompt
-        for segment, row in enumerate(part, start=1):
-            inputs = lengths[row] - 1
-            pieces.append((inputs, num_prompt, segment))
-            sources.append(torch.tensor([last_of_prompt, *range(end, end + inputs)]))
-            targets.append(torch.arange(lengths[row]) + next(slots) * num_steps)
-            end += inputs
-        tokens = torch.cat([prompt_ids[p], *(completion_ids[row, : lengths[row] - 1] for row in part)])
-        lines.append((tokens, pieces))
-    device = completion_ids.device
-    target = torch.cat(targets)
+    rows = [row for _, part in batch for row in part]
+    trees: list[Tree] = []
+    tokens, sources, end = [], [], 0
+    for p, part in batch:
+        tree = Tree(end, len(prompt_ids[p]), tuple(lengths[row] - 1 for row in part))
+        trees.append(tree)
+        tokens += [prompt_ids[p], *(completion_ids[row, : lengths[row] - 1] for row in part)]
+        last_of_prompt, end = end + tree.prompt_length - 1, end + tree.size
+        for start, length in zip(tree.starts(), tree.lengths, strict=True):
+            sources += [torch.tensor([last_of_prompt]), torch.arange(start, start + length)]
+    device, num_steps = completion_ids.device, completion_ids.shape[1]
+    target = torch.cat([slot * num_steps + torch.arange(lengths[row]) for slot, row in enumerate(rows)]).to(device)
     row_index = torch.tensor(rows, device=device)
     return Packed(
         rows=row_index,
-        input_ids=torch.stack([_pad(tokens, width, 0) for tokens, _ in lines]),
-        position_ids=_stack(lines, width, 0, lambda n, first, _: torch.arange(first, first + n)).to(device),
-        segments=_stack(lines, width, PADDING, lambda n, _, segment: torch.full((n,), segment)).to(device),
+        input_ids=torch.cat(tokens),
+        position_ids=positions(trees).to(device),
+        trees=tuple(trees),
         source=torch.cat(sources).to(device),
-        tokens=completion_ids[row_index].flatten()[target.to(device)],
-        target=target.to(device),
+        tokens=completion_ids[row_index].flatten()[target],
+        target=target,
         shape=(len(rows), num_steps),
     )
 
 
-def _stack(lines, width: int, fill: int, piece) -> Tensor:
-    return torch.stack([_pad(torch.cat([piece(*p) for p in pieces]), width, fill) for _, pieces in lines])
-
-
-def _pad(values: Tensor, width: int, fill: int) -> Tensor:
-    return torch.nn.functional.pad(values, (0, width - len(values)), value=fill)
+def positions(trees: Sequence[Tree]) -> Tensor:
+    """``[N]`` int64 positions of a line of trees, on the CPU: each completion goes on where its prompt ends."""
+    pieces = []
+    for tree in trees:
+        pieces.append(torch.arange(tree.prompt_length))
+        pieces += [torch.arange(tree.prompt_length, tree.prompt_length + length) for length in tree.lengths]
+    return torch.cat(pieces)

@@ -1,12 +1,13 @@
 """The policy: a Hugging Face causal LM whose forward takes packed tokens and gives token statistics.
 
-The language-model head runs on completion positions only, in chunks whose logits are recomputed in the backward pass,
-so that logits for all tokens never exist at once. The frozen reference model is a second ``PolicyModel``; with LoRA it
-is the policy with its adapters off.
+The language-model head runs on completion positions only. Their logits exist once, as what becomes their own gradient;
+where even that is too much, in chunks that are recomputed in the backward pass. The frozen reference model is a second
+``PolicyModel``; with LoRA it is the policy with its adapters off.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -19,15 +20,17 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rlif_lightning.attention import HOOKED, AttentionPlan, TreePlan
 from rlif_lightning.batch import TokenStats
+from rlif_lightning.logits import HeadRule, head_stats
 from rlif_lightning.packing import Packed, tree_mask
-from rlif_lightning.rewards.functional import at_least_float32, token_stats
 from rlif_lightning.rollout.sampling import Sampling
 
 EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent / "assets" / "base_model"}
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 ATTENTIONS = ("sdpa", "eager")
-MAX_LOGITS = 2**24  # elements of one chunk of logits: 64 MiB in float32
+MAX_LOGITS = 2**24  # elements of one chunk of logits that nothing keeps: 64 MiB in float32
+KEPT_LOGITS = 2**28  # elements of a micro-batch's logits that are kept for the backward pass: 1 GiB in float32
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Policy:
         name: hub name, folder, or `rlif-arithmetic` (the small model in this package).
         dtype: float32 | bfloat16 | float16 | float64 | auto: of the weights. Train in float32 (with trainer.precision
             bf16-mixed if you like): small learning rates vanish in bfloat16 weights.
-        attention: sdpa | eager. Flash attention cannot take the tree mask of packed groups.
+        attention: sdpa | eager. sdpa works in pieces of PyTorch's fused kernels, prompts shared, nothing padded; eager
+            is the model's own code under a dense mask with a standard cache: slow, for models that sdpa cannot serve.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         lora: adapters instead of full fine-tuning; null = full.
         revision: branch, tag or commit on the hub.
@@ -102,6 +106,8 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
             f"policy.name={policy.name!r} is neither a model folder nor a hub model that can be reached: {error}"
         ) from error
     _switch_dropout_off(model)
+    if policy.attention == "sdpa":
+        _hook_attention(model)
     if policy.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model if policy.lora is None else _add_lora(model, policy.lora)
@@ -114,6 +120,17 @@ def _switch_dropout_off(model: nn.Module) -> None:
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
+
+
+def _hook_attention(model: PreTrainedModel) -> None:
+    if model._supports_attention_backend:
+        model.set_attn_implementation(HOOKED)
+    else:
+        warnings.warn(
+            f"{type(model).__name__} does not let its attention be replaced: packed groups use a dense mask and rollouts"
+            " the standard cache, which is right but slower and takes more memory",
+            stacklevel=2,
+        )
 
 
 def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
@@ -164,36 +181,72 @@ class PolicyModel(nn.Module):
         with self.model.disable_adapter():
             yield
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether attention follows a plan (``attention.py``), so that a group's prompt is computed and stored once."""
+        return self.causal_lm.config._attn_implementation == HOOKED
+
+    def rule(self, sampling: Sampling, device: torch.device) -> HeadRule:
+        """How logits become those that are sampled from."""
+        softcap = getattr(self.causal_lm.config, "final_logit_softcapping", None)
+        return HeadRule(sampling.temperature or 1.0, softcap, torch.tensor(self.eos_ids, device=device))
+
     def forward(self, packed: Packed, sampling: Sampling) -> TokenStats:
         """Token statistics of every completion token.
 
         Args:
-            packed: K trees of a prompt and its completions.
+            packed: a line of trees, each a prompt and its completions.
             sampling: the temperature and minimum length that the completions were drawn with.
 
         Returns:
             ``[b, T]`` statistics, 0 where there is no token; with a graph if gradients are on.
         """
-        hidden = self._hidden(packed).flatten(0, 1)[packed.source]
-        may_end = packed.steps >= sampling.min_new_tokens
-        size = max(1, MAX_LOGITS // self.causal_lm.config.vocab_size)
-        chunks = zip(hidden.split(size), packed.tokens.split(size), may_end.split(size), strict=True)
-        parts = [self._chunk(*chunk, sampling.temperature) for chunk in chunks]
+        hidden = self._hidden(packed).index_select(0, packed.source)
+        may_end = packed.steps >= sampling.min_new_tokens if sampling.min_new_tokens else None
+        rule, vocab_size = self.rule(sampling, hidden.device), self.causal_lm.config.vocab_size
+        if torch.is_grad_enabled() and len(hidden) * vocab_size <= KEPT_LOGITS:
+            return self._head_stats(hidden, packed.tokens, may_end, rule).map(packed.unpack)
+        parts = []
+        for start in range(0, len(hidden), size := max(1, MAX_LOGITS // vocab_size)):
+            rows = slice(start, start + size)
+            chunk = (hidden[rows], packed.tokens[rows], None if may_end is None else may_end[rows], rule)
+            parts.append(self._recomputed(*chunk) if torch.is_grad_enabled() else self._head_stats(*chunk))
         merged = (torch.cat([getattr(part, f.name) for part in parts]) for f in fields(TokenStats))
         return TokenStats(*merged).map(packed.unpack)
 
     def _hidden(self, packed: Packed) -> Tensor:
-        """``[K, N, H]`` last hidden states of the packed trees."""
+        """``[N, H]`` last hidden states of the line."""
+        if self.shares_prompts:
+            plan = TreePlan(packed.trees, packed.input_ids.device)
+            return self.hidden(packed.input_ids[None], packed.position_ids[None], plan)[0]
         config = self.causal_lm.config
         layer_types = getattr(config, "layer_types", None) or []
-        window = config.sliding_window if "sliding_attention" in layer_types else None
-        mask: Any = self._as_attention(tree_mask(packed.segments, packed.position_ids))
-        if window is not None:
-            sliding = self._as_attention(tree_mask(packed.segments, packed.position_ids, window))
+        mask: Any = self._as_attention(tree_mask(packed.trees, packed.position_ids))
+        if "sliding_attention" in layer_types:
+            sliding = self._as_attention(tree_mask(packed.trees, packed.position_ids, config.sliding_window))
             mask = {"full_attention": mask, "sliding_attention": sliding}
+        output = self.causal_lm.base_model(
+            input_ids=packed.input_ids[None],
+            attention_mask=mask,
+            position_ids=packed.position_ids[None],
+            use_cache=False,
+        )
+        return output.last_hidden_state[0]
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+        """Last hidden states ``[n, tokens, H]`` with attention by a plan; ids and positions are ``[n, tokens]``."""
         return self.causal_lm.base_model(
-            input_ids=packed.input_ids, attention_mask=mask, position_ids=packed.position_ids, use_cache=False
+            input_ids=input_ids,
+            # A mask of four dimensions is passed on as it is, so that none is built; the plan knows what is seen.
+            attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=input_ids.device),
+            position_ids=position_ids,
+            use_cache=False,
+            tree_plan=plan,
         ).last_hidden_state
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Raw logits ``[M, V]`` of hidden states ``[M, H]``."""
+        return self.causal_lm.get_output_embeddings()(hidden)
 
     def _as_attention(self, allowed: Tensor) -> Tensor:
         if self.causal_lm.config._attn_implementation == "sdpa":
@@ -201,28 +254,13 @@ class PolicyModel(nn.Module):
         dtype = self.causal_lm.dtype
         return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
 
-    def _chunk(self, hidden: Tensor, tokens: Tensor, may_end: Tensor, temperature: float) -> TokenStats:
-        if not torch.is_grad_enabled():
-            return self._head_stats(hidden, tokens, may_end, temperature)
-        stats = checkpoint(self._head_stats, hidden, tokens, may_end, temperature, use_reentrant=False)
+    def _head_stats(self, hidden: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule) -> TokenStats:
+        return head_stats(self.head(hidden), tokens, may_end, rule)
+
+    def _recomputed(self, *chunk: Any) -> TokenStats:
+        stats = checkpoint(self._head_stats, *chunk, use_reentrant=False)
         assert isinstance(stats, TokenStats)
         return stats
-
-    def _head_stats(self, hidden: Tensor, tokens: Tensor, may_end: Tensor, temperature: float) -> TokenStats:
-        logits = self.causal_lm.get_output_embeddings()(hidden)
-        logits = at_least_float32(logits)
-        softcap = getattr(self.causal_lm.config, "final_logit_softcapping", None)
-        if softcap is not None:
-            logits = (logits / softcap).tanh() * softcap
-        return token_stats(logits / (temperature or 1.0), tokens, self.forbidden_ends(logits, may_end))
-
-    def forbidden_ends(self, logits: Tensor, may_end: Tensor) -> Tensor | None:
-        """``[N, V]`` bool: end-of-sequence where it was not allowed yet; None if it was everywhere."""
-        if bool(may_end.all()):
-            return None
-        forbidden = torch.zeros_like(logits, dtype=torch.bool)
-        forbidden[:, self.eos_ids] = ~may_end.unsqueeze(1)
-        return forbidden
 
 
 def _end_ids(generation_config: Any, tokenizer: Any) -> list[int]:

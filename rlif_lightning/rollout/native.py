@@ -1,33 +1,36 @@
 """The native engine: generation in this process, with the very weights that are trained.
 
-Each prompt is prefilled once and its cache repeated for the group; rows that ended leave the batch; the logits that a
-token is drawn from also give its statistics, so neither old log-probs nor self-certainty cost another forward.
+Each prompt is computed and stored once per group; rows that ended leave, prompts that wait take their room; the logits
+that a token is drawn from also give its statistics, so neither old log-probs nor self-certainty cost another forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from torch.nn.utils.rnn import pad_sequence
 
 from rlif_lightning.batch import Prompts, Rollout, TokenStats
-from rlif_lightning.policy import PolicyModel
-from rlif_lightning.rewards.functional import at_least_float32, token_stats
+from rlif_lightning.logits import pieces
+from rlif_lightning.policy import MAX_LOGITS, PolicyModel
+from rlif_lightning.rewards.functional import softmax_parts, token_stats
 from rlif_lightning.rollout.base import RolloutEngine
-from rlif_lightning.rollout.sampling import Sampling, counter_uniforms, sample_tokens, truncate_logits
+from rlif_lightning.rollout.decoders import Decoder, SharedPrefixDecoder, StandardDecoder
+from rlif_lightning.rollout.kv_memory import moves
+from rlif_lightning.rollout.sampling import Sampling, counter_uniforms, sample_weights, truncate_logits
 
-COMPACT_SHARE = 0.25  # ended rows leave once they are this share of the batch: leaving copies the cache
 STOP_TAIL = 8  # tokens decoded besides a stop string's own length when looking for it
 
 
 class NativeEngine(RolloutEngine):
-    """Samples with the standard Hugging Face cache.
+    """Samples in this process.
 
     Args:
-        max_rows: completions decoded at a time; bounds the memory of the cache, whatever the size of a step.
+        max_rows: completions decoded at a time; bounds the memory, whatever the size of a step. At least one group is.
     """
 
     def __init__(self, max_rows: int = 512):
@@ -41,141 +44,183 @@ class NativeEngine(RolloutEngine):
     @torch.no_grad()
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
         training = self.policy.training
-        self.policy.eval()  # in training mode, gradient checkpointing would switch the cache off
-        uniforms = self._uniforms(prompts, group_size, sampling, step)
-        per_batch = max(1, self.max_rows // group_size)
-        decoded = []
-        for start in range(0, len(prompts), per_batch):
-            chosen = slice(start, start + per_batch)
-            rows = slice(start * group_size, (start + per_batch) * group_size)
-            decoding = _Decoding(self.policy, prompts.token_ids[chosen], group_size, sampling, uniforms[rows])
-            decoded.append(decoding.run())
+        self.policy.eval()
+        with _weights_cast_once(prompts.token_ids[0].device):
+            done = _Generation(self, prompts, group_size, sampling, step).run()
         self.policy.train(training)
-        ids, mask, ended = (_join([part[i] for part in decoded]) for i in (0, 1, 3))
-        stats = TokenStats(*(_join([getattr(part[2], f.name) for part in decoded]) for f in fields(TokenStats)))
-        texts = [self._text(row[keep], sampling.stop) for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
+        ids = pad_sequence([row.ids for row in done], batch_first=True)
+        lengths = torch.tensor([len(row.ids) for row in done], device=ids.device)
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
+        stats = TokenStats(*(pad_sequence([row.stats[i] for row in done], batch_first=True) for i in range(3)))
+        ended = torch.tensor([row.ended for row in done], device=ids.device)
+        texts = [self._text(row.ids, sampling) for row in done]
         return Rollout(prompts, ids, mask, stats, texts, ended, group_size)
 
-    def _uniforms(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Tensor:
-        index = [i for i in prompts.index.tolist() for _ in range(group_size)]
-        completion = list(range(group_size)) * len(prompts)
-        return counter_uniforms(self.seed, step, index, completion, sampling.max_new_tokens)
+    def decoder(self, prompts: Prompts, group_size: int, sampling: Sampling) -> Decoder:
+        """What advances the rows: by shared prompts where the model's attention allows."""
+        if not self.policy.shares_prompts:
+            return StandardDecoder(self.policy)
+        groups = min(self.max_groups(group_size), len(prompts))
+        longest = max(map(len, prompts.token_ids))
+        own = max(sampling.max_new_tokens - 1, 1)
+        device = prompts.token_ids[0].device
+        return SharedPrefixDecoder(self.policy, groups, groups * group_size, longest, own, device)
 
-    def _text(self, ids: Tensor, stop: Sequence[str]) -> str:
+    def max_groups(self, group_size: int) -> int:
+        """Groups decoded at a time."""
+        return max(1, self.max_rows // group_size)
+
+    def ends(self, tokens: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
+        """``[n]`` bool, on the CPU: which rows end by themselves with these tokens.
+
+        Args:
+            tokens: ``[n]`` drawn tokens.
+            rows: ``[n]`` int64 on the CPU, the rows' numbers in the rollout.
+            steps: ``[n]`` int64 on the CPU, the tokens' positions in their completions.
+        """
+        return torch.isin(tokens, torch.tensor(self.policy.eos_ids, device=tokens.device)).cpu()
+
+    def _text(self, ids: Tensor, sampling: Sampling) -> str:
         text = self.policy.tokenizer.decode(ids, skip_special_tokens=True)
-        ends = [text.find(string) for string in stop if string in text]
+        ends = [text.find(string) for string in sampling.stop if string in text]
         return text[: min(ends)] if ends else text
 
 
-class _Decoding:
-    """One batch of groups on its way from prompts to completions; b rows are still in the batch."""
+@contextmanager
+def _weights_cast_once(device: torch.device) -> Iterator[None]:
+    """Under autocast, let it keep its low-precision copies of the weights for one rollout, in which none changes."""
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    with torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=True):
+        yield
+    torch.clear_autocast_cache()  # or the update would see these copies, without a graph and soon stale
 
-    def __init__(
-        self, policy: PolicyModel, prompt_ids: Sequence[Tensor], group_size: int, sampling: Sampling, uniforms: Tensor
-    ):
-        self.policy, self.sampling = policy, sampling
-        self.device = prompt_ids[0].device
-        num_rows, num_steps = uniforms.shape
-        self.uniforms = uniforms.to(self.device)
-        self.ids = torch.zeros((num_rows, num_steps), dtype=torch.int64, device=self.device)
-        self.mask = torch.zeros_like(self.ids, dtype=torch.bool)
-        self.ended = torch.zeros(num_rows, dtype=torch.bool, device=self.device)
-        self.rows = torch.arange(num_rows, device=self.device)  # [b] which rows are in the batch
-        self.logits = self._prefill(prompt_ids, group_size)
-        self.stats = TokenStats(*self.logits.new_zeros((3, num_rows, num_steps)))
 
-    def _prefill(self, prompt_ids: Sequence[Tensor], group_size: int) -> Tensor:
-        """Run each prompt once (padded on the left), then repeat its cache: next-token logits ``[b, V]``."""
-        lengths = torch.tensor([len(ids) for ids in prompt_ids], device=self.device)
-        width = int(lengths.max())
-        padded = torch.stack([torch.nn.functional.pad(ids, (width - len(ids), 0)) for ids in prompt_ids])
-        real = torch.arange(width, device=self.device) >= (width - lengths).unsqueeze(1)
-        self.cache = DynamicCache(config=self.policy.causal_lm.config)
-        positions = (real.cumsum(-1) - 1).clamp(min=0)
-        logits = self._forward(padded, real, positions)
-        self.cache.batch_repeat_interleave(group_size)
-        self.attended = real.repeat_interleave(group_size, 0)
-        self.position = lengths.repeat_interleave(group_size)
-        return logits.repeat_interleave(group_size, 0)
+@dataclass(frozen=True)
+class _Completion:
+    """One finished row: ids ``[t]``, statistics ``[3, t]``."""
 
-    def _forward(self, ids: Tensor, attended: Tensor, positions: Tensor) -> Tensor:
-        output = self.policy.model(
-            input_ids=ids,
-            attention_mask=attended.long(),
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return at_least_float32(output.logits[:, -1])
+    ids: Tensor
+    stats: Tensor
+    ended: bool
 
-    def run(self) -> tuple[Tensor, Tensor, TokenStats, Tensor]:
-        """Decode to the end: ids, mask ``[B, T]``, statistics and ended ``[B]``, cut to the longest completion."""
-        for t in range(self.sampling.max_new_tokens):
-            tokens = self._draw(t)
-            self._leave()
-            if len(self.rows) == 0 or t + 1 == self.sampling.max_new_tokens:
-                break
-            self._advance(tokens)
-        longest = int(self.mask.sum(-1).max())
-        return (
-            self.ids[:, :longest],
-            self.mask[:, :longest],
-            self.stats.map(lambda values: values[:, :longest]),
-            self.ended,
-        )
 
-    def _draw(self, t: int) -> Tensor:
-        """Draw token ``t`` of every row in the batch, record it with its statistics, mark rows that end with it."""
-        logits = self.logits / (self.sampling.temperature or 1.0)
-        may_end = torch.full_like(self.rows, t >= self.sampling.min_new_tokens, dtype=torch.bool)
-        forbidden = self.policy.forbidden_ends(logits, may_end)
-        allowed = logits if forbidden is None else logits.masked_fill(forbidden, -torch.inf)
-        allowed = truncate_logits(allowed, self.sampling.top_k, self.sampling.top_p)
+class _Generation:
+    """One call of ``generate``: rows under way are the first n of each tensor here; bookkeeping is on the CPU."""
+
+    def __init__(self, engine: NativeEngine, prompts: Prompts, group_size: int, sampling: Sampling, step: int):
+        self.engine, self.policy, self.sampling = engine, engine.policy, sampling
+        self.prompts, self.group_size, self.step = prompts, group_size, step
+        self.device = prompts.token_ids[0].device
+        self.decoder = engine.decoder(prompts, group_size, sampling)
+        self.max_groups, self.next_prompt = engine.max_groups(group_size), 0
+        self.rule = self.policy.rule(sampling, self.device)
+        self.rows = torch.zeros(0, dtype=torch.int64)  # [n] their numbers in the rollout
+        self.steps = torch.zeros(0, dtype=torch.int64)  # [n] tokens drawn so far
+        self.uniforms = torch.zeros((0, sampling.max_new_tokens), dtype=torch.float64)  # [n, T]
+        self.ids = torch.zeros((0, sampling.max_new_tokens), dtype=torch.int64, device=self.device)
+        self.stats: Tensor | None = None  # [n, 3, T]
+        self.done: dict[int, _Completion] = {}
+
+    def run(self) -> list[_Completion]:
+        """All completions, in the order of the rollout's rows."""
+        hidden = self._admit(None)
+        while hidden is not None:
+            tokens, stats = self._draw(hidden)
+            tokens = self._record(tokens, stats)
+            hidden = self.decoder.advance(tokens) if len(tokens) else None
+            hidden = self._admit(hidden)
+        return [self.done[row] for row in range(len(self.prompts) * self.group_size)]
+
+    def _admit(self, hidden: Tensor | None) -> Tensor | None:
+        """Let waiting prompts in where there is room; hidden states of all rows, None once there is no row left."""
+        room = self.max_groups - -(-len(self.rows) // self.group_size)
+        first = self.next_prompt
+        if first == len(self.prompts) or room < 1 or (len(self.rows) and not self.decoder.can_join):
+            return hidden
+        self.next_prompt = min(first + room, len(self.prompts))
+        chosen = range(first, self.next_prompt)
+        new = self.decoder.admit([self.prompts.token_ids[p] for p in chosen], self.group_size)
+        rows = torch.arange(first * self.group_size, self.next_prompt * self.group_size)
+        index = self.prompts.index.tolist()
+        counters = [index[p] for p in chosen for _ in range(self.group_size)], list(range(self.group_size)) * len(chosen)
+        uniforms = counter_uniforms(self.engine.seed, self.step, *counters, self.sampling.max_new_tokens)
+        self.rows, self.steps = torch.cat([self.rows, rows]), torch.cat([self.steps, torch.zeros_like(rows)])
+        self.uniforms = torch.cat([self.uniforms, uniforms])
+        self.ids = torch.cat([self.ids, self.ids.new_zeros((len(rows), self.ids.shape[1]))])
+        return new if hidden is None else torch.cat([hidden, new])
+
+    def _draw(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw every row's next token: tokens ``[n]`` and their statistics ``[n, 3]``."""
+        uniforms = self.uniforms.gather(1, self.steps.unsqueeze(1)).squeeze(1).to(self.device)
+        early = self.sampling.min_new_tokens > 0 and bool((self.steps < self.sampling.min_new_tokens).any())
+        may_end = (self.steps >= self.sampling.min_new_tokens).to(self.device) if early else None
+        tokens, stats = [], []
+        size = max(1, MAX_LOGITS // self.policy.causal_lm.config.vocab_size)
+        for start in range(0, len(hidden), size):
+            raw = self.policy.head(hidden[start : start + size])
+            for piece in pieces(*raw.shape, raw.device):
+                rows = slice(start + piece.start, start + min(piece.stop, len(raw)))
+                drawn = self._draw_piece(raw[piece], uniforms[rows], None if may_end is None else may_end[rows])
+                tokens.append(drawn[0])
+                stats.append(drawn[1])
+        return torch.cat(tokens), torch.cat(stats)
+
+    def _draw_piece(self, raw: Tensor, uniforms: Tensor, may_end: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits = self.rule.apply(raw)
+        parts = self.rule.parts(logits, may_end)
+        weights = parts.weights
+        if self.sampling.top_k or self.sampling.top_p < 1:
+            kept = truncate_logits(weights.log(), self.sampling.top_k, self.sampling.top_p)
+            weights = weights.masked_fill(kept == -torch.inf, 0.0)
         greedy = self.sampling.temperature == 0
-        tokens = allowed.argmax(-1) if greedy else sample_tokens(allowed, self.uniforms[self.rows, t])
-        running = ~self.ended[self.rows]
-        rows = self.rows[running]
-        self.ids[rows, t] = tokens[running]
-        self.mask[rows, t] = True
-        drawn = token_stats(logits, tokens, forbidden)
-        self.stats.logprobs[rows, t] = drawn.logprobs[running]
-        self.stats.entropy[rows, t] = drawn.entropy[running]
-        self.stats.self_certainty[rows, t] = drawn.self_certainty[running]
-        self.ended[rows] = torch.isin(tokens[running], torch.tensor(self.policy.eos_ids, device=self.device))
-        self._look_for_stop(rows)
-        return tokens
+        tokens = weights.argmax(-1) if greedy else sample_weights(weights, uniforms)
+        stats = token_stats(logits, tokens, self.rule.forbidden(may_end), parts)
+        return tokens, torch.stack([getattr(stats, f.name) for f in fields(TokenStats)], 1)
 
-    def _look_for_stop(self, rows: Tensor) -> None:
-        if not self.sampling.stop:
-            return
-        tail = max(map(len, self.sampling.stop)) + STOP_TAIL
-        for row in rows.tolist():
-            text = self.policy.tokenizer.decode(self.ids[row][self.mask[row]][-tail:], skip_special_tokens=True)
-            if any(string in text for string in self.sampling.stop):
-                self.ended[row] = True
+    def _record(self, tokens: Tensor, stats: Tensor) -> Tensor:
+        """Write the drawn tokens down, take out rows that are finished; the tokens of the rows that go on."""
+        if self.stats is None or len(self.stats) < len(self.ids):
+            self.stats = self._widened(stats)
+        rows, steps = torch.arange(len(tokens), device=self.device), self.steps.to(self.device)
+        self.ids[rows, steps], self.stats[rows, :, steps] = tokens, stats
+        ended = self.engine.ends(tokens, self.rows, self.steps)
+        self.steps += 1
+        ended |= self._stopped()
+        finished = ended | (self.steps == self.sampling.max_new_tokens)
+        for slot in finished.nonzero().squeeze(1).tolist():
+            length = int(self.steps[slot])
+            kept = self.ids[slot, :length].clone(), self.stats[slot, :, :length].clone()
+            self.done[int(self.rows[slot])] = _Completion(*kept, bool(ended[slot]))
+        return self._leave(tokens, ~finished) if finished.any() else tokens
 
-    def _leave(self) -> None:
-        """Take ended rows out of the batch once there are enough of them to be worth copying the cache."""
-        running = ~self.ended[self.rows]
-        num_ended = len(self.rows) - int(running.sum())
-        self.kept = running.nonzero().squeeze(1) if num_ended >= COMPACT_SHARE * len(self.rows) else None
-        if self.kept is not None:
-            self.cache.batch_select_indices(self.kept)
-            self.rows, self.attended, self.position = (
-                state[self.kept] for state in (self.rows, self.attended, self.position)
-            )
+    def _widened(self, like: Tensor) -> Tensor:
+        """Statistics with room for rows that were admitted since the last step."""
+        new = like.new_zeros((len(self.ids), 3, self.ids.shape[1]))
+        if self.stats is not None:
+            new[: len(self.stats)] = self.stats
+        return new
 
-    def _advance(self, tokens: Tensor) -> None:
-        tokens = tokens if self.kept is None else tokens[self.kept]
-        self.attended = torch.nn.functional.pad(self.attended, (0, 1), value=True)
-        self.logits = self._forward(tokens.unsqueeze(1), self.attended, self.position.unsqueeze(1))
-        self.position = self.position + 1
+    def _stopped(self) -> Tensor:
+        """``[n]`` bool: rows whose text has a stop string."""
+        stop = self.sampling.stop
+        found = torch.zeros(len(self.rows), dtype=torch.bool)
+        if not stop:
+            return found
+        tail = max(map(len, stop)) + STOP_TAIL
+        for slot, length in enumerate(self.steps.tolist()):
+            ids = self.ids[slot, max(0, length - tail) : length]
+            text = self.policy.tokenizer.decode(ids, skip_special_tokens=True)
+            found[slot] = any(string in text for string in stop)
+        return found
 
-
-def _join(parts: list[Tensor]) -> Tensor:
-    """Concatenate ``[b]`` or ``[b, t]`` parts along the rows, padding completions to the longest."""
-    if parts[0].dim() == 1:
-        return torch.cat(parts)
-    width = max(part.shape[1] for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+    def _leave(self, tokens: Tensor, stays: Tensor) -> Tensor:
+        holes, movers, left = moves(stays)
+        assert self.stats is not None
+        self.decoder.leave(holes, movers, left)
+        for state in (self.rows, self.steps, self.uniforms, self.ids, self.stats, tokens):
+            state[holes.to(state.device)] = state[movers.to(state.device)]
+        self.rows, self.steps, self.uniforms = self.rows[:left], self.steps[:left], self.uniforms[:left]
+        self.ids, self.stats = self.ids[:left], self.stats[:left]
+        return tokens[:left]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 # Steps of the sampling counters far from any training step: evaluations draw the same uniforms every time.
 VALIDATION_STEP, PREDICTION_STEP = 2**62, 2**62 + 1
+SUM_BLOCK = 256  # weights summed before they are accumulated
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,43 @@ def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         ``[N]`` int64: the first token whose cumulative probability exceeds the uniform.
     """
-    cumulative = logits.double().softmax(-1).cumsum(-1)
-    target = uniforms.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, target, right=True)
-    # Rounding could carry the target to the very end, beyond the last token that has any probability.
+    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    return sample_weights((logits - logits.amax(-1, keepdim=True)).exp(), uniforms)
+
+
+def sample_weights(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """As :func:`sample_tokens`, from weights ``[N, V]`` >= 0 that are proportional to the probabilities.
+
+    Only sums of blocks of weights are accumulated over the whole vocabulary, then the weights of one block: a
+    double-precision cumulative sum over all of a large vocabulary would cost more than the layer that made it.
+    """
+    size = weights.shape[1]
+    uniforms = uniforms.to(weights.device).double().unsqueeze(1)
+    if size <= SUM_BLOCK:
+        return _first_beyond(weights, uniforms, relative=True)[0].squeeze(1)
+    whole = size - size % SUM_BLOCK
+    sums = weights[:, :whole].unflatten(1, (-1, SUM_BLOCK)).sum(-1)
+    if whole < size:
+        sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], 1)
+    chosen, before, target = _first_beyond(sums, uniforms, relative=True)
+    columns = chosen * SUM_BLOCK + torch.arange(SUM_BLOCK, device=weights.device)
+    inside = weights.gather(1, columns.clamp(max=size - 1)).masked_fill(columns >= size, 0.0)
+    token, _, _ = _first_beyond(inside, target - before)
+    return (chosen * SUM_BLOCK + token).squeeze(1)
+
+
+def _first_beyond(weights: Tensor, target: Tensor, relative: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """First position whose cumulative weight exceeds ``target [N, 1]``, what came before it, and the target.
+
+    A ``relative`` target is a share of the whole weight. Rounding could carry it beyond the last position that has any
+    weight; that position is taken then.
+    """
+    cumulative = weights.double().cumsum(-1)
+    target = target * cumulative[:, -1:] if relative else target
     last_possible = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
-    return torch.minimum(tokens, last_possible).squeeze(-1)
+    chosen = torch.minimum(torch.searchsorted(cumulative, target, right=True), last_possible)
+    before = cumulative.gather(1, chosen) - weights.gather(1, chosen).double()
+    return chosen, before, target
 
 
 def truncate_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:

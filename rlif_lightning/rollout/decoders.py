@@ -1,0 +1,131 @@
+"""How the next hidden states come about: by shared prompts (``SharedPrefixDecoder``), or by Hugging Face's own cache.
+
+A decoder holds n rows. Whoever drives it draws tokens from the hidden states that ``admit`` and ``advance`` give.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from rlif_lightning.attention import TreePlan
+from rlif_lightning.packing import Tree, positions
+from rlif_lightning.policy import PolicyModel
+from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
+
+
+class Decoder(ABC):
+    """Rows on their way from prompts to completions.
+
+    Attributes:
+        can_join: whether rows can be admitted while others are under way.
+    """
+
+    can_join: bool
+
+    @abstractmethod
+    def admit(self, prompt_ids: Sequence[Tensor], group_size: int) -> Tensor:
+        """Prefill prompts; hidden states ``[P * G, H]`` that the first tokens of the new, last rows are drawn from."""
+
+    @abstractmethod
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Take one token of each row ``[n]``; hidden states ``[n, H]`` of what comes next."""
+
+    @abstractmethod
+    def leave(self, holes: Tensor, movers: Tensor, num_left: int) -> None:
+        """Rows ``movers`` take the places ``holes``; the first ``num_left`` rows stay (see ``kv_memory.moves``)."""
+
+
+class SharedPrefixDecoder(Decoder):
+    """Prompts computed and stored once per group, rows joining and leaving at any step.
+
+    Args:
+        policy: the model, whose attention follows plans.
+        max_groups, max_rows: at a time.
+        max_prompt, max_own: tokens of the longest prompt, and of the longest completion that are attended to.
+        device: of the prompts.
+    """
+
+    can_join = True
+
+    def __init__(
+        self,
+        policy: PolicyModel,
+        max_groups: int,
+        max_rows: int,
+        max_prompt: int,
+        max_own: int,
+        device: torch.device,
+    ):
+        self.policy = policy
+        self.memory = SharedPrefixMemory(max_groups, max_rows, max_prompt, max_own, device)
+
+    def admit(self, prompt_ids: Sequence[Tensor], group_size: int) -> Tensor:
+        trees, end = [], 0
+        for ids in prompt_ids:
+            trees.append(Tree(end, len(ids)))
+            end += len(ids)
+        self.memory.add([len(ids) for ids in prompt_ids], group_size)
+        plan = TreePlan(trees, prompt_ids[0].device, self.memory.keep_prompts)
+        line, places = torch.cat(list(prompt_ids)), positions(trees).to(prompt_ids[0].device)
+        last = torch.tensor([tree.start + tree.size - 1 for tree in trees], device=line.device)
+        hidden = self.policy.hidden(line[None], places[None], plan)[0].index_select(0, last)
+        return hidden.repeat_interleave(group_size, 0)
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        places = self.memory.start_step()
+        hidden = self.policy.hidden(tokens.unsqueeze(1), places, self.memory)[:, 0]
+        self.memory.end_step()
+        return hidden
+
+    def leave(self, holes: Tensor, movers: Tensor, num_left: int) -> None:
+        self.memory.leave(holes, movers, num_left)
+
+
+class StandardDecoder(Decoder):
+    """Hugging Face's cache, repeated for each completion: for models whose attention cannot be replaced."""
+
+    can_join = False
+
+    def __init__(self, policy: PolicyModel):
+        self.policy = policy
+
+    def admit(self, prompt_ids: Sequence[Tensor], group_size: int) -> Tensor:
+        device = prompt_ids[0].device
+        lengths = torch.tensor([len(ids) for ids in prompt_ids], device=device)
+        width = int(lengths.max())
+        padded = torch.stack([torch.nn.functional.pad(ids, (width - len(ids), 0)) for ids in prompt_ids])
+        real = torch.arange(width, device=device) >= (width - lengths).unsqueeze(1)
+        self.cache = DynamicCache(config=self.policy.causal_lm.config)
+        hidden = self._forward(padded, real, (real.cumsum(-1) - 1).clamp(min=0))
+        self.cache.batch_repeat_interleave(group_size)
+        self.attended = real.repeat_interleave(group_size, 0)
+        self.position = lengths.repeat_interleave(group_size)
+        return hidden.repeat_interleave(group_size, 0)
+
+    def _forward(self, ids: Tensor, attended: Tensor, places: Tensor) -> Tensor:
+        output = self.policy.causal_lm.base_model(
+            input_ids=ids,
+            attention_mask=attended.long(),
+            position_ids=places,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state[:, -1]
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        self.attended = torch.nn.functional.pad(self.attended, (0, 1), value=True)
+        hidden = self._forward(tokens.unsqueeze(1), self.attended, self.position.unsqueeze(1))
+        self.position = self.position + 1
+        return hidden
+
+    def leave(self, holes: Tensor, movers: Tensor, num_left: int) -> None:
+        rows = torch.arange(num_left)
+        rows[holes] = movers
+        rows = rows.to(self.attended.device)
+        self.cache.batch_select_indices(rows)
+        self.attended, self.position = self.attended[rows], self.position[rows]
