@@ -1,0 +1,152 @@
+"""One training step of rlif-lightning on a CPU, measured: the workload of ``workload.py`` through the real trainer.
+
+    python benchmarks/step.py --lengths random
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import workload
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from workload import Meter
+
+from rlif_lightning.advantages import GDPO
+from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.evaluation import Evaluation
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.objectives import Clipped, ReferenceKL
+from rlif_lightning.policy import Policy
+from rlif_lightning.prompts import LocalFiles, PromptData
+from rlif_lightning.rewards import RewardHead, SelfCertainty
+from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.sampling import Sampling
+
+
+class OfIds(RewardHead):
+    """A plain function of a completion's token ids."""
+
+    def __init__(self, function: Any):
+        super().__init__()
+        self.function = function
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        rows = zip(rollout.completion_ids, rollout.mask, strict=True)
+        return RewardOutput(torch.tensor([self.function(ids[keep].tolist()) for ids, keep in rows]))
+
+
+class Vote(RewardHead):
+    """1 for the group's most frequent answer."""
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        rows = zip(rollout.completion_ids, rollout.mask, strict=True)
+        answers = [workload.answer_of(ids[keep].tolist()) for ids, keep in rows]
+        scores: list[float] = []
+        for start in range(0, len(answers), rollout.group_size):
+            group = answers[start : start + rollout.group_size]
+            top = max(set(group), key=lambda answer, g=group: (Counter(g)[answer], -answer))
+            scores += [float(answer == top) for answer in group]
+        return RewardOutput(torch.tensor(scores))
+
+
+class PlannedLengths(NativeEngine):
+    """Ends each completion at its planned length, so that both trainers get the same work."""
+
+    def __init__(self, a: Any):
+        super().__init__()
+        self.a, self.rollouts = a, 0
+
+    def generate(self, prompts: Any, group_size: int, sampling: Sampling, step: int) -> Rollout:
+        a, count = self.a, len(prompts) * group_size
+        low = a.min_new_tokens if a.lengths == "random" else a.max_new_tokens
+        self.planned = torch.tensor(workload.plan_lengths(a.seed, self.rollouts, count, low, a.max_new_tokens))
+        self.rollouts += 1
+        return super().generate(prompts, group_size, sampling, step)
+
+    def ends(self, tokens: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
+        return steps + 1 >= self.planned[rows]
+
+
+class Recorder(Callback):
+    """Hands each step to the meter."""
+
+    def __init__(self, meter: Meter):
+        self.meter = meter
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.meter.start()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.meter.begin_step()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+        phases = {name: float(trainer.callback_metrics[f"time/{name}"]) for name in ("rollout", "reward", "update")}
+        self.meter.end_step(int(outputs["rollout"].lengths.sum()), phases)
+
+
+def build(a: Any, folder: Path) -> tuple[RLIFModule, PromptData]:
+    """Module and data of the workload."""
+    rows = [json.dumps({"question": prompt}) + "\n" for prompt in workload.make_prompts(a)]
+    (folder / "prompts.jsonl").write_text("".join(rows))
+    source = LocalFiles(train=str(folder / "prompts.jsonl"))
+    data = PromptData(source, str(folder), a.group_size, a.prompts_per_step)
+    heads = [OfIds(workload.distinct_share), OfIds(workload.even_share)]
+    if a.rewards == "rlif":
+        heads = [SelfCertainty(), Vote()]
+    rows_at_once = a.micro_batch or a.group_size
+    module = RLIFModule(
+        Policy(str(folder)),
+        {f"r{i}": WeightedReward(head, 0.5) for i, head in enumerate(heads)},
+        group_size=a.group_size,
+        advantage=GDPO(),
+        objective=Clipped(reference_kl=ReferenceKL(a.beta)),
+        # End of sequence is forbidden throughout; lengths are planned.
+        sampling=Sampling(1.0, a.max_new_tokens, a.max_new_tokens),
+        engine=PlannedLengths(a),
+        evaluation=Evaluation(),
+        updates_per_rollout=a.updates_per_rollout,
+        micro_batch_tokens=a.prompt_len + rows_at_once * a.max_new_tokens,
+        learning_rate=a.lr,
+        seed=a.seed,
+    )
+    return module, data
+
+
+def main() -> None:
+    """Run the workload and print one line of JSON."""
+    a = workload.parse_arguments(__doc__ or "")
+    torch.set_num_threads(a.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    meter = Meter()
+    with tempfile.TemporaryDirectory() as name:
+        parameters = workload.save_model(a, Path(name))
+        module, data = build(a, Path(name))
+        trainer = Trainer(
+            accelerator="cpu",
+            precision="bf16-mixed" if a.bf16 else "32-true",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            callbacks=[Recorder(meter)],
+        )
+        trainer.fit(module, data)
+    meter.report(a, "rlif-lightning", {"torch": torch.__version__}, parameters)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The work that both sides of the speed comparison do: flags, model, prompts, completion lengths, and how it is measured.
+
+Nothing here imports either trainer. Everything is made on the spot: a random decoder, a word-level tokenizer (each word
+``w17`` is one token) and random prompts, so that no download is needed and both sides get exactly the same work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3; every other id i is the word w<i>
+NUM_ANSWERS = 4  # of the vote: a completion's answer is its last word's number modulo this
+Lengths = list[int]
+
+
+def parse_arguments(description: str) -> argparse.Namespace:
+    """The workload's flags, the same on both sides."""
+    parser = argparse.ArgumentParser(description=description)
+    number = {"type": int}
+    for flag, default, text in (
+        ("hidden", 256, "model width"),
+        ("layers", 4, "decoder layers"),
+        ("vocab", 16000, "vocabulary"),
+        ("intermediate", 0, "width of the MLP; 0: four times hidden"),
+        ("heads", 0, "attention heads; 0: hidden / 64"),
+        ("kv-heads", 0, "key heads; 0: as many as heads"),
+        ("group-size", 8, "completions per prompt"),
+        ("prompts-per-step", 4, "prompts per step"),
+        ("prompt-len", 128, "tokens of each prompt"),
+        ("max-new-tokens", 128, "longest completion"),
+        ("min-new-tokens", 16, "shortest completion with --lengths random"),
+        ("steps", 4, "rollouts"),
+        ("warmup", 1, "first steps left out of the medians"),
+        ("updates-per-rollout", 1, "optimiser steps per rollout"),
+        ("micro-batch", 0, "completions per forward and backward pass; 0: one group"),
+        ("threads", 1, "of PyTorch"),
+        ("seed", 0, "of everything"),
+    ):
+        parser.add_argument(f"--{flag}", default=default, help=f"{text} (default {default})", **number)
+    parser.add_argument("--lengths", choices=("fixed", "random"), default="fixed", help="of completions")
+    parser.add_argument("--rewards", choices=("python", "rlif"), default="python", help="two plain ones, or internal")
+    parser.add_argument("--beta", type=float, default=0.0, help="weight of the KL to a reference model")
+    parser.add_argument("--lr", type=float, default=1e-5, help="learning rate of AdamW")
+    parser.add_argument("--tie-embeddings", action="store_true", help="the head is the embedding")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast over float32 weights")
+    parser.add_argument("--out", help="also write the JSON here")
+    return parser.parse_args()
+
+
+def plan_lengths(seed: int, rollout: int, count: int, low: int, high: int) -> Lengths:
+    """Length of each of the ``count`` completions of a rollout, uniform in ``[low, high]``."""
+    generator = random.Random(seed * 1_000_003 + rollout)
+    return [generator.randint(low, high) for _ in range(count)]
+
+
+def make_prompts(a: argparse.Namespace) -> list[str]:
+    """One prompt for each of all steps' groups."""
+    generator = random.Random(a.seed)
+    words = range(len(SPECIAL), a.vocab)
+    return [
+        " ".join(f"w{generator.choice(words)}" for _ in range(a.prompt_len))
+        for _ in range(a.prompts_per_step * a.steps)
+    ]
+
+
+def save_model(a: argparse.Namespace, folder: Path) -> int:
+    """Write model and tokenizer as an ordinary folder; the number of parameters."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    table = {token: i for i, token in enumerate(SPECIAL)}
+    table |= {f"w{i}": i for i in range(len(SPECIAL), a.vocab)}
+    words = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(a.seed)
+    heads = a.heads or max(1, a.hidden // 64)
+    config = LlamaConfig(
+        vocab_size=a.vocab,
+        hidden_size=a.hidden,
+        intermediate_size=a.intermediate or 4 * a.hidden,
+        num_hidden_layers=a.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=a.kv_heads or heads,
+        max_position_embeddings=max(2048, a.prompt_len + a.max_new_tokens),
+        tie_word_embeddings=a.tie_embeddings,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def distinct_share(ids: list[int]) -> float:
+    """A plain reward: share of distinct tokens."""
+    return len(set(ids)) / max(len(ids), 1)
+
+
+def even_share(ids: list[int]) -> float:
+    """Another: share of even token ids."""
+    return sum(token % 2 == 0 for token in ids) / max(len(ids), 1)
+
+
+def answer_of(ids: list[int]) -> int:
+    """The answer that the vote counts."""
+    return next((token for token in reversed(ids) if token >= len(SPECIAL)), 0) % NUM_ANSWERS
+
+
+def memory_mib(field: str) -> float:
+    """``VmRSS`` or ``VmHWM`` of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+class Meter:
+    """Seconds, CPU seconds and completion tokens of each step, and the peak of resident memory over all of them."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def start(self) -> None:
+        """Training begins: what loading and importing took at its peak no longer counts."""
+        Path("/proc/self/clear_refs").write_text("5")
+        self.before_mib = memory_mib("VmRSS")
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """A step begins."""
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def end_step(self, tokens: int, phases: dict[str, float] | None = None) -> None:
+        """A step ended; the next may begin at once."""
+        seconds, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+        self.records.append({"seconds": seconds, "cpu_seconds": cpu, "tokens": tokens, "phases": phases or {}})
+        self.begin_step()
+
+    def report(self, a: argparse.Namespace, framework: str, versions: dict[str, str], parameters: int) -> None:
+        """Print the result as one line of JSON, and write it to ``--out``."""
+        timed = self.records[a.warmup :]
+        seconds = [record["seconds"] for record in timed]
+        phases = {name: statistics.median(r["phases"][name] for r in timed) for name in timed[0]["phases"]}
+        result = {
+            "framework": framework,
+            "versions": versions | {"python": platform.python_version()},
+            "config": vars(a) | {"parameters": parameters},
+            "seconds_per_step": round(statistics.median(seconds), 4),
+            "cpu_seconds_per_step": round(statistics.median(r["cpu_seconds"] for r in timed), 4),
+            "completion_tokens_per_second": round(sum(r["tokens"] for r in timed) / sum(seconds), 1),
+            "completion_tokens_per_step": sum(r["tokens"] for r in timed) / len(timed),
+            "peak_rss_mib": round(memory_mib("VmHWM"), 1),
+            "rss_before_training_mib": round(self.before_mib, 1),
+            "phase_seconds": {name: round(value, 4) for name, value in phases.items()},
+            "steps_timed": len(timed),
+        }
+        text = json.dumps(result)
+        print(text, flush=True)
+        if a.out:
+            Path(a.out).write_text(text + "\n")
