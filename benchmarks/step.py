@@ -104,7 +104,7 @@ def build(a: Any, folder: Path) -> tuple[RLIFModule, PromptData]:
         heads = [SelfCertainty(), Vote()]
     rows_at_once = a.micro_batch or a.group_size
     module = RLIFModule(
-        Policy(str(folder)),
+        Policy(str(folder), gradient_checkpointing=a.gradient_checkpointing),
         {f"r{i}": WeightedReward(head, 0.5) for i, head in enumerate(heads)},
         group_size=a.group_size,
         advantage=GDPO(),

@@ -55,6 +55,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-5, help="learning rate of AdamW")
     parser.add_argument("--tie-embeddings", action="store_true", help="the head is the embedding")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast over float32 weights")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations: less memory")
     parser.add_argument("--out", help="also write the JSON here")
     return parser.parse_args()
 

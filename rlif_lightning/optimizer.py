@@ -38,7 +38,7 @@ class OptimizerPlan:
             raise ValueError(f"max_grad_norm={self.max_grad_norm} must be positive, or null for no clipping")
 
     def build(self, parameters: Iterable[Parameter], max_steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
-        """The optimiser (fused on a GPU) and its schedule.
+        """The optimiser (fused: one pass over the parameters, no temporary copies) and its schedule.
 
         Args:
             parameters: those to train.
@@ -53,7 +53,7 @@ class OptimizerPlan:
             lr=self.learning_rate,
             weight_decay=self.weight_decay,
             betas=self.betas,
-            fused=trained[0].device.type == "cuda",
+            fused=trained[0].device.type in ("cpu", "cuda"),
         )
         total = max_steps if self.schedule_steps is None else self.schedule_steps
         if self.lr_schedule == "cosine" and total <= self.warmup_steps:
