@@ -2,9 +2,9 @@
 
     python benchmarks/trl_step.py --lengths random
 
-TRL gives a reward function no logits, so with ``--rewards rlif`` self-certainty costs one more forward pass over prompts
-and completions: what a user of TRL has to write. TRL's own defaults have gradient checkpointing and bfloat16 on; here they
-are on where the workload says so.
+TRL gives a reward function no logits, so with ``--rewards rlif`` self-certainty costs one more forward pass over
+prompts and completions: what a user of TRL has to write. TRL's own defaults have gradient checkpointing and bfloat16
+on; here they are on where the workload says so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The work that both sides of the speed comparison do: flags, model, prompts, completion lengths, and how it is measured.
+"""The work that both sides of the speed comparison do: flags, model, prompts, lengths, and how it is measured.
 
 Nothing here imports either trainer. Everything is made on the spot: a random decoder, a word-level tokenizer (each word
 ``w17`` is one token) and random prompts, so that no download is needed and both sides get exactly the same work.
@@ -28,7 +28,6 @@ Lengths = list[int]
 def parse_arguments(description: str) -> argparse.Namespace:
     """The workload's flags, the same on both sides."""
     parser = argparse.ArgumentParser(description=description)
-    number = {"type": int}
     for flag, default, text in (
         ("hidden", 256, "model width"),
         ("layers", 4, "decoder layers"),
@@ -48,7 +47,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
         ("threads", 1, "of PyTorch"),
         ("seed", 0, "of everything"),
     ):
-        parser.add_argument(f"--{flag}", default=default, help=f"{text} (default {default})", **number)
+        parser.add_argument(f"--{flag}", default=default, type=int, help=f"{text} (default {default})")
     parser.add_argument("--lengths", choices=("fixed", "random"), default="fixed", help="of completions")
     parser.add_argument("--rewards", choices=("python", "rlif"), default="python", help="two plain ones, or internal")
     parser.add_argument("--beta", type=float, default=0.0, help="weight of the KL to a reference model")

@@ -1,7 +1,7 @@
 """Token statistics of the language-model head's output, in pieces that stay in the cache. Pure functions.
 
-``HeadRule`` turns raw logits into those that are sampled from. ``head_stats`` measures tokens with a backward pass of its
-own that overwrites the logits with their gradient: no second matrix of this size ever exists.
+``HeadRule`` turns raw logits into those that are sampled from. ``head_stats`` measures tokens with a backward pass of
+its own that overwrites the logits with their gradient: no second matrix of this size ever exists.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class HeadRule:
         return softmax_parts(logits if forbidden is None else forbid(logits, *forbidden))
 
 
-def pieces(num_rows: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Rows to be handled at a time."""
-    size = max(1, PIECE.get(device.type, PIECE["cuda"]) // width)
-    return (slice(start, start + size) for start in range(0, num_rows, size))
+def pieces(logits: Tensor) -> Iterator[slice]:
+    """Rows of ``[N, V]`` logits to be handled at a time."""
+    size = max(1, PIECE.get(logits.device.type, PIECE["cuda"]) // logits.shape[1])
+    return (slice(start, start + size) for start in range(0, len(logits), size))
 
 
 def head_stats(raw: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule) -> TokenStats:
@@ -78,7 +78,7 @@ class _HeadStats(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule) -> tuple[Tensor, ...]:
         found, normalizers = [], []
-        for rows in pieces(*raw.shape, raw.device):
+        for rows in pieces(raw):
             ends = None if may_end is None else may_end[rows]
             logits = rule.apply(raw[rows])
             parts = rule.parts(logits, ends)
@@ -94,10 +94,12 @@ class _HeadStats(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if ctx.spent:
-            raise RuntimeError("the backward pass of head_stats ran twice; it overwrites the logits, so it can run once")
+            raise RuntimeError(
+                "the backward pass of head_stats ran twice; it overwrites the logits, so it can run once"
+            )
         ctx.spent = True
         raw, tokens, may_end, log_normalizer, entropy = ctx.saved_tensors
-        for rows in pieces(*raw.shape, raw.device):
+        for rows in pieces(raw):
             ends = None if may_end is None else may_end[rows]
             given = [None if g is None else g[rows].unsqueeze(1) for g in gradients]
             saved = (tokens[rows].unsqueeze(1), ends, log_normalizer[rows].unsqueeze(1), entropy[rows].unsqueeze(1))
@@ -134,7 +136,8 @@ def _raw_gradient(
             allowed -= len(rule.end_ids) * forbidden[1].unsqueeze(1)
         gradient += of_certainty * (probs - 1 / allowed)
     if forbidden is not None:
-        gradient = gradient.index_copy(1, rule.end_ids, gradient[:, rule.end_ids].masked_fill(~may_end.unsqueeze(1), 0.0))
+        ids, banned = forbidden
+        gradient = gradient.index_copy(1, ids, gradient[:, ids].masked_fill(banned.unsqueeze(1), 0.0))
     if rule.softcap is not None:
         gradient = gradient * (1 - (logits * rule.temperature / rule.softcap).square())
     return gradient if rule.temperature == 1.0 else gradient / rule.temperature

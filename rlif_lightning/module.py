@@ -148,6 +148,7 @@ class RLIFModule(LightningModule):
         times = {"rollout": sampled - started, "reward": scored - sampled, "update": time.perf_counter() - scored}
         metrics |= {f"time/{phase}": seconds for phase, seconds in times.items()}
         metrics["rollout/tokens_per_second"] = float(rollout.lengths.sum()) / times["rollout"]
+        metrics["update/tokens_per_second"] = float(metrics["update/tokens"]) / times["update"]
         metrics["policy/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._log(metrics, len(prompts))
         return {"stats": rollout.stats, "rollout": rollout, "rewards": outputs, "advantages": advantages}

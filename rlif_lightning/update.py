@@ -19,7 +19,7 @@ from rlif_lightning.batch import LossInputs, RewardOutput, Rollout
 from rlif_lightning.losses import aggregation_weights, clipped_marks, reference_kl
 from rlif_lightning.masked import all_rank_sum, masked_sum
 from rlif_lightning.objectives import Objective
-from rlif_lightning.packing import pack
+from rlif_lightning.packing import Packed, pack
 from rlif_lightning.policy import PolicyModel
 from rlif_lightning.rollout.sampling import Sampling
 
@@ -104,6 +104,11 @@ class UpdateMeter:
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
+        self.positions = torch.zeros(2, dtype=torch.float64, device=device)  # those that hold a token, and all
+
+    def add_positions(self, packed: Packed) -> None:
+        """Count what one forward and backward pass was run on."""
+        self.positions += self.positions.new_tensor([sum(tree.size for tree in packed.trees), len(packed.input_ids)])
 
     @torch.no_grad()
     def add(self, batch: LossInputs, marks: Tensor, tokens: Tensor, objective: Objective) -> None:
@@ -120,8 +125,9 @@ class UpdateMeter:
         self.sums += torch.stack([masked_sum(value, tokens).double() for value in values])
 
     def means(self) -> dict[str, Tensor]:
-        """``policy/...`` means over the tokens that were trained on (a collective)."""
+        """``policy/...`` means over the tokens that were trained on, and what ran for them (a collective)."""
         tokens, picked, log_ratio, log_ratio_picked, clipped, kl = all_rank_sum(self.sums)
+        held, positions = all_rank_sum(self.positions)
         count = tokens.clamp(min=1)
         return {
             "policy/log_ratio": log_ratio / count,
@@ -129,6 +135,8 @@ class UpdateMeter:
             "policy/picked_fraction": picked / count,
             "policy/clip_fraction": clipped / count,
             "policy/reference_kl": kl / count,
+            "update/tokens": positions,
+            "update/padding": 1 - held / positions.clamp(min=1),
         }
 
 
@@ -190,6 +198,7 @@ def backward_update(
         losses = objective.token_loss(batch, marks[rows])
         backward(masked_sum(losses * weights[rows], batch.mask))
         meter.add(batch, marks[rows], batch.mask, objective)
+        meter.add_positions(packed)
         num_backward += 1
     if num_backward == 0:
         # Every rank must run a backward pass, or the others would wait for its share of the gradient for ever.

@@ -16,7 +16,8 @@ from rlif_lightning.prompts import PromptData
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted((ROOT / "rlif_lightning").rglob("*.py"))
 CALLBACKS = sorted((ROOT / "callbacks").rglob("*.py"))
-EVERYTHING = [*LIBRARY, *CALLBACKS, *sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
+SCRIPTS = [path for folder in ("examples", "scripts", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
+EVERYTHING = [*LIBRARY, *CALLBACKS, *SCRIPTS]
 PURE = ["masked", "packing", "advantages", "losses", "rewards.functional", "rollout.sampling", "logits"]
 # In the order of one training step: a file may import those before it, never those after.
 ORDER = [
@@ -109,7 +110,18 @@ def test_imports_run_along_the_flow(path):
 @pytest.mark.parametrize("name", PURE)
 def test_pure_files_import_torch_and_numpy_only(name):
     path = ROOT / "rlif_lightning" / (name.replace(".", "/") + ".py")
-    allowed = {"torch", "numpy", "math", "abc", "dataclasses", "collections", "__future__", "rlif_lightning", "string", "typing"}
+    allowed = {
+        "torch",
+        "numpy",
+        "math",
+        "abc",
+        "dataclasses",
+        "collections",
+        "__future__",
+        "rlif_lightning",
+        "string",
+        "typing",
+    }
     assert not {module.split(".")[0] for module in imported(path)} - allowed
     assert not re.search(r"torch\.(rand|randn|multinomial|bernoulli|manual_seed)|\bopen\(|print\(", path.read_text())
 

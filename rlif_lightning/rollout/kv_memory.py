@@ -110,7 +110,7 @@ class SharedPrefixMemory:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
     ) -> Tensor:
-        """Attention ``[n, 1, heads, d]`` of each row's newest token; all three ``[n, heads, 1, d]``, fewer key heads."""
+        """Attention ``[n, 1, heads, d]`` of each row's newest token; q, k, v are ``[n, heads, 1, d]``, fewer for keys."""
         memory, (n, heads, _, size) = self.layers[layer], query.shape
         rows, lengths = self.slots
         memory.own_keys[rows, :, lengths], memory.own_values[rows, :, lengths] = key[:, :, 0], value[:, :, 0]

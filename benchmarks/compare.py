@@ -1,0 +1,131 @@
+"""Ours against TRL, workload by workload: shares of CPU seconds and of peak memory, as a table and as JSON.
+
+    python benchmarks/compare.py --trl-python ENVIRONMENT_WITH_TRL/bin/python --out benchmarks/results.json
+
+Each side runs in its own environment and process, one thread, in turn, several times; medians are compared. The floor
+is the time of the bare matrix products that a step cannot avoid, as a share of TRL's CPU seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+HERE = Path(__file__).parent
+RANDOM = ["--lengths", "random"]
+# Same work for both; what only trades memory for time is each side's own.
+WORKLOADS: dict[str, list[str]] = {
+    "fixed (128 + 128, V 16k)": [],
+    "random lengths": RANDOM,
+    "512-token prompts, short answers": [*RANDOM, "--prompt-len=512", "--max-new-tokens=32", "--min-new-tokens=8"],
+    "long tail to 384": [*RANDOM, "--max-new-tokens=384"],
+    "152k vocabulary": ["--vocab=152000"],
+    "12 layers, hidden 384": ["--layers=12", "--hidden=384"],
+    "random, both internal rewards": [*RANDOM, "--rewards=rlif"],
+    "random, reference KL, 2 updates": [*RANDOM, "--beta=0.04", "--updates-per-rollout=2"],
+    "SmolLM2-135M shape, 8 x 8, 64 + 64, bf16": [
+        "--hidden=576", "--layers=30", "--vocab=49152", "--intermediate=1536", "--heads=9", "--kv-heads=3",
+        "--tie-embeddings", "--prompts-per-step=8", "--prompt-len=64", "--max-new-tokens=64", "--bf16", "--steps=2",
+    ],
+}  # fmt: skip
+OURS = {"fixed (128 + 128, V 16k)", "random lengths", "random, both internal rewards"}  # with gradient checkpointing
+OURS |= {"512-token prompts, short answers", "random, reference KL, 2 updates"}
+
+
+def run(python: str, script: str, flags: list[str]) -> dict[str, Any]:
+    """One run of one side; its JSON.
+
+    Raises:
+        RuntimeError: the script failed; its last words.
+    """
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}
+    command = [python, str(HERE / script), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(name: str, a: argparse.Namespace, progress: Any) -> dict[str, Any]:
+    """Both sides and the floor of one workload, in turn."""
+    flags = [f"--steps={a.steps}", *WORKLOADS[name]]
+    own = ["--gradient-checkpointing"] if name in OURS else []
+    sides: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "floor": []}
+    for _ in range(a.repeats):
+        sides["ours"].append(run(sys.executable, "step.py", [*flags, *own]))
+        sides["trl"].append(run(a.trl_python, "trl_step.py", flags))
+        sides["floor"].append(run(sys.executable, "floor.py", flags))
+        progress()
+    return {"flags": flags, "ours_flags": own, **sides}
+
+
+def median(runs: list[dict[str, Any]], key: str) -> float:
+    """Median over the repeats."""
+    return statistics.median(each[key] for each in runs)
+
+
+def shares(result: dict[str, Any]) -> dict[str, float]:
+    """What the table shows of one workload."""
+    ours, trl = result["ours"], result["trl"]
+    seconds = median(trl, "cpu_seconds_per_step")
+    above = [statistics.median(r["peak_rss_mib"] - r["rss_before_training_mib"] for r in side) for side in (ours, trl)]
+    return {
+        "ours_cpu_seconds": median(ours, "cpu_seconds_per_step"),
+        "trl_cpu_seconds": seconds,
+        "cpu_share": median(ours, "cpu_seconds_per_step") / seconds,
+        "floor_share": median(result["floor"], "cpu_seconds_per_step") / seconds,
+        "ours_peak_mib": median(ours, "peak_rss_mib"),
+        "trl_peak_mib": median(trl, "peak_rss_mib"),
+        "peak_share": median(ours, "peak_rss_mib") / median(trl, "peak_rss_mib"),
+        "peak_above_start_share": above[0] / above[1],
+    }
+
+
+def table_of(results: dict[str, dict[str, Any]]) -> Table:
+    """The ratio table."""
+    table = Table(title="One training step, ours / TRL", title_justify="left")
+    table.add_column("workload")
+    for heading in ("ours, CPU s", "TRL, CPU s", "CPU share", "floor", "ours, MiB", "TRL, MiB", "peak", "above start"):
+        table.add_column(heading, justify="right")
+    for name, result in results.items():
+        s = shares(result)
+        cells = [f"{s['ours_cpu_seconds']:.2f}", f"{s['trl_cpu_seconds']:.2f}", f"{s['cpu_share']:.2f}"]
+        cells += [f"{s['floor_share']:.2f}", f"{s['ours_peak_mib']:.0f}", f"{s['trl_peak_mib']:.0f}"]
+        table.add_row(name, *cells, f"{s['peak_share']:.2f}", f"{s['peak_above_start_share']:.2f}")
+    return table
+
+
+def main() -> None:
+    """Measure and print; what was measured so far is written after each workload."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl-python", required=True, help="python of an environment with trl 1.16")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side (default 3)")
+    parser.add_argument("--steps", type=int, default=3, help="steps of a run, the first is not counted (default 3)")
+    parser.add_argument("--only", nargs="*", default=list(WORKLOADS), help="names of workloads (default all)")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    a = parser.parse_args()
+    if unknown := set(a.only) - set(WORKLOADS):
+        parser.error(f"--only {sorted(unknown)}: known workloads are {list(WORKLOADS)}")
+    results: dict[str, dict[str, Any]] = {}
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("workloads x repeats", total=len(a.only) * a.repeats)
+        for name in a.only:
+            results[name] = measure(name, a, lambda: bar.advance(task))
+            if a.out:
+                summary = {each: shares(result) for each, result in results.items()}
+                a.out.write_text(json.dumps({"summary": summary, "runs": results}, indent=1) + "\n")
+    Console(width=140).print(table_of(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The floor of one step: only the matrix products that sampling and training with shared prompts cannot avoid.
+
+Every weight once per prompt token, once per completion token in decoding (as many rows at a time as are under way), and
+three times in the update (forward, gradient of inputs, gradient of weights); the head for completion tokens only. No
+attention, no element-wise work, no optimiser.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+
+import torch
+import workload
+from torch import Tensor
+
+
+def shapes(a: argparse.Namespace) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """(inputs, outputs) of every linear layer of the body, and of the head."""
+    heads = a.heads or max(1, a.hidden // 64)
+    size = a.hidden // heads
+    key_width, inner = (a.kv_heads or heads) * size, a.intermediate or 4 * a.hidden
+    layer = [(a.hidden, heads * size), (a.hidden, key_width), (a.hidden, key_width), (heads * size, a.hidden)]
+    return (layer + [(a.hidden, inner)] * 2 + [(inner, a.hidden)]) * a.layers, (a.hidden, a.vocab)
+
+
+def planned(a: argparse.Namespace, rollout: int) -> list[int]:
+    """Completion lengths of a rollout."""
+    low = a.min_new_tokens if a.lengths == "random" else a.max_new_tokens
+    return workload.plan_lengths(a.seed, rollout, a.group_size * a.prompts_per_step, low, a.max_new_tokens)
+
+
+def forward(weights: list[Tensor], rows: int) -> None:
+    """Products of ``rows`` tokens with each weight."""
+    for weight in weights:
+        torch.nn.functional.linear(weight.new_ones((rows, weight.shape[1])), weight)
+
+
+def backward(weights: list[Tensor], rows: int) -> None:
+    """Products of the two gradients."""
+    for weight in weights:
+        outputs = weight.new_ones((rows, weight.shape[0]))
+        outputs @ weight
+        outputs.t() @ weight.new_ones((rows, weight.shape[1]))
+
+
+def step(a: argparse.Namespace, body: list[Tensor], head: list[Tensor], lengths: list[int]) -> None:
+    """All products of one rollout and its update."""
+    forward(body, a.prompt_len * a.prompts_per_step)
+    under_way = Counter(t for length in lengths for t in range(length))
+    for t in range(max(lengths)):
+        forward(body if t else [], under_way[t])
+        forward(head, under_way[t])
+    for start in range(0, len(lengths), a.group_size):
+        tokens = sum(lengths[start : start + a.group_size])
+        for weights, rows in ((body, tokens + a.prompt_len), (head, tokens)):
+            forward(weights, rows)
+            backward(weights, rows)
+
+
+def main() -> None:
+    """Run the products and print one line of JSON."""
+    a = workload.parse_arguments(__doc__ or "")
+    torch.set_num_threads(a.threads)
+    dtype = torch.bfloat16 if a.bf16 else torch.float32
+    layers, last = shapes(a)
+    body = [torch.randn(outputs, inputs).to(dtype) for inputs, outputs in layers]
+    head = [torch.randn(last[1], last[0]).to(dtype)]
+    meter = workload.Meter()
+    meter.start()
+    for rollout in range(a.steps):
+        lengths = planned(a, rollout)
+        step(a, body, head, lengths)
+        meter.end_step(sum(lengths))
+    meter.report(a, "floor", {"torch": torch.__version__}, sum(weight.numel() for weight in body + head))
+
+
+if __name__ == "__main__":
+    main()
