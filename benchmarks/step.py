@@ -62,7 +62,7 @@ class PlannedLengths(NativeEngine):
     """Ends each completion at its planned length, so that both trainers get the same work."""
 
     def __init__(self, a: Any):
-        super().__init__()
+        super().__init__(*([a.max_rows] if a.max_rows else []))
         self.a, self.rollouts = a, 0
 
     def generate(self, prompts: Any, group_size: int, sampling: Sampling, step: int) -> Rollout:

@@ -44,6 +44,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
         ("warmup", 1, "first steps left out of the medians"),
         ("updates-per-rollout", 1, "optimiser steps per rollout"),
         ("micro-batch", 0, "completions per forward and backward pass; 0: one group"),
+        ("max-rows", 0, "completions decoded at a time, ours only; 0: the engine's default"),
         ("threads", 1, "of PyTorch"),
         ("seed", 0, "of everything"),
     ):

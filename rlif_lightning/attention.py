@@ -137,7 +137,7 @@ def _causal(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None) -> Tensor:
-    """PyTorch's fused attention, ``[B, tokens, heads, d]`` in and out; causal without a mask; fewer key heads allowed."""
+    """PyTorch's fused attention of ``[B, tokens, heads, d]``; causal without a mask; key heads may be fewer."""
     if key.shape[2] != query.shape[2] and key.device.type != "cpu":
         # With a mask, CUDA's kernels take grouped keys in their slowest form only.
         key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))

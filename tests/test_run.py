@@ -78,7 +78,7 @@ def test_token_budget_does_not_change_the_parameters(tmp_path, objective):
     kind = [f"--model.objective={objective}", "--model.policy.dtype=float64"]
     large = fit(tmp_path / "large", *kind, "--model.micro_batch_tokens=100000")
     small = fit(tmp_path / "small", *kind, "--model.micro_batch_tokens=40")
-    assert_same(parameters(large), parameters(small), tolerance=1e-7)  # a step is 1e-4; Llama's norms round to float32
+    assert_same(parameters(large), parameters(small), tolerance=5e-7)  # a step is 1e-4; Llama's norms round to float32
 
 
 def problems(folder: Path, shuffled: bool) -> str:
