@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.packing import PADDING, Packed, pack, tree_mask
+from rlif_lightning.packing import Packed, Tree, pack, positions, tree_mask
 
 LENGTHS = st.lists(st.integers(0, 6), min_size=6, max_size=6)
 
@@ -27,9 +27,11 @@ def prompts_of(lengths: list[int]) -> list[torch.Tensor]:
 def test_the_tree_of_the_docstring():
     ids, mask = rows_of([3, 4], width=4)
     (packed,) = pack(prompts_of([3]), ids, mask, 2, 100)
-    assert packed.input_ids.tolist() == [[10, 11, 12, 100, 101, 200, 201, 202]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5]]
-    assert packed.segments.tolist() == [[0, 0, 0, 1, 1, 2, 2, 2]]
+    assert packed.input_ids.tolist() == [10, 11, 12, 100, 101, 200, 201, 202]
+    assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 4, 5]
+    assert packed.trees == (Tree(0, 3, (2, 3)),)
+    assert packed.trees[0].size == 8
+    assert packed.trees[0].starts() == [3, 5]
     assert packed.source.tolist() == [2, 3, 4, 2, 5, 6, 7]
     assert packed.tokens.tolist() == [100, 101, 102, 200, 201, 202, 203]
     assert packed.target.tolist() == [0, 1, 2, 4, 5, 6, 7]
@@ -37,26 +39,47 @@ def test_the_tree_of_the_docstring():
     assert packed.shape == (2, 4)
 
 
-def test_shorter_trees_are_padded_and_marked():
-    ids, mask = rows_of([2, 4], width=4)
-    (packed,) = pack(prompts_of([1, 2]), ids, mask, 1, 100)
-    assert packed.rows.tolist() == [1, 0]  # the largest tree comes first
-    assert packed.segments.tolist() == [[0, 0, 1, 1, 1], [0, 1, PADDING, PADDING, PADDING]]
+def test_trees_follow_each_other_without_padding():
+    ids, mask = rows_of([2, 4, 1], width=4)
+    (packed,) = pack(prompts_of([1, 2, 2]), ids, mask, 1, 100)
+    assert packed.rows.tolist() == [1, 0, 2]  # the largest tree comes first
+    assert packed.trees == (Tree(0, 2, (3,)), Tree(5, 1, (1,)), Tree(7, 2, (0,)))
+    assert packed.input_ids.tolist() == [20, 21, 200, 201, 202, 10, 100, 30, 31]
+    assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1]
+    assert packed.source.tolist() == [1, 2, 3, 4, 5, 6, 8]
 
 
 def check_micro_batch(packed: Packed, prompts, ids, mask, group_size: int, budget: int) -> None:
-    num_trees, width = packed.input_ids.shape
-    assert num_trees * width <= budget or (num_trees == 1 and len(packed.rows) == 1)
+    (size,) = packed.input_ids.shape
+    needed = sum(tree.size for tree in packed.trees)  # nothing but trees, one after the other
+    assert packed.position_ids.shape == (size,)
+    assert size == needed
+    assert [tree.start for tree in packed.trees] == [sum(t.size for t in packed.trees[:k]) for k in range(len(packed.trees))]
+    assert size <= budget or len(packed.rows) == 1
     restored = packed.unpack(packed.tokens)
     kept = mask[packed.rows]
     assert torch.equal(restored, ids[packed.rows].where(kept, 0))
     lengths = torch.tensor([len(prompts[row // group_size]) for row in packed.rows.tolist()])
-    before = packed.unpack(packed.position_ids.flatten()[packed.source])
+    before = packed.unpack(packed.position_ids[packed.source])
     assert torch.equal(before, (lengths.unsqueeze(1) - 1 + torch.arange(ids.shape[1])).where(kept, 0))
-    seen = packed.unpack(packed.input_ids.flatten()[packed.source])
+    seen = packed.unpack(packed.input_ids[packed.source])
     for b, row in enumerate(packed.rows.tolist()):
         previous = torch.cat([prompts[row // group_size][-1:], ids[row][mask[row]][:-1]])
         assert torch.equal(seen[b][mask[row]], previous)
+    check_trees(packed, prompts, ids, mask, group_size)
+
+
+def check_trees(packed: Packed, prompts, ids, mask, group_size: int) -> None:
+    """Every tree is one prompt and then its rows' inputs, in the order of ``rows``."""
+    rows = iter(packed.rows.tolist())
+    for tree in packed.trees:
+        own = [next(rows) for _ in tree.lengths]
+        assert own
+        (group,) = {row // group_size for row in own}
+        expected = torch.cat([prompts[group], *(ids[row][mask[row]][:-1] for row in own)])
+        assert torch.equal(packed.input_ids[tree.start : tree.start + tree.size], expected)
+        assert [length + 1 for length in tree.lengths] == [int(mask[row].sum()) for row in own]
+    assert next(rows, None) is None
 
 
 @settings(deadline=None, max_examples=150)
@@ -68,16 +91,32 @@ def test_each_completion_is_packed_once_within_the_budget(lengths, prompt_length
         check_micro_batch(packed, prompts, ids, mask, 2, budget)
     rows = [row for packed in packs for row in packed.rows.tolist()]
     assert sorted(rows) == [row for row, length in enumerate(lengths) if length > 0]
-    widths = [packed.input_ids.shape[1] for packed in packs]
-    assert widths == sorted(widths, reverse=True)
+    sizes = [tree.size for packed in packs for tree in packed.trees]
+    assert sizes == sorted(sizes, reverse=True)
+    for packed, following in zip(packs, packs[1:], strict=False):  # none is cut off early
+        assert len(packed.input_ids) + following.trees[0].size > budget
 
 
-@pytest.mark.parametrize(("budget", "parts"), [(11, [[0, 1, 2]]), (10, [[0, 1], [2]]), (4, [[0], [1], [2]]), (1, None)])
-def test_a_group_is_split_only_where_it_must_be(budget, parts):
+@pytest.mark.parametrize("budget", [11, 10, 8, 7, 4, 1])
+def test_a_group_is_split_only_where_it_must_be(budget):
+    """A prompt of 2 and three completions of 3 inputs each: 11 tokens; parts of two take 8, of one 5."""
+    parts = {11: [[0, 1, 2]], 10: [[0, 1], [2]], 8: [[0, 1], [2]]}
     ids, mask = rows_of([4, 4, 4])
     packs = list(pack(prompts_of([2]), ids, mask, 3, budget))
-    assert [packed.rows.tolist() for packed in packs] == (parts or [[0], [1], [2]])
-    assert all(packed.input_ids[0, :2].tolist() == [10, 11] for packed in packs)
+    assert [packed.rows.tolist() for packed in packs] == parts.get(budget, [[0], [1], [2]])
+    assert all(packed.input_ids[:2].tolist() == [10, 11] for packed in packs)
+
+
+def test_a_completion_over_the_budget_gets_a_micro_batch_of_its_own():
+    ids, mask = rows_of([6, 2, 2])
+    packs = list(pack(prompts_of([3]), ids, mask, 3, 6))
+    assert [packed.rows.tolist() for packed in packs] == [[0], [1, 2]]
+    assert [len(packed.input_ids) for packed in packs] == [8, 5]
+
+
+def test_nothing_to_pack_gives_no_micro_batch():
+    ids, mask = rows_of([0, 0])
+    assert list(pack(prompts_of([3]), ids, mask, 2, 6)) == []
 
 
 def test_unpack_is_differentiable():
@@ -90,23 +129,43 @@ def test_unpack_is_differentiable():
     assert values.grad.tolist() == [0, 1, 6, 7, 8]
 
 
-def naive_mask(segments: list[int], positions: list[int], window: int | None) -> list[list[bool]]:
-    def sees(query: int, key: int) -> bool:
-        if query == key:
-            return True
-        related = segments[key] in (0, segments[query]) and segments[key] != PADDING
-        near = window is None or positions[query] - positions[key] < window
-        return key < query and related and near
+def naive_mask(trees: list[Tree], window: int | None) -> list[list[bool]]:
+    """Who sees whom, from each token's sequence: its prompt and the part of its own completion up to itself."""
+    size = sum(tree.prompt_length + sum(tree.lengths) for tree in trees)
+    allowed = [[False] * size for _ in range(size)]
+    end = 0
+    for tree in trees:
+        prompt = list(range(end, end + tree.prompt_length))
+        end += tree.prompt_length
+        sequences = [prompt]
+        for length in tree.lengths:
+            sequences.append(prompt + list(range(end, end + length)))
+            end += length
+        for sequence in sequences:
+            for i, query in enumerate(sequence):
+                for key in sequence[: i + 1] if window is None else sequence[max(0, i + 1 - window) : i + 1]:
+                    allowed[query][key] = True
+    return allowed
 
-    return [[sees(query, key) for key in range(len(segments))] for query in range(len(segments))]
+
+def line_of(shapes: list[tuple[int, list[int]]]) -> list[Tree]:
+    trees, end = [], 0
+    for prompt_length, lengths in shapes:
+        trees.append(Tree(end, prompt_length, tuple(lengths)))
+        end += prompt_length + sum(lengths)
+    return trees
 
 
-@pytest.mark.parametrize("window", [None, 1, 2, 3, 50])
-@pytest.mark.parametrize("lengths", [[3, 4, 1, 5, 0, 2], [6, 6, 6, 6, 6, 6], [1, 1, 1, 1, 0, 1]])
-def test_tree_mask_is_the_naive_loop(lengths, window):
-    ids, mask = rows_of(lengths)
-    for packed in pack(prompts_of([3, 1, 2]), ids, mask, 2, 60):
-        allowed = tree_mask(packed.segments, packed.position_ids, window)
-        assert allowed.shape == (len(packed.segments), 1, *[packed.segments.shape[1]] * 2)
-        rows = zip(packed.segments.tolist(), packed.position_ids.tolist(), strict=True)
-        assert allowed[:, 0].tolist() == [naive_mask(*row, window) for row in rows]
+SHAPES = st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=4)), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=150)
+@given(shapes=SHAPES, window=st.none() | st.integers(1, 8))
+def test_tree_mask_is_the_naive_loop(shapes, window):
+    trees = line_of(shapes)
+    places = positions(trees)
+    expected = [[*range(p)] + [p + t for length in lengths for t in range(length)] for p, lengths in shapes]
+    assert places.tolist() == [place for tree in expected for place in tree]
+    allowed = tree_mask(trees, places, window)
+    assert allowed.shape == (1, 1, len(places), len(places))
+    assert allowed[0, 0].tolist() == naive_mask(trees, window)

@@ -60,18 +60,19 @@ class SharedPrefixMemory:
     def keep_prompts(self, layer: int, block: Block, keys: Tensor, values: Tensor) -> None:
         """Store the prompts' ``[K, L, heads, d]`` of one block of a prefill whose blocks come in order."""
         if layer not in self.layers:
-            self.layers[layer] = self._allocate(keys)
+            self.layers[layer] = self._allocate(values)
         start = self.first_new + self.seen.get(layer, 0)
         self.seen[layer] = self.seen.get(layer, 0) + len(keys)
         memory, groups = self.layers[layer], slice(start, start + len(keys))
         memory.prompt_keys[groups, :, : keys.shape[1]] = keys.transpose(1, 2)
         memory.prompt_values[groups, :, : keys.shape[1]] = values.transpose(1, 2)
 
-    def _allocate(self, keys: Tensor) -> LayerMemory:
-        _, _, heads, size = keys.shape
+    def _allocate(self, values: Tensor) -> LayerMemory:
+        """In the values' precision: under autocast, rotary angles turn keys to float32 that products would cast anew."""
+        _, _, heads, size = values.shape
         prompt, own = (self.max_groups, heads, self.max_prompt, size), (self.max_rows, heads, self.room, size)
         # Zeros, since what lies beyond a prompt's end is multiplied by a probability of 0: it must be finite.
-        return LayerMemory(*(keys.new_zeros(shape) for shape in (prompt, prompt, own, own)))
+        return LayerMemory(*(values.new_zeros(shape) for shape in (prompt, prompt, own, own)))
 
     def start_step(self) -> Tensor:
         """Prepare one decoding step; positions ``[n, 1]`` of the rows' next tokens, on the device."""
@@ -113,7 +114,8 @@ class SharedPrefixMemory:
         """Attention ``[n, 1, heads, d]`` of each row's newest token; q, k, v are ``[n, heads, 1, d]``, fewer for keys."""
         memory, (n, heads, _, size) = self.layers[layer], query.shape
         rows, lengths = self.slots
-        memory.own_keys[rows, :, lengths], memory.own_values[rows, :, lengths] = key[:, :, 0], value[:, :, 0]
+        memory.own_keys[rows, :, lengths] = key[:, :, 0].to(memory.own_keys.dtype)
+        memory.own_values[rows, :, lengths] = value[:, :, 0]
         own_keys, own_values = (x[:n, :, : self.reach] for x in (memory.own_keys, memory.own_values))
         groups = slice(0, self.num_groups)
         prompt_keys = memory.prompt_keys[groups, :, : self.width]

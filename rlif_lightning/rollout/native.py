@@ -135,9 +135,12 @@ class _Generation:
 
     def _admit(self, hidden: Tensor | None) -> Tensor | None:
         """Let waiting prompts in where there is room; hidden states of all rows, None once there is no row left."""
-        room = self.max_groups - -(-len(self.rows) // self.group_size)
         first = self.next_prompt
-        if first == len(self.prompts) or room < 1 or (len(self.rows) and not self.decoder.can_join):
+        if first == len(self.prompts) or (len(self.rows) and not self.decoder.can_join):
+            return hidden
+        # A prompt is kept until the last of its rows has left, so it is groups that are counted and not rows.
+        room = self.max_groups - len((self.rows // self.group_size).unique())
+        if room < 1:
             return hidden
         self.next_prompt = min(first + room, len(self.prompts))
         chosen = range(first, self.next_prompt)

@@ -117,7 +117,7 @@ def sample_weights(weights: Tensor, uniforms: Tensor) -> Tensor:
     chosen, before, target = _first_beyond(sums, uniforms, relative=True)
     columns = chosen * SUM_BLOCK + torch.arange(SUM_BLOCK, device=weights.device)
     inside = weights.gather(1, columns.clamp(max=size - 1)).masked_fill(columns >= size, 0.0)
-    token, _, _ = _first_beyond(inside, target - before)
+    token, _, _ = _first_beyond(inside, (target - before).clamp(min=0))
     return (chosen * SUM_BLOCK + token).squeeze(1)
 
 

@@ -1,0 +1,187 @@
+"""Attention of packed trees: against plain float64 softmax under the dense tree mask, joined or not, and its hook."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_packing import SHAPES, line_of, naive_mask
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+import rlif_lightning.attention as attention
+from rlif_lightning.attention import Block, TreePlan, attend, fused_attention
+from rlif_lightning.packing import Tree
+
+CPU = torch.device("cpu")
+HEADS, SIZE = 4, 3
+JOINING = {"alone": (0.0, 0, 2**24), "similar": (1.25, 0, 2**24), "small": (0.0, 2**15, 2**24), "always": (1e9, 0, 2**60)}
+
+
+def line(num_tokens: int, key_heads: int, seed: int) -> list[Tensor]:
+    """Query, key and value ``[1, heads, N, d]`` in float64, with gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(1, heads, num_tokens, SIZE) for heads in (HEADS, key_heads, key_heads)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scaling: float) -> Tensor:
+    """One head at a time: softmax over the allowed keys; ``[1, N, heads, d]``."""
+    repeats = query.shape[1] // key.shape[1]
+    outputs = []
+    for head in range(query.shape[1]):
+        scores = query[0, head] @ key[0, head // repeats].T * scaling
+        weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+        outputs.append(weights @ value[0, head // repeats])
+    return torch.stack(outputs, 1).unsqueeze(0)
+
+
+def with_gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    ramp = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view(output.shape)
+    return [output.detach(), *torch.autograd.grad((output * ramp).sum(), inputs)]
+
+
+def assert_all_close(found: list[Tensor], expected: list[Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shapes=SHAPES,
+    window=st.none() | st.integers(1, 9),
+    key_heads=st.sampled_from([1, 2, 4]),
+    scaling=st.sampled_from([None, 0.7]),
+    joining=st.sampled_from(sorted(JOINING)),
+    seed=st.integers(0, 99),
+)
+def test_pieces_are_softmax_under_the_tree_mask(shapes, window, key_heads, scaling, joining, seed):
+    trees = line_of(shapes)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in zip(("WASTE", "SMALL", "LARGEST"), JOINING[joining], strict=True):
+            patch.setattr(attention, name, value)
+        plan = TreePlan(trees, CPU)
+    if joining in ("alone", "always"):
+        assert len(plan.blocks) == (1 if joining == "always" else len(trees))
+    inputs = line(sum(tree.size for tree in trees), key_heads, seed)
+    output = plan.attend(0, *inputs, scaling, window)
+    allowed = torch.tensor(naive_mask(trees, window))
+    expected = plain_attention(*inputs, allowed, SIZE**-0.5 if scaling is None else scaling)
+    assert_all_close(with_gradients(output, inputs), with_gradients(expected, inputs))
+    assert_all_close([plan.attend(1, *inputs, scaling, None)], [TreePlan(trees, CPU).attend(0, *inputs, scaling, None)])
+
+
+def test_trees_join_only_while_padding_stays_small(monkeypatch):
+    """Equal trees join up to LARGEST pairs; one of another shape stays alone where starting a call is cheap."""
+    same, long = Tree(0, 4, (3, 3)), Tree(0, 40, (3,))
+    pairs = 16 + 2 * 3 * 7  # of one of the equal trees
+    monkeypatch.setattr(attention, "SMALL", 0)
+    sizes = lambda trees: [len(block) for block in attention._join_similar(trees)]  # noqa: E731
+    assert sizes([same] * 6) == [6]
+    assert sizes([same, same, long, same]) == [2, 1, 1]
+    monkeypatch.setattr(attention, "LARGEST", 2 * pairs)
+    assert sizes([same] * 6) == [2, 2, 2]
+    monkeypatch.setattr(attention, "LARGEST", 2 * pairs - 1)
+    assert sizes([same] * 3) == [1, 1, 1]
+    monkeypatch.setattr(attention, "LARGEST", 2**24)
+    monkeypatch.setattr(attention, "SMALL", 2**15)
+    assert sizes([same, same, long, same]) == [4]
+
+
+@settings(deadline=None, max_examples=40)
+@given(shapes=SHAPES, joining=st.sampled_from(sorted(JOINING)))
+def test_each_prompt_s_keys_are_kept_once_and_in_order(shapes, joining):
+    trees, kept = line_of(shapes), []
+
+    def keep(layer: int, block: Block, keys: Tensor, values: Tensor) -> None:
+        assert keys.shape[0] == values.shape[0] == len(block.trees)
+        for tree, one, other in zip(block.trees, keys, values, strict=True):
+            kept.append((layer, tree, one[: tree.prompt_length], other[: tree.prompt_length]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in zip(("WASTE", "SMALL", "LARGEST"), JOINING[joining], strict=True):
+            patch.setattr(attention, name, value)
+        plan = TreePlan(trees, CPU, keep)
+    query, key, value = line(sum(tree.size for tree in trees), 2, 0)
+    plan.attend(5, query, key, value, None, None)
+    assert [(layer, tree) for layer, tree, _, _ in kept] == [(5, tree) for tree in trees]
+    for _, tree, keys, values in kept:
+        span = slice(tree.start, tree.start + tree.prompt_length)
+        assert torch.equal(keys, key[0, :, span].transpose(0, 1))
+        assert torch.equal(values, value[0, :, span].transpose(0, 1))
+
+
+@pytest.mark.parametrize("lengths", [(4, 4), (5, 2, 1)])
+def test_the_lower_right_bias_is_the_mask(lengths):
+    """What CUDA takes instead of a mask of even prompts says the same."""
+    block = Block([Tree(0, 6, lengths)], CPU)
+    mask = block._masks(None)[1]
+    generator = torch.Generator().manual_seed(0)
+    steps, reach = max(lengths), 6 + max(lengths)
+    shapes = [(len(lengths), steps, HEADS, SIZE), (len(lengths), reach, HEADS, SIZE), (len(lengths), reach, HEADS, SIZE)]
+    inputs = [torch.randn(shape, generator=generator) for shape in shapes]
+    biased = fused_attention(*inputs, causal_lower_right(steps, reach), None)
+    torch.testing.assert_close(biased, fused_attention(*inputs, mask, None))
+
+
+def test_even_prompts_share_one_mask_and_plain_prompts_need_none():
+    """Masks of even prompts have no batch dimension; ragged ones have one row each, heads never."""
+    even = Block(line_of([(5, [3, 2]), (5, [3])]), CPU)
+    assert even._masks(None)[0] is None
+    assert even._masks(None)[1].shape == even._masks(4)[1].shape == (3, 5 + 3)
+    assert even._masks(4)[0].shape == (5, 5)
+    assert even._masks(5)[0] is None  # the window is as wide as the prompt
+    ragged = Block(line_of([(5, [3, 2]), (4, [3])]), CPU)
+    assert ragged._masks(None)[1].shape == (3, 1, 3, 5 + 3)
+    assert ragged._masks(None) is ragged._masks(None)  # made once for all layers
+    assert Block(line_of([(5, []), (4, [0])]), CPU)._masks(None)[1] is None
+
+
+def test_a_single_tree_is_neither_copied_nor_put_in_order():
+    block = TreePlan([Tree(0, 5, (3, 3))], CPU)
+    assert block.where is None
+    key = torch.randn(11, 2, SIZE)
+    prompts = block.blocks[0]._prompts(key)
+    assert prompts.data_ptr() == key.data_ptr()
+    assert block.blocks[0]._of_rows(prompts).stride(0) == 0
+    assert block.blocks[0]._of_rows(prompts).shape == (2, 5, 2, SIZE)
+
+
+class Echo:
+    """A plan that tells what it was asked."""
+
+    def attend(self, *asked):
+        return asked
+
+
+def layer() -> SimpleNamespace:
+    return SimpleNamespace(layer_idx=3, is_causal=True, num_key_value_groups=2, training=False)
+
+
+def test_the_hook_hands_everything_to_the_plan():
+    query, key, value = line(5, 2, 0)
+    asked, weights = attend(layer(), query, key, value, None, scaling=0.3, tree_plan=Echo(), sliding_window=7)
+    assert weights is None
+    assert asked == (3, query, key, value, 0.3, 7)
+
+
+@pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias"])
+def test_the_hook_refuses_what_a_fused_kernel_cannot_do(name):
+    query, key, value = line(5, 2, 0)
+    with pytest.raises(ValueError, match=rf"{name}; set model.policy.attention=eager"):
+        attend(layer(), query, key, value, None, tree_plan=Echo(), **{name: 30.0})
+    attend(layer(), query, key, value, None, tree_plan=Echo(), **{name: None})
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_without_a_plan_the_hook_is_sdpa(masked):
+    inputs = line(5, 2, 0)
+    causal = torch.ones(5, 5, dtype=torch.bool).tril()
+    mask = causal.clone() if masked else None
+    if masked:
+        mask[4, 0] = causal[4, 0] = False
+    output, _ = attend(layer(), *inputs, None if mask is None else mask[None, None], scaling=0.7)
+    torch.testing.assert_close(output, plain_attention(*inputs, causal, 0.7))

@@ -1,0 +1,173 @@
+"""Shared prompts in decoding: against plain attention over each row's own concatenated keys, rows coming and going."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import rlif_lightning.rollout.kv_memory as kv_memory
+from rlif_lightning.attention import TreePlan
+from rlif_lightning.packing import Tree
+from rlif_lightning.rollout.kv_memory import SharedPrefixMemory, moves
+
+CPU = torch.device("cpu")
+SIZE, LAYERS, MAX_PROMPT, MAX_OWN = 3, 2, 6, 12
+WINDOWS = (None, 4)  # of the two layers
+
+
+@dataclass
+class Row:
+    """One row's whole history: keys and values ``[tokens, heads, d]`` of each layer."""
+
+    prompt_length: int
+    keys: list[Tensor]
+    values: list[Tensor]
+    number: int = 0
+
+
+@dataclass
+class World:
+    """The memory under test beside plain rows that share nothing."""
+
+    heads: int
+    key_heads: int
+    group_size: int
+    memory: SharedPrefixMemory
+    generator: torch.Generator
+    rows: list[Row] = field(default_factory=list)
+    admitted: int = 0
+
+    def draw(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, SIZE, generator=self.generator, dtype=torch.float64)
+
+    def admit(self, lengths: list[int]) -> None:
+        """Prompts come through the prefill's plan, as in the engine."""
+        starts = [sum(lengths[:k]) for k in range(len(lengths))]
+        self.memory.add(lengths, self.group_size)
+        plan = TreePlan([Tree(s, n) for s, n in zip(starts, lengths, strict=True)], CPU, self.memory.keep_prompts)
+        per_layer = []
+        for layer in range(LAYERS):
+            query, key, value = (self.draw(1, h, sum(lengths)) for h in (self.heads, self.key_heads, self.key_heads))
+            plan.attend(layer, query, key, value, None, WINDOWS[layer])
+            per_layer.append((key[0].transpose(0, 1), value[0].transpose(0, 1)))
+        for start, length in zip(starts, lengths, strict=True):
+            for _ in range(self.group_size):
+                keys, values = ([x[i][start : start + length] for x in per_layer] for i in (0, 1))
+                self.rows.append(Row(length, keys, values, self.admitted))
+                self.admitted += 1
+
+    def step(self, scaling: float | None) -> None:
+        n = len(self.rows)
+        positions = self.memory.start_step()
+        assert positions.tolist() == [[len(row.keys[0])] for row in self.rows]
+        for layer in range(LAYERS):
+            query, key, value = (self.draw(n, h, 1) for h in (self.heads, self.key_heads, self.key_heads))
+            for row, k, v in zip(self.rows, key, value, strict=True):
+                row.keys[layer] = torch.cat([row.keys[layer], k.transpose(0, 1)])
+                row.values[layer] = torch.cat([row.values[layer], v.transpose(0, 1)])
+            output = self.memory.attend(layer, query, key, value, scaling, WINDOWS[layer])
+            assert output.shape == (n, 1, self.heads, SIZE)
+            for b, row in enumerate(self.rows):
+                expected = self.plain(query[b, :, 0], row.keys[layer], row.values[layer], scaling, WINDOWS[layer])
+                torch.testing.assert_close(output[b, 0], expected, rtol=1e-9, atol=1e-9)
+        self.memory.end_step()
+
+    def plain(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None) -> Tensor:
+        if window is not None:
+            keys, values = keys[-window:], values[-window:]
+        repeats = self.heads // self.key_heads
+        heads = []
+        for head in range(self.heads):
+            scores = keys[:, head // repeats] @ query[head] * (SIZE**-0.5 if scaling is None else scaling)
+            heads.append(scores.softmax(0) @ values[:, head // repeats])
+        return torch.stack(heads)
+
+    def leave(self, stays: list[bool]) -> None:
+        holes, movers, left = moves(torch.tensor(stays))
+        self.memory.leave(holes, movers, left)
+        moved = dict(zip(holes.tolist(), movers.tolist(), strict=True))
+        self.rows = [self.rows[moved.get(slot, slot)] for slot in range(left)]
+
+
+def world(heads=4, key_heads=2, group_size=2, max_groups=4, seed=0) -> World:
+    memory = SharedPrefixMemory(max_groups, max_groups * group_size, MAX_PROMPT, MAX_OWN, CPU)
+    return World(heads, key_heads, group_size, memory, torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), key_heads=st.sampled_from([1, 2, 4]), group_size=st.integers(1, 3), seed=st.integers(0, 99))
+def test_any_schedule_is_plain_attention_of_each_row(data, key_heads, group_size, seed):
+    """Random admissions, steps and departures, with own room of 2 tokens at first: it has to grow twice and more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kv_memory, "FIRST_ROOM", 2)
+        one = world(4, key_heads, group_size, seed=seed)
+    scaling = data.draw(st.sampled_from([None, 0.6]))
+    for _ in range(data.draw(st.integers(3, 12))):
+        groups = one.memory.num_groups
+        assert one.memory.num_rows == len(one.rows)
+        assert groups == len({row.number // group_size for row in one.rows})
+        room = one.memory.max_groups - groups
+        if room and (not one.rows or data.draw(st.booleans())):
+            one.admit(data.draw(st.lists(st.integers(1, MAX_PROMPT), min_size=1, max_size=room)))
+        for _ in range(data.draw(st.integers(1, 3))):
+            if all(len(row.keys[0]) - row.prompt_length < MAX_OWN for row in one.rows):
+                one.step(scaling)
+        full = [len(row.keys[0]) - row.prompt_length == MAX_OWN for row in one.rows]
+        stays = [not f and data.draw(st.integers(0, 3)) > 0 for f in full]
+        if not all(stays):
+            one.leave(stays)
+
+
+def test_room_doubles_up_to_the_longest_completion(monkeypatch):
+    monkeypatch.setattr(kv_memory, "FIRST_ROOM", 2)
+    one = world()
+    one.admit([3, 5])
+    rooms = []
+    for _ in range(MAX_OWN):
+        one.step(None)
+        rooms.append(one.memory.layers[1].own_keys.shape[2])
+    assert rooms == [2, 2, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]
+
+
+def test_a_prompt_goes_with_its_last_row():
+    one = world(max_groups=3)
+    one.admit([3, 5, 2])
+    one.step(None)
+    one.leave([True, False, False, True, True, True])
+    assert one.memory.num_groups == 3
+    one.leave([slot != one.rows.index(next(r for r in one.rows if r.prompt_length == 3)) for slot in range(4)])
+    assert one.memory.num_groups == 2
+    one.admit([6])  # takes the place that is free
+    one.step(None)
+    one.leave([False] * len(one.rows))
+    assert (one.memory.num_groups, one.memory.num_rows) == (0, 0)
+    one.admit([1, 1, 1])
+    one.step(None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_other_precisions_are_kept(dtype):
+    memory = SharedPrefixMemory(1, 2, 3, 4, CPU)
+    memory.add([3], 2)
+    query, key, value = (torch.randn(1, h, 3, 4, dtype=dtype) for h in (4, 2, 2))
+    TreePlan([Tree(0, 3)], CPU, memory.keep_prompts).attend(0, query, key, value, None, None)
+    memory.start_step()
+    output = memory.attend(0, *(x[..., :1, :].expand(2, -1, -1, -1) for x in (query, key, value)), None, None)
+    assert output.dtype == memory.layers[0].own_keys.dtype == memory.layers[0].prompt_values.dtype == dtype
+
+
+@given(st.lists(st.booleans(), max_size=12))
+def test_moves_bring_those_that_stay_to_the_front(stays):
+    holes, movers, left = moves(torch.tensor(stays, dtype=torch.bool))
+    assert left == sum(stays)
+    places = list(range(len(stays)))
+    for hole, mover in zip(holes.tolist(), movers.tolist(), strict=True):
+        assert hole < left <= mover  # a row moves once, over one that left, and only if it must
+        assert not stays[hole]
+        places[hole] = mover
+    assert sorted(places[:left]) == [slot for slot, stay in enumerate(stays) if stay]

@@ -1,0 +1,166 @@
+"""Statistics of the head's logits: values by the restatement, gradients by autograd of plain formulas, and no copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import restatement
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import rlif_lightning.logits as logits_module
+from rlif_lightning.logits import HeadRule, head_stats
+
+ROWS, VOCABULARY = 7, 13
+NAMES = ("logprobs", "entropy", "self_certainty")
+END_IDS = [2, 5, 11]
+
+
+@dataclass
+class Case:
+    """Raw logits ``[M, V]``, tokens ``[M]`` that could be sampled, and how they were."""
+
+    raw: Tensor
+    tokens: Tensor
+    may_end: Tensor | None
+    rule: HeadRule
+
+
+def case(temperature: float, softcap: float | None, ends: bool, seed: int = 0, dtype=torch.float64) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+    raw = (3 * torch.randn(ROWS, VOCABULARY, generator=generator, dtype=torch.float64)).to(dtype)
+    tokens = torch.randint(VOCABULARY, (ROWS,), generator=generator)
+    may_end = torch.arange(ROWS) % 2 == 0 if ends else None
+    if may_end is not None:
+        tokens = torch.where(~may_end & torch.isin(tokens, torch.tensor(END_IDS)), 3, tokens)
+    return Case(raw, tokens, may_end, HeadRule(temperature, softcap, torch.tensor(END_IDS)))
+
+
+def head_output(raw: Tensor) -> Tensor:
+    """What a head would give: no leaf, storage of its own."""
+    return raw.detach().clone().requires_grad_() * 1
+
+
+def found(case: Case) -> list[Tensor]:
+    stats = head_stats(case.raw, case.tokens, case.may_end, case.rule)
+    return [getattr(stats, name) for name in NAMES]
+
+
+def plain(case: Case, row: int, raw: Tensor) -> list[Tensor]:
+    """One row by the textbook formulas, over the tokens that could be sampled."""
+    z = raw if case.rule.softcap is None else case.rule.softcap * torch.tanh(raw / case.rule.softcap)
+    z = z / case.rule.temperature
+    hidden = END_IDS if case.may_end is not None and not case.may_end[row] else []
+    possible = [v for v in range(VOCABULARY) if v not in hidden]
+    logp = z[possible].log_softmax(0)
+    uniform = 1 / len(possible)
+    token = possible.index(int(case.tokens[row]))
+    certainty = sum(uniform * (torch.tensor(uniform).log() - one) for one in logp)
+    return [logp[token], -(logp.exp() * logp).sum(), certainty]
+
+
+def plain_gradient(case: Case, weights: list[Tensor | None]) -> Tensor:
+    leaf = case.raw.double().detach().clone().requires_grad_()
+    total = leaf.sum() * 0
+    for row in range(ROWS):
+        for weight, value in zip(weights, plain(case, row, leaf[row]), strict=True):
+            total = total if weight is None else total + weight[row].double() * value
+    return torch.autograd.grad(total, leaf)[0]
+
+
+def our_gradient(case: Case, weights: list[Tensor | None]) -> Tensor:
+    leaf = case.raw.detach().clone().requires_grad_()
+    stats = found(Case(leaf * 1, case.tokens, case.may_end, case.rule))
+    used = [(value * weight).sum() for value, weight in zip(stats, weights, strict=True) if weight is not None]
+    return torch.autograd.grad(torch.stack(used).sum(), leaf)[0]
+
+
+def weights_for(which: set[int], seed: int = 1) -> list[Tensor | None]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(ROWS, generator=generator, dtype=torch.float64) for _ in NAMES]
+    return [weight if i in which else None for i, weight in enumerate(drawn)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    temperature=st.sampled_from([1.0, 0.4, 1.7]),
+    softcap=st.sampled_from([None, 4.0]),
+    ends=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_values_are_those_of_the_restatement(temperature, softcap, ends, seed):
+    one = case(temperature, softcap, ends, seed)
+    stats = found(one)
+    z = one.raw if softcap is None else softcap * (one.raw / softcap).tanh()
+    for row in range(ROWS):
+        hidden = END_IDS if ends and not one.may_end[row] else []
+        possible = [v for v in range(VOCABULARY) if v not in hidden]
+        values = [float(z[row, v]) / temperature for v in possible]
+        expected = restatement.token_statistics(values, possible.index(int(one.tokens[row])))
+        torch.testing.assert_close([float(s[row]) for s in stats], list(expected), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("which", [{0}, {1}, {2}, {0, 1}, {0, 1, 2}], ids=lambda s: "+".join(NAMES[i] for i in s))
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+@pytest.mark.parametrize("softcap", [None, 4.0])
+@pytest.mark.parametrize("ends", [False, True])
+def test_gradients_are_those_of_the_plain_formulas(which, temperature, softcap, ends):
+    one, weights = case(temperature, softcap, ends), weights_for(which)
+    gradient = our_gradient(one, weights)
+    torch.testing.assert_close(gradient, plain_gradient(one, weights), rtol=1e-9, atol=1e-9)
+    if ends:
+        assert not gradient[1::2][:, END_IDS].any()
+
+
+@pytest.mark.parametrize("elements", [1, VOCABULARY, 3 * VOCABULARY - 1, 3 * VOCABULARY, 1000])
+def test_pieces_of_any_size_change_nothing(monkeypatch, elements):
+    one, weights = case(1.7, 4.0, True), weights_for({0, 1, 2})
+    expected = [*found(one), our_gradient(one, weights)]
+    monkeypatch.setitem(logits_module.PIECE, "cpu", elements)
+    sizes = [part.stop - part.start for part in logits_module.pieces(ROWS, VOCABULARY, torch.device("cpu"))]
+    assert sizes[0] == max(1, elements // VOCABULARY)
+    for value, other in zip([*found(one), our_gradient(one, weights)], expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-12, atol=1e-12)
+
+
+def test_pieces_cover_every_row_once(monkeypatch):
+    monkeypatch.setitem(logits_module.PIECE, "cpu", 30)
+    for rows in (0, 1, 2, 3, 4, 9):
+        covered = [row for part in logits_module.pieces(rows, 10, torch.device("cpu")) for row in range(rows)[part]]
+        assert covered == list(range(rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_get_a_gradient_of_their_own_kind(dtype):
+    """Statistics in float32, computed from the rounded logits; only the gradient is rounded once more."""
+    one = case(1.7, 4.0, True, dtype=dtype)
+    weights = [w if w is None else w.float() for w in weights_for({0, 1, 2})]
+    assert {value.dtype for value in found(one)} == {torch.float32}
+    gradient = our_gradient(one, weights)
+    assert gradient.dtype == dtype
+    exact = our_gradient(Case(one.raw.float(), one.tokens, one.may_end, one.rule), weights)
+    torch.testing.assert_close(gradient.float(), exact, rtol=2**-8, atol=1e-6)
+
+
+def test_the_gradient_takes_the_place_of_the_logits():
+    one = case(1.0, None, False)
+    raw = head_output(one.raw)
+    received: list[Tensor] = []
+    raw.register_hook(received.append)
+    stats = head_stats(raw, one.tokens, None, one.rule)
+    assert torch.equal(raw.detach(), one.raw)  # whole until the backward pass
+    stats.logprobs.sum().backward()
+    (gradient,) = received
+    assert gradient.data_ptr() == raw.data_ptr()
+    assert gradient.shape == raw.shape
+
+
+def test_a_second_backward_pass_is_refused():
+    one = case(1.0, None, False)
+    stats = head_stats(head_output(one.raw), one.tokens, None, one.rule)
+    stats.logprobs.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="ran twice"):
+        stats.entropy.sum().backward()
