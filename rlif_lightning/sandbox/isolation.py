@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from . import start as _start
 from .channel import Channel, ChannelError
 
 # From the weakest to the strongest. Every level also has the limits of rlimits; every one but rlimits the filter of
@@ -28,7 +29,8 @@ LEVELS = ("rlimits", "seccomp", "landlock", "namespaces", "bubblewrap")
 # For a process to get ready on a machine that is busy; not counted against the code that it runs.
 START_SECONDS = 60.0
 _START = "import sys; sys.path.insert(0, {!r}); from sandbox.start import main; sys.path.pop(0); main()"
-_FOLDER = Path(__file__).resolve().parent
+# Imported here for its folder and so that compiled files exist, which the sandboxed process cannot write.
+_FOLDER = Path(_start.__file__).resolve().parent
 # A fixed hash seed: a model's code that prints a set must print the same every time.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}
 _PROBE = {

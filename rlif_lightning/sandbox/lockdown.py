@@ -3,7 +3,7 @@
 In the order of ``lock_down``: namespaces of its own with a file system of little but the interpreter (level
 ``namespaces``), a rule for reading files (level ``landlock``), limits on what may be used, no capabilities, and the
 system-call filter of ``seccomp.py`` (every level but ``rlimits``). Linux; plain system calls by ctypes, because the
-standard library of Python 3.11 has none of them.
+standard library of Python 3.11 has none of them. (No pathlib: importing it takes as long as starting Python.)
 
 Sources: man pages unshare(2), pivot_root(2), mount_setattr(2), landlock(7), capset(2), setrlimit(2).
 """
@@ -16,7 +16,6 @@ import os
 import resource
 import signal
 import struct
-from pathlib import Path
 
 from .seccomp import refuse_system_calls
 
@@ -74,7 +73,8 @@ def _enter_namespaces(readable: list[str], size_mb: int) -> None:
     uid, gid = os.geteuid(), os.getegid()
     _check(_libc.unshare(_NEW_NAMESPACES), "unshare")
     for name, text in (("setgroups", "deny"), ("uid_map", f"{_NOBODY} {uid} 1"), ("gid_map", f"{_NOBODY} {gid} 1")):
-        Path(f"/proc/self/{name}").write_text(text)
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
     child = os.fork()
     if child:
         os.closerange(0, 65_536)  # or the other end would not see that the child is gone
@@ -113,13 +113,16 @@ def _change_root(readable: list[str], size_mb: int) -> None:
 
 def _show(path: str) -> None:
     """Bind one file or folder of the old root at its own place, read-only; a symbolic link is made again."""
-    old, new = Path("/.old") / path.lstrip("/"), Path(path)
-    new.parent.mkdir(parents=True, exist_ok=True)
-    if old.is_symlink():
-        new.symlink_to(os.readlink(old))
+    old = f"/.old{path}"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.islink(old):
+        os.symlink(os.readlink(old), path)
         return
-    new.mkdir() if old.is_dir() else new.touch()
-    _mount(str(old), path, None, _MS_BIND | _MS_REC)
+    if os.path.isdir(old):
+        os.mkdir(path)
+    else:
+        os.mknod(path)
+    _mount(old, path, None, _MS_BIND | _MS_REC)
     _make_readonly(path, recursive=True)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 import sys
 
@@ -54,7 +53,7 @@ class _Program(ctypes.Structure):
 
 def supported() -> bool:
     """Whether there is a table for this machine; whether the kernel takes the filter shows when it is applied."""
-    return sys.platform == "linux" and platform.machine() in _MACHINES and sys.byteorder == "little"
+    return sys.platform == "linux" and os.uname().machine in _MACHINES and sys.byteorder == "little"
 
 
 def refuse_system_calls(writes: bool) -> None:
@@ -80,7 +79,7 @@ def _numbers(table: str, column: int) -> dict[str, int]:
 
 
 def _filter(writes: bool) -> list[tuple[int, int, int, int]]:
-    column, machine = _MACHINES[platform.machine()]
+    column, machine = _MACHINES[os.uname().machine]
     calls = _numbers(_ALLOWED, column) | (_numbers(_WRITING, column) if writes else {})
     code = [(_LOAD, 0, 0, 4), (_JEQ, 1, 0, machine), (_RETURN, 0, 0, _REFUSE), (_LOAD, 0, 0, 0)]
     # clone3 hides its flags behind a pointer; the C library falls back to clone where it does not exist.
