@@ -110,7 +110,7 @@ def attempt(level: str, name: str, folder: Path) -> bool:
         [[outcome]] = sandbox.outcomes([Run(ATTACKS[name].code, "f", ((target,),))])
         listener.settimeout(0)
         try:
-            listener.accept()
+            listener.accept()[0].close()
             reached = True
         except BlockingIOError:
             reached = False

@@ -159,11 +159,11 @@ def _command(level: str, settings: dict[str, Any]) -> list[str]:
         return python
     size = str(int(settings["limits"]["file_mb"] * 2**20))
     command = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--cap-drop", "ALL"]
-    command += ["--uid", "65534", "--gid", "65534"]
+    command += ["--uid", "65534", "--gid", "65534", "--size", size, "--tmpfs", "/tmp"]
     for path in readable:
         link = os.path.islink(path)
         command += ["--symlink", os.readlink(path), path] if link else ["--ro-bind", path, path]
-    command += ["--dev-bind", os.devnull, os.devnull, "--size", size, "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    command += ["--dev-bind", os.devnull, os.devnull, "--chdir", "/tmp"]
     return [*command, "--remount-ro", "/", "--", *python]
 
 

@@ -70,7 +70,7 @@ def decode(value: Any, depth: int = 0) -> Any:
         raise ValueError(f"unknown tag {tag!r}")
     try:
         return _READERS[tag](content, depth + 1)
-    except (TypeError, IndexError, OverflowError) as error:
+    except (TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"malformed {tag}: {error}") from error
 
 

@@ -101,13 +101,13 @@ def _change_root(readable: list[str], size_mb: int) -> None:
     os.mkdir("/tmp/.old")
     _check(_libc.syscall(_SYS_PIVOT_ROOT, b"/tmp", b"/tmp/.old"), "pivot_root")
     os.chdir("/")
-    for path in readable:
+    os.mkdir("/tmp")
+    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size_mb}m,mode=700")
+    for path in readable:  # after /tmp: one of them may lie below it
         _show(path)
-    os.makedirs("/tmp", exist_ok=True)
     _check(_libc.umount2(b"/.old", _MNT_DETACH), "umount")
     os.rmdir("/.old")
     _make_readonly("/", recursive=False)
-    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size_mb}m,mode=700")
     os.chdir("/tmp")
 
 
