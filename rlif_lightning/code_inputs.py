@@ -48,15 +48,23 @@ def draw_arguments(source: str, function: str, count: int, seed: int, index: int
 
 
 def _annotations(source: str, function: str) -> list[ast.expr | None]:
-    try:
-        tree = ast.parse(source)
-    except SyntaxError as error:
-        raise ValueError(f"the header of {function!r} cannot be read: {error}; give a column of inputs") from error
+    tree = _parse(source, function)
     headers = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
     if not headers:
         raise ValueError(f"no function {function!r} in {source!r:.200}; give a column of inputs")
     arguments = headers[-1].args
     return [argument.annotation for argument in [*arguments.posonlyargs, *arguments.args] if argument.arg != "self"]
+
+
+def _parse(source: str, function: str) -> ast.Module:
+    """The source's tree; a header at its end may lack its body."""
+    problem = None
+    for body in ("", "\n    pass", "\n        pass"):
+        try:
+            return ast.parse(source + body)
+        except (SyntaxError, ValueError) as error:
+            problem = problem or error
+    raise ValueError(f"the header of {function!r} cannot be read: {problem}; give a column of inputs")
 
 
 Draw = Callable[[random.Random], Any]

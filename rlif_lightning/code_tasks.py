@@ -64,8 +64,16 @@ def _humaneval(row: Mapping[str, Any]) -> CodeTask:
     if not row.get("entry_point"):
         raise ValueError(f"column 'test' needs a column 'entry_point'; the row has {sorted(row)}")
     name, prompt = row["entry_point"], row.get("prompt") or ""
-    # The prompt by itself defines the helpers that some tests call.
-    return CodeTask(prompt, (name,), prompt, (f"{row['test']}\n\ncheck({name})\n",))
+    # A prompt in Python defines the helpers that some tests call; a prompt in words defines nothing.
+    return CodeTask(prompt, (name,), prompt if _is_python(prompt) else "", (f"{row['test']}\n\ncheck({name})\n",))
+
+
+def _is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 def _mbpp(row: Mapping[str, Any]) -> CodeTask:
@@ -123,9 +131,13 @@ def _test_cases(text: Any) -> list[dict[str, str]]:
         [content] = [value for code, value, _ in pickletools.genops(pickled) if "UNICODE" in code.name]
         return json.loads(content)
     except ValueError as error:
-        raise ValueError(f"test cases {text!r:.100} are neither JSON nor LiveCodeBench's packed form: {error}") from error
+        raise ValueError(
+            f"test cases {text!r:.100} are neither JSON nor LiveCodeBench's packed form: {error}"
+        ) from error
     except zlib.error as error:
-        raise ValueError(f"test cases {text!r:.100} are neither JSON nor LiveCodeBench's packed form: {error}") from error
+        raise ValueError(
+            f"test cases {text!r:.100} are neither JSON nor LiveCodeBench's packed form: {error}"
+        ) from error
 
 
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
@@ -165,6 +177,8 @@ class CodeExtractor:
             text: the completion.
             prompt: source text that it continues, if it does.
         """
+        if not text.strip():
+            return None
         found = self._fenced(text) if self.kind in ("auto", "fenced") else None
         if found is None and self.kind != "fenced":
             indented = text.lstrip("\n").startswith((" ", "\t"))

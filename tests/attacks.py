@@ -46,7 +46,9 @@ ATTACKS = {
     "read the trainer's environment": Attack(
         "def f(t): return b'RLIF_TEST_SECRET' in open(f\"/proc/{t['parent']}/environ\", 'rb').read()", "landlock", False
     ),
-    "read the trainer's memory": Attack("def f(t): return bool(open(f\"/proc/{t['parent']}/mem\", 'rb'))", "landlock", False),
+    "read the trainer's memory": Attack(
+        "def f(t): return bool(open(f\"/proc/{t['parent']}/mem\", 'rb'))", "landlock", False
+    ),
     "trace the trainer": Attack(
         "import ctypes, os\nlibc = ctypes.CDLL(None)\ndef f(t): return libc.ptrace(0x4206, t['parent'], 0, 0) == 0",
         "seccomp",

@@ -70,7 +70,7 @@ CHEATS = {
     "a printed verdict": "print('passed'); print('{\"passed\": [true, true, true]}')\ndef f(x): print('ok')",
     "the judge's builtins": "import builtins, json, sys\nbuiltins.AssertionError = type('A', (Exception,), {})\n"
     "builtins.all = builtins.any = builtins.len = builtins.isinstance = lambda *a: True\n"
-    "json.dumps = lambda *a, **k: '{\"passed\": [true, true, true], \"ended\": \"\"}'\ndef f(x): return None",
+    'json.dumps = lambda *a, **k: \'{"passed": [true, true, true], "ended": ""}\'\ndef f(x): return None',
     "the judge's module": "import sys\nfor m in list(sys.modules.values()):\n    for n in ('run_tests', '_passes', 'decode'):\n"
     "        if hasattr(m, n): setattr(m, n, lambda *a, **k: {'passed': [True] * 3, 'ended': ''})\ndef f(x): return None",
     "a trace of the judge": "import sys\ndef t(frame, event, arg):\n    frame.f_trace_opcodes = True\n    return t\n"
@@ -102,6 +102,8 @@ TESTS = ("assert f(1) == 2", "assert abs(f(2) - 3) < 1e-6", "assert all(map(f, [
 HONEST = "def f(x): return x + 1"
 
 
+# What keeps a score safe is that judge and candidate are two processes, at every level alike; so the fast run cheats at
+# the weakest and the strongest only.
 @pytest.mark.parametrize("name", CHEATS)
 def test_cheats_score_nothing(level, name):
     sandbox = Sandbox(level, "rlimits", wall_seconds=1, call_seconds=0.5, memory_mb=256)

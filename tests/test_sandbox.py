@@ -20,10 +20,12 @@ from rlif_lightning.sandbox.isolation import LEVELS, find_level, problem
 from rlif_lightning.sandbox.literals import MAX_DEPTH, NotLiteral, decode, encode
 from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox, Trial
 
+BETWEEN = ("seccomp", "namespaces")
 QUICK = {"wall_seconds": 1.5, "call_seconds": 0.7, "workers": 2, "memory_mb": 256}
 
 
-@pytest.fixture(params=LEVELS)
+# The two ends and the default minimum every time, those between in the full run.
+@pytest.fixture(params=[pytest.param(level, marks=pytest.mark.slow if level in BETWEEN else ()) for level in LEVELS])
 def sandbox(request) -> Sandbox:
     """One at every level that this machine has."""
     if problem(request.param):
@@ -258,9 +260,9 @@ def test_tests_that_cannot_run_are_an_error_of_the_data(sandbox):
 def test_a_process_that_cannot_start_is_no_fault_of_the_code(monkeypatch):
     sandbox = Sandbox("seccomp", "seccomp", **QUICK)
     monkeypatch.setattr(isolation, "_START", "raise OSError('no such luck') # {}")
-    with pytest.raises(RuntimeError, match="did not start.*no such luck"):
+    with pytest.raises(RuntimeError, match=r"did not start.*no such luck"):
         sandbox.outcomes([Run("", "f", ((),))])
-    with pytest.raises(RuntimeError, match="did not start.*no such luck"):
+    with pytest.raises(RuntimeError, match=r"did not start.*no such luck"):
         sandbox.verdicts([Trial("", "", ("assert 1",), ())])
 
 
@@ -272,7 +274,9 @@ def test_levels_that_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="isolation='rlimits' is weaker than minimum='landlock'"):
         Sandbox("rlimits")
     monkeypatch.setattr(isolation, "problem", lambda level: "" if level == "seccomp" else "not here")
-    with pytest.raises(ValueError, match=r"no sandbox that strong works here \(bubblewrap: not here; .* Install bubble"):
+    with pytest.raises(
+        ValueError, match=r"no sandbox that strong works here \(bubblewrap: not here; .* Install bubble"
+    ):
         Sandbox()
     assert Sandbox(minimum="seccomp").level == "seccomp"
     assert find_level("auto", "rlimits") == "seccomp"

@@ -139,8 +139,8 @@ def behaviour(outcomes: Sequence[Outcome]) -> str | None:
     """What code does with all its inputs, as one canonical text; None where it does nothing that can be compared.
 
     An exception counts as behaviour, named by its built-in type. There is none where any input has no answer (too slow,
-    died, a value that cannot cross), or where no input gives more than an exception, None or an empty text: a group must
-    not agree on doing nothing.
+    died, a value that cannot cross), or where no input gives more than an exception, None or an empty text: a group
+    must not agree on doing nothing.
     """
     if any(outcome.kind == "none" for outcome in outcomes):
         return None

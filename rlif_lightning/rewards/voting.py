@@ -162,7 +162,14 @@ class ClusterVote(RewardHead):
         return RewardOutput(scores.to(rollout.mask.device), log=log)
 
 
-def check_vote_settings(mode: str, denominator: str, min_parseable: int, entropy_range: tuple[float, float] | None) -> None:
+def check_vote_settings(
+    mode: str, denominator: str, min_parseable: int, entropy_range: tuple[float, float] | None
+) -> None:
+    """Refuse settings of a vote that ``vote_shares`` cannot take.
+
+    Raises:
+        ValueError: an unknown name, or a number out of range.
+    """
     if mode not in _MODES:
         raise ValueError(f"mode={mode!r} is unknown; choose one of {list(_MODES)}")
     if denominator not in _DENOMINATORS:

@@ -60,7 +60,7 @@ class Process:
         stdout: int = subprocess.PIPE,
     ):
         self._folder = tempfile.TemporaryDirectory(prefix="rlif-sandbox-", ignore_cleanup_errors=True)
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit
         self._process = subprocess.Popen(
             _command(level, settings),
             stdin=stdin,
@@ -123,7 +123,9 @@ def find_level(isolation: str, minimum: str) -> str:
     wanted = LEVELS[::-1] if isolation == "auto" else (isolation,)
     strong = [level for level in wanted if LEVELS.index(level) >= LEVELS.index(minimum)]
     if not strong:
-        raise ValueError(f"isolation={isolation!r} is weaker than minimum={minimum!r}; raise the one or lower the other")
+        raise ValueError(
+            f"isolation={isolation!r} is weaker than minimum={minimum!r}; raise the one or lower the other"
+        )
     problems = {}
     for level in strong:
         problems[level] = problem(level)

@@ -1,20 +1,20 @@
 """Values that may leave a sandboxed process: exact built-in types, as JSON. Never pickle.
 
 What crosses: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, range, and
-iterators (as the list of what they give). Instances of subclasses cross as the built-in type below them: a Counter is a
-dict, a named tuple a tuple. All else raises ``NotLiteral``. What ``decode`` returns therefore holds no code: its ``==``,
+iterators (as what they give). Instances of subclasses cross as the built-in type below them: a Counter is a dict, a
+named tuple a tuple. All else raises ``NotLiteral``. What ``decode`` returns therefore holds no code: its ``==``,
 ``hash`` and ``repr`` are the interpreter's own, whatever the sender did.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 # Deeper values are refused: comparing them would overflow the stack of whoever reads them.
 MAX_DEPTH = 100
-# An iterator that gives more items than this is not a value.
+# What gives more items than this, and some iterators never end, is not a value.
 MAX_ITEMS = 100_000
 # Python refuses to read longer decimal numbers, so longer integers travel in hexadecimal.
 _PLAIN_INT = 10**18
@@ -32,22 +32,17 @@ def encode(value: Any, depth: int = 0) -> Any:
     """
     if depth > MAX_DEPTH:
         raise NotLiteral(f"nested deeper than {MAX_DEPTH}")
-    if value is None or value is True or value is False:
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
+    if value is None:
+        return None
     for kind, to_json in _SCALARS.items():
         if isinstance(value, kind):
             return to_json(value)
-    if isinstance(value, list):
-        return [encode(item, depth + 1) for item in value]
     if isinstance(value, dict):
         return {"dict": [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in value.items()]}
-    for kind, tag in ((tuple, "tuple"), (set, "set"), (frozenset, "frozenset")):
+    for kind, tag in _COLLECTIONS.items():
         if isinstance(value, kind):
-            return {tag: [encode(item, depth + 1) for item in value]}
-    if isinstance(value, Iterator):
-        return {"iterator": [encode(item, depth + 1) for item in _bounded(value)]}
+            items = [encode(item, depth + 1) for item in _bounded(value)]
+            return {tag: items} if tag else items
     raise NotLiteral(f"a value of type {type(value).__name__} cannot leave the sandbox")
 
 
@@ -74,12 +69,12 @@ def decode(value: Any, depth: int = 0) -> Any:
         raise ValueError(f"malformed {tag}: {error}") from error
 
 
-def _bounded(items: Iterator) -> list:
+def _bounded(items: Iterable) -> list:
     found = []
     for item in items:
         found.append(item)
         if len(found) > MAX_ITEMS:
-            raise NotLiteral(f"an iterator of more than {MAX_ITEMS} items")
+            raise NotLiteral(f"more than {MAX_ITEMS} items")
     return found
 
 
@@ -92,6 +87,8 @@ def _from_float(value: float) -> Any:
 
 
 _SCALARS: dict[type, Callable[[Any], Any]] = {
+    bool: bool,
+    str: str.__str__,
     int: _from_int,
     float: _from_float,
     complex: lambda value: {"complex": [_from_float(value.real), _from_float(value.imag)]},
@@ -99,6 +96,7 @@ _SCALARS: dict[type, Callable[[Any], Any]] = {
     bytearray: lambda value: {"bytearray": value.hex()},
     range: lambda value: {"range": [_from_int(n) for n in (value.start, value.stop, value.step)]},
 }
+_COLLECTIONS = {list: "", tuple: "tuple", set: "set", frozenset: "frozenset", Iterator: "iterator"}
 
 
 def _items(content: Any, depth: int) -> list:

@@ -200,7 +200,9 @@ class Sandbox:
             if not isinstance(verdict, dict) or verdict.get("nonce") != nonce:
                 return failed
             if "broken" in verdict:
-                raise ValueError(f"tests that cannot run, whatever the code: {verdict['broken']}; in {job.setup[:200]!r}")
+                raise ValueError(
+                    f"tests that cannot run, whatever the code: {verdict['broken']}; in {job.setup[:200]!r}"
+                )
             return Verdict(tuple(map(bool, verdict["passed"])), verdict["ended"])
 
     def _start_pair(self, stack: ExitStack) -> tuple[Process, Process]:
