@@ -220,8 +220,13 @@ def test_behaviour_vote_of_programs_and_of_drawn_inputs():
     programs = handmade(texts, 4, inputs=[["1\n", "3\n"]])
     assert BehaviourVote(sandbox=SANDBOX)(programs).scores.tolist() == pytest.approx([2 / 3, 2 / 3, 1 / 3, 0])
     header = "from typing import List\n\ndef f(xs: List[int], k: int):\n"
-    drawn = handmade([*PROGRAMS[:3], "    return sorted(xs)[:k]"], 4, entry_point=["f"], prompt=[header])
-    assert BehaviourVote(sandbox=SANDBOX)(drawn).scores.tolist() == pytest.approx([0.75, 0.75, 0.25, 0.75])
+    in_place = "def f(xs, k):\n    xs.sort()\n    return xs[:k]"
+    drawn = handmade(
+        [PROGRAMS[0], in_place, PROGRAMS[2], "    return sorted(xs)[:k]"], 4, entry_point=["f"], prompt=[header]
+    )
+    # Few of the drawn k lie within the list, and only those tell the third from the others.
+    vote = BehaviourVote(num_inputs=32, sandbox=SANDBOX)
+    assert vote(drawn).scores.tolist() == pytest.approx([0.75, 0.75, 0.25, 0.75])
 
 
 def test_behaviour_vote_says_what_it_needs():
@@ -285,11 +290,7 @@ def test_headers_that_cannot_be_drawn_for(source, message):
 def fuzz(count: int, seed: int) -> list[str]:
     """Random text, bytes, words of Python, and a real program with a piece cut out or doubled."""
     rng = random.Random(seed)
-    words = (
-        "def f(x): return x = + ( ) [ ] : \n \t lambda import os sys while True if for in print 1 'a' ** yield".split(
-            " "
-        )
-    )
+    words = "def f(x): return x = + ( ) [ ] : lambda import os while True if for in print 1 'a' **".split()
     program = Path(__file__).read_text()
     found = []
     for n in range(count):
@@ -306,12 +307,12 @@ def fuzz(count: int, seed: int) -> list[str]:
 
 
 def test_random_code_neither_raises_nor_hangs():
-    codes = fuzz(160, 0)
+    codes = fuzz(80, 0)
     kinds = {row[0].kind for row in SANDBOX.outcomes([Run(code, "f", ((1,),)) for code in codes])}
     assert "none" in kinds
-    SANDBOX.outcomes([Run(code, None, ("1\n",)) for code in codes[:40]])
-    assert sum(pass_rates(codes[:40], [MBPP] * 40, sandbox=SANDBOX)) == 0
-    behaviours = handmade(codes[:40], 8, entry_point=["f"] * 5, inputs=[["1"]] * 5)
+    SANDBOX.outcomes([Run(code, None, ("1\n",)) for code in codes[:24]])
+    assert sum(pass_rates(codes[:24], [MBPP] * 24, sandbox=SANDBOX)) == 0
+    behaviours = handmade(codes[:24], 8, entry_point=["f"] * 3, inputs=[["1"]] * 3)
     assert BehaviourVote(sandbox=SANDBOX)(behaviours).scores.isfinite().all()
 
 

@@ -169,9 +169,9 @@ def same_behaviour(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(same_behaviour, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same_behaviour(one[key], other[key]) for key in one)
-    numbers = [type(value) in (int, float) for value in (one, other)]
-    if all(numbers) and float in (type(one), type(other)):
-        return math.isclose(one, other, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+    numbers = [value for value in (one, other) if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if len(numbers) == 2 and float in (type(one), type(other)):
+        return math.isclose(*numbers, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
     return type(one) is type(other) and one == other
 
 

@@ -27,9 +27,8 @@ def serve(reader: int, writer: int, files: tuple[int, int], output_limit: int) -
     """
     with os.fdopen(reader, "rb") as requests:
         job = json.loads(requests.readline())
-        loaded = {"error": ""} if job["program"] else _load(job["code"])
-        module = loaded.pop("module", None)
-        _answer(writer, loaded)
+        module = types.ModuleType("candidate")
+        _answer(writer, {"error": "" if job["program"] else _load(job["code"], module)})
         for line in requests:
             request = json.loads(line)
             if job["program"]:
@@ -45,14 +44,14 @@ def _answer(writer: int, message: dict[str, Any]) -> None:
         line = line[os.write(writer, line) :]
 
 
-def _load(code: str) -> dict[str, Any]:
-    module = types.ModuleType("candidate")
+def _load(code: str, module: types.ModuleType) -> str:
+    """Run the code in the module; the name of the exception that this raised, or nothing."""
     sys.modules["candidate"] = module  # dataclasses look their module up
     try:
         exec(compile(code, "<candidate>", "exec"), module.__dict__)
     except BaseException as error:
-        return {"error": _name(error)}
-    return {"error": "", "module": module}
+        return _name(error)
+    return ""
 
 
 def _name(error: BaseException) -> str:

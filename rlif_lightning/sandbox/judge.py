@@ -1,8 +1,8 @@
 """The process that runs a data set's tests: every call of the model's function is a message to another process.
 
 What comes back are literals (``literals.py``), so the candidate can neither touch this interpreter nor hand it an
-object with an ``==`` of its own. The verdict goes out over a pipe that the candidate's process does not have. This process is
-locked down as well: the tests come from a data set.
+object with an ``==`` of its own. The verdict goes out over a pipe that the candidate's process does not have. This
+process is locked down as well: the tests come from a data set.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ def main() -> None:
 
 
 def _judge(parent: Channel, settings: dict[str, Any]) -> None:
-    channel = Channel(*settings["candidate"], settings["output_bytes"])
+    from_candidate, to_candidate = settings["candidate"]
+    channel = Channel(from_candidate, to_candidate, settings["output_bytes"])
     started = time.monotonic()
     try:
         up = channel.receive(started + settings["start_seconds"])
