@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import keyword
 import pickle
 import random
 import zlib
@@ -290,7 +291,7 @@ def test_headers_that_cannot_be_drawn_for(source, message):
 def fuzz(count: int, seed: int) -> list[str]:
     """Random text, bytes, words of Python, and a real program with a piece cut out or doubled."""
     rng = random.Random(seed)
-    words = "def f(x): return x = + ( ) [ ] : lambda import os while True if for in print 1 'a' **".split()
+    words = [*keyword.kwlist, "f(x)", "len", "1", "'a'", *"x()[]:=+*.,"]
     program = Path(__file__).read_text()
     found = []
     for n in range(count):

@@ -102,8 +102,12 @@ TESTS = ("assert f(1) == 2", "assert abs(f(2) - 3) < 1e-6", "assert all(map(f, [
 HONEST = "def f(x): return x + 1"
 
 
-# What keeps a score safe is that judge and candidate are two processes, at every level alike; so the fast run cheats at
-# the weakest and the strongest only.
+# What keeps a score safe is that judge and candidate are two processes, at every level alike: so those between the
+# weakest and the strongest are left to the full run.
+CHEATED = [pytest.param(name, marks=pytest.mark.slow if name in LEVELS[1:-1] else ()) for name in LEVELS]
+
+
+@pytest.mark.parametrize("level", CHEATED, indirect=True)
 @pytest.mark.parametrize("name", CHEATS)
 def test_cheats_score_nothing(level, name):
     sandbox = Sandbox(level, "rlimits", wall_seconds=1, call_seconds=0.5, memory_mb=256)
