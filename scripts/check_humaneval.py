@@ -24,7 +24,7 @@ WRONG = {
     "return None": "    return None\n",
     "raise": "    raise ValueError\n",
     "exit before an answer": "    import os; os._exit(0)\n",
-    "always equal": "    class E:\n        __eq__ = lambda a, b: True\n        __ne__ = lambda a, b: False\n    return E()\n",
+    "always equal": "    class E:\n        __eq__ = lambda a, b: True\n        __abs__ = lambda a: 0\n    return E()\n",
 }
 
 

@@ -39,6 +39,11 @@ ATTACKS = {
     "read it through a symbolic link": Attack(
         "import os\ndef f(t):\n os.symlink(t['home'], 'link')\n return open('link').read()", "seccomp"
     ),
+    "look for it below another root": Attack(
+        "import os\ndef f(t): return [open(p).read() for d in os.listdir('/') if os.path.exists(p := f'/{d}' + t['home'])]",
+        "landlock",
+        False,
+    ),
     "read the environment": Attack("import os\ndef f(t): return os.environ.get('RLIF_TEST_SECRET')", "rlimits"),
     "list processes": Attack(
         "import os\ndef f(t): return [p for p in os.listdir('/proc') if p == str(t['victim'])]", "landlock"

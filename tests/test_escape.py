@@ -118,6 +118,15 @@ def test_cheats_score_nothing(level, name):
     assert time.monotonic() - started < 6
 
 
+def test_an_exception_never_ends_a_test_early(level):
+    """In one interpreter, all() takes a StopIteration for the end of its items, and an exit of a test looks like success."""
+    sandbox = Sandbox(level, "rlimits")
+    stop = "def f(x):\n    if x: raise StopIteration\n    raise KeyError"
+    tests = ("assert all(map(f, [1]))", "raise SystemExit(0)", "try:\n    f(0)\nexcept KeyError:\n    pass")
+    [verdict] = sandbox.verdicts([Trial(stop, "", tests, ("f",))])
+    assert verdict.passed == (False, False, True)
+
+
 def test_the_table_in_the_docs_is_the_tested_one():
     text = (ROOT / "docs" / "code-rewards.md").read_text()
     rows = re.findall(r"^\| ([^|]+?) \| (.+) \|$", text, re.MULTILINE)

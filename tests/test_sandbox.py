@@ -263,6 +263,12 @@ def test_a_process_that_cannot_start_is_no_fault_of_the_code(monkeypatch):
         sandbox.outcomes([Run("", "f", ((),))])
     with pytest.raises(RuntimeError, match=r"did not start.*no such luck"):
         sandbox.verdicts([Trial("", "", ("assert 1",), ())])
+    monkeypatch.undo()
+    command = isolation._command
+    broken = lambda level, settings: ["false"] if settings["role"] == "candidate" else command(level, settings)  # noqa: E731
+    monkeypatch.setattr(isolation, "_command", broken)
+    with pytest.raises(RuntimeError, match="did not start"):
+        sandbox.verdicts([Trial("", "", ("assert 1",), ())])
 
 
 def test_levels_that_are_refused(monkeypatch):
