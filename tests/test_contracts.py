@@ -12,10 +12,15 @@ from test_rewards import handmade
 from rlif_lightning import rewards
 from rlif_lightning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
 from rlif_lightning.batch import Rollout
+from rlif_lightning.code_tasks import CodeExtractor
 from rlif_lightning.objectives import ClipCov, Clipped, KLCov, Objective, ReferenceKL
+from rlif_lightning.sandbox.pool import Sandbox
 
+SANDBOX = Sandbox(minimum="rlimits")
 HEADS = {
+    "BehaviourVote": lambda: rewards.BehaviourVote(extractor=CodeExtractor("continuation"), sandbox=SANDBOX),
     "ClusterVote": rewards.ClusterVote,
+    "CodeTests": lambda: rewards.CodeTests(CodeExtractor("continuation"), sandbox=SANDBOX),
     "Format": lambda: rewards.Format("[0-9]"),
     "GoldAnswer": rewards.GoldAnswer,
     "Length": rewards.Length,
@@ -38,7 +43,9 @@ TEXTS = ["1", "2", "1", "no", "3", "3", "4 or 5", "", "7", "7", "7", "8"]
 
 def rollout(order: list[int] | None = None) -> Rollout:
     """Three groups, in another order if asked."""
-    whole = handmade(TEXTS, GROUP, answer=["1", "3", "7"], level=[1, 2, 3])
+    code = {"prompt": ["def f(x): return x+"] * 3, "entry_point": ["f"] * 3, "inputs": [["1"], ["2"], ["3"]]}
+    code |= {"test": [f"def check(f):\n    assert f(1) == {n}" for n in (2, 4, 8)]}
+    whole = handmade(TEXTS, GROUP, answer=["1", "3", "7"], level=[1, 2, 3], **code)
     if order is None:
         return whole
     rows = torch.tensor([p * GROUP + g for p in order for g in range(GROUP)])

@@ -1,12 +1,15 @@
 """Reward heads: from the policy's own statistics, from agreement inside a group, and controls to compare with."""
 
 from rlif_lightning.rewards.base import Gate, RewardHead, RewardSet, WeightedReward
+from rlif_lightning.rewards.code import BehaviourVote, CodeTests
 from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.rewards.voting import ClusterVote
 
 __all__ = [
+    "BehaviourVote",
     "ClusterVote",
+    "CodeTests",
     "Format",
     "Gate",
     "GoldAnswer",

@@ -56,7 +56,7 @@ def vote_shares(
         >>> vote_shares(["3", "3.0", "5", None], 4).tolist()
         [0.6666666865348816, 0.6666666865348816, 0.3333333432674408, 0.0]
     """
-    _check_settings(mode, denominator, min_parseable, entropy_range)
+    check_vote_settings(mode, denominator, min_parseable, entropy_range)
     shares = []
     for ids in map(cluster, _groups(answers, group_size)):
         sizes = _vote_sizes(ids, min_parseable)
@@ -89,7 +89,7 @@ def vote_metrics(
     Raises:
         ValueError: as ``vote_shares``, or an empty batch.
     """
-    _check_settings("soft", denominator, min_parseable, None)
+    check_vote_settings("soft", denominator, min_parseable, None)
     groups = _groups(answers, group_size)
     if not groups:
         raise ValueError("answers is empty: metrics need at least one group")
@@ -148,7 +148,7 @@ class ClusterVote(RewardHead):
         entropy_range: tuple[float, float] | None = None,
     ):
         super().__init__()
-        _check_settings(mode, denominator, min_parseable, entropy_range)
+        check_vote_settings(mode, denominator, min_parseable, entropy_range)
         self.extractor, self.mode, self.denominator = extractor, mode, denominator
         self.min_parseable, self.entropy_range = min_parseable, entropy_range
 
@@ -162,7 +162,14 @@ class ClusterVote(RewardHead):
         return RewardOutput(scores.to(rollout.mask.device), log=log)
 
 
-def _check_settings(mode: str, denominator: str, min_parseable: int, entropy_range: tuple[float, float] | None) -> None:
+def check_vote_settings(
+    mode: str, denominator: str, min_parseable: int, entropy_range: tuple[float, float] | None
+) -> None:
+    """Refuse settings of a vote that ``vote_shares`` cannot take.
+
+    Raises:
+        ValueError: an unknown name, or a number out of range.
+    """
     if mode not in _MODES:
         raise ValueError(f"mode={mode!r} is unknown; choose one of {list(_MODES)}")
     if denominator not in _DENOMINATORS:

@@ -1,0 +1,282 @@
+"""Rewards for code, which runs in a sandbox: the share of tests passed (gold), and a vote by behaviour (label-free).
+
+Read in this order: ``pass_rates`` (the checker, also for evaluation), ``CodeTests`` (its reward head), ``behaviour``
+and ``same_behaviour`` (what is compared), ``BehaviourVote``. How code is shut in: ``rlif_lightning/sandbox``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.code_inputs import draw_arguments, read_arguments
+from rlif_lightning.code_tasks import CodeExtractor, task_of
+from rlif_lightning.rewards.base import RewardHead
+from rlif_lightning.rewards.voting import check_vote_settings, vote_metrics, vote_shares
+from rlif_lightning.sandbox.literals import encode
+from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox, Trial
+
+_RELATIVE, _ABSOLUTE = 1e-6, 1e-9
+_NO_BEHAVIOUR = (None, "")
+
+
+def pass_rates(
+    texts: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    extractor: CodeExtractor = CodeExtractor(),
+    sandbox: Sandbox | None = None,
+) -> list[float]:
+    """The share of its problem's tests that each completion passes; 1.0 = solved.
+
+    A completion without code, and code that does not load, pass no test.
+
+    Args:
+        texts: completions.
+        rows: for each of them the columns of its problem, in a layout of ``code_tasks.task_of``.
+        extractor: finds the code of a completion.
+        sandbox: where code runs; the default one if absent.
+
+    Raises:
+        ValueError: a row without tests, or with tests that cannot run.
+        RuntimeError: a sandboxed process could not be started.
+    """
+    sandbox = sandbox or Sandbox()
+    tasks = [task_of(row) for row in rows]
+    codes = [extractor(text, task.prompt) for text, task in zip(texts, tasks, strict=True)]
+    rates = [0.0] * len(texts)
+    judged = [i for i, (code, task) in enumerate(zip(codes, tasks, strict=True)) if code is not None and task.tests]
+    trials = [Trial(codes[i] or "", tasks[i].setup, tasks[i].tests, tasks[i].functions) for i in judged]
+    for i, verdict in zip(judged, sandbox.verdicts(trials), strict=True):
+        rates[i] = sum(verdict.passed) / len(verdict.passed)
+    compared = [i for i, (code, task) in enumerate(zip(codes, tasks, strict=True)) if code is not None and task.cases]
+    runs = [_run(codes[i] or "", tasks[i].functions, [given for given, _ in tasks[i].cases]) for i in compared]
+    for i, outcomes in zip(compared, sandbox.outcomes(runs), strict=True):
+        expected = [value for _, value in tasks[i].cases]
+        passed = [_as_expected(outcome, value) for outcome, value in zip(outcomes, expected, strict=True)]
+        rates[i] = sum(passed) / len(passed)
+    return rates
+
+
+def _run(code: str, functions: tuple[str, ...], inputs: Sequence[Any]) -> Run:
+    return Run(code, functions[0] if functions else None, tuple(inputs))
+
+
+def _as_expected(outcome: Outcome, expected: Any) -> bool:
+    if outcome.kind != "value":
+        return False
+    if isinstance(expected, str) and isinstance(outcome.value, str):
+        return outcome.value == expected or _same_lines(outcome.value, expected)
+    # JSON has no tuples, so that a function may return one for a list.
+    return _as_lists(outcome.value) == encode(expected)
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"tuple"}:
+        value = value["tuple"]
+    return [_as_lists(item) for item in value] if isinstance(value, list) else value
+
+
+def _same_lines(printed: str, expected: str) -> bool:
+    """Equal but for spaces around lines and empty lines around all; numbers count by value, line by line."""
+    found, wanted = ([line.split() for line in text.strip().splitlines()] for text in (printed, expected))
+    return len(found) == len(wanted) and all(map(_same_words, found, wanted))
+
+
+def _same_words(found: list[str], wanted: list[str]) -> bool:
+    if found == wanted:
+        return True
+    try:
+        return [Decimal(word) for word in found] == [Decimal(word) for word in wanted]
+    except InvalidOperation:
+        return False
+
+
+class CodeTests(RewardHead):
+    """The share of its problem's unit tests that a completion's code passes (gold).
+
+    Logs ``code/solved``, the share of completions that pass all.
+
+    Args:
+        extractor: finds the code of a completion.
+        credit: share (tests passed / tests) | all (1 if all pass, else 0).
+        sandbox: where and within which limits the code runs.
+    """
+
+    needs_gold = True
+
+    def __init__(
+        self, extractor: CodeExtractor = CodeExtractor(), credit: str = "share", sandbox: Sandbox | None = None
+    ):
+        super().__init__()
+        if credit not in ("share", "all"):
+            raise ValueError(f"credit={credit!r} is unknown; choose one of ['share', 'all']")
+        self.extractor, self.credit, self.sandbox = extractor, credit, _announced(sandbox)
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        names = list(rollout.prompts.columns)
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*map(rollout.column, names), strict=True)]
+        rates = torch.tensor(pass_rates(rollout.texts, rows, self.extractor, self.sandbox))
+        solved = (rates == 1).float()
+        scores = solved if self.credit == "all" else rates
+        return RewardOutput(scores.to(rollout.mask.device), log={"code/solved": float(solved.mean())})
+
+
+def _announced(sandbox: Sandbox | None) -> Sandbox:
+    sandbox = sandbox or Sandbox()
+    rank_zero_info(f"code of completions runs in a sandbox: {sandbox.level}")
+    return sandbox
+
+
+def behaviour(outcomes: Sequence[Outcome]) -> str | None:
+    """What code does with all its inputs, as one canonical text; None where it does nothing that can be compared.
+
+    An exception counts as behaviour, named by its built-in type. There is none where any input has no answer (too slow,
+    died, a value that cannot cross), or where no input gives more than an exception, None or an empty text: a group
+    must not agree on doing nothing.
+    """
+    if any(outcome.kind == "none" for outcome in outcomes):
+        return None
+    if all(outcome.kind == "error" or outcome.value in _NO_BEHAVIOUR for outcome in outcomes):
+        return None
+    parts = [_canonical(o.value) if o.kind == "value" else {"error": o.reason} for o in outcomes]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _canonical(value: Any) -> Any:
+    """Sets and dictionaries in one order."""
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    inner = {tag: _canonical(content) for tag, content in value.items()}
+    for tag in {"set", "frozenset", "dict"} & set(inner):
+        if isinstance(inner[tag], list):
+            inner[tag] = sorted(inner[tag], key=lambda item: json.dumps(item, sort_keys=True))
+    return inner
+
+
+def same_behaviour(one: Any, other: Any) -> bool:
+    """Whether two behaviours (read from their JSON) are equal: numbers to 1e-6 relative or 1e-9, all else exactly."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_behaviour, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_behaviour(one[key], other[key]) for key in one)
+    numbers = [value for value in (one, other) if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if len(numbers) == 2 and float in (type(one), type(other)):
+        return math.isclose(*numbers, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+    return type(one) is type(other) and one == other
+
+
+def behaviour_labels(behaviours: Sequence[str | None], group_size: int) -> list[str | None]:
+    """For each behaviour the number of the row that stands for its cluster, as a text to vote with; None stays.
+
+    As with answers, each is compared with one representative per cluster, the most frequent texts first.
+    """
+    labels: list[str | None] = [None] * len(behaviours)
+    for start in range(0, len(behaviours), group_size):
+        counts = Counter(text for text in behaviours[start : start + group_size] if text is not None)
+        opened: list[tuple[Any, str]] = []
+        known: dict[str, str] = {}
+        for text in sorted(counts, key=lambda text: (-counts[text], text)):
+            value = json.loads(text)
+            label = next((label for first, label in opened if same_behaviour(first, value)), None)
+            if label is None:
+                label = str(behaviours.index(text, start))
+                opened.append((value, label))
+            known[text] = label
+        for row in range(start, start + group_size):
+            labels[row] = known.get(behaviours[row] or "")
+    return labels
+
+
+class BehaviourVote(RewardHead):
+    """Label-free reward for code: the share of the group whose code does the same on shared inputs.
+
+    Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers`` (here: behaviours, counted problem by
+    problem) and ``rollout/parseable`` (completions with a behaviour).
+
+    Args:
+        function_column: column with the name of the function to call; where the data set has no such column, or the
+            value is empty, code runs as a program on standard input.
+        inputs_column: column with a list of inputs: for a function texts such as ``"[1, 2], 'a'"``, what stands between
+            the parentheses of a call; for a program what it reads. Where the data set has no such column, inputs are
+            drawn by the types in the function's header.
+        header_column: column with source text that holds the function's header, which a completion may also continue.
+        num_inputs: inputs drawn for a problem; those of a column are all used.
+        seed: of the draw; the same problem always gets the same inputs.
+        extractor: finds the code of a completion.
+        mode: ``soft``, ``hard`` or ``gated``; this and the next three as for ``vote_shares``.
+        denominator: ``parseable`` or ``group``.
+        min_parseable: fewest behaviours for a vote.
+        entropy_range: lowest and highest entropy of a group's behaviours in nats, for ``gated`` only.
+        sandbox: where and within which limits the code runs.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or no sandbox that is strong enough.
+    """
+
+    def __init__(
+        self,
+        function_column: str = "entry_point",
+        inputs_column: str = "inputs",
+        header_column: str = "prompt",
+        num_inputs: int = 8,
+        seed: int = 0,
+        extractor: CodeExtractor = CodeExtractor(),
+        mode: str = "soft",
+        denominator: str = "parseable",
+        min_parseable: int = 2,
+        entropy_range: tuple[float, float] | None = None,
+        sandbox: Sandbox | None = None,
+    ):
+        super().__init__()
+        check_vote_settings(mode, denominator, min_parseable, entropy_range)
+        if num_inputs < 1:
+            raise ValueError(f"num_inputs={num_inputs} must be at least 1")
+        self.columns = {"function": function_column, "inputs": inputs_column, "header": header_column}
+        self.num_inputs, self.seed, self.extractor = num_inputs, seed, extractor
+        self.mode, self.denominator = mode, denominator
+        self.min_parseable, self.entropy_range = min_parseable, entropy_range
+        self.sandbox = _announced(sandbox)
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        group_size = rollout.group_size
+        labels = behaviour_labels(self.behaviours(rollout), group_size)
+        settings = (group_size, self.mode, self.denominator, self.min_parseable)
+        scores = vote_shares(labels, *settings, entropy_range=self.entropy_range)
+        log = vote_metrics(labels, group_size, self.denominator, self.min_parseable)
+        return RewardOutput(scores.to(rollout.mask.device), log=log)
+
+    def behaviours(self, rollout: Rollout) -> list[str | None]:
+        """What the code of each of the B completions does; None where there is nothing to compare."""
+        runs: list[Run | None] = []
+        for p in range(rollout.num_prompts):
+            function, header, inputs = self._problem(rollout, p)
+            functions = (function,) if function else ()
+            for text in rollout.texts[p * rollout.group_size : (p + 1) * rollout.group_size]:
+                code = self.extractor(text, header)
+                runs.append(None if code is None else _run(code, functions, inputs))
+        outcomes = iter(self.sandbox.outcomes([run for run in runs if run is not None]))
+        return [None if run is None else behaviour(next(outcomes)) for run in runs]
+
+    def _problem(self, rollout: Rollout, p: int) -> tuple[str, str, list[Any]]:
+        columns = rollout.prompts.columns
+        function, given, header = (columns[name][p] if name in columns else None for name in self.columns.values())
+        if given:
+            return function or "", header or "", [read_arguments(text) for text in given] if function else list(given)
+        if not function or not header:
+            raise ValueError(
+                f"problem {int(rollout.prompts.index[p])} has no inputs to compare behaviour on: give a column"
+                f" {self.columns['inputs']!r}, or {self.columns['function']!r} and {self.columns['header']!r} to draw"
+                f" them by type; the columns are {sorted(columns)}"
+            )
+        index = int(rollout.prompts.index[p])
+        return function, header, draw_arguments(header, function, self.num_inputs, self.seed, index)

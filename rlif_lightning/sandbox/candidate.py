@@ -1,0 +1,99 @@
+"""The process that runs a model's code: it answers calls with values, or programs' input with their output.
+
+Nothing here is a defence. The code that is run shares this interpreter and may change all of it; whatever it does, what
+leaves the process is a claim about values, and whoever reads it judges for itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import types
+from io import FileIO, TextIOWrapper
+from typing import Any
+
+from .literals import NotLiteral, decode, encode
+
+
+def serve(reader: int, writer: int, files: tuple[int, int], output_limit: int) -> None:
+    """Answer requests until the other end closes.
+
+    Args:
+        reader: file descriptor that requests come from, the first being the code.
+        writer: file descriptor that answers go to.
+        files: two open, empty files for the input and output of programs.
+        output_limit: most bytes of a program's output that are sent.
+    """
+    with os.fdopen(reader, "rb") as requests:
+        job = json.loads(requests.readline())
+        module = types.ModuleType("candidate")
+        _answer(writer, {"error": "" if job["program"] else _load(job["code"], module)})
+        for line in requests:
+            request = json.loads(line)
+            if job["program"]:
+                answer = _run_program(job["code"], request["stdin"], files, output_limit)
+            else:
+                answer = _call(module, request)
+            _answer(writer, {**answer, "number": request["number"]})
+
+
+def _answer(writer: int, message: dict[str, Any]) -> None:
+    line = memoryview(json.dumps(message).encode() + b"\n")
+    while line:
+        line = line[os.write(writer, line) :]
+
+
+def _load(code: str, module: types.ModuleType) -> str:
+    """Run the code in the module; the name of the exception that this raised, or nothing."""
+    sys.modules["candidate"] = module  # dataclasses look their module up
+    try:
+        exec(compile(code, "<candidate>", "exec"), module.__dict__)
+    except BaseException as error:
+        return _name(error)
+    return ""
+
+
+def _name(error: BaseException) -> str:
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
+
+
+def _find(module: types.ModuleType, name: str) -> Any:
+    """A function of that name; else a method of a class ``Solution``, as LeetCode asks for."""
+    if hasattr(module, name) or not hasattr(module, "Solution"):
+        return getattr(module, name)
+    return getattr(module.Solution(), name)
+
+
+def _call(module: types.ModuleType, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        arguments, keywords = decode(request["arguments"]), decode(request["keywords"])
+        return {"value": encode(_find(module, request["name"])(*arguments, **keywords))}
+    except NotLiteral:
+        return {"error": "NotLiteral"}
+    except BaseException as error:
+        return {"error": _name(error)}
+
+
+def _run_program(code: str, stdin: str, files: tuple[int, int], output_limit: int) -> dict[str, Any]:
+    """Run the code as a program would be: standard input and output are files, for every way of using them."""
+    entered, printed = files
+    for descriptor, content in ((entered, stdin.encode()), (printed, b"")):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    os.dup2(entered, 0)
+    os.dup2(printed, 1)
+    sys.stdin = TextIOWrapper(FileIO(0, closefd=False), encoding="utf-8")  # pyright: ignore[reportArgumentType]
+    sys.stdout = TextIOWrapper(FileIO(1, "w", closefd=False), encoding="utf-8")  # pyright: ignore[reportArgumentType]
+    sys.modules["__main__"] = module = types.ModuleType("__main__")
+    error = ""
+    try:
+        exec(compile(code, "<candidate>", "exec"), module.__dict__)
+    except SystemExit:
+        pass
+    except BaseException as raised:
+        error = _name(raised)
+    sys.stdout.flush()
+    output = os.pread(printed, output_limit, 0).decode(errors="replace")
+    return {"error": error} if error else {"value": output}

@@ -1,0 +1,116 @@
+"""The process that runs a data set's tests: every call of the model's function is a message to another process.
+
+What comes back are literals (``literals.py``), so the candidate can neither touch this interpreter nor hand it an
+object with an ``==`` of its own. The verdict goes out over a pipe that the candidate's process does not have. This
+process is locked down as well: the tests come from a data set.
+"""
+
+from __future__ import annotations
+
+import builtins
+import time
+from typing import Any
+
+from .channel import Channel, ChannelError
+from .literals import decode, encode
+
+# Exceptions that say something to the interpreter itself: all(map(f, items)) is true where f raises StopIteration.
+_NEVER_RAISED = (StopIteration, StopAsyncIteration)
+
+
+class Candidate:
+    """The model's code in the other process.
+
+    Args:
+        channel: to that process.
+        call_seconds: longest wait for one call.
+    """
+
+    def __init__(self, channel: Channel, call_seconds: float):
+        self.channel, self.call_seconds = channel, call_seconds
+        self.ended = ""  # why no further call can be answered
+        self.deadline = 0.0
+        self.calls = 0
+
+    def load(self, job: dict[str, Any], seconds: float) -> None:
+        """Send the code and wait until it is read; the clock of ``seconds`` starts here."""
+        self.deadline = time.monotonic() + seconds
+        loaded = self.exchange(job, seconds)
+        if not self.ended and loaded.get("error") != "":
+            self.ended = "failed to load"
+
+    def exchange(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """One message there and one back; {} where the candidate is or comes to an end."""
+        if self.ended:
+            return {}
+        deadline = min(self.deadline, time.monotonic() + seconds)
+        try:
+            self.channel.send(message, deadline)
+            answer = self.channel.receive(deadline)
+            if isinstance(answer, dict):
+                return answer
+            self.ended = "garbled"
+        except ChannelError as error:
+            self.ended = str(error)
+        return {}
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One numbered request; {} where there is no answer to it (``ended`` then says why)."""
+        self.calls += 1
+        answer = self.exchange({**request, "number": self.calls}, self.call_seconds)
+        if not self.ended and answer.get("number") != self.calls:
+            self.ended = "garbled"
+        return {} if self.ended else answer
+
+    def call(self, name: str, arguments: tuple, keywords: dict) -> Any:
+        """Call a function of the candidate.
+
+        Raises:
+            RuntimeError: there is no answer, or none that can be read.
+            Exception: of the built-in kind that the candidate's call raised.
+        """
+        answer = self.ask({"name": name, "arguments": encode(list(arguments)), "keywords": encode(keywords)})
+        if self.ended:
+            raise RuntimeError(f"the candidate's process: {self.ended}")
+        if "error" in answer:
+            raise _exception(answer["error"])
+        return decode(answer.get("value"))
+
+
+def _exception(name: Any) -> Exception:
+    kind = getattr(builtins, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, _NEVER_RAISED):
+        kind = RuntimeError
+    try:
+        return kind("raised by the candidate")
+    except TypeError:  # UnicodeDecodeError and its like want more arguments
+        return RuntimeError(f"{name} raised by the candidate")
+
+
+def run_tests(job: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
+    """Run each test in turn, in one namespace, and tell which ended without an exception.
+
+    Args:
+        job: ``setup`` (code run before), ``tests`` (code of each), ``names`` (the candidate's functions).
+        candidate: whose functions they call.
+
+    Returns:
+        ``passed``, a list of booleans; or ``broken``, what is wrong with the tests themselves.
+    """
+    namespace: dict[str, Any] = {"__name__": "tests"}
+    try:
+        exec(compile(job["setup"], "<setup>", "exec"), namespace)
+        tests = [compile(test, "<test>", "exec") for test in job["tests"]]
+    except BaseException as error:
+        return {"broken": f"{type(error).__name__}: {error}"}
+    for name in job["names"]:
+        namespace[name] = lambda *arguments, _name=name, **keywords: candidate.call(_name, arguments, keywords)
+    return {"passed": [_passes(test, namespace) for test in tests], "ended": candidate.ended}
+
+
+def _passes(test: Any, namespace: dict[str, Any]) -> bool:
+    try:
+        exec(test, namespace)
+    except BaseException:
+        return False
+    return True

@@ -1,0 +1,219 @@
+"""Running many pieces of a model's code at once: the only part of this folder that the rest of the library calls.
+
+``Sandbox.outcomes`` runs code on inputs and tells what came out. ``Sandbox.verdicts`` runs a data set's tests against
+code and tells which passed: the tests run in one process, the code in another, and this process only starts them and
+reads booleans.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .channel import ChannelError
+from .isolation import START_SECONDS, Process, find_level
+from .judge import Candidate
+from .literals import encode
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Code and what to run it on.
+
+    Attributes:
+        code: source text, untrusted.
+        function: the function to call; None runs the code as a program.
+        inputs: for a function the arguments of each call, each a tuple of literals; for a program the texts it reads.
+    """
+
+    code: str
+    function: str | None
+    inputs: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What code did with one input.
+
+    Attributes:
+        kind: ``value``; ``error`` (it raised); ``none``: there is no answer (too slow, died, nothing that can cross).
+        value: for ``value``: the text that was printed, or what was returned, as ``literals.encode`` writes it. It is
+            not decoded: this process builds nothing from what untrusted code says but strings, numbers and lists.
+        reason: for ``error`` the name of the built-in exception; for ``none`` why.
+    """
+
+    kind: str
+    value: Any = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Code and the tests to judge it by.
+
+    Attributes:
+        code: source text, untrusted.
+        setup: source text of the data set, run before the tests in their process.
+        tests: source text of each test; it passes if it raises nothing.
+        names: the functions that tests call and the code defines.
+    """
+
+    code: str
+    setup: str
+    tests: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which tests passed, and why the code's process could not be asked any more (empty if it could)."""
+
+    passed: tuple[bool, ...]
+    ended: str = ""
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Where and within which limits a model's code runs. Linux only.
+
+    Args:
+        isolation: auto (the strongest that works here) | bubblewrap | namespaces | landlock | seccomp | rlimits.
+        minimum: weakest level that is acceptable; what each stops is in docs/code-rewards.md.
+        workers: pieces of code that run at the same time; null = one for each CPU of this process.
+        wall_seconds: longest time for one piece of code, from reading it to its last answer, in seconds.
+        call_seconds: longest time for one call or one program input, in seconds.
+        cpu_seconds: CPU time of one process, rounded up to whole seconds.
+        memory_mb: address space of one process, MiB.
+        file_mb: size of a file and of the temporary folder, MiB; also of what a program may print.
+        output_kb: longest answer to one call, KiB.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or no sandbox that is strong enough.
+    """
+
+    isolation: str = "auto"
+    minimum: str = "landlock"
+    workers: int | None = None
+    wall_seconds: float = 10.0
+    call_seconds: float = 3.0
+    cpu_seconds: float = 10.0
+    memory_mb: int = 512
+    file_mb: int = 16
+    output_kb: int = 256
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers={self.workers} must be at least 1, or null for one per CPU")
+        for name in ("wall_seconds", "call_seconds", "cpu_seconds"):
+            if not 0 < getattr(self, name) <= 3600:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 3600] seconds")
+        for name, least in (("memory_mb", 64), ("file_mb", 1), ("output_kb", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        find_level(self.isolation, self.minimum)
+
+    @property
+    def level(self) -> str:
+        """The isolation in use."""
+        return find_level(self.isolation, self.minimum)
+
+    def outcomes(self, runs: Sequence[Run]) -> list[list[Outcome]]:
+        """What each piece of code does with each of its inputs; equal runs are run once.
+
+        Raises:
+            RuntimeError: a sandboxed process could not be started at all.
+        """
+        return self._map(self._run, runs, lambda run: (run.code, run.function, repr(run.inputs)))
+
+    def verdicts(self, jobs: Sequence[Trial]) -> list[Verdict]:
+        """Which tests each piece of code passes; equal jobs are run once.
+
+        Raises:
+            RuntimeError: a sandboxed process could not be started at all.
+            ValueError: tests that cannot run whatever the code is.
+        """
+        return self._map(self._judge, jobs, lambda job: job)
+
+    def _map(self, work: Callable[[Job], Result], jobs: Sequence[Job], key: Callable[[Job], Any]) -> list[Result]:
+        distinct = {key(job): job for job in jobs}
+        with ThreadPoolExecutor(self.workers or len(os.sched_getaffinity(0))) as pool:
+            futures = {name: pool.submit(work, job) for name, job in distinct.items()}
+            try:
+                return [futures[key(job)].result() for job in jobs]
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _settings(self, role: str) -> dict[str, Any]:
+        names = ("cpu_seconds", "memory_mb", "file_mb")
+        return {
+            "role": role,
+            "limits": {name: getattr(self, name) for name in names},
+            "wall_seconds": self.wall_seconds,
+            "call_seconds": self.call_seconds,
+            "output_bytes": self.output_kb * 1024,
+            "message_bytes": self.output_kb * 1024,
+        }
+
+    def _run(self, run: Run) -> list[Outcome]:
+        with Process(self.level, self._settings("candidate")) as process:
+            process.wait_until_up()
+            candidate = Candidate(process.channel, self.call_seconds)
+            candidate.load({"code": run.code, "program": run.function is None}, self.wall_seconds)
+            return [self._outcome(candidate, run.function, given) for given in run.inputs]
+
+    @staticmethod
+    def _outcome(candidate: Candidate, function: str | None, given: Any) -> Outcome:
+        request = {"stdin": given}
+        if function is not None:
+            request = {"name": function, "arguments": encode(list(given)), "keywords": encode({})}
+        answer = candidate.ask(request)
+        if candidate.ended:
+            return Outcome("none", reason=candidate.ended)
+        if "error" in answer:
+            kind = "none" if answer["error"] == "NotLiteral" else "error"
+            return Outcome(kind, reason=str(answer["error"])[:100])
+        return Outcome("value", answer.get("value"))
+
+    def _judge(self, job: Trial) -> Verdict:
+        failed = Verdict((False,) * len(job.tests), "the judge gave no verdict")
+        with ExitStack() as stack:
+            judge, candidate = self._start_pair(stack)
+            if not judge.wait_until_up().get("up"):
+                raise RuntimeError(f"a sandboxed process did not start: {candidate.errors()}")
+            # The candidate cannot see this number: its process gets none of what goes to the judge.
+            nonce = secrets.token_hex(16)
+            message = {"code": job.code, "setup": job.setup, "tests": job.tests, "names": job.names, "nonce": nonce}
+            try:
+                judge.channel.send(message, time.monotonic() + START_SECONDS)
+                verdict = judge.channel.receive(time.monotonic() + self.wall_seconds + 1)
+            except ChannelError:
+                return failed
+            if not isinstance(verdict, dict) or verdict.get("nonce") != nonce:
+                return failed
+            if "broken" in verdict:
+                raise ValueError(
+                    f"tests that cannot run, whatever the code: {verdict['broken']}; in {job.setup[:200]!r}"
+                )
+            return Verdict(tuple(map(bool, verdict["passed"])), verdict["ended"])
+
+    def _start_pair(self, stack: ExitStack) -> tuple[Process, Process]:
+        """A candidate and its judge, joined by two pipes that this process does not keep."""
+        to_candidate, from_candidate = os.pipe(), os.pipe()
+        try:
+            settings = {**self._settings("judge"), "candidate": (from_candidate[0], to_candidate[1])}
+            ends = to_candidate[0], from_candidate[1]
+            candidate = stack.enter_context(Process(self.level, self._settings("candidate"), (), *ends))
+            inherited = settings["candidate"]
+            return stack.enter_context(Process(self.level, settings, inherited)), candidate
+        finally:
+            for descriptor in (*to_candidate, *from_candidate):
+                os.close(descriptor)

@@ -1,0 +1,301 @@
+"""The sandbox as a machine: values that cross, limits, what is left behind, refusals. Hostile code: test_escape.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections import Counter, OrderedDict, namedtuple
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlif_lightning.sandbox import isolation
+from rlif_lightning.sandbox.channel import Channel, ChannelError
+from rlif_lightning.sandbox.isolation import LEVELS, find_level, problem
+from rlif_lightning.sandbox.literals import MAX_DEPTH, NotLiteral, decode, encode
+from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox, Trial
+
+BETWEEN = ("seccomp", "namespaces")
+QUICK = {"wall_seconds": 1.5, "call_seconds": 0.7, "workers": 2, "memory_mb": 256}
+
+
+# The two ends and the default minimum every time, those between in the full run.
+@pytest.fixture(params=[pytest.param(level, marks=pytest.mark.slow if level in BETWEEN else ()) for level in LEVELS])
+def sandbox(request) -> Sandbox:
+    """One at every level that this machine has."""
+    if problem(request.param):
+        pytest.skip(f"{request.param}: {problem(request.param)}")
+    return Sandbox(request.param, "rlimits", **QUICK)
+
+
+def one(sandbox: Sandbox, code: str, *arguments: object) -> Outcome:
+    [[outcome]] = sandbox.outcomes([Run(code, "f", (arguments,))])
+    return outcome
+
+
+def processes() -> list[str]:
+    """Command lines of the sandboxed processes of this machine that are children of ours, however distant."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes()
+            if b"sandbox.start" in command and str(Path.cwd()).encode() in command:
+                found.append(command.decode())
+        except OSError:
+            continue
+    return found
+
+
+# nan is equal to nothing, so it has a test of its own below.
+NUMBERS = st.integers() | st.floats(allow_nan=False) | st.complex_numbers(allow_nan=False)
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text() | st.binary(max_size=20)
+HASHABLE = st.recursive(SCALARS, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=5)
+VALUES = st.recursive(
+    HASHABLE,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(HASHABLE, inner, max_size=3)
+        | st.sets(HASHABLE, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(VALUES)
+@settings(max_examples=300, deadline=None)
+def test_every_literal_crosses_unchanged(value):
+    again = decode(json.loads(json.dumps(encode(value))))
+    assert again == value
+    assert type(again) is type(value)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["int", "float", "dict", "set", "range", "complex", "bytes", "x"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(JUNK)
+@settings(max_examples=500, deadline=None)
+def test_reading_junk_gives_a_literal_or_a_value_error(value):
+    try:
+        decoded = decode(value)
+    except ValueError:
+        return
+    encode(decoded)
+
+
+def test_subclasses_cross_as_what_they_are_built_on():
+    class Loud(str):
+        def __eq__(self, other):
+            return True
+
+        __hash__ = str.__hash__
+
+    for value, plain in (
+        (Counter("aab"), {"a": 2, "b": 1}),
+        (OrderedDict(a=1), {"a": 1}),
+        (namedtuple("P", "x y")(1, 2), (1, 2)),
+        (Loud("a"), "a"),
+        (10**5000, 10**5000),
+    ):
+        again = decode(json.loads(json.dumps(encode(value))))
+        assert again == plain
+        assert type(again) is type(plain)
+    assert list(decode(encode(iter([1, 2])))) == [1, 2]
+    assert math.isnan(decode(encode(math.nan)))
+
+
+def test_what_is_no_literal_does_not_cross():
+    endless = iter(int, 1)
+    deep: list = []
+    for _ in range(MAX_DEPTH + 2):
+        deep = [deep]
+    for value in (object(), len, endless, deep, {1: print}):
+        with pytest.raises(NotLiteral):
+            encode(value)
+    wire = encode([])
+    for _ in range(MAX_DEPTH + 2):
+        wire = [wire]
+    with pytest.raises(ValueError, match="nested deeper"):
+        decode(wire)
+
+
+def test_a_channel_is_bounded_in_time_and_size():
+    ours, theirs = os.pipe(), os.pipe()
+    channel = Channel(ours[0], theirs[1], limit=100)
+
+    def soon():
+        return time.monotonic() + 0.1
+
+    with pytest.raises(ChannelError, match="timeout"):
+        channel.receive(soon())
+    os.write(ours[1], b'{"a": 1}\n[2]\nno\n')
+    assert channel.receive(soon()) == {"a": 1}
+    assert channel.receive(soon()) == [2]
+    with pytest.raises(ChannelError, match="garbled"):
+        channel.receive(soon())
+    os.write(ours[1], b"[" * 300)
+    with pytest.raises(ChannelError, match="garbled"):
+        channel.receive(soon())
+    with pytest.raises(ChannelError, match="timeout"):
+        channel.send("x" * 10**6, soon())
+    os.close(theirs[0])
+    with pytest.raises(ChannelError, match="died"):
+        channel.send(1, soon())
+    os.close(ours[1])
+    channel.close()
+
+
+def test_functions_and_programs(sandbox):
+    code = "import collections\ndef f(x, y=1): return collections.Counter([x, x, y])"
+    assert one(sandbox, code, 3).value == {"dict": [[3, 2], [1, 1]]}
+    method = "class Solution:\n    def f(self, x): return x + 1"
+    assert one(sandbox, method, 3).value == 4
+    program = "import sys\nn = int(input())\nprint(n * 2, sys.stdin.read())\nif n == 1: sys.exit(3)\nif n == 2: 1 / 0"
+    [outcomes] = sandbox.outcomes([Run(program, None, ("1\nrest", "5\n", "2\n", "x\n"))])
+    assert [(o.kind, o.value, o.reason) for o in outcomes] == [
+        ("value", "2 rest\n", ""),
+        ("value", "10 \n", ""),
+        ("error", None, "ZeroDivisionError"),
+        ("error", None, "ValueError"),
+    ]
+    raw = "import os\nos.write(1, os.read(0, 100).upper())\nopen(1, 'w', closefd=False).write('!')"
+    assert sandbox.outcomes([Run(raw, None, ("ab",))])[0][0].value == "AB!"
+
+
+def test_what_has_no_answer(sandbox):
+    for code, reason in (
+        ("def f(): return object()", "NotLiteral"),
+        ("def f(): return 'x' * 10**6", "garbled"),
+        ("import os\ndef f(): os._exit(0)", "died"),
+        ("import os\nos._exit(0)", "died"),
+        ("def f(:", "failed to load"),
+        ("raise SystemExit", "failed to load"),
+        ("def f():\n    while True: pass", "timeout"),
+        ("while True: pass", "timeout"),
+        ("import ctypes\ndef f(): ctypes.string_at(0)", "died"),
+    ):
+        outcome = one(sandbox, code)
+        assert (outcome.kind, outcome.reason) == ("none", reason), code
+    for code, error in (
+        ("def f(): raise SystemExit", "SystemExit"),
+        ("def f(): return f()", "RecursionError"),
+        ("class Mine(KeyError): pass\ndef f(): raise Mine", "KeyError"),
+        ("g = 1", "AttributeError"),
+        ("def f(): return bytearray(10**9)", "MemoryError"),
+    ):
+        outcome = one(sandbox, code)
+        assert (outcome.kind, outcome.reason) == ("error", error), code
+
+
+def test_a_hang_costs_its_limit_and_later_inputs_nothing(sandbox):
+    code = "def f(x):\n    while x: pass\n    return x"
+    started = time.monotonic()
+    [outcomes] = sandbox.outcomes([Run(code, "f", ((0,), *[(1,)] * 50))])
+    assert time.monotonic() - started < 0.7 + 2
+    assert [outcome.kind for outcome in outcomes] == ["value"] + ["none"] * 50
+    slow = "import time\ndef f(x): time.sleep(0.4)"
+    started = time.monotonic()
+    [outcomes] = sandbox.outcomes([Run(slow, "f", tuple((n,) for n in range(50)))])
+    assert time.monotonic() - started < 1.5 + 2
+    assert {outcome.kind for outcome in outcomes[:2]} == {"value"}
+    assert outcomes[-1].reason == "timeout"
+
+
+def test_nothing_is_left_behind(sandbox, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(30,)).start()\ndef f(): time.sleep(30)"
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    writes = "def f():\n    open('a', 'w').write('x')\n    return 1"
+    sandbox.outcomes([Run(code, "f", ((),)), Run(writes, "f", ((),)), Run("x", "f", ())])
+    sandbox.verdicts([Trial(code, "", ("f()",), ("f",)), Trial("f = len", "", ("assert f([]) == 0",), ("f",))])
+    deadline = time.monotonic() + 5
+    while processes() and time.monotonic() < deadline:
+        time.sleep(0.02)  # the kernel ends a namespace a moment after its first process
+    assert processes() == []
+    assert list(tmp_path.iterdir()) == []
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+def test_the_same_answers_from_several_threads(sandbox):
+    runs = [Run(f"def f(x): return x + {n % 5}", "f", ((1,), (2,))) for n in range(10)]
+    expected = [[1 + n % 5, 2 + n % 5] for n in range(10)]
+    found: list = [None] * 3
+
+    def work(k):
+        found[k] = [[outcome.value for outcome in row] for row in sandbox.outcomes(runs)]
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 3
+
+
+def test_a_set_prints_the_same_in_every_process(sandbox):
+    runs = [Run(f"print({{'a', 'b', 'c', 'd', 'e'}})  # {n}", None, ("",)) for n in range(4)]
+    assert len({row[0].value for row in sandbox.outcomes(runs)}) == 1
+
+
+def test_tests_that_cannot_run_are_an_error_of_the_data(sandbox):
+    with pytest.raises(ValueError, match="tests that cannot run, whatever the code: SyntaxError"):
+        sandbox.verdicts([Trial("", "", ("assert f( == 1",), ("f",))])
+    with pytest.raises(ValueError, match="ModuleNotFoundError"):
+        sandbox.verdicts([Trial("", "import no_such_module", ("assert 1",), ())])
+
+
+def test_a_process_that_cannot_start_is_no_fault_of_the_code(monkeypatch):
+    sandbox = Sandbox("seccomp", "seccomp", **QUICK)
+    monkeypatch.setattr(isolation, "_START", "raise OSError('no such luck') # {}")
+    with pytest.raises(RuntimeError, match=r"did not start.*no such luck"):
+        sandbox.outcomes([Run("", "f", ((),))])
+    with pytest.raises(RuntimeError, match=r"did not start.*no such luck"):
+        sandbox.verdicts([Trial("", "", ("assert 1",), ())])
+    monkeypatch.undo()
+    command = isolation._command
+    broken = lambda level, settings: ["false"] if settings["role"] == "candidate" else command(level, settings)  # noqa: E731
+    monkeypatch.setattr(isolation, "_command", broken)
+    with pytest.raises(RuntimeError, match="did not start"):
+        sandbox.verdicts([Trial("", "", ("assert 1",), ())])
+
+
+def test_levels_that_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"isolation='vm' is unknown; choose one of \['auto', 'rlimits'"):
+        Sandbox("vm")
+    with pytest.raises(ValueError, match="minimum='none' is unknown"):
+        Sandbox(minimum="none")
+    with pytest.raises(ValueError, match="isolation='rlimits' is weaker than minimum='landlock'"):
+        Sandbox("rlimits")
+    monkeypatch.setattr(isolation, "problem", lambda level: "" if level == "seccomp" else "not here")
+    with pytest.raises(
+        ValueError, match=r"no sandbox that strong works here \(bubblewrap: not here; .* Install bubble"
+    ):
+        Sandbox()
+    assert Sandbox(minimum="seccomp").level == "seccomp"
+    assert find_level("auto", "rlimits") == "seccomp"
+
+
+def test_a_missing_program_is_told(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert problem.__wrapped__("bubblewrap") == "the program bwrap is not installed"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("workers", 0), ("wall_seconds", 0), ("call_seconds", -1), ("cpu_seconds", math.nan), ("memory_mb", 1)],
+)
+def test_settings_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        Sandbox(**{name: value})
