@@ -94,11 +94,11 @@ def test_parquet_parts_without_any_answer_fit_the_others(tmp_path):
     from callbacks.completion_writer import write_records
 
     record = {"rollout": 1, "answer": "3", "scores": {"vote": 0.5}, "correct": True}
-    write_records(tmp_path, [record], "parquet", "rollout-000001", "")
-    write_records(tmp_path, [{**record, "answer": None, "scores": {"vote": None}}], "parquet", "rollout-000002", "")
+    write_records(tmp_path, [{**record, "answer": None, "scores": {"vote": None}}], "parquet", "rollout-000001", "")
+    write_records(tmp_path, [record], "parquet", "rollout-000002", "")
     table = pd.read_parquet(tmp_path / "completions")
-    assert table["answer"].tolist()[0] == "3"
-    assert table["answer"].isna().tolist() == [False, True]
+    assert table["answer"].isna().tolist() == [True, False]
+    assert table["scores"].tolist() == [{"vote": None}, {"vote": 0.5}]
 
 
 # Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it resumes from.
