@@ -64,7 +64,7 @@ FIXED = (
         "share",
         "Unanimous groups give the vote nothing to say: from there on certainty alone drives the policy.",
         (
-            Series("vote/largest_cluster", "largest answer's share of its group"),
+            Series("vote/largest_cluster", "largest answer's share"),
             Series("vote/unanimous", "groups of one answer"),
         ),
         share=True,
@@ -140,7 +140,7 @@ FIXED = (
         "Gradient norm before clipping",
         "norm",
         "A jump of a decade often comes before a collapse.",
-        (Series("policy/grad_norm", "mean over a rollout's updates"),),
+        (Series("policy/grad_norm", "mean of its updates"),),
         from_zero=False,
         log=True,
     ),
@@ -225,7 +225,7 @@ def _rewards(runs: list[Run]) -> list[Panel]:
             f"Reward: {head}",
             "score",
             caption,
-            (Series(f"reward/{head}/mean", "mean, band ± spread in a group", spread=f"reward/{head}/group_std"),),
+            (Series(f"reward/{head}/mean", "mean", spread=f"reward/{head}/group_std"),),
             from_zero=False,
         )
         for head in heads
