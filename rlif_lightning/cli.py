@@ -1,4 +1,4 @@
-"""The command line: ``python -m rlif_lightning fit | validate | test | predict --config FILE``.
+"""The command line: ``python -m rlif_lightning fit | validate | test | predict | preflight --config FILE``.
 
 LightningCLI does the work. Added here: short class names for YAML, the links between model and data, the run's loggers,
 the table before / after training, predictions as JSONL, and one clear line instead of a traceback where the user can
@@ -30,6 +30,7 @@ from rlif_lightning.module import RLIFModule
 from rlif_lightning.objectives import Objective
 from rlif_lightning.policy import resolve_model
 from rlif_lightning.prompts import PromptData
+from rlif_lightning.trainer import RLIFTrainer
 
 # Settings that come in kinds: YAML names the class.
 set_parsing_settings(subclasses_enabled=[Advantage, Objective])
@@ -79,6 +80,11 @@ class RLIFCLI(LightningCLI):
     """LightningCLI for :class:`RLIFModule` and :class:`PromptData`."""
 
     before: dict[str, float] | None = None
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and ``preflight``."""
+        return {**LightningCLI.subcommands(), "preflight": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links between model and data, so that nothing is said twice."""
@@ -162,6 +168,7 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             RLIFModule,
             PromptData,
             args=args,
+            trainer_class=RLIFTrainer,
             seed_everything_default=0,
             trainer_defaults={
                 "default_root_dir": "runs",

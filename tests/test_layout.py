@@ -48,6 +48,8 @@ ORDER = [
     "evaluation",
     "records",
     "module",
+    "preflight",
+    "trainer",
     "cli",
 ]
 

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lightning.pytorch import Callback
 from test_run import fit
 
 from callbacks.report import read_run
+from callbacks.report.figures import draw_panel
 from callbacks.report.panels import panels_of
 from callbacks.run_report import main
 
@@ -69,6 +71,7 @@ def test_a_run_writes_its_report_with_the_evaluation_after_it(reported):
     assert read_run(folder).evaluation.x.tolist() == [0, 2]
     assert f"{before:.1f} %" in page.text
     assert f"{after:.1f} %" in page.text
+    assert "2 rollouts, 2 evaluations" in page.text
     assert 100 * float(run.trainer.callback_metrics["val/accuracy"]) == pytest.approx(after)
     for heading in ("Answers", "Rewards", "Completions", "Policy", "Optimisation", "Example completions", "Versions"):
         assert ("h2", {}) in page.tags
@@ -211,15 +214,21 @@ def test_events_are_listed_with_their_numbers(tmp_path):
         {"step": 12, "rollout": 3, "source": "CollapseGuard", "kind": "rollback", "message": "went back", "values": {}},
         {"step": 4, "rollout": 1, "source": "KLCovScheduler", "kind": "schedule", "message": "0.05", "values": {}},
     ]
-    plain = tmp_path / "plain.html"
-    main([str(folder), "--out", str(plain)])
-    without = (tmp_path / "plain" / "entropy.png").read_bytes()
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     main([str(folder)])
     text = Page(folder / "report.html").text
     assert re.search(r"11KLCovSchedulerschedule0\.05\s*23CollapseGuardrollbackwent back", text)
     assert "2 marked events" in text
-    assert (folder / "report" / "entropy.png").read_bytes() != without  # they are drawn
+
+
+def test_events_are_drawn_where_they_were(tmp_path):
+    folder = folder_of(tmp_path, *(f"0,{step},0.3,0.5,1.0,0.1," for step in range(5)))
+    run, pictures = read_run(folder), []
+    panel = next(panel for panel in panels_of([run]) if panel.name == "entropy")
+    for events in ([], [("schedule", 2)], [("schedule", 3)], [("rollback", 2)], [("rollback", 3)]):
+        marked = replace(run, events=[{"rollout": rollout, "kind": kind} for kind, rollout in events])
+        pictures.append(draw_panel(panel, [marked]))
+    assert len(set(pictures)) == 5
 
 
 def test_several_runs_are_compared(tmp_path):
