@@ -6,7 +6,8 @@ __path__ = extend_path(__path__, __name__)
 
 from callbacks.completion_writer import CompletionWriter
 from callbacks.entropy_monitor import EntropyMonitor
+from callbacks.hf_exporter import HFExporter
 from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.report import RunReport
 
-__all__ = ["CompletionWriter", "EntropyMonitor", "KLCovScheduler", "RunReport"]
+__all__ = ["CompletionWriter", "EntropyMonitor", "HFExporter", "KLCovScheduler", "RunReport"]

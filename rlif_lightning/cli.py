@@ -180,9 +180,10 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             save_config_kwargs={"overwrite": True},
         )
     except (ValueError, TypeError) as error:
-        if not _is_ours(error):
+        ours = _ours(error)
+        if ours is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {ours}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -191,8 +192,12 @@ def command() -> None:
     main()
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether one of our own checks raised, rather than a bug somewhere below."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [str(Path(package.__file__ or "").parent) for package in (rlif_lightning, callbacks)]
-    return bool(frames) and frames[-1].filename.startswith(tuple(ours))
+def _ours(error: BaseException | None) -> BaseException | None:
+    """The error, or what caused it, that one of our own checks raised; None for a bug somewhere below."""
+    packages = tuple(str(Path(package.__file__ or "").parent) for package in (rlif_lightning, callbacks))
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and frames[-1].filename.startswith(packages):
+            return error
+        error = error.__cause__  # jsonargparse wraps what the constructor of a callback raises
+    return None
