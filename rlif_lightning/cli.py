@@ -73,7 +73,7 @@ class PredictionFile(BasePredictionWriter):
         """Close the file and say where it is."""
         self.file.close()
         if trainer.is_global_zero:
-            print(f"completions: {self.path(trainer)}")
+            print(f"completions: {self.file.name}")
 
 
 class RLIFCLI(LightningCLI):
@@ -137,6 +137,7 @@ def _as_seed(value: int | bool) -> int:
 
 def print_comparison(before: dict[str, float], after: dict[str, float], trainer: Trainer) -> None:
     """Print the evaluation before and after training on rank 0."""
+    folder = trainer.log_dir  # a collective
     if not trainer.is_global_zero:
         return
     table = Table(title="Held-out problems, before and after training", title_justify="left")
@@ -151,7 +152,7 @@ def print_comparison(before: dict[str, float], after: dict[str, float], trainer:
         table.add_row(short.replace("_", " "), *cells, f"{scale * (new - old):+.{digits}f}")
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
-    console.print(f"logs, metrics.csv and config: {trainer.log_dir}", soft_wrap=True, highlight=False)
+    console.print(f"logs, metrics.csv and config: {folder}", soft_wrap=True, highlight=False)
 
 
 def main(args: list[str] | None = None) -> RLIFCLI:
