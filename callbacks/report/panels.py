@@ -100,7 +100,7 @@ FIXED = (
     Panel(
         "completeness",
         "Completions",
-        "Completions that end, and that give an answer",
+        "Completions that end and answer",
         "share",
         "Both near 1 in a healthy run.",
         (
