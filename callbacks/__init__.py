@@ -4,7 +4,10 @@ from pkgutil import extend_path
 
 __path__ = extend_path(__path__, __name__)
 
+from callbacks.completion_writer import CompletionWriter
 from callbacks.entropy_monitor import EntropyMonitor
+from callbacks.hf_exporter import HFExporter
 from callbacks.kl_cov_scheduler import KLCovScheduler
+from callbacks.report import RunReport
 
-__all__ = ["EntropyMonitor", "KLCovScheduler"]
+__all__ = ["CompletionWriter", "EntropyMonitor", "HFExporter", "KLCovScheduler", "RunReport"]

@@ -1,4 +1,4 @@
-"""The command line: ``python -m rlif_lightning fit | validate | test | predict --config FILE``.
+"""The command line: ``python -m rlif_lightning fit | validate | test | predict | preflight --config FILE``.
 
 LightningCLI does the work. Added here: short class names for YAML, the links between model and data, the run's loggers,
 the table before / after training, predictions as JSONL, and one clear line instead of a traceback where the user can
@@ -30,6 +30,7 @@ from rlif_lightning.module import RLIFModule
 from rlif_lightning.objectives import Objective
 from rlif_lightning.policy import resolve_model
 from rlif_lightning.prompts import PromptData
+from rlif_lightning.trainer import RLIFTrainer
 
 # Settings that come in kinds: YAML names the class.
 set_parsing_settings(subclasses_enabled=[Advantage, Objective])
@@ -72,13 +73,18 @@ class PredictionFile(BasePredictionWriter):
         """Close the file and say where it is."""
         self.file.close()
         if trainer.is_global_zero:
-            print(f"completions: {self.path(trainer)}")
+            print(f"completions: {self.file.name}")
 
 
 class RLIFCLI(LightningCLI):
     """LightningCLI for :class:`RLIFModule` and :class:`PromptData`."""
 
     before: dict[str, float] | None = None
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and ``preflight``."""
+        return {**LightningCLI.subcommands(), "preflight": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links between model and data, so that nothing is said twice."""
@@ -131,6 +137,7 @@ def _as_seed(value: int | bool) -> int:
 
 def print_comparison(before: dict[str, float], after: dict[str, float], trainer: Trainer) -> None:
     """Print the evaluation before and after training on rank 0."""
+    folder = trainer.log_dir  # a collective
     if not trainer.is_global_zero:
         return
     table = Table(title="Held-out problems, before and after training", title_justify="left")
@@ -145,7 +152,7 @@ def print_comparison(before: dict[str, float], after: dict[str, float], trainer:
         table.add_row(short.replace("_", " "), *cells, f"{scale * (new - old):+.{digits}f}")
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
-    console.print(f"logs, metrics.csv and config: {trainer.log_dir}", soft_wrap=True, highlight=False)
+    console.print(f"logs, metrics.csv and config: {folder}", soft_wrap=True, highlight=False)
 
 
 def main(args: list[str] | None = None) -> RLIFCLI:
@@ -162,6 +169,7 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             RLIFModule,
             PromptData,
             args=args,
+            trainer_class=RLIFTrainer,
             seed_everything_default=0,
             trainer_defaults={
                 "default_root_dir": "runs",
@@ -173,9 +181,10 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             save_config_kwargs={"overwrite": True},
         )
     except (ValueError, TypeError) as error:
-        if not _is_ours(error):
+        ours = _ours(error)
+        if ours is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {ours}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -184,8 +193,12 @@ def command() -> None:
     main()
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether one of our own checks raised, rather than a bug somewhere below."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [str(Path(package.__file__ or "").parent) for package in (rlif_lightning, callbacks)]
-    return bool(frames) and frames[-1].filename.startswith(tuple(ours))
+def _ours(error: BaseException | None) -> BaseException | None:
+    """The error, or what caused it, that one of our own checks raised; None for a bug somewhere below."""
+    packages = tuple(str(Path(package.__file__ or "").parent) for package in (rlif_lightning, callbacks))
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and frames[-1].filename.startswith(packages):
+            return error
+        error = error.__cause__  # jsonargparse wraps what the constructor of a callback raises
+    return None

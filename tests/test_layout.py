@@ -66,6 +66,8 @@ ORDER = [
     "evaluation",
     "records",
     "module",
+    "preflight",
+    "trainer",
     "cli",
 ]
 

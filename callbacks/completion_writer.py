@@ -1,0 +1,196 @@
+"""CompletionWriter: sampled completions with scores, answers and advantages, to files, the terminal and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.records import completion_records
+from rlif_lightning.rewards.controls import is_correct
+from rlif_lightning.rewards.functional import mean_over_completion
+
+FORMATS = ("jsonl", "parquet")
+PIPE_WIDTH = 160  # columns of a table that is printed into a file or a pipe
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, with control characters shown instead of obeyed (completions are untrusted)."""
+    shown = text.replace("\n", "⏎")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
+def shortened(text: str, width: int) -> str:
+    """``text`` with its middle left out where it is longer than ``width``: a final answer stands at the end."""
+    if len(text) <= width:
+        return text
+    tail = width * 2 // 3
+    return f"{text[: width - tail - 3]} … {text[-tail:]}"
+
+
+class CompletionWriter(Callback):
+    """Writes what the policy says, every few rollouts, and shows it.
+
+    Files in the run's folder: ``completions.jsonl``, or ``completions/rollout-<n>.parquet`` (pandas reads the folder as
+    one table). With several ranks each writes its own groups, rank 1 and on with ``.rank<k>`` in the name, so nothing
+    is overwritten; the terminal and TensorBoard show rank 0's. A record has ``rollout`` (counted from 1), ``step``
+    (optimiser steps), ``index``, ``completion_number``, ``prompt``, ``completion``, ``answer``, ``length``, ``ended``,
+    ``mean_logprob``, ``mean_entropy``, ``scores`` and ``advantage`` (the mean over its tokens); ``correct`` if the data
+    have labels. After a resume into the same folder, records of a rollout that was made twice stand there twice; the
+    later ones count.
+
+    Args:
+        every: rollouts between two samples; the first rollout is always one.
+        groups: prompts of a sample, at most, with all their completions.
+        format: jsonl | parquet.
+        table: print a sample's groups in the terminal.
+        tensorboard: add a sample as text to TensorBoard, where the run has that logger.
+        write_gold: write the gold answers too, as ``gold``; needs data.answer_column. Off, labels leave nothing but
+            ``correct``.
+        width: characters of a completion that the terminal shows; files always have all of it.
+
+    Raises:
+        ValueError: an unknown format or a number out of range.
+    """
+
+    def __init__(
+        self,
+        every: int = 10,
+        groups: int = 2,
+        format: str = "jsonl",
+        table: bool = True,
+        tensorboard: bool = True,
+        write_gold: bool = False,
+        width: int = 80,
+    ):
+        if every < 1 or groups < 1 or width < 10:
+            raise ValueError(f"every={every}, groups={groups}, width={width}: need every, groups >= 1 and width >= 10")
+        if format not in FORMATS:
+            raise ValueError(f"format={format!r} is unknown; use one of {', '.join(FORMATS)}")
+        self.every, self.groups, self.format, self.width = every, groups, format, width
+        self.table, self.tensorboard, self.write_gold = table, tensorboard, write_gold
+
+    def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
+        """Find the run's folder (a collective), and refuse to write gold answers where there are none."""
+        if self.write_gold and pl_module.answer_column is None:
+            raise ValueError("write_gold=true needs data.answer_column; name it or set write_gold=false")
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self.suffix = f".rank{trainer.global_rank}" if trainer.global_rank else ""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: RLIFModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write and show a sample where one is due. The place is the module's own counter, so it resumes with it."""
+        rollout = int(pl_module.num_rollouts)
+        if (rollout - 1) % self.every:
+            return
+        records = self._records(pl_module, outputs, {"rollout": rollout, "step": trainer.global_step})
+        write_records(self.folder, records, self.format, f"rollout-{rollout:06d}", self.suffix)
+        if not trainer.is_global_zero:
+            return
+        if self.table:
+            pl_module.print(render(records, self.width))
+        if self.tensorboard:
+            self._to_tensorboard(trainer, records)
+
+    def _records(self, pl_module: RLIFModule, outputs: Any, place: dict[str, int]) -> list[dict[str, Any]]:
+        rollout, evaluation = outputs["rollout"], pl_module.evaluator.evaluation
+        advantages = mean_over_completion(outputs["advantages"], rollout.mask).tolist()
+        records = completion_records(rollout, outputs["rewards"])[: self.groups * rollout.group_size]
+        for row, record in enumerate(records):
+            record["answer"] = evaluation.extractor(record["completion"])
+            record["advantage"] = advantages[row]
+            if pl_module.answer_column is not None:
+                gold = str(rollout.prompts.columns[pl_module.answer_column][row // rollout.group_size])
+                record["correct"] = is_correct(record["answer"], evaluation.gold_extractor(gold))
+                record |= {"gold": gold} if self.write_gold else {}
+        return [{**place, **record} for record in records]
+
+    def _to_tensorboard(self, trainer: Trainer, records: list[dict[str, Any]]) -> None:
+        # Four spaces make each line code: nothing in a completion is taken for Markdown or HTML.
+        text = "\n".join(f"    {line}" for line in render(records, self.width, color=False).splitlines())
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("completions", text, records[0]["rollout"] - 1)  # as Lightning counts
+
+
+def write_records(folder: Path, records: list[dict[str, Any]], format: str, part: str, suffix: str) -> None:
+    """Append to ``completions<suffix>.jsonl``, or put ``completions/<part><suffix>.parquet`` in place as a whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if format == "jsonl":
+        with (folder / f"completions{suffix}.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    path = folder / "completions" / f"{part}{suffix}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, _schema(records[0])), unfinished)
+    os.replace(unfinished, path)
+
+
+def _schema(record: dict[str, Any]) -> Any:
+    """Types by name, not by value: a sample in which no completion has an answer fits the others all the same."""
+    import pyarrow
+
+    kinds = {int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_()}
+    types = {name: kinds.get(type(value), pyarrow.string()) for name, value in record.items()}
+    types["scores"] = pyarrow.struct(dict.fromkeys(record["scores"], pyarrow.float64()))
+    return pyarrow.schema(types)
+
+
+def render(records: list[dict[str, Any]], width: int, color: bool | None = None) -> str:
+    """A table for each group as text; ``color=None`` colours it where the terminal can."""
+    color = sys.stdout.isatty() if color is None else color
+    columns = None if color else PIPE_WIDTH
+    console = Console(file=StringIO(), force_terminal=color, width=columns, color_system="auto" if color else None)
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(record["index"], []).append(record)
+    for group in groups.values():
+        console.print(_group_table(group, width))
+    output = console.file
+    assert isinstance(output, StringIO)
+    return output.getvalue()
+
+
+def _group_table(group: list[dict[str, Any]], width: int) -> Table:
+    """One row per distinct completion, the best advantage first."""
+    first = group[0]
+    title = Text(
+        f"rollout {first['rollout']}, problem {first['index']}: {shortened(printable(first['prompt']), width)}"
+    )
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("completion", overflow="fold", ratio=1)
+    table.add_column("answer", max_width=16, overflow="ellipsis", no_wrap=True)
+    for heading in (*(["right"] if "correct" in first else []), *first["scores"], "advantage", "tokens"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    copies = Counter(record["completion"] for record in group)
+    distinct = {record["completion"]: record for record in sorted(group, key=lambda record: -record["advantage"])}
+    for text, record in distinct.items():
+        times = f"{copies[text]} x" if copies[text] > 1 else ""
+        table.add_row(times, Text(shortened(printable(text), width)), *_figures(record))
+    return table
+
+
+def _figures(record: dict[str, Any]) -> list[Text | str]:
+    answer = Text("none", "italic") if record["answer"] is None else Text(printable(record["answer"]))
+    verdicts = {True: Text("yes", "green"), False: Text("no", "red")}
+    verdict = [verdicts[record["correct"]]] if "correct" in record else []
+    scores = ["-" if score is None else f"{score:.3f}" for score in record["scores"].values()]
+    tokens = f"{record['length']}{'' if record['ended'] else ' cut'}"
+    return [answer, *verdict, *scores, f"{record['advantage']:+.2f}", tokens]

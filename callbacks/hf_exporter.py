@@ -1,0 +1,194 @@
+"""HFExporter: the best and the last policy as ordinary Hugging Face folders."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.policy import Policy, PolicyModel, load_pretrained
+
+DTYPES = ("float32", "bfloat16", "float16")
+PREFIX = "policy.model."
+
+
+class HFExporter(Callback):
+    """Writes ``last`` at the end of training and, with ``monitor``, ``best`` after each evaluation that is the best.
+
+    A folder holds config.json, generation_config.json, model.safetensors and the tokenizer, which is what
+    ``AutoModelForCausalLM.from_pretrained`` reads; it is the layout that vLLM documents for a local model (loading in
+    vLLM itself was not run by us). A LoRA policy is written as adapters alone, which name their base model, unless
+    ``merge_lora``. A folder is written under a temporary name and renamed, so a reader never sees half of one.
+
+    Under a strategy that shards the parameters they are gathered by the strategy, and rank 0 writes.
+
+    Args:
+        folder: where the folders go; null = ``export`` in the run's folder. A resumed run that has the same ``folder``
+            goes on with the same best.
+        monitor: logged figure that ``best`` is chosen by, such as ``val/accuracy``, read after each evaluation inside
+            the run; null = no ``best``. Choosing by accuracy uses labels.
+        mode: max | min: which values of ``monitor`` are better.
+        last: write the policy that training ends with.
+        merge_lora: add the adapters to the weights and write a whole model.
+        dtype: of the floating-point weights, float32 | bfloat16 | float16; null = as they are trained.
+
+    Raises:
+        ValueError: a setting that is unknown or leaves nothing to do.
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        monitor: str | None = None,
+        mode: str = "max",
+        last: bool = True,
+        merge_lora: bool = False,
+        dtype: str | None = None,
+    ):
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode={mode!r} is unknown; use max or min")
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} is unknown; use one of {', '.join(DTYPES)}, or null")
+        if not last and monitor is None:
+            raise ValueError(
+                "last=false without monitor leaves nothing to export; set monitor or take the callback out"
+            )
+        self.folder, self.monitor, self.mode, self.last = folder, monitor, mode, last
+        self.merge_lora, self.dtype = merge_lora, dtype
+        self.best: float | None = None
+
+    def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
+        """Find the folder (a collective), and refuse settings that could do nothing."""
+        if stage != "fit":
+            return
+        self.root = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "export")
+        if self.monitor is not None and trainer.limit_val_batches == 0:
+            raise ValueError(
+                f"monitor={self.monitor!r} is read after evaluations, and trainer.limit_val_batches=0 makes none;"
+                " evaluate, or set monitor to null"
+            )
+        if self.merge_lora and pl_module.policy_settings.lora is None:
+            raise ValueError("merge_lora=true, but model.policy.lora is null; take one of them out")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: RLIFModule) -> None:
+        """Write ``best`` where the monitored figure is better than ever before."""
+        if self.monitor is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            raise ValueError(f"monitor={self.monitor!r} was not logged; known: {sorted(trainer.callback_metrics)}")
+        value = float(trainer.callback_metrics[self.monitor])  # reduced over ranks: all of them decide alike
+        if self._is_better(value):
+            self.best = value
+            self._export(trainer, pl_module, "best")
+
+    def _is_better(self, value: float) -> bool:
+        if math.isnan(value) or self.best is None:
+            return not math.isnan(value)
+        return value > self.best if self.mode == "max" else value < self.best
+
+    def on_train_end(self, trainer: Trainer, pl_module: RLIFModule) -> None:
+        """Write ``last``.
+
+        Raises:
+            RuntimeError: ``monitor`` was set and no evaluation took place.
+        """
+        if self.last:
+            self._export(trainer, pl_module, "last")
+        if self.monitor is not None and self.best is None:
+            raise RuntimeError(
+                f"monitor={self.monitor!r}: training ended without an evaluation that logged it as a number: no"
+                " `best`; lower trainer.check_val_every_n_epoch or trainer.val_check_interval"
+            )
+
+    def _export(self, trainer: Trainer, pl_module: RLIFModule, name: str) -> None:
+        """Gather on every rank, write on rank 0; a failure is raised by all of them."""
+        weights = trainer.strategy.lightning_module_state_dict()
+        problem = None
+        if trainer.is_global_zero:
+            assert pl_module.policy is not None
+            merged = pl_module.policy_settings if self.merge_lora else None
+            try:
+                write_model(pl_module.policy, _whole(weights), self.root / name, merged, self.dtype)
+            except (OSError, ValueError, RuntimeError) as error:
+                problem = f"{type(error).__name__}: {error}"
+        problem = trainer.strategy.broadcast(problem)
+        if problem is not None:
+            raise RuntimeError(f"HFExporter could not write {self.root / name}: {problem}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was made."""
+        self.best = state_dict["best"]
+
+
+def _whole(weights: dict[str, Any]) -> dict[str, Tensor]:
+    """The policy's own weights by their Hugging Face names, if they are all there.
+
+    Raises:
+        RuntimeError: a part of them lies on other ranks.
+    """
+    policy = {name.removeprefix(PREFIX): w for name, w in weights.items() if name.startswith(PREFIX)}
+    split = [name for name, w in policy.items() if type(w) not in (Tensor, torch.nn.Parameter) or w.numel() == 0]
+    if split or not policy:
+        raise RuntimeError(
+            f"the strategy does not give the whole weights to rank 0 ({split[0] if split else 'none'} is only a part);"
+            " use a full state dict: ModelParallelStrategy(save_distributed_checkpoint=False) or"
+            " FSDPStrategy(state_dict_type='full')"
+        )
+    return policy
+
+
+def write_model(
+    policy: PolicyModel,
+    weights: dict[str, Tensor],
+    folder: Path,
+    merged: Policy | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Write model and tokenizer to ``folder``, replacing one that is there as a whole.
+
+    Args:
+        policy: gives the architecture and the tokenizer; its own parameters are not read.
+        weights: of ``policy.model``, whole.
+        folder: where to.
+        merged: how the policy was loaded, to merge its adapters into the weights; None = as they are.
+        dtype: of the floating-point weights; None = as they are.
+    """
+    unfinished, old = (folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "old"))
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)  # an earlier process died between the two renames below
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    model = policy.model
+    if merged is not None:
+        # Merging changes the weights in place, so it is done to a copy from where the base model came from.
+        whole: Any = load_pretrained(merged)
+        whole.load_state_dict(weights)
+        model = whole.merge_and_unload()
+        weights = model.state_dict()
+    model.save_pretrained(unfinished, state_dict=_cast(weights, dtype))
+    policy.tokenizer.save_pretrained(unfinished)
+    config = unfinished / "config.json"
+    if dtype is not None and config.exists():
+        config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": dtype}, indent=2) + "\n")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(unfinished, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _cast(weights: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
+    if dtype is None:
+        return weights
+    return {name: w.to(getattr(torch, dtype)) if w.is_floating_point() else w for name, w in weights.items()}

@@ -1,0 +1,115 @@
+"""RunReport: a report of the run in its own folder; ``write_report`` makes it for any runs, at any time."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from callbacks.report.read import Run, read_run
+
+PACKAGES = ("rlif-lightning", "torch", "lightning", "transformers", "peft", "datasets", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform and the packages that a run's numbers may depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_report(runs: list[Run], out: Path, title: str) -> None:
+    """Write the page to ``out`` and the pictures, one for each panel and ``overview.png``, into the folder beside it.
+
+    The folder has the page's name without its ending. Files are replaced as wholes.
+    """
+    # matplotlib takes a second to import; a run needs it at its end only.
+    from callbacks.report.figures import draw_overview, draw_panel
+    from callbacks.report.page import page
+    from callbacks.report.panels import panels_of
+
+    panels = panels_of(runs)
+    images = {panel.name: draw_panel(panel, runs) for panel in panels}
+    pictures = out.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    overview = {"overview": draw_overview(panels, runs)} if panels else {}
+    for name, png in (images | overview).items():
+        _replace(pictures / f"{name}.png", png)
+    made_with = f"rlif-lightning {versions()['rlif-lightning']}"
+    _replace(out, page(title, runs, panels, images, made_with).encode("utf-8", errors="replace"))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
+
+
+class RunReport(Callback):
+    """Writes ``report.html`` and the folder ``report/`` of PNGs into the run's folder when training ends.
+
+    Rank 0 writes it at the end, after an exception or Ctrl-C too, and again after an evaluation that follows, so that
+    the figures "after" are in it; `fast_dev_run` logs nothing and has none. It reads what others leave in the folder:
+    ``metrics.csv`` of the CSV logger (which the command line adds), ``config.yaml``, ``events.jsonl``, and the files of
+    CompletionWriter. For a run that was killed or is still running, and to compare several:
+    ``python -m callbacks.run_report RUN_DIR [RUN_DIR ...]``.
+    """
+
+    def __init__(self) -> None:
+        self.trained = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run's folder (a collective) and note the versions.
+
+        Raises:
+            ValueError: the first logger is not the one that writes metrics.csv.
+        """
+        if stage != "fit":
+            return
+        if not isinstance(next(iter(trainer.loggers), None), CSVLogger | DummyLogger):
+            raise ValueError(
+                f"RunReport reads metrics.csv, but trainer.logger={trainer.loggers} does not begin with a CSVLogger;"
+                " leave trainer.logger unset, or put CSVLogger first"
+            )
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _replace(self.folder / "versions.json", json.dumps(versions(), indent=1).encode())
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there is something to report."""
+        self.trained = True
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the report after training, and again after the evaluation that follows it."""
+        if stage in ("fit", "validate"):
+            self._write(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """A run that failed has a report as well."""
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if not (self.trained and trainer.is_global_zero):
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        if not (self.folder / "metrics.csv").is_file():
+            print("RunReport: no report, since nothing was logged")
+            return
+        write_report([read_run(self.folder)], self.folder / "report.html", f"Run report: {self.folder}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the report is made from files."""
+        return {}

@@ -1,0 +1,182 @@
+"""Draws panels with matplotlib: one PNG each, and one picture of the main ones. pyplot is left alone."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from callbacks.report.panels import OVERVIEW, Panel, Series, curve_of
+from callbacks.report.read import Run
+
+# Okabe and Ito's palette, told apart by colour-blind readers; its yellow is too faint on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":", "-.")
+ROUTINE = ("schedule",)  # events of every few rollouts: marked at the bottom, without a line
+DPI = 120
+SIZE = (4.5, 3.0)  # inches of one panel
+MAX_LINES = 30
+
+
+def draw_panel(panel: Panel, runs: list[Run]) -> bytes:
+    """One panel as PNG."""
+    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    _fill(axes, panel, runs)
+    _name_runs(figure, runs, columns=2)
+    return _png(figure)
+
+
+def draw_overview(panels: list[Panel], runs: list[Run]) -> bytes:
+    """The main panels in one picture, with one legend for the runs."""
+    chosen = [panel for panel in panels if panel.name in OVERVIEW] or panels[:6]
+    columns = min(3, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = Figure(figsize=(4.0 * columns, 2.8 * rows), dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, panel in zip(grid.flat, chosen, strict=False):
+        _fill(axes, panel, runs)
+    for axes in grid.flat[len(chosen) :]:
+        axes.set_visible(False)
+    _name_runs(figure, runs, columns=4)
+    return _png(figure)
+
+
+def _name_runs(figure: Figure, runs: list[Run], columns: int) -> None:
+    """Under the picture, the colour of each of several runs."""
+    if len(runs) > 1:
+        handles = [Line2D([], [], color=_color(number), linewidth=3) for number in range(len(runs))]
+        labels = [_plain(run.label) for run in runs]
+        columns = min(columns, len(runs))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _color(number: int) -> str:
+    return COLORS[number % len(COLORS)]
+
+
+def _plain(label: str) -> str:
+    """A label that matplotlib takes as it is: no formulas, and nothing that hides it from legends."""
+    return label.replace("$", r"\$").lstrip("_") or "run"
+
+
+def _fill(axes: Axes, panel: Panel, runs: list[Run]) -> None:
+    """Curves, scales, legend and marks of one panel.
+
+    One run has all curves of the panel, told apart by colour; several have the first one each, in the run's colour.
+    """
+    several = len(runs) > 1
+    drawn = panel.drawn(runs)
+    drawn = drawn[:1] if several and panel.kind == "lines" else drawn
+    if panel.kind == "stack" and len(runs) == 1:
+        _stack(axes, drawn, runs[0])
+    else:
+        for number, run in enumerate(runs):
+            for index, series in enumerate(drawn):
+                style = STYLES[index % len(STYLES)]
+                color = _color(number if len(runs) > 1 else index)
+                _line(axes, run, series, color, style, bands=not several)
+    _scale(axes, panel)
+    axes.set_title(panel.title, fontsize=11, loc="left", fontweight="bold", pad=22 if _numbered(runs) else 12)
+    axes.set_xlabel("rollout", fontsize=9)
+    axes.set_ylabel(f"{drawn[0].label}, {panel.unit}" if several else panel.unit, fontsize=8 if several else 9)
+    axes.tick_params(labelsize=9)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if axes.get_yscale() == "linear":
+        axes.ticklabel_format(axis="y", scilimits=(-3, 5), useMathText=True)
+    for number, run in enumerate(runs):
+        _mark(axes, run, None if len(runs) == 1 else _color(number))
+    _legend(axes, drawn, runs, panel.kind == "stack" and not several)
+
+
+def _numbered(runs: list[Run]) -> bool:
+    return len(runs) == 1 and any(event.get("kind") not in ROUTINE for event in runs[0].events)
+
+
+def _line(axes: Axes, run: Run, series: Series, color: str, style: str, bands: bool) -> None:
+    curve = curve_of(run, series.column)
+    if curve is None:
+        return
+    x, y = curve
+    few = series.column.startswith("val/")  # evaluations are few and lie apart: join the points over the gaps
+    if few:
+        x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    dot = "o" if few or np.isfinite(y).sum() == 1 else None
+    axes.plot(x, y, color=color, linestyle=style, linewidth=1.6, marker=dot, markersize=4)
+    if not bands:
+        return
+    if series.spread is not None and (spread := run.training.columns.get(series.spread)) is not None:
+        axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.15, linewidth=0)
+    bounds = [run.training.columns.get(name) for name in (series.low, series.high) if name is not None]
+    if len(bounds) == 2 and bounds[0] is not None and bounds[1] is not None:
+        axes.fill_between(x, bounds[0], bounds[1], color=color, alpha=0.18, linewidth=0)
+
+
+def _stack(axes: Axes, drawn: list[Series], run: Run) -> None:
+    columns = [run.training.columns[series.column] for series in drawn]
+    heights = np.nan_to_num(np.stack(columns), nan=0.0, posinf=0.0, neginf=0.0)
+    colors = [_color(index) for index in range(len(drawn))]
+    axes.stackplot(run.training.x, heights, colors=colors, alpha=0.75, linewidth=0)
+
+
+def _scale(axes: Axes, panel: Panel) -> None:
+    axes.margins(x=0.02)
+    if panel.log and _decades(axes) > 1:
+        axes.set_yscale("log")
+    elif panel.share:
+        axes.set_ylim(-0.02, 1.02)
+    elif panel.from_zero:
+        lowest, highest = axes.get_ylim()
+        axes.set_ylim(min(0.0, lowest), highest if highest > 0 else 1.0)
+
+
+def _decades(axes: Axes) -> float:
+    """How many powers of ten the curves span."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.ones(1)])
+    positive = values[np.isfinite(values) & (values > 0)]
+    return float(np.log10(positive.max() / positive.min())) if len(positive) else 0.0
+
+
+def _mark(axes: Axes, run: Run, color: str | None) -> None:
+    """Events: a numbered line each (with one run), or a triangle in the run's colour; routine ones at the bottom."""
+    top = axes.get_xaxis_transform()
+    notable, last = 0, -np.inf
+    span = np.ptp(axes.get_xlim()) or 1.0
+    for number, event in enumerate(run.events, 1):
+        x = event["rollout"]
+        if event.get("kind") in ROUTINE:
+            axes.plot([x], [0.025], marker="^", markersize=5, color=color or "#777777", transform=top, clip_on=False)
+            continue
+        notable += 1
+        if notable > MAX_LINES:
+            continue
+        axes.plot([x], [1.02], marker="v", markersize=5, color=color or "#000000", transform=top, clip_on=False)
+        axes.axvline(x, color=color or "#000000", linewidth=0.8, alpha=0.45, linestyle=(0, (2, 2)))
+        if color is None and x - last > 0.035 * span:  # numbers side by side would cover each other
+            axes.text(x, 1.05, str(number), ha="center", va="bottom", fontsize=8, transform=top)
+            last = x
+
+
+def _legend(axes: Axes, drawn: list[Series], runs: list[Run], stacked: bool) -> None:
+    handles: list[Line2D | Patch] = []
+    for index, series in enumerate(drawn):
+        style = STYLES[index % len(STYLES)]
+        color = _color(index) if len(runs) == 1 else "#333333"
+        line = Line2D([], [], color=color, linestyle=style, linewidth=2, label=series.label)
+        handles.append(Patch(color=color, alpha=0.75, label=series.label) if stacked else line)
+    if len(handles) > 1:
+        axes.legend(handles=handles, fontsize=8, frameon=True, framealpha=0.8, edgecolor="none", loc="best")

@@ -1,0 +1,146 @@
+"""RLIFTrainer: Lightning's Trainer with one more method, which the command line offers as ``preflight``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlif_lightning.batch import Prompts
+from rlif_lightning.loaders import EncodedSplit, ValidationLoader
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.preflight import THRESHOLDS, Findings, HeadFindings, examine
+from rlif_lightning.prompts import PromptData
+
+COLORS = {"good": "green", "caution": "yellow", "poor": "red"}
+
+
+class RLIFTrainer(Trainer):
+    """Lightning's Trainer that can also look before it trains."""
+
+    def preflight(
+        self,
+        model: RLIFModule,
+        datamodule: PromptData,
+        prompts: int = 64,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> Findings:
+        """Sample groups from the starting policy and say whether the rewards can work; trains nothing.
+
+        Prints a table with a verdict for each reward head and writes ``preflight.json`` beside it.
+
+        Args:
+            model: the module.
+            datamodule: the data.
+            prompts: training problems that a group is sampled for, drawn at random from the first seed.
+            ckpt_path: a checkpoint whose policy is examined instead of the starting one.
+            weights_only: whether the checkpoint may hold nothing but tensors and plain values.
+
+        Raises:
+            ValueError: fewer than one prompt, or several processes.
+        """
+        if prompts < 1 or self.world_size > 1:
+            raise ValueError(
+                f"prompts={prompts}, processes={self.world_size}: preflight needs prompts >= 1 and one process"
+                " (--trainer.devices=1 --trainer.num_nodes=1)"
+            )
+        datamodule.trainer = self
+        datamodule.setup("fit")
+        batches = _Batches(_drawn(datamodule, prompts, model.seed), datamodule.prompts_per_step)
+        predicted: Any = self.predict(model, batches, ckpt_path=ckpt_path, weights_only=weights_only)
+        records = [record for batch in predicted for record in batch]
+        evaluation, gold = model.evaluator.evaluation, None
+        if model.answer_column is not None:
+            column = [problem[model.answer_column] for problem in batches.problems]
+            gold = [evaluation.gold_extractor(str(value)) for value in column][: len(records) // model.group_size]
+        answers = [evaluation.extractor(record["completion"]) for record in records]
+        weights = {name: weight for name, (weight, _) in model.rewards.settings.items()}
+        findings = examine(records, answers, gold, weights, model.group_size)
+        path = Path(self.log_dir or self.default_root_dir) / "preflight.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {**asdict(findings), "thresholds": {name: value for name, (value, _) in THRESHOLDS.items()}}
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        print_findings(findings)
+        print(f"figures: {path}")
+        return findings
+
+
+class _Batches:
+    """A few problems in order; not a list, which Lightning would take for several loaders."""
+
+    def __init__(self, split: EncodedSplit, prompts_per_step: int):
+        self.loader = ValidationLoader(split, prompts_per_step, 1, 0)
+        self.problems = [split.dataset[row] for row in split.rows]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Prompts]:
+        return iter(self.loader)
+
+
+def _drawn(datamodule: PromptData, prompts: int, seed: int) -> EncodedSplit:
+    """Training problems at random, in their own order."""
+    split = datamodule.train_dataloader().split
+    chosen = sorted(np.random.default_rng(seed).permutation(len(split))[:prompts].tolist())
+    rows, token_ids = [split.rows[k] for k in chosen], [split.token_ids[k] for k in chosen]
+    return replace(split, rows=rows, token_ids=token_ids)
+
+
+def print_findings(found: Findings) -> None:
+    """The figures as tables, with the verdicts in words and the thresholds explained."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(_groups_table(found))
+    console.print(_heads_table(found.heads))
+    for name, verdict, why in [
+        ("groups", found.verdict, found.why),
+        *((h.name, h.verdict, h.why) for h in found.heads),
+    ]:
+        console.print(Text.assemble((f"{verdict:>8}", COLORS[verdict]), f"  {name}: {why}"))
+    console.print(Text("Thresholds, ours:", "bold"))
+    for name, (value, meaning) in THRESHOLDS.items():
+        console.print(Text(f"  {name} = {value:g}: {meaning}", "dim"))
+
+
+def _groups_table(found: Findings) -> Table:
+    title = f"Preflight: {found.groups} training problems x {found.group_size} completions of the starting policy"
+    table = Table(title=title, title_justify="left")
+    shares = {
+        "mixed answers": found.mixed,
+        "unanimous": found.unanimous,
+        "agreement": found.agreement,
+        "has answer": found.parseable,
+        "ended": found.ended,
+        "right": found.accuracy,
+        "majority right": found.majority_right,
+    }
+    shown = {name: f"{100 * share:.1f} %" for name, share in shares.items() if share is not None}
+    shown["length"] = f"{found.mean_length:.1f}"
+    for name in shown:
+        table.add_column(name, justify="right")
+    table.add_row(*shown.values())
+    return table
+
+
+def _heads_table(heads: list[HeadFindings]) -> Table:
+    table = Table(title="Inside groups, each head's score", title_justify="left")
+    table.add_column("head")
+    for heading in ("weight", "differs in", "r with agreement", "r with length", "AUC for right", "verdict"):
+        table.add_column(heading, justify="right")
+    for head in heads:
+        figures = (head.agreement_correlation, head.length_correlation)
+        correlations = ["-" if value is None else f"{value:+.2f}" for value in figures]
+        auc = "-" if head.auc is None else f"{head.auc:.2f}"
+        verdict = Text(head.verdict, COLORS[head.verdict])
+        table.add_row(head.name, f"{head.weight:g}", f"{100 * head.varied:.0f} %", *correlations, auc, verdict)
+    return table
