@@ -17,13 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted((ROOT / "rlif_lightning").rglob("*.py"))
 CALLBACKS = sorted((ROOT / "callbacks").rglob("*.py"))
 EVERYTHING = [*LIBRARY, *CALLBACKS, *sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
-PURE = ["masked", "packing", "advantages", "losses", "rewards.functional", "rollout.sampling"]
+PURE = ["masked", "packing", "advantages", "losses", "rewards.functional", "rollout.sampling", "bootstrap"]
 # In the order of one training step: a file may import those before it, never those after.
 ORDER = [
     "batch",
     "masked",
     "sources",
     "loaders",
+    "prompt_format",
     "prompts",
     "packing",
     "rewards.functional",
@@ -44,10 +45,15 @@ ORDER = [
     "objectives",
     "update",
     "optimizer",
-    "metrics",
-    "evaluation",
     "records",
+    "bootstrap",
+    "metrics",
+    "checkers",
+    "evaluation_report",
+    "evaluation",
     "module",
+    "evaluation_files",
+    "prediction_files",
     "cli",
 ]
 
