@@ -41,6 +41,7 @@ EXPECTED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",
     "Using ModelCheckpoint with manual optimization and every_n_train_steps",
     "Couldn't infer the batch indices fetched from your dataloader",
+    "Total length of `ValidationLoader` across ranks is zero",  # every prompt was predicted before
     "The dirpath has changed",  # a resumed run logs into a folder of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )

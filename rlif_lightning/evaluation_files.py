@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from io import TextIOBase
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ class EvaluationFiles(Callback):
 
     def __init__(self) -> None:
         self.folder: Path | None = None
-        self.file: TextIOBase | None = None
+        self.completions: Path | None = None
 
     def _start(self, trainer: Trainer, module: Any, stage: str) -> None:
         if trainer.sanity_checking or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
@@ -30,23 +29,23 @@ class EvaluationFiles(Callback):
         if not module.evaluator.evaluation.save_completions:
             return
         suffix = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-        path = self.folder / "completions" / f"{stage}-rollout-{int(module.num_rollouts):06d}{suffix}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("w", encoding="utf-8")
+        name = f"{stage}-rollout-{int(module.num_rollouts):06d}{suffix}.jsonl"
+        self.completions = self.folder / "completions" / name
+        self.completions.parent.mkdir(parents=True, exist_ok=True)
+        self.completions.write_text("")
 
     def _add(self, outputs: Any) -> None:
-        if self.file is not None:
-            self.file.writelines(json.dumps(record) + "\n" for record in outputs["completions"])
+        if self.completions is not None:
+            with self.completions.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in outputs["completions"])
 
     def _end(self, trainer: Trainer, module: Any, stage: str) -> None:
-        if self.file is not None:
-            self.file.close()
         if self.folder is not None and trainer.is_global_zero:
             entry = {"stage": stage, "rollouts": int(module.num_rollouts), "optimizer_steps": trainer.global_step}
             evaluation = module.evaluator.evaluation
             entry |= {"samples": evaluation.samples, "confidence": evaluation.confidence}
             self._write(self.folder / "evaluation.json", entry | module.report.as_dict())
-        self.folder, self.file = None, None
+        self.folder, self.completions = None, None
 
     @staticmethod
     def _write(path: Path, entry: dict[str, Any]) -> None:

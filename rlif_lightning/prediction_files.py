@@ -159,7 +159,6 @@ class _Output:
 
 class _Jsonl(_Output):
     suffix = "jsonl"
-    file = None
 
     def finished(self, num_rows: int, group_size: int) -> np.ndarray:
         """Which rows have all their completions; cuts what comes after the last whole group off each file."""
@@ -172,16 +171,12 @@ class _Jsonl(_Output):
         return done
 
     def write(self, records: list[dict[str, Any]]) -> None:
-        """Append and hand to the operating system at once."""
-        if self.file is None:
-            self.file = (self.folder / f"completions-{self.rank:05d}.jsonl").open("a", encoding="utf-8")
-        self.file.write("".join(json.dumps(record) + "\n" for record in records))
-        self.file.flush()
+        """Append; an interruption can tear the last line only."""
+        with (self.folder / f"completions-{self.rank:05d}.jsonl").open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records))
 
     def close(self) -> None:
-        """Close the file."""
-        if self.file is not None:
-            self.file.close()
+        """Nothing is left to write."""
 
 
 def _whole_groups(path: Path, group_size: int, done: np.ndarray) -> int:

@@ -157,7 +157,7 @@ class PromptData(lightning.LightningDataModule):
 
     def predict_dataloader(self) -> ValidationLoader:
         """The validation problems in order, this process's share, tokenised batch by batch."""
-        split = self._predicted or self._splits["validation"]
+        split = self._splits["validation"] if self._predicted is None else self._predicted
         return ValidationLoader(split, self.validation_prompts_per_step, *self._shard())
 
     @property

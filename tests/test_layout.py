@@ -23,6 +23,7 @@ ORDER = [
     "batch",
     "masked",
     "sources",
+    "benchmarks",
     "loaders",
     "prompt_format",
     "prompts",
