@@ -94,7 +94,9 @@ class BenchmarkData(ProblemSource):
             )
         for name, kind in self.columns.items():
             if not _is_kind(found[name], kind):
-                raise ValueError(f"{where} is not in the schema of this benchmark: {name!r} is {found[name]}, not {kind}")
+                raise ValueError(
+                    f"{where} is not in the schema of this benchmark: {name!r} is {found[name]}, not {kind}"
+                )
 
 
 def _is_kind(feature: Any, kind: str) -> bool:

@@ -18,12 +18,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rlif_lightning.benchmarks import BenchmarkData
 from rlif_lightning.loaders import EncodedSplit, TrainLoader, ValidationLoader
 from rlif_lightning.prompt_format import PromptFormat
 from rlif_lightning.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym, Split
 
 __all__ = [
     "ArithmeticProblems",
+    "BenchmarkData",
     "HubDataset",
     "LocalFiles",
     "ProblemSource",

@@ -169,24 +169,16 @@ def test_two_processes_share_the_work_and_go_on_with_one_s(tmp_path, whole):
     """The same completions, whatever the number of processes at either time."""
     folder = tmp_path / "data"
     predict(folder, "--trainer.limit_predict_batches=2")
-    code = (
-        "from test_prediction_files import predict; from pathlib import Path; import sys;"
-        "predict(Path(sys.argv[1]), '--trainer.devices=2', '--trainer.strategy=ddp', '--trainer.accelerator=cpu',"
-        "'--data.validation_prompts_per_step=4')"
-    )
-    done = run_two(code, folder)
+    arguments = [*base("--compare"), f"--trainer.default_root_dir={tmp_path}", f"--predictions.folder={folder}"]
+    arguments += ["--data.validation_prompts_per_step=4", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "rlif_lightning", "predict", *arguments, "--trainer.accelerator=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = [line for path in folder.glob("completions-*.jsonl") for line in path.read_text().splitlines()]
     records = sorted(map(json.loads, lines), key=lambda record: (record["index"], record["completion_number"]))
     expected = [json.loads(line) for line in whole.splitlines()]
     for found, wanted in zip(records, expected, strict=True):
         assert (found["index"], found["completion"]) == (wanted["index"], wanted["completion"])
-
-
-def run_two(code: str, folder: Path):
-    script = folder.parent / "two.py"
-    script.write_text(f"if __name__ == '__main__':\n    {code}\n")
-    return subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=300)
 
 
 def test_rows_per_file_is_checked():
