@@ -6,5 +6,6 @@ __path__ = extend_path(__path__, __name__)
 
 from callbacks.entropy_monitor import EntropyMonitor
 from callbacks.kl_cov_scheduler import KLCovScheduler
+from callbacks.label_free_stopping import LabelFreeStopping
 
-__all__ = ["EntropyMonitor", "KLCovScheduler"]
+__all__ = ["EntropyMonitor", "KLCovScheduler", "LabelFreeStopping"]

