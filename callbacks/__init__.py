@@ -8,6 +8,7 @@ from callbacks.completion_writer import CompletionWriter
 from callbacks.entropy_monitor import EntropyMonitor
 from callbacks.hf_exporter import HFExporter
 from callbacks.kl_cov_scheduler import KLCovScheduler
+from callbacks.label_free_stopping import LabelFreeStopping
 from callbacks.report import RunReport
 
-__all__ = ["CompletionWriter", "EntropyMonitor", "HFExporter", "KLCovScheduler", "RunReport"]
+__all__ = ["CompletionWriter", "EntropyMonitor", "HFExporter", "KLCovScheduler", "LabelFreeStopping", "RunReport"]

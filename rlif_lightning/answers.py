@@ -107,6 +107,12 @@ class AnswerExtractor:
         return answer.strip() if answer and normalise(answer) else None
 
 
+# A unit after a plain number says no more than the question did, and graders of MATH drop it; "5 million" is not 5.
+_UNIT = re.compile(
+    r"((?:\\?\$)?[-+\u2212]?(?:[0-9][0-9,.]*|\\[dt]?frac\{[0-9]+\}\{[0-9]+\}))\s*\\(?:text|mathrm|mbox|textrm)\s*\{\s*"
+    r"(?!(?:hundred|thousand|million|billion|trillion|dozen|percent|[ap]\.?m)\b)[a-zA-Z][a-zA-Z./ ]*\}(?:\^\{?[23]\}?)?"
+)
+_CHOICE = re.compile(r"\(\s*([A-Z])\s*\)")
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
@@ -133,15 +139,20 @@ def normalise(answer: str) -> str:
     Takes away surrounding whitespace, markdown emphasis, ``$``, a final period, ``\left``/``\right``, TeX spacing,
     ``\text{}``, spaces around operators and brackets, per cent and degree signs (50% is 50, not 0.5). ``\dfrac``
     becomes ``\frac``. A plain number loses thousands commas, a leading +, needless zeros (``+1,050.0`` -> ``1050``,
-    ``.50`` -> ``0.5``). Words alone are case-folded ("Yes" -> "yes"); letters in formulas keep their case. Other units
-    are left to math-verify. An answer of more than 256 characters has its whitespace collapsed and nothing else.
+    ``.50`` -> ``0.5``) and a unit in ``\text{}`` behind it. A choice loses its brackets ("(A)" -> "A"). Words alone are
+    case-folded ("Yes" -> "yes"); letters in formulas keep their case. Other units are left to math-verify. An answer of
+    more than 256 characters has its whitespace collapsed and nothing else.
     """
     text = " ".join(answer.split())
     if len(text) > _MAX_LENGTH:
         return text
     text = text.strip("*_`").rstrip(" .").strip()
+    if unit := _UNIT.fullmatch(text.strip("$")):
+        text = unit[1]
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
+    if choice := _CHOICE.fullmatch(text):
+        text = choice[1]
     if _GROUPED.fullmatch(text):
         text = text.replace(",", "")
     number = _DECIMAL.fullmatch(text)

@@ -1,7 +1,7 @@
 """The command line: ``python -m rlif_lightning fit | validate | test | predict | preflight --config FILE``.
 
 LightningCLI does the work. Added here: short class names for YAML, the links between model and data, the run's loggers,
-the table before / after training, predictions as JSONL, and one clear line instead of a traceback where the user can
+the tables of evaluations, and one clear line instead of a traceback where the user can
 put it right.
 """
 
@@ -17,18 +17,19 @@ from typing import Any
 import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from rich.console import Console
-from rich.table import Table
 
 import callbacks
 import rlif_lightning.rewards
 from rlif_lightning.advantages import Advantage
+from rlif_lightning.evaluation_files import EvaluationFiles
+from rlif_lightning.evaluation_report import Report, print_comparison, print_report
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.objectives import Objective
 from rlif_lightning.policy import resolve_model
+from rlif_lightning.prediction_files import PredictionFiles, Predictions
 from rlif_lightning.prompts import PromptData
 from rlif_lightning.trainer import RLIFTrainer
 
@@ -41,56 +42,23 @@ EXPECTED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",
     "Using ModelCheckpoint with manual optimization and every_n_train_steps",
     "Couldn't infer the batch indices fetched from your dataloader",
+    "Total length of `ValidationLoader` across ranks is zero",  # every prompt was predicted before
     "The dirpath has changed",  # a resumed run logs into a folder of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
-PERCENT = ("accuracy", "pass@", "maj@", "greedy_accuracy", "ended", "parseable", "agreement", "diversity")
-
-
-class PredictionFile(BasePredictionWriter):
-    """Writes each batch's completion records to ``predictions.jsonl`` (one file per rank) in the run's folder."""
-
-    def __init__(self) -> None:
-        super().__init__(write_interval="batch")
-
-    def path(self, trainer: Trainer) -> Path:
-        """This rank's file."""
-        suffix = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-        return Path(trainer.log_dir or trainer.default_root_dir) / f"predictions{suffix}.jsonl"
-
-    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Open a new file; the run's folder is new, so nothing is overwritten."""
-        self.path(trainer).parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path(trainer).open("x", encoding="utf-8")
-
-    def write_on_batch_end(
-        self, trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
-    ) -> None:
-        """Append one batch."""
-        self.file.writelines(json.dumps(record) + "\n" for record in prediction)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Close the file and say where it is."""
-        self.file.close()
-        if trainer.is_global_zero:
-            print(f"completions: {self.file.name}")
 
 
 class RLIFCLI(LightningCLI):
     """LightningCLI for :class:`RLIFModule` and :class:`PromptData`."""
 
-    before: dict[str, float] | None = None
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's, and ``preflight``."""
-        return {**LightningCLI.subcommands(), "preflight": {"model", "datamodule"}}
+    before: Report | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links between model and data, so that nothing is said twice."""
         parser.add_argument(
             "--compare", type=bool, default=True, help="Evaluate before and after fit and print both as a table."
         )
+        parser.add_class_arguments(Predictions, "predictions")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_as_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_as_seed)
         parser.link_arguments("data.group_size", "model.group_size")
@@ -109,7 +77,23 @@ class RLIFCLI(LightningCLI):
         callbacks_given = self._get(self.config_init, "trainer.callbacks") or []
         if saves and not any(isinstance(callback, ModelCheckpoint) for callback in callbacks_given):
             self.trainer_defaults["callbacks"].append(ModelCheckpoint(save_on_train_epoch_end=True))
+        if self.subcommand == "predict":
+            dumped = self._parser("predict").dump(self.config["predict"], format="json", skip_none=False)
+            files = PredictionFiles(self._get(self.config_init, "predictions"), _decisive(dumped))
+            self.trainer_defaults["callbacks"].append(files)
         return super().instantiate_trainer(**kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without the settings that are decided here, and ``preflight``."""
+        decided = {"validate": {"verbose"}, "test": {"verbose"}, "predict": {"return_predictions"}}
+        known = {name: taken | decided.get(name, set()) for name, taken in LightningCLI.subcommands().items()}
+        return {**known, "preflight": {"model", "datamodule"}}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # Our tables have the intervals; a million predictions are not for memory.
+        decided = {"validate": {"verbose": False}, "test": {"verbose": False}, "predict": {"return_predictions": False}}
+        return super()._prepare_subcommand_kwargs(subcommand) | decided.get(subcommand, {})
 
     def before_fit(self) -> None:
         """Measure the starting policy."""
@@ -118,7 +102,23 @@ class RLIFCLI(LightningCLI):
     def after_fit(self) -> None:
         """Measure again and print both."""
         if self.before is not None and not self.trainer.interrupted:
-            print_comparison(self.before, self._measure(), self.trainer)
+            after, folder = self._measure(), self.trainer.log_dir
+            if self.trainer.is_global_zero:
+                print_comparison(self.before, after, folder)
+
+    def after_validate(self) -> None:
+        """Print the figures with their intervals."""
+        self._print_figures("Validation")
+
+    def after_test(self) -> None:
+        """As after validation."""
+        self._print_figures("Test")
+
+    def _print_figures(self, title: str) -> None:
+        folder = self.trainer.log_dir
+        if self.trainer.is_global_zero:
+            print_report(self.model.report, title)
+            print(f"evaluation.json and completions: {folder}")
 
     @property
     def _compares(self) -> bool:
@@ -126,33 +126,22 @@ class RLIFCLI(LightningCLI):
         validates = config.trainer.limit_val_batches != 0 and not config.trainer.fast_dev_run
         return config.compare and config.ckpt_path is None and validates
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self) -> Report:
         self.trainer.validate(self.model, self.datamodule, verbose=False)
-        return {name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")}
+        return self.model.report
+
+
+def _decisive(config: str) -> dict[str, Any]:
+    """The settings that completions and their scores depend on, by name."""
+    settings = json.loads(config)
+    chosen = {f"model.{name}": settings["model"][name] for name in ("policy", "rewards", "sampling")}
+    batches = ("prompts_per_step", "validation_prompts_per_step")
+    chosen |= {f"data.{name}": value for name, value in settings["data"].items() if name not in batches}
+    return chosen | {name: settings[name] for name in ("seed_everything", "ckpt_path")}
 
 
 def _as_seed(value: int | bool) -> int:
     return 0 if isinstance(value, bool) else value
-
-
-def print_comparison(before: dict[str, float], after: dict[str, float], trainer: Trainer) -> None:
-    """Print the evaluation before and after training on rank 0."""
-    folder = trainer.log_dir  # a collective
-    if not trainer.is_global_zero:
-        return
-    table = Table(title="Held-out problems, before and after training", title_justify="left")
-    table.add_column("")
-    for heading in ("before", "after", "change"):
-        table.add_column(heading, justify="right")
-    for name, old in before.items():
-        new, short = after[name], name.removeprefix("val/")
-        scale, unit = (100.0, " %") if short.startswith(PERCENT) else (1.0, "")
-        digits = 1 if scale == 100.0 or short == "length" else 3
-        cells = (f"{scale * old:.{digits}f}{unit}", f"{scale * new:.{digits}f}{unit}")
-        table.add_row(short.replace("_", " "), *cells, f"{scale * (new - old):+.{digits}f}")
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print(table)
-    console.print(f"logs, metrics.csv and config: {folder}", soft_wrap=True, highlight=False)
 
 
 def main(args: list[str] | None = None) -> RLIFCLI:
@@ -176,7 +165,7 @@ def main(args: list[str] | None = None) -> RLIFCLI:
                 "log_every_n_steps": 1,
                 "num_sanity_val_steps": 0,
                 "use_distributed_sampler": False,
-                "callbacks": [PredictionFile()],
+                "callbacks": [EvaluationFiles()],
             },
             save_config_kwargs={"overwrite": True},
         )

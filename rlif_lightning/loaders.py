@@ -20,30 +20,35 @@ from rlif_lightning.batch import Prompts
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """One split, tokenised: ``token_ids[k]`` belongs to row ``rows[k]`` of ``dataset``.
+    """One split: ``token_ids[k]`` belongs to row ``rows[k]`` of ``dataset``.
 
     Attributes:
         dataset: all rows of the split, kept ones or not.
-        rows: rows in use, ascending.
-        token_ids: their prompts, int32 arrays ``[L]``.
+        rows: ``[K]`` rows in use, ascending.
+        token_ids: their prompts, int32 arrays ``[L]``; None = tokenised anew for each batch.
         render: makes a row's text again, so that the texts of a large data set needn't be held in memory.
+        encode: tokenises texts.
     """
 
     dataset: Dataset
-    rows: list[int]
-    token_ids: list[np.ndarray]
+    rows: np.ndarray
+    token_ids: list[np.ndarray] | None
     render: Callable[[dict[str, Any]], str]
+    encode: Callable[[list[str]], list[np.ndarray]]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batch(self, positions: list[int]) -> Prompts:
         """The prompts at these positions of ``rows``."""
-        index = [self.rows[k] for k in positions]
+        index = self.rows[positions].tolist()
         problems = [self.dataset[row] for row in index]
+        texts = [self.render(problem) for problem in problems]
+        kept = self.token_ids
+        token_ids = self.encode(texts) if kept is None else [kept[k] for k in positions]
         return Prompts(
-            token_ids=[torch.from_numpy(self.token_ids[k].astype(np.int64)) for k in positions],
-            texts=[self.render(problem) for problem in problems],
+            token_ids=[torch.from_numpy(ids.astype(np.int64)) for ids in token_ids],
+            texts=texts,
             columns={name: [problem[name] for problem in problems] for name in self.dataset.column_names},
             index=torch.tensor(index, dtype=torch.int64),
         )

@@ -26,7 +26,7 @@ from rlif_lightning.records import completion_records
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.sampling import PREDICTION_STEP, VALIDATION_STEP, Sampling
+from rlif_lightning.rollout.sampling import PREDICTION_STEP, Sampling
 from rlif_lightning.scoring import score_rollout
 from rlif_lightning.update import (
     UpdateMeter,
@@ -201,33 +201,26 @@ class RLIFModule(LightningModule):
             bar = name in shown or (name.startswith("reward/") and name.endswith("/mean"))
             self.log(name, value, prog_bar=bar, sync_dist=True, batch_size=batch_size)
 
-    def validation_step(self, prompts: Prompts, batch_idx: int) -> None:
-        """Sample, decode greedily, and add to the evaluation's figures."""
-        evaluation = self.evaluator.evaluation
-        sampling = evaluation.sampling or self.sampling
-        rollout = self.engine.generate(prompts, evaluation.samples, sampling, VALIDATION_STEP)
-        gold = prompts.columns.get(self.answer_column) if self.answer_column else None
-        greedy = None
-        if gold is not None and evaluation.greedy:
-            settings = Sampling(temperature=0, max_new_tokens=sampling.max_new_tokens, stop=sampling.stop)
-            greedy = self.engine.generate(prompts, 1, settings, VALIDATION_STEP)
-        self.evaluator.update(rollout, gold, greedy)
+    def validation_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
+        """Sample, decode greedily, add to the evaluation's figures; the completions with their verdicts."""
+        return {"completions": self.evaluator.measure(prompts, self.engine, self.sampling, self.answer_column)}
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/...``."""
+        """Log ``val/...``, and the ends of the intervals as ``val_low/...`` and ``val_high/...``."""
         self._log_evaluation("val")
 
-    def test_step(self, prompts: Prompts, batch_idx: int) -> None:
+    def test_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """As validation."""
-        self.validation_step(prompts, batch_idx)
+        return self.validation_step(prompts, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/...``."""
+        """As validation, under ``test``."""
         self._log_evaluation("test")
 
     def _log_evaluation(self, prefix: str) -> None:
-        for name, value in self.evaluator.compute(labelled=self.answer_column is not None).items():
-            self.log(f"{prefix}/{name}", value.to(self.device))
+        self.report = self.evaluator.compute(labelled=self.answer_column is not None)
+        for name, (value, low, high) in self.report.figures().items():
+            self.log_dict({f"{prefix}/{name}": value, f"{prefix}_low/{name}": low, f"{prefix}_high/{name}": high})
 
     def predict_step(self, prompts: Prompts, batch_idx: int) -> list[dict[str, Any]]:
         """Completions with the score of every reward head, one record each."""

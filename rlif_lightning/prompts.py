@@ -1,14 +1,14 @@
-"""Problems to `Prompts`: `PromptFormat` (one problem -> one text), `PromptData` (what YAML sees as ``data.*``).
+"""Problems to `Prompts`: `PromptData` is what YAML sees as ``data.*``.
 
-Where problems come from is in ``sources.py``, which rows make a batch in ``loaders.py``. Everything is rendered and
-tokenised once, in ``setup``; left out on purpose: worker processes, streaming, packing (that is ``packing.py``).
+Where problems come from is in ``sources.py``, how one becomes a text in ``prompt_format.py``, which rows make a batch
+in ``loaders.py``. Everything is rendered and tokenised once, in ``setup``; to predict, where there may be millions, the
+token ids are not kept but made again batch by batch. Left out on purpose: worker processes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from string import Formatter
 from typing import Any, Literal
 
 import lightning
@@ -18,11 +18,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rlif_lightning.benchmarks import BenchmarkData
 from rlif_lightning.loaders import EncodedSplit, TrainLoader, ValidationLoader
+from rlif_lightning.prompt_format import PromptFormat
 from rlif_lightning.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym, Split
 
 __all__ = [
     "ArithmeticProblems",
+    "BenchmarkData",
     "HubDataset",
     "LocalFiles",
     "ProblemSource",
@@ -30,54 +33,6 @@ __all__ = [
     "PromptFormat",
     "ReasoningGym",
 ]
-
-
-@dataclass(frozen=True)
-class PromptFormat:
-    """How one problem becomes the text that a model reads. The arguments are those of `PromptData`.
-
-    Example:
-        >>> form = PromptFormat("question", "Q: {prompt} A:", examples=[{"question": "1+1?", "answer": " 2"}])
-        >>> form.render({"question": "2+3?"})
-        'Q: 1+1? A: 2\\n\\nQ: 2+3? A:'
-    """
-
-    prompt_column: str
-    template: str = "{prompt}"
-    chat: PreTrainedTokenizerBase | None = None
-    system_prompt: str | None = None
-    examples: tuple[dict[str, str], ...] | list[dict[str, str]] = ()
-
-    def render(self, row: dict[str, Any]) -> str:
-        """The prompt text of one data-set row, few-shot examples and chat mark-up included."""
-        question = self._fill(row[self.prompt_column], row)
-        shots = [(self._fill(example["question"], example), example["answer"]) for example in self.examples]
-        if self.chat is None:
-            return "".join(f"{text}{answer}\n\n" for text, answer in shots) + question
-        turns = [] if self.system_prompt is None else [("system", self.system_prompt)]
-        for text, answer in shots:
-            turns += [("user", text), ("assistant", answer)]
-        messages = [{"role": role, "content": text} for role, text in [*turns, ("user", question)]]
-        return str(self.chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-
-    def _fill(self, prompt: str, row: dict[str, Any]) -> str:
-        return self.template.format(**{**row, "prompt": prompt})
-
-    def check(self, columns: list[str], answer_column: str | None) -> None:
-        """Check the template against the data set's columns.
-
-        Raises:
-            ValueError: the template names a field that doesn't exist, or the gold answer.
-        """
-        named = [name for _, name, _, _ in Formatter().parse(self.template) if name is not None]
-        fields = {name.split(".")[0].split("[")[0] for name in named}
-        if unknown := sorted(fields - {"prompt", *columns}):
-            raise ValueError(
-                f"template={self.template!r}: unknown field {unknown[0]!r}; fields are 'prompt' and the columns"
-                f" {sorted(columns)}; write {{{{ and }}}} for braces that should be printed"
-            )
-        if answer_column in fields:
-            raise ValueError(f"template={self.template!r} shows the gold answer {answer_column!r}; take it out")
 
 
 class PromptData(lightning.LightningDataModule):
@@ -146,6 +101,7 @@ class PromptData(lightning.LightningDataModule):
         self.seed = seed
         self.trust_remote_code = trust_remote_code
         self._splits: dict[Split, EncodedSplit] = {}
+        self._predicted: EncodedSplit | None = None
         self._loader: TrainLoader | None = None
         self._place: dict[str, int] | None = None
         self._check_arguments()
@@ -167,11 +123,14 @@ class PromptData(lightning.LightningDataModule):
             raise ValueError(
                 "overfit_batches can't be used here: every epoch is shuffled; use a source of a few problems"
             )
+        form, tokenizer = self._format()
+        if stage == "predict":
+            self._predicted = self._encode("validation", form, tokenizer, keep=False)
+            return self._check_size("validation", len(self._predicted), processes)
         validates = self.trainer is None or self.trainer.limit_val_batches != 0
         wanted: list[Split] = ["train"] if stage in ("fit", None) else []
         if stage != "fit" or validates:
             wanted.append("validation")
-        form, tokenizer = self._format()
         for split in wanted:
             if split not in self._splits:
                 self._splits[split] = self._encode(split, form, tokenizer)
@@ -197,7 +156,31 @@ class PromptData(lightning.LightningDataModule):
         self._place = state_dict.get("train")
 
     test_dataloader = val_dataloader
-    predict_dataloader = val_dataloader
+
+    def predict_dataloader(self) -> ValidationLoader:
+        """The validation problems in order, this process's share, tokenised batch by batch."""
+        split = self._splits["validation"] if self._predicted is None else self._predicted
+        return ValidationLoader(split, self.validation_prompts_per_step, *self._shard())
+
+    @property
+    def num_predicted_rows(self) -> int:
+        """Rows of the data set that predict reads, after ``setup("predict")``."""
+        assert self._predicted is not None
+        return len(self._predicted.dataset)
+
+    def skip_predicted(self, done: np.ndarray) -> None:
+        """Leave rows out of predict, but for as many as give each process one: it may not have an empty batch.
+
+        Args:
+            done: bool, one for each of ``num_predicted_rows``.
+        """
+        assert self._predicted is not None
+        rows = np.asarray(self._predicted.rows)
+        left = rows[~done[rows]]
+        spare = self._shard()[0] - len(left)
+        if len(left) and spare > 0:
+            left = np.sort(np.concatenate([left, rows[done[rows]][:spare]]))
+        self._predicted = replace(self._predicted, rows=left)
 
     def _shard(self) -> tuple[int, int]:
         """How many processes share the data and which one this is (tensor-parallel peers count as one)."""
@@ -240,22 +223,31 @@ class PromptData(lightning.LightningDataModule):
         chat = tokenizer if self.chat else None
         return PromptFormat(self.prompt_column, self.template, chat, self.system_prompt, self.examples), tokenizer
 
-    def _encode(self, split: Split, form: PromptFormat, tokenizer: PreTrainedTokenizerBase) -> EncodedSplit:
+    def _encode(
+        self, split: Split, form: PromptFormat, tokenizer: PreTrainedTokenizerBase, keep: bool = True
+    ) -> EncodedSplit:
         dataset = self.source.load(split)
         if split == "validation" and self.validation_prompts is not None:
             dataset = dataset.select(range(min(self.validation_prompts, len(dataset))))
         self._check_dataset(split, dataset, form)
+
+        def encode(texts: list[str]) -> list[np.ndarray]:
+            # A chat template writes its special tokens itself.
+            encoded = tokenizer(texts, add_special_tokens=not self.chat)
+            return [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+
         token_ids: list[np.ndarray] = []
+        lengths = np.zeros(len(dataset), dtype=np.int32)
         quiet = len(dataset) < 10_000 or self._shard()[1] > 0
         for start in track(range(0, len(dataset), 1000), f"tokenising {split} prompts", disable=quiet):
             columns = dataset[start : start + 1000]
             problems = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             self._check_problems(split, start, problems)
-            # A chat template writes its special tokens itself.
-            encoded = tokenizer([form.render(row) for row in problems], add_special_tokens=not self.chat)
-            token_ids += [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
-        rows = self._fitting_rows(split, [len(ids) for ids in token_ids])
-        return EncodedSplit(dataset, rows, [token_ids[row] for row in rows], form.render)
+            ids = encode([form.render(row) for row in problems])
+            lengths[start : start + len(ids)] = [len(each) for each in ids]
+            token_ids += ids if keep else []
+        rows = self._fitting_rows(split, lengths)
+        return EncodedSplit(dataset, rows, [token_ids[row] for row in rows] if keep else None, form.render, encode)
 
     def _check_dataset(self, split: Split, dataset: Dataset, form: PromptFormat) -> None:
         if len(dataset) == 0:
@@ -276,14 +268,15 @@ class PromptData(lightning.LightningDataModule):
                     f" {problem[self.prompt_column]!r}, not a text"
                 )
 
-    def _fitting_rows(self, split: Split, lengths: list[int]) -> list[int]:
-        if 0 in lengths:
-            raise ValueError(f"template={self.template!r}: row {lengths.index(0)} of the {split} split has no tokens")
+    def _fitting_rows(self, split: Split, lengths: np.ndarray) -> np.ndarray:
+        if not lengths.all():
+            empty = int((lengths == 0).argmax())
+            raise ValueError(f"template={self.template!r}: row {empty} of the {split} split has no tokens")
         limit = self.max_prompt_tokens
-        rows = [row for row, length in enumerate(lengths) if limit is None or length <= limit]
+        rows = np.arange(len(lengths)) if limit is None else (lengths <= limit).nonzero()[0]
         if too_long := len(lengths) - len(rows):
             found = f"max_prompt_tokens={limit}: {too_long} of {len(lengths)} {split} prompts are longer (up to"
-            found += f" {max(lengths)} tokens)"
+            found += f" {lengths.max()} tokens)"
             if self.overlong == "refuse":
                 raise ValueError(f"{found}; raise it, or set overlong=filter to leave them out")
             rank_zero_info(f"{found} and are left out")

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rlif_lightning.batch import RewardOutput, Rollout
 from rlif_lightning.rewards.functional import mean_over_completion
 
 
-def completion_records(rollout: Rollout, outputs: dict[str, RewardOutput]) -> list[dict[str, Any]]:
-    """One flat record per completion: prompt, text, score of each head (null = does not apply), and its figures.
+def completion_records(rollout: Rollout, outputs: Mapping[str, RewardOutput] | None = None) -> list[dict[str, Any]]:
+    """One flat record per completion: prompt, text, its figures, and the score of each head (null = does not apply).
 
-    ``mean_logprob`` and ``mean_entropy`` are in nats per token, ``length`` in tokens.
+    Without ``outputs`` there are no scores. ``mean_logprob`` and ``mean_entropy`` are in nats per token, ``length`` in
+    tokens.
     """
     mean_logprob = mean_over_completion(rollout.stats.logprobs, rollout.mask).tolist()
     mean_entropy = mean_over_completion(rollout.stats.entropy, rollout.mask).tolist()
     lengths, ended, index = rollout.lengths.tolist(), rollout.ended.tolist(), rollout.prompts.index.tolist()
-    scores = {name: output.scores.tolist() for name, output in outputs.items()}
+    scores = {name: output.scores.tolist() for name, output in (outputs or {}).items()}
     records = []
     for row, text in enumerate(rollout.texts):
         p, g = divmod(row, rollout.group_size)
-        records.append(
-            {
-                "index": index[p],
-                "completion_number": g,
-                "prompt": rollout.prompts.texts[p],
-                "completion": text,
-                "length": lengths[row],
-                "ended": ended[row],
-                "mean_logprob": mean_logprob[row],
-                "mean_entropy": mean_entropy[row],
-                "scores": {name: None if s[row] != s[row] else s[row] for name, s in scores.items()},
-            }
-        )
+        record = {
+            "index": index[p],
+            "completion_number": g,
+            "prompt": rollout.prompts.texts[p],
+            "completion": text,
+            "length": lengths[row],
+            "ended": ended[row],
+            "mean_logprob": mean_logprob[row],
+            "mean_entropy": mean_entropy[row],
+        }
+        if outputs is not None:
+            record["scores"] = {name: None if s[row] != s[row] else s[row] for name, s in scores.items()}
+        records.append(record)
     return records

@@ -122,7 +122,9 @@ def test_evaluation_prints_figures_in_range(tmp_path, command, prefix):
     run = evaluate(command, tmp_path)
     found = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
     shares = {"accuracy", "pass@8", "maj@8", "greedy_accuracy", "ended", "parseable", "agreement", "diversity"}
-    assert set(found) == {f"{prefix}/{name}" for name in shares | {"entropy", "length"}}
+    names = shares | {"entropy", "length"}
+    assert set(found) == {f"{kind}/{name}" for kind in (prefix, f"{prefix}_low", f"{prefix}_high") for name in names}
+    assert all(found[f"{prefix}_low/{name}"] <= found[f"{prefix}_high/{name}"] for name in names)
     assert all(0 <= found[f"{prefix}/{name}"] <= 1 for name in shares)
     assert found[f"{prefix}/pass@8"] >= found[f"{prefix}/accuracy"] > 0
     assert 1 <= found[f"{prefix}/length"] <= 48
@@ -132,23 +134,6 @@ def test_figures_without_an_answer_column_need_no_labels(tmp_path):
     run = evaluate("validate", tmp_path, "--data.answer_column=null")
     assert not [name for name in run.trainer.callback_metrics if "accuracy" in name or "@" in name]
     assert "val/agreement" in run.trainer.callback_metrics
-
-
-def test_predict_writes_a_record_per_completion_and_overwrites_nothing(tmp_path):
-    evaluate("predict", tmp_path)
-    first = tmp_path / "version_0" / "predictions.jsonl"
-    text = first.read_text()
-    records = [json.loads(line) for line in text.splitlines()]
-    assert len(records) == 8 * 4
-    assert {(record["index"], record["completion_number"]) for record in records} == {
-        (p, g) for p in range(8) for g in range(4)
-    }
-    assert all(set(record["scores"]) == {"vote", "certainty"} for record in records)
-    assert all(record["scores"]["certainty"] == pytest.approx(record["mean_logprob"]) for record in records)
-    assert all(0 <= record["scores"]["vote"] <= 1 and 1 <= record["length"] <= 48 for record in records)
-    evaluate("predict", tmp_path)
-    assert first.read_text() == text
-    assert (tmp_path / "version_1" / "predictions.jsonl").read_text() == text
 
 
 def test_a_file_of_prompts_alone_trains_without_a_validation_split(tmp_path):

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 from test_rewards import handmade
 
 from rlif_lightning.answers import AnswerExtractor
+from rlif_lightning.batch import Rollout
+from rlif_lightning.checkers import LiteralChecker
 from rlif_lightning.evaluation import Evaluation, Evaluator
 
 TEXTS = ["#### 3", "3.0", "5", "no", "#### 7", "8", "9", "9"]  # two problems with four samples
-GREEDY = handmade(["3", "none"], 1)
 
 
 def figures(evaluator: Evaluator, labelled: bool) -> dict[str, float]:
-    return {name: float(value) for name, value in evaluator.compute(labelled).items()}
+    return {name: figure.value for name, figure in evaluator.compute(labelled).figures().items()}
+
+
+def rollout(texts: list[str], group_size: int, gold: Sequence[str | int] = (), **columns: list) -> Rollout:
+    """A hand-made rollout whose problems have gold answers (and other columns)."""
+    made = handmade(texts, group_size)
+    return replace(made, prompts=replace(made.prompts, columns={"answer": list(gold), **columns}))
 
 
 def test_figures_without_labels():
@@ -34,7 +44,7 @@ def test_figures_without_labels():
 
 def test_figures_with_labels():
     evaluator = Evaluator(Evaluation(samples=4))
-    evaluator.update(handmade(TEXTS, 4), ["3", "8"], GREEDY)
+    evaluator.update(rollout(TEXTS, 4, ["3", "8"]), "answer", rollout(["3", "none"], 1, ["3", "8"]))
     found = figures(evaluator, labelled=True)
     assert found["accuracy"] == pytest.approx((2 / 4 + 1 / 4) / 2)
     assert found["pass@4"] == 1.0
@@ -44,19 +54,19 @@ def test_figures_with_labels():
 
 def test_batches_add_up_and_compute_starts_anew():
     evaluator = Evaluator(Evaluation(samples=2, greedy=False))
-    evaluator.update(handmade(["1", "1"], 2), ["1"], None)
-    evaluator.update(handmade(["1", "2", "3", "4"], 2), ["5", "4"], None)
+    evaluator.update(rollout(["1", "1"], 2, ["1"]), "answer", None)
+    evaluator.update(rollout(["1", "2", "3", "4"], 2, ["5", "4"]), "answer", None)
     found = figures(evaluator, labelled=True)
     assert "greedy_accuracy" not in found
     assert found["accuracy"] == pytest.approx((1 + 0 + 0.5) / 3)
     assert found["pass@2"] == pytest.approx(2 / 3)
-    evaluator.update(handmade(["5", "5"], 2), ["5"], None)
+    evaluator.update(rollout(["5", "5"], 2, ["5"]), "answer", None)
     assert figures(evaluator, labelled=True)["accuracy"] == 1.0
 
 
 def test_a_problem_without_any_answer_is_wrong_and_agrees_on_nothing():
     evaluator = Evaluator(Evaluation(samples=2, greedy=False))
-    evaluator.update(handmade(["no", "idea"], 2), [0], None)
+    evaluator.update(rollout(["no", "idea"], 2, [0]), "answer", None)
     found = figures(evaluator, labelled=True)
     names = ("accuracy", "pass@2", "maj@2", "agreement", "diversity", "parseable")
     assert {name: found[name] for name in names} == dict.fromkeys(names, 0.0)
@@ -65,10 +75,72 @@ def test_a_problem_without_any_answer_is_wrong_and_agrees_on_nothing():
 def test_extractors_of_completions_and_gold():
     settings = Evaluation(1, None, False, AnswerExtractor("boxed"), AnswerExtractor("hash"))
     evaluator = Evaluator(settings)
-    evaluator.update(handmade([r"\boxed{4} or 5", "4"], 1), ["2+2=4\n#### 4", "#### 4"], None)
+    evaluator.update(rollout([r"\boxed{4} or 5", "4"], 1, ["2+2=4\n#### 4", "#### 4"]), "answer", None)
     assert figures(evaluator, labelled=True)["accuracy"] == 0.5
     with pytest.raises(ValueError, match="empty gold answer"):
-        evaluator.update(handmade(["4"], 1), ["4"], None)
+        evaluator.update(rollout(["4"], 1, ["4"]), "answer", None)
+
+
+def test_pass_at_further_k_is_unbiased():
+    evaluator = Evaluator(Evaluation(samples=4, pass_at=[2], greedy=False))
+    evaluator.update(rollout(TEXTS, 4, ["3", "8"]), "answer", None)
+    found = figures(evaluator, labelled=True)
+    assert found["pass@2"] == pytest.approx(((1 - 1 / 6) + (1 - 3 / 6)) / 2)  # 2 and 1 of 4 right: 1 - C(4-c,2)/C(4,2)
+
+
+def test_subsets_have_figures_of_their_own():
+    evaluator = Evaluator(Evaluation(samples=2, greedy=False, subset_column="level"))
+    evaluator.update(rollout(["1", "2", "3", "3", "5", "5"], 2, ["1", "3", "4"], level=[1, 2, 1]), "answer", None)
+    report = evaluator.compute(labelled=True)
+    assert {label: subset.num_problems for label, subset in report.subsets.items()} == {"1": 2, "2": 1}
+    assert report.subsets["1"].figures()["accuracy"].value == pytest.approx(0.25)
+    assert report.subsets["2"].figures()["accuracy"].value == 1.0
+    assert report.figures()["accuracy"].value == pytest.approx(0.5)
+
+
+def test_records_carry_answers_verdicts_and_subset():
+    evaluator = Evaluator(Evaluation(samples=2, subset_column="level"))
+    batch = rollout(["#### 1", "no"], 2, ["1"], level=["hard"])
+    records = evaluator.update(batch, "answer", rollout(["2"], 1, ["1"], level=["hard"]))
+    kept = [(r["kind"], r["completion_number"], r["answer"], r["correct"], r["subset"]) for r in records]
+    assert kept == [
+        ("sample", 0, "1", True, "hard"),
+        ("sample", 1, None, False, "hard"),
+        ("greedy", 0, "2", False, "hard"),
+    ]
+    assert all(record["correct"] is None for record in evaluator.update(batch, None, None))
+
+
+def test_another_checker_judges_clusters_and_votes():
+    evaluator = Evaluator(Evaluation(samples=4, greedy=False, checker=LiteralChecker()))
+    texts = ["[ANSWER]{2, 1}[/ANSWER]", "[ANSWER]{1, 2}[/ANSWER]", "[ANSWER]'a'[/ANSWER]", "[ANSWER]open("]
+    evaluator.update(rollout(texts, 4, ["{1, 2}"]), "answer", None)
+    found = figures(evaluator, labelled=True)
+    assert (found["accuracy"], found["maj@4"], found["parseable"]) == (0.5, 1.0, 0.75)
+    assert found["agreement"] == pytest.approx(2 / 3)
+
+
+def test_the_vote_is_the_largest_cluster_s_and_ties_go_to_the_first():
+    evaluator = Evaluator(Evaluation(samples=4, greedy=False))
+    evaluator.update(rollout(["2", "2", "1/2", "0.5"], 4, ["1/2"]), "answer", None)
+    assert figures(evaluator, labelled=True)["maj@4"] == 0.0  # two each; "2" is the most frequent string
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 4, "pass_at": [4]}, r"pass_at=\[4\]: each k must lie between 1 and samples=4"),
+        ({"samples": 4, "pass_at": [1]}, "which are always there"),
+        ({"confidence": 1.0}, "0 < confidence < 1"),
+        ({"confidence": 95}, "0 < confidence < 1"),
+        ({"resamples": 10}, "resamples >= 100"),
+        ({"bootstrap_seed": -1}, "seed >= 0"),
+        ({"checker": LiteralChecker(), "extractor": AnswerExtractor("boxed")}, "has its own extractors"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluation(**settings)
 
 
 def test_samples_are_checked():

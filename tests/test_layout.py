@@ -18,13 +18,15 @@ LIBRARY = sorted((ROOT / "rlif_lightning").rglob("*.py"))
 CALLBACKS = sorted((ROOT / "callbacks").rglob("*.py"))
 SCRIPTS = [path for folder in ("examples", "scripts", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
 EVERYTHING = [*LIBRARY, *CALLBACKS, *SCRIPTS]
-PURE = ["masked", "packing", "advantages", "losses", "rewards.functional", "rollout.sampling", "logits"]
+PURE = ["masked", "packing", "advantages", "losses", "rewards.functional", "rollout.sampling", "logits", "bootstrap"]
 # In the order of one training step: a file may import those before it, never those after.
 ORDER = [
     "batch",
     "masked",
     "sources",
+    "benchmarks",
     "loaders",
+    "prompt_format",
     "prompts",
     "packing",
     "rewards.functional",
@@ -62,10 +64,15 @@ ORDER = [
     "objectives",
     "update",
     "optimizer",
-    "metrics",
-    "evaluation",
     "records",
+    "bootstrap",
+    "metrics",
+    "checkers",
+    "evaluation_report",
+    "evaluation",
     "module",
+    "evaluation_files",
+    "prediction_files",
     "preflight",
     "trainer",
     "cli",

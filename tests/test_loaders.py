@@ -18,12 +18,16 @@ from rlif_lightning.loaders import EncodedSplit, TrainLoader, ValidationLoader
 lightning_leaf_spec = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")
 
 
+def no_encoding(texts: list[str]) -> list[np.ndarray]:
+    raise AssertionError("kept token ids are not made again")
+
+
 def encoded(rows: list[int]) -> EncodedSplit:
     """Row r has prompt "r", level -r, and r + 1 tokens of id r."""
     size = max(rows) + 1
     dataset = Dataset.from_dict({"question": [str(row) for row in range(size)], "level": [-row for row in range(size)]})
     ids = [np.full(row + 1, row, dtype=np.int32) for row in rows]
-    return EncodedSplit(dataset, rows, ids, lambda row: f"<{row['question']}>")
+    return EncodedSplit(dataset, np.array(rows), ids, lambda row: f"<{row['question']}>", no_encoding)
 
 
 def indices(loader) -> list[list[int]]:

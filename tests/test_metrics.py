@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+from datetime import timedelta
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from test_rewards import handmade
 
-from rlif_lightning.metrics import AnswerDiversity, MajorityAtK, Mean, PassAtK, TokenEntropy, pass_at_k
+from rlif_lightning.batch import Prompts
+from rlif_lightning.evaluation import Evaluation, Evaluator
+from rlif_lightning.metrics import AnswerDiversity, Labels, MajorityAtK, Mean, PassAtK, TokenEntropy, pass_at_k
 
 
 @given(st.integers(1, 40), st.data())
@@ -78,6 +86,67 @@ def test_a_metric_starts_anew_and_knows_nothing_before():
         assert math.isnan(float(metric.compute()))
 
 
-@pytest.mark.parametrize("metric", [PassAtK(1), MajorityAtK(), AnswerDiversity(), TokenEntropy(), Mean()])
-def test_every_state_is_summed_over_ranks(metric):
-    assert {reduction.__name__ for reduction in metric._reductions.values()} == {"dim_zero_sum"}
+@pytest.mark.parametrize("metric", [PassAtK(1), MajorityAtK(), AnswerDiversity(), TokenEntropy(), Mean(), Labels()])
+def test_every_state_is_concatenated_over_ranks(metric):
+    assert {reduction.__name__ for reduction in metric._reductions.values()} == {"dim_zero_cat"}
+
+
+def test_problems_come_in_the_order_of_the_data_set():
+    metric = Mean(share=True)
+    metric.update(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([7, 2]))
+    metric.update(torch.tensor([[0.0, 0.0]]), torch.tensor([4]))
+    assert metric.table().tolist() == [[2, 2, 2], [4, 0, 2], [7, 1, 2]]
+    labels = Labels()
+    labels.update(["hard", "größer"], torch.tensor([7, 2]))
+    labels.update([""], torch.tensor([4]))
+    assert labels.compute() == ["größer", "", "hard"]
+
+
+TEXTS = [["3", "3.0", "5"], ["no", "idea", "7"], ["8", "9", "9"], ["2", "2", "2"], ["1", "4", "4"]]
+GOLD, LEVELS = ["3", "7", "9", "2", "5"], ["easy", "hard", "hard", "easy", "größer"]
+
+
+def evaluated(rows: list[list[int]]) -> dict:
+    """The report on batches of these problems; statistics depend on the problem alone."""
+    evaluator = Evaluator(Evaluation(samples=3, pass_at=[2], greedy=True, subset_column="level"))
+    for batch in rows:
+        texts = [text for row in batch for text in TEXTS[row]]
+        rollout, greedy = (problems(batch, given, size) for given, size in ((texts, 3), (texts[::3], 1)))
+        evaluator.update(rollout, "answer", greedy)
+    return evaluator.compute(labelled=True).as_dict()
+
+
+def problems(rows: list[int], texts: list[str], group_size: int):
+    rollout = handmade(texts, group_size)
+    entropy = torch.arange(group_size).repeat(len(rows)) + torch.tensor(rows).repeat_interleave(group_size)
+    stats = rollout.stats.map(lambda values: torch.where(rollout.mask, entropy.float().unsqueeze(1), 0.0))
+    columns = {"answer": [GOLD[row] for row in rows], "level": [LEVELS[row] for row in rows]}
+    prompts = Prompts([torch.tensor([1])] * len(rows), ["q"] * len(rows), columns, torch.tensor(rows))
+    mask = torch.zeros_like(rollout.mask)
+    mask[:, :2] = True
+    ended = entropy % 3 == 0
+    return dataclasses.replace(rollout, prompts=prompts, stats=stats, mask=mask, ended=ended)
+
+
+def test_two_processes_report_what_one_does(tmp_path):
+    """Through torchmetrics' own synchronisation over gloo, with different numbers of problems and label bytes."""
+    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=2)
+    whole = evaluated([[0, 1, 2], [3, 4]])
+    assert whole["problems"] == 5
+    assert {label: subset["problems"] for label, subset in whole["subsets"].items()} == {
+        "easy": 2,
+        "größer": 1,
+        "hard": 2,
+    }
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == json.loads(json.dumps(whole))
+
+
+def run_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    report = evaluated([[0, 2], [4]] if rank == 0 else [[1], [3]])
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(report))
+    dist.destroy_process_group()

@@ -54,7 +54,9 @@ def check_micro_batch(packed: Packed, prompts, ids, mask, group_size: int, budge
     needed = sum(tree.size for tree in packed.trees)  # nothing but trees, one after the other
     assert packed.position_ids.shape == (size,)
     assert size == needed
-    assert [tree.start for tree in packed.trees] == [sum(t.size for t in packed.trees[:k]) for k in range(len(packed.trees))]
+    assert [tree.start for tree in packed.trees] == [
+        sum(t.size for t in packed.trees[:k]) for k in range(len(packed.trees))
+    ]
     assert size <= budget or len(packed.rows) == 1
     restored = packed.unpack(packed.tokens)
     kept = mask[packed.rows]

@@ -1,0 +1,120 @@
+"""Checkers: literals compared without running anything, and clusters of equal strings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlif_lightning.checkers import AnswerChecker, LiteralChecker
+
+ENV = dict(os.environ)
+
+
+def literal(text: str) -> str | None:
+    return LiteralChecker().answer(f"so [ANSWER]{text}[/ANSWER]")
+
+
+def judged(text: str, gold: str) -> bool:
+    checker = LiteralChecker()
+    return checker.correct([checker.answer(f"[ANSWER]{text}[/ANSWER]")], [{"output": gold}], "output")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        ("[(4, 1), (2, 3)]", "[(4,1),(2,3)]", True),
+        ("[[4, 1]]", "[(4, 1)]", False),
+        ('"it\'s"', "'it\\'s'", True),
+        ("'1'", "1", False),
+        ("1.0", "1", True),
+        ("True", "1", True),
+        ("{'a': 1, 'b': 2}", "{'b': 2, 'a': 1}", True),
+        ("{3, 1, 2}", "{1, 2, 3}", True),
+        ("set()", "{}", False),
+        ("-3", "- 3", True),
+        ("assert f('x == y', 2) == 'x'", "'x'", False),  # the first == is inside the call
+        ("assert f('xy', 2) == 'x'", "'x'", True),
+        ("f(3) == [1,\n 2]", "[1, 2]", True),
+        ("None", "None", True),
+        ("''", "''", True),
+        ("", "''", False),
+        ("x", "'x'", False),
+        ("[1, 2", "[1, 2]", False),
+        ("len('ab')", "2", False),
+        ("1+1", "2", False),
+    ],
+)
+def test_literals(text, gold, right):
+    assert judged(text, gold) is right
+
+
+def test_the_last_tag_counts_and_no_tag_is_no_answer():
+    checker = LiteralChecker()
+    assert checker.answer("[ANSWER]1[/ANSWER] no, [ANSWER]2[/ANSWER]") == "2"
+    assert checker.answer("2") is None
+
+
+def test_equal_literals_have_one_spelling_whatever_the_hash_seed():
+    code = (
+        "from rlif_lightning.checkers import LiteralChecker;"
+        "print(LiteralChecker().answer(\"[ANSWER]{'b','a','c'}[/ANSWER]\"))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, env={**ENV, "PYTHONHASHSEED": seed}
+        )
+        for seed in ("1", "2")
+    ]
+    assert [run.stdout for run in runs] == [b"{'a', 'b', 'c'}\n"] * 2
+    assert literal("{'b': {2, 1}, 'a': ()}") == "{'a': (), 'b': {1, 2}}"
+    assert literal("(1,)") == "(1,)"
+
+
+def test_clusters_of_literals_count_by_frequency_then_alphabet():
+    checker = LiteralChecker()
+    answers = ["2", "1", None, "1", "3"]
+    assert checker.cluster(answers) == ([1, 0, None, 0, 2], ["1", "2", "3"])
+
+
+@pytest.mark.parametrize("gold", ["", "f(3)", "[1"])
+def test_a_gold_answer_that_is_no_literal_is_an_error(gold):
+    with pytest.raises(ValueError, match="is no Python literal"):
+        judged("1", gold)
+
+
+TRAPS = [
+    "(" * 3000,
+    "[" * 199 + "]" * 199,
+    "-" * 4000 + "1",
+    "9" * 4096,
+    "0x" + "f" * 4000,
+    "not " * 1000,
+    "\0",
+    "'\\x'",
+]
+
+
+@pytest.mark.parametrize("trap", [*TRAPS, "__import__('os').system('touch /tmp/never')", "9**9**9**9", "1" * 100_000])
+def test_traps_are_no_literals_or_themselves_and_nothing_runs(trap):
+    answer = literal(trap)
+    assert answer is None or judged(trap, answer)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(alphabet="0123456789[](){}',:-+.ej \\nNoneTrue", max_size=60))
+def test_any_text_is_judged_without_an_error(text):
+    answer = literal(text)
+    if answer is not None and "nan" not in answer:
+        assert judged(text, answer)
+        assert literal(answer) == answer
+
+
+def test_answers_are_judged_with_the_gold_extractor_and_clustered_by_meaning():
+    checker = AnswerChecker()
+    assert checker.correct(["1/2", None, "3"], [{"a": "0.5"}, {"a": "1"}, {"a": 3}], "a") == [True, False, True]
+    assert checker.cluster(["1/2", "0.5", "3", None])[0] == [0, 0, 1, None]

@@ -1,0 +1,124 @@
+"""LabelFreeStopping: the rule on numbers worked by hand, the same rule on a metrics.csv, and real runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_callbacks import callback_of, column, run_with
+
+from callbacks import LabelFreeStopping
+from callbacks.label_free_stopping import StopRule, StopWatch, first_stop
+
+NONE = {"agreement": None, "diversity": None, "entropy": None}
+
+
+def stops(values: list[float], **rule) -> int | None:
+    """After how many values of the one watched signal the rule stops."""
+    watch = StopWatch(StopRule(**{**NONE, **rule}))
+    (name,) = watch.rule.watched
+    return next((n for n, value in enumerate(values, 1) if watch.add({name: value})), None)
+
+
+def test_agreement_is_absolute_and_needs_patience():
+    values = [0.5, 0.5, 0.9, 0.96, 0.94, 0.96, 0.97, 0.98, 0.99]
+    assert stops(values, agreement=0.95, window=1, patience=3) == 8
+    assert stops(values, agreement=0.95, window=1, patience=1) == 4
+    assert stops(values, agreement=0.99, window=1, patience=1) is None
+
+
+def test_diversity_and_entropy_are_relative_to_the_first_window():
+    values = [12, 8, 10, 5, 3, 3, 3]  # first window of 2: mean 10; means after it 9, 7.5, 4, 3, 3
+    assert stops(values, diversity=0.5, window=2, patience=1) == 5
+    assert stops(values, diversity=0.5, window=2, patience=3) == 7
+    assert stops(values, entropy=0.3, window=2, patience=1) is None
+    assert stops(values, entropy=0.31, window=2, patience=1) == 6
+
+
+def test_nothing_stops_in_the_first_window():
+    assert stops([1.0] * 9, agreement=0.9, window=5, patience=1) == 6
+
+
+def test_any_limit_stops_and_the_reason_names_it():
+    watch = StopWatch(StopRule(window=1, patience=1, agreement=0.9, diversity=0.5, entropy=0.5))
+    assert watch.add({"agreement": 0.5, "diversity": 10, "entropy": 1.0}) is None
+    reason = watch.add({"agreement": 0.5, "diversity": 10, "entropy": 0.4})
+    assert reason == "entropy 0.400 (at the start 1.000, limit 0.5)"
+
+
+def test_state_goes_on():
+    rule, values = StopRule(**NONE | {"entropy": 0.5}, window=2, patience=2), [1.0, 1.0, 0.6, 0.4, 0.4, 0.4]
+    whole = stops(values, entropy=0.5, window=2, patience=2)
+    watch = StopWatch(rule)
+    for value in values[: whole - 1]:
+        assert watch.add({"entropy": value}) is None
+    resumed = StopWatch(rule)
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed.add({"entropy": values[whole - 1]}) is not None
+    assert StopWatch(rule).add({"entropy": values[whole - 1]}) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (NONE, "all null"),
+        ({"agreement": 95}, "agreement=95 must lie in"),
+        ({"entropy": 0}, "entropy=0 must lie in"),
+        ({"window": 0}, "window=0"),
+        ({"patience": 0}, "patience=0"),
+        ({"signals": "test"}, "signals='test' is unknown; choose one of"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LabelFreeStopping(**settings)
+
+
+QUICK = {"window": 1, "patience": 1, "diversity": None, "entropy": None, "agreement": 0.01}  # stops at the second value
+
+
+def test_a_run_ends_early_and_keeps_its_checkpoint(tmp_path):
+    run = run_with(tmp_path, "LabelFreeStopping", rollouts=8, **QUICK)
+    assert int(run.model.num_rollouts) == 2
+    assert column(tmp_path, "stopping/stopped") == [0.0, 1.0]
+    assert list(tmp_path.rglob("*.ckpt"))
+    assert callback_of(run, LabelFreeStopping).reason.startswith("agreement ")
+    rule = StopRule(**QUICK)
+    assert first_stop(next(tmp_path.rglob("metrics.csv")), rule)[0] == 2
+
+
+def test_a_run_that_stays_inside_its_limits_is_left_alone(tmp_path):
+    run = run_with(tmp_path, "LabelFreeStopping", rollouts=4, window=1, patience=1, agreement=1.0, diversity=None)
+    assert int(run.model.num_rollouts) == 4
+    assert first_stop(next(tmp_path.rglob("metrics.csv")), StopRule(1.0, None, 0.1, 1, 1)) is None
+
+
+def test_validations_between_steps_can_decide(tmp_path):
+    arguments = ["--trainer.val_check_interval=1", "--trainer.check_val_every_n_epoch=1", "--compare=true"]
+    run = run_with(tmp_path, "LabelFreeStopping", *arguments, rollouts=8, signals="validation", **QUICK)
+    assert int(run.model.num_rollouts) == 2  # the validation before training does not count
+    assert run.before is not None
+
+
+def test_the_state_travels_in_checkpoints(tmp_path):
+    settings = {**QUICK, "agreement": 1.0}
+    first = run_with(tmp_path / "a", "LabelFreeStopping", rollouts=2, **settings)
+    (checkpoint,) = (tmp_path / "a").rglob("*.ckpt")
+    again = run_with(
+        tmp_path / "b", "LabelFreeStopping", f"--ckpt_path={checkpoint}", rollouts=4, **{**settings, "agreement": 0.01}
+    )
+    assert int(again.model.num_rollouts) == 3  # stopped by the first new rollout: the start was known
+    assert callback_of(again, LabelFreeStopping).watch.starts == callback_of(first, LabelFreeStopping).watch.starts
+
+
+def test_signals_that_are_not_logged_are_an_error_with_a_remedy(tmp_path, capsys):
+    rewards = '--model.rewards={"certainty": {"head": "MeanLogprob"}}'
+    with pytest.raises(SystemExit):
+        run_with(tmp_path, "LabelFreeStopping", rewards)
+    assert "add a ClusterVote reward (weight 0 measures only)" in capsys.readouterr().err
+    path = Path(tmp_path) / "metrics.csv"
+    path.write_text("policy/entropy\n1.0\n")
+    with pytest.raises(ValueError, match="no column 'vote/distinct_answers'"):
+        first_stop(path, StopRule())
+    with pytest.raises(ValueError, match="val_check_interval"):
+        first_stop(path, StopRule(), "validation")

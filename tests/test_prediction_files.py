@@ -1,0 +1,186 @@
+"""predict: a data set that load_dataset reads, gone on with after an interruption at any byte, without duplicates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, load_dataset
+from test_cli import base, evaluate, refused
+
+from rlif_lightning import cli
+from rlif_lightning.prediction_files import Predictions
+
+BATCHES = ["--data.validation_prompts_per_step=3"]  # three batches: 3, 3 and 2 prompts of 4 completions
+
+
+def predict(folder: Path, *arguments: str) -> cli.RLIFCLI:
+    return evaluate("predict", folder.parent, *BATCHES, f"--predictions.folder={folder}", *arguments)
+
+
+def jsonl(folder: Path) -> Path:
+    return folder / "completions-00000.jsonl"
+
+
+def assert_same(text: str, whole: str) -> None:
+    """Equal but for rounding: what is left to do falls into other batches."""
+    found, expected = ([json.loads(line) for line in lines.splitlines()] for lines in (text, whole))
+    assert len(found) == len(expected)
+    for left, right in zip(found, expected, strict=True):
+        scores, wanted = left.pop("scores"), right.pop("scores")
+        assert scores == pytest.approx(wanted, abs=1e-5)
+        assert left == pytest.approx(right, abs=1e-5)
+
+
+def read_back(folder: Path, cache: Path) -> Dataset:
+    return load_dataset(str(folder), split="train", cache_dir=str(cache))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> str:
+    """What an uninterrupted predict writes."""
+    folder = tmp_path_factory.mktemp("whole") / "data"
+    predict(folder)
+    return jsonl(folder).read_text()
+
+
+def test_a_record_per_completion(whole):
+    records = [json.loads(line) for line in whole.splitlines()]
+    assert [(record["index"], record["completion_number"]) for record in records] == [
+        (p, g) for p in range(8) for g in range(4)
+    ]
+    assert all(set(record["scores"]) == {"vote", "certainty"} for record in records)
+    assert all(record["scores"]["certainty"] == pytest.approx(record["mean_logprob"]) for record in records)
+    assert all(0 <= record["scores"]["vote"] <= 1 and 1 <= record["length"] <= 48 for record in records)
+
+
+def test_without_a_folder_each_run_has_its_own(tmp_path, whole):
+    for version in range(2):
+        evaluate("predict", tmp_path, *BATCHES)
+        assert jsonl(tmp_path / f"version_{version}" / "predictions").read_text() == whole
+
+
+# In the first line, at its end, in the middle of a group, at the end of a group, near the end.
+@pytest.mark.parametrize("cut", [1, "line", "half a group", "group", -5])
+def test_gone_on_with_after_an_interruption_at_any_byte(tmp_path, whole, cut):
+    folder = tmp_path / "data"
+    predict(folder, "--trainer.limit_predict_batches=2")
+    text = jsonl(folder).read_text()
+    assert whole.startswith(text)
+    ends = [place for place, character in enumerate(text, 1) if character == "\n"]
+    place = {"line": ends[0], "half a group": ends[9], "group": ends[11]}.get(cut, cut)
+    jsonl(folder).write_text(text[:place])
+    predict(folder)
+    assert_same(jsonl(folder).read_text(), whole)
+    assert jsonl(folder).read_text().startswith(text[: ends[11]] if place >= ends[11] else "")
+
+
+def test_batches_may_have_another_size_and_nothing_is_left_to_do_twice(tmp_path, whole, caplog):
+    folder = tmp_path / "data"
+    predict(folder, "--trainer.limit_predict_batches=1")
+    predict(folder, "--data.validation_prompts_per_step=2")
+    text = jsonl(folder).read_text()
+    assert_same(text, whole)
+    caplog.clear()
+    predict(folder)
+    assert jsonl(folder).read_text() == text
+    assert "8 prompts are finished" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [
+        ("--model.sampling.temperature=0.5", "model.sampling"),
+        ("--data.group_size=2", "data.group_size"),
+        ("--seed_everything=7", "seed_everything"),
+        ("--data.source.init_args.seed=1", "data.source"),
+        ("--model.rewards.vote.weight=0.2", "model.rewards"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, capsys, argument, name):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    predict(folder, "--trainer.limit_predict_batches=1")
+    before = jsonl(folder).read_text()
+    arguments = [*base("--compare"), f"--trainer.default_root_dir={tmp_path}", f"--predictions.folder={folder}"]
+    line = refused(capsys, "predict", *arguments, *BATCHES, argument)
+    assert f"was begun with {name}" in line or f"was begun with {'data.seed' if 'seed' in name else name}" in line
+    assert "or another folder" in line
+    assert jsonl(folder).read_text() == before
+
+
+def test_another_format_is_refused(tmp_path, capsys):
+    predict(tmp_path / "data", "--trainer.limit_predict_batches=1")
+    arguments = [*base("--compare"), f"--predictions.folder={tmp_path / 'data'}", "--predictions.format=parquet"]
+    line = refused(capsys, "predict", *arguments, f"--trainer.default_root_dir={tmp_path}")
+    assert "was begun as jsonl" in line
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_not_lost_work(tmp_path, capsys):
+    folder = tmp_path / "data"
+    predict(folder, "--trainer.limit_predict_batches=2")
+    lines = jsonl(folder).read_text().splitlines(keepends=True)
+    jsonl(folder).write_text("".join([*lines[:5], "garbage\n", *lines[5:]]))
+    arguments = [*base("--compare"), f"--trainer.default_root_dir={tmp_path}", f"--predictions.folder={folder}"]
+    assert "is no JSON" in refused(capsys, "predict", *arguments, *BATCHES)
+    assert len(jsonl(folder).read_text().splitlines()) == len(lines) + 1
+
+
+def test_load_dataset_reads_jsonl_and_parquet_back_alike(tmp_path, whole):
+    folder = tmp_path / "parquet"
+    arguments = ["--predictions.format=parquet", "--predictions.rows_per_file=12"]
+    predict(folder, *arguments, "--trainer.limit_predict_batches=1")
+    assert [path.name for path in folder.glob("completions-*")] == ["completions-00000-000000000000.parquet"]
+    (folder / "completions-00000-000000000003.tmp").write_bytes(b"torn")
+    predict(folder, *arguments)
+    assert len(list(folder.glob("completions-*.parquet"))) == 3
+    predict(tmp_path / "jsonl")
+    parquet, lines = (read_back(tmp_path / name, tmp_path / "cache") for name in ("parquet", "jsonl"))
+    assert parquet.features == lines.features
+    assert lines.to_list() == [json.loads(line) for line in whole.splitlines()]
+    assert_same("\n".join(map(json.dumps, parquet.to_list())), whole)
+
+
+def test_scores_that_do_not_apply_are_read_as_numbers(tmp_path):
+    """A column of nulls only would otherwise have no type."""
+    gate = json.dumps(
+        {
+            "vote": {"head": "ClusterVote", "weight": 1.0},
+            "gated": {"head": "MeanLogprob", "weight": 1.0, "gate": {"head": "vote", "at_least": 2.0}},
+        }
+    )
+    predict(tmp_path / "data", f"--model.rewards={gate}")
+    data = read_back(tmp_path / "data", tmp_path / "cache")
+    assert {row["gated"] for row in data["scores"]} == {None}
+    assert data.features["scores"]["gated"].dtype == "float64"
+
+
+def test_prompts_are_not_held_in_memory(tmp_path):
+    run = predict(tmp_path / "data")
+    assert run.datamodule._predicted.token_ids is None
+    assert not run.datamodule._splits
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_go_on_with_one_s(tmp_path, whole):
+    """The same completions, whatever the number of processes at either time."""
+    folder = tmp_path / "data"
+    predict(folder, "--trainer.limit_predict_batches=2")
+    arguments = [*base("--compare"), f"--trainer.default_root_dir={tmp_path}", f"--predictions.folder={folder}"]
+    arguments += ["--data.validation_prompts_per_step=4", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "rlif_lightning", "predict", *arguments, "--trainer.accelerator=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = [line for path in folder.glob("completions-*.jsonl") for line in path.read_text().splitlines()]
+    records = sorted(map(json.loads, lines), key=lambda record: (record["index"], record["completion_number"]))
+    expected = [json.loads(line) for line in whole.splitlines()]
+    for found, wanted in zip(records, expected, strict=True):
+        assert (found["index"], found["completion"]) == (wanted["index"], wanted["completion"])
+
+
+def test_rows_per_file_is_checked():
+    with pytest.raises(ValueError, match=r"predictions.rows_per_file=0 must be at least 1"):
+        Predictions(rows_per_file=0)
