@@ -86,7 +86,7 @@ class RewardSet(nn.Module):
             if reward.gate is not None and reward.gate.head not in rewards:
                 raise ValueError(f"gate of reward {name!r} names {reward.gate.head!r}; known heads: {sorted(rewards)}")
         self.heads = nn.ModuleDict({name: reward.head for name, reward in rewards.items()})
-        self.settings = {name: (reward.weight, reward.gate) for name, reward in rewards.items()}
+        self.settings = dict(rewards)
         self.answer_column = answer_column
 
     @property
@@ -96,7 +96,11 @@ class RewardSet(nn.Module):
     @property
     def weights(self) -> Tensor:
         """``[R]`` float32 on the CPU."""
-        return torch.tensor([weight for weight, _ in self.settings.values()])
+        return torch.tensor([reward.weight for reward in self.settings.values()])
+
+    def set_weight(self, name: str, weight: float) -> None:
+        """Change a head's weight from the next rollout on (for callbacks; not kept in checkpoints)."""
+        self.settings[name] = replace(self.settings[name], weight=weight)
 
     @torch.no_grad()
     def forward(self, rollout: Rollout) -> dict[str, RewardOutput]:
@@ -108,7 +112,7 @@ class RewardSet(nn.Module):
         outputs = {name: self._ask(name, rollout) for name in self.names}
         gated = {}
         for name, output in outputs.items():
-            gate = self.settings[name][1]
+            gate = self.settings[name].gate
             if gate is not None:
                 passes = outputs[gate.head].scores >= gate.at_least
                 output = replace(output, scores=torch.where(passes, output.scores, torch.nan))
