@@ -31,9 +31,9 @@ class CollapseGuard(Callback):
     snapshots, multiplies the settings in ``scale`` and goes on with new samples. An alarm after ``max_actions``
     adjustments or rollbacks ends the run. Decisions rest on figures of all ranks, so every rank takes the same one.
 
-    Logs ``rollout/repetition``, ``vote/top_answer``, ``guard/certainty_share``, ``guard/alarms`` (symptoms that are
-    active now) and, without a head ClusterVote, what that would log. Writes every alarm, notice, recovery and action to
-    ``events.jsonl``.
+    Logs ``rollout/repetition``, ``vote/top_answer``, ``guard/vote_alignment``, ``guard/certainty_share``,
+    ``guard/alarms`` (how many are active) and, without a head ClusterVote, what that would log. Writes every alarm,
+    notice, recovery and action to ``events.jsonl``.
 
     Args:
         action: warn | stop | adjust | rollback.
@@ -82,7 +82,8 @@ class CollapseGuard(Callback):
         if self.action in ("warn", "stop"):
             return
         names = [name for name in self.scale if name.startswith("objective.")]
-        if names and any(isinstance(callback, KLCovScheduler) for callback in trainer.callbacks):
+        others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        if names and any(isinstance(callback, KLCovScheduler) for callback in others):
             raise ValueError(f"scale={names}: KLCovScheduler sets the objective in every rollout; take one of them out")
         check_scale(trainer, pl_module, self.scale, self.max_actions)
         for name, factor in self.scale.items():
@@ -118,7 +119,7 @@ class CollapseGuard(Callback):
     def _measure(self, trainer: Trainer, pl_module: RLIFModule, outputs: Any) -> None:
         rollout, logged = outputs["rollout"], trainer.callback_metrics
         answers = [self.extractor(text) for text in rollout.texts]
-        measured = symptoms(rollout, answers)
+        measured = symptoms(rollout, answers, outputs["advantages"])
         heads = pl_module.rewards.heads
         if not any(isinstance(head, ClusterVote) for head in heads.values()):
             measured |= vote_metrics(answers, rollout.group_size)
@@ -140,14 +141,14 @@ class CollapseGuard(Callback):
         return self.detectors[name].severity == "alarm"
 
     def _is_snapshot_due(self, pl_module: RLIFModule) -> bool:
-        calm = not any(state.streak for name, state in self.states.items() if self._is_alarm(name))
+        calm = not any(d.is_beyond(self.states[name]) for name, d in self.detectors.items() if self._is_alarm(name))
         return calm and int(pl_module.num_rollouts) - self.snapshots.taken[-1][0] >= self.snapshot_every
 
     def _tell(self, trainer: Trainer, pl_module: RLIFModule, name: str, value: float) -> None:
         detector, state = self.detectors[name], self.states[name]
         alarms = [other for other, s in self.states.items() if s.active and self._is_alarm(other)]
         kind = verdict({self.detectors[other].space for other in alarms})
-        message = f"{name}: {detector.describe(state, value)} This is {kind}."
+        message = f"{name}: {detector.describe(state)} This is {kind}."
         if len(alarms) > 1:
             message += f" Active alarms: {', '.join(alarms)}."
         values = {

@@ -1,18 +1,19 @@
 """Detectors of collapse: each watches one figure of a run and needs no label. Pure: numbers in, numbers out.
 
-A detector learns what is normal from the run's first rollouts (the baseline) and speaks when the figure has been beyond
-its limit for some rollouts in a row; it then keeps quiet until the figure is clearly back. ``DETECTORS`` at the end are
-the symptoms that https://arxiv.org/abs/2605.22620 describes, and a few of ours; all limits are ours.
+A detector learns what is normal from the run's first rollouts (the baseline) and speaks when the median of its last
+few figures is beyond its limit; it then keeps quiet until that is clearly back. ``DETECTORS`` at the end are the
+symptoms that https://arxiv.org/abs/2605.22620 describes, and a few of ours; all limits are ours.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from statistics import median
 from typing import Any
 
 SIDES = ("below", "above")
-SPACES = ("token", "answer", "drive")
+SPACES = ("token", "answer", "any", "drive")
 SEVERITIES = ("alarm", "notice")
 
 
@@ -23,13 +24,13 @@ class DetectorState:
     Attributes:
         total: sum of the figure over the baseline's rollouts.
         count: rollouts in the baseline so far.
-        streak: rollouts in a row beyond the limit.
+        recent: the last figures after the baseline.
         active: whether it has spoken and the figure is not back yet.
     """
 
     total: float = 0.0
     count: int = 0
-    streak: int = 0
+    recent: tuple[float, ...] = ()
     active: bool = False
 
     @property
@@ -39,7 +40,7 @@ class DetectorState:
 
 @dataclass(frozen=True)
 class Detector:
-    """One symptom: a figure beyond its limit for ``patience`` rollouts in a row.
+    """One symptom: the median of a figure's last ``window`` values is beyond its limit.
 
     Args:
         metric: name of the figure, as logged.
@@ -47,9 +48,9 @@ class Detector:
         factor: the limit is this times the baseline.
         gap: the limit is this share of the way from the baseline to 1, for shares that rise (above only).
         bound: an absolute limit; beside a relative one both must be passed.
-        patience: rollouts in a row beyond the limit before it speaks.
-        release: it is over once the figure is back inside by this share of the limit.
-        space: token (as certainty alone does) | answer (as a vote alone does) | drive (what pushes the policy).
+        window: rollouts whose median is judged: a lone outlier is no symptom.
+        release: it is over once the median is back inside by this share of the limit.
+        space: token (as certainty alone does) | answer (as a vote alone does) | any | drive (what pushes the policy).
         severity: alarm (acted upon) | notice (told only).
         meaning: what it tells, for the message.
     """
@@ -59,7 +60,7 @@ class Detector:
     factor: float | None = None
     gap: float | None = None
     bound: float | None = None
-    patience: int = 3
+    window: int = 3
     release: float = 0.1
     space: str = "token"
     severity: str = "alarm"
@@ -75,8 +76,8 @@ class Detector:
             raise ValueError(f"gap={self.gap} must lie in (0, 1), with side=above and without a factor")
         if self.factor is not None and self.factor <= 0:
             raise ValueError(f"factor={self.factor} must be positive")
-        if self.patience < 1 or self.release < 0:
-            raise ValueError(f"patience={self.patience}, release={self.release}: need patience >= 1 and release >= 0")
+        if self.window < 1 or self.release < 0:
+            raise ValueError(f"window={self.window}, release={self.release}: need window >= 1 and release >= 0")
 
     def limit(self, baseline: float) -> float:
         """The limit in units of the figure."""
@@ -87,32 +88,39 @@ class Detector:
             limits.append(baseline + self.gap * (1 - baseline))
         return min(limits) if self.side == "below" else max(limits)
 
-    def update(self, state: DetectorState, value: float, window: int) -> DetectorState:
+    def update(self, state: DetectorState, value: float, baseline: int) -> DetectorState:
         """The state after one more rollout.
 
         Args:
             state: the state before it.
             value: the figure; NaN (nothing to measure) changes nothing.
-            window: rollouts of the baseline; while it fills nothing is judged.
+            baseline: rollouts of the baseline; while it fills nothing is judged.
 
         Returns:
             The new state; ``active`` turning True is the alarm.
         """
         if math.isnan(value):
             return state
-        if state.count < window:
+        if state.count < baseline:
             return replace(state, total=state.total + value, count=state.count + 1)
-        limit = self.limit(state.baseline)
+        recent = (*state.recent, value)[-self.window :]
+        limit, middle = self.limit(state.baseline), median(recent)
         margin = self.release * abs(limit) if state.active else 0.0
-        outside = value < limit + margin if self.side == "below" else value > limit - margin
-        streak = state.streak + 1 if outside else 0
-        return replace(state, streak=streak, active=outside and (state.active or streak >= self.patience))
+        outside = middle < limit + margin if self.side == "below" else middle > limit - margin
+        return replace(state, recent=recent, active=outside and len(recent) == self.window)
 
-    def describe(self, state: DetectorState, value: float) -> str:
+    def is_beyond(self, state: DetectorState) -> bool:
+        """Whether the last figure itself is beyond the limit."""
+        if not state.recent:
+            return False
+        limit = self.limit(state.baseline)
+        return state.recent[-1] < limit if self.side == "below" else state.recent[-1] > limit
+
+    def describe(self, state: DetectorState) -> str:
         """In words: the figure, its limit and where that comes from."""
-        limit, baseline = self.limit(state.baseline), state.baseline
-        told = f"{self.metric} {value:.4g} is {self.side} {limit:.4g} (mean of the first {state.count} rollouts"
-        return f"{told}: {baseline:.4g}) for {state.streak} rollouts. {self.meaning}".strip()
+        told = f"{self.metric}, {median(state.recent):.4g} in the median of {self.window} rollouts, is {self.side}"
+        told += f" {self.limit(state.baseline):.4g} (at the start of the run it was {state.baseline:.4g})."
+        return f"{told} {self.meaning}".strip()
 
 
 def with_changes(
@@ -151,6 +159,8 @@ def verdict(spaces: set[str]) -> str:
         return "token-space collapse (as certainty rewards alone bring about)"
     if "answer" in spaces:
         return "answer-space collapse (as a vote alone brings about)"
+    if "any" in spaces:
+        return "collapse, not yet clear of which kind"
     return "no collapse yet, but a risk of one"
 
 
@@ -159,17 +169,20 @@ DETECTORS = {
         "policy/entropy", "below", factor=0.1, meaning="The policy has all but stopped to explore."
     ),
     "entropy_high": Detector(
-        "policy/entropy", "above", factor=2.0, space="answer", meaning="The policy dissolves into noise."
+        "policy/entropy", "above", factor=2.0, space="any", meaning="The policy dissolves into noise."
     ),
     "length_low": Detector(
         "rollout/length", "below", factor=0.6, meaning="Completions lose their reasoning: short ones look certain."
     ),
-    "length_high": Detector("rollout/length", "above", factor=2.5, space="answer", meaning="Completions run on."),
-    "ended": Detector("rollout/ended", "below", factor=0.7, meaning="Completions no longer end by themselves."),
+    "length_high": Detector("rollout/length", "above", factor=2.5, space="any", meaning="Completions run on."),
+    "ended": Detector("rollout/ended", "below", factor=0.85, meaning="Completions no longer end by themselves."),
     "parseable": Detector("rollout/parseable", "below", factor=0.7, meaning="Completions no longer give an answer."),
-    "repetition": Detector("rollout/repetition", "above", gap=0.2, meaning="Completions repeat themselves."),
+    "repetition": Detector("rollout/repetition", "above", gap=0.15, meaning="Completions repeat themselves."),
     "agreement": Detector(
-        "vote/largest_cluster", "below", factor=0.7, meaning="Answers to one problem scatter more than at the start."
+        "vote/largest_cluster", "below", factor=0.8, meaning="Answers to one problem scatter more than at the start."
+    ),
+    "alignment": Detector(
+        "guard/vote_alignment", "below", bound=-0.1, window=5, meaning="Updates favour what a group's majority rejects."
     ),
     "top_answer": Detector(
         "vote/top_answer", "above", gap=0.3, space="answer", meaning="Different problems get the same answer."

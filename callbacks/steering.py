@@ -74,7 +74,7 @@ class Snapshots:
         """Save the run as it is now (a collective), and drop all but the last two."""
         rollout = int(module.num_rollouts)
         path = run_folder(trainer) / "guard" / f"rollout={rollout}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self.taken.append((rollout, path))
         for _, old in self.taken[:-2]:
             trainer.strategy.remove_checkpoint(old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from rlif_lightning.answers import normalise
 from rlif_lightning.batch import Rollout
-from rlif_lightning.masked import all_rank_sum
+from rlif_lightning.masked import all_rank_sum, masked_mean
+from rlif_lightning.rewards.voting import vote_shares
 
 NGRAM = 4
 _BUCKETS = (
@@ -48,17 +50,38 @@ def answer_counts(answers: Sequence[str | None]) -> Tensor:
     return torch.bincount(torch.tensor(found, dtype=torch.int64), minlength=_BUCKETS)
 
 
-def symptoms(rollout: Rollout, answers: Sequence[str | None]) -> dict[str, float]:
+def alignment(advantages: Tensor, votes: Tensor) -> Tensor:
+    """The sums of which :func:`symptoms` makes the correlation of advantage and vote inside groups.
+
+    Args:
+        advantages: ``[P, G]``.
+        votes: ``[P, G]`` shares of the group that agree; groups in which they are all equal are left out.
+
+    Returns:
+        ``[3]`` float64: sums of products, squared advantages and squared votes, each minus its group's mean.
+    """
+    mixed = (votes != votes[:, :1]).any(-1)
+    a, v = (values.double() - values.double().mean(-1, keepdim=True) for values in (advantages, votes))
+    return torch.stack([(a * v)[mixed].sum(), a[mixed].square().sum(), v[mixed].square().sum()])
+
+
+def symptoms(rollout: Rollout, answers: Sequence[str | None], advantages: Tensor) -> dict[str, float]:
     """Figures over all ranks (a collective).
 
     Args:
         rollout: P prompts with G completions each.
         answers: the B final answers, None = none found.
+        advantages: ``[B, T]``.
 
     Returns:
         ``rollout/repetition``: repeated 4-grams as a share of all; ``vote/top_answer``: share of all completions, over
-        all prompts, that give the most frequent answer.
+        all prompts, that give the most frequent answer; ``guard/vote_alignment``: correlation, inside groups, of a
+        completion's advantage with the share of its group that gives its answer (NaN where no group is mixed).
     """
+    shape = (rollout.num_prompts, rollout.group_size)
+    votes = vote_shares(answers, rollout.group_size, denominator="group").to(advantages.device)
+    means = masked_mean(advantages, rollout.mask, -1)
+    product, squares, vote_squares = all_rank_sum(alignment(means.view(shape), votes.view(shape))).tolist()
     repeated, grams = all_rank_sum(repeated_ngrams(rollout.completion_ids, rollout.mask)).tolist()
     device = rollout.mask.device
     counts = all_rank_sum(answer_counts(answers).to(device))
@@ -66,4 +89,5 @@ def symptoms(rollout: Rollout, answers: Sequence[str | None]) -> dict[str, float
     return {
         "rollout/repetition": repeated / max(grams, 1),
         "vote/top_answer": float(counts.max() / num_completions),
+        "guard/vote_alignment": product / math.sqrt(squares * vote_squares) if squares * vote_squares > 0 else math.nan,
     }
