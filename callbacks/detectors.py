@@ -182,7 +182,11 @@ DETECTORS = {
         "vote/largest_cluster", "below", factor=0.8, meaning="Answers to one problem scatter more than at the start."
     ),
     "alignment": Detector(
-        "guard/vote_alignment", "below", bound=-0.1, window=5, meaning="Updates favour what a group's majority rejects."
+        "guard/vote_alignment",
+        "below",
+        bound=0.05,
+        window=5,
+        meaning="Updates no longer favour what a group agrees on.",
     ),
     "top_answer": Detector(
         "vote/top_answer", "above", gap=0.3, space="answer", meaning="Different problems get the same answer."
