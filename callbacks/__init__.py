@@ -4,6 +4,7 @@ from pkgutil import extend_path
 
 __path__ = extend_path(__path__, __name__)
 
+from callbacks.collapse_guard import CollapseGuard
 from callbacks.completion_writer import CompletionWriter
 from callbacks.entropy_monitor import EntropyMonitor
 from callbacks.hf_exporter import HFExporter
@@ -11,4 +12,12 @@ from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.label_free_stopping import LabelFreeStopping
 from callbacks.report import RunReport
 
-__all__ = ["CompletionWriter", "EntropyMonitor", "HFExporter", "KLCovScheduler", "LabelFreeStopping", "RunReport"]
+__all__ = [
+    "CollapseGuard",
+    "CompletionWriter",
+    "EntropyMonitor",
+    "HFExporter",
+    "KLCovScheduler",
+    "LabelFreeStopping",
+    "RunReport",
+]

@@ -7,7 +7,10 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
+
+from callbacks.events import record_event
+from rlif_lightning.module import RLIFModule
 
 PERCENTILES = (10, 50, 90)
 
@@ -17,7 +20,9 @@ class EntropyMonitor(Callback):
 
     A run collapses both ways: under certainty rewards entropy falls to nothing, under a vote alone it may explode.
     Logged per rollout: ``entropy/p10``, ``entropy/p50``, ``entropy/p90`` (nats, this step's tokens) and
-    ``entropy/slope`` (nats per rollout, least squares over the window of mean entropies).
+    ``entropy/slope`` (nats per rollout, least squares over the window of mean entropies). The module itself logs the
+    means, ``policy/entropy`` of all tokens and ``policy/entropy_picked`` of those that the objective picked; the
+    warning names both. Warnings and recoveries are written to ``events.jsonl``.
 
     Args:
         floor: warn once the mean entropy (nats) is below this; null = never.
@@ -38,7 +43,7 @@ class EntropyMonitor(Callback):
         self.outside = False
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: RLIFModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log, and warn when the band is left (once each time)."""
         rollout = outputs["rollout"]
@@ -48,23 +53,35 @@ class EntropyMonitor(Callback):
             pl_module.log(f"entropy/p{percentile}", value, sync_dist=True, batch_size=1)
         mean = float(trainer.callback_metrics["policy/entropy"])
         self.history.append(mean)
+        slope = 0.0
         if len(self.history) > 1:
             slope = float(np.polyfit(np.arange(len(self.history)), np.array(self.history), 1)[0])
-            pl_module.log("entropy/slope", slope, sync_dist=True, batch_size=1)
-        self._check(mean, trainer)
+            pl_module.log("entropy/slope", slope, batch_size=1)
+        self._check(trainer, pl_module, mean, slope)
 
-    def _check(self, mean: float, trainer: Trainer) -> None:
+    def _check(self, trainer: Trainer, pl_module: RLIFModule, mean: float, slope: float) -> None:
         low = self.floor is not None and mean < self.floor
         high = self.ceiling is not None and mean > self.ceiling
-        if (low or high) and not self.outside and trainer.is_global_zero:
-            bound = f"below floor={self.floor}" if low else f"above ceiling={self.ceiling}"
+        was_outside, self.outside = self.outside, low or high
+        if self.outside == was_outside:
+            return
+        picked = float(trainer.callback_metrics["policy/entropy_picked"])
+        values = {"entropy": mean, "entropy_picked": picked, "slope": slope}
+        if not self.outside:
+            text = f"mean token entropy {mean:.3f} nats is back inside the band"
+            record_event(trainer, pl_module, "EntropyMonitor", "recovery", text, values)
+            return
+        bound = f"below floor={self.floor}" if low else f"above ceiling={self.ceiling}"
+        text = (
+            f"mean token entropy {mean:.3f} nats is {bound} (picked tokens {picked:.3f}, slope {slope:+.4f} a rollout)"
+        )
+        record_event(trainer, pl_module, "EntropyMonitor", "warning", text, values)
+        if trainer.is_global_zero:
             warnings.warn(
-                f"EntropyMonitor: mean token entropy {mean:.3f} nats is {bound} at optimiser step"
-                f" {trainer.global_step}; the policy may be collapsing. Look at completions; lower the learning rate"
-                " or raise KL-Cov's weight",
+                f"EntropyMonitor: {text} at optimiser step {trainer.global_step}; the policy may be collapsing. Look at"
+                " completions; lower the learning rate or raise KL-Cov's weight",
                 stacklevel=2,
             )
-        self.outside = low or high
 
     def state_dict(self) -> dict[str, Any]:
         """The window and whether the band was left."""

@@ -1,61 +1,152 @@
-"""KLCovScheduler: KL-Cov's weight by step, or in a closed loop on the measured entropy."""
+"""KLCovScheduler: KL-Cov's weight and fraction by step, or in a closed loop on the measured entropy."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, Trainer
 
+from callbacks.events import record_event
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.objectives import KLCov
 
-SCHEDULES = ("linear", "cosine", "entropy")
+# kind -> the arguments that belong to it, beside `start`
+KINDS = {
+    "constant": (),
+    "linear": ("end", "steps"),
+    "cosine": ("end", "steps"),
+    "piecewise": ("points",),
+    "entropy": ("target", "gain", "bounds"),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one setting moves over rollouts.
+
+    ``linear`` and ``cosine`` go from ``start`` to ``end`` in ``steps`` rollouts and stay there; ``piecewise`` runs in
+    straight lines through ``points``. ``entropy`` is a closed loop: after a rollout whose mean entropy H is below
+    ``target[0]`` the value is multiplied by ``exp(gain * (target[0] - H) / target[0])``, above ``target[1]`` by
+    ``exp(-gain * (H - target[1]) / target[1])``; inside the band it stays; it never leaves ``bounds``.
+
+    Args:
+        kind: constant | linear | cosine | piecewise | entropy.
+        start: value of the first rollout (not for piecewise).
+        end: value from rollout `steps` on (linear, cosine).
+        steps: rollouts from `start` to `end` (linear, cosine).
+        points: [rollout, value] pairs with rising rollouts; flat before the first and after the last (piecewise).
+        target: band of mean token entropy in nats, low and high (entropy).
+        gain: how strongly a relative deviation acts (entropy); 0.1 if not given.
+        bounds: lowest and highest value (entropy).
+
+    Raises:
+        ValueError: an unknown kind, an argument that is missing, out of range or without an effect.
+    """
+
+    kind: str = "constant"
+    start: float | None = None
+    end: float | None = None
+    steps: int | None = None
+    points: list[tuple[int, float]] | None = None
+    target: tuple[float, float] | None = None
+    gain: float | None = None
+    bounds: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind={self.kind!r} is unknown; use one of {', '.join(KINDS)}")
+        needed = {*KINDS[self.kind], *([] if self.kind == "piecewise" else ["start"])}
+        given = {field.name for field in fields(self) if getattr(self, field.name) is not None} - {"kind"}
+        if (needed - {"gain"}) - given or given - needed:
+            raise ValueError(f"schedule kind={self.kind} takes {sorted(needed)}; given were {sorted(given)}")
+        for problem in (self._bad_plan(), self._bad_loop()):
+            if problem:
+                raise ValueError(problem)
+
+    def _bad_plan(self) -> str | None:
+        if self.steps is not None and self.steps < 1:
+            return f"steps={self.steps} must be at least 1"
+        rollouts = [rollout for rollout, _ in self.points or []]
+        if self.points is not None and (not rollouts or rollouts != sorted(set(rollouts))):
+            return f"points={self.points} must be [rollout, value] pairs with rising rollouts"
+        values = [self.start, self.end, *(value for _, value in self.points or [])]
+        if any(value is not None and value < 0 for value in values):
+            return f"start={self.start}, end={self.end}, points={self.points}: no value may be negative"
+        return None
+
+    def _bad_loop(self) -> str | None:
+        if self.target is not None and not 0 < self.target[0] <= self.target[1]:
+            return f"target={self.target} must be a band [low, high] in nats, 0 < low <= high"
+        if self.gain is not None and self.gain <= 0:
+            return f"gain={self.gain} must be positive"
+        if self.bounds is not None and self.start is not None:
+            low, high = self.bounds
+            if not 0 < low <= self.start <= high:
+                return f"bounds={self.bounds}, start={self.start}: need 0 < low <= start <= high"
+        return None
+
+    @property
+    def largest(self) -> float:
+        """The largest value that it can take."""
+        values = [self.start, self.end, *(self.bounds or ()), *(value for _, value in self.points or [])]
+        return max(value for value in values if value is not None)
+
+    def value(self, rollouts: int, last: float | None, entropy: float | None) -> float:
+        """The value for the next rollout.
+
+        Args:
+            rollouts: rollouts so far.
+            last: value of the last one, None before the first.
+            entropy: mean token entropy (nats) of the last one, None before the first.
+        """
+        if self.kind == "piecewise":
+            assert self.points is not None
+            return float(np.interp(rollouts, [at for at, _ in self.points], [value for _, value in self.points]))
+        assert self.start is not None
+        if self.kind == "entropy" and last is not None and entropy is not None:
+            return self._controlled(last, entropy)
+        if self.end is None or self.steps is None:
+            return self.start
+        progress = min(1.0, rollouts / self.steps)
+        share = progress if self.kind == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
+        return self.start + share * (self.end - self.start)
+
+    def _controlled(self, last: float, entropy: float) -> float:
+        assert self.target is not None
+        assert self.bounds is not None
+        low, high = self.target
+        error = (low - min(entropy, low)) / low - (max(entropy, high) - high) / high
+        gain = 0.1 if self.gain is None else self.gain
+        return min(max(last * math.exp(gain * error), self.bounds[0]), self.bounds[1])
 
 
 class KLCovScheduler(Callback):
-    """Sets the weight of the objective ``KLCov`` before each rollout, and logs it as ``kl_cov/weight``.
+    """Sets the weight, the fraction or both of the objective ``KLCov`` before each rollout.
 
-    ``linear`` and ``cosine`` go from ``start`` to ``end`` in ``steps`` rollouts and stay there. ``entropy`` is a closed
-    loop: after a rollout whose mean entropy H is below ``target[0]`` the weight is multiplied by
-    ``exp(gain * (target[0] - H) / target[0])``, above ``target[1]`` by ``exp(-gain * (H - target[1]) / target[1])``,
-    inside the band it stays; it never leaves ``bounds``.
+    Logs what it set as ``kl_cov/weight`` and ``kl_cov/fraction``; writes an event into ``events.jsonl`` at the start
+    and whenever a value begins to rise, to fall or to rest.
 
     Args:
-        schedule: linear | cosine | entropy.
-        start: weight of the first rollout.
-        end: weight from rollout `steps` on (linear, cosine).
-        steps: rollouts from `start` to `end` (linear, cosine).
-        target: band of mean token entropy in nats, low and high (entropy).
-        gain: how strongly a relative deviation acts (entropy).
-        bounds: lowest and highest weight (entropy).
+        weight: schedule of KL-Cov's weight; null = left as it is.
+        fraction: schedule of the share of tokens that are picked; null = left as it is.
 
     Raises:
-        ValueError: an unknown schedule, or one whose arguments are missing or out of range.
+        ValueError: no schedule, or a fraction that can reach 1.
     """
 
-    def __init__(
-        self,
-        schedule: str = "linear",
-        start: float = 0.05,
-        end: float | None = None,
-        steps: int | None = None,
-        target: tuple[float, float] | None = None,
-        gain: float = 0.1,
-        bounds: tuple[float, float] = (1e-3, 10.0),
-    ):
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule={schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
-        if schedule == "entropy" and (target is None or not 0 < target[0] <= target[1]):
-            raise ValueError(f"target={target}: schedule=entropy needs a band [low, high] in nats, 0 < low <= high")
-        if schedule != "entropy" and (end is None or steps is None or steps < 1):
-            raise ValueError(f"end={end}, steps={steps}: schedule={schedule} needs an end weight and steps >= 1")
-        if start < 0 or not 0 < bounds[0] <= bounds[1]:
-            raise ValueError(f"start={start}, bounds={bounds}: need start >= 0 and 0 < low <= high")
-        self.schedule, self.start, self.end, self.steps = schedule, start, end, steps
-        self.target, self.gain, self.bounds = target, gain, bounds
-        self.weight, self.rollouts = start, 0
+    def __init__(self, weight: Schedule | None = None, fraction: Schedule | None = None):
+        if weight is None and fraction is None:
+            raise ValueError("weight=null, fraction=null: KLCovScheduler needs a schedule for at least one of them")
+        if fraction is not None and fraction.largest >= 1:
+            raise ValueError(f"fraction can reach {fraction.largest}: a share of the tokens must stay below 1")
+        given = {"weight": weight, "fraction": fraction}
+        self.schedules = {name: schedule for name, schedule in given.items() if schedule is not None}
+        self.values: dict[str, float] = {}
+        self.moves: dict[str, str] = {}
+        self.rollouts, self.entropy = 0, None
 
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         """Refuse an objective that has nothing to schedule."""
@@ -66,37 +157,39 @@ class KLCovScheduler(Callback):
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: RLIFModule, batch: Any, batch_idx: int) -> None:
-        """Set this rollout's weight."""
-        if self.schedule != "entropy":
-            self.weight = self._planned()
-        pl_module.objective = replace(pl_module.objective, weight=self.weight)
+        """Set this rollout's values."""
+        before = dict(self.values)
+        for name, schedule in self.schedules.items():
+            self.values[name] = schedule.value(self.rollouts, before.get(name), self.entropy)
+        pl_module.objective = replace(pl_module.objective, **self.values)
+        for name, value in self.values.items():
+            self._tell(trainer, pl_module, name, before.get(name), value)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: RLIFModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the weight that was used; in the closed loop, find the next."""
-        pl_module.log("kl_cov/weight", self.weight, batch_size=1)
+        """Log the values that were used, and remember the entropy for the next."""
+        for name, value in self.values.items():
+            pl_module.log(f"kl_cov/{name}", value, batch_size=1)
         self.rollouts += 1
-        if self.schedule == "entropy":
-            self.weight = self._controlled(float(trainer.callback_metrics["policy/entropy"]))
+        self.entropy = float(trainer.callback_metrics["policy/entropy"])
 
-    def _planned(self) -> float:
-        assert self.end is not None
-        assert self.steps is not None
-        progress = min(1.0, self.rollouts / self.steps)
-        share = progress if self.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
-        return self.start + share * (self.end - self.start)
-
-    def _controlled(self, entropy: float) -> float:
-        assert self.target is not None
-        low, high = self.target
-        error = (low - min(entropy, low)) / low - (max(entropy, high) - high) / high
-        return min(max(self.weight * math.exp(self.gain * error), self.bounds[0]), self.bounds[1])
+    def _tell(self, trainer: Trainer, pl_module: RLIFModule, name: str, old: float | None, new: float) -> None:
+        move = "rests" if old is None or new == old else "rises" if new > old else "falls"
+        if move == self.moves.get(name):
+            return
+        self.moves[name] = move
+        values = {name: new} if self.entropy is None else {name: new, "policy/entropy": self.entropy}
+        text = f"KL-Cov's {name} {move} from now on: {new:.4g}"
+        record_event(trainer, pl_module, "KLCovScheduler", "schedule", text, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """The weight and the number of rollouts so far."""
-        return {"weight": self.weight, "rollouts": self.rollouts}
+        """The values, their moves, the last entropy and the number of rollouts so far."""
+        return {
+            "values": dict(self.values), "moves": dict(self.moves), "entropy": self.entropy, "rollouts": self.rollouts
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was made."""
-        self.weight, self.rollouts = state_dict["weight"], state_dict["rollouts"]
+        self.values, self.moves = dict(state_dict["values"]), dict(state_dict["moves"])
+        self.entropy, self.rollouts = state_dict["entropy"], state_dict["rollouts"]

@@ -70,7 +70,7 @@ def gdpo(
 
     Args:
         rewards: ``[R, P, G]``; NaN = does not apply.
-        weights: ``[R]``.
+        weights: ``[R]``, or ``[R, P]`` where they differ between groups.
         batch_norm: ``none``; ``sample``: ``(A - mean) / (std + eps)`` over all completions of all ranks; ``token``:
             the same with each completion counted as many times as it has tokens.
         eps: added to each standard deviation.
@@ -80,7 +80,7 @@ def gdpo(
     Returns:
         ``[P, G]`` float32.
     """
-    if weights.shape != rewards.shape[:1]:
+    if weights.shape not in (rewards.shape[:1], rewards.shape[:2]):
         raise ValueError(f"weights of shape {tuple(weights.shape)} must be one per reward, {tuple(rewards.shape[:1])}")
     return GDPO(batch_norm, eps, std_floor)(rewards, weights, lengths)
 
@@ -100,7 +100,7 @@ def reward_shares(parts: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Advantage(ABC):
-    """An advantage estimator: ``(rewards [R, P, G], weights [R]) -> [P, G]``."""
+    """An advantage estimator: ``(rewards [R, P, G], weights [R] or [R, P]) -> [P, G]``."""
 
     @abstractmethod
     def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class GDPO(Advantage):
         _check_not_negative(eps=self.eps, std_floor=self.std_floor)
 
     def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
-        return group_normalize(rewards, self.eps, 1, self.std_floor) * weights.double().view(-1, 1, 1)
+        return group_normalize(rewards, self.eps, 1, self.std_floor) * _per_group(weights)
 
     def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         total = self.parts(rewards, weights).sum(0)
@@ -162,7 +162,7 @@ class GRPO(Advantage):
         _check_not_negative(eps=self.eps, std_floor=self.std_floor)
 
     def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
-        centered = center(rewards) * weights.double().view(-1, 1, 1)
+        centered = center(rewards) * _per_group(weights)
         counted = (~rewards.isnan()).any(0)
         std = masked_std(centered.sum(0), counted, -1).unsqueeze(-1)
         return torch.where(std > self.std_floor, centered / (std + self.eps), 0.0)
@@ -173,7 +173,7 @@ class DrGRPO(Advantage):
     """Weighted rewards minus the group mean, without dividing by a spread. https://arxiv.org/abs/2503.20783"""
 
     def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
-        return center(rewards) * weights.double().view(-1, 1, 1)
+        return center(rewards) * _per_group(weights)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,12 @@ class RLOO(Advantage):
     def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
         count = masked_sum(torch.ones_like(rewards, dtype=torch.float64), ~rewards.isnan(), -1).unsqueeze(-1)
         leave_one_out = center(rewards) * count / (count - 1).clamp(min=1)
-        return leave_one_out * weights.double().view(-1, 1, 1)
+        return leave_one_out * _per_group(weights)
+
+
+def _per_group(weights: Tensor) -> Tensor:
+    """``[R]`` or ``[R, P]`` weights as float64 that multiply ``[R, P, G]``."""
+    return weights.double().reshape(len(weights), -1, 1)
 
 
 def _check_not_negative(**settings: float) -> None:

@@ -137,11 +137,13 @@ class RewardOutput:
         scores: ``[B]`` float32; NaN means "does not apply to this completion".
         keep: optional ``[B]`` bool; False takes a completion out of the update altogether.
         log: extra numbers to log, already final (``{"vote/unanimous": 0.25}``).
+        strength: optional ``[P]``: multiplies the head's weight in each group.
     """
 
     scores: Tensor
     keep: Tensor | None = None
     log: dict[str, float] = field(default_factory=dict)
+    strength: Tensor | None = None
 
 
 @dataclass(frozen=True)

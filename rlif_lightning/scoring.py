@@ -27,7 +27,7 @@ def score_rollout(
     """
     shape = (rollout.num_prompts, rollout.group_size)
     rewards = torch.stack([output.scores.view(shape) for output in outputs.values()])
-    weights = weights.to(rewards.device)
+    weights = group_weights(weights.to(rewards.device), list(outputs.values()))
     advantages = advantage(rewards, weights, rollout.lengths.view(shape))
     if advantages.shape != rollout.mask.shape:
         advantages = advantages.reshape(-1, 1).expand(rollout.mask.shape)
@@ -42,6 +42,15 @@ def score_rollout(
         metrics |= reward_metrics(name, output.scores, rollout.group_size)
         metrics |= {f"reward/{name}/share": share, **output.log}
     return advantages, metrics
+
+
+def group_weights(weights: Tensor, outputs: list[RewardOutput]) -> Tensor:
+    """The heads' weights ``[R]``, or ``[R, P]`` if a head's strength differs between groups."""
+    if all(output.strength is None for output in outputs):
+        return weights
+    like = next(output.strength for output in outputs if output.strength is not None)
+    strengths = [torch.ones_like(like) if output.strength is None else output.strength for output in outputs]
+    return weights.unsqueeze(1) * torch.stack(strengths).to(weights)
 
 
 def reward_metrics(name: str, scores: Tensor, group_size: int) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ def trained_rows(update: LossInputs, marks: Tensor, objective: Objective, group_
 class UpdateMeter:
     """Sums token figures over a rollout's updates; one collective at the end gives their means over all ranks."""
 
-    NAMES = ("tokens", "picked", "log_ratio", "log_ratio_picked", "clipped", "reference_kl")
+    NAMES = ("tokens", "picked", "log_ratio", "log_ratio_picked", "clipped", "reference_kl", "entropy_picked")
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
@@ -121,17 +121,19 @@ class UpdateMeter:
         if batch.ref_logprobs is not None:
             kl = reference_kl(logprobs, batch.ref_logprobs, "k3")
         ones = torch.ones_like(size)
-        values = (ones, marks.float(), size, size * marks, clipped.float(), kl)
+        assert batch.entropy is not None
+        values = (ones, marks.float(), size, size * marks, clipped.float(), kl, batch.entropy.detach() * marks)
         self.sums += torch.stack([masked_sum(value, tokens).double() for value in values])
 
     def means(self) -> dict[str, Tensor]:
         """``policy/...`` means over the tokens that were trained on, and what ran for them (a collective)."""
-        tokens, picked, log_ratio, log_ratio_picked, clipped, kl = all_rank_sum(self.sums)
+        tokens, picked, log_ratio, log_ratio_picked, clipped, kl, entropy_picked = all_rank_sum(self.sums)
         held, positions = all_rank_sum(self.positions)
         count = tokens.clamp(min=1)
         return {
             "policy/log_ratio": log_ratio / count,
             "policy/log_ratio_picked": log_ratio_picked / picked.clamp(min=1),
+            "policy/entropy_picked": entropy_picked / picked.clamp(min=1),
             "policy/picked_fraction": picked / count,
             "policy/clip_fraction": clipped / count,
             "policy/reference_kl": kl / count,

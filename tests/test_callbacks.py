@@ -11,7 +11,11 @@ import pytest
 from test_run import fit, metrics
 
 from callbacks import EntropyMonitor, KLCovScheduler
+from callbacks.events import read_events
+from callbacks.kl_cov_scheduler import Schedule
 from rlif_lightning import cli
+
+LOOP = {"kind": "entropy", "start": 0.1, "target": (1.0, 2.0), "bounds": (0.01, 1.0)}
 
 
 def run_with(folder: Path, name: str, *arguments: str, rollouts: int = 2, **settings) -> cli.RLIFCLI:
@@ -49,6 +53,33 @@ def test_entropy_monitor_warns_once_while_outside_its_band(tmp_path, settings, t
         run_with(tmp_path, "EntropyMonitor", **settings)
     told = [str(warning.message) for warning in record if str(warning.message).startswith("EntropyMonitor:")]
     assert len(told) == 1, told
+    (event,) = read_events(next(tmp_path.rglob("events.jsonl")).parent)
+    assert {name: event[name] for name in ("step", "rollout", "source", "kind")} == {
+        "step": 4, "rollout": 1, "source": "EntropyMonitor", "kind": "warning"
+    }  # fmt: skip
+    assert text in event["message"]
+    figures = {"entropy": "policy/entropy", "entropy_picked": "policy/entropy_picked"}
+    for name, metric in figures.items():
+        assert event["values"][name] == pytest.approx(column(tmp_path, metric)[0], rel=1e-5)
+
+
+def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
+    """Nothing picked: 0. Nearly everything picked: the mean of all, but for one token in each update.
+
+    (The tiny bonus has groups of advantage 0 trained on, and so counted, as well.)
+    """
+    picked = "--model.objective=" + json.dumps(
+        {"class_path": "KLCov", "init_args": {"fraction": 0.999, "entropy_bonus": 1e-9}}
+    )
+    run_with(tmp_path / "all", "EntropyMonitor", picked, "--model.learning_rate=1e-9", rollouts=1)
+    run_with(tmp_path / "none", "EntropyMonitor", "--model.objective=Clipped", rollouts=1)
+    run_with(tmp_path / "few", "EntropyMonitor", rollouts=1)
+    (mean,), (everything,) = (column(tmp_path / "all", f"policy/{name}") for name in ("entropy", "entropy_picked"))
+    assert everything == pytest.approx(mean, rel=0.1)
+    assert column(tmp_path / "none", "policy/entropy_picked") == [0.0]
+    (few,) = column(tmp_path / "few", "policy/entropy_picked")
+    assert few > 0
+    assert abs(few / mean - 1) > 0.1
 
 
 def test_entropy_monitor_keeps_quiet_inside_its_band(tmp_path):
@@ -56,40 +87,58 @@ def test_entropy_monitor_keeps_quiet_inside_its_band(tmp_path):
     assert not callback_of(run, EntropyMonitor).outside
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [("linear", [0.05, 0.25, 0.45, 0.45]), ("cosine", [0.05, 0.25, 0.45, 0.45])],
-)
-def test_schedules_reach_their_end_and_stay(tmp_path, schedule, expected):
-    run = run_with(tmp_path, "KLCovScheduler", rollouts=4, schedule=schedule, start=0.05, end=0.45, steps=2)
-    assert column(tmp_path, "kl_cov/weight") == pytest.approx(expected)
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_schedules_reach_their_end_and_stay(tmp_path, kind):
+    run = run_with(
+        tmp_path, "KLCovScheduler", rollouts=4, weight={"kind": kind, "start": 0.05, "end": 0.45, "steps": 2}
+    )
+    assert column(tmp_path, "kl_cov/weight") == pytest.approx([0.05, 0.25, 0.45, 0.45])
     assert run.model.objective.weight == pytest.approx(0.45)
     assert run.model.objective.fraction == 0.02  # nothing else changed
+    events = read_events(next(tmp_path.rglob("events.jsonl")).parent)
+    assert [(event["rollout"], event["message"].split()[2]) for event in events] == [
+        (0, "rests"),
+        (1, "rises"),
+        (3, "rests"),
+    ]
+
+
+def test_weight_and_fraction_have_schedules_of_their_own(tmp_path):
+    points = [[0, 0.1], [2, 0.2], [3, 0.0]]
+    run = run_with(
+        tmp_path, "KLCovScheduler", rollouts=4, weight={"start": 0.3}, fraction={"kind": "piecewise", "points": points}
+    )
+    assert column(tmp_path, "kl_cov/weight") == pytest.approx([0.3] * 4)
+    assert column(tmp_path, "kl_cov/fraction") == pytest.approx([0.1, 0.15, 0.2, 0.0])
+    picked = column(tmp_path, "policy/picked_fraction")
+    assert min(picked[:3]) > 0.09  # of the tokens trained on, which are fewer than those ranked
+    assert picked[3] == run.model.objective.fraction == 0
 
 
 def test_cosine_is_not_linear():
-    scheduler = KLCovScheduler("cosine", start=0.0, end=1.0, steps=4)
-    scheduler.rollouts = 1
-    assert scheduler._planned() == pytest.approx(0.5 - 0.25 * math.sqrt(2))
+    schedule = Schedule("cosine", start=0.0, end=1.0, steps=4)
+    assert schedule.value(1, None, None) == pytest.approx(0.5 - 0.25 * math.sqrt(2))
 
 
 @pytest.mark.parametrize(("target", "factor"), [((8.0, 9.0), 1), ((1e-3, 2e-3), -1)])
-def test_the_closed_loop_moves_the_right_way(tmp_path, target, factor):
-    """Entropy below the band raises the weight, above it lowers it, by the stated amount."""
-    run_with(tmp_path, "KLCovScheduler", schedule="entropy", start=0.1, target=target, gain=0.01, bounds=(0.01, 1.0))
-    first, second = column(tmp_path, "kl_cov/weight")
+@pytest.mark.parametrize("name", ["weight", "fraction"])
+def test_the_closed_loop_moves_the_right_way(tmp_path, name, target, factor):
+    """Entropy below the band raises the value, above it lowers it, by the stated amount."""
+    loop = {"kind": "entropy", "start": 0.1, "target": target, "gain": 0.01, "bounds": (0.01, 0.9)}
+    run_with(tmp_path, "KLCovScheduler", **{name: loop})
+    first, second = column(tmp_path, f"kl_cov/{name}")
     entropy = column(tmp_path, "policy/entropy")[0]
     error = (8.0 - entropy) / 8.0 if factor > 0 else -(entropy - 2e-3) / 2e-3
     assert first == pytest.approx(0.1)
-    assert second == pytest.approx(min(max(0.1 * math.exp(0.01 * error), 0.01), 1.0), rel=1e-4)
+    assert second == pytest.approx(min(max(0.1 * math.exp(0.01 * error), 0.01), 0.9), rel=1e-4)
     assert (second > first) == (factor > 0)
 
 
 def test_the_closed_loop_respects_its_bounds_and_rests_inside_the_band():
-    scheduler = KLCovScheduler("entropy", start=0.5, target=(1.0, 2.0), gain=10.0, bounds=(0.4, 0.6))
-    assert scheduler._controlled(1.5) == 0.5
-    assert scheduler._controlled(0.1) == 0.6
-    assert scheduler._controlled(9.0) == 0.4
+    schedule = Schedule("entropy", start=0.5, target=(1.0, 2.0), gain=10.0, bounds=(0.4, 0.6))
+    assert schedule.value(5, 0.5, 1.5) == 0.5
+    assert schedule.value(5, 0.5, 0.1) == 0.6
+    assert schedule.value(5, 0.5, 9.0) == 0.4
 
 
 # Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it resumes from.
@@ -97,7 +146,7 @@ def test_the_closed_loop_respects_its_bounds_and_rests_inside_the_band():
 def test_both_go_on_from_a_checkpoint(tmp_path):
     """Two rollouts, and two more in another process, are four in one."""
     monitor = "--trainer.callbacks+=" + json.dumps({"class_path": "EntropyMonitor", "init_args": {"window": 4}})
-    settings = {"schedule": "linear", "start": 0.0, "end": 0.4, "steps": 4}
+    settings = {"weight": {"kind": "linear", "start": 0.0, "end": 0.4, "steps": 4}}
     run_with(tmp_path / "whole", "KLCovScheduler", monitor, rollouts=4, **settings)
     first = run_with(tmp_path / "first", "KLCovScheduler", monitor, rollouts=2, **settings)
     path = tmp_path / "middle.ckpt"
@@ -113,7 +162,7 @@ def test_both_go_on_from_a_checkpoint(tmp_path):
 
 def test_an_objective_without_kl_cov_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        run_with(tmp_path, "KLCovScheduler", "--model.objective=Clipped", end=0.1, steps=2)
+        run_with(tmp_path, "KLCovScheduler", "--model.objective=Clipped", weight={"start": 0.1})
     assert "KLCovScheduler needs model.objective=KLCov, not Clipped" in capsys.readouterr().err
 
 
@@ -122,12 +171,23 @@ def test_an_objective_without_kl_cov_is_refused(tmp_path, capsys):
     [
         (EntropyMonitor, {"window": 1}, "window=1"),
         (EntropyMonitor, {"floor": 2.0, "ceiling": 1.0}, "floor=2.0 must be below ceiling=1.0"),
-        (KLCovScheduler, {"schedule": "steps"}, "schedule='steps' is unknown; use one of linear, cosine, entropy"),
-        (KLCovScheduler, {"schedule": "linear"}, "needs an end weight"),
-        (KLCovScheduler, {"end": 0.1, "steps": 0}, "steps=0"),
-        (KLCovScheduler, {"schedule": "entropy"}, "needs a band"),
-        (KLCovScheduler, {"schedule": "entropy", "target": (2.0, 1.0)}, "target="),
-        (KLCovScheduler, {"end": 0.1, "steps": 2, "start": -0.1}, "start=-0.1"),
+        (
+            Schedule,
+            {"kind": "steps"},
+            "kind='steps' is unknown; use one of constant, linear, cosine, piecewise, entropy",
+        ),
+        (Schedule, {"start": 0.1, "end": 0.2}, r"kind=constant takes \['start'\]; given were \['end', 'start'\]"),
+        (Schedule, {"kind": "linear", "start": 0.1}, r"takes \['end', 'start', 'steps'\]; given were \['start'\]"),
+        (Schedule, {"kind": "linear", "start": 0.1, "end": 0.1, "steps": 0}, "steps=0"),
+        (Schedule, {"start": -0.1}, "start=-0.1"),
+        (Schedule, {"kind": "piecewise", "points": [(2, 0.1), (1, 0.2)]}, "rising rollouts"),
+        (Schedule, {"kind": "piecewise", "points": []}, "rising rollouts"),
+        (Schedule, {**LOOP, "target": (2.0, 1.0)}, "target="),
+        (Schedule, {**LOOP, "gain": 0.0}, "gain=0.0"),
+        (Schedule, {**LOOP, "bounds": (0.2, 1.0)}, "start=0.1"),
+        (KLCovScheduler, {}, "needs a schedule"),
+        (KLCovScheduler, {"fraction": Schedule(start=1.0)}, "fraction can reach 1.0"),
+        (KLCovScheduler, {"fraction": Schedule(**LOOP)}, "fraction can reach 1.0"),
     ],
 )
 def test_settings_are_checked(kind, settings, message):

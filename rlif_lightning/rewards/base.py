@@ -1,7 +1,8 @@
 """Reward heads and the set of them that a run uses.
 
 A head sees whole groups and answers one score per completion. The set keeps the heads' scores apart, hides the gold
-answers from heads that do not ask for them, applies gates, and turns any failure into one clear error.
+answers from heads that do not ask for them, applies gates, takes the length out and weakens what hardly differs where
+that is asked for, and turns any failure into one clear error.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.masked import all_rank_sum, masked_std
+from rlif_lightning.rewards.functional import without_length
+
+MIN_SPREAD = 1e-6  # below it a group has no spread but rounding
+UNANIMOUS = ("keep", "zero")
+LENGTH = ("keep", "neutral")
 
 
 class RewardHead(nn.Module, ABC):
@@ -35,15 +42,35 @@ class RewardHead(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Gate:
-    """Counts a head only where another head's score passes a threshold.
+    """Counts a head only where another head's scores allow it.
 
     Args:
         head: name of the other head.
-        at_least: lowest score of the other head at which this one counts.
+        at_least: lowest score of the other head at which this one counts; null = any.
+        unanimous: keep | zero: zero = not in groups to which the other head gives one and the same score, such as those
+            whose vote is unanimous: there this head alone would drive the policy.
+
+    Raises:
+        ValueError: an unknown name, or a gate that lets everything pass.
     """
 
     head: str
-    at_least: float
+    at_least: float | None = None
+    unanimous: str = "keep"
+
+    def __post_init__(self) -> None:
+        if self.unanimous not in UNANIMOUS:
+            raise ValueError(f"unanimous={self.unanimous!r} is unknown; use one of {', '.join(UNANIMOUS)}")
+        if self.at_least is None and self.unanimous == "keep":
+            raise ValueError(f"the gate on {self.head!r} lets everything pass: set at_least or unanimous=zero")
+
+    def passes(self, scores: Tensor, group_size: int) -> Tensor:
+        """``[B]`` bool: where the gated head counts, given the other head's scores ``[B]`` (NaN never passes)."""
+        passes = ~scores.isnan() if self.at_least is None else scores >= self.at_least
+        if self.unanimous == "zero":
+            groups = scores.view(-1, group_size)
+            passes = passes & (groups != groups[:, :1]).any(-1).repeat_interleave(group_size)
+        return passes
 
 
 @dataclass(frozen=True)
@@ -53,20 +80,34 @@ class WeightedReward:
     Args:
         head: the reward head.
         weight: of its normalised score in the advantage; 0 = measured and logged, not trained on.
-        gate: count it only for completions whose other head passes a threshold.
+        gate: count it only where another head allows it.
+        length: keep | neutral: neutral = take out, inside each group, what is linear in the completion's length.
+        spread_floor: where a group's spread is below this share of the head's usual spread (mean over the run's groups
+            that have one), divide by that floor instead of the spread, so that it weighs less; in [0, 1], 0 = off.
+
+    Raises:
+        ValueError: a weight that is not finite, an unknown name, or a number out of range.
     """
 
     head: RewardHead
     weight: float = 1.0
     gate: Gate | None = None
+    length: str = "keep"
+    spread_floor: float = 0.0
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
             raise ValueError(f"weight={self.weight} of a reward must be a finite number")
+        if self.length not in LENGTH:
+            raise ValueError(f"length={self.length!r} is unknown; use one of {', '.join(LENGTH)}")
+        if not 0 <= self.spread_floor <= 1:
+            raise ValueError(f"spread_floor={self.spread_floor} must lie in [0, 1]: a share of the head's usual spread")
 
 
 class RewardSet(nn.Module):
     """The named reward heads of a run.
+
+    What is usual for a head (``spread_floor``) is learned in training only and travels in checkpoints.
 
     Args:
         rewards: name -> head with weight and gate; names appear in the logs as ``reward/<name>/...``.
@@ -86,7 +127,8 @@ class RewardSet(nn.Module):
             if reward.gate is not None and reward.gate.head not in rewards:
                 raise ValueError(f"gate of reward {name!r} names {reward.gate.head!r}; known heads: {sorted(rewards)}")
         self.heads = nn.ModuleDict({name: reward.head for name, reward in rewards.items()})
-        self.settings = {name: (reward.weight, reward.gate) for name, reward in rewards.items()}
+        self.settings = dict(rewards)
+        self.register_buffer("spreads", torch.zeros(len(rewards), 2, dtype=torch.float64))  # sum, number of groups
         self.answer_column = answer_column
 
     @property
@@ -96,24 +138,45 @@ class RewardSet(nn.Module):
     @property
     def weights(self) -> Tensor:
         """``[R]`` float32 on the CPU."""
-        return torch.tensor([weight for weight, _ in self.settings.values()])
+        return torch.tensor([reward.weight for reward in self.settings.values()])
+
+    def set_weight(self, name: str, weight: float) -> None:
+        """Change a head's weight from the next rollout on (for callbacks; not kept in checkpoints)."""
+        self.settings[name] = replace(self.settings[name], weight=weight)
 
     @torch.no_grad()
     def forward(self, rollout: Rollout) -> dict[str, RewardOutput]:
-        """Every head's answer, gates applied.
+        """Every head's answer with its options applied (a collective where a ``spread_floor`` is set).
 
         Raises:
             RuntimeError: a head raised, or returned a wrong shape or an infinite score; names the head and the group.
         """
         outputs = {name: self._ask(name, rollout) for name in self.names}
-        gated = {}
+        shape = (rollout.num_prompts, rollout.group_size)
+        finished = {}
         for name, output in outputs.items():
-            gate = self.settings[name][1]
-            if gate is not None:
-                passes = outputs[gate.head].scores >= gate.at_least
+            settings = self.settings[name]
+            if settings.gate is not None:
+                passes = settings.gate.passes(outputs[settings.gate.head].scores, rollout.group_size)
                 output = replace(output, scores=torch.where(passes, output.scores, torch.nan))
-            gated[name] = output
-        return gated
+            if settings.length == "neutral":
+                neutral = without_length(output.scores.view(shape), rollout.lengths.view(shape))
+                output = replace(output, scores=neutral.flatten().float())
+            if settings.spread_floor:
+                strength = self._strength(name, output.scores.view(shape), settings.spread_floor)
+                output = replace(output, strength=strength)
+            finished[name] = output
+        return finished
+
+    def _strength(self, name: str, scores: Tensor, floor: float) -> Tensor:
+        """``[P]``: a group's spread in units of the head's floor, at most 1."""
+        std = masked_std(scores.double(), ~scores.isnan(), -1)
+        usual = self.get_buffer("spreads")[self.names.index(name)]
+        spread = std > MIN_SPREAD
+        if self.training:
+            usual += all_rank_sum(torch.stack([std[spread].sum(), spread.sum().double()]))
+        total, count = usual
+        return (std * count / (floor * total).clamp(min=1e-300)).clamp(max=1.0) if count else torch.ones_like(std)
 
     def _ask(self, name: str, rollout: Rollout) -> RewardOutput:
         head = self.heads[name]

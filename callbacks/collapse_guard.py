@@ -1,0 +1,189 @@
+"""CollapseGuard: watches for collapse without labels, says what it sees, and acts."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from callbacks.detectors import DETECTORS, Detector, DetectorState, verdict, with_changes
+from callbacks.events import record_event
+from callbacks.kl_cov_scheduler import KLCovScheduler
+from callbacks.steering import Snapshots, check_scale, scale_setting
+from callbacks.symptoms import symptoms
+from rlif_lightning.answers import AnswerExtractor
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.rewards import MeanLogprob, NegativeEntropy, SelfCertainty
+from rlif_lightning.rewards.voting import ClusterVote, vote_metrics
+
+ACTIONS = ("warn", "stop", "adjust", "rollback")
+CERTAINTY_HEADS = (MeanLogprob, NegativeEntropy, SelfCertainty)
+
+
+class CollapseGuard(Callback):
+    """Watches a run's own figures for the symptoms of collapse (``callbacks/detectors.py``) and acts on an alarm.
+
+    Limits are relative to the run's first ``baseline`` rollouts. A symptom of severity ``notice`` is written down; one
+    of severity ``alarm`` is a warning too and acted upon. ``warn``: nothing more. ``stop``: ends the run. ``adjust``:
+    multiplies the settings in ``scale``. ``rollback``: puts policy and optimiser back to the older of the last two
+    snapshots, multiplies the settings in ``scale`` and goes on with new samples. An alarm after ``max_actions``
+    adjustments or rollbacks ends the run. Decisions rest on figures of all ranks, so every rank takes the same one.
+
+    Logs ``rollout/repetition``, ``vote/top_answer``, ``guard/vote_alignment``, ``guard/certainty_share``,
+    ``guard/alarms`` (how many are active) and, without a head ClusterVote, what that would log. Writes every alarm,
+    notice, recovery and action to ``events.jsonl``.
+
+    Args:
+        action: warn | stop | adjust | rollback.
+        scale: setting -> factor, applied at each adjustment or rollback: `learning_rate`, `objective.weight`,
+            `rewards.certainty.weight`, ... null = {learning_rate: 0.5}.
+        baseline: first rollouts, whose mean is what is normal; nothing is judged in them.
+        detectors: changes to the detectors: name -> settings, or null to take it out; a new name adds one.
+        snapshot_every: rollouts between two snapshots (rollback); none is taken while a symptom shows.
+        max_actions: adjustments or rollbacks at most.
+        extractor: finds the final answer of a completion.
+
+    Raises:
+        ValueError: an unknown action or detector setting, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        action: str = "warn",
+        scale: dict[str, float] | None = None,
+        baseline: int = 5,
+        detectors: dict[str, dict[str, Any] | None] | None = None,
+        snapshot_every: int = 10,
+        max_actions: int = 3,
+        extractor: AnswerExtractor = AnswerExtractor(),
+    ):
+        if action not in ACTIONS:
+            raise ValueError(f"action={action!r} is unknown; use one of {', '.join(ACTIONS)}")
+        if scale is not None and action in ("warn", "stop"):
+            raise ValueError(f"scale={scale} has no effect with action={action}; use adjust or rollback")
+        if scale is not None and (not scale or any(factor < 0 for factor in scale.values())):
+            raise ValueError(f"scale={scale} must name at least one setting, with a factor that is not negative")
+        if baseline < 1 or snapshot_every < 1 or max_actions < 1:
+            raise ValueError(
+                f"baseline={baseline}, snapshot_every={snapshot_every}, max_actions={max_actions}: each at least 1"
+            )
+        self.action, self.scale = action, scale or {"learning_rate": 0.5}
+        self.baseline, self.snapshot_every, self.max_actions = baseline, snapshot_every, max_actions
+        self.detectors = with_changes(DETECTORS, detectors)
+        self.extractor = extractor
+        self.states = {name: DetectorState() for name in self.detectors}
+        self.num_actions = 0
+        self.snapshots = Snapshots()
+
+    def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
+        """Check what would be scaled, and scale it again after a restart."""
+        if self.action in ("warn", "stop"):
+            return
+        names = [name for name in self.scale if name.startswith("objective.")]
+        others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        if names and any(isinstance(callback, KLCovScheduler) for callback in others):
+            raise ValueError(f"scale={names}: KLCovScheduler sets the objective in every rollout; take one of them out")
+        check_scale(trainer, pl_module, self.scale, self.max_actions)
+        for name, factor in self.scale.items():
+            if name != "learning_rate":  # travels in the checkpoint with its schedule
+                scale_setting(trainer, pl_module, name, factor**self.num_actions)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: RLIFModule, batch: Any, batch_idx: int) -> None:
+        """The first snapshot is of the policy that training started, or was resumed, with."""
+        if self.action == "rollback" and not self.snapshots.taken:
+            self.snapshots.take(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: RLIFModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure, judge, tell, act."""
+        self._measure(trainer, pl_module, outputs)
+        values = {name: self._value(trainer, name, detector) for name, detector in self.detectors.items()}
+        before = self.states
+        self.states = {name: d.update(before[name], values[name], self.baseline) for name, d in self.detectors.items()}
+        active = [name for name, state in self.states.items() if state.active]
+        pl_module.log("guard/alarms", float(sum(self._is_alarm(name) for name in active)), batch_size=1)
+        for name in [name for name, state in before.items() if state.active and name not in active]:
+            text = f"{name}: {self.detectors[name].metric} is back at {values[name]:.4g}"
+            record_event(trainer, pl_module, "CollapseGuard", "recovery", text, {name: values[name]})
+        new = [name for name in active if not before[name].active]
+        for name in new:
+            self._tell(trainer, pl_module, name, values[name])
+        if any(map(self._is_alarm, new)):
+            self._act(trainer, pl_module)
+        elif self.action == "rollback" and self._is_snapshot_due(pl_module):
+            self.snapshots.take(trainer, pl_module)
+
+    def _measure(self, trainer: Trainer, pl_module: RLIFModule, outputs: Any) -> None:
+        rollout, logged = outputs["rollout"], trainer.callback_metrics
+        answers = [self.extractor(text) for text in rollout.texts]
+        measured = symptoms(rollout, answers, outputs["advantages"])
+        heads = pl_module.rewards.heads
+        if not any(isinstance(head, ClusterVote) for head in heads.values()):
+            measured |= vote_metrics(answers, rollout.group_size)
+        certainty = [name for name, head in heads.items() if isinstance(head, CERTAINTY_HEADS)]
+        measured["guard/certainty_share"] = sum(float(logged[f"reward/{name}/share"]) for name in certainty)
+        for name, value in measured.items():
+            pl_module.log(name, float(value), sync_dist=True, batch_size=1)
+
+    def _value(self, trainer: Trainer, name: str, detector: Detector) -> float:
+        logged = trainer.callback_metrics
+        if detector.metric not in logged:
+            raise ValueError(
+                f"detectors.{name}.metric={detector.metric!r} is not logged by this run; logged:"
+                f" {', '.join(sorted(logged))}"
+            )
+        return float(logged[detector.metric])
+
+    def _is_alarm(self, name: str) -> bool:
+        return self.detectors[name].severity == "alarm"
+
+    def _is_snapshot_due(self, pl_module: RLIFModule) -> bool:
+        calm = not any(d.is_beyond(self.states[name]) for name, d in self.detectors.items() if self._is_alarm(name))
+        return calm and int(pl_module.num_rollouts) - self.snapshots.taken[-1][0] >= self.snapshot_every
+
+    def _tell(self, trainer: Trainer, pl_module: RLIFModule, name: str, value: float) -> None:
+        detector, state = self.detectors[name], self.states[name]
+        alarms = [other for other, s in self.states.items() if s.active and self._is_alarm(other)]
+        kind = verdict({self.detectors[other].space for other in alarms})
+        message = f"{name}: {detector.describe(state)} This is {kind}."
+        if len(alarms) > 1:
+            message += f" Active alarms: {', '.join(alarms)}."
+        values = {
+            "detector": name, "metric": detector.metric, "value": value, "limit": detector.limit(state.baseline),
+            "baseline": state.baseline, "space": detector.space,
+        }  # fmt: skip
+        record_event(trainer, pl_module, "CollapseGuard", detector.severity, message, values)
+        if self._is_alarm(name) and trainer.is_global_zero:
+            warnings.warn(f"CollapseGuard, rollout {int(pl_module.num_rollouts)}: {message}", stacklevel=2)
+
+    def _act(self, trainer: Trainer, pl_module: RLIFModule) -> None:
+        if self.action == "warn":
+            return
+        if self.action == "stop" or self.num_actions >= self.max_actions:
+            trainer.should_stop = True
+            why = "the action is stop" if self.action == "stop" else f"after {self.num_actions} times {self.action}"
+            record_event(trainer, pl_module, "CollapseGuard", "stop", f"training ends here: {why}")
+            return
+        self.num_actions += 1
+        message = f"{self.action} {self.num_actions} of at most {self.max_actions}"
+        if self.action == "rollback":
+            rollout = self.snapshots.restore(trainer, pl_module)
+            self.states = {name: DetectorState(s.total, s.count) for name, s in self.states.items()}
+            message += f": policy and optimiser as after rollout {rollout}"
+        for name, factor in self.scale.items():
+            scale_setting(trainer, pl_module, name, factor)
+        message += f"; multiplied: {', '.join(f'{name} by {factor:g}' for name, factor in self.scale.items())}"
+        record_event(trainer, pl_module, "CollapseGuard", self.action, message, self.scale)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The detectors' states and the number of actions; snapshots are taken anew after a restart."""
+        return {"states": {name: asdict(state) for name, state in self.states.items()}, "num_actions": self.num_actions}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was made; detectors that are new since then start with a baseline of their own."""
+        known = {name: DetectorState(**state) for name, state in state_dict["states"].items() if name in self.states}
+        self.states |= known
+        self.num_actions = state_dict["num_actions"]

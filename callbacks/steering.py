@@ -1,0 +1,104 @@
+"""How a callback acts on a run: change a setting by a factor, keep snapshots of training and go back to one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+from callbacks.events import run_folder
+from rlif_lightning.module import RLIFModule
+
+
+def read_setting(trainer: Trainer, module: RLIFModule, name: str) -> float:
+    """The present value of ``learning_rate``, ``objective.<field>`` or ``rewards.<head>.weight``.
+
+    Raises:
+        ValueError: no such setting, or one that is not a number; names those that exist.
+    """
+    known = {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
+    for field in fields(module.objective):
+        value = getattr(module.objective, field.name)
+        if isinstance(value, (int, float)):
+            known[f"objective.{field.name}"] = value
+    for head, weight in zip(module.rewards.names, module.rewards.weights.tolist(), strict=True):
+        known[f"rewards.{head}.weight"] = weight
+    if name not in known:
+        raise ValueError(f"scale names {name!r}; settings that can be scaled: {', '.join(known)}")
+    return float(known[name])
+
+
+def scale_setting(trainer: Trainer, module: RLIFModule, name: str, factor: float) -> None:
+    """Multiply a setting (see :func:`read_setting`) from now on; the learning rate's schedule keeps its shape."""
+    if name == "learning_rate":
+        for config in trainer.lr_scheduler_configs:
+            config.scheduler.base_lrs = [rate * factor for rate in config.scheduler.base_lrs]
+        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
+            group["lr"] *= factor
+            group["initial_lr"] *= factor
+        return
+    value = read_setting(trainer, module, name) * factor
+    kind, _, rest = name.partition(".")
+    if kind == "objective":
+        module.objective = replace(module.objective, **{rest: value})
+    else:
+        module.rewards.set_weight(rest.removesuffix(".weight"), value)
+
+
+def check_scale(trainer: Trainer, module: RLIFModule, scale: Mapping[str, float], times: int) -> None:
+    """Refuse factors that could not be applied ``times`` times, or that would change nothing.
+
+    Raises:
+        ValueError: names the setting and the remedy.
+    """
+    for name, factor in scale.items():
+        value = read_setting(trainer, module, name)
+        if value == 0 or factor == 1:
+            raise ValueError(f"scale.{name}={factor} changes nothing: the setting is {value} and is multiplied")
+        if name.startswith("objective."):
+            replace(module.objective, **{name.removeprefix("objective."): value * factor**times})
+
+
+class Snapshots:
+    """The last two snapshots of policy and optimiser, as checkpoints in the run's folder.
+
+    Two, because trouble is seen some rollouts after it began: going back takes the older one.
+    """
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[int, Path]] = []
+
+    def take(self, trainer: Trainer, module: RLIFModule) -> None:
+        """Save the run as it is now (a collective), and drop all but the last two."""
+        rollout = int(module.num_rollouts)
+        path = run_folder(trainer) / "guard" / f"rollout={rollout}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+        self.taken.append((rollout, path))
+        for _, old in self.taken[:-2]:
+            trainer.strategy.remove_checkpoint(old)
+        self.taken = self.taken[-2:]
+
+    def restore(self, trainer: Trainer, module: RLIFModule) -> int:
+        """Put policy, optimiser and reward heads back to the older snapshot (a collective); its rollout.
+
+        The count of rollouts goes on, so that new samples are drawn, and so does the schedule of the learning rate,
+        which follows the trainer's count of optimiser steps.
+        """
+        rollout, path = self.taken[0]
+        for _, newer in self.taken[1:]:
+            trainer.strategy.remove_checkpoint(newer)
+        self.taken = self.taken[:1]
+        count = int(module.num_rollouts)
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        rates = [(group["lr"], group["initial_lr"]) for group in groups]
+        checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
+        module.on_load_checkpoint(checkpoint)
+        trainer.strategy.load_model_state_dict(checkpoint)
+        trainer.strategy.load_optimizer_state_dict(checkpoint)
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        for group, (rate, initial) in zip(groups, rates, strict=True):
+            group["lr"], group["initial_lr"] = rate, initial
+        module.get_buffer("num_rollouts").fill_(count)
+        return rollout

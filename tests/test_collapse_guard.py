@@ -1,0 +1,207 @@
+"""CollapseGuard in real runs of the command line: what it tells and what each action does."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from test_callbacks import callback_of, column, run_with
+from test_run import assert_same, parameters
+
+from callbacks import CollapseGuard
+from callbacks.events import read_events
+from rlif_lightning import cli
+
+# Always true from the second rollout on, so that an alarm comes when the test wants it.
+ALWAYS = {"metric": "rollout/length", "side": "below", "bound": 1000.0, "window": 1, "meaning": "Always."}
+CALM = ["--trainer.callbacks+=" + json.dumps({"class_path": "test_collapse_guard.Recorder"})]
+
+
+class Recorder(Callback):
+    """Keeps a copy of the parameters after each rollout, once the callbacks before it are done."""
+
+    def __init__(self) -> None:
+        self.after: list[dict[str, torch.Tensor]] = []
+        self.texts: list[tuple[str, ...]] = []
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.after.append({name: value.clone() for name, value in pl_module.policy.state_dict().items()})
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.after.append({name: value.clone() for name, value in pl_module.policy.state_dict().items()})
+        self.texts.append(tuple(outputs["rollout"].texts))
+
+
+def guarded(
+    folder: Path, action: str, *arguments: str, rollouts: int = 3, **settings
+) -> tuple[cli.RLIFCLI, list[dict]]:
+    """A run whose guard speaks in rollout 2, and its events."""
+    detectors = {name: None for name in CollapseGuard().detectors} | {"mine": ALWAYS}
+    settings = {"action": action, "baseline": 1, "detectors": detectors, **settings}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "CollapseGuard, rollout")
+        run = run_with(folder, "CollapseGuard", *CALM, *arguments, rollouts=rollouts, **settings)
+    return run, read_events(Path(run.trainer.log_dir))
+
+
+def test_warn_tells_once_and_changes_nothing(tmp_path):
+    with pytest.warns(UserWarning, match="CollapseGuard, rollout 2: mine: rollout/length") as told:
+        run = run_with(tmp_path / "guard", "CollapseGuard", rollouts=4, baseline=1, detectors={"mine": ALWAYS})
+    assert sum("mine:" in str(warning.message) for warning in told) == 1
+    plain = run_with(tmp_path / "plain", "EntropyMonitor", rollouts=4)
+    assert_same(parameters(plain), parameters(run))
+    (event,) = [e for e in read_events(Path(run.trainer.log_dir)) if e["values"].get("detector") == "mine"]
+    assert set(event) == {"step", "rollout", "source", "kind", "message", "values"}
+    assert (event["step"], event["rollout"], event["source"], event["kind"]) == (8, 2, "CollapseGuard", "alarm")
+    assert "at the start of the run it was" in event["message"]
+    assert "Always. This is token-space collapse" in event["message"]
+    assert event["values"]["limit"] == 1000
+    assert event["values"]["value"] == pytest.approx(column(tmp_path / "guard", "rollout/length")[1])
+
+
+def test_figures_are_logged_with_and_without_a_vote(tmp_path):
+    run_with(tmp_path / "vote", "CollapseGuard")
+    gold = '--model.rewards={"gold": {"head": "GoldAnswer"}}'
+    run_with(tmp_path / "gold", "CollapseGuard", gold)
+    for folder in ("vote", "gold"):
+        for name in ("rollout/repetition", "vote/top_answer", "guard/vote_alignment", "guard/certainty_share"):
+            assert len(column(tmp_path / folder, name)) == 2, name
+    assert len(column(tmp_path / "gold", "vote/unanimous")) == 2
+    assert column(tmp_path / "gold", "rollout/parseable")[0] == column(tmp_path / "vote", "rollout/parseable")[0]
+    assert column(tmp_path / "gold", "guard/certainty_share") == [0, 0]
+    share = column(tmp_path / "vote", "reward/certainty/share")
+    assert column(tmp_path / "vote", "guard/certainty_share") == pytest.approx(share)
+
+
+def test_stop_ends_the_run(tmp_path):
+    run, events = guarded(tmp_path, "stop", rollouts=4)
+    assert int(run.model.num_rollouts) == 2
+    assert [event["kind"] for event in events] == ["alarm", "stop"]
+
+
+def test_adjust_scales_settings_once_and_keeps_the_schedule(tmp_path):
+    cosine = ["--model.lr_schedule=cosine", "--model.schedule_steps=16"]
+    scale = {"learning_rate": 0.5, "objective.weight": 10.0, "rewards.certainty.weight": 0.2}
+    run, events = guarded(tmp_path / "guard", "adjust", *cosine, rollouts=4, scale=scale)
+    run_with(tmp_path / "plain", "EntropyMonitor", *cosine, rollouts=4)
+    rates, plain = (column(tmp_path / name, "policy/learning_rate") for name in ("guard", "plain"))
+    assert rates == pytest.approx([plain[0], plain[1], plain[2] / 2, plain[3] / 2])
+    assert run.model.objective.weight == pytest.approx(0.5)
+    assert run.model.rewards.weights.tolist() == pytest.approx([0.5, 0.1])
+    assert [event["kind"] for event in events] == ["alarm", "adjust"]  # the alarm stays on: told and acted on once
+    assert events[1]["values"] == scale
+
+
+def test_rollback_restores_policy_and_optimizer_and_goes_on_with_new_samples(tmp_path):
+    run, events = guarded(tmp_path, "rollback", rollouts=4)
+    recorder = callback_of(run, Recorder)
+    start, first, second, third, fourth = recorder.after
+    assert_same(start, second)  # rollout 2 raised the alarm
+    assert_same(start, third)  # and so did the next two, from the same snapshot
+    assert_same(start, fourth)
+    assert any(not torch.equal(value, first[name]) for name, value in start.items())
+    assert not run.trainer.optimizers[0].state_dict()["state"]  # as before the first step
+    assert int(run.model.num_rollouts) == 4
+    assert run.trainer.global_step == 16
+    assert len(set(recorder.texts)) == 4
+    assert column(tmp_path, "policy/learning_rate") == pytest.approx([1e-4, 1e-4, 5e-5, 2.5e-5])
+    assert run.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1.25e-5)
+    assert [event["kind"] for event in events] == ["alarm", "rollback"] * 3
+    assert "as after rollout 0" in events[1]["message"]
+
+
+def test_rollback_takes_the_older_of_the_last_two_snapshots(tmp_path):
+    """Alarm in rollout 4, after a baseline of 3; snapshots of 0, 1, 2 and 3 were taken, so 2 comes back."""
+    run, events = guarded(tmp_path, "rollback", rollouts=4, baseline=3, snapshot_every=1)
+    recorder = callback_of(run, Recorder)
+    assert_same(recorder.after[2], recorder.after[4])
+    moments = run.trainer.optimizers[0].state_dict()["state"][0]
+    assert float(moments["step"]) == 8  # two rollouts of four steps
+    assert "as after rollout 2" in events[-1]["message"]
+    assert sorted(path.name for path in Path(run.trainer.log_dir).rglob("guard/*")) == ["rollout=2.ckpt"]
+
+
+def test_no_snapshot_is_taken_while_a_symptom_shows(tmp_path):
+    slow = {**ALWAYS, "window": 9}  # beyond its limit from rollout 2 on, but not yet an alarm
+    run, events = guarded(tmp_path, "rollback", rollouts=4, snapshot_every=1, detectors={"mine": slow})
+    assert not [event for event in events if event["values"].get("detector") == "mine"]
+    taken = [rollout for rollout, _ in callback_of(run, CollapseGuard).snapshots.taken]
+    assert taken == [0, 1]
+
+
+def test_after_the_last_rollback_the_next_alarm_stops_the_run(tmp_path):
+    run, events = guarded(tmp_path, "rollback", rollouts=6, max_actions=1)
+    assert [event["kind"] for event in events] == ["alarm", "rollback", "alarm", "stop"]
+    assert int(run.model.num_rollouts) == 3
+
+
+def test_rollback_with_a_reference_model(tmp_path):
+    reference = "--model.objective=" + json.dumps(
+        {"class_path": "KLCov", "init_args": {"reference_kl": {"weight": 0.1}}}
+    )
+    run, _ = guarded(tmp_path, "rollback", reference, rollouts=2)
+    assert_same(callback_of(run, Recorder).after[0], parameters(run))
+
+
+# Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it resumes from.
+@pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
+def test_resuming_keeps_baselines_alarms_and_scaled_settings(tmp_path):
+    scale = {"learning_rate": 0.5, "objective.weight": 10.0}
+    whole, _ = guarded(tmp_path / "whole", "adjust", rollouts=4, scale=scale)
+    first, _ = guarded(tmp_path / "first", "adjust", rollouts=2, scale=scale)
+    first.trainer.save_checkpoint(tmp_path / "middle.ckpt")
+    torch.load(tmp_path / "middle.ckpt", weights_only=True)
+    second, events = guarded(
+        tmp_path / "second", "adjust", f"--ckpt_path={tmp_path / 'middle.ckpt'}", rollouts=4, scale=scale
+    )
+    assert not events  # the alarm is still the old one
+    assert second.model.objective.weight == pytest.approx(0.5)
+    assert column(tmp_path / "second", "policy/learning_rate") == pytest.approx([5e-5] * 2)
+    assert callback_of(second, CollapseGuard).states == callback_of(whole, CollapseGuard).states
+    assert_same(parameters(whole), parameters(second), tolerance=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scale": {"lr": 0.5}}, "scale names 'lr'; settings that can be scaled: learning_rate, objective.clip_low"),
+        ({"scale": {"rewards.vote.weight": 1.0}}, "changes nothing"),
+        ({"scale": {"objective.entropy_bonus": 2.0}}, "changes nothing: the setting is 0"),
+        ({"scale": {"objective.fraction": 10.0}}, "fraction=20"),  # .02 * 10 ** 3
+        ({"detectors": {"mine": {**ALWAYS, "metric": "val/loss"}}}, "'val/loss' is not logged by this run; logged: "),
+    ],
+)
+def test_settings_that_do_not_fit_the_run_are_refused(tmp_path, capsys, settings, message):
+    with pytest.raises(SystemExit):
+        guarded(tmp_path, "adjust", rollouts=1, **settings)
+    assert message in capsys.readouterr().err
+
+
+def test_a_scaled_objective_and_a_scheduler_exclude_each_other(tmp_path, capsys):
+    other = "--trainer.callbacks+=" + json.dumps(
+        {"class_path": "KLCovScheduler", "init_args": {"weight": {"start": 0.1}}}
+    )
+    with pytest.raises(SystemExit):
+        guarded(tmp_path, "adjust", other, rollouts=1, scale={"objective.weight": 2.0})
+    assert "KLCovScheduler sets the objective" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"action": "pray"}, "action='pray' is unknown; use one of warn, stop, adjust, rollback"),
+        ({"scale": {"learning_rate": 0.5}}, "has no effect with action=warn"),
+        ({"action": "adjust", "scale": {}}, "at least one setting"),
+        ({"action": "adjust", "scale": {"learning_rate": -1.0}}, "not negative"),
+        ({"baseline": 0}, "baseline=0"),
+        ({"snapshot_every": 0}, "snapshot_every=0"),
+        ({"max_actions": 0}, "max_actions=0"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CollapseGuard(**settings)
