@@ -29,6 +29,7 @@ def run(folder: Path, name: str, shortest: float) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # three processes that import everything
 @pytest.mark.parametrize(
     ("path", "name"),
     [
