@@ -13,6 +13,7 @@ import time
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from rlif_lightning import answers
 from rlif_lightning.answers import AnswerExtractor, equivalent, normalise
 
 KINDS = ("auto", "boxed", "hash", "phrase", "last_number", "text")
@@ -54,20 +55,25 @@ NESTED = st.builds(
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=40).map("".join) | NESTED | st.text(max_size=80)
 
 
-def check(text: str) -> float:
-    """Seconds that one text takes through everything.
+def check(text: str, attempts: int = 3) -> float:
+    """Seconds of wall time that one text takes through everything; a busy machine gets further attempts.
 
     Raises:
-        AssertionError: more than one second.
+        AssertionError: more than one second, each time without remembered verdicts.
     """
-    start = time.monotonic()
-    for kind in KINDS:
-        AnswerExtractor(kind)(text)
-    assert normalise(normalise(text)) == normalise(text)
-    equivalent(text, r"\frac{x+1}{2}")
-    taken = time.monotonic() - start
-    assert taken < 1.0, f"{taken:.2f} s for {text!r}"
-    return taken
+    taken = 0.0
+    for _ in range(attempts):
+        answers._readable.cache_clear()
+        answers._library_equal.cache_clear()
+        start = time.monotonic()
+        for kind in KINDS:
+            AnswerExtractor(kind)(text)
+        assert normalise(normalise(text)) == normalise(text)
+        equivalent(text, r"\frac{x+1}{2}")
+        taken = time.monotonic() - start
+        if taken < 1.0:
+            return taken
+    raise AssertionError(f"{taken:.2f} s for {text!r}")
 
 
 def main() -> None:
@@ -85,7 +91,7 @@ def main() -> None:
         deadline=None,
         database=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(TEXTS)
     def feed(text: str) -> None:

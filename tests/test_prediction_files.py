@@ -85,8 +85,9 @@ def test_batches_may_have_another_size_and_nothing_is_left_to_do_twice(tmp_path,
     text = jsonl(folder).read_text()
     assert_same(text, whole)
     caplog.clear()
-    predict(folder)
+    run = predict(folder)
     assert jsonl(folder).read_text() == text
+    assert len(run.datamodule.predict_dataloader()) == 0  # nothing was drawn again
     assert "8 prompts are finished" in caplog.text
 
 
