@@ -13,7 +13,7 @@ class EvaluationFiles(Callback):
     """Writes what validate and test measured, between the steps of a run as well.
 
     ``evaluation.json`` holds one entry per evaluation: stage, rollouts and optimiser steps so far, and the figures with
-    their intervals, of each subset too. ``completions/<stage>-rollout-<n>.jsonl`` holds every completion with its
+    their intervals, of each subset too. ``evaluated/<stage>-rollout-<n>.jsonl`` holds every completion with its
     answer and verdict, one file per evaluation and rank; an evaluation repeated at the same rollout (the last one
     between steps and the one after training) takes the earlier one's place. Nothing is written in a fast_dev_run.
     """
@@ -30,7 +30,7 @@ class EvaluationFiles(Callback):
             return
         suffix = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         name = f"{stage}-rollout-{int(module.num_rollouts):06d}{suffix}.jsonl"
-        self.completions = self.folder / "completions" / name
+        self.completions = self.folder / "evaluated" / name
         self.completions.parent.mkdir(parents=True, exist_ok=True)
         self.completions.write_text("")
 

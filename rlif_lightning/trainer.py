@@ -60,11 +60,11 @@ class RLIFTrainer(Trainer):
         predicted: Any = self.predict(model, batches, ckpt_path=ckpt_path, weights_only=weights_only)
         records = [record for batch in predicted for record in batch]
         evaluation, gold = model.evaluator.evaluation, None
-        if model.answer_column is not None:
+        if model.answer_column is not None and evaluation.checker is None:  # what must be run is for `validate`
             column = [problem[model.answer_column] for problem in batches.problems]
             gold = [evaluation.gold_extractor(str(value)) for value in column][: len(records) // model.group_size]
-        answers = [evaluation.extractor(record["completion"]) for record in records]
-        weights = {name: weight for name, (weight, _) in model.rewards.settings.items()}
+        answers = [model.evaluator.checker.answer(record["completion"]) for record in records]
+        weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
         findings = examine(records, answers, gold, weights, model.group_size)
         path = Path(self.log_dir or self.default_root_dir) / "preflight.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,8 +93,8 @@ def _drawn(datamodule: PromptData, prompts: int, seed: int) -> EncodedSplit:
     """Training problems at random, in their own order."""
     split = datamodule.train_dataloader().split
     chosen = sorted(np.random.default_rng(seed).permutation(len(split))[:prompts].tolist())
-    rows, token_ids = [split.rows[k] for k in chosen], [split.token_ids[k] for k in chosen]
-    return replace(split, rows=rows, token_ids=token_ids)
+    token_ids = None if split.token_ids is None else [split.token_ids[k] for k in chosen]
+    return replace(split, rows=split.rows[chosen], token_ids=token_ids)
 
 
 def print_findings(found: Findings) -> None:

@@ -17,7 +17,7 @@ def entries(folder: Path) -> list[dict]:
 
 
 def completions(folder: Path, name: str) -> list[dict]:
-    path = folder / "version_0" / "completions" / name
+    path = folder / "version_0" / "evaluated" / name
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -54,7 +54,7 @@ def test_every_third_rollout_across_epochs(tmp_path):
     arguments = ["--trainer.val_check_interval=3", "--trainer.check_val_every_n_epoch=null", "--trainer.max_epochs=3"]
     fit(tmp_path, *arguments, "--model.evaluation.samples=2", "--model.evaluation.save_completions=false")
     assert [entry["rollouts"] for entry in entries(tmp_path)] == [3, 6]
-    assert not (tmp_path / "version_0" / "completions").exists()
+    assert not (tmp_path / "version_0" / "evaluated").exists()
 
 
 @pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])
