@@ -37,7 +37,7 @@ class RLIFTrainer(Trainer):
     ) -> Findings:
         """Sample groups from the starting policy and say whether the rewards can work; trains nothing.
 
-        Prints a table with a verdict for each reward head and writes ``preflight.json`` beside it.
+        Prints a table with a verdict for each reward head and writes ``preflight.json`` beside it, and the completions as ``preflight.jsonl``.
 
         Args:
             model: the module.
@@ -70,8 +70,9 @@ class RLIFTrainer(Trainer):
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {**asdict(findings), "thresholds": {name: value for name, (value, _) in THRESHOLDS.items()}}
         path.write_text(json.dumps(content, indent=1) + "\n")
+        path.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         print_findings(findings)
-        print(f"figures: {path}")
+        print(f"figures, and the completions as .jsonl: {path}")
         return findings
 
 

@@ -177,7 +177,7 @@ def test_the_subcommand_prints_and_writes_its_findings(tmp_path, capsys):
 
 def test_figures_are_those_of_the_completions_beside_them(tmp_path):
     found = preflight(tmp_path)
-    records = [json.loads(line) for line in (tmp_path / "version_0" / "predictions.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (tmp_path / "version_0" / "preflight.jsonl").read_text().splitlines()]
     assert len(records) == 48
     sums = [sum(map(int, r["prompt"].rstrip("=").split("+"))) for r in records]
     right = [r["completion"].split("####")[-1] == str(total) for r, total in zip(records, sums, strict=True)]
