@@ -10,7 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.rollout.sampling import Sampling, counter_uniforms, sample_tokens, truncate_logits
+from rlif_lightning.rollout.sampling import (
+    SUM_BLOCK,
+    Sampling,
+    counter_uniforms,
+    sample_tokens,
+    sample_weights,
+    truncate_logits,
+)
 
 JUST_BELOW_ONE = 1 - 2**-53
 IMPOSSIBLE = -math.inf
@@ -93,6 +100,61 @@ def test_only_possible_token_is_drawn_wherever_it_stands():
         logits[0, place] = -5.0
         for u in (0.0, 0.5, JUST_BELOW_ONE):
             assert sample_tokens(logits, torch.tensor([u], dtype=torch.float64)).tolist() == [place]
+
+
+def exact_draw(weights: list[float], uniform: float) -> tuple[int, float]:
+    """First token whose cumulative probability exceeds the uniform, and the distance to the nearest boundary."""
+    total, reached, token, nearest = math.fsum(weights), [], None, math.inf
+    for v in range(len(weights)):
+        reached.append(reached[-1] + weights[v] if reached else weights[v])
+        nearest = min(nearest, abs(reached[-1] / total - uniform))
+        if token is None and reached[-1] / total > uniform:
+            token = v
+    return (len(weights) - 1 if token is None else token), nearest
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 10_000),
+    vocabulary=st.sampled_from([255, 256, 257, 512, 513, 600, 777, 1000, 1024]),
+    scale=st.sampled_from([0.0, 1.0, 8.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_blocks_of_large_vocabularies_invert_the_same_distribution(seed, vocabulary, scale, dtype):
+    """Exact sums may disagree only where the uniform is within 1e-6 of a boundary: blocks are summed in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = (scale * torch.randn(12, vocabulary, generator=generator)).exp().to(dtype)
+    banned = torch.rand(12, vocabulary, generator=generator) < 0.3
+    banned[:, 7] = False
+    banned[:4, SUM_BLOCK:] = True  # whole blocks behind, and in front, are impossible
+    banned[4:8, : min(SUM_BLOCK, vocabulary - 1)] = True
+    banned[4:8, -1] = False
+    weights = weights.masked_fill(banned, 0.0)
+    some = torch.rand(12, dtype=torch.float64, generator=generator)
+    for uniforms in (some, torch.zeros(12, dtype=torch.float64), torch.full((12,), JUST_BELOW_ONE, dtype=torch.float64)):
+        tokens = sample_weights(weights, uniforms)
+        assert (weights.gather(1, tokens.unsqueeze(1)) > 0).all()
+        for row, u, token in zip(weights.tolist(), uniforms.tolist(), tokens.tolist(), strict=True):
+            expected, nearest = exact_draw(row, u)
+            assert token == expected or nearest < 1e-6
+
+
+def test_every_block_follows_its_weight():
+    """Equal weights: a uniform in the middle of token v's share draws v, over blocks and in the part block."""
+    for vocabulary in (SUM_BLOCK, 600, 777, 1000):
+        uniforms = (torch.arange(vocabulary, dtype=torch.float64) + 0.5) / vocabulary
+        assert torch.equal(sample_weights(torch.ones(vocabulary, vocabulary), uniforms), torch.arange(vocabulary))
+
+
+def test_rounding_between_blocks_draws_nothing_impossible():
+    """What lies before the chosen block rounds to more than the target; the block begins with an impossible token."""
+    unit = 2.0**-44  # spacing of doubles at 256
+    weights = torch.zeros(1, 3 * SUM_BLOCK, dtype=torch.float64)
+    weights[0, 0], weights[0, SUM_BLOCK - 1] = 256.0, unit
+    weights[0, SUM_BLOCK + 9] = unit / 2
+    weights[0, 2 * SUM_BLOCK] = 256.0 - 2 * unit  # the whole is 512, so that the target below is exact
+    target = torch.tensor([(256.0 + unit) / 512.0], dtype=torch.float64)
+    assert sample_weights(weights, target).tolist() == [SUM_BLOCK + 9]
 
 
 def test_draw_from_half_precision_equals_float32():

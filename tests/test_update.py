@@ -9,13 +9,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from conftest import ARCHITECTURES
+from test_policy import GROUP, rows
 from test_rewards import handmade
 from test_run import fit
 
 from rlif_lightning.batch import LossInputs, RewardOutput, Rollout
 from rlif_lightning.objectives import Clipped, KLCov, ReferenceKL
+from rlif_lightning.policy import Policy, PolicyModel
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.update import UpdatePlan, trained_rows, without_dropped
+from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.update import UpdateMeter, UpdatePlan, backward_update, score_logprobs, trained_rows, without_dropped
 
 
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 5), st.integers(2, 4))
@@ -66,6 +70,51 @@ def test_groups_without_any_advantage_are_skipped():
     assert trained_rows(update, picked, KLCov(), 2).tolist() == [True, True, True, True]
     for objective in (Clipped(reference_kl=ReferenceKL(weight=0.1)), Clipped(entropy_bonus=0.1)):
         assert trained_rows(update, none, objective, 2).all()
+
+
+def off_policy(policy: PolicyModel, sampling: Sampling) -> tuple[LossInputs, list, torch.Tensor]:
+    """An update whose old and reference log-probs are near the policy's; every token of its own advantage."""
+    prompts, ids, mask = rows(policy.causal_lm.config.vocab_size)
+    now = score_logprobs(policy, prompts, ids, mask, GROUP, sampling, 1000)
+    generator = torch.Generator().manual_seed(2)
+    old, reference = (now + 0.3 * torch.randn(now.shape, generator=generator, dtype=now.dtype) for _ in range(2))
+    advantages = torch.randn(now.shape, generator=generator, dtype=now.dtype)
+    update = LossInputs(old, old, advantages, mask, torch.arange(len(mask)), ref_logprobs=reference)
+    return update, prompts, ids
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_one_micro_batch_is_one_completion_at_a_time(tiny_models, architecture, checkpointing):
+    """Loss, every gradient and the token figures: KL-Cov with reference KL and entropy bonus, in float64."""
+    settings = Policy(str(tiny_models[architecture]), gradient_checkpointing=checkpointing)
+    policy = PolicyModel(settings).double()
+    policy.eos_ids = list(range(2, 20))
+    sampling = Sampling(temperature=1.3, max_new_tokens=12, min_new_tokens=4)
+    objective = KLCov(fraction=0.2, weight=0.5, reference_kl=ReferenceKL(weight=0.1), entropy_bonus=0.05)
+    update, prompts, ids = off_policy(policy, sampling)
+    found = {}
+    for budget in (10_000, 1):
+        policy.zero_grad()
+        shares: list[float] = []
+        meter = UpdateMeter(ids.device)
+
+        def backward(share: torch.Tensor, shares=shares) -> None:
+            shares.append(float(share))
+            share.backward()
+
+        backward_update(policy, objective, update, prompts, ids, sampling, budget, GROUP, backward, meter)
+        assert len(shares) == (1 if budget > 1 else len(ids))
+        gradients = {name: p.grad.clone() for name, p in policy.named_parameters()}
+        found[budget] = sum(shares), gradients, meter.sums
+    (loss, together, figures), (loss_alone, alone, figures_alone) = found.values()
+    assert loss == pytest.approx(loss_alone, rel=1e-5)
+    torch.testing.assert_close(figures, figures_alone, rtol=1e-5, atol=1e-9)
+    assert together.keys() == alone.keys()
+    for name, gradient in together.items():
+        scale = float(alone[name].abs().max())
+        assert float((gradient - alone[name]).abs().max()) <= 1e-5 * max(scale, 1e-3), name
+    assert max(float(gradient.abs().max()) for gradient in together.values()) > 0.01
 
 
 def test_a_completion_that_a_head_drops_counts_nowhere():
