@@ -40,8 +40,8 @@ def backward(weights: list[Tensor], rows: int) -> None:
     """Products of the two gradients."""
     for weight in weights:
         outputs = weight.new_ones((rows, weight.shape[0]))
-        outputs @ weight
-        outputs.t() @ weight.new_ones((rows, weight.shape[1]))
+        _ = outputs @ weight
+        _ = outputs.t() @ weight.new_ones((rows, weight.shape[1]))
 
 
 def step(a: argparse.Namespace, body: list[Tensor], head: list[Tensor], lengths: list[int]) -> None:

@@ -37,7 +37,8 @@ class RLIFTrainer(Trainer):
     ) -> Findings:
         """Sample groups from the starting policy and say whether the rewards can work; trains nothing.
 
-        Prints a table with a verdict for each reward head and writes ``preflight.json`` beside it, and the completions as ``preflight.jsonl``.
+        Prints a table with a verdict for each reward head, writes ``preflight.json`` beside it, and the completions as
+        ``preflight.jsonl``.
 
         Args:
             model: the module.
