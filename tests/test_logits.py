@@ -120,7 +120,7 @@ def test_pieces_of_any_size_change_nothing(monkeypatch, elements):
     one, weights = case(1.7, 4.0, True), weights_for({0, 1, 2})
     expected = [*found(one), our_gradient(one, weights)]
     monkeypatch.setitem(logits_module.PIECE, "cpu", elements)
-    sizes = [part.stop - part.start for part in logits_module.pieces(ROWS, VOCABULARY, torch.device("cpu"))]
+    sizes = [part.stop - part.start for part in logits_module.pieces(torch.empty(ROWS, VOCABULARY))]
     assert sizes[0] == max(1, elements // VOCABULARY)
     for value, other in zip([*found(one), our_gradient(one, weights)], expected, strict=True):
         torch.testing.assert_close(value, other, rtol=1e-12, atol=1e-12)
@@ -129,7 +129,7 @@ def test_pieces_of_any_size_change_nothing(monkeypatch, elements):
 def test_pieces_cover_every_row_once(monkeypatch):
     monkeypatch.setitem(logits_module.PIECE, "cpu", 30)
     for rows in (0, 1, 2, 3, 4, 9):
-        covered = [row for part in logits_module.pieces(rows, 10, torch.device("cpu")) for row in range(rows)[part]]
+        covered = [row for part in logits_module.pieces(torch.empty(rows, 10)) for row in range(rows)[part]]
         assert covered == list(range(rows))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from callbacks.report.read import Run, settings
+from callbacks.report.read import EVALUATED, Run, settings
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Panel:
 
 def curve_of(run: Run, column: str):
     """x and y of a figure, or None; ``val/...`` comes from the evaluations."""
-    return (run.evaluation if column.startswith("val/") else run.training).get(column)
+    return (run.evaluation if column.startswith(EVALUATED) else run.training).get(column)
 
 
 FIXED = (
@@ -194,7 +194,7 @@ def _flat_zero(panel: Panel, runs: list[Run]) -> bool:
 
 def _accuracy(runs: list[Run]) -> Panel:
     logged = sorted({name for run in runs for name in run.evaluation.columns})
-    series = [Series("val/accuracy", "held-out, each sample")]
+    series = [Series("val/accuracy", "held-out, each sample", low="val_low/accuracy", high="val_high/accuracy")]
     series += [Series(name, f"held-out, majority of {name[8:]}") for name in logged if name.startswith("val/maj@")]
     series += [Series("val/greedy_accuracy", "held-out, greedy")]
     series += [Series(f"reward/{head}/mean", f"training samples (head {head})") for head in _gold_heads(runs)]

@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 PLACE = ("epoch", "step")
+EVALUATED = ("val/", "val_low/", "val_high/")  # figures of evaluations and the ends of their intervals
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[Curves, Curves]:
         if not math.isfinite(step):
             continue
         figures = {name: value for name, value in row.items() if name not in PLACE and not math.isnan(value)}
-        measured = {name: value for name, value in figures.items() if name.startswith("val/")}
-        trained = {name: value for name, value in figures.items() if not name.startswith(("val/", "test/"))}
+        measured = {name: value for name, value in figures.items() if name.startswith(EVALUATED)}
+        trained = {name: value for name, value in figures.items() if not name.startswith((*EVALUATED, "test"))}
         if trained:
             training.append({"x": step + 1, **trained})
         if measured:
