@@ -23,7 +23,6 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 RANDOM = ["--lengths", "random"]
-# Same work for both; what only trades memory for time is each side's own.
 WORKLOADS: dict[str, list[str]] = {
     "fixed (128 + 128, V 16k)": [],
     "random lengths": RANDOM,
@@ -38,8 +37,6 @@ WORKLOADS: dict[str, list[str]] = {
         "--tie-embeddings", "--prompts-per-step=8", "--prompt-len=64", "--max-new-tokens=64", "--bf16", "--steps=2",
     ],
 }  # fmt: skip
-OURS = {"fixed (128 + 128, V 16k)", "random lengths", "random, both internal rewards"}  # with gradient checkpointing
-OURS |= {"512-token prompts, short answers", "random, reference KL, 2 updates"}
 
 
 def run(python: str, script: str, flags: list[str]) -> dict[str, Any]:
@@ -59,14 +56,13 @@ def run(python: str, script: str, flags: list[str]) -> dict[str, Any]:
 def measure(name: str, a: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Both sides and the floor of one workload, in turn."""
     flags = [f"--steps={a.steps}", *WORKLOADS[name]]
-    own = ["--gradient-checkpointing"] if name in OURS else []
     sides: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "floor": []}
     for _ in range(a.repeats):
-        sides["ours"].append(run(sys.executable, "step.py", [*flags, *own]))
+        sides["ours"].append(run(sys.executable, "step.py", flags))
         sides["trl"].append(run(a.trl_python, "trl_step.py", flags))
         sides["floor"].append(run(sys.executable, "floor.py", flags))
         progress()
-    return {"flags": flags, "ours_flags": own, **sides}
+    return {"flags": flags, **sides}
 
 
 def median(runs: list[dict[str, Any]], key: str) -> float:
