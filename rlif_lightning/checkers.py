@@ -1,7 +1,7 @@
 """What an answer is and when it is right: read `Checker`, then the two kinds here.
 
-``AnswerChecker`` compares mathematical answers, letters and words, ``LiteralChecker`` Python literals. A benchmark
-whose answers must be run (HumanEval) brings a checker of its own.
+``AnswerChecker`` compares mathematical answers, letters and words, ``LiteralChecker`` Python literals, ``CodeChecker``
+runs code against its problem's tests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlif_lightning.answers import AnswerExtractor, open_clusters
+from rlif_lightning.code_tasks import CodeExtractor
+from rlif_lightning.rewards.code import pass_rates
 from rlif_lightning.rewards.controls import is_correct
+from rlif_lightning.sandbox.pool import Sandbox
 
 # Deep or endless literals are not answers; also keeps Python's parser far from its own limits.
 _MAX_LITERAL = 4096
@@ -113,6 +116,32 @@ class LiteralChecker(Checker):
             given = _literal(answer or "")
             verdicts.append(given is not None and bool(given.value == gold.value))
         return verdicts
+
+
+class CodeChecker(Checker):
+    """Code that passes all tests of its problem is right (HumanEval, MBPP, LiveCodeBench); it runs in a sandbox.
+
+    The tests are found by the columns of their layout (``code_tasks.task_of``); ``data.answer_column`` names the one
+    that prompts may not show. Answers are whole completions, so a majority is of equal texts.
+
+    Args:
+        extractor: finds the code of a completion.
+        sandbox: where and within which limits code runs; null = the default one.
+    """
+
+    def __init__(self, extractor: CodeExtractor = CodeExtractor(), sandbox: Sandbox | None = None):
+        self.extractor, self.sandbox = extractor, sandbox
+
+    def answer(self, text: str) -> str | None:
+        """The completion itself, if it is not blank."""
+        return text if text.strip() else None
+
+    def correct(
+        self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
+    ) -> list[bool]:
+        """Whether each completion's code passes every test."""
+        rates = pass_rates([answer or "" for answer in answers], problems, self.extractor, self.sandbox)
+        return [answer is not None and rate == 1.0 for answer, rate in zip(answers, rates, strict=True)]
 
 
 @dataclass(frozen=True)

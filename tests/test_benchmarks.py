@@ -105,7 +105,7 @@ ROWS = {
         for starter, difficulty in (("", "easy"), ("class Solution:\n    def add(self, a, b):", "hard"))
     ],
 }
-CODE = {"humaneval", "mbpp", "livecodebench_v6"}
+CODE = {"humaneval", "mbpp", "livecodebench_v6"}  # gold answers are tests
 # A right and a wrong completion of the first row, as models write them.
 COMPLETIONS = {
     "gsm8k": ("3 + 4 = 7.\n#### 7", "#### 8"),
@@ -115,6 +115,12 @@ COMPLETIONS = {
     "aime25": (r"\boxed{070}", "70"),  # without a box there is no answer
     "mmlu_pro": ("4 is even. The answer is (C).", "The answer is (D)"),
     "cruxeval_o": ("[ANSWER]{'b':1}[/ANSWER]", "[ANSWER]{'a': 0}[/ANSWER]"),
+    "humaneval": ("    return x + x\n", "    return 3 * x\n"),
+    "mbpp": ("```python\ndef double(x):\n    return x + x\n```", "```python\ndef double(x):\n    return 2\n```"),
+    "livecodebench_v6": (
+        "```python\nprint(sum(map(int, input().split())))\n```",
+        "```python\nprint(max(map(int, input().split())))\n```\n3",
+    ),
 }
 
 
@@ -148,7 +154,7 @@ def test_each_overlay_measures(name, tmp_path):
     built = run("validate", name, tmp_path, *fewer, "--model.evaluation.samples=2", "--model.evaluation.pass_at=[]")
     (entry,) = json.loads(next(tmp_path.rglob("evaluation.json")).read_text())
     assert entry["problems"] == (4 if fewer else len(ROWS[name]))
-    assert ("accuracy" in entry["figures"]) is (name not in CODE)
+    assert "accuracy" in entry["figures"]
     prompts = batch(built)
     assert all("{" not in re.sub(r"boxed\{\}|\{x: 2 \* x\}|[{]'|[{]k:", "", text) for text in prompts.texts)
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
