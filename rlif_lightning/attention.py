@@ -75,7 +75,9 @@ class Block:
         q, k, v = (self._prompts(x) for x in (query, key, value))
         pieces = [fused_attention(q, k, v, prompt_mask, scaling).flatten(0, 1)]
         if self.num_rows:
-            own_q, own_k, own_v = (x.index_select(0, self.index).unflatten(0, self.grid.shape) for x in (query, key, value))
+            own_q, own_k, own_v = (
+                x.index_select(0, self.index).unflatten(0, self.grid.shape) for x in (query, key, value)
+            )
             keys = torch.cat([self._of_rows(k), own_k], 1)
             values = torch.cat([self._of_rows(v), own_v], 1)
             pieces.append(fused_attention(own_q, keys, values, mask, scaling).flatten(0, 1))
@@ -135,7 +137,7 @@ def _causal(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None) -> Tensor:
-    """PyTorch's fused attention, causal without a mask: ``[B, tokens, heads, d]`` in and out, fewer key heads allowed."""
+    """PyTorch's fused attention, causal without a mask; ``[B, tokens, heads, d]`` in and out, maybe fewer key heads."""
     if key.shape[2] != query.shape[2] and key.device.type != "cpu":
         # With a mask, CUDA's kernels take grouped keys in their slowest form only.
         key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))

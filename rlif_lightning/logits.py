@@ -1,7 +1,7 @@
 """Token statistics of the language-model head's output, in pieces that stay in the cache. Pure functions.
 
-``HeadRule`` turns raw logits into those that are sampled from. ``head_stats`` measures tokens with a backward pass of its
-own that overwrites the logits with their gradient: no second matrix of this size ever exists.
+``HeadRule`` turns raw logits into those that are sampled from. ``head_stats`` measures tokens with a backward pass of
+its own that overwrites the logits with their gradient: no second matrix of this size ever exists.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class _HeadStats(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if ctx.spent:
-            raise RuntimeError("the backward pass of head_stats ran twice; it overwrites the logits, so it can run once")
+            raise RuntimeError("the backward pass of head_stats ran twice; it overwrites the logits, so it runs once")
         ctx.spent = True
         raw, tokens, may_end, log_normalizer, entropy = ctx.saved_tensors
         for rows in pieces(*raw.shape, raw.device):
@@ -134,7 +134,9 @@ def _raw_gradient(
             allowed -= len(rule.end_ids) * forbidden[1].unsqueeze(1)
         gradient += of_certainty * (probs - 1 / allowed)
     if forbidden is not None:
-        gradient = gradient.index_copy(1, rule.end_ids, gradient[:, rule.end_ids].masked_fill(~may_end.unsqueeze(1), 0.0))
+        gradient = gradient.index_copy(
+            1, rule.end_ids, gradient[:, rule.end_ids].masked_fill(~may_end.unsqueeze(1), 0.0)
+        )
     if rule.softcap is not None:
         gradient = gradient * (1 - (logits * rule.temperature / rule.softcap).square())
     return gradient if rule.temperature == 1.0 else gradient / rule.temperature

@@ -127,8 +127,8 @@ def _hook_attention(model: PreTrainedModel) -> None:
         model.set_attn_implementation(HOOKED)
     else:
         warnings.warn(
-            f"{type(model).__name__} does not let its attention be replaced: packed groups use a dense mask and rollouts"
-            " the standard cache, which is right but slower and takes more memory",
+            f"{type(model).__name__} does not let its attention be replaced: packed groups use a dense mask and"
+            " rollouts the standard cache, which is right but slower and takes more memory",
             stacklevel=2,
         )
 

@@ -18,7 +18,12 @@ from rlif_lightning.packing import Tree
 
 CPU = torch.device("cpu")
 HEADS, SIZE = 4, 3
-JOINING = {"alone": (0.0, 0, 2**24), "similar": (1.25, 0, 2**24), "small": (0.0, 2**15, 2**24), "always": (1e9, 0, 2**60)}
+JOINING = {
+    "alone": (0.0, 0, 2**24),
+    "similar": (1.25, 0, 2**24),
+    "small": (0.0, 2**15, 2**24),
+    "always": (1e9, 0, 2**60),
+}
 
 
 def line(num_tokens: int, key_heads: int, seed: int) -> list[Tensor]:
@@ -121,7 +126,11 @@ def test_the_lower_right_bias_is_the_mask(lengths):
     mask = block._masks(None)[1]
     generator = torch.Generator().manual_seed(0)
     steps, reach = max(lengths), 6 + max(lengths)
-    shapes = [(len(lengths), steps, HEADS, SIZE), (len(lengths), reach, HEADS, SIZE), (len(lengths), reach, HEADS, SIZE)]
+    shapes = [
+        (len(lengths), steps, HEADS, SIZE),
+        (len(lengths), reach, HEADS, SIZE),
+        (len(lengths), reach, HEADS, SIZE),
+    ]
     inputs = [torch.randn(shape, generator=generator) for shape in shapes]
     biased = fused_attention(*inputs, causal_lower_right(steps, reach), None)
     torch.testing.assert_close(biased, fused_attention(*inputs, mask, None))

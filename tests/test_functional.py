@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from rlif_lightning.batch import Prompts, Rollout, TokenStats
 from rlif_lightning.rewards import SelfCertainty
 from rlif_lightning.rewards.functional import (
-    mean_over_completion,
     token_entropy,
     token_logprob,
     token_self_certainty,

@@ -109,7 +109,18 @@ def test_imports_run_along_the_flow(path):
 @pytest.mark.parametrize("name", PURE)
 def test_pure_files_import_torch_and_numpy_only(name):
     path = ROOT / "rlif_lightning" / (name.replace(".", "/") + ".py")
-    allowed = {"torch", "numpy", "math", "abc", "dataclasses", "collections", "__future__", "rlif_lightning", "string", "typing"}
+    allowed = {
+        "torch",
+        "numpy",
+        "math",
+        "abc",
+        "dataclasses",
+        "collections",
+        "__future__",
+        "rlif_lightning",
+        "string",
+        "typing",
+    }
     assert not {module.split(".")[0] for module in imported(path)} - allowed
     assert not re.search(r"torch\.(rand|randn|multinomial|bernoulli|manual_seed)|\bopen\(|print\(", path.read_text())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,7 +56,9 @@ def check_micro_batch(packed: Packed, prompts, ids, mask, group_size: int, budge
     needed = sum(tree.size for tree in packed.trees)  # nothing but trees, one after the other
     assert packed.position_ids.shape == (size,)
     assert size == needed
-    assert [tree.start for tree in packed.trees] == [sum(t.size for t in packed.trees[:k]) for k in range(len(packed.trees))]
+    assert [tree.start for tree in packed.trees] == [
+        sum(t.size for t in packed.trees[:k]) for k in range(len(packed.trees))
+    ]
     assert size <= budget or len(packed.rows) == 1
     restored = packed.unpack(packed.tokens)
     kept = mask[packed.rows]
@@ -93,7 +97,7 @@ def test_each_completion_is_packed_once_within_the_budget(lengths, prompt_length
     assert sorted(rows) == [row for row, length in enumerate(lengths) if length > 0]
     sizes = [tree.size for packed in packs for tree in packed.trees]
     assert sizes == sorted(sizes, reverse=True)
-    for packed, following in zip(packs, packs[1:], strict=False):  # none is cut off early
+    for packed, following in pairwise(packs):  # none is cut off early
         assert len(packed.input_ids) + following.trees[0].size > budget
 
 

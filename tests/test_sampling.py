@@ -131,7 +131,11 @@ def test_blocks_of_large_vocabularies_invert_the_same_distribution(seed, vocabul
     banned[4:8, -1] = False
     weights = weights.masked_fill(banned, 0.0)
     some = torch.rand(12, dtype=torch.float64, generator=generator)
-    for uniforms in (some, torch.zeros(12, dtype=torch.float64), torch.full((12,), JUST_BELOW_ONE, dtype=torch.float64)):
+    for uniforms in (
+        some,
+        torch.zeros(12, dtype=torch.float64),
+        torch.full((12,), JUST_BELOW_ONE, dtype=torch.float64),
+    ):
         tokens = sample_weights(weights, uniforms)
         assert (weights.gather(1, tokens.unsqueeze(1)) > 0).all()
         for row, u, token in zip(weights.tolist(), uniforms.tolist(), tokens.tolist(), strict=True):

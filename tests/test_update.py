@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import ARCHITECTURES
 from hypothesis import given
 from hypothesis import strategies as st
-from conftest import ARCHITECTURES
 from test_policy import GROUP, rows
 from test_rewards import handmade
 from test_run import fit
@@ -19,7 +19,14 @@ from rlif_lightning.objectives import Clipped, KLCov, ReferenceKL
 from rlif_lightning.policy import Policy, PolicyModel
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rollout.sampling import Sampling
-from rlif_lightning.update import UpdateMeter, UpdatePlan, backward_update, score_logprobs, trained_rows, without_dropped
+from rlif_lightning.update import (
+    UpdateMeter,
+    UpdatePlan,
+    backward_update,
+    score_logprobs,
+    trained_rows,
+    without_dropped,
+)
 
 
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 5), st.integers(2, 4))
@@ -100,7 +107,7 @@ def test_one_micro_batch_is_one_completion_at_a_time(tiny_models, architecture, 
         meter = UpdateMeter(ids.device)
 
         def backward(share: torch.Tensor, shares=shares) -> None:
-            shares.append(float(share))
+            shares.append(float(share.detach()))
             share.backward()
 
         backward_update(policy, objective, update, prompts, ids, sampling, budget, GROUP, backward, meter)

@@ -68,7 +68,7 @@ class SharedPrefixMemory:
         memory.prompt_values[groups, :, : keys.shape[1]] = values.transpose(1, 2)
 
     def _allocate(self, values: Tensor) -> LayerMemory:
-        """In the values' precision: under autocast, rotary angles turn keys to float32 that products would cast anew."""
+        """In the values' precision: under autocast, rotary keys are float32, which every product would cast anew."""
         _, _, heads, size = values.shape
         prompt, own = (self.max_groups, heads, self.max_prompt, size), (self.max_rows, heads, self.room, size)
         # Zeros, since what lies beyond a prompt's end is multiplied by a probability of 0: it must be finite.
@@ -111,7 +111,7 @@ class SharedPrefixMemory:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
     ) -> Tensor:
-        """Attention ``[n, 1, heads, d]`` of each row's newest token; all three ``[n, heads, 1, d]``, fewer key heads."""
+        """Attention ``[n, 1, heads, d]`` of each row's newest token; from ``[n, heads, 1, d]``, maybe fewer key heads."""
         memory, (n, heads, _, size) = self.layers[layer], query.shape
         rows, lengths = self.slots
         memory.own_keys[rows, :, lengths] = key[:, :, 0].to(memory.own_keys.dtype)

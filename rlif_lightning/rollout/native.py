@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rlif_lightning.batch import Prompts, Rollout, TokenStats
 from rlif_lightning.logits import pieces
 from rlif_lightning.policy import MAX_LOGITS, PolicyModel
-from rlif_lightning.rewards.functional import softmax_parts, token_stats
+from rlif_lightning.rewards.functional import token_stats
 from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.decoders import Decoder, SharedPrefixDecoder, StandardDecoder
 from rlif_lightning.rollout.kv_memory import moves
@@ -147,7 +147,10 @@ class _Generation:
         new = self.decoder.admit([self.prompts.token_ids[p] for p in chosen], self.group_size)
         rows = torch.arange(first * self.group_size, self.next_prompt * self.group_size)
         index = self.prompts.index.tolist()
-        counters = [index[p] for p in chosen for _ in range(self.group_size)], list(range(self.group_size)) * len(chosen)
+        counters = (
+            [index[p] for p in chosen for _ in range(self.group_size)],
+            list(range(self.group_size)) * len(chosen),
+        )
         uniforms = counter_uniforms(self.engine.seed, self.step, *counters, self.sampling.max_new_tokens)
         self.rows, self.steps = torch.cat([self.rows, rows]), torch.cat([self.steps, torch.zeros_like(rows)])
         self.uniforms = torch.cat([self.uniforms, uniforms])
