@@ -94,9 +94,7 @@ class _HeadStats(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if ctx.spent:
-            raise RuntimeError(
-                "the backward pass of head_stats ran twice; it overwrites the logits, so it can run once"
-            )
+            raise RuntimeError("the backward pass of head_stats ran twice; it overwrites the logits, so it runs once")
         ctx.spent = True
         raw, tokens, may_end, log_normalizer, entropy = ctx.saved_tensors
         for rows in pieces(raw):
