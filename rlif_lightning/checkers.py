@@ -1,7 +1,7 @@
-"""What an answer is and when it is right: read `Checker`, then the two kinds here.
+"""What an answer is and when it is right: read `Checker`, then the three kinds here.
 
-``AnswerChecker`` compares mathematical answers, letters and words, ``LiteralChecker`` Python literals, ``CodeChecker``
-runs code against its problem's tests.
+``AnswerChecker`` compares mathematical answers, letters and words, ``LiteralChecker`` Python literals; ``CodeChecker``
+runs code against tests, in a sandbox.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlif_lightning.answers import AnswerExtractor, open_clusters
-from rlif_lightning.code_tasks import CodeExtractor
-from rlif_lightning.rewards.code import pass_rates
+from rlif_lightning.code_tasks import TEST_COLUMNS, CodeExtractor
+from rlif_lightning.rewards.code import announced, pass_rates
 from rlif_lightning.rewards.controls import is_correct
 from rlif_lightning.sandbox.pool import Sandbox
 
@@ -119,29 +119,34 @@ class LiteralChecker(Checker):
 
 
 class CodeChecker(Checker):
-    """Code that passes all tests of its problem is right (HumanEval, MBPP, LiveCodeBench); it runs in a sandbox.
+    """Code that passes all tests of its problem is right (HumanEval, MBPP, LiveCodeBench; see ``task_of``).
 
-    The tests are found by the columns of their layout (``code_tasks.task_of``); ``data.answer_column`` names the one
-    that prompts may not show. Answers are whole completions, so a majority is of equal texts.
+    The whole completion is the answer, for the code that it holds can depend on the prompt that it continues. So
+    answers are equal where texts are, and agreement, diversity and maj@k say little.
 
     Args:
         extractor: finds the code of a completion.
-        sandbox: where and within which limits code runs; null = the default one.
+        sandbox: where and within which limits the code runs.
+
+    Raises:
+        ValueError: no sandbox that is strong enough.
     """
 
     def __init__(self, extractor: CodeExtractor = CodeExtractor(), sandbox: Sandbox | None = None):
-        self.extractor, self.sandbox = extractor, sandbox
+        self.extractor, self.sandbox = extractor, announced(sandbox)
 
     def answer(self, text: str) -> str | None:
-        """The completion itself, if it is not blank."""
+        """The text; None where it is blank."""
         return text if text.strip() else None
 
     def correct(
         self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
     ) -> list[bool]:
-        """Whether each completion's code passes every test."""
+        """Whether the code in each answer passes every test of its problem, all columns of tests together."""
+        if gold_column not in TEST_COLUMNS:
+            raise ValueError(f"data.answer_column={gold_column!r} holds no tests; choose one of {list(TEST_COLUMNS)}")
         rates = pass_rates([answer or "" for answer in answers], problems, self.extractor, self.sandbox)
-        return [answer is not None and rate == 1.0 for answer, rate in zip(answers, rates, strict=True)]
+        return [rate == 1.0 for rate in rates]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+TEST_COLUMNS = ("test", "test_list", "public_test_cases", "private_test_cases")
+
 
 @dataclass(frozen=True)
 class CodeTask:

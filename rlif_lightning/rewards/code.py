@@ -118,7 +118,7 @@ class CodeTests(RewardHead):
         super().__init__()
         if credit not in ("share", "all"):
             raise ValueError(f"credit={credit!r} is unknown; choose one of ['share', 'all']")
-        self.extractor, self.credit, self.sandbox = extractor, credit, _announced(sandbox)
+        self.extractor, self.credit, self.sandbox = extractor, credit, announced(sandbox)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         names = list(rollout.prompts.columns)
@@ -129,7 +129,8 @@ class CodeTests(RewardHead):
         return RewardOutput(scores.to(rollout.mask.device), log={"code/solved": float(solved.mean())})
 
 
-def _announced(sandbox: Sandbox | None) -> Sandbox:
+def announced(sandbox: Sandbox | None) -> Sandbox:
+    """The sandbox, or the default one, with its level in the log."""
     sandbox = sandbox or Sandbox()
     rank_zero_info(f"code of completions runs in a sandbox: {sandbox.level}")
     return sandbox
@@ -245,7 +246,7 @@ class BehaviourVote(RewardHead):
         self.num_inputs, self.seed, self.extractor = num_inputs, seed, extractor
         self.mode, self.denominator = mode, denominator
         self.min_parseable, self.entropy_range = min_parseable, entropy_range
-        self.sandbox = _announced(sandbox)
+        self.sandbox = announced(sandbox)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         group_size = rollout.group_size
