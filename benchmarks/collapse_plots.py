@@ -44,7 +44,9 @@ def draw_arms(runs: Sequence[Run], out: Path, columns: int = 4) -> None:
         axis.set_visible(False)
     axes[0, 0].set_ylim(0, 1)
     figure.supxlabel("rollout", fontsize=9)
-    figure.supylabel("accuracy on held-out problems (triangle: the guard's first alarm)", fontsize=9)
+    figure.suptitle(
+        "accuracy on held-out problems, a line for each seed; triangle: the guard's first alarm", fontsize=10
+    )
     _save(figure, out)
 
 

@@ -140,7 +140,8 @@ def main(args: list[str] | None = None) -> None:
         Job(arm, seed, out / arm / f"seed_{seed}", tuple(given.extra)) for seed in given.seeds for arm in given.arms
     ]
     failures = [] if given.summarise else run_all(jobs, given.at_once)
-    summarise(jobs, out)
+    if not failures or any(job.finished for job in jobs):
+        summarise(jobs, out)
     if failures:
         raise SystemExit("\n".join(failures))
 

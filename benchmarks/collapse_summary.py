@@ -86,7 +86,8 @@ def measure(run: Run) -> dict[str, Any]:
 
     ``collapse``: the first evaluation below half of the peak; ``quarter_lost``: below three quarters; ``lead``:
     rollouts from the guard's first alarm to ``quarter_lost`` (negative: too late; None: no loss, or never an alarm);
-    ``missed``: a quarter lost without an alarm before; ``false_alarms``: alarms of a run that never lost a quarter.
+    ``missed``: a quarter lost without an alarm before; ``false_alarms``: alarms of a run that never lost a quarter
+    (none where the guard went back: it may be why).
     """
     accuracy = run.curves["accuracy"]
     lost = first_below(run.rollouts, accuracy, 0.75)
@@ -104,7 +105,7 @@ def measure(run: Run) -> dict[str, Any]:
         "first_alarm": first_alarm,
         "lead": lead,
         "missed": lost is not None and (lead is None or lead <= 0),
-        "false_alarms": len(run.alarms) if lost is None else 0,
+        "false_alarms": len(run.alarms) if lost is None and not run.rollbacks else 0,
         "rollbacks": len(run.rollbacks),
         **final,
     }

@@ -163,3 +163,18 @@ def test_a_rollout_with_nothing_to_train_on_changes_no_parameter(tmp_path):
     fresh = replace(run.model.policy_settings)
     start = type(run.model.policy)(fresh).state_dict()
     assert all(torch.equal(value, start[name]) for name, value in run.model.policy.state_dict().items())
+
+
+def test_the_meters_figures_of_picked_tokens_by_hand():
+    """Four tokens, one of them not of the batch; two of the other three picked, with entropies 1 and 2."""
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0, -9.0]])
+    old = torch.tensor([[-1.5, -2.0, -3.25, -1.0]])
+    mask = torch.tensor([[True, True, True, False]])
+    entropy = torch.tensor([[1.0, 4.0, 2.0, 50.0]])
+    batch = LossInputs(logprobs, old, torch.zeros(1, 4), mask, torch.zeros(1, dtype=torch.int64), entropy)
+    meter = UpdateMeter(mask.device)
+    meter.add(batch, torch.tensor([[True, False, True, True]]), mask, Clipped())
+    means = meter.means()
+    assert float(means["policy/entropy_picked"]) == pytest.approx(1.5)
+    assert float(means["policy/log_ratio_picked"]) == pytest.approx((0.5 + 0.25) / 2)
+    assert float(means["policy/picked_fraction"]) == pytest.approx(2 / 3)
