@@ -78,7 +78,7 @@ class _HeadStats(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule) -> tuple[Tensor, ...]:
         found, normalizers = [], []
-        for rows in pieces(*raw.shape, raw.device):
+        for rows in pieces(len(raw), raw.shape[1], raw.device):
             ends = None if may_end is None else may_end[rows]
             logits = rule.apply(raw[rows])
             parts = rule.parts(logits, ends)
@@ -97,7 +97,7 @@ class _HeadStats(torch.autograd.Function):
             raise RuntimeError("the backward pass of head_stats ran twice; it overwrites the logits, so it runs once")
         ctx.spent = True
         raw, tokens, may_end, log_normalizer, entropy = ctx.saved_tensors
-        for rows in pieces(*raw.shape, raw.device):
+        for rows in pieces(len(raw), raw.shape[1], raw.device):
             ends = None if may_end is None else may_end[rows]
             given = [None if g is None else g[rows].unsqueeze(1) for g in gradients]
             saved = (tokens[rows].unsqueeze(1), ends, log_normalizer[rows].unsqueeze(1), entropy[rows].unsqueeze(1))
@@ -135,7 +135,7 @@ def _raw_gradient(
         gradient += of_certainty * (probs - 1 / allowed)
     if forbidden is not None:
         gradient = gradient.index_copy(
-            1, rule.end_ids, gradient[:, rule.end_ids].masked_fill(~may_end.unsqueeze(1), 0.0)
+            1, rule.end_ids, gradient[:, rule.end_ids].masked_fill(forbidden[1].unsqueeze(1), 0.0)
         )
     if rule.softcap is not None:
         gradient = gradient * (1 - (logits * rule.temperature / rule.softcap).square())

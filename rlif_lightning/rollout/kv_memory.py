@@ -111,7 +111,7 @@ class SharedPrefixMemory:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
     ) -> Tensor:
-        """Attention ``[n, 1, heads, d]`` of each row's newest token; from ``[n, heads, 1, d]``, maybe fewer key heads."""
+        """Attention ``[n, 1, heads, d]`` of each row's newest token; from ``[n, heads, 1, d]``, fewer key heads."""
         memory, (n, heads, _, size) = self.layers[layer], query.shape
         rows, lengths = self.slots
         memory.own_keys[rows, :, lengths] = key[:, :, 0].to(memory.own_keys.dtype)

@@ -166,7 +166,7 @@ class _Generation:
         size = max(1, MAX_LOGITS // self.policy.causal_lm.config.vocab_size)
         for start in range(0, len(hidden), size):
             raw = self.policy.head(hidden[start : start + size])
-            for piece in pieces(*raw.shape, raw.device):
+            for piece in pieces(len(raw), raw.shape[1], raw.device):
                 rows = slice(start + piece.start, start + min(piece.stop, len(raw)))
                 drawn = self._draw_piece(raw[piece], uniforms[rows], None if may_end is None else may_end[rows])
                 tokens.append(drawn[0])
