@@ -87,6 +87,8 @@ def test_trees_join_only_while_padding_stays_small(monkeypatch):
     sizes = lambda trees: [len(block) for block in attention._join_similar(trees)]  # noqa: E731
     assert sizes([same] * 6) == [6]
     assert sizes([same, same, long, same]) == [2, 1, 1]
+    # Squares 1600, 1296, 1024, 784: three calls of 40 cost 4800 <= 1.25 * 3920, a fourth 6400 > 1.25 * 4704.
+    assert sizes([Tree(0, length) for length in (40, 36, 32, 28)]) == [3, 1]
     monkeypatch.setattr(attention, "LARGEST", 2 * pairs)
     assert sizes([same] * 6) == [2, 2, 2]
     monkeypatch.setattr(attention, "LARGEST", 2 * pairs - 1)

@@ -1,0 +1,196 @@
+"""How rows come and go: joining and leaving, the fallback, adapters, precisions, and memory that does not grow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import ARCHITECTURES
+from test_native import GROUP, SAMPLINGS, completions, load, rescored
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Gemma3PreTrainedModel, LlamaPreTrainedModel, PreTrainedModel
+
+from rlif_lightning.batch import Prompts, Rollout
+from rlif_lightning.policy import LoRA, PolicyModel
+from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.sampling import Sampling, counter_uniforms
+
+PROMPT_LENGTHS = [1, 17, 4, 9, 2, 30, 3, 3, 12, 7, 21, 5]
+
+
+def many_prompts(policy: PolicyModel) -> Prompts:
+    """Twelve prompts of 1 to 30 tokens, around Gemma's window of 6."""
+    generator = torch.Generator().manual_seed(4)
+    vocabulary = policy.causal_lm.config.vocab_size
+    ids = [torch.randint(12, vocabulary, (length,), generator=generator) for length in PROMPT_LENGTHS]
+    return Prompts(ids, [""] * len(ids), {}, torch.arange(len(ids)))
+
+
+def generate_many(policy: PolicyModel, max_rows: int, sampling: Sampling, group_size: int = GROUP) -> Rollout:
+    engine = NativeEngine(max_rows)
+    engine.setup(policy, seed=11)
+    return engine.generate(many_prompts(policy), group_size, sampling, 3)
+
+
+def watched(monkeypatch, name: str) -> list:
+    """What a method of the shared memory was called on, call by call, beside what it does."""
+    calls = []
+    original = getattr(SharedPrefixMemory, name)
+
+    def record(memory, *args):
+        calls.append((memory.num_groups, memory.num_rows))
+        return original(memory, *args)
+
+    monkeypatch.setattr(SharedPrefixMemory, name, record)
+    return calls
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_that_join_and_leave_do_not_change_a_completion(tiny_models, monkeypatch, architecture):
+    """Completions of 1 to 48 tokens; memories of 1, 3 and 5 groups, in which single rows linger."""
+    policy, sampling = load(tiny_models[architecture]).double(), Sampling(temperature=1.2, max_new_tokens=48)
+    whole = generate_many(policy, 512, sampling)
+    assert whole.lengths.min() < 4
+    assert whole.lengths.max() > 30
+    joined = watched(monkeypatch, "add")
+    for groups in (1, 3, 5):
+        joined.clear()
+        rollout = generate_many(policy, groups * GROUP + GROUP - 1, sampling)
+        assert completions(rollout) == completions(whole)
+        assert torch.equal(rollout.ended, whole.ended)
+        for name, values in vars(rollout.stats).items():
+            torch.testing.assert_close(values, getattr(whole.stats, name), rtol=1e-5, atol=1e-5)
+        assert any(under_way > 0 for under_way, _ in joined) == (groups > 1)  # some joined rows under way
+
+
+@torch.no_grad()
+def sampled_plainly(policy: PolicyModel, prompts: Prompts, sampling: Sampling) -> list[list[int]]:
+    """Each completion alone and without any cache: one forward of the whole sequence per token."""
+    done = []
+    for p, prompt in enumerate(prompts.token_ids):
+        for g in range(GROUP):
+            uniforms = counter_uniforms(11, 3, [p], [g], sampling.max_new_tokens)[0].tolist()
+            ids = prompt.tolist()
+            for step in range(sampling.max_new_tokens):
+                logits = policy.model(input_ids=torch.tensor([ids])).logits[0, -1] / sampling.temperature
+                if step < sampling.min_new_tokens:
+                    logits[policy.eos_ids] = -torch.inf
+                reached = logits.softmax(-1).cumsum(-1)
+                ids.append(int((reached <= uniforms[step]).sum()))
+                if ids[-1] in policy.eos_ids:
+                    break
+            done.append(ids[len(prompt) :])
+    return done
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shared_prompts_give_plain_generation_token_for_token(tiny_models, architecture):
+    policy = load(tiny_models[architecture]).double().eval()
+    sampling = Sampling(temperature=1.2, max_new_tokens=12, min_new_tokens=2)
+    prompts = many_prompts(policy)
+    assert completions(generate_many(policy, 5 * GROUP, sampling)) == sampled_plainly(policy, prompts, sampling)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_a_model_whose_attention_cannot_be_replaced_falls_back_and_says_so(tiny_models, monkeypatch, architecture):
+    sampling = SAMPLINGS["hot"]
+    whole = generate_many(load(tiny_models[architecture]).double(), 512, sampling)
+    monkeypatch.setattr(PreTrainedModel, "_supports_attention_backend", False)
+    for kind in (LlamaPreTrainedModel, Gemma3PreTrainedModel):
+        monkeypatch.setattr(kind, "_supports_attention_backend", False)
+    with pytest.warns(UserWarning, match="does not let its attention be replaced") as caught:
+        policy = load(tiny_models[architecture]).double()
+    assert len(caught) == 1
+    rollout = generate_many(policy, 3 * GROUP, sampling)  # a second warning would be an error
+    scored = rescored(policy, rollout, sampling)
+    assert not policy.shares_prompts
+    assert completions(rollout) == completions(whole)
+    torch.testing.assert_close(scored.logprobs, rollout.stats.logprobs.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rollouts_of_adapters_are_those_of_the_adapted_model(tiny_models, architecture):
+    pytest.importorskip("peft")
+    policy = load(tiny_models[architecture], lora=LoRA(rank=2, alpha=4)).double().eval()
+    base = generate_many(policy, 512, SAMPLINGS["plain"])
+    torch.manual_seed(0)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    prompts, sampling = many_prompts(policy), Sampling(max_new_tokens=5)
+    assert completions(generate_many(policy, 3 * GROUP, sampling)) == sampled_plainly(policy, prompts, sampling)
+    with policy.adapters_off():
+        assert completions(generate_many(policy, 512, SAMPLINGS["plain"])) == completions(base)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_bfloat16_rollouts_stay_close_to_exact_scoring(tiny_models, architecture, how):
+    """Rows join and leave; statistics in float32; under autocast rotary keys and values differ in precision."""
+    policy = load(tiny_models[architecture], dtype="bfloat16" if how == "weights" else "float32")
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast", cache_enabled=False):
+        rollout = generate_many(policy, 3 * GROUP, SAMPLINGS["plain"])
+    exact = rescored(policy.float(), rollout, SAMPLINGS["plain"])
+    assert rollout.stats.logprobs.dtype == torch.float32
+    assert float((rollout.stats.logprobs - exact.logprobs)[rollout.mask].abs().mean()) < 0.1
+
+
+def test_autocast_casts_weights_once_and_forgets_them(tiny_models):
+    """A cache that outlived the rollout would hide later changes of the weights, and their gradients."""
+    policy = load(tiny_models["llama"])
+    weight = policy.causal_lm.model.layers[0].mlp.up_proj.weight
+    casts = CastsOf(weight)
+    inputs = torch.randn(3, weight.shape[1])
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with casts:
+            rollout = generate_many(policy, 512, SAMPLINGS["plain"])
+        assert rollout.lengths.max() > 5
+        assert casts.count == 1
+        assert not torch.is_autocast_cache_enabled()
+        before = torch.nn.functional.linear(inputs, weight)
+        assert before.requires_grad
+        with torch.no_grad():
+            weight.mul_(2)
+        torch.testing.assert_close(torch.nn.functional.linear(inputs, weight), 2 * before)
+
+
+class CastsOf(TorchDispatchMode):
+    """Counts the casts of one tensor."""
+
+    def __init__(self, tensor: torch.Tensor):
+        super().__init__()
+        self.pointer, self.count = tensor.data_ptr(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() == self.pointer:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def stored_elements(policy: PolicyModel, num_prompts: int, max_rows: int, monkeypatch) -> int:
+    """Elements of keys and values that a rollout has at its end."""
+    memories = []
+    original = SharedPrefixMemory.__init__
+
+    def remember(memory, *args):
+        memories.append(memory)
+        original(memory, *args)
+
+    monkeypatch.setattr(SharedPrefixMemory, "__init__", remember)
+    engine = NativeEngine(max_rows)
+    engine.setup(policy, seed=0)
+    ids = [torch.full((9,), 20)] * num_prompts
+    prompts = Prompts(ids, [""] * num_prompts, {}, torch.arange(num_prompts))
+    engine.generate(prompts, GROUP, Sampling(max_new_tokens=20, min_new_tokens=19), 0)
+    monkeypatch.setattr(SharedPrefixMemory, "__init__", original)
+    (memory,) = memories
+    return sum(tensor.numel() for layer in memory.layers.values() for tensor in vars(layer).values())
+
+
+def test_memory_is_bounded_by_max_rows_and_not_by_prompts(tiny_models, monkeypatch):
+    """Two layers, keys and values, two heads of 8: per group 9 prompt tokens, per row 19 of its own."""
+    policy = load(tiny_models["llama"])
+    sizes = [stored_elements(policy, prompts, 3 * GROUP, monkeypatch) for prompts in (3, 12, 48)]
+    assert sizes == [2 * 2 * 16 * (3 * 9 + 3 * GROUP * 19)] * 3
+    assert stored_elements(policy, 12, 6 * GROUP, monkeypatch) == 2 * sizes[0]
