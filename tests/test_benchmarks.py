@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import pickle
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,17 @@ from rlif_lightning.benchmarks import BenchmarkData
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "benchmarks"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-TESTS = [{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]
-PACKED = base64.b64encode(zlib.compress(pickle.dumps(json.dumps(TESTS)))).decode()  # the published form
+
+
+def cases(*pairs: tuple[str, str], kind: str = "stdin") -> str:
+    return json.dumps([{"input": given, "output": wanted, "testtype": kind} for given, wanted in pairs])
+
+
+def packed(text: str) -> str:
+    """The published form of LiveCodeBench's private tests."""
+    return base64.b64encode(zlib.compress(pickle.dumps(text))).decode()
+
+
 ROWS = {
     "gsm8k": [
         {"question": "Ann has 3 pens and buys 4. How many?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"},
@@ -91,21 +102,29 @@ ROWS = {
     "livecodebench_v6": [
         {
             "question_title": "sum",
-            "question_content": "Read two numbers and print their sum.",
-            "platform": "atcoder",
+            "question_content": "Return or print the sum of two numbers.",
+            "platform": "leetcode" if starter else "atcoder",
             "question_id": "abc000_a",
             "contest_id": "abc000",
             "contest_date": "2025-01-04T00:00:00",
             "starter_code": starter,
             "difficulty": difficulty,
-            "public_test_cases": json.dumps(TESTS),
-            "private_test_cases": PACKED,
-            "metadata": "{}",
+            "public_test_cases": public,
+            "private_test_cases": packed(private),
+            "metadata": metadata,
         }
-        for starter, difficulty in (("", "easy"), ("class Solution:\n    def add(self, a, b):", "hard"))
+        for starter, difficulty, metadata, public, private in (
+            ("", "easy", "{}", cases(("1 2\n", "3\n")), cases(("5 5\n", "10\n"))),
+            (
+                "class Solution:\n    def add(self, a, b):",
+                "hard",
+                '{"func_name": "add"}',
+                cases(("1\n2", "3"), kind="functional"),
+                cases(("5\n5", "10"), kind="functional"),
+            ),
+        )
     ],
 }
-CODE = {"humaneval", "mbpp", "livecodebench_v6"}  # gold answers are tests
 # A right and a wrong completion of the first row, as models write them.
 COMPLETIONS = {
     "gsm8k": ("3 + 4 = 7.\n#### 7", "#### 8"),
@@ -115,12 +134,20 @@ COMPLETIONS = {
     "aime25": (r"\boxed{070}", "70"),  # without a box there is no answer
     "mmlu_pro": ("4 is even. The answer is (C).", "The answer is (D)"),
     "cruxeval_o": ("[ANSWER]{'b':1}[/ANSWER]", "[ANSWER]{'a': 0}[/ANSWER]"),
-    "humaneval": ("    return x + x\n", "    return 3 * x\n"),
-    "mbpp": ("```python\ndef double(x):\n    return x + x\n```", "```python\ndef double(x):\n    return 2\n```"),
-    "livecodebench_v6": (
-        "```python\nprint(sum(map(int, input().split())))\n```",
-        "```python\nprint(max(map(int, input().split())))\n```\n3",
-    ),
+    "humaneval": ("    return x + x\n\nprint(1)", "    return x\n"),
+    "mbpp": ("Sure:\n```python\ndef double(n):\n    return 2 * n\n```", "```\ndef double(n): return 2\n```"),  # 1 of 2
+    # The wrong one passes what is public.
+    "livecodebench_v6": ("```python\na, b = map(int, input().split())\nprint(a + b)\n```", "```\nprint(3)\n```"),
+}
+
+# Code that solves each row.
+SOLUTIONS = {
+    "humaneval": [ROWS["humaneval"][0]["canonical_solution"]],
+    "mbpp": [ROWS["mbpp"][0]["code"]],
+    "livecodebench_v6": [
+        "print(sum(map(int, input().split())))",
+        "class Solution:\n    def add(self, a, b):\n        return a + b",
+    ],
 }
 
 
@@ -132,12 +159,28 @@ def run(command: str, name: str, folder: Path, *arguments: str, rows: list[dict]
         source = [f"--data.source.init_args.file={path}"]
     model = ["--model.policy.name=rlif-arithmetic", f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu"]
     short = ["--model.evaluation.sampling.max_new_tokens=4", "--trainer.enable_progress_bar=false"]
+    if name in SOLUTIONS:  # any sandbox that the machine has: test_escape.py is about what it stops
+        short.append("--model.evaluation.checker.sandbox.minimum=rlimits")
     configs = [f"--config={ROOT}/configs/evaluate.yaml", f"--config={FOLDER}/{name}.yaml"]
     return cli.main([command, *configs, *source, *model, *short, *arguments])
 
 
 def batch(built: cli.RLIFCLI):
     return next(iter(built.datamodule.val_dataloader()))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Callable[[str], tuple[cli.RLIFCLI, Path]]:
+    """Overlay -> the finished `validate` and its folder, run once for all tests."""
+
+    @functools.cache
+    def validate(name: str) -> tuple[cli.RLIFCLI, Path]:
+        folder = tmp_path_factory.mktemp(name)
+        fewer = [] if name in ROWS else ["--data.source.init_args.validation_size=4"]
+        few = ["--model.evaluation.samples=2", "--model.evaluation.pass_at=[]"]
+        return run("validate", name, folder, *fewer, *few), folder
+
+    return validate
 
 
 def test_the_issue_s_benchmarks_are_there():
@@ -147,14 +190,13 @@ def test_the_issue_s_benchmarks_are_there():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_each_overlay_measures(name, tmp_path):
-    if name.startswith("reasoning_gym"):
+def test_each_overlay_measures(name, measured):
+    if name not in ROWS:
         pytest.importorskip("reasoning_gym")
-    fewer = ["--data.source.init_args.validation_size=4"] if name.startswith("reasoning_gym") else []
-    built = run("validate", name, tmp_path, *fewer, "--model.evaluation.samples=2", "--model.evaluation.pass_at=[]")
-    (entry,) = json.loads(next(tmp_path.rglob("evaluation.json")).read_text())
-    assert entry["problems"] == (4 if fewer else len(ROWS[name]))
-    assert "accuracy" in entry["figures"]
+    built, folder = measured(name)
+    (entry,) = json.loads(next(folder.rglob("evaluation.json")).read_text())
+    assert entry["problems"] == len(ROWS.get(name, range(4)))
+    assert {"accuracy", "greedy_accuracy"} <= set(entry["figures"])
     prompts = batch(built)
     assert all("{" not in re.sub(r"boxed\{\}|\{x: 2 \* x\}|[{]'|[{]k:", "", text) for text in prompts.texts)
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
@@ -163,34 +205,34 @@ def test_each_overlay_measures(name, tmp_path):
     assert set(entry.get("subsets", {})) == labels
 
 
-@pytest.mark.parametrize("name", COMPLETIONS)
-def test_right_and_wrong_completions_are_told_apart(name, tmp_path):
-    built = run("validate", name, tmp_path, "--model.evaluation.samples=1", "--model.evaluation.pass_at=[]")
+def judged(built: cli.RLIFCLI, texts: list[str], rows: list[int]) -> list[bool]:
+    """Verdicts of the overlay's checker on completions of the named rows."""
     checker, columns = built.model.evaluator.checker, batch(built).columns
-    row = {column: values[0] for column, values in columns.items()}
-    answers = [checker.answer(text) for text in COMPLETIONS[name]]
-    assert checker.correct(answers, [row, row], built.model.answer_column) == [True, False]
+    problems = [{column: values[row] for column, values in columns.items()} for row in rows]
+    return checker.correct([checker.answer(text) for text in texts], problems, built.model.answer_column)
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_every_gold_answer_can_be_judged_and_is_right(name, tmp_path):
-    if name in CODE:
+def test_right_and_wrong_completions_are_told_apart(name, measured):
+    assert judged(measured(name)[0], [*COMPLETIONS[name], " \n"], [0, 0, 0]) == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_gold_answer_can_be_judged_and_is_right(name, measured):
+    built, _ = measured(name)
+    rows = list(range(len(ROWS[name])))
+    if name in SOLUTIONS:
+        assert judged(built, SOLUTIONS[name], rows) == [True] * len(rows)
         return
-    built = run("validate", name, tmp_path, "--model.evaluation.samples=1", "--model.evaluation.pass_at=[]")
-    checker, column = built.model.evaluator.checker, built.model.answer_column
-    for rows in built.datamodule.val_dataloader():
-        problems = [dict(zip(rows.columns, values, strict=True)) for values in zip(*rows.columns.values(), strict=True)]
-        gold = [str(problem[column]).rsplit("#### ", 1)[-1] for problem in problems]
-        assert checker.correct(gold, problems, column) == [True] * len(gold)
+    problems = [{column: values[i] for column, values in batch(built).columns.items()} for i in rows]
+    column = built.model.answer_column
+    gold = [str(problem[column]).rsplit("#### ", 1)[-1] for problem in problems]
+    assert built.model.evaluator.checker.correct(gold, problems, column) == [True] * len(gold)
 
 
-def test_prompts_show_what_the_problem_needs(tmp_path):
+def test_prompts_show_what_the_problem_needs(measured):
     def text(name: str, row: int = 0) -> str:
-        folder = tmp_path / f"{name}{row}"
-        folder.mkdir()
-        return batch(
-            run("validate", name, folder, "--model.evaluation.samples=1", "--model.evaluation.pass_at=[]")
-        ).texts[row]
+        return batch(measured(name)[0]).texts[row]
 
     assert text("mmlu_pro").endswith(
         'A. 1\nB. 3\nC. 4\nD. 5\n\nThink step by step, then end with "The answer is (X)", X being the right letter.\n'
@@ -206,12 +248,14 @@ def test_prompts_show_what_the_problem_needs(tmp_path):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_missing_column_is_named(name, tmp_path, capsys):
-    needed = sorted(yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["data"]["source"]["init_args"]["columns"])
-    rows = [{key: value for key, value in row.items() if key != needed[0]} | {"other": 1} for row in ROWS[name]]
-    with pytest.raises(SystemExit):
-        run("validate", name, tmp_path, rows=rows)
-    assert f"columns ['{needed[0]}'] are missing; it has" in capsys.readouterr().err
+def test_a_missing_column_is_named(name, tmp_path):
+    settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["data"]["source"]["init_args"]
+    needed = sorted(settings["columns"])[0]
+    path = tmp_path / "rows.jsonl"
+    rows = [{key: value for key, value in row.items() if key != needed} | {"other": 1} for row in ROWS[name]]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=rf"columns \['{needed}'\] are missing; it has"):
+        BenchmarkData(**settings, file=str(path)).load("validation")
 
 
 def test_a_column_of_another_kind_is_named(tmp_path, capsys):

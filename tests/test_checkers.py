@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import base64
+import json
+import pickle
+import zlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.checkers import AnswerChecker, LiteralChecker
-
-ENV = dict(os.environ)
+from rlif_lightning.checkers import AnswerChecker, CodeChecker, LiteralChecker
+from rlif_lightning.code_tasks import CodeExtractor
+from rlif_lightning.sandbox.pool import Sandbox
 
 
 def literal(text: str) -> str | None:
@@ -59,18 +60,10 @@ def test_the_last_tag_counts_and_no_tag_is_no_answer():
     assert checker.answer("2") is None
 
 
-def test_equal_literals_have_one_spelling_whatever_the_hash_seed():
-    code = (
-        "from rlif_lightning.checkers import LiteralChecker;"
-        "print(LiteralChecker().answer(\"[ANSWER]{'b','a','c'}[/ANSWER]\"))"
-    )
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, check=True, env={**ENV, "PYTHONHASHSEED": seed}
-        )
-        for seed in ("1", "2")
-    ]
-    assert [run.stdout for run in runs] == [b"{'a', 'b', 'c'}\n"] * 2
+def test_equal_literals_have_one_spelling_whatever_the_hash_order():
+    assert repr({0, 8}) != repr({8, 0})  # they collide, so that Python shows them as they came
+    assert literal("{0, 8}") == literal("{8, 0}") == "{0, 8}"
+    assert literal("{'b', 'a', 'c'}") == "{'a', 'b', 'c'}"
     assert literal("{'b': {2, 1}, 'a': ()}") == "{'a': (), 'b': {1, 2}}"
     assert literal("(1,)") == "(1,)"
 
@@ -118,3 +111,54 @@ def test_answers_are_judged_with_the_gold_extractor_and_clustered_by_meaning():
     checker = AnswerChecker()
     assert checker.correct(["1/2", None, "3"], [{"a": "0.5"}, {"a": "1"}, {"a": 3}], "a") == [True, False, True]
     assert checker.cluster(["1/2", "0.5", "3", None])[0] == [0, 0, 1, None]
+
+
+MBPP = {"test_list": ["assert double(1) == 2", "assert double(2) == 4"]}
+# The strongest sandbox of the machine, whatever it is.
+CODE = CodeChecker(sandbox=Sandbox(minimum="rlimits"))
+
+
+def test_code_is_right_if_it_passes_every_test_and_no_answer_is_wrong():
+    texts = ["```\ndef double(x): return 2 * x\n```", "def double(x): return 2", "def double(", " \n", ""]
+    answers = [CODE.answer(text) for text in texts]
+    assert answers == [*texts[:3], None, None]
+    assert CODE.correct(answers, [MBPP] * 5, "test_list") == [True, False, False, False, False]
+
+
+def test_code_is_extracted_as_set_and_may_continue_its_own_prompt():
+    prompts = ["def twice(x):\n", "def twice(x):\n    x = x + 1\n"]
+    rows = [
+        {"prompt": prompt, "entry_point": "twice", "test": "def check(f):\n    assert f(2) == 4\n"}
+        for prompt in prompts
+    ]
+    assert CODE.correct(["    return 2 * x"] * 2, rows, "test") == [True, False]
+    fenced = CodeChecker(CodeExtractor("fenced"), Sandbox(minimum="rlimits"))
+    assert fenced.correct(["    return 2 * x"], rows[:1], "test") == [False]
+
+
+def test_code_is_grouped_by_its_text_alone():
+    assert CODE.cluster(["b", "a", None, "b"]) == ([0, 1, None, 0], ["b", "a"])
+
+
+def test_a_column_without_tests_is_an_error():
+    with pytest.raises(ValueError, match=r"data\.answer_column='code' holds no tests; choose one of"):
+        CODE.correct(["x"], [MBPP | {"code": "x"}], "code")
+    with pytest.raises(ValueError, match="no tests in a row"):
+        CODE.correct(["x"], [{"test": ""}], "test")
+
+
+def test_packed_private_tests_are_read_and_a_bomb_is_refused_without_running(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "touched"), "w"))
+
+    def row(content: object) -> dict[str, str]:
+        private = base64.b64encode(zlib.compress(pickle.dumps(content))).decode()
+        return {"public_test_cases": json.dumps([{"input": "1", "output": "1"}]), "private_test_cases": private}
+
+    good = row(json.dumps([{"input": "2", "output": "2"}]))
+    assert CODE.correct(["print(input())", "print(1)"], [good, good], "private_test_cases") == [True, False]
+    for bomb in (Bomb(), [Bomb(), "[]"]):
+        with pytest.raises(ValueError, match="neither JSON nor LiveCodeBench's packed form"):
+            CODE.correct(["print(input())"], [row(bomb)], "private_test_cases")
+    assert not (tmp_path / "touched").exists()
