@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import rlif_lightning.attention as attention
 import rlif_lightning.rollout.kv_memory as kv_memory
 from rlif_lightning.attention import TreePlan
 from rlif_lightning.packing import Tree
@@ -41,6 +42,7 @@ class World:
     generator: torch.Generator
     rows: list[Row] = field(default_factory=list)
     admitted: int = 0
+    blocks_alone: bool = False  # each prompt of a prefill in a block of its own
 
     def draw(self, *shape: int) -> Tensor:
         return torch.randn(*shape, SIZE, generator=self.generator, dtype=torch.float64)
@@ -49,7 +51,11 @@ class World:
         """Prompts come through the prefill's plan, as in the engine."""
         starts = [sum(lengths[:k]) for k in range(len(lengths))]
         self.memory.add(lengths, self.group_size)
-        plan = TreePlan([Tree(s, n) for s, n in zip(starts, lengths, strict=True)], CPU, self.memory.keep_prompts)
+        with pytest.MonkeyPatch.context() as patch:
+            if self.blocks_alone:
+                patch.setattr(attention, "SMALL", 0)
+                patch.setattr(attention, "WASTE", 0.0)
+            plan = TreePlan([Tree(s, n) for s, n in zip(starts, lengths, strict=True)], CPU, self.memory.keep_prompts)
         per_layer = []
         for layer in range(LAYERS):
             query, key, value = (self.draw(1, h, sum(lengths)) for h in (self.heads, self.key_heads, self.key_heads))
@@ -106,6 +112,7 @@ def test_any_schedule_is_plain_attention_of_each_row(data, key_heads, group_size
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kv_memory, "FIRST_ROOM", 2)
         one = world(4, key_heads, group_size, seed=seed)
+    one.blocks_alone = data.draw(st.booleans())
     scaling = data.draw(st.sampled_from([None, 0.6]))
     for _ in range(data.draw(st.integers(3, 12))):
         groups = one.memory.num_groups

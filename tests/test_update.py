@@ -98,7 +98,8 @@ def test_one_micro_batch_is_one_completion_at_a_time(tiny_models, architecture, 
     policy = PolicyModel(settings).double()
     policy.eos_ids = list(range(2, 20))
     sampling = Sampling(temperature=1.3, max_new_tokens=12, min_new_tokens=4)
-    objective = KLCov(fraction=0.2, weight=0.5, reference_kl=ReferenceKL(weight=0.1), entropy_bonus=0.05)
+    penalty = ReferenceKL(weight=0.1)
+    objective = KLCov(fraction=0.2, weight=0.5, reference_kl=penalty, entropy_bonus=0.05, aggregation="sequence_mean")
     update, prompts, ids = off_policy(policy, sampling)
     found = {}
     for budget in (10_000, 1):
