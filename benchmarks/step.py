@@ -1,6 +1,6 @@
 """One training step of rlif-lightning on a CPU, measured: the workload of ``workload.py`` through the real trainer.
 
-    python benchmarks/step.py --lengths random
+python benchmarks/step.py --lengths random
 """
 
 from __future__ import annotations

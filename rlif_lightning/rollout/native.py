@@ -92,9 +92,11 @@ def _weights_cast_once(device: torch.device) -> Iterator[None]:
     if not torch.is_autocast_enabled(device.type):
         yield
         return
-    with torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=True):
-        yield
-    torch.clear_autocast_cache()  # or the update would see these copies, without a graph and soon stale
+    try:
+        with torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=True):
+            yield
+    finally:
+        torch.clear_autocast_cache()  # or the update would see these copies, without a graph and soon stale
 
 
 @dataclass(frozen=True)
