@@ -24,12 +24,6 @@ def shapes(a: argparse.Namespace) -> tuple[list[tuple[int, int]], tuple[int, int
     return (layer + [(a.hidden, inner)] * 2 + [(inner, a.hidden)]) * a.layers, (a.hidden, a.vocab)
 
 
-def planned(a: argparse.Namespace, rollout: int) -> list[int]:
-    """Completion lengths of a rollout."""
-    low = a.min_new_tokens if a.lengths == "random" else a.max_new_tokens
-    return workload.plan_lengths(a.seed, rollout, a.group_size * a.prompts_per_step, low, a.max_new_tokens)
-
-
 def forward(weights: list[Tensor], rows: int) -> None:
     """Products of ``rows`` tokens with each weight."""
     for weight in weights:
@@ -69,7 +63,7 @@ def main() -> None:
     meter = workload.Meter()
     meter.start()
     for rollout in range(a.steps):
-        lengths = planned(a, rollout)
+        lengths = workload.planned(a, rollout)
         step(a, body, head, lengths)
         meter.end_step(sum(lengths))
     meter.report(a, "floor", {"torch": torch.__version__}, sum(weight.numel() for weight in body + head))

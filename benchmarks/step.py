@@ -9,7 +9,6 @@ import json
 import logging
 import tempfile
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +48,8 @@ class Vote(RewardHead):
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         rows = zip(rollout.completion_ids, rollout.mask, strict=True)
-        answers = [workload.answer_of(ids[keep].tolist()) for ids, keep in rows]
-        scores: list[float] = []
-        for start in range(0, len(answers), rollout.group_size):
-            group = answers[start : start + rollout.group_size]
-            top = max(set(group), key=lambda answer, g=group: (Counter(g)[answer], -answer))
-            scores += [float(answer == top) for answer in group]
-        return RewardOutput(torch.tensor(scores))
+        ids = [row[keep].tolist() for row, keep in rows]
+        return RewardOutput(torch.tensor(workload.vote_scores(ids, rollout.group_size)))
 
 
 class PlannedLengths(NativeEngine):
@@ -66,9 +60,7 @@ class PlannedLengths(NativeEngine):
         self.a, self.rollouts = a, 0
 
     def generate(self, prompts: Any, group_size: int, sampling: Sampling, step: int) -> Rollout:
-        a, count = self.a, len(prompts) * group_size
-        low = a.min_new_tokens if a.lengths == "random" else a.max_new_tokens
-        self.planned = torch.tensor(workload.plan_lengths(a.seed, self.rollouts, count, low, a.max_new_tokens))
+        self.planned = torch.tensor(workload.planned(self.a, self.rollouts))
         self.rollouts += 1
         return super().generate(prompts, group_size, sampling, step)
 

@@ -36,12 +36,7 @@ def make_rewards(a: Any, get_model: Any, tokenizer: Any) -> list[Any]:
         return self_certainty(get_model(), tokenizer, prompts, completion_ids, a.micro_batch or a.group_size)
 
     def vote(completion_ids: Any, **_: Any) -> list[float]:
-        answers, scores = [workload.answer_of(ids) for ids in completion_ids], []
-        for start in range(0, len(answers), a.group_size):
-            group = answers[start : start + a.group_size]
-            top = max(set(group), key=lambda answer, g=group: (g.count(answer), -answer))
-            scores += [float(answer == top) for answer in group]
-        return scores
+        return workload.vote_scores(completion_ids, a.group_size)
 
     return [certainty, vote]
 
@@ -86,8 +81,7 @@ def force_lengths(a: Any, model: Any, tokenizer: Any, counts: dict[str, int]) ->
     generate = model.generate
 
     def planned(*args: Any, **kwargs: Any) -> Any:
-        count, width = kwargs["input_ids"].shape
-        lengths = workload.plan_lengths(a.seed, counts["rollouts"], count, a.min_new_tokens, a.max_new_tokens)
+        lengths, width = workload.planned(a, counts["rollouts"]), kwargs["input_ids"].shape[1]
         return generate(*args, logits_processor=LogitsProcessorList([Planned(lengths, width)]), **kwargs)
 
     model.generate = planned

@@ -66,6 +66,12 @@ def plan_lengths(seed: int, rollout: int, count: int, low: int, high: int) -> Le
     return [generator.randint(low, high) for _ in range(count)]
 
 
+def planned(a: argparse.Namespace, rollout: int) -> Lengths:
+    """Length of each completion of a rollout, as the flags say."""
+    low = a.min_new_tokens if a.lengths == "random" else a.max_new_tokens
+    return plan_lengths(a.seed, rollout, a.group_size * a.prompts_per_step, low, a.max_new_tokens)
+
+
 def make_prompts(a: argparse.Namespace) -> list[str]:
     """One prompt for each of all steps' groups."""
     generator = random.Random(a.seed)
@@ -122,6 +128,16 @@ def even_share(ids: list[int]) -> float:
 def answer_of(ids: list[int]) -> int:
     """The answer that the vote counts."""
     return next((token for token in reversed(ids) if token >= len(SPECIAL)), 0) % NUM_ANSWERS
+
+
+def vote_scores(completions: list[list[int]], group_size: int) -> list[float]:
+    """1 for the group's most frequent answer, else 0."""
+    answers, scores = [answer_of(ids) for ids in completions], []
+    for start in range(0, len(answers), group_size):
+        group = answers[start : start + group_size]
+        top = max(set(group), key=lambda answer, g=group: (g.count(answer), -answer))
+        scores += [float(answer == top) for answer in group]
+    return scores
 
 
 def memory_mib(field: str) -> float:

@@ -122,7 +122,8 @@ class _Generation:
         self.steps = torch.zeros(0, dtype=torch.int64)  # [n] tokens drawn so far
         self.uniforms = torch.zeros((0, sampling.max_new_tokens), dtype=torch.float64)  # [n, T]
         self.ids = torch.zeros((0, sampling.max_new_tokens), dtype=torch.int64, device=self.device)
-        self.stats: Tensor | None = None  # [n, 3, T]
+        dtype = torch.promote_types(self.policy.causal_lm.dtype, torch.float32)
+        self.stats = torch.zeros((0, 3, sampling.max_new_tokens), dtype=dtype, device=self.device)  # [n, 3, T]
         self.done: dict[int, _Completion] = {}
 
     def run(self) -> list[_Completion]:
@@ -156,7 +157,8 @@ class _Generation:
         uniforms = counter_uniforms(self.engine.seed, self.step, *counters, self.sampling.max_new_tokens)
         self.rows, self.steps = torch.cat([self.rows, rows]), torch.cat([self.steps, torch.zeros_like(rows)])
         self.uniforms = torch.cat([self.uniforms, uniforms])
-        self.ids = torch.cat([self.ids, self.ids.new_zeros((len(rows), self.ids.shape[1]))])
+        self.ids = torch.cat([self.ids, self.ids.new_zeros((len(rows), *self.ids.shape[1:]))])
+        self.stats = torch.cat([self.stats, self.stats.new_zeros((len(rows), *self.stats.shape[1:]))])
         return new if hidden is None else torch.cat([hidden, new])
 
     def _draw(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,8 +191,6 @@ class _Generation:
 
     def _record(self, tokens: Tensor, stats: Tensor) -> Tensor:
         """Write the drawn tokens down, take out rows that are finished; the tokens of the rows that go on."""
-        if self.stats is None or len(self.stats) < len(self.ids):
-            self.stats = self._widened(stats)
         rows, steps = torch.arange(len(tokens), device=self.device), self.steps.to(self.device)
         self.ids[rows, steps], self.stats[rows, :, steps] = tokens, stats
         ended = self.engine.ends(tokens, self.rows, self.steps)
@@ -202,13 +202,6 @@ class _Generation:
             kept = self.ids[slot, :length].clone(), self.stats[slot, :, :length].clone()
             self.done[int(self.rows[slot])] = _Completion(*kept, bool(ended[slot]))
         return self._leave(tokens, ~finished) if finished.any() else tokens
-
-    def _widened(self, like: Tensor) -> Tensor:
-        """Statistics with room for rows that were admitted since the last step."""
-        new = like.new_zeros((len(self.ids), 3, self.ids.shape[1]))
-        if self.stats is not None:
-            new[: len(self.stats)] = self.stats
-        return new
 
     def _stopped(self) -> Tensor:
         """``[n]`` bool: rows whose text has a stop string."""
@@ -225,7 +218,6 @@ class _Generation:
 
     def _leave(self, tokens: Tensor, stays: Tensor) -> Tensor:
         holes, movers, left = moves(stays)
-        assert self.stats is not None
         self.decoder.leave(holes, movers, left)
         for state in (self.rows, self.steps, self.uniforms, self.ids, self.stats, tokens):
             state[holes.to(state.device)] = state[movers.to(state.device)]
