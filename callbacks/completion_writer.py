@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlif_lightning.folders import run_folder
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import completion_records
 from rlif_lightning.rewards.controls import is_correct
@@ -85,7 +86,7 @@ class CompletionWriter(Callback):
         """Find the run's folder (a collective), and refuse to write gold answers where there are none."""
         if self.write_gold and pl_module.answer_column is None:
             raise ValueError("write_gold=true needs data.answer_column; name it or set write_gold=false")
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self.folder = run_folder(trainer)
         self.suffix = f".rank{trainer.global_rank}" if trainer.global_rank else ""
 
     def on_train_batch_end(

@@ -10,14 +10,10 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from rlif_lightning.folders import run_folder
 from rlif_lightning.module import RLIFModule
 
 FILE = "events.jsonl"
-
-
-def run_folder(trainer: Trainer) -> Path:
-    """The run's own folder, the same on every rank (a collective)."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def record_event(

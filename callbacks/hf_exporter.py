@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from rlif_lightning.folders import run_folder
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.policy import Policy, PolicyModel, load_pretrained
 
@@ -69,7 +70,7 @@ class HFExporter(Callback):
         """Find the folder (a collective), and refuse settings that could do nothing."""
         if stage != "fit":
             return
-        self.root = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "export")
+        self.root = Path(self.folder or run_folder(trainer) / "export")
         if self.monitor is not None and trainer.limit_val_batches == 0:
             raise ValueError(
                 f"monitor={self.monitor!r} is read after evaluations, and trainer.limit_val_batches=0 makes none;"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from callbacks.events import run_folder
+from rlif_lightning.folders import run_folder
 from rlif_lightning.module import RLIFModule
 
 

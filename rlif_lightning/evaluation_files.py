@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from rlif_lightning.folders import run_folder
+
 
 class EvaluationFiles(Callback):
     """Writes what validate and test measured, between the steps of a run as well.
@@ -25,7 +27,7 @@ class EvaluationFiles(Callback):
     def _start(self, trainer: Trainer, module: Any, stage: str) -> None:
         if trainer.sanity_checking or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self.folder = run_folder(trainer)
         if not module.evaluator.evaluation.save_completions:
             return
         suffix = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""

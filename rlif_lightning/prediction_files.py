@@ -18,6 +18,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
+from rlif_lightning.folders import run_folder
 from rlif_lightning.prompts import PromptData
 
 COLUMNS = {
@@ -78,7 +79,7 @@ class PredictionFiles(BasePredictionWriter):
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, PromptData):
             raise ValueError(f"PredictionFiles needs the data module PromptData, not {type(data).__name__}")
-        run = Path(trainer.log_dir or trainer.default_root_dir)
+        run = run_folder(trainer)
         self.folder = Path(self.predictions.folder) if self.predictions.folder else run / "predictions"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_settings()

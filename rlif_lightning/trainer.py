@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlif_lightning.batch import Prompts
+from rlif_lightning.folders import run_folder
 from rlif_lightning.loaders import EncodedSplit, ValidationLoader
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.preflight import THRESHOLDS, Findings, HeadFindings, examine
@@ -67,7 +67,7 @@ class RLIFTrainer(Trainer):
         answers = [model.evaluator.checker.answer(record["completion"]) for record in records]
         weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
         findings = examine(records, answers, gold, weights, model.group_size)
-        path = Path(self.log_dir or self.default_root_dir) / "preflight.json"
+        path = run_folder(self) / "preflight.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {**asdict(findings), "thresholds": {name: value for name, (value, _) in THRESHOLDS.items()}}
         path.write_text(json.dumps(content, indent=1) + "\n")

@@ -71,6 +71,7 @@ ORDER = [
     "evaluation_report",
     "evaluation",
     "module",
+    "folders",
     "evaluation_files",
     "prediction_files",
     "preflight",

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from callbacks.report.read import Run, read_run
+from rlif_lightning.folders import run_folder
 
 PACKAGES = ("rlif-lightning", "torch", "lightning", "transformers", "peft", "datasets", "numpy")
 
@@ -82,7 +83,7 @@ class RunReport(Callback):
                 f"RunReport reads metrics.csv, but trainer.logger={trainer.loggers} does not begin with a CSVLogger;"
                 " leave trainer.logger unset, or put CSVLogger first"
             )
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self.folder = run_folder(trainer)
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             _replace(self.folder / "versions.json", json.dumps(versions(), indent=1).encode())
