@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import asdict
 from typing import Any
@@ -15,10 +16,11 @@ from callbacks.steering import Snapshots, check_scale, scale_setting
 from callbacks.symptoms import symptoms
 from rlif_lightning.answers import AnswerExtractor
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.rewards import MeanLogprob, NegativeEntropy, SelfCertainty
+from rlif_lightning.rewards import BehaviourVote, MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.rewards.voting import ClusterVote, vote_metrics
 
 ACTIONS = ("warn", "stop", "adjust", "rollback")
+VOTE_HEADS = (BehaviourVote, ClusterVote)
 CERTAINTY_HEADS = (MeanLogprob, NegativeEntropy, SelfCertainty)
 
 
@@ -100,7 +102,8 @@ class CollapseGuard(Callback):
     ) -> None:
         """Measure, judge, tell, act."""
         self._measure(trainer, pl_module, outputs)
-        values = {name: self._value(trainer, name, detector) for name, detector in self.detectors.items()}
+        kinds = kinds_of_run(pl_module)
+        values = {name: self._value(trainer, name, detector, kinds) for name, detector in self.detectors.items()}
         before = self.states
         self.states = {name: d.update(before[name], values[name], self.baseline) for name, d in self.detectors.items()}
         active = [name for name, state in self.states.items() if state.active]
@@ -128,14 +131,14 @@ class CollapseGuard(Callback):
         for name, value in measured.items():
             pl_module.log(name, float(value), sync_dist=True, batch_size=1)
 
-    def _value(self, trainer: Trainer, name: str, detector: Detector) -> float:
+    def _value(self, trainer: Trainer, name: str, detector: Detector, kinds: set[str]) -> float:
         logged = trainer.callback_metrics
         if detector.metric not in logged:
             raise ValueError(
                 f"detectors.{name}.metric={detector.metric!r} is not logged by this run; logged:"
                 f" {', '.join(sorted(logged))}"
             )
-        return float(logged[detector.metric])
+        return float(logged[detector.metric]) if detector.runs in kinds else math.nan
 
     def _is_alarm(self, name: str) -> bool:
         return self.detectors[name].severity == "alarm"
@@ -187,3 +190,11 @@ class CollapseGuard(Callback):
         known = {name: DetectorState(**state) for name, state in state_dict["states"].items() if name in self.states}
         self.states |= known
         self.num_actions = state_dict["num_actions"]
+
+
+def kinds_of_run(module: RLIFModule) -> set[str]:
+    """Which of the detectors' ``runs`` a run is, by the heads that have a weight."""
+    heads = [module.rewards.heads[name] for name, reward in module.rewards.settings.items() if reward.weight]
+    kinds = {"all"} if any(head.needs_gold for head in heads) else {"all", "label_free"}
+    kinds |= {"vote"} if any(isinstance(head, VOTE_HEADS) for head in heads) else set()
+    return kinds | ({"certainty"} if any(isinstance(head, CERTAINTY_HEADS) for head in heads) else set())

@@ -15,6 +15,7 @@ from typing import Any
 SIDES = ("below", "above")
 SPACES = ("token", "answer", "any", "drive")
 SEVERITIES = ("alarm", "notice")
+RUNS = ("all", "label_free", "vote", "certainty")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Detector:
         release: it is over once the median is back inside by this share of the limit.
         space: token (as certainty alone does) | answer (as a vote alone does) | any | drive (what pushes the policy).
         severity: alarm (acted upon) | notice (told only).
+        runs: all | label_free | vote | certainty: which runs are judged; the last two are those that reward it.
         meaning: what it tells, for the message.
     """
 
@@ -64,10 +66,11 @@ class Detector:
     release: float = 0.1
     space: str = "token"
     severity: str = "alarm"
+    runs: str = "all"
     meaning: str = ""
 
     def __post_init__(self) -> None:
-        for name, known in (("side", SIDES), ("space", SPACES), ("severity", SEVERITIES)):
+        for name, known in (("side", SIDES), ("space", SPACES), ("severity", SEVERITIES), ("runs", RUNS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
         if self.factor is None and self.gap is None and self.bound is None:
@@ -166,7 +169,7 @@ def verdict(spaces: set[str]) -> str:
 
 DETECTORS = {
     "entropy_low": Detector(
-        "policy/entropy", "below", factor=0.1, meaning="The policy has all but stopped to explore."
+        "policy/entropy", "below", factor=0.05, meaning="The policy has all but stopped to explore."
     ),
     "entropy_high": Detector(
         "policy/entropy", "above", factor=2.0, space="any", meaning="The policy dissolves into noise."
@@ -175,9 +178,9 @@ DETECTORS = {
         "rollout/length", "below", factor=0.6, meaning="Completions lose their reasoning: short ones look certain."
     ),
     "length_high": Detector("rollout/length", "above", factor=2.5, space="any", meaning="Completions run on."),
-    "ended": Detector("rollout/ended", "below", factor=0.85, meaning="Completions no longer end by themselves."),
+    "ended": Detector("rollout/ended", "below", factor=0.75, meaning="Completions no longer end by themselves."),
     "parseable": Detector("rollout/parseable", "below", factor=0.7, meaning="Completions no longer give an answer."),
-    "repetition": Detector("rollout/repetition", "above", gap=0.15, meaning="Completions repeat themselves."),
+    "repetition": Detector("rollout/repetition", "above", gap=0.08, meaning="Completions repeat themselves."),
     "agreement": Detector(
         "vote/largest_cluster", "below", factor=0.8, meaning="Answers to one problem scatter more than at the start."
     ),
@@ -186,7 +189,24 @@ DETECTORS = {
         "below",
         bound=0.05,
         window=5,
+        runs="label_free",
         meaning="Updates no longer favour what a group agrees on.",
+    ),
+    "conflict": Detector(
+        "guard/vote_alignment",
+        "below",
+        bound=0.8,
+        window=5,
+        space="any",
+        runs="vote",
+        meaning="A vote is rewarded, but updates follow it weakly: another reward works against it.",
+    ),
+    "certainty_share": Detector(
+        "guard/certainty_share",
+        "above",
+        bound=0.9,
+        runs="certainty",
+        meaning="Almost the whole advantage comes from the policy's own certainty.",
     ),
     "top_answer": Detector(
         "vote/top_answer", "above", gap=0.3, space="answer", meaning="Different problems get the same answer."
@@ -197,18 +217,11 @@ DETECTORS = {
     "unanimous": Detector(
         "vote/unanimous",
         "above",
-        gap=0.9,
-        space="drive",
-        severity="notice",
-        meaning="A unanimous vote has no gradient: what else is rewarded drives the policy alone.",
-    ),
-    "certainty_share": Detector(
-        "guard/certainty_share",
-        "above",
-        gap=0.8,
-        space="drive",
-        severity="notice",
-        meaning="Almost the whole advantage comes from the policy's own certainty.",
+        gap=0.4,
+        window=5,
+        space="answer",
+        runs="vote",
+        meaning="The vote is about to confirm itself: right or wrong, it has little left to correct.",
     ),
     "log_ratio": Detector(
         "policy/log_ratio",

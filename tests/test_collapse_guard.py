@@ -77,6 +77,27 @@ def test_figures_are_logged_with_and_without_a_vote(tmp_path):
     assert column(tmp_path / "vote", "guard/certainty_share") == pytest.approx(share)
 
 
+def test_a_detector_is_judged_in_its_kind_of_run_only(tmp_path):
+    """A vote of weight 0 only measures; a detector of runs that reward a vote says nothing there."""
+    rewards = {
+        "gold": '{"gold": {"head": "GoldAnswer"}, "vote": {"head": "ClusterVote", "weight": 0}}',
+        "vote": '{"vote": {"head": "ClusterVote"}, "certainty": {"head": "SelfCertainty", "weight": 0}}',
+        "certainty": '{"certainty": {"head": "MeanLogprob"}}',
+    }
+    detectors = {name: None for name in CollapseGuard().detectors}
+    detectors |= {kind: ALWAYS | {"runs": kind} for kind in ("all", "label_free", "vote", "certainty")}
+    told = {}
+    for name, heads in rewards.items():
+        arguments = [f"--model.rewards={heads}"]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "CollapseGuard, rollout")
+            run = run_with(tmp_path / name, "CollapseGuard", *arguments, baseline=1, detectors=detectors)
+        told[name] = {event["values"]["detector"] for event in read_events(Path(run.trainer.log_dir))}
+    assert told["gold"] == {"all"}
+    assert told["vote"] == {"all", "label_free", "vote"}
+    assert told["certainty"] == {"all", "label_free", "certainty"}
+
+
 def test_stop_ends_the_run(tmp_path):
     run, events = guarded(tmp_path, "stop", rollouts=4)
     assert int(run.model.num_rollouts) == 2

@@ -134,6 +134,7 @@ def test_changes_replace_remove_and_add():
         ({"side": "above", "factor": 2.0, "window": 0}, "window=0"),
         ({"side": "above", "factor": 2.0, "space": "outer"}, "space='outer'"),
         ({"side": "above", "factor": 2.0, "severity": "loud"}, "severity='loud'"),
+        ({"side": "above", "factor": 2.0, "runs": "gold"}, "runs='gold' is unknown; use one of all, label_free"),
     ],
 )
 def test_settings_are_checked(settings, message):

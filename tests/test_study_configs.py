@@ -10,6 +10,7 @@ from test_configs import ON_CPU, ROOT, build
 from callbacks import CollapseGuard, KLCovScheduler
 from rlif_lightning.advantages import GDPO, GRPO
 from rlif_lightning.objectives import Clipped, KLCov
+from rlif_lightning.rewards import MeanLogprob, SelfCertainty
 
 STUDY = ROOT / "configs" / "study"
 ARMS = sorted(path.stem for path in STUDY.glob("*.yaml") if path.stem != "base")
@@ -20,8 +21,17 @@ REWARDS = {
     "certainty_guard": {"certainty": 1.0},
     "vote": {"vote": 1.0},
     "light_certainty": {"vote": 0.5, "certainty": 0.2},
+    "stable_vote": {"vote": 1.0},
 }
-OBJECTIVES = {"no_kl_cov": (Clipped, 0.0), "reference_kl": (Clipped, 0.005), "light_certainty": (KLCov, 0.1)}
+OBJECTIVES = {
+    "no_kl_cov": (Clipped, 0.0),
+    "reference_kl": (Clipped, 0.005),
+    "light_certainty": (KLCov, 0.1),
+    "stable": (KLCov, 0.3),
+    "stable_no_kl_cov": (Clipped, 0.3),
+    "stable_vote": (KLCov, 0.3),
+    "stable_self_certainty": (KLCov, 0.3),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +62,12 @@ def test_an_arm_differs_in_what_its_name_says(arm, tmp_path: Path):
     guards = [callback for callback in run.trainer.callbacks if isinstance(callback, CollapseGuard)]
     assert [guard.action for guard in guards] == ["rollback" if arm.endswith("guard") else "warn"]
     assert any(isinstance(callback, KLCovScheduler) for callback in run.trainer.callbacks) == (arm == "closed_loop")
-    assert model.optimizer_plan.learning_rate == 1e-4
+    assert model.optimizer_plan.learning_rate == 5e-4
     assert run.datamodule.prompts_per_step == 16
     certainty = model.rewards.settings.get("certainty")
     if certainty is not None:
+        by_logprob = arm in ("logprob", "stable", "stable_no_kl_cov")
+        assert isinstance(model.rewards.heads["certainty"], MeanLogprob if by_logprob else SelfCertainty)
         assert (certainty.length == "neutral") == (arm == "length_neutral")
         assert (certainty.gate is not None) == (arm == "no_unanimous")
         assert (certainty.spread_floor > 0) == (arm == "spread_floor")
