@@ -25,7 +25,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.collapse_plots import draw_arms, draw_figures
-from benchmarks.collapse_summary import by_arm, markdown_table, measure, read_run
+from benchmarks.collapse_summary import by_arm, measure, outcome_table, read_run, watch_table
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "study"
@@ -113,10 +113,10 @@ def summarise(jobs: list[Job], out: Path) -> None:
     arms = by_arm(measured)
     (out / "summary.json").write_text(json.dumps({"arms": arms, "runs": measured}, indent=1))
     pd.DataFrame(measured).to_csv(out / "runs.csv", index=False)
-    (out / "table.md").write_text(markdown_table(arms))
+    (out / "table.md").write_text(outcome_table(arms) + "\n" + watch_table(arms))
     draw_arms(runs, out / "accuracy.png")
     draw_figures(runs, out / "figures.png")
-    print(markdown_table(arms))
+    print((out / "table.md").read_text())
     print(f"{len(runs)} runs: {out}/table.md, summary.json, runs.csv, accuracy.png, figures.png")
 
 

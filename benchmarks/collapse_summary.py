@@ -1,7 +1,7 @@
 """From the curves of many runs to one table: peak, collapse, what is left at the end, and when the guard spoke. Pure.
 
 Read in this order: ``Run`` (the curves of one run), ``read_run``, ``measure`` (its figures), ``by_arm``,
-``markdown_table``. Accuracies are shares, entropies nats; time is counted in rollouts.
+``outcome_table``, ``watch_table``. Accuracies are shares, entropies nats; time is counted in rollouts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from callbacks.events import read_events
+from callbacks.label_free_stopping import StopRule, first_stop
 
 CURVES = {
     "accuracy": "val/accuracy",
@@ -37,6 +38,7 @@ class Run:
         curves: figure -> its value at each evaluation.
         alarms: rollouts at which CollapseGuard raised an alarm.
         rollbacks: rollouts after which it went back.
+        stop: rollouts after which LabelFreeStopping, as it is shipped, would have ended the run; None = never.
     """
 
     arm: str
@@ -45,6 +47,7 @@ class Run:
     curves: dict[str, list[float]]
     alarms: list[int] = field(default_factory=list)
     rollbacks: list[int] = field(default_factory=list)
+    stop: int | None = None
 
 
 def read_run(folder: Path, arm: str, seed: int) -> Run:
@@ -61,6 +64,7 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
     table["rollout"] = table["policy/entropy"].notna().cumsum()
     evaluated = table[table[CURVES["accuracy"]].notna()].groupby("rollout", as_index=False).last()
     events = [event for event in read_events(folder) if event["source"] == "CollapseGuard"]
+    stopped = first_stop(folder / "metrics.csv", StopRule())
     return Run(
         arm,
         seed,
@@ -68,6 +72,7 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
         {name: [float(value) for value in evaluated[column]] for name, column in CURVES.items()},
         [event["rollout"] for event in events if event["kind"] == "alarm"],
         [event["rollout"] for event in events if event["kind"] == "rollback"],
+        None if stopped is None else stopped[0],
     )
 
 
@@ -81,18 +86,31 @@ def first_below(rollouts: Sequence[int], values: Sequence[float], share: float) 
     return next((rollout for rollout, value in later if value < share * values[peak]), None)
 
 
+def settled(values: Sequence[float]) -> float:
+    """What is left at the end, both taken over three evaluations: the last mean of three over the largest (or NaN).
+
+    A largest value is a lucky one: of a curve that only wobbles, less than all is left. Means of three wobble less.
+    """
+    means = [mean(values[i : i + 3]) for i in range(max(1, len(values) - 2))]
+    return means[-1] / max(means) if max(means) > 0 else math.nan
+
+
 def measure(run: Run) -> dict[str, Any]:
     """A run's figures.
 
     ``collapse``: the first evaluation below half of the peak; ``quarter_lost``: below three quarters; ``lead``:
     rollouts from the guard's first alarm to ``quarter_lost`` (negative: too late; None: no loss, or never an alarm);
     ``missed``: a quarter lost without an alarm before; ``false_alarms``: alarms of a run that never lost a quarter
-    (none where the guard went back: it may be why).
+    (none where the guard went back: it may be why); ``kept_at_stop``: share of the peak at the last evaluation
+    before LabelFreeStopping would have ended the run (None: it would not).
     """
     accuracy = run.curves["accuracy"]
     lost = first_below(run.rollouts, accuracy, 0.75)
     first_alarm = min(run.alarms, default=None)
     lead = None if lost is None or first_alarm is None else lost - first_alarm
+    seen = [
+        a for rollout, a in zip(run.rollouts, accuracy, strict=True) if run.stop is not None and rollout <= run.stop
+    ]
     final = {f"final_{name}": values[-1] for name, values in run.curves.items()}
     return {
         "arm": run.arm,
@@ -100,6 +118,7 @@ def measure(run: Run) -> dict[str, Any]:
         "start": accuracy[0],
         "peak": max(accuracy),
         "retention": accuracy[-1] / max(accuracy) if max(accuracy) > 0 else math.nan,
+        "settled": settled(accuracy),
         "collapse": first_below(run.rollouts, accuracy, 0.5),
         "quarter_lost": lost,
         "first_alarm": first_alarm,
@@ -107,11 +126,13 @@ def measure(run: Run) -> dict[str, Any]:
         "missed": lost is not None and (lead is None or lead <= 0),
         "false_alarms": len(run.alarms) if lost is None and not run.rollbacks else 0,
         "rollbacks": len(run.rollbacks),
+        "stop": run.stop,
+        "kept_at_stop": seen[-1] / max(accuracy) if seen and max(accuracy) > 0 else None,
         **final,
     }
 
 
-AVERAGED = ("start", "peak", "retention", *(f"final_{name}" for name in CURVES))
+AVERAGED = ("start", "peak", "retention", "settled", *(f"final_{name}" for name in CURVES))
 
 
 def by_arm(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -129,36 +150,58 @@ def by_arm(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "missed": sum(row["missed"] for row in rows),
             "false_alarms": sum(row["false_alarms"] > 0 for row in rows),
             "rollbacks": sum(row["rollbacks"] for row in rows),
+            "stops": [row["stop"] for row in rows if row["stop"] is not None],
+            "kept_at_stop": [row["kept_at_stop"] for row in rows if row["kept_at_stop"] is not None],
         }
     return arms
 
 
-def markdown_table(arms: dict[str, dict[str, Any]]) -> str:
-    """One line per arm; mean (lowest to highest) over seeds."""
-    head = (
-        "| arm | seeds | peak | end / peak | collapsed (at rollout) | entropy | length | agreement | pass@8 |"
-        " guard: leads / missed / false |\n" + "| --- " * 10 + "|"
-    )
-    return "\n".join([head, *(_row(arm, figures) for arm, figures in arms.items())]) + "\n"
+def outcome_table(arms: dict[str, dict[str, Any]]) -> str:
+    """One line per arm; mean (lowest to highest) over seeds, accuracies in per cent."""
+    head = ["arm", "seeds", "peak", "end", "end / peak", "the same, means of 3", "collapsed (at rollout)", "entropy"]
+    return _table([*head, "length", "agreement", "pass@8"], [_outcome(*arm) for arm in arms.items()])
 
 
-def _row(arm: str, figures: dict[str, Any]) -> str:
+def _outcome(arm: str, figures: dict[str, Any]) -> list[str]:
     collapses, seeds = figures["collapses"], len(figures["seeds"])
-    told = f"{len(collapses)} of {seeds}" + (f" ({', '.join(map(str, sorted(collapses)))})" if collapses else "")
-    leads = ", ".join(f"{lead:+d}" for lead in sorted(figures["leads"])) or "-"
-    cells = [
+    return [
         f"`{arm}`",
         str(seeds),
         _spread(figures["peak"], 100, 1),
+        _spread(figures["final_accuracy"], 100, 1),
         _spread(figures["retention"], 100, 0),
-        told,
+        _spread(figures["settled"], 100, 0),
+        f"{len(collapses)} of {seeds}" + (f" ({', '.join(map(str, sorted(collapses)))})" if collapses else ""),
         _spread(figures["final_entropy"], 1, 3),
         _spread(figures["final_length"], 1, 1),
         _spread(figures["final_agreement"], 100, 0),
         _spread(figures["final_pass@8"], 100, 0),
-        f"{leads} / {figures['missed']} of {figures['losses']} / {figures['false_alarms']} of {seeds}",
     ]
-    return "| " + " | ".join(cells) + " |"
+
+
+def watch_table(arms: dict[str, dict[str, Any]]) -> str:
+    """One line per arm: what CollapseGuard said in time, and where LabelFreeStopping would have ended the run."""
+    head = ["arm", "seeds", "lost a quarter", "guard's lead, rollouts", "missed", "false alarms", "rollbacks"]
+    return _table([*head, "label-free stop at", "% of peak kept there"], [_watch(*arm) for arm in arms.items()])
+
+
+def _watch(arm: str, figures: dict[str, Any]) -> list[str]:
+    return [
+        f"`{arm}`",
+        str(len(figures["seeds"])),
+        str(figures["losses"]),
+        ", ".join(f"{lead:+d}" for lead in sorted(figures["leads"])) or "-",
+        str(figures["missed"]),
+        str(figures["false_alarms"]),
+        str(figures["rollbacks"]),
+        ", ".join(map(str, figures["stops"])) or "never",
+        ", ".join(f"{100 * share:.0f}" for share in figures["kept_at_stop"]) or "-",
+    ]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def _spread(values: tuple[float, float, float], scale: float, digits: int) -> str:

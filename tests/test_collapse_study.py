@@ -11,7 +11,17 @@ from test_configs import ROOT
 
 from benchmarks import collapse_study
 from benchmarks.collapse_plots import common
-from benchmarks.collapse_summary import CURVES, Run, by_arm, first_below, markdown_table, measure, read_run
+from benchmarks.collapse_summary import (
+    CURVES,
+    Run,
+    by_arm,
+    first_below,
+    measure,
+    outcome_table,
+    read_run,
+    settled,
+    watch_table,
+)
 
 ROLLOUTS = [0, 10, 20, 30, 40, 50]
 FALLING = [0.4, 0.8, 0.7, 0.55, 0.39, 0.2]
@@ -74,18 +84,36 @@ def test_arms_are_means_with_their_range():
         0,
         1,
     )
-    first, second = markdown_table(arms).splitlines()[2:]
-    assert first.startswith("| `a` | 3 | 66.7 (60.0 to 80.0) | 75 (25 to 100) | 1 of 3 (40) |")
-    assert first.endswith("| +18 / 0 of 1 / 1 of 3 |")
+    first, second = outcome_table(arms).splitlines()[2:]
+    assert first.startswith("| `a` | 3 | 66.7 (60.0 to 80.0) | 46.7 (20.0 to 60.0) | 75 (25 to 100) | ")
+    assert "| 1 of 3 (40) |" in first
     assert "| 0 of 1 |" in second
-    assert second.endswith("| - / 0 of 0 / 0 of 1 |")
+    first, second = watch_table(arms).splitlines()[2:]
+    assert first == "| `a` | 3 | 1 | +18 | 0 | 1 | 0 | never | - |"
+    assert second == "| `b` | 1 | 0 | - | 0 | 0 | 0 | never | - |"
+
+
+def test_what_settles_is_a_mean_of_three():
+    """Means of three of FALLING: .633, .683, .547, .38; the last over the largest."""
+    assert settled(FALLING) == pytest.approx((0.55 + 0.39 + 0.2) / (0.8 + 0.7 + 0.55))
+    assert settled([0.4, 0.5]) == 1.0
+    assert math.isnan(settled([0.0, 0.0, 0.0]))
+
+
+def test_what_a_stopping_rule_would_have_kept():
+    """It would stop after rollout 34: the evaluation at 30 has 0.55 of 0.8."""
+    stopped = measure(replace(run_of(FALLING), stop=34))
+    assert (stopped["stop"], stopped["kept_at_stop"]) == (34, pytest.approx(0.55 / 0.8))
+    assert measure(run_of(FALLING))["kept_at_stop"] is None
+    assert watch_table(by_arm([stopped])).splitlines()[2].endswith("| 34 | 69 |")
 
 
 def test_runs_are_read_from_their_tables(tmp_path):
     (tmp_path / "metrics.csv").write_text(
-        "step,policy/entropy,val/accuracy,val/pass@8,val/agreement,val/entropy,val/length\n"
-        "0,,0.4,0.9,0.5,0.3,12\n3,0.3,,,,,\n7,0.2,,,,,\n7,,0.6,0.95,0.6,0.2,13\n11,0.1,,,,,\n12,,0.5,0.9,0.7,0.1,14\n"
-        "12,,0.55,0.9,0.7,0.1,14\n"
+        "step,policy/entropy,vote/largest_cluster,vote/distinct_answers,val/accuracy,val/pass@8,val/agreement,val/entropy,"
+        "val/length\n"
+        "0,,,,0.4,0.9,0.5,0.3,12\n3,0.3,0.5,9,,,,,\n7,0.2,0.5,9,,,,,\n7,,,,0.6,0.95,0.6,0.2,13\n11,0.1,0.5,9,,,,,\n"
+        "12,,,,0.5,0.9,0.7,0.1,14\n12,,,,0.55,0.9,0.7,0.1,14\n"
     )
     event = {"step": 8, "rollout": 2, "source": "CollapseGuard", "kind": "alarm", "message": "x", "values": {}}
     others = [
@@ -97,7 +125,7 @@ def test_runs_are_read_from_their_tables(tmp_path):
     run = read_run(tmp_path, "a", 1)
     assert run.rollouts == [0, 2, 3]
     assert run.curves["accuracy"] == [0.4, 0.6, 0.55]  # the last one where there are two
-    assert (run.alarms, run.rollbacks) == ([2], [3])
+    assert (run.alarms, run.rollbacks, run.stop) == ([2], [3], None)
 
 
 def test_curves_are_compared_where_all_seeds_have_them():
@@ -116,7 +144,7 @@ def test_the_command_runs_skips_and_runs_again(tmp_path, capsys):
     run = read_run(tmp_path / "gold" / "seed_0" / "version_0", "gold", 0)
     assert run.rollouts == [0, 1, 2]
     assert len(json.loads((tmp_path / "summary.json").read_text())["runs"]) == 2
-    assert (tmp_path / "table.md").read_text().count("\n") == 4
+    assert (tmp_path / "table.md").read_text().count("\n") == 9
     assert (tmp_path / "accuracy.png").stat().st_size > 5000
     assert (tmp_path / "figures.png").stat().st_size > 5000
     collapse_study.main([*arguments, "--", *short])
