@@ -108,9 +108,8 @@ def measure(run: Run) -> dict[str, Any]:
     lost = first_below(run.rollouts, accuracy, 0.75)
     first_alarm = min(run.alarms, default=None)
     lead = None if lost is None or first_alarm is None else lost - first_alarm
-    seen = [
-        a for rollout, a in zip(run.rollouts, accuracy, strict=True) if run.stop is not None and rollout <= run.stop
-    ]
+    stop = -1 if run.stop is None else run.stop
+    seen = [share for rollout, share in zip(run.rollouts, accuracy, strict=True) if rollout <= stop]
     final = {f"final_{name}": values[-1] for name, values in run.curves.items()}
     return {
         "arm": run.arm,

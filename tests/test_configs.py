@@ -28,7 +28,7 @@ PAPER = {
     "qwen3_1.7b_base_math": ("qwen3", "Qwen/Qwen3-1.7B-Base"),
 }
 CPU = {"quickstart.yaml", "smollm2_cpu.yaml"}
-OVERLAYS = {"gold.yaml"}
+OVERLAYS = {"gold.yaml", "stable.yaml"}
 QUIET = ["--compare=false", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 SMALL = [
     *QUIET,

@@ -73,6 +73,19 @@ def test_an_arm_differs_in_what_its_name_says(arm, tmp_path: Path):
         assert (certainty.spread_floor > 0) == (arm == "spread_floor")
 
 
+def test_the_preset_is_the_arm():
+    runs = [build([f"--config={STUDY}/base.yaml", f"--config={path}", *ON_CPU]) for path in
+            (STUDY / "stable.yaml", ROOT / "configs" / "stable.yaml")]  # fmt: skip
+    arm, preset = (run.model for run in runs)
+    assert preset.objective == arm.objective
+    assert preset.advantage == arm.advantage
+    described = [
+        {name: (repr(model.rewards.heads[name]), reward.weight) for name, reward in model.rewards.settings.items()}
+        for model in (arm, preset)
+    ]
+    assert described[0] == described[1]
+
+
 def test_an_arm_is_one_setting():
     for arm in ARMS:
         lines = (STUDY / f"{arm}.yaml").read_text().splitlines()
