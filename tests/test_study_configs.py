@@ -66,7 +66,7 @@ def test_an_arm_differs_in_what_its_name_says(arm, tmp_path: Path):
     assert run.datamodule.prompts_per_step == 16
     certainty = model.rewards.settings.get("certainty")
     if certainty is not None:
-        by_logprob = arm in ("logprob", "stable", "stable_no_kl_cov")
+        by_logprob = arm in ("logprob", "logprob_guard", "stable", "stable_no_kl_cov")
         assert isinstance(model.rewards.heads["certainty"], MeanLogprob if by_logprob else SelfCertainty)
         assert (certainty.length == "neutral") == (arm == "length_neutral")
         assert (certainty.gate is not None) == (arm == "no_unanimous")
