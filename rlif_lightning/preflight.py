@@ -27,7 +27,7 @@ THRESHOLDS = {
         0.2,
         "r of score and vote share in a group, from which the head supports the vote (-: opposes it)",
     ),
-    "useful_auc": (0.6, "chance that the head ranks a right completion above a wrong one of its group, to be of use"),
+    "useful_auc": (0.7, "chance that the head ranks a right completion above a wrong one of its group, to be of use"),
     "harmful_auc": (0.45, "the same, below which the head teaches mistakes"),
     "min_majority": (0.5, "share of groups whose majority is right, below which the vote teaches mistakes"),
     "min_pairs": (50, "pairs of a right and a wrong completion, below which an AUC is not judged"),
@@ -193,7 +193,7 @@ def judge_head(head: HeadFindings) -> HeadFindings:
     elif agreement >= limit("agreement_link"):
         good.append(f"supports the vote (r = {agreement:+.2f})")
     else:
-        good.append(f"is unrelated to the vote (r = {agreement:+.2f})")
+        caution.append(f"is unrelated to the vote (r = {agreement:+.2f}): rewarded beside one, it pulls elsewhere")
     if head.auc is not None and head.pairs < limit("min_pairs"):
         caution.append(f"only {head.pairs} pairs of a right and a wrong completion: too few to judge it by labels")
     elif head.auc is not None:
