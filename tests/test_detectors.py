@@ -82,9 +82,10 @@ def test_shipped_detectors_cover_the_symptoms():
         "vote/top_answer", "vote/distinct_answers", "vote/unanimous", "guard/certainty_share", "policy/log_ratio",
     } <= metrics  # fmt: skip
     assert all(detector.meaning for detector in DETECTORS.values())
-    assert {name for name, d in DETECTORS.items() if d.severity == "notice"} == {
-        name for name, d in DETECTORS.items() if d.space == "drive"
-    }
+    assert {name for name, d in DETECTORS.items() if d.severity == "notice"} == {"log_ratio"}
+    assert {name: d.runs for name, d in DETECTORS.items() if d.runs != "all"} == {
+        "alignment": "label_free", "conflict": "vote", "certainty_share": "certainty", "unanimous": "vote",
+    }  # fmt: skip
 
 
 def test_the_verdict_tells_the_two_collapses_apart():
