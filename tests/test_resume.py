@@ -57,8 +57,8 @@ GUARD = {
     "baseline": 1,
     "snapshot_every": 1,
     "max_actions": 9,
-    # something that is beyond its limit now and then, so that the guard goes back while it is watched
-    "detectors": {"length_low": {"factor": 0.97, "window": 1}, "length_high": None},
+    # a coin is above its mean now and then, so the guard both takes snapshots and goes back to them
+    "detectors": {"coin": {"metric": "reward/coin/mean", "side": "above", "bound": 0.5, "window": 1, "release": 0}},
 }
 
 
