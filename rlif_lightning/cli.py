@@ -18,13 +18,14 @@ import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import rlif_lightning.rewards
 from rlif_lightning.advantages import Advantage
 from rlif_lightning.checkpoint_files import resolve_checkpoint
 from rlif_lightning.checkpoints import RunCheckpoints, run_checkpoints
+from rlif_lightning.csv_log import MetricsTable
 from rlif_lightning.evaluation_files import EvaluationFiles
 from rlif_lightning.evaluation_report import Report, print_comparison, print_report
 from rlif_lightning.module import RLIFModule
@@ -75,7 +76,7 @@ class RLIFCLI(LightningCLI):
         given = self._get(self.config_init, "trainer.logger")
         if given is None or given is True:
             root = self._get(self.config_init, "trainer.default_root_dir")
-            table = CSVLogger(root, name="", flush_logs_every_n_steps=1)
+            table = MetricsTable(root, name="", flush_logs_every_n_steps=1)
             kwargs["logger"] = [table, TensorBoardLogger(root, name="", version=table.version)]
         saves = self._get(self.config_init, "trainer.enable_checkpointing") is not False
         callbacks_given = self._get(self.config_init, "trainer.callbacks") or []

@@ -72,6 +72,7 @@ ORDER = [
     "evaluation",
     "module",
     "folders",
+    "csv_log",
     "checkpoint_files",
     "stopping",
     "checkpoints",
