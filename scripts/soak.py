@@ -33,7 +33,7 @@ from rlif_lightning.rollout.native import NativeEngine
 
 PHASES: dict[str, tuple[Any, str]] = {
     "rollout": (NativeEngine, "generate"),
-    "update": (module, "backward_update"),
+    "update": (module, "accumulate_gradient"),
     "checkpoint": (checkpoint_files.CheckpointFile, "_write"),
 }
 CONFIG = [

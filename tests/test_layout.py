@@ -62,6 +62,7 @@ ORDER = [
     "scoring",
     "losses",
     "objectives",
+    "token_budget",
     "update",
     "optimizer",
     "records",
