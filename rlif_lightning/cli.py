@@ -82,6 +82,8 @@ class RLIFCLI(LightningCLI):
         callbacks_given = self._get(self.config_init, "trainer.callbacks") or []
         if saves and not any(isinstance(callback, RunCheckpoints) for callback in callbacks_given):
             self.trainer_defaults["callbacks"].append(RunCheckpoints())
+        if not any(isinstance(callback, callbacks.SamplerGap) for callback in callbacks_given):
+            self.trainer_defaults["callbacks"].append(callbacks.SamplerGap())
         if self.subcommand == "predict":
             dumped = self._parser("predict").dump(self.config["predict"], format="json", skip_none=False)
             files = PredictionFiles(self._get(self.config_init, "predictions"), _decisive(dumped))

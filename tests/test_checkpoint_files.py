@@ -98,7 +98,7 @@ def test_a_hostile_file_runs_nothing(tmp_path, zipped):
     trap = Trap(tmp_path / "sprung")
     path = save(tmp_path, 0, 1, {**GOOD, "callbacks": trap})
     if not zipped:
-        path.write_bytes(pickle.dumps({**GOOD, "callbacks": trap}))
+        path.write_bytes(pickle.dumps({**GOOD, "callbacks": trap}, protocol=2))
     assert why_unusable(path) is not None
     with pytest.raises(pickle.UnpicklingError):
         CheckpointFile().load_checkpoint(path, weights_only=False)
