@@ -100,12 +100,12 @@ def test_a_hostile_file_runs_nothing(tmp_path, zipped):
     if not zipped:
         path.write_bytes(pickle.dumps({**GOOD, "callbacks": trap}, protocol=2))
     assert why_unusable(path) is not None
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises((pickle.UnpicklingError, RuntimeError)):
         CheckpointFile().load_checkpoint(path, weights_only=False)
     with pytest.raises(ValueError, match="there is no other one"):
         resolve_checkpoint(str(path), tmp_path)
     assert not (tmp_path / "sprung").exists()
-    torch.load(path, weights_only=False)  # the trap does work
+    torch.load(path, weights_only=False) if zipped else pickle.loads(path.read_bytes())  # the trap does work
     assert (tmp_path / "sprung").exists()
 
 
