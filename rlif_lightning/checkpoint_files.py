@@ -26,6 +26,7 @@ SUFFIX = ".ckpt"
 BEST = f"best{SUFFIX}"
 FILES = "files.json"  # in a folder of shards: name -> size of each file
 PARTS = {"state_dict", "loops", "callbacks", "optimizer_states"}
+PLACES = ("version_*/checkpoints", "checkpoints")  # under the root; deeper ones belong to other runs
 VERSION = re.compile(r"version_(\d+)")
 ROLLOUT = re.compile(rf"rollout=(\d+)\{SUFFIX}")
 
@@ -90,7 +91,7 @@ def write_checkpoint(trainer: Trainer, path: Path) -> None:
     target = unfinished_name(path) if sharded else path
     with io.deferring() if isinstance(io, CheckpointFile) else _nothing():
         trainer.save_checkpoint(target, weights_only=False)
-    failure = trainer.strategy.broadcast(None if io is None else _told(getattr(io, "failure", None)))
+    failure = trainer.strategy.broadcast(_told(getattr(io, "failure", None)))
     if failure is not None:
         raise RuntimeError(f"the checkpoint {path} could not be written ({failure}); what was saved before it is whole")
     if sharded:
@@ -181,7 +182,7 @@ def _foreign(content: Any, parts: set[str]) -> str | None:
 
 def find_checkpoints(root: Path) -> list[Path]:
     """The checkpoints of a root, the newest first: by the run's version, then by rollout; whole or not."""
-    found = [path for path in root.glob(f"**/*{SUFFIX}") if path.parent.name == "checkpoints"]
+    found = [path for place in PLACES for path in root.glob(f"{place}/*{SUFFIX}")]
     places = [(_place(path), path) for path in found if ROLLOUT.fullmatch(path.name)]
     return [path for _, path in sorted(places, reverse=True)]
 
@@ -207,7 +208,7 @@ def resolve_checkpoint(wanted: str | None, root: Path) -> Path | None:
     if wanted in ("auto", "last"):
         found = find_checkpoints(root)
     elif wanted == "best":
-        found = sorted(root.glob(f"**/checkpoints/{BEST}"), key=_place, reverse=True)
+        found = sorted((path for place in PLACES for path in root.glob(f"{place}/{BEST}")), key=_place, reverse=True)
     else:
         return _named(Path(wanted), root)
     for path in found:

@@ -67,6 +67,12 @@ class RunCheckpoints(Checkpoint):
         self.signals = trainer._signal_connector
         self.off = bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
         self.folder = run_folder(trainer) / "checkpoints"
+        root = Path(trainer.default_root_dir)
+        if self.continues and root.resolve() not in (path.resolve() for path in list(self.folder.parents)[:2]):
+            raise ValueError(
+                f"ckpt_path=auto and last look in {root}/version_N, but this run's logger writes into"
+                f" {self.folder.parent}; give ckpt_path a path, or take trainer.logger out"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         """Put random states back, and remove what a crash left half-written."""
