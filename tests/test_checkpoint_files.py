@@ -150,3 +150,9 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]
     assert unfinished_name(path).name == ".x.ckpt.unfinished"
+
+
+def test_checkpoints_of_runs_deeper_down_are_not_this_run_s(tmp_path):
+    save(tmp_path / "another", 3, 7)
+    assert resolve_checkpoint("auto", tmp_path) is None
+    assert resolve_checkpoint("auto", tmp_path / "another") is not None
