@@ -54,9 +54,11 @@ class RunCheckpoints(Checkpoint):
         self._random_states: list[dict[str, Any]] = []
 
     @property
-    def oldest(self) -> int:
-        """Rollouts at the oldest checkpoint that is kept, 0 if there is none or all are."""
-        return int(self.kept[0].stem.split("=")[1]) if self.kept and self.keep is not None else 0
+    def oldest(self) -> float:
+        """Rollouts at the oldest checkpoint that is kept: 0 if all are, infinite if there is none yet."""
+        if self.keep is None:
+            return 0
+        return int(self.kept[0].stem.split("=")[1]) if self.kept else math.inf
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Find the folder (a collective), and see that somebody calls :meth:`on_step_end`."""
