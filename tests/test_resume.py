@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +172,15 @@ def test_every_checkpoint_leads_to_the_uninterrupted_run(tmp_path, case, callbac
         after = {place: row for place, row in logged.items() if place[0] >= number}
         assert (number, differences(rows(folder), after)) == (number, [])
         assert evaluations(folder) == {n: entry for n, entry in measured.items() if n > number}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path):
+    """Three real ``kill -9``, one in each phase; ``python scripts/soak.py`` does more of them."""
+    command = [sys.executable, "scripts/soak.py", "--kills=3", f"--out={tmp_path / 'soak'}", "--seed=1"]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"differences": []' in done.stdout
