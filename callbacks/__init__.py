@@ -11,6 +11,7 @@ from callbacks.hf_exporter import HFExporter
 from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.label_free_stopping import LabelFreeStopping
 from callbacks.report import RunReport
+from callbacks.sampler_gap import SamplerGap
 
 __all__ = [
     "CollapseGuard",
@@ -20,4 +21,5 @@ __all__ = [
     "KLCovScheduler",
     "LabelFreeStopping",
     "RunReport",
+    "SamplerGap",
 ]

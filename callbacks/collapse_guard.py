@@ -76,11 +76,12 @@ class CollapseGuard(Callback):
         self.detectors = with_changes(DETECTORS, detectors)
         self.extractor = extractor
         self.states = {name: DetectorState() for name in self.detectors}
-        self.num_actions = 0
+        self.num_actions, self.stopped = 0, False
         self.snapshots = Snapshots()
 
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         """Check what would be scaled, and scale it again after a restart."""
+        trainer.should_stop = trainer.should_stop or self.stopped
         if self.action in ("warn", "stop"):
             return
         names = [name for name in self.scale if name.startswith("objective.")]
@@ -90,7 +91,8 @@ class CollapseGuard(Callback):
         check_scale(trainer, pl_module, self.scale, self.max_actions)
         for name, factor in self.scale.items():
             if name != "learning_rate":  # travels in the checkpoint with its schedule
-                scale_setting(trainer, pl_module, name, factor**self.num_actions)
+                for _ in range(self.num_actions):  # one by one: a power rounds differently
+                    scale_setting(trainer, pl_module, name, factor)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: RLIFModule, batch: Any, batch_idx: int) -> None:
         """The first snapshot is of the policy that training started, or was resumed, with."""
@@ -166,7 +168,7 @@ class CollapseGuard(Callback):
         if self.action == "warn":
             return
         if self.action == "stop" or self.num_actions >= self.max_actions:
-            trainer.should_stop = True
+            trainer.should_stop = self.stopped = True
             why = "the action is stop" if self.action == "stop" else f"after {self.num_actions} times {self.action}"
             record_event(trainer, pl_module, "CollapseGuard", "stop", f"training ends here: {why}")
             return
@@ -182,14 +184,19 @@ class CollapseGuard(Callback):
         record_event(trainer, pl_module, "CollapseGuard", self.action, message, self.scale)
 
     def state_dict(self) -> dict[str, Any]:
-        """The detectors' states and the number of actions; snapshots are taken anew after a restart."""
-        return {"states": {name: asdict(state) for name, state in self.states.items()}, "num_actions": self.num_actions}
+        """The detectors' states, the number of actions, where the snapshots lie, and whether the run was ended."""
+        states = {name: asdict(state) for name, state in self.states.items()}
+        return {
+            "states": states, "num_actions": self.num_actions, "snapshots": self.snapshots.state_dict(),
+            "stopped": self.stopped,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was made; detectors that are new since then start with a baseline of their own."""
         known = {name: DetectorState(**state) for name, state in state_dict["states"].items() if name in self.states}
         self.states |= known
-        self.num_actions = state_dict["num_actions"]
+        self.num_actions, self.stopped = state_dict["num_actions"], state_dict["stopped"]
+        self.snapshots.load_state_dict(state_dict["snapshots"])
 
 
 def kinds_of_run(module: RLIFModule) -> set[str]:

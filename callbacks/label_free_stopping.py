@@ -189,6 +189,10 @@ class LabelFreeStopping(Callback):
         self.watch = StopWatch(self.rule)
         self.reason: str | None = None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that was stopped stays stopped when it is started again (without this callback it goes on)."""
+        trainer.should_stop = trainer.should_stop or self.reason is not None
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -217,9 +221,10 @@ class LabelFreeStopping(Callback):
             rank_zero_info(f"LabelFreeStopping at optimiser step {trainer.global_step}: {self.reason}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The rule's state."""
-        return self.watch.state_dict()
+        """The rule's state, and why it stopped the run."""
+        return {**self.watch.state_dict(), "reason": self.reason}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was made."""
         self.watch.load_state_dict(state_dict)
+        self.reason = state_dict["reason"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 
+from rlif_lightning.checkpoint_files import remove_checkpoint, why_unusable, write_checkpoint
+from rlif_lightning.checkpoints import run_checkpoints
 from rlif_lightning.folders import run_folder
 from rlif_lightning.module import RLIFModule
 
@@ -64,21 +68,46 @@ def check_scale(trainer: Trainer, module: RLIFModule, scale: Mapping[str, float]
 class Snapshots:
     """The last two snapshots of policy and optimiser, as checkpoints in the run's folder.
 
-    Two, because trouble is seen some rollouts after it began: going back takes the older one.
+    Two, because trouble is seen some rollouts after it began: going back takes the older one. A checkpoint of the run
+    remembers where they lie, so one that is out of use stays until no checkpoint that is kept is older than that.
     """
 
     def __init__(self) -> None:
         self.taken: list[tuple[int, Path]] = []
+        self.dropped: list[tuple[int, Path]] = []  # with the rollout since which it is out of use
 
     def take(self, trainer: Trainer, module: RLIFModule) -> None:
         """Save the run as it is now (a collective), and drop all but the last two."""
         rollout = int(module.num_rollouts)
         path = run_folder(trainer) / "guard" / f"rollout={rollout}.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)
+        write_checkpoint(trainer, path)
         self.taken.append((rollout, path))
-        for _, old in self.taken[:-2]:
-            trainer.strategy.remove_checkpoint(old)
+        self._drop(trainer, rollout, self.taken[:-2])
         self.taken = self.taken[-2:]
+
+    def _drop(self, trainer: Trainer, rollout: int, snapshots: list[tuple[int, Path]]) -> None:
+        self.dropped += [(rollout, path) for _, path in snapshots]
+        oldest = min([rollout, *(callback.oldest for callback in run_checkpoints(trainer))])
+        for since, path in self.dropped:
+            if since <= oldest and trainer.is_global_zero:
+                remove_checkpoint(path)
+        self.dropped = [(since, path) for since, path in self.dropped if since > oldest]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the snapshots lie."""
+        return {
+            name: [(rollout, str(path)) for rollout, path in snapshots]
+            for name, snapshots in (("taken", self.taken), ("dropped", self.dropped))
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the same snapshots; without them, if one is gone or cut off."""
+        taken = [(rollout, Path(path)) for rollout, path in state_dict["taken"]]
+        broken = [f"{path}: {fault}" for _, path in taken if (fault := why_unusable(path))]
+        if broken:
+            warnings.warn(f"snapshots are taken anew, as of now: {'; '.join(broken)}", stacklevel=2)
+        self.taken = [] if broken else taken
+        self.dropped = [(since, Path(path)) for since, path in state_dict["dropped"]]
 
     def restore(self, trainer: Trainer, module: RLIFModule) -> int:
         """Put policy, optimiser and reward heads back to the older snapshot (a collective); its rollout.
@@ -86,11 +115,9 @@ class Snapshots:
         The count of rollouts goes on, so that new samples are drawn, and so does the schedule of the learning rate,
         which follows the trainer's count of optimiser steps.
         """
-        rollout, path = self.taken[0]
-        for _, newer in self.taken[1:]:
-            trainer.strategy.remove_checkpoint(newer)
+        count, (rollout, path) = int(module.num_rollouts), self.taken[0]
+        self._drop(trainer, count, self.taken[1:])
         self.taken = self.taken[:1]
-        count = int(module.num_rollouts)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         rates = [(group["lr"], group["initial_lr"]) for group in groups]
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import rlif_lightning.rewards
 from rlif_lightning.advantages import Advantage
+from rlif_lightning.checkpoint_files import resolve_checkpoint
+from rlif_lightning.checkpoints import RunCheckpoints, run_checkpoints
+from rlif_lightning.csv_log import MetricsTable
 from rlif_lightning.evaluation_files import EvaluationFiles
 from rlif_lightning.evaluation_report import Report, print_comparison, print_report
 from rlif_lightning.module import RLIFModule
@@ -31,6 +33,7 @@ from rlif_lightning.objectives import Objective
 from rlif_lightning.policy import resolve_model
 from rlif_lightning.prediction_files import PredictionFiles, Predictions
 from rlif_lightning.prompts import PromptData
+from rlif_lightning.stopping import exit_on_request
 from rlif_lightning.trainer import RLIFTrainer
 
 # Settings that come in kinds: YAML names the class.
@@ -52,6 +55,8 @@ class RLIFCLI(LightningCLI):
     """LightningCLI for :class:`RLIFModule` and :class:`PromptData`."""
 
     before: Report | None = None
+    checkpoint: Path | None = None
+    continues: bool = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links between model and data, so that nothing is said twice."""
@@ -67,16 +72,18 @@ class RLIFCLI(LightningCLI):
         parser.link_arguments("model.policy.trust_remote_code", "data.trust_remote_code")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Defaults that depend on others: loggers in a new ``version_N`` folder, and a checkpoint after each epoch."""
+        """Defaults that depend on others: loggers in a new ``version_N`` folder, and the run's checkpoints."""
         given = self._get(self.config_init, "trainer.logger")
         if given is None or given is True:
             root = self._get(self.config_init, "trainer.default_root_dir")
-            table = CSVLogger(root, name="", flush_logs_every_n_steps=1)
+            table = MetricsTable(root, name="", flush_logs_every_n_steps=1)
             kwargs["logger"] = [table, TensorBoardLogger(root, name="", version=table.version)]
         saves = self._get(self.config_init, "trainer.enable_checkpointing") is not False
         callbacks_given = self._get(self.config_init, "trainer.callbacks") or []
-        if saves and not any(isinstance(callback, ModelCheckpoint) for callback in callbacks_given):
-            self.trainer_defaults["callbacks"].append(ModelCheckpoint(save_on_train_epoch_end=True))
+        if saves and not any(isinstance(callback, RunCheckpoints) for callback in callbacks_given):
+            self.trainer_defaults["callbacks"].append(RunCheckpoints())
+        if not any(isinstance(callback, callbacks.SamplerGap) for callback in callbacks_given):
+            self.trainer_defaults["callbacks"].append(callbacks.SamplerGap())
         if self.subcommand == "predict":
             dumped = self._parser("predict").dump(self.config["predict"], format="json", skip_none=False)
             files = PredictionFiles(self._get(self.config_init, "predictions"), _decisive(dumped))
@@ -93,10 +100,20 @@ class RLIFCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Our tables have the intervals; a million predictions are not for memory.
         decided = {"validate": {"verbose": False}, "test": {"verbose": False}, "predict": {"return_predictions": False}}
-        return super()._prepare_subcommand_kwargs(subcommand) | decided.get(subcommand, {})
+        kwargs = super()._prepare_subcommand_kwargs(subcommand) | decided.get(subcommand, {})
+        return kwargs | {"ckpt_path": self.checkpoint, "weights_only": True}
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the checkpoint before anything is built (Lightning would look for hyper-parameters in it here)."""
+        if self.config.get("subcommand"):
+            config = self.config[self.config.subcommand]
+            self.checkpoint = resolve_checkpoint(config.ckpt_path, Path(config.trainer.default_root_dir))
+            self.continues = config.ckpt_path in ("auto", "last")
 
     def before_fit(self) -> None:
         """Measure the starting policy."""
+        for callback in run_checkpoints(self.trainer):
+            callback.continues = self.continues
         self.before = self._measure() if self._compares else None
 
     def after_fit(self) -> None:
@@ -124,7 +141,7 @@ class RLIFCLI(LightningCLI):
     def _compares(self) -> bool:
         config = self.config["fit"]
         validates = config.trainer.limit_val_batches != 0 and not config.trainer.fast_dev_run
-        return config.compare and config.ckpt_path is None and validates
+        return config.compare and self.checkpoint is None and validates
 
     def _measure(self) -> Report:
         self.trainer.validate(self.model, self.datamodule, verbose=False)
@@ -179,6 +196,7 @@ def main(args: list[str] | None = None) -> RLIFCLI:
 
 def command() -> None:
     """The script ``rlif`` and ``python -m rlif_lightning``: as :func:`main`, without a result for the shell."""
+    exit_on_request()
     main()
 
 

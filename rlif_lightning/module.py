@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,13 +27,13 @@ from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.sampling import PREDICTION_STEP, Sampling
 from rlif_lightning.scoring import score_rollout
+from rlif_lightning.token_budget import TokenBudget
 from rlif_lightning.update import (
     UpdateMeter,
     UpdatePlan,
-    backward_update,
+    accumulate_gradient,
     non_finite_message,
     reference_logprobs,
-    score_logprobs,
     select_groups,
     without_dropped,
 )
@@ -54,7 +53,8 @@ class RLIFModule(LightningModule):
         evaluation: how validate and test measure.
         updates_per_rollout: optimiser steps in one pass over a rollout (mini-batches of whole groups).
         epochs_per_rollout: passes over a rollout.
-        micro_batch_tokens: token budget of one forward and backward pass; memory, never results, depends on it.
+        micro_batch_tokens: token budget of one forward and backward pass; memory, never results, depends on it. Halved
+            when memory runs out.
         learning_rate: of AdamW.
         lr_schedule: constant | cosine (to 0 at schedule_steps).
         warmup_steps: optimiser steps of linear warm-up.
@@ -96,6 +96,7 @@ class RLIFModule(LightningModule):
         self.group_size, self.advantage, self.objective, self.sampling = group_size, advantage, objective, sampling
         self.engine = engine or NativeEngine()
         self.evaluator = Evaluator(evaluation)
+        self.budget = TokenBudget(micro_batch_tokens)
         self.plan = UpdatePlan(updates_per_rollout, epochs_per_rollout, micro_batch_tokens, seed)
         self.optimizer_plan = OptimizerPlan(
             learning_rate, lr_schedule, warmup_steps, schedule_steps, weight_decay, betas, max_grad_norm
@@ -158,29 +159,30 @@ class RLIFModule(LightningModule):
     ) -> dict[str, Any]:
         """All optimiser steps of one rollout."""
         assert self.policy is not None
-        plan, budget, logprobs = self.plan, self.plan.micro_batch_tokens, rollout.stats.logprobs
+        policy, logprobs = self.policy, rollout.stats.logprobs
         reference = None
         if self.objective.needs_reference:
-            reference = reference_logprobs(self.policy, self.reference, rollout, self.sampling, budget)
+            arguments = (policy, self.reference, rollout, self.sampling)
+            reference = self.budget.run(lambda tokens: reference_logprobs(*arguments, tokens))
         row_ids = rollout.row_ids(step)
         inputs = LossInputs(logprobs, logprobs, advantages, rollout.mask, row_ids, ref_logprobs=reference)
         meter, norms = UpdateMeter(rollout.mask.device), []
-        for groups in plan.minibatches(rollout.num_prompts, step, self.global_rank, self.trainer.world_size):
+        for groups in self.plan.minibatches(rollout.num_prompts, step, self.global_rank, self.trainer.world_size):
             update, prompt_ids, completion_ids = select_groups(inputs, rollout, groups)
-            rows = (prompt_ids, completion_ids)
-            if self.objective.needs_current:
-                current = score_logprobs(self.policy, *rows, update.mask, self.group_size, self.sampling, budget)
-                update = replace(update, logprobs=current)
-            settings = (self.sampling, budget, self.group_size)
-            backward_update(self.policy, self.objective, update, *rows, *settings, self._backward, meter)
+            rows, settings = (update, prompt_ids, completion_ids), (self.sampling, self.budget, self.group_size)
+            accumulate_gradient(policy, self.objective, *rows, *settings, self._backward, meter, self._forget)
             norms.append(self._optimizer_step())
             if not math.isfinite(norms[-1]):
                 raise RuntimeError(non_finite_message(step, rollout, outputs))
-        return {**meter.means(), "policy/grad_norm": sum(norms) / len(norms)}
+        figures = {"policy/grad_norm": sum(norms) / len(norms), "update/micro_batch_tokens": self.budget.tokens}
+        return meter.means() | figures
 
     def _backward(self, loss: Tensor) -> None:
         # Lightning's strategies average gradients over ranks; the loss shares of all ranks must sum up instead.
         self.manual_backward(loss * self.trainer.world_size)
+
+    def _forget(self) -> None:
+        self.trainer.optimizers[0].zero_grad()
 
     def _optimizer_step(self) -> float:
         """Clip, step the optimiser and the schedule (unless the gradient is not finite); its norm before clipping."""

@@ -10,22 +10,49 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rlif_lightning.batch import Prompts
+from rlif_lightning.checkpoints import run_checkpoints
 from rlif_lightning.folders import run_folder
 from rlif_lightning.loaders import EncodedSplit, ValidationLoader
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.preflight import THRESHOLDS, Findings, HeadFindings, examine
 from rlif_lightning.prompts import PromptData
+from rlif_lightning.stopping import StopSignals
 
 COLORS = {"good": "green", "caution": "yellow", "poor": "red"}
 
 
+class StepEnds(_TrainingEpochLoop):
+    """Lightning's loop over steps with one more place to act: when a step, its logging and its validation are over.
+
+    No hook of Lightning's lies there: ``on_train_batch_end`` comes before the step's figures are logged and before its
+    validation, so a run that went on from a checkpoint made there would lack both.
+    """
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        """As Lightning, then the run's checkpoints."""
+        if self._skip_next_val:
+            # Resumed where a validation had been made: Lightning passes here without a step, and would count one.
+            self._skip_next_val = False
+            return
+        super().on_advance_end(data_fetcher)
+        module: Any = self.trainer.lightning_module
+        for callback in run_checkpoints(self.trainer):
+            callback.on_step_end(self.trainer, module)
+
+
 class RLIFTrainer(Trainer):
-    """Lightning's Trainer that can also look before it trains."""
+    """Lightning's Trainer that saves at the ends of steps, stops when asked to, and can look before it trains."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fit_loop.epoch_loop = StepEnds(self, self.min_steps, self.max_steps)
+        self._signal_connector = self.stop_signals = StopSignals(self)
 
     def preflight(
         self,

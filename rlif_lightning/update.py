@@ -22,6 +22,7 @@ from rlif_lightning.objectives import Objective
 from rlif_lightning.packing import Packed, pack
 from rlif_lightning.policy import PolicyModel
 from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.token_budget import TokenBudget
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,17 @@ class UpdateMeter:
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
         self.positions = torch.zeros(2, dtype=torch.float64, device=device)  # those that hold a token, and all
+        self.first: Tensor | None = None  # the sums of the first mini-batch, whose policy is the one that sampled
+        self.kept = self.sums.clone(), self.positions.clone()
+
+    def keep(self) -> None:
+        """A mini-batch is over: what was added stays."""
+        self.kept = self.sums.clone(), self.positions.clone()
+        self.first = self.kept[0] if self.first is None else self.first
+
+    def undo(self) -> None:
+        """Forget what was added since :meth:`keep`."""
+        self.sums, self.positions = self.kept[0].clone(), self.kept[1].clone()
 
     def add_positions(self, packed: Packed) -> None:
         """Count what one forward and backward pass was run on."""
@@ -129,9 +141,11 @@ class UpdateMeter:
         """``policy/...`` means over the tokens that were trained on, and what ran for them (a collective)."""
         tokens, picked, log_ratio, log_ratio_picked, clipped, kl, entropy_picked = all_rank_sum(self.sums)
         held, positions = all_rank_sum(self.positions)
+        first_tokens, _, gap, *_ = all_rank_sum(self.sums if self.first is None else self.first)
         count = tokens.clamp(min=1)
         return {
             "policy/log_ratio": log_ratio / count,
+            "policy/sampler_gap": gap / first_tokens,  # NaN where nothing of the first mini-batch was trained on
             "policy/log_ratio_picked": log_ratio_picked / picked.clamp(min=1),
             "policy/entropy_picked": entropy_picked / picked.clamp(min=1),
             "policy/picked_fraction": picked / count,
@@ -206,6 +220,39 @@ def backward_update(
         # Every rank must run a backward pass, or the others would wait for its share of the gradient for ever.
         trained = [parameter.sum() for parameter in policy.parameters() if parameter.requires_grad]
         backward(torch.stack(trained).sum() * 0.0)
+
+
+def accumulate_gradient(
+    policy: PolicyModel,
+    objective: Objective,
+    update: LossInputs,
+    prompt_ids: list[Tensor],
+    completion_ids: Tensor,
+    sampling: Sampling,
+    budget: TokenBudget,
+    group_size: int,
+    backward: Callable[[Tensor], None],
+    meter: UpdateMeter,
+    forget: Callable[[], None],
+) -> None:
+    """The gradient of one mini-batch in as many passes as memory wants; as :func:`backward_update` otherwise.
+
+    Args:
+        budget: tokens of a pass; lowered where memory runs out.
+        forget: drops the gradient of a failed attempt.
+    """
+    rows = (prompt_ids, completion_ids)
+    if objective.needs_current:
+        arguments = (policy, *rows, update.mask, group_size, sampling)
+        update = replace(update, logprobs=budget.run(lambda tokens: score_logprobs(*arguments, tokens)))
+
+    def undo() -> None:
+        forget()
+        meter.undo()
+
+    given = (policy, objective, update, *rows, sampling)
+    budget.run(lambda tokens: backward_update(*given, tokens, group_size, backward, meter), undo)
+    meter.keep()
 
 
 def without_dropped(rollout: Rollout, outputs: dict[str, RewardOutput]) -> tuple[Rollout, dict[str, RewardOutput]]:

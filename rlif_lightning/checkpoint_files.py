@@ -1,0 +1,230 @@
+"""Checkpoints as files: written whole or not at all, examined before they are trusted, found again after a crash.
+
+A checkpoint is one file, or a folder of shards under a strategy that shards. It is written under a name of its own that
+nothing reads, forced to the disk and renamed, so that whatever has a checkpoint's name is complete, also after a power
+cut. Loading runs no code: only tensors and plain values are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
+
+SUFFIX = ".ckpt"
+BEST = f"best{SUFFIX}"
+FILES = "files.json"  # in a folder of shards: name -> size of each file
+PARTS = {"state_dict", "loops", "callbacks", "optimizer_states"}
+PLACES = ("version_*/checkpoints", "checkpoints")  # under the root; deeper ones belong to other runs
+VERSION = re.compile(r"version_(\d+)")
+ROLLOUT = re.compile(rf"rollout=(\d+)\{SUFFIX}")
+
+
+class CheckpointFile(TorchCheckpointIO):
+    """Writes a checkpoint's file whole or not at all, without a second copy of it in memory."""
+
+    def __init__(self) -> None:
+        self.deferred = False
+        self.failure: BaseException | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write under a temporary name, force to the disk, rename.
+
+        Raises:
+            OSError: or RuntimeError, if it could not be written; what was written is removed.
+        """
+        try:
+            self._write(checkpoint, Path(path))
+        except (OSError, RuntimeError) as error:
+            if not self.deferred:
+                raise
+            self.failure = error
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = unfinished_name(path)
+        try:
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+            _force_to_disk(unfinished)
+            os.replace(unfinished, path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+        _force_to_disk(path.parent)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """Read tensors and plain values, never anything that runs."""
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Keep a failure for :attr:`failure` instead of raising it on the rank that writes alone."""
+        self.deferred, self.failure = True, None
+        try:
+            yield
+        finally:
+            self.deferred = False
+
+
+def write_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Save the run as it is now (a collective).
+
+    Raises:
+        RuntimeError: on every rank, if it could not be written; names the path.
+    """
+    io = trainer.strategy.checkpoint_io
+    if type(io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = io = CheckpointFile()
+    sharded = getattr(trainer.strategy, "_save_distributed_checkpoint", False)
+    target = unfinished_name(path) if sharded else path
+    with io.deferring() if isinstance(io, CheckpointFile) else _nothing():
+        trainer.save_checkpoint(target, weights_only=False)
+    failure = trainer.strategy.broadcast(_told(getattr(io, "failure", None)))
+    if failure is not None:
+        raise RuntimeError(f"the checkpoint {path} could not be written ({failure}); what was saved before it is whole")
+    if sharded:
+        if trainer.is_global_zero:
+            _finish_folder(target, path)
+        trainer.strategy.barrier("checkpoint renamed")
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _told(failure: BaseException | None) -> str | None:
+    return None if failure is None else f"{type(failure).__name__}: {failure}"
+
+
+def _finish_folder(unfinished: Path, path: Path) -> None:
+    sizes = {str(file.relative_to(unfinished)): file.stat().st_size for file in unfinished.rglob("*") if file.is_file()}
+    (unfinished / FILES).write_text(json.dumps(sizes, indent=1))
+    for file in [*unfinished.rglob("*"), unfinished]:
+        _force_to_disk(file)
+    remove_checkpoint(path)
+    os.replace(unfinished, path)
+    _force_to_disk(path.parent)
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def unfinished_name(path: Path) -> Path:
+    """Where a checkpoint is written before it has its name."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a file or a folder so that no half of it can be found under its name."""
+    if path.is_dir():
+        unfinished = unfinished_name(path).with_suffix(".old")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        os.replace(path, unfinished)
+        shutil.rmtree(unfinished)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def why_unusable(path: Path) -> str | None:
+    """Why a run cannot go on from this file or folder, or None if it can; runs nothing that it holds."""
+    if not path.exists():
+        return "there is no such file"
+    try:
+        return _folder_fault(path) if path.is_dir() else _file_fault(path)
+    except Exception as error:  # whatever a broken file makes of its reader is the answer
+        return f"it cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _file_fault(path: Path) -> str | None:
+    if not zipfile.is_zipfile(path):
+        return f"it is cut off or not a checkpoint ({path.stat().st_size} bytes)"
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        return f"its part {broken} is damaged"
+    return _foreign(torch.load(path, weights_only=True, mmap=True, map_location="cpu"), PARTS)
+
+
+def _folder_fault(path: Path) -> str | None:
+    sizes: dict[str, int] = json.loads((path / FILES).read_text())
+    for name, size in sizes.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != size:
+            return f"its part {name} is missing or cut off"
+    return _foreign(torch.load(path / "meta.pt", weights_only=True, map_location="cpu"), {"loops", "callbacks"})
+
+
+def _foreign(content: Any, parts: set[str]) -> str | None:
+    missing = sorted(parts - set(content)) if isinstance(content, dict) else sorted(parts)
+    weights = content.get("state_dict", {"num_rollouts": 0}) if isinstance(content, dict) else {}
+    if missing or "num_rollouts" not in weights:
+        return f"it is not a checkpoint of a run of rlif-lightning (no {', '.join(missing) or 'num_rollouts'})"
+    return None
+
+
+def find_checkpoints(root: Path) -> list[Path]:
+    """The checkpoints of a root, the newest first: by the run's version, then by rollout; whole or not."""
+    found = [path for place in PLACES for path in root.glob(f"{place}/*{SUFFIX}")]
+    places = [(_place(path), path) for path in found if ROLLOUT.fullmatch(path.name)]
+    return [path for _, path in sorted(places, reverse=True)]
+
+
+def _place(path: Path) -> tuple[int, int]:
+    version, rollout = VERSION.fullmatch(path.parent.parent.name), ROLLOUT.fullmatch(path.name)
+    return int(version[1]) if version else -1, int(rollout[1]) if rollout else -1
+
+
+def resolve_checkpoint(wanted: str | None, root: Path) -> Path | None:
+    """The checkpoint that ``--ckpt_path`` means.
+
+    Args:
+        wanted: a path; ``last`` = the newest whole checkpoint of ``root``; ``auto`` = the same, or None if there is
+            none; ``best`` = the newest ``best.ckpt``.
+        root: ``trainer.default_root_dir``.
+
+    Raises:
+        ValueError: there is none, or the one that was named cannot be gone on from; names the last good one.
+    """
+    if wanted is None:
+        return None
+    if wanted in ("auto", "last"):
+        found = find_checkpoints(root)
+    elif wanted == "best":
+        found = sorted((path for place in PLACES for path in root.glob(f"{place}/{BEST}")), key=_place, reverse=True)
+    else:
+        return _named(Path(wanted), root)
+    for path in found:
+        fault = why_unusable(path)
+        if fault is None:
+            return path
+        warnings.warn(f"{path} is passed over: {fault}", stacklevel=2)
+    if wanted == "auto":
+        return None
+    raise ValueError(f"ckpt_path={wanted}: no whole checkpoint in {root}; give a path, or `auto` to start anew then")
+
+
+def _named(path: Path, root: Path) -> Path:
+    fault = why_unusable(path)
+    if fault is None:
+        return path
+    good = next((other for other in find_checkpoints(root) if other != path and why_unusable(other) is None), None)
+    last = f"the last good one of {root} is {good}" if good else f"there is no other one in {root}"
+    raise ValueError(f"ckpt_path={path}: {fault}; {last}")

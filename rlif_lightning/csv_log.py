@@ -1,0 +1,35 @@
+"""metrics.csv, whose rows survive a crash at any moment."""
+
+from __future__ import annotations
+
+import csv
+import os
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+
+class MetricsTable(CSVLogger):
+    """Lightning's CSVLogger; a figure logged for the first time adds its column by a file put in place whole."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer."""
+        if self._experiment is None:
+            os.makedirs(self.root_dir, exist_ok=True)
+            self._experiment = _Writer(log_dir=self.log_dir)
+        return self._experiment
+
+
+class _Writer(ExperimentWriter):
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """Lightning empties the file and writes it again: a process killed in between would lose every row."""
+        unfinished = f"{self.metrics_file_path}.unfinished"
+        with open(self.metrics_file_path, newline="") as old, open(unfinished, "w", newline="") as new:
+            writer = csv.DictWriter(new, fieldnames=fieldnames)
+            writer.writeheader()
+            writer.writerows(csv.DictReader(old))
+        os.replace(unfinished, self.metrics_file_path)
