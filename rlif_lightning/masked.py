@@ -54,6 +54,15 @@ def all_rank_sum(values: Tensor) -> Tensor:
     return total
 
 
+def all_rank_max(values: Tensor) -> Tensor:
+    """Elementwise maximum of ``values`` over all ranks (a collective); the input is left alone."""
+    if not is_distributed():
+        return values
+    largest = values.detach().clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
 def all_rank_mean_std(values: Tensor, weights: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
     """Weighted mean and standard deviation over every element of every rank (a collective).
 

@@ -22,6 +22,7 @@ from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.decoders import Decoder, SharedPrefixDecoder, StandardDecoder
 from rlif_lightning.rollout.kv_memory import moves
 from rlif_lightning.rollout.sampling import Sampling, counter_uniforms, sample_weights, truncate_logits
+from rlif_lightning.sharding import whole_weights
 
 STOP_TAIL = 8  # tokens decoded besides a stop string's own length when looking for it
 
@@ -45,7 +46,7 @@ class NativeEngine(RolloutEngine):
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
         training = self.policy.training
         self.policy.eval()
-        with _weights_cast_once(prompts.token_ids[0].device):
+        with whole_weights(self.policy), _weights_cast_once(prompts.token_ids[0].device):
             done = _Generation(self, prompts, group_size, sampling, step).run()
         self.policy.train(training)
         ids = pad_sequence([row.ids for row in done], batch_first=True)

@@ -1,0 +1,117 @@
+"""Several processes are one: real runs under gloo, launched by Lightning and by torchrun, against the same in one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADS = {"vote": {"head": "ClusterVote", "weight": 0.5}, "certainty": {"head": "MeanLogprob", "weight": 0.5}}
+BASE = [
+    "fit",
+    "--config=configs/quickstart.yaml",
+    "--compare=false",
+    "--trainer.limit_train_batches=2",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--data.source.init_args.size=32",
+    "--data.source.init_args.validation_size=9",
+    "--data.prompts_per_step=8",
+    "--data.validation_prompts_per_step=4",
+    "--data.group_size=4",
+    "--model.policy.dtype=float64",
+    "--model.learning_rate=1e-3",
+    "--model.evaluation.samples=2",
+    "--trainer.check_val_every_n_epoch=1",
+]
+REFERENCE = '{"class_path": "KLCov", "init_args": {"fraction": 0.2, "weight": 1.0, "reference_kl": {"weight": 0.1}}}'
+CASES = {
+    # Votes, batch normalisation by tokens, KL-Cov, a reference model, and budgets of which ranks fill different numbers.
+    "method": [
+        '--model.advantage={"class_path": "GDPO", "init_args": {"batch_norm": "token"}}',
+        f"--model.objective={REFERENCE}",
+        "--model.micro_batch_tokens=100",
+    ],
+    # One group in each update: every other rank has none.
+    "one group": ["--data.prompts_per_step=4", "--model.micro_batch_tokens=60"],
+    "lora": ["--model.policy.lora.rank=4", f"--model.objective={REFERENCE}", "--model.learning_rate=1e-2"],
+    "checkpointing": ["--model.policy.gradient_checkpointing=true", "--model.micro_batch_tokens=200"],
+}
+STRATEGIES = {"ddp": "configs/strategy/ddp.yaml", "fsdp2": "configs/strategy/fsdp2.yaml"}
+QUIET = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def launch(folder: Path, runs: dict[str, list[str]], torchrun: int = 0, timeout: int = 240) -> None:
+    """Run command lines in processes of their own, which torchrun starts if it is told how many, else Lightning."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"] if torchrun else []
+    given = {name: [*arguments, f"--trainer.default_root_dir={folder / name}"] for name, arguments in runs.items()}
+    command = [sys.executable, *start, "tests/launched.py", str(folder), json.dumps(given)]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("LOCAL_", "WORLD_", "RANK"))
+    }
+    environment |= QUIET | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def on(strategy: str, processes: int, *arguments: str) -> list[str]:
+    """Arguments that put a run on several processes."""
+    return [f"--config={STRATEGIES[strategy]}", f"--trainer.devices={processes}", *arguments]
+
+
+def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return torch.load(folder / f"{name}.pt", weights_only=True)
+
+
+def figures(folder: Path, name: str) -> list[dict[str, float]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}.[0-9].json"))]
+
+
+def metrics(folder: Path, name: str) -> list[dict[str, float]]:
+    """What was logged, but for times and for what depends on how work is cut up."""
+    left_out = ("time/", "per_second", "update/")
+    with next((folder / name).rglob("metrics.csv")).open() as file:
+        rows = [
+            {k: float(v) for k, v in row.items() if v and not any(x in k for x in left_out)}
+            for row in csv.DictReader(file)
+        ]
+    return [row for row in rows if len(row) > 2]
+
+
+def assert_same_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def assert_same_metrics(left: list[dict[str, float]], right: list[dict[str, float]]) -> None:
+    assert len(left) == len(right) > 2
+    for one, other in zip(left, right, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """Every case in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    launch(folder, {name: [*BASE, *arguments] for name, arguments in CASES.items()})
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_are_one(alone, tmp_path, strategy):
+    """The same parameters and the same logged metrics; torchrun starts the processes."""
+    launch(tmp_path, {name: [*BASE, *on(strategy, 2), *arguments] for name, arguments in CASES.items()}, torchrun=2)
+    for name in CASES:
+        assert [each["world_size"] for each in figures(tmp_path, name)] == [2, 2]
+        assert_same_weights(weights(tmp_path, name), weights(alone, name))
+        assert_same_metrics(metrics(tmp_path, name), metrics(alone, name))
