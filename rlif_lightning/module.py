@@ -19,6 +19,7 @@ from torch import Tensor
 from rlif_lightning.advantages import GDPO, Advantage
 from rlif_lightning.batch import LossInputs, Prompts, RewardOutput, Rollout
 from rlif_lightning.evaluation import Evaluation, Evaluator
+from rlif_lightning.masked import all_rank_sum
 from rlif_lightning.objectives import KLCov, Objective
 from rlif_lightning.optimizer import OptimizerPlan
 from rlif_lightning.policy import Policy, PolicyModel
@@ -155,7 +156,7 @@ class RLIFModule(LightningModule):
         self.num_rollouts += 1
         times = {"rollout": sampled - started, "reward": scored - sampled, "update": time.perf_counter() - scored}
         metrics |= {f"time/{phase}": seconds for phase, seconds in times.items()}
-        metrics["rollout/tokens_per_second"] = float(rollout.lengths.sum()) / times["rollout"]
+        metrics["rollout/tokens_per_second"] = float(all_rank_sum(rollout.lengths.sum())) / times["rollout"]
         metrics["update/tokens_per_second"] = float(metrics["update/tokens"]) / times["update"]
         metrics["policy/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._log(metrics, len(prompts))

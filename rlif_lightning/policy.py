@@ -144,10 +144,10 @@ def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
         from peft.tuners.lora import LoraLayer
     except ImportError as error:
         raise ValueError('policy.lora needs the package peft: pip install "rlif-lightning[lora]"') from error
-    targets = lora.target_modules or "all-linear"
     model.enable_input_require_grads()  # or gradient checkpointing would find nothing that needs a gradient
     transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, fan_in_fan_out=transposed)
+    settings = {"target_modules": lora.target_modules or "all-linear", "fan_in_fan_out": transposed}
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, **settings)
     return _with_drawn_adapters(get_peft_model(model, config), LoraLayer)
 
 
@@ -180,12 +180,10 @@ class PolicyModel(nn.Module):
         eos_ids: token ids that end a completion.
     """
 
-    keeps_sharded = False
-
     def __init__(self, policy: Policy, frozen: bool = False, load: Callable[[Policy], Any] = load_pretrained):
         super().__init__()
         self.model: Any = load(policy)
-        self.has_adapters = policy.lora is not None
+        self.has_adapters, self.keeps_sharded = policy.lora is not None, False
         self.tokenizer = AutoTokenizer.from_pretrained(
             resolve_model(policy.name), revision=policy.revision or "main", trust_remote_code=policy.trust_remote_code
         )

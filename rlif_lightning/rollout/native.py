@@ -19,7 +19,7 @@ from rlif_lightning.logits import pieces
 from rlif_lightning.policy import MAX_LOGITS, PolicyModel
 from rlif_lightning.rewards.functional import token_stats
 from rlif_lightning.rollout.base import RolloutEngine
-from rlif_lightning.rollout.decoders import Decoder, SharedPrefixDecoder, StandardDecoder
+from rlif_lightning.rollout.decoders import Decoder, LockstepDecoder, SharedPrefixDecoder, StandardDecoder
 from rlif_lightning.rollout.kv_memory import moves
 from rlif_lightning.rollout.sampling import Sampling, counter_uniforms, sample_weights, truncate_logits
 from rlif_lightning.sharding import whole_weights
@@ -59,13 +59,14 @@ class NativeEngine(RolloutEngine):
 
     def decoder(self, prompts: Prompts, group_size: int, sampling: Sampling) -> Decoder:
         """What advances the rows: by shared prompts where the model's attention allows."""
-        if not self.policy.shares_prompts:
-            return StandardDecoder(self.policy)
-        groups = min(self.max_groups(group_size), len(prompts))
-        longest = max(map(len, prompts.token_ids))
-        own = max(sampling.max_new_tokens - 1, 1)
         device = prompts.token_ids[0].device
-        return SharedPrefixDecoder(self.policy, groups, groups * group_size, longest, own, device)
+        decoder: Decoder = StandardDecoder(self.policy)
+        if self.policy.shares_prompts:
+            groups = min(self.max_groups(group_size), len(prompts))
+            longest = max(map(len, prompts.token_ids))
+            own = max(sampling.max_new_tokens - 1, 1)
+            decoder = SharedPrefixDecoder(self.policy, groups, groups * group_size, longest, own, device)
+        return LockstepDecoder(decoder, self.policy, device) if self.policy.keeps_sharded else decoder
 
     def max_groups(self, group_size: int) -> int:
         """Groups decoded at a time."""
@@ -135,6 +136,7 @@ class _Generation:
             tokens = self._record(tokens, stats)
             hidden = self.decoder.advance(tokens) if len(tokens) else None
             hidden = self._admit(hidden)
+        self.decoder.finish()
         return [self.done[row] for row in range(len(self.prompts) * self.group_size)]
 
     def _admit(self, hidden: Tensor | None) -> Tensor | None:
