@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
 from rlif_lightning.policy import Policy, PolicyModel
+from rlif_lightning.shard_files import load_folder
 from rlif_lightning.sharding import Sharding, sharded_modules, sharded_policy
 
 
@@ -72,6 +77,33 @@ class ShardedStrategy(ModelParallelStrategy):
         finally:
             for module in modules:
                 module.set_requires_gradient_sync(True, recurse=False)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """A sharded one is written under a temporary name and renamed: what has the name is whole."""
+        if not self._save_distributed_checkpoint:
+            return super().save_checkpoint(checkpoint, filepath, storage_options)
+        path = Path(self.broadcast(filepath))
+        unfinished, old = (path.with_name(f".{path.name}.{state}") for state in ("unfinished", "old"))
+        if self.is_global_zero:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, unfinished, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            if path.exists():
+                os.replace(path, old)
+            os.replace(unfinished, path)
+            shutil.rmtree(old, ignore_errors=True)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """A sharded or a whole one, of any number of processes."""
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.model is not None
+        assert self.lightning_module is not None
+        if path.is_dir():
+            return load_folder(path, self.model, self.optimizers, self.lightning_module.strict_loading)
+        return super().load_checkpoint(path, weights_only=True)
 
     def sharding(self) -> Sharding:
         """How the policy is divided, once the processes know each other."""

@@ -1,7 +1,7 @@
 """What the processes of tests/test_distributed.py run: command lines one after the other, and what came of each.
 
-``launched.py OUT {"name": [arguments of rlif, ...], ...}``; rank 0 writes the whole parameters to ``OUT/name.pt``, every
-rank its figures to ``OUT/name.RANK.json``.
+``launched.py OUT {"name": [arguments of rlif, ...], ...}``; rank 0 writes the whole parameters to ``OUT/name.pt``,
+every rank its figures to ``OUT/name.RANK.json``.
 """
 
 from __future__ import annotations

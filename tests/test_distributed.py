@@ -33,7 +33,7 @@ BASE = [
 ]
 REFERENCE = '{"class_path": "KLCov", "init_args": {"fraction": 0.2, "weight": 1.0, "reference_kl": {"weight": 0.1}}}'
 CASES = {
-    # Votes, batch normalisation by tokens, KL-Cov, a reference model, and budgets of which ranks fill different numbers.
+    # Votes, batch normalisation by tokens, KL-Cov, a reference model; ranks fill different numbers of micro-batches.
     "method": [
         '--model.advantage={"class_path": "GDPO", "init_args": {"batch_norm": "token"}}',
         f"--model.objective={REFERENCE}",
@@ -115,3 +115,63 @@ def test_two_processes_are_one(alone, tmp_path, strategy):
         assert [each["world_size"] for each in figures(tmp_path, name)] == [2, 2]
         assert_same_weights(weights(tmp_path, name), weights(alone, name))
         assert_same_metrics(metrics(tmp_path, name), metrics(alone, name))
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    return next(path for path in (folder / name).rglob("*.ckpt") if "step=" in path.name)
+
+
+GUARD = {"class_path": "CollapseGuard", "init_args": {"action": "rollback", "baseline": 1, "snapshot_every": 1}}
+GUARD["init_args"]["detectors"] = {"length_low": {"factor": 5.0, "patience": 1}}  # always an alarm: it goes back
+CALLBACKS = [
+    f"--trainer.callbacks+={json.dumps(each)}"
+    for each in (
+        {"class_path": "HFExporter", "init_args": {"monitor": "val/accuracy"}},
+        {"class_path": "CompletionWriter", "init_args": {"every": 1}},
+        {"class_path": "EntropyMonitor", "init_args": {"floor": 0.1}},
+        {"class_path": "RunReport"},
+        {"class_path": "LabelFreeStopping"},
+        {
+            "class_path": "KLCovScheduler",
+            "init_args": {"weight": {"kind": "linear", "start": 1, "end": 0.1, "steps": 2}},
+        },
+        GUARD,
+    )
+]
+
+
+@pytest.mark.slow
+def test_four_processes_kept_sharded_are_one(alone, tmp_path):
+    """Lightning starts them; no rank ever holds the whole, and a rank that has finished a rollout waits in step."""
+    sharded = on("fsdp2", 4, "--trainer.strategy.init_args.keep_sharded=true")
+    launch(tmp_path, {name: [*BASE, *sharded, *CASES[name]] for name in ("method", "one group")})
+    for name in ("method", "one group"):
+        found = figures(tmp_path, name)
+        assert [each["world_size"] for each in found] == [4] * 4
+        assert_same_weights(weights(tmp_path, name), weights(alone, name))
+        assert_same_metrics(metrics(tmp_path, name), metrics(alone, name))
+        whole = sum(value.numel() for key, value in weights(tmp_path, name).items() if "lm_head" not in key)
+        assert all(each["held"] <= whole / 4 + 200 for each in found)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    """Sharded checkpoints from two processes to one and back, a whole one too: the uninterrupted run's parameters."""
+    base = [*BASE, *CASES["method"], "--trainer.limit_val_batches=0", "--trainer.limit_train_batches=4"]
+    half = [*base, "--trainer.max_steps=8"]
+    whole = "--trainer.strategy.init_args.save_distributed_checkpoint=false"
+    (two, one, both) = (tmp_path / name for name in ("two", "one", "both"))
+    launch(two, {"first": [*half, *on("fsdp2", 2)], "whole": [*half, *on("fsdp2", 2, whole)]}, torchrun=2)
+    resumed = {
+        "straight": base,
+        "from two": [*base, *on("fsdp2", 1), f"--ckpt_path={checkpoint(two, 'first')}"],
+        "from whole": [*base, f"--ckpt_path={checkpoint(two, 'whole')}"],
+        "first": [*half, *on("fsdp2", 1)],
+        "plain": half,
+    }
+    launch(one, resumed)
+    ways = {"from one": checkpoint(one, "first"), "from plain": checkpoint(one, "plain")}
+    launch(both, {name: [*base, *on("fsdp2", 2), f"--ckpt_path={path}"] for name, path in ways.items()}, torchrun=2)
+    for folder, name in ((one, "from two"), (one, "from whole"), (both, "from one"), (both, "from plain")):
+        assert figures(folder, name)[0]["rollouts"] == 4
+        assert_same_weights(weights(folder, name), weights(one, "straight"))

@@ -66,6 +66,7 @@ ORDER = [
     "objectives",
     "update",
     "optimizer",
+    "shard_files",
     "strategy",
     "records",
     "bootstrap",
