@@ -223,7 +223,7 @@ class PolicyModel(nn.Module):
         Returns:
             ``[b, T]`` statistics, 0 where there is no token; with a graph if gradients are on.
         """
-        hidden = self._hidden(packed).index_select(0, packed.source)
+        hidden = self.line_hidden(packed).index_select(0, packed.source)
         may_end = packed.steps >= sampling.min_new_tokens if sampling.min_new_tokens else None
         rule, vocab_size = self.rule(sampling, hidden.device), self.causal_lm.config.vocab_size
         if torch.is_grad_enabled() and len(hidden) * vocab_size <= KEPT_LOGITS:
@@ -236,7 +236,7 @@ class PolicyModel(nn.Module):
         merged = (torch.cat([getattr(part, f.name) for part in parts]) for f in fields(TokenStats))
         return TokenStats(*merged).map(packed.unpack)
 
-    def _hidden(self, packed: Packed) -> Tensor:
+    def line_hidden(self, packed: Packed) -> Tensor:
         """``[N, H]`` last hidden states of the line."""
         if self.shares_prompts:
             plan = TreePlan(packed.trees, packed.input_ids.device)

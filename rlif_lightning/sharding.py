@@ -63,6 +63,10 @@ def sharded_policy(policy: Policy, sharding: Sharding, frozen: bool = False) -> 
     for layer in _decoder_layers(model):
         fully_shard(layer, **settings)
     fully_shard(model, **settings)
+    modules = sharded_modules(model)
+    for module, before in zip(modules, [modules[-1], *modules[:-1]], strict=True):
+        # Said by name: FSDP would go by the passes it saw, and those of a rollout are not the same on every rank.
+        module.set_modules_to_backward_prefetch([before])
     fill(model, policy, torch.device("cpu") if sharding.cpu_offload else sharding.device)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):

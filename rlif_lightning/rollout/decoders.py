@@ -17,7 +17,6 @@ from rlif_lightning.masked import all_rank_sum
 from rlif_lightning.packing import Tree, positions
 from rlif_lightning.policy import PolicyModel
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
-from rlif_lightning.rollout.sampling import Sampling
 from rlif_lightning.sharding import filler
 
 
@@ -166,7 +165,7 @@ class LockstepDecoder(Decoder):
     def finish(self) -> None:
         line = filler(self.policy, self.device)
         while self._ranks_at_work(False):
-            self.policy(line, Sampling())
+            self.policy.line_hidden(line)
 
     def _ranks_at_work(self, this_one: bool) -> int:
         return int(all_rank_sum(torch.tensor(int(this_one), device=self.device)))
