@@ -134,7 +134,7 @@ def check_strategy(strategy: Strategy | str) -> None:
         known = strategy == "auto" or strategy.startswith("ddp")
     if not known:
         hint = "FSDP1 is not supported, FSDP2 is: " if "fsdp" in name.lower() else ""
-        hint = "tensor parallelism is not supported; " if isinstance(strategy, ModelParallelStrategy) else hint
+        hint = "tensor parallelism is not supported; " if "ModelParallel" in name else hint
         raise ValueError(
             f"trainer.strategy={name}: {hint}use --config configs/strategy/fsdp2.yaml (or fsdp2_offload.yaml, ddp.yaml)"
         )

@@ -1,7 +1,7 @@
 """What the processes of tests/test_distributed.py run: command lines one after the other, and what came of each.
 
-``launched.py OUT {"name": [arguments of rlif, ...], ...}``; rank 0 writes the whole parameters to ``OUT/name.pt``,
-every rank its figures to ``OUT/name.RANK.json``.
+``launched.py OUT FORKS {"name": [arguments of rlif, ...], ...}``; rank 0 writes the whole parameters to
+``OUT/name.pt``, every rank its figures to ``OUT/name.RANK.json``. With FORKS > 0 it is its own launcher.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.ranks import forked
 from rlif_lightning import cli
 from rlif_lightning.sharding import whole_state_dict
 
@@ -37,6 +38,6 @@ def run(out: Path, name: str, arguments: list[str]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.filterwarnings("error", "FSDP")
-    folder = Path(sys.argv[1])
-    for each, given in json.loads(sys.argv[2]).items():
-        run(folder, each, given)
+    if int(sys.argv[2]) == 0 or forked(int(sys.argv[2])):
+        for each, given in json.loads(sys.argv[3]).items():
+            run(Path(sys.argv[1]), each, given)

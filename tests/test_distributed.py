@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,18 +49,28 @@ STRATEGIES = {"ddp": "configs/strategy/ddp.yaml", "fsdp2": "configs/strategy/fsd
 QUIET = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def launch(folder: Path, runs: dict[str, list[str]], torchrun: int = 0, timeout: int = 240) -> None:
-    """Run command lines in processes of their own, which torchrun starts if it is told how many, else Lightning."""
+def launch(folder: Path, runs: dict[str, list[str]], torchrun: int = 0, forks: int = 0) -> None:
+    """Run command lines in processes that torchrun starts, or a fork (imports once: cheap), or else Lightning."""
     folder.mkdir(parents=True, exist_ok=True)
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"] if torchrun else []
     given = {name: [*arguments, f"--trainer.default_root_dir={folder / name}"] for name, arguments in runs.items()}
-    command = [sys.executable, *start, "tests/launched.py", str(folder), json.dumps(given)]
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("LOCAL_", "WORLD_", "RANK"))
-    }
-    environment |= QUIET | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr[-6000:]
+    command = [sys.executable, *start, "tests/launched.py", str(folder), str(forks), json.dumps(given)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LOCAL_", "WORLD_", "RANK"))}
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env=kept | QUIET | {"PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(timeout=900)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+    assert status == 0, (folder / "log.txt").read_text()[-6000:]
 
 
 def on(strategy: str, processes: int, *arguments: str) -> list[str]:
@@ -109,8 +120,9 @@ def alone(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_are_one(alone, tmp_path, strategy):
-    """The same parameters and the same logged metrics; torchrun starts the processes."""
-    launch(tmp_path, {name: [*BASE, *on(strategy, 2), *arguments] for name, arguments in CASES.items()}, torchrun=2)
+    """The same parameters and the same logged metrics; Lightning starts the processes, or torchrun."""
+    runs = {name: [*BASE, *on(strategy, 2), *arguments] for name, arguments in CASES.items()}
+    launch(tmp_path, runs, torchrun=2 if strategy == "fsdp2" else 0)
     for name in CASES:
         assert [each["world_size"] for each in figures(tmp_path, name)] == [2, 2]
         assert_same_weights(weights(tmp_path, name), weights(alone, name))
@@ -142,9 +154,9 @@ CALLBACKS = [
 
 @pytest.mark.slow
 def test_four_processes_kept_sharded_are_one(alone, tmp_path):
-    """Lightning starts them; no rank ever holds the whole, and a rank that has finished a rollout waits in step."""
+    """No rank ever holds the whole, and a rank that has finished its rollout goes on in step with the others."""
     sharded = on("fsdp2", 4, "--trainer.strategy.init_args.keep_sharded=true")
-    launch(tmp_path, {name: [*BASE, *sharded, *CASES[name]] for name in ("method", "one group")})
+    launch(tmp_path, {name: [*BASE, *sharded, *CASES[name]] for name in ("method", "one group")}, forks=4)
     for name in ("method", "one group"):
         found = figures(tmp_path, name)
         assert [each["world_size"] for each in found] == [4] * 4
@@ -161,7 +173,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     half = [*base, "--trainer.max_steps=8"]
     whole = "--trainer.strategy.init_args.save_distributed_checkpoint=false"
     (two, one, both) = (tmp_path / name for name in ("two", "one", "both"))
-    launch(two, {"first": [*half, *on("fsdp2", 2)], "whole": [*half, *on("fsdp2", 2, whole)]}, torchrun=2)
+    launch(two, {"first": [*half, *on("fsdp2", 2)], "whole": [*half, *on("fsdp2", 2, whole)]}, forks=2)
     resumed = {
         "straight": base,
         "from two": [*base, *on("fsdp2", 1), f"--ckpt_path={checkpoint(two, 'first')}"],
@@ -171,7 +183,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     }
     launch(one, resumed)
     ways = {"from one": checkpoint(one, "first"), "from plain": checkpoint(one, "plain")}
-    launch(both, {name: [*base, *on("fsdp2", 2), f"--ckpt_path={path}"] for name, path in ways.items()}, torchrun=2)
+    launch(both, {name: [*base, *on("fsdp2", 2), f"--ckpt_path={path}"] for name, path in ways.items()}, forks=2)
     for folder, name in ((one, "from two"), (one, "from whole"), (both, "from one"), (both, "from plain")):
         assert figures(folder, name)[0]["rollouts"] == 4
         assert_same_weights(weights(folder, name), weights(one, "straight"))
