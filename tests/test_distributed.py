@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlif_lightning.policy import Policy, load_pretrained
+
 ROOT = Path(__file__).resolve().parent.parent
 HEADS = {"vote": {"head": "ClusterVote", "weight": 0.5}, "certainty": {"head": "MeanLogprob", "weight": 0.5}}
 BASE = [
@@ -133,23 +135,49 @@ def checkpoint(folder: Path, name: str) -> Path:
     return next(path for path in (folder / name).rglob("*.ckpt") if "step=" in path.name)
 
 
-GUARD = {"class_path": "CollapseGuard", "init_args": {"action": "rollback", "baseline": 1, "snapshot_every": 1}}
-GUARD["init_args"]["detectors"] = {"length_low": {"factor": 5.0, "patience": 1}}  # always an alarm: it goes back
-CALLBACKS = [
-    f"--trainer.callbacks+={json.dumps(each)}"
-    for each in (
-        {"class_path": "HFExporter", "init_args": {"monitor": "val/accuracy"}},
-        {"class_path": "CompletionWriter", "init_args": {"every": 1}},
-        {"class_path": "EntropyMonitor", "init_args": {"floor": 0.1}},
-        {"class_path": "RunReport"},
-        {"class_path": "LabelFreeStopping"},
-        {
-            "class_path": "KLCovScheduler",
-            "init_args": {"weight": {"kind": "linear", "start": 1, "end": 0.1, "steps": 2}},
-        },
-        GUARD,
-    )
-]
+GUARD = {
+    "action": "rollback",
+    "baseline": 1,
+    "snapshot_every": 1,
+    "detectors": {"length_low": {"factor": 5.0, "window": 1}},  # always an alarm after the first rollout: it goes back
+}
+SCHEDULE = {"kind": "linear", "start": 1.0, "end": 0.1, "steps": 2}
+CALLBACKS = {
+    "CollapseGuard": GUARD,
+    "CompletionWriter": {"every": 1, "table": False},
+    "EntropyMonitor": {"floor": 0.01},
+    "HFExporter": {"monitor": "val/accuracy"},
+    "KLCovScheduler": {"weight": SCHEDULE},
+    "LabelFreeStopping": {},
+    "RunReport": {},
+}
+
+
+@pytest.mark.slow
+def test_callbacks_and_other_subcommands_work_on_sharded_policies(tmp_path):
+    """Every process must take part wherever one does, or this would hang."""
+    watched = [
+        f"--trainer.callbacks+={json.dumps({'class_path': name, 'init_args': settings})}"
+        for name, settings in CALLBACKS.items()
+    ]
+    looked = ["preflight", *BASE[1:], "--prompts=6"]
+    launch(tmp_path, {"preflight alone": looked})
+    sharded = on("fsdp2", 2)
+    launch(tmp_path, {"callbacks": [*BASE, *sharded, *watched], "preflight": [*looked, *sharded]}, forks=2)
+    folder = next(tmp_path.glob("callbacks/version_*"))
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert "rollback" in [event["kind"] for event in events]
+    trained = weights(tmp_path, "callbacks")
+    exported = load_pretrained(Policy(str(folder / "export" / "last"), dtype="float64")).state_dict()
+    assert_same_weights(trained, exported)
+    assert (folder / "report.html").is_file()
+    assert (folder / "completions.jsonl").is_file()
+    assert (folder / "completions.rank1.jsonl").is_file()
+    found, expected = (json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/version_*/preflight.json")))
+    assert len(found["heads"]) == 2
+    for one, other in zip([found, *found.pop("heads")], [expected, *expected.pop("heads")], strict=True):
+        one.pop("thresholds", None), other.pop("thresholds", None)
+        assert one == pytest.approx(other)
 
 
 @pytest.mark.slow

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
+from test_configs import build
 
 from rlif_lightning import cli
 from rlif_lightning.shard_files import check_folder
+from rlif_lightning.strategy import ShardedStrategy
 
 
 @pytest.mark.parametrize(
@@ -45,3 +49,15 @@ def test_a_checkpoint_folder_cannot_run_code(tmp_path, monkeypatch):
     (tmp_path / ".metadata").write_bytes(b"\x80\x04half")
     with pytest.raises(ValueError, match="cannot be read"):
         check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp2_offload"])
+def test_every_overlay_is_built(tmp_path, name):
+    arguments = ["--config=configs/quickstart.yaml", f"--config=configs/strategy/{name}.yaml"]
+    strategy = build(
+        [*arguments, "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+    ).trainer.strategy
+    assert isinstance(strategy, DDPStrategy if name == "ddp" else ShardedStrategy)
+    if isinstance(strategy, ShardedStrategy):
+        assert (strategy.cpu_offload, strategy.keep_sharded) == (name == "fsdp2_offload", False)
+    assert {path.stem for path in Path("configs/strategy").glob("*.yaml")} == {"ddp", "fsdp2", "fsdp2_offload"}
