@@ -73,7 +73,7 @@ def sharded_policy(policy: Policy, sharding: Sharding, frozen: bool = False) -> 
             setattr(module, name, buffer.to(sharding.device))
     with torch.no_grad():  # FSDP finds out at the first pass what is the root: that must be the whole
         model(filler(model, sharding.device), Sampling())
-    model.reshard()  # type: ignore[operator]
+    let_go(model)
     return model
 
 
@@ -114,6 +114,12 @@ def whole_weights(policy: PolicyModel) -> Iterator[None]:
             layer.set_reshard_after_forward(True)
             layer.reshard()
         root.reshard()
+
+
+def let_go(policy: PolicyModel) -> None:
+    """After passes without gradients: FSDP keeps the root's part for a backward pass that will not come."""
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
 
 
 def whole_state_dict(policy: PolicyModel) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from rlif_lightning.objectives import Objective
 from rlif_lightning.packing import Packed, pack
 from rlif_lightning.policy import PolicyModel
 from rlif_lightning.rollout.sampling import Sampling
-from rlif_lightning.sharding import equal_passes
+from rlif_lightning.sharding import equal_passes, let_go
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ def score_logprobs(
     micro_batches = list(pack(prompt_ids, completion_ids, mask, group_size, micro_batch_tokens))
     passes = equal_passes(policy, micro_batches, mask.device)
     scored = [(packed.rows, policy(packed, sampling).logprobs, own) for packed, own in passes]
+    let_go(policy)
     scored = [(rows, values) for rows, values, own in scored if own]
     logprobs = scored[0][1].new_zeros(mask.shape) if scored else torch.zeros(mask.shape, device=mask.device)
     for rows, values in scored:
