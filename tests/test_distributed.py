@@ -132,7 +132,8 @@ def test_two_processes_are_one(alone, tmp_path, strategy):
 
 
 def checkpoint(folder: Path, name: str) -> Path:
-    return next(path for path in (folder / name).rglob("*.ckpt") if "step=" in path.name)
+    """After the first of two rollouts, in the middle of the epoch."""
+    return next((folder / name).rglob("*step=4.ckpt"))
 
 
 GUARD = {
@@ -197,21 +198,21 @@ def test_four_processes_kept_sharded_are_one(alone, tmp_path):
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     """Sharded checkpoints from two processes to one and back, a whole one too: the uninterrupted run's parameters."""
-    base = [*BASE, *CASES["method"], "--trainer.limit_val_batches=0", "--trainer.limit_train_batches=4"]
-    half = [*base, "--trainer.max_steps=8"]
+    base = [*BASE, *CASES["method"], "--trainer.limit_val_batches=0"]
+    saving = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 4, "save_top_k": -1}}
+    saved = [*base, f"--trainer.callbacks+={json.dumps(saving)}"]
     whole = "--trainer.strategy.init_args.save_distributed_checkpoint=false"
-    (two, one, both) = (tmp_path / name for name in ("two", "one", "both"))
-    launch(two, {"first": [*half, *on("fsdp2", 2)], "whole": [*half, *on("fsdp2", 2, whole)]}, forks=2)
+    two, one, both = (tmp_path / name for name in ("two", "one", "both"))
+    launch(two, {"sharded": [*saved, *on("fsdp2", 2)], "whole": [*saved, *on("fsdp2", 2, whole)]}, forks=2)
     resumed = {
-        "straight": base,
-        "from two": [*base, *on("fsdp2", 1), f"--ckpt_path={checkpoint(two, 'first')}"],
+        "plain": saved,
+        "sharded": [*saved, *on("fsdp2", 1)],
+        "from two": [*base, *on("fsdp2", 1), f"--ckpt_path={checkpoint(two, 'sharded')}"],
         "from whole": [*base, f"--ckpt_path={checkpoint(two, 'whole')}"],
-        "first": [*half, *on("fsdp2", 1)],
-        "plain": half,
     }
     launch(one, resumed)
-    ways = {"from one": checkpoint(one, "first"), "from plain": checkpoint(one, "plain")}
+    ways = {f"from {name}": checkpoint(one, name) for name in ("plain", "sharded")}
     launch(both, {name: [*base, *on("fsdp2", 2), f"--ckpt_path={path}"] for name, path in ways.items()}, forks=2)
-    for folder, name in ((one, "from two"), (one, "from whole"), (both, "from one"), (both, "from plain")):
-        assert figures(folder, name)[0]["rollouts"] == 4
-        assert_same_weights(weights(folder, name), weights(one, "straight"))
+    for folder, name in ((one, "from two"), (one, "from whole"), (both, "from plain"), (both, "from sharded")):
+        assert figures(folder, name)[0]["rollouts"] == 2
+        assert_same_weights(weights(folder, name), weights(one, "plain"))
