@@ -16,9 +16,9 @@ from torch import Tensor
 from rlif_lightning.folders import run_folder
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.policy import Policy, PolicyModel, load_pretrained
+from rlif_lightning.sharding import whole_state_dict
 
 DTYPES = ("float32", "bfloat16", "float16")
-PREFIX = "policy.model."
 
 
 class HFExporter(Callback):
@@ -29,7 +29,7 @@ class HFExporter(Callback):
     vLLM itself was not run by us). A LoRA policy is written as adapters alone, which name their base model, unless
     ``merge_lora``. A folder is written under a temporary name and renamed, so a reader never sees half of one.
 
-    Under a strategy that shards the parameters they are gathered by the strategy, and rank 0 writes.
+    Parameters that are divided between processes are gathered, and rank 0 writes.
 
     Args:
         folder: where the folders go; null = ``export`` in the run's folder. A resumed run that has the same ``folder``
@@ -111,13 +111,12 @@ class HFExporter(Callback):
 
     def _export(self, trainer: Trainer, pl_module: RLIFModule, name: str) -> None:
         """Gather on every rank, write on rank 0; a failure is raised by all of them."""
-        weights = trainer.strategy.lightning_module_state_dict()
-        problem = None
+        assert pl_module.policy is not None
+        weights, problem = whole_state_dict(pl_module.policy), None
         if trainer.is_global_zero:
-            assert pl_module.policy is not None
             merged = pl_module.policy_settings if self.merge_lora else None
             try:
-                write_model(pl_module.policy, _whole(weights), self.root / name, merged, self.dtype)
+                write_model(pl_module.policy, weights, self.root / name, merged, self.dtype)
             except (OSError, ValueError, RuntimeError) as error:
                 problem = f"{type(error).__name__}: {error}"
         problem = trainer.strategy.broadcast(problem)
@@ -131,23 +130,6 @@ class HFExporter(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was made."""
         self.best = state_dict["best"]
-
-
-def _whole(weights: dict[str, Any]) -> dict[str, Tensor]:
-    """The policy's own weights by their Hugging Face names, if they are all there.
-
-    Raises:
-        RuntimeError: a part of them lies on other ranks.
-    """
-    policy = {name.removeprefix(PREFIX): w for name, w in weights.items() if name.startswith(PREFIX)}
-    split = [name for name, w in policy.items() if type(w) not in (Tensor, torch.nn.Parameter) or w.numel() == 0]
-    if split or not policy:
-        raise RuntimeError(
-            f"the strategy does not give the whole weights to rank 0 ({split[0] if split else 'none'} is only a part);"
-            " use a full state dict: ModelParallelStrategy(save_distributed_checkpoint=False) or"
-            " FSDPStrategy(state_dict_type='full')"
-        )
-    return policy
 
 
 def write_model(

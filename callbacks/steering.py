@@ -121,7 +121,6 @@ class Snapshots:
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         rates = [(group["lr"], group["initial_lr"]) for group in groups]
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
-        module.on_load_checkpoint(checkpoint)
         trainer.strategy.load_model_state_dict(checkpoint)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]

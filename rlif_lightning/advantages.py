@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlif_lightning.masked import all_rank_mean_std, masked_mean, masked_std, masked_sum
+from rlif_lightning.masked import all_rank_mean_std, all_rank_sum, masked_mean, masked_std, masked_sum
 
 BATCH_NORMS = ("none", "sample", "token")
 
@@ -86,7 +86,7 @@ def gdpo(
 
 
 def reward_shares(parts: Tensor) -> Tensor:
-    """Each reward's share of |A|: ``Σ|part_r| / Σ_r Σ|part_r|``.
+    """Each reward's share of |A| over all ranks (a collective): ``Σ|part_r| / Σ_r Σ|part_r|``.
 
     Args:
         parts: ``[R, P, G]`` from :meth:`Advantage.parts`.
@@ -94,7 +94,7 @@ def reward_shares(parts: Tensor) -> Tensor:
     Returns:
         ``[R]``, sums to 1, or all 0 where every part is 0.
     """
-    sizes = parts.abs().flatten(1).sum(1)
+    sizes = all_rank_sum(parts.abs().flatten(1).sum(1))
     return sizes / sizes.sum().clamp(min=1e-30)
 
 

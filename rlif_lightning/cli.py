@@ -34,6 +34,7 @@ from rlif_lightning.policy import resolve_model
 from rlif_lightning.prediction_files import PredictionFiles, Predictions
 from rlif_lightning.prompts import PromptData
 from rlif_lightning.stopping import exit_on_request
+from rlif_lightning.strategy import check_strategy
 from rlif_lightning.trainer import RLIFTrainer
 
 # Settings that come in kinds: YAML names the class.
@@ -73,6 +74,7 @@ class RLIFCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Defaults that depend on others: loggers in a new ``version_N`` folder, and the run's checkpoints."""
+        check_strategy(self._get(self.config_init, "trainer.strategy") or "auto")
         given = self._get(self.config_init, "trainer.logger")
         if given is None or given is True:
             root = self._get(self.config_init, "trainer.default_root_dir")

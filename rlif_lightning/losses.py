@@ -13,6 +13,7 @@ from torch import Tensor
 from rlif_lightning.masked import all_rank_mean_std, all_rank_sum
 
 MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: keeps a ratio finite in float32 with room to multiply
+ROUNDING = 1e-12  # nats; between two float64 passes (those in float32 differ by up to 1e-5, which acts)
 AGGREGATIONS = ("token_mean", "sequence_mean", "constant")
 KL_KINDS = ("k1", "k2", "k3")
 
@@ -77,8 +78,13 @@ def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tens
 
 
 def kl_cov_penalty(logprobs: Tensor, old_logprobs: Tensor, weight: float) -> Tensor:
-    """``weight * |logprobs - old_logprobs|``, KL-Cov's term on picked tokens; no gradient where the two are equal."""
-    return weight * (logprobs - old_logprobs).abs()
+    """``weight * |logprobs - old_logprobs|``, KL-Cov's term on picked tokens; no gradient where the two are equal.
+
+    Equal up to ``ROUNDING``: its slope is ``weight`` however small the difference, so that on the first update, where
+    there is none, the order in which two float64 passes added up would otherwise decide the sign.
+    """
+    size = (logprobs - old_logprobs).abs()
+    return weight * torch.where(size > ROUNDING, size, 0.0)
 
 
 def reference_kl(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tensor:

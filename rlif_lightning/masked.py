@@ -7,6 +7,7 @@ rank must call them, also one whose mask is empty. Without an initialised proces
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 import torch.distributed as dist
@@ -52,6 +53,24 @@ def all_rank_sum(values: Tensor) -> Tensor:
     total = values.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def all_rank_max(values: Tensor) -> Tensor:
+    """Elementwise maximum of ``values`` over all ranks (a collective); the input is left alone."""
+    if not is_distributed():
+        return values
+    largest = values.detach().clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
+def all_rank_distinct(values: Collection[str]) -> int:
+    """How many different strings all ranks have together (a collective)."""
+    if not is_distributed():
+        return len(set(values))
+    parts: list[set[str]] = [set()] * dist.get_world_size()
+    dist.all_gather_object(parts, set(values))
+    return len(set().union(*parts))
 
 
 def all_rank_mean_std(values: Tensor, weights: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:

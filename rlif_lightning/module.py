@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from rlif_lightning.advantages import GDPO, Advantage
 from rlif_lightning.batch import LossInputs, Prompts, RewardOutput, Rollout
 from rlif_lightning.evaluation import Evaluation, Evaluator
+from rlif_lightning.masked import all_rank_sum
 from rlif_lightning.objectives import KLCov, Objective
 from rlif_lightning.optimizer import OptimizerPlan
 from rlif_lightning.policy import Policy, PolicyModel
@@ -27,6 +29,8 @@ from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.sampling import PREDICTION_STEP, Sampling
 from rlif_lightning.scoring import score_rollout
+from rlif_lightning.sharding import whole_tensor
+from rlif_lightning.strategy import build_policy, check_strategy
 from rlif_lightning.token_budget import TokenBudget
 from rlif_lightning.update import (
     UpdateMeter,
@@ -91,7 +95,8 @@ class RLIFModule(LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.policy_settings, self.policy, self.reference = policy, None, None
+        self.policy_settings, self.policy = policy, None
+        self.reference: PolicyModel | None = None
         self.rewards = RewardSet(rewards, answer_column)
         self.group_size, self.advantage, self.objective, self.sampling = group_size, advantage, objective, sampling
         self.engine = engine or NativeEngine()
@@ -106,10 +111,13 @@ class RLIFModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the policy, and the reference model if the objective uses one (Lightning calls this on every entry)."""
+        strategy = None if self._trainer is None else self._trainer.strategy
         if self.policy is None:
-            self.policy = PolicyModel(self.policy_settings)
+            self.policy = build_policy(self.policy_settings, strategy)
         if self.reference is None and self.objective.needs_reference and not self.policy.has_adapters:
-            self.reference = PolicyModel(self.policy_settings, frozen=True)
+            reference = build_policy(self.policy_settings, strategy, frozen=True)
+            # Not a submodule: neither checkpoints nor strategies are to see what is loaded from where it came from.
+            object.__setattr__(self, "reference", reference)
         self.engine.setup(self.policy, self.seed)
 
     def setup(self, stage: str) -> None:
@@ -118,6 +126,7 @@ class RLIFModule(LightningModule):
         Raises:
             ValueError: names the argument and the remedy.
         """
+        check_strategy(self.trainer.strategy)
         if stage != "fit":
             return
         self.sampling.check_trainable()
@@ -148,7 +157,7 @@ class RLIFModule(LightningModule):
         self.num_rollouts += 1
         times = {"rollout": sampled - started, "reward": scored - sampled, "update": time.perf_counter() - scored}
         metrics |= {f"time/{phase}": seconds for phase, seconds in times.items()}
-        metrics["rollout/tokens_per_second"] = float(rollout.lengths.sum()) / times["rollout"]
+        metrics["rollout/tokens_per_second"] = float(all_rank_sum(rollout.lengths.sum())) / times["rollout"]
         metrics["update/tokens_per_second"] = float(metrics["update/tokens"]) / times["update"]
         metrics["policy/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._log(metrics, len(prompts))
@@ -177,9 +186,12 @@ class RLIFModule(LightningModule):
         figures = {"policy/grad_norm": sum(norms) / len(norms), "update/micro_batch_tokens": self.budget.tokens}
         return meter.means() | figures
 
-    def _backward(self, loss: Tensor) -> None:
-        # Lightning's strategies average gradients over ranks; the loss shares of all ranks must sum up instead.
-        self.manual_backward(loss * self.trainer.world_size)
+    def _backward(self, loss: Tensor, is_last: bool) -> None:
+        strategy: Any = self.trainer.strategy
+        waits = not is_last and self.trainer.world_size > 1  # one reduction for all micro-batches of an update
+        with strategy.block_backward_sync() if waits else nullcontext():
+            # The strategies average gradients over ranks; the loss shares of all ranks must sum up instead.
+            self.manual_backward(loss * self.trainer.world_size)
 
     def _forget(self) -> None:
         self.trainer.optimizers[0].zero_grad()
@@ -189,7 +201,7 @@ class RLIFModule(LightningModule):
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.optimizer_plan.max_grad_norm or math.inf)
+        norm = whole_tensor(torch.nn.utils.clip_grad_norm_(trained, self.optimizer_plan.max_grad_norm or math.inf))
         if norm.isfinite():  # the same on every rank
             optimizer.step()
             schedule.step()
@@ -228,14 +240,3 @@ class RLIFModule(LightningModule):
         """Completions with the score of every reward head, one record each."""
         rollout = self.engine.generate(prompts, self.group_size, self.sampling, PREDICTION_STEP)
         return completion_records(rollout, self.rewards(rollout))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The frozen reference model stays out: it is loaded from where it came from."""
-        weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: w for name, w in weights.items() if not name.startswith("reference.")}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the reference model's own weights in, so that loading can insist on every name."""
-        if self.reference is not None:
-            own = self.reference.state_dict(prefix="reference.")
-            checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}

@@ -75,8 +75,7 @@ class Packed:
 
     def unpack(self, values: Tensor) -> Tensor:
         """Put per-token values ``[M]`` back to ``[b, T]`` (0 elsewhere); differentiable."""
-        flat = values.new_zeros(self.shape[0] * self.shape[1])
-        return flat.index_copy(0, self.target, values).view(self.shape)
+        return values.new_zeros(self.shape).index_put((self.target // self.shape[1], self.steps), values)
 
 
 def tree_mask(trees: Sequence[Tree], position_ids: Tensor, window: int | None = None) -> Tensor:

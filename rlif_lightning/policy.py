@@ -8,7 +8,7 @@ where even that is too much, in chunks that are recomputed in the backward pass.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -105,6 +105,11 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
         raise ValueError(
             f"policy.name={policy.name!r} is neither a model folder nor a hub model that can be reached: {error}"
         ) from error
+    return prepared(model, policy)
+
+
+def prepared(model: PreTrainedModel, policy: Policy) -> Any:
+    """The model as it is trained: every dropout off, attention replaced, adapters added."""
     _switch_dropout_off(model)
     if policy.attention == "sdpa":
         _hook_attention(model)
@@ -136,13 +141,28 @@ def _hook_attention(model: PreTrainedModel) -> None:
 def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import LoraLayer
     except ImportError as error:
         raise ValueError('policy.lora needs the package peft: pip install "rlif-lightning[lora]"') from error
-    targets = lora.target_modules or "all-linear"
     model.enable_input_require_grads()  # or gradient checkpointing would find nothing that needs a gradient
     transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, fan_in_fan_out=transposed)
-    return get_peft_model(model, config)
+    settings = {"target_modules": lora.target_modules or "all-linear", "fan_in_fan_out": transposed}
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, **settings)
+    return _with_drawn_adapters(get_peft_model(model, config), LoraLayer)
+
+
+def _with_drawn_adapters(model: Any, kind: type) -> Any:
+    """Draw the adapters from the run's seed alone: the same in a model whose weights are not there yet."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed())
+        for module in model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.is_meta and parameter.requires_grad:
+                    setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu")))
+        for layer in model.modules():
+            if isinstance(layer, kind):
+                layer.reset_lora_parameters("default", init_lora_weights=True)  # type: ignore[operator]
+    return model
 
 
 class PolicyModel(nn.Module):
@@ -151,17 +171,19 @@ class PolicyModel(nn.Module):
     Args:
         policy: which model, and how to load it.
         frozen: no parameter gets a gradient (the reference model).
+        load: gives the Hugging Face model.
 
     Attributes:
+        keeps_sharded: whether weights stay divided between processes during a rollout as well (``sharding.py``).
         model: the Hugging Face model (wrapped by peft under LoRA); generation calls it directly.
         tokenizer: its tokenizer.
         eos_ids: token ids that end a completion.
     """
 
-    def __init__(self, policy: Policy, frozen: bool = False):
+    def __init__(self, policy: Policy, frozen: bool = False, load: Callable[[Policy], Any] = load_pretrained):
         super().__init__()
-        self.model: Any = load_pretrained(policy)
-        self.has_adapters = policy.lora is not None
+        self.model: Any = load(policy)
+        self.has_adapters, self.keeps_sharded = policy.lora is not None, False
         self.tokenizer = AutoTokenizer.from_pretrained(
             resolve_model(policy.name), revision=policy.revision or "main", trust_remote_code=policy.trust_remote_code
         )
@@ -201,7 +223,7 @@ class PolicyModel(nn.Module):
         Returns:
             ``[b, T]`` statistics, 0 where there is no token; with a graph if gradients are on.
         """
-        hidden = self._hidden(packed).index_select(0, packed.source)
+        hidden = self.line_hidden(packed).index_select(0, packed.source)
         may_end = packed.steps >= sampling.min_new_tokens if sampling.min_new_tokens else None
         rule, vocab_size = self.rule(sampling, hidden.device), self.causal_lm.config.vocab_size
         if torch.is_grad_enabled() and len(hidden) * vocab_size <= KEPT_LOGITS:
@@ -214,7 +236,7 @@ class PolicyModel(nn.Module):
         merged = (torch.cat([getattr(part, f.name) for part in parts]) for f in fields(TokenStats))
         return TokenStats(*merged).map(packed.unpack)
 
-    def _hidden(self, packed: Packed) -> Tensor:
+    def line_hidden(self, packed: Packed) -> Tensor:
         """``[N, H]`` last hidden states of the line."""
         if self.shares_prompts:
             plan = TreePlan(packed.trees, packed.input_ids.device)

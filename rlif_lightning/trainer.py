@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from rich.console import Console
@@ -19,6 +20,7 @@ from rlif_lightning.batch import Prompts
 from rlif_lightning.checkpoints import run_checkpoints
 from rlif_lightning.folders import run_folder
 from rlif_lightning.loaders import EncodedSplit, ValidationLoader
+from rlif_lightning.masked import is_distributed
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.preflight import THRESHOLDS, Findings, HeadFindings, examine
 from rlif_lightning.prompts import PromptData
@@ -75,26 +77,24 @@ class RLIFTrainer(Trainer):
             weights_only: whether the checkpoint may hold nothing but tensors and plain values.
 
         Raises:
-            ValueError: fewer than one prompt, or several processes.
+            ValueError: fewer prompts than processes, or none.
         """
-        if prompts < 1 or self.world_size > 1:
-            raise ValueError(
-                f"prompts={prompts}, processes={self.world_size}: preflight needs prompts >= 1 and one process"
-                " (--trainer.devices=1 --trainer.num_nodes=1)"
-            )
+        if prompts < self.world_size:
+            raise ValueError(f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes")
         datamodule.trainer = self
-        datamodule.setup("fit")
-        batches = _Batches(_drawn(datamodule, prompts, model.seed), datamodule.prompts_per_step)
+        batches = _Batches(datamodule, prompts, model.seed)
         predicted: Any = self.predict(model, batches, ckpt_path=ckpt_path, weights_only=weights_only)
-        records = [record for batch in predicted for record in batch]
+        records = all_rank_records([record for batch in predicted for record in batch])
         evaluation, gold = model.evaluator.evaluation, None
         if model.answer_column is not None and evaluation.checker is None:  # what must be run is for `validate`
-            column = [problem[model.answer_column] for problem in batches.problems]
+            column = [problem[model.answer_column] for problem in batches.problems()]
             gold = [evaluation.gold_extractor(str(value)) for value in column][: len(records) // model.group_size]
         answers = [model.evaluator.checker.answer(record["completion"]) for record in records]
         weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
         findings = examine(records, answers, gold, weights, model.group_size)
         path = run_folder(self) / "preflight.json"
+        if not self.is_global_zero:
+            return findings
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {**asdict(findings), "thresholds": {name: value for name, (value, _) in THRESHOLDS.items()}}
         path.write_text(json.dumps(content, indent=1) + "\n")
@@ -105,11 +105,25 @@ class RLIFTrainer(Trainer):
 
 
 class _Batches:
-    """A few problems in order; not a list, which Lightning would take for several loaders."""
+    """A few problems in order, this process's share; not a list, which Lightning would take for several loaders."""
 
-    def __init__(self, split: EncodedSplit, prompts_per_step: int):
-        self.loader = ValidationLoader(split, prompts_per_step, 1, 0)
-        self.problems = [split.dataset[row] for row in split.rows]
+    def __init__(self, datamodule: PromptData, prompts: int, seed: int):
+        self.datamodule, self.prompts, self.seed = datamodule, prompts, seed
+        self._loader: ValidationLoader | None = None
+
+    @property
+    def loader(self) -> ValidationLoader:
+        """Made when it is first asked for: only then do the processes know each other."""
+        if self._loader is None:
+            self.datamodule.setup("fit")
+            train = self.datamodule.train_dataloader()
+            split = _drawn(train.split, self.prompts, self.seed)
+            self._loader = ValidationLoader(split, train.prompts_per_step, train.num_replicas, train.rank)
+        return self._loader
+
+    def problems(self) -> list[dict[str, Any]]:
+        """The problems of all processes."""
+        return [self.loader.split.dataset[row] for row in self.loader.split.rows]
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -118,9 +132,18 @@ class _Batches:
         return iter(self.loader)
 
 
-def _drawn(datamodule: PromptData, prompts: int, seed: int) -> EncodedSplit:
+def all_rank_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of all processes, in the order of the data set (a collective)."""
+    if not is_distributed():
+        return records
+    parts: list[list[dict[str, Any]]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(parts, records)
+    merged = [record for part in parts for record in part]
+    return sorted(merged, key=lambda record: (record["index"], record["completion_number"]))
+
+
+def _drawn(split: EncodedSplit, prompts: int, seed: int) -> EncodedSplit:
     """Training problems at random, in their own order."""
-    split = datamodule.train_dataloader().split
     chosen = sorted(np.random.default_rng(seed).permutation(len(split))[:prompts].tolist())
     token_ids = None if split.token_ids is None else [split.token_ids[k] for k in chosen]
     return replace(split, rows=split.rows[chosen], token_ids=token_ids)

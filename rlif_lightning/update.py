@@ -22,6 +22,7 @@ from rlif_lightning.objectives import Objective
 from rlif_lightning.packing import Packed, pack
 from rlif_lightning.policy import PolicyModel
 from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.sharding import equal_passes, let_go
 from rlif_lightning.token_budget import TokenBudget
 
 
@@ -167,8 +168,11 @@ def score_logprobs(
     micro_batch_tokens: int,
 ) -> Tensor:
     """``[B, T]`` log-probs of completions in one packed pass without gradients (0 outside the mask)."""
-    micro_batches = pack(prompt_ids, completion_ids, mask, group_size, micro_batch_tokens)
-    scored = [(packed.rows, policy(packed, sampling).logprobs) for packed in micro_batches]
+    micro_batches = list(pack(prompt_ids, completion_ids, mask, group_size, micro_batch_tokens))
+    passes = equal_passes(policy, micro_batches, mask.device)
+    scored = [(packed.rows, policy(packed, sampling).logprobs, own) for packed, own in passes]
+    let_go(policy)
+    scored = [(rows, values) for rows, values, own in scored if own]
     logprobs = scored[0][1].new_zeros(mask.shape) if scored else torch.zeros(mask.shape, device=mask.device)
     for rows, values in scored:
         logprobs[rows] = values
@@ -193,33 +197,32 @@ def backward_update(
     sampling: Sampling,
     micro_batch_tokens: int,
     group_size: int,
-    backward: Callable[[Tensor], None],
+    backward: Callable[[Tensor, bool], None],
     meter: UpdateMeter,
 ) -> None:
     """Accumulate the gradient of one mini-batch.
 
     Args:
         update: ``[B, T]`` loss inputs of this rank's rows; ``logprobs`` are those that tokens are ranked by.
-        backward: called with each micro-batch's share of the loss; the shares of all ranks sum to the loss.
+        backward: called with each micro-batch's share of the loss, and whether it is the last one; the shares of all
+            ranks sum to the loss. Every rank calls it equally often, at least once.
         meter: collects the token figures.
     """
     marks = objective.select(update)
     weights = aggregation_weights(update.mask, objective.aggregation, sampling.max_new_tokens)
     kept = update.mask & trained_rows(update, marks, objective, group_size).unsqueeze(1)
-    num_backward = 0
-    for packed in pack(prompt_ids, completion_ids, kept, group_size, micro_batch_tokens):
-        stats = policy(packed, sampling)
-        rows = packed.rows
+    micro_batches = list(pack(prompt_ids, completion_ids, kept, group_size, micro_batch_tokens))
+    passes = equal_passes(policy, micro_batches, update.mask.device, at_least=1)
+    for number, (packed, own) in enumerate(passes, 1):
+        stats, rows, is_last = policy(packed, sampling), packed.rows, number == len(passes)
+        if not own:
+            backward(stats.logprobs.sum() * 0.0, is_last)
+            continue
         batch = replace(take_rows(update, rows), logprobs=stats.logprobs, entropy=stats.entropy)
         losses = objective.token_loss(batch, marks[rows])
-        backward(masked_sum(losses * weights[rows], batch.mask))
+        backward(masked_sum(losses * weights[rows], batch.mask), is_last)
         meter.add(batch, marks[rows], batch.mask, objective)
         meter.add_positions(packed)
-        num_backward += 1
-    if num_backward == 0:
-        # Every rank must run a backward pass, or the others would wait for its share of the gradient for ever.
-        trained = [parameter.sum() for parameter in policy.parameters() if parameter.requires_grad]
-        backward(torch.stack(trained).sum() * 0.0)
 
 
 def accumulate_gradient(
@@ -231,7 +234,7 @@ def accumulate_gradient(
     sampling: Sampling,
     budget: TokenBudget,
     group_size: int,
-    backward: Callable[[Tensor], None],
+    backward: Callable[[Tensor, bool], None],
     meter: UpdateMeter,
     forget: Callable[[], None],
 ) -> None:

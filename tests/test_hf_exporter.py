@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from callbacks import HFExporter
-from callbacks.hf_exporter import _whole, write_model
+from callbacks.hf_exporter import write_model
 from rlif_lightning import cli
 from rlif_lightning.policy import Policy, PolicyModel
 
@@ -135,14 +135,6 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     with pytest.raises(AttributeError):  # a write that fails leaves the folder that is there
         write_model(policy, {"x": None}, tmp_path / "model")  # pyright: ignore
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
-
-
-def test_weights_that_lie_on_other_ranks_are_refused():
-    with pytest.raises(RuntimeError, match=r"lm_head\.weight is only a part.*save_distributed_checkpoint=False"):
-        _whole({"policy.model.lm_head.weight": torch.empty(0)})
-    with pytest.raises(RuntimeError, match="use a full state dict"):
-        _whole({})
-    assert set(_whole({"policy.model.a": torch.ones(1), "num_rollouts": torch.ones(1)})) == {"a"}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from rlif_lightning.advantages import gdpo
 from rlif_lightning.batch import LossInputs
 from rlif_lightning.losses import aggregation_weights, token_covariance
 from rlif_lightning.masked import (
+    all_rank_distinct,
+    all_rank_max,
     all_rank_mean_std,
     all_rank_sum,
     all_rank_top_fraction,
@@ -147,7 +149,9 @@ def run_rank(rank: int, folder: str, shares: list[dict[str, torch.Tensor]]) -> N
     assert is_distributed()
     mine = torch.tensor([1.0 + rank])
     assert all_rank_sum(mine).item() == 3
+    assert all_rank_max(mine).item() == 2
     assert mine.item() == 1.0 + rank
+    assert all_rank_distinct(["a", "b", "b"] if rank else ["a", "c"]) == 3
     torch.save(statistics_of(shares[rank]), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

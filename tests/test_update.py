@@ -107,7 +107,7 @@ def test_one_micro_batch_is_one_completion_at_a_time(tiny_models, architecture, 
         shares: list[float] = []
         meter = UpdateMeter(ids.device)
 
-        def backward(share: torch.Tensor, shares=shares) -> None:
+        def backward(share: torch.Tensor, is_last: bool, shares=shares) -> None:
             shares.append(float(share.detach()))
             share.backward()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlif_lightning.answers import AnswerExtractor, cluster, normalise, open_clusters
 from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.masked import all_rank_distinct
 from rlif_lightning.rewards.base import RewardHead
 
 _MODES = ("soft", "hard", "gated")
@@ -72,7 +73,7 @@ def vote_shares(
 def vote_metrics(
     answers: Sequence[str | None], group_size: int, denominator: str = "parseable", min_parseable: int = 2
 ) -> dict[str, float]:
-    """Numbers that show where a vote is heading, without labels.
+    """Numbers that show where a vote is heading, without labels (a collective).
 
     Args:
         answers: B final answers, prompt-major; None = none found. B >= 1.
@@ -83,7 +84,7 @@ def vote_metrics(
     Returns:
         ``vote/largest_cluster``: largest soft share of a group, mean over groups (0 below ``min_parseable``);
         ``vote/unanimous``: share of groups with at least ``min_parseable`` answers, all in one cluster;
-        ``vote/distinct_answers``: number of distinct normalised answers in the whole batch;
+        ``vote/distinct_answers``: number of distinct normalised answers in the whole batch of all ranks;
         ``rollout/parseable``: share of completions with an answer.
 
     Raises:
@@ -99,7 +100,7 @@ def vote_metrics(
     return {
         "vote/largest_cluster": sum(largest) / len(groups),
         "vote/unanimous": sum(len(s) == 1 for s in sizes) / len(groups),
-        "vote/distinct_answers": float(len(set(found))),
+        "vote/distinct_answers": float(all_rank_distinct(found)),
         "rollout/parseable": len(found) / len(answers),
     }
 

@@ -13,9 +13,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from rlif_lightning.attention import TreePlan
+from rlif_lightning.masked import all_rank_sum
 from rlif_lightning.packing import Tree, positions
 from rlif_lightning.policy import PolicyModel
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
+from rlif_lightning.sharding import filler
 
 
 class Decoder(ABC):
@@ -38,6 +40,9 @@ class Decoder(ABC):
     @abstractmethod
     def leave(self, holes: Tensor, movers: Tensor, num_left: int) -> None:
         """Rows ``movers`` take the places ``holes``; the first ``num_left`` rows stay (see ``kv_memory.moves``)."""
+
+    def finish(self) -> None:  # noqa: B027 - most decoders have nobody to wait for
+        """There are no more rows."""
 
 
 class SharedPrefixDecoder(Decoder):
@@ -129,3 +134,38 @@ class StandardDecoder(Decoder):
         rows = rows.to(self.attended.device)
         self.cache.batch_select_indices(rows)
         self.attended, self.position = self.attended[rows], self.position[rows]
+
+
+class LockstepDecoder(Decoder):
+    """A decoder of a policy whose layers are gathered anew in every pass: all ranks make equally many passes.
+
+    A pass is a pass, whether one rank admits prompts in it and another advances rows; a rank that has finished makes
+    passes for nothing until the last one has.
+
+    Args:
+        decoder: does the work.
+        device: of the prompts.
+    """
+
+    def __init__(self, decoder: Decoder, policy: PolicyModel, device: torch.device):
+        self.decoder, self.policy, self.device = decoder, policy, device
+        self.can_join = decoder.can_join
+
+    def admit(self, prompt_ids: Sequence[Tensor], group_size: int) -> Tensor:
+        self._ranks_at_work(True)
+        return self.decoder.admit(prompt_ids, group_size)
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        self._ranks_at_work(True)
+        return self.decoder.advance(tokens)
+
+    def leave(self, holes: Tensor, movers: Tensor, num_left: int) -> None:
+        self.decoder.leave(holes, movers, num_left)
+
+    def finish(self) -> None:
+        line = filler(self.policy, self.device)
+        while self._ranks_at_work(False):
+            self.policy.line_hidden(line)
+
+    def _ranks_at_work(self, this_one: bool) -> int:
+        return int(all_rank_sum(torch.tensor(int(this_one), device=self.device)))

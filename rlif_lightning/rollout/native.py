@@ -19,9 +19,10 @@ from rlif_lightning.logits import pieces
 from rlif_lightning.policy import MAX_LOGITS, PolicyModel
 from rlif_lightning.rewards.functional import token_stats
 from rlif_lightning.rollout.base import RolloutEngine
-from rlif_lightning.rollout.decoders import Decoder, SharedPrefixDecoder, StandardDecoder
+from rlif_lightning.rollout.decoders import Decoder, LockstepDecoder, SharedPrefixDecoder, StandardDecoder
 from rlif_lightning.rollout.kv_memory import moves
 from rlif_lightning.rollout.sampling import Sampling, counter_uniforms, sample_weights, truncate_logits
+from rlif_lightning.sharding import whole_weights
 
 STOP_TAIL = 8  # tokens decoded besides a stop string's own length when looking for it
 
@@ -45,7 +46,7 @@ class NativeEngine(RolloutEngine):
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
         training = self.policy.training
         self.policy.eval()
-        with _weights_cast_once(prompts.token_ids[0].device):
+        with whole_weights(self.policy), _weights_cast_once(prompts.token_ids[0].device):
             done = _Generation(self, prompts, group_size, sampling, step).run()
         self.policy.train(training)
         ids = pad_sequence([row.ids for row in done], batch_first=True)
@@ -58,13 +59,14 @@ class NativeEngine(RolloutEngine):
 
     def decoder(self, prompts: Prompts, group_size: int, sampling: Sampling) -> Decoder:
         """What advances the rows: by shared prompts where the model's attention allows."""
-        if not self.policy.shares_prompts:
-            return StandardDecoder(self.policy)
-        groups = min(self.max_groups(group_size), len(prompts))
-        longest = max(map(len, prompts.token_ids))
-        own = max(sampling.max_new_tokens - 1, 1)
         device = prompts.token_ids[0].device
-        return SharedPrefixDecoder(self.policy, groups, groups * group_size, longest, own, device)
+        decoder: Decoder = StandardDecoder(self.policy)
+        if self.policy.shares_prompts:
+            groups = min(self.max_groups(group_size), len(prompts))
+            longest = max(map(len, prompts.token_ids))
+            own = max(sampling.max_new_tokens - 1, 1)
+            decoder = SharedPrefixDecoder(self.policy, groups, groups * group_size, longest, own, device)
+        return LockstepDecoder(decoder, self.policy, device) if self.policy.keeps_sharded else decoder
 
     def max_groups(self, group_size: int) -> int:
         """Groups decoded at a time."""
@@ -134,6 +136,7 @@ class _Generation:
             tokens = self._record(tokens, stats)
             hidden = self.decoder.advance(tokens) if len(tokens) else None
             hidden = self._admit(hidden)
+        self.decoder.finish()
         return [self.done[row] for row in range(len(self.prompts) * self.group_size)]
 
     def _admit(self, hidden: Tensor | None) -> Tensor | None:

@@ -1,0 +1,166 @@
+"""Memory and time of each process when one run is spread over several, on this machine's cores under gloo.
+
+``python -m benchmarks.ranks --processes 4 --strategy fsdp2`` makes a random Llama model (57 million parameters) in a
+temporary folder, trains it for three rollouts and prints one line per process. Memory is resident memory above what the
+process held before it loaded the model; time is the mean of the rollouts after the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from rlif_lightning import cli
+from rlif_lightning.policy import resolve_model
+
+MIB = 1024
+
+
+def forked(number: int) -> bool:
+    """Become one of several processes that torch can connect: True in each of them, False in the one that waited.
+
+    Raises:
+        SystemExit: one of them failed; the others are stopped.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0", WORLD_SIZE=str(number))
+    children = []
+    for rank in range(number):
+        child = os.fork()
+        if child == 0:
+            os.environ["LOCAL_RANK"] = str(rank)
+            return True
+        children.append(child)
+    for _ in range(number):
+        child, status = os.wait()
+        children.remove(child)
+        if status:
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+            raise SystemExit(1)
+    return False
+
+
+class Meter(Callback):
+    """Measures this process: resident memory, wall and CPU time.
+
+    Args:
+        folder: where ``RANK.json`` goes.
+    """
+
+    def __init__(self, folder: str):
+        self.folder, self.found = Path(folder), {}
+        self.walls: list[float] = []
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Before the model is loaded."""
+        _forget_peak()
+        self.before = _status("VmRSS")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """After it is loaded."""
+        self.found["loading, peak"] = _status("VmHWM") - self.before
+        self.found["loaded"] = _status("VmRSS") - self.before
+        self.found["weights held"] = sum(_local(p).nbytes for p in pl_module.policy.parameters()) / MIB**2
+        _forget_peak()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """The clock starts."""
+        self.start, self.cpu_start = time.perf_counter(), time.process_time()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The clock stops."""
+        self.walls.append(time.perf_counter() - self.start)
+        self.found["CPU-s"] = time.process_time() - self.cpu_start
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write what was found."""
+        self.found["training, peak"] = _status("VmHWM") - self.before
+        self.found["s a rollout"] = sum(self.walls[1:]) / len(self.walls[1:])
+        self.folder.joinpath(f"{trainer.global_rank}.json").write_text(json.dumps(self.found))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing travels in checkpoints."""
+        return {}
+
+
+def _local(parameter: Any) -> Any:
+    return getattr(parameter, "_local_tensor", parameter)
+
+
+def _status(name: str) -> float:
+    """A line of /proc/self/status in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / MIB for line in lines if line.startswith(name))
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def make_model(folder: Path, layers: int, width: int) -> None:
+    """A random model with the embedded model's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=layers,
+        num_attention_heads=width // 64, num_key_value_heads=width // 64, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def arguments(folder: Path, args: argparse.Namespace) -> list[str]:
+    """The command line of the run."""
+    given = ["fit", "--config=configs/quickstart.yaml", "--compare=false", "--trainer.limit_val_batches=0"]
+    if args.processes > 1 or args.strategy != "ddp":
+        given += [f"--config=configs/strategy/{args.strategy}.yaml", f"--trainer.devices={args.processes}"]
+    if args.keep_sharded:
+        given.append("--trainer.strategy.init_args.keep_sharded=true")
+    given += [f"--trainer.default_root_dir={folder}", f"--model.policy.name={folder / 'model'}"]
+    given += ["--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false", "--trainer.logger=false"]
+    given += [f"--trainer.limit_train_batches={args.rollouts}", "--data.group_size=4", "--data.prompts_per_step=8"]
+    given += ["--model.updates_per_rollout=2", "--model.sampling.max_new_tokens=16", "--model.micro_batch_tokens=256"]
+    meter = {"class_path": "benchmarks.ranks.Meter", "init_args": {"folder": str(folder)}}
+    return [*given, f"--trainer.callbacks+={json.dumps(meter)}"]
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--strategy", choices=["ddp", "fsdp2", "fsdp2_offload"], default="fsdp2")
+    parser.add_argument("--keep-sharded", action="store_true")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--rollouts", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder / "model", args.layers, args.width)
+        if args.processes == 1 or forked(args.processes):
+            cli.main(arguments(folder, args))
+            if args.processes > 1:
+                os._exit(0)  # the folder is the parent's to remove
+        for path in sorted(folder.glob("*.json")):
+            found = json.loads(path.read_text()).items()
+            print(f"process {path.stem}: " + ", ".join(f"{key} {value:.1f}" for key, value in found))
+    print(f"cores: {os.cpu_count()}; memory in MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Checkpoints into which every process writes its own part: folders in PyTorch's distributed format.
+
+Its index is a pickle, and values that are no tensors are pickles too: both are looked through before they are read, so
+that no file can run code.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+INDEX, REST = ".metadata", "meta.pt"
+FORMAT = "torch.distributed.checkpoint."
+KNOWN = {
+    f"{FORMAT}metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+    f"{FORMAT}filesystem": {"_StorageInfo"},
+    "torch": {"Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"},
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"PosixPath", "Path"},
+}  # fmt: skip
+
+
+class _Index(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in KNOWN.get(module, ()):
+            raise pickle.UnpicklingError(f"its index names {module}.{name}, which has no place there")
+        return super().find_class(module, name)
+
+
+class _CheckedPlanner(DefaultLoadPlanner):
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        torch.load(value, weights_only=True)
+        value.seek(0)
+        super().load_bytes(read_item, value)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that is no such checkpoint, is unfinished, or would run code.
+
+    Raises:
+        ValueError: names the folder.
+    """
+    missing = [name for name in (INDEX, REST) if not (path / name).is_file()]
+    if missing:
+        raise ValueError(f"ckpt_path={str(path)!r} is a folder without {missing[0]}: not a finished sharded checkpoint")
+    try:
+        with (path / INDEX).open("rb") as file:
+            _Index(file).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
+        raise ValueError(f"ckpt_path={str(path)!r} cannot be read: {error}") from error
+
+
+def load_folder(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], strict: bool = True
+) -> dict[str, Any]:
+    """Each process reads its part (a collective), however many processes wrote; what else the checkpoint holds."""
+    check_folder(path)
+    weights = {"state_dict": get_model_state_dict(model)}
+    dcp.load(weights, checkpoint_id=path, planner=_CheckedPlanner())
+    model.load_state_dict(weights["state_dict"], strict=strict)
+    for number, optimizer in enumerate(optimizers):
+        name = f"optimizer_{number}"
+        state: dict[str, Any] = {name: get_optimizer_state_dict(model, optimizer)}
+        dcp.load(state, checkpoint_id=path, planner=_CheckedPlanner())
+        set_optimizer_state_dict(model, optimizer, state[name], options=StateDictOptions(cpu_offload=True))
+    return torch.load(path / REST, weights_only=True)

@@ -1,0 +1,154 @@
+"""FSDP2: each process holds a part of the policy (and of the reference), layer by layer; ``strategy.py`` decides when.
+
+Every decoder layer is gathered when it is used and let go afterwards; embedding, final norm and head are the root's.
+During a rollout everything is gathered once instead (``whole_weights``), so that processes may generate different
+lengths without waiting for each other at each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from rlif_lightning.masked import all_rank_max
+from rlif_lightning.packing import Packed, pack
+from rlif_lightning.policy import Policy, PolicyModel
+from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.weights import empty_model, fill
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a model is divided.
+
+    Attributes:
+        mesh: of the processes, one dimension.
+        device: that this process computes on.
+        cpu_offload: parameters, gradients and optimiser state wait in the CPU's memory.
+        keep_sharded: during rollouts too.
+        low_precision: of the gathered weights; gradients are reduced in float32; None = as they are stored.
+    """
+
+    mesh: DeviceMesh
+    device: torch.device
+    cpu_offload: bool = False
+    keep_sharded: bool = False
+    low_precision: torch.dtype | None = None
+
+
+def sharded_policy(policy: Policy, sharding: Sharding, frozen: bool = False) -> PolicyModel:
+    """A policy of which this process reads and holds its part only (a collective).
+
+    Raises:
+        ValueError: the model's decoder layers are unknown, or its weights cannot be read in parts.
+    """
+    model = PolicyModel(policy, frozen, load=empty_model)
+    model.keeps_sharded = sharding.keep_sharded
+    on_cuda = sharding.device.type == "cuda"
+    reduced = None if sharding.low_precision is None else torch.float32
+    settings: dict[str, Any] = {
+        "mesh": sharding.mesh,
+        "mp_policy": MixedPrecisionPolicy(param_dtype=sharding.low_precision, reduce_dtype=reduced),
+        "offload_policy": CPUOffloadPolicy(pin_memory=on_cuda) if sharding.cpu_offload else OffloadPolicy(),
+    }
+    for layer in _decoder_layers(model):
+        fully_shard(layer, **settings)
+    fully_shard(model, **settings)
+    modules = sharded_modules(model)
+    for module, before in zip(modules, [modules[-1], *modules[:-1]], strict=True):
+        # Said by name: FSDP would go by the passes it saw, and those of a rollout are not the same on every rank.
+        module.set_modules_to_backward_prefetch([before])
+    fill(model, policy, torch.device("cpu") if sharding.cpu_offload else sharding.device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(sharding.device))
+    with torch.no_grad():  # FSDP finds out at the first pass what is the root: that must be the whole
+        model(filler(model, sharding.device), Sampling())
+    let_go(model)
+    return model
+
+
+def _decoder_layers(model: PolicyModel) -> list[torch.nn.Module]:
+    names = set(getattr(model.causal_lm, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ValueError(
+            f"{type(model.causal_lm).__name__} does not name its decoder layers (_no_split_modules), so it cannot be"
+            " sharded layer by layer; use configs/strategy/ddp.yaml"
+        )
+    return layers
+
+
+def sharded_modules(model: torch.nn.Module) -> list[FSDPModule]:
+    """The modules that are gathered as one each, the root first; none in a model that is whole everywhere."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+@contextmanager
+def whole_weights(policy: PolicyModel) -> Iterator[None]:
+    """Inside, no forward pass needs another process (unless the policy ``keeps_sharded``: then only the root's part).
+
+    A collective at its beginning; nothing happens if the policy is not sharded.
+    """
+    root, *layers = sharded_modules(policy) or [None]
+    if root is None:
+        yield
+        return
+    root.unshard()
+    for layer in [] if policy.keeps_sharded else layers:
+        layer.set_reshard_after_forward(False)
+        layer.unshard()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_reshard_after_forward(True)
+            layer.reshard()
+        root.reshard()
+
+
+def let_go(policy: PolicyModel) -> None:
+    """After passes without gradients: FSDP keeps the root's part for a backward pass that will not come."""
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
+
+
+def whole_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
+    """The whole weights of ``policy.model`` on the CPU, on rank 0; nothing on the others (a collective if sharded)."""
+    if not sharded_modules(policy):
+        return policy.model.state_dict()
+    return get_model_state_dict(policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """The value itself of what may be divided between processes (a collective if it is)."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def filler(policy: PolicyModel, device: torch.device) -> Packed:
+    """The shortest line of tokens there is, for a pass whose result counts for nothing."""
+    token = torch.tensor([policy.eos_ids[0]], device=device)
+    ones = torch.ones((1, 1), dtype=torch.bool, device=device)
+    return next(pack([token], token.unsqueeze(0), ones, 1, 2))
+
+
+def equal_passes(
+    policy: PolicyModel, micro_batches: list[Packed], device: torch.device, at_least: int = 0
+) -> list[tuple[Packed, bool]]:
+    """As many passes on every rank (a collective): each gathers the weights of sharded layers together with the others.
+
+    Returns:
+        Micro-batches, and whether each is this rank's own; the rest are fillers.
+    """
+    number = all_rank_max(torch.tensor(max(len(micro_batches), at_least), device=device))
+    rest = [(filler(policy, device), False)] * (int(number) - len(micro_batches))
+    return [*rest, *((packed, True) for packed in micro_batches)]

@@ -1,0 +1,128 @@
+"""Sharded models in one process (a group of one): read, gathered, let go. Several: tests/test_distributed.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from rlif_lightning.masked import masked_sum
+from rlif_lightning.policy import LoRA, Policy, PolicyModel, load_pretrained
+from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.sharding import (
+    Sharding,
+    equal_passes,
+    filler,
+    sharded_modules,
+    sharded_policy,
+    whole_state_dict,
+    whole_weights,
+)
+from rlif_lightning.weights import empty_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def sharding(tmp_path_factory):
+    store = tmp_path_factory.mktemp("group") / "rendezvous"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield Sharding(init_device_mesh("cpu", (1,)), CPU)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3", "gpt2"])
+def test_an_empty_model_differs_from_a_loaded_one_in_its_parameters_only(tiny_models, architecture):
+    policy = Policy(str(tiny_models[architecture]), dtype="float64")
+    empty, loaded = empty_model(policy), load_pretrained(policy)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    buffers = dict(empty.named_buffers())
+    for name, value in loaded.named_buffers():
+        assert torch.equal(buffers[name], value), name
+    shapes = {name: (p.shape, p.dtype) for name, p in empty.named_parameters()}
+    assert shapes == {name: (p.shape, p.dtype) for name, p in loaded.named_parameters()}
+    assert empty.generation_config.eos_token_id == loaded.generation_config.eos_token_id
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3", "gpt2"])
+def test_a_sharded_policy_has_the_weights_of_the_whole_one(tiny_models, sharding, architecture, lora):
+    policy = Policy(str(tiny_models[architecture]), lora=lora)
+    sharded, whole = sharded_policy(policy, sharding), PolicyModel(policy)
+    gathered = whole_state_dict(sharded)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(gathered[name], value), name
+    trained = {name for name, p in sharded.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in whole.named_parameters() if p.requires_grad}
+    line = filler(whole, CPU)
+    torch.testing.assert_close(sharded(line, Sampling()).logprobs, whole(line, Sampling()).logprobs)
+
+
+def test_a_tied_head_stays_tied(sharding):
+    model = sharded_policy(Policy("rlif-arithmetic"), sharding).causal_lm
+    assert model.config.tie_word_embeddings
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_offloaded_parameters_wait_on_the_cpu(sharding):
+    policy = Policy("rlif-arithmetic")
+    model = sharded_policy(policy, replace(sharding, cpu_offload=True))
+    line = filler(model, CPU)
+    model(line, Sampling()).logprobs.sum().backward()
+    assert all(p.device.type == "cpu" and p.grad is not None for p in model.parameters())
+    whole = PolicyModel(policy)
+    torch.testing.assert_close(model(line, Sampling()).logprobs, whole(line, Sampling()).logprobs)
+
+
+def test_weights_are_gathered_in_low_precision_and_kept_in_full(sharding):
+    model = sharded_policy(Policy("rlif-arithmetic"), replace(sharding, low_precision=torch.bfloat16))
+    with whole_weights(model):
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    stats = model(filler(model, CPU), Sampling())
+    stats.logprobs.sum().backward()
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_whole_weights_are_let_go_again(sharding, keep):
+    model = sharded_policy(Policy("rlif-arithmetic"), replace(sharding, keep_sharded=keep))
+    divided = {name for name, p in model.named_parameters() if hasattr(p, "placements")}
+    line = filler(model, CPU)
+    with whole_weights(model), torch.no_grad():
+        model.line_hidden(line)
+        inside = {name for name, p in model.named_parameters() if hasattr(p, "placements")}
+        assert inside == ({name for name in divided if "layers" in name} if keep else set())
+    assert {name for name, p in model.named_parameters() if hasattr(p, "placements")} == divided
+    assert len(sharded_modules(model)) == 1 + model.causal_lm.config.num_hidden_layers
+
+
+def test_missing_passes_are_filled_up():
+    policy = PolicyModel(Policy("rlif-arithmetic"))
+    line = filler(policy, CPU)
+    assert [own for _, own in equal_passes(policy, [line, line], CPU)] == [True, True]
+    assert [own for _, own in equal_passes(policy, [], CPU, at_least=1)] == [False]
+    stats = policy(line, Sampling())
+    assert stats.logprobs.shape == (1, 1)
+    assert float(masked_sum(stats.logprobs, torch.ones(1, 1, dtype=torch.bool)).detach()) < 0
+
+
+def test_weights_under_other_names_are_refused(tiny_models, sharding, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    source = tiny_models["llama"]
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    tensors = load_file(source / "model.safetensors")
+    bare = {name.removeprefix("model."): value for name, value in tensors.items()}
+    save_file(bare, tmp_path / "model.safetensors", {"format": "pt"})
+    sharded_policy(Policy(str(tmp_path)), sharding)  # files of a base model leave its prefix out
+    save_file({f"other.{name}": value for name, value in tensors.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"no tensor 'model.embed_tokens.weight'.*save_pretrained"):
+        sharded_policy(Policy(str(tmp_path)), sharding)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="a sharded run reads safetensors only"):
+        sharded_policy(Policy(str(tmp_path)), sharding)

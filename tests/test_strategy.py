@@ -1,0 +1,63 @@
+"""Which strategies are refused, and sharded checkpoints that are not what they should be."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from test_configs import build
+
+from rlif_lightning import cli
+from rlif_lightning.shard_files import check_folder
+from rlif_lightning.strategy import ShardedStrategy
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ("fsdp", r"trainer.strategy=fsdp: FSDP1 is not supported, FSDP2 is: use --config configs/strategy/fsdp2.yaml"),
+        ("deepspeed", r"trainer.strategy=deepspeed: use --config configs/strategy/fsdp2.yaml"),
+        ("ModelParallelStrategy", r"tensor parallelism is not supported; use --config configs/strategy/fsdp2.yaml"),
+        ("FSDPStrategy", r"trainer.strategy=FSDPStrategy: FSDP1 is not supported"),
+    ],
+)
+def test_other_strategies_are_refused_by_name(tmp_path, capsys, strategy, message):
+    arguments = ["fit", "--config=configs/quickstart.yaml", f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, f"--trainer.strategy={strategy}"])
+    assert message in capsys.readouterr().err
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def test_a_checkpoint_folder_cannot_run_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"is a folder without \.metadata: not a finished sharded checkpoint"):
+        check_folder(tmp_path)
+    torch.save({}, tmp_path / "meta.pt")
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Harmful()))
+    with pytest.raises(ValueError, match=r"cannot be read: its index names posix.mkdir, which has no place there"):
+        check_folder(tmp_path)
+    assert not (tmp_path / "harm").exists()
+    (tmp_path / ".metadata").write_bytes(b"\x80\x04half")
+    with pytest.raises(ValueError, match="cannot be read"):
+        check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp2_offload"])
+def test_every_overlay_is_built(tmp_path, name):
+    arguments = ["--config=configs/quickstart.yaml", f"--config=configs/strategy/{name}.yaml"]
+    strategy = build(
+        [*arguments, "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+    ).trainer.strategy
+    assert isinstance(strategy, DDPStrategy if name == "ddp" else ShardedStrategy)
+    if isinstance(strategy, ShardedStrategy):
+        assert (strategy.cpu_offload, strategy.keep_sharded) == (name == "fsdp2_offload", False)
+    assert {path.stem for path in Path("configs/strategy").glob("*.yaml")} == {"ddp", "fsdp2", "fsdp2_offload"}
