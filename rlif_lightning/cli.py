@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import callbacks
 import rlif_lightning.rewards
+import rlif_lightning.rollout.vllm
 from rlif_lightning.advantages import Advantage
 from rlif_lightning.evaluation_files import EvaluationFiles
 from rlif_lightning.evaluation_report import Report, print_comparison, print_report

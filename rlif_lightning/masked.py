@@ -54,6 +54,14 @@ def all_rank_sum(values: Tensor) -> Tensor:
     return total
 
 
+def all_rank_max(values: Tensor, mask: Tensor) -> Tensor:
+    """Largest of ``values`` where ``mask`` is True, over all ranks (a collective); 0 of an empty set of values >= 0."""
+    largest = torch.where(mask, values, torch.zeros_like(values)).max()
+    if is_distributed():
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
 def all_rank_mean_std(values: Tensor, weights: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
     """Weighted mean and standard deviation over every element of every rank (a collective).
 

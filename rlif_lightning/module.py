@@ -164,6 +164,7 @@ class RLIFModule(LightningModule):
             reference = reference_logprobs(self.policy, self.reference, rollout, self.sampling, budget)
         row_ids = rollout.row_ids(step)
         inputs = LossInputs(logprobs, logprobs, advantages, rollout.mask, row_ids, ref_logprobs=reference)
+        inputs = replace(inputs, token_weights=rollout.token_weights)
         meter, norms = UpdateMeter(rollout.mask.device), []
         for groups in plan.minibatches(rollout.num_prompts, step, self.global_rank, self.trainer.world_size):
             update, prompt_ids, completion_ids = select_groups(inputs, rollout, groups)

@@ -21,6 +21,7 @@ from rlif_lightning.masked import all_rank_sum, masked_sum
 from rlif_lightning.objectives import Objective
 from rlif_lightning.packing import Packed, pack
 from rlif_lightning.policy import PolicyModel
+from rlif_lightning.rollout.rescoring import score_tokens
 from rlif_lightning.rollout.sampling import Sampling
 
 
@@ -142,7 +143,6 @@ class UpdateMeter:
         }
 
 
-@torch.no_grad()
 def score_logprobs(
     policy: PolicyModel,
     prompt_ids: Sequence[Tensor],
@@ -153,12 +153,8 @@ def score_logprobs(
     micro_batch_tokens: int,
 ) -> Tensor:
     """``[B, T]`` log-probs of completions in one packed pass without gradients (0 outside the mask)."""
-    micro_batches = pack(prompt_ids, completion_ids, mask, group_size, micro_batch_tokens)
-    scored = [(packed.rows, policy(packed, sampling).logprobs) for packed in micro_batches]
-    logprobs = scored[0][1].new_zeros(mask.shape) if scored else torch.zeros(mask.shape, device=mask.device)
-    for rows, values in scored:
-        logprobs[rows] = values
-    return logprobs
+    rows = (prompt_ids, completion_ids, mask, group_size)
+    return score_tokens(policy, *rows, sampling, micro_batch_tokens).logprobs
 
 
 def reference_logprobs(
