@@ -55,8 +55,9 @@ def all_rank_sum(values: Tensor) -> Tensor:
 
 
 def all_rank_max(values: Tensor, mask: Tensor) -> Tensor:
-    """Largest of ``values`` where ``mask`` is True, over all ranks (a collective); 0 of an empty set of values >= 0."""
-    largest = torch.where(mask, values, torch.zeros_like(values)).max()
+    """Largest of ``values`` >= 0 where ``mask`` is True, over all ranks (a collective); 0 of an empty set."""
+    kept = torch.where(mask, values, torch.zeros_like(values)).flatten()
+    largest = torch.cat([kept, kept.new_zeros(1)]).max()
     if is_distributed():
         dist.all_reduce(largest, dist.ReduceOp.MAX)
     return largest

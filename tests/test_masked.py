@@ -17,6 +17,7 @@ from rlif_lightning.advantages import gdpo
 from rlif_lightning.batch import LossInputs
 from rlif_lightning.losses import aggregation_weights, token_covariance
 from rlif_lightning.masked import (
+    all_rank_max,
     all_rank_mean_std,
     all_rank_sum,
     all_rank_top_fraction,
@@ -127,6 +128,7 @@ def statistics_of(share: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     rewards = share["rewards"].movedim(0, 1)
     mean, std = all_rank_mean_std(logprobs, mask)
     results = {"sum": all_rank_sum(masked_sum(logprobs.double(), mask)), "mean": mean, "std": std}
+    results["max"] = all_rank_max(-logprobs, mask)
     for aggregation in ("token_mean", "sequence_mean", "constant"):
         results[f"rows/{aggregation}"] = aggregation_weights(mask, aggregation, max_length=9)
     for batch_norm in ("none", "sample", "token"):

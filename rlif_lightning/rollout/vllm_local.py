@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ class LocalVLLM:
         # The weights are handed over by reference, which another process could not take.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
-            import vllm
+            vllm: Any = importlib.import_module("vllm")  # not this folder's file, as type checkers think
         except ImportError as error:
             raise ValueError(
                 'engine VLLMEngine needs the package vllm: pip install "rlif-lightning[vllm]" (on a CPU: docs/vllm.md)'
