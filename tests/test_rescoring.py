@@ -182,13 +182,6 @@ def test_weights_reach_the_parameters_and_no_mark(uncorrected, tmp_path):
     assert int(weighted.model.num_rollouts) == 1
 
 
-def test_token_budget_does_not_change_weighted_parameters(tmp_path):
-    kind = [*sampler(noise=0.5, max_ratio=1.2), "--model.policy.dtype=float64"]
-    large = fit(tmp_path / "large", *kind, "--model.micro_batch_tokens=100000")
-    small = fit(tmp_path / "small", *kind, "--model.micro_batch_tokens=40")
-    assert_same(parameters(large), parameters(small), tolerance=5e-7)
-
-
 def test_request_seeds_depend_on_seed_step_and_row_alone():
     seeds = {request_seed(seed, step, row) for seed in (0, 1) for step in (0, 1, 2**62) for row in (0, 1, 5)}
     assert len(seeds) == 18
