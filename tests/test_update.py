@@ -80,7 +80,7 @@ def test_groups_without_any_advantage_are_skipped():
 
 
 def off_policy(policy: PolicyModel, sampling: Sampling) -> tuple[LossInputs, list, torch.Tensor]:
-    """An update whose old and reference log-probs are near the policy's; every token of its own advantage and weight."""
+    """An update near the policy: old and reference log-probs; every token of its own advantage and weight."""
     prompts, ids, mask = rows(policy.causal_lm.config.vocab_size)
     now = score_logprobs(policy, prompts, ids, mask, GROUP, sampling, 1000)
     generator = torch.Generator().manual_seed(2)

@@ -1,0 +1,337 @@
+"""The vLLM engine. What needs vLLM itself is skipped where it is not installed (docs/vllm.md says how to)."""
+
+from __future__ import annotations
+
+import http.server
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from test_native import completions, rescored
+from test_run import fit, metrics, parameters
+
+from rlif_lightning.batch import Prompts, Rollout, TokenStats
+from rlif_lightning.policy import LoRA, Policy, PolicyModel, resolve_model
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.rollout.vllm import VLLMEngine
+from rlif_lightning.rollout.vllm_local import WORKER
+from rlif_lightning.rollout.vllm_server import VLLMServer
+from rlif_lightning.rollout.weights import fingerprint
+
+INSTALLED = importlib.util.find_spec("vllm") is not None
+needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vllm is not installed")
+GROUP = 4
+PLAIN = Sampling(max_new_tokens=24)
+OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 16, "kv_cache_memory_bytes": 2**26}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"url": "http://127.0.0.1:1"}, "a server needs both"),
+        ({"weights_folder": "w"}, "a server needs both"),
+        ({"url": "http://127.0.0.1:1", "weights_folder": "w", "options": {"seed": 1}}, "give them to the server"),
+        ({"options": {"logprobs_mode": "raw_logprobs"}}, r"\['logprobs_mode'\] are decided by the engine"),
+        ({"max_ratio": 0.5}, "max_ratio=0.5 must be at least 1"),
+        ({"max_gap": 0.0}, "max_gap=0.0"),
+        ({"timeout": -1.0}, "timeout=-1.0"),
+        ({"scoring_tokens": 0}, "scoring_tokens=0"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        VLLMEngine(**settings)
+
+
+def engine_for(policy: PolicyModel, **settings) -> VLLMEngine:
+    engine = VLLMEngine(**settings)
+    engine.setup(policy, 7)
+    return engine
+
+
+def test_a_request_says_everything_and_draws_greedy_once():
+    engine = engine_for(PolicyModel(Policy("rlif-arithmetic")))
+    hot = Sampling(temperature=0.7, max_new_tokens=9, min_new_tokens=2, top_k=5, top_p=0.9)
+    request = engine.request(hot, 8, seed=11)
+    expected = {"n": 8, "seed": 11, "temperature": 0.7, "max_tokens": 9, "min_tokens": 2, "top_k": 5, "top_p": 0.9}
+    assert request.items() >= expected.items()
+    assert request.items() >= {"min_p": 0.0, "repetition_penalty": 1.0, "stop_token_ids": engine.policy.eos_ids}.items()
+    assert engine.request(Sampling(temperature=0), 8, 0)["n"] == 1
+
+
+def test_what_vllm_would_cut_or_do_otherwise_is_refused():
+    prompts = prompts_of(PolicyModel(Policy("rlif-arithmetic")))
+    with pytest.raises(ValueError, match=r"max_model_len=29 is less than .*max_new_tokens=24 together, 30"):
+        VLLMEngine._check(prompts, PLAIN, 29)
+    with pytest.raises(ValueError, match="does not look for stop strings"):
+        VLLMEngine._check(prompts, Sampling(min_new_tokens=3, stop=["#"]), 1000)
+    VLLMEngine._check(prompts, PLAIN, 30)
+
+
+@pytest.mark.skipif(INSTALLED, reason="vllm is installed")
+def test_without_the_package_the_command_line_names_it(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path, "--model.engine=VLLMEngine")
+    assert stopped.value.code == 2
+    assert 'pip install "rlif-lightning[vllm]"' in capsys.readouterr().err
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match=r"http://127\.0\.0\.1:\d+ cannot be reached \(/v1/models\)"):
+        VLLMServer(f"http://127.0.0.1:{free_port()}", str(tmp_path), 5.0)
+
+
+def test_a_server_that_is_another_one_is_named(tmp_path):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(RuntimeError, match=r"answered 404 to /v1/models; start it with VLLM_SERVER_DEV_MODE=1"):
+            VLLMServer(f"http://127.0.0.1:{server.server_port}/", str(tmp_path), 5.0)
+        server.shutdown()
+
+
+# With vLLM. One engine for all tests: its weights always come from the policy that it is set up with.
+
+
+@pytest.fixture(scope="module")
+def local():
+    return VLLMEngine(options=OPTIONS, max_gap=1e-3)
+
+
+def changed(folder: str = "rlif-arithmetic", scale: float = 0.05, **settings) -> PolicyModel:
+    """A policy whose weights are not those on disk; its tied embedding is changed as well."""
+    policy = PolicyModel(Policy(folder, **settings))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad and parameter.dim() == 2:
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def prompts_of(policy: PolicyModel, texts: tuple[str, ...] = ("3+4+5=", "1+2=", "12+34=", "7+7+7=")) -> Prompts:
+    ids = [torch.tensor(policy.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+    return Prompts(ids, list(texts), {}, torch.arange(len(texts)) + 5)
+
+
+def gap_of(rollout: Rollout) -> float:
+    assert rollout.engine_logprobs is not None
+    return float((rollout.engine_logprobs - rollout.stats.logprobs)[rollout.mask].abs().max())
+
+
+# vLLM warns of its own accord; the command line is tested with warnings as errors elsewhere.
+with_vllm = [needs_vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+def vllm_test(function):
+    for mark in with_vllm:
+        function = mark(function)
+    return function
+
+
+@vllm_test
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
+def test_it_samples_the_present_weights(local, lora, temperature):
+    policy = changed(lora=LoRA(rank=4, alpha=8) if lora else None)
+    sampling = Sampling(temperature=temperature, max_new_tokens=24, min_new_tokens=3)
+    local.setup(policy, 7)
+    for _ in range(3):
+        rollout = local.generate(prompts_of(policy), GROUP, sampling, 0)
+        assert gap_of(rollout) < 1e-3
+        scored = rescored(policy, rollout, sampling)
+        for field in fields(TokenStats):
+            found, expected = (getattr(stats, field.name) for stats in (rollout.stats, scored))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                if parameter.requires_grad and parameter.dim() == 2:
+                    parameter.mul_(1.1)
+
+
+@vllm_test
+def test_stale_weights_stop_the_run(local):
+    policy = changed()
+    local.setup(policy, 7)
+    assert local.synchronize()
+    assert not local.synchronize()
+    with torch.no_grad():
+        policy.causal_lm.get_output_embeddings().weight.mul_(1.3)
+    local.loaded = fingerprint(policy)  # as if they had been handed over
+    with pytest.raises(RuntimeError, match=r"differ from the policy's by .* \(max_gap=0\.001\)"):
+        local.generate(prompts_of(policy), GROUP, PLAIN, 0)
+    local.loaded = None
+    local.generate(prompts_of(policy), GROUP, PLAIN, 0)
+
+
+@vllm_test
+def test_keys_of_old_weights_are_forgotten(local):
+    """A prompt longer than vLLM's block, so that its keys are cached."""
+    policy = changed(scale=0.0)
+    local.setup(policy, 7)
+    long = prompts_of(policy, ("+".join(str(n) for n in range(10, 35)) + "=",))
+    block = local.sampler.llm.llm_engine.vllm_config.cache_config.block_size
+    assert block < len(long.token_ids[0]) < 120
+    sampling = Sampling(max_new_tokens=4)
+    local.generate(long, GROUP, sampling, 0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.2)
+    assert gap_of(local.generate(long, GROUP, sampling, 0)) < 1e-3
+
+
+@vllm_test
+def test_completions_repeat_with_the_seed_step_and_row(local):
+    policy = changed(scale=0.2)
+    local.setup(policy, 7)
+    prompts = prompts_of(policy)
+    first = completions(local.generate(prompts, GROUP, PLAIN, 0))
+    assert completions(local.generate(prompts, GROUP, PLAIN, 0)) == first
+    assert completions(local.generate(prompts, GROUP, PLAIN, 1)) != first
+    assert len({tuple(ids) for ids in first}) > GROUP
+    again = Prompts(list(reversed(prompts.token_ids)), list(reversed(prompts.texts)), {}, prompts.index.flip(0))
+    assert completions(local.generate(again, GROUP, PLAIN, 0))[:GROUP] == first[-GROUP:]
+
+
+@vllm_test
+def test_the_processes_generators_are_left_alone(local):
+    policy = changed()
+    local.setup(policy, 7)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    local.generate(prompts_of(policy), GROUP, PLAIN, 0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@vllm_test
+def test_greedy_is_the_native_engines(local):
+    policy = changed(scale=0.0)
+    greedy = Sampling(temperature=0, max_new_tokens=24)
+    native = NativeEngine()
+    for engine in (local, native):
+        engine.setup(policy, 7)
+    left, right = (engine.generate(prompts_of(policy), 2, greedy, 0) for engine in (local, native))
+    assert completions(left) == completions(right)
+    assert left.texts == right.texts
+    assert left.ended.tolist() == right.ended.tolist()
+
+
+@vllm_test
+def test_endings_are_the_native_engines(local):
+    policy = changed(scale=0.2)
+    policy.eos_ids = list(range(2, 20))  # many tokens end a completion
+    local.setup(policy, 7)
+    rollout = local.generate(prompts_of(policy), 8, Sampling(max_new_tokens=24, min_new_tokens=3), 0)
+    assert int(rollout.ended.sum()) > 0
+    assert rollout.lengths.min() == 4
+    for ids, ended in zip(completions(rollout), rollout.ended.tolist(), strict=True):
+        assert (ids[-1] in policy.eos_ids) == ended
+        assert ended or len(ids) == 24
+        assert not set(ids[:-1]) & set(policy.eos_ids)
+
+
+@vllm_test
+@pytest.mark.parametrize("stop", [["=", "+"], ["7"]])
+def test_a_stop_string_ends_a_completion_and_is_cut_from_its_text(local, stop):
+    policy = changed(scale=0.2)
+    local.setup(policy, 7)
+    rollout = local.generate(prompts_of(policy), 8, Sampling(max_new_tokens=24, stop=stop), 0)
+    stopped = 0
+    for ids, text, ended in zip(completions(rollout), rollout.texts, rollout.ended.tolist(), strict=True):
+        whole = policy.tokenizer.decode(ids, skip_special_tokens=True)
+        assert not any(s in policy.tokenizer.decode(ids[:-1], skip_special_tokens=True) for s in stop)
+        cuts = [whole.find(string) for string in stop if string in whole]
+        assert text == (whole[: min(cuts)] if cuts else whole)
+        assert ended == (bool(cuts) or ids[-1] in policy.eos_ids)
+        stopped += bool(cuts)
+    assert stopped
+
+
+@vllm_test
+def test_the_command_line_trains_with_it(tmp_path):
+    options = {**OPTIONS, "max_model_len": 128}
+    arguments = ["--model.engine=VLLMEngine", f"--model.engine.options={options}", "--model.engine.max_gap=0.01"]
+    runs = []
+    for number in (0, 1):
+        runs.append(fit(tmp_path / str(number), *arguments))
+        rows = [row for row in metrics(tmp_path / str(number)) if row["rollout/engine_gap"]]
+        assert len(rows) == 2
+        assert all(0 < float(row["rollout/engine_gap"]) < 1e-3 for row in rows)
+    left, right = (parameters(run) for run in runs)
+    assert all(torch.equal(value, right[name]) for name, value in left.items())
+
+
+@contextmanager
+def serving(folder: Path):
+    """A real server with the embedded model; its URL."""
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", resolve_model("rlif-arithmetic")]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
+    command += ["--max-num-seqs", "16", "--kv-cache-memory-bytes", str(2**26), "--max-model-len", "128"]
+    command += ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", WORKER]
+    extra = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, **extra, "PYTHONPATH": paths}, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            for _ in range(240):
+                assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
+                try:
+                    VLLMServer(f"http://127.0.0.1:{port}", str(folder), 5.0)
+                    break
+                except RuntimeError:
+                    time.sleep(1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@vllm_test
+def test_a_server_samples_the_present_weights(tmp_path, local):
+    with serving(tmp_path) as url:
+        engine = VLLMEngine(url, str(tmp_path / "weights"), timeout=120.0, max_gap=1e-3)
+        policy = changed()
+        for seed in (1, 2):
+            for each in (engine, local):
+                each.setup(policy, 7)
+            rollout = engine.generate(prompts_of(policy), GROUP, PLAIN, seed)
+            assert gap_of(rollout) < 1e-3
+            assert completions(rollout) == completions(local.generate(prompts_of(policy), GROUP, PLAIN, seed))
+            with torch.no_grad():
+                for parameter in policy.parameters():
+                    parameter.mul_(1.1)
+        stopping = Sampling(max_new_tokens=24, stop=["=", "+"])
+        rollout, other = (each.generate(prompts_of(policy), GROUP, stopping, 0) for each in (engine, local))
+        assert completions(rollout) == completions(other)
+        assert rollout.ended.tolist() == other.ended.tolist()
+        assert not list((tmp_path / "weights").iterdir())
+        fit(
+            tmp_path,
+            "--model.engine=VLLMEngine",
+            f"--model.engine.url={url}",
+            f"--model.engine.weights_folder={tmp_path}/w",
+        )
+        assert all(float(r["rollout/engine_gap"]) < 1e-3 for r in metrics(tmp_path) if r["rollout/engine_gap"])
