@@ -32,7 +32,13 @@ INSTALLED = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vllm is not installed")
 GROUP = 4
 PLAIN = Sampling(max_new_tokens=24)
-OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 16, "kv_cache_memory_bytes": 2**26}
+OPTIONS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_num_seqs": 16,
+    "kv_cache_memory_bytes": 2**26,
+    "block_size": 32,
+}
 
 
 @pytest.mark.parametrize(
@@ -285,7 +291,8 @@ def test_the_command_line_trains_with_it(tmp_path):
 def serving(folder: Path):
     """A real server with the embedded model; its URL."""
     port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", resolve_model("rlif-arithmetic")]
+    # `vllm serve` asks for the version of a package named vllm, which the CPU build is not.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", resolve_model("rlif-arithmetic")]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-num-seqs", "16", "--kv-cache-memory-bytes", str(2**26), "--max-model-len", "128"]
     command += ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", WORKER]
