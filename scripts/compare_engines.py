@@ -15,6 +15,7 @@ import importlib.util
 import json
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.rescoring import as_rollout
 from rlif_lightning.rollout.sampling import Sampling
 from rlif_lightning.rollout.vllm import VLLMEngine
+from rlif_lightning.rollout.weights import fingerprint
 from rlif_lightning.sources import ReasoningGym
 from rlif_lightning.update import UpdateMeter, backward_update, select_groups
 
@@ -120,7 +122,7 @@ def phases(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> di
     drawn = [each for group in groups for each in group]
     as_rollout(engine.policy, prompts, drawn, settings.group_size, sampling, engine.scoring_tokens, engine.max_ratio)
     times.append(time.process_time())
-    return dict(zip(("sync", "draw", "score"), [b - a for a, b in zip(times, times[1:], strict=False)], strict=True))
+    return dict(zip(("sync", "draw", "score"), [b - a for a, b in pairwise(times)], strict=True))
 
 
 def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: int) -> None:
@@ -133,17 +135,9 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
         noise = torch.randn(shape[0], 1, generator=torch.Generator().manual_seed(step)).expand(shape)
         inputs = LossInputs(old, old, noise, rollout.mask, rollout.row_ids(0))
         update, *rows = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
-        backward_update(
-            policy,
-            Clipped(),
-            update,
-            *rows,
-            sampling,
-            8192,
-            size,
-            lambda loss: loss.backward(),
-            UpdateMeter(old.device),
-        )
+        meter = UpdateMeter(old.device)
+        settings = (sampling, 8192, size, lambda share: share.backward(), meter)
+        backward_update(policy, Clipped(), update, *rows, *settings)
         torch.nn.utils.clip_grad_norm_(list(policy.parameters()), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -152,17 +146,14 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
 def staleness(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, Any]:
     """The gap with fresh weights, with those of before the optimiser's steps, and after they were handed over."""
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
-    few = replace(
-        prompts, token_ids=prompts.token_ids[:8], texts=prompts.texts[:8], columns={}, index=prompts.index[:8]
-    )
+    few = replace(prompts, token_ids=prompts.token_ids[:8], texts=prompts.texts[:8], index=prompts.index[:8])
     rollout = engine.generate(few, settings.group_size, sampling, 0)
     found = {"fresh": gap(rollout)}
-    handed_over = engine.synchronize
     with torch.enable_grad():
         train(engine.policy, rollout, settings.learning_rate, settings.steps)
-    engine.synchronize = lambda: False
+    engine.loaded = fingerprint(engine.policy)  # as if they had been handed over
     found["stale"] = gap(engine.generate(few, settings.group_size, sampling, 1))
-    engine.synchronize = handed_over
+    engine.loaded = None
     found["synchronised"] = gap(engine.generate(few, settings.group_size, sampling, 1))
     return found
 
