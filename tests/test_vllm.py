@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_configs import build
 from test_native import completions, rescored
 from test_run import fit, metrics, parameters
 
@@ -82,6 +83,15 @@ def test_what_vllm_would_cut_or_do_otherwise_is_refused():
     with pytest.raises(ValueError, match="does not look for stop strings"):
         VLLMEngine._check(prompts, Sampling(min_new_tokens=3, stop=["#"]), 1000)
     VLLMEngine._check(prompts, PLAIN, 30)
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm_cpu"])
+def test_overlays_are_built_by_the_command_line(monkeypatch, name):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    run = build(["--config=configs/quickstart.yaml", f"--config=configs/engine/{name}.yaml"])
+    assert isinstance(run.model.engine, VLLMEngine)
+    assert run.model.engine.max_ratio == 2.0
+    assert run.model.engine.options["max_model_len"] in (512, 4096)
 
 
 @pytest.mark.skipif(INSTALLED, reason="vllm is installed")
