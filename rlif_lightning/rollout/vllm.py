@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from rlif_lightning.batch import Prompts, Rollout
@@ -18,57 +17,45 @@ from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.rescoring import as_rollout
 from rlif_lightning.rollout.sampling import Sampling, request_seed
 from rlif_lightning.rollout.vllm_local import LocalVLLM
-from rlif_lightning.rollout.vllm_server import VLLMServer
 from rlif_lightning.rollout.weights import fingerprint, merged_weights
 
 OURS = ("model", "load_format", "logprobs_mode", "worker_extension_cls")
 
 
 class VLLMEngine(RolloutEngine):
-    """Samples with vLLM, in this process or by a server. Each rank has an engine of its own.
+    """Samples with vLLM in this process.
 
     Weights are copied to it before the first rollout after any change. Its log-probs are used for two things only: the
     logged gap, and weights of the policy loss that correct for it.
 
     Args:
-        url: of a server, `http://host:port`, with `{rank}` in it if there are several processes; null = in process.
-        weights_folder: with `url`: a folder that trainer and server both see, where weights are handed over.
-        timeout: with `url`: seconds to wait for an answer.
-        options: without `url`: further arguments of `vllm.LLM`, such as gpu_memory_utilization or max_model_len.
+        options: further arguments of `vllm.LLM`, such as gpu_memory_utilization or max_model_len.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
         max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the run: the engine does
             not have the policy's weights then.
         scoring_tokens: token budget of one pass that scores completions.
 
     Raises:
-        ValueError: settings that do not go together or would have no effect.
+        ValueError: a setting out of range, or an option that the engine decides.
     """
 
     def __init__(
         self,
-        url: str | None = None,
-        weights_folder: str | None = None,
-        timeout: float = 1800.0,
         options: dict[str, Any] | None = None,
         max_ratio: float | None = 2.0,
         max_gap: float = 0.5,
         scoring_tokens: int = 8192,
     ):
         self.options = dict(options or {})
-        if (url is None) != (weights_folder is None):
-            raise ValueError(f"url={url!r}, weights_folder={weights_folder!r}: a server needs both, in process neither")
-        if url is not None and self.options:
-            raise ValueError(f"options={self.options} are of vllm.LLM in process; give them to the server at {url}")
         taken = [name for name in OURS if name in self.options]
         if taken:
             raise ValueError(f"options={taken} are decided by the engine; take them out")
         if max_ratio is not None and max_ratio < 1:
             raise ValueError(f"max_ratio={max_ratio} must be at least 1, or null for no weights")
-        if max_gap <= 0 or timeout <= 0 or scoring_tokens < 1:
-            raise ValueError(f"max_gap={max_gap}, timeout={timeout}, scoring_tokens={scoring_tokens} must be positive")
-        self.url, self.weights_folder, self.timeout = url, weights_folder, timeout
+        if max_gap <= 0 or scoring_tokens < 1:
+            raise ValueError(f"max_gap={max_gap}, scoring_tokens={scoring_tokens} must be positive")
         self.max_ratio, self.max_gap, self.scoring_tokens = max_ratio, max_gap, scoring_tokens
-        self.sampler: LocalVLLM | VLLMServer | None = None
+        self.sampler: LocalVLLM | None = None
         self.loaded: Tensor | None = None
 
     def setup(self, policy: PolicyModel, seed: int) -> None:
@@ -93,7 +80,7 @@ class VLLMEngine(RolloutEngine):
     def synchronize(self) -> bool:
         """Give the engine the policy's weights if they changed since the last time; whether they had."""
         if self.sampler is None:
-            self.sampler = self._connect()
+            self.sampler = self._start()
         now = fingerprint(self.policy)
         if self.loaded is not None and torch.equal(now, self.loaded):
             return False
@@ -103,13 +90,8 @@ class VLLMEngine(RolloutEngine):
         return True
 
     def request(self, sampling: Sampling, group_size: int, seed: int) -> dict[str, Any]:
-        """A prompt's request: names that vLLM's ``SamplingParams`` and its server have in common.
-
-        Everything is said, since a server takes what is not from the model's generation_config.json.
-        """
-        neutral = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+        """A prompt's request, as arguments of vLLM's ``SamplingParams``."""
         return {
-            **neutral,
             "n": group_size if sampling.temperature else 1,
             "seed": seed,
             "temperature": sampling.temperature,
@@ -122,21 +104,12 @@ class VLLMEngine(RolloutEngine):
             "logprobs": 0,  # the drawn token's alone
         }
 
-    def _connect(self) -> LocalVLLM | VLLMServer:
-        if self.url is None:
-            if is_distributed():
-                raise ValueError(
-                    "engine VLLMEngine in process works in one process; with several give url (and weights_folder) of"
-                    " one server for each, with {rank} in the url"
-                )
-            return LocalVLLM(self.policy.causal_lm.name_or_path, self.options)
-        assert self.weights_folder is not None
-        if not is_distributed():
-            return VLLMServer(self.url.format(rank=0), self.weights_folder, self.timeout)
-        if "{rank}" not in self.url:
-            raise ValueError(f"url={self.url!r}: every process needs a server of its own; put {{rank}} into the url")
-        rank = dist.get_rank()
-        return VLLMServer(self.url.format(rank=rank), f"{self.weights_folder}/rank{rank}", self.timeout)
+    def _start(self) -> LocalVLLM:
+        if is_distributed():
+            raise ValueError(
+                "engine VLLMEngine works in one process so far, and there are several; use NativeEngine or one process"
+            )
+        return LocalVLLM(self.policy.causal_lm.name_or_path, self.options)
 
     @staticmethod
     def _check(prompts: Prompts, sampling: Sampling, max_length: int) -> None:
@@ -160,6 +133,5 @@ class VLLMEngine(RolloutEngine):
         if not gap <= self.max_gap:
             raise RuntimeError(
                 f"vLLM's log-probs differ from the policy's by {gap:.3g} nats a token on average (max_gap="
-                f"{self.max_gap}): it does not sample from the policy. A server must run with --logprobs-mode"
-                " processed_logprobs and our worker extension (docs/vllm.md); else raise max_gap"
+                f"{self.max_gap}): it does not sample from the policy; raise max_gap if its precision explains that"
             )

@@ -1,4 +1,4 @@
-"""vLLM inside this process: what ``VLLMEngine`` without a ``url`` talks to."""
+"""vLLM inside this process: what ``VLLMEngine`` talks to."""
 
 from __future__ import annotations
 

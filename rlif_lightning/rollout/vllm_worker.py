@@ -1,16 +1,10 @@
-"""What runs inside vLLM: a worker extension that loads the policy's weights. Imports nothing of vLLM or of ours.
-
-In process it is passed to ``vllm.LLM``; a server takes it on its command line:
-``--worker-extension-cls rlif_lightning.rollout.vllm_worker.PolicyWorker``.
-"""
+"""What runs inside vLLM: a worker extension that loads the policy's weights. Imports nothing of vLLM or of ours."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
 
@@ -33,17 +27,6 @@ class PolicyWorker:
         # is tied to the embedding is not loaded: it would go on with the copy of the weights that it started with.
         for module in _sharing(model):
             module.quant_method.process_weights_after_loading(module)
-
-    def load_policy_file(self, path: str) -> None:
-        """Replace the weights by those of a safetensors file.
-
-        Args:
-            path: as seen from the server.
-        """
-        if not Path(path).is_file():
-            raise ValueError(f"{path} is not a file here: trainer and server must see the same weights_folder")
-        with safe_open(path, "pt") as file:
-            self.load_policy((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a dict
 
 
 def _sharing(model: Any) -> list[Any]:
