@@ -134,10 +134,10 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
     for step in range(steps):
         noise = torch.randn(shape[0], 1, generator=torch.Generator().manual_seed(step)).expand(shape)
         inputs = LossInputs(old, old, noise, rollout.mask, rollout.row_ids(0))
-        update, *rows = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
+        update, prompt_ids, completion_ids = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
         meter = UpdateMeter(old.device)
         settings = (sampling, 8192, size, lambda share: share.backward(), meter)
-        backward_update(policy, Clipped(), update, *rows, *settings)
+        backward_update(policy, Clipped(), update, prompt_ids, completion_ids, *settings)
         torch.nn.utils.clip_grad_norm_(list(policy.parameters()), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -95,8 +95,8 @@ def as_rollout(
     lengths = torch.tensor([len(row) for row in ids], device=device)
     mask = torch.arange(completion_ids.shape[1], device=device) < lengths.unsqueeze(1)
     stats = score_tokens(policy, prompts.token_ids, completion_ids, mask, group_size, sampling, max_tokens)
-    kind = {"dtype": stats.logprobs.dtype, "device": device}
-    engine_logprobs = pad_sequence([torch.tensor(row.logprobs, **kind) for row in drawn], batch_first=True)
+    reported = [torch.tensor(row.logprobs, dtype=stats.logprobs.dtype, device=device) for row in drawn]
+    engine_logprobs = pad_sequence(reported, batch_first=True)
     weights = None if max_ratio is None else truncated_ratio(stats.logprobs, engine_logprobs, max_ratio)
     texts = [cut_at_stop(policy.tokenizer.decode(row, skip_special_tokens=True), sampling.stop) for row in ids]
     ended = torch.tensor([row.ended for row in drawn], device=device)
