@@ -90,6 +90,8 @@ class Rollout:
         texts: B completion texts, without special tokens, cut before a stop string.
         ended: ``[B]`` bool, True where the completion ended by itself (not cut at the length limit).
         group_size: G.
+        engine_logprobs: optional ``[B, T]``: by an engine whose log-probs are not the policy's, 0 outside the mask.
+        token_weights: optional ``[B, T]`` constants of the policy loss, which correct for sampling by such an engine.
     """
 
     prompts: Prompts
@@ -99,6 +101,8 @@ class Rollout:
     texts: Sequence[str]
     ended: Tensor
     group_size: int
+    engine_logprobs: Tensor | None = None
+    token_weights: Tensor | None = None
 
     @property
     def num_prompts(self) -> int:
@@ -158,6 +162,7 @@ class LossInputs:
         row_ids: ``[B]`` int64, a number of each completion that no other completion of the run has.
         entropy: optional ``[B, T]``, with the graph, for the entropy bonus.
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
+        token_weights: optional ``[B, T]`` constants that multiply the policy loss (Rollout.token_weights).
     """
 
     logprobs: Tensor
@@ -167,3 +172,4 @@ class LossInputs:
     row_ids: Tensor
     entropy: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    token_weights: Tensor | None = None

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import rlif_lightning.rewards
+import rlif_lightning.rollout.vllm
 from rlif_lightning.advantages import Advantage
 from rlif_lightning.checkpoint_files import resolve_checkpoint
 from rlif_lightning.checkpoints import RunCheckpoints, run_checkpoints

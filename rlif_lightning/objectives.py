@@ -114,6 +114,8 @@ class Objective(ABC):
     def token_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         """``[B, T]`` full loss per token: policy loss, reference KL and entropy bonus (not yet weighted or masked)."""
         loss = self.policy_loss(batch, marks)
+        if batch.token_weights is not None:
+            loss = loss * batch.token_weights
         if self.needs_reference:
             assert batch.ref_logprobs is not None
             loss = loss + self.reference_kl.weight * reference_kl(

@@ -114,7 +114,9 @@ def prepared(model: PreTrainedModel, policy: Policy) -> Any:
     if policy.attention == "sdpa":
         _hook_attention(model)
     if policy.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.20 renamed the method; vLLM 0.32 needs an earlier one.
+        new = getattr(model, "activation_checkpointing_enable", None)
+        (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model if policy.lora is None else _add_lora(model, policy.lora)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlif_lightning.advantages import Advantage, reward_shares
 from rlif_lightning.batch import RewardOutput, Rollout
-from rlif_lightning.masked import all_rank_mean_std, masked_std
+from rlif_lightning.masked import all_rank_max, all_rank_mean_std, masked_std
 
 
 def score_rollout(
@@ -37,11 +37,30 @@ def score_rollout(
         "rollout/length": rollout.lengths.float().mean(),
         "rollout/ended": rollout.ended.float().mean(),
     }
+    metrics |= engine_metrics(rollout)
     shares = reward_shares(advantage.parts(rewards, weights))
     for (name, output), share in zip(outputs.items(), shares, strict=True):
         metrics |= reward_metrics(name, output.scores, rollout.group_size)
         metrics |= {f"reward/{name}/share": share, **output.log}
     return advantages, metrics
+
+
+def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
+    """How far the engine's log-probs are from the policy's, over all ranks (a collective); nothing if they are one.
+
+    ``rollout/engine_gap`` and ``engine_gap_max``: mean and largest |difference| of a token's log-prob, nats;
+    ``rollout/engine_weight``: mean weight that corrects for it.
+    """
+    if rollout.engine_logprobs is None:
+        return {}
+    gap = (rollout.engine_logprobs - rollout.stats.logprobs).abs()
+    metrics: dict[str, Tensor | float] = {
+        "rollout/engine_gap": all_rank_mean_std(gap, rollout.mask)[0],
+        "rollout/engine_gap_max": all_rank_max(gap.masked_fill(~rollout.mask, 0.0).max()),
+    }
+    if rollout.token_weights is not None:
+        metrics["rollout/engine_weight"] = all_rank_mean_std(rollout.token_weights, rollout.mask)[0]
+    return metrics
 
 
 def group_weights(weights: Tensor, outputs: list[RewardOutput]) -> Tensor:

@@ -99,10 +99,11 @@ def whole_weights(policy: PolicyModel) -> Iterator[None]:
 
     A collective at its beginning; nothing happens if the policy is not sharded.
     """
-    root, *layers = sharded_modules(policy) or [None]
-    if root is None:
+    modules = sharded_modules(policy)
+    if not modules:
         yield
         return
+    root, *layers = modules
     root.unshard()
     for layer in [] if policy.keeps_sharded else layers:
         layer.set_reshard_after_forward(False)
@@ -126,7 +127,8 @@ def whole_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
     """The whole weights of ``policy.model`` on the CPU, on rank 0; nothing on the others (a collective if sharded)."""
     if not sharded_modules(policy):
         return policy.model.state_dict()
-    return get_model_state_dict(policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole: Any = get_model_state_dict(policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return whole
 
 
 def whole_tensor(value: Tensor) -> Tensor:

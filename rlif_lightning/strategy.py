@@ -116,7 +116,7 @@ def build_policy(policy: Policy, strategy: Strategy | None, frozen: bool = False
     """The policy or, ``frozen``, its reference model, divided if the strategy says so (a collective then)."""
     if isinstance(strategy, ShardedStrategy):
         return sharded_policy(policy, strategy.sharding(), frozen)
-    model = PolicyModel(policy, frozen)
+    model: Any = PolicyModel(policy, frozen)
     if frozen and strategy is not None:  # not a part of the LightningModule, which Lightning converts and moves
         model = strategy.precision_plugin.convert_module(model).to(strategy.root_device)
     return model

@@ -21,8 +21,9 @@ from rlif_lightning.masked import all_rank_sum, masked_sum
 from rlif_lightning.objectives import Objective
 from rlif_lightning.packing import Packed, pack
 from rlif_lightning.policy import PolicyModel
+from rlif_lightning.rollout.rescoring import score_tokens
 from rlif_lightning.rollout.sampling import Sampling
-from rlif_lightning.sharding import equal_passes, let_go
+from rlif_lightning.sharding import equal_passes
 from rlif_lightning.token_budget import TokenBudget
 
 
@@ -157,7 +158,6 @@ class UpdateMeter:
         }
 
 
-@torch.no_grad()
 def score_logprobs(
     policy: PolicyModel,
     prompt_ids: Sequence[Tensor],
@@ -168,15 +168,8 @@ def score_logprobs(
     micro_batch_tokens: int,
 ) -> Tensor:
     """``[B, T]`` log-probs of completions in one packed pass without gradients (0 outside the mask)."""
-    micro_batches = list(pack(prompt_ids, completion_ids, mask, group_size, micro_batch_tokens))
-    passes = equal_passes(policy, micro_batches, mask.device)
-    scored = [(packed.rows, policy(packed, sampling).logprobs, own) for packed, own in passes]
-    let_go(policy)
-    scored = [(rows, values) for rows, values, own in scored if own]
-    logprobs = scored[0][1].new_zeros(mask.shape) if scored else torch.zeros(mask.shape, device=mask.device)
-    for rows, values in scored:
-        logprobs[rows] = values
-    return logprobs
+    rows = (prompt_ids, completion_ids, mask, group_size)
+    return score_tokens(policy, *rows, sampling, micro_batch_tokens).logprobs
 
 
 def reference_logprobs(

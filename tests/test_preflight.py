@@ -200,4 +200,4 @@ def test_labels_are_not_needed(tmp_path, capsys):
 def test_no_prompt_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         preflight(tmp_path, "--prompts=0")
-    assert "prompts=0, processes=1" in capsys.readouterr().err
+    assert "prompts=0 must be at least 1" in capsys.readouterr().err

@@ -80,13 +80,14 @@ def test_groups_without_any_advantage_are_skipped():
 
 
 def off_policy(policy: PolicyModel, sampling: Sampling) -> tuple[LossInputs, list, torch.Tensor]:
-    """An update whose old and reference log-probs are near the policy's; every token of its own advantage."""
+    """An update near the policy: old and reference log-probs; every token of its own advantage and weight."""
     prompts, ids, mask = rows(policy.causal_lm.config.vocab_size)
     now = score_logprobs(policy, prompts, ids, mask, GROUP, sampling, 1000)
     generator = torch.Generator().manual_seed(2)
     old, reference = (now + 0.3 * torch.randn(now.shape, generator=generator, dtype=now.dtype) for _ in range(2))
     advantages = torch.randn(now.shape, generator=generator, dtype=now.dtype)
-    update = LossInputs(old, old, advantages, mask, torch.arange(len(mask)), ref_logprobs=reference)
+    weights = torch.rand(now.shape, generator=generator, dtype=now.dtype) + 0.5
+    update = LossInputs(old, old, advantages, mask, torch.arange(len(mask)), None, reference, weights)
     return update, prompts, ids
 
 

@@ -21,7 +21,7 @@ from rlif_lightning.rewards.functional import token_stats
 from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.decoders import Decoder, LockstepDecoder, SharedPrefixDecoder, StandardDecoder
 from rlif_lightning.rollout.kv_memory import moves
-from rlif_lightning.rollout.sampling import Sampling, counter_uniforms, sample_weights, truncate_logits
+from rlif_lightning.rollout.sampling import Sampling, counter_uniforms, cut_at_stop, sample_weights, truncate_logits
 from rlif_lightning.sharding import whole_weights
 
 STOP_TAIL = 8  # tokens decoded besides a stop string's own length when looking for it
@@ -83,9 +83,7 @@ class NativeEngine(RolloutEngine):
         return torch.isin(tokens, torch.tensor(self.policy.eos_ids, device=tokens.device)).cpu()
 
     def _text(self, ids: Tensor, sampling: Sampling) -> str:
-        text = self.policy.tokenizer.decode(ids, skip_special_tokens=True)
-        ends = [text.find(string) for string in sampling.stop if string in text]
-        return text[: min(ends)] if ends else text
+        return cut_at_stop(self.policy.tokenizer.decode(ids, skip_special_tokens=True), sampling.stop)
 
 
 @contextmanager

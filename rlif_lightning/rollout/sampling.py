@@ -86,6 +86,20 @@ def counter_uniforms(seed: int, step: int, index: Sequence[int], completion: Seq
     return torch.from_numpy(np.stack(rows))
 
 
+def request_seed(seed: int, step: int, index: int) -> int:
+    """Seed of one prompt's completions for a sampler with a generator of its own: from (seed, step, row) alone.
+
+    Such samplers add the completion's number to it, so seeds keep 2**62 apart from the end of int64.
+    """
+    return int(np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0] >> np.uint64(2))
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop string."""
+    ends = [text.find(string) for string in stop if string in text]
+    return text[: min(ends)] if ends else text
+
+
 def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Draw one token per row by the inverse of the cumulative distribution, without sorting.
 

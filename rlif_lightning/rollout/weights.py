@@ -1,0 +1,53 @@
+"""The policy's weights for a sampler that has a copy of them: by their Hugging Face names, adapters merged in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from rlif_lightning.policy import PolicyModel
+
+
+def merged_weights(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
+    """Every weight once, by the name that the model's checkpoint has for it (a tied weight by its first name).
+
+    Under LoRA the adapters are added to what is yielded; the policy's own weights are left alone.
+
+    Raises:
+        ValueError: a weight is sharded over ranks.
+    """
+    adapted = _adapted(policy.causal_lm)
+    seen: set[int] = set()
+    for name, weight in policy.causal_lm.state_dict(keep_vars=True).items():
+        layer, _, leaf = name.rpartition(".")
+        if id(weight) in seen or "lora_" in name:
+            continue
+        seen.add(id(weight))
+        if isinstance(weight, DTensor):
+            raise ValueError(
+                f"engine VLLMEngine needs whole weights, and {name} is sharded over ranks; use trainer.strategy=ddp"
+            )
+        whole = weight.detach()
+        module = adapted.get(layer.removesuffix(".base_layer"))
+        if module is not None and leaf == "weight":
+            for adapter in module.active_adapters:
+                whole = whole + module.get_delta_weight(adapter).to(whole.dtype)
+        yield name.replace(".base_layer.", "."), whole.detach()
+
+
+def _adapted(model: nn.Module) -> dict[str, Any]:
+    """Layers with adapters (peft's linear layers), by name."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+
+
+@torch.no_grad()
+def fingerprint(policy: PolicyModel) -> Tensor:
+    """Sums of every weight in float64: different as soon as any weight is, whoever changed it.
+
+    Sums and not autograd's version counters, which do not see writes through ``.data``.
+    """
+    return torch.stack([weight.sum(dtype=torch.float64) for weight in policy.state_dict().values()])

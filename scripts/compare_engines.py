@@ -1,0 +1,202 @@
+"""The vLLM engine beside the native one, on the same prompts: speed, completions, rewards, and whether weights arrive.
+
+    python scripts/compare_engines.py --model models/smollm2-135m --prompts 32 --out compare.json
+
+Both engines sample with the same policy; what is measured about a completion (votes, self-certainty, accuracy) is
+measured alike. Then a copy of the policy takes optimiser steps, once with the engine's weights kept as they were and
+once handed over: the gap between the two samplers' log-probs must tell the difference. Wall times are of whatever else
+the machine does; CPU seconds are of this process with all its threads. Without vLLM it says so and ends with status 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlif_lightning.answers import AnswerExtractor
+from rlif_lightning.batch import LossInputs, Rollout
+from rlif_lightning.masked import masked_mean
+from rlif_lightning.objectives import Clipped
+from rlif_lightning.policy import Policy, PolicyModel
+from rlif_lightning.prompts import PromptData
+from rlif_lightning.rewards.controls import is_correct
+from rlif_lightning.rewards.voting import vote_shares
+from rlif_lightning.rollout.base import RolloutEngine
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.rescoring import as_rollout
+from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.rollout.vllm import VLLMEngine
+from rlif_lightning.rollout.weights import fingerprint
+from rlif_lightning.sources import ReasoningGym
+from rlif_lightning.update import UpdateMeter, backward_update, select_groups
+
+EXAMPLES = [("5 + 7", 12), ("9 - 6", 3), ("8 + 4", 12)]
+QUESTION = "State the final answer to the following arithmetic problem: {} ="
+
+
+def problems(model: str, size: int, group_size: int) -> PromptData:
+    """The prompts of configs/smollm2_cpu.yaml."""
+    config = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    data = PromptData(
+        source=ReasoningGym("chain_sum", size=size, validation_size=1, config=config),
+        tokenizer=model,
+        answer_column="answer",
+        chat=True,
+        examples=[{"question": QUESTION.format(q), "answer": f"{q} = {a}"} for q, a in EXAMPLES],
+        group_size=group_size,
+        prompts_per_step=size,
+    )
+    data.setup("fit")
+    return data
+
+
+def figures(rollout: Rollout, gold: list[str]) -> dict[str, float]:
+    """What the rewards and the evaluation see of a rollout."""
+    size = rollout.group_size
+    answers = [AnswerExtractor()(text) for text in rollout.texts]
+    right = [is_correct(answer, gold[row // size]) for row, answer in enumerate(answers)]
+    votes = vote_shares(answers, size)
+    certainty = masked_mean(rollout.stats.self_certainty, rollout.mask, -1)
+    lengths = rollout.lengths.double()
+    return {
+        "accuracy": sum(right) / len(right),
+        "vote": float(votes.nan_to_num(0.0).double().mean()),
+        "self_certainty": float(certainty.double().mean()),
+        "self_certainty_std": float(certainty.double().std()),
+        "entropy": float(masked_mean(rollout.stats.entropy, rollout.mask)),
+        "length": float(lengths.mean()),
+        "length_std": float(lengths.std()),
+        "ended": float(rollout.ended.double().mean()),
+        "parseable": sum(answer is not None for answer in answers) / len(answers),
+    }
+
+
+def gap(rollout: Rollout) -> dict[str, float]:
+    """How far the engine's log-probs are from the policy's."""
+    assert rollout.engine_logprobs is not None
+    sizes = (rollout.engine_logprobs - rollout.stats.logprobs)[rollout.mask].abs()
+    return {"mean": float(sizes.mean()), "max": float(sizes.max())}
+
+
+def measure(engine: RolloutEngine, prompts: Any, settings: argparse.Namespace, gold: list[str]) -> dict[str, Any]:
+    """Some rollouts of the same prompts (after one that warms up); figures are means over rollouts."""
+    sampling = Sampling(max_new_tokens=settings.max_new_tokens)
+    engine.generate(prompts, settings.group_size, sampling, 0)
+    found, tokens, gaps = [], 0, []
+    wall, cpu = time.perf_counter(), time.process_time()
+    for step in range(1, settings.rollouts + 1):
+        rollout = engine.generate(prompts, settings.group_size, sampling, step)
+        tokens += int(rollout.lengths.sum())
+        found.append(figures(rollout, gold))
+        if rollout.engine_logprobs is not None:
+            gaps.append(gap(rollout))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    means = {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+    speed = {
+        "cpu_s_per_rollout": cpu / settings.rollouts,
+        "tokens_per_cpu_s": tokens / cpu,
+        "tokens_per_s": tokens / wall,
+    }
+    return {"speed": speed, "completions": means, "gap": gaps}
+
+
+def phases(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, float]:
+    """CPU seconds of what a vLLM rollout consists of: handing over the weights, drawing, scoring."""
+    sampling = Sampling(max_new_tokens=settings.max_new_tokens)
+    engine.loaded = None
+    times = [time.process_time()]
+    engine.synchronize()
+    times.append(time.process_time())
+    assert engine.sampler is not None
+    requests = [engine.request(sampling, settings.group_size, 1000 + 64 * row) for row in range(len(prompts))]
+    groups = engine.sampler.generate([ids.tolist() for ids in prompts.token_ids], requests)
+    times.append(time.process_time())
+    drawn = [each for group in groups for each in group]
+    as_rollout(engine.policy, prompts, drawn, settings.group_size, sampling, engine.scoring_tokens, engine.max_ratio)
+    times.append(time.process_time())
+    return dict(zip(("sync", "draw", "score"), [b - a for a, b in pairwise(times)], strict=True))
+
+
+def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: int) -> None:
+    """Optimiser steps on random advantages: weights that differ from those that sampled."""
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
+    size, shape = rollout.group_size, rollout.mask.shape
+    sampling = Sampling(max_new_tokens=shape[1])
+    old = rollout.stats.logprobs
+    for step in range(steps):
+        noise = torch.randn(shape[0], 1, generator=torch.Generator().manual_seed(step)).expand(shape)
+        inputs = LossInputs(old, old, noise, rollout.mask, rollout.row_ids(0))
+        update, prompt_ids, completion_ids = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
+        meter = UpdateMeter(old.device)
+        settings = (sampling, 8192, size, lambda share: share.backward(), meter)
+        backward_update(policy, Clipped(), update, prompt_ids, completion_ids, *settings)
+        torch.nn.utils.clip_grad_norm_(list(policy.parameters()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def staleness(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, Any]:
+    """The gap with fresh weights, with those of before the optimiser's steps, and after they were handed over."""
+    sampling = Sampling(max_new_tokens=settings.max_new_tokens)
+    few = replace(prompts, token_ids=prompts.token_ids[:8], texts=prompts.texts[:8], index=prompts.index[:8])
+    rollout = engine.generate(few, settings.group_size, sampling, 0)
+    found = {"fresh": gap(rollout)}
+    with torch.enable_grad():
+        train(engine.policy, rollout, settings.learning_rate, settings.steps)
+    engine.loaded = fingerprint(engine.policy)  # as if they had been handed over
+    found["stale"] = gap(engine.generate(few, settings.group_size, sampling, 1))
+    engine.loaded = None
+    found["synchronised"] = gap(engine.generate(few, settings.group_size, sampling, 1))
+    return found
+
+
+def main() -> None:
+    """Measure, print, and write the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="models/smollm2-135m")
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--rollouts", type=int, default=3)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--engine-dtype", default="bfloat16", help="of vLLM's weights; the policy is float32")
+    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--steps", type=int, default=2, help="optimiser steps before the check of stale weights")
+    parser.add_argument("--out", type=Path, default=None)
+    settings = parser.parse_args()
+    if importlib.util.find_spec("vllm") is None:
+        print("skipped: vllm is not installed (docs/vllm.md says how to)")
+        return
+    policy = PolicyModel(Policy(settings.model))
+    prompts = (
+        problems(settings.model, settings.prompts, settings.group_size)
+        .train_dataloader()
+        .split.batch(list(range(settings.prompts)))
+    )
+    gold = prompts.columns["answer"]
+    options = {"dtype": settings.engine_dtype, "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 256}
+    native, vllm = NativeEngine(), VLLMEngine(options={**options, "kv_cache_memory_bytes": 2**30}, max_gap=100.0)
+    report: dict[str, Any] = {"settings": {name: str(value) for name, value in vars(settings).items()}}
+    report["threads"] = torch.get_num_threads()
+    for name, engine in (("native", native), ("vllm", vllm)):
+        engine.setup(policy, 0)
+        report[name] = measure(engine, prompts, settings, gold)
+        print(name, json.dumps(report[name], indent=1), flush=True)
+    report["phases"] = phases(vllm, prompts, settings)
+    report["weights"] = staleness(vllm, prompts, settings)
+    ratio = report["vllm"]["speed"]["tokens_per_cpu_s"] / report["native"]["speed"]["tokens_per_cpu_s"]
+    report["vllm / native, tokens per CPU second"] = ratio
+    print(json.dumps({name: report[name] for name in ("phases", "weights")}, indent=1), f"\nratio {ratio:.2f}")
+    if settings.out is not None:
+        settings.out.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""The vLLM engine. What needs vLLM itself is skipped where it is not installed (docs/vllm.md says how to)."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from test_configs import build
+from test_native import completions, rescored
+from test_run import fit, metrics, parameters
+
+from rlif_lightning.batch import Prompts, Rollout, TokenStats
+from rlif_lightning.policy import LoRA, Policy, PolicyModel
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.rollout.vllm import VLLMEngine
+from rlif_lightning.rollout.weights import fingerprint
+
+INSTALLED = importlib.util.find_spec("vllm") is not None
+needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vllm is not installed")
+GROUP = 4
+PLAIN = Sampling(max_new_tokens=24)
+OPTIONS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_num_seqs": 16,
+    "kv_cache_memory_bytes": 2**26,
+    "block_size": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"options": {"logprobs_mode": "raw_logprobs"}}, r"\['logprobs_mode'\] are decided by the engine"),
+        ({"max_ratio": 0.5}, "max_ratio=0.5 must be at least 1"),
+        ({"max_gap": 0.0}, "max_gap=0.0"),
+        ({"scoring_tokens": 0}, "scoring_tokens=0"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        VLLMEngine(**settings)
+
+
+def engine_for(policy: PolicyModel, **settings) -> VLLMEngine:
+    engine = VLLMEngine(**settings)
+    engine.setup(policy, 7)
+    return engine
+
+
+def test_a_request_has_the_sampling_and_draws_greedy_once():
+    engine = engine_for(PolicyModel(Policy("rlif-arithmetic")))
+    hot = Sampling(temperature=0.7, max_new_tokens=9, min_new_tokens=2, top_k=5, top_p=0.9)
+    request = engine.request(hot, 8, seed=11)
+    expected = {"n": 8, "seed": 11, "temperature": 0.7, "max_tokens": 9, "min_tokens": 2, "top_k": 5, "top_p": 0.9}
+    assert request.items() >= expected.items()
+    assert request["stop_token_ids"] == engine.policy.eos_ids
+    assert engine.request(Sampling(temperature=0), 8, 0)["n"] == 1
+
+
+def test_what_vllm_would_cut_or_do_otherwise_is_refused():
+    prompts = prompts_of(PolicyModel(Policy("rlif-arithmetic")))
+    with pytest.raises(ValueError, match=r"max_model_len=29 is less than .*max_new_tokens=24 together, 30"):
+        VLLMEngine._check(prompts, PLAIN, 29)
+    with pytest.raises(ValueError, match="does not look for stop strings"):
+        VLLMEngine._check(prompts, Sampling(min_new_tokens=3, stop=["#"]), 1000)
+    VLLMEngine._check(prompts, PLAIN, 30)
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm_cpu"])
+def test_overlays_are_built_by_the_command_line(monkeypatch, name):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    run = build(["--config=configs/quickstart.yaml", f"--config=configs/engine/{name}.yaml"])
+    assert isinstance(run.model.engine, VLLMEngine)
+    assert run.model.engine.max_ratio == 2.0
+    assert run.model.engine.options["max_model_len"] in (512, 4096)
+
+
+@pytest.mark.skipif(INSTALLED, reason="vllm is installed")
+def test_without_the_package_the_command_line_names_it(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path, "--model.engine=VLLMEngine")
+    assert stopped.value.code == 2
+    assert 'pip install "rlif-lightning[vllm]"' in capsys.readouterr().err
+
+
+# With vLLM. One engine for all tests: its weights always come from the policy that it is set up with.
+
+
+@pytest.fixture(scope="module")
+def local():
+    return VLLMEngine(options=OPTIONS, max_gap=1e-3)
+
+
+def changed(folder: str = "rlif-arithmetic", scale: float = 0.05, **settings) -> PolicyModel:
+    """A policy whose weights are not those on disk; its tied embedding is changed as well."""
+    policy = PolicyModel(Policy(folder, **settings))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad and parameter.dim() == 2:
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def prompts_of(policy: PolicyModel, texts: tuple[str, ...] = ("3+4+5=", "1+2=", "12+34=", "7+7+7=")) -> Prompts:
+    ids = [torch.tensor(policy.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+    return Prompts(ids, list(texts), {}, torch.arange(len(texts)) + 5)
+
+
+def gap_of(rollout: Rollout) -> float:
+    assert rollout.engine_logprobs is not None
+    return float((rollout.engine_logprobs - rollout.stats.logprobs)[rollout.mask].abs().max())
+
+
+# vLLM warns of its own accord; the command line is tested with warnings as errors elsewhere.
+with_vllm = [needs_vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+def vllm_test(function):
+    for mark in with_vllm:
+        function = mark(function)
+    return function
+
+
+@vllm_test
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
+def test_it_samples_the_present_weights(local, lora, temperature):
+    policy = changed(lora=LoRA(rank=4, alpha=8) if lora else None)
+    sampling = Sampling(temperature=temperature, max_new_tokens=24, min_new_tokens=3)
+    local.setup(policy, 7)
+    for _ in range(3):
+        rollout = local.generate(prompts_of(policy), GROUP, sampling, 0)
+        assert gap_of(rollout) < 1e-3
+        scored = rescored(policy, rollout, sampling)
+        for field in fields(TokenStats):
+            found, expected = (getattr(stats, field.name) for stats in (rollout.stats, scored))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                if parameter.requires_grad and parameter.dim() == 2:
+                    parameter.mul_(1.1)
+
+
+@vllm_test
+def test_stale_weights_stop_the_run(local):
+    policy = changed()
+    local.setup(policy, 7)
+    assert local.synchronize()
+    assert not local.synchronize()
+    with torch.no_grad():
+        policy.causal_lm.get_output_embeddings().weight.mul_(1.3)
+    local.loaded = fingerprint(policy)  # as if they had been handed over
+    with pytest.raises(RuntimeError, match=r"differ from the policy's by .* \(max_gap=0\.001\)"):
+        local.generate(prompts_of(policy), GROUP, PLAIN, 0)
+    local.loaded = None
+    local.generate(prompts_of(policy), GROUP, PLAIN, 0)
+
+
+@vllm_test
+def test_completions_repeat_with_the_seed_step_and_row(local):
+    policy = changed(scale=0.2)
+    local.setup(policy, 7)
+    prompts = prompts_of(policy)
+    first = completions(local.generate(prompts, GROUP, PLAIN, 0))
+    assert completions(local.generate(prompts, GROUP, PLAIN, 0)) == first
+    assert completions(local.generate(prompts, GROUP, PLAIN, 1)) != first
+    assert len({tuple(ids) for ids in first}) > GROUP
+    again = Prompts(list(reversed(prompts.token_ids)), list(reversed(prompts.texts)), {}, prompts.index.flip(0))
+    assert completions(local.generate(again, GROUP, PLAIN, 0))[:GROUP] == first[-GROUP:]
+
+
+@vllm_test
+def test_the_processes_generators_are_left_alone(local):
+    policy = changed()
+    local.setup(policy, 7)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    local.generate(prompts_of(policy), GROUP, PLAIN, 0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@vllm_test
+def test_greedy_is_the_native_engines(local):
+    policy = changed(scale=0.0)
+    greedy = Sampling(temperature=0, max_new_tokens=24)
+    native = NativeEngine()
+    for engine in (local, native):
+        engine.setup(policy, 7)
+    left, right = (engine.generate(prompts_of(policy), 2, greedy, 0) for engine in (local, native))
+    assert completions(left) == completions(right)
+    assert left.texts == right.texts
+    assert left.ended.tolist() == right.ended.tolist()
+
+
+@vllm_test
+def test_endings_are_the_native_engines(local):
+    policy = changed(scale=0.2)
+    policy.eos_ids = list(range(2, 20))  # many tokens end a completion
+    local.setup(policy, 7)
+    rollout = local.generate(prompts_of(policy), 8, Sampling(max_new_tokens=24, min_new_tokens=3), 0)
+    assert int(rollout.ended.sum()) > 0
+    assert rollout.lengths.min() == 4
+    for ids, ended in zip(completions(rollout), rollout.ended.tolist(), strict=True):
+        assert (ids[-1] in policy.eos_ids) == ended
+        assert ended or len(ids) == 24
+        assert not set(ids[:-1]) & set(policy.eos_ids)
+
+
+@vllm_test
+@pytest.mark.parametrize("stop", [["=", "+"], ["7"]])
+def test_a_stop_string_ends_a_completion_and_is_cut_from_its_text(local, stop):
+    policy = changed(scale=0.2)
+    local.setup(policy, 7)
+    rollout = local.generate(prompts_of(policy), 8, Sampling(max_new_tokens=24, stop=stop), 0)
+    stopped = 0
+    for ids, text, ended in zip(completions(rollout), rollout.texts, rollout.ended.tolist(), strict=True):
+        whole = policy.tokenizer.decode(ids, skip_special_tokens=True)
+        assert not any(s in policy.tokenizer.decode(ids[:-1], skip_special_tokens=True) for s in stop)
+        cuts = [whole.find(string) for string in stop if string in whole]
+        assert text == (whole[: min(cuts)] if cuts else whole)
+        assert ended == (bool(cuts) or ids[-1] in policy.eos_ids)
+        stopped += bool(cuts)
+    assert stopped
+
+
+@vllm_test
+def test_the_command_line_trains_with_it(tmp_path):
+    options = {**OPTIONS, "max_model_len": 128}
+    arguments = ["--model.engine=VLLMEngine", f"--model.engine.options={options}", "--model.engine.max_gap=0.01"]
+    runs = []
+    for number in (0, 1):
+        runs.append(fit(tmp_path / str(number), *arguments))
+        rows = [row for row in metrics(tmp_path / str(number)) if row["rollout/engine_gap"]]
+        assert len(rows) == 2
+        assert all(0 < float(row["rollout/engine_gap"]) < 1e-3 for row in rows)
+    left, right = (parameters(run) for run in runs)
+    assert all(torch.equal(value, right[name]) for name, value in left.items())
