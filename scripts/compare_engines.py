@@ -136,7 +136,7 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
         inputs = LossInputs(old, old, noise, rollout.mask, rollout.row_ids(0))
         update, prompt_ids, completion_ids = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
         meter = UpdateMeter(old.device)
-        settings = (sampling, 8192, size, lambda share: share.backward(), meter)
+        settings = (sampling, 8192, size, lambda share, is_last: share.backward(), meter)
         backward_update(policy, Clipped(), update, prompt_ids, completion_ids, *settings)
         torch.nn.utils.clip_grad_norm_(list(policy.parameters()), 1.0)
         optimizer.step()
