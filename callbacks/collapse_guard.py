@@ -30,7 +30,8 @@ class CollapseGuard(Callback):
     Limits are relative to the run's first ``baseline`` rollouts. A symptom of severity ``notice`` is written down; one
     of severity ``alarm`` is a warning too and acted upon. ``warn``: nothing more. ``stop``: ends the run. ``adjust``:
     multiplies the settings in ``scale``. ``rollback``: puts policy and optimiser back to the older of the last two
-    snapshots, multiplies the settings in ``scale`` and goes on with new samples. An alarm after ``max_actions``
+    snapshots, multiplies the settings in ``scale`` and goes on with new samples (back before the end of the baseline,
+    that is learnt anew). An alarm after ``max_actions``
     adjustments or rollbacks ends the run. Decisions rest on figures of all ranks, so every rank takes the same one.
 
     Logs ``rollout/repetition``, ``vote/top_answer``, ``guard/vote_alignment``, ``guard/certainty_share``,
@@ -176,12 +177,17 @@ class CollapseGuard(Callback):
         message = f"{self.action} {self.num_actions} of at most {self.max_actions}"
         if self.action == "rollback":
             rollout = self.snapshots.restore(trainer, pl_module)
-            self.states = {name: DetectorState(s.total, s.count) for name, s in self.states.items()}
+            self._go_back_to(rollout)
             message += f": policy and optimiser as after rollout {rollout}"
         for name, factor in self.scale.items():
             scale_setting(trainer, pl_module, name, factor)
         message += f"; multiplied: {', '.join(f'{name} by {factor:g}' for name, factor in self.scale.items())}"
         record_event(trainer, pl_module, "CollapseGuard", self.action, message, self.scale)
+
+    def _go_back_to(self, rollout: int) -> None:
+        # From before the baseline was full, a run is learnt anew: that baseline is of a policy that had moved on.
+        keeps = rollout >= self.baseline
+        self.states = {n: DetectorState(s.total, s.count) if keeps else DetectorState() for n, s in self.states.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The detectors' states, the number of actions, where the snapshots lie, and whether the run was ended."""
