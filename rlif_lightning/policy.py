@@ -1,8 +1,7 @@
 """The policy: a Hugging Face causal LM whose forward takes packed tokens and gives token statistics.
 
-The language-model head runs on completion positions only. Their logits exist once, as what becomes their own gradient;
-where even that is too much, in chunks that are recomputed in the backward pass. The frozen reference model is a second
-``PolicyModel``; with LoRA it is the policy with its adapters off.
+The head runs on completion positions only; their logits exist once, as their own gradient, or in chunks that are
+recomputed. The frozen reference model is a second ``PolicyModel`` or, with LoRA, the policy with its adapters off.
 """
 
 from __future__ import annotations

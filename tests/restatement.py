@@ -181,7 +181,7 @@ def update(rows: int = 6, columns: int = 8, seed: int = 0) -> LossInputs:
 
 def rows_in(batch: LossInputs, order: list[int]) -> LossInputs:
     """The update with its rows in another order."""
-    return LossInputs(**{name: value[order] for name, value in vars(batch).items()})
+    return LossInputs(**{name: value[order] for name, value in vars(batch).items() if value is not None})
 
 
 def golden() -> LossInputs:
