@@ -14,7 +14,7 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -87,29 +87,19 @@ def write_checkpoint(trainer: Trainer, path: Path) -> None:
     io = trainer.strategy.checkpoint_io
     if type(io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = io = CheckpointFile()
-    sharded = getattr(trainer.strategy, "_save_distributed_checkpoint", False)
-    target = unfinished_name(path) if sharded else path
-    with io.deferring() if isinstance(io, CheckpointFile) else _nothing():
-        trainer.save_checkpoint(target, weights_only=False)
+    with io.deferring() if isinstance(io, CheckpointFile) else nullcontext():
+        trainer.save_checkpoint(path, weights_only=False)
     failure = trainer.strategy.broadcast(_told(getattr(io, "failure", None)))
     if failure is not None:
         raise RuntimeError(f"the checkpoint {path} could not be written ({failure}); what was saved before it is whole")
-    if sharded:
-        if trainer.is_global_zero:
-            _finish_folder(target, path)
-        trainer.strategy.barrier("checkpoint renamed")
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _told(failure: BaseException | None) -> str | None:
     return None if failure is None else f"{type(failure).__name__}: {failure}"
 
 
-def _finish_folder(unfinished: Path, path: Path) -> None:
+def finish_folder(unfinished: Path, path: Path) -> None:
+    """All shards are written: list them with their sizes, force all to the disk, and give the folder its name."""
     sizes = {str(file.relative_to(unfinished)): file.stat().st_size for file in unfinished.rglob("*") if file.is_file()}
     (unfinished / FILES).write_text(json.dumps(sizes, indent=1))
     for file in [*unfinished.rglob("*"), unfinished]:

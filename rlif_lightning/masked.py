@@ -41,6 +41,11 @@ def masked_std(values: Tensor, mask: Tensor, dim: int, ddof: int = 1) -> Tensor:
     return torch.where(degrees > 0, squares / degrees.clamp(min=1), torch.zeros_like(squares)).sqrt()
 
 
+def masked_max(values: Tensor, mask: Tensor) -> Tensor:
+    """Largest of ``values`` >= 0 where ``mask`` is True; the largest of an empty set is 0."""
+    return torch.cat([values[mask], values.new_zeros(1)]).max()
+
+
 def is_distributed() -> bool:
     """Whether several ranks work together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlif_lightning.advantages import Advantage, reward_shares
 from rlif_lightning.batch import RewardOutput, Rollout
-from rlif_lightning.masked import all_rank_max, all_rank_mean_std, masked_std
+from rlif_lightning.masked import all_rank_max, all_rank_mean_std, masked_max, masked_std
 
 
 def score_rollout(
@@ -56,7 +56,7 @@ def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
     gap = (rollout.engine_logprobs - rollout.stats.logprobs).abs()
     metrics: dict[str, Tensor | float] = {
         "rollout/engine_gap": all_rank_mean_std(gap, rollout.mask)[0],
-        "rollout/engine_gap_max": all_rank_max(gap.masked_fill(~rollout.mask, 0.0).max()),
+        "rollout/engine_gap_max": all_rank_max(masked_max(gap, rollout.mask)),
     }
     if rollout.token_weights is not None:
         metrics["rollout/engine_weight"] = all_rank_mean_std(rollout.token_weights, rollout.mask)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
+from rlif_lightning.checkpoint_files import finish_folder, unfinished_name
 from rlif_lightning.policy import Policy, PolicyModel
 from rlif_lightning.shard_files import load_folder
 from rlif_lightning.sharding import Sharding, sharded_modules, sharded_policy
@@ -83,17 +83,14 @@ class ShardedStrategy(ModelParallelStrategy):
         if not self._save_distributed_checkpoint:
             return super().save_checkpoint(checkpoint, filepath, storage_options)
         path = Path(self.broadcast(filepath))
-        unfinished, old = (path.with_name(f".{path.name}.{state}") for state in ("unfinished", "old"))
+        unfinished = unfinished_name(path)
         if self.is_global_zero:
             shutil.rmtree(unfinished, ignore_errors=True)
         self.barrier()
         super().save_checkpoint(checkpoint, unfinished, storage_options)
         self.barrier()
         if self.is_global_zero:
-            if path.exists():
-                os.replace(path, old)
-            os.replace(unfinished, path)
-            shutil.rmtree(old, ignore_errors=True)
+            finish_folder(unfinished, path)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def folder_of_shards(path: Path) -> Path:
     path.mkdir(parents=True)
     torch.save({"loops": {}, "callbacks": {}}, path / "meta.pt")
     (path / "__0_0.distcp").write_bytes(b"x" * 100)
-    checkpoint_files._finish_folder(path, path.with_name("rollout=000001.ckpt"))
+    checkpoint_files.finish_folder(path, path.with_name("rollout=000001.ckpt"))
     return path.with_name("rollout=000001.ckpt")
 
 

@@ -23,6 +23,7 @@ from rlif_lightning.masked import (
     all_rank_sum,
     all_rank_top_fraction,
     is_distributed,
+    masked_max,
     masked_mean,
     masked_std,
     masked_sum,
@@ -129,7 +130,7 @@ def statistics_of(share: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     rewards = share["rewards"].movedim(0, 1)
     mean, std = all_rank_mean_std(logprobs, mask)
     results = {"sum": all_rank_sum(masked_sum(logprobs.double(), mask)), "mean": mean, "std": std}
-    results["max"] = all_rank_max((-logprobs).masked_fill(~mask, 0.0).max())
+    results["max"] = all_rank_max(masked_max(-logprobs, mask))
     for aggregation in ("token_mean", "sequence_mean", "constant"):
         results[f"rows/{aggregation}"] = aggregation_weights(mask, aggregation, max_length=9)
     for batch_norm in ("none", "sample", "token"):
