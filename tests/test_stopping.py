@@ -20,13 +20,13 @@ from rlif_lightning.stopping import INTERRUPTED, TRY_AGAIN
 
 
 class Signalled(Callback):
-    """Sends this process a signal in the middle of rollout 2, while its first gradient is computed."""
+    """Sends one process a signal in the middle of rollout 2, while its first gradient is computed."""
 
-    def __init__(self, number: int, times: int = 1):
-        self.number, self.times = number, times
+    def __init__(self, number: int, times: int = 1, rank: int = 0):
+        self.number, self.times, self.rank = number, times, rank
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if int(pl_module.num_rollouts) == 1:
+        if int(pl_module.num_rollouts) == 1 and trainer.global_rank == self.rank:
             hook = next(pl_module.policy.parameters()).register_hook(lambda gradient: self._send(hook))
 
     def _send(self, hook: Any) -> None:
@@ -35,8 +35,8 @@ class Signalled(Callback):
             os.kill(os.getpid(), self.number)
 
 
-def signalled(number: int, times: int = 1) -> str:
-    arguments = f'{{"number": {int(number)}, "times": {times}}}'
+def signalled(number: int, times: int = 1, rank: int = 0) -> str:
+    arguments = f'{{"number": {int(number)}, "times": {times}, "rank": {rank}}}'
     return f'--trainer.callbacks+={{"class_path": "test_stopping.Signalled", "init_args": {arguments}}}'
 
 
@@ -79,3 +79,33 @@ def test_before_training_a_signal_ends_the_process_at_once_with_the_same_code(tm
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == TRY_AGAIN
+
+
+def two_ranks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A DDP run; over when both processes have let go of its output."""
+    command = [sys.executable, "-m", "rlif_lightning", "fit", *BASE, f"--trainer.default_root_dir={folder}", *LONG]
+    command += ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2", *arguments]
+    root = Path(__file__).parent.parent
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+    return subprocess.run(command, capture_output=True, text=True, cwd=root, env=paths, timeout=240, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_of_two_ranks_stops_both_and_saves(tmp_path, rank):
+    done = two_ranks(tmp_path, signalled(signal.SIGTERM, rank=rank))
+    assert done.returncode == TRY_AGAIN, done.stderr[-2000:]
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["rollout=000002.ckpt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_one_of_two_ranks_is_killed_the_other_ends_and_says_so(tmp_path, rank):
+    every = "--trainer.callbacks+={class_path: RunCheckpoints, init_args: {every: 1}}"
+    killed = two_ranks(tmp_path / "lives", every, signalled(signal.SIGKILL, rank=rank))
+    assert killed.returncode not in (0, TRY_AGAIN)
+    assert "remote worker" in killed.stderr  # gloo's words about the lost connection
+    assert [path.name for path in find_checkpoints(tmp_path / "lives")] == ["rollout=000001.ckpt"]
+    assert two_ranks(tmp_path / "lives", every, "--ckpt_path=auto").returncode == 0
+    assert two_ranks(tmp_path / "whole", every).returncode == 0
+    assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []
