@@ -242,3 +242,18 @@ def test_the_command_line_trains_with_it(tmp_path):
         assert all(0 < float(row["rollout/engine_gap"]) < 1e-3 for row in rows)
     left, right = (parameters(run) for run in runs)
     assert all(torch.equal(value, right[name]) for name, value in left.items())
+
+
+@vllm_test
+def test_keys_of_old_weights_are_forgotten(local):
+    """A prompt longer than vLLM's block, so that its keys are cached."""
+    policy = changed(scale=0.0)
+    local.setup(policy, 7)
+    long = prompts_of(policy, ("+".join(str(n) for n in range(10, 35)) + "=",))
+    sampling = Sampling(max_new_tokens=4)
+    local.generate(long, GROUP, sampling, 0)
+    assert local.sampler.llm.llm_engine.vllm_config.cache_config.block_size < len(long.token_ids[0])
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.2)
+    assert gap_of(local.generate(long, GROUP, sampling, 0)) < 1e-3
