@@ -7,7 +7,7 @@ cut up, over all ranks; so neither the budget nor the number of ranks changes a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -158,27 +158,13 @@ class UpdateMeter:
         }
 
 
-def score_logprobs(
-    policy: PolicyModel,
-    prompt_ids: Sequence[Tensor],
-    completion_ids: Tensor,
-    mask: Tensor,
-    group_size: int,
-    sampling: Sampling,
-    micro_batch_tokens: int,
-) -> Tensor:
-    """``[B, T]`` log-probs of completions in one packed pass without gradients (0 outside the mask)."""
-    rows = (prompt_ids, completion_ids, mask, group_size)
-    return score_tokens(policy, *rows, sampling, micro_batch_tokens).logprobs
-
-
 def reference_logprobs(
     policy: PolicyModel, reference: PolicyModel | None, rollout: Rollout, sampling: Sampling, micro_batch_tokens: int
 ) -> Tensor:
     """``[B, T]`` log-probs under the reference model, which is the policy without its adapters if there is none."""
     rows = (rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, rollout.group_size)
     with policy.adapters_off() if reference is None else nullcontext():
-        return score_logprobs(reference or policy, *rows, sampling, micro_batch_tokens)
+        return score_tokens(reference or policy, *rows, sampling, micro_batch_tokens).logprobs
 
 
 def backward_update(
@@ -240,7 +226,7 @@ def accumulate_gradient(
     rows = (prompt_ids, completion_ids)
     if objective.needs_current:
         arguments = (policy, *rows, update.mask, group_size, sampling)
-        update = replace(update, logprobs=budget.run(lambda tokens: score_logprobs(*arguments, tokens)))
+        update = replace(update, logprobs=budget.run(lambda tokens: score_tokens(*arguments, tokens)).logprobs)
 
     def undo() -> None:
         forget()

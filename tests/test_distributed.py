@@ -182,15 +182,16 @@ def test_callbacks_and_other_subcommands_work_on_sharded_policies(tmp_path):
 
 
 @pytest.mark.slow
-def test_four_processes_kept_sharded_are_one(alone, tmp_path):
-    """No rank ever holds the whole, and a rank that has finished its rollout goes on in step with the others."""
-    sharded = on("fsdp2", 4, "--trainer.strategy.init_args.keep_sharded=true")
-    launch(tmp_path, {name: [*BASE, *sharded, *CASES[name]] for name in ("method", "one group")}, forks=4)
-    for name in ("method", "one group"):
+def test_four_processes_are_one(alone, tmp_path):
+    """Gathered for a rollout; or kept sharded, where no rank holds the whole and one that is done goes on in step."""
+    kept = on("fsdp2", 4, "--trainer.strategy.init_args.keep_sharded=true")
+    runs = {name: [*BASE, *kept, *CASES[name]] for name in ("method", "one group")}
+    launch(tmp_path, runs | {"gathered": [*BASE, *on("fsdp2", 4), *CASES["method"]]}, forks=4)
+    for name, same in (("method", "method"), ("one group", "one group"), ("gathered", "method")):
         found = figures(tmp_path, name)
         assert [each["world_size"] for each in found] == [4] * 4
-        assert_same_weights(weights(tmp_path, name), weights(alone, name))
-        assert_same_metrics(metrics(tmp_path, name), metrics(alone, name))
+        assert_same_weights(weights(tmp_path, name), weights(alone, same))
+        assert_same_metrics(metrics(tmp_path, name), metrics(alone, same))
         whole = sum(value.numel() for key, value in weights(tmp_path, name).items() if "lm_head" not in key)
         assert all(each["held"] <= whole / 4 + 200 for each in found)
 

@@ -18,12 +18,12 @@ from rlif_lightning.batch import LossInputs, RewardOutput, Rollout
 from rlif_lightning.objectives import Clipped, KLCov, ReferenceKL
 from rlif_lightning.policy import Policy, PolicyModel
 from rlif_lightning.rewards.base import RewardHead
+from rlif_lightning.rollout.rescoring import score_tokens
 from rlif_lightning.rollout.sampling import Sampling
 from rlif_lightning.update import (
     UpdateMeter,
     UpdatePlan,
     backward_update,
-    score_logprobs,
     trained_rows,
     without_dropped,
 )
@@ -82,7 +82,7 @@ def test_groups_without_any_advantage_are_skipped():
 def off_policy(policy: PolicyModel, sampling: Sampling) -> tuple[LossInputs, list, torch.Tensor]:
     """An update near the policy: old and reference log-probs; every token of its own advantage and weight."""
     prompts, ids, mask = rows(policy.causal_lm.config.vocab_size)
-    now = score_logprobs(policy, prompts, ids, mask, GROUP, sampling, 1000)
+    now = score_tokens(policy, prompts, ids, mask, GROUP, sampling, 1000).logprobs
     generator = torch.Generator().manual_seed(2)
     old, reference = (now + 0.3 * torch.randn(now.shape, generator=generator, dtype=now.dtype) for _ in range(2))
     advantages = torch.randn(now.shape, generator=generator, dtype=now.dtype)
