@@ -25,8 +25,8 @@ class HFExporter(Callback):
     """Writes ``last`` at the end of training and, with ``monitor``, ``best`` after each evaluation that is the best.
 
     A folder holds config.json, generation_config.json, model.safetensors and the tokenizer, which is what
-    ``AutoModelForCausalLM.from_pretrained`` reads; it is the layout that vLLM documents for a local model (loading in
-    vLLM itself was not run by us). A LoRA policy is written as adapters alone, which name their base model, unless
+    ``AutoModelForCausalLM.from_pretrained`` reads; it is the layout that vLLM documents for a local model (its
+    CPU build loaded one, by hand). A LoRA policy is written as adapters alone, which name their base model, unless
     ``merge_lora``. A folder is written under a temporary name and renamed, so a reader never sees half of one.
 
     Parameters that are divided between processes are gathered, and rank 0 writes.

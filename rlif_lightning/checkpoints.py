@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from rlif_lightning.checkpoint_files import BEST, SUFFIX, remove_checkpoint, write_checkpoint
 from rlif_lightning.folders import run_folder
-from rlif_lightning.masked import is_distributed
+from rlif_lightning.masked import all_rank_objects
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.stopping import StopSignals
 
@@ -180,7 +179,7 @@ class RunCheckpoints(Checkpoint):
             "kept": [str(path) for path in self.kept],
             "best": self.best,
             "best_path": None if self.best_path is None else str(self.best_path),
-            "random_states": _of_all_ranks(_random_state()),
+            "random_states": all_rank_objects(_random_state()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -231,11 +230,3 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _of_all_ranks(value: Any) -> list[Any]:
-    if not is_distributed():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

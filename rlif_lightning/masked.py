@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
@@ -69,13 +72,18 @@ def all_rank_max(values: Tensor) -> Tensor:
     return largest
 
 
+def all_rank_objects(value: T) -> list[T]:
+    """The value of every rank, by rank (a collective): anything that can be pickled, for what is no tensor."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def all_rank_distinct(values: Collection[str]) -> int:
     """How many different strings all ranks have together (a collective)."""
-    if not is_distributed():
-        return len(set(values))
-    parts: list[set[str]] = [set()] * dist.get_world_size()
-    dist.all_gather_object(parts, set(values))
-    return len(set().union(*parts))
+    return len(set().union(*all_rank_objects(set(values))))
 
 
 def all_rank_mean_std(values: Tensor, weights: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -175,8 +174,8 @@ class RLIFModule(LightningModule):
             arguments = (policy, self.reference, rollout, self.sampling)
             reference = self.budget.run(lambda tokens: reference_logprobs(*arguments, tokens))
         row_ids = rollout.row_ids(step)
-        inputs = LossInputs(logprobs, logprobs, advantages, rollout.mask, row_ids, ref_logprobs=reference)
-        inputs = replace(inputs, token_weights=rollout.token_weights)
+        constants = {"ref_logprobs": reference, "token_weights": rollout.token_weights}
+        inputs = LossInputs(logprobs, logprobs, advantages, rollout.mask, row_ids, **constants)
         meter, norms = UpdateMeter(rollout.mask.device), []
         for groups in self.plan.minibatches(rollout.num_prompts, step, self.global_rank, self.trainer.world_size):
             update, prompt_ids, completion_ids = select_groups(inputs, rollout, groups)

@@ -152,5 +152,6 @@ def equal_passes(
         Micro-batches, and whether each is this rank's own; the rest are fillers.
     """
     number = all_rank_max(torch.tensor(max(len(micro_batches), at_least), device=device))
-    rest = [(filler(policy, device), False)] * (int(number) - len(micro_batches))
+    missing = int(number) - len(micro_batches)
+    rest = [(filler(policy, device), False)] * missing if missing else []
     return [*rest, *((packed, True) for packed in micro_batches)]

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from rich.console import Console
@@ -20,7 +19,7 @@ from rlif_lightning.batch import Prompts
 from rlif_lightning.checkpoints import run_checkpoints
 from rlif_lightning.folders import run_folder
 from rlif_lightning.loaders import EncodedSplit, ValidationLoader
-from rlif_lightning.masked import is_distributed
+from rlif_lightning.masked import all_rank_objects
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.preflight import THRESHOLDS, Findings, HeadFindings, examine
 from rlif_lightning.prompts import PromptData
@@ -134,11 +133,7 @@ class _Batches:
 
 def all_rank_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records of all processes, in the order of the data set (a collective)."""
-    if not is_distributed():
-        return records
-    parts: list[list[dict[str, Any]]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(parts, records)
-    merged = [record for part in parts for record in part]
+    merged = [record for part in all_rank_objects(records) for record in part]
     return sorted(merged, key=lambda record: (record["index"], record["completion_number"]))
 
 
