@@ -77,15 +77,16 @@ def head_stats(raw: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRu
 class _HeadStats(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule) -> tuple[Tensor, ...]:
-        found, normalizers = [], []
+        # Made before the pieces: small tensors that outlive a piece would lie between the large ones it frees.
+        kept = at_least_float32(raw.new_empty(0)).new_empty(len(fields(TokenStats)) + 1, len(raw))
         for rows in pieces(raw):
             ends = None if may_end is None else may_end[rows]
             logits = rule.apply(raw[rows])
             parts = rule.parts(logits, ends)
-            found.append(token_stats(logits, tokens[rows], rule.forbidden(ends), parts))
-            normalizers.append(parts.log_normalizer)
-        stats = [torch.cat([getattr(part, f.name) for part in found]) for f in fields(TokenStats)]
-        ctx.save_for_backward(raw, tokens, may_end, torch.cat(normalizers), stats[1])
+            found = token_stats(logits, tokens[rows], rule.forbidden(ends), parts)
+            torch.stack([*vars(found).values(), parts.log_normalizer], out=kept[:, rows])
+        *stats, log_normalizer = kept.unbind()
+        ctx.save_for_backward(raw, tokens, may_end, log_normalizer, stats[1])
         ctx.rule, ctx.spent = rule, False
         ctx.set_materialize_grads(False)
         return tuple(stats)

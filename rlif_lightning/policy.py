@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.attention import HOOKED, AttentionPlan, TreePlan
 from rlif_lightning.batch import TokenStats
+from rlif_lightning.heap import HEAP
 from rlif_lightning.logits import HeadRule, head_stats
 from rlif_lightning.packing import Packed, tree_mask
 from rlif_lightning.rollout.sampling import Sampling
@@ -225,6 +226,7 @@ class PolicyModel(nn.Module):
             ``[b, T]`` statistics, 0 where there is no token; with a graph if gradients are on.
         """
         hidden = self.line_hidden(packed).index_select(0, packed.source)
+        HEAP.release(hidden.device)
         may_end = packed.steps >= sampling.min_new_tokens if sampling.min_new_tokens else None
         rule, vocab_size = self.rule(sampling, hidden.device), self.causal_lm.config.vocab_size
         if torch.is_grad_enabled() and len(hidden) * vocab_size <= KEPT_LOGITS:
@@ -274,15 +276,13 @@ class PolicyModel(nn.Module):
     def _as_attention(self, allowed: Tensor) -> Tensor:
         if self.causal_lm.config._attn_implementation == "sdpa":
             return allowed
-        dtype = self.causal_lm.dtype
-        return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
+        return torch.where(allowed, 0.0, torch.finfo(self.causal_lm.dtype).min).to(self.causal_lm.dtype)
 
     def _head_stats(self, hidden: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule) -> TokenStats:
         return head_stats(self.head(hidden), tokens, may_end, rule)
 
     def _recomputed(self, *chunk: Any) -> TokenStats:
-        stats = checkpoint(self._head_stats, *chunk, use_reentrant=False)
-        assert isinstance(stats, TokenStats)
+        stats: Any = checkpoint(self._head_stats, *chunk, use_reentrant=False)
         return stats
 
 

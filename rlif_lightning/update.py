@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.batch import LossInputs, RewardOutput, Rollout
+from rlif_lightning.heap import HEAP
 from rlif_lightning.losses import aggregation_weights, clipped_marks, reference_kl
 from rlif_lightning.masked import all_rank_sum, masked_sum
 from rlif_lightning.objectives import Objective
@@ -202,6 +203,7 @@ def backward_update(
         backward(masked_sum(losses * weights[rows], batch.mask), is_last)
         meter.add(batch, marks[rows], batch.mask, objective)
         meter.add_positions(packed)
+        HEAP.release(update.mask.device)
 
 
 def accumulate_gradient(

@@ -23,6 +23,7 @@ PURE = ["masked", "packing", "advantages", "losses", "rewards.functional", "roll
 ORDER = [
     "batch",
     "masked",
+    "heap",
     "sources",
     "benchmarks",
     "loaders",

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rlif_lightning.batch import Prompts, Rollout, TokenStats
+from rlif_lightning.heap import HEAP
 from rlif_lightning.logits import pieces
 from rlif_lightning.policy import MAX_LOGITS, PolicyModel
 from rlif_lightning.rewards.functional import token_stats
@@ -48,6 +49,7 @@ class NativeEngine(RolloutEngine):
         self.policy.eval()
         with whole_weights(self.policy), _weights_cast_once(prompts.token_ids[0].device):
             done = _Generation(self, prompts, group_size, sampling, step).run()
+        HEAP.release(prompts.token_ids[0].device)
         self.policy.train(training)
         ids = pad_sequence([row.ids for row in done], batch_first=True)
         lengths = torch.tensor([len(row.ids) for row in done], device=ids.device)

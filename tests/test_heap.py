@@ -1,0 +1,56 @@
+"""Memory that was freed goes back to the system, and token statistics leave no holes in the heap."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rlif_lightning.heap import Heap, resident_bytes
+
+MIB = 2**20
+glibc = pytest.mark.skipif(Heap().trim is None, reason="another C library")
+HEAD = """
+import torch
+from rlif_lightning.heap import resident_bytes
+from rlif_lightning.logits import HeadRule, head_stats
+torch.manual_seed(0)
+rule, tokens = HeadRule(1.0, None, torch.tensor([2])), torch.randint(0, 50_000, (1024,))
+raw = torch.randn(1024, 50_000).requires_grad_()
+before = resident_bytes()
+stats = head_stats(raw * 1.0, tokens, None, rule)
+print((resident_bytes() - before) / raw.nbytes)
+"""
+
+
+@glibc
+def test_holes_in_the_heap_are_given_back():
+    heap = Heap()
+    heap.release(torch.device("cpu"))
+    tensors = [torch.ones(25_000) for _ in range(3000)]  # 100 kB each: on the heap, no mapping of their own
+    full = resident_bytes()
+    del tensors[::2]
+    assert full - resident_bytes() < 16 * MIB
+    heap.release(torch.device("cpu"))
+    assert full - resident_bytes() > 100 * MIB
+    assert len(tensors) == 1500
+
+
+@glibc
+def test_nothing_is_looked_for_on_another_device_or_without_growth():
+    calls: list[int] = []
+    heap = Heap()
+    heap.trim = calls.append
+    heap.release(torch.device("cuda"))
+    assert calls == []
+    heap.release(torch.device("cpu"))
+    heap.release(torch.device("cpu"))
+    assert calls == [0]
+
+
+@glibc
+def test_token_statistics_take_no_memory_besides_the_logits():
+    done = subprocess.run([sys.executable, "-c", HEAD], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.3
