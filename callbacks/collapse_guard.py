@@ -22,17 +22,21 @@ from rlif_lightning.rewards.voting import ClusterVote, vote_metrics
 ACTIONS = ("warn", "stop", "adjust", "rollback")
 VOTE_HEADS = (BehaviourVote, ClusterVote)
 CERTAINTY_HEADS = (MeanLogprob, NegativeEntropy, SelfCertainty)
+ANCHOR = (
+    0.2  # weight of a reference KL that holds a policy: 0.3 did in docs/collapse-study.md, 0.1 did not on every seed
+)
 
 
 class CollapseGuard(Callback):
     """Watches a run's own figures for the symptoms of collapse (``callbacks/detectors.py``) and acts on an alarm.
 
-    Limits are relative to the run's first ``baseline`` rollouts. A symptom of severity ``notice`` is written down; one
-    of severity ``alarm`` is a warning too and acted upon. ``warn``: nothing more. ``stop``: ends the run. ``adjust``:
-    multiplies the settings in ``scale``. ``rollback``: puts policy and optimiser back to the older of the last two
-    snapshots, multiplies the settings in ``scale`` and goes on with new samples (back before the end of the baseline,
-    that is learnt anew). An alarm after ``max_actions``
-    adjustments or rollbacks ends the run. Decisions rest on figures of all ranks, so every rank takes the same one.
+    Most limits are relative to the run's first ``baseline`` rollouts. A symptom of severity ``notice`` is written
+    down; one of severity ``alarm`` is a warning too and acted upon. ``warn``: nothing more. ``stop``: ends the run.
+    ``adjust``: multiplies the settings in ``scale``. ``rollback``: puts policy and optimiser back to the older of the
+    last two snapshots, multiplies the settings in ``scale`` and goes on with new samples (back before the end of the
+    baseline, that is learnt anew). An alarm after ``max_actions`` adjustments or rollbacks ends the run. What drives a
+    policy (space ``drive``) is not judged where a reference KL of weight 0.2 or more holds it. Decisions rest on
+    figures of all ranks, so every rank takes the same one.
 
     Logs ``rollout/repetition``, ``vote/top_answer``, ``guard/vote_alignment``, ``guard/certainty_share``,
     ``guard/alarms`` (how many are active) and, without a head ClusterVote, what that would log. Writes every alarm,
@@ -42,7 +46,7 @@ class CollapseGuard(Callback):
         action: warn | stop | adjust | rollback.
         scale: setting -> factor, applied at each adjustment or rollback: `learning_rate`, `objective.weight`,
             `rewards.certainty.weight`, ... null = {learning_rate: 0.5}.
-        baseline: first rollouts, whose mean is what is normal; nothing is judged in them.
+        baseline: first rollouts, whose mean is what is normal; relative limits judge nothing in them.
         detectors: changes to the detectors: name -> settings, or null to take it out; a new name adds one.
         snapshot_every: rollouts between two snapshots (rollback); none is taken while a symptom shows.
         max_actions: adjustments or rollbacks at most.
@@ -141,7 +145,8 @@ class CollapseGuard(Callback):
                 f"detectors.{name}.metric={detector.metric!r} is not logged by this run; logged:"
                 f" {', '.join(sorted(logged))}"
             )
-        return float(logged[detector.metric]) if detector.runs in kinds else math.nan
+        judged = detector.runs in kinds and not (detector.space == "drive" and "anchored" in kinds)
+        return float(logged[detector.metric]) if judged else math.nan
 
     def _is_alarm(self, name: str) -> bool:
         return self.detectors[name].severity == "alarm"
@@ -206,8 +211,9 @@ class CollapseGuard(Callback):
 
 
 def kinds_of_run(module: RLIFModule) -> set[str]:
-    """Which of the detectors' ``runs`` a run is, by the heads that have a weight."""
+    """Which of the detectors' ``runs`` a run is, by the heads that have a weight; and whether it is ``anchored``."""
     heads = [module.rewards.heads[name] for name, reward in module.rewards.settings.items() if reward.weight]
     kinds = {"all"} if any(head.needs_gold for head in heads) else {"all", "label_free"}
     kinds |= {"vote"} if any(isinstance(head, VOTE_HEADS) for head in heads) else set()
+    kinds |= {"anchored"} if module.objective.reference_kl.weight >= ANCHOR else set()
     return kinds | ({"certainty"} if any(isinstance(head, CERTAINTY_HEADS) for head in heads) else set())

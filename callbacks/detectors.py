@@ -1,8 +1,9 @@
 """Detectors of collapse: each watches one figure of a run and needs no label. Pure: numbers in, numbers out.
 
-A detector learns what is normal from the run's first rollouts (the baseline) and speaks when the median of its last
-few figures is beyond its limit; it then keeps quiet until that is clearly back. ``DETECTORS`` at the end are the
-symptoms that https://arxiv.org/abs/2605.22620 describes, and a few of ours; all limits are ours.
+A detector with a relative limit learns what is normal from the run's first rollouts (the baseline); one with a bound
+alone judges from the start. It speaks when the median of its last few figures is beyond its limit and then keeps quiet
+until that is clearly back. ``DETECTORS`` at the end are the symptoms that https://arxiv.org/abs/2605.22620 describes,
+and a few of ours; all limits are ours.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Detector:
         bound: an absolute limit; beside a relative one both must be passed.
         window: rollouts whose median is judged: a lone outlier is no symptom.
         release: it is over once the median is back inside by this share of the limit.
-        space: token (as certainty alone does) | answer (as a vote alone does) | any | drive (what pushes the policy).
+        space: token (as certainty alone does) | answer (as a vote alone does) | any | drive: no symptom yet, but what
+            pushes the policy; not judged where a strong reference KL holds it.
         severity: alarm (acted upon) | notice (told only).
         runs: all | label_free | vote | certainty: which runs are judged; the last two are those that reward it.
         meaning: what it tells, for the message.
@@ -82,6 +84,11 @@ class Detector:
         if self.window < 1 or self.release < 0:
             raise ValueError(f"window={self.window}, release={self.release}: need window >= 1 and release >= 0")
 
+    @property
+    def is_relative(self) -> bool:
+        """Whether the limit depends on the run's start."""
+        return self.factor is not None or self.gap is not None
+
     def limit(self, baseline: float) -> float:
         """The limit in units of the figure."""
         limits = [] if self.bound is None else [self.bound]
@@ -97,14 +104,14 @@ class Detector:
         Args:
             state: the state before it.
             value: the figure; NaN (nothing to measure) changes nothing.
-            baseline: rollouts of the baseline; while it fills nothing is judged.
+            baseline: rollouts of the baseline; while it fills, nothing is judged by a relative limit.
 
         Returns:
             The new state; ``active`` turning True is the alarm.
         """
         if math.isnan(value):
             return state
-        if state.count < baseline:
+        if self.is_relative and state.count < baseline:
             return replace(state, total=state.total + value, count=state.count + 1)
         recent = (*state.recent, value)[-self.window :]
         limit, middle = self.limit(state.baseline), median(recent)
@@ -122,7 +129,8 @@ class Detector:
     def describe(self, state: DetectorState) -> str:
         """In words: the figure, its limit and where that comes from."""
         told = f"{self.metric}, {median(state.recent):.4g} in the median of {self.window} rollouts, is {self.side}"
-        told += f" {self.limit(state.baseline):.4g} (at the start of the run it was {state.baseline:.4g})."
+        told += f" {self.limit(state.baseline):.4g}"
+        told += f" (at the start of the run it was {state.baseline:.4g})." if self.is_relative else "."
         return f"{told} {self.meaning}".strip()
 
 
@@ -180,7 +188,7 @@ DETECTORS = {
     "length_high": Detector("rollout/length", "above", factor=2.5, space="any", meaning="Completions run on."),
     "ended": Detector("rollout/ended", "below", factor=0.75, meaning="Completions no longer end by themselves."),
     "parseable": Detector("rollout/parseable", "below", factor=0.7, meaning="Completions no longer give an answer."),
-    "repetition": Detector("rollout/repetition", "above", gap=0.08, meaning="Completions repeat themselves."),
+    "repetition": Detector("rollout/repetition", "above", gap=0.12, meaning="Completions repeat themselves."),
     "agreement": Detector(
         "vote/largest_cluster", "below", factor=0.8, meaning="Answers to one problem scatter more than at the start."
     ),
@@ -215,6 +223,14 @@ DETECTORS = {
     "distinct_answers": Detector(
         "vote/distinct_answers", "below", factor=0.25, space="answer", meaning="Few different answers are left."
     ),
+    "consensus": Detector(
+        "policy/entropy",
+        "below",
+        factor=0.33,
+        space="drive",
+        runs="vote",
+        meaning="The vote hardens: answers are given up while only agreement, right or wrong, decides which.",
+    ),
     "unanimous": Detector(
         "vote/unanimous",
         "above",
@@ -229,7 +245,7 @@ DETECTORS = {
         "above",
         factor=5.0,
         bound=0.5,
-        space="drive",
+        space="any",
         severity="notice",
         meaning="The policy moves far within one rollout; the learning rate may be too high.",
     ),

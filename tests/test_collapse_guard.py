@@ -16,8 +16,10 @@ from callbacks import CollapseGuard
 from callbacks.events import read_events
 from rlif_lightning import cli
 
-# Always true from the second rollout on, so that an alarm comes when the test wants it.
-ALWAYS = {"metric": "rollout/length", "side": "below", "bound": 1000.0, "window": 1, "meaning": "Always."}
+# Always true once the baseline of one rollout is there, so that an alarm comes when the test wants it.
+ALWAYS = {
+    "metric": "rollout/length", "side": "below", "bound": 1000.0, "factor": 1e6, "window": 1, "meaning": "Always.",
+}  # fmt: skip
 CALM = ["--trainer.callbacks+=" + json.dumps({"class_path": "test_collapse_guard.Recorder"})]
 
 
@@ -96,6 +98,15 @@ def test_a_detector_is_judged_in_its_kind_of_run_only(tmp_path):
     assert told["gold"] == {"all"}
     assert told["vote"] == {"all", "label_free", "vote"}
     assert told["certainty"] == {"all", "label_free", "certainty"}
+
+
+@pytest.mark.parametrize(("weight", "told"), [(0.1, {"drive", "symptom"}), (0.3, {"symptom"})])
+def test_what_drives_a_policy_is_not_judged_where_a_strong_reference_kl_holds_it(tmp_path, weight, told):
+    objective = json.dumps({"class_path": "KLCov", "init_args": {"reference_kl": {"weight": weight}}})
+    detectors = {name: None for name in CollapseGuard().detectors}
+    detectors |= {"drive": ALWAYS | {"space": "drive"}, "symptom": ALWAYS}
+    _, events = guarded(tmp_path, "warn", f"--model.objective={objective}", rollouts=2, detectors=detectors)
+    assert {event["values"]["detector"] for event in events} == told
 
 
 def test_stop_ends_the_run(tmp_path):

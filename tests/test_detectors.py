@@ -32,6 +32,14 @@ def test_the_baseline_is_the_mean_of_the_first_rollouts_and_nothing_is_judged_in
     assert active(LOW, [1, 19, 4.9, 4.9])[-1]  # a 1 inside the baseline is no symptom
 
 
+def test_a_bound_alone_is_judged_from_the_first_full_window():
+    """And tells of no start, which it did not measure."""
+    bound = Detector("x", "below", bound=3.0, window=2)
+    assert active(bound, [1, 1, 4, 4], baseline=5) == [False, True, True, False]
+    state = bound.update(bound.update(DetectorState(), 1.0, 5), 2.0, 5)
+    assert bound.describe(state) == "x, 1.5 in the median of 2 rollouts, is below 3."
+
+
 def test_the_median_is_judged_so_a_lone_outlier_is_no_alarm():
     three = Detector("x", "below", factor=0.5, window=3)
     assert not any(active(three, [10, 10, 1, 10, 10, 1, 10, 10]))
@@ -84,7 +92,8 @@ def test_shipped_detectors_cover_the_symptoms():
     assert all(detector.meaning for detector in DETECTORS.values())
     assert {name for name, d in DETECTORS.items() if d.severity == "notice"} == {"log_ratio"}
     assert {name: d.runs for name, d in DETECTORS.items() if d.runs != "all"} == {
-        "alignment": "label_free", "conflict": "vote", "certainty_share": "certainty", "unanimous": "vote",
+        "alignment": "label_free", "conflict": "vote", "certainty_share": "certainty", "consensus": "vote",
+        "unanimous": "vote",
     }  # fmt: skip
 
 
