@@ -39,7 +39,7 @@ class CollapseGuard(Callback):
     figures of all ranks, so every rank takes the same one.
 
     Logs ``rollout/repetition``, ``vote/top_answer``, ``guard/vote_alignment``, ``guard/certainty_share``,
-    ``guard/alarms`` (how many are active) and, without a head ClusterVote, what that would log. Writes every alarm,
+    ``guard/alarms`` (how many are active) and, without a head that logs it, what ClusterVote would log. Writes every alarm,
     notice, recovery and action to ``events.jsonl``.
 
     Args:
@@ -50,7 +50,7 @@ class CollapseGuard(Callback):
         detectors: changes to the detectors: name -> settings, or null to take it out; a new name adds one.
         snapshot_every: rollouts between two snapshots (rollback); none is taken while a symptom shows.
         max_actions: adjustments or rollbacks at most.
-        extractor: finds the final answer of a completion.
+        extractor: finds the final answer of a completion; where a head votes, its answers (or behaviours) count.
 
     Raises:
         ValueError: an unknown action or detector setting, or a number out of range.
@@ -128,11 +128,12 @@ class CollapseGuard(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: RLIFModule, outputs: Any) -> None:
         rollout, logged = outputs["rollout"], trainer.callback_metrics
-        answers = [self.extractor(text) for text in rollout.texts]
+        voted = next((each.answers for each in outputs["rewards"].values() if each.answers is not None), None)
+        answers = [self.extractor(text) for text in rollout.texts] if voted is None else voted
         measured = symptoms(rollout, answers, outputs["advantages"])
-        heads = pl_module.rewards.heads
-        if not any(isinstance(head, ClusterVote) for head in heads.values()):
+        if not any("vote/unanimous" in each.log for each in outputs["rewards"].values()):
             measured |= vote_metrics(answers, rollout.group_size)
+        heads = pl_module.rewards.heads
         certainty = [name for name, head in heads.items() if isinstance(head, CERTAINTY_HEADS)]
         measured["guard/certainty_share"] = sum(float(logged[f"reward/{name}/share"]) for name in certainty)
         for name, value in measured.items():

@@ -142,12 +142,14 @@ class RewardOutput:
         keep: optional ``[B]`` bool; False takes a completion out of the update altogether.
         log: extra numbers to log, already final (``{"vote/unanimous": 0.25}``).
         strength: optional ``[P]``: multiplies the head's weight in each group.
+        answers: optional, the B answers that a vote was held on (None = none found), for callbacks.
     """
 
     scores: Tensor
     keep: Tensor | None = None
     log: dict[str, float] = field(default_factory=dict)
     strength: Tensor | None = None
+    answers: Sequence[str | None] | None = None
 
 
 @dataclass(frozen=True)

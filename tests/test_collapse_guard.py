@@ -15,6 +15,9 @@ from test_run import assert_same, parameters
 from callbacks import CollapseGuard
 from callbacks.events import read_events
 from rlif_lightning import cli
+from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.rewards import RewardHead
+from rlif_lightning.rewards.voting import vote_shares
 
 # Always true once the baseline of one rollout is there, so that an alarm comes when the test wants it.
 ALWAYS = {
@@ -77,6 +80,23 @@ def test_figures_are_logged_with_and_without_a_vote(tmp_path):
     assert column(tmp_path / "gold", "guard/certainty_share") == [0, 0]
     share = column(tmp_path / "vote", "reward/certainty/share")
     assert column(tmp_path / "vote", "guard/certainty_share") == pytest.approx(share)
+
+
+class ByParity(RewardHead):
+    """Votes on whether a completion's length is even."""
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        answers = ["odd" if length % 2 else "even" for length in rollout.lengths.tolist()]
+        return RewardOutput(vote_shares(answers, rollout.group_size), answers=answers)
+
+
+def test_what_a_head_votes_on_is_what_is_judged(tmp_path):
+    """Two answers only, so one of them has at least half; the texts have far more."""
+    rewards = {"parity": {"head": {"class_path": "test_collapse_guard.ByParity"}}}
+    run_with(tmp_path, "CollapseGuard", f"--model.rewards={json.dumps(rewards)}")
+    assert min(column(tmp_path, "vote/top_answer")) >= 0.5
+    assert max(column(tmp_path, "vote/distinct_answers")) == 2
+    assert min(column(tmp_path, "guard/vote_alignment")) == pytest.approx(1)
 
 
 def test_a_detector_is_judged_in_its_kind_of_run_only(tmp_path):

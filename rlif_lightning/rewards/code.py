@@ -254,7 +254,7 @@ class BehaviourVote(RewardHead):
         settings = (group_size, self.mode, self.denominator, self.min_parseable)
         scores = vote_shares(labels, *settings, entropy_range=self.entropy_range)
         log = vote_metrics(labels, group_size, self.denominator, self.min_parseable)
-        return RewardOutput(scores.to(rollout.mask.device), log=log)
+        return RewardOutput(scores.to(rollout.mask.device), log=log, answers=labels)
 
     def behaviours(self, rollout: Rollout) -> list[str | None]:
         """What the code of each of the B completions does; None where there is nothing to compare."""

@@ -160,7 +160,7 @@ class ClusterVote(RewardHead):
             answers, group_size, self.mode, self.denominator, self.min_parseable, entropy_range=self.entropy_range
         )
         log = vote_metrics(answers, group_size, self.denominator, self.min_parseable)
-        return RewardOutput(scores.to(rollout.mask.device), log=log)
+        return RewardOutput(scores.to(rollout.mask.device), log=log, answers=answers)
 
 
 def check_vote_settings(
