@@ -15,12 +15,12 @@ from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.steering import Snapshots, check_scale, scale_setting
 from callbacks.symptoms import symptoms
 from rlif_lightning.answers import AnswerExtractor
+from rlif_lightning.batch import RewardOutput
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.rewards import BehaviourVote, MeanLogprob, NegativeEntropy, SelfCertainty
-from rlif_lightning.rewards.voting import ClusterVote, vote_metrics
+from rlif_lightning.rewards import MeanLogprob, NegativeEntropy, SelfCertainty
+from rlif_lightning.rewards.voting import vote_metrics
 
 ACTIONS = ("warn", "stop", "adjust", "rollback")
-VOTE_HEADS = (BehaviourVote, ClusterVote)
 CERTAINTY_HEADS = (MeanLogprob, NegativeEntropy, SelfCertainty)
 ANCHOR = (
     0.2  # weight of a reference KL that holds a policy: 0.3 did in docs/collapse-study.md, 0.1 did not on every seed
@@ -39,8 +39,8 @@ class CollapseGuard(Callback):
     figures of all ranks, so every rank takes the same one.
 
     Logs ``rollout/repetition``, ``vote/top_answer``, ``guard/vote_alignment``, ``guard/certainty_share``,
-    ``guard/alarms`` (how many are active) and, without a head that logs it, what ClusterVote would log. Writes every alarm,
-    notice, recovery and action to ``events.jsonl``.
+    ``guard/alarms`` (how many are active) and, without a head that logs it, what ClusterVote would log. Writes every
+    alarm, notice, recovery and action to ``events.jsonl``.
 
     Args:
         action: warn | stop | adjust | rollback.
@@ -109,7 +109,7 @@ class CollapseGuard(Callback):
     ) -> None:
         """Measure, judge, tell, act."""
         self._measure(trainer, pl_module, outputs)
-        kinds = kinds_of_run(pl_module)
+        kinds = kinds_of_run(pl_module, outputs["rewards"])
         values = {name: self._value(trainer, name, detector, kinds) for name, detector in self.detectors.items()}
         before = self.states
         self.states = {name: d.update(before[name], values[name], self.baseline) for name, d in self.detectors.items()}
@@ -211,10 +211,11 @@ class CollapseGuard(Callback):
         self.snapshots.load_state_dict(state_dict["snapshots"])
 
 
-def kinds_of_run(module: RLIFModule) -> set[str]:
+def kinds_of_run(module: RLIFModule, outputs: dict[str, RewardOutput]) -> set[str]:
     """Which of the detectors' ``runs`` a run is, by the heads that have a weight; and whether it is ``anchored``."""
-    heads = [module.rewards.heads[name] for name, reward in module.rewards.settings.items() if reward.weight]
+    weighted = [name for name, reward in module.rewards.settings.items() if reward.weight]
+    heads = [module.rewards.heads[name] for name in weighted]
     kinds = {"all"} if any(head.needs_gold for head in heads) else {"all", "label_free"}
-    kinds |= {"vote"} if any(isinstance(head, VOTE_HEADS) for head in heads) else set()
+    kinds |= {"vote"} if any(outputs[name].answers is not None for name in weighted) else set()
     kinds |= {"anchored"} if module.objective.reference_kl.weight >= ANCHOR else set()
     return kinds | ({"certainty"} if any(isinstance(head, CERTAINTY_HEADS) for head in heads) else set())
