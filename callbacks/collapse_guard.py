@@ -22,9 +22,8 @@ from rlif_lightning.rewards.voting import vote_metrics
 
 ACTIONS = ("warn", "stop", "adjust", "rollback")
 CERTAINTY_HEADS = (MeanLogprob, NegativeEntropy, SelfCertainty)
-ANCHOR = (
-    0.2  # weight of a reference KL that holds a policy: 0.3 did in docs/collapse-study.md, 0.1 did not on every seed
-)
+# Weight of a reference KL that holds a policy: in docs/collapse-study.md 0.3 did, 0.1 did not on every seed.
+ANCHOR = 0.2
 
 
 class CollapseGuard(Callback):
