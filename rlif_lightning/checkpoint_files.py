@@ -13,7 +13,7 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
+from torch.distributed.checkpoint.api import CheckpointException
+
+from rlif_lightning.masked import all_rank_objects
 
 SUFFIX = ".ckpt"
 BEST = f"best{SUFFIX}"
@@ -91,11 +94,28 @@ def write_checkpoint(trainer: Trainer, path: Path) -> None:
         trainer.save_checkpoint(path, weights_only=False)
     failure = trainer.strategy.broadcast(_told(getattr(io, "failure", None)))
     if failure is not None:
-        raise RuntimeError(f"the checkpoint {path} could not be written ({failure}); what was saved before it is whole")
+        raise unwritten(path, failure)
 
 
 def _told(failure: BaseException | None) -> str | None:
     return None if failure is None else f"{type(failure).__name__}: {failure}"
+
+
+def unwritten(path: Path, failure: str) -> RuntimeError:
+    """What to raise, on every rank, for a checkpoint that could not be written."""
+    return RuntimeError(f"the checkpoint {path} could not be written ({failure}); what was saved before it is whole")
+
+
+def write_together(write: Callable[[], Any]) -> str | None:
+    """Let every rank write its part (a collective): the first failure of any rank in words, None if there is none."""
+    failure: BaseException | None = None
+    try:
+        write()
+    except CheckpointException as error:  # of torch's sharded writing, which raises on all ranks
+        failure = next(iter(error.failures.values()))[0]
+    except (OSError, RuntimeError) as error:
+        failure = error
+    return next((told for told in all_rank_objects(_told(failure)) if told is not None), None)
 
 
 def finish_folder(unfinished: Path, path: Path) -> None:

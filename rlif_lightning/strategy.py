@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
-from rlif_lightning.checkpoint_files import finish_folder, unfinished_name
+from rlif_lightning.checkpoint_files import finish_folder, unfinished_name, unwritten, write_together
 from rlif_lightning.policy import Policy, PolicyModel
 from rlif_lightning.shard_files import load_folder
 from rlif_lightning.sharding import Sharding, sharded_modules, sharded_policy
@@ -79,7 +79,11 @@ class ShardedStrategy(ModelParallelStrategy):
                 module.set_requires_gradient_sync(True, recurse=False)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """A sharded one is written under a temporary name and renamed: what has the name is whole."""
+        """A sharded one is written under a temporary name and renamed: what has the name is whole.
+
+        Raises:
+            RuntimeError: on every rank, if one could not write its part; names the path.
+        """
         if not self._save_distributed_checkpoint:
             return super().save_checkpoint(checkpoint, filepath, storage_options)
         path = Path(self.broadcast(filepath))
@@ -87,11 +91,14 @@ class ShardedStrategy(ModelParallelStrategy):
         if self.is_global_zero:
             shutil.rmtree(unfinished, ignore_errors=True)
         self.barrier()
-        super().save_checkpoint(checkpoint, unfinished, storage_options)
-        self.barrier()
-        if self.is_global_zero:
-            finish_folder(unfinished, path)
-        self.barrier()
+        save = super().save_checkpoint
+        failure = write_together(lambda: save(checkpoint, unfinished, storage_options))
+        if failure is None:
+            failure = write_together(lambda: finish_folder(unfinished, path) if self.is_global_zero else None)
+        if failure is not None:
+            if self.is_global_zero:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise unwritten(path, failure)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """A sharded or a whole one, of any number of processes."""
