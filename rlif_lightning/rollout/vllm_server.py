@@ -193,7 +193,8 @@ class VLLMServer:
 def _said(error: HTTPError) -> str:
     """What the server says is wrong: vLLM's message, or the beginning of another server's page."""
     try:
-        text = error.read().decode(errors="replace")
+        with error:
+            text = error.read().decode(errors="replace")
     except (OSError, HTTPException):
         return error.reason
     try:
