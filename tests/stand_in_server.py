@@ -123,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
 def stand_in(name: str = "rlif-arithmetic") -> Iterator[StandIn]:
     """A running one."""
     with StandIn(Worker(PolicyModel(Policy(name)))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield server
         finally:

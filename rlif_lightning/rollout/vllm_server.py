@@ -14,6 +14,8 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ class VLLMServer:
         """
         deadline = time.monotonic() + self.timeout
         with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
-            groups = list(pool.map(lambda *each: self._complete(*each, deadline), prompt_ids, requests))
+            groups = list(pool.map(partial(self._complete, deadline), prompt_ids, requests))
         held = {worker["policy_id"] for worker in self._call("policy_facts", {}, time.monotonic() + self.timeout)}
         if held != {self.policy_id}:
             raise RuntimeError(
@@ -102,7 +104,8 @@ class VLLMServer:
             save_file(whole, unfinished, {"policy_id": policy_id})
             os.replace(unfinished, path)
         except (OSError, SafetensorError) as error:
-            unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                unfinished.unlink()
             raise RuntimeError(f"weights_folder={self.folder}: the weights cannot be written: {error}") from error
         hint = f"; the file was {path}, which the server must see under the same name, and no other run write"
         arguments = {"path": str(path), "policy_id": policy_id}
@@ -122,7 +125,7 @@ class VLLMServer:
                 )
             time.sleep(0.05)
 
-    def _complete(self, ids: list[int], request: dict[str, Any], deadline: float) -> list[Drawn]:
+    def _complete(self, deadline: float, ids: list[int], request: dict[str, Any]) -> list[Drawn]:
         # Token ids instead of texts for log-probs too, or the server would decode every token.
         body = {"prompt": ids, "return_token_ids": True, "return_tokens_as_token_ids": True, **request}
         choices = self._ask("/v1/completions", body, deadline)["choices"]
