@@ -111,7 +111,7 @@ def test_an_answer_that_is_no_json_is_named(standing, tmp_path):
         client(standing, tmp_path)
 
 
-def test_weights_go_through_a_file_that_is_whole_when_it_is_named(standing, tmp_path):
+def test_weights_go_through_a_file(standing, tmp_path):
     """Read by the extension; gone afterwards; in the server's precision; keys forgotten, also at a second try."""
     policy, seen = changed(), {}
     folder = tmp_path / "not there yet"
@@ -426,8 +426,11 @@ def test_a_real_server_that_was_started_otherwise_is_refused(tmp_path, developme
 
 
 @vllm_test
-@pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL])
-def test_a_real_server_that_goes_away_is_told_in_time(tmp_path, fault):
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [(signal.SIGSTOP, r"did not answer /v1/completions within timeout=20"), (signal.SIGKILL, "cannot be reached")],
+)
+def test_a_real_server_that_goes_away_is_told_in_time(tmp_path, fault, message):
     with vllm_serving(tmp_path, *OURS) as server:
         policy = changed(scale=0.0)
         engine = engine_of(server, tmp_path, timeout=20.0)
@@ -436,6 +439,6 @@ def test_a_real_server_that_goes_away_is_told_in_time(tmp_path, fault):
         many = prompts_of(policy, tuple(f"{n}+{n + 1}=" for n in range(60)))
         threading.Timer(0.5, lambda: os.killpg(server.process.pid, fault)).start()
         started = time.monotonic()
-        with pytest.raises(RuntimeError, match=r"did not answer .* timeout=20|cannot be reached|answered 500"):
+        with pytest.raises(RuntimeError, match=message):
             engine.generate(many, 16, Sampling(max_new_tokens=64, min_new_tokens=60), 0)
-        assert time.monotonic() - started < 60
+        assert time.monotonic() - started < 30
