@@ -149,6 +149,16 @@ def test_a_file_that_the_server_does_not_see_is_named(standing, tmp_path):
     assert worker.policy_id == ""
 
 
+def test_half_loaded_weights_have_no_id(standing, tmp_path):
+    server, worker = client(standing, tmp_path), standing.worker
+    server.load(merged_weights(changed()))
+    assert worker.policy_id
+    worker.reload_weights = lambda weights_iterator: next(weights_iterator)[0].missing
+    with pytest.raises(RuntimeError, match="has no attribute 'missing'"):
+        server.load(merged_weights(changed()))
+    assert worker.policy_id == ""
+
+
 def test_a_folder_that_cannot_be_written_is_named(standing, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RuntimeError, match=r"weights_folder=.*/file: the weights cannot be written"):
