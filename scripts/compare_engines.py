@@ -164,8 +164,14 @@ def vllm_engine(settings: argparse.Namespace) -> VLLMEngine:
     """In process, or the server that was named."""
     if settings.server:
         return VLLMServerEngine(settings.server, settings.weights_folder, max_gap=100.0)
-    options = {"dtype": settings.engine_dtype, "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 256}
-    return VLLMEngine(options={**options, "kv_cache_memory_bytes": 2**30}, max_gap=100.0)
+    options: dict[str, Any] = {
+        "dtype": settings.engine_dtype,
+        "enforce_eager": True,
+        "max_model_len": 512,
+        "max_num_seqs": 256,
+    }
+    options |= {"kv_cache_memory_bytes": 2**30, "enable_chunked_prefill": False}
+    return VLLMEngine(options=options, max_gap=100.0)
 
 
 def main() -> None:

@@ -241,7 +241,7 @@ def vllm_serving(folder: Path, *arguments: str, development: str = "1"):
         "dummy",
     ]
     command += ["--max-num-seqs", "64", "--kv-cache-memory-bytes", str(2**26), "--max-model-len", "128"]
-    command += ["--block-size", "32", "--generation-config", "vllm", *arguments]
+    command += ["--block-size", "32", "--generation-config", "vllm", "--no-enable-chunked-prefill", *arguments]
     environment = {**os.environ, **ENVIRONMENT, "VLLM_SERVER_DEV_MODE": development}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     log = folder / "server.log"
