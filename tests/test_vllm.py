@@ -26,6 +26,7 @@ PLAIN = Sampling(max_new_tokens=24)
 OPTIONS = {
     "dtype": "float32",
     "enforce_eager": True,
+    "enable_chunked_prefill": False,
     "max_num_seqs": 16,
     "kv_cache_memory_bytes": 2**26,
     "block_size": 32,
