@@ -393,11 +393,18 @@ def test_processes_share_a_server(served, tmp_path, strategy):
 
 
 @pytest.mark.slow
-def test_sharded_adapters_are_handed_over_merged(standing, tmp_path):
-    arguments = [*TWO_ROLLOUTS, *arguments_for(standing, tmp_path), "--model.policy.lora.rank=4", *on("fsdp2", 2)]
-    launch(tmp_path, {"two": [*arguments, "--model.learning_rate=1e-2"]}, forks=2)
-    rows = [row for row in logged(tmp_path, "two") if "rollout/engine_gap" in row]
-    assert all(0 < row["rollout/engine_gap_max"] < 1e-3 for row in rows)
+def test_sharded_policies_are_handed_over_whole(standing, tmp_path):
+    """With adapters, which are merged; and where no process ever holds the whole."""
+    arguments = [*TWO_ROLLOUTS, *arguments_for(standing, tmp_path), *on("fsdp2", 2)]
+    runs = {
+        "adapters": [*arguments, "--model.policy.lora.rank=4", "--model.learning_rate=1e-2"],
+        "kept": [*arguments, "--trainer.strategy.init_args.keep_sharded=true"],
+    }
+    launch(tmp_path, runs, forks=2)
+    for name in runs:
+        rows = [row for row in logged(tmp_path, name) if "rollout/engine_gap" in row]
+        assert len(rows) == 2
+        assert all(0 < row["rollout/engine_gap_max"] < 1e-3 for row in rows)
 
 
 @pytest.mark.slow
