@@ -7,7 +7,7 @@ rank must call them, also one whose mask is empty. Without an initialised proces
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import torch
@@ -54,6 +54,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def is_first_rank() -> bool:
+    """Whether this process does what one alone shall do."""
+    return not is_distributed() or dist.get_rank() == 0
+
+
 def all_rank_sum(values: Tensor) -> Tensor:
     """Elementwise sum of ``values`` over all ranks (a collective); the input is left alone."""
     if not is_distributed():
@@ -79,6 +84,27 @@ def all_rank_objects(value: T) -> list[T]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def all_rank_attempt(work: Callable[[], T]) -> T:
+    """This rank's part of something that may fail: where any rank fails, all do (a collective).
+
+    Raises:
+        RuntimeError: another rank failed; names it and what it said. A rank's own failure is raised as it is.
+    """
+    result: Any = None
+    failure: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:  # raised below, after the others know
+        failure = error
+    told = all_rank_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    for number, said in enumerate(told):
+        if said is not None:
+            raise RuntimeError(f"rank {number} failed: {said}")
+    return result
 
 
 def all_rank_distinct(values: Collection[str]) -> int:

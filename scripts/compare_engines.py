@@ -6,6 +6,7 @@ Both engines sample with the same policy; what is measured about a completion (v
 measured alike. Then a copy of the policy takes optimiser steps, once with the engine's weights kept as they were and
 once handed over: the gap between the two samplers' log-probs must tell the difference. Wall times are of whatever else
 the machine does; CPU seconds are of this process with all its threads. Without vLLM it says so and ends with status 0.
+With ``--server http://host:port`` (docs/vllm.md) it is that server which draws, and phases are wall times.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.rescoring import as_rollout
 from rlif_lightning.rollout.sampling import Sampling
-from rlif_lightning.rollout.vllm import VLLMEngine
+from rlif_lightning.rollout.vllm import VLLMEngine, VLLMServerEngine
 from rlif_lightning.rollout.weights import fingerprint
 from rlif_lightning.sources import ReasoningGym
 from rlif_lightning.update import UpdateMeter, backward_update, select_groups
@@ -109,19 +110,20 @@ def measure(engine: RolloutEngine, prompts: Any, settings: argparse.Namespace, g
 
 
 def phases(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, float]:
-    """CPU seconds of what a vLLM rollout consists of: handing over the weights, drawing, scoring."""
+    """CPU seconds (with a server: wall) of what a rollout consists of: handing over the weights, drawing, scoring."""
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
+    clock = time.perf_counter if settings.server else time.process_time
     engine.loaded = None
-    times = [time.process_time()]
+    times = [clock()]
     engine.synchronize()
-    times.append(time.process_time())
+    times.append(clock())
     assert engine.sampler is not None
     requests = [engine.request(sampling, settings.group_size, 1000 + 64 * row) for row in range(len(prompts))]
     groups = engine.sampler.generate([ids.tolist() for ids in prompts.token_ids], requests)
-    times.append(time.process_time())
+    times.append(clock())
     drawn = [each for group in groups for each in group]
     as_rollout(engine.policy, prompts, drawn, settings.group_size, sampling, engine.scoring_tokens, engine.max_ratio)
-    times.append(time.process_time())
+    times.append(clock())
     return dict(zip(("sync", "draw", "score"), [b - a for a, b in pairwise(times)], strict=True))
 
 
@@ -158,6 +160,20 @@ def staleness(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) ->
     return found
 
 
+def vllm_engine(settings: argparse.Namespace) -> VLLMEngine:
+    """In process, or the server that was named."""
+    if settings.server:
+        return VLLMServerEngine(settings.server, settings.weights_folder, max_gap=100.0)
+    options: dict[str, Any] = {
+        "dtype": settings.engine_dtype,
+        "enforce_eager": True,
+        "max_model_len": 512,
+        "max_num_seqs": 256,
+    }
+    options |= {"kv_cache_memory_bytes": 2**30, "enable_chunked_prefill": False}
+    return VLLMEngine(options=options, max_gap=100.0)
+
+
 def main() -> None:
     """Measure, print, and write the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -167,11 +183,13 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=3)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--engine-dtype", default="bfloat16", help="of vLLM's weights; the policy is float32")
+    parser.add_argument("--server", default=None, help="URL of a vLLM server instead of vLLM in process")
+    parser.add_argument("--weights-folder", default="runs/vllm_weights", help="seen by the server too")
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--steps", type=int, default=2, help="optimiser steps before the check of stale weights")
     parser.add_argument("--out", type=Path, default=None)
     settings = parser.parse_args()
-    if importlib.util.find_spec("vllm") is None:
+    if settings.server is None and importlib.util.find_spec("vllm") is None:
         print("skipped: vllm is not installed (docs/vllm.md says how to)")
         return
     policy = PolicyModel(Policy(settings.model))
@@ -181,8 +199,7 @@ def main() -> None:
         .split.batch(list(range(settings.prompts)))
     )
     gold = prompts.columns["answer"]
-    options = {"dtype": settings.engine_dtype, "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 256}
-    native, vllm = NativeEngine(), VLLMEngine(options={**options, "kv_cache_memory_bytes": 2**30}, max_gap=100.0)
+    native, vllm = NativeEngine(), vllm_engine(settings)
     report: dict[str, Any] = {"settings": {name: str(value) for name, value in vars(settings).items()}}
     report["threads"] = torch.get_num_threads()
     for name, engine in (("native", native), ("vllm", vllm)):
@@ -191,8 +208,9 @@ def main() -> None:
         print(name, json.dumps(report[name], indent=1), flush=True)
     report["phases"] = phases(vllm, prompts, settings)
     report["weights"] = staleness(vllm, prompts, settings)
-    ratio = report["vllm"]["speed"]["tokens_per_cpu_s"] / report["native"]["speed"]["tokens_per_cpu_s"]
-    report["vllm / native, tokens per CPU second"] = ratio
+    unit = "tokens_per_s" if settings.server else "tokens_per_cpu_s"  # a server's CPU seconds are not seen here
+    ratio = report["vllm"]["speed"][unit] / report["native"]["speed"][unit]
+    report[f"vllm / native, {unit}"] = ratio
     print(json.dumps({name: report[name] for name in ("phases", "weights")}, indent=1), f"\nratio {ratio:.2f}")
     if settings.out is not None:
         settings.out.write_text(json.dumps(report, indent=1))

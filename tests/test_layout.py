@@ -42,6 +42,7 @@ ORDER = [
     "rollout.weights",
     "rollout.vllm_worker",
     "rollout.vllm_local",
+    "rollout.vllm_server",
     "rollout.vllm",
     "rollout.kv_memory",
     "rollout.decoders",

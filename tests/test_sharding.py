@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from rlif_lightning.masked import masked_sum
 from rlif_lightning.policy import LoRA, Policy, PolicyModel, load_pretrained
 from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.rollout.weights import fingerprint, merged_weights
 from rlif_lightning.sharding import (
     Sharding,
     equal_passes,
@@ -59,6 +60,26 @@ def test_a_sharded_policy_has_the_weights_of_the_whole_one(tiny_models, sharding
     assert trained == {name for name, p in whole.named_parameters() if p.requires_grad}
     line = filler(whole, CPU)
     torch.testing.assert_close(sharded(line, Sampling()).logprobs, whole(line, Sampling()).logprobs)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_a_sampler_gets_the_whole_weights_of_a_sharded_policy(tiny_models, sharding, architecture, lora):
+    policy = Policy(str(tiny_models[architecture]), lora=lora)
+    sharded, whole = sharded_policy(policy, sharding), PolicyModel(policy)
+    start = fingerprint(sharded)
+    with torch.no_grad():
+        for each in (sharded, whole):
+            for parameter in each.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1)  # adapters start at zero
+    found, expected = dict(merged_weights(sharded)), dict(merged_weights(whole))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert type(found[name]) is torch.Tensor
+        torch.testing.assert_close(found[name], value, msg=name)
+    assert not torch.equal(start, fingerprint(sharded))
+    torch.testing.assert_close(fingerprint(sharded), fingerprint(whole))
 
 
 def test_a_tied_head_stays_tied(sharding):

@@ -26,6 +26,7 @@ PLAIN = Sampling(max_new_tokens=24)
 OPTIONS = {
     "dtype": "float32",
     "enforce_eager": True,
+    "enable_chunked_prefill": False,
     "max_num_seqs": 16,
     "kv_cache_memory_bytes": 2**26,
     "block_size": 32,
@@ -59,6 +60,7 @@ def test_a_request_has_the_sampling_and_draws_greedy_once():
     expected = {"n": 8, "seed": 11, "temperature": 0.7, "max_tokens": 9, "min_tokens": 2, "top_k": 5, "top_p": 0.9}
     assert request.items() >= expected.items()
     assert request["stop_token_ids"] == engine.policy.eos_ids
+    assert request.items() >= {"min_p": 0.0, "repetition_penalty": 1.0}.items()  # not the generation config's
     assert engine.request(Sampling(temperature=0), 8, 0)["n"] == 1
 
 

@@ -5,21 +5,25 @@ The package vllm is imported when the engine is first used (extra `vllm`). See d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
 from rlif_lightning.batch import Prompts, Rollout
-from rlif_lightning.masked import is_distributed
+from rlif_lightning.masked import all_rank_attempt, all_rank_max, all_rank_mean_std, is_distributed
 from rlif_lightning.policy import PolicyModel
 from rlif_lightning.rollout.base import RolloutEngine
-from rlif_lightning.rollout.rescoring import as_rollout
+from rlif_lightning.rollout.rescoring import Drawn, as_rollout
 from rlif_lightning.rollout.sampling import Sampling, request_seed
 from rlif_lightning.rollout.vllm_local import LocalVLLM
+from rlif_lightning.rollout.vllm_server import VLLMServer
 from rlif_lightning.rollout.weights import fingerprint, merged_weights
 
 OURS = ("model", "load_format", "logprobs_mode", "worker_extension_cls")
+NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 class VLLMEngine(RolloutEngine):
@@ -55,7 +59,7 @@ class VLLMEngine(RolloutEngine):
         if max_gap <= 0 or scoring_tokens < 1:
             raise ValueError(f"max_gap={max_gap}, scoring_tokens={scoring_tokens} must be positive")
         self.max_ratio, self.max_gap, self.scoring_tokens = max_ratio, max_gap, scoring_tokens
-        self.sampler: LocalVLLM | None = None
+        self.sampler: LocalVLLM | VLLMServer | None = None
         self.loaded: Tensor | None = None
 
     def setup(self, policy: PolicyModel, seed: int) -> None:
@@ -64,6 +68,14 @@ class VLLMEngine(RolloutEngine):
     @torch.no_grad()
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
         self.synchronize()
+        drawn = all_rank_attempt(lambda: self._draw(prompts, group_size, sampling, step))
+        settings = (group_size, sampling, self.scoring_tokens, self.max_ratio)
+        rollout = as_rollout(self.policy, prompts, drawn, *settings)
+        self._check_gap(rollout, sampling)
+        return rollout
+
+    def _draw(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Sequence[Drawn]:
+        """This rank's completions, prompt-major."""
         assert self.sampler is not None
         self._check(prompts, sampling, self.sampler.max_length)
         ids = [each.tolist() for each in prompts.token_ids]
@@ -71,18 +83,15 @@ class VLLMEngine(RolloutEngine):
         requests = [self.request(sampling, group_size, request_seed(self.seed, step, row)) for row in rows]
         groups = self.sampler.generate(ids, requests)
         # vLLM draws a greedy completion once; the copies of a group would be the same.
-        drawn = [each for group in groups for each in (group if len(group) == group_size else group * group_size)]
-        settings = (group_size, sampling, self.scoring_tokens, self.max_ratio)
-        rollout = as_rollout(self.policy, prompts, drawn, *settings)
-        self._check_gap(rollout, sampling)
-        return rollout
+        return [each for group in groups for each in (group if len(group) == group_size else group * group_size)]
 
     def synchronize(self) -> bool:
-        """Give the engine the policy's weights if they changed since the last time; whether they had."""
+        """Give the engine the policy's weights if they changed since the last time (a collective); whether they had."""
         if self.sampler is None:
-            self.sampler = self._start()
+            self.sampler = all_rank_attempt(self._start)
         now = fingerprint(self.policy)
-        if self.loaded is not None and torch.equal(now, self.loaded):
+        changed = self.loaded is None or not torch.equal(now, self.loaded)
+        if not all_rank_max(torch.tensor(float(changed), device=now.device)):  # ranks may hold different parts
             return False
         self.loaded = None
         self.sampler.load(merged_weights(self.policy))
@@ -90,7 +99,10 @@ class VLLMEngine(RolloutEngine):
         return True
 
     def request(self, sampling: Sampling, group_size: int, seed: int) -> dict[str, Any]:
-        """A prompt's request, as arguments of vLLM's ``SamplingParams``."""
+        """A prompt's request: names that vLLM's ``SamplingParams`` and ``/v1/completions`` have in common.
+
+        Everything is said, since a server takes what is not from the model's generation_config.json.
+        """
         return {
             "n": group_size if sampling.temperature else 1,
             "seed": seed,
@@ -102,12 +114,14 @@ class VLLMEngine(RolloutEngine):
             "stop": list(sampling.stop),
             "stop_token_ids": self.policy.eos_ids,
             "logprobs": 0,  # the drawn token's alone
+            **NEUTRAL,
         }
 
-    def _start(self) -> LocalVLLM:
+    def _start(self) -> LocalVLLM | VLLMServer:
         if is_distributed():
             raise ValueError(
-                "engine VLLMEngine works in one process so far, and there are several; use NativeEngine or one process"
+                "engine VLLMEngine works in one process, and there are several; start a vLLM server, which they can"
+                " share, and use --config configs/engine/vllm_server.yaml (docs/vllm.md)"
             )
         return LocalVLLM(self.policy.causal_lm.name_or_path, self.options)
 
@@ -129,9 +143,49 @@ class VLLMEngine(RolloutEngine):
         assert rollout.engine_logprobs is not None
         if sampling.temperature == 0 or sampling.top_k or sampling.top_p < 1:
             return  # the engine's log-probs are of the truncated distribution
-        gap = float((rollout.engine_logprobs - rollout.stats.logprobs)[rollout.mask].abs().mean())
+        differences = (rollout.engine_logprobs - rollout.stats.logprobs).abs()
+        gap = float(all_rank_mean_std(differences, rollout.mask)[0])
         if not gap <= self.max_gap:
             raise RuntimeError(
                 f"vLLM's log-probs differ from the policy's by {gap:.3g} nats a token on average (max_gap="
                 f"{self.max_gap}): it does not sample from the policy; raise max_gap if its precision explains that"
             )
+
+
+class VLLMServerEngine(VLLMEngine):
+    """Samples with a vLLM server that the user has started, on this machine or another; processes share it.
+
+    Everything else is as ``VLLMEngine``'s.
+
+    Args:
+        server: where it listens, `http://host:port`.
+        weights_folder: a folder that the server and the first trainer process see under the same name: weights are
+            handed over there.
+        timeout: seconds for the completions of one rollout, and for loading weights.
+        max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
+        max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the run: the engine does
+            not have the policy's weights then.
+        scoring_tokens: token budget of one pass that scores completions.
+
+    Raises:
+        ValueError: a setting out of range, or no URL.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        weights_folder: str,
+        timeout: float = 600.0,
+        max_ratio: float | None = 2.0,
+        max_gap: float = 0.5,
+        scoring_tokens: int = 8192,
+    ):
+        super().__init__(None, max_ratio, max_gap, scoring_tokens)
+        if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).hostname:
+            raise ValueError(f"server={server!r} must be a URL, http://host:port")
+        if not timeout > 0:
+            raise ValueError(f"timeout={timeout} must be positive, in seconds")
+        self.server, self.weights_folder, self.timeout = server, weights_folder, timeout
+
+    def _start(self) -> VLLMServer:
+        return VLLMServer(self.server, self.weights_folder, self.timeout, self.policy.causal_lm.config)

@@ -1,18 +1,58 @@
-"""What runs inside vLLM: a worker extension that loads the policy's weights. Imports nothing of vLLM or of ours."""
+"""What runs inside vLLM: a worker extension that loads the policy's weights. Imports nothing of vLLM or of ours.
+
+In process it is passed to ``vllm.LLM``; a server takes it on its command line:
+``--worker-extension-cls rlif_lightning.rollout.vllm_worker.PolicyWorker``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
+
+# What decides the shapes of a model's weights, by the names of Hugging Face configurations.
+SHAPE = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+
+
+def shape_of(config: Any) -> dict[str, Any]:
+    """The entries of ``SHAPE`` that a configuration has."""
+    found = {name: getattr(config, name, None) for name in SHAPE}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class PolicyWorker:
-    """Mixed into vLLM's worker, which has ``reload_weights``, ``model_runner`` and ``model_config``."""
+    """Mixed into vLLM's worker, which has ``reload_weights``, ``model_runner`` and ``model_config``.
+
+    Attributes:
+        policy_id: of the file whose weights it has; empty = others.
+    """
 
     reload_weights: Any
     model_runner: Any
+    policy_id = ""
+
+    def policy_facts(self) -> dict[str, Any]:
+        """What a client needs to know of the server, as plain values."""
+        config = self.model_runner.model_config
+        return {
+            "policy_id": self.policy_id,
+            "shape": shape_of(config.hf_text_config),
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "max_model_len": config.max_model_len,
+            "logprobs_mode": str(config.logprobs_mode),
+        }
 
     def load_policy(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Replace the weights.
@@ -27,6 +67,26 @@ class PolicyWorker:
         # is tied to the embedding is not loaded: it would go on with the copy of the weights that it started with.
         for module in _sharing(model):
             module.quant_method.process_weights_after_loading(module)
+
+    def load_policy_file(self, path: str, policy_id: str) -> None:
+        """Replace the weights by those of a safetensors file (which cannot run code).
+
+        Args:
+            path: as seen from the server.
+            policy_id: that the file must have.
+
+        Raises:
+            ValueError: no such file here, or another one.
+        """
+        if not Path(path).is_file():
+            raise ValueError("no such file on the server's side")
+        with safe_open(path, "pt") as file:
+            found = (file.metadata() or {}).get("policy_id")
+            if found != policy_id:
+                raise ValueError(f"the file has policy_id {found} instead of {policy_id}")
+            self.policy_id = ""
+            self.load_policy((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a dict
+        self.policy_id = policy_id
 
 
 def _sharing(model: Any) -> list[Any]:

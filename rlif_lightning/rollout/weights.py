@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rlif_lightning.policy import PolicyModel
+from rlif_lightning.sharding import let_go, whole_tensor
 
 
 def merged_weights(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
     """Every weight once, by the name that the model's checkpoint has for it (a tied weight by its first name).
 
-    Under LoRA the adapters are added to what is yielded; the policy's own weights are left alone.
-
-    Raises:
-        ValueError: a weight is sharded over ranks.
+    Under LoRA the adapters are added to what is yielded; the policy's own weights are left alone. Of a policy that is
+    divided between ranks each weight is gathered by itself (a collective: every rank goes through all of them).
     """
+    let_go(policy)
     adapted = _adapted(policy.causal_lm)
     seen: set[int] = set()
     for name, weight in policy.causal_lm.state_dict(keep_vars=True).items():
@@ -27,15 +27,11 @@ def merged_weights(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
         if id(weight) in seen or "lora_" in name:
             continue
         seen.add(id(weight))
-        if isinstance(weight, DTensor):
-            raise ValueError(
-                f"engine VLLMEngine needs whole weights, and {name} is sharded over ranks; use trainer.strategy=ddp"
-            )
-        whole = weight.detach()
+        whole = whole_tensor(weight.detach())
         module = adapted.get(layer.removesuffix(".base_layer"))
         if module is not None and leaf == "weight":
             for adapter in module.active_adapters:
-                whole = whole + module.get_delta_weight(adapter).to(whole.dtype)
+                whole = whole + whole_tensor(module.get_delta_weight(adapter)).to(whole.dtype)
         yield name.replace(".base_layer.", "."), whole.detach()
 
 
@@ -46,8 +42,10 @@ def _adapted(model: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def fingerprint(policy: PolicyModel) -> Tensor:
-    """Sums of every weight in float64: different as soon as any weight is, whoever changed it.
+    """Sums of every weight in float64 (of this rank's part): different as soon as any weight is, whoever changed it.
 
     Sums and not autograd's version counters, which do not see writes through ``.data``.
     """
-    return torch.stack([weight.sum(dtype=torch.float64) for weight in policy.state_dict().values()])
+    weights = policy.state_dict().values()
+    parts = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights)
+    return torch.stack([part.sum(dtype=torch.float64) for part in parts])

@@ -1,0 +1,206 @@
+"""A vLLM server reached by HTTP: what ``VLLMServerEngine`` talks to.
+
+Completions come from ``/v1/completions``, token ids in and out. Weights go through a safetensors file in a folder that
+trainer and server both see, and are loaded by our worker extension, which is called over ``/collective_rpc``. vLLM has
+that endpoint in development mode only, and opens it to whoever reaches the port. Of several trainer processes the first
+hands weights over; each draws its own completions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rlif_lightning.masked import all_rank_attempt, all_rank_objects, is_first_rank
+from rlif_lightning.rollout.rescoring import Drawn
+from rlif_lightning.rollout.vllm_worker import shape_of
+
+MAX_CONNECTIONS = 256  # prompts under way at a time; the server batches them
+EXCERPT = 500  # characters of a server's answer in an error
+RESET_SECONDS = 10.0  # for what the server finished a moment ago to let go of its keys
+MODE = "processed_logprobs"
+FILE = "policy.safetensors"
+
+
+class VLLMServer:
+    """A client of one server.
+
+    Args:
+        url: where it listens, ``http://host:port``.
+        weights_folder: where weights are handed over.
+        timeout: seconds for the completions of one rollout, and for loading weights.
+        config: the policy's Hugging Face configuration.
+
+    Attributes:
+        max_length: longest prompt and completion together that the server takes, in tokens.
+
+    Raises:
+        ValueError: the server was not started for us, or serves another model; names the remedy.
+        RuntimeError: it cannot be reached.
+    """
+
+    def __init__(self, url: str, weights_folder: str, timeout: float, config: Any):
+        self.url, self.folder, self.timeout = url.rstrip("/"), Path(weights_folder).absolute(), timeout
+        self.opener = build_opener(ProxyHandler({}))  # a proxy of the environment is for other hosts
+        self.policy_id = ""
+        facts = self._first_facts()
+        self._check(facts, shape_of(config.get_text_config()))
+        self.dtype: torch.dtype = getattr(torch, facts["dtype"])
+        self.max_length = int(facts["max_model_len"])
+
+    def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Replace the weights, and forget the keys and values that the old ones gave (a collective).
+
+        Raises:
+            RuntimeError: on every rank: the file cannot be written, or the server refuses it or keeps its prefix cache.
+        """
+        self.policy_id = ""
+        policy_id = all_rank_objects(uuid4().hex)[0]
+        all_rank_attempt(lambda: self._hand_over(weights, policy_id))
+        self.policy_id = policy_id
+
+    def generate(self, prompt_ids: Sequence[list[int]], requests: Sequence[dict[str, Any]]) -> list[list[Drawn]]:
+        """``n`` completions for each prompt, in order.
+
+        Raises:
+            RuntimeError: the server does not answer in time, refuses, or has other weights than it was given.
+        """
+        deadline = time.monotonic() + self.timeout
+        with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
+            groups = list(pool.map(partial(self._complete, deadline), prompt_ids, requests))
+        held = {worker["policy_id"] for worker in self._call("policy_facts", {}, time.monotonic() + self.timeout)}
+        if held != {self.policy_id}:
+            raise RuntimeError(
+                f"the vLLM server {self.url} no longer has the weights that it was given: it was started anew, or"
+                " another run uses it; a run needs a server of its own"
+            )
+        return groups
+
+    def _hand_over(self, weights: Iterator[tuple[str, Tensor]], policy_id: str) -> None:
+        if not is_first_rank():
+            deque(weights, maxlen=0)  # of a divided policy each is gathered from all ranks
+            return
+        whole = {name: weight.to("cpu", self.dtype).contiguous() for name, weight in weights}
+        path, unfinished = self.folder / FILE, self.folder / f".{policy_id}.unfinished"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(whole, unfinished, {"policy_id": policy_id})
+            os.replace(unfinished, path)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise RuntimeError(f"weights_folder={self.folder}: the weights cannot be written: {error}") from error
+        hint = f"; the file was {path}, which the server must see under the same name, and no other run write"
+        arguments = {"path": str(path), "policy_id": policy_id}
+        try:
+            self._call("load_policy_file", arguments, time.monotonic() + self.timeout, hint)
+        finally:
+            path.unlink(missing_ok=True)
+        self._forget_keys()
+
+    def _forget_keys(self) -> None:
+        deadline = time.monotonic() + RESET_SECONDS
+        while not self._ask("/reset_prefix_cache", {}, deadline)["success"]:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"the vLLM server {self.url} keeps the keys and values of old weights (/reset_prefix_cache): does"
+                    " another run use it?"
+                )
+            time.sleep(0.05)
+
+    def _complete(self, deadline: float, ids: list[int], request: dict[str, Any]) -> list[Drawn]:
+        # Token ids instead of texts for log-probs too, or the server would decode every token.
+        body = {"prompt": ids, "return_token_ids": True, "return_tokens_as_token_ids": True, **request}
+        choices = self._ask("/v1/completions", body, deadline)["choices"]
+        return [self._drawn(choice, request) for choice in sorted(choices, key=lambda choice: choice["index"])]
+
+    def _drawn(self, choice: dict[str, Any], request: dict[str, Any]) -> Drawn:
+        ids, reason = choice["token_ids"], choice["finish_reason"]
+        if reason != "stop" and (reason != "length" or len(ids) != request["max_tokens"]):
+            raise RuntimeError(
+                f"the vLLM server {self.url} ended a completion after {len(ids)} of {request['max_tokens']} tokens"
+                f" ({reason}); start it with --generation-config vllm"
+            )
+        return Drawn(ids, choice["logprobs"]["token_logprobs"], reason == "stop")
+
+    def _first_facts(self) -> dict[str, Any]:
+        try:
+            return self._call("policy_facts", {}, time.monotonic() + self.timeout)[0]
+        except RuntimeError as error:
+            cause = error.__cause__
+            if not isinstance(cause, HTTPError):
+                raise
+            no_endpoint = cause.code in (404, 405, 501)
+            lacking = "VLLM_SERVER_DEV_MODE=1 in its environment" if no_endpoint else "our worker extension"
+            raise ValueError(
+                f"server={self.url} was started without {lacking}; how to start one is in docs/vllm.md ({error})"
+            ) from error
+
+    def _check(self, facts: dict[str, Any], shape: dict[str, Any]) -> None:
+        served = facts["shape"]
+        for name in shape:
+            if shape[name] != served.get(name, shape[name]):
+                raise ValueError(
+                    f"server={self.url} serves another model than the policy: {name}={served[name]} instead of"
+                    f" {shape[name]}; start it with --model and the policy's name or folder"
+                )
+        if facts["logprobs_mode"] != MODE:
+            raise ValueError(
+                f"server={self.url} gives {facts['logprobs_mode']}, which are not of what it draws from; start it with"
+                f" --logprobs-mode {MODE}"
+            )
+
+    def _call(self, method: str, kwargs: dict[str, str], deadline: float, hint: str = "") -> list[Any]:
+        """A method of the worker extension: the answer of every worker."""
+        return self._ask("/collective_rpc", {"method": method, "kwargs": kwargs}, deadline, hint)["results"]
+
+    def _ask(self, path: str, body: dict[str, Any], deadline: float, hint: str = "") -> Any:
+        request = Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        seconds = max(deadline - time.monotonic(), 0.01)
+        where = f"the vLLM server {self.url}"
+        try:
+            with self.opener.open(request, timeout=seconds) as answer:
+                return json.loads(answer.read())
+        except HTTPError as error:
+            raise RuntimeError(f"{where} answered {error.code} to {path}: {_said(error)}{hint}") from error
+        except ValueError as error:
+            raise RuntimeError(f"{where} answered {path} with something else than JSON: {error}") from error
+        except (OSError, HTTPException) as error:
+            if isinstance(getattr(error, "reason", error), TimeoutError):
+                raise RuntimeError(
+                    f"{where} did not answer {path} within timeout={self.timeout:g} seconds; look at what it prints, or"
+                    " raise timeout"
+                ) from error
+            raise RuntimeError(
+                f"{where} cannot be reached ({path}): {error}; is it running there, and what did it print?"
+            ) from error
+
+
+def _said(error: HTTPError) -> str:
+    """What the server says is wrong: vLLM's message, or the beginning of another server's page."""
+    try:
+        with error:
+            text = error.read().decode(errors="replace")
+    except (OSError, HTTPException):
+        return error.reason
+    try:
+        return str(json.loads(text)["error"]["message"])[:EXCERPT]
+    except (ValueError, KeyError, TypeError):
+        return text[:EXCERPT]
