@@ -23,7 +23,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from torch.distributed.checkpoint.api import CheckpointException
 
-from rlif_lightning.masked import all_rank_objects
+from rlif_lightning.masked import all_rank_attempt
 
 SUFFIX = ".ckpt"
 BEST = f"best{SUFFIX}"
@@ -106,16 +106,23 @@ def unwritten(path: Path, failure: str) -> RuntimeError:
     return RuntimeError(f"the checkpoint {path} could not be written ({failure}); what was saved before it is whole")
 
 
-def write_together(write: Callable[[], Any]) -> str | None:
-    """Let every rank write its part (a collective): the first failure of any rank in words, None if there is none."""
-    failure: BaseException | None = None
+def write_together(path: Path, write: Callable[[], Any]) -> None:
+    """Let every rank write its part of a checkpoint (a collective).
+
+    Raises:
+        RuntimeError: on every rank, if one could not; names the path.
+    """
+
+    def part() -> None:
+        try:
+            write()
+        except CheckpointException as error:  # of torch's sharded writing; no Exception to Python
+            raise next(iter(error.failures.values()))[0] from None
+
     try:
-        write()
-    except CheckpointException as error:  # of torch's sharded writing, which raises on all ranks
-        failure = next(iter(error.failures.values()))[0]
+        all_rank_attempt(part)
     except (OSError, RuntimeError) as error:
-        failure = error
-    return next((told for told in all_rank_objects(_told(failure)) if told is not None), None)
+        raise unwritten(path, str(_told(error))) from error
 
 
 def finish_folder(unfinished: Path, path: Path) -> None:

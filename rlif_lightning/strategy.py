@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
-from rlif_lightning.checkpoint_files import finish_folder, unfinished_name, unwritten, write_together
+from rlif_lightning.checkpoint_files import finish_folder, unfinished_name, write_together
 from rlif_lightning.policy import Policy, PolicyModel
 from rlif_lightning.shard_files import load_folder
 from rlif_lightning.sharding import Sharding, sharded_modules, sharded_policy
@@ -92,13 +92,13 @@ class ShardedStrategy(ModelParallelStrategy):
             shutil.rmtree(unfinished, ignore_errors=True)
         self.barrier()
         save = super().save_checkpoint
-        failure = write_together(lambda: save(checkpoint, unfinished, storage_options))
-        if failure is None:
-            failure = write_together(lambda: finish_folder(unfinished, path) if self.is_global_zero else None)
-        if failure is not None:
+        try:
+            write_together(path, lambda: save(checkpoint, unfinished, storage_options))
+            write_together(path, lambda: finish_folder(unfinished, path) if self.is_global_zero else None)
+        except RuntimeError:
             if self.is_global_zero:
                 shutil.rmtree(unfinished, ignore_errors=True)
-            raise unwritten(path, failure)
+            raise
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """A sharded or a whole one, of any number of processes."""
