@@ -5,7 +5,9 @@ The stand-in is a real HTTP server whose sampler is the native engine (tests/sta
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +25,7 @@ from safetensors import safe_open
 from stand_in_server import StandIn, stand_in
 from test_configs import build
 from test_distributed import BASE as TWO_ROLLOUTS
-from test_distributed import assert_same_metrics, assert_same_weights, launch, on, weights
+from test_distributed import QUIET, ROOT, assert_same_metrics, assert_same_weights, launch, on, weights
 from test_distributed import metrics as logged
 from test_native import completions
 from test_run import fit, metrics
@@ -197,8 +199,15 @@ def test_token_ids_go_out_and_come_back_in_order(standing, tmp_path):
 @pytest.mark.parametrize(("ids", "reason"), [([3], "length"), ([3] * 4, "abort")])
 def test_completions_that_were_cut_are_refused(standing, tmp_path, ids, reason):
     server = client(standing, tmp_path)
-    standing.answers["/v1/completions"] = [(200, {"choices": [choice(0, ids, reason)]})]
+    standing.answers["/v1/completions"] = [(200, {"choices": [choice(0, [2], "stop"), choice(1, ids, reason)]})]
     with pytest.raises(RuntimeError, match=rf"after {len(ids)} of 4 tokens \({reason}\); .*--generation-config vllm"):
+        server.generate([[4, 5]], [REQUEST])
+
+
+def test_missing_completions_are_refused(standing, tmp_path):
+    server = client(standing, tmp_path)
+    standing.answers["/v1/completions"] = [(200, {"choices": [choice(0, [3, 2], "stop")]})]
+    with pytest.raises(RuntimeError, match="gave 1 of 2 completions"):
         server.generate([[4, 5]], [REQUEST])
 
 
@@ -407,22 +416,55 @@ def test_sharded_policies_are_handed_over_whole(standing, tmp_path):
         assert all(0 < row["rollout/engine_gap_max"] < 1e-3 for row in rows)
 
 
+def both_end(folder: Path, arguments: list[str]) -> list[str]:
+    """What each of two processes printed that nobody stops: both must fail by themselves, in time."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    given = json.dumps({"two": [*arguments, f"--trainer.default_root_dir={folder / 'two'}"]})
+    processes = []
+    for rank in range(2):
+        environment = {**os.environ, **QUIET, **group, "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "tests/launched.py", str(folder), "0", given]
+        processes.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    try:
+        told = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 1 for process in processes), told
+    return told
+
+
+NOT_THIS = "400 to /v1/completions: not this one"
+FAULTS = {
+    "weights": ("the weights cannot be written", "rank 0 failed: RuntimeError: weights_folder="),
+    "request": (NOT_THIS, r"rank \d failed: RuntimeError: .*" + NOT_THIS),
+    "gap": ("differ from the policy's", "differ from the policy's"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["weights", "completions"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_failure_of_one_process_ends_all(standing, tmp_path, fault):
-    """The first cannot hand weights over; or one request of either is refused: nobody waits for ever."""
+    """The first cannot hand weights over; a request of either is refused, or answered from another policy."""
     arguments = [*TWO_ROLLOUTS, *arguments_for(standing, tmp_path), *on("ddp", 2)]
     if fault == "weights":
         (tmp_path / "weights").write_text("a file, not a folder")
-    else:
+    elif fault == "request":
         standing.answers["/v1/completions"] = [(400, {"error": {"message": "not this one"}})]
-    started = time.monotonic()
-    with pytest.raises(AssertionError):
-        launch(tmp_path, {"two": arguments}, torchrun=2)
-    told = (tmp_path / "log.txt").read_text()
-    assert "RuntimeError: rank " in told
-    assert ("the weights cannot be written" if fault == "weights" else "400 to /v1/completions: not this one") in told
-    assert time.monotonic() - started < 120
+    else:
+        wrong = [choice(index, [5, 2], "stop") for index in range(4)]
+        standing.answers["/v1/completions"] = [(200, {"choices": wrong})]
+    own, others = FAULTS[fault]
+    told = both_end(tmp_path, arguments)
+    assert any(own in text for text in told)
+    assert all(re.search(f"RuntimeError: .*({re.escape(own)}|{others})", text) for text in told)
 
 
 @vllm_test

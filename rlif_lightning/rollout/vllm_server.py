@@ -129,6 +129,8 @@ class VLLMServer:
         # Token ids instead of texts for log-probs too, or the server would decode every token.
         body = {"prompt": ids, "return_token_ids": True, "return_tokens_as_token_ids": True, **request}
         choices = self._ask("/v1/completions", body, deadline)["choices"]
+        if len(choices) != request["n"]:
+            raise RuntimeError(f"the vLLM server {self.url} gave {len(choices)} of {request['n']} completions")
         return [self._drawn(choice, request) for choice in sorted(choices, key=lambda choice: choice["index"])]
 
     def _drawn(self, choice: dict[str, Any], request: dict[str, Any]) -> Drawn:
