@@ -1,7 +1,8 @@
 """Masked sum, mean, standard deviation and top fraction, in one process and over all ranks: the only reductions.
 
 Values outside a mask never count, even if they are NaN or infinite. The ``all_rank_*`` versions are collectives: every
-rank must call them, also one whose mask is empty. Without an initialised process group they are the local ones.
+rank must call them, also one whose mask is empty. Without an initialised process group they are the local ones, and
+ranks are those with rows of their own (``ranks.py``); the ``all_process_*`` versions are over every process.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from rlif_lightning.ranks import num_data_ranks, num_processes
 
 T = TypeVar("T")
 
@@ -50,13 +53,18 @@ def masked_max(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def is_distributed() -> bool:
-    """Whether several ranks work together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether there are rows on several ranks."""
+    return num_data_ranks() > 1
 
 
 def all_rank_sum(values: Tensor) -> Tensor:
     """Elementwise sum of ``values`` over all ranks (a collective); the input is left alone."""
-    if not is_distributed():
+    return all_process_sum(values) if is_distributed() else values
+
+
+def all_process_sum(values: Tensor) -> Tensor:
+    """Elementwise sum of ``values`` over all processes (a collective); the input is left alone."""
+    if num_processes() == 1:
         return values
     total = values.detach().clone()
     dist.all_reduce(total)
@@ -74,7 +82,12 @@ def all_rank_max(values: Tensor) -> Tensor:
 
 def all_rank_objects(value: T) -> list[T]:
     """The value of every rank, by rank (a collective): anything that can be pickled, for what is no tensor."""
-    if not is_distributed():
+    return all_process_objects(value) if is_distributed() else [value]
+
+
+def all_process_objects(value: T) -> list[T]:
+    """As :func:`all_rank_objects`, of every process."""
+    if num_processes() == 1:
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)

@@ -21,7 +21,10 @@ from rlif_lightning.strategy import ShardedStrategy
     [
         ("fsdp", r"trainer.strategy=fsdp: FSDP1 is not supported, FSDP2 is: use --config configs/strategy/fsdp2.yaml"),
         ("deepspeed", r"trainer.strategy=deepspeed: use --config configs/strategy/fsdp2.yaml"),
-        ("ModelParallelStrategy", r"tensor parallelism is not supported; use --config configs/strategy/fsdp2.yaml"),
+        (
+            "ModelParallelStrategy",
+            r"data and tensor parallelism are not combined, take one; use --config configs/strategy/fsdp2.yaml",
+        ),
         ("FSDPStrategy", r"trainer.strategy=FSDPStrategy: FSDP1 is not supported"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.batch import Prompts, Rollout
-from rlif_lightning.masked import is_distributed
+from rlif_lightning.ranks import num_processes
 from rlif_lightning.policy import PolicyModel
 from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.rescoring import as_rollout
@@ -105,7 +105,7 @@ class VLLMEngine(RolloutEngine):
         }
 
     def _start(self) -> LocalVLLM:
-        if is_distributed():
+        if num_processes() > 1:
             raise ValueError(
                 "engine VLLMEngine works in one process so far, and there are several; use NativeEngine or one process"
             )
