@@ -17,7 +17,7 @@ _rows_are_shared = False
 
 def share_rows(shared: bool) -> None:
     """Say whether all processes work on the same rows from now on."""
-    global _rows_are_shared  # noqa: PLW0603 - a fact about the process group, which is global as well
+    global _rows_are_shared  # as the process group itself is
     _rows_are_shared = shared
 
 

@@ -7,7 +7,7 @@ backward pass. Source: https://arxiv.org/abs/1909.08053, section 3.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -52,7 +52,7 @@ class ColumnLinear(nn.Linear):
         split: parameter -> the dimension that is divided between processes, in equal parts by rank.
     """
 
-    split = {"weight": 0, "bias": 0}
+    split: ClassVar = {"weight": 0, "bias": 0}
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out / processes]``."""
@@ -66,7 +66,7 @@ class RowLinear(nn.Linear):
         split: as in ``ColumnLinear``.
     """
 
-    split = {"weight": 1}
+    split: ClassVar = {"weight": 1}
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in / processes]`` to ``[..., out]``."""

@@ -1,4 +1,4 @@
-"""The strategies that a run may use, and our own for FSDP2 and tensor parallelism: ``configs/strategy/`` has overlays."""
+"""The strategies that a run may use (overlays: ``configs/strategy/``), and our own: FSDP2 and tensor parallelism."""
 
 from __future__ import annotations
 

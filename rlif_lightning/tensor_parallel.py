@@ -43,9 +43,7 @@ def _split(model: Any, name: str, num_parts: int) -> Any:
     """Put parts in the place of the linear layers that the model's plan names."""
     plan = getattr(model.config.get_text_config(), "base_model_tp_plan", None)
     if not plan:
-        raise ValueError(
-            f"model.policy.name={name!r}: {type(model).__name__} has no plan to split its layers; {INSTEAD}"
-        )
+        raise ValueError(f"model.policy.name={name!r}: {type(model).__name__} has no plan to split layers; {INSTEAD}")
     unknown = sorted(set(plan.values()) - {*STYLES, BETWEEN})
     if unknown:
         raise ValueError(
@@ -110,9 +108,8 @@ def clip_split_gradients(model: nn.Module, max_norm: float) -> Tensor:
     Returns:
         The norm before clipping, the same on every process.
     """
-    heads = {
-        id(p) for module in model.modules() if getattr(module, "sees_own_heads", False) for p in module.parameters()
-    }
+    beside = [module for module in model.modules() if getattr(module, "sees_own_heads", False)]
+    heads = {id(parameter) for module in beside for parameter in module.parameters()}
     dims = split_dims(model)
     parts, wholes = [], []
     for name, parameter in model.named_parameters():
@@ -154,7 +151,8 @@ def _as_dtensor(value: Any, dim: int) -> Any:
         return {key: _as_dtensor(each, dim) for key, each in value.items()}
     if not isinstance(value, Tensor) or value.dim() == 0:  # such as the optimiser's count of steps
         return value
-    mesh = DeviceMesh.from_group(dist.group.WORLD, value.device.type)
+    world: Any = dist.group.WORLD
+    mesh = DeviceMesh.from_group(world, value.device.type)
     return DTensor.from_local(value, mesh, [Shard(dim)], run_check=False)
 
 

@@ -1,7 +1,8 @@
 """Weights of a model that is divided between processes: built without any, then each process reads its own part only.
 
 ``empty_model`` makes the Hugging Face model on the meta device, which holds shapes and no numbers. Once it is divided
-(``sharding.py``, ``tensor_parallel.py``), ``fill`` reads this process's slices from the safetensors files, one parameter after the other.
+(``sharding.py``, ``tensor_parallel.py``), ``fill`` reads this process's slices from the safetensors files, one
+parameter after the other.
 """
 
 from __future__ import annotations

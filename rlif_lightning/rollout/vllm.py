@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.batch import Prompts, Rollout
-from rlif_lightning.ranks import num_processes
 from rlif_lightning.policy import PolicyModel
+from rlif_lightning.ranks import num_processes
 from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.rescoring import as_rollout
 from rlif_lightning.rollout.sampling import Sampling, request_seed
