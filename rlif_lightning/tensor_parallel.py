@@ -84,7 +84,7 @@ def _check_numbers(config: Any, name: str, num_parts: int) -> None:
 
 def _check_neighbours(model: Any, styles: dict[str, str]) -> None:
     """A parameter beside split layers that the plan does not name would get a part of its gradient."""
-    for parent in {path.rpartition(".")[0] for path in styles}:
+    for parent in sorted({path.rpartition(".")[0] for path in styles}):
         for name, _ in model.base_model.get_submodule(parent).named_parameters(parent):
             if name.rpartition(".")[0] not in styles:
                 raise ValueError(
