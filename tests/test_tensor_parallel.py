@@ -11,6 +11,7 @@ import torch.distributed as dist
 from test_distributed import (
     BASE,
     CASES,
+    HEADS,
     STRATEGIES,
     assert_same_metrics,
     assert_same_weights,
@@ -32,6 +33,13 @@ WRITER = {"class_path": "CompletionWriter", "init_args": {"every": 1, "table": F
 EXPORTER = {"class_path": "HFExporter"}
 WATCHED = [f"--trainer.callbacks+={json.dumps(each)}" for each in (SAVING, WRITER, EXPORTER)]
 
+REWARDS = {"vote": HEADS["vote"], "certainty": {"head": {"class_path": "tests.uneven.UnevenHead"}, "weight": 0.5}}
+UNEVEN = [
+    *CASES["method"],
+    f"--model.rewards={json.dumps(REWARDS)}",
+    "--model.engine.class_path=tests.uneven.UnevenEngine",
+]
+
 
 def small(folder: Path) -> list[str]:
     """A run of a random model: grouped heads; biases (Qwen2), norms of single heads (Qwen3)."""
@@ -47,6 +55,7 @@ def small(folder: Path) -> list[str]:
 def runs(tiny_models) -> dict[str, list[str]]:
     return {
         "method": [*BASE, *CASES["method"], *WATCHED],
+        "uneven": [*BASE, *UNEVEN],
         "biases": [*small(tiny_models["qwen2"]), *CASES["checkpointing"]],
         "norms of heads": [*small(tiny_models["qwen3"]), *CASES["method"]],
     }
@@ -69,9 +78,10 @@ def both(runs, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["method", "biases", "norms of heads"])
+@pytest.mark.parametrize("name", ["method", "uneven", "biases", "norms of heads"])
 def test_two_processes_are_one(alone, both, name):
-    """Votes, GDPO over the batch, KL-Cov, a reference model, completions of different lengths, validation."""
+    """Votes, GDPO over the batch, KL-Cov, a reference model, completions of different lengths, validation; and, uneven,
+    processes of which the second would draw other tokens and score them otherwise."""
     assert [each["world_size"] for each in figures(both, name)] == [2, 2]
     assert_same_weights(weights(both, name), weights(alone, name))
     assert_same_metrics(metrics(both, name), metrics(alone, name))
