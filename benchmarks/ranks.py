@@ -157,7 +157,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--strategy", choices=["ddp", "fsdp2", "fsdp2_offload"], default="fsdp2")
+    parser.add_argument("--strategy", choices=["ddp", "fsdp2", "fsdp2_offload", "tp"], default="fsdp2")
     parser.add_argument("--keep-sharded", action="store_true")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=768)

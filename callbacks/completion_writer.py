@@ -18,6 +18,7 @@ from rich.text import Text
 
 from rlif_lightning.folders import run_folder
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.ranks import writes_rows
 from rlif_lightning.records import completion_records
 from rlif_lightning.rewards.controls import is_correct
 from rlif_lightning.rewards.functional import mean_over_completion
@@ -94,7 +95,7 @@ class CompletionWriter(Callback):
     ) -> None:
         """Write and show a sample where one is due. The place is the module's own counter, so it resumes with it."""
         rollout = int(pl_module.num_rollouts)
-        if (rollout - 1) % self.every:
+        if (rollout - 1) % self.every or not writes_rows():
             return
         records = self._records(pl_module, outputs, {"rollout": rollout, "step": trainer.global_step})
         write_records(self.folder, records, self.format, f"rollout-{rollout:06d}", self.suffix)

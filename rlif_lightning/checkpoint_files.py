@@ -23,7 +23,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from torch.distributed.checkpoint.api import CheckpointException
 
-from rlif_lightning.masked import all_rank_attempt
+from rlif_lightning.masked import all_process_attempt
 
 SUFFIX = ".ckpt"
 BEST = f"best{SUFFIX}"
@@ -120,7 +120,7 @@ def write_together(path: Path, write: Callable[[], Any]) -> None:
             raise next(iter(error.failures.values()))[0] from None
 
     try:
-        all_rank_attempt(part)
+        all_process_attempt(part)
     except (OSError, RuntimeError) as error:
         raise unwritten(path, str(_told(error))) from error
 

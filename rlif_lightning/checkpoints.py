@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from rlif_lightning.checkpoint_files import BEST, SUFFIX, remove_checkpoint, write_checkpoint
 from rlif_lightning.folders import run_folder
-from rlif_lightning.masked import all_rank_objects
+from rlif_lightning.masked import all_process_objects
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.stopping import StopSignals
 
@@ -174,12 +174,12 @@ class RunCheckpoints(Checkpoint):
             batches["is_last_batch"] = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What is kept, the best so far, and every rank's random states (a collective)."""
+        """What is kept, the best so far, and every process's random states (a collective)."""
         return {
             "kept": [str(path) for path in self.kept],
             "best": self.best,
             "best_path": None if self.best_path is None else str(self.best_path),
-            "random_states": all_rank_objects(_random_state()),
+            "random_states": all_process_objects(_random_state()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

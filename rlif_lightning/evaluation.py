@@ -20,6 +20,7 @@ from rlif_lightning.batch import Prompts, Rollout
 from rlif_lightning.checkers import AnswerChecker, Checker
 from rlif_lightning.evaluation_report import Report
 from rlif_lightning.metrics import AnswerDiversity, Labels, MajorityAtK, Mean, PassAtK, ProblemMetric, TokenEntropy
+from rlif_lightning.ranks import agreed
 from rlif_lightning.records import completion_records
 from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.sampling import VALIDATION_STEP, Sampling
@@ -209,7 +210,7 @@ class Evaluator(nn.Module):
         """Figures over all batches and ranks (a collective), then start anew."""
         names = self.unlabelled + self.labelled if labelled else self.unlabelled
         metrics = [self._metric(name) for name in names]
-        tables = torch.stack([metric.table() for metric in metrics], 2).cpu().numpy()
+        tables = agreed(torch.stack([metric.table() for metric in metrics], 2)).cpu().numpy()
         shares = np.array([metric.share for metric in metrics])
         label_of = self.labels.compute() if self.evaluation.subset_column is not None else []
         for metric in (*metrics, self.labels):

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from rlif_lightning.folders import run_folder
+from rlif_lightning.ranks import data_rank, num_data_ranks, writes_rows
 
 
 class EvaluationFiles(Callback):
@@ -28,9 +29,9 @@ class EvaluationFiles(Callback):
         if trainer.sanity_checking or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         self.folder = run_folder(trainer)
-        if not module.evaluator.evaluation.save_completions:
+        if not (module.evaluator.evaluation.save_completions and writes_rows()):
             return
-        suffix = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+        suffix = f".rank{data_rank()}" if num_data_ranks() > 1 else ""
         name = f"{stage}-rollout-{int(module.num_rollouts):06d}{suffix}.jsonl"
         self.completions = self.folder / "evaluated" / name
         self.completions.parent.mkdir(parents=True, exist_ok=True)

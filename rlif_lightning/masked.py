@@ -1,7 +1,8 @@
 """Masked sum, mean, standard deviation and top fraction, in one process and over all ranks: the only reductions.
 
 Values outside a mask never count, even if they are NaN or infinite. The ``all_rank_*`` versions are collectives: every
-rank must call them, also one whose mask is empty. Without an initialised process group they are the local ones.
+rank must call them, also one whose mask is empty. Without an initialised process group they are the local ones, and
+ranks are those with rows of their own (``ranks.py``); the ``all_process_*`` versions are over every process.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from rlif_lightning.ranks import num_data_ranks, num_processes
 
 T = TypeVar("T")
 
@@ -50,18 +53,23 @@ def masked_max(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def is_distributed() -> bool:
-    """Whether several ranks work together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether there are rows on several ranks."""
+    return num_data_ranks() > 1
 
 
-def is_first_rank() -> bool:
+def is_first_process() -> bool:
     """Whether this process does what one alone shall do."""
-    return not is_distributed() or dist.get_rank() == 0
+    return num_processes() == 1 or dist.get_rank() == 0
 
 
 def all_rank_sum(values: Tensor) -> Tensor:
     """Elementwise sum of ``values`` over all ranks (a collective); the input is left alone."""
-    if not is_distributed():
+    return all_process_sum(values) if is_distributed() else values
+
+
+def all_process_sum(values: Tensor) -> Tensor:
+    """Elementwise sum of ``values`` over all processes (a collective); the input is left alone."""
+    if num_processes() == 1:
         return values
     total = values.detach().clone()
     dist.all_reduce(total)
@@ -79,18 +87,23 @@ def all_rank_max(values: Tensor) -> Tensor:
 
 def all_rank_objects(value: T) -> list[T]:
     """The value of every rank, by rank (a collective): anything that can be pickled, for what is no tensor."""
-    if not is_distributed():
+    return all_process_objects(value) if is_distributed() else [value]
+
+
+def all_process_objects(value: T) -> list[T]:
+    """As :func:`all_rank_objects`, of every process."""
+    if num_processes() == 1:
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def all_rank_attempt(work: Callable[[], T]) -> T:
-    """This rank's part of something that may fail: where any rank fails, all do (a collective).
+def all_process_attempt(work: Callable[[], T]) -> T:
+    """This process's part of something that may fail: where any process fails, all do (a collective).
 
     Raises:
-        RuntimeError: another rank failed; names it and what it said. A rank's own failure is raised as it is.
+        RuntimeError: another process failed; names it and what it said. A process's own failure is raised as it is.
     """
     result: Any = None
     failure: Exception | None = None
@@ -98,12 +111,12 @@ def all_rank_attempt(work: Callable[[], T]) -> T:
         result = work()
     except Exception as error:  # raised below, after the others know
         failure = error
-    told = all_rank_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
+    told = all_process_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure
     for number, said in enumerate(told):
         if said is not None:
-            raise RuntimeError(f"rank {number} failed: {said}")
+            raise RuntimeError(f"process {number} failed: {said}")
     return result
 
 

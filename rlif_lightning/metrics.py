@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from rlif_lightning.masked import masked_sum
+from rlif_lightning.masked import is_distributed, masked_sum
 
 
 def pass_at_k(num_correct: Tensor, num_samples: int, k: int) -> Tensor:
@@ -49,7 +49,7 @@ class ProblemMetric(Metric):
     rows: list[Tensor]
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(distributed_available_fn=is_distributed)
         self.add_state("rows", [], dist_reduce_fx="cat")
 
     def _add(self, totals: Tensor, weights: Tensor, index: Tensor | None) -> None:
@@ -143,7 +143,7 @@ class Labels(Metric):
     characters: list[Tensor]
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(distributed_available_fn=is_distributed)
         for state in ("index", "lengths", "characters"):
             self.add_state(state, [], dist_reduce_fx="cat")
 

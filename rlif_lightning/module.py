@@ -23,14 +23,15 @@ from rlif_lightning.objectives import KLCov, Objective
 from rlif_lightning.optimizer import OptimizerPlan
 from rlif_lightning.policy import Policy, PolicyModel
 from rlif_lightning.prompts import PromptData
+from rlif_lightning.ranks import data_rank, num_data_ranks, share_rows
 from rlif_lightning.records import completion_records
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.sampling import PREDICTION_STEP, Sampling
 from rlif_lightning.scoring import score_rollout
-from rlif_lightning.sharding import whole_tensor
-from rlif_lightning.strategy import build_policy, check_strategy
+from rlif_lightning.sharding import clip_gradients
+from rlif_lightning.strategy import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.token_budget import TokenBudget
 from rlif_lightning.update import (
     UpdateMeter,
@@ -127,6 +128,7 @@ class RLIFModule(LightningModule):
             ValueError: names the argument and the remedy.
         """
         check_strategy(self.trainer.strategy)
+        share_rows(isinstance(self.trainer.strategy, TensorParallelStrategy))
         if stage != "fit":
             return
         self.sampling.check_trainable()
@@ -177,7 +179,7 @@ class RLIFModule(LightningModule):
         constants = {"ref_logprobs": reference, "token_weights": rollout.token_weights}
         inputs = LossInputs(logprobs, logprobs, advantages, rollout.mask, row_ids, **constants)
         meter, norms = UpdateMeter(rollout.mask.device), []
-        for groups in self.plan.minibatches(rollout.num_prompts, step, self.global_rank, self.trainer.world_size):
+        for groups in self.plan.minibatches(rollout.num_prompts, step, data_rank(), num_data_ranks()):
             update, prompt_ids, completion_ids = select_groups(inputs, rollout, groups)
             rows, settings = (update, prompt_ids, completion_ids), (self.sampling, self.budget, self.group_size)
             accumulate_gradient(policy, self.objective, *rows, *settings, self._backward, meter, self._forget)
@@ -189,10 +191,10 @@ class RLIFModule(LightningModule):
 
     def _backward(self, loss: Tensor, is_last: bool) -> None:
         strategy: Any = self.trainer.strategy
-        waits = not is_last and self.trainer.world_size > 1  # one reduction for all micro-batches of an update
+        waits = not is_last and num_data_ranks() > 1  # one reduction for all micro-batches of an update
         with strategy.block_backward_sync() if waits else nullcontext():
             # The strategies average gradients over ranks; the loss shares of all ranks must sum up instead.
-            self.manual_backward(loss * self.trainer.world_size)
+            self.manual_backward(loss * num_data_ranks())
 
     def _forget(self) -> None:
         self.trainer.optimizers[0].zero_grad()
@@ -201,8 +203,8 @@ class RLIFModule(LightningModule):
         """Clip, step the optimiser and the schedule (unless the gradient is not finite); its norm before clipping."""
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = whole_tensor(torch.nn.utils.clip_grad_norm_(trained, self.optimizer_plan.max_grad_norm or math.inf))
+        assert self.policy is not None
+        norm = clip_gradients(self.policy, self.optimizer_plan.max_grad_norm or math.inf)
         if norm.isfinite():  # the same on every rank
             optimizer.step()
             schedule.step()

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.folders import run_folder
 from rlif_lightning.prompts import PromptData
+from rlif_lightning.ranks import writes_rows
 
 COLUMNS = {
     "index": pa.int64(),
@@ -110,7 +111,8 @@ class PredictionFiles(BasePredictionWriter):
         self, trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
     ) -> None:
         """Append one batch, but for prompts that were only drawn again so that no process has an empty batch."""
-        self.output.write([record for record in prediction if not self.done[record["index"]]])
+        if writes_rows():
+            self.output.write([record for record in prediction if not self.done[record["index"]]])
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write what is left and say where it is."""

@@ -23,6 +23,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from rlif_lightning.split_linear import own_part, split_dims
+from rlif_lightning.tensor_parallel import as_dtensors, as_parts
+
 INDEX, REST = ".metadata", "meta.pt"
 FORMAT = "torch.distributed.checkpoint."
 KNOWN = {
@@ -72,12 +75,41 @@ def load_folder(
 ) -> dict[str, Any]:
     """Each process reads its part (a collective), however many processes wrote; what else the checkpoint holds."""
     check_folder(path)
-    weights = {"state_dict": get_model_state_dict(model)}
-    dcp.load(weights, checkpoint_id=path, planner=_CheckedPlanner())
-    model.load_state_dict(weights["state_dict"], strict=strict)
+    weights = model_state(model)
+    dcp.load({"state_dict": weights}, checkpoint_id=path, planner=_CheckedPlanner())
+    model.load_state_dict(as_parts(weights, model), strict=strict)
     for number, optimizer in enumerate(optimizers):
         name = f"optimizer_{number}"
-        state: dict[str, Any] = {name: get_optimizer_state_dict(model, optimizer)}
+        state = {name: optimizer_state(model, optimizer)}
         dcp.load(state, checkpoint_id=path, planner=_CheckedPlanner())
+        state[name]["state"] = as_parts(state[name]["state"], model)
         set_optimizer_state_dict(model, optimizer, state[name], options=StateDictOptions(cpu_offload=True))
     return torch.load(path / REST, weights_only=True)
+
+
+def model_state(model: nn.Module) -> dict[str, Any]:
+    """A model's weights as a folder has them: what is divided as DTensors of the same memory."""
+    return as_dtensors(get_model_state_dict(model), model)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """As :func:`model_state`."""
+    state: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer))
+    return {**state, "state": as_dtensors(state["state"], model)}
+
+
+def load_part_of_file(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], strict: bool = True
+) -> dict[str, Any]:
+    """Each process of a split model takes its part of one whole file; what else the checkpoint holds."""
+    whole = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    dims = split_dims(model)
+    weights = {name: own_part(value, dims.get(name)) for name, value in whole.pop("state_dict").items()}
+    model.load_state_dict(weights, strict=strict)
+    trained = [dims.get(name) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for optimizer, state in zip(optimizers, whole.pop("optimizer_states"), strict=False):  # none where nothing trains
+        for number, values in state["state"].items():
+            for key, value in values.items():
+                values[key] = own_part(value, trained[number] if value.dim() else None)
+        optimizer.load_state_dict(state)
+    return whole

@@ -23,7 +23,8 @@ from rlif_lightning.masked import all_rank_max
 from rlif_lightning.packing import Packed, pack
 from rlif_lightning.policy import Policy, PolicyModel
 from rlif_lightning.rollout.sampling import Sampling
-from rlif_lightning.weights import empty_model, fill
+from rlif_lightning.tensor_parallel import clip_split_gradients, gathered_state_dict, is_split
+from rlif_lightning.weights import empty_model, fill, move_buffers
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,7 @@ def sharded_policy(policy: Policy, sharding: Sharding, frozen: bool = False) -> 
         # Said by name: FSDP would go by the passes it saw, and those of a rollout are not the same on every rank.
         module.set_modules_to_backward_prefetch([before])
     fill(model, policy, torch.device("cpu") if sharding.cpu_offload else sharding.device)
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(sharding.device))
+    move_buffers(model, sharding.device)
     with torch.no_grad():  # FSDP finds out at the first pass what is the root: that must be the whole
         model(filler(model, sharding.device), Sampling())
     let_go(model)
@@ -124,7 +123,9 @@ def let_go(policy: PolicyModel) -> None:
 
 
 def whole_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
-    """The whole weights of ``policy.model`` on the CPU, on rank 0; nothing on the others (a collective if sharded)."""
+    """The whole weights of ``policy.model`` on the CPU, on rank 0; nothing on the others (a collective if divided)."""
+    if is_split(policy):
+        return gathered_state_dict(policy.model)
     if not sharded_modules(policy):
         return policy.model.state_dict()
     whole: Any = get_model_state_dict(policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -134,6 +135,14 @@ def whole_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
 def whole_tensor(value: Tensor) -> Tensor:
     """The value itself of what may be divided between processes (a collective if it is)."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def clip_gradients(policy: PolicyModel, max_norm: float) -> Tensor:
+    """Clip the norm of the whole model's gradient; what it was before, on every rank (a collective if divided)."""
+    if is_split(policy):
+        return clip_split_gradients(policy, max_norm)
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return whole_tensor(torch.nn.utils.clip_grad_norm_(trained, max_norm))
 
 
 def filler(policy: PolicyModel, device: torch.device) -> Packed:

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
-from rlif_lightning.masked import all_rank_sum
+from rlif_lightning.masked import all_process_sum
 
 TRY_AGAIN = 75
 INTERRUPTED = 130
@@ -50,9 +50,9 @@ class StopSignals(_SignalConnector):
             raise SystemExit(TRY_AGAIN)
 
     def agreed(self) -> int | None:
-        """The exit code that a signal to any rank asks for, None if there was none (a collective)."""
+        """The exit code that a signal to any process asks for, None if there was none (a collective)."""
         mine = torch.tensor([self.asked[code] for code in self.asked], dtype=torch.int64)
-        votes = all_rank_sum(mine.to(self.trainer.strategy.root_device)).tolist()
+        votes = all_process_sum(mine.to(self.trainer.strategy.root_device)).tolist()
         return next((code for code, count in zip(self.asked, votes, strict=True) if count), None)
 
 

@@ -1,4 +1,4 @@
-"""The strategies that a run may use, and our own one for FSDP2: ``configs/strategy/`` has an overlay for each."""
+"""The strategies that a run may use (overlays: ``configs/strategy/``), and our own: FSDP2 and tensor parallelism."""
 
 from __future__ import annotations
 
@@ -14,11 +14,57 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 
 from rlif_lightning.checkpoint_files import finish_folder, unfinished_name, write_together
 from rlif_lightning.policy import Policy, PolicyModel
-from rlif_lightning.shard_files import load_folder
+from rlif_lightning.shard_files import load_folder, load_part_of_file, model_state, optimizer_state
 from rlif_lightning.sharding import Sharding, sharded_modules, sharded_policy
+from rlif_lightning.tensor_parallel import split_policy
 
 
-class ShardedStrategy(ModelParallelStrategy):
+class DividedStrategy(ModelParallelStrategy):
+    """What is common to policies of which each process has a part: devices, and checkpoints that are folders."""
+
+    def model_to_device(self) -> None:
+        """The policy is where it belongs already."""
+        assert self.lightning_module is not None
+        for name, module in self.lightning_module.named_children():
+            if name != "policy":
+                module.to(self.root_device)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """A sharded one is written under a temporary name and renamed: what has the name is whole.
+
+        Raises:
+            RuntimeError: on every process, if one could not write its part; names the path.
+        """
+        if not self._save_distributed_checkpoint:
+            return super().save_checkpoint(checkpoint, filepath, storage_options)
+        path = Path(self.broadcast(filepath))
+        unfinished = unfinished_name(path)
+        if self.is_global_zero:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.barrier()
+        save = super().save_checkpoint
+        try:
+            write_together(path, lambda: save(checkpoint, unfinished, storage_options))
+            write_together(path, lambda: finish_folder(unfinished, path) if self.is_global_zero else None)
+        except RuntimeError:
+            if self.is_global_zero:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """A sharded or a whole one, of any number of processes."""
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.model is not None
+        assert self.lightning_module is not None
+        if path.is_dir():
+            return load_folder(path, self.model, self.optimizers, self.lightning_module.strict_loading)
+        return self._load_file(path)
+
+    def _load_file(self, path: Path) -> dict[str, Any]:
+        return super().load_checkpoint(path, weights_only=True)
+
+
+class ShardedStrategy(DividedStrategy):
     """FSDP2: parameters, gradients and optimiser state of the policy are divided between all processes.
 
     Lightning's ``ModelParallelStrategy`` with all processes in its data-parallel dimension.
@@ -58,13 +104,6 @@ class ShardedStrategy(ModelParallelStrategy):
         # The norm of gradients that wait in the CPU's memory is summed up there.
         return "cpu:gloo,cuda:nccl" if self.cpu_offload and backend == "nccl" else backend
 
-    def model_to_device(self) -> None:
-        """The policy is where it belongs already."""
-        assert self.lightning_module is not None
-        for name, module in self.lightning_module.named_children():
-            if name != "policy":
-                module.to(self.root_device)
-
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Inside, gradients add up on each process, whole, and are not reduced."""
@@ -78,37 +117,6 @@ class ShardedStrategy(ModelParallelStrategy):
             for module in modules:
                 module.set_requires_gradient_sync(True, recurse=False)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """A sharded one is written under a temporary name and renamed: what has the name is whole.
-
-        Raises:
-            RuntimeError: on every rank, if one could not write its part; names the path.
-        """
-        if not self._save_distributed_checkpoint:
-            return super().save_checkpoint(checkpoint, filepath, storage_options)
-        path = Path(self.broadcast(filepath))
-        unfinished = unfinished_name(path)
-        if self.is_global_zero:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        self.barrier()
-        save = super().save_checkpoint
-        try:
-            write_together(path, lambda: save(checkpoint, unfinished, storage_options))
-            write_together(path, lambda: finish_folder(unfinished, path) if self.is_global_zero else None)
-        except RuntimeError:
-            if self.is_global_zero:
-                shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """A sharded or a whole one, of any number of processes."""
-        path = Path(self.broadcast(checkpoint_path))
-        assert self.model is not None
-        assert self.lightning_module is not None
-        if path.is_dir():
-            return load_folder(path, self.model, self.optimizers, self.lightning_module.strict_loading)
-        return super().load_checkpoint(path, weights_only=True)
-
     def sharding(self) -> Sharding:
         """How the policy is divided, once the processes know each other."""
         low = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
@@ -116,10 +124,43 @@ class ShardedStrategy(ModelParallelStrategy):
         return Sharding(mesh, self.root_device, self.cpu_offload, self.keep_sharded, low)
 
 
+class TensorParallelStrategy(DividedStrategy):
+    """Each decoder layer is divided between all processes, which work on the same prompts together.
+
+    Checkpoints are folders into which each process writes its part.
+
+    Args:
+        process_group_backend: null = nccl on GPUs, gloo on CPUs.
+        timeout: of a collective; a process that waits longer ends with an error.
+    """
+
+    def __init__(self, process_group_backend: str | None = None, timeout: timedelta = timedelta(minutes=30)):
+        super().__init__(data_parallel_size=1, process_group_backend=process_group_backend, timeout=timeout)
+
+    def setup_environment(self) -> None:
+        self._tensor_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.model is not None
+        return model_state(self.model)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        assert self.model is not None
+        return optimizer_state(self.model, getattr(optimizer, "_optimizer", optimizer))
+
+    def _load_file(self, path: Path) -> dict[str, Any]:
+        assert self.model is not None
+        assert self.lightning_module is not None
+        return load_part_of_file(path, self.model, self.optimizers, self.lightning_module.strict_loading)
+
+
 def build_policy(policy: Policy, strategy: Strategy | None, frozen: bool = False) -> PolicyModel:
     """The policy or, ``frozen``, its reference model, divided if the strategy says so (a collective then)."""
     if isinstance(strategy, ShardedStrategy):
         return sharded_policy(policy, strategy.sharding(), frozen)
+    if isinstance(strategy, TensorParallelStrategy):
+        return split_policy(policy, strategy.root_device, frozen)
     model: Any = PolicyModel(policy, frozen)
     if frozen and strategy is not None:  # not a part of the LightningModule, which Lightning converts and moves
         model = strategy.precision_plugin.convert_module(model).to(strategy.root_device)
@@ -133,12 +174,11 @@ def check_strategy(strategy: Strategy | str) -> None:
         ValueError: names the strategy and the overlays.
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ShardedStrategy))
+    known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ShardedStrategy, TensorParallelStrategy))
     if isinstance(strategy, str):
         known = strategy == "auto" or strategy.startswith("ddp")
     if not known:
         hint = "FSDP1 is not supported, FSDP2 is: " if "fsdp" in name.lower() else ""
-        hint = "tensor parallelism is not supported; " if "ModelParallel" in name else hint
-        raise ValueError(
-            f"trainer.strategy={name}: {hint}use --config configs/strategy/fsdp2.yaml (or fsdp2_offload.yaml, ddp.yaml)"
-        )
+        hint = "data and tensor parallelism are not combined, take one; " if "ModelParallel" in name else hint
+        others = "fsdp2_offload.yaml, ddp.yaml, tp.yaml"
+        raise ValueError(f"trainer.strategy={name}: {hint}use --config configs/strategy/fsdp2.yaml (or {others})")

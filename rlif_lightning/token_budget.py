@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.masked import is_distributed
+from rlif_lightning.ranks import num_processes
 
 T = TypeVar("T")
 # What PyTorch's allocator of main memory says; on accelerators there is torch.OutOfMemoryError.
@@ -83,7 +83,7 @@ class TokenBudget(nn.Module):
                 "out of memory with a single completion in a micro-batch; see model.policy.gradient_checkpointing and"
                 " model.policy.lora"
             ) from error
-        if is_distributed():
+        if num_processes() > 1:
             raise RuntimeError(
                 f"out of memory in a micro-batch of {self.tokens} tokens on one of several ranks, which cannot do it"
                 " again on its own; resume (--ckpt_path=last) with a lower model.micro_batch_tokens"

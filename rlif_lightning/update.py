@@ -22,6 +22,7 @@ from rlif_lightning.masked import all_rank_sum, masked_sum
 from rlif_lightning.objectives import Objective
 from rlif_lightning.packing import Packed, pack
 from rlif_lightning.policy import PolicyModel
+from rlif_lightning.ranks import agreed
 from rlif_lightning.rollout.rescoring import score_tokens
 from rlif_lightning.rollout.sampling import Sampling
 from rlif_lightning.sharding import equal_passes
@@ -188,7 +189,7 @@ def backward_update(
             ranks sum to the loss. Every rank calls it equally often, at least once.
         meter: collects the token figures.
     """
-    marks = objective.select(update)
+    marks = agreed(objective.select(update))
     weights = aggregation_weights(update.mask, objective.aggregation, sampling.max_new_tokens)
     kept = update.mask & trained_rows(update, marks, objective, group_size).unsqueeze(1)
     micro_batches = list(pack(prompt_ids, completion_ids, kept, group_size, micro_batch_tokens))

@@ -1,7 +1,8 @@
-"""Weights of a model that is sharded over processes: built without any, then each process reads its own part only.
+"""Weights of a model that is divided between processes: built without any, then each process reads its own part only.
 
-``empty_model`` makes the Hugging Face model on the meta device, which holds shapes and no numbers. Once it is sharded
-(``sharding.py``), ``fill`` reads this process's slices from the safetensors files, one parameter after the other.
+``empty_model`` makes the Hugging Face model on the meta device, which holds shapes and no numbers. Once it is divided
+(``sharding.py``, ``tensor_parallel.py``), ``fill`` reads this process's slices from the safetensors files, one
+parameter after the other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
@@ -19,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from rlif_lightning.policy import Policy, PolicyModel, prepared, resolve_model
+from rlif_lightning.split_linear import split_dim
 
 
 def empty_model(policy: Policy) -> Any:
@@ -60,7 +63,7 @@ def fill(model: PolicyModel, policy: Policy, device: torch.device) -> None:
     """Read this process's part of every parameter that is still on the meta device.
 
     Args:
-        model: sharded; its parameters are DTensors, split by rows.
+        model: divided; its parameters are DTensors, split by rows, or those of ``split_linear.py``.
         policy: where the weights are.
         device: where they go.
 
@@ -74,12 +77,21 @@ def fill(model: PolicyModel, policy: Policy, device: torch.device) -> None:
             continue
         path, stored = _find(names, files, model.causal_lm.base_model_prefix, policy)
         with safe_open(path, framework="pt") as file:
-            value = _own_part(parameter, file.get_slice(stored), stored).to(device, parameter.dtype)
-        spec = {"shape": parameter.shape, "stride": parameter.stride()}
-        value = DTensor.from_local(value, parameter.device_mesh, parameter.placements, run_check=False, **spec)
+            dim = split_dim(*owners[0])
+            value = _own_part(parameter, dim, file.get_slice(stored), stored).to(device, parameter.dtype)
+        if isinstance(parameter, DTensor):
+            spec = {"shape": parameter.shape, "stride": parameter.stride()}
+            value = DTensor.from_local(value, parameter.device_mesh, parameter.placements, run_check=False, **spec)
         loaded = nn.Parameter(value, requires_grad=parameter.requires_grad)
         for module, name in owners:
             setattr(module, name, loaded)
+
+
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Buffers are whole on every process."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
 
 
 def _parameters(model: nn.Module) -> dict[int, tuple[list[str], list[tuple[nn.Module, str]]]]:
@@ -127,10 +139,18 @@ def _find(names: list[str], files: dict[str, str], prefix: str, policy: Policy) 
     )
 
 
-def _own_part(parameter: Any, stored: Any, name: str) -> Tensor:
-    """This process's rows of a stored tensor."""
-    if list(parameter.shape) != stored.get_shape():
-        raise ValueError(f"{name} has the shape {stored.get_shape()} in its file; the model needs {parameter.shape}")
+def _own_part(parameter: Any, dim: int | None, stored: Any, name: str) -> Tensor:
+    """This process's part of a stored tensor: rows of a DTensor, an equal part along ``dim``, or all of it."""
+    shape = list(parameter.shape)
+    if dim is not None:
+        shape[dim] *= dist.get_world_size()
+    if shape != stored.get_shape():
+        raise ValueError(f"{name} has the shape {stored.get_shape()} in its file; the model needs {shape}")
+    if dim is not None:
+        size, rank = parameter.shape[dim], dist.get_rank()
+        return stored[(*[slice(None)] * dim, slice(rank * size, (rank + 1) * size))].contiguous()
+    if not isinstance(parameter, DTensor):
+        return stored[:]
     (placement,), mesh = parameter.placements, parameter.device_mesh
     assert isinstance(placement, Shard)
     assert placement.dim == 0

@@ -22,6 +22,7 @@ PURE = ["masked", "packing", "advantages", "losses", "rewards.functional", "roll
 # In the order of one training step: a file may import those before it, never those after.
 ORDER = [
     "batch",
+    "ranks",
     "masked",
     "heap",
     "sources",
@@ -35,7 +36,9 @@ ORDER = [
     "logits",
     "attention",
     "policy",
+    "split_linear",
     "weights",
+    "tensor_parallel",
     "sharding",
     "rollout.base",
     "rollout.rescoring",

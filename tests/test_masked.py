@@ -17,14 +17,14 @@ from rlif_lightning.advantages import gdpo
 from rlif_lightning.batch import LossInputs
 from rlif_lightning.losses import aggregation_weights, token_covariance
 from rlif_lightning.masked import (
-    all_rank_attempt,
+    all_process_attempt,
     all_rank_distinct,
     all_rank_max,
     all_rank_mean_std,
     all_rank_sum,
     all_rank_top_fraction,
     is_distributed,
-    is_first_rank,
+    is_first_process,
     masked_max,
     masked_mean,
     masked_std,
@@ -161,10 +161,12 @@ def run_rank(rank: int, folder: str, shares: list[dict[str, torch.Tensor]]) -> N
     assert all_rank_max(mine).item() == 2
     assert mine.item() == 1.0 + rank
     assert all_rank_distinct(["a", "b", "b"] if rank else ["a", "c"]) == 3
-    assert is_first_rank() == (rank == 0)
-    assert all_rank_attempt(lambda: rank) == rank
-    with pytest.raises(OSError if rank else RuntimeError, match="^full$" if rank else "^rank 1 failed: OSError: full$"):
-        all_rank_attempt(lambda: fail_on_second(rank))
+    assert is_first_process() == (rank == 0)
+    assert all_process_attempt(lambda: rank) == rank
+    with pytest.raises(
+        OSError if rank else RuntimeError, match="^full$" if rank else "^process 1 failed: OSError: full$"
+    ):
+        all_process_attempt(lambda: fail_on_second(rank))
     torch.save(statistics_of(shares[rank]), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -13,7 +13,7 @@ from test_configs import build
 
 from rlif_lightning import cli
 from rlif_lightning.shard_files import check_folder
-from rlif_lightning.strategy import ShardedStrategy
+from rlif_lightning.strategy import ShardedStrategy, TensorParallelStrategy
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,10 @@ from rlif_lightning.strategy import ShardedStrategy
     [
         ("fsdp", r"trainer.strategy=fsdp: FSDP1 is not supported, FSDP2 is: use --config configs/strategy/fsdp2.yaml"),
         ("deepspeed", r"trainer.strategy=deepspeed: use --config configs/strategy/fsdp2.yaml"),
-        ("ModelParallelStrategy", r"tensor parallelism is not supported; use --config configs/strategy/fsdp2.yaml"),
+        (
+            "ModelParallelStrategy",
+            r"data and tensor parallelism are not combined, take one; use --config",
+        ),
         ("FSDPStrategy", r"trainer.strategy=FSDPStrategy: FSDP1 is not supported"),
     ],
 )
@@ -51,13 +54,14 @@ def test_a_checkpoint_folder_cannot_run_code(tmp_path, monkeypatch):
         check_folder(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp2_offload"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp2_offload", "tp"])
 def test_every_overlay_is_built(tmp_path, name):
     arguments = ["--config=configs/quickstart.yaml", f"--config=configs/strategy/{name}.yaml"]
     strategy = build(
         [*arguments, "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
     ).trainer.strategy
-    assert isinstance(strategy, DDPStrategy if name == "ddp" else ShardedStrategy)
+    kinds = {"ddp": DDPStrategy, "tp": TensorParallelStrategy}
+    assert isinstance(strategy, kinds.get(name, ShardedStrategy))
     if isinstance(strategy, ShardedStrategy):
         assert (strategy.cpu_offload, strategy.keep_sharded) == (name == "fsdp2_offload", False)
-    assert {path.stem for path in Path("configs/strategy").glob("*.yaml")} == {"ddp", "fsdp2", "fsdp2_offload"}
+    assert {path.stem for path in Path("configs/strategy").glob("*.yaml")} == {"ddp", "fsdp2", "fsdp2_offload", "tp"}

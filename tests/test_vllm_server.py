@@ -443,8 +443,8 @@ def both_end(folder: Path, arguments: list[str]) -> list[str]:
 
 NOT_THIS = "400 to /v1/completions: not this one"
 FAULTS = {
-    "weights": ("the weights cannot be written", "rank 0 failed: RuntimeError: weights_folder="),
-    "request": (NOT_THIS, r"rank \d failed: RuntimeError: .*" + NOT_THIS),
+    "weights": ("the weights cannot be written", "process 0 failed: RuntimeError: weights_folder="),
+    "request": (NOT_THIS, r"process \d failed: RuntimeError: .*" + NOT_THIS),
     "gap": ("differ from the policy's", "differ from the policy's"),
 }
 

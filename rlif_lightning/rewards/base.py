@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rlif_lightning.batch import RewardOutput, Rollout
 from rlif_lightning.masked import all_rank_sum, masked_std
+from rlif_lightning.ranks import agreed
 from rlif_lightning.rewards.functional import without_length
 
 MIN_SPREAD = 1e-6  # below it a group has no spread but rounding
@@ -199,7 +200,8 @@ class RewardSet(nn.Module):
         if output.scores.isinf().any():
             row = int(output.scores.isinf().nonzero()[0])
             raise RuntimeError(f"reward head {name!r} returned an infinite score for {rollout.texts[row]!r}")
-        return replace(output, scores=output.scores.float())
+        keep = None if output.keep is None else agreed(output.keep)
+        return replace(output, scores=agreed(output.scores.float()), keep=keep)
 
 
 def _excerpt(rollout: Rollout, width: int = 200) -> str:

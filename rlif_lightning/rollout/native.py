@@ -18,6 +18,7 @@ from rlif_lightning.batch import Prompts, Rollout, TokenStats
 from rlif_lightning.heap import HEAP
 from rlif_lightning.logits import pieces
 from rlif_lightning.policy import MAX_LOGITS, PolicyModel
+from rlif_lightning.ranks import agreed
 from rlif_lightning.rewards.functional import token_stats
 from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.decoders import Decoder, LockstepDecoder, SharedPrefixDecoder, StandardDecoder
@@ -54,7 +55,7 @@ class NativeEngine(RolloutEngine):
         ids = pad_sequence([row.ids for row in done], batch_first=True)
         lengths = torch.tensor([len(row.ids) for row in done], device=ids.device)
         mask = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
-        stats = TokenStats(*(pad_sequence([row.stats[i] for row in done], batch_first=True) for i in range(3)))
+        stats = TokenStats(*(agreed(pad_sequence([row.stats[i] for row in done], batch_first=True)) for i in range(3)))
         ended = torch.tensor([row.ended for row in done], device=ids.device)
         texts = [self._text(row.ids, sampling) for row in done]
         return Rollout(prompts, ids, mask, stats, texts, ended, group_size)
@@ -178,7 +179,7 @@ class _Generation:
                 drawn = self._draw_piece(raw[piece], uniforms[rows], None if may_end is None else may_end[rows])
                 tokens.append(drawn[0])
                 stats.append(drawn[1])
-        return torch.cat(tokens), torch.cat(stats)
+        return agreed(torch.cat(tokens)), torch.cat(stats)
 
     def _draw_piece(self, raw: Tensor, uniforms: Tensor, may_end: Tensor | None) -> tuple[Tensor, Tensor]:
         logits = self.rule.apply(raw)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.batch import Prompts, Rollout
-from rlif_lightning.masked import all_rank_attempt, all_rank_max, all_rank_mean_std, is_distributed
+from rlif_lightning.masked import all_process_attempt, all_rank_max, all_rank_mean_std, is_distributed
 from rlif_lightning.policy import PolicyModel
+from rlif_lightning.ranks import num_processes
 from rlif_lightning.rollout.base import RolloutEngine
 from rlif_lightning.rollout.rescoring import Drawn, as_rollout
 from rlif_lightning.rollout.sampling import Sampling, request_seed
@@ -68,7 +69,7 @@ class VLLMEngine(RolloutEngine):
     @torch.no_grad()
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
         self.synchronize()
-        drawn = all_rank_attempt(lambda: self._draw(prompts, group_size, sampling, step))
+        drawn = all_process_attempt(lambda: self._draw(prompts, group_size, sampling, step))
         settings = (group_size, sampling, self.scoring_tokens, self.max_ratio)
         rollout = as_rollout(self.policy, prompts, drawn, *settings)
         self._check_gap(rollout, sampling)
@@ -88,7 +89,7 @@ class VLLMEngine(RolloutEngine):
     def synchronize(self) -> bool:
         """Give the engine the policy's weights if they changed since the last time (a collective); whether they had."""
         if self.sampler is None:
-            self.sampler = all_rank_attempt(self._start)
+            self.sampler = all_process_attempt(self._start)
         now = fingerprint(self.policy)
         changed = self.loaded is None or not torch.equal(now, self.loaded)
         if not all_rank_max(torch.tensor(float(changed), device=now.device)):  # ranks may hold different parts
@@ -118,7 +119,7 @@ class VLLMEngine(RolloutEngine):
         }
 
     def _start(self) -> LocalVLLM | VLLMServer:
-        if is_distributed():
+        if num_processes() > 1:
             raise ValueError(
                 "engine VLLMEngine works in one process, and there are several; start a vLLM server, which they can"
                 " share, and use --config configs/engine/vllm_server.yaml (docs/vllm.md)"
@@ -188,4 +189,9 @@ class VLLMServerEngine(VLLMEngine):
         self.server, self.weights_folder, self.timeout = server, weights_folder, timeout
 
     def _start(self) -> VLLMServer:
+        if num_processes() > 1 and not is_distributed():
+            raise ValueError(
+                "engine VLLMServerEngine does not work under tensor parallelism (trainer.strategy), whose processes"
+                " have the same rows; use NativeEngine, or --config configs/strategy/fsdp2.yaml"
+            )
         return VLLMServer(self.server, self.weights_folder, self.timeout, self.policy.causal_lm.config)

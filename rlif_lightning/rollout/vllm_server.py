@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlif_lightning.masked import all_rank_attempt, all_rank_objects, is_first_rank
+from rlif_lightning.masked import all_process_attempt, all_rank_objects, is_first_process
 from rlif_lightning.rollout.rescoring import Drawn
 from rlif_lightning.rollout.vllm_worker import shape_of
 
@@ -73,7 +73,7 @@ class VLLMServer:
         """
         self.policy_id = ""
         policy_id = all_rank_objects(uuid4().hex)[0]
-        all_rank_attempt(lambda: self._hand_over(weights, policy_id))
+        all_process_attempt(lambda: self._hand_over(weights, policy_id))
         self.policy_id = policy_id
 
     def generate(self, prompt_ids: Sequence[list[int]], requests: Sequence[dict[str, Any]]) -> list[list[Drawn]]:
@@ -94,7 +94,7 @@ class VLLMServer:
         return groups
 
     def _hand_over(self, weights: Iterator[tuple[str, Tensor]], policy_id: str) -> None:
-        if not is_first_rank():
+        if not is_first_process():
             deque(weights, maxlen=0)  # of a divided policy each is gathered from all ranks
             return
         whole = {name: weight.to("cpu", self.dtype).contiguous() for name, weight in weights}
