@@ -160,8 +160,9 @@ def build_policy(policy: Policy, strategy: Strategy | None, frozen: bool = False
     if isinstance(strategy, ShardedStrategy):
         return sharded_policy(policy, strategy.sharding(), frozen)
     if isinstance(strategy, TensorParallelStrategy):
-        return split_policy(policy, strategy.root_device, frozen)
-    model: Any = PolicyModel(policy, frozen)
+        model: Any = split_policy(policy, strategy.root_device, frozen)
+    else:
+        model = PolicyModel(policy, frozen)
     if frozen and strategy is not None:  # not a part of the LightningModule, which Lightning converts and moves
         model = strategy.precision_plugin.convert_module(model).to(strategy.root_device)
     return model

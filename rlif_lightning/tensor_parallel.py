@@ -143,16 +143,18 @@ def as_dtensors(values: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         model: split, or else nothing changes.
     """
     dims = split_dims(model)
-    return {name: _as_dtensor(value, dims[name]) if name in dims else value for name, value in values.items()}
+    if not dims:
+        return values
+    world: Any = dist.group.WORLD
+    mesh = DeviceMesh.from_group(world, next(model.parameters()).device.type)
+    return {name: _as_dtensor(value, dims[name], mesh) if name in dims else value for name, value in values.items()}
 
 
-def _as_dtensor(value: Any, dim: int) -> Any:
+def _as_dtensor(value: Any, dim: int, mesh: DeviceMesh) -> Any:
     if isinstance(value, dict):
-        return {key: _as_dtensor(each, dim) for key, each in value.items()}
+        return {key: _as_dtensor(each, dim, mesh) for key, each in value.items()}
     if not isinstance(value, Tensor) or value.dim() == 0:  # such as the optimiser's count of steps
         return value
-    world: Any = dist.group.WORLD
-    mesh = DeviceMesh.from_group(world, value.device.type)
     return DTensor.from_local(value, mesh, [Shard(dim)], run_check=False)
 
 

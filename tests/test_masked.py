@@ -18,9 +18,12 @@ from rlif_lightning.batch import LossInputs
 from rlif_lightning.losses import aggregation_weights, token_covariance
 from rlif_lightning.masked import (
     all_process_attempt,
+    all_process_objects,
+    all_process_sum,
     all_rank_distinct,
     all_rank_max,
     all_rank_mean_std,
+    all_rank_objects,
     all_rank_sum,
     all_rank_top_fraction,
     is_distributed,
@@ -31,6 +34,7 @@ from rlif_lightning.masked import (
     masked_sum,
 )
 from rlif_lightning.objectives import ClipCov, KLCov
+from rlif_lightning.ranks import agreed, data_rank, num_data_ranks, share_rows, writes_rows
 
 VALUES = torch.tensor([[1.0, 2.0, 9.0], [torch.nan, 4.0, torch.inf], [7.0, torch.nan, -torch.inf]])
 MASK = torch.tensor([[True, True, True], [False, True, False], [False, False, False]])
@@ -168,6 +172,16 @@ def run_rank(rank: int, folder: str, shares: list[dict[str, torch.Tensor]]) -> N
     ):
         all_process_attempt(lambda: fail_on_second(rank))
     torch.save(statistics_of(shares[rank]), f"{folder}/{rank}.pt")
+    assert (data_rank(), num_data_ranks(), writes_rows(), agreed(mine).item()) == (rank, 2, True, 1.0 + rank)
+    share_rows(True)
+    assert not is_distributed()
+    assert (data_rank(), num_data_ranks(), writes_rows(), agreed(mine).item()) == (0, 1, rank == 0, 1.0)
+    assert (all_rank_sum(mine).item(), all_rank_max(mine).item(), all_process_sum(mine).item()) == (
+        1 + rank,
+        1 + rank,
+        3,
+    )
+    assert (all_rank_objects(rank), all_process_objects(rank)) == ([rank], [0, 1])
     dist.destroy_process_group()
 
 

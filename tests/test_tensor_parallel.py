@@ -136,6 +136,18 @@ def test_a_run_goes_on_from_every_kind_of_checkpoint(runs, alone, both, tmp_path
         assert torch.equal(value, weights(both, "method")[name]), name
 
 
+@pytest.mark.slow
+def test_other_subcommands_see_each_prompt_once(tmp_path):
+    looked, asked = ["preflight", *BASE[1:], "--prompts=3"], ["predict", *BASE[1:]]
+    single = {"preflight": looked, "predict": asked}
+    launch(tmp_path / "one", single)
+    launch(tmp_path / "two", {name: [*arguments, *on("tp", 2)] for name, arguments in single.items()}, forks=2)
+    for pattern in ("preflight/version_*/preflight.jsonl", "predict/version_*/predictions/completions-*.jsonl"):
+        expected, found = (list((tmp_path / folder).glob(pattern)) for folder in ("one", "two"))
+        assert [path.name for path in found] == [path.name for path in expected]
+        assert completions(found[0]) == completions(expected[0]) != []
+
+
 @pytest.fixture
 def group(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
