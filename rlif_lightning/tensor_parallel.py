@@ -130,9 +130,12 @@ def clip_split_gradients(model: nn.Module, max_norm: float) -> Tensor:
 
 def gathered_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The whole weights on the CPU of the first process, nothing on the others (a collective)."""
-    dims = split_dims(model)
-    wholes = {name: gathered(value, dims.get(name)) for name, value in model.state_dict().items()}
-    return {name: value.cpu() for name, value in wholes.items() if value is not None}
+    dims, wholes = split_dims(model), {}
+    for name, value in model.state_dict().items():
+        whole = gathered(value, dims.get(name))
+        if whole is not None:
+            wholes[name] = whole.cpu()  # one after the other: a GPU need not have room for the whole
+    return wholes
 
 
 def as_dtensors(values: dict[str, Any], model: nn.Module) -> dict[str, Any]:
