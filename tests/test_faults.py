@@ -20,7 +20,7 @@ from lightning.pytorch import Callback
 from test_checkpoints import LONG, saving
 from test_resume import differences, rows
 from test_run import BASE, fit, metrics
-from test_stopping import two_ranks
+from test_stopping import environment, two_ranks
 
 from rlif_lightning.batch import RewardOutput, Rollout
 from rlif_lightning.checkpoint_files import find_checkpoints
@@ -123,9 +123,8 @@ def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path, processes, s
     arguments = ["fit", *BASE, *LONG, *strategy, EVERY, f"--trainer.default_root_dir={disk}"]
     command = " ".join(f"'{word}'" for word in [sys.executable, "-m", "rlif_lightning", *arguments])
     script = SMALL_DISK.format(size=size, disk=disk, out=out, fit=command)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LOCAL_", "WORLD_", "RANK"))}
-    paths = kept | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
-    subprocess.run(["unshare", "-Urm", "sh", "-c", script], cwd=ROOT, env=paths, timeout=400, check=True)
+    one_thread = environment() | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(["unshare", "-Urm", "sh", "-c", script], cwd=ROOT, env=one_thread, timeout=400, check=True)
     assert (out / "first").read_text() != "0\n"
     assert "rollout=000003.ckpt could not be written" in (out / "first.log").read_text()
     assert sorted((out / "left").read_text().split()) == ["rollout=000001.ckpt", "rollout=000002.ckpt"]

@@ -81,13 +81,20 @@ def test_before_training_a_signal_ends_the_process_at_once_with_the_same_code(tm
     assert process.returncode == TRY_AGAIN
 
 
+def environment() -> dict[str, str]:
+    """Of a process that finds this checkout and its tests."""
+    root = Path(__file__).parent.parent
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+
+
 def two_ranks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A DDP run; over when both processes have let go of its output."""
     command = [sys.executable, "-m", "rlif_lightning", "fit", *BASE, f"--trainer.default_root_dir={folder}", *LONG]
     command += ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2", *arguments]
     root = Path(__file__).parent.parent
-    paths = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
-    return subprocess.run(command, capture_output=True, text=True, cwd=root, env=paths, timeout=240, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=root, env=environment(), timeout=240, check=False
+    )
 
 
 @pytest.mark.slow
