@@ -25,6 +25,7 @@ CURVES = {
     "entropy": "val/entropy",
     "length": "val/length",
 }
+ACTED = ("adjust", "rollback")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Run:
         rollouts: rollouts before each evaluation, rising.
         curves: figure -> its value at each evaluation.
         alarms: rollouts at which CollapseGuard raised an alarm.
-        rollbacks: rollouts after which it went back.
+        actions: rollouts after which it acted: went back, or adjusted a setting.
         stop: rollouts after which LabelFreeStopping, as it is shipped, would have ended the run; None = never.
     """
 
@@ -46,7 +47,7 @@ class Run:
     rollouts: list[int]
     curves: dict[str, list[float]]
     alarms: list[int] = field(default_factory=list)
-    rollbacks: list[int] = field(default_factory=list)
+    actions: list[int] = field(default_factory=list)
     stop: int | None = None
 
 
@@ -71,7 +72,7 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
         [int(rollout) for rollout in evaluated["rollout"]],
         {name: [float(value) for value in evaluated[column]] for name, column in CURVES.items()},
         [event["rollout"] for event in events if event["kind"] == "alarm"],
-        [event["rollout"] for event in events if event["kind"] == "rollback"],
+        [event["rollout"] for event in events if event["kind"] in ACTED],
         None if stopped is None else stopped[0],
     )
 
@@ -101,7 +102,7 @@ def measure(run: Run) -> dict[str, Any]:
     ``collapse``: the first evaluation below half of the peak; ``quarter_lost``: below three quarters; ``lead``:
     rollouts from the guard's first alarm to ``quarter_lost`` (negative: too late; None: no loss, or never an alarm);
     ``missed``: a quarter lost without an alarm before; ``false_alarms``: alarms of a run that never lost a quarter
-    (none where the guard went back: it may be why); ``kept_at_stop``: share of the peak at the last evaluation
+    (none where the guard acted: it may be why); ``kept_at_stop``: share of the peak at the last evaluation
     before LabelFreeStopping would have ended the run (None: it would not).
     """
     accuracy = run.curves["accuracy"]
@@ -123,8 +124,8 @@ def measure(run: Run) -> dict[str, Any]:
         "first_alarm": first_alarm,
         "lead": lead,
         "missed": lost is not None and (lead is None or lead <= 0),
-        "false_alarms": len(run.alarms) if lost is None and not run.rollbacks else 0,
-        "rollbacks": len(run.rollbacks),
+        "false_alarms": len(run.alarms) if lost is None and not run.actions else 0,
+        "actions": len(run.actions),
         "stop": run.stop,
         "kept_at_stop": seen[-1] / max(accuracy) if seen and max(accuracy) > 0 else None,
         **final,
@@ -148,7 +149,7 @@ def by_arm(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "leads": [row["lead"] for row in rows if row["lead"] is not None],
             "missed": sum(row["missed"] for row in rows),
             "false_alarms": sum(row["false_alarms"] > 0 for row in rows),
-            "rollbacks": sum(row["rollbacks"] for row in rows),
+            "actions": sum(row["actions"] for row in rows),
             "stops": [row["stop"] for row in rows if row["stop"] is not None],
             "kept_at_stop": [row["kept_at_stop"] for row in rows if row["kept_at_stop"] is not None],
         }
@@ -180,7 +181,7 @@ def _outcome(arm: str, figures: dict[str, Any]) -> list[str]:
 
 def watch_table(arms: dict[str, dict[str, Any]]) -> str:
     """One line per arm: what CollapseGuard said in time, and where LabelFreeStopping would have ended the run."""
-    head = ["arm", "seeds", "lost a quarter", "guard's lead, rollouts", "missed", "false alarms", "rollbacks"]
+    head = ["arm", "seeds", "lost a quarter", "guard's lead, rollouts", "missed", "false alarms", "actions"]
     return _table([*head, "label-free stop at", "% of peak kept there"], [_watch(*arm) for arm in arms.items()])
 
 
@@ -192,7 +193,7 @@ def _watch(arm: str, figures: dict[str, Any]) -> list[str]:
         ", ".join(f"{lead:+d}" for lead in sorted(figures["leads"])) or "-",
         str(figures["missed"]),
         str(figures["false_alarms"]),
-        str(figures["rollbacks"]),
+        str(figures["actions"]),
         ", ".join(map(str, figures["stops"])) or "never",
         ", ".join(f"{100 * share:.0f}" for share in figures["kept_at_stop"]) or "-",
     ]

@@ -176,8 +176,8 @@ def verdict(spaces: set[str]) -> str:
 
 
 DETECTORS = {
-    "entropy_low": Detector(
-        "policy/entropy", "below", factor=0.05, meaning="The policy has all but stopped to explore."
+    "entropy_low": Detector(  # with gold answers a policy may be that sure because it is right
+        "policy/entropy", "below", factor=0.05, runs="label_free", meaning="The policy has all but stopped to explore."
     ),
     "entropy_high": Detector(
         "policy/entropy", "above", factor=2.0, space="any", meaning="The policy dissolves into noise."

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -50,8 +52,9 @@ class StepEnds(_TrainingEpochLoop):
 class RLIFTrainer(Trainer):
     """Lightning's Trainer that saves at the ends of steps, stops when asked to, and can look before it trains."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any) -> None:
+        refuse_twins(callbacks if isinstance(callbacks, list) else [])
+        super().__init__(*args, callbacks=callbacks, **kwargs)
         self.fit_loop.epoch_loop = StepEnds(self, self.min_steps, self.max_steps)
         self._signal_connector = self.stop_signals = StopSignals(self)
 
@@ -101,6 +104,20 @@ class RLIFTrainer(Trainer):
         print_findings(findings)
         print(f"figures, and the completions as .jsonl: {path}")
         return findings
+
+
+def refuse_twins(callbacks: list[Callback]) -> None:
+    """Refuse two callbacks whose states would be one entry of a checkpoint; an overlay may have added the second.
+
+    Raises:
+        ValueError: names them and the remedy.
+    """
+    keys = Counter(callback.state_key for callback in callbacks if is_overridden("state_dict", callback))
+    if twins := sorted(key for key, count in keys.items() if count > 1):
+        raise ValueError(
+            f"trainer.callbacks={', '.join(twins)}: more than once; leave out one config or `callbacks+` that adds it,"
+            " or change the one that is there (--trainer.callbacks.ARGUMENT=... sets the last one's)"
+        )
 
 
 class _Batches:

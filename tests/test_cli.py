@@ -106,6 +106,12 @@ def test_unusable_data_is_told_in_one_line(capsys, tmp_path, content, message):
     assert message in refused(capsys, *arguments)
 
 
+def test_the_same_callback_twice_is_told_in_one_line(capsys, tmp_path):
+    guard = "--trainer.callbacks+=CollapseGuard"
+    line = refused(capsys, "fit", *BASE, f"--trainer.default_root_dir={tmp_path}", guard, guard)
+    assert "trainer.callbacks=CollapseGuard: more than once" in line
+
+
 def test_a_bug_in_a_user_s_head_keeps_its_traceback(tmp_path):
     head = json.dumps({"mine": {"head": {"class_path": "test_cli.Buggy"}}})
     with pytest.raises(RuntimeError, match=r"'mine' \(Buggy\) raised AttributeError") as info:

@@ -60,8 +60,8 @@ def test_alarms_of_a_healthy_run_are_false():
         2,
     )
     assert math.isnan(measure(run_of([0.0, 0.0]))["retention"])
-    saved = replace(run_of([0.4, 0.6, 0.8, 0.79], [15]), rollbacks=[15])
-    assert (measure(saved)["false_alarms"], measure(saved)["rollbacks"]) == (0, 1)
+    saved = replace(run_of([0.4, 0.6, 0.8, 0.79], [15]), actions=[15])
+    assert (measure(saved)["false_alarms"], measure(saved)["actions"]) == (0, 1)
 
 
 def test_arms_are_means_with_their_range():
@@ -120,12 +120,14 @@ def test_runs_are_read_from_their_tables(tmp_path):
         {**event, "kind": "notice"},
         {**event, "source": "EntropyMonitor"},
         {**event, "kind": "rollback", "rollout": 3},
+        {**event, "kind": "adjust", "rollout": 4},
+        {**event, "kind": "stop", "rollout": 5},
     ]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [event, *others]))
     run = read_run(tmp_path, "a", 1)
     assert run.rollouts == [0, 2, 3]
     assert run.curves["accuracy"] == [0.4, 0.6, 0.55]  # the last one where there are two
-    assert (run.alarms, run.rollbacks, run.stop) == ([2], [3], None)
+    assert (run.alarms, run.actions, run.stop) == ([2], [3, 4], None)
 
 
 def test_curves_are_compared_where_all_seeds_have_them():

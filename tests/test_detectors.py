@@ -92,8 +92,8 @@ def test_shipped_detectors_cover_the_symptoms():
     assert all(detector.meaning for detector in DETECTORS.values())
     assert {name for name, d in DETECTORS.items() if d.severity == "notice"} == {"log_ratio"}
     assert {name: d.runs for name, d in DETECTORS.items() if d.runs != "all"} == {
-        "alignment": "label_free", "conflict": "vote", "certainty_share": "certainty", "consensus": "vote",
-        "unanimous": "vote",
+        "entropy_low": "label_free", "alignment": "label_free", "conflict": "vote", "certainty_share": "certainty",
+        "consensus": "vote", "unanimous": "vote",
     }  # fmt: skip
 
 

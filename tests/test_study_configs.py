@@ -20,6 +20,7 @@ REWARDS = {
     "certainty": {"certainty": 1.0},
     "certainty_guard": {"certainty": 1.0},
     "vote": {"vote": 1.0},
+    "vote_guard": {"vote": 1.0},
     "light_certainty": {"vote": 0.5, "certainty": 0.2},
     "stable_vote": {"vote": 1.0},
 }
@@ -27,10 +28,24 @@ OBJECTIVES = {
     "no_kl_cov": (Clipped, 0.0),
     "reference_kl": (Clipped, 0.005),
     "light_certainty": (KLCov, 0.1),
-    "stable": (KLCov, 0.3),
-    "stable_no_kl_cov": (Clipped, 0.3),
-    "stable_vote": (KLCov, 0.3),
-    "stable_self_certainty": (KLCov, 0.3),
+    "anchored": (KLCov, 0.3),
+    "stable": (KLCov, 0.03),
+    "stable_cosine": (KLCov, 0.03),
+    "stable_no_guard": (KLCov, 0.03),
+    "stable_no_kl_cov": (Clipped, 0.03),
+    "stable_self_certainty": (KLCov, 0.03),
+    "stable_vote": (KLCov, 0.03),
+}
+BY_LOGPROB = {
+    "anchored", "logprob", "logprob_guard", "stable", "stable_cosine", "stable_no_anchor", "stable_no_guard",
+    "stable_no_kl_cov",
+}  # fmt: skip
+ACTIONS = {
+    **dict.fromkeys(["guard", "logprob_guard", "certainty_guard"], "rollback"),
+    **dict.fromkeys(
+        ["stable", "stable_no_anchor", "stable_no_kl_cov", "stable_self_certainty", "stable_vote", "vote_guard"],
+        "adjust",
+    ),
 }
 
 
@@ -60,30 +75,37 @@ def test_an_arm_differs_in_what_its_name_says(arm, tmp_path: Path):
     assert model.objective.reference_kl.weight == kl
     assert type(model.advantage) is (GRPO if arm == "summed" else GDPO)
     guards = [callback for callback in run.trainer.callbacks if isinstance(callback, CollapseGuard)]
-    assert [guard.action for guard in guards] == ["rollback" if arm.endswith("guard") else "warn"]
+    assert [guard.action for guard in guards] == [ACTIONS.get(arm, "warn")]
     assert any(isinstance(callback, KLCovScheduler) for callback in run.trainer.callbacks) == (arm == "closed_loop")
-    assert model.optimizer_plan.learning_rate == 5e-4
+    schedule = "cosine" if arm == "stable_cosine" else "constant"
+    assert (model.optimizer_plan.learning_rate, model.optimizer_plan.lr_schedule) == (5e-4, schedule)
     assert run.datamodule.prompts_per_step == 16
     certainty = model.rewards.settings.get("certainty")
     if certainty is not None:
-        by_logprob = arm in ("logprob", "logprob_guard", "stable", "stable_no_kl_cov")
-        assert isinstance(model.rewards.heads["certainty"], MeanLogprob if by_logprob else SelfCertainty)
+        assert isinstance(model.rewards.heads["certainty"], MeanLogprob if arm in BY_LOGPROB else SelfCertainty)
         assert (certainty.length == "neutral") == (arm == "length_neutral")
         assert (certainty.gate is not None) == (arm == "no_unanimous")
         assert (certainty.spread_floor > 0) == (arm == "spread_floor")
 
 
 def test_the_preset_is_the_arm():
-    runs = [build([f"--config={STUDY}/base.yaml", f"--config={path}", *ON_CPU]) for path in
-            (STUDY / "stable.yaml", ROOT / "configs" / "stable.yaml")]  # fmt: skip
-    arm, preset = (run.model for run in runs)
-    assert preset.objective == arm.objective
-    assert preset.advantage == arm.advantage
+    """On a base without a guard, as the quickstart: beside the study's own, the preset's would be a second one."""
+    no_guard = "--trainer.callbacks=[EntropyMonitor]"
+    arm = build([f"--config={STUDY}/base.yaml", f"--config={STUDY}/stable.yaml", *ON_CPU])
+    preset = build([f"--config={STUDY}/base.yaml", no_guard, f"--config={ROOT}/configs/stable.yaml", *ON_CPU])
+    assert preset.model.objective == arm.model.objective
+    assert preset.model.advantage == arm.model.advantage
     described = [
         {name: (repr(model.rewards.heads[name]), reward.weight) for name, reward in model.rewards.settings.items()}
-        for model in (arm, preset)
+        for model in (arm.model, preset.model)
     ]
     assert described[0] == described[1]
+    guards = [
+        [callback for callback in run.trainer.callbacks if isinstance(callback, CollapseGuard)] for run in (arm, preset)
+    ]
+    assert [[(g.action, g.scale, g.max_actions, g.detectors) for g in each] for each in guards] == [
+        [("adjust", {"learning_rate": 0.5}, 10, CollapseGuard().detectors)]
+    ] * 2
 
 
 def test_an_arm_is_one_setting():
