@@ -25,7 +25,7 @@ from lightning.pytorch import Callback, Trainer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rlif_lightning import cli
-from rlif_lightning.policy import resolve_model
+from rlif_lightning.model.loading import resolve_model
 
 MIB = 1024
 

@@ -18,17 +18,17 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from workload import Meter
 
-from rlif_lightning.advantages import GDPO
-from rlif_lightning.batch import RewardOutput, Rollout
-from rlif_lightning.evaluation import Evaluation
+from rlif_lightning.data.prompts import LocalFiles, PromptData
+from rlif_lightning.evaluation.evaluator import Evaluation
+from rlif_lightning.learning.advantages import GDPO
+from rlif_lightning.learning.objectives import Clipped, ReferenceKL
+from rlif_lightning.model.loading import Policy
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.objectives import Clipped, ReferenceKL
-from rlif_lightning.policy import Policy
-from rlif_lightning.prompts import LocalFiles, PromptData
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead, SelfCertainty
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.sampling import Sampling
 
 
 class OfIds(RewardHead):

@@ -14,9 +14,9 @@ from callbacks.events import record_event
 from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.steering import Snapshots, check_scale, scale_setting
 from callbacks.symptoms import symptoms
-from rlif_lightning.answers import AnswerExtractor
-from rlif_lightning.batch import RewardOutput
+from rlif_lightning.answers.final_answers import AnswerExtractor
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.records import RewardOutput
 from rlif_lightning.rewards import MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.rewards.voting import vote_metrics
 

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlif_lightning.folders import run_folder
+from rlif_lightning.answers.final_answers import is_correct
+from rlif_lightning.evaluation.completion_rows import completion_records
+from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.ranks import writes_rows
-from rlif_lightning.records import completion_records
-from rlif_lightning.rewards.controls import is_correct
-from rlif_lightning.rewards.functional import mean_over_completion
+from rlif_lightning.processes.ranks import writes_rows
+from rlif_lightning.running.run_folder import run_folder
 
 FORMATS = ("jsonl", "parquet")
 PIPE_WIDTH = 160  # columns of a table that is printed into a file or a pipe

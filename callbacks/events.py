@@ -10,8 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from rlif_lightning.folders import run_folder
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.running.run_folder import run_folder
 
 FILE = "events.jsonl"
 

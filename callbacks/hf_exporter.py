@@ -13,10 +13,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from rlif_lightning.folders import run_folder
+from rlif_lightning.model.loading import Policy, load_pretrained
+from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.policy import Policy, PolicyModel, load_pretrained
-from rlif_lightning.sharding import whole_state_dict
+from rlif_lightning.parallel.fsdp import whole_state_dict
+from rlif_lightning.running.run_folder import run_folder
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -10,8 +10,8 @@ import numpy as np
 from lightning.pytorch import Callback, Trainer
 
 from callbacks.events import record_event
+from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.objectives import KLCov
 
 # kind -> the arguments that belong to it, beside `start`
 KINDS = {

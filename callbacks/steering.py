@@ -10,10 +10,10 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from rlif_lightning.checkpoint_files import remove_checkpoint, why_unusable, write_checkpoint
-from rlif_lightning.checkpoints import run_checkpoints
-from rlif_lightning.folders import run_folder
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.running.checkpoint_files import remove_checkpoint, why_unusable, write_checkpoint
+from rlif_lightning.running.run_checkpoints import run_checkpoints
+from rlif_lightning.running.run_folder import run_folder
 
 
 def read_setting(trainer: Trainer, module: RLIFModule, name: str) -> float:

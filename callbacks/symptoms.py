@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlif_lightning.answers import normalise
-from rlif_lightning.batch import Rollout
-from rlif_lightning.masked import all_rank_sum, masked_mean
+from rlif_lightning.answers.final_answers import normalise
+from rlif_lightning.masked import masked_mean
+from rlif_lightning.processes.collectives import all_rank_sum
+from rlif_lightning.records import Rollout
 from rlif_lightning.rewards.voting import vote_shares
 
 NGRAM = 4

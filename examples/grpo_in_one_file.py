@@ -13,16 +13,17 @@ import argparse
 
 import torch
 
-from rlif_lightning.advantages import group_normalize
-from rlif_lightning.answers import AnswerExtractor
-from rlif_lightning.batch import Prompts
-from rlif_lightning.losses import aggregation_weights, clipped_surrogate
-from rlif_lightning.packing import pack
-from rlif_lightning.policy import Policy, PolicyModel
+from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.data.sources import ArithmeticProblems
+from rlif_lightning.learning.advantages import group_normalize
+from rlif_lightning.learning.losses import aggregation_weights, clipped_surrogate
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.packing import pack
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import Prompts
 from rlif_lightning.rewards.voting import vote_shares
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.sampling import Sampling
-from rlif_lightning.sources import ArithmeticProblems
+from rlif_lightning.sampling import Sampling
 
 P, G, UPDATES, TOKENS = 16, 8, 2, 8192  # prompts, completions of each, updates per rollout, budget of a forward pass
 SAMPLING = Sampling(max_new_tokens=48)

@@ -21,7 +21,7 @@ import re
 
 import torch
 
-from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 
 EQUATION = re.compile(r"(\d+)\+(\d+)=(\d+)")

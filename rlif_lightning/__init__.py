@@ -1,1 +1,109 @@
-"""rlif-lightning: reinforcement learning from internal feedback on PyTorch Lightning."""
+"""rlif-lightning: reinforcement learning from internal feedback on PyTorch Lightning.
+
+The public names, one a line. Each is imported when it is first used (PEP 562), so that ``import rlif_lightning``
+imports neither torch nor Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at run time
+    from rlif_lightning.answers.checkers import AnswerChecker, Checker, CodeChecker, LiteralChecker
+    from rlif_lightning.answers.code_tasks import CodeExtractor
+    from rlif_lightning.answers.final_answers import AnswerExtractor
+    from rlif_lightning.data.benchmark_source import BenchmarkData
+    from rlif_lightning.data.prompt_format import PromptFormat
+    from rlif_lightning.data.prompts import PromptData
+    from rlif_lightning.data.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym
+    from rlif_lightning.evaluation.evaluator import Evaluation
+    from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
+    from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, Objective, ReferenceKL
+    from rlif_lightning.model.loading import LoRA, Policy
+    from rlif_lightning.module import RLIFModule
+    from rlif_lightning.records import LossInputs, Prompts, RewardOutput, Rollout, TokenStats
+    from rlif_lightning.rewards.base import Gate, RewardHead, WeightedReward
+    from rlif_lightning.rewards.code import BehaviourVote, CodeTests
+    from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
+    from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
+    from rlif_lightning.rewards.voting import ClusterVote
+    from rlif_lightning.rollout.engine import RolloutEngine
+    from rlif_lightning.rollout.native import NativeEngine
+    from rlif_lightning.rollout.vllm_engine import VLLMEngine, VLLMServerEngine
+    from rlif_lightning.running.run_checkpoints import RunCheckpoints
+    from rlif_lightning.running.strategies import ShardedStrategy, TensorParallelStrategy
+    from rlif_lightning.sampling import Sampling
+    from rlif_lightning.sandbox.pool import Sandbox
+    from rlif_lightning.trainer import RLIFTrainer
+
+_MODULES = {
+    "Advantage": "learning.advantages",
+    "AnswerChecker": "answers.checkers",
+    "AnswerExtractor": "answers.final_answers",
+    "ArithmeticProblems": "data.sources",
+    "BehaviourVote": "rewards.code",
+    "BenchmarkData": "data.benchmark_source",
+    "Checker": "answers.checkers",
+    "ClipCov": "learning.objectives",
+    "Clipped": "learning.objectives",
+    "ClusterVote": "rewards.voting",
+    "CodeChecker": "answers.checkers",
+    "CodeExtractor": "answers.code_tasks",
+    "CodeTests": "rewards.code",
+    "DrGRPO": "learning.advantages",
+    "Evaluation": "evaluation.evaluator",
+    "Format": "rewards.controls",
+    "Gate": "rewards.base",
+    "GDPO": "learning.advantages",
+    "GoldAnswer": "rewards.controls",
+    "GRPO": "learning.advantages",
+    "HubDataset": "data.sources",
+    "KLCov": "learning.objectives",
+    "Length": "rewards.controls",
+    "LiteralChecker": "answers.checkers",
+    "LocalFiles": "data.sources",
+    "LoRA": "model.loading",
+    "LossInputs": "records",
+    "MeanLogprob": "rewards.internal",
+    "NativeEngine": "rollout.native",
+    "NegativeEntropy": "rewards.internal",
+    "Objective": "learning.objectives",
+    "Policy": "model.loading",
+    "ProblemSource": "data.sources",
+    "PromptData": "data.prompts",
+    "PromptFormat": "data.prompt_format",
+    "Prompts": "records",
+    "Random": "rewards.controls",
+    "ReasoningGym": "data.sources",
+    "ReferenceKL": "learning.objectives",
+    "RewardHead": "rewards.base",
+    "RewardOutput": "records",
+    "RLIFModule": "module",
+    "RLIFTrainer": "trainer",
+    "RLOO": "learning.advantages",
+    "Rollout": "records",
+    "RolloutEngine": "rollout.engine",
+    "RunCheckpoints": "running.run_checkpoints",
+    "Sampling": "sampling",
+    "Sandbox": "sandbox.pool",
+    "SelfCertainty": "rewards.internal",
+    "ShardedStrategy": "running.strategies",
+    "TensorParallelStrategy": "running.strategies",
+    "TokenStats": "records",
+    "VLLMEngine": "rollout.vllm_engine",
+    "VLLMServerEngine": "rollout.vllm_engine",
+    "WeightedReward": "rewards.base",
+}
+__all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -22,20 +22,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import rlif_lightning.rewards
-import rlif_lightning.rollout.vllm
-from rlif_lightning.advantages import Advantage
-from rlif_lightning.checkpoint_files import resolve_checkpoint
-from rlif_lightning.checkpoints import RunCheckpoints, run_checkpoints
-from rlif_lightning.csv_log import MetricsTable
-from rlif_lightning.evaluation_files import EvaluationFiles
-from rlif_lightning.evaluation_report import Report, print_comparison, print_report
+import rlif_lightning.rollout.vllm_engine
+from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.evaluation.files import EvaluationFiles
+from rlif_lightning.evaluation.prediction_files import PredictionFiles, Predictions
+from rlif_lightning.evaluation.report import Report, print_comparison, print_report
+from rlif_lightning.learning.advantages import Advantage
+from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.model.loading import resolve_model
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.objectives import Objective
-from rlif_lightning.policy import resolve_model
-from rlif_lightning.prediction_files import PredictionFiles, Predictions
-from rlif_lightning.prompts import PromptData
-from rlif_lightning.stopping import exit_on_request
-from rlif_lightning.strategy import check_strategy
+from rlif_lightning.running.checkpoint_search import resolve_checkpoint
+from rlif_lightning.running.metrics_csv import MetricsTable
+from rlif_lightning.running.run_checkpoints import RunCheckpoints, run_checkpoints
+from rlif_lightning.running.stop_signals import exit_on_request
+from rlif_lightning.running.strategies import check_strategy
 from rlif_lightning.trainer import RLIFTrainer
 
 # Settings that come in kinds: YAML names the class.

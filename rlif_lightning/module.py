@@ -15,33 +15,33 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from rlif_lightning.advantages import GDPO, Advantage
-from rlif_lightning.batch import LossInputs, Prompts, RewardOutput, Rollout
-from rlif_lightning.evaluation import Evaluation, Evaluator
-from rlif_lightning.masked import all_rank_sum
-from rlif_lightning.objectives import KLCov, Objective
-from rlif_lightning.optimizer import OptimizerPlan
-from rlif_lightning.policy import Policy, PolicyModel
-from rlif_lightning.prompts import PromptData
-from rlif_lightning.ranks import data_rank, num_data_ranks, share_rows
-from rlif_lightning.records import completion_records
-from rlif_lightning.rewards.base import RewardSet, WeightedReward
-from rlif_lightning.rollout.base import RolloutEngine
-from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.sampling import PREDICTION_STEP, Sampling
-from rlif_lightning.scoring import score_rollout
-from rlif_lightning.sharding import clip_gradients
-from rlif_lightning.strategy import TensorParallelStrategy, build_policy, check_strategy
-from rlif_lightning.token_budget import TokenBudget
-from rlif_lightning.update import (
-    UpdateMeter,
+from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.evaluation.completion_rows import completion_records
+from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
+from rlif_lightning.learning.advantages import GDPO, Advantage
+from rlif_lightning.learning.objectives import KLCov, Objective
+from rlif_lightning.learning.optimizer import OptimizerPlan
+from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
+from rlif_lightning.learning.token_budget import TokenBudget
+from rlif_lightning.learning.update import (
     UpdatePlan,
     accumulate_gradient,
     non_finite_message,
     reference_logprobs,
     select_groups,
-    without_dropped,
 )
+from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.parallel.fsdp import clip_gradients
+from rlif_lightning.processes.collectives import all_rank_sum
+from rlif_lightning.processes.ranks import data_rank, num_data_ranks, share_rows
+from rlif_lightning.records import LossInputs, Prompts, RewardOutput, Rollout
+from rlif_lightning.rewards.base import RewardSet, WeightedReward
+from rlif_lightning.rollout.engine import RolloutEngine
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
+from rlif_lightning.sampling import PREDICTION_STEP, Sampling
 
 
 class RLIFModule(LightningModule):

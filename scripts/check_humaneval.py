@@ -16,7 +16,7 @@ import json
 import resource
 import time
 
-from rlif_lightning.rewards.code import pass_rates
+from rlif_lightning.answers.code_verdicts import pass_rates
 from rlif_lightning.sandbox.isolation import LEVELS
 from rlif_lightning.sandbox.pool import Sandbox
 

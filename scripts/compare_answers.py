@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from rlif_lightning.answers import equivalent
+from rlif_lightning.answers.final_answers import equivalent
 
 
 class Pair(NamedTuple):

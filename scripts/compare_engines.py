@@ -22,22 +22,23 @@ from typing import Any
 
 import torch
 
-from rlif_lightning.answers import AnswerExtractor
-from rlif_lightning.batch import LossInputs, Rollout
+from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct
+from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.data.sources import ReasoningGym
+from rlif_lightning.learning.objectives import Clipped
+from rlif_lightning.learning.update import backward_update, select_groups
+from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.masked import masked_mean
-from rlif_lightning.objectives import Clipped
-from rlif_lightning.policy import Policy, PolicyModel
-from rlif_lightning.prompts import PromptData
-from rlif_lightning.rewards.controls import is_correct
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import LossInputs, Rollout
 from rlif_lightning.rewards.voting import vote_shares
-from rlif_lightning.rollout.base import RolloutEngine
+from rlif_lightning.rollout.engine import RolloutEngine
+from rlif_lightning.rollout.external_samples import as_rollout
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.rescoring import as_rollout
-from rlif_lightning.rollout.sampling import Sampling
-from rlif_lightning.rollout.vllm import VLLMEngine, VLLMServerEngine
-from rlif_lightning.rollout.weights import fingerprint
-from rlif_lightning.sources import ReasoningGym
-from rlif_lightning.update import UpdateMeter, backward_update, select_groups
+from rlif_lightning.rollout.vllm_engine import VLLMEngine, VLLMServerEngine
+from rlif_lightning.rollout.vllm_weights import fingerprint
+from rlif_lightning.sampling import Sampling
 
 EXAMPLES = [("5 + 7", 12), ("9 - 6", 3), ("8 + 4", 12)]
 QUESTION = "State the final answer to the following arithmetic problem: {} ="

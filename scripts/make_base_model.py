@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlif_lightning.prompts import ArithmeticProblems
+from rlif_lightning.data.prompts import ArithmeticProblems
 
 ANSWER_MARK = "####"
 LARGEST_SLIP = 9

@@ -28,8 +28,10 @@ from typing import Any
 
 import torch
 
-from rlif_lightning import checkpoint_files, cli, module
+from rlif_lightning import cli, module
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running import checkpoint_files
+from rlif_lightning.running.checkpoint_search import find_checkpoints
 
 PHASES: dict[str, tuple[Any, str]] = {
     "rollout": (NativeEngine, "generate"),
@@ -123,7 +125,7 @@ def same(left: Any, right: Any) -> bool:
 
 def differences(whole: Path, soaked: Path) -> list[str]:
     """What the last checkpoint and the logged figures of two roots differ in."""
-    paths = [next(iter(checkpoint_files.find_checkpoints(root)), None) for root in (whole, soaked)]
+    paths = [next(iter(find_checkpoints(root)), None) for root in (whole, soaked)]
     if None in paths or paths[0].name != paths[1].name:  # pyright: ignore[reportOptionalMemberAccess]
         return [f"last checkpoints: {paths}"]
     left, right = (torch.load(str(path), weights_only=True) for path in paths)
@@ -146,7 +148,7 @@ def soak(kills: int, out: Path, seed: int, report: Callable[[str], None] = print
         phase = list(PHASES)[done.total() % len(PHASES)]
         code = live(arguments, out / "soaked", phase, draw.randrange(2**31))
         done[phase] += code == -signal.SIGKILL
-        found = checkpoint_files.find_checkpoints(out / "soaked")
+        found = find_checkpoints(out / "soaked")
         report(f"{phase}: exit code {code}, newest checkpoint {found[0].name if found else None}")
     if code == -signal.SIGKILL:
         code = live(arguments, out / "soaked")

@@ -26,7 +26,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from rlif_lightning.policy import resolve_model
+from rlif_lightning.model.loading import resolve_model
 
 torch.set_num_threads(1)
 

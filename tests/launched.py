@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.ranks import forked
 from rlif_lightning import cli
-from rlif_lightning.sharding import whole_state_dict
+from rlif_lightning.parallel.fsdp import whole_state_dict
 
 
 def run(out: Path, name: str, arguments: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The formulas restated one number at a time, in plain Python, from the papers and not from the library.
 
 No tensor arithmetic on purpose: a wrong axis, mask or broadcast in the library cannot be repeated here. ``None`` and
-NaN both stand for "does not apply". Nested lists follow the library's axis letters (``batch.py``). At the end: the
+NaN both stand for "does not apply". Nested lists follow the library's axis letters (``records.py``). At the end: the
 small updates that several test files share.
 """
 
@@ -15,7 +15,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from rlif_lightning.batch import LossInputs
+from rlif_lightning.records import LossInputs
 
 
 def mean(values: Sequence[float]) -> float:

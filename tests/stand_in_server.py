@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from rlif_lightning.batch import Prompts
-from rlif_lightning.policy import Policy, PolicyModel
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import Prompts
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.sampling import Sampling
 from rlif_lightning.rollout.vllm_worker import PolicyWorker
+from rlif_lightning.sampling import Sampling
 
 
 class Worker(PolicyWorker):

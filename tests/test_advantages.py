@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.advantages import GDPO, GRPO, RLOO, DrGRPO, center, gdpo, group_normalize, reward_shares
+from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO, center, gdpo, group_normalize, reward_shares
 
 ESTIMATORS = [GDPO(), GDPO("sample"), GDPO("token"), GRPO(), DrGRPO(), RLOO()]
 GROUP_ESTIMATORS = [GDPO(), GRPO(), DrGRPO(), RLOO()]

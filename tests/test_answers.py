@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning import answers
-from rlif_lightning.answers import AnswerExtractor, cluster, equivalent, normalise, open_clusters
+from rlif_lightning.answers import final_answers
+from rlif_lightning.answers.final_answers import AnswerExtractor, cluster, equivalent, normalise, open_clusters
 
 ANSWERISH = st.text(alphabet="0123456789.,+-*/^=%$ \\{}()[]_`abXY°\u2212ßtextrmfcdl\n", max_size=40)
 
@@ -146,8 +146,8 @@ def test_normalise_keeps_the_value_of_a_number(number):
     ],
 )
 def test_equivalent_without_the_library(a, b, same, monkeypatch):
-    monkeypatch.setattr(answers, "ask", lambda strings: pytest.fail(f"math-verify was asked about {strings}"))
-    answers._library_equal.cache_clear()
+    monkeypatch.setattr(final_answers, "ask", lambda strings: pytest.fail(f"math-verify was asked about {strings}"))
+    final_answers._library_equal.cache_clear()
     assert equivalent(a, b) is same
     assert equivalent(b, a) is same
 
@@ -220,7 +220,7 @@ def test_open_clusters_gives_the_most_frequent_string_of_each_cluster():
 
 def test_importing_answers_loads_no_computer_algebra():
     code = (
-        "import sys; from rlif_lightning.answers import equivalent; assert equivalent('1/2', '0.50');"
+        "import sys; from rlif_lightning.answers.final_answers import equivalent; assert equivalent('1/2', '0.50');"
         "sys.exit('sympy' in sys.modules or 'math_verify' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

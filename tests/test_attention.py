@@ -12,9 +12,9 @@ from test_packing import SHAPES, line_of, naive_mask
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-import rlif_lightning.attention as attention
-from rlif_lightning.attention import Block, TreePlan, attend, fused_attention
-from rlif_lightning.packing import Tree
+import rlif_lightning.model.attention as attention
+from rlif_lightning.model.attention import Block, TreePlan, attend, fused_attention
+from rlif_lightning.model.packing import Tree
 
 CPU = torch.device("cpu")
 HEADS, SIZE = 4, 3

@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlif_lightning.answers import AnswerExtractor
-from rlif_lightning.batch import Prompts
-from rlif_lightning.policy import EMBEDDED_MODELS, Policy, PolicyModel
+from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.data.sources import ArithmeticProblems
+from rlif_lightning.model.loading import EMBEDDED_MODELS, Policy
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import Prompts
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.sampling import Sampling
-from rlif_lightning.sources import ArithmeticProblems
+from rlif_lightning.sampling import Sampling
 
 FOLDER = EMBEDDED_MODELS["rlif-arithmetic"]
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from rlif_lightning import cli
-from rlif_lightning.benchmarks import BenchmarkData
+from rlif_lightning.data.benchmark_source import BenchmarkData
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "benchmarks"
@@ -282,8 +282,8 @@ def test_the_hub_is_asked_for_the_pinned_version_and_a_failure_says_what_to_do(t
         asked.append((arguments, settings))
         raise ConnectionError("offline")
 
-    for module in ("sources", "benchmarks"):
-        monkeypatch.setattr(f"rlif_lightning.{module}.load_dataset", refuse)
+    for module in ("sources", "benchmark_source"):
+        monkeypatch.setattr(f"rlif_lightning.data.{module}.load_dataset", refuse)
     for name in sorted(ROWS):
         settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["data"]["source"]["init_args"]
         with pytest.raises(ValueError, match="cannot be loaded: offline; check the"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlif_lightning.bootstrap import bootstrap_figures, paired_change, resampled_ratios
+from rlif_lightning.evaluation.bootstrap import bootstrap_figures, paired_change, resampled_ratios
 
 
 def mean_figures(values, share=True, **settings):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.checkers import AnswerChecker, CodeChecker, LiteralChecker
-from rlif_lightning.code_tasks import CodeExtractor
+from rlif_lightning.answers.checkers import AnswerChecker, CodeChecker, LiteralChecker
+from rlif_lightning.answers.code_tasks import CodeExtractor
 from rlif_lightning.sandbox.pool import Sandbox
 
 

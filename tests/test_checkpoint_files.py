@@ -12,16 +12,15 @@ import pytest
 import torch
 from test_run import fit
 
-from rlif_lightning import checkpoint_files
-from rlif_lightning.checkpoint_files import (
+from rlif_lightning.running import checkpoint_files
+from rlif_lightning.running.checkpoint_files import (
     FILES,
     CheckpointFile,
-    find_checkpoints,
     remove_checkpoint,
-    resolve_checkpoint,
     unfinished_name,
     why_unusable,
 )
+from rlif_lightning.running.checkpoint_search import find_checkpoints, resolve_checkpoint
 
 GOOD = {"state_dict": {"num_rollouts": torch.tensor(3)}, "loops": {}, "callbacks": {}, "optimizer_states": []}
 

@@ -14,10 +14,11 @@ from test_resume import differences, rows
 from test_run import BASE, assert_same, fit, parameters
 
 from rlif_lightning import cli
-from rlif_lightning.batch import RewardOutput, Rollout
-from rlif_lightning.checkpoint_files import find_checkpoints, why_unusable
-from rlif_lightning.checkpoints import RunCheckpoints
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
+from rlif_lightning.running.checkpoint_files import why_unusable
+from rlif_lightning.running.checkpoint_search import find_checkpoints
+from rlif_lightning.running.run_checkpoints import RunCheckpoints
 
 
 def saving(**settings: Any) -> str:

@@ -12,7 +12,7 @@ import yaml
 from test_run import BASE, fit
 
 from rlif_lightning import cli
-from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 
 

@@ -16,10 +16,11 @@ from test_cli import base
 from test_rewards import handmade
 
 from rlif_lightning import cli
-from rlif_lightning.code_inputs import draw_arguments, read_arguments
-from rlif_lightning.code_tasks import CodeExtractor, task_of
+from rlif_lightning.answers.code_inputs import draw_arguments, read_arguments
+from rlif_lightning.answers.code_tasks import CodeExtractor, task_of
+from rlif_lightning.answers.code_verdicts import pass_rates
 from rlif_lightning.rewards import BehaviourVote, CodeTests
-from rlif_lightning.rewards.code import behaviour, behaviour_labels, pass_rates
+from rlif_lightning.rewards.code import behaviour, behaviour_labels
 from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox
 
 # The strongest sandbox of the machine, whatever it is: test_escape.py is about what it stops.

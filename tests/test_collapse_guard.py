@@ -15,7 +15,7 @@ from test_run import assert_same, parameters
 from callbacks import CollapseGuard
 from callbacks.events import read_events
 from rlif_lightning import cli
-from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 from rlif_lightning.rewards.voting import vote_shares
 

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoTokenizer
 
 from rlif_lightning import cli
-from rlif_lightning.advantages import GDPO
+from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.learning.advantages import GDPO
+from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.objectives import KLCov
-from rlif_lightning.prompts import PromptData
 from rlif_lightning.rewards import ClusterVote, GoldAnswer, SelfCertainty
 from rlif_lightning.rollout.native import NativeEngine
 

@@ -10,10 +10,10 @@ from restatement import loss_and_gradient, rows_in, update
 from test_rewards import handmade
 
 from rlif_lightning import rewards
-from rlif_lightning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
-from rlif_lightning.batch import Rollout
-from rlif_lightning.code_tasks import CodeExtractor
-from rlif_lightning.objectives import ClipCov, Clipped, KLCov, Objective, ReferenceKL
+from rlif_lightning.answers.code_tasks import CodeExtractor
+from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
+from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, Objective, ReferenceKL
+from rlif_lightning.records import Rollout
 from rlif_lightning.sandbox.pool import Sandbox
 
 SANDBOX = Sandbox(minimum="rlimits")

@@ -9,11 +9,12 @@ from test_native import GROUP, SAMPLINGS, completions, load, rescored
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma3PreTrainedModel, LlamaPreTrainedModel, PreTrainedModel
 
-from rlif_lightning.batch import Prompts, Rollout
-from rlif_lightning.policy import LoRA, PolicyModel
+from rlif_lightning.model.loading import LoRA
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.sampling import Sampling, counter_uniforms
+from rlif_lightning.sampling import Sampling, counter_uniforms
 
 PROMPT_LENGTHS = [1, 17, 4, 9, 2, 30, 3, 3, 12, 7, 21, 5]
 

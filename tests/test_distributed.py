@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlif_lightning.policy import Policy, load_pretrained
+from rlif_lightning.model.loading import Policy, load_pretrained
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADS = {"vote": {"head": "ClusterVote", "weight": 0.5}, "certainty": {"head": "MeanLogprob", "weight": 0.5}}

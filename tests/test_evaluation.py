@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from test_rewards import handmade
 
-from rlif_lightning.answers import AnswerExtractor
-from rlif_lightning.batch import Rollout
-from rlif_lightning.checkers import LiteralChecker
-from rlif_lightning.evaluation import Evaluation, Evaluator
+from rlif_lightning.answers.checkers import LiteralChecker
+from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
+from rlif_lightning.records import Rollout
 
 TEXTS = ["#### 3", "3.0", "5", "no", "#### 7", "8", "9", "9"]  # two problems with four samples
 

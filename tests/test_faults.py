@@ -22,9 +22,9 @@ from test_resume import differences, rows
 from test_run import BASE, fit, metrics
 from test_stopping import environment, two_ranks
 
-from rlif_lightning.batch import RewardOutput, Rollout
-from rlif_lightning.checkpoint_files import find_checkpoints
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
+from rlif_lightning.running.checkpoint_search import find_checkpoints
 
 ROOT = Path(__file__).parent.parent
 FSDP2 = ["--config=configs/strategy/fsdp2.yaml", "--trainer.devices=2"]

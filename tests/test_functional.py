@@ -11,14 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.batch import Prompts, Rollout, TokenStats
+from rlif_lightning.model.token_stats import token_entropy, token_logprob, token_self_certainty, token_stats
+from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rewards import SelfCertainty
-from rlif_lightning.rewards.functional import (
-    token_entropy,
-    token_logprob,
-    token_self_certainty,
-    token_stats,
-)
 
 
 def random_logits(rows: int, vocabulary: int, scale: float = 3.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

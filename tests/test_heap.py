@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from rlif_lightning.heap import Heap, resident_bytes
+from rlif_lightning.model.cpu_memory import Heap, resident_bytes
 
 MIB = 2**20
 glibc = pytest.mark.skipif(Heap().trim is None, reason="another C library")

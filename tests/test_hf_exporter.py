@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from callbacks import HFExporter
 from callbacks.hf_exporter import write_model
 from rlif_lightning import cli
-from rlif_lightning.policy import Policy, PolicyModel
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.policy import PolicyModel
 
 TEXT = "3+4+5="
 LORA = '--model.policy.lora={"rank": 4, "alpha": 8}'

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import rlif_lightning.attention as attention
+import rlif_lightning.model.attention as attention
 import rlif_lightning.rollout.kv_memory as kv_memory
-from rlif_lightning.attention import TreePlan
-from rlif_lightning.packing import Tree
+from rlif_lightning.model.attention import TreePlan
+from rlif_lightning.model.packing import Tree
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory, moves
 
 CPU = torch.device("cpu")

@@ -1,118 +1,103 @@
-"""The house rules, by syntax tree: imports run one way, files and functions stay small, pure files stay pure."""
+"""The house rules, by syntax tree: imports run one way between rooms, files and functions stay small and documented."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from rlif_lightning.module import RLIFModule
-from rlif_lightning.prompts import PromptData
+import rlif_lightning
+from rlif_lightning import PromptData, RLIFModule
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = sorted((ROOT / "rlif_lightning").rglob("*.py"))
+PACKAGE = "rlif_lightning"
+LIBRARY = sorted((ROOT / PACKAGE).rglob("*.py"))
 CALLBACKS = sorted((ROOT / "callbacks").rglob("*.py"))
 SCRIPTS = [path for folder in ("examples", "scripts", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
 EVERYTHING = [*LIBRARY, *CALLBACKS, *SCRIPTS]
-PURE = ["masked", "packing", "advantages", "losses", "rewards.functional", "rollout.sampling", "logits", "bootstrap"]
-# In the order of one training step: a file may import those before it, never those after.
-ORDER = [
-    "batch",
-    "ranks",
-    "masked",
-    "heap",
-    "sources",
-    "benchmarks",
-    "loaders",
-    "prompt_format",
-    "prompts",
-    "packing",
-    "rewards.functional",
-    "rollout.sampling",
-    "logits",
-    "attention",
-    "policy",
-    "split_linear",
-    "weights",
-    "tensor_parallel",
-    "sharding",
-    "rollout.base",
-    "rollout.rescoring",
-    "rollout.weights",
-    "rollout.vllm_worker",
-    "rollout.vllm_local",
-    "rollout.vllm_server",
-    "rollout.vllm",
-    "rollout.kv_memory",
-    "rollout.decoders",
-    "rollout.native",
-    "sandbox.literals",
-    "sandbox.channel",
-    "sandbox.seccomp",
-    "sandbox.lockdown",
-    "sandbox.candidate",
-    "sandbox.judge",
-    "sandbox.start",
-    "sandbox.isolation",
-    "sandbox.pool",
-    "sandbox",
-    "code_tasks",
-    "code_inputs",
-    "math_process",
-    "answers",
-    "rewards.base",
-    "rewards.internal",
-    "rewards.voting",
-    "rewards.controls",
-    "rewards.code",
-    "rewards",
-    "advantages",
-    "scoring",
-    "losses",
-    "objectives",
-    "token_budget",
-    "update",
-    "optimizer",
-    "checkpoint_files",
-    "shard_files",
-    "strategy",
+# The rooms in the order of the data flow: a file may import its own room and those before it, never a later one.
+ROOMS = [
     "records",
-    "bootstrap",
-    "metrics",
-    "checkers",
-    "evaluation_report",
+    "sampling",
+    "masked",
+    "processes",
+    "data",
+    "model",
+    "parallel",
+    "sandbox",
+    "answers",
+    "rollout",
+    "rewards",
+    "learning",
+    "running",
     "evaluation",
     "module",
-    "folders",
-    "csv_log",
-    "stopping",
-    "checkpoints",
-    "evaluation_files",
-    "prediction_files",
-    "preflight",
     "trainer",
     "cli",
+    "__main__",
+]
+MAX_DEPTH = 12  # files that import each other in a row
+MAX_ROOT_FILES = 10
+PURE = [
+    "bootstrap",
+    "advantages",
+    "functional",
+    "head",
+    "losses",
+    "masked",
+    "packing",
+    "sampling",
+    "token_stats",
 ]
 
 
-def name_of(path: Path) -> str:
-    dotted = ".".join(path.relative_to(ROOT / "rlif_lightning").with_suffix("").parts)
-    return dotted.removesuffix(".__init__")
+def module_of(path: Path) -> str:
+    """The dotted name of a file of the library, a package by its own name."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(module: str) -> str:
+    """The room of a module; empty for the package itself."""
+    return [*module.split("."), ""][1]
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in the file."""
+    """Every module that a file imports, wherever in the file but for type checkers alone."""
+    tree = ast.parse(path.read_text())
+    unread = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
+        if id(node) in unread:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
+
+
+MODULES = {module_of(path): path for path in LIBRARY}
+IMPORTS = {module: imported(path) & set(MODULES) - {PACKAGE} for module, path in MODULES.items()}
+
+
+@functools.cache
+def longest_chain(module: str) -> tuple[str, ...]:
+    """The longest chain of files that import each other, ending with this one."""
+    chains = [longest_chain(other) for other in IMPORTS[module]]
+    return (*max(chains, key=len, default=()), module)
 
 
 def code_lines(node: ast.FunctionDef, source: list[str]) -> int:
@@ -121,6 +106,35 @@ def code_lines(node: ast.FunctionDef, source: list[str]) -> int:
     first = node.body[1] if docstring and len(node.body) > 1 else node.body[0]
     lines = source[first.lineno - 1 : node.end_lineno]
     return sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines)
+
+
+def test_every_room_stands_in_the_order():
+    rooms = {room_of(module) for module in MODULES} - {""}
+    assert rooms == set(ROOMS), "give a new room its place in ROOMS and in docs/architecture.md"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_run_one_way_between_rooms(module):
+    if module == PACKAGE:
+        return
+    rank = ROOMS.index(room_of(module))
+    assert not [other for other in IMPORTS[module] if ROOMS.index(room_of(other)) > rank]
+    if room_of(module) != "cli":
+        assert not [other for other in imported(MODULES[module]) if other.split(".")[0] == "callbacks"]
+
+
+def test_files_of_a_room_import_each_other_without_a_circle():
+    for module in MODULES:  # a circle would recurse for ever
+        longest_chain(module)
+
+
+def test_a_chain_of_imports_is_short():
+    longest = max((longest_chain(module) for module in MODULES), key=len)
+    assert len(longest) <= MAX_DEPTH, " -> ".join(longest)
+
+
+def test_few_files_stand_at_the_root():
+    assert len(list((ROOT / PACKAGE).glob("*.py"))) <= MAX_ROOT_FILES
 
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: str(path.relative_to(ROOT)))
@@ -134,28 +148,17 @@ def test_files_and_functions_stay_small(path):
     assert not long
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
-def test_imports_run_along_the_flow(path):
-    name = name_of(path)
-    if name in ("", "__init__", "__main__", "rollout"):
-        return
-    assert name in ORDER, f"{name}: give the new file its place in ORDER and in docs/architecture.md"
-    ours = {
-        m.removeprefix("rlif_lightning").removeprefix(".") for m in imported(path) if m.startswith("rlif_lightning")
-    }
-    later = [other for other in ours - {""} if ORDER.index(other) >= ORDER.index(name)]
-    assert not later
-    if name != "cli":
-        assert not [m for m in imported(path) if m.split(".")[0] == "callbacks"]
-
-
 @pytest.mark.parametrize("name", PURE)
 def test_pure_files_import_torch_and_numpy_only(name):
-    path = ROOT / "rlif_lightning" / (name.replace(".", "/") + ".py")
-    allowed = {"torch", "numpy", "math", "abc", "dataclasses", "collections", "__future__", "rlif_lightning", "string"}
-    allowed |= {"typing"}
+    path = next(path for path in LIBRARY if path.stem == name)
+    allowed = {"torch", "numpy", "math", "abc", "dataclasses", "collections", "__future__", PACKAGE, "string", "typing"}
     assert not {module.split(".")[0] for module in imported(path)} - allowed
     assert not re.search(r"torch\.(rand|randn|multinomial|bernoulli|manual_seed)|\bopen\(|print\(", path.read_text())
+
+
+def test_local_reductions_know_no_other_process():
+    assert not {"torch.distributed", "lightning"} & imported(MODULES[f"{PACKAGE}.masked"])
+    assert not IMPORTS[f"{PACKAGE}.masked"]
 
 
 def test_settings_stay_few():
@@ -182,6 +185,36 @@ def test_every_dependency_is_pinned():
     assert not names - pinned - {"rlif-lightning"}
 
 
-def test_importing_the_library_runs_nothing():
-    tree = ast.parse((ROOT / "rlif_lightning" / "__init__.py").read_text())
-    assert all(isinstance(node, (ast.Expr, ast.ImportFrom, ast.Assign)) for node in tree.body)
+def test_importing_the_library_imports_nothing_heavy():
+    code = (
+        "import sys, time; start = time.process_time(); import rlif_lightning; spent = time.process_time() - start;"
+        "print(spent, *sorted(name for name in sys.modules if name.split('.')[0] in ('torch', 'lightning', 'numpy')))"
+    )
+    spent, *heavy = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not heavy
+    assert float(spent) < 0.1
+
+
+def test_public_names_are_what_they_say():
+    for name, module in rlif_lightning._MODULES.items():
+        value = getattr(rlif_lightning, name)
+        assert value.__name__ == name
+        assert value.__module__ == f"{PACKAGE}.{module}"
+    assert set(rlif_lightning.__all__) <= set(dir(rlif_lightning))
+    with pytest.raises(AttributeError, match="no attribute 'Rewards'"):
+        _ = rlif_lightning.Rewards
+
+
+def test_editors_and_run_time_know_the_same_names():
+    tree = ast.parse((ROOT / PACKAGE / "__init__.py").read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    shown = {alias.name: node.module for node in block.body for alias in node.names}
+    assert shown == {name: f"{PACKAGE}.{module}" for name, module in rlif_lightning._MODULES.items()}
+
+
+def test_architecture_names_every_file():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    files = [path for path in LIBRARY if path.stem not in ("__init__", "__main__")]
+    assert not [path.name for path in files if not re.search(rf"\b{path.stem}\b", page)]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from rlif_lightning.batch import Prompts
-from rlif_lightning.loaders import EncodedSplit, TrainLoader, ValidationLoader
+from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
+from rlif_lightning.records import Prompts
 
 # Lightning 2.6 builds torch's deprecated LeafSpec whenever it sets up a loader.
 lightning_leaf_spec = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import rlif_lightning.logits as logits_module
-from rlif_lightning.logits import HeadRule, head_stats
+import rlif_lightning.model.head as logits_module
+from rlif_lightning.model.head import HeadRule, head_stats
 
 ROWS, VOCABULARY = 7, 13
 NAMES = ("logprobs", "entropy", "self_certainty")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.losses import (
+from rlif_lightning.learning.losses import (
     aggregation_weights,
     clipped_marks,
     clipped_surrogate,

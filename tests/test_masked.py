@@ -13,10 +13,12 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.advantages import gdpo
-from rlif_lightning.batch import LossInputs
-from rlif_lightning.losses import aggregation_weights, token_covariance
-from rlif_lightning.masked import (
+from rlif_lightning.learning.advantages import gdpo
+from rlif_lightning.learning.losses import aggregation_weights, token_covariance
+from rlif_lightning.learning.objectives import ClipCov, KLCov
+from rlif_lightning.masked import masked_max, masked_mean, masked_std, masked_sum
+from rlif_lightning.processes.collectives import (
+    agreed,
     all_process_attempt,
     all_process_objects,
     all_process_sum,
@@ -28,13 +30,9 @@ from rlif_lightning.masked import (
     all_rank_top_fraction,
     is_distributed,
     is_first_process,
-    masked_max,
-    masked_mean,
-    masked_std,
-    masked_sum,
 )
-from rlif_lightning.objectives import ClipCov, KLCov
-from rlif_lightning.ranks import agreed, data_rank, num_data_ranks, share_rows, writes_rows
+from rlif_lightning.processes.ranks import data_rank, num_data_ranks, share_rows, writes_rows
+from rlif_lightning.records import LossInputs
 
 VALUES = torch.tensor([[1.0, 2.0, 9.0], [torch.nan, 4.0, torch.inf], [7.0, torch.nan, -torch.inf]])
 MASK = torch.tensor([[True, True, True], [False, True, False], [False, False, False]])

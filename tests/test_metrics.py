@@ -16,9 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_rewards import handmade
 
-from rlif_lightning.batch import Prompts
-from rlif_lightning.evaluation import Evaluation, Evaluator
-from rlif_lightning.metrics import AnswerDiversity, Labels, MajorityAtK, Mean, PassAtK, TokenEntropy, pass_at_k
+from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
+from rlif_lightning.evaluation.metrics import (
+    AnswerDiversity,
+    Labels,
+    MajorityAtK,
+    Mean,
+    PassAtK,
+    TokenEntropy,
+    pass_at_k,
+)
+from rlif_lightning.records import Prompts
 
 
 @given(st.integers(1, 40), st.data())

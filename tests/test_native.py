@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import ARCHITECTURES
 
-from rlif_lightning.batch import Prompts, Rollout, TokenStats
-from rlif_lightning.packing import pack
-from rlif_lightning.policy import Policy, PolicyModel
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.packing import pack
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.sampling import Sampling
+from rlif_lightning.sampling import Sampling
 
 QUESTIONS = ["3+4+5=", "1+2=", "12+34+56+78+9+1=", "7+7+7="]
 GROUP = 4

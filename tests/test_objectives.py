@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from restatement import golden, loss_and_gradient, rows_in, update
 
-from rlif_lightning.batch import LossInputs
-from rlif_lightning.objectives import ClipCov, Clipped, KLCov, ReferenceKL
+from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, ReferenceKL
+from rlif_lightning.records import LossInputs
 
 
 def test_kl_cov_golden_selection():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlif_lightning.optimizer import OptimizerPlan
+from rlif_lightning.learning.optimizer import OptimizerPlan
 
 
 def rates(plan: OptimizerPlan, steps: int, max_steps: int = -1) -> list[float]:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.packing import Packed, Tree, pack, positions, tree_mask
+from rlif_lightning.model.packing import Packed, Tree, pack, positions, tree_mask
 
 LENGTHS = st.lists(st.integers(0, 6), min_size=6, max_size=6)
 

@@ -11,11 +11,12 @@ from conftest import ARCHITECTURES
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-import rlif_lightning.policy as policy_module
-from rlif_lightning.batch import TokenStats
-from rlif_lightning.packing import pack
-from rlif_lightning.policy import LoRA, Policy, PolicyModel
-from rlif_lightning.rollout.sampling import Sampling
+import rlif_lightning.model.policy as policy_module
+from rlif_lightning.model.loading import LoRA, Policy
+from rlif_lightning.model.packing import pack
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import TokenStats
+from rlif_lightning.sampling import Sampling
 
 GROUP = 3
 NAMES = [field.name for field in fields(TokenStats)]

@@ -12,7 +12,7 @@ from datasets import Dataset, load_dataset
 from test_cli import base, evaluate, refused
 
 from rlif_lightning import cli
-from rlif_lightning.prediction_files import Predictions
+from rlif_lightning.evaluation.prediction_files import Predictions
 
 BATCHES = ["--data.validation_prompts_per_step=3"]  # three batches: 3, 3 and 2 prompts of 4 completions
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_cli import base
 
 from rlif_lightning import cli
-from rlif_lightning.preflight import (
+from rlif_lightning.evaluation.preflight import (
     Findings,
     HeadFindings,
     examine,
@@ -22,7 +22,7 @@ from rlif_lightning.preflight import (
     within_group_auc,
     within_group_correlation,
 )
-from rlif_lightning.rollout.sampling import counter_uniforms
+from rlif_lightning.sampling import counter_uniforms
 
 NAN = math.nan
 

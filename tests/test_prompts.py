@@ -10,7 +10,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rlif_lightning.prompts import ArithmeticProblems, ProblemSource, PromptData, PromptFormat
+from rlif_lightning.data.prompts import ArithmeticProblems, ProblemSource, PromptData, PromptFormat
 
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"

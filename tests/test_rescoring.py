@@ -17,16 +17,17 @@ from test_native import GROUP, SAMPLINGS, load, prompts_of, rescored
 from test_rewards import handmade
 from test_run import assert_same, fit, metrics, parameters
 
-from rlif_lightning.advantages import GDPO
-from rlif_lightning.batch import Prompts, RewardOutput, Rollout, TokenStats
-from rlif_lightning.objectives import ClipCov, Clipped, KLCov, ReferenceKL
-from rlif_lightning.policy import Policy, PolicyModel
-from rlif_lightning.rollout.base import RolloutEngine
+from rlif_lightning.learning.advantages import GDPO
+from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, ReferenceKL
+from rlif_lightning.learning.rollout_advantages import score_rollout
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
+from rlif_lightning.rollout.engine import RolloutEngine
+from rlif_lightning.rollout.external_samples import Drawn, as_rollout, truncated_ratio
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.rescoring import Drawn, as_rollout, truncated_ratio
-from rlif_lightning.rollout.sampling import Sampling, request_seed
-from rlif_lightning.rollout.weights import merged_weights
-from rlif_lightning.scoring import score_rollout
+from rlif_lightning.rollout.vllm_weights import merged_weights
+from rlif_lightning.sampling import Sampling, request_seed
 
 
 class Bfloat16Sampler(RolloutEngine):

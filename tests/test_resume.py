@@ -18,9 +18,9 @@ from test_run import BASE
 
 from callbacks.events import read_events
 from rlif_lightning import cli
-from rlif_lightning.batch import RewardOutput, Rollout
-from rlif_lightning.checkpoint_files import find_checkpoints
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
+from rlif_lightning.running.checkpoint_search import find_checkpoints
 
 TIMES = ("time/", "per_second")
 

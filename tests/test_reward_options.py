@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from test_rewards import Given, handmade
 from test_run import fit, metrics
 
-from rlif_lightning.advantages import GDPO, GRPO, RLOO, DrGRPO
+from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO
+from rlif_lightning.learning.rollout_advantages import score_rollout
 from rlif_lightning.rewards import Gate, RewardSet, WeightedReward
 from rlif_lightning.rewards.functional import without_length
-from rlif_lightning.scoring import score_rollout
 
 NAN = math.nan
 

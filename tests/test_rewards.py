@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlif_lightning.answers import AnswerExtractor
-from rlif_lightning.batch import Prompts, RewardOutput, Rollout, TokenStats
+from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.model.token_stats import token_stats
+from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
 from rlif_lightning.rewards import (
     Format,
     Gate,
@@ -23,7 +24,6 @@ from rlif_lightning.rewards import (
     SelfCertainty,
     WeightedReward,
 )
-from rlif_lightning.rewards.functional import token_stats
 
 
 def handmade(texts: list[str], group_size: int, stats: TokenStats | None = None, **columns: list) -> Rollout:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rlif_lightning import cli
-from rlif_lightning.policy import Policy, PolicyModel
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.policy import PolicyModel
 
 BASE = [
     "--config=configs/quickstart.yaml",

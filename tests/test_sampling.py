@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.rollout.sampling import (
+from rlif_lightning.sampling import (
     SUM_BLOCK,
     Sampling,
     counter_uniforms,

@@ -10,19 +10,13 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from rlif_lightning.masked import masked_sum
-from rlif_lightning.policy import LoRA, Policy, PolicyModel, load_pretrained
-from rlif_lightning.rollout.sampling import Sampling
-from rlif_lightning.rollout.weights import fingerprint, merged_weights
-from rlif_lightning.sharding import (
-    Sharding,
-    equal_passes,
-    filler,
-    sharded_modules,
-    sharded_policy,
-    whole_state_dict,
-    whole_weights,
-)
-from rlif_lightning.weights import empty_model
+from rlif_lightning.model.loading import LoRA, Policy, load_pretrained
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.parallel.fsdp import Sharding, sharded_modules, sharded_policy, whole_state_dict, whole_weights
+from rlif_lightning.parallel.partial_loading import empty_model
+from rlif_lightning.parallel.passes import equal_passes, filler
+from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights
+from rlif_lightning.sampling import Sampling
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,8 @@ from test_checkpoints import LONG
 from test_resume import differences, rows
 from test_run import BASE, assert_same, fit, parameters
 
-from rlif_lightning.checkpoint_files import find_checkpoints
-from rlif_lightning.stopping import INTERRUPTED, TRY_AGAIN
+from rlif_lightning.running.checkpoint_search import find_checkpoints
+from rlif_lightning.running.stop_signals import INTERRUPTED, TRY_AGAIN
 
 
 class Signalled(Callback):

@@ -12,8 +12,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from test_configs import build
 
 from rlif_lightning import cli
-from rlif_lightning.shard_files import check_folder
-from rlif_lightning.strategy import ShardedStrategy, TensorParallelStrategy
+from rlif_lightning.parallel.sharded_checkpoint import check_folder
+from rlif_lightning.running.strategies import ShardedStrategy, TensorParallelStrategy
 
 
 @pytest.mark.parametrize(

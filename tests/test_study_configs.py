@@ -8,8 +8,8 @@ import pytest
 from test_configs import ON_CPU, ROOT, build
 
 from callbacks import CollapseGuard, KLCovScheduler
-from rlif_lightning.advantages import GDPO, GRPO
-from rlif_lightning.objectives import Clipped, KLCov
+from rlif_lightning.learning.advantages import GDPO, GRPO
+from rlif_lightning.learning.objectives import Clipped, KLCov
 from rlif_lightning.rewards import MeanLogprob, SelfCertainty
 
 STUDY = ROOT / "configs" / "study"

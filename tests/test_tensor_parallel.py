@@ -23,9 +23,9 @@ from test_distributed import (
     weights,
 )
 
-from rlif_lightning.policy import LoRA, Policy, load_pretrained
-from rlif_lightning.split_linear import ColumnLinear
-from rlif_lightning.tensor_parallel import split_policy
+from rlif_lightning.model.loading import LoRA, Policy, load_pretrained
+from rlif_lightning.parallel.tensor_parallel import split_policy
+from rlif_lightning.parallel.tensor_parallel_layers import ColumnLinear
 
 STRATEGIES["tp"] = "configs/strategy/tp.yaml"
 SAVING = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 4, "save_top_k": -1}}

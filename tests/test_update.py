@@ -14,19 +14,16 @@ from test_policy import GROUP, rows
 from test_rewards import handmade
 from test_run import fit
 
-from rlif_lightning.batch import LossInputs, RewardOutput, Rollout
-from rlif_lightning.objectives import Clipped, KLCov, ReferenceKL
-from rlif_lightning.policy import Policy, PolicyModel
+from rlif_lightning.learning.objectives import Clipped, KLCov, ReferenceKL
+from rlif_lightning.learning.rollout_advantages import without_dropped
+from rlif_lightning.learning.update import UpdatePlan, backward_update, trained_rows
+from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.parallel.passes import score_tokens
+from rlif_lightning.records import LossInputs, RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rollout.rescoring import score_tokens
-from rlif_lightning.rollout.sampling import Sampling
-from rlif_lightning.update import (
-    UpdateMeter,
-    UpdatePlan,
-    backward_update,
-    trained_rows,
-    without_dropped,
-)
+from rlif_lightning.sampling import Sampling
 
 
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 5), st.integers(2, 4))

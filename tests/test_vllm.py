@@ -12,12 +12,13 @@ from test_configs import build
 from test_native import completions, rescored
 from test_run import fit, metrics, parameters
 
-from rlif_lightning.batch import Prompts, Rollout, TokenStats
-from rlif_lightning.policy import LoRA, Policy, PolicyModel
+from rlif_lightning.model.loading import LoRA, Policy
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.sampling import Sampling
-from rlif_lightning.rollout.vllm import VLLMEngine
-from rlif_lightning.rollout.weights import fingerprint
+from rlif_lightning.rollout.vllm_engine import VLLMEngine
+from rlif_lightning.rollout.vllm_weights import fingerprint
+from rlif_lightning.sampling import Sampling
 
 INSTALLED = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vllm is not installed")

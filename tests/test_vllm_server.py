@@ -31,12 +31,13 @@ from test_native import completions
 from test_run import fit, metrics
 from test_vllm import GROUP, PLAIN, changed, gap_of, prompts_of, vllm_test, with_vllm
 
-from rlif_lightning.policy import LoRA, Policy, PolicyModel, resolve_model
-from rlif_lightning.rollout.sampling import Sampling
-from rlif_lightning.rollout.vllm import VLLMServerEngine
+from rlif_lightning.model.loading import LoRA, Policy, resolve_model
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.rollout.vllm_engine import VLLMServerEngine
 from rlif_lightning.rollout.vllm_local import ENVIRONMENT, WORKER
 from rlif_lightning.rollout.vllm_server import VLLMServer
-from rlif_lightning.rollout.weights import fingerprint, merged_weights
+from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights
+from rlif_lightning.sampling import Sampling
 
 CONFIG = PolicyModel(Policy("rlif-arithmetic")).causal_lm.config
 REQUEST = {"n": 2, "seed": 5, "temperature": 1.0, "max_tokens": 4, "min_tokens": 0, "stop": [], "stop_token_ids": [2]}

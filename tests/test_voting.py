@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.answers import AnswerExtractor
-from rlif_lightning.batch import Prompts, Rollout, TokenStats
+from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rewards.voting import ClusterVote, majority_answers, vote_metrics, vote_shares
 
 GOLDEN = ["3", "3", "5", None]

@@ -7,8 +7,9 @@ import torch
 from conftest import ARCHITECTURES
 from transformers import AutoModelForCausalLM
 
-from rlif_lightning.policy import LoRA, Policy, PolicyModel
-from rlif_lightning.rollout.weights import fingerprint, merged_weights
+from rlif_lightning.model.loading import LoRA, Policy
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights
 
 
 def changed_policy(folder, lora: bool) -> PolicyModel:

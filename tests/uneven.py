@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from rlif_lightning.batch import RewardOutput, Rollout
-from rlif_lightning.policy import PolicyModel
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.internal import MeanLogprob
 from rlif_lightning.rollout.native import NativeEngine
 

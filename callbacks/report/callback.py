@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from callbacks.report.read import Run, read_run
-from rlif_lightning.folders import run_folder
+from rlif_lightning.running.run_folder import run_folder
 
 PACKAGES = ("rlif-lightning", "torch", "lightning", "transformers", "peft", "datasets", "numpy")
 

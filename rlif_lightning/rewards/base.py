@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.batch import RewardOutput, Rollout
-from rlif_lightning.masked import all_rank_sum, masked_std
-from rlif_lightning.ranks import agreed
+from rlif_lightning.masked import masked_std
+from rlif_lightning.processes.collectives import agreed, all_rank_sum
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.functional import without_length
 
 MIN_SPREAD = 1e-6  # below it a group has no spread but rounding

@@ -9,94 +9,21 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 
-from rlif_lightning.batch import RewardOutput, Rollout
-from rlif_lightning.code_inputs import draw_arguments, read_arguments
-from rlif_lightning.code_tasks import CodeExtractor, task_of
+from rlif_lightning.answers.code_inputs import draw_arguments, read_arguments
+from rlif_lightning.answers.code_tasks import CodeExtractor
+from rlif_lightning.answers.code_verdicts import announced, pass_rates, sandbox_run
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.voting import check_vote_settings, vote_metrics, vote_shares
-from rlif_lightning.sandbox.literals import encode
-from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox, Trial
+from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
 _NO_BEHAVIOUR = (None, "")
-
-
-def pass_rates(
-    texts: Sequence[str],
-    rows: Sequence[Mapping[str, Any]],
-    extractor: CodeExtractor = CodeExtractor(),
-    sandbox: Sandbox | None = None,
-) -> list[float]:
-    """The share of its problem's tests that each completion passes; 1.0 = solved.
-
-    A completion without code, and code that does not load, pass no test.
-
-    Args:
-        texts: completions.
-        rows: for each of them the columns of its problem, in a layout of ``code_tasks.task_of``.
-        extractor: finds the code of a completion.
-        sandbox: where code runs; the default one if absent.
-
-    Raises:
-        ValueError: a row without tests, or with tests that cannot run.
-        RuntimeError: a sandboxed process could not be started.
-    """
-    sandbox = sandbox or Sandbox()
-    tasks = [task_of(row) for row in rows]
-    codes = [extractor(text, task.prompt) for text, task in zip(texts, tasks, strict=True)]
-    rates = [0.0] * len(texts)
-    judged = [i for i, (code, task) in enumerate(zip(codes, tasks, strict=True)) if code is not None and task.tests]
-    trials = [Trial(codes[i] or "", tasks[i].setup, tasks[i].tests, tasks[i].functions) for i in judged]
-    for i, verdict in zip(judged, sandbox.verdicts(trials), strict=True):
-        rates[i] = sum(verdict.passed) / len(verdict.passed)
-    compared = [i for i, (code, task) in enumerate(zip(codes, tasks, strict=True)) if code is not None and task.cases]
-    runs = [_run(codes[i] or "", tasks[i].functions, [given for given, _ in tasks[i].cases]) for i in compared]
-    for i, outcomes in zip(compared, sandbox.outcomes(runs), strict=True):
-        expected = [value for _, value in tasks[i].cases]
-        passed = [_as_expected(outcome, value) for outcome, value in zip(outcomes, expected, strict=True)]
-        rates[i] = sum(passed) / len(passed)
-    return rates
-
-
-def _run(code: str, functions: tuple[str, ...], inputs: Sequence[Any]) -> Run:
-    return Run(code, functions[0] if functions else None, tuple(inputs))
-
-
-def _as_expected(outcome: Outcome, expected: Any) -> bool:
-    if outcome.kind != "value":
-        return False
-    if isinstance(expected, str) and isinstance(outcome.value, str):
-        return outcome.value == expected or _same_lines(outcome.value, expected)
-    # JSON has no tuples, so that a function may return one for a list.
-    return _as_lists(outcome.value) == encode(expected)
-
-
-def _as_lists(value: Any) -> Any:
-    if isinstance(value, dict) and set(value) == {"tuple"}:
-        value = value["tuple"]
-    return [_as_lists(item) for item in value] if isinstance(value, list) else value
-
-
-def _same_lines(printed: str, expected: str) -> bool:
-    """Equal but for spaces around lines and empty lines around all; numbers count by value, line by line."""
-    found, wanted = ([line.split() for line in text.strip().splitlines()] for text in (printed, expected))
-    return len(found) == len(wanted) and all(map(_same_words, found, wanted))
-
-
-def _same_words(found: list[str], wanted: list[str]) -> bool:
-    if found == wanted:
-        return True
-    try:
-        return [Decimal(word) for word in found] == [Decimal(word) for word in wanted]
-    except InvalidOperation:
-        return False
 
 
 class CodeTests(RewardHead):
@@ -127,13 +54,6 @@ class CodeTests(RewardHead):
         solved = (rates == 1).float()
         scores = solved if self.credit == "all" else rates
         return RewardOutput(scores.to(rollout.mask.device), log={"code/solved": float(solved.mean())})
-
-
-def announced(sandbox: Sandbox | None) -> Sandbox:
-    """The sandbox, or the default one, with its level in the log."""
-    sandbox = sandbox or Sandbox()
-    rank_zero_info(f"code of completions runs in a sandbox: {sandbox.level}")
-    return sandbox
 
 
 def behaviour(outcomes: Sequence[Outcome]) -> str | None:
@@ -264,7 +184,7 @@ class BehaviourVote(RewardHead):
             functions = (function,) if function else ()
             for text in rollout.texts[p * rollout.group_size : (p + 1) * rollout.group_size]:
                 code = self.extractor(text, header)
-                runs.append(None if code is None else _run(code, functions, inputs))
+                runs.append(None if code is None else sandbox_run(code, functions, inputs))
         outcomes = iter(self.sandbox.outcomes([run for run in runs if run is not None]))
         return [None if run is None else behaviour(next(outcomes)) for run in runs]
 

@@ -7,10 +7,10 @@ import re
 import torch
 from torch import Tensor
 
-from rlif_lightning.answers import AnswerExtractor, equivalent
-from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rollout.sampling import counter_uniforms
+from rlif_lightning.sampling import counter_uniforms
 
 
 class GoldAnswer(RewardHead):
@@ -38,17 +38,6 @@ class GoldAnswer(RewardHead):
         answers = [self.extractor(text) for text in rollout.texts]
         correct = [is_correct(answer, truth) for answer, truth in zip(answers, gold, strict=True)]
         return RewardOutput(torch.tensor(correct, dtype=torch.float32, device=rollout.mask.device))
-
-
-def is_correct(answer: str | None, gold: str | None) -> bool:
-    """Whether an extracted answer is equivalent to the gold one.
-
-    Raises:
-        ValueError: there is no gold answer to compare with.
-    """
-    if gold is None:
-        raise ValueError("a problem has an empty gold answer; clean the column or choose another gold extractor")
-    return answer is not None and equivalent(answer, gold)
 
 
 class Format(RewardHead):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rlif_lightning.answers import AnswerExtractor
-from rlif_lightning.batch import RewardOutput, Rollout
+from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.masked import mean_over_completion
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.functional import mean_over_completion
 
 DIRECTIONS = ("uniform_to_model", "model_to_uniform")
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlif_lightning.answers import AnswerExtractor, cluster, normalise, open_clusters
-from rlif_lightning.batch import RewardOutput, Rollout
-from rlif_lightning.masked import all_rank_distinct
+from rlif_lightning.answers.final_answers import AnswerExtractor, cluster, normalise, open_clusters
+from rlif_lightning.processes.collectives import all_rank_distinct
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 
 _MODES = ("soft", "hard", "gated")

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from rlif_lightning.attention import TreePlan
-from rlif_lightning.masked import all_rank_sum
-from rlif_lightning.packing import Tree, positions
-from rlif_lightning.policy import PolicyModel
+from rlif_lightning.model.attention import TreePlan
+from rlif_lightning.model.packing import Tree, positions
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.parallel.passes import filler
+from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
-from rlif_lightning.sharding import filler
 
 
 class Decoder(ABC):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlif_lightning.attention import Block
+from rlif_lightning.model.attention import Block
 
 FIRST_ROOM = 64  # tokens of its own that a row has room for at first; doubled when they are full
 

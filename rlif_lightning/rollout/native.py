@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rlif_lightning.batch import Prompts, Rollout, TokenStats
-from rlif_lightning.heap import HEAP
-from rlif_lightning.logits import pieces
-from rlif_lightning.policy import MAX_LOGITS, PolicyModel
-from rlif_lightning.ranks import agreed
-from rlif_lightning.rewards.functional import token_stats
-from rlif_lightning.rollout.base import RolloutEngine
+from rlif_lightning.model.cpu_memory import HEAP
+from rlif_lightning.model.head import pieces
+from rlif_lightning.model.policy import MAX_LOGITS, PolicyModel
+from rlif_lightning.model.token_stats import token_stats
+from rlif_lightning.parallel.fsdp import whole_weights
+from rlif_lightning.processes.collectives import agreed
+from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.decoders import Decoder, LockstepDecoder, SharedPrefixDecoder, StandardDecoder
+from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.kv_memory import moves
-from rlif_lightning.rollout.sampling import Sampling, counter_uniforms, cut_at_stop, sample_weights, truncate_logits
-from rlif_lightning.sharding import whole_weights
+from rlif_lightning.sampling import Sampling, counter_uniforms, cut_at_stop, sample_weights, truncate_logits
 
 STOP_TAIL = 8  # tokens decoded besides a stop string's own length when looking for it
 

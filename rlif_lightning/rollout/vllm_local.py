@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from rlif_lightning.rollout.rescoring import Drawn
+from rlif_lightning.rollout.external_samples import Drawn
 
 WORKER = "rlif_lightning.rollout.vllm_worker.PolicyWorker"
 # Read by vLLM when it is imported or built. The first two only where the user has not set them.

@@ -28,8 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlif_lightning.masked import all_process_attempt, all_rank_objects, is_first_process
-from rlif_lightning.rollout.rescoring import Drawn
+from rlif_lightning.processes.collectives import all_process_attempt, all_rank_objects, is_first_process
+from rlif_lightning.rollout.external_samples import Drawn
 from rlif_lightning.rollout.vllm_worker import shape_of
 
 MAX_CONNECTIONS = 256  # prompts under way at a time; the server batches them

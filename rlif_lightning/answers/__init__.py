@@ -1,0 +1,1 @@
+"""Answers: found, normalised, compared, clustered and judged, for mathematics and for code."""

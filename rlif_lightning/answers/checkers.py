@@ -1,0 +1,182 @@
+"""What an answer is and when it is right: read `Checker`, then the three kinds here.
+
+``AnswerChecker`` compares mathematical answers, letters and words, ``LiteralChecker`` Python literals; ``CodeChecker``
+runs code against tests, in a sandbox.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlif_lightning.answers.code_tasks import TEST_COLUMNS, CodeExtractor
+from rlif_lightning.answers.code_verdicts import announced, pass_rates
+from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct, open_clusters
+from rlif_lightning.sandbox.pool import Sandbox
+
+# Deep or endless literals are not answers; also keeps Python's parser far from its own limits.
+_MAX_LITERAL = 4096
+
+
+class Checker(ABC):
+    """Finds the answers of completions, groups equal ones, and tells right from wrong; for validate and test only."""
+
+    @abstractmethod
+    def answer(self, text: str) -> str | None:
+        """The answer in a completion's text; None where there is none."""
+
+    def cluster(self, answers: Sequence[str | None]) -> tuple[list[int | None], list[str]]:
+        """Group the answers of one problem: a cluster id for each (None stays None), and each cluster's answer.
+
+        Ids count from 0 by frequency, then alphabetically. Here: equal strings; override it where more is equal.
+        """
+        counts = Counter(answer for answer in answers if answer is not None)
+        order = sorted(counts, key=lambda answer: (-counts[answer], answer))
+        return [None if answer is None else order.index(answer) for answer in answers], order
+
+    @abstractmethod
+    def correct(
+        self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
+    ) -> list[bool]:
+        """Judge answers; None is wrong.
+
+        Args:
+            answers: n answers, from :meth:`answer` or :meth:`cluster`.
+            problems: the data-set row of each of them, all columns.
+            gold_column: the column named by ``data.answer_column``.
+
+        Raises:
+            ValueError: a gold answer cannot be used; names what is wrong with it.
+        """
+
+
+class AnswerChecker(Checker):
+    """Answers that mean the same as the gold answer are right (see ``final_answers.py``).
+
+    Args:
+        extractor: finds the final answer of a completion.
+        gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
+    """
+
+    def __init__(
+        self,
+        extractor: AnswerExtractor = AnswerExtractor(),
+        gold_extractor: AnswerExtractor = AnswerExtractor("text"),
+    ):
+        self.extractor, self.gold_extractor = extractor, gold_extractor
+
+    def answer(self, text: str) -> str | None:
+        """The final answer that the extractor finds."""
+        return self.extractor(text)
+
+    def cluster(self, answers: Sequence[str | None]) -> tuple[list[int | None], list[str]]:
+        """Group equivalent answers."""
+        return open_clusters(answers)
+
+    def correct(
+        self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
+    ) -> list[bool]:
+        """Whether each answer is equivalent to the gold one."""
+        gold = [self.gold_extractor(str(problem[gold_column])) for problem in problems]
+        return [is_correct(answer, truth) for answer, truth in zip(answers, gold, strict=True)]
+
+
+class LiteralChecker(Checker):
+    """Python literals, right if ``==`` to the gold literal (CRUXEval). Nothing is ever run.
+
+    Of an answer such as ``assert f(3) == [1, 2]`` what follows ``==`` counts. As in Python, ``1 == 1.0 == True``.
+
+    Args:
+        extractor: finds the literal in a completion.
+    """
+
+    def __init__(self, extractor: AnswerExtractor = AnswerExtractor("regex", r"(?s)\[ANSWER\](.*?)\[/ANSWER\]")):
+        self.extractor = extractor
+
+    def answer(self, text: str) -> str | None:
+        """The literal in one spelling; None where there is no literal."""
+        found = _literal(self.extractor(text) or "")
+        return found.spelling if found else None
+
+    def correct(
+        self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
+    ) -> list[bool]:
+        """Whether each literal equals the gold one."""
+        verdicts = []
+        for answer, problem in zip(answers, problems, strict=True):
+            gold = _literal(str(problem[gold_column]))
+            if gold is None:
+                raise ValueError(f"gold answer {problem[gold_column]!r} in column {gold_column!r} is no Python literal")
+            given = _literal(answer or "")
+            verdicts.append(given is not None and bool(given.value == gold.value))
+        return verdicts
+
+
+class CodeChecker(Checker):
+    """Code that passes all tests of its problem is right (HumanEval, MBPP, LiveCodeBench; see ``task_of``).
+
+    The whole completion is the answer, for the code that it holds can depend on the prompt that it continues. So
+    answers are equal where texts are, and agreement, diversity and maj@k say little.
+
+    Args:
+        extractor: finds the code of a completion.
+        sandbox: where and within which limits the code runs.
+
+    Raises:
+        ValueError: no sandbox that is strong enough.
+    """
+
+    def __init__(self, extractor: CodeExtractor = CodeExtractor(), sandbox: Sandbox | None = None):
+        self.extractor, self.sandbox = extractor, announced(sandbox)
+
+    def answer(self, text: str) -> str | None:
+        """The text; None where it is blank."""
+        return text if text.strip() else None
+
+    def correct(
+        self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
+    ) -> list[bool]:
+        """Whether the code in each answer passes every test of its problem, all columns of tests together."""
+        if gold_column not in TEST_COLUMNS:
+            raise ValueError(f"data.answer_column={gold_column!r} holds no tests; choose one of {list(TEST_COLUMNS)}")
+        rates = pass_rates([answer or "" for answer in answers], problems, self.extractor, self.sandbox)
+        return [rate == 1.0 for rate in rates]
+
+
+@dataclass(frozen=True)
+class _Literal:
+    value: Any
+    spelling: str
+
+
+def _literal(text: str) -> _Literal | None:
+    """The value of a literal, or of what follows ``==`` in an assertion, without running anything."""
+    if len(text) > _MAX_LITERAL:
+        return None
+    for candidate in (text, text.partition("==")[2]):
+        try:
+            with warnings.catch_warnings():  # "1 is 1", "\d": the parser's advice to whoever wrote the text
+                warnings.simplefilter("ignore")
+                value = ast.literal_eval(candidate.strip())
+            return _Literal(value, _spelling(value))
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return None
+
+
+def _spelling(value: Any) -> str:
+    """As ``repr``, but sets and dictionaries in one order whatever the hash seed."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(sorted(f"{_spelling(key)}: {_spelling(item)}" for key, item in value.items())) + "}"
+    if isinstance(value, set):
+        return "{" + ", ".join(sorted(map(_spelling, value))) + "}" if value else "set()"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_spelling, value)) + "]"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_spelling, value)) + ("," if len(value) == 1 else "") + ")"
+    return repr(value)

@@ -1,0 +1,95 @@
+"""Verdicts on code: the share of a problem's tests that a completion passes, run in the sandbox.
+
+Read ``pass_rates`` first. Reward heads and evaluation both call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from rlif_lightning.answers.code_tasks import CodeExtractor, task_of
+from rlif_lightning.sandbox.literals import encode
+from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox, Trial
+
+
+def pass_rates(
+    texts: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    extractor: CodeExtractor = CodeExtractor(),
+    sandbox: Sandbox | None = None,
+) -> list[float]:
+    """The share of its problem's tests that each completion passes; 1.0 = solved.
+
+    A completion without code, and code that does not load, pass no test.
+
+    Args:
+        texts: completions.
+        rows: for each of them the columns of its problem, in a layout of ``code_tasks.task_of``.
+        extractor: finds the code of a completion.
+        sandbox: where code runs; the default one if absent.
+
+    Raises:
+        ValueError: a row without tests, or with tests that cannot run.
+        RuntimeError: a sandboxed process could not be started.
+    """
+    sandbox = sandbox or Sandbox()
+    tasks = [task_of(row) for row in rows]
+    codes = [extractor(text, task.prompt) for text, task in zip(texts, tasks, strict=True)]
+    rates = [0.0] * len(texts)
+    judged = [i for i, (code, task) in enumerate(zip(codes, tasks, strict=True)) if code is not None and task.tests]
+    trials = [Trial(codes[i] or "", tasks[i].setup, tasks[i].tests, tasks[i].functions) for i in judged]
+    for i, verdict in zip(judged, sandbox.verdicts(trials), strict=True):
+        rates[i] = sum(verdict.passed) / len(verdict.passed)
+    compared = [i for i, (code, task) in enumerate(zip(codes, tasks, strict=True)) if code is not None and task.cases]
+    runs = [sandbox_run(codes[i] or "", tasks[i].functions, [given for given, _ in tasks[i].cases]) for i in compared]
+    for i, outcomes in zip(compared, sandbox.outcomes(runs), strict=True):
+        expected = [value for _, value in tasks[i].cases]
+        passed = [_as_expected(outcome, value) for outcome, value in zip(outcomes, expected, strict=True)]
+        rates[i] = sum(passed) / len(passed)
+    return rates
+
+
+def sandbox_run(code: str, functions: tuple[str, ...], inputs: Sequence[Any]) -> Run:
+    """What the sandbox is asked: call the first function on each input, or run the code as a program."""
+    return Run(code, functions[0] if functions else None, tuple(inputs))
+
+
+def _as_expected(outcome: Outcome, expected: Any) -> bool:
+    if outcome.kind != "value":
+        return False
+    if isinstance(expected, str) and isinstance(outcome.value, str):
+        return outcome.value == expected or _same_lines(outcome.value, expected)
+    # JSON has no tuples, so that a function may return one for a list.
+    return _as_lists(outcome.value) == encode(expected)
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"tuple"}:
+        value = value["tuple"]
+    return [_as_lists(item) for item in value] if isinstance(value, list) else value
+
+
+def _same_lines(printed: str, expected: str) -> bool:
+    """Equal but for spaces around lines and empty lines around all; numbers count by value, line by line."""
+    found, wanted = ([line.split() for line in text.strip().splitlines()] for text in (printed, expected))
+    return len(found) == len(wanted) and all(map(_same_words, found, wanted))
+
+
+def _same_words(found: list[str], wanted: list[str]) -> bool:
+    if found == wanted:
+        return True
+    try:
+        return [Decimal(word) for word in found] == [Decimal(word) for word in wanted]
+    except InvalidOperation:
+        return False
+
+
+def announced(sandbox: Sandbox | None) -> Sandbox:
+    """The sandbox, or the default one, with its level in the log."""
+    sandbox = sandbox or Sandbox()
+    rank_zero_info(f"code of completions runs in a sandbox: {sandbox.level}")
+    return sandbox

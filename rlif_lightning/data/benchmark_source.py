@@ -1,0 +1,130 @@
+"""BenchmarkData: a published benchmark at one version, from the hub or a local copy, with its schema checked.
+
+The YAML files in ``configs/benchmarks/`` name the data, its columns, the prompt and how it is measured; this file only
+loads, checks, and adds the columns that a prompt needs and the published rows do not have as text (`ADAPTERS`).
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from typing import Any
+
+from datasets import Dataset, load_dataset
+
+from rlif_lightning.data.sources import HubDataset, LocalFiles, ProblemSource, Split
+
+KINDS = ("text", "integer", "list", "any")
+
+
+class BenchmarkData(ProblemSource):
+    """Problems to measure on; there is no training split.
+
+    Args:
+        name: hub name, such as "openai/gsm8k".
+        columns: every column that the benchmark needs -> text | integer | list | any; others are left out.
+        revision: commit of the hub data set (a branch can change under you).
+        subset: the data set's configuration, if it has several.
+        split: the split to measure on.
+        hub_file: one JSON-lines file of the hub data set, for repositories that need a script to load otherwise.
+        file: a local copy instead: JSON, JSON lines, Parquet or CSV.
+        adapter: adds columns for the prompt: choices (MMLU-Pro's lettered `choices`), shown_tests (MBPP's assertions
+            as text), answer_format (LiveCodeBench's function header or standard input); null = none.
+
+    Raises:
+        ValueError: an unknown column kind or adapter, or a hub file together with a subset.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        columns: dict[str, str],
+        revision: str = "main",
+        subset: str | None = None,
+        split: str = "test",
+        hub_file: str | None = None,
+        file: str | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        if unknown := sorted(set(columns.values()) - set(KINDS)):
+            raise ValueError(f"columns: kind {unknown[0]!r} is unknown; choose one of {list(KINDS)}")
+        if adapter is not None and adapter not in ADAPTERS:
+            raise ValueError(f"adapter={adapter!r} is unknown; choose one of {sorted(ADAPTERS)}")
+        if hub_file is not None and subset is not None:
+            raise ValueError(f"hub_file={hub_file!r} with subset={subset!r}: a file has no subsets; give one of them")
+        self.name, self.columns, self.revision, self.subset, self.split = name, columns, revision, subset, split
+        self.hub_file, self.file, self.adapter = hub_file, file, adapter
+
+    def load(self, split: Split) -> Dataset:
+        """Open, check and complete the rows.
+
+        Raises:
+            ValueError: the training split is asked for, the data cannot be reached, or columns are missing or of
+                another kind; names them.
+        """
+        if split != "validation":
+            raise ValueError(f"{self.name} is for measuring only: use validate or test, and train on another source")
+        dataset = self._open()
+        self._check(dataset)
+        dataset = dataset.select_columns(list(self.columns))
+        return dataset if self.adapter is None else dataset.map(ADAPTERS[self.adapter])
+
+    def _open(self) -> Dataset:
+        if self.file is not None:
+            return LocalFiles(validation=self.file).load("validation")
+        if self.hub_file is None:
+            return HubDataset(self.name, self.subset, validation_split=self.split, revision=self.revision).load(
+                "validation"
+            )
+        url = f"hf://datasets/{self.name}@{self.revision}/{self.hub_file}"
+        try:
+            return load_dataset("json", data_files=url, split="train")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"hub_file={self.hub_file!r} of {self.name!r} at {self.revision!r} cannot be loaded: {error}; check the"
+                " network, or give a local copy as `file`"
+            ) from error
+
+    def _check(self, dataset: Dataset) -> None:
+        found = dataset.features
+        where = self.file or f"{self.name} at {self.revision}"
+        if missing := sorted(set(self.columns) - set(found)):
+            raise ValueError(
+                f"{where} is not in the schema of this benchmark: columns {missing} are missing; it has {sorted(found)}"
+            )
+        for name, kind in self.columns.items():
+            if not _is_kind(found[name], kind):
+                raise ValueError(
+                    f"{where} is not in the schema of this benchmark: {name!r} is {found[name]}, not {kind}"
+                )
+
+
+def _is_kind(feature: Any, kind: str) -> bool:
+    if kind == "any":
+        return True
+    if kind == "list":
+        return not hasattr(feature, "dtype") or hasattr(feature, "feature")
+    dtype = getattr(feature, "dtype", "")
+    return "string" in dtype if kind == "text" else "int" in dtype
+
+
+def _choices(row: dict[str, Any]) -> dict[str, str]:
+    letters = zip(string.ascii_uppercase, row["options"], strict=False)
+    return {"choices": "\n".join(f"{letter}. {option}" for letter, option in letters)}
+
+
+def _shown_tests(row: dict[str, Any]) -> dict[str, str]:
+    return {"shown_tests": "\n".join(row["test_list"])}
+
+
+def _answer_format(row: dict[str, Any]) -> dict[str, str]:
+    if row["starter_code"]:
+        return {"answer_format": f"Complete this code:\n```python\n{row['starter_code']}\n```"}
+    return {"answer_format": "Write a whole program that reads standard input and prints to standard output."}
+
+
+ADAPTERS: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
+    "choices": _choices,
+    "shown_tests": _shown_tests,
+    "answer_format": _answer_format,
+}

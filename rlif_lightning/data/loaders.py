@@ -1,0 +1,141 @@
+"""Which rows make a batch: the same for every process, resumable in the middle of an epoch.
+
+Read `EncodedSplit` (a tokenised split), then the two loaders. They are plain iterables, not torch ``DataLoader``s: the
+tokenising is done before, so there is nothing for worker processes to do, and Lightning neither wraps them in a
+``DistributedSampler`` nor replaces their order. How a problem becomes a text is in ``prompts.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from rlif_lightning.records import Prompts
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """One split: ``token_ids[k]`` belongs to row ``rows[k]`` of ``dataset``.
+
+    Attributes:
+        dataset: all rows of the split, kept ones or not.
+        rows: ``[K]`` rows in use, ascending.
+        token_ids: their prompts, int32 arrays ``[L]``; None = tokenised anew for each batch.
+        render: makes a row's text again, so that the texts of a large data set needn't be held in memory.
+        encode: tokenises texts.
+    """
+
+    dataset: Dataset
+    rows: np.ndarray
+    token_ids: list[np.ndarray] | None
+    render: Callable[[dict[str, Any]], str]
+    encode: Callable[[list[str]], list[np.ndarray]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, positions: list[int]) -> Prompts:
+        """The prompts at these positions of ``rows``."""
+        index = self.rows[positions].tolist()
+        problems = [self.dataset[row] for row in index]
+        texts = [self.render(problem) for problem in problems]
+        kept = self.token_ids
+        token_ids = self.encode(texts) if kept is None else [kept[k] for k in positions]
+        return Prompts(
+            token_ids=[torch.from_numpy(ids.astype(np.int64)) for ids in token_ids],
+            texts=texts,
+            columns={name: [problem[name] for problem in problems] for name in self.dataset.column_names},
+            index=torch.tensor(index, dtype=torch.int64),
+        )
+
+
+class TrainLoader:
+    """Endless shuffled batches, handed out an epoch at a time, whose place is one number.
+
+    Batch n is a function of (seed, n) alone: it is batch ``n % len`` of epoch ``n // len``, whose order is a
+    permutation drawn from (seed, epoch). Resuming therefore goes on with the very next batch, in the middle of an epoch
+    too, and an epoch that the trainer cuts short (``limit_train_batches``) goes on where it was cut.
+
+    Args:
+        split: the tokenised problems.
+        prompts_per_step: P, over all processes; an incomplete last batch is dropped.
+        seed: seed of the order.
+        num_replicas: number of processes that share a batch.
+        rank: this process among them; it gets prompts rank, rank + num_replicas, ... of each batch.
+    """
+
+    def __init__(self, split: EncodedSplit, prompts_per_step: int, seed: int, num_replicas: int, rank: int) -> None:
+        self.split = split
+        self.prompts_per_step = prompts_per_step
+        self.seed = seed
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.batches_drawn = 0
+
+    def __len__(self) -> int:
+        return len(self.split) // self.prompts_per_step
+
+    def __iter__(self) -> Iterator[Prompts]:
+        order_of, order = -1, np.empty(0, dtype=np.int64)
+        for _ in range(len(self)):
+            epoch, batch = divmod(self.batches_drawn, len(self))
+            if epoch != order_of:
+                order_of, order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
+            whole = order[batch * self.prompts_per_step : (batch + 1) * self.prompts_per_step]
+            # Counted before it is handed out: a checkpoint is written while the trainer works on the batch.
+            self.batches_drawn += 1
+            yield self.split.batch(whole[self.rank :: self.num_replicas].tolist())
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the order (Lightning keeps it in checkpoints) and what the order depends on."""
+        return {"batches_drawn": self.batches_drawn, **self._identity()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on after the last batch drawn.
+
+        Raises:
+            ValueError: the checkpoint was made with other data or settings, so its order cannot be continued.
+        """
+        for name, value in self._identity().items():
+            if state_dict[name] != value:
+                raise ValueError(
+                    f"{name}={value}, but the checkpoint was made with {state_dict[name]}: its order of prompts cannot"
+                    " be continued; resume with the same data settings, or start anew from its weights"
+                )
+        self.batches_drawn = state_dict["batches_drawn"]
+
+    def _identity(self) -> dict[str, int]:
+        return {"seed": self.seed, "prompts_per_step": self.prompts_per_step, "num_prompts": len(self.split)}
+
+
+class ValidationLoader:
+    """The problems in order, each once, over all processes; every process gets the same number of batches.
+
+    A last batch with fewer prompts than processes joins the batch before it, so that no process has an empty batch.
+
+    Args:
+        split: the tokenised problems, at least one per process.
+        prompts_per_step: prompts per batch, over all processes.
+        num_replicas: number of processes that share a batch.
+        rank: this process among them.
+    """
+
+    def __init__(self, split: EncodedSplit, prompts_per_step: int, num_replicas: int, rank: int) -> None:
+        self.split = split
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.starts = list(range(0, len(split), prompts_per_step))
+        if len(self.starts) > 1 and len(split) - self.starts[-1] < num_replicas:
+            self.starts.pop()
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[Prompts]:
+        for start, stop in zip(self.starts, [*self.starts[1:], len(self.split)], strict=True):
+            yield self.split.batch(list(range(start + self.rank, stop, self.num_replicas)))

@@ -1,0 +1,289 @@
+"""Problems to `Prompts`: `PromptData` is what YAML sees as ``data.*``.
+
+Where problems come from is in ``sources.py``, how one becomes a text in ``prompt_format.py``, which rows make a batch
+in ``loaders.py``. Everything is rendered and tokenised once, in ``setup``; to predict, where there may be millions, the
+token ids are not kept but made again batch by batch. Left out on purpose: worker processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+from datasets import Dataset
+from lightning.pytorch.utilities import rank_zero_info
+from rich.progress import track
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rlif_lightning.data.benchmark_source import BenchmarkData
+from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
+from rlif_lightning.data.prompt_format import PromptFormat
+from rlif_lightning.data.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym, Split
+
+__all__ = [
+    "ArithmeticProblems",
+    "BenchmarkData",
+    "HubDataset",
+    "LocalFiles",
+    "ProblemSource",
+    "PromptData",
+    "PromptFormat",
+    "ReasoningGym",
+]
+
+
+class PromptData(lightning.LightningDataModule):
+    """Batches of prompts for training, validation, test and prediction (the last three share the validation split).
+
+    Args:
+        source: where the problems come from, by class path.
+        tokenizer: hub name or folder of the tokenizer, the policy's own.
+        group_size: G, completions sampled per prompt (read by the module, unused here).
+        prompts_per_step: P, prompts per training step over all processes; a multiple of their number.
+        prompt_column: column with the problem.
+        answer_column: column with the gold answer, if there is one. It is for measuring only: the template cannot show
+            it, and label-free rewards never get it.
+        template: text around a problem, as in ``str.format``: ``{prompt}`` is the problem, ``{name}`` another column.
+        chat: put the prompt into the tokenizer's chat template, as the user's turn, open for the assistant's.
+        system_prompt: the chat's system turn; without it, the chat template's own (if any).
+        examples: few-shot examples, each ``{question: ..., answer: ...}`` (and other columns that the template shows).
+            In a chat they are turns; otherwise the filled template, the answer and an empty line, before the prompt.
+        max_prompt_tokens: longest prompt allowed, in tokens; no limit if absent.
+        overlong: what to do with longer ones: "refuse" stops with their number, "filter" leaves them out and tells it.
+        validation_prompts: number of validation problems used, the first ones; all if absent.
+        validation_prompts_per_step: prompts per validation batch over all processes; as in training if absent.
+        seed: seed of the order of training prompts, at least 0.
+        trust_remote_code: let the tokenizer run code from its repository.
+
+    Raises:
+        ValueError: an argument is out of range or needs another one.
+    """
+
+    def __init__(
+        self,
+        source: ProblemSource,
+        tokenizer: str,
+        group_size: int = 8,
+        prompts_per_step: int = 16,
+        prompt_column: str = "question",
+        answer_column: str | None = None,
+        template: str = "{prompt}",
+        chat: bool = False,
+        system_prompt: str | None = None,
+        examples: list[dict[str, str]] | None = None,
+        max_prompt_tokens: int | None = None,
+        overlong: Literal["refuse", "filter"] = "refuse",
+        validation_prompts: int | None = None,
+        validation_prompts_per_step: int | None = None,
+        seed: int = 0,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.tokenizer_name = tokenizer
+        self.group_size = group_size
+        self.prompts_per_step = prompts_per_step
+        self.prompt_column = prompt_column
+        self.answer_column = answer_column
+        self.template = template
+        self.chat = chat
+        self.system_prompt = system_prompt
+        self.examples = examples or []
+        self.max_prompt_tokens = max_prompt_tokens
+        self.overlong = overlong
+        self.validation_prompts = validation_prompts
+        self.validation_prompts_per_step = (
+            prompts_per_step if validation_prompts_per_step is None else validation_prompts_per_step
+        )
+        self.seed = seed
+        self.trust_remote_code = trust_remote_code
+        self._splits: dict[Split, EncodedSplit] = {}
+        self._predicted: EncodedSplit | None = None
+        self._loader: TrainLoader | None = None
+        self._place: dict[str, int] | None = None
+        self._check_arguments()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load and tokenise the splits that ``stage`` needs, once.
+
+        Raises:
+            ValueError: the tokenizer, a column or a split is missing, a prompt is too long, or the batch doesn't fit
+                the data or the number of processes.
+        """
+        processes, _ = self._shard()
+        for name in ("prompts_per_step", "validation_prompts_per_step"):
+            if getattr(self, name) % processes:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} can't be shared by {processes} processes: not a multiple"
+                )
+        if self.trainer is not None and self.trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
+            raise ValueError(
+                "overfit_batches can't be used here: every epoch is shuffled; use a source of a few problems"
+            )
+        form, tokenizer = self._format()
+        if stage == "predict":
+            self._predicted = self._encode("validation", form, tokenizer, keep=False)
+            return self._check_size("validation", len(self._predicted), processes)
+        validates = self.trainer is None or self.trainer.limit_val_batches != 0
+        wanted: list[Split] = ["train"] if stage in ("fit", None) else []
+        if stage != "fit" or validates:
+            wanted.append("validation")
+        for split in wanted:
+            if split not in self._splits:
+                self._splits[split] = self._encode(split, form, tokenizer)
+                self._check_size(split, len(self._splits[split]), processes)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Shuffled batches of ``prompts_per_step`` prompts, this process's share of each."""
+        self._loader = TrainLoader(self._splits["train"], self.prompts_per_step, self.seed, *self._shard())
+        if self._place is not None:
+            self._loader.load_state_dict(self._place)
+        return self._loader
+
+    def val_dataloader(self) -> ValidationLoader:
+        """The validation problems in order, this process's share."""
+        return ValidationLoader(self._splits["validation"], self.validation_prompts_per_step, *self._shard())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the order of prompts; Lightning itself keeps it only in the middle of an epoch."""
+        return {} if self._loader is None else {"train": self._loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next ``train_dataloader`` go on where the checkpoint was made."""
+        self._place = state_dict.get("train")
+
+    test_dataloader = val_dataloader
+
+    def predict_dataloader(self) -> ValidationLoader:
+        """The validation problems in order, this process's share, tokenised batch by batch."""
+        split = self._splits["validation"] if self._predicted is None else self._predicted
+        return ValidationLoader(split, self.validation_prompts_per_step, *self._shard())
+
+    @property
+    def num_predicted_rows(self) -> int:
+        """Rows of the data set that predict reads, after ``setup("predict")``."""
+        assert self._predicted is not None
+        return len(self._predicted.dataset)
+
+    def skip_predicted(self, done: np.ndarray) -> None:
+        """Leave rows out of predict, but for as many as give each process one: it may not have an empty batch.
+
+        Args:
+            done: bool, one for each of ``num_predicted_rows``.
+        """
+        assert self._predicted is not None
+        rows = np.asarray(self._predicted.rows)
+        left = rows[~done[rows]]
+        spare = self._shard()[0] - len(left)
+        if len(left) and spare > 0:
+            left = np.sort(np.concatenate([left, rows[done[rows]][:spare]]))
+        self._predicted = replace(self._predicted, rows=left)
+
+    def _shard(self) -> tuple[int, int]:
+        """How many processes share the data and which one this is (tensor-parallel peers count as one)."""
+        shard = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return (shard["num_replicas"], shard["rank"]) if shard else (1, 0)
+
+    def _check_arguments(self) -> None:
+        counts = (
+            "group_size",
+            "prompts_per_step",
+            "validation_prompts_per_step",
+            "max_prompt_tokens",
+            "validation_prompts",
+        )
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must be at least 0")
+        if self.system_prompt is not None and not self.chat:
+            raise ValueError(f"system_prompt={self.system_prompt!r} needs chat=true; or write it into the template")
+        for example in self.examples:
+            if not {"question", "answer"} <= set(example):
+                raise ValueError(f"examples: {example} must have the keys 'question' and 'answer'")
+
+    def _format(self) -> tuple[PromptFormat, PreTrainedTokenizerBase]:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"tokenizer={self.tokenizer_name!r}: no tokenizer can be loaded from this folder or hub name (current"
+                f" folder: {Path.cwd()}): {error}"
+            ) from error
+        if self.chat and tokenizer.chat_template is None:
+            raise ValueError(
+                f"chat=true, but the tokenizer {self.tokenizer_name!r} has no chat template; set chat=false, or use an"
+                " instruction-tuned model"
+            )
+        chat = tokenizer if self.chat else None
+        return PromptFormat(self.prompt_column, self.template, chat, self.system_prompt, self.examples), tokenizer
+
+    def _encode(
+        self, split: Split, form: PromptFormat, tokenizer: PreTrainedTokenizerBase, keep: bool = True
+    ) -> EncodedSplit:
+        dataset = self.source.load(split)
+        if split == "validation" and self.validation_prompts is not None:
+            dataset = dataset.select(range(min(self.validation_prompts, len(dataset))))
+        self._check_dataset(split, dataset, form)
+
+        def encode(texts: list[str]) -> list[np.ndarray]:
+            # A chat template writes its special tokens itself.
+            encoded = tokenizer(texts, add_special_tokens=not self.chat)
+            return [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+
+        token_ids: list[np.ndarray] = []
+        lengths = np.zeros(len(dataset), dtype=np.int32)
+        quiet = len(dataset) < 10_000 or self._shard()[1] > 0
+        for start in track(range(0, len(dataset), 1000), f"tokenising {split} prompts", disable=quiet):
+            columns = dataset[start : start + 1000]
+            problems = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            self._check_problems(split, start, problems)
+            ids = encode([form.render(row) for row in problems])
+            lengths[start : start + len(ids)] = [len(each) for each in ids]
+            token_ids += ids if keep else []
+        rows = self._fitting_rows(split, lengths)
+        return EncodedSplit(dataset, rows, [token_ids[row] for row in rows] if keep else None, form.render, encode)
+
+    def _check_dataset(self, split: Split, dataset: Dataset, form: PromptFormat) -> None:
+        if len(dataset) == 0:
+            raise ValueError(f"source: the {split} split of {type(self.source).__name__} has no rows")
+        for name in ("prompt_column", "answer_column"):
+            column = getattr(self, name)
+            if column is not None and column not in dataset.column_names:
+                raise ValueError(
+                    f"{name}={column!r} is not in the {split} split; its columns are {sorted(dataset.column_names)}"
+                )
+        form.check(dataset.column_names, self.answer_column)
+
+    def _check_problems(self, split: Split, start: int, problems: list[dict[str, Any]]) -> None:
+        for row, problem in enumerate(problems, start):
+            if not isinstance(problem[self.prompt_column], str):
+                raise ValueError(
+                    f"prompt_column={self.prompt_column!r}: row {row} of the {split} split is"
+                    f" {problem[self.prompt_column]!r}, not a text"
+                )
+
+    def _fitting_rows(self, split: Split, lengths: np.ndarray) -> np.ndarray:
+        if not lengths.all():
+            empty = int((lengths == 0).argmax())
+            raise ValueError(f"template={self.template!r}: row {empty} of the {split} split has no tokens")
+        limit = self.max_prompt_tokens
+        rows = np.arange(len(lengths)) if limit is None else (lengths <= limit).nonzero()[0]
+        if too_long := len(lengths) - len(rows):
+            found = f"max_prompt_tokens={limit}: {too_long} of {len(lengths)} {split} prompts are longer (up to"
+            found += f" {lengths.max()} tokens)"
+            if self.overlong == "refuse":
+                raise ValueError(f"{found}; raise it, or set overlong=filter to leave them out")
+            rank_zero_info(f"{found} and are left out")
+        return rows
+
+    def _check_size(self, split: Split, size: int, processes: int) -> None:
+        if split == "train" and size < self.prompts_per_step:
+            raise ValueError(f"prompts_per_step={self.prompts_per_step}, but the train split has only {size} prompts")
+        if size < processes:
+            raise ValueError(f"source: the {split} split has {size} prompts, fewer than the {processes} processes")

@@ -1,0 +1,38 @@
+"""Completions as plain records, for JSONL files and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlif_lightning.masked import mean_over_completion
+from rlif_lightning.records import RewardOutput, Rollout
+
+
+def completion_records(rollout: Rollout, outputs: Mapping[str, RewardOutput] | None = None) -> list[dict[str, Any]]:
+    """One flat record per completion: prompt, text, its figures, and the score of each head (null = does not apply).
+
+    Without ``outputs`` there are no scores. ``mean_logprob`` and ``mean_entropy`` are in nats per token, ``length`` in
+    tokens.
+    """
+    mean_logprob = mean_over_completion(rollout.stats.logprobs, rollout.mask).tolist()
+    mean_entropy = mean_over_completion(rollout.stats.entropy, rollout.mask).tolist()
+    lengths, ended, index = rollout.lengths.tolist(), rollout.ended.tolist(), rollout.prompts.index.tolist()
+    scores = {name: output.scores.tolist() for name, output in (outputs or {}).items()}
+    records = []
+    for row, text in enumerate(rollout.texts):
+        p, g = divmod(row, rollout.group_size)
+        record = {
+            "index": index[p],
+            "completion_number": g,
+            "prompt": rollout.prompts.texts[p],
+            "completion": text,
+            "length": lengths[row],
+            "ended": ended[row],
+            "mean_logprob": mean_logprob[row],
+            "mean_entropy": mean_entropy[row],
+        }
+        if outputs is not None:
+            record["scores"] = {name: None if s[row] != s[row] else s[row] for name, s in scores.items()}
+        records.append(record)
+    return records

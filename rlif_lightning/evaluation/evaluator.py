@@ -1,0 +1,243 @@
+"""Evaluation apart from the rewards: what a policy's samples look like, and, where there are labels, how often right.
+
+Labels are for measuring only; nothing here is seen by a reward or a gradient. Read `Evaluation` (the settings),
+`Evaluator` (collects over batches and ranks). What comes out: ``report.py``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rlif_lightning.answers.checkers import AnswerChecker, Checker
+from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.evaluation.completion_rows import completion_records
+from rlif_lightning.evaluation.metrics import (
+    AnswerDiversity,
+    Labels,
+    MajorityAtK,
+    Mean,
+    PassAtK,
+    ProblemMetric,
+    TokenEntropy,
+)
+from rlif_lightning.evaluation.report import Report
+from rlif_lightning.processes.collectives import agreed
+from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.rollout.engine import RolloutEngine
+from rlif_lightning.sampling import VALIDATION_STEP, Sampling
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How `validate` and `test` measure.
+
+    Args:
+        samples: completions drawn for each problem; maj@k uses all of them.
+        sampling: how they are drawn; null = as in training.
+        greedy: also decode each problem once without sampling.
+        extractor: finds the final answer of a completion.
+        gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
+        checker: what judges answers instead of the two extractors, such as LiteralChecker.
+        pass_at: further k of pass@k, each below `samples`; k = 1 (accuracy) and k = samples are always there.
+        subset_column: a column such as level or subject; every figure is also given for each of its values.
+        confidence: of the intervals, in (0, 1).
+        resamples: of the bootstrap over problems, at least 100.
+        bootstrap_seed: of the bootstrap; part of a result, like the confidence.
+        save_completions: write every completion with its verdict into the run's folder.
+
+    Raises:
+        ValueError: a number out of range, or a checker together with an extractor.
+    """
+
+    samples: int = 8
+    sampling: Sampling | None = None
+    greedy: bool = True
+    extractor: AnswerExtractor = field(default_factory=AnswerExtractor)
+    gold_extractor: AnswerExtractor = field(default_factory=lambda: AnswerExtractor("text"))
+    checker: Checker | None = None
+    pass_at: Sequence[int] = ()
+    subset_column: str | None = None
+    confidence: float = 0.95
+    resamples: int = 1000
+    bootstrap_seed: int = 0
+    save_completions: bool = True
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"evaluation.samples={self.samples} must be at least 1")
+        if not all(1 < k < self.samples for k in self.pass_at):
+            raise ValueError(
+                f"evaluation.pass_at={list(self.pass_at)}: each k must lie between 1 and samples={self.samples},"
+                " which are always there"
+            )
+        if not 0 < self.confidence < 1 or self.resamples < 100 or self.bootstrap_seed < 0:
+            raise ValueError(
+                f"evaluation.confidence={self.confidence}, resamples={self.resamples},"
+                f" bootstrap_seed={self.bootstrap_seed}: need 0 < confidence < 1, resamples >= 100, seed >= 0"
+            )
+        defaults = (AnswerExtractor(), AnswerExtractor("text"))
+        if self.checker is not None and (self.extractor, self.gold_extractor) != defaults:
+            raise ValueError("evaluation.checker has its own extractors; take evaluation.extractor out, or the checker")
+
+
+class Evaluator(nn.Module):
+    """Collects a data set's figures over batches and ranks.
+
+    Args:
+        evaluation: how to measure.
+    """
+
+    def __init__(self, evaluation: Evaluation):
+        super().__init__()
+        self.evaluation = evaluation
+        self.checker = evaluation.checker or AnswerChecker(evaluation.extractor, evaluation.gold_extractor)
+        k = evaluation.samples
+        unlabelled = {
+            "entropy": TokenEntropy(),
+            "length": Mean(),
+            "ended": Mean(share=True),
+            "parseable": Mean(share=True),
+            "agreement": Mean(share=True),
+            "diversity": AnswerDiversity(),
+        }
+        labelled: dict[str, ProblemMetric] = {"accuracy": PassAtK(1)}
+        labelled |= {f"pass@{each}": PassAtK(each) for each in [*evaluation.pass_at, k]}
+        labelled |= {f"maj@{k}": MajorityAtK()}
+        if evaluation.greedy:
+            labelled["greedy_accuracy"] = Mean(share=True)
+        self.unlabelled, self.labelled = list(unlabelled), list(labelled)
+        self.metrics = nn.ModuleDict(unlabelled | labelled)
+        self.labels = Labels()
+
+    def measure(
+        self, prompts: Prompts, engine: RolloutEngine, sampling: Sampling, answer_column: str | None
+    ) -> list[dict[str, Any]]:
+        """Sample a batch, decode it greedily where there are labels, and add both.
+
+        Args:
+            prompts: the batch.
+            engine: draws the completions.
+            sampling: as in training, used unless the evaluation has its own.
+            answer_column: of the gold answers, or None.
+
+        Returns:
+            One record per completion, with its answer and verdict.
+        """
+        self._check(prompts)
+        sampling = self.evaluation.sampling or sampling
+        rollout = engine.generate(prompts, self.evaluation.samples, sampling, VALIDATION_STEP)
+        greedy = None
+        if answer_column is not None and self.evaluation.greedy:
+            settings = Sampling(temperature=0, max_new_tokens=sampling.max_new_tokens, stop=sampling.stop)
+            greedy = engine.generate(prompts, 1, settings, VALIDATION_STEP)
+        return self.update(rollout, answer_column, greedy)
+
+    def _check(self, prompts: Prompts) -> None:
+        column = self.evaluation.subset_column
+        if column is not None and column not in prompts.columns:
+            raise ValueError(
+                f"evaluation.subset_column={column!r} is not in the data set; its columns are {sorted(prompts.columns)}"
+            )
+
+    def update(self, rollout: Rollout, answer_column: str | None, greedy: Rollout | None) -> list[dict[str, Any]]:
+        """Add one batch.
+
+        Args:
+            rollout: ``evaluation.samples`` completions of each problem.
+            answer_column: of the gold answers, or None without labels.
+            greedy: one greedy completion of each problem, or None.
+
+        Returns:
+            One record per completion, with its answer and verdict (null without labels).
+        """
+        answers = [self.checker.answer(text) for text in rollout.texts]
+        size = rollout.group_size
+        clusters = [self.checker.cluster(answers[start : start + size]) for start in range(0, len(answers), size)]
+        self._update_unlabelled(rollout, answers, [ids for ids, _ in clusters])
+        if self.evaluation.subset_column is not None:
+            labels = [str(value) for value in rollout.prompts.columns[self.evaluation.subset_column]]
+            self.labels.update(labels, rollout.prompts.index)
+        if answer_column is None:
+            return self._records(rollout, "sample", answers, None)
+        correct = self._verdicts(answers, rollout, answer_column)
+        records = self._records(rollout, "sample", answers, correct)
+        index, verdicts = rollout.prompts.index, rollout.mask.new_tensor(correct).view(-1, size)
+        for name in self.labelled:
+            if name == "accuracy" or name.startswith("pass@"):
+                self._metric(name).update(verdicts, index)
+        voted = self._verdicts([_majority(*cluster) for cluster in clusters], rollout, answer_column)
+        self._metric(f"maj@{self.evaluation.samples}").update(rollout.mask.new_tensor(voted), index)
+        if greedy is not None:
+            decoded = [self.checker.answer(text) for text in greedy.texts]
+            right = self._verdicts(decoded, greedy, answer_column)
+            self._metric("greedy_accuracy").update(rollout.mask.new_tensor(right), index)
+            records += self._records(greedy, "greedy", decoded, right)
+        return records
+
+    def _update_unlabelled(self, rollout: Rollout, answers: list[str | None], ids: list[list[int | None]]) -> None:
+        index, size = rollout.prompts.index, rollout.group_size
+        found = rollout.mask.new_tensor([answer is not None for answer in answers])
+        self._metric("entropy").update(rollout.stats.entropy, rollout.mask, index)
+        self._metric("length").update(rollout.lengths.view(-1, size), index)
+        self._metric("ended").update(rollout.ended.view(-1, size), index)
+        self._metric("parseable").update(found.view(-1, size), index)
+        agreement = torch.tensor([_largest_share(group) for group in ids], device=index.device)
+        self._metric("agreement").update(agreement, index)
+        self._metric("diversity").update(ids, index)
+
+    def _metric(self, name: str) -> ProblemMetric:
+        metric = self.metrics[name]
+        assert isinstance(metric, ProblemMetric)
+        return metric
+
+    def _verdicts(self, answers: Sequence[str | None], rollout: Rollout, answer_column: str) -> list[bool]:
+        """Verdicts on P or B answers."""
+        columns, repeats = rollout.prompts.columns, len(answers) // rollout.num_prompts
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return self.checker.correct(answers, [row for row in rows for _ in range(repeats)], answer_column)
+
+    def _records(
+        self, rollout: Rollout, kind: str, answers: Sequence[str | None], correct: Sequence[bool] | None
+    ) -> list[dict[str, Any]]:
+        subset = self.evaluation.subset_column
+        labels = rollout.column(subset) if subset is not None else [None] * len(answers)
+        records = completion_records(rollout)
+        for row, record in enumerate(records):
+            record |= {"kind": kind, "answer": answers[row], "correct": None if correct is None else correct[row]}
+            record |= {"subset": None if labels[row] is None else str(labels[row])}
+        return records
+
+    def compute(self, labelled: bool) -> Report:
+        """Figures over all batches and ranks (a collective), then start anew."""
+        names = self.unlabelled + self.labelled if labelled else self.unlabelled
+        metrics = [self._metric(name) for name in names]
+        tables = agreed(torch.stack([metric.table() for metric in metrics], 2)).cpu().numpy()
+        shares = np.array([metric.share for metric in metrics])
+        label_of = self.labels.compute() if self.evaluation.subset_column is not None else []
+        for metric in (*metrics, self.labels):
+            metric.reset()
+        drawn = (self.evaluation.confidence, self.evaluation.resamples, self.evaluation.bootstrap_seed)
+        subsets = {}
+        for label in sorted(set(label_of)):
+            rows = np.array([each == label for each in label_of])
+            subsets[label] = Report(names, tables[rows, 1], tables[rows, 2], shares, drawn)
+        return Report(names, tables[:, 1], tables[:, 2], shares, drawn, subsets)
+
+
+def _largest_share(ids: list[int | None]) -> float:
+    """Size of the largest cluster as a share of the samples that have an answer; 0 without any."""
+    found = [i for i in ids if i is not None]
+    return max(map(found.count, set(found))) / len(found) if found else 0.0
+
+
+def _majority(ids: list[int | None], representatives: list[str]) -> str | None:
+    """The answer of the largest cluster (the first of equally large ones); None without answers."""
+    sizes = Counter(i for i in ids if i is not None)
+    return representatives[max(sizes, key=lambda i: (sizes[i], -i))] if sizes else None

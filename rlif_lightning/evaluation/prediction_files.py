@@ -1,0 +1,231 @@
+"""PredictionFiles: what `predict` draws, as a data set that grows batch by batch and can be gone on with.
+
+Read `Predictions` (the settings) and `PredictionFiles` (the callback), then the two formats. A batch holds whole
+groups and is on disk before the next one is drawn; only Parquet keeps the completions of one file in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.processes.ranks import writes_rows
+from rlif_lightning.running.run_folder import run_folder
+
+COLUMNS = {
+    "index": pa.int64(),
+    "completion_number": pa.int64(),
+    "prompt": pa.string(),
+    "completion": pa.string(),
+    "length": pa.int64(),
+    "ended": pa.bool_(),
+    "mean_logprob": pa.float64(),
+    "mean_entropy": pa.float64(),
+}
+# The names of these types in a data set's card, where they differ from Arrow's.
+CARD_NAMES = {"double": "float64"}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Where and how `predict` writes.
+
+    Args:
+        folder: of the data set; null = `predictions` in the run's new folder. A folder that an interrupted predict with
+            the same settings began is gone on with: finished prompts are left out, so none is there twice.
+        format: jsonl (one file per process) | parquet (a file for every `rows_per_file` completions).
+        rows_per_file: completions in a Parquet file, at least 1; they are lost if predict ends before it is full.
+    """
+
+    folder: str | None = None
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    rows_per_file: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.rows_per_file < 1:
+            raise ValueError(f"predictions.rows_per_file={self.rows_per_file} must be at least 1")
+
+
+class PredictionFiles(BasePredictionWriter):
+    """Writes one record per completion; ``datasets.load_dataset(folder)`` reads the folder back.
+
+    Besides the data files it holds a data set card (``README.md``, with the columns' types) and ``settings.json``: what
+    the completions depend on, so that a folder is only gone on with under the same settings.
+
+    Args:
+        predictions: where and how.
+        settings: what the completions depend on, plain values by name.
+    """
+
+    def __init__(self, predictions: Predictions, settings: dict[str, Any]):
+        super().__init__(write_interval="batch")
+        self.predictions, self.settings = predictions, settings
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Open the folder, mend what an interruption tore, and leave finished prompts out of the data (a collective).
+
+        Raises:
+            ValueError: the folder was begun with other settings, or the data are no PromptData.
+        """
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, PromptData):
+            raise ValueError(f"PredictionFiles needs the data module PromptData, not {type(data).__name__}")
+        run = run_folder(trainer)
+        self.folder = Path(self.predictions.folder) if self.predictions.folder else run / "predictions"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_settings()
+        kind = {"jsonl": _Jsonl, "parquet": _Parquet}[self.predictions.format]
+        self.output = kind(self.folder, trainer.global_rank, self.predictions.rows_per_file, pl_module.rewards.names)
+        self.done = self.output.finished(data.num_predicted_rows, pl_module.group_size)
+        trainer.strategy.barrier("every process has read the folder before one writes")
+        if trainer.is_global_zero:
+            (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=1))
+            (self.folder / "README.md").write_text(self.output.card())
+        if self.done.any():
+            rank_zero_info(f"{self.folder}: {int(self.done.sum())} prompts are finished; going on with the others")
+            data.skip_predicted(self.done)
+
+    def _check_settings(self) -> None:
+        path = self.folder / "settings.json"
+        if not path.exists():
+            return
+        begun, now = json.loads(path.read_text()), json.loads(json.dumps(self.settings))
+        for name in sorted(begun.keys() | now.keys()):
+            if begun.get(name) != now.get(name):
+                raise ValueError(
+                    f"predictions.folder={str(self.folder)!r} was begun with {name}={begun.get(name)}, not"
+                    f" {now.get(name)}; use the same settings, or another folder"
+                )
+
+    def write_on_batch_end(
+        self, trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
+    ) -> None:
+        """Append one batch, but for prompts that were only drawn again so that no process has an empty batch."""
+        if writes_rows():
+            self.output.write([record for record in prediction if not self.done[record["index"]]])
+
+    def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write what is left and say where it is."""
+        self.output.close()
+        trainer.strategy.barrier("every process has written")
+        if trainer.is_global_zero:
+            print(f"completions: {self.folder} (datasets.load_dataset reads it)")
+
+
+class _Output:
+    """The data files of one process in a folder.
+
+    Args:
+        folder: shared by all processes.
+        rank: this process.
+        rows_per_file: of Parquet.
+        heads: names of the reward heads.
+    """
+
+    suffix = ""
+
+    def __init__(self, folder: Path, rank: int, rows_per_file: int, heads: list[str]):
+        self.folder, self.rank, self.rows_per_file = folder, rank, rows_per_file
+        scores = pa.struct([(head, pa.float64()) for head in heads])
+        self.schema = pa.schema([*COLUMNS.items(), ("scores", scores)])
+        other = {"jsonl": "parquet", "parquet": "jsonl"}[self.suffix]
+        if list(folder.glob(f"completions-*.{other}")):
+            raise ValueError(
+                f"predictions.format={self.suffix}: {str(folder)!r} was begun as {other}; use that, or another folder"
+            )
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob(f"completions-*.{self.suffix}"))
+
+    def card(self) -> str:
+        """A data set card with the columns' types, which an all-null beginning of a JSON file would hide."""
+        scores = [{"name": field.name, "dtype": "float64"} for field in self.schema.field("scores").type]
+        features: list[dict[str, Any]] = [
+            {"name": name, "dtype": CARD_NAMES.get(str(kind), str(kind))} for name, kind in COLUMNS.items()
+        ]
+        features.append({"name": "scores", "struct": scores})
+        data_files = f"completions-*.{self.suffix}"
+        head = {"configs": [{"config_name": "default", "data_files": data_files}]}
+        head |= {"dataset_info": {"features": features}}
+        return f"---\n{json.dumps(head, indent=1)}\n---\nCompletions drawn by `rlif predict`; see settings.json.\n"
+
+
+class _Jsonl(_Output):
+    suffix = "jsonl"
+
+    def finished(self, num_rows: int, group_size: int) -> np.ndarray:
+        """Which rows have all their completions; cuts what comes after the last whole group off each file."""
+        done = np.zeros(num_rows, dtype=bool)
+        for path in self._paths():
+            whole = _whole_groups(path, group_size, done)
+            if whole < path.stat().st_size:
+                with path.open("r+b") as file:
+                    file.truncate(whole)
+        return done
+
+    def write(self, records: list[dict[str, Any]]) -> None:
+        """Append; an interruption can tear the last line only."""
+        with (self.folder / f"completions-{self.rank:05d}.jsonl").open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records))
+
+    def close(self) -> None:
+        """Nothing is left to write."""
+
+
+def _whole_groups(path: Path, group_size: int, done: np.ndarray) -> int:
+    """Mark the rows of all whole groups in ``done``; the number of bytes that they take."""
+    whole, place, seen, current = 0, 0, 0, -1
+    with path.open("rb") as file:
+        for line in file:
+            place += len(line)
+            try:
+                index = json.loads(line)["index"] if line.endswith(b"\n") else None
+            except ValueError as error:
+                raise ValueError(f"{path}: the line that ends at byte {place} is no JSON: {error}") from error
+            if index is None:  # torn: the last line of a file that was being written
+                break
+            seen, current = (seen + 1 if index == current else 1), index
+            if seen == group_size:
+                done[index], whole = True, place
+    return whole
+
+
+class _Parquet(_Output):
+    suffix = "parquet"
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.records: list[dict[str, Any]] = []
+
+    def finished(self, num_rows: int, group_size: int) -> np.ndarray:
+        """Which rows are in a file; files appear whole or not at all."""
+        done = np.zeros(num_rows, dtype=bool)
+        for path in self._paths():
+            done[pq.read_table(path, columns=["index"])["index"].to_numpy()] = True
+        return done
+
+    def write(self, records: list[dict[str, Any]]) -> None:
+        """Keep, and write a file once there are enough."""
+        self.records += records
+        if len(self.records) >= self.rows_per_file:
+            self.close()
+
+    def close(self) -> None:
+        """Write what is kept as one file, named by its first row."""
+        if not self.records:
+            return
+        name = f"completions-{self.rank:05d}-{self.records[0]['index']:012d}"
+        unfinished = self.folder / f"{name}.tmp"
+        pq.write_table(pa.Table.from_pylist(self.records, self.schema), unfinished)
+        unfinished.replace(self.folder / f"{name}.parquet")
+        self.records = []

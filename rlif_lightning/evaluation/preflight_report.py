@@ -1,0 +1,62 @@
+"""Preflight as tables: figures, verdicts in words, and the thresholds that they rest on."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlif_lightning.evaluation.preflight import THRESHOLDS, Findings, HeadFindings
+
+COLORS = {"good": "green", "caution": "yellow", "poor": "red"}
+
+
+def print_findings(found: Findings) -> None:
+    """The figures as tables, with the verdicts in words and the thresholds explained."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(_groups_table(found))
+    console.print(_heads_table(found.heads))
+    for name, verdict, why in [
+        ("groups", found.verdict, found.why),
+        *((h.name, h.verdict, h.why) for h in found.heads),
+    ]:
+        console.print(Text.assemble((f"{verdict:>8}", COLORS[verdict]), f"  {name}: {why}"))
+    console.print(Text("Thresholds, ours:", "bold"))
+    for name, (value, meaning) in THRESHOLDS.items():
+        console.print(Text(f"  {name} = {value:g}: {meaning}", "dim"))
+
+
+def _groups_table(found: Findings) -> Table:
+    title = f"Preflight: {found.groups} training problems x {found.group_size} completions of the starting policy"
+    table = Table(title=title, title_justify="left")
+    shares = {
+        "mixed answers": found.mixed,
+        "unanimous": found.unanimous,
+        "agreement": found.agreement,
+        "has answer": found.parseable,
+        "ended": found.ended,
+        "right": found.accuracy,
+        "majority right": found.majority_right,
+    }
+    shown = {name: f"{100 * share:.1f} %" for name, share in shares.items() if share is not None}
+    shown["length"] = f"{found.mean_length:.1f}"
+    for name in shown:
+        table.add_column(name, justify="right")
+    table.add_row(*shown.values())
+    return table
+
+
+def _heads_table(heads: list[HeadFindings]) -> Table:
+    table = Table(title="Inside groups, each head's score", title_justify="left")
+    table.add_column("head")
+    for heading in ("weight", "differs in", "r with agreement", "r with length", "AUC for right", "verdict"):
+        table.add_column(heading, justify="right")
+    for head in heads:
+        figures = (head.agreement_correlation, head.length_correlation)
+        correlations = ["-" if value is None else f"{value:+.2f}" for value in figures]
+        auc = "-" if head.auc is None else f"{head.auc:.2f}"
+        verdict = Text(head.verdict, COLORS[head.verdict])
+        table.add_row(head.name, f"{head.weight:g}", f"{100 * head.varied:.0f} %", *correlations, auc, verdict)
+    return table

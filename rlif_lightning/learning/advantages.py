@@ -1,0 +1,201 @@
+"""Advantages: from R rewards per completion, kept apart until here, to one number per completion.
+
+Every estimator is a sum of one part per reward, ``A = sum_r part_r``; the parts are what the share of each reward in
+|A| is measured on. All of them give exactly 0 to a group whose rewards are equal and to a group of one, do not change
+when a constant is added to a group's rewards, and leave out a reward that is NaN ("does not apply").
+
+Left out on purpose: estimators that need a value network.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.masked import masked_mean, masked_std, masked_sum
+from rlif_lightning.processes.collectives import all_rank_mean_std, all_rank_sum
+
+BATCH_NORMS = ("none", "sample", "token")
+
+
+def center(rewards: Tensor) -> Tensor:
+    """Rewards minus their group mean, in float64.
+
+    Args:
+        rewards: ``[..., G]``; NaN = does not apply.
+
+    Returns:
+        ``[..., G]`` float64; exactly 0 where the reward is NaN and in a group whose valid rewards are all equal.
+    """
+    values = rewards.double()
+    valid = ~values.isnan()
+    centered = values - masked_mean(values, valid, -1).unsqueeze(-1)
+    lowest = torch.where(valid, values, torch.inf).amin(-1, keepdim=True)
+    highest = torch.where(valid, values, -torch.inf).amax(-1, keepdim=True)
+    return torch.where(valid & (highest > lowest), centered, 0.0)
+
+
+def group_normalize(rewards: Tensor, eps: float = 1e-4, ddof: int = 1, std_floor: float = 1e-6) -> Tensor:
+    """z-scores inside each group, ``z = (r - mean) / (std + eps)``.
+
+    Args:
+        rewards: ``[..., G]``; NaN = does not apply, left out of the statistics.
+        eps: added to the standard deviation, in units of the reward.
+        ddof: the variance is divided by ``count - ddof``.
+        std_floor: a group whose standard deviation is not above this gets 0 (rounding noise is not blown up).
+
+    Returns:
+        ``[..., G]`` float64; 0 for NaN, for a group of one and for a group of equal rewards.
+    """
+    centered = center(rewards)
+    std = masked_std(rewards.double(), ~rewards.isnan(), -1, ddof).unsqueeze(-1)
+    return torch.where(std > std_floor, centered / (std + eps), 0.0)
+
+
+def gdpo(
+    rewards: Tensor,
+    weights: Tensor,
+    batch_norm: str = "none",
+    eps: float = 1e-4,
+    *,
+    std_floor: float = 1e-6,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """GDPO: each reward is normalised in its group on its own, then the weighted z-scores are summed.
+
+    ``A = Σ_r w_r (reward_r - mean_g) / (std_g + eps)``, then optionally normalised over the whole batch.
+    Source: https://arxiv.org/abs/2601.05242 (the batch step is that paper's; arXiv 2605.22620 leaves it out).
+
+    Args:
+        rewards: ``[R, P, G]``; NaN = does not apply.
+        weights: ``[R]``, or ``[R, P]`` where they differ between groups.
+        batch_norm: ``none``; ``sample``: ``(A - mean) / (std + eps)`` over all completions of all ranks; ``token``:
+            the same with each completion counted as many times as it has tokens.
+        eps: added to each standard deviation.
+        std_floor: see :func:`group_normalize`; ``ddof`` is 1.
+        lengths: ``[P, G]`` completion lengths in tokens; needed for ``token`` only.
+
+    Returns:
+        ``[P, G]`` float32.
+    """
+    if weights.shape not in (rewards.shape[:1], rewards.shape[:2]):
+        raise ValueError(f"weights of shape {tuple(weights.shape)} must be one per reward, {tuple(rewards.shape[:1])}")
+    return GDPO(batch_norm, eps, std_floor)(rewards, weights, lengths)
+
+
+def reward_shares(parts: Tensor) -> Tensor:
+    """Each reward's share of |A| over all ranks (a collective): ``Σ|part_r| / Σ_r Σ|part_r|``.
+
+    Args:
+        parts: ``[R, P, G]`` from :meth:`Advantage.parts`.
+
+    Returns:
+        ``[R]``, sums to 1, or all 0 where every part is 0.
+    """
+    sizes = all_rank_sum(parts.abs().flatten(1).sum(1))
+    return sizes / sizes.sum().clamp(min=1e-30)
+
+
+@dataclass(frozen=True)
+class Advantage(ABC):
+    """An advantage estimator: ``(rewards [R, P, G], weights [R] or [R, P]) -> [P, G]``."""
+
+    @abstractmethod
+    def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
+        """``[R, P, G]`` float64: what each reward contributes; their sum over R is the advantage."""
+
+    def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """``[P, G]`` float32 advantages; ``lengths [P, G]`` (tokens) is for estimators that weight by tokens."""
+        return self.parts(rewards, weights).sum(0).float()
+
+
+@dataclass(frozen=True)
+class GDPO(Advantage):
+    """Each reward normalised on its own, then summed with weights (:func:`gdpo`).
+
+    Args:
+        batch_norm: none | sample | token: a second normalisation over the whole batch of all ranks.
+        eps: added to standard deviations, in units of the reward.
+        std_floor: a group whose standard deviation is not above this gets advantage 0.
+    """
+
+    batch_norm: str = "none"
+    eps: float = 1e-4
+    std_floor: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.batch_norm not in BATCH_NORMS:
+            raise ValueError(f"batch_norm={self.batch_norm!r} is unknown; use one of {', '.join(BATCH_NORMS)}")
+        _check_not_negative(eps=self.eps, std_floor=self.std_floor)
+
+    def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
+        return group_normalize(rewards, self.eps, 1, self.std_floor) * _per_group(weights)
+
+    def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
+        total = self.parts(rewards, weights).sum(0)
+        if self.batch_norm == "none":
+            return total.float()
+        counts = torch.ones_like(total) if self.batch_norm == "sample" else lengths
+        if counts is None:
+            raise ValueError("batch_norm='token' needs lengths [P, G]; pass them or use batch_norm='sample'")
+        mean, std = all_rank_mean_std(total, counts)
+        return ((total - mean) / (std + self.eps)).float() if std > self.std_floor else torch.zeros_like(total).float()
+
+
+@dataclass(frozen=True)
+class GRPO(Advantage):
+    """Rewards summed with weights first, then normalised in the group. https://arxiv.org/abs/2402.03300
+
+    The part of the reward with the larger spread rules the sum; this is the naive way to combine two rewards.
+
+    Args:
+        eps: added to the standard deviation (ddof 1), in units of the reward.
+        std_floor: a group whose standard deviation is not above this gets advantage 0.
+    """
+
+    eps: float = 1e-4
+    std_floor: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_not_negative(eps=self.eps, std_floor=self.std_floor)
+
+    def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
+        centered = center(rewards) * _per_group(weights)
+        counted = (~rewards.isnan()).any(0)
+        std = masked_std(centered.sum(0), counted, -1).unsqueeze(-1)
+        return torch.where(std > self.std_floor, centered / (std + self.eps), 0.0)
+
+
+@dataclass(frozen=True)
+class DrGRPO(Advantage):
+    """Weighted rewards minus the group mean, without dividing by a spread. https://arxiv.org/abs/2503.20783"""
+
+    def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
+        return center(rewards) * _per_group(weights)
+
+
+@dataclass(frozen=True)
+class RLOO(Advantage):
+    """Each reward minus the mean of the group's other rewards. https://arxiv.org/abs/2402.14740
+
+    With n valid rewards in the group this is ``(r - mean) * n / (n - 1)``; 0 for a group of one.
+    """
+
+    def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
+        count = masked_sum(torch.ones_like(rewards, dtype=torch.float64), ~rewards.isnan(), -1).unsqueeze(-1)
+        leave_one_out = center(rewards) * count / (count - 1).clamp(min=1)
+        return leave_one_out * _per_group(weights)
+
+
+def _per_group(weights: Tensor) -> Tensor:
+    """``[R]`` or ``[R, P]`` weights as float64 that multiply ``[R, P, G]``."""
+    return weights.double().reshape(len(weights), -1, 1)
+
+
+def _check_not_negative(**settings: float) -> None:
+    for name, value in settings.items():
+        if value < 0:
+            raise ValueError(f"{name}={value} must not be negative")

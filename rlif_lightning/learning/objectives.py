@@ -1,0 +1,259 @@
+"""Objectives: the losses as settings for YAML. Each is frozen; a callback changes one by replacing it.
+
+``module.objective = dataclasses.replace(module.objective, weight=0.1)``
+
+An objective works in two steps. ``select`` runs once per optimiser update and marks tokens among *all* tokens of that
+update, on all ranks; ``token_loss`` then runs per micro-batch. So how an update is cut up never changes its gradient.
+The null setting of each (fraction 0) is ``Clipped``, bit for bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.learning.losses import (
+    AGGREGATIONS,
+    KL_KINDS,
+    clipped_surrogate,
+    kl_cov_penalty,
+    plain_surrogate,
+    reference_kl,
+    token_covariance,
+)
+from rlif_lightning.processes.collectives import all_rank_sum, all_rank_top_fraction
+from rlif_lightning.records import LossInputs
+
+GOLDEN_GAMMA = -0x61C8864680B583EB  # 2**64 / golden ratio, as a signed number
+UNSELECTED = ("clipped", "plain")
+RANK_BY = ("old", "current")
+
+
+@dataclass(frozen=True)
+class ReferenceKL:
+    """KL to the frozen starting model, added to every token's loss.
+
+    Args:
+        weight: multiplies the KL in nats; 0 = off, and no reference model is loaded.
+        kind: k1 | k2 | k3, the estimator (see losses.reference_kl).
+    """
+
+    weight: float = 0.0
+    kind: str = "k3"
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"reference_kl.weight={self.weight} must not be negative")
+        if self.kind not in KL_KINDS:
+            raise ValueError(f"reference_kl.kind={self.kind!r} is unknown; use one of {', '.join(KL_KINDS)}")
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """What all objectives share.
+
+    Args:
+        clip_low: how far the ratio may fall below 1 before its gradient stops, in (0, 1].
+        clip_high: how far the ratio may rise above 1 before its gradient stops, > 0.
+        dual_clip: bound of the loss at negative advantages in units of |A|, > 1; null = off.
+        aggregation: token_mean | sequence_mean | constant: how token losses sum up.
+        entropy_bonus: weight of the mean token entropy (nats) that is rewarded; 0 = off.
+        reference_kl: KL to the frozen starting model.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    aggregation: str = "token_mean"
+    entropy_bonus: float = 0.0
+    reference_kl: ReferenceKL = field(default_factory=ReferenceKL)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
+            raise ValueError(
+                f"clip_low={self.clip_low}, clip_high={self.clip_high}: need 0 < clip_low <= 1, clip_high > 0"
+            )
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip={self.dual_clip} must be greater than 1, or null to turn it off")
+        if self.aggregation not in AGGREGATIONS:
+            raise ValueError(f"aggregation={self.aggregation!r} is unknown; use one of {', '.join(AGGREGATIONS)}")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a reference model must be loaded."""
+        return self.reference_kl.weight > 0
+
+    @property
+    def touches_zero_advantage(self) -> bool:
+        """Whether a completion with advantage 0 still gets a gradient (so that it may not be skipped)."""
+        return self.needs_reference or self.entropy_bonus != 0
+
+    @property
+    def needs_current(self) -> bool:
+        """Whether ``select`` ranks by the current policy's log-probs (one more pass without gradients)."""
+        return False
+
+    def check(self, updates_per_rollout: int) -> None:  # noqa: B027 - most objectives always work
+        """Refuses a setting under which the objective would silently do nothing.
+
+        Raises:
+            ValueError: names the argument and the remedy.
+        """
+
+    @abstractmethod
+    def select(self, update: LossInputs) -> Tensor:
+        """``[B, T]`` bool marks among all tokens of one optimiser update (a collective; once per update)."""
+
+    @abstractmethod
+    def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        """``[B, T]`` policy loss per token."""
+
+    def token_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        """``[B, T]`` full loss per token: policy loss, reference KL and entropy bonus (not yet weighted or masked)."""
+        loss = self.policy_loss(batch, marks)
+        if batch.token_weights is not None:
+            loss = loss * batch.token_weights
+        if self.needs_reference:
+            assert batch.ref_logprobs is not None
+            loss = loss + self.reference_kl.weight * reference_kl(
+                batch.logprobs, batch.ref_logprobs, self.reference_kl.kind
+            )
+        if self.entropy_bonus:
+            assert batch.entropy is not None
+            loss = loss - self.entropy_bonus * batch.entropy
+        return loss
+
+    def clipped(self, batch: LossInputs) -> Tensor:
+        """``[B, T]`` clipped surrogate with this objective's bounds."""
+        return clipped_surrogate(
+            batch.logprobs, batch.old_logprobs, batch.advantages, self.clip_low, self.clip_high, self.dual_clip
+        )
+
+
+@dataclass(frozen=True)
+class Clipped(Objective):
+    """The clipped surrogate of PPO / GRPO on every token."""
+
+    def select(self, update: LossInputs) -> Tensor:
+        return torch.zeros_like(update.mask)
+
+    def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        return self.clipped(batch)
+
+
+@dataclass(frozen=True)
+class KLCov(Objective):
+    """KL-Cov: on the tokens that drive entropy down, a KL penalty instead of the clip. https://arxiv.org/abs/2505.22617
+
+    Args:
+        fraction: share of an update's tokens that are picked, in [0, 1); 0 = off (the paper 2605.22620: 0.02).
+        weight: of |logprob - old logprob| (nats) on picked tokens (the paper: 0.05).
+        unselected: clipped (the paper) | plain (the origin's code): the loss on all other tokens.
+        rank_by: old | current: the log-probs that tokens are ranked by. `old` (ours) needs no extra pass.
+    """
+
+    fraction: float = 0.02
+    weight: float = 0.05
+    unselected: str = "clipped"
+    rank_by: str = "old"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.fraction < 1:
+            raise ValueError(f"fraction={self.fraction} must lie in [0, 1): a share of the tokens, not per cent")
+        if self.weight < 0:
+            raise ValueError(f"weight={self.weight} must not be negative")
+        if self.unselected not in UNSELECTED:
+            raise ValueError(f"unselected={self.unselected!r} is unknown; use one of {', '.join(UNSELECTED)}")
+        if self.rank_by not in RANK_BY:
+            raise ValueError(f"rank_by={self.rank_by!r} is unknown; use one of {', '.join(RANK_BY)}")
+
+    @property
+    def needs_current(self) -> bool:
+        return self.rank_by == "current"
+
+    def check(self, updates_per_rollout: int) -> None:
+        if updates_per_rollout < 2 and self.fraction > 0:
+            raise ValueError(
+                f"updates_per_rollout={updates_per_rollout} makes KL-Cov do nothing: on the first update the policy is"
+                " the one that sampled, so |logprob - old logprob| and its gradient are 0. Set"
+                " model.updates_per_rollout or model.epochs_per_rollout to 2 or more, or use the objective Clipped"
+            )
+
+    def select(self, update: LossInputs) -> Tensor:
+        ranked = update.old_logprobs if self.rank_by == "old" else update.logprobs
+        covariance = token_covariance(ranked, update.advantages, update.mask)
+        lottery = token_lottery(update.row_ids, update.mask.shape[1])
+        return all_rank_top_fraction(covariance, update.mask, self.fraction, lottery)
+
+    def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        plain = plain_surrogate(batch.logprobs, batch.old_logprobs, batch.advantages)
+        penalised = plain + kl_cov_penalty(batch.logprobs, batch.old_logprobs, self.weight)
+        rest = plain if self.unselected == "plain" and self.fraction > 0 else self.clipped(batch)
+        return torch.where(marks, penalised, rest)
+
+
+@dataclass(frozen=True)
+class ClipCov(Objective):
+    """Clip-Cov: a few tokens of high covariance get no policy gradient at all. https://arxiv.org/abs/2505.22617
+
+    Tokens with ``low < cov < high`` are candidates; of them a random ``fraction`` of all the update's tokens is picked.
+
+    Args:
+        fraction: share of an update's tokens that are picked, in [0, 1); 0 = off.
+        low: lower end of the covariance band (nats times advantage).
+        high: upper end of the covariance band.
+        seed: of the random pick.
+    """
+
+    fraction: float = 2e-4
+    low: float = 1.0
+    high: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.fraction < 1:
+            raise ValueError(f"fraction={self.fraction} must lie in [0, 1): a share of the tokens, not per cent")
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low} must be less than high={self.high}")
+
+    def select(self, update: LossInputs) -> Tensor:
+        covariance = token_covariance(update.old_logprobs, update.advantages, update.mask)
+        candidates = update.mask & (covariance > self.low) & (covariance < self.high)
+        num_tokens, num_candidates = all_rank_sum(torch.stack([update.mask.sum(), candidates.sum()])).tolist()
+        share = min(1.0, self.fraction * num_tokens / max(num_candidates, 1))
+        lottery = token_lottery(update.row_ids, update.mask.shape[1], self.seed)
+        return all_rank_top_fraction(torch.where(candidates, lottery, 0.0), candidates, share)
+
+    def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        return torch.where(marks, torch.zeros_like(batch.logprobs), self.clipped(batch))
+
+
+def token_lottery(row_ids: Tensor, num_steps: int, seed: int = 0) -> Tensor:
+    """A repeatable lottery number in (0, 1] for each token: the same on every rank and in every order of rows.
+
+    It hangs on the token's place in the run, not on any computed number: rounding differs between numbers of ranks.
+
+    Args:
+        row_ids: ``[B]`` int64.
+        num_steps: T.
+        seed: any integer.
+
+    Returns:
+        ``[B, T]`` float64, from the splitmix64 finaliser.
+    """
+    position = torch.arange(num_steps, device=row_ids.device) * GOLDEN_GAMMA
+    wrapped = (seed * GOLDEN_GAMMA + 2**63) % 2**64 - 2**63
+    tokens = _mix(_mix(row_ids).unsqueeze(-1) + position)
+    return (_mix(tokens + wrapped) & 0xFFFFFFFF).double().add(1) / 2.0**32
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """The splitmix64 finaliser (with arithmetic shifts)."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        bits = (bits ^ (bits >> shift)) * factor
+    return bits ^ (bits >> 31)

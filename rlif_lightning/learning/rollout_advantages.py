@@ -1,0 +1,95 @@
+"""From the heads' scores to advantages, with the figures that tell how a rollout and its rewards look."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.learning.advantages import Advantage, reward_shares
+from rlif_lightning.masked import masked_max, masked_std
+from rlif_lightning.processes.collectives import all_rank_max, all_rank_mean_std
+from rlif_lightning.records import RewardOutput, Rollout
+
+
+def score_rollout(
+    rollout: Rollout, outputs: dict[str, RewardOutput], advantage: Advantage, weights: Tensor
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """Advantages of a rollout, and its metrics (a collective).
+
+    Args:
+        rollout: P prompts with G completions each.
+        outputs: R heads' answers.
+        advantage: the estimator.
+        weights: ``[R]``.
+
+    Returns:
+        ``[B, T]`` advantages (constant over a completion unless the estimator works on tokens), and the metrics
+        ``reward/<head>/{mean,std,group_std,share}``, ``policy/entropy``, ``rollout/{length,ended}`` and the heads' own.
+    """
+    shape = (rollout.num_prompts, rollout.group_size)
+    rewards = torch.stack([output.scores.view(shape) for output in outputs.values()])
+    weights = group_weights(weights.to(rewards.device), list(outputs.values()))
+    advantages = advantage(rewards, weights, rollout.lengths.view(shape))
+    if advantages.shape != rollout.mask.shape:
+        advantages = advantages.reshape(-1, 1).expand(rollout.mask.shape)
+    entropy, _ = all_rank_mean_std(rollout.stats.entropy, rollout.mask)
+    metrics: dict[str, Tensor | float] = {
+        "policy/entropy": entropy,
+        "rollout/length": rollout.lengths.float().mean(),
+        "rollout/ended": rollout.ended.float().mean(),
+    }
+    metrics |= engine_metrics(rollout)
+    shares = reward_shares(advantage.parts(rewards, weights))
+    for (name, output), share in zip(outputs.items(), shares, strict=True):
+        metrics |= reward_metrics(name, output.scores, rollout.group_size)
+        metrics |= {f"reward/{name}/share": share, **output.log}
+    return advantages, metrics
+
+
+def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
+    """How far the engine's log-probs are from the policy's, over all ranks (a collective); nothing if they are one.
+
+    ``rollout/engine_gap`` and ``engine_gap_max``: mean and largest |difference| of a token's log-prob, nats;
+    ``rollout/engine_weight``: mean weight that corrects for it.
+    """
+    if rollout.engine_logprobs is None:
+        return {}
+    gap = (rollout.engine_logprobs - rollout.stats.logprobs).abs()
+    metrics: dict[str, Tensor | float] = {
+        "rollout/engine_gap": all_rank_mean_std(gap, rollout.mask)[0],
+        "rollout/engine_gap_max": all_rank_max(masked_max(gap, rollout.mask)),
+    }
+    if rollout.token_weights is not None:
+        metrics["rollout/engine_weight"] = all_rank_mean_std(rollout.token_weights, rollout.mask)[0]
+    return metrics
+
+
+def group_weights(weights: Tensor, outputs: list[RewardOutput]) -> Tensor:
+    """The heads' weights ``[R]``, or ``[R, P]`` if a head's strength differs between groups."""
+    if all(output.strength is None for output in outputs):
+        return weights
+    like = next(output.strength for output in outputs if output.strength is not None)
+    strengths = [torch.ones_like(like) if output.strength is None else output.strength for output in outputs]
+    return weights.unsqueeze(1) * torch.stack(strengths).to(weights)
+
+
+def reward_metrics(name: str, scores: Tensor, group_size: int) -> dict[str, Tensor]:
+    """``reward/<name>/{mean,std,group_std}`` over all ranks (a collective); NaN scores are left out (ddof 1)."""
+    valid = ~scores.isnan()
+    mean, std = all_rank_mean_std(scores, valid)
+    spread = masked_std(scores.view(-1, group_size), valid.view(-1, group_size), -1)
+    group_std, _ = all_rank_mean_std(spread, torch.ones_like(spread))
+    return {f"reward/{name}/mean": mean, f"reward/{name}/std": std, f"reward/{name}/group_std": group_std}
+
+
+def without_dropped(rollout: Rollout, outputs: dict[str, RewardOutput]) -> tuple[Rollout, dict[str, RewardOutput]]:
+    """Take completions that a head does not want kept out of everything: no token counts, no score applies."""
+    keep = torch.ones_like(rollout.ended)
+    for output in outputs.values():
+        keep = keep if output.keep is None else keep & output.keep
+    kept = {
+        name: replace(output, scores=output.scores.masked_fill(~keep, torch.nan)) for name, output in outputs.items()
+    }
+    return replace(rollout, mask=rollout.mask & keep.unsqueeze(1)), kept

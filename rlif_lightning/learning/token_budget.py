@@ -1,0 +1,90 @@
+"""The token budget of a micro-batch, which gives way when memory runs out."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rlif_lightning.processes.ranks import num_processes
+
+T = TypeVar("T")
+# What PyTorch's allocator of main memory says; on accelerators there is torch.OutOfMemoryError.
+CPU_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that no memory was left, on an accelerator or in main memory."""
+    told = isinstance(error, RuntimeError) and any(message in str(error) for message in CPU_MESSAGES)
+    return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+class TokenBudget(nn.Module):
+    """Tokens of one forward and backward pass: the configured number, halved each time that memory runs out.
+
+    Results depend on it by rounding alone. The present value is in checkpoints, so that a run that goes on rounds as
+    the one that was stopped; another configured number starts anew from that.
+
+    Args:
+        tokens: the configured number.
+    """
+
+    state: Tensor
+
+    def __init__(self, tokens: int):
+        super().__init__()
+        self.configured = tokens
+        self.register_buffer("state", torch.tensor([tokens, tokens]))
+
+    @property
+    def tokens(self) -> int:
+        """The present number."""
+        configured, tokens = self.state.tolist()
+        return tokens if configured == self.configured else self.configured
+
+    def run(self, work: Callable[[int], T], undo: Callable[[], None] = lambda: None) -> T:
+        """The result of ``work(tokens)``, done again with half of them as often as memory runs out.
+
+        Args:
+            work: must leave nothing behind that ``undo`` does not take back.
+            undo: called before each new attempt.
+
+        Raises:
+            RuntimeError: several ranks (another one may be inside a collective that this one would never join), or
+                nothing left to halve; names the setting.
+        """
+        while True:
+            try:
+                return work(self.tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._check(error)
+            # Outside of the handler, where no traceback holds the tensors of the failed attempt any more.
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            undo()
+            half = self.tokens // 2
+            self.state.copy_(torch.tensor([self.configured, half]))
+            warnings.warn(
+                f"out of memory in a micro-batch: it is done again, and all that follow are made, with {half} tokens;"
+                f" set model.micro_batch_tokens={half} to begin so",
+                stacklevel=2,
+            )
+
+    def _check(self, error: BaseException) -> None:
+        if self.tokens == 1:
+            raise RuntimeError(
+                "out of memory with a single completion in a micro-batch; see model.policy.gradient_checkpointing and"
+                " model.policy.lora"
+            ) from error
+        if num_processes() > 1:
+            raise RuntimeError(
+                f"out of memory in a micro-batch of {self.tokens} tokens on one of several ranks, which cannot do it"
+                " again on its own; resume (--ckpt_path=last) with a lower model.micro_batch_tokens"
+            ) from error

@@ -1,0 +1,196 @@
+"""The update: from a scored rollout to optimiser steps.
+
+The rollout's groups, shuffled, are split into mini-batches of whole groups, one optimiser step each. Each mini-batch is
+packed by token budget. Whatever concerns a mini-batch as a whole (marked tokens, normalisers) is computed before it is
+cut up, over all ranks; so neither the budget nor the number of ranks changes a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlif_lightning.learning.losses import aggregation_weights
+from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.learning.token_budget import TokenBudget
+from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.masked import masked_sum
+from rlif_lightning.model.cpu_memory import HEAP
+from rlif_lightning.model.packing import pack
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.parallel.passes import equal_passes, score_tokens
+from rlif_lightning.processes.collectives import agreed
+from rlif_lightning.records import LossInputs, RewardOutput, Rollout
+from rlif_lightning.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """How a rollout is cut into optimiser steps.
+
+    Args:
+        updates_per_rollout: mini-batches of whole groups in one pass, one optimiser step each.
+        epochs_per_rollout: passes over the rollout.
+        micro_batch_tokens: budget of one forward and backward pass, prompts and padding included.
+        seed: of the shuffling of groups.
+    """
+
+    updates_per_rollout: int = 4
+    epochs_per_rollout: int = 1
+    micro_batch_tokens: int = 8192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("updates_per_rollout", "epochs_per_rollout", "micro_batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    def check(self, num_prompts: int) -> None:
+        """Refuse a step with fewer prompts than updates.
+
+        Raises:
+            ValueError: names both settings.
+        """
+        if num_prompts < self.updates_per_rollout:
+            raise ValueError(
+                f"data.prompts_per_step={num_prompts} is less than model.updates_per_rollout="
+                f"{self.updates_per_rollout}: an update would have no group; raise the one or lower the other"
+            )
+
+    @property
+    def num_updates(self) -> int:
+        """Optimiser steps per rollout."""
+        return self.updates_per_rollout * self.epochs_per_rollout
+
+    def minibatches(self, num_prompts: int, step: int, rank: int, world_size: int) -> Iterator[list[int]]:
+        """This rank's groups of each mini-batch (possibly none).
+
+        The shuffle is of all ranks' prompts together, which are dealt out one by one (prompt i of the step is on rank
+        ``i % world_size``), so the mini-batches are the same on any number of ranks.
+        """
+        everything = num_prompts * world_size
+        for epoch in range(self.epochs_per_rollout):
+            order = np.random.default_rng([self.seed, step, epoch]).permutation(everything)
+            for part in np.array_split(order, self.updates_per_rollout):
+                yield sorted(int(i) // world_size for i in part if i % world_size == rank)
+
+
+def select_groups(inputs: LossInputs, rollout: Rollout, groups: list[int]) -> tuple[LossInputs, list[Tensor], Tensor]:
+    """The rows of some groups: their loss inputs, prompts and completion ids."""
+    size = rollout.group_size
+    rows = [p * size + g for p in groups for g in range(size)]
+    index = torch.tensor(rows, dtype=torch.int64, device=rollout.mask.device)
+    return take_rows(inputs, index), [rollout.prompts.token_ids[p] for p in groups], rollout.completion_ids[index]
+
+
+def take_rows(inputs: LossInputs, rows: Tensor) -> LossInputs:
+    """The same loss inputs for some rows only."""
+    chosen = {name: value[rows] for name, value in vars(inputs).items() if value is not None}
+    return LossInputs(**chosen)
+
+
+def trained_rows(update: LossInputs, marks: Tensor, objective: Objective, group_size: int) -> Tensor:
+    """``[B]`` bool: rows that can get a gradient. The others are skipped; their tokens still count in normalisers."""
+    if objective.touches_zero_advantage:
+        return torch.ones_like(update.mask[:, 0])
+    touched = ((update.advantages != 0) & update.mask) | marks
+    return touched.view(-1, group_size, touched.shape[1]).any(-1).any(-1).repeat_interleave(group_size)
+
+
+def reference_logprobs(
+    policy: PolicyModel, reference: PolicyModel | None, rollout: Rollout, sampling: Sampling, micro_batch_tokens: int
+) -> Tensor:
+    """``[B, T]`` log-probs under the reference model, which is the policy without its adapters if there is none."""
+    rows = (rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, rollout.group_size)
+    with policy.adapters_off() if reference is None else nullcontext():
+        return score_tokens(reference or policy, *rows, sampling, micro_batch_tokens).logprobs
+
+
+def backward_update(
+    policy: PolicyModel,
+    objective: Objective,
+    update: LossInputs,
+    prompt_ids: list[Tensor],
+    completion_ids: Tensor,
+    sampling: Sampling,
+    micro_batch_tokens: int,
+    group_size: int,
+    backward: Callable[[Tensor, bool], None],
+    meter: UpdateMeter,
+) -> None:
+    """Accumulate the gradient of one mini-batch.
+
+    Args:
+        update: ``[B, T]`` loss inputs of this rank's rows; ``logprobs`` are those that tokens are ranked by.
+        backward: called with each micro-batch's share of the loss, and whether it is the last one; the shares of all
+            ranks sum to the loss. Every rank calls it equally often, at least once.
+        meter: collects the token figures.
+    """
+    marks = agreed(objective.select(update))
+    weights = aggregation_weights(update.mask, objective.aggregation, sampling.max_new_tokens)
+    kept = update.mask & trained_rows(update, marks, objective, group_size).unsqueeze(1)
+    micro_batches = list(pack(prompt_ids, completion_ids, kept, group_size, micro_batch_tokens))
+    passes = equal_passes(policy, micro_batches, update.mask.device, at_least=1)
+    for number, (packed, own) in enumerate(passes, 1):
+        stats, rows, is_last = policy(packed, sampling), packed.rows, number == len(passes)
+        if not own:
+            backward(stats.logprobs.sum() * 0.0, is_last)
+            continue
+        batch = replace(take_rows(update, rows), logprobs=stats.logprobs, entropy=stats.entropy)
+        losses = objective.token_loss(batch, marks[rows])
+        backward(masked_sum(losses * weights[rows], batch.mask), is_last)
+        meter.add(batch, marks[rows], batch.mask, objective)
+        meter.add_positions(packed)
+        HEAP.release(update.mask.device)
+
+
+def accumulate_gradient(
+    policy: PolicyModel,
+    objective: Objective,
+    update: LossInputs,
+    prompt_ids: list[Tensor],
+    completion_ids: Tensor,
+    sampling: Sampling,
+    budget: TokenBudget,
+    group_size: int,
+    backward: Callable[[Tensor, bool], None],
+    meter: UpdateMeter,
+    forget: Callable[[], None],
+) -> None:
+    """The gradient of one mini-batch in as many passes as memory wants; as :func:`backward_update` otherwise.
+
+    Args:
+        budget: tokens of a pass; lowered where memory runs out.
+        forget: drops the gradient of a failed attempt.
+    """
+    rows = (prompt_ids, completion_ids)
+    if objective.needs_current:
+        arguments = (policy, *rows, update.mask, group_size, sampling)
+        update = replace(update, logprobs=budget.run(lambda tokens: score_tokens(*arguments, tokens)).logprobs)
+
+    def undo() -> None:
+        forget()
+        meter.undo()
+
+    given = (policy, objective, update, *rows, sampling)
+    budget.run(lambda tokens: backward_update(*given, tokens, group_size, backward, meter), undo)
+    meter.keep()
+
+
+def non_finite_message(step: int, rollout: Rollout, outputs: dict[str, RewardOutput]) -> str:
+    """Why a step was stopped, and where to look: the sampled statistics and every head's range of scores."""
+    broken = [name for name, values in vars(rollout.stats).items() if not values.isfinite().all()]
+    sampled = f"the sampled {', '.join(broken)} were not finite either" if broken else "what was sampled was finite"
+    ranges = []
+    for name, output in outputs.items():
+        valid = output.scores[~output.scores.isnan()].tolist() or [0.0]
+        ranges.append(f"{name} in [{min(valid):.4g}, {max(valid):.4g}]")
+    return (
+        f"the gradient of rollout {step} is not finite; {sampled}; scores: {', '.join(ranges)}. The parameters were"
+        " left as they are. Lower model.learning_rate or the weight of a head with huge scores, or train in float32"
+    )

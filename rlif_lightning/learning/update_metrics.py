@@ -1,0 +1,71 @@
+"""The figures of a rollout's updates: sums over tokens, reduced over ranks once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.learning.losses import clipped_marks, reference_kl
+from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.masked import masked_sum
+from rlif_lightning.model.packing import Packed
+from rlif_lightning.processes.collectives import all_rank_sum
+from rlif_lightning.records import LossInputs
+
+
+class UpdateMeter:
+    """Sums token figures over a rollout's updates; one collective at the end gives their means over all ranks."""
+
+    NAMES = ("tokens", "picked", "log_ratio", "log_ratio_picked", "clipped", "reference_kl", "entropy_picked")
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
+        self.positions = torch.zeros(2, dtype=torch.float64, device=device)  # those that hold a token, and all
+        self.first: Tensor | None = None  # the sums of the first mini-batch, whose policy is the one that sampled
+        self.kept = self.sums.clone(), self.positions.clone()
+
+    def keep(self) -> None:
+        """A mini-batch is over: what was added stays."""
+        self.kept = self.sums.clone(), self.positions.clone()
+        self.first = self.kept[0] if self.first is None else self.first
+
+    def undo(self) -> None:
+        """Forget what was added since :meth:`keep`."""
+        self.sums, self.positions = self.kept[0].clone(), self.kept[1].clone()
+
+    def add_positions(self, packed: Packed) -> None:
+        """Count what one forward and backward pass was run on."""
+        self.positions += self.positions.new_tensor([sum(tree.size for tree in packed.trees), len(packed.input_ids)])
+
+    @torch.no_grad()
+    def add(self, batch: LossInputs, marks: Tensor, tokens: Tensor, objective: Objective) -> None:
+        """Add one micro-batch; ``tokens [b, T]`` bool are those that it holds."""
+        logprobs = batch.logprobs.detach()
+        size = (logprobs - batch.old_logprobs).abs()
+        bounds = objective.clip_low, objective.clip_high
+        clipped = clipped_marks(logprobs, batch.old_logprobs, batch.advantages, *bounds) & ~marks
+        kl = torch.zeros_like(size)
+        if batch.ref_logprobs is not None:
+            kl = reference_kl(logprobs, batch.ref_logprobs, "k3")
+        ones = torch.ones_like(size)
+        assert batch.entropy is not None
+        values = (ones, marks.float(), size, size * marks, clipped.float(), kl, batch.entropy.detach() * marks)
+        self.sums += torch.stack([masked_sum(value, tokens).double() for value in values])
+
+    def means(self) -> dict[str, Tensor]:
+        """``policy/...`` means over the tokens that were trained on, and what ran for them (a collective)."""
+        tokens, picked, log_ratio, log_ratio_picked, clipped, kl, entropy_picked = all_rank_sum(self.sums)
+        held, positions = all_rank_sum(self.positions)
+        first_tokens, _, gap, *_ = all_rank_sum(self.sums if self.first is None else self.first)
+        count = tokens.clamp(min=1)
+        return {
+            "policy/log_ratio": log_ratio / count,
+            "policy/sampler_gap": gap / first_tokens,  # NaN where nothing of the first mini-batch was trained on
+            "policy/log_ratio_picked": log_ratio_picked / picked.clamp(min=1),
+            "policy/entropy_picked": entropy_picked / picked.clamp(min=1),
+            "policy/picked_fraction": picked / count,
+            "policy/clip_fraction": clipped / count,
+            "policy/reference_kl": kl / count,
+            "update/tokens": positions,
+            "update/padding": 1 - held / positions.clamp(min=1),
+        }

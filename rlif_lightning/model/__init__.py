@@ -1,0 +1,1 @@
+"""The policy: loading, packing, attention, head and token statistics of one process."""

@@ -1,0 +1,153 @@
+"""Loading a Hugging Face causal LM as a policy: its settings, its weights, and what is changed before training."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rlif_lightning.model.attention import HOOKED
+
+EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent.parent / "assets" / "base_model"}
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+ATTENTIONS = ("sdpa", "eager")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters instead of full fine-tuning (package peft, extra `lora`).
+
+    Args:
+        rank: of the adapters.
+        alpha: scale; the adapter's output is multiplied by alpha / rank.
+        target_modules: names of the layers to adapt; null = every linear layer but the head.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    target_modules: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which model is trained and how it is loaded.
+
+    Args:
+        name: hub name, folder, or `rlif-arithmetic` (the small model in this package).
+        dtype: float32 | bfloat16 | float16 | float64 | auto: of the weights. Train in float32 (with trainer.precision
+            bf16-mixed if you like): small learning rates vanish in bfloat16 weights.
+        attention: sdpa | eager. sdpa works in pieces of PyTorch's fused kernels, prompts shared, nothing padded; eager
+            is the model's own code under a dense mask with a standard cache: slow, for models that sdpa cannot serve.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        lora: adapters instead of full fine-tuning; null = full.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run model code that comes with the weights. Off unless you trust the author.
+    """
+
+    name: str
+    dtype: str = "float32"
+    attention: str = "sdpa"
+    gradient_checkpointing: bool = False
+    lora: LoRA | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"policy.dtype={self.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(
+                f"policy.attention={self.attention!r} is not supported; use one of {', '.join(ATTENTIONS)}"
+            )
+
+
+def resolve_model(name: str) -> str:
+    """The folder of an embedded model, or the name itself (a hub name or folder)."""
+    return str(EMBEDDED_MODELS.get(name, name))
+
+
+def load_pretrained(policy: Policy) -> PreTrainedModel:
+    """Load the weights, with every dropout off (a policy must give the same log-probs twice).
+
+    Raises:
+        ValueError: no such folder or hub model, or the extra `lora` is missing.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve_model(policy.name),
+            dtype=policy.dtype if policy.dtype == "auto" else getattr(torch, policy.dtype),
+            attn_implementation=policy.attention,
+            revision=policy.revision or "main",
+            trust_remote_code=policy.trust_remote_code,
+            use_safetensors=True,  # pickled weights could run code
+        )
+    except OSError as error:
+        raise ValueError(
+            f"policy.name={policy.name!r} is neither a model folder nor a hub model that can be reached: {error}"
+        ) from error
+    return prepared(model, policy)
+
+
+def prepared(model: PreTrainedModel, policy: Policy) -> Any:
+    """The model as it is trained: every dropout off, attention replaced, adapters added."""
+    _switch_dropout_off(model)
+    if policy.attention == "sdpa":
+        _hook_attention(model)
+    if policy.gradient_checkpointing:
+        # transformers 5.20 renamed the method; vLLM 0.32 needs an earlier one.
+        new = getattr(model, "activation_checkpointing_enable", None)
+        (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    return model if policy.lora is None else _add_lora(model, policy.lora)
+
+
+def _switch_dropout_off(model: nn.Module) -> None:
+    module: Any
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def _hook_attention(model: PreTrainedModel) -> None:
+    if model._supports_attention_backend:
+        model.set_attn_implementation(HOOKED)
+    else:
+        warnings.warn(
+            f"{type(model).__name__} does not let its attention be replaced: packed groups use a dense mask and"
+            " rollouts the standard cache, which is right but slower and takes more memory",
+            stacklevel=2,
+        )
+
+
+def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import LoraLayer
+    except ImportError as error:
+        raise ValueError('policy.lora needs the package peft: pip install "rlif-lightning[lora]"') from error
+    model.enable_input_require_grads()  # or gradient checkpointing would find nothing that needs a gradient
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
+    settings = {"target_modules": lora.target_modules or "all-linear", "fan_in_fan_out": transposed}
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, **settings)
+    return _with_drawn_adapters(get_peft_model(model, config), LoraLayer)
+
+
+def _with_drawn_adapters(model: Any, kind: type) -> Any:
+    """Draw the adapters from the run's seed alone: the same in a model whose weights are not there yet."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed())
+        for module in model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.is_meta and parameter.requires_grad:
+                    setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu")))
+        for layer in model.modules():
+            if isinstance(layer, kind):
+                layer.reset_lora_parameters("default", init_lora_weights=True)  # type: ignore[operator]
+    return model

@@ -1,0 +1,99 @@
+"""Token statistics of next-token logits. Pure functions.
+
+The logits are those of the position that *produced* the token, already divided by the sampling temperature. Everything
+is computed in float32, or in float64 for a float64 model.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.records import TokenStats
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precisions become float32; float32 and float64 stay."""
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
+def token_logprob(logits: Tensor, tokens: Tensor) -> Tensor:
+    """``z[token] - logsumexp(z)``: ``[..., V], [...] -> [...]`` nats."""
+    logits = at_least_float32(logits)
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def token_entropy(logits: Tensor) -> Tensor:
+    """``logsumexp(z) - Σ softmax(z) z``: ``[..., V] -> [...]`` nats, in [0, log V]."""
+    logits = at_least_float32(logits)
+    return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+
+
+def token_self_certainty(logits: Tensor) -> Tensor:
+    """``KL(uniform || p) = logsumexp(z) - mean(z) - log V``: ``[..., V] -> [...]`` nats, >= 0.
+
+    Source: https://arxiv.org/abs/2505.19590.
+    """
+    logits = at_least_float32(logits)
+    return logits.logsumexp(-1) - logits.mean(-1) - math.log(logits.shape[-1])
+
+
+class SoftmaxParts(NamedTuple):
+    """Of ``[N, V]`` logits: ``weights = exp(z - max z)``, ``log_normalizer = logsumexp(z)`` and ``entropy`` (nats)."""
+
+    weights: Tensor
+    log_normalizer: Tensor
+    entropy: Tensor
+
+
+def softmax_parts(logits: Tensor) -> SoftmaxParts:
+    """What both drawing and measuring a token need, in the fewest passes: ``[N, V] -> [N, V], [N], [N]``."""
+    highest = logits.amax(-1, keepdim=True)
+    shifted = logits - highest
+    weights = shifted.exp()
+    total = weights.sum(-1)
+    log_total = total.log()
+    entropy = log_total - (weights * shifted).sum(-1) / total
+    return SoftmaxParts(weights, highest.squeeze(-1) + log_total, entropy)
+
+
+def forbid(logits: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+    """A copy of ``[N, V]`` logits in which tokens ``ids`` have probability 0 in the ``rows [N]`` (bool) marked."""
+    floor = torch.finfo(logits.dtype).min
+    return logits.index_copy(-1, ids, logits[:, ids].masked_fill(rows.unsqueeze(-1), floor))
+
+
+def token_stats(
+    logits: Tensor,
+    tokens: Tensor,
+    forbidden: tuple[Tensor, Tensor] | None = None,
+    parts: SoftmaxParts | None = None,
+) -> TokenStats:
+    """The three statistics of each token in one pass over its logits.
+
+    Args:
+        logits: ``[N, V]``, divided by the temperature.
+        tokens: ``[N]`` int64.
+        forbidden: optional (ids ``[E]``, rows ``[N]`` bool): tokens that could not be sampled in those rows
+            (end-of-sequence before the minimum length). They have probability 0 and V counts the others only.
+        parts: of the logits after :func:`forbid`, if they are at hand.
+
+    Returns:
+        ``TokenStats`` of ``[N]`` tensors, float32 (float64 for float64 logits).
+    """
+    logits = at_least_float32(logits)
+    total, allowed = logits.sum(-1), torch.full_like(logits[..., 0], logits.shape[-1])
+    if forbidden is not None:
+        ids, rows = forbidden
+        total = torch.where(rows, logits.index_fill(-1, ids, 0.0).sum(-1), total)
+        allowed = allowed - len(ids) * rows
+        logits = forbid(logits, ids, rows)
+    parts = parts or softmax_parts(logits)
+    return TokenStats(
+        logprobs=logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - parts.log_normalizer,
+        entropy=parts.entropy,
+        self_certainty=parts.log_normalizer - total / allowed - allowed.log(),
+    )

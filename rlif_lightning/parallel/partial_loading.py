@@ -1,0 +1,160 @@
+"""Weights of a model that is divided between processes: built without any, then each process reads its own part only.
+
+``empty_model`` makes the Hugging Face model on the meta device, which holds shapes and no numbers. Once it is divided
+(``fsdp.py``, ``tensor_parallel.py``), ``fill`` reads this process's slices from the safetensors files, one
+parameter after the other.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from rlif_lightning.model.loading import Policy, prepared, resolve_model
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.parallel.tensor_parallel_layers import split_dim
+
+
+def empty_model(policy: Policy) -> Any:
+    """As ``policy.load_pretrained``, on the meta device: parameters have shapes only, buffers their values.
+
+    Raises:
+        ValueError: no such folder or hub model.
+    """
+    source = {"revision": policy.revision or "main", "trust_remote_code": policy.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(policy.name), **source)
+    except OSError as error:
+        raise ValueError(
+            f"policy.name={policy.name!r} is neither a model folder nor a hub model that can be reached: {error}"
+        ) from error
+    dtype = (config.dtype or torch.float32) if policy.dtype == "auto" else getattr(torch, policy.dtype)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=policy.attention, trust_remote_code=policy.trust_remote_code
+        )
+    with suppress(OSError):  # no file: the one made from the model's config stays
+        model.generation_config = GenerationConfig.from_pretrained(resolve_model(policy.name), **source)
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # so that the next line computes buffers only
+    _compute_buffers(model)
+    return prepared(model, policy)
+
+
+def _compute_buffers(model: Any) -> None:
+    """Give buffers that are in no file (rotary frequencies) their values, as Hugging Face's own loading does."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name in module._non_persistent_buffers_set:
+                module.register_buffer(name, torch.empty_like(buffer, device="cpu"), persistent=False)
+    model.initialize_weights()
+
+
+def fill(model: PolicyModel, policy: Policy, device: torch.device) -> None:
+    """Read this process's part of every parameter that is still on the meta device.
+
+    Args:
+        model: divided; its parameters are DTensors, split by rows, or those of ``tensor_parallel_layers.py``.
+        policy: where the weights are.
+        device: where they go.
+
+    Raises:
+        ValueError: the files are no safetensors, or do not have a parameter.
+    """
+    files = _weight_files(policy)
+    for names, owners in _parameters(model.causal_lm).values():
+        parameter: Any = getattr(*owners[0])
+        if not parameter.is_meta:
+            continue
+        path, stored = _find(names, files, model.causal_lm.base_model_prefix, policy)
+        with safe_open(path, framework="pt") as file:
+            dim = split_dim(*owners[0])
+            value = _own_part(parameter, dim, file.get_slice(stored), stored).to(device, parameter.dtype)
+        if isinstance(parameter, DTensor):
+            spec = {"shape": parameter.shape, "stride": parameter.stride()}
+            value = DTensor.from_local(value, parameter.device_mesh, parameter.placements, run_check=False, **spec)
+        loaded = nn.Parameter(value, requires_grad=parameter.requires_grad)
+        for module, name in owners:
+            setattr(module, name, loaded)
+
+
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Buffers are whole on every process."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+def _parameters(model: nn.Module) -> dict[int, tuple[list[str], list[tuple[nn.Module, str]]]]:
+    """Every parameter once (a tied one has several names): its names in files, and the modules that hold it."""
+    found: dict[int, tuple[list[str], list[tuple[nn.Module, str]]]] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            names, owners = found.setdefault(id(parameter), ([], []))
+            names.append(f"{prefix}.{name}".replace(".base_layer.", "."))  # peft's wrapper around an adapted layer
+            owners.append((module, name))
+    return found
+
+
+def _weight_files(policy: Policy) -> dict[str, str]:
+    """Tensor's name -> the safetensors file that has it."""
+
+    def cached(name: str) -> str | None:
+        missing_is_none = {"_raise_exceptions_for_missing_entries": False}
+        return cached_file(resolve_model(policy.name), name, revision=policy.revision or "main", **missing_is_none)
+
+    index = cached(SAFE_WEIGHTS_INDEX_NAME)
+    if index is not None:
+        names = json.loads(Path(index).read_text())["weight_map"]
+        paths = {name: cached(name) for name in set(names.values())}
+        return {name: str(paths[file]) for name, file in names.items()}
+    path = cached(SAFE_WEIGHTS_NAME)
+    if path is None:
+        raise ValueError(
+            f"policy.name={policy.name!r} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; a sharded run"
+            " reads safetensors only: load the model once and save it with save_pretrained"
+        )
+    with safe_open(path, framework="pt") as file:
+        return dict.fromkeys(file.keys(), path)
+
+
+def _find(names: list[str], files: dict[str, str], prefix: str, policy: Policy) -> tuple[str, str]:
+    """File and stored name of a parameter; files of a bare base model leave its prefix out."""
+    for name in names:
+        for stored in (name, name.removeprefix(f"{prefix}.")):
+            if stored in files:
+                return files[stored], stored
+    raise ValueError(
+        f"policy.name={policy.name!r}: its files have no tensor {names[0]!r} (they have {', '.join(sorted(files)[:3])},"
+        " ...); a sharded run needs the names of the model's code: load the model once and save it with save_pretrained"
+    )
+
+
+def _own_part(parameter: Any, dim: int | None, stored: Any, name: str) -> Tensor:
+    """This process's part of a stored tensor: rows of a DTensor, an equal part along ``dim``, or all of it."""
+    shape = list(parameter.shape)
+    if dim is not None:
+        shape[dim] *= dist.get_world_size()
+    if shape != stored.get_shape():
+        raise ValueError(f"{name} has the shape {stored.get_shape()} in its file; the model needs {shape}")
+    if dim is not None:
+        size, rank = parameter.shape[dim], dist.get_rank()
+        return stored[(*[slice(None)] * dim, slice(rank * size, (rank + 1) * size))].contiguous()
+    if not isinstance(parameter, DTensor):
+        return stored[:]
+    (placement,), mesh = parameter.placements, parameter.device_mesh
+    assert isinstance(placement, Shard)
+    assert placement.dim == 0
+    num_rows = -(-parameter.shape[0] // mesh.size())
+    first = min(mesh.get_local_rank() * num_rows, parameter.shape[0])
+    return stored[first : min(first + num_rows, parameter.shape[0])]

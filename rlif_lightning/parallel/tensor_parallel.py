@@ -1,0 +1,174 @@
+"""Tensor parallelism: every process has a part of each decoder layer, and all work on the same rows.
+
+Which linear layers are split, and how, says the Hugging Face model's own plan (``base_model_tp_plan`` of its config).
+Embedding, norms and head are whole on every process.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.parallel.partial_loading import empty_model, fill, move_buffers
+from rlif_lightning.parallel.tensor_parallel_layers import ColumnLinear, RowLinear, empty_part, gathered, split_dims
+
+STYLES: dict[str, type[nn.Linear]] = {"colwise": ColumnLinear, "rowwise": RowLinear}
+BETWEEN = "replicated_with_grad_allreduce"  # norms of single heads: whole, but each process sees its own heads only
+INSTEAD = "use --config configs/strategy/fsdp2.yaml"
+
+
+def split_policy(policy: Policy, device: torch.device, frozen: bool = False) -> PolicyModel:
+    """A policy of which this process reads and holds its part only (a collective).
+
+    Raises:
+        ValueError: LoRA, a model that cannot be split or not by this number of processes, or weights that cannot be
+            read in parts.
+    """
+    if policy.lora is not None:
+        raise ValueError(f"model.policy.lora={policy.lora} is not supported under tensor parallelism; {INSTEAD}")
+    model = PolicyModel(policy, frozen, load=lambda each: _split(empty_model(each), each.name, dist.get_world_size()))
+    fill(model, policy, device)
+    move_buffers(model, device)
+    return model
+
+
+def _split(model: Any, name: str, num_parts: int) -> Any:
+    """Put parts in the place of the linear layers that the model's plan names."""
+    plan = getattr(model.config.get_text_config(), "base_model_tp_plan", None)
+    if not plan:
+        raise ValueError(f"model.policy.name={name!r}: {type(model).__name__} has no plan to split layers; {INSTEAD}")
+    unknown = sorted(set(plan.values()) - {*STYLES, BETWEEN})
+    if unknown:
+        raise ValueError(
+            f"model.policy.name={name!r}: the plan of {type(model).__name__} has entries of an unknown kind,"
+            f" {', '.join(unknown)} (known: {', '.join([*STYLES, BETWEEN])}); {INSTEAD}"
+        )
+    _check_numbers(model.config.get_text_config(), name, num_parts)
+    styles = _styles(model.base_model, plan)
+    _check_neighbours(model, styles)
+    for path, style in styles.items():
+        module = model.base_model.get_submodule(path)
+        if style == BETWEEN:
+            module.sees_own_heads = True
+            continue
+        if type(module) is not nn.Linear:
+            raise ValueError(f"model.policy.name={name!r}: {path} is a {type(module).__name__}, no Linear; {INSTEAD}")
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.base_model.get_submodule(parent), leaf, empty_part(module, STYLES[style], num_parts))
+    return model
+
+
+def _styles(model: nn.Module, plan: dict[str, str]) -> dict[str, str]:
+    """The plan's entry of every module that it names; ``*`` in it stands for the number of a layer."""
+    patterns = {re.compile(re.escape(name).replace(r"\*", r"\d+")): style for name, style in plan.items()}
+    paths = [path for path, _ in model.named_modules()]
+    return {path: style for pattern, style in patterns.items() for path in paths if pattern.fullmatch(path)}
+
+
+def _check_numbers(config: Any, name: str, num_parts: int) -> None:
+    for field in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        number = getattr(config, field, None)
+        if number is not None and number % num_parts:
+            raise ValueError(
+                f"trainer.devices: {num_parts} processes cannot share {field}={number} of {name!r} evenly; take a"
+                f" number that divides it, or {INSTEAD}"
+            )
+
+
+def _check_neighbours(model: Any, styles: dict[str, str]) -> None:
+    """A parameter beside split layers that the plan does not name would get a part of its gradient."""
+    for parent in sorted({path.rpartition(".")[0] for path in styles}):
+        for name, _ in model.base_model.get_submodule(parent).named_parameters(parent):
+            if name.rpartition(".")[0] not in styles:
+                raise ValueError(
+                    f"the plan of {type(model).__name__} does not say what becomes of {name}, which lies beside layers"
+                    f" that are split; {INSTEAD}"
+                )
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether a model's layers are divided between processes."""
+    return any(isinstance(module, (ColumnLinear, RowLinear)) for module in model.modules())
+
+
+@torch.no_grad()
+def clip_split_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Make gradients whole and alike, and clip the norm of the whole model's gradient (a collective).
+
+    Parameters that every process has get the first one's gradient, so that no rounding lets the copies drift apart;
+    those that saw some heads only get the sum.
+
+    Returns:
+        The norm before clipping, the same on every process.
+    """
+    beside = [module for module in model.modules() if getattr(module, "sees_own_heads", False)]
+    heads = {id(parameter) for module in beside for parameter in module.parameters()}
+    dims = split_dims(model)
+    parts, wholes = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            continue
+        (parts if name in dims else wholes).append(parameter)
+        if id(parameter) in heads:
+            dist.all_reduce(parameter.grad)
+        elif name not in dims:
+            dist.broadcast(parameter.grad, 0)
+    norm_of_parts, norm_of_wholes = (torch.nn.utils.get_total_norm([p.grad for p in some]) for some in (parts, wholes))
+    squares = norm_of_parts.square()
+    dist.all_reduce(squares)
+    norm = (squares + norm_of_wholes.square()).sqrt()
+    torch.nn.utils.clip_grads_with_norm_([*parts, *wholes], max_norm, norm)
+    return norm
+
+
+def gathered_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The whole weights on the CPU of the first process, nothing on the others (a collective)."""
+    dims, wholes = split_dims(model), {}
+    for name, value in model.state_dict().items():
+        whole = gathered(value, dims.get(name))
+        if whole is not None:
+            wholes[name] = whole.cpu()  # one after the other: a GPU need not have room for the whole
+    return wholes
+
+
+def as_dtensors(values: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Parts as PyTorch's distributed checkpoints know them: what is in them is the same memory.
+
+    Args:
+        values: by the names of the model's parameters (a tensor, or the optimiser's state of one).
+        model: split, or else nothing changes.
+    """
+    dims = split_dims(model)
+    if not dims:
+        return values
+    world: Any = dist.group.WORLD
+    mesh = DeviceMesh.from_group(world, next(model.parameters()).device.type)
+    return {name: _as_dtensor(value, dims[name], mesh) if name in dims else value for name, value in values.items()}
+
+
+def _as_dtensor(value: Any, dim: int, mesh: DeviceMesh) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_dtensor(each, dim, mesh) for key, each in value.items()}
+    if not isinstance(value, Tensor) or value.dim() == 0:  # such as the optimiser's count of steps
+        return value
+    return DTensor.from_local(value, mesh, [Shard(dim)], run_check=False)
+
+
+def as_parts(values: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The way back from :func:`as_dtensors`."""
+    dims = split_dims(model)
+    return {name: _as_part(value) if name in dims else value for name, value in values.items()}
+
+
+def _as_part(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_part(each) for key, each in value.items()}
+    return value.to_local() if isinstance(value, DTensor) else value

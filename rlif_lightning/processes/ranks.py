@@ -1,0 +1,39 @@
+"""Which processes have rows of their own, and what those must agree on that have the same.
+
+A data rank is a process with prompts of its own or, under tensor parallelism, all processes together: they work on the
+same rows, each with its part of the weights. "Over all ranks" (``collectives.py``) means data ranks. Processes that
+share their rows must decide alike, so whatever rounding, a time limit or chance could make different is the first one's
+on all of them (``collectives.agreed``), and the first alone writes rows down.
+"""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+_rows_are_shared = False
+
+
+def share_rows(shared: bool) -> None:
+    """Say whether all processes work on the same rows from now on."""
+    global _rows_are_shared  # as the process group itself is
+    _rows_are_shared = shared
+
+
+def num_processes() -> int:
+    """How many processes work together, whatever they hold."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def num_data_ranks() -> int:
+    """How many different sets of rows there are."""
+    return 1 if _rows_are_shared else num_processes()
+
+
+def data_rank() -> int:
+    """Whose rows this process works on."""
+    return dist.get_rank() if num_data_ranks() > 1 else 0
+
+
+def writes_rows() -> bool:
+    """Whether it is this process that writes its rows into files."""
+    return num_processes() == num_data_ranks() or dist.get_rank() == 0

@@ -1,0 +1,31 @@
+"""What every rollout engine offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.sampling import Sampling
+
+
+class RolloutEngine(ABC):
+    """Draws G completions for each prompt. ``setup`` once, then ``generate`` once per step."""
+
+    @abstractmethod
+    def setup(self, policy: PolicyModel, seed: int) -> None:
+        """Bind the policy that is sampled from, and the seed of the sampling counters."""
+
+    @abstractmethod
+    def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
+        """Draw completions.
+
+        Args:
+            prompts: P prompts.
+            group_size: G completions for each.
+            sampling: how to draw.
+            step: number of the rollout, a counter of the sampling (not the optimiser's step).
+
+        Returns:
+            The rollout, with token statistics of the logits that were sampled from.
+        """

@@ -1,0 +1,82 @@
+"""What makes another sampler's completions a rollout: the policy's own token statistics, and how far the two differ.
+
+A sampler with kernels and precision of its own does not give the policy's log-probs. Old log-probs, entropy and
+self-certainty are therefore computed by the policy, in one packed pass without gradients; the sampler's log-probs are
+kept for the gap, and for weights that correct the loss for having sampled from another distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.parallel.passes import score_tokens
+from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.sampling import Sampling, cut_at_stop
+
+MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: a ratio stays finite where there is no cap
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One completion as another sampler drew it.
+
+    Attributes:
+        ids: its tokens, a final end-of-sequence token included.
+        logprobs: the sampler's log-probability of each, nats, of the distribution that it was drawn from.
+        ended: it ended by itself.
+    """
+
+    ids: Sequence[int]
+    logprobs: Sequence[float]
+    ended: bool
+
+
+def truncated_ratio(logprobs: Tensor, engine_logprobs: Tensor, max_ratio: float) -> Tensor:
+    """``min(exp(logprobs - engine_logprobs), max_ratio)``, elementwise: truncated importance sampling.
+
+    https://fengyao.notion.site/off-policy-rl, https://openreview.net/forum?id=8MHqvb4lK9
+    """
+    ratio = (logprobs - engine_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return ratio.clamp(max=max_ratio)
+
+
+def as_rollout(
+    policy: PolicyModel,
+    prompts: Prompts,
+    drawn: Sequence[Drawn],
+    group_size: int,
+    sampling: Sampling,
+    max_tokens: int,
+    max_ratio: float | None,
+) -> Rollout:
+    """A rollout of completions that another sampler drew, with the policy's own statistics.
+
+    Args:
+        policy: scores the completions.
+        prompts: P prompts.
+        drawn: B completions, prompt-major.
+        group_size: G.
+        sampling: how they were drawn.
+        max_tokens: token budget of one forward pass.
+        max_ratio: bound of the weights; None = no weights.
+    """
+    device = prompts.token_ids[0].device
+    ids = [torch.tensor(row.ids, dtype=torch.int64, device=device) for row in drawn]
+    completion_ids = pad_sequence(ids, batch_first=True)
+    lengths = torch.tensor([len(row) for row in ids], device=device)
+    mask = torch.arange(completion_ids.shape[1], device=device) < lengths.unsqueeze(1)
+    stats = score_tokens(policy, prompts.token_ids, completion_ids, mask, group_size, sampling, max_tokens)
+    reported = [torch.tensor(row.logprobs, dtype=stats.logprobs.dtype, device=device) for row in drawn]
+    engine_logprobs = pad_sequence(reported, batch_first=True)
+    weights = None if max_ratio is None else truncated_ratio(stats.logprobs, engine_logprobs, max_ratio)
+    texts = [cut_at_stop(policy.tokenizer.decode(row, skip_special_tokens=True), sampling.stop) for row in ids]
+    ended = torch.tensor([row.ended for row in drawn], device=device)
+    return Rollout(
+        prompts, completion_ids, mask, stats, texts, ended, group_size, engine_logprobs, token_weights=weights
+    )

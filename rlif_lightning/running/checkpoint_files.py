@@ -1,0 +1,192 @@
+"""Checkpoints as files: written whole or not at all, examined before they are trusted.
+
+A checkpoint is one file, or a folder of shards under a strategy that shards. It is written under a name of its own that
+nothing reads, forced to the disk and renamed, so that whatever has a checkpoint's name is complete, also after a power
+cut. Loading runs no code: only tensors and plain values are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from torch.distributed.checkpoint.api import CheckpointException
+
+from rlif_lightning.processes.collectives import all_process_attempt
+
+SUFFIX = ".ckpt"
+BEST = f"best{SUFFIX}"
+FILES = "files.json"  # in a folder of shards: name -> size of each file
+PARTS = {"state_dict", "loops", "callbacks", "optimizer_states"}
+
+
+class CheckpointFile(TorchCheckpointIO):
+    """Writes a checkpoint's file whole or not at all, without a second copy of it in memory."""
+
+    def __init__(self) -> None:
+        self.deferred = False
+        self.failure: BaseException | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write under a temporary name, force to the disk, rename.
+
+        Raises:
+            OSError: or RuntimeError, if it could not be written; what was written is removed.
+        """
+        try:
+            self._write(checkpoint, Path(path))
+        except (OSError, RuntimeError) as error:
+            if not self.deferred:
+                raise
+            self.failure = error
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = unfinished_name(path)
+        try:
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+            _force_to_disk(unfinished)
+            os.replace(unfinished, path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+        _force_to_disk(path.parent)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """Read tensors and plain values, never anything that runs."""
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Keep a failure for :attr:`failure` instead of raising it on the rank that writes alone."""
+        self.deferred, self.failure = True, None
+        try:
+            yield
+        finally:
+            self.deferred = False
+
+
+def write_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Save the run as it is now (a collective).
+
+    Raises:
+        RuntimeError: on every rank, if it could not be written; names the path.
+    """
+    io = trainer.strategy.checkpoint_io
+    if type(io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = io = CheckpointFile()
+    with io.deferring() if isinstance(io, CheckpointFile) else nullcontext():
+        trainer.save_checkpoint(path, weights_only=False)
+    failure = trainer.strategy.broadcast(_told(getattr(io, "failure", None)))
+    if failure is not None:
+        raise unwritten(path, failure)
+
+
+def _told(failure: BaseException | None) -> str | None:
+    return None if failure is None else f"{type(failure).__name__}: {failure}"
+
+
+def unwritten(path: Path, failure: str) -> RuntimeError:
+    """What to raise, on every rank, for a checkpoint that could not be written."""
+    return RuntimeError(f"the checkpoint {path} could not be written ({failure}); what was saved before it is whole")
+
+
+def write_together(path: Path, write: Callable[[], Any]) -> None:
+    """Let every rank write its part of a checkpoint (a collective).
+
+    Raises:
+        RuntimeError: on every rank, if one could not; names the path.
+    """
+
+    def part() -> None:
+        try:
+            write()
+        except CheckpointException as error:  # of torch's sharded writing; no Exception to Python
+            raise next(iter(error.failures.values()))[0] from None
+
+    try:
+        all_process_attempt(part)
+    except (OSError, RuntimeError) as error:
+        raise unwritten(path, str(_told(error))) from error
+
+
+def finish_folder(unfinished: Path, path: Path) -> None:
+    """All shards are written: list them with their sizes, force all to the disk, and give the folder its name."""
+    sizes = {str(file.relative_to(unfinished)): file.stat().st_size for file in unfinished.rglob("*") if file.is_file()}
+    (unfinished / FILES).write_text(json.dumps(sizes, indent=1))
+    for file in [*unfinished.rglob("*"), unfinished]:
+        _force_to_disk(file)
+    remove_checkpoint(path)
+    os.replace(unfinished, path)
+    _force_to_disk(path.parent)
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def unfinished_name(path: Path) -> Path:
+    """Where a checkpoint is written before it has its name."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a file or a folder so that no half of it can be found under its name."""
+    if path.is_dir():
+        unfinished = unfinished_name(path).with_suffix(".old")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        os.replace(path, unfinished)
+        shutil.rmtree(unfinished)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def why_unusable(path: Path) -> str | None:
+    """Why a run cannot go on from this file or folder, or None if it can; runs nothing that it holds."""
+    if not path.exists():
+        return "there is no such file"
+    try:
+        return _folder_fault(path) if path.is_dir() else _file_fault(path)
+    except Exception as error:  # whatever a broken file makes of its reader is the answer
+        return f"it cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _file_fault(path: Path) -> str | None:
+    if not zipfile.is_zipfile(path):
+        return f"it is cut off or not a checkpoint ({path.stat().st_size} bytes)"
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        return f"its part {broken} is damaged"
+    return _foreign(torch.load(path, weights_only=True, mmap=True, map_location="cpu"), PARTS)
+
+
+def _folder_fault(path: Path) -> str | None:
+    sizes: dict[str, int] = json.loads((path / FILES).read_text())
+    for name, size in sizes.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != size:
+            return f"its part {name} is missing or cut off"
+    return _foreign(torch.load(path / "meta.pt", weights_only=True, map_location="cpu"), {"loops", "callbacks"})
+
+
+def _foreign(content: Any, parts: set[str]) -> str | None:
+    missing = sorted(parts - set(content)) if isinstance(content, dict) else sorted(parts)
+    weights = content.get("state_dict", {"num_rollouts": 0}) if isinstance(content, dict) else {}
+    if missing or "num_rollouts" not in weights:
+        return f"it is not a checkpoint of a run of rlif-lightning (no {', '.join(missing) or 'num_rollouts'})"
+    return None

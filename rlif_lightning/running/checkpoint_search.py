@@ -1,0 +1,63 @@
+"""Finding checkpoints again: the newest whole one of a root, the best one, or the one that was named."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+from rlif_lightning.running.checkpoint_files import BEST, SUFFIX, why_unusable
+
+PLACES = ("version_*/checkpoints", "checkpoints")  # under the root; deeper ones belong to other runs
+VERSION = re.compile(r"version_(\d+)")
+ROLLOUT = re.compile(rf"rollout=(\d+)\{SUFFIX}")
+
+
+def find_checkpoints(root: Path) -> list[Path]:
+    """The checkpoints of a root, the newest first: by the run's version, then by rollout; whole or not."""
+    found = [path for place in PLACES for path in root.glob(f"{place}/*{SUFFIX}")]
+    places = [(_place(path), path) for path in found if ROLLOUT.fullmatch(path.name)]
+    return [path for _, path in sorted(places, reverse=True)]
+
+
+def _place(path: Path) -> tuple[int, int]:
+    version, rollout = VERSION.fullmatch(path.parent.parent.name), ROLLOUT.fullmatch(path.name)
+    return int(version[1]) if version else -1, int(rollout[1]) if rollout else -1
+
+
+def resolve_checkpoint(wanted: str | None, root: Path) -> Path | None:
+    """The checkpoint that ``--ckpt_path`` means.
+
+    Args:
+        wanted: a path; ``last`` = the newest whole checkpoint of ``root``; ``auto`` = the same, or None if there is
+            none; ``best`` = the newest ``best.ckpt``.
+        root: ``trainer.default_root_dir``.
+
+    Raises:
+        ValueError: there is none, or the one that was named cannot be gone on from; names the last good one.
+    """
+    if wanted is None:
+        return None
+    if wanted in ("auto", "last"):
+        found = find_checkpoints(root)
+    elif wanted == "best":
+        found = sorted((path for place in PLACES for path in root.glob(f"{place}/{BEST}")), key=_place, reverse=True)
+    else:
+        return _named(Path(wanted), root)
+    for path in found:
+        fault = why_unusable(path)
+        if fault is None:
+            return path
+        warnings.warn(f"{path} is passed over: {fault}", stacklevel=2)
+    if wanted == "auto":
+        return None
+    raise ValueError(f"ckpt_path={wanted}: no whole checkpoint in {root}; give a path, or `auto` to start anew then")
+
+
+def _named(path: Path, root: Path) -> Path:
+    fault = why_unusable(path)
+    if fault is None:
+        return path
+    good = next((other for other in find_checkpoints(root) if other != path and why_unusable(other) is None), None)
+    last = f"the last good one of {root} is {good}" if good else f"there is no other one in {root}"
+    raise ValueError(f"ckpt_path={path}: {fault}; {last}")

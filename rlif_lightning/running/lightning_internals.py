@@ -1,0 +1,48 @@
+"""What replaces a part of Lightning's Trainer: a loop over steps with one more hook, and a check of the callbacks.
+
+Everything here depends on Lightning's private names; nothing else in the project may subclass them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from rlif_lightning.running.run_checkpoints import run_checkpoints
+
+
+class StepEnds(_TrainingEpochLoop):
+    """Lightning's loop over steps with one more place to act: when a step, its logging and its validation are over.
+
+    No hook of Lightning's lies there: ``on_train_batch_end`` comes before the step's figures are logged and before its
+    validation, so a run that went on from a checkpoint made there would lack both.
+    """
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        """As Lightning, then the run's checkpoints."""
+        if self._skip_next_val:
+            # Resumed where a validation had been made: Lightning passes here without a step, and would count one.
+            self._skip_next_val = False
+            return
+        super().on_advance_end(data_fetcher)
+        module: Any = self.trainer.lightning_module
+        for callback in run_checkpoints(self.trainer):
+            callback.on_step_end(self.trainer, module)
+
+
+def refuse_twins(callbacks: list[Callback]) -> None:
+    """Refuse two callbacks whose states would be one entry of a checkpoint; an overlay may have added the second.
+
+    Raises:
+        ValueError: names them and the remedy.
+    """
+    keys = Counter(callback.state_key for callback in callbacks if is_overridden("state_dict", callback))
+    if twins := sorted(key for key, count in keys.items() if count > 1):
+        raise ValueError(
+            f"trainer.callbacks={', '.join(twins)}: more than once; leave out one config or `callbacks+` that adds it,"
+            " or change the one that is there (--trainer.callbacks.ARGUMENT=... sets the last one's)"
+        )

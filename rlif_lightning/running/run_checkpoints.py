@@ -1,0 +1,231 @@
+"""RunCheckpoints: when a run saves itself, what is kept, and the state that nobody else keeps."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from rlif_lightning.processes.collectives import all_process_objects
+from rlif_lightning.running.checkpoint_files import BEST, SUFFIX, remove_checkpoint, write_checkpoint
+from rlif_lightning.running.run_folder import run_folder
+from rlif_lightning.running.stop_signals import StopSignals
+
+
+class RunCheckpoints(Checkpoint):
+    """Saves the whole run at the ends of rollouts, so that it goes on as if it had never stopped.
+
+    Into ``checkpoints/`` of the run's folder: ``rollout=<n>.ckpt`` every few rollouts, at the end of training and when
+    a signal asks the run to stop, and ``best.ckpt``. Nothing is saved after an exception, which may have come in the
+    middle of an update: the last checkpoint is gone on from. The command line adds this callback to every run.
+
+    Args:
+        every: rollouts between two checkpoints: what is computed again, to the same numbers, after a crash.
+        keep: how many of the newest are kept; null = all.
+        monitor: logged figure that ``best.ckpt`` is chosen by, such as ``val/accuracy``; null = no best.
+        mode: max | min: which values of ``monitor`` are better.
+
+    Raises:
+        ValueError: a number out of range or an unknown mode.
+    """
+
+    def __init__(self, every: int = 10, keep: int | None = 2, monitor: str | None = None, mode: str = "max"):
+        if every < 1 or (keep is not None and keep < 1):
+            raise ValueError(f"every={every}, keep={keep}: both must be at least 1 (keep=null keeps all)")
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode={mode!r} is unknown; use max or min")
+        self.every, self.keep, self.monitor, self.mode = every, keep, monitor, mode
+        self.kept: list[Path] = []
+        self.best: float | None = None
+        self.best_path: Path | None = None
+        self.saved = -1  # rollouts at the last save
+        self.continues = False  # set by the command line: this run takes the place of the one that it goes on from
+        self.off = False
+        self.signals: StopSignals | None = None
+        self._random_states: list[dict[str, Any]] = []
+
+    @property
+    def oldest(self) -> float:
+        """Rollouts at the oldest checkpoint that is kept: 0 if all are, infinite if there is none yet."""
+        if self.keep is None:
+            return 0
+        return int(self.kept[0].stem.split("=")[1]) if self.kept else math.inf
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Find the folder (a collective), and see that somebody calls :meth:`on_step_end`."""
+        if stage != "fit":
+            return
+        if not isinstance(trainer._signal_connector, StopSignals):
+            raise TypeError("RunCheckpoints saves at the ends of steps, which needs rlif_lightning.trainer.RLIFTrainer")
+        self.signals = trainer._signal_connector
+        self.off = bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
+        self.folder = run_folder(trainer) / "checkpoints"
+        root = Path(trainer.default_root_dir)
+        if self.continues and root.resolve() not in (path.resolve() for path in list(self.folder.parents)[:2]):
+            raise ValueError(
+                f"ckpt_path=auto and last look in {root}/version_N, but this run's logger writes into"
+                f" {self.folder.parent}; give ckpt_path a path, or take trainer.logger out"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Put random states back, and remove what a crash left half-written."""
+        if trainer.global_rank < len(self._random_states):
+            _set_random_state(self._random_states[trainer.global_rank])
+        self.saved = int(pl_module.num_rollouts)
+        if trainer.is_global_zero and self.continues:
+            for folder in {path.parent for path in self.kept}:
+                for leftover in folder.glob(f".*{SUFFIX}.unfinished"):
+                    remove_checkpoint(leftover)
+        assert self.signals is not None
+        self.signals.finishes_steps = True
+
+    def on_step_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Save where it is due, and leave where a signal asked to (a collective).
+
+        Raises:
+            SystemExit: after a signal, once everything is saved.
+        """
+        if not self.off and not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            self._save_what_is_due(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """An epoch's last step ends here."""
+        if not self.off:
+            self._save_what_is_due(trainer, pl_module)
+
+    def _save_what_is_due(self, trainer: Trainer, pl_module: Any) -> None:
+        rollouts = int(pl_module.num_rollouts)
+        if rollouts == self.saved:
+            return
+        self._save_best(trainer)
+        assert self.signals is not None
+        code = self.signals.agreed()
+        if code is not None or rollouts % self.every == 0 or _ends(trainer):
+            self._save(trainer, rollouts)
+        if code is not None:
+            if trainer.is_global_zero:
+                text = (
+                    f"stopped on request after rollout {rollouts}, saved as {self.kept[-1]}; --ckpt_path=auto goes on"
+                )
+                print(text, file=sys.stderr, flush=True)
+            # Rank 0 speaks for all: Lightning kills every process at once when one that it started ends with a code.
+            raise SystemExit(code if trainer.is_global_zero else 0)
+
+    def _save(self, trainer: Trainer, rollouts: int) -> None:
+        path = self.folder / f"rollout={rollouts:06d}{SUFFIX}"
+        self.kept = [*(other for other in self.kept if other != path), path]
+        dropped = [] if self.keep is None else self.kept[: -self.keep]
+        self.kept = self.kept[len(dropped) :]
+        self.saved = rollouts
+        write_checkpoint(trainer, path)
+        if trainer.is_global_zero:
+            for old in dropped:
+                remove_checkpoint(old)
+
+    def _save_best(self, trainer: Trainer) -> None:
+        """Figures of earlier steps are still there, but none is better than itself."""
+        if self.monitor is None or self.monitor not in trainer.callback_metrics:
+            return
+        value = float(trainer.callback_metrics[self.monitor])  # reduced over ranks: all of them decide alike
+        if math.isnan(value) or (self.best is not None and not self._better(value, self.best)):
+            return
+        old, self.best, self.best_path = self.best_path, value, self.folder / BEST
+        write_checkpoint(trainer, self.best_path)
+        if trainer.is_global_zero and old is not None and old != self.best_path:
+            remove_checkpoint(old)
+
+    def _better(self, value: float, than: float) -> bool:
+        return value > than if self.mode == "max" else value < than
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """From here on a signal need not wait for a step.
+
+        Raises:
+            RuntimeError: ``monitor`` was never logged as a number.
+        """
+        self.on_exception(trainer, pl_module)
+        if self.monitor is not None and self.best is None and not self.off:
+            raise RuntimeError(
+                f"monitor={self.monitor!r} was never logged as a number, so there is no best.ckpt; logged:"
+                f" {', '.join(sorted(trainer.callback_metrics))}"
+            )
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException | None = None) -> None:
+        """As at the end of training."""
+        if self.signals is not None:
+            self.signals.finishes_steps = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """At an epoch's end, write it down as over: with max_steps, Lightning would count it twice after a resume."""
+        loop = checkpoint["loops"]["fit_loop"]
+        epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+        if epochs["current"]["processed"] == epochs["current"]["completed"] + 1:
+            epochs["total"]["completed"] += 1
+            epochs["current"]["completed"] += 1
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+            batches["is_last_batch"] = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept, the best so far, and every process's random states (a collective)."""
+        return {
+            "kept": [str(path) for path in self.kept],
+            "best": self.best,
+            "best_path": None if self.best_path is None else str(self.best_path),
+            "random_states": all_process_objects(_random_state()),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was made; another run's files are left alone (see ``continues``)."""
+        self._random_states = state_dict["random_states"]
+        if self.continues:
+            self.kept = [Path(path) for path in state_dict["kept"] if Path(path).exists()]
+            self.best = state_dict["best"]
+            self.best_path = None if state_dict["best_path"] is None else Path(state_dict["best_path"])
+
+
+def run_checkpoints(trainer: Trainer) -> list[RunCheckpoints]:
+    """Those of a trainer's callbacks."""
+    others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return [callback for callback in others if isinstance(callback, RunCheckpoints)]
+
+
+def _ends(trainer: Trainer) -> bool:
+    """Whether this was the run's last step."""
+    loop = trainer.fit_loop
+    last = loop.max_epochs is not None and loop.max_epochs != -1 and trainer.current_epoch + 1 >= loop.max_epochs
+    whole = loop.epoch_loop._num_ready_batches_reached()
+    return loop.epoch_loop.done and (not whole or last or trainer.should_stop or _at_limit(trainer))
+
+
+def _at_limit(trainer: Trainer) -> bool:
+    return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+
+
+def _random_state() -> dict[str, Any]:
+    """Of Python, NumPy and torch on this rank; sampling needs none of them, but a user's reward head may."""
+    version, numbers, gauss = random.getstate()
+    numpy: Any = np.random.get_state(legacy=True)
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]],
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, key, *rest = state["numpy"]
+    np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,66 @@
+"""Signals that ask a run to stop: the running step is finished, saved, and the exit code says so.
+
+SIGTERM and SIGUSR1 are what clusters send before they take a machine away; they end with exit code 75 (``EX_TEMPFAIL``
+of sysexits.h: try again later), since 143 is also what a process gets that was killed and saved nothing. Control-C
+(SIGINT) saves as well and ends with 130; a second one ends at once. Lightning's own handlers are not used: they run a
+collective inside the handler, where other ranks are somewhere else, and end with exit code 0.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+
+from rlif_lightning.processes.collectives import all_process_sum
+
+TRY_AGAIN = 75
+INTERRUPTED = 130
+ASKING = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopSignals(_SignalConnector):
+    """Takes down that a signal came while training; elsewhere there is nothing to finish and it acts at once."""
+
+    def __init__(self, trainer: Trainer):
+        super().__init__(trainer)
+        self.asked = {TRY_AGAIN: False, INTERRUPTED: False}
+        self.finishes_steps = False  # true while steps are run at whose end somebody looks
+
+    def register_signal_handlers(self) -> None:
+        """Called by the trainer before each of its stages; ``teardown`` puts the former handlers back."""
+        self.asked = dict.fromkeys(self.asked, False)
+        self._original_handlers = {number: signal.getsignal(number) for number in (*ASKING, signal.SIGINT)}
+        for number in self._original_handlers:
+            self._register_signal(number, self._take_down)
+
+    def _take_down(self, number: int, frame: FrameType | None) -> None:
+        code = INTERRUPTED if number == signal.SIGINT else TRY_AGAIN
+        again, self.asked[code] = self.asked[code], True
+        if self.finishes_steps and not (again and code == INTERRUPTED):
+            print(f"{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr, flush=True)
+        elif code == INTERRUPTED:
+            raise KeyboardInterrupt
+        else:
+            raise SystemExit(TRY_AGAIN)
+
+    def agreed(self) -> int | None:
+        """The exit code that a signal to any process asks for, None if there was none (a collective)."""
+        mine = torch.tensor([self.asked[code] for code in self.asked], dtype=torch.int64)
+        votes = all_process_sum(mine.to(self.trainer.strategy.root_device)).tolist()
+        return next((code for code, count in zip(self.asked, votes, strict=True) if count), None)
+
+
+def exit_on_request() -> None:
+    """Until training begins: a signal that asks to stop ends the process with the code that says "start me again"."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(TRY_AGAIN)
+
+    for number in ASKING:
+        signal.signal(number, leave)

@@ -1,0 +1,186 @@
+"""The strategies that a run may use (overlays: ``configs/strategy/``), and our own: FSDP2 and tensor parallelism."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.parallel.fsdp import Sharding, sharded_modules, sharded_policy
+from rlif_lightning.parallel.sharded_checkpoint import load_folder, load_part_of_file, model_state, optimizer_state
+from rlif_lightning.parallel.tensor_parallel import split_policy
+from rlif_lightning.running.checkpoint_files import finish_folder, unfinished_name, write_together
+
+
+class DividedStrategy(ModelParallelStrategy):
+    """What is common to policies of which each process has a part: devices, and checkpoints that are folders."""
+
+    def model_to_device(self) -> None:
+        """The policy is where it belongs already."""
+        assert self.lightning_module is not None
+        for name, module in self.lightning_module.named_children():
+            if name != "policy":
+                module.to(self.root_device)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """A sharded one is written under a temporary name and renamed: what has the name is whole.
+
+        Raises:
+            RuntimeError: on every process, if one could not write its part; names the path.
+        """
+        if not self._save_distributed_checkpoint:
+            return super().save_checkpoint(checkpoint, filepath, storage_options)
+        path = Path(self.broadcast(filepath))
+        unfinished = unfinished_name(path)
+        if self.is_global_zero:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.barrier()
+        save = super().save_checkpoint
+        try:
+            write_together(path, lambda: save(checkpoint, unfinished, storage_options))
+            write_together(path, lambda: finish_folder(unfinished, path) if self.is_global_zero else None)
+        except RuntimeError:
+            if self.is_global_zero:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """A sharded or a whole one, of any number of processes."""
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.model is not None
+        assert self.lightning_module is not None
+        if path.is_dir():
+            return load_folder(path, self.model, self.optimizers, self.lightning_module.strict_loading)
+        return self._load_file(path)
+
+    def _load_file(self, path: Path) -> dict[str, Any]:
+        return super().load_checkpoint(path, weights_only=True)
+
+
+class ShardedStrategy(DividedStrategy):
+    """FSDP2: parameters, gradients and optimiser state of the policy are divided between all processes.
+
+    Lightning's ``ModelParallelStrategy`` with all processes in its data-parallel dimension.
+
+    Args:
+        cpu_offload: keep them in the CPU's memory; each layer visits the GPU when it is used.
+        keep_sharded: for models that no process can hold whole: weights stay divided during rollouts too, and every
+            micro-batch's gradients are reduced at once. Every token then waits for the slowest process.
+        save_distributed_checkpoint: checkpoints are folders into which each process writes its part, instead of one
+            file that the first process gathers.
+        process_group_backend: null = nccl on GPUs, gloo on CPUs.
+        timeout: of a collective; a process that waits longer ends with an error.
+    """
+
+    def __init__(
+        self,
+        cpu_offload: bool = False,
+        keep_sharded: bool = False,
+        save_distributed_checkpoint: bool = True,
+        process_group_backend: str | None = None,
+        timeout: timedelta = timedelta(minutes=30),
+    ):
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+        self.cpu_offload, self.keep_sharded = cpu_offload, keep_sharded
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def _get_process_group_backend(self) -> str:
+        backend = super()._get_process_group_backend()
+        # The norm of gradients that wait in the CPU's memory is summed up there.
+        return "cpu:gloo,cuda:nccl" if self.cpu_offload and backend == "nccl" else backend
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Inside, gradients add up on each process, whole, and are not reduced."""
+        assert self.model is not None
+        modules = [] if self.keep_sharded else sharded_modules(self.model)
+        for module in modules:
+            module.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.set_requires_gradient_sync(True, recurse=False)
+
+    def sharding(self) -> Sharding:
+        """How the policy is divided, once the processes know each other."""
+        low = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+        mesh = self.device_mesh["data_parallel"]
+        return Sharding(mesh, self.root_device, self.cpu_offload, self.keep_sharded, low)
+
+
+class TensorParallelStrategy(DividedStrategy):
+    """Each decoder layer is divided between all processes, which work on the same prompts together.
+
+    Checkpoints are folders into which each process writes its part.
+
+    Args:
+        process_group_backend: null = nccl on GPUs, gloo on CPUs.
+        timeout: of a collective; a process that waits longer ends with an error.
+    """
+
+    def __init__(self, process_group_backend: str | None = None, timeout: timedelta = timedelta(minutes=30)):
+        super().__init__(data_parallel_size=1, process_group_backend=process_group_backend, timeout=timeout)
+
+    def setup_environment(self) -> None:
+        self._tensor_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.model is not None
+        return model_state(self.model)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        assert self.model is not None
+        return optimizer_state(self.model, getattr(optimizer, "_optimizer", optimizer))
+
+    def _load_file(self, path: Path) -> dict[str, Any]:
+        assert self.model is not None
+        assert self.lightning_module is not None
+        return load_part_of_file(path, self.model, self.optimizers, self.lightning_module.strict_loading)
+
+
+def build_policy(policy: Policy, strategy: Strategy | None, frozen: bool = False) -> PolicyModel:
+    """The policy or, ``frozen``, its reference model, divided if the strategy says so (a collective then)."""
+    if isinstance(strategy, ShardedStrategy):
+        return sharded_policy(policy, strategy.sharding(), frozen)
+    if isinstance(strategy, TensorParallelStrategy):
+        model: Any = split_policy(policy, strategy.root_device, frozen)
+    else:
+        model = PolicyModel(policy, frozen)
+    if frozen and strategy is not None:  # not a part of the LightningModule, which Lightning converts and moves
+        model = strategy.precision_plugin.convert_module(model).to(strategy.root_device)
+    return model
+
+
+def check_strategy(strategy: Strategy | str) -> None:
+    """Refuse strategies under which the numbers would be wrong.
+
+    Raises:
+        ValueError: names the strategy and the overlays.
+    """
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ShardedStrategy, TensorParallelStrategy))
+    if isinstance(strategy, str):
+        known = strategy == "auto" or strategy.startswith("ddp")
+    if not known:
+        hint = "FSDP1 is not supported, FSDP2 is: " if "fsdp" in name.lower() else ""
+        hint = "data and tensor parallelism are not combined, take one; " if "ModelParallel" in name else hint
+        others = "fsdp2_offload.yaml, ddp.yaml, tp.yaml"
+        raise ValueError(f"trainer.strategy={name}: {hint}use --config configs/strategy/fsdp2.yaml (or {others})")

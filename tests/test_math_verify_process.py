@@ -1,0 +1,176 @@
+"""math-verify's process: time limits wherever it is asked from, memory of verdicts, death and renewal."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rlif_lightning.answers import final_answers, math_verify_process
+from rlif_lightning.answers.final_answers import equivalent
+from rlif_lightning.answers.math_verify_process import ask
+
+# Python >= 3.12 warns of forking beside torch's threads; a data loader's workers do just that.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+TRAPS = ["9^{9^{9^{9}}}", "9!!!!!", "{" * 100 + "1" + "}" * 100, "x^" * 120 + "x", "(" * 120 + "1" + ")" * 120]
+
+
+@pytest.fixture(autouse=True)
+def warm_worker_and_empty_memo():
+    """The time limits below are about answers, not about starting the process."""
+    assert ask(["x+1", "1+x"])
+    final_answers._library_equal.cache_clear()
+    final_answers._readable.cache_clear()
+
+
+def worker() -> math_verify_process._Worker:
+    return math_verify_process._workers[os.getpid()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie that nobody has waited for does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def assert_trap_is_short(trap: str) -> None:
+    start = time.monotonic()
+    assert not equivalent(trap, "x+3")
+    assert time.monotonic() - start < 30.0  # 0.3 s of CPU time, and room for a loaded machine
+    assert equivalent(r"\sqrt{18}", r"3\sqrt{2}")
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_trap_in_the_main_thread(trap):
+    assert_trap_is_short(trap)
+
+
+def test_trap_costs_its_time_once_for_all_comparisons():
+    equivalent(TRAPS[0], "x+3")
+    start = time.monotonic()
+    assert not any(equivalent(TRAPS[0], f"x+{i}") for i in range(4, 10_000))
+    assert time.monotonic() - start < 30.0
+
+
+def test_traps_in_threads():
+    failures = []
+
+    def body(trap):
+        try:
+            assert_trap_is_short(trap)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=body, args=(trap,)) for trap in TRAPS[:3]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_trap_in_a_child_process(method):
+    before = worker()._process.pid
+    child = multiprocessing.get_context(method).Process(target=assert_trap_is_short, args=(TRAPS[0],))
+    if method == "spawn":
+        child = multiprocessing.get_context(method).Process(target=_assert_with_own_start, args=(TRAPS[0],))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert worker()._process.pid == before
+    assert alive(before)
+    assert ask(["x+1", "1+x"])
+
+
+def _assert_with_own_start(trap: str) -> None:
+    assert ask(["x+1", "1+x"])
+    assert_trap_is_short(trap)
+
+
+def test_fork_starts_a_worker_of_its_own():
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        ask(["x+1", "1+x"])
+        own = math_verify_process._workers[os.getpid()]._process.pid
+        math_verify_process._stop_all()
+        os.write(write, str(own).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    own = int(os.read(read, 100))
+    os.close(read), os.close(write)
+    assert own != worker()._process.pid
+    assert not alive(own)
+    assert alive(worker()._process.pid)
+
+
+def test_verdicts_are_remembered_whatever_the_order(monkeypatch):
+    asked = []
+    monkeypatch.setattr(final_answers, "ask", lambda strings: asked.append(strings) or ask(strings))
+    assert [equivalent("a+b", "b+a"), equivalent("b+a", "a+b"), equivalent("a +b", "b+ a")] == [True] * 3
+    assert sorted(map(len, asked)) == [1, 1, 2]
+
+
+@pytest.mark.parametrize("whole_session", [True, False])
+def test_killed_worker_is_replaced(whole_session):
+    old = worker()._process.pid
+    victim = old if whole_session else children(old)[0]
+    (os.killpg if whole_session else os.kill)(victim, signal.SIGKILL)
+    assert ask([r"\sqrt{8}", r"2\sqrt{2}"])
+    assert not ask([r"\sqrt{8}", "3"])
+    assert worker()._process.pid != old
+
+
+def test_interrupt_leaves_no_stale_reply():
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(*_):
+        raise Interrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Interrupt):
+            ask([TRAPS[1]])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert ask(["x+1", "1+x"])
+
+
+@pytest.mark.parametrize("end", ["sys.exit()", "os.kill(os.getpid(), 9)"])
+def test_worker_ends_with_its_parent(end):
+    code = (
+        "import os, sys; from rlif_lightning import math_process as m; m.ask(['x+1', '1+x']);"
+        f"print(m._workers[os.getpid()]._process.pid, flush=True); {end}"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.stderr == ""
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(pid)
+
+
+def test_worker_that_cannot_start_is_an_error(monkeypatch, capfd):
+    monkeypatch.setattr(math_verify_process, "__file__", str(Path(__file__).parent / "no_such_script"))
+    with pytest.raises(RuntimeError, match="did not start"):
+        math_verify_process._Worker().ask(["x+1"])
+    assert "no_such_script" in capfd.readouterr().err
