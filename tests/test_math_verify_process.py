@@ -157,7 +157,7 @@ def test_interrupt_leaves_no_stale_reply():
 @pytest.mark.parametrize("end", ["sys.exit()", "os.kill(os.getpid(), 9)"])
 def test_worker_ends_with_its_parent(end):
     code = (
-        "import os, sys; from rlif_lightning import math_process as m; m.ask(['x+1', '1+x']);"
+        "import os, sys; from rlif_lightning.answers import math_verify_process as m; m.ask(['x+1', '1+x']);"
         f"print(m._workers[os.getpid()]._process.pid, flush=True); {end}"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)

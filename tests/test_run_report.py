@@ -78,7 +78,7 @@ def test_a_run_writes_its_report_with_the_evaluation_after_it(reported):
         assert heading in page.text
     completion = json.loads((folder / "completions.jsonl").read_text().splitlines()[0])["completion"]
     assert completion in page.text
-    assert "class_path: rlif_lightning.rewards.ClusterVote" in page.text
+    assert "class_path: rlif_lightning.ClusterVote" in page.text
     import torch
 
     assert json.loads((folder / "versions.json").read_text())["torch"] == torch.__version__
