@@ -75,7 +75,7 @@ def test_training_batches_carry_prompts_gold_answers_and_rows(tokenizer):
             assert batch.texts[k] == ROWS[row]["question"]
             assert {name: values[k] for name, values in batch.columns.items()} == ROWS[row]
         assert decoded(batch) == [f"^{text}" for text in batch.texts]
-        assert set(batch.without(data.answer_column).columns) == {"question", "level"}
+        assert set(batch.only(["level", "topic"]).columns) == {"level"}
 
 
 def test_validation_test_and_prediction_read_the_validation_split_in_order(tokenizer):

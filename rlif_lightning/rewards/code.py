@@ -162,7 +162,7 @@ class BehaviourVote(RewardHead):
         check_vote_settings(mode, denominator, min_parseable, entropy_range)
         if num_inputs < 1:
             raise ValueError(f"num_inputs={num_inputs} must be at least 1")
-        self.columns = {"function": function_column, "inputs": inputs_column, "header": header_column}
+        self.columns = (function_column, inputs_column, header_column)
         self.num_inputs, self.seed, self.extractor = num_inputs, seed, extractor
         self.mode, self.denominator = mode, denominator
         self.min_parseable, self.entropy_range = min_parseable, entropy_range
@@ -189,15 +189,15 @@ class BehaviourVote(RewardHead):
         return [None if run is None else behaviour(next(outcomes)) for run in runs]
 
     def _problem(self, rollout: Rollout, p: int) -> tuple[str, str, list[Any]]:
-        columns = rollout.prompts.columns
-        function, given, header = (columns[name][p] if name in columns else None for name in self.columns.values())
+        prompts = rollout.prompts
+        function, given, header = (prompts.column(name)[p] if prompts.has(name) else None for name in self.columns)
         if given:
             return function or "", header or "", [read_arguments(text) for text in given] if function else list(given)
         if not function or not header:
+            named, inputs, source = self.columns
             raise ValueError(
-                f"problem {int(rollout.prompts.index[p])} has no inputs to compare behaviour on: give a column"
-                f" {self.columns['inputs']!r}, or {self.columns['function']!r} and {self.columns['header']!r} to draw"
-                f" them by type; the columns are {sorted(columns)}"
+                f"problem {int(prompts.index[p])} has no inputs to compare behaviour on: give a column {inputs!r}, or"
+                f" {named!r} and {source!r} to draw them by type; of these there are {sorted(prompts.columns)}"
             )
-        index = int(rollout.prompts.index[p])
+        index = int(prompts.index[p])
         return function, header, draw_arguments(header, function, self.num_inputs, self.seed, index)
