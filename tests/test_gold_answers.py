@@ -49,7 +49,7 @@ def test_values_that_are_answers(value, texts):
         (True, "is True (bool), not an answer: write the word that is right"),
         (np.bool_(False), "is False (bool)"),
         (b"7", "is b'7' (bytes), not an answer: write it as a text"),
-        (datetime.date(2020, 1, 2), "(date), not an answer: write it as a text"),
+        (datetime.date(2020, 1, 2), "(date), not an answer: the reader of JSON takes such a text for a date"),
         ([], "is an empty list"),
         ([None], "is None (NoneType)"),
         ([["1"]], "is ['1'] (list), not an answer: a list holds texts and numbers"),

@@ -6,6 +6,7 @@ Read in this order: `gold_texts` (a value of a column to texts), `GoldReader` (t
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -66,6 +67,8 @@ def _remedy(value: Any) -> str:
         return "a list holds texts and numbers, any of which is right, not lists"
     if value is None or isinstance(value, (float, Decimal)):
         return "leave such rows out, or set data.answer_column=null to train without labels"
+    if isinstance(value, datetime.date):
+        return "the reader of JSON takes such a text for a date; keep the rows as Parquet or CSV, where it is a text"
     return "write it as a text"
 
 
