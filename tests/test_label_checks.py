@@ -78,6 +78,11 @@ def test_a_head_s_own_column_is_checked_and_the_prompt_may_not_show_it(tmp_path,
     assert "the gold answers' column 'key' is not in the train split" in told
 
 
+def test_heads_are_not_asked_where_none_scores(tmp_path):
+    gold = '--model.rewards={"gold": {"head": {"class_path": "GoldAnswer", "init_args": {"column": "key"}}}}'
+    assert run("validate", tmp_path, list(SUMS), gold).model.report.num_problems == 4
+
+
 def test_lists_numbers_and_nested_columns_are_judged_as_texts_are(tmp_path, caplog):
     figures = []
     for name, golds in (
@@ -94,7 +99,9 @@ def test_lists_numbers_and_nested_columns_are_judged_as_texts_are(tmp_path, capl
 
 def test_what_cannot_be_read_is_told_in_one_line_and_once(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        run("fit", tmp_path, ["2", r"\frac{1", "7", "8"], "--trainer.max_epochs=1", "--compare=true")
+        gold = """--model.rewards={"gold": {"head": {"class_path": "GoldAnswer",
+                  "init_args": {"column": "reward_model.ground_truth"}}}}"""
+        run("fit", tmp_path, ["2", r"\frac{1", "7", "8"], "--trainer.max_epochs=1", "--compare=true", gold)
     told = [record.message for record in caplog.records if "cannot be read" in record.message]
     assert len(told) == 2  # of the train and of the validation split
     assert all(line.startswith("1 of 4 gold answers of data.answer_column=") for line in told)

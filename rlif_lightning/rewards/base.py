@@ -207,7 +207,7 @@ class RewardSet(nn.Module):
         return (std * count / (floor * total).clamp(min=1e-300)).clamp(max=1.0) if count else torch.ones_like(std)
 
     def _ask(self, name: str, rollout: Rollout) -> RewardOutput:
-        head = self.heads[name]
+        head: Any = self.heads[name]
         visible = rollout
         if not head.needs_gold:
             visible = replace(rollout, prompts=rollout.prompts.only(head.columns))
