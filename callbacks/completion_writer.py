@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlif_lightning.answers.final_answers import is_correct
 from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.module import RLIFModule
@@ -48,9 +47,9 @@ class CompletionWriter(Callback):
     one table). With several ranks each writes its own groups, rank 1 and on with ``.rank<k>`` in the name, so nothing
     is overwritten; the terminal and TensorBoard show rank 0's. A record has ``rollout`` (counted from 1), ``step``
     (optimiser steps), ``index``, ``completion_number``, ``prompt``, ``completion``, ``answer``, ``length``, ``ended``,
-    ``mean_logprob``, ``mean_entropy``, ``scores`` and ``advantage`` (the mean over its tokens); ``correct`` if the data
-    have labels. After a resume into the same folder, records of a rollout that was made twice stand there twice; the
-    later ones count.
+    ``mean_logprob``, ``mean_entropy``, ``scores`` and ``advantage`` (the mean over its tokens); ``correct`` (by
+    the evaluation's checker) if the data have labels. After a resume into the same folder, records of a rollout that
+    was made twice stand there twice; the later ones count.
 
     Args:
         every: rollouts between two samples; the first rollout is always one.
@@ -58,8 +57,8 @@ class CompletionWriter(Callback):
         format: jsonl | parquet.
         table: print a sample's groups in the terminal.
         tensorboard: add a sample as text to TensorBoard, where the run has that logger.
-        write_gold: write the gold answers too, as ``gold``; needs data.answer_column. Off, labels leave nothing but
-            ``correct``.
+        write_gold: write the gold answers too, as ``gold`` (a list as JSON); needs data.answer_column. Off, labels
+            leave nothing but ``correct``.
         width: characters of a completion that the terminal shows; files always have all of it.
 
     Raises:
@@ -107,16 +106,17 @@ class CompletionWriter(Callback):
             self._to_tensorboard(trainer, records)
 
     def _records(self, pl_module: RLIFModule, outputs: Any, place: dict[str, int]) -> list[dict[str, Any]]:
-        rollout, evaluation = outputs["rollout"], pl_module.evaluator.evaluation
+        rollout, checker, column = outputs["rollout"], pl_module.evaluator.checker, pl_module.answer_column
         advantages = mean_over_completion(outputs["advantages"], rollout.mask).tolist()
         records = completion_records(rollout, outputs["rewards"])[: self.groups * rollout.group_size]
         for row, record in enumerate(records):
-            record["answer"] = evaluation.extractor(record["completion"])
-            record["advantage"] = advantages[row]
-            if pl_module.answer_column is not None:
-                gold = str(rollout.prompts.columns[pl_module.answer_column][row // rollout.group_size])
-                record["correct"] = is_correct(record["answer"], evaluation.gold_extractor(gold))
-                record |= {"gold": gold} if self.write_gold else {}
+            record |= {"answer": checker.answer(record["completion"]), "advantage": advantages[row]}
+        if column is not None:
+            problems = rollout.prompts.rows(column)
+            problems = [problems[row // rollout.group_size] for row in range(len(records))]
+            correct = checker.correct([record["answer"] for record in records], problems, column)
+            for record, verdict, problem in zip(records, correct, problems, strict=True):
+                record |= {"correct": verdict, **({"gold": _plain(problem[column])} if self.write_gold else {})}
         return [{**place, **record} for record in records]
 
     def _to_tensorboard(self, trainer: Trainer, records: list[dict[str, Any]]) -> None:
@@ -125,6 +125,10 @@ class CompletionWriter(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("completions", text, records[0]["rollout"] - 1)  # as Lightning counts
+
+
+def _plain(gold: Any) -> str:
+    return gold if isinstance(gold, str) else json.dumps(gold, default=str)
 
 
 def write_records(folder: Path, records: list[dict[str, Any]], format: str, part: str, suffix: str) -> None:

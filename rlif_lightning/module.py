@@ -18,6 +18,7 @@ from torch import Tensor
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
+from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.objectives import KLCov, Objective
 from rlif_lightning.learning.optimizer import OptimizerPlan
@@ -129,13 +130,14 @@ class RLIFModule(LightningModule):
         """
         check_strategy(self.trainer.strategy)
         share_rows(isinstance(self.trainer.strategy, TensorParallelStrategy))
+        data = getattr(self.trainer, "datamodule", None)
+        check_labels(data, self.evaluator, self.rewards, stage)
         if stage != "fit":
             return
         self.sampling.check_trainable()
         self.objective.check(self.plan.num_updates)
         if self.trainer.precision == "16-mixed":
             raise ValueError("trainer.precision=16-mixed is not supported (its loss scaling); use bf16-mixed")
-        data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, PromptData):
             self.plan.check(data.prompts_per_step)
 

@@ -15,12 +15,71 @@ Read in this order: Prompts -> Rollout (with TokenStats) -> RewardOutput -> Loss
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def root_column(names: Collection[str], path: str) -> str | None:
+    """The column that a dotted path begins with: the longest one, so that a name with dots of its own comes first."""
+    parts = path.split(".")
+    prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in names), None)
+
+
+def value_at(row: Mapping[str, Any], path: str) -> Any:
+    """A row's value in a column, or inside one: ``reward_model.ground_truth`` is ``["reward_model"]["ground_truth"]``.
+
+    Returns:
+        The value; None where it, or something on the way, is missing.
+
+    Raises:
+        KeyError: no such column.
+        ValueError: something on the way holds no named values.
+    """
+    root = root_column(row, path)
+    if root is None:
+        raise KeyError(path)
+    value = row[root]
+    for key in path[len(root) + 1 :].split(".") if len(path) > len(root) else ():
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"column {path!r}: there is nothing named {key!r} in {value!r:.100}")
+        value = None if value is None else value.get(key)
+    return value
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether one of two dotted paths lies inside the other, so that who sees the one sees the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+class VisibleColumns(dict[str, list[Any]]):
+    """The columns that a reward head named. To ask for another one that the data set has is an error."""
+
+    def __init__(self, shown: Mapping[str, list[Any]], hidden: Collection[str]):
+        super().__init__(shown)
+        self.hidden = frozenset(hidden)
+
+    def __contains__(self, name: object) -> bool:
+        if name in self.hidden:
+            raise ValueError(
+                f"column {name!r} is hidden from this reward head: name it in the class attribute `columns`, as in"
+                f" `columns = ({name!r},)`; gold answers are shown to heads with `needs_gold = True` only"
+            )
+        return super().__contains__(name)
+
+    def __missing__(self, name: str) -> list[Any]:
+        if name in self:
+            return super().__getitem__(name)
+        raise KeyError(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of any dictionary, but an error for a hidden column."""
+        found = name in self
+        return self[name] if found else default
 
 
 @dataclass(frozen=True)
@@ -51,10 +110,36 @@ class Prompts:
         """Move the tensors (Lightning calls this; the records are frozen, so a new one is returned)."""
         return replace(self, token_ids=[ids.to(device) for ids in self.token_ids], index=self.index.to(device))
 
-    def without(self, column: str | None) -> Prompts:
-        """The same prompts with one column hidden (the gold answer, from label-free rewards)."""
-        kept = {name: values for name, values in self.columns.items() if name != column}
-        return replace(self, columns=kept)
+    def has(self, path: str) -> bool:
+        """Whether there is such a column (of a dotted path: the one that it begins with)."""
+        return root_column(self.columns, path) is not None
+
+    def column(self, path: str) -> list[Any]:
+        """The P values of a column, or of what a dotted path names inside one.
+
+        Raises:
+            ValueError: the data set has no such column; names those it has.
+        """
+        root = root_column(self.columns, path)
+        if root is None:
+            raise ValueError(
+                f"column {path!r} is not in the data set (it has {sorted(self.columns)}); set"
+                " data.answer_column, or the head's `column`, to a column that exists"
+            )
+        return [value_at({root: value}, path) for value in self.columns[root]]
+
+    def rows(self, path: str) -> list[dict[str, Any]]:
+        """P rows of all columns, with the value that ``path`` names under that name."""
+        columns = {**self.columns, path: self.column(path)}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def only(self, paths: Sequence[str]) -> Prompts:
+        """The same prompts with these columns alone (for a reward head); those that do not exist are left out.
+
+        Asking for one of the others raises a ValueError that says how to see it.
+        """
+        shown = {path: self.column(path) for path in paths if self.has(path)}
+        return replace(self, columns=VisibleColumns(shown, set(self.columns) - set(shown)))
 
 
 @dataclass(frozen=True)
@@ -120,17 +205,12 @@ class Rollout:
         return self.mask.sum(-1)
 
     def column(self, name: str) -> list[Any]:
-        """A prompt column repeated for each completion: B values.
+        """A prompt column, or what a dotted path names inside one, repeated for each completion: B values.
 
         Raises:
             ValueError: the data set has no such column; names those it has.
         """
-        if name not in self.prompts.columns:
-            raise ValueError(
-                f"column {name!r} is not in the data set (it has {sorted(self.prompts.columns)}); set"
-                " data.answer_column, or the head's `column`, to a column that exists"
-            )
-        return [value for value in self.prompts.columns[name] for _ in range(self.group_size)]
+        return [value for value in self.prompts.column(name) for _ in range(self.group_size)]
 
 
 @dataclass(frozen=True)

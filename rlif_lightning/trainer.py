@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from rlif_lightning.answers.checkers import AnswerChecker
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.preflight import THRESHOLDS, Findings, examine
 from rlif_lightning.evaluation.preflight_report import print_findings
 from rlif_lightning.evaluation.preflight_sample import PreflightBatches, all_rank_records
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.records import value_at
 from rlif_lightning.running.lightning_internals import StepEnds, refuse_twins
 from rlif_lightning.running.run_folder import run_folder
 from rlif_lightning.running.stop_signals import StopSignals
@@ -53,14 +57,15 @@ class RLIFTrainer(Trainer):
         if prompts < self.world_size:
             raise ValueError(f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes")
         datamodule.trainer = self
-        batches = PreflightBatches(datamodule, prompts, model.seed)
+        check = partial(check_labels, datamodule, model.evaluator, model.rewards, "fit")
+        batches = PreflightBatches(datamodule, prompts, model.seed, check)
         predicted: Any = self.predict(model, batches, ckpt_path=ckpt_path, weights_only=weights_only)
         records = all_rank_records([record for batch in predicted for record in batch])
-        evaluation, gold = model.evaluator.evaluation, None
-        if model.answer_column is not None and evaluation.checker is None:  # what must be run is for `validate`
-            column = [problem[model.answer_column] for problem in batches.problems()]
-            gold = [evaluation.gold_extractor(str(value)) for value in column][: len(records) // model.group_size]
-        answers = [model.evaluator.checker.answer(record["completion"]) for record in records]
+        checker, gold = model.evaluator.checker, None
+        if model.answer_column is not None and isinstance(checker, AnswerChecker):  # what must be run is for `validate`
+            column = [value_at(problem, model.answer_column) for problem in batches.problems()]
+            gold = [checker.gold(value) for value in column][: len(records) // model.group_size]
+        answers = [checker.answer(record["completion"]) for record in records]
         weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
         findings = examine(records, answers, gold, weights, model.group_size)
         path = run_folder(self) / "preflight.json"

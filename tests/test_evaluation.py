@@ -77,8 +77,23 @@ def test_extractors_of_completions_and_gold():
     evaluator = Evaluator(settings)
     evaluator.update(rollout([r"\boxed{4} or 5", "4"], 1, ["2+2=4\n#### 4", "#### 4"]), "answer", None)
     assert figures(evaluator, labelled=True)["accuracy"] == 0.5
-    with pytest.raises(ValueError, match="empty gold answer"):
-        evaluator.update(rollout(["4"], 1, ["4"]), "answer", None)
+    evaluator.update(rollout(["4"], 1, ["4"]), "answer", None)
+    assert figures(evaluator, labelled=True)["accuracy"] == 0.0  # setup counts gold answers that cannot be read
+
+
+def test_a_list_is_a_set_of_acceptable_answers_and_nested_columns_have_dotted_names():
+    evaluator = Evaluator(Evaluation(2, greedy=False, subset_column="info.level"))
+    info = [{"gold": ["7", "1/2"], "level": 1}, {"gold": 3.0, "level": 2}]
+    records = evaluator.update(rollout(["0.5", "8", "3", "3"], 2, [0, 0], info=info), "info.gold", None)
+    assert [record["correct"] for record in records] == [True, False, True, True]
+    report = evaluator.compute(labelled=True)
+    assert {label: part.figures()["accuracy"].value for label, part in report.subsets.items()} == {"1": 0.5, "2": 1.0}
+
+
+def test_a_gold_value_that_is_no_answer_is_never_a_text():
+    for value in (None, {"a": 1}, True, float("nan"), []):
+        with pytest.raises(ValueError, match="is "):
+            Evaluator(Evaluation(1, greedy=False)).update(rollout(["1"], 1, [value]), "answer", None)
 
 
 def test_pass_at_further_k_is_unbiased():

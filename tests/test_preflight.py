@@ -80,7 +80,7 @@ def test_figures_of_made_up_groups():
     """Groups 3 3 5 - and 7 7 7 7, gold 5 and 7."""
     answers = ["3", "3.0", "5", None, "7", "7", "7", "7"]
     records = [record(n, float(n), n != 4) for n in (1, 2, 3, 4)] + [record(n, 1.0) for n in (1, 2, 3, 4)]
-    found = examine(records, answers, ["5", "7"], {"head": 0.5}, 4)
+    found = examine(records, answers, [["5"], ["7"]], {"head": 0.5}, 4)
     assert (found.groups, found.mixed, found.unanimous) == (2, 0.5, 0.5)
     assert found.agreement == pytest.approx((2 / 3 + 1) / 2)
     assert (found.parseable, found.ended, found.mean_length) == (7 / 8, 7 / 8, 2.5)
@@ -92,6 +92,12 @@ def test_figures_of_made_up_groups():
     # Votes 2/3 2/3 1/3 0, minus 5/12: 3 3 -1 -5 twelfths; scores -1.5 -.5 .5 1.5: -14/12 / sqrt(5 * 44/144).
     assert head.agreement_correlation == pytest.approx(-14 / 12 / math.sqrt(5 * 44 / 144))
     assert (head.auc, head.pairs) == (pytest.approx(2 / 3), 3)
+
+
+def test_a_gold_answer_of_several_digits_or_several_texts_is_right_as_a_whole():
+    records = [record(1, 1.0), record(2, 0.0)]
+    assert examine(records, ["12", "1"], [["12", "13"]], {"head": 1.0}, 2).accuracy == 0.5
+    assert examine(records, ["12", "1"], [[]], {"head": 1.0}, 2).accuracy == 0.0
 
 
 def test_without_labels_nothing_is_said_about_them():

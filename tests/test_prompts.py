@@ -75,7 +75,7 @@ def test_training_batches_carry_prompts_gold_answers_and_rows(tokenizer):
             assert batch.texts[k] == ROWS[row]["question"]
             assert {name: values[k] for name, values in batch.columns.items()} == ROWS[row]
         assert decoded(batch) == [f"^{text}" for text in batch.texts]
-        assert set(batch.without(data.answer_column).columns) == {"question", "level"}
+        assert set(batch.only(["level", "topic"]).columns) == {"level"}
 
 
 def test_validation_test_and_prediction_read_the_validation_split_in_order(tokenizer):
@@ -242,6 +242,96 @@ def test_a_row_that_is_no_text_is_named(tokenizer):
     rows[1234] = {"question": None}
     with pytest.raises(ValueError, match=r"row 1234 of the train split is None, not a text"):
         ready(Rows(rows), tokenizer)
+
+
+VERL = [
+    {
+        "prompt": [{"role": "system", "content": "be brief"}, {"role": "user", "content": f"{i}+1="}],
+        "reward_model": {"ground_truth": f"{i + 1}", "style": "rule"},
+        "extra_info": {"index": i, "split": "train"},
+    }
+    for i in range(6)
+]
+
+
+def test_messages_are_joined_without_a_chat_template_and_turns_with_one(tokenizer, chat_tokenizer):
+    columns = {"prompt_column": "prompt", "answer_column": "reward_model.ground_truth"}
+    plain = validation(ready(Rows(VERL), tokenizer, **columns, template="{extra_info.index}: {prompt}"))[0]
+    assert plain.texts == ["be brief\n\n0: 0+1=", "be brief\n\n1: 1+1="]
+    assert plain.column("reward_model.ground_truth") == ["1", "2"]
+    examples = [{"question": "5+5=", "answer": "10"}]
+    chat = validation(ready(Rows(VERL), chat_tokenizer, **columns, chat=True, template="solve {prompt}"))[0]
+    assert chat.texts[0] == "<system>be brief<user>solve 0+1=<a>"
+    few = validation(ready(Rows(VERL), chat_tokenizer, **columns, chat=True, examples=examples))[0]
+    assert few.texts[0] == "<system>be brief<user>5+5=<assistant>10<user>0+1=<a>"
+    few = validation(ready(Rows(VERL), tokenizer, **columns, examples=examples))[0]
+    assert few.texts[0] == "be brief\n\n5+5=10\n\n0+1="
+
+
+def test_a_conversation_keeps_its_turns(chat_tokenizer):
+    turns = [("user", "1+1="), ("assistant", "2"), ("user", "and 2+2=")]
+    row = {"prompt": [{"role": role, "content": text} for role, text in turns]}
+    settings = {"prompt_column": "prompt", "chat": True, "prompts_per_step": 1, "system_prompt": "add"}
+    batch = validation(ready(Rows([row]), chat_tokenizer, **settings))[0]
+    assert batch.texts == ["<system>add<user>1+1=<assistant>2<user>and 2+2=<a>"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "row 0 of the train split is [], not a text or a list of messages {role, content}"),
+        ([{"role": "tool", "content": "x"}], "not a text or a list of messages"),
+        ([{"role": "user", "content": None}], "not a text or a list of messages"),
+        (
+            [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}],
+            "ends with the turn of the assistant, '2': the last message must be the user's",
+        ),
+        (
+            [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1="}],
+            "system_prompt='add', but row 0 of the train split has a system message of its own, 'be brief'",
+        ),
+    ],
+)
+def test_messages_that_are_no_prompt_are_refused(chat_tokenizer, messages, message):
+    settings = {"prompt_column": "prompt", "chat": True, "prompts_per_step": 1, "system_prompt": "add"}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ready(Rows([{"prompt": messages}]), chat_tokenizer, **settings)
+
+
+def test_a_long_row_makes_a_short_message(tokenizer):
+    with pytest.raises(ValueError, match="not a text") as info:
+        ready(Rows([{"question": ["x" * 10**6]}]), tokenizer, prompts_per_step=1)
+    assert len(str(info.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"answer_column": "reward_model.truth"},
+            "answer_column='reward_model.truth' is not in the train split; its columns are ['extra_info',"
+            " 'extra_info.index', 'extra_info.split', 'prompt', 'reward_model', 'reward_model.ground_truth', ",
+        ),
+        ({"answer_column": "reward_model.style.x"}, "answer_column='reward_model.style.x' is not in the train split"),
+        ({"template": "{prompt} {extra_info.level}"}, "unknown field 'extra_info.level'"),
+        ({"template": "{prompt} {reward_model}"}, "shows the gold answer 'reward_model.ground_truth'"),
+        ({"template": "{prompt} {reward_model.ground_truth}"}, "shows the gold answer 'reward_model.ground_truth'"),
+        ({"template": "{prompt} {reward_model[ground_truth]}"}, "shows the gold answer 'reward_model.ground_truth'"),
+        ({"template": "{prompt:{reward_model}}"}, "shows the gold answer 'reward_model.ground_truth'"),
+        ({"answer_column": "prompt"}, "prompt_column='prompt' shows the gold answer 'prompt'"),
+    ],
+)
+def test_nested_columns_are_named_and_hidden_as_flat_ones(tokenizer, arguments, message):
+    settings = {"prompt_column": "prompt", "answer_column": "reward_model.ground_truth", **arguments}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ready(Rows(VERL), tokenizer, **settings)
+    ready(Rows(VERL), tokenizer, **(settings | {"answer_column": "reward_model.ground_truth", "template": "{prompt}"}))
+
+
+def test_a_column_whose_name_has_a_dot_comes_before_a_nested_one(tokenizer):
+    rows = [{"a.b": "1+1=", "a": {"b": "2+2=", "c": "4"}}]
+    batch = validation(ready(Rows(rows), tokenizer, prompt_column="a.b", answer_column="a.c", prompts_per_step=1))[0]
+    assert (batch.texts, batch.column("a.c")) == (["1+1="], ["4"])
 
 
 def test_format_does_not_change_the_problem_it_fills_in():

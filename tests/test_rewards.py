@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -90,8 +91,7 @@ def test_gold_answer():
     assert hashed(worked).scores.tolist() == [1, 0]
     with pytest.raises(ValueError, match=r"column 'answer' is not in the data set \(it has \['solution'\]\)"):
         GoldAnswer()(worked)
-    with pytest.raises(ValueError, match="empty gold answer"):
-        hashed(handmade(["12"], 1, solution=["no mark"]))
+    assert hashed(handmade(["12"], 1, solution=["no mark"])).scores.isnan().all()  # does not apply: nothing to read
 
 
 def test_random_is_a_fair_coin_repeatable_through_its_state():
@@ -144,9 +144,72 @@ def test_a_gate_turns_scores_below_its_threshold_to_nan():
 def test_gold_answers_are_hidden_from_heads_that_do_not_ask():
     blind, sighted = Given(torch.zeros(2)), Given(torch.zeros(2), needs_gold=True)
     rewards = RewardSet({"blind": WeightedReward(blind), "sighted": WeightedReward(sighted)}, answer_column="answer")
-    rewards(handmade(["x"] * 2, 2, answer=["1"], level=[3]))
-    assert blind.seen == {"level"}
-    assert sighted.seen == {"answer", "level"}
+    rewards(handmade(["x"] * 2, 2, answer=["1"], solution=["so 1"], level=[3]))
+    assert blind.seen == set()  # a second column may hold the answer too
+    assert sighted.seen == {"answer", "solution", "level"}
+
+
+class Reads(RewardHead):
+    """Reads a column in one of the ways that Python has."""
+
+    def __init__(self, columns: tuple[str, ...], read: Callable[[Rollout], object]):
+        super().__init__()
+        self.columns, self.read = columns, read
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        self.value = self.read(rollout)
+        return RewardOutput(torch.zeros(len(rollout.texts)))
+
+
+WAYS = {
+    "column": lambda rollout: rollout.column("solution"),
+    "item": lambda rollout: rollout.prompts.columns["solution"],
+    "get": lambda rollout: rollout.prompts.columns.get("solution", "none"),
+    "in": lambda rollout: "solution" in rollout.prompts.columns,
+    "nested": lambda rollout: rollout.column("solution.text"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_column_that_a_head_did_not_name_is_refused_and_the_error_says_what_to_write(way):
+    rewards = RewardSet({"mine": WeightedReward(Reads(("level",), WAYS[way]))}, answer_column="answer")
+    message = (
+        r"'mine' \(Reads\) raised ValueError: column 'solution' is hidden from this reward head: name it in the class"
+        r" attribute `columns`, as in `columns = \('solution',\)`"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        rewards(handmade(["x"], 1, answer=["1"], solution=["so 1"], level=[3]))
+
+
+def test_a_head_sees_what_it_named_and_a_column_that_no_data_set_has_is_missing_as_ever():
+    named = Reads(("level", "info.topic", "hint"), lambda rollout: dict(rollout.prompts.columns))
+    rewards = RewardSet({"mine": WeightedReward(named)}, answer_column="info.answer")
+    rewards(handmade(["x"], 1, level=[3], info=[{"topic": "sums", "answer": "1"}]))
+    assert named.value == {"level": [3], "info.topic": ["sums"]}
+    absent = Reads((), lambda rollout: rollout.prompts.columns.get("hint", "none"))
+    RewardSet({"mine": WeightedReward(absent)})(handmade(["x"], 1, level=[3]))
+    assert absent.value == "none"
+    keyed = RewardSet({"mine": WeightedReward(Reads((), lambda rollout: rollout.prompts.columns["hint"]))})
+    with pytest.raises(RuntimeError, match="KeyError: 'hint'"):
+        keyed(handmade(["x"], 1, level=[3]))
+
+
+@pytest.mark.parametrize("named", ["info.answer", "info", "info.answer.text"])
+def test_a_label_free_head_cannot_name_what_shows_the_gold_answer(named):
+    head = Reads((named,), len)
+    with pytest.raises(ValueError, match=f"reward 'mine' names the column '{named}', which shows the gold answers of"):
+        RewardSet({"mine": WeightedReward(head)}, answer_column="info.answer")
+    rewards = {"mine": WeightedReward(head), "gold": WeightedReward(GoldAnswer("info.answer"))}
+    with pytest.raises(ValueError, match="set needs_gold = True"):
+        RewardSet(rewards)
+    RewardSet({"mine": WeightedReward(Reads(("info.topic", "information"), len))}, answer_column="info.answer")
+
+
+def test_a_gold_answer_may_be_a_number_or_a_list_of_acceptable_ones_in_a_nested_column():
+    rollout = handmade(["33", "3", "0.5", "3"], 2, info=[{"gold": 33.0}, {"gold": ["1/2", "7"]}])
+    assert GoldAnswer("info.gold")(rollout).scores.tolist() == [1, 0, 1, 0]
+    with pytest.raises(ValueError, match="is None"):
+        GoldAnswer("info.gold")(handmade(["1"], 1, info=[{"gold": None}]))
 
 
 def test_weights_and_names():

@@ -10,13 +10,14 @@ import ast
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlif_lightning.answers.code_tasks import TEST_COLUMNS, CodeExtractor
 from rlif_lightning.answers.code_verdicts import announced, pass_rates
-from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct, open_clusters
+from rlif_lightning.answers.final_answers import AnswerExtractor, open_clusters
+from rlif_lightning.answers.gold_answers import GoldReader, is_right
 from rlif_lightning.sandbox.pool import Sandbox
 
 # Deep or endless literals are not answers; also keeps Python's parser far from its own limits.
@@ -39,6 +40,22 @@ class Checker(ABC):
         order = sorted(counts, key=lambda answer: (-counts[answer], answer))
         return [None if answer is None else order.index(answer) for answer in answers], order
 
+    def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
+        """Check the gold answers in setup, before anything is sampled; here: nothing.
+
+        Args:
+            column: the column named by ``data.answer_column``.
+            values: row numbers and values of the column.
+            where: the rows' origin in words, such as "the train split".
+
+        Returns:
+            One line on answers that cannot be used, if the run goes on all the same.
+
+        Raises:
+            ValueError: what no run can go on with; names the row.
+        """
+        return None
+
     @abstractmethod
     def correct(
         self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
@@ -47,7 +64,7 @@ class Checker(ABC):
 
         Args:
             answers: n answers, from :meth:`answer` or :meth:`cluster`.
-            problems: the data-set row of each of them, all columns.
+            problems: the data-set row of each of them, all columns, and ``gold_column`` where that is a dotted path.
             gold_column: the column named by ``data.answer_column``.
 
         Raises:
@@ -56,7 +73,9 @@ class Checker(ABC):
 
 
 class AnswerChecker(Checker):
-    """Answers that mean the same as the gold answer are right (see ``final_answers.py``).
+    """Answers that mean the same as the gold answer, or as one of a list of them, are right.
+
+    Two answers are compared by ``final_answers.py``; what a gold answer may be is in ``gold_answers.py``.
 
     Args:
         extractor: finds the final answer of a completion.
@@ -68,7 +87,11 @@ class AnswerChecker(Checker):
         extractor: AnswerExtractor = AnswerExtractor(),
         gold_extractor: AnswerExtractor = AnswerExtractor("text"),
     ):
-        self.extractor, self.gold_extractor = extractor, gold_extractor
+        self.extractor, self.gold = extractor, GoldReader(gold_extractor)
+
+    def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
+        """Refuse what is no answer, and count what cannot be read (:meth:`GoldReader.check`)."""
+        return self.gold.check(f"data.answer_column={column!r}", values, where)
 
     def answer(self, text: str) -> str | None:
         """The final answer that the extractor finds."""
@@ -81,9 +104,9 @@ class AnswerChecker(Checker):
     def correct(
         self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
     ) -> list[bool]:
-        """Whether each answer is equivalent to the gold one."""
-        gold = [self.gold_extractor(str(problem[gold_column])) for problem in problems]
-        return [is_correct(answer, truth) for answer, truth in zip(answers, gold, strict=True)]
+        """Whether each answer is equivalent to the gold one, or to one of several."""
+        gold = [self.gold(problem[gold_column]) for problem in problems]
+        return [is_right(answer, acceptable) for answer, acceptable in zip(answers, gold, strict=True)]
 
 
 class LiteralChecker(Checker):
@@ -97,6 +120,14 @@ class LiteralChecker(Checker):
 
     def __init__(self, extractor: AnswerExtractor = AnswerExtractor("regex", r"(?s)\[ANSWER\](.*?)\[/ANSWER\]")):
         self.extractor = extractor
+
+    def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
+        """Refuse a missing value; one that is no literal is refused by :meth:`correct`."""
+        for row, value in values:
+            if value is None:
+                raise ValueError(
+                    f"data.answer_column={column!r}: row {row} of {where} is None; write a literal, as text"
+                )
 
     def answer(self, text: str) -> str | None:
         """The literal in one spelling; None where there is no literal."""
@@ -134,6 +165,11 @@ class CodeChecker(Checker):
     def __init__(self, extractor: CodeExtractor = CodeExtractor(), sandbox: Sandbox | None = None):
         self.extractor, self.sandbox = extractor, announced(sandbox)
 
+    def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
+        """Refuse a column that holds no tests."""
+        if column not in TEST_COLUMNS:
+            raise ValueError(f"data.answer_column={column!r} holds no tests; choose one of {list(TEST_COLUMNS)}")
+
     def answer(self, text: str) -> str | None:
         """The text; None where it is blank."""
         return text if text.strip() else None
@@ -142,8 +178,7 @@ class CodeChecker(Checker):
         self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
     ) -> list[bool]:
         """Whether the code in each answer passes every test of its problem, all columns of tests together."""
-        if gold_column not in TEST_COLUMNS:
-            raise ValueError(f"data.answer_column={gold_column!r} holds no tests; choose one of {list(TEST_COLUMNS)}")
+        self.check_gold(gold_column, (), "")
         rates = pass_rates([answer or "" for answer in answers], problems, self.extractor, self.sandbox)
         return [rate == 1.0 for rate in rates]
 

@@ -19,6 +19,7 @@ from rich.progress import track
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlif_lightning.data.benchmark_source import BenchmarkData
+from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
 from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym, Split
@@ -43,12 +44,15 @@ class PromptData(lightning.LightningDataModule):
         tokenizer: hub name or folder of the tokenizer, the policy's own.
         group_size: G, completions sampled per prompt (read by the module, unused here).
         prompts_per_step: P, prompts per training step over all processes; a multiple of their number.
-        prompt_column: column with the problem.
-        answer_column: column with the gold answer, if there is one. It is for measuring only: the template cannot show
-            it, and label-free rewards never get it.
-        template: text around a problem, as in ``str.format``: ``{prompt}`` is the problem, ``{name}`` another column.
-        chat: put the prompt into the tokenizer's chat template, as the user's turn, open for the assistant's.
-        system_prompt: the chat's system turn; without it, the chat template's own (if any).
+        prompt_column: column with the problem, a text or messages ({role, content}, the last one the user's). Nested
+            columns are named by a dotted path, such as ``reward_model.ground_truth``, here and everywhere.
+        answer_column: column with the gold answer, if there is one: a text, a number, or a list of acceptable answers.
+            It is for measuring only: the template cannot show it, and label-free rewards never get it.
+        template: text around a problem (of messages: around the last one), as in ``str.format``: ``{prompt}`` is the
+            problem, ``{name}`` another column.
+        chat: put the prompt into the tokenizer's chat template, as the user's turn, open for the assistant's. Without
+            it messages are joined by empty lines.
+        system_prompt: the chat's system turn; without it, that of the messages, or the chat template's own (if any).
         examples: few-shot examples, each ``{question: ..., answer: ...}`` (and other columns that the template shows).
             In a chat they are turns; otherwise the filled template, the answer and an empty line, before the prompt.
         max_prompt_tokens: longest prompt allowed, in tokens; no limit if absent.
@@ -100,6 +104,7 @@ class PromptData(lightning.LightningDataModule):
         )
         self.seed = seed
         self.trust_remote_code = trust_remote_code
+        self.told: set[str] = set()  # what was said about the data before, by whoever checks it
         self._splits: dict[Split, EncodedSplit] = {}
         self._predicted: EncodedSplit | None = None
         self._loader: TrainLoader | None = None
@@ -154,6 +159,12 @@ class PromptData(lightning.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next ``train_dataloader`` go on where the checkpoint was made."""
         self._place = state_dict.get("train")
+
+    def loaded_splits(self, stage: str) -> dict[str, EncodedSplit]:
+        """Split name -> what was loaded for this stage, after ``setup``."""
+        if stage == "predict":
+            return {} if self._predicted is None else {"validation": self._predicted}
+        return {str(name): split for name, split in self._splits.items()}
 
     test_dataloader = val_dataloader
 
@@ -242,7 +253,8 @@ class PromptData(lightning.LightningDataModule):
         for start in track(range(0, len(dataset), 1000), f"tokenising {split} prompts", disable=quiet):
             columns = dataset[start : start + 1000]
             problems = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            self._check_problems(split, start, problems)
+            for row, problem in enumerate(problems, start):
+                form.check_problem(problem, f"row {row} of the {split} split")
             ids = encode([form.render(row) for row in problems])
             lengths[start : start + len(ids)] = [len(each) for each in ids]
             token_ids += ids if keep else []
@@ -253,20 +265,11 @@ class PromptData(lightning.LightningDataModule):
         if len(dataset) == 0:
             raise ValueError(f"source: the {split} split of {type(self.source).__name__} has no rows")
         for name in ("prompt_column", "answer_column"):
-            column = getattr(self, name)
-            if column is not None and column not in dataset.column_names:
-                raise ValueError(
-                    f"{name}={column!r} is not in the {split} split; its columns are {sorted(dataset.column_names)}"
-                )
-        form.check(dataset.column_names, self.answer_column)
-
-    def _check_problems(self, split: Split, start: int, problems: list[dict[str, Any]]) -> None:
-        for row, problem in enumerate(problems, start):
-            if not isinstance(problem[self.prompt_column], str):
-                raise ValueError(
-                    f"prompt_column={self.prompt_column!r}: row {row} of the {split} split is"
-                    f" {problem[self.prompt_column]!r}, not a text"
-                )
+            if (column := getattr(self, name)) is not None:
+                check_column(f"{name}={column!r}", column, dataset, f"the {split} split")
+        form.check(dataset.features)
+        if self.answer_column is not None:
+            form.refuse_to_show(self.answer_column)
 
     def _fitting_rows(self, split: Split, lengths: np.ndarray) -> np.ndarray:
         if not lengths.all():

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Literal
 
 from datasets import Dataset, load_dataset
 
+from rlif_lightning.data.local_files import open_files
+
 Split = Literal["train", "validation"]
 
 
@@ -144,7 +146,7 @@ class HubDataset(ProblemSource):
 
 
 class LocalFiles(ProblemSource):
-    """Files of your own: JSON, JSON lines, Parquet or CSV, told apart by their suffix.
+    """Files of your own: JSON, JSON lines, Parquet or CSV (there everything is a text), told apart by their suffix.
 
     Args:
         train: path, or list of paths of one format, of the training problems.
@@ -160,7 +162,8 @@ class LocalFiles(ProblemSource):
         """Open the files of one split.
 
         Raises:
-            ValueError: no files were given for the split, or one is missing, empty or of an unknown format.
+            ValueError: no files were given for the split, or one is missing, empty, of an unknown format or not as that
+                format has it (names the line).
         """
         given = self.paths[split]
         paths = [given] if isinstance(given, str) else given or []
@@ -174,7 +177,7 @@ class LocalFiles(ProblemSource):
         formats = {self.FORMATS[Path(path).suffix] for path in paths}
         if len(formats) > 1:
             raise ValueError(f"{split}={paths}: files of several formats {sorted(formats)}; convert them to one")
-        return load_dataset(formats.pop(), data_files=[str(path) for path in paths], split="train")
+        return open_files(formats.pop(), [Path(path) for path in paths])
 
     def _check(self, split: Split, path: Path) -> None:
         if path.suffix not in self.FORMATS:

@@ -43,10 +43,11 @@ class Evaluation:
         sampling: how they are drawn; null = as in training.
         greedy: also decode each problem once without sampling.
         extractor: finds the final answer of a completion.
-        gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
+        gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions), in each item of a list there.
         checker: what judges answers instead of the two extractors, such as LiteralChecker.
         pass_at: further k of pass@k, each below `samples`; k = 1 (accuracy) and k = samples are always there.
-        subset_column: a column such as level or subject; every figure is also given for each of its values.
+        subset_column: a column such as level or subject, or a dotted path; every figure is also given for each of its
+            values.
         confidence: of the intervals, in (0, 1).
         resamples: of the bootstrap over problems, at least 100.
         bootstrap_seed: of the bootstrap; part of a result, like the confidence.
@@ -141,7 +142,7 @@ class Evaluator(nn.Module):
 
     def _check(self, prompts: Prompts) -> None:
         column = self.evaluation.subset_column
-        if column is not None and column not in prompts.columns:
+        if column is not None and not prompts.has(column):
             raise ValueError(
                 f"evaluation.subset_column={column!r} is not in the data set; its columns are {sorted(prompts.columns)}"
             )
@@ -162,7 +163,7 @@ class Evaluator(nn.Module):
         clusters = [self.checker.cluster(answers[start : start + size]) for start in range(0, len(answers), size)]
         self._update_unlabelled(rollout, answers, [ids for ids, _ in clusters])
         if self.evaluation.subset_column is not None:
-            labels = [str(value) for value in rollout.prompts.columns[self.evaluation.subset_column]]
+            labels = [str(value) for value in rollout.prompts.column(self.evaluation.subset_column)]
             self.labels.update(labels, rollout.prompts.index)
         if answer_column is None:
             return self._records(rollout, "sample", answers, None)
@@ -199,8 +200,7 @@ class Evaluator(nn.Module):
 
     def _verdicts(self, answers: Sequence[str | None], rollout: Rollout, answer_column: str) -> list[bool]:
         """Verdicts on P or B answers."""
-        columns, repeats = rollout.prompts.columns, len(answers) // rollout.num_prompts
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows, repeats = rollout.prompts.rows(answer_column), len(answers) // rollout.num_prompts
         return self.checker.correct(answers, [row for row in rows for _ in range(repeats)], answer_column)
 
     def _records(

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlif_lightning.answers.final_answers import cluster, is_correct
+from rlif_lightning.answers.final_answers import cluster
+from rlif_lightning.answers.gold_answers import is_right
 from rlif_lightning.masked import masked_mean, masked_sum
 from rlif_lightning.rewards.voting import majority_answers, vote_shares
 
@@ -119,7 +120,7 @@ class Findings:
 def examine(
     records: list[dict[str, Any]],
     answers: Sequence[str | None],
-    gold: Sequence[str | None] | None,
+    gold: Sequence[Sequence[str]] | None,
     weights: dict[str, float],
     group_size: int,
 ) -> Findings:
@@ -128,7 +129,7 @@ def examine(
     Args:
         records: B completion records (``completion_rows.py``), prompt-major.
         answers: B final answers, None where there is none.
-        gold: P gold answers, or None without labels.
+        gold: the acceptable answers of each of P problems, or None without labels.
         weights: of the heads, by name.
         group_size: G.
     """
@@ -138,9 +139,9 @@ def examine(
     votes = vote_shares(answers, group_size).view(-1, group_size)
     correct = majority = None
     if gold is not None:
-        verdicts = [is_correct(answer, gold[row // group_size]) for row, answer in enumerate(answers)]
+        verdicts = [is_right(answer, gold[row // group_size]) for row, answer in enumerate(answers)]
         correct = torch.tensor(verdicts).view(-1, group_size)
-        majority = _mean([is_correct(a, g) for a, g in zip(majority_answers(answers, group_size), gold, strict=True)])
+        majority = _mean([is_right(a, g) for a, g in zip(majority_answers(answers, group_size), gold, strict=True)])
     heads = []
     for name, weight in weights.items():
         scores = _grid([record["scores"][name] for record in records], group_size)

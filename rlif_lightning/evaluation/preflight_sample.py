@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,8 @@ from rlif_lightning.records import Prompts
 class PreflightBatches:
     """A few problems in order, this process's share; not a list, which Lightning would take for several loaders."""
 
-    def __init__(self, datamodule: PromptData, prompts: int, seed: int):
-        self.datamodule, self.prompts, self.seed = datamodule, prompts, seed
+    def __init__(self, datamodule: PromptData, prompts: int, seed: int, check: Callable[[], None]):
+        self.datamodule, self.prompts, self.seed, self.check = datamodule, prompts, seed, check
         self._loader: ValidationLoader | None = None
 
     @property
@@ -26,6 +26,7 @@ class PreflightBatches:
         """Made when it is first asked for: only then do the processes know each other."""
         if self._loader is None:
             self.datamodule.setup("fit")
+            self.check()
             train = self.datamodule.train_dataloader()
             split = _drawn(train.split, self.prompts, self.seed)
             self._loader = ValidationLoader(split, train.prompts_per_step, train.num_replicas, train.rank)

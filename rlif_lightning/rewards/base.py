@@ -1,7 +1,7 @@
 """Reward heads and the set of them that a run uses.
 
-A head sees whole groups and answers one score per completion. The set keeps the heads' scores apart, hides the gold
-answers from heads that do not ask for them, applies gates, takes the length out and weakens what hardly differs where
+A head sees whole groups and answers one score per completion. The set keeps the heads' scores apart, hides every column
+that a head did not name, applies gates, takes the length out and weakens what hardly differs where
 that is asked for, and turns any failure into one clear error.
 """
 
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import agreed, all_rank_sum
-from rlif_lightning.records import RewardOutput, Rollout
+from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.functional import without_length
 
 MIN_SPREAD = 1e-6  # below it a group has no spread but rounding
@@ -31,14 +32,22 @@ class RewardHead(nn.Module, ABC):
     State that must survive a restart goes into buffers. A head may hold a model of its own.
 
     Attributes:
-        needs_gold: whether the head reads the gold answers; False hides that column from it.
+        needs_gold: whether the head reads the gold answers; it then sees every column.
+        columns: the columns that it reads otherwise, as dotted paths; all others are hidden from it, because any of
+            them may hold an answer.
+        gold_columns: those of a gold answer that it reads: no prompt may show them, no label-free head may name them.
     """
 
     needs_gold: bool = False
+    columns: Sequence[str] = ()
+    gold_columns: Sequence[str] = ()
 
     @abstractmethod
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all ``[B]`` completions of whole groups; NaN = does not apply."""
+
+    def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
+        """Check, in setup, a column of ``gold_columns``; see :meth:`Checker.check_gold`."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +121,11 @@ class RewardSet(nn.Module):
 
     Args:
         rewards: name -> head with weight and gate; names appear in the logs as ``reward/<name>/...``.
-        answer_column: the gold answers' column, hidden from heads that do not need it.
+        answer_column: the gold answers' column, which heads that do not need it cannot name.
 
     Raises:
-        ValueError: no reward, all weights 0, a name that cannot be logged, or a gate on an unknown head.
+        ValueError: no reward, all weights 0, a name that cannot be logged, a gate on an unknown head, or a label-free
+            head that names a column of gold answers.
     """
 
     def __init__(self, rewards: Mapping[str, WeightedReward], answer_column: str | None = None):
@@ -131,6 +141,23 @@ class RewardSet(nn.Module):
         self.settings = dict(rewards)
         self.register_buffer("spreads", torch.zeros(len(rewards), 2, dtype=torch.float64))  # sum, number of groups
         self.answer_column = answer_column
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        for name, reward in self.settings.items():
+            for column in () if reward.head.needs_gold else reward.head.columns:
+                if seen := next((gold for gold in self.gold_columns if overlap(column, gold)), None):
+                    raise ValueError(
+                        f"reward {name!r} names the column {column!r}, which shows the gold answers of {seen!r} to a"
+                        " head without needs_gold; take it out, or set needs_gold = True on the class"
+                    )
+
+    @property
+    def gold_columns(self) -> list[str]:
+        """Every column that is known to hold gold answers: ``answer_column`` and those that heads read."""
+        known = [] if self.answer_column is None else [self.answer_column]
+        known += [column for reward in self.settings.values() for column in reward.head.gold_columns]
+        return list(dict.fromkeys(known))
 
     @property
     def names(self) -> list[str]:
@@ -180,10 +207,10 @@ class RewardSet(nn.Module):
         return (std * count / (floor * total).clamp(min=1e-300)).clamp(max=1.0) if count else torch.ones_like(std)
 
     def _ask(self, name: str, rollout: Rollout) -> RewardOutput:
-        head = self.heads[name]
+        head: Any = self.heads[name]
         visible = rollout
         if not head.needs_gold:
-            visible = replace(rollout, prompts=rollout.prompts.without(self.answer_column))
+            visible = replace(rollout, prompts=rollout.prompts.only(head.columns))
         try:
             output = head(visible)
         except Exception as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -162,7 +162,7 @@ class BehaviourVote(RewardHead):
         check_vote_settings(mode, denominator, min_parseable, entropy_range)
         if num_inputs < 1:
             raise ValueError(f"num_inputs={num_inputs} must be at least 1")
-        self.columns = {"function": function_column, "inputs": inputs_column, "header": header_column}
+        self.columns = (function_column, inputs_column, header_column)
         self.num_inputs, self.seed, self.extractor = num_inputs, seed, extractor
         self.mode, self.denominator = mode, denominator
         self.min_parseable, self.entropy_range = min_parseable, entropy_range
@@ -180,7 +180,8 @@ class BehaviourVote(RewardHead):
         """What the code of each of the B completions does; None where there is nothing to compare."""
         runs: list[Run | None] = []
         for p in range(rollout.num_prompts):
-            function, header, inputs = self._problem(rollout, p)
+            problem = {name: values[p] for name, values in rollout.prompts.only(self.columns).columns.items()}
+            function, header, inputs = self._problem(problem, int(rollout.prompts.index[p]))
             functions = (function,) if function else ()
             for text in rollout.texts[p * rollout.group_size : (p + 1) * rollout.group_size]:
                 code = self.extractor(text, header)
@@ -188,16 +189,15 @@ class BehaviourVote(RewardHead):
         outcomes = iter(self.sandbox.outcomes([run for run in runs if run is not None]))
         return [None if run is None else behaviour(next(outcomes)) for run in runs]
 
-    def _problem(self, rollout: Rollout, p: int) -> tuple[str, str, list[Any]]:
-        columns = rollout.prompts.columns
-        function, given, header = (columns[name][p] if name in columns else None for name in self.columns.values())
+    def _problem(self, problem: Mapping[str, Any], index: int) -> tuple[str, str, list[Any]]:
+        """A problem's function, header and inputs; ``index`` is its row in the data set."""
+        function, given, header = (problem.get(name) for name in self.columns)
         if given:
             return function or "", header or "", [read_arguments(text) for text in given] if function else list(given)
         if not function or not header:
+            named, inputs, source = self.columns
             raise ValueError(
-                f"problem {int(rollout.prompts.index[p])} has no inputs to compare behaviour on: give a column"
-                f" {self.columns['inputs']!r}, or {self.columns['function']!r} and {self.columns['header']!r} to draw"
-                f" them by type; the columns are {sorted(columns)}"
+                f"problem {index} has no inputs to compare behaviour on: give a column {inputs!r}, or {named!r} and"
+                f" {source!r} to draw them by type; of these there are {sorted(problem)}"
             )
-        index = int(rollout.prompts.index[p])
         return function, header, draw_arguments(header, function, self.num_inputs, self.seed, index)

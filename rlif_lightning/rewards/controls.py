@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct
+from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.answers.gold_answers import GoldReader, is_right
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.sampling import counter_uniforms
 
 
 class GoldAnswer(RewardHead):
-    """1 where the final answer is equivalent to the gold answer, else 0 (RLVR).
+    """1 where the final answer is equivalent to the gold answer, else 0 (RLVR); NaN where there is none to read.
 
     Args:
-        column: the data set's column of gold answers.
+        column: the data set's column of gold answers, or a dotted path; a list there is a set of acceptable answers.
         extractor: finds the final answer of a completion.
         gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
     """
@@ -31,13 +34,19 @@ class GoldAnswer(RewardHead):
         gold_extractor: AnswerExtractor = AnswerExtractor("text"),
     ):
         super().__init__()
-        self.column, self.extractor, self.gold_extractor = column, extractor, gold_extractor
+        self.column, self.extractor, self.gold = column, extractor, GoldReader(gold_extractor)
+        self.gold_columns = (column,)
+
+    def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
+        """Refuse what is no answer, and count what cannot be read (:meth:`GoldReader.check`)."""
+        return self.gold.check(f"GoldAnswer.column={column!r}", values, where)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
-        gold = [self.gold_extractor(str(value)) for value in rollout.column(self.column)]
+        gold = [self.gold(value) for value in rollout.column(self.column)]
         answers = [self.extractor(text) for text in rollout.texts]
-        correct = [is_correct(answer, truth) for answer, truth in zip(answers, gold, strict=True)]
-        return RewardOutput(torch.tensor(correct, dtype=torch.float32, device=rollout.mask.device))
+        pairs = zip(answers, gold, strict=True)
+        scores = [float(is_right(answer, acceptable)) if acceptable else torch.nan for answer, acceptable in pairs]
+        return RewardOutput(torch.tensor(scores, device=rollout.mask.device))
 
 
 class Format(RewardHead):

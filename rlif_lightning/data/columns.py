@@ -1,0 +1,66 @@
+"""Columns of a data set by name, nested ones by a dotted path (``reward_model.ground_truth``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from rlif_lightning.records import root_column, value_at
+
+CHUNK = 1000
+
+
+def has_column(features: Mapping[str, Any], path: str) -> bool:
+    """Whether a data set with these features has the column, or may have it (JSON of a different shape in each row)."""
+    root = root_column(features, path)
+    if root is None:
+        return False
+    feature = features[root]
+    for key in path[len(root) + 1 :].split(".") if len(path) > len(root) else ():
+        if not isinstance(feature, Mapping):
+            return type(feature).__name__ == "Json"
+        if key not in feature:
+            return False
+        feature = feature[key]
+    return True
+
+
+def column_names(features: Mapping[str, Any]) -> list[str]:
+    """The names of all columns, nested ones as dotted paths, in alphabetical order."""
+    nested = [
+        f"{name}.{inner}" for name, it in features.items() if isinstance(it, Mapping) for inner in column_names(it)
+    ]
+    return sorted([*features, *nested])
+
+
+def column_values(dataset: Dataset, path: str, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Row numbers and the values of one column in these rows, read a thousand at a time.
+
+    Raises:
+        ValueError: something on the way of the path holds no named values.
+    """
+    root = root_column(dataset.column_names, path)
+    assert root is not None
+    narrow = dataset.select_columns([root])
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        for row, value in zip(chunk, narrow[list(chunk)][root], strict=True):
+            yield int(row), value_at({root: value}, path)
+
+
+def check_column(named: str, path: str, dataset: Dataset, where: str) -> None:
+    """Refuse a column that a data set does not have.
+
+    Args:
+        named: the setting in messages, such as "answer_column='gold'".
+        path: the column.
+        dataset: the rows.
+        where: their origin in words.
+
+    Raises:
+        ValueError: names the columns that there are.
+    """
+    if not has_column(dataset.features, path):
+        raise ValueError(f"{named} is not in {where}; its columns are {column_names(dataset.features)!s:.1000}")

@@ -1,0 +1,149 @@
+"""Opening files of a user's own, and saying which file, row and column is wrong where one cannot be opened.
+
+Read `open_files` first. JSON and Parquet bring their types along; in CSV everything is a text, as it was written.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value, load_dataset
+from datasets.exceptions import DatasetsError
+
+from rlif_lightning.records import value_at
+
+_LONGEST_FIELD = 2**31 - 1  # of a CSV file; the library's own limit is 131 072 characters
+
+
+def open_files(form: str, paths: Sequence[Path]) -> Dataset:
+    """The rows of files of one format, in the order given.
+
+    Args:
+        form: json | csv | parquet.
+        paths: the files.
+
+    Raises:
+        ValueError: a file is not in that format, a row has other columns, or a column mixes texts and other values.
+    """
+    settings: dict[str, Any] = {}
+    if form == "csv":
+        # Guessed types would make 084 a number and the answer "None" a missing value.
+        settings = {"features": _csv_columns(paths), "keep_default_na": False}
+    try:
+        dataset = load_dataset(form, data_files=[str(path) for path in paths], split="train", **settings)
+    except (DatasetsError, OSError, ValueError) as error:
+        named = next(filter(None, map(_json_fault, paths)), None) if form == "json" else None
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(named or f"{', '.join(map(str, paths))}: cannot be read as {form}: {reason:.300}") from error
+    if form == "json":
+        for path in paths:
+            _check_encoding(path)
+        for column in _any_kind(dataset.features):
+            _refuse_mixture(column, paths)
+    return dataset
+
+
+def _csv_columns(paths: Sequence[Path]) -> Features:
+    """The columns of CSV files, after a look at every row: the reader would shift a row that has a field too many."""
+    csv.field_size_limit(_LONGEST_FIELD)
+    headers = [_csv_header(path) for path in paths]
+    for path, header in zip(paths, headers, strict=True):
+        if sorted(header) != sorted(headers[0]):
+            raise ValueError(f"{path}: the columns are {header!s:.300}, but {headers[0]!s:.300} in {paths[0]}")
+    return Features({name: Value("string") for name in headers[0]})
+
+
+def _csv_header(path: Path) -> list[str]:
+    header: list[str] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for row in (reader := csv.reader(file)):
+                if not header:
+                    header = row
+                    if len(set(header)) < len(header) or "" in header:
+                        raise ValueError(
+                            f"{path}: the header {header!s:.300} needs one name for each column, each once"
+                        )
+                elif row and len(row) != len(header):
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields, but {len(header)} columns in the header"
+                        f" {header!s:.300}; put a field that holds commas between double quotes"
+                    )
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as CSV in UTF-8: {error!s:.300}") from error
+    return header
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where a row stands, and the row: of JSON lines, or of one JSON list.
+
+    Raises:
+        ValueError: no JSON; names the line.
+    """
+    if path.suffix == ".json":
+        try:
+            whole = json.loads(path.read_text(encoding="utf-8-sig"))
+            rows = whole if isinstance(whole, list) else [whole]
+            yield from ((f"row {row}", value) for row, value in enumerate(rows))
+            return
+        except ValueError as error:
+            if path.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":  # otherwise lines of JSON
+                raise ValueError(f"{path}: no JSON in UTF-8: {error!s:.200}") from error
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if text := line.decode("utf-8-sig").strip():
+                    yield f"line {number}", json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: no JSON in UTF-8 ({error!s:.100}): {line[:80]!r}") from error
+
+
+def _json_fault(path: Path) -> str | None:
+    """What is wrong with the first bad row of a JSON file; None where each is an object."""
+    try:
+        for place, row in _json_rows(path):
+            if not isinstance(row, dict):
+                return f"{path}, {place}: {row!r:.100} is no object {{column: value}}"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _check_encoding(path: Path) -> None:
+    """Refuse what is not UTF-8: the reader of JSON lets it pass, and no row could be read later."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number}: not UTF-8 ({error!s:.100}); save the file as UTF-8"
+                ) from error
+
+
+def _any_kind(features: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The columns, as dotted paths, in which the reader met values of several kinds."""
+    for name, feature in features.items():
+        if isinstance(feature, Mapping):
+            yield from _any_kind(feature, f"{prefix}{name}.")
+        elif type(feature).__name__ == "Json":
+            yield f"{prefix}{name}"
+
+
+def _refuse_mixture(column: str, paths: Sequence[Path]) -> None:
+    """Refuse texts beside other values, for the reader turns the text "084" into 84 there, and "null" into None."""
+    first: dict[bool, str] = {}
+    for path in paths:
+        for place, row in _json_rows(path):
+            value = value_at(row, column) if column.split(".")[0] in row else None
+            if value is not None:
+                first.setdefault(isinstance(value, str), f"{value!r:.100} in {path}, {place}")
+            if len(first) == 2:
+                raise ValueError(
+                    f"column {column!r} mixes texts and other values: {first[True]}; {first[False]}; write all of them"
+                    " as texts, or none"
+                )

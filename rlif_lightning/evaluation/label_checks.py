@@ -1,0 +1,51 @@
+"""In setup, before anything is sampled: can the gold answers be used, and does nothing show them that may not?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from rlif_lightning.data.columns import check_column, column_values
+from rlif_lightning.data.prompt_format import PromptFormat
+from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.evaluation.evaluator import Evaluator
+from rlif_lightning.rewards.base import RewardSet
+
+
+def check_labels(data: Any, evaluator: Evaluator, rewards: RewardSet, stage: str) -> None:
+    """Check the splits that are loaded, with the checker and with every head that reads gold answers.
+
+    What a run can go on with is told in one line for each column, once.
+
+    Args:
+        data: the data module; nothing is checked unless it is a `PromptData`.
+        evaluator: its checker reads ``data.answer_column``.
+        rewards: heads read columns of their own.
+        stage: fit | validate | test | predict. Heads read the train split, and what is predicted for.
+
+    Raises:
+        ValueError: names the column, and the row where it is one row's fault.
+    """
+    if not isinstance(data, PromptData):
+        return
+    for name, split in data.loaded_splits(stage).items():
+        for column, reader in _readers(name, stage, evaluator, rewards):
+            where = f"the {name} split"
+            check_column(f"the gold answers' column {column!r}", column, split.dataset, where)
+            PromptFormat(data.prompt_column, data.template).refuse_to_show(column)
+            told = reader.check_gold(column, column_values(split.dataset, column, split.rows.tolist()), where)
+            if told is not None and told not in data.told:
+                data.told.add(told)
+                rank_zero_info(told)
+
+
+def _readers(split: str, stage: str, evaluator: Evaluator, rewards: RewardSet) -> list[tuple[str, Any]]:
+    """The columns of gold answers that are read of a split, each with its reader, alike ones once."""
+    readers: dict[Any, tuple[str, Any]] = {}
+    if (column := rewards.answer_column) is not None and stage != "predict":
+        readers[column, getattr(evaluator.checker, "gold", None)] = (column, evaluator.checker)
+    for reward in rewards.settings.values() if split == "train" or stage == "predict" else ():
+        for column in reward.head.gold_columns:
+            readers.setdefault((column, getattr(reward.head, "gold", reward.head)), (column, reward.head))
+    return list(readers.values())
