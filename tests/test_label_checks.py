@@ -97,6 +97,22 @@ def test_lists_numbers_and_nested_columns_are_judged_as_texts_are(tmp_path, capl
     assert figures[0] == figures[1] == figures[2]
 
 
+def test_the_completion_writer_judges_by_the_evaluation_s_checker(tmp_path):
+    writer = '--trainer.callbacks+={"class_path": "CompletionWriter", "init_args": {"groups": 4, "write_gold": true}}'
+    arguments = ("--trainer.max_epochs=1", "--trainer.limit_val_batches=0", writer)
+    run("fit", tmp_path, [["no", s] for s in SUMS], *arguments)
+    records = [json.loads(line) for line in next(tmp_path.rglob("completions.jsonl")).read_text().splitlines()]
+    assert {record["gold"] for record in records} == {json.dumps(["no", s]) for s in SUMS}
+    assert [r["correct"] for r in records] == [r["answer"] in ("no", SUMS[r["index"]]) for r in records]
+    assert len({record["correct"] for record in records}) == 2
+    # The same literals are right for a checker that reads literals, and no completion has one between its marks.
+    literal = ("--model.evaluation.checker=LiteralChecker", *arguments)
+    (other := tmp_path / "literal").mkdir()
+    run("fit", other, list(SUMS), *literal)
+    records = [json.loads(line) for line in next(other.rglob("completions.jsonl")).read_text().splitlines()]
+    assert {(record["answer"], record["correct"]) for record in records} == {(None, False)}
+
+
 def test_what_cannot_be_read_is_told_in_one_line_and_once(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         gold = """--model.rewards={"gold": {"head": {"class_path": "GoldAnswer",
