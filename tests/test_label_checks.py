@@ -61,6 +61,13 @@ def test_named_values_are_refused_with_the_way_to_name_one_of_them(tmp_path, cap
     assert "name one of ['ground_truth', 'style'] by a dotted path" in told
 
 
+def test_a_nested_subset_column_is_used_or_refused(tmp_path, capsys):
+    named = "--model.evaluation.subset_column=reward_model."
+    assert set(run("validate", tmp_path, list(SUMS), f"{named}style").model.report.subsets) == {"rule"}
+    told = refused(capsys, "validate", tmp_path, list(SUMS), f"{named}level")
+    assert "evaluation.subset_column='reward_model.level' is not in the validation split; its columns are" in told
+
+
 def test_an_extractor_that_fits_no_row_is_refused(tmp_path, capsys):
     told = refused(capsys, "validate", tmp_path, list(SUMS), "--model.evaluation.gold_extractor.kind=boxed")
     assert "gold_extractor='boxed' finds no answer in 4 of 4 gold answers" in told
