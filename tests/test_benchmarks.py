@@ -258,6 +258,26 @@ def test_a_missing_column_is_named(name, tmp_path):
         BenchmarkData(**settings, file=str(path)).load("validation")
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_columns_that_nothing_uses_need_not_be_there_and_stay_where_they_are(name, tmp_path):
+    settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    source, whole = settings["data"]["source"]["init_args"], ROWS[name]
+    bare = [{key: row[key] for key in source["columns"]} for row in whole]
+    for rows in (whole, bare):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        assert set(rows[0]) <= set(BenchmarkData(**source, file=str(path)).load("validation").column_names)
+    used = {settings["data"]["prompt_column"], settings["data"]["answer_column"]}
+    assert used | {settings["model"]["evaluation"]["subset_column"]} - {None} <= set(source["columns"])
+
+
+def test_a_copy_in_csv_may_spell_an_integer(tmp_path):
+    settings = yaml.safe_load((FOLDER / "math500.yaml").read_text())["data"]["source"]["init_args"]
+    path = tmp_path / "rows.csv"
+    path.write_text("problem,answer,level\nFind 1+1.,2,3\n")
+    assert list(BenchmarkData(**settings, file=str(path)).load("validation")["level"]) == ["3"]
+
+
 def test_a_column_of_another_kind_is_named(tmp_path, capsys):
     rows = [row | {"options": "1, 3, 4, 5"} for row in ROWS["mmlu_pro"]]
     with pytest.raises(SystemExit):

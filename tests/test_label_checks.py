@@ -61,6 +61,13 @@ def test_named_values_are_refused_with_the_way_to_name_one_of_them(tmp_path, cap
     assert "name one of ['ground_truth', 'style'] by a dotted path" in told
 
 
+def test_a_nested_subset_column_is_used_or_refused(tmp_path, capsys):
+    named = "--model.evaluation.subset_column=reward_model."
+    assert set(run("validate", tmp_path, list(SUMS), f"{named}style").model.report.subsets) == {"rule"}
+    told = refused(capsys, "validate", tmp_path, list(SUMS), f"{named}level")
+    assert "evaluation.subset_column='reward_model.level' is not in the validation split; its columns are" in told
+
+
 def test_an_extractor_that_fits_no_row_is_refused(tmp_path, capsys):
     told = refused(capsys, "validate", tmp_path, list(SUMS), "--model.evaluation.gold_extractor.kind=boxed")
     assert "gold_extractor='boxed' finds no answer in 4 of 4 gold answers" in told
@@ -95,6 +102,22 @@ def test_lists_numbers_and_nested_columns_are_judged_as_texts_are(tmp_path, capl
         figures.append(run("validate", folder, golds).model.report.figures())
     assert figures[0]["accuracy"].value > 0.2
     assert figures[0] == figures[1] == figures[2]
+
+
+def test_the_completion_writer_judges_by_the_evaluation_s_checker(tmp_path):
+    writer = '--trainer.callbacks+={"class_path": "CompletionWriter", "init_args": {"groups": 4, "write_gold": true}}'
+    arguments = ("--trainer.max_epochs=1", "--trainer.limit_val_batches=0", writer)
+    run("fit", tmp_path, [["no", s] for s in SUMS], *arguments)
+    records = [json.loads(line) for line in next(tmp_path.rglob("completions.jsonl")).read_text().splitlines()]
+    assert {record["gold"] for record in records} == {json.dumps(["no", s]) for s in SUMS}
+    assert [r["correct"] for r in records] == [r["answer"] in ("no", SUMS[r["index"]]) for r in records]
+    assert len({record["correct"] for record in records}) == 2
+    # The same literals are right for a checker that reads literals, and no completion has one between its marks.
+    literal = ("--model.evaluation.checker=LiteralChecker", *arguments)
+    (other := tmp_path / "literal").mkdir()
+    run("fit", other, list(SUMS), *literal)
+    records = [json.loads(line) for line in next(other.rglob("completions.jsonl")).read_text().splitlines()]
+    assert {(record["answer"], record["correct"]) for record in records} == {(None, False)}
 
 
 def test_what_cannot_be_read_is_told_in_one_line_and_once(tmp_path, caplog):

@@ -14,7 +14,7 @@ from rlif_lightning.rewards.base import RewardSet
 
 
 def check_labels(data: Any, evaluator: Evaluator, rewards: RewardSet, stage: str) -> None:
-    """Check the splits that are loaded, with the checker and with every head that reads gold answers.
+    """Check the splits that are loaded, with the checker and with every head that reads gold answers; and the subsets.
 
     What a run can go on with is told in one line for each column, once.
 
@@ -29,7 +29,10 @@ def check_labels(data: Any, evaluator: Evaluator, rewards: RewardSet, stage: str
     """
     if not isinstance(data, PromptData):
         return
+    subset = evaluator.evaluation.subset_column
     for name, split in data.loaded_splits(stage).items():
+        if subset is not None and name == "validation" and stage != "predict":
+            check_column(f"evaluation.subset_column={subset!r}", subset, split.dataset, f"the {name} split")
         for column, reader in _readers(name, stage, evaluator, rewards):
             where = f"the {name} split"
             check_column(f"the gold answers' column {column!r}", column, split.dataset, where)
