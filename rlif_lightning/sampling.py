@@ -15,6 +15,9 @@ from torch import Tensor
 
 # Steps of the sampling counters far from any training step: evaluations draw the same uniforms every time.
 VALIDATION_STEP, PREDICTION_STEP = 2**62, 2**62 + 1
+# A word of its own for each use of counted random numbers: equal seeds and steps never give two uses one stream. Two
+# users have none: the order of training prompts and the bootstrap, which draw from different problems.
+PURPOSES = {"sampling": 0, "coin": 1, "shuffle": 2, "preflight": 3, "request": 4}
 SUM_BLOCK = 256  # weights summed before they are accumulated
 
 
@@ -66,7 +69,14 @@ class Sampling:
             raise ValueError("sampling.temperature=0 is greedy: every group would agree; use a positive value to train")
 
 
-def counter_uniforms(seed: int, step: int, index: Sequence[int], completion: Sequence[int], num_tokens: int) -> Tensor:
+def counter_uniforms(
+    seed: int,
+    step: int,
+    index: Sequence[int],
+    completion: Sequence[int],
+    num_tokens: int,
+    purpose: str = "sampling",
+) -> Tensor:
     """Uniforms in [0, 1) that depend on their counters alone (the Philox generator).
 
     Args:
@@ -75,15 +85,25 @@ def counter_uniforms(seed: int, step: int, index: Sequence[int], completion: Seq
         index: B data-set rows.
         completion: B numbers of the completion in its group.
         num_tokens: T.
+        purpose: what they are for, one of ``PURPOSES``; two purposes share no number.
 
     Returns:
         ``[B, T]`` float64 on the CPU. The first T columns are the same whatever ``num_tokens`` is.
     """
+    word = PURPOSES[purpose]  # the first word of the counter counts the numbers of a stream
     rows = [
-        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, g, i])).random(num_tokens)
+        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, word, g, i])).random(num_tokens)
         for i, g in zip(index, completion, strict=True)
     ]
     return torch.from_numpy(np.stack(rows))
+
+
+def purpose_seeds(purpose: str, *counters: int) -> np.random.SeedSequence:
+    """Seeds of a numpy generator from counters >= 0 and what it is for, one of ``PURPOSES``.
+
+    Counters alone would not do: to numpy ``[seed, epoch]`` and ``[seed, epoch, 0]`` are the same.
+    """
+    return np.random.SeedSequence(counters, spawn_key=(PURPOSES[purpose],))
 
 
 def request_seed(seed: int, step: int, index: int) -> int:
@@ -91,7 +111,7 @@ def request_seed(seed: int, step: int, index: int) -> int:
 
     Such samplers add the completion's number to it, so seeds keep 2**62 apart from the end of int64.
     """
-    return int(np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0] >> np.uint64(2))
+    return int(purpose_seeds("request", seed, step, index).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

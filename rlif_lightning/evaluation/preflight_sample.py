@@ -12,6 +12,7 @@ from rlif_lightning.data.loaders import EncodedSplit, ValidationLoader
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.processes.collectives import all_rank_objects
 from rlif_lightning.records import Prompts
+from rlif_lightning.sampling import purpose_seeds
 
 
 class PreflightBatches:
@@ -50,6 +51,6 @@ def all_rank_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _drawn(split: EncodedSplit, prompts: int, seed: int) -> EncodedSplit:
     """Training problems at random, in their own order."""
-    chosen = sorted(np.random.default_rng(seed).permutation(len(split))[:prompts].tolist())
+    chosen = sorted(np.random.default_rng(purpose_seeds("preflight", seed)).permutation(len(split))[:prompts].tolist())
     token_ids = None if split.token_ids is None else [split.token_ids[k] for k in chosen]
     return replace(split, rows=split.rows[chosen], token_ids=token_ids)
