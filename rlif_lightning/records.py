@@ -15,7 +15,7 @@ Read in this order: Prompts -> Rollout (with TokenStats) -> RewardOutput -> Loss
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -78,6 +78,20 @@ class TokenStats:
         return TokenStats(*(function(getattr(self, f.name)) for f in fields(self)))
 
 
+def require_column(name: str, columns: Iterable[str]) -> None:
+    """Refuse a column that a reward head reads and the data set does not have.
+
+    Raises:
+        ValueError: names the columns that there are.
+    """
+    columns = sorted(columns)
+    if name not in columns:
+        raise ValueError(
+            f"column {name!r} is not in the data set (it has {columns}); set data.answer_column, or the head's"
+            " `column`, to a column that exists"
+        )
+
+
 @dataclass(frozen=True)
 class Rollout:
     """G sampled completions for each prompt, with the statistics of the logits they were drawn from.
@@ -125,11 +139,7 @@ class Rollout:
         Raises:
             ValueError: the data set has no such column; names those it has.
         """
-        if name not in self.prompts.columns:
-            raise ValueError(
-                f"column {name!r} is not in the data set (it has {sorted(self.prompts.columns)}); set"
-                " data.answer_column, or the head's `column`, to a column that exists"
-            )
+        require_column(name, self.prompts.columns)
         return [value for value in self.prompts.columns[name] for _ in range(self.group_size)]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.preflight import THRESHOLDS, Findings, examine
 from rlif_lightning.evaluation.preflight_report import print_findings
@@ -53,12 +54,21 @@ class RLIFTrainer(Trainer):
         if prompts < self.world_size:
             raise ValueError(f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes")
         datamodule.trainer = self
-        batches = PreflightBatches(datamodule, prompts, model.seed)
+        evaluation, gold_column = model.evaluator.evaluation, model.answer_column
+        if evaluation.checker is not None:  # what must be run is for `validate`
+            gold_column = None
+
+        def check(problems: EncodedSplit) -> None:
+            model.rewards.check(problems, model.group_size)
+            if gold_column is not None:
+                model.evaluator.check_gold(problems, gold_column)
+
+        batches = PreflightBatches(datamodule, prompts, model.seed, check)
         predicted: Any = self.predict(model, batches, ckpt_path=ckpt_path, weights_only=weights_only)
         records = all_rank_records([record for batch in predicted for record in batch])
-        evaluation, gold = model.evaluator.evaluation, None
-        if model.answer_column is not None and evaluation.checker is None:  # what must be run is for `validate`
-            column = [problem[model.answer_column] for problem in batches.problems()]
+        gold = None
+        if gold_column is not None:
+            column = [problem[gold_column] for problem in batches.problems()]
             gold = [evaluation.gold_extractor(str(value)) for value in column][: len(records) // model.group_size]
         answers = [model.evaluator.checker.answer(record["completion"]) for record in records]
         weights = {name: reward.weight for name, reward in model.rewards.settings.items()}

@@ -68,10 +68,10 @@ def test_a_request_has_the_sampling_and_draws_greedy_once():
 def test_what_vllm_would_cut_or_do_otherwise_is_refused():
     prompts = prompts_of(PolicyModel(Policy("rlif-arithmetic")))
     with pytest.raises(ValueError, match=r"max_model_len=29 is less than .*max_new_tokens=24 together, 30"):
-        VLLMEngine._check(prompts, PLAIN, 29)
+        VLLMEngine._check_length(prompts, PLAIN, 29)
     with pytest.raises(ValueError, match="does not look for stop strings"):
-        VLLMEngine._check(prompts, Sampling(min_new_tokens=3, stop=["#"]), 1000)
-    VLLMEngine._check(prompts, PLAIN, 30)
+        VLLMEngine().check(Sampling(min_new_tokens=3, stop=["#"]))
+    VLLMEngine._check_length(prompts, PLAIN, 30)
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm_cpu"])

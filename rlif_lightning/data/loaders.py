@@ -8,7 +8,7 @@ tokenising is done before, so there is nothing for worker processes to do, and L
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,15 @@ class EncodedSplit:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def problems(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each row in use with its number in ``dataset``."""
+        return ((int(row), self.dataset[int(row)]) for row in self.rows)
+
+    def without(self, column: str | None) -> EncodedSplit:
+        """The same problems with one column hidden (the gold answer, from label-free rewards)."""
+        hidden = [name for name in self.dataset.column_names if name == column]
+        return replace(self, dataset=self.dataset.remove_columns(hidden)) if hidden else self
 
     def batch(self, positions: list[int]) -> Prompts:
         """The prompts at these positions of ``rows``."""

@@ -17,6 +17,7 @@ from torch import nn
 
 from rlif_lightning.answers.checkers import AnswerChecker, Checker
 from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.evaluation.metrics import (
     AnswerDiversity,
@@ -130,7 +131,6 @@ class Evaluator(nn.Module):
         Returns:
             One record per completion, with its answer and verdict.
         """
-        self._check(prompts)
         sampling = self.evaluation.sampling or sampling
         rollout = engine.generate(prompts, self.evaluation.samples, sampling, VALIDATION_STEP)
         greedy = None
@@ -139,12 +139,30 @@ class Evaluator(nn.Module):
             greedy = engine.generate(prompts, 1, settings, VALIDATION_STEP)
         return self.update(rollout, answer_column, greedy)
 
-    def _check(self, prompts: Prompts) -> None:
-        column = self.evaluation.subset_column
-        if column is not None and column not in prompts.columns:
-            raise ValueError(
-                f"evaluation.subset_column={column!r} is not in the data set; its columns are {sorted(prompts.columns)}"
-            )
+    def check(self, problems: EncodedSplit, answer_column: str | None) -> None:
+        """Refuse validation problems that could not be measured, before anything is sampled.
+
+        Args:
+            problems: the validation split.
+            answer_column: of the gold answers, or None.
+
+        Raises:
+            ValueError: no column of subsets, or a gold answer that cannot be used.
+        """
+        column, columns = self.evaluation.subset_column, sorted(problems.dataset.column_names)
+        if column is not None and column not in columns:
+            raise ValueError(f"evaluation.subset_column={column!r} is not in the data set; its columns are {columns}")
+        if answer_column is not None:
+            self.check_gold(problems, answer_column)
+
+    def check_gold(self, problems: EncodedSplit, answer_column: str) -> None:
+        """Refuse gold answers that the checker could not use.
+
+        Raises:
+            ValueError: names what is wrong with one.
+        """
+        for _, problem in problems.problems():  # one by one: the tests of code can be large
+            self.checker.correct([None], [problem], answer_column)
 
     def update(self, rollout: Rollout, answer_column: str | None, greedy: Rollout | None) -> list[dict[str, Any]]:
         """Add one batch.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +16,17 @@ from rlif_lightning.sampling import purpose_seeds
 
 
 class PreflightBatches:
-    """A few problems in order, this process's share; not a list, which Lightning would take for several loaders."""
+    """A few problems in order, this process's share; not a list, which Lightning would take for several loaders.
 
-    def __init__(self, datamodule: PromptData, prompts: int, seed: int):
-        self.datamodule, self.prompts, self.seed = datamodule, prompts, seed
+    Args:
+        datamodule: the training problems.
+        prompts: how many of them.
+        seed: of the choice.
+        check: refuses problems that could not be used, before anything is sampled.
+    """
+
+    def __init__(self, datamodule: PromptData, prompts: int, seed: int, check: Callable[[EncodedSplit], None]):
+        self.datamodule, self.prompts, self.seed, self.check = datamodule, prompts, seed, check
         self._loader: ValidationLoader | None = None
 
     @property
@@ -29,6 +36,7 @@ class PreflightBatches:
             self.datamodule.setup("fit")
             train = self.datamodule.train_dataloader()
             split = _drawn(train.split, self.prompts, self.seed)
+            self.check(split)
             self._loader = ValidationLoader(split, train.prompts_per_step, train.num_replicas, train.rank)
         return self._loader
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,10 @@ import torch
 from rlif_lightning.answers.code_inputs import draw_arguments, read_arguments
 from rlif_lightning.answers.code_tasks import CodeExtractor
 from rlif_lightning.answers.code_verdicts import announced, pass_rates, sandbox_run
+from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.voting import check_vote_settings, vote_metrics, vote_shares
+from rlif_lightning.rewards.voting import check_vote_settings, check_vote_size, vote_metrics, vote_shares
 from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
@@ -46,6 +47,11 @@ class CodeTests(RewardHead):
         if credit not in ("share", "all"):
             raise ValueError(f"credit={credit!r} is unknown; choose one of ['share', 'all']")
         self.extractor, self.credit, self.sandbox = extractor, credit, announced(sandbox)
+
+    def check(self, problems: EncodedSplit, group_size: int) -> None:
+        """Every problem needs tests that can be read."""
+        for _, problem in problems.problems():
+            pass_rates([""], [problem], self.extractor, self.sandbox)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         names = list(rollout.prompts.columns)
@@ -168,6 +174,12 @@ class BehaviourVote(RewardHead):
         self.min_parseable, self.entropy_range = min_parseable, entropy_range
         self.sandbox = announced(sandbox)
 
+    def check(self, problems: EncodedSplit, group_size: int) -> None:
+        """Every problem needs inputs, and a vote enough completions."""
+        check_vote_size(self.min_parseable, group_size)
+        for row, problem in problems.problems():
+            self._problem(problem, row)
+
     def forward(self, rollout: Rollout) -> RewardOutput:
         group_size = rollout.group_size
         labels = behaviour_labels(self.behaviours(rollout), group_size)
@@ -180,7 +192,8 @@ class BehaviourVote(RewardHead):
         """What the code of each of the B completions does; None where there is nothing to compare."""
         runs: list[Run | None] = []
         for p in range(rollout.num_prompts):
-            function, header, inputs = self._problem(rollout, p)
+            problem = {name: values[p] for name, values in rollout.prompts.columns.items()}
+            function, header, inputs = self._problem(problem, int(rollout.prompts.index[p]))
             functions = (function,) if function else ()
             for text in rollout.texts[p * rollout.group_size : (p + 1) * rollout.group_size]:
                 code = self.extractor(text, header)
@@ -188,16 +201,15 @@ class BehaviourVote(RewardHead):
         outcomes = iter(self.sandbox.outcomes([run for run in runs if run is not None]))
         return [None if run is None else behaviour(next(outcomes)) for run in runs]
 
-    def _problem(self, rollout: Rollout, p: int) -> tuple[str, str, list[Any]]:
-        columns = rollout.prompts.columns
-        function, given, header = (columns[name][p] if name in columns else None for name in self.columns.values())
+    def _problem(self, problem: Mapping[str, Any], index: int) -> tuple[str, str, list[Any]]:
+        """A problem's function, header and inputs; ``index`` is its row in the data set."""
+        function, given, header = (problem.get(name) for name in self.columns.values())
         if given:
             return function or "", header or "", [read_arguments(text) for text in given] if function else list(given)
         if not function or not header:
             raise ValueError(
-                f"problem {int(rollout.prompts.index[p])} has no inputs to compare behaviour on: give a column"
+                f"problem {index} has no inputs to compare behaviour on: give a column"
                 f" {self.columns['inputs']!r}, or {self.columns['function']!r} and {self.columns['header']!r} to draw"
-                f" them by type; the columns are {sorted(columns)}"
+                f" them by type; the columns are {sorted(problem)}"
             )
-        index = int(rollout.prompts.index[p])
         return function, header, draw_arguments(header, function, self.num_inputs, self.seed, index)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct
-from rlif_lightning.records import RewardOutput, Rollout
+from rlif_lightning.data.loaders import EncodedSplit
+from rlif_lightning.records import RewardOutput, Rollout, require_column
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.sampling import counter_uniforms
 
@@ -32,6 +33,12 @@ class GoldAnswer(RewardHead):
     ):
         super().__init__()
         self.column, self.extractor, self.gold_extractor = column, extractor, gold_extractor
+
+    def check(self, problems: EncodedSplit, group_size: int) -> None:
+        """Every problem needs a gold answer that the extractor finds."""
+        require_column(self.column, problems.dataset.column_names)
+        for _, problem in problems.problems():
+            is_correct(None, self.gold_extractor(str(problem[self.column])))
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         gold = [self.gold_extractor(str(value)) for value in rollout.column(self.column)]

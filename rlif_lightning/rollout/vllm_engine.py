@@ -66,8 +66,16 @@ class VLLMEngine(RolloutEngine):
     def setup(self, policy: PolicyModel, seed: int) -> None:
         self.policy, self.seed = policy, seed
 
+    def check(self, sampling: Sampling) -> None:
+        if sampling.stop and sampling.min_new_tokens:
+            raise ValueError(
+                f"sampling.stop={list(sampling.stop)} with min_new_tokens={sampling.min_new_tokens}: vLLM does not look"
+                " for stop strings before that many tokens, unlike the native engine; set one of them only"
+            )
+
     @torch.no_grad()
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
+        self.check(sampling)
         self.synchronize()
         drawn = all_process_attempt(lambda: self._draw(prompts, group_size, sampling, step))
         settings = (group_size, sampling, self.scoring_tokens, self.max_ratio)
@@ -78,7 +86,7 @@ class VLLMEngine(RolloutEngine):
     def _draw(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Sequence[Drawn]:
         """This rank's completions, prompt-major."""
         assert self.sampler is not None
-        self._check(prompts, sampling, self.sampler.max_length)
+        self._check_length(prompts, sampling, self.sampler.max_length)
         ids = [each.tolist() for each in prompts.token_ids]
         rows = prompts.index.tolist()
         requests = [self.request(sampling, group_size, request_seed(self.seed, step, row)) for row in rows]
@@ -127,17 +135,12 @@ class VLLMEngine(RolloutEngine):
         return LocalVLLM(self.policy.causal_lm.name_or_path, self.options)
 
     @staticmethod
-    def _check(prompts: Prompts, sampling: Sampling, max_length: int) -> None:
+    def _check_length(prompts: Prompts, sampling: Sampling, max_length: int) -> None:
         needed = max(map(len, prompts.token_ids)) + sampling.max_new_tokens
         if needed > max_length:
             raise ValueError(
                 f"vLLM's max_model_len={max_length} is less than the longest prompt and sampling.max_new_tokens="
                 f"{sampling.max_new_tokens} together, {needed}: it would cut completions; raise max_model_len"
-            )
-        if sampling.stop and sampling.min_new_tokens:
-            raise ValueError(
-                f"sampling.stop={list(sampling.stop)} with min_new_tokens={sampling.min_new_tokens}: vLLM does not look"
-                " for stop strings before that many tokens, unlike the native engine; set one of them only"
             )
 
     def _check_gap(self, rollout: Rollout, sampling: Sampling) -> None:
