@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +63,15 @@ def test_a_request_has_the_sampling_and_draws_greedy_once():
     assert request["stop_token_ids"] == engine.policy.eos_ids
     assert request.items() >= {"min_p": 0.0, "repetition_penalty": 1.0}.items()  # not the generation config's
     assert engine.request(Sampling(temperature=0), 8, 0)["n"] == 1
+
+
+def test_vllm_reads_the_policy_s_revision():
+    policy = PolicyModel(Policy("rlif-arithmetic"))
+    policy.settings = replace(policy.settings, revision="next", trust_remote_code=True)
+    engine = VLLMEngine({"dtype": "float32", "tokenizer_revision": "other"})
+    engine.setup(policy, 0)
+    expected = {"revision": "next", "tokenizer_revision": "other", "trust_remote_code": True, "dtype": "float32"}
+    assert engine.local_options() == expected
 
 
 def test_what_vllm_would_cut_or_do_otherwise_is_refused():

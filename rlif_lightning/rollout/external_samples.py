@@ -65,7 +65,16 @@ def as_rollout(
         sampling: how they were drawn.
         max_tokens: token budget of one forward pass.
         max_ratio: bound of the weights; None = no weights.
+
+    Raises:
+        RuntimeError: the sampler drew what is no token.
     """
+    highest = max(max(row.ids) for row in drawn)
+    if policy.num_tokens is not None and highest >= policy.num_tokens:
+        raise RuntimeError(
+            f"the engine drew token {highest}, beyond the tokenizer's {policy.num_tokens}: it does not follow"
+            " logit_bias; set model.policy.vocabulary=model, or use NativeEngine"
+        )
     device = prompts.token_ids[0].device
     ids = [torch.tensor(row.ids, dtype=torch.int64, device=device) for row in drawn]
     completion_ids = pad_sequence(ids, batch_first=True)

@@ -24,6 +24,7 @@ from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights
 from rlif_lightning.sampling import Sampling, request_seed
 
 OURS = ("model", "load_format", "logprobs_mode", "worker_extension_cls")
+BIAS = -100.0  # the lowest that vLLM takes
 NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
@@ -123,8 +124,16 @@ class VLLMEngine(RolloutEngine):
             "stop": list(sampling.stop),
             "stop_token_ids": self.policy.eos_ids,
             "logprobs": 0,  # the drawn token's alone
+            "logit_bias": self._no_tokens(),
             **NEUTRAL,
         }
+
+    def _no_tokens(self) -> dict[int, float] | None:
+        """A bias that leaves ids beyond the tokenizer e^-100 of their odds, under ``vocabulary: tokenizer``."""
+        if self.policy.num_tokens is None:
+            return None
+        size = self.policy.causal_lm.config.get_text_config().vocab_size
+        return dict.fromkeys(range(self.policy.num_tokens, size), BIAS) or None
 
     def _start(self) -> LocalVLLM | VLLMServer:
         if num_processes() > 1:
@@ -132,7 +141,13 @@ class VLLMEngine(RolloutEngine):
                 "engine VLLMEngine works in one process, and there are several; start a vLLM server, which they can"
                 " share, and use --config configs/engine/vllm_server.yaml (docs/vllm.md)"
             )
-        return LocalVLLM(self.policy.causal_lm.name_or_path, self.options)
+        return LocalVLLM(self.policy.causal_lm.name_or_path, self.local_options())
+
+    def local_options(self) -> dict[str, Any]:
+        """Arguments of ``vllm.LLM``: the policy's revision, for its configuration and its tokenizer, and the user's."""
+        settings = self.policy.settings
+        given = {"revision": settings.revision, "tokenizer_revision": settings.revision}
+        return {**given, "trust_remote_code": settings.trust_remote_code, **self.options}
 
     @staticmethod
     def _check_length(prompts: Prompts, sampling: Sampling, max_length: int) -> None:
