@@ -29,9 +29,14 @@ class Sampling:
         temperature: divides the logits, > 0; 0 = greedy (evaluation only).
         max_new_tokens: limit of a completion's length, in tokens.
         min_new_tokens: no end of sequence before this many tokens.
-        top_k: keep the k most likely tokens; 0 = off. Refused in training: it biases the importance ratio.
-        top_p: keep the smallest set of tokens of this probability; 1 = off. Refused in training.
-        stop: strings at which a completion ends; the text is cut before the first of them.
+        top_k: keep the k most likely tokens; 0 = off. Refused in training: it biases the importance ratio. Token
+            statistics (log-prob, entropy, self-certainty) are of the distribution before it, under every engine.
+        top_p: keep the smallest set of tokens of this probability; 1 = off. As top_k in all else.
+        stop: strings at which a completion ends; the text is cut before the first of them. Such a completion has no end
+            of sequence among its tokens.
+        train_stop: a completion that a stop string ended gets an end of sequence as its last token, where
+            max_new_tokens leaves room: not drawn, but trained on and counted like the others. Off: a policy that always
+            ends by stop strings never learns to end. Needs min_new_tokens=0.
     """
 
     temperature: float = 1.0
@@ -40,6 +45,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     stop: Sequence[str] = field(default_factory=tuple)
+    train_stop: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -53,6 +59,11 @@ class Sampling:
             raise ValueError(f"top_k={self.top_k}, top_p={self.top_p}: need top_k >= 0 (0 = off) and 0 < top_p <= 1")
         if isinstance(self.stop, str) or not all(self.stop):
             raise ValueError(f"stop={self.stop!r} must be a list of strings that are not empty")
+        if self.train_stop and (not self.stop or self.min_new_tokens):
+            raise ValueError(
+                f"train_stop=true needs stop strings and min_new_tokens=0 (got stop={list(self.stop)}, min_new_tokens="
+                f"{self.min_new_tokens}): the end of sequence that it appends could be impossible there"
+            )
 
     def check_trainable(self) -> None:
         """Refuses settings whose log-probs would not be those of the distribution sampled from.

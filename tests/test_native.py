@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rewards import Random
+from rlif_lightning.rollout.external_samples import Drawn, as_rollout
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
@@ -133,6 +134,64 @@ def test_a_stop_string_ends_a_completion_and_is_cut_from_its_text(tiny_models, s
         assert ended == (bool(cuts) or ids[-1] in policy.eos_ids)
         stopped += bool(cuts)
     assert stopped
+
+
+STOPPING = {"temperature": 3.0, "max_new_tokens": 24, "stop": ["=", "7"]}
+
+
+@pytest.mark.parametrize(("architecture", "attention"), [("qwen2", "sdpa"), ("gpt2", "sdpa"), ("llama", "eager")])
+def test_train_stop_appends_an_end_of_sequence_and_changes_nothing_else(tiny_models, architecture, attention):
+    policy = load(tiny_models[architecture], eager_to_end=False, attention=attention)
+    plain, sampling = generate(policy, [0, 1, 2, 3], Sampling(**STOPPING)), Sampling(**STOPPING, train_stop=True)
+    closed = generate(policy, [0, 1, 2, 3], sampling)
+    assert closed.texts == plain.texts
+    assert torch.equal(closed.ended, plain.ended)
+    appended = 0
+    for row, (before, after) in enumerate(zip(completions(plain), completions(closed), strict=True)):
+        by_string = bool(plain.ended[row]) and before[-1] not in policy.eos_ids
+        assert after == before + [policy.stop_id] * (by_string and len(before) < 24)
+        appended += len(after) > len(before)
+        torch.testing.assert_close(closed.stats.logprobs[row, : len(before)], plain.stats.logprobs[row, : len(before)])
+    assert 3 < appended < len(plain.texts)
+    scored = rescored(policy, closed, sampling)
+    for field in fields(TokenStats):
+        sampled = getattr(closed.stats, field.name)
+        torch.testing.assert_close(sampled, getattr(scored, field.name), rtol=1e-4, atol=1e-4)
+    alone = [completions(generate(policy, [0, 1, 2, 3], sampling, max_rows=rows)) for rows in (1, GROUP)]
+    assert alone == [completions(closed)] * 2
+
+
+def test_train_stop_is_the_same_for_completions_that_another_sampler_drew(tiny_models):
+    policy = load(tiny_models["qwen2"], eager_to_end=False)
+    plain, sampling = generate(policy, [0, 1, 2, 3], Sampling(**STOPPING)), Sampling(**STOPPING, train_stop=True)
+    closed = generate(policy, [0, 1, 2, 3], sampling)
+    drawn = [
+        Drawn(ids, (plain.stats.logprobs[row, : len(ids)] - 0.1).tolist(), bool(plain.ended[row]))
+        for row, ids in enumerate(completions(plain))
+    ]
+    found = as_rollout(policy, plain.prompts, drawn, GROUP, sampling, 1000, 2.0)
+    assert completions(found) == completions(closed)
+    assert found.texts == closed.texts
+    torch.testing.assert_close(found.stats.logprobs, closed.stats.logprobs, rtol=1e-4, atol=1e-4)
+    gap = found.stats.logprobs - found.engine_logprobs
+    for row, ids in enumerate(completions(found)):
+        was_drawn = len(drawn[row].ids)
+        torch.testing.assert_close(gap[row, :was_drawn], torch.full((was_drawn,), 0.1), rtol=0, atol=1e-4)
+        assert not gap[row, was_drawn : len(ids)].any()  # nobody drew it: no gap, and a weight of 1
+        assert (found.token_weights[row, was_drawn : len(ids)] == 1).all()
+
+
+@pytest.mark.parametrize("truncated", [{"top_k": 3}, {"top_p": 0.7}, {"top_k": 5, "top_p": 0.9}])
+def test_statistics_are_of_the_distribution_before_it_was_truncated(tiny_models, truncated):
+    """What docs/method.md says: another sampler's completions get the same figures from a scoring pass."""
+    policy, plain = load(tiny_models["llama"]), Sampling(temperature=1.6, max_new_tokens=12)
+    rollout = generate(policy, [0, 1, 2, 3], replace(plain, **truncated))
+    scored = rescored(policy, rollout, plain)
+    for field in fields(TokenStats):
+        torch.testing.assert_close(
+            getattr(rollout.stats, field.name), getattr(scored, field.name), rtol=1e-4, atol=1e-4
+        )
+    assert completions(rollout) != completions(generate(policy, [0, 1, 2, 3], plain))
 
 
 def test_bfloat16_sampling_gives_float32_statistics(tiny_models):

@@ -238,6 +238,8 @@ def test_truncation_keeps_ties_and_its_input():
         ({"top_p": 1.1}, "top_p=1.1"),
         ({"stop": "END"}, "stop='END'.*list"),
         ({"stop": ["a", ""]}, "stop="),
+        ({"train_stop": True}, r"train_stop=true needs stop strings and min_new_tokens=0 \(got stop=\[\]"),
+        ({"train_stop": True, "stop": ["a"], "min_new_tokens": 2}, "min_new_tokens=2"),
     ],
 )
 def test_errors(setting, message):

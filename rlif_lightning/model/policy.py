@@ -61,6 +61,12 @@ class PolicyModel(nn.Module):
         self.train()  # there is no dropout left; gradient checkpointing works in training mode only
 
     @property
+    def stop_id(self) -> int:
+        """The token that is appended where a stop string ended a completion (``Sampling.train_stop``)."""
+        named = self.tokenizer.eos_token_id
+        return named if named in self.eos_ids else self.eos_ids[0]
+
+    @property
     def causal_lm(self) -> Any:
         """The Hugging Face model without peft's wrapper (its layers still carry the adapters)."""
         return self.model.get_base_model() if self.has_adapters else self.model
