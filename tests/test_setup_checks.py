@@ -61,6 +61,10 @@ MISTAKES = {
     "line": (["--data.group_size=2", "--model.rewards.certainty.length=neutral"], "keeps nothing of a group of 2"),
     "export": (EXPORTER, "merge_lora=true, but model.policy.lora is null"),
     "schedule": ([*SCHEDULER, "--model.objective=Clipped"], "KLCovScheduler needs model.objective=KLCov"),
+    "clipping": (["--trainer.gradient_clip_val=1.0"], "set model.max_grad_norm instead"),
+    "accumulation": (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches=2 is not used"),
+    "length": (["--model.schedule_steps=20"], "schedule_steps=20 has no effect with lr_schedule=constant"),
+    "overlong": (["--data.overlong=filter"], "overlong=filter leaves nothing out without max_prompt_tokens"),
     "scale": ([*GUARD, "--trainer.callbacks.scale={objective.nothing: 0.5}"], "scale names 'objective.nothing'"),
 }
 
@@ -68,6 +72,20 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_fit_tells_a_mistake_before_its_first_evaluation(capsys, tmp_path, mistake):
     arguments, message = MISTAKES[mistake]
+    assert message in early(capsys, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (["RunCheckpoints", "monitor=val/accuracy"], "monitor='val/accuracy' is of evaluations"),
+        (["LabelFreeStopping", "signals=validation"], "signals=validation looks at validations"),
+        (["HFExporter", "monitor=val/accuracy"], "is read after evaluations"),
+    ],
+)
+def test_a_callback_that_waits_for_evaluations_needs_some(capsys, tmp_path, callback, message):
+    kind, setting = callback
+    arguments = [f"--trainer.callbacks+={kind}", f"--trainer.callbacks.{setting}", "--trainer.limit_val_batches=0"]
     assert message in early(capsys, tmp_path, *arguments)
 
 

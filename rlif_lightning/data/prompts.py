@@ -214,6 +214,8 @@ class PromptData(lightning.LightningDataModule):
             raise ValueError(f"seed={self.seed}: must be at least 0")
         if self.system_prompt is not None and not self.chat:
             raise ValueError(f"system_prompt={self.system_prompt!r} needs chat=true; or write it into the template")
+        if self.overlong == "filter" and self.max_prompt_tokens is None:
+            raise ValueError("overlong=filter leaves nothing out without max_prompt_tokens; set it, or overlong=refuse")
         for example in self.examples:
             if not {"question", "answer"} <= set(example):
                 raise ValueError(f"examples: {example} must have the keys 'question' and 'answer'")

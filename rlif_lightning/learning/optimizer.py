@@ -38,7 +38,7 @@ class OptimizerPlan:
             raise ValueError(f"max_grad_norm={self.max_grad_norm} must be positive, or null for no clipping")
 
     def check(self, max_steps: int) -> None:
-        """Refuse a cosine without a length.
+        """Refuse a cosine without a length, and a length without a cosine.
 
         Args:
             max_steps: optimiser steps of the run, -1 if open; the cosine's length unless ``schedule_steps`` is set.
@@ -47,6 +47,11 @@ class OptimizerPlan:
             ValueError: names the settings.
         """
         total = self._total(max_steps)
+        if self.lr_schedule != "cosine" and self.schedule_steps is not None:
+            raise ValueError(
+                f"schedule_steps={self.schedule_steps} has no effect with lr_schedule={self.lr_schedule}; set"
+                " lr_schedule=cosine, or take it out"
+            )
         if self.lr_schedule == "cosine" and total <= self.warmup_steps:
             raise ValueError(
                 f"lr_schedule=cosine needs its length: set trainer.max_steps or model.schedule_steps (got {total}) to"

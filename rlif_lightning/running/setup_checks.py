@@ -32,9 +32,23 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     module.objective.check(module.plan.num_updates)
     module.advantage.check(module.group_size)
     module.optimizer_plan.check(module.trainer.max_steps)
-    if module.trainer.precision == "16-mixed":
-        raise ValueError("trainer.precision=16-mixed is not supported (its loss scaling); use bf16-mixed")
+    _check_trainer(module.trainer)
     train = None if data is None else data.split("train")
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_step)
         module.rewards.check(train, module.group_size)
+
+
+def _check_trainer(trainer: Any) -> None:
+    """What Lightning's trainer offers and a run of several updates per batch cannot use."""
+    if trainer.precision == "16-mixed":
+        raise ValueError("trainer.precision=16-mixed is not supported (its loss scaling); use bf16-mixed")
+    if trainer.gradient_clip_val:
+        raise ValueError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} is not used; set model.max_grad_norm instead"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is not used: an update is cut up by"
+            " model.micro_batch_tokens; raise data.prompts_per_step for larger ones"
+        )
