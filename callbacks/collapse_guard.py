@@ -83,16 +83,21 @@ class CollapseGuard(Callback):
         self.num_actions, self.stopped = 0, False
         self.snapshots = Snapshots()
 
-    def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
-        """Check what would be scaled, and scale it again after a restart."""
-        trainer.should_stop = trainer.should_stop or self.stopped
-        if self.action in ("warn", "stop"):
+    def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
+        """Check what would be scaled."""
+        if self.action in ("warn", "stop") or not (stage == "fit" or pl_module.fits_next):
             return
         names = [name for name in self.scale if name.startswith("objective.")]
         others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         if names and any(isinstance(callback, KLCovScheduler) for callback in others):
             raise ValueError(f"scale={names}: KLCovScheduler sets the objective in every rollout; take one of them out")
         check_scale(trainer, pl_module, self.scale, self.max_actions)
+
+    def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
+        """Scale again after a restart."""
+        trainer.should_stop = trainer.should_stop or self.stopped
+        if self.action in ("warn", "stop"):
+            return
         for name, factor in self.scale.items():
             if name != "learning_rate":  # travels in the checkpoint with its schedule
                 for _ in range(self.num_actions):  # one by one: a power rounds differently

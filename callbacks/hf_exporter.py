@@ -69,7 +69,7 @@ class HFExporter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Find the folder (a collective), and refuse settings that could do nothing."""
-        if stage != "fit":
+        if stage != "fit" and not pl_module.fits_next:
             return
         self.root = Path(self.folder or run_folder(trainer) / "export")
         if self.monitor is not None and trainer.limit_val_batches == 0:

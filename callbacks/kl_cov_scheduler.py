@@ -148,9 +148,9 @@ class KLCovScheduler(Callback):
         self.moves: dict[str, str] = {}
         self.rollouts, self.entropy = 0, None
 
-    def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Refuse an objective that has nothing to schedule."""
-        if not isinstance(pl_module.objective, KLCov):
+        if (stage == "fit" or pl_module.fits_next) and not isinstance(pl_module.objective, KLCov):
             raise ValueError(
                 f"KLCovScheduler needs model.objective=KLCov, not {type(pl_module.objective).__name__}; change the"
                 " objective or take the callback out"

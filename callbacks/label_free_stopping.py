@@ -189,6 +189,14 @@ class LabelFreeStopping(Callback):
         self.watch = StopWatch(self.rule)
         self.reason: str | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to wait for validations that never come."""
+        if self.signals == "validation" and trainer.limit_val_batches == 0:
+            raise ValueError(
+                "signals=validation looks at validations, and trainer.limit_val_batches=0 makes none; validate, or use"
+                " signals=train"
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that was stopped stays stopped when it is started again (without this callback it goes on)."""
         trainer.should_stop = trainer.should_stop or self.reason is not None

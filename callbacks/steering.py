@@ -22,7 +22,9 @@ def read_setting(trainer: Trainer, module: RLIFModule, name: str) -> float:
     Raises:
         ValueError: no such setting, or one that is not a number; names those that exist.
     """
-    known = {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
+    known = {"learning_rate": module.optimizer_plan.learning_rate}
+    if trainer.optimizers:
+        known["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
     for field in fields(module.objective):
         value = getattr(module.objective, field.name)
         if isinstance(value, (int, float)):

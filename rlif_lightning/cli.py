@@ -71,6 +71,7 @@ class RLIFCLI(LightningCLI):
         parser.link_arguments("data.group_size", "model.group_size")
         parser.link_arguments("data.answer_column", "model.answer_column")
         parser.link_arguments("model.policy.name", "data.tokenizer", compute_fn=resolve_model)
+        parser.link_arguments("model.policy.revision", "data.revision")
         parser.link_arguments("model.policy.trust_remote_code", "data.trust_remote_code")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -117,7 +118,11 @@ class RLIFCLI(LightningCLI):
         """Measure the starting policy."""
         for callback in run_checkpoints(self.trainer):
             callback.continues = self.continues
-        self.before = self._measure() if self._compares else None
+        if self._compares:
+            # What fit would refuse is refused before the first evaluation, which may take hours.
+            self.model.fits_next = self.datamodule.fits_next = True
+            self.before = self._measure()
+            self.model.fits_next = self.datamodule.fits_next = False
 
     def after_fit(self) -> None:
         """Measure again and print both."""

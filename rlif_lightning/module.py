@@ -41,6 +41,7 @@ from rlif_lightning.records import LossInputs, Prompts, RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.sampling import PREDICTION_STEP, Sampling
 
@@ -70,7 +71,12 @@ class RLIFModule(LightningModule):
         max_grad_norm: the gradient's norm is clipped to this; null = not clipped.
         answer_column: the gold answers' column, for measuring only (linked from data.answer_column).
         seed: of sampling and shuffling (linked from seed_everything).
+
+    Attributes:
+        fits_next: what ``fit`` refuses is refused in ``validate`` already, before the first evaluation.
     """
+
+    fits_next = False
 
     def __init__(
         self,
@@ -132,14 +138,7 @@ class RLIFModule(LightningModule):
         share_rows(isinstance(self.trainer.strategy, TensorParallelStrategy))
         data = getattr(self.trainer, "datamodule", None)
         check_labels(data, self.evaluator, self.rewards, stage)
-        if stage != "fit":
-            return
-        self.sampling.check_trainable()
-        self.objective.check(self.plan.num_updates)
-        if self.trainer.precision == "16-mixed":
-            raise ValueError("trainer.precision=16-mixed is not supported (its loss scaling); use bf16-mixed")
-        if isinstance(data, PromptData):
-            self.plan.check(data.prompts_per_step)
+        check_run(self, data if isinstance(data, PromptData) else None, stage)
 
     def configure_optimizers(self) -> Any:
         """AdamW over the trainable parameters, and its learning-rate schedule by optimiser step."""

@@ -146,7 +146,8 @@ class Prompts:
 class TokenStats:
     """What one pass over the logits says about each completion token.
 
-    The logits are those of the position that *produced* the token, divided by the sampling temperature.
+    The logits are those of the position that *produced* the token, divided by the sampling temperature. The
+    distribution is the one before ``top_k`` and ``top_p``.
 
     Attributes:
         logprobs: ``[B, T]`` log-probability of the sampled token, nats.

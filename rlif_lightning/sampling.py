@@ -15,6 +15,9 @@ from torch import Tensor
 
 # Steps of the sampling counters far from any training step: evaluations draw the same uniforms every time.
 VALIDATION_STEP, PREDICTION_STEP = 2**62, 2**62 + 1
+# A word of its own for each use of counted random numbers: equal seeds and steps never give two uses one stream. Two
+# users have none: the order of training prompts and the bootstrap, which draw from different problems.
+PURPOSES = {"sampling": 0, "coin": 1, "shuffle": 2, "preflight": 3, "request": 4}
 SUM_BLOCK = 256  # weights summed before they are accumulated
 
 
@@ -26,9 +29,14 @@ class Sampling:
         temperature: divides the logits, > 0; 0 = greedy (evaluation only).
         max_new_tokens: limit of a completion's length, in tokens.
         min_new_tokens: no end of sequence before this many tokens.
-        top_k: keep the k most likely tokens; 0 = off. Refused in training: it biases the importance ratio.
-        top_p: keep the smallest set of tokens of this probability; 1 = off. Refused in training.
-        stop: strings at which a completion ends; the text is cut before the first of them.
+        top_k: keep the k most likely tokens; 0 = off. Refused in training: it biases the importance ratio. Token
+            statistics (log-prob, entropy, self-certainty) are of the distribution before it, under every engine.
+        top_p: keep the smallest set of tokens of this probability; 1 = off. As top_k in all else.
+        stop: strings at which a completion ends; the text is cut before the first of them. Such a completion has no end
+            of sequence among its tokens.
+        train_stop: a completion that a stop string ended gets an end of sequence as its last token, where
+            max_new_tokens leaves room: not drawn, but trained on and counted like the others. Off: a policy that always
+            ends by stop strings never learns to end. Needs min_new_tokens=0.
     """
 
     temperature: float = 1.0
@@ -37,6 +45,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     stop: Sequence[str] = field(default_factory=tuple)
+    train_stop: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -50,6 +59,11 @@ class Sampling:
             raise ValueError(f"top_k={self.top_k}, top_p={self.top_p}: need top_k >= 0 (0 = off) and 0 < top_p <= 1")
         if isinstance(self.stop, str) or not all(self.stop):
             raise ValueError(f"stop={self.stop!r} must be a list of strings that are not empty")
+        if self.train_stop and (not self.stop or self.min_new_tokens):
+            raise ValueError(
+                f"train_stop=true needs stop strings and min_new_tokens=0 (got stop={list(self.stop)}, min_new_tokens="
+                f"{self.min_new_tokens}): the end of sequence that it appends could be impossible there"
+            )
 
     def check_trainable(self) -> None:
         """Refuses settings whose log-probs would not be those of the distribution sampled from.
@@ -66,7 +80,14 @@ class Sampling:
             raise ValueError("sampling.temperature=0 is greedy: every group would agree; use a positive value to train")
 
 
-def counter_uniforms(seed: int, step: int, index: Sequence[int], completion: Sequence[int], num_tokens: int) -> Tensor:
+def counter_uniforms(
+    seed: int,
+    step: int,
+    index: Sequence[int],
+    completion: Sequence[int],
+    num_tokens: int,
+    purpose: str = "sampling",
+) -> Tensor:
     """Uniforms in [0, 1) that depend on their counters alone (the Philox generator).
 
     Args:
@@ -75,15 +96,25 @@ def counter_uniforms(seed: int, step: int, index: Sequence[int], completion: Seq
         index: B data-set rows.
         completion: B numbers of the completion in its group.
         num_tokens: T.
+        purpose: what they are for, one of ``PURPOSES``; two purposes share no number.
 
     Returns:
         ``[B, T]`` float64 on the CPU. The first T columns are the same whatever ``num_tokens`` is.
     """
+    word = PURPOSES[purpose]  # the first word of the counter counts the numbers of a stream
     rows = [
-        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, g, i])).random(num_tokens)
+        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, word, g, i])).random(num_tokens)
         for i, g in zip(index, completion, strict=True)
     ]
     return torch.from_numpy(np.stack(rows))
+
+
+def purpose_seeds(purpose: str, *counters: int) -> np.random.SeedSequence:
+    """Seeds of a numpy generator from counters >= 0 and what it is for, one of ``PURPOSES``.
+
+    Counters alone would not do: to numpy ``[seed, epoch]`` and ``[seed, epoch, 0]`` are the same.
+    """
+    return np.random.SeedSequence(counters, spawn_key=(PURPOSES[purpose],))
 
 
 def request_seed(seed: int, step: int, index: int) -> int:
@@ -91,7 +122,7 @@ def request_seed(seed: int, step: int, index: int) -> int:
 
     Such samplers add the completion's number to it, so seeds keep 2**62 apart from the end of int64.
     """
-    return int(np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0] >> np.uint64(2))
+    return int(purpose_seeds("request", seed, step, index).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

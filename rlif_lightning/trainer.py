@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
 from rlif_lightning.answers.checkers import AnswerChecker
+from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.preflight import THRESHOLDS, Findings, examine
@@ -57,7 +57,11 @@ class RLIFTrainer(Trainer):
         if prompts < self.world_size:
             raise ValueError(f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes")
         datamodule.trainer = self
-        check = partial(check_labels, datamodule, model.evaluator, model.rewards, "fit")
+
+        def check(problems: EncodedSplit) -> None:
+            check_labels(datamodule, model.evaluator, model.rewards, "fit")
+            model.rewards.check(problems, model.group_size)
+
         batches = PreflightBatches(datamodule, prompts, model.seed, check)
         predicted: Any = self.predict(model, batches, ckpt_path=ckpt_path, weights_only=weights_only)
         records = all_rank_records([record for batch in predicted for record in batch])

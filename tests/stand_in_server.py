@@ -87,6 +87,7 @@ class StandIn(ThreadingHTTPServer):
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         policy = self.worker.policy
         policy.eos_ids = body["stop_token_ids"]
+        policy.num_tokens = min(map(int, body["logit_bias"])) if body.get("logit_bias") else None
         names = {"temperature": "temperature", "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
         sampling = Sampling(stop=body["stop"], **{ours: body[theirs] for theirs, ours in names.items()})
         engine = NativeEngine()

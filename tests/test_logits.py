@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +16,7 @@ import rlif_lightning.model.head as logits_module
 from rlif_lightning.model.head import HeadRule, head_stats
 
 ROWS, VOCABULARY = 7, 13
+NUM_TOKENS = 12  # where there is an id that is no token
 NAMES = ("logprobs", "entropy", "self_certainty")
 END_IDS = [2, 5, 11]
 
@@ -29,14 +31,21 @@ class Case:
     rule: HeadRule
 
 
-def case(temperature: float, softcap: float | None, ends: bool, seed: int = 0, dtype=torch.float64) -> Case:
+def case(
+    temperature: float,
+    softcap: float | None,
+    ends: bool,
+    seed: int = 0,
+    dtype=torch.float64,
+    num_tokens: int | None = None,
+) -> Case:
     generator = torch.Generator().manual_seed(seed)
     raw = (3 * torch.randn(ROWS, VOCABULARY, generator=generator, dtype=torch.float64)).to(dtype)
-    tokens = torch.randint(VOCABULARY, (ROWS,), generator=generator)
+    tokens = torch.randint(num_tokens or VOCABULARY, (ROWS,), generator=generator)
     may_end = torch.arange(ROWS) % 2 == 0 if ends else None
     if may_end is not None:
         tokens = torch.where(~may_end & torch.isin(tokens, torch.tensor(END_IDS)), 3, tokens)
-    return Case(raw, tokens, may_end, HeadRule(temperature, softcap, torch.tensor(END_IDS)))
+    return Case(raw, tokens, may_end, HeadRule(temperature, softcap, torch.tensor(END_IDS), num_tokens))
 
 
 def head_output(raw: Tensor) -> Tensor:
@@ -54,7 +63,7 @@ def plain(case: Case, row: int, raw: Tensor) -> list[Tensor]:
     z = raw if case.rule.softcap is None else case.rule.softcap * torch.tanh(raw / case.rule.softcap)
     z = z / case.rule.temperature
     hidden = END_IDS if case.may_end is not None and not case.may_end[row] else []
-    possible = [v for v in range(VOCABULARY) if v not in hidden]
+    possible = [v for v in range(case.rule.num_tokens or VOCABULARY) if v not in hidden]
     logp = z[possible].log_softmax(0)
     uniform = 1 / len(possible)
     token = possible.index(int(case.tokens[row]))
@@ -89,15 +98,17 @@ def weights_for(which: set[int], seed: int = 1) -> list[Tensor | None]:
     temperature=st.sampled_from([1.0, 0.4, 1.7]),
     softcap=st.sampled_from([None, 4.0]),
     ends=st.booleans(),
+    num_tokens=st.sampled_from([None, NUM_TOKENS, VOCABULARY, VOCABULARY + 4]),
     seed=st.integers(0, 999),
 )
-def test_values_are_those_of_the_restatement(temperature, softcap, ends, seed):
-    one = case(temperature, softcap, ends, seed)
+def test_values_are_those_of_the_restatement(temperature, softcap, ends, num_tokens, seed):
+    num_tokens = None if num_tokens is None else min(num_tokens, VOCABULARY)
+    one = case(temperature, softcap, ends, seed, num_tokens=num_tokens)
     stats = found(one)
     z = one.raw if softcap is None else softcap * (one.raw / softcap).tanh()
     for row in range(ROWS):
         hidden = END_IDS if ends and not one.may_end[row] else []
-        possible = [v for v in range(VOCABULARY) if v not in hidden]
+        possible = [v for v in range(num_tokens or VOCABULARY) if v not in hidden]
         values = [float(z[row, v]) / temperature for v in possible]
         expected = restatement.token_statistics(values, possible.index(int(one.tokens[row])))
         torch.testing.assert_close([float(s[row]) for s in stats], list(expected), rtol=1e-9, atol=1e-9)
@@ -107,12 +118,28 @@ def test_values_are_those_of_the_restatement(temperature, softcap, ends, seed):
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 @pytest.mark.parametrize("softcap", [None, 4.0])
 @pytest.mark.parametrize("ends", [False, True])
-def test_gradients_are_those_of_the_plain_formulas(which, temperature, softcap, ends):
-    one, weights = case(temperature, softcap, ends), weights_for(which)
+@pytest.mark.parametrize("num_tokens", [None, NUM_TOKENS])
+def test_gradients_are_those_of_the_plain_formulas(which, temperature, softcap, ends, num_tokens):
+    one, weights = case(temperature, softcap, ends, num_tokens=num_tokens), weights_for(which)
     gradient = our_gradient(one, weights)
     torch.testing.assert_close(gradient, plain_gradient(one, weights), rtol=1e-9, atol=1e-9)
+    assert not gradient[:, num_tokens or VOCABULARY :].any()
     if ends:
         assert not gradient[1::2][:, END_IDS].any()
+
+
+def test_what_is_no_token_has_probability_0_and_does_not_count_by_hand():
+    """Odds 1 : 2 : 5 of three tokens, and 100 of an id that is none: p = 1/8, 1/4, 5/8, as if it were not there."""
+    raw = torch.tensor([[1.0, 2.0, 5.0, 100.0]], dtype=torch.float64).log()
+    rule = HeadRule(1.0, None, torch.tensor([0]), 3)
+    stats = head_stats(raw, torch.tensor([1]), None, rule)
+    p = (1 / 8, 1 / 4, 5 / 8)
+    assert float(stats.logprobs) == pytest.approx(math.log(1 / 4))
+    assert float(stats.entropy) == pytest.approx(-sum(each * math.log(each) for each in p))
+    assert float(stats.self_certainty) == pytest.approx(-sum(map(math.log, p)) / 3 - math.log(3))
+    unable = head_stats(raw, torch.tensor([1]), torch.tensor([False]), rule)  # id 0 ends, and may not yet
+    assert float(unable.logprobs) == pytest.approx(math.log(2 / 7))
+    assert float(unable.self_certainty) == pytest.approx(-(math.log(2 / 7) + math.log(5 / 7)) / 2 - math.log(2))
 
 
 @pytest.mark.parametrize("elements", [1, VOCABULARY, 3 * VOCABULARY - 1, 3 * VOCABULARY, 1000])

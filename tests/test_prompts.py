@@ -30,11 +30,21 @@ def chat_tokenizer(tmp_path_factory) -> str:
     return save_tokenizer(tmp_path_factory.mktemp("chat"), CHAT)
 
 
-def save_tokenizer(folder, chat_template) -> str:
+@pytest.fixture(scope="module")
+def ending_tokenizer(tmp_path_factory) -> str:
+    """The same without a chat template, but with an end of sequence "|" behind every text (``add_eos_token``)."""
+    return save_tokenizer(tmp_path_factory.mktemp("ending"), None, "^ $A |")
+
+
+def save_tokenizer(folder, chat_template, single: str = "^ $A") -> str:
     core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="^"))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    core.post_processor = processors.TemplateProcessing(single="^ $A", special_tokens=[("^", 0)])
-    PreTrainedTokenizerFast(tokenizer_object=core, bos_token="^", chat_template=chat_template).save_pretrained(folder)
+    core.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("^", 0), ("|", VOCABULARY.index("|"))]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="^", eos_token="|", chat_template=chat_template
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -336,3 +346,24 @@ def test_a_column_whose_name_has_a_dot_comes_before_a_nested_one(tokenizer):
 
 def test_format_does_not_change_the_problem_it_fills_in():
     assert PromptFormat("question").render({"question": "a {b} {{c}}"}) == "a {b} {{c}}"
+
+
+def test_what_a_tokenizer_appends_is_left_out_of_prompts_with_one_line(tokenizer, ending_tokenizer, caplog):
+    """Also when they are tokenised batch by batch, to predict."""
+    for stage in (None, "predict"):
+        caplog.clear()
+        data = ready(Rows(ROWS), ending_tokenizer, stage, max_prompt_tokens=8)
+        loader = data.val_dataloader() if stage is None else data.predict_dataloader()
+        expected = [[0, *[VOCABULARY.index("9")] * (i + 1), VOCABULARY.index("=")] for i in range(6)]
+        assert [ids.tolist() for batch in loader for ids in batch.token_ids] == expected
+        assert caplog.text.count("appends ['|'] to texts; left out of prompts") >= 1
+    caplog.clear()
+    data = ready(Rows(ROWS), tokenizer)
+    assert [ids.tolist() for batch in data.val_dataloader() for ids in batch.token_ids] == expected
+    assert "appends" not in caplog.text
+
+
+def test_an_end_of_sequence_that_the_template_writes_stays(ending_tokenizer):
+    data = ready(Rows(ROWS), ending_tokenizer, template="{prompt}|")
+    ends = [ids.tolist()[-2:] for batch in data.val_dataloader() for ids in batch.token_ids]
+    assert ends == [[VOCABULARY.index("="), VOCABULARY.index("|")]] * 6

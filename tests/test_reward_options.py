@@ -12,7 +12,7 @@ from test_rewards import Given, handmade
 from test_run import fit, metrics
 
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO
-from rlif_lightning.learning.rollout_advantages import score_rollout
+from rlif_lightning.learning.rollout_advantages import reward_metrics, score_rollout
 from rlif_lightning.rewards import Gate, RewardSet, WeightedReward
 from rlif_lightning.rewards.functional import without_length
 
@@ -145,3 +145,16 @@ def test_each_option_is_one_setting_of_the_command_line(tmp_path):
     assert shares["spread"] < shares["none"]
     assert shares["unanimous"] <= shares["none"]
     assert len(set(shares.values())) >= 3, shares
+
+
+def test_a_reward_that_never_applies_is_logged_as_nan_and_not_as_0():
+    """Groups (1, 3), (nan, 5), (nan, nan): mean 3, std 2; the one group with two scores has std sqrt 2."""
+    scores = torch.tensor([1.0, 3.0, math.nan, 5.0, math.nan, math.nan])
+    figures = [float(value) for value in reward_metrics("x", scores, 2).values()]
+    assert figures == pytest.approx([3.0, 2.0, math.sqrt(2)])
+    nothing = reward_metrics("x", torch.full((6,), math.nan), 2)
+    assert list(nothing) == ["reward/x/mean", "reward/x/std", "reward/x/group_std"]
+    assert all(value.isnan() for value in nothing.values())
+    alone = [float(value) for value in reward_metrics("x", torch.tensor([4.0, math.nan]), 2).values()]
+    assert alone[0] == 4.0
+    assert math.isnan(alone[2])

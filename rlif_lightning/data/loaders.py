@@ -7,15 +7,15 @@ tokenising is done before, so there is nothing for worker processes to do, and L
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 
-from rlif_lightning.records import Prompts
+from rlif_lightning.records import Prompts, root_column, value_at
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,20 @@ class EncodedSplit:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def problems(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each row in use with its number in ``dataset``: all columns, or what these dotted paths name of them."""
+        for row in self.rows.tolist():
+            problem = self.dataset[row]
+            if paths is not None:
+                known = [path for path in paths if root_column(problem, path) is not None]
+                problem = {path: value_at(problem, path) for path in known}
+            yield row, problem
+
+    def only(self, paths: Sequence[str]) -> EncodedSplit:
+        """The same problems with the columns of these dotted paths alone (for a reward head)."""
+        roots = {root_column(self.dataset.column_names, path) for path in paths} - {None}
+        return replace(self, dataset=self.dataset.select_columns(sorted(map(str, roots))))
 
     def batch(self, positions: list[int]) -> Prompts:
         """The prompts at these positions of ``rows``."""

@@ -8,7 +8,6 @@ token ids are not kept but made again batch by batch. Left out on purpose: worke
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning
@@ -16,13 +15,14 @@ import numpy as np
 from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlif_lightning.data.benchmark_source import BenchmarkData
 from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
 from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym, Split
+from rlif_lightning.data.tokenizer import load_tokenizer, prompt_encoder
 
 __all__ = [
     "ArithmeticProblems",
@@ -60,11 +60,17 @@ class PromptData(lightning.LightningDataModule):
         validation_prompts: number of validation problems used, the first ones; all if absent.
         validation_prompts_per_step: prompts per validation batch over all processes; as in training if absent.
         seed: seed of the order of training prompts, at least 0.
+        revision: branch, tag or commit of the tokenizer on the hub (linked from model.policy.revision).
         trust_remote_code: let the tokenizer run code from its repository.
+
+    Attributes:
+        fits_next: the data that ``fit`` needs is loaded, and checked, with that of ``validate`` already.
 
     Raises:
         ValueError: an argument is out of range or needs another one.
     """
+
+    fits_next = False
 
     def __init__(
         self,
@@ -83,6 +89,7 @@ class PromptData(lightning.LightningDataModule):
         validation_prompts: int | None = None,
         validation_prompts_per_step: int | None = None,
         seed: int = 0,
+        revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
@@ -103,6 +110,7 @@ class PromptData(lightning.LightningDataModule):
             prompts_per_step if validation_prompts_per_step is None else validation_prompts_per_step
         )
         self.seed = seed
+        self.revision = revision
         self.trust_remote_code = trust_remote_code
         self.told: set[str] = set()  # what was said about the data before, by whoever checks it
         self._splits: dict[Split, EncodedSplit] = {}
@@ -133,13 +141,17 @@ class PromptData(lightning.LightningDataModule):
             self._predicted = self._encode("validation", form, tokenizer, keep=False)
             return self._check_size("validation", len(self._predicted), processes)
         validates = self.trainer is None or self.trainer.limit_val_batches != 0
-        wanted: list[Split] = ["train"] if stage in ("fit", None) else []
+        wanted: list[Split] = ["train"] if stage in ("fit", None) or self.fits_next else []
         if stage != "fit" or validates:
             wanted.append("validation")
         for split in wanted:
             if split not in self._splits:
                 self._splits[split] = self._encode(split, form, tokenizer)
                 self._check_size(split, len(self._splits[split]), processes)
+
+    def split(self, name: Split) -> EncodedSplit | None:
+        """A split that ``setup`` has loaded; None where the stage did not need it."""
+        return self._splits.get(name)
 
     def train_dataloader(self) -> TrainLoader:
         """Shuffled batches of ``prompts_per_step`` prompts, this process's share of each."""
@@ -214,18 +226,14 @@ class PromptData(lightning.LightningDataModule):
             raise ValueError(f"seed={self.seed}: must be at least 0")
         if self.system_prompt is not None and not self.chat:
             raise ValueError(f"system_prompt={self.system_prompt!r} needs chat=true; or write it into the template")
+        if self.overlong == "filter" and self.max_prompt_tokens is None:
+            raise ValueError("overlong=filter leaves nothing out without max_prompt_tokens; set it, or overlong=refuse")
         for example in self.examples:
             if not {"question", "answer"} <= set(example):
                 raise ValueError(f"examples: {example} must have the keys 'question' and 'answer'")
 
     def _format(self) -> tuple[PromptFormat, PreTrainedTokenizerBase]:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name, trust_remote_code=self.trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"tokenizer={self.tokenizer_name!r}: no tokenizer can be loaded from this folder or hub name (current"
-                f" folder: {Path.cwd()}): {error}"
-            ) from error
+        tokenizer = load_tokenizer(self.tokenizer_name, self.revision, self.trust_remote_code)
         if self.chat and tokenizer.chat_template is None:
             raise ValueError(
                 f"chat=true, but the tokenizer {self.tokenizer_name!r} has no chat template; set chat=false, or use an"
@@ -242,11 +250,7 @@ class PromptData(lightning.LightningDataModule):
             dataset = dataset.select(range(min(self.validation_prompts, len(dataset))))
         self._check_dataset(split, dataset, form)
 
-        def encode(texts: list[str]) -> list[np.ndarray]:
-            # A chat template writes its special tokens itself.
-            encoded = tokenizer(texts, add_special_tokens=not self.chat)
-            return [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
-
+        encode = prompt_encoder(tokenizer, self.chat)
         token_ids: list[np.ndarray] = []
         lengths = np.zeros(len(dataset), dtype=np.int32)
         quiet = len(dataset) < 10_000 or self._shard()[1] > 0

@@ -131,7 +131,6 @@ class Evaluator(nn.Module):
         Returns:
             One record per completion, with its answer and verdict.
         """
-        self._check(prompts)
         sampling = self.evaluation.sampling or sampling
         rollout = engine.generate(prompts, self.evaluation.samples, sampling, VALIDATION_STEP)
         greedy = None

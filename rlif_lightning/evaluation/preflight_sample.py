@@ -12,12 +12,20 @@ from rlif_lightning.data.loaders import EncodedSplit, ValidationLoader
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.processes.collectives import all_rank_objects
 from rlif_lightning.records import Prompts
+from rlif_lightning.sampling import purpose_seeds
 
 
 class PreflightBatches:
-    """A few problems in order, this process's share; not a list, which Lightning would take for several loaders."""
+    """A few problems in order, this process's share; not a list, which Lightning would take for several loaders.
 
-    def __init__(self, datamodule: PromptData, prompts: int, seed: int, check: Callable[[], None]):
+    Args:
+        datamodule: the training problems.
+        prompts: how many of them.
+        seed: of the choice.
+        check: refuses problems that could not be used, before anything is sampled; called with those chosen.
+    """
+
+    def __init__(self, datamodule: PromptData, prompts: int, seed: int, check: Callable[[EncodedSplit], None]):
         self.datamodule, self.prompts, self.seed, self.check = datamodule, prompts, seed, check
         self._loader: ValidationLoader | None = None
 
@@ -26,9 +34,9 @@ class PreflightBatches:
         """Made when it is first asked for: only then do the processes know each other."""
         if self._loader is None:
             self.datamodule.setup("fit")
-            self.check()
             train = self.datamodule.train_dataloader()
             split = _drawn(train.split, self.prompts, self.seed)
+            self.check(split)
             self._loader = ValidationLoader(split, train.prompts_per_step, train.num_replicas, train.rank)
         return self._loader
 
@@ -51,6 +59,6 @@ def all_rank_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _drawn(split: EncodedSplit, prompts: int, seed: int) -> EncodedSplit:
     """Training problems at random, in their own order."""
-    chosen = sorted(np.random.default_rng(seed).permutation(len(split))[:prompts].tolist())
+    chosen = sorted(np.random.default_rng(purpose_seeds("preflight", seed)).permutation(len(split))[:prompts].tolist())
     token_ids = None if split.token_ids is None else [split.token_ids[k] for k in chosen]
     return replace(split, rows=split.rows[chosen], token_ids=token_ids)

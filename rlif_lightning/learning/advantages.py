@@ -107,6 +107,19 @@ class Advantage(ABC):
     def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
         """``[R, P, G]`` float64: what each reward contributes; their sum over R is the advantage."""
 
+    def check(self, group_size: int) -> None:
+        """Refuse groups of one where an estimator gives them no advantage whatever their rewards: nothing would train.
+
+        Raises:
+            ValueError: names the setting and the remedy.
+        """
+        apart = torch.tensor([[[0.0], [1.0]]])  # two groups of one with different rewards
+        if group_size == 1 and not self.parts(apart, torch.ones(1)).any():
+            raise ValueError(
+                f"group_size=1 leaves model.advantage={type(self).__name__} nothing to compare: every advantage would"
+                " be 0; set data.group_size to 2 or more"
+            )
+
     def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         """``[P, G]`` float32 advantages; ``lengths [P, G]`` (tokens) is for estimators that weight by tokens."""
         return self.parts(rewards, weights).sum(0).float()

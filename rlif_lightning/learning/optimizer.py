@@ -37,16 +37,38 @@ class OptimizerPlan:
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise ValueError(f"max_grad_norm={self.max_grad_norm} must be positive, or null for no clipping")
 
+    def check(self, max_steps: int) -> None:
+        """Refuse a cosine without a length, and a length without a cosine.
+
+        Args:
+            max_steps: optimiser steps of the run, -1 if open; the cosine's length unless ``schedule_steps`` is set.
+
+        Raises:
+            ValueError: names the settings.
+        """
+        total = self._total(max_steps)
+        if self.lr_schedule != "cosine" and self.schedule_steps is not None:
+            raise ValueError(
+                f"schedule_steps={self.schedule_steps} has no effect with lr_schedule={self.lr_schedule}; set"
+                " lr_schedule=cosine, or take it out"
+            )
+        if self.lr_schedule == "cosine" and total <= self.warmup_steps:
+            raise ValueError(
+                f"lr_schedule=cosine needs its length: set trainer.max_steps or model.schedule_steps (got {total}) to"
+                f" more than warmup_steps={self.warmup_steps}"
+            )
+
+    def _total(self, max_steps: int) -> int:
+        return max_steps if self.schedule_steps is None else self.schedule_steps
+
     def build(self, parameters: Iterable[Parameter], max_steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
         """The optimiser (fused: one pass over the parameters, no temporary copies) and its schedule.
 
         Args:
             parameters: those to train.
-            max_steps: optimiser steps of the run, -1 if open; the cosine's length unless ``schedule_steps`` is set.
-
-        Raises:
-            ValueError: a cosine without a length.
+            max_steps: as for :meth:`check`, which this calls.
         """
+        self.check(max_steps)
         trained = list(parameters)
         optimizer = torch.optim.AdamW(
             trained,
@@ -55,12 +77,7 @@ class OptimizerPlan:
             betas=self.betas,
             fused=trained[0].device.type in ("cpu", "cuda"),
         )
-        total = max_steps if self.schedule_steps is None else self.schedule_steps
-        if self.lr_schedule == "cosine" and total <= self.warmup_steps:
-            raise ValueError(
-                f"lr_schedule=cosine needs its length: set trainer.max_steps or model.schedule_steps (got {total}) to"
-                f" more than warmup_steps={self.warmup_steps}"
-            )
+        total = self._total(max_steps)
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, total))
 
     def factor(self, step: int, total: int) -> float:

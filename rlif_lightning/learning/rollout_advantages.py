@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlif_lightning.learning.advantages import Advantage, reward_shares
 from rlif_lightning.masked import masked_max, masked_std
-from rlif_lightning.processes.collectives import all_rank_max, all_rank_mean_std
+from rlif_lightning.processes.collectives import all_rank_max, all_rank_mean_std, all_rank_sum
 from rlif_lightning.records import RewardOutput, Rollout
 
 
@@ -76,11 +76,19 @@ def group_weights(weights: Tensor, outputs: list[RewardOutput]) -> Tensor:
 
 
 def reward_metrics(name: str, scores: Tensor, group_size: int) -> dict[str, Tensor]:
-    """``reward/<name>/{mean,std,group_std}`` over all ranks (a collective); NaN scores are left out (ddof 1)."""
+    """``reward/<name>/{mean,std,group_std}`` over all ranks (a collective); NaN scores are left out (ddof 1).
+
+    ``group_std`` is the mean over groups with at least two scores. What is of no score at all is NaN: a reward that
+    never applied is not one that was 0.
+    """
     valid = ~scores.isnan()
+    groups = valid.view(-1, group_size)
+    spread, has_spread = masked_std(scores.view(-1, group_size), groups, -1), groups.sum(-1) > 1
     mean, std = all_rank_mean_std(scores, valid)
-    spread = masked_std(scores.view(-1, group_size), valid.view(-1, group_size), -1)
-    group_std, _ = all_rank_mean_std(spread, torch.ones_like(spread))
+    group_std, _ = all_rank_mean_std(spread, has_spread)
+    num_scores, num_groups = all_rank_sum(torch.stack([valid.sum(), has_spread.sum()]))
+    mean, std = (torch.where(num_scores > 0, value, torch.nan) for value in (mean, std))
+    group_std = torch.where(num_groups > 0, group_std, torch.nan)
     return {f"reward/{name}/mean": mean, f"reward/{name}/std": std, f"reward/{name}/group_std": group_std}
 
 

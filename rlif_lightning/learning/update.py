@@ -26,7 +26,7 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import equal_passes, score_tokens
 from rlif_lightning.processes.collectives import agreed
 from rlif_lightning.records import LossInputs, RewardOutput, Rollout
-from rlif_lightning.sampling import Sampling
+from rlif_lightning.sampling import Sampling, purpose_seeds
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class UpdatePlan:
         """
         everything = num_prompts * world_size
         for epoch in range(self.epochs_per_rollout):
-            order = np.random.default_rng([self.seed, step, epoch]).permutation(everything)
+            order = np.random.default_rng(purpose_seeds("shuffle", self.seed, step, epoch)).permutation(everything)
             for part in np.array_split(order, self.updates_per_rollout):
                 yield sorted(int(i) // world_size for i in part if i % world_size == rank)
 

@@ -28,15 +28,17 @@ class HeadRule:
         temperature: divides the logits, > 0.
         softcap: bound c of ``c tanh(z / c)`` (Gemma); None = none.
         end_ids: ``[E]`` int64, tokens that end a completion.
+        num_tokens: V, where the logits beyond the first V are no tokens and have probability 0; None = all are.
     """
 
     temperature: float
     softcap: float | None
     end_ids: Tensor
+    num_tokens: int | None = None
 
     def apply(self, raw: Tensor) -> Tensor:
-        """``[N, V]`` raw logits of any precision to capped and scaled ones, at least float32."""
-        logits = at_least_float32(raw)
+        """``[N, V]`` raw logits of any precision to capped and scaled ones of tokens, at least float32."""
+        logits = at_least_float32(raw[:, : self.num_tokens])
         if self.softcap is not None:
             logits = (logits / self.softcap).tanh() * self.softcap
         return logits if self.temperature == 1.0 else logits / self.temperature
@@ -102,7 +104,9 @@ class _HeadStats(torch.autograd.Function):
             ends = None if may_end is None else may_end[rows]
             given = [None if g is None else g[rows].unsqueeze(1) for g in gradients]
             saved = (tokens[rows].unsqueeze(1), ends, log_normalizer[rows].unsqueeze(1), entropy[rows].unsqueeze(1))
-            raw[rows] = _raw_gradient(raw[rows], given, *saved, ctx.rule)
+            raw[rows, : ctx.rule.num_tokens] = _raw_gradient(raw[rows], given, *saved, ctx.rule)
+        if ctx.rule.num_tokens is not None:
+            raw[:, ctx.rule.num_tokens :] = 0
         return raw, None, None, None
 
 
@@ -115,7 +119,7 @@ def _raw_gradient(
     entropy: Tensor,
     rule: HeadRule,
 ) -> Tensor:
-    """d(loss)/d(raw) ``[n, V]`` from the three statistics' gradients ``[n, 1]``, with p = softmax(z):
+    """d(loss)/d(raw) ``[n, V]``, of tokens, from the three statistics' gradients ``[n, 1]``, with p = softmax(z):
 
     d logprob = onehot - p;  d entropy = -p (log p + entropy);  d self_certainty = p - 1 / V.
     """
@@ -130,7 +134,7 @@ def _raw_gradient(
     if of_entropy is not None:
         gradient -= of_entropy * probs * (log_probs + entropy)
     if of_certainty is not None:
-        allowed = torch.full_like(log_normalizer, raw.shape[1])
+        allowed = torch.full_like(log_normalizer, logits.shape[1])
         if forbidden is not None:
             allowed -= len(rule.end_ids) * forbidden[1].unsqueeze(1)
         gradient += of_certainty * (probs - 1 / allowed)

@@ -17,6 +17,7 @@ from rlif_lightning.model.attention import HOOKED
 EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent.parent / "assets" / "base_model"}
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 ATTENTIONS = ("sdpa", "eager")
+VOCABULARIES = ("model", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Policy:
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         lora: adapters instead of full fine-tuning; null = full.
         revision: branch, tag or commit on the hub.
+        vocabulary: model | tokenizer: tokenizer = ids beyond the tokenizer's last (embeddings are often padded) have
+            probability 0, and V in self-certainty counts the others.
         trust_remote_code: run model code that comes with the weights. Off unless you trust the author.
     """
 
@@ -56,9 +59,12 @@ class Policy:
     gradient_checkpointing: bool = False
     lora: LoRA | None = None
     revision: str | None = None
+    vocabulary: str = "model"
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        if self.vocabulary not in VOCABULARIES:
+            raise ValueError(f"policy.vocabulary={self.vocabulary!r} is unknown; use one of {', '.join(VOCABULARIES)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"policy.dtype={self.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
         if self.attention not in ATTENTIONS:

@@ -6,6 +6,7 @@ recomputed. The frozen reference model is a second ``PolicyModel`` or, with LoRA
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -38,22 +39,32 @@ class PolicyModel(nn.Module):
 
     Attributes:
         keeps_sharded: whether weights stay divided between processes during a rollout as well (``parallel/fsdp.py``).
+        settings: which model, and how it was loaded.
         model: the Hugging Face model (wrapped by peft under LoRA); generation calls it directly.
         tokenizer: its tokenizer.
+        num_tokens: V, where ids beyond it are no tokens (``vocabulary: tokenizer``); None = every id of the model is.
         eos_ids: token ids that end a completion.
     """
 
     def __init__(self, policy: Policy, frozen: bool = False, load: Callable[[Policy], Any] = load_pretrained):
         super().__init__()
+        self.settings = policy
         self.model: Any = load(policy)
         self.has_adapters, self.keeps_sharded = policy.lora is not None, False
         self.tokenizer = AutoTokenizer.from_pretrained(
             resolve_model(policy.name), revision=policy.revision or "main", trust_remote_code=policy.trust_remote_code
         )
-        self.eos_ids = _end_ids(self.model.generation_config, self.tokenizer)
+        self.num_tokens = _num_tokens(self.tokenizer, policy.vocabulary)
+        self.eos_ids = _end_ids(self.model.generation_config, self.tokenizer, self.num_tokens)
         if frozen:
             self.requires_grad_(False)
         self.train()  # there is no dropout left; gradient checkpointing works in training mode only
+
+    @property
+    def stop_id(self) -> int:
+        """The token that is appended where a stop string ended a completion (``Sampling.train_stop``)."""
+        named = self.tokenizer.eos_token_id
+        return named if named in self.eos_ids else self.eos_ids[0]
 
     @property
     def causal_lm(self) -> Any:
@@ -74,7 +85,8 @@ class PolicyModel(nn.Module):
     def rule(self, sampling: Sampling, device: torch.device) -> HeadRule:
         """How logits become those that are sampled from."""
         softcap = getattr(self.causal_lm.config, "final_logit_softcapping", None)
-        return HeadRule(sampling.temperature or 1.0, softcap, torch.tensor(self.eos_ids, device=device))
+        end_ids = torch.tensor(self.eos_ids, device=device)
+        return HeadRule(sampling.temperature or 1.0, softcap, end_ids, self.num_tokens)
 
     def forward(self, packed: Packed, sampling: Sampling) -> TokenStats:
         """Token statistics of every completion token.
@@ -147,15 +159,19 @@ class PolicyModel(nn.Module):
         return stats
 
 
-def _end_ids(generation_config: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a completion: the generation config's and the tokenizer's.
+def _num_tokens(tokenizer: Any, vocabulary: str) -> int | None:
+    return max(tokenizer.get_vocab().values()) + 1 if vocabulary == "tokenizer" else None
+
+
+def _end_ids(generation_config: Any, tokenizer: Any, num_tokens: int | None) -> list[int]:
+    """Ids that end a completion: the generation config's and the tokenizer's, as far as they can be sampled.
 
     Raises:
         ValueError: neither names any; a completion could never end.
     """
     named = getattr(generation_config, "eos_token_id", None)
     candidates = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-    ids = {token for token in candidates if token is not None}
+    ids = {token for token in candidates if token is not None and token < (num_tokens or math.inf)}
     if not ids:
         raise ValueError("neither generation_config.json nor the tokenizer names an end-of-sequence token; add one")
     return sorted(ids)

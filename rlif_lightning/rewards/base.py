@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import agreed, all_rank_sum
 from rlif_lightning.records import RewardOutput, Rollout, overlap
@@ -41,6 +42,13 @@ class RewardHead(nn.Module, ABC):
     needs_gold: bool = False
     columns: Sequence[str] = ()
     gold_columns: Sequence[str] = ()
+
+    def check(self, problems: EncodedSplit, group_size: int) -> None:
+        """Refuse training problems, or a size of groups, that could not be scored; called before anything is sampled.
+
+        Raises:
+            ValueError: names what is wrong.
+        """
 
     @abstractmethod
     def forward(self, rollout: Rollout) -> RewardOutput:
@@ -171,6 +179,21 @@ class RewardSet(nn.Module):
     def set_weight(self, name: str, weight: float) -> None:
         """Change a head's weight from the next rollout on (for callbacks; not kept in checkpoints)."""
         self.settings[name] = replace(self.settings[name], weight=weight)
+
+    def check(self, problems: EncodedSplit, group_size: int) -> None:
+        """Let every head look at the training problems, at the columns that it named, before anything is sampled.
+
+        Raises:
+            ValueError: a head could not score them, or an option of a reward would leave none of its scores.
+        """
+        for name, reward in self.settings.items():
+            if reward.length == "neutral" and group_size < 3:
+                raise ValueError(
+                    f"rewards.{name}.length=neutral keeps nothing of a group of {group_size}: a line goes through its"
+                    " scores; set data.group_size to 3 or more, or length=keep"
+                )
+            head = reward.head
+            head.check(problems if head.needs_gold else problems.only(head.columns), group_size)
 
     @torch.no_grad()
     def forward(self, rollout: Rollout) -> dict[str, RewardOutput]:

@@ -17,9 +17,10 @@ import torch
 from rlif_lightning.answers.code_inputs import draw_arguments, read_arguments
 from rlif_lightning.answers.code_tasks import CodeExtractor
 from rlif_lightning.answers.code_verdicts import announced, pass_rates, sandbox_run
+from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.voting import check_vote_settings, vote_metrics, vote_shares
+from rlif_lightning.rewards.voting import check_vote_settings, check_vote_size, vote_metrics, vote_shares
 from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
@@ -46,6 +47,11 @@ class CodeTests(RewardHead):
         if credit not in ("share", "all"):
             raise ValueError(f"credit={credit!r} is unknown; choose one of ['share', 'all']")
         self.extractor, self.credit, self.sandbox = extractor, credit, announced(sandbox)
+
+    def check(self, problems: EncodedSplit, group_size: int) -> None:
+        """Every problem needs tests that can be read."""
+        for _, problem in problems.problems():
+            pass_rates([""], [problem], self.extractor, self.sandbox)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         names = list(rollout.prompts.columns)
@@ -167,6 +173,12 @@ class BehaviourVote(RewardHead):
         self.mode, self.denominator = mode, denominator
         self.min_parseable, self.entropy_range = min_parseable, entropy_range
         self.sandbox = announced(sandbox)
+
+    def check(self, problems: EncodedSplit, group_size: int) -> None:
+        """Every problem needs inputs, and a vote enough completions."""
+        check_vote_size(self.min_parseable, group_size)
+        for row, problem in problems.problems(self.columns):
+            self._problem(problem, row)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         group_size = rollout.group_size

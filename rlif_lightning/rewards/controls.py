@@ -79,7 +79,8 @@ class Random(RewardHead):
     """A fair coin for each completion: the control that every claim about a reward needs.
 
     Args:
-        seed: of the coin; the number of calls so far is kept in the checkpoint.
+        seed: of the coin, which shares no random number with the sampler, whatever the two seeds. The number of calls
+            so far is kept in the checkpoint.
     """
 
     calls: Tensor
@@ -92,6 +93,6 @@ class Random(RewardHead):
     def forward(self, rollout: Rollout) -> RewardOutput:
         group = range(rollout.group_size)
         index = [i for i in rollout.prompts.index.tolist() for _ in group]
-        uniforms = counter_uniforms(self.seed, int(self.calls), index, list(group) * rollout.num_prompts, 1)
+        uniforms = counter_uniforms(self.seed, int(self.calls), index, list(group) * rollout.num_prompts, 1, "coin")
         self.calls += 1
         return RewardOutput((uniforms[:, 0] < 0.5).float().to(rollout.mask.device))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.answers.final_answers import AnswerExtractor, cluster, normalise, open_clusters
+from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.processes.collectives import all_rank_distinct
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
@@ -153,6 +154,10 @@ class ClusterVote(RewardHead):
         self.extractor, self.mode, self.denominator = extractor, mode, denominator
         self.min_parseable, self.entropy_range = min_parseable, entropy_range
 
+    def check(self, problems: EncodedSplit, group_size: int) -> None:
+        """A vote needs enough completions."""
+        check_vote_size(self.min_parseable, group_size)
+
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all ``[B]`` completions, float32 in [0, 1], on the rollout's device."""
         answers, group_size = [self.extractor(text) for text in rollout.texts], rollout.group_size
@@ -181,6 +186,19 @@ def check_vote_settings(
         raise ValueError(f"entropy_range={entropy_range} with mode={mode!r}: give (low, high) with mode='gated' only")
     if entropy_range is not None and not 0 <= entropy_range[0] <= entropy_range[1]:
         raise ValueError(f"entropy_range={entropy_range} must be (low, high) in nats with 0 <= low <= high")
+
+
+def check_vote_size(min_parseable: int, group_size: int) -> None:
+    """Refuse groups in which a vote could never be held.
+
+    Raises:
+        ValueError: names both settings.
+    """
+    if min_parseable > group_size:
+        raise ValueError(
+            f"min_parseable={min_parseable} is more than data.group_size={group_size}: no group could vote, and every"
+            " score would be 0; lower the one or raise the other"
+        )
 
 
 def _groups(answers: Sequence[str | None], group_size: int) -> list[Sequence[str | None]]:

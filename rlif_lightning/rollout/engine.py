@@ -16,6 +16,13 @@ class RolloutEngine(ABC):
     def setup(self, policy: PolicyModel, seed: int) -> None:
         """Bind the policy that is sampled from, and the seed of the sampling counters."""
 
+    def check(self, sampling: Sampling) -> None:  # noqa: B027 - most engines draw in every way
+        """Refuse a way of sampling that the engine does not have; called before anything is sampled.
+
+        Raises:
+            ValueError: names the settings and the remedy.
+        """
+
     @abstractmethod
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
         """Draw completions.

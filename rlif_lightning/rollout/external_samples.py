@@ -7,6 +7,7 @@ kept for the gap, and for weights that correct the loss for having sampled from 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,18 @@ def as_rollout(
         sampling: how they were drawn.
         max_tokens: token budget of one forward pass.
         max_ratio: bound of the weights; None = no weights.
+
+    Raises:
+        RuntimeError: the sampler drew what is no token.
     """
+    highest = max(max(row.ids) for row in drawn)
+    if policy.num_tokens is not None and highest >= policy.num_tokens:
+        raise RuntimeError(
+            f"the engine drew token {highest}, beyond the tokenizer's {policy.num_tokens}: it does not follow"
+            " logit_bias; set model.policy.vocabulary=model, or use NativeEngine"
+        )
+    if sampling.train_stop:
+        drawn = [_closed(row, policy, sampling.max_new_tokens) for row in drawn]
     device = prompts.token_ids[0].device
     ids = [torch.tensor(row.ids, dtype=torch.int64, device=device) for row in drawn]
     completion_ids = pad_sequence(ids, batch_first=True)
@@ -74,9 +86,17 @@ def as_rollout(
     stats = score_tokens(policy, prompts.token_ids, completion_ids, mask, group_size, sampling, max_tokens)
     reported = [torch.tensor(row.logprobs, dtype=stats.logprobs.dtype, device=device) for row in drawn]
     engine_logprobs = pad_sequence(reported, batch_first=True)
+    engine_logprobs = torch.where(engine_logprobs.isnan(), stats.logprobs, engine_logprobs)  # what was not drawn
     weights = None if max_ratio is None else truncated_ratio(stats.logprobs, engine_logprobs, max_ratio)
     texts = [cut_at_stop(policy.tokenizer.decode(row, skip_special_tokens=True), sampling.stop) for row in ids]
     ended = torch.tensor([row.ended for row in drawn], device=device)
     return Rollout(
         prompts, completion_ids, mask, stats, texts, ended, group_size, engine_logprobs, token_weights=weights
     )
+
+
+def _closed(row: Drawn, policy: PolicyModel, max_new_tokens: int) -> Drawn:
+    """With an end of sequence (of no log-prob of the sampler's) where a stop string ended the completion."""
+    if not row.ended or row.ids[-1] in policy.eos_ids or len(row.ids) == max_new_tokens:
+        return row
+    return Drawn([*row.ids, policy.stop_id], [*row.logprobs, math.nan], True)

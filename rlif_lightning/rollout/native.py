@@ -123,6 +123,7 @@ class _Generation:
         self.rule = self.policy.rule(sampling, self.device)
         self.rows = torch.zeros(0, dtype=torch.int64)  # [n] their numbers in the rollout
         self.steps = torch.zeros(0, dtype=torch.int64)  # [n] tokens drawn so far
+        self.closing = torch.zeros(0, dtype=torch.bool)  # [n] a stop string ended it; the end of sequence comes next
         self.uniforms = torch.zeros((0, sampling.max_new_tokens), dtype=torch.float64)  # [n, T]
         self.ids = torch.zeros((0, sampling.max_new_tokens), dtype=torch.int64, device=self.device)
         dtype = torch.promote_types(self.policy.causal_lm.dtype, torch.float32)
@@ -160,6 +161,7 @@ class _Generation:
         )
         uniforms = counter_uniforms(self.engine.seed, self.step, *counters, self.sampling.max_new_tokens)
         self.rows, self.steps = torch.cat([self.rows, rows]), torch.cat([self.steps, torch.zeros_like(rows)])
+        self.closing = torch.cat([self.closing, torch.zeros_like(rows, dtype=torch.bool)])
         self.uniforms = torch.cat([self.uniforms, uniforms])
         self.ids = torch.cat([self.ids, self.ids.new_zeros((len(rows), *self.ids.shape[1:]))])
         self.stats = torch.cat([self.stats, self.stats.new_zeros((len(rows), *self.stats.shape[1:]))])
@@ -170,18 +172,22 @@ class _Generation:
         uniforms = self.uniforms.gather(1, self.steps.unsqueeze(1)).squeeze(1).to(self.device)
         early = self.sampling.min_new_tokens > 0 and bool((self.steps < self.sampling.min_new_tokens).any())
         may_end = (self.steps >= self.sampling.min_new_tokens).to(self.device) if early else None
+        closing = self.closing.to(self.device) if self.closing.any() else None
         tokens, stats = [], []
         size = max(1, MAX_LOGITS // self.policy.causal_lm.config.vocab_size)
         for start in range(0, len(hidden), size):
             raw = self.policy.head(hidden[start : start + size])
             for piece in pieces(raw):
                 rows = slice(start + piece.start, start + min(piece.stop, len(raw)))
-                drawn = self._draw_piece(raw[piece], uniforms[rows], None if may_end is None else may_end[rows])
+                ends, closes = (None if given is None else given[rows] for given in (may_end, closing))
+                drawn = self._draw_piece(raw[piece], uniforms[rows], ends, closes)
                 tokens.append(drawn[0])
                 stats.append(drawn[1])
         return agreed(torch.cat(tokens)), torch.cat(stats)
 
-    def _draw_piece(self, raw: Tensor, uniforms: Tensor, may_end: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _draw_piece(
+        self, raw: Tensor, uniforms: Tensor, may_end: Tensor | None, closing: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         logits = self.rule.apply(raw)
         parts = self.rule.parts(logits, may_end)
         weights = parts.weights
@@ -190,6 +196,8 @@ class _Generation:
             weights = weights.masked_fill(kept == -torch.inf, 0.0)
         greedy = self.sampling.temperature == 0
         tokens = weights.argmax(-1) if greedy else sample_weights(weights, uniforms)
+        if closing is not None:
+            tokens = tokens.masked_fill(closing, self.policy.stop_id)
         stats = token_stats(logits, tokens, self.rule.forbidden(may_end), parts)
         return tokens, torch.stack([getattr(stats, f.name) for f in fields(TokenStats)], 1)
 
@@ -197,9 +205,13 @@ class _Generation:
         """Write the drawn tokens down, take out rows that are finished; the tokens of the rows that go on."""
         rows, steps = torch.arange(len(tokens), device=self.device), self.steps.to(self.device)
         self.ids[rows, steps], self.stats[rows, :, steps] = tokens, stats
-        ended = self.engine.ends(tokens, self.rows, self.steps)
+        ended = self.engine.ends(tokens, self.rows, self.steps) | self.closing
         self.steps += 1
-        ended |= self._stopped()
+        stopped = self._stopped()
+        if self.sampling.train_stop:
+            self.closing = stopped & ~ended & (self.steps < self.sampling.max_new_tokens)
+            stopped &= ~self.closing
+        ended |= stopped
         finished = ended | (self.steps == self.sampling.max_new_tokens)
         for slot in finished.nonzero().squeeze(1).tolist():
             length = int(self.steps[slot])
@@ -223,8 +235,8 @@ class _Generation:
     def _leave(self, tokens: Tensor, stays: Tensor) -> Tensor:
         holes, movers, left = moves(stays)
         self.decoder.leave(holes, movers, left)
-        for state in (self.rows, self.steps, self.uniforms, self.ids, self.stats, tokens):
+        for state in (self.rows, self.steps, self.closing, self.uniforms, self.ids, self.stats, tokens):
             state[holes.to(state.device)] = state[movers.to(state.device)]
-        self.rows, self.steps, self.uniforms = self.rows[:left], self.steps[:left], self.uniforms[:left]
-        self.ids, self.stats = self.ids[:left], self.stats[:left]
+        self.rows, self.steps, self.closing = self.rows[:left], self.steps[:left], self.closing[:left]
+        self.uniforms, self.ids, self.stats = self.uniforms[:left], self.ids[:left], self.stats[:left]
         return tokens[:left]

@@ -24,6 +24,7 @@ from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights
 from rlif_lightning.sampling import Sampling, request_seed
 
 OURS = ("model", "load_format", "logprobs_mode", "worker_extension_cls")
+BIAS = -100.0  # the lowest that vLLM takes
 NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
@@ -66,8 +67,16 @@ class VLLMEngine(RolloutEngine):
     def setup(self, policy: PolicyModel, seed: int) -> None:
         self.policy, self.seed = policy, seed
 
+    def check(self, sampling: Sampling) -> None:
+        if sampling.stop and sampling.min_new_tokens:
+            raise ValueError(
+                f"sampling.stop={list(sampling.stop)} with min_new_tokens={sampling.min_new_tokens}: vLLM does not look"
+                " for stop strings before that many tokens, unlike the native engine; set one of them only"
+            )
+
     @torch.no_grad()
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
+        self.check(sampling)
         self.synchronize()
         drawn = all_process_attempt(lambda: self._draw(prompts, group_size, sampling, step))
         settings = (group_size, sampling, self.scoring_tokens, self.max_ratio)
@@ -78,7 +87,7 @@ class VLLMEngine(RolloutEngine):
     def _draw(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Sequence[Drawn]:
         """This rank's completions, prompt-major."""
         assert self.sampler is not None
-        self._check(prompts, sampling, self.sampler.max_length)
+        self._check_length(prompts, sampling, self.sampler.max_length)
         ids = [each.tolist() for each in prompts.token_ids]
         rows = prompts.index.tolist()
         requests = [self.request(sampling, group_size, request_seed(self.seed, step, row)) for row in rows]
@@ -115,8 +124,16 @@ class VLLMEngine(RolloutEngine):
             "stop": list(sampling.stop),
             "stop_token_ids": self.policy.eos_ids,
             "logprobs": 0,  # the drawn token's alone
+            "logit_bias": self._no_tokens(),
             **NEUTRAL,
         }
+
+    def _no_tokens(self) -> dict[int, float] | None:
+        """A bias that leaves ids beyond the tokenizer e^-100 of their odds, under ``vocabulary: tokenizer``."""
+        if self.policy.num_tokens is None:
+            return None
+        size = self.policy.causal_lm.config.get_text_config().vocab_size
+        return dict.fromkeys(range(self.policy.num_tokens, size), BIAS) or None
 
     def _start(self) -> LocalVLLM | VLLMServer:
         if num_processes() > 1:
@@ -124,20 +141,21 @@ class VLLMEngine(RolloutEngine):
                 "engine VLLMEngine works in one process, and there are several; start a vLLM server, which they can"
                 " share, and use --config configs/engine/vllm_server.yaml (docs/vllm.md)"
             )
-        return LocalVLLM(self.policy.causal_lm.name_or_path, self.options)
+        return LocalVLLM(self.policy.causal_lm.name_or_path, self.local_options())
+
+    def local_options(self) -> dict[str, Any]:
+        """Arguments of ``vllm.LLM``: the policy's revision, for its configuration and its tokenizer, and the user's."""
+        settings = self.policy.settings
+        given = {"revision": settings.revision, "tokenizer_revision": settings.revision}
+        return {**given, "trust_remote_code": settings.trust_remote_code, **self.options}
 
     @staticmethod
-    def _check(prompts: Prompts, sampling: Sampling, max_length: int) -> None:
+    def _check_length(prompts: Prompts, sampling: Sampling, max_length: int) -> None:
         needed = max(map(len, prompts.token_ids)) + sampling.max_new_tokens
         if needed > max_length:
             raise ValueError(
                 f"vLLM's max_model_len={max_length} is less than the longest prompt and sampling.max_new_tokens="
                 f"{sampling.max_new_tokens} together, {needed}: it would cut completions; raise max_model_len"
-            )
-        if sampling.stop and sampling.min_new_tokens:
-            raise ValueError(
-                f"sampling.stop={list(sampling.stop)} with min_new_tokens={sampling.min_new_tokens}: vLLM does not look"
-                " for stop strings before that many tokens, unlike the native engine; set one of them only"
             )
 
     def _check_gap(self, rollout: Rollout, sampling: Sampling) -> None:

@@ -3,42 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers.core_model_loading import revert_weight_conversion
 
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import whole_tensor
 from rlif_lightning.parallel.passes import let_go
 
+WRAPPED = "base_layer"  # peft's name for what a wrapper is around
+
 
 def merged_weights(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
     """Every weight once, by the name that the model's checkpoint has for it (a tied weight by its first name).
 
-    Under LoRA the adapters are added to what is yielded; the policy's own weights are left alone. Of a policy that is
-    divided between ranks each weight is gathered by itself (a collective: every rank goes through all of them).
+    transformers keeps some weights in another form than the checkpoint, such as all experts of a layer in one tensor;
+    they are taken apart again, a layer at a time. Under LoRA the adapters are added to what is yielded; the policy's
+    own weights are left alone. Of a policy that is divided between ranks each weight is gathered by itself (a
+    collective: every rank goes through all of them).
+
+    Raises:
+        ValueError: adapters on the experts of a divided policy, whose parts cannot be merged.
     """
     let_go(policy)
-    adapted = _adapted(policy.causal_lm)
+    for _, layer in groupby(_whole_weights(policy.causal_lm), key=lambda item: _layer_of(item[0])):
+        yield from revert_weight_conversion(policy.causal_lm, dict(layer)).items()
+
+
+def _whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every weight once by its name in the model without adapters, with its adapters added."""
+    adapters = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
     seen: set[int] = set()
-    for name, weight in policy.causal_lm.state_dict(keep_vars=True).items():
-        layer, _, leaf = name.rpartition(".")
+    for name, weight in model.state_dict(keep_vars=True).items():
         if id(weight) in seen or "lora_" in name:
             continue
         seen.add(id(weight))
+        layer, _, leaf = name.rpartition(".")
         whole = whole_tensor(weight.detach())
-        module = adapted.get(layer.removesuffix(".base_layer"))
-        if module is not None and leaf == "weight":
+        for module in _wrappers(layer, leaf, adapters):
             for adapter in module.active_adapters:
-                whole = whole + whole_tensor(module.get_delta_weight(adapter)).to(whole.dtype)
-        yield name.replace(".base_layer.", "."), whole.detach()
+                whole = whole + _delta(name, module, adapter).to(whole.dtype)
+        yield ".".join(part for part in name.split(".") if part != WRAPPED), whole.detach()
 
 
-def _adapted(model: nn.Module) -> dict[str, Any]:
-    """Layers with adapters (peft's linear layers), by name."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+def _wrappers(layer: str, leaf: str, adapters: dict[str, Any]) -> Iterator[Any]:
+    """peft's wrappers around a layer that adapt its parameter ``leaf``; it nests one wrapper per parameter."""
+    while layer.endswith(f".{WRAPPED}"):
+        layer = layer.removesuffix(f".{WRAPPED}")
+        # Those around a layer adapt its weight, those around a module of experts the parameter that they name.
+        if layer in adapters and getattr(adapters[layer], "parameter_name", "weight") == leaf:
+            yield adapters[layer]
+
+
+def _delta(name: str, module: Any, adapter: str) -> Tensor:
+    """What an adapter adds to a weight, whole."""
+    if getattr(module, "num_experts", 1) > 1 and isinstance(module.lora_A[adapter].weight, DTensor):
+        raise ValueError(
+            f"model.policy.lora adapts the experts {name}, which are divided between processes: their adapters cannot"
+            " be handed to vLLM; name other layers in model.policy.lora.target_modules, or use NativeEngine"
+        )
+    return whole_tensor(module.get_delta_weight(adapter))
+
+
+def _layer_of(name: str) -> str:
+    """The name up to its first number, that of a layer; empty outside of layers."""
+    parts = name.split(".")
+    return next((".".join(parts[: i + 1]) for i, part in enumerate(parts) if part.isdigit()), "")
 
 
 @torch.no_grad()

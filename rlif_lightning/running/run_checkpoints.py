@@ -62,6 +62,11 @@ class RunCheckpoints(Checkpoint):
         """Find the folder (a collective), and see that somebody calls :meth:`on_step_end`."""
         if stage != "fit":
             return
+        if self.monitor is not None and self.monitor.startswith("val") and trainer.limit_val_batches == 0:
+            raise ValueError(
+                f"monitor={self.monitor!r} is of evaluations, and trainer.limit_val_batches=0 makes none; evaluate, or"
+                " set monitor to null"
+            )
         if not isinstance(trainer._signal_connector, StopSignals):
             raise TypeError("RunCheckpoints saves at the ends of steps, which needs rlif_lightning.trainer.RLIFTrainer")
         self.signals = trainer._signal_connector

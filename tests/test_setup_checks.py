@@ -1,0 +1,142 @@
+"""Mistakes that need no model output to be found are told before anything is sampled, whatever the command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from test_cli import base, refused
+from test_configs import build
+from test_run import BASE
+from transformers import AutoTokenizer
+
+from rlif_lightning import cli
+from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO
+from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.sampling import Sampling
+
+
+class NeverAsked(NativeEngine):
+    """Fails the test if a completion is asked for."""
+
+    def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
+        raise AssertionError("something was sampled before the mistake was told")
+
+
+ENGINE = "--model.engine=test_setup_checks.NeverAsked"
+
+
+def early(capsys, folder, *arguments: str, command: str = "fit", compare: bool = True) -> str:
+    """What is printed, with the evaluation before training that ``fit`` makes by default."""
+    comparing = ["--compare=true" if compare else "--compare=false"] if command == "fit" else []
+    kept = base("--compare") if command == "fit" else base("--compare", "limit_train")
+    return refused(capsys, command, *kept, *comparing, f"--trainer.default_root_dir={folder}", ENGINE, *arguments)
+
+
+def rewards(**heads: dict) -> str:
+    return f"--model.rewards={json.dumps(heads)}"
+
+
+HASH = {"kind": "hash"}
+GOLD = {"head": {"class_path": "GoldAnswer", "init_args": {"gold_extractor": HASH}}}
+ELSEWHERE = {"head": {"class_path": "GoldAnswer", "init_args": {"column": "solution"}}}
+EXPORTER = ["--trainer.callbacks+=HFExporter", "--trainer.callbacks.merge_lora=true"]
+SCHEDULER = ["--trainer.callbacks+=KLCovScheduler", "--trainer.callbacks.weight={kind: constant, start: 0.1}"]
+GUARD = ["--trainer.callbacks+=CollapseGuard", "--trainer.callbacks.action=adjust"]
+MISTAKES = {
+    "cosine": (["--model.lr_schedule=cosine", "--model.warmup_steps=50", "--trainer.max_steps=8"], "needs its length"),
+    "evaluation's gold": (['--model.evaluation.gold_extractor={"kind": "hash"}'], "has an empty gold answer"),
+    "reward's gold": ([rewards(gold=GOLD)], "has an empty gold answer"),
+    "reward's column": ([rewards(gold=ELSEWHERE)], "column 'solution' is not in the data set"),
+    "tests": ([rewards(tests={"head": "CodeTests"})], "no tests"),
+    "inputs": ([rewards(vote={"head": "BehaviourVote"})], "has no inputs to compare behaviour on"),
+    "subsets": (["--model.evaluation.subset_column=level"], "subset_column='level' is not in the data set"),
+    "updates": (["--model.updates_per_rollout=1"], "makes KL-Cov do nothing"),
+    "truncation": (["--model.sampling.top_k=5"], "truncated sampling biases"),
+    "batch": (["--data.prompts_per_step=24"], "the train split has only 16 prompts"),
+    "group of one": (["--data.group_size=1"], "group_size=1 leaves model.advantage=GDPO nothing to compare"),
+    "votes": (["--model.rewards.vote.head.min_parseable=5"], "min_parseable=5 is more than data.group_size=4"),
+    "line": (["--data.group_size=2", "--model.rewards.certainty.length=neutral"], "keeps nothing of a group of 2"),
+    "export": (EXPORTER, "merge_lora=true, but model.policy.lora is null"),
+    "schedule": ([*SCHEDULER, "--model.objective=Clipped"], "KLCovScheduler needs model.objective=KLCov"),
+    "clipping": (["--trainer.gradient_clip_val=1.0"], "set model.max_grad_norm instead"),
+    "accumulation": (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches=2 is not used"),
+    "length": (["--model.schedule_steps=20"], "schedule_steps=20 has no effect with lr_schedule=constant"),
+    "overlong": (["--data.overlong=filter"], "overlong=filter leaves nothing out without max_prompt_tokens"),
+    "scale": ([*GUARD, "--trainer.callbacks.scale={objective.nothing: 0.5}"], "scale names 'objective.nothing'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_fit_tells_a_mistake_before_its_first_evaluation(capsys, tmp_path, mistake):
+    arguments, message = MISTAKES[mistake]
+    assert message in early(capsys, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (["RunCheckpoints", "monitor=val/accuracy"], "monitor='val/accuracy' is of evaluations"),
+        (["LabelFreeStopping", "signals=validation"], "signals=validation looks at validations"),
+        (["HFExporter", "monitor=val/accuracy"], "is read after evaluations"),
+    ],
+)
+def test_a_callback_that_waits_for_evaluations_needs_some(capsys, tmp_path, callback, message):
+    kind, setting = callback
+    arguments = [f"--trainer.callbacks+={kind}", f"--trainer.callbacks.{setting}", "--trainer.limit_val_batches=0"]
+    assert message in early(capsys, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize("mistake", ["evaluation's gold", "subsets"])
+def test_fit_without_a_comparison_tells_a_mistake_of_later_evaluations(capsys, tmp_path, mistake):
+    arguments, message = MISTAKES[mistake]
+    assert message in early(capsys, tmp_path, *arguments, compare=False)
+
+
+@pytest.mark.parametrize("mistake", ["evaluation's gold", "reward's gold"])
+def test_preflight_tells_what_it_could_not_judge(capsys, tmp_path, mistake):
+    arguments, message = MISTAKES[mistake]
+    assert message in early(capsys, tmp_path, *arguments, command="preflight")
+
+
+def test_a_mistake_in_training_s_settings_does_not_keep_validate_from_measuring(tmp_path):
+    kept = [*base("--compare", "limit_train"), f"--trainer.default_root_dir={tmp_path}", "--data.group_size=1"]
+    run = cli.main(["validate", *kept, "--model.lr_schedule=cosine", "--trainer.limit_val_batches=1"])
+    assert "val/accuracy" in run.trainer.callback_metrics
+
+
+@pytest.mark.parametrize("advantage", [GDPO(), GDPO("sample"), GDPO("token"), GRPO(), DrGRPO(), RLOO()])
+def test_a_group_of_one_has_no_advantage_and_is_refused_by_name(advantage):
+    alone, lengths = torch.tensor([[[1.0], [2.0], [5.0]]]), torch.ones(3, 1)
+    assert not advantage(alone, torch.ones(1), lengths).any()
+    with pytest.raises(ValueError, match=rf"group_size=1 leaves model.advantage={type(advantage).__name__}"):
+        advantage.check(1)
+    advantage.check(2)
+
+
+def test_vllm_s_sampling_is_checked_before_vllm_is_asked_for(capsys, tmp_path):
+    """Also where evaluation alone samples in a way that vLLM does not have."""
+    sampling = "--model.evaluation.sampling={max_new_tokens: 8, min_new_tokens: 3, stop: ['#']}"
+    kept = [
+        *base("--compare"),
+        "--compare=false",
+        f"--trainer.default_root_dir={tmp_path}",
+        "--model.engine=VLLMEngine",
+    ]
+    assert "vLLM does not look for stop strings" in refused(capsys, "fit", *kept, sampling)
+
+
+def test_data_s_tokenizer_is_of_the_policy_s_revision(monkeypatch):
+    run = build([*BASE, "--model.policy.revision=next"])
+    assert run.datamodule.revision == "next"
+    asked, original = [], AutoTokenizer.from_pretrained
+
+    def from_pretrained(*arguments, revision, **others):
+        asked.append(revision)
+        return original(*arguments, **others)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    run.datamodule._format()
+    assert asked == ["next"]
