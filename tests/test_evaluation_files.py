@@ -85,7 +85,9 @@ def test_a_table_with_intervals_and_subsets(tmp_path, capsys, command, stage):
 
 def test_an_unknown_subset_column_is_told_in_one_line(tmp_path, capsys):
     arguments = [*base("--compare"), f"--trainer.default_root_dir={tmp_path}", "--model.evaluation.subset_column=level"]
-    assert "subset_column='level' is not in the validation split; its columns are" in refused(capsys, "validate", *arguments)
+    assert "subset_column='level' is not in the validation split; its columns are" in refused(
+        capsys, "validate", *arguments
+    )
 
 
 def test_nothing_is_written_in_a_fast_dev_run(tmp_path):
