@@ -278,6 +278,13 @@ def test_messages_are_joined_without_a_chat_template_and_turns_with_one(tokenize
     assert few.texts[0] == "be brief\n\n5+5=10\n\n0+1="
 
 
+def test_turns_that_a_chat_template_refuses_are_told(tmp_path):
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT
+    settings = {"prompt_column": "prompt", "chat": True}
+    with pytest.raises(ValueError, match=r"refuses the turns \['system', 'user'\] of '0\+1=': no system role; change"):
+        ready(Rows(VERL), save_tokenizer(tmp_path, strict), **settings)
+
+
 def test_a_conversation_keeps_its_turns(chat_tokenizer):
     turns = [("user", "1+1="), ("assistant", "2"), ("user", "and 2+2=")]
     row = {"prompt": [{"role": role, "content": text} for role, text in turns]}

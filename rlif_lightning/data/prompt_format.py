@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlif_lightning.data.columns import column_names, has_column
@@ -61,7 +62,14 @@ class PromptFormat:
         for text, answer in shots:
             turns += [("user", text), ("assistant", answer)]
         messages = [{"role": role, "content": text} for role, text in [*turns, *before, ("user", question)]]
-        return str(self.chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        try:
+            return str(self.chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except TemplateError as error:  # some know no system turn, some want the others to alternate
+            roles = [message["role"] for message in messages]
+            raise ValueError(
+                f"chat=true: the tokenizer's chat template refuses the turns {roles!s:.200} of {question!r:.100}:"
+                f" {error}; change the messages, or set chat=false"
+            ) from error
 
     def _fill(self, prompt: str, row: dict[str, Any]) -> str:
         return _Fields().vformat(self.template, (), {**row, "prompt": prompt})
