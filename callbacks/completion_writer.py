@@ -115,7 +115,9 @@ class CompletionWriter(Callback):
             record["advantage"] = advantages[row]
             if pl_module.answer_column is not None:
                 gold = str(rollout.prompts.columns[pl_module.answer_column][row // rollout.group_size])
-                record["correct"] = is_correct(record["answer"], evaluation.gold_extractor(gold))
+                record["correct"] = is_correct(
+                    record["answer"], evaluation.gold_extractor(gold), evaluation.equivalence
+                )
                 record |= {"gold": gold} if self.write_gold else {}
         return [{**place, **record} for record in records]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from rlif_lightning.answers.code_tasks import TEST_COLUMNS, CodeExtractor
 from rlif_lightning.answers.code_verdicts import announced, pass_rates
-from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct, open_clusters
+from rlif_lightning.answers.final_answers import AnswerExtractor, check_equivalence, is_correct, open_clusters
 from rlif_lightning.sandbox.pool import Sandbox
 
 # Deep or endless literals are not answers; also keeps Python's parser far from its own limits.
@@ -56,19 +56,25 @@ class Checker(ABC):
 
 
 class AnswerChecker(Checker):
-    """Answers that mean the same as the gold answer are right (see ``final_answers.py``).
+    """Answers that mean the same as the gold answer are right (see ``clusters.py``).
 
     Args:
         extractor: finds the final answer of a completion.
         gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
+        equivalence: ``exact``, or ``math_verify`` to accept numbers rounded to six digits too, as that library does.
+
+    Raises:
+        ValueError: an unknown equivalence.
     """
 
     def __init__(
         self,
         extractor: AnswerExtractor = AnswerExtractor(),
         gold_extractor: AnswerExtractor = AnswerExtractor("text"),
+        equivalence: str = "exact",
     ):
-        self.extractor, self.gold_extractor = extractor, gold_extractor
+        check_equivalence(equivalence)
+        self.extractor, self.gold_extractor, self.equivalence = extractor, gold_extractor, equivalence
 
     def answer(self, text: str) -> str | None:
         """The final answer that the extractor finds."""
@@ -83,7 +89,7 @@ class AnswerChecker(Checker):
     ) -> list[bool]:
         """Whether each answer is equivalent to the gold one."""
         gold = [self.gold_extractor(str(problem[gold_column])) for problem in problems]
-        return [is_correct(answer, truth) for answer, truth in zip(answers, gold, strict=True)]
+        return [is_correct(answer, truth, self.equivalence) for answer, truth in zip(answers, gold, strict=True)]
 
 
 class LiteralChecker(Checker):
