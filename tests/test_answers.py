@@ -192,13 +192,16 @@ def test_cluster_numbers_by_frequency_then_alphabet():
     assert cluster(["\\frac{1}{2}", "0.5", "0.50", "2"]) == [0, 0, 0, 1]
 
 
-def test_cluster_compares_with_the_representative_only():
-    """1/3 equals both decimals by rounding, the decimals differ: chaining would merge all three."""
-    assert equivalent("1/3", "0.333333")
-    assert equivalent("1/3", "0.3333334")
-    assert not equivalent("0.333333", "0.3333334")
-    assert cluster(["0.3333334", "1/3", "0.333333"]) == [1, 0, 0]
-    assert cluster(["0.3333334", "1/3", "0.333333", "1/3"]) == [0, 0, 0, 0]
+def test_rounding_counts_in_evaluation_alone_and_only_if_asked_for():
+    """22/7 is not 3.142857, though math-verify says so; in a vote a decimal equals a fraction only if exactly."""
+    for fraction, decimal in [("22/7", "3.142857"), ("1/3", "0.333333"), (r"\sqrt{2}", "1.414214")]:
+        assert not equivalent(fraction, decimal)
+        assert equivalent(fraction, decimal, "math_verify")
+        assert equivalent(decimal, fraction, "math_verify")
+        assert cluster([fraction, decimal]) != [0, 0]
+    assert not equivalent("22/7", "3.1428", "math_verify")
+    with pytest.raises(ValueError, match="equivalence='loose'.*math_verify"):
+        equivalent("1", "1", "loose")
 
 
 @settings(max_examples=40, deadline=None)

@@ -121,7 +121,8 @@ def test_fork_starts_a_worker_of_its_own():
 def test_verdicts_are_remembered_whatever_the_order(monkeypatch):
     asked = []
     monkeypatch.setattr(library, "ask", lambda strings: asked.append(strings) or ask(strings))
-    assert [equivalent("a+b", "b+a"), equivalent("b+a", "a+b"), equivalent("a +b", "b+ a")] == [True] * 3
+    a, b = r"\sum_{k=1}^{4} k", r"\sum_{k=1}^{4} k^1"
+    assert [equivalent(a, b), equivalent(b, a), equivalent(a + " ", b.replace("=", " = "))] == [True] * 3
     assert sorted(map(len, asked)) == [1, 1, 2]
 
 
@@ -156,7 +157,7 @@ def test_interrupt_leaves_no_stale_reply():
 @pytest.mark.parametrize("end", ["sys.exit()", "os.kill(os.getpid(), 9)"])
 def test_worker_ends_with_its_parent(end):
     code = (
-        "import os, sys; from rlif_lightning import math_process as m; m.ask(['x+1', '1+x']);"
+        "import os, sys; from rlif_lightning.answers import math_verify_process as m; m.ask(['x+1', '1+x']);"
         f"print(m._workers[os.getpid()]._process.pid, flush=True); {end}"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlif_lightning.answers.clusters import check_equivalence, is_correct, open_clusters
 from rlif_lightning.answers.code_tasks import TEST_COLUMNS, CodeExtractor
 from rlif_lightning.answers.code_verdicts import announced, pass_rates
-from rlif_lightning.answers.final_answers import AnswerExtractor, check_equivalence, is_correct, open_clusters
+from rlif_lightning.answers.extraction import AnswerExtractor
 from rlif_lightning.sandbox.pool import Sandbox
 
 # Deep or endless literals are not answers; also keeps Python's parser far from its own limits.

@@ -1,8 +1,9 @@
 """Which answers mean the same: two of them (``equivalent``), or those of one group (``open_clusters``).
 
-Between two answers what one of them leaves out does not count: 18 equals "18 marbles", and 5 equals ``x=5``. In a group
-that rule would call 5 km and 5 m equal by way of 5. There an answer that leaves something out joins those that say it only
-if they all say the same: with 5 km, 5 m and 5 there are three clusters. The same for every order of the answers.
+Between two answers what one of them leaves out does not count: 18 equals "18 marbles", and 5 equals ``x=5``. In a
+group that rule would call 5 km and 5 m equal by way of 5. There an answer that leaves something out joins those that
+say it only if they all say the same: with 5 km, 5 m and 5 there are three clusters. The same for every order of the
+answers.
 
 Left out: the meaning of free text (see a judge head).
 """

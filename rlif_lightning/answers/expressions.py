@@ -1,48 +1,20 @@
 r"""Read a mathematical expression, in LaTeX or plain text, into a small tree.
 
-Read in this order: ``parse`` (string -> tree), ``_tokens`` (string -> tokens), ``_Parser``. A tree is a tuple whose first
-item names the node: ``("num", Fraction)``, ``("var", name)``, ``("const", "pi")``, or an operation and its arguments.
-``values.py`` computes with it. What is not certain to be read as it was meant raises ``Unreadable``.
+Read in this order: ``parse`` (string -> tree), then ``_Parser`` from sums down to one factor. A tree is a tuple whose
+first item names the node: ``("num", Fraction)``, ``("var", name)``, ``("const", "pi")``, or an operation and its
+arguments. ``values.py`` computes with it. What is not certain to be read as it was meant raises ``Unreadable``.
 
 Left out: sums, integrals, limits, matrices inside expressions, and functions with names of their own.
 """
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 
-Node = tuple
+from rlif_lightning.answers.expression_tokens import Node, Unreadable, tokens
 
 # Deeper nesting is no answer; the bound keeps recursion far from Python's limit.
 _MAX_DEPTH = 40
-
-_FUNCTIONS = {
-    *("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp", "log", "ln", "lg"),
-    *("arcsin", "arccos", "arctan"),
-}
-_GREEK = {
-    *("alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda"),
-    *("mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta"),
-    *("Lambda", "Sigma", "Phi", "Psi", "Omega", "ell"),
-}
-_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-_OPERATORS = {r"\cdot": "*", r"\times": "*", r"\ast": "*", r"\div": "/", "*": "*", "/": "/"}
-
-_TOKEN = re.compile(
-    r"(?P<based>[0-9][0-9A-F]*(?:\.[0-9A-F]+)?_(?:\{\s*(?P<base>[0-9]{1,2}|[a-z]+)\s*\}|(?P<digit>[0-9])))"
-    r"|(?P<mixed>[0-9]+ [0-9]+/[0-9]+(?![0-9.]))"
-    r"|(?P<repeating>[0-9]*\.[0-9]*\\(?:overline|bar)\s*\{[0-9]+\})"
-    r"|(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z]))?)"
-    r"|(?P<command>\\(?:[A-Za-z]+|.))"
-    r"|(?P<letters>[A-Za-z]+)"
-    r"|(?P<symbol>[-+*/^_(){}\[\]|!°%])"
-    r"|(?P<space>\s+)"
-)
-
-
-class Unreadable(Exception):
-    """What stands there is no expression that can be read with certainty."""
 
 
 def parse(text: str) -> Node:
@@ -51,83 +23,11 @@ def parse(text: str) -> Node:
     Raises:
         Unreadable: it is not read with certainty.
     """
-    parser = _Parser(_tokens(text))
+    parser = _Parser(tokens(text))
     node = parser.sum()
     if parser.kind:
         raise Unreadable(text)
     return node
-
-
-def _tokens(text: str) -> list[tuple[str, str | Node]]:
-    """(kind, text) of each token; numbers, names and constants come as finished nodes of kind ``atom``."""
-    tokens: list[tuple[str, str | Node]] = []
-    position = 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise Unreadable(text)
-        position = match.end()
-        kind = match.lastgroup if match.lastgroup not in ("base", "digit") else "based"
-        if kind == "letters":
-            tokens += _letters(match[0])
-        elif kind == "command":
-            tokens.append(_command(match[0][1:]))
-        elif kind == "symbol":
-            tokens.append((match[0], match[0]))
-        elif kind != "space":
-            tokens.append(("number", _number(str(kind), match)))
-    return tokens
-
-
-def _number(kind: str, match: re.Match[str]) -> Node:
-    text = match[0]
-    if kind == "based":
-        digits, name = text.split("_")[0].lstrip("0") or "0", match["base"] or match["digit"]
-        base = _BASES.get(name) or (int(name) if name.isdigit() else 0)
-        if not 2 <= base <= 36 or (base <= 10 and not digits.replace(".", "").isdigit()):
-            raise Unreadable(text)
-        return ("var", f"{digits}_{base}")  # a numeral stands for itself: neither 1011 nor the same digits elsewhere
-    if kind == "mixed":
-        whole, part = text.split(" ")
-        top, bottom = map(int, part.split("/"))
-        if not 0 < top < bottom:
-            raise Unreadable(text)
-        return ("num", int(whole) + Fraction(top, bottom))
-    if kind == "repeating":
-        head, _, tail = text.partition("\\")
-        cycle = tail[tail.index("{") + 1 : -1]
-        decimals = len(head.partition(".")[2])
-        start = Fraction(head.strip(".") and Fraction(head if head[-1] != "." else head[:-1]))
-        return ("num", start + Fraction(int(cycle), (10 ** len(cycle) - 1) * 10**decimals))
-    return ("num", Fraction(text))
-
-
-def _letters(run: str) -> list[tuple[str, str | Node]]:
-    if run in _FUNCTIONS:
-        return [("function", run)]
-    if run in ("sqrt", "frac"):
-        return [(run, run)]
-    if run == "pi":
-        return [("atom", ("const", "pi"))]
-    if len(run) == 1 or (len(run) <= 3 and run.islower()):
-        return [("atom", ("const", letter) if letter in "ei" else ("var", letter)) for letter in run]
-    if run.isupper():
-        return [("atom", ("var", run))]  # a segment or a label, not a product
-    raise Unreadable(run)
-
-
-def _command(name: str) -> tuple[str, str | Node]:
-    if name == "pi":
-        return ("atom", ("const", "pi"))
-    if name in _GREEK:
-        return ("atom", ("var", name))
-    if name in _FUNCTIONS:
-        return ("function", name)
-    if "\\" + name in _OPERATORS:
-        return (_OPERATORS["\\" + name], name)
-    if name in ("frac", "sqrt", "binom", "overline", "lfloor", "rfloor", "lceil", "rceil"):
-        return (name, name)
-    raise Unreadable(name)
 
 
 class _Parser:
@@ -239,18 +139,13 @@ class _Parser:
             return self.subscripted(self.take(kind))  # type: ignore[arg-type]
         if kind in _CLOSERS:
             return self.group(kind)
-        if kind == "|":
-            return self.absolute()
-        if kind == "function":
-            return self.function()
         if kind in ("frac", "binom"):
             self.take()
             return ("div" if kind == "frac" else "binom", self.argument(), self.argument())
-        if kind == "sqrt":
-            return self.root()
-        if kind == "overline":
-            return self.segment()
-        raise Unreadable(kind)
+        readers = {"|": self.absolute, "function": self.function, "sqrt": self.root, "overline": self.segment}
+        if kind not in readers:
+            raise Unreadable(kind)
+        return readers[kind]()
 
     def group(self, opener: str) -> Node:
         """A sum in brackets."""

@@ -72,8 +72,8 @@ def _last_by_pattern(pattern: str, text: str) -> str | None:
 @lru_cache
 def _warn_once(pattern: str) -> None:
     warnings.warn(
-        f"pattern={pattern!r} took over {PATTERN_SECONDS} s of CPU time on a text, which counts as one without an answer;"
-        " nested repetitions such as (a+)+ are the usual cause",
+        f"pattern={pattern!r} took over {PATTERN_SECONDS} s of CPU time on a text, which counts as one without an"
+        " answer; nested repetitions such as (a+)+ are the usual cause",
         stacklevel=4,
     )
 

@@ -30,6 +30,8 @@ _LETTERS = re.compile(
 )
 _DECIMAL = re.compile(r"[0-9]\.[0-9]|(?<![0-9])\.[0-9]")
 _BRACKETS = re.compile(r"\\[{}]|[()\[\],]")
+_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|approx|in)(?![A-Za-z])")
+_INDEX = re.compile(r"_\{[^{}]*\}")
 _COMPUTED = ("value", "function", "list", "sequence")
 
 
@@ -111,6 +113,8 @@ def _same_form(x: Reading, y: Reading) -> bool:
 def _believable(a: str, b: str, rounding: bool) -> bool:
     if not (_MATHS.search(a) and _MATHS.search(b)):
         return False
+    if any(_RELATION.search(_INDEX.sub("", text)) for text in (a, b)):
+        return False  # it compares one side of them, or calls two wrong statements equal
     if not rounding and bool(_DECIMAL.search(a)) != bool(_DECIMAL.search(b)):
         return False
     return all(Counter(pattern.findall(a)) == Counter(pattern.findall(b)) for pattern in (_NUMERAL, _BRACKETS)) and set(

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
-from rlif_lightning.answers.expressions import Unreadable, parse
+from rlif_lightning.answers.expression_tokens import Unreadable
+from rlif_lightning.answers.expressions import parse
 from rlif_lightning.answers.reading import Reading, ordered, required, unordered, with_unit
 from rlif_lightning.answers.relations import read_relation
 from rlif_lightning.answers.spelling import MAX_LENGTH
@@ -49,11 +50,13 @@ _LETTER = re.compile(r"\(([A-Ja-e])\)[.:]? ?(?=[0-9\\$.-]|[A-Za-z]{2})")
 _CLOCK = re.compile(
     r"([0-9]{1,2})(?::([0-5][0-9]))?(?:\.0+)? ?([ap])\.? ?m\b\.?|([0-9]{1,2}):([0-5][0-9])", re.IGNORECASE
 )
-_TWO_LETTER_WORDS = set(
-    "am an as at be by do go he hi if in is it me my no of oh ok on or ox so to up us we pm".split()
-)
+_TWO_LETTER_WORDS = {
+    *("am", "an", "as", "at", "be", "by", "do", "go", "he", "hi", "if", "in", "is", "it", "me", "my", "no", "of", "oh"),
+    *("ok", "on", "or", "ox", "pm", "so", "to", "up", "us", "we"),
+}
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 _MATRIX = re.compile(r"\\begin\{([pb])matrix\}(.*?)\\end\{\1matrix\}")
+_NUMBERED = re.compile(r"[-+]?(?:\\?\$)?[0-9.]+ .*[A-Za-z]{2,}$")
 _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])\s*")
 
 
@@ -131,11 +134,16 @@ def _read_clock(text: str, depth: int) -> Reading | None:
 
 def _read_list(text: str, depth: int) -> Reading | None:
     parts = split_top(text, _SEPARATOR)
-    if not 1 < len(parts) <= _MAX_PARTS:
+    if not 1 < len(parts) <= _MAX_PARTS or _counted(parts):
         return None
     if not all(parts):
         raise Unreadable(text)
     return unordered([_read(part, depth + 1) for part in parts])
+
+
+def _counted(parts: list[str]) -> bool:
+    """Whether it is one number of several things: "18 pencils and crayons"."""
+    return bool(_NUMBERED.match(parts[0])) and all(_WORDS.fullmatch(part) and part != "pi" for part in parts[1:])
 
 
 def split_top(text: str, separator: re.Pattern[str]) -> list[str]:
@@ -185,7 +193,7 @@ def _read_brackets(text: str, depth: int) -> Reading | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opened before ``start`` closes; -1 if it does not. Ends of intervals may differ in kind."""
+    """Where the bracket that opened before ``start`` closes; -1 if it does not. ``[0,1)`` closes too."""
     depth = 1
     for match in _BRACKET.finditer(text, start):
         depth += -1 if match[0][-1] in ")]}" else 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from rlif_lightning.answers.expressions import Unreadable
+from rlif_lightning.answers.expression_tokens import Unreadable
 from rlif_lightning.answers.values import Key
 
 
@@ -88,12 +88,14 @@ def unordered(parts: list[Reading], distinct: bool = False) -> Reading:
 
 
 def ordered(parts: list[Reading], opener: str, closer: str) -> Reading:
-    """Values in brackets: a point, a vector, an interval.
+    """Values in brackets: a point, a vector, an interval; the one without ends is all real numbers.
 
     Raises:
         Unreadable: one of them is not known.
     """
     parts = required(parts)
+    if [part.key for part in parts] == [("infinite", -1), ("infinite", 1)]:
+        return Reading(("infinite", 0))
     key, core = (
         ("sequence", opener, closer, *(part.key for part in parts)),
         ("sequence", opener, closer, *(part.bare for part in parts)),

@@ -1,7 +1,7 @@
 r"""Equations and inequalities: ``x=5``, ``f(x)=x+1``, ``2x-y+3=0``, ``-2<x\le 3``, ``x\in[1,2]``.
 
-Read in this order: ``read_relation``, ``_equation``, ``_inequality``. A variable against a constant is the interval that
-it means; other relations are known up to a factor.
+Read in this order: ``read_relation``, ``_equation``, ``_inequality``. A variable against a constant is the interval
+that it means; other relations are known up to a factor.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from rlif_lightning.answers.expressions import Node, Unreadable, parse
+from rlif_lightning.answers.expression_tokens import Node, Unreadable
+from rlif_lightning.answers.expressions import parse
 from rlif_lightning.answers.reading import Reading, ordered, with_label
 from rlif_lightning.answers.values import letters, ratio_key
 
 _RELATION = re.compile(r"(\\(?:le|ge|ne|in)(?![A-Za-z])|[=<>])")
+_ROUNDED = re.compile(r"\\approx(?![A-Za-z])")
 _NAME = re.compile(
-    r"(?:[A-Za-z]+'?|\\[a-z]+ ?[A-Za-z]*)(?:\^\{?-1\}?)?\([^()=]*\)|[A-Za-z]{4,}(?: [A-Za-z]+)*|[A-Za-z]+(?: [A-Za-z]+)+"
+    r"(?:[A-Za-z]+'?|\\[a-z]+ ?[A-Za-z]*)(?:\^\{?-1\}?)?\([^()=]*\)"
+    r"|[A-Za-z]{4,}(?: [A-Za-z]+)*|[A-Za-z]+(?: [A-Za-z]+)+"
     r"|m?\\angle ?[A-Z]+|\([a-z](?:,[a-z])+\)"
 )
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
@@ -32,10 +35,11 @@ def read_relation(text: str, read: Callable[[str], Reading]) -> Reading | None:
     Raises:
         Unreadable: a side cannot be read.
     """
-    pieces = [piece.strip() for piece in _RELATION.split(text)]
+    exact = _ROUNDED.split(text)[0]  # what stands behind \\approx is the same value, rounded
+    pieces = [piece.strip() for piece in _RELATION.split(exact)]
     sides, signs = pieces[::2], pieces[1::2]
     if not signs:
-        return None
+        return read(exact.strip()) if exact != text else None
     if set(signs) == {"="}:
         return _equation(sides, read)
     if signs == [r"\in"]:
@@ -54,6 +58,8 @@ def _equation(sides: Sequence[str], read: Callable[[str], Reading]) -> Reading:
     if len(sides) > 2 and not _variable(first):
         raise Unreadable("more than one equals sign")
     name = _variable(first)
+    if name is None and _constant(first):
+        return _same_twice(read(first), read(last))
     if name is None:
         return Reading(ratio_key(_difference(first, last)))
     value = read(last)
@@ -63,6 +69,13 @@ def _equation(sides: Sequence[str], read: Callable[[str], Reading]) -> Reading:
         return _named(first, value)
     equation = ratio_key(("sub", parse(first), right))
     return Reading(equation) if name in letters(right) else with_label(_known(value), name, equation)
+
+
+def _same_twice(left: Reading, right: Reading) -> Reading:
+    """``0.56=56\\%``: one value, written in two ways."""
+    if left.key == right.key or left.key in right.alternates or right.key in left.alternates:
+        return left
+    raise Unreadable("two constants that differ")
 
 
 def _named(name: str, value: Reading) -> Reading:
@@ -113,7 +126,7 @@ def _inequality(sides: Sequence[str], signs: Sequence[str], read: Callable[[str]
 def _between(sides: Sequence[str], signs: Sequence[str], read: Callable[[str], Reading]) -> Reading:
     if signs[0] in (">", r"\ge"):
         sides, signs = sides[::-1], [_FLIPPED[sign] for sign in signs[::-1]]
-    name = _variable(sides[1])
+    name = sides[1] if _NAME.fullmatch(sides[1]) else _variable(sides[1])
     if name is None or not set(signs) <= {"<", r"\le"} or not (_constant(sides[0]) and _constant(sides[2])):
         raise Unreadable("not an interval")
     opener, closer = "[" if signs[0] == r"\le" else "(", "]" if signs[1] == r"\le" else ")"

@@ -1,7 +1,7 @@
 r"""One spelling for an answer: TeX, Unicode and markdown that say the same are written the same way.
 
-Read in this order: ``normalise``, then its steps in the order in which ``_pass`` takes them. No step changes the value of
-an answer. Units stay (``units.py`` reads them), for ``5 km`` is not ``5 m``.
+Read in this order: ``normalise``, then its steps in the order in which ``_pass`` takes them. No step changes the
+value of an answer. Units stay (``units.py`` reads them), for ``5 km`` is not ``5 m``.
 
 Left out: what an expression means (``expressions.py``), and languages other than English.
 """
@@ -75,12 +75,13 @@ _BEFORE_DELIMITERS = [
         (r"\\gt(?![A-Za-z])", ">"),
         (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
         (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),
-        (r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|\^\s*\{?\s*°\s*\}?", "°"),
+        (r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|\^\s*\{?\s*°\s*\}?", "°"),
         (r"\\%", "%"),
+        (r"\\phantom(?![A-Za-z])\s*(?:\{[^{}]*\}|.)", ""),
         (r"\\(?:pounds|textsterling)(?![A-Za-z])", "£"),
         (r"\\texteuro(?![A-Za-z])", "€"),
         (r"(?<=[0-9])\s*[x\u2715]\s*(?=10\s*\^)", r"\\times "),
-        (r"(?<=[0-9])\s*\*\s*10\s*\*\*\s*", r"\\times 10^"),
+        (r"\*\*", "^"),
         (r"(?<=[0-9)}])\s*\\(?:cdot|times)\s*", "*"),
         (r"(?<!\\)\\[,;: >]|\\q?quad(?![A-Za-z])|~", " "),  # the look-behind spares a matrix's row break
     ]
@@ -91,6 +92,7 @@ _SPACED_THOUSANDS = re.compile(r"(?<![0-9.,/])(?<![0-9] )[0-9]{1,3}(?: [0-9]{3})
 _SPACES = re.compile(r"\s*([-+=*/^:|<>({\[_])\s*|\s*([)}\]])(?:\s+(?![A-Za-z]))?")
 _SEPARATOR = re.compile(r"\s*([,;])\s*")
 _CHOICE = re.compile(r"\(\s*([A-Z]|[a-e])\s*\)")
+_OPTION = re.compile(r"(?:choice|option|answer) (?=\(?[A-J]\)?$)", re.IGNORECASE)
 _GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _DECIMAL = re.compile(r"([-+]?)([0-9]*)(?:\.([0-9]*))?")
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ ,'-]+[^\W\d_]+)*")
@@ -101,12 +103,12 @@ def normalise(answer: str) -> str:
     r"""Canonical spelling of an answer, without changing its value. Idempotent.
 
     Takes away surrounding whitespace, markdown emphasis, TeX's ``$``, a final period, ``\boxed{}``, ``\left``, TeX
-    spacing, ``\text{}``, "approximately", and spaces around operators and brackets. ``\dfrac`` becomes ``\frac``; ``½``,
-    ``√2``, ``π``, ``x²``, ``≥`` and full-width characters become TeX; degree and per cent signs become ``°`` and ``%``,
-    a dollar sign ``\$``. Thousands lose their commas and spaces (``1,234`` and ``28\,121\,600``, but ``81, 256`` and
-    ``(1,200)`` are lists), a plain number its leading + and needless zeros. Units stay. A choice loses its brackets
-    ("(A)", "(a)" -> "A"). Words alone are case-folded ("Yes" -> "yes"); letters in formulas keep their case. An answer of
-    more than 256 characters has its whitespace collapsed and nothing else.
+    spacing, ``\text{}``, "approximately", and spaces around operators and brackets. ``\dfrac`` becomes ``\frac``.
+    ``½``, ``√2``, ``π``, ``x²``, ``≥`` and full-width characters become TeX; degree and per cent signs become ``°``
+    and ``%``, a dollar sign ``\$``. Thousands lose their commas and spaces (``1,234`` and ``28\,121\,600``, but
+    ``81, 256`` and ``(1,200)`` are lists), a plain number its leading + and needless zeros. Units stay. A choice loses
+    its brackets ("(A)", "(a)" -> "A"). Words alone are case-folded ("Yes" -> "yes"); letters in formulas keep their
+    case. An answer of more than 256 characters has its whitespace collapsed and nothing else.
     """
     if _PLAIN.fullmatch(answer) and len(answer) <= MAX_LENGTH:
         return answer
@@ -134,6 +136,7 @@ def _pass(text: str) -> str:
     text = _APPROXIMATELY.sub("", text, count=1) if _APPROXIMATELY.match(text) else text
     text = _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), text)
     text = _separators(_SPACES.sub(r"\1\2", text)).strip()
+    text = _OPTION.sub("", text)
     if choice := _CHOICE.fullmatch(text):
         text = choice[1].upper()
     number = _DECIMAL.fullmatch(text)
@@ -194,7 +197,7 @@ def _unwrapped(text: str) -> str:
     """Without markdown around it, a final period, and a box around all of it."""
     text = text.strip()
     text = text.strip("*`") if text[:1] in "*`" or text[-1:] in "*`" else text
-    text = text.strip("_").rstrip(" .").strip()
+    text = text.strip("_").rstrip(" .,;").strip()
     text = re.sub(r"(?<=[A-Za-z0-9)}\]%°])\.(?=\$+$)", "", text)  # "$18.$"
     box = _BOX.fullmatch(text)
     return box[1] if box and _balanced(box[1]) else text

@@ -46,6 +46,8 @@ _SPELLINGS = {
     "kilometer/hour": "kph kmh",
     "%": "percent percentage",
     "°": "degree degrees deg",
+    "celsius": "°c",
+    "fahrenheit": "°f",
     "person": "people persons",
     "man": "men",
     "woman": "women",
@@ -74,7 +76,7 @@ _NO_UNIT = re.compile(
     r"(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|sqrt|frac|pi|inf|infinity|and|or|mod|to|if|where|when|a\.?m|p\.?m)\b",
     re.IGNORECASE,
 )
-_WORD = re.compile(r"(?<![\\A-Za-z_^{])[A-Za-z]+")
+_WORD = re.compile(r"(?<![\\A-Za-z_^{])[A-Za-z]+(?:-[A-Za-z]{2,})*")
 _TAIL = re.compile(r"[A-Za-z][A-Za-z .'/°-]*(?:\^\{?[23]\}?|-[0-9])?(?:/[A-Za-z]+(?:\^\{?[23]\}?)?)?(?: [A-Za-z .]*)?")
 _MONEY = re.compile(r"([-+]?)(?:US)?(\\\$|£|€|¥|₹|(?:USD|US\$|Rs\.?|EUR|GBP)(?= ?[0-9.]))\s*([-+]?)")
 _VALUE_END = re.compile(r"[0-9)}\]A-Za-z.!|°]$")

@@ -1,11 +1,12 @@
 """The value of an expression as a name that two expressions share exactly if they are equal.
 
-Read in this order: ``value_key`` and ``ratio_key``, then ``_Evaluation``. Numbers are exact fractions as long as they are
-rational; whatever else is computed to 60 digits. Letters stand for fixed pseudo-random fractions, so equal polynomials
-have equal values there, and different ones do not but by an accident of about one in 10^12. No algebra is done: the time
-is bounded by the length of the expression.
+Read in this order: ``value_key`` and ``ratio_key``, then ``evaluate``. Numbers are exact fractions as long as they
+are rational; whatever else is computed to 60 digits. Letters stand for fixed pseudo-random fractions, so equal
+polynomials have equal values there, and different ones do not but by an accident of about one in 10^12. No algebra is
+done: the time is bounded by the length of the expression.
 
-Left out: values too large to be written with a few million digits, which are unreadable.
+Left out: values too large to be written with a few million digits, which are unreadable. An irrational number below
+10^-45 is taken for 0, as rounding leaves it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any
 
 import mpmath
 
-from rlif_lightning.answers.expressions import Node, Unreadable
+from rlif_lightning.answers.expression_tokens import Node, Unreadable
 
 _DIGITS = 60
 _SIGNIFICANT = 40
+# Terms whose sizes differ by more than this factor, as a logarithm, are not added: about 10^35.
+_SWALLOWED = 80.0
 # Largest exact numerator or denominator, bits. Larger numbers are computed to 60 digits.
 _MAX_BITS = 4096
 _MAX_FACTORIAL = 10_000
@@ -180,9 +183,19 @@ def _logarithm(base: Any, value: Any) -> Any:
     return mpmath.log(_inexact(value)) / mpmath.log(_inexact(base))
 
 
+def _sum(a: Any, b: Any) -> Any:
+    """a + b, where both still count: what rounding would swallow is unreadable (``2^{5000}+1``)."""
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a + b
+    a, b = _inexact(a), _inexact(b)
+    if a and b and abs(mpmath.log(abs(a)) - mpmath.log(abs(b))) > _SWALLOWED:
+        raise Unreadable("a term is lost in rounding")
+    return a + b
+
+
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    "add": _binary(lambda a, b: a + b),
-    "sub": _binary(lambda a, b: a - b),
+    "add": _sum,
+    "sub": lambda a, b: _sum(a, -b),
     "mul": _binary(lambda a, b: a * b),
     "div": _binary(lambda a, b: a / b),
     "neg": lambda a: -a,
