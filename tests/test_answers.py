@@ -200,7 +200,7 @@ def test_rounding_counts_in_evaluation_alone_and_only_if_asked_for():
         assert equivalent(decimal, fraction, "math_verify")
         assert cluster([fraction, decimal]) != [0, 0]
     assert not equivalent("22/7", "3.1428", "math_verify")
-    with pytest.raises(ValueError, match="equivalence='loose'.*math_verify"):
+    with pytest.raises(ValueError, match=r"equivalence='loose'.*math_verify"):
         equivalent("1", "1", "loose")
 
 

@@ -15,7 +15,7 @@ _FUNCTIONS = {
     *("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp", "log", "ln", "lg"),
     *("arcsin", "arccos", "arctan"),
 }
-_GREEK = {
+GREEK = {
     *("alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda"),
     *("mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta"),
     *("Lambda", "Sigma", "Phi", "Psi", "Omega", "ell"),
@@ -69,7 +69,7 @@ def _number(kind: str, match: re.Match[str]) -> Node:
     if kind == "based":
         digits, name = text.split("_")[0].lstrip("0") or "0", match["base"] or match["digit"]
         base = _BASES.get(name) or (int(name) if name.isdigit() else 0)
-        if not 2 <= base <= 36 or (base <= 10 and not digits.replace(".", "").isdigit()):
+        if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits.replace(".", "")):
             raise Unreadable(text)
         return ("var", f"{digits}_{base}")  # a numeral stands for itself: neither 1011 nor the same digits elsewhere
     if kind == "mixed":
@@ -104,7 +104,7 @@ def _letters(run: str) -> list[tuple[str, str | Node]]:
 def _command(name: str) -> tuple[str, str | Node]:
     if name == "pi":
         return ("atom", ("const", "pi"))
-    if name in _GREEK:
+    if name in GREEK:
         return ("atom", ("var", name))
     if name in _FUNCTIONS:
         return ("function", name)

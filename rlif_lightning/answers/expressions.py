@@ -117,6 +117,8 @@ class _Parser:
         node = self.primary()
         while self.kind in ("^", "!", "°", "%"):
             sign = self.take()
+            if sign == "!" and self.kind == "!":
+                raise Unreadable("a double factorial")
             if sign == "^":
                 node = ("pow", node, self.exponent())
             else:
@@ -201,7 +203,7 @@ class _Parser:
         self.take("_")
         start = self.position
         self.argument()
-        index = "".join(str(token[1]) for token in self.tokens[start : self.position] if token[0] not in "{}")
+        index = "".join(_spelled(token) for _, token in self.tokens[start : self.position])
         return ("var", f"{node[1]}_{index}")
 
     def function(self) -> Node:
@@ -228,6 +230,11 @@ class _Parser:
 
 
 _CLOSERS = {"(": ")", "{": "}", "[": "]", "lfloor": "rfloor", "lceil": "rceil"}
+
+
+def _spelled(token: str | Node) -> str:
+    """An index as text; its braces say nothing."""
+    return str(token[1]) if isinstance(token, tuple) else token.strip("{}")
 
 
 def _proper(node: Node) -> bool:

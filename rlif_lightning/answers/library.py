@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from rlif_lightning.answers.expression_tokens import GREEK
 from rlif_lightning.answers.math_verify_process import Verdict, ask
 from rlif_lightning.answers.reading import Reading
 from rlif_lightning.answers.units import split_unit
@@ -25,9 +26,7 @@ _MEMO_SIZE = 65_536
 # What math-verify may see. It reads words as products of letters, which makes anagrams equal.
 _MATHS = re.compile(r"[0-9\\=<>+*/^]|(?<![A-Za-z]{2})-")
 _NUMERAL = re.compile(r"[0-9A-Z.]+_(?:\{\w+\}|\w)")
-_LETTERS = re.compile(
-    r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega)"
-)
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
 _DECIMAL = re.compile(r"[0-9]\.[0-9]|(?<![0-9])\.[0-9]")
 _BRACKETS = re.compile(r"\\[{}]|[()\[\],]")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|approx|in)(?![A-Za-z])")
@@ -96,7 +95,7 @@ def library_equal(a: str, b: str, readings: tuple[Reading, Reading], rounding: b
     x, y = readings
     if (x.known and y.known and not (rounding and _same_form(x, y))) or not _believable(a, b, rounding):
         return False
-    first, second = sorted(split_unit(text).value for text in (a, b))
+    first, second = sorted(split_unit(text).value if x.known and y.known else text for text in (a, b))
     return budget.question(first) and budget.question(second) and budget.question(first, second)
 
 
@@ -117,6 +116,11 @@ def _believable(a: str, b: str, rounding: bool) -> bool:
         return False  # it compares one side of them, or calls two wrong statements equal
     if not rounding and bool(_DECIMAL.search(a)) != bool(_DECIMAL.search(b)):
         return False
-    return all(Counter(pattern.findall(a)) == Counter(pattern.findall(b)) for pattern in (_NUMERAL, _BRACKETS)) and set(
-        _LETTERS.findall(a)
-    ) == set(_LETTERS.findall(b))
+    same = all(Counter(pattern.findall(a)) == Counter(pattern.findall(b)) for pattern in (_NUMERAL, _BRACKETS))
+    return same and _letters(a) == _letters(b)
+
+
+def _letters(text: str) -> set[str]:
+    """Every letter outside a command, and every Greek one."""
+    greek = {name for name in _COMMAND.findall(text) if name in GREEK}
+    return greek | set(re.findall("[A-Za-z]", _COMMAND.sub(" ", text)))

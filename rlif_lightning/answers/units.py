@@ -73,12 +73,13 @@ _MEASURES = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 
 # Letters that mean a function, a number or a connection, and so never begin a unit.
 _NO_UNIT = re.compile(
-    r"(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|sqrt|frac|pi|inf|infinity|and|or|mod|to|if|where|when|a\.?m|p\.?m)\b",
+    r"(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|sqrt|frac|pi|inf|infinity|and|or|mod|to|if|where|when|a\.?m|p\.?m)(?![A-Za-z-])",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"(?<![\\A-Za-z_^{])[A-Za-z]+(?:-[A-Za-z]{2,})*")
 _TAIL = re.compile(r"[A-Za-z][A-Za-z .'/°-]*(?:\^\{?[23]\}?|-[0-9])?(?:/[A-Za-z]+(?:\^\{?[23]\}?)?)?(?: [A-Za-z .]*)?")
 _MONEY = re.compile(r"([-+]?)(?:US)?(\\\$|£|€|¥|₹|(?:USD|US\$|Rs\.?|EUR|GBP)(?= ?[0-9.]))\s*([-+]?)")
+_NUMBER_END = re.compile(r"[0-9.}\])°]$|\\pi$")
 _VALUE_END = re.compile(r"[0-9)}\]A-Za-z.!|°]$")
 
 
@@ -140,7 +141,7 @@ def _begins_unit(text: str, match: re.Match[str]) -> bool:
     value = before.rstrip()
     if not value or not _VALUE_END.search(value) or _NO_UNIT.match(text, match.start()):
         return False
-    spaced, after_number = before != value, value[-1].isdigit() or value[-1] in ".}])"
+    spaced, after_number = before != value, bool(_NUMBER_END.search(value))
     if run in _SHORT:
         return after_number and (spaced or len(run) > 1) and text[match.end() : match.end() + 1] not in ("_", "(")
     return len(run) >= 4 or (len(run) > 1 and spaced and after_number) or (run in ("C", "F") and value[-1] == "°")

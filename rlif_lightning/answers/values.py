@@ -5,7 +5,7 @@ are rational; whatever else is computed to 60 digits. Letters stand for fixed ps
 polynomials have equal values there, and different ones do not but by an accident of about one in 10^12. No algebra is
 done: the time is bounded by the length of the expression.
 
-Left out: values too large to be written with a few million digits, which are unreadable. An irrational number below
+Left out: values too large to be written with a few million digits, which are unreadable. An irrational sum below
 10^-45 is taken for 0, as rounding leaves it.
 """
 
@@ -52,7 +52,7 @@ def value_key(node: Node) -> Key:
     """
     names = tuple(sorted(letters(node)))
     if not names:
-        return ("value", *_constant(evaluate(node, _POINTS[0])))
+        return ("value", *_constant(evaluate(node, _POINTS[0]), _cancels(node)))
     return ("function", names, *(_fingerprint(evaluate(node, point)) for point in _POINTS[:2]))
 
 
@@ -75,6 +75,13 @@ def ratio_key(node: Node, positive: bool = False) -> Key:
     if positive and not isinstance(values[0], mpmath.mpf):
         raise Unreadable("no order")
     return ("ratio", names, *ratios, *([int(mpmath.sign(values[0]))] if positive else []))
+
+
+def _cancels(node: Node) -> bool:
+    """Whether rounding may leave a small number where 0 is meant."""
+    return node[0] in ("add", "sub", "call", "log") or any(
+        _cancels(part) for part in node[1:] if isinstance(part, tuple)
+    )
 
 
 def evaluate(node: Node, point: str) -> Any:
@@ -176,7 +183,11 @@ def _binomial(n: Any, k: Any) -> Any:
 
 
 def _floor(value: Any) -> Any:
-    return Fraction(math.floor(value)) if isinstance(value, Fraction) else Fraction(int(mpmath.floor(value)))
+    if isinstance(value, Fraction):
+        return Fraction(math.floor(value))
+    if abs(value) > mpmath.mpf(10) ** _SIGNIFICANT:
+        raise Unreadable("more digits than are computed")
+    return Fraction(int(mpmath.floor(value)))
 
 
 def _logarithm(base: Any, value: Any) -> Any:
@@ -232,11 +243,11 @@ def _call(name: str, argument: Any) -> Any:
     return result
 
 
-def _parts(value: Any) -> tuple[Any, Any]:
-    """Real and imaginary part, rounding noise taken away."""
+def _parts(value: Any, cancels: bool = True) -> tuple[Any, Any]:
+    """Real and imaginary part, rounding noise taken away; also what a sum left of 0 (``cancels``)."""
     if not mpmath.isfinite(value):
         raise Unreadable("no finite value")
-    noise = max(abs(value), 1) * mpmath.mpf(10) ** -(_SIGNIFICANT + 5)
+    noise = max(abs(value), 1 if cancels else 0) * mpmath.mpf(10) ** -(_SIGNIFICANT + 5)
     return tuple(part if abs(part) > noise else mpmath.mpf(0) for part in (mpmath.re(value), mpmath.im(value)))  # type: ignore[return-value]
 
 
@@ -247,18 +258,20 @@ def _fingerprint(value: Any) -> tuple[str, str]:
         return mpmath.nstr(real, _SIGNIFICANT), mpmath.nstr(imaginary, _SIGNIFICANT)
 
 
-def _constant(value: Any) -> tuple[Any, ...]:
+def _constant(value: Any, cancels: bool) -> tuple[Any, ...]:
     """A constant's name: the fraction itself where it is rational."""
     if isinstance(value, Fraction):
         return (value,)
     with mpmath.workdps(_DIGITS):
-        parts = [_recognised(part) for part in _parts(value)]
+        parts = [_recognised(part) for part in _parts(value, cancels)]
     return (parts[0],) if parts[1] == 0 else tuple(parts)
 
 
 def _recognised(number: Any) -> Any:
     """The fraction that a number is but for rounding; else its digits."""
-    if abs(number) < mpmath.mpf(10) ** (_SIGNIFICANT // 2):
+    if not number:
+        return Fraction(0)
+    if mpmath.mpf(10) ** -_DIGITS < abs(number) < mpmath.mpf(10) ** (_SIGNIFICANT // 2):
         sign, mantissa, exponent, _ = number._mpf_
         exact = Fraction(-mantissa if sign else mantissa) * Fraction(2) ** exponent
         near = exact.limit_denominator(_MAX_DENOMINATOR)

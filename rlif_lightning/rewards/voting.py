@@ -13,7 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlif_lightning.answers.final_answers import AnswerExtractor, Budget, answer_name, cluster, open_clusters
+from rlif_lightning.answers.clusters import answer_name, cluster, open_clusters
+from rlif_lightning.answers.extraction import AnswerExtractor
+from rlif_lightning.answers.library import Budget
 from rlif_lightning.processes.collectives import all_rank_distinct
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
