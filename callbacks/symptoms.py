@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlif_lightning.answers.final_answers import normalise
+from rlif_lightning.answers.final_answers import answer_name
 from rlif_lightning.masked import masked_mean
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import Rollout
@@ -46,8 +46,8 @@ def repeated_ngrams(completion_ids: Tensor, mask: Tensor, n: int = NGRAM) -> Ten
 
 
 def answer_counts(answers: Sequence[str | None]) -> Tensor:
-    """``[65536]`` int64: how many completions gave each normalised answer, by the answer's checksum."""
-    found = [zlib.crc32(normalise(answer).encode()) % _BUCKETS for answer in answers if answer is not None]
+    """``[65536]`` int64: how many completions gave each answer, units left out, by the answer's checksum."""
+    found = [zlib.crc32(answer_name(answer).encode()) % _BUCKETS for answer in answers if answer is not None]
     return torch.bincount(torch.tensor(found, dtype=torch.int64), minlength=_BUCKETS)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at run time
     from rlif_lightning.answers.checkers import AnswerChecker, Checker, CodeChecker, LiteralChecker
     from rlif_lightning.answers.code_tasks import CodeExtractor
-    from rlif_lightning.answers.final_answers import AnswerExtractor
+    from rlif_lightning.answers.extraction import AnswerExtractor
     from rlif_lightning.data.benchmark_source import BenchmarkData
     from rlif_lightning.data.prompt_format import PromptFormat
     from rlif_lightning.data.prompts import PromptData
@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
 _MODULES = {
     "Advantage": "learning.advantages",
     "AnswerChecker": "answers.checkers",
-    "AnswerExtractor": "answers.final_answers",
+    "AnswerExtractor": "answers.extraction",
     "ArithmeticProblems": "data.sources",
     "BehaviourVote": "rewards.code",
     "BenchmarkData": "data.benchmark_source",

@@ -103,10 +103,11 @@ def unit(rng: random.Random) -> Pair:
 
 
 def percent(rng: random.Random) -> Pair:
-    """Per cent against the fraction it stands for: MATH's grader compares the bare numbers."""
+    """Per cent against the bare number, which graders accept, and the share that it stands for."""
     n = rng.randrange(1, 99)
-    other = rng.choice([str(n), f"{n / 100}"])
-    return Pair("per cent", rf"{n}\%", other, other == str(n))
+    other = n if rng.random() < 0.5 else n + 1
+    form = rng.choice([str(other), f"{other / 100}", rf"{other}\%", f"{other} percent"])
+    return Pair("per cent", rf"{n}\%", form, other == n)
 
 
 def root(rng: random.Random) -> Pair:

@@ -40,8 +40,6 @@ def test_most_listed_pairs_are_disagreements():
 def test_pairs_made_to_be_equal_are_and_others_are_not(kind):
     chosen = [pair for pair in COMPARE.pairs(170, seed=5) if pair.kind == _kind(kind)]
     wrong = [pair for pair in chosen if equivalent(pair.gold, pair.answer) != pair.equal]
-    if kind == "rounded":  # six digits are accepted as math-verify does
-        wrong = [pair for pair in wrong if len(pair.answer.partition(".")[2]) < 6]
     assert len(chosen) >= 5
     assert not wrong
 
@@ -74,10 +72,10 @@ def test_the_published_rules_as_restated(gold, answer, gsm8k, math):
 @pytest.mark.parametrize(
     ("answer", "normal"),
     [
-        (r"5\text{ dollars}", "5"),
-        (r"$1,200 \mathrm{m/s}$", "1200"),
-        (r"12\text{ cm}^2", "12"),
-        (r"\dfrac{3}{4}\text{ hours}", r"\frac{3}{4}"),
+        (r"5\text{ dollars}", "5 dollars"),
+        (r"$1,200 \mathrm{m/s}$", "1200 m/s"),
+        (r"12\text{ cm}^2", "12 cm^2"),
+        (r"\dfrac{3}{4}\text{ hours}", r"\frac{3}{4} hours"),
         (r"5\text{ million}", "5 million"),
         (r"10\text{ am}", "10 am"),
         (r"3\text{ or }4", "3 or 4"),
@@ -87,7 +85,7 @@ def test_the_published_rules_as_restated(gold, answer, gsm8k, math):
         ("(A,B)", "(A,B)"),
     ],
 )
-def test_units_and_choices_are_normalised(answer, normal):
+def test_units_stay_and_choices_are_normalised(answer, normal):
     assert normalise(answer) == normal
     assert normalise(normal) == normal
 

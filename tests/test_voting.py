@@ -122,6 +122,7 @@ def test_vote_metrics():
         "vote/largest_cluster": (2 / 3 + 1 + 0 + 0) / 4,
         "vote/unanimous": 1 / 4,
         "vote/distinct_answers": 4.0,
+        "vote/undecided": 0.0,
         "rollout/parseable": 8 / 16,
     }
     assert vote_metrics(batch, 4) == pytest.approx(expected)

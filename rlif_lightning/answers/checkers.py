@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlif_lightning.answers.clusters import check_equivalence, open_clusters
 from rlif_lightning.answers.code_tasks import TEST_COLUMNS, CodeExtractor
 from rlif_lightning.answers.code_verdicts import announced, pass_rates
-from rlif_lightning.answers.final_answers import AnswerExtractor, open_clusters
+from rlif_lightning.answers.extraction import AnswerExtractor
 from rlif_lightning.answers.gold_answers import GoldReader, is_right
 from rlif_lightning.sandbox.pool import Sandbox
 
@@ -75,19 +76,25 @@ class Checker(ABC):
 class AnswerChecker(Checker):
     """Answers that mean the same as the gold answer, or as one of a list of them, are right.
 
-    Two answers are compared by ``final_answers.py``; what a gold answer may be is in ``gold_answers.py``.
+    Two answers are compared by ``clusters.py``; what a gold answer may be is in ``gold_answers.py``.
 
     Args:
         extractor: finds the final answer of a completion.
         gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
+        equivalence: ``exact``, or ``math_verify`` to accept numbers rounded to six digits too, as that library does.
+
+    Raises:
+        ValueError: an unknown equivalence.
     """
 
     def __init__(
         self,
         extractor: AnswerExtractor = AnswerExtractor(),
         gold_extractor: AnswerExtractor = AnswerExtractor("text"),
+        equivalence: str = "exact",
     ):
-        self.extractor, self.gold = extractor, GoldReader(gold_extractor)
+        check_equivalence(equivalence)
+        self.extractor, self.gold, self.equivalence = extractor, GoldReader(gold_extractor), equivalence
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Refuse what is no answer, and count what cannot be read (:meth:`GoldReader.check`)."""
@@ -106,7 +113,8 @@ class AnswerChecker(Checker):
     ) -> list[bool]:
         """Whether each answer is equivalent to the gold one, or to one of several."""
         gold = [self.gold(problem[gold_column]) for problem in problems]
-        return [is_right(answer, acceptable) for answer, acceptable in zip(answers, gold, strict=True)]
+        pairs = zip(answers, gold, strict=True)
+        return [is_right(answer, acceptable, self.equivalence) for answer, acceptable in pairs]
 
 
 class LiteralChecker(Checker):

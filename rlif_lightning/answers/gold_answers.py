@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct
+from rlif_lightning.answers.clusters import is_correct
+from rlif_lightning.answers.extraction import AnswerExtractor
 
 # Every row's type is checked, but only so many are read: that takes seconds, and faults of this kind are spread.
 MAX_READ = 20_000
@@ -143,6 +144,6 @@ class GoldReader:
         )
 
 
-def is_right(answer: str | None, gold: Sequence[str]) -> bool:
+def is_right(answer: str | None, gold: Sequence[str], equivalence: str = "exact") -> bool:
     """Whether an answer is equivalent to one of the acceptable ones (none is, where none could be read)."""
-    return any(is_correct(answer, each) for each in gold)
+    return any(is_correct(answer, each, equivalence) for each in gold)

@@ -20,22 +20,32 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from functools import lru_cache
+from typing import NamedTuple
 
 # CPU seconds for one question. A comparison takes three at most: read a, read b, compare.
 _CPU_LIMIT = 0.3
 
 
+class Verdict(NamedTuple):
+    """An answer to a question: the verdict, its CPU seconds, and whether it was reached within the limit."""
+
+    equal: bool
+    seconds: float
+    decided: bool
+
+
 class _Worker:
-    """Our end of the pipes: one question out, ``true`` or ``false`` back."""
+    """Our end of the pipes: one question out, a verdict back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, strings: list[str]) -> bool:
+    def ask(self, strings: list[str]) -> Verdict:
         with self._lock:
             for _ in range(2):  # the process may have been ended from outside since the last question
                 try:
@@ -44,9 +54,9 @@ class _Worker:
                     self.stop()  # an interrupt here would leave this reply in the pipe for the next question
                     raise
                 if reply:
-                    return json.loads(reply)
+                    return Verdict(*json.loads(reply))
                 self.stop()
-        return False
+        return Verdict(False, 2 * _CPU_LIMIT, False)
 
     def _exchange(self, request: bytes) -> bytes:
         process = self._process or self._start()
@@ -88,14 +98,14 @@ def _stop_all() -> None:
         worker.stop()
 
 
-def ask(strings: list[str]) -> bool:
+def ask(strings: list[str]) -> Verdict:
     """Ask math-verify about one answer (does it read and evaluate it?) or two (are they equal, either way round?).
 
     Args:
         strings: one or two answers, LaTeX without delimiters, short (well under a pipe's buffer of 64 KiB).
 
     Returns:
-        The verdict; False where it takes more than 0.3 s of CPU time or ends the process twice.
+        The verdict; undecided and False where it takes more than 0.3 s of CPU time or ends the process twice.
 
     Raises:
         RuntimeError: the process cannot be started at all.
@@ -127,10 +137,11 @@ def _parse(string: str) -> list:
 def _answer_questions() -> None:
     replies, sys.stdout, sys.stderr = sys.stdout, open(os.devnull, "w"), open(os.devnull, "w")  # noqa: SIM115
     for line in sys.stdin:
+        start = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, _CPU_LIMIT)
         verdict = _judge(json.loads(line))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(verdict), file=replies, flush=True)
+        print(json.dumps([verdict, time.process_time() - start, True]), file=replies, flush=True)
     os._exit(0)
 
 
@@ -148,7 +159,7 @@ def _serve() -> None:
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGPROF:
             return
-        print("false", flush=True)
+        print(json.dumps([False, _CPU_LIMIT, False]), flush=True)
 
 
 if __name__ == "__main__":

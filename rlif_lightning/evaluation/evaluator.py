@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from rlif_lightning.answers.checkers import AnswerChecker, Checker
-from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.answers.final_answers import AnswerExtractor, check_equivalence
 from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.evaluation.metrics import (
     AnswerDiversity,
@@ -44,6 +44,7 @@ class Evaluation:
         greedy: also decode each problem once without sampling.
         extractor: finds the final answer of a completion.
         gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions), in each item of a list there.
+        equivalence: when an answer equals the gold one: `exact`, or `math_verify` to accept rounding to six digits too.
         checker: what judges answers instead of the two extractors, such as LiteralChecker.
         pass_at: further k of pass@k, each below `samples`; k = 1 (accuracy) and k = samples are always there.
         subset_column: a column such as level or subject, or a dotted path; every figure is also given for each of its
@@ -62,6 +63,7 @@ class Evaluation:
     greedy: bool = True
     extractor: AnswerExtractor = field(default_factory=AnswerExtractor)
     gold_extractor: AnswerExtractor = field(default_factory=lambda: AnswerExtractor("text"))
+    equivalence: str = "exact"
     checker: Checker | None = None
     pass_at: Sequence[int] = ()
     subset_column: str | None = None
@@ -83,9 +85,13 @@ class Evaluation:
                 f"evaluation.confidence={self.confidence}, resamples={self.resamples},"
                 f" bootstrap_seed={self.bootstrap_seed}: need 0 < confidence < 1, resamples >= 100, seed >= 0"
             )
-        defaults = (AnswerExtractor(), AnswerExtractor("text"))
-        if self.checker is not None and (self.extractor, self.gold_extractor) != defaults:
-            raise ValueError("evaluation.checker has its own extractors; take evaluation.extractor out, or the checker")
+        check_equivalence(self.equivalence)
+        defaults = (AnswerExtractor(), AnswerExtractor("text"), "exact")
+        if self.checker is not None and (self.extractor, self.gold_extractor, self.equivalence) != defaults:
+            raise ValueError(
+                "evaluation.checker has its own extractors and equivalence; take evaluation.extractor, gold_extractor"
+                " and equivalence out, or the checker"
+            )
 
 
 class Evaluator(nn.Module):
@@ -98,7 +104,9 @@ class Evaluator(nn.Module):
     def __init__(self, evaluation: Evaluation):
         super().__init__()
         self.evaluation = evaluation
-        self.checker = evaluation.checker or AnswerChecker(evaluation.extractor, evaluation.gold_extractor)
+        self.checker = evaluation.checker or AnswerChecker(
+            evaluation.extractor, evaluation.gold_extractor, evaluation.equivalence
+        )
         k = evaluation.samples
         unlabelled = {
             "entropy": TokenEntropy(),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.columns import check_column, column_values
 from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.prompts import PromptData
-from rlif_lightning.evaluation.evaluator import Evaluator
 from rlif_lightning.rewards.base import RewardSet
+
+if TYPE_CHECKING:
+    from rlif_lightning.evaluation.evaluator import Evaluator
 
 
 def check_labels(data: Any, evaluator: Evaluator, rewards: RewardSet, stage: str) -> None:

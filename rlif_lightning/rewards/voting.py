@@ -1,7 +1,7 @@
 """The vote reward: a completion scores by how much of its group agrees with its final answer.
 
 Read in this order: ``vote_shares`` (the scores), ``vote_metrics`` (numbers to log), ``majority_answers`` (for maj@k),
-``ClusterVote`` (the reward head).
+``ClusterVote`` (the reward head). What makes two answers one: ``answers/clusters.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlif_lightning.answers.final_answers import AnswerExtractor, cluster, normalise, open_clusters
+from rlif_lightning.answers.clusters import answer_name, cluster, open_clusters
+from rlif_lightning.answers.extraction import AnswerExtractor
+from rlif_lightning.answers.library import Budget
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.processes.collectives import all_rank_distinct
 from rlif_lightning.records import RewardOutput, Rollout
@@ -59,8 +61,20 @@ def vote_shares(
         [0.6666666865348816, 0.6666666865348816, 0.3333333432674408, 0.0]
     """
     check_vote_settings(mode, denominator, min_parseable, entropy_range)
+    clusters, _ = _clusters(answers, group_size)
+    return _shares(clusters, group_size, mode, denominator, min_parseable, entropy_range)
+
+
+def _shares(
+    clusters: Sequence[list[int | None]],
+    group_size: int,
+    mode: str,
+    denominator: str,
+    min_parseable: int,
+    entropy_range: tuple[float, float] | None,
+) -> Tensor:
     shares = []
-    for ids in map(cluster, _groups(answers, group_size)):
+    for ids in clusters:
         sizes = _vote_sizes(ids, min_parseable)
         scores = _soft(sizes, group_size if denominator == "group" else sizes.total())
         if mode == "hard":
@@ -85,23 +99,37 @@ def vote_metrics(
     Returns:
         ``vote/largest_cluster``: largest soft share of a group, mean over groups (0 below ``min_parseable``);
         ``vote/unanimous``: share of groups with at least ``min_parseable`` answers, all in one cluster;
-        ``vote/distinct_answers``: number of distinct normalised answers in the whole batch of all ranks;
+        ``vote/distinct_answers``: number of distinct answers, units left out, in the whole batch of all ranks;
+        ``vote/undecided``: share of groups in which answers were counted as different because the time of math-verify
+        was used up;
         ``rollout/parseable``: share of completions with an answer.
 
     Raises:
         ValueError: as ``vote_shares``, or an empty batch.
     """
     check_vote_settings("soft", denominator, min_parseable, None)
-    groups = _groups(answers, group_size)
-    if not groups:
+    clusters, undecided = _clusters(answers, group_size)
+    return _metrics(answers, clusters, undecided, group_size, denominator, min_parseable)
+
+
+def _metrics(
+    answers: Sequence[str | None],
+    clusters: Sequence[list[int | None]],
+    undecided: int,
+    group_size: int,
+    denominator: str,
+    min_parseable: int,
+) -> dict[str, float]:
+    if not clusters:
         raise ValueError("answers is empty: metrics need at least one group")
-    sizes = [_vote_sizes(cluster(group), min_parseable) for group in groups]
+    sizes = [_vote_sizes(ids, min_parseable) for ids in clusters]
     largest = [max(_soft(s, group_size if denominator == "group" else s.total()).values(), default=0.0) for s in sizes]
-    found = [normalise(answer) for answer in answers if answer is not None]
+    found = [answer_name(answer) for answer in answers if answer is not None]
     return {
-        "vote/largest_cluster": sum(largest) / len(groups),
-        "vote/unanimous": sum(len(s) == 1 for s in sizes) / len(groups),
+        "vote/largest_cluster": sum(largest) / len(clusters),
+        "vote/unanimous": sum(len(s) == 1 for s in sizes) / len(clusters),
         "vote/distinct_answers": float(all_rank_distinct(found)),
+        "vote/undecided": undecided / len(clusters),
         "rollout/parseable": len(found) / len(answers),
     }
 
@@ -128,7 +156,8 @@ def majority_answers(answers: Sequence[str | None], group_size: int) -> list[str
 class ClusterVote(RewardHead):
     """Answer-level reward: the share of the group that agrees with a completion's final answer.
 
-    Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers`` and ``rollout/parseable``.
+    Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers``, ``vote/undecided`` and
+    ``rollout/parseable``.
 
     Args:
         extractor: finds the final answer in a completion's text.
@@ -161,10 +190,9 @@ class ClusterVote(RewardHead):
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all ``[B]`` completions, float32 in [0, 1], on the rollout's device."""
         answers, group_size = [self.extractor(text) for text in rollout.texts], rollout.group_size
-        scores = vote_shares(
-            answers, group_size, self.mode, self.denominator, self.min_parseable, entropy_range=self.entropy_range
-        )
-        log = vote_metrics(answers, group_size, self.denominator, self.min_parseable)
+        clusters, undecided = _clusters(answers, group_size)
+        scores = _shares(clusters, group_size, self.mode, self.denominator, self.min_parseable, self.entropy_range)
+        log = _metrics(answers, clusters, undecided, group_size, self.denominator, self.min_parseable)
         return RewardOutput(scores.to(rollout.mask.device), log=log, answers=answers)
 
 
@@ -205,6 +233,15 @@ def _groups(answers: Sequence[str | None], group_size: int) -> list[Sequence[str
     if group_size < 1 or len(answers) % group_size:
         raise ValueError(f"group_size={group_size} must be at least 1 and divide the {len(answers)} answers")
     return [answers[start : start + group_size] for start in range(0, len(answers), group_size)]
+
+
+def _clusters(answers: Sequence[str | None], group_size: int) -> tuple[list[list[int | None]], int]:
+    """Cluster ids of each group within one time limit, and the number of groups that it left undecided."""
+    budget, clusters = Budget(), []
+    for group in _groups(answers, group_size):
+        budget.next_group()
+        clusters.append(cluster(group, budget))
+    return clusters, len(budget.undecided)
 
 
 def _vote_sizes(ids: list[int | None], min_parseable: int) -> Counter[int]:

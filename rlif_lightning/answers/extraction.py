@@ -1,0 +1,138 @@
+r"""Find the final answer in a completion's text: ``AnswerExtractor`` and its kinds."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import regex
+
+from rlif_lightning.answers.spelling import normalise
+
+# CPU seconds that a user's pattern may take on one text.
+PATTERN_SECONDS = 0.2
+
+_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+_POWER = r"(?:[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z])|\s?(?:x|\*|\\times|\\cdot|\u00d7)\s?10\^(?:\{-?[0-9]+\}|-?[0-9]+))?"
+_MIXED = r"[0-9]{1,4} [0-9]{1,4}/[0-9]{1,4}(?![0-9])|[0-9]{1,4}\\[dt]?frac\{[0-9]+\}\{[0-9]+\}"
+_SIGN = r"(?:(?<![\w.)\]}])[-+\u2212])?"  # "5-3" ends in 3, not in -3
+_LAST_NUMBER = re.compile(
+    rf"((?<![0-9.]){_SIGN}(?:{_MIXED}|\\[dt]?frac\{{-?[0-9]+\}}\{{-?[0-9]+\}}|(?:{_NUMBER}){_POWER}(?:/[0-9]+)?)(?:\\?%)?)"
+)
+_HASH = re.compile(r"####[ \t]*([^\n]+)")
+_PHRASE = re.compile(r"\banswer\s*(?:is\b|:|=)[\s:*]*([^\n]+?)(?=\.(?:\s|\*|$)|\n|$)", re.IGNORECASE)
+# What follows the answer in its sentence: a reason, or a consequence behind a comma.
+_REASON = re.compile(
+    r"[,;]?\s+\(?(?:because|since)\b|[,;]\s*(?:as|so|which|where|for|given|but|not|thus|hence|therefore|we)\b"
+    r"|[,;]\s*and (?:so|thus|hence|therefore|we|the)\b",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(r"\(([A-J])\)(?=[\s:.]+(?!(?:and|or)\b)[^\s,])")
+_BOX_TOKENS = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+
+
+def _last_match(pattern: re.Pattern[str], text: str) -> str | None:
+    found = [match[1].strip() for match in pattern.finditer(text) if match[1]]
+    return found[-1] if found else None
+
+
+def _last_phrase(text: str) -> str:
+    """What is called the answer, without its reason; of a choice the letter, which is what was asked for."""
+    said = _REASON.split((_last_match(_PHRASE, text) or "").strip("*"), maxsplit=1)[0]
+    letter = _LETTER.match(said)
+    return letter[0] if letter else said
+
+
+def _last_boxed(text: str) -> str | None:
+    r"""Content of the last non-empty ``\boxed{...}`` or ``\fbox{...}`` that closes; one pass, so linear in the text."""
+    best, opened = (-1, ""), []
+    for token in _BOX_TOKENS.finditer(text):
+        if token[0][-1] == "{" and token[0] != r"\{":
+            opened.append((token.end(), len(token[0]) > 1))
+        elif token[0] == "}" and opened:
+            start, is_box = opened.pop()
+            content = text[start : token.start()].strip()
+            if is_box and content:
+                best = max(best, (start, content))
+    return best[1] or None
+
+
+def _last_by_pattern(pattern: str, text: str) -> str | None:
+    try:
+        found = [match[1] for match in regex.finditer(pattern, text, timeout=PATTERN_SECONDS) if match[1]]
+    except TimeoutError:
+        _warn_once(pattern)
+        return None
+    return found[-1] if found else None
+
+
+@lru_cache
+def _warn_once(pattern: str) -> None:
+    warnings.warn(
+        f"pattern={pattern!r} took over {PATTERN_SECONDS} s of CPU time on a text, which counts as one without an"
+        " answer; nested repetitions such as (a+)+ are the usual cause",
+        stacklevel=4,
+    )
+
+
+_EXTRACTORS: dict[str, Callable[[str], str | None]] = {
+    "boxed": _last_boxed,
+    "hash": lambda text: _last_match(_HASH, text),
+    "phrase": _last_phrase,
+    "last_number": lambda text: _last_match(_LAST_NUMBER, text),
+    "text": lambda text: text,
+}
+_AUTO_ORDER = ("boxed", "hash", "phrase", "last_number")
+
+
+@dataclass(frozen=True)
+class AnswerExtractor:
+    r"""Finds the final answer in a completion's text.
+
+    Kinds, each taking the last match: ``boxed`` (``\boxed{}`` or ``\fbox{}``, braces may nest), ``hash`` (``#### x`` to
+    the end of the line), ``phrase`` ("the answer is x", to the end of the sentence or to its reason; of "(B) 42" the
+    letter), ``last_number`` (sign, decimals, thousands commas, powers of ten, fractions, mixed numbers, per cent),
+    ``regex`` (the one group of ``pattern``), ``text`` (the whole text), ``auto`` (the first of boxed, hash, phrase,
+    last_number that finds something).
+
+    Attributes:
+        kind: one of the kinds above.
+        pattern: a regular expression with exactly one group, for ``kind="regex"`` only. It may take 0.2 s of CPU time
+            on a text; one that takes longer has no answer, and the first is told by a warning.
+
+    Raises:
+        ValueError: unknown kind, or a pattern that is missing, superfluous, malformed or without exactly one group.
+
+    Example:
+        >>> AnswerExtractor()(r"2 + 2 is \boxed{4}.")
+        '4'
+    """
+
+    kind: str = "auto"
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        known = sorted([*_EXTRACTORS, "auto", "regex"])
+        if self.kind not in known:
+            raise ValueError(f"kind={self.kind!r} is unknown; choose one of {known}")
+        if (self.kind == "regex") != (self.pattern is not None):
+            raise ValueError(f"pattern={self.pattern!r} with kind={self.kind!r}: give a pattern with kind='regex' only")
+        if self.pattern is not None:
+            try:
+                groups = regex.compile(self.pattern).groups
+            except regex.error as error:
+                raise ValueError(f"pattern={self.pattern!r} is not a regular expression: {error}") from error
+            if groups != 1:
+                raise ValueError(f"pattern={self.pattern!r} has {groups} groups; mark the answer with exactly one")
+
+    def __call__(self, text: str) -> str | None:
+        """The final answer in ``text``, stripped; None where there is none."""
+        if self.pattern is not None:
+            answer = _last_by_pattern(self.pattern, text)
+        else:
+            kinds = _AUTO_ORDER if self.kind == "auto" else (self.kind,)
+            answer = next(filter(None, (_EXTRACTORS[kind](text) for kind in kinds)), None)
+        return answer.strip() if answer and normalise(answer) else None

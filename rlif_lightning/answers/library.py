@@ -1,0 +1,126 @@
+r"""Ask math-verify about what ``readers.py`` cannot read, after what the library is known to get wrong.
+
+The library drops bases, units, brackets and stray letters (``1011_2`` is 1011 to it, ``12+10t`` is 22), so these are
+compared here first. Its time is bounded for one question (``math_verify_process.py``), for a group and for a rollout
+(`Budget`); what is undecided when the time is used up counts as different.
+
+Source: https://github.com/huggingface/Math-Verify
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from rlif_lightning.answers.expression_tokens import GREEK
+from rlif_lightning.answers.math_verify_process import Verdict, ask
+from rlif_lightning.answers.reading import Reading
+from rlif_lightning.answers.units import split_unit
+
+# CPU seconds of math-verify for the answers of one group, and of all groups of one rollout.
+GROUP_SECONDS = 1.0
+ROLLOUT_SECONDS = 10.0
+_MEMO_SIZE = 65_536
+
+# What math-verify may see. It reads words as products of letters, which makes anagrams equal.
+_MATHS = re.compile(r"[0-9\\=<>+*/^]|(?<![A-Za-z]{2})-")
+_NUMERAL = re.compile(r"[0-9A-Z.]+_(?:\{\w+\}|\w)")
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_DECIMAL = re.compile(r"[0-9]\.[0-9]|(?<![0-9])\.[0-9]")
+_BRACKETS = re.compile(r"\\[{}]|[()\[\],]")
+_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|approx|in)(?![A-Za-z])")
+_INDEX = re.compile(r"_\{[^{}]*\}")
+_COMPUTED = ("value", "function", "list", "sequence")
+
+
+@dataclass
+class Budget:
+    """CPU seconds that math-verify may take.
+
+    Attributes:
+        group: for one group; renewed by :meth:`next_group`.
+        rollout: for all groups together.
+        undecided: groups in which a comparison was left undecided, by number.
+    """
+
+    group: float = GROUP_SECONDS
+    rollout: float = ROLLOUT_SECONDS
+    undecided: set[int] = field(default_factory=set)
+    _index: int = 0
+    _spent: float = 0.0
+
+    def next_group(self) -> None:
+        """Begin another group with its own time."""
+        self._index, self._spent = self._index + 1, 0.0
+
+    def question(self, *strings: str) -> bool:
+        """The library's verdict, remembered; False where there is no time for it."""
+        verdict = _verdicts.get(strings)
+        if verdict is None:
+            if self._spent >= self.group or self.rollout <= 0:
+                self.undecided.add(self._index)
+                return False
+            verdict = _remember(strings, ask(list(strings)))
+            self._spent += verdict.seconds
+            self.rollout -= verdict.seconds
+        if not verdict.decided:
+            self.undecided.add(self._index)
+        return verdict.equal
+
+
+_verdicts: dict[tuple[str, ...], Verdict] = {}
+
+
+def _remember(strings: tuple[str, ...], verdict: Verdict) -> Verdict:
+    if len(_verdicts) >= _MEMO_SIZE:
+        _verdicts.clear()
+    _verdicts[strings] = verdict
+    return verdict
+
+
+def library_equal(a: str, b: str, readings: tuple[Reading, Reading], rounding: bool, budget: Budget) -> bool:
+    """Whether math-verify calls two normalised answers equal, either way round, and may be believed.
+
+    Args:
+        a: an answer.
+        b: another.
+        readings: of both; where both are known, the library decides on rounded numbers only.
+        rounding: believe that a decimal of six digits equals what it is rounded from.
+        budget: its time.
+
+    Raises:
+        RuntimeError: math-verify's process cannot be started at all.
+    """
+    x, y = readings
+    if (x.known and y.known and not (rounding and _same_form(x, y))) or not _believable(a, b, rounding):
+        return False
+    first, second = sorted(split_unit(text).value if x.known and y.known else text for text in (a, b))
+    return budget.question(first) and budget.question(second) and budget.question(first, second)
+
+
+def _same_form(x: Reading, y: Reading) -> bool:
+    """Both are numbers, or lists or points of the same kind and length, and units and names do not contradict."""
+    p, q = x.bare, y.bare
+    if p[0] != q[0] or p[0] not in _COMPUTED or len(p) != len(q):
+        return False
+    if p[0] == "sequence" and p[:3] != q[:3]:
+        return False
+    return not (x.unit and y.unit and x.unit != y.unit) and not (x.label and y.label and x.label != y.label)
+
+
+def _believable(a: str, b: str, rounding: bool) -> bool:
+    if not (_MATHS.search(a) and _MATHS.search(b)):
+        return False
+    if any(_RELATION.search(_INDEX.sub("", text)) for text in (a, b)):
+        return False  # it compares one side of them, or calls two wrong statements equal
+    if not rounding and bool(_DECIMAL.search(a)) != bool(_DECIMAL.search(b)):
+        return False
+    same = all(Counter(pattern.findall(a)) == Counter(pattern.findall(b)) for pattern in (_NUMERAL, _BRACKETS))
+    return same and _letters(a) == _letters(b)
+
+
+def _letters(text: str) -> set[str]:
+    """Every letter outside a command, and every Greek one."""
+    greek = {name for name in _COMMAND.findall(text) if name in GREEK}
+    return greek | set(re.findall("[A-Za-z]", _COMMAND.sub(" ", text)))
