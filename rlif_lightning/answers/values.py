@@ -255,7 +255,7 @@ def _fingerprint(value: Any) -> tuple[str, str]:
     """Real and imaginary part to 40 digits."""
     with mpmath.workdps(_DIGITS):
         real, imaginary = _parts(_inexact(value))
-        return mpmath.nstr(real, _SIGNIFICANT), mpmath.nstr(imaginary, _SIGNIFICANT)
+        return str(mpmath.nstr(real, _SIGNIFICANT)), str(mpmath.nstr(imaginary, _SIGNIFICANT))
 
 
 def _constant(value: Any, cancels: bool) -> tuple[Any, ...]:
