@@ -12,6 +12,7 @@ from rlif_lightning.answers import extraction, library
 from rlif_lightning.answers.final_answers import AnswerExtractor, Budget, answer_name, cluster, equivalent
 from rlif_lightning.answers.math_verify_process import Verdict, ask
 from rlif_lightning.records import Prompts, Rollout, TokenStats
+from rlif_lightning.rewards.controls import Format
 from rlif_lightning.rewards.voting import ClusterVote, vote_metrics
 
 # Nothing but the library can tell these, and each takes it some milliseconds.
@@ -122,6 +123,11 @@ def test_a_pattern_that_runs_away_has_no_answer_and_one_warning():
         assert extractor("x" * 5_000) is None
     assert time.process_time() - start < 10.0
     assert extractor("xxxy") == "xxx"
+
+
+@pytest.mark.filterwarnings("ignore:pattern=.*nested repetitions")
+def test_a_format_that_runs_away_is_not_found():
+    assert Format(r"(?:x+x+)+y")(rollout_of(["x" * 5_000, "a\nxxy"])).scores.tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(

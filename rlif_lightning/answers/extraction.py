@@ -69,6 +69,15 @@ def _last_by_pattern(pattern: str, text: str) -> str | None:
     return found[-1] if found else None
 
 
+def pattern_found(pattern: str, text: str) -> bool:
+    """Whether a user's pattern is somewhere in a text (``.`` matches newlines); no where the search runs away."""
+    try:
+        return regex.search(pattern, text, regex.DOTALL, timeout=PATTERN_SECONDS) is not None
+    except TimeoutError:
+        _warn_once(pattern)
+        return False
+
+
 @lru_cache
 def _warn_once(pattern: str) -> None:
     warnings.warn(

@@ -123,6 +123,7 @@ def examine(
     gold: Sequence[Sequence[str]] | None,
     weights: dict[str, float],
     group_size: int,
+    equivalence: str = "exact",
 ) -> Findings:
     """Figures and verdicts from the completions of whole groups.
 
@@ -132,6 +133,7 @@ def examine(
         gold: the acceptable answers of each of P problems, or None without labels.
         weights: of the heads, by name.
         group_size: G.
+        equivalence: when an answer equals the gold one, as `evaluation.equivalence`.
     """
     groups = [list(answers[i : i + group_size]) for i in range(0, len(answers), group_size)]
     ids = [[i for i in cluster(group) if i is not None] for group in groups]
@@ -139,9 +141,10 @@ def examine(
     votes = vote_shares(answers, group_size).view(-1, group_size)
     correct = majority = None
     if gold is not None:
-        verdicts = [is_right(answer, gold[row // group_size]) for row, answer in enumerate(answers)]
+        verdicts = [is_right(answer, gold[row // group_size], equivalence) for row, answer in enumerate(answers)]
         correct = torch.tensor(verdicts).view(-1, group_size)
-        majority = _mean([is_right(a, g) for a, g in zip(majority_answers(answers, group_size), gold, strict=True)])
+        chosen = zip(majority_answers(answers, group_size), gold, strict=True)
+        majority = _mean([is_right(a, g, equivalence) for a, g in chosen])
     heads = []
     for name, weight in weights.items():
         scores = _grid([record["scores"][name] for record in records], group_size)

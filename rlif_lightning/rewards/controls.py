@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
+import regex
 import torch
 from torch import Tensor
 
+from rlif_lightning.answers.extraction import pattern_found
 from rlif_lightning.answers.final_answers import AnswerExtractor
 from rlif_lightning.answers.gold_answers import GoldReader, is_right
 from rlif_lightning.records import RewardOutput, Rollout
@@ -53,18 +54,20 @@ class Format(RewardHead):
     """1 where the completion's text matches a pattern, else 0.
 
     Args:
-        pattern: regular expression, searched for anywhere in the text (`.` matches newlines).
+        pattern: regular expression, searched for anywhere in the text (`.` matches newlines). A search of more than
+            0.2 s of CPU time counts as not found, and the first is told by a warning.
     """
 
     def __init__(self, pattern: str):
         super().__init__()
         try:
-            self.pattern = re.compile(pattern, re.DOTALL)
-        except re.error as error:
+            regex.compile(pattern, regex.DOTALL)
+        except regex.error as error:
             raise ValueError(f"pattern={pattern!r} is not a regular expression: {error}") from error
+        self.pattern = pattern
 
     def forward(self, rollout: Rollout) -> RewardOutput:
-        found = [self.pattern.search(text) is not None for text in rollout.texts]
+        found = [pattern_found(self.pattern, text) for text in rollout.texts]
         return RewardOutput(torch.tensor(found, dtype=torch.float32, device=rollout.mask.device))
 
 
