@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlif_lightning.data.benchmark_source import BenchmarkData
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
-from rlif_lightning.data.prompt_format import PromptFormat, load_tokenizer, prompt_encoder
+from rlif_lightning.data.prompt_format import Encoder, PromptFormat, load_tokenizer, prompt_encoder
 from rlif_lightning.data.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym, Split
 
 __all__ = [
@@ -109,6 +109,7 @@ class PromptData(lightning.LightningDataModule):
         self.trust_remote_code = trust_remote_code
         self._splits: dict[Split, EncodedSplit] = {}
         self._predicted: EncodedSplit | None = None
+        self._encoder: Encoder | None = None
         self._loader: TrainLoader | None = None
         self._place: dict[str, int] | None = None
         self._check_arguments()
@@ -238,7 +239,7 @@ class PromptData(lightning.LightningDataModule):
             dataset = dataset.select(range(min(self.validation_prompts, len(dataset))))
         self._check_dataset(split, dataset, form)
 
-        encode = prompt_encoder(tokenizer, self.chat)
+        self._encoder = encode = self._encoder or prompt_encoder(tokenizer, self.chat)
         token_ids: list[np.ndarray] = []
         lengths = np.zeros(len(dataset), dtype=np.int32)
         quiet = len(dataset) < 10_000 or self._shard()[1] > 0

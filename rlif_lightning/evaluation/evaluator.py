@@ -98,6 +98,7 @@ class Evaluator(nn.Module):
     def __init__(self, evaluation: Evaluation):
         super().__init__()
         self.evaluation = evaluation
+        self.checked: EncodedSplit | None = None
         self.checker = evaluation.checker or AnswerChecker(evaluation.extractor, evaluation.gold_extractor)
         k = evaluation.samples
         unlabelled = {
@@ -161,8 +162,11 @@ class Evaluator(nn.Module):
         Raises:
             ValueError: names what is wrong with one.
         """
+        if problems is self.checked:  # every stage has a setup
+            return
         for _, problem in problems.problems():  # one by one: the tests of code can be large
             self.checker.correct([None], [problem], answer_column)
+        self.checked = problems
 
     def update(self, rollout: Rollout, answer_column: str | None, greedy: Rollout | None) -> list[dict[str, Any]]:
         """Add one batch.
