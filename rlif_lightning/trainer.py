@@ -71,7 +71,7 @@ class RLIFTrainer(Trainer):
             gold = [checker.gold(value) for value in column][: len(records) // model.group_size]
         answers = [checker.answer(record["completion"]) for record in records]
         weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
-        findings = examine(records, answers, gold, weights, model.group_size, evaluation.equivalence)
+        findings = examine(records, answers, gold, weights, model.group_size, model.evaluator.evaluation.equivalence)
         path = run_folder(self) / "preflight.json"
         if not self.is_global_zero:
             return findings

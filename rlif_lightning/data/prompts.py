@@ -22,7 +22,7 @@ from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
 from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym, Split
-from rlif_lightning.data.tokenizer import load_tokenizer, prompt_encoder
+from rlif_lightning.data.tokenizer import Encoder, load_tokenizer, prompt_encoder
 
 __all__ = [
     "ArithmeticProblems",
@@ -115,6 +115,7 @@ class PromptData(lightning.LightningDataModule):
         self.told: set[str] = set()  # what was said about the data before, by whoever checks it
         self._splits: dict[Split, EncodedSplit] = {}
         self._predicted: EncodedSplit | None = None
+        self._encoder: Encoder | None = None
         self._loader: TrainLoader | None = None
         self._place: dict[str, int] | None = None
         self._check_arguments()
@@ -250,7 +251,7 @@ class PromptData(lightning.LightningDataModule):
             dataset = dataset.select(range(min(self.validation_prompts, len(dataset))))
         self._check_dataset(split, dataset, form)
 
-        encode = prompt_encoder(tokenizer, self.chat)
+        self._encoder = encode = self._encoder or prompt_encoder(tokenizer, self.chat)
         token_ids: list[np.ndarray] = []
         lengths = np.zeros(len(dataset), dtype=np.int32)
         quiet = len(dataset) < 10_000 or self._shard()[1] > 0

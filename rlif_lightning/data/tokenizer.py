@@ -9,6 +9,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+Encoder = Callable[[list[str]], list[np.ndarray]]
 PROBE = "1"  # any text that a tokenizer can encode
 
 
@@ -27,7 +28,7 @@ def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> 
         ) from error
 
 
-def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Callable[[list[str]], list[np.ndarray]]:
+def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
     """What makes token ids of prompts: int32 arrays ``[L]``.
 
     Special tokens that the tokenizer puts in front (beginning of sequence) stay. Those that it puts behind are left

@@ -17,6 +17,7 @@ from torch import nn
 
 from rlif_lightning.answers.checkers import AnswerChecker, Checker
 from rlif_lightning.answers.final_answers import AnswerExtractor, check_equivalence
+from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.evaluation.metrics import (
     AnswerDiversity,
@@ -104,6 +105,7 @@ class Evaluator(nn.Module):
     def __init__(self, evaluation: Evaluation):
         super().__init__()
         self.evaluation = evaluation
+        self.checked: EncodedSplit | None = None
         self.checker = evaluation.checker or AnswerChecker(
             evaluation.extractor, evaluation.gold_extractor, evaluation.equivalence
         )
@@ -147,12 +149,17 @@ class Evaluator(nn.Module):
             greedy = engine.generate(prompts, 1, settings, VALIDATION_STEP)
         return self.update(rollout, answer_column, greedy)
 
-    def _check(self, prompts: Prompts) -> None:
-        column = self.evaluation.subset_column
-        if column is not None and not prompts.has(column):
-            raise ValueError(
-                f"evaluation.subset_column={column!r} is not in the data set; its columns are {sorted(prompts.columns)}"
-            )
+    def check_problems(self, problems: EncodedSplit, answer_column: str) -> None:
+        """Refuse problems whose tests or literals the checker could not use, before anything is sampled.
+
+        Raises:
+            ValueError: names what is wrong with one.
+        """
+        if problems is self.checked or isinstance(self.checker, AnswerChecker):  # (``label_checks.py`` reads answers)
+            return
+        for _, problem in problems.problems():  # one by one: the tests of code can be large
+            self.checker.correct([None], [problem], answer_column)
+        self.checked = problems  # every stage has a setup
 
     def update(self, rollout: Rollout, answer_column: str | None, greedy: Rollout | None) -> list[dict[str, Any]]:
         """Add one batch.

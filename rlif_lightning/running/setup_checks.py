@@ -19,8 +19,11 @@ def check_run(module: Any, data: PromptData | None, stage: str) -> None:
         ValueError: names the setting, column or row, and the remedy.
     """
     module.engine.check(module.sampling)
-    if data is not None and stage != "predict" and data.split("validation") is not None:
+    validation = None if data is None or stage == "predict" else data.split("validation")
+    if validation is not None:
         module.engine.check(module.evaluator.evaluation.sampling or module.sampling)
+        if module.answer_column is not None:
+            module.evaluator.check_problems(validation, module.answer_column)
     if stage == "fit" or module.fits_next:
         _check_training(module, data)
 
