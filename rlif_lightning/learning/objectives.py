@@ -155,7 +155,7 @@ class KLCov(Objective):
 
     Args:
         fraction: share of an update's tokens that are picked, in [0, 1); 0 = off (the paper 2605.22620: 0.02).
-        weight: of |logprob - old logprob| (nats) on picked tokens (the paper: 0.05).
+        weight: of |logprob - old logprob| (nats) above the rollout's noise floor, on picked tokens (the paper: 0.05).
         unselected: clipped (the paper) | plain (the origin's code): the loss on all other tokens.
         rank_by: old | current: the log-probs that tokens are ranked by. `old` (ours) needs no extra pass.
         pick: positive | top: only tokens with a positive covariance, fewer than the fraction if there are not enough
