@@ -289,6 +289,19 @@ def test_aggregation_weights(seed, rows, columns):
             assert abs(float(weights.sum()) - 1) < 1e-5
 
 
+def test_dropping_half_of_the_rows_leaves_a_tokens_weight_under_constant():
+    """Four rows of two tokens, limit 5: 1 / 20 each, also once two rows are dropped. Means are over what is left."""
+    whole = torch.ones(4, 2, dtype=torch.bool)
+    half = whole & torch.tensor([True, False, True, False]).unsqueeze(1)
+    kept = torch.tensor([0, 2])
+    expected = {"constant": (1 / 20, 1 / 20), "token_mean": (1 / 8, 1 / 4), "sequence_mean": (1 / 8, 1 / 4)}
+    for aggregation, (before, after) in expected.items():
+        for mask, weight in ((whole, before), (half, after)):
+            found = aggregation_weights(mask, aggregation, max_length=5)
+            torch.testing.assert_close(found[kept], torch.full((2, 2), weight))
+        assert not found[~half].any()
+
+
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
 def test_micro_batches_add_up(aggregation):
     """Weights made once for the update, sliced by rows: any cut gives the loss and the gradient of the whole."""
