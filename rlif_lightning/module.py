@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.objectives import KLCov, Objective
+from rlif_lightning.learning.old_logprobs import loss_inputs, rollout_logprobs, settle_old_logprobs
 from rlif_lightning.learning.optimizer import OptimizerPlan
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
 from rlif_lightning.learning.token_budget import TokenBudget
@@ -37,7 +39,7 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks, share_rows
-from rlif_lightning.records import LossInputs, Prompts, RewardOutput, Rollout
+from rlif_lightning.records import Prompts, RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
@@ -60,6 +62,8 @@ class RLIFModule(LightningModule):
         evaluation: how validate and test measure.
         updates_per_rollout: optimiser steps in one pass over a rollout (mini-batches of whole groups).
         epochs_per_rollout: passes over a rollout.
+        old_logprobs: sampler | rescored (by one more pass): the old log-probs of all mini-batches but the first, which
+            has its own forward's.
         micro_batch_tokens: token budget of one forward and backward pass; memory, never results, depends on it. Halved
             when memory runs out.
         learning_rate: of AdamW.
@@ -90,6 +94,7 @@ class RLIFModule(LightningModule):
         evaluation: Evaluation = Evaluation(),
         updates_per_rollout: int = 4,
         epochs_per_rollout: int = 1,
+        old_logprobs: str = "sampler",
         micro_batch_tokens: int = 8192,
         learning_rate: float = 1e-6,
         lr_schedule: str = "constant",
@@ -110,7 +115,7 @@ class RLIFModule(LightningModule):
         self.engine = engine or NativeEngine()
         self.evaluator = Evaluator(evaluation)
         self.budget = TokenBudget(micro_batch_tokens)
-        self.plan = UpdatePlan(updates_per_rollout, epochs_per_rollout, micro_batch_tokens, seed)
+        self.plan = UpdatePlan(updates_per_rollout, epochs_per_rollout, micro_batch_tokens, seed, old_logprobs)
         self.optimizer_plan = OptimizerPlan(
             learning_rate, lr_schedule, warmup_steps, schedule_steps, weight_decay, betas, max_grad_norm
         )
@@ -171,24 +176,24 @@ class RLIFModule(LightningModule):
     ) -> dict[str, Any]:
         """All optimiser steps of one rollout."""
         assert self.policy is not None
-        policy, logprobs = self.policy, rollout.stats.logprobs
-        reference = None
+        policy, scoring, reference = self.policy, (rollout, self.sampling), None
         if self.objective.needs_reference:
-            arguments = (policy, self.reference, rollout, self.sampling)
-            reference = self.budget.run(lambda tokens: reference_logprobs(*arguments, tokens))
-        row_ids = rollout.row_ids(step)
-        constants = {"ref_logprobs": reference, "token_weights": rollout.token_weights}
-        inputs = LossInputs(logprobs, logprobs, advantages, rollout.mask, row_ids, **constants)
-        meter, norms = UpdateMeter(rollout.mask.device), []
+            reference = self.budget.run(lambda tokens: reference_logprobs(policy, self.reference, *scoring, tokens))
+        rescored = partial(self.budget.run, lambda tokens: rollout_logprobs(policy, *scoring, tokens))
+        old = rescored() if self.plan.rescores(rollout) else rollout.stats.logprobs
+        inputs = loss_inputs(rollout, advantages, old, reference, step)
+        meter, norms, noise = UpdateMeter(rollout.mask.device), [], {}
         for groups in self.plan.minibatches(rollout.num_prompts, step, data_rank(), num_data_ranks()):
-            update, prompt_ids, completion_ids = select_groups(inputs, rollout, groups)
-            rows, settings = (update, prompt_ids, completion_ids), (self.sampling, self.budget, self.group_size)
-            accumulate_gradient(policy, self.objective, *rows, *settings, self._backward, meter, self._forget)
+            mini_batch = select_groups(inputs, rollout, groups, on_policy=not norms)
+            settings = (self.sampling, self.budget, self._backward, meter, self._forget)
+            found = accumulate_gradient(policy, self.objective, mini_batch, *settings)
+            if mini_batch.on_policy:
+                inputs, noise = settle_old_logprobs(inputs, mini_batch.rows, found, rescored)
             norms.append(self._optimizer_step())
             if not math.isfinite(norms[-1]):
                 raise RuntimeError(non_finite_message(step, rollout, outputs))
         figures = {"policy/grad_norm": sum(norms) / len(norms), "update/micro_batch_tokens": self.budget.tokens}
-        return meter.means() | figures
+        return meter.means() | noise | figures
 
     def _backward(self, loss: Tensor, is_last: bool) -> None:
         strategy: Any = self.trainer.strategy

@@ -239,13 +239,16 @@ class LossInputs:
 
     Attributes:
         logprobs: ``[B, T]`` under the policy being trained (carries the graph inside a micro-batch).
-        old_logprobs: ``[B, T]`` under the policy that sampled.
+        old_logprobs: ``[B, T]`` under the policy before the rollout's first update (learning/old_logprobs.py).
         advantages: ``[B, T]``, constant over a completion unless a token-level kind made it.
         mask: ``[B, T]`` bool.
         row_ids: ``[B]`` int64, a number of each completion that no other completion of the run has.
         entropy: optional ``[B, T]``, with the graph, for the entropy bonus.
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
         token_weights: optional ``[B, T]`` constants that multiply the policy loss (Rollout.token_weights).
+        sampled_logprobs: optional ``[B, T]`` as the rollout came with them (Rollout.stats): what the sampler's gap is
+            measured on, whatever the old log-probs are.
+        noise_floor: optional scalar, nats: differences of log-probs up to here are rounding.
     """
 
     logprobs: Tensor
@@ -256,3 +259,5 @@ class LossInputs:
     entropy: Tensor | None = None
     ref_logprobs: Tensor | None = None
     token_weights: Tensor | None = None
+    sampled_logprobs: Tensor | None = None
+    noise_floor: Tensor | None = None

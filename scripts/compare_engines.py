@@ -131,16 +131,15 @@ def phases(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> di
 def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: int) -> None:
     """Optimiser steps on random advantages: weights that differ from those that sampled."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
-    size, shape = rollout.group_size, rollout.mask.shape
+    shape = rollout.mask.shape
     sampling = Sampling(max_new_tokens=shape[1])
     old = rollout.stats.logprobs
     for step in range(steps):
         noise = torch.randn(shape[0], 1, generator=torch.Generator().manual_seed(step)).expand(shape)
         inputs = LossInputs(old, old, noise, rollout.mask, rollout.row_ids(0))
-        update, prompt_ids, completion_ids = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
+        mini_batch = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
         meter = UpdateMeter(old.device)
-        settings = (sampling, 8192, size, lambda share, is_last: share.backward(), meter)
-        backward_update(policy, Clipped(), update, prompt_ids, completion_ids, *settings)
+        backward_update(policy, Clipped(), mini_batch, sampling, 8192, lambda share, is_last: share.backward(), meter)
         torch.nn.utils.clip_grad_norm_(list(policy.parameters()), 1.0)
         optimizer.step()
         optimizer.zero_grad()

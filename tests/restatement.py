@@ -120,6 +120,21 @@ def largest_marks(values: list[list[float]], mask: Tensor, fraction: Fraction) -
     return marks
 
 
+def positive_marks(values: list[list[float]], mask: Tensor, fraction: Fraction) -> Tensor:
+    """As :func:`largest_marks`, of positive values only: fewer than the fraction if there are not enough."""
+    positive = torch.tensor([[value > 0 for value in row] for row in values]) & mask
+    return largest_marks(values, mask, fraction) & positive
+
+
+def held_by_clip(batch: LossInputs, low: float = 0.2, high: float = 0.2) -> Tensor:
+    """Tokens whose clipped surrogate has no slope, one at a time."""
+    held = torch.zeros_like(batch.mask)
+    for b, t in batch.mask.nonzero().tolist():
+        token = (float(x[b, t]) for x in (batch.logprobs, batch.old_logprobs, batch.advantages))
+        held[b, t] = surrogate_slope(*token, low, high) == 0
+    return held
+
+
 def surrogate(logprob: float, old: float, advantage: float, low=0.2, high=0.2, dual=None) -> float:
     """Clipped surrogate of one token."""
     ratio = math.exp(min(max(logprob - old, -20.0), 20.0))

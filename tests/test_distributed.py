@@ -44,6 +44,18 @@ CASES = {
     ],
     # One group in each update: every other rank has none.
     "one group": ["--data.prompts_per_step=4", "--model.micro_batch_tokens=60"],
+    # Old log-probs by one more pass, a second pass over the rollout, marks by the current policy. In the first rollout
+    # the first mini-batch's only group is unanimous, so that it trains on nothing.
+    "rescored": [
+        "--data.prompts_per_step=4",
+        "--model.old_logprobs=rescored",
+        "--model.epochs_per_rollout=2",
+        "--model.objective=KLCov",
+        "--model.objective.fraction=0.3",
+        "--model.objective.weight=1.0",
+        "--model.objective.rank_by=current",
+        '--model.rewards={"vote": {"head": "ClusterVote", "weight": 1.0}}',
+    ],
     "lora": ["--model.policy.lora.rank=4", f"--model.objective={REFERENCE}", "--model.learning_rate=1e-2"],
     "checkpointing": ["--model.policy.gradient_checkpointing=true", "--model.micro_batch_tokens=200"],
 }

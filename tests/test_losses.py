@@ -118,6 +118,16 @@ def test_token_covariance_matches_restatement(seed, rows, columns):
     torch.testing.assert_close(covariance, expected)
 
 
+@pytest.mark.parametrize("value", [0.1, -0.7, 1 / 3])
+def test_equal_values_have_no_covariance(value):
+    """The mean of equal numbers may round to a neighbour: that is no deviation. Either side may be the equal one."""
+    logprobs, _, advantages, mask = tokens(7, 9)
+    same = torch.full_like(logprobs, value)
+    assert not token_covariance(logprobs, same, mask).any()
+    assert not token_covariance(same, advantages, mask).any()
+    assert token_covariance(logprobs, advantages, mask).any()
+
+
 def test_token_covariance_ignores_padding_and_graph():
     logprobs, _, advantages, mask = tokens()
     poisoned = logprobs.masked_fill(~mask, torch.nan).requires_grad_()
@@ -154,6 +164,32 @@ def test_reference_kl(kind, value, gradient):
     torch.testing.assert_close(slopes.tolist(), [float(gradient(d)) for d in deltas])
 
 
+def test_kl_cov_penalty_above_a_noise_floor_by_hand():
+    """Floor 0.25: nothing up to it, excess² / 0.5 up to 0.5, then a line with slope ±weight; joined without a step."""
+    old = torch.full((7,), -2.0, dtype=torch.float64)
+    log_ratio = torch.tensor([0.0, 0.25, -0.2, 0.375, -0.375, 0.5, -1.0], dtype=torch.float64)
+    # excesses 0, 0, 0, .125, .125, .25, .75; .125² / .5 = .03125; .25 - .125 = .125; .75 - .125 = .625
+    expected = torch.tensor([0.0, 0.0, 0.0, 0.03125, 0.03125, 0.125, 0.625], dtype=torch.float64)
+    torch.testing.assert_close(kl_cov_penalty(old + log_ratio, old, 2.0, 0.25), 2.0 * expected)
+    gradient = slope(lambda logprobs: kl_cov_penalty(logprobs, old, 2.0, 0.25), old + log_ratio)
+    torch.testing.assert_close(gradient, torch.tensor([0.0, 0.0, 0.0, 1.0, -1.0, 2.0, -2.0], dtype=torch.float64))
+
+
+def test_kl_cov_penalty_is_continuous_with_its_slope_at_any_floor():
+    old = torch.zeros(2001, dtype=torch.float64)
+    logprobs = torch.linspace(-1, 1, 2001, dtype=torch.float64)
+    for floor in (0.0, 1e-300, 0.1, 0.3, math.inf):
+        values = kl_cov_penalty(logprobs, old, 1.0, torch.tensor(floor, dtype=torch.float64))
+        slopes = slope(lambda leaf, f=floor: kl_cov_penalty(leaf, old, 1.0, f), logprobs)
+        assert values.isfinite().all()
+        assert slopes.isfinite().all()
+        assert (values[1:] - values[:-1]).abs().max() < 1.01e-3
+        assert not slopes[logprobs.abs() <= floor].any()
+        if floor in (0.1, 0.3):
+            assert (slopes[1:] - slopes[:-1]).abs().max() < 1.01e-3 / floor
+            assert (slopes[logprobs.abs() > 2 * floor].abs() == 1).all()
+
+
 def test_reference_kl_defaults_to_k3_which_is_never_negative():
     ref = torch.linspace(-9, 0, 50)
     kl = reference_kl(ref.flip(0), ref)
@@ -168,6 +204,59 @@ def test_reference_kl_estimates_the_true_kl():
     true_kl = (logp.exp() * (logp - logq)).sum()
     for kind in ("k1", "k3"):
         torch.testing.assert_close((logp.exp() * reference_kl(logp, logq, kind)).sum(), true_kl)
+
+
+def toy() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of a policy, of another one that sampled, and of a reference over six tokens, in float64."""
+    return tuple(torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))  # type: ignore
+
+
+def gradient_of(value, logits: torch.Tensor) -> torch.Tensor:
+    """Of a function of log-probabilities, by the logits."""
+    leaf = logits.clone().requires_grad_()
+    return torch.autograd.grad(value(leaf.log_softmax(0)), leaf)[0]
+
+
+def true_kls(ref: torch.Tensor) -> dict[str, object]:
+    return {
+        "policy || reference": lambda logp: (logp.exp() * (logp - ref)).sum(),
+        "reference || policy": lambda logp: (ref.exp() * (ref - logp)).sum(),
+        "none": lambda logp: 0 * logp.sum(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "whose"),
+    [("k1", "none"), ("k2", "policy || reference"), ("k3", "reference || policy"), ("k3_ratio", "policy || reference")],
+)
+def test_the_gradient_of_each_estimator_on_policy_is_that_of_its_kl(kind, whose):
+    """Every token enumerated, weighted by the probability with which the policy samples it."""
+    policy, _, reference = toy()
+    ref, sampled = reference.log_softmax(0), policy.log_softmax(0)
+    for old in (None, sampled) if kind == "k3_ratio" else (None,):
+        found = gradient_of(lambda logp, old=old: (sampled.exp() * reference_kl(logp, ref, kind, old)).sum(), policy)
+        kls = {name: gradient_of(kl, policy) for name, kl in true_kls(ref).items()}
+        torch.testing.assert_close(found, kls.pop(whose))
+        for other in kls.values():
+            assert float((found - other).abs().max()) > 0.01
+
+
+def test_k3_times_the_ratio_is_the_kl_off_policy_as_well():
+    """Sampled by another policy: value and gradient; k2's and k3's gradients are then those of no KL."""
+    policy, behaviour, reference = toy()
+    ref, old = reference.log_softmax(0), behaviour.log_softmax(0)
+    found = {
+        kind: gradient_of(lambda logp, k=kind: (old.exp() * reference_kl(logp, ref, k, old)).sum(), policy)
+        for kind in ("k2", "k3", "k3_ratio")
+    }
+    kls = {name: gradient_of(kl, policy) for name, kl in true_kls(ref).items()}
+    torch.testing.assert_close(found["k3_ratio"], kls["policy || reference"])
+    for kind in ("k2", "k3"):
+        for kl in kls.values():
+            assert float((found[kind] - kl).abs().max()) > 0.01
+    logp = policy.log_softmax(0)
+    value = (old.exp() * reference_kl(logp, ref, "k3_ratio", old)).sum()
+    torch.testing.assert_close(value, (logp.exp() * (logp - ref)).sum())
 
 
 def test_reference_kl_far_from_the_reference_is_finite_and_never_pushes_away():
@@ -189,14 +278,28 @@ def test_aggregation_weights(seed, rows, columns):
     by_hand = {
         "token_mean": [1 / sum(lengths) if n else 0.0 for n in lengths],
         "sequence_mean": [1 / n / filled if n else 0.0 for n in lengths],
-        "constant": [1 / (filled * 11) if n else 0.0 for n in lengths],
     }
+    # A row that was dropped is a row: to drop one must not raise the others' weight.
+    by_hand["constant"] = [1 / (rows * 11) if n else 0.0 for n in lengths]
     for aggregation, row_weights in by_hand.items():
         weights = aggregation_weights(mask, aggregation, max_length=11)
         expected = torch.tensor(row_weights).unsqueeze(1) * mask
         torch.testing.assert_close(weights, expected, atol=1e-7, rtol=1e-6)
         if filled and aggregation != "constant":
             assert abs(float(weights.sum()) - 1) < 1e-5
+
+
+def test_dropping_half_of_the_rows_leaves_a_tokens_weight_under_constant():
+    """Four rows of two tokens, limit 5: 1 / 20 each, also once two rows are dropped. Means are over what is left."""
+    whole = torch.ones(4, 2, dtype=torch.bool)
+    half = whole & torch.tensor([True, False, True, False]).unsqueeze(1)
+    kept = torch.tensor([0, 2])
+    expected = {"constant": (1 / 20, 1 / 20), "token_mean": (1 / 8, 1 / 4), "sequence_mean": (1 / 8, 1 / 4)}
+    for aggregation, (before, after) in expected.items():
+        for mask, weight in ((whole, before), (half, after)):
+            found = aggregation_weights(mask, aggregation, max_length=5)
+            torch.testing.assert_close(found[kept], torch.full((2, 2), weight))
+        assert not found[~half].any()
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
@@ -222,7 +325,7 @@ def test_empty_mask_has_no_weight():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: reference_kl(torch.zeros(1), torch.zeros(1), "k4"), "kind='k4'.*k1, k2, k3"),
+        (lambda: reference_kl(torch.zeros(1), torch.zeros(1), "k4"), "kind='k4'.*k1, k2, k3, k3_ratio"),
         (lambda: aggregation_weights(torch.ones(1, 1, dtype=torch.bool), "sum", 1), "aggregation='sum'.*token_mean"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -28,6 +29,7 @@ from rlif_lightning.processes.collectives import (
     all_rank_objects,
     all_rank_sum,
     all_rank_top_fraction,
+    all_rank_upper_quantile,
     is_distributed,
     is_first_process,
 )
@@ -99,6 +101,15 @@ def test_top_fraction_is_exact_where_the_product_rounds_down():
     assert all_rank_top_fraction(torch.arange(100.0), torch.ones(100, dtype=torch.bool), 0.29).sum() == 29
 
 
+def test_upper_quantile_by_hand():
+    """Five valid values, 9 the largest: one in five may lie above 3, two in five above 2; the mask leaves 99 out."""
+    values = torch.tensor([3.0, 1.0, 99.0, 9.0, -1.0, 2.0])
+    mask = torch.tensor([True, True, False, True, True, True])
+    for share, expected in ((0.0, 9.0), (0.19, 9.0), (0.2, 3.0), (0.4, 2.0), (0.8, -1.0)):
+        assert float(all_rank_upper_quantile(values, mask, share)) == expected
+    assert float(all_rank_upper_quantile(values, torch.zeros_like(mask), 0.5)) == 0
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, math.nan])
 def test_top_fraction_refuses_per_cent(fraction):
     with pytest.raises(ValueError, match=f"fraction={fraction}"):
@@ -135,6 +146,8 @@ def statistics_of(share: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     mean, std = all_rank_mean_std(logprobs, mask)
     results = {"sum": all_rank_sum(masked_sum(logprobs.double(), mask)), "mean": mean, "std": std}
     results["max"] = all_rank_max(masked_max(-logprobs, mask))
+    for share_above in (0.0, 0.05, 0.5):
+        results[f"quantile {share_above}"] = all_rank_upper_quantile(-logprobs, mask, share_above)
     for aggregation in ("token_mean", "sequence_mean", "constant"):
         results[f"rows/{aggregation}"] = aggregation_weights(mask, aggregation, max_length=9)
     for batch_norm in ("none", "sample", "token"):
@@ -142,7 +155,10 @@ def statistics_of(share: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for fraction in (0.001, 0.02, 0.3, 0.9):
         results[f"rows/top {fraction}"] = all_rank_top_fraction(logprobs + 1.5, mask, fraction)
         results[f"rows/kl_cov {fraction}"] = KLCov(fraction=fraction).select(update)
+        results[f"rows/kl_cov top {fraction}"] = KLCov(fraction=fraction, pick="top").select(update)
         results[f"rows/clip_cov {fraction}"] = ClipCov(fraction=fraction, low=0.05, high=9.0).select(update)
+        held = replace(update, logprobs=update.logprobs.roll(1, 1))
+        results[f"rows/clip_cov held {fraction}"] = ClipCov(fraction=fraction, low=0.05, high=9.0).select(held)
     return results | {"rows/covariance": token_covariance(logprobs, advantages, mask)}
 
 

@@ -37,10 +37,23 @@ def test_kl_cov_ranks_signed():
 def test_kl_cov_selection_matches_restatement(seed, rows, columns, mille):
     batch = update(rows, columns, seed)
     assume(batch.mask.sum() > 2)  # the covariances of two tokens are equal: no ranking
-    expected = restatement.largest_marks(
-        restatement.covariance(batch.old_logprobs, batch.advantages, batch.mask), batch.mask, Fraction(mille, 1000)
-    )
+    covariance = restatement.covariance(batch.old_logprobs, batch.advantages, batch.mask)
+    expected = restatement.positive_marks(covariance, batch.mask, Fraction(mille, 1000))
     assert torch.equal(KLCov(fraction=mille / 1000).select(batch), expected)
+    top = restatement.largest_marks(covariance, batch.mask, Fraction(mille, 1000))
+    assert torch.equal(KLCov(fraction=mille / 1000, pick="top").select(batch), top)
+
+
+def test_kl_cov_picks_positive_covariances_only_or_the_top_whatever_its_sign():
+    """Covariances .625, 1.375, 1.125, .375 with the signs of the second and fourth turned: two are positive."""
+    batch = replace(golden(), advantages=torch.tensor([[1.0, 1.0, 1.0, 1.0]]))
+    assert not KLCov(fraction=0.5).select(batch).any()
+    assert KLCov(fraction=0.5, pick="top").select(batch).sum() == 2  # zeros, by lottery
+    batch = replace(golden(), advantages=torch.tensor([[1.0, 3.0, 1.0, -1.0]]))
+    # A - mean: 0, 2, 0, -2; logprob - mean: .625, -1.375, 1.125, -.375; cov 0, -2.75, 0, .75
+    assert KLCov(fraction=0.75).select(batch).tolist() == [[False, False, False, True]]
+    assert KLCov(fraction=0.75, pick="top").select(batch).tolist() == [[True, False, True, True]]
+    assert KLCov(fraction=0.1).select(batch).tolist() == [[False, False, False, True]]
 
 
 def test_kl_cov_selection_ignores_padding_and_row_order():
@@ -61,10 +74,13 @@ def test_kl_cov_ranks_by_old_or_current_logprobs():
     assert KLCov(fraction=0.5, rank_by="current").select(batch).tolist() == [[True, False, False, True]]
 
 
-def test_kl_cov_fraction_holds_without_a_signal():
-    """All advantages equal: every covariance is 0, and the tie must not pick every token."""
-    batch = replace(update(40, 8), advantages=torch.zeros(40, 8))
-    assert KLCov(fraction=0.02).select(batch).sum() <= 0.02 * batch.mask.sum()
+@pytest.mark.parametrize("advantage", [0.0, 0.1])
+def test_kl_cov_picks_nothing_without_a_signal(advantage):
+    """All advantages equal: every covariance is 0. The origin's code fills its quota all the same."""
+    batch = replace(update(40, 8), advantages=torch.full((40, 8), advantage))
+    assert not KLCov(fraction=0.02).select(batch).any()
+    top = KLCov(fraction=0.02, pick="top").select(batch)
+    assert 0 < top.sum() <= 0.02 * batch.mask.sum()
 
 
 def test_kl_cov_fraction_holds_when_many_tokens_are_certain():
@@ -107,7 +123,25 @@ def test_kl_cov_does_nothing_on_policy():
     assert marks.any()
     assert torch.equal(strong[0], none[0])
     assert torch.equal(strong[1], none[1])
-    torch.testing.assert_close(strong[1], loss_and_gradient(Clipped(), batch, marks)[1])
+    assert torch.equal(strong[1], loss_and_gradient(Clipped(), batch, marks)[1])
+
+
+def test_kl_cov_has_no_slope_below_the_noise_floor():
+    """On picked tokens: 0 up to the floor, the whole weight beyond twice the floor; the rest is as without a floor."""
+    batch = replace(update(), noise_floor=torch.tensor(0.15))
+    objective = KLCov(fraction=0.9, weight=0.7, pick="top")
+    marks = objective.select(batch)
+    penalty = (
+        loss_and_gradient(objective, batch, marks)[1]
+        - loss_and_gradient(replace(objective, weight=0.0), batch, marks)[1]
+    )
+    size = (batch.logprobs - batch.old_logprobs).abs()
+    below, above = marks & (size <= 0.15), marks & (size > 0.3)
+    assert below.sum() > 3
+    assert above.sum() > 3
+    assert not penalty[below].any()
+    torch.testing.assert_close(penalty[above].abs(), torch.full_like(penalty[above], 0.7))
+    assert not penalty[~marks].any()
 
 
 def test_kl_cov_refuses_one_update_per_rollout():
@@ -124,6 +158,7 @@ def clip_cov_case(fraction: float, seed: int = 0) -> tuple[LossInputs, torch.Ten
     batch = update(20, 20)
     covariance = restatement.covariance(batch.old_logprobs, batch.advantages, batch.mask)
     band = torch.tensor([[0.2 < value < 1.5 for value in row] for row in covariance]) & batch.mask
+    band &= ~restatement.held_by_clip(batch)
     return batch, band, ClipCov(fraction=fraction, low=0.2, high=1.5, seed=seed).select(batch)
 
 
@@ -134,6 +169,17 @@ def test_clip_cov_counts(fraction):
     assert expected < band.sum()
     assert marks.sum() == expected
     assert not (marks & ~band).any()
+
+
+def test_clip_cov_leaves_out_what_the_clip_holds():
+    """Covariances .625, 1.375, 1.125, .375; A 1, -1, 1, -1; log-ratios that hold the first two tokens."""
+    batch = replace(golden(), logprobs=golden().old_logprobs + torch.tensor([[0.3, -0.3, -0.3, 0.3]]))
+    assert restatement.held_by_clip(batch).tolist() == [[True, True, False, False]]
+    assert ClipCov(fraction=0.99, low=0.1, high=2.0).select(batch).tolist() == [[False, False, True, True]]
+    wide = ClipCov(fraction=0.99, low=0.1, high=2.0, clip_low=0.5, clip_high=0.5)
+    assert wide.select(batch).sum() == 3  # floor(0.99 * 4), of all four
+    assert ClipCov().needs_current
+    assert not ClipCov(fraction=0.0).needs_current
 
 
 def test_clip_cov_takes_all_candidates_when_they_are_few():
@@ -244,12 +290,13 @@ def test_entropy_bonus_is_subtracted():
     torch.testing.assert_close(gradient, torch.full_like(gradient, -0.01))
 
 
-@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3", "k3_ratio"])
 def test_reference_kl_is_added(kind):
     batch = update()
     marks = torch.zeros_like(batch.mask)
     delta = (batch.ref_logprobs - batch.logprobs).double()
-    kl = {"k1": -delta, "k2": delta**2 / 2, "k3": delta.exp() - delta - 1}[kind]
+    k3, ratio = delta.exp() - delta - 1, (batch.logprobs - batch.old_logprobs).double().exp()
+    kl = {"k1": -delta, "k2": delta**2 / 2, "k3": k3, "k3_ratio": k3 * ratio}[kind]
     loss = Clipped(reference_kl=ReferenceKL(0.5, kind)).token_loss(batch, marks)
     torch.testing.assert_close(loss.double(), Clipped().token_loss(batch, marks) + 0.5 * kl, atol=1e-5, rtol=1e-5)
 
@@ -284,6 +331,7 @@ def test_defaults_are_the_papers():
         (KLCov, {"weight": -1.0}, "weight=-1.0"),
         (KLCov, {"unselected": "none"}, "unselected='none'.*clipped, plain"),
         (KLCov, {"rank_by": "new"}, "rank_by='new'.*old, current"),
+        (KLCov, {"pick": "all"}, "pick='all'.*positive, top"),
         (KLCov, {"clip_high": -1.0}, "clip_high=-1.0"),
         (ClipCov, {"fraction": 1.0}, "fraction=1.0"),
         (ClipCov, {"low": 5.0}, "low=5.0"),

@@ -16,7 +16,7 @@ from test_run import fit
 
 from rlif_lightning.learning.objectives import Clipped, KLCov, ReferenceKL
 from rlif_lightning.learning.rollout_advantages import without_dropped
-from rlif_lightning.learning.update import UpdatePlan, backward_update, trained_rows
+from rlif_lightning.learning.update import MiniBatch, UpdatePlan, backward_update, trained_rows
 from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
@@ -53,6 +53,11 @@ def test_minibatches_are_shuffled_anew_each_rollout_and_pass():
 def test_plan_refuses_zero(name):
     with pytest.raises(ValueError, match=f"{name}=0"):
         UpdatePlan(**{name: 0})
+
+
+def test_plan_refuses_unknown_old_logprobs():
+    with pytest.raises(ValueError, match="old_logprobs='engine' is unknown; use one of sampler, rescored"):
+        UpdatePlan(old_logprobs="engine")
 
 
 def update_of(advantages: list[float]) -> LossInputs:
@@ -109,7 +114,8 @@ def test_one_micro_batch_is_one_completion_at_a_time(tiny_models, architecture, 
             shares.append(float(share.detach()))
             share.backward()
 
-        backward_update(policy, objective, update, prompts, ids, sampling, budget, GROUP, backward, meter)
+        mini_batch = MiniBatch(update, prompts, ids, GROUP, torch.arange(len(ids)))
+        backward_update(policy, objective, mini_batch, sampling, budget, backward, meter)
         assert len(shares) == (1 if budget > 1 else len(ids))
         gradients = {name: p.grad.clone() for name, p in policy.named_parameters()}
         found[budget] = sum(shares), gradients, meter.sums

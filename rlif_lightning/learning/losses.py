@@ -13,9 +13,9 @@ from torch import Tensor
 from rlif_lightning.processes.collectives import all_rank_mean_std, all_rank_sum
 
 MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: keeps a ratio finite in float32 with room to multiply
-ROUNDING = 1e-12  # nats; between two float64 passes (those in float32 differ by up to 1e-5, which acts)
+ROUNDING = 1e-12  # relative: a value this near to the mean of float64 sums is the mean
 AGGREGATIONS = ("token_mean", "sequence_mean", "constant")
-KL_KINDS = ("k1", "k2", "k3")
+KL_KINDS = ("k1", "k2", "k3", "k3_ratio")
 
 
 def importance_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
@@ -69,29 +69,63 @@ def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tens
         mask: ``[B, T]`` bool.
 
     Returns:
-        ``[B, T]`` float64, 0 outside the mask.
+        ``[B, T]`` float64, 0 outside the mask, and exactly 0 where either value is the mean.
     """
-    logprob_mean, _ = all_rank_mean_std(logprobs.detach(), mask)
-    advantage_mean, _ = all_rank_mean_std(advantages, mask)
-    covariance = (logprobs.detach().double() - logprob_mean) * (advantages.double() - advantage_mean)
+    covariance = _deviation(logprobs.detach(), mask) * _deviation(advantages, mask)
     return torch.where(mask, covariance, 0.0)
 
 
-def kl_cov_penalty(logprobs: Tensor, old_logprobs: Tensor, weight: float) -> Tensor:
-    """``weight * |logprobs - old_logprobs|``, KL-Cov's term on picked tokens; no gradient where the two are equal.
+def _deviation(values: Tensor, mask: Tensor) -> Tensor:
+    """Values minus their mean over all ranks; exactly 0 for equal values, whose mean may round to a neighbour."""
+    mean, _ = all_rank_mean_std(values, mask)
+    deviation = values.double() - mean
+    return torch.where(deviation.abs() > ROUNDING * mean.abs(), deviation, 0.0)
 
-    Equal up to ``ROUNDING``: its slope is ``weight`` however small the difference, so that on the first update, where
-    there is none, the order in which two float64 passes added up would otherwise decide the sign.
+
+def kl_cov_penalty(logprobs: Tensor, old_logprobs: Tensor, weight: float, noise_floor: Tensor | float = 0.0) -> Tensor:
+    """KL-Cov's term on picked tokens, ``weight * |d|`` without a slope where d is no more than rounding.
+
+    With ``d = logprobs - old_logprobs``, ``f`` the noise floor and ``e = |d| - f`` it is ``weight`` times
+
+        0                for |d| <= f
+        e² / (2 f)       for f < |d| <= 2 f
+        e - f / 2        above, with slope ±weight as |d| has it
+
+    which is Huber's loss (https://doi.org/10.1214/aoms/1177703732) of the excess over the floor: value and slope are
+    continuous. A floor of 0 gives ``weight * |d|``, whose slope at d = 0 is 0.
+
+    Args:
+        logprobs, old_logprobs: ``[B, T]``.
+        weight: per nat.
+        noise_floor: nats, a scalar.
     """
     size = (logprobs - old_logprobs).abs()
-    return weight * torch.where(size > ROUNDING, size, 0.0)
+    floor = torch.as_tensor(noise_floor, dtype=size.dtype, device=size.device)
+    excess = (size - floor).clamp(min=0)
+    rounded = excess.square() / (2 * floor).clamp(min=torch.finfo(size.dtype).tiny)
+    return weight * torch.where(excess < floor, rounded, excess - floor / 2)
 
 
-def reference_kl(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tensor:
+def reference_kl(
+    logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3", old_logprobs: Tensor | None = None
+) -> Tensor:
     """Per-token estimate of KL(policy || reference) from a token sampled by the policy.
 
-    With ``d = ref_logprobs - logprobs``: k1 = -d, k2 = d²/2, k3 = exp(d) - d - 1 (http://joschu.net/blog/kl-approx.html).
-    As a *loss* on samples, k1 has a gradient whose expectation is 0 on-policy; k2's is the gradient of the true KL.
+    With ``d = ref_logprobs - logprobs`` (http://joschu.net/blog/kl-approx.html), and which *gradient* it has in
+    expectation over tokens that the policy itself sampled (https://arxiv.org/abs/2512.21852):
+
+    ========  =======================================  =====================================================
+    k1        ``-d``                                   0
+    k2        ``d² / 2``                               that of KL(policy || reference)
+    k3        ``exp(d) - d - 1``                       that of KL(reference || policy)
+    k3_ratio  k3 times ``rho``, the gradient through   that of KL(policy || reference), off-policy as well
+              both (TRL: use_bias_correction_kl)
+    ========  =======================================  =====================================================
+
+    Args:
+        logprobs, ref_logprobs: ``[B, T]``.
+        kind: one of the above.
+        old_logprobs: ``[B, T]`` that the ratio of ``k3_ratio`` is to; None = the policy itself sampled.
 
     Raises:
         ValueError: unknown kind.
@@ -101,10 +135,13 @@ def reference_kl(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Te
         return -delta
     if kind == "k2":
         return 0.5 * delta.square()
+    if kind not in KL_KINDS:
+        raise ValueError(f"kind={kind!r} is unknown; use one of {', '.join(KL_KINDS)}")
+    delta = delta.clamp(max=MAX_LOG_RATIO)  # not in exp alone: the gradient would change sign
+    k3 = delta.exp() - delta - 1
     if kind == "k3":
-        delta = delta.clamp(max=MAX_LOG_RATIO)  # not in exp alone: the gradient would change sign
-        return delta.exp() - delta - 1
-    raise ValueError(f"kind={kind!r} is unknown; use one of {', '.join(KL_KINDS)}")
+        return k3
+    return k3 * importance_ratio(logprobs, logprobs.detach() if old_logprobs is None else old_logprobs)
 
 
 def aggregation_weights(mask: Tensor, aggregation: str, max_length: int) -> Tensor:
@@ -113,8 +150,8 @@ def aggregation_weights(mask: Tensor, aggregation: str, max_length: int) -> Tens
     Args:
         mask: ``[B, T]`` bool, all rows of this rank's part of the update.
         aggregation: ``token_mean``: 1 / number of tokens (arXiv 2503.14476); ``sequence_mean``: each completion's mean,
-            averaged over completions (GRPO, arXiv 2402.03300); ``constant``: 1 / (completions * max_length)
-            (Dr. GRPO, arXiv 2503.20783).
+            averaged over completions that have tokens (GRPO, arXiv 2402.03300); ``constant``: 1 / (rows * max_length),
+            rows without any token included (Dr. GRPO, arXiv 2503.20783).
         max_length: the generation limit in tokens, for ``constant``.
 
     Returns:
@@ -123,12 +160,12 @@ def aggregation_weights(mask: Tensor, aggregation: str, max_length: int) -> Tens
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation={aggregation!r} is unknown; use one of {', '.join(AGGREGATIONS)}")
     valid = mask.double()
-    counts = torch.stack([valid.sum(), mask.any(-1).double().sum()])
-    num_tokens, num_rows = all_rank_sum(counts).clamp(min=1)
+    counts = torch.stack([valid.sum(), mask.any(-1).double().sum(), valid.new_tensor(len(mask))])
+    num_tokens, num_completions, num_rows = all_rank_sum(counts).clamp(min=1)
     if aggregation == "token_mean":
         weights = valid / num_tokens
     elif aggregation == "sequence_mean":
-        weights = valid / valid.sum(-1, keepdim=True).clamp(min=1) / num_rows
+        weights = valid / valid.sum(-1, keepdim=True).clamp(min=1) / num_completions
     else:
         weights = valid / (num_rows * max_length)
     return weights.float()

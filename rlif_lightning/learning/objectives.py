@@ -18,6 +18,7 @@ from torch import Tensor
 from rlif_lightning.learning.losses import (
     AGGREGATIONS,
     KL_KINDS,
+    clipped_marks,
     clipped_surrogate,
     kl_cov_penalty,
     plain_surrogate,
@@ -30,6 +31,7 @@ from rlif_lightning.records import LossInputs
 GOLDEN_GAMMA = -0x61C8864680B583EB  # 2**64 / golden ratio, as a signed number
 UNSELECTED = ("clipped", "plain")
 RANK_BY = ("old", "current")
+PICKS = ("positive", "top")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class ReferenceKL:
 
     Args:
         weight: multiplies the KL in nats; 0 = off, and no reference model is loaded.
-        kind: k1 | k2 | k3, the estimator (see losses.reference_kl).
+        kind: k1 | k2 | k3 | k3_ratio, the estimator. On-policy k3 has the gradient of KL(reference || policy), k2 and
+            k3_ratio that of KL(policy || reference), k1 none (see losses.reference_kl).
     """
 
     weight: float = 0.0
@@ -93,7 +96,10 @@ class Objective(ABC):
 
     @property
     def needs_current(self) -> bool:
-        """Whether ``select`` ranks by the current policy's log-probs (one more pass without gradients)."""
+        """Whether ``select`` needs the current policy's log-probs: one more pass without gradients.
+
+        A rollout's first mini-batch goes without it: there the old log-probs are the current policy's.
+        """
         return False
 
     def check(self, updates_per_rollout: int) -> None:  # noqa: B027 - most objectives always work
@@ -118,9 +124,8 @@ class Objective(ABC):
             loss = loss * batch.token_weights
         if self.needs_reference:
             assert batch.ref_logprobs is not None
-            loss = loss + self.reference_kl.weight * reference_kl(
-                batch.logprobs, batch.ref_logprobs, self.reference_kl.kind
-            )
+            kl = reference_kl(batch.logprobs, batch.ref_logprobs, self.reference_kl.kind, batch.old_logprobs)
+            loss = loss + self.reference_kl.weight * kl
         if self.entropy_bonus:
             assert batch.entropy is not None
             loss = loss - self.entropy_bonus * batch.entropy
@@ -150,15 +155,18 @@ class KLCov(Objective):
 
     Args:
         fraction: share of an update's tokens that are picked, in [0, 1); 0 = off (the paper 2605.22620: 0.02).
-        weight: of |logprob - old logprob| (nats) on picked tokens (the paper: 0.05).
+        weight: of |logprob - old logprob| (nats) above the rollout's noise floor, on picked tokens (the paper: 0.05).
         unselected: clipped (the paper) | plain (the origin's code): the loss on all other tokens.
         rank_by: old | current: the log-probs that tokens are ranked by. `old` (ours) needs no extra pass.
+        pick: positive | top: only tokens with a positive covariance, fewer than the fraction if there are not enough
+            (ours); or the fraction's top whatever its sign, as the origin's code does, zeros chosen by lottery.
     """
 
     fraction: float = 0.02
     weight: float = 0.05
     unselected: str = "clipped"
     rank_by: str = "old"
+    pick: str = "positive"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -170,6 +178,8 @@ class KLCov(Objective):
             raise ValueError(f"unselected={self.unselected!r} is unknown; use one of {', '.join(UNSELECTED)}")
         if self.rank_by not in RANK_BY:
             raise ValueError(f"rank_by={self.rank_by!r} is unknown; use one of {', '.join(RANK_BY)}")
+        if self.pick not in PICKS:
+            raise ValueError(f"pick={self.pick!r} is unknown; use one of {', '.join(PICKS)}")
 
     @property
     def needs_current(self) -> bool:
@@ -187,11 +197,16 @@ class KLCov(Objective):
         ranked = update.old_logprobs if self.rank_by == "old" else update.logprobs
         covariance = token_covariance(ranked, update.advantages, update.mask)
         lottery = token_lottery(update.row_ids, update.mask.shape[1])
-        return all_rank_top_fraction(covariance, update.mask, self.fraction, lottery)
+        if self.pick == "top":
+            return all_rank_top_fraction(covariance, update.mask, self.fraction, lottery)
+        candidates = update.mask & (covariance > 0)
+        share = share_of_candidates(candidates, update.mask, self.fraction)
+        return all_rank_top_fraction(covariance, candidates, share, lottery)
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         plain = plain_surrogate(batch.logprobs, batch.old_logprobs, batch.advantages)
-        penalised = plain + kl_cov_penalty(batch.logprobs, batch.old_logprobs, self.weight)
+        floor = 0.0 if batch.noise_floor is None else batch.noise_floor
+        penalised = plain + kl_cov_penalty(batch.logprobs, batch.old_logprobs, self.weight, floor)
         rest = plain if self.unselected == "plain" and self.fraction > 0 else self.clipped(batch)
         return torch.where(marks, penalised, rest)
 
@@ -200,7 +215,8 @@ class KLCov(Objective):
 class ClipCov(Objective):
     """Clip-Cov: a few tokens of high covariance get no policy gradient at all. https://arxiv.org/abs/2505.22617
 
-    Tokens with ``low < cov < high`` are candidates; of them a random ``fraction`` of all the update's tokens is picked.
+    Candidates are tokens with ``low < cov < high`` that the clip does not hold already; of them a random ``fraction``
+    of all the update's tokens is picked.
 
     Args:
         fraction: share of an update's tokens that are picked, in [0, 1); 0 = off.
@@ -221,16 +237,27 @@ class ClipCov(Objective):
         if self.low >= self.high:
             raise ValueError(f"low={self.low} must be less than high={self.high}")
 
+    @property
+    def needs_current(self) -> bool:
+        return self.fraction > 0
+
     def select(self, update: LossInputs) -> Tensor:
         covariance = token_covariance(update.old_logprobs, update.advantages, update.mask)
-        candidates = update.mask & (covariance > self.low) & (covariance < self.high)
-        num_tokens, num_candidates = all_rank_sum(torch.stack([update.mask.sum(), candidates.sum()])).tolist()
-        share = min(1.0, self.fraction * num_tokens / max(num_candidates, 1))
+        bounds = self.clip_low, self.clip_high
+        held = clipped_marks(update.logprobs, update.old_logprobs, update.advantages, *bounds)
+        candidates = update.mask & ~held & (covariance > self.low) & (covariance < self.high)
+        share = share_of_candidates(candidates, update.mask, self.fraction)
         lottery = token_lottery(update.row_ids, update.mask.shape[1], self.seed)
         return all_rank_top_fraction(torch.where(candidates, lottery, 0.0), candidates, share)
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         return torch.where(marks, torch.zeros_like(batch.logprobs), self.clipped(batch))
+
+
+def share_of_candidates(candidates: Tensor, mask: Tensor, fraction: float) -> float:
+    """The share of the candidates that is ``fraction`` of all valid tokens of all ranks, at most 1 (a collective)."""
+    num_tokens, num_candidates = all_rank_sum(torch.stack([mask.sum(), candidates.sum()])).tolist()
+    return min(1.0, fraction * num_tokens / max(num_candidates, 1))
 
 
 def token_lottery(row_ids: Tensor, num_steps: int, seed: int = 0) -> Tensor:

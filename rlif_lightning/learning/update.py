@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.learning.old_logprobs import SOURCES, rollout_logprobs
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.masked import masked_sum
@@ -38,17 +39,21 @@ class UpdatePlan:
         epochs_per_rollout: passes over the rollout.
         micro_batch_tokens: budget of one forward and backward pass, prompts and padding included.
         seed: of the shuffling of groups.
+        old_logprobs: sampler | rescored: where those of all mini-batches but the first come from.
     """
 
     updates_per_rollout: int = 4
     epochs_per_rollout: int = 1
     micro_batch_tokens: int = 8192
     seed: int = 0
+    old_logprobs: str = "sampler"
 
     def __post_init__(self) -> None:
         for name in ("updates_per_rollout", "epochs_per_rollout", "micro_batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.old_logprobs not in SOURCES:
+            raise ValueError(f"old_logprobs={self.old_logprobs!r} is unknown; use one of {', '.join(SOURCES)}")
 
     def check(self, num_prompts: int) -> None:
         """Refuse a step with fewer prompts than updates.
@@ -61,6 +66,10 @@ class UpdatePlan:
                 f"data.prompts_per_step={num_prompts} is less than model.updates_per_rollout="
                 f"{self.updates_per_rollout}: an update would have no group; raise the one or lower the other"
             )
+
+    def rescores(self, rollout: Rollout) -> bool:
+        """Whether a rollout needs one more pass; not that of an engine whose completions the policy has scored."""
+        return self.old_logprobs == "rescored" and rollout.engine_logprobs is None
 
     @property
     def num_updates(self) -> int:
@@ -80,18 +89,41 @@ class UpdatePlan:
                 yield sorted(int(i) // world_size for i in part if i % world_size == rank)
 
 
-def select_groups(inputs: LossInputs, rollout: Rollout, groups: list[int]) -> tuple[LossInputs, list[Tensor], Tensor]:
-    """The rows of some groups: their loss inputs, prompts and completion ids."""
+@dataclass(frozen=True)
+class MiniBatch:
+    """Some groups of a rollout, for one optimiser step.
+
+    Attributes:
+        inputs: ``[b, T]`` loss inputs; ``logprobs`` are those that tokens are ranked by.
+        prompt_ids: the groups' prompts, each ``[L_p]``.
+        completion_ids: ``[b, T]``.
+        group_size: G.
+        rows: ``[b]`` int64, the rows' numbers in the rollout.
+        on_policy: the policy has not moved since the rollout. The old log-probs are then those of the mini-batch's own
+            training forward, and the ratio is exactly 1.
+    """
+
+    inputs: LossInputs
+    prompt_ids: list[Tensor]
+    completion_ids: Tensor
+    group_size: int
+    rows: Tensor
+    on_policy: bool = False
+
+
+def select_groups(inputs: LossInputs, rollout: Rollout, groups: list[int], on_policy: bool = False) -> MiniBatch:
+    """The rows of some groups of a rollout, whose loss inputs are ``[B, T]``."""
     size = rollout.group_size
     rows = [p * size + g for p in groups for g in range(size)]
     index = torch.tensor(rows, dtype=torch.int64, device=rollout.mask.device)
-    return take_rows(inputs, index), [rollout.prompts.token_ids[p] for p in groups], rollout.completion_ids[index]
+    prompt_ids = [rollout.prompts.token_ids[p] for p in groups]
+    return MiniBatch(take_rows(inputs, index), prompt_ids, rollout.completion_ids[index], size, index, on_policy)
 
 
 def take_rows(inputs: LossInputs, rows: Tensor) -> LossInputs:
     """The same loss inputs for some rows only."""
-    chosen = {name: value[rows] for name, value in vars(inputs).items() if value is not None}
-    return LossInputs(**chosen)
+    given = {name: value for name, value in vars(inputs).items() if value is not None}
+    return LossInputs(**{name: value[rows] if value.ndim else value for name, value in given.items()})
 
 
 def trained_rows(update: LossInputs, marks: Tensor, objective: Objective, group_size: int) -> Tensor:
@@ -106,80 +138,82 @@ def reference_logprobs(
     policy: PolicyModel, reference: PolicyModel | None, rollout: Rollout, sampling: Sampling, micro_batch_tokens: int
 ) -> Tensor:
     """``[B, T]`` log-probs under the reference model, which is the policy without its adapters if there is none."""
-    rows = (rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, rollout.group_size)
     with policy.adapters_off() if reference is None else nullcontext():
-        return score_tokens(reference or policy, *rows, sampling, micro_batch_tokens).logprobs
+        return rollout_logprobs(reference or policy, rollout, sampling, micro_batch_tokens)
 
 
 def backward_update(
     policy: PolicyModel,
     objective: Objective,
-    update: LossInputs,
-    prompt_ids: list[Tensor],
-    completion_ids: Tensor,
+    mini_batch: MiniBatch,
     sampling: Sampling,
     micro_batch_tokens: int,
-    group_size: int,
     backward: Callable[[Tensor, bool], None],
     meter: UpdateMeter,
-) -> None:
+) -> Tensor:
     """Accumulate the gradient of one mini-batch.
 
     Args:
-        update: ``[B, T]`` loss inputs of this rank's rows; ``logprobs`` are those that tokens are ranked by.
         backward: called with each micro-batch's share of the loss, and whether it is the last one; the shares of all
             ranks sum to the loss. Every rank calls it equally often, at least once.
         meter: collects the token figures.
+
+    Returns:
+        ``[b, T]`` log-probs of the forward passes, NaN where there was none.
     """
+    update, group_size = mini_batch.inputs, mini_batch.group_size
     marks = agreed(objective.select(update))
     weights = aggregation_weights(update.mask, objective.aggregation, sampling.max_new_tokens)
     kept = update.mask & trained_rows(update, marks, objective, group_size).unsqueeze(1)
-    micro_batches = list(pack(prompt_ids, completion_ids, kept, group_size, micro_batch_tokens))
-    passes = equal_passes(policy, micro_batches, update.mask.device, at_least=1)
+    rows_of = (mini_batch.prompt_ids, mini_batch.completion_ids, kept, group_size)
+    passes = equal_passes(policy, list(pack(*rows_of, micro_batch_tokens)), update.mask.device, at_least=1)
+    found = torch.full_like(update.old_logprobs, torch.nan)
     for number, (packed, own) in enumerate(passes, 1):
         stats, rows, is_last = policy(packed, sampling), packed.rows, number == len(passes)
         if not own:
             backward(stats.logprobs.sum() * 0.0, is_last)
             continue
         batch = replace(take_rows(update, rows), logprobs=stats.logprobs, entropy=stats.entropy)
+        found[rows] = torch.where(batch.mask, stats.logprobs.detach(), torch.nan).to(found)
+        if mini_batch.on_policy:
+            batch = replace(batch, old_logprobs=stats.logprobs.detach())
         losses = objective.token_loss(batch, marks[rows])
         backward(masked_sum(losses * weights[rows], batch.mask), is_last)
         meter.add(batch, marks[rows], batch.mask, objective)
         meter.add_positions(packed)
         HEAP.release(update.mask.device)
+    return found
 
 
 def accumulate_gradient(
     policy: PolicyModel,
     objective: Objective,
-    update: LossInputs,
-    prompt_ids: list[Tensor],
-    completion_ids: Tensor,
+    mini_batch: MiniBatch,
     sampling: Sampling,
     budget: TokenBudget,
-    group_size: int,
     backward: Callable[[Tensor, bool], None],
     meter: UpdateMeter,
     forget: Callable[[], None],
-) -> None:
+) -> Tensor:
     """The gradient of one mini-batch in as many passes as memory wants; as :func:`backward_update` otherwise.
 
     Args:
         budget: tokens of a pass; lowered where memory runs out.
         forget: drops the gradient of a failed attempt.
     """
-    rows = (prompt_ids, completion_ids)
-    if objective.needs_current:
-        arguments = (policy, *rows, update.mask, group_size, sampling)
-        update = replace(update, logprobs=budget.run(lambda tokens: score_tokens(*arguments, tokens)).logprobs)
+    if objective.needs_current and not mini_batch.on_policy:
+        rows_of = (mini_batch.prompt_ids, mini_batch.completion_ids, mini_batch.inputs.mask, mini_batch.group_size)
+        current = budget.run(lambda tokens: score_tokens(policy, *rows_of, sampling, tokens)).logprobs
+        mini_batch = replace(mini_batch, inputs=replace(mini_batch.inputs, logprobs=current))
 
     def undo() -> None:
         forget()
         meter.undo()
 
-    given = (policy, objective, update, *rows, sampling)
-    budget.run(lambda tokens: backward_update(*given, tokens, group_size, backward, meter), undo)
+    given = (policy, objective, mini_batch, sampling)
+    found = budget.run(lambda tokens: backward_update(*given, tokens, backward, meter), undo)
     meter.keep()
+    return found
 
 
 def non_finite_message(step: int, rollout: Rollout, outputs: dict[str, RewardOutput]) -> str:

@@ -21,13 +21,11 @@ class UpdateMeter:
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
         self.positions = torch.zeros(2, dtype=torch.float64, device=device)  # those that hold a token, and all
-        self.first: Tensor | None = None  # the sums of the first mini-batch, whose policy is the one that sampled
         self.kept = self.sums.clone(), self.positions.clone()
 
     def keep(self) -> None:
         """A mini-batch is over: what was added stays."""
         self.kept = self.sums.clone(), self.positions.clone()
-        self.first = self.kept[0] if self.first is None else self.first
 
     def undo(self) -> None:
         """Forget what was added since :meth:`keep`."""
@@ -56,11 +54,9 @@ class UpdateMeter:
         """``policy/...`` means over the tokens that were trained on, and what ran for them (a collective)."""
         tokens, picked, log_ratio, log_ratio_picked, clipped, kl, entropy_picked = all_rank_sum(self.sums)
         held, positions = all_rank_sum(self.positions)
-        first_tokens, _, gap, *_ = all_rank_sum(self.sums if self.first is None else self.first)
         count = tokens.clamp(min=1)
         return {
             "policy/log_ratio": log_ratio / count,
-            "policy/sampler_gap": gap / first_tokens,  # NaN where nothing of the first mini-batch was trained on
             "policy/log_ratio_picked": log_ratio_picked / picked.clamp(min=1),
             "policy/entropy_picked": entropy_picked / picked.clamp(min=1),
             "policy/picked_fraction": picked / count,

@@ -147,6 +147,24 @@ def all_rank_top_fraction(values: Tensor, mask: Tensor, fraction: float, lottery
     return above | all_rank_top_fraction(lottery, tied, (max(count, 1) - num_above) / num_tied)
 
 
+def all_rank_upper_quantile(values: Tensor, mask: Tensor, share: float) -> Tensor:
+    """The smallest value that at most ``share`` of all valid values of all ranks lie above (a collective).
+
+    Args:
+        values: any shape, finite where ``mask`` is True.
+        mask: the same shape, bool.
+        share: in [0, 1); 0 gives the largest.
+
+    Returns:
+        A scalar; 0 where no rank has a valid value.
+    """
+    total = int(all_rank_sum(mask.sum()))
+    if total == 0:
+        return values.new_zeros(())
+    count = math.floor(share * total + 1e-9) + 1
+    return _gather_largest(values.detach()[mask], count).topk(count).values[-1]
+
+
 def _gather_largest(local: Tensor, count: int) -> Tensor:
     """The ``count`` largest values of each rank, padded with -inf, from all ranks."""
     largest = local.new_full((count,), -math.inf)
