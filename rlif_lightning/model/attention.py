@@ -128,8 +128,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scores: Scor
     if scores.plain:
         return fused_attention(query, key, value, mask, scores.scaling)
     # CUDA's lower right bias is no plain tensor, and says what no mask says.
-    lines = (x.transpose(1, 2) for x in (query, key, value))
-    return scores.attend(*lines, mask if type(mask) is Tensor else None)
+    mask = mask if type(mask) is Tensor else None
+    return scores.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask)
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None) -> Tensor:
