@@ -16,9 +16,9 @@ from torch import Tensor
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.token_stats import token_stats
-from rlif_lightning.records import Prompts, TokenStats
+from rlif_lightning.records import TokenStats
+from rlif_lightning.rollout.decoders import Decoder, SharedPrefixDecoder, StandardDecoder
 from rlif_lightning.rollout.kv_memory import moves
-from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
 GROUP = 2  # completions of each prompt
@@ -85,9 +85,9 @@ def differences(policy: PolicyModel, own: Any, rows: Rows, limit: Limit) -> list
     expected = own_stats(own, rows)
     with torch.random.fork_rng(devices=[]):
         first = _or_error("scoring a packed line", lambda: scored(policy, rows), found)
-        again = _or_error("scoring a packed line again", lambda: scored(policy, rows), found) if first else None
+        again = _or_error("scoring again", lambda: scored(policy, rows), found) if limit.twice_alike else None
         stepped = _or_error("decoding", lambda: decoded(policy, rows), found)
-    if first and again and limit.twice_alike:
+    if first and again:
         apart = max(float((getattr(first, n) - getattr(again, n)).abs().max()) for n in FIGURES)
         if apart > 0:
             found.append(f"two scorings of the same rows differ by {apart:.2g} nats: noise stays on")
@@ -143,15 +143,12 @@ def scored(policy: PolicyModel, rows: Rows) -> TokenStats:
 @torch.no_grad()
 def decoded(policy: PolicyModel, rows: Rows) -> TokenStats:
     """``[B, T]`` figures of the rows' tokens, given one after the other to the native engine's memory."""
-    device, num_steps = rows.ids.device, rows.ids.shape[1]
-    engine, sampling = NativeEngine(), Sampling(max_new_tokens=num_steps)
-    engine.setup(policy, 0)
-    prompts = Prompts(rows.prompts, [""] * len(rows.prompts), {}, torch.arange(len(rows.prompts)))
-    rule, training = policy.rule(sampling, device), policy.training
+    num_steps, rule, training = rows.ids.shape[1], policy.rule(Sampling(), rows.ids.device), policy.training
+    device = rows.ids.device
     policy.eval()
-    decoder = engine.decoder(prompts, GROUP, sampling)
+    decoder = _decoder(policy, rows)
     hidden = decoder.admit(rows.prompts, GROUP)
-    left, figures, lengths = torch.arange(len(rows.ids)), [], rows.mask.sum(1).cpu()
+    left, lengths = torch.arange(len(rows.ids)), rows.mask.sum(1).cpu()
     table = torch.zeros((len(FIGURES), *rows.ids.shape), dtype=torch.float64, device=device)
     for step in range(num_steps):
         tokens = rows.ids[left.to(device), step]
@@ -168,3 +165,13 @@ def decoded(policy: PolicyModel, rows: Rows) -> TokenStats:
         hidden = decoder.advance(tokens)
     policy.train(training)
     return TokenStats(*table)
+
+
+def _decoder(policy: PolicyModel, rows: Rows) -> Decoder:
+    """What the native engine decodes these rows with."""
+    if not policy.shares_prompts:
+        return StandardDecoder(policy)
+    longest = max(map(len, rows.prompts))
+    return SharedPrefixDecoder(
+        policy, len(rows.prompts), len(rows.ids), longest, max(rows.ids.shape[1] - 1, 1), rows.ids.device
+    )

@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from rlif_lightning.model.loading import Policy, prepared, resolve_model
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.model.shrunken import VOCABULARY, NotShrinkable, random_model, shrunken
+from rlif_lightning.model.shrunken import NotShrinkable, random_model, shrunken
+from rlif_lightning.model.small_sizes import VOCABULARY
 from rlif_lightning.rollout.comparison import Limit, Rows, differences, own_stats, random_rows
 
 SMALL_COPY = Limit(1e-3)
@@ -31,8 +32,9 @@ BY_DTYPE = {
     torch.float16: Limit(0.1, median=True, twice_alike=False),
     torch.bfloat16: Limit(0.3, median=True, twice_alike=False),
 }
-PROMPT_LENGTHS, LENGTHS = (11, 6), (10, 5, 12, 3)  # of the small copy's rows: beyond WINDOW, and one across REACH
-SHORT_PROMPTS, SHORT = (5, 3), (4, 2, 3, 4)  # of the real weights' rows
+PROMPT_LENGTHS, LENGTHS = (11, 6), (10, 5, 12, 3)  # of the small copy's rows: beyond WINDOW, within REACH
+LONG_PROMPTS, AFTER_THEM = (30, 26), (4, 1, 3, 2)  # beyond REACH from the first completion token on
+SHORT_PROMPTS, SHORT = (5, 3), (3, 2, 1, 3)  # of the real weights' rows
 _passed: set[tuple[str, str]] = set()
 
 
@@ -93,27 +95,35 @@ def examine(config: PreTrainedConfig, attention: str) -> Verdict:
         small = shrunken(config)
         own = random_model(small)
         choices = torch.arange(VOCABULARY // 8, VOCABULARY)  # without special tokens
-        rows = random_rows(PROMPT_LENGTHS, LENGTHS, choices, torch.device("cpu"))
+        cpu = torch.device("cpu")
+        rows = [random_rows(PROMPT_LENGTHS, LENGTHS, choices, cpu)]
+        if "longrope" in str(getattr(small.get_text_config(), "rope_parameters", "")):
+            rows.append(random_rows(LONG_PROMPTS, AFTER_THEM, choices, cpu))
         try:
-            own_stats(own, rows)
+            own_stats(own, rows[0])
         except Exception as error:
             raise NotShrinkable(f"its own forward raises {type(error).__name__}: {error}") from error
         return _verdict(small, own, rows, attention)
 
 
-def _verdict(small: PreTrainedConfig, own: Any, rows: Rows, attention: str) -> Verdict:
+def _verdict(small: PreTrainedConfig, own: Any, rows: list[Rows], attention: str) -> Verdict:
     name, shares_prompts = _name(own), False
     try:
-        with torch.random.fork_rng(devices=[]):
-            copied = AutoModelForCausalLM.from_config(small, dtype=torch.float32, attn_implementation=attention)
-            copied.load_state_dict(own.state_dict())
-            settings = Policy("rlif-arithmetic", attention=attention)  # for its tokenizer, which is small
-            policy = PolicyModel(settings, load=lambda each: prepared(copied, each))
+        policy = _small_policy(small, own, attention)
         shares_prompts = policy.shares_prompts
-        faults = differences(policy, own, rows, SMALL_COPY)
+        faults = [fault for part in rows for fault in differences(policy, own, part, SMALL_COPY)]
     except Exception as error:
         faults = [str(error) if type(error) is ValueError else f"loading raises {type(error).__name__}: {error}"]
     return Verdict(name, shares_prompts, tuple(faults))
+
+
+def _small_policy(small: PreTrainedConfig, own: Any, attention: str) -> PolicyModel:
+    """The small copy, made what a policy is made."""
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32, attn_implementation=attention)
+        model.load_state_dict(own.state_dict())
+        settings = Policy("rlif-arithmetic", attention=attention)  # for its tokenizer, which is small
+        return PolicyModel(settings, load=lambda each: prepared(model, each))
 
 
 @contextmanager

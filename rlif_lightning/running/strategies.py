@@ -161,7 +161,7 @@ class TensorParallelStrategy(DividedStrategy):
 def build_policy(policy: Policy, strategy: Strategy | None, frozen: bool = False) -> PolicyModel:
     """The policy or, ``frozen``, its reference model, divided if the strategy says so (a collective then).
 
-    The policy is compared with the Hugging Face model itself (``rollout/self_check.py``); the reference is the same one.
+    The policy is compared with the Hugging Face model itself (``rollout/self_check.py``), the reference is not again.
 
     Raises:
         ValueError: this library does not compute the model's own log-probs, or it cannot be loaded so.
