@@ -1,8 +1,6 @@
-"""Attention of packed trees: against plain float64 softmax under the dense tree mask, joined or not, and its hook."""
+"""Attention of packed trees: against plain float64 softmax under the dense tree mask, joined or not."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 import rlif_lightning.model.attention as attention
-from rlif_lightning.model.attention import Block, TreePlan, attend, fused_attention
+from rlif_lightning.model.attention import Block, Scores, TreePlan, fused_attention
 from rlif_lightning.model.packing import Tree
 
 CPU = torch.device("cpu")
@@ -33,14 +31,16 @@ def line(num_tokens: int, key_heads: int, seed: int) -> list[Tensor]:
     return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scaling: float) -> Tensor:
-    """One head at a time: softmax over the allowed keys; ``[1, N, heads, d]``."""
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scores: Scores) -> Tensor:
+    """One head at a time: softmax over the allowed keys and the head's sink; ``[1, N, heads, d]``."""
     repeats = query.shape[1] // key.shape[1]
     outputs = []
     for head in range(query.shape[1]):
-        scores = query[0, head] @ key[0, head // repeats].T * scaling
-        weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
-        outputs.append(weights @ value[0, head // repeats])
+        z = query[0, head] @ key[0, head // repeats].T * (SIZE**-0.5 if scores.scaling is None else scores.scaling)
+        z = z if scores.softcap is None else scores.softcap * (z / scores.softcap).tanh()
+        weights = z.exp() * allowed
+        total = weights.sum(-1, keepdim=True) + (0 if scores.sinks is None else scores.sinks[head].exp())
+        outputs.append(weights / total @ value[0, head // repeats])
     return torch.stack(outputs, 1).unsqueeze(0)
 
 
@@ -60,10 +60,12 @@ def assert_all_close(found: list[Tensor], expected: list[Tensor]) -> None:
     window=st.none() | st.integers(1, 9),
     key_heads=st.sampled_from([1, 2, 4]),
     scaling=st.sampled_from([None, 0.7]),
+    softcap=st.sampled_from([None, 0.8]),
+    sinks=st.sampled_from([None, torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)]),
     joining=st.sampled_from(sorted(JOINING)),
     seed=st.integers(0, 99),
 )
-def test_pieces_are_softmax_under_the_tree_mask(shapes, window, key_heads, scaling, joining, seed):
+def test_pieces_are_softmax_under_the_tree_mask(shapes, window, key_heads, scaling, softcap, sinks, joining, seed):
     trees = line_of(shapes)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in zip(("WASTE", "SMALL", "LARGEST"), JOINING[joining], strict=True):
@@ -72,11 +74,13 @@ def test_pieces_are_softmax_under_the_tree_mask(shapes, window, key_heads, scali
     if joining in ("alone", "always"):
         assert len(plan.blocks) == (1 if joining == "always" else len(trees))
     inputs = line(sum(tree.size for tree in trees), key_heads, seed)
-    output = plan.attend(0, *inputs, scaling, window)
+    scores = Scores(scaling, window, softcap, sinks)
+    output = plan.attend(0, *inputs, scores)
     allowed = torch.tensor(naive_mask(trees, window))
-    expected = plain_attention(*inputs, allowed, SIZE**-0.5 if scaling is None else scaling)
+    expected = plain_attention(*inputs, allowed, scores)
     assert_all_close(with_gradients(output, inputs), with_gradients(expected, inputs))
-    assert_all_close([plan.attend(1, *inputs, scaling, None)], [TreePlan(trees, CPU).attend(0, *inputs, scaling, None)])
+    wide = Scores(scaling)  # of another layer, by the same plan
+    assert_all_close([plan.attend(1, *inputs, wide)], [TreePlan(trees, CPU).attend(0, *inputs, wide)])
 
 
 def test_trees_join_only_while_padding_stays_small(monkeypatch):
@@ -113,7 +117,7 @@ def test_each_prompt_s_keys_are_kept_once_and_in_order(shapes, joining):
             patch.setattr(attention, name, value)
         plan = TreePlan(trees, CPU, keep)
     query, key, value = line(sum(tree.size for tree in trees), 2, 0)
-    plan.attend(5, query, key, value, None, None)
+    plan.attend(5, query, key, value, Scores())
     assert [(layer, tree) for layer, tree, _, _ in kept] == [(5, tree) for tree in trees]
     for _, tree, keys, values in kept:
         span = slice(tree.start, tree.start + tree.prompt_length)
@@ -159,40 +163,3 @@ def test_a_single_tree_is_neither_copied_nor_put_in_order():
     assert prompts.data_ptr() == key.data_ptr()
     assert block.blocks[0]._of_rows(prompts).stride(0) == 0
     assert block.blocks[0]._of_rows(prompts).shape == (2, 5, 2, SIZE)
-
-
-class Echo:
-    """A plan that tells what it was asked."""
-
-    def attend(self, *asked):
-        return asked
-
-
-def layer() -> SimpleNamespace:
-    return SimpleNamespace(layer_idx=3, is_causal=True, num_key_value_groups=2, training=False)
-
-
-def test_the_hook_hands_everything_to_the_plan():
-    query, key, value = line(5, 2, 0)
-    asked, weights = attend(layer(), query, key, value, None, scaling=0.3, tree_plan=Echo(), sliding_window=7)
-    assert weights is None
-    assert asked == (3, query, key, value, 0.3, 7)
-
-
-@pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias"])
-def test_the_hook_refuses_what_a_fused_kernel_cannot_do(name):
-    query, key, value = line(5, 2, 0)
-    with pytest.raises(ValueError, match=rf"{name}; set model.policy.attention=eager"):
-        attend(layer(), query, key, value, None, tree_plan=Echo(), **{name: 30.0})
-    attend(layer(), query, key, value, None, tree_plan=Echo(), **{name: None})
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_without_a_plan_the_hook_is_sdpa(masked):
-    inputs = line(5, 2, 0)
-    causal = torch.ones(5, 5, dtype=torch.bool).tril()
-    mask = causal.clone() if masked else None
-    if masked:
-        mask[4, 0] = causal[4, 0] = False
-    output, _ = attend(layer(), *inputs, None if mask is None else mask[None, None], scaling=0.7)
-    torch.testing.assert_close(output, plain_attention(*inputs, causal, 0.7))

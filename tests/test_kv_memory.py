@@ -12,12 +12,12 @@ from torch import Tensor
 
 import rlif_lightning.model.attention as attention
 import rlif_lightning.rollout.kv_memory as kv_memory
-from rlif_lightning.model.attention import TreePlan
+from rlif_lightning.model.attention import Scores, TreePlan
 from rlif_lightning.model.packing import Tree
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory, moves
 
 CPU = torch.device("cpu")
-SIZE, LAYERS, MAX_PROMPT, MAX_OWN = 3, 2, 6, 12
+SIZE, VALUE_SIZE, LAYERS, MAX_PROMPT, MAX_OWN = 3, 5, 2, 6, 12
 WINDOWS = (None, 4)  # of the two layers
 
 
@@ -43,9 +43,14 @@ class World:
     rows: list[Row] = field(default_factory=list)
     admitted: int = 0
     blocks_alone: bool = False  # each prompt of a prefill in a block of its own
+    softcap: float | None = None
+    sinks: Tensor | None = None
 
-    def draw(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, SIZE, generator=self.generator, dtype=torch.float64)
+    def draw(self, rows: int, tokens: int) -> list[Tensor]:
+        """Query, key and value ``[rows, heads, tokens, d]``; values are wider than keys."""
+        sizes = [(self.heads, SIZE), (self.key_heads, SIZE), (self.key_heads, VALUE_SIZE)]
+        shapes = [(rows, heads, tokens, size) for heads, size in sizes]
+        return [torch.randn(shape, generator=self.generator, dtype=torch.float64) for shape in shapes]
 
     def admit(self, lengths: list[int]) -> None:
         """Prompts come through the prefill's plan, as in the engine."""
@@ -58,8 +63,8 @@ class World:
             plan = TreePlan([Tree(s, n) for s, n in zip(starts, lengths, strict=True)], CPU, self.memory.keep_prompts)
         per_layer = []
         for layer in range(LAYERS):
-            query, key, value = (self.draw(1, h, sum(lengths)) for h in (self.heads, self.key_heads, self.key_heads))
-            plan.attend(layer, query, key, value, None, WINDOWS[layer])
+            query, key, value = self.draw(1, sum(lengths))
+            plan.attend(layer, query, key, value, Scores(None, WINDOWS[layer], self.softcap, self.sinks))
             per_layer.append((key[0].transpose(0, 1), value[0].transpose(0, 1)))
         for start, length in zip(starts, lengths, strict=True):
             for _ in range(self.group_size):
@@ -72,12 +77,14 @@ class World:
         positions = self.memory.start_step()
         assert positions.tolist() == [[len(row.keys[0])] for row in self.rows]
         for layer in range(LAYERS):
-            query, key, value = (self.draw(n, h, 1) for h in (self.heads, self.key_heads, self.key_heads))
+            query, key, value = self.draw(n, 1)
             for row, k, v in zip(self.rows, key, value, strict=True):
                 row.keys[layer] = torch.cat([row.keys[layer], k.transpose(0, 1)])
                 row.values[layer] = torch.cat([row.values[layer], v.transpose(0, 1)])
-            output = self.memory.attend(layer, query, key, value, scaling, WINDOWS[layer])
-            assert output.shape == (n, 1, self.heads, SIZE)
+            output = self.memory.attend(
+                layer, query, key, value, Scores(scaling, WINDOWS[layer], self.softcap, self.sinks)
+            )
+            assert output.shape == (n, 1, self.heads, VALUE_SIZE)
             for b, row in enumerate(self.rows):
                 expected = self.plain(query[b, :, 0], row.keys[layer], row.values[layer], scaling, WINDOWS[layer])
                 torch.testing.assert_close(output[b, 0], expected, rtol=1e-9, atol=1e-9)
@@ -90,7 +97,10 @@ class World:
         heads = []
         for head in range(self.heads):
             scores = keys[:, head // repeats] @ query[head] * (SIZE**-0.5 if scaling is None else scaling)
-            heads.append(scores.softmax(0) @ values[:, head // repeats])
+            if self.softcap is not None:
+                scores = self.softcap * (scores / self.softcap).tanh()
+            total = scores.exp().sum() + (0 if self.sinks is None else self.sinks[head].exp())
+            heads.append(scores.exp() / total @ values[:, head // repeats])
         return torch.stack(heads)
 
     def leave(self, stays: list[bool]) -> None:
@@ -114,6 +124,8 @@ def test_any_schedule_is_plain_attention_of_each_row(data, key_heads, group_size
         one = world(4, key_heads, group_size, seed=seed)
     one.blocks_alone = data.draw(st.booleans())
     scaling = data.draw(st.sampled_from([None, 0.6]))
+    one.softcap = data.draw(st.sampled_from([None, 0.8]))
+    one.sinks = data.draw(st.sampled_from([None, torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)]))
     for _ in range(data.draw(st.integers(3, 12))):
         groups = one.memory.num_groups
         assert one.memory.num_rows == len(one.rows)
@@ -162,9 +174,9 @@ def test_other_precisions_are_kept(dtype):
     memory = SharedPrefixMemory(1, 2, 3, 4, CPU)
     memory.add([3], 2)
     query, key, value = (torch.randn(1, h, 3, 4, dtype=dtype) for h in (4, 2, 2))
-    TreePlan([Tree(0, 3)], CPU, memory.keep_prompts).attend(0, query, key, value, None, None)
+    TreePlan([Tree(0, 3)], CPU, memory.keep_prompts).attend(0, query, key, value, Scores())
     memory.start_step()
-    output = memory.attend(0, *(x[..., :1, :].expand(2, -1, -1, -1) for x in (query, key, value)), None, None)
+    output = memory.attend(0, *(x[..., :1, :].expand(2, -1, -1, -1) for x in (query, key, value)), Scores())
     assert output.dtype == memory.layers[0].own_keys.dtype == memory.layers[0].prompt_values.dtype == dtype
 
 

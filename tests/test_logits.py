@@ -29,14 +29,14 @@ class Case:
     rule: HeadRule
 
 
-def case(temperature: float, softcap: float | None, ends: bool, seed: int = 0, dtype=torch.float64) -> Case:
+def case(temperature: float, ends: bool, seed: int = 0, dtype=torch.float64) -> Case:
     generator = torch.Generator().manual_seed(seed)
     raw = (3 * torch.randn(ROWS, VOCABULARY, generator=generator, dtype=torch.float64)).to(dtype)
     tokens = torch.randint(VOCABULARY, (ROWS,), generator=generator)
     may_end = torch.arange(ROWS) % 2 == 0 if ends else None
     if may_end is not None:
         tokens = torch.where(~may_end & torch.isin(tokens, torch.tensor(END_IDS)), 3, tokens)
-    return Case(raw, tokens, may_end, HeadRule(temperature, softcap, torch.tensor(END_IDS)))
+    return Case(raw, tokens, may_end, HeadRule(temperature, torch.tensor(END_IDS)))
 
 
 def head_output(raw: Tensor) -> Tensor:
@@ -51,8 +51,7 @@ def found(case: Case) -> list[Tensor]:
 
 def plain(case: Case, row: int, raw: Tensor) -> list[Tensor]:
     """One row by the textbook formulas, over the tokens that could be sampled."""
-    z = raw if case.rule.softcap is None else case.rule.softcap * torch.tanh(raw / case.rule.softcap)
-    z = z / case.rule.temperature
+    z = raw / case.rule.temperature
     hidden = END_IDS if case.may_end is not None and not case.may_end[row] else []
     possible = [v for v in range(VOCABULARY) if v not in hidden]
     logp = z[possible].log_softmax(0)
@@ -87,28 +86,25 @@ def weights_for(which: set[int], seed: int = 1) -> list[Tensor | None]:
 @settings(deadline=None, max_examples=40)
 @given(
     temperature=st.sampled_from([1.0, 0.4, 1.7]),
-    softcap=st.sampled_from([None, 4.0]),
     ends=st.booleans(),
     seed=st.integers(0, 999),
 )
-def test_values_are_those_of_the_restatement(temperature, softcap, ends, seed):
-    one = case(temperature, softcap, ends, seed)
+def test_values_are_those_of_the_restatement(temperature, ends, seed):
+    one = case(temperature, ends, seed)
     stats = found(one)
-    z = one.raw if softcap is None else softcap * (one.raw / softcap).tanh()
     for row in range(ROWS):
         hidden = END_IDS if ends and not one.may_end[row] else []
         possible = [v for v in range(VOCABULARY) if v not in hidden]
-        values = [float(z[row, v]) / temperature for v in possible]
+        values = [float(one.raw[row, v]) / temperature for v in possible]
         expected = restatement.token_statistics(values, possible.index(int(one.tokens[row])))
         torch.testing.assert_close([float(s[row]) for s in stats], list(expected), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("which", [{0}, {1}, {2}, {0, 1}, {0, 1, 2}], ids=lambda s: "+".join(NAMES[i] for i in s))
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
-@pytest.mark.parametrize("softcap", [None, 4.0])
 @pytest.mark.parametrize("ends", [False, True])
-def test_gradients_are_those_of_the_plain_formulas(which, temperature, softcap, ends):
-    one, weights = case(temperature, softcap, ends), weights_for(which)
+def test_gradients_are_those_of_the_plain_formulas(which, temperature, ends):
+    one, weights = case(temperature, ends), weights_for(which)
     gradient = our_gradient(one, weights)
     torch.testing.assert_close(gradient, plain_gradient(one, weights), rtol=1e-9, atol=1e-9)
     if ends:
@@ -117,7 +113,7 @@ def test_gradients_are_those_of_the_plain_formulas(which, temperature, softcap, 
 
 @pytest.mark.parametrize("elements", [1, VOCABULARY, 3 * VOCABULARY - 1, 3 * VOCABULARY, 1000])
 def test_pieces_of_any_size_change_nothing(monkeypatch, elements):
-    one, weights = case(1.7, 4.0, True), weights_for({0, 1, 2})
+    one, weights = case(1.7, True), weights_for({0, 1, 2})
     expected = [*found(one), our_gradient(one, weights)]
     monkeypatch.setitem(logits_module.PIECE, "cpu", elements)
     sizes = [part.stop - part.start for part in logits_module.pieces(torch.empty(ROWS, VOCABULARY))]
@@ -136,7 +132,7 @@ def test_pieces_cover_every_row_once(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_get_a_gradient_of_their_own_kind(dtype):
     """Statistics in float32, computed from the rounded logits; only the gradient is rounded once more."""
-    one = case(1.7, 4.0, True, dtype=dtype)
+    one = case(1.7, True, dtype=dtype)
     weights = [w if w is None else w.float() for w in weights_for({0, 1, 2})]
     assert {value.dtype for value in found(one)} == {torch.float32}
     gradient = our_gradient(one, weights)
@@ -146,7 +142,7 @@ def test_half_precision_logits_get_a_gradient_of_their_own_kind(dtype):
 
 
 def test_the_gradient_takes_the_place_of_the_logits():
-    one = case(1.0, None, False)
+    one = case(1.0, False)
     raw = head_output(one.raw)
     received: list[Tensor] = []
     raw.register_hook(received.append)
@@ -159,7 +155,7 @@ def test_the_gradient_takes_the_place_of_the_logits():
 
 
 def test_a_second_backward_pass_is_refused():
-    one = case(1.0, None, False)
+    one = case(1.0, False)
     stats = head_stats(head_output(one.raw), one.tokens, None, one.rule)
     stats.logprobs.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="ran twice"):

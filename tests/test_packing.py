@@ -1,4 +1,4 @@
-"""Packing: the tree of the module's docstring, the token budget, split groups, the way back, and the tree mask."""
+"""Packing: the tree of the module's docstring, the token budget, split groups, the way back, and rows of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.model.packing import Packed, Tree, pack, positions, tree_mask
+from rlif_lightning.model.packing import Packed, Tree, own_rows, pack, positions
 
 LENGTHS = st.lists(st.integers(0, 6), min_size=6, max_size=6)
 
@@ -163,13 +163,26 @@ def line_of(shapes: list[tuple[int, list[int]]]) -> list[Tree]:
 SHAPES = st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=4)), min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=150)
-@given(shapes=SHAPES, window=st.none() | st.integers(1, 8))
-def test_tree_mask_is_the_naive_loop(shapes, window):
-    trees = line_of(shapes)
-    places = positions(trees)
+@settings(deadline=None, max_examples=100)
+@given(lengths=LENGTHS, prompt_lengths=st.lists(st.integers(1, 5), min_size=3, max_size=3), budget=st.integers(1, 40))
+def test_rows_of_their_own_have_every_token_behind_its_whole_context(lengths, prompt_lengths, budget):
+    prompts, (ids, mask) = prompts_of(prompt_lengths), rows_of(lengths)
+    for packed in pack(prompts, ids, mask, 2, budget):
+        own, source = own_rows(packed)
+        expected = [torch.cat([prompts[row // 2], ids[row][mask[row]][:-1]]) for row in packed.rows.tolist()]
+        assert own.shape == (len(expected), max(map(len, expected)))
+        for row, line in zip(own, expected, strict=True):
+            assert torch.equal(row, torch.nn.functional.pad(line, (0, own.shape[1] - len(line))))
+        places = packed.unpack(source % own.shape[1])
+        lengths_before = torch.tensor([len(prompts[row // 2]) for row in packed.rows.tolist()]).unsqueeze(1)
+        kept = mask[packed.rows]
+        assert torch.equal(places, (lengths_before - 1 + torch.arange(ids.shape[1])).where(kept, 0))
+        owners = packed.unpack(source // own.shape[1])
+        assert torch.equal(owners, torch.arange(len(expected)).unsqueeze(1).expand_as(kept).where(kept, 0))
+
+
+@settings(deadline=None, max_examples=100)
+@given(shapes=SHAPES)
+def test_positions_go_on_where_the_prompt_ends(shapes):
     expected = [[*range(p)] + [p + t for length in lengths for t in range(length)] for p, lengths in shapes]
-    assert places.tolist() == [place for tree in expected for place in tree]
-    allowed = tree_mask(trees, places, window)
-    assert allowed.shape == (1, 1, len(places), len(places))
-    assert allowed[0, 0].tolist() == naive_mask(trees, window)
+    assert positions(line_of(shapes)).tolist() == [place for tree in expected for place in tree]

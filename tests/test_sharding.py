@@ -108,7 +108,7 @@ def test_whole_weights_are_let_go_again(sharding, keep):
     divided = {name for name, p in model.named_parameters() if hasattr(p, "placements")}
     line = filler(model, CPU)
     with whole_weights(model), torch.no_grad():
-        model.line_hidden(line)
+        model.completion_hidden(line)
         inside = {name for name, p in model.named_parameters() if hasattr(p, "placements")}
         assert inside == ({name for name in divided if "layers" in name} if keep else set())
     assert {name for name, p in model.named_parameters() if hasattr(p, "placements")} == divided

@@ -1,39 +1,72 @@
 """Attention of packed trees in pieces of PyTorch's fused kernel, so that no token is padded and no N x N mask exists.
 
 A prompt attends to itself, causally; the completions of a tree attend to their prompt and each to itself. Trees of
-similar shape share one call. ``HOOKED`` is the name under which Hugging Face models find this (``attend``): it reads
-its plan from the keyword ``tree_plan`` of the model's forward, and without one it is their ordinary ``sdpa``.
-The engine's decoding plugs in the same way, see ``rollout/kv_memory.py``.
+similar shape share one call. ``plan_hook.py`` brings this to the attention layers of Hugging Face models; the engine's
+decoding plugs in the same way, see ``rollout/kv_memory.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from rlif_lightning.model.packing import Tree
 
-HOOKED = "rlif"
 WASTE = 1.25  # trees are joined in one call while padding makes at most this many times their own query-key pairs,
 SMALL = 2**15  # or while there are so few pairs that starting another call costs more,
 LARGEST = 2**24  # and never beyond this many: their mask is stored
 KeepPrompts = Callable[[int, "Block", Tensor, Tensor], None]
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How a layer gets its attention weights from products of queries and keys.
+
+    Attributes:
+        scaling: of the products; None = one over the root of the key's width.
+        window: a token sees the last ``window`` ones, itself included; None = all.
+        softcap: bound c of ``c tanh(score / c)`` (Gemma 2); None = none.
+        sinks: ``[heads]`` scores of nothing at all, which take a part of the softmax (gpt-oss); None = none.
+    """
+
+    scaling: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether a fused kernel can do it."""
+        return self.softcap is None and self.sinks is None
+
+    def weights(self, products: Tensor, unseen: Tensor | None) -> Tensor:
+        """Softmax over the keys, at least in float32.
+
+        Args:
+            products: ``[batch, heads, ..., keys]`` of queries and keys, scaled.
+            unseen: bool that broadcasts to it; None = all is seen.
+        """
+        if self.softcap is not None:
+            products = (products / self.softcap).tanh() * self.softcap
+        if unseen is not None:
+            products = products.masked_fill(unseen, -torch.inf)
+        precise = torch.promote_types(products.dtype, torch.float32)
+        if self.sinks is None:
+            return products.softmax(-1, dtype=precise)
+        heads = self.sinks.view(-1, *[1] * (products.dim() - 2)).expand(*products.shape[:-1], 1)
+        return torch.cat([products, heads.to(products.dtype)], -1).softmax(-1, dtype=precise)[..., :-1]
+
+
 class AttentionPlan(Protocol):
     """What the hook needs: attention of one layer, ``[1 or n, heads, tokens, d] -> [1 or n, tokens, heads, d]``."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Attention output of one layer."""
         ...
 
@@ -59,9 +92,7 @@ class Block:
         self.prompt_index, self.index = self.prompt_grid.flatten().to(device), self.grid.flatten().to(device)
         self.masks: dict[int | None, tuple[Any, Any]] = {}
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> tuple[list[Tensor], Tensor, Tensor]:
         """Attention of the block's tokens.
 
         Args:
@@ -71,16 +102,16 @@ class Block:
             Output pieces ``[K * L, heads, d]`` and, with completions, ``[B * T, heads, d]``; the prompts' keys and
             values ``[K, L, heads, d]``.
         """
-        prompt_mask, mask = self._masks(window)
+        prompt_mask, mask = self._masks(scores.window)
         q, k, v = (self._prompts(x) for x in (query, key, value))
-        pieces = [fused_attention(q, k, v, prompt_mask, scaling).flatten(0, 1)]
+        pieces = [attention(q, k, v, prompt_mask, scores).flatten(0, 1)]
         if self.num_rows:
             own_q, own_k, own_v = (
                 x.index_select(0, self.index).unflatten(0, self.grid.shape) for x in (query, key, value)
             )
             keys = torch.cat([self._of_rows(k), own_k], 1)
             values = torch.cat([self._of_rows(v), own_v], 1)
-            pieces.append(fused_attention(own_q, keys, values, mask, scaling).flatten(0, 1))
+            pieces.append(attention(own_q, keys, values, mask, scores).flatten(0, 1))
         return pieces, k, v
 
     def _prompts(self, values: Tensor) -> Tensor:
@@ -136,6 +167,23 @@ def _causal(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scores: Scores) -> Tensor:
+    """Attention of ``[B, tokens, heads, d]``; causal without a mask; key heads may be fewer.
+
+    Scores that no fused kernel knows take their products into memory.
+    """
+    if scores.plain:
+        return fused_attention(query, key, value, mask, scores.scaling)
+    repeats = query.shape[2] // key.shape[2]
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    key, value = (x.repeat_interleave(repeats, 1) for x in (key, value))
+    products = query @ key.transpose(-1, -2) * (key.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling)
+    if type(mask) is not Tensor:  # none, or the lower right bias of CUDA
+        shape = products.shape[-2:]
+        mask = torch.ones(shape, dtype=torch.bool, device=products.device).tril(shape[1] - shape[0])
+    return (scores.weights(products, ~mask).to(value.dtype) @ value).transpose(1, 2)
+
+
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None) -> Tensor:
     """PyTorch's fused attention of ``[B, tokens, heads, d]``; causal without a mask; key heads may be fewer."""
     if key.shape[2] != query.shape[2] and key.device.type != "cpu":
@@ -173,14 +221,12 @@ class TreePlan:
         in_order = torch.equal(where, torch.arange(offset))
         self.where = None if in_order else where.to(device)
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Attention output ``[1, N, heads, d]`` of one layer; query, key and value are ``[1, heads, N, d]``."""
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
         pieces = []
         for block in self.blocks:
-            outputs, keys, values = block.attend(query, key, value, scaling, window)
+            outputs, keys, values = block.attend(query, key, value, scores)
             pieces += outputs
             if self.keep_prompts is not None:
                 self.keep_prompts(layer, block, keys, values)
@@ -211,34 +257,3 @@ def _pairs(trees: Sequence[Tree]) -> int:
     steps = max((length for tree in trees for length in tree.lengths), default=0)
     num_rows = sum(len(tree.lengths) for tree in trees)
     return len(trees) * width**2 + num_rows * steps * (width + steps)
-
-
-def attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    tree_plan: AttentionPlan | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The hook in Hugging Face's attention layers; the arguments are theirs.
-
-    Raises:
-        ValueError: the model asks for something that a fused kernel does not do.
-    """
-    if tree_plan is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
-    if unknown:
-        raise ValueError(f"this model's attention uses {unknown[0]}; set model.policy.attention=eager")
-    return tree_plan.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
-
-
-AttentionInterface.register(HOOKED, attend)
-AttentionMaskInterface.register(HOOKED, sdpa_mask)

@@ -26,19 +26,15 @@ class HeadRule:
 
     Args:
         temperature: divides the logits, > 0.
-        softcap: bound c of ``c tanh(z / c)`` (Gemma); None = none.
         end_ids: ``[E]`` int64, tokens that end a completion.
     """
 
     temperature: float
-    softcap: float | None
     end_ids: Tensor
 
     def apply(self, raw: Tensor) -> Tensor:
-        """``[N, V]`` raw logits of any precision to capped and scaled ones, at least float32."""
+        """``[N, V]`` logits of any precision to scaled ones, at least float32."""
         logits = at_least_float32(raw)
-        if self.softcap is not None:
-            logits = (logits / self.softcap).tanh() * self.softcap
         return logits if self.temperature == 1.0 else logits / self.temperature
 
     def forbidden(self, may_end: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -137,6 +133,4 @@ def _raw_gradient(
     if forbidden is not None:
         ids, banned = forbidden
         gradient = gradient.index_copy(1, ids, gradient[:, ids].masked_fill(banned.unsqueeze(1), 0.0))
-    if rule.softcap is not None:
-        gradient = gradient * (1 - (logits * rule.temperature / rule.softcap).square())
     return gradient if rule.temperature == 1.0 else gradient / rule.temperature

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rlif_lightning.model.attention import HOOKED
+from rlif_lightning.model.noise import switch_noise_off
+from rlif_lightning.model.suitability import choose_attention, refuse_state
 
 EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent.parent / "assets" / "base_model"}
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -43,7 +43,8 @@ class Policy:
         dtype: float32 | bfloat16 | float16 | float64 | auto: of the weights. Train in float32 (with trainer.precision
             bf16-mixed if you like): small learning rates vanish in bfloat16 weights.
         attention: sdpa | eager. sdpa works in pieces of PyTorch's fused kernels, prompts shared, nothing padded; eager
-            is the model's own code under a dense mask with a standard cache: slow, for models that sdpa cannot serve.
+            is the model's own code, one padded row per completion, with a standard cache: slower. A model that sdpa
+            cannot serve gets the model's own code by itself, with a warning.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         lora: adapters instead of full fine-tuning; null = full.
         revision: branch, tag or commit on the hub.
@@ -76,13 +77,13 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
     """Load the weights, with every dropout off (a policy must give the same log-probs twice).
 
     Raises:
-        ValueError: no such folder or hub model, or the extra `lora` is missing.
+        ValueError: no such folder or hub model, a model that cannot be a policy, or the extra `lora` is missing.
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(
             resolve_model(policy.name),
             dtype=policy.dtype if policy.dtype == "auto" else getattr(torch, policy.dtype),
-            attn_implementation=policy.attention,
+            attn_implementation=own_attention(policy),
             revision=policy.revision or "main",
             trust_remote_code=policy.trust_remote_code,
             use_safetensors=True,  # pickled weights could run code
@@ -94,36 +95,25 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
     return prepared(model, policy)
 
 
+def own_attention(policy: Policy) -> str | None:
+    """The implementation that a model is made with; None = transformers' choice, since not every model has sdpa."""
+    return "eager" if policy.attention == "eager" else None
+
+
 def prepared(model: PreTrainedModel, policy: Policy) -> Any:
-    """The model as it is trained: every dropout off, attention replaced, adapters added."""
-    _switch_dropout_off(model)
-    if policy.attention == "sdpa":
-        _hook_attention(model)
+    """The model as it is trained: noise off, attention replaced, adapters added.
+
+    Raises:
+        ValueError: a model that cannot be a policy.
+    """
+    refuse_state(model, policy.name)
+    choose_attention(model, policy.name, replace=policy.attention == "sdpa")
+    switch_noise_off(model)
     if policy.gradient_checkpointing:
         # transformers 5.20 renamed the method; vLLM 0.32 needs an earlier one.
         new = getattr(model, "activation_checkpointing_enable", None)
         (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model if policy.lora is None else _add_lora(model, policy.lora)
-
-
-def _switch_dropout_off(model: nn.Module) -> None:
-    module: Any
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-
-
-def _hook_attention(model: PreTrainedModel) -> None:
-    if model._supports_attention_backend:
-        model.set_attn_implementation(HOOKED)
-    else:
-        warnings.warn(
-            f"{type(model).__name__} does not let its attention be replaced: packed groups use a dense mask and"
-            " rollouts the standard cache, which is right but slower and takes more memory",
-            stacklevel=2,
-        )
 
 
 def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:

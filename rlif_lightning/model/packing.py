@@ -78,29 +78,23 @@ class Packed:
         return values.new_zeros(self.shape).index_put((self.target // self.shape[1], self.steps), values)
 
 
-def tree_mask(trees: Sequence[Tree], position_ids: Tensor, window: int | None = None) -> Tensor:
-    """Which position may attend to which, as one dense matrix: for attention code that takes nothing else.
-
-    Args:
-        trees: as in :class:`Packed`.
-        position_ids: ``[N]``.
-        window: sliding-window layers see the last ``window`` positions only, the current one included.
+def own_rows(packed: Packed) -> tuple[Tensor, Tensor]:
+    """Each completion behind a prompt of its own, for models that take nothing else.
 
     Returns:
-        ``[1, 1, N, N]`` bool (query, key).
+        ``[b, L]`` int64 token ids, padded with 0 at the end, where no token sees it; ``[M]`` int64, the positions in
+        the flattened rows whose logits produced each completion token.
     """
-    num_positions = len(position_ids)
-    tree, part = torch.zeros((2, num_positions), dtype=torch.int64)
-    for number, each in enumerate(trees):
-        tree[each.start : each.start + each.size] = number
-        for segment, (start, length) in enumerate(zip(each.starts(), each.lengths, strict=True), start=1):
-            part[start : start + length] = segment
-    tree, part = tree.to(position_ids.device), part.to(position_ids.device)
-    order = torch.arange(num_positions, device=position_ids.device)
-    allowed = (order.unsqueeze(1) >= order) & (tree.unsqueeze(1) == tree) & ((part == part.unsqueeze(1)) | (part == 0))
-    if window is not None:
-        allowed = allowed & (position_ids.unsqueeze(1) - position_ids < window)
-    return allowed[None, None]
+    rows, sources = [], []
+    for tree in packed.trees:
+        prompt = packed.input_ids[tree.start : tree.start + tree.prompt_length]
+        for start, length in zip(tree.starts(), tree.lengths, strict=True):
+            rows.append(torch.cat([prompt, packed.input_ids[start : start + length]]))
+            sources.append(torch.arange(tree.prompt_length - 1, tree.prompt_length + length))
+    width = max(map(len, rows))
+    ids = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in rows])
+    flat = torch.cat([number * width + source for number, source in enumerate(sources)])
+    return ids, flat.to(ids.device)
 
 
 def pack(

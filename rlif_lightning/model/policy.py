@@ -6,7 +6,7 @@ recomputed. The frozen reference model is a second ``PolicyModel`` or, with LoRA
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -16,11 +16,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer
 
-from rlif_lightning.model.attention import HOOKED, AttentionPlan, TreePlan
+from rlif_lightning.model.attention import AttentionPlan, TreePlan
+from rlif_lightning.model.context import ContextLimits
 from rlif_lightning.model.cpu_memory import HEAP
 from rlif_lightning.model.head import HeadRule, head_stats
 from rlif_lightning.model.loading import Policy, load_pretrained, resolve_model
-from rlif_lightning.model.packing import Packed, tree_mask
+from rlif_lightning.model.noise import set_quiet_mode
+from rlif_lightning.model.own_logits import body, own_logits
+from rlif_lightning.model.packing import Packed, own_rows
+from rlif_lightning.model.plan_hook import HOOKED
+from rlif_lightning.model.suitability import planned_hidden
 from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling
 
@@ -46,6 +51,7 @@ class PolicyModel(nn.Module):
     def __init__(self, policy: Policy, frozen: bool = False, load: Callable[[Policy], Any] = load_pretrained):
         super().__init__()
         self.model: Any = load(policy)
+        self.name = policy.name
         self.has_adapters, self.keeps_sharded = policy.lora is not None, False
         self.tokenizer = AutoTokenizer.from_pretrained(
             resolve_model(policy.name), revision=policy.revision or "main", trust_remote_code=policy.trust_remote_code
@@ -53,7 +59,14 @@ class PolicyModel(nn.Module):
         self.eos_ids = _end_ids(self.model.generation_config, self.tokenizer)
         if frozen:
             self.requires_grad_(False)
-        self.train()  # there is no dropout left; gradient checkpointing works in training mode only
+        self.limits = ContextLimits.of(self.causal_lm)
+        self.train()
+
+    def train(self, mode: bool = True) -> PolicyModel:
+        """Set the mode of the policy; the modules inside stay in evaluation mode, but where they recompute."""
+        super().train(mode)
+        set_quiet_mode(self.model, mode)
+        return self
 
     @property
     def causal_lm(self) -> Any:
@@ -71,10 +84,25 @@ class PolicyModel(nn.Module):
         """Whether attention follows a plan (``attention.py``), so that a group's prompt is computed and stored once."""
         return self.causal_lm.config._attn_implementation == HOOKED
 
+    @property
+    def vocab_size(self) -> int:
+        """V of the model."""
+        return self.causal_lm.config.get_text_config(decoder=True).vocab_size
+
     def rule(self, sampling: Sampling, device: torch.device) -> HeadRule:
-        """How logits become those that are sampled from."""
-        softcap = getattr(self.causal_lm.config, "final_logit_softcapping", None)
-        return HeadRule(sampling.temperature or 1.0, softcap, torch.tensor(self.eos_ids, device=device))
+        """How the model's logits become those that are sampled from."""
+        return HeadRule(sampling.temperature or 1.0, torch.tensor(self.eos_ids, device=device))
+
+    def check_context(self, prompt_ids: Sequence[Tensor], max_new_tokens: int) -> None:
+        """Refuse prompts that the model cannot read, or cannot go on from for so long, before anything is sampled.
+
+        Raises:
+            ValueError: the limit, and what to change.
+        """
+        lengths = [len(ids) for ids in prompt_ids]
+        self.limits.check_ids(self.name, prompt_ids)
+        longest = [length + max_new_tokens for length in lengths]
+        self.limits.check(self.name, lengths, longest, f" with sampling.max_new_tokens={max_new_tokens}")
 
     def forward(self, packed: Packed, sampling: Sampling) -> TokenStats:
         """Token statistics of every completion token.
@@ -86,10 +114,10 @@ class PolicyModel(nn.Module):
         Returns:
             ``[b, T]`` statistics, 0 where there is no token; with a graph if gradients are on.
         """
-        hidden = self.line_hidden(packed).index_select(0, packed.source)
+        hidden = self.completion_hidden(packed)
         HEAP.release(hidden.device)
         may_end = packed.steps >= sampling.min_new_tokens if sampling.min_new_tokens else None
-        rule, vocab_size = self.rule(sampling, hidden.device), self.causal_lm.config.vocab_size
+        rule, vocab_size = self.rule(sampling, hidden.device), self.vocab_size
         if torch.is_grad_enabled() and len(hidden) * vocab_size <= KEPT_LOGITS:
             return self._head_stats(hidden, packed.tokens, may_end, rule).map(packed.unpack)
         parts = []
@@ -100,44 +128,30 @@ class PolicyModel(nn.Module):
         merged = (torch.cat([getattr(part, f.name) for part in parts]) for f in fields(TokenStats))
         return TokenStats(*merged).map(packed.unpack)
 
-    def line_hidden(self, packed: Packed) -> Tensor:
-        """``[N, H]`` last hidden states of the line."""
+    def completion_hidden(self, packed: Packed) -> Tensor:
+        """``[M, H]`` last hidden states that the completion tokens come from.
+
+        Raises:
+            ValueError: a context is longer than the model can be right for.
+        """
+        trees = [tree for tree in packed.trees if tree.lengths]
+        longest = [tree.prompt_length + max(tree.lengths) + 1 for tree in trees]
+        self.limits.check(self.name, [tree.prompt_length for tree in trees], longest)
         if self.shares_prompts:
             plan = TreePlan(packed.trees, packed.input_ids.device)
-            return self.hidden(packed.input_ids[None], packed.position_ids[None], plan)[0]
-        config = self.causal_lm.config
-        layer_types = getattr(config, "layer_types", None) or []
-        mask: Any = self._as_attention(tree_mask(packed.trees, packed.position_ids))
-        if "sliding_attention" in layer_types:
-            sliding = self._as_attention(tree_mask(packed.trees, packed.position_ids, config.sliding_window))
-            mask = {"full_attention": mask, "sliding_attention": sliding}
-        output = self.causal_lm.base_model(
-            input_ids=packed.input_ids[None],
-            attention_mask=mask,
-            position_ids=packed.position_ids[None],
-            use_cache=False,
-        )
-        return output.last_hidden_state[0]
+            line = self.hidden(packed.input_ids[None], packed.position_ids[None], plan)[0]
+            return line.index_select(0, packed.source)
+        ids, source = own_rows(packed)
+        hidden = body(self.causal_lm)(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1).index_select(0, source)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
         """Last hidden states ``[n, tokens, H]`` with attention by a plan; ids and positions are ``[n, tokens]``."""
-        return self.causal_lm.base_model(
-            input_ids=input_ids,
-            # A mask of four dimensions is passed on as it is, so that none is built; the plan knows what is seen.
-            attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=input_ids.device),
-            position_ids=position_ids,
-            use_cache=False,
-            tree_plan=plan,
-        ).last_hidden_state
+        return planned_hidden(body(self.causal_lm), input_ids, position_ids, plan)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Raw logits ``[M, V]`` of hidden states ``[M, H]``."""
-        return self.causal_lm.get_output_embeddings()(hidden)
-
-    def _as_attention(self, allowed: Tensor) -> Tensor:
-        if self.causal_lm.config._attn_implementation == "sdpa":
-            return allowed
-        return torch.where(allowed, 0.0, torch.finfo(self.causal_lm.dtype).min).to(self.causal_lm.dtype)
+        """The model's own logits ``[M, V]`` of hidden states ``[M, H]``."""
+        return own_logits(self.causal_lm, hidden)
 
     def _head_stats(self, hidden: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule) -> TokenStats:
         return head_stats(self.head(hidden), tokens, may_end, rule)

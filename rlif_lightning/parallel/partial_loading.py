@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from rlif_lightning.model.loading import Policy, prepared, resolve_model
+from rlif_lightning.model.loading import Policy, own_attention, prepared, resolve_model
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.tensor_parallel_layers import split_dim
 
@@ -41,7 +41,7 @@ def empty_model(policy: Policy) -> Any:
     dtype = (config.dtype or torch.float32) if policy.dtype == "auto" else getattr(torch, policy.dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=policy.attention, trust_remote_code=policy.trust_remote_code
+            config, dtype=dtype, attn_implementation=own_attention(policy), trust_remote_code=policy.trust_remote_code
         )
     with suppress(OSError):  # no file: the one made from the model's config stays
         model.generation_config = GenerationConfig.from_pretrained(resolve_model(policy.name), **source)

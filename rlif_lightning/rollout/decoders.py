@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from rlif_lightning.model.attention import TreePlan
+from rlif_lightning.model.own_logits import body
 from rlif_lightning.model.packing import Tree, positions
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import filler
@@ -105,7 +106,7 @@ class StandardDecoder(Decoder):
         width = int(lengths.max())
         padded = torch.stack([torch.nn.functional.pad(ids, (width - len(ids), 0)) for ids in prompt_ids])
         real = torch.arange(width, device=device) >= (width - lengths).unsqueeze(1)
-        self.cache = DynamicCache(config=self.policy.causal_lm.config)
+        self.cache = DynamicCache(config=self.policy.causal_lm.config.get_text_config(decoder=True))
         hidden = self._forward(padded, real, (real.cumsum(-1) - 1).clamp(min=0))
         self.cache.batch_repeat_interleave(group_size)
         self.attended = real.repeat_interleave(group_size, 0)
@@ -113,7 +114,7 @@ class StandardDecoder(Decoder):
         return hidden.repeat_interleave(group_size, 0)
 
     def _forward(self, ids: Tensor, attended: Tensor, places: Tensor) -> Tensor:
-        output = self.policy.causal_lm.base_model(
+        output = body(self.policy.causal_lm)(
             input_ids=ids,
             attention_mask=attended.long(),
             position_ids=places,
@@ -165,7 +166,7 @@ class LockstepDecoder(Decoder):
     def finish(self) -> None:
         line = filler(self.policy, self.device)
         while self._ranks_at_work(False):
-            self.policy.line_hidden(line)
+            self.policy.completion_hidden(line)
 
     def _ranks_at_work(self, this_one: bool) -> int:
         return int(all_rank_sum(torch.tensor(int(this_one), device=self.device)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlif_lightning.model.attention import Block
+from rlif_lightning.model.attention import Block, Scores
 
 FIRST_ROOM = 64  # tokens of its own that a row has room for at first; doubled when they are full
 
@@ -60,19 +60,19 @@ class SharedPrefixMemory:
     def keep_prompts(self, layer: int, block: Block, keys: Tensor, values: Tensor) -> None:
         """Store the prompts' ``[K, L, heads, d]`` of one block of a prefill whose blocks come in order."""
         if layer not in self.layers:
-            self.layers[layer] = self._allocate(values)
+            self.layers[layer] = self._allocate(keys, values)
         start = self.first_new + self.seen.get(layer, 0)
         self.seen[layer] = self.seen.get(layer, 0) + len(keys)
         memory, groups = self.layers[layer], slice(start, start + len(keys))
         memory.prompt_keys[groups, :, : keys.shape[1]] = keys.transpose(1, 2)
         memory.prompt_values[groups, :, : keys.shape[1]] = values.transpose(1, 2)
 
-    def _allocate(self, values: Tensor) -> LayerMemory:
+    def _allocate(self, keys: Tensor, values: Tensor) -> LayerMemory:
         """In the values' precision: under autocast, rotary angles make keys float32, to be cast in each product."""
-        _, _, heads, size = values.shape
-        prompt, own = (self.max_groups, heads, self.max_prompt, size), (self.max_rows, heads, self.room, size)
+        rooms = [(self.max_groups, self.max_prompt), (self.max_rows, self.room)]
+        shapes = [(rows, each.shape[2], room, each.shape[3]) for rows, room in rooms for each in (keys, values)]
         # Zeros, since what lies beyond a prompt's end is multiplied by a probability of 0: it must be finite.
-        return LayerMemory(*(values.new_zeros(shape) for shape in (prompt, prompt, own, own)))
+        return LayerMemory(*(values.new_zeros(shape) for shape in shapes))
 
     def start_step(self) -> Tensor:
         """Prepare one decoding step; positions ``[n, 1]`` of the rows' next tokens, on the device."""
@@ -108,9 +108,7 @@ class SharedPrefixMemory:
                 setattr(memory, name, new)
         self.room = room
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Attention ``[n, 1, heads, d]`` of the newest tokens, from ``[n, heads, 1, d]`` (fewer heads for keys)."""
         memory, (n, heads, _, size) = self.layers[layer], query.shape
         rows, lengths = self.slots
@@ -121,16 +119,21 @@ class SharedPrefixMemory:
         prompt_keys = memory.prompt_keys[groups, :, : self.width]
         prompt_values = memory.prompt_values[groups, :, : self.width]
         query = query.reshape(n, key.shape[1], heads // key.shape[1], size)
-        query = query * (size**-0.5 if scaling is None else scaling)
+        query = query * (size**-0.5 if scores.scaling is None else scores.scaling)
         to_prompt = self._by_row(self._by_group(query) @ prompt_keys.transpose(-1, -2), query.shape[2])
-        scores = torch.cat([to_prompt, query @ own_keys.transpose(-1, -2)], -1)
-        hidden = self._hidden(window)
-        if hidden is not None:
-            scores = scores.masked_fill(hidden, -torch.inf)
-        probs = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+        products = torch.cat([to_prompt, query @ own_keys.transpose(-1, -2)], -1)
+        probs = self._weights(products, scores).to(value.dtype)
         output = probs[..., self.width :] @ own_values
         output = output + self._by_row(self._by_group(probs[..., : self.width]) @ prompt_values, query.shape[2])
-        return output.reshape(n, 1, heads, size)
+        return output.reshape(n, 1, heads, value.shape[3])
+
+    def _weights(self, products: Tensor, scores: Scores) -> Tensor:
+        """Softmax of ``[n, kv, r, keys]``; sinks belong to the heads one by one."""
+        unseen = self._hidden(scores.window)
+        if scores.sinks is None:
+            return scores.weights(products, unseen)
+        unseen = None if unseen is None else unseen[:, 0]
+        return scores.weights(products.flatten(1, 2), unseen).unflatten(1, products.shape[1:3])
 
     def _by_group(self, values: Tensor) -> Tensor:
         """``[n, kv, r, x]`` of rows to ``[groups, kv, most * r, x]``; places without a row repeat row 0."""

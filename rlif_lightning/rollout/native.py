@@ -46,6 +46,7 @@ class NativeEngine(RolloutEngine):
 
     @torch.no_grad()
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
+        self.policy.check_context(prompts.token_ids, sampling.max_new_tokens)
         training = self.policy.training
         self.policy.eval()
         with whole_weights(self.policy), _weights_cast_once(prompts.token_ids[0].device):
@@ -171,7 +172,7 @@ class _Generation:
         early = self.sampling.min_new_tokens > 0 and bool((self.steps < self.sampling.min_new_tokens).any())
         may_end = (self.steps >= self.sampling.min_new_tokens).to(self.device) if early else None
         tokens, stats = [], []
-        size = max(1, MAX_LOGITS // self.policy.causal_lm.config.vocab_size)
+        size = max(1, MAX_LOGITS // self.policy.vocab_size)
         for start in range(0, len(hidden), size):
             raw = self.policy.head(hidden[start : start + size])
             for piece in pieces(raw):

@@ -1,0 +1,102 @@
+"""How long a context may be, by a model's position tables and rotary angles: known before anything is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+TABLES = ("wpe", "position", "pos_")  # parts of the names of position tables
+
+
+@dataclass(frozen=True)
+class ContextLimits:
+    """Limits of one model.
+
+    Attributes:
+        rows: of its embeddings; token ids beyond have none.
+        positions: of its table of positions; None = it has none.
+        original: length up to which its rotary angles are the same for every context; None = they always are.
+        rope_type: the rule that changes them beyond.
+    """
+
+    rows: int
+    positions: int | None
+    original: int | None
+    rope_type: str = ""
+
+    @classmethod
+    def of(cls, causal_lm: Any) -> ContextLimits:
+        """Read them from a Hugging Face causal LM."""
+        config = causal_lm.config.get_text_config(decoder=True)
+        rotary = any("inv_freq" in name for name, _ in causal_lm.named_buffers())
+        positions = getattr(config, "max_seq_len", None)  # MPT: the longest bias that it makes
+        if not rotary and _has_table(causal_lm):
+            positions = getattr(config, "max_position_embeddings", positions)
+        return cls(causal_lm.get_input_embeddings().weight.shape[0], positions, *_original_length(config))
+
+    def check(self, name: str, prompt_lengths: Sequence[int], longest: Sequence[int], asked: str = "") -> None:
+        """Refuse contexts that the model has no positions for, or whose angles depend on where they end.
+
+        Args:
+            name: of the model.
+            prompt_lengths: tokens of each prompt.
+            longest: tokens of each prompt with the longest completion that it may get.
+            asked: what sets the completion's length, for the message.
+
+        Raises:
+            ValueError: the model, the limit, and what to change.
+        """
+        if not longest:
+            return
+        context = f"a prompt of {{}} tokens{asked} makes a context of {{}} tokens"
+        total, prompt = max(zip(longest, prompt_lengths, strict=True))
+        if self.positions is not None and total - 1 > self.positions:  # the last token is no input
+            raise ValueError(
+                f"model.policy.name={name!r} has {self.positions} positions (max_position_embeddings), and "
+                f"{context.format(prompt, total)}; lower data.max_prompt_tokens or sampling.max_new_tokens"
+            )
+        if self.original is None or total <= self.original:
+            return
+        if self.rope_type == "longrope" and min(prompt_lengths) > self.original:
+            return  # all have the angles of long contexts, from their first token on
+        raise ValueError(
+            f"model.policy.name={name!r} changes the angles of all its positions beyond"
+            f" original_max_position_embeddings={self.original} (rope_type {self.rope_type!r}), and"
+            f" {context.format(prompt, total)}: its first tokens would be drawn under other angles than they are scored"
+            " with; lower data.max_prompt_tokens or sampling.max_new_tokens so that contexts stay within"
+        )
+
+    def check_ids(self, name: str, prompt_ids: Sequence[Tensor]) -> None:
+        """Refuse token ids without an embedding, such as those that were added to a tokenizer alone."""
+        highest = max((int(ids.max()) for ids in prompt_ids if len(ids)), default=0)
+        if highest >= self.rows:
+            raise ValueError(
+                f"a prompt has the token id {highest}, and model.policy.name={name!r} has embeddings for {self.rows}"
+                " tokens only: its tokenizer knows more tokens than it does; take the model's own tokenizer, or resize"
+                " the model's embeddings and save it"
+            )
+
+
+def _has_table(model: nn.Module) -> bool:
+    tensors = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
+    for module in model.modules():
+        tensors += [name for name, value in vars(module).items() if isinstance(value, Tensor)]
+    return any(part in name for name in tensors for part in TABLES)
+
+
+def _original_length(config: Any) -> tuple[int | None, str]:
+    """Length up to which rotary angles are fixed, and the rule beyond it."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    rules = [rope] if "rope_type" in rope else [each for each in rope.values() if isinstance(each, dict)]
+    found = []
+    for rule in rules:
+        kind = rule.get("rope_type", "")
+        longest = config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
+        if kind == "longrope":
+            found.append((rule.get("original_max_position_embeddings") or longest, kind))
+        elif "dynamic" in kind:
+            found.append((longest, kind))
+    return min(found, default=(None, ""))

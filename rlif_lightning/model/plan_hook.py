@@ -1,0 +1,190 @@
+"""How attention plans reach the attention layers of Hugging Face models, under the implementation name ``HOOKED``.
+
+A model makes its masks by its own rules, and transformers calls ``plan_mask`` to write each of them down. During a
+planned forward the mask is a single element that carries the plan and the window that the rule stands for; each layer
+hands it on to ``attend``, whatever other arguments it drops, and also when its activations are computed once more.
+Without a planned forward both are their ordinary ``sdpa``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rlif_lightning.model.attention import AttentionPlan, Scores, attention
+
+HOOKED = "rlif"
+INSTEAD = "set model.policy.attention=eager"
+UNKNOWN = ("position_bias", "indices", "block_indices", "sinks")  # of attention; they change its result
+FAR = 64  # a rule without a window is looked at up to this distance
+MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class PlanError(ValueError):
+    """A model whose attention does not follow a plan."""
+
+
+@dataclass
+class PlannedPass:
+    """One forward of a model by a plan.
+
+    Attributes:
+        plan: that all layers follow.
+        asked: layer -> how often it asked the plan.
+        open: whether the forward is under way; a layer that is recomputed later on is not counted.
+    """
+
+    plan: AttentionPlan
+    asked: Counter[int] = field(default_factory=Counter)
+    open: bool = True
+
+    def check(self, layers: Mapping[int, str]) -> None:
+        """Raise ``PlanError`` unless each of the layers (number -> name) asked once."""
+        wrong = sorted(layer for layer in {*layers, *self.asked} if self.asked[layer] != 1)
+        if wrong:
+            name, times = layers.get(wrong[0], f"layer {wrong[0]}"), self.asked[wrong[0]]
+            raise PlanError(f"{name} asked the attention plan {times} times in one forward instead of once; {INSTEAD}")
+
+
+@dataclass(frozen=True)
+class PlanView:
+    """What a mask carries: the pass and the window of its layers (None = all that is not later)."""
+
+    planned: PlannedPass
+    window: int | None
+
+
+_current: ContextVar[PlannedPass | None] = ContextVar("planned_pass", default=None)
+
+
+@contextmanager
+def following(plan: AttentionPlan, layers: Mapping[int, str]) -> Iterator[None]:
+    """Inside, models whose implementation is ``HOOKED`` attend by the plan.
+
+    Args:
+        plan: of the forward inside.
+        layers: the attention layers (``attention_layers``), each of which must ask once.
+
+    Raises:
+        PlanError: a layer did not, or the model's mask or attention is none that a plan knows.
+    """
+    planned = PlannedPass(plan)
+    before = _current.set(planned)
+    try:
+        yield
+    finally:
+        planned.open = False
+        _current.reset(before)
+    planned.check(layers)
+
+
+def attention_layers(model: nn.Module) -> dict[int, str]:
+    """Layer number -> name of a model's attention layers."""
+    found: dict[int, str] = {}
+    for name, module in model.named_modules():
+        layer = getattr(module, "layer_idx", None)
+        if isinstance(layer, int) and "Attention" in type(module).__name__:
+            found.setdefault(layer, f"{name} ({type(module).__name__})")
+    return found
+
+
+def plan_mask(
+    *args: Any,
+    mask_function: MaskRule,
+    local_size: int | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> Tensor | None:
+    """What transformers writes a mask down with; the arguments are those of its ``sdpa_mask``.
+
+    Returns:
+        In a planned forward ``[1, 1, 1, 1]`` with a ``PlanView``, else the mask of ``sdpa``.
+
+    Raises:
+        PlanError: in a planned forward, a rule that is neither causal nor causal with a window.
+    """
+    planned = _current.get()
+    if planned is None:
+        return sdpa_mask(*args, mask_function=mask_function, local_size=local_size, device=device, **kwargs)
+    mask: Any = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
+    mask.plan_view = PlanView(planned, window_of(mask_function, local_size))
+    return mask
+
+
+def window_of(rule: MaskRule, local_size: int | None) -> int | None:
+    """The window of a mask's rule; None = all that is not later.
+
+    Args:
+        rule: gives bool for (batch, head, query, key) indices.
+        local_size: how many positions transformers believes it to see.
+
+    Raises:
+        PlanError: the rule is of another kind.
+    """
+    size = local_size or FAR
+    zero = torch.zeros((), dtype=torch.int64)
+    queries = torch.tensor([1, size - 1, size, 2 * size + 1, 3 * size + FAR]).unsqueeze(1)
+    distances = torch.tensor([-1, 0, 1, size - 1, size, size + 1, 2 * size, FAR])
+    keys = queries - distances
+    inside = keys >= 0
+    try:
+        seen = rule(zero, zero, queries, keys.clamp(min=0)).cpu()
+    except (IndexError, RuntimeError) as error:
+        raise PlanError(f"the rule of this model's mask cannot be read ({error}); {INSTEAD}") from error
+    for window in (None, local_size):
+        expected = (distances >= 0) & (distances < (window or 3 * size + FAR))
+        if torch.equal(seen & inside, expected & inside):
+            return window
+    raise PlanError(f"this model's mask is neither causal nor a sliding window; {INSTEAD}")
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The hook in Hugging Face's attention layers; the arguments are theirs.
+
+    Raises:
+        PlanError: the layer lost the plan, or asks for something that plans do not do.
+    """
+    view: PlanView | None = getattr(attention_mask, "plan_view", None)
+    if view is None and _current.get() is None:
+        if softcap is None and s_aux is None:
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            )
+        lines = (x.transpose(1, 2) for x in (query, key, value))
+        return attention(*lines, attention_mask, Scores(scaling, None, softcap, s_aux)), None
+    name = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
+    if view is None:
+        raise PlanError(f"{name} attends under a mask of its own; {INSTEAD}")
+    unknown = [argument for argument in UNKNOWN if kwargs.get(argument) is not None]
+    if unknown or kwargs.get("is_causal") is False:
+        raise PlanError(f"{name} uses {[*unknown, 'is_causal=False'][0]}; {INSTEAD}")
+    if view.planned.open:
+        view.planned.asked[module.layer_idx] += 1
+    return view.planned.plan.attend(
+        module.layer_idx, query, key, value, Scores(scaling, view.window, softcap, s_aux)
+    ), None
+
+
+AttentionInterface.register(HOOKED, attend)
+AttentionMaskInterface.register(HOOKED, plan_mask)

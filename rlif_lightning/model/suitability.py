@@ -1,0 +1,142 @@
+"""Which attention a model gets, found by trying, and which models are no policies.
+
+The first of these that works: plans (``plan_hook.py``), the model's own ``sdpa``, the model's own ``eager``.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlif_lightning.model.attention import AttentionPlan, TreePlan
+from rlif_lightning.model.own_logits import body
+from rlif_lightning.model.packing import Tree
+from rlif_lightning.model.plan_hook import HOOKED, PlanError, attention_layers, following
+
+# Layers whose output depends on all earlier tokens by other means than attention.
+STATE_KINDS = re.compile("mamba|conv|linear|recurrent|hybrid|ssm|lstm|rwkv")  # of layers, in configs
+STATE_LAYERS = re.compile(
+    "Mamba|SSM|DeltaNet|DeltaAttention|ShortConv|Recurrent|LightningAttention|LinearAttention|LSTM|Rwkv"
+)
+KINDS = ("layer_types", "layers_block_type", "block_types", "layers_types")
+TRIAL = 4  # tokens
+
+
+def refuse_state(model: Any, name: str) -> None:
+    """Refuse models with layers that hold state that is not attention.
+
+    Raises:
+        ValueError: with the kind of layer.
+    """
+    config = model.config.get_text_config(decoder=True)
+    kinds = [str(kind) for field in KINDS for kind in getattr(config, field, None) or ()]
+    found = next((f"layers of the kind {kind!r}" for kind in kinds if STATE_KINDS.search(kind)), None)
+    for path, module in model.named_modules():
+        if found is None and STATE_LAYERS.search(type(module).__name__):
+            found = f"{path or 'itself'} ({type(module).__name__})"
+    if found is None and not kinds and getattr(model, "_is_stateful", False):
+        found = "a state that is carried from token to token"
+    if found is not None:
+        raise ValueError(
+            f"model.policy.name={name!r}: {type(model).__name__} has {found}, and only layers that attend can be packed"
+            " and sampled with shared prompts; use a model whose layers that mix tokens are all attention"
+        )
+
+
+def choose_attention(model: Any, name: str, replace: bool) -> None:
+    """Set the attention implementation of a model.
+
+    Args:
+        model: as it was made, with an implementation of its own.
+        name: of the model, for messages.
+        replace: whether plans may replace it.
+
+    Raises:
+        ValueError: in the model's own code, tokens see later ones.
+    """
+    reason = _replace(model) if replace else None
+    if replace and reason is None:
+        return
+    if reason is not None:
+        warnings.warn(
+            f"{type(model).__name__} does not let its attention be replaced ({reason}): every completion is computed"
+            " with a prompt of its own, in a padded row, and rollouts use the standard cache, which is right but slower"
+            " and takes more memory",
+            stacklevel=2,
+        )
+    if model.device.type == "meta" or _is_causal(model):
+        return
+    if model.config._attn_implementation != "eager":
+        model.set_attn_implementation("eager")
+        if _is_causal(model):
+            return
+    raise ValueError(
+        f"model.policy.name={name!r}: in {type(model).__name__} tokens see later ones, so it predicts nothing; use a"
+        " causal model, or set what makes this one causal in its config.json (is_decoder=true)"
+    )
+
+
+def _replace(model: Any) -> str | None:
+    """Let the model attend by plans; why not, if it cannot, with its own implementation put back."""
+    own = model.config._attn_implementation
+    if not model._supports_attention_backend:
+        return "it supports no other backend"
+    model.set_attn_implementation(HOOKED)
+    if model.device.type == "meta":
+        return None
+    ids = _trial_ids(model)
+    try:
+        with _evaluating(model):
+            tree = Tree(0, TRIAL // 2, (TRIAL // 2,))
+            planned_hidden(body(model), ids, torch.arange(TRIAL, device=ids.device)[None], TreePlan([tree], ids.device))
+    except PlanError as error:
+        model.set_attn_implementation(own)
+        return str(error).partition(";")[0]
+    return None
+
+
+def planned_hidden(base: Any, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+    """Last hidden states ``[n, tokens, H]`` with attention by a plan; ids and positions are ``[n, tokens]``.
+
+    Raises:
+        PlanError: the model does not follow it.
+    """
+    with following(plan, attention_layers(base)):
+        return base(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether hidden states stay the same when later tokens change."""
+    ids = _trial_ids(model)
+    other = ids.clone()
+    other[:, TRIAL // 2 :] = ids[:, :1]
+    with _evaluating(model):
+        one, two = (body(model)(input_ids=each, use_cache=False).last_hidden_state for each in (ids, other))
+    one, two = one[:, : TRIAL // 2].float(), two[:, : TRIAL // 2].float()
+    return bool(torch.isfinite(one).all() and ((one - two).abs().max() <= 1e-2 * one.abs().max()))
+
+
+def _trial_ids(model: Any) -> Tensor:
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    return torch.arange(3, 3 + TRIAL, device=model.device)[None] % vocab_size
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train(training)
