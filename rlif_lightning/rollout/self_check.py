@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from rlif_lightning.model.loading import Policy, prepared, resolve_model
+from rlif_lightning.model.loading import Policy, own_attention, prepared, resolve_model
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.shrunken import NotShrinkable, random_model, shrunken
 from rlif_lightning.model.small_sizes import VOCABULARY
@@ -120,9 +120,11 @@ def _verdict(small: PreTrainedConfig, own: Any, rows: list[Rows], attention: str
 def _small_policy(small: PreTrainedConfig, own: Any, attention: str) -> PolicyModel:
     """The small copy, made what a policy is made."""
     with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32, attn_implementation=attention)
-        model.load_state_dict(own.state_dict())
         settings = Policy("rlif-arithmetic", attention=attention)  # for its tokenizer, which is small
+        model = AutoModelForCausalLM.from_config(
+            small, dtype=torch.float32, attn_implementation=own_attention(settings)
+        )
+        model.load_state_dict(own.state_dict())
         return PolicyModel(settings, load=lambda each: prepared(model, each))
 
 
@@ -145,8 +147,8 @@ def _name(model: Any) -> str:
 def _remedy(config: PreTrainedConfig, attention: str) -> str:
     """What works instead, tried out."""
     if attention != "eager" and not examine(config, "eager").faults:
-        return "model.policy.attention=eager agrees with the model: set it"
-    return "no setting makes it agree: take another model (docs/models.md lists those that work)"
+        return "set model.policy.attention=eager, which agrees"
+    return "take another model: no setting makes this one agree (docs/models.md lists those that work)"
 
 
 def _message(name: str, model: str, faults: tuple[str, ...], where: str, remedy: str) -> str:
