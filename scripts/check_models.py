@@ -56,6 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "granitemoeshared": {"logits_scaling": 8.0},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "llama (dynamic)": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
     "llama (yarn)": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
@@ -161,7 +162,7 @@ def at_most(seconds: int) -> Iterator[None]:
 
 def short(what: Any) -> str:
     """A sentence part without what differs from machine to machine, for a cell."""
-    text = " ".join(str(what).split()).replace("|", "/")
+    text = re.sub(r"^model\.policy\.name='[^']*': ", "", " ".join(str(what).split())).replace("|", "/")
     text = re.sub(r" \(limit [^)]*\)", "", re.sub(r"by [\d.e+-]+ nats", "by nats", text))
     return text if len(text) <= 160 else text[:157] + "..."
 

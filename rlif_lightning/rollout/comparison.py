@@ -64,8 +64,8 @@ def random_rows(prompt_lengths: Sequence[int], lengths: Sequence[int], choices: 
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
-        picked = torch.randint(len(choices), shape, generator=generator, device="cpu")
-        return choices.cpu()[picked].to(device)
+        picked = torch.randint(len(choices), shape, generator=generator)
+        return choices[picked].to(device)
 
     mask = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device).unsqueeze(1)
     ids = drawn(len(lengths), max(lengths)).where(mask, torch.zeros_like(mask, dtype=torch.int64))

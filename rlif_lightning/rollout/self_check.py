@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -46,11 +46,13 @@ class Verdict:
         model: class and type of the model.
         shares_prompts: whether prompts are computed and stored once per group.
         faults: what differs or cannot be computed; empty if all is right.
+        refused: whether the one fault is a whole message, of what refuses such models when they are loaded.
     """
 
     model: str
     shares_prompts: bool
     faults: tuple[str, ...]
+    refused: bool = False
 
 
 def check_architecture(policy: Policy) -> bool:
@@ -73,6 +75,8 @@ def check_architecture(policy: Policy) -> bool:
         return True
     try:
         verdict = examine(config, policy.attention)
+        if verdict.refused:
+            raise ValueError(verdict.faults[0])
         if verdict.faults:
             remedy = _remedy(config, policy.attention)
             raise ValueError(_message(policy.name, verdict.model, verdict.faults, "a small random copy", remedy))
@@ -107,37 +111,36 @@ def examine(config: PreTrainedConfig, attention: str) -> Verdict:
 
 
 def _verdict(small: PreTrainedConfig, own: Any, rows: list[Rows], attention: str) -> Verdict:
-    name, shares_prompts = _name(own), False
+    name, settings = _name(own), Policy("rlif-arithmetic", attention=attention)  # for its tokenizer, which is small
+    named = replace(settings, name=small.name_or_path or small.model_type)
     try:
-        policy = _small_policy(small, own, attention)
-        shares_prompts = policy.shares_prompts
+        with torch.random.fork_rng(devices=[]):
+            model = AutoModelForCausalLM.from_config(
+                small, dtype=torch.float32, attn_implementation=own_attention(settings)
+            )
+            model.load_state_dict(own.state_dict())
+            model = prepared(model, named)
+        policy = PolicyModel(settings, load=lambda _: model)
         faults = [fault for part in rows for fault in differences(policy, own, part, SMALL_COPY)]
+    except ValueError as error:
+        return Verdict(name, False, (str(error),), refused=True)
     except Exception as error:
-        faults = [str(error) if type(error) is ValueError else f"loading raises {type(error).__name__}: {error}"]
-    return Verdict(name, shares_prompts, tuple(faults))
-
-
-def _small_policy(small: PreTrainedConfig, own: Any, attention: str) -> PolicyModel:
-    """The small copy, made what a policy is made."""
-    with torch.random.fork_rng(devices=[]):
-        settings = Policy("rlif-arithmetic", attention=attention)  # for its tokenizer, which is small
-        model = AutoModelForCausalLM.from_config(
-            small, dtype=torch.float32, attn_implementation=own_attention(settings)
-        )
-        model.load_state_dict(own.state_dict())
-        return PolicyModel(settings, load=lambda each: prepared(model, each))
+        return Verdict(name, False, (f"loading raises {type(error).__name__}: {error}",))
+    return Verdict(name, policy.shares_prompts, tuple(faults))
 
 
 @contextmanager
 def _plain_arithmetic() -> Iterator[None]:
     """On the CPU, in all 32 bits, whatever device and precision the run is set to."""
-    precision = torch.get_float32_matmul_precision()
+    precision, dtype = torch.get_float32_matmul_precision(), torch.get_default_dtype()
     torch.set_float32_matmul_precision("highest")
+    torch.set_default_dtype(torch.float32)
     try:
         with torch.device("cpu"):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+        torch.set_default_dtype(dtype)
 
 
 def _name(model: Any) -> str:
@@ -170,11 +173,12 @@ def check_weights(policy: PolicyModel, settings: Policy) -> None:
     """
     model = policy.causal_lm
     embedding = model.get_input_embeddings()
-    special = torch.tensor([*policy.tokenizer.all_special_ids, *policy.eos_ids], device="cpu")
-    choices = torch.arange(min(len(embedding.weight), len(policy.tokenizer)), device="cpu")
-    choices = choices[~torch.isin(choices, special)]
-    rows = random_rows(SHORT_PROMPTS, SHORT, choices, embedding.weight.device)
-    faults = differences(policy, partial(_own_forward, policy), rows, BY_DTYPE[model.dtype])
+    with torch.device("cpu"):  # Lightning has made another one the default while models are built
+        special = torch.tensor([*policy.tokenizer.all_special_ids, *policy.eos_ids])
+        choices = torch.arange(min(len(embedding.weight), len(policy.tokenizer)))
+        choices = choices[~torch.isin(choices, special)]
+        rows = random_rows(SHORT_PROMPTS, SHORT, choices, embedding.weight.device)
+        faults = differences(policy, partial(_own_forward, policy), rows, BY_DTYPE[model.dtype])
     if faults:
         remedy = "try another model"
         if settings.attention != "eager":
