@@ -5,7 +5,8 @@ does before it trains (``rlif_lightning/rollout/self_check.py``), under model.po
 
     python scripts/check_models.py --write          # writes the table into docs/models.md
     python scripts/check_models.py --check          # exit code 1 if a verdict there is not what comes out
-    python scripts/check_models.py granite phi3     # a few types in detail
+    python scripts/check_models.py granite phi3     # a few types
+    python scripts/check_models.py --time           # what the comparison adds to a start
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import re
 import signal
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -24,12 +26,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from rlif_lightning.model.loading import Policy, prepared, resolve_model
+from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.shrunken import NotShrinkable
-from rlif_lightning.rollout.self_check import examine
+from rlif_lightning.rollout.self_check import check_weights, examine
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 BEGIN, END = "<!-- written by scripts/check_models.py -->", "<!-- end -->"
@@ -102,10 +106,13 @@ def main() -> None:
     parser.add_argument("types", nargs="*", help="all if none is named")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--time", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     warnings.simplefilter("ignore")
+    if args.time:
+        return print_times()
     rows = []
     for name in args.types or names():
         rows.append(examined(name))
@@ -199,6 +206,24 @@ def different(rows: list[Row], page: str) -> int:
     for row in wrong:
         print(f"docs/models.md has {known.get(row.name)}, found {row.line}")
     return int(bool(wrong))
+
+
+def print_times() -> None:
+    """Seconds of one core that a start takes longer, for the embedded model and one of SmolLM2-135M's shape."""
+    settings = Policy("rlif-arithmetic")
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    large = LlamaConfig(**shape, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True)
+    embedded = AutoConfig.from_pretrained(resolve_model(settings.name))
+    for config in (embedded, large):
+        start = time.process_time()
+        examine(config, "sdpa")
+        examined_at = time.process_time()
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        policy = PolicyModel(settings, load=lambda each, made=model: prepared(made, each))
+        made_at = time.process_time()
+        check_weights(policy, settings)
+        size, spent = sum(p.numel() for p in policy.parameters()) / 1e6, time.process_time() - made_at
+        print(f"{size:.1f} million parameters: small copy {examined_at - start:.2f} s, weights {spent:.2f} s")
 
 
 if __name__ == "__main__":
