@@ -78,6 +78,14 @@ def test_in_a_planned_forward_a_mask_without_the_plan_is_refused():
         ask([3], torch.ones((1, 1, 5, 5), dtype=torch.bool), {})
 
 
+def test_only_a_layer_that_uses_an_unreadable_mask_is_refused():
+    """Qwen 2 MoE makes a mask with a window of 0 that no layer uses."""
+    with following(Echo(), {}):
+        unreadable = plan_mask(1, 5, 5, mask_function=bidirectional_mask_function)
+    with pytest.raises(PlanError, match="attends under a mask that is neither causal nor a sliding window; set model"):
+        ask([3], unreadable, {})
+
+
 EXTRAS = [{"position_bias": torch.zeros(1)}, {"indices": torch.zeros(1)}, {"is_causal": False}]
 
 
@@ -107,7 +115,7 @@ def test_windows_are_read_from_the_rule(window):
     ids=["bidirectional", "chunked", "another window", "padding"],
 )
 def test_other_rules_are_refused(rule, size):
-    with pytest.raises(PlanError, match=r"neither causal nor a sliding window|cannot be read"):
+    with pytest.raises(PlanError, match=r"neither causal nor a sliding window|rule cannot be read"):
         window_of(rule, size)
 
 

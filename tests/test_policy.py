@@ -35,7 +35,7 @@ def rows(vocab_size: int) -> tuple[list[Tensor], Tensor, Tensor]:
 
 def score(policy: PolicyModel, sampling: Sampling, budget: int = 30) -> TokenStats:
     """``[B, T]`` statistics of ``rows`` from packed micro-batches; with a graph."""
-    prompts, ids, mask = rows(policy.causal_lm.config.vocab_size)
+    prompts, ids, mask = rows(policy.vocab_size)
     packs = list(pack(prompts, ids, mask, GROUP, budget))
     parts = [policy(packed, sampling) for packed in packs]
     order = torch.cat([packed.rows for packed in packs]).argsort()
@@ -44,7 +44,7 @@ def score(policy: PolicyModel, sampling: Sampling, budget: int = 30) -> TokenSta
 
 def score_plainly(policy: PolicyModel, sampling: Sampling) -> TokenStats:
     """The same, from the Hugging Face model's own logits of each sequence alone."""
-    prompts, ids, mask = rows(policy.causal_lm.config.vocab_size)
+    prompts, ids, mask = rows(policy.vocab_size)
     lines = []
     for row, keep in enumerate(mask):
         prompt, completion = prompts[row // GROUP], ids[row][keep]
@@ -117,7 +117,7 @@ def test_the_budget_and_the_chunks_of_the_head_change_nothing(tiny_models, monke
     whole = score(policy, HOT, budget=1000)
     expected = gradients(policy, whole)
     monkeypatch.setattr(policy_module, "KEPT_LOGITS", 0)  # none are kept: chunks, recomputed in the backward pass
-    monkeypatch.setattr(policy_module, "MAX_LOGITS", 5 * policy.causal_lm.config.vocab_size)
+    monkeypatch.setattr(policy_module, "MAX_LOGITS", 5 * policy.vocab_size)
     parts = score(policy, HOT, budget=15)
     assert_close(parts, whole)
     assert_same_gradients(gradients(policy, parts), expected, 1e-3)
@@ -130,7 +130,7 @@ def test_bfloat16_models_give_float32_statistics(tiny_models, architecture):
         stats, exact = (score(p, PLAIN) for p in (policy, PolicyModel(Policy(str(tiny_models[architecture])))))
     assert policy.model.dtype == torch.bfloat16
     assert {value.dtype for value in vars(stats).values()} == {torch.float32}
-    mask = rows(policy.causal_lm.config.vocab_size)[2]
+    mask = rows(policy.vocab_size)[2]
     assert float((stats.logprobs - exact.logprobs)[mask].abs().mean()) < 0.1
 
 

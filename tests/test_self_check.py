@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    BertConfig,
     CohereConfig,
     DeepseekV3Config,
     Gemma2Config,
@@ -28,6 +29,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import rlif_lightning.model.attention as attention
 import rlif_lightning.model.loading as loading
+import rlif_lightning.model.suitability as suitability
 import rlif_lightning.rollout.self_check as self_check
 import rlif_lightning.running.strategies as strategies
 from rlif_lightning.learning.objectives import Clipped, ReferenceKL
@@ -95,7 +97,7 @@ def leave_the_noise_on(monkeypatch):
 
 def allow_state(monkeypatch):
     """Layers that carry state along the line."""
-    monkeypatch.setattr(loading, "refuse_state", lambda model, name: None)
+    monkeypatch.setattr(suitability, "state_of", lambda model: None)
 
 
 def turn_angles_wrongly(monkeypatch):
@@ -126,18 +128,11 @@ def test_right_models_pass(name, attention):
 @pytest.mark.parametrize("fault", SABOTAGE)
 def test_each_kind_of_fault_is_seen(fault, monkeypatch):
     sabotage, config, found = SABOTAGE[fault]
-    if fault != "state":
-        assert examine(config, "sdpa").faults == ()
+    assert examine(config, "sdpa").faults == ()
     sabotage(monkeypatch)
     faults = examine(config, "sdpa").faults
     assert faults
     assert re.search(found, "; ".join(faults)), faults
-
-
-def test_layers_with_state_are_refused_by_the_models_name(tmp_path):
-    policy = saved(Lfm2Config(layer_types=["conv", "full_attention"] * 16), tmp_path)
-    with pytest.raises(ValueError, match=rf"model\.policy\.name='{tmp_path}': Lfm2ForCausalLM has .*'conv'"):
-        check_architecture(policy)
 
 
 def saved(config, folder) -> Policy:
@@ -159,6 +154,14 @@ def test_the_error_names_the_model_what_differs_and_what_works(tmp_path, monkeyp
     )
     with pytest.raises(ValueError, match=message):
         strategies.build_policy(policy, None)
+
+
+def test_a_model_that_loading_refuses_is_refused_in_its_words(tmp_path):
+    policy = saved(BertConfig(), tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"^model\.policy\.name='{tmp_path}': in BertLMHeadModel tokens see later ones"
+    ):
+        check_architecture(policy)
 
 
 def test_where_eager_does_not_help_another_model_is_recommended(tmp_path, monkeypatch):

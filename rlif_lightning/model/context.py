@@ -18,12 +18,14 @@ class ContextLimits:
     Attributes:
         rows: of its embeddings; token ids beyond have none.
         positions: of its table of positions; None = it has none.
+        selected: tokens that a layer selects to attend to, so that no shorter context leaves any out; None = all.
         original: length up to which its rotary angles are the same for every context; None = they always are.
         rope_type: the rule that changes them beyond.
     """
 
     rows: int
     positions: int | None
+    selected: int | None
     original: int | None
     rope_type: str = ""
 
@@ -35,7 +37,8 @@ class ContextLimits:
         positions = getattr(config, "max_seq_len", None)  # MPT: the longest bias that it makes
         if not rotary and _has_table(causal_lm):
             positions = getattr(config, "max_position_embeddings", positions)
-        return cls(causal_lm.get_input_embeddings().weight.shape[0], positions, *_original_length(config))
+        selected = getattr(config, "index_topk", None) or getattr(config, "keep_window_size", None)
+        return cls(causal_lm.get_input_embeddings().weight.shape[0], positions, selected, *_original_length(config))
 
     def check(self, name: str, prompt_lengths: Sequence[int], longest: Sequence[int], asked: str = "") -> None:
         """Refuse contexts that the model has no positions for, or whose angles depend on where they end.
@@ -57,6 +60,12 @@ class ContextLimits:
             raise ValueError(
                 f"model.policy.name={name!r} has {self.positions} positions (max_position_embeddings), and "
                 f"{context.format(prompt, total)}; lower data.max_prompt_tokens or sampling.max_new_tokens"
+            )
+        if self.selected is not None and total > self.selected:
+            raise ValueError(
+                f"model.policy.name={name!r} selects {self.selected} tokens to attend to, and"
+                f" {context.format(prompt, total)}; which ones it leaves out depends on rounding, so that its"
+                " log-probs are not its own; lower data.max_prompt_tokens or sampling.max_new_tokens"
             )
         if self.original is None or total <= self.original:
             return

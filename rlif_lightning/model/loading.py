@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.model.noise import switch_noise_off
-from rlif_lightning.model.suitability import choose_attention, refuse_state
+from rlif_lightning.model.suitability import choose_attention
 
 EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent.parent / "assets" / "base_model"}
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -106,7 +106,8 @@ def prepared(model: PreTrainedModel, policy: Policy) -> Any:
     Raises:
         ValueError: a model that cannot be a policy.
     """
-    refuse_state(model, policy.name)
+    if model.dtype == torch.float64:
+        model.set_experts_implementation("eager")  # there are no grouped products of matrices in float64
     choose_attention(model, policy.name, replace=policy.attention == "sdpa")
     switch_noise_off(model)
     if policy.gradient_checkpointing:

@@ -31,7 +31,7 @@ def body(causal_lm: Any) -> Any:
     Raises:
         ValueError: nothing in it does.
     """
-    for found in (causal_lm.base_model, causal_lm.get_decoder()):
+    for found in (causal_lm.base_model, causal_lm.get_decoder(), *causal_lm.children()):
         if found is not causal_lm and isinstance(found, PreTrainedModel):
             return found
     raise ValueError(f"{type(causal_lm).__name__} has no base model that gives hidden states; use another model")

@@ -58,10 +58,17 @@ class PlannedPass:
 
 @dataclass(frozen=True)
 class PlanView:
-    """What a mask carries: the pass and the window of its layers (None = all that is not later)."""
+    """What a mask carries.
+
+    Attributes:
+        planned: the pass.
+        window: of the layers that use the mask; None = all that is not later.
+        problem: why the mask's rule is none that a plan knows. Only a layer that uses the mask makes it one.
+    """
 
     planned: PlannedPass
-    window: int | None
+    window: int | None = None
+    problem: str = ""
 
 
 _current: ContextVar[PlannedPass | None] = ContextVar("planned_pass", default=None)
@@ -109,15 +116,15 @@ def plan_mask(
 
     Returns:
         In a planned forward ``[1, 1, 1, 1]`` with a ``PlanView``, else the mask of ``sdpa``.
-
-    Raises:
-        PlanError: in a planned forward, a rule that is neither causal nor causal with a window.
     """
     planned = _current.get()
     if planned is None:
         return sdpa_mask(*args, mask_function=mask_function, local_size=local_size, device=device, **kwargs)
     mask: Any = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
-    mask.plan_view = PlanView(planned, window_of(mask_function, local_size))
+    try:
+        mask.plan_view = PlanView(planned, window_of(mask_function, local_size))
+    except PlanError as error:
+        mask.plan_view = PlanView(planned, problem=str(error))
     return mask
 
 
@@ -140,12 +147,12 @@ def window_of(rule: MaskRule, local_size: int | None) -> int | None:
     try:
         seen = rule(zero, zero, queries, keys.clamp(min=0)).cpu()
     except (IndexError, RuntimeError) as error:
-        raise PlanError(f"the rule of this model's mask cannot be read ({error}); {INSTEAD}") from error
+        raise PlanError(f"whose rule cannot be read ({error})") from error
     for window in (None, local_size):
         expected = (distances >= 0) & (distances < (window or 3 * size + FAR))
         if torch.equal(seen & inside, expected & inside):
             return window
-    raise PlanError(f"this model's mask is neither causal nor a sliding window; {INSTEAD}")
+    raise PlanError("that is neither causal nor a sliding window")
 
 
 def attend(
@@ -174,8 +181,8 @@ def attend(
         lines = (x.transpose(1, 2) for x in (query, key, value))
         return attention(*lines, attention_mask, Scores(scaling, None, softcap, s_aux)), None
     name = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
-    if view is None:
-        raise PlanError(f"{name} attends under a mask of its own; {INSTEAD}")
+    if view is None or view.problem:
+        raise PlanError(f"{name} attends under a mask {'of its own' if view is None else view.problem}; {INSTEAD}")
     unknown = [argument for argument in UNKNOWN if kwargs.get(argument) is not None]
     if unknown or kwargs.get("is_causal") is False:
         raise PlanError(f"{name} uses {[*unknown, 'is_causal=False'][0]}; {INSTEAD}")

@@ -25,7 +25,7 @@ from rlif_lightning.model.noise import set_quiet_mode
 from rlif_lightning.model.own_logits import body, own_logits
 from rlif_lightning.model.packing import Packed, own_rows
 from rlif_lightning.model.plan_hook import HOOKED
-from rlif_lightning.model.suitability import planned_hidden
+from rlif_lightning.model.suitability import planned_hidden, state_of
 from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling
 
@@ -88,6 +88,11 @@ class PolicyModel(nn.Module):
     def vocab_size(self) -> int:
         """V of the model."""
         return self.causal_lm.config.get_text_config(decoder=True).vocab_size
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether layers hold state that is not attention."""
+        return state_of(self.causal_lm) is not None
 
     def rule(self, sampling: Sampling, device: torch.device) -> HeadRule:
         """How the model's logits become those that are sampled from."""

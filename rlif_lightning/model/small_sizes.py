@@ -34,7 +34,7 @@ SIZES: dict[str, int] = {
     **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "linear_key_head_dim", "linear_value_head_dim"), 8),
     **dict.fromkeys(("index_head_dim", "indexer_head_dim", "linear_head_dim", "hidden_size_per_layer_input"), 8),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank", "qk_head_dim"), 16),
-    **dict.fromkeys(("rotary_dim", "index_topk", "adapter_rank", "laurel_rank", "hc_lowrank", "d_rel"), 4),
+    **dict.fromkeys(("rotary_dim", "adapter_rank", "laurel_rank", "hc_lowrank", "d_rel"), 4),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("n_group", "topk_group", "num_expert_group", "mamba_n_groups", "n_groups", "mamba_ngroups"), 1),
     **dict.fromkeys(("index_n_heads", "indexer_n_heads", "linear_num_key_heads", "o_groups", "zero_expert_num"), 2),
@@ -43,7 +43,8 @@ SIZES: dict[str, int] = {
     **dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size", "mamba_dt_rank", "time_step_rank"), 8),
     **dict.fromkeys(("chunk_size", "mamba_chunk_size", "block_size", "index_block_size"), 8),
     **dict.fromkeys(("mamba_d_ssm",), 64),
-    **dict.fromkeys(("indexer_budget",), 8),
+    **dict.fromkeys(("index_topk", "keep_window_size", "indexer_budget"), 64),  # more than is compared: contexts
+    # in which such a layer leaves tokens out are refused when they come up (``context.py``)
     **dict.fromkeys(("n_mamba_heads",), 4),
     "v_head_dim": 12,  # not the keys': what keeps both apart is tried
 }
@@ -54,7 +55,7 @@ AT_MOST = {  # of experts, how many are chosen; the real number if it is smaller
 HEADS = ("num_attention_heads", "n_head", "n_heads")
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "num_query_groups", "kv_n_heads")
 WINDOWS = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size", "sliding_window_size")
-WINDOWS += ("local_attention", "keep_window_size")
+WINDOWS += ("local_attention",)
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "context_length", "model_max_length")
 
 

@@ -20,34 +20,26 @@ from rlif_lightning.model.own_logits import body
 from rlif_lightning.model.packing import Tree
 from rlif_lightning.model.plan_hook import HOOKED, PlanError, attention_layers, following
 
-# Layers whose output depends on all earlier tokens by other means than attention.
-STATE_KINDS = re.compile("mamba|conv|linear|recurrent|hybrid|ssm|lstm|rwkv")  # of layers, in configs
+# Layers whose output depends on all earlier tokens by other means than attention: kinds in configs, names of classes.
+STATE_KINDS = re.compile("mamba|conv|compressed|linear|recurrent|hybrid|ssm|lstm")
 STATE_LAYERS = re.compile(
-    "Mamba|SSM|DeltaNet|DeltaAttention|ShortConv|Recurrent|LightningAttention|LinearAttention|LSTM|Rwkv"
+    "Mamba|SSM|DeltaNet|DeltaAttention|ShortConv|Recurrent|LightningAttention|LinearAttention|LSTM"
 )
-KINDS = ("layer_types", "layers_block_type", "block_types", "layers_types")
+KIND_FIELDS = ("layer_types", "layers_block_type", "block_types")
 TRIAL = 4  # tokens
 
 
-def refuse_state(model: Any, name: str) -> None:
-    """Refuse models with layers that hold state that is not attention.
-
-    Raises:
-        ValueError: with the kind of layer.
-    """
+def state_of(model: Any) -> str | None:
+    """What holds state that is not attention, if anything does: such models are neither packed nor cached."""
     config = model.config.get_text_config(decoder=True)
-    kinds = [str(kind) for field in KINDS for kind in getattr(config, field, None) or ()]
-    found = next((f"layers of the kind {kind!r}" for kind in kinds if STATE_KINDS.search(kind)), None)
+    kinds = [str(kind) for field in KIND_FIELDS for kind in getattr(config, field, None) or ()]
+    for kind in kinds:
+        if STATE_KINDS.search(kind):
+            return f"layers of the kind {kind!r}"
     for path, module in model.named_modules():
-        if found is None and STATE_LAYERS.search(type(module).__name__):
-            found = f"{path or 'itself'} ({type(module).__name__})"
-    if found is None and not kinds and getattr(model, "_is_stateful", False):
-        found = "a state that is carried from token to token"
-    if found is not None:
-        raise ValueError(
-            f"model.policy.name={name!r}: {type(model).__name__} has {found}, and only layers that attend can be packed"
-            " and sampled with shared prompts; use a model whose layers that mix tokens are all attention"
-        )
+        if STATE_LAYERS.search(type(module).__name__):
+            return f"{path or 'all of it'} ({type(module).__name__})"
+    return "a state" if not kinds and getattr(model, "_is_stateful", False) else None
 
 
 def choose_attention(model: Any, name: str, replace: bool) -> None:
@@ -59,16 +51,21 @@ def choose_attention(model: Any, name: str, replace: bool) -> None:
         replace: whether plans may replace it.
 
     Raises:
-        ValueError: in the model's own code, tokens see later ones.
+        ValueError: in the model's own code, tokens see later ones, or its weights differ between modes.
     """
+    if getattr(model.config, "rescale_every", 0):  # RWKV: it divides its own weights in evaluation mode
+        raise ValueError(
+            f"model.policy.name={name!r}: {type(model).__name__} changes its weights between training and evaluation"
+            f" (rescale_every={model.config.rescale_every}); set rescale_every to 0 in its config.json"
+        )
     reason = _replace(model) if replace else None
     if replace and reason is None:
         return
     if reason is not None:
         warnings.warn(
             f"{type(model).__name__} does not let its attention be replaced ({reason}): every completion is computed"
-            " with a prompt of its own, in a padded row, and rollouts use the standard cache, which is right but slower"
-            " and takes more memory",
+            " behind a prompt of its own, in a padded row, and rollouts do without shared prompts, which is right but"
+            " slower and takes more memory",
             stacklevel=2,
         )
     if model.device.type == "meta" or _is_causal(model):
@@ -85,7 +82,9 @@ def choose_attention(model: Any, name: str, replace: bool) -> None:
 
 def _replace(model: Any) -> str | None:
     """Let the model attend by plans; why not, if it cannot, with its own implementation put back."""
-    own = model.config._attn_implementation
+    own, state = model.config._attn_implementation, state_of(model)
+    if state is not None:
+        return f"it holds state that is not attention: {state}"
     if not model._supports_attention_backend:
         return "it supports no other backend"
     model.set_attn_implementation(HOOKED)

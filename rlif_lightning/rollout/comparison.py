@@ -17,7 +17,13 @@ from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.token_stats import token_stats
 from rlif_lightning.records import TokenStats
-from rlif_lightning.rollout.decoders import Decoder, SharedPrefixDecoder, StandardDecoder
+from rlif_lightning.rollout.decoders import (
+    Decoder,
+    RecomputingDecoder,
+    SharedPrefixDecoder,
+    StandardDecoder,
+    cache_is_right,
+)
 from rlif_lightning.rollout.kv_memory import moves
 from rlif_lightning.sampling import Sampling
 
@@ -170,7 +176,7 @@ def decoded(policy: PolicyModel, rows: Rows) -> TokenStats:
 def _decoder(policy: PolicyModel, rows: Rows) -> Decoder:
     """What the native engine decodes these rows with."""
     if not policy.shares_prompts:
-        return StandardDecoder(policy)
+        return StandardDecoder(policy) if cache_is_right(policy, rows.ids.device) else RecomputingDecoder(policy)
     longest = max(map(len, rows.prompts))
     return SharedPrefixDecoder(
         policy, len(rows.prompts), len(rows.ids), longest, max(rows.ids.shape[1] - 1, 1), rows.ids.device

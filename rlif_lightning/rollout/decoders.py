@@ -1,4 +1,4 @@
-"""How the next hidden states come about: by shared prompts (``SharedPrefixDecoder``), or by Hugging Face's own cache.
+"""How the next hidden states come about: by shared prompts, by Hugging Face's own cache, or by whole rows.
 
 A decoder holds n rows. Whoever drives it draws tokens from the hidden states that ``admit`` and ``advance`` give.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from rlif_lightning.model.attention import TreePlan
@@ -19,6 +20,8 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import filler
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
+
+CACHE_TOLERANCE = 0.05  # of the largest hidden state; in half precision a cache rounds differently
 
 
 class Decoder(ABC):
@@ -135,6 +138,58 @@ class StandardDecoder(Decoder):
         rows = rows.to(self.attended.device)
         self.cache.batch_select_indices(rows)
         self.attended, self.position = self.attended[rows], self.position[rows]
+
+
+class RecomputingDecoder(Decoder):
+    """Whole rows at every step, without any cache: for models whose state no cache of ours can hold."""
+
+    can_join = True
+
+    def __init__(self, policy: PolicyModel):
+        self.policy = policy
+        self.rows: list[Tensor] = []
+
+    def admit(self, prompt_ids: Sequence[Tensor], group_size: int) -> Tensor:
+        new = [ids for ids in prompt_ids for _ in range(group_size)]
+        self.rows += new
+        return self._last_hidden(new)
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        self.rows = [torch.cat([row, token]) for row, token in zip(self.rows, tokens.split(1), strict=True)]
+        return self._last_hidden(self.rows)
+
+    def _last_hidden(self, rows: list[Tensor]) -> Tensor:
+        """What comes next; padding lies behind the rows, where they do not see it."""
+        ids = pad_sequence(rows, batch_first=True)
+        hidden = body(self.policy.causal_lm)(input_ids=ids, use_cache=False).last_hidden_state
+        last = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
+        return hidden[torch.arange(len(rows), device=ids.device), last]
+
+    def leave(self, holes: Tensor, movers: Tensor, num_left: int) -> None:
+        for hole, mover in zip(holes.tolist(), movers.tolist(), strict=True):
+            self.rows[hole] = self.rows[mover]
+        del self.rows[num_left:]
+
+
+def cache_is_right(policy: PolicyModel, device: torch.device) -> bool:
+    """Whether rows of different lengths, decoded by ``StandardDecoder``, get the hidden states of whole rows."""
+    if policy.keeps_state:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randint(policy.vocab_size, shape, generator=generator).to(device)  # noqa: E731
+    prompts, completions = [draw(5), draw(2)], draw(2, 4)
+    decoder = StandardDecoder(policy)
+    try:
+        found = [decoder.admit(prompts, 1), *(decoder.advance(tokens) for tokens in completions.T[:-1])]
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return False  # of a model whose cache is not the standard one
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        ids = torch.cat([prompt, completion[:-1]]).unsqueeze(0)
+        whole = body(policy.causal_lm)(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 :]
+        error = (torch.stack([hidden[row] for hidden in found]) - whole).abs().amax(-1).median()
+        if not error <= CACHE_TOLERANCE * whole.abs().max():
+            return False
+    return True
 
 
 class LockstepDecoder(Decoder):

@@ -6,6 +6,7 @@ that a token is drawn from also give its statistics, so neither old log-probs no
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -21,7 +22,14 @@ from rlif_lightning.model.token_stats import token_stats
 from rlif_lightning.parallel.fsdp import whole_weights
 from rlif_lightning.processes.collectives import agreed
 from rlif_lightning.records import Prompts, Rollout, TokenStats
-from rlif_lightning.rollout.decoders import Decoder, LockstepDecoder, SharedPrefixDecoder, StandardDecoder
+from rlif_lightning.rollout.decoders import (
+    Decoder,
+    LockstepDecoder,
+    RecomputingDecoder,
+    SharedPrefixDecoder,
+    StandardDecoder,
+    cache_is_right,
+)
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.kv_memory import moves
 from rlif_lightning.sampling import Sampling, counter_uniforms, cut_at_stop, sample_weights, truncate_logits
@@ -43,6 +51,7 @@ class NativeEngine(RolloutEngine):
 
     def setup(self, policy: PolicyModel, seed: int) -> None:
         self.policy, self.seed = policy, seed
+        self.cache_is_right: bool | None = None  # found out by the first rollout that would use it
 
     @torch.no_grad()
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
@@ -64,13 +73,27 @@ class NativeEngine(RolloutEngine):
     def decoder(self, prompts: Prompts, group_size: int, sampling: Sampling) -> Decoder:
         """What advances the rows: by shared prompts where the model's attention allows."""
         device = prompts.token_ids[0].device
-        decoder: Decoder = StandardDecoder(self.policy)
+        decoder: Decoder
         if self.policy.shares_prompts:
             groups = min(self.max_groups(group_size), len(prompts))
             longest = max(map(len, prompts.token_ids))
             own = max(sampling.max_new_tokens - 1, 1)
             decoder = SharedPrefixDecoder(self.policy, groups, groups * group_size, longest, own, device)
+        else:
+            decoder = StandardDecoder(self.policy) if self._cached(device) else RecomputingDecoder(self.policy)
         return LockstepDecoder(decoder, self.policy, device) if self.policy.keeps_sharded else decoder
+
+    def _cached(self, device: torch.device) -> bool:
+        """Whether the standard cache serves the policy; a warning if it does not."""
+        if self.cache_is_right is None:
+            self.cache_is_right = cache_is_right(self.policy, device)
+            if not self.cache_is_right:
+                warnings.warn(
+                    f"{type(self.policy.causal_lm).__name__} cannot be decoded with the standard cache: each token"
+                    " costs a pass over its whole row, which is right but slow; vLLM may serve it better",
+                    stacklevel=2,
+                )
+        return self.cache_is_right
 
     def max_groups(self, group_size: int) -> int:
         """Groups decoded at a time."""
@@ -197,7 +220,7 @@ class _Generation:
     def _record(self, tokens: Tensor, stats: Tensor) -> Tensor:
         """Write the drawn tokens down, take out rows that are finished; the tokens of the rows that go on."""
         rows, steps = torch.arange(len(tokens), device=self.device), self.steps.to(self.device)
-        self.ids[rows, steps], self.stats[rows, :, steps] = tokens, stats
+        self.ids[rows, steps], self.stats[rows, :, steps] = tokens, stats.to(self.stats.dtype)
         ended = self.engine.ends(tokens, self.rows, self.steps)
         self.steps += 1
         ended |= self._stopped()
