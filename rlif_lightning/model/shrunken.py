@@ -38,8 +38,9 @@ def shrunken(config: PreTrainedConfig) -> PreTrainedConfig:
     """
     small = copy.deepcopy(config)
     try:
-        text = small.get_text_config()
-        for part in _parts(small):
+        parts, text = _parts(small), small.get_text_config(decoder=True)
+        text = text if any(text is part for part in parts) else small  # of an encoder-decoder it would be a copy
+        for part in parts:
             narrow(part)
             if part is not text:
                 _cut(part, vars(part).get("num_hidden_layers", 0), 2)

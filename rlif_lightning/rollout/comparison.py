@@ -91,7 +91,8 @@ def differences(policy: PolicyModel, own: Any, rows: Rows, limit: Limit) -> list
     expected = own_stats(own, rows)
     with torch.random.fork_rng(devices=[]):
         first = _or_error("scoring a packed line", lambda: scored(policy, rows), found)
-        again = _or_error("scoring again", lambda: scored(policy, rows), found) if limit.twice_alike else None
+        twice = first is not None and limit.twice_alike
+        again = _or_error("scoring again", lambda: scored(policy, rows), found) if twice else None
         stepped = _or_error("decoding", lambda: decoded(policy, rows), found)
     if first and again:
         apart = max(float((getattr(first, n) - getattr(again, n)).abs().max()) for n in FIGURES)

@@ -101,7 +101,7 @@ def examine(config: PreTrainedConfig, attention: str) -> Verdict:
         choices = torch.arange(VOCABULARY // 8, VOCABULARY)  # without special tokens
         cpu = torch.device("cpu")
         rows = [random_rows(PROMPT_LENGTHS, LENGTHS, choices, cpu)]
-        if "longrope" in str(getattr(small.get_text_config(), "rope_parameters", "")):
+        if "longrope" in str(getattr(small.get_text_config(decoder=True), "rope_parameters", "")):
             rows.append(random_rows(LONG_PROMPTS, AFTER_THEM, choices, cpu))
         try:
             own_stats(own, rows[0])
