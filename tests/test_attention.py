@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 import rlif_lightning.model.attention as attention
-from rlif_lightning.model.attention import Block, Scores, TreePlan, fused_attention
+from rlif_lightning.model.attention import Block, TreePlan, fused_attention
 from rlif_lightning.model.packing import Tree
+from rlif_lightning.model.scores import Scores
 
 CPU = torch.device("cpu")
 HEADS, SIZE = 4, 3

@@ -12,8 +12,9 @@ from torch import Tensor
 
 import rlif_lightning.model.attention as attention
 import rlif_lightning.rollout.kv_memory as kv_memory
-from rlif_lightning.model.attention import Scores, TreePlan
+from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.packing import Tree
+from rlif_lightning.model.scores import Scores
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory, moves
 
 CPU = torch.device("cpu")

@@ -43,7 +43,7 @@ ROOMS = [
     "cli",
     "__main__",
 ]
-MAX_DEPTH = 15  # files that import each other in a row
+MAX_DEPTH = 12  # files that import each other in a row
 MAX_ROOT_FILES = 10
 PURE = [
     "bootstrap",

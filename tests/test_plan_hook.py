@@ -17,8 +17,8 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from rlif_lightning.model.attention import Scores
 from rlif_lightning.model.plan_hook import PlanError, attend, following, plan_mask, window_of
+from rlif_lightning.model.scores import Scores
 
 CAUSAL = {"mask_function": causal_mask_function}
 WINDOW = {"mask_function": sliding_window_causal_mask_function(7), "local_size": 7}

@@ -28,12 +28,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import rlif_lightning.model.attention as attention
-import rlif_lightning.model.loading as loading
+import rlif_lightning.model.policy as policy_module
 import rlif_lightning.model.suitability as suitability
 import rlif_lightning.rollout.self_check as self_check
 import rlif_lightning.running.strategies as strategies
 from rlif_lightning.learning.objectives import Clipped, ReferenceKL
-from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.shrunken import NotShrinkable, random_model, shrunken
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
@@ -91,7 +91,7 @@ def ignore_the_window(monkeypatch):
 
 def leave_the_noise_on(monkeypatch):
     """Dropout as it is in training."""
-    monkeypatch.setattr(loading, "switch_noise_off", lambda model: None)
+    monkeypatch.setattr(policy_module, "switch_noise_off", lambda model: None)
     monkeypatch.setattr(PolicyModel, "train", nn.Module.train)
 
 
@@ -218,7 +218,7 @@ def test_right_weights_pass_in_every_precision(tiny_models, dtype):
 
 def test_adapters_are_part_of_the_model(tiny_models):
     pytest.importorskip("peft")
-    settings = Policy(str(tiny_models["llama"]), lora=loading.LoRA(rank=2, alpha=4))
+    settings = Policy(str(tiny_models["llama"]), lora=LoRA(rank=2, alpha=4))
     policy = PolicyModel(settings)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():

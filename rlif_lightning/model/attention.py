@@ -8,8 +8,7 @@ decoding plugs in the same way, see ``rollout/kv_memory.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,58 +16,12 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlif_lightning.model.packing import Tree
+from rlif_lightning.model.scores import Scores
 
 WASTE = 1.25  # trees are joined in one call while padding makes at most this many times their own query-key pairs,
 SMALL = 2**15  # or while there are so few pairs that starting another call costs more,
 LARGEST = 2**24  # and never beyond this many: their mask is stored
 KeepPrompts = Callable[[int, "Block", Tensor, Tensor], None]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How a layer gets its attention weights from products of queries and keys.
-
-    Attributes:
-        scaling: of the products; None = one over the root of the key's width.
-        window: a token sees the last ``window`` ones, itself included; None = all.
-        softcap: bound c of ``c tanh(score / c)`` (Gemma 2); None = none.
-        sinks: ``[heads]`` scores of nothing at all, which take a part of the softmax (gpt-oss); None = none.
-    """
-
-    scaling: float | None = None
-    window: int | None = None
-    softcap: float | None = None
-    sinks: Tensor | None = None
-
-    @property
-    def plain(self) -> bool:
-        """Whether a fused kernel can do it."""
-        return self.softcap is None and self.sinks is None
-
-    def weights(self, products: Tensor, unseen: Tensor | None) -> Tensor:
-        """Softmax over the keys, at least in float32.
-
-        Args:
-            products: ``[batch, heads, ..., keys]`` of queries and keys, scaled.
-            unseen: bool that broadcasts to it; None = all is seen.
-        """
-        if self.softcap is not None:
-            products = (products / self.softcap).tanh() * self.softcap
-        if unseen is not None:
-            products = products.masked_fill(unseen, -torch.inf)
-        precise = torch.promote_types(products.dtype, torch.float32)
-        if self.sinks is None:
-            return products.softmax(-1, dtype=precise)
-        heads = self.sinks.view(-1, *[1] * (products.dim() - 2)).expand(*products.shape[:-1], 1)
-        return torch.cat([products, heads.to(products.dtype)], -1).softmax(-1, dtype=precise)[..., :-1]
-
-
-class AttentionPlan(Protocol):
-    """What the hook needs: attention of one layer, ``[1 or n, heads, tokens, d] -> [1 or n, tokens, heads, d]``."""
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        """Attention output of one layer."""
-        ...
 
 
 class Block:
@@ -174,14 +127,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scores: Scor
     """
     if scores.plain:
         return fused_attention(query, key, value, mask, scores.scaling)
-    repeats = query.shape[2] // key.shape[2]
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    key, value = (x.repeat_interleave(repeats, 1) for x in (key, value))
-    products = query @ key.transpose(-1, -2) * (key.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling)
-    if type(mask) is not Tensor:  # none, or the lower right bias of CUDA
-        shape = products.shape[-2:]
-        mask = torch.ones(shape, dtype=torch.bool, device=products.device).tril(shape[1] - shape[0])
-    return (scores.weights(products, ~mask).to(value.dtype) @ value).transpose(1, 2)
+    # CUDA's lower right bias is no plain tensor, and says what no mask says.
+    mask = mask if type(mask) is Tensor else None
+    return scores.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask)
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Loading a Hugging Face causal LM as a policy: its settings, its weights, and what is changed before training."""
+"""Loading a Hugging Face causal LM as a policy: its settings, its weights, and what the settings add."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-
-from rlif_lightning.model.noise import switch_noise_off
-from rlif_lightning.model.suitability import choose_attention
 
 EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent.parent / "assets" / "base_model"}
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -74,10 +71,10 @@ def resolve_model(name: str) -> str:
 
 
 def load_pretrained(policy: Policy) -> PreTrainedModel:
-    """Load the weights, with every dropout off (a policy must give the same log-probs twice).
+    """Load the weights.
 
     Raises:
-        ValueError: no such folder or hub model, a model that cannot be a policy, or the extra `lora` is missing.
+        ValueError: no such folder or hub model, or the extra `lora` is missing.
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -101,15 +98,9 @@ def own_attention(policy: Policy) -> str | None:
 
 
 def prepared(model: PreTrainedModel, policy: Policy) -> Any:
-    """The model as it is trained: noise off, attention replaced, adapters added.
-
-    Raises:
-        ValueError: a model that cannot be a policy.
-    """
+    """The model with what its settings add: recomputation and adapters."""
     if model.dtype == torch.float64:
         model.set_experts_implementation("eager")  # there are no grouped products of matrices in float64
-    choose_attention(model, policy.name, replace=policy.attention == "sdpa")
-    switch_noise_off(model)
     if policy.gradient_checkpointing:
         # transformers 5.20 renamed the method; vLLM 0.32 needs an earlier one.
         new = getattr(model, "activation_checkpointing_enable", None)

@@ -61,14 +61,15 @@ def _bodies_give(causal_lm: Any, hidden: Tensor) -> Iterator[list[bool]]:
         return _Given(last_hidden_state=hidden)
 
     outer = body(causal_lm)
-    bodies = {id(module): module for module in (outer, outer.get_decoder()) if isinstance(module, PreTrainedModel)}
-    before = {number: vars(module).get("forward") for number, module in bodies.items()}
-    for module in bodies.values():
+    decoder = outer.get_decoder()  # OPT's causal LM calls the decoder inside its base model
+    bodies: list[Any] = [outer] if decoder is outer or not isinstance(decoder, PreTrainedModel) else [outer, decoder]
+    before = [vars(module).get("forward") for module in bodies]
+    for module in bodies:
         module.forward = forward
     try:
         yield asked
     finally:
-        for number, module in bodies.items():
+        for module, own in zip(bodies, before, strict=True):
             del module.forward
-            if before[number] is not None:
-                module.forward = before[number]
+            if own is not None:
+                module.forward = own

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rlif_lightning.model.attention import AttentionPlan, Scores, attention
+from rlif_lightning.model.scores import AttentionPlan, Scores
 
 HOOKED = "rlif"
 INSTEAD = "set model.policy.attention=eager"
@@ -178,8 +178,7 @@ def attend(
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
             )
-        lines = (x.transpose(1, 2) for x in (query, key, value))
-        return attention(*lines, attention_mask, Scores(scaling, None, softcap, s_aux)), None
+        return Scores(scaling, None, softcap, s_aux).attend(query, key, value, attention_mask), None
     name = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
     if view is None or view.problem:
         raise PlanError(f"{name} attends under a mask {'of its own' if view is None else view.problem}; {INSTEAD}")

@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer
 
-from rlif_lightning.model.attention import AttentionPlan, TreePlan
+from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.context import ContextLimits
 from rlif_lightning.model.cpu_memory import HEAP
 from rlif_lightning.model.head import HeadRule, head_stats
 from rlif_lightning.model.loading import Policy, load_pretrained, resolve_model
-from rlif_lightning.model.noise import set_quiet_mode
+from rlif_lightning.model.noise import set_quiet_mode, switch_noise_off
 from rlif_lightning.model.own_logits import body, own_logits
 from rlif_lightning.model.packing import Packed, own_rows
 from rlif_lightning.model.plan_hook import HOOKED
-from rlif_lightning.model.suitability import planned_hidden, state_of
+from rlif_lightning.model.scores import AttentionPlan
+from rlif_lightning.model.suitability import choose_attention, planned_hidden, state_of
 from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling
 
@@ -40,6 +41,9 @@ class PolicyModel(nn.Module):
         policy: which model, and how to load it.
         frozen: no parameter gets a gradient (the reference model).
         load: gives the Hugging Face model.
+
+    Raises:
+        ValueError: a model that cannot be a policy.
 
     Attributes:
         keeps_sharded: whether weights stay divided between processes during a rollout as well (``parallel/fsdp.py``).
@@ -59,6 +63,8 @@ class PolicyModel(nn.Module):
         self.eos_ids = _end_ids(self.model.generation_config, self.tokenizer)
         if frozen:
             self.requires_grad_(False)
+        choose_attention(self.causal_lm, policy.name, replace=policy.attention == "sdpa")
+        switch_noise_off(self.causal_lm)
         self.limits = ContextLimits.of(self.causal_lm)
         self.train()
 

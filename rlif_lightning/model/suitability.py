@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlif_lightning.model.attention import AttentionPlan, TreePlan
+from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.own_logits import body
 from rlif_lightning.model.packing import Tree
 from rlif_lightning.model.plan_hook import HOOKED, PlanError, attention_layers, following
+from rlif_lightning.model.scores import AttentionPlan
 
 # Layers whose output depends on all earlier tokens by other means than attention: kinds in configs, names of classes.
 STATE_KINDS = re.compile("mamba|conv|compressed|linear|recurrent|hybrid|ssm|lstm")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,15 +17,11 @@ from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.token_stats import token_stats
 from rlif_lightning.records import TokenStats
-from rlif_lightning.rollout.decoders import (
-    Decoder,
-    RecomputingDecoder,
-    SharedPrefixDecoder,
-    StandardDecoder,
-    cache_is_right,
-)
 from rlif_lightning.rollout.kv_memory import moves
 from rlif_lightning.sampling import Sampling
+
+if TYPE_CHECKING:
+    from rlif_lightning.rollout.decoders import Decoder
 
 GROUP = 2  # completions of each prompt
 FIGURES = [field.name for field in fields(TokenStats)]
@@ -78,11 +74,12 @@ def random_rows(prompt_lengths: Sequence[int], lengths: Sequence[int], choices: 
     return Rows([drawn(length) for length in prompt_lengths], ids, mask)
 
 
-def differences(policy: PolicyModel, own: Any, rows: Rows, limit: Limit) -> list[str]:
+def differences(policy: PolicyModel, decoder: Decoder, own: Any, rows: Rows, limit: Limit) -> list[str]:
     """What differs from the model's own figures beyond the limit, one sentence part each; nothing if all is right.
 
     Args:
         policy: scores and decodes; in training mode, as it is when it is trained.
+        decoder: of the policy, with room for the rows.
         own: the model that it should be, in evaluation mode; called as ``own(input_ids=...)``.
         rows: to compare on.
         limit: of every figure.
@@ -93,7 +90,7 @@ def differences(policy: PolicyModel, own: Any, rows: Rows, limit: Limit) -> list
         first = _or_error("scoring a packed line", lambda: scored(policy, rows), found)
         twice = first is not None and limit.twice_alike
         again = _or_error("scoring again", lambda: scored(policy, rows), found) if twice else None
-        stepped = _or_error("decoding", lambda: decoded(policy, rows), found)
+        stepped = _or_error("decoding", lambda: decoded(policy, decoder, rows), found)
     if first and again:
         apart = max(float((getattr(first, n) - getattr(again, n)).abs().max()) for n in FIGURES)
         if apart > 0:
@@ -148,12 +145,11 @@ def scored(policy: PolicyModel, rows: Rows) -> TokenStats:
 
 
 @torch.no_grad()
-def decoded(policy: PolicyModel, rows: Rows) -> TokenStats:
+def decoded(policy: PolicyModel, decoder: Decoder, rows: Rows) -> TokenStats:
     """``[B, T]`` figures of the rows' tokens, given one after the other to the native engine's memory."""
     num_steps, rule, training = rows.ids.shape[1], policy.rule(Sampling(), rows.ids.device), policy.training
     device = rows.ids.device
     policy.eval()
-    decoder = _decoder(policy, rows)
     hidden = decoder.admit(rows.prompts, GROUP)
     left, lengths = torch.arange(len(rows.ids)), rows.mask.sum(1).cpu()
     table = torch.zeros((len(FIGURES), *rows.ids.shape), dtype=torch.float64, device=device)
@@ -172,13 +168,3 @@ def decoded(policy: PolicyModel, rows: Rows) -> TokenStats:
         hidden = decoder.advance(tokens)
     policy.train(training)
     return TokenStats(*table)
-
-
-def _decoder(policy: PolicyModel, rows: Rows) -> Decoder:
-    """What the native engine decodes these rows with."""
-    if not policy.shares_prompts:
-        return StandardDecoder(policy) if cache_is_right(policy, rows.ids.device) else RecomputingDecoder(policy)
-    longest = max(map(len, rows.prompts))
-    return SharedPrefixDecoder(
-        policy, len(rows.prompts), len(rows.ids), longest, max(rows.ids.shape[1] - 1, 1), rows.ids.device
-    )

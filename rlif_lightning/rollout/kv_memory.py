@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlif_lightning.model.attention import Block, Scores
+from rlif_lightning.model.attention import Block
+from rlif_lightning.model.scores import Scores
 
 FIRST_ROOM = 64  # tokens of its own that a row has room for at first; doubled when they are full
 

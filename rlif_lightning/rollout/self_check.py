@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,13 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.shrunken import NotShrinkable, random_model, shrunken
 from rlif_lightning.model.small_sizes import VOCABULARY
 from rlif_lightning.rollout.comparison import Limit, Rows, differences, own_stats, random_rows
+from rlif_lightning.rollout.decoders import (
+    Decoder,
+    RecomputingDecoder,
+    SharedPrefixDecoder,
+    StandardDecoder,
+    cache_is_right,
+)
 
 SMALL_COPY = Limit(1e-3)
 # Of real weights, by precision. Half precisions round each layer's output; see docs/models.md for what was measured.
@@ -112,21 +119,36 @@ def examine(config: PreTrainedConfig, attention: str) -> Verdict:
 
 def _verdict(small: PreTrainedConfig, own: Any, rows: list[Rows], attention: str) -> Verdict:
     name, settings = _name(own), Policy("rlif-arithmetic", attention=attention)  # for its tokenizer, which is small
-    named = replace(settings, name=small.name_or_path or small.model_type)
     try:
-        with torch.random.fork_rng(devices=[]):
-            model = AutoModelForCausalLM.from_config(
-                small, dtype=torch.float32, attn_implementation=own_attention(settings)
-            )
-            model.load_state_dict(own.state_dict())
-            model = prepared(model, named)
-        policy = PolicyModel(settings, load=lambda _: model)
-        faults = [fault for part in rows for fault in differences(policy, own, part, SMALL_COPY)]
-    except ValueError as error:
-        return Verdict(name, False, (str(error),), refused=True)
+        policy = PolicyModel(settings, load=lambda each: prepared(_copied(small, own, each), each))
+        faults = []
+        for part in rows:
+            faults += differences(policy, _decoder(policy, part), own, part, SMALL_COPY)
     except Exception as error:
-        return Verdict(name, False, (f"loading raises {type(error).__name__}: {error}",))
+        message = str(error).replace(repr(settings.name), repr(small.name_or_path or small.model_type))
+        if message.startswith("model.policy."):  # ours, which says all there is to say
+            return Verdict(name, False, (message,), refused=True)
+        return Verdict(name, False, (f"loading raises {type(error).__name__}: {message}",))
     return Verdict(name, policy.shares_prompts, tuple(faults))
+
+
+def _copied(small: PreTrainedConfig, own: Any, settings: Policy) -> Any:
+    """Another model with the same weights, made as a policy's model is."""
+    with torch.random.fork_rng(devices=[]):
+        attention = own_attention(settings)
+        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32, attn_implementation=attention)
+    model.load_state_dict(own.state_dict())
+    return model
+
+
+def _decoder(policy: PolicyModel, rows: Rows) -> Decoder:
+    """What the native engine decodes these rows with."""
+    if not policy.shares_prompts:
+        return StandardDecoder(policy) if cache_is_right(policy, rows.ids.device) else RecomputingDecoder(policy)
+    longest = max(map(len, rows.prompts))
+    return SharedPrefixDecoder(
+        policy, len(rows.prompts), len(rows.ids), longest, max(rows.ids.shape[1] - 1, 1), rows.ids.device
+    )
 
 
 @contextmanager
@@ -178,7 +200,7 @@ def check_weights(policy: PolicyModel, settings: Policy) -> None:
         choices = torch.arange(min(len(embedding.weight), len(policy.tokenizer)))
         choices = choices[~torch.isin(choices, special)]
         rows = random_rows(SHORT_PROMPTS, SHORT, choices, embedding.weight.device)
-        faults = differences(policy, partial(_own_forward, policy), rows, BY_DTYPE[model.dtype])
+        faults = differences(policy, _decoder(policy, rows), partial(_own_forward, policy), rows, BY_DTYPE[model.dtype])
     if faults:
         remedy = "try another model"
         if settings.attention != "eager":
