@@ -102,7 +102,7 @@ class Row:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("types", nargs="*", help="all if none is named")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
@@ -132,9 +132,12 @@ def names() -> list[str]:
 
 def config_of(name: str) -> PreTrainedConfig:
     """The default configuration of a type, with what is in ``SETTINGS``; of encoders, as a decoder."""
-    kind, settings = CONFIG_MAPPING[name.split()[0]], SETTINGS.get(name, {})
+    kind, settings = CONFIG_MAPPING[name.split()[0]], dict[str, Any](SETTINGS.get(name, {}))
     config = kind(**settings)
-    return kind(**settings | {"is_decoder": True}) if hasattr(config, "is_decoder") else config
+    if not hasattr(config, "is_decoder"):
+        return config
+    as_decoder: dict[str, Any] = {**settings, "is_decoder": True}
+    return kind(**as_decoder)
 
 
 def examined(name: str) -> Row:
@@ -211,7 +214,12 @@ def different(rows: list[Row], page: str) -> int:
 def print_times() -> None:
     """Seconds of one core that a start takes longer, for the embedded model and one of SmolLM2-135M's shape."""
     settings = Policy("rlif-arithmetic")
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    shape: dict[str, Any] = {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+    }
     large = LlamaConfig(**shape, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True)
     embedded = AutoConfig.from_pretrained(resolve_model(settings.name))
     for config in (embedded, large):

@@ -189,6 +189,7 @@ def test_the_copy_has_each_kind_of_layer_and_the_same_scalings():
     assert shrunken(DeepseekV3Config()).num_hidden_layers == 4  # three dense ones, then experts
     granite = shrunken(GraniteConfig(logits_scaling=8.0, attention_multiplier=0.02, num_key_value_heads=8))
     assert (granite.logits_scaling, granite.attention_multiplier, granite.num_key_value_heads) == (8.0, 0.02, 2)
+    assert shrunken(LlamaConfig(num_hidden_layers=1)).num_hidden_layers == 1
     gemma2 = shrunken(Gemma2Config())
     assert (gemma2.attn_logit_softcapping, gemma2.query_pre_attn_scalar) == (50.0, 256)
     assert sum(p.numel() for p in random_model(gemma2).parameters()) < 50_000

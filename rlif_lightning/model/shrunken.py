@@ -92,7 +92,8 @@ def _keep_every_kind(config: PreTrainedConfig, text: Any) -> None:
         depth = min(2 * _prefix(kinds[: whole - shared]), whole)
         text.num_kv_shared_layers = shared if depth == whole else depth // 2
     else:
-        once = kinds[:-1] if kinds.count(kinds[-1]) == 1 else kinds  # a last layer of its own kind will be so again
+        last = whole > 1 and kinds.count(kinds[-1]) == 1  # of its own kind, which the last of a few will be again
+        once = kinds[:-1] if last else kinds
         depth = _prefix(once) + whole - len(once)
     depth = max(depth, min(2, whole))
     if depth > DEEPEST:

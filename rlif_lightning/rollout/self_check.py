@@ -77,6 +77,8 @@ def check_architecture(policy: Policy) -> bool:
         config = AutoConfig.from_pretrained(resolve_model(policy.name), **source)
     except OSError:
         return True  # loading it says what is missing
+    if policy.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return False
     key = (config.to_json_string(use_diff=False), policy.attention)
     if key in _passed:
         return True
@@ -200,7 +202,13 @@ def check_weights(policy: PolicyModel, settings: Policy) -> None:
         choices = torch.arange(min(len(embedding.weight), len(policy.tokenizer)))
         choices = choices[~torch.isin(choices, special)]
         rows = random_rows(SHORT_PROMPTS, SHORT, choices, embedding.weight.device)
-        faults = differences(policy, _decoder(policy, rows), partial(_own_forward, policy), rows, BY_DTYPE[model.dtype])
+        faults = differences(
+            policy,
+            _decoder(policy, rows),
+            partial(_own_forward, policy),
+            rows,
+            BY_DTYPE.get(model.dtype, BY_DTYPE[torch.bfloat16]),
+        )
     if faults:
         remedy = "try another model"
         if settings.attention != "eager":
