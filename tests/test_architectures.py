@@ -116,10 +116,10 @@ def test_gradients_are_those_of_plain_sequences(tmp_path, kind):
 def test_nothing_is_drawn_at_random_while_activations_are_recomputed(tmp_path, kind):
     """Recomputing layers are in training mode, and drop nothing; the config that an export writes still does."""
     policy = load(save_tiny(tiny_config(kind), tmp_path), gradient_checkpointing=True)
-    assert any(module.training for module in policy.causal_lm.modules())
     config = policy.causal_lm.config
     assert 0.3 in (getattr(config, name, None) for name in ("dropout", "attention_dropout"))
     first, second = (score(policy, PLAIN).logprobs for _ in range(2))
+    assert any(module.training for module in policy.causal_lm.modules())
     assert torch.equal(first, second)
     assert torch.equal(first, score(policy.eval(), PLAIN).logprobs)
 

@@ -68,12 +68,6 @@ class PolicyModel(nn.Module):
         self.limits = ContextLimits.of(self.causal_lm)
         self.train()
 
-    def train(self, mode: bool = True) -> PolicyModel:
-        """Set the mode of the policy; the modules inside stay in evaluation mode, but where they recompute."""
-        super().train(mode)
-        set_quiet_mode(self.model, mode)
-        return self
-
     @property
     def causal_lm(self) -> Any:
         """The Hugging Face model without peft's wrapper (its layers still carry the adapters)."""
@@ -145,6 +139,7 @@ class PolicyModel(nn.Module):
         Raises:
             ValueError: a context is longer than the model can be right for.
         """
+        set_quiet_mode(self.model, self.training)  # each time: Lightning restores modes without telling
         trees = [tree for tree in packed.trees if tree.lengths]
         longest = [tree.prompt_length + max(tree.lengths) + 1 for tree in trees]
         self.limits.check(self.name, [tree.prompt_length for tree in trees], longest)
