@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +18,7 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import Sharding, sharded_modules, sharded_policy
 from rlif_lightning.parallel.sharded_checkpoint import load_folder, load_part_of_file, model_state, optimizer_state
 from rlif_lightning.parallel.tensor_parallel import split_policy
+from rlif_lightning.rollout.self_check import check_architecture, check_weights
 from rlif_lightning.running.checkpoint_files import finish_folder, unfinished_name, write_together
 
 
@@ -157,13 +159,28 @@ class TensorParallelStrategy(DividedStrategy):
 
 
 def build_policy(policy: Policy, strategy: Strategy | None, frozen: bool = False) -> PolicyModel:
-    """The policy or, ``frozen``, its reference model, divided if the strategy says so (a collective then)."""
+    """The policy or, ``frozen``, its reference model, divided if the strategy says so (a collective then).
+
+    The policy is compared with the Hugging Face model itself (``rollout/self_check.py``), the reference is not again.
+
+    Raises:
+        ValueError: this library does not compute the model's own log-probs, or it cannot be loaded so.
+    """
+    if not frozen and not check_architecture(policy) and isinstance(strategy, DividedStrategy):
+        warnings.warn(
+            f"model.policy.name={policy.name!r}: no small copy of this model can be built, and one that is divided"
+            " between processes is not compared with itself on its weights: start it once with trainer.devices=1",
+            stacklevel=2,
+        )
     if isinstance(strategy, ShardedStrategy):
         return sharded_policy(policy, strategy.sharding(), frozen)
     if isinstance(strategy, TensorParallelStrategy):
         model: Any = split_policy(policy, strategy.root_device, frozen)
     else:
         model = PolicyModel(policy, frozen)
+    if not frozen and not isinstance(strategy, DividedStrategy):
+        device = None if strategy is None else strategy.root_device  # where Lightning moves it right after this
+        check_weights(model if device is None else model.to(device), policy)
     if frozen and strategy is not None:  # not a part of the LightningModule, which Lightning converts and moves
         model = strategy.precision_plugin.convert_module(model).to(strategy.root_device)
     return model

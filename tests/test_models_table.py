@@ -1,0 +1,50 @@
+"""docs/models.md says what scripts/check_models.py finds, for every causal-LM type of the installed transformers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "models.md").read_text()
+SAMPLE = ("llama", "mistral", "granite", "lfm2", "bert")  # some of each kind
+
+
+def check(*types: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "check_models.py"), "--check", *types]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
+
+
+def test_the_page_is_of_the_installed_version():
+    assert f"transformers {transformers.__version__}:" in PAGE, "run scripts/check_models.py --write"
+
+
+def test_some_types_are_what_the_page_says():
+    found = check(*SAMPLE)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_wrong_verdict_is_seen(tmp_path):
+    """Of a page where a refused type is said to work."""
+    script = (ROOT / "scripts" / "check_models.py").read_text()
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "scripts" / "check_models.py").write_text(script)
+    [line] = [line for line in PAGE.splitlines() if line.startswith("| lfm2 |")]
+    assert "| refused | refused |" in line
+    page = PAGE.replace(line, line.replace("| refused | refused |", "| prompts shared | own code |"))
+    (tmp_path / "docs" / "models.md").write_text(page)
+    command = [sys.executable, str(tmp_path / "scripts" / "check_models.py"), "--check", "lfm2"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 1
+    assert "docs/models.md has ['lfm2', 'Lfm2ForCausalLM', 'prompts shared', 'own code']" in found.stdout
+
+
+@pytest.mark.slow  # about two minutes on one core
+def test_every_type_is_what_the_page_says():
+    found = check()
+    assert found.returncode == 0, found.stdout + found.stderr
