@@ -14,8 +14,8 @@ MIB = 2**20
 glibc = pytest.mark.skipif(Heap().trim is None, reason="another C library")
 HEAD = """
 import torch
-from rlif_lightning.heap import resident_bytes
-from rlif_lightning.logits import HeadRule, head_stats
+from rlif_lightning.model.cpu_memory import resident_bytes
+from rlif_lightning.model.head import HeadRule, head_stats
 torch.manual_seed(0)
 rule, tokens = HeadRule(1.0, None, torch.tensor([2])), torch.randint(0, 50_000, (1024,))
 raw = torch.randn(1024, 50_000).requires_grad_()
