@@ -159,13 +159,12 @@ def _command(level: str, settings: dict[str, Any]) -> list[str]:
     python = [os.path.realpath(sys.executable), "-s", "-P", "-S", "-B", "-c", _START.format(str(_FOLDER.parent)), given]
     if level != "bubblewrap":
         return python
-    size = str(int(settings["limits"]["file_mb"] * 2**20))
     command = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--cap-drop", "ALL"]
-    command += ["--uid", "65534", "--gid", "65534", "--size", size, "--tmpfs", "/tmp"]
+    command += ["--uid", "65534", "--gid", "65534"]
     for path in readable:
         link = os.path.islink(path)
         command += ["--symlink", os.readlink(path), path] if link else ["--ro-bind", path, path]
-    command += ["--dev-bind", os.devnull, os.devnull, "--chdir", "/tmp"]
+    command += ["--dev-bind", os.devnull, os.devnull, "--chdir", "/"]
     return [*command, "--remount-ro", "/", "--", *python]
 
 

@@ -48,7 +48,7 @@ def lock_down(level: str, limits: dict[str, float], readable: list[str]) -> None
     """
     _die_with_parent()
     if level == "namespaces":
-        _enter_namespaces(readable, int(limits["file_mb"]))
+        _enter_namespaces(readable)
     if level == "landlock":
         _confine_reading(readable)
     _limit_resources(limits)
@@ -56,7 +56,7 @@ def lock_down(level: str, limits: dict[str, float], readable: list[str]) -> None
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
     _drop_capabilities()
     if level != "rlimits":
-        refuse_system_calls(writes=level in ("namespaces", "bubblewrap"))
+        refuse_system_calls()
 
 
 def _check(result: int, step: str) -> int:
@@ -70,7 +70,7 @@ def _die_with_parent() -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
 
 
-def _enter_namespaces(readable: list[str], size_mb: int) -> None:
+def _enter_namespaces(readable: list[str]) -> None:
     """Continue as process 1 of new namespaces; the process that was started waits for it and holds nothing."""
     uid, gid = os.geteuid(), os.getegid()
     _check(_libc.unshare(_NEW_NAMESPACES), "unshare")
@@ -82,7 +82,7 @@ def _enter_namespaces(readable: list[str], size_mb: int) -> None:
         os.closerange(0, 65_536)  # or the other end would not see that the child is gone
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 255)
     _die_with_parent()
-    _change_root(readable, size_mb)
+    _change_root(readable)
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
@@ -96,21 +96,18 @@ def _make_readonly(path: str, recursive: bool) -> None:
     _check(_libc.syscall(_SYS_MOUNT_SETATTR, -100, path.encode(), flags, attributes, len(attributes)), "mount_setattr")
 
 
-def _change_root(readable: list[str], size_mb: int) -> None:
-    """A root of its own in memory: what is readable, read-only, and a small /tmp; everything else is unmounted."""
+def _change_root(readable: list[str]) -> None:
+    """A root of its own in memory that holds what is readable, read-only; everything else is unmounted."""
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     os.mkdir("/tmp/.old")
     _check(_libc.syscall(_SYS_PIVOT_ROOT, b"/tmp", b"/tmp/.old"), "pivot_root")
     os.chdir("/")
-    os.mkdir("/tmp")
-    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size_mb}m,mode=700")
-    for path in readable:  # after /tmp: one of them may lie below it
+    for path in readable:
         _show(path)
     _check(_libc.umount2(b"/.old", _MNT_DETACH), "umount")
     os.rmdir("/.old")
     _make_readonly("/", recursive=False)
-    os.chdir("/tmp")
 
 
 def _show(path: str) -> None:
@@ -154,6 +151,9 @@ def _limit_resources(limits: dict[str, float]) -> None:
         resource.RLIMIT_FSIZE: int(limits["file_mb"] * megabyte),
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 64,
+        # Both take the kernel's memory, which no limit above counts.
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_NPROC: 16,  # of this user in all: where there is no filter, it also stops new processes
     }
     for kind, value in hard.items():

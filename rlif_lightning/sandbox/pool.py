@@ -93,7 +93,7 @@ class Sandbox:
         call_seconds: longest time for one call or one program input, in seconds.
         cpu_seconds: CPU time of one process, rounded up to whole seconds.
         memory_mb: address space of one process, MiB.
-        file_mb: size of a file and of the temporary folder, MiB; also of what a program may print.
+        file_mb: size of a file, MiB; what a program prints is one. Only at `rlimits` can code make others.
         output_kb: longest answer to one call, KiB.
 
     Raises:
