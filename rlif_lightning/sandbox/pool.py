@@ -46,8 +46,9 @@ class Outcome:
 
     Attributes:
         kind: ``value``; ``error`` (it raised); ``none``: there is no answer (too slow, died, nothing that can cross).
-        value: for ``value``: the text that was printed, or what was returned, as ``literals.encode`` writes it. It is
-            not decoded: this process builds nothing from what untrusted code says but strings, numbers and lists.
+        value: for ``value``: the text that was printed, or what was returned, as ``literals.encode`` writes it and
+            ``literals.check`` has passed it. It is not decoded: this process builds no set and no dictionary from what
+            untrusted code says.
         reason: for ``error`` the name of the built-in exception; for ``none`` why.
     """
 
@@ -180,8 +181,8 @@ class Sandbox:
             return Outcome("none", reason=candidate.ended)
         if "error" in answer:
             kind = "none" if answer["error"] == "NotLiteral" else "error"
-            return Outcome(kind, reason=str(answer["error"])[:100])
-        return Outcome("value", answer.get("value"))
+            return Outcome(kind, reason=answer["error"])
+        return Outcome("value", answer["value"])
 
     def _judge(self, job: Trial) -> Verdict:
         failed = Verdict((False,) * len(job.tests), "the judge gave no verdict")
@@ -203,7 +204,9 @@ class Sandbox:
                 raise ValueError(
                     f"tests that cannot run, whatever the code: {verdict['broken']}; in {job.setup[:200]!r}"
                 )
-            return Verdict(tuple(map(bool, verdict["passed"])), verdict["ended"])
+            passed, ended = verdict.get("passed"), verdict.get("ended")
+            whole = isinstance(passed, list) and len(passed) == len(job.tests) and isinstance(ended, str)
+            return Verdict(tuple(one is True for one in passed), ended) if whole else failed
 
     def _start_pair(self, stack: ExitStack) -> tuple[Process, Process]:
         """A candidate and its judge, joined by two pipes that this process does not keep."""
