@@ -106,6 +106,7 @@ ESCAPES = {
     "getpgid of another": _simple("os.getpgid(t['victim'])"),
     "getsid of another": _simple("os.getsid(t['victim'])"),
     "sched_getaffinity of another": _simple("bool(os.sched_getaffinity(t['victim']))"),
+    "clock_gettime of another's clock": _simple("call(228, (~t['victim'] << 3) | 2, bytes(16)) == 0"),
     "stat of /proc/N": Escape("return bool(os.stat(f\"/proc/{t['victim']}\"))", "namespaces"),
     "the parent's descriptors": _unsure("os.open(f\"/proc/{t['parent']}/fd/0\", os.O_RDONLY) >= 0", "landlock"),
     "the parent's command line": Escape("return open(f\"/proc/{t['parent']}/cmdline\", 'rb').read(1)", "landlock"),

@@ -138,6 +138,14 @@ def test_the_table_in_the_docs_is_the_tested_one():
     assert printed == expected
 
 
+def test_the_table_of_escapes_in_the_docs_is_the_tested_one():
+    text = (ROOT / "docs" / "code-rewards.md").read_text()
+    printed = re.findall(r"^\| `(\w+)` \| (\d+) of (\d+) \| (\d+) of (\d+) \|", text, re.MULTILINE)
+    total = len(escapes.ALL)
+    stopped = {level: sum(escapes.promised(level, name) for name in escapes.ALL) for level in LEVELS}
+    assert printed == [(level, *[str(n) for n in (stopped[level], total) * 2]) for level in LEVELS]
+
+
 @pytest.fixture
 def as_nobody():
     """Run a file of this folder as nobody, with an interpreter and a copy of the sandbox that nobody can reach."""

@@ -55,6 +55,8 @@ _COMMANDS: dict[str, list[list[tuple[int, int, tuple[int, ...]]]]] = {
     "open": [[(1, _WRITE_FLAGS, (0,))]],
     "openat": [[(2, _WRITE_FLAGS, (0,))]],
 }
+# The clocks of the system and of the caller; a negative number is the clock of another process.
+_CLOCKS = (0, 1, 2, 3, 4, 5, 6, 7, 11)
 # Calls on a process, by its number: the caller's own alone, which 0 means as well. Others could be found by them.
 _OWN_OR_ZERO = ("getpgid", "getsid", "sched_getaffinity")
 # Instructions of the filter's machine: load a word, keep some bits of it, jump if equal, return.
@@ -97,6 +99,7 @@ def _filter(machine: str, process: int) -> list[tuple[int, int, int, int]]:
     # clone3 hides its flags behind a pointer; the C library falls back to clone where it does not exist.
     code += [(_JEQ, 0, 1, _CLONE3), (_RETURN, 0, 0, _NO_SUCH_CALL)]
     commands = _COMMANDS | {name: [[(0, _ALL, (0, process))]] for name in _OWN_OR_ZERO}
+    commands |= {name: [[(0, _ALL, _CLOCKS)]] for name in ("clock_gettime", "clock_getres", "clock_nanosleep")}
     commands["tgkill"] = [[(0, _ALL, (process,))]]
     for name, number in _numbers(column).items():
         verdict = [(_RETURN, 0, 0, _ALLOW)]
