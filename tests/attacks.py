@@ -51,7 +51,7 @@ ATTACKS = {
     "find a process by its number": Attack(
         "import os\ndef f(t): return bool(os.stat(f\"/proc/{t['victim']}\"))", "namespaces"
     ),
-    "make many files": Attack("def f(t):\n for i in range(2000): open(f'{i}', 'x').close()\n return True", "seccomp"),
+    "make many files": Attack("def f(t):\n for i in range(300): open(f'{i}', 'x').close()\n return True", "seccomp"),
     "own a pipe in the trainer's name": Attack(
         "import fcntl, os\ndef f(t):\n r, w = os.pipe()\n fcntl.fcntl(r, 8, os.getppid())\n fcntl.fcntl(r, 10, 9)\n"
         " fcntl.fcntl(r, 4, 0x2000)\n return bool(os.write(w, b'x'))",
