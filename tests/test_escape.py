@@ -213,6 +213,33 @@ def test_escapes_of_an_ordinary_user(level, as_nobody):
     check_escapes(level, as_nobody("escapes.py", level))
 
 
+CONFINED = """
+import fcntl, os, sys
+from rlif_lightning.sandbox.lockdown import _confine_reading
+_confine_reading(["/usr"])
+victim = int(sys.argv[1])
+r, w = os.pipe()
+fcntl.fcntl(r, 8, victim); fcntl.fcntl(r, 10, 9); fcntl.fcntl(r, 4, 0x2000)
+os.write(w, b"x")
+try: os.kill(victim, 9)
+except PermissionError: print("refused")
+"""
+
+
+def test_landlock_keeps_signals_inside_without_the_filter():
+    """Two layers: the filter refuses the commands that send signals, and from Linux 6.12 Landlock refuses the signals."""
+    if problem("landlock") or tuple(map(int, os.uname().release.split(".")[:2])) < (6, 12):
+        pytest.skip("no Landlock of version 6")
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        command = [sys.executable, "-c", CONFINED, str(victim.pid)]
+        printed = finished(command, ROOT, {**os.environ, "PYTHONPATH": str(ROOT)})
+        time.sleep(0.05)
+        alive = victim.poll() is None
+        victim.kill()
+    assert alive
+    assert printed == "refused\n"
+
+
 def test_attacks_name_known_levels():
     assert {attack.stopped_by for attack in ATTACKS.values()} <= set(LEVELS)
     assert sys.version_info >= (3, 11)
