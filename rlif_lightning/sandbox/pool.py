@@ -205,8 +205,9 @@ class Sandbox:
                     f"tests that cannot run, whatever the code: {verdict['broken']}; in {job.setup[:200]!r}"
                 )
             passed, ended = verdict.get("passed"), verdict.get("ended")
-            whole = isinstance(passed, list) and len(passed) == len(job.tests) and isinstance(ended, str)
-            return Verdict(tuple(one is True for one in passed), ended) if whole else failed
+            if not isinstance(passed, list) or len(passed) != len(job.tests) or not isinstance(ended, str):
+                return failed
+            return Verdict(tuple(one is True for one in passed), ended)
 
     def _start_pair(self, stack: ExitStack) -> tuple[Process, Process]:
         """A candidate and its judge, joined by two pipes that this process does not keep."""
