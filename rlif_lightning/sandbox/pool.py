@@ -147,11 +147,19 @@ class Sandbox:
     def _map(self, work: Callable[[Job], Result], jobs: Sequence[Job], key: Callable[[Job], Any]) -> list[Result]:
         distinct = {key(job): job for job in jobs}
         with ThreadPoolExecutor(self.workers or len(os.sched_getaffinity(0))) as pool:
-            futures = {name: pool.submit(work, job) for name, job in distinct.items()}
+            futures = {name: pool.submit(self._patiently, work, job) for name, job in distinct.items()}
             try:
                 return [futures[key(job)].result() for job in jobs]
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _patiently(self, work: Callable[[Job], Result], job: Job) -> Result:
+        """Where a process cannot start, try once more: what ran beside it may have filled the machine until now."""
+        try:
+            return work(job)
+        except (RuntimeError, OSError):
+            time.sleep(self.wall_seconds)
+            return work(job)
 
     def _settings(self, role: str) -> dict[str, Any]:
         names = ("cpu_seconds", "memory_mb", "file_mb")
