@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,15 @@ def is_open(fd):
     try: return bool(os.fstat(fd))
     except OSError: return False
 first = [fd for fd in range(64) if is_open(fd)]
+"""
+
+THREADS = """
+import threading
+def f():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(1))
+    thread.start(); thread.join()
+    return found
 """
 
 
@@ -228,6 +238,9 @@ def attempt_all(level: str, folder: Path) -> dict[str, list[str]]:
     sandbox = Sandbox(level, "rlimits", memory_mb=256, file_mb=2, wall_seconds=30, call_seconds=10)
     # Where nothing stops it, the first of them ends the victim, so it comes last.
     names = [*list(ESCAPES)[1:], next(iter(ESCAPES))]
+    over = threading.Event()
+    for _ in range(20):  # a trainer has threads, and limits on tasks count all of a user
+        threading.Thread(target=over.wait, daemon=True).start()
     alone = [name for name in ALONE if promised(level, name)]
     runs = [Run(source(ESCAPES), "f", tuple((target, name) for name in names))]
     runs += [Run(source({name: ALONE[name]}), "f", ((target, name),)) for name in alone]
@@ -238,12 +251,15 @@ def attempt_all(level: str, folder: Path) -> dict[str, list[str]]:
     cheat, honest = sandbox.verdicts(
         [Trial(f"{source(ESCAPES)}\n{loop}", "", tests, ("f",)), Trial("def f(x): return x + 1", "", tests, ("f",))]
     )
+    [[threads]] = sandbox.outcomes([Run(THREADS, "f", ((),))])
+    over.set()
     killed = victim.poll() is not None
     victim.kill()
     victim.wait()
     after = {path.name: path.lstat().st_mtime_ns for path in folder.iterdir()}
     return {
         "through": [name for name, outcome in tried.items() if outcome.kind == "value" and outcome.value],
+        "refused": ["threads"] * (threads.value != [1]),
         "unanswered": [name for name in names if tried[name].kind == "none"],
         "changed": sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)),
         "killed": ["victim"] * killed,

@@ -195,6 +195,7 @@ def check_escapes(level: str, printed: str) -> None:
     assert {name for name in weaker if escapes.ESCAPES[name].sure} <= through
     assert found["unanswered"] == found["scored"] == []
     if level != "rlimits":
+        assert found["refused"] == []
         assert found["changed"] == found["killed"] == []
 
 

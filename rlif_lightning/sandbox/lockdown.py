@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import struct
+from contextlib import suppress
 
 from .seccomp import refuse_system_calls
 
@@ -33,6 +34,7 @@ _SYS_PIVOT_ROOT = 41 if os.uname().machine == "aarch64" else 155
 _LANDLOCK_FILE_RIGHTS = (13, 14, 15, 15, 16)  # how many rights on files versions 1 to 5 know
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
 _AT_RECURSIVE = 0x8000
+_TASKS, _MORE_TASKS = 16, 256  # threads and processes; the second leaves room for sandboxed ones that start meanwhile
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -48,11 +50,13 @@ def lock_down(level: str, limits: dict[str, float], readable: list[str]) -> None
         OSError: the kernel refuses a step; the level cannot be had here.
     """
     _die_with_parent()
+    # Namespaces count tasks by themselves. Elsewhere the limit is on all that this user runs, the trainer as well.
+    tasks = _tasks_of_user() + _MORE_TASKS if level in ("seccomp", "landlock") else _TASKS
     if level == "namespaces":
         _enter_namespaces(readable)
     if level == "landlock":
         _confine_reading(readable)
-    _limit_resources(limits)
+    _limit_resources(limits, tasks)
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
     _drop_capabilities()
@@ -149,7 +153,17 @@ def _confine_reading(readable: list[str]) -> None:
     os.close(ruleset)
 
 
-def _limit_resources(limits: dict[str, float]) -> None:
+def _tasks_of_user() -> int:
+    """Threads of all processes of this user that can be seen."""
+    found = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended since
+            task = os.stat(f"/proc/{name}/task")
+            found += task.st_nlink - 2 if task.st_uid == os.geteuid() else 0
+    return found
+
+
+def _limit_resources(limits: dict[str, float], tasks: int) -> None:
     megabyte = 2**20
     hard = {
         resource.RLIMIT_CPU: math.ceil(limits["cpu_seconds"]),
@@ -160,7 +174,7 @@ def _limit_resources(limits: dict[str, float]) -> None:
         # Both take the kernel's memory, which no limit above counts.
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
-        resource.RLIMIT_NPROC: 16,  # of this user in all: where there is no filter, it also stops new processes
+        resource.RLIMIT_NPROC: tasks,  # where there is no filter, it also stops most new processes
     }
     for kind, value in hard.items():
         _, given = resource.getrlimit(kind)
