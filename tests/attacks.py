@@ -48,6 +48,16 @@ ATTACKS = {
     "list processes": Attack(
         "import os\ndef f(t): return [p for p in os.listdir('/proc') if p == str(t['victim'])]", "landlock"
     ),
+    "find a process by its number": Attack(
+        "import os\ndef f(t): return bool(os.stat(f\"/proc/{t['victim']}\"))", "namespaces"
+    ),
+    "make many files": Attack("def f(t):\n for i in range(300): open(f'{i}', 'x').close()\n return True", "seccomp"),
+    "own a pipe in the trainer's name": Attack(
+        "import fcntl, os\ndef f(t):\n r, w = os.pipe()\n fcntl.fcntl(r, 8, os.getppid())\n fcntl.fcntl(r, 10, 9)\n"
+        " fcntl.fcntl(r, 4, 0x2000)\n return bool(os.write(w, b'x'))",
+        "seccomp",
+        False,
+    ),
     "read the trainer's environment": Attack(
         "def f(t): return b'RLIF_TEST_SECRET' in open(f\"/proc/{t['parent']}/environ\", 'rb').read()", "landlock", False
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,8 +11,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import attacks
+import escapes
 import pytest
 from attacks import ATTACKS, attempt, promised
 
@@ -135,33 +138,107 @@ def test_the_table_in_the_docs_is_the_tested_one():
     assert printed == expected
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run as an ordinary user")
-def test_an_ordinary_user_is_as_safe(level, tmp_path):
-    """The tests run as root: so run the attacks as nobody, with an interpreter that nobody can reach."""
+def test_the_table_of_escapes_in_the_docs_is_the_tested_one():
+    text = (ROOT / "docs" / "code-rewards.md").read_text()
+    printed = re.findall(r"^\| `(\w+)` \| (\d+) of (\d+) \| (\d+) of (\d+) \|", text, re.MULTILINE)
+    total = len(escapes.ALL)
+    stopped = {level: sum(escapes.promised(level, name) for name in escapes.ALL) for level in LEVELS}
+    assert printed == [(level, *[str(n) for n in (stopped[level], total) * 2]) for level in LEVELS]
+
+
+@pytest.fixture
+def as_nobody():
+    """Run a file of this folder as nobody, with an interpreter and a copy of the sandbox that nobody can reach."""
+    if os.geteuid():
+        pytest.skip("the other tests already run as an ordinary user")
     python = "/usr/bin/python3"
     works = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
     if not Path(python).exists() or subprocess.run(works, check=False).returncode:
         pytest.skip("no system Python of 3.11 or newer")
     folder = Path(tempfile.mkdtemp(prefix="rlif-nobody-"))
-    try:
-        package, own = folder / "rlif_lightning", folder / "home"
-        shutil.copytree(ROOT / "rlif_lightning" / "sandbox", package / "sandbox")
-        shutil.copy(ROOT / "rlif_lightning" / "__init__.py", package)
-        shutil.copy(attacks.__file__, folder)
-        own.mkdir()
-        os.chown(own, 65534, 65534)
-        folder.chmod(0o755)
-        subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
-        environment = {"HOME": str(own), "PYTHONPATH": str(folder), "PATH": os.environ["PATH"]}
-        command = [python, str(folder / "attacks.py"), level]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=own, env=environment, user=65534, group=65534, extra_groups=[]
-        )
-    finally:
-        shutil.rmtree(folder)
-    assert done.returncode == 0, done.stderr
-    through = set(done.stdout.splitlines())
+    package, own = folder / "rlif_lightning", folder / "home"
+    shutil.copytree(ROOT / "rlif_lightning" / "sandbox", package / "sandbox")
+    shutil.copy(ROOT / "rlif_lightning" / "__init__.py", package)
+    for module in (attacks, escapes):
+        shutil.copy(module.__file__, folder)
+    own.mkdir()
+    os.chown(own, 65534, 65534)
+    folder.chmod(0o755)
+    subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
+    environment = {"HOME": str(own), "PYTHONPATH": str(folder), "PATH": os.environ["PATH"]}
+
+    def run(file: str, level: str) -> str:
+        return finished([python, str(folder / file), level], own, environment, user=65534, group=65534, extra_groups=[])
+
+    yield run
+    shutil.rmtree(folder)
+
+
+def finished(command: list[str], folder: Path, environment: dict[str, str], **user: Any) -> str:
+    """What a program prints that must end well: it is the parent of the sandboxed processes, in our stead."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False, **user)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    return done.stdout
+
+
+def test_an_ordinary_user_is_as_safe(level, as_nobody):
+    through = set(as_nobody("attacks.py", level).splitlines())
     assert through == {name for name in ATTACKS if not promised(level, name) and ATTACKS[name].harmless}
+
+
+def check_escapes(level: str, printed: str) -> None:
+    """Nothing that a level promises to stop got through, and what works everywhere is seen to work elsewhere."""
+    found = json.loads(printed)
+    through = set(found["through"])
+    weaker = {name for name in escapes.ESCAPES if not escapes.promised(level, name)}
+    assert through <= weaker
+    assert {name for name in weaker if escapes.ESCAPES[name].sure} <= through
+    assert found["unanswered"] == found["scored"] == []
+    if level != "rlimits":
+        assert found["refused"] == []
+        assert found["changed"] == found["killed"] == []
+
+
+X86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of calls are those of x86-64")
+
+
+@X86_64
+def test_escapes(level, tmp_path):
+    check_escapes(
+        level, finished([sys.executable, escapes.__file__, level], tmp_path, {**os.environ, "PYTHONPATH": str(ROOT)})
+    )
+
+
+@X86_64
+def test_escapes_of_an_ordinary_user(level, as_nobody):
+    check_escapes(level, as_nobody("escapes.py", level))
+
+
+CONFINED = """
+import fcntl, os, sys
+from rlif_lightning.sandbox.lockdown import _confine_reading
+_confine_reading(["/usr"])
+victim = int(sys.argv[1])
+r, w = os.pipe()
+fcntl.fcntl(r, 8, victim); fcntl.fcntl(r, 10, 9); fcntl.fcntl(r, 4, 0x2000)
+os.write(w, b"x")
+try: os.kill(victim, 9)
+except PermissionError: print("refused")
+"""
+
+
+def test_landlock_keeps_signals_inside_without_the_filter():
+    """Two layers: the filter refuses the commands that send signals, and from Linux 6.12 Landlock refuses the signals."""
+    if problem("landlock") or tuple(map(int, os.uname().release.split(".")[:2])) < (6, 12):
+        pytest.skip("no Landlock of version 6")
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        command = [sys.executable, "-c", CONFINED, str(victim.pid)]
+        printed = finished(command, ROOT, {**os.environ, "PYTHONPATH": str(ROOT)})
+        time.sleep(0.05)
+        alive = victim.poll() is None
+        victim.kill()
+    assert alive
+    assert printed == "refused\n"
 
 
 def test_attacks_name_known_levels():

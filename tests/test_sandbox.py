@@ -271,6 +271,24 @@ def test_a_process_that_cannot_start_is_no_fault_of_the_code(monkeypatch):
         sandbox.verdicts([Trial("", "", ("assert 1",), ())])
 
 
+def test_a_machine_that_was_full_for_a_moment_is_tried_again(monkeypatch):
+    """Code may use up the machine's processes or memory until it is ended: another's start must not end the run."""
+    sandbox = Sandbox("seccomp", "seccomp", **QUICK)
+    command, started = isolation._command, []
+
+    def full_at_first(level, settings):
+        started.append(settings["role"])
+        if len(started) == 1:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return ["false"] if len(started) == 3 else command(level, settings)
+
+    monkeypatch.setattr(isolation, "_command", full_at_first)
+    assert one(sandbox, "def f(): return 1").value == 1
+    [verdict] = sandbox.verdicts([Trial("f = len", "", ("assert f([]) == 0",), ("f",))])
+    assert verdict.passed == (True,)
+    assert started == ["candidate"] * 3 + ["judge", "candidate", "judge"]
+
+
 def test_levels_that_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"isolation='vm' is unknown; choose one of \['auto', 'rlimits'"):
         Sandbox("vm")

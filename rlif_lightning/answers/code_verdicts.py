@@ -5,6 +5,7 @@ Read ``pass_rates`` first. Reward heads and evaluation both call it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -63,14 +64,23 @@ def _as_expected(outcome: Outcome, expected: Any) -> bool:
         return False
     if isinstance(expected, str) and isinstance(outcome.value, str):
         return outcome.value == expected or _same_lines(outcome.value, expected)
-    # JSON has no tuples, so that a function may return one for a list.
-    return _as_lists(outcome.value) == encode(expected)
+    return _as_json(outcome.value) == _as_json(encode(expected))
 
 
-def _as_lists(value: Any) -> Any:
-    if isinstance(value, dict) and set(value) == {"tuple"}:
-        value = value["tuple"]
-    return [_as_lists(item) for item in value] if isinstance(value, list) else value
+def _as_json(value: Any) -> Any:
+    """What JSON has no other word for, made alike: tuples and lists, long and short integers, dictionaries' order."""
+    if isinstance(value, dict):
+        [(tag, content)] = value.items()
+        if tag == "int":
+            return int(content, 16)
+        if tag not in ("tuple", "dict"):
+            return value
+        value = content if tag == "tuple" else {tag: sorted(map(_as_json, content), key=_key)}
+    return [_as_json(item) for item in value] if isinstance(value, list) else value
+
+
+def _key(pair: list[Any]) -> str:
+    return json.dumps(pair[0])
 
 
 def _same_lines(printed: str, expected: str) -> bool:

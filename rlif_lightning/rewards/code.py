@@ -73,33 +73,43 @@ def behaviour(outcomes: Sequence[Outcome]) -> str | None:
         return None
     if all(outcome.kind == "error" or outcome.value in _NO_BEHAVIOUR for outcome in outcomes):
         return None
-    parts = [_canonical(o.value) if o.kind == "value" else {"error": o.reason} for o in outcomes]
-    return json.dumps(parts, sort_keys=True)
+    parts = [_canonical(o.value) if o.kind == "value" else json.dumps({"error": o.reason}) for o in outcomes]
+    return f"[{', '.join(parts)}]"
 
 
-def _canonical(value: Any) -> Any:
-    """Sets and dictionaries in one order."""
+def _canonical(value: Any) -> str:
+    """JSON with the items of sets and dictionaries in one order, written from the inside out."""
     if isinstance(value, list):
-        return [_canonical(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    inner = {tag: _canonical(content) for tag, content in value.items()}
-    for tag in {"set", "frozenset", "dict"} & set(inner):
-        if isinstance(inner[tag], list):
-            inner[tag] = sorted(inner[tag], key=lambda item: json.dumps(item, sort_keys=True))
-    return inner
+        if any(isinstance(item, (list, dict)) for item in value):
+            return f"[{', '.join(map(_canonical, value))}]"
+    elif isinstance(value, dict):
+        [(tag, content)] = value.items()
+        unordered = tag in ("set", "frozenset", "dict")
+        inner = f"[{', '.join(sorted(map(_canonical, content)))}]" if unordered else _canonical(content)
+        return f'{{"{tag}": {inner}}}'
+    return json.dumps(value)
 
 
 def same_behaviour(one: Any, other: Any) -> bool:
     """Whether two behaviours (read from their JSON) are equal: numbers to 1e-6 relative or 1e-9, all else exactly."""
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(same_behaviour, one, other))
+    a, b = _number(one), _number(other)
+    if a is not None and b is not None and float in (type(a), type(b)):
+        try:
+            return math.isclose(a, b, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+        except OverflowError:  # an integer that is larger than every float
+            return False
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same_behaviour(one[key], other[key]) for key in one)
-    numbers = [value for value in (one, other) if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    if len(numbers) == 2 and float in (type(one), type(other)):
-        return math.isclose(*numbers, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
     return type(one) is type(other) and one == other
+
+
+def _number(value: Any) -> int | float | None:
+    """The number that a value stands for, long integers being written under a tag; None where it is no finite one."""
+    if isinstance(value, dict) and "int" in value:
+        return int(value["int"], 16)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def behaviour_labels(behaviours: Sequence[str | None], group_size: int) -> list[str | None]:

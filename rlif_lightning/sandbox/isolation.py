@@ -61,17 +61,21 @@ class Process:
     ):
         self._folder = tempfile.TemporaryDirectory(prefix="rlif-sandbox-", ignore_cleanup_errors=True)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit
-        self._process = subprocess.Popen(
-            _command(level, settings),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=self._errors,
-            bufsize=0,
-            cwd=self._folder.name,
-            env=_ENVIRONMENT,
-            pass_fds=inherited,
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                _command(level, settings),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=self._errors,
+                bufsize=0,
+                cwd=self._folder.name,
+                env=_ENVIRONMENT,
+                pass_fds=inherited,
+                start_new_session=True,
+            )
+        except BaseException:
+            self._leave_no_file()
+            raise
         if stdin == stdout == subprocess.PIPE:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
@@ -103,6 +107,9 @@ class Process:
             os.killpg(self._process.pid, signal.SIGKILL)
         with self._process:  # closes the pipes and waits
             pass
+        self._leave_no_file()
+
+    def _leave_no_file(self) -> None:
         self._errors.close()
         self._folder.cleanup()
 
@@ -159,13 +166,12 @@ def _command(level: str, settings: dict[str, Any]) -> list[str]:
     python = [os.path.realpath(sys.executable), "-s", "-P", "-S", "-B", "-c", _START.format(str(_FOLDER.parent)), given]
     if level != "bubblewrap":
         return python
-    size = str(int(settings["limits"]["file_mb"] * 2**20))
     command = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--cap-drop", "ALL"]
-    command += ["--uid", "65534", "--gid", "65534", "--size", size, "--tmpfs", "/tmp"]
+    command += ["--uid", "65534", "--gid", "65534"]
     for path in readable:
         link = os.path.islink(path)
         command += ["--symlink", os.readlink(path), path] if link else ["--ro-bind", path, path]
-    command += ["--dev-bind", os.devnull, os.devnull, "--chdir", "/tmp"]
+    command += ["--dev-bind", os.devnull, os.devnull, "--chdir", "/"]
     return [*command, "--remount-ro", "/", "--", *python]
 
 

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from .channel import Channel, ChannelError
-from .literals import decode, encode
+from .literals import check, decode, encode
 
 # Exceptions that say something to the interpreter itself: all(map(f, items)) is true where f raises StopIteration.
 _NEVER_RAISED = (StopIteration, StopAsyncIteration)
@@ -55,12 +55,21 @@ class Candidate:
         return {}
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One numbered request; {} where there is no answer to it (``ended`` then says why)."""
+        """One numbered request; {} where there is no answer to it (``ended`` then says why).
+
+        Returns:
+            ``value``, a literal that ``check`` has passed, a text for a program; or ``error``, the name of a built-in
+            exception, or ``NotLiteral``.
+        """
         self.calls += 1
         answer = self.exchange({**request, "number": self.calls}, self.call_seconds)
-        if not self.ended and answer.get("number") != self.calls:
+        if self.ended:
+            return {}
+        try:
+            return _clean_answer(answer, self.calls, "stdin" in request)
+        except (ValueError, RecursionError):
             self.ended = "garbled"
-        return {} if self.ended else answer
+            return {}
 
     def call(self, name: str, arguments: tuple, keywords: dict) -> Any:
         """Call a function of the candidate.
@@ -74,12 +83,32 @@ class Candidate:
             raise RuntimeError(f"the candidate's process: {self.ended}")
         if "error" in answer:
             raise _exception(answer["error"])
-        return decode(answer.get("value"))
+        return decode(answer["value"])
 
 
-def _exception(name: Any) -> Exception:
+def _clean_answer(answer: dict[str, Any], number: int, program: bool) -> dict[str, Any]:
+    """The answer to a request, with nothing in it but what its type allows; ValueError where it is none."""
+    given = answer.pop("number", None)
+    if type(given) is not int or given != number or len(answer) != 1:
+        raise ValueError("no answer to this request")
+    if "error" in answer:
+        if not (answer["error"] == "NotLiteral" or _exception_kind(answer["error"])):
+            raise ValueError("no exception of Python")
+    elif "value" not in answer or (program and not isinstance(answer["value"], str)):
+        raise ValueError("no value")
+    check(answer.get("value"))
+    return answer
+
+
+def _exception_kind(name: Any) -> type[BaseException] | None:
     kind = getattr(builtins, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, _NEVER_RAISED):
+    known = isinstance(kind, type) and issubclass(kind, BaseException) and kind.__name__ == name
+    return kind if known else None
+
+
+def _exception(name: str) -> Exception:
+    kind = _exception_kind(name)
+    if kind is None or not issubclass(kind, Exception) or issubclass(kind, _NEVER_RAISED):
         kind = RuntimeError
     try:
         return kind("raised by the candidate")

@@ -4,15 +4,20 @@ What crosses: None, bool, int, float, complex, str, bytes, bytearray, list, tupl
 iterators (as what they give). Instances of subclasses cross as the built-in type below them: a Counter is a dict, a
 named tuple a tuple. All else raises ``NotLiteral``. What ``decode`` returns therefore holds no code: its ``==``,
 ``hash`` and ``repr`` are the interpreter's own, whatever the sender did.
+
+``check`` is the door: whoever reads from an untrusted process calls it once. Behind it a value has one spelling, a
+bounded depth, and numbers that Python compares without an error. It builds nothing, so colliding hashes cost nothing.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-# Deeper values are refused: comparing them would overflow the stack of whoever reads them.
+# Levels of JSON: a list is one, a tuple or set two, a dictionary three. Deeper values are refused: comparing them would
+# overflow the stack of whoever reads them.
 MAX_DEPTH = 100
 # What gives more items than this, and some iterators never end, is not a value.
 MAX_ITEMS = 100_000
@@ -38,35 +43,56 @@ def encode(value: Any, depth: int = 0) -> Any:
         if isinstance(value, kind):
             return to_json(value)
     if isinstance(value, dict):
-        return {"dict": [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in value.items()]}
+        return {"dict": [[encode(k, depth + 3), encode(v, depth + 3)] for k, v in value.items()]}
     for kind, tag in _COLLECTIONS.items():
         if isinstance(value, kind):
-            items = [encode(item, depth + 1) for item in _bounded(value)]
+            items = [encode(item, depth + (2 if tag else 1)) for item in _bounded(value)]
             return {tag: items} if tag else items
     raise NotLiteral(f"a value of type {type(value).__name__} cannot leave the sandbox")
 
 
-def decode(value: Any, depth: int = 0) -> Any:
-    """Read what ``encode`` wrote.
+def check(value: Any, depth: int = 0) -> None:
+    """See that parsed JSON is what ``encode`` writes, in every detail.
 
     Raises:
-        ValueError: it is not of that form, or nests too deeply; whoever sent it is not to be trusted.
+        ValueError: it is not, or it nests too deeply; whoever sent it is not to be trusted.
     """
     if depth > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
     if isinstance(value, list):
-        return [decode(item, depth + 1) for item in value]
+        for item in value:
+            check(item, depth + 1)
+    elif isinstance(value, dict):
+        if len(value) != 1:
+            raise ValueError(f"{len(value)} tags instead of one")
+        [(tag, content)] = value.items()
+        _FORMS.get(tag, _no_form)(content, depth + 1)
+    elif isinstance(value, int) and not -_PLAIN_INT < value < _PLAIN_INT:
+        raise ValueError("a long integer travels under a tag")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number that is not finite travels under a tag")
+
+
+def decode(value: Any) -> Any:
+    """Read what ``encode`` wrote.
+
+    Raises:
+        ValueError: it is not of that form, nests too deeply, or cannot be built (a list as a key).
+    """
+    check(value)
+    try:
+        return _build(value)
+    except TypeError as error:
+        raise ValueError(f"malformed: {error}") from error
+
+
+def _build(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_build(item) for item in value]
     if not isinstance(value, dict):
         return value
-    if len(value) != 1:
-        raise ValueError(f"{len(value)} tags instead of one")
     [(tag, content)] = value.items()
-    if tag not in _READERS:
-        raise ValueError(f"unknown tag {tag!r}")
-    try:
-        return _READERS[tag](content, depth + 1)
-    except (TypeError, KeyError, OverflowError) as error:
-        raise ValueError(f"malformed {tag}: {error}") from error
+    return _READERS[tag](content)
 
 
 def _bounded(items: Iterable) -> list:
@@ -99,29 +125,71 @@ _SCALARS: dict[type, Callable[[Any], Any]] = {
 _COLLECTIONS = {list: "", tuple: "tuple", set: "set", frozenset: "frozenset", Iterator: "iterator"}
 
 
-def _items(content: Any, depth: int) -> list:
+def _no_form(content: Any, depth: int) -> None:
+    raise ValueError("unknown tag")
+
+
+def _text(pattern: str) -> Callable[[Any, int], None]:
+    def form(content: Any, depth: int) -> None:
+        if not isinstance(content, str) or not re.fullmatch(pattern, content):
+            raise ValueError(f"a text such as {pattern} is needed")
+
+    return form
+
+
+def _long_int(content: Any, depth: int) -> None:
+    _text(r"-?0x[1-9a-f][0-9a-f]*")(content, depth)
+    if abs(int(content, 16)) < _PLAIN_INT:
+        raise ValueError("a short integer travels as a number")
+
+
+def _items(content: Any, depth: int) -> None:
     if not isinstance(content, list):
         raise ValueError("a list of items is needed")
-    return decode(content, depth)
+    check(content, depth)
 
 
-def _parts(content: Any, depth: int, kinds: tuple[type, ...], count: int) -> list:
-    parts = _items(content, depth)
-    if len(parts) != count or not all(type(part) in kinds for part in parts):
-        raise ValueError(f"{count} of {[kind.__name__ for kind in kinds]} are needed")
-    return parts
+def _parts(kind: type, tag: str, count: int) -> Callable[[Any, int], None]:
+    """A list of so many numbers, each plain or under the tag."""
+
+    def form(content: Any, depth: int) -> None:
+        _items(content, depth)
+        if len(content) != count or not all(type(part) is kind or _is_tagged(part, tag) for part in content):
+            raise ValueError(f"{count} numbers are needed")
+
+    return form
 
 
-_READERS: dict[str, Callable[[Any, int], Any]] = {
-    "int": lambda content, depth: int(content, 16),
-    "float": lambda content, depth: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[content],
-    "complex": lambda content, depth: complex(*_parts(content, depth, (float,), 2)),
-    "bytes": lambda content, depth: bytes.fromhex(content),
-    "bytearray": lambda content, depth: bytearray.fromhex(content),
-    "range": lambda content, depth: range(*_parts(content, depth, (int,), 3)),
-    "dict": lambda content, depth: {decode(k, depth): decode(v, depth) for k, v in content},
-    "tuple": lambda content, depth: tuple(_items(content, depth)),
-    "set": lambda content, depth: set(_items(content, depth)),
-    "frozenset": lambda content, depth: frozenset(_items(content, depth)),
-    "iterator": lambda content, depth: iter(_items(content, depth)),
+def _is_tagged(value: Any, tag: str) -> bool:
+    return isinstance(value, dict) and tag in value
+
+
+def _pairs(content: Any, depth: int) -> None:
+    _items(content, depth)
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in content):
+        raise ValueError("pairs are needed")
+
+
+_FORMS: dict[str, Callable[[Any, int], None]] = {
+    "int": _long_int,
+    "float": _text("nan|inf|-inf"),
+    "complex": _parts(float, "float", 2),
+    "bytes": _text("([0-9a-f]{2})*"),
+    "bytearray": _text("([0-9a-f]{2})*"),
+    "range": _parts(int, "int", 3),
+    "dict": _pairs,
+    **dict.fromkeys(("tuple", "set", "frozenset", "iterator"), _items),
+}
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "int": lambda content: int(content, 16),
+    "float": float,
+    "complex": lambda content: complex(*_build(content)),
+    "bytes": bytes.fromhex,
+    "bytearray": bytearray.fromhex,
+    "range": lambda content: range(*_build(content)),
+    "dict": lambda content: dict(_build(content)),
+    "tuple": lambda content: tuple(_build(content)),
+    "set": lambda content: set(_build(content)),
+    "frozenset": lambda content: frozenset(_build(content)),
+    "iterator": lambda content: iter(_build(content)),
 }

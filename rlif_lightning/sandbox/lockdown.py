@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import struct
+from contextlib import suppress
 
 from .seccomp import refuse_system_calls
 
@@ -30,8 +31,10 @@ _CAPABILITY_VERSION_3 = 0x20080522
 # The same number on every architecture.
 _SYS_MOUNT_SETATTR, _SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = 442, 444, 445, 446
 _SYS_PIVOT_ROOT = 41 if os.uname().machine == "aarch64" else 155
+_LANDLOCK_FILE_RIGHTS = (13, 14, 15, 15, 16)  # how many rights on files versions 1 to 5 know
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
 _AT_RECURSIVE = 0x8000
+_TASKS, _MORE_TASKS = 16, 256  # threads and processes; the second leaves room for sandboxed ones that start meanwhile
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,16 +50,18 @@ def lock_down(level: str, limits: dict[str, float], readable: list[str]) -> None
         OSError: the kernel refuses a step; the level cannot be had here.
     """
     _die_with_parent()
+    # Namespaces count tasks by themselves. Elsewhere the limit is on all that this user runs, the trainer as well.
+    tasks = _tasks_of_user() + _MORE_TASKS if level in ("seccomp", "landlock") else _TASKS
     if level == "namespaces":
-        _enter_namespaces(readable, int(limits["file_mb"]))
+        _enter_namespaces(readable)
     if level == "landlock":
         _confine_reading(readable)
-    _limit_resources(limits)
+    _limit_resources(limits, tasks)
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
     _drop_capabilities()
     if level != "rlimits":
-        refuse_system_calls(writes=level in ("namespaces", "bubblewrap"))
+        refuse_system_calls()
 
 
 def _check(result: int, step: str) -> int:
@@ -70,7 +75,7 @@ def _die_with_parent() -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
 
 
-def _enter_namespaces(readable: list[str], size_mb: int) -> None:
+def _enter_namespaces(readable: list[str]) -> None:
     """Continue as process 1 of new namespaces; the process that was started waits for it and holds nothing."""
     uid, gid = os.geteuid(), os.getegid()
     _check(_libc.unshare(_NEW_NAMESPACES), "unshare")
@@ -82,7 +87,7 @@ def _enter_namespaces(readable: list[str], size_mb: int) -> None:
         os.closerange(0, 65_536)  # or the other end would not see that the child is gone
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 255)
     _die_with_parent()
-    _change_root(readable, size_mb)
+    _change_root(readable)
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
@@ -96,21 +101,18 @@ def _make_readonly(path: str, recursive: bool) -> None:
     _check(_libc.syscall(_SYS_MOUNT_SETATTR, -100, path.encode(), flags, attributes, len(attributes)), "mount_setattr")
 
 
-def _change_root(readable: list[str], size_mb: int) -> None:
-    """A root of its own in memory: what is readable, read-only, and a small /tmp; everything else is unmounted."""
+def _change_root(readable: list[str]) -> None:
+    """A root of its own in memory that holds what is readable, read-only; everything else is unmounted."""
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     os.mkdir("/tmp/.old")
     _check(_libc.syscall(_SYS_PIVOT_ROOT, b"/tmp", b"/tmp/.old"), "pivot_root")
     os.chdir("/")
-    os.mkdir("/tmp")
-    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size_mb}m,mode=700")
-    for path in readable:  # after /tmp: one of them may lie below it
+    for path in readable:
         _show(path)
     _check(_libc.umount2(b"/.old", _MNT_DETACH), "umount")
     os.rmdir("/.old")
     _make_readonly("/", recursive=False)
-    os.chdir("/tmp")
 
 
 def _show(path: str) -> None:
@@ -129,13 +131,18 @@ def _show(path: str) -> None:
 
 
 def _confine_reading(readable: list[str]) -> None:
-    """Landlock: no file is read or written but those below ``readable``, which are read."""
+    """Landlock: no file is read or written but those below ``readable``, which are read; what else the kernel offers.
+
+    That is, from version 4 (Linux 6.7) no TCP, and from 6 (Linux 6.12) neither signals nor abstract sockets to outside.
+    The filter of system calls refuses all of it too; this holds where the filter has a hole.
+    """
     read = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, list a folder
     files_only = read & ~(1 << 3)
-    everything = (1 << 13) - 1  # all rights of the first version, which every kernel with Landlock knows
-    ruleset = _check(
-        _libc.syscall(_SYS_LANDLOCK_CREATE, struct.pack("Q", everything), ctypes.c_size_t(8), 0), "landlock"
-    )
+    version = _check(_libc.syscall(_SYS_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1), "landlock")
+    files = (1 << _LANDLOCK_FILE_RIGHTS[min(version, 5) - 1]) - 1
+    handled = struct.pack("QQQ", files, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
+    size = ctypes.c_size_t(len(handled))
+    ruleset = _check(_libc.syscall(_SYS_LANDLOCK_CREATE, handled, size, 0), "landlock")
     for path in readable:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
         rule = struct.pack("=Qi", read if os.path.isdir(path) else files_only, opened)
@@ -146,7 +153,17 @@ def _confine_reading(readable: list[str]) -> None:
     os.close(ruleset)
 
 
-def _limit_resources(limits: dict[str, float]) -> None:
+def _tasks_of_user() -> int:
+    """Threads of all processes of this user that can be seen."""
+    found = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended since
+            task = os.stat(f"/proc/{name}/task")
+            found += task.st_nlink - 2 if task.st_uid == os.geteuid() else 0
+    return found
+
+
+def _limit_resources(limits: dict[str, float], tasks: int) -> None:
     megabyte = 2**20
     hard = {
         resource.RLIMIT_CPU: math.ceil(limits["cpu_seconds"]),
@@ -154,7 +171,10 @@ def _limit_resources(limits: dict[str, float]) -> None:
         resource.RLIMIT_FSIZE: int(limits["file_mb"] * megabyte),
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 64,
-        resource.RLIMIT_NPROC: 16,  # of this user in all: where there is no filter, it also stops new processes
+        # Both take the kernel's memory, which no limit above counts.
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_NPROC: tasks,  # where there is no filter, it also stops most new processes
     }
     for kind, value in hard.items():
         _, given = resource.getrlimit(kind)

@@ -46,8 +46,9 @@ class Outcome:
 
     Attributes:
         kind: ``value``; ``error`` (it raised); ``none``: there is no answer (too slow, died, nothing that can cross).
-        value: for ``value``: the text that was printed, or what was returned, as ``literals.encode`` writes it. It is
-            not decoded: this process builds nothing from what untrusted code says but strings, numbers and lists.
+        value: for ``value``: the text that was printed, or what was returned, as ``literals.encode`` writes it and
+            ``literals.check`` has passed it. It is not decoded: this process builds no set and no dictionary from what
+            untrusted code says.
         reason: for ``error`` the name of the built-in exception; for ``none`` why.
     """
 
@@ -93,7 +94,7 @@ class Sandbox:
         call_seconds: longest time for one call or one program input, in seconds.
         cpu_seconds: CPU time of one process, rounded up to whole seconds.
         memory_mb: address space of one process, MiB.
-        file_mb: size of a file and of the temporary folder, MiB; also of what a program may print.
+        file_mb: size of a file, MiB; what a program prints is one. Only at `rlimits` can code make others.
         output_kb: longest answer to one call, KiB.
 
     Raises:
@@ -146,11 +147,19 @@ class Sandbox:
     def _map(self, work: Callable[[Job], Result], jobs: Sequence[Job], key: Callable[[Job], Any]) -> list[Result]:
         distinct = {key(job): job for job in jobs}
         with ThreadPoolExecutor(self.workers or len(os.sched_getaffinity(0))) as pool:
-            futures = {name: pool.submit(work, job) for name, job in distinct.items()}
+            futures = {name: pool.submit(self._patiently, work, job) for name, job in distinct.items()}
             try:
                 return [futures[key(job)].result() for job in jobs]
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _patiently(self, work: Callable[[Job], Result], job: Job) -> Result:
+        """Where a process cannot start, try once more: what ran beside it may have filled the machine until now."""
+        try:
+            return work(job)
+        except (RuntimeError, OSError):
+            time.sleep(self.wall_seconds)
+            return work(job)
 
     def _settings(self, role: str) -> dict[str, Any]:
         names = ("cpu_seconds", "memory_mb", "file_mb")
@@ -180,8 +189,8 @@ class Sandbox:
             return Outcome("none", reason=candidate.ended)
         if "error" in answer:
             kind = "none" if answer["error"] == "NotLiteral" else "error"
-            return Outcome(kind, reason=str(answer["error"])[:100])
-        return Outcome("value", answer.get("value"))
+            return Outcome(kind, reason=answer["error"])
+        return Outcome("value", answer["value"])
 
     def _judge(self, job: Trial) -> Verdict:
         failed = Verdict((False,) * len(job.tests), "the judge gave no verdict")
@@ -203,7 +212,10 @@ class Sandbox:
                 raise ValueError(
                     f"tests that cannot run, whatever the code: {verdict['broken']}; in {job.setup[:200]!r}"
                 )
-            return Verdict(tuple(map(bool, verdict["passed"])), verdict["ended"])
+            passed, ended = verdict.get("passed"), verdict.get("ended")
+            if not isinstance(passed, list) or len(passed) != len(job.tests) or not isinstance(ended, str):
+                return failed
+            return Verdict(tuple(one is True for one in passed), ended)
 
     def _start_pair(self, stack: ExitStack) -> tuple[Process, Process]:
         """A candidate and its judge, joined by two pipes that this process does not keep."""

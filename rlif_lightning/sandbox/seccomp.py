@@ -1,8 +1,9 @@
 """A list of the system calls that computing needs; the kernel refuses all others (seccomp filter, Linux).
 
 Among the refused: sockets, new processes, running programs, signals to others, tracing, mounting, namespaces, io_uring,
-keyrings. Threads are allowed, and a signal of a process to itself. Writing to files is a switch of its own, for levels
-that have no file system to give away.
+keyrings, and whatever makes or changes a file. Threads are allowed, and a signal of a process to itself. Where an
+argument says what a call does, as in ``fcntl`` and ``ioctl``, the harmless commands are listed by number too: a
+command can send signals (``F_SETOWN``), lock files that others need, or change their attributes.
 
 Source: https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html and the kernel's tables of numbers.
 """
@@ -24,25 +25,42 @@ getpid 39 172|clone 56 220|exit 60 93|uname 63 160|fcntl 72 25|fsync 74 82|fdata
 chdir 80 49|fchdir 81 50|readlink 89 -|umask 95 166|gettimeofday 96 169|getrlimit 97 163|getrusage 98 165
 sysinfo 99 179|times 100 153|getuid 102 174|getgid 104 176|geteuid 107 175|getegid 108 177|getppid 110 173
 getpgrp 111 -|getgroups 115 158|getresuid 118 148|getresgid 120 150|getpgid 121 155|getsid 124 156|rt_sigpending 127 136
-rt_sigtimedwait 128 137|rt_sigsuspend 130 133|sigaltstack 131 132|statfs 137 43|fstatfs 138 44|arch_prctl 158 -
-gettid 186 178|time 201 -|futex 202 98|sched_getaffinity 204 123|getdents64 217 61|set_tid_address 218 96
-restart_syscall 219 128|fadvise64 221 223|clock_gettime 228 113|clock_getres 229 114|clock_nanosleep 230 115
+rt_sigtimedwait 128 137|rt_sigsuspend 130 133|sigaltstack 131 132|statfs 137 43|fstatfs 138 44
+gettid 186 178|time 201 -|futex 202 98|sched_getaffinity 204 123|getdents64 217 61
+restart_syscall 219 128|clock_gettime 228 113|clock_getres 229 114|clock_nanosleep 230 115
 exit_group 231 94|epoll_wait 232 -|epoll_ctl 233 21|tgkill 234 131|openat 257 56|newfstatat 262 79|readlinkat 267 78
 faccessat 269 48|pselect6 270 72|ppoll 271 73|set_robust_list 273 99|epoll_pwait 281 22|eventfd2 290 19
 epoll_create1 291 20|dup3 292 24|pipe2 293 59|preadv 295 69|pwritev 296 70|getcpu 309 168|getrandom 318 278
-membarrier 324 283|statx 332 291|rseq 334 293|faccessat2 439 439|ftruncate 77 46
-"""
-_WRITING = """
-truncate 76 45|rename 82 -|mkdir 83 -|rmdir 84 -|creat 85 -|link 86 -|unlink 87 -|symlink 88 -|chmod 90 -|fchmod 91 52
-mkdirat 258 34|unlinkat 263 35|renameat 264 38|linkat 265 37|symlinkat 266 36|fchmodat 268 53|utimensat 280 88
-fallocate 285 47|renameat2 316 276
+statx 332 291|rseq 334 293|faccessat2 439 439|ftruncate 77 46
 """
 _MACHINES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}  # column of the table, AUDIT_ARCH_...
 _CLONE3 = 435
-_CLONE_THREAD = 0x10000
+_ALL = 0xFFFFFFFF
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# Instructions of the filter's machine: load a word, jump if equal, jump if any bit is set, return.
-_LOAD, _JEQ, _JSET, _RETURN = 0x20, 0x15, 0x45, 0x06
+_SET_FLAGS, _ASYNC = 4, 0x2000  # F_SETFL; with O_ASYNC a pipe sends signals
+# What a call may be asked for. One of a call's lines must hold; a line is checks of (argument, bits of it that count,
+# values that these may have). The kernel reads only the lower half of each of these arguments.
+_COMMANDS: dict[str, list[list[tuple[int, int, tuple[int, ...]]]]] = {
+    # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
+    "fcntl": [[(1, _ALL, (0, 1, 2, 3, 1030))], [(1, _ALL, (_SET_FLAGS,)), (2, _ASYNC, (0,))]],
+    # TCGETS (isatty), FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
+    "ioctl": [[(1, _ALL, (0x5401, 0x541B, 0x5421, 0x5450, 0x5451))]],
+    # The flags of pthread_create in glibc and in musl, and no other thread or process.
+    "clone": [[(0, _ALL, (0x3D0F00, 0x7D0F00))]],
+    # WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET; 0x180 are PRIVATE and CLOCK_REALTIME.
+    "futex": [[(1, _ALL & ~0x180, (0, 1, 3, 4, 5, 9, 10))]],
+    # NORMAL, RANDOM, SEQUENTIAL, WILLNEED, DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE, GUARD_INSTALL, GUARD_REMOVE
+    "madvise": [[(2, _ALL, (0, 1, 2, 3, 4, 8, 14, 15, 102, 103))]],
+    "mmap": [[(3, 0x2000 | 0x40000, (0,))]],  # neither MAP_LOCKED nor MAP_HUGETLB
+    "open": [[(1, _WRITE_FLAGS, (0,))]],
+    "openat": [[(2, _WRITE_FLAGS, (0,))]],
+}
+# The clocks of the system and of the caller; a negative number is the clock of another process.
+_CLOCKS = (0, 1, 2, 3, 4, 5, 6, 7, 11)
+# Calls on a process, by its number: the caller's own alone, which 0 means as well. Others could be found by them.
+_OWN_OR_ZERO = ("getpgid", "getsid", "sched_getaffinity")
+# Instructions of the filter's machine: load a word, keep some bits of it, jump if equal, return.
+_LOAD, _AND, _JEQ, _RETURN = 0x20, 0x54, 0x15, 0x06
 _ALLOW, _REFUSE, _NO_SUCH_CALL = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38  # errno EPERM, ENOSYS
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 
@@ -56,16 +74,13 @@ def supported() -> bool:
     return sys.platform == "linux" and os.uname().machine in _MACHINES and sys.byteorder == "little"
 
 
-def refuse_system_calls(writes: bool) -> None:
+def refuse_system_calls() -> None:
     """Refuse, from here on and for good, what is not on the list.
-
-    Args:
-        writes: whether files may be created and changed.
 
     Raises:
         OSError: the kernel does not take the filter.
     """
-    code = b"".join(struct.pack("HBBI", *instruction) for instruction in _filter(writes))
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in _filter(os.uname().machine, os.getpid()))
     program = _Program(len(code) // 8, code)
     libc = ctypes.CDLL(None, use_errno=True)
     for arguments in ((_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), (_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program), 0, 0)):
@@ -73,40 +88,33 @@ def refuse_system_calls(writes: bool) -> None:
             raise OSError(ctypes.get_errno(), "seccomp: prctl failed")
 
 
-def _numbers(table: str, column: int) -> dict[str, int]:
-    calls = [entry.split() for line in table.strip().splitlines() for entry in line.split("|")]
+def _numbers(column: int) -> dict[str, int]:
+    calls = [entry.split() for line in _ALLOWED.strip().splitlines() for entry in line.split("|")]
     return {call[0]: int(call[column]) for call in calls if call[column] != "-"}
 
 
-def _filter(writes: bool) -> list[tuple[int, int, int, int]]:
-    column, machine = _MACHINES[os.uname().machine]
-    calls = _numbers(_ALLOWED, column) | (_numbers(_WRITING, column) if writes else {})
-    code = [(_LOAD, 0, 0, 4), (_JEQ, 1, 0, machine), (_RETURN, 0, 0, _REFUSE), (_LOAD, 0, 0, 0)]
+def _filter(machine: str, process: int) -> list[tuple[int, int, int, int]]:
+    column, architecture = _MACHINES[machine]
+    code = [(_LOAD, 0, 0, 4), (_JEQ, 1, 0, architecture), (_RETURN, 0, 0, _REFUSE), (_LOAD, 0, 0, 0)]
     # clone3 hides its flags behind a pointer; the C library falls back to clone where it does not exist.
     code += [(_JEQ, 0, 1, _CLONE3), (_RETURN, 0, 0, _NO_SUCH_CALL)]
-    code += _if_bits(calls.pop("clone"), 0, _CLONE_THREAD, _ALLOW, _REFUSE)
-    code += [
-        (_JEQ, 0, 4, calls.pop("tgkill")),
-        (_LOAD, 0, 0, 16),
-        (_JEQ, 0, 1, os.getpid()),
-        (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, _REFUSE),
-    ]
-    if not writes:
-        for name, argument in (("open", 1), ("openat", 2)):
-            if name in calls:
-                code += _if_bits(calls.pop(name), argument, _WRITE_FLAGS, _REFUSE, _ALLOW)
-    for number in calls.values():
-        code += [(_JEQ, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
+    commands = _COMMANDS | {name: [[(0, _ALL, (0, process))]] for name in _OWN_OR_ZERO}
+    commands |= {name: [[(0, _ALL, _CLOCKS)]] for name in ("clock_gettime", "clock_getres", "clock_nanosleep")}
+    commands["tgkill"] = [[(0, _ALL, (process,))]]
+    for name, number in _numbers(column).items():
+        verdict = [(_RETURN, 0, 0, _ALLOW)]
+        if name in commands:
+            verdict = [instruction for line in commands[name] for instruction in _if_all(line)]
+            verdict.append((_RETURN, 0, 0, _REFUSE))
+        code += [(_JEQ, 0, len(verdict), number), *verdict]
     return [*code, (_RETURN, 0, 0, _REFUSE)]
 
 
-def _if_bits(number: int, argument: int, bits: int, yes: int, no: int) -> list[tuple[int, int, int, int]]:
-    """For one call: one verdict where its argument has any of the bits, another where it has none."""
-    return [
-        (_JEQ, 0, 4, number),
-        (_LOAD, 0, 0, 16 + 8 * argument),
-        (_JSET, 0, 1, bits),
-        (_RETURN, 0, 0, yes),
-        (_RETURN, 0, 0, no),
-    ]
+def _if_all(checks: list[tuple[int, int, tuple[int, ...]]]) -> list[tuple[int, int, int, int]]:
+    """Allow the call if each check holds; else go on behind what is returned here."""
+    code = [(_RETURN, 0, 0, _ALLOW)]
+    for argument, bits, values in reversed(checks):
+        compared = [(_JEQ, len(values) - n, 0, value) for n, value in enumerate(values[:-1], 1)]
+        compared.append((_JEQ, 0, len(code), values[-1]))
+        code = [(_LOAD, 0, 0, 16 + 8 * argument), (_AND, 0, 0, bits), *compared, *code]
+    return code
