@@ -84,10 +84,12 @@ class CollapseGuard(Callback):
         self.snapshots = Snapshots()
 
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
-        """Check what would be scaled, and scale it again after a restart."""
+        """Find the snapshots, check what would be scaled, and scale it again after a restart."""
         trainer.should_stop = trainer.should_stop or self.stopped
         if self.action in ("warn", "stop"):
             return
+        if self.action == "rollback":
+            self.snapshots.settle(trainer)
         names = [name for name in self.scale if name.startswith("objective.")]
         others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         if names and any(isinstance(callback, KLCovScheduler) for callback in others):
@@ -195,7 +197,7 @@ class CollapseGuard(Callback):
         self.states = {n: DetectorState(s.total, s.count) if keeps else DetectorState() for n, s in self.states.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The detectors' states, the number of actions, where the snapshots lie, and whether the run was ended."""
+        """The detectors' states, the number of actions, names of the snapshots, and whether the run was ended."""
         states = {name: asdict(state) for name, state in self.states.items()}
         return {
             "states": states, "num_actions": self.num_actions, "snapshots": self.snapshots.state_dict(),

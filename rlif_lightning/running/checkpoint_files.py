@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,9 +21,8 @@ from lightning.pytorch import Trainer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from rlif_lightning.processes.collectives import all_process_attempt
+from rlif_lightning.running.checkpoint_names import remove_checkpoint, unfinished_name
 
-SUFFIX = ".ckpt"
-BEST = f"best{SUFFIX}"
 FILES = "files.json"  # in a folder of shards: name -> size of each file
 PARTS = {"state_dict", "loops", "callbacks", "optimizer_states"}
 
@@ -137,22 +135,6 @@ def _force_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def unfinished_name(path: Path) -> Path:
-    """Where a checkpoint is written before it has its name."""
-    return path.with_name(f".{path.name}.unfinished")
-
-
-def remove_checkpoint(path: Path) -> None:
-    """Remove a file or a folder so that no half of it can be found under its name."""
-    if path.is_dir():
-        unfinished = unfinished_name(path).with_suffix(".old")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        os.replace(path, unfinished)
-        shutil.rmtree(unfinished)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def why_unusable(path: Path) -> str | None:

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from pathlib import Path
 
-from rlif_lightning.running.checkpoint_files import BEST, SUFFIX, why_unusable
-
-PLACES = ("version_*/checkpoints", "checkpoints")  # under the root; deeper ones belong to other runs
-VERSION = re.compile(r"version_(\d+)")
-ROLLOUT = re.compile(rf"rollout=(\d+)\{SUFFIX}")
-
-
-def find_checkpoints(root: Path) -> list[Path]:
-    """The checkpoints of a root, the newest first: by the run's version, then by rollout; whole or not."""
-    found = [path for place in PLACES for path in root.glob(f"{place}/*{SUFFIX}")]
-    places = [(_place(path), path) for path in found if ROLLOUT.fullmatch(path.name)]
-    return [path for _, path in sorted(places, reverse=True)]
-
-
-def _place(path: Path) -> tuple[int, int]:
-    version, rollout = VERSION.fullmatch(path.parent.parent.name), ROLLOUT.fullmatch(path.name)
-    return int(version[1]) if version else -1, int(rollout[1]) if rollout else -1
+from rlif_lightning.running.checkpoint_files import why_unusable
+from rlif_lightning.running.checkpoint_names import find_best, find_checkpoints
 
 
 def resolve_checkpoint(wanted: str | None, root: Path) -> Path | None:
@@ -41,7 +25,7 @@ def resolve_checkpoint(wanted: str | None, root: Path) -> Path | None:
     if wanted in ("auto", "last"):
         found = find_checkpoints(root)
     elif wanted == "best":
-        found = sorted((path for place in PLACES for path in root.glob(f"{place}/{BEST}")), key=_place, reverse=True)
+        found = find_best(root)
     else:
         return _named(Path(wanted), root)
     for path in found:

@@ -14,8 +14,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from rlif_lightning.processes.collectives import all_process_objects
-from rlif_lightning.running.checkpoint_files import BEST, SUFFIX, remove_checkpoint, write_checkpoint
-from rlif_lightning.running.run_folder import run_folder
+from rlif_lightning.running.checkpoint_files import write_checkpoint
+from rlif_lightning.running.checkpoint_names import BEST, SUFFIX, remove_checkpoint
+from rlif_lightning.running.own_files import OwnFiles, locate, own_files
 from rlif_lightning.running.stop_signals import StopSignals
 
 
@@ -49,6 +50,7 @@ class RunCheckpoints(Checkpoint):
         self.continues = False  # set by the command line: this run takes the place of the one that it goes on from
         self.off = False
         self.signals: StopSignals | None = None
+        self.own: OwnFiles | None = None
         self._random_states: list[dict[str, Any]] = []
 
     @property
@@ -66,7 +68,8 @@ class RunCheckpoints(Checkpoint):
             raise TypeError("RunCheckpoints saves at the ends of steps, which needs rlif_lightning.trainer.RLIFTrainer")
         self.signals = trainer._signal_connector
         self.off = bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
-        self.folder = run_folder(trainer) / "checkpoints"
+        self.own = own_files(trainer)
+        self.folder = self.own.folder / "checkpoints"
         root = Path(trainer.default_root_dir)
         if self.continues and root.resolve() not in (path.resolve() for path in list(self.folder.parents)[:2]):
             raise ValueError(
@@ -79,6 +82,8 @@ class RunCheckpoints(Checkpoint):
         if trainer.global_rank < len(self._random_states):
             _set_random_state(self._random_states[trainer.global_rank])
         self.saved = int(pl_module.num_rollouts)
+        if trainer.is_global_zero and not self.off:
+            self._own.settle()
         if trainer.is_global_zero and self.continues:
             for folder in {path.parent for path in self.kept}:
                 for leftover in folder.glob(f".*{SUFFIX}.unfinished"):
@@ -127,7 +132,7 @@ class RunCheckpoints(Checkpoint):
         write_checkpoint(trainer, path)
         if trainer.is_global_zero:
             for old in dropped:
-                remove_checkpoint(old)
+                self._own.remove(old)
 
     def _save_best(self, trainer: Trainer) -> None:
         """Figures of earlier steps are still there, but none is better than itself."""
@@ -139,7 +144,7 @@ class RunCheckpoints(Checkpoint):
         old, self.best, self.best_path = self.best_path, value, self.folder / BEST
         write_checkpoint(trainer, self.best_path)
         if trainer.is_global_zero and old is not None and old != self.best_path:
-            remove_checkpoint(old)
+            self._own.remove(old)
 
     def _better(self, value: float, than: float) -> bool:
         return value > than if self.mode == "max" else value < than
@@ -173,21 +178,30 @@ class RunCheckpoints(Checkpoint):
             batches["is_last_batch"] = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What is kept, the best so far, and every process's random states (a collective)."""
+        """Which run this is, what it kept, the best so far, and every process's random states (a collective)."""
+        own = self._own
         return {
-            "kept": [str(path) for path in self.kept],
+            "run": own.run,
+            "kept": [own.name(path) for path in self.kept],
             "best": self.best,
-            "best_path": None if self.best_path is None else str(self.best_path),
+            "best_path": None if self.best_path is None else own.name(self.best_path),
             "random_states": all_process_objects(_random_state()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was made; another run's files are left alone (see ``continues``)."""
         self._random_states = state_dict["random_states"]
+        own = self._own
+        self.continues = self.continues and own.take_the_place_of(state_dict.get("run"))
         if self.continues:
-            self.kept = [Path(path) for path in state_dict["kept"] if Path(path).exists()]
-            self.best = state_dict["best"]
-            self.best_path = None if state_dict["best_path"] is None else Path(state_dict["best_path"])
+            named = [locate(name, own.source_folder) for name in state_dict["kept"]]
+            self.kept = [path for path in named if path is not None and path.exists() and own.owns(path)]
+            self.best, self.best_path = state_dict["best"], locate(state_dict["best_path"], own.source_folder)
+
+    @property
+    def _own(self) -> OwnFiles:
+        assert self.own is not None, "setup comes first"
+        return self.own
 
 
 def run_checkpoints(trainer: Trainer) -> list[RunCheckpoints]:
