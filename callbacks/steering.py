@@ -11,7 +11,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.running.checkpoint_files import why_unusable, write_checkpoint
+from rlif_lightning.running.checkpoint_faults import why_unusable
+from rlif_lightning.running.checkpoint_files import write_checkpoint
 from rlif_lightning.running.own_files import OwnFiles, copy_in, locate, own_files
 from rlif_lightning.running.run_checkpoints import run_checkpoints
 

@@ -31,6 +31,7 @@ from rlif_lightning.learning.advantages import Advantage
 from rlif_lightning.learning.objectives import Objective
 from rlif_lightning.model.loading import resolve_model
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.running.checkpoint_faults import expected_of
 from rlif_lightning.running.checkpoint_search import resolve_checkpoint
 from rlif_lightning.running.metrics_csv import MetricsTable
 from rlif_lightning.running.run_checkpoints import RunCheckpoints, run_checkpoints
@@ -107,11 +108,15 @@ class RLIFCLI(LightningCLI):
         return kwargs | {"ckpt_path": self.checkpoint, "weights_only": True}
 
     def _parse_ckpt_path(self) -> None:
-        """Find the checkpoint before anything is built (Lightning would look for hyper-parameters in it here)."""
-        if self.config.get("subcommand"):
-            config = self.config[self.config.subcommand]
-            self.checkpoint = resolve_checkpoint(config.ckpt_path, Path(config.trainer.default_root_dir))
-            self.continues = config.ckpt_path in ("auto", "last")
+        """Nothing yet (Lightning would look for hyper-parameters in a checkpoint here)."""
+
+    def after_instantiate_classes(self) -> None:
+        """Find the checkpoint, which must fit the model, before any weights are loaded."""
+        config = self.config[self.config.subcommand]
+        root, wanted = Path(config.trainer.default_root_dir), config.ckpt_path
+        expected = None if wanted is None else expected_of(self.model)
+        self.checkpoint = resolve_checkpoint(wanted, root, expected)
+        self.continues = wanted in ("auto", "last")
 
     def before_fit(self) -> None:
         """Measure the starting policy."""

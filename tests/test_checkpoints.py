@@ -16,7 +16,7 @@ from test_run import BASE, assert_same, fit, parameters
 from rlif_lightning import cli
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
-from rlif_lightning.running.checkpoint_files import why_unusable
+from rlif_lightning.running.checkpoint_faults import why_unusable
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 from rlif_lightning.running.run_checkpoints import RunCheckpoints
 

@@ -190,8 +190,9 @@ class RunCheckpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was made; another run's files are left alone (see ``continues``)."""
+        if (own := self.own) is None:  # an evaluation
+            return
         self._random_states = state_dict["random_states"]
-        own = self._own
         self.continues = self.continues and own.take_the_place_of(state_dict.get("run"))
         if self.continues:
             named = [locate(name, own.source_folder) for name in state_dict["kept"]]
