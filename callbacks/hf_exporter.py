@@ -17,6 +17,7 @@ from rlif_lightning.model.loading import Policy, load_pretrained
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.parallel.fsdp import whole_state_dict
+from rlif_lightning.running.leftovers import EXPORTS, remove_half_written
 from rlif_lightning.running.own_files import OwnFiles, own_files
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -83,7 +84,7 @@ class HFExporter(Callback):
             raise ValueError("merge_lora=true, but model.policy.lora is null; take one of them out")
 
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
-        """Refuse to replace what is not this run's.
+        """Refuse to replace what is not this run's, and remove what an earlier life of it left half-written.
 
         Raises:
             ValueError: names the folder and the remedy.
@@ -95,6 +96,8 @@ class HFExporter(Callback):
                     f"HFExporter.folder={self.folder!r} has {name!r} already, and it is not from this run; give another"
                     " folder, or move that one away"
                 )
+            if trainer.is_global_zero and self.folder is not None and os.path.lexists(path):
+                remove_half_written(self.root, EXPORTS)
 
     def on_validation_end(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         """Write ``best`` where the monitored figure is better than ever before."""

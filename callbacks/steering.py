@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.running.checkpoint_faults import why_unusable
 from rlif_lightning.running.checkpoint_files import write_checkpoint
+from rlif_lightning.running.leftovers import remove_other_snapshots
 from rlif_lightning.running.own_files import OwnFiles, copy_in, locate, own_files
 from rlif_lightning.running.run_checkpoints import run_checkpoints
 
@@ -96,6 +97,8 @@ class Snapshots:
         if trainer.is_global_zero:
             for path in foreign:
                 copy_in(path, own.adopt(path))
+            used = {path for snapshots in named.values() for _, path in snapshots if path is not None}
+            remove_other_snapshots(own, used | {own.adopt(path) for path in foreign})
         trainer.strategy.barrier("the snapshots of the run that this one goes on from")
         self.taken = [(rollout, own.adopt(path) if path in foreign else path) for rollout, path in taken]
 

@@ -209,3 +209,44 @@ def test_predict_does_not_write_into_a_folder_that_it_did_not_begin(tmp_path, ca
     assert (tmp_path / "precious").read_text() == "precious"
     assert {name: inode for name, inode in tree(tmp_path).items() if not name.startswith("root")} == before
     assert names(tmp_path) == []
+
+
+HALVES = [
+    "checkpoints/.rollout=000007.ckpt.unfinished",
+    "checkpoints/.rollout=000001.ckpt.old",
+    "guard/.rollout=7.ckpt.unfinished",
+    "export/.best.unfinished",
+    "export/.last.old",
+    "report.html.unfinished",
+    "report/overview.png.unfinished",
+    "metrics.csv.unfinished",
+    "evaluation.tmp",
+    "completions/rollout-000001.unfinished",
+]
+
+
+def leave(folder: Path) -> list[Path]:
+    """What a killed life may leave in its folder."""
+    left = [folder / name for name in [*HALVES, "checkpoints/rollout=000000.ckpt", "guard/rollout=7.ckpt"]]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if path.parent.name == "export" else path.write_text("half")
+    return left
+
+
+def test_what_dead_lives_left_goes_and_nothing_else(tmp_path):
+    run = [saving(every=1, keep=1, monitor="policy/entropy"), guarded()]
+    fit(tmp_path, *run, *ONE)
+    fit(tmp_path, saving(every=1, keep=1), *ONE)  # another run in the same root
+    left, others = leave(tmp_path / "version_0"), leave(tmp_path / "version_1")
+    users = [tmp_path / "version_0" / name for name in ("notes.unfinished", "export/mine.old", "guard/notes.txt")]
+    for path in users:
+        path.write_text("mine")
+    (tmp_path / "version_1" / "checkpoints" / "rollout=000001.ckpt").unlink()  # so that auto finds the first run
+    (tmp_path / "version_1" / "checkpoints" / "rollout=000000.ckpt").rename(tmp_path / "version_1" / "zero")
+    fit(tmp_path, *run, *LONG, "--ckpt_path=auto")
+    assert [path.name for path in left if path.exists()] == []
+    assert (tmp_path / "version_0" / "export" / "last").is_dir()  # an export that was moved away to be replaced
+    assert all(path.exists() for path in users)
+    assert [path.name for path in others if not path.exists()] == ["rollout=000000.ckpt"]  # the one renamed above
+    assert len(list(tmp_path.glob("version_*/checkpoints/best.ckpt"))) == 1

@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from rlif_lightning.processes.collectives import all_process_objects
 from rlif_lightning.running.checkpoint_files import write_checkpoint
-from rlif_lightning.running.checkpoint_names import BEST, SUFFIX, remove_checkpoint
+from rlif_lightning.running.checkpoint_names import BEST, SUFFIX
+from rlif_lightning.running.leftovers import remove_leftovers
 from rlif_lightning.running.own_files import OwnFiles, locate, own_files
 from rlif_lightning.running.stop_signals import StopSignals
 
@@ -78,16 +79,13 @@ class RunCheckpoints(Checkpoint):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Put random states back, and remove what a crash left half-written."""
+        """Put random states back, and remove what this run's earlier lives left."""
         if trainer.global_rank < len(self._random_states):
             _set_random_state(self._random_states[trainer.global_rank])
         self.saved = int(pl_module.num_rollouts)
         if trainer.is_global_zero and not self.off:
             self._own.settle()
-        if trainer.is_global_zero and self.continues:
-            for folder in {path.parent for path in self.kept}:
-                for leftover in folder.glob(f".*{SUFFIX}.unfinished"):
-                    remove_checkpoint(leftover)
+            remove_leftovers(self._own, self.kept, self.best_path)
         assert self.signals is not None
         self.signals.finishes_steps = True
 
