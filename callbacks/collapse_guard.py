@@ -196,6 +196,10 @@ class CollapseGuard(Callback):
         keeps = rollout >= self.baseline
         self.states = {n: DetectorState(s.total, s.count) if keeps else DetectorState() for n, s in self.states.items()}
 
+    def why_stopped(self) -> tuple[str, str] | None:
+        """Why it ended the run (``running/endings.py``), None if it did not."""
+        return ("guard", f"an alarm, and the action is {self.action}; see events.jsonl") if self.stopped else None
+
     def state_dict(self) -> dict[str, Any]:
         """The detectors' states, the number of actions, names of the snapshots, and whether the run was ended."""
         states = {name: asdict(state) for name, state in self.states.items()}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import rlif_lightning.rewards
-import rlif_lightning.rollout.vllm_engine
+import rlif_lightning.rollout.vllm_engine  # noqa: F401
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.files import EvaluationFiles
 from rlif_lightning.evaluation.prediction_files import PredictionFiles, Predictions
@@ -33,9 +32,10 @@ from rlif_lightning.model.loading import resolve_model
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.running.checkpoint_faults import expected_of
 from rlif_lightning.running.checkpoint_search import resolve_checkpoint
+from rlif_lightning.running.endings import MISTAKEN, own_mistake
 from rlif_lightning.running.metrics_csv import MetricsTable
 from rlif_lightning.running.run_checkpoints import RunCheckpoints, run_checkpoints
-from rlif_lightning.running.stop_signals import exit_on_request
+from rlif_lightning.running.stop_signals import INTERRUPTED, exit_on_request
 from rlif_lightning.running.strategies import check_strategy
 from rlif_lightning.trainer import RLIFTrainer
 
@@ -118,6 +118,14 @@ class RLIFCLI(LightningCLI):
         self.checkpoint = resolve_checkpoint(wanted, root, expected)
         self.continues = wanted in ("auto", "last")
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes 1 of it
+                raise SystemExit(INTERRUPTED) from None
+            raise
+
     def before_fit(self) -> None:
         """Measure the starting policy."""
         for callback in run_checkpoints(self.trainer):
@@ -195,25 +203,14 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             save_config_kwargs={"overwrite": True},
         )
     except (ValueError, TypeError) as error:
-        ours = _ours(error)
+        ours = own_mistake(error)
         if ours is None:
             raise
         print(f"error: {ours}", file=sys.stderr)
-        raise SystemExit(2) from error
+        raise SystemExit(MISTAKEN) from error
 
 
 def command() -> None:
     """The script ``rlif`` and ``python -m rlif_lightning``: as :func:`main`, without a result for the shell."""
     exit_on_request()
     main()
-
-
-def _ours(error: BaseException | None) -> BaseException | None:
-    """The error, or what caused it, that one of our own checks raised; None for a bug somewhere below."""
-    packages = tuple(str(Path(package.__file__ or "").parent) for package in (rlif_lightning, callbacks))
-    while error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        if frames and frames[-1].filename.startswith(packages):
-            return error
-        error = error.__cause__  # jsonargparse wraps what the constructor of a callback raises
-    return None

@@ -40,6 +40,7 @@ from rlif_lightning.records import LossInputs, Prompts, RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running.endings import NonFiniteGradient
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.sampling import PREDICTION_STEP, Sampling
 
@@ -185,7 +186,7 @@ class RLIFModule(LightningModule):
             accumulate_gradient(policy, self.objective, *rows, *settings, self._backward, meter, self._forget)
             norms.append(self._optimizer_step())
             if not math.isfinite(norms[-1]):
-                raise RuntimeError(non_finite_message(step, rollout, outputs))
+                raise NonFiniteGradient(non_finite_message(step, rollout, outputs))
         figures = {"policy/grad_norm": sum(norms) / len(norms), "update/micro_batch_tokens": self.budget.tokens}
         return meter.means() | figures
 

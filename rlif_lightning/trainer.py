@@ -15,7 +15,8 @@ from rlif_lightning.evaluation.preflight import THRESHOLDS, Findings, examine
 from rlif_lightning.evaluation.preflight_report import print_findings
 from rlif_lightning.evaluation.preflight_sample import PreflightBatches, all_rank_records
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.running.lightning_internals import StepEnds, refuse_twins
+from rlif_lightning.running.endings import RunEnd
+from rlif_lightning.running.lightning_internals import RunLoop, StepEnds, refuse_twins
 from rlif_lightning.running.own_files import OwnFiles
 from rlif_lightning.running.run_folder import run_folder
 from rlif_lightning.running.stop_signals import StopSignals
@@ -27,7 +28,10 @@ class RLIFTrainer(Trainer):
     def __init__(self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any) -> None:
         refuse_twins(callbacks if isinstance(callbacks, list) else [])
         super().__init__(*args, callbacks=callbacks, **kwargs)
-        self.fit_loop.epoch_loop = StepEnds(self, self.min_steps, self.max_steps)
+        self.callbacks: list[Callback] = [RunEnd(), *self.callbacks]
+        steps = StepEnds(self, self.min_steps, self.max_steps)  # these limits are those of the loop that is replaced
+        self.fit_loop = RunLoop(self, self.min_epochs, self.max_epochs)
+        self.fit_loop.epoch_loop = steps
         self._signal_connector = self.stop_signals = StopSignals(self)
         self.own_files: OwnFiles | None = None  # of the run that is being trained
 

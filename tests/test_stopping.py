@@ -63,7 +63,7 @@ def test_a_signal_ends_with_the_step_saved_and_its_exit_code(tmp_path, capfd, nu
 def test_a_second_control_c_does_not_wait(tmp_path):
     with pytest.raises(SystemExit) as info:
         fit(tmp_path, *LONG, signalled(signal.SIGINT, times=2))
-    assert info.value.code == 1  # Lightning's, after KeyboardInterrupt
+    assert info.value.code == INTERRUPTED
     assert not find_checkpoints(tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from rlif_lightning.processes.collectives import all_process_objects
 from rlif_lightning.running.checkpoint_files import write_checkpoint
 from rlif_lightning.running.checkpoint_names import BEST, SUFFIX
+from rlif_lightning.running.endings import ending_of, still_decided, takes_its_last_step
 from rlif_lightning.running.leftovers import remove_leftovers
 from rlif_lightning.running.own_files import OwnFiles, locate, own_files
 from rlif_lightning.running.stop_signals import StopSignals
@@ -52,6 +54,7 @@ class RunCheckpoints(Checkpoint):
         self.off = False
         self.signals: StopSignals | None = None
         self.own: OwnFiles | None = None
+        self.over: dict[str, Any] | None = None  # how the run ended, once its last step is made
         self._random_states: list[dict[str, Any]] = []
 
     @property
@@ -77,6 +80,13 @@ class RunCheckpoints(Checkpoint):
                 f"ckpt_path=auto and last look in {root}/version_N, but this run's logger writes into"
                 f" {self.folder.parent}; give ckpt_path a path, or take trainer.logger out"
             )
+
+    def stays_over(self, trainer: Trainer) -> bool:
+        """Whether this run goes on from one that is over by a callback's decision; then it does not train."""
+        if self.over is None or not still_decided(self.over, trainer):
+            self.over = None
+            return False
+        return True
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Put random states back, and remove what this run's earlier lives left."""
@@ -110,7 +120,7 @@ class RunCheckpoints(Checkpoint):
         self._save_best(trainer)
         assert self.signals is not None
         code = self.signals.agreed()
-        if code is not None or rollouts % self.every == 0 or _ends(trainer):
+        if code is not None or rollouts % self.every == 0 or takes_its_last_step(trainer):
             self._save(trainer, rollouts)
         if code is not None:
             if trainer.is_global_zero:
@@ -127,8 +137,11 @@ class RunCheckpoints(Checkpoint):
         dropped = [] if self.keep is None else self.kept[: -self.keep]
         self.kept = self.kept[len(dropped) :]
         self.saved = rollouts
+        self.over = asdict(ending_of(trainer)) if takes_its_last_step(trainer) else None
         write_checkpoint(trainer, path)
         if trainer.is_global_zero:
+            if self.over is not None:
+                self._own.settle(over=self.over)
             for old in dropped:
                 self._own.remove(old)
 
@@ -160,6 +173,11 @@ class RunCheckpoints(Checkpoint):
                 f" {', '.join(sorted(trainer.callback_metrics))}"
             )
 
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Exports and the report are written (this callback comes last): write down that nothing is left to do."""
+        if stage == "fit" and self.own is not None and not self.off and trainer.is_global_zero:
+            self.own.settle(over=self.over, ended=True)
+
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException | None = None) -> None:
         """As at the end of training."""
         if self.signals is not None:
@@ -176,13 +194,14 @@ class RunCheckpoints(Checkpoint):
             batches["is_last_batch"] = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Which run this is, what it kept, the best so far, and every process's random states (a collective)."""
+        """Which run this is, what it kept, the best so far, how it ended, and all random states (a collective)."""
         own = self._own
         return {
             "run": own.run,
             "kept": [own.name(path) for path in self.kept],
             "best": self.best,
             "best_path": None if self.best_path is None else own.name(self.best_path),
+            "over": self.over,
             "random_states": all_process_objects(_random_state()),
         }
 
@@ -193,6 +212,7 @@ class RunCheckpoints(Checkpoint):
         self._random_states = state_dict["random_states"]
         self.continues = self.continues and own.take_the_place_of(state_dict.get("run"))
         if self.continues:
+            self.over = state_dict["over"]
             named = [locate(name, own.source_folder) for name in state_dict["kept"]]
             self.kept = [path for path in named if path is not None and path.exists() and own.owns(path)]
             self.best, self.best_path = state_dict["best"], locate(state_dict["best_path"], own.source_folder)
@@ -207,18 +227,6 @@ def run_checkpoints(trainer: Trainer) -> list[RunCheckpoints]:
     """Those of a trainer's callbacks."""
     others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     return [callback for callback in others if isinstance(callback, RunCheckpoints)]
-
-
-def _ends(trainer: Trainer) -> bool:
-    """Whether this was the run's last step."""
-    loop = trainer.fit_loop
-    last = loop.max_epochs is not None and loop.max_epochs != -1 and trainer.current_epoch + 1 >= loop.max_epochs
-    whole = loop.epoch_loop._num_ready_batches_reached()
-    return loop.epoch_loop.done and (not whole or last or trainer.should_stop or _at_limit(trainer))
-
-
-def _at_limit(trainer: Trainer) -> bool:
-    return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
 
 
 def _random_state() -> dict[str, Any]:
