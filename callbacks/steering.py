@@ -11,10 +11,11 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.running.checkpoint_faults import why_unusable
 from rlif_lightning.running.checkpoint_files import write_checkpoint
 from rlif_lightning.running.leftovers import remove_other_snapshots
-from rlif_lightning.running.own_files import OwnFiles, copy_in, locate, own_files
+from rlif_lightning.running.own_files import OwnFiles, copy_in, locate, own_files, told_only
 from rlif_lightning.running.run_checkpoints import run_checkpoints
 
 
@@ -94,12 +95,8 @@ class Snapshots:
         taken = [] if faults else [(rollout, path) for rollout, path in named["taken"] if path is not None]
         self.dropped = [(since, path) for since, path in named["dropped"] if path is not None and own.owns(path)]
         foreign = {path for _, path in taken if not own.owns(path)}
-        if trainer.is_global_zero:
-            for path in foreign:
-                copy_in(path, own.adopt(path))
-            used = {path for snapshots in named.values() for _, path in snapshots if path is not None}
-            remove_other_snapshots(own, used | {own.adopt(path) for path in foreign})
-        trainer.strategy.barrier("the snapshots of the run that this one goes on from")
+        used = {path for snapshots in named.values() for _, path in snapshots if path is not None}
+        all_process_attempt(lambda: _take_in(own, foreign, used) if trainer.is_global_zero else None)
         self.taken = [(rollout, own.adopt(path) if path in foreign else path) for rollout, path in taken]
 
     def take(self, trainer: Trainer, module: RLIFModule) -> None:
@@ -157,3 +154,11 @@ class Snapshots:
 
 def _fault(path: Path | None) -> str | None:
     return "its name is none of a snapshot" if path is None else why_unusable(path)
+
+
+def _take_in(own: OwnFiles, foreign: set[Path], used: set[Path]) -> None:
+    """Give another run's snapshots names of this run's; remove those of this run that nothing names."""
+    for path in foreign:
+        copy_in(path, own.adopt(path))
+    with told_only("snapshots of an earlier life could not be removed"):
+        remove_other_snapshots(own, used | {own.adopt(path) for path in foreign})

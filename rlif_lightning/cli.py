@@ -1,5 +1,7 @@
 """The command line: ``python -m rlif_lightning fit | validate | test | predict | preflight --config FILE``.
 
+(``status RUN_DIR`` is ``running/status.py``, which imports nothing heavy.)
+
 LightningCLI does the work. Added here: short class names for YAML, the links between model and data, the run's loggers,
 the tables of evaluations, and one clear line instead of a traceback where the user can
 put it right.
@@ -112,6 +114,8 @@ class RLIFCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Find the checkpoint, which must fit the model, before any weights are loaded."""
+        if not self.config.get("subcommand"):
+            return
         config = self.config[self.config.subcommand]
         root, wanted = Path(config.trainer.default_root_dir), config.ckpt_path
         expected = None if wanted is None else expected_of(self.model)

@@ -134,6 +134,8 @@ def test_stop_ends_the_run(tmp_path):
     run, events = guarded(tmp_path, "stop", rollouts=4)
     assert int(run.model.num_rollouts) == 2
     assert [event["kind"] for event in events] == ["alarm", "stop"]
+    end = read_events(Path(run.trainer.log_dir))[-1]
+    assert (end["kind"], end["values"]["reason"], end["values"]["by"]) == ("end", "guard", "CollapseGuard")
 
 
 def test_adjust_scales_settings_once_and_keeps_the_schedule(tmp_path):

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from rlif_lightning.learning.token_budget import is_out_of_memory
 from rlif_lightning.running.events import append_event
-from rlif_lightning.running.own_files import OwnFiles, own_files
+from rlif_lightning.running.own_files import OwnFiles, own_files, told_only
 from rlif_lightning.running.stop_signals import INTERRUPTED
 
 DECIDED = ("guard", "label_free_stop", "early_stop", "stopped")  # by a callback: the run stays over
@@ -172,4 +172,5 @@ class RunEnd(Callback):
         place = {"step": trainer.global_step, "rollout": int(module.num_rollouts)}
         values: dict[str, float | str] = {"reason": ending.reason, "exit_code": ending.exit_code}
         values |= {} if ending.by is None else {"by": ending.by}
-        append_event(self.own.folder, {**place, "source": "run", "kind": "end", "message": ending.message}, values)
+        with told_only("the run's end could not be written down"):
+            append_event(self.own.folder, {**place, "source": "run", "kind": "end", "message": ending.message}, values)

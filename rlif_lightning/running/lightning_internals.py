@@ -29,12 +29,13 @@ class RunLoop(_FitLoop):
             self.trainer.should_stop = True
         self.setup_data()
         own: Any = getattr(self.trainer, "own_files", None)
-        if own is None or own.source is None or not self.max_batches or not self.skip:
+        nothing = not self.max_batches or self.trainer.limit_train_batches == 0
+        if own is None or own.source is None or nothing or not self.skip:
             return super().run()
         ending = next((Ending(**callback.over) for callback in saves if callback.over), ending_of(self.trainer))
         text = f"this run is over: {ending.message}; nothing is trained; {remedy(ending.reason, ending.by)}"
         rank_zero_info(text)
-        if not read_mark(own.source_folder).get("ended"):
+        if not self.trainer.strategy.broadcast(read_mark(own.source_folder).get("ended")):
             self.on_run_start()
             self.on_run_end()
 

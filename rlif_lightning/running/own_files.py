@@ -12,9 +12,11 @@ import json
 import os
 import re
 import shutil
+import sys
 import uuid
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,15 @@ def is_alive(folder: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+@contextmanager
+def told_only(what: str) -> Iterator[None]:
+    """Where writing something down fails that no result rests on, say so and go on: no process may end alone."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: {what}: {error}", file=sys.stderr, flush=True)
 
 
 def locate(name: Any, beside: Path) -> Path | None:
@@ -94,7 +105,11 @@ class OwnFiles:
         return True
 
     def settle(self, **facts: Any) -> None:
-        """Write down in the folder that it is this run's, and that a process is running there."""
+        """Write down in the folder that it is this run's, and that a process is running there; with more ``facts``."""
+        with told_only(f"{self.folder / MARK} could not be written, so a resumed run will leave this folder alone"):
+            self._settle(facts)
+
+    def _settle(self, facts: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         mark = {"run": self.run, "folder": HERE if self.is_root else self.folder.name, "process": os.getpid(), **facts}
         unfinished = self.folder / f"{MARK}.unfinished"

@@ -19,7 +19,7 @@ from rlif_lightning.running.checkpoint_files import write_checkpoint
 from rlif_lightning.running.checkpoint_names import BEST, SUFFIX
 from rlif_lightning.running.endings import ending_of, still_decided, takes_its_last_step
 from rlif_lightning.running.leftovers import remove_leftovers
-from rlif_lightning.running.own_files import OwnFiles, locate, own_files
+from rlif_lightning.running.own_files import OwnFiles, locate, own_files, told_only
 from rlif_lightning.running.stop_signals import StopSignals
 
 
@@ -95,7 +95,8 @@ class RunCheckpoints(Checkpoint):
         self.saved = int(pl_module.num_rollouts)
         if trainer.is_global_zero and not self.off:
             self._own.settle()
-            remove_leftovers(self._own, self.kept, self.best_path)
+            with told_only("what an earlier life left could not be removed"):
+                remove_leftovers(self._own, self.kept, self.best_path)
         assert self.signals is not None
         self.signals.finishes_steps = True
 
