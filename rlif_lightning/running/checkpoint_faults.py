@@ -189,7 +189,7 @@ def _optimizer_misfit(states: Any, expected: Expected) -> Misfit | None:
         if count != len(expected.trained):
             return Misfit(f"its optimiser has {count} parameters; the configured model trains {len(expected.trained)}")
         for key, moments in state["state"].items():
-            name = expected.trained[key] if isinstance(key, int) and 0 <= key < count else key
+            name = expected.trained[key] if isinstance(key, int) and 0 <= key < count else str(key)
             for moment, value in moments.items():
                 shape = tuple(value.shape) if isinstance(value, Tensor) else ()
                 if shape not in ((), expected.shapes.get(name)):

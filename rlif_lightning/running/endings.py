@@ -78,7 +78,8 @@ def _decision(callback: Any) -> Ending | None:
         return Ending("early_stop", f"{name}: {' '.join(str(callback.stopping_reason_message).split())}", by=name)
     if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
         return Ending("max_time", f"the time of trainer.max_time is used up: {callback.time_elapsed():.0f} s", by=name)
-    told = callback.why_stopped() if hasattr(callback, "why_stopped") else None
+    why = getattr(callback, "why_stopped", None)
+    told = None if why is None else why()
     return None if told is None else Ending(told[0], f"{name}: {told[1]}", by=name)
 
 

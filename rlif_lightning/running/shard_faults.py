@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from rlif_lightning.parallel.sharded_checkpoint import INDEX, read_index
 
@@ -33,7 +34,7 @@ def shard_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     """Name -> shape of each weight in a folder of shards, and whether it is of floating-point numbers."""
     found = {}
     for name, entry in read_index(path).state_dict_metadata.items():
-        if name.startswith(WEIGHTS) and hasattr(entry, "size"):
+        if name.startswith(WEIGHTS) and isinstance(entry, TensorStorageMetadata):
             found[name.removeprefix(WEIGHTS)] = (tuple(entry.size), entry.properties.dtype.is_floating_point)
     return found
 
@@ -48,7 +49,9 @@ def folder_fault(path: Path, sizes: dict[str, int]) -> str | None:
     if INDEX not in sizes or not any(name.endswith(SHARD) for name in sizes):
         return "it is a folder of shards without an index, or without shards"
     index = read_index(path)
-    tensors = {name: entry for name, entry in index.state_dict_metadata.items() if hasattr(entry, "chunks")}
+    tensors = {
+        name: entry for name, entry in index.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)
+    }
     if f"{WEIGHTS}num_rollouts" not in tensors:
         return "it is not a checkpoint of a run of rlif-lightning (no num_rollouts)"
     stored: dict[str, dict[tuple[int, ...], Any]] = {}
