@@ -192,6 +192,6 @@ def _optimizer_misfit(states: Any, expected: Expected) -> Misfit | None:
             name = expected.trained[key] if isinstance(key, int) and 0 <= key < count else str(key)
             for moment, value in moments.items():
                 shape = tuple(value.shape) if isinstance(value, Tensor) else ()
-                if shape not in ((), expected.shapes.get(name)):
+                if shape not in ((), expected.shapes.get(name, shape)):
                     return Misfit(f"the optimiser's {moment} of {name} has the shape {list(shape)}")
     return None
