@@ -94,10 +94,12 @@ class CollapseGuard(Callback):
         check_scale(trainer, pl_module, self.scale, self.max_actions)
 
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
-        """Scale again after a restart."""
+        """Find the snapshots, and scale again after a restart."""
         trainer.should_stop = trainer.should_stop or self.stopped
         if self.action in ("warn", "stop"):
             return
+        if self.action == "rollback":
+            self.snapshots.settle(trainer)
         for name, factor in self.scale.items():
             if name != "learning_rate":  # travels in the checkpoint with its schedule
                 for _ in range(self.num_actions):  # one by one: a power rounds differently
@@ -199,8 +201,12 @@ class CollapseGuard(Callback):
         keeps = rollout >= self.baseline
         self.states = {n: DetectorState(s.total, s.count) if keeps else DetectorState() for n, s in self.states.items()}
 
+    def why_stopped(self) -> tuple[str, str] | None:
+        """Why it ended the run (``running/endings.py``), None if it did not."""
+        return ("guard", f"an alarm, and the action is {self.action}; see events.jsonl") if self.stopped else None
+
     def state_dict(self) -> dict[str, Any]:
-        """The detectors' states, the number of actions, where the snapshots lie, and whether the run was ended."""
+        """The detectors' states, the number of actions, names of the snapshots, and whether the run was ended."""
         states = {name: asdict(state) for name, state in self.states.items()}
         return {
             "states": states, "num_actions": self.num_actions, "snapshots": self.snapshots.state_dict(),

@@ -17,9 +17,11 @@ from rlif_lightning.model.loading import Policy, load_pretrained
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.parallel.fsdp import whole_state_dict
-from rlif_lightning.running.run_folder import run_folder
+from rlif_lightning.running.leftovers import EXPORTS, remove_half_written
+from rlif_lightning.running.own_files import OwnFiles, own_files
 
 DTYPES = ("float32", "bfloat16", "float16")
+MADE_BY = "made_by.json"  # in an exported folder: which run wrote it
 
 
 class HFExporter(Callback):
@@ -33,8 +35,8 @@ class HFExporter(Callback):
     Parameters that are divided between processes are gathered, and rank 0 writes.
 
     Args:
-        folder: where the folders go; null = ``export`` in the run's folder. A resumed run that has the same ``folder``
-            goes on with the same best.
+        folder: where the folders go; null = ``export`` in the run's folder. A run that goes on with ``auto`` or
+            ``last`` goes on with the same best there; what another run or somebody else put there is not replaced.
         monitor: logged figure that ``best`` is chosen by, such as ``val/accuracy``, read after each evaluation inside
             the run; null = no ``best``. Choosing by accuracy uses labels.
         mode: max | min: which values of ``monitor`` are better.
@@ -71,7 +73,8 @@ class HFExporter(Callback):
         """Find the folder (a collective), and refuse settings that could do nothing."""
         if stage != "fit" and not pl_module.fits_next:
             return
-        self.root = Path(self.folder or run_folder(trainer) / "export")
+        self.own = own_files(trainer)
+        self.root = Path(self.folder or self.own.folder / "export")
         if self.monitor is not None and trainer.limit_val_batches == 0:
             raise ValueError(
                 f"monitor={self.monitor!r} is read after evaluations, and trainer.limit_val_batches=0 makes none;"
@@ -79,6 +82,22 @@ class HFExporter(Callback):
             )
         if self.merge_lora and pl_module.policy_settings.lora is None:
             raise ValueError("merge_lora=true, but model.policy.lora is null; take one of them out")
+
+    def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
+        """Refuse to replace what is not this run's, and remove what an earlier life of it left half-written.
+
+        Raises:
+            ValueError: names the folder and the remedy.
+        """
+        for name in (["best"] if self.monitor else []) + (["last"] if self.last else []):
+            path = self.root / name
+            if self.folder is not None and os.path.lexists(path) and made_by(path) != _maker(self.own, self.root):
+                raise ValueError(
+                    f"HFExporter.folder={self.folder!r} has {name!r} already, and it is not from this run; give another"
+                    " folder, or move that one away"
+                )
+            if trainer.is_global_zero and self.folder is not None and os.path.lexists(path):
+                remove_half_written(self.root, EXPORTS)
 
     def on_validation_end(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         """Write ``best`` where the monitored figure is better than ever before."""
@@ -117,7 +136,8 @@ class HFExporter(Callback):
         if trainer.is_global_zero:
             merged = pl_module.policy_settings if self.merge_lora else None
             try:
-                write_model(pl_module.policy, weights, self.root / name, merged, self.dtype)
+                maker = _maker(self.own, self.root)
+                write_model(pl_module.policy, weights, self.root / name, merged, self.dtype, maker)
             except (OSError, ValueError, RuntimeError) as error:
                 problem = f"{type(error).__name__}: {error}"
         problem = trainer.strategy.broadcast(problem)
@@ -139,6 +159,7 @@ def write_model(
     folder: Path,
     merged: Policy | None = None,
     dtype: str | None = None,
+    maker: dict[str, str] | None = None,
 ) -> None:
     """Write model and tokenizer to ``folder``, replacing one that is there as a whole.
 
@@ -148,6 +169,7 @@ def write_model(
         folder: where to.
         merged: how the policy was loaded, to merge its adapters into the weights; None = as they are.
         dtype: of the floating-point weights; None = as they are.
+        maker: which run this is; None = not written down.
     """
     unfinished, old = (folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "old"))
     if old.exists() and not folder.exists():
@@ -166,10 +188,26 @@ def write_model(
     config = unfinished / "config.json"
     if dtype is not None and config.exists():
         config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": dtype}, indent=2) + "\n")
+    if maker is not None:
+        (unfinished / MADE_BY).write_text(json.dumps(maker, indent=1) + "\n")
     if folder.exists():
         os.replace(folder, old)
     os.replace(unfinished, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def made_by(folder: Path) -> dict[str, str] | None:
+    """Which run wrote an exported folder; None for a folder, file or link that no run wrote."""
+    try:
+        return None if folder.is_symlink() else json.loads((folder / MADE_BY).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _maker(own: OwnFiles, folder: Path) -> dict[str, str]:
+    """A run, and where it lies from its export folder: a copy of the run that exports there is another one."""
+    root = own.folder if own.is_root else own.folder.parent
+    return {"run": own.run, "root": os.path.relpath(root.resolve(), folder.resolve())}
 
 
 def _cast(weights: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:

@@ -228,6 +228,10 @@ class LabelFreeStopping(Callback):
             trainer.should_stop = True
             rank_zero_info(f"LabelFreeStopping at optimiser step {trainer.global_step}: {self.reason}")
 
+    def why_stopped(self) -> tuple[str, str] | None:
+        """Why it ended the run (``running/endings.py``), None if it did not."""
+        return None if self.reason is None else ("label_free_stop", self.reason)
+
     def state_dict(self) -> dict[str, Any]:
         """The rule's state, and why it stopped the run."""
         return {**self.watch.state_dict(), "reason": self.reason}

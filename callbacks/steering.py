@@ -11,9 +11,12 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.running.checkpoint_files import remove_checkpoint, why_unusable, write_checkpoint
+from rlif_lightning.processes.collectives import all_process_attempt
+from rlif_lightning.running.checkpoint_faults import why_unusable
+from rlif_lightning.running.checkpoint_files import write_checkpoint
+from rlif_lightning.running.leftovers import remove_other_snapshots
+from rlif_lightning.running.own_files import OwnFiles, copy_in, locate, own_files, told_only
 from rlif_lightning.running.run_checkpoints import run_checkpoints
-from rlif_lightning.running.run_folder import run_folder
 
 
 def read_setting(trainer: Trainer, module: RLIFModule, name: str) -> float:
@@ -71,17 +74,38 @@ class Snapshots:
     """The last two snapshots of policy and optimiser, as checkpoints in the run's folder.
 
     Two, because trouble is seen some rollouts after it began: going back takes the older one. A checkpoint of the run
-    remembers where they lie, so one that is out of use stays until no checkpoint that is kept is older than that.
+    remembers what they are called, so one that is out of use stays until no checkpoint that is kept is older than that.
+    A run that was started from another run's checkpoint gets its snapshots under names of its own.
     """
 
     def __init__(self) -> None:
         self.taken: list[tuple[int, Path]] = []
         self.dropped: list[tuple[int, Path]] = []  # with the rollout since which it is out of use
+        self._own: OwnFiles | None = None
+        self._loaded: dict[str, list[tuple[int, str]]] | None = None
+
+    def settle(self, trainer: Trainer) -> None:
+        """Find the snapshots that a checkpoint named; without them, if one is gone or cut off (a collective)."""
+        self._own = own = own_files(trainer)
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            return
+        named = {key: [(number, locate(name, own.source_folder)) for number, name in loaded[key]] for key in loaded}
+        faults = [f"{path}: {fault}" for _, path in named["taken"] if (fault := _fault(path))]
+        if faults:
+            warnings.warn(f"snapshots are taken anew, as of now: {'; '.join(faults)}", stacklevel=2)
+        taken = [] if faults else [(rollout, path) for rollout, path in named["taken"] if path is not None]
+        self.dropped = [(since, path) for since, path in named["dropped"] if path is not None and own.owns(path)]
+        foreign = {path for _, path in taken if not own.owns(path)}
+        used = {path for snapshots in named.values() for _, path in snapshots if path is not None}
+        all_process_attempt(lambda: _take_in(own, foreign, used) if trainer.is_global_zero else None)
+        self.taken = [(rollout, own.adopt(path) if path in foreign else path) for rollout, path in taken]
 
     def take(self, trainer: Trainer, module: RLIFModule) -> None:
         """Save the run as it is now (a collective), and drop all but the last two."""
         rollout = int(module.num_rollouts)
-        path = run_folder(trainer) / "guard" / f"rollout={rollout}.ckpt"
+        self._own = own_files(trainer)
+        path = self._own.folder / "guard" / f"rollout={rollout}.ckpt"
         write_checkpoint(trainer, path)
         self.taken.append((rollout, path))
         self._drop(trainer, rollout, self.taken[:-2])
@@ -92,24 +116,22 @@ class Snapshots:
         oldest = min([rollout, *(callback.oldest for callback in run_checkpoints(trainer))])
         for since, path in self.dropped:
             if since <= oldest and trainer.is_global_zero:
-                remove_checkpoint(path)
+                own_files(trainer).remove(path)
         self.dropped = [(since, path) for since, path in self.dropped if since > oldest]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the snapshots lie."""
+        """What the snapshots are called."""
+        if self._own is None:
+            return self._loaded or {"taken": [], "dropped": []}
+        name = self._own.name
         return {
-            name: [(rollout, str(path)) for rollout, path in snapshots]
-            for name, snapshots in (("taken", self.taken), ("dropped", self.dropped))
+            "taken": [(rollout, name(path)) for rollout, path in self.taken],
+            "dropped": [(since, name(path)) for since, path in self.dropped],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the same snapshots; without them, if one is gone or cut off."""
-        taken = [(rollout, Path(path)) for rollout, path in state_dict["taken"]]
-        broken = [f"{path}: {fault}" for _, path in taken if (fault := why_unusable(path))]
-        if broken:
-            warnings.warn(f"snapshots are taken anew, as of now: {'; '.join(broken)}", stacklevel=2)
-        self.taken = [] if broken else taken
-        self.dropped = [(since, Path(path)) for since, path in state_dict["dropped"]]
+        """Go on with the same snapshots, once :meth:`settle` has found them."""
+        self._loaded = {key: list(state_dict[key]) for key in ("taken", "dropped")}
 
     def restore(self, trainer: Trainer, module: RLIFModule) -> int:
         """Put policy, optimiser and reward heads back to the older snapshot (a collective); its rollout.
@@ -130,3 +152,15 @@ class Snapshots:
             group["lr"], group["initial_lr"] = rate, initial
         module.get_buffer("num_rollouts").fill_(count)
         return rollout
+
+
+def _fault(path: Path | None) -> str | None:
+    return "its name is none of a snapshot" if path is None else why_unusable(path)
+
+
+def _take_in(own: OwnFiles, foreign: set[Path], used: set[Path]) -> None:
+    """Give another run's snapshots names of this run's; remove those of this run that nothing names."""
+    for path in foreign:
+        copy_in(path, own.adopt(path))
+    with told_only("snapshots of an earlier life could not be removed"):
+        remove_other_snapshots(own, used | {own.adopt(path) for path in foreign})

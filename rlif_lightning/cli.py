@@ -1,5 +1,7 @@
 """The command line: ``python -m rlif_lightning fit | validate | test | predict | preflight --config FILE``.
 
+(``status RUN_DIR`` is ``running/status.py``, which imports nothing heavy.)
+
 LightningCLI does the work. Added here: short class names for YAML, the links between model and data, the run's loggers,
 the tables of evaluations, and one clear line instead of a traceback where the user can
 put it right.
@@ -9,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import rlif_lightning.rewards
-import rlif_lightning.rollout.vllm_engine
+import rlif_lightning.rollout.vllm_engine  # noqa: F401
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.files import EvaluationFiles
 from rlif_lightning.evaluation.prediction_files import PredictionFiles, Predictions
@@ -31,10 +32,12 @@ from rlif_lightning.learning.advantages import Advantage
 from rlif_lightning.learning.objectives import Objective
 from rlif_lightning.model.loading import resolve_model
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.running.checkpoint_faults import expected_of
 from rlif_lightning.running.checkpoint_search import resolve_checkpoint
+from rlif_lightning.running.endings import MISTAKEN, own_mistake
 from rlif_lightning.running.metrics_csv import MetricsTable
 from rlif_lightning.running.run_checkpoints import RunCheckpoints, run_checkpoints
-from rlif_lightning.running.stop_signals import exit_on_request
+from rlif_lightning.running.stop_signals import INTERRUPTED, exit_on_request
 from rlif_lightning.running.strategies import check_strategy
 from rlif_lightning.trainer import RLIFTrainer
 
@@ -108,11 +111,25 @@ class RLIFCLI(LightningCLI):
         return kwargs | {"ckpt_path": self.checkpoint, "weights_only": True}
 
     def _parse_ckpt_path(self) -> None:
-        """Find the checkpoint before anything is built (Lightning would look for hyper-parameters in it here)."""
-        if self.config.get("subcommand"):
-            config = self.config[self.config.subcommand]
-            self.checkpoint = resolve_checkpoint(config.ckpt_path, Path(config.trainer.default_root_dir))
-            self.continues = config.ckpt_path in ("auto", "last")
+        """Nothing yet (Lightning would look for hyper-parameters in a checkpoint here)."""
+
+    def after_instantiate_classes(self) -> None:
+        """Find the checkpoint, which must fit the model, before any weights are loaded."""
+        if not self.config.get("subcommand"):
+            return
+        config = self.config[self.config.subcommand]
+        root, wanted = Path(config.trainer.default_root_dir), config.ckpt_path
+        expected = None if wanted is None else expected_of(self.model)
+        self.checkpoint = resolve_checkpoint(wanted, root, expected)
+        self.continues = wanted in ("auto", "last")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes 1 of it
+                raise SystemExit(INTERRUPTED) from None
+            raise
 
     def before_fit(self) -> None:
         """Measure the starting policy."""
@@ -195,25 +212,14 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             save_config_kwargs={"overwrite": True},
         )
     except (ValueError, TypeError) as error:
-        ours = _ours(error)
+        ours = own_mistake(error)
         if ours is None:
             raise
         print(f"error: {ours}", file=sys.stderr)
-        raise SystemExit(2) from error
+        raise SystemExit(MISTAKEN) from error
 
 
 def command() -> None:
     """The script ``rlif`` and ``python -m rlif_lightning``: as :func:`main`, without a result for the shell."""
     exit_on_request()
     main()
-
-
-def _ours(error: BaseException | None) -> BaseException | None:
-    """The error, or what caused it, that one of our own checks raised; None for a bug somewhere below."""
-    packages = tuple(str(Path(package.__file__ or "").parent) for package in (rlif_lightning, callbacks))
-    while error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        if frames and frames[-1].filename.startswith(packages):
-            return error
-        error = error.__cause__  # jsonargparse wraps what the constructor of a callback raises
-    return None

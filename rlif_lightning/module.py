@@ -43,6 +43,7 @@ from rlif_lightning.records import Prompts, RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running.endings import NonFiniteGradient
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.sampling import PREDICTION_STEP, Sampling
@@ -185,13 +186,13 @@ class RLIFModule(LightningModule):
         meter, norms, noise = UpdateMeter(rollout.mask.device), [], {}
         for groups in self.plan.minibatches(rollout.num_prompts, step, data_rank(), num_data_ranks()):
             mini_batch = select_groups(inputs, rollout, groups, on_policy=not norms)
-            settings = (self.sampling, self.budget, self._backward, meter, self._forget)
+            settings = (self.sampling, self.budget, self._backward, meter, self.trainer.optimizers[0].zero_grad)
             found = accumulate_gradient(policy, self.objective, mini_batch, *settings)
             if mini_batch.on_policy:
                 inputs, noise = settle_old_logprobs(inputs, mini_batch.rows, found, rescored)
             norms.append(self._optimizer_step())
             if not math.isfinite(norms[-1]):
-                raise RuntimeError(non_finite_message(step, rollout, outputs))
+                raise NonFiniteGradient(non_finite_message(step, rollout, outputs))
         figures = {"policy/grad_norm": sum(norms) / len(norms), "update/micro_batch_tokens": self.budget.tokens}
         return meter.means() | noise | figures
 
@@ -201,9 +202,6 @@ class RLIFModule(LightningModule):
         with strategy.block_backward_sync() if waits else nullcontext():
             # The strategies average gradients over ranks; the loss shares of all ranks must sum up instead.
             self.manual_backward(loss * num_data_ranks())
-
-    def _forget(self) -> None:
-        self.trainer.optimizers[0].zero_grad()
 
     def _optimizer_step(self) -> float:
         """Clip, step the optimiser and the schedule (unless the gradient is not finite); its norm before clipping."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from rlif_lightning.answers.checkers import AnswerChecker
 from rlif_lightning.data.loaders import EncodedSplit
@@ -17,7 +19,9 @@ from rlif_lightning.evaluation.preflight_report import print_findings
 from rlif_lightning.evaluation.preflight_sample import PreflightBatches, all_rank_records
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import value_at
-from rlif_lightning.running.lightning_internals import StepEnds, refuse_twins
+from rlif_lightning.running.endings import RunEnd
+from rlif_lightning.running.lightning_internals import RunLoop, StepEnds, refuse_twins
+from rlif_lightning.running.own_files import OwnFiles
 from rlif_lightning.running.run_folder import run_folder
 from rlif_lightning.running.stop_signals import StopSignals
 
@@ -28,8 +32,19 @@ class RLIFTrainer(Trainer):
     def __init__(self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any) -> None:
         refuse_twins(callbacks if isinstance(callbacks, list) else [])
         super().__init__(*args, callbacks=callbacks, **kwargs)
-        self.fit_loop.epoch_loop = StepEnds(self, self.min_steps, self.max_steps)
+        self.callbacks: list[Callback] = [RunEnd(), *self.callbacks]
+        steps = StepEnds(self, self.min_steps, self.max_steps)  # these limits are those of the loop that is replaced
+        self.fit_loop = RunLoop(self, self.min_epochs, self.max_epochs)
+        self.fit_loop.epoch_loop = steps
         self._signal_connector = self.stop_signals = StopSignals(self)
+        self.own_files: OwnFiles | None = None  # of the run that is being trained
+
+    def _run(self, model: Any, ckpt_path: Any = None, weights_only: bool | None = None) -> Any:
+        """As Lightning, which does not tell its callbacks what checkpoint a run goes on from."""
+        if self.state.fn == TrainerFn.FITTING:
+            self.own_files = None
+            self.source = None if ckpt_path is None else Path(ckpt_path)
+        return super()._run(model, ckpt_path, weights_only)
 
     def preflight(
         self,

@@ -16,8 +16,9 @@ from test_run import BASE, assert_same, fit, parameters
 from rlif_lightning import cli
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
-from rlif_lightning.running.checkpoint_files import why_unusable
+from rlif_lightning.running.checkpoint_faults import why_unusable
 from rlif_lightning.running.checkpoint_search import find_checkpoints
+from rlif_lightning.running.events import read_events
 from rlif_lightning.running.run_checkpoints import RunCheckpoints
 
 
@@ -145,6 +146,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_s
     poisoned = '--trainer.callbacks+={"class_path": "test_checkpoints.Poison", "init_args": {"rollout": 3}}'
     with pytest.raises(RuntimeError, match="the gradient of rollout 2 is not finite; what was sampled was finite"):
         fit(tmp_path, saving(every=1), poisoned, *LONG)
+    assert read_events(tmp_path / "version_0")[-1]["values"] == {"reason": "non_finite_gradient", "exit_code": 1}
     whole, resumed = fit(tmp_path / "whole", *LONG), fit(tmp_path, *LONG, "--ckpt_path=last")
     assert_same(parameters(whole), parameters(resumed))
 

@@ -50,7 +50,7 @@ def guarded(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "CollapseGuard, rollout")
         run = run_with(folder, "CollapseGuard", *CALM, *arguments, rollouts=rollouts, **settings)
-    return run, read_events(Path(run.trainer.log_dir))
+    return run, [event for event in read_events(Path(run.trainer.log_dir)) if event["kind"] != "end"]
 
 
 def test_warn_tells_once_and_changes_nothing(tmp_path):
@@ -114,7 +114,8 @@ def test_a_detector_is_judged_in_its_kind_of_run_only(tmp_path):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "CollapseGuard, rollout")
             run = run_with(tmp_path / name, "CollapseGuard", *arguments, baseline=1, detectors=detectors)
-        told[name] = {event["values"]["detector"] for event in read_events(Path(run.trainer.log_dir))}
+        events = [event["values"] for event in read_events(Path(run.trainer.log_dir)) if event["kind"] == "alarm"]
+        told[name] = {values["detector"] for values in events}
     assert told["gold"] == {"all"}
     assert told["vote"] == {"all", "label_free", "vote"}
     assert told["certainty"] == {"all", "label_free", "certainty"}
@@ -133,6 +134,8 @@ def test_stop_ends_the_run(tmp_path):
     run, events = guarded(tmp_path, "stop", rollouts=4)
     assert int(run.model.num_rollouts) == 2
     assert [event["kind"] for event in events] == ["alarm", "stop"]
+    end = read_events(Path(run.trainer.log_dir))[-1]
+    assert (end["kind"], end["values"]["reason"], end["values"]["by"]) == ("end", "guard", "CollapseGuard")
 
 
 def test_adjust_scales_settings_once_and_keeps_the_schedule(tmp_path):

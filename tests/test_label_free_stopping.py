@@ -8,6 +8,7 @@ import pytest
 from test_callbacks import callback_of, column, run_with
 
 from callbacks import LabelFreeStopping
+from callbacks.events import read_events
 from callbacks.label_free_stopping import StopRule, StopWatch, first_stop
 
 NONE = {"agreement": None, "diversity": None, "entropy": None}
@@ -83,6 +84,8 @@ def test_a_run_ends_early_and_keeps_its_checkpoint(tmp_path):
     assert column(tmp_path, "stopping/stopped") == [0.0, 1.0]
     assert list(tmp_path.rglob("*.ckpt"))
     assert callback_of(run, LabelFreeStopping).reason.startswith("agreement ")
+    end = read_events(Path(run.trainer.log_dir))[-1]
+    assert (end["values"]["reason"], end["values"]["exit_code"]) == ("label_free_stop", 0)
     rule = StopRule(**QUICK)
     assert first_stop(next(tmp_path.rglob("metrics.csv")), rule)[0] == 2
 

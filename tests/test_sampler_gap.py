@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from test_callbacks import marked
 from test_run import fit, metrics
 
 from callbacks import SamplerGap
-from callbacks.events import read_events
 from rlif_lightning.rollout.native import NativeEngine
 
 
@@ -28,7 +28,7 @@ def test_the_policy_that_samples_is_the_trained_one_up_to_rounding(tmp_path, dty
     gaps = [float(row["policy/sampler_gap"]) for row in metrics(tmp_path)]
     assert len(gaps) == 2
     assert all(0 <= gap < 1e-5 for gap in gaps)
-    assert not read_events(tmp_path / "version_0")
+    assert not marked(tmp_path / "version_0")
 
 
 def test_stale_weights_trip_the_alarm(tmp_path):
@@ -37,7 +37,7 @@ def test_stale_weights_trip_the_alarm(tmp_path):
     gaps = [float(row["policy/sampler_gap"]) for row in metrics(tmp_path)]
     assert gaps[0] < 1e-5  # nothing has moved yet
     assert gaps[1] > 1e-3
-    assert [event["kind"] for event in read_events(tmp_path / "version_0")] == ["alarm"]
+    assert [event["kind"] for event in marked(tmp_path / "version_0")] == ["alarm"]
 
 
 def test_half_precision_rounds_below_its_bound(tmp_path):

@@ -16,6 +16,7 @@ from test_resume import differences, rows
 from test_run import BASE, assert_same, fit, parameters
 
 from rlif_lightning.running.checkpoint_search import find_checkpoints
+from rlif_lightning.running.events import read_events
 from rlif_lightning.running.stop_signals import INTERRUPTED, TRY_AGAIN
 
 
@@ -51,6 +52,8 @@ def test_a_signal_ends_with_the_step_saved_and_its_exit_code(tmp_path, capfd, nu
     assert signal.getsignal(number) == before
     (path,) = find_checkpoints(tmp_path / "lives")
     assert path.name == "rollout=000002.ckpt"  # the checkpoint is due every ten rollouts: the signal made it
+    (end,) = [event["values"] for event in read_events(tmp_path / "lives" / "version_0") if event["kind"] == "end"]
+    assert (end["reason"], end["exit_code"]) == ("signal", code)
     told = capfd.readouterr().err
     assert f"{signal.Signals(number).name}: finishing the step" in told
     assert f"stopped on request after rollout 2, saved as {path}" in told
@@ -63,7 +66,7 @@ def test_a_signal_ends_with_the_step_saved_and_its_exit_code(tmp_path, capfd, nu
 def test_a_second_control_c_does_not_wait(tmp_path):
     with pytest.raises(SystemExit) as info:
         fit(tmp_path, *LONG, signalled(signal.SIGINT, times=2))
-    assert info.value.code == 1  # Lightning's, after KeyboardInterrupt
+    assert info.value.code == INTERRUPTED
     assert not find_checkpoints(tmp_path)
 
 
@@ -112,6 +115,11 @@ def test_when_one_of_two_ranks_is_killed_the_other_ends_and_says_so(tmp_path, ra
     killed = two_ranks(tmp_path / "lives", every, signalled(signal.SIGKILL, rank=rank))
     assert killed.returncode not in (0, TRY_AGAIN)
     assert "remote worker" in killed.stderr  # gloo's words about the lost connection
+    (end,) = [event for event in read_events(tmp_path / "lives" / "version_0") if event["kind"] == "end"]
+    assert (end["values"]["reason"], end["values"]["exit_code"]) == (
+        "lost_process",
+        1,
+    )  # written by the one that is left
     assert [path.name for path in find_checkpoints(tmp_path / "lives")] == ["rollout=000001.ckpt"]
     assert two_ranks(tmp_path / "lives", every, "--ckpt_path=auto").returncode == 0
     assert two_ranks(tmp_path / "whole", every).returncode == 0

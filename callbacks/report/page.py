@@ -50,6 +50,7 @@ def page(title: str, runs: list[Run], panels: list[Panel], images: dict[str, byt
     """The whole page; ``images`` are PNGs by a panel's name."""
     body = [
         f"<h1>{escape(title)}</h1>",
+        *(f'<p class="sub">{_named(run, runs)}{_ended(run)}</p>' for run in runs),
         *(f'<p class="sub">{_summary(run)}</p>' for run in runs),
         *(f'<p class="note">{_named(run, runs)}{escape(note)}</p>' for run in runs for note in run.notes),
         "<h2>At a glance</h2>",
@@ -73,6 +74,16 @@ def page(title: str, runs: list[Run], panels: list[Panel], images: dict[str, byt
 
 def _named(run: Run, runs: list[Run]) -> str:
     return f"<b>{escape(run.label)}</b>: " if len(runs) > 1 else ""
+
+
+def _ended(run: Run) -> str:
+    """Why the run ended: its last event ``end``."""
+    if run.end is None:
+        return "Running, killed, or its machine was lost: no end was written."
+    values = run.end.get("values")
+    named = values if isinstance(values, dict) else {}
+    reason, code = (_cell(named.get(name, "unknown")) for name in ("reason", "exit_code"))
+    return f"<b>Ended: {reason}</b> (exit code {code}): {_cell(run.end.get('message', ''))}"
 
 
 def _summary(run: Run) -> str:

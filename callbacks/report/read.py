@@ -49,6 +49,7 @@ class Run:
         config: the text of ``config.yaml``.
         versions: what ``versions.json`` says.
         notes: what could not be read.
+        end: the last event ``end``: why the run ended; None while it runs, and if it was killed.
     """
 
     label: str
@@ -59,6 +60,7 @@ class Run:
     config: str
     versions: dict[str, str]
     notes: list[str]
+    end: dict[str, Any] | None = None
 
 
 def read_run(folder: Path, label: str | None = None) -> Run:
@@ -81,11 +83,12 @@ def read_run(folder: Path, label: str | None = None) -> Run:
         label or str(folder),
         training,
         evaluation,
-        sorted(events, key=lambda event: event["rollout"]),
+        sorted((event for event in events if event.get("kind") != "end"), key=lambda event: event["rollout"]),
         read_completions(folder, notes),
         config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         read_versions(folder / "versions.json", notes),
         notes,
+        next((event for event in reversed(events) if event.get("kind") == "end"), None),
     )
 
 

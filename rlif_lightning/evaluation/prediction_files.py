@@ -75,7 +75,7 @@ class PredictionFiles(BasePredictionWriter):
         """Open the folder, mend what an interruption tore, and leave finished prompts out of the data (a collective).
 
         Raises:
-            ValueError: the folder was begun with other settings, or the data are no PromptData.
+            ValueError: the folder was begun with other settings or by somebody else, or the data are no PromptData.
         """
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, PromptData):
@@ -89,6 +89,8 @@ class PredictionFiles(BasePredictionWriter):
         self.done = self.output.finished(data.num_predicted_rows, pl_module.group_size)
         trainer.strategy.barrier("every process has read the folder before one writes")
         if trainer.is_global_zero:
+            for half in self.folder.glob("completions-*.tmp"):  # of a process that was killed
+                half.unlink()
             (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=1))
             (self.folder / "README.md").write_text(self.output.card())
         if self.done.any():
@@ -97,6 +99,12 @@ class PredictionFiles(BasePredictionWriter):
 
     def _check_settings(self) -> None:
         path = self.folder / "settings.json"
+        written = [path, self.folder / "README.md", *self.folder.glob("completions-*")]
+        if strange := [file for file in written if file.is_symlink() or (file.exists() and not path.exists())]:
+            raise ValueError(
+                f"predictions.folder={str(self.folder)!r} has {strange[0].name!r}, which predict did not write; give"
+                " a new folder"
+            )
         if not path.exists():
             return
         begun, now = json.loads(path.read_text()), json.loads(json.dumps(self.settings))

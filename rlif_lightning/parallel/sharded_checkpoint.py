@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -64,10 +65,19 @@ def check_folder(path: Path) -> None:
     if missing:
         raise ValueError(f"ckpt_path={str(path)!r} is a folder without {missing[0]}: not a finished sharded checkpoint")
     try:
-        with (path / INDEX).open("rb") as file:
-            _Index(file).load()
+        read_index(path)
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
         raise ValueError(f"ckpt_path={str(path)!r} cannot be read: {error}") from error
+
+
+def read_index(path: Path) -> Metadata:
+    """The index of such a folder: which tensors there are, and where their parts lie; runs nothing.
+
+    Raises:
+        UnpicklingError: it names what has no place in an index.
+    """
+    with (path / INDEX).open("rb") as file:
+        return _Index(file).load()
 
 
 def load_folder(

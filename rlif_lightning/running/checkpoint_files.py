@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,11 +20,9 @@ from lightning.pytorch import Trainer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from rlif_lightning.processes.collectives import all_process_attempt
+from rlif_lightning.running.checkpoint_names import remove_checkpoint, unfinished_name
 
-SUFFIX = ".ckpt"
-BEST = f"best{SUFFIX}"
 FILES = "files.json"  # in a folder of shards: name -> size of each file
-PARTS = {"state_dict", "loops", "callbacks", "optimizer_states"}
 
 
 class CheckpointFile(TorchCheckpointIO):
@@ -137,56 +133,3 @@ def _force_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def unfinished_name(path: Path) -> Path:
-    """Where a checkpoint is written before it has its name."""
-    return path.with_name(f".{path.name}.unfinished")
-
-
-def remove_checkpoint(path: Path) -> None:
-    """Remove a file or a folder so that no half of it can be found under its name."""
-    if path.is_dir():
-        unfinished = unfinished_name(path).with_suffix(".old")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        os.replace(path, unfinished)
-        shutil.rmtree(unfinished)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def why_unusable(path: Path) -> str | None:
-    """Why a run cannot go on from this file or folder, or None if it can; runs nothing that it holds."""
-    if not path.exists():
-        return "there is no such file"
-    try:
-        return _folder_fault(path) if path.is_dir() else _file_fault(path)
-    except Exception as error:  # whatever a broken file makes of its reader is the answer
-        return f"it cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-
-def _file_fault(path: Path) -> str | None:
-    if not zipfile.is_zipfile(path):
-        return f"it is cut off or not a checkpoint ({path.stat().st_size} bytes)"
-    with zipfile.ZipFile(path) as archive:
-        broken = archive.testzip()
-    if broken is not None:
-        return f"its part {broken} is damaged"
-    return _foreign(torch.load(path, weights_only=True, mmap=True, map_location="cpu"), PARTS)
-
-
-def _folder_fault(path: Path) -> str | None:
-    sizes: dict[str, int] = json.loads((path / FILES).read_text())
-    for name, size in sizes.items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != size:
-            return f"its part {name} is missing or cut off"
-    return _foreign(torch.load(path / "meta.pt", weights_only=True, map_location="cpu"), {"loops", "callbacks"})
-
-
-def _foreign(content: Any, parts: set[str]) -> str | None:
-    missing = sorted(parts - set(content)) if isinstance(content, dict) else sorted(parts)
-    weights = content.get("state_dict", {"num_rollouts": 0}) if isinstance(content, dict) else {}
-    if missing or "num_rollouts" not in weights:
-        return f"it is not a checkpoint of a run of rlif-lightning (no {', '.join(missing) or 'num_rollouts'})"
-    return None

@@ -2,62 +2,53 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from pathlib import Path
 
-from rlif_lightning.running.checkpoint_files import BEST, SUFFIX, why_unusable
-
-PLACES = ("version_*/checkpoints", "checkpoints")  # under the root; deeper ones belong to other runs
-VERSION = re.compile(r"version_(\d+)")
-ROLLOUT = re.compile(rf"rollout=(\d+)\{SUFFIX}")
+from rlif_lightning.running.checkpoint_faults import Expected, Misfit, why_unusable
+from rlif_lightning.running.checkpoint_names import find_best, find_checkpoints
 
 
-def find_checkpoints(root: Path) -> list[Path]:
-    """The checkpoints of a root, the newest first: by the run's version, then by rollout; whole or not."""
-    found = [path for place in PLACES for path in root.glob(f"{place}/*{SUFFIX}")]
-    places = [(_place(path), path) for path in found if ROLLOUT.fullmatch(path.name)]
-    return [path for _, path in sorted(places, reverse=True)]
-
-
-def _place(path: Path) -> tuple[int, int]:
-    version, rollout = VERSION.fullmatch(path.parent.parent.name), ROLLOUT.fullmatch(path.name)
-    return int(version[1]) if version else -1, int(rollout[1]) if rollout else -1
-
-
-def resolve_checkpoint(wanted: str | None, root: Path) -> Path | None:
+def resolve_checkpoint(wanted: str | None, root: Path, expected: Expected | None = None) -> Path | None:
     """The checkpoint that ``--ckpt_path`` means.
 
     Args:
         wanted: a path; ``last`` = the newest whole checkpoint of ``root``; ``auto`` = the same, or None if there is
             none; ``best`` = the newest ``best.ckpt``.
         root: ``trainer.default_root_dir``.
+        expected: what the model's checkpoints hold; None = not compared.
 
     Raises:
-        ValueError: there is none, or the one that was named cannot be gone on from; names the last good one.
+        ValueError: there is none, or the one that was named cannot be gone on from; names the last good one. With
+            ``auto`` as well, if what is there is of another model: to start anew would hide a mistake.
     """
     if wanted is None:
         return None
     if wanted in ("auto", "last"):
         found = find_checkpoints(root)
     elif wanted == "best":
-        found = sorted((path for place in PLACES for path in root.glob(f"{place}/{BEST}")), key=_place, reverse=True)
+        found = find_best(root)
     else:
-        return _named(Path(wanted), root)
+        return _named(Path(wanted), root, expected)
+    misfits = []
     for path in found:
-        fault = why_unusable(path)
+        fault = why_unusable(path, expected)
         if fault is None:
             return path
+        misfits += [f"{path}: {fault}"] if isinstance(fault, Misfit) else []
         warnings.warn(f"{path} is passed over: {fault}", stacklevel=2)
+    if misfits:
+        raise ValueError(f"ckpt_path={wanted}: {misfits[0]}; configure that model, or give another default_root_dir")
     if wanted == "auto":
         return None
     raise ValueError(f"ckpt_path={wanted}: no whole checkpoint in {root}; give a path, or `auto` to start anew then")
 
 
-def _named(path: Path, root: Path) -> Path:
-    fault = why_unusable(path)
+def _named(path: Path, root: Path, expected: Expected | None) -> Path:
+    fault = why_unusable(path, expected)
     if fault is None:
         return path
-    good = next((other for other in find_checkpoints(root) if other != path and why_unusable(other) is None), None)
+    others = (other for other in find_checkpoints(root) if other != path)
+    good = next((other for other in others if why_unusable(other, expected) is None), None)
     last = f"the last good one of {root} is {good}" if good else f"there is no other one in {root}"
     raise ValueError(f"ckpt_path={path}: {fault}; {last}")

@@ -9,10 +9,35 @@ from collections import Counter
 from typing import Any
 
 from lightning.pytorch import Callback
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from rlif_lightning.running.endings import Ending, ending_of, remedy
+from rlif_lightning.running.own_files import read_mark
 from rlif_lightning.running.run_checkpoints import run_checkpoints
+
+
+class RunLoop(_FitLoop):
+    """Lightning's loop over epochs; a run that is over when it begins says so, and finishes what a kill cut off."""
+
+    def run(self) -> None:
+        """As Lightning, unless the run is over: then no step is made, and ends are made good that were not reached."""
+        saves = run_checkpoints(self.trainer)
+        if any([callback.stays_over(self.trainer) for callback in saves]):
+            self.trainer.should_stop = True
+        self.setup_data()
+        own: Any = getattr(self.trainer, "own_files", None)
+        nothing = not self.max_batches or self.trainer.limit_train_batches == 0
+        if own is None or own.source is None or nothing or not self.skip:
+            return super().run()
+        ending = next((Ending(**callback.over) for callback in saves if callback.over), ending_of(self.trainer))
+        text = f"this run is over: {ending.message}; nothing is trained; {remedy(ending.reason, ending.by)}"
+        rank_zero_info(text)
+        if not self.trainer.strategy.broadcast(read_mark(own.source_folder).get("ended")):
+            self.on_run_start()
+            self.on_run_end()
 
 
 class StepEnds(_TrainingEpochLoop):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from rlif_lightning.processes.collectives import all_process_objects
-from rlif_lightning.running.checkpoint_files import BEST, SUFFIX, remove_checkpoint, write_checkpoint
-from rlif_lightning.running.run_folder import run_folder
+from rlif_lightning.running.checkpoint_files import write_checkpoint
+from rlif_lightning.running.checkpoint_names import BEST, SUFFIX
+from rlif_lightning.running.endings import ending_of, still_decided, takes_its_last_step
+from rlif_lightning.running.leftovers import remove_leftovers
+from rlif_lightning.running.own_files import OwnFiles, locate, own_files, told_only
 from rlif_lightning.running.stop_signals import StopSignals
 
 
@@ -49,6 +53,8 @@ class RunCheckpoints(Checkpoint):
         self.continues = False  # set by the command line: this run takes the place of the one that it goes on from
         self.off = False
         self.signals: StopSignals | None = None
+        self.own: OwnFiles | None = None
+        self.over: dict[str, Any] | None = None  # how the run ended, once its last step is made
         self._random_states: list[dict[str, Any]] = []
 
     @property
@@ -71,7 +77,8 @@ class RunCheckpoints(Checkpoint):
             raise TypeError("RunCheckpoints saves at the ends of steps, which needs rlif_lightning.trainer.RLIFTrainer")
         self.signals = trainer._signal_connector
         self.off = bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
-        self.folder = run_folder(trainer) / "checkpoints"
+        self.own = own_files(trainer)
+        self.folder = self.own.folder / "checkpoints"
         root = Path(trainer.default_root_dir)
         if self.continues and root.resolve() not in (path.resolve() for path in list(self.folder.parents)[:2]):
             raise ValueError(
@@ -79,15 +86,22 @@ class RunCheckpoints(Checkpoint):
                 f" {self.folder.parent}; give ckpt_path a path, or take trainer.logger out"
             )
 
+    def stays_over(self, trainer: Trainer) -> bool:
+        """Whether this run goes on from one that is over by a callback's decision; then it does not train."""
+        if self.over is None or not still_decided(self.over, trainer):
+            self.over = None
+            return False
+        return True
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Put random states back, and remove what a crash left half-written."""
+        """Put random states back, and remove what this run's earlier lives left."""
         if trainer.global_rank < len(self._random_states):
             _set_random_state(self._random_states[trainer.global_rank])
         self.saved = int(pl_module.num_rollouts)
-        if trainer.is_global_zero and self.continues:
-            for folder in {path.parent for path in self.kept}:
-                for leftover in folder.glob(f".*{SUFFIX}.unfinished"):
-                    remove_checkpoint(leftover)
+        if trainer.is_global_zero and not self.off:
+            self._own.settle()
+            with told_only("what an earlier life left could not be removed"):
+                remove_leftovers(self._own, self.kept, self.best_path)
         assert self.signals is not None
         self.signals.finishes_steps = True
 
@@ -112,7 +126,7 @@ class RunCheckpoints(Checkpoint):
         self._save_best(trainer)
         assert self.signals is not None
         code = self.signals.agreed()
-        if code is not None or rollouts % self.every == 0 or _ends(trainer):
+        if code is not None or rollouts % self.every == 0 or takes_its_last_step(trainer):
             self._save(trainer, rollouts)
         if code is not None:
             if trainer.is_global_zero:
@@ -129,10 +143,13 @@ class RunCheckpoints(Checkpoint):
         dropped = [] if self.keep is None else self.kept[: -self.keep]
         self.kept = self.kept[len(dropped) :]
         self.saved = rollouts
+        self.over = asdict(ending_of(trainer)) if takes_its_last_step(trainer) else None
         write_checkpoint(trainer, path)
         if trainer.is_global_zero:
+            if self.over is not None:
+                self._own.settle(over=self.over)
             for old in dropped:
-                remove_checkpoint(old)
+                self._own.remove(old)
 
     def _save_best(self, trainer: Trainer) -> None:
         """Figures of earlier steps are still there, but none is better than itself."""
@@ -144,7 +161,7 @@ class RunCheckpoints(Checkpoint):
         old, self.best, self.best_path = self.best_path, value, self.folder / BEST
         write_checkpoint(trainer, self.best_path)
         if trainer.is_global_zero and old is not None and old != self.best_path:
-            remove_checkpoint(old)
+            self._own.remove(old)
 
     def _better(self, value: float, than: float) -> bool:
         return value > than if self.mode == "max" else value < than
@@ -162,6 +179,11 @@ class RunCheckpoints(Checkpoint):
                 f" {', '.join(sorted(trainer.callback_metrics))}"
             )
 
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Exports and the report are written (this callback comes last): write down that nothing is left to do."""
+        if stage == "fit" and self.own is not None and not self.off and trainer.is_global_zero:
+            self.own.settle(over=self.over, ended=True)
+
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException | None = None) -> None:
         """As at the end of training."""
         if self.signals is not None:
@@ -178,39 +200,39 @@ class RunCheckpoints(Checkpoint):
             batches["is_last_batch"] = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What is kept, the best so far, and every process's random states (a collective)."""
+        """Which run this is, what it kept, the best so far, how it ended, and all random states (a collective)."""
+        own = self._own
         return {
-            "kept": [str(path) for path in self.kept],
+            "run": own.run,
+            "kept": [own.name(path) for path in self.kept],
             "best": self.best,
-            "best_path": None if self.best_path is None else str(self.best_path),
+            "best_path": None if self.best_path is None else own.name(self.best_path),
+            "over": self.over,
             "random_states": all_process_objects(_random_state()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was made; another run's files are left alone (see ``continues``)."""
+        if (own := self.own) is None:  # an evaluation
+            return
         self._random_states = state_dict["random_states"]
+        self.continues = self.continues and own.take_the_place_of(state_dict.get("run"))
         if self.continues:
-            self.kept = [Path(path) for path in state_dict["kept"] if Path(path).exists()]
-            self.best = state_dict["best"]
-            self.best_path = None if state_dict["best_path"] is None else Path(state_dict["best_path"])
+            self.over = state_dict["over"]
+            named = [locate(name, own.source_folder) for name in state_dict["kept"]]
+            self.kept = [path for path in named if path is not None and path.exists() and own.owns(path)]
+            self.best, self.best_path = state_dict["best"], locate(state_dict["best_path"], own.source_folder)
+
+    @property
+    def _own(self) -> OwnFiles:
+        assert self.own is not None, "setup comes first"
+        return self.own
 
 
 def run_checkpoints(trainer: Trainer) -> list[RunCheckpoints]:
     """Those of a trainer's callbacks."""
     others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     return [callback for callback in others if isinstance(callback, RunCheckpoints)]
-
-
-def _ends(trainer: Trainer) -> bool:
-    """Whether this was the run's last step."""
-    loop = trainer.fit_loop
-    last = loop.max_epochs is not None and loop.max_epochs != -1 and trainer.current_epoch + 1 >= loop.max_epochs
-    whole = loop.epoch_loop._num_ready_batches_reached()
-    return loop.epoch_loop.done and (not whole or last or trainer.should_stop or _at_limit(trainer))
-
-
-def _at_limit(trainer: Trainer) -> bool:
-    return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
 
 
 def _random_state() -> dict[str, Any]:

@@ -1,0 +1,197 @@
+"""Why a run cannot go on from a checkpoint: found by looking, before anything is built from it or put into a model.
+
+In this order, so that nothing large or hostile is read by accident: what kind of file it is, sizes, checksums, which
+parts there are, counters, shapes against the model, and whether every weight is a finite number. Tensors are mapped
+from the disk, or read one at a time: no second copy of a model is made.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.parallel.partial_loading import empty_model
+from rlif_lightning.parallel.sharded_checkpoint import REST
+from rlif_lightning.running.checkpoint_files import FILES
+from rlif_lightning.running.shard_faults import folder_fault, is_finite, shard_shapes
+
+PARTS = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"}
+REST_PARTS = PARTS - {"state_dict", "optimizer_states"}  # of a folder of shards
+PROGRESS = ("epoch_progress", "epoch_loop.batch_progress")
+MAX_PLAIN = 2**26  # bytes of all that is no tensor; random states take 6 KB for each process
+WEIGHTS = "policy."
+
+
+class Misfit(str):
+    """A fault that may be the configuration's: the checkpoint is whole, and of another model."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a module's checkpoint holds.
+
+    Attributes:
+        shapes: name -> shape of each weight and buffer.
+        floating: name -> whether it is of floating-point numbers.
+        trained: names of the trained parameters in their order.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    floating: dict[str, bool]
+    trained: list[str]
+
+
+def expected_of(module: Any) -> Expected:
+    """What a checkpoint of an RLIFModule holds, before its policy is loaded (from the model's config alone)."""
+    with torch.random.fork_rng(devices=[]):
+        policy = empty_model(module.policy_settings)
+    tensors = {f"{WEIGHTS}model.{name}": value for name, value in policy.state_dict().items()} | module.state_dict()
+    trained = [f"{WEIGHTS}model.{name}" for name, value in policy.named_parameters() if value.requires_grad]
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    return Expected(shapes, {name: value.is_floating_point() for name, value in tensors.items()}, trained)
+
+
+def why_unusable(path: Path, expected: Expected | None = None) -> str | None:
+    """Why a run cannot go on from this file or folder, or None if it can; runs nothing that it holds.
+
+    Args:
+        path: a checkpoint, or what is said to be one.
+        expected: what the model has, where that is known; a checkpoint of another model is a :class:`Misfit`.
+    """
+    if not path.exists():
+        return "there is no such file"
+    if not path.is_dir() and not path.is_file():
+        return "it is a device or a pipe, not a file"
+    try:
+        return _folder_fault(path, expected) if path.is_dir() else _file_fault(path, expected)
+    except Exception as error:  # whatever a broken file makes of its reader is the answer
+        return f"it cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _file_fault(path: Path, expected: Expected | None) -> str | None:
+    size = path.stat().st_size
+    if not zipfile.is_zipfile(path):
+        return f"it is cut off or not a checkpoint ({size} bytes)"
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
+            return "it is compressed, which no checkpoint of a run is"
+        plain = sum(part.file_size for part in parts if part.filename.endswith(".pkl"))
+        if plain > MAX_PLAIN:
+            return f"it has {plain} bytes that are no tensors; a run's checkpoint has at most {MAX_PLAIN}"
+        broken = archive.testzip()
+    if broken is not None:
+        return f"its part {broken} is damaged"
+    content = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    return _foreign(content, PARTS) or _progress_fault(content) or _tensors_fault(content, expected)
+
+
+def _folder_fault(path: Path, expected: Expected | None) -> str | None:
+    listing = path / FILES
+    if listing.is_symlink() or not listing.is_file() or listing.stat().st_size > MAX_PLAIN:
+        return f"it cannot be read: it has no {FILES} of its own, which a folder of shards has once it is whole"
+    sizes: dict[str, int] = json.loads(listing.read_text())
+    for name, size in sizes.items():
+        file = path / name
+        if file.parent != path or file.is_symlink() or not file.is_file() or file.stat().st_size != size:
+            return f"its part {name} is missing or cut off"
+    if sizes.get(REST, MAX_PLAIN + 1) > MAX_PLAIN:
+        return f"its part {REST} is not listed, or larger than {MAX_PLAIN} bytes"
+    content = torch.load(path / REST, weights_only=True, map_location="cpu")
+    fault = _foreign(content, REST_PARTS) or _progress_fault(content)
+    if fault is None and expected is not None:
+        found = shard_shapes(path)
+        fault = _misfit(
+            {name: shape for name, (shape, _) in found.items()}, {n: f for n, (_, f) in found.items()}, expected
+        )
+    return fault or folder_fault(path, sizes)
+
+
+def _foreign(content: Any, parts: set[str]) -> str | None:
+    missing = sorted(parts - set(content)) if isinstance(content, dict) else sorted(parts)
+    weights = content.get("state_dict", {"num_rollouts": None}) if isinstance(content, dict) else {}
+    if missing or not isinstance(weights, dict) or "num_rollouts" not in weights:
+        return f"it is not a checkpoint of a run of rlif-lightning (no {', '.join(missing) or 'num_rollouts'})"
+    return None
+
+
+def _progress_fault(content: dict[str, Any]) -> str | None:
+    """Whether the place in the data is told: counts of epochs, batches and rollouts."""
+    loop = content["loops"].get("fit_loop") if isinstance(content["loops"], dict) else None
+    for name in PROGRESS:
+        progress = loop.get(name) if isinstance(loop, dict) else None
+        counts = [*progress.get("total", {}).values(), *progress.get("current", {}).values()] if progress else []
+        if not counts or any(type(count) is not int or count < 0 for count in counts):
+            return f"its loops do not say where training was ({name})"
+    rollouts = content.get("state_dict", {"num_rollouts": torch.zeros((), dtype=torch.int64)})["num_rollouts"]
+    if not isinstance(rollouts, Tensor) or rollouts.dtype != torch.int64 or rollouts.dim() or int(rollouts) < 0:
+        return "its num_rollouts is no count of rollouts"
+    return None if isinstance(content["callbacks"], dict) else "its callbacks have no states"
+
+
+def _tensors_fault(content: dict[str, Any], expected: Expected | None) -> str | None:
+    weights: dict[str, Any] = content["state_dict"]
+    for name, value in tensors_of({"state_dict": weights, "optimizer_states": content["optimizer_states"]}):
+        if value.layout != torch.strided or value.device.type != "cpu":
+            return f"{name} is no plain tensor"
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            return f"{name} says that it has {value.numel()} numbers, more than are there"
+        if name.startswith((f"state_dict.{WEIGHTS}", "optimizer_states.")) and not is_finite(value):
+            return f"{name} has numbers that are not finite"
+    if strange := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
+        return f"state_dict.{strange[0]} is no tensor"
+    if expected is None:
+        return None
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    floating = {name: value.is_floating_point() for name, value in weights.items()}
+    return _misfit(shapes, floating, expected) or _optimizer_misfit(content["optimizer_states"], expected)
+
+
+def tensors_of(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dicts, lists and tuples, with its dotted name; what stands there twice comes once."""
+    waiting, seen = [(name, content)], set()
+    while waiting:
+        name, value = waiting.pop()
+        if id(value) in seen:
+            continue
+        if isinstance(value, (dict, list, tuple)):
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [(f"{name}.{key}".lstrip("."), child) for key, child in items]
+        elif isinstance(value, Tensor):
+            yield name, value
+
+
+def _misfit(shapes: dict[str, tuple[int, ...]], floating: dict[str, bool], expected: Expected) -> Misfit | None:
+    if missing := sorted(expected.shapes.keys() - shapes.keys()):
+        return Misfit(f"it lacks {missing[0]}, which the configured model has ({len(missing)} are missing)")
+    if extra := sorted(shapes.keys() - expected.shapes.keys()):
+        return Misfit(f"it has {extra[0]}, which the configured model has not ({len(extra)} are too many)")
+    for name, shape in expected.shapes.items():
+        if tuple(shapes[name]) != shape:
+            return Misfit(f"{name} has the shape {list(shapes[name])}; the configured model needs {list(shape)}")
+        if floating[name] != expected.floating[name]:
+            return Misfit(f"{name} is of another kind of numbers than the configured model's")
+    return None
+
+
+def _optimizer_misfit(states: Any, expected: Expected) -> Misfit | None:
+    """Moments belong to parameters by number, or by name where the model was divided."""
+    for state in states:
+        count = sum(len(group["params"]) for group in state["param_groups"])
+        if count != len(expected.trained):
+            return Misfit(f"its optimiser has {count} parameters; the configured model trains {len(expected.trained)}")
+        for key, moments in state["state"].items():
+            name = expected.trained[key] if isinstance(key, int) and 0 <= key < count else str(key)
+            for moment, value in moments.items():
+                shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+                if shape not in ((), expected.shapes.get(name, shape)):
+                    return Misfit(f"the optimiser's {moment} of {name} has the shape {list(shape)}")
+    return None

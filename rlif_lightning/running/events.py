@@ -1,0 +1,64 @@
+"""What happened in a run, as lines of JSON: ``events.jsonl`` in its folder, for people, reports and ``status``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlif_lightning.running.run_folder import run_folder
+
+FILE = "events.jsonl"
+
+
+def record_event(
+    trainer: Any,
+    module: Any,
+    source: str,
+    kind: str,
+    message: str,
+    values: Mapping[str, float | str] | None = None,
+) -> None:
+    """Append one event; rank 0 writes (a collective: every rank must call it).
+
+    A line holds ``step`` (optimiser steps so far), ``rollout`` (rollouts so far), ``source``, ``kind``, ``message`` and
+    ``values``; numbers that are not finite become null.
+
+    Args:
+        trainer: its ``log_dir`` is where the file lies.
+        module: counts the rollouts.
+        source: name of the callback.
+        kind: one word for what happened: ``warning``, ``alarm``, ``rollback``, ``schedule``, ...
+        message: one sentence for people.
+        values: the numbers and names it rests on.
+    """
+    folder = run_folder(trainer)
+    if trainer.is_global_zero:
+        place = {"step": trainer.global_step, "rollout": int(module.num_rollouts)}
+        append_event(folder, {**place, "source": source, "kind": kind, "message": message}, values or {})
+
+
+def append_event(folder: Path, event: Mapping[str, Any], values: Mapping[str, float | str]) -> None:
+    """Append one event from this process alone; see :func:`record_event`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: _plain(value) for name, value in values.items()}
+    with (folder / FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**event, "values": plain}, allow_nan=False) + "\n")
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run's folder in the order they happened, but for a torn line; none if there is no file."""
+    path, events = folder / FILE, []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except ValueError:  # it was being written when the process died
+            continue
+    return [event for event in events if isinstance(event, dict)]
+
+
+def _plain(value: float | str) -> float | str | None:
+    return value if isinstance(value, str) or math.isfinite(value) else None
