@@ -31,7 +31,7 @@ OUTLIERS = 1e-3  # share of tokens that may differ by more than the noise floor:
 def rollout_logprobs(policy: PolicyModel, rollout: Rollout, sampling: Sampling, max_tokens: int) -> Tensor:
     """``[B, T]`` log-probs of a rollout under the policy as it is, in one packed pass without gradients."""
     rows = (rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, rollout.group_size)
-    return score_tokens(policy, *rows, sampling, max_tokens).logprobs
+    return agreed(score_tokens(policy, *rows, sampling, max_tokens).logprobs)
 
 
 def loss_inputs(rollout: Rollout, advantages: Tensor, old: Tensor, reference: Tensor | None, step: int) -> LossInputs:
