@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,7 @@ class PlanView:
     problem: str = ""
 
 
+_layers: WeakKeyDictionary[nn.Module, dict[int, str]] = WeakKeyDictionary()
 _current: ContextVar[PlannedPass | None] = ContextVar("planned_pass", default=None)
 
 
@@ -96,8 +98,10 @@ def following(plan: AttentionPlan, layers: Mapping[int, str]) -> Iterator[None]:
 
 
 def attention_layers(model: nn.Module) -> dict[int, str]:
-    """Layer number -> name of a model's attention layers."""
-    found: dict[int, str] = {}
+    """Layer number -> name of a model's attention layers; looked up once, for there is a forward per token."""
+    if model in _layers:
+        return _layers[model]
+    found = _layers[model] = {}
     for name, module in model.named_modules():
         layer = getattr(module, "layer_idx", None)
         if isinstance(layer, int) and "Attention" in type(module).__name__:
