@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from torch import nn
 from transformers import (
     BertConfig,
     CohereConfig,
@@ -92,7 +91,7 @@ def ignore_the_window(monkeypatch):
 def leave_the_noise_on(monkeypatch):
     """Dropout as it is in training."""
     monkeypatch.setattr(policy_module, "switch_noise_off", lambda model: None)
-    monkeypatch.setattr(PolicyModel, "train", nn.Module.train)
+    monkeypatch.setattr(policy_module, "set_quiet_mode", lambda model, training: model.train(training))
 
 
 def allow_state(monkeypatch):
