@@ -186,7 +186,9 @@ def cache_is_right(policy: PolicyModel, device: torch.device) -> bool:
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         ids = torch.cat([prompt, completion[:-1]]).unsqueeze(0)
         whole = body(policy.causal_lm)(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 :]
-        error = (torch.stack([hidden[row] for hidden in found]) - whole).abs().amax(-1).median()
+        errors = (torch.stack([hidden[row] for hidden in found]) - whole).abs().amax(-1)
+        # In half precision rounding may send single tokens to other experts.
+        error = errors.median() if whole.dtype.itemsize < 4 else errors.max()
         if not error <= CACHE_TOLERANCE * whole.abs().max():
             return False
     return True
