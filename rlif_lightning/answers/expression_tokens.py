@@ -12,7 +12,7 @@ from fractions import Fraction
 Node = tuple  # of an expression's tree
 Key = tuple  # the name of a value, shared exactly by what has the same value
 
-_FUNCTIONS = {
+FUNCTIONS = {
     *("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp", "log", "ln", "lg"),
     *("arcsin", "arccos", "arctan"),
 }
@@ -89,7 +89,7 @@ def _number(kind: str, match: re.Match[str]) -> Node:
 
 
 def _letters(run: str) -> list[tuple[str, str | Node]]:
-    if run in _FUNCTIONS:
+    if run in FUNCTIONS:
         return [("function", run)]
     if run in ("sqrt", "frac"):
         return [(run, run)]
@@ -107,7 +107,7 @@ def _command(name: str) -> tuple[str, str | Node]:
         return ("atom", ("const", "pi"))
     if name in GREEK:
         return ("atom", ("var", name))
-    if name in _FUNCTIONS:
+    if name in FUNCTIONS:
         return ("function", name)
     if "\\" + name in _OPERATORS:
         return (_OPERATORS["\\" + name], name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from rlif_lightning.answers.expression_tokens import Node, Unreadable, tokens
+from rlif_lightning.answers.expression_tokens import FUNCTIONS, Node, Unreadable, tokens
 
 # Deeper nesting is no answer; the bound keeps recursion far from Python's limit.
 _MAX_DEPTH = 40
@@ -121,6 +121,8 @@ class _Parser:
                 raise Unreadable("a double factorial")
             if sign == "^":
                 node = ("pow", node, self.exponent())
+                if self.kind == "^":
+                    raise Unreadable("2^3^2, which is read in two ways")
             else:
                 node = ({"!": "factorial", "°": "degrees", "%": "percent"}[str(sign)], node)
         return node
@@ -215,7 +217,9 @@ class _Parser:
                 power = self.exponent()
             else:
                 base = self.argument()
-        if base is not None and name != "log":
+        if power == ("neg", ("num", Fraction(1))):  # the inverse function, not 1 over the value
+            name, power = f"arc{name}", None
+        if (base is not None and name != "log") or (name.startswith("arc") and name not in FUNCTIONS):
             raise Unreadable(name)
         argument = self.group(self.kind) if self.kind in ("(", "{") else self.factors()
         node: Node = ("call", name, argument) if base is None else ("log", base, argument)
