@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 from collections.abc import Iterator
@@ -41,6 +42,13 @@ class FullAtTheEnd(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, UNLIMITED))
+
+
+class NoRoom(Callback):
+    """Stands for whatever of a run writes a file."""
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left", "notes.txt")
 
 
 def full_at_the_end(size: int, *after: str) -> list[str]:
@@ -118,3 +126,19 @@ def test_completions_without_room_name_their_file(tmp_path, form):
     with files_of_at_most(2**10), pytest.raises(OSError, match=f"completions.*{form}"):
         write_records(tmp_path, [record], form, "rollout-000001", "")
     assert not list(Path(tmp_path).rglob("*.unfinished"))
+
+
+def test_a_disk_that_takes_no_more_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path, "--trainer.callbacks+=test_full_disk.NoRoom")
+    assert stopped.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "error: [Errno 28] No space left: 'notes.txt'; make room, and repeat with --ckpt_path=auto" in lines
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path / "file" / "runs")
+    assert stopped.value.code == 2
+    assert "file' is no folder; give another folder" in capsys.readouterr().err
