@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Callback
+from test_checkpoints import LONG
 from test_rewards import handmade
+from test_run import BASE
+from test_stopping import environment
 
 from rlif_lightning.processes.collectives import all_process_objects, all_rank_sum
 from rlif_lightning.processes.ranks import gone, own_place
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
+from rlif_lightning.running.checkpoint_search import find_checkpoints
 from rlif_lightning.running.endings import ending_of_error
+from rlif_lightning.running.events import read_events
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -72,6 +80,29 @@ def test_who_is_gone_is_told_of_this_machine_alone():
         pass
     here, pid = own_place()
     assert gone([(here, pid), (here, child.pid), ("elsewhere", child.pid)]) == [1]
+
+
+class KillsItsLauncher(Callback):
+    """In rollout 2."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if int(pl_module.num_rollouts) == 1:
+            os.kill(os.getppid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_process_whose_torchrun_is_gone_saves_and_ends(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    command = [*launcher, "-m", "rlif_lightning", "fit", *BASE, *LONG, f"--trainer.default_root_dir={tmp_path}"]
+    command.append("--trainer.callbacks+=test_lost_process.KillsItsLauncher")
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=DOCS.parent, env=environment(), timeout=240, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["rollout=000002.ckpt"]
+    (end,) = [event for event in read_events(tmp_path / "version_0") if event["kind"] == "end"]
+    assert (end["values"]["reason"], end["values"]["exit_code"]) == ("signal", 75)
+    assert "torchrun is gone: saving" in done.stderr
 
 
 @pytest.mark.parametrize(("codes", "calls"), [([1, 75, 0], 3), ([2], 1), ([1, 130], 2)])
