@@ -20,7 +20,7 @@ from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.processes.ranks import writes_rows
-from rlif_lightning.running.run_folder import run_folder
+from rlif_lightning.running.run_folder import naming, run_folder
 
 FORMATS = ("jsonl", "parquet")
 PIPE_WIDTH = 160  # columns of a table that is printed into a file or a pipe
@@ -135,7 +135,8 @@ def write_records(folder: Path, records: list[dict[str, Any]], format: str, part
     """Append to ``completions<suffix>.jsonl``, or put ``completions/<part><suffix>.parquet`` in place as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
     if format == "jsonl":
-        with (folder / f"completions{suffix}.jsonl").open("a", encoding="utf-8") as file:
+        path = folder / f"completions{suffix}.jsonl"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
         return
     import pyarrow
@@ -144,7 +145,12 @@ def write_records(folder: Path, records: list[dict[str, Any]], format: str, part
     path = folder / "completions" / f"{part}{suffix}.parquet"
     path.parent.mkdir(exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, _schema(records[0])), unfinished)
+    try:
+        with naming(path):
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, _schema(records[0])), unfinished)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
     os.replace(unfinished, path)
 
 

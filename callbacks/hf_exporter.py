@@ -17,6 +17,7 @@ from rlif_lightning.model.loading import Policy, load_pretrained
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.parallel.fsdp import whole_state_dict
+from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.running.leftovers import EXPORTS, remove_half_written
 from rlif_lightning.running.own_files import OwnFiles, own_files
 
@@ -132,17 +133,18 @@ class HFExporter(Callback):
     def _export(self, trainer: Trainer, pl_module: RLIFModule, name: str) -> None:
         """Gather on every rank, write on rank 0; a failure is raised by all of them."""
         assert pl_module.policy is not None
-        weights, problem = whole_state_dict(pl_module.policy), None
-        if trainer.is_global_zero:
-            merged = pl_module.policy_settings if self.merge_lora else None
-            try:
-                maker = _maker(self.own, self.root)
-                write_model(pl_module.policy, weights, self.root / name, merged, self.dtype, maker)
-            except (OSError, ValueError, RuntimeError) as error:
-                problem = f"{type(error).__name__}: {error}"
-        problem = trainer.strategy.broadcast(problem)
-        if problem is not None:
-            raise RuntimeError(f"HFExporter could not write {self.root / name}: {problem}")
+        policy, weights = pl_module.policy, whole_state_dict(pl_module.policy)
+        merged = pl_module.policy_settings if self.merge_lora else None
+
+        def write() -> None:
+            if trainer.is_global_zero:
+                write_model(policy, weights, self.root / name, merged, self.dtype, _maker(self.own, self.root))
+
+        try:
+            all_process_attempt(write)
+        except Exception as error:  # safetensors, for one, has a class of its own for a full disk
+            said = f"{type(error).__name__}: {error}"
+            raise RuntimeError(f"HFExporter could not write {self.root / name}: {said}") from error
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far."""
@@ -183,13 +185,17 @@ def write_model(
         whole.load_state_dict(weights)
         model = whole.merge_and_unload()
         weights = model.state_dict()
-    model.save_pretrained(unfinished, state_dict=_cast(weights, dtype))
-    policy.tokenizer.save_pretrained(unfinished)
-    config = unfinished / "config.json"
-    if dtype is not None and config.exists():
-        config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": dtype}, indent=2) + "\n")
-    if maker is not None:
-        (unfinished / MADE_BY).write_text(json.dumps(maker, indent=1) + "\n")
+    try:
+        model.save_pretrained(unfinished, state_dict=_cast(weights, dtype))
+        policy.tokenizer.save_pretrained(unfinished)
+        config = unfinished / "config.json"
+        if dtype is not None and config.exists():
+            config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": dtype}, indent=2) + "\n")
+        if maker is not None:
+            (unfinished / MADE_BY).write_text(json.dumps(maker, indent=1) + "\n")
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)  # on a full disk it would take the room that is left
+        raise
     if folder.exists():
         os.replace(folder, old)
     os.replace(unfinished, folder)

@@ -9,6 +9,7 @@ put it right.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import warnings
@@ -34,11 +35,12 @@ from rlif_lightning.model.loading import resolve_model
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.running.checkpoint_faults import expected_of
 from rlif_lightning.running.checkpoint_search import resolve_checkpoint
-from rlif_lightning.running.endings import MISTAKEN, own_mistake
+from rlif_lightning.running.endings import FAILED, MISTAKEN, own_mistake
 from rlif_lightning.running.metrics_csv import MetricsTable
 from rlif_lightning.running.run_checkpoints import RunCheckpoints, run_checkpoints
+from rlif_lightning.running.run_folder import check_root
 from rlif_lightning.running.stop_signals import INTERRUPTED, exit_on_request
-from rlif_lightning.running.strategies import check_strategy
+from rlif_lightning.running.strategies import check_readable, check_strategy
 from rlif_lightning.trainer import RLIFTrainer
 
 # Settings that come in kinds: YAML names the class.
@@ -54,6 +56,9 @@ EXPECTED_WARNINGS = (
     "The dirpath has changed",  # a resumed run logs into a folder of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what a disk says that takes no more
 
 
 class RLIFCLI(LightningCLI):
@@ -80,6 +85,7 @@ class RLIFCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Defaults that depend on others: loggers in a new ``version_N`` folder, and the run's checkpoints."""
         check_strategy(self._get(self.config_init, "trainer.strategy") or "auto")
+        check_root(Path(self._get(self.config_init, "trainer.default_root_dir") or "."))
         given = self._get(self.config_init, "trainer.logger")
         if given is None or given is True:
             root = self._get(self.config_init, "trainer.default_root_dir")
@@ -121,6 +127,7 @@ class RLIFCLI(LightningCLI):
         root, wanted = Path(config.trainer.default_root_dir), config.ckpt_path
         expected = None if wanted is None else expected_of(self.model)
         self.checkpoint = resolve_checkpoint(wanted, root, expected)
+        check_readable(self.checkpoint, self.trainer.strategy)
         self.continues = wanted in ("auto", "last")
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -190,7 +197,7 @@ def main(args: list[str] | None = None) -> RLIFCLI:
     """Run the command line; ``args`` replaces ``sys.argv[1:]``.
 
     Raises:
-        SystemExit: 2 after a mistake in the settings or the data, told in one line.
+        SystemExit: 2 after a mistake in the settings or the data, 1 where the disk is full; told in one line.
     """
     torch.set_float32_matmul_precision("high")
     for message in EXPECTED_WARNINGS:
@@ -217,6 +224,11 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             raise
         print(f"error: {ours}", file=sys.stderr)
         raise SystemExit(MISTAKEN) from error
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {error}; make room, and repeat with --ckpt_path=auto", file=sys.stderr)
+        raise SystemExit(FAILED) from error
 
 
 def command() -> None:

@@ -133,7 +133,8 @@ def test_a_head_that_raises_costs_nothing_that_was_saved(tmp_path):
 def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path):
     full = '--trainer.callbacks+={"class_path": "test_checkpoints.FullDisk", "init_args": {"rollout": 3}}'
     try:
-        with pytest.raises(RuntimeError, match=r"rollout=000003.ckpt could not be written .*what was saved before"):
+        told = r"rollout=000003.ckpt could not be written .*rollout=000002.ckpt, saved before it, is whole"
+        with pytest.raises(RuntimeError, match=told):
             fit(tmp_path, saving(every=1), full, *LONG)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -19,6 +19,7 @@ from rlif_lightning import cli
 from rlif_lightning.answers.code_inputs import draw_arguments, read_arguments
 from rlif_lightning.answers.code_tasks import CodeExtractor, task_of
 from rlif_lightning.answers.code_verdicts import pass_rates
+from rlif_lightning.answers.final_answers import cluster
 from rlif_lightning.rewards import BehaviourVote, CodeTests
 from rlif_lightning.rewards.code import behaviour, behaviour_labels
 from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox
@@ -184,11 +185,26 @@ def test_what_counts_as_a_behaviour():
 
 def test_behaviours_are_clustered_by_value():
     same = ["[0.1]", "[0.10000000001]", "[1]", "[1.0]", "[true]", '["1"]', None, "[[1]]"]
-    assert behaviour_labels(same, 8) == ["1", "1", "3", "3", "4", "5", None, "7"]
-    # Another group's equal behaviour has a label of its own, so that they are counted apart.
-    assert behaviour_labels(["[1]", "[1]", "[1]", "[2]"], 2) == ["0", "0", "2", "3"]
+    assert first_rows(behaviour_labels(same, 8, [0])) == [0, 0, 2, 2, 4, 5, None, 7]
+    # Another problem's equal behaviour has a label of its own, so that they are counted apart.
+    assert first_rows(behaviour_labels(["[1]", "[1]", "[1]", "[2]"], 2, [0, 1])) == [0, 0, 2, 3]
     # The most frequent text stands for its cluster, wherever it comes.
-    assert behaviour_labels(["[1.0000009]", "[1.0]", "[1.0]", "[0.9999991]"], 4) == ["1", "1", "1", "1"]
+    labels = behaviour_labels(["[1.0000009]", "[1.0]", "[1.0]", "[0.9999991]"], 4, [7])
+    assert labels == behaviour_labels(["[1.0]"], 1, [7]) * 4
+
+
+def test_a_behaviours_label_depends_on_its_problem_and_not_on_its_place():
+    alone, third = behaviour_labels(["[1]"], 1, [9]), behaviour_labels(["[1]", "[2]", "[1]"], 1, [3, 4, 9])
+    assert third[2:] == alone
+    assert third[0] != alone[0]
+    # A vote takes labels for answers: two that differ must never be read as one value.
+    many = behaviour_labels([f"[{k}]" for k in range(200)], 200, [0])
+    assert len(set(cluster(many))) == 200
+
+
+def first_rows(labels: list[str | None]) -> list[int | None]:
+    """The first row of each label."""
+    return [None if label is None else labels.index(label) for label in labels]
 
 
 PROGRAMS = [

@@ -120,6 +120,9 @@ def test_when_one_of_two_ranks_is_killed_the_other_ends_and_says_so(tmp_path, ra
         "lost_process",
         1,
     )  # written by the one that is left
+    assert f"process {rank} (pid " in end["message"]
+    assert f"error: process {rank} (pid " in killed.stderr
+    assert "reward head" not in killed.stderr
     assert [path.name for path in find_checkpoints(tmp_path / "lives")] == ["rollout=000001.ckpt"]
     assert two_ranks(tmp_path / "lives", every, "--ckpt_path=auto").returncode == 0
     assert two_ranks(tmp_path / "whole", every).returncode == 0

@@ -13,7 +13,7 @@ from test_configs import build
 
 from rlif_lightning import cli
 from rlif_lightning.parallel.sharded_checkpoint import check_folder
-from rlif_lightning.running.strategies import ShardedStrategy, TensorParallelStrategy
+from rlif_lightning.running.strategies import ShardedStrategy, TensorParallelStrategy, check_readable
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,14 @@ def test_every_overlay_is_built(tmp_path, name):
     if isinstance(strategy, ShardedStrategy):
         assert (strategy.cpu_offload, strategy.keep_sharded) == (name == "fsdp2_offload", False)
     assert {path.stem for path in Path("configs/strategy").glob("*.yaml")} == {"ddp", "fsdp2", "fsdp2_offload", "tp"}
+
+
+def test_a_folder_of_shards_needs_a_strategy_that_reads_one(tmp_path):
+    file = tmp_path / "file.ckpt"
+    file.touch()
+    for strategy in (ShardedStrategy(), TensorParallelStrategy()):
+        check_readable(tmp_path, strategy)
+    for checkpoint in (file, None):
+        check_readable(checkpoint, DDPStrategy())
+    with pytest.raises(ValueError, match=r"is a folder of shards, which trainer.strategy=DDPStrategy .*fsdp2.yaml"):
+        check_readable(tmp_path, DDPStrategy())

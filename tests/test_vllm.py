@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +100,22 @@ def test_without_the_package_the_command_line_names_it(tmp_path, capsys):
         fit(tmp_path, "--model.engine=VLLMEngine")
     assert stopped.value.code == 2
     assert 'pip install "rlif-lightning[vllm]"' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(INSTALLED, reason="vllm is installed")
+def test_what_vllm_refuses_is_one_line(tmp_path, capsys, monkeypatch):
+    """In vLLM's place a module whose LLM refuses as pydantic does, in many lines."""
+
+    def refuse(**arguments):
+        raise ValueError("1 validation error for ModelConfig\n  max_model_len (4096) is greater than 128")
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=refuse))
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path, "--config=configs/engine/vllm.yaml")
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "'max_model_len': 4096" in line
+    assert line.endswith("1 validation error for ModelConfig max_model_len (4096) is greater than 128")
 
 
 # With vLLM. One engine for all tests: its weights always come from the policy that it is set up with.

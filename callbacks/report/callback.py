@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from callbacks.report.read import Run, read_run
-from rlif_lightning.running.run_folder import run_folder
+from rlif_lightning.running.own_files import told_only
+from rlif_lightning.running.run_folder import naming, run_folder
 
 PACKAGES = ("rlif-lightning", "torch", "lightning", "transformers", "peft", "datasets", "numpy")
 
@@ -53,7 +54,12 @@ def write_report(runs: list[Run], out: Path, title: str) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_bytes(content)
+    try:
+        with naming(path):
+            unfinished.write_bytes(content)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
     os.replace(unfinished, path)
 
 
@@ -63,7 +69,8 @@ class RunReport(Callback):
     Rank 0 writes it at the end, after an exception or Ctrl-C too, and again after an evaluation that follows, so that
     the figures "after" are in it; `fast_dev_run` logs nothing and has none. It reads what others leave in the folder:
     ``metrics.csv`` of the CSV logger (which the command line adds), ``config.yaml``, ``events.jsonl``, and the files of
-    CompletionWriter. For a run that was killed or is still running, and to compare several:
+    CompletionWriter. Where the disk does not take it, a warning says so, and the run ends as it would have. For a run
+    that was killed or is still running, and to compare several:
     ``python -m callbacks.run_report RUN_DIR [RUN_DIR ...]``.
     """
 
@@ -85,8 +92,9 @@ class RunReport(Callback):
             )
         self.folder = run_folder(trainer)
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(self.folder / "versions.json", json.dumps(versions(), indent=1).encode())
+            with told_only("the versions of packages could not be written down"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _replace(self.folder / "versions.json", json.dumps(versions(), indent=1).encode())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to report."""
@@ -104,12 +112,13 @@ class RunReport(Callback):
     def _write(self, trainer: Trainer) -> None:
         if not (self.trained and trainer.is_global_zero):
             return
-        for logger in trainer.loggers:
-            logger.save()
-        if not (self.folder / "metrics.csv").is_file():
-            print("RunReport: no report, since nothing was logged")
-            return
-        write_report([read_run(self.folder)], self.folder / "report.html", f"Run report: {self.folder}")
+        with told_only(f"the report of {self.folder} could not be written"):
+            for logger in trainer.loggers:
+                logger.save()
+            if not (self.folder / "metrics.csv").is_file():
+                print("RunReport: no report, since nothing was logged")
+                return
+            write_report([read_run(self.folder)], self.folder / "report.html", f"Run report: {self.folder}")
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the report is made from files."""

@@ -19,8 +19,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.processes.ranks import writes_rows
-from rlif_lightning.running.run_folder import run_folder
+from rlif_lightning.running.run_folder import naming, run_folder
 
 COLUMNS = {
     "index": pa.int64(),
@@ -82,20 +83,27 @@ class PredictionFiles(BasePredictionWriter):
             raise ValueError(f"PredictionFiles needs the data module PromptData, not {type(data).__name__}")
         run = run_folder(trainer)
         self.folder = Path(self.predictions.folder) if self.predictions.folder else run / "predictions"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_settings()
-        kind = {"jsonl": _Jsonl, "parquet": _Parquet}[self.predictions.format]
-        self.output = kind(self.folder, trainer.global_rank, self.predictions.rows_per_file, pl_module.rewards.names)
-        self.done = self.output.finished(data.num_predicted_rows, pl_module.group_size)
-        trainer.strategy.barrier("every process has read the folder before one writes")
-        if trainer.is_global_zero:
-            for half in self.folder.glob("completions-*.tmp"):  # of a process that was killed
-                half.unlink()
-            (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=1))
-            (self.folder / "README.md").write_text(self.output.card())
+        # Every process has read the folder before one writes.
+        self.done = all_process_attempt(lambda: self._open(trainer.global_rank, data, pl_module))
+        all_process_attempt(lambda: self._begin() if trainer.is_global_zero else None)
         if self.done.any():
             rank_zero_info(f"{self.folder}: {int(self.done.sum())} prompts are finished; going on with the others")
             data.skip_predicted(self.done)
+
+    def _open(self, rank: int, data: PromptData, module: Any) -> np.ndarray:
+        """Find this process's files; which rows are finished."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_settings()
+        kind = {"jsonl": _Jsonl, "parquet": _Parquet}[self.predictions.format]
+        self.output = kind(self.folder, rank, self.predictions.rows_per_file, module.rewards.names)
+        return self.output.finished(data.num_predicted_rows, module.group_size)
+
+    def _begin(self) -> None:
+        for half in self.folder.glob("completions-*.tmp"):  # of a process that was killed
+            half.unlink()
+        for name, text in (("settings.json", json.dumps(self.settings, indent=1)), ("README.md", self.output.card())):
+            with naming(self.folder / name):
+                (self.folder / name).write_text(text)
 
     def _check_settings(self) -> None:
         path = self.folder / "settings.json"
@@ -124,8 +132,7 @@ class PredictionFiles(BasePredictionWriter):
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write what is left and say where it is."""
-        self.output.close()
-        trainer.strategy.barrier("every process has written")
+        all_process_attempt(self.output.close)
         if trainer.is_global_zero:
             print(f"completions: {self.folder} (datasets.load_dataset reads it)")
 
@@ -183,7 +190,8 @@ class _Jsonl(_Output):
 
     def write(self, records: list[dict[str, Any]]) -> None:
         """Append; an interruption can tear the last line only."""
-        with (self.folder / f"completions-{self.rank:05d}.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / f"completions-{self.rank:05d}.jsonl"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(record) + "\n" for record in records))
 
     def close(self) -> None:
@@ -234,6 +242,7 @@ class _Parquet(_Output):
             return
         name = f"completions-{self.rank:05d}-{self.records[0]['index']:012d}"
         unfinished = self.folder / f"{name}.tmp"
-        pq.write_table(pa.Table.from_pylist(self.records, self.schema), unfinished)
+        with naming(unfinished):
+            pq.write_table(pa.Table.from_pylist(self.records, self.schema), unfinished)
         unfinished.replace(self.folder / f"{name}.parquet")
         self.records = []

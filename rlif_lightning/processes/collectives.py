@@ -8,7 +8,9 @@ over every process.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -86,6 +88,15 @@ def all_process_attempt(work: Callable[[], T]) -> T:
         if said is not None:
             raise RuntimeError(f"process {number} failed: {said}")
     return result
+
+
+def is_collectives_error(error: BaseException) -> bool:
+    """Whether a collective failed while it ran, as where another process is gone; not one that was called wrongly."""
+    if isinstance(error, dist.DistError):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = bool(frames) and frames[-1].filename.startswith(str(Path(dist.__file__).parent))
+    return inside and isinstance(error, RuntimeError)
 
 
 def all_rank_distinct(values: Collection[str]) -> int:

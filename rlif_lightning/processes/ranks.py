@@ -8,6 +8,12 @@ on all of them (``collectives.agreed``), and the first alone writes rows down.
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
 import torch.distributed as dist
 
 _rows_are_shared = False
@@ -37,3 +43,30 @@ def data_rank() -> int:
 def writes_rows() -> bool:
     """Whether it is this process that writes its rows into files."""
     return num_processes() == num_data_ranks() or dist.get_rank() == 0
+
+
+def own_place() -> tuple[str, int]:
+    """Name of this machine and this process's pid, for the others to tell whether it is gone."""
+    return socket.gethostname(), os.getpid()
+
+
+def gone(places: Sequence[tuple[str, int]]) -> list[int]:
+    """Numbers of the processes that have ended, among those of this machine: others cannot be seen from here.
+
+    Args:
+        places: of all processes, by number.
+    """
+    here = socket.gethostname()
+    return [number for number, (host, pid) in enumerate(places) if host == here and not _lives(pid)]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with suppress(OSError):  # where there is no /proc, one that nobody has waited for yet counts as alive
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return True

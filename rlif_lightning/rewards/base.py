@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.masked import masked_std
-from rlif_lightning.processes.collectives import agreed, all_rank_sum
+from rlif_lightning.processes.collectives import agreed, all_rank_sum, is_collectives_error
 from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.functional import without_length
 
@@ -237,6 +237,8 @@ class RewardSet(nn.Module):
         try:
             output = head(visible)
         except Exception as error:
+            if is_collectives_error(error):
+                raise  # another process was lost, which is no fault of a head or of a completion
             raise RuntimeError(
                 f"reward head {name!r} ({type(head).__name__}) raised {type(error).__name__}: {error}\n"
                 f"while scoring completions such as {_excerpt(rollout)}"

@@ -6,6 +6,7 @@ and ``same_behaviour`` (what is compared), ``BehaviourVote``. How code is shut i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -112,13 +113,20 @@ def _number(value: Any) -> int | float | None:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def behaviour_labels(behaviours: Sequence[str | None], group_size: int) -> list[str | None]:
-    """For each behaviour the number of the row that stands for its cluster, as a text to vote with; None stays.
+def behaviour_labels(behaviours: Sequence[str | None], group_size: int, rows: Sequence[int]) -> list[str | None]:
+    """For each behaviour a name of its cluster, as a text to vote with; None stays.
 
-    As with answers, each is compared with one representative per cluster, the most frequent texts first.
+    As with answers, each is compared with one representative per cluster, the most frequent texts first. Names are
+    united over processes and over problems, so a name is a checksum of what every process knows alike: the problem's
+    row in the data set and the representative.
+
+    Args:
+        behaviours: B behaviours, prompt-major.
+        group_size: G.
+        rows: of each of the P problems in the data set.
     """
     labels: list[str | None] = [None] * len(behaviours)
-    for start in range(0, len(behaviours), group_size):
+    for start, problem in zip(range(0, len(behaviours), group_size), rows, strict=True):
         counts = Counter(text for text in behaviours[start : start + group_size] if text is not None)
         opened: list[tuple[Any, str]] = []
         known: dict[str, str] = {}
@@ -126,12 +134,18 @@ def behaviour_labels(behaviours: Sequence[str | None], group_size: int) -> list[
             value = json.loads(text)
             label = next((label for first, label in opened if same_behaviour(first, value)), None)
             if label is None:
-                label = str(behaviours.index(text, start))
+                label = _name(problem, text)
                 opened.append((value, label))
             known[text] = label
         for row in range(start, start + group_size):
             labels[row] = known.get(behaviours[row] or "")
     return labels
+
+
+def _name(problem: int, representative: str) -> str:
+    """A whole number of 64 bits: a vote compares such answers exactly, and texts of digits and letters not always."""
+    checksum = hashlib.sha256(f"{problem} {representative}".encode()).digest()
+    return str(int.from_bytes(checksum[:8], "big"))
 
 
 class BehaviourVote(RewardHead):
@@ -192,7 +206,7 @@ class BehaviourVote(RewardHead):
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         group_size = rollout.group_size
-        labels = behaviour_labels(self.behaviours(rollout), group_size)
+        labels = behaviour_labels(self.behaviours(rollout), group_size, rollout.prompts.index.tolist())
         settings = (group_size, self.mode, self.denominator, self.min_parseable)
         scores = vote_shares(labels, *settings, entropy_range=self.entropy_range)
         log = vote_metrics(labels, group_size, self.denominator, self.min_parseable)

@@ -26,7 +26,7 @@ class LocalVLLM:
         options: further arguments of ``vllm.LLM``.
 
     Raises:
-        ValueError: vLLM is not installed.
+        ValueError: vLLM is not installed, or does not take the model with these options.
     """
 
     def __init__(self, model: str, options: dict[str, Any]):
@@ -43,7 +43,13 @@ class LocalVLLM:
         self.vllm = vllm
         fixed = {"load_format": "dummy", "logprobs_mode": "processed_logprobs", "worker_extension_cls": WORKER}
         with isolate_rng():  # vLLM seeds every generator of the process
-            self.llm = vllm.LLM(model=model, **fixed, **options)
+            try:
+                self.llm = vllm.LLM(model=model, **fixed, **options)
+            except ValueError as error:  # pydantic's, of many lines, among others
+                said = " ".join(str(error).split())
+                raise ValueError(
+                    f"vLLM refuses model.policy.name={model!r} with model.engine.init_args.options={options}: {said}"
+                ) from error
         self.max_length: int = self.llm.llm_engine.model_config.max_model_len
 
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:

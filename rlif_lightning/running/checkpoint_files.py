@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from rlif_lightning.processes.collectives import all_process_attempt
-from rlif_lightning.running.checkpoint_names import remove_checkpoint, unfinished_name
+from rlif_lightning.running.checkpoint_names import SUFFIX, place_of, remove_checkpoint, unfinished_name
 
 FILES = "files.json"  # in a folder of shards: name -> size of each file
 
@@ -36,11 +36,12 @@ class CheckpointFile(TorchCheckpointIO):
         """Write under a temporary name, force to the disk, rename.
 
         Raises:
-            OSError: or RuntimeError, if it could not be written; what was written is removed.
+            OSError: the disk did not take it; names the path. What was written is removed.
+            Exception: whatever torch and pickle raise where something cannot be written at all.
         """
         try:
             self._write(checkpoint, Path(path))
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # another process waits to hear of it, whatever its class
             if not self.deferred:
                 raise
             self.failure = error
@@ -53,8 +54,10 @@ class CheckpointFile(TorchCheckpointIO):
                 torch.save(checkpoint, file)
             _force_to_disk(unfinished)
             os.replace(unfinished, path)
-        except BaseException:
+        except BaseException as error:
             unfinished.unlink(missing_ok=True)
+            if (said := _disk_error(error)) is not None:
+                raise OSError(said.errno, said.strerror, str(path)) from error
             raise
         _force_to_disk(path.parent)
 
@@ -94,7 +97,19 @@ def _told(failure: BaseException | None) -> str | None:
 
 def unwritten(path: Path, failure: str) -> RuntimeError:
     """What to raise, on every rank, for a checkpoint that could not be written."""
-    return RuntimeError(f"the checkpoint {path} could not be written ({failure}); what was saved before it is whole")
+    others = [other for other in path.parent.glob(f"*{SUFFIX}") if other.name != path.name]
+    newest = max(others, key=place_of, default=None)
+    left = "nothing was saved in its folder before it"
+    if newest is not None:
+        left = f"{newest}, saved before it, is whole; make room, and go on from it"
+    return RuntimeError(f"the checkpoint {path} could not be written ({failure}); {left}")
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """What the disk said: torch raises an error about positions in its archive on top of it."""
+    while error is not None and not (isinstance(error, OSError) and error.errno is not None):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def write_together(path: Path, write: Callable[[], Any]) -> None:
@@ -112,7 +127,7 @@ def write_together(path: Path, write: Callable[[], Any]) -> None:
 
     try:
         all_process_attempt(part)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         raise unwritten(path, str(_told(error))) from error
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from rlif_lightning.learning.token_budget import is_out_of_memory
+from rlif_lightning.processes.collectives import all_process_objects
+from rlif_lightning.processes.ranks import gone, own_place
 from rlif_lightning.running.events import append_event
 from rlif_lightning.running.own_files import OwnFiles, own_files, told_only
 from rlif_lightning.running.stop_signals import INTERRUPTED
@@ -101,8 +104,13 @@ def _at_max_steps(trainer: Trainer) -> bool:
     return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
 
 
-def ending_of_error(error: BaseException) -> Ending:
-    """How a run ends that an exception ended."""
+def ending_of_error(error: BaseException, places: Sequence[tuple[str, int]] = ()) -> Ending:
+    """How a run ends that an exception ended.
+
+    Args:
+        error: the exception.
+        places: of all processes, by number, to say which one was lost; see :func:`own_place`.
+    """
     if isinstance(error, KeyboardInterrupt):
         return Ending("signal", "interrupted at once, unsaved", INTERRUPTED)
     if isinstance(error, SystemExit):
@@ -115,8 +123,17 @@ def ending_of_error(error: BaseException) -> Ending:
     if any(is_out_of_memory(each) or str(each).startswith("out of memory") for each in chain):
         return Ending("memory", text, FAILED)
     if any(isinstance(each, dist.DistError) or LOST.search(str(each)) for each in chain) and dist.is_initialized():
-        return Ending("lost_process", f"another process is gone: {text}", FAILED)
+        return Ending("lost_process", f"{_lost(places)} is gone: {text}", FAILED)
     return Ending("error", text, MISTAKEN if own_mistake(error) is not None else FAILED)
+
+
+def _lost(places: Sequence[tuple[str, int]]) -> str:
+    """Which process it was; its connections close a moment before the process is gone."""
+    for _ in range(10):
+        if numbers := gone(places):
+            return " and ".join(f"process {number} (pid {places[number][1]})" for number in numbers)
+        time.sleep(0.1)
+    return "another process"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -149,16 +166,21 @@ class RunEnd(Callback):
     def __init__(self) -> None:
         self.own: OwnFiles | None = None
         self.ending: Ending | None = None
+        self.places: list[tuple[str, int]] = []
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find the folder (a collective)."""
         dry: Any = trainer
         if stage == "fit" and not dry.fast_dev_run:
             self.own, self.ending = own_files(trainer), None
+            self.places = all_process_objects(own_place())
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """The run ends with an error or a signal, or an evaluation after it does."""
-        self._write(trainer, ending_of_error(exception))
+        ending = ending_of_error(exception, self.places)
+        if ending.reason == "lost_process":
+            print(f"error: {ending.message}; --ckpt_path=auto goes on", file=sys.stderr, flush=True)
+        self._write(trainer, ending)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """The run ended by itself, and every callback had its ``on_train_end``."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlif_lightning.running.run_folder import run_folder
+from rlif_lightning.running.run_folder import naming, run_folder
 
 FILE = "events.jsonl"
 
@@ -44,7 +44,7 @@ def append_event(folder: Path, event: Mapping[str, Any], values: Mapping[str, fl
     """Append one event from this process alone; see :func:`record_event`."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: _plain(value) for name, value in values.items()}
-    with (folder / FILE).open("a", encoding="utf-8") as file:
+    with naming(folder / FILE), (folder / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps({**event, "values": plain}, allow_nan=False) + "\n")
 
 

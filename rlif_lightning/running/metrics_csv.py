@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from rlif_lightning.running.run_folder import naming
 
 
 class MetricsTable(CSVLogger):
@@ -25,6 +28,11 @@ class MetricsTable(CSVLogger):
 
 
 class _Writer(ExperimentWriter):
+    def save(self) -> None:
+        """As Lightning's; an error names the file."""
+        with naming(Path(self.metrics_file_path)):
+            super().save()
+
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Lightning empties the file and writes it again: a process killed in between would lose every row."""
         unfinished = f"{self.metrics_file_path}.unfinished"

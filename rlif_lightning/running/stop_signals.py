@@ -8,6 +8,7 @@ collective inside the handler, where other ranks are somewhere else, and end wit
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -30,6 +31,8 @@ class StopSignals(_SignalConnector):
     def __init__(self, trainer: Trainer):
         super().__init__(trainer)
         self.asked = {TRY_AGAIN: False, INTERRUPTED: False}
+        # A process that torchrun started is an orphan once its parent is another one: nobody would ever stop it.
+        self.launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.finishes_steps = False  # true while steps are run at whose end somebody looks
 
     def register_signal_handlers(self) -> None:
@@ -50,7 +53,13 @@ class StopSignals(_SignalConnector):
             raise SystemExit(TRY_AGAIN)
 
     def agreed(self) -> int | None:
-        """The exit code that a signal to any process asks for, None if there was none (a collective)."""
+        """The exit code that a signal to any process asks for, None if there was none (a collective).
+
+        That torchrun is gone counts as a signal to stop.
+        """
+        if self.launcher not in (None, os.getppid()) and not self.asked[TRY_AGAIN]:
+            self.asked[TRY_AGAIN] = True
+            print("torchrun is gone: saving, then ending", file=sys.stderr, flush=True)
         mine = torch.tensor([self.asked[code] for code in self.asked], dtype=torch.int64)
         votes = all_process_sum(mine.to(self.trainer.strategy.root_device)).tolist()
         return next((code for code, count in zip(self.asked, votes, strict=True) if count), None)

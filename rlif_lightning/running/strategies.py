@@ -158,6 +158,19 @@ class TensorParallelStrategy(DividedStrategy):
         return load_part_of_file(path, self.model, self.optimizers, self.lightning_module.strict_loading)
 
 
+def check_readable(checkpoint: Path | None, strategy: Strategy) -> None:
+    """Refuse a folder of shards under a strategy that reads files.
+
+    Raises:
+        ValueError: names the checkpoint and the overlay.
+    """
+    if checkpoint is not None and checkpoint.is_dir() and not isinstance(strategy, DividedStrategy):
+        raise ValueError(
+            f"ckpt_path={checkpoint} is a folder of shards, which trainer.strategy={type(strategy).__name__} cannot"
+            " read; add --config configs/strategy/fsdp2.yaml (with --trainer.devices=1 for one process)"
+        )
+
+
 def build_policy(policy: Policy, strategy: Strategy | None, frozen: bool = False) -> PolicyModel:
     """The policy or, ``frozen``, its reference model, divided if the strategy says so (a collective then).
 
