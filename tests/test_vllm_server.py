@@ -5,6 +5,7 @@ The stand-in is a real HTTP server whose sampler is the native engine (tests/sta
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -22,7 +23,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
-from stand_in_server import StandIn, stand_in
+from stand_in_server import StandIn, Worker, stand_in
+from test_callbacks import marked
 from test_configs import build
 from test_distributed import BASE as TWO_ROLLOUTS
 from test_distributed import QUIET, ROOT, assert_same_metrics, assert_same_weights, launch, on, weights
@@ -385,6 +387,33 @@ def test_the_command_line_trains_with_it(served, tmp_path):
     assert len(rows) == 2
     assert all(0 < float(row["rollout/engine_gap"]) < 1e-3 for row in rows)
     assert not list((tmp_path / "weights").iterdir())
+
+
+def keep_the_first_weights(worker: Worker) -> None:
+    """Every hand-over is taken and its id kept, but completions are drawn with the weights of the first one."""
+    real, reload, first = worker.policy, worker.reload_weights, []
+
+    def load(weights_iterator):
+        worker.policy = real
+        reload(weights_iterator)
+        first.append(copy.deepcopy(real))
+        worker.policy = first[0]
+
+    worker.reload_weights = load
+
+
+def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(standing, tmp_path):
+    """At default settings, whose absolute bound of 0.5 nats would let hundreds of such rollouts pass."""
+    keep_the_first_weights(standing.worker)
+    settings = {"server": standing.url, "weights_folder": tmp_path / "weights"}
+    arguments = [f"--model.engine.{name}={value}" for name, value in settings.items()]
+    with pytest.warns(UserWarning, match=r"SamplerGap, rollout 2: rollout/engine_gap is .* nats, more than 4 times"):
+        fit(tmp_path, "--model.engine=VLLMServerEngine", *arguments)
+    gaps = [float(row["rollout/engine_gap"]) for row in metrics(tmp_path) if row["rollout/engine_gap"]]
+    assert gaps[0] < 1e-5
+    assert 1e-3 < gaps[1] < 0.5
+    (event,) = marked(tmp_path / "version_0")
+    assert event["values"]["figure"] == "rollout/engine_gap"
 
 
 @pytest.mark.slow
