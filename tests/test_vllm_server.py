@@ -164,6 +164,30 @@ def test_half_loaded_weights_have_no_id(standing, tmp_path):
     assert worker.policy_id == ""
 
 
+def test_weights_that_the_model_does_not_take_are_refused(standing, tmp_path):
+    """It reads them, or not, and keeps what it had."""
+    server, worker, policy = client(standing, tmp_path), standing.worker, changed()
+    server.load(merged_weights(policy))
+    for reload in (lambda weights_iterator: None, lambda weights_iterator: list(weights_iterator)):
+        worker.reload_weights = reload
+        server.load(merged_weights(policy))  # the same ones change nothing
+        with pytest.raises(RuntimeError, match="the model kept its weights: other ones were given"):
+            server.load(merged_weights(changed(scale=0.1)))
+        assert worker.policy_id == ""
+        with pytest.raises(RuntimeError, match="the model kept its weights"):
+            server.load(merged_weights(policy))
+
+
+def test_weights_that_cannot_all_be_seen_are_not_judged(standing, tmp_path):
+    """As where vLLM keeps a packed copy of a weight alone, or this worker has a part of it."""
+    server, worker = client(standing, tmp_path), standing.worker
+    real = worker.policy.causal_lm
+    worker.model_runner.get_model = lambda: real.model.norm
+    worker.reload_weights = lambda weights_iterator: None
+    server.load(merged_weights(changed()))
+    server.load(merged_weights(changed(scale=0.1)))
+
+
 def test_a_folder_that_cannot_be_written_is_named(standing, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RuntimeError, match=r"weights_folder=.*/file: the weights cannot be written"):
