@@ -331,7 +331,7 @@ def test_stale_weights_stop_the_run(served, tmp_path):
     policy = changed()
     engine = engine_of(served, tmp_path)
     engine.setup(policy, 7)
-    engine.synchronize()
+    engine.generate(prompts_of(policy), GROUP, PLAIN, 0)
     with torch.no_grad():
         policy.causal_lm.get_output_embeddings().weight.mul_(1.3)
     engine.loaded = fingerprint(policy)  # as if they had been handed over
@@ -398,6 +398,21 @@ def test_a_server_of_another_model_is_refused(served, tmp_path, tiny_models):
     engine.setup(PolicyModel(Policy(str(tiny_models["llama"]))), 7)
     with pytest.raises(ValueError, match=r"serves another model than the policy: \w+=.* instead of .*--model"):
         engine.synchronize()
+
+
+@pytest.mark.parametrize("base", [300.0, 10000.0])
+def test_a_model_of_the_same_shapes_with_other_settings_is_refused(standing, tmp_path, base):
+    """At the default max_gap: a served model whose rotary positions have another base than the policy's 1000."""
+    served, folder = standing.worker.policy.causal_lm, tmp_path / "model"
+    served.config.rope_parameters["rope_theta"] = base
+    served.save_pretrained(folder)
+    standing.worker.policy.tokenizer.save_pretrained(folder)
+    with stand_in(str(folder)) as other:
+        engine = engine_of(other, tmp_path, max_gap=0.5)
+        policy = PolicyModel(Policy("rlif-arithmetic"))
+        engine.setup(policy, 7)
+        with pytest.raises(RuntimeError, match=r"of greedy tokens differ from the policy's by .*rope_theta"):
+            engine.generate(prompts_of(policy), GROUP, PLAIN, 0)
 
 
 def arguments_for(served, folder: Path) -> list[str]:
@@ -513,7 +528,7 @@ def test_a_failure_of_one_process_ends_all(standing, tmp_path, fault):
     elif fault == "request":
         standing.answers["/v1/completions"] = [(400, {"error": {"message": "not this one"}})]
     else:
-        wrong = [choice(index, [5, 2], "stop") for index in range(4)]
+        wrong = [choice(0, [5] * 8, "length")]  # to a prompt of the first, greedy comparison
         standing.answers["/v1/completions"] = [(200, {"choices": wrong})]
     own, others = FAULTS[fault]
     told = both_end(tmp_path, arguments)
