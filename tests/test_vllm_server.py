@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.request
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +52,7 @@ REQUEST = {"n": 2, "seed": 5, "temperature": 1.0, "max_tokens": 4, "min_tokens":
         ({"server": "127.0.0.1:8000"}, r"server='127.0.0.1:8000' must be a URL, http://host:port"),
         ({"server": "http://"}, "must be a URL"),
         ({"timeout": 0.0}, "timeout=0.0 must be positive"),
+        ({"key_variable": "sk-12"}, "key_variable must be the name of an environment variable, and not the key"),
         ({"max_ratio": 0.5}, "max_ratio=0.5 must be at least 1"),
     ],
 )
@@ -243,6 +245,32 @@ def test_a_request_that_is_refused_is_told(standing, tmp_path):
     standing.answers["/v1/completions"] = [(400, {"error": {"message": "min_tokens must be positive"}})]
     with pytest.raises(RuntimeError, match=r"answered 400 to /v1/completions: min_tokens must be positive"):
         server.generate([[4, 5]], [REQUEST])
+
+
+def test_the_key_comes_from_the_environment_and_is_never_told(standing, tmp_path, monkeypatch):
+    standing.key = "sesame-7"
+    keyed = partial(VLLMServer, standing.url, str(tmp_path), 20.0, CONFIG)
+    monkeypatch.setenv("SERVER_KEY", "sesame-7")
+    policy = changed(scale=0.0)
+    engine = engine_of(standing, tmp_path, key_variable="SERVER_KEY")
+    engine.setup(policy, 7)
+    assert gap_of(engine.generate(prompts_of(policy), GROUP, PLAIN, 0)) < 1e-3
+    with pytest.raises(
+        RuntimeError, match=r"401 to /v1/completions: it wants an API key; .* model.engine.key_variable"
+    ):
+        keyed().generate([[4, 5]], [REQUEST])
+    monkeypatch.setenv("SERVER_KEY", "not-this-one")
+    with pytest.raises(RuntimeError, match=r"does not take the API key in the environment variable SERVER_KEY") as told:
+        keyed("SERVER_KEY").generate([[4, 5]], [REQUEST])
+    assert "not-this-one" not in str(told.value)
+    assert "\n" not in str(told.value)
+    standing.answers["/collective_rpc"] = [(401, {"error": "Unauthorized"})]
+    with pytest.raises(RuntimeError, match=r"401 to /collective_rpc: .*SERVER_KEY"):
+        keyed("SERVER_KEY")
+    for value, said in (("", "is not set"), ("a\nb", "printable ASCII")):
+        monkeypatch.setenv("SERVER_KEY", value)
+        with pytest.raises(ValueError, match=f"key_variable=SERVER_KEY: this environment variable .*{said}"):
+            keyed("SERVER_KEY")
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/collective_rpc"])

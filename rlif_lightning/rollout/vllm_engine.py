@@ -219,6 +219,8 @@ class VLLMServerEngine(VLLMEngine):
         max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the run: the engine does
             not have the policy's weights then.
         scoring_tokens: token budget of one pass that scores completions.
+        key_variable: name of the environment variable that holds the server's API key, sent as `Authorization: Bearer`;
+            null = it needs none. The key itself is never a setting, so that no configuration or checkpoint holds it.
 
     Raises:
         ValueError: a setting out of range, or no URL.
@@ -232,13 +234,17 @@ class VLLMServerEngine(VLLMEngine):
         max_ratio: float | None = 2.0,
         max_gap: float = 0.5,
         scoring_tokens: int = 8192,
+        key_variable: str | None = None,
     ):
         super().__init__(None, max_ratio, max_gap, scoring_tokens)
         if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).hostname:
             raise ValueError(f"server={server!r} must be a URL, http://host:port")
         if not timeout > 0:
             raise ValueError(f"timeout={timeout} must be positive, in seconds")
+        if key_variable is not None and not key_variable.isidentifier():
+            raise ValueError("key_variable must be the name of an environment variable, and not the key itself")
         self.server, self.weights_folder, self.timeout = server, weights_folder, timeout
+        self.key_variable = key_variable
 
     def _start(self) -> VLLMServer:
         if num_processes() > 1 and not is_distributed():
@@ -246,4 +252,5 @@ class VLLMServerEngine(VLLMEngine):
                 "engine VLLMServerEngine does not work under tensor parallelism (trainer.strategy), whose processes"
                 " have the same rows; use NativeEngine, or --config configs/strategy/fsdp2.yaml"
             )
-        return VLLMServer(self.server, self.weights_folder, self.timeout, self.policy.causal_lm.config)
+        config = self.policy.causal_lm.config
+        return VLLMServer(self.server, self.weights_folder, self.timeout, config, self.key_variable)
