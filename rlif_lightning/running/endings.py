@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from rlif_lightning.learning.token_budget import is_out_of_memory
+from rlif_lightning.model.out_of_memory import is_out_of_memory
 from rlif_lightning.running.events import append_event
 from rlif_lightning.running.own_files import OwnFiles, own_files, told_only
 from rlif_lightning.running.stop_signals import INTERRUPTED
