@@ -22,6 +22,10 @@ def refused() -> None:
     torch.empty(UNREASONABLE)
 
 
+def wrong_shape() -> None:
+    torch.ones(2).reshape(3)
+
+
 def accelerator() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
@@ -84,7 +88,7 @@ def test_other_errors_are_not_taken_for_it(tiny_models):
     policy = load(tiny_models["llama"])
     engine = NativeEngine()
     engine.setup(policy, seed=7)
-    short_of_memory(policy, 1, lambda: torch.ones(2).reshape(3))
+    short_of_memory(policy, 1, wrong_shape)
     with pytest.raises(RuntimeError, match="shape"):
         engine.generate(prompts_of(policy, [0, 1]), GROUP, SAMPLINGS["hot"], 0)
 
