@@ -49,6 +49,7 @@ class StandIn(ThreadingHTTPServer):
     Attributes:
         asked: (path, body) of every request.
         answers: path -> (status, body) of the next requests to it; the real answer when none is left.
+        key: what must come as ``Authorization: Bearer``, as vLLM asks under /v1 with ``--api-key``; None = nothing.
         hang: paths that are not answered until ``released`` is set.
     """
 
@@ -62,6 +63,7 @@ class StandIn(ThreadingHTTPServer):
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.answers: dict[str, list[tuple[int, Any]]] = {}
         self.hang: set[str] = set()
+        self.key: str | None = None
         self.released = threading.Event()
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -110,7 +112,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        status, answer = self.server.answer(self.path, body)
+        key = self.server.key
+        if key is not None and self.path.startswith("/v1") and self.headers["Authorization"] != f"Bearer {key}":
+            status, answer = 401, {"error": "Unauthorized"}
+        else:
+            status, answer = self.server.answer(self.path, body)
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))

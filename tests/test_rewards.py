@@ -253,6 +253,7 @@ def test_scores_of_any_number_type_become_float32():
         ({"a": {"weight": 0.0}, "b": {"weight": 0.0}}, r"rewards=\['a', 'b'\]: at least one"),
         ({"a": {"gate": Gate("vote", 1.0)}}, r"gate of reward 'a' names 'vote'; known heads: \['a'\]"),
         ({"a b": {}}, "'a b' must be a plain identifier"),
+        ({"../a": {}}, r"'\.\./a' must be a plain identifier"),
         ({"a": {"weight": math.nan}}, "weight=nan"),
     ],
 )

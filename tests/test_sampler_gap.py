@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from test_callbacks import marked
 from test_run import fit, metrics
 
 from callbacks import SamplerGap
+from callbacks.sampler_gap import GapTrend
 from rlif_lightning.rollout.native import NativeEngine
 
 
@@ -43,6 +45,50 @@ def test_stale_weights_trip_the_alarm(tmp_path):
 def test_half_precision_rounds_below_its_bound(tmp_path):
     fit(tmp_path, "--trainer.precision=bf16-mixed", "--trainer.limit_train_batches=1")  # a warning would be an error
     assert float(metrics(tmp_path)[0]["policy/sampler_gap"]) < 0.1
+
+
+BF16_GAPS = [0.0129, 0.0087, 0.0114]  # a healthy run with vLLM in bfloat16 (docs/vllm.md)
+
+
+def alarms(gaps: list[float], bound: float = 0.5, floor: float | None = 1e-3, factor: float | None = 4.0) -> list[int]:
+    """The rollouts, from 1, at which a gap is told."""
+    trend = GapTrend(bound, floor, factor)
+    told = []
+    for number, gap in enumerate(gaps, 1):
+        trend.see(gap)
+        told += [number] if trend.told else []
+    return told
+
+
+def test_a_gap_is_judged_by_the_run_s_first_rollouts():
+    stale = [0.002 + 0.169 * step / 19 for step in range(20)]  # 0.002 to 0.171: a sampler that kept its first weights
+    assert alarms(stale) == [2]
+    assert alarms(BF16_GAPS * 10) == []
+    assert alarms([0.01, 0.02, 0.03, 0.079, 0.081]) == [5]  # the median of the first three is 0.02
+    assert alarms([0.002, 0.05, 0.002, 0.05]) == [2]  # not rising the second time
+    assert alarms([0.002, 0.05, 0.06, 0.07]) == [2]  # once, as long as it stays
+    assert alarms([1e-7, 9e-5], bound=1e-3, floor=None) == []  # ten times below the bound all is rounding
+    assert alarms([1e-7, 11e-5], bound=1e-3, floor=None) == [2]
+    assert alarms([float("nan"), 0.002, float("nan"), 0.01]) == [4]  # nothing was measured
+    assert alarms([0.002, 0.01], factor=None) == []
+    assert alarms([0.002, 0.6], factor=None) == [2]  # the bound holds all the same
+
+
+def test_the_trend_goes_on_from_a_checkpoint():
+    before = SamplerGap()
+    for gap in (0.002, 0.003):
+        before.trend("rollout/engine_gap", 0.5).see(gap)
+    after = SamplerGap()
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    trend = after.trend("rollout/engine_gap", 0.5)
+    trend.see(0.009)
+    assert trend.told  # of a new trend it would be the first gap
+    SamplerGap().load_state_dict({"above": True})  # as version 0.2 wrote it
+
+
+def test_a_factor_is_more_than_one():
+    with pytest.raises(ValueError, match="factor=1 must be more than 1"):
+        SamplerGap(factor=1)
 
 
 def test_a_bound_is_positive():

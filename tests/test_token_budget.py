@@ -12,7 +12,8 @@ from test_run import assert_same, fit, metrics, parameters
 
 from rlif_lightning import cli
 from rlif_lightning.learning import token_budget
-from rlif_lightning.learning.token_budget import TokenBudget, is_out_of_memory
+from rlif_lightning.learning.token_budget import TokenBudget
+from rlif_lightning.model.out_of_memory import is_out_of_memory
 
 UNREASONABLE = 2**46  # float32 numbers that no allocator gives
 

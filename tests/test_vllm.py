@@ -183,6 +183,7 @@ def test_stale_weights_stop_the_run(local):
     local.setup(policy, 7)
     assert local.synchronize()
     assert not local.synchronize()
+    local.generate(prompts_of(policy), GROUP, PLAIN, 0)
     with torch.no_grad():
         policy.causal_lm.get_output_embeddings().weight.mul_(1.3)
     local.loaded = fingerprint(policy)  # as if they had been handed over

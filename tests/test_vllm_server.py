@@ -5,6 +5,7 @@ The stand-in is a real HTTP server whose sampler is the native engine (tests/sta
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -16,13 +17,15 @@ import threading
 import time
 import urllib.request
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
-from stand_in_server import StandIn, stand_in
+from stand_in_server import StandIn, Worker, stand_in
+from test_callbacks import marked
 from test_configs import build
 from test_distributed import BASE as TWO_ROLLOUTS
 from test_distributed import QUIET, ROOT, assert_same_metrics, assert_same_weights, launch, on, weights
@@ -49,6 +52,7 @@ REQUEST = {"n": 2, "seed": 5, "temperature": 1.0, "max_tokens": 4, "min_tokens":
         ({"server": "127.0.0.1:8000"}, r"server='127.0.0.1:8000' must be a URL, http://host:port"),
         ({"server": "http://"}, "must be a URL"),
         ({"timeout": 0.0}, "timeout=0.0 must be positive"),
+        ({"key_variable": "sk-12"}, "key_variable must be the name of an environment variable, and not the key"),
         ({"max_ratio": 0.5}, "max_ratio=0.5 must be at least 1"),
     ],
 )
@@ -162,6 +166,30 @@ def test_half_loaded_weights_have_no_id(standing, tmp_path):
     assert worker.policy_id == ""
 
 
+def test_weights_that_the_model_does_not_take_are_refused(standing, tmp_path):
+    """It reads them, or not, and keeps what it had."""
+    server, worker, policy = client(standing, tmp_path), standing.worker, changed()
+    server.load(merged_weights(policy))
+    for reload in (lambda weights_iterator: None, lambda weights_iterator: list(weights_iterator)):
+        worker.reload_weights = reload
+        server.load(merged_weights(policy))  # the same ones change nothing
+        with pytest.raises(RuntimeError, match="the model kept its weights: other ones were given"):
+            server.load(merged_weights(changed(scale=0.1)))
+        assert worker.policy_id == ""
+        with pytest.raises(RuntimeError, match="the model kept its weights"):
+            server.load(merged_weights(policy))
+
+
+def test_weights_that_cannot_all_be_seen_are_not_judged(standing, tmp_path):
+    """As where vLLM keeps a packed copy of a weight alone, or this worker has a part of it."""
+    server, worker = client(standing, tmp_path), standing.worker
+    real = worker.policy.causal_lm
+    worker.model_runner.get_model = lambda: real.model.norm
+    worker.reload_weights = lambda weights_iterator: None
+    server.load(merged_weights(changed()))
+    server.load(merged_weights(changed(scale=0.1)))
+
+
 def test_a_folder_that_cannot_be_written_is_named(standing, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RuntimeError, match=r"weights_folder=.*/file: the weights cannot be written"):
@@ -217,6 +245,32 @@ def test_a_request_that_is_refused_is_told(standing, tmp_path):
     standing.answers["/v1/completions"] = [(400, {"error": {"message": "min_tokens must be positive"}})]
     with pytest.raises(RuntimeError, match=r"answered 400 to /v1/completions: min_tokens must be positive"):
         server.generate([[4, 5]], [REQUEST])
+
+
+def test_the_key_comes_from_the_environment_and_is_never_told(standing, tmp_path, monkeypatch):
+    standing.key = "sesame-7"
+    keyed = partial(VLLMServer, standing.url, str(tmp_path), 20.0, CONFIG)
+    monkeypatch.setenv("SERVER_KEY", "sesame-7")
+    policy = changed(scale=0.0)
+    engine = engine_of(standing, tmp_path, key_variable="SERVER_KEY")
+    engine.setup(policy, 7)
+    assert gap_of(engine.generate(prompts_of(policy), GROUP, PLAIN, 0)) < 1e-3
+    with pytest.raises(
+        RuntimeError, match=r"401 to /v1/completions: it wants an API key; .* model.engine.key_variable"
+    ):
+        keyed().generate([[4, 5]], [REQUEST])
+    monkeypatch.setenv("SERVER_KEY", "not-this-one")
+    with pytest.raises(RuntimeError, match=r"does not take the API key in the environment variable SERVER_KEY") as told:
+        keyed("SERVER_KEY").generate([[4, 5]], [REQUEST])
+    assert "not-this-one" not in str(told.value)
+    assert "\n" not in str(told.value)
+    standing.answers["/collective_rpc"] = [(401, {"error": "Unauthorized"})]
+    with pytest.raises(RuntimeError, match=r"401 to /collective_rpc: .*SERVER_KEY"):
+        keyed("SERVER_KEY")
+    for value, said in (("", "is not set"), ("a\nb", "printable ASCII")):
+        monkeypatch.setenv("SERVER_KEY", value)
+        with pytest.raises(ValueError, match=f"key_variable=SERVER_KEY: this environment variable .*{said}"):
+            keyed("SERVER_KEY")
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/collective_rpc"])
@@ -305,7 +359,7 @@ def test_stale_weights_stop_the_run(served, tmp_path):
     policy = changed()
     engine = engine_of(served, tmp_path)
     engine.setup(policy, 7)
-    engine.synchronize()
+    engine.generate(prompts_of(policy), GROUP, PLAIN, 0)
     with torch.no_grad():
         policy.causal_lm.get_output_embeddings().weight.mul_(1.3)
     engine.loaded = fingerprint(policy)  # as if they had been handed over
@@ -374,6 +428,21 @@ def test_a_server_of_another_model_is_refused(served, tmp_path, tiny_models):
         engine.synchronize()
 
 
+@pytest.mark.parametrize("base", [300.0, 10000.0])
+def test_a_model_of_the_same_shapes_with_other_settings_is_refused(standing, tmp_path, base):
+    """At the default max_gap: a served model whose rotary positions have another base than the policy's 1000."""
+    served, folder = standing.worker.policy.causal_lm, tmp_path / "model"
+    served.config.rope_parameters["rope_theta"] = base
+    served.save_pretrained(folder)
+    standing.worker.policy.tokenizer.save_pretrained(folder)
+    with stand_in(str(folder)) as other:
+        engine = engine_of(other, tmp_path, max_gap=0.5)
+        policy = PolicyModel(Policy("rlif-arithmetic"))
+        engine.setup(policy, 7)
+        with pytest.raises(RuntimeError, match=r"of greedy tokens differ from the policy's by .*rope_theta"):
+            engine.generate(prompts_of(policy), GROUP, PLAIN, 0)
+
+
 def arguments_for(served, folder: Path) -> list[str]:
     settings = {"server": served.url, "weights_folder": folder / "weights", "timeout": 60.0, "max_gap": 1e-3}
     return ["--model.engine=VLLMServerEngine", *(f"--model.engine.{name}={value}" for name, value in settings.items())]
@@ -385,6 +454,33 @@ def test_the_command_line_trains_with_it(served, tmp_path):
     assert len(rows) == 2
     assert all(0 < float(row["rollout/engine_gap"]) < 1e-3 for row in rows)
     assert not list((tmp_path / "weights").iterdir())
+
+
+def keep_the_first_weights(worker: Worker) -> None:
+    """Every hand-over is taken and its id kept, but completions are drawn with the weights of the first one."""
+    real, reload, first = worker.policy, worker.reload_weights, []
+
+    def load(weights_iterator):
+        worker.policy = real
+        reload(weights_iterator)
+        first.append(copy.deepcopy(real))
+        worker.policy = first[0]
+
+    worker.reload_weights = load
+
+
+def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(standing, tmp_path):
+    """At default settings, whose absolute bound of 0.5 nats would let hundreds of such rollouts pass."""
+    keep_the_first_weights(standing.worker)
+    settings = {"server": standing.url, "weights_folder": tmp_path / "weights"}
+    arguments = [f"--model.engine.{name}={value}" for name, value in settings.items()]
+    with pytest.warns(UserWarning, match=r"SamplerGap, rollout 2: rollout/engine_gap is .* nats, more than 4 times"):
+        fit(tmp_path, "--model.engine=VLLMServerEngine", *arguments)
+    gaps = [float(row["rollout/engine_gap"]) for row in metrics(tmp_path) if row["rollout/engine_gap"]]
+    assert gaps[0] < 1e-5
+    assert 1e-3 < gaps[1] < 0.5
+    (event,) = marked(tmp_path / "version_0")
+    assert event["values"]["figure"] == "rollout/engine_gap"
 
 
 @pytest.mark.slow
@@ -460,7 +556,7 @@ def test_a_failure_of_one_process_ends_all(standing, tmp_path, fault):
     elif fault == "request":
         standing.answers["/v1/completions"] = [(400, {"error": {"message": "not this one"}})]
     else:
-        wrong = [choice(index, [5, 2], "stop") for index in range(4)]
+        wrong = [choice(0, [5] * 8, "length")]  # to a prompt of the first, greedy comparison
         standing.answers["/v1/completions"] = [(200, {"choices": wrong})]
     own, others = FAULTS[fault]
     told = both_end(tmp_path, arguments)

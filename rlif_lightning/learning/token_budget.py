@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,17 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from rlif_lightning.model.out_of_memory import give_back, is_out_of_memory
 from rlif_lightning.processes.ranks import num_processes
 
 T = TypeVar("T")
-# What PyTorch's allocator of main memory says; on accelerators there is torch.OutOfMemoryError.
-CPU_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that no memory was left, on an accelerator or in main memory."""
-    told = isinstance(error, RuntimeError) and any(message in str(error) for message in CPU_MESSAGES)
-    return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 class TokenBudget(nn.Module):
@@ -65,9 +57,7 @@ class TokenBudget(nn.Module):
                     raise
                 self._check(error)
             # Outside of the handler, where no traceback holds the tensors of the failed attempt any more.
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            give_back()
             undo()
             half = self.tokens // 2
             self.state.copy_(torch.tensor([self.configured, half]))

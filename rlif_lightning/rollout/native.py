@@ -17,10 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlif_lightning.model.cpu_memory import HEAP
 from rlif_lightning.model.head import pieces
+from rlif_lightning.model.out_of_memory import give_back, is_out_of_memory
 from rlif_lightning.model.policy import MAX_LOGITS, PolicyModel
 from rlif_lightning.model.token_stats import token_stats
 from rlif_lightning.parallel.fsdp import whole_weights
 from rlif_lightning.processes.collectives import agreed
+from rlif_lightning.processes.ranks import num_processes
 from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.decoders import (
     Decoder,
@@ -42,6 +44,7 @@ class NativeEngine(RolloutEngine):
 
     Args:
         max_rows: completions decoded at a time; bounds the memory, whatever the size of a step. At least one group is.
+            Where memory runs out, one process draws the rollout again with half of them, and stays there.
     """
 
     def __init__(self, max_rows: int = 512):
@@ -59,7 +62,7 @@ class NativeEngine(RolloutEngine):
         training = self.policy.training
         self.policy.eval()
         with whole_weights(self.policy), _weights_cast_once(prompts.token_ids[0].device):
-            done = _Generation(self, prompts, group_size, sampling, step).run()
+            done = self._completions(prompts, group_size, sampling, step)
         HEAP.release(prompts.token_ids[0].device)
         self.policy.train(training)
         ids = pad_sequence([row.ids for row in done], batch_first=True)
@@ -69,6 +72,37 @@ class NativeEngine(RolloutEngine):
         ended = torch.tensor([row.ended for row in done], device=ids.device)
         texts = [self._text(row.ids, sampling) for row in done]
         return Rollout(prompts, ids, mask, stats, texts, ended, group_size)
+
+    def _completions(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> list[_Completion]:
+        """All completions; as memory runs out with ever fewer at a time, which draws the same ones."""
+        while True:
+            try:
+                return _Generation(self, prompts, group_size, sampling, step).run()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.max_rows = self._fewer_rows(min(self.max_groups(group_size), len(prompts)), group_size, error)
+            give_back()
+            warnings.warn(
+                f"out of memory in a rollout: it and all that follow are drawn with max_rows={self.max_rows};"
+                f" set model.engine.max_rows={self.max_rows} to begin so",
+                stacklevel=2,
+            )
+
+    @staticmethod
+    def _fewer_rows(groups: int, group_size: int, error: BaseException) -> int:
+        if groups == 1:
+            raise RuntimeError(
+                f"out of memory in a rollout with a single group of {group_size} completions at a time; lower"
+                " sampling.max_new_tokens or data.group_size"
+            ) from error
+        fewer = groups // 2 * group_size
+        if num_processes() > 1:  # another one may be inside a collective that this one would never join
+            raise RuntimeError(
+                "out of memory in a rollout on one of several ranks, which cannot draw it again on its own; resume"
+                f" (--ckpt_path=last) with a lower model.engine.max_rows, such as {fewer}"
+            ) from error
+        return fewer
 
     def decoder(self, prompts: Prompts, group_size: int, sampling: Sampling) -> Decoder:
         """What advances the rows: by shared prompts where the model's attention allows."""

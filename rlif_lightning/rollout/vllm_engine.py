@@ -24,6 +24,8 @@ from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights
 from rlif_lightning.sampling import Sampling, request_seed
 
 OURS = ("model", "load_format", "logprobs_mode", "worker_extension_cls")
+PROBE_PROMPTS, PROBE_TOKENS = 8, 8
+PROBE_SHARE = 5  # greedy tokens are the likeliest ones, whose log-probs rounding moves least
 BIAS = -100.0  # the lowest that vLLM takes
 NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
@@ -63,9 +65,10 @@ class VLLMEngine(RolloutEngine):
         self.max_ratio, self.max_gap, self.scoring_tokens = max_ratio, max_gap, scoring_tokens
         self.sampler: LocalVLLM | VLLMServer | None = None
         self.loaded: Tensor | None = None
+        self.probed = False
 
     def setup(self, policy: PolicyModel, seed: int) -> None:
-        self.policy, self.seed = policy, seed
+        self.policy, self.seed, self.probed = policy, seed, False
 
     def check(self, sampling: Sampling) -> None:
         if sampling.stop and sampling.min_new_tokens:
@@ -78,11 +81,37 @@ class VLLMEngine(RolloutEngine):
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
         self.check(sampling)
         self.synchronize()
+        if not self.probed:
+            self._probe(prompts, sampling.max_new_tokens)
         drawn = all_process_attempt(lambda: self._draw(prompts, group_size, sampling, step))
         settings = (group_size, sampling, self.scoring_tokens, self.max_ratio)
         rollout = as_rollout(self.policy, prompts, drawn, *settings)
         self._check_gap(rollout, sampling)
         return rollout
+
+    def _probe(self, prompts: Prompts, max_new_tokens: int) -> None:
+        """Compare a few greedy tokens' log-probs, before the first rollout (a collective).
+
+        A model of the same shapes can have other settings, such as another base of its rotary positions.
+
+        Raises:
+            RuntimeError: they differ by more than a fifth of ``max_gap`` on average.
+        """
+        few = Prompts(
+            prompts.token_ids[:PROBE_PROMPTS], prompts.texts[:PROBE_PROMPTS], {}, prompts.index[:PROBE_PROMPTS]
+        )
+        tokens = min(PROBE_TOKENS, max_new_tokens)
+        greedy = Sampling(temperature=0, max_new_tokens=tokens, min_new_tokens=tokens)
+        drawn = all_process_attempt(lambda: self._draw(few, 1, greedy, 0))
+        gap = _mean_gap(as_rollout(self.policy, few, drawn, 1, greedy, self.scoring_tokens, None))
+        if not gap <= self.max_gap / PROBE_SHARE:
+            raise RuntimeError(
+                f"vLLM's log-probs of greedy tokens differ from the policy's by {gap:.3g} nats on average (more than"
+                f" max_gap={self.max_gap} / {PROBE_SHARE}): it serves another model, or this one with other settings"
+                " (such as rope_theta); start it with the policy's own folder, or raise max_gap if its precision"
+                " explains that"
+            )
+        self.probed = True
 
     def _draw(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Sequence[Drawn]:
         """This rank's completions, prompt-major."""
@@ -159,16 +188,21 @@ class VLLMEngine(RolloutEngine):
             )
 
     def _check_gap(self, rollout: Rollout, sampling: Sampling) -> None:
-        assert rollout.engine_logprobs is not None
         if sampling.temperature == 0 or sampling.top_k or sampling.top_p < 1:
             return  # the engine's log-probs are of the truncated distribution
-        differences = (rollout.engine_logprobs - rollout.stats.logprobs).abs()
-        gap = float(all_rank_mean_std(differences, rollout.mask)[0])
+        gap = _mean_gap(rollout)
         if not gap <= self.max_gap:
             raise RuntimeError(
                 f"vLLM's log-probs differ from the policy's by {gap:.3g} nats a token on average (max_gap="
                 f"{self.max_gap}): it does not sample from the policy; raise max_gap if its precision explains that"
             )
+
+
+def _mean_gap(rollout: Rollout) -> float:
+    """Mean |difference| of the engine's and the policy's log-probs over all ranks (a collective), nats."""
+    assert rollout.engine_logprobs is not None
+    differences = (rollout.engine_logprobs - rollout.stats.logprobs).abs()
+    return float(all_rank_mean_std(differences, rollout.mask)[0])
 
 
 class VLLMServerEngine(VLLMEngine):
@@ -185,6 +219,8 @@ class VLLMServerEngine(VLLMEngine):
         max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the run: the engine does
             not have the policy's weights then.
         scoring_tokens: token budget of one pass that scores completions.
+        key_variable: name of the environment variable that holds the server's API key, sent as `Authorization: Bearer`;
+            null = it needs none. The key itself is never a setting, so that no configuration or checkpoint holds it.
 
     Raises:
         ValueError: a setting out of range, or no URL.
@@ -198,13 +234,17 @@ class VLLMServerEngine(VLLMEngine):
         max_ratio: float | None = 2.0,
         max_gap: float = 0.5,
         scoring_tokens: int = 8192,
+        key_variable: str | None = None,
     ):
         super().__init__(None, max_ratio, max_gap, scoring_tokens)
         if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).hostname:
             raise ValueError(f"server={server!r} must be a URL, http://host:port")
         if not timeout > 0:
             raise ValueError(f"timeout={timeout} must be positive, in seconds")
+        if key_variable is not None and not key_variable.isidentifier():
+            raise ValueError("key_variable must be the name of an environment variable, and not the key itself")
         self.server, self.weights_folder, self.timeout = server, weights_folder, timeout
+        self.key_variable = key_variable
 
     def _start(self) -> VLLMServer:
         if num_processes() > 1 and not is_distributed():
@@ -212,4 +252,5 @@ class VLLMServerEngine(VLLMEngine):
                 "engine VLLMServerEngine does not work under tensor parallelism (trainer.strategy), whose processes"
                 " have the same rows; use NativeEngine, or --config configs/strategy/fsdp2.yaml"
             )
-        return VLLMServer(self.server, self.weights_folder, self.timeout, self.policy.causal_lm.config)
+        config = self.policy.causal_lm.config
+        return VLLMServer(self.server, self.weights_folder, self.timeout, config, self.key_variable)

@@ -35,6 +35,7 @@ from rlif_lightning.rollout.vllm_worker import shape_of
 MAX_CONNECTIONS = 256  # prompts under way at a time; the server batches them
 EXCERPT = 500  # characters of a server's answer in an error
 RESET_SECONDS = 10.0  # for what the server finished a moment ago to let go of its keys
+REFUSED = (401, 403)  # for lack of a right key
 MODE = "processed_logprobs"
 FILE = "policy.safetensors"
 
@@ -47,16 +48,21 @@ class VLLMServer:
         weights_folder: where weights are handed over.
         timeout: seconds for the completions of one rollout, and for loading weights.
         config: the policy's Hugging Face configuration.
+        key_variable: the environment variable that holds the server's API key; null = it needs none.
 
     Attributes:
         max_length: longest prompt and completion together that the server takes, in tokens.
 
     Raises:
-        ValueError: the server was not started for us, or serves another model; names the remedy.
+        ValueError: the server was not started for us, serves another model, or wants another key; names the remedy.
         RuntimeError: it cannot be reached.
     """
 
-    def __init__(self, url: str, weights_folder: str, timeout: float, config: Any):
+    def __init__(self, url: str, weights_folder: str, timeout: float, config: Any, key_variable: str | None = None):
+        self.key_variable, self.headers = (
+            key_variable,
+            {"Content-Type": "application/json", **_credentials(key_variable)},
+        )
         self.url, self.folder, self.timeout = url.rstrip("/"), Path(weights_folder).absolute(), timeout
         self.opener = build_opener(ProxyHandler({}))  # a proxy of the environment is for other hosts
         self.policy_id = ""
@@ -147,7 +153,7 @@ class VLLMServer:
             return self._call("policy_facts", {}, time.monotonic() + self.timeout)[0]
         except RuntimeError as error:
             cause = error.__cause__
-            if not isinstance(cause, HTTPError):
+            if not isinstance(cause, HTTPError) or cause.code in REFUSED:
                 raise
             no_endpoint = cause.code in (404, 405, 501)
             lacking = "VLLM_SERVER_DEV_MODE=1 in its environment" if no_endpoint else "our worker extension"
@@ -174,13 +180,16 @@ class VLLMServer:
         return self._ask("/collective_rpc", {"method": method, "kwargs": kwargs}, deadline, hint)["results"]
 
     def _ask(self, path: str, body: dict[str, Any], deadline: float, hint: str = "") -> Any:
-        request = Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = Request(self.url + path, json.dumps(body).encode(), self.headers)
         seconds = max(deadline - time.monotonic(), 0.01)
         where = f"the vLLM server {self.url}"
         try:
             with self.opener.open(request, timeout=seconds) as answer:
                 return json.loads(answer.read())
         except HTTPError as error:
+            if error.code in REFUSED:
+                error.close()
+                raise RuntimeError(f"{where} answered {error.code} to {path}: {self._key_hint()}") from error
             raise RuntimeError(f"{where} answered {error.code} to {path}: {_said(error)}{hint}") from error
         except ValueError as error:
             raise RuntimeError(f"{where} answered {path} with something else than JSON: {error}") from error
@@ -193,6 +202,24 @@ class VLLMServer:
             raise RuntimeError(
                 f"{where} cannot be reached ({path}): {error}; is it running there, and what did it print?"
             ) from error
+
+    def _key_hint(self) -> str:
+        if self.key_variable is None:
+            return "it wants an API key; name the environment variable that holds it in model.engine.key_variable"
+        return (
+            f"it does not take the API key in the environment variable {self.key_variable} (model.engine.key_variable)"
+        )
+
+
+def _credentials(key_variable: str | None) -> dict[str, str]:
+    """The header that carries the key. A message never holds the key itself."""
+    if key_variable is None:
+        return {}
+    key = os.environ.get(key_variable, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        said = "is not set" if not key else "holds something else than an API key, which is printable ASCII"
+        raise ValueError(f"key_variable={key_variable}: this environment variable {said}")
+    return {"Authorization": f"Bearer {key}"}
 
 
 def _said(error: HTTPError) -> str:

@@ -6,10 +6,12 @@ In process it is passed to ``vllm.LLM``; a server takes it on its command line:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -37,11 +39,13 @@ class PolicyWorker:
 
     Attributes:
         policy_id: of the file whose weights it has; empty = others.
+        sums: of the weights that were given last, and of the model's parameters after that.
     """
 
     reload_weights: Any
     model_runner: Any
     policy_id = ""
+    sums: tuple[list[float], list[float]] | None = None
 
     def policy_facts(self) -> dict[str, Any]:
         """What a client needs to know of the server, as plain values."""
@@ -59,14 +63,39 @@ class PolicyWorker:
 
         Args:
             weights: by their Hugging Face names, tied ones once.
+
+        Raises:
+            RuntimeError: other weights were given than the last time, and no parameter of the model has changed.
         """
         model = self.model_runner.get_model()
         dtype = self.model_runner.model_config.dtype
-        self.reload_weights(weights_iterator=((name, weight.to(dtype)) for name, weight in weights))
+        given, count = [], 0
+
+        def counted() -> Iterator[tuple[str, Tensor]]:
+            nonlocal count
+            for name, weight in weights:
+                cast = weight.to(dtype)
+                given.append(_sum(cast))
+                count += cast.numel()
+                yield name, cast
+
+        source = counted()
+        self.reload_weights(weights_iterator=source)
+        deque(source, maxlen=0)  # what was not read counts as given all the same
+        self._check_changed(given, count, model)
         # On a CPU a layer multiplies with a packed copy of its weight. vLLM packs anew what it loads, but a head that
         # is tied to the embedding is not loaded: it would go on with the copy of the weights that it started with.
         for module in _sharing(model):
             module.quant_method.process_weights_after_loading(module)
+
+    def _check_changed(self, given: list[float], count: int, model: Any) -> None:
+        """Compare with the last time. Only changes are compared: vLLM fuses weights, and transforms some of them."""
+        parameters = list(model.parameters())
+        if sum(each.numel() for each in parameters) < count:
+            return  # divided between workers, or kept in a packed copy alone: not all of the weights can be seen
+        before, self.sums = self.sums, (given, [_sum(each) for each in parameters])
+        if before is not None and before[0] != given and before[1] == self.sums[1]:
+            raise RuntimeError("the model kept its weights: other ones were given, and no parameter has changed")
 
     def load_policy_file(self, path: str, policy_id: str) -> None:
         """Replace the weights by those of a safetensors file (which cannot run code).
@@ -87,6 +116,11 @@ class PolicyWorker:
             self.policy_id = ""
             self.load_policy((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a dict
         self.policy_id = policy_id
+
+
+def _sum(weight: Tensor) -> float:
+    """The sum of a weight's elements in float64."""
+    return float(weight.detach().sum(dtype=torch.float64))
 
 
 def _sharing(model: Any) -> list[Any]:

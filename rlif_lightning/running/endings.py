@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from rlif_lightning.learning.token_budget import is_out_of_memory
+from rlif_lightning.model.out_of_memory import is_out_of_memory
 from rlif_lightning.processes.collectives import all_process_objects
 from rlif_lightning.processes.ranks import gone, own_place
 from rlif_lightning.running.events import append_event

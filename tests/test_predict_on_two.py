@@ -1,0 +1,52 @@
+"""predict on two processes, interrupted and gone on with: each completion of one process once, none lost, in order."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_cli import base, evaluate
+from test_faults import ROOT
+from test_stopping import environment
+
+ODD = ["--data.source.init_args.validation_size=7", "--data.validation_prompts_per_step=2"]
+TWO = ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2"]
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def on_two(folder: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "rlif_lightning", "predict", *base("--compare"), *ODD, *TWO]
+    command += [f"--trainer.default_root_dir={folder.parent}", f"--predictions.folder={folder}", *arguments]
+    env = environment() | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_predict_on_two_processes_is_that_of_one(tmp_path):
+    """Seven prompts, which two cannot share evenly; the first life ends after one batch of each."""
+    evaluate("predict", tmp_path / "one", *ODD, f"--predictions.folder={tmp_path / 'whole'}")
+    whole = records(tmp_path / "whole" / "completions-00000.jsonl")
+    assert len(whole) == 7 * 4
+    folder = tmp_path / "two" / "data"
+    on_two(folder, "--trainer.limit_predict_batches=1")
+    begun = [record for path in folder.glob("completions-*") for record in records(path)]
+    assert 0 < len(begun) < len(whole)
+    on_two(folder)
+    parts = [records(path) for path in sorted(folder.glob("completions-*"))]
+    assert len(parts) == 2
+    keys = [[(record["index"], record["completion_number"]) for record in part] for part in parts]
+    assert sorted(keys[0] + keys[1]) == [(p, g) for p in range(7) for g in range(4)]  # none twice, none lost
+    assert all([g for _, g in part] == [0, 1, 2, 3] * (len(part) // 4) for part in keys)  # groups stay together
+    assert all(part == sorted(part) for part in keys)
+    found = {(each["index"], each["completion_number"]): each for part in parts for each in part}
+    for record in whole:
+        other = found[record["index"], record["completion_number"]]
+        assert other.pop("scores") == pytest.approx(record.pop("scores"), abs=1e-5)
+        assert other == pytest.approx(record, abs=1e-5)
