@@ -47,12 +47,15 @@ SCHEDULER = ["--trainer.callbacks+=KLCovScheduler", "--trainer.callbacks.weight=
 GUARD = ["--trainer.callbacks+=CollapseGuard", "--trainer.callbacks.action=adjust"]
 MISTAKES = {
     "cosine": (["--model.lr_schedule=cosine", "--model.warmup_steps=50", "--trainer.max_steps=8"], "needs its length"),
-    "evaluation's gold": (['--model.evaluation.gold_extractor={"kind": "hash"}'], "has an empty gold answer"),
-    "reward's gold": ([rewards(gold=GOLD)], "has an empty gold answer"),
-    "reward's column": ([rewards(gold=ELSEWHERE)], "column 'solution' is not in the data set"),
+    "evaluation's gold": (
+        ['--model.evaluation.gold_extractor={"kind": "hash"}'],
+        "finds no answer in 16 of 16 gold answers of data",
+    ),
+    "reward's gold": ([rewards(gold=GOLD)], "finds no answer in 16 of 16 gold answers of GoldAnswer"),
+    "reward's column": ([rewards(gold=ELSEWHERE)], "column 'solution' is not in the train split"),
     "tests": ([rewards(tests={"head": "CodeTests"})], "no tests"),
     "inputs": ([rewards(vote={"head": "BehaviourVote"})], "has no inputs to compare behaviour on"),
-    "subsets": (["--model.evaluation.subset_column=level"], "subset_column='level' is not in the data set"),
+    "subsets": (["--model.evaluation.subset_column=level"], "subset_column='level' is not in the validation split"),
     "updates": (["--model.updates_per_rollout=1"], "makes KL-Cov do nothing"),
     "truncation": (["--model.sampling.top_k=5"], "truncated sampling biases"),
     "batch": (["--data.prompts_per_step=24"], "the train split has only 16 prompts"),

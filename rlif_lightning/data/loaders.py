@@ -42,7 +42,7 @@ class EncodedSplit:
     def problems(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """Each row in use with its number in ``dataset``: all columns, or what these dotted paths name of them."""
         for row in self.rows.tolist():
-            problem = self.dataset[row]
+            problem = self.dataset[row] if self.dataset.column_names else {}  # (`only` may leave no column)
             if paths is not None:
                 known = [path for path in paths if root_column(problem, path) is not None]
                 problem = {path: value_at(problem, path) for path in known}
