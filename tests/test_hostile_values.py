@@ -77,7 +77,7 @@ def use(outcome: Outcome) -> None:
     """Everything that a trainer does with an outcome."""
     for other in (outcome, FLOAT, Outcome("value", {"int": "0xffffffffffffffffffff"})):
         texts = [behaviour([outcome]), behaviour([other]), behaviour([outcome, other])]
-        behaviour_labels(texts, 3)
+        behaviour_labels(texts, 3, [0])
         for one in filter(None, texts):
             assert same_behaviour(json.loads(one), json.loads(one)) or "NaN" in one
     for expected in (1, 0.5, 10**400, 1e300, "1", "1e5 2", [1, [2.5]], {"a": 1}, None):
@@ -232,7 +232,7 @@ def test_hostile_programs_score_nothing():
     assert pass_rates(list(FUNCTIONS.values()), rows, sandbox=sandbox) == [0.0] * len(FUNCTIONS)
     outcomes = sandbox.outcomes([Run(code, "f", ((1,), (2,))) for code in FUNCTIONS.values()])
     texts = [behaviour(row) for row in outcomes]
-    assert len(set(behaviour_labels(texts, len(texts))) - {None}) == 6
+    assert len(set(behaviour_labels(texts, len(texts), [0])) - {None}) == 6
     named = dict(zip(FUNCTIONS, texts, strict=True))
     assert [name for name, text in named.items() if text is None] == [
         "deeper",
