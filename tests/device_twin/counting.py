@@ -3,8 +3,8 @@
 A launch is an operation on device tensors that is neither a view nor an allocation. A wait is an operation after which
 the host knows something of the device, so that it stood still until the device was done. An upload is a copy to it.
 
-``watched(record=True)`` also keeps each launch with its shapes, its numbers and the addresses of the memory that was there
-before. Two steps of which ``first_difference`` finds none could be one captured CUDA graph that is replayed.
+``watched(record=True)`` also keeps each launch with its shapes, its numbers and the addresses of what lay in memory
+before. Two steps between which ``first_difference`` finds none could be one CUDA graph, captured and replayed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from torch.utils._pytree import tree_leaves
 TORCH, TESTS = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
 HERE = tuple(str(Path(__file__).parents[2] / folder) for folder in ("rlif_lightning", "callbacks"))
 # Operations that start no kernel, besides views.
-ALLOCATIONS = set("empty empty_like empty_strided new_empty new_empty_strided resize_ set_".split())
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
 FREE = ALLOCATIONS | {"_unsafe_view", "is_same_size", "record_stream", "is_pinned", "_local_scalar_dense"}
 # Operations whose result's size, or whose result itself, the host needs before it goes on.
-WAITS = set("_local_scalar_dense nonzero masked_select equal bincount _unique2 unique_dim unique_consecutive".split())
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount"}
+WAITS |= {"_unique2", "unique_dim", "unique_consecutive"}
 _watching: list[Watch] = []
 
 
@@ -98,27 +99,17 @@ class Watch(TorchDispatchMode):
 
     def _note(self, function: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor]) -> None:
         name, site = function._schema.name.split("::")[1], _site()
+        uploads, wait, launch = _cost(function, name, args, kwargs, made)
+        if uploads:
+            self.uploads[site] += uploads
+        if wait:
+            self.waits[wait, site] += 1
+        if launch:
+            self.launches[name, site] += 1
         if self.record:
             self._remember(given, made)
-        copied = _copy(name, args, made)
-        if copied == "upload":
-            self.uploads[site] += 1
-            return
-        if copied == "download":
-            if not (_non_blocking(name, args, kwargs) and made[0].is_pinned()):
-                self.waits["to the host", site] += 1
-            return
-        indices = _indices_from_host(name, args)
-        if indices:
-            self.uploads[site] += indices
-        waits = _wait(name, args, kwargs)
-        if waits:
-            self.waits[waits, site] += 1
-        if name in FREE or function.is_view:
-            return
-        self.launches[name, site] += 1
-        if self.record:
-            self.recorded.append(self._launch(name, args, kwargs, given, site))
+            if launch:
+                self.recorded.append(self._launch(name, args, kwargs, given, site))
 
     def _remember(self, given: list[Tensor], made: list[Tensor]) -> None:
         before = {tensor.untyped_storage().data_ptr() for tensor in given}
@@ -157,6 +148,18 @@ def first_difference(left: Watch, right: Watch) -> str | None:
     if len(left.recorded) != len(right.recorded):
         return f"{len(left.recorded)} launches are not {len(right.recorded)}"
     return None
+
+
+def _cost(function: Any, name: str, args: Any, kwargs: Any, made: list[Tensor]) -> tuple[int, str | None, bool]:
+    """Uploads, why the host waits (None if it does not), and whether a kernel is started."""
+    copied = _copy(name, args, made)
+    if copied == "upload":
+        return 1, None, False
+    if copied == "download":
+        waits = not (_non_blocking(name, args, kwargs) and made[0].is_pinned())
+        return 0, "to the host" if waits else None, False
+    launch = name not in FREE and not function.is_view
+    return _indices_from_host(name, args), _wait(name, args, kwargs), launch
 
 
 def _copy(name: str, args: Any, made: list[Tensor]) -> str | None:
