@@ -12,21 +12,22 @@ from device_twin.workload import Workload, deep_model
 
 DECODE_BUDGETS = {  # (model, precision, rows end): (launches, waits, uploads) of a step
     ("embedded", "32-true", "together"): (162, 1, 9),
-    ("embedded", "32-true", "one by one"): (163, 1, 17),
+    ("embedded", "32-true", "one by one"): (164, 1, 15),
     ("embedded", "bf16-mixed", "together"): (184, 1, 9),
-    ("embedded", "bf16-mixed", "one by one"): (185, 1, 17),
+    ("embedded", "bf16-mixed", "one by one"): (186, 1, 15),
     ("28 layers", "32-true", "together"): (1384, 1, 9),
-    ("28 layers", "32-true", "one by one"): (1546, 1, 31),
+    ("28 layers", "32-true", "one by one"): (1523, 1, 48),
     ("28 layers", "bf16-mixed", "together"): (1666, 1, 9),
-    ("28 layers", "bf16-mixed", "one by one"): (1872, 1, 31),
+    ("28 layers", "bf16-mixed", "one by one"): (1805, 1, 48),
 }
 MICRO_BATCH_BUDGETS = {  # (model, precision): (launches, waits, uploads) of a micro-batch
-    ("embedded", "32-true"): (0, 0, 0),
+    ("embedded", "32-true"): (543, 0, 10),
     ("embedded", "bf16-mixed"): (0, 0, 0),
-    ("28 layers", "32-true"): (0, 0, 0),
+    ("28 layers", "32-true"): (4618, 0, 10),
     ("28 layers", "bf16-mixed"): (0, 0, 0),
 }
 GENERATE = {("28 layers", "32-true"): 1225, ("28 layers", "bf16-mixed"): 1338}  # launches of Hugging Face's step
+CRASH = "queries and keys are float32, values bfloat16 in causal_lower_right, which autocast does not reach"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,9 @@ def test_a_decode_step_stays_inside_its_budget(workloads, model, precision, ends
 
 
 @pytest.mark.parametrize(("model", "precision"), MICRO_BATCH_BUDGETS)
-def test_a_micro_batch_stays_inside_its_budget(workloads, model, precision):
+def test_a_micro_batch_stays_inside_its_budget(workloads, model, precision, request):
+    if precision == "bf16-mixed":
+        request.applymarker(pytest.mark.xfail(strict=True, raises=ValueError, reason=CRASH))
     check(workloads(model, precision).micro_batch(), MICRO_BATCH_BUDGETS[model, precision])
 
 
