@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rlif_lightning.model.scores import AttentionPlan, Scores
+from rlif_lightning.model.scores import AttentionPlan, Scores, in_one_precision
 
 HOOKED = "rlif"
 INSTEAD = "set model.policy.attention=eager"
@@ -191,9 +191,9 @@ def attend(
         raise PlanError(f"{name} uses {[*unknown, 'is_causal=False'][0]}; {INSTEAD}")
     if view.planned.open:
         view.planned.asked[module.layer_idx] += 1
-    return view.planned.plan.attend(
-        module.layer_idx, query, key, value, Scores(scaling, view.window, softcap, s_aux)
-    ), None
+    given = in_one_precision(query, key, value)
+    scores = Scores(scaling, view.window, softcap, s_aux)
+    return view.planned.plan.attend(module.layer_idx, *given, scores), None
 
 
 AttentionInterface.register(HOOKED, attend)
