@@ -122,6 +122,13 @@ def test_windows_are_read_from_the_rule(window):
     assert window_of(sliding_window_causal_mask_function(window), window) == window
 
 
+def test_rules_are_read_while_another_device_is_the_default():
+    """Lightning loads models with the GPU as the default device."""
+    with torch.device("meta"):
+        assert window_of(causal_mask_function, 7) is None
+        assert window_of(sliding_window_causal_mask_function(7), 7) == 7
+
+
 @pytest.mark.parametrize("size", [None, 1, 4, 100])
 @pytest.mark.parametrize(
     "rule",

@@ -143,9 +143,10 @@ def window_of(rule: MaskRule, local_size: int | None) -> int | None:
         PlanError: the rule is of another kind.
     """
     size = local_size or FAR
-    zero = torch.zeros((), dtype=torch.int64)
-    queries = torch.tensor([1, size - 1, size, 2 * size + 1, 3 * size + FAR]).unsqueeze(1)
-    distances = torch.tensor([-1, 0, 1, size - 1, size, size + 1, 2 * size, FAR])
+    # Not on the default device, which is the model's while it is loaded.
+    zero = torch.zeros((), dtype=torch.int64, device="cpu")
+    queries = torch.tensor([1, size - 1, size, 2 * size + 1, 3 * size + FAR], device="cpu").unsqueeze(1)
+    distances = torch.tensor([-1, 0, 1, size - 1, size, size + 1, 2 * size, FAR], device="cpu")
     keys = queries - distances
     inside = keys >= 0
     try:
