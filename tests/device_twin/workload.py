@@ -28,7 +28,7 @@ from rlif_lightning.sampling import Sampling
 DEVICE = torch.device("cuda", 0)
 TEXTS = ("123+345+678=", "451+672+890=", "100+200+300=", "711+834+925=")  # of one length
 GROUP = 4
-SHORT, LONG = 16, 32  # tokens of a completion
+SHORT, LONG = 6, 12  # tokens of a completion
 
 
 @dataclass(frozen=True)
@@ -157,12 +157,12 @@ class Workload:
         ids = torch.stack([ids for ids in self.prompts.token_ids for _ in range(GROUP)])
         sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 0}
         watches = []
-        for length in (SHORT, LONG):
+        for length in (SHORT, SHORT + 2):  # every step is like the others
             limits = {"max_new_tokens": length, "min_new_tokens": length}
             with torch.autocast("cuda", torch.bfloat16, enabled=self.mixed), watched() as watch:
                 model.generate(ids, attention_mask=torch.ones_like(ids), **sampling, **limits)
             watches.append(watch)
-        return difference(watches[1], watches[0], LONG - SHORT)
+        return difference(watches[1], watches[0], 2)
 
 
 def _backward(passes: list[bool]) -> Callable[[torch.Tensor, bool], None]:
