@@ -1,0 +1,110 @@
+"""Decoding: launches, waits and uploads of a step by the profiler, and tokens per second; transformers beside it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from passes import autocast
+from shapes import SHAPES, random_model, random_policy, random_prompts, tried
+from torch.profiler import ProfilerActivity, profile
+
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.sampling import Sampling
+
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+SHORT, LONG = 24, 56  # tokens of the two rollouts whose difference is counted: prefill and set-up cancel out
+Work = Callable[[int], Any]
+
+
+def counts(work: Work, tokens: int) -> Counter[str]:
+    """Launches, waits, uploads and downloads of one rollout."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        work(tokens)
+    found: Counter[str] = Counter()
+    for event in profiled.key_averages():
+        found["launches"] += event.count * (event.key in LAUNCHES)
+        found["waits"] += event.count * (event.key in WAITS)
+        found["uploads"] += event.count * event.key.startswith("Memcpy HtoD")
+        found["downloads"] += event.count * event.key.startswith("Memcpy DtoH")
+    return found
+
+
+def seconds(work: Work, tokens: int) -> float:
+    """The faster of two rollouts."""
+    taken = []
+    for _ in range(2):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        work(tokens)
+        torch.cuda.synchronize()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def measured(work: Work, rows: int, profiled: bool) -> dict[str, Any]:
+    """Of one way to decode."""
+    work(SHORT)
+    torch.cuda.reset_peak_memory_stats()
+    steps = LONG - SHORT
+    found: dict[str, Any] = {}
+    if profiled:
+        short, long = counts(work, SHORT), counts(work, LONG)
+        found = {f"{name} of a step": round((long[name] - short[name]) / steps, 1) for name in long}
+    slow = seconds(work, 4 * LONG) - seconds(work, LONG)
+    found["milliseconds of a step"] = round(1000 * slow / (3 * LONG), 2)
+    found["tokens per second"] = round(rows * 3 * LONG / slow)
+    found["peak MiB"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    return found
+
+
+def native(shape: str, precision: str, prompts: int, group: int) -> dict[str, Any]:
+    """The native engine; no completion ends before its length."""
+    policy = random_policy(shape, "cuda")
+    vocabulary = policy.vocab_size
+    given = random_prompts(prompts, 32, vocabulary, "cuda")
+
+    def work(tokens: int) -> Any:
+        engine = NativeEngine()
+        engine.setup(policy, 0)
+        with torch.inference_mode(), autocast("cuda", precision):
+            return engine.generate(given, group, Sampling(max_new_tokens=tokens, min_new_tokens=tokens), 0)
+
+    return measured(work, prompts * group, profiled=prompts * group <= 64)
+
+
+def transformers_own(shape: str, precision: str, prompts: int, group: int) -> dict[str, Any]:
+    """``generate`` of transformers, with the weights cast once as far as autocast's memory does so."""
+    model = random_policy("embedded", "cuda").causal_lm if shape == "embedded" else random_model(shape, "cuda")
+    model.set_attn_implementation("sdpa")
+    vocabulary = model.config.vocab_size
+    ids = torch.stack(list(random_prompts(prompts, 32, vocabulary, "cuda").token_ids)).repeat_interleave(group, 0)
+    mask = torch.ones_like(ids)
+
+    def work(tokens: int) -> Any:
+        cast = torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed")
+        with torch.inference_mode(), cast:
+            lengths = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+            return model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, pad_token_id=0, **lengths)
+
+    return measured(work, prompts * group, profiled=prompts * group <= 64)
+
+
+def decode(_: Path) -> dict[str, Any]:
+    """Every shape and precision, few rows (with counts) and many."""
+    found = {}
+    for shape in ("embedded", *SHAPES):
+        for precision in ("float32", "bf16-mixed"):
+            for prompts, group in ((4, 4), (32, 8)):
+                name = f"{shape}, {precision}, {prompts * group} rows"
+                given = (shape, precision, prompts, group)
+                found[name] = {"native": tried(partial(native, *given))}
+                if shape != "embedded":
+                    found[name]["transformers"] = tried(partial(transformers_own, *given))
+    return found
