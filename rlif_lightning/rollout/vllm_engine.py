@@ -214,13 +214,15 @@ class VLLMServerEngine(VLLMEngine):
         server: where it listens, `http://host:port`.
         weights_folder: a folder that the server and the first trainer process see under the same name: weights are
             handed over there.
-        timeout: seconds for the completions of one rollout, and for loading weights.
+        timeout: seconds for loading weights, and for the completions of one rollout besides those for their tokens.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
         max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the run: the engine does
             not have the policy's weights then.
         scoring_tokens: token budget of one pass that scores completions.
         key_variable: name of the environment variable that holds the server's API key, sent as `Authorization: Bearer`;
             null = it needs none. The key itself is never a setting, so that no configuration or checkpoint holds it.
+        timeout_per_token: seconds more for each token that a rollout's completions may have (max_new_tokens for each of
+            all processes): the slowest rate that is waited for.
 
     Raises:
         ValueError: a setting out of range, or no URL.
@@ -235,16 +237,19 @@ class VLLMServerEngine(VLLMEngine):
         max_gap: float = 0.5,
         scoring_tokens: int = 8192,
         key_variable: str | None = None,
+        timeout_per_token: float = 0.001,
     ):
         super().__init__(None, max_ratio, max_gap, scoring_tokens)
         if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).hostname:
             raise ValueError(f"server={server!r} must be a URL, http://host:port")
         if not timeout > 0:
             raise ValueError(f"timeout={timeout} must be positive, in seconds")
+        if not timeout_per_token >= 0:
+            raise ValueError(f"timeout_per_token={timeout_per_token} must be at least 0, in seconds")
         if key_variable is not None and not key_variable.isidentifier():
             raise ValueError("key_variable must be the name of an environment variable, and not the key itself")
-        self.server, self.weights_folder, self.timeout = server, weights_folder, timeout
-        self.key_variable = key_variable
+        self.server, self.weights_folder = server, weights_folder
+        self.timeout, self.timeout_per_token, self.key_variable = timeout, timeout_per_token, key_variable
 
     def _start(self) -> VLLMServer:
         if num_processes() > 1 and not is_distributed():
@@ -253,4 +258,6 @@ class VLLMServerEngine(VLLMEngine):
                 " have the same rows; use NativeEngine, or --config configs/strategy/fsdp2.yaml"
             )
         config = self.policy.causal_lm.config
-        return VLLMServer(self.server, self.weights_folder, self.timeout, config, self.key_variable)
+        return VLLMServer(
+            self.server, self.weights_folder, self.timeout, config, self.key_variable, self.timeout_per_token
+        )
