@@ -13,6 +13,7 @@ import subprocess
 import time
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,26 @@ def machine(_: Path) -> dict[str, Any]:
     }
 
 
+def _decode(shape: str, _: Path) -> dict[str, Any]:
+    import decode
+
+    return decode.decode(shape)
+
+
 def sections() -> dict[str, Any]:
     """Name and function, in order; the first ones tell the most."""
-    import decode
     import passes
     import runs
+    import shapes
 
     return {
         "machine": machine,
         "equal": passes.equal,
         "quickstart": runs.quickstart,
-        "decode": decode.decode,
+        **{f"decode-{shape}": partial(_decode, shape) for shape in ("embedded", *shapes.SHAPES)},
         "kernels": passes.kernels,
         "resume": runs.resume,
-        "steps": passes.steps,
+        **{f"steps-{shape}": partial(passes.steps, shape) for shape in passes.STEPS},
         "ranks": runs.ranks,
     }
 

@@ -105,33 +105,30 @@ def kernels(_: Path) -> dict[str, Any]:
     return found
 
 
-def steps(out: Path) -> dict[str, Any]:
-    """Whole training steps of three shapes by ``benchmarks/step.py``: tokens per second, seconds by phase, memory."""
-    shapes = {
-        "1M": {},
-        "SmolLM2-135M": {
-            "hidden": 576, "layers": 30, "heads": 9, "kv-heads": 3, "intermediate": 1536, "vocab": 49152,
-        },
-        "Qwen2.5-1.5B": {
-            "hidden": 1536, "layers": 28, "heads": 12, "kv-heads": 2, "intermediate": 8960, "vocab": 151936,
-        },
-    }  # fmt: skip
-    found = {}
-    for name, shape in shapes.items():
-        flags = [f"--{flag}={value}" for flag, value in shape.items()]
-        flags += ["--gradient-checkpointing"] * (name == "Qwen2.5-1.5B")
-        work = ["--lengths=random", "--group-size=8", "--prompts-per-step=16", "--max-new-tokens=256", "--steps=3"]
-        command = [
-            sys.executable,
-            "benchmarks/step.py",
-            "--accelerator=cuda",
-            "--bf16",
-            "--tie-embeddings",
-            *work,
-            *flags,
-        ]
-        command += ["--micro-batch=32", f"--out={out / name}.json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=150)
-        text = out / f"{name}.json"
-        found[name] = json.loads(text.read_text()) if text.exists() else {"error": done.stderr[-600:]}
-    return found
+STEPS: dict[str, dict[str, int]] = {
+    "1M": {},
+    "SmolLM2-135M": {
+        "hidden": 576, "layers": 30, "heads": 9, "kv-heads": 3, "intermediate": 1536, "vocab": 49152,
+    },
+    "Qwen2.5-1.5B": {
+        "hidden": 1536, "layers": 28, "heads": 12, "kv-heads": 2, "intermediate": 8960, "vocab": 151936,
+    },
+}  # fmt: skip
+
+
+def steps(shape: str, out: Path) -> dict[str, Any]:
+    """Whole training steps by ``benchmarks/step.py``: tokens per second, seconds by phase, memory.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it printed.
+    """
+    work = ["--lengths=random", "--group-size=8", "--prompts-per-step=16", "--max-new-tokens=256", "--steps=3"]
+    work += [f"--{flag}={value}" for flag, value in STEPS[shape].items()]
+    work += ["--gradient-checkpointing"] * (shape == "Qwen2.5-1.5B")
+    command = [sys.executable, "benchmarks/step.py", "--accelerator=cuda", "--bf16", "--tie-embeddings"]
+    command += [*work, "--micro-batch=32", f"--out={out / 'step.json'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-600:])
+    found = json.loads((out / "step.json").read_text())
+    return {name: value for name, value in found.items() if name not in ("config", "versions", "framework")}

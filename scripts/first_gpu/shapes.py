@@ -15,7 +15,7 @@ from rlif_lightning.records import Prompts
 
 # Sources: the config.json of HuggingFaceTB/SmolLM2-135M and of Qwen/Qwen2.5-1.5B.
 SHAPES: dict[str, PretrainedConfig] = {
-    "tiny 28": Qwen2Config(
+    "tiny28": Qwen2Config(
         vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=28, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=True,
     ),
