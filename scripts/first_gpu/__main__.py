@@ -1,6 +1,6 @@
 """What to run in the first ten minutes on a new GPU; ``scripts/first_gpu.sh`` calls each section in its own process.
 
-python scripts/first_gpu SECTION --out runs/first_gpu      one section: DIR/SECTION.json
+python scripts/first_gpu SECTION ... --out runs/first_gpu  each section as DIR/SECTION.json
 python scripts/first_gpu page --out runs/first_gpu         all that is there as DIR/first_gpu.json and one page of text
 """
 
@@ -84,26 +84,32 @@ def page(out: Path) -> str:
     return "\n".join(lines(found))
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", choices=[*sections(), "page"])
-    parser.add_argument("--out", type=Path, default=Path("runs/first_gpu"))
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    if given.section == "page":
-        print(page(given.out))
-        return
-    warnings.filterwarnings("ignore")
+def measure(name: str, out: Path) -> None:
+    """One section: its figures, or its error, in a file."""
     started = time.perf_counter()
-    (work := given.out / given.section).mkdir(exist_ok=True)
+    (work := out / name).mkdir(exist_ok=True)
     try:
-        found = sections()[given.section](work)
+        found = sections()[name](work)
     except Exception as error:  # the other sections still tell something
         found = {"error": f"{type(error).__name__}: {error}", "at": traceback.format_exc().splitlines()[-6:]}
         traceback.print_exc()
     found["section took seconds"] = round(time.perf_counter() - started, 1)
-    (given.out / f"{given.section}.json").write_text(json.dumps(found) + "\n")
+    (out / f"{name}.json").write_text(json.dumps(found) + "\n")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="+", choices=[*sections(), "page"], metavar="SECTION")
+    parser.add_argument("--out", type=Path, default=Path("runs/first_gpu"))
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    warnings.filterwarnings("ignore")
+    for name in given.sections:
+        if name == "page":
+            print(page(given.out))
+        else:
+            measure(name, given.out)
 
 
 if __name__ == "__main__":
