@@ -5,6 +5,8 @@ The package vllm is imported when the engine is first used (extra `vllm`). See d
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,6 +77,22 @@ class VLLMEngine(RolloutEngine):
             raise ValueError(
                 f"sampling.stop={list(sampling.stop)} with min_new_tokens={sampling.min_new_tokens}: vLLM does not look"
                 " for stop strings before that many tokens, unlike the native engine; set one of them only"
+            )
+        if self.sampler is None:
+            self._check_place()
+
+    def _check_place(self) -> None:
+        """Refuse processes and an installation that the sampler could not start in."""
+        if num_processes() > 1:
+            raise ValueError(
+                "engine VLLMEngine works in one process, and there are several; start a vLLM server, which they can"
+                " share, and use --config configs/engine/vllm_server.yaml (docs/vllm.md), or train with"
+                " --trainer.devices=1"
+            )
+        if "vllm" not in sys.modules and importlib.util.find_spec("vllm") is None:
+            raise ValueError(
+                'engine VLLMEngine needs the package vllm: pip install "rlif-lightning[vllm]" (on a CPU: docs/vllm.md);'
+                " or sample with --config configs/engine/native.yaml"
             )
 
     @torch.no_grad()
@@ -165,11 +183,6 @@ class VLLMEngine(RolloutEngine):
         return dict.fromkeys(range(self.policy.num_tokens, size), BIAS) or None
 
     def _start(self) -> LocalVLLM | VLLMServer:
-        if num_processes() > 1:
-            raise ValueError(
-                "engine VLLMEngine works in one process, and there are several; start a vLLM server, which they can"
-                " share, and use --config configs/engine/vllm_server.yaml (docs/vllm.md)"
-            )
         return LocalVLLM(self.policy.causal_lm.name_or_path, self.local_options())
 
     def local_options(self) -> dict[str, Any]:
@@ -251,12 +264,14 @@ class VLLMServerEngine(VLLMEngine):
         self.server, self.weights_folder = server, weights_folder
         self.timeout, self.timeout_per_token, self.key_variable = timeout, timeout_per_token, key_variable
 
-    def _start(self) -> VLLMServer:
+    def _check_place(self) -> None:
         if num_processes() > 1 and not is_distributed():
             raise ValueError(
                 "engine VLLMServerEngine does not work under tensor parallelism (trainer.strategy), whose processes"
                 " have the same rows; use NativeEngine, or --config configs/strategy/fsdp2.yaml"
             )
+
+    def _start(self) -> VLLMServer:
         config = self.policy.causal_lm.config
         return VLLMServer(
             self.server, self.weights_folder, self.timeout, config, self.key_variable, self.timeout_per_token
