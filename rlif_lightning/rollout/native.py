@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rlif_lightning.model.cpu_memory import HEAP
 from rlif_lightning.model.head import pieces
 from rlif_lightning.model.out_of_memory import give_back, is_out_of_memory
-from rlif_lightning.model.policy import MAX_LOGITS, PolicyModel
+from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.token_stats import token_stats
 from rlif_lightning.parallel.fsdp import whole_weights
 from rlif_lightning.processes.collectives import agreed
@@ -232,8 +232,7 @@ class _Generation:
         may_end = (self.steps >= self.sampling.min_new_tokens).to(self.device) if early else None
         closing = self.closing.to(self.device) if self.closing.any() else None
         tokens, stats = [], []
-        size = max(1, MAX_LOGITS // self.policy.vocab_size)
-        for start in range(0, len(hidden), size):
+        for start in range(0, len(hidden), size := self.policy.rows_at_once(self.device)):
             raw = self.policy.head(hidden[start : start + size])
             for piece in pieces(raw):
                 rows = slice(start + piece.start, start + min(piece.stop, len(raw)))
