@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from soak_compare import differences, events_of_callbacks, half_written, merged_rows
+from soak_compare import differences, half_written, merged_records, merged_rows
 from soak_kills import arm, left_over
 
 from rlif_lightning import cli
@@ -192,7 +192,7 @@ def run(soak: Soak, out: Path, report: Callable[[str], None] = print) -> dict[st
         found = find_checkpoints(soaked.root)
         report(f"{number + 1}. {phase}, {mark.read_text()}: newest checkpoint {found[0].name if found else None}")
     codes = [soaked.live(), *([soaked.predict()] if "prediction" in soak.phases else [])]
-    events = events_of_callbacks(whole.root).values()
+    events = merged_records(whole.root, "events.jsonl").values()
     return {
         "kills": dict(done), "exit_codes": codes, "rollouts": 4 * soak.epochs,
         "rollbacks": sum(event["kind"] == "rollback" for event in events),

@@ -46,7 +46,7 @@ def merged_rows(root: Path) -> tuple[dict[tuple[int, bool], dict[str, str]], int
 
 
 def merged_records(root: Path, name: str) -> dict[str, dict[str, Any]]:
-    """The records of all lives' files of a name by their place; a life's last line may be torn.
+    """The records of all lives' files of a name by their place, without the ends of lives; a last line may be torn.
 
     Raises:
         RuntimeError: two lives made the same record differently.
@@ -57,17 +57,13 @@ def merged_records(root: Path, name: str) -> dict[str, dict[str, Any]]:
             if not line.endswith("\n"):
                 continue
             record = json.loads(line)
+            if record.get("source") == "run":  # a life's own end
+                continue
             detector = record.get("values", {}).get("detector")
             place = str([*(record.get(key) for key in PLACE), detector])
             if found.setdefault(place, record) != record:
                 raise RuntimeError(f"{path}: {place} was {found[place]}, is {record}")
     return found
-
-
-def events_of_callbacks(root: Path) -> dict[str, dict[str, Any]]:
-    """What the guard and other callbacks wrote, without the ends of lives."""
-    events = merged_records(root, "events.jsonl")
-    return {place: event for place, event in events.items() if event["source"] != "run"}
 
 
 def merged_evaluations(root: Path) -> dict[int, Any]:
@@ -145,7 +141,7 @@ def differences(whole: Path, soaked: Path) -> list[str]:
         "metrics.csv": lambda root: merged_rows(root)[0],
         "completions.jsonl": lambda root: merged_records(root, "completions.jsonl"),
         "completions.rank1.jsonl": lambda root: merged_records(root, "completions.rank1.jsonl"),
-        "events.jsonl": events_of_callbacks,
+        "events.jsonl": lambda root: merged_records(root, "events.jsonl"),
         "evaluation.json": merged_evaluations,
         "export": exported,
         "kept checkpoints and snapshots": kept_names,
