@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 import rlif_lightning.model.attention as attention
-from rlif_lightning.model.attention import Block, TreePlan, fused_attention
+from rlif_lightning.model.attention import Block, Layout, TreePlan, fused_attention
+from rlif_lightning.model.masks import as_bias
 from rlif_lightning.model.packing import Tree
 from rlif_lightning.model.scores import Scores
 
@@ -30,6 +31,12 @@ def line(num_tokens: int, key_heads: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = [(1, heads, num_tokens, SIZE) for heads in (HEADS, key_heads, key_heads)]
     return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+def block_of(trees: list[Tree]) -> Block:
+    """All trees in one block."""
+    layout = Layout(trees)
+    return Block(layout, layout.indices())
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scores: Scores) -> Tensor:
@@ -129,8 +136,7 @@ def test_each_prompt_s_keys_are_kept_once_and_in_order(shapes, joining):
 @pytest.mark.parametrize("lengths", [(4, 4), (5, 2, 1)])
 def test_the_lower_right_bias_is_the_mask(lengths):
     """What CUDA takes instead of a mask of even prompts says the same."""
-    block = Block([Tree(0, 6, lengths)], CPU)
-    mask = block._masks(None)[1]
+    mask = block_of([Tree(0, 6, lengths)]).masks_of(None, torch.float32)[1]
     generator = torch.Generator().manual_seed(0)
     steps, reach = max(lengths), 6 + max(lengths)
     shapes = [
@@ -145,22 +151,32 @@ def test_the_lower_right_bias_is_the_mask(lengths):
 
 def test_even_prompts_share_one_mask_and_plain_prompts_need_none():
     """Masks of even prompts have no batch dimension; ragged ones have one row each, heads never."""
-    even = Block(line_of([(5, [3, 2]), (5, [3])]), CPU)
-    assert even._masks(None)[0] is None
-    assert even._masks(None)[1].shape == even._masks(4)[1].shape == (3, 5 + 3)
-    assert even._masks(4)[0].shape == (5, 5)
-    assert even._masks(5)[0] is None  # the window is as wide as the prompt
-    ragged = Block(line_of([(5, [3, 2]), (4, [3])]), CPU)
-    assert ragged._masks(None)[1].shape == (3, 1, 3, 5 + 3)
-    assert ragged._masks(None) is ragged._masks(None)  # made once for all layers
-    assert Block(line_of([(5, []), (4, [0])]), CPU)._masks(None)[1] is None
+    even = block_of(line_of([(5, [3, 2]), (5, [3])]))
+    for dtype in (torch.bool, torch.float32, torch.bfloat16):
+        assert even.masks_of(None, dtype)[0] is None
+        assert even.masks_of(None, dtype)[1].shape == even.masks_of(4, dtype)[1].shape == (3, 5 + 3)
+        assert even.masks_of(4, dtype)[0].shape == (5, 5)
+        assert even.masks_of(5, dtype)[0] is None  # the window is as wide as the prompt
+        assert even.masks_of(4, dtype)[0].dtype == even.masks_of(4, dtype)[1].dtype == dtype
+    ragged = block_of(line_of([(5, [3, 2]), (4, [3])]))
+    assert ragged.masks_of(None, torch.float32)[1].shape == (3, 1, 3, 5 + 3)
+    assert ragged.masks_of(None, torch.float32) is ragged.masks_of(None, torch.float32)  # made once for all layers
+    assert block_of(line_of([(5, []), (4, [0])])).masks_of(None, torch.float32)[1] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_bias_is_the_mask_in_another_form(dtype):
+    seen = torch.rand(3, 1, 5, 19, generator=torch.Generator().manual_seed(0)) < 0.5
+    bias = as_bias(seen, dtype)
+    assert bias.dtype == dtype
+    assert torch.equal(bias, torch.where(seen, 0.0, -torch.inf).to(dtype))
 
 
 def test_a_single_tree_is_neither_copied_nor_put_in_order():
-    block = TreePlan([Tree(0, 5, (3, 3))], CPU)
-    assert block.where is None
+    plan = TreePlan([Tree(0, 5, (3, 3))], CPU)
+    assert plan.where is None
     key = torch.randn(11, 2, SIZE)
-    prompts = block.blocks[0]._prompts(key)
+    prompts = plan.blocks[0]._prompts(key)
     assert prompts.data_ptr() == key.data_ptr()
-    assert block.blocks[0]._of_rows(prompts).stride(0) == 0
-    assert block.blocks[0]._of_rows(prompts).shape == (2, 5, 2, SIZE)
+    assert plan.blocks[0]._of_rows(prompts).stride(0) == 0
+    assert plan.blocks[0]._of_rows(prompts).shape == (2, 5, 2, SIZE)

@@ -50,6 +50,25 @@ def test_the_hook_hands_everything_to_the_plan(mask, window):
     assert asked == (3, query, key, value, Scores(0.3, window, 2.0, sinks))
 
 
+@pytest.mark.parametrize(
+    ("given", "autocast", "expected"),
+    [
+        ([torch.float32] * 2 + [torch.bfloat16], True, torch.bfloat16),  # what rotary angles leave under autocast
+        ([torch.float32] * 3, True, torch.bfloat16),
+        ([torch.float32] * 2 + [torch.bfloat16], False, torch.bfloat16),
+        ([torch.float32] * 3, False, torch.float32),
+        ([torch.float64] * 3, True, torch.float64),
+    ],
+)
+def test_a_plan_gets_queries_keys_and_values_in_one_precision(given, autocast, expected):
+    """Not every kernel is reached by autocast: CUDA's lower right bias refuses float32 keys of bfloat16 values."""
+    inputs = [values.to(dtype) for values, dtype in zip(line(5, 2, 0), given, strict=True)]
+    with following(Echo(), {3: "the layer"}), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        (_, *asked, _), _ = attend(layer(), *inputs, plan_mask(1, 5, 5, **CAUSAL))
+    assert [values.dtype for values in asked] == [expected] * 3
+    assert all(one is other for one, other in zip(asked, inputs, strict=True) if other.dtype == expected)
+
+
 def test_a_layer_that_is_recomputed_after_its_forward_still_follows_the_plan():
     inputs = line(5, 2, 0)
     with following(Echo(), {3: "the layer"}):
@@ -101,6 +120,13 @@ def test_what_no_plan_knows_is_refused(extra):
 def test_windows_are_read_from_the_rule(window):
     assert window_of(causal_mask_function, window) is None
     assert window_of(sliding_window_causal_mask_function(window), window) == window
+
+
+def test_rules_are_read_while_another_device_is_the_default():
+    """Lightning loads models with the GPU as the default device."""
+    with torch.device("meta"):
+        assert window_of(causal_mask_function, 7) is None
+        assert window_of(sliding_window_causal_mask_function(7), 7) == 7
 
 
 @pytest.mark.parametrize("size", [None, 1, 4, 100])

@@ -116,8 +116,10 @@ def test_the_budget_and_the_chunks_of_the_head_change_nothing(tiny_models, monke
     policy = PolicyModel(Policy(str(tiny_models["llama"])))
     whole = score(policy, HOT, budget=1000)
     expected = gradients(policy, whole)
-    monkeypatch.setattr(policy_module, "KEPT_LOGITS", 0)  # none are kept: chunks, recomputed in the backward pass
-    monkeypatch.setattr(policy_module, "MAX_LOGITS", 5 * policy.vocab_size)
+    monkeypatch.setattr(
+        policy_module, "KEPT_LOGITS", {"cpu": 0}
+    )  # none are kept: chunks, recomputed in the backward pass
+    monkeypatch.setattr(policy_module, "MAX_LOGITS", {"cpu": 5 * policy.vocab_size})
     parts = score(policy, HOT, budget=15)
     assert_close(parts, whole)
     assert_same_gradients(gradients(policy, parts), expected, 1e-3)

@@ -78,7 +78,7 @@ def test_by_default_every_id_of_the_model_is_a_token(folder):
 @pytest.mark.parametrize("kept_logits", [2**28, 0])
 def test_nothing_pulls_at_what_is_no_token(folder, monkeypatch, kept_logits):
     """Gradients of the head's rows: exactly 0 in the padding, whether logits are kept or recomputed."""
-    monkeypatch.setattr("rlif_lightning.model.policy.KEPT_LOGITS", kept_logits)
+    monkeypatch.setattr("rlif_lightning.model.policy.KEPT_LOGITS", {"cpu": kept_logits})
     policy = load(folder, "tokenizer")
     rollout = generate(policy, [0, 1], SAMPLING)
     with torch.enable_grad():

@@ -27,13 +27,14 @@ def score_rollout(
     Returns:
         ``[B, T]`` advantages (constant over a completion unless the estimator works on tokens), and the metrics
         ``reward/<head>/{mean,std,group_std,share}``, ``policy/entropy``, ``rollout/{length,ended}`` and the heads' own.
+
+    Raises:
+        ValueError: the estimator returned a wrong shape; names it.
     """
     shape = (rollout.num_prompts, rollout.group_size)
     rewards = torch.stack([output.scores.view(shape) for output in outputs.values()])
     weights = group_weights(weights.to(rewards.device), list(outputs.values()))
-    advantages = advantage(rewards, weights, rollout.lengths.view(shape))
-    if advantages.shape != rollout.mask.shape:
-        advantages = advantages.reshape(-1, 1).expand(rollout.mask.shape)
+    advantages = of_tokens(advantage(rewards, weights, rollout.lengths.view(shape)), rollout, type(advantage).__name__)
     entropy, _ = all_rank_mean_std(rollout.stats.entropy, rollout.mask)
     metrics: dict[str, Tensor | float] = {
         "policy/entropy": entropy,
@@ -46,6 +47,22 @@ def score_rollout(
         metrics |= reward_metrics(name, output.scores, rollout.group_size)
         metrics |= {f"reward/{name}/share": share, **output.log}
     return advantages, metrics
+
+
+def of_tokens(advantages: Tensor, rollout: Rollout, estimator: str) -> Tensor:
+    """``[B, T]`` of an estimator's ``[P, G]`` or ``[B, T]``, on the rollout's device.
+
+    Raises:
+        ValueError: another shape; names the estimator.
+    """
+    of_groups, of_rows = (rollout.num_prompts, rollout.group_size), tuple(rollout.mask.shape)
+    if tuple(advantages.shape) not in (of_groups, of_rows):
+        raise ValueError(
+            f"advantage {estimator} returned shape {tuple(advantages.shape)}; one per completion, {of_groups}, or one"
+            f" per token, {of_rows}, is needed"
+        )
+    advantages = advantages.to(rollout.mask.device)
+    return advantages if advantages.shape == of_rows else advantages.reshape(-1, 1).expand(of_rows)
 
 
 def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:

@@ -134,6 +134,21 @@ def trained_rows(update: LossInputs, marks: Tensor, objective: Objective, group_
     return touched.view(-1, group_size, touched.shape[1]).any(-1).any(-1).repeat_interleave(group_size)
 
 
+def marked(objective: Objective, update: LossInputs) -> Tensor:
+    """``[B, T]`` bool marks of an objective among all tokens of an update, on their device (a collective).
+
+    Raises:
+        ValueError: the objective marked something else; names it.
+    """
+    marks = objective.select(update)
+    if marks.dtype != torch.bool or marks.shape != update.mask.shape:
+        raise ValueError(
+            f"objective {type(objective).__name__}.select returned {marks.dtype} of shape {tuple(marks.shape)};"
+            f" one bool per token, {tuple(update.mask.shape)}, is needed"
+        )
+    return agreed(marks.to(update.mask.device))
+
+
 def reference_logprobs(
     policy: PolicyModel, reference: PolicyModel | None, rollout: Rollout, sampling: Sampling, micro_batch_tokens: int
 ) -> Tensor:
@@ -162,7 +177,7 @@ def backward_update(
         ``[b, T]`` log-probs of the forward passes, NaN where there was none.
     """
     update, group_size = mini_batch.inputs, mini_batch.group_size
-    marks = agreed(objective.select(update))
+    marks = marked(objective, update)
     weights = aggregation_weights(update.mask, objective.aggregation, sampling.max_new_tokens)
     kept = update.mask & trained_rows(update, marks, objective, group_size).unsqueeze(1)
     rows_of = (mini_batch.prompt_ids, mini_batch.completion_ids, kept, group_size)

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
+from rlif_lightning.model.masks import as_bias, seen_by_completions, seen_keys
 from rlif_lightning.model.packing import Tree
 from rlif_lightning.model.scores import Scores
+from rlif_lightning.model.uploads import to_device
 
 WASTE = 1.25  # trees are joined in one call while padding makes at most this many times their own query-key pairs,
 SMALL = 2**15  # or while there are so few pairs that starting another call costs more,
@@ -24,26 +26,48 @@ LARGEST = 2**24  # and never beyond this many: their mask is stored
 KeepPrompts = Callable[[int, "Block", Tensor, Tensor], None]
 
 
-class Block:
-    """Some trees of a line, attended to in two calls: K prompts of up to L tokens, B completions of up to T."""
+class Layout:
+    """Grids of the line's positions, all on the CPU: K prompts of up to L tokens, B completions of up to T.
 
-    def __init__(self, trees: Sequence[Tree], device: torch.device):
-        self.trees, self.device = trees, device
-        starts, lengths, owners = [], [], []
-        for number, tree in enumerate(trees):
-            for start, length in zip(tree.starts(), tree.lengths, strict=True):
-                if length > 0:
-                    starts.append(start)
-                    lengths.append(length)
-                    owners.append(number)
+    Attributes:
+        trees: in the order of the line.
+        prompt_grid, prompt_valid: ``[K, L]`` positions, each prompt's last one repeated, and which are no repetition.
+        grid, valid: ``[B, T]`` the same of the completions that have tokens.
+        owners: ``[B]`` number of each completion's tree.
+        prompt_lengths: ``[K]`` tokens.
+    """
+
+    def __init__(self, trees: Sequence[Tree]):
+        rows = [
+            (start, length, number)
+            for number, tree in enumerate(trees)
+            for start, length in zip(tree.starts(), tree.lengths, strict=True)
+            if length > 0
+        ]
+        starts, lengths, self.owners = torch.tensor(rows, dtype=torch.int64).view(-1, 3).unbind(1)
+        self.trees = trees
         self.prompt_lengths = torch.tensor([tree.prompt_length for tree in trees])
-        self.lengths = torch.tensor(lengths, dtype=torch.int64)
-        self.num_rows = len(lengths)
         self.prompt_grid, self.prompt_valid = _grid(torch.tensor([tree.start for tree in trees]), self.prompt_lengths)
-        self.grid, self.valid = _grid(torch.tensor(starts, dtype=torch.int64), self.lengths)
-        self.owner = torch.tensor(owners, dtype=torch.int64, device=device)
-        self.prompt_index, self.index = self.prompt_grid.flatten().to(device), self.grid.flatten().to(device)
-        self.masks: dict[int | None, tuple[Any, Any]] = {}
+        self.grid, self.valid = _grid(starts, lengths)
+
+    def indices(self) -> list[Tensor]:
+        """What :class:`Block` needs on the device."""
+        return [self.prompt_grid, self.grid, self.owners, self.prompt_lengths[self.owners]]
+
+
+class Block:
+    """Some trees of a line, attended to in two calls: K prompts of up to L tokens, B completions of up to T.
+
+    Args:
+        layout: where they lie.
+        indices: of the layout, on the model's device.
+    """
+
+    def __init__(self, layout: Layout, indices: Sequence[Tensor]):
+        self.trees = layout.trees
+        self.prompt_grid, self.grid, self.owners, self.lengths = indices
+        self.even = bool((layout.prompt_lengths == self.prompt_grid.shape[1]).all())
+        self.masks: dict[tuple[int | None, torch.dtype], tuple[Any, Any]] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> tuple[list[Tensor], Tensor, Tensor]:
         """Attention of the block's tokens.
@@ -55,13 +79,11 @@ class Block:
             Output pieces ``[K * L, heads, d]`` and, with completions, ``[B * T, heads, d]``; the prompts' keys and
             values ``[K, L, heads, d]``.
         """
-        prompt_mask, mask = self._masks(scores.window)
+        prompt_mask, mask = self.masks_of(scores.window, query.dtype if scores.plain else torch.bool)
         q, k, v = (self._prompts(x) for x in (query, key, value))
         pieces = [attention(q, k, v, prompt_mask, scores).flatten(0, 1)]
-        if self.num_rows:
-            own_q, own_k, own_v = (
-                x.index_select(0, self.index).unflatten(0, self.grid.shape) for x in (query, key, value)
-            )
+        if len(self.grid):
+            own_q, own_k, own_v = (_lines(x, self.grid) for x in (query, key, value))
             keys = torch.cat([self._of_rows(k), own_k], 1)
             values = torch.cat([self._of_rows(v), own_v], 1)
             pieces.append(attention(own_q, keys, values, mask, scores).flatten(0, 1))
@@ -71,40 +93,48 @@ class Block:
         if len(self.trees) == 1:
             tree = self.trees[0]
             return values[tree.start : tree.start + tree.prompt_length].unsqueeze(0)
-        return values.index_select(0, self.prompt_index).unflatten(0, self.prompt_grid.shape)
+        return _lines(values, self.prompt_grid)
 
     def _of_rows(self, prompts: Tensor) -> Tensor:
         if len(self.trees) == 1:
-            return prompts.expand(self.num_rows, -1, -1, -1)
-        return prompts.index_select(0, self.owner)
+            return prompts.expand(len(self.grid), -1, -1, -1)
+        return prompts.index_select(0, self.owners)
 
-    def _masks(self, window: int | None) -> tuple[Any, Any]:
-        """What the prompts and what the completions see: ``[L, L]``, ``[T, L + T]`` or ``[B, 1, T, L + T]`` bool."""
-        if window not in self.masks:
-            self.masks[window] = self._prompt_mask(window), self._completion_mask(window)
-        return self.masks[window]
+    def masks_of(self, window: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
+        """What the prompts and what the completions see: ``[L, L]``, and ``[T, L + T]`` or ``[B, 1, T, L + T]``.
 
-    def _prompt_mask(self, window: int | None) -> Any:
+        Made once, on the device. Bool on request, else what is added to scores of this type; None where nothing but
+        the order of tokens counts.
+        """
+        if (window, dtype) not in self.masks:
+            found = self._prompt_mask(window), self._completion_mask(window, dtype)
+            if dtype != torch.bool:
+                found = tuple(as_bias(x, dtype) if type(x) is Tensor else x for x in found)
+            self.masks[window, dtype] = found
+        return self.masks[window, dtype]
+
+    def _prompt_mask(self, window: int | None) -> Tensor | None:
         width = self.prompt_grid.shape[1]
         if window is None or window >= width:
             return None
-        return _causal(torch.arange(width), torch.arange(width), window).to(self.device)
+        places = torch.arange(width, device=self.grid.device)
+        return seen_keys(places, places, window)
 
-    def _completion_mask(self, window: int | None) -> Any:
-        if not self.num_rows:
+    def _completion_mask(self, window: int | None, dtype: torch.dtype) -> Any:
+        if not len(self.grid):
             return None
-        width, steps = self.prompt_grid.shape[1], torch.arange(self.grid.shape[1])
-        even = bool((self.prompt_lengths == width).all())
-        reach = width + len(steps)
-        if even and (window is None or window >= reach):
-            if self.device.type == "cuda":  # fused there without a mask
-                return causal_lower_right(len(steps), reach)
+        width, steps = self.prompt_grid.shape[1], self.grid.shape[1]
+        if self.even and (window is None or window >= width + steps):
+            if self.grid.is_cuda and dtype != torch.bool:  # fused there without a mask
+                return causal_lower_right(steps, width + steps)
             window = None
-        lengths = self.prompt_lengths[:1] if even else self.prompt_lengths[self.owner.cpu()]
-        keys = torch.cat([torch.arange(width).expand(len(lengths), -1), lengths.unsqueeze(1) + steps], 1)
-        real = (torch.arange(reach) < lengths.unsqueeze(1)) | (torch.arange(reach) >= width)
-        seen = _causal(lengths.unsqueeze(1) + steps, keys, window) & real.unsqueeze(1)
-        return (seen[0] if even else seen.unsqueeze(1)).to(self.device)
+        seen = seen_by_completions(self.lengths[:1] if self.even else self.lengths, width, steps, window)
+        return seen[0] if self.even else seen.unsqueeze(1)
+
+
+def _lines(values: Tensor, grid: Tensor) -> Tensor:
+    """``[N, ...] -> [rows, longest, ...]``: the tokens at a grid's positions."""
+    return values.index_select(0, grid.flatten()).unflatten(0, grid.shape)
 
 
 def _grid(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,38 +144,38 @@ def _grid(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return starts.unsqueeze(1) + torch.minimum(steps, last), steps <= last
 
 
-def _causal(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """``[..., Q] , [..., S] -> [..., Q, S]`` bool: positions that are not later, and inside the window."""
-    distance = queries.unsqueeze(-1) - keys.unsqueeze(-2)
-    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
-
-
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scores: Scores) -> Tensor:
     """Attention of ``[B, tokens, heads, d]``; causal without a mask; key heads may be fewer.
 
-    Scores that no fused kernel knows take their products into memory.
+    Scores that no fused kernel knows take their products into memory; their mask is bool.
     """
     if scores.plain:
         return fused_attention(query, key, value, mask, scores.scaling)
-    # CUDA's lower right bias is no plain tensor, and says what no mask says.
-    mask = mask if type(mask) is Tensor else None
     return scores.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask)
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None) -> Tensor:
     """PyTorch's fused attention of ``[B, tokens, heads, d]``; causal without a mask; key heads may be fewer."""
-    if key.shape[2] != query.shape[2] and key.device.type != "cpu":
-        # With a mask, CUDA's kernels take grouped keys in their slowest form only.
-        key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    if key.shape[1] != query.shape[1] and not _takes_grouped(query, key, value, mask):
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     return scaled_dot_product_attention(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
+        query,
+        key,
+        value,
         attn_mask=mask,
         is_causal=mask is None,
         scale=scaling,
-        enable_gqa=key.shape[2] != query.shape[2],
+        enable_gqa=key.shape[1] != query.shape[1],
     ).transpose(1, 2)
+
+
+def _takes_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Any) -> bool:
+    """Whether a fused kernel takes fewer heads of keys: on CUDA flash attention alone, which knows no mask."""
+    if not key.is_cuda:
+        return True
+    given = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, True)
+    return type(mask) is not Tensor and torch.backends.cuda.can_use_flash_attention(given)
 
 
 class TreePlan:
@@ -158,16 +188,17 @@ class TreePlan:
     """
 
     def __init__(self, trees: Sequence[Tree], device: torch.device, keep_prompts: KeepPrompts | None = None):
-        self.blocks = [Block(part, device) for part in _join_similar(trees)]
-        self.keep_prompts = keep_prompts
-        where = torch.empty(sum(tree.size for tree in trees), dtype=torch.int64)
-        offset = 0
-        for block in self.blocks:
-            for grid, valid in ((block.prompt_grid, block.prompt_valid), (block.grid, block.valid)):
+        layouts = [Layout(part) for part in _join_similar(trees)]
+        where, offset = torch.empty(sum(tree.size for tree in trees), dtype=torch.int64), 0
+        for layout in layouts:
+            for grid, valid in ((layout.prompt_grid, layout.prompt_valid), (layout.grid, layout.valid)):
                 where[grid[valid]] = torch.arange(offset, offset + grid.numel()).view(grid.shape)[valid]
                 offset += grid.numel()
         in_order = torch.equal(where, torch.arange(offset))
-        self.where = None if in_order else where.to(device)
+        *indices, where = to_device([*(x for layout in layouts for x in layout.indices()), where], device)
+        self.where = None if in_order else where
+        self.blocks = [Block(layout, indices[4 * i : 4 * i + 4]) for i, layout in enumerate(layouts)]
+        self.keep_prompts = keep_prompts
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Attention output ``[1, N, heads, d]`` of one layer; query, key and value are ``[1, heads, N, d]``."""

@@ -5,13 +5,14 @@ Whatever stands between them (a head, a scale, a soft cap, a norm, a slice) is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -37,39 +38,76 @@ def body(causal_lm: Any) -> Any:
     raise ValueError(f"{type(causal_lm).__name__} has no base model that gives hidden states; use another model")
 
 
-def own_logits(causal_lm: Any, hidden: Tensor) -> Tensor:
+def own_logits(causal_lm: Any, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
     """Logits ``[M, V]`` of last hidden states ``[M, H]``, as the model's own forward computes them.
+
+    Args:
+        causal_lm: the Hugging Face model.
+        hidden: of its base model.
+        weight: of its head, from :func:`cast_head`; None = as the head has it.
 
     Raises:
         ValueError: the model does not use its base model's last hidden states.
     """
+    asked: list[bool] = []
+
+    def give(*args: Any, **kwargs: Any) -> _Given:
+        asked.append(True)
+        return _Given(last_hidden_state=hidden.unsqueeze(0))
+
+    outer = body(causal_lm)
+    decoder = outer.get_decoder()  # OPT's causal LM calls the decoder inside its base model
+    forwards: dict[Any, Callable[..., Any]] = {outer: give}
+    if isinstance(decoder, PreTrainedModel):
+        forwards[decoder] = give
+    if weight is not None:
+        head = causal_lm.get_output_embeddings()
+        forwards[head] = lambda x: nn.functional.linear(x, _Cast.apply(head.weight, weight), head.bias)  # type: ignore[arg-type]
     ids = torch.zeros((1, len(hidden)), dtype=torch.int64, device=hidden.device)
-    with _bodies_give(causal_lm, hidden.unsqueeze(0)) as asked:
+    with _replaced(forwards):
         logits = causal_lm(input_ids=ids, use_cache=False).logits
     if not asked:
         raise ValueError(f"{type(causal_lm).__name__} does not get its logits from its base model; use another model")
     return logits.squeeze(0)  # and no [0], whose gradient would be a copy
 
 
+def cast_head(causal_lm: Any, device: torch.device) -> Tensor | None:
+    """The head's weight as autocast casts it in every call, to be cast once for several; None where it casts nothing.
+
+    A head of another kind than a plain linear layer (LoRA's, one that is divided) is left to autocast.
+    """
+    head = causal_lm.get_output_embeddings()
+    if not torch.is_autocast_enabled(device.type) or type(head) is not nn.Linear:
+        return None
+    if type(head.weight) is not nn.Parameter or head.weight.dtype != torch.float32:
+        return None
+    return head.weight.detach().to(torch.get_autocast_dtype(device.type))
+
+
+class _Cast(torch.autograd.Function):
+    """A cast that is there already. Gradients of several calls are summed in the parameter's precision."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, cast: Tensor) -> Tensor:
+        ctx.dtype = parameter.dtype
+        return cast.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient.to(ctx.dtype), None
+
+
 @contextmanager
-def _bodies_give(causal_lm: Any, hidden: Tensor) -> Iterator[list[bool]]:
-    """Inside, the base model and its decoder answer with these hidden states; what is yielded notes that they did."""
-    asked: list[bool] = []
-
-    def forward(*args: Any, **kwargs: Any) -> _Given:
-        asked.append(True)
-        return _Given(last_hidden_state=hidden)
-
-    outer = body(causal_lm)
-    decoder = outer.get_decoder()  # OPT's causal LM calls the decoder inside its base model
-    bodies: list[Any] = [outer] if decoder is outer or not isinstance(decoder, PreTrainedModel) else [outer, decoder]
-    before = [vars(module).get("forward") for module in bodies]
-    for module in bodies:
+def _replaced(forwards: dict[Any, Callable[..., Any]]) -> Iterator[None]:
+    """Inside, modules have other forwards."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
         module.forward = forward
     try:
-        yield asked
+        yield
     finally:
-        for module, own in zip(bodies, before, strict=True):
+        for module, own in before.items():
             del module.forward
             if own is not None:
                 module.forward = own

@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rlif_lightning.model.scores import AttentionPlan, Scores
+from rlif_lightning.model.scores import AttentionPlan, Scores, in_one_precision
 
 HOOKED = "rlif"
 INSTEAD = "set model.policy.attention=eager"
@@ -143,9 +143,10 @@ def window_of(rule: MaskRule, local_size: int | None) -> int | None:
         PlanError: the rule is of another kind.
     """
     size = local_size or FAR
-    zero = torch.zeros((), dtype=torch.int64)
-    queries = torch.tensor([1, size - 1, size, 2 * size + 1, 3 * size + FAR]).unsqueeze(1)
-    distances = torch.tensor([-1, 0, 1, size - 1, size, size + 1, 2 * size, FAR])
+    # Not on the default device, which is the model's while it is loaded.
+    zero = torch.zeros((), dtype=torch.int64, device="cpu")
+    queries = torch.tensor([1, size - 1, size, 2 * size + 1, 3 * size + FAR], device="cpu").unsqueeze(1)
+    distances = torch.tensor([-1, 0, 1, size - 1, size, size + 1, 2 * size, FAR], device="cpu")
     keys = queries - distances
     inside = keys >= 0
     try:
@@ -191,9 +192,9 @@ def attend(
         raise PlanError(f"{name} uses {[*unknown, 'is_causal=False'][0]}; {INSTEAD}")
     if view.planned.open:
         view.planned.asked[module.layer_idx] += 1
-    return view.planned.plan.attend(
-        module.layer_idx, query, key, value, Scores(scaling, view.window, softcap, s_aux)
-    ), None
+    given = in_one_precision(query, key, value)
+    scores = Scores(scaling, view.window, softcap, s_aux)
+    return view.planned.plan.attend(module.layer_idx, *given, scores), None
 
 
 AttentionInterface.register(HOOKED, attend)

@@ -23,7 +23,7 @@ from rlif_lightning.model.cpu_memory import HEAP
 from rlif_lightning.model.head import HeadRule, head_stats
 from rlif_lightning.model.loading import Policy, load_pretrained, resolve_model
 from rlif_lightning.model.noise import set_quiet_mode, switch_noise_off
-from rlif_lightning.model.own_logits import body, own_logits
+from rlif_lightning.model.own_logits import body, cast_head, own_logits
 from rlif_lightning.model.packing import Packed, own_rows
 from rlif_lightning.model.plan_hook import HOOKED
 from rlif_lightning.model.scores import AttentionPlan
@@ -31,8 +31,10 @@ from rlif_lightning.model.suitability import choose_attention, planned_hidden, s
 from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling
 
-MAX_LOGITS = 2**24  # elements of one chunk of logits that nothing keeps: 64 MiB in float32
-KEPT_LOGITS = 2**28  # elements of a micro-batch's logits that are kept for the backward pass: 1 GiB in float32
+# Elements of one chunk of logits that nothing keeps: 64 MiB in float32, and on a GPU 512 MiB in bfloat16.
+MAX_LOGITS = {"cpu": 2**24, "cuda": 2**28}
+# Elements of a micro-batch's logits that are kept for the backward pass: 1 GiB in float32, and 2 in bfloat16.
+KEPT_LOGITS = {"cpu": 2**28, "cuda": 2**30}
 
 
 class PolicyModel(nn.Module):
@@ -66,6 +68,7 @@ class PolicyModel(nn.Module):
         )
         self.num_tokens = _num_tokens(self.tokenizer, policy.vocabulary)
         self.eos_ids = _end_ids(self.model.generation_config, self.tokenizer, self.num_tokens)
+        self._end_ids: dict[tuple[Any, ...], Tensor] = {}
         if frozen:
             self.requires_grad_(False)
         choose_attention(self.causal_lm, policy.name, replace=policy.attention == "sdpa")
@@ -107,7 +110,11 @@ class PolicyModel(nn.Module):
 
     def rule(self, sampling: Sampling, device: torch.device) -> HeadRule:
         """How the model's logits become those that are sampled from."""
-        return HeadRule(sampling.temperature or 1.0, torch.tensor(self.eos_ids, device=device), self.num_tokens)
+        key = (device, *self.eos_ids)
+        if key not in self._end_ids:
+            with torch.inference_mode(False):  # training uses what an evaluation has made
+                self._end_ids = {key: torch.tensor(self.eos_ids, device=device)}
+        return HeadRule(sampling.temperature or 1.0, self._end_ids[key], self.num_tokens)
 
     def check_context(self, prompt_ids: Sequence[Tensor], max_new_tokens: int) -> None:
         """Refuse prompts that the model cannot read, or cannot go on from for so long, before anything is sampled.
@@ -133,13 +140,13 @@ class PolicyModel(nn.Module):
         hidden = self.completion_hidden(packed)
         HEAP.release(hidden.device)
         may_end = packed.steps >= sampling.min_new_tokens if sampling.min_new_tokens else None
-        rule, vocab_size = self.rule(sampling, hidden.device), self.vocab_size
-        if torch.is_grad_enabled() and len(hidden) * vocab_size <= KEPT_LOGITS:
+        rule = self.rule(sampling, hidden.device)
+        if torch.is_grad_enabled() and len(hidden) <= self._rows(KEPT_LOGITS, hidden.device):
             return self._head_stats(hidden, packed.tokens, may_end, rule).map(packed.unpack)
-        parts = []
-        for start in range(0, len(hidden), size := max(1, MAX_LOGITS // vocab_size)):
+        parts, weight = [], cast_head(self.causal_lm, hidden.device)
+        for start in range(0, len(hidden), size := self.rows_at_once(hidden.device)):
             rows = slice(start, start + size)
-            chunk = (hidden[rows], packed.tokens[rows], None if may_end is None else may_end[rows], rule)
+            chunk = (hidden[rows], packed.tokens[rows], None if may_end is None else may_end[rows], rule, weight)
             parts.append(self._recomputed(*chunk) if torch.is_grad_enabled() else self._head_stats(*chunk))
         merged = (torch.cat([getattr(part, f.name) for part in parts]) for f in fields(TokenStats))
         return TokenStats(*merged).map(packed.unpack)
@@ -166,12 +173,21 @@ class PolicyModel(nn.Module):
         """Last hidden states ``[n, tokens, H]`` with attention by a plan; ids and positions are ``[n, tokens]``."""
         return planned_hidden(body(self.causal_lm), input_ids, position_ids, plan)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """The model's own logits ``[M, V]`` of hidden states ``[M, H]``."""
-        return own_logits(self.causal_lm, hidden)
+    def rows_at_once(self, device: torch.device) -> int:
+        """Rows of logits that are made at a time where none are kept."""
+        return max(1, self._rows(MAX_LOGITS, device))
 
-    def _head_stats(self, hidden: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule) -> TokenStats:
-        return head_stats(self.head(hidden), tokens, may_end, rule)
+    def _rows(self, sizes: dict[str, int], device: torch.device) -> int:
+        return sizes["cpu" if device.type == "cpu" else "cuda"] // self.vocab_size
+
+    def head(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The model's own logits ``[M, V]`` of hidden states ``[M, H]``; ``weight`` as ``cast_head`` gives it."""
+        return own_logits(self.causal_lm, hidden, weight)
+
+    def _head_stats(
+        self, hidden: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule, weight: Tensor | None = None
+    ) -> TokenStats:
+        return head_stats(self.head(hidden, weight), tokens, may_end, rule)
 
     def _recomputed(self, *chunk: Any) -> TokenStats:
         stats: Any = checkpoint(self._head_stats, *chunk, use_reentrant=False)

@@ -17,6 +17,18 @@ class AttentionPlan(Protocol):
         ...
 
 
+def in_one_precision(*values: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values in one precision: that of autocast where it is on, else that of the last one.
+
+    Under autocast rotary angles make queries and keys float32 again, while values stay in half precision. Not all
+    kernels are reached by autocast, and keys take half the memory in half precision. Float64 stays, as under autocast.
+    """
+    last, kind = values[-1], values[-1].device.type
+    halved = torch.is_autocast_enabled(kind) and last.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(kind) if halved else last.dtype
+    return tuple(x.to(dtype) for x in values)
+
+
 @dataclass(frozen=True)
 class Scores:
     """How a layer gets its attention weights from products of queries and keys.

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.masked import masked_std
-from rlif_lightning.processes.collectives import agreed, all_rank_sum, is_collectives_error
+from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
 from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.functional import without_length
+from rlif_lightning.rewards.received import received
 
 MIN_SPREAD = 1e-6  # below it a group has no spread but rounding
 UNANIMOUS = ("keep", "zero")
@@ -200,7 +201,7 @@ class RewardSet(nn.Module):
         """Every head's answer with its options applied (a collective where a ``spread_floor`` is set).
 
         Raises:
-            RuntimeError: a head raised, or returned a wrong shape or an infinite score; names the head and the group.
+            RuntimeError: a head raised, or returned what is no answer (``received.py``); names the head.
         """
         outputs = {name: self._ask(name, rollout) for name in self.names}
         shape = (rollout.num_prompts, rollout.group_size)
@@ -243,17 +244,7 @@ class RewardSet(nn.Module):
                 f"reward head {name!r} ({type(head).__name__}) raised {type(error).__name__}: {error}\n"
                 f"while scoring completions such as {_excerpt(rollout)}"
             ) from error
-        expected = rollout.mask.shape[:1]
-        if output.scores.shape != expected:
-            raise RuntimeError(
-                f"reward head {name!r} returned scores of shape {tuple(output.scores.shape)}; one per completion, "
-                f"{tuple(expected)}, is needed"
-            )
-        if output.scores.isinf().any():
-            row = int(output.scores.isinf().nonzero()[0])
-            raise RuntimeError(f"reward head {name!r} returned an infinite score for {rollout.texts[row]!r}")
-        keep = None if output.keep is None else agreed(output.keep)
-        return replace(output, scores=agreed(output.scores.float()), keep=keep)
+        return received(name, output, rollout)
 
 
 def _excerpt(rollout: Rollout, width: int = 200) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.model.head import pieces
-from rlif_lightning.model.policy import MAX_LOGITS, PolicyModel
+from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.token_stats import token_stats
 from rlif_lightning.processes.collectives import agreed
 from rlif_lightning.records import TokenStats
@@ -40,8 +40,7 @@ class Drawer:
             closing: ``[n]`` bool: rows that get ``policy.stop_id`` instead of what is drawn; None = none.
         """
         tokens, stats = [], []
-        size = max(1, MAX_LOGITS // self.policy.vocab_size)
-        for start in range(0, len(hidden), size):
+        for start in range(0, len(hidden), size := self.policy.rows_at_once(hidden.device)):
             raw = self.policy.head(hidden[start : start + size])
             for piece in pieces(raw):
                 rows = slice(start + piece.start, start + min(piece.stop, len(raw)))
@@ -79,13 +78,13 @@ class TokenReading:
     """
 
     def __init__(self, size: int, device: torch.device):
-        self.landed = torch.zeros(size, dtype=torch.int64, pin_memory=device.type != "cpu")
-        self.event = torch.Event(device) if device.type != "cpu" else None
+        self.landed = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.event = torch.cuda.Event() if device.type == "cuda" else None
 
     def start(self, tokens: Tensor) -> None:
         """Begin to read ``[n]`` tokens."""
         self.number = len(tokens)
-        self.landed[: self.number].copy_(tokens, non_blocking=True)
+        self.landed[: self.number].copy_(tokens, non_blocking=self.event is not None)
         if self.event is not None:
             self.event.record()
 

@@ -1,0 +1,98 @@
+"""What users' heads, advantages and objectives hand over: moved and converted once, or refused under their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from test_rewards import handmade
+from torch import Tensor
+
+from rlif_lightning.learning.advantages import GDPO
+from rlif_lightning.learning.objectives import Clipped
+from rlif_lightning.learning.rollout_advantages import score_rollout
+from rlif_lightning.learning.update import marked
+from rlif_lightning.records import LossInputs, RewardOutput, Rollout
+from rlif_lightning.rewards import RewardHead, RewardSet, WeightedReward
+
+SCORES = torch.tensor([0.0, 1.0])
+
+
+class Returns(RewardHead):
+    """Returns whatever it was given."""
+
+    def __init__(self, output: Any):
+        super().__init__()
+        self.output = output
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        return self.output
+
+
+def ask(output: Any) -> RewardOutput:
+    """What a set makes of a head's answer for one prompt with two completions."""
+    return RewardSet({"mine": WeightedReward(Returns(output))})(handmade(["first", "second"], 2))["mine"]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (SCORES, "'mine' returned a Tensor; return a RewardOutput"),
+        (RewardOutput([0.0, 1.0]), "'mine' returned scores of type list; a tensor of real numbers is needed"),  # type: ignore[arg-type]
+        (RewardOutput(SCORES + 1j), "scores of type torch.complex64"),
+        (RewardOutput(torch.tensor([1.0, 1e300], dtype=torch.float64)), "'mine' returned an infinite score for 'sec"),
+        (RewardOutput(SCORES, torch.tensor([1, 0])), "'mine' returned keep of torch.int64; it must be bool"),
+        (RewardOutput(SCORES, torch.tensor(True)), r"keep of shape \(\); one per completion, \(2,\), is needed"),
+        (RewardOutput(SCORES, strength=SCORES), r"strength of shape \(2,\); one per prompt, \(1,\), is needed"),
+        (RewardOutput(SCORES, strength=torch.tensor([torch.nan])), r"strength=\[nan\]; all must be finite"),
+        (RewardOutput(SCORES, answers=["1"]), "'mine' returned 1 answers; one per completion, 2, is needed"),
+        (RewardOutput(SCORES, log={"mine/kind": "good"}), "'mine' logs 'mine/kind': 'good'; a log maps names to"),  # type: ignore[arg-type]
+        (RewardOutput(SCORES, log={"mine/each": SCORES}), "'mine' logs 'mine/each': tensor"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_answer_is_refused_under_the_head_s_name(output, message):
+    with pytest.raises(RuntimeError, match=message):
+        ask(output)
+
+
+def test_what_is_one_comes_out_in_one_form():
+    log: dict = {"mine/longest": torch.tensor(2), "mine/share": 0.5}
+    found = ask(RewardOutput(torch.tensor([3, 4]), torch.tensor([True, False]), log, torch.tensor([1]), ["a", None]))
+    assert found.scores.tolist() == [3.0, 4.0]
+    assert found.scores.dtype == torch.float32
+    assert found.strength is not None
+    assert found.strength.dtype == torch.float64
+    assert found.keep is not None
+    assert (found.keep.tolist(), found.answers, found.log) == ([True, False], ["a", None], log)
+    learned = ask(RewardOutput(torch.ones(2, requires_grad=True)))
+    assert not learned.scores.requires_grad
+
+
+class Flat(GDPO):
+    """An estimator that forgot the groups."""
+
+    def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return super().__call__(rewards, weights, lengths).flatten()
+
+
+def test_advantages_of_a_wrong_shape_are_refused_under_the_estimator_s_name():
+    rollout = handmade(["first", "second"] * 2, 2)
+    outputs = {"mine": RewardOutput(torch.arange(4.0))}
+    with pytest.raises(ValueError, match=r"advantage Flat returned shape \(4,\); one per completion, \(2, 2\), or one"):
+        score_rollout(rollout, outputs, Flat(), torch.ones(1))
+
+
+@dataclass(frozen=True)
+class Weighs(Clipped):
+    """Marks with numbers."""
+
+    def select(self, update: LossInputs) -> Tensor:
+        return update.mask.float()
+
+
+def test_marks_that_are_no_bools_are_refused_under_the_objective_s_name():
+    values, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"objective Weighs.select returned torch.float32 of shape \(2, 3\); one bool"):
+        marked(Weighs(), LossInputs(values, values, values, mask, torch.arange(2)))
