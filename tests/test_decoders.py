@@ -61,7 +61,7 @@ def test_rows_that_join_and_leave_do_not_change_a_completion(tiny_models, monkey
         assert torch.equal(rollout.ended, whole.ended)
         for name, values in vars(rollout.stats).items():
             torch.testing.assert_close(values, getattr(whole.stats, name), rtol=1e-5, atol=1e-5)
-        assert sum(under_way > 0 for _, under_way in joined) > 20  # rows joined others, one or a few at a time
+        assert sum(under_way > 0 for _, under_way in joined) > 10  # rows joined others, one or a few at a time
         assert max(prompts for prompts, _ in joined) > groups + 1  # of more prompts than there were at first
 
 
@@ -194,10 +194,9 @@ def stored_elements(policy: PolicyModel, num_prompts: int, max_rows: int, monkey
 def test_memory_is_bounded_by_max_rows_and_not_by_prompts(tiny_models, monkeypatch):
     """Two layers, keys and values, two heads of 8: 19 tokens of its own for a row, 9 for a prompt.
 
-    As many prompts fit as whole groups of rows at first, twice as many when rows of more are under way.
+    Completions of nearly one length: as many prompts are under way as whole groups of rows fit.
     """
     policy = load(tiny_models["llama"])
     sizes = [stored_elements(policy, prompts, 3 * GROUP, monkeypatch) for prompts in (3, 12, 48)]
-    rows, prompts = 2 * 2 * 16 * 3 * GROUP * 19, 2 * 2 * 16 * 3 * 9
-    assert sizes == [rows + prompts, rows + 2 * prompts, rows + 2 * prompts]
-    assert stored_elements(policy, 12, 6 * GROUP, monkeypatch) == 2 * sizes[1]
+    assert sizes == [2 * 2 * 16 * (3 * 9 + 3 * GROUP * 19)] * 3
+    assert stored_elements(policy, 12, 6 * GROUP, monkeypatch) == 2 * sizes[0]

@@ -78,13 +78,13 @@ class TokenReading:
     """
 
     def __init__(self, size: int, device: torch.device):
-        self.landed = torch.zeros(size, dtype=torch.int64, pin_memory=device.type != "cpu")
-        self.event = torch.Event(device) if device.type != "cpu" else None
+        self.landed = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.event = torch.cuda.Event() if device.type == "cuda" else None
 
     def start(self, tokens: Tensor) -> None:
         """Begin to read ``[n]`` tokens."""
         self.number = len(tokens)
-        self.landed[: self.number].copy_(tokens, non_blocking=True)
+        self.landed[: self.number].copy_(tokens, non_blocking=self.event is not None)
         if self.event is not None:
             self.event.record()
 

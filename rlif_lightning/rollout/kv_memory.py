@@ -194,11 +194,12 @@ class SharedPrefixMemory:
         )
         lines, own = heads // kv * tokens, slice(self.width, None)
         scale = size**-0.5 if scores.scaling is None else scores.scaling
-        query = torch.mul(query.reshape(-1, lines, size), scale, out=value.new_empty((n * kv, lines, size)))
+        query = query.to(value.dtype).reshape(-1, lines, size)
         products = value.new_empty((n * kv, lines, self.width + self.reach))
-        met = _product(query.index_select(0, grid).view(len(prompt_keys), -1, size), prompt_keys.transpose(1, 2))
+        met = query.index_select(0, grid).view(len(prompt_keys), -1, size)
+        met = _product(met, prompt_keys.transpose(1, 2), scale)
         torch.index_select(met.view(-1, lines, self.width), 0, place, out=products[..., : self.width])
-        torch.bmm(query, keys.transpose(1, 2), out=products[..., own])
+        products[..., own].baddbmm_(query, keys.transpose(1, 2), beta=0, alpha=scale)
         probs = self._weights(products.view(n, kv, -1, tokens, products.shape[-1]), scores).view_as(products)
         of_prompts = probs[..., : self.width].index_select(0, grid).view(len(prompt_keys), -1, self.width)
         met = _product(of_prompts, prompt_values).view(-1, lines, values.shape[2])
@@ -233,6 +234,6 @@ class SharedPrefixMemory:
         return unseen | (distance >= window)
 
 
-def _product(one: Tensor, other: Tensor) -> Tensor:
-    """Batched matrix product in the precision of its factors, also under autocast."""
-    return torch.bmm(one, other, out=one.new_empty((len(one), one.shape[1], other.shape[2])))
+def _product(one: Tensor, other: Tensor, scale: float = 1.0) -> Tensor:
+    """Scaled batched matrix product in the precision of its factors, also under autocast."""
+    return one.new_empty((len(one), one.shape[1], other.shape[2])).baddbmm_(one, other, beta=0, alpha=scale)

@@ -148,8 +148,8 @@ def rounded(number: int, unit: int) -> int:
 
 
 def upload(values: Tensor, device: torch.device, into: Tensor | None = None) -> Tensor:
-    """``values`` of the CPU on the device, for which nobody waits; at the address of ``into``, if given."""
+    """``values`` of the CPU on the device, for which the host does not wait; at the address of ``into``, if given."""
     if device.type == "cpu":
         return values
-    pinned = values.pin_memory()
+    pinned = values.pin_memory() if device.type == "cuda" else values
     return pinned.to(device, non_blocking=True) if into is None else into.copy_(pinned, non_blocking=True)
