@@ -146,7 +146,7 @@ def _answers() -> dict[str, Any]:
     }
 
 
-def _loaded_storage(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage | None:
+def _loaded_storage(storage: Any, location: str) -> Any:
     """For ``torch.load``: a storage that was saved on the device, or that ``map_location`` sends there."""
     return _copied(storage) if str(location).startswith("cuda") else None
 
