@@ -145,6 +145,8 @@ def arguments(folder: Path, args: argparse.Namespace) -> list[str]:
         given += [f"--config=configs/strategy/{args.strategy}.yaml", f"--trainer.devices={args.processes}"]
     if args.keep_sharded:
         given.append("--trainer.strategy.init_args.keep_sharded=true")
+    if args.reshard_gradients:
+        given.append("--trainer.strategy.init_args.reshard_gradients=true")
     given += [f"--trainer.default_root_dir={folder}", f"--model.policy.name={folder / 'model'}"]
     given += ["--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false", "--trainer.logger=false"]
     given += [f"--trainer.limit_train_batches={args.rollouts}", "--data.group_size=4", "--data.prompts_per_step=8"]
@@ -159,6 +161,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--strategy", choices=["ddp", "fsdp2", "fsdp2_offload", "tp"], default="fsdp2")
     parser.add_argument("--keep-sharded", action="store_true")
+    parser.add_argument("--reshard-gradients", action="store_true")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--rollouts", type=int, default=3)

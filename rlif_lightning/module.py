@@ -208,12 +208,12 @@ class RLIFModule(LightningModule):
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         assert self.policy is not None
-        norm = clip_gradients(self.policy, self.optimizer_plan.max_grad_norm or math.inf)
-        if norm.isfinite():  # the same on every rank
+        norm = float(clip_gradients(self.policy, self.optimizer_plan.max_grad_norm or math.inf))
+        if math.isfinite(norm):  # the same on every rank
             optimizer.step()
             schedule.step()
         optimizer.zero_grad()
-        return float(norm)
+        return norm
 
     def _log(self, metrics: dict[str, Any], batch_size: int) -> None:
         shown = {"policy/entropy", "rollout/length", "vote/largest_cluster"}

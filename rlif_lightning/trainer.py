@@ -23,6 +23,7 @@ from rlif_lightning.running.endings import RunEnd
 from rlif_lightning.running.lightning_internals import RunLoop, StepEnds, refuse_twins
 from rlif_lightning.running.own_files import OwnFiles
 from rlif_lightning.running.run_folder import run_folder
+from rlif_lightning.running.setup_checks import check_precision
 from rlif_lightning.running.stop_signals import StopSignals
 
 
@@ -30,6 +31,7 @@ class RLIFTrainer(Trainer):
     """Lightning's Trainer that saves at the ends of steps, stops when asked to, and can look before it trains."""
 
     def __init__(self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any) -> None:
+        check_precision(kwargs.get("precision"))
         refuse_twins(callbacks if isinstance(callbacks, list) else [])
         super().__init__(*args, callbacks=callbacks, **kwargs)
         self.callbacks: list[Callback] = [RunEnd(), *self.callbacks]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,6 +52,8 @@ class StandIn(ThreadingHTTPServer):
         answers: path -> (status, body) of the next requests to it; the real answer when none is left.
         key: what must come as ``Authorization: Bearer``, as vLLM asks under /v1 with ``--api-key``; None = nothing.
         hang: paths that are not answered until ``released`` is set.
+        dies: path -> share of an answer's bytes after which the connection is closed, as when the process is killed.
+        pause: seconds between every two pieces of an answer's body.
     """
 
     request_queue_size = 256
@@ -63,6 +66,8 @@ class StandIn(ThreadingHTTPServer):
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.answers: dict[str, list[tuple[int, Any]]] = {}
         self.hang: set[str] = set()
+        self.dies: dict[str, float] = {}
+        self.pause = 0.0
         self.key: str | None = None
         self.released = threading.Event()
 
@@ -118,10 +123,17 @@ class Handler(BaseHTTPRequestHandler):
         else:
             status, answer = self.server.answer(self.path, body)
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        share = self.server.dies.get(self.path, 1.0)
+        self.close_connection = True
+        if share == 0:
+            return
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        data, piece = data[: int(share * len(data))], 20 if self.server.pause else len(data)
+        for start in range(0, len(data), piece):
+            self.wfile.write(data[start : start + piece])
+            time.sleep(self.server.pause)
 
     def log_message(self, *args: object) -> None:
         pass

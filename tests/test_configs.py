@@ -18,6 +18,7 @@ from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.rewards import ClusterVote, GoldAnswer, SelfCertainty
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.vllm_engine import VLLMEngine, VLLMServerEngine
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -60,9 +61,11 @@ def math_problems(folder: Path, size: int) -> str:
 
 
 def paper_arguments(name: str, folder: Path, tiny_models: dict[str, Path], size: int) -> list[str]:
+    """A recipe with a tiny model of its architecture, and with the engine that it has one line away."""
     architecture, _ = PAPER[name]
     return [
         f"--config=configs/paper/{name}.yaml",
+        "--config=configs/engine/native.yaml",
         f"--model.policy.name={tiny_models[architecture]}",
         f"--data.source={math_problems(folder, size)}",
         f"--trainer.default_root_dir={folder}",
@@ -108,12 +111,18 @@ def test_paper_configs_carry_the_papers_values(name, tmp_path, tiny_models):
     assert heads["certainty"].direction == "uniform_to_model"
     assert model.rewards.weights.tolist() == [0.5, 0.5]
     assert isinstance(model.engine, NativeEngine)
+    assert model.engine.max_rows == 64
     assert run.trainer.precision == "bf16-mixed"
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_configs_name_the_papers_model_and_data(name):
-    config = build([f"--config=configs/paper/{name}.yaml", *ON_CPU]).config
+    run = build([f"--config=configs/paper/{name}.yaml", *ON_CPU])
+    config, shared = run.config, name == "qwen2.5_7b_math"
+    assert type(run.model.engine) is (VLLMServerEngine if shared else VLLMEngine)
+    if not shared:  # vLLM in the process is for one process alone
+        assert run.trainer.num_devices == 1
+        assert run.model.engine.options["max_model_len"] > run.model.sampling.max_new_tokens
     assert config.model.policy.name == PAPER[name][1]
     assert config.model.policy.lora is None
     source = config.data.source

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rlif_lightning.model.loading import Policy, load_pretrained
+from rlif_lightning.model.policy import PolicyModel
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADS = {"vote": {"head": "ClusterVote", "weight": 0.5}, "certainty": {"head": "MeanLogprob", "weight": 0.5}}
@@ -206,6 +207,29 @@ def test_four_processes_are_one(alone, tmp_path):
         assert_same_metrics(metrics(tmp_path, name), metrics(alone, same))
         whole = sum(value.numel() for key, value in weights(tmp_path, name).items() if "lm_head" not in key)
         assert all(each["held"] <= whole / 4 + 200 for each in found)
+
+
+@pytest.mark.slow
+def test_gradients_may_be_divided_between_micro_batches(tmp_path):
+    """Apart from where the weights are: every way ends with the same parameters, several micro-batches an update."""
+    ways = {"whole": {}, "divided": {"reshard_gradients": True}}
+    ways["kept, whole"] = {"keep_sharded": True, "reshard_gradients": False}
+    runs = {
+        name: [
+            *BASE,
+            *on("fsdp2", 2, *(f"--trainer.strategy.init_args.{key}={value}" for key, value in settings.items())),
+            *CASES["method"],
+            "--trainer.limit_train_batches=1",
+            "--trainer.limit_val_batches=0",
+        ]
+        for name, settings in ways.items()
+    }
+    launch(tmp_path, runs, forks=2)
+    expected = weights(tmp_path, "whole")
+    start = PolicyModel(Policy("rlif-arithmetic", dtype="float64")).model.state_dict()
+    assert max(float((value - start[name]).abs().max()) for name, value in expected.items()) > 1e-3  # it has trained
+    for name in ways:
+        assert_same_weights(weights(tmp_path, name), expected)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from rlif_lightning.parallel.fsdp import Sharding, sharded_modules, sharded_poli
 from rlif_lightning.parallel.partial_loading import empty_model
 from rlif_lightning.parallel.passes import equal_passes, filler
 from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights
+from rlif_lightning.running.strategies import ShardedStrategy
 from rlif_lightning.sampling import Sampling
 
 CPU = torch.device("cpu")
@@ -113,6 +114,35 @@ def test_whole_weights_are_let_go_again(sharding, keep):
         assert inside == ({name for name in divided if "layers" in name} if keep else set())
     assert {name for name, p in model.named_parameters() if hasattr(p, "placements")} == divided
     assert len(sharded_modules(model)) == 1 + model.causal_lm.config.num_hidden_layers
+
+
+@pytest.mark.parametrize(
+    ("settings", "whole"),
+    [
+        ({}, True),
+        ({"keep_sharded": True}, False),
+        ({"reshard_gradients": True}, False),
+        ({"keep_sharded": True, "reshard_gradients": False}, True),
+    ],
+)
+def test_gradients_between_micro_batches_are_whole_or_divided(sharding, settings, whole):
+    """Of this process: float32 gradients as large as the model that wait for the sum, or its part, summed already."""
+    model = sharded_policy(Policy("rlif-arithmetic"), replace(sharding, low_precision=torch.bfloat16))
+    strategy = ShardedStrategy(**settings)
+    strategy.model = model
+    with strategy.block_backward_sync():
+        model(filler(model, CPU), Sampling()).logprobs.sum().backward()
+    waiting = [
+        parameter.unsharded_accumulated_grad
+        for module in sharded_modules(model)
+        for parameter in module._get_fsdp_state()._fsdp_param_group.fsdp_params
+        if parameter.unsharded_accumulated_grad is not None
+    ]
+    held = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    number = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(each.numel() for each in waiting) == (number if whole else 0)
+    assert sum(each.numel() for each in held) == (0 if whole else number)
+    assert {each.dtype for each in [*waiting, *held]} == {torch.float32}
 
 
 def test_missing_passes_are_filled_up():

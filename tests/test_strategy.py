@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,8 @@ def test_every_overlay_is_built(tmp_path, name):
     assert isinstance(strategy, kinds.get(name, ShardedStrategy))
     if isinstance(strategy, ShardedStrategy):
         assert (strategy.cpu_offload, strategy.keep_sharded) == (name == "fsdp2_offload", False)
+        assert strategy.reshard_gradients is False
+    assert strategy._timeout == timedelta(minutes=30)  # a lost process ends the others
     assert {path.stem for path in Path("configs/strategy").glob("*.yaml")} == {"ddp", "fsdp2", "fsdp2_offload", "tp"}
 
 

@@ -18,7 +18,7 @@ from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.vllm_engine import VLLMEngine
+from rlif_lightning.rollout.vllm_engine import VLLMEngine, VLLMServerEngine
 from rlif_lightning.rollout.vllm_weights import fingerprint
 from rlif_lightning.sampling import Sampling
 
@@ -100,6 +100,16 @@ def test_without_the_package_the_command_line_names_it(tmp_path, capsys):
         fit(tmp_path, "--model.engine=VLLMEngine")
     assert stopped.value.code == 2
     assert 'pip install "rlif-lightning[vllm]"' in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"needs the package vllm: .*or sample with --config .*native\.yaml"):
+        VLLMEngine().check(PLAIN)  # in setup: before a model is loaded
+
+
+def test_several_processes_are_told_to_share_a_server_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setattr("rlif_lightning.rollout.vllm_engine.num_processes", lambda: 2)
+    with pytest.raises(ValueError, match=r"works in one process.*vllm_server\.yaml .*--trainer\.devices=1"):
+        VLLMEngine().check(PLAIN)
+    with pytest.raises(ValueError, match=r"does not work under tensor parallelism"):  # rows of one rank, two processes
+        VLLMServerEngine("http://localhost:8000", "w").check(PLAIN)
 
 
 @pytest.mark.skipif(INSTALLED, reason="vllm is installed")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import re
 import signal
@@ -40,6 +41,7 @@ from rlif_lightning.rollout.vllm_engine import VLLMServerEngine
 from rlif_lightning.rollout.vllm_local import ENVIRONMENT, WORKER
 from rlif_lightning.rollout.vllm_server import VLLMServer
 from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights
+from rlif_lightning.rollout.vllm_worker import NO_WEIGHTS, RELOADING
 from rlif_lightning.sampling import Sampling
 
 CONFIG = PolicyModel(Policy("rlif-arithmetic")).causal_lm.config
@@ -52,6 +54,7 @@ REQUEST = {"n": 2, "seed": 5, "temperature": 1.0, "max_tokens": 4, "min_tokens":
         ({"server": "127.0.0.1:8000"}, r"server='127.0.0.1:8000' must be a URL, http://host:port"),
         ({"server": "http://"}, "must be a URL"),
         ({"timeout": 0.0}, "timeout=0.0 must be positive"),
+        ({"timeout_per_token": -0.1}, "timeout_per_token=-0.1 must be at least 0"),
         ({"key_variable": "sk-12"}, "key_variable must be the name of an environment variable, and not the key"),
         ({"max_ratio": 0.5}, "max_ratio=0.5 must be at least 1"),
     ],
@@ -190,6 +193,26 @@ def test_weights_that_cannot_all_be_seen_are_not_judged(standing, tmp_path):
     server.load(merged_weights(changed(scale=0.1)))
 
 
+def test_warnings_of_layers_that_have_no_weights_are_not_told(standing, tmp_path, caplog):
+    """vLLM warns of every class that got none; rotary angles and a tied head have none of their own."""
+    server, worker = client(standing, tmp_path), standing.worker
+    reload, model = worker.reload_weights, worker.policy.causal_lm
+    model.get_output_embeddings().__class__ = type("TiedHead", (torch.nn.Linear,), {})
+
+    def warn(weights_iterator):
+        reload(weights_iterator)
+        for module in ("LlamaRotaryEmbedding", "TiedHead", "LlamaRMSNorm", "Linear", "OfAnotherModel"):
+            logging.getLogger(RELOADING).warning(NO_WEIGHTS, module)
+        logging.getLogger(RELOADING).warning("%s: another warning", "LlamaRotaryEmbedding")
+
+    worker.reload_weights = warn
+    server.load(merged_weights(changed()))
+    told = [record.getMessage() for record in caplog.records if record.name == RELOADING]
+    failed = [f"{name}: Failed to load weights" for name in ("LlamaRMSNorm", "Linear", "OfAnotherModel")]
+    assert told == [*failed, "LlamaRotaryEmbedding: another warning"]
+    assert not logging.getLogger(RELOADING).filters
+
+
 def test_a_folder_that_cannot_be_written_is_named(standing, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RuntimeError, match=r"weights_folder=.*/file: the weights cannot be written"):
@@ -281,6 +304,50 @@ def test_a_server_that_does_not_answer_is_left_in_time(standing, tmp_path, path)
     with pytest.raises(RuntimeError, match=rf"did not answer {path} within timeout=1 seconds"):
         server.generate([[4, 5]] * 3, [REQUEST] * 3)
     assert time.monotonic() - started < 5
+
+
+def test_the_time_out_grows_with_the_tokens(standing, tmp_path):
+    """3 requests of 2 completions of 4 tokens at 0.05 s: 1.2 s more than the half second for an answer of none."""
+    server = VLLMServer(standing.url, str(tmp_path), 0.5, CONFIG, timeout_per_token=0.05)
+    standing.hang.add("/v1/completions")
+    said = (
+        r"did not answer /v1/completions within 1\.7 seconds \(timeout=0\.5 \+ timeout_per_token=0\.05 x 24 tokens\); "
+    )
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=said):
+        server.generate([[4, 5]] * 3, [REQUEST] * 3)
+    assert 1.6 < time.monotonic() - started < 6
+    standing.hang = {"/collective_rpc"}
+    with pytest.raises(RuntimeError, match=r"did not answer /collective_rpc within timeout=0.5 seconds; "):
+        server.load(merged_weights(changed()))
+
+
+def test_the_paper_recipe_waits_for_a_slow_server(standing, tmp_path):
+    """882 x 7 completions of 3072 tokens: a fixed 600 s gives up a server of fewer than 31,600 tokens a second."""
+    engine = VLLMServerEngine(standing.url, str(tmp_path))
+    engine.setup(changed(scale=0.0), 7)
+    server = engine._start()
+    deadline = server._within(882 * 7 * 3072)
+    assert deadline.left == pytest.approx(600 + 0.001 * 882 * 7 * 3072, abs=1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_server_that_dies_in_the_middle_is_told(standing, tmp_path, share):
+    server = client(standing, tmp_path)
+    standing.dies["/v1/completions"] = share
+    with pytest.raises(RuntimeError, match=r"went away while it answered /v1/completions; .*--ckpt_path=auto") as told:
+        server.generate([[4, 5]] * 3, [REQUEST] * 3)
+    assert "\n" not in str(told.value)
+
+
+def test_an_answer_that_comes_in_drops_is_left_in_time(standing, tmp_path):
+    """Each drop comes within the socket's time-out, all of them together never would."""
+    server = client(standing, tmp_path, timeout=1.0)
+    standing.pause = 0.5
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"did not answer /v1/completions within timeout=1 seconds"):
+        server.generate([[4, 5]], [REQUEST])
+    assert time.monotonic() - started < 4
 
 
 # What must hold of any such server: the stand-in, and vLLM itself.
@@ -584,12 +651,15 @@ def test_a_real_server_that_was_started_otherwise_is_refused(tmp_path, developme
 @vllm_test
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [(signal.SIGSTOP, r"did not answer /v1/completions within timeout=20"), (signal.SIGKILL, "cannot be reached")],
+    [
+        (signal.SIGSTOP, r"did not answer /v1/completions within timeout=20"),
+        (signal.SIGKILL, "cannot be reached|went away"),
+    ],
 )
 def test_a_real_server_that_goes_away_is_told_in_time(tmp_path, fault, message):
     with vllm_serving(tmp_path, *OURS) as server:
         policy = changed(scale=0.0)
-        engine = engine_of(server, tmp_path, timeout=20.0)
+        engine = engine_of(server, tmp_path, timeout=20.0, timeout_per_token=0.0)
         engine.setup(policy, 7)
         engine.synchronize()
         many = prompts_of(policy, tuple(f"{n}+{n + 1}=" for n in range(60)))

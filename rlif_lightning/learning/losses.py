@@ -100,7 +100,7 @@ def kl_cov_penalty(logprobs: Tensor, old_logprobs: Tensor, weight: float, noise_
         noise_floor: nats, a scalar.
     """
     size = (logprobs - old_logprobs).abs()
-    floor = torch.as_tensor(noise_floor, dtype=size.dtype, device=size.device)
+    floor = torch.as_tensor(noise_floor, dtype=size.dtype)  # a number stays on the CPU, where kernels take it from
     excess = (size - floor).clamp(min=0)
     rounded = excess.square() / (2 * floor).clamp(min=torch.finfo(size.dtype).tiny)
     return weight * torch.where(excess < floor, rounded, excess - floor / 2)
@@ -160,7 +160,7 @@ def aggregation_weights(mask: Tensor, aggregation: str, max_length: int) -> Tens
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation={aggregation!r} is unknown; use one of {', '.join(AGGREGATIONS)}")
     valid = mask.double()
-    counts = torch.stack([valid.sum(), mask.any(-1).double().sum(), valid.new_tensor(len(mask))])
+    counts = torch.stack([valid.sum(), mask.any(-1).double().sum(), valid.new_full((), len(mask))])
     num_tokens, num_completions, num_rows = all_rank_sum(counts).clamp(min=1)
     if aggregation == "token_mean":
         weights = valid / num_tokens

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from rlif_lightning.learning.losses import clipped_marks, reference_kl
 from rlif_lightning.learning.objectives import Objective
-from rlif_lightning.masked import masked_sum
 from rlif_lightning.model.packing import Packed
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import LossInputs
@@ -20,20 +19,21 @@ class UpdateMeter:
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
-        self.positions = torch.zeros(2, dtype=torch.float64, device=device)  # those that hold a token, and all
-        self.kept = self.sums.clone(), self.positions.clone()
+        self.positions = (0, 0)  # those that hold a token, and all
+        self.kept = self.sums.clone(), self.positions
 
     def keep(self) -> None:
         """A mini-batch is over: what was added stays."""
-        self.kept = self.sums.clone(), self.positions.clone()
+        self.kept = self.sums.clone(), self.positions
 
     def undo(self) -> None:
         """Forget what was added since :meth:`keep`."""
-        self.sums, self.positions = self.kept[0].clone(), self.kept[1].clone()
+        self.sums, self.positions = self.kept[0].clone(), self.kept[1]
 
     def add_positions(self, packed: Packed) -> None:
         """Count what one forward and backward pass was run on."""
-        self.positions += self.positions.new_tensor([sum(tree.size for tree in packed.trees), len(packed.input_ids)])
+        held, positions = self.positions
+        self.positions = held + sum(tree.size for tree in packed.trees), positions + len(packed.input_ids)
 
     @torch.no_grad()
     def add(self, batch: LossInputs, marks: Tensor, tokens: Tensor, objective: Objective) -> None:
@@ -47,13 +47,13 @@ class UpdateMeter:
             kl = reference_kl(logprobs, batch.ref_logprobs, "k3")
         ones = torch.ones_like(size)
         assert batch.entropy is not None
-        values = (ones, marks.float(), size, size * marks, clipped.float(), kl, batch.entropy.detach() * marks)
-        self.sums += torch.stack([masked_sum(value, tokens).double() for value in values])
+        values = (ones, marks.to(ones), size, size * marks, clipped.to(ones), kl, batch.entropy.detach() * marks)
+        self.sums += torch.where(tokens, torch.stack(values), 0.0).sum((1, 2), dtype=torch.float64)
 
     def means(self) -> dict[str, Tensor]:
         """``policy/...`` means over the tokens that were trained on, and what ran for them (a collective)."""
         tokens, picked, log_ratio, log_ratio_picked, clipped, kl, entropy_picked = all_rank_sum(self.sums)
-        held, positions = all_rank_sum(self.positions)
+        held, positions = all_rank_sum(self.sums.new_tensor(self.positions))
         count = tokens.clamp(min=1)
         return {
             "policy/log_ratio": log_ratio / count,

@@ -16,9 +16,8 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlif_lightning.model.masks import as_bias, seen_by_completions, seen_keys
-from rlif_lightning.model.packing import Tree
+from rlif_lightning.model.packing import Tree, to_device
 from rlif_lightning.model.scores import Scores
-from rlif_lightning.model.uploads import to_device
 
 WASTE = 1.25  # trees are joined in one call while padding makes at most this many times their own query-key pairs,
 SMALL = 2**15  # or while there are so few pairs that starting another call costs more,

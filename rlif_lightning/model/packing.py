@@ -75,7 +75,8 @@ class Packed:
 
     def unpack(self, values: Tensor) -> Tensor:
         """Put per-token values ``[M]`` back to ``[b, T]`` (0 elsewhere); differentiable."""
-        return values.new_zeros(self.shape).index_put((self.target // self.shape[1], self.steps), values)
+        empty = values.new_zeros(self.shape[0] * self.shape[1])
+        return empty.index_copy(0, self.target, values).view(self.shape)
 
 
 def own_rows(packed: Packed) -> tuple[Tensor, Tensor]:
@@ -158,15 +159,16 @@ def _build(
         last_of_prompt, end = end + tree.prompt_length - 1, end + tree.size
         for start, length in zip(tree.starts(), tree.lengths, strict=True):
             sources += [torch.tensor([last_of_prompt]), torch.arange(start, start + length)]
-    device, num_steps = completion_ids.device, completion_ids.shape[1]
-    target = torch.cat([slot * num_steps + torch.arange(lengths[row]) for slot, row in enumerate(rows)]).to(device)
-    row_index = torch.tensor(rows, device=device)
+    num_steps = completion_ids.shape[1]
+    target = torch.cat([slot * num_steps + torch.arange(lengths[row]) for slot, row in enumerate(rows)])
+    indices = (torch.tensor(rows), positions(trees), torch.cat(sources), target)
+    row_index, position_ids, source, target = to_device(indices, completion_ids.device)
     return Packed(
         rows=row_index,
         input_ids=torch.cat(tokens),
-        position_ids=positions(trees).to(device),
+        position_ids=position_ids,
         trees=tuple(trees),
-        source=torch.cat(sources).to(device),
+        source=source,
         tokens=completion_ids[row_index].flatten()[target],
         target=target,
         shape=(len(rows), num_steps),
@@ -180,3 +182,22 @@ def positions(trees: Sequence[Tree]) -> Tensor:
         pieces.append(torch.arange(tree.prompt_length))
         pieces += [torch.arange(tree.prompt_length, tree.prompt_length + length) for length in tree.lengths]
     return torch.cat(pieces)
+
+
+def to_device(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Several tensors of one type, on a device, in one copy for which the host does not wait.
+
+    Args:
+        parts: of any shapes.
+        device: where they are needed.
+
+    Returns:
+        The same tensors there, views of one.
+    """
+    if device.type == "cpu":
+        return list(parts)
+    line = torch.cat([part.flatten() for part in parts])
+    if device.type == "cuda" and not line.is_cuda:  # as it is where the default device is a GPU
+        line = line.pin_memory()
+    moved = line.to(device, non_blocking=True).split([part.numel() for part in parts])
+    return [values.view(part.shape) for values, part in zip(moved, parts, strict=True)]

@@ -94,8 +94,9 @@ def _replace(model: Any) -> str | None:
     ids = _trial_ids(model)
     try:
         with _evaluating(model):
-            tree = Tree(0, TRIAL // 2, (TRIAL // 2,))
-            planned_hidden(body(model), ids, torch.arange(TRIAL, device=ids.device)[None], TreePlan([tree], ids.device))
+            with torch.device("cpu"):  # a plan is laid out there; while a model is loaded, the default is its device
+                plan = TreePlan([Tree(0, TRIAL // 2, (TRIAL // 2,))], ids.device)
+            planned_hidden(body(model), ids, torch.arange(TRIAL, device=ids.device)[None], plan)
     except PlanError as error:
         model.set_attn_implementation(own)
         return str(error).partition(";")[0]

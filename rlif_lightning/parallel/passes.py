@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from rlif_lightning.model.packing import Packed, pack
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.processes.collectives import all_rank_max
+from rlif_lightning.processes.collectives import all_rank_max, is_distributed
 from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling
 
@@ -41,8 +41,10 @@ def equal_passes(
     Returns:
         Micro-batches, and whether each is this rank's own; the rest are fillers.
     """
-    number = all_rank_max(torch.tensor(max(len(micro_batches), at_least), device=device))
-    missing = int(number) - len(micro_batches)
+    number = max(len(micro_batches), at_least)
+    if is_distributed():
+        number = int(all_rank_max(torch.tensor(number, device=device)))
+    missing = number - len(micro_batches)
     rest = [(filler(policy, device), False)] * missing if missing else []
     return [*rest, *((packed, True) for packed in micro_batches)]
 

@@ -120,8 +120,7 @@ def all_rank_mean_std(values: Tensor, weights: Tensor, ddof: int = 1) -> tuple[T
     total, count = all_rank_sum(torch.stack([(weights * values).sum(), weights.sum()]))
     mean = total / count.clamp(min=1e-300)
     squares = all_rank_sum((weights * (values - mean).square()).sum())
-    std = (squares / (count - ddof)).sqrt() if count > ddof else torch.zeros_like(squares)
-    return mean, std
+    return mean, torch.where(count > ddof, (squares / (count - ddof)).sqrt(), 0.0)
 
 
 def all_rank_top_fraction(values: Tensor, mask: Tensor, fraction: float, lottery: Tensor | None = None) -> Tensor:

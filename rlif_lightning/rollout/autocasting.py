@@ -41,7 +41,8 @@ class _CastInput:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         given = inputs[0]
-        if type(given) is not Tensor or given.dtype != torch.float32:
+        # Nobody counts the changes of a tensor of inference mode, so its cast cannot be trusted twice.
+        if type(given) is not Tensor or given.dtype != torch.float32 or given.is_inference():
             return None
         if given is not self.given or given._version != self.version:
             self.given, self.version, self.cast = given, given._version, given.to(self.dtype)

@@ -69,8 +69,8 @@ def check_architecture(policy: Policy) -> bool:
     source = {"revision": policy.revision or "main", "trust_remote_code": policy.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(resolve_model(policy.name), **source)
-    except OSError:
-        return True  # loading it says what is missing
+    except Exception:
+        return True  # loading it says what is wrong
     if policy.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return False
     key = (config.to_json_string(use_diff=False), policy.attention)

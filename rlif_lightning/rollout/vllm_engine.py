@@ -5,6 +5,8 @@ The package vllm is imported when the engine is first used (extra `vllm`). See d
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,6 +77,22 @@ class VLLMEngine(RolloutEngine):
             raise ValueError(
                 f"sampling.stop={list(sampling.stop)} with min_new_tokens={sampling.min_new_tokens}: vLLM does not look"
                 " for stop strings before that many tokens, unlike the native engine; set one of them only"
+            )
+        if self.sampler is None:
+            self._check_place()
+
+    def _check_place(self) -> None:
+        """Refuse processes and an installation that the sampler could not start in."""
+        if num_processes() > 1:
+            raise ValueError(
+                "engine VLLMEngine works in one process, and there are several; start a vLLM server, which they can"
+                " share, and use --config configs/engine/vllm_server.yaml (docs/vllm.md), or train with"
+                " --trainer.devices=1"
+            )
+        if "vllm" not in sys.modules and importlib.util.find_spec("vllm") is None:
+            raise ValueError(
+                'engine VLLMEngine needs the package vllm: pip install "rlif-lightning[vllm]" (on a CPU: docs/vllm.md);'
+                " or sample with --config configs/engine/native.yaml"
             )
 
     @torch.no_grad()
@@ -165,11 +183,6 @@ class VLLMEngine(RolloutEngine):
         return dict.fromkeys(range(self.policy.num_tokens, size), BIAS) or None
 
     def _start(self) -> LocalVLLM | VLLMServer:
-        if num_processes() > 1:
-            raise ValueError(
-                "engine VLLMEngine works in one process, and there are several; start a vLLM server, which they can"
-                " share, and use --config configs/engine/vllm_server.yaml (docs/vllm.md)"
-            )
         return LocalVLLM(self.policy.causal_lm.name_or_path, self.local_options())
 
     def local_options(self) -> dict[str, Any]:
@@ -214,13 +227,15 @@ class VLLMServerEngine(VLLMEngine):
         server: where it listens, `http://host:port`.
         weights_folder: a folder that the server and the first trainer process see under the same name: weights are
             handed over there.
-        timeout: seconds for the completions of one rollout, and for loading weights.
+        timeout: seconds for loading weights, and for the completions of one rollout besides those for their tokens.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
         max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the run: the engine does
             not have the policy's weights then.
         scoring_tokens: token budget of one pass that scores completions.
         key_variable: name of the environment variable that holds the server's API key, sent as `Authorization: Bearer`;
             null = it needs none. The key itself is never a setting, so that no configuration or checkpoint holds it.
+        timeout_per_token: seconds more for each token that a rollout's completions may have (max_new_tokens for each of
+            all processes): the slowest rate that is waited for.
 
     Raises:
         ValueError: a setting out of range, or no URL.
@@ -235,22 +250,29 @@ class VLLMServerEngine(VLLMEngine):
         max_gap: float = 0.5,
         scoring_tokens: int = 8192,
         key_variable: str | None = None,
+        timeout_per_token: float = 0.001,
     ):
         super().__init__(None, max_ratio, max_gap, scoring_tokens)
         if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).hostname:
             raise ValueError(f"server={server!r} must be a URL, http://host:port")
         if not timeout > 0:
             raise ValueError(f"timeout={timeout} must be positive, in seconds")
+        if not timeout_per_token >= 0:
+            raise ValueError(f"timeout_per_token={timeout_per_token} must be at least 0, in seconds")
         if key_variable is not None and not key_variable.isidentifier():
             raise ValueError("key_variable must be the name of an environment variable, and not the key itself")
-        self.server, self.weights_folder, self.timeout = server, weights_folder, timeout
-        self.key_variable = key_variable
+        self.server, self.weights_folder = server, weights_folder
+        self.timeout, self.timeout_per_token, self.key_variable = timeout, timeout_per_token, key_variable
 
-    def _start(self) -> VLLMServer:
+    def _check_place(self) -> None:
         if num_processes() > 1 and not is_distributed():
             raise ValueError(
                 "engine VLLMServerEngine does not work under tensor parallelism (trainer.strategy), whose processes"
                 " have the same rows; use NativeEngine, or --config configs/strategy/fsdp2.yaml"
             )
+
+    def _start(self) -> VLLMServer:
         config = self.policy.causal_lm.config
-        return VLLMServer(self.server, self.weights_folder, self.timeout, config, self.key_variable)
+        return VLLMServer(
+            self.server, self.weights_folder, self.timeout, config, self.key_variable, self.timeout_per_token
+        )

@@ -26,7 +26,7 @@ class LocalVLLM:
         options: further arguments of ``vllm.LLM``.
 
     Raises:
-        ValueError: vLLM is not installed, or does not take the model with these options.
+        ValueError: vLLM cannot be imported, or does not take the model with these options.
     """
 
     def __init__(self, model: str, options: dict[str, Any]):
@@ -38,7 +38,8 @@ class LocalVLLM:
             vllm: Any = importlib.import_module("vllm")  # not this folder's file, as type checkers think
         except ImportError as error:
             raise ValueError(
-                'engine VLLMEngine needs the package vllm: pip install "rlif-lightning[vllm]" (on a CPU: docs/vllm.md)'
+                f"engine VLLMEngine: the package vllm is installed and cannot be imported: {error}; docs/vllm.md says"
+                " which versions go together"
             ) from error
         self.vllm = vllm
         fixed = {"load_format": "dummy", "logprobs_mode": "processed_logprobs", "worker_extension_cls": WORKER}

@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -29,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlif_lightning.processes.collectives import all_process_attempt, all_rank_objects, is_first_process
+from rlif_lightning.processes.ranks import num_data_ranks
 from rlif_lightning.rollout.external_samples import Drawn
 from rlif_lightning.rollout.vllm_worker import shape_of
 
@@ -40,15 +42,34 @@ MODE = "processed_logprobs"
 FILE = "policy.safetensors"
 
 
+@dataclass(frozen=True)
+class Deadline:
+    """Until when an answer is waited for.
+
+    Attributes:
+        at: on the monotonic clock.
+        said: how long that is, in words, by the settings that decide it.
+    """
+
+    at: float
+    said: str
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.at - time.monotonic()
+
+
 class VLLMServer:
     """A client of one server.
 
     Args:
         url: where it listens, ``http://host:port``.
         weights_folder: where weights are handed over.
-        timeout: seconds for the completions of one rollout, and for loading weights.
+        timeout: seconds for an answer of no tokens, and for loading weights.
         config: the policy's Hugging Face configuration.
         key_variable: the environment variable that holds the server's API key; null = it needs none.
+        timeout_per_token: seconds more for each token that a rollout's completions may have.
 
     Attributes:
         max_length: longest prompt and completion together that the server takes, in tokens.
@@ -58,12 +79,19 @@ class VLLMServer:
         RuntimeError: it cannot be reached.
     """
 
-    def __init__(self, url: str, weights_folder: str, timeout: float, config: Any, key_variable: str | None = None):
-        self.key_variable, self.headers = (
-            key_variable,
-            {"Content-Type": "application/json", **_credentials(key_variable)},
-        )
-        self.url, self.folder, self.timeout = url.rstrip("/"), Path(weights_folder).absolute(), timeout
+    def __init__(
+        self,
+        url: str,
+        weights_folder: str,
+        timeout: float,
+        config: Any,
+        key_variable: str | None = None,
+        timeout_per_token: float = 0.0,
+    ):
+        self.key_variable = key_variable
+        self.headers = {"Content-Type": "application/json", **_credentials(key_variable)}
+        self.url, self.folder = url.rstrip("/"), Path(weights_folder).absolute()
+        self.timeout, self.timeout_per_token = timeout, timeout_per_token
         self.opener = build_opener(ProxyHandler({}))  # a proxy of the environment is for other hosts
         self.policy_id = ""
         facts = self._first_facts()
@@ -88,16 +116,25 @@ class VLLMServer:
         Raises:
             RuntimeError: the server does not answer in time, refuses, or has other weights than it was given.
         """
-        deadline = time.monotonic() + self.timeout
+        # All processes draw at the same time, as many completions each.
+        deadline = self._within(num_data_ranks() * sum(each["n"] * each["max_tokens"] for each in requests))
         with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
             groups = list(pool.map(partial(self._complete, deadline), prompt_ids, requests))
-        held = {worker["policy_id"] for worker in self._call("policy_facts", {}, time.monotonic() + self.timeout)}
+        held = {worker["policy_id"] for worker in self._call("policy_facts", {}, self._within())}
         if held != {self.policy_id}:
             raise RuntimeError(
                 f"the vLLM server {self.url} no longer has the weights that it was given: it was started anew, or"
                 " another run uses it; a run needs a server of its own"
             )
         return groups
+
+    def _within(self, tokens: int = 0) -> Deadline:
+        """The time that an answer of up to so many tokens may take."""
+        seconds, said = self.timeout + self.timeout_per_token * tokens, f"timeout={self.timeout:g} seconds"
+        if tokens and self.timeout_per_token:
+            said = f"{seconds:g} seconds (timeout={self.timeout:g} + timeout_per_token={self.timeout_per_token:g} x"
+            said += f" {tokens} tokens)"
+        return Deadline(time.monotonic() + seconds, said)
 
     def _hand_over(self, weights: Iterator[tuple[str, Tensor]], policy_id: str) -> None:
         if not is_first_process():
@@ -116,22 +153,22 @@ class VLLMServer:
         hint = f"; the file was {path}, which the server must see under the same name, and no other run write"
         arguments = {"path": str(path), "policy_id": policy_id}
         try:
-            self._call("load_policy_file", arguments, time.monotonic() + self.timeout, hint)
+            self._call("load_policy_file", arguments, self._within(), hint)
         finally:
             path.unlink(missing_ok=True)
         self._forget_keys()
 
     def _forget_keys(self) -> None:
-        deadline = time.monotonic() + RESET_SECONDS
+        deadline = Deadline(time.monotonic() + RESET_SECONDS, f"{RESET_SECONDS:g} seconds")
         while not self._ask("/reset_prefix_cache", {}, deadline)["success"]:
-            if time.monotonic() > deadline:
+            if deadline.left < 0:
                 raise RuntimeError(
                     f"the vLLM server {self.url} keeps the keys and values of old weights (/reset_prefix_cache): does"
                     " another run use it?"
                 )
             time.sleep(0.05)
 
-    def _complete(self, deadline: float, ids: list[int], request: dict[str, Any]) -> list[Drawn]:
+    def _complete(self, deadline: Deadline, ids: list[int], request: dict[str, Any]) -> list[Drawn]:
         # Token ids instead of texts for log-probs too, or the server would decode every token.
         body = {"prompt": ids, "return_token_ids": True, "return_tokens_as_token_ids": True, **request}
         choices = self._ask("/v1/completions", body, deadline)["choices"]
@@ -150,7 +187,7 @@ class VLLMServer:
 
     def _first_facts(self) -> dict[str, Any]:
         try:
-            return self._call("policy_facts", {}, time.monotonic() + self.timeout)[0]
+            return self._call("policy_facts", {}, self._within())[0]
         except RuntimeError as error:
             cause = error.__cause__
             if not isinstance(cause, HTTPError) or cause.code in REFUSED:
@@ -175,17 +212,16 @@ class VLLMServer:
                 f" --logprobs-mode {MODE}"
             )
 
-    def _call(self, method: str, kwargs: dict[str, str], deadline: float, hint: str = "") -> list[Any]:
+    def _call(self, method: str, kwargs: dict[str, str], deadline: Deadline, hint: str = "") -> list[Any]:
         """A method of the worker extension: the answer of every worker."""
         return self._ask("/collective_rpc", {"method": method, "kwargs": kwargs}, deadline, hint)["results"]
 
-    def _ask(self, path: str, body: dict[str, Any], deadline: float, hint: str = "") -> Any:
+    def _ask(self, path: str, body: dict[str, Any], deadline: Deadline, hint: str = "") -> Any:
         request = Request(self.url + path, json.dumps(body).encode(), self.headers)
-        seconds = max(deadline - time.monotonic(), 0.01)
         where = f"the vLLM server {self.url}"
         try:
-            with self.opener.open(request, timeout=seconds) as answer:
-                return json.loads(answer.read())
+            with self.opener.open(request, timeout=max(deadline.left, 0.01)) as answer:
+                return json.loads(_read(answer, deadline))
         except HTTPError as error:
             if error.code in REFUSED:
                 error.close()
@@ -196,8 +232,13 @@ class VLLMServer:
         except (OSError, HTTPException) as error:
             if isinstance(getattr(error, "reason", error), TimeoutError):
                 raise RuntimeError(
-                    f"{where} did not answer {path} within timeout={self.timeout:g} seconds; look at what it prints, or"
-                    " raise timeout"
+                    f"{where} did not answer {path} within {deadline.said}; look at what it prints, or raise"
+                    " model.engine.timeout"
+                ) from error
+            if isinstance(error, (IncompleteRead, ConnectionResetError)):
+                raise RuntimeError(
+                    f"{where} went away while it answered {path}; see why it ended, start it again, and resume the run"
+                    " (--ckpt_path=auto)"
                 ) from error
             raise RuntimeError(
                 f"{where} cannot be reached ({path}): {error}; is it running there, and what did it print?"
@@ -209,6 +250,19 @@ class VLLMServer:
         return (
             f"it does not take the API key in the environment variable {self.key_variable} (model.engine.key_variable)"
         )
+
+
+def _read(answer: Any, deadline: Deadline) -> bytes:
+    """The whole body. A time-out of the socket bounds the wait for a few bytes only; the deadline bounds all of it."""
+    parts, length = [], answer.headers["Content-Length"]
+    while part := answer.read1(2**16):
+        parts.append(part)
+        if deadline.left < 0:
+            raise TimeoutError
+    body = b"".join(parts)
+    if length is not None and len(body) < int(length):
+        raise IncompleteRead(body, int(length) - len(body))
+    return body
 
 
 def _credentials(key_variable: str | None) -> dict[str, str]:

@@ -6,8 +6,10 @@ In process it is passed to ``vllm.LLM``; a server takes it on its command line:
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ SHAPE = (
     "num_key_value_heads",
     "head_dim",
 )
+
+# vLLM's logger that warns of layers which got no weights, by the name of their class.
+RELOADING = "vllm.model_executor.model_loader.reload.layerwise"
+NO_WEIGHTS = "%s: Failed to load weights"
 
 
 def shape_of(config: Any) -> dict[str, Any]:
@@ -80,7 +86,8 @@ class PolicyWorker:
                 yield name, cast
 
         source = counted()
-        self.reload_weights(weights_iterator=source)
+        with _without_empty_warnings(model):
+            self.reload_weights(weights_iterator=source)
         deque(source, maxlen=0)  # what was not read counts as given all the same
         self._check_changed(given, count, model)
         # On a CPU a layer multiplies with a packed copy of its weight. vLLM packs anew what it loads, but a head that
@@ -121,6 +128,32 @@ class PolicyWorker:
 def _sum(weight: Tensor) -> float:
     """The sum of a weight's elements in float64."""
     return float(weight.detach().sum(dtype=torch.float64))
+
+
+@contextmanager
+def _without_empty_warnings(model: Any) -> Iterator[None]:
+    """Inside, vLLM does not warn of layers without weights if they have none: rotary angles, a tied head.
+
+    A warning names a class; it is dropped where no layer of that class has a weight that is not another layer's first.
+    """
+    owned: set[int] = set()
+    classes: dict[str, bool] = {}
+    for module in model.modules():
+        places = {id(p) if p.numel() == 0 else p.data_ptr() for p in module.parameters(recurse=False)}
+        name = type(module).__name__
+        classes[name] = classes.get(name, False) or bool(places - owned)
+        owned |= places
+
+    def matters(record: logging.LogRecord) -> bool:
+        named = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        return record.msg != NO_WEIGHTS or classes.get(str(named), True)
+
+    logger = logging.getLogger(RELOADING)
+    logger.addFilter(matters)
+    try:
+        yield
+    finally:
+        logger.removeFilter(matters)
 
 
 def _sharing(model: Any) -> list[Any]:

@@ -4,7 +4,52 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch.plugins import MixedPrecision, Precision
+
 from rlif_lightning.data.prompts import PromptData
+
+PRECISIONS = ("32-true", "bf16-mixed")
+ALIASES = {"None": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}  # Lightning's
+DTYPES = {"16-true": "float16", "bf16-true": "bfloat16", "64-true": "float64"}
+
+
+def check_precision(precision: Any) -> None:
+    """Refuse precisions that Lightning knows and a run cannot use.
+
+    Args:
+        precision: as it was said, before Lightning makes another of it: its ``16-mixed`` is ``bf16-mixed`` on a CPU.
+
+    Raises:
+        ValueError: names it and what to set instead.
+    """
+    name = ALIASES.get(str(precision), str(precision))
+    if name in PRECISIONS:
+        return
+    said = f"trainer.precision={precision} is not supported"
+    if name in DTYPES:
+        raise ValueError(
+            f"{said}: what the weights are stored in is the policy's setting; set model.policy.dtype={DTYPES[name]} and"
+            " leave trainer.precision at 32-true"
+        )
+    if name == "16-mixed":
+        raise ValueError(
+            f"{said} (its loss scaling; on a CPU Lightning would silently make bf16-mixed of it); use bf16-mixed"
+        )
+    raise ValueError(f"{said}; use one of {', '.join(PRECISIONS)}")
+
+
+def check_precision_plugin(plugin: Any) -> None:
+    """As :func:`check_precision`, of what Lightning made of a precision, or was given as ``trainer.plugins``.
+
+    Raises:
+        ValueError: names it and what to set instead.
+    """
+    check_precision(plugin.precision)
+    if type(plugin) not in (Precision, MixedPrecision):
+        raise ValueError(
+            f"trainer.plugins={type(plugin).__name__} is not supported; use trainer.precision, one of"
+            f" {', '.join(PRECISIONS)}"
+        )
 
 
 def check_run(module: Any, data: PromptData | None, stage: str) -> None:
@@ -18,6 +63,7 @@ def check_run(module: Any, data: PromptData | None, stage: str) -> None:
     Raises:
         ValueError: names the setting, column or row, and the remedy.
     """
+    check_precision_plugin(module.trainer.precision_plugin)
     module.engine.check(module.sampling)
     validation = None if data is None or stage == "predict" else data.split("validation")
     if validation is not None:
@@ -42,8 +88,6 @@ def _check_training(module: Any, data: PromptData | None) -> None:
 
 def _check_trainer(trainer: Any) -> None:
     """What Lightning's trainer offers and a run of several updates per batch cannot use."""
-    if trainer.precision == "16-mixed":
-        raise ValueError("trainer.precision=16-mixed is not supported (its loss scaling); use bf16-mixed")
     if trainer.gradient_clip_val:
         raise ValueError(
             f"trainer.gradient_clip_val={trainer.gradient_clip_val} is not used; set model.max_grad_norm instead"

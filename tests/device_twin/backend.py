@@ -55,6 +55,7 @@ def install() -> None:
         setattr(torch.cuda, name, answer)
     torch._C._cuda_clearCublasWorkspaces = lambda: None  # type: ignore[attr-defined]
     torch.serialization.register_package(5, lambda storage: None, _loaded_storage)
+    torch.backends.cuda.can_use_flash_attention = _takes_flash
     bias.CausalBias.__new__ = staticmethod(_causal_bias)  # type: ignore[method-assign]
     bias.CausalBias._dispatch = staticmethod(_attend_causally)  # type: ignore[method-assign]
 
@@ -149,6 +150,12 @@ def _loaded_storage(storage: torch.UntypedStorage, location: str) -> torch.Untyp
         return None
     source = torch.empty(0, dtype=torch.uint8).set_(storage)
     return torch.empty(len(storage), dtype=torch.uint8, device="cuda").copy_(source).untyped_storage()
+
+
+def _takes_flash(given: Any, debug: bool = False) -> bool:
+    """As ``choose`` in backend.cpp."""
+    half, size = given.query.element_size() == 2, given.query.shape[-1]
+    return given.query.is_cuda and half and given.attn_mask is None and size <= 256
 
 
 def _causal_bias(kind: type, *shape: Any) -> Any:

@@ -15,7 +15,6 @@ from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.records import LossInputs, RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU or its twin")
 CUDA = ["--trainer.accelerator=cuda", "--trainer.devices=1"]
 
 
