@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -68,15 +69,20 @@ class Packed:
     target: Tensor
     shape: tuple[int, int]
 
-    @property
+    @cached_property
     def steps(self) -> Tensor:
         """``[M]`` int64: each completion token's position in its completion."""
         return self.target % self.shape[1]
 
+    @cached_property
+    def _slots(self) -> Tensor:
+        """``[M]`` int64: each completion token's row among the b."""
+        return self.target // self.shape[1]
+
     def unpack(self, values: Tensor) -> Tensor:
         """Put per-token values ``[M]`` back to ``[b, T]`` (0 elsewhere); differentiable."""
-        empty = values.new_zeros(self.shape[0] * self.shape[1])
-        return empty.index_copy(0, self.target, values).view(self.shape)
+        # No view of something else: FSDP warns of those.
+        return values.new_zeros(self.shape).index_put((self._slots, self.steps), values)
 
 
 def own_rows(packed: Packed) -> tuple[Tensor, Tensor]:
