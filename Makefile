@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test test-fast smollm2 install lint clean
+.PHONY: quickstart test test-fast smollm2 gpu install lint clean
 
 quickstart: $(VENV)/.installed ## train the embedded model from its own feedback; a table before / after at the end
 	$(BIN)/python -m rlif_lightning fit --config configs/quickstart.yaml
@@ -24,6 +24,9 @@ lint: $(VENV)/.installed-dev ## style and types
 smollm2: $(VENV)/.installed-dev ## fetch the real model (once) and train it; about half an hour on two cores
 	$(BIN)/python scripts/get_smollm2.py --out models/smollm2-135m
 	$(BIN)/python -m rlif_lightning fit --config configs/smollm2_cpu.yaml
+
+gpu: $(VENV)/.installed-dev ## what to run first on a machine with a GPU; ten minutes, one page (docs/gpu.md)
+	PYTHON=$(BIN)/python scripts/first_gpu.sh
 
 install: $(VENV)/.installed ## the package alone
 

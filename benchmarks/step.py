@@ -1,4 +1,4 @@
-"""One training step of rlif-lightning on a CPU, measured: the workload of ``workload.py`` through the real trainer.
+"""One training step of rlif-lightning, measured: the workload of ``workload.py`` through the real trainer.
 
 python benchmarks/step.py --lengths random
 """
@@ -124,7 +124,8 @@ def main() -> None:
         parameters = workload.save_model(a, Path(name))
         module, data = build(a, Path(name))
         trainer = Trainer(
-            accelerator="cpu",
+            accelerator=a.accelerator,
+            devices=1,
             precision="bf16-mixed" if a.bf16 else "32-true",
             max_epochs=1,
             logger=False,
@@ -137,6 +138,8 @@ def main() -> None:
             callbacks=[Recorder(meter)],
         )
         trainer.fit(module, data)
+    if a.accelerator == "cuda":
+        meter.more["peak_device_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     meter.report(a, "rlif-lightning", {"torch": torch.__version__}, parameters)
 
 

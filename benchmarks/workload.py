@@ -50,6 +50,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{flag}", default=default, type=int, help=f"{text} (default {default})")
     parser.add_argument("--lengths", choices=("fixed", "random"), default="fixed", help="of completions")
+    parser.add_argument("--accelerator", choices=("cpu", "cuda"), default="cpu", help="ours only: where it runs")
     parser.add_argument("--rewards", choices=("python", "rlif"), default="python", help="two plain ones, or internal")
     parser.add_argument("--beta", type=float, default=0.0, help="weight of the KL to a reference model")
     parser.add_argument("--lr", type=float, default=1e-5, help="learning rate of AdamW")
@@ -153,6 +154,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
+        self.more: dict[str, Any] = {}  # figures that one side alone has
 
     def start(self) -> None:
         """Training begins: what loading and importing took at its peak no longer counts."""
@@ -187,6 +189,7 @@ class Meter:
             "rss_before_training_mib": round(self.before_mib, 1),
             "phase_seconds": {name: round(value, 4) for name, value in phases.items()},
             "steps_timed": len(timed),
+            **self.more,
         }
         text = json.dumps(result)
         print(text, flush=True)

@@ -1,162 +1,204 @@
 """Kill -9 a run at random moments, start it again each time, and compare the end with a run that was left alone.
 
     python scripts/soak.py --kills 20 --out runs/soak
+    python scripts/soak.py --full --kills 30 --out runs/soak_full
 
-Each life is the real command line with ``--ckpt_path=auto``. A kill falls into a phase in turn (rollout, update,
-checkpoint: the write of its file) at a moment drawn from a seed: a thread of the process sends it SIGKILL while the
-phase's own function runs. At the end parameters, optimiser, schedule, counters and the logged figures must equal those
-of the undisturbed run bit for bit; the exit code is 1 where they don't.
+Each life is the real command line with ``--ckpt_path=auto``. A kill falls into a phase in turn (``soak_kills.py``) at a
+moment drawn from a seed: a thread of the process sends SIGKILL while the phase's own function runs. Without ``--full``
+that is one process with few callbacks. ``--full`` has two under torchrun, LoRA, a guard that rolls back, exports, files
+of samples, a report, and `predict` at the end; a kill goes to either process, to torchrun alone, or to all at once. At
+the end everything in ``soak_compare.py`` must equal that of the undisturbed run, nothing half-written and no process
+may be left; the exit code is 1 otherwise. The same command goes on with a soak that was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import functools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from soak_compare import differences, half_written, merged_records, merged_rows
+from soak_kills import arm, left_over
 
-from rlif_lightning import cli, module
-from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.running import checkpoint_files
+from rlif_lightning import cli
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 
-PHASES: dict[str, tuple[Any, str]] = {
-    "rollout": (NativeEngine, "generate"),
-    "update": (module, "accumulate_gradient"),
-    "checkpoint": (checkpoint_files.CheckpointFile, "_write"),
-}
-CONFIG = [
+DATA = [
     "--config=configs/quickstart.yaml",
     "--compare=false",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
-    "--trainer.check_val_every_n_epoch=1",
+    "--data.source.init_args.size=32",
     "--data.source.init_args.validation_size=8",
     "--data.validation_prompts_per_step=8",
     "--data.prompts_per_step=8",
     "--data.group_size=4",
-    "--model.lr_schedule=cosine",
-    '--trainer.callbacks=[{"class_path": "RunCheckpoints", "init_args": {"every": 1}}]',
 ]
+SAVING = {"class_path": "RunCheckpoints", "init_args": {"every": 1}}
+# The mean of four coins a group is above a half now and then: the guard takes snapshots, and goes back to them.
+COIN = {"metric": "reward/coin/mean", "side": "above", "bound": 0.5, "window": 1, "release": 0}
+GUARD = {
+    "action": "rollback", "scale": {"learning_rate": 0.95, "rewards.certainty.weight": 0.95}, "baseline": 1,
+    "snapshot_every": 1, "max_actions": 1000, "detectors": {"coin": COIN},
+}  # fmt: skip
+HEADS = {
+    "vote": {"head": "ClusterVote", "weight": 0.5},
+    "coin": {"head": "Random", "weight": 0.2},
+    "certainty": {"head": "MeanLogprob", "weight": 0.5},
+}
+TWO = [
+    "--config=configs/strategy/ddp.yaml",
+    "--trainer.devices=2",
+    "--model.policy.lora.rank=4",
+    "--model.learning_rate=1e-3",
+    "--model.updates_per_rollout=2",
+    "--model.sampling.max_new_tokens=24",
+    f"--model.rewards={json.dumps(HEADS)}",
+]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--shutdown-timeout=150"]
+TORCHRUN += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+PATIENCE = 120  # seconds that a process may outlive its run
 
 
-def arm(phase: str, seed: int) -> None:
-    """Kill this process at a random moment of one of the next few calls of a phase's function."""
-    owner, name = PHASES[phase]
-    original, draw = getattr(owner, name), random.Random(seed)
-    calls, chosen, lasted = 0, draw.randint(2, 4 if phase != "update" else 12), 0.01
+@dataclass(frozen=True)
+class Soak:
+    """What is done, to which run.
 
-    @functools.wraps(original)
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls, lasted
-        calls += 1
-        if calls == chosen:
-            threading.Thread(target=_kill_after, args=(draw.uniform(0, lasted),), daemon=True).start()
-        started = time.perf_counter()
-        try:
-            return original(*args, **kwargs)
-        finally:
-            lasted = time.perf_counter() - started
-
-    setattr(owner, name, watched)
-
-
-def _kill_after(seconds: float) -> None:
-    time.sleep(seconds)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def live(arguments: list[str], folder: Path, phase: str | None = None, seed: int = 0) -> int:
-    """One life of the run in ``folder``; its exit code (-9 if it was killed)."""
-    command = [sys.executable, __file__, "--life", phase or "whole", "--seed", str(seed), "--", "fit", *arguments]
-    command += [f"--trainer.default_root_dir={folder}", "--ckpt_path=auto"]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lives.log").open("a") as log:
-        return subprocess.run(command, stdout=log, stderr=log, check=False, timeout=600).returncode
-
-
-def merged_rows(folder: Path) -> tuple[dict[tuple[int, bool], dict[str, str]], int]:
-    """The logged figures of all lives by step and kind, times left out; and how many rows were made more than once.
-
-    Raises:
-        RuntimeError: two lives made the same row differently.
+    Attributes:
+        kills: how often the run is killed.
+        seed: of the moments.
+        full: the full configuration on two processes.
     """
-    found: dict[tuple[int, bool], dict[str, str]] = {}
-    again = 0
-    for version in sorted(folder.glob("version_*"), key=lambda path: int(path.name.split("_")[1])):
-        with (
-            (version / "metrics.csv").open(newline="") if (version / "metrics.csv").exists() else open(os.devnull) as f
-        ):
-            for row in csv.DictReader(f):
-                if None in row.values() or not row["step"]:
-                    continue  # the line at which the process was killed
-                kept = {k: v for k, v in row.items() if v and "time/" not in k and "per_second" not in k}
-                place = (int(row["step"]), "val/entropy" in kept)
-                if place in found and found[place] != kept:
-                    raise RuntimeError(f"{version}: {place} was {found[place]}, is {kept}")
-                again += place in found
-                found[place] = kept
-    return found, again
+
+    kills: int
+    seed: int = 0
+    full: bool = False
+
+    @property
+    def phases(self) -> list[str]:
+        """The phase of each kill, in turn; the last ones of a full soak fall into the end and into `predict`."""
+        training = ["rollout", "update", "checkpoint"]
+        training += ["snapshot", "rollback", "validation", "export", "completions"] if self.full else []
+        last = ["end", "end", "prediction", "prediction"] if self.full and self.kills >= 12 else []
+        return [training[n % len(training)] for n in range(self.kills - len(last))] + last
+
+    @property
+    def epochs(self) -> int:
+        """Of four rollouts each: two rollouts a kill."""
+        return max(2, -(-self.kills // 2))
+
+    def arguments(self, root: Path) -> list[str]:
+        """Of a life that trains."""
+        exporter = {"monitor": "val/entropy", "mode": "min", "merge_lora": True, "folder": str(root / "export")}
+        full = {
+            "CollapseGuard": GUARD, "HFExporter": exporter, "CompletionWriter": {"every": 1, "table": False},
+            "EntropyMonitor": {"floor": 0.2, "window": 3}, "RunReport": {},
+        }  # fmt: skip
+        watchers = [{"class_path": name, "init_args": given} for name, given in full.items()] if self.full else []
+        arguments = [*DATA, *(TWO if self.full else []), f"--trainer.max_epochs={self.epochs}"]
+        arguments += ["--trainer.check_val_every_n_epoch=1", "--model.lr_schedule=cosine", "--ckpt_path=auto"]
+        arguments.append(f"--model.schedule_steps={4 * (2 if self.full else 4) * self.epochs}")
+        return ["fit", *arguments, f"--trainer.callbacks={json.dumps([*watchers, SAVING])}"]
+
+    def prediction(self, root: Path) -> list[str]:
+        """Of a life that predicts with what was trained: 16 batches of four prompts."""
+        small = ["--data.source.init_args.validation_size=64", "--data.validation_prompts_per_step=4"]
+        given = [*(each for each in DATA if "compare" not in each), *TWO, *small]
+        return ["predict", *given, f"--predictions.folder={root / 'predictions'}", "--ckpt_path=last"]
 
 
-def same(left: Any, right: Any) -> bool:
-    """Whether two values of a checkpoint are equal bit for bit."""
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
-    return left == right
+class Lives:
+    """The lives of one run in a folder.
+
+    Args:
+        soak: what is done.
+        root: of the run.
+    """
+
+    def __init__(self, soak: Soak, root: Path):
+        self.soak, self.root, self.slowest = soak, root, 0.0
+        root.mkdir(parents=True, exist_ok=True)
+
+    def live(self, number: int | None = None) -> int | None:
+        """One life, killed in its phase if it has a number; its exit code, None if it was killed."""
+        phase = None if number is None else self.soak.phases[number]
+        mark = self.root / f"kill-{number:02d}" if number is not None else None
+        given = self.soak.prediction(self.root) if phase == "prediction" else self.soak.arguments(self.root)
+        armed = (
+            []
+            if mark is None
+            else [f"--life={phase}", f"--seed={1000 * self.soak.seed + (number or 0)}", f"--mark={mark}"]
+        )
+        code = self._start([*(armed or ["--life=whole"]), "--", *given])
+        return None if mark is not None and mark.exists() else code
+
+    def predict(self) -> int:
+        """Draw a data set with the trained policy, undisturbed."""
+        return self._start(["--life=whole", "--", *self.soak.prediction(self.root)])
+
+    def _start(self, arguments: list[str]) -> int:
+        launcher = TORCHRUN if self.soak.full else []
+        command = [sys.executable, *launcher, __file__, *arguments]
+        command.append(f"--trainer.default_root_dir={self.root}")
+        token = str(self.root.resolve())
+        own = {"RLIF_SOAK": token, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+        own["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._wait(token)
+        with (self.root / "lives.log").open("a") as log:
+            code = subprocess.run(command, stdout=log, stderr=log, check=False, env=os.environ | own).returncode
+        self._wait(token)
+        return code
+
+    def _wait(self, token: str) -> None:
+        """Wait until no process of the run is left.
+
+        Raises:
+            RuntimeError: some are left for too long; they are ended.
+        """
+        started = time.monotonic()
+        while found := left_over(token):
+            self.slowest = max(self.slowest, time.monotonic() - started)
+            if self.slowest > PATIENCE:
+                for pid in found:
+                    os.kill(pid, signal.SIGKILL)
+                raise RuntimeError(f"processes {found} were left {PATIENCE} s after a life of {self.root}")
+            time.sleep(0.1)
 
 
-def differences(whole: Path, soaked: Path) -> list[str]:
-    """What the last checkpoint and the logged figures of two roots differ in."""
-    paths = [next(iter(find_checkpoints(root)), None) for root in (whole, soaked)]
-    if None in paths or paths[0].name != paths[1].name:  # pyright: ignore[reportOptionalMemberAccess]
-        return [f"last checkpoints: {paths}"]
-    left, right = (torch.load(str(path), weights_only=True) for path in paths)
-    parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
-    found = [part for part in parts if not same(left[part], right[part])]
-    if merged_rows(whole)[0] != merged_rows(soaked)[0]:
-        found.append("metrics.csv")
-    return found
-
-
-def soak(kills: int, out: Path, seed: int, report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run once undisturbed and once killed ``kills`` times; what was found."""
-    epochs = max(2, -(-kills // 2))
-    arguments = [*CONFIG, "--data.source.init_args.size=32", f"--trainer.max_epochs={epochs}"]
-    arguments.append(f"--model.schedule_steps={16 * epochs}")
-    if code := live(arguments, out / "whole"):
-        raise RuntimeError(f"the undisturbed run ended with {code}: {out / 'whole' / 'lives.log'}")
-    done, draw, code = Counter(), random.Random(seed), -signal.SIGKILL
-    while done.total() < kills and code == -signal.SIGKILL:
-        phase = list(PHASES)[done.total() % len(PHASES)]
-        code = live(arguments, out / "soaked", phase, draw.randrange(2**31))
-        done[phase] += code == -signal.SIGKILL
-        found = find_checkpoints(out / "soaked")
-        report(f"{phase}: exit code {code}, newest checkpoint {found[0].name if found else None}")
-    if code == -signal.SIGKILL:
-        code = live(arguments, out / "soaked")
-    again = merged_rows(out / "soaked")[1]
-    unfinished = [str(path) for path in (out / "soaked").rglob("*.unfinished")]
+def run(soak: Soak, out: Path, report: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run once undisturbed and once killed; what was found."""
+    whole, soaked = Lives(soak, out / "whole"), Lives(soak, out / "soaked")
+    codes = [whole.live(), *([whole.predict()] if "prediction" in soak.phases else [])]
+    if any(codes):
+        raise RuntimeError(f"the undisturbed run ended with {codes}: {whole.root / 'lives.log'}")
+    done, codes = Counter(), []
+    for number, phase in enumerate(soak.phases):
+        mark = soaked.root / f"kill-{number:02d}"
+        code = None if mark.exists() else soaked.live(number)
+        if code is not None:
+            raise RuntimeError(
+                f"life {number} ended with {code} and was not killed in {phase}: {soaked.root}/lives.log"
+            )
+        done[f"{phase}, {mark.read_text()}"] += 1
+        found = find_checkpoints(soaked.root)
+        report(f"{number + 1}. {phase}, {mark.read_text()}: newest checkpoint {found[0].name if found else None}")
+    codes = [soaked.live(), *([soaked.predict()] if "prediction" in soak.phases else [])]
+    events = merged_records(whole.root, "events.jsonl").values()
     return {
-        "kills": dict(done), "exit_code": code, "rollouts": 4 * epochs, "rows_made_again": again,
-        "half_written_left": unfinished, "differences": differences(out / "whole", out / "soaked"),
+        "kills": dict(done), "exit_codes": codes, "rollouts": 4 * soak.epochs,
+        "rollbacks": sum(event["kind"] == "rollback" for event in events),
+        "rows_made_again": merged_rows(soaked.root)[1], "half_written_left": half_written(soaked.root),
+        "seconds_until_the_last_process_was_gone": round(soaked.slowest, 1),
+        "differences": differences(whole.root, soaked.root),
     }  # fmt: skip
 
 
@@ -164,22 +206,30 @@ def main() -> None:
     """The command line; ``--life`` is one process of a soak."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
-    parser.add_argument("--out", type=Path, default=Path("runs/soak"), help="a new folder")
+    parser.add_argument("--full", action="store_true", help="the full configuration on two processes")
+    parser.add_argument("--out", type=Path, default=Path("runs/soak"), help="a folder; a soak in it is gone on with")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--life", help=argparse.SUPPRESS)
+    parser.add_argument("--mark", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.life is not None:
-        if given.life != "whole":
-            arm(given.life, given.seed)
+        if given.mark is not None:
+            arm(given.life, given.seed, int(os.environ.get("WORLD_SIZE", "1")), given.mark)
         sys.argv = ["rlif", *given.rest]
         cli.command()
         return
-    if given.out.exists():
-        raise SystemExit(f"--out {given.out} exists; give a new folder")
-    result = soak(given.kills, given.out, given.seed)
+    soak, settings = Soak(given.kills, given.seed, given.full), given.out / "soak.json"
+    if settings.exists() and json.loads(settings.read_text()) != asdict(soak):
+        raise SystemExit(f"--out {given.out} has another soak: {settings.read_text()}; give a new folder")
+    given.out.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps(asdict(soak)))
+    result = run(soak, given.out)
     print(json.dumps(result, indent=1))
-    raise SystemExit(1 if result["differences"] or result["exit_code"] else 0)
+    missing = given.full and not result["rollbacks"]
+    raise SystemExit(
+        1 if missing or result["differences"] or result["half_written_left"] or any(result["exit_codes"]) else 0
+    )
 
 
 if __name__ == "__main__":

@@ -210,6 +210,17 @@ def test_escapes(level, tmp_path):
 
 
 @X86_64
+def test_escapes_where_the_session_leader_is_outside(tmp_path):
+    """As in a container: the kernel answers 0 for a session or process group of another pid namespace."""
+    namespace = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if not shutil.which("unshare") or subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine gives no pid namespaces")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    printed = finished([*namespace, sys.executable, escapes.__file__, "rlimits"], tmp_path, environment)
+    check_escapes("rlimits", printed)
+
+
+@X86_64
 def test_escapes_of_an_ordinary_user(level, as_nobody):
     check_escapes(level, as_nobody("escapes.py", level))
 

@@ -15,7 +15,8 @@ import rlif_lightning.rollout.kv_memory as kv_memory
 from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.packing import Tree
 from rlif_lightning.model.scores import Scores
-from rlif_lightning.rollout.kv_memory import SharedPrefixMemory, moves
+from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
+from rlif_lightning.rollout.places import close_gaps
 
 CPU = torch.device("cpu")
 SIZE, VALUE_SIZE, LAYERS, MAX_PROMPT, MAX_OWN = 3, 5, 2, 6, 12
@@ -56,7 +57,10 @@ class World:
     def admit(self, lengths: list[int]) -> None:
         """Prompts come through the prefill's plan, as in the engine."""
         starts = [sum(lengths[:k]) for k in range(len(lengths))]
-        self.memory.add(lengths, self.group_size)
+        numbers = [self.admitted // self.group_size + k for k in range(len(lengths))]
+        self.memory.add_prompts(numbers, lengths)
+        owners = [number for number in numbers for _ in range(self.group_size)]
+        self.memory.add_rows(range(len(self.rows), len(self.rows) + len(owners)), owners)
         with pytest.MonkeyPatch.context() as patch:
             if self.blocks_alone:
                 patch.setattr(attention, "SMALL", 0)
@@ -75,6 +79,7 @@ class World:
 
     def step(self, scaling: float | None) -> None:
         n = len(self.rows)
+        self.memory.prepare()
         positions = self.memory.start_step()
         assert positions.tolist() == [[len(row.keys[0])] for row in self.rows]
         for layer in range(LAYERS):
@@ -105,14 +110,13 @@ class World:
         return torch.stack(heads)
 
     def leave(self, stays: list[bool]) -> None:
-        holes, movers, left = moves(torch.tensor(stays))
-        self.memory.leave(holes, movers, left)
-        moved = dict(zip(holes.tolist(), movers.tolist(), strict=True))
-        self.rows = [self.rows[moved.get(slot, slot)] for slot in range(left)]
+        arrangement = close_gaps(torch.tensor(stays), True, CPU)
+        self.memory.arrange(arrangement, None)
+        self.rows = [self.rows[place] for place in arrangement.source.tolist()]
 
 
 def world(heads=4, key_heads=2, group_size=2, max_groups=4, seed=0) -> World:
-    memory = SharedPrefixMemory(max_groups, max_groups * group_size, MAX_PROMPT, MAX_OWN, CPU)
+    memory = SharedPrefixMemory(max_groups * group_size, max_groups, MAX_PROMPT, MAX_OWN, CPU)
     return World(heads, key_heads, group_size, memory, torch.Generator().manual_seed(seed))
 
 
@@ -128,10 +132,10 @@ def test_any_schedule_is_plain_attention_of_each_row(data, key_heads, group_size
     one.softcap = data.draw(st.sampled_from([None, 0.8]))
     one.sinks = data.draw(st.sampled_from([None, torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)]))
     for _ in range(data.draw(st.integers(3, 12))):
-        groups = one.memory.num_groups
-        assert one.memory.num_rows == len(one.rows)
+        groups = one.memory.prompts.used
+        assert one.memory.rows.used == len(one.rows)
         assert groups == len({row.number // group_size for row in one.rows})
-        room = one.memory.max_groups - groups
+        room = (one.memory.max_rows - len(one.rows)) // group_size
         if room and (not one.rows or data.draw(st.booleans())):
             one.admit(data.draw(st.lists(st.integers(1, MAX_PROMPT), min_size=1, max_size=room)))
         for _ in range(data.draw(st.integers(1, 3))):
@@ -150,7 +154,7 @@ def test_room_doubles_up_to_the_longest_completion(monkeypatch):
     rooms = []
     for _ in range(MAX_OWN):
         one.step(None)
-        rooms.append(one.memory.layers[1].own_keys.shape[2])
+        rooms.append(one.memory.layers[1].own.shape[2])
     assert rooms == [2, 2, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]
 
 
@@ -159,35 +163,33 @@ def test_a_prompt_goes_with_its_last_row():
     one.admit([3, 5, 2])
     one.step(None)
     one.leave([True, False, False, True, True, True])
-    assert one.memory.num_groups == 3
+    assert one.memory.prompts.used == 3
     one.leave([slot != one.rows.index(next(r for r in one.rows if r.prompt_length == 3)) for slot in range(4)])
-    assert one.memory.num_groups == 2
+    assert one.memory.prompts.used == 2
     one.admit([6])  # takes the place that is free
     one.step(None)
     one.leave([False] * len(one.rows))
-    assert (one.memory.num_groups, one.memory.num_rows) == (0, 0)
+    assert (one.memory.prompts.used, one.memory.rows.used) == (0, 0)
     one.admit([1, 1, 1])
     one.step(None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_other_precisions_are_kept(dtype):
-    memory = SharedPrefixMemory(1, 2, 3, 4, CPU)
-    memory.add([3], 2)
+    memory = SharedPrefixMemory(2, 1, 3, 4, CPU)
+    memory.add_prompts([0], [3])
+    memory.add_rows([0, 1], [0, 0])
     query, key, value = (torch.randn(1, h, 3, 4, dtype=dtype) for h in (4, 2, 2))
     TreePlan([Tree(0, 3)], CPU, memory.keep_prompts).attend(0, query, key, value, Scores())
+    memory.prepare()
     memory.start_step()
     output = memory.attend(0, *(x[..., :1, :].expand(2, -1, -1, -1) for x in (query, key, value)), Scores())
-    assert output.dtype == memory.layers[0].own_keys.dtype == memory.layers[0].prompt_values.dtype == dtype
+    assert output.dtype == memory.layers[0].own.dtype == memory.layers[0].prompts.dtype == dtype
 
 
 @given(st.lists(st.booleans(), max_size=12))
-def test_moves_bring_those_that_stay_to_the_front(stays):
-    holes, movers, left = moves(torch.tensor(stays, dtype=torch.bool))
-    assert left == sum(stays)
-    places = list(range(len(stays)))
-    for hole, mover in zip(holes.tolist(), movers.tolist(), strict=True):
-        assert hole < left <= mover  # a row moves once, over one that left, and only if it must
-        assert not stays[hole]
-        places[hole] = mover
-    assert sorted(places[:left]) == [slot for slot, stay in enumerate(stays) if stay]
+def test_the_last_ones_close_the_gaps(stays):
+    source = close_gaps(torch.tensor(stays, dtype=torch.bool), True, CPU).source.tolist()
+    assert sorted(source) == [place for place, stay in enumerate(stays) if stay]
+    for hole, mover in enumerate(source):
+        assert mover == hole or (not stays[hole] and mover >= len(source))  # who moves must, and takes a gap

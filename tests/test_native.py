@@ -239,3 +239,14 @@ def test_the_coin_knows_nothing_of_what_was_sampled(tiny_models):
 def test_max_rows_is_checked():
     with pytest.raises(ValueError, match="max_rows=0 must be at least 1"):
         NativeEngine(0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16-mixed"])
+def test_a_rollout_of_inference_mode_is_that_of_training(precision):
+    policy = PolicyModel(Policy("rlif-arithmetic"))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
+        expected = generate(policy, [0, 1, 2], SAMPLINGS["plain"])
+        with torch.inference_mode():
+            found = generate(policy, [0, 1, 2], SAMPLINGS["plain"])
+    assert torch.equal(found.completion_ids, expected.completion_ids)
+    assert torch.equal(found.stats.logprobs, expected.stats.logprobs)

@@ -109,6 +109,16 @@ def test_random_is_a_fair_coin_repeatable_through_its_state():
     assert not torch.equal(Random(seed=4)(rollout).scores, first)
 
 
+def test_a_prediction_counts_no_coins():
+    """Its coins are the same in whatever batches, and from wherever it is gone on with."""
+    rollout = handmade(["x"] * 400, 4)
+    head = Random(seed=3)
+    head(rollout)
+    head.eval()
+    assert torch.equal(head(rollout).scores, head(rollout).scores)
+    assert int(head.calls) == 1
+
+
 class Given(RewardHead):
     """Gives fixed scores; remembers which columns it saw."""
 

@@ -65,12 +65,12 @@ def test_it_is_drawn_again_with_fewer_rows_to_the_same_completions(tiny_models, 
     assert policy.training
 
 
-def test_a_single_group_without_room_is_told(tiny_models):
+def test_a_single_row_without_room_is_told(tiny_models):
     policy = load(tiny_models["llama"])
-    engine = NativeEngine(GROUP)
+    engine = NativeEngine(1)
     engine.setup(policy, seed=7)
-    short_of_memory(policy, 1, accelerator)
-    with pytest.raises(RuntimeError, match=r"out of memory in a rollout with a single group of 4.*max_new_tokens"):
+    short_of_memory(policy, 0, accelerator)
+    with pytest.raises(RuntimeError, match=r"out of memory in a rollout with a single completion.*max_new_tokens"):
         engine.generate(prompts_of(policy, [0, 1]), GROUP, SAMPLINGS["hot"], 0)
 
 

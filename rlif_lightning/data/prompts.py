@@ -22,7 +22,7 @@ from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
 from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym, Split
-from rlif_lightning.data.tokenizer import Encoder, load_tokenizer, prompt_encoder
+from rlif_lightning.data.tokenizer import Encoder, load_tokenizer, prompt_encoder, without_overlong
 
 __all__ = [
     "ArithmeticProblems",
@@ -251,6 +251,7 @@ class PromptData(lightning.LightningDataModule):
             dataset = dataset.select(range(min(self.validation_prompts, len(dataset))))
         self._check_dataset(split, dataset, form)
 
+        limit = self.max_prompt_tokens if self.overlong == "filter" else None
         self._encoder = encode = self._encoder or prompt_encoder(tokenizer, self.chat)
         token_ids: list[np.ndarray] = []
         lengths = np.zeros(len(dataset), dtype=np.int32)
@@ -260,8 +261,10 @@ class PromptData(lightning.LightningDataModule):
             problems = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             for row, problem in enumerate(problems, start):
                 form.check_problem(problem, f"row {row} of the {split} split")
-            ids = encode([form.render(row) for row in problems])
-            lengths[start : start + len(ids)] = [len(each) for each in ids]
+            texts = [form.render(row) for row in problems]
+            texts, overlong = without_overlong(texts, start, split, limit)
+            ids = encode(texts)
+            lengths[start : start + len(ids)] = [overlong.get(row, len(each)) for row, each in enumerate(ids, start)]
             token_ids += ids if keep else []
         rows = self._fitting_rows(split, lengths)
         return EncodedSplit(dataset, rows, [token_ids[row] for row in rows] if keep else None, form.render, encode)

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 Encoder = Callable[[list[str]], list[np.ndarray]]
 PROBE = "1"  # any text that a tokenizer can encode
+MAX_CHARACTERS = 2**20  # of a prompt
 
 
 def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -21,10 +22,12 @@ def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> 
     """
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a broken file makes the library raise anything
+        if trust_remote_code and not isinstance(error, (OSError, ValueError)):
+            raise
         raise ValueError(
             f"tokenizer={name!r}: no tokenizer can be loaded from this folder or hub name (current folder:"
-            f" {Path.cwd()}): {error}"
+            f" {Path.cwd()}): {' '.join(str(error).split()) or type(error).__name__:.400}"
         ) from error
 
 
@@ -41,10 +44,51 @@ def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
         rank_zero_info(f"the tokenizer {tokenizer.name_or_path!r} appends {added} to texts; left out of prompts")
 
     def encode(texts: list[str]) -> list[np.ndarray]:
-        encoded = tokenizer(texts, add_special_tokens=not chat)["input_ids"]
+        encoded = _encoded(tokenizer, texts, add_special_tokens=not chat)
         return [np.array(ids[: len(ids) - behind], dtype=np.int32) for ids in encoded]
 
     return encode
+
+
+def without_overlong(texts: list[str], first: int, split: str, limit: int | None) -> tuple[list[str], dict[int, int]]:
+    """Keep texts that no model could read from the tokenizer, which takes 300 bytes for each of their tokens.
+
+    Args:
+        texts: prompts of a split, one for each row.
+        first: the row of the first one.
+        split: its name.
+        limit: of tokens where longer prompts are left out; None = none is.
+
+    Returns:
+        The texts, overlong ones empty; and row -> a length beyond the limit for each of these.
+
+    Raises:
+        ValueError: names the row, where none is left out.
+    """
+    overlong = {row: len(text) for row, text in enumerate(texts, first) if len(text) > MAX_CHARACTERS}
+    if overlong and limit is None:
+        row, length = next(iter(overlong.items()))
+        raise ValueError(
+            f"row {row} of the {split} split makes a prompt of {length} characters (at most {MAX_CHARACTERS}); shorten"
+            " it, or set max_prompt_tokens and overlong=filter to leave such rows out"
+        )
+    kept = ["" if row in overlong else text for row, text in enumerate(texts, first)]
+    return kept, {row: max(length, (limit or 0) + 1) for row, length in overlong.items()}
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+    """Token ids of texts; a tokenizer's own expressions may give up on one (a panic of its library)."""
+    try:
+        return tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]  # pyright: ignore[reportReturnType]
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        if len(texts) > 1:
+            return [ids for text in texts for ids in _encoded(tokenizer, [text], add_special_tokens)]
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} cannot encode the text {texts[0][:60]!r}: {error!s:.200}; leave"
+            " it out of the data"
+        ) from error
 
 
 def _tokens_behind(tokenizer: PreTrainedTokenizerBase) -> int:

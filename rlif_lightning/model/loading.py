@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from rlif_lightning.model.out_of_memory import is_out_of_memory
 
 EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent.parent / "assets" / "base_model"}
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -80,22 +84,58 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
     """Load the weights.
 
     Raises:
-        ValueError: no such folder or hub model, or the extra `lora` is missing.
+        ValueError: no such folder or hub model, a file in it cannot be read, its weights are not those that its config
+            asks for, or the extra `lora` is missing.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    with reading(policy):
+        model, found = AutoModelForCausalLM.from_pretrained(
             resolve_model(policy.name),
             dtype=policy.dtype if policy.dtype == "auto" else getattr(torch, policy.dtype),
             attn_implementation=own_attention(policy),
             revision=policy.revision or "main",
             trust_remote_code=policy.trust_remote_code,
             use_safetensors=True,  # pickled weights could run code
+            ignore_mismatched_sizes=True,  # they are refused below, by their names
+            output_loading_info=True,
         )
+    _refuse_other_weights(policy.name, found)
+    return prepared(model, policy)
+
+
+@contextmanager
+def reading(policy: Policy) -> Iterator[None]:
+    """Say in one line what cannot be read of a model: a broken file makes the library raise anything.
+
+    Raises:
+        ValueError: names the model. Errors of code that came with the weights, and of memory, are left as they are.
+    """
+    try:
+        yield
     except OSError as error:
         raise ValueError(
             f"policy.name={policy.name!r} is neither a model folder nor a hub model that can be reached: {error}"
         ) from error
-    return prepared(model, policy)
+    except Exception as error:
+        if policy.trust_remote_code or is_out_of_memory(error):
+            raise
+        said = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+        raise ValueError(f"policy.name={policy.name!r}: its files cannot be read as a model: {said}") from error
+
+
+def _refuse_other_weights(name: str, found: dict[str, Any]) -> None:
+    """Refuse a model of which a part would be drawn at random."""
+    remedy = "take the weights and the config.json of one model"
+    if other := sorted(found["mismatched_keys"]):
+        tensor, stored, needed = other[0]
+        raise ValueError(
+            f"policy.name={name!r}: the tensor {tensor!r} has the shape {list(stored)} in its file, and its config.json"
+            f" asks for {list(needed)} ({len(other)} such tensors); {remedy}"
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"policy.name={name!r}: its files have no tensor {missing[0]!r} ({len(missing)} are missing), which would"
+            f" be drawn at random; {remedy}"
+        )
 
 
 def own_attention(policy: Policy) -> str | None:

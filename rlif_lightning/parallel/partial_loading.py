@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from rlif_lightning.model.loading import Policy, own_attention, prepared, resolve_model
+from rlif_lightning.model.loading import Policy, own_attention, prepared, reading, resolve_model
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.tensor_parallel_layers import split_dim
 
@@ -32,12 +32,8 @@ def empty_model(policy: Policy) -> Any:
         ValueError: no such folder or hub model.
     """
     source = {"revision": policy.revision or "main", "trust_remote_code": policy.trust_remote_code}
-    try:
+    with reading(policy):
         config = AutoConfig.from_pretrained(resolve_model(policy.name), **source)
-    except OSError as error:
-        raise ValueError(
-            f"policy.name={policy.name!r} is neither a model folder nor a hub model that can be reached: {error}"
-        ) from error
     dtype = (config.dtype or torch.float32) if policy.dtype == "auto" else getattr(torch, policy.dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(

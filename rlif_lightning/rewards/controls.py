@@ -83,7 +83,8 @@ class Random(RewardHead):
 
     Args:
         seed: of the coin, which shares no random number with the sampler, whatever the two seeds. The number of calls
-            so far is kept in the checkpoint.
+            in training so far is kept in the checkpoint. A prediction counts none, so its coins do not depend on
+            batches, or on where it was interrupted.
     """
 
     calls: Tensor
@@ -97,5 +98,5 @@ class Random(RewardHead):
         group = range(rollout.group_size)
         index = [i for i in rollout.prompts.index.tolist() for _ in group]
         uniforms = counter_uniforms(self.seed, int(self.calls), index, list(group) * rollout.num_prompts, 1, "coin")
-        self.calls += 1
+        self.calls += self.training
         return RewardOutput((uniforms[:, 0] < 0.5).float().to(rollout.mask.device))

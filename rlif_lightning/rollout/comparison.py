@@ -17,7 +17,7 @@ from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.token_stats import token_stats
 from rlif_lightning.records import TokenStats
-from rlif_lightning.rollout.kv_memory import moves
+from rlif_lightning.rollout.places import close_gaps
 from rlif_lightning.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -150,21 +150,22 @@ def decoded(policy: PolicyModel, decoder: Decoder, rows: Rows) -> TokenStats:
     num_steps, rule, training = rows.ids.shape[1], policy.rule(Sampling(), rows.ids.device), policy.training
     device = rows.ids.device
     policy.eval()
-    hidden = decoder.admit(rows.prompts, GROUP)
+    places = range(len(rows.ids))
+    hidden = decoder.admit([place // GROUP for place in places], places)
     left, lengths = torch.arange(len(rows.ids)), rows.mask.sum(1).cpu()
     table = torch.zeros((len(FIGURES), *rows.ids.shape), dtype=torch.float64, device=device)
     for step in range(num_steps):
         tokens = rows.ids[left.to(device), step]
-        figures = token_stats(rule.apply(policy.head(hidden)), tokens)
+        figures = token_stats(rule.apply(policy.head(hidden[: len(left)])), tokens)
         table[:, left.to(device), step] = torch.stack([getattr(figures, name).double() for name in FIGURES])
         stays = lengths[left] > step + 1
-        if not stays.all():
-            holes, movers, count = moves(stays)
-            decoder.leave(holes, movers, count)
-            left[holes], tokens[holes.to(device)] = left[movers], tokens[movers.to(device)]
-            left, tokens = left[:count], tokens[:count]
-        if len(left) == 0:
+        if not stays.any():
             break
-        hidden = decoder.advance(tokens)
+        if not stays.all():
+            arrangement = close_gaps(stays, True, device)
+            decoder.arrange(arrangement)
+            left, tokens = left[arrangement.source], tokens[arrangement.source.to(device)]
+        decoder.prepare()
+        hidden = decoder.advance(torch.nn.functional.pad(tokens, (0, decoder.num_places(len(left)) - len(left))))
     policy.train(training)
     return TokenStats(*table)

@@ -1,8 +1,9 @@
 """Keys and values of rows that share their prompts: each prompt's once, each row's own in pre-allocated room.
 
-A row attends to two stretches of keys, its prompt's and its own. The queries of a group meet their prompt's keys in one
-product, nothing is copied per row; one softmax runs over both. Rows and groups that leave are replaced by the last
-ones, so that what is in use is always the first ``num_rows`` rows and ``num_groups`` prompts of the memory.
+A row attends to two stretches of keys, its prompt's and its own. The queries of a prompt's rows meet its keys in one
+product, nothing is copied per row; one softmax runs over both. Rows and prompts have places in the memory
+(``places.py``). What a pass reads of them lies on the device at fixed addresses, and is uploaded only when rows come or
+go: between ``prepare``, which plans on the host, and the next one there are no uploads and no waits.
 """
 
 from __future__ import annotations
@@ -15,189 +16,224 @@ from torch import Tensor
 
 from rlif_lightning.model.attention import Block
 from rlif_lightning.model.scores import Scores
+from rlif_lightning.rollout.places import Arrangement, Places, close_gaps, meeting_points, rounded, upload
 
 FIRST_ROOM = 64  # tokens of its own that a row has room for at first; doubled when they are full
+ROW_UNIT, PROMPT_UNIT, OWN_UNIT = 8, 16, 64  # on a GPU rows, tokens of prompts and own tokens are multiples of these
 
 
 @dataclass
 class LayerMemory:
-    """Keys and values of one layer: prompts ``[groups, heads, L, d]``, own ``[rows, heads, room, d]``."""
+    """Keys, and behind them values, of one layer: ``[prompts, heads, L, k + v]`` and ``[rows, heads, room, k + v]``."""
 
-    prompt_keys: Tensor
-    prompt_values: Tensor
-    own_keys: Tensor
-    own_values: Tensor
+    prompts: Tensor
+    own: Tensor
+    key_size: int
+
+    def halves(self, name: str, lines: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Keys ``[lines * heads, tokens, k]`` and values of the first places, without a copy."""
+        stored = getattr(self, name)
+        used = stored.flatten(0, 1)[: lines * stored.shape[1], :tokens]
+        return used[..., : self.key_size], used[..., self.key_size :]
 
 
 class SharedPrefixMemory:
-    """The memory and the attention of decoding; an ``AttentionPlan`` for one token per row.
+    """The memory and the attention of decoding; an ``AttentionPlan`` for some new tokens of each row.
 
     Args:
-        max_groups, max_rows: prompts and rows in use at a time.
+        max_rows: at a time; also bounds the prompts, each of which has at least one row or the next one to come.
+        first_prompts: prompts that there is room for at first; doubled when more are under way.
         max_prompt, max_own: tokens of the longest prompt, and of a row's own.
         device: of the model.
+
+    Attributes:
+        exact: whether sizes are those in use and no place is empty: on a CPU, where work costs more than a new shape.
     """
 
-    def __init__(self, max_groups: int, max_rows: int, max_prompt: int, max_own: int, device: torch.device):
-        self.max_groups, self.max_rows, self.max_prompt, self.max_own = max_groups, max_rows, max_prompt, max_own
-        self.device = device
+    def __init__(self, max_rows: int, first_prompts: int, max_prompt: int, max_own: int, device: torch.device):
+        self.device, self.exact = device, device.type == "cpu"
+        self.max_rows, self.max_prompt = self._size(max_rows, ROW_UNIT), self._size(max_prompt, PROMPT_UNIT)
+        self.max_own = self._size(max_own, OWN_UNIT)
+        self.room, self.prompt_room = min(FIRST_ROOM, self.max_own), min(self._size(first_prompts, 1), self.max_rows)
         self.layers: dict[int, LayerMemory] = {}
-        self.room = min(FIRST_ROOM, max_own)
-        self.num_groups = self.num_rows = 0
-        self.prompt_lengths = torch.zeros(max_groups, dtype=torch.int64)  # on the CPU, as all bookkeeping
-        self.group = torch.zeros(max_rows, dtype=torch.int64)
-        self.lengths = torch.zeros(max_rows, dtype=torch.int64)
+        self.rows, self.prompts = Places(self.max_rows), Places(self.max_rows)  # a row's owner is its prompt's place
+        self.counting = torch.arange(max(self.max_rows, self.max_prompt, self.max_own), device=device)
+        self.buffers: dict[tuple[int, ...], Tensor] = {}
+        self.changed = True
 
-    def add(self, prompt_lengths: Sequence[int], group_size: int) -> None:
-        """Make prompts and their rows known; their keys come by :meth:`keep_prompts`, in the same order."""
-        groups = torch.arange(self.num_groups, self.num_groups + len(prompt_lengths))
-        num_rows = len(groups) * group_size
-        self.prompt_lengths[groups] = torch.tensor(prompt_lengths)
-        self.group[self.num_rows : self.num_rows + num_rows] = groups.repeat_interleave(group_size)
-        self.lengths[self.num_rows : self.num_rows + num_rows] = 0
-        self.first_new, self.num_groups, self.num_rows = self.num_groups, int(groups[-1]) + 1, self.num_rows + num_rows
-        self.seen = {}
+    def _size(self, number: int, unit: int) -> int:
+        return number if self.exact else rounded(number, unit)
+
+    def num_places(self, rows: int) -> int:
+        """Rows that a pass computes when the first ``rows`` places are in use."""
+        return min(self._size(rows, ROW_UNIT), self.max_rows)
+
+    def add_prompts(self, numbers: Sequence[int], lengths: Sequence[int]) -> None:
+        """Make prompts known by their numbers; their keys come by :meth:`keep_prompts`, in the same order."""
+        places = self.prompts.take(numbers, lengths)
+        if self.prompts.used > self.prompt_room:
+            self._enlarge("prompts", places=min(max(2 * self.prompt_room, self.prompts.used), self.max_rows))
+        self.new, self.seen, self.changed = upload(torch.tensor(places), self.device), {}, True
+
+    def add_rows(self, places: Sequence[int], numbers: Sequence[int]) -> None:
+        """Put rows of these prompts in empty places."""
+        where = self.prompts.where()
+        self.rows.put(places, [where[number] for number in numbers])
+        self.changed = True
 
     def keep_prompts(self, layer: int, block: Block, keys: Tensor, values: Tensor) -> None:
         """Store the prompts' ``[K, L, heads, d]`` of one block of a prefill whose blocks come in order."""
         if layer not in self.layers:
             self.layers[layer] = self._allocate(keys, values)
-        start = self.first_new + self.seen.get(layer, 0)
-        self.seen[layer] = self.seen.get(layer, 0) + len(keys)
-        memory, groups = self.layers[layer], slice(start, start + len(keys))
-        memory.prompt_keys[groups, :, : keys.shape[1]] = keys.transpose(1, 2)
-        memory.prompt_values[groups, :, : keys.shape[1]] = values.transpose(1, 2)
+        start = self.seen.get(layer, 0)
+        self.seen[layer] = start + len(keys)
+        pairs = torch.cat([keys.to(values.dtype), values], -1).transpose(1, 2)
+        self.layers[layer].prompts[self.new[start : start + len(keys)], :, : keys.shape[1]] = pairs
 
     def _allocate(self, keys: Tensor, values: Tensor) -> LayerMemory:
         """In the values' precision: under autocast, rotary angles make keys float32, to be cast in each product."""
-        rooms = [(self.max_groups, self.max_prompt), (self.max_rows, self.room)]
-        shapes = [(rows, each.shape[2], room, each.shape[3]) for rows, room in rooms for each in (keys, values)]
+        heads, size = keys.shape[2], keys.shape[3] + values.shape[3]
         # Zeros, since what lies beyond a prompt's end is multiplied by a probability of 0: it must be finite.
-        return LayerMemory(*(values.new_zeros(shape) for shape in shapes))
+        prompts = values.new_zeros((self.prompt_room, heads, self.max_prompt, size))
+        return LayerMemory(prompts, values.new_zeros((self.max_rows, heads, self.room, size)), keys.shape[3])
+
+    def _enlarge(self, name: str, places: int | None = None, room: int | None = None) -> None:
+        for memory in self.layers.values():
+            old = getattr(memory, name)
+            new = old.new_zeros((places or old.shape[0], old.shape[1], room or old.shape[2], old.shape[3]))
+            new[: old.shape[0], :, : old.shape[2]] = old
+            setattr(memory, name, new)
+        self.room, self.prompt_room = room or self.room, places or self.prompt_room
+
+    def arrange(self, arrangement: Arrangement, kept: int | None) -> None:
+        """Rows that left give their places up, to others that move or to nobody; their prompts go with the last row.
+
+        Args:
+            arrangement: of the rows.
+            kept: number of a prompt that stays though no row may have it now; others are to come.
+        """
+        longest = self.rows.longest()
+        self.rows.arrange(arrangement)
+        for memory in self.layers.values():
+            arrangement.move(memory.own[:, :, :longest])
+        stays = torch.zeros(self.prompts.used, dtype=torch.bool)
+        stays[self.rows.owner[: self.rows.used][self.rows.live()]] = True
+        stays |= self.prompts.owner[: self.prompts.used] == (-2 if kept is None else kept)
+        moved = close_gaps(stays, self.exact, self.device)
+        self.prompts.arrange(moved)
+        for memory in self.layers.values():
+            moved.move(memory.prompts)
+        self.rows.rename(moved)
+        self.changed = True
+
+    def prepare(self, tokens: int = 1) -> None:
+        """Plan the next pass on the host: room, sizes, and what changed for the device; once for each pass.
+
+        Args:
+            tokens: that each row gets.
+        """
+        reach = self.rows.longest() + tokens
+        if reach > self.room:
+            self._enlarge("own", room=min(max(2 * self.room, self._size(reach, OWN_UNIT)), self.max_own))
+        self.tokens, self.reach = tokens, min(self._size(reach, OWN_UNIT), self.room)
+        if self.changed:
+            self._renew()
+        lengths, prompts = self.rows.length[: self.n], self.prompt_lengths
+        self.ragged = not self.exact or tokens > 1
+        self.ragged = self.ragged or bool((prompts != self.width).any() or (lengths + 1 != reach).any())
+        self.rows.lengthen(tokens)
+
+    @property
+    def bucket(self) -> tuple[int, ...]:
+        """Sizes and, by them, addresses of the prepared pass."""
+        return (self.n, self.p, self.most, self.width, self.reach, self.tokens, self.room, self.prompt_room)
+
+    def _renew(self) -> None:
+        """Where rows and prompts meet, anew: one upload into buffers that each size has once."""
+        self.n = self.num_places(self.rows.used)
+        self.p = min(self._size(self.prompts.used, 1), self.prompt_room)
+        self.width = min(self._size(self.prompts.longest(), PROMPT_UNIT), self.max_prompt)
+        owner = self.rows.owner[: self.n]
+        live = owner >= 0
+        self.prompt_lengths = torch.where(live, self.prompts.length[owner], 0)
+        heads = sorted({memory.own.shape[1] for memory in self.layers.values()})
+        counts = owner[live].bincount(minlength=self.p)
+        self.most = int(counts.max())
+        self.most = self.most if self.exact else rounded(self.most, 1 << (self.most - 1).bit_length())
+        pairs = [meeting_points(owner, counts, self.most, number) for number in heads]
+        parts = [self.prompt_lengths, self.rows.length[: self.n], live.long(), *(x for pair in pairs for x in pair)]
+        state = upload(torch.cat(parts), self.device, self.buffers.get((self.n, self.p, self.most)))
+        self.buffers[self.n, self.p, self.most] = state
+        split = state.split([len(part) for part in parts])
+        self.starts, self.lengths, self.live = split[:3]
+        self.meetings = {number: split[3 + 2 * i : 5 + 2 * i] for i, number in enumerate(heads)}
+        self.changed = False
 
     def start_step(self) -> Tensor:
-        """Prepare one decoding step; positions ``[n, 1]`` of the rows' next tokens, on the device."""
-        groups, n = self.group[: self.num_rows], self.num_rows
-        if n and int(self.lengths[:n].max()) >= self.room:
-            self._grow()
-        counts = groups.bincount(minlength=self.num_groups)
-        order = groups.argsort(stable=True)
-        within = torch.arange(n) - (counts.cumsum(0) - counts)[groups[order]]
-        place = torch.empty_like(order)
-        place[order] = groups[order] * int(counts.max()) + within
-        grid = torch.zeros(self.num_groups * int(counts.max()), dtype=torch.int64)
-        grid[place] = torch.arange(n)
-        self.most, self.even = int(counts.max()), torch.equal(grid, torch.arange(n))
-        self.grid, self.place = grid.to(self.device), place.to(self.device)
-        self.slots = (torch.arange(n).to(self.device), self.lengths[:n].to(self.device))
-        self.width = int(self.prompt_lengths[: self.num_groups].max())
-        self.reach = int(self.lengths[:n].max()) + 1
-        self.hidden: dict[int | None, Tensor | None] = {}
-        return (self.prompt_lengths[groups] + self.lengths[:n]).unsqueeze(1).to(self.device)
+        """Positions ``[n, tokens]`` of the rows' next tokens, on the device; what follows can be captured."""
+        self.at = self.lengths.unsqueeze(1) + self.counting[: self.tokens]
+        self.unseen: dict[int | None, Tensor | None] = {}
+        return self.at + self.starts.unsqueeze(1)
 
     def end_step(self) -> None:
-        """Count the token that every row has now."""
-        self.lengths[: self.num_rows] += 1
-
-    def _grow(self) -> None:
-        room = min(2 * self.room, self.max_own)
-        for memory in self.layers.values():
-            for name in ("own_keys", "own_values"):
-                old = getattr(memory, name)
-                new = old.new_zeros((*old.shape[:2], room, old.shape[3]))
-                new[: self.num_rows, :, : self.room] = old[: self.num_rows]
-                setattr(memory, name, new)
-        self.room = room
+        """Count the tokens that every row has now."""
+        self.lengths.add_(self.live, alpha=self.tokens)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        """Attention ``[n, 1, heads, d]`` of the newest tokens, from ``[n, heads, 1, d]`` (fewer heads for keys)."""
-        memory, (n, heads, _, size) = self.layers[layer], query.shape
-        rows, lengths = self.slots
-        memory.own_keys[rows, :, lengths] = key[:, :, 0].to(memory.own_keys.dtype)
-        memory.own_values[rows, :, lengths] = value[:, :, 0]
-        own_keys, own_values = (x[:n, :, : self.reach] for x in (memory.own_keys, memory.own_values))
-        groups = slice(0, self.num_groups)
-        prompt_keys = memory.prompt_keys[groups, :, : self.width]
-        prompt_values = memory.prompt_values[groups, :, : self.width]
-        query = query.reshape(n, key.shape[1], heads // key.shape[1], size)
-        query = query * (size**-0.5 if scores.scaling is None else scores.scaling)
-        to_prompt = self._by_row(self._by_group(query) @ prompt_keys.transpose(-1, -2), query.shape[2])
-        products = torch.cat([to_prompt, query @ own_keys.transpose(-1, -2)], -1)
-        probs = self._weights(products, scores).to(value.dtype)
-        output = probs[..., self.width :] @ own_values
-        output = output + self._by_row(self._by_group(probs[..., : self.width]) @ prompt_values, query.shape[2])
-        return output.reshape(n, 1, heads, value.shape[3])
+        """Attention ``[n, tokens, heads, d]`` of the newest tokens, from ``[n, heads, tokens, d]`` (fewer for keys).
+
+        Results go into tensors of the memory's precision, which also keeps autocast from casting again.
+        """
+        memory, (n, heads, tokens, size), kv = self.layers[layer], query.shape, key.shape[1]
+        pairs = torch.cat([key.to(value.dtype), value], -1)
+        memory.own[self.counting[:n].unsqueeze(1), :, self.at] = pairs.transpose(1, 2)
+        place, grid = self.meetings[kv]
+        (keys, values), (prompt_keys, prompt_values) = (
+            memory.halves("own", n, self.reach),
+            memory.halves("prompts", self.p, self.width),
+        )
+        lines, own = heads // kv * tokens, slice(self.width, None)
+        scale = size**-0.5 if scores.scaling is None else scores.scaling
+        query = query.to(value.dtype).reshape(-1, lines, size)
+        products = value.new_empty((n * kv, lines, self.width + self.reach))
+        met = query.index_select(0, grid).view(len(prompt_keys), -1, size)
+        met = _product(met, prompt_keys.transpose(1, 2), scale)
+        torch.index_select(met.view(-1, lines, self.width), 0, place, out=products[..., : self.width])
+        products[..., own].baddbmm_(query, keys.transpose(1, 2), beta=0, alpha=scale)
+        probs = self._weights(products.view(n, kv, -1, tokens, products.shape[-1]), scores).view_as(products)
+        of_prompts = probs[..., : self.width].index_select(0, grid).view(len(prompt_keys), -1, self.width)
+        met = _product(of_prompts, prompt_values).view(-1, lines, values.shape[2])
+        output = met.index_select(0, place).baddbmm_(probs[..., own], values)
+        output = output.view(n, heads, tokens, -1)
+        return output.transpose(1, 2)
 
     def _weights(self, products: Tensor, scores: Scores) -> Tensor:
-        """Softmax of ``[n, kv, r, keys]``; sinks belong to the heads one by one."""
+        """Softmax of ``[n, kv, r, tokens, keys]``; sinks belong to the heads one by one."""
         unseen = self._hidden(scores.window)
-        if scores.sinks is None:
-            return scores.weights(products, unseen)
+        if scores.plain:
+            products = products if unseen is None else products.masked_fill_(unseen, -torch.inf)
+            return torch.softmax(products, -1, out=torch.empty_like(products))
         unseen = None if unseen is None else unseen[:, 0]
-        return scores.weights(products.flatten(1, 2), unseen).unflatten(1, products.shape[1:3])
-
-    def _by_group(self, values: Tensor) -> Tensor:
-        """``[n, kv, r, x]`` of rows to ``[groups, kv, most * r, x]``; places without a row repeat row 0."""
-        lines = values if self.even else values.index_select(0, self.grid)
-        return lines.unflatten(0, (self.num_groups, self.most)).transpose(1, 2).flatten(2, 3)
-
-    def _by_row(self, values: Tensor, repeats: int) -> Tensor:
-        """``[groups, kv, most * r, x]`` back to ``[n, kv, r, x]``."""
-        lines = values.unflatten(2, (self.most, repeats)).transpose(1, 2).flatten(0, 1)
-        return lines if self.even else lines.index_select(0, self.place)
+        return scores.weights(products.flatten(1, 2), unseen).to(products.dtype).unflatten(1, products.shape[1:3])
 
     def _hidden(self, window: int | None) -> Tensor | None:
-        """``[n, 1, 1, width + reach]`` bool: what each row may not see; None if that is nothing."""
-        if window not in self.hidden:
-            prompts, own = self.prompt_lengths[self.group[: self.num_rows]], self.lengths[: self.num_rows]
+        """``[n, 1, 1, tokens, width + reach]`` bool: what each row may not see; None if that is nothing."""
+        if window not in self.unseen:
             far = window is not None and window < self.width + self.reach
-            ragged = bool((prompts != self.width).any() or (own + 1 != self.reach).any())
-            mask = self._unseen(prompts.unsqueeze(1), own.unsqueeze(1), window) if far or ragged else None
-            self.hidden[window] = None if mask is None else mask[:, None, None].to(self.device)
-        return self.hidden[window]
+            mask = self._unseen(window if far else None) if far or self.ragged else None
+            self.unseen[window] = None if mask is None else mask[:, None, None]
+        return self.unseen[window]
 
-    def _unseen(self, prompts: Tensor, own: Tensor, window: int | None) -> Tensor:
-        in_prompt, in_own = torch.arange(self.width), torch.arange(self.reach)
-        unseen = torch.cat([in_prompt >= prompts, in_own > own], 1)
+    def _unseen(self, window: int | None) -> Tensor:
+        in_prompt, in_own = self.counting[: self.width], self.counting[: self.reach]
+        starts, at = self.starts[:, None, None], self.at.unsqueeze(-1)
+        unseen = torch.cat([(in_prompt >= starts).expand(-1, self.tokens, -1), in_own > at], -1)
         if window is None:
             return unseen
-        distance = torch.cat([prompts + own - in_prompt, own - in_own], 1)
+        distance = torch.cat([starts + at - in_prompt, at - in_own], -1)
         return unseen | (distance >= window)
 
-    def leave(self, holes: Tensor, movers: Tensor, num_left: int) -> None:
-        """Rows ``movers`` (the last ones) take the places ``holes`` of rows that left; ``num_left`` rows stay."""
-        for state in (self.group, self.lengths):
-            state[holes] = state[movers]
-        room = int(self.lengths[: self.num_rows].max())
-        for memory in self.layers.values():
-            for values in (memory.own_keys, memory.own_values):
-                values[holes.to(self.device), :, :room] = values[movers.to(self.device), :, :room]
-        self.num_rows = num_left
-        self._leave_groups()
 
-    def _leave_groups(self) -> None:
-        counts = self.group[: self.num_rows].bincount(minlength=self.num_groups)
-        holes, movers, left = moves(counts > 0)
-        if left == self.num_groups:
-            return
-        self.prompt_lengths[holes] = self.prompt_lengths[movers]
-        for memory in self.layers.values():
-            for values in (memory.prompt_keys, memory.prompt_values):
-                values[holes.to(self.device)] = values[movers.to(self.device)]
-        renamed = torch.arange(self.num_groups)
-        renamed[movers] = holes
-        self.group[: self.num_rows] = renamed[self.group[: self.num_rows]]
-        self.num_groups = left
-
-
-def moves(stays: Tensor) -> tuple[Tensor, Tensor, int]:
-    """How the places of those that leave are filled by the last that stay.
-
-    Args:
-        stays: ``[n]`` bool, on the CPU.
-
-    Returns:
-        holes, movers (int64, of the same length) and the number that stay, which then are the first ones.
-    """
-    left = int(stays.sum())
-    return (~stays[:left]).nonzero().squeeze(1), stays[left:].nonzero().squeeze(1) + left, left
+def _product(one: Tensor, other: Tensor, scale: float = 1.0) -> Tensor:
+    """Scaled batched matrix product in the precision of its factors, also under autocast."""
+    return one.new_empty((len(one), one.shape[1], other.shape[2])).baddbmm_(one, other, beta=0, alpha=scale)

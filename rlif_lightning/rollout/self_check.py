@@ -22,14 +22,8 @@ from rlif_lightning.model.loading import Policy, own_attention, prepared, resolv
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.shrunken import NotShrinkable, random_model, shrunken
 from rlif_lightning.model.small_sizes import VOCABULARY
-from rlif_lightning.rollout.comparison import Limit, Rows, differences, own_stats, random_rows
-from rlif_lightning.rollout.decoders import (
-    Decoder,
-    RecomputingDecoder,
-    SharedPrefixDecoder,
-    StandardDecoder,
-    cache_is_right,
-)
+from rlif_lightning.rollout.comparison import GROUP, Limit, Rows, differences, own_stats, random_rows
+from rlif_lightning.rollout.decoders import Decoder, choose_decoder
 
 SMALL_COPY = Limit(1e-3)
 # Of real weights, by precision. Half precisions round each layer's output; see docs/models.md for what was measured.
@@ -75,8 +69,8 @@ def check_architecture(policy: Policy) -> bool:
     source = {"revision": policy.revision or "main", "trust_remote_code": policy.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(resolve_model(policy.name), **source)
-    except OSError:
-        return True  # loading it says what is missing
+    except Exception:
+        return True  # loading it says what is wrong
     if policy.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return False
     key = (config.to_json_string(use_diff=False), policy.attention)
@@ -145,12 +139,7 @@ def _copied(small: PreTrainedConfig, own: Any, settings: Policy) -> Any:
 
 def _decoder(policy: PolicyModel, rows: Rows) -> Decoder:
     """What the native engine decodes these rows with."""
-    if not policy.shares_prompts:
-        return StandardDecoder(policy) if cache_is_right(policy, rows.ids.device) else RecomputingDecoder(policy)
-    longest = max(map(len, rows.prompts))
-    return SharedPrefixDecoder(
-        policy, len(rows.prompts), len(rows.ids), longest, max(rows.ids.shape[1] - 1, 1), rows.ids.device
-    )
+    return choose_decoder(policy, rows.prompts, len(rows.ids), rows.ids.shape[1], GROUP)
 
 
 @contextmanager

@@ -1,0 +1,49 @@
+"""Casts that autocast would make again and again in a rollout, in which no weight changes: each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Under autocast, keep low-precision copies of the weights, and cast what several layers read once for all of them.
+
+    Results are those of autocast, bit for bit. Without autocast nothing is done.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    dtype = torch.get_autocast_dtype(device.type)
+    with ExitStack() as stack:
+        # Or the update would see these copies, without a graph and soon stale.
+        stack.callback(torch.clear_autocast_cache)
+        stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=True))
+        hook = _CastInput(dtype)
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                stack.callback(module.register_forward_pre_hook(hook).remove)
+        yield
+
+
+class _CastInput:
+    """A hook before linear layers: neighbours that read one tensor (as queries, keys and values do) share its cast."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype, self.version = dtype, 0
+        self.given: Tensor | None = None
+        self.cast: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        given = inputs[0]
+        # Nobody counts the changes of a tensor of inference mode, so its cast cannot be trusted twice.
+        if type(given) is not Tensor or given.dtype != torch.float32 or given.is_inference():
+            return None
+        if given is not self.given or given._version != self.version:
+            self.given, self.version, self.cast = given, given._version, given.to(self.dtype)
+        return (self.cast, *inputs[1:])

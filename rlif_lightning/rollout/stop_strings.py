@@ -1,0 +1,53 @@
+"""Strings at which completions end, looked for in the text of their last tokens; special tokens count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.sampling import cut_at_stop
+
+STOP_TAIL = 8  # tokens decoded besides a stop string's own length when looking for it
+
+
+class StopStrings:
+    """Finds stop strings, and cuts texts before them.
+
+    Args:
+        tokenizer: of the policy.
+        stop: the strings.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]):
+        self.tokenizer, self.stop = tokenizer, list(stop)
+        self.tail = max(map(len, self.stop), default=0) + STOP_TAIL
+
+    def found(self, ids: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
+        """``[n]`` bool: which of the completions have a stop string among their last tokens.
+
+        Args:
+            ids: ``[B, T]`` int64 on the CPU.
+            rows, lengths: ``[n]``: which of them, and how long they are.
+        """
+        if not self.stop:
+            return torch.zeros(len(rows), dtype=torch.bool)
+        ends = zip(rows.tolist(), lengths.tolist(), strict=True)
+        tails = [self.tokenizer.decode(ids[row, max(0, end - self.tail) : end]) for row, end in ends]
+        return torch.tensor([any(string in tail for string in self.stop) for tail in tails], dtype=torch.bool)
+
+    def text(self, ids: Tensor) -> str:
+        """The text of a completion without special tokens, cut before the first stop string."""
+        plain = self.tokenizer.decode(ids, skip_special_tokens=True)
+        if not self.stop:
+            return plain
+        whole = self.tokenizer.decode(ids)
+        cut = cut_at_stop(whole, self.stop)
+        if cut == whole:
+            return plain
+        special = set(ids.tolist()) & set(self.tokenizer.all_special_ids)
+        for token in self.tokenizer.convert_ids_to_tokens(sorted(special)):
+            cut = cut.replace(token, "")
+        return cut

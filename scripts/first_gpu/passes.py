@@ -1,0 +1,135 @@
+"""The packed pass: a GPU's log-probs against a CPU's, which attention kernels it takes, and what an update costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import random_policy, random_prompts, tried
+from torch.profiler import ProfilerActivity, profile
+
+from rlif_lightning.learning.old_logprobs import rollout_logprobs
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.sampling import Sampling
+
+SAMPLING = Sampling(max_new_tokens=48)
+GROUP, BUDGET = 8, 8192
+
+
+def autocast(device: str, precision: str) -> Any:
+    """As the trainer runs a step."""
+    return torch.autocast(device, torch.bfloat16, cache_enabled=False) if precision == "bf16-mixed" else nullcontext()
+
+
+def moved(rollout: Rollout, device: str) -> Rollout:
+    """The completions on another device; only what a scoring pass reads."""
+    kept = (rollout.completion_ids.to(device), rollout.mask.to(device), rollout.stats.map(lambda x: x.to(device)))
+    return Rollout(rollout.prompts.to(device), *kept, rollout.texts, rollout.ended.to(device), rollout.group_size)
+
+
+def on_the_cpu() -> tuple[PolicyModel, Rollout]:
+    """A policy and a rollout of uneven prompts."""
+    policy, engine = random_policy("embedded", "cpu"), NativeEngine()
+    texts = [f"{'+'.join(str(7 * n + t) for t in range(2 + n % 3))}=" for n in range(16)]
+    ids = [torch.tensor(policy.tokenizer(text)["input_ids"]) for text in texts]
+    engine.setup(policy, 0)
+    return policy, engine.generate(Prompts(ids, texts, {}, torch.arange(16)), GROUP, SAMPLING, 0)
+
+
+def scored(policy: PolicyModel, rollout: Rollout, device: str, precision: str) -> torch.Tensor:
+    """The log-probs of a rollout, on the CPU."""
+    with autocast(device, precision):
+        return rollout_logprobs(policy.to(device), moved(rollout, device), SAMPLING, BUDGET).cpu().double()
+
+
+def spread(difference: torch.Tensor) -> dict[str, float]:
+    """Of differences in nats."""
+    return {"largest": float(difference.abs().max()), "mean": float(difference.abs().mean())}
+
+
+def equal(_: Path) -> dict[str, Any]:
+    """Largest difference of log-probs (nats) between devices and precisions; of sampled ones and of scored ones."""
+    policy, rollout = on_the_cpu()
+    mask = rollout.mask
+    truth = scored(policy.double(), rollout, "cpu", "float64")
+    policy.float()
+    found = {}
+    for device in ("cpu", "cuda"):
+        for precision in ("float32", "bf16-mixed"):
+            found[f"{device} {precision}"] = tried(
+                lambda d=device, p=precision: spread((scored(policy, rollout, d, p) - truth)[mask])
+            )
+    engine = NativeEngine()
+    engine.setup(policy.to("cuda"), 0)
+    same = engine.generate(rollout.prompts.to("cuda"), GROUP, SAMPLING, 0)
+    width = min(same.mask.shape[1], mask.shape[1])
+    rows = (same.completion_ids.cpu()[:, :width] == rollout.completion_ids[:, :width]).all(1)
+    found["completions of the GPU equal to the CPU's"] = f"{int(rows.sum())} of {len(rows)}"
+    rescored = scored(policy, moved(same, "cpu"), "cuda", "float32")
+    found["sampled against scored, float32"] = float(
+        (same.stats.logprobs.cpu() - rescored)[same.mask.cpu()].abs().max()
+    )
+    return found
+
+
+def attention_kernels(policy: PolicyModel, prompts: Prompts, precision: str) -> dict[str, int]:
+    """Names and numbers of the attention operations of one scoring pass."""
+    engine = NativeEngine()
+    engine.setup(policy, 0)
+    sampling = Sampling(max_new_tokens=16, min_new_tokens=16)
+    with autocast("cuda", precision):
+        rollout = engine.generate(prompts, 4, sampling, 0)
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            rollout_logprobs(policy, rollout, sampling, BUDGET)
+    marks = ("flash", "fmha", "cudnn", "softmax")
+    return {e.key[:60]: e.count for e in profiled.key_averages() if any(mark in e.key.lower() for mark in marks)}
+
+
+def kernels(_: Path) -> dict[str, Any]:
+    """Attention kernels of a packed pass of SmolLM2's shape, with even and with uneven prompts."""
+    policy, found = random_policy("SmolLM2-135M", "cuda"), {}
+    for name in ("even", "uneven"):
+        prompts = random_prompts(4, 64, 100, "cuda")
+        if name == "uneven":
+            cut = [ids[: 64 - 7 * n] for n, ids in enumerate(prompts.token_ids)]
+            prompts = Prompts(cut, [""] * 4, {}, prompts.index)
+        for precision in ("float32", "bf16-mixed"):
+            found[f"{name}, {precision}"] = tried(partial(attention_kernels, policy, prompts, precision))
+    return found
+
+
+STEPS: dict[str, dict[str, int]] = {
+    "1M": {},
+    "SmolLM2-135M": {
+        "hidden": 576, "layers": 30, "heads": 9, "kv-heads": 3, "intermediate": 1536, "vocab": 49152,
+    },
+    "Qwen2.5-1.5B": {
+        "hidden": 1536, "layers": 28, "heads": 12, "kv-heads": 2, "intermediate": 8960, "vocab": 151936,
+    },
+}  # fmt: skip
+
+
+def steps(shape: str, out: Path) -> dict[str, Any]:
+    """Whole training steps by ``benchmarks/step.py``: tokens per second, seconds by phase, memory.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it printed.
+    """
+    work = ["--lengths=random", "--group-size=8", "--prompts-per-step=16", "--max-new-tokens=256", "--steps=3"]
+    work += [f"--{flag}={value}" for flag, value in STEPS[shape].items()]
+    work += ["--gradient-checkpointing"] * (shape == "Qwen2.5-1.5B")
+    command = [sys.executable, "benchmarks/step.py", "--accelerator=cuda", "--bf16", "--tie-embeddings"]
+    command += [*work, "--micro-batch=32", f"--out={out / 'step.json'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-600:])
+    found = json.loads((out / "step.json").read_text())
+    return {name: value for name, value in found.items() if name not in ("config", "versions", "framework")}

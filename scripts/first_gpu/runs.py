@@ -1,0 +1,102 @@
+"""Whole runs of the command line on a GPU: the quickstart in two precisions, a resumed run, two GPUs."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import tried
+
+from rlif_lightning import cli
+from rlif_lightning.running.checkpoint_search import find_checkpoints
+
+QUICKSTART = ["fit", "--config=configs/quickstart.yaml", "--trainer.accelerator=cuda", "--trainer.devices=1"]
+SHORT = [
+    "--compare=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.limit_val_batches=0",
+    '--trainer.callbacks=[{"class_path": "RunCheckpoints", "init_args": {"every": 1, "keep": null}}]',
+]
+
+
+def run(arguments: list[str], root: Path) -> tuple[Any, float]:
+    """One command line; the finished CLI and its seconds."""
+    started = time.perf_counter()
+    done = cli.main([*arguments, f"--trainer.default_root_dir={root}"])
+    torch.cuda.synchronize()
+    return done, time.perf_counter() - started
+
+
+def weights(done: Any) -> dict[str, torch.Tensor]:
+    """The policy's parameters, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in done.model.policy.state_dict().items()}
+
+
+def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """Of any parameter of two policies."""
+    return max(float((left[name].float() - right[name].float()).abs().max()) for name in left)
+
+
+def logged(root: Path, column: str) -> list[float]:
+    """The values of one column of the run's figures."""
+    rows = csv.DictReader((root / "version_0" / "metrics.csv").open(newline=""))
+    return [float(row[column]) for row in rows if row.get(column)]
+
+
+def quickstart(out: Path) -> dict[str, Any]:
+    """The quickstart in float32 and in bf16-mixed: accuracy before and after, seconds, peak memory."""
+    return {precision: tried(partial(one_quickstart, out, precision)) for precision in ("32-true", "bf16-mixed")}
+
+
+def one_quickstart(out: Path, precision: str) -> dict[str, Any]:
+    """In one precision."""
+    torch.cuda.reset_peak_memory_stats()
+    arguments = [*QUICKSTART, "--compare=false", "--trainer.enable_progress_bar=false"]
+    arguments.append("--trainer.check_val_every_n_epoch=1")
+    _, seconds = run([*arguments, f"--trainer.precision={precision}"], out / precision)
+    return {
+        "validation accuracies": logged(out / precision, "val/accuracy"),
+        "seconds": round(seconds, 1),
+        "seconds of a rollout": _median(logged(out / precision, "time/rollout")),
+        "seconds of an update": _median(logged(out / precision, "time/update")),
+        "peak MiB": round(torch.cuda.max_memory_allocated() / 2**20, 1),
+    }
+
+
+def _median(values: list[float]) -> float:
+    return round(float(torch.tensor(values).median()), 4)
+
+
+def resume(out: Path) -> dict[str, Any]:
+    """Six rollouts, again, and again from the third's checkpoint: the largest differences of the parameters."""
+    short = [*QUICKSTART, *SHORT, "--data.source.init_args.size=96"]
+    first, again = (weights(run(short, out / name)[0]) for name in ("whole", "again"))
+    third = sorted(find_checkpoints(out / "whole"), key=lambda path: path.stat().st_mtime)[2]
+    resumed = weights(run([*short, f"--ckpt_path={third}"], out / "resumed")[0])
+    return {"a repeated run": largest_difference(first, again), "a resumed run": largest_difference(first, resumed)}
+
+
+def ranks(out: Path) -> dict[str, Any]:
+    """A short quickstart on two GPUs by each strategy, against one GPU: seconds, and the largest difference."""
+    if torch.cuda.device_count() < 2:
+        return {"not run": f"{torch.cuda.device_count()} GPU"}
+    found: dict[str, Any] = {}
+    for name in ("one", "ddp", "fsdp2", "tp"):
+        command = [sys.executable, "-m", "rlif_lightning", *QUICKSTART, *SHORT, "--data.source.init_args.size=96"]
+        if name != "one":
+            command += [f"--config=configs/strategy/{name}.yaml", "--trainer.devices=2"]
+        started = time.perf_counter()
+        done = subprocess.run([*command, f"--trainer.default_root_dir={out / name}"], capture_output=True, text=True)
+        found[name] = {"exit code": done.returncode, "seconds": round(time.perf_counter() - started, 1)}
+        if done.returncode:
+            found[name]["error"] = done.stderr[-500:]
+        else:
+            found[name]["rewards"] = logged(out / name, "reward/mean")
+    return found

@@ -1,0 +1,111 @@
+"""Two processes under torchrun: other numbers of them after a resume, code that is run, and a user's own collective."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from test_code import PROGRAMS
+from test_distributed import (
+    BASE,
+    CASES,
+    assert_same_metrics,
+    assert_same_weights,
+    figures,
+    launch,
+    metrics,
+    on,
+    weights,
+)
+
+from rlif_lightning.data.sources import ArithmeticProblems
+from rlif_lightning.processes.collectives import all_rank_sum
+from rlif_lightning.records import Prompts, RewardOutput, Rollout
+from rlif_lightning.rewards import RewardHead
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.sampling import Sampling
+
+
+class ProgrammingProblems(ArithmeticProblems):
+    """Sums, which also have what a problem of programming has."""
+
+    def load(self, split) -> Dataset:
+        tests = ["assert f([3, 1, 2], 2) == [1, 2]", "assert f([], 1) == []"]
+        given = {"entry_point": "f", "inputs": ["[3, 1, 2], 2", "[], 1"], "test_list": tests, "prompt": ""}
+        return super().load(split).map(lambda row: given)
+
+
+class Programmer(NativeEngine):
+    """A sampler whose completions are read as programs: which one follows from the completion's own text."""
+
+    def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
+        rollout = super().generate(prompts, group_size, sampling, step)
+        programs = [PROGRAMS[zlib.crc32(text.encode()) % len(PROGRAMS)] for text in rollout.texts]
+        return replace(rollout, texts=[f"```python\n{program}\n```" for program in programs])
+
+
+class AboveTheMean(RewardHead):
+    """A user's head with a collective of its own: how much longer a completion is than the mean over all processes."""
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        lengths = rollout.lengths.double()
+        total, count = all_rank_sum(torch.stack([lengths.sum(), torch.tensor(float(len(lengths)))]).double())
+        mean = total / count
+        return RewardOutput((lengths - mean).float(), log={"mine/mean": float(mean)})
+
+
+SANDBOX = {"minimum": "rlimits", "wall_seconds": 20, "call_seconds": 10}
+HEADS = {
+    "behaviour": {"head": {"class_path": "BehaviourVote", "init_args": {"sandbox": SANDBOX}}, "weight": 0.5},
+    "tests": {"head": {"class_path": "CodeTests", "init_args": {"sandbox": SANDBOX}}, "weight": 0.5},
+    "mine": {"head": {"class_path": "tests.test_two_processes.AboveTheMean"}, "weight": 0.1},
+}
+PROGRAMMING = [
+    f"--model.rewards={json.dumps(HEADS)}",
+    "--model.engine=tests.test_two_processes.Programmer",
+    "--data.source=tests.test_two_processes.ProgrammingProblems",
+    "--data.source.init_args.size=32",
+    "--trainer.limit_val_batches=0",
+]
+
+
+@pytest.mark.slow
+def test_code_and_a_users_own_collective_on_two_processes_are_those_of_one(tmp_path):
+    """Once with groups on each in every update, once with one group in each update, so that one process has none."""
+    cases = {"whole": [], "uneven": ["--data.prompts_per_step=2", "--model.updates_per_rollout=2"]}
+    runs = {name: [*BASE, *PROGRAMMING, *case] for name, case in cases.items()}
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(one, runs)
+    launch(two, {name: [*run, *on("ddp", 2)] for name, run in runs.items()}, torchrun=2)
+    for name in cases:
+        assert [each["world_size"] for each in figures(two, name)] == [2, 2]
+        assert_same_weights(weights(two, name), weights(one, name))
+        assert_same_metrics(metrics(two, name), metrics(one, name))
+    first = metrics(one, "whole")[0]
+    assert 0 < first["reward/tests/mean"] < 1
+    assert first["reward/behaviour/mean"] > 0
+    assert first["mine/mean"] > 0
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    return folder / name / "version_0" / "checkpoints" / "rollout=000001.ckpt"
+
+
+@pytest.mark.slow
+def test_a_run_under_torchrun_goes_on_with_one_process_and_one_with_two(tmp_path):
+    saving = {"class_path": "RunCheckpoints", "init_args": {"every": 1}}
+    base = [*BASE, *CASES["method"], "--trainer.limit_val_batches=0", f"--trainer.callbacks+={json.dumps(saving)}"]
+    first, one, two = (tmp_path / name for name in ("first", "one", "two"))
+    launch(first, {"on two": [*base, *on("ddp", 2)]}, torchrun=2)
+    launch(one, {"whole": base, "from two": [*base, f"--ckpt_path={checkpoint(first, 'on two')}"]})
+    launch(two, {"from one": [*base, *on("ddp", 2), f"--ckpt_path={checkpoint(one, 'whole')}"]}, torchrun=2)
+    for folder, name, processes in ((one, "from two", 1), (two, "from one", 2)):
+        assert [each["world_size"] for each in figures(folder, name)] == [processes] * processes
+        assert figures(folder, name)[0]["rollouts"] == 2
+        assert_same_weights(weights(folder, name), weights(one, "whole"))
+        assert_same_metrics(metrics(folder, name), metrics(one, "whole")[1:])
