@@ -36,7 +36,7 @@ def test_the_tree_of_the_docstring():
     assert packed.trees[0].starts() == [3, 5]
     assert packed.source.tolist() == [2, 3, 4, 2, 5, 6, 7]
     assert packed.tokens.tolist() == [100, 101, 102, 200, 201, 202, 203]
-    assert packed.target.tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert packed.slots.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert packed.steps.tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert packed.shape == (2, 4)
 

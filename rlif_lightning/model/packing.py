@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ class Packed:
         trees: what lies where.
         source: ``[M]`` int64, position in the line whose logits produced each completion token.
         tokens: ``[M]`` int64, the completion tokens.
-        target: ``[M]`` int64, where each belongs in the flattened ``[b, T]``.
+        slots, steps: ``[M]`` int64, where each belongs in ``[b, T]``: its row, and its position in its completion.
         shape: ``(b, T)``.
     """
 
@@ -66,23 +65,14 @@ class Packed:
     trees: tuple[Tree, ...]
     source: Tensor
     tokens: Tensor
-    target: Tensor
+    slots: Tensor
+    steps: Tensor
     shape: tuple[int, int]
-
-    @cached_property
-    def steps(self) -> Tensor:
-        """``[M]`` int64: each completion token's position in its completion."""
-        return self.target % self.shape[1]
-
-    @cached_property
-    def _slots(self) -> Tensor:
-        """``[M]`` int64: each completion token's row among the b."""
-        return self.target // self.shape[1]
 
     def unpack(self, values: Tensor) -> Tensor:
         """Put per-token values ``[M]`` back to ``[b, T]`` (0 elsewhere); differentiable."""
         # No view of something else: FSDP warns of those.
-        return values.new_zeros(self.shape).index_put((self._slots, self.steps), values)
+        return values.new_zeros(self.shape).index_put((self.slots, self.steps), values)
 
 
 def own_rows(packed: Packed) -> tuple[Tensor, Tensor]:
@@ -165,19 +155,20 @@ def _build(
         last_of_prompt, end = end + tree.prompt_length - 1, end + tree.size
         for start, length in zip(tree.starts(), tree.lengths, strict=True):
             sources += [torch.tensor([last_of_prompt]), torch.arange(start, start + length)]
-    num_steps = completion_ids.shape[1]
-    target = torch.cat([slot * num_steps + torch.arange(lengths[row]) for slot, row in enumerate(rows)])
-    indices = (torch.tensor(rows), positions(trees), torch.cat(sources), target)
-    row_index, position_ids, source, target = to_device(indices, completion_ids.device)
+    slots = torch.cat([torch.full((lengths[row],), slot) for slot, row in enumerate(rows)])
+    steps = torch.cat([torch.arange(lengths[row]) for row in rows])
+    indices = (torch.tensor(rows), positions(trees), torch.cat(sources), slots, steps)
+    row_index, position_ids, source, slots, steps = to_device(indices, completion_ids.device)
     return Packed(
         rows=row_index,
         input_ids=torch.cat(tokens),
         position_ids=position_ids,
         trees=tuple(trees),
         source=source,
-        tokens=completion_ids[row_index].flatten()[target],
-        target=target,
-        shape=(len(rows), num_steps),
+        tokens=completion_ids[row_index[slots], steps],
+        slots=slots,
+        steps=steps,
+        shape=(len(rows), completion_ids.shape[1]),
     )
 
 

@@ -9,12 +9,25 @@ from typing import Any
 import torch
 from passes import autocast
 from shapes import random_policy, random_prompts, tried
+from torch import Tensor
 
+from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.rollout.generation import Completions, Generation
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
 PROMPTS, GROUP, TOKENS = 8, 8, 64
+
+
+class UnevenEnds(NativeEngine):
+    """Rows end after 8 to ``TOKENS`` tokens, so that places become free and others take them."""
+
+    def setup(self, policy: PolicyModel, seed: int) -> None:
+        super().setup(policy, seed)
+        self.planned = torch.randint(8, TOKENS, (PROMPTS * GROUP,), generator=torch.Generator().manual_seed(0))
+
+    def ends(self, tokens: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
+        return steps + 1 >= self.planned[rows]
 
 
 class GraphedGeneration(Generation):
@@ -53,11 +66,11 @@ class GraphedGeneration(Generation):
         self.replayed += 1
 
 
-def compared(shape: str, precision: str) -> dict[str, Any]:
+def compared(shape: str, precision: str, engine: NativeEngine) -> dict[str, Any]:
     """Eager against graphs: equal completions, largest difference of log-probs, milliseconds a step."""
     policy = random_policy(shape, "cuda")
     prompts = random_prompts(PROMPTS, 32, policy.vocab_size, "cuda")
-    engine, found, done = NativeEngine(), {}, {}
+    found, done = {}, {}
     engine.setup(policy, 0)
     sampling = Sampling(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
     with torch.no_grad(), autocast("cuda", precision), engine.ready(torch.device("cuda")):
@@ -78,9 +91,10 @@ def compared(shape: str, precision: str) -> dict[str, Any]:
 
 
 def graphs(_: Path) -> dict[str, Any]:
-    """Two shapes in both precisions."""
+    """Two shapes in both precisions, with rows that end together and with rows that come and go."""
     return {
-        f"{shape}, {precision}": tried(lambda s=shape, p=precision: compared(s, p))
+        f"{shape}, {precision}, {name}": tried(lambda s=shape, p=precision, e=engine: compared(s, p, e))
         for shape in ("SmolLM2-135M", "Qwen2.5-1.5B")
         for precision in ("float32", "bf16-mixed")
+        for name, engine in (("even", NativeEngine()), ("uneven", UnevenEnds(PROMPTS * GROUP // 2)))
     }
