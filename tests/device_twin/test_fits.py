@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from callbacks.collapse_guard import CollapseGuard
 from rlif_lightning import cli
 
 pytestmark = pytest.mark.filterwarnings("ignore:GPU available but not used")  # runs on the CPU to compare with
@@ -73,6 +74,7 @@ def test_a_float32_run_is_the_cpus(whole, tmp_path):
     run, folder = whole
     host = fit(tmp_path, "cpu")
     assert (device_of(run), device_of(host)) == ("cuda", "cpu")
+    assert any(isinstance(callback, CollapseGuard) for callback in run.trainer.callbacks)
     assert_near(run, host, ROUNDING)
     ours, theirs = metrics(folder), metrics(tmp_path)
     assert len(ours) == len(theirs) >= 4
