@@ -20,6 +20,7 @@ from rlif_lightning.parallel.fsdp import whole_state_dict
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.running.leftovers import EXPORTS, remove_half_written
 from rlif_lightning.running.own_files import OwnFiles, own_files
+from rlif_lightning.running.run_folder import check_place
 
 DTYPES = ("float32", "bfloat16", "float16")
 MADE_BY = "made_by.json"  # in an exported folder: which run wrote it
@@ -74,6 +75,8 @@ class HFExporter(Callback):
         """Find the folder (a collective), and refuse settings that could do nothing."""
         if stage != "fit" and not pl_module.fits_next:
             return
+        if self.folder is not None:
+            check_place("HFExporter.folder", Path(self.folder))
         self.own = own_files(trainer)
         self.root = Path(self.folder or self.own.folder / "export")
         if self.monitor is not None and trainer.limit_val_batches == 0:

@@ -38,7 +38,7 @@ from rlif_lightning.running.checkpoint_search import resolve_checkpoint
 from rlif_lightning.running.endings import FAILED, MISTAKEN, own_mistake
 from rlif_lightning.running.metrics_csv import MetricsTable
 from rlif_lightning.running.run_checkpoints import RunCheckpoints, run_checkpoints
-from rlif_lightning.running.run_folder import check_root
+from rlif_lightning.running.run_folder import check_place
 from rlif_lightning.running.stop_signals import INTERRUPTED, exit_on_request
 from rlif_lightning.running.strategies import check_readable, check_strategy
 from rlif_lightning.trainer import RLIFTrainer
@@ -85,7 +85,7 @@ class RLIFCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Defaults that depend on others: loggers in a new ``version_N`` folder, and the run's checkpoints."""
         check_strategy(self._get(self.config_init, "trainer.strategy") or "auto")
-        check_root(Path(self._get(self.config_init, "trainer.default_root_dir") or "."))
+        check_place("trainer.default_root_dir", Path(self._get(self.config_init, "trainer.default_root_dir") or "."))
         given = self._get(self.config_init, "trainer.logger")
         if given is None or given is True:
             root = self._get(self.config_init, "trainer.default_root_dir")

@@ -148,12 +148,9 @@ def layer_kept(shape: Shape, line: Line, mixed: bool, whole_weights: bool = True
     inputs = 5 if mixed else 2  # autocast makes a copy for each of the five matrices that read a norm's output
     read = size * number * (inputs * shape.hidden + shape.query)
     gated = size * number * 4 * shape.intermediate
-    # Queries and outputs of all tokens, keys and values of the prompt, and of each completion with its prompt's.
-    attended = size * (2 * shape.query * number + 2 * shape.key * line.keys) + 4 * shape.heads * number
-    if mixed:
-        attended += size * shape.key * (line.prompt + number)
-    else:  # the line's own stay besides those that were gathered from it
-        attended += size * (2 * shape.key * number + shape.query * line.own)
+    # Queries, keys, values and outputs of the line; queries of completions and their keys, their prompt's among them.
+    attended = 2 * number * (shape.query + shape.key) + shape.query * line.own + 2 * shape.key * line.keys
+    attended = size * attended + 4 * shape.heads * number
     normed = shape.head_norms * number * (4 * (shape.heads + shape.kv_heads) + (4 + size) * (shape.query + shape.key))
     copies = 2 * shape.matrices if mixed and whole_weights else 0
     return stream + read + gated + attended + normed + copies
@@ -170,14 +167,13 @@ def kept(shape: Shape, line: Line, mixed: bool, recomputed: bool, whole_weights:
 def head_kept(shape: Shape, line: Line, mixed: bool, whole_weights: bool = True) -> int:
     """Bytes that autograd keeps of the head: hidden states, logits or the chunk that is computed anew, its weight."""
     size, logits = 2 if mixed else 4, line.scored * shape.vocab
-    logits = logits if logits <= KEPT_LOGITS else MAX_LOGITS
+    logits = logits if logits <= KEPT_LOGITS["cuda"] else MAX_LOGITS["cuda"]
     return size * (line.scored * shape.hidden + logits) + (2 * shape.embedding if mixed and whole_weights else 0)
 
 
 def head_work(shape: Shape, line: Line) -> int:
-    """Bytes that are in use while a piece of logits is measured."""
-    logits = line.scored * shape.vocab
-    return 4 * HEAD_WORK * min(PIECE["cuda"], logits if logits <= KEPT_LOGITS else MAX_LOGITS)
+    """Bytes that are in use while a piece of logits is measured, and of the gradient of the head's cast weight."""
+    return 4 * HEAD_WORK * min(PIECE["cuda"], line.scored * shape.vocab) + 2 * shape.embedding
 
 
 def cache(shape: Shape, rows: int, prompts: int, prompt: int, own: int, size: int = 2) -> int:
@@ -248,7 +244,7 @@ def peaks(shape: Shape, run: Run) -> dict[str, int]:
     activations = kept(shape, line, True, run.recomputed, not run.divided)  # with adapters less: bfloat16 throughout
     head = head_kept(shape, line, True, not run.divided) + head_work(shape, line)
     served = cache(shape, ROWS, -(-ROWS // GROUP), PROMPT, LENGTH - 1)
-    work = 4 * HEAD_WORK * min(PIECE["cuda"], MAX_LOGITS, ROWS * shape.vocab)
+    work = 4 * HEAD_WORK * min(PIECE["cuda"], ROWS * shape.vocab)
     if run.divided:
         copies = gathered if run.strategy == "keep" else 2 * shape.parameters
     else:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from soak_compare import differences, half_written, merged_records, merged_rows
-from soak_kills import arm, left_over
+from soak_kills import PHASES, arm, left_over
 
 from rlif_lightning import cli
 from rlif_lightning.running.checkpoint_search import find_checkpoints
@@ -77,15 +77,19 @@ class Soak:
         kills: how often the run is killed.
         seed: of the moments.
         full: the full configuration on two processes.
+        only: phases that kills fall into, in turn; None = those of the configuration.
     """
 
     kills: int
     seed: int = 0
     full: bool = False
+    only: list[str] | None = None
 
     @property
     def phases(self) -> list[str]:
         """The phase of each kill, in turn; the last ones of a full soak fall into the end and into `predict`."""
+        if self.only is not None:
+            return [self.only[n % len(self.only)] for n in range(self.kills)]
         training = ["rollout", "update", "checkpoint"]
         training += ["snapshot", "rollback", "validation", "export", "completions"] if self.full else []
         last = ["end", "end", "prediction", "prediction"] if self.full and self.kills >= 12 else []
@@ -209,6 +213,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the full configuration on two processes")
     parser.add_argument("--out", type=Path, default=Path("runs/soak"), help="a folder; a soak in it is gone on with")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--phases", nargs="+", choices=list(PHASES), help="that kills fall into, in turn")
     parser.add_argument("--life", help=argparse.SUPPRESS)
     parser.add_argument("--mark", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
@@ -219,7 +224,7 @@ def main() -> None:
         sys.argv = ["rlif", *given.rest]
         cli.command()
         return
-    soak, settings = Soak(given.kills, given.seed, given.full), given.out / "soak.json"
+    soak, settings = Soak(given.kills, given.seed, given.full, given.phases), given.out / "soak.json"
     if settings.exists() and json.loads(settings.read_text()) != asdict(soak):
         raise SystemExit(f"--out {given.out} has another soak: {settings.read_text()}; give a new folder")
     given.out.mkdir(parents=True, exist_ok=True)

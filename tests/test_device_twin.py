@@ -1,4 +1,4 @@
-"""Starts the tests of ``tests/device_twin``, each file in a pytest of its own: whoever installs the twin keeps it."""
+"""Starts the tests of ``tests/device_twin`` in a pytest of their own: a process that installed the twin keeps it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "tests" / "device_twin").glob("test_*.py"))
+FOLDER = ROOT / "tests" / "device_twin"
+QUICK = {"test_backend"}  # the others take over ten seconds
+
+
+def files() -> list:
+    """One parameter for each file."""
+    found = sorted(FOLDER.glob("test_*.py"))
+    marks = {path: () if path.stem in QUICK else (pytest.mark.slow,) for path in found}
+    return [pytest.param(path, id=path.stem.removeprefix("test_"), marks=marks[path]) for path in found]
 
 
 def missing() -> str | None:
@@ -25,13 +34,30 @@ def missing() -> str | None:
     return None
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem.removeprefix("test_"))
-def test_on_the_device_twin(file, pytestconfig):
+@pytest.fixture(scope="module")
+def outcomes(request, tmp_path_factory) -> dict[str, list[str]]:
+    """One run of all files that were asked for: the name of each that had tests, and what failed in it."""
     reason = missing()
-    if reason and os.environ.get("DEVICE_TWIN") != "required":  # as CI says
+    if reason and os.environ.get("DEVICE_TWIN") == "required":
+        pytest.fail(reason)
+    if reason:
         pytest.skip(reason)
-    tests = ["-m", pytestconfig.option.markexpr, "-p", "no:cacheprovider", "--durations=5", str(file)]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=ROOT, capture_output=True, text=True)
-    print(done.stdout)
-    if done.returncode:
-        pytest.fail(f"{done.stdout}\n{done.stderr}", pytrace=False)
+    asked = [str(item.callspec.params["file"]) for item in request.session.items if item.fspath == __file__]
+    report = tmp_path_factory.mktemp("device_twin") / "report.xml"
+    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "--show-capture=no", f"--junitxml={report}"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *options, *asked], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode not in (0, 1):  # it did not get as far as its tests
+        pytest.fail(f"pytest ended with {done.returncode}:\n{done.stdout}\n{done.stderr}", pytrace=False)
+    found: dict[str, list[str]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        failed = found.setdefault(case.attrib["classname"].rpartition(".")[2], [])
+        failed += [f"{case.attrib['name']}\n{fault.text}" for kind in ("failure", "error") for fault in case.iter(kind)]
+    return found
+
+
+@pytest.mark.parametrize("file", files())
+def test_on_the_device_twin(file, outcomes):
+    failed = outcomes[file.stem]
+    if failed:
+        command = f"python -m pytest {file.relative_to(ROOT)}"
+        pytest.fail("\n\n".join([f"{len(failed)} failed; to run them alone: {command}", *failed]), pytrace=False)

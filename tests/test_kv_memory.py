@@ -115,6 +115,33 @@ class World:
         self.rows = [self.rows[place] for place in arrangement.source.tolist()]
 
 
+def test_several_tokens_at_once_are_as_many_steps(monkeypatch):
+    """What an environment adds to rows: three tokens in one pass attend as they do one after the other."""
+    monkeypatch.setattr(kv_memory, "FIRST_ROOM", 2)
+    outputs = []
+    for tokens in (1, 3):
+        one = world(seed=5)
+        one.admit([3, 6])
+        one.step(None)
+        drawn = [one.draw(len(one.rows), 6) for _ in range(LAYERS)]
+        found = []
+        for start in range(0, 6, tokens):
+            one.memory.prepare(tokens)
+            places = one.memory.start_step()
+            expected = [[3 + 1 + start + k for k in range(tokens)]] * 2 + [
+                [6 + 1 + start + k for k in range(tokens)]
+            ] * 2
+            assert places.tolist() == expected
+            part = [[x[:, :, start : start + tokens] for x in layer] for layer in drawn]
+            found.append(
+                torch.stack([one.memory.attend(n, *part[n], Scores(window=WINDOWS[n])) for n in range(LAYERS)])
+            )
+            one.memory.end_step()
+        outputs.append(torch.cat(found, 2))
+    assert outputs[0].shape == (LAYERS, 4, 6, 4, VALUE_SIZE)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-9, atol=1e-9)
+
+
 def world(heads=4, key_heads=2, group_size=2, max_groups=4, seed=0) -> World:
     memory = SharedPrefixMemory(max_groups * group_size, max_groups, MAX_PROMPT, MAX_OWN, CPU)
     return World(heads, key_heads, group_size, memory, torch.Generator().manual_seed(seed))

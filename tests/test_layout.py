@@ -185,6 +185,11 @@ def test_every_dependency_is_pinned():
     assert not names - pinned - {"rlif-lightning"}
 
 
+def test_nothing_that_is_shipped_knows_the_device_twin():
+    for path in EVERYTHING:
+        assert not {"device_twin", "tests"} & {name.split(".")[0] for name in imported(path)}, path.name
+
+
 def test_importing_the_library_imports_nothing_heavy():
     code = (
         "import sys, time; start = time.process_time(); import rlif_lightning; spent = time.process_time() - start;"

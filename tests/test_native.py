@@ -15,6 +15,7 @@ from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rewards import Random
 from rlif_lightning.rollout.external_samples import Drawn, as_rollout
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.sampling import Sampling
 
 QUESTIONS = ["3+4+5=", "1+2=", "12+34+56+78+9+1=", "7+7+7="]
@@ -134,6 +135,39 @@ def test_a_stop_string_ends_a_completion_and_is_cut_from_its_text(tiny_models, s
         assert ended == (bool(cuts) or ids[-1] in policy.eos_ids)
         stopped += bool(cuts)
     assert stopped
+
+
+def test_a_special_token_in_a_stop_string_counts(tiny_models):
+    """It ends the completion though its text has no special tokens; what stood before it stays."""
+    policy = load(tiny_models["qwen2"], eager_to_end=False)
+    special, plain = policy.tokenizer.convert_tokens_to_ids("<pad>"), Sampling(temperature=3.0, max_new_tokens=48)
+    assert special in policy.tokenizer.all_special_ids
+    assert special not in policy.eos_ids
+    whole = generate(policy, [0, 1, 2, 3], plain)
+    found = generate(policy, [0, 1, 2, 3], replace(plain, stop=["7<pad>", "<pad>"]))
+    decode, cut = policy.tokenizer.decode, 0
+    for ids, before, text, ended in zip(
+        completions(found), completions(whole), found.texts, found.ended.tolist(), strict=True
+    ):
+        if special not in before:
+            assert ids == before
+            continue
+        assert ids == before[: before.index(special) + 1]
+        assert ended
+        spoken = decode(ids[:-1], skip_special_tokens=True)
+        assert text == (spoken[:-1] if decode(ids).endswith("7<pad>") else spoken)
+        cut += 1
+    assert cut > 2
+
+
+def test_a_text_is_cut_before_a_stop_string_with_a_special_token(tiny_models):
+    tokenizer = load(tiny_models["llama"]).tokenizer
+    pad, seven, three = tokenizer.convert_tokens_to_ids(["<pad>", "7", "3"])
+    ids = torch.tensor([three, pad, three, seven, pad])
+    assert StopStrings(tokenizer, ["7<pad>"]).text(ids) == "33"
+    assert StopStrings(tokenizer, ["37<pad>"]).text(ids) == "3"
+    assert StopStrings(tokenizer, ["33"]).text(ids) == "337"  # the two are not neighbours
+    assert StopStrings(tokenizer, []).text(ids) == "337"
 
 
 STOPPING = {"temperature": 3.0, "max_new_tokens": 24, "stop": ["=", "7"]}

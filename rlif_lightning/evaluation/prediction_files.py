@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.processes.ranks import writes_rows
-from rlif_lightning.running.run_folder import naming, run_folder
+from rlif_lightning.running.run_folder import check_place, naming, run_folder
 
 COLUMNS = {
     "index": pa.int64(),
@@ -82,6 +82,8 @@ class PredictionFiles(BasePredictionWriter):
         if not isinstance(data, PromptData):
             raise ValueError(f"PredictionFiles needs the data module PromptData, not {type(data).__name__}")
         run = run_folder(trainer)
+        if self.predictions.folder is not None:
+            check_place("predictions.folder", Path(self.predictions.folder))
         self.folder = Path(self.predictions.folder) if self.predictions.folder else run / "predictions"
         # Every process has read the folder before one writes.
         self.done = all_process_attempt(lambda: self._open(trainer.global_rank, data, pl_module))

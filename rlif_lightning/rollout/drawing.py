@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlif_lightning.model.head import pieces
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.model.token_stats import token_stats
+from rlif_lightning.model.token_stats import forbid, softmax_parts, token_stats
 from rlif_lightning.processes.collectives import agreed
 from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling, sample_weights, truncate_logits
@@ -56,7 +56,8 @@ class Drawer:
         self, raw: Tensor, uniforms: Tensor, may_end: Tensor | None, closing: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         logits = self.rule.apply(raw)
-        parts = self.rule.parts(logits, may_end)
+        forbidden = self.rule.forbidden(may_end)
+        parts = softmax_parts(logits if forbidden is None else forbid(logits, *forbidden))
         weights = parts.weights
         if self.sampling.top_k or self.sampling.top_p < 1:
             kept = truncate_logits(weights.log(), self.sampling.top_k, self.sampling.top_p)
@@ -65,7 +66,7 @@ class Drawer:
         tokens = weights.argmax(-1) if greedy else sample_weights(weights, uniforms)
         if closing is not None:
             tokens = tokens.masked_fill(closing, self.policy.stop_id)
-        stats = token_stats(logits, tokens, self.rule.forbidden(may_end), parts)
+        stats = token_stats(logits, tokens, forbidden, parts)
         return tokens, torch.stack([getattr(stats, f.name) for f in fields(TokenStats)], 1)
 
 

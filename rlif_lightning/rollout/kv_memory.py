@@ -171,7 +171,9 @@ class SharedPrefixMemory:
 
     def start_step(self) -> Tensor:
         """Positions ``[n, tokens]`` of the rows' next tokens, on the device; what follows can be captured."""
-        self.at = self.lengths.unsqueeze(1) + self.counting[: self.tokens]
+        self.at = self.lengths.unsqueeze(1)
+        if self.tokens > 1:
+            self.at = self.at + self.counting[: self.tokens]
         self.unseen: dict[int | None, Tensor | None] = {}
         return self.at + self.starts.unsqueeze(1)
 

@@ -21,9 +21,10 @@ from rlif_lightning.processes.collectives import agreed
 from rlif_lightning.processes.ranks import num_processes
 from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.autocasting import cast_once
-from rlif_lightning.rollout.decoders import Decoder, LockstepDecoder, cache_is_right, choose_decoder
+from rlif_lightning.rollout.decoders import Decoder, cache_is_right, choose_decoder
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.generation import Completions, Generation
+from rlif_lightning.rollout.lockstep import LockstepDecoder
 from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.sampling import Sampling
 

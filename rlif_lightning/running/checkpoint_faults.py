@@ -8,6 +8,7 @@ from the disk, or read one at a time: no second copy of a model is made.
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def why_unusable(path: Path, expected: Expected | None = None) -> str | None:
         path: a checkpoint, or what is said to be one.
         expected: what the model has, where that is known; a checkpoint of another model is a :class:`Misfit`.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # False for a name that no file system takes, too
         return "there is no such file"
     if not path.is_dir() and not path.is_file():
         return "it is a device or a pipe, not a file"

@@ -8,24 +8,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of Linux
+ROOM = 32  # bytes that the run's own names of half-written files add
+
 
 def run_folder(trainer: Any) -> Path:
     """The run's own folder, the same on every rank (a collective: every rank must ask)."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-def check_root(root: Path) -> None:
-    """Refuse a place for runs in which nothing can be written, before anything is loaded; makes no folder.
+def check_place(setting: str, folder: Path) -> None:
+    """Refuse a place in which nothing can be written, before anything is loaded or trained; makes no folder.
+
+    Args:
+        setting: what names it, such as ``trainer.default_root_dir``.
+        folder: the place, which need not be there yet.
 
     Raises:
-        ValueError: names it and the remedy.
+        ValueError: names the setting, the place and the remedy.
     """
-    place = Path(os.path.abspath(root))
+    shown = f"{setting}={str(folder)!r:.120}"
+    if "\0" in str(folder) or any(len(os.fsencode(part)) > LONGEST_NAME - ROOM for part in folder.parts):
+        raise ValueError(f"{shown}: a name in it has a NUL or is too long for a file system; give another folder")
+    place = Path(os.path.abspath(folder))
+    if len(os.fsencode(place)) > LONGEST_PATH - LONGEST_NAME:
+        raise ValueError(f"{shown}: it is too long for a file system; give another folder")
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         why = "cannot be written to" if place.is_dir() else "is no folder"
-        raise ValueError(f"trainer.default_root_dir={str(root)!r}: {str(place)!r} {why}; give another folder")
+        raise ValueError(f"{shown}: {str(place)!r} {why}; give another folder")
 
 
 @contextmanager

@@ -45,6 +45,7 @@ def _decode(shape: str, _: Path) -> dict[str, Any]:
 
 def sections() -> dict[str, Any]:
     """Name and function, in order; the first ones tell the most."""
+    import graphs
     import passes
     import runs
     import shapes
@@ -54,6 +55,7 @@ def sections() -> dict[str, Any]:
         "equal": passes.equal,
         "quickstart": runs.quickstart,
         **{f"decode-{shape}": partial(_decode, shape) for shape in ("embedded", *shapes.SHAPES)},
+        "graphs": graphs.graphs,
         "kernels": passes.kernels,
         "resume": runs.resume,
         **{f"steps-{shape}": partial(passes.steps, shape) for shape in passes.STEPS},

@@ -70,7 +70,7 @@ def native(shape: str, precision: str, prompts: int, group: int) -> dict[str, An
     def work(tokens: int) -> Any:
         engine = NativeEngine()
         engine.setup(policy, 0)
-        with torch.inference_mode(), autocast("cuda", precision):
+        with torch.no_grad(), autocast("cuda", precision):
             return engine.generate(given, group, Sampling(max_new_tokens=tokens, min_new_tokens=tokens), 0)
 
     return measured(work, prompts * group, profiled=prompts * group <= 64)
@@ -86,7 +86,7 @@ def transformers_own(shape: str, precision: str, prompts: int, group: int) -> di
 
     def work(tokens: int) -> Any:
         cast = torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed")
-        with torch.inference_mode(), cast:
+        with torch.no_grad(), cast:
             lengths = {"max_new_tokens": tokens, "min_new_tokens": tokens}
             return model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, pad_token_id=0, **lengths)
 

@@ -22,6 +22,7 @@ from device_twin.counting import note_wait
 SOURCE = Path(__file__).with_name("backend.cpp")
 KERNELS = ("math", "flash", "efficient")  # the order of backend.cpp's Kernel
 MEMORY = 80 * 2**30  # bytes that the device claims to have
+_clone = torch.UntypedStorage.clone
 _loaded: list[ctypes.CDLL] = []
 
 
@@ -55,6 +56,7 @@ def install() -> None:
         setattr(torch.cuda, name, answer)
     torch._C._cuda_clearCublasWorkspaces = lambda: None  # type: ignore[attr-defined]
     torch.serialization.register_package(5, lambda storage: None, _loaded_storage)
+    torch.UntypedStorage.clone = _cloned  # type: ignore[method-assign]
     torch.backends.cuda.can_use_flash_attention = _takes_flash
     bias.CausalBias.__new__ = staticmethod(_causal_bias)  # type: ignore[method-assign]
     bias.CausalBias._dispatch = staticmethod(_attend_causally)  # type: ignore[method-assign]
@@ -144,11 +146,18 @@ def _answers() -> dict[str, Any]:
     }
 
 
-def _loaded_storage(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage | None:
+def _loaded_storage(storage: Any, location: str) -> Any:
     """For ``torch.load``: a storage that was saved on the device, or that ``map_location`` sends there."""
-    if not str(location).startswith("cuda"):
-        return None
-    source = torch.empty(0, dtype=torch.uint8).set_(storage)
+    return _copied(storage) if str(location).startswith("cuda") else None
+
+
+def _cloned(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    return _copied(storage) if storage.device.type == "cuda" else _clone(storage)
+
+
+def _copied(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    """A copy on the device; a CPU build makes storages of other devices by way of tensors only."""
+    source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
     return torch.empty(len(storage), dtype=torch.uint8, device="cuda").copy_(source).untyped_storage()
 
 

@@ -113,6 +113,7 @@ def test_the_backward_pass_is_counted_too():
 
 def test_storages_travel_between_devices_in_checkpoints():
     values = torch.arange(4, device=CUDA)
+    assert values.untyped_storage().clone().device.type == CUDA
     for saved, where in ((values, None), (values, "cpu"), (values.cpu(), CUDA)):
         file = io.BytesIO()
         torch.save({"whole": saved, "part": saved[2:]}, file)

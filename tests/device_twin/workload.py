@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
@@ -78,9 +79,10 @@ def deep_model(folder: Path, layers: int = 28) -> str:
     """A random Qwen2 of a 1.5B model's depth and a tiny width, saved in a folder, whose name is returned."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4}
-    sizes |= {"num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 256}
-    model = Qwen2ForCausalLM(Qwen2Config(**sizes, eos_token_id=tokenizer.eos_token_id))
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    sizes |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -153,7 +155,8 @@ class Workload:
 
     def generate_step(self) -> Counts:
         """One more token of every row by Hugging Face's ``generate``, sampling as we do."""
-        model = AutoModelForCausalLM.from_pretrained(resolve_model(self.name), attn_implementation="sdpa").to(DEVICE)
+        model: Any = AutoModelForCausalLM.from_pretrained(resolve_model(self.name), attn_implementation="sdpa")
+        model.to(DEVICE)
         ids = torch.stack([ids for ids in self.prompts.token_ids for _ in range(GROUP)])
         sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 0}
         watches = []
