@@ -107,10 +107,10 @@ class Block:
         the order of tokens counts.
         """
         if (window, dtype) not in self.masks:
-            found = [self._prompt_mask(window), self._completion_mask(window, dtype)]
+            prompts, rows = self._prompt_mask(window), self._completion_mask(window, dtype)
             if dtype != torch.bool:
-                found = [as_bias(x, dtype) if type(x) is Tensor else x for x in found]
-            self.masks[window, dtype] = found[0], found[1]
+                prompts, rows = (as_bias(x, dtype) if type(x) is Tensor else x for x in (prompts, rows))
+            self.masks[window, dtype] = prompts, rows
         return self.masks[window, dtype]
 
     def _prompt_mask(self, window: int | None) -> Tensor | None:
