@@ -14,7 +14,8 @@ from torch import Tensor, nn
 def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Under autocast, keep low-precision copies of the weights, and cast what several layers read once for all of them.
 
-    Results are those of autocast, bit for bit. Without autocast nothing is done.
+    Results are those of autocast, bit for bit. Without autocast nothing is done. Not for passes with gradients: inside,
+    frozen weights (LoRA's base) say that they want one, since autocast keeps copies of such weights only.
     """
     if not torch.is_autocast_enabled(device.type):
         yield
@@ -24,6 +25,10 @@ def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
         # Or the update would see these copies, without a graph and soon stale.
         stack.callback(torch.clear_autocast_cache)
         stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=True))
+        for weight in [weight for weight in model.parameters() if not weight.requires_grad]:
+            if weight.dtype == torch.float32:
+                stack.callback(weight.requires_grad_, False)
+                weight.requires_grad_(True)
         hook = _CastInput(dtype)
         for module in model.modules():
             if isinstance(module, nn.Linear):
