@@ -189,7 +189,8 @@ def truncate_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tenso
         threshold = logits.topk(min(top_k, logits.shape[-1]), -1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
     if top_p < 1:
-        ordered, _ = logits.float().sort(-1, descending=True)
+        # Not rounded: the threshold must be one of the logits.
+        ordered, _ = (logits if logits.dtype.itemsize >= 4 else logits.float()).sort(-1, descending=True)
         probs = ordered.softmax(-1)
         before = probs.cumsum(-1) - probs
         threshold = torch.where(before < top_p, ordered, torch.inf).amin(-1, keepdim=True)

@@ -186,7 +186,9 @@ class CastsOf(TorchDispatchMode):
         self.pointer, self.count = tensor.data_ptr(), 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() == self.pointer:
+        # In inference mode operations arrive before they are taken apart.
+        copies = (torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype)
+        if func in copies and args[0].data_ptr() == self.pointer:
             self.count += 1
         return func(*args, **(kwargs or {}))
 

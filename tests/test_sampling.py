@@ -197,10 +197,16 @@ def test_draw_from_half_precision_equals_float32():
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 10_000), vocabulary=st.integers(1, 20), top_k=st.integers(0, 25), top_p=st.floats(0.01, 1.0))
-def test_truncation_matches_restatement(seed, vocabulary, top_k, top_p):
+@given(
+    seed=st.integers(0, 10_000),
+    vocabulary=st.integers(1, 20),
+    top_k=st.integers(0, 25),
+    top_p=st.floats(0.01, 1.0),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_truncation_matches_restatement(seed, vocabulary, top_k, top_p, dtype):
     generator = torch.Generator().manual_seed(seed)
-    logits = 2 * torch.randn(4, vocabulary, generator=generator)
+    logits = 2 * torch.randn(4, vocabulary, generator=generator, dtype=dtype)
     truncated = truncate_logits(logits, top_k, top_p)
     for row, before in zip(truncated, logits, strict=True):
         kept = {v for v, z in enumerate(row.tolist()) if z > IMPOSSIBLE}

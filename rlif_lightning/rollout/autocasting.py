@@ -14,8 +14,8 @@ from torch import Tensor, nn
 def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Under autocast, keep low-precision copies of the weights, and cast what several layers read once for all of them.
 
-    Results are those of autocast, bit for bit. Without autocast nothing is done. Not for passes with gradients: inside,
-    frozen weights (LoRA's base) say that they want one, since autocast keeps copies of such weights only.
+    Results are those of autocast, bit for bit. Without autocast nothing is done. Inside there are no gradients: frozen
+    weights (a base under adapters) say there that they want one, since autocast keeps copies of such weights only.
     """
     if not torch.is_autocast_enabled(device.type):
         yield
@@ -24,11 +24,13 @@ def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
     with ExitStack() as stack:
         # Or the update would see these copies, without a graph and soon stale.
         stack.callback(torch.clear_autocast_cache)
+        # Autocast keeps nothing in inference mode, in which evaluations run.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=True))
-        for weight in [weight for weight in model.parameters() if not weight.requires_grad]:
-            if weight.dtype == torch.float32:
-                stack.callback(weight.requires_grad_, False)
-                weight.requires_grad_(True)
+        for parameter in model.parameters():
+            if type(parameter) is nn.Parameter and not parameter.requires_grad and parameter.dtype == torch.float32:
+                stack.callback(parameter.requires_grad_(True).requires_grad_, False)
         hook = _CastInput(dtype)
         for module in model.modules():
             if isinstance(module, nn.Linear):
@@ -45,9 +47,11 @@ class _CastInput:
         self.cast: Tensor | None = None
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        given = inputs[0]
+        given = inputs[0] if inputs else None
         # Nobody counts the changes of a tensor of inference mode, so its cast cannot be trusted twice.
         if type(given) is not Tensor or given.dtype != torch.float32 or given.is_inference():
+            return None
+        if not torch.is_autocast_enabled(given.device.type):  # some layers switch it off to be precise
             return None
         if given is not self.given or given._version != self.version:
             self.given, self.version, self.cast = given, given._version, given.to(self.dtype)

@@ -66,9 +66,11 @@ class NativeEngine(RolloutEngine):
         """Inside, the policy can be decoded: whole weights, evaluation mode, casts of autocast made once."""
         training = self.policy.training
         self.policy.eval()
-        with whole_weights(self.policy), cast_once(self.policy, device):
-            yield
-        self.policy.train(training)
+        try:
+            with whole_weights(self.policy), cast_once(self.policy, device):
+                yield
+        finally:
+            self.policy.train(training)
 
     def _completions(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Completions:
         """All completions; as memory runs out with ever fewer at a time, which draws the same ones."""
