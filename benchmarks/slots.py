@@ -62,9 +62,8 @@ def main() -> None:
         steps = max(end for _, end in spans)
         empty = 1 - sum(lengths) / (steps * a.max_rows)
         most, mean = most_at_a_time(held)
-        print(
-            f"{name}: {steps} steps, {empty:.0%} of the places empty; prompts at a time: {most} at most, {mean:.0f} on average"
-        )
+        held_text = f"prompts at a time: {most} at most, {mean:.0f} on average"
+        print(f"{name}: {steps} steps, {empty:.0%} of the places empty, {held_text}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from conftest import ARCHITECTURES
@@ -12,6 +14,7 @@ from transformers import Gemma3PreTrainedModel, LlamaPreTrainedModel, PreTrained
 from rlif_lightning.model.loading import LoRA
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.rollout import native
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling, counter_uniforms
@@ -136,6 +139,23 @@ def test_bfloat16_rollouts_stay_close_to_exact_scoring(tiny_models, architecture
     exact = rescored(policy.float(), rollout, SAMPLINGS["plain"])
     assert rollout.stats.logprobs.dtype == torch.float32
     assert float((rollout.stats.logprobs - exact.logprobs)[rollout.mask].abs().mean()) < 0.1
+
+
+def test_autocast_casts_frozen_weights_once_too(tiny_models):
+    """LoRA's base, and the input that queries, keys and values read; what is drawn stays the same."""
+    pytest.importorskip("peft")
+    policy = load(tiny_models["llama"], lora=LoRA(rank=2, alpha=4))
+    weight = policy.causal_lm.model.layers[0].mlp.up_proj.base_layer.weight
+    casts, frozen = CastsOf(weight), [name for name, each in policy.named_parameters() if not each.requires_grad]
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), casts:
+        rollout = generate_many(policy, 512, SAMPLINGS["plain"])
+    assert casts.count == 1
+    assert [name for name, each in policy.named_parameters() if not each.requires_grad] == frozen
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "cast_once", lambda *_: nullcontext())
+        plain = generate_many(policy, 512, SAMPLINGS["plain"])
+    assert completions(plain) == completions(rollout)
+    assert torch.equal(plain.stats.logprobs, rollout.stats.logprobs)
 
 
 def test_autocast_casts_weights_once_and_forgets_them(tiny_models):

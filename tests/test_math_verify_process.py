@@ -174,3 +174,22 @@ def test_worker_that_cannot_start_is_an_error(monkeypatch, capfd):
     with pytest.raises(RuntimeError, match="did not start"):
         math_verify_process._Worker().ask(["x+1"])
     assert "no_such_script" in capfd.readouterr().err
+
+
+def resident_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def test_many_answers_leave_one_worker_with_one_child_and_no_more_memory():
+    """A trap now and then ends the child, and the worker forks another one."""
+    process = worker()._process.pid
+    for number in range(100):
+        ask([rf"\sqrt{{{10**6 + number}}}"])
+    before = resident_mib(process) + sum(map(resident_mib, children(process)))
+    for number in range(100, 300):
+        ask([rf"\sqrt{{{10**6 + number}}}" if number % 100 else rf"9^{{9^{{9^{{{number}}}}}}}"])
+    (child,) = children(process)
+    assert worker()._process.pid == process
+    assert children(os.getpid()).count(process) == 1
+    assert resident_mib(process) + resident_mib(child) < before + 8

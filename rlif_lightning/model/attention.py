@@ -7,7 +7,8 @@ decoding plugs in the same way, see ``rollout/kv_memory.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -106,10 +107,10 @@ class Block:
         the order of tokens counts.
         """
         if (window, dtype) not in self.masks:
-            found = self._prompt_mask(window), self._completion_mask(window, dtype)
+            prompts, rows = self._prompt_mask(window), self._completion_mask(window, dtype)
             if dtype != torch.bool:
-                found = tuple(as_bias(x, dtype) if type(x) is Tensor else x for x in found)
-            self.masks[window, dtype] = found
+                prompts, rows = (as_bias(x, dtype) if type(x) is Tensor else x for x in (prompts, rows))
+            self.masks[window, dtype] = prompts, rows
         return self.masks[window, dtype]
 
     def _prompt_mask(self, window: int | None) -> Tensor | None:
@@ -169,6 +170,21 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scalin
     ).transpose(1, 2)
 
 
+@contextmanager
+def _for_any_shape() -> Iterator[None]:
+    """Inside, CUDA's kernels are those that take every shape as it comes.
+
+    cuDNN's, which newer versions of PyTorch try first on an H100, are built anew for every shape
+    (https://github.com/pytorch/pytorch/pull/155958), and hardly two micro-batches have the same.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def _takes_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Any) -> bool:
     """Whether a fused kernel takes fewer heads of keys: on CUDA flash attention alone, which knows no mask."""
     if not key.is_cuda:
@@ -204,7 +220,8 @@ class TreePlan:
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
         pieces = []
         for block in self.blocks:
-            outputs, keys, values = block.attend(query, key, value, scores)
+            with _for_any_shape() if query.is_cuda else nullcontext():
+                outputs, keys, values = block.attend(query, key, value, scores)
             pieces += outputs
             if self.keep_prompts is not None:
                 self.keep_prompts(layer, block, keys, values)

@@ -88,7 +88,7 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
             asks for, or the extra `lora` is missing.
     """
     with reading(policy):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolve_model(policy.name),
             dtype=policy.dtype if policy.dtype == "auto" else getattr(torch, policy.dtype),
             attn_implementation=own_attention(policy),
@@ -98,6 +98,7 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # they are refused below, by their names
             output_loading_info=True,
         )
+    model, found = loaded
     _refuse_other_weights(policy.name, found)
     return prepared(model, policy)
 

@@ -192,9 +192,9 @@ def attend(
         raise PlanError(f"{name} uses {[*unknown, 'is_causal=False'][0]}; {INSTEAD}")
     if view.planned.open:
         view.planned.asked[module.layer_idx] += 1
-    given = in_one_precision(query, key, value)
+    query, key, value = in_one_precision(query, key, value)
     scores = Scores(scaling, view.window, softcap, s_aux)
-    return view.planned.plan.attend(module.layer_idx, *given, scores), None
+    return view.planned.plan.attend(module.layer_idx, query, key, value, scores), None
 
 
 AttentionInterface.register(HOOKED, attend)

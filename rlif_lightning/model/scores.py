@@ -17,16 +17,16 @@ class AttentionPlan(Protocol):
         ...
 
 
-def in_one_precision(*values: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values in one precision: that of autocast where it is on, else that of the last one.
+def in_one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values in one precision: that of autocast where it is on, else that of the values.
 
     Under autocast rotary angles make queries and keys float32 again, while values stay in half precision. Not all
     kernels are reached by autocast, and keys take half the memory in half precision. Float64 stays, as under autocast.
     """
-    last, kind = values[-1], values[-1].device.type
-    halved = torch.is_autocast_enabled(kind) and last.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(kind) if halved else last.dtype
-    return tuple(x.to(dtype) for x in values)
+    kind, dtype = value.device.type, value.dtype
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 @dataclass(frozen=True)

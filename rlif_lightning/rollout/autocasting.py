@@ -14,7 +14,8 @@ from torch import Tensor, nn
 def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Under autocast, keep low-precision copies of the weights, and cast what several layers read once for all of them.
 
-    Results are those of autocast, bit for bit. Without autocast nothing is done. Inside there are no gradients.
+    Results are those of autocast, bit for bit. Without autocast nothing is done. Inside there are no gradients: frozen
+    weights (a base under adapters) say there that they want one, since autocast keeps copies of such weights only.
     """
     if not torch.is_autocast_enabled(device.type):
         yield
@@ -29,7 +30,6 @@ def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=True))
         for parameter in model.parameters():
             if type(parameter) is nn.Parameter and not parameter.requires_grad and parameter.dtype == torch.float32:
-                # As under adapters. Autocast keeps copies of trained weights only.
                 stack.callback(parameter.requires_grad_(True).requires_grad_, False)
         hook = _CastInput(dtype)
         for module in model.modules():

@@ -23,6 +23,8 @@ from rlif_lightning.sampling import Sampling, counter_uniforms
 if TYPE_CHECKING:
     from rlif_lightning.rollout.native import NativeEngine
 
+ADMISSIONS = 32  # on a GPU rows wait until one in so many places is free, for their prompts take a pass of their own
+
 
 @dataclass(frozen=True)
 class Completions:
@@ -109,8 +111,11 @@ class Generation:
     def admit(self) -> None:
         """Let waiting rows in where there is room."""
         live = int(self.places.live().sum())
-        number = min(self.total - self.next_row, self.max_rows - live)
+        free = self.max_rows - live
+        number = min(self.total - self.next_row, free)
         if number == 0 or (live and not self.decoder.can_join):
+            return
+        if live and not self.decoder.exact and free < self.max_rows // ADMISSIONS:
             return
         rows = range(self.next_row, self.next_row + number)
         self.next_row += number

@@ -201,7 +201,10 @@ class SharedPrefixMemory:
         met = query.index_select(0, grid).view(len(prompt_keys), -1, size)
         met = _product(met, prompt_keys.transpose(1, 2), scale)
         torch.index_select(met.view(-1, lines, self.width), 0, place, out=products[..., : self.width])
-        products[..., own].baddbmm_(query, keys.transpose(1, 2), beta=0, alpha=scale)
+        if self.exact:  # a CPU multiplies matrix by matrix where the result has gaps
+            products[..., own].copy_(_product(query, keys.transpose(1, 2), scale))
+        else:
+            products[..., own].baddbmm_(query, keys.transpose(1, 2), beta=0, alpha=scale)
         probs = self._weights(products.view(n, kv, -1, tokens, products.shape[-1]), scores).view_as(products)
         of_prompts = probs[..., : self.width].index_select(0, grid).view(len(prompt_keys), -1, self.width)
         met = _product(of_prompts, prompt_values).view(-1, lines, values.shape[2])

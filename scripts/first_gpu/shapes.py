@@ -21,11 +21,11 @@ SHAPES: dict[str, PretrainedConfig] = {
     ),
     "SmolLM2-135M": LlamaConfig(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, rope_theta=100000, tie_word_embeddings=True,
+        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
     ),
     "Qwen2.5-1.5B": Qwen2Config(
         vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
-        num_key_value_heads=2, max_position_embeddings=32768, rope_theta=1000000, tie_word_embeddings=True,
+        num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True,
     ),
 }  # fmt: skip
 

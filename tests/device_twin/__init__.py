@@ -14,7 +14,7 @@ operation runs the CPU's kernel on host memory. ``watched()`` counts what a GPU 
   from memory that is not pinned waits too; it is counted as an upload alone.
 - Not said: the numbers of CUDA's kernels, their speed and memory, NCCL, streams and their races, which kernels CUDA
   does not have, Triton and ``torch.compile``. One operation may be several kernels, or be fused with others, and what
-  an operation does inside (``multinomial`` checks its weights) is not seen. Which attention kernel CUDA would take is a
+  an operation does inside (``multinomial`` is several kernels) is not seen. Which attention kernel CUDA would take is a
   restatement of PyTorch's rules (16-bit or float32, no dropout, no cuDNN), not its code.
 
 A process that installed it stays so. So the tests that need it lie in this folder, which a plain ``pytest`` passes by

@@ -27,7 +27,6 @@ const Device HOST(at::kCPU);
 const Device TWIN(at::kCUDA, 0);  // the only one
 
 // ---- memory and device
-
 struct DeviceMemory final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     void* place = bytes ? c10::alloc_cpu(bytes) : nullptr;
@@ -42,10 +41,8 @@ std::mutex pinned_lock;
 std::unordered_set<const void*> pinned;
 
 void unpin(void* place) {
-  {
-    std::lock_guard<std::mutex> locked(pinned_lock);
-    pinned.erase(place);
-  }
+  std::lock_guard<std::mutex> locked(pinned_lock);
+  pinned.erase(place);
   c10::free_cpu(place);
 }
 
@@ -65,14 +62,8 @@ struct Guard final : c10::impl::NoOpDeviceGuardImpl<at::kCUDA> {
   Device exchangeDevice(Device) const override { return TWIN; }
   Device getDevice() const override { return TWIN; }
   c10::Stream getStream(Device) const noexcept override { return c10::Stream(c10::Stream::DEFAULT, TWIN); }
-  c10::Stream getDefaultStream(Device) const override { return getStream(TWIN); }
-  c10::Stream getNewStream(Device, int) const override { return getStream(TWIN); }
   c10::Stream exchangeStream(c10::Stream stream) const noexcept override { return stream; }
   void record(void**, const c10::Stream&, const DeviceIndex, const c10::EventFlag) const override {}
-  void block(void*, const c10::Stream&) const override {}
-  bool queryEvent(void*) const override { return true; }
-  void synchronizeEvent(void*) const override {}
-  void synchronizeDevice(const DeviceIndex) const override {}
 };
 
 struct Hooks final : at::CUDAHooksInterface {
@@ -82,7 +73,6 @@ struct Hooks final : at::CUDAHooksInterface {
   bool isAvailable() const override { return true; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
   DeviceIndex deviceCount() const override { return 1; }
-  int getNumGPUs() const override { return 1; }
   DeviceIndex getCurrentDevice() const override { return 0; }
   Device getDeviceFromPtr(void*) const override { return TWIN; }
   at::Allocator* getPinnedMemoryAllocator() const override { return &pinned_memory; }
@@ -93,7 +83,6 @@ struct Hooks final : at::CUDAHooksInterface {
 };
 
 // ---- names of one memory
-
 void release(void* kept) { delete static_cast<c10::Storage*>(kept); }
 
 // A pointer to a storage's bytes under a device's name; it keeps the storage alive.
@@ -134,7 +123,6 @@ void take_over(const Tensor& ours, const Tensor& hosts) {
 }
 
 // ---- the operation
-
 class Call {
  public:
   explicit Call(const c10::OperatorHandle& op) : op_(op) {}
@@ -223,7 +211,6 @@ Tensor& copy(Tensor& self, const Tensor& source, bool) {
 }
 
 // ---- attention
-
 enum Kernel { MATH, FLASH, EFFICIENT };
 std::array<std::atomic<int64_t>, 3> taken{};
 
@@ -281,7 +268,6 @@ Tensor lower_right(const Tensor& query, const Tensor& key, const Tensor& value, 
 }  // namespace
 
 // ---- registration
-
 namespace c10::impl {
 C10_REGISTER_GUARD_IMPL(CUDA, ::Guard);
 }

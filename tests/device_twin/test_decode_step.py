@@ -11,6 +11,7 @@ from device_twin.workload import DEVICE
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.rollout import generation
 from rlif_lightning.rollout.generation import Generation
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
@@ -49,8 +50,9 @@ def generate(policy: PolicyModel, device: str, sampling: Sampling, max_rows: int
 
 @pytest.mark.parametrize("name", SAMPLINGS)
 @pytest.mark.parametrize("max_rows", [1, 5, 512])
-def test_completions_are_the_cpus(policies, name, max_rows):
+def test_completions_are_the_cpus(policies, monkeypatch, name, max_rows):
     """Places are padded, stay empty and are filled again; tokens are read late. Nobody sees it."""
+    monkeypatch.setattr(generation, "ADMISSIONS", 2)  # rows wait until half of the places are free
     expected = generate(policies["cpu"], "cpu", SAMPLINGS[name], 512)
     found = generate(policies["cuda"], "cuda", SAMPLINGS[name], max_rows)
     assert len(set(expected.lengths.tolist())) > (name != "greedy") * 3
@@ -88,17 +90,17 @@ def test_a_step_is_the_same_graph_while_its_bucket_is_the_same(policies, mixed):
     recorded, buckets = [], []
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=mixed, cache_enabled=False)
     with torch.no_grad(), autocast, engine.ready(DEVICE):
-        generation = Generation(engine, prompts_of(policy, "cuda"), GROUP, SAMPLINGS["plain"], 0)
-        generation.admit()
+        drawing = Generation(engine, prompts_of(policy, "cuda"), GROUP, SAMPLINGS["plain"], 0)
+        drawing.admit()
         for _ in range(12):
-            generation.plan()
-            buckets.append(generation.bucket)
+            drawing.plan()
+            buckets.append(drawing.bucket)
             with watched(record=True) as watch:
-                generation.step()
+                drawing.step()
             assert (watch.waits.total(), watch.uploads.total()) == (0, 0)
             recorded.append(watch)
-            generation.settle(generation.tokens[: generation.n].cpu())
-        assert generation.next_row > 16  # rows left, and others took their places
+            drawing.settle(drawing.tokens[: drawing.n].cpu())
+        assert drawing.next_row > 16  # rows left, and others took their places
     compared = 0
     for number in range(2, len(recorded)):  # weights are cast in the first
         if buckets[number] == buckets[number - 1]:

@@ -118,6 +118,7 @@ def test_keys_are_repeated_and_masks_made_only_where_a_kernel_wants_it(tiny_mode
     fused = torch.nn.functional.scaled_dot_product_attention
 
     def noted(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, **options) -> Tensor:
+        assert not torch.backends.cuda.cudnn_sdp_enabled()  # whose kernels are built for one shape
         seen.append((key.shape[1], attn_mask))
         return fused(query, key, value, attn_mask=attn_mask, **options)
 
@@ -125,6 +126,7 @@ def test_keys_are_repeated_and_masks_made_only_where_a_kernel_wants_it(tiny_mode
     before = attention_calls()
     with torch.no_grad():
         scored(policy, shape, "cuda", mixed)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
     taken = {name: number - before[name] for name, number in attention_calls().items()}
     assert (taken["math"], taken[kernel] > 0, len(seen)) == (0, True, 2 * 2)  # two layers: prompts, completions
     for heads, mask in seen:

@@ -103,6 +103,7 @@ class Workload:
         self.engine.setup(self.policy, 0)
         ids = [torch.tensor(self.policy.tokenizer(text)["input_ids"]) for text in TEXTS]
         self.prompts = Prompts(ids, list(TEXTS), {}, torch.arange(len(TEXTS))).to(DEVICE)
+        self.rollout(1)  # what a policy keeps from its first rollout on is not counted
 
     def autocast(self) -> torch.autocast:
         """As Lightning's precision plugin does it: without a cache of cast weights."""
