@@ -215,11 +215,11 @@ enum Kernel { MATH, FLASH, EFFICIENT };
 std::array<std::atomic<int64_t>, 3> taken{};
 
 // Which kernel CUDA takes for float32 and 16-bit numbers, without dropout and cuDNN: PyTorch's rules in our words.
-Kernel choose(const Tensor& query, const Tensor& key, bool masked) {
+Kernel choose(const Tensor& query, const Tensor& key, const Tensor& value, bool masked) {
   const bool half = query.element_size() == 2, grouped = query.size(1) != key.size(1);
   const auto size = query.size(-1);
   Kernel kernel = MATH;
-  if (half && !masked && size <= 256) kernel = FLASH;
+  if (half && !masked && size <= 256 && size == value.size(-1)) kernel = FLASH;
   else if (!grouped && query.element_size() <= 4 && size % (half ? 8 : 4) == 0) kernel = EFFICIENT;
   ++taken[kernel];
   return kernel;
@@ -232,6 +232,9 @@ Tensor fused(const Tensor& query, Tensor key, Tensor value, const std::optional<
     key = key.repeat_interleave(repeats, 1);
     value = value.repeat_interleave(repeats, 1);
   }
+  if (value.size(-1) != query.size(-1))  // which CUDA's efficient kernel takes and the CPU's does not
+    return std::get<0>(
+        at::_scaled_dot_product_attention_math(query, key, value, bias, dropout, causal, std::nullopt, scale, false));
   return std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout, causal, bias, scale));
 }
 
@@ -245,7 +248,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
               " key.dtype: ", key.dtype(), " and value.dtype: ", value.dtype(), " instead.");
   const bool masked = mask && mask->defined();
   TORCH_CHECK(!masked || mask->device() == query.device(), "Expected attn_mask to be on the same device as query");
-  if (choose(query, key, masked) == MATH)
+  if (choose(query, key, value, masked) == MATH)
     return std::get<0>(
         at::_scaled_dot_product_attention_math(query, key, value, mask, dropout, causal, std::nullopt, scale, grouped));
   auto bias = mask;
@@ -256,7 +259,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
 
 // torch.nn.attention.bias.causal_lower_right: CUDA's kernels know it without a mask, the CPU's kernel needs one.
 Tensor lower_right(const Tensor& query, const Tensor& key, const Tensor& value, std::optional<double> scale) {
-  choose(query, key, false);
+  choose(query, key, value, false);
   const auto rows = query.size(-2), reach = key.size(-2);
   auto seen = at::ones({rows, reach}, at::kFloat).tril(reach - rows).log().to(query.scalar_type());
   return fused(query, key, value, renamed(seen, TWIN), 0.0, false, scale);
