@@ -27,6 +27,7 @@ ROOMS = [
     "records",
     "sampling",
     "masked",
+    "whole_files",
     "processes",
     "data",
     "model",

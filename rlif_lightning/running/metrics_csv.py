@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from rlif_lightning.running.run_folder import naming
+from rlif_lightning.whole_files import replaced
 
 
 class MetricsTable(CSVLogger):
@@ -35,9 +36,8 @@ class _Writer(ExperimentWriter):
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Lightning empties the file and writes it again: a process killed in between would lose every row."""
-        unfinished = f"{self.metrics_file_path}.unfinished"
-        with open(self.metrics_file_path, newline="") as old, open(unfinished, "w", newline="") as new:
+        path = Path(self.metrics_file_path)
+        with replaced(path) as unfinished, path.open(newline="") as old, unfinished.open("w", newline="") as new:
             writer = csv.DictWriter(new, fieldnames=fieldnames)
             writer.writeheader()
             writer.writerows(csv.DictReader(old))
-        os.replace(unfinished, self.metrics_file_path)
