@@ -217,10 +217,11 @@ class RLIFModule(LightningModule):
 
     def _log(self, metrics: dict[str, Any], batch_size: int) -> None:
         shown = {"policy/entropy", "rollout/length", "vote/largest_cluster"}
-        for name, value in metrics.items():
-            value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
+        values = [torch.as_tensor(each, dtype=torch.float32, device=self.device) for each in metrics.values()]
+        means = self.trainer.strategy.reduce(torch.hstack(values).detach(), reduce_op="mean")  # one message for all
+        for name, value in zip(metrics, means, strict=True):
             bar = name in shown or (name.startswith("reward/") and name.endswith("/mean"))
-            self.log(name, value, prog_bar=bar, sync_dist=True, batch_size=batch_size)
+            self.log(name, value, prog_bar=bar, batch_size=batch_size)
 
     def validation_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """Sample, decode greedily, add to the evaluation's figures; the completions with their verdicts."""

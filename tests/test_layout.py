@@ -26,6 +26,7 @@ EVERYTHING = [*LIBRARY, *CALLBACKS, *SCRIPTS]
 # The rooms in the order of the data flow: a file may import its own room and those before it, never a later one.
 ROOMS = [
     "records",
+    "metric_names",
     "sampling",
     "masked",
     "whole_files",

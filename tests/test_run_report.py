@@ -244,6 +244,15 @@ def test_several_runs_are_compared(tmp_path):
     assert (tmp_path / "both" / "overview.png").read_bytes().startswith(PNG)
 
 
+def test_an_evaluations_interval_is_drawn(tmp_path):
+    header, pictures = "epoch,step,val/accuracy,val_low/accuracy,val_high/accuracy", []
+    for name, low in (("narrow", "0.24"), ("wide", "0.1")):
+        run = read_run(folder_of(tmp_path / name, f"0,0,0.25,{low},0.3", f"0,1,0.25,{low},0.3", header=header))
+        (accuracy,) = panels_of([run])
+        pictures.append(draw_panel(accuracy, [run]))
+    assert len(set(pictures)) == 2
+
+
 def test_accuracy_in_training_is_the_gold_heads(tmp_path):
     folder = folder_of(tmp_path, "0,0,0.5", header="epoch,step,reward/truth/mean")
     (folder / "config.yaml").write_text("model: {rewards: {truth: {head: {class_path: rlif_lightning.GoldAnswer}}}}\n")

@@ -121,9 +121,10 @@ def _line(axes: Axes, run: Run, series: Series, color: str, style: str, bands: b
         return
     if series.spread is not None and (spread := run.training.columns.get(series.spread)) is not None:
         axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.15, linewidth=0)
-    bounds = [run.training.columns.get(name) for name in (series.low, series.high) if name is not None]
-    if len(bounds) == 2 and bounds[0] is not None and bounds[1] is not None:
-        axes.fill_between(x, bounds[0], bounds[1], color=color, alpha=0.18, linewidth=0)
+    low, high = (None if name is None else curve_of(run, name) for name in (series.low, series.high))
+    if low is not None and high is not None:
+        known = np.isfinite(low[1]) if few else slice(None)
+        axes.fill_between(low[0][known], low[1][known], high[1][known], color=color, alpha=0.18, linewidth=0)
 
 
 def _stack(axes: Axes, drawn: list[Series], run: Run) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from callbacks.report.read import EVALUATED, Run, settings
+from callbacks.report.read import Run, settings
+from rlif_lightning.metric_names import VALIDATION
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,21 @@ class Panel:
 
 def curve_of(run: Run, column: str):
     """x and y of a figure, or None; ``val/...`` comes from the evaluations."""
-    return (run.evaluation if column.startswith(EVALUATED) else run.training).get(column)
+    return (run.evaluation if column.startswith(VALIDATION) else run.training).get(column)
 
 
 FIXED = (
     Panel(
         "agreement",
         "Answers",
-        "Agreement inside groups",
+        "Agreement",
         "share",
-        "Unanimous groups give the vote nothing to say: from there on certainty alone drives the policy.",
+        "Unanimous groups give the vote nothing to say: from there on certainty alone drives the policy. Where"
+        " one answer rises over all prompts (CollapseGuard), they no longer matter to the policy.",
         (
-            Series("vote/largest_cluster", "largest answer's share"),
+            Series("vote/largest_cluster", "group's largest answer"),
             Series("vote/unanimous", "groups of one answer"),
+            Series("vote/top_answer", "one answer, over all prompts"),
         ),
         share=True,
     ),
@@ -102,13 +105,53 @@ FIXED = (
         "Completions",
         "Completions that end and answer",
         "share",
-        "Both near 1 in a healthy run.",
+        "The first two are near 1 in a healthy run. Repeated 4-grams (CollapseGuard) stay where they began.",
         (
             Series("rollout/ended", "ended by itself"),
             Series("rollout/parseable", "has an answer"),
-            Series("repetition/share", "repeated n-grams"),
+            Series("rollout/repetition", "repeated 4-grams"),
         ),
         share=True,
+    ),
+    Panel(
+        "vote_alignment",
+        "Rewards",
+        "Whether updates follow the vote",
+        "correlation",
+        "Inside groups, of a completion's advantage with the share of its group that gives its answer"
+        " (CollapseGuard). Near 0 updates no longer favour what a group agrees on.",
+        (Series("guard/vote_alignment", "advantage and vote"),),
+    ),
+    Panel(
+        "certainty_share",
+        "Rewards",
+        "Share of |advantage| from certainty",
+        "share",
+        "Of all heads that reward the policy's own certainty (CollapseGuard). Near 1 it drives itself.",
+        (Series("guard/certainty_share", "certainty heads"),),
+        share=True,
+    ),
+    Panel(
+        "alarms",
+        "Policy",
+        "Active alarms",
+        "alarms",
+        "Of CollapseGuard's detectors; the events name them.",
+        (Series("guard/alarms", "alarms"),),
+    ),
+    Panel(
+        "sampler_gap",
+        "Policy",
+        "How far the sampler is from the policy",
+        "|log-prob difference|, nats",
+        "Rounding alone, unless the sampler has other weights or computes otherwise. Below the noise floor KL-Cov"
+        " takes a difference for rounding.",
+        (
+            Series("policy/sampler_gap", "mean, when sampled"),
+            Series("policy/noise_floor", "noise floor"),
+            Series("rollout/engine_gap", "mean, an engine's own log-probs"),
+        ),
+        log=True,
     ),
     Panel(
         "log_ratio",
@@ -186,10 +229,10 @@ def panels_of(runs: list[Run]) -> list[Panel]:
 
 
 def _flat_zero(panel: Panel, runs: list[Run]) -> bool:
-    """A reference KL or a clip fraction that is 0 throughout was not in use."""
+    """A reference KL, a clip fraction or certainty heads that are 0 throughout were not in use."""
     curves = [curve_of(run, series.column) for run in runs for series in panel.drawn(runs)]
     idle = all(curve is None or not (curve[1][curve[1] == curve[1]] != 0).any() for curve in curves)
-    return panel.name in ("reference_kl", "picked") and idle
+    return panel.name in ("reference_kl", "picked", "certainty_share") and idle
 
 
 def _accuracy(runs: list[Run]) -> Panel:

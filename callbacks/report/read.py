@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rlif_lightning.metric_names import VALIDATION
 from rlif_lightning.running.metrics_csv import read_logged
 
 PLACE = ("epoch", "step")
-EVALUATED = ("val/", "val_low/", "val_high/")  # figures of evaluations and the ends of their intervals
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[Curves, Curves]:
         if not math.isfinite(step):
             continue
         figures = {name: value for name, value in row.items() if name not in PLACE and not math.isnan(value)}
-        measured = {name: value for name, value in figures.items() if name.startswith(EVALUATED)}
-        trained = {name: value for name, value in figures.items() if not name.startswith((*EVALUATED, "test"))}
+        measured = {name: value for name, value in figures.items() if name.startswith(VALIDATION)}
+        trained = {name: value for name, value in figures.items() if not name.startswith((*VALIDATION, "test"))}
         if trained:
             training.append({"x": step + 1, **trained})
         if measured:

@@ -98,5 +98,5 @@ def ranks(out: Path) -> dict[str, Any]:
         if done.returncode:
             found[name]["error"] = done.stderr[-500:]
         else:
-            found[name]["rewards"] = logged(out / name, "reward/mean")
+            found[name]["rewards"] = logged(out / name, "reward/vote/mean")
     return found

@@ -1,0 +1,69 @@
+"""Every figure that a run can log: the tables of docs/metrics.md, from rlif_lightning/metric_names.py.
+
+python scripts/metrics_page.py            # prints them
+python scripts/metrics_page.py --write    # writes them into docs/metrics.md
+python scripts/metrics_page.py --check    # exit code 1 if the page has others
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rlif_lightning.metric_names import LOGGED
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
+BEGIN, END = "<!-- written by scripts/metrics_page.py -->", "<!-- end of the tables -->"
+SECTIONS = {
+    "reward": "Rewards, a set for each head",
+    "vote": "Votes",
+    "code": "Code",
+    "rollout": "Completions of a rollout",
+    "policy": "Policy",
+    "update": "Work of the updates",
+    "time": "Time",
+    "<stage>": "Evaluation",
+    "guard": "CollapseGuard",
+    "entropy": "EntropyMonitor",
+    "kl_cov": "KLCovScheduler",
+    "stopping": "LabelFreeStopping",
+}
+
+
+def tables() -> str:
+    """As Markdown, a section for each first part of the names."""
+    parts = []
+    for prefix, title in SECTIONS.items():
+        parts += [f"## {title}", "| figure | unit | what it is | over | computed in |\n| --- | --- | --- | --- | --- |"]
+        for name, figure in LOGGED.items():
+            if name.startswith(f"{prefix}/"):
+                owner = f"[{Path(figure.owner).name}](../{figure.owner})"
+                parts.append(f"| `{name}` | {figure.unit} | {figure.meaning} | {figure.over} | {owner} |")
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+def written(page: str) -> str:
+    """The page with today's tables."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n{tables()}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    page = PAGE.read_text()
+    found = written(page)
+    print(tables())
+    if args.write:
+        PAGE.write_text(found)
+    if args.check and found != page:
+        sys.exit("docs/metrics.md has other tables; run scripts/metrics_page.py --write")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""The table of figures against what a run logs, what code and docs read, and the page that is written from it."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import importlib.util
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+import test_rescoring
+from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_run import BASE, fit
+
+import rlif_lightning
+from benchmarks.collapse_summary import CURVES
+from callbacks import __all__ as CALLBACKS
+from callbacks import sampler_gap
+from callbacks.detectors import DETECTORS
+from callbacks.label_free_stopping import SIGNALS
+from callbacks.report import read_run
+from callbacks.report.page import FIGURES
+from callbacks.report.panels import FIXED, Panel, panels_of
+from callbacks.report.read import PLACE
+from rlif_lightning import cli
+from rlif_lightning.metric_names import LOGGED, VALIDATION, entry_of
+from rlif_lightning.rewards import RewardHead
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = importlib.util.spec_from_file_location("metrics_page", ROOT / "scripts" / "metrics_page.py")
+metrics_page = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(metrics_page)
+
+STAGES = [stage + end for stage in ("val", "test") for end in ("", "_low", "_high")]
+PREFIXES = {entry.split("/")[0] for entry in LOGGED} - {"<stage>"} | set(STAGES)
+# A name, or a template of names: {} and <> and * stand for anything, {a,b} for each of its parts.
+NAME = re.compile(rf"(?:{'|'.join(sorted(PREFIXES))})/(?:[\w@*]|\{{[\w,]*\}}|<\w+>|/)*")
+SETTINGS = {"sandbox": {"minimum": "rlimits", "workers": 1}}
+HEADS = {
+    "vote": "ClusterVote",  # first: CollapseGuard takes the first vote's answers
+    "behaviour": {"class_path": "BehaviourVote", "init_args": SETTINGS},
+    "tests": {"class_path": "CodeTests", "init_args": SETTINGS},
+    "format": {"class_path": "Format", "init_args": {"pattern": "="}},
+    **{
+        name.lower(): name
+        for name in ("GoldAnswer", "Length", "MeanLogprob", "NegativeEntropy", "Random", "SelfCertainty")
+    },
+}
+LOOP = {kind: {"kind": "linear", "start": 0.1, "end": 0.05, "steps": 2} for kind in ("weight", "fraction")}
+
+
+class Counting(Callback):
+    """Counts how often the strategy reduces anything over processes in a training step."""
+
+    calls = 0
+
+    def reduce(self, *given, **named):
+        Counting.calls += 1
+        return self.strategy.__class__.reduce(self.strategy, *given, **named)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.strategy = trainer.strategy
+        self.strategy.reduce = self.reduce
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        del self.strategy.reduce
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> Path:
+    """The folder of a run, and a test of its policy, with all that logs: each head, callback, detector and engine."""
+    folder = tmp_path_factory.mktemp("everything")
+    Counting.calls = 0
+    objective = {"class_path": "KLCov", "init_args": {"reference_kl": {"weight": 0.01}}}
+    given = [
+        "--data.source=test_two_processes.ProgrammingProblems",
+        *test_rescoring.sampler(noise=0.01, max_ratio=2.0),
+        f"--model.objective={json.dumps(objective)}",
+        f"--model.rewards={json.dumps({name: {'head': head, 'weight': 1.0} for name, head in HEADS.items()})}",
+    ]
+    callbacks = [{"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}} for name in CALLBACKS]
+    callbacks[CALLBACKS.index("HFExporter")]["init_args"] = {"monitor": "val/accuracy"}
+    callbacks.append({"class_path": "test_metric_names.Counting"})
+    added = [f"--trainer.callbacks+={json.dumps(each)}" for each in callbacks if each["class_path"] != "SamplerGap"]
+    fit(folder, "--compare=true", *given, "--trainer.check_val_every_n_epoch=1", *added)
+    cli.main(
+        ["test", *[each for each in BASE if "compare" not in each], *given, f"--trainer.default_root_dir={folder}"]
+    )
+    return folder
+
+
+def columns(folder: Path) -> set[str]:
+    """Names with a value in the tables that runs wrote."""
+    found = set()
+    for path in folder.rglob("metrics.csv"):
+        with path.open() as file:
+            found |= {name for row in csv.DictReader(file) for name, cell in row.items() if cell}
+    return found - set(PLACE)
+
+
+def test_the_run_has_every_head_and_callback():
+    """So that a new one, which may log, is in it."""
+    public = [getattr(rlif_lightning, name) for name in rlif_lightning.__all__]
+    heads = {kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, RewardHead)}
+    used = {head if isinstance(head, str) else head["class_path"] for head in HEADS.values()}
+    assert used == heads - {"RewardHead"}
+
+
+@pytest.mark.slow
+def test_everything_that_is_logged_is_in_the_table(everything):
+    assert not {name for name in columns(everything) if entry_of(name) is None}
+
+
+@pytest.mark.slow
+def test_everything_in_the_table_is_logged(everything):
+    logged = columns(everything)
+    assert set(LOGGED) == {entry_of(name) for name in logged}
+    assert {name.split("/")[0] for name in logged if entry_of(name) == "<stage>/accuracy"} == set(STAGES)
+
+
+@pytest.mark.slow
+def test_tensorboard_has_the_same_figures(everything):
+    found = set()
+    for path in everything.rglob("events.out.tfevents*"):
+        events = EventAccumulator(str(path)).Reload()
+        found |= set(events.Tags()["scalars"])
+    assert found - {"epoch", "hp_metric"} == columns(everything)
+
+
+@pytest.mark.slow
+def test_a_rollouts_figures_cross_ranks_together(everything):
+    """One reduction for what the module logs in each of the two rollouts."""
+    assert Counting.calls == 2
+
+
+def series_of(panel: Panel) -> Iterator[str]:
+    for series in panel.series:
+        yield from (name for name in (series.column, series.spread, series.low, series.high) if name is not None)
+
+
+@pytest.mark.slow
+def test_what_is_read_is_in_the_table(everything):
+    panels = panels_of([read_run(next(path.parent for path in everything.rglob("report.html")))])
+    read = {name for panel in [*panels, *FIXED] for name in series_of(panel)}
+    read |= {name for name, _, _ in FIGURES} | {detector.metric for detector in DETECTORS.values()}
+    read |= {name for names in SIGNALS.values() for name in names.values()}
+    read |= {sampler_gap.OWN, sampler_gap.ENGINE, *CURVES.values()}
+    assert not {name for name in read if entry_of(name) is None}
+
+
+@pytest.mark.slow
+def test_the_report_draws_every_curve_that_it_has(everything):
+    """Of a run that logs everything, no panel and no curve of one stays away."""
+    run = read_run(next(path.parent for path in everything.rglob("report.html")))
+    panels = {panel.name: panel for panel in panels_of([run])}
+    assert not {panel.name for panel in FIXED} - set(panels)
+    assert not [
+        series.label for panel in panels.values() for series in panel.series if series not in panel.drawn([run])
+    ]
+
+
+# What a report has no curve of. A new figure is drawn, or named here.
+NOT_DRAWN = {
+    *("reward/<head>/std", "vote/undecided", "code/solved", "policy/entropy_picked"),
+    *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/tokens_per_second"),
+    *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
+    *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
+    *(f"<stage>/{name}" for name in ("pass@<k>", "agreement", "diversity", "parseable", "ended", "length", "entropy")),
+}
+
+
+@pytest.mark.slow
+def test_the_report_leaves_out_what_it_is_known_to(everything):
+    run = read_run(next(path.parent for path in everything.rglob("report.html")))
+    drawn = {entry_of(name) for panel in panels_of([run]) for name in series_of(panel)}
+    assert set(LOGGED) - drawn == NOT_DRAWN
+
+
+def test_curves_of_one_picture_have_one_unit():
+    for panel in FIXED:
+        units = {LOGGED[entry_of(name)].unit for name in series_of(panel)}
+        assert len(units) == 1, panel.name
+        assert panel.share == (units == {"share"}) or panel.name == "picked"
+
+
+@pytest.mark.parametrize("name", ["policy/log_ratio", "reward/my_head2/mean", "val_low/maj@16", "test/pass@1"])
+def test_names_that_belong_to_the_table(name):
+    assert entry_of(name) is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["repetition/share", "policy/log_ratio2", "reward/2/mean", "reward/a/b/mean", "val/pass@0", "train/length"]
+)
+def test_names_that_do_not(name):
+    assert entry_of(name) is None
+
+
+def spelled(template: str) -> Iterator[str]:
+    """What a template with ``{a,b}`` spells; other placeholders become ``*``."""
+    parts = re.split(r"(\{[^}]*\}|<\w+>)", template)
+    choices = [
+        part.strip("{}").split(",") if "," in part else ["*"] if part[:1] in ("{", "<") else [part] for part in parts
+    ]
+    yield from map("".join, product(*choices))
+
+
+def fits(template: str) -> bool:
+    """Whether some name of the table fits a name, a template, or the start of names (``val/``, ``val/maj@``)."""
+    if entry_of(template) is not None:
+        return True
+    written = {entry.replace("<stage>", stage) for entry in LOGGED for stage in STAGES}
+    pattern = re.escape(template).replace(r"\*", "[^/]+") + (".*" if template[-1:] in "/@" else "")
+    return any(re.fullmatch(pattern, name) for name in written)
+
+
+def literals(path: Path) -> set[str]:
+    """Strings and f-strings of a file that are names or templates of names."""
+    found, nodes = set(), list(ast.walk(ast.parse(path.read_text())))
+    pieces = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
+        if id(node) in pieces:
+            continue
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        else:
+            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+        found |= {text} if NAME.fullmatch(text) else set()
+    return found
+
+
+def quoted(path: Path) -> set[str]:
+    """What stands in backquotes in a page, a docstring or a comment and is a name or a template of names."""
+    return {text for text in re.findall(r"`([^`\n]+)`", path.read_text()) if NAME.fullmatch(text)}
+
+
+def sources(*kinds: str) -> list[Path]:
+    tracked = subprocess.run(["git", "ls-files", *kinds], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in tracked.stdout.split() if not name.startswith(("tests/", "CHANGELOG"))]
+
+
+CODE, PAGES = sources("*.py"), sources("*.md")
+
+
+@pytest.mark.parametrize("path", [*CODE, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_name_in_code_and_docs_is_in_the_table(path):
+    templates = quoted(path) | (literals(path) if path.suffix == ".py" else set())
+    assert not {template for template in templates for name in spelled(template) if not fits(name)}
+
+
+def test_the_search_for_names_finds_them():
+    """So that the test above can fail: it sees most of the table's own names, in code and on pages."""
+    found = {name for path in CODE if path.name != "metric_names.py" for name in literals(path)}
+    assert len(found) > 50
+    assert {"policy/entropy", "reward/{}/mean", "time/{}", "vote/", "val/maj@"} <= found
+    assert "policy/{log_ratio_picked,entropy_picked,grad_norm}" in quoted(ROOT / "docs" / "method.md")
+    assert not [name for name in ("policy/entropie", "repetition/share", "time/*/x", "vot/", "val/maj") if fits(name)]
+
+
+@pytest.mark.parametrize("entry", LOGGED)
+def test_the_owner_writes_the_name(entry):
+    path = ROOT / LOGGED[entry].owner
+    if entry.startswith("<stage>/"):
+        assert f'"{entry[8:].replace("<k>", "{")}' in path.read_text()
+    else:
+        patterns = [re.escape(each).replace(r"\{\}", "[^/]+") for each in literals(path)]
+        assert any(re.fullmatch(pattern, entry) for pattern in patterns)
+
+
+def test_validation_names_its_stages():
+    assert [f"{stage}/" for stage in STAGES[:3]] == [*VALIDATION]
+
+
+def test_the_page_is_written_from_the_table():
+    page = metrics_page.PAGE.read_text()
+    assert page == metrics_page.written(page), "run scripts/metrics_page.py --write"
+
+
+def test_a_changed_table_is_seen():
+    page = metrics_page.PAGE.read_text()
+    assert metrics_page.written(page.replace("| nats |", "| bits |")) != page.replace("| nats |", "| bits |")
