@@ -1,4 +1,4 @@
-"""The private names of Lightning that we use are those that are written down, and the installed version has them."""
+"""The private names of Lightning and Transformers that we use: written down, and there in the installed versions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 
 import lightning.pytorch
 import pytest
+import transformers
 from test_layout import CALLBACKS, LIBRARY, ROOT, module_of
 
+from rlif_lightning.model import transformers_internals
 from rlif_lightning.running import lightning_internals
 from rlif_lightning.running.lightning_internals import OVERRIDDEN, READ_IN
 
@@ -43,6 +45,36 @@ def own_names(kind: type) -> set[str]:
 def test_the_pinned_version_is_the_one_that_was_read():
     assert lightning.pytorch.__version__ == READ_IN, "read the private names again, then raise READ_IN"
     assert f"lightning=={READ_IN}\n" in (ROOT / "constraints.txt").read_text()
+
+
+TRANSFORMERS = {
+    "_attn_implementation": "configuration_utils",
+    "_supports_attention_backend": "modeling_utils",
+    "_no_split_modules": "modeling_utils",
+    "_is_hf_initialized": "initialization",
+    "_raise_exceptions_for_missing_entries": "utils.hub",
+}
+
+
+def identifiers(path: Path) -> set[str]:
+    """Names of attributes and arguments in a file, and its strings that could name an attribute."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    strings = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return strings | attributes | {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg}
+
+
+def test_transformers_has_what_is_reached():
+    assert transformers.__version__ == transformers_internals.READ_IN, "read the names again, then raise READ_IN"
+    for name, module in TRANSFORMERS.items():
+        source = inspect.getsource(importlib.import_module(f"transformers.{module}"))
+        assert re.search(rf"\b{name}\b", source), f"transformers.{module} has no {name} any more"
+
+
+def test_transformers_private_names_are_reached_in_one_file():
+    here = Path(transformers_internals.__file__)
+    assert {name for name in identifiers(here) if PRIVATE.fullmatch(name)} == set(TRANSFORMERS)
+    assert not {path.name: found for path in FILES if path != here and (found := identifiers(path) & set(TRANSFORMERS))}
 
 
 @pytest.mark.parametrize(("owner", "name"), KNOWN)
