@@ -20,9 +20,9 @@ from rlif_lightning.evaluation.preflight_sample import PreflightBatches, all_ran
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import value_at
 from rlif_lightning.running.endings import RunEnd
-from rlif_lightning.running.lightning_internals import RunLoop, StepEnds, refuse_twins
 from rlif_lightning.running.own_files import OwnFiles
 from rlif_lightning.running.run_folder import run_folder
+from rlif_lightning.running.run_loop import RunLoop, StepEnds, refuse_twins
 from rlif_lightning.running.setup_checks import check_precision
 from rlif_lightning.running.stop_signals import StopSignals
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,14 @@ def test_every_import_is_declared(path):
     needed = {distribution(known.get(name, [name])[0]) for name in names}
     allowed = declared(*EXTRAS, *(["dev"] if path in SCRIPTS else []))
     assert not needed - allowed - ({"trl"} if path.name == "trl_step.py" else set())
+
+
+def test_nothing_is_there_for_tests_alone():
+    """A second way to compute something belongs into ``tests/restatement.py``."""
+    words = Counter(word for path in EVERYTHING for word in re.findall(r"\w+", path.read_text()))
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    defined = [node.name for path in LIBRARY for node in ast.parse(path.read_text()).body if isinstance(node, kinds)]
+    assert not [name for name in defined if words[name] == 1 and not name.startswith("_")]
 
 
 def test_nothing_that_is_shipped_knows_the_device_twin():

@@ -28,6 +28,7 @@ from rlif_lightning.model.packing import Packed, own_rows
 from rlif_lightning.model.plan_hook import HOOKED
 from rlif_lightning.model.scores import AttentionPlan
 from rlif_lightning.model.suitability import choose_attention, planned_hidden, state_of
+from rlif_lightning.model.transformers_internals import attention_of
 from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling
 
@@ -96,7 +97,7 @@ class PolicyModel(nn.Module):
     @property
     def shares_prompts(self) -> bool:
         """Whether attention follows a plan (``attention.py``), so that a group's prompt is computed and stored once."""
-        return self.causal_lm.config._attn_implementation == HOOKED
+        return attention_of(self.causal_lm) == HOOKED
 
     @property
     def vocab_size(self) -> int:

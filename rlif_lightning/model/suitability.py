@@ -20,6 +20,7 @@ from rlif_lightning.model.own_logits import body
 from rlif_lightning.model.packing import Tree
 from rlif_lightning.model.plan_hook import HOOKED, PlanError, attention_layers, following
 from rlif_lightning.model.scores import AttentionPlan
+from rlif_lightning.model.transformers_internals import attention_of, takes_other_attention
 
 # Layers whose output depends on all earlier tokens by other means than attention: kinds in configs, names of classes.
 STATE_KINDS = re.compile("mamba|conv|compressed|linear|recurrent|hybrid|ssm|lstm")
@@ -71,7 +72,7 @@ def choose_attention(model: Any, name: str, replace: bool) -> None:
         )
     if model.device.type == "meta" or _is_causal(model):
         return
-    if model.config._attn_implementation != "eager":
+    if attention_of(model) != "eager":
         model.set_attn_implementation("eager")
         if _is_causal(model):
             return
@@ -83,10 +84,10 @@ def choose_attention(model: Any, name: str, replace: bool) -> None:
 
 def _replace(model: Any) -> str | None:
     """Let the model attend by plans; why not, if it cannot, with its own implementation put back."""
-    own, state = model.config._attn_implementation, state_of(model)
+    own, state = attention_of(model), state_of(model)
     if state is not None:
         return f"it holds state that is not attention: {state}"
-    if not model._supports_attention_backend:
+    if not takes_other_attention(model):
         return "it supports no other backend"
     model.set_attn_implementation(HOOKED)
     if model.device.type == "meta":

@@ -6,7 +6,6 @@ is computed in float32, or in float64 for a float64 model.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -18,27 +17,6 @@ from rlif_lightning.records import TokenStats
 def at_least_float32(values: Tensor) -> Tensor:
     """Half precisions become float32; float32 and float64 stay."""
     return values.float() if values.dtype.itemsize < 4 else values
-
-
-def token_logprob(logits: Tensor, tokens: Tensor) -> Tensor:
-    """``z[token] - logsumexp(z)``: ``[..., V], [...] -> [...]`` nats."""
-    logits = at_least_float32(logits)
-    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-
-
-def token_entropy(logits: Tensor) -> Tensor:
-    """``logsumexp(z) - Σ softmax(z) z``: ``[..., V] -> [...]`` nats, in [0, log V]."""
-    logits = at_least_float32(logits)
-    return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
-
-
-def token_self_certainty(logits: Tensor) -> Tensor:
-    """``KL(uniform || p) = logsumexp(z) - mean(z) - log V``: ``[..., V] -> [...]`` nats, >= 0.
-
-    Source: https://arxiv.org/abs/2505.19590.
-    """
-    logits = at_least_float32(logits)
-    return logits.logsumexp(-1) - logits.mean(-1) - math.log(logits.shape[-1])
 
 
 class SoftmaxParts(NamedTuple):
@@ -72,7 +50,10 @@ def token_stats(
     forbidden: tuple[Tensor, Tensor] | None = None,
     parts: SoftmaxParts | None = None,
 ) -> TokenStats:
-    """The three statistics of each token in one pass over its logits.
+    """The three statistics of each token in one pass over its logits ``z``, in nats.
+
+    The log-probability is ``z[token] - logsumexp(z)``. The entropy is ``logsumexp(z) - Σ softmax(z) z``, in [0, log V].
+    Self-certainty is ``KL(uniform || p) = logsumexp(z) - mean(z) - log V``, >= 0 (https://arxiv.org/abs/2505.19590).
 
     Args:
         logits: ``[N, V]``, divided by the temperature.

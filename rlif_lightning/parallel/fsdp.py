@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.model.transformers_internals import layer_classes
 from rlif_lightning.parallel.partial_loading import empty_model, fill, move_buffers
 from rlif_lightning.parallel.passes import filler, let_go
 from rlif_lightning.parallel.tensor_parallel import clip_split_gradients, gathered_state_dict, is_split
@@ -79,7 +80,7 @@ def sharded_policy(policy: Policy, sharding: Sharding, frozen: bool = False) -> 
 
 
 def _decoder_layers(model: PolicyModel) -> list[torch.nn.Module]:
-    names = set(getattr(model.causal_lm, "_no_split_modules", None) or ())
+    names = layer_classes(model.causal_lm)
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
         raise ValueError(

@@ -18,10 +18,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from rlif_lightning.model.loading import Policy, own_attention, prepared, reading, resolve_model
 from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.model.transformers_internals import cached_or_none, mark_as_loaded
 from rlif_lightning.parallel.tensor_parallel_layers import split_dim
 
 
@@ -42,7 +43,7 @@ def empty_model(policy: Policy) -> Any:
     with suppress(OSError):  # no file: the one made from the model's config stays
         model.generation_config = GenerationConfig.from_pretrained(resolve_model(policy.name), **source)
     for parameter in model.parameters():
-        parameter._is_hf_initialized = True  # so that the next line computes buffers only
+        mark_as_loaded(parameter)  # so that the next line computes buffers only
     _compute_buffers(model)
     return prepared(model, policy)
 
@@ -106,8 +107,7 @@ def _weight_files(policy: Policy) -> dict[str, str]:
     """Tensor's name -> the safetensors file that has it."""
 
     def cached(name: str) -> str | None:
-        missing_is_none = {"_raise_exceptions_for_missing_entries": False}
-        return cached_file(resolve_model(policy.name), name, revision=policy.revision or "main", **missing_is_none)
+        return cached_or_none(resolve_model(policy.name), name, policy.revision or "main")
 
     index = cached(SAFE_WEIGHTS_INDEX_NAME)
     if index is not None:

@@ -20,6 +20,7 @@ from rlif_lightning.model.out_of_memory import is_out_of_memory
 from rlif_lightning.processes.collectives import all_process_objects
 from rlif_lightning.processes.ranks import gone, own_place
 from rlif_lightning.running.events import append_event
+from rlif_lightning.running.lightning_internals import epoch_is_over
 from rlif_lightning.running.own_files import OwnFiles, own_files, told_only
 from rlif_lightning.running.stop_signals import INTERRUPTED
 
@@ -55,7 +56,7 @@ def takes_its_last_step(trainer: Trainer) -> bool:
     """Whether the step that has just been made is the run's last one."""
     loop = trainer.fit_loop
     last = loop.max_epochs is not None and loop.max_epochs != -1 and trainer.current_epoch + 1 >= loop.max_epochs
-    whole = loop.epoch_loop._num_ready_batches_reached()
+    whole = epoch_is_over(trainer)
     return loop.epoch_loop.done and (not whole or last or trainer.should_stop or _at_max_steps(trainer))
 
 

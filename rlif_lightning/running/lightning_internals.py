@@ -1,73 +1,69 @@
-"""What replaces a part of Lightning's Trainer: a loop over steps with one more hook, and a check of the callbacks.
+"""Lightning's private names that this library uses: each is here, with the reason why no public one will do.
 
-Everything here depends on Lightning's private names; nothing else in the project may subclass them.
+A new version of Lightning may rename them. They were read in the version ``READ_IN``; ``tests/test_internals.py`` says
+which of them another version lacks, and finds those that are used without standing here.
+
+A method that is overridden, and an attribute of Lightning's that a subclass of ours sets or reads as its own, can only
+stand in that subclass; ``OVERRIDDEN`` names them all. Whatever else is private is reached through the functions below.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
-from lightning.pytorch import Callback
-from lightning.pytorch.loops.fit_loop import _FitLoop
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.fit_loop import _FitLoop as FitLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop as TrainingEpochLoop
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector as SignalConnector
 
-from rlif_lightning.running.endings import Ending, ending_of, remedy
-from rlif_lightning.running.own_files import read_mark
-from rlif_lightning.running.run_checkpoints import run_checkpoints
+# FitLoop: a run that is over when it begins must not make a step; no hook can say so before the loop begins.
+# TrainingEpochLoop: the only place where a step, its logging and its validation are over has no hook.
+# SignalConnector: Lightning's own handlers run a collective inside of the handler and end with exit code 0.
+__all__ = ["OVERRIDDEN", "READ_IN", "FitLoop", "SignalConnector", "TrainingEpochLoop", "epoch_is_over", "signals_of"]
 
+READ_IN = "2.6.6"
 
-class RunLoop(_FitLoop):
-    """Lightning's loop over epochs; a run that is over when it begins says so, and finishes what a kill cut off."""
-
-    def run(self) -> None:
-        """As Lightning, unless the run is over: then no step is made, and ends are made good that were not reached."""
-        saves = run_checkpoints(self.trainer)
-        if any([callback.stays_over(self.trainer) for callback in saves]):
-            self.trainer.should_stop = True
-        self.setup_data()
-        own: Any = getattr(self.trainer, "own_files", None)
-        nothing = not self.max_batches or self.trainer.limit_train_batches == 0
-        if own is None or own.source is None or nothing or not self.skip:
-            return super().run()
-        ending = next((Ending(**callback.over) for callback in saves if callback.over), ending_of(self.trainer))
-        text = f"this run is over: {ending.message}; nothing is trained; {remedy(ending.reason, ending.by)}"
-        rank_zero_info(text)
-        if not self.trainer.strategy.broadcast(read_mark(own.source_folder).get("ended")):
-            self.on_run_start()
-            self.on_run_end()
-
-
-class StepEnds(_TrainingEpochLoop):
-    """Lightning's loop over steps with one more place to act: when a step, its logging and its validation are over.
-
-    No hook of Lightning's lies there: ``on_train_batch_end`` comes before the step's figures are logged and before its
-    validation, so a run that went on from a checkpoint made there would lack both.
-    """
-
-    def on_advance_end(self, data_fetcher: Any) -> None:
-        """As Lightning, then the run's checkpoints."""
-        if self._skip_next_val:
-            # Resumed where a validation had been made: Lightning passes here without a step, and would count one.
-            self._skip_next_val = False
-            return
-        super().on_advance_end(data_fetcher)
-        module: Any = self.trainer.lightning_module
-        for callback in run_checkpoints(self.trainer):
-            callback.on_step_end(self.trainer, module)
+# Module and class of Lightning's -> private name -> why.
+OVERRIDDEN: dict[str, dict[str, str]] = {
+    "lightning.pytorch.trainer.trainer.Trainer": {
+        "_run": "callbacks are not told which checkpoint a run goes on from",
+        "_signal_connector": "the trainer makes its own and has no argument for another",
+    },
+    "lightning.pytorch.core.module.LightningModule": {
+        "_trainer": "`trainer` raises where there is none, and a module is also built without one",
+    },
+    "lightning.pytorch.trainer.connectors.signal_connector._SignalConnector": {
+        "_original_handlers": "what `teardown` puts back",
+        "_register_signal": "leaves handlers alone outside of the main thread",
+    },
+    "lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop": {
+        "_skip_next_val": "a run that goes on after a validation passes the end of a step without a step",
+    },
+    "lightning.pytorch.strategies.model_parallel.ModelParallelStrategy": {
+        "_save_distributed_checkpoint": "the public argument has no public attribute",
+        "_data_parallel_size": "may be set to all processes only once their number is known",
+        "_tensor_parallel_size": "as above",
+        "_get_process_group_backend": "norms of gradients on the CPU need gloo beside nccl",
+    },
+    "lightning.pytorch.cli.LightningCLI": {
+        "_get": "reads a setting before anything is built, with or without a subcommand",
+        "_parser": "the configuration as text, for what decides a prediction",
+        "_prepare_subcommand_kwargs": "adds arguments of our own to a subcommand",
+        "_parse_ckpt_path": "Lightning opens a checkpoint here to look for settings, before its path is resolved",
+        "_run_subcommand": "the only place around the whole run, for its exit code",
+    },
+    "lightning.pytorch.loggers.csv_logs.CSVLogger": {"_experiment": "the writer, which is replaced by one of ours"},
+    "lightning.fabric.loggers.csv_logs._ExperimentWriter": {
+        "_rewrite_with_new_header": "empties the file first, so that a kill in between loses every row",
+    },
+}
 
 
-def refuse_twins(callbacks: list[Callback]) -> None:
-    """Refuse two callbacks whose states would be one entry of a checkpoint; an overlay may have added the second.
+def signals_of(trainer: Trainer) -> Any:
+    """What handles the signals to a trainer's process."""
+    return trainer._signal_connector
 
-    Raises:
-        ValueError: names them and the remedy.
-    """
-    keys = Counter(callback.state_key for callback in callbacks if is_overridden("state_dict", callback))
-    if twins := sorted(key for key, count in keys.items() if count > 1):
-        raise ValueError(
-            f"trainer.callbacks={', '.join(twins)}: more than once; leave out one config or `callbacks+` that adds it,"
-            " or change the one that is there (--trainer.callbacks.ARGUMENT=... sets the last one's)"
-        )
+
+def epoch_is_over(trainer: Trainer) -> bool:
+    """Whether the step that has just been made was its epoch's last; the loop's ``done`` has other reasons as well."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()

@@ -20,6 +20,7 @@ from rlif_lightning.running.checkpoint_files import write_checkpoint
 from rlif_lightning.running.checkpoint_names import BEST, SUFFIX
 from rlif_lightning.running.endings import ending_of, still_decided, takes_its_last_step
 from rlif_lightning.running.leftovers import remove_leftovers
+from rlif_lightning.running.lightning_internals import epoch_is_over, signals_of
 from rlif_lightning.running.own_files import OwnFiles, locate, own_files, told_only
 from rlif_lightning.running.stop_signals import StopSignals
 
@@ -73,9 +74,9 @@ class RunCheckpoints(Checkpoint):
                 f"monitor={self.monitor!r} is of evaluations, and trainer.limit_val_batches=0 makes none; evaluate, or"
                 " set monitor to null"
             )
-        if not isinstance(trainer._signal_connector, StopSignals):
+        self.signals = signals_of(trainer)
+        if not isinstance(self.signals, StopSignals):
             raise TypeError("RunCheckpoints saves at the ends of steps, which needs rlif_lightning.trainer.RLIFTrainer")
-        self.signals = trainer._signal_connector
         self.off = bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
         self.own = own_files(trainer)
         self.folder = self.own.folder / "checkpoints"
@@ -111,7 +112,7 @@ class RunCheckpoints(Checkpoint):
         Raises:
             SystemExit: after a signal, once everything is saved.
         """
-        if not self.off and not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+        if not self.off and not epoch_is_over(trainer):
             self._save_what_is_due(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:

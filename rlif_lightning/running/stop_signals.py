@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from rlif_lightning.processes.collectives import all_process_sum
+from rlif_lightning.running.lightning_internals import SignalConnector
 
 TRY_AGAIN = 75
 INTERRUPTED = 130
 ASKING = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class StopSignals(_SignalConnector):
+class StopSignals(SignalConnector):
     """Takes down that a signal came while training; elsewhere there is nothing to finish and it acts at once."""
 
     def __init__(self, trainer: Trainer):
