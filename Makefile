@@ -11,10 +11,10 @@ quickstart: $(VENV)/.installed ## train the embedded model from its own feedback
 	$(BIN)/python -m rlif_lightning fit --config configs/quickstart.yaml
 
 test: $(VENV)/.installed-dev lint ## everything that CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(VENV)/.installed-dev ## without the tests that take over ten seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(VENV)/.installed-dev ## style and types
 	$(BIN)/ruff check .

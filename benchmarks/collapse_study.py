@@ -12,6 +12,7 @@ folder for each run, ``summary.json``, ``runs.csv``, ``table.md``, ``accuracy.pn
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import shutil
@@ -21,8 +22,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
 
 from benchmarks.collapse_plots import draw_arms, draw_figures
 from benchmarks.collapse_summary import by_arm, measure, outcome_table, read_run, watch_table
@@ -112,7 +111,10 @@ def summarise(jobs: list[Job], out: Path) -> None:
     measured = [measure(run) for run in runs]
     arms = by_arm(measured)
     (out / "summary.json").write_text(json.dumps({"arms": arms, "runs": measured}, indent=1))
-    pd.DataFrame(measured).to_csv(out / "runs.csv", index=False)
+    with (out / "runs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(measured[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(measured)
     (out / "table.md").write_text(outcome_table(arms) + "\n" + watch_table(arms))
     draw_arms(runs, out / "accuracy.png")
     draw_figures(runs, out / "figures.png")

@@ -13,10 +13,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import pandas as pd
-
 from callbacks.events import read_events
 from callbacks.label_free_stopping import StopRule, first_stop
+from rlif_lightning.running.metrics_csv import read_logged
 
 CURVES = {
     "accuracy": "val/accuracy",
@@ -59,18 +58,22 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
     Raises:
         ValueError: the run has no evaluation with labels.
     """
-    table = pd.read_csv(folder / "metrics.csv")
-    if CURVES["accuracy"] not in table:
+    logged = read_logged(folder / "metrics.csv")
+    if CURVES["accuracy"] not in logged.columns:
         raise ValueError(f"{folder} has no val/accuracy: was it evaluated, with data.answer_column set?")
-    table["rollout"] = table["policy/entropy"].notna().cumsum()
-    evaluated = table[table[CURVES["accuracy"]].notna()].groupby("rollout", as_index=False).last()
+    done, evaluated = 0, {}  # rollouts -> the figures of the last evaluation after so many
+    for cells in logged.rows:
+        row = {name: cell for name, cell in cells.items() if cell != "nan"}
+        done += "policy/entropy" in row
+        if CURVES["accuracy"] in row:
+            evaluated[done] = evaluated.get(done, dict.fromkeys(logged.columns, "nan")) | row
     events = [event for event in read_events(folder) if event["source"] == "CollapseGuard"]
     stopped = first_stop(folder / "metrics.csv", StopRule())
     return Run(
         arm,
         seed,
-        [int(rollout) for rollout in evaluated["rollout"]],
-        {name: [float(value) for value in evaluated[column]] for name, column in CURVES.items()},
+        list(evaluated),
+        {name: [float(row[column]) for row in evaluated.values()] for name, column in CURVES.items()},
         [event["rollout"] for event in events if event["kind"] == "alarm"],
         [event["rollout"] for event in events if event["kind"] in ACTED],
         None if stopped is None else stopped[0],

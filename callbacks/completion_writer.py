@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from io import StringIO
@@ -21,6 +20,7 @@ from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.processes.ranks import writes_rows
 from rlif_lightning.running.run_folder import naming, run_folder
+from rlif_lightning.whole_files import replaced
 
 FORMATS = ("jsonl", "parquet")
 PIPE_WIDTH = 160  # columns of a table that is printed into a file or a pipe
@@ -144,14 +144,8 @@ def write_records(folder: Path, records: list[dict[str, Any]], format: str, part
 
     path = folder / "completions" / f"{part}{suffix}.parquet"
     path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        with naming(path):
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, _schema(records[0])), unfinished)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
-    os.replace(unfinished, path)
+    with naming(path), replaced(path, path.with_suffix(".unfinished")) as unfinished:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, _schema(records[0])), unfinished)
 
 
 def _schema(record: dict[str, Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +17,7 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.parallel.fsdp import whole_state_dict
 from rlif_lightning.processes.collectives import all_process_attempt
+from rlif_lightning.running.best_value import check_mode, is_better
 from rlif_lightning.running.leftovers import EXPORTS, remove_half_written
 from rlif_lightning.running.own_files import OwnFiles, own_files
 from rlif_lightning.running.run_folder import check_place
@@ -59,8 +59,7 @@ class HFExporter(Callback):
         merge_lora: bool = False,
         dtype: str | None = None,
     ):
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode={mode!r} is unknown; use max or min")
+        check_mode(mode)
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is unknown; use one of {', '.join(DTYPES)}, or null")
         if not last and monitor is None:
@@ -110,14 +109,9 @@ class HFExporter(Callback):
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(f"monitor={self.monitor!r} was not logged; known: {sorted(trainer.callback_metrics)}")
         value = float(trainer.callback_metrics[self.monitor])  # reduced over ranks: all of them decide alike
-        if self._is_better(value):
+        if is_better(value, self.best, self.mode):
             self.best = value
             self._export(trainer, pl_module, "best")
-
-    def _is_better(self, value: float) -> bool:
-        if math.isnan(value) or self.best is None:
-            return not math.isnan(value)
-        return value > self.best if self.mode == "max" else value < self.best
 
     def on_train_end(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         """Write ``last``.

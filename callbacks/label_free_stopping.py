@@ -7,7 +7,6 @@ ones. It stops both where the vote has no more to say, which is early in the fir
 
 from __future__ import annotations
 
-import csv
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+
+from rlif_lightning.running.metrics_csv import read_logged
 
 # What each limit is about: in training, and on the held-out prompts of a validation.
 SIGNALS = {
@@ -129,16 +130,13 @@ def first_stop(metrics: str | Path, rule: StopRule, signals: str = "train") -> t
         ValueError: the file lacks a watched column; names it.
     """
     names, watch = _columns(signals, rule), StopWatch(rule)
-    with Path(metrics).open(newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := sorted(set(names.values()) - set(reader.fieldnames or [])):
-            raise ValueError(f"{metrics} has no column {missing[0]!r}; {_remedy(signals, missing[0])}")
-        seen = 0
-        for row in reader:
-            if all(row[column] for column in names.values()):
-                seen += 1
-                if reason := watch.add({name: float(row[column]) for name, column in names.items()}):
-                    return seen, reason
+    logged = read_logged(Path(metrics))
+    if missing := sorted(set(names.values()) - set(logged.columns)):
+        raise ValueError(f"{metrics} has no column {missing[0]!r}; {_remedy(signals, missing[0])}")
+    known = [row for row in logged.rows if row.keys() >= set(names.values())]
+    for seen, row in enumerate(known, 1):
+        if reason := watch.add({name: float(row[column]) for name, column in names.items()}):
+            return seen, reason
     return None
 
 

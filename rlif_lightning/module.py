@@ -116,7 +116,7 @@ class RLIFModule(LightningModule):
         self.engine = engine or NativeEngine()
         self.evaluator = Evaluator(evaluation)
         self.budget = TokenBudget(micro_batch_tokens)
-        self.plan = UpdatePlan(updates_per_rollout, epochs_per_rollout, micro_batch_tokens, seed, old_logprobs)
+        self.plan = UpdatePlan(updates_per_rollout, epochs_per_rollout, seed, old_logprobs)
         self.optimizer_plan = OptimizerPlan(
             learning_rate, lr_schedule, warmup_steps, schedule_steps, weight_decay, betas, max_grad_norm
         )

@@ -1,4 +1,4 @@
-"""Drawing tokens: settings, counter-based uniforms, and the inverse of the cumulative distribution. Pure functions.
+"""Drawing tokens: settings, counter-based uniforms, inverse cumulative distribution; importance ratios. Pure functions.
 
 The uniform that draws token t of completion g of data-set row i at rollout step s depends on (seed, s, i, g, t) alone,
 so a completion does not change with its batch, with early leaving, with the number of ranks, or on resume.
@@ -19,6 +19,7 @@ VALIDATION_STEP, PREDICTION_STEP = 2**62, 2**62 + 1
 # users have none: the order of training prompts and the bootstrap, which draw from different problems.
 PURPOSES = {"sampling": 0, "coin": 1, "shuffle": 2, "preflight": 3, "request": 4}
 SUM_BLOCK = 256  # weights summed before they are accumulated
+MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: keeps a ratio finite in float32 with room to multiply
 
 
 @dataclass(frozen=True)
@@ -196,3 +197,8 @@ def truncate_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tenso
         threshold = torch.where(before < top_p, ordered, torch.inf).amin(-1, keepdim=True)
         logits = logits.masked_fill(logits < threshold, -torch.inf)
     return logits
+
+
+def importance_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """``rho = exp(clamp(logprobs - old_logprobs, -20, 20))``, elementwise."""
+    return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from rlif_lightning.running.checkpoint_search import find_checkpoints
+from rlif_lightning.running.metrics_csv import read_logged
 
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch")
 VERSION = re.compile(r"^version_\d+/")
@@ -33,10 +33,10 @@ def merged_rows(root: Path) -> tuple[dict[tuple[int, bool], dict[str, str]], int
     found: dict[tuple[int, bool], dict[str, str]] = {}
     again = 0
     for path in (version / "metrics.csv" for version in versions(root)):
-        for row in csv.DictReader(path.read_text().splitlines() if path.exists() else []):
-            if None in row.values() or not row["step"]:
-                continue  # the line at which the process was killed
-            kept = {k: v for k, v in row.items() if v and "time/" not in k and "per_second" not in k}
+        for row in read_logged(path).rows if path.exists() else []:
+            if "step" not in row:
+                continue
+            kept = {k: v for k, v in row.items() if "time/" not in k and "per_second" not in k}
             place = (int(row["step"]), "val/entropy" in kept)
             if place in found and found[place] != kept:
                 raise RuntimeError(f"{path}: {place} was {found[place]}, is {kept}")

@@ -61,9 +61,9 @@ def test_frozen_weights_under_adapters_are_cast_once_and_stay_frozen(tiny_models
     policy = load(tiny_models[ARCHITECTURES[0]], lora=LoRA(rank=2, alpha=4))
     frozen = [name for name, parameter in policy.named_parameters() if not parameter.requires_grad]
     (weight,) = [parameter for name, parameter in policy.named_parameters() if "layers.0.mlp.up_proj.base" in name]
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), torch.inference_mode(inference):
-        with CastsOf(weight) as casts:
-            rollout = generate_many(policy, 512, SAMPLINGS["plain"])
+    autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
+    with autocast, torch.inference_mode(inference), CastsOf(weight) as casts:
+        rollout = generate_many(policy, 512, SAMPLINGS["plain"])
     assert rollout.lengths.max() > 5
     assert casts.count == 1
     assert [name for name, parameter in policy.named_parameters() if not parameter.requires_grad] == frozen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.metadata
 import inspect
 import re
 import subprocess
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "rlif_lightning"
 LIBRARY = sorted((ROOT / PACKAGE).rglob("*.py"))
 CALLBACKS = sorted((ROOT / "callbacks").rglob("*.py"))
-SCRIPTS = [path for folder in ("examples", "scripts", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
+SCRIPTS = [path for folder in ("examples", "scripts", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 EVERYTHING = [*LIBRARY, *CALLBACKS, *SCRIPTS]
 # The rooms in the order of the data flow: a file may import its own room and those before it, never a later one.
 ROOMS = [
@@ -28,6 +29,7 @@ ROOMS = [
     "metric_names",
     "sampling",
     "masked",
+    "whole_files",
     "processes",
     "data",
     "model",
@@ -90,6 +92,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+DISTRIBUTIONS = functools.cache(importlib.metadata.packages_distributions)
 MODULES = {module_of(path): path for path in LIBRARY}
 IMPORTS = {module: imported(path) & set(MODULES) - {PACKAGE} for module, path in MODULES.items()}
 
@@ -176,14 +179,39 @@ def test_public_things_have_docstrings(path):
     assert not [node.name for node in public if not ast.get_docstring(node)]
 
 
-def test_every_dependency_is_pinned():
+def distribution(requirement: str) -> str:
+    """The normalised name in a requirement such as ``PyYAML>=6``."""
+    return re.split(r"[\[<>=]", requirement)[0].lower().replace("_", "-")
+
+
+def declared(*extras: str) -> set[str]:
+    """The distributions that pyproject.toml asks for, with these extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
-    pinned = {
-        line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()
-    }
-    names = {re.split(r"[\[<>=]", dependency)[0].lower().replace("_", "-") for dependency in wanted}
-    assert not names - pinned - {"rlif-lightning"}
+    wanted = [*project["dependencies"], *(d for name in extras for d in project["optional-dependencies"][name])]
+    return {distribution(dependency) for dependency in wanted}
+
+
+EXTRAS = ("lora", "gguf", "reasoning", "vllm")
+
+
+def test_every_dependency_is_pinned():
+    pinned = {distribution(line) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert not declared(*EXTRAS, "dev") - pinned - {"rlif-lightning"}
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_import_is_declared(path):
+    """By what this machine's packages say which of them has a module; the name of the module where none has it.
+
+    Scripts and benchmarks are run from a checkout, and may need what developers have. ``benchmarks/trl_step.py`` is run
+    in an environment of its own, into which its user installs TRL.
+    """
+    siblings = {other.stem for other in path.parent.glob("*.py")} | {"rlif_lightning", "callbacks", "benchmarks"}
+    names = {module.split(".")[0] for module in imported(path)} - sys.stdlib_module_names - siblings
+    known = DISTRIBUTIONS()
+    needed = {distribution(known.get(name, [name])[0]) for name in names}
+    allowed = declared(*EXTRAS, *(["dev"] if path in SCRIPTS else []))
+    assert not needed - allowed - ({"trl"} if path.name == "trl_step.py" else set())
 
 
 def test_nothing_that_is_shipped_knows_the_device_twin():

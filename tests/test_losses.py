@@ -14,12 +14,12 @@ from rlif_lightning.learning.losses import (
     aggregation_weights,
     clipped_marks,
     clipped_surrogate,
-    importance_ratio,
     kl_cov_penalty,
     plain_surrogate,
     reference_kl,
     token_covariance,
 )
+from rlif_lightning.sampling import importance_ratio
 
 GOLDEN_LOGPROBS = torch.tensor([[-1.0, -3.0, -0.5, -2.0]])
 GOLDEN_ADVANTAGES = torch.tensor([[1.0, -1.0, 1.0, -1.0]])

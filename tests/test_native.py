@@ -7,6 +7,8 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from conftest import ARCHITECTURES
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.packing import pack
@@ -158,6 +160,19 @@ def test_a_special_token_in_a_stop_string_counts(tiny_models):
         assert text == (spoken[:-1] if decode(ids).endswith("7<pad>") else spoken)
         cut += 1
     assert cut > 2
+
+
+def test_a_stop_string_may_take_a_token_for_each_of_its_bytes():
+    """Eight characters of three bytes each, in a vocabulary of bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bare = Tokenizer(models.BPE(vocab={byte: number for number, byte in enumerate(alphabet)}, merges=[]))
+    bare.pre_tokenizer, bare.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare)
+    stop = "答案到此结束了。"
+    ids = torch.tensor([tokenizer("等于七。" + stop).input_ids])
+    assert ids.shape == (1, 12 * 3)
+    ends = torch.tensor([ids.shape[1] - 1, ids.shape[1]])
+    assert StopStrings(tokenizer, [stop]).found(ids, torch.tensor([0, 0]), ends).tolist() == [False, True]
 
 
 def test_a_text_is_cut_before_a_stop_string_with_a_special_token(tiny_models):

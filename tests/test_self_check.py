@@ -27,6 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import rlif_lightning.model.attention as attention
+import rlif_lightning.model.masks as masks
 import rlif_lightning.model.policy as policy_module
 import rlif_lightning.model.suitability as suitability
 import rlif_lightning.rollout.self_check as self_check
@@ -58,13 +59,15 @@ def forget(monkeypatch):
 
 def lose_the_scale(monkeypatch):
     """The head alone, without what the model does to its output."""
-    monkeypatch.setattr(PolicyModel, "head", lambda self, hidden: self.causal_lm.get_output_embeddings()(hidden))
+    monkeypatch.setattr(
+        PolicyModel, "head", lambda self, hidden, weight=None: self.causal_lm.get_output_embeddings()(hidden)
+    )
 
 
 def take_the_wrong_head(monkeypatch):
     """The embedding's weights, as if the head were tied to them."""
 
-    def head(self, hidden):
+    def head(self, hidden, weight=None):
         return hidden @ self.causal_lm.get_input_embeddings().weight.T
 
     monkeypatch.setattr(PolicyModel, "head", head)
@@ -84,8 +87,9 @@ def lose_the_plan(monkeypatch):
 
 def ignore_the_window(monkeypatch):
     """Layers with a window see everything."""
-    seen = attention._causal
-    monkeypatch.setattr(attention, "_causal", lambda queries, keys, window: seen(queries, keys, None))
+    seen = masks.seen_keys
+    for module in (attention, masks):
+        monkeypatch.setattr(module, "seen_keys", lambda queries, keys, window: seen(queries, keys, None))
 
 
 def leave_the_noise_on(monkeypatch):
@@ -171,7 +175,7 @@ def test_where_eager_does_not_help_another_model_is_recommended(tmp_path, monkey
 
 
 def test_what_an_architecture_raises_is_part_of_the_error(tmp_path, monkeypatch):
-    def head(self, hidden):
+    def head(self, hidden, weight=None):
         raise AttributeError("no attribute 'conv_states'")
 
     monkeypatch.setattr(PolicyModel, "head", head)

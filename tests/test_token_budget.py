@@ -40,6 +40,11 @@ def asked(tokens: int, most: int, seen: list[int]) -> int:
     return tokens
 
 
+def test_a_budget_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"^micro_batch_tokens=0 must be at least 1$"):
+        TokenBudget(0)
+
+
 def test_the_budget_is_halved_until_there_is_room():
     budget, seen, undone = TokenBudget(100), [], []
     with pytest.warns(UserWarning, match="out of memory") as told:

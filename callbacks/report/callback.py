@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +15,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from callbacks.report.read import Run, read_run
 from rlif_lightning.running.own_files import told_only
 from rlif_lightning.running.run_folder import naming, run_folder
+from rlif_lightning.whole_files import replaced
 
 PACKAGES = ("rlif-lightning", "torch", "lightning", "transformers", "peft", "datasets", "numpy")
 
@@ -53,14 +53,8 @@ def write_report(runs: list[Run], out: Path, title: str) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        with naming(path):
-            unfinished.write_bytes(content)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
-    os.replace(unfinished, path)
+    with naming(path), replaced(path) as unfinished:
+        unfinished.write_bytes(content)
 
 
 class RunReport(Callback):

@@ -6,7 +6,6 @@ is missing becomes a note for the reader of the report.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import yaml
 
 from rlif_lightning.metric_names import VALIDATION
+from rlif_lightning.running.metrics_csv import read_logged
 
 PLACE = ("epoch", "step")
 
@@ -99,11 +99,13 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[Curves, Curves]:
     Lightning numbers a rollout's row by the rollouts before it, and an evaluation's row now by those before the last
     one and now by all of them; here x is always the number of rollouts that were done.
     """
-    lines = _whole_lines(path, notes)
+    logged = read_logged(path)
+    if logged.torn:
+        notes.append(_torn(path))
     training: list[dict[str, float]] = []
     evaluation: list[dict[str, float]] = []
-    for cells in csv.DictReader(lines):
-        row = {name: _as_float(cell) for name, cell in cells.items() if isinstance(name, str) and name}
+    for cells in logged.rows:
+        row = {name: _as_float(cell) for name, cell in cells.items()}
         step = row.get("step", math.nan)
         if not math.isfinite(step):
             continue
@@ -136,9 +138,13 @@ def _whole_lines(path: Path, notes: list[str]) -> list[str]:
     text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
     lines = text.splitlines()
     if text and not text.endswith("\n"):
-        notes.append(f"The last line of {path.name} is torn and left out: the run was killed, or is still writing.")
+        notes.append(_torn(path))
         lines.pop()
     return lines
+
+
+def _torn(path: Path) -> str:
+    return f"The last line of {path.name} is torn and left out: the run was killed, or is still writing."
 
 
 def read_jsonl(path: Path, notes: list[str]) -> list[dict[str, Any]]:

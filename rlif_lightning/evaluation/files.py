@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks, writes_rows
 from rlif_lightning.running.run_folder import run_folder
+from rlif_lightning.whole_files import replaced
 
 
 class EvaluationFiles(Callback):
@@ -56,9 +57,8 @@ class EvaluationFiles(Callback):
         place = (entry["stage"], entry["rollouts"])
         entries = [old for old in entries if (old["stage"], old["rollouts"]) != place]
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps([*entries, entry], indent=1))
-        unfinished.replace(path)
+        with replaced(path, path.with_suffix(".tmp")) as unfinished:
+            unfinished.write_text(json.dumps([*entries, entry], indent=1))
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Open the file of completions."""

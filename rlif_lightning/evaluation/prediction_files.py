@@ -22,6 +22,7 @@ from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.processes.ranks import writes_rows
 from rlif_lightning.running.run_folder import check_place, naming, run_folder
+from rlif_lightning.whole_files import replaced
 
 COLUMNS = {
     "index": pa.int64(),
@@ -243,8 +244,7 @@ class _Parquet(_Output):
         if not self.records:
             return
         name = f"completions-{self.rank:05d}-{self.records[0]['index']:012d}"
-        unfinished = self.folder / f"{name}.tmp"
-        with naming(unfinished):
+        path, unfinished = self.folder / f"{name}.parquet", self.folder / f"{name}.tmp"
+        with naming(unfinished), replaced(path, unfinished):
             pq.write_table(pa.Table.from_pylist(self.records, self.schema), unfinished)
-        unfinished.replace(self.folder / f"{name}.parquet")
         self.records = []

@@ -11,16 +11,11 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.processes.collectives import all_rank_mean_std, all_rank_sum
+from rlif_lightning.sampling import MAX_LOG_RATIO, importance_ratio
 
-MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: keeps a ratio finite in float32 with room to multiply
 ROUNDING = 1e-12  # relative: a value this near to the mean of float64 sums is the mean
 AGGREGATIONS = ("token_mean", "sequence_mean", "constant")
 KL_KINDS = ("k1", "k2", "k3", "k3_ratio")
-
-
-def importance_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """``rho = exp(clamp(logprobs - old_logprobs, -20, 20))``, elementwise."""
-    return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def plain_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> Tensor:

@@ -22,13 +22,18 @@ class TokenBudget(nn.Module):
     the one that was stopped; another configured number starts anew from that.
 
     Args:
-        tokens: the configured number.
+        tokens: the configured number, ``micro_batch_tokens``, prompts and padding included.
+
+    Raises:
+        ValueError: it is less than 1.
     """
 
     state: Tensor
 
     def __init__(self, tokens: int):
         super().__init__()
+        if tokens < 1:
+            raise ValueError(f"micro_batch_tokens={tokens} must be at least 1")
         self.configured = tokens
         self.register_buffer("state", torch.tensor([tokens, tokens]))
 

@@ -37,19 +37,17 @@ class UpdatePlan:
     Args:
         updates_per_rollout: mini-batches of whole groups in one pass, one optimiser step each.
         epochs_per_rollout: passes over the rollout.
-        micro_batch_tokens: budget of one forward and backward pass, prompts and padding included.
         seed: of the shuffling of groups.
         old_logprobs: sampler | rescored: where those of all mini-batches but the first come from.
     """
 
     updates_per_rollout: int = 4
     epochs_per_rollout: int = 1
-    micro_batch_tokens: int = 8192
     seed: int = 0
     old_logprobs: str = "sampler"
 
     def __post_init__(self) -> None:
-        for name in ("updates_per_rollout", "epochs_per_rollout", "micro_batch_tokens"):
+        for name in ("updates_per_rollout", "epochs_per_rollout"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.old_logprobs not in SOURCES:

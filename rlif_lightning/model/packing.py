@@ -194,7 +194,7 @@ def to_device(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     if device.type == "cpu":
         return list(parts)
     line = torch.cat([part.flatten() for part in parts])
-    if device.type == "cuda" and not line.is_cuda:  # as it is where the default device is a GPU
-        line = line.pin_memory()
-    moved = line.to(device, non_blocking=True).split([part.numel() for part in parts])
+    pinned = device.type == "cuda" and not line.is_cuda  # as it is where the default device is a GPU
+    line = line.pin_memory() if pinned else line
+    moved = line.to(device, non_blocking=pinned).split([part.numel() for part in parts])
     return [values.view(part.shape) for values, part in zip(moved, parts, strict=True)]

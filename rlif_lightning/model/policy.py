@@ -71,8 +71,7 @@ class PolicyModel(nn.Module):
         self._end_ids: dict[tuple[Any, ...], Tensor] = {}
         if frozen:
             self.requires_grad_(False)
-        with torch.device("cpu"):  # what a trial makes; Lightning builds models with a GPU as the default device
-            choose_attention(self.causal_lm, policy.name, replace=policy.attention == "sdpa")
+        choose_attention(self.causal_lm, policy.name, replace=policy.attention == "sdpa")
         switch_noise_off(self.causal_lm)
         self.limits = ContextLimits.of(self.causal_lm)
         self.train()

@@ -18,9 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import score_tokens
 from rlif_lightning.records import Prompts, Rollout
-from rlif_lightning.sampling import Sampling, cut_at_stop
-
-MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: a ratio stays finite where there is no cap
+from rlif_lightning.sampling import Sampling, cut_at_stop, importance_ratio
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,7 @@ def truncated_ratio(logprobs: Tensor, engine_logprobs: Tensor, max_ratio: float)
 
     https://fengyao.notion.site/off-policy-rl, https://openreview.net/forum?id=8MHqvb4lK9
     """
-    ratio = (logprobs - engine_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    return ratio.clamp(max=max_ratio)
+    return importance_ratio(logprobs, engine_logprobs).clamp(max=max_ratio)
 
 
 def as_rollout(

@@ -151,5 +151,6 @@ def upload(values: Tensor, device: torch.device, into: Tensor | None = None) -> 
     """``values`` of the CPU on the device, for which the host does not wait; at the address of ``into``, if given."""
     if device.type == "cpu":
         return values
-    pinned = values.pin_memory() if device.type == "cuda" else values
-    return pinned.to(device, non_blocking=True) if into is None else into.copy_(pinned, non_blocking=True)
+    pinned = device.type == "cuda"  # elsewhere the host waits, or it could change the values before they are copied
+    values = values.pin_memory() if pinned else values
+    return values.to(device, non_blocking=pinned) if into is None else into.copy_(values, non_blocking=pinned)

@@ -23,7 +23,8 @@ class StopStrings:
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]):
         self.tokenizer, self.stop = tokenizer, list(stop)
-        self.tail = max(map(len, self.stop), default=0) + STOP_TAIL
+        # A character may take as many tokens as it has bytes.
+        self.tail = max((len(string.encode()) for string in self.stop), default=0) + STOP_TAIL
 
     def found(self, ids: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
         """``[n]`` bool: which of the completions have a stop string among their last tokens.

@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException, IncompleteRead
@@ -33,6 +32,7 @@ from rlif_lightning.processes.collectives import all_process_attempt, all_rank_o
 from rlif_lightning.processes.ranks import num_data_ranks
 from rlif_lightning.rollout.external_samples import Drawn
 from rlif_lightning.rollout.vllm_worker import shape_of
+from rlif_lightning.whole_files import replaced
 
 MAX_CONNECTIONS = 256  # prompts under way at a time; the server batches them
 EXCERPT = 500  # characters of a server's answer in an error
@@ -141,14 +141,12 @@ class VLLMServer:
             deque(weights, maxlen=0)  # of a divided policy each is gathered from all ranks
             return
         whole = {name: weight.to("cpu", self.dtype).contiguous() for name, weight in weights}
-        path, unfinished = self.folder / FILE, self.folder / f".{policy_id}.unfinished"
+        path = self.folder / FILE
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(whole, unfinished, {"policy_id": policy_id})
-            os.replace(unfinished, path)
+            with replaced(path, self.folder / f".{policy_id}.unfinished") as unfinished:
+                save_file(whole, unfinished, {"policy_id": policy_id})
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                unfinished.unlink()
             raise RuntimeError(f"weights_folder={self.folder}: the weights cannot be written: {error}") from error
         hint = f"; the file was {path}, which the server must see under the same name, and no other run write"
         arguments = {"path": str(path), "policy_id": policy_id}

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.running.checkpoint_names import SUFFIX, place_of, remove_checkpoint, unfinished_name
+from rlif_lightning.whole_files import force_to_disk, replaced
 
 FILES = "files.json"  # in a folder of shards: name -> size of each file
 
@@ -48,18 +49,13 @@ class CheckpointFile(TorchCheckpointIO):
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = unfinished_name(path)
         try:
-            with unfinished.open("wb") as file:
+            with replaced(path, unfinished_name(path), durable=True) as unfinished, unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
-            _force_to_disk(unfinished)
-            os.replace(unfinished, path)
         except BaseException as error:
-            unfinished.unlink(missing_ok=True)
             if (said := _disk_error(error)) is not None:
                 raise OSError(said.errno, said.strerror, str(path)) from error
             raise
-        _force_to_disk(path.parent)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Read tensors and plain values, never anything that runs."""
@@ -136,15 +132,7 @@ def finish_folder(unfinished: Path, path: Path) -> None:
     sizes = {str(file.relative_to(unfinished)): file.stat().st_size for file in unfinished.rglob("*") if file.is_file()}
     (unfinished / FILES).write_text(json.dumps(sizes, indent=1))
     for file in [*unfinished.rglob("*"), unfinished]:
-        _force_to_disk(file)
+        force_to_disk(file)
     remove_checkpoint(path)
     os.replace(unfinished, path)
-    _force_to_disk(path.parent)
-
-
-def _force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    force_to_disk(path.parent)

@@ -1,9 +1,11 @@
-"""metrics.csv, whose rows survive a crash at any moment."""
+"""metrics.csv: written so that its rows survive a crash at any moment, and read as far as it is whole."""
 
 from __future__ import annotations
 
 import csv
+import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,36 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from rlif_lightning.running.run_folder import naming
+from rlif_lightning.whole_files import replaced
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What a ``metrics.csv`` holds.
+
+    Attributes:
+        columns: the figures' names, ``epoch`` and ``step`` among them.
+        rows: the cells of each row as text, the empty ones left out.
+        torn: the last line was not whole, and is left out: the run was killed, or is still writing.
+    """
+
+    columns: list[str]
+    rows: list[dict[str, str]]
+    torn: bool
+
+
+def read_logged(path: Path) -> Logged:
+    """Read a ``metrics.csv``; zero bytes, which a power cut leaves, are passed over.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    # Neither the csv module's line ends nor those inside of a quoted name are those of str.splitlines.
+    text = path.read_bytes().decode("utf-8", errors="replace").replace("\0", "")
+    whole = text[: text.rfind("\n") + 1]
+    reader = csv.DictReader(io.StringIO(whole, newline=""))
+    rows = [{name: cell for name, cell in row.items() if name and cell} for row in reader]
+    return Logged(list(reader.fieldnames or []), rows, len(whole) < len(text))
 
 
 class MetricsTable(CSVLogger):
@@ -35,9 +67,8 @@ class _Writer(ExperimentWriter):
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Lightning empties the file and writes it again: a process killed in between would lose every row."""
-        unfinished = f"{self.metrics_file_path}.unfinished"
-        with open(self.metrics_file_path, newline="") as old, open(unfinished, "w", newline="") as new:
+        path = Path(self.metrics_file_path)
+        with replaced(path) as unfinished, path.open(newline="") as old, unfinished.open("w", newline="") as new:
             writer = csv.DictWriter(new, fieldnames=fieldnames)
             writer.writeheader()
             writer.writerows(csv.DictReader(old))
-        os.replace(unfinished, self.metrics_file_path)

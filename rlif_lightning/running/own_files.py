@@ -22,6 +22,7 @@ from typing import Any
 
 from rlif_lightning.running.checkpoint_names import remove_checkpoint
 from rlif_lightning.running.run_folder import run_folder
+from rlif_lightning.whole_files import replaced
 
 MARK, ALIVE = "run.json", ".alive"
 HERE = "."  # the name of a run's folder that is the root itself
@@ -112,9 +113,8 @@ class OwnFiles:
     def _settle(self, facts: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         mark = {"run": self.run, "folder": HERE if self.is_root else self.folder.name, "process": os.getpid(), **facts}
-        unfinished = self.folder / f"{MARK}.unfinished"
-        unfinished.write_text(json.dumps(mark, indent=1), encoding="utf-8")
-        os.replace(unfinished, self.folder / MARK)
+        with replaced(self.folder / MARK) as unfinished:
+            unfinished.write_text(json.dumps(mark, indent=1), encoding="utf-8")
         if not self._holds:
             self._holds = True
             held = os.open(self.folder / ALIVE, os.O_RDWR | os.O_CREAT)

@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from rlif_lightning.processes.collectives import all_process_objects
+from rlif_lightning.running.best_value import check_mode, is_better
 from rlif_lightning.running.checkpoint_files import write_checkpoint
 from rlif_lightning.running.checkpoint_names import BEST, SUFFIX
 from rlif_lightning.running.endings import ending_of, still_decided, takes_its_last_step
@@ -43,8 +44,7 @@ class RunCheckpoints(Checkpoint):
     def __init__(self, every: int = 10, keep: int | None = 2, monitor: str | None = None, mode: str = "max"):
         if every < 1 or (keep is not None and keep < 1):
             raise ValueError(f"every={every}, keep={keep}: both must be at least 1 (keep=null keeps all)")
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode={mode!r} is unknown; use max or min")
+        check_mode(mode)
         self.every, self.keep, self.monitor, self.mode = every, keep, monitor, mode
         self.kept: list[Path] = []
         self.best: float | None = None
@@ -156,15 +156,12 @@ class RunCheckpoints(Checkpoint):
         if self.monitor is None or self.monitor not in trainer.callback_metrics:
             return
         value = float(trainer.callback_metrics[self.monitor])  # reduced over ranks: all of them decide alike
-        if math.isnan(value) or (self.best is not None and not self._better(value, self.best)):
+        if not is_better(value, self.best, self.mode):
             return
         old, self.best, self.best_path = self.best_path, value, self.folder / BEST
         write_checkpoint(trainer, self.best_path)
         if trainer.is_global_zero and old is not None and old != self.best_path:
             self._own.remove(old)
-
-    def _better(self, value: float, than: float) -> bool:
-        return value > than if self.mode == "max" else value < than
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """From here on a signal need not wait for a step.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from shapes import tried
 
 from rlif_lightning import cli
 from rlif_lightning.running.checkpoint_search import find_checkpoints
+from rlif_lightning.running.metrics_csv import read_logged
 
 QUICKSTART = ["fit", "--config=configs/quickstart.yaml", "--trainer.accelerator=cuda", "--trainer.devices=1"]
 SHORT = [
@@ -46,8 +46,8 @@ def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Ten
 
 def logged(root: Path, column: str) -> list[float]:
     """The values of one column of the run's figures."""
-    rows = csv.DictReader((root / "version_0" / "metrics.csv").open(newline=""))
-    return [float(row[column]) for row in rows if row.get(column)]
+    rows = read_logged(root / "version_0" / "metrics.csv").rows
+    return [float(row[column]) for row in rows if column in row]
 
 
 def quickstart(out: Path) -> dict[str, Any]:

@@ -27,7 +27,6 @@ const Device HOST(at::kCPU);
 const Device TWIN(at::kCUDA, 0);  // the only one
 
 // ---- memory and device
-
 struct DeviceMemory final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     void* place = bytes ? c10::alloc_cpu(bytes) : nullptr;
@@ -42,10 +41,8 @@ std::mutex pinned_lock;
 std::unordered_set<const void*> pinned;
 
 void unpin(void* place) {
-  {
-    std::lock_guard<std::mutex> locked(pinned_lock);
-    pinned.erase(place);
-  }
+  std::lock_guard<std::mutex> locked(pinned_lock);
+  pinned.erase(place);
   c10::free_cpu(place);
 }
 
@@ -65,14 +62,8 @@ struct Guard final : c10::impl::NoOpDeviceGuardImpl<at::kCUDA> {
   Device exchangeDevice(Device) const override { return TWIN; }
   Device getDevice() const override { return TWIN; }
   c10::Stream getStream(Device) const noexcept override { return c10::Stream(c10::Stream::DEFAULT, TWIN); }
-  c10::Stream getDefaultStream(Device) const override { return getStream(TWIN); }
-  c10::Stream getNewStream(Device, int) const override { return getStream(TWIN); }
   c10::Stream exchangeStream(c10::Stream stream) const noexcept override { return stream; }
   void record(void**, const c10::Stream&, const DeviceIndex, const c10::EventFlag) const override {}
-  void block(void*, const c10::Stream&) const override {}
-  bool queryEvent(void*) const override { return true; }
-  void synchronizeEvent(void*) const override {}
-  void synchronizeDevice(const DeviceIndex) const override {}
 };
 
 struct Hooks final : at::CUDAHooksInterface {
@@ -82,7 +73,6 @@ struct Hooks final : at::CUDAHooksInterface {
   bool isAvailable() const override { return true; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
   DeviceIndex deviceCount() const override { return 1; }
-  int getNumGPUs() const override { return 1; }
   DeviceIndex getCurrentDevice() const override { return 0; }
   Device getDeviceFromPtr(void*) const override { return TWIN; }
   at::Allocator* getPinnedMemoryAllocator() const override { return &pinned_memory; }
@@ -93,7 +83,6 @@ struct Hooks final : at::CUDAHooksInterface {
 };
 
 // ---- names of one memory
-
 void release(void* kept) { delete static_cast<c10::Storage*>(kept); }
 
 // A pointer to a storage's bytes under a device's name; it keeps the storage alive.
@@ -134,7 +123,6 @@ void take_over(const Tensor& ours, const Tensor& hosts) {
 }
 
 // ---- the operation
-
 class Call {
  public:
   explicit Call(const c10::OperatorHandle& op) : op_(op) {}
@@ -223,16 +211,15 @@ Tensor& copy(Tensor& self, const Tensor& source, bool) {
 }
 
 // ---- attention
-
 enum Kernel { MATH, FLASH, EFFICIENT };
 std::array<std::atomic<int64_t>, 3> taken{};
 
 // Which kernel CUDA takes for float32 and 16-bit numbers, without dropout and cuDNN: PyTorch's rules in our words.
-Kernel choose(const Tensor& query, const Tensor& key, bool masked) {
+Kernel choose(const Tensor& query, const Tensor& key, const Tensor& value, bool masked) {
   const bool half = query.element_size() == 2, grouped = query.size(1) != key.size(1);
   const auto size = query.size(-1);
   Kernel kernel = MATH;
-  if (half && !masked && size <= 256) kernel = FLASH;
+  if (half && !masked && size <= 256 && size == value.size(-1)) kernel = FLASH;
   else if (!grouped && query.element_size() <= 4 && size % (half ? 8 : 4) == 0) kernel = EFFICIENT;
   ++taken[kernel];
   return kernel;
@@ -245,6 +232,9 @@ Tensor fused(const Tensor& query, Tensor key, Tensor value, const std::optional<
     key = key.repeat_interleave(repeats, 1);
     value = value.repeat_interleave(repeats, 1);
   }
+  if (value.size(-1) != query.size(-1))  // which CUDA's efficient kernel takes and the CPU's does not
+    return std::get<0>(
+        at::_scaled_dot_product_attention_math(query, key, value, bias, dropout, causal, std::nullopt, scale, false));
   return std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout, causal, bias, scale));
 }
 
@@ -258,7 +248,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
               " key.dtype: ", key.dtype(), " and value.dtype: ", value.dtype(), " instead.");
   const bool masked = mask && mask->defined();
   TORCH_CHECK(!masked || mask->device() == query.device(), "Expected attn_mask to be on the same device as query");
-  if (choose(query, key, masked) == MATH)
+  if (choose(query, key, value, masked) == MATH)
     return std::get<0>(
         at::_scaled_dot_product_attention_math(query, key, value, mask, dropout, causal, std::nullopt, scale, grouped));
   auto bias = mask;
@@ -269,7 +259,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
 
 // torch.nn.attention.bias.causal_lower_right: CUDA's kernels know it without a mask, the CPU's kernel needs one.
 Tensor lower_right(const Tensor& query, const Tensor& key, const Tensor& value, std::optional<double> scale) {
-  choose(query, key, false);
+  choose(query, key, value, false);
   const auto rows = query.size(-2), reach = key.size(-2);
   auto seen = at::ones({rows, reach}, at::kFloat).tril(reach - rows).log().to(query.scalar_type());
   return fused(query, key, value, renamed(seen, TWIN), 0.0, false, scale);
@@ -278,7 +268,6 @@ Tensor lower_right(const Tensor& query, const Tensor& key, const Tensor& value, 
 }  // namespace
 
 // ---- registration
-
 namespace c10::impl {
 C10_REGISTER_GUARD_IMPL(CUDA, ::Guard);
 }

@@ -164,7 +164,8 @@ def _copied(storage: torch.UntypedStorage) -> torch.UntypedStorage:
 def _takes_flash(given: Any, debug: bool = False) -> bool:
     """As ``choose`` in backend.cpp."""
     half, size = given.query.element_size() == 2, given.query.shape[-1]
-    return given.query.is_cuda and half and given.attn_mask is None and size <= 256
+    fits = size <= 256 and size == given.value.shape[-1]
+    return given.query.is_cuda and half and given.attn_mask is None and fits
 
 
 def _causal_bias(kind: type, *shape: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_architectures import save_tiny, tiny_config
 
 from device_twin.counting import first_difference, watched
 from device_twin.workload import DEVICE
@@ -63,6 +64,22 @@ def test_completions_are_the_cpus(policies, monkeypatch, name, max_rows):
         ours, theirs = getattr(found.stats, part), getattr(expected.stats, part)
         torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-4)
         assert not ours[~found.mask].any()
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "deepseek_v3"])
+def test_windows_soft_caps_and_latent_heads_keep_to_their_row(kind, tmp_path):
+    """Places of longer rows and prompts are taken again; values of another size than keys."""
+    dense = {"first_k_dense_replace": 2} if kind == "deepseek_v3" else {}
+    name = save_tiny(tiny_config(kind, **dense), tmp_path)
+    sampling, rollouts = Sampling(max_new_tokens=20), []
+    for device, max_rows in (("cpu", 512), ("cuda", 3)):
+        policy = PolicyModel(Policy(name)).to(device)
+        policy.eos_ids = list(range(2, 12))
+        rollouts.append(generate(policy, device, sampling, max_rows))
+    expected, found = rollouts
+    assert len(set(expected.lengths.tolist())) > 3
+    assert torch.equal(found.completion_ids.cpu(), expected.completion_ids)
+    torch.testing.assert_close(found.stats.logprobs.cpu(), expected.stats.logprobs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
