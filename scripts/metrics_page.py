@@ -33,13 +33,14 @@ SECTIONS = {
 
 def tables() -> str:
     """As Markdown, a section for each first part of the names."""
-    parts = []
+    parts, bar = [], r"\|"
     for prefix, title in SECTIONS.items():
         parts += [f"## {title}", "| figure | unit | what it is | over | computed in |\n| --- | --- | --- | --- | --- |"]
         for name, figure in LOGGED.items():
             if name.startswith(f"{prefix}/"):
                 owner = f"[{Path(figure.owner).name}](../{figure.owner})"
-                parts.append(f"| `{name}` | {figure.unit} | {figure.meaning} | {figure.over} | {owner} |")
+                cells = (f"`{name}`", figure.unit, figure.meaning, figure.over, owner)
+                parts.append(f"| {' | '.join(cell.replace('|', bar) for cell in cells)} |")
         parts.append("")
     return "\n".join(parts).rstrip()
 
