@@ -37,7 +37,7 @@ from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import clip_gradients
-from rlif_lightning.processes.collectives import all_rank_sum
+from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks, share_rows
 from rlif_lightning.records import Prompts, RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
@@ -217,9 +217,7 @@ class RLIFModule(LightningModule):
 
     def _log(self, metrics: dict[str, Any], batch_size: int) -> None:
         shown = {"policy/entropy", "rollout/length", "vote/largest_cluster"}
-        values = [torch.as_tensor(each, dtype=torch.float32, device=self.device) for each in metrics.values()]
-        means = self.trainer.strategy.reduce(torch.hstack(values).detach(), reduce_op="mean")  # one message for all
-        for name, value in zip(metrics, means, strict=True):
+        for name, value in all_process_means(metrics, self.device).items():
             bar = name in shown or (name.startswith("reward/") and name.endswith("/mean"))
             self.log(name, value, prog_bar=bar, batch_size=batch_size)
 

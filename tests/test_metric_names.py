@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import test_rescoring
-from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_run import BASE, fit
 
@@ -55,28 +54,10 @@ HEADS = {
 LOOP = {kind: {"kind": "linear", "start": 0.1, "end": 0.05, "steps": 2} for kind in ("weight", "fraction")}
 
 
-class Counting(Callback):
-    """Counts how often the strategy reduces anything over processes in a training step."""
-
-    calls = 0
-
-    def reduce(self, *given, **named):
-        Counting.calls += 1
-        return self.strategy.__class__.reduce(self.strategy, *given, **named)
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.strategy = trainer.strategy
-        self.strategy.reduce = self.reduce
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        del self.strategy.reduce
-
-
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory) -> Path:
     """The folder of a run, and a test of its policy, with all that logs: each head, callback, detector and engine."""
     folder = tmp_path_factory.mktemp("everything")
-    Counting.calls = 0
     objective = {"class_path": "KLCov", "init_args": {"reference_kl": {"weight": 0.01}}}
     given = [
         "--data.source=test_two_processes.ProgrammingProblems",
@@ -86,7 +67,6 @@ def everything(tmp_path_factory) -> Path:
     ]
     callbacks = [{"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}} for name in CALLBACKS]
     callbacks[CALLBACKS.index("HFExporter")]["init_args"] = {"monitor": "val/accuracy"}
-    callbacks.append({"class_path": "test_metric_names.Counting"})
     added = [f"--trainer.callbacks+={json.dumps(each)}" for each in callbacks if each["class_path"] != "SamplerGap"]
     fit(folder, "--compare=true", *given, "--trainer.check_val_every_n_epoch=1", *added)
     cli.main(
@@ -131,12 +111,6 @@ def test_tensorboard_has_the_same_figures(everything):
         events = EventAccumulator(str(path)).Reload()
         found |= set(events.Tags()["scalars"])
     assert found - {"epoch", "hp_metric"} == columns(everything)
-
-
-@pytest.mark.slow
-def test_a_rollouts_figures_cross_ranks_together(everything):
-    """One reduction for what the module logs in each of the two rollouts."""
-    assert Counting.calls == 2
 
 
 def series_of(panel: Panel) -> Iterator[str]:

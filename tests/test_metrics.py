@@ -26,6 +26,7 @@ from rlif_lightning.evaluation.metrics import (
     TokenEntropy,
     pass_at_k,
 )
+from rlif_lightning.processes.collectives import all_process_means
 from rlif_lightning.records import Prompts
 
 
@@ -157,4 +158,31 @@ def run_rank(rank: int, folder: str) -> None:
     )
     report = evaluated([[0, 2], [4]] if rank == 0 else [[1], [3]])
     (Path(folder) / f"{rank}.json").write_text(json.dumps(report))
+    dist.destroy_process_group()
+
+
+def test_figures_of_two_processes_are_averaged_by_name_and_never_mixed_up(tmp_path):
+    torch.multiprocessing.spawn(average_on_rank, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["means"] == {"a": 2.0, "b": 0.5}
+        own, other = ("vote", "gold") if rank == 0 else ("gold", "vote")
+        assert own in found["error"]
+        assert other not in found["error"]
+    assert all_process_means({"a": 3}, torch.device("cpu"))["a"] == 3.0  # one process alone
+
+
+def average_on_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    cpu = torch.device("cpu")
+    means = all_process_means({"a": torch.tensor(1.0 + 2 * rank), "b": rank}, cpu)
+    found: dict[str, object] = {"means": {name: float(value) for name, value in means.items()}}
+    try:
+        all_process_means({"a": 1.0, "gold" if rank else "vote": 2.0}, cpu)
+    except RuntimeError as error:
+        found["error"] = str(error)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -53,6 +54,32 @@ def all_rank_max(values: Tensor) -> Tensor:
     largest = values.detach().clone()
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return largest
+
+
+def all_process_means(figures: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """The mean of each figure over all processes, in one message (a collective).
+
+    Args:
+        figures: single numbers by name; every process has the same names in the same order.
+        device: where the means shall lie, float32.
+
+    Raises:
+        RuntimeError: the processes have different names: their figures would be mixed up.
+    """
+    if not figures:
+        return {}
+    values = torch.hstack([torch.as_tensor(each, dtype=torch.float32, device=device) for each in figures.values()])
+    if num_processes() > 1:
+        sign = crc32("\n".join(figures).encode())
+        signs = torch.tensor([sign, -sign], device=device)
+        dist.all_reduce(signs, dist.ReduceOp.MAX)
+        if int(signs[0]) != -int(signs[1]):
+            raise RuntimeError(
+                f"processes log different figures, this one {', '.join(figures)}; a reward head or an objective must"
+                " log the same names on every process (NaN where it has no number)"
+            )
+        values = all_process_sum(values) / num_processes()
+    return dict(zip(figures, values.detach(), strict=True))
 
 
 def all_rank_objects(value: T) -> list[T]:
