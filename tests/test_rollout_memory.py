@@ -34,11 +34,11 @@ def short_of_memory(policy: PolicyModel, most: int, fail: Callable[[], None]) ->
     """From the third token on the head has no memory for more than ``most`` rows."""
     head, calls = policy.head, []
 
-    def limited(hidden):
+    def limited(hidden, *weight):
         calls.append(len(hidden))
         if len(hidden) > most and len(calls) > 2 and not torch.is_grad_enabled():
             fail()
-        return head(hidden)
+        return head(hidden, *weight)
 
     policy.head = limited
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -119,8 +121,9 @@ def test_a_group_of_one_has_no_advantage_and_is_refused_by_name(advantage):
     advantage.check(2)
 
 
-def test_vllm_s_sampling_is_checked_before_vllm_is_asked_for(capsys, tmp_path):
+def test_vllm_s_sampling_is_checked_in_setup(capsys, tmp_path, monkeypatch):
     """Also where evaluation alone samples in a way that vLLM does not have."""
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))  # nothing of it is used before the check
     sampling = "--model.evaluation.sampling={max_new_tokens: 8, min_new_tokens: 3, stop: ['#']}"
     kept = [
         *base("--compare"),
