@@ -60,6 +60,7 @@ def sections() -> dict[str, Any]:
         "resume": runs.resume,
         **{f"steps-{shape}": partial(passes.steps, shape) for shape in passes.STEPS},
         "ranks": runs.ranks,
+        "vllm": runs.vllm,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import torch
 from shapes import tried
 
 from rlif_lightning import cli
+from rlif_lightning.model.loading import resolve_model
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 from rlif_lightning.running.metrics_csv import read_logged
 
@@ -81,6 +84,22 @@ def resume(out: Path) -> dict[str, Any]:
     third = sorted(find_checkpoints(out / "whole"), key=lambda path: path.stat().st_mtime)[2]
     resumed = weights(run([*short, f"--ckpt_path={third}"], out / "resumed")[0])
     return {"a repeated run": largest_difference(first, again), "a resumed run": largest_difference(first, resumed)}
+
+
+def vllm(out: Path) -> dict[str, Any]:
+    """The native engine beside vLLM on the embedded model, by ``scripts/compare_engines.py``.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it printed.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        return {"not run": "vllm is not installed"}
+    model = resolve_model("rlif-arithmetic")
+    command = [sys.executable, "scripts/compare_engines.py", f"--model={model}", f"--out={out / 'compare.json'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-600:])
+    return json.loads((out / "compare.json").read_text())
 
 
 def ranks(out: Path) -> dict[str, Any]:
