@@ -17,7 +17,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlif_lightning.model.masks import as_bias, seen_by_completions, seen_keys
-from rlif_lightning.model.packing import Tree, to_device
+from rlif_lightning.model.packing import Tree, upload_together
 from rlif_lightning.model.scores import Scores
 
 WASTE = 1.25  # trees are joined in one call while padding makes at most this many times their own query-key pairs,
@@ -210,7 +210,7 @@ class TreePlan:
                 where[grid[valid]] = torch.arange(offset, offset + grid.numel()).view(grid.shape)[valid]
                 offset += grid.numel()
         in_order = torch.equal(where, torch.arange(offset))
-        *indices, where = to_device([*(x for layout in layouts for x in layout.indices()), where], device)
+        *indices, where = upload_together([*(x for layout in layouts for x in layout.indices()), where], device)
         self.where = None if in_order else where
         self.blocks = [Block(layout, indices[4 * i : 4 * i + 4]) for i, layout in enumerate(layouts)]
         self.keep_prompts = keep_prompts

@@ -158,7 +158,7 @@ def _build(
     slots = torch.cat([torch.full((lengths[row],), slot) for slot, row in enumerate(rows)])
     steps = torch.cat([torch.arange(lengths[row]) for row in rows])
     indices = (torch.tensor(rows), positions(trees), torch.cat(sources), slots, steps)
-    row_index, position_ids, source, slots, steps = to_device(indices, completion_ids.device)
+    row_index, position_ids, source, slots, steps = upload_together(indices, completion_ids.device)
     return Packed(
         rows=row_index,
         input_ids=torch.cat(tokens),
@@ -181,20 +181,25 @@ def positions(trees: Sequence[Tree]) -> Tensor:
     return torch.cat(pieces)
 
 
-def to_device(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Several tensors of one type, on a device, in one copy for which the host does not wait.
+def upload(values: Tensor, device: torch.device, into: Tensor | None = None) -> Tensor:
+    """A tensor on a device; one of the CPU is pinned for a GPU, and the host goes on at once.
 
     Args:
-        parts: of any shapes.
-        device: where they are needed.
-
-    Returns:
-        The same tensors there, views of one.
+        values: on the CPU, or there already.
+        device: where it is needed.
+        into: a tensor there whose address is kept; without effect where the device is the CPU.
     """
     if device.type == "cpu":
+        return values
+    pinned = device.type == "cuda" and not values.is_cuda  # elsewhere the host waits: it could change the values
+    values = values.pin_memory() if pinned else values
+    return values.to(device, non_blocking=pinned) if into is None else into.copy_(values, non_blocking=pinned)
+
+
+def upload_together(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Several tensors of one type and any shapes on a device, in one copy: views of one tensor there."""
+    if device.type == "cpu":
         return list(parts)
-    line = torch.cat([part.flatten() for part in parts])
-    pinned = device.type == "cuda" and not line.is_cuda  # as it is where the default device is a GPU
-    line = line.pin_memory() if pinned else line
-    moved = line.to(device, non_blocking=pinned).split([part.numel() for part in parts])
+    line = upload(torch.cat([part.flatten() for part in parts]), device)
+    moved = line.split([part.numel() for part in parts])
     return [values.view(part.shape) for values, part in zip(moved, parts, strict=True)]

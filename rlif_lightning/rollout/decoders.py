@@ -16,10 +16,10 @@ from transformers import DynamicCache
 
 from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.own_logits import body
-from rlif_lightning.model.packing import Tree, positions
+from rlif_lightning.model.packing import Tree, positions, upload
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
-from rlif_lightning.rollout.places import Arrangement, upload
+from rlif_lightning.rollout.places import Arrangement
 
 CACHE_TOLERANCE = 0.05  # of the largest hidden state; in half precision a cache rounds differently
 

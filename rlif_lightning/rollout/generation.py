@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rlif_lightning.model.packing import upload
 from rlif_lightning.records import Prompts
 from rlif_lightning.rollout.drawing import Drawer, TokenReading
-from rlif_lightning.rollout.places import Places, close_gaps, upload
+from rlif_lightning.rollout.places import Places, close_gaps
 from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.sampling import Sampling, counter_uniforms
 

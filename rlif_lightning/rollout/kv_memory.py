@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.model.attention import Block
+from rlif_lightning.model.packing import upload
 from rlif_lightning.model.scores import Scores
-from rlif_lightning.rollout.places import Arrangement, Places, close_gaps, meeting_points, rounded, upload
+from rlif_lightning.rollout.places import Arrangement, Places, close_gaps, meeting_points, rounded
 
 FIRST_ROOM = 64  # tokens of its own that a row has room for at first; doubled when they are full
 ROW_UNIT, PROMPT_UNIT, OWN_UNIT = 8, 16, 64  # on a GPU rows, tokens of prompts and own tokens are multiples of these
@@ -87,11 +88,11 @@ class SharedPrefixMemory:
             self.layers[layer] = self._allocate(keys, values)
         start = self.seen.get(layer, 0)
         self.seen[layer] = start + len(keys)
-        pairs = torch.cat([keys.to(values.dtype), values], -1).transpose(1, 2)
+        pairs = torch.cat([keys, values], -1).transpose(1, 2)
         self.layers[layer].prompts[self.new[start : start + len(keys)], :, : keys.shape[1]] = pairs
 
     def _allocate(self, keys: Tensor, values: Tensor) -> LayerMemory:
-        """In the values' precision: under autocast, rotary angles make keys float32, to be cast in each product."""
+        """In the precision that keys and values come in (``model/scores.py``)."""
         heads, size = keys.shape[2], keys.shape[3] + values.shape[3]
         # Zeros, since what lies beyond a prompt's end is multiplied by a probability of 0: it must be finite.
         prompts = values.new_zeros((self.prompt_room, heads, self.max_prompt, size))
@@ -187,7 +188,7 @@ class SharedPrefixMemory:
         Results go into tensors of the memory's precision, which also keeps autocast from casting again.
         """
         memory, (n, heads, tokens, size), kv = self.layers[layer], query.shape, key.shape[1]
-        pairs = torch.cat([key.to(value.dtype), value], -1)
+        pairs = torch.cat([key, value], -1)
         memory.own[self.counting[:n].unsqueeze(1), :, self.at] = pairs.transpose(1, 2)
         place, grid = self.meetings[kv]
         (keys, values), (prompt_keys, prompt_values) = (
@@ -196,7 +197,7 @@ class SharedPrefixMemory:
         )
         lines, own = heads // kv * tokens, slice(self.width, None)
         scale = size**-0.5 if scores.scaling is None else scores.scaling
-        query = query.to(value.dtype).reshape(-1, lines, size)
+        query = query.reshape(-1, lines, size)
         products = value.new_empty((n * kv, lines, self.width + self.reach))
         met = query.index_select(0, grid).view(len(prompt_keys), -1, size)
         met = _product(met, prompt_keys.transpose(1, 2), scale)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rlif_lightning.model.packing import upload
+
 EMPTY = -1
 
 
@@ -145,12 +147,3 @@ def rounded(number: int, unit: int) -> int:
     """The next multiple of ``unit``, or of a power of two that makes it more by a quarter at most."""
     step = max(unit, 1 << max((number - 1).bit_length() - 3, 0))
     return -(-number // step) * step
-
-
-def upload(values: Tensor, device: torch.device, into: Tensor | None = None) -> Tensor:
-    """``values`` of the CPU on the device, for which the host does not wait; at the address of ``into``, if given."""
-    if device.type == "cpu":
-        return values
-    pinned = device.type == "cuda"  # elsewhere the host waits, or it could change the values before they are copied
-    values = values.pin_memory() if pinned else values
-    return values.to(device, non_blocking=pinned) if into is None else into.copy_(values, non_blocking=pinned)
