@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import transformers
+from page_tables import replaced
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -118,8 +119,7 @@ def main() -> None:
         print(rows[-1].line, flush=True)
     print(summary(rows))
     if args.write:
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}")
+        PAGE.write_text(replaced(PAGE.read_text(), (BEGIN, END), table(rows)))
     if args.check:
         sys.exit(different(rows, PAGE.read_text()))
 

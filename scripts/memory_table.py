@@ -10,10 +10,10 @@ of small models. Not counted: the CUDA context, workspaces of libraries, and hol
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from page_tables import command_line
 
 from rlif_lightning.model.head import PIECE
 from rlif_lightning.model.policy import KEPT_LOGITS, MAX_LOGITS
@@ -275,18 +275,8 @@ def table() -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN) if BEGIN in page else (page, END)
-    found = f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
-    print(table())
-    if args.write:
-        PAGE.write_text(found)
-    if args.check and found != page:
-        sys.exit("docs/scale.md has another table; run scripts/memory_table.py --write")
+    stale = "docs/scale.md has another table; run scripts/memory_table.py --write"
+    command_line(__doc__, PAGE, (BEGIN, END), table(), stale)
 
 
 if __name__ == "__main__":

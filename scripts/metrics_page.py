@@ -7,9 +7,9 @@ python scripts/metrics_page.py --check    # exit code 1 if the page has others
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
+
+from page_tables import command_line, replaced
 
 from rlif_lightning.metric_names import LOGGED
 
@@ -47,23 +47,13 @@ def tables() -> str:
 
 def written(page: str) -> str:
     """The page with today's tables."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n{tables()}\n{END}{rest.split(END)[1]}"
+    return replaced(page, (BEGIN, END), tables())
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    page = PAGE.read_text()
-    found = written(page)
-    print(tables())
-    if args.write:
-        PAGE.write_text(found)
-    if args.check and found != page:
-        sys.exit("docs/metrics.md has other tables; run scripts/metrics_page.py --write")
+    stale = "docs/metrics.md has other tables; run scripts/metrics_page.py --write"
+    command_line(__doc__, PAGE, (BEGIN, END), tables(), stale)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
-import sys
 from pathlib import Path
 
+import memory_table as memory
 import pytest
 import torch
 from torch import Tensor
@@ -22,10 +21,6 @@ from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
 ROOT = Path(__file__).resolve().parent.parent
-SPEC = importlib.util.spec_from_file_location("memory_table", ROOT / "scripts" / "memory_table.py")
-memory = importlib.util.module_from_spec(SPEC)
-sys.modules["memory_table"] = memory  # dataclasses look their module up
-SPEC.loader.exec_module(memory)
 Shape, Line, Run = memory.Shape, memory.Line, memory.Run
 
 SHAPES = {

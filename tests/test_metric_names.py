@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import csv
-import importlib.util
 import json
 import re
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+import metrics_page
 import pytest
 import test_rescoring
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -32,9 +32,6 @@ from rlif_lightning.metric_names import LOGGED, VALIDATION, entry_of
 from rlif_lightning.rewards import RewardHead
 
 ROOT = Path(__file__).resolve().parent.parent
-SPEC = importlib.util.spec_from_file_location("metrics_page", ROOT / "scripts" / "metrics_page.py")
-metrics_page = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(metrics_page)
 
 STAGES = [stage + end for stage in ("val", "test") for end in ("", "_low", "_high")]
 PREFIXES = {entry.split("/")[0] for entry in LOGGED} - {"<stage>"} | set(STAGES)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import random_policy, random_prompts, tried
+from shapes import SHAPES, random_policy, random_prompts, tried
 from torch.profiler import ProfilerActivity, profile
 
 from rlif_lightning.learning.old_logprobs import rollout_logprobs
@@ -106,15 +106,22 @@ def kernels(_: Path) -> dict[str, Any]:
     return found
 
 
-STEPS: dict[str, dict[str, int]] = {
-    "1M": {},
-    "SmolLM2-135M": {
-        "hidden": 576, "layers": 30, "heads": 9, "kv-heads": 3, "intermediate": 1536, "vocab": 49152,
-    },
-    "Qwen2.5-1.5B": {
-        "hidden": 1536, "layers": 28, "heads": 12, "kv-heads": 2, "intermediate": 8960, "vocab": 151936,
-    },
-}  # fmt: skip
+STEPS = ("1M", "SmolLM2-135M", "Qwen2.5-1.5B")  # the benchmark's own default, and two of SHAPES
+
+
+def flags_of(shape: str) -> list[str]:
+    """A shape as ``benchmarks/step.py`` takes it."""
+    if shape not in SHAPES:
+        return []
+    config: Any = SHAPES[shape]
+    return [
+        f"--hidden={config.hidden_size}",
+        f"--layers={config.num_hidden_layers}",
+        f"--heads={config.num_attention_heads}",
+        f"--kv-heads={config.num_key_value_heads}",
+        f"--intermediate={config.intermediate_size}",
+        f"--vocab={config.vocab_size}",
+    ]
 
 
 def steps(shape: str, out: Path) -> dict[str, Any]:
@@ -124,7 +131,7 @@ def steps(shape: str, out: Path) -> dict[str, Any]:
         RuntimeError: it failed; with the end of what it printed.
     """
     work = ["--lengths=random", "--group-size=8", "--prompts-per-step=16", "--max-new-tokens=256", "--steps=3"]
-    work += [f"--{flag}={value}" for flag, value in STEPS[shape].items()]
+    work += flags_of(shape)
     work += ["--gradient-checkpointing"] * (shape == "Qwen2.5-1.5B")
     command = [sys.executable, "benchmarks/step.py", "--accelerator=cuda", "--bf16", "--tie-embeddings"]
     command += [*work, "--micro-batch=32", f"--out={out / 'step.json'}"]
