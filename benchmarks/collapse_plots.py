@@ -32,11 +32,20 @@ def draw_arms(runs: Sequence[Run], out: Path, columns: int = 4) -> None:
     )
     for axis, arm in zip(axes.flat, arms, strict=False):
         for run in (run for run in runs if run.arm == arm):
-            (line,) = axis.plot(run.rollouts, run.curves["accuracy"], linewidth=1.2, label=f"seed {run.seed}")
+            (line,) = axis.plot(
+                run.rollouts, run.curves["accuracy"], linewidth=1.2, label=f"seed {run.seed}"
+            )
             if run.alarms:
                 at = min(run.alarms)
                 height = np.interp(at, run.rollouts, run.curves["accuracy"])
-                axis.plot([at], [height], marker="v", markersize=7, color=line.get_color(), markeredgecolor="black")
+                axis.plot(
+                    [at],
+                    [height],
+                    marker="v",
+                    markersize=7,
+                    color=line.get_color(),
+                    markeredgecolor="black",
+                )
         axis.set_title(arm, fontsize=9)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -45,7 +54,8 @@ def draw_arms(runs: Sequence[Run], out: Path, columns: int = 4) -> None:
     axes[0, 0].set_ylim(0, 1)
     figure.supxlabel("rollout", fontsize=9)
     figure.suptitle(
-        "accuracy on held-out problems, a line for each seed; triangle: the guard's first alarm", fontsize=10
+        "accuracy on held-out problems, a line for each seed; triangle: the guard's first alarm",
+        fontsize=10,
     )
     _save(figure, out)
 
@@ -58,8 +68,12 @@ def draw_figures(runs: Sequence[Run], out: Path) -> None:
     for axis, (name, label) in zip(axes.flat, LABELS.items(), strict=False):
         for arm, (color, style) in zip(arms, styles, strict=False):
             rollouts, values = common(arm, runs, name)
-            axis.plot(rollouts, values.mean(0), color=color, linestyle=style, linewidth=1.3, label=arm)
-            axis.fill_between(rollouts, values.min(0), values.max(0), color=color, alpha=0.1, linewidth=0)
+            axis.plot(
+                rollouts, values.mean(0), color=color, linestyle=style, linewidth=1.3, label=arm
+            )
+            axis.fill_between(
+                rollouts, values.min(0), values.max(0), color=color, alpha=0.1, linewidth=0
+            )
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("rollout", fontsize=8)
         axis.set_ylim(bottom=0)

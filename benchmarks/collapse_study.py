@@ -5,8 +5,9 @@
     python -m benchmarks.collapse_study --summarise                  # of the runs that are finished
     python -m benchmarks.collapse_study -- --model.learning_rate=5e-5    # one more setting, for every arm
 
-Runs that are finished are skipped, so a study that was cut off goes on; each run has one thread. In ``--out`` appear a
-folder for each run, ``summary.json``, ``runs.csv``, ``table.md``, ``accuracy.png`` and ``figures.png``.
+Runs that are finished are skipped, so a study that was cut off goes on; each run has one thread. In
+``--out`` appear a folder for each run, ``summary.json``, ``runs.csv``, ``table.md``,
+``accuracy.png`` and ``figures.png``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ from benchmarks.collapse_summary import by_arm, measure, outcome_table, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "study"
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 @dataclass(frozen=True)
@@ -74,18 +79,29 @@ class Job:
         self.folder.mkdir(parents=True)
         started = time.perf_counter()
         with (self.folder / "log.txt").open("w") as log:
-            done = subprocess.run(self.command, cwd=ROOT, env={**os.environ, **ONE_THREAD}, stdout=log, stderr=log)
+            done = subprocess.run(
+                self.command, cwd=ROOT, env={**os.environ, **ONE_THREAD}, stdout=log, stderr=log
+            )
         if done.returncode:
-            raise RuntimeError(f"{self.arm}, seed {self.seed}: exit code {done.returncode}, see {self.folder}/log.txt")
+            raise RuntimeError(
+                f"{self.arm}, seed {self.seed}: exit code {done.returncode}, see"
+                f" {self.folder}/log.txt"
+            )
         seconds = time.perf_counter() - started
-        (self.folder / "finished.json").write_text(json.dumps({"settings": self.settings, "seconds": seconds}))
+        (self.folder / "finished.json").write_text(
+            json.dumps({"settings": self.settings, "seconds": seconds})
+        )
         return seconds
 
 
 def run_all(jobs: list[Job], at_once: int) -> list[str]:
     """Make the runs that are not finished; what went wrong, in sentences."""
     due = [job for job in jobs if not job.finished]
-    print(f"{len(jobs) - len(due)} of {len(jobs)} runs are finished; {len(due)} to go, {at_once} at a time", flush=True)
+    print(
+        f"{len(jobs) - len(due)} of {len(jobs)} runs are finished; {len(due)} to go, {at_once} at"
+        " a time",
+        flush=True,
+    )
     failures = []
     with ThreadPoolExecutor(at_once) as pool:
         futures = {pool.submit(job.run): job for job in due}
@@ -95,7 +111,10 @@ def run_all(jobs: list[Job], at_once: int) -> list[str]:
                 failures.append(str(error))
                 print(f"[{number}/{len(due)}] FAILED {error}", flush=True)
             else:
-                print(f"[{number}/{len(due)}] {job.arm}, seed {job.seed}: {future.result():.0f} s", flush=True)
+                print(
+                    f"[{number}/{len(due)}] {job.arm}, seed {job.seed}: {future.result():.0f} s",
+                    flush=True,
+                )
     return failures
 
 
@@ -129,17 +148,27 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: 1 if a run failed; 2 for an unknown arm.
     """
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", default=known, choices=known, metavar="ARM", help=", ".join(known))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--arms", nargs="+", default=known, choices=known, metavar="ARM", help=", ".join(known)
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder (default: %(default)s)")
-    parser.add_argument("--at-once", type=int, default=2, help="runs at the same time (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/study"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=2, help="runs at the same time (default: %(default)s)"
+    )
     parser.add_argument("--summarise", action="store_true", help="make no run")
     parser.add_argument("extra", nargs="*", help="settings for every run, after --")
     given = parser.parse_args(args)
     out = given.out.resolve()
     jobs = [
-        Job(arm, seed, out / arm / f"seed_{seed}", tuple(given.extra)) for seed in given.seeds for arm in given.arms
+        Job(arm, seed, out / arm / f"seed_{seed}", tuple(given.extra))
+        for seed in given.seeds
+        for arm in given.arms
     ]
     failures = [] if given.summarise else run_all(jobs, given.at_once)
     if not failures or any(job.finished for job in jobs):

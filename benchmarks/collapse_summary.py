@@ -1,7 +1,8 @@
 """From the curves of many runs to one table: peak, collapse, what is left at the end, and when the guard spoke. Pure.
 
-Read in this order: ``Run`` (the curves of one run), ``read_run``, ``measure`` (its figures), ``by_arm``,
-``outcome_table``, ``watch_table``. Accuracies are shares, entropies nats; time is counted in rollouts.
+Read in this order: ``Run`` (the curves of one run), ``read_run``, ``measure`` (its figures),
+``by_arm``, ``outcome_table``, ``watch_table``. Accuracies are shares, entropies nats; time is
+counted in rollouts.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Run:
         curves: figure -> its value at each evaluation.
         alarms: rollouts at which CollapseGuard raised an alarm.
         actions: rollouts after which it acted: went back, or adjusted a setting.
-        stop: rollouts after which LabelFreeStopping, as it is shipped, would have ended the run; None = never.
+        stop: rollouts after which LabelFreeStopping, as it is shipped, would have ended the run;
+            None = never.
     """
 
     arm: str
@@ -53,14 +55,17 @@ class Run:
 def read_run(folder: Path, arm: str, seed: int) -> Run:
     """Read a finished run's ``metrics.csv`` and ``events.jsonl``.
 
-    Rows of the table are in the order of writing: an evaluation follows as many training rows as there were rollouts.
+    Rows of the table are in the order of writing: an evaluation follows as many training rows as
+    there were rollouts.
 
     Raises:
         ValueError: the run has no evaluation with labels.
     """
     logged = read_logged(folder / "metrics.csv")
     if CURVES["accuracy"] not in logged.columns:
-        raise ValueError(f"{folder} has no val/accuracy: was it evaluated, with data.answer_column set?")
+        raise ValueError(
+            f"{folder} has no val/accuracy: was it evaluated, with data.answer_column set?"
+        )
     done, evaluated = 0, {}  # rollouts -> the figures of the last evaluation after so many
     for cells in logged.rows:
         row = {name: cell for name, cell in cells.items() if cell != "nan"}
@@ -73,7 +78,10 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
         arm,
         seed,
         list(evaluated),
-        {name: [float(row[column]) for row in evaluated.values()] for name, column in CURVES.items()},
+        {
+            name: [float(row[column]) for row in evaluated.values()]
+            for name, column in CURVES.items()
+        },
         [event["rollout"] for event in events if event["kind"] == "alarm"],
         [event["rollout"] for event in events if event["kind"] in ACTED],
         None if stopped is None else stopped[0],
@@ -93,7 +101,8 @@ def first_below(rollouts: Sequence[int], values: Sequence[float], share: float) 
 def settled(values: Sequence[float]) -> float:
     """What is left at the end, both taken over three evaluations: the last mean of three over the largest (or NaN).
 
-    A largest value is a lucky one: of a curve that only wobbles, less than all is left. Means of three wobble less.
+    A largest value is a lucky one: of a curve that only wobbles, less than all is left. Means of
+    three wobble less.
     """
     means = [mean(values[i : i + 3]) for i in range(max(1, len(values) - 2))]
     return means[-1] / max(means) if max(means) > 0 else math.nan
@@ -102,11 +111,12 @@ def settled(values: Sequence[float]) -> float:
 def measure(run: Run) -> dict[str, Any]:
     """A run's figures.
 
-    ``collapse``: the first evaluation below half of the peak; ``quarter_lost``: below three quarters; ``lead``:
-    rollouts from the guard's first alarm to ``quarter_lost`` (negative: too late; None: no loss, or never an alarm);
-    ``missed``: a quarter lost without an alarm before; ``false_alarms``: alarms of a run that never lost a quarter
-    (none where the guard acted: it may be why); ``kept_at_stop``: share of the peak at the last evaluation
-    before LabelFreeStopping would have ended the run (None: it would not).
+    ``collapse``: the first evaluation below half of the peak; ``quarter_lost``: below three
+    quarters; ``lead``: rollouts from the guard's first alarm to ``quarter_lost`` (negative: too
+    late; None: no loss, or never an alarm); ``missed``: a quarter lost without an alarm before;
+    ``false_alarms``: alarms of a run that never lost a quarter (none where the guard acted: it may
+    be why); ``kept_at_stop``: share of the peak at the last evaluation before LabelFreeStopping
+    would have ended the run (None: it would not).
     """
     accuracy = run.curves["accuracy"]
     lost = first_below(run.rollouts, accuracy, 0.75)
@@ -154,15 +164,28 @@ def by_arm(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "false_alarms": sum(row["false_alarms"] > 0 for row in rows),
             "actions": sum(row["actions"] for row in rows),
             "stops": [row["stop"] for row in rows if row["stop"] is not None],
-            "kept_at_stop": [row["kept_at_stop"] for row in rows if row["kept_at_stop"] is not None],
+            "kept_at_stop": [
+                row["kept_at_stop"] for row in rows if row["kept_at_stop"] is not None
+            ],
         }
     return arms
 
 
 def outcome_table(arms: dict[str, dict[str, Any]]) -> str:
     """One line per arm; mean (lowest to highest) over seeds, accuracies in per cent."""
-    head = ["arm", "seeds", "peak", "end", "end / peak", "the same, means of 3", "collapsed (at rollout)", "entropy"]
-    return _table([*head, "length", "agreement", "pass@8"], [_outcome(*arm) for arm in arms.items()])
+    head = [
+        "arm",
+        "seeds",
+        "peak",
+        "end",
+        "end / peak",
+        "the same, means of 3",
+        "collapsed (at rollout)",
+        "entropy",
+    ]
+    return _table(
+        [*head, "length", "agreement", "pass@8"], [_outcome(*arm) for arm in arms.items()]
+    )
 
 
 def _outcome(arm: str, figures: dict[str, Any]) -> list[str]:
@@ -174,7 +197,8 @@ def _outcome(arm: str, figures: dict[str, Any]) -> list[str]:
         _spread(figures["final_accuracy"], 100, 1),
         _spread(figures["retention"], 100, 0),
         _spread(figures["settled"], 100, 0),
-        f"{len(collapses)} of {seeds}" + (f" ({', '.join(map(str, sorted(collapses)))})" if collapses else ""),
+        f"{len(collapses)} of {seeds}"
+        + (f" ({', '.join(map(str, sorted(collapses)))})" if collapses else ""),
         _spread(figures["final_entropy"], 1, 3),
         _spread(figures["final_length"], 1, 1),
         _spread(figures["final_agreement"], 100, 0),
@@ -184,8 +208,19 @@ def _outcome(arm: str, figures: dict[str, Any]) -> list[str]:
 
 def watch_table(arms: dict[str, dict[str, Any]]) -> str:
     """One line per arm: what CollapseGuard said in time, and where LabelFreeStopping would have ended the run."""
-    head = ["arm", "seeds", "lost a quarter", "guard's lead, rollouts", "missed", "false alarms", "actions"]
-    return _table([*head, "label-free stop at", "% of peak kept there"], [_watch(*arm) for arm in arms.items()])
+    head = [
+        "arm",
+        "seeds",
+        "lost a quarter",
+        "guard's lead, rollouts",
+        "missed",
+        "false alarms",
+        "actions",
+    ]
+    return _table(
+        [*head, "label-free stop at", "% of peak kept there"],
+        [_watch(*arm) for arm in arms.items()],
+    )
 
 
 def _watch(arm: str, figures: dict[str, Any]) -> list[str]:

@@ -1,9 +1,11 @@
 """Ours against TRL, workload by workload: shares of CPU seconds and of peak memory, as a table and as JSON.
 
-    python benchmarks/compare.py --trl-python ENVIRONMENT_WITH_TRL/bin/python --out benchmarks/results.json
+    python benchmarks/compare.py --trl-python ENVIRONMENT_WITH_TRL/bin/python --out
+    benchmarks/results.json
 
-Each side runs in its own environment and process, one thread, in turn, several times; medians are compared. The floor
-is the time of the bare matrix products that a step cannot avoid, as a share of TRL's CPU seconds.
+Each side runs in its own environment and process, one thread, in turn, several times; medians are
+compared. The floor is the time of the bare matrix products that a step cannot avoid, as a share of
+TRL's CPU seconds.
 """
 
 from __future__ import annotations
@@ -74,7 +76,10 @@ def shares(result: dict[str, Any]) -> dict[str, float]:
     """What the table shows of one workload."""
     ours, trl = result["ours"], result["trl"]
     seconds = median(trl, "cpu_seconds_per_step")
-    above = [statistics.median(r["peak_rss_mib"] - r["rss_before_training_mib"] for r in side) for side in (ours, trl)]
+    above = [
+        statistics.median(r["peak_rss_mib"] - r["rss_before_training_mib"] for r in side)
+        for side in (ours, trl)
+    ]
     return {
         "ours_cpu_seconds": median(ours, "cpu_seconds_per_step"),
         "trl_cpu_seconds": seconds,
@@ -91,23 +96,48 @@ def table_of(results: dict[str, dict[str, Any]]) -> Table:
     """The ratio table."""
     table = Table(title="One training step, ours / TRL", title_justify="left")
     table.add_column("workload")
-    for heading in ("ours, CPU s", "TRL, CPU s", "CPU share", "floor", "ours, MiB", "TRL, MiB", "peak", "above start"):
+    for heading in (
+        "ours, CPU s",
+        "TRL, CPU s",
+        "CPU share",
+        "floor",
+        "ours, MiB",
+        "TRL, MiB",
+        "peak",
+        "above start",
+    ):
         table.add_column(heading, justify="right")
     for name, result in results.items():
         s = shares(result)
-        cells = [f"{s['ours_cpu_seconds']:.2f}", f"{s['trl_cpu_seconds']:.2f}", f"{s['cpu_share']:.2f}"]
-        cells += [f"{s['floor_share']:.2f}", f"{s['ours_peak_mib']:.0f}", f"{s['trl_peak_mib']:.0f}"]
+        cells = [
+            f"{s['ours_cpu_seconds']:.2f}",
+            f"{s['trl_cpu_seconds']:.2f}",
+            f"{s['cpu_share']:.2f}",
+        ]
+        cells += [
+            f"{s['floor_share']:.2f}",
+            f"{s['ours_peak_mib']:.0f}",
+            f"{s['trl_peak_mib']:.0f}",
+        ]
         table.add_row(name, *cells, f"{s['peak_share']:.2f}", f"{s['peak_above_start_share']:.2f}")
     return table
 
 
 def main() -> None:
     """Measure and print; what was measured so far is written after each workload."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trl-python", required=True, help="python of an environment with trl 1.16")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--trl-python", required=True, help="python of an environment with trl 1.16"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side (default 3)")
-    parser.add_argument("--steps", type=int, default=3, help="steps of a run, the first is not counted (default 3)")
-    parser.add_argument("--only", nargs="*", default=list(WORKLOADS), help="names of workloads (default all)")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="steps of a run, the first is not counted (default 3)"
+    )
+    parser.add_argument(
+        "--only", nargs="*", default=list(WORKLOADS), help="names of workloads (default all)"
+    )
     parser.add_argument("--out", type=Path, help="JSON file")
     a = parser.parse_args()
     if unknown := set(a.only) - set(WORKLOADS):

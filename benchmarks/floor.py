@@ -1,8 +1,8 @@
 """The floor of one step: only the matrix products that sampling and training with shared prompts cannot avoid.
 
-Every weight once per prompt token, once per completion token in decoding (as many rows at a time as are under way), and
-three times in the update (forward, gradient of inputs, gradient of weights); the head for completion tokens only. No
-attention, no element-wise work, no optimiser.
+Every weight once per prompt token, once per completion token in decoding (as many rows at a time as
+are under way), and three times in the update (forward, gradient of inputs, gradient of weights);
+the head for completion tokens only. No attention, no element-wise work, no optimiser.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ def shapes(a: argparse.Namespace) -> tuple[list[tuple[int, int]], tuple[int, int
     heads = a.heads or max(1, a.hidden // 64)
     size = a.hidden // heads
     key_width, inner = (a.kv_heads or heads) * size, a.intermediate or 4 * a.hidden
-    layer = [(a.hidden, heads * size), (a.hidden, key_width), (a.hidden, key_width), (heads * size, a.hidden)]
+    layer = [
+        (a.hidden, heads * size),
+        (a.hidden, key_width),
+        (a.hidden, key_width),
+        (heads * size, a.hidden),
+    ]
     return (layer + [(a.hidden, inner)] * 2 + [(inner, a.hidden)]) * a.layers, (a.hidden, a.vocab)
 
 
@@ -66,7 +71,9 @@ def main() -> None:
         lengths = workload.planned(a, rollout)
         step(a, body, head, lengths)
         meter.end_step(sum(lengths))
-    meter.report(a, "floor", {"torch": torch.__version__}, sum(weight.numel() for weight in body + head))
+    meter.report(
+        a, "floor", {"torch": torch.__version__}, sum(weight.numel() for weight in body + head)
+    )
 
 
 if __name__ == "__main__":

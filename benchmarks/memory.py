@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py
 
-With ``max_rows`` fixed, a step of any number of prompts decodes and trains in the same memory; the budget alone raises
-it, at most in proportion.
+With ``max_rows`` fixed, a step of any number of prompts decodes and trains in the same memory; the
+budget alone raises it, at most in proportion.
 """
 
 from __future__ import annotations
@@ -16,13 +16,25 @@ from rich.progress import track
 from rich.table import Table
 
 COMMON = ["--lengths=random", "--steps=2", "--max-rows=32"]
-CASES = [(4, 8), (16, 8), (64, 8), (16, 16), (16, 32), (16, 64)]  # prompts per step, completions per micro-batch
+CASES = [
+    (4, 8),
+    (16, 8),
+    (64, 8),
+    (16, 16),
+    (16, 32),
+    (16, 64),
+]  # prompts per step, completions per micro-batch
 
 
 def main() -> None:
     """Run the cases and print a table."""
     table = Table(title="Peak resident memory of a step", title_justify="left")
-    for heading in ("prompts per step", "completions per micro-batch", "peak, MiB", "above start, MiB"):
+    for heading in (
+        "prompts per step",
+        "completions per micro-batch",
+        "peak, MiB",
+        "above start, MiB",
+    ):
         table.add_column(heading, justify="right")
     for prompts, rows in track(CASES, "cases", console=Console(stderr=True)):
         flags = [*COMMON, f"--prompts-per-step={prompts}", f"--micro-batch={rows}"]

@@ -1,10 +1,11 @@
 """Memory and time of each process when one run is spread over several, on this machine's cores under gloo.
 
-``python -m benchmarks.ranks --processes 4 --strategy fsdp2`` makes a random Llama model (57 million parameters) in a
-temporary folder, trains it for three rollouts and prints one line per process. Memory is the process's own (anonymous)
-resident memory, looked at every two milliseconds, above what it held before it loaded the model: pages of the weight
-files that are mapped, which all processes share and the system may drop, do not count. Time is the mean of the rollouts
-after the first.
+``python -m benchmarks.ranks --processes 4 --strategy fsdp2`` makes a random Llama model (57 million
+parameters) in a temporary folder, trains it for three rollouts and prints one line per process.
+Memory is the process's own (anonymous) resident memory, looked at every two milliseconds, above
+what it held before it loaded the model: pages of the weight files that are mapped, which all
+processes share and the system may drop, do not count. Time is the mean of the rollouts after the
+first.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def forked(number: int) -> bool:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0", WORLD_SIZE=str(number))
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0", WORLD_SIZE=str(number)
+    )
     children = []
     for rank in range(number):
         child = os.fork()
@@ -94,13 +97,19 @@ class Meter(Callback):
         """After it is loaded."""
         self.found["loading, peak"] = self.peak.take() - self.before
         self.found["loaded"] = resident() - self.before
-        self.found["weights held"] = sum(_local(p).nbytes for p in pl_module.policy.parameters()) / MIB**2
+        self.found["weights held"] = (
+            sum(_local(p).nbytes for p in pl_module.policy.parameters()) / MIB**2
+        )
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         """The clock starts."""
         self.start, self.cpu_start = time.perf_counter(), time.process_time()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """The clock stops."""
         self.walls.append(time.perf_counter() - self.start)
         self.found["CPU-s"] = time.process_time() - self.cpu_start
@@ -140,17 +149,37 @@ def make_model(folder: Path, layers: int, width: int) -> None:
 
 def arguments(folder: Path, args: argparse.Namespace) -> list[str]:
     """The command line of the run."""
-    given = ["fit", "--config=configs/quickstart.yaml", "--compare=false", "--trainer.limit_val_batches=0"]
+    given = [
+        "fit",
+        "--config=configs/quickstart.yaml",
+        "--compare=false",
+        "--trainer.limit_val_batches=0",
+    ]
     if args.processes > 1 or args.strategy != "ddp":
-        given += [f"--config=configs/strategy/{args.strategy}.yaml", f"--trainer.devices={args.processes}"]
+        given += [
+            f"--config=configs/strategy/{args.strategy}.yaml",
+            f"--trainer.devices={args.processes}",
+        ]
     if args.keep_sharded:
         given.append("--trainer.strategy.init_args.keep_sharded=true")
     if args.reshard_gradients:
         given.append("--trainer.strategy.init_args.reshard_gradients=true")
     given += [f"--trainer.default_root_dir={folder}", f"--model.policy.name={folder / 'model'}"]
-    given += ["--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false", "--trainer.logger=false"]
-    given += [f"--trainer.limit_train_batches={args.rollouts}", "--data.group_size=4", "--data.prompts_per_step=8"]
-    given += ["--model.updates_per_rollout=2", "--model.sampling.max_new_tokens=16", "--model.micro_batch_tokens=256"]
+    given += [
+        "--trainer.enable_checkpointing=false",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.logger=false",
+    ]
+    given += [
+        f"--trainer.limit_train_batches={args.rollouts}",
+        "--data.group_size=4",
+        "--data.prompts_per_step=8",
+    ]
+    given += [
+        "--model.updates_per_rollout=2",
+        "--model.sampling.max_new_tokens=16",
+        "--model.micro_batch_tokens=256",
+    ]
     meter = {"class_path": "benchmarks.ranks.Meter", "init_args": {"folder": str(folder)}}
     return [*given, f"--trainer.callbacks+={json.dumps(meter)}"]
 
@@ -159,7 +188,9 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--strategy", choices=["ddp", "fsdp2", "fsdp2_offload", "tp"], default="fsdp2")
+    parser.add_argument(
+        "--strategy", choices=["ddp", "fsdp2", "fsdp2_offload", "tp"], default="fsdp2"
+    )
     parser.add_argument("--keep-sharded", action="store_true")
     parser.add_argument("--reshard-gradients", action="store_true")
     parser.add_argument("--layers", type=int, default=8)
@@ -176,7 +207,9 @@ def main() -> None:
                 os._exit(0)  # the folder is the parent's to remove
         for path in sorted(folder.glob("*.json")):
             found = json.loads(path.read_text()).items()
-            print(f"process {path.stem}: " + ", ".join(f"{key} {value:.1f}" for key, value in found))
+            print(
+                f"process {path.stem}: " + ", ".join(f"{key} {value:.1f}" for key, value in found)
+            )
     print(f"cores: {os.cpu_count()}; memory in MiB")
 
 

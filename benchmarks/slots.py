@@ -1,7 +1,8 @@
 """How full the places of decoded rows are: whole groups admitted against single rows, by simulation of lengths alone.
 
-Lengths are log-normal, cut at the longest: a few completions linger, as those of reasoning models do. One step draws a
-token of every row under way. A group's places are free again when all of its rows have ended; a row's when it has.
+Lengths are log-normal, cut at the longest: a few completions linger, as those of reasoning models
+do. One step draws a token of every row under way. A group's places are free again when all of its
+rows have ended; a row's when it has.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ def lengths_of(a: argparse.Namespace) -> list[int]:
     lengths = []
     for _ in range(a.prompts):
         typical = a.median * generator.lognormvariate(0, a.spread_of_prompts)
-        drawn = [round(typical * generator.lognormvariate(0, a.spread)) for _ in range(a.group_size)]
+        drawn = [
+            round(typical * generator.lognormvariate(0, a.spread)) for _ in range(a.group_size)
+        ]
         lengths += [min(max(length, 1), a.max_new_tokens) for length in drawn]
     return lengths
 
@@ -45,19 +48,29 @@ def most_at_a_time(spans: list[tuple[int, int]]) -> tuple[int, float]:
 def main() -> None:
     """Print steps, the share of empty places and the prompts at a time, both ways."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for flag, default in (("prompts", 882), ("group-size", 7), ("max-rows", 64), ("max-new-tokens", 3072)):
+    for flag, default in (
+        ("prompts", 882),
+        ("group-size", 7),
+        ("max-rows", 64),
+        ("max-new-tokens", 3072),
+    ):
         parser.add_argument(f"--{flag}", type=int, default=default)
     for flag, default in (("median", 300.0), ("spread", 0.8), ("spread-of-prompts", 0.5)):
         parser.add_argument(f"--{flag}", type=float, default=default)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     lengths = lengths_of(a)
-    grouped = [lengths[start : start + a.group_size] for start in range(0, len(lengths), a.group_size)]
+    grouped = [
+        lengths[start : start + a.group_size] for start in range(0, len(lengths), a.group_size)
+    ]
     groups = admitted([max(group) for group in grouped], max(a.max_rows // a.group_size, 1))
     rows = admitted(lengths, a.max_rows)
     members = [rows[start : start + a.group_size] for start in range(0, len(rows), a.group_size)]
     prompts = [(min(start for start, _ in each), max(end for _, end in each)) for each in members]
-    print(f"{len(lengths)} completions of {sum(lengths) / len(lengths):.0f} tokens on average, at most {max(lengths)}")
+    print(
+        f"{len(lengths)} completions of {sum(lengths) / len(lengths):.0f} tokens on average, at"
+        f" most {max(lengths)}"
+    )
     for name, spans, held in (("whole groups", groups, groups), ("single rows", rows, prompts)):
         steps = max(end for _, end in spans)
         empty = 1 - sum(lengths) / (steps * a.max_rows)

@@ -81,7 +81,10 @@ class Recorder(Callback):
         self.meter.begin_step()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
-        phases = {name: float(trainer.callback_metrics[f"time/{name}"]) for name in ("rollout", "reward", "update")}
+        phases = {
+            name: float(trainer.callback_metrics[f"time/{name}"])
+            for name in ("rollout", "reward", "update")
+        }
         self.meter.end_step(int(outputs["rollout"].lengths.sum()), phases)
 
 

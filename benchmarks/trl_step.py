@@ -1,10 +1,12 @@
-"""The peer: TRL's ``GRPOTrainer`` on the same workload. Run it in an environment of its own that has trl installed.
+"""The peer: TRL's ``GRPOTrainer`` on the same workload.
+
+Run it in an environment of its own that has trl installed.
 
     python benchmarks/trl_step.py --lengths random
 
-TRL gives a reward function no logits, so with ``--rewards rlif`` self-certainty costs one more forward pass over
-prompts and completions: what a user of TRL has to write. TRL's own defaults have gradient checkpointing and bfloat16
-on; here they are on where the workload says so.
+TRL gives a reward function no logits, so with ``--rewards rlif`` self-certainty costs one more
+forward pass over prompts and completions: what a user of TRL has to write. TRL's own defaults have
+gradient checkpointing and bfloat16 on; here they are on where the workload says so.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def make_rewards(a: Any, get_model: Any, tokenizer: Any) -> list[Any]:
         return [distinct, even]
 
     def certainty(prompts: Any, completion_ids: Any, **_: Any) -> list[float]:
-        return self_certainty(get_model(), tokenizer, prompts, completion_ids, a.micro_batch or a.group_size)
+        return self_certainty(
+            get_model(), tokenizer, prompts, completion_ids, a.micro_batch or a.group_size
+        )
 
     def vote(completion_ids: Any, **_: Any) -> list[float]:
         return workload.vote_scores(completion_ids, a.group_size)
@@ -41,7 +45,9 @@ def make_rewards(a: Any, get_model: Any, tokenizer: Any) -> list[Any]:
     return [certainty, vote]
 
 
-def self_certainty(model: Any, tokenizer: Any, prompts: Any, completion_ids: Any, at_once: int) -> list[float]:
+def self_certainty(
+    model: Any, tokenizer: Any, prompts: Any, completion_ids: Any, at_once: int
+) -> list[float]:
     """Mean over tokens of KL(uniform || model), by a forward pass over padded rows."""
     import torch
 
@@ -51,9 +57,14 @@ def self_certainty(model: Any, tokenizer: Any, prompts: Any, completion_ids: Any
     with torch.no_grad():
         for start in range(0, len(prompts), at_once):
             part = slice(start, start + at_once)
-            rows = [torch.tensor(p + c) for p, c in zip(prompt_ids[part], completion_ids[part], strict=True)]
+            rows = [
+                torch.tensor(p + c)
+                for p, c in zip(prompt_ids[part], completion_ids[part], strict=True)
+            ]
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+            real = torch.nn.utils.rnn.pad_sequence(
+                [torch.ones_like(row) for row in rows], batch_first=True
+            )
             logits = model(input_ids=ids, attention_mask=real, use_cache=False).logits
             for i, row in enumerate(rows):
                 z = logits[i, len(prompt_ids[start + i]) - 1 : len(row) - 1].float()
@@ -82,7 +93,9 @@ def force_lengths(a: Any, model: Any, tokenizer: Any, counts: dict[str, int]) ->
 
     def planned(*args: Any, **kwargs: Any) -> Any:
         lengths, width = workload.planned(a, counts["rollouts"]), kwargs["input_ids"].shape[1]
-        return generate(*args, logits_processor=LogitsProcessorList([Planned(lengths, width)]), **kwargs)
+        return generate(
+            *args, logits_processor=LogitsProcessorList([Planned(lengths, width)]), **kwargs
+        )
 
     model.generate = planned
 
@@ -129,7 +142,9 @@ def build(a: Any, folder: Path, meter: Meter) -> Any:
     from trl import GRPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa"
+    )
     counts = {"rollouts": 0, "tokens": 0}
 
     class Recorder(TrainerCallback):
@@ -179,7 +194,11 @@ def main() -> None:
         trainer = build(a, Path(name), meter)
         meter.start()
         trainer.train()
-    versions = {"trl": trl.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
+    versions = {
+        "trl": trl.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }
     meter.report(a, "trl", versions, parameters)
 
 

@@ -1,7 +1,8 @@
 """The work that both sides of the speed comparison do: flags, model, prompts, lengths, and how it is measured.
 
-Nothing here imports either trainer. Everything is made on the spot: a random decoder, a word-level tokenizer (each word
-``w17`` is one token) and random prompts, so that no download is needed and both sides get exactly the same work.
+Nothing here imports either trainer. Everything is made on the spot: a random decoder, a word-level
+tokenizer (each word ``w17`` is one token) and random prompts, so that no download is needed and
+both sides get exactly the same work.
 """
 
 from __future__ import annotations
@@ -48,15 +49,32 @@ def parse_arguments(description: str) -> argparse.Namespace:
         ("threads", 1, "of PyTorch"),
         ("seed", 0, "of everything"),
     ):
-        parser.add_argument(f"--{flag}", default=default, type=int, help=f"{text} (default {default})")
-    parser.add_argument("--lengths", choices=("fixed", "random"), default="fixed", help="of completions")
-    parser.add_argument("--accelerator", choices=("cpu", "cuda"), default="cpu", help="ours only: where it runs")
-    parser.add_argument("--rewards", choices=("python", "rlif"), default="python", help="two plain ones, or internal")
-    parser.add_argument("--beta", type=float, default=0.0, help="weight of the KL to a reference model")
+        parser.add_argument(
+            f"--{flag}", default=default, type=int, help=f"{text} (default {default})"
+        )
+    parser.add_argument(
+        "--lengths", choices=("fixed", "random"), default="fixed", help="of completions"
+    )
+    parser.add_argument(
+        "--accelerator", choices=("cpu", "cuda"), default="cpu", help="ours only: where it runs"
+    )
+    parser.add_argument(
+        "--rewards",
+        choices=("python", "rlif"),
+        default="python",
+        help="two plain ones, or internal",
+    )
+    parser.add_argument(
+        "--beta", type=float, default=0.0, help="weight of the KL to a reference model"
+    )
     parser.add_argument("--lr", type=float, default=1e-5, help="learning rate of AdamW")
     parser.add_argument("--tie-embeddings", action="store_true", help="the head is the embedding")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast over float32 weights")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations: less memory")
+    parser.add_argument(
+        "--bf16", action="store_true", help="bfloat16 autocast over float32 weights"
+    )
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="recompute activations: less memory"
+    )
     parser.add_argument("--out", help="also write the JSON here")
     return parser.parse_args()
 
@@ -94,7 +112,11 @@ def save_model(a: argparse.Namespace, folder: Path) -> int:
     words = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
     ).save_pretrained(folder)
     torch.manual_seed(a.seed)
     heads = a.heads or max(1, a.hidden // 64)
@@ -169,21 +191,29 @@ class Meter:
     def end_step(self, tokens: int, phases: dict[str, float] | None = None) -> None:
         """A step ended; the next may begin at once."""
         seconds, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
-        self.records.append({"seconds": seconds, "cpu_seconds": cpu, "tokens": tokens, "phases": phases or {}})
+        self.records.append(
+            {"seconds": seconds, "cpu_seconds": cpu, "tokens": tokens, "phases": phases or {}}
+        )
         self.begin_step()
 
-    def report(self, a: argparse.Namespace, framework: str, versions: dict[str, str], parameters: int) -> None:
+    def report(
+        self, a: argparse.Namespace, framework: str, versions: dict[str, str], parameters: int
+    ) -> None:
         """Print the result as one line of JSON, and write it to ``--out``."""
         timed = self.records[a.warmup :]
         seconds = [record["seconds"] for record in timed]
-        phases = {name: statistics.median(r["phases"][name] for r in timed) for name in timed[0]["phases"]}
+        phases = {
+            name: statistics.median(r["phases"][name] for r in timed) for name in timed[0]["phases"]
+        }
         result = {
             "framework": framework,
             "versions": versions | {"python": platform.python_version()},
             "config": vars(a) | {"parameters": parameters},
             "seconds_per_step": round(statistics.median(seconds), 4),
             "cpu_seconds_per_step": round(statistics.median(r["cpu_seconds"] for r in timed), 4),
-            "completion_tokens_per_second": round(sum(r["tokens"] for r in timed) / sum(seconds), 1),
+            "completion_tokens_per_second": round(
+                sum(r["tokens"] for r in timed) / sum(seconds), 1
+            ),
             "completion_tokens_per_step": sum(r["tokens"] for r in timed) / len(timed),
             "peak_rss_mib": round(memory_mib("VmHWM"), 1),
             "rss_before_training_mib": round(self.before_mib, 1),

@@ -1,4 +1,7 @@
-"""Callbacks that watch or steer a run. Your own folder ``callbacks/``, without an ``__init__.py``, joins this one."""
+"""Callbacks that watch or steer a run.
+
+Your own folder ``callbacks/``, without an ``__init__.py``, joins this one.
+"""
 
 from pkgutil import extend_path
 

@@ -22,34 +22,41 @@ from rlif_lightning.rewards.voting import vote_metrics
 
 ACTIONS = ("warn", "stop", "adjust", "rollback")
 CERTAINTY_HEADS = (MeanLogprob, NegativeEntropy, SelfCertainty)
-# Weight of a reference KL that holds a policy: in docs/collapse-study.md 0.3 did, 0.1 did not on every seed.
+# Weight of a reference KL that holds a policy: in docs/collapse-study.md 0.3 did, 0.1 did not on
+# every seed.
 ANCHOR = 0.2
 
 
 class CollapseGuard(Callback):
     """Watches a run's own figures for the symptoms of collapse (``callbacks/detectors.py``) and acts on an alarm.
 
-    Most limits are relative to the run's first ``baseline`` rollouts. A symptom of severity ``notice`` is written
-    down; one of severity ``alarm`` is a warning too and acted upon. ``warn``: nothing more. ``stop``: ends the run.
-    ``adjust``: multiplies the settings in ``scale``. ``rollback``: puts policy and optimiser back to the older of the
-    last two snapshots, multiplies the settings in ``scale`` and goes on with new samples (back before the end of the
-    baseline, that is learnt anew). An alarm after ``max_actions`` adjustments or rollbacks ends the run. What drives a
-    policy (space ``drive``) is not judged where a reference KL of weight 0.2 or more holds it. Decisions rest on
-    figures of all ranks, so every rank takes the same one.
+    Most limits are relative to the run's first ``baseline`` rollouts. A symptom of severity
+    ``notice`` is written down; one of severity ``alarm`` is a warning too and acted upon. ``warn``:
+    nothing more. ``stop``: ends the run. ``adjust``: multiplies the settings in ``scale``.
+    ``rollback``: puts policy and optimiser back to the older of the last two snapshots, multiplies
+    the settings in ``scale`` and goes on with new samples (back before the end of the baseline,
+    that is learnt anew). An alarm after ``max_actions`` adjustments or rollbacks ends the run. What
+    drives a policy (space ``drive``) is not judged where a reference KL of weight 0.2 or more holds
+    it. Decisions rest on figures of all ranks, so every rank takes the same one.
 
-    Logs ``rollout/repetition``, ``vote/top_answer``, ``guard/vote_alignment``, ``guard/certainty_share``,
-    ``guard/alarms`` (how many are active) and, without a head that logs it, what ClusterVote would log. Writes every
-    alarm, notice, recovery and action to ``events.jsonl``.
+    Logs ``rollout/repetition``, ``vote/top_answer``, ``guard/vote_alignment``,
+    ``guard/certainty_share``, ``guard/alarms`` (how many are active) and, without a head that logs
+    it, what ClusterVote would log. Writes every alarm, notice, recovery and action to
+    ``events.jsonl``.
 
     Args:
         action: warn | stop | adjust | rollback.
-        scale: setting -> factor, applied at each adjustment or rollback: `learning_rate`, `objective.weight`,
-            `rewards.certainty.weight`, ... null = {learning_rate: 0.5}.
-        baseline: first rollouts, whose mean is what is normal; relative limits judge nothing in them.
-        detectors: changes to the detectors: name -> settings, or null to take it out; a new name adds one.
-        snapshot_every: rollouts between two snapshots (rollback); none is taken while a symptom shows.
+        scale: setting -> factor, applied at each adjustment or rollback: `learning_rate`,
+            `objective.weight`, `rewards.certainty.weight`, ... null = {learning_rate: 0.5}.
+        baseline: first rollouts, whose mean is what is normal; relative limits judge nothing in
+            them.
+        detectors: changes to the detectors: name -> settings, or null to take it out; a new name
+            adds one.
+        snapshot_every: rollouts between two snapshots (rollback); none is taken while a symptom
+            shows.
         max_actions: adjustments or rollbacks at most.
-        extractor: finds the final answer of a completion; where a head votes, its answers (or behaviours) count.
+        extractor: finds the final answer of a completion; where a head votes, its answers (or
+            behaviours) count.
 
     Raises:
         ValueError: an unknown action or detector setting, or a number out of range.
@@ -68,12 +75,17 @@ class CollapseGuard(Callback):
         if action not in ACTIONS:
             raise ValueError(f"action={action!r} is unknown; use one of {', '.join(ACTIONS)}")
         if scale is not None and action in ("warn", "stop"):
-            raise ValueError(f"scale={scale} has no effect with action={action}; use adjust or rollback")
+            raise ValueError(
+                f"scale={scale} has no effect with action={action}; use adjust or rollback"
+            )
         if scale is not None and (not scale or any(factor < 0 for factor in scale.values())):
-            raise ValueError(f"scale={scale} must name at least one setting, with a factor that is not negative")
+            raise ValueError(
+                f"scale={scale} must name at least one setting, with a factor that is not negative"
+            )
         if baseline < 1 or snapshot_every < 1 or max_actions < 1:
             raise ValueError(
-                f"baseline={baseline}, snapshot_every={snapshot_every}, max_actions={max_actions}: each at least 1"
+                f"baseline={baseline}, snapshot_every={snapshot_every}, max_actions={max_actions}:"
+                " each at least 1"
             )
         self.action, self.scale = action, scale or {"learning_rate": 0.5}
         self.baseline, self.snapshot_every, self.max_actions = baseline, snapshot_every, max_actions
@@ -90,7 +102,10 @@ class CollapseGuard(Callback):
         names = [name for name in self.scale if name.startswith("objective.")]
         others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         if names and any(isinstance(callback, KLCovScheduler) for callback in others):
-            raise ValueError(f"scale={names}: KLCovScheduler sets the objective in every rollout; take one of them out")
+            raise ValueError(
+                f"scale={names}: KLCovScheduler sets the objective in every rollout; take one of"
+                " them out"
+            )
         check_scale(trainer, pl_module, self.scale, self.max_actions)
 
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
@@ -105,7 +120,9 @@ class CollapseGuard(Callback):
                 for _ in range(self.num_actions):  # one by one: a power rounds differently
                     scale_setting(trainer, pl_module, name, factor)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: RLIFModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: RLIFModule, batch: Any, batch_idx: int
+    ) -> None:
         """The first snapshot is of the policy that training started, or was resumed, with."""
         if self.action == "rollback" and not self.snapshots.taken:
             self.snapshots.take(trainer, pl_module)
@@ -116,14 +133,24 @@ class CollapseGuard(Callback):
         """Measure, judge, tell, act."""
         self._measure(trainer, pl_module, outputs)
         kinds = kinds_of_run(pl_module, outputs["rewards"])
-        values = {name: self._value(trainer, name, detector, kinds) for name, detector in self.detectors.items()}
+        values = {
+            name: self._value(trainer, name, detector, kinds)
+            for name, detector in self.detectors.items()
+        }
         before = self.states
-        self.states = {name: d.update(before[name], values[name], self.baseline) for name, d in self.detectors.items()}
+        self.states = {
+            name: d.update(before[name], values[name], self.baseline)
+            for name, d in self.detectors.items()
+        }
         active = [name for name, state in self.states.items() if state.active]
-        pl_module.log("guard/alarms", float(sum(self._is_alarm(name) for name in active)), batch_size=1)
+        pl_module.log(
+            "guard/alarms", float(sum(self._is_alarm(name) for name in active)), batch_size=1
+        )
         for name in [name for name, state in before.items() if state.active and name not in active]:
             text = f"{name}: {self.detectors[name].metric} is back at {values[name]:.4g}"
-            record_event(trainer, pl_module, "CollapseGuard", "recovery", text, {name: values[name]})
+            record_event(
+                trainer, pl_module, "CollapseGuard", "recovery", text, {name: values[name]}
+            )
         new = [name for name in active if not before[name].active]
         for name in new:
             self._tell(trainer, pl_module, name, values[name])
@@ -134,14 +161,18 @@ class CollapseGuard(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: RLIFModule, outputs: Any) -> None:
         rollout, logged = outputs["rollout"], trainer.callback_metrics
-        voted = next((each.answers for each in outputs["rewards"].values() if each.answers is not None), None)
+        voted = next(
+            (each.answers for each in outputs["rewards"].values() if each.answers is not None), None
+        )
         answers = [self.extractor(text) for text in rollout.texts] if voted is None else voted
         measured = symptoms(rollout, answers, outputs["advantages"])
         if not any("vote/unanimous" in each.log for each in outputs["rewards"].values()):
             measured |= vote_metrics(answers, rollout.group_size)
         heads = pl_module.rewards.heads
         certainty = [name for name, head in heads.items() if isinstance(head, CERTAINTY_HEADS)]
-        measured["guard/certainty_share"] = sum(float(logged[f"reward/{name}/share"]) for name in certainty)
+        measured["guard/certainty_share"] = sum(
+            float(logged[f"reward/{name}/share"]) for name in certainty
+        )
         for name, value in measured.items():
             pl_module.log(name, float(value), sync_dist=True, batch_size=1)
 
@@ -159,8 +190,15 @@ class CollapseGuard(Callback):
         return self.detectors[name].severity == "alarm"
 
     def _is_snapshot_due(self, pl_module: RLIFModule) -> bool:
-        calm = not any(d.is_beyond(self.states[name]) for name, d in self.detectors.items() if self._is_alarm(name))
-        return calm and int(pl_module.num_rollouts) - self.snapshots.taken[-1][0] >= self.snapshot_every
+        calm = not any(
+            d.is_beyond(self.states[name])
+            for name, d in self.detectors.items()
+            if self._is_alarm(name)
+        )
+        return (
+            calm
+            and int(pl_module.num_rollouts) - self.snapshots.taken[-1][0] >= self.snapshot_every
+        )
 
     def _tell(self, trainer: Trainer, pl_module: RLIFModule, name: str, value: float) -> None:
         detector, state = self.detectors[name], self.states[name]
@@ -175,14 +213,20 @@ class CollapseGuard(Callback):
         }  # fmt: skip
         record_event(trainer, pl_module, "CollapseGuard", detector.severity, message, values)
         if self._is_alarm(name) and trainer.is_global_zero:
-            warnings.warn(f"CollapseGuard, rollout {int(pl_module.num_rollouts)}: {message}", stacklevel=2)
+            warnings.warn(
+                f"CollapseGuard, rollout {int(pl_module.num_rollouts)}: {message}", stacklevel=2
+            )
 
     def _act(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         if self.action == "warn":
             return
         if self.action == "stop" or self.num_actions >= self.max_actions:
             trainer.should_stop = self.stopped = True
-            why = "the action is stop" if self.action == "stop" else f"after {self.num_actions} times {self.action}"
+            why = (
+                "the action is stop"
+                if self.action == "stop"
+                else f"after {self.num_actions} times {self.action}"
+            )
             record_event(trainer, pl_module, "CollapseGuard", "stop", f"training ends here: {why}")
             return
         self.num_actions += 1
@@ -193,17 +237,28 @@ class CollapseGuard(Callback):
             message += f": policy and optimiser as after rollout {rollout}"
         for name, factor in self.scale.items():
             scale_setting(trainer, pl_module, name, factor)
-        message += f"; multiplied: {', '.join(f'{name} by {factor:g}' for name, factor in self.scale.items())}"
+        message += (
+            "; multiplied:"
+            f" {', '.join(f'{name} by {factor:g}' for name, factor in self.scale.items())}"
+        )
         record_event(trainer, pl_module, "CollapseGuard", self.action, message, self.scale)
 
     def _go_back_to(self, rollout: int) -> None:
-        # From before the baseline was full, a run is learnt anew: that baseline is of a policy that had moved on.
+        # From before the baseline was full, a run is learnt anew: that baseline is of a policy that
+        # had moved on.
         keeps = rollout >= self.baseline
-        self.states = {n: DetectorState(s.total, s.count) if keeps else DetectorState() for n, s in self.states.items()}
+        self.states = {
+            n: DetectorState(s.total, s.count) if keeps else DetectorState()
+            for n, s in self.states.items()
+        }
 
     def why_stopped(self) -> tuple[str, str] | None:
         """Why it ended the run (``running/endings.py``), None if it did not."""
-        return ("guard", f"an alarm, and the action is {self.action}; see events.jsonl") if self.stopped else None
+        return (
+            ("guard", f"an alarm, and the action is {self.action}; see events.jsonl")
+            if self.stopped
+            else None
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The detectors' states, the number of actions, names of the snapshots, and whether the run was ended."""
@@ -215,7 +270,11 @@ class CollapseGuard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was made; detectors that are new since then start with a baseline of their own."""
-        known = {name: DetectorState(**state) for name, state in state_dict["states"].items() if name in self.states}
+        known = {
+            name: DetectorState(**state)
+            for name, state in state_dict["states"].items()
+            if name in self.states
+        }
         self.states |= known
         self.num_actions, self.stopped = state_dict["num_actions"], state_dict["stopped"]
         self.snapshots.load_state_dict(state_dict["snapshots"])
@@ -228,4 +287,6 @@ def kinds_of_run(module: RLIFModule, outputs: dict[str, RewardOutput]) -> set[st
     kinds = {"all"} if any(head.needs_gold for head in heads) else {"all", "label_free"}
     kinds |= {"vote"} if any(outputs[name].answers is not None for name in weighted) else set()
     kinds |= {"anchored"} if module.objective.reference_kl.weight >= ANCHOR else set()
-    return kinds | ({"certainty"} if any(isinstance(head, CERTAINTY_HEADS) for head in heads) else set())
+    return kinds | (
+        {"certainty"} if any(isinstance(head, CERTAINTY_HEADS) for head in heads) else set()
+    )

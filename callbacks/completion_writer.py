@@ -43,13 +43,14 @@ def shortened(text: str, width: int) -> str:
 class CompletionWriter(Callback):
     """Writes what the policy says, every few rollouts, and shows it.
 
-    Files in the run's folder: ``completions.jsonl``, or ``completions/rollout-<n>.parquet`` (pandas reads the folder as
-    one table). With several ranks each writes its own groups, rank 1 and on with ``.rank<k>`` in the name, so nothing
-    is overwritten; the terminal and TensorBoard show rank 0's. A record has ``rollout`` (counted from 1), ``step``
-    (optimiser steps), ``index``, ``completion_number``, ``prompt``, ``completion``, ``answer``, ``length``, ``ended``,
-    ``mean_logprob``, ``mean_entropy``, ``scores`` and ``advantage`` (the mean over its tokens); ``correct`` (by
-    the evaluation's checker) if the data have labels. After a resume into the same folder, records of a rollout that
-    was made twice stand there twice; the later ones count.
+    Files in the run's folder: ``completions.jsonl``, or ``completions/rollout-<n>.parquet`` (pandas
+    reads the folder as one table). With several ranks each writes its own groups, rank 1 and on
+    with ``.rank<k>`` in the name, so nothing is overwritten; the terminal and TensorBoard show rank
+    0's. A record has ``rollout`` (counted from 1), ``step`` (optimiser steps), ``index``,
+    ``completion_number``, ``prompt``, ``completion``, ``answer``, ``length``, ``ended``,
+    ``mean_logprob``, ``mean_entropy``, ``scores`` and ``advantage`` (the mean over its tokens);
+    ``correct`` (by the evaluation's checker) if the data have labels. After a resume into the same
+    folder, records of a rollout that was made twice stand there twice; the later ones count.
 
     Args:
         every: rollouts between two samples; the first rollout is always one.
@@ -57,8 +58,8 @@ class CompletionWriter(Callback):
         format: jsonl | parquet.
         table: print a sample's groups in the terminal.
         tensorboard: add a sample as text to TensorBoard, where the run has that logger.
-        write_gold: write the gold answers too, as ``gold`` (a list as JSON); needs data.answer_column. Off, labels
-            leave nothing but ``correct``.
+        write_gold: write the gold answers too, as ``gold`` (a list as JSON); needs
+            data.answer_column. Off, labels leave nothing but ``correct``.
         width: characters of a completion that the terminal shows; files always have all of it.
 
     Raises:
@@ -76,7 +77,10 @@ class CompletionWriter(Callback):
         width: int = 80,
     ):
         if every < 1 or groups < 1 or width < 10:
-            raise ValueError(f"every={every}, groups={groups}, width={width}: need every, groups >= 1 and width >= 10")
+            raise ValueError(
+                f"every={every}, groups={groups}, width={width}: need every, groups >= 1 and width"
+                " >= 10"
+            )
         if format not in FORMATS:
             raise ValueError(f"format={format!r} is unknown; use one of {', '.join(FORMATS)}")
         self.every, self.groups, self.format, self.width = every, groups, format, width
@@ -85,18 +89,25 @@ class CompletionWriter(Callback):
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Find the run's folder (a collective), and refuse to write gold answers where there are none."""
         if self.write_gold and pl_module.answer_column is None:
-            raise ValueError("write_gold=true needs data.answer_column; name it or set write_gold=false")
+            raise ValueError(
+                "write_gold=true needs data.answer_column; name it or set write_gold=false"
+            )
         self.folder = run_folder(trainer)
         self.suffix = f".rank{trainer.global_rank}" if trainer.global_rank else ""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: RLIFModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write and show a sample where one is due. The place is the module's own counter, so it resumes with it."""
+        """Write and show a sample where one is due.
+
+        The place is the module's own counter, so it resumes with it.
+        """
         rollout = int(pl_module.num_rollouts)
         if (rollout - 1) % self.every or not writes_rows():
             return
-        records = self._records(pl_module, outputs, {"rollout": rollout, "step": trainer.global_step})
+        records = self._records(
+            pl_module, outputs, {"rollout": rollout, "step": trainer.global_step}
+        )
         write_records(self.folder, records, self.format, f"rollout-{rollout:06d}", self.suffix)
         if not trainer.is_global_zero:
             return
@@ -105,10 +116,18 @@ class CompletionWriter(Callback):
         if self.tensorboard:
             self._to_tensorboard(trainer, records)
 
-    def _records(self, pl_module: RLIFModule, outputs: Any, place: dict[str, int]) -> list[dict[str, Any]]:
-        rollout, checker, column = outputs["rollout"], pl_module.evaluator.checker, pl_module.answer_column
+    def _records(
+        self, pl_module: RLIFModule, outputs: Any, place: dict[str, int]
+    ) -> list[dict[str, Any]]:
+        rollout, checker, column = (
+            outputs["rollout"],
+            pl_module.evaluator.checker,
+            pl_module.answer_column,
+        )
         advantages = mean_over_completion(outputs["advantages"], rollout.mask).tolist()
-        records = completion_records(rollout, outputs["rewards"])[: self.groups * rollout.group_size]
+        records = completion_records(rollout, outputs["rewards"])[
+            : self.groups * rollout.group_size
+        ]
         for row, record in enumerate(records):
             record |= {"answer": checker.answer(record["completion"]), "advantage": advantages[row]}
         if column is not None:
@@ -116,22 +135,31 @@ class CompletionWriter(Callback):
             problems = [problems[row // rollout.group_size] for row in range(len(records))]
             correct = checker.correct([record["answer"] for record in records], problems, column)
             for record, verdict, problem in zip(records, correct, problems, strict=True):
-                record |= {"correct": verdict, **({"gold": _plain(problem[column])} if self.write_gold else {})}
+                record |= {
+                    "correct": verdict,
+                    **({"gold": _plain(problem[column])} if self.write_gold else {}),
+                }
         return [{**place, **record} for record in records]
 
     def _to_tensorboard(self, trainer: Trainer, records: list[dict[str, Any]]) -> None:
         # Four spaces make each line code: nothing in a completion is taken for Markdown or HTML.
-        text = "\n".join(f"    {line}" for line in render(records, self.width, color=False).splitlines())
+        text = "\n".join(
+            f"    {line}" for line in render(records, self.width, color=False).splitlines()
+        )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("completions", text, records[0]["rollout"] - 1)  # as Lightning counts
+                logger.experiment.add_text(
+                    "completions", text, records[0]["rollout"] - 1
+                )  # as Lightning counts
 
 
 def _plain(gold: Any) -> str:
     return gold if isinstance(gold, str) else json.dumps(gold, default=str)
 
 
-def write_records(folder: Path, records: list[dict[str, Any]], format: str, part: str, suffix: str) -> None:
+def write_records(
+    folder: Path, records: list[dict[str, Any]], format: str, part: str, suffix: str
+) -> None:
     """Append to ``completions<suffix>.jsonl``, or put ``completions/<part><suffix>.parquet`` in place as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
     if format == "jsonl":
@@ -145,7 +173,9 @@ def write_records(folder: Path, records: list[dict[str, Any]], format: str, part
     path = folder / "completions" / f"{part}{suffix}.parquet"
     path.parent.mkdir(exist_ok=True)
     with naming(path), replaced(path, path.with_suffix(".unfinished")) as unfinished:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, _schema(records[0])), unfinished)
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist(records, _schema(records[0])), unfinished
+        )
 
 
 def _schema(record: dict[str, Any]) -> Any:
@@ -162,7 +192,9 @@ def render(records: list[dict[str, Any]], width: int, color: bool | None = None)
     """A table for each group as text; ``color=None`` colours it where the terminal can."""
     color = sys.stdout.isatty() if color is None else color
     columns = None if color else PIPE_WIDTH
-    console = Console(file=StringIO(), force_terminal=color, width=columns, color_system="auto" if color else None)
+    console = Console(
+        file=StringIO(), force_terminal=color, width=columns, color_system="auto" if color else None
+    )
     groups: dict[int, list[dict[str, Any]]] = {}
     for record in records:
         groups.setdefault(record["index"], []).append(record)
@@ -177,16 +209,25 @@ def _group_table(group: list[dict[str, Any]], width: int) -> Table:
     """One row per distinct completion, the best advantage first."""
     first = group[0]
     title = Text(
-        f"rollout {first['rollout']}, problem {first['index']}: {shortened(printable(first['prompt']), width)}"
+        f"rollout {first['rollout']}, problem {first['index']}:"
+        f" {shortened(printable(first['prompt']), width)}"
     )
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("completion", overflow="fold", ratio=1)
     table.add_column("answer", max_width=16, overflow="ellipsis", no_wrap=True)
-    for heading in (*(["right"] if "correct" in first else []), *first["scores"], "advantage", "tokens"):
+    for heading in (
+        *(["right"] if "correct" in first else []),
+        *first["scores"],
+        "advantage",
+        "tokens",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     copies = Counter(record["completion"] for record in group)
-    distinct = {record["completion"]: record for record in sorted(group, key=lambda record: -record["advantage"])}
+    distinct = {
+        record["completion"]: record
+        for record in sorted(group, key=lambda record: -record["advantage"])
+    }
     for text, record in distinct.items():
         times = f"{copies[text]} x" if copies[text] > 1 else ""
         table.add_row(times, Text(shortened(printable(text), width)), *_figures(record))
@@ -194,7 +235,9 @@ def _group_table(group: list[dict[str, Any]], width: int) -> Table:
 
 
 def _figures(record: dict[str, Any]) -> list[Text | str]:
-    answer = Text("none", "italic") if record["answer"] is None else Text(printable(record["answer"]))
+    answer = (
+        Text("none", "italic") if record["answer"] is None else Text(printable(record["answer"]))
+    )
     verdicts = {True: Text("yes", "green"), False: Text("no", "red")}
     verdict = [verdicts[record["correct"]]] if "correct" in record else []
     scores = ["-" if score is None else f"{score:.3f}" for score in record["scores"].values()]

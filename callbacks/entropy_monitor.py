@@ -18,11 +18,12 @@ PERCENTILES = (10, 50, 90)
 class EntropyMonitor(Callback):
     """Logs percentiles of token entropy and its slope, and warns below a floor and above a ceiling.
 
-    A run collapses both ways: under certainty rewards entropy falls to nothing, under a vote alone it may explode.
-    Logged per rollout: ``entropy/p10``, ``entropy/p50``, ``entropy/p90`` (nats, this step's tokens) and
-    ``entropy/slope`` (nats per rollout, least squares over the window of mean entropies). The module itself logs the
-    means, ``policy/entropy`` of all tokens and ``policy/entropy_picked`` of those that the objective picked; the
-    warning names both. Warnings and recoveries are written to ``events.jsonl``.
+    A run collapses both ways: under certainty rewards entropy falls to nothing, under a vote alone
+    it may explode. Logged per rollout: ``entropy/p10``, ``entropy/p50``, ``entropy/p90`` (nats,
+    this step's tokens) and ``entropy/slope`` (nats per rollout, least squares over the window of
+    mean entropies). The module itself logs the means, ``policy/entropy`` of all tokens and
+    ``policy/entropy_picked`` of those that the objective picked; the warning names both. Warnings
+    and recoveries are written to ``events.jsonl``.
 
     Args:
         floor: warn once the mean entropy (nats) is below this; null = never.
@@ -35,7 +36,9 @@ class EntropyMonitor(Callback):
 
     def __init__(self, floor: float | None = None, ceiling: float | None = None, window: int = 20):
         if window < 2:
-            raise ValueError(f"window={window} must be at least 2 rollouts: a slope needs two points")
+            raise ValueError(
+                f"window={window} must be at least 2 rollouts: a slope needs two points"
+            )
         if floor is not None and ceiling is not None and floor >= ceiling:
             raise ValueError(f"floor={floor} must be below ceiling={ceiling}")
         self.floor, self.ceiling = floor, ceiling
@@ -48,7 +51,9 @@ class EntropyMonitor(Callback):
         """Log, and warn when the band is left (once each time)."""
         rollout = outputs["rollout"]
         entropies = rollout.stats.entropy[rollout.mask]
-        points = np.percentile(entropies.cpu().numpy(), PERCENTILES)  # torch.quantile refuses over 16 million tokens
+        points = np.percentile(
+            entropies.cpu().numpy(), PERCENTILES
+        )  # torch.quantile refuses over 16 million tokens
         for percentile, value in zip(PERCENTILES, points.tolist(), strict=True):
             pl_module.log(f"entropy/p{percentile}", value, sync_dist=True, batch_size=1)
         mean = float(trainer.callback_metrics["policy/entropy"])
@@ -73,12 +78,14 @@ class EntropyMonitor(Callback):
             return
         bound = f"below floor={self.floor}" if low else f"above ceiling={self.ceiling}"
         text = (
-            f"mean token entropy {mean:.3f} nats is {bound} (picked tokens {picked:.3f}, slope {slope:+.4f} a rollout)"
+            f"mean token entropy {mean:.3f} nats is {bound} (picked tokens {picked:.3f}, slope"
+            f" {slope:+.4f} a rollout)"
         )
         record_event(trainer, pl_module, "EntropyMonitor", "warning", text, values)
         if trainer.is_global_zero:
             warnings.warn(
-                f"EntropyMonitor: {text} at optimiser step {trainer.global_step}; the policy may be collapsing. Look at"
+                f"EntropyMonitor: {text} at optimiser step {trainer.global_step}; the policy may"
+                " be collapsing. Look at"
                 " completions; lower the learning rate or raise KL-Cov's weight",
                 stacklevel=2,
             )

@@ -29,22 +29,25 @@ MADE_BY = "made_by.json"  # in an exported folder: which run wrote it
 class HFExporter(Callback):
     """Writes ``last`` at the end of training and, with ``monitor``, ``best`` after each evaluation that is the best.
 
-    A folder holds config.json, generation_config.json, model.safetensors and the tokenizer, which is what
-    ``AutoModelForCausalLM.from_pretrained`` reads; it is the layout that vLLM documents for a local model (its
-    CPU build loaded one, by hand). A LoRA policy is written as adapters alone, which name their base model, unless
-    ``merge_lora``. A folder is written under a temporary name and renamed, so a reader never sees half of one.
+    A folder holds config.json, generation_config.json, model.safetensors and the tokenizer, which
+    is what ``AutoModelForCausalLM.from_pretrained`` reads; it is the layout that vLLM documents for
+    a local model (its CPU build loaded one, by hand). A LoRA policy is written as adapters alone,
+    which name their base model, unless ``merge_lora``. A folder is written under a temporary name
+    and renamed, so a reader never sees half of one.
 
     Parameters that are divided between processes are gathered, and rank 0 writes.
 
     Args:
-        folder: where the folders go; null = ``export`` in the run's folder. A run that goes on with ``auto`` or
-            ``last`` goes on with the same best there; what another run or somebody else put there is not replaced.
-        monitor: logged figure that ``best`` is chosen by, such as ``val/accuracy``, read after each evaluation inside
-            the run; null = no ``best``. Choosing by accuracy uses labels.
+        folder: where the folders go; null = ``export`` in the run's folder. A run that goes on with
+            ``auto`` or ``last`` goes on with the same best there; what another run or somebody else
+            put there is not replaced.
+        monitor: logged figure that ``best`` is chosen by, such as ``val/accuracy``, read after each
+            evaluation inside the run; null = no ``best``. Choosing by accuracy uses labels.
         mode: max | min: which values of ``monitor`` are better.
         last: write the policy that training ends with.
         merge_lora: add the adapters to the weights and write a whole model.
-        dtype: of the floating-point weights, float32 | bfloat16 | float16; null = as they are trained.
+        dtype: of the floating-point weights, float32 | bfloat16 | float16; null = as they are
+            trained.
 
     Raises:
         ValueError: a setting that is unknown or leaves nothing to do.
@@ -64,7 +67,8 @@ class HFExporter(Callback):
             raise ValueError(f"dtype={dtype!r} is unknown; use one of {', '.join(DTYPES)}, or null")
         if not last and monitor is None:
             raise ValueError(
-                "last=false without monitor leaves nothing to export; set monitor or take the callback out"
+                "last=false without monitor leaves nothing to export; set monitor or take the"
+                " callback out"
             )
         self.folder, self.monitor, self.mode, self.last = folder, monitor, mode, last
         self.merge_lora, self.dtype = merge_lora, dtype
@@ -80,7 +84,8 @@ class HFExporter(Callback):
         self.root = Path(self.folder or self.own.folder / "export")
         if self.monitor is not None and trainer.limit_val_batches == 0:
             raise ValueError(
-                f"monitor={self.monitor!r} is read after evaluations, and trainer.limit_val_batches=0 makes none;"
+                f"monitor={self.monitor!r} is read after evaluations, and"
+                " trainer.limit_val_batches=0 makes none;"
                 " evaluate, or set monitor to null"
             )
         if self.merge_lora and pl_module.policy_settings.lora is None:
@@ -94,9 +99,14 @@ class HFExporter(Callback):
         """
         for name in (["best"] if self.monitor else []) + (["last"] if self.last else []):
             path = self.root / name
-            if self.folder is not None and os.path.lexists(path) and made_by(path) != _maker(self.own, self.root):
+            if (
+                self.folder is not None
+                and os.path.lexists(path)
+                and made_by(path) != _maker(self.own, self.root)
+            ):
                 raise ValueError(
-                    f"HFExporter.folder={self.folder!r} has {name!r} already, and it is not from this run; give another"
+                    f"HFExporter.folder={self.folder!r} has {name!r} already, and it is not from"
+                    " this run; give another"
                     " folder, or move that one away"
                 )
             if trainer.is_global_zero and self.folder is not None and os.path.lexists(path):
@@ -107,8 +117,13 @@ class HFExporter(Callback):
         if self.monitor is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         if self.monitor not in trainer.callback_metrics:
-            raise ValueError(f"monitor={self.monitor!r} was not logged; known: {sorted(trainer.callback_metrics)}")
-        value = float(trainer.callback_metrics[self.monitor])  # reduced over ranks: all of them decide alike
+            raise ValueError(
+                f"monitor={self.monitor!r} was not logged; known:"
+                f" {sorted(trainer.callback_metrics)}"
+            )
+        value = float(
+            trainer.callback_metrics[self.monitor]
+        )  # reduced over ranks: all of them decide alike
         if is_better(value, self.best, self.mode):
             self.best = value
             self._export(trainer, pl_module, "best")
@@ -123,7 +138,8 @@ class HFExporter(Callback):
             self._export(trainer, pl_module, "last")
         if self.monitor is not None and self.best is None:
             raise RuntimeError(
-                f"monitor={self.monitor!r}: training ended without an evaluation that logged it as a number: no"
+                f"monitor={self.monitor!r}: training ended without an evaluation that logged it as"
+                " a number: no"
                 " `best`; lower trainer.check_val_every_n_epoch or trainer.val_check_interval"
             )
 
@@ -135,7 +151,14 @@ class HFExporter(Callback):
 
         def write() -> None:
             if trainer.is_global_zero:
-                write_model(policy, weights, self.root / name, merged, self.dtype, _maker(self.own, self.root))
+                write_model(
+                    policy,
+                    weights,
+                    self.root / name,
+                    merged,
+                    self.dtype,
+                    _maker(self.own, self.root),
+                )
 
         try:
             all_process_attempt(write)
@@ -166,18 +189,22 @@ def write_model(
         policy: gives the architecture and the tokenizer; its own parameters are not read.
         weights: of ``policy.model``, whole.
         folder: where to.
-        merged: how the policy was loaded, to merge its adapters into the weights; None = as they are.
+        merged: how the policy was loaded, to merge its adapters into the weights; None = as they
+            are.
         dtype: of the floating-point weights; None = as they are.
         maker: which run this is; None = not written down.
     """
-    unfinished, old = (folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "old"))
+    unfinished, old = (
+        folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "old")
+    )
     if old.exists() and not folder.exists():
         os.replace(old, folder)  # an earlier process died between the two renames below
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     model = policy.model
     if merged is not None:
-        # Merging changes the weights in place, so it is done to a copy from where the base model came from.
+        # Merging changes the weights in place, so it is done to a copy from where the base model
+        # came from.
         whole: Any = load_pretrained(merged)
         whole.load_state_dict(weights)
         model = whole.merge_and_unload()
@@ -187,11 +214,15 @@ def write_model(
         policy.tokenizer.save_pretrained(unfinished)
         config = unfinished / "config.json"
         if dtype is not None and config.exists():
-            config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": dtype}, indent=2) + "\n")
+            config.write_text(
+                json.dumps({**json.loads(config.read_text()), "dtype": dtype}, indent=2) + "\n"
+            )
         if maker is not None:
             (unfinished / MADE_BY).write_text(json.dumps(maker, indent=1) + "\n")
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)  # on a full disk it would take the room that is left
+        shutil.rmtree(
+            unfinished, ignore_errors=True
+        )  # on a full disk it would take the room that is left
         raise
     if folder.exists():
         os.replace(folder, old)
@@ -216,4 +247,7 @@ def _maker(own: OwnFiles, folder: Path) -> dict[str, str]:
 def _cast(weights: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     if dtype is None:
         return weights
-    return {name: w.to(getattr(torch, dtype)) if w.is_floating_point() else w for name, w in weights.items()}
+    return {
+        name: w.to(getattr(torch, dtype)) if w.is_floating_point() else w
+        for name, w in weights.items()
+    }

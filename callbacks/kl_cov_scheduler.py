@@ -27,17 +27,20 @@ KINDS = {
 class Schedule:
     """How one setting moves over rollouts.
 
-    ``linear`` and ``cosine`` go from ``start`` to ``end`` in ``steps`` rollouts and stay there; ``piecewise`` runs in
-    straight lines through ``points``. ``entropy`` is a closed loop: after a rollout whose mean entropy H is below
-    ``target[0]`` the value is multiplied by ``exp(gain * (target[0] - H) / target[0])``, above ``target[1]`` by
-    ``exp(-gain * (H - target[1]) / target[1])``; inside the band it stays; it never leaves ``bounds``.
+    ``linear`` and ``cosine`` go from ``start`` to ``end`` in ``steps`` rollouts and stay there;
+    ``piecewise`` runs in straight lines through ``points``. ``entropy`` is a closed loop: after a
+    rollout whose mean entropy H is below ``target[0]`` the value is multiplied by
+    ``exp(gain * (target[0] - H) / target[0])``, above ``target[1]`` by
+    ``exp(-gain * (H - target[1]) / target[1])``; inside the band it stays; it never leaves
+    ``bounds``.
 
     Args:
         kind: constant | linear | cosine | piecewise | entropy.
         start: value of the first rollout (not for piecewise).
         end: value from rollout `steps` on (linear, cosine).
         steps: rollouts from `start` to `end` (linear, cosine).
-        points: [rollout, value] pairs with rising rollouts; flat before the first and after the last (piecewise).
+        points: [rollout, value] pairs with rising rollouts; flat before the first and after the
+            last (piecewise).
         target: band of mean token entropy in nats, low and high (entropy).
         gain: how strongly a relative deviation acts (entropy); 0.1 if not given.
         bounds: lowest and highest value (entropy).
@@ -59,9 +62,13 @@ class Schedule:
         if self.kind not in KINDS:
             raise ValueError(f"kind={self.kind!r} is unknown; use one of {', '.join(KINDS)}")
         needed = {*KINDS[self.kind], *([] if self.kind == "piecewise" else ["start"])}
-        given = {field.name for field in fields(self) if getattr(self, field.name) is not None} - {"kind"}
+        given = {field.name for field in fields(self) if getattr(self, field.name) is not None} - {
+            "kind"
+        }
         if (needed - {"gain"}) - given or given - needed:
-            raise ValueError(f"schedule kind={self.kind} takes {sorted(needed)}; given were {sorted(given)}")
+            raise ValueError(
+                f"schedule kind={self.kind} takes {sorted(needed)}; given were {sorted(given)}"
+            )
         for problem in (self._bad_plan(), self._bad_loop()):
             if problem:
                 raise ValueError(problem)
@@ -74,7 +81,10 @@ class Schedule:
             return f"points={self.points} must be [rollout, value] pairs with rising rollouts"
         values = [self.start, self.end, *(value for _, value in self.points or [])]
         if any(value is not None and value < 0 for value in values):
-            return f"start={self.start}, end={self.end}, points={self.points}: no value may be negative"
+            return (
+                f"start={self.start}, end={self.end}, points={self.points}: no value may be"
+                " negative"
+            )
         return None
 
     def _bad_loop(self) -> str | None:
@@ -91,7 +101,12 @@ class Schedule:
     @property
     def largest(self) -> float:
         """The largest value that it can take."""
-        values = [self.start, self.end, *(self.bounds or ()), *(value for _, value in self.points or [])]
+        values = [
+            self.start,
+            self.end,
+            *(self.bounds or ()),
+            *(value for _, value in self.points or []),
+        ]
         return max(value for value in values if value is not None)
 
     def value(self, rollouts: int, last: float | None, entropy: float | None) -> float:
@@ -104,7 +119,11 @@ class Schedule:
         """
         if self.kind == "piecewise":
             assert self.points is not None
-            return float(np.interp(rollouts, [at for at, _ in self.points], [value for _, value in self.points]))
+            return float(
+                np.interp(
+                    rollouts, [at for at, _ in self.points], [value for _, value in self.points]
+                )
+            )
         assert self.start is not None
         if self.kind == "entropy" and last is not None and entropy is not None:
             return self._controlled(last, entropy)
@@ -126,8 +145,8 @@ class Schedule:
 class KLCovScheduler(Callback):
     """Sets the weight, the fraction or both of the objective ``KLCov`` before each rollout.
 
-    Logs what it set as ``kl_cov/weight`` and ``kl_cov/fraction``; writes an event into ``events.jsonl`` at the start
-    and whenever a value begins to rise, to fall or to rest.
+    Logs what it set as ``kl_cov/weight`` and ``kl_cov/fraction``; writes an event into
+    ``events.jsonl`` at the start and whenever a value begins to rise, to fall or to rest.
 
     Args:
         weight: schedule of KL-Cov's weight; null = left as it is.
@@ -139,11 +158,18 @@ class KLCovScheduler(Callback):
 
     def __init__(self, weight: Schedule | None = None, fraction: Schedule | None = None):
         if weight is None and fraction is None:
-            raise ValueError("weight=null, fraction=null: KLCovScheduler needs a schedule for at least one of them")
+            raise ValueError(
+                "weight=null, fraction=null: KLCovScheduler needs a schedule for at least one of"
+                " them"
+            )
         if fraction is not None and fraction.largest >= 1:
-            raise ValueError(f"fraction can reach {fraction.largest}: a share of the tokens must stay below 1")
+            raise ValueError(
+                f"fraction can reach {fraction.largest}: a share of the tokens must stay below 1"
+            )
         given = {"weight": weight, "fraction": fraction}
-        self.schedules = {name: schedule for name, schedule in given.items() if schedule is not None}
+        self.schedules = {
+            name: schedule for name, schedule in given.items() if schedule is not None
+        }
         self.values: dict[str, float] = {}
         self.moves: dict[str, str] = {}
         self.rollouts, self.entropy = 0, None
@@ -152,11 +178,14 @@ class KLCovScheduler(Callback):
         """Refuse an objective that has nothing to schedule."""
         if (stage == "fit" or pl_module.fits_next) and not isinstance(pl_module.objective, KLCov):
             raise ValueError(
-                f"KLCovScheduler needs model.objective=KLCov, not {type(pl_module.objective).__name__}; change the"
+                "KLCovScheduler needs model.objective=KLCov, not"
+                f" {type(pl_module.objective).__name__}; change the"
                 " objective or take the callback out"
             )
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: RLIFModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: RLIFModule, batch: Any, batch_idx: int
+    ) -> None:
         """Set this rollout's values."""
         before = dict(self.values)
         for name, schedule in self.schedules.items():
@@ -174,12 +203,16 @@ class KLCovScheduler(Callback):
         self.rollouts += 1
         self.entropy = float(trainer.callback_metrics["policy/entropy"])
 
-    def _tell(self, trainer: Trainer, pl_module: RLIFModule, name: str, old: float | None, new: float) -> None:
+    def _tell(
+        self, trainer: Trainer, pl_module: RLIFModule, name: str, old: float | None, new: float
+    ) -> None:
         move = "rests" if old is None or new == old else "rises" if new > old else "falls"
         if move == self.moves.get(name):
             return
         self.moves[name] = move
-        values = {name: new} if self.entropy is None else {name: new, "policy/entropy": self.entropy}
+        values = (
+            {name: new} if self.entropy is None else {name: new, "policy/entropy": self.entropy}
+        )
         text = f"KL-Cov's {name} {move} from now on: {new:.4g}"
         record_event(trainer, pl_module, "KLCovScheduler", "schedule", text, values)
 

@@ -1,8 +1,9 @@
 """LabelFreeStopping: end a run when its own samples say that nothing good is left to learn; no label is used.
 
-Read `StopRule` (the rule, on plain numbers), then `first_stop` (the same rule on a finished run's metrics.csv) and the
-callback. What the rule cannot see: a model that agrees with itself on wrong answers looks like one that agrees on right
-ones. It stops both where the vote has no more to say, which is early in the first case and harmless in the second.
+Read `StopRule` (the rule, on plain numbers), then `first_stop` (the same rule on a finished run's
+metrics.csv) and the callback. What the rule cannot see: a model that agrees with itself on wrong
+answers looks like one that agrees on right ones. It stops both where the vote has no more to say,
+which is early in the first case and harmless in the second.
 """
 
 from __future__ import annotations
@@ -20,8 +21,16 @@ from rlif_lightning.running.metrics_csv import read_logged
 
 # What each limit is about: in training, and on the held-out prompts of a validation.
 SIGNALS = {
-    "train": {"agreement": "vote/largest_cluster", "diversity": "vote/distinct_answers", "entropy": "policy/entropy"},
-    "validation": {"agreement": "val/agreement", "diversity": "val/diversity", "entropy": "val/entropy"},
+    "train": {
+        "agreement": "vote/largest_cluster",
+        "diversity": "vote/distinct_answers",
+        "entropy": "policy/entropy",
+    },
+    "validation": {
+        "agreement": "val/agreement",
+        "diversity": "val/diversity",
+        "entropy": "val/entropy",
+    },
 }
 
 
@@ -29,8 +38,9 @@ SIGNALS = {
 class StopRule:
     """Stop once a limit has been passed ``patience`` times in a row; a null limit never stops.
 
-    Signals are means over the last ``window`` values. Agreement is absolute; diversity and entropy are relative to
-    their mean over the first ``window`` values, so that one rule fits models and tasks of any kind.
+    Signals are means over the last ``window`` values. Agreement is absolute; diversity and entropy
+    are relative to their mean over the first ``window`` values, so that one rule fits models and
+    tasks of any kind.
 
     Args:
         agreement: stop above this mean share of the largest cluster, in (0, 1].
@@ -55,14 +65,22 @@ class StopRule:
             if limit is not None and not 0 < limit <= 1:
                 raise ValueError(f"{name}={limit} must lie in (0, 1], or be null for no limit")
         if not any(limits.values()):
-            raise ValueError("agreement, diversity and entropy are all null: the rule could never stop")
+            raise ValueError(
+                "agreement, diversity and entropy are all null: the rule could never stop"
+            )
         if self.window < 1 or self.patience < 1:
-            raise ValueError(f"window={self.window}, patience={self.patience}: both must be at least 1")
+            raise ValueError(
+                f"window={self.window}, patience={self.patience}: both must be at least 1"
+            )
 
     @property
     def watched(self) -> list[str]:
         """The signals that have a limit."""
-        return [name for name in ("agreement", "diversity", "entropy") if getattr(self, name) is not None]
+        return [
+            name
+            for name in ("agreement", "diversity", "entropy")
+            if getattr(self, name) is not None
+        ]
 
     def crossed(self, name: str, mean: float, start: float) -> bool:
         """Whether a signal's mean is beyond its limit."""
@@ -79,7 +97,9 @@ class StopWatch:
 
     def __init__(self, rule: StopRule):
         self.rule = rule
-        self.values: dict[str, deque[float]] = {name: deque(maxlen=rule.window) for name in rule.watched}
+        self.values: dict[str, deque[float]] = {
+            name: deque(maxlen=rule.window) for name in rule.watched
+        }
         self.starts: dict[str, float] = {}
         self.streaks = dict.fromkeys(rule.watched, 0)
 
@@ -98,7 +118,10 @@ class StopWatch:
             crossed = self.rule.crossed(name, mean, self.starts[name])
             self.streaks[name] = self.streaks[name] + 1 if crossed else 0
             if self.streaks[name] >= self.rule.patience and reason is None:
-                reason = f"{name} {mean:.3f} (at the start {self.starts[name]:.3f}, limit {getattr(self.rule, name)})"
+                reason = (
+                    f"{name} {mean:.3f} (at the start {self.starts[name]:.3f}, limit"
+                    f" {getattr(self.rule, name)})"
+                )
         return reason
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,7 +138,9 @@ class StopWatch:
                 self.starts[name] = state["starts"][name]
 
 
-def first_stop(metrics: str | Path, rule: StopRule, signals: str = "train") -> tuple[int, str] | None:
+def first_stop(
+    metrics: str | Path, rule: StopRule, signals: str = "train"
+) -> tuple[int, str] | None:
     """Where a rule would have stopped a finished run.
 
     Args:
@@ -124,7 +149,8 @@ def first_stop(metrics: str | Path, rule: StopRule, signals: str = "train") -> t
         signals: train | validation.
 
     Returns:
-        The number of values seen (rollouts, or validations) and the reason; None where it would not have stopped.
+        The number of values seen (rollouts, or validations) and the reason; None where it would not
+        have stopped.
 
     Raises:
         ValueError: the file lacks a watched column; names it.
@@ -150,16 +176,20 @@ def _remedy(signals: str, column: str) -> str:
     if signals == "validation":
         return "validate between steps (trainer.val_check_interval), or use signals=train"
     if column.startswith("vote/"):
-        return "add a ClusterVote reward (weight 0 measures only), or set agreement and diversity to null"
+        return (
+            "add a ClusterVote reward (weight 0 measures only), or set agreement and diversity"
+            " to"
+            " null"
+        )
     return "choose other signals"
 
 
 class LabelFreeStopping(Callback):
     """Stops training by agreement, diversity and entropy of the policy's own samples.
 
-    With ``signals: train`` it looks at every rollout, with ``signals: validation`` at every validation between steps
-    (their figures without labels). Logs ``stopping/stopped``: 0, and 1 on the rollout that stops. Its state is in
-    checkpoints.
+    With ``signals: train`` it looks at every rollout, with ``signals: validation`` at every
+    validation between steps (their figures without labels). Logs ``stopping/stopped``: 0, and 1 on
+    the rollout that stops. Its state is in checkpoints.
 
     Args:
         agreement: see `StopRule`; stop above this share of the largest cluster.
@@ -170,7 +200,8 @@ class LabelFreeStopping(Callback):
         signals: train | validation.
 
     Raises:
-        ValueError: a number out of range, an unknown kind of signals, or a signal that the run does not log.
+        ValueError: a number out of range, an unknown kind of signals, or a signal that the run does
+            not log.
     """
 
     def __init__(
@@ -191,7 +222,8 @@ class LabelFreeStopping(Callback):
         """Refuse to wait for validations that never come."""
         if self.signals == "validation" and trainer.limit_val_batches == 0:
             raise ValueError(
-                "signals=validation looks at validations, and trainer.limit_val_batches=0 makes none; validate, or use"
+                "signals=validation looks at validations, and trainer.limit_val_batches=0 makes"
+                " none; validate, or use"
                 " signals=train"
             )
 
@@ -217,14 +249,20 @@ class LabelFreeStopping(Callback):
         metrics = trainer.callback_metrics
         if missing := sorted(set(self.columns.values()) - set(metrics)):
             raise ValueError(
-                f"LabelFreeStopping: the run does not log {missing[0]!r}; {_remedy(self.signals, missing[0])}"
+                f"LabelFreeStopping: the run does not log {missing[0]!r};"
+                f" {_remedy(self.signals, missing[0])}"
             )
-        reason = self.watch.add({name: float(metrics[column]) for name, column in self.columns.items()})
-        # The figures are the same on all ranks but for rounding: one rank's decision is everybody's.
+        reason = self.watch.add(
+            {name: float(metrics[column]) for name, column in self.columns.items()}
+        )
+        # The figures are the same on all ranks but for rounding: one rank's decision is
+        # everybody's.
         if trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
             self.reason = reason or "another process's figures"
             trainer.should_stop = True
-            rank_zero_info(f"LabelFreeStopping at optimiser step {trainer.global_step}: {self.reason}")
+            rank_zero_info(
+                f"LabelFreeStopping at optimiser step {trainer.global_step}: {self.reason}"
+            )
 
     def why_stopped(self) -> tuple[str, str] | None:
         """Why it ended the run (``running/endings.py``), None if it did not."""

@@ -1,7 +1,8 @@
 """Make a report of runs, at any time: ``python -m callbacks.run_report RUN_DIR [LABEL=RUN_DIR ...] --out report.html``.
 
-A run's folder is the one with ``metrics.csv``. One run's report goes into that folder; several are drawn over each
-other, and their settings compared. A folder of PNGs with the page's name lies beside the page.
+A run's folder is the one with ``metrics.csv``. One run's report goes into that folder; several are
+drawn over each other, and their settings compared. A folder of PNGs with the page's name lies
+beside the page.
 """
 
 from __future__ import annotations
@@ -20,10 +21,16 @@ def main(arguments: list[str] | None = None) -> None:
         SystemExit: 2 where a folder is no run's, told in one line.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m callbacks.run_report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m callbacks.run_report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", help="run folder, or label=folder")
-    parser.add_argument("--out", type=Path, help="page to write (default: report.html, in the folder of a single run)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="page to write (default: report.html, in the folder of a single run)",
+    )
     parser.add_argument("--title", help="heading of the page")
     args = parser.parse_args(arguments)
     named = [_named(run) for run in args.runs]
@@ -35,7 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from error
     title = args.title or f"Run report: {', '.join(run.label for run in runs)}"
     write_report(runs, out, title)
-    print(f"{out} and {len(list(out.with_suffix('').glob('*.png')))} pictures in {out.with_suffix('')}/")
+    print(
+        f"{out} and {len(list(out.with_suffix('').glob('*.png')))} pictures in"
+        f" {out.with_suffix('')}/"
+    )
 
 
 def _named(run: str) -> tuple[str, Path]:

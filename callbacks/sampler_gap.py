@@ -13,7 +13,8 @@ from lightning.pytorch import Callback, Trainer
 from callbacks.events import record_event
 from rlif_lightning.module import RLIFModule
 
-# Rounding alone, by the policy's dtype: below 1e-5 in float32 (tests); half precision rounds at 2^-8 and 2^-11.
+# Rounding alone, by the policy's dtype: below 1e-5 in float32 (tests); half precision rounds at
+# 2^-8 and 2^-11.
 BOUNDS = {torch.bfloat16: 0.1, torch.float16: 0.1}
 BOUND = 1e-3
 ENGINE_FLOOR = 1e-3  # nats; an engine of another precision differs by more from the start
@@ -24,9 +25,10 @@ OWN, ENGINE = "policy/sampler_gap", "rollout/engine_gap"
 class GapTrend:
     """One figure's history: above its bound, or far above the run's own first rollouts and rising.
 
-    A gap is too large above ``bound``, or where it is more than ``factor`` times the median of the first three (of two
-    the smaller, so that the second rollout can be judged) and more than ``floor``. The second kind is told only of a
-    gap larger than all before it. A gap that was too large is not one of the first three.
+    A gap is too large above ``bound``, or where it is more than ``factor`` times the median of the
+    first three (of two the smaller, so that the second rollout can be judged) and more than
+    ``floor``. The second kind is told only of a gap larger than all before it. A gap that was too
+    large is not one of the first three.
 
     Args:
         bound: nats; infinite = none.
@@ -66,17 +68,20 @@ class GapTrend:
 class SamplerGap(Callback):
     """Warns, and writes an event, where the log-probs that completions were sampled with are not the trained policy's.
 
-    Two figures are watched. ``policy/sampler_gap`` is the mean of |log-prob now - log-prob when sampled| (nats) over
-    the tokens of a rollout's first mini-batch, at which the policy has not moved: what is left is rounding, unless the
-    sampler has other weights, another temperature or another numerical precision than the trainer. An engine such as
-    vLLM has log-probs of its own; ``rollout/engine_gap`` compares those with the policy's. Its size depends on the
-    engine's precision, so it is judged by the run's first rollouts (the engine's ``max_gap`` bounds it as well).
-    The command line adds this to every run.
+    Two figures are watched. ``policy/sampler_gap`` is the mean of |log-prob now - log-prob when
+    sampled| (nats) over the tokens of a rollout's first mini-batch, at which the policy has not
+    moved: what is left is rounding, unless the sampler has other weights, another temperature or
+    another numerical precision than the trainer. An engine such as vLLM has log-probs of its own;
+    ``rollout/engine_gap`` compares those with the policy's. Its size depends on the engine's
+    precision, so it is judged by the run's first rollouts (the engine's ``max_gap`` bounds it as
+    well). The command line adds this to every run.
 
     Args:
-        bound: of policy/sampler_gap, nats; null = 0.001, or 0.1 where the run computes in bfloat16 or float16.
-        factor: a figure is also told where it is larger than all before and than this many times the median of the
-            run's first three rollouts, if it is above a tenth of the bound (engine_gap: 0.001 nats); null = not.
+        bound: of policy/sampler_gap, nats; null = 0.001, or 0.1 where the run computes in bfloat16
+            or float16.
+        factor: a figure is also told where it is larger than all before and than this many times
+            the median of the run's first three rollouts, if it is above a tenth of the bound
+            (engine_gap: 0.001 nats); null = not.
 
     Raises:
         ValueError: a bound that is not positive, a factor of 1 or less.
@@ -98,7 +103,9 @@ class SamplerGap(Callback):
         sampling = pl_module.sampling
         whole = sampling.temperature > 0 and not sampling.top_k and sampling.top_p == 1
         figures = {OWN: self._bound(trainer, pl_module)}
-        if whole and ENGINE in trainer.callback_metrics:  # else the engine's log-probs are of a truncated distribution
+        if (
+            whole and ENGINE in trainer.callback_metrics
+        ):  # else the engine's log-probs are of a truncated distribution
             figures[ENGINE] = math.inf
         for figure, bound in figures.items():
             gap, trend = float(trainer.callback_metrics[figure]), self.trend(figure, bound)
@@ -110,19 +117,29 @@ class SamplerGap(Callback):
     def trend(self, figure: str, bound: float) -> GapTrend:
         """A figure's history, begun or gone on with."""
         if figure not in self.trends:
-            self.trends[figure] = trend = GapTrend(bound, ENGINE_FLOOR if figure == ENGINE else None, self.factor)
+            self.trends[figure] = trend = GapTrend(
+                bound, ENGINE_FLOOR if figure == ENGINE else None, self.factor
+            )
             for name, value in self.loaded.get(figure, {}).items():
                 setattr(trend, name, value)
         return self.trends[figure]
 
-    def _tell(self, trainer: Trainer, module: RLIFModule, figure: str, numbers: tuple[float, float, float]) -> None:
+    def _tell(
+        self, trainer: Trainer, module: RLIFModule, figure: str, numbers: tuple[float, float, float]
+    ) -> None:
         gap, limit, bound = numbers
         if gap > bound:
             text = (
-                f"the trained policy's log-probs are {gap:.2g} nats from those that were sampled with, above {bound=}"
+                f"the trained policy's log-probs are {gap:.2g} nats from those that were"
+                " sampled"
+                f" with, above {bound=}"
             )
         else:
-            text = f"{figure} is {gap:.2g} nats, more than {self.factor:g} times what this run began with, and rising"
+            text = (
+                f"{figure} is {gap:.2g} nats, more than {self.factor:g} times what this run"
+                " began"
+                " with, and rising"
+            )
         text += ": the sampler does not have the trained weights, or computes otherwise"
         values = {"figure": figure, "gap": gap, "bound": limit}
         record_event(trainer, module, "SamplerGap", "alarm", text, values)

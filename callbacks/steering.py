@@ -44,7 +44,9 @@ def scale_setting(trainer: Trainer, module: RLIFModule, name: str, factor: float
     if name == "learning_rate":
         for config in trainer.lr_scheduler_configs:
             config.scheduler.base_lrs = [rate * factor for rate in config.scheduler.base_lrs]
-        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
+        for group in (
+            group for optimizer in trainer.optimizers for group in optimizer.param_groups
+        ):
             group["lr"] *= factor
             group["initial_lr"] *= factor
         return
@@ -56,7 +58,9 @@ def scale_setting(trainer: Trainer, module: RLIFModule, name: str, factor: float
         module.rewards.set_weight(rest.removesuffix(".weight"), value)
 
 
-def check_scale(trainer: Trainer, module: RLIFModule, scale: Mapping[str, float], times: int) -> None:
+def check_scale(
+    trainer: Trainer, module: RLIFModule, scale: Mapping[str, float], times: int
+) -> None:
     """Refuse factors that could not be applied ``times`` times, or that would change nothing.
 
     Raises:
@@ -65,7 +69,9 @@ def check_scale(trainer: Trainer, module: RLIFModule, scale: Mapping[str, float]
     for name, factor in scale.items():
         value = read_setting(trainer, module, name)
         if value == 0 or factor == 1:
-            raise ValueError(f"scale.{name}={factor} changes nothing: the setting is {value} and is multiplied")
+            raise ValueError(
+                f"scale.{name}={factor} changes nothing: the setting is {value} and is multiplied"
+            )
         if name.startswith("objective."):
             replace(module.objective, **{name.removeprefix("objective."): value * factor**times})
 
@@ -73,9 +79,10 @@ def check_scale(trainer: Trainer, module: RLIFModule, scale: Mapping[str, float]
 class Snapshots:
     """The last two snapshots of policy and optimiser, as checkpoints in the run's folder.
 
-    Two, because trouble is seen some rollouts after it began: going back takes the older one. A checkpoint of the run
-    remembers what they are called, so one that is out of use stays until no checkpoint that is kept is older than that.
-    A run that was started from another run's checkpoint gets its snapshots under names of its own.
+    Two, because trouble is seen some rollouts after it began: going back takes the older one. A
+    checkpoint of the run remembers what they are called, so one that is out of use stays until no
+    checkpoint that is kept is older than that. A run that was started from another run's checkpoint
+    gets its snapshots under names of its own.
     """
 
     def __init__(self) -> None:
@@ -90,16 +97,29 @@ class Snapshots:
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
-        named = {key: [(number, locate(name, own.source_folder)) for number, name in loaded[key]] for key in loaded}
+        named = {
+            key: [(number, locate(name, own.source_folder)) for number, name in loaded[key]]
+            for key in loaded
+        }
         faults = [f"{path}: {fault}" for _, path in named["taken"] if (fault := _fault(path))]
         if faults:
             warnings.warn(f"snapshots are taken anew, as of now: {'; '.join(faults)}", stacklevel=2)
-        taken = [] if faults else [(rollout, path) for rollout, path in named["taken"] if path is not None]
-        self.dropped = [(since, path) for since, path in named["dropped"] if path is not None and own.owns(path)]
+        taken = (
+            []
+            if faults
+            else [(rollout, path) for rollout, path in named["taken"] if path is not None]
+        )
+        self.dropped = [
+            (since, path) for since, path in named["dropped"] if path is not None and own.owns(path)
+        ]
         foreign = {path for _, path in taken if not own.owns(path)}
         used = {path for snapshots in named.values() for _, path in snapshots if path is not None}
-        all_process_attempt(lambda: _take_in(own, foreign, used) if trainer.is_global_zero else None)
-        self.taken = [(rollout, own.adopt(path) if path in foreign else path) for rollout, path in taken]
+        all_process_attempt(
+            lambda: _take_in(own, foreign, used) if trainer.is_global_zero else None
+        )
+        self.taken = [
+            (rollout, own.adopt(path) if path in foreign else path) for rollout, path in taken
+        ]
 
     def take(self, trainer: Trainer, module: RLIFModule) -> None:
         """Save the run as it is now (a collective), and drop all but the last two."""
@@ -136,8 +156,8 @@ class Snapshots:
     def restore(self, trainer: Trainer, module: RLIFModule) -> int:
         """Put policy, optimiser and reward heads back to the older snapshot (a collective); its rollout.
 
-        The count of rollouts goes on, so that new samples are drawn, and so does the schedule of the learning rate,
-        which follows the trainer's count of optimiser steps.
+        The count of rollouts goes on, so that new samples are drawn, and so does the schedule of
+        the learning rate, which follows the trainer's count of optimiser steps.
         """
         count, (rollout, path) = int(module.num_rollouts), self.taken[0]
         self._drop(trainer, count, self.taken[1:])

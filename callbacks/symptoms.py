@@ -40,14 +40,20 @@ def repeated_ngrams(completion_ids: Tensor, mask: Tensor, n: int = NGRAM) -> Ten
     grams = torch.zeros_like(completion_ids[:, :num_grams])
     for k in range(n):
         grams = grams * _PRIME + completion_ids[:, k : k + num_grams] + 1
-    nothing = torch.iinfo(torch.int64).min + torch.arange(num_grams, device=mask.device)  # all different
+    nothing = torch.iinfo(torch.int64).min + torch.arange(
+        num_grams, device=mask.device
+    )  # all different
     ordered = torch.where(valid, grams, nothing).sort(-1).values
     return torch.stack([(ordered[:, 1:] == ordered[:, :-1]).sum(), valid.sum()])
 
 
 def answer_counts(answers: Sequence[str | None]) -> Tensor:
     """``[65536]`` int64: how many completions gave each answer, units left out, by the answer's checksum."""
-    found = [zlib.crc32(answer_name(answer).encode()) % _BUCKETS for answer in answers if answer is not None]
+    found = [
+        zlib.crc32(answer_name(answer).encode()) % _BUCKETS
+        for answer in answers
+        if answer is not None
+    ]
     return torch.bincount(torch.tensor(found, dtype=torch.int64), minlength=_BUCKETS)
 
 
@@ -56,17 +62,23 @@ def alignment(advantages: Tensor, votes: Tensor) -> Tensor:
 
     Args:
         advantages: ``[P, G]``.
-        votes: ``[P, G]`` shares of the group that agree; groups in which they are all equal are left out.
+        votes: ``[P, G]`` shares of the group that agree; groups in which they are all equal are
+            left out.
 
     Returns:
-        ``[3]`` float64: sums of products, squared advantages and squared votes, each minus its group's mean.
+        ``[3]`` float64: sums of products, squared advantages and squared votes, each minus its
+        group's mean.
     """
     mixed = (votes != votes[:, :1]).any(-1)
-    a, v = (values.double() - values.double().mean(-1, keepdim=True) for values in (advantages, votes))
+    a, v = (
+        values.double() - values.double().mean(-1, keepdim=True) for values in (advantages, votes)
+    )
     return torch.stack([(a * v)[mixed].sum(), a[mixed].square().sum(), v[mixed].square().sum()])
 
 
-def symptoms(rollout: Rollout, answers: Sequence[str | None], advantages: Tensor) -> dict[str, float]:
+def symptoms(
+    rollout: Rollout, answers: Sequence[str | None], advantages: Tensor
+) -> dict[str, float]:
     """Figures over all ranks (a collective).
 
     Args:
@@ -75,14 +87,17 @@ def symptoms(rollout: Rollout, answers: Sequence[str | None], advantages: Tensor
         advantages: ``[B, T]``.
 
     Returns:
-        ``rollout/repetition``: repeated 4-grams as a share of all; ``vote/top_answer``: share of all completions, over
-        all prompts, that give the most frequent answer; ``guard/vote_alignment``: correlation, inside groups, of a
-        completion's advantage with the share of its group that gives its answer (NaN where no group is mixed).
+        ``rollout/repetition``: repeated 4-grams as a share of all; ``vote/top_answer``: share of
+        all completions, over all prompts, that give the most frequent answer;
+        ``guard/vote_alignment``: correlation, inside groups, of a completion's advantage with the
+        share of its group that gives its answer (NaN where no group is mixed).
     """
     shape = (rollout.num_prompts, rollout.group_size)
     votes = vote_shares(answers, rollout.group_size, denominator="group").to(advantages.device)
     means = masked_mean(advantages, rollout.mask, -1)
-    product, squares, vote_squares = all_rank_sum(alignment(means.view(shape), votes.view(shape))).tolist()
+    product, squares, vote_squares = all_rank_sum(
+        alignment(means.view(shape), votes.view(shape))
+    ).tolist()
     repeated, grams = all_rank_sum(repeated_ngrams(rollout.completion_ids, rollout.mask)).tolist()
     device = rollout.mask.device
     counts = all_rank_sum(answer_counts(answers).to(device))
@@ -90,5 +105,7 @@ def symptoms(rollout: Rollout, answers: Sequence[str | None], advantages: Tensor
     return {
         "rollout/repetition": repeated / max(grams, 1),
         "vote/top_answer": float(counts.max() / num_completions),
-        "guard/vote_alignment": product / math.sqrt(squares * vote_squares) if squares * vote_squares > 0 else math.nan,
+        "guard/vote_alignment": product / math.sqrt(squares * vote_squares)
+        if squares * vote_squares > 0
+        else math.nan,
     }

@@ -2,9 +2,10 @@
 
     python examples/grpo_in_one_file.py --steps 20
 
-Each step draws 8 completions for each of 16 sums, lets every group vote on its answer, turns the votes into advantages
-and takes two optimiser steps on the clipped surrogate. Labels are used for one thing: to print the accuracy. Left out,
-and found in the library: several rewards, KL-Cov, the reference model, schedules, checkpoints, several processes.
+Each step draws 8 completions for each of 16 sums, lets every group vote on its answer, turns the
+votes into advantages and takes two optimiser steps on the clipped surrogate. Labels are used for
+one thing: to print the accuracy. Left out, and found in the library: several rewards, KL-Cov, the
+reference model, schedules, checkpoints, several processes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from rlif_lightning.rewards.voting import vote_shares
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
-P, G, UPDATES, TOKENS = 16, 8, 2, 8192  # prompts, completions of each, updates per rollout, budget of a forward pass
+P, G, UPDATES, TOKENS = (
+    16,
+    8,
+    2,
+    8192,
+)  # prompts, completions of each, updates per rollout, budget of a forward pass
 SAMPLING = Sampling(max_new_tokens=48)
 
 
@@ -39,7 +45,9 @@ def draw_prompts(problems, tokenizer, step: int) -> Prompts:
 
 def main() -> None:
     """Train, printing one line a step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=20, help="rollouts")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
@@ -53,7 +61,8 @@ def main() -> None:
     problems = ArithmeticProblems(min_terms=3, max_terms=4).load("train")
 
     for step in range(arguments.steps):
-        # 1. Rollout: B = P * G completions, with the log-probs of the distribution they were drawn from.
+        # 1. Rollout: B = P * G completions, with the log-probs of the distribution they were drawn
+        #    from.
         prompts = draw_prompts(problems, policy.tokenizer, step)
         rollout = engine.generate(prompts, G, SAMPLING, step)
 
@@ -62,9 +71,12 @@ def main() -> None:
         rewards = vote_shares(answers, G)  # [B]
 
         # 3. Advantages: z-scores inside each group, the same for every token of a completion.
-        advantages = group_normalize(rewards.view(P, G)).float().view(-1, 1).expand(rollout.mask.shape)  # [B, T]
+        advantages = (
+            group_normalize(rewards.view(P, G)).float().view(-1, 1).expand(rollout.mask.shape)
+        )  # [B, T]
 
-        # 4. Update: whole groups, packed with the prompt stored once; one optimiser step for each part.
+        # 4. Update: whole groups, packed with the prompt stored once; one optimiser step for each
+        #    part.
         for part in range(UPDATES):
             groups = range(part, P, UPDATES)
             rows = torch.tensor([p * G + g for p in groups for g in range(G)])
@@ -79,9 +91,14 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
 
-        correct = [answer == gold for answer, gold in zip(answers, rollout.column("answer"), strict=True)]
+        correct = [
+            answer == gold for answer, gold in zip(answers, rollout.column("answer"), strict=True)
+        ]
         accuracy = sum(correct) / len(correct)
-        print(f"step {step:3d}   mean reward {rewards.mean():.3f}   accuracy {accuracy:.3f}", flush=True)
+        print(
+            f"step {step:3d}   mean reward {rewards.mean():.3f}   accuracy {accuracy:.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

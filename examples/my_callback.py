@@ -1,12 +1,13 @@
 """A callback of your own: stop the run once almost every group votes unanimously.
 
-A unanimous vote says nothing about which completion is better, so from then on the certainty reward alone would drive
-the policy. Name it by its class path, from the root of this repository:
+A unanimous vote says nothing about which completion is better, so from then on the certainty reward
+alone would drive the policy. Name it by its class path, from the root of this repository:
 
     python -m rlif_lightning fit --config configs/quickstart.yaml \\
         --trainer.callbacks+=examples.my_callback.UnanimityStop --trainer.callbacks.limit=0.9
 
-A callback reads ``trainer.callback_metrics`` or the step's ``outputs``, and steers by one public write.
+A callback reads ``trainer.callback_metrics`` or the step's ``outputs``, and steers by one public
+write.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class UnanimityStop(Callback):
 
     def __init__(self, limit: float = 0.9, patience: int = 3):
         if not 0 < limit <= 1 or patience < 1:
-            raise ValueError(f"limit={limit}, patience={patience}: need 0 < limit <= 1 and patience >= 1")
+            raise ValueError(
+                f"limit={limit}, patience={patience}: need 0 < limit <= 1 and patience >= 1"
+            )
         self.limit, self.patience, self.seen = limit, patience, 0
 
     def on_train_batch_end(

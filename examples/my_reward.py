@@ -3,7 +3,8 @@
 Name it by its class path, from the root of this repository:
 
     python -m rlif_lightning fit --config configs/quickstart.yaml \\
-    --model.rewards '{vote: {head: ClusterVote, weight: 0.5}, steps: {head: examples.my_reward.TrueSteps, weight: 0.5}}'
+    --model.rewards '{vote: {head: ClusterVote, weight: 0.5}, steps: {head:
+    examples.my_reward.TrueSteps, weight: 0.5}}'
 
 or in YAML:
 
@@ -45,10 +46,16 @@ class TrueSteps(RewardHead):
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         """``[B]`` scores, and the share of completions that show a step at all as ``steps/shown``."""
-        scores = torch.tensor([self.score(text) for text in rollout.texts], device=rollout.mask.device)
+        scores = torch.tensor(
+            [self.score(text) for text in rollout.texts], device=rollout.mask.device
+        )
         return RewardOutput(scores, log={"steps/shown": float((~scores.isnan()).float().mean())})
 
     def score(self, text: str) -> float:
         """One completion's score."""
         verdicts = [int(a) + int(b) == int(c) for a, b, c in EQUATION.findall(text)]
-        return sum(1.0 if true else self.wrong for true in verdicts) / len(verdicts) if verdicts else float("nan")
+        return (
+            sum(1.0 if true else self.wrong for true in verdicts) / len(verdicts)
+            if verdicts
+            else float("nan")
+        )

@@ -1,7 +1,7 @@
 """rlif-lightning: reinforcement learning from internal feedback on PyTorch Lightning.
 
-The public names, one a line. Each is imported when it is first used (PEP 562), so that ``import rlif_lightning``
-imports neither torch nor Lightning.
+The public names, one a line. Each is imported when it is first used (PEP 562), so that
+``import rlif_lightning`` imports neither torch nor Lightning.
 """
 
 from importlib import import_module
@@ -14,7 +14,13 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.data.benchmark_source import BenchmarkData
     from rlif_lightning.data.prompt_format import PromptFormat
     from rlif_lightning.data.prompts import PromptData
-    from rlif_lightning.data.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym
+    from rlif_lightning.data.sources import (
+        ArithmeticProblems,
+        HubDataset,
+        LocalFiles,
+        ProblemSource,
+        ReasoningGym,
+    )
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
     from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, Objective, ReferenceKL

@@ -2,9 +2,9 @@
 
 (``status RUN_DIR`` is ``running/status.py``, which imports nothing heavy.)
 
-LightningCLI does the work. Added here: short class names for YAML, the links between model and data, the run's loggers,
-the tables of evaluations, and one clear line instead of a traceback where the user can
-put it right.
+LightningCLI does the work. Added here: short class names for YAML, the links between model and
+data, the run's loggers, the tables of evaluations, and one clear line instead of a traceback where
+the user can put it right.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from rlif_lightning.trainer import RLIFTrainer
 # Settings that come in kinds: YAML names the class.
 set_parsing_settings(subclasses_enabled=[Advantage, Objective])
 
-# Lightning's warnings about what is on purpose here: prompts lie tokenised in memory, and a checkpoint holds the
-# parameters after the optimiser's step.
+# Lightning's warnings about what is on purpose here: prompts lie tokenised in memory, and a
+# checkpoint holds the parameters after the optimiser's step.
 EXPECTED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",
     "Using ModelCheckpoint with manual optimization and every_n_train_steps",
@@ -58,7 +58,12 @@ EXPECTED_WARNINGS = (
 )
 
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what a disk says that takes no more
+NO_ROOM = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EFBIG,
+)  # what a disk says that takes no more
 
 
 class RLIFCLI(LightningCLI):
@@ -71,7 +76,10 @@ class RLIFCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links between model and data, so that nothing is said twice."""
         parser.add_argument(
-            "--compare", type=bool, default=True, help="Evaluate before and after fit and print both as a table."
+            "--compare",
+            type=bool,
+            default=True,
+            help="Evaluate before and after fit and print both as a table.",
         )
         parser.add_class_arguments(Predictions, "predictions")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_as_seed)
@@ -85,7 +93,10 @@ class RLIFCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Defaults that depend on others: loggers in a new ``version_N`` folder, and the run's checkpoints."""
         check_strategy(self._get(self.config_init, "trainer.strategy") or "auto")
-        check_place("trainer.default_root_dir", Path(self._get(self.config_init, "trainer.default_root_dir") or "."))
+        check_place(
+            "trainer.default_root_dir",
+            Path(self._get(self.config_init, "trainer.default_root_dir") or "."),
+        )
         given = self._get(self.config_init, "trainer.logger")
         if given is None or given is True:
             root = self._get(self.config_init, "trainer.default_root_dir")
@@ -98,7 +109,9 @@ class RLIFCLI(LightningCLI):
         if not any(isinstance(callback, callbacks.SamplerGap) for callback in callbacks_given):
             self.trainer_defaults["callbacks"].append(callbacks.SamplerGap())
         if self.subcommand == "predict":
-            dumped = self._parser("predict").dump(self.config["predict"], format="json", skip_none=False)
+            dumped = self._parser("predict").dump(
+                self.config["predict"], format="json", skip_none=False
+            )
             files = PredictionFiles(self._get(self.config_init, "predictions"), _decisive(dumped))
             self.trainer_defaults["callbacks"].append(files)
         return super().instantiate_trainer(**kwargs)
@@ -107,12 +120,19 @@ class RLIFCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, without the settings that are decided here, and ``preflight``."""
         decided = {"validate": {"verbose"}, "test": {"verbose"}, "predict": {"return_predictions"}}
-        known = {name: taken | decided.get(name, set()) for name, taken in LightningCLI.subcommands().items()}
+        known = {
+            name: taken | decided.get(name, set())
+            for name, taken in LightningCLI.subcommands().items()
+        }
         return {**known, "preflight": {"model", "datamodule"}}
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Our tables have the intervals; a million predictions are not for memory.
-        decided = {"validate": {"verbose": False}, "test": {"verbose": False}, "predict": {"return_predictions": False}}
+        decided = {
+            "validate": {"verbose": False},
+            "test": {"verbose": False},
+            "predict": {"return_predictions": False},
+        }
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | decided.get(subcommand, {})
         return kwargs | {"ckpt_path": self.checkpoint, "weights_only": True}
 
@@ -183,9 +203,13 @@ class RLIFCLI(LightningCLI):
 def _decisive(config: str) -> dict[str, Any]:
     """The settings that completions and their scores depend on, by name."""
     settings = json.loads(config)
-    chosen = {f"model.{name}": settings["model"][name] for name in ("policy", "rewards", "sampling")}
+    chosen = {
+        f"model.{name}": settings["model"][name] for name in ("policy", "rewards", "sampling")
+    }
     batches = ("prompts_per_step", "validation_prompts_per_step")
-    chosen |= {f"data.{name}": value for name, value in settings["data"].items() if name not in batches}
+    chosen |= {
+        f"data.{name}": value for name, value in settings["data"].items() if name not in batches
+    }
     return chosen | {name: settings[name] for name in ("seed_everything", "ckpt_path")}
 
 
@@ -197,7 +221,8 @@ def main(args: list[str] | None = None) -> RLIFCLI:
     """Run the command line; ``args`` replaces ``sys.argv[1:]``.
 
     Raises:
-        SystemExit: 2 after a mistake in the settings or the data, 1 where the disk is full; told in one line.
+        SystemExit: 2 after a mistake in the settings or the data, 1 where the disk is full; told in
+            one line.
     """
     torch.set_float32_matmul_precision("high")
     for message in EXPECTED_WARNINGS:

@@ -1,7 +1,9 @@
-"""Masked sum, mean, standard deviation and maximum of local values. Pure functions; nothing here is a collective.
+"""Masked sum, mean, standard deviation and maximum of local values.
 
-Values outside a mask never count, even if they are NaN or infinite. The versions over all ranks are in
-``processes/collectives.py``.
+Pure functions; nothing here is a collective.
+
+Values outside a mask never count, even if they are NaN or infinite. The versions over all ranks are
+in ``processes/collectives.py``.
 """
 
 from __future__ import annotations
@@ -29,12 +31,15 @@ def masked_std(values: Tensor, mask: Tensor, dim: int, ddof: int = 1) -> Tensor:
         values: any shape.
         mask: the same shape, bool.
         dim: the dimension to reduce.
-        ddof: the divisor is ``count - ddof``; where that is not positive (a set of one) the result is 0.
+        ddof: the divisor is ``count - ddof``; where that is not positive (a set of one) the result
+            is 0.
     """
     mean = masked_mean(values, mask, dim).unsqueeze(dim)
     squares = masked_sum((values - mean).square(), mask, dim)
     degrees = mask.sum(dim) - ddof
-    return torch.where(degrees > 0, squares / degrees.clamp(min=1), torch.zeros_like(squares)).sqrt()
+    return torch.where(
+        degrees > 0, squares / degrees.clamp(min=1), torch.zeros_like(squares)
+    ).sqrt()
 
 
 def masked_max(values: Tensor, mask: Tensor) -> Tensor:

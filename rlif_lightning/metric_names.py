@@ -1,8 +1,8 @@
 """Every figure that a run can log: its unit, its meaning, what it is taken over, and the file that computes it.
 
-Names are written as literals where they are logged and read. ``tests/test_metric_names.py`` holds this table against a
-run that logs everything, and against every literal in code and docs. ``docs/metrics.md`` is written from it. What a
-user's own reward head or callback logs is not in it.
+Names are written as literals where they are logged and read. ``tests/test_metric_names.py`` holds
+this table against a run that logs everything, and against every literal in code and docs.
+``docs/metrics.md`` is written from it. What a user's own reward head or callback logs is not in it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def entry_of(name: str) -> str | None:
 def _pattern(entry: str) -> str:
     """The regular expression of an entry's names."""
     parts = re.split(r"<(\w+)>", entry)  # text, placeholder, text, ...
-    return "".join(PLACEHOLDERS[part] if number % 2 else re.escape(part) for number, part in enumerate(parts))
+    return "".join(
+        PLACEHOLDERS[part] if number % 2 else re.escape(part) for number, part in enumerate(parts)
+    )
 
 
 _SCORES = "rlif_lightning/learning/rollout_advantages.py"
@@ -76,39 +78,52 @@ LOGGED = {
         "score", "A head's score; the unit is the head's own.", f"mean over {_SCORED}", _SCORES
     ),
     "reward/<head>/std": Logged(
-        "score", "Spread of a head's scores over everything.", f"standard deviation (n - 1) over {_SCORED}", _SCORES
+        "score",
+        "Spread of a head's scores over everything.",
+        f"standard deviation (n - 1) over {_SCORED}",
+        _SCORES,
     ),
     "reward/<head>/group_std": Logged(
         "score",
-        "Spread of a head's scores inside a group (standard deviation, n - 1), which is all that advantages see.",
+        "Spread of a head's scores inside a group (standard deviation, n - 1), which is all that"
+        " advantages see.",
         "mean over the groups of all ranks that have two scores or more; NaN without any",
         _SCORES,
     ),
     "reward/<head>/share": Logged(
         "share",
-        "How much of the sum of |advantage parts| is this head's; all are 0 where no completion has an advantage.",
+        "How much of the sum of |advantage parts| is this head's; all are 0 where no completion"
+        " has an advantage.",
         "sums over the completions of all ranks",
         _SCORES,
     ),
     "vote/largest_cluster": Logged(
         "share",
-        "Share of a group's answers that its largest cluster has; 0 in groups with too few answers for a vote.",
+        "Share of a group's answers that its largest cluster has; 0 in groups with too few answers"
+        " for a vote.",
         _ALL_GROUPS,
         _VOTES,
     ),
-    "vote/unanimous": Logged("share", "Groups whose answers are all equivalent.", _ALL_GROUPS, _VOTES),
+    "vote/unanimous": Logged(
+        "share", "Groups whose answers are all equivalent.", _ALL_GROUPS, _VOTES
+    ),
     "vote/distinct_answers": Logged(
-        "answers", "Different answers in the whole batch, units left out.", "count over all ranks together", _VOTES
+        "answers",
+        "Different answers in the whole batch, units left out.",
+        "count over all ranks together",
+        _VOTES,
     ),
     "vote/undecided": Logged(
         "share",
-        "Groups in which answers were counted as different because the time for comparing them was used up.",
+        "Groups in which answers were counted as different because the time for comparing them was"
+        " used up.",
         _ALL_GROUPS,
         _VOTES,
     ),
     "vote/top_answer": Logged(
         "share",
-        "Completions, over all prompts, that give the batch's most frequent answer (CollapseGuard).",
+        "Completions, over all prompts, that give the batch's most frequent answer"
+        " (CollapseGuard).",
         "counts over all ranks together",
         _SYMPTOMS,
     ),
@@ -119,10 +134,17 @@ LOGGED = {
         "rlif_lightning/rewards/code.py",
     ),
     "rollout/length": Logged(
-        "tokens", "Length of a completion; one that a head takes out counts as 0.", _ALL_COMPLETIONS, _SCORES
+        "tokens",
+        "Length of a completion; one that a head takes out counts as 0.",
+        _ALL_COMPLETIONS,
+        _SCORES,
     ),
-    "rollout/ended": Logged("share", "Completions that ended by themselves.", _ALL_COMPLETIONS, _SCORES),
-    "rollout/parseable": Logged("share", "Completions that a vote found an answer in.", _ALL_COMPLETIONS, _VOTES),
+    "rollout/ended": Logged(
+        "share", "Completions that ended by themselves.", _ALL_COMPLETIONS, _SCORES
+    ),
+    "rollout/parseable": Logged(
+        "share", "Completions that a vote found an answer in.", _ALL_COMPLETIONS, _VOTES
+    ),
     "rollout/repetition": Logged(
         "share",
         "4-grams of tokens that stood in the same completion before (CollapseGuard).",
@@ -131,13 +153,19 @@ LOGGED = {
     ),
     "rollout/engine_gap": Logged(
         "nats",
-        "|log-prob of the engine - log-prob of the policy|, for an engine with log-probs of its own.",
+        "|log-prob of the engine - log-prob of the policy|, for an engine with log-probs of its"
+        " own.",
         _ALL_TOKENS,
         _SCORES,
     ),
-    "rollout/engine_gap_max": Logged("nats", "The same, largest.", "largest of the tokens of all ranks", _SCORES),
+    "rollout/engine_gap_max": Logged(
+        "nats", "The same, largest.", "largest of the tokens of all ranks", _SCORES
+    ),
     "rollout/engine_weight": Logged(
-        "factor", "Weight that corrects a token's loss for the engine's other distribution.", _ALL_TOKENS, _SCORES
+        "factor",
+        "Weight that corrects a token's loss for the engine's other distribution.",
+        _ALL_TOKENS,
+        _SCORES,
     ),
     "rollout/tokens_per_second": Logged(
         "tokens per second",
@@ -146,34 +174,55 @@ LOGGED = {
         _MODULE,
     ),
     "policy/entropy": Logged(
-        "nats", "Entropy of the next-token distribution, of the policy that sampled.", _ALL_TOKENS, _SCORES
+        "nats",
+        "Entropy of the next-token distribution, of the policy that sampled.",
+        _ALL_TOKENS,
+        _SCORES,
     ),
     "policy/log_ratio": Logged(
         "nats", "|log-prob - old log-prob| at the forward before each step.", _TRAINED, _UPDATES
     ),
-    "policy/log_ratio_picked": Logged("nats", "The same, of tokens that the objective picked.", _PICKED, _UPDATES),
-    "policy/entropy_picked": Logged("nats", "Token entropy, of tokens that the objective picked.", _PICKED, _UPDATES),
-    "policy/picked_fraction": Logged("share", "Tokens that the objective picked.", _TRAINED, _UPDATES),
-    "policy/clip_fraction": Logged("share", "Tokens that the clip holds, picked ones left out.", _TRAINED, _UPDATES),
+    "policy/log_ratio_picked": Logged(
+        "nats", "The same, of tokens that the objective picked.", _PICKED, _UPDATES
+    ),
+    "policy/entropy_picked": Logged(
+        "nats", "Token entropy, of tokens that the objective picked.", _PICKED, _UPDATES
+    ),
+    "policy/picked_fraction": Logged(
+        "share", "Tokens that the objective picked.", _TRAINED, _UPDATES
+    ),
+    "policy/clip_fraction": Logged(
+        "share", "Tokens that the clip holds, picked ones left out.", _TRAINED, _UPDATES
+    ),
     "policy/reference_kl": Logged(
-        "nats", "KL to the reference model, estimated by k3; 0 without a reference.", _TRAINED, _UPDATES
+        "nats",
+        "KL to the reference model, estimated by k3; 0 without a reference.",
+        _TRAINED,
+        _UPDATES,
     ),
     "policy/sampler_gap": Logged(
         "nats",
-        "|log-prob of the first training forward - log-prob when sampled|: rounding, or another policy.",
+        "|log-prob of the first training forward - log-prob when sampled|: rounding, or another"
+        " policy.",
         f"mean over {_FIRST}",
         _OLD,
     ),
     "policy/noise_floor": Logged(
         "nats",
-        "|log-prob of the first training forward - old log-prob| that one token in a thousand exceeds.",
+        "|log-prob of the first training forward - old log-prob| that one token in a thousand"
+        " exceeds.",
         f"upper quantile of {_FIRST}",
         _OLD,
     ),
     "policy/grad_norm": Logged(
-        "norm", "Gradient norm before clipping.", "mean over the rollout's updates, the same on all ranks", _MODULE
+        "norm",
+        "Gradient norm before clipping.",
+        "mean over the rollout's updates, the same on all ranks",
+        _MODULE,
     ),
-    "policy/learning_rate": Logged("learning rate", "Learning rate after the rollout's last update.", _SAME, _MODULE),
+    "policy/learning_rate": Logged(
+        "learning rate", "Learning rate after the rollout's last update.", _SAME, _MODULE
+    ),
     "update/tokens": Logged(
         "tokens",
         "Positions that training passes were run on, prompts and padding among them.",
@@ -181,29 +230,47 @@ LOGGED = {
         _UPDATES,
     ),
     "update/padding": Logged(
-        "share", "Positions of these that hold no token.", "sums over all updates of the rollout, all ranks", _UPDATES
+        "share",
+        "Positions of these that hold no token.",
+        "sums over all updates of the rollout, all ranks",
+        _UPDATES,
     ),
     "update/micro_batch_tokens": Logged(
         "tokens", "Token budget of a pass, after any halving for memory.", _PROCESSES, _MODULE
     ),
     "update/tokens_per_second": Logged(
-        "tokens per second", "`update/tokens`, per second of a process's own clock.", _PROCESSES, _MODULE
+        "tokens per second",
+        "`update/tokens`, per second of a process's own clock.",
+        _PROCESSES,
+        _MODULE,
     ),
     "time/rollout": Logged("seconds", "Wall time of sampling.", _PROCESSES, _MODULE),
     "time/reward": Logged("seconds", "Wall time of rewards and advantages.", _PROCESSES, _MODULE),
-    "time/update": Logged("seconds", "Wall time of all updates of the rollout.", _PROCESSES, _MODULE),
+    "time/update": Logged(
+        "seconds", "Wall time of all updates of the rollout.", _PROCESSES, _MODULE
+    ),
     "<stage>/accuracy": Logged("share", "Samples that are right.", _PROBLEMS, _EVALUATION),
     "<stage>/pass@<k>": Logged(
-        "share", "Chance that one of k samples is right, estimated without bias.", _PROBLEMS, _EVALUATION
+        "share",
+        "Chance that one of k samples is right, estimated without bias.",
+        _PROBLEMS,
+        _EVALUATION,
     ),
     "<stage>/maj@<k>": Logged(
-        "share", "Problems whose most frequent answer of k samples is right.", _PROBLEMS, _EVALUATION
+        "share",
+        "Problems whose most frequent answer of k samples is right.",
+        _PROBLEMS,
+        _EVALUATION,
     ),
-    "<stage>/greedy_accuracy": Logged("share", "Problems whose greedy completion is right.", _PROBLEMS, _EVALUATION),
+    "<stage>/greedy_accuracy": Logged(
+        "share", "Problems whose greedy completion is right.", _PROBLEMS, _EVALUATION
+    ),
     "<stage>/agreement": Logged(
         "share", "Largest cluster of a problem's samples with an answer.", _PROBLEMS, _EVALUATION
     ),
-    "<stage>/diversity": Logged("share", "Distinct answers of a problem to its samples.", _PROBLEMS, _EVALUATION),
+    "<stage>/diversity": Logged(
+        "share", "Distinct answers of a problem to its samples.", _PROBLEMS, _EVALUATION
+    ),
     "<stage>/parseable": Logged("share", "Samples with an answer.", _SAMPLES, _EVALUATION),
     "<stage>/ended": Logged("share", "Samples that ended by themselves.", _SAMPLES, _EVALUATION),
     "<stage>/length": Logged("tokens", "Length of a sample.", _SAMPLES, _EVALUATION),
@@ -215,7 +282,8 @@ LOGGED = {
     ),
     "guard/vote_alignment": Logged(
         "correlation",
-        "Inside groups: advantage against the share of the group that gives the completion's answer.",
+        "Inside groups: advantage against the share of the group that gives the completion's"
+        " answer.",
         "sums over the completions of all ranks; NaN where no group is mixed",
         _SYMPTOMS,
     ),
@@ -223,9 +291,15 @@ LOGGED = {
         "share", "Sum of `reward/<head>/share` over the heads that reward certainty.", _SAME, _GUARD
     ),
     "guard/alarms": Logged("alarms", "Alarms that are active.", _SAME, _GUARD),
-    "entropy/p10": Logged("nats", "10th percentile of token entropy.", "mean over the ranks' percentiles", _MONITOR),
-    "entropy/p50": Logged("nats", "Median of token entropy.", "mean over the ranks' medians", _MONITOR),
-    "entropy/p90": Logged("nats", "90th percentile of token entropy.", "mean over the ranks' percentiles", _MONITOR),
+    "entropy/p10": Logged(
+        "nats", "10th percentile of token entropy.", "mean over the ranks' percentiles", _MONITOR
+    ),
+    "entropy/p50": Logged(
+        "nats", "Median of token entropy.", "mean over the ranks' medians", _MONITOR
+    ),
+    "entropy/p90": Logged(
+        "nats", "90th percentile of token entropy.", "mean over the ranks' percentiles", _MONITOR
+    ),
     "entropy/slope": Logged(
         "nats per rollout",
         "Trend of `policy/entropy`, by least squares over EntropyMonitor's window.",
@@ -235,6 +309,9 @@ LOGGED = {
     "kl_cov/weight": Logged("weight", "KL-Cov's weight in this rollout.", _SAME, _SCHEDULER),
     "kl_cov/fraction": Logged("share", "KL-Cov's fraction in this rollout.", _SAME, _SCHEDULER),
     "stopping/stopped": Logged(
-        "0 or 1", "Whether LabelFreeStopping has ended the run.", _SAME, "callbacks/label_free_stopping.py"
+        "0 or 1",
+        "Whether LabelFreeStopping has ended the run.",
+        _SAME,
+        "callbacks/label_free_stopping.py",
     ),
 }

@@ -1,7 +1,8 @@
 """The LightningModule: wires policy, reference model, reward heads and objective; steps the optimiser; logs. No maths.
 
-``training_step`` is the whole method in order: rollout, rewards, advantages, update, log. One batch of prompts is one
-rollout; ``global_step`` counts optimiser steps, of which a rollout makes ``updates_per_rollout * epochs_per_rollout``.
+``training_step`` is the whole method in order: rollout, rewards, advantages, update, log. One batch
+of prompts is one rollout; ``global_step`` counts optimiser steps, of which a rollout makes
+``updates_per_rollout * epochs_per_rollout``.
 """
 
 from __future__ import annotations
@@ -61,12 +62,13 @@ class RLIFModule(LightningModule):
         sampling: how completions are drawn in training.
         engine: what draws them.
         evaluation: how validate and test measure.
-        updates_per_rollout: optimiser steps in one pass over a rollout (mini-batches of whole groups).
+        updates_per_rollout: optimiser steps in one pass over a rollout (mini-batches of whole
+            groups).
         epochs_per_rollout: passes over a rollout.
-        old_logprobs: sampler | rescored (by one more pass): the old log-probs of all mini-batches but the first, which
-            has its own forward's.
-        micro_batch_tokens: token budget of one forward and backward pass; memory, never results, depends on it. Halved
-            when memory runs out.
+        old_logprobs: sampler | rescored (by one more pass): the old log-probs of all mini-batches
+            but the first, which has its own forward's.
+        micro_batch_tokens: token budget of one forward and backward pass; memory, never results,
+            depends on it. Halved when memory runs out.
         learning_rate: of AdamW.
         lr_schedule: constant | cosine (to 0 at schedule_steps).
         warmup_steps: optimiser steps of linear warm-up.
@@ -74,11 +76,13 @@ class RLIFModule(LightningModule):
         weight_decay: of AdamW.
         betas: of AdamW.
         max_grad_norm: the gradient's norm is clipped to this; null = not clipped.
-        answer_column: the gold answers' column, for measuring only (linked from data.answer_column).
+        answer_column: the gold answers' column, for measuring only (linked from
+            data.answer_column).
         seed: of sampling and shuffling (linked from seed_everything).
 
     Attributes:
-        fits_next: what ``fit`` refuses is refused in ``validate`` already, before the first evaluation.
+        fits_next: what ``fit`` refuses is refused in ``validate`` already, before the first
+            evaluation.
     """
 
     fits_next = False
@@ -112,13 +116,24 @@ class RLIFModule(LightningModule):
         self.policy_settings, self.policy = policy, None
         self.reference: PolicyModel | None = None
         self.rewards = RewardSet(rewards, answer_column)
-        self.group_size, self.advantage, self.objective, self.sampling = group_size, advantage, objective, sampling
+        self.group_size, self.advantage, self.objective, self.sampling = (
+            group_size,
+            advantage,
+            objective,
+            sampling,
+        )
         self.engine = engine or NativeEngine()
         self.evaluator = Evaluator(evaluation)
         self.budget = TokenBudget(micro_batch_tokens)
         self.plan = UpdatePlan(updates_per_rollout, epochs_per_rollout, seed, old_logprobs)
         self.optimizer_plan = OptimizerPlan(
-            learning_rate, lr_schedule, warmup_steps, schedule_steps, weight_decay, betas, max_grad_norm
+            learning_rate,
+            lr_schedule,
+            warmup_steps,
+            schedule_steps,
+            weight_decay,
+            betas,
+            max_grad_norm,
         )
         self.answer_column, self.seed = answer_column, seed
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.int64))
@@ -128,9 +143,14 @@ class RLIFModule(LightningModule):
         strategy = None if self._trainer is None else self._trainer.strategy
         if self.policy is None:
             self.policy = build_policy(self.policy_settings, strategy)
-        if self.reference is None and self.objective.needs_reference and not self.policy.has_adapters:
+        if (
+            self.reference is None
+            and self.objective.needs_reference
+            and not self.policy.has_adapters
+        ):
             reference = build_policy(self.policy_settings, strategy, frozen=True)
-            # Not a submodule: neither checkpoints nor strategies are to see what is loaded from where it came from.
+            # Not a submodule: neither checkpoints nor strategies are to see what is loaded from
+            # where it came from.
             object.__setattr__(self, "reference", reference)
         self.engine.setup(self.policy, self.seed)
 
@@ -164,13 +184,24 @@ class RLIFModule(LightningModule):
         scored = time.perf_counter()
         metrics |= self._update(rollout, outputs, advantages, step)
         self.num_rollouts += 1
-        times = {"rollout": sampled - started, "reward": scored - sampled, "update": time.perf_counter() - scored}
+        times = {
+            "rollout": sampled - started,
+            "reward": scored - sampled,
+            "update": time.perf_counter() - scored,
+        }
         metrics |= {f"time/{phase}": seconds for phase, seconds in times.items()}
-        metrics["rollout/tokens_per_second"] = float(all_rank_sum(rollout.lengths.sum())) / times["rollout"]
+        metrics["rollout/tokens_per_second"] = (
+            float(all_rank_sum(rollout.lengths.sum())) / times["rollout"]
+        )
         metrics["update/tokens_per_second"] = float(metrics["update/tokens"]) / times["update"]
         metrics["policy/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._log(metrics, len(prompts))
-        return {"stats": rollout.stats, "rollout": rollout, "rewards": outputs, "advantages": advantages}
+        return {
+            "stats": rollout.stats,
+            "rollout": rollout,
+            "rewards": outputs,
+            "advantages": advantages,
+        }
 
     def _update(
         self, rollout: Rollout, outputs: dict[str, RewardOutput], advantages: Tensor, step: int
@@ -179,28 +210,46 @@ class RLIFModule(LightningModule):
         assert self.policy is not None
         policy, scoring, reference = self.policy, (rollout, self.sampling), None
         if self.objective.needs_reference:
-            reference = self.budget.run(lambda tokens: reference_logprobs(policy, self.reference, *scoring, tokens))
-        rescored = partial(self.budget.run, lambda tokens: rollout_logprobs(policy, *scoring, tokens))
+            reference = self.budget.run(
+                lambda tokens: reference_logprobs(policy, self.reference, *scoring, tokens)
+            )
+        rescored = partial(
+            self.budget.run, lambda tokens: rollout_logprobs(policy, *scoring, tokens)
+        )
         old = rescored() if self.plan.rescores(rollout) else rollout.stats.logprobs
         inputs = loss_inputs(rollout, advantages, old, reference, step)
         meter, norms, noise = UpdateMeter(rollout.mask.device), [], {}
-        for groups in self.plan.minibatches(rollout.num_prompts, step, data_rank(), num_data_ranks()):
+        for groups in self.plan.minibatches(
+            rollout.num_prompts, step, data_rank(), num_data_ranks()
+        ):
             mini_batch = select_groups(inputs, rollout, groups, on_policy=not norms)
-            settings = (self.sampling, self.budget, self._backward, meter, self.trainer.optimizers[0].zero_grad)
+            settings = (
+                self.sampling,
+                self.budget,
+                self._backward,
+                meter,
+                self.trainer.optimizers[0].zero_grad,
+            )
             found = accumulate_gradient(policy, self.objective, mini_batch, *settings)
             if mini_batch.on_policy:
                 inputs, noise = settle_old_logprobs(inputs, mini_batch.rows, found, rescored)
             norms.append(self._optimizer_step())
             if not math.isfinite(norms[-1]):
                 raise NonFiniteGradient(non_finite_message(step, rollout, outputs))
-        figures = {"policy/grad_norm": sum(norms) / len(norms), "update/micro_batch_tokens": self.budget.tokens}
+        figures = {
+            "policy/grad_norm": sum(norms) / len(norms),
+            "update/micro_batch_tokens": self.budget.tokens,
+        }
         return meter.means() | noise | figures
 
     def _backward(self, loss: Tensor, is_last: bool) -> None:
         strategy: Any = self.trainer.strategy
-        waits = not is_last and num_data_ranks() > 1  # one reduction for all micro-batches of an update
+        waits = (
+            not is_last and num_data_ranks() > 1
+        )  # one reduction for all micro-batches of an update
         with strategy.block_backward_sync() if waits else nullcontext():
-            # The strategies average gradients over ranks; the loss shares of all ranks must sum up instead.
+            # The strategies average gradients over ranks; the loss shares of all ranks must sum up
+            # instead.
             self.manual_backward(loss * num_data_ranks())
 
     def _optimizer_step(self) -> float:
@@ -223,7 +272,11 @@ class RLIFModule(LightningModule):
 
     def validation_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """Sample, decode greedily, add to the evaluation's figures; the completions with their verdicts."""
-        return {"completions": self.evaluator.measure(prompts, self.engine, self.sampling, self.answer_column)}
+        return {
+            "completions": self.evaluator.measure(
+                prompts, self.engine, self.sampling, self.answer_column
+            )
+        }
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/...``, and the ends of the intervals as ``val_low/...`` and ``val_high/...``."""
@@ -240,7 +293,13 @@ class RLIFModule(LightningModule):
     def _log_evaluation(self, prefix: str) -> None:
         self.report = self.evaluator.compute(labelled=self.answer_column is not None)
         for name, (value, low, high) in self.report.figures().items():
-            self.log_dict({f"{prefix}/{name}": value, f"{prefix}_low/{name}": low, f"{prefix}_high/{name}": high})
+            self.log_dict(
+                {
+                    f"{prefix}/{name}": value,
+                    f"{prefix}_low/{name}": low,
+                    f"{prefix}_high/{name}": high,
+                }
+            )
 
     def predict_step(self, prompts: Prompts, batch_idx: int) -> list[dict[str, Any]]:
         """Completions with the score of every reward head, one record each."""

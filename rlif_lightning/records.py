@@ -6,9 +6,9 @@ Axis letters, everywhere in this library:
     B  rows = P * G, prompt-major: row b is completion ``b % G`` of prompt ``b // G``
     T  completion positions              V  vocabulary              R  rewards
 
-``[B, T]`` tensors are right-padded; their boolean ``mask`` is True where a position counts. Log-probabilities,
-entropies and self-certainties are in nats, float32 (float64 for a float64 model). Only ``model/`` and what calls it
-with packed tokens know the packed form.
+``[B, T]`` tensors are right-padded; their boolean ``mask`` is True where a position counts.
+Log-probabilities, entropies and self-certainties are in nats, float32 (float64 for a float64
+model). Only ``model/`` and what calls it with packed tokens know the packed form.
 
 Read in this order: Prompts -> Rollout (with TokenStats) -> RewardOutput -> LossInputs.
 """
@@ -57,7 +57,10 @@ def overlap(one: str, other: str) -> bool:
 
 
 class VisibleColumns(dict[str, list[Any]]):
-    """The columns that a reward head named. To ask for another one that the data set has is an error."""
+    """The columns that a reward head named.
+
+    To ask for another one that the data set has is an error.
+    """
 
     def __init__(self, shown: Mapping[str, list[Any]], hidden: Collection[str]):
         super().__init__(shown)
@@ -66,8 +69,10 @@ class VisibleColumns(dict[str, list[Any]]):
     def __contains__(self, name: object) -> bool:
         if name in self.hidden:
             raise ValueError(
-                f"column {name!r} is hidden from this reward head: name it in the class attribute `columns`, as in"
-                f" `columns = ({name!r},)`; gold answers are shown to heads with `needs_gold = True` only"
+                f"column {name!r} is hidden from this reward head: name it in the class attribute"
+                " `columns`, as in"
+                f" `columns = ({name!r},)`; gold answers are shown to heads with `needs_gold ="
+                " True` only"
             )
         return super().__contains__(name)
 
@@ -90,7 +95,8 @@ class Prompts:
         token_ids: P tensors of int64 token ids, each ``[L_p]`` (ragged, no padding), L_p >= 1.
         texts: the P prompt texts the ids were made from.
         columns: the data set's other columns, each a list of P values (gold answer, level, ...).
-        index: ``[P]`` int64, each prompt's row in its data set (the counter that seeds its sampling).
+        index: ``[P]`` int64, each prompt's row in its data set (the counter that seeds its
+            sampling).
 
     Example:
         >>> prompts = Prompts([torch.tensor([5, 6])], ["2+2="], {"answer": ["4"]}, torch.tensor([0]))
@@ -108,7 +114,9 @@ class Prompts:
 
     def to(self, device: torch.device | str) -> Prompts:
         """Move the tensors (Lightning calls this; the records are frozen, so a new one is returned)."""
-        return replace(self, token_ids=[ids.to(device) for ids in self.token_ids], index=self.index.to(device))
+        return replace(
+            self, token_ids=[ids.to(device) for ids in self.token_ids], index=self.index.to(device)
+        )
 
     def has(self, path: str) -> bool:
         """Whether there is such a column (of a dotted path: the one that it begins with)."""
@@ -131,7 +139,10 @@ class Prompts:
     def rows(self, path: str) -> list[dict[str, Any]]:
         """P rows of all columns, with the value that ``path`` names under that name."""
         columns = {**self.columns, path: self.column(path)}
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ]
 
     def only(self, paths: Sequence[str]) -> Prompts:
         """The same prompts with these columns alone (for a reward head); those that do not exist are left out.
@@ -146,8 +157,8 @@ class Prompts:
 class TokenStats:
     """What one pass over the logits says about each completion token.
 
-    The logits are those of the position that *produced* the token, divided by the sampling temperature. The
-    distribution is the one before ``top_k`` and ``top_p``.
+    The logits are those of the position that *produced* the token, divided by the sampling
+    temperature. The distribution is the one before ``top_k`` and ``top_p``.
 
     Attributes:
         logprobs: ``[B, T]`` log-probability of the sampled token, nats.
@@ -170,14 +181,18 @@ class Rollout:
 
     Attributes:
         prompts: the P prompts.
-        completion_ids: ``[B, T]`` int64, right-padded; a final end-of-sequence token is a completion token.
+        completion_ids: ``[B, T]`` int64, right-padded; a final end-of-sequence token is a
+            completion token.
         mask: ``[B, T]`` bool, True on completion tokens. Every row has at least one.
         stats: ``[B, T]`` token statistics under the sampling policy, 0 outside the mask.
         texts: B completion texts, without special tokens, cut before a stop string.
-        ended: ``[B]`` bool, True where the completion ended by itself (not cut at the length limit).
+        ended: ``[B]`` bool, True where the completion ended by itself (not cut at the length
+            limit).
         group_size: G.
-        engine_logprobs: optional ``[B, T]``: by an engine whose log-probs are not the policy's, 0 outside the mask.
-        token_weights: optional ``[B, T]`` constants of the policy loss, which correct for sampling by such an engine.
+        engine_logprobs: optional ``[B, T]``: by an engine whose log-probs are not the policy's, 0
+            outside the mask.
+        token_weights: optional ``[B, T]`` constants of the policy loss, which correct for sampling
+            by such an engine.
     """
 
     prompts: Prompts
@@ -238,16 +253,19 @@ class LossInputs:
     """Everything a loss sees, for the tokens of one optimiser update or of one of its micro-batches.
 
     Attributes:
-        logprobs: ``[B, T]`` under the policy being trained (carries the graph inside a micro-batch).
-        old_logprobs: ``[B, T]`` under the policy before the rollout's first update (learning/old_logprobs.py).
+        logprobs: ``[B, T]`` under the policy being trained (carries the graph inside a
+            micro-batch).
+        old_logprobs: ``[B, T]`` under the policy before the rollout's first update
+            (learning/old_logprobs.py).
         advantages: ``[B, T]``, constant over a completion unless a token-level kind made it.
         mask: ``[B, T]`` bool.
         row_ids: ``[B]`` int64, a number of each completion that no other completion of the run has.
         entropy: optional ``[B, T]``, with the graph, for the entropy bonus.
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
-        token_weights: optional ``[B, T]`` constants that multiply the policy loss (Rollout.token_weights).
-        sampled_logprobs: optional ``[B, T]`` as the rollout came with them (Rollout.stats): what the sampler's gap is
-            measured on, whatever the old log-probs are.
+        token_weights: optional ``[B, T]`` constants that multiply the policy loss
+            (Rollout.token_weights).
+        sampled_logprobs: optional ``[B, T]`` as the rollout came with them (Rollout.stats): what
+            the sampler's gap is measured on, whatever the old log-probs are.
         noise_floor: optional scalar, nats: differences of log-probs up to here are rounding.
     """
 

@@ -1,7 +1,8 @@
 """Drawing tokens: settings, counter-based uniforms, inverse cumulative distribution; importance ratios. Pure functions.
 
-The uniform that draws token t of completion g of data-set row i at rollout step s depends on (seed, s, i, g, t) alone,
-so a completion does not change with its batch, with early leaving, with the number of ranks, or on resume.
+The uniform that draws token t of completion g of data-set row i at rollout step s depends on (seed,
+s, i, g, t) alone, so a completion does not change with its batch, with early leaving, with the
+number of ranks, or on resume.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Steps of the sampling counters far from any training step: evaluations draw the same uniforms every time.
+# Steps of the sampling counters far from any training step: evaluations draw the same uniforms
+# every time.
 VALIDATION_STEP, PREDICTION_STEP = 2**62, 2**62 + 1
-# A word of its own for each use of counted random numbers: equal seeds and steps never give two uses one stream. Two
-# users have none: the order of training prompts and the bootstrap, which draw from different problems.
+# A word of its own for each use of counted random numbers: equal seeds and steps never give two
+# uses one stream. Two users have none: the order of training prompts and the bootstrap, which draw
+# from different problems.
 PURPOSES = {"sampling": 0, "coin": 1, "shuffle": 2, "preflight": 3, "request": 4}
 SUM_BLOCK = 256  # weights summed before they are accumulated
 MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: keeps a ratio finite in float32 with room to multiply
@@ -30,14 +33,16 @@ class Sampling:
         temperature: divides the logits, > 0; 0 = greedy (evaluation only).
         max_new_tokens: limit of a completion's length, in tokens.
         min_new_tokens: no end of sequence before this many tokens.
-        top_k: keep the k most likely tokens; 0 = off. Refused in training: it biases the importance ratio. Token
-            statistics (log-prob, entropy, self-certainty) are of the distribution before it, under every engine.
+        top_k: keep the k most likely tokens; 0 = off. Refused in training: it biases the importance
+            ratio. Token statistics (log-prob, entropy, self-certainty) are of the distribution
+            before it, under every engine.
         top_p: keep the smallest set of tokens of this probability; 1 = off. As top_k in all else.
-        stop: strings at which a completion ends; the text is cut before the first of them. Such a completion has no end
-            of sequence among its tokens.
-        train_stop: a completion that a stop string ended gets an end of sequence as its last token, where
-            max_new_tokens leaves room: not drawn, but trained on and counted like the others. Off: a policy that always
-            ends by stop strings never learns to end. Needs min_new_tokens=0.
+        stop: strings at which a completion ends; the text is cut before the first of them. Such a
+            completion has no end of sequence among its tokens.
+        train_stop: a completion that a stop string ended gets an end of sequence as its last token,
+            where max_new_tokens leaves room: not drawn, but trained on and counted like the others.
+            Off: a policy that always ends by stop strings never learns to end. Needs
+            min_new_tokens=0.
     """
 
     temperature: float = 1.0
@@ -53,17 +58,23 @@ class Sampling:
             raise ValueError(f"temperature={self.temperature} must be positive, or 0 for greedy")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
             raise ValueError(
-                f"min_new_tokens={self.min_new_tokens}, max_new_tokens={self.max_new_tokens}: need 0 <= min <= max"
+                f"min_new_tokens={self.min_new_tokens}, max_new_tokens={self.max_new_tokens}: need"
+                " 0 <= min <= max"
                 " and max >= 1"
             )
         if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_k={self.top_k}, top_p={self.top_p}: need top_k >= 0 (0 = off) and 0 < top_p <= 1")
+            raise ValueError(
+                f"top_k={self.top_k}, top_p={self.top_p}: need top_k >= 0 (0 = off) and 0 < top_p"
+                " <= 1"
+            )
         if isinstance(self.stop, str) or not all(self.stop):
             raise ValueError(f"stop={self.stop!r} must be a list of strings that are not empty")
         if self.train_stop and (not self.stop or self.min_new_tokens):
             raise ValueError(
-                f"train_stop=true needs stop strings and min_new_tokens=0 (got stop={list(self.stop)}, min_new_tokens="
-                f"{self.min_new_tokens}): the end of sequence that it appends could be impossible there"
+                "train_stop=true needs stop strings and min_new_tokens=0 (got"
+                f" stop={list(self.stop)}, min_new_tokens="
+                f"{self.min_new_tokens}): the end of sequence that it appends could be impossible"
+                " there"
             )
 
     def check_trainable(self) -> None:
@@ -74,11 +85,15 @@ class Sampling:
         """
         if self.top_k or self.top_p < 1:
             raise ValueError(
-                f"sampling.top_k={self.top_k}, top_p={self.top_p}: truncated sampling biases the importance ratio; "
+                f"sampling.top_k={self.top_k}, top_p={self.top_p}: truncated sampling biases the"
+                " importance ratio; "
                 "use top_k=0 and top_p=1 to train (evaluation may truncate)"
             )
         if self.temperature == 0:
-            raise ValueError("sampling.temperature=0 is greedy: every group would agree; use a positive value to train")
+            raise ValueError(
+                "sampling.temperature=0 is greedy: every group would agree; use a positive value"
+                " to train"
+            )
 
 
 def counter_uniforms(
@@ -104,7 +119,9 @@ def counter_uniforms(
     """
     word = PURPOSES[purpose]  # the first word of the counter counts the numbers of a stream
     rows = [
-        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, word, g, i])).random(num_tokens)
+        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, word, g, i])).random(
+            num_tokens
+        )
         for i, g in zip(index, completion, strict=True)
     ]
     return torch.from_numpy(np.stack(rows))
@@ -121,9 +138,12 @@ def purpose_seeds(purpose: str, *counters: int) -> np.random.SeedSequence:
 def request_seed(seed: int, step: int, index: int) -> int:
     """Seed of one prompt's completions for a sampler with a generator of its own: from (seed, step, row) alone.
 
-    Such samplers add the completion's number to it, so seeds keep 2**62 apart from the end of int64.
+    Such samplers add the completion's number to it, so seeds keep 2**62 apart from the end of
+    int64.
     """
-    return int(purpose_seeds("request", seed, step, index).generate_state(1, np.uint64)[0] >> np.uint64(2))
+    return int(
+        purpose_seeds("request", seed, step, index).generate_state(1, np.uint64)[0] >> np.uint64(2)
+    )
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
@@ -149,8 +169,9 @@ def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
 def sample_weights(weights: Tensor, uniforms: Tensor) -> Tensor:
     """As :func:`sample_tokens`, from weights ``[N, V]`` >= 0 that are proportional to the probabilities.
 
-    Only sums of blocks of weights are accumulated over the whole vocabulary, then the weights of one block: a
-    double-precision cumulative sum over all of a large vocabulary would cost more than the layer that made it.
+    Only sums of blocks of weights are accumulated over the whole vocabulary, then the weights of
+    one block: a double-precision cumulative sum over all of a large vocabulary would cost more than
+    the layer that made it.
     """
     size = weights.shape[1]
     uniforms = uniforms.to(weights.device).double().unsqueeze(1)
@@ -167,11 +188,13 @@ def sample_weights(weights: Tensor, uniforms: Tensor) -> Tensor:
     return (chosen * SUM_BLOCK + token).squeeze(1)
 
 
-def _first_beyond(weights: Tensor, target: Tensor, relative: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def _first_beyond(
+    weights: Tensor, target: Tensor, relative: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """First position whose cumulative weight exceeds ``target [N, 1]``, what came before it, and the target.
 
-    A ``relative`` target is a share of the whole weight. Rounding could carry it beyond the last position that has any
-    weight; that position is taken then.
+    A ``relative`` target is a share of the whole weight. Rounding could carry it beyond the last
+    position that has any weight; that position is taken then.
     """
     cumulative = weights.double().cumsum(-1)
     target = target * cumulative[:, -1:] if relative else target
@@ -191,7 +214,9 @@ def truncate_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tenso
         logits = logits.masked_fill(logits < threshold, -torch.inf)
     if top_p < 1:
         # Not rounded: the threshold must be one of the logits.
-        ordered, _ = (logits if logits.dtype.itemsize >= 4 else logits.float()).sort(-1, descending=True)
+        ordered, _ = (logits if logits.dtype.itemsize >= 4 else logits.float()).sort(
+            -1, descending=True
+        )
         probs = ordered.softmax(-1)
         before = probs.cumsum(-1) - probs
         threshold = torch.where(before < top_p, ordered, torch.inf).amin(-1, keepdim=True)

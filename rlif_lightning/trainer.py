@@ -30,12 +30,16 @@ from rlif_lightning.running.stop_signals import StopSignals
 class RLIFTrainer(Trainer):
     """Lightning's Trainer that saves at the ends of steps, stops when asked to, and can look before it trains."""
 
-    def __init__(self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any
+    ) -> None:
         check_precision(kwargs.get("precision"))
         refuse_twins(callbacks if isinstance(callbacks, list) else [])
         super().__init__(*args, callbacks=callbacks, **kwargs)
         self.callbacks: list[Callback] = [RunEnd(), *self.callbacks]
-        steps = StepEnds(self, self.min_steps, self.max_steps)  # these limits are those of the loop that is replaced
+        steps = StepEnds(
+            self, self.min_steps, self.max_steps
+        )  # these limits are those of the loop that is replaced
         self.fit_loop = RunLoop(self, self.min_epochs, self.max_epochs)
         self.fit_loop.epoch_loop = steps
         self._signal_connector = self.stop_signals = StopSignals(self)
@@ -58,13 +62,14 @@ class RLIFTrainer(Trainer):
     ) -> Findings:
         """Sample groups from the starting policy and say whether the rewards can work; trains nothing.
 
-        Prints a table with a verdict for each reward head, writes ``preflight.json`` beside it, and the completions as
-        ``preflight.jsonl``.
+        Prints a table with a verdict for each reward head, writes ``preflight.json`` beside it, and
+        the completions as ``preflight.jsonl``.
 
         Args:
             model: the module.
             datamodule: the data.
-            prompts: training problems that a group is sampled for, drawn at random from the first seed.
+            prompts: training problems that a group is sampled for, drawn at random from the first
+                seed.
             ckpt_path: a checkpoint whose policy is examined instead of the starting one.
             weights_only: whether the checkpoint may hold nothing but tensors and plain values.
 
@@ -72,7 +77,9 @@ class RLIFTrainer(Trainer):
             ValueError: fewer prompts than processes, or none.
         """
         if prompts < self.world_size:
-            raise ValueError(f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes")
+            raise ValueError(
+                f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes"
+            )
         datamodule.trainer = self
 
         def check(problems: EncodedSplit) -> None:
@@ -80,22 +87,38 @@ class RLIFTrainer(Trainer):
             model.rewards.check(problems, model.group_size)
 
         batches = PreflightBatches(datamodule, prompts, model.seed, check)
-        predicted: Any = self.predict(model, batches, ckpt_path=ckpt_path, weights_only=weights_only)
+        predicted: Any = self.predict(
+            model, batches, ckpt_path=ckpt_path, weights_only=weights_only
+        )
         records = all_rank_records([record for batch in predicted for record in batch])
         checker, gold = model.evaluator.checker, None
-        if model.answer_column is not None and isinstance(checker, AnswerChecker):  # what must be run is for `validate`
+        if model.answer_column is not None and isinstance(
+            checker, AnswerChecker
+        ):  # what must be run is for `validate`
             column = [value_at(problem, model.answer_column) for problem in batches.problems()]
             gold = [checker.gold(value) for value in column][: len(records) // model.group_size]
         answers = [checker.answer(record["completion"]) for record in records]
         weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
-        findings = examine(records, answers, gold, weights, model.group_size, model.evaluator.evaluation.equivalence)
+        findings = examine(
+            records,
+            answers,
+            gold,
+            weights,
+            model.group_size,
+            model.evaluator.evaluation.equivalence,
+        )
         path = run_folder(self) / "preflight.json"
         if not self.is_global_zero:
             return findings
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {**asdict(findings), "thresholds": {name: value for name, (value, _) in THRESHOLDS.items()}}
+        content = {
+            **asdict(findings),
+            "thresholds": {name: value for name, (value, _) in THRESHOLDS.items()},
+        }
         path.write_text(json.dumps(content, indent=1) + "\n")
-        path.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        path.with_suffix(".jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records)
+        )
         print_findings(findings)
         print(f"figures, and the completions as .jsonl: {path}")
         return findings

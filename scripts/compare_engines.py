@@ -2,11 +2,13 @@
 
     python scripts/compare_engines.py --model models/smollm2-135m --prompts 32 --out compare.json
 
-Both engines sample with the same policy; what is measured about a completion (votes, self-certainty, accuracy) is
-measured alike. Then a copy of the policy takes optimiser steps, once with the engine's weights kept as they were and
-once handed over: the gap between the two samplers' log-probs must tell the difference. Wall times are of whatever else
-the machine does; CPU seconds are of this process with all its threads. Without vLLM it says so and ends with status 0.
-With ``--server http://host:port`` (docs/vllm.md) it is that server which draws, and phases are wall times.
+Both engines sample with the same policy; what is measured about a completion (votes,
+self-certainty, accuracy) is measured alike. Then a copy of the policy takes optimiser steps, once
+with the engine's weights kept as they were and once handed over: the gap between the two samplers'
+log-probs must tell the difference. Wall times are of whatever else the machine does; CPU seconds
+are of this process with all its threads. Without vLLM it says so and ends with status 0. With
+``--server http://host:port`` (docs/vllm.md) it is that server which draws, and phases are wall
+times.
 """
 
 from __future__ import annotations
@@ -88,7 +90,9 @@ def gap(rollout: Rollout) -> dict[str, float]:
     return {"mean": float(sizes.mean()), "max": float(sizes.max())}
 
 
-def measure(engine: RolloutEngine, prompts: Any, settings: argparse.Namespace, gold: list[str]) -> dict[str, Any]:
+def measure(
+    engine: RolloutEngine, prompts: Any, settings: argparse.Namespace, gold: list[str]
+) -> dict[str, Any]:
     """Some rollouts of the same prompts (after one that warms up); figures are means over rollouts."""
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
     engine.generate(prompts, settings.group_size, sampling, 0)
@@ -119,11 +123,22 @@ def phases(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> di
     engine.synchronize()
     times.append(clock())
     assert engine.sampler is not None
-    requests = [engine.request(sampling, settings.group_size, 1000 + 64 * row) for row in range(len(prompts))]
+    requests = [
+        engine.request(sampling, settings.group_size, 1000 + 64 * row)
+        for row in range(len(prompts))
+    ]
     groups = engine.sampler.generate([ids.tolist() for ids in prompts.token_ids], requests)
     times.append(clock())
     drawn = [each for group in groups for each in group]
-    as_rollout(engine.policy, prompts, drawn, settings.group_size, sampling, engine.scoring_tokens, engine.max_ratio)
+    as_rollout(
+        engine.policy,
+        prompts,
+        drawn,
+        settings.group_size,
+        sampling,
+        engine.scoring_tokens,
+        engine.max_ratio,
+    )
     times.append(clock())
     return dict(zip(("sync", "draw", "score"), [b - a for a, b in pairwise(times)], strict=True))
 
@@ -135,11 +150,21 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
     sampling = Sampling(max_new_tokens=shape[1])
     old = rollout.stats.logprobs
     for step in range(steps):
-        noise = torch.randn(shape[0], 1, generator=torch.Generator().manual_seed(step)).expand(shape)
+        noise = torch.randn(shape[0], 1, generator=torch.Generator().manual_seed(step)).expand(
+            shape
+        )
         inputs = LossInputs(old, old, noise, rollout.mask, rollout.row_ids(0))
         mini_batch = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
         meter = UpdateMeter(old.device)
-        backward_update(policy, Clipped(), mini_batch, sampling, 8192, lambda share, is_last: share.backward(), meter)
+        backward_update(
+            policy,
+            Clipped(),
+            mini_batch,
+            sampling,
+            8192,
+            lambda share, is_last: share.backward(),
+            meter,
+        )
         torch.nn.utils.clip_grad_norm_(list(policy.parameters()), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -148,7 +173,9 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
 def staleness(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, Any]:
     """The gap with fresh weights, with those of before the optimiser's steps, and after they were handed over."""
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
-    few = replace(prompts, token_ids=prompts.token_ids[:8], texts=prompts.texts[:8], index=prompts.index[:8])
+    few = replace(
+        prompts, token_ids=prompts.token_ids[:8], texts=prompts.texts[:8], index=prompts.index[:8]
+    )
     rollout = engine.generate(few, settings.group_size, sampling, 0)
     found = {"fresh": gap(rollout)}
     with torch.enable_grad():
@@ -176,17 +203,27 @@ def vllm_engine(settings: argparse.Namespace) -> VLLMEngine:
 
 def main() -> None:
     """Measure, print, and write the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="models/smollm2-135m")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--rollouts", type=int, default=3)
     parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--engine-dtype", default="bfloat16", help="of vLLM's weights; the policy is float32")
-    parser.add_argument("--server", default=None, help="URL of a vLLM server instead of vLLM in process")
-    parser.add_argument("--weights-folder", default="runs/vllm_weights", help="seen by the server too")
+    parser.add_argument(
+        "--engine-dtype", default="bfloat16", help="of vLLM's weights; the policy is float32"
+    )
+    parser.add_argument(
+        "--server", default=None, help="URL of a vLLM server instead of vLLM in process"
+    )
+    parser.add_argument(
+        "--weights-folder", default="runs/vllm_weights", help="seen by the server too"
+    )
     parser.add_argument("--learning-rate", type=float, default=2e-5)
-    parser.add_argument("--steps", type=int, default=2, help="optimiser steps before the check of stale weights")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="optimiser steps before the check of stale weights"
+    )
     parser.add_argument("--out", type=Path, default=None)
     settings = parser.parse_args()
     if settings.server is None and importlib.util.find_spec("vllm") is None:
@@ -200,7 +237,9 @@ def main() -> None:
     )
     gold = prompts.columns["answer"]
     native, vllm = NativeEngine(), vllm_engine(settings)
-    report: dict[str, Any] = {"settings": {name: str(value) for name, value in vars(settings).items()}}
+    report: dict[str, Any] = {
+        "settings": {name: str(value) for name, value in vars(settings).items()}
+    }
     report["threads"] = torch.get_num_threads()
     for name, engine in (("native", native), ("vllm", vllm)):
         engine.setup(policy, 0)
@@ -208,10 +247,15 @@ def main() -> None:
         print(name, json.dumps(report[name], indent=1), flush=True)
     report["phases"] = phases(vllm, prompts, settings)
     report["weights"] = staleness(vllm, prompts, settings)
-    unit = "tokens_per_s" if settings.server else "tokens_per_cpu_s"  # a server's CPU seconds are not seen here
+    unit = (
+        "tokens_per_s" if settings.server else "tokens_per_cpu_s"
+    )  # a server's CPU seconds are not seen here
     ratio = report["vllm"]["speed"][unit] / report["native"]["speed"][unit]
     report[f"vllm / native, {unit}"] = ratio
-    print(json.dumps({name: report[name] for name in ("phases", "weights")}, indent=1), f"\nratio {ratio:.2f}")
+    print(
+        json.dumps({name: report[name] for name in ("phases", "weights")}, indent=1),
+        f"\nratio {ratio:.2f}",
+    )
     if settings.out is not None:
         settings.out.write_text(json.dumps(report, indent=1))
 

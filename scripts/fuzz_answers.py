@@ -1,8 +1,9 @@
 """Feed answer checking with hostile text: ``python scripts/fuzz_answers.py --examples 3000``.
 
-Hypothesis draws texts from pieces of LaTeX, numbers and plain characters, and some pathological towers and nestings.
-Each is extracted from by every kind, normalised, and compared with a harmless answer. Reported: the number of inputs,
-and the largest time that one took; anything that raises or takes over a second (the worker is warm) ends the run.
+Hypothesis draws texts from pieces of LaTeX, numbers and plain characters, and some pathological
+towers and nestings. Each is extracted from by every kind, normalised, and compared with a harmless
+answer. Reported: the number of inputs, and the largest time that one took; anything that raises or
+takes over a second (the worker is warm) ends the run.
 """
 
 from __future__ import annotations
@@ -44,7 +45,18 @@ PIECES = [
         r"\in",
         r"\cup",
     ),
-    *("####", "the answer is ", "9^{9^{9", "!!!!", "1e999", "0x", "e" * 9, "9" * 40, "million", "3 apples"),
+    *(
+        "####",
+        "the answer is ",
+        "9^{9^{9",
+        "!!!!",
+        "1e999",
+        "0x",
+        "e" * 9,
+        "9" * 40,
+        "million",
+        "3 apples",
+    ),
 ]
 NESTED = st.builds(
     lambda piece, n, end: piece * n + "1" + end * n,
@@ -78,7 +90,9 @@ def check(text: str, attempts: int = 3) -> float:
 
 def main() -> None:
     """Fuzz and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--examples", type=int, default=3000, help="texts (default: 3000)")
     parser.add_argument("--seed", type=int, default=0, help="of the texts (default: 0)")
     arguments = parser.parse_args()
@@ -99,7 +113,10 @@ def main() -> None:
 
     feed()
     slowest, median = max(times), sorted(times)[len(times) // 2]
-    print(f"{len(times)} texts; none raised; the slowest took {slowest:.3f} s, the median {median:.5f} s")
+    print(
+        f"{len(times)} texts; none raised; the slowest took {slowest:.3f} s, the median"
+        f" {median:.5f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
 
 For each precision, on the embedded model and the quickstart's problems:
 
-- the noise floor of the sampler's log-probs, and of rescored ones, against a training forward that is cut up otherwise;
-- how much KL-Cov's penalty changes a rollout's first gradient, with the sampler's log-probs as old ones ("before") and
-  as it is now;
+- the noise floor of the sampler's log-probs, and of rescored ones, against a training forward that
+  is cut up otherwise;
+- how much KL-Cov's penalty changes a rollout's first gradient, with the sampler's log-probs as old
+  ones ("before") and as it is now;
 - CPU seconds of a rollout's parts (one thread; the update without the optimiser).
 """
 
@@ -35,7 +36,10 @@ from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
 SAMPLING, PROBLEMS, GROUP, UPDATES = Sampling(max_new_tokens=48), 16, 8, 4
-BUDGET, SMALL = 8192, 300  # tokens of a pass, and of a pass under a budget that cuts the mini-batch up
+BUDGET, SMALL = (
+    8192,
+    300,
+)  # tokens of a pass, and of a pass under a budget that cuts the mini-batch up
 PRECISIONS = ("float32", "bf16-mixed", "bfloat16", "float64")
 
 
@@ -54,7 +58,9 @@ class Measured:
 
     def autocast(self) -> Any:
         mixed = self.precision == "bf16-mixed"
-        return torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if mixed else nullcontext()
+        return (
+            torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if mixed else nullcontext()
+        )
 
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
         started = time.process_time()
@@ -63,14 +69,23 @@ class Measured:
         self.found[name].append(time.process_time() - started)
         return result
 
-    def gradient(self, objective: Objective, batch: MiniBatch, tokens: int = BUDGET) -> tuple[Tensor, Tensor]:
+    def gradient(
+        self, objective: Objective, batch: MiniBatch, tokens: int = BUDGET
+    ) -> tuple[Tensor, Tensor]:
         """Of every parameter, in one vector; and the forward's log-probs."""
         self.policy.zero_grad()
-        settings = (SAMPLING, tokens, lambda share, is_last: share.backward(), UpdateMeter(batch.rows.device))
+        settings = (
+            SAMPLING,
+            tokens,
+            lambda share, is_last: share.backward(),
+            UpdateMeter(batch.rows.device),
+        )
         with self.autocast():
             forward = backward_update(self.policy, objective, batch, *settings)
         gradients = [
-            parameter.grad.flatten().double() for parameter in self.policy.parameters() if parameter.grad is not None
+            parameter.grad.flatten().double()
+            for parameter in self.policy.parameters()
+            if parameter.grad is not None
         ]
         return torch.cat(gradients), forward
 
@@ -78,21 +93,39 @@ class Measured:
         """Sample, then measure on the first mini-batch."""
         ids = [torch.tensor(self.policy.tokenizer(question)["input_ids"]) for question in questions]
         prompts = Prompts(ids, questions, {}, torch.arange(PROBLEMS) + PROBLEMS * step)
-        rollout = self.timed("rollout, s", lambda: self.engine.generate(prompts, GROUP, SAMPLING, step))
-        rescored = self.timed("rescoring, s", lambda: rollout_logprobs(self.policy, rollout, SAMPLING, BUDGET))
+        rollout = self.timed(
+            "rollout, s", lambda: self.engine.generate(prompts, GROUP, SAMPLING, step)
+        )
+        rescored = self.timed(
+            "rescoring, s", lambda: rollout_logprobs(self.policy, rollout, SAMPLING, BUDGET)
+        )
         noise = torch.randn(PROBLEMS * GROUP, 1, generator=torch.Generator().manual_seed(step))
-        inputs = loss_inputs(rollout, noise.expand(rollout.mask.shape), rollout.stats.logprobs, None, step)
-        parts = [list(range(start, start + PROBLEMS // UPDATES)) for start in range(0, PROBLEMS, PROBLEMS // UPDATES)]
-        first, later = (select_groups(inputs, rollout, parts[0], on_policy) for on_policy in (True, False))
+        inputs = loss_inputs(
+            rollout, noise.expand(rollout.mask.shape), rollout.stats.logprobs, None, step
+        )
+        parts = [
+            list(range(start, start + PROBLEMS // UPDATES))
+            for start in range(0, PROBLEMS, PROBLEMS // UPDATES)
+        ]
+        first, later = (
+            select_groups(inputs, rollout, parts[0], on_policy) for on_policy in (True, False)
+        )
         forward = self.gradient(Clipped(), first, SMALL)[1]
         settled, figures = settle_old_logprobs(inputs, first.rows, forward, lambda: rescored)
-        exact = settle_old_logprobs(replace(inputs, old_logprobs=rescored), first.rows, forward, lambda: rescored)[1]
+        exact = settle_old_logprobs(
+            replace(inputs, old_logprobs=rescored), first.rows, forward, lambda: rescored
+        )[1]
         self.found["floor, sampler"].append(float(figures["policy/noise_floor"]))
         self.found["floor, rescored"].append(float(exact["policy/noise_floor"]))
         for weight in (0.05, 1.0):
             for name, batch in (("before", later), ("now", first)):
-                plain, changed = (self.gradient(objective, batch)[0] for objective in (Clipped(), KLCov(weight=weight)))
-                self.found[f"{name}, weight {weight}"].append(float((changed - plain).norm() / plain.norm()))
+                plain, changed = (
+                    self.gradient(objective, batch)[0]
+                    for objective in (Clipped(), KLCov(weight=weight))
+                )
+                self.found[f"{name}, weight {weight}"].append(
+                    float((changed - plain).norm() / plain.norm())
+                )
         for part in parts:
             batch = select_groups(settled, rollout, part)
             self.timed("update, s", lambda b=batch: self.gradient(KLCov(), b))
@@ -100,7 +133,9 @@ class Measured:
 
 def main() -> None:
     """Measure and print the largest of each figure; of seconds the smallest rollout's, updates summed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rollouts", type=int, default=4)
     settings = parser.parse_args()
     torch.set_num_threads(1)
@@ -108,10 +143,16 @@ def main() -> None:
     for precision in PRECISIONS:
         measured = Measured(precision)
         for step in range(settings.rollouts):
-            measured.rollout(step, problems.select(range(PROBLEMS * step, PROBLEMS * (step + 1)))["question"])
+            measured.rollout(
+                step, problems.select(range(PROBLEMS * step, PROBLEMS * (step + 1)))["question"]
+            )
         print(precision)
         for name, values in measured.found.items():
-            shown = min(values) * (UPDATES if name == "update, s" else 1) if name.endswith("s") else max(values)
+            shown = (
+                min(values) * (UPDATES if name == "update, s" else 1)
+                if name.endswith("s")
+                else max(values)
+            )
             print(f"  {name:20} {shown:.3g}   ({' '.join(f'{value:.2g}' for value in values)})")
 
 

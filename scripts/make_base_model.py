@@ -1,13 +1,14 @@
 """Make the small base model of the quickstart: ``python scripts/make_base_model.py`` (about 3 minutes on one CPU core).
 
-A Llama of about 0.4 million parameters learns to add from the worked solutions of made-up pupils who are sloppy on
-purpose. Each pupil writes in one of four styles, all ending in ``####12``, and each number a pupil works out is, with
-the style's own probability, some other number nearby. A single sampled solution is therefore right about half of the
-time, while the wrong ones scatter, so that most of a group of solutions agree on the right sum: the situation in which
-a model can learn from its own answers. Problems of the validation split are never trained on.
+A Llama of about 0.4 million parameters learns to add from the worked solutions of made-up pupils
+who are sloppy on purpose. Each pupil writes in one of four styles, all ending in ``####12``, and
+each number a pupil works out is, with the style's own probability, some other number nearby. A
+single sampled solution is therefore right about half of the time, while the wrong ones scatter, so
+that most of a group of solutions agree on the right sum: the situation in which a model can learn
+from its own answers. Problems of the validation split are never trained on.
 
-Read in this order: the pupils (``STYLES``, ``write_solution``), the tokenizer, training, evaluation, ``main``. The same
-seed and versions give the same model.
+Read in this order: the pupils (``STYLES``, ``write_solution``), the tokenizer, training,
+evaluation, ``main``. The same seed and versions give the same model.
 """
 
 from __future__ import annotations
@@ -118,18 +119,26 @@ def write_solution(question: str, style: Style, rng: random.Random) -> str:
     return f"{work}{ANSWER_MARK}{answer}"
 
 
-def make_examples(source: ArithmeticProblems, seed: int, careful: float = CAREFUL) -> list[tuple[str, str]]:
+def make_examples(
+    source: ArithmeticProblems, seed: int, careful: float = CAREFUL
+) -> list[tuple[str, str]]:
     """A (question, solution) pair for each training problem of ``source``.
 
-    The first ``careful`` (a fraction) of them have no slips: the model learns to add first, and only then, from the
-    rest, how often its pupils fail. Sloppy examples alone take several times as long.
+    The first ``careful`` (a fraction) of them have no slips: the model learns to add first, and
+    only then, from the rest, how often its pupils fail. Sloppy examples alone take several times as
+    long.
     """
     rng = random.Random(seed)
     questions = list(source.load("train")["question"])
-    styles = rng.choices(list(STYLES.values()), [style.share for style in STYLES.values()], k=len(questions))
+    styles = rng.choices(
+        list(STYLES.values()), [style.share for style in STYLES.values()], k=len(questions)
+    )
     num_careful = round(careful * len(questions))
     styles[:num_careful] = [replace(style, slip_rate=0.0) for style in styles[:num_careful]]
-    return [(question, write_solution(question, style, rng)) for question, style in zip(questions, styles, strict=True)]
+    return [
+        (question, write_solution(question, style, rng))
+        for question, style in zip(questions, styles, strict=True)
+    ]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -137,8 +146,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     numbers = [str(number) for number in range(100)] + [f"0{digit}" for digit in range(10)]
     vocabulary = [*special, *numbers, "+", "-", "*", "=", ";", " ", ANSWER_MARK]
-    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(f"{ANSWER_MARK}|[0-9]{{1,2}}|."), behavior="isolated")
+    core = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>")
+    )
+    core.pre_tokenizer = pre_tokenizers.Split(
+        Regex(f"{ANSWER_MARK}|[0-9]{{1,2}}|."), behavior="isolated"
+    )
     core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -154,7 +167,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama with random weights for ``tokenizer``."""
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    ids = {
+        name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+    }
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -179,7 +194,9 @@ def make_batches(
     for start in range(0, len(examples), batch_size):
         rows = []
         for question, solution in examples[start : start + batch_size]:
-            prompt, rest = (tokenizer(text, add_special_tokens=False).input_ids for text in (question, solution))
+            prompt, rest = (
+                tokenizer(text, add_special_tokens=False).input_ids for text in (question, solution)
+            )
             rest = [*rest, tokenizer.eos_token_id]
             rows.append((torch.tensor(prompt + rest), torch.tensor([-100] * len(prompt) + rest)))
         ids, labels = [row[0] for row in rows], [row[1] for row in rows]
@@ -198,9 +215,15 @@ def train(
 ) -> None:
     """One pass over ``examples``: AdamW, one-cycle learning rate, gradient norm clipped to 1."""
     num_steps = -(-len(examples) // batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=0.1)
-    bar = tqdm(make_batches(examples, tokenizer, batch_size), total=num_steps, desc="training", unit="step")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=num_steps, pct_start=0.1
+    )
+    bar = tqdm(
+        make_batches(examples, tokenizer, batch_size), total=num_steps, desc="training", unit="step"
+    )
     model.train()
     for ids, labels in bar:
         logits = model(input_ids=ids).logits[:, :-1]
@@ -215,7 +238,9 @@ def train(
 
 
 @torch.no_grad()
-def sample(model, tokenizer: PreTrainedTokenizerFast, questions: list[str], num_samples: int) -> list[list[str]]:
+def sample(
+    model, tokenizer: PreTrainedTokenizerFast, questions: list[str], num_samples: int
+) -> list[list[str]]:
     """``num_samples`` completions at temperature 1 for each question, as text without special tokens."""
     batch = tokenizer(questions, return_tensors="pt", padding=True, add_special_tokens=False)
     out = model.generate(
@@ -230,14 +255,19 @@ def sample(model, tokenizer: PreTrainedTokenizerFast, questions: list[str], num_
     return [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
 
 
-def evaluate(model, tokenizer, source: ArithmeticProblems, num_samples: int = 8) -> dict[str, float]:
+def evaluate(
+    model, tokenizer, source: ArithmeticProblems, num_samples: int = 8
+) -> dict[str, float]:
     """Sampled accuracy and majority accuracy on the validation problems, and the parseable share (fractions)."""
     problems = source.load("validation")
     groups = sample(model, tokenizer, list(problems["question"]), num_samples)
     answers = [[text.partition(ANSWER_MARK)[2] for text in group] for group in groups]
     right = sum(group.count(gold) for group, gold in zip(answers, problems["answer"], strict=True))
     votes = [Counter(filter(None, group)).most_common(1) for group in answers]
-    majority = sum(bool(vote) and vote[0][0] == gold for vote, gold in zip(votes, problems["answer"], strict=True))
+    majority = sum(
+        bool(vote) and vote[0][0] == gold
+        for vote, gold in zip(votes, problems["answer"], strict=True)
+    )
     total = len(groups) * num_samples
     return {
         "sampled accuracy": right / total,
@@ -248,9 +278,18 @@ def evaluate(model, tokenizer, source: ArithmeticProblems, num_samples: int = 8)
 
 def main() -> None:
     """Train, evaluate, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder to write (default: %(default)s)")
-    parser.add_argument("--examples", type=int, default=64_000, help="worked solutions to learn from (at least 1,000)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=DEFAULT_OUTPUT, help="folder to write (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=64_000,
+        help="worked solutions to learn from (at least 1,000)",
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,8 @@
 """Memory of one GPU, by arithmetic: the table of docs/scale.md.
 
-What a process holds is counted tensor by tensor. tests/test_memory_table.py compares the counts with the real tensors
-of small models. Not counted: the CUDA context, workspaces of libraries, and holes in the allocator.
+What a process holds is counted tensor by tensor. tests/test_memory_table.py compares the counts
+with the real tensors of small models. Not counted: the CUDA context, workspaces of libraries, and
+holes in the allocator.
 
     python scripts/memory_table.py            # prints the table
     python scripts/memory_table.py --write    # writes it into docs/scale.md
@@ -23,7 +24,12 @@ BEGIN, END = "<!-- written by scripts/memory_table.py -->", "<!-- end of the mem
 GIB = 2**30
 CARDS = (24, 40, 80, 141)  # GB by their names; as many GiB are there, within one
 MARGIN = 0.9  # of a card's memory, for what is not counted
-GROUP, PROMPT, LENGTH, BUDGET = 7, 256, 3072, 16384  # configs/paper/, and a prompt of MATH on the long side
+GROUP, PROMPT, LENGTH, BUDGET = (
+    7,
+    256,
+    3072,
+    16384,
+)  # configs/paper/, and a prompt of MATH on the long side
 ROWS = 64  # configs/engine/native.yaml
 HEAD_WORK = 6  # float32 arrays of one piece of logits at a time (model/head.py), at most
 SERVED = (
@@ -89,7 +95,11 @@ class Shape:
 
     def adapters(self, rank: int) -> int:
         """Parameters of LoRA on every matrix of every layer."""
-        ends = 2 * (self.hidden + self.query) + 2 * (self.hidden + self.key) + 3 * (self.hidden + self.intermediate)
+        ends = (
+            2 * (self.hidden + self.query)
+            + 2 * (self.hidden + self.key)
+            + 3 * (self.hidden + self.intermediate)
+        )
         return self.layers * rank * ends
 
 
@@ -131,7 +141,9 @@ class Line:
         return self.own + self.completions * self.prompt
 
 
-def fullest(budget: int = BUDGET, prompt: int = PROMPT, length: int = LENGTH, group: int = GROUP) -> Line:
+def fullest(
+    budget: int = BUDGET, prompt: int = PROMPT, length: int = LENGTH, group: int = GROUP
+) -> Line:
     """The largest micro-batch of one group: where all completions are as long as they may be."""
     return Line(prompt, max(1, min(group, (budget - prompt) // (length - 1))), length)
 
@@ -141,22 +153,36 @@ def layer_kept(shape: Shape, line: Line, mixed: bool, whole_weights: bool = True
 
     Args:
         mixed: bf16-mixed; else float32.
-        whole_weights: autocast keeps a bfloat16 copy of each matrix; not under FSDP2, which gathers them so.
+        whole_weights: autocast keeps a bfloat16 copy of each matrix; not under FSDP2, which gathers
+            them so.
     """
     number, size = line.tokens, 2 if mixed else 4
-    stream = 4 * number * (4 * shape.hidden + 2)  # both norms: what comes in, what is normalised, one scale each
-    inputs = 5 if mixed else 2  # autocast makes a copy for each of the five matrices that read a norm's output
+    stream = (
+        4 * number * (4 * shape.hidden + 2)
+    )  # both norms: what comes in, what is normalised, one scale each
+    inputs = (
+        5 if mixed else 2
+    )  # autocast makes a copy for each of the five matrices that read a norm's output
     read = size * number * (inputs * shape.hidden + shape.query)
     gated = size * number * 4 * shape.intermediate
-    # Queries, keys, values and outputs of the line; queries of completions and their keys, their prompt's among them.
-    attended = 2 * number * (shape.query + shape.key) + shape.query * line.own + 2 * shape.key * line.keys
+    # Queries, keys, values and outputs of the line; queries of completions and their keys, their
+    # prompt's among them.
+    attended = (
+        2 * number * (shape.query + shape.key) + shape.query * line.own + 2 * shape.key * line.keys
+    )
     attended = size * attended + 4 * shape.heads * number
-    normed = shape.head_norms * number * (4 * (shape.heads + shape.kv_heads) + (4 + size) * (shape.query + shape.key))
+    normed = (
+        shape.head_norms
+        * number
+        * (4 * (shape.heads + shape.kv_heads) + (4 + size) * (shape.query + shape.key))
+    )
     copies = 2 * shape.matrices if mixed and whole_weights else 0
     return stream + read + gated + attended + normed + copies
 
 
-def kept(shape: Shape, line: Line, mixed: bool, recomputed: bool, whole_weights: bool = True) -> int:
+def kept(
+    shape: Shape, line: Line, mixed: bool, recomputed: bool, whole_weights: bool = True
+) -> int:
     """Bytes that autograd keeps of a micro-batch's layers, at most: with recomputation, their inputs and one layer."""
     layer = layer_kept(shape, line, mixed, whole_weights)
     stream = 4 * line.tokens * shape.hidden
@@ -168,7 +194,9 @@ def head_kept(shape: Shape, line: Line, mixed: bool, whole_weights: bool = True)
     """Bytes that autograd keeps of the head: hidden states, logits or the chunk that is computed anew, its weight."""
     size, logits = 2 if mixed else 4, line.scored * shape.vocab
     logits = logits if logits <= KEPT_LOGITS["cuda"] else MAX_LOGITS["cuda"]
-    return size * (line.scored * shape.hidden + logits) + (2 * shape.embedding if mixed and whole_weights else 0)
+    return size * (line.scored * shape.hidden + logits) + (
+        2 * shape.embedding if mixed and whole_weights else 0
+    )
 
 
 def head_work(shape: Shape, line: Line) -> int:
@@ -186,7 +214,8 @@ class Run:
     """One row of the table for each model.
 
     Attributes:
-        strategy: one | ddp | fsdp2 | reshard (gradients too) | keep (both, and weights during rollouts too).
+        strategy: one | ddp | fsdp2 | reshard (gradients too) | keep (both, and weights during
+            rollouts too).
         reference: a second model for the reference KL.
         recomputed: gradient checkpointing.
         rank: of LoRA adapters on bfloat16 weights; 0 = full fine-tuning of float32 weights.
@@ -241,7 +270,9 @@ def peaks(shape: Shape, run: Run) -> dict[str, int]:
     """Bytes of a process at its fullest: in an update and in a rollout, and what only then is there."""
     held, line = state(shape, run), fullest()
     gathered = 2 * (shape.root + 2 * shape.layer)  # the root, a layer and the next one, in bfloat16
-    activations = kept(shape, line, True, run.recomputed, not run.divided)  # with adapters less: bfloat16 throughout
+    activations = kept(
+        shape, line, True, run.recomputed, not run.divided
+    )  # with adapters less: bfloat16 throughout
     head = head_kept(shape, line, True, not run.divided) + head_work(shape, line)
     served = cache(shape, ROWS, -(-ROWS // GROUP), PROMPT, LENGTH - 1)
     work = 4 * HEAD_WORK * min(PIECE["cuda"], ROWS * shape.vocab)
@@ -253,7 +284,13 @@ def peaks(shape: Shape, run: Run) -> dict[str, int]:
     constant = held["weights"] + held["AdamW"] + held["reference"] + share
     rollout = constant + (0 if run.vllm else copies + served + work)
     update = constant + held["gradients"] + activations + head + (gathered if run.divided else 0)
-    return {**held, "activations": activations + head, "cache": share or served, "update": update, "rollout": rollout}
+    return {
+        **held,
+        "activations": activations + head,
+        "cache": share or served,
+        "update": update,
+        "rollout": rollout,
+    }
 
 
 def row(name: str, shape: Shape, run: Run) -> str:
@@ -261,16 +298,40 @@ def row(name: str, shape: Shape, run: Run) -> str:
     found = peaks(shape, run)
     largest = max(found["update"], found["rollout"])
     fits = next((f"{card} GB" for card in CARDS if largest <= MARGIN * card * GIB), "no")
-    shown = ("weights", "gradients", "AdamW", "reference", "activations", "cache", "update", "rollout")
+    shown = (
+        "weights",
+        "gradients",
+        "AdamW",
+        "reference",
+        "activations",
+        "cache",
+        "update",
+        "rollout",
+    )
     cells = [name, run.name, *(f"{found[column] / GIB:.1f}" for column in shown), fits]
     return f"| {' | '.join(cells)} |"
 
 
 def table() -> str:
     """As Markdown."""
-    columns = ["model", "run", "weights", "gradients", "AdamW", "reference", "activations and head", "cache", "update"]
-    head = ["| " + " | ".join([*columns, "rollout", "smallest card"]) + " |", "| --- " * (len(columns) + 2) + "|"]
-    return "\n".join([*head, *(row(name, shape, run) for name, shape in MODELS.items() for run in RUNS)])
+    columns = [
+        "model",
+        "run",
+        "weights",
+        "gradients",
+        "AdamW",
+        "reference",
+        "activations and head",
+        "cache",
+        "update",
+    ]
+    head = [
+        "| " + " | ".join([*columns, "rollout", "smallest card"]) + " |",
+        "| --- " * (len(columns) + 2) + "|",
+    ]
+    return "\n".join(
+        [*head, *(row(name, shape, run) for name, shape in MODELS.items() for run in RUNS)]
+    )
 
 
 def main() -> None:

@@ -35,7 +35,10 @@ def tables() -> str:
     """As Markdown, a section for each first part of the names."""
     parts, bar = [], r"\|"
     for prefix, title in SECTIONS.items():
-        parts += [f"## {title}", "| figure | unit | what it is | over | computed in |\n| --- | --- | --- | --- | --- |"]
+        parts += [
+            f"## {title}",
+            "| figure | unit | what it is | over | computed in |\n| --- | --- | --- | --- | --- |",
+        ]
         for name, figure in LOGGED.items():
             if name.startswith(f"{prefix}/"):
                 owner = f"[{Path(figure.owner).name}](../{figure.owner})"

@@ -3,12 +3,14 @@
     python scripts/soak.py --kills 20 --out runs/soak
     python scripts/soak.py --full --kills 30 --out runs/soak_full
 
-Each life is the real command line with ``--ckpt_path=auto``. A kill falls into a phase in turn (``soak_kills.py``) at a
-moment drawn from a seed: a thread of the process sends SIGKILL while the phase's own function runs. Without ``--full``
-that is one process with few callbacks. ``--full`` has two under torchrun, LoRA, a guard that rolls back, exports, files
-of samples, a report, and `predict` at the end; a kill goes to either process, to torchrun alone, or to all at once. At
-the end everything in ``soak_compare.py`` must equal that of the undisturbed run, nothing half-written and no process
-may be left; the exit code is 1 otherwise. The same command goes on with a soak that was interrupted.
+Each life is the real command line with ``--ckpt_path=auto``. A kill falls into a phase in turn
+(``soak_kills.py``) at a moment drawn from a seed: a thread of the process sends SIGKILL while the
+phase's own function runs. Without ``--full`` that is one process with few callbacks. ``--full`` has
+two under torchrun, LoRA, a guard that rolls back, exports, files of samples, a report, and
+`predict` at the end; a kill goes to either process, to torchrun alone, or to all at once. At the
+end everything in ``soak_compare.py`` must equal that of the undisturbed run, nothing half-written
+and no process may be left; the exit code is 1 otherwise. The same command goes on with a soak that
+was interrupted.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ DATA = [
     "--data.group_size=4",
 ]
 SAVING = {"class_path": "RunCheckpoints", "init_args": {"every": 1}}
-# The mean of four coins a group is above a half now and then: the guard takes snapshots, and goes back to them.
+# The mean of four coins a group is above a half now and then: the guard takes snapshots, and goes
+# back to them.
 COIN = {"metric": "reward/coin/mean", "side": "above", "bound": 0.5, "window": 1, "release": 0}
 GUARD = {
     "action": "rollback", "scale": {"learning_rate": 0.95, "rewards.certainty.weight": 0.95}, "baseline": 1,
@@ -64,7 +67,13 @@ TWO = [
     "--model.sampling.max_new_tokens=24",
     f"--model.rewards={json.dumps(HEADS)}",
 ]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--shutdown-timeout=150"]
+TORCHRUN = [
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node=2",
+    "--shutdown-timeout=150",
+]
 TORCHRUN += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
 PATIENCE = 120  # seconds that a process may outlive its run
 
@@ -91,7 +100,9 @@ class Soak:
         if self.only is not None:
             return [self.only[n % len(self.only)] for n in range(self.kills)]
         training = ["rollout", "update", "checkpoint"]
-        training += ["snapshot", "rollback", "validation", "export", "completions"] if self.full else []
+        training += (
+            ["snapshot", "rollback", "validation", "export", "completions"] if self.full else []
+        )
         last = ["end", "end", "prediction", "prediction"] if self.full and self.kills >= 12 else []
         return [training[n % len(training)] for n in range(self.kills - len(last))] + last
 
@@ -102,22 +113,43 @@ class Soak:
 
     def arguments(self, root: Path) -> list[str]:
         """Of a life that trains."""
-        exporter = {"monitor": "val/entropy", "mode": "min", "merge_lora": True, "folder": str(root / "export")}
+        exporter = {
+            "monitor": "val/entropy",
+            "mode": "min",
+            "merge_lora": True,
+            "folder": str(root / "export"),
+        }
         full = {
             "CollapseGuard": GUARD, "HFExporter": exporter, "CompletionWriter": {"every": 1, "table": False},
             "EntropyMonitor": {"floor": 0.2, "window": 3}, "RunReport": {},
         }  # fmt: skip
-        watchers = [{"class_path": name, "init_args": given} for name, given in full.items()] if self.full else []
+        watchers = (
+            [{"class_path": name, "init_args": given} for name, given in full.items()]
+            if self.full
+            else []
+        )
         arguments = [*DATA, *(TWO if self.full else []), f"--trainer.max_epochs={self.epochs}"]
-        arguments += ["--trainer.check_val_every_n_epoch=1", "--model.lr_schedule=cosine", "--ckpt_path=auto"]
+        arguments += [
+            "--trainer.check_val_every_n_epoch=1",
+            "--model.lr_schedule=cosine",
+            "--ckpt_path=auto",
+        ]
         arguments.append(f"--model.schedule_steps={4 * (2 if self.full else 4) * self.epochs}")
         return ["fit", *arguments, f"--trainer.callbacks={json.dumps([*watchers, SAVING])}"]
 
     def prediction(self, root: Path) -> list[str]:
         """Of a life that predicts with what was trained: 16 batches of four prompts."""
-        small = ["--data.source.init_args.validation_size=64", "--data.validation_prompts_per_step=4"]
+        small = [
+            "--data.source.init_args.validation_size=64",
+            "--data.validation_prompts_per_step=4",
+        ]
         given = [*(each for each in DATA if "compare" not in each), *TWO, *small]
-        return ["predict", *given, f"--predictions.folder={root / 'predictions'}", "--ckpt_path=last"]
+        return [
+            "predict",
+            *given,
+            f"--predictions.folder={root / 'predictions'}",
+            "--ckpt_path=last",
+        ]
 
 
 class Lives:
@@ -136,11 +168,19 @@ class Lives:
         """One life, killed in its phase if it has a number; its exit code, None if it was killed."""
         phase = None if number is None else self.soak.phases[number]
         mark = self.root / f"kill-{number:02d}" if number is not None else None
-        given = self.soak.prediction(self.root) if phase == "prediction" else self.soak.arguments(self.root)
+        given = (
+            self.soak.prediction(self.root)
+            if phase == "prediction"
+            else self.soak.arguments(self.root)
+        )
         armed = (
             []
             if mark is None
-            else [f"--life={phase}", f"--seed={1000 * self.soak.seed + (number or 0)}", f"--mark={mark}"]
+            else [
+                f"--life={phase}",
+                f"--seed={1000 * self.soak.seed + (number or 0)}",
+                f"--mark={mark}",
+            ]
         )
         code = self._start([*(armed or ["--life=whole"]), "--", *given])
         return None if mark is not None and mark.exists() else code
@@ -155,10 +195,14 @@ class Lives:
         command.append(f"--trainer.default_root_dir={self.root}")
         token = str(self.root.resolve())
         own = {"RLIF_SOAK": token, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-        own["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+        own["PYTHONPATH"] = os.pathsep.join(
+            [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
         self._wait(token)
         with (self.root / "lives.log").open("a") as log:
-            code = subprocess.run(command, stdout=log, stderr=log, check=False, env=os.environ | own).returncode
+            code = subprocess.run(
+                command, stdout=log, stderr=log, check=False, env=os.environ | own
+            ).returncode
         self._wait(token)
         return code
 
@@ -174,7 +218,9 @@ class Lives:
             if self.slowest > PATIENCE:
                 for pid in found:
                     os.kill(pid, signal.SIGKILL)
-                raise RuntimeError(f"processes {found} were left {PATIENCE} s after a life of {self.root}")
+                raise RuntimeError(
+                    f"processes {found} were left {PATIENCE} s after a life of {self.root}"
+                )
             time.sleep(0.1)
 
 
@@ -190,11 +236,15 @@ def run(soak: Soak, out: Path, report: Callable[[str], None] = print) -> dict[st
         code = None if mark.exists() else soaked.live(number)
         if code is not None:
             raise RuntimeError(
-                f"life {number} ended with {code} and was not killed in {phase}: {soaked.root}/lives.log"
+                f"life {number} ended with {code} and was not killed in {phase}:"
+                f" {soaked.root}/lives.log"
             )
         done[f"{phase}, {mark.read_text()}"] += 1
         found = find_checkpoints(soaked.root)
-        report(f"{number + 1}. {phase}, {mark.read_text()}: newest checkpoint {found[0].name if found else None}")
+        report(
+            f"{number + 1}. {phase}, {mark.read_text()}: newest checkpoint"
+            f" {found[0].name if found else None}"
+        )
     codes = [soaked.live(), *([soaked.predict()] if "prediction" in soak.phases else [])]
     events = merged_records(whole.root, "events.jsonl").values()
     return {
@@ -208,12 +258,20 @@ def run(soak: Soak, out: Path, report: Callable[[str], None] = print) -> dict[st
 
 def main() -> None:
     """The command line; ``--life`` is one process of a soak."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
-    parser.add_argument("--full", action="store_true", help="the full configuration on two processes")
-    parser.add_argument("--out", type=Path, default=Path("runs/soak"), help="a folder; a soak in it is gone on with")
+    parser.add_argument(
+        "--full", action="store_true", help="the full configuration on two processes"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/soak"), help="a folder; a soak in it is gone on with"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--phases", nargs="+", choices=list(PHASES), help="that kills fall into, in turn")
+    parser.add_argument(
+        "--phases", nargs="+", choices=list(PHASES), help="that kills fall into, in turn"
+    )
     parser.add_argument("--life", help=argparse.SUPPRESS)
     parser.add_argument("--mark", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
@@ -224,16 +282,26 @@ def main() -> None:
         sys.argv = ["rlif", *given.rest]
         cli.command()
         return
-    soak, settings = Soak(given.kills, given.seed, given.full, given.phases), given.out / "soak.json"
+    soak, settings = (
+        Soak(given.kills, given.seed, given.full, given.phases),
+        given.out / "soak.json",
+    )
     if settings.exists() and json.loads(settings.read_text()) != asdict(soak):
-        raise SystemExit(f"--out {given.out} has another soak: {settings.read_text()}; give a new folder")
+        raise SystemExit(
+            f"--out {given.out} has another soak: {settings.read_text()}; give a new folder"
+        )
     given.out.mkdir(parents=True, exist_ok=True)
     settings.write_text(json.dumps(asdict(soak)))
     result = run(soak, given.out)
     print(json.dumps(result, indent=1))
     missing = given.full and not result["rollbacks"]
     raise SystemExit(
-        1 if missing or result["differences"] or result["half_written_left"] or any(result["exit_codes"]) else 0
+        1
+        if missing
+        or result["differences"]
+        or result["half_written_left"]
+        or any(result["exit_codes"])
+        else 0
     )
 
 

@@ -13,7 +13,15 @@ import torch
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 from rlif_lightning.running.metrics_csv import read_logged
 
-PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch")
+PARTS = (
+    "state_dict",
+    "optimizer_states",
+    "lr_schedulers",
+    "loops",
+    "callbacks",
+    "global_step",
+    "epoch",
+)
 VERSION = re.compile(r"^version_\d+/")
 PLACE = ("rollout", "index", "completion_number", "source", "kind")
 HALF_WRITTEN = ("unfinished", ".old", ".tmp")
@@ -89,7 +97,9 @@ def kept_names(root: Path) -> list[str]:
 
 def half_written(root: Path) -> list[str]:
     """What is only a half of a file, by its name."""
-    return [str(path) for path in root.rglob("*") if any(word in path.name for word in HALF_WRITTEN)]
+    return [
+        str(path) for path in root.rglob("*") if any(word in path.name for word in HALF_WRITTEN)
+    ]
 
 
 def predicted(root: Path) -> dict[tuple[int, int], dict[str, Any]]:
@@ -113,7 +123,9 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, torch.Tensor):
         return left.dtype == right.dtype and torch.equal(left, right)
     if isinstance(left, dict):
-        return left.keys() == right.keys() and all(key == "run" or same(left[key], right[key]) for key in left)
+        return left.keys() == right.keys() and all(
+            key == "run" or same(left[key], right[key]) for key in left
+        )
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
     if isinstance(left, str):

@@ -78,7 +78,9 @@ def arm(name: str, seed: int, processes: int, mark: Path) -> None:
         nonlocal calls, lasted
         calls += 1
         if calls == chosen:
-            threading.Thread(target=_kill_after, args=(share * lasted, victim, mark), daemon=True).start()
+            threading.Thread(
+                target=_kill_after, args=(share * lasted, victim, mark), daemon=True
+            ).start()
         started = time.perf_counter()
         try:
             return original(*args, **kwargs)
@@ -92,8 +94,14 @@ def _kill_after(seconds: float, victim: str, mark: Path) -> None:
     time.sleep(seconds)
     mark.write_text(victim)
     launcher = [] if victim == "itself" else [os.getppid()]
-    others = [] if victim in ("itself", "launcher") else [pid for pid in _children(launcher[0]) if pid != os.getpid()]
-    first = {"itself": [], "another": others, "all": [*launcher, *others], "launcher": launcher}[victim]
+    others = (
+        []
+        if victim in ("itself", "launcher")
+        else [pid for pid in _children(launcher[0]) if pid != os.getpid()]
+    )
+    first = {"itself": [], "another": others, "all": [*launcher, *others], "launcher": launcher}[
+        victim
+    ]
     for pid in first:
         os.kill(pid, signal.SIGKILL)
     if victim in ("itself", "all"):
@@ -102,7 +110,9 @@ def _kill_after(seconds: float, victim: str, mark: Path) -> None:
 
 def _children(parent: int) -> list[int]:
     """The processes of the run that a launcher started."""
-    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(pid) == parent]
+    return [
+        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(pid) == parent
+    ]
 
 
 def _parent(pid: int) -> int | None:
@@ -117,7 +127,9 @@ def left_over(token: str) -> list[int]:
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
-            named = f"RLIF_SOAK={token}".encode() in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+            named = f"RLIF_SOAK={token}".encode() in Path(
+                f"/proc/{entry}/environ"
+            ).read_bytes().split(b"\0")
         except OSError:
             continue
         if named and int(entry) != os.getpid():

@@ -54,7 +54,9 @@ def make_model(architecture: str, vocab_size: int):
     if architecture == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**common, head_dim=8))
     if architecture == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=256))
+        return GPT2LMHeadModel(
+            GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=256)
+        )
     config = Gemma3TextConfig(
         **common,
         head_dim=8,

@@ -30,14 +30,25 @@ def counted(name: str, precision: str, decoding: bool) -> dict[str, Counts]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help="folders; none = the embedded model and a random Qwen2 of 28 layers")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "models",
+        nargs="*",
+        help="folders; none = the embedded model and a random Qwen2 of 28 layers",
+    )
     parser.add_argument("--decoding", action="store_true", help="decode steps alone")
-    parser.add_argument("--sites", action="store_true", help="the call sites that cost most as well")
+    parser.add_argument(
+        "--sites", action="store_true", help="the call sites that cost most as well"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         default = {"rlif-arithmetic": "rlif-arithmetic", "28 layers": deep_model(Path(folder))}
-        print(f"{'model':16} {'precision':10} {'of one':40} {'launches':>9} {'waits':>7} {'uploads':>8}")
+        print(
+            f"{'model':16} {'precision':10} {'of one':40} {'launches':>9} {'waits':>7}"
+            f" {'uploads':>8}"
+        )
         for label, name in ({name: name for name in given.models} or default).items():
             for precision in ("32-true", "bf16-mixed"):
                 for what, counts in counted(name, precision, given.decoding).items():

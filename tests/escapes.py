@@ -1,9 +1,12 @@
-"""Ways out of the sandbox, each through another system call, command or resource. Standard library only, x86-64.
+"""Ways out of the sandbox, each through another system call, command or resource.
 
-``ESCAPES`` names for each the weakest level that stops it. All run in one sandboxed process, and ``f`` says of each
-whether the kernel obeyed. Targets are a stand-in: ``python tests/escapes.py LEVEL`` starts the victims, is itself the
-parent of the sandboxed processes, and prints what got through, as JSON. What would end that parent is tried only where
-it is said to be stopped.
+Standard library only, x86-64.
+
+``ESCAPES`` names for each the weakest level that stops it. All run in one sandboxed process, and
+``f`` says of each whether the kernel obeyed. Targets are a stand-in:
+``python tests/escapes.py LEVEL`` starts the victims, is itself the parent of the sandboxed
+processes, and prints what got through, as JSON. What would end that parent is tried only where it
+is said to be stopped.
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ def f(t, name):
 class Escape:
     """Body of a function of ``t``, the target; the weakest level that stops it.
 
-    It got through unless it raises or returns False. A number that the kernel answers is no verdict: 0 is the session
-    of a process whose session leader is outside the pid namespace, and may be the number of a new descriptor.
-    ``sure``: it works on every kernel where nothing stops it, for root and for any user.
+    It got through unless it raises or returns False. A number that the kernel answers is no
+    verdict: 0 is the session of a process whose session leader is outside the pid namespace, and
+    may be the number of a new descriptor. ``sure``: it works on every kernel where nothing stops
+    it, for root and for any user.
     """
 
     code: str
@@ -99,13 +103,18 @@ ESCAPES = {
     "ioctl FIOASYNC": _simple("bool(fcntl.ioctl(pipe(), 0x5452, struct.pack('i', 1)))"),
     "tkill": _simple("call(200, t['victim'], 0) == 0"),
     "tgkill": _simple("call(234, t['victim'], t['victim'], 0) == 0"),
-    "rt_sigqueueinfo": _simple("call(129, t['victim'], 10, struct.pack('iii116x', 10, 0, -1)) == 0"),
-    "rt_tgsigqueueinfo": _simple("call(297, t['victim'], t['victim'], 10, struct.pack('iii116x', 10, 0, -1)) == 0"),
+    "rt_sigqueueinfo": _simple(
+        "call(129, t['victim'], 10, struct.pack('iii116x', 10, 0, -1)) == 0"
+    ),
+    "rt_tgsigqueueinfo": _simple(
+        "call(297, t['victim'], t['victim'], 10, struct.pack('iii116x', 10, 0, -1)) == 0"
+    ),
     "pidfd_open": _simple("call(434, t['victim'], 0)"),
     "pidfd_send_signal": _simple("call(424, call(434, t['victim'], 0), 0, 0, 0) == 0"),
     "pidfd_getfd": _unsure("call(438, call(434, t['victim'], 0), 0, 0)"),
     "process_vm_readv": _unsure(
-        "call(310, t['victim'], struct.pack('QQ', 2**24, 8), 1, struct.pack('QQ', 0x400000, 8), 1, 0)"
+        "call(310, t['victim'], struct.pack('QQ', 2**24, 8), 1, struct.pack('QQ', 0x400000, 8), 1,"
+        " 0)"
     ),
     "process_madvise": _unsure("errno_of(440, call(434, t['victim'], 0), 0, 0, 20, 0) != 1"),
     "kcmp": _unsure("call(312, os.getpid(), t['victim'], 1, 0, 0) >= 0"),
@@ -118,12 +127,20 @@ ESCAPES = {
     "getpgid of another": _simple("os.getpgid(t['victim'])"),
     "getsid of another": _simple("os.getsid(t['victim'])"),
     "sched_getaffinity of another": _simple("bool(os.sched_getaffinity(t['victim']))"),
-    "clock_gettime of another's clock": _simple("call(228, (~t['victim'] << 3) | 2, bytes(16)) == 0"),
+    "clock_gettime of another's clock": _simple(
+        "call(228, (~t['victim'] << 3) | 2, bytes(16)) == 0"
+    ),
     "stat of /proc/N": Escape("return bool(os.stat(f\"/proc/{t['victim']}\"))", "namespaces"),
-    "the parent's descriptors": _unsure("os.open(f\"/proc/{t['parent']}/fd/0\", os.O_RDONLY) >= 0", "landlock"),
-    "the parent's command line": Escape("return open(f\"/proc/{t['parent']}/cmdline\", 'rb').read(1)", "landlock"),
+    "the parent's descriptors": _unsure(
+        "os.open(f\"/proc/{t['parent']}/fd/0\", os.O_RDONLY) >= 0", "landlock"
+    ),
+    "the parent's command line": Escape(
+        "return open(f\"/proc/{t['parent']}/cmdline\", 'rb').read(1)", "landlock"
+    ),
     # Its own rights and kind.
-    "capset": Escape("return call(126, struct.pack('Ii', 0x20080522, 0), b'\\xff' * 24) == 0", "rlimits"),
+    "capset": Escape(
+        "return call(126, struct.pack('Ii', 0x20080522, 0), b'\\xff' * 24) == 0", "rlimits"
+    ),
     "prctl PR_SET_PDEATHSIG": _simple("call(157, 1, 0, 0, 0, 0) == 0"),
     "prctl PR_SET_DUMPABLE": _simple("call(157, 4, 1, 0, 0, 0) == 0"),
     "prctl PR_SET_CHILD_SUBREAPER": _simple("call(157, 36, 1, 0, 0, 0) == 0"),
@@ -133,7 +150,9 @@ ESCAPES = {
     "landlock_create_ruleset": _unsure("call(444, 0, 0, 1) > 0"),
     "clone": Escape("return reap(call(56, 17, 0, 0, 0, 0))", sure=False),
     "clone into a user namespace": _unsure("reap(call(56, 0x10000000 | 17, 0, 0, 0, 0))"),
-    "clone of a thread into a user namespace": _simple("errno_of(56, 0x10010900, 0, 0, 0, 0) == 22"),
+    "clone of a thread into a user namespace": _simple(
+        "errno_of(56, 0x10010900, 0, 0, 0, 0) == 22"
+    ),
     "clone3": _unsure("reap(call(435, struct.pack('8Q', 0, 0, 0, 0, 17, 0, 0, 0), 64))"),
     "execveat": _simple("errno_of(322, -1, b'/nowhere', 0, 0, 0) != 1"),
     "setns": _simple("errno_of(308, -1, 0) != 1"),
@@ -144,12 +163,20 @@ ESCAPES = {
     "shmget": _simple("call(31, call(29, 0, 4096, 0o1600), 0, 0) == 0"),
     "msgget": _simple("call(71, call(68, 0, 0o1600), 0, 0) == 0"),
     "semget": _simple("call(66, call(64, 0, 1, 0o1600), 0, 0) == 0"),
-    "mq_open": Escape("call(240, b'rlif-test', 0o102, 0o600, 0)\nreturn call(241, b'rlif-test') == 0", "rlimits"),
+    "mq_open": Escape(
+        "call(240, b'rlif-test', 0o102, 0o600, 0)\nreturn call(241, b'rlif-test') == 0", "rlimits"
+    ),
     "fcntl F_SETPIPE_SZ": _simple("fcntl.fcntl(pipe(), 1031, 2**18)"),
     "mlock": Escape("return call(149, ctypes.create_string_buffer(4096), 4096) == 0", "rlimits"),
-    "mmap MAP_HUGETLB": _simple("libc.mmap(None, 2**21, 3, 0x40022, -1, 0) != -1 or ctypes.get_errno() != 1"),
-    "madvise MADV_PAGEOUT": _simple("call(28, libc.mmap(None, ctypes.c_long(4096), 3, 0x22, -1, 0), 4096, 21) == 0"),
-    "timer_create": _simple("call(222, 0, struct.pack('qii48x', 0, 0, 1), ctypes.create_string_buffer(8)) == 0"),
+    "mmap MAP_HUGETLB": _simple(
+        "libc.mmap(None, 2**21, 3, 0x40022, -1, 0) != -1 or ctypes.get_errno() != 1"
+    ),
+    "madvise MADV_PAGEOUT": _simple(
+        "call(28, libc.mmap(None, ctypes.c_long(4096), 3, 0x22, -1, 0), 4096, 21) == 0"
+    ),
+    "timer_create": _simple(
+        "call(222, 0, struct.pack('qii48x', 0, 0, 1), ctypes.create_string_buffer(8)) == 0"
+    ),
     "add_key": _unsure("call(248, b'user', b'rlif-test', b'x', 1, -1)"),
     "keyctl": _unsure("call(250, 0, -1, 1)"),
     "userfaultfd": _unsure("call(323, 1)"),
@@ -169,12 +196,17 @@ ESCAPES = {
     # Files: what they hold, are called, are marked with, and how many there are.
     "ioctl FS_IOC_SETFLAGS": Escape(
         "fd = os.open(t['home'], 0)\nflags = fcntl.ioctl(fd, 0x80086601, bytes(8))\n"
-        "return bool(fcntl.ioctl(fd, 0x40086602, struct.pack('Q', struct.unpack('Q', flags)[0] | 0x40)))",
+        "return bool(fcntl.ioctl(fd, 0x40086602, struct.pack('Q', struct.unpack('Q', flags)[0] |"
+        " 0x40)))",
         sure=False,
     ),
     "ioctl FS_IOC_GETFLAGS": _unsure("bool(fcntl.ioctl(os.open(LIB, 0), 0x80086601, bytes(8)))"),
-    "fcntl F_SETLK": _simple("bool(fcntl.fcntl(os.open(LIB, 0), 6, struct.pack('hhqqi4x', 0, 0, 0, 0, 0)))"),
-    "fcntl F_OFD_SETLK": _simple("bool(fcntl.fcntl(os.open(LIB, 0), 37, struct.pack('hhqqi4x', 0, 0, 0, 0, 0)))"),
+    "fcntl F_SETLK": _simple(
+        "bool(fcntl.fcntl(os.open(LIB, 0), 6, struct.pack('hhqqi4x', 0, 0, 0, 0, 0)))"
+    ),
+    "fcntl F_OFD_SETLK": _simple(
+        "bool(fcntl.fcntl(os.open(LIB, 0), 37, struct.pack('hhqqi4x', 0, 0, 0, 0, 0)))"
+    ),
     "fcntl F_SETLEASE": _unsure("fcntl.fcntl(os.open(t['home'], 0), 1024, 0) == 0"),
     "fcntl F_NOTIFY": _unsure("fcntl.fcntl(os.open('/usr', 0), 1026, 2) == 0"),
     "flock": _simple("call(73, os.open(LIB, 0), 1 | 4) == 0"),
@@ -196,11 +228,14 @@ ESCAPES = {
     "setxattr": _unsure("call(188, t['other'].encode(), b'user.rlif', b'x', 1, 0) == 0"),
     "300 empty files": Escape("for i in range(300): open(f'n{i}', 'x').close()\nreturn True"),
     "300 empty files in /dev/shm": Escape(
-        "for i in range(300): os.unlink(open(f'/dev/shm/{os.getpid()}-{i}', 'x').name)\nreturn True", sure=False
+        "for i in range(300): os.unlink(open(f'/dev/shm/{os.getpid()}-{i}', 'x').name)\nreturn"
+        " True",
+        sure=False,
     ),
     "descriptors that were left open": Escape(
         "kinds = [os.fstat(fd) for fd in first]\n"
-        "return any(stat.S_ISREG(k.st_mode) and k.st_nlink or stat.S_ISSOCK(k.st_mode) for k in kinds)",
+        "return any(stat.S_ISREG(k.st_mode) and k.st_nlink or stat.S_ISSOCK(k.st_mode) for k in"
+        " kinds)",
         "rlimits",
     ),
 }
@@ -209,7 +244,8 @@ ALONE = {
     "fcntl F_SETOWN on the parent": Escape("return own(os.getppid())", sure=False),
     "32-bit calls by int 0x80": Escape(
         "m = mmap.mmap(-1, 4096, prot=7)\nm.write(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3')\n"
-        "return ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))() > 0",
+        "return ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))() >"
+        " 0",
         sure=False,
     ),
 }
@@ -220,7 +256,9 @@ def source(escapes: dict[str, Escape]) -> str:
     """A module whose ``f(t, name)`` tries one of them."""
     parts = [PRELUDE, "tries = {}"]
     for name, escape in escapes.items():
-        parts.append(f"def attempt(t):\n{textwrap.indent(escape.code, '    ')}\ntries[{name!r}] = attempt")
+        parts.append(
+            f"def attempt(t):\n{textwrap.indent(escape.code, '    ')}\ntries[{name!r}] = attempt"
+        )
     return "\n".join([*parts, ENTRY])
 
 
@@ -251,7 +289,10 @@ def attempt_all(level: str, folder: Path) -> dict[str, list[str]]:
     loop = f"for name in {names!r}:\n    try: f({target!r}, name)\n    except Exception: pass\n"
     tests = ("assert f(1) == 2",)
     cheat, honest = sandbox.verdicts(
-        [Trial(f"{source(ESCAPES)}\n{loop}", "", tests, ("f",)), Trial("def f(x): return x + 1", "", tests, ("f",))]
+        [
+            Trial(f"{source(ESCAPES)}\n{loop}", "", tests, ("f",)),
+            Trial("def f(x): return x + 1", "", tests, ("f",)),
+        ]
     )
     [[threads]] = sandbox.outcomes([Run(THREADS, "f", ((),))])
     over.set()
@@ -260,10 +301,14 @@ def attempt_all(level: str, folder: Path) -> dict[str, list[str]]:
     victim.wait()
     after = {path.name: path.lstat().st_mtime_ns for path in folder.iterdir()}
     return {
-        "through": [name for name, outcome in tried.items() if outcome.kind == "value" and outcome.value],
+        "through": [
+            name for name, outcome in tried.items() if outcome.kind == "value" and outcome.value
+        ],
         "refused": ["threads"] * (threads.value != [1]),
         "unanswered": [name for name in names if tried[name].kind == "none"],
-        "changed": sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)),
+        "changed": sorted(
+            name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+        ),
         "killed": ["victim"] * killed,
         "scored": ["escapes"] * any(cheat.passed) + ["nothing"] * (not all(honest.passed)),
     }

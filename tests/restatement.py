@@ -1,8 +1,8 @@
 """The formulas restated one number at a time, in plain Python, from the papers and not from the library.
 
-No tensor arithmetic on purpose: a wrong axis, mask or broadcast in the library cannot be repeated here. ``None`` and
-NaN both stand for "does not apply". Nested lists follow the library's axis letters (``records.py``). At the end: the
-small updates that several test files share.
+No tensor arithmetic on purpose: a wrong axis, mask or broadcast in the library cannot be repeated
+here. ``None`` and NaN both stand for "does not apply". Nested lists follow the library's axis
+letters (``records.py``). At the end: the small updates that several test files share.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def group_z(group: Sequence[float], eps: float = 1e-4, std_floor: float = 1e-6) 
     return [0.0 if math.isnan(reward) else (reward - center) / (spread + eps) for reward in group]
 
 
-def gdpo(rewards: Tensor, weights: Tensor, batch_norm: str = "none", eps: float = 1e-4, lengths=None) -> Tensor:
+def gdpo(
+    rewards: Tensor, weights: Tensor, batch_norm: str = "none", eps: float = 1e-4, lengths=None
+) -> Tensor:
     """GDPO over ``[R, P, G]``; a batch without spread is 0."""
     num_rewards, num_prompts, group_size = rewards.shape
     total = [[0.0] * group_size for _ in range(num_prompts)]
@@ -55,7 +57,9 @@ def gdpo(rewards: Tensor, weights: Tensor, batch_norm: str = "none", eps: float 
             repeats = 1 if batch_norm == "sample" else int(lengths[p, g])
             sample += [total[p][g]] * repeats
     center, spread = mean(sample), std(sample)
-    return torch.tensor([[(a - center) / (spread + eps) if spread > 1e-6 else 0.0 for a in row] for row in total])
+    return torch.tensor(
+        [[(a - center) / (spread + eps) if spread > 1e-6 else 0.0 for a in row] for row in total]
+    )
 
 
 def grpo(rewards: Tensor, weights: Tensor, eps: float = 1e-4) -> Tensor:
@@ -64,7 +68,8 @@ def grpo(rewards: Tensor, weights: Tensor, eps: float = 1e-4) -> Tensor:
     answer = []
     for p in range(num_prompts):
         group = [
-            sum(float(weights[r]) * float(rewards[r, p, g]) for r in range(num_rewards)) for g in range(group_size)
+            sum(float(weights[r]) * float(rewards[r, p, g]) for r in range(num_rewards))
+            for g in range(group_size)
         ]
         answer.append(group_z(group, eps))
     return torch.tensor(answer)
@@ -103,13 +108,20 @@ def covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> list[list[
     advantage_mean = mean([float(advantages[b, t]) for b, t in valid])
     answer = [[0.0] * columns for _ in range(rows)]
     for b, t in valid:
-        answer[b][t] = (float(logprobs[b, t]) - logprob_mean) * (float(advantages[b, t]) - advantage_mean)
+        answer[b][t] = (float(logprobs[b, t]) - logprob_mean) * (
+            float(advantages[b, t]) - advantage_mean
+        )
     return answer
 
 
 def largest_marks(values: list[list[float]], mask: Tensor, fraction: Fraction) -> Tensor:
     """The ``fraction`` largest, at least one if any is positive. Values without ties."""
-    found = [(values[b][t], b, t) for b in range(mask.shape[0]) for t in range(mask.shape[1]) if mask[b, t]]
+    found = [
+        (values[b][t], b, t)
+        for b in range(mask.shape[0])
+        for t in range(mask.shape[1])
+        if mask[b, t]
+    ]
     found.sort(reverse=True)
     count = math.floor(len(found) * fraction)
     if count == 0 and fraction > 0 and found and found[0][0] > 0:
@@ -159,11 +171,18 @@ def token_statistics(logits: Sequence[float], token: int) -> tuple[float, float,
     logprobs = [z - top - math.log(norm) for z in logits]
     entropy = -math.fsum(math.exp(lp) * lp for lp in logprobs)
     uniform = 1 / len(logits)
-    return logprobs[token], entropy, math.fsum(uniform * (math.log(uniform) - lp) for lp in logprobs)
+    return (
+        logprobs[token],
+        entropy,
+        math.fsum(uniform * (math.log(uniform) - lp) for lp in logprobs),
+    )
 
 
 def nucleus(logits: Sequence[float], top_k: int, top_p: float) -> set[int]:
-    """Tokens that stay after top-k, then top-p, taken one by one from the most likely down. Logits without ties."""
+    """Tokens that stay after top-k, then top-p, taken one by one from the most likely down.
+
+    Logits without ties.
+    """
     order = sorted(range(len(logits)), key=lambda v: -logits[v])
     if top_k:
         order = order[:top_k]
@@ -196,14 +215,18 @@ def update(rows: int = 6, columns: int = 8, seed: int = 0) -> LossInputs:
 
 def rows_in(batch: LossInputs, order: list[int]) -> LossInputs:
     """The update with its rows in another order."""
-    return LossInputs(**{name: value[order] for name, value in vars(batch).items() if value is not None})
+    return LossInputs(
+        **{name: value[order] for name, value in vars(batch).items() if value is not None}
+    )
 
 
 def golden() -> LossInputs:
     """KL-Cov's worked example: covariances .625, 1.375, 1.125, .375."""
     logprobs = torch.tensor([[-1.0, -3.0, -0.5, -2.0]])
     mask = torch.ones(1, 4, dtype=torch.bool)
-    return LossInputs(logprobs, logprobs.clone(), torch.tensor([[1.0, -1.0, 1.0, -1.0]]), mask, torch.tensor([0]))
+    return LossInputs(
+        logprobs, logprobs.clone(), torch.tensor([[1.0, -1.0, 1.0, -1.0]]), mask, torch.tensor([0])
+    )
 
 
 def loss_and_gradient(objective, batch: LossInputs, marks: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """A server with those of vLLM's endpoints that we use: the native engine samples, our real extension loads weights.
 
-For what must be tested where vLLM is not installed. tests/test_vllm_server.py runs the same tests against vLLM itself
-where it is.
+For what must be tested where vLLM is not installed. tests/test_vllm_server.py runs the same tests
+against vLLM itself where it is.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Worker(PolicyWorker):
         self.model_runner = SimpleNamespace(model_config=config, get_model=lambda: policy.causal_lm)
 
     def reload_weights(self, weights_iterator: Iterator[tuple[str, torch.Tensor]]) -> None:
-        missing, unexpected = self.policy.causal_lm.load_state_dict(dict(weights_iterator), strict=False)
+        missing, unexpected = self.policy.causal_lm.load_state_dict(
+            dict(weights_iterator), strict=False
+        )
         assert not unexpected
         assert set(missing) <= {"lm_head.weight"}
 
@@ -49,10 +51,13 @@ class StandIn(ThreadingHTTPServer):
 
     Attributes:
         asked: (path, body) of every request.
-        answers: path -> (status, body) of the next requests to it; the real answer when none is left.
-        key: what must come as ``Authorization: Bearer``, as vLLM asks under /v1 with ``--api-key``; None = nothing.
+        answers: path -> (status, body) of the next requests to it; the real answer when none is
+            left.
+        key: what must come as ``Authorization: Bearer``, as vLLM asks under /v1 with ``--api-key``;
+            None = nothing.
         hang: paths that are not answered until ``released`` is set.
-        dies: path -> share of an answer's bytes after which the connection is closed, as when the process is killed.
+        dies: path -> share of an answer's bytes after which the connection is closed, as when the
+            process is killed.
         pause: seconds between every two pieces of an answer's body.
     """
 
@@ -83,7 +88,11 @@ class StandIn(ThreadingHTTPServer):
                 return self._call(body["method"], body["kwargs"])
             if path == "/reset_prefix_cache":
                 return 200, {"success": True}
-            return (200, self._complete(body)) if path == "/v1/completions" else (404, {"detail": "Not Found"})
+            return (
+                (200, self._complete(body))
+                if path == "/v1/completions"
+                else (404, {"detail": "Not Found"})
+            )
 
     def _call(self, method: str, kwargs: dict[str, str]) -> tuple[int, Any]:
         try:
@@ -95,8 +104,14 @@ class StandIn(ThreadingHTTPServer):
         policy = self.worker.policy
         policy.eos_ids = body["stop_token_ids"]
         policy.num_tokens = min(map(int, body["logit_bias"])) if body.get("logit_bias") else None
-        names = {"temperature": "temperature", "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
-        sampling = Sampling(stop=body["stop"], **{ours: body[theirs] for theirs, ours in names.items()})
+        names = {
+            "temperature": "temperature",
+            "max_tokens": "max_new_tokens",
+            "min_tokens": "min_new_tokens",
+        }
+        sampling = Sampling(
+            stop=body["stop"], **{ours: body[theirs] for theirs, ours in names.items()}
+        )
         engine = NativeEngine()
         engine.setup(policy, body["seed"])
         prompt = Prompts([torch.tensor(body["prompt"])], [""], {}, torch.tensor([0]))
@@ -105,7 +120,9 @@ class StandIn(ThreadingHTTPServer):
         for index, keep in enumerate(rollout.mask):
             choice = {"index": index, "token_ids": rollout.completion_ids[index][keep].tolist()}
             choice["logprobs"] = {"token_logprobs": rollout.stats.logprobs[index][keep].tolist()}
-            choices.append({**choice, "finish_reason": "stop" if rollout.ended[index] else "length"})
+            choices.append(
+                {**choice, "finish_reason": "stop" if rollout.ended[index] else "length"}
+            )
         return {"choices": choices}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -118,7 +135,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         key = self.server.key
-        if key is not None and self.path.startswith("/v1") and self.headers["Authorization"] != f"Bearer {key}":
+        if (
+            key is not None
+            and self.path.startswith("/v1")
+            and self.headers["Authorization"] != f"Bearer {key}"
+        ):
             status, answer = 401, {"error": "Unauthorized"}
         else:
             status, answer = self.server.answer(self.path, body)

@@ -10,7 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO, center, gdpo, group_normalize, reward_shares
+from rlif_lightning.learning.advantages import (
+    GDPO,
+    GRPO,
+    RLOO,
+    DrGRPO,
+    center,
+    gdpo,
+    group_normalize,
+    reward_shares,
+)
 
 ESTIMATORS = [GDPO(), GDPO("sample"), GDPO("token"), GRPO(), DrGRPO(), RLOO()]
 GROUP_ESTIMATORS = [GDPO(), GRPO(), DrGRPO(), RLOO()]
@@ -21,21 +30,36 @@ HALVES = torch.tensor([0.5, 0.5])
 @st.composite
 def reward_blocks(draw, with_nan: bool = True):
     """Rewards ``[R, P, G]`` in quarters (no spread falls near the floor), weights ``[R]``, lengths ``[P, G]``."""
-    num_rewards, num_prompts, size = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    num_rewards, num_prompts, size = (
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 4)),
+        draw(st.integers(1, 6)),
+    )
     value = st.integers(-16, 16).map(lambda quarter: quarter / 4)
     if with_nan:
         value = st.one_of(value, value, value, st.just(math.nan))
     count = num_rewards * num_prompts * size
-    rewards = torch.tensor(draw(st.lists(value, min_size=count, max_size=count)), dtype=torch.float64)
+    rewards = torch.tensor(
+        draw(st.lists(value, min_size=count, max_size=count)), dtype=torch.float64
+    )
     weights = draw(st.lists(st.floats(-2, 2, width=16), min_size=num_rewards, max_size=num_rewards))
-    lengths = draw(st.lists(st.integers(1, 9), min_size=num_prompts * size, max_size=num_prompts * size))
+    lengths = draw(
+        st.lists(st.integers(1, 9), min_size=num_prompts * size, max_size=num_prompts * size)
+    )
     shape = (num_prompts, size)
-    return rewards.view(num_rewards, *shape), torch.tensor(weights), torch.tensor(lengths).view(shape)
+    return (
+        rewards.view(num_rewards, *shape),
+        torch.tensor(weights),
+        torch.tensor(lengths).view(shape),
+    )
 
 
 def test_gdpo_golden():
     z = group_normalize(GOLDEN, eps=0.0)
-    expected = [[[0.866025, -0.866025, 0.866025, -0.866025]], [[-0.707107, -0.707107, 1.414214, 0.0]]]
+    expected = [
+        [[0.866025, -0.866025, 0.866025, -0.866025]],
+        [[-0.707107, -0.707107, 1.414214, 0.0]],
+    ]
     torch.testing.assert_close(z, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
     advantages = gdpo(GOLDEN, HALVES, eps=0.0)
     torch.testing.assert_close(
@@ -63,14 +87,18 @@ def test_other_estimators_golden():
 def test_gdpo_matches_restatement(batch_norm, block, eps):
     rewards, weights, lengths = block
     expected = restatement.gdpo(rewards, weights, batch_norm, eps, lengths)
-    torch.testing.assert_close(gdpo(rewards, weights, batch_norm, eps, lengths=lengths), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        gdpo(rewards, weights, batch_norm, eps, lengths=lengths), expected, atol=2e-5, rtol=1e-5
+    )
 
 
 @settings(deadline=None, max_examples=40)
 @given(block=reward_blocks(with_nan=False))
 def test_grpo_matches_restatement(block):
     rewards, weights, _ = block
-    torch.testing.assert_close(GRPO()(rewards, weights), restatement.grpo(rewards, weights), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        GRPO()(rewards, weights), restatement.grpo(rewards, weights), atol=2e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +121,9 @@ def test_centred_estimators_match_restatement(estimator, rule, block):
 )
 def test_equal_rewards_give_exactly_zero(estimator, values, size, weights):
     rewards = torch.tensor(values).view(2, 2, 1).expand(2, 2, size)
-    advantages = estimator(rewards, torch.tensor(weights), torch.arange(1, 2 * size + 1).view(2, size))
+    advantages = estimator(
+        rewards, torch.tensor(weights), torch.arange(1, 2 * size + 1).view(2, size)
+    )
     assert advantages.shape == (2, size)
     assert torch.count_nonzero(advantages) == 0
 
@@ -118,9 +148,14 @@ def test_group_of_one_is_exactly_zero(estimator):
 @given(block=reward_blocks(), shift=st.integers(-400, 400))
 def test_constant_shift_of_each_group_changes_nothing(estimator, block, shift):
     rewards, weights, lengths = block
-    shifts = shift * torch.arange(1, rewards.shape[0] * rewards.shape[1] + 1).view(*rewards.shape[:2], 1)
+    shifts = shift * torch.arange(1, rewards.shape[0] * rewards.shape[1] + 1).view(
+        *rewards.shape[:2], 1
+    )
     torch.testing.assert_close(
-        estimator(rewards + shifts, weights, lengths), estimator(rewards, weights, lengths), atol=2e-5, rtol=1e-5
+        estimator(rewards + shifts, weights, lengths),
+        estimator(rewards, weights, lengths),
+        atol=2e-5,
+        rtol=1e-5,
     )
 
 
@@ -131,7 +166,9 @@ def test_completion_without_reward_is_as_if_absent(estimator, block, place):
     rewards, weights, _ = block
     place %= rewards.shape[2] + 1
     nan = torch.full((*rewards.shape[:2], 1), torch.nan, dtype=rewards.dtype)
-    advantages = estimator(torch.cat([rewards[..., :place], nan, rewards[..., place:]], -1), weights)
+    advantages = estimator(
+        torch.cat([rewards[..., :place], nan, rewards[..., place:]], -1), weights
+    )
     assert torch.count_nonzero(advantages[:, place]) == 0
     others = torch.cat([advantages[:, :place], advantages[:, place + 1 :]], -1)
     torch.testing.assert_close(others, estimator(rewards, weights), atol=1e-6, rtol=1e-6)
@@ -166,7 +203,11 @@ def test_batch_norm_standardises_the_batch():
     sample = gdpo(rewards, HALVES, "sample", eps=1e-9)
     assert abs(float(sample.mean())) < 1e-6
     assert abs(float(sample.std()) - 1) < 1e-5
-    tokens = gdpo(rewards, HALVES, "token", eps=1e-9, lengths=lengths).flatten().repeat_interleave(lengths.flatten())
+    tokens = (
+        gdpo(rewards, HALVES, "token", eps=1e-9, lengths=lengths)
+        .flatten()
+        .repeat_interleave(lengths.flatten())
+    )
     assert abs(float(tokens.mean())) < 1e-6
     assert abs(float(tokens.std()) - 1) < 1e-5
 

@@ -10,11 +10,14 @@ import pytest
 from rlif_lightning.answers.final_answers import AnswerExtractor, cluster, equivalent, normalise
 
 ROWS = [
-    json.loads(line) for line in (Path(__file__).parent / "data" / "answer_verdicts.jsonl").read_text().splitlines()
+    json.loads(line)
+    for line in (Path(__file__).parent / "data" / "answer_verdicts.jsonl").read_text().splitlines()
 ]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['a']} {'=' if row['equal'] else '!'} {row['b']}")
+@pytest.mark.parametrize(
+    "row", ROWS, ids=lambda row: f"{row['a']} {'=' if row['equal'] else '!'} {row['b']}"
+)
 def test_the_verdict_is_right_both_ways_and_in_a_vote(row):
     assert equivalent(row["a"], row["b"]) is row["equal"]
     assert equivalent(row["b"], row["a"]) is row["equal"]

@@ -12,7 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rlif_lightning.answers import library
-from rlif_lightning.answers.final_answers import AnswerExtractor, cluster, equivalent, normalise, open_clusters
+from rlif_lightning.answers.final_answers import (
+    AnswerExtractor,
+    cluster,
+    equivalent,
+    normalise,
+    open_clusters,
+)
 
 ANSWERISH = st.text(alphabet="0123456789.,+-*/^=%$ \\{}()[]_`abXY°\u2212ßtextrmfcdl\n", max_size=40)
 
@@ -72,7 +78,8 @@ def test_extractor_refuses(arguments, message):
 
 
 @pytest.mark.parametrize(
-    "unit", [r"\boxed{", "answer is ", "*", "answer: *", "####", "1", "1,", " ", "-", r"\frac{1", "}"]
+    "unit",
+    [r"\boxed{", "answer is ", "*", "answer: *", "####", "1", "1,", " ", "-", r"\frac{1", "}"],
 )
 @pytest.mark.parametrize("kind", ["boxed", "hash", "phrase", "last_number", "auto"])
 def test_extractor_is_linear(kind, unit):
@@ -119,7 +126,11 @@ def test_normalise_is_idempotent(answer):
 
 
 @settings(deadline=None)
-@given(st.decimals(allow_nan=False, allow_infinity=False, places=4, min_value=-(10**9), max_value=10**9))
+@given(
+    st.decimals(
+        allow_nan=False, allow_infinity=False, places=4, min_value=-(10**9), max_value=10**9
+    )
+)
 def test_normalise_keeps_the_value_of_a_number(number):
     assert float(normalise(f"{number:+,f}")) == float(number)
 
@@ -146,7 +157,9 @@ def test_normalise_keeps_the_value_of_a_number(number):
     ],
 )
 def test_equivalent_without_the_library(a, b, same, monkeypatch):
-    monkeypatch.setattr(library, "ask", lambda strings: pytest.fail(f"math-verify was asked about {strings}"))
+    monkeypatch.setattr(
+        library, "ask", lambda strings: pytest.fail(f"math-verify was asked about {strings}")
+    )
     library._verdicts.clear()
     assert equivalent(a, b) is same
     assert equivalent(b, a) is same
@@ -206,7 +219,12 @@ def test_rounding_counts_in_evaluation_alone_and_only_if_asked_for():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.sampled_from(["1/3", "0.333333", "0.3333334", "3", "3.0", r"\sqrt{9}", "x=3", None, "4"]), max_size=8),
+    st.lists(
+        st.sampled_from(
+            ["1/3", "0.333333", "0.3333334", "3", "3.0", r"\sqrt{9}", "x=3", None, "4"]
+        ),
+        max_size=8,
+    ),
     st.integers(0, 1000),
 )
 def test_cluster_does_not_depend_on_row_order(group, seed):
@@ -223,7 +241,8 @@ def test_open_clusters_gives_the_most_frequent_string_of_each_cluster():
 
 def test_importing_answers_loads_no_computer_algebra():
     code = (
-        "import sys; from rlif_lightning.answers.final_answers import equivalent; assert equivalent('1/2', '0.50');"
+        "import sys; from rlif_lightning.answers.final_answers import equivalent; assert"
+        " equivalent('1/2', '0.50');"
         "sys.exit('sympy' in sys.modules or 'math_verify' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from rlif_lightning.answers.final_answers import equivalent, normalise
 
 ROOT = Path(__file__).parents[1]
-ROWS = [json.loads(line) for line in (ROOT / "tests" / "data" / "answer_disagreements.jsonl").read_text().splitlines()]
+ROWS = [
+    json.loads(line)
+    for line in (ROOT / "tests" / "data" / "answer_disagreements.jsonl").read_text().splitlines()
+]
 
 
 def script(name: str):

@@ -18,9 +18,29 @@ from rlif_lightning.records import Rollout
 from rlif_lightning.rollout.decoders import cache_is_right
 from rlif_lightning.sampling import Sampling
 
-# Hugging Face's own forward fails in float64, mostly since grouped products of experts do not know it.
-SINGLE = {"granitemoe", "phimoe", "mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3", "llama4_text", "xglm", "mpt"}
-OWN_ROWS = {"mpt", "falcon", "gptj", "gpt_neo", "xglm", "biogpt", "llama4_text", "doge"}  # no plan, but a cache
+# Hugging Face's own forward fails in float64, mostly since grouped products of experts do not know
+# it.
+SINGLE = {
+    "granitemoe",
+    "phimoe",
+    "mixtral",
+    "gpt_oss",
+    "deepseek_v2",
+    "deepseek_v3",
+    "llama4_text",
+    "xglm",
+    "mpt",
+}
+OWN_ROWS = {
+    "mpt",
+    "falcon",
+    "gptj",
+    "gpt_neo",
+    "xglm",
+    "biogpt",
+    "llama4_text",
+    "doge",
+}  # no plan, but a cache
 WHOLE_ROWS = {"lfm2", "qwen3_5_text", "openai-gpt"}  # not even that
 EAGER = [
     "granite",
@@ -55,10 +75,20 @@ def sample(policy: PolicyModel, sampling: Sampling) -> Rollout:
 def own_logprobs(folder: str, rollout: Rollout, **settings) -> tuple[Tensor, Tensor]:
     """Of each completion token, by the whole sequence alone, and whether the token is the likeliest; ``[B, T]``."""
     model = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
-    logprobs, highest = torch.zeros(rollout.mask.shape, dtype=torch.float64), torch.ones_like(rollout.mask)
+    logprobs, highest = (
+        torch.zeros(rollout.mask.shape, dtype=torch.float64),
+        torch.ones_like(rollout.mask),
+    )
     for row, keep in enumerate(rollout.mask):
-        completion, prompt = rollout.completion_ids[row][keep], rollout.prompts.token_ids[row // GROUP]
-        logits = model(input_ids=torch.cat([prompt, completion])[None], use_cache=False).logits[0].double()
+        completion, prompt = (
+            rollout.completion_ids[row][keep],
+            rollout.prompts.token_ids[row // GROUP],
+        )
+        logits = (
+            model(input_ids=torch.cat([prompt, completion])[None], use_cache=False)
+            .logits[0]
+            .double()
+        )
         logits = logits[len(prompt) - 1 : -1]
         logprobs[row, keep] = logits.log_softmax(-1).gather(1, completion[:, None])[:, 0]
         highest[row, keep] = logits.argmax(-1) == completion
@@ -70,7 +100,9 @@ def check(folder: str, policy: PolicyModel, own: str | None = None) -> None:
     dtype = policy.causal_lm.dtype
     settings = {"dtype": dtype, "attn_implementation": own}
     policy.eos_ids = list(range(2, 45))  # so that rows leave at all times
-    tolerance = 2e-3 if dtype == torch.float32 else 1e-4  # the library's norms and rotary angles stay in float32
+    tolerance = (
+        2e-3 if dtype == torch.float32 else 1e-4
+    )  # the library's norms and rotary angles stay in float32
     rollout = sample(policy, SAMPLED)
     assert len(set(rollout.lengths.tolist())) > 1
     expected, _ = own_logprobs(folder, rollout, **settings)
@@ -90,7 +122,9 @@ def test_log_probs_are_the_model_s_own(tmp_path, kind):
     if not policy.shares_prompts:
         with torch.no_grad():
             assert cache_is_right(policy, torch.device("cpu")) == (kind in OWN_ROWS)
-    check(folder, policy, "eager" if kind == "doge" else None)  # Hugging Face's sdpa of Doge sees later tokens
+    check(
+        folder, policy, "eager" if kind == "doge" else None
+    )  # Hugging Face's sdpa of Doge sees later tokens
 
 
 @pytest.mark.parametrize("kind", EAGER)
@@ -100,7 +134,8 @@ def test_eager_attention_keeps_windows_biases_and_scales(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["granite", "cohere2", "gemma2", "nemotron", "deepseek_v2", "gpt_oss", "opt", "mpt", "lfm2"]
+    "kind",
+    ["granite", "cohere2", "gemma2", "nemotron", "deepseek_v2", "gpt_oss", "opt", "mpt", "lfm2"],
 )
 def test_gradients_are_those_of_plain_sequences(tmp_path, kind):
     """Through scales and caps of logits and of scores, sinks, latent keys, and rows that are recomputed."""
@@ -126,5 +161,7 @@ def test_nothing_is_drawn_at_random_while_activations_are_recomputed(tmp_path, k
 
 def test_a_model_whose_tokens_see_later_ones_is_refused(tmp_path):
     folder = save_tiny(tiny_config("bert"), tmp_path)
-    with pytest.raises(ValueError, match=r"in BertLMHeadModel tokens see later ones, .*is_decoder=true"):
+    with pytest.raises(
+        ValueError, match=r"in BertLMHeadModel tokens see later ones, .*is_decoder=true"
+    ):
         load(folder)

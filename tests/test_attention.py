@@ -30,7 +30,10 @@ def line(num_tokens: int, key_heads: int, seed: int) -> list[Tensor]:
     """Query, key and value ``[1, heads, N, d]`` in float64, with gradients."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(1, heads, num_tokens, SIZE) for heads in (HEADS, key_heads, key_heads)]
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in shapes
+    ]
 
 
 def block_of(trees: list[Tree]) -> Block:
@@ -39,15 +42,23 @@ def block_of(trees: list[Tree]) -> Block:
     return Block(layout, layout.indices())
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scores: Scores) -> Tensor:
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scores: Scores
+) -> Tensor:
     """One head at a time: softmax over the allowed keys and the head's sink; ``[1, N, heads, d]``."""
     repeats = query.shape[1] // key.shape[1]
     outputs = []
     for head in range(query.shape[1]):
-        z = query[0, head] @ key[0, head // repeats].T * (SIZE**-0.5 if scores.scaling is None else scores.scaling)
+        z = (
+            query[0, head]
+            @ key[0, head // repeats].T
+            * (SIZE**-0.5 if scores.scaling is None else scores.scaling)
+        )
         z = z if scores.softcap is None else scores.softcap * (z / scores.softcap).tanh()
         weights = z.exp() * allowed
-        total = weights.sum(-1, keepdim=True) + (0 if scores.sinks is None else scores.sinks[head].exp())
+        total = weights.sum(-1, keepdim=True) + (
+            0 if scores.sinks is None else scores.sinks[head].exp()
+        )
         outputs.append(weights / total @ value[0, head // repeats])
     return torch.stack(outputs, 1).unsqueeze(0)
 
@@ -62,7 +73,9 @@ def assert_all_close(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     shapes=SHAPES,
     window=st.none() | st.integers(1, 9),
@@ -73,7 +86,9 @@ def assert_all_close(found: list[Tensor], expected: list[Tensor]) -> None:
     joining=st.sampled_from(sorted(JOINING)),
     seed=st.integers(0, 99),
 )
-def test_pieces_are_softmax_under_the_tree_mask(shapes, window, key_heads, scaling, softcap, sinks, joining, seed):
+def test_pieces_are_softmax_under_the_tree_mask(
+    shapes, window, key_heads, scaling, softcap, sinks, joining, seed
+):
     trees = line_of(shapes)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in zip(("WASTE", "SMALL", "LARGEST"), JOINING[joining], strict=True):
@@ -88,7 +103,9 @@ def test_pieces_are_softmax_under_the_tree_mask(shapes, window, key_heads, scali
     expected = plain_attention(*inputs, allowed, scores)
     assert_all_close(with_gradients(output, inputs), with_gradients(expected, inputs))
     wide = Scores(scaling)  # of another layer, by the same plan
-    assert_all_close([plan.attend(1, *inputs, wide)], [TreePlan(trees, CPU).attend(0, *inputs, wide)])
+    assert_all_close(
+        [plan.attend(1, *inputs, wide)], [TreePlan(trees, CPU).attend(0, *inputs, wide)]
+    )
 
 
 def test_trees_join_only_while_padding_stays_small(monkeypatch):
@@ -99,7 +116,8 @@ def test_trees_join_only_while_padding_stays_small(monkeypatch):
     sizes = lambda trees: [len(block) for block in attention._join_similar(trees)]  # noqa: E731
     assert sizes([same] * 6) == [6]
     assert sizes([same, same, long, same]) == [2, 1, 1]
-    # Squares 1600, 1296, 1024, 784: three calls of 40 cost 4800 <= 1.25 * 3920, a fourth 6400 > 1.25 * 4704.
+    # Squares 1600, 1296, 1024, 784: three calls of 40 cost 4800 <= 1.25 * 3920, a fourth 6400 >
+    # 1.25 * 4704.
     assert sizes([Tree(0, length) for length in (40, 36, 32, 28)]) == [3, 1]
     monkeypatch.setattr(attention, "LARGEST", 2 * pairs)
     assert sizes([same] * 6) == [2, 2, 2]
@@ -160,7 +178,9 @@ def test_even_prompts_share_one_mask_and_plain_prompts_need_none():
         assert even.masks_of(4, dtype)[0].dtype == even.masks_of(4, dtype)[1].dtype == dtype
     ragged = block_of(line_of([(5, [3, 2]), (4, [3])]))
     assert ragged.masks_of(None, torch.float32)[1].shape == (3, 1, 3, 5 + 3)
-    assert ragged.masks_of(None, torch.float32) is ragged.masks_of(None, torch.float32)  # made once for all layers
+    assert ragged.masks_of(None, torch.float32) is ragged.masks_of(
+        None, torch.float32
+    )  # made once for all layers
     assert block_of(line_of([(5, []), (4, [0])])).masks_of(None, torch.float32)[1] is None
 
 

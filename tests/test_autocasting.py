@@ -45,7 +45,10 @@ def test_trained_weights_are_cast_once_in_training_and_in_evaluations(tiny_model
     """Lightning validates and predicts in inference mode, in which autocast by itself keeps nothing."""
     policy = load(tiny_models[ARCHITECTURES[0]])
     weight = policy.causal_lm.model.layers[0].mlp.up_proj.weight
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), torch.inference_mode(inference):
+    with (
+        torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
+        torch.inference_mode(inference),
+    ):
         with CastsOf(weight) as casts:
             generate_many(policy, 512, SAMPLINGS["plain"])
         assert torch.is_inference_mode_enabled() == inference
@@ -60,13 +63,19 @@ def test_frozen_weights_under_adapters_are_cast_once_and_stay_frozen(tiny_models
     pytest.importorskip("peft")
     policy = load(tiny_models[ARCHITECTURES[0]], lora=LoRA(rank=2, alpha=4))
     frozen = [name for name, parameter in policy.named_parameters() if not parameter.requires_grad]
-    (weight,) = [parameter for name, parameter in policy.named_parameters() if "layers.0.mlp.up_proj.base" in name]
+    (weight,) = [
+        parameter
+        for name, parameter in policy.named_parameters()
+        if "layers.0.mlp.up_proj.base" in name
+    ]
     autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
     with autocast, torch.inference_mode(inference), CastsOf(weight) as casts:
         rollout = generate_many(policy, 512, SAMPLINGS["plain"])
     assert rollout.lengths.max() > 5
     assert casts.count == 1
-    assert [name for name, parameter in policy.named_parameters() if not parameter.requires_grad] == frozen
+    assert [
+        name for name, parameter in policy.named_parameters() if not parameter.requires_grad
+    ] == frozen
 
 
 def test_nothing_stays_behind_when_a_rollout_fails(tiny_models):

@@ -40,7 +40,9 @@ def tokenizer():
 
 def test_it_is_an_ordinary_folder_of_at_most_five_megabytes(tokenizer):
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 5e6
-    assert [file.name for file in FOLDER.iterdir() if file.suffix in (".bin", ".pt", ".pkl", ".ckpt")] == []
+    assert [
+        file.name for file in FOLDER.iterdir() if file.suffix in (".bin", ".pt", ".pkl", ".ckpt")
+    ] == []
     assert (FOLDER / "model.safetensors").exists()
     assert (FOLDER / "tokenizer.json").exists()
     model = AutoModelForCausalLM.from_pretrained(FOLDER)
@@ -50,7 +52,9 @@ def test_it_is_an_ordinary_folder_of_at_most_five_megabytes(tokenizer):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("text", ["3+4=7;7+5=12####12", "12+0*99-7=", "100+1234=1334", "5", "01+007="])
+@pytest.mark.parametrize(
+    "text", ["3+4=7;7+5=12####12", "12+0*99-7=", "100+1234=1334", "5", "01+007="]
+)
 def test_the_tokenizer_gives_back_what_it_reads(tokenizer, text):
     ids = tokenizer(text).input_ids
     assert tokenizer.unk_token_id not in ids
@@ -81,7 +85,9 @@ def test_solutions_end_in_the_answer_and_are_right_without_slips(maker):
     pairs = maker.make_examples(source, seed=0, careful=1.0)
     assert [question for question, _ in pairs] == list(source.load("train")["question"])
     assert all(solution.endswith(f"####{gold[question]}") for question, solution in pairs)
-    assert len({solution.partition("####")[0].count(";") for _, solution in pairs}) > 2  # several styles
+    assert (
+        len({solution.partition("####")[0].count(";") for _, solution in pairs}) > 2
+    )  # several styles
 
 
 def test_a_worked_solution(maker):
@@ -98,7 +104,9 @@ def test_a_worked_solution(maker):
 def test_each_style_slips_at_its_own_rate(maker):
     rng = random.Random(1)
     for name, style in maker.STYLES.items():
-        answers = [maker.write_solution("6+7+8=", style, rng).partition("####")[2] for _ in range(4000)]
+        answers = [
+            maker.write_solution("6+7+8=", style, rng).partition("####")[2] for _ in range(4000)
+        ]
         chances = 2 if name in ("steps", "backwards") else 1
         expected = (1 - style.slip_rate) ** chances  # two slips rarely cancel out
         assert answers.count("21") / 4000 == pytest.approx(expected, abs=0.03), name
@@ -108,7 +116,9 @@ def test_careful_examples_come_first_and_the_rest_are_sloppy(maker):
     source = ArithmeticProblems(3, 4, size=2000)
     answers = source.load("train")["answer"]
     solutions = maker.make_examples(source, seed=3, careful=0.5)
-    wrong = [s.partition("####")[2] != gold for (_, s), gold in zip(solutions, answers, strict=True)]
+    wrong = [
+        s.partition("####")[2] != gold for (_, s), gold in zip(solutions, answers, strict=True)
+    ]
     assert not any(wrong[:1000])
     assert 0.2 < sum(wrong[1000:]) / 1000 < 0.6
     assert solutions == maker.make_examples(source, seed=3, careful=0.5)

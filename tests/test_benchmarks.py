@@ -23,7 +23,9 @@ FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def cases(*pairs: tuple[str, str], kind: str = "stdin") -> str:
-    return json.dumps([{"input": given, "output": wanted, "testtype": kind} for given, wanted in pairs])
+    return json.dumps(
+        [{"input": given, "output": wanted, "testtype": kind} for given, wanted in pairs]
+    )
 
 
 def packed(text: str) -> str:
@@ -33,8 +35,14 @@ def packed(text: str) -> str:
 
 ROWS = {
     "gsm8k": [
-        {"question": "Ann has 3 pens and buys 4. How many?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"},
-        {"question": "A car costs $1,000 more than $500.", "answer": "It costs $<<500+1000=1500>>1500.\n#### 1,500"},
+        {
+            "question": "Ann has 3 pens and buys 4. How many?",
+            "answer": "3 + 4 = <<3+4=7>>7\n#### 7",
+        },
+        {
+            "question": "A car costs $1,000 more than $500.",
+            "answer": "It costs $<<500+1000=1500>>1500.\n#### 1,500",
+        },
     ],
     "math500": [
         {
@@ -47,7 +55,9 @@ ROWS = {
         }
         for level in (1, 5)
     ],
-    "amc23": [{"id": 0, "answer": 27.0, "url": "https://example.org", "question": "What is $3^3$?"}],
+    "amc23": [
+        {"id": 0, "answer": 27.0, "url": "https://example.org", "question": "What is $3^3$?"}
+    ],
     "aime24": [
         {
             "id": 60,
@@ -135,9 +145,15 @@ COMPLETIONS = {
     "mmlu_pro": ("4 is even. The answer is (C).", "The answer is (D)"),
     "cruxeval_o": ("[ANSWER]{'b':1}[/ANSWER]", "[ANSWER]{'a': 0}[/ANSWER]"),
     "humaneval": ("    return x + x\n\nprint(1)", "    return x\n"),
-    "mbpp": ("Sure:\n```python\ndef double(n):\n    return 2 * n\n```", "```\ndef double(n): return 2\n```"),  # 1 of 2
+    "mbpp": (
+        "Sure:\n```python\ndef double(n):\n    return 2 * n\n```",
+        "```\ndef double(n): return 2\n```",
+    ),  # 1 of 2
     # The wrong one passes what is public.
-    "livecodebench_v6": ("```python\na, b = map(int, input().split())\nprint(a + b)\n```", "```\nprint(3)\n```"),
+    "livecodebench_v6": (
+        "```python\na, b = map(int, input().split())\nprint(a + b)\n```",
+        "```\nprint(3)\n```",
+    ),
 }
 
 # Code that solves each row.
@@ -151,13 +167,19 @@ SOLUTIONS = {
 }
 
 
-def run(command: str, name: str, folder: Path, *arguments: str, rows: list[dict] | None = None) -> cli.RLIFCLI:
+def run(
+    command: str, name: str, folder: Path, *arguments: str, rows: list[dict] | None = None
+) -> cli.RLIFCLI:
     source = []
     if not name.startswith("reasoning_gym"):
         path = folder / "rows.jsonl"
         path.write_text("\n".join(map(json.dumps, ROWS[name] if rows is None else rows)))
         source = [f"--data.source.init_args.file={path}"]
-    model = ["--model.policy.name=rlif-arithmetic", f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu"]
+    model = [
+        "--model.policy.name=rlif-arithmetic",
+        f"--trainer.default_root_dir={folder}",
+        "--trainer.accelerator=cpu",
+    ]
     short = ["--model.evaluation.sampling.max_new_tokens=4", "--trainer.enable_progress_bar=false"]
     if name in SOLUTIONS:  # any sandbox that the machine has: test_escape.py is about what it stops
         short.append("--model.evaluation.checker.sandbox.minimum=rlimits")
@@ -198,7 +220,9 @@ def test_each_overlay_measures(name, measured):
     assert entry["problems"] == len(ROWS.get(name, range(4)))
     assert {"accuracy", "greedy_accuracy"} <= set(entry["figures"])
     prompts = batch(built)
-    assert all("{" not in re.sub(r"boxed\{\}|\{x: 2 \* x\}|[{]'|[{]k:", "", text) for text in prompts.texts)
+    assert all(
+        "{" not in re.sub(r"boxed\{\}|\{x: 2 \* x\}|[{]'|[{]k:", "", text) for text in prompts.texts
+    )
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     column = settings["model"]["evaluation"]["subset_column"]
     labels = {str(row[column]) for row in ROWS[name]} if column else set()
@@ -209,7 +233,9 @@ def judged(built: cli.RLIFCLI, texts: list[str], rows: list[int]) -> list[bool]:
     """Verdicts of the overlay's checker on completions of the named rows."""
     checker, columns = built.model.evaluator.checker, batch(built).columns
     problems = [{column: values[row] for column, values in columns.items()} for row in rows]
-    return checker.correct([checker.answer(text) for text in texts], problems, built.model.answer_column)
+    return checker.correct(
+        [checker.answer(text) for text in texts], problems, built.model.answer_column
+    )
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -224,7 +250,9 @@ def test_every_gold_answer_can_be_judged_and_is_right(name, measured):
     if name in SOLUTIONS:
         assert judged(built, SOLUTIONS[name], rows) == [True] * len(rows)
         return
-    problems = [{column: values[i] for column, values in batch(built).columns.items()} for i in rows]
+    problems = [
+        {column: values[i] for column, values in batch(built).columns.items()} for i in rows
+    ]
     column = built.model.answer_column
     gold = [str(problem[column]).rsplit("#### ", 1)[-1] for problem in problems]
     assert built.model.evaluator.checker.correct(gold, problems, column) == [True] * len(gold)
@@ -235,7 +263,8 @@ def test_prompts_show_what_the_problem_needs(measured):
         return batch(measured(name)[0]).texts[row]
 
     assert text("mmlu_pro").endswith(
-        'A. 1\nB. 3\nC. 4\nD. 5\n\nThink step by step, then end with "The answer is (X)", X being the right letter.\n'
+        'A. 1\nB. 3\nC. 4\nD. 5\n\nThink step by step, then end with "The answer is (X)", X being'
+        " the right letter.\n"
     )
     assert "assert double(1) == 2\nassert double(2) == 4\n" in text("mbpp")
     assert text("humaneval") == ROWS["humaneval"][0]["prompt"]
@@ -252,7 +281,10 @@ def test_a_missing_column_is_named(name, tmp_path):
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["data"]["source"]["init_args"]
     needed = sorted(settings["columns"])[0]
     path = tmp_path / "rows.jsonl"
-    rows = [{key: value for key, value in row.items() if key != needed} | {"other": 1} for row in ROWS[name]]
+    rows = [
+        {key: value for key, value in row.items() if key != needed} | {"other": 1}
+        for row in ROWS[name]
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ValueError, match=rf"columns \['{needed}'\] are missing; it has"):
         BenchmarkData(**settings, file=str(path)).load("validation")
@@ -266,9 +298,13 @@ def test_columns_that_nothing_uses_need_not_be_there_and_stay_where_they_are(nam
     for rows in (whole, bare):
         path = tmp_path / "rows.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
-        assert set(rows[0]) <= set(BenchmarkData(**source, file=str(path)).load("validation").column_names)
+        assert set(rows[0]) <= set(
+            BenchmarkData(**source, file=str(path)).load("validation").column_names
+        )
     used = {settings["data"]["prompt_column"], settings["data"]["answer_column"]}
-    assert used | {settings["model"]["evaluation"]["subset_column"]} - {None} <= set(source["columns"])
+    assert used | {settings["model"]["evaluation"]["subset_column"]} - {None} <= set(
+        source["columns"]
+    )
 
 
 def test_a_copy_in_csv_may_spell_an_integer(tmp_path):
@@ -295,7 +331,9 @@ def test_there_is_no_training_split(tmp_path, capsys):
     assert "is for measuring only" in capsys.readouterr().err
 
 
-def test_the_hub_is_asked_for_the_pinned_version_and_a_failure_says_what_to_do(tmp_path, monkeypatch):
+def test_the_hub_is_asked_for_the_pinned_version_and_a_failure_says_what_to_do(
+    tmp_path, monkeypatch
+):
     asked = []
 
     def refuse(*arguments, **settings):
@@ -305,7 +343,9 @@ def test_the_hub_is_asked_for_the_pinned_version_and_a_failure_says_what_to_do(t
     for module in ("sources", "benchmark_source"):
         monkeypatch.setattr(f"rlif_lightning.data.{module}.load_dataset", refuse)
     for name in sorted(ROWS):
-        settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["data"]["source"]["init_args"]
+        settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["data"]["source"][
+            "init_args"
+        ]
         with pytest.raises(ValueError, match="cannot be loaded: offline; check the"):
             BenchmarkData(**settings).load("validation")
         arguments, given = asked.pop()

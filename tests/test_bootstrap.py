@@ -26,7 +26,9 @@ def test_interval_of_a_mean_is_the_normal_approximation():
     assert figure.high == pytest.approx(values.mean() + half, abs=0.06 * half)
 
 
-@pytest.mark.parametrize(("confidence", "quantile"), [(0.68, 0.994458), (0.9, 1.644854), (0.99, 2.575829)])
+@pytest.mark.parametrize(
+    ("confidence", "quantile"), [(0.68, 0.994458), (0.9, 1.644854), (0.99, 2.575829)]
+)
 def test_confidence_sets_the_width(confidence, quantile):
     """A share of 0.3 of 4000 problems: the binomial's standard error."""
     figure = mean_figures([1] * 1200 + [0] * 2800, confidence=confidence, resamples=4000)
@@ -39,7 +41,9 @@ def test_interval_of_a_ratio_is_the_delta_method():
     rng = np.random.default_rng(1)
     tokens = rng.integers(1, 50, size=3000).astype(float)
     totals = tokens * rng.uniform(0.5, 1.5, size=3000)
-    figure = bootstrap_figures(totals[:, None], tokens[:, None], np.array([False]), resamples=4000)[0]
+    figure = bootstrap_figures(totals[:, None], tokens[:, None], np.array([False]), resamples=4000)[
+        0
+    ]
     ratio = totals.sum() / tokens.sum()
     error = math.sqrt(((totals - ratio * tokens) ** 2).sum()) / tokens.sum()
     assert figure.value == pytest.approx(ratio)
@@ -48,7 +52,10 @@ def test_interval_of_a_ratio_is_the_delta_method():
 
 def test_about_95_of_100_intervals_hold_the_truth():
     rng = np.random.default_rng(0)
-    held = [(f := mean_figures(rng.random(80) < 0.4, resamples=200)).low <= 0.4 <= f.high for _ in range(400)]
+    held = [
+        (f := mean_figures(rng.random(80) < 0.4, resamples=200)).low <= 0.4 <= f.high
+        for _ in range(400)
+    ]
     assert 0.90 <= np.mean(held) <= 0.98
 
 
@@ -72,7 +79,9 @@ def test_problems_are_resampled_not_samples():
     ones, zeros = [1] * 20, [0] * 30
     one = mean_figures(ones + zeros)
     eight = np.array([8.0] * 20 + [0.0] * 30)[:, None]
-    assert bootstrap_figures(eight, np.full((50, 1), 8.0), np.array([True]))[0] == pytest.approx(one)
+    assert bootstrap_figures(eight, np.full((50, 1), 8.0), np.array([True]))[0] == pytest.approx(
+        one
+    )
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=30), st.integers(0, 5))

@@ -23,10 +23,15 @@ def marked(folder: Path) -> list[dict]:
     return [event for event in read_events(folder) if event["kind"] != "end"]
 
 
-def run_with(folder: Path, name: str, *arguments: str, rollouts: int = 2, **settings) -> cli.RLIFCLI:
+def run_with(
+    folder: Path, name: str, *arguments: str, rollouts: int = 2, **settings
+) -> cli.RLIFCLI:
     callback = json.dumps({"class_path": name, "init_args": settings})
     # An epoch has two rollouts here.
-    length = [f"--trainer.max_epochs={-(-rollouts // 2)}", f"--trainer.limit_train_batches={min(rollouts, 2)}"]
+    length = [
+        f"--trainer.max_epochs={-(-rollouts // 2)}",
+        f"--trainer.limit_train_batches={min(rollouts, 2)}",
+    ]
     return fit(folder, *length, f"--trainer.callbacks+={callback}", *arguments)
 
 
@@ -51,12 +56,17 @@ def test_entropy_monitor_logs_percentiles_and_slope(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "text"), [({"floor": 4.0}, "below floor=4.0"), ({"ceiling": 1e-3}, "above ceiling")]
+    ("settings", "text"),
+    [({"floor": 4.0}, "below floor=4.0"), ({"ceiling": 1e-3}, "above ceiling")],
 )
 def test_entropy_monitor_warns_once_while_outside_its_band(tmp_path, settings, text):
     with pytest.warns(UserWarning, match=text) as record:
         run_with(tmp_path, "EntropyMonitor", **settings)
-    told = [str(warning.message) for warning in record if str(warning.message).startswith("EntropyMonitor:")]
+    told = [
+        str(warning.message)
+        for warning in record
+        if str(warning.message).startswith("EntropyMonitor:")
+    ]
     assert len(told) == 1, told
     (event,) = marked(next(tmp_path.rglob("events.jsonl")).parent)
     assert {name: event[name] for name in ("step", "rollout", "source", "kind")} == {
@@ -69,7 +79,9 @@ def test_entropy_monitor_warns_once_while_outside_its_band(tmp_path, settings, t
 
 
 def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
-    """Nothing picked: 0. Nearly everything picked: the mean of all, but for one token in each update.
+    """Nothing picked: 0.
+
+    Nearly everything picked: the mean of all, but for one token in each update.
 
     (The tiny bonus has groups of advantage 0 trained on, and so counted, as well.)
     """
@@ -79,7 +91,9 @@ def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
     run_with(tmp_path / "all", "EntropyMonitor", picked, "--model.learning_rate=1e-9", rollouts=1)
     run_with(tmp_path / "none", "EntropyMonitor", "--model.objective=Clipped", rollouts=1)
     run_with(tmp_path / "few", "EntropyMonitor", rollouts=1)
-    (mean,), (everything,) = (column(tmp_path / "all", f"policy/{name}") for name in ("entropy", "entropy_picked"))
+    (mean,), (everything,) = (
+        column(tmp_path / "all", f"policy/{name}") for name in ("entropy", "entropy_picked")
+    )
     assert everything == pytest.approx(mean, rel=0.1)
     assert column(tmp_path / "none", "policy/entropy_picked") == [0.0]
     (few,) = column(tmp_path / "few", "policy/entropy_picked")
@@ -95,7 +109,10 @@ def test_entropy_monitor_keeps_quiet_inside_its_band(tmp_path):
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_schedules_reach_their_end_and_stay(tmp_path, kind):
     run = run_with(
-        tmp_path, "KLCovScheduler", rollouts=4, weight={"kind": kind, "start": 0.05, "end": 0.45, "steps": 2}
+        tmp_path,
+        "KLCovScheduler",
+        rollouts=4,
+        weight={"kind": kind, "start": 0.05, "end": 0.45, "steps": 2},
     )
     assert column(tmp_path, "kl_cov/weight") == pytest.approx([0.05, 0.25, 0.45, 0.45])
     assert run.model.objective.weight == pytest.approx(0.45)
@@ -111,7 +128,11 @@ def test_schedules_reach_their_end_and_stay(tmp_path, kind):
 def test_weight_and_fraction_have_schedules_of_their_own(tmp_path):
     points = [[0, 0.1], [2, 0.2], [3, 0.0]]
     run = run_with(
-        tmp_path, "KLCovScheduler", rollouts=4, weight={"start": 0.3}, fraction={"kind": "piecewise", "points": points}
+        tmp_path,
+        "KLCovScheduler",
+        rollouts=4,
+        weight={"start": 0.3},
+        fraction={"kind": "piecewise", "points": points},
     )
     assert column(tmp_path, "kl_cov/weight") == pytest.approx([0.3] * 4)
     assert column(tmp_path, "kl_cov/fraction") == pytest.approx([0.1, 0.15, 0.2, 0.0])
@@ -146,19 +167,31 @@ def test_the_closed_loop_respects_its_bounds_and_rests_inside_the_band():
     assert schedule.value(5, 0.5, 9.0) == 0.4
 
 
-# Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it resumes from.
+# Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it
+# resumes from.
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
 def test_both_go_on_from_a_checkpoint(tmp_path):
     """Two rollouts, and two more in another process, are four in one."""
-    monitor = "--trainer.callbacks+=" + json.dumps({"class_path": "EntropyMonitor", "init_args": {"window": 4}})
+    monitor = "--trainer.callbacks+=" + json.dumps(
+        {"class_path": "EntropyMonitor", "init_args": {"window": 4}}
+    )
     settings = {"weight": {"kind": "linear", "start": 0.0, "end": 0.4, "steps": 4}}
     run_with(tmp_path / "whole", "KLCovScheduler", monitor, rollouts=4, **settings)
     first = run_with(tmp_path / "first", "KLCovScheduler", monitor, rollouts=2, **settings)
     path = tmp_path / "middle.ckpt"
     first.trainer.save_checkpoint(path)
-    resumed = run_with(tmp_path / "second", "KLCovScheduler", monitor, f"--ckpt_path={path}", rollouts=4, **settings)
+    resumed = run_with(
+        tmp_path / "second",
+        "KLCovScheduler",
+        monitor,
+        f"--ckpt_path={path}",
+        rollouts=4,
+        **settings,
+    )
     assert column(tmp_path / "second", "kl_cov/weight") == pytest.approx([0.2, 0.3])
-    means = column(tmp_path / "first", "policy/entropy") + column(tmp_path / "second", "policy/entropy")
+    means = column(tmp_path / "first", "policy/entropy") + column(
+        tmp_path / "second", "policy/entropy"
+    )
     assert list(callback_of(resumed, EntropyMonitor).history) == pytest.approx(means)
     slopes = [float(np.polyfit(range(end), means[:end], 1)[0]) for end in (3, 4)]
     assert column(tmp_path / "second", "entropy/slope") == pytest.approx(slopes, abs=1e-6)
@@ -181,8 +214,16 @@ def test_an_objective_without_kl_cov_is_refused(tmp_path, capsys):
             {"kind": "steps"},
             "kind='steps' is unknown; use one of constant, linear, cosine, piecewise, entropy",
         ),
-        (Schedule, {"start": 0.1, "end": 0.2}, r"kind=constant takes \['start'\]; given were \['end', 'start'\]"),
-        (Schedule, {"kind": "linear", "start": 0.1}, r"takes \['end', 'start', 'steps'\]; given were \['start'\]"),
+        (
+            Schedule,
+            {"start": 0.1, "end": 0.2},
+            r"kind=constant takes \['start'\]; given were \['end', 'start'\]",
+        ),
+        (
+            Schedule,
+            {"kind": "linear", "start": 0.1},
+            r"takes \['end', 'start', 'steps'\]; given were \['start'\]",
+        ),
         (Schedule, {"kind": "linear", "start": 0.1, "end": 0.1, "steps": 0}, "steps=0"),
         (Schedule, {"start": -0.1}, "start=-0.1"),
         (Schedule, {"kind": "piecewise", "points": [(2, 0.1), (1, 0.2)]}, "rising rollouts"),

@@ -22,7 +22,9 @@ def literal(text: str) -> str | None:
 
 def judged(text: str, gold: str) -> bool:
     checker = LiteralChecker()
-    return checker.correct([checker.answer(f"[ANSWER]{text}[/ANSWER]")], [{"output": gold}], "output")[0]
+    return checker.correct(
+        [checker.answer(f"[ANSWER]{text}[/ANSWER]")], [{"output": gold}], "output"
+    )[0]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,9 @@ TRAPS = [
 ]
 
 
-@pytest.mark.parametrize("trap", [*TRAPS, "__import__('os').system('touch /tmp/never')", "9**9**9**9", "1" * 100_000])
+@pytest.mark.parametrize(
+    "trap", [*TRAPS, "__import__('os').system('touch /tmp/never')", "9**9**9**9", "1" * 100_000]
+)
 def test_traps_are_no_literals_or_themselves_and_nothing_runs(trap):
     answer = literal(trap)
     assert answer is None or judged(trap, answer)
@@ -109,7 +113,11 @@ def test_any_text_is_judged_without_an_error(text):
 
 def test_answers_are_judged_with_the_gold_extractor_and_clustered_by_meaning():
     checker = AnswerChecker()
-    assert checker.correct(["1/2", None, "3"], [{"a": "0.5"}, {"a": "1"}, {"a": 3}], "a") == [True, False, True]
+    assert checker.correct(["1/2", None, "3"], [{"a": "0.5"}, {"a": "1"}, {"a": 3}], "a") == [
+        True,
+        False,
+        True,
+    ]
     assert checker.cluster(["1/2", "0.5", "3", None])[0] == [0, 0, 1, None]
 
 
@@ -119,7 +127,13 @@ CODE = CodeChecker(sandbox=Sandbox(minimum="rlimits"))
 
 
 def test_code_is_right_if_it_passes_every_test_and_no_answer_is_wrong():
-    texts = ["```\ndef double(x): return 2 * x\n```", "def double(x): return 2", "def double(", " \n", ""]
+    texts = [
+        "```\ndef double(x): return 2 * x\n```",
+        "def double(x): return 2",
+        "def double(",
+        " \n",
+        "",
+    ]
     answers = [CODE.answer(text) for text in texts]
     assert answers == [*texts[:3], None, None]
     assert CODE.correct(answers, [MBPP] * 5, "test_list") == [True, False, False, False, False]
@@ -141,7 +155,9 @@ def test_code_is_grouped_by_its_text_alone():
 
 
 def test_a_column_without_tests_is_an_error():
-    with pytest.raises(ValueError, match=r"data\.answer_column='code' holds no tests; choose one of"):
+    with pytest.raises(
+        ValueError, match=r"data\.answer_column='code' holds no tests; choose one of"
+    ):
         CODE.correct(["x"], [MBPP | {"code": "x"}], "code")
     with pytest.raises(ValueError, match="no tests in a row"):
         CODE.correct(["x"], [{"test": ""}], "test")
@@ -154,10 +170,16 @@ def test_packed_private_tests_are_read_and_a_bomb_is_refused_without_running(tmp
 
     def row(content: object) -> dict[str, str]:
         private = base64.b64encode(zlib.compress(pickle.dumps(content))).decode()
-        return {"public_test_cases": json.dumps([{"input": "1", "output": "1"}]), "private_test_cases": private}
+        return {
+            "public_test_cases": json.dumps([{"input": "1", "output": "1"}]),
+            "private_test_cases": private,
+        }
 
     good = row(json.dumps([{"input": "2", "output": "2"}]))
-    assert CODE.correct(["print(input())", "print(1)"], [good, good], "private_test_cases") == [True, False]
+    assert CODE.correct(["print(input())", "print(1)"], [good, good], "private_test_cases") == [
+        True,
+        False,
+    ]
     for bomb in (Bomb(), [Bomb(), "[]"]):
         with pytest.raises(ValueError, match="neither JSON nor LiveCodeBench's packed form"):
             CODE.correct(["print(input())"], [row(bomb)], "private_test_cases")

@@ -18,7 +18,11 @@ from test_run import fit
 from rlif_lightning.running import checkpoint_files
 from rlif_lightning.running.checkpoint_faults import Expected, why_unusable
 from rlif_lightning.running.checkpoint_files import FILES, CheckpointFile
-from rlif_lightning.running.checkpoint_names import find_checkpoints, remove_checkpoint, unfinished_name
+from rlif_lightning.running.checkpoint_names import (
+    find_checkpoints,
+    remove_checkpoint,
+    unfinished_name,
+)
 from rlif_lightning.running.checkpoint_search import resolve_checkpoint
 
 PROGRESS = {"total": {"ready": 3, "completed": 3}, "current": {"ready": 3, "completed": 3}}
@@ -32,7 +36,11 @@ GOOD = {
     "optimizer_states": [{"state": {0: MOMENTS}, "param_groups": [{"params": [0]}]}],
 }
 WEIGHTS = GOOD["state_dict"]
-MODEL = Expected({"num_rollouts": (), "policy.w": (4, 2)}, {"num_rollouts": False, "policy.w": True}, ["policy.w"])
+MODEL = Expected(
+    {"num_rollouts": (), "policy.w": (4, 2)},
+    {"num_rollouts": False, "policy.w": True},
+    ["policy.w"],
+)
 
 
 class Trap:
@@ -70,12 +78,16 @@ def damaged(path: Path) -> Path:
 
 def test_the_newest_whole_one_is_taken_and_the_others_are_named(tmp_path):
     save(tmp_path, 2, 9)
-    good = save(tmp_path, 10, 4)  # version 10 is newer than 2, whatever its rollout and its name's order
+    good = save(
+        tmp_path, 10, 4
+    )  # version 10 is newer than 2, whatever its rollout and its name's order
     newer = cut(save(tmp_path, 10, 5), 0.9)
     assert find_checkpoints(tmp_path)[:2] == [newer, good]
     with pytest.warns(UserWarning, match=r"rollout=000005.ckpt is passed over: it is cut off"):
         assert resolve_checkpoint("last", tmp_path) == good
-    with pytest.raises(ValueError, match=rf"{newer.name}: it is cut off.*last good one of .* is {good}"):
+    with pytest.raises(
+        ValueError, match=rf"{newer.name}: it is cut off.*last good one of .* is {good}"
+    ):
         resolve_checkpoint(str(newer), tmp_path)
 
 
@@ -97,9 +109,13 @@ def test_a_damaged_file_is_refused(tmp_path):
     assert "is damaged" in str(why_unusable(path))
 
 
-@pytest.mark.parametrize("content", [{"a": torch.ones(1)}, [1], {**GOOD, "state_dict": {}}, torch.ones(3)])
+@pytest.mark.parametrize(
+    "content", [{"a": torch.ones(1)}, [1], {**GOOD, "state_dict": {}}, torch.ones(3)]
+)
 def test_a_foreign_file_is_refused(tmp_path, content):
-    assert "not a checkpoint of a run of rlif-lightning" in str(why_unusable(save(tmp_path, 0, 1, content)))
+    assert "not a checkpoint of a run of rlif-lightning" in str(
+        why_unusable(save(tmp_path, 0, 1, content))
+    )
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -114,7 +130,9 @@ def test_a_hostile_file_runs_nothing(tmp_path, zipped):
     with pytest.raises(ValueError, match="there is no other one"):
         resolve_checkpoint(str(path), tmp_path)
     assert not (tmp_path / "sprung").exists()
-    torch.load(path, weights_only=False) if zipped else pickle.loads(path.read_bytes())  # the trap does work
+    torch.load(path, weights_only=False) if zipped else pickle.loads(
+        path.read_bytes()
+    )  # the trap does work
     assert (tmp_path / "sprung").exists()
 
 
@@ -128,7 +146,9 @@ def test_a_hostile_checkpoint_is_refused_by_the_command_line_in_one_line(tmp_pat
 
 
 def optimizer(count: int = 1, **moments: torch.Tensor) -> list[Any]:
-    return [{"state": {0: {**MOMENTS, **moments}}, "param_groups": [{"params": list(range(count))}]}]
+    return [
+        {"state": {0: {**MOMENTS, **moments}}, "param_groups": [{"params": list(range(count))}]}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -137,17 +157,37 @@ def optimizer(count: int = 1, **moments: torch.Tensor) -> list[Any]:
         ({"loops": {}}, "loops do not say where training was"),
         ({"loops": {"fit_loop": {}}}, "loops do not say where training was"),
         ({"loops": {"fit_loop": {"epoch_progress": {"total": {"ready": -1}}}}}, "(epoch_progress)"),
-        ({"state_dict": {**WEIGHTS, "policy.w": torch.full((4, 2), torch.nan)}}, "policy.w has numbers that are not"),
-        ({"state_dict": {**WEIGHTS, "policy.w": torch.tensor([[1, 2, 3, torch.inf]] * 2).T}}, "policy.w has numbers"),
-        ({"optimizer_states": optimizer(exp_avg=torch.full((4, 2), torch.nan))}, "exp_avg has numbers that are not"),
-        ({"state_dict": {**WEIGHTS, "policy.w": torch.ones(1).expand(4, 2)}}, "more than are there"),
-        ({"state_dict": {**WEIGHTS, "policy.w": torch.ones(2, 4)}}, "shape [2, 4]; the configured model needs [4, 2]"),
-        ({"state_dict": {**WEIGHTS, "policy.w": torch.ones(4, 2, dtype=torch.int64)}}, "another kind of numbers"),
+        ({"state_dict": {**WEIGHTS, "policy.w": torch.full((4, 2), torch.nan)}}, "policy.w has"
+            " numbers"
+            " that"
+            " are"
+            " not"),
+        ({"state_dict": {**WEIGHTS, "policy.w": torch.tensor([[1, 2, 3, torch.inf]] * 2).T}}, "policy.w has"
+            " numbers"),
+        ({"optimizer_states": optimizer(exp_avg=torch.full((4, 2), torch.nan))}, "exp_avg has"
+            " numbers"
+            " that"
+            " are"
+            " not"),
+        ({"state_dict": {**WEIGHTS, "policy.w": torch.ones(1).expand(4, 2)}}, "more than are"
+            " there"),
+        ({"state_dict": {**WEIGHTS, "policy.w": torch.ones(2, 4)}}, "shape [2, 4]; the configured"
+            " model"
+            " needs"
+            " [4,"
+            " 2]"),
+        ({"state_dict": {**WEIGHTS, "policy.w": torch.ones(4, 2, dtype=torch.int64)}}, "another kind"
+            " of"
+            " numbers"),
         ({"state_dict": {"num_rollouts": torch.tensor(3)}}, "it lacks policy.w"),
         ({"state_dict": {**WEIGHTS, "policy.x": torch.ones(1)}}, "it has policy.x"),
         ({"state_dict": {**WEIGHTS, "policy.w": 3}}, "policy.w is no tensor"),
         ({"state_dict": {**WEIGHTS, "num_rollouts": torch.tensor(-3)}}, "no count of rollouts"),
-        ({"optimizer_states": optimizer(exp_avg=torch.ones(3))}, "optimiser's exp_avg of policy.w has the shape [3]"),
+        ({"optimizer_states": optimizer(exp_avg=torch.ones(3))}, "optimiser's exp_avg of policy.w"
+            " has"
+            " the"
+            " shape"
+            " [3]"),
         ({"optimizer_states": optimizer(count=2)}, "its optimiser has 2 parameters"),
     ],
 )  # fmt: skip
@@ -173,7 +213,10 @@ def test_auto_does_not_start_anew_beside_checkpoints_of_another_model(tmp_path):
     save(tmp_path, 0, 1, {**GOOD, "state_dict": {**WEIGHTS, "policy.w": torch.ones(2, 4)}})
     with (
         pytest.warns(UserWarning, match="is passed over"),
-        pytest.raises(ValueError, match=r"needs \[4, 2\]; configure that model, or give another default_root_dir"),
+        pytest.raises(
+            ValueError,
+            match=r"needs \[4, 2\]; configure that model, or give another default_root_dir",
+        ),
     ):
         resolve_checkpoint("auto", tmp_path, MODEL)
 
@@ -213,7 +256,9 @@ def listed(path: Path, *left_out: str) -> None:
     sizes = json.loads((path / FILES).read_text())
     for name in left_out:
         (path / name).unlink()
-    (path / FILES).write_text(json.dumps({name: size for name, size in sizes.items() if name not in left_out}))
+    (path / FILES).write_text(
+        json.dumps({name: size for name, size in sizes.items() if name not in left_out})
+    )
 
 
 def test_a_folder_of_shards_is_whole_or_refused(tmp_path):

@@ -23,7 +23,9 @@ from rlif_lightning.running.run_checkpoints import RunCheckpoints
 
 
 def saving(**settings: Any) -> str:
-    return "--trainer.callbacks+=" + json.dumps({"class_path": "RunCheckpoints", "init_args": settings})
+    return "--trainer.callbacks+=" + json.dumps(
+        {"class_path": "RunCheckpoints", "init_args": settings}
+    )
 
 
 def names(folder: Path) -> list[str]:
@@ -52,7 +54,9 @@ class FullDisk(Callback):
     def __init__(self, rollout: int):
         self.rollout = rollout
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         if int(pl_module.num_rollouts) == self.rollout - 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, resource.RLIM_INFINITY))
 
@@ -63,9 +67,13 @@ class Poison(Callback):
     def __init__(self, rollout: int):
         self.rollout = rollout
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         if int(pl_module.num_rollouts) == self.rollout - 1:
-            next(pl_module.policy.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+            next(pl_module.policy.parameters()).register_hook(
+                lambda gradient: gradient * float("nan")
+            )
 
 
 LONG = ["--trainer.limit_train_batches=2", "--trainer.max_epochs=2"]  # four rollouts
@@ -83,11 +91,17 @@ def test_the_last_ones_are_kept_and_the_end_is_saved(tmp_path):
 
 def test_best_is_the_run_at_its_best(tmp_path):
     run = fit(tmp_path, saving(monitor="policy/entropy", mode="max"), *LONG)
-    entropies = [float(row["policy/entropy"]) for place, row in sorted(rows(tmp_path).items()) if not place[1]]
+    entropies = [
+        float(row["policy/entropy"])
+        for place, row in sorted(rows(tmp_path).items())
+        if not place[1]
+    ]
     best = torch.load(tmp_path / "version_0" / "checkpoints" / "best.ckpt", weights_only=True)
     assert int(best["state_dict"]["num_rollouts"]) == entropies.index(max(entropies)) + 1
     assert run.trainer.callbacks
-    evaluated = cli.main(["validate", *base(), f"--trainer.default_root_dir={tmp_path}", "--ckpt_path=best"])
+    evaluated = cli.main(
+        ["validate", *base(), f"--trainer.default_root_dir={tmp_path}", "--ckpt_path=best"]
+    )
     assert int(evaluated.model.num_rollouts) == int(best["state_dict"]["num_rollouts"])
 
 
@@ -116,12 +130,17 @@ def test_a_run_from_a_named_checkpoint_leaves_the_other_one_alone(tmp_path):
 
 
 def test_a_head_that_raises_costs_nothing_that_was_saved(tmp_path):
-    rewards = {"vote": {"head": "ClusterVote"}, "judge": {"head": {"class_path": "test_checkpoints.Broken"}}}
+    rewards = {
+        "vote": {"head": "ClusterVote"},
+        "judge": {"head": {"class_path": "test_checkpoints.Broken"}},
+    }
     arguments = [f"--model.rewards={json.dumps(rewards)}", saving(every=1), *LONG]
     Broken.fails = False
     whole = fit(tmp_path / "whole", *arguments)
     Broken.fails = True
-    with pytest.raises(RuntimeError, match=r"'judge' \(Broken\) raised OSError: the judge's server is down"):
+    with pytest.raises(
+        RuntimeError, match=r"'judge' \(Broken\) raised OSError: the judge's server is down"
+    ):
         fit(tmp_path / "lives", *arguments)
     assert names(tmp_path / "lives" / "version_0") == ["rollout=000001.ckpt", "rollout=000002.ckpt"]
     Broken.fails = False
@@ -131,38 +150,68 @@ def test_a_head_that_raises_costs_nothing_that_was_saved(tmp_path):
 
 
 def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path):
-    full = '--trainer.callbacks+={"class_path": "test_checkpoints.FullDisk", "init_args": {"rollout": 3}}'
+    full = (
+        '--trainer.callbacks+={"class_path": "test_checkpoints.FullDisk", "init_args":'
+        ' {"rollout": 3}}'
+    )
     try:
-        told = r"rollout=000003.ckpt could not be written .*rollout=000002.ckpt, saved before it, is whole"
+        told = (
+            r"rollout=000003.ckpt could not be written .*rollout=000002.ckpt, saved before it,"
+            r" is"
+            r" whole"
+        )
         with pytest.raises(RuntimeError, match=told):
             fit(tmp_path, saving(every=1), full, *LONG)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert names(tmp_path / "version_0") == ["rollout=000001.ckpt", "rollout=000002.ckpt"]  # and nothing half-written
+    assert names(tmp_path / "version_0") == [
+        "rollout=000001.ckpt",
+        "rollout=000002.ckpt",
+    ]  # and nothing half-written
     whole, resumed = fit(tmp_path / "whole", *LONG), fit(tmp_path, *LONG, "--ckpt_path=last")
     assert_same(parameters(whole), parameters(resumed))
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_saved(tmp_path):
-    poisoned = '--trainer.callbacks+={"class_path": "test_checkpoints.Poison", "init_args": {"rollout": 3}}'
-    with pytest.raises(RuntimeError, match="the gradient of rollout 2 is not finite; what was sampled was finite"):
+    poisoned = (
+        '--trainer.callbacks+={"class_path": "test_checkpoints.Poison", "init_args":'
+        ' {"rollout":'
+        " 3}}"
+    )
+    with pytest.raises(
+        RuntimeError, match="the gradient of rollout 2 is not finite; what was sampled was finite"
+    ):
         fit(tmp_path, saving(every=1), poisoned, *LONG)
-    assert read_events(tmp_path / "version_0")[-1]["values"] == {"reason": "non_finite_gradient", "exit_code": 1}
+    assert read_events(tmp_path / "version_0")[-1]["values"] == {
+        "reason": "non_finite_gradient",
+        "exit_code": 1,
+    }
     whole, resumed = fit(tmp_path / "whole", *LONG), fit(tmp_path, *LONG, "--ckpt_path=last")
     assert_same(parameters(whole), parameters(resumed))
 
 
 def test_lora_goes_on_from_its_checkpoint(tmp_path):
     pytest.importorskip("peft")
-    lora = ['--model.policy.lora={"rank": 4, "alpha": 8}', "--model.learning_rate=0.01", *LONG, saving(every=1)]
+    lora = [
+        '--model.policy.lora={"rank": 4, "alpha": 8}',
+        "--model.learning_rate=0.01",
+        *LONG,
+        saving(every=1),
+    ]
     whole = fit(tmp_path / "whole", *lora, "--ckpt_path=auto")
     path = tmp_path / "whole" / "version_0" / "checkpoints" / "rollout=000003.ckpt"
-    assert_same(parameters(whole), parameters(fit(tmp_path / "resumed", *lora, f"--ckpt_path={path}")))
+    assert_same(
+        parameters(whole), parameters(fit(tmp_path / "resumed", *lora, f"--ckpt_path={path}"))
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"every": 0}, "must be at least 1"), ({"keep": 0}, "keep=null keeps all"), ({"mode": "up"}, "mode='up'")],
+    [
+        ({"every": 0}, "must be at least 1"),
+        ({"keep": 0}, "keep=null keeps all"),
+        ({"mode": "up"}, "mode='up'"),
+    ],
 )
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):

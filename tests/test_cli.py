@@ -23,11 +23,16 @@ class Buggy(RewardHead):
         return RewardOutput(rollout.no_such_field)
 
 
-def local(folder: Path, content: str = '{"question": "1+2+3=", "answer": "6"}\n', copies: int = 8) -> list[str]:
+def local(
+    folder: Path, content: str = '{"question": "1+2+3=", "answer": "6"}\n', copies: int = 8
+) -> list[str]:
     """Arguments that read a small file instead of made-up problems."""
     path = folder / "problems.jsonl"
     path.write_text(content * copies)
-    source = {"class_path": "LocalFiles", "init_args": {"train": str(path), "validation": str(path)}}
+    source = {
+        "class_path": "LocalFiles",
+        "init_args": {"train": str(path), "validation": str(path)},
+    }
     return [f"--data.source={json.dumps(source)}"]
 
 
@@ -83,7 +88,10 @@ def test_help_names_the_units(capsys):
         ("--data.chat=true", "has no chat template"),
         ("--data.prompt_column=problem", "prompt_column='problem' is not in the train split"),
         ("--data.answer_column=gold", "answer_column='gold' is not in the"),
-        ("--data.prompts_per_step=3", "prompts_per_step=3 is less than model.updates_per_rollout=4"),
+        (
+            "--data.prompts_per_step=3",
+            "prompts_per_step=3 is less than model.updates_per_rollout=4",
+        ),
         ("--data.max_prompt_tokens=2", "raise it, or set overlong=filter"),
         ("--model.sampling.top_k=5", "truncated sampling biases the importance ratio"),
         ("--model.sampling.temperature=0", "use a positive value to train"),
@@ -96,13 +104,22 @@ def test_a_mistake_is_told_in_one_line(capsys, tmp_path, argument, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [('{"problem": "1+1="}\n', "its columns are ['problem']"), ("", "problems.jsonl"), (None, "missing.jsonl")],
+    [
+        ('{"problem": "1+1="}\n', "its columns are ['problem']"),
+        ("", "problems.jsonl"),
+        (None, "missing.jsonl"),
+    ],
 )
 def test_unusable_data_is_told_in_one_line(capsys, tmp_path, content, message):
     source = local(tmp_path, content or "")
     if content is None:
         source = [source[0].replace("problems.jsonl", "missing.jsonl")]
-    arguments = ["fit", *base("source.init_args"), *source, f"--trainer.default_root_dir={tmp_path}"]
+    arguments = [
+        "fit",
+        *base("source.init_args"),
+        *source,
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     assert message in refused(capsys, *arguments)
 
 
@@ -120,16 +137,29 @@ def test_a_bug_in_a_user_s_head_keeps_its_traceback(tmp_path):
 
 
 def evaluate(command: str, folder: Path, *arguments: str) -> cli.RLIFCLI:
-    return cli.main([command, *base("--compare"), f"--trainer.default_root_dir={folder}", *arguments])
+    return cli.main(
+        [command, *base("--compare"), f"--trainer.default_root_dir={folder}", *arguments]
+    )
 
 
 @pytest.mark.parametrize(("command", "prefix"), [("validate", "val"), ("test", "test")])
 def test_evaluation_prints_figures_in_range(tmp_path, command, prefix):
     run = evaluate(command, tmp_path)
     found = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
-    shares = {"accuracy", "pass@8", "maj@8", "greedy_accuracy", "ended", "parseable", "agreement", "diversity"}
+    shares = {
+        "accuracy",
+        "pass@8",
+        "maj@8",
+        "greedy_accuracy",
+        "ended",
+        "parseable",
+        "agreement",
+        "diversity",
+    }
     names = shares | {"entropy", "length"}
-    assert set(found) == {f"{kind}/{name}" for kind in (prefix, f"{prefix}_low", f"{prefix}_high") for name in names}
+    assert set(found) == {
+        f"{kind}/{name}" for kind in (prefix, f"{prefix}_low", f"{prefix}_high") for name in names
+    }
     assert all(found[f"{prefix}_low/{name}"] <= found[f"{prefix}_high/{name}"] for name in names)
     assert all(0 <= found[f"{prefix}/{name}"] <= 1 for name in shares)
     assert found[f"{prefix}/pass@8"] >= found[f"{prefix}/accuracy"] > 0
@@ -146,15 +176,30 @@ def test_a_file_of_prompts_alone_trains_without_a_validation_split(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"question": "1+2+3="}\n' * 16)
     source = json.dumps({"class_path": "LocalFiles", "init_args": {"train": str(path)}})
-    arguments = [*base("source.init_args", "compare"), f"--data.source={source}", "--data.answer_column=null"]
-    run = cli.main(["fit", *arguments, f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0"])
+    arguments = [
+        *base("source.init_args", "compare"),
+        f"--data.source={source}",
+        "--data.answer_column=null",
+    ]
+    run = cli.main(
+        [
+            "fit",
+            *arguments,
+            f"--trainer.default_root_dir={tmp_path}",
+            "--trainer.limit_val_batches=0",
+        ]
+    )
     assert run.trainer.global_step == 8
 
 
 def test_the_script_rlif_ends_quietly_with_exit_code_0(tmp_path):
     """A result handed to the shell would be printed and read as a failure."""
     script = Path(sys.executable).parent / "rlif"
-    arguments = ["validate", *base("compare", "limit_train"), f"--trainer.default_root_dir={tmp_path}"]
+    arguments = [
+        "validate",
+        *base("compare", "limit_train"),
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     done = subprocess.run([str(script), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "RLIFCLI object" not in done.stdout + done.stderr

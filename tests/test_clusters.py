@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from rlif_lightning.answers import extraction, library
-from rlif_lightning.answers.final_answers import AnswerExtractor, Budget, answer_name, cluster, equivalent
+from rlif_lightning.answers.final_answers import (
+    AnswerExtractor,
+    Budget,
+    answer_name,
+    cluster,
+    equivalent,
+)
 from rlif_lightning.answers.math_verify_process import Verdict, ask
 from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rewards.controls import Format
@@ -23,7 +29,15 @@ def rollout_of(texts: list[str]) -> Rollout:
     """One group with these texts."""
     ones, size = torch.ones(len(texts), 3), len(texts)
     prompts = Prompts([torch.tensor([1])], ["?"], {}, torch.arange(1))
-    return Rollout(prompts, ones.long(), ones.bool(), TokenStats(ones, ones, ones), texts, ones[:, 0].bool(), size)
+    return Rollout(
+        prompts,
+        ones.long(),
+        ones.bool(),
+        TokenStats(ones, ones, ones),
+        texts,
+        ones[:, 0].bool(),
+        size,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +47,9 @@ def empty_memo():
 
 def test_powers_are_told_apart_without_the_library(monkeypatch):
     """16 of them took 47 s, and 64 did not end in three minutes."""
-    monkeypatch.setattr(library, "ask", lambda strings: pytest.fail(f"math-verify was asked about {strings}"))
+    monkeypatch.setattr(
+        library, "ask", lambda strings: pytest.fail(f"math-verify was asked about {strings}")
+    )
     answers = [f"(x+{i})^{{{60 + i}}}" for i in range(64)]
     ids = cluster([*answers, "(1+x)^{61}"])
     assert len(set(ids)) == 64
@@ -43,7 +59,9 @@ def test_powers_are_told_apart_without_the_library(monkeypatch):
 def test_a_group_has_so_much_time_and_no_more(monkeypatch):
     """A question costs 0.3 s here: after 1 s nothing more is asked, and answers count as different."""
     asked = []
-    monkeypatch.setattr(library, "ask", lambda strings: asked.append(strings) or Verdict(True, 0.3, True))
+    monkeypatch.setattr(
+        library, "ask", lambda strings: asked.append(strings) or Verdict(True, 0.3, True)
+    )
     budget = Budget()
     assert len(set(cluster(SUMS, budget))) > 1
     assert len(asked) == 4
@@ -56,7 +74,9 @@ def test_a_group_has_so_much_time_and_no_more(monkeypatch):
 
 def test_a_rollout_has_so_much_time_and_no_more(monkeypatch):
     asked = []
-    monkeypatch.setattr(library, "ask", lambda strings: asked.append(strings) or Verdict(False, 0.9, False))
+    monkeypatch.setattr(
+        library, "ask", lambda strings: asked.append(strings) or Verdict(False, 0.9, False)
+    )
     budget = Budget(rollout=2.0)
     for group in range(20):
         budget.next_group()
@@ -92,7 +112,12 @@ def test_the_vote_scores_and_logs_one_clustering():
 
 
 def test_a_name_counts_answers_over_problems_without_units():
-    assert answer_name("18 eggs") == answer_name(r"18\text{ marbles}") == answer_name("18.0") == answer_name("x=18")
+    assert (
+        answer_name("18 eggs")
+        == answer_name(r"18\text{ marbles}")
+        == answer_name("18.0")
+        == answer_name("x=18")
+    )
     assert answer_name("18 eggs") != answer_name("19 eggs")
     assert answer_name("he said 3 things") == "he said 3 things"
 
@@ -108,7 +133,9 @@ def test_a_name_counts_answers_over_problems_without_units():
     ],
 )
 def test_what_the_library_gets_wrong_it_is_not_asked(a, b, monkeypatch):
-    monkeypatch.setattr(library, "ask", lambda strings: pytest.fail(f"math-verify was asked about {strings}"))
+    monkeypatch.setattr(
+        library, "ask", lambda strings: pytest.fail(f"math-verify was asked about {strings}")
+    )
     assert not equivalent(a, b)
 
 

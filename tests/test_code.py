@@ -28,7 +28,8 @@ from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox
 SANDBOX = Sandbox(minimum="rlimits", wall_seconds=2, call_seconds=1, memory_mb=256)
 HUMANEVAL = {
     "task_id": "X/0",
-    "prompt": 'def helper(x):\n    return x + 1\n\n\ndef twice(x: int) -> int:\n    """Twice x."""\n',
+    "prompt": 'def helper(x):\n    return x + 1\n\n\ndef twice(x: int) -> int:\n    """Twice'
+    ' x."""\n',
     "entry_point": "twice",
     "test": "\n\nMETADATA = {}\n\n\ndef check(candidate):\n    assert candidate(2) == 4\n"
     "    assert candidate(helper(2)) == 6, 'again'\n    assert abs(candidate(0.5) - 1.0) < 1e-6\n",
@@ -56,7 +57,9 @@ FUNCTIONAL_CASES = [
 FUNCTIONAL = {
     "starter_code": "class Solution:\n    def pairs(self, xs: List[int], y: str):\n",
     "public_test_cases": json.dumps(FUNCTIONAL_CASES[:1]),
-    "private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(json.dumps(FUNCTIONAL_CASES[1:])))).decode(),
+    "private_test_cases": base64.b64encode(
+        zlib.compress(pickle.dumps(json.dumps(FUNCTIONAL_CASES[1:])))
+    ).decode(),
     "metadata": '{"func_name": "pairs"}',
 }
 
@@ -78,7 +81,11 @@ FUNCTIONAL = {
         (STDIN, "a, b = map(int, input().split())\nprint(a + b)", 1),
         (STDIN, "print('3.0 ')\nprint()", 0.5),
         (STDIN, "print(3)\n1 / 0", 0),
-        (FUNCTIONAL, "class Solution:\n    def pairs(self, xs, y):\n        return [(x, y) for x in xs]", 1),
+        (
+            FUNCTIONAL,
+            "class Solution:\n    def pairs(self, xs, y):\n        return [(x, y) for x in xs]",
+            1,
+        ),
         (FUNCTIONAL, "def pairs(xs, y): return []", 0.5),
         (FUNCTIONAL, "def pairs(xs, y): return '[]'", 0),
     ],
@@ -90,7 +97,12 @@ def test_pass_rates(row, completion, rate):
 def test_rows_of_different_layouts_keep_their_order():
     good = "def total(x): return sum(x)\ndef mean(x): return sum(x) / len(x)"
     rows = [STDIN, MBPP, HUMANEVAL, MBPP]
-    assert pass_rates(["print(3)", good, "    return 2 * x", "x"], rows, sandbox=SANDBOX) == [0.5, 1, 1, 0]
+    assert pass_rates(["print(3)", good, "    return 2 * x", "x"], rows, sandbox=SANDBOX) == [
+        0.5,
+        1,
+        1,
+        0,
+    ]
     assert pass_rates([], [], sandbox=SANDBOX) == []
 
 
@@ -153,7 +165,12 @@ def test_extraction(kind, text, prompt, code):
 
 
 def test_code_tests_as_a_reward():
-    texts = ["def total(x): return sum(x)", "x", "def total(x): return sum(x)\ndef mean(x): return 1.5", ""]
+    texts = [
+        "def total(x): return sum(x)",
+        "x",
+        "def total(x): return sum(x)\ndef mean(x): return 1.5",
+        "",
+    ]
     rollout = handmade(texts, 2, **{name: [value] * 2 for name, value in MBPP.items()})
     output = CodeTests(sandbox=SANDBOX)(rollout)
     assert output.scores.tolist() == [0.75, 0, 1, 0]
@@ -194,7 +211,10 @@ def test_behaviours_are_clustered_by_value():
 
 
 def test_a_behaviours_label_depends_on_its_problem_and_not_on_its_place():
-    alone, third = behaviour_labels(["[1]"], 1, [9]), behaviour_labels(["[1]", "[2]", "[1]"], 1, [3, 4, 9])
+    alone, third = (
+        behaviour_labels(["[1]"], 1, [9]),
+        behaviour_labels(["[1]", "[2]", "[1]"], 1, [3, 4, 9]),
+    )
     assert third[2:] == alone
     assert third[0] != alone[0]
     # A vote takes labels for answers: two that differ must never be read as one value.
@@ -236,11 +256,16 @@ def test_behaviour_vote(settings, expected):
 def test_behaviour_vote_of_programs_and_of_drawn_inputs():
     texts = ["print(int(input()) * 2)", "n = int(input())\nprint(n + n)", "print(0)", "pass"]
     programs = handmade(texts, 4, inputs=[["1\n", "3\n"]])
-    assert BehaviourVote(sandbox=SANDBOX)(programs).scores.tolist() == pytest.approx([2 / 3, 2 / 3, 1 / 3, 0])
+    assert BehaviourVote(sandbox=SANDBOX)(programs).scores.tolist() == pytest.approx(
+        [2 / 3, 2 / 3, 1 / 3, 0]
+    )
     header = "from typing import List\n\ndef f(xs: List[int], k: int):\n"
     in_place = "def f(xs, k):\n    xs.sort()\n    return xs[:k]"
     drawn = handmade(
-        [PROGRAMS[0], in_place, PROGRAMS[2], "    return sorted(xs)[:k]"], 4, entry_point=["f"], prompt=[header]
+        [PROGRAMS[0], in_place, PROGRAMS[2], "    return sorted(xs)[:k]"],
+        4,
+        entry_point=["f"],
+        prompt=[header],
     )
     # Few of the drawn k lie within the list, and only those tell the third from the others.
     vote = BehaviourVote(num_inputs=32, sandbox=SANDBOX)
@@ -248,7 +273,9 @@ def test_behaviour_vote_of_programs_and_of_drawn_inputs():
 
 
 def test_behaviour_vote_says_what_it_needs():
-    with pytest.raises(ValueError, match=r"problem 0 has no inputs .* give a column 'inputs', or 'entry_point' and"):
+    with pytest.raises(
+        ValueError, match=r"problem 0 has no inputs .* give a column 'inputs', or 'entry_point' and"
+    ):
         BehaviourVote(sandbox=SANDBOX)(handmade(["x"], 1, answer=["1"]))
     with pytest.raises(ValueError, match="num_inputs=0 must be at least 1"):
         BehaviourVote(num_inputs=0)
@@ -313,14 +340,21 @@ def fuzz(count: int, seed: int) -> list[str]:
     found = []
     for n in range(count):
         if n % 4 == 0:
-            found.append("".join(chr(rng.choice((rng.randrange(128), rng.randrange(0x110000)))) for _ in range(40)))
+            found.append(
+                "".join(
+                    chr(rng.choice((rng.randrange(128), rng.randrange(0x110000))))
+                    for _ in range(40)
+                )
+            )
         elif n % 4 == 1:
             found.append(rng.randbytes(60).decode("latin-1"))
         elif n % 4 == 2:
             found.append("def f(x):\n return " + " ".join(rng.choices(words, k=rng.randrange(12))))
         else:
             start, length = rng.randrange(len(program)), rng.randrange(400)
-            found.append(program[start : start + length] + program[start : start + rng.randrange(200)])
+            found.append(
+                program[start : start + length] + program[start : start + rng.randrange(200)]
+            )
     return found
 
 
@@ -336,21 +370,40 @@ def test_random_code_neither_raises_nor_hangs():
 
 def test_behaviour_vote_trains_through_the_command_line(tmp_path):
     """The embedded model writes digits: one of them after this header is a function of x."""
-    row = {"question": "3+4+5=", "prompt": "def f(x):\n    return x * 1", "entry_point": "f", "inputs": ["1", "2"]}
+    row = {
+        "question": "3+4+5=",
+        "prompt": "def f(x):\n    return x * 1",
+        "entry_point": "f",
+        "inputs": ["1", "2"],
+    }
     row |= {"test_list": ["assert f(1) == 12", "assert f(0) == 0"]}
     path = tmp_path / "rows.jsonl"
     rows = [{**row, "question": f"{n}+4+5="} for n in range(8)] * 2
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = json.dumps({"class_path": "LocalFiles", "init_args": {"train": str(path)}})
-    settings = {"extractor": {"kind": "continuation"}, "sandbox": {"minimum": "rlimits", "workers": 2}}
+    settings = {
+        "extractor": {"kind": "continuation"},
+        "sandbox": {"minimum": "rlimits", "workers": 2},
+    }
     rewards = {
         "vote": {"head": {"class_path": "BehaviourVote", "init_args": settings}},
-        "gold": {"head": {"class_path": "CodeTests", "init_args": {"sandbox": settings["sandbox"]}}, "weight": 0.0},
+        "gold": {
+            "head": {"class_path": "CodeTests", "init_args": {"sandbox": settings["sandbox"]}},
+            "weight": 0.0,
+        },
     }
     run = cli.main(
         [
             "fit",
-            *base("source", "answer_column", "rewards", "max_new_tokens", "compare", "certainty", "prompts_per_step"),
+            *base(
+                "source",
+                "answer_column",
+                "rewards",
+                "max_new_tokens",
+                "compare",
+                "certainty",
+                "prompts_per_step",
+            ),
             f"--data.source={source}",
             f"--model.rewards={json.dumps(rewards)}",
             "--model.sampling.max_new_tokens=1",

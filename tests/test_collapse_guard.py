@@ -19,7 +19,8 @@ from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 from rlif_lightning.rewards.voting import vote_shares
 
-# Always true once the baseline of one rollout is there, so that an alarm comes when the test wants it.
+# Always true once the baseline of one rollout is there, so that an alarm comes when the test wants
+# it.
 ALWAYS = {
     "metric": "rollout/length", "side": "below", "bound": 1000.0, "factor": 1e6, "window": 1, "meaning": "Always.",
 }  # fmt: skip
@@ -34,10 +35,14 @@ class Recorder(Callback):
         self.texts: list[tuple[str, ...]] = []
 
     def on_train_start(self, trainer, pl_module) -> None:
-        self.after.append({name: value.clone() for name, value in pl_module.policy.state_dict().items()})
+        self.after.append(
+            {name: value.clone() for name, value in pl_module.policy.state_dict().items()}
+        )
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.after.append({name: value.clone() for name, value in pl_module.policy.state_dict().items()})
+        self.after.append(
+            {name: value.clone() for name, value in pl_module.policy.state_dict().items()}
+        )
         self.texts.append(tuple(outputs["rollout"].texts))
 
 
@@ -50,22 +55,35 @@ def guarded(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "CollapseGuard, rollout")
         run = run_with(folder, "CollapseGuard", *CALM, *arguments, rollouts=rollouts, **settings)
-    return run, [event for event in read_events(Path(run.trainer.log_dir)) if event["kind"] != "end"]
+    return run, [
+        event for event in read_events(Path(run.trainer.log_dir)) if event["kind"] != "end"
+    ]
 
 
 def test_warn_tells_once_and_changes_nothing(tmp_path):
     with pytest.warns(UserWarning, match="CollapseGuard, rollout 2: mine: rollout/length") as told:
-        run = run_with(tmp_path / "guard", "CollapseGuard", rollouts=4, baseline=1, detectors={"mine": ALWAYS})
+        run = run_with(
+            tmp_path / "guard", "CollapseGuard", rollouts=4, baseline=1, detectors={"mine": ALWAYS}
+        )
     assert sum("mine:" in str(warning.message) for warning in told) == 1
     plain = run_with(tmp_path / "plain", "EntropyMonitor", rollouts=4)
     assert_same(parameters(plain), parameters(run))
-    (event,) = [e for e in read_events(Path(run.trainer.log_dir)) if e["values"].get("detector") == "mine"]
+    (event,) = [
+        e for e in read_events(Path(run.trainer.log_dir)) if e["values"].get("detector") == "mine"
+    ]
     assert set(event) == {"step", "rollout", "source", "kind", "message", "values"}
-    assert (event["step"], event["rollout"], event["source"], event["kind"]) == (8, 2, "CollapseGuard", "alarm")
+    assert (event["step"], event["rollout"], event["source"], event["kind"]) == (
+        8,
+        2,
+        "CollapseGuard",
+        "alarm",
+    )
     assert "at the start of the run it was" in event["message"]
     assert "Always. This is token-space collapse" in event["message"]
     assert event["values"]["limit"] == 1000
-    assert event["values"]["value"] == pytest.approx(column(tmp_path / "guard", "rollout/length")[1])
+    assert event["values"]["value"] == pytest.approx(
+        column(tmp_path / "guard", "rollout/length")[1]
+    )
 
 
 def test_figures_are_logged_with_and_without_a_vote(tmp_path):
@@ -73,10 +91,18 @@ def test_figures_are_logged_with_and_without_a_vote(tmp_path):
     gold = '--model.rewards={"gold": {"head": "GoldAnswer"}}'
     run_with(tmp_path / "gold", "CollapseGuard", gold)
     for folder in ("vote", "gold"):
-        for name in ("rollout/repetition", "vote/top_answer", "guard/vote_alignment", "guard/certainty_share"):
+        for name in (
+            "rollout/repetition",
+            "vote/top_answer",
+            "guard/vote_alignment",
+            "guard/certainty_share",
+        ):
             assert len(column(tmp_path / folder, name)) == 2, name
     assert len(column(tmp_path / "gold", "vote/unanimous")) == 2
-    assert column(tmp_path / "gold", "rollout/parseable")[0] == column(tmp_path / "vote", "rollout/parseable")[0]
+    assert (
+        column(tmp_path / "gold", "rollout/parseable")[0]
+        == column(tmp_path / "vote", "rollout/parseable")[0]
+    )
     assert column(tmp_path / "gold", "guard/certainty_share") == [0, 0]
     share = column(tmp_path / "vote", "reward/certainty/share")
     assert column(tmp_path / "vote", "guard/certainty_share") == pytest.approx(share)
@@ -103,18 +129,27 @@ def test_a_detector_is_judged_in_its_kind_of_run_only(tmp_path):
     """A vote of weight 0 only measures; a detector of runs that reward a vote says nothing there."""
     rewards = {
         "gold": '{"gold": {"head": "GoldAnswer"}, "vote": {"head": "ClusterVote", "weight": 0}}',
-        "vote": '{"vote": {"head": "ClusterVote"}, "certainty": {"head": "SelfCertainty", "weight": 0}}',
+        "vote": '{"vote": {"head": "ClusterVote"}, "certainty": {"head": "SelfCertainty", "weight":'
+        " 0}}",
         "certainty": '{"certainty": {"head": "MeanLogprob"}}',
     }
     detectors = {name: None for name in CollapseGuard().detectors}
-    detectors |= {kind: ALWAYS | {"runs": kind} for kind in ("all", "label_free", "vote", "certainty")}
+    detectors |= {
+        kind: ALWAYS | {"runs": kind} for kind in ("all", "label_free", "vote", "certainty")
+    }
     told = {}
     for name, heads in rewards.items():
         arguments = [f"--model.rewards={heads}"]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "CollapseGuard, rollout")
-            run = run_with(tmp_path / name, "CollapseGuard", *arguments, baseline=1, detectors=detectors)
-        events = [event["values"] for event in read_events(Path(run.trainer.log_dir)) if event["kind"] == "alarm"]
+            run = run_with(
+                tmp_path / name, "CollapseGuard", *arguments, baseline=1, detectors=detectors
+            )
+        events = [
+            event["values"]
+            for event in read_events(Path(run.trainer.log_dir))
+            if event["kind"] == "alarm"
+        ]
         told[name] = {values["detector"] for values in events}
     assert told["gold"] == {"all"}
     assert told["vote"] == {"all", "label_free", "vote"}
@@ -122,11 +157,17 @@ def test_a_detector_is_judged_in_its_kind_of_run_only(tmp_path):
 
 
 @pytest.mark.parametrize(("weight", "told"), [(0.1, {"drive", "symptom"}), (0.3, {"symptom"})])
-def test_what_drives_a_policy_is_not_judged_where_a_strong_reference_kl_holds_it(tmp_path, weight, told):
-    objective = json.dumps({"class_path": "KLCov", "init_args": {"reference_kl": {"weight": weight}}})
+def test_what_drives_a_policy_is_not_judged_where_a_strong_reference_kl_holds_it(
+    tmp_path, weight, told
+):
+    objective = json.dumps(
+        {"class_path": "KLCov", "init_args": {"reference_kl": {"weight": weight}}}
+    )
     detectors = {name: None for name in CollapseGuard().detectors}
     detectors |= {"drive": ALWAYS | {"space": "drive"}, "symptom": ALWAYS}
-    _, events = guarded(tmp_path, "warn", f"--model.objective={objective}", rollouts=2, detectors=detectors)
+    _, events = guarded(
+        tmp_path, "warn", f"--model.objective={objective}", rollouts=2, detectors=detectors
+    )
     assert {event["values"]["detector"] for event in events} == told
 
 
@@ -135,7 +176,11 @@ def test_stop_ends_the_run(tmp_path):
     assert int(run.model.num_rollouts) == 2
     assert [event["kind"] for event in events] == ["alarm", "stop"]
     end = read_events(Path(run.trainer.log_dir))[-1]
-    assert (end["kind"], end["values"]["reason"], end["values"]["by"]) == ("end", "guard", "CollapseGuard")
+    assert (end["kind"], end["values"]["reason"], end["values"]["by"]) == (
+        "end",
+        "guard",
+        "CollapseGuard",
+    )
 
 
 def test_adjust_scales_settings_once_and_keeps_the_schedule(tmp_path):
@@ -147,7 +192,10 @@ def test_adjust_scales_settings_once_and_keeps_the_schedule(tmp_path):
     assert rates == pytest.approx([plain[0], plain[1], plain[2] / 2, plain[3] / 2])
     assert run.model.objective.weight == pytest.approx(0.5)
     assert run.model.rewards.weights.tolist() == pytest.approx([0.5, 0.1])
-    assert [event["kind"] for event in events] == ["alarm", "adjust"]  # the alarm stays on: told and acted on once
+    assert [event["kind"] for event in events] == [
+        "alarm",
+        "adjust",
+    ]  # the alarm stays on: told and acted on once
     assert events[1]["values"] == scale
 
 
@@ -156,7 +204,9 @@ def test_rollback_restores_policy_and_optimizer_and_goes_on_with_new_samples(tmp
     recorder = callback_of(run, Recorder)
     start, first, second, third, fourth = recorder.after
     assert_same(start, second)  # rollout 2 raised the alarm
-    assert any(not torch.equal(value, third[name]) for name, value in start.items())  # a new baseline
+    assert any(
+        not torch.equal(value, third[name]) for name, value in start.items()
+    )  # a new baseline
     assert_same(start, fourth)  # the next alarm, from the same snapshot
     assert any(not torch.equal(value, first[name]) for name, value in start.items())
     assert not run.trainer.optimizers[0].state_dict()["state"]  # as before the first step
@@ -177,12 +227,16 @@ def test_rollback_takes_the_older_of_the_last_two_snapshots(tmp_path):
     moments = run.trainer.optimizers[0].state_dict()["state"][0]
     assert float(moments["step"]) == 8  # two rollouts of four steps
     assert "as after rollout 2" in events[-1]["message"]
-    assert sorted(path.name for path in Path(run.trainer.log_dir).rglob("guard/*")) == ["rollout=2.ckpt"]
+    assert sorted(path.name for path in Path(run.trainer.log_dir).rglob("guard/*")) == [
+        "rollout=2.ckpt"
+    ]
 
 
 def test_no_snapshot_is_taken_while_a_symptom_shows(tmp_path):
     slow = {**ALWAYS, "window": 9}  # beyond its limit from rollout 2 on, but not yet an alarm
-    run, events = guarded(tmp_path, "rollback", rollouts=4, snapshot_every=1, detectors={"mine": slow})
+    run, events = guarded(
+        tmp_path, "rollback", rollouts=4, snapshot_every=1, detectors={"mine": slow}
+    )
     assert not [event for event in events if event["values"].get("detector") == "mine"]
     taken = [rollout for rollout, _ in callback_of(run, CollapseGuard).snapshots.taken]
     assert taken == [0, 1]
@@ -202,7 +256,8 @@ def test_rollback_with_a_reference_model(tmp_path):
     assert_same(callback_of(run, Recorder).after[0], parameters(run))
 
 
-# Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it resumes from.
+# Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it
+# resumes from.
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
 def test_resuming_keeps_baselines_alarms_and_scaled_settings(tmp_path):
     scale = {"learning_rate": 0.5, "objective.weight": 10.0}
@@ -211,7 +266,11 @@ def test_resuming_keeps_baselines_alarms_and_scaled_settings(tmp_path):
     first.trainer.save_checkpoint(tmp_path / "middle.ckpt")
     torch.load(tmp_path / "middle.ckpt", weights_only=True)
     second, events = guarded(
-        tmp_path / "second", "adjust", f"--ckpt_path={tmp_path / 'middle.ckpt'}", rollouts=4, scale=scale
+        tmp_path / "second",
+        "adjust",
+        f"--ckpt_path={tmp_path / 'middle.ckpt'}",
+        rollouts=4,
+        scale=scale,
     )
     assert not events  # the alarm is still the old one
     assert second.model.objective.weight == pytest.approx(0.5)
@@ -223,11 +282,17 @@ def test_resuming_keeps_baselines_alarms_and_scaled_settings(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scale": {"lr": 0.5}}, "scale names 'lr'; settings that can be scaled: learning_rate, objective.clip_low"),
+        (
+            {"scale": {"lr": 0.5}},
+            "scale names 'lr'; settings that can be scaled: learning_rate, objective.clip_low",
+        ),
         ({"scale": {"rewards.vote.weight": 1.0}}, "changes nothing"),
         ({"scale": {"objective.entropy_bonus": 2.0}}, "changes nothing: the setting is 0"),
         ({"scale": {"objective.fraction": 10.0}}, "fraction=20"),  # .02 * 10 ** 3
-        ({"detectors": {"mine": {**ALWAYS, "metric": "val/loss"}}}, "'val/loss' is not logged by this run; logged: "),
+        (
+            {"detectors": {"mine": {**ALWAYS, "metric": "val/loss"}}},
+            "'val/loss' is not logged by this run; logged: ",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_run_are_refused(tmp_path, capsys, settings, message):

@@ -27,7 +27,9 @@ ROLLOUTS = [0, 10, 20, 30, 40, 50]
 FALLING = [0.4, 0.8, 0.7, 0.55, 0.39, 0.2]
 
 
-def run_of(accuracy: list[float], alarms: list[int] | None = None, arm: str = "a", seed: int = 0) -> Run:
+def run_of(
+    accuracy: list[float], alarms: list[int] | None = None, arm: str = "a", seed: int = 0
+) -> Run:
     curves = {name: [0.5] * len(accuracy) for name in CURVES} | {"accuracy": accuracy}
     return Run(arm, seed, ROLLOUTS[: len(accuracy)], curves, alarms or [])
 
@@ -35,13 +37,18 @@ def run_of(accuracy: list[float], alarms: list[int] | None = None, arm: str = "a
 def test_first_below_counts_after_the_peak_only():
     assert first_below(ROLLOUTS, FALLING, 0.75) == 30  # 0.55 < 0.6
     assert first_below(ROLLOUTS, FALLING, 0.5) == 40  # 0.39 < 0.4
-    assert first_below(ROLLOUTS, [0.1, 0.2, 0.8, 0.8, 0.7, 0.7], 0.75) is None  # low before the peak is no collapse
-    assert first_below(ROLLOUTS, [0.8, 0.4, 0.8, 0.8, 0.8, 0.8], 0.75) == 10  # the first of two equal peaks
+    assert (
+        first_below(ROLLOUTS, [0.1, 0.2, 0.8, 0.8, 0.7, 0.7], 0.75) is None
+    )  # low before the peak is no collapse
+    assert (
+        first_below(ROLLOUTS, [0.8, 0.4, 0.8, 0.8, 0.8, 0.8], 0.75) == 10
+    )  # the first of two equal peaks
     assert first_below([0, 10], [0.8, 0.4], 0.5) is None  # half is not below half
 
 
 @pytest.mark.parametrize(
-    ("alarms", "lead", "missed"), [([12, 40], 18, False), ([30], 0, True), ([35], -5, True), ([], None, True)]
+    ("alarms", "lead", "missed"),
+    [([12, 40], 18, False), ([30], 0, True), ([35], -5, True), ([], None, True)],
 )
 def test_the_guard_of_a_collapsing_run(alarms, lead, missed):
     figures = measure(run_of(FALLING, alarms))
@@ -53,7 +60,12 @@ def test_the_guard_of_a_collapsing_run(alarms, lead, missed):
 
 def test_alarms_of_a_healthy_run_are_false():
     figures = measure(run_of([0.4, 0.6, 0.8, 0.79], [15, 22]))
-    assert (figures["quarter_lost"], figures["lead"], figures["missed"], figures["false_alarms"]) == (
+    assert (
+        figures["quarter_lost"],
+        figures["lead"],
+        figures["missed"],
+        figures["false_alarms"],
+    ) == (
         None,
         None,
         False,
@@ -78,14 +90,21 @@ def test_arms_are_means_with_their_range():
     assert list(arms) == ["a", "b"]
     assert arms["a"]["peak"] == (pytest.approx(2 / 3), 0.6, 0.8)
     assert arms["a"]["retention"] == (pytest.approx(0.75), pytest.approx(0.25), 1.0)
-    assert (arms["a"]["collapses"], arms["a"]["leads"], arms["a"]["missed"], arms["a"]["false_alarms"]) == (
+    assert (
+        arms["a"]["collapses"],
+        arms["a"]["leads"],
+        arms["a"]["missed"],
+        arms["a"]["false_alarms"],
+    ) == (
         [40],
         [18],
         0,
         1,
     )
     first, second = outcome_table(arms).splitlines()[2:]
-    assert first.startswith("| `a` | 3 | 66.7 (60.0 to 80.0) | 46.7 (20.0 to 60.0) | 75 (25 to 100) | ")
+    assert first.startswith(
+        "| `a` | 3 | 66.7 (60.0 to 80.0) | 46.7 (20.0 to 60.0) | 75 (25 to 100) | "
+    )
     assert "| 1 of 3 (40) |" in first
     assert "| 0 of 1 |" in second
     first, second = watch_table(arms).splitlines()[2:]
@@ -115,7 +134,14 @@ def test_runs_are_read_from_their_tables(tmp_path):
         "0,,,,0.4,0.9,0.5,0.3,12\n3,0.3,0.5,9,,,,,\n7,0.2,0.5,9,,,,,\n7,,,,0.6,0.95,0.6,0.2,13\n11,0.1,0.5,9,,,,,\n"
         "12,,,,0.5,0.9,0.7,0.1,14\n12,,,,0.55,0.9,0.7,0.1,14\n"
     )
-    event = {"step": 8, "rollout": 2, "source": "CollapseGuard", "kind": "alarm", "message": "x", "values": {}}
+    event = {
+        "step": 8,
+        "rollout": 2,
+        "source": "CollapseGuard",
+        "kind": "alarm",
+        "message": "x",
+        "values": {},
+    }
     others = [
         {**event, "kind": "notice"},
         {**event, "source": "EntropyMonitor"},
@@ -123,7 +149,9 @@ def test_runs_are_read_from_their_tables(tmp_path):
         {**event, "kind": "adjust", "rollout": 4},
         {**event, "kind": "stop", "rollout": 5},
     ]
-    (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [event, *others]))
+    (tmp_path / "events.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in [event, *others])
+    )
     run = read_run(tmp_path, "a", 1)
     assert run.rollouts == [0, 2, 3]
     assert run.curves["accuracy"] == [0.4, 0.6, 0.55]  # the last one where there are two
@@ -131,7 +159,9 @@ def test_runs_are_read_from_their_tables(tmp_path):
 
 
 def test_curves_are_compared_where_all_seeds_have_them():
-    rollouts, values = common("a", [run_of(FALLING), run_of([0.1, 0.2], seed=1), run_of([0.9], arm="b")], "accuracy")
+    rollouts, values = common(
+        "a", [run_of(FALLING), run_of([0.1, 0.2], seed=1), run_of([0.9], arm="b")], "accuracy"
+    )
     assert rollouts == [0, 10]
     assert values.tolist() == [[0.4, 0.8], [0.1, 0.2]]
 
@@ -159,4 +189,9 @@ def test_the_command_runs_skips_and_runs_again(tmp_path, capsys):
 
 
 def test_every_arm_has_a_config():
-    assert {path.stem for path in (ROOT / "configs" / "study").glob("*.yaml")} >= {"base", "paper", "gold", "random"}
+    assert {path.stem for path in (ROOT / "configs" / "study").glob("*.yaml")} >= {
+        "base",
+        "paper",
+        "gold",
+        "random",
+    }

@@ -86,7 +86,10 @@ def test_without_labels_there_are_no_verdicts(tmp_path):
 def test_parquet_holds_the_same_records(sampled, tmp_path):
     write(tmp_path, "--trainer.max_epochs=2", every=2, groups=3, format="parquet")
     folder = next(tmp_path.rglob("completions"))
-    assert sorted(path.name for path in folder.iterdir()) == ["rollout-000001.parquet", "rollout-000003.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "rollout-000001.parquet",
+        "rollout-000003.parquet",
+    ]
     assert pq.read_table(folder).to_pylist() == sampled[2]
 
 
@@ -94,14 +97,21 @@ def test_parquet_parts_without_any_answer_fit_the_others(tmp_path):
     from callbacks.completion_writer import write_records
 
     record = {"rollout": 1, "answer": "3", "scores": {"vote": 0.5}, "correct": True}
-    write_records(tmp_path, [{**record, "answer": None, "scores": {"vote": None}}], "parquet", "rollout-000001", "")
+    write_records(
+        tmp_path,
+        [{**record, "answer": None, "scores": {"vote": None}}],
+        "parquet",
+        "rollout-000001",
+        "",
+    )
     write_records(tmp_path, [record], "parquet", "rollout-000002", "")
     table = pq.read_table(tmp_path / "completions")
     assert table["answer"].to_pylist() == [None, "3"]
     assert table["scores"].to_pylist() == [{"vote": None}, {"vote": 0.5}]
 
 
-# Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it resumes from.
+# Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it
+# resumes from.
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
 def test_a_resumed_run_goes_on_where_the_checkpoint_was_made(sampled, tmp_path):
     """Rollouts 1 and 2, then 3 and 4 in another process: only the third is due, with the uninterrupted run's text."""
@@ -124,7 +134,10 @@ def test_the_terminal_and_tensorboard_show_the_same_table(tmp_path, capsys):
         events = EventAccumulator(file)
         events.Reload()
         if "completions/text_summary" in events.Tags()["tensors"]:
-            texts |= {e.step: e.tensor_proto.string_val[0].decode() for e in events.Tensors("completions/text_summary")}
+            texts |= {
+                e.step: e.tensor_proto.string_val[0].decode()
+                for e in events.Tensors("completions/text_summary")
+            }
     assert sorted(texts) == [0, 1]  # as Lightning counts the rollouts of the other curves
     assert first["completion"] in texts[0]
     assert all(line.startswith("    ") for line in texts[0].splitlines())
@@ -137,7 +150,14 @@ def test_quiet_settings_are_quiet(tmp_path, capsys):
 
 
 def made_up(**changes) -> dict:
-    record = {"rollout": 1, "index": 0, "prompt": "p", "completion": "c", "answer": "1", "advantage": 0.5}
+    record = {
+        "rollout": 1,
+        "index": 0,
+        "prompt": "p",
+        "completion": "c",
+        "answer": "1",
+        "advantage": 0.5,
+    }
     return {**record, "scores": {"vote": 0.25}, "length": 3, "ended": True, **changes}
 
 
@@ -149,7 +169,12 @@ def test_untrusted_text_neither_steers_the_terminal_nor_is_markup():
 
 
 def test_copies_are_counted_and_the_best_stands_first():
-    rows = [made_up(), made_up(), made_up(completion="better", advantage=1.0), made_up(completion="cut", ended=False)]
+    rows = [
+        made_up(),
+        made_up(),
+        made_up(completion="better", advantage=1.0),
+        made_up(completion="cut", ended=False),
+    ]
     lines = [line for line in render(rows, 80, color=False).splitlines() if "0.250" in line]
     assert "better" in lines[0]
     assert "2 x" in lines[1]
@@ -166,7 +191,8 @@ def test_a_long_text_keeps_its_end():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"every": 0}, "every=0"), ({"groups": 0}, "groups=0"), ({"format": "csv"}, "'csv'")]
+    ("settings", "message"),
+    [({"every": 0}, "every=0"), ({"groups": 0}, "groups=0"), ({"format": "csv"}, "'csv'")],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

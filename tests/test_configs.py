@@ -30,7 +30,11 @@ PAPER = {
 }
 CPU = {"quickstart.yaml", "smollm2_cpu.yaml"}
 OVERLAYS = {"gold.yaml", "stable.yaml"}
-QUIET = ["--compare=false", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+QUIET = [
+    "--compare=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
 SMALL = [
     *QUIET,
     "--trainer.limit_train_batches=2",
@@ -40,7 +44,8 @@ SMALL = [
     "--data.group_size=2",
     "--model.sampling.max_new_tokens=8",
 ]
-# Lightning asks for precision plugins by the device it finds; a test machine may have none but the CPU.
+# Lightning asks for precision plugins by the device it finds; a test machine may have none but the
+# CPU.
 ON_CPU = ["--trainer.accelerator=cpu"]
 
 
@@ -53,7 +58,10 @@ def _in_the_root(monkeypatch):
 def math_problems(folder: Path, size: int) -> str:
     """A local stand-in for MATH with its columns: the gold answer is the solution's box."""
     common = {"level": "Level 1", "type": "Algebra"}
-    rows = [{"problem": f"{n}+{n + 1}=", **common, "solution": rf"It is \boxed{{{2 * n + 1}}}."} for n in range(size)]
+    rows = [
+        {"problem": f"{n}+{n + 1}=", **common, "solution": rf"It is \boxed{{{2 * n + 1}}}."}
+        for n in range(size)
+    ]
     path = folder / "math.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     init_args = {"train": str(path), "validation": str(path)}
@@ -77,7 +85,12 @@ def build(arguments: list[str]) -> cli.RLIFCLI:
     """Parse and construct, without running anything."""
     defaults = {"callbacks": []}
     return cli.RLIFCLI(
-        RLIFModule, PromptData, args=arguments, run=False, seed_everything_default=0, trainer_defaults=defaults
+        RLIFModule,
+        PromptData,
+        args=arguments,
+        run=False,
+        seed_everything_default=0,
+        trainer_defaults=defaults,
     )
 
 
@@ -86,7 +99,9 @@ def test_every_shipped_config_is_tested_here():
     # A part of this project that adds an overlay of its own adds its own test file beside it.
     known = CPU | OVERLAYS | {f"paper/{name}.yaml" for name in PAPER}
     assert known <= shipped
-    assert {path for path in shipped if path.startswith("paper/")} == {f"paper/{name}.yaml" for name in PAPER}
+    assert {path for path in shipped if path.startswith("paper/")} == {
+        f"paper/{name}.yaml" for name in PAPER
+    }
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -127,7 +142,10 @@ def test_paper_configs_name_the_papers_model_and_data(name):
     assert config.model.policy.lora is None
     source = config.data.source
     assert source.class_path.endswith("HubDataset")
-    assert (source.init_args.name, source.init_args.train_split) == ("DigitalLearningGmbH/MATH-lighteval", "train")
+    assert (source.init_args.name, source.init_args.train_split) == (
+        "DigitalLearningGmbH/MATH-lighteval",
+        "train",
+    )
     assert config.model.rewards["vote"].head.init_args.extractor.kind == "boxed"
 
 
@@ -136,13 +154,17 @@ def test_paper_configs_name_the_papers_model_and_data(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_configs_train_a_stand_in(name, tmp_path, tiny_models):
     arguments = paper_arguments(name, tmp_path, tiny_models, size=12)
-    run = cli.main(["fit", *arguments, *SMALL, "--data.validation_prompts=4", "--trainer.val_check_interval=2"])
+    run = cli.main(
+        ["fit", *arguments, *SMALL, "--data.validation_prompts=4", "--trainer.val_check_interval=2"]
+    )
     assert run.trainer.global_step == 8  # two rollouts of four updates
     assert int(run.model.num_rollouts) == 2
     prompt = run.datamodule.train_dataloader().split.batch([0])
     assert prompt.texts[0].endswith("put your final answer within \\boxed{}.\n")
     assert prompt.texts[0].startswith("0+1=\n")
-    assert model_learning_rate(run) == pytest.approx(3e-6 * 9 / 136)  # warm-up: the ninth step is next
+    assert model_learning_rate(run) == pytest.approx(
+        3e-6 * 9 / 136
+    )  # warm-up: the ninth step is next
     assert run.model.reference is not None
     assert math.isfinite(float(run.trainer.callback_metrics["policy/reference_kl"]))
     assert "val/greedy_accuracy" in run.trainer.callback_metrics
@@ -168,7 +190,9 @@ def test_quickstart_trains(tmp_path):
 
 
 def test_gold_overlay_trains_on_gold_answers_alone(tmp_path):
-    run = fit(tmp_path, "--config=configs/quickstart.yaml", "--config=configs/gold.yaml", *SMALL_SOURCE)
+    run = fit(
+        tmp_path, "--config=configs/quickstart.yaml", "--config=configs/gold.yaml", *SMALL_SOURCE
+    )
     assert run.trainer.global_step == 8
     weights = dict(zip(run.model.rewards.names, run.model.rewards.weights.tolist(), strict=True))
     assert isinstance(run.model.rewards.heads["gold"], GoldAnswer)
@@ -188,7 +212,11 @@ def test_smollm2_config_trains_a_stand_in(tmp_path, tiny_models):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
-    arguments = ["--config=configs/smollm2_cpu.yaml", f"--model.policy.name={folder}", *SMALL_SOURCE]
+    arguments = [
+        "--config=configs/smollm2_cpu.yaml",
+        f"--model.policy.name={folder}",
+        *SMALL_SOURCE,
+    ]
     run = fit(tmp_path, *arguments, "--model.sampling.max_new_tokens=4")
     assert run.trainer.global_step == 4  # two rollouts of two updates
     text = run.datamodule.train_dataloader().split.batch([0]).texts[0]

@@ -15,11 +15,18 @@ from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
-LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [9.0, 5.0, 3.0, 2.0]}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [9.0, 5.0, 3.0, 2.0],
+}
 LONGROPE["original_max_position_embeddings"] = 32
 
 
-def rollout(policy: PolicyModel, lengths: list[int], max_new_tokens: int, first: int = 20) -> Rollout:
+def rollout(
+    policy: PolicyModel, lengths: list[int], max_new_tokens: int, first: int = 20
+) -> Rollout:
     engine = NativeEngine()
     engine.setup(policy, 3)
     ids = [torch.arange(first, first + length) for length in lengths]
@@ -31,7 +38,10 @@ def rollout(policy: PolicyModel, lengths: list[int], max_new_tokens: int, first:
 def test_a_context_beyond_the_table_of_positions_is_refused(tmp_path, kind):
     setting = "max_seq_len" if kind == "mpt" else "max_position_embeddings"
     policy = load(save_tiny(tiny_config(kind, **{setting: 12}), tmp_path))
-    with pytest.raises(ValueError, match=r"has 12 positions .* 5 tokens .*max_new_tokens=9 .* 14 tokens; lower data"):
+    with pytest.raises(
+        ValueError,
+        match=r"has 12 positions .* 5 tokens .*max_new_tokens=9 .* 14 tokens; lower data",
+    ):
         rollout(policy, [5, 3], 9)
     assert rollout(policy, [5, 3], 8).mask.any()  # the last token is no input
 
@@ -47,7 +57,9 @@ def test_a_packed_line_beyond_the_table_of_positions_is_refused(tmp_path):
 def test_tokens_without_an_embedding_are_refused(tmp_path):
     policy = load(save_tiny(tiny_config("llama"), tmp_path))
     rows = policy.vocab_size
-    with pytest.raises(ValueError, match=f"token id {rows}, .* for {rows} tokens only: its tokenizer"):
+    with pytest.raises(
+        ValueError, match=f"token id {rows}, .* for {rows} tokens only: its tokenizer"
+    ):
         rollout(policy, [3], 4, first=rows - 2)
     assert rollout(policy, [3], 4, first=rows - 3).mask.any()
 
@@ -61,10 +73,22 @@ def test_a_layer_that_selects_tokens_is_refused_beyond_their_number(tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama", "phi3"])
 def test_angles_that_change_with_the_length_are_refused_where_they_change(tmp_path, kind):
-    rope = LONGROPE if kind == "phi3" else {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
-    settings = {"original_max_position_embeddings": 32} if kind == "phi3" else {"max_position_embeddings": 32}
-    policy = load(save_tiny(tiny_config(kind, rope_parameters=rope, sliding_window=None, **settings), tmp_path))
-    with pytest.raises(ValueError, match=r"original_max_position_embeddings=32 \(rope_type '(longrope|dynamic)'\)"):
+    rope = (
+        LONGROPE if kind == "phi3" else {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    )
+    settings = (
+        {"original_max_position_embeddings": 32}
+        if kind == "phi3"
+        else {"max_position_embeddings": 32}
+    )
+    policy = load(
+        save_tiny(
+            tiny_config(kind, rope_parameters=rope, sliding_window=None, **settings), tmp_path
+        )
+    )
+    with pytest.raises(
+        ValueError, match=r"original_max_position_embeddings=32 \(rope_type '(longrope|dynamic)'\)"
+    ):
         rollout(policy, [20, 3], 13)
     assert rollout(policy, [20, 3], 12).mask.any()
 
@@ -73,7 +97,9 @@ def test_angles_that_change_with_the_length_are_refused_where_they_change(tmp_pa
 def test_long_rope_is_right_on_either_side_of_its_original_length(tmp_path, original):
     """Contexts of up to 32 tokens, all with the short factors, or from their first token on with the long ones."""
     rope = {**LONGROPE, "original_max_position_embeddings": original}
-    config = tiny_config("phi3", rope_parameters=rope, original_max_position_embeddings=original, sliding_window=None)
+    config = tiny_config(
+        "phi3", rope_parameters=rope, original_max_position_embeddings=original, sliding_window=None
+    )
     folder = save_tiny(config, tmp_path)
     check(folder, load(folder, dtype="float64"))
 

@@ -1,4 +1,7 @@
-"""What every reward head, advantage and objective promises, whatever it computes. A new part joins by one line."""
+"""What every reward head, advantage and objective promises, whatever it computes.
+
+A new part joins by one line.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ from rlif_lightning.sandbox.pool import Sandbox
 
 SANDBOX = Sandbox(minimum="rlimits")
 HEADS = {
-    "BehaviourVote": lambda: rewards.BehaviourVote(extractor=CodeExtractor("continuation"), sandbox=SANDBOX),
+    "BehaviourVote": lambda: rewards.BehaviourVote(
+        extractor=CodeExtractor("continuation"), sandbox=SANDBOX
+    ),
     "ClusterVote": rewards.ClusterVote,
     "CodeTests": lambda: rewards.CodeTests(CodeExtractor("continuation"), sandbox=SANDBOX),
     "Format": lambda: rewards.Format("[0-9]"),
@@ -43,7 +48,11 @@ TEXTS = ["1", "2", "1", "no", "3", "3", "4 or 5", "", "7", "7", "7", "8"]
 
 def rollout(order: list[int] | None = None) -> Rollout:
     """Three groups, in another order if asked."""
-    code = {"prompt": ["def f(x): return x+"] * 3, "entry_point": ["f"] * 3, "inputs": [["1"], ["2"], ["3"]]}
+    code = {
+        "prompt": ["def f(x): return x+"] * 3,
+        "entry_point": ["f"] * 3,
+        "inputs": [["1"], ["2"], ["3"]],
+    }
     code |= {"test": [f"def check(f):\n    assert f(1) == {n}" for n in (2, 4, 8)]}
     whole = handmade(TEXTS, GROUP, answer=["1", "3", "7"], level=[1, 2, 3], **code)
     if order is None:
@@ -53,7 +62,9 @@ def rollout(order: list[int] | None = None) -> Rollout:
         whole.prompts,
         token_ids=[whole.prompts.token_ids[p] for p in order],
         texts=[whole.prompts.texts[p] for p in order],
-        columns={name: [values[p] for p in order] for name, values in whole.prompts.columns.items()},
+        columns={
+            name: [values[p] for p in order] for name, values in whole.prompts.columns.items()
+        },
         index=whole.prompts.index[order],
     )
     return Rollout(
@@ -86,7 +97,9 @@ class TestRewardHeads:
         sampled = rollout()
         for values in vars(sampled.stats).values():
             values.requires_grad_()
-        scores = rewards.RewardSet({"head": rewards.WeightedReward(HEADS[name]())})(sampled)["head"].scores
+        scores = rewards.RewardSet({"head": rewards.WeightedReward(HEADS[name]())})(sampled)[
+            "head"
+        ].scores
         assert scores.shape == (len(TEXTS),)
         assert scores.dtype == torch.float32
         assert scores.isfinite().all()
@@ -94,7 +107,9 @@ class TestRewardHeads:
 
     def test_permuting_the_groups_permutes_the_scores(self, name):
         scores = HEADS[name]()(rollout()).scores.view(3, GROUP)
-        assert torch.equal(HEADS[name]()(rollout([2, 0, 1])).scores.view(3, GROUP), scores[[2, 0, 1]])
+        assert torch.equal(
+            HEADS[name]()(rollout([2, 0, 1])).scores.view(3, GROUP), scores[[2, 0, 1]]
+        )
 
     def test_the_rollout_is_left_alone(self, name):
         sampled = rollout()
@@ -138,7 +153,9 @@ class TestAdvantages:
     def test_a_constant_added_to_a_group_changes_nothing(self, advantage):
         rewards_, weights, lengths = scores_and_lengths()
         moved = advantage(rewards_ + torch.arange(5).view(1, 5, 1), weights, lengths)
-        torch.testing.assert_close(moved, advantage(rewards_, weights, lengths), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            moved, advantage(rewards_, weights, lengths), rtol=1e-4, atol=1e-5
+        )
 
     def test_it_is_frozen(self, advantage):
         with pytest.raises(AttributeError):

@@ -29,7 +29,9 @@ print((resident_bytes() - before) / raw.nbytes)
 def test_holes_in_the_heap_are_given_back():
     heap = Heap()
     heap.release(torch.device("cpu"))
-    tensors = [torch.ones(25_000) for _ in range(3000)]  # 100 kB each: on the heap, no mapping of their own
+    tensors = [
+        torch.ones(25_000) for _ in range(3000)
+    ]  # 100 kB each: on the heap, no mapping of their own
     full = resident_bytes()
     del tensors[::2]
     assert full - resident_bytes() < 16 * MIB

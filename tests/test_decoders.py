@@ -26,11 +26,15 @@ def many_prompts(policy: PolicyModel) -> Prompts:
     """Twelve prompts of 1 to 30 tokens, around Gemma's window of 6."""
     generator = torch.Generator().manual_seed(4)
     vocabulary = policy.causal_lm.config.vocab_size
-    ids = [torch.randint(12, vocabulary, (length,), generator=generator) for length in PROMPT_LENGTHS]
+    ids = [
+        torch.randint(12, vocabulary, (length,), generator=generator) for length in PROMPT_LENGTHS
+    ]
     return Prompts(ids, [""] * len(ids), {}, torch.arange(len(ids)))
 
 
-def generate_many(policy: PolicyModel, max_rows: int, sampling: Sampling, group_size: int = GROUP) -> Rollout:
+def generate_many(
+    policy: PolicyModel, max_rows: int, sampling: Sampling, group_size: int = GROUP
+) -> Rollout:
     engine = NativeEngine(max_rows)
     engine.setup(policy, seed=11)
     return engine.generate(many_prompts(policy), group_size, sampling, 3)
@@ -50,9 +54,14 @@ def watched(monkeypatch, name: str) -> list:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_that_join_and_leave_do_not_change_a_completion(tiny_models, monkeypatch, architecture):
+def test_rows_that_join_and_leave_do_not_change_a_completion(
+    tiny_models, monkeypatch, architecture
+):
     """Completions of 1 to 48 tokens; as many rows at a time as 1, 3 and 5 groups have, of up to so many prompts."""
-    policy, sampling = load(tiny_models[architecture]).double(), Sampling(temperature=1.2, max_new_tokens=48)
+    policy, sampling = (
+        load(tiny_models[architecture]).double(),
+        Sampling(temperature=1.2, max_new_tokens=48),
+    )
     whole = generate_many(policy, 512, sampling)
     assert whole.lengths.min() < 4
     assert whole.lengths.max() > 30
@@ -64,8 +73,12 @@ def test_rows_that_join_and_leave_do_not_change_a_completion(tiny_models, monkey
         assert torch.equal(rollout.ended, whole.ended)
         for name, values in vars(rollout.stats).items():
             torch.testing.assert_close(values, getattr(whole.stats, name), rtol=1e-5, atol=1e-5)
-        assert sum(under_way > 0 for _, under_way in joined) > 10  # rows joined others, one or a few at a time
-        assert max(prompts for prompts, _ in joined) > groups + 1  # of more prompts than there were at first
+        assert (
+            sum(under_way > 0 for _, under_way in joined) > 10
+        )  # rows joined others, one or a few at a time
+        assert (
+            max(prompts for prompts, _ in joined) > groups + 1
+        )  # of more prompts than there were at first
 
 
 @torch.no_grad()
@@ -77,7 +90,9 @@ def sampled_plainly(policy: PolicyModel, prompts: Prompts, sampling: Sampling) -
             uniforms = counter_uniforms(11, 3, [p], [g], sampling.max_new_tokens)[0].tolist()
             ids = prompt.tolist()
             for step in range(sampling.max_new_tokens):
-                logits = policy.model(input_ids=torch.tensor([ids])).logits[0, -1] / sampling.temperature
+                logits = (
+                    policy.model(input_ids=torch.tensor([ids])).logits[0, -1] / sampling.temperature
+                )
                 if step < sampling.min_new_tokens:
                     logits[policy.eos_ids] = -torch.inf
                 reached = logits.softmax(-1).cumsum(-1)
@@ -93,11 +108,15 @@ def test_shared_prompts_give_plain_generation_token_for_token(tiny_models, archi
     policy = load(tiny_models[architecture]).double().eval()
     sampling = Sampling(temperature=1.2, max_new_tokens=12, min_new_tokens=2)
     prompts = many_prompts(policy)
-    assert completions(generate_many(policy, 5 * GROUP, sampling)) == sampled_plainly(policy, prompts, sampling)
+    assert completions(generate_many(policy, 5 * GROUP, sampling)) == sampled_plainly(
+        policy, prompts, sampling
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_a_model_whose_attention_cannot_be_replaced_falls_back_and_says_so(tiny_models, monkeypatch, architecture):
+def test_a_model_whose_attention_cannot_be_replaced_falls_back_and_says_so(
+    tiny_models, monkeypatch, architecture
+):
     sampling = SAMPLINGS["hot"]
     whole = generate_many(load(tiny_models[architecture]).double(), 512, sampling)
     monkeypatch.setattr(PreTrainedModel, "_supports_attention_backend", False)
@@ -110,7 +129,9 @@ def test_a_model_whose_attention_cannot_be_replaced_falls_back_and_says_so(tiny_
     scored = rescored(policy, rollout, sampling)
     assert not policy.shares_prompts
     assert completions(rollout) == completions(whole)
-    torch.testing.assert_close(scored.logprobs, rollout.stats.logprobs.float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        scored.logprobs, rollout.stats.logprobs.float(), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -124,7 +145,9 @@ def test_rollouts_of_adapters_are_those_of_the_adapted_model(tiny_models, archit
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     prompts, sampling = many_prompts(policy), Sampling(max_new_tokens=5)
-    assert completions(generate_many(policy, 3 * GROUP, sampling)) == sampled_plainly(policy, prompts, sampling)
+    assert completions(generate_many(policy, 3 * GROUP, sampling)) == sampled_plainly(
+        policy, prompts, sampling
+    )
     with policy.adapters_off():
         assert completions(generate_many(policy, 512, SAMPLINGS["plain"])) == completions(base)
 
@@ -146,12 +169,18 @@ def test_autocast_casts_frozen_weights_once_too(tiny_models):
     pytest.importorskip("peft")
     policy = load(tiny_models["llama"], lora=LoRA(rank=2, alpha=4))
     weight = policy.causal_lm.model.layers[0].mlp.up_proj.base_layer.weight
-    casts, frozen = CastsOf(weight), [name for name, each in policy.named_parameters() if not each.requires_grad]
+    casts, frozen = (
+        CastsOf(weight),
+        [name for name, each in policy.named_parameters() if not each.requires_grad],
+    )
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), casts:
         rollout = generate_many(policy, 512, SAMPLINGS["plain"])
     assert casts.count == 1
     assert [name for name, each in policy.named_parameters() if not each.requires_grad] == frozen
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), pytest.MonkeyPatch.context() as patch:
+    with (
+        torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(native, "cast_once", lambda *_: nullcontext())
         plain = generate_many(policy, 512, SAMPLINGS["plain"])
     assert completions(plain) == completions(rollout)

@@ -50,7 +50,11 @@ def test_the_median_is_judged_so_a_lone_outlier_is_no_alarm():
 def test_an_alarm_ends_only_when_the_figure_is_clearly_back():
     """Limit 5, release 0.2: it is over at 6, not at 5.5."""
     one = Detector("x", "below", factor=0.5, window=1, release=0.2)
-    assert active(one, [10, 10, 4, 5.5, 5.9, 6.0, 5.5, 4]) == [False] * 2 + [True] * 3 + [False, False, True]
+    assert active(one, [10, 10, 4, 5.5, 5.9, 6.0, 5.5, 4]) == [False] * 2 + [True] * 3 + [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_whether_the_last_figure_is_beyond():
@@ -109,7 +113,8 @@ def test_the_verdict_tells_the_two_collapses_apart():
 def test_describe_names_figure_limit_and_baseline():
     state = DetectorState(total=20.0, count=2, recent=(4.0, 3.0, 9.0), active=True)
     assert DETECTORS["length_low"].describe(state) == (
-        "rollout/length, 4 in the median of 3 rollouts, is below 6 (at the start of the run it was 10). Completions"
+        "rollout/length, 4 in the median of 3 rollouts, is below 6 (at the start of the run it was"
+        " 10). Completions"
         " lose their reasoning: short ones look certain."
     )
 
@@ -117,7 +122,11 @@ def test_describe_names_figure_limit_and_baseline():
 def test_changes_replace_remove_and_add():
     changed = with_changes(
         DETECTORS,
-        {"entropy_low": {"factor": 0.2}, "length_high": None, "mine": {"metric": "y", "side": "above", "bound": 1.0}},
+        {
+            "entropy_low": {"factor": 0.2},
+            "length_high": None,
+            "mine": {"metric": "y", "side": "above", "bound": 1.0},
+        },
     )
     assert changed["entropy_low"].factor == 0.2
     assert changed["entropy_low"].metric == "policy/entropy"
@@ -144,7 +153,10 @@ def test_changes_replace_remove_and_add():
         ({"side": "above", "factor": 2.0, "window": 0}, "window=0"),
         ({"side": "above", "factor": 2.0, "space": "outer"}, "space='outer'"),
         ({"side": "above", "factor": 2.0, "severity": "loud"}, "severity='loud'"),
-        ({"side": "above", "factor": 2.0, "runs": "gold"}, "runs='gold' is unknown; use one of all, label_free"),
+        (
+            {"side": "above", "factor": 2.0, "runs": "gold"},
+            "runs='gold' is unknown; use one of all, label_free",
+        ),
     ],
 )
 def test_settings_are_checked(settings, message):
@@ -153,7 +165,10 @@ def test_settings_are_checked(settings, message):
 
 
 def test_repeated_ngrams():
-    """1 2 1 2 1: the pairs 12 21 12 21, two of them repeated. 7 7 7: 77 77, one repeated. 5: no pair."""
+    """1 2 1 2 1: the pairs 12 21 12 21, two of them repeated.
+
+    7 7 7: 77 77, one repeated. 5: no pair.
+    """
     ids = torch.tensor([[1, 2, 1, 2, 1], [7, 7, 7, 0, 0], [5, 0, 0, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
     assert repeated_ngrams(ids, mask, 2).tolist() == [3, 6]
@@ -161,7 +176,10 @@ def test_repeated_ngrams():
     assert repeated_ngrams(ids, mask, 6).tolist() == [0, 0]
 
 
-@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=4), st.integers(1, 4))
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=4),
+    st.integers(1, 4),
+)
 def test_repeated_ngrams_match_a_count_by_hand(rows, n):
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])

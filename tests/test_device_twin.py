@@ -19,7 +19,9 @@ def files() -> list:
     """One parameter for each file."""
     found = sorted(FOLDER.glob("test_*.py"))
     marks = {path: () if path.stem in QUICK else (pytest.mark.slow,) for path in found}
-    return [pytest.param(path, id=path.stem.removeprefix("test_"), marks=marks[path]) for path in found]
+    return [
+        pytest.param(path, id=path.stem.removeprefix("test_"), marks=marks[path]) for path in found
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +34,37 @@ def outcomes(request, tmp_path_factory) -> dict[str, list[str]]:
         pytest.fail(reason)
     if reason:
         pytest.skip(reason)
-    asked = [str(item.callspec.params["file"]) for item in request.session.items if item.fspath == __file__]
+    asked = [
+        str(item.callspec.params["file"])
+        for item in request.session.items
+        if item.fspath == __file__
+    ]
     report = tmp_path_factory.mktemp("device_twin") / "report.xml"
-    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "--show-capture=no", f"--junitxml={report}"]
-    done = subprocess.run([sys.executable, "-m", "pytest", *options, *asked], cwd=ROOT, capture_output=True, text=True)
+    options = [
+        "-q",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        "--show-capture=no",
+        f"--junitxml={report}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *asked], cwd=ROOT, capture_output=True, text=True
+    )
     if done.returncode not in (0, 1):  # it did not get as far as its tests
-        pytest.fail(f"pytest ended with {done.returncode}:\n{done.stdout}\n{done.stderr}", pytrace=False)
+        pytest.fail(
+            f"pytest ended with {done.returncode}:\n{done.stdout}\n{done.stderr}", pytrace=False
+        )
     found: dict[str, list[str]] = {}
     for case in ElementTree.parse(report).iterfind(".//testcase"):
         if case.find("skipped") is not None:
             continue
         failed = found.setdefault(case.attrib["classname"].rpartition(".")[2], [])
-        failed += [f"{case.attrib['name']}\n{fault.text}" for kind in ("failure", "error") for fault in case.iter(kind)]
+        failed += [
+            f"{case.attrib['name']}\n{fault.text}"
+            for kind in ("failure", "error")
+            for fault in case.iter(kind)
+        ]
     return found
 
 
@@ -53,4 +74,7 @@ def test_on_the_device_twin(file, outcomes):
     failed = outcomes[file.stem]
     if failed:
         command = f"python -m pytest {file.relative_to(ROOT)}"
-        pytest.fail("\n\n".join([f"{len(failed)} failed; to run them alone: {command}", *failed]), pytrace=False)
+        pytest.fail(
+            "\n\n".join([f"{len(failed)} failed; to run them alone: {command}", *failed]),
+            pytrace=False,
+        )

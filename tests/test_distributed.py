@@ -17,7 +17,10 @@ from rlif_lightning.model.loading import Policy, load_pretrained
 from rlif_lightning.model.policy import PolicyModel
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADS = {"vote": {"head": "ClusterVote", "weight": 0.5}, "certainty": {"head": "MeanLogprob", "weight": 0.5}}
+HEADS = {
+    "vote": {"head": "ClusterVote", "weight": 0.5},
+    "certainty": {"head": "MeanLogprob", "weight": 0.5},
+}
 BASE = [
     "fit",
     "--config=configs/quickstart.yaml",
@@ -35,9 +38,13 @@ BASE = [
     "--model.evaluation.samples=2",
     "--trainer.check_val_every_n_epoch=1",
 ]
-REFERENCE = '{"class_path": "KLCov", "init_args": {"fraction": 0.2, "weight": 1.0, "reference_kl": {"weight": 0.1}}}'
+REFERENCE = (
+    '{"class_path": "KLCov", "init_args": {"fraction": 0.2, "weight": 1.0, "reference_kl":'
+    ' {"weight": 0.1}}}'
+)
 CASES = {
-    # Votes, batch normalisation by tokens, KL-Cov, a reference model; ranks fill different numbers of micro-batches.
+    # Votes, batch normalisation by tokens, KL-Cov, a reference model; ranks fill different numbers
+    # of micro-batches.
     "method": [
         '--model.advantage={"class_path": "GDPO", "init_args": {"batch_norm": "token"}}',
         f"--model.objective={REFERENCE}",
@@ -45,8 +52,9 @@ CASES = {
     ],
     # One group in each update: every other rank has none.
     "one group": ["--data.prompts_per_step=4", "--model.micro_batch_tokens=60"],
-    # Old log-probs by one more pass, a second pass over the rollout, marks by the current policy. In the first rollout
-    # the first mini-batch's only group is unanimous, so that it trains on nothing.
+    # Old log-probs by one more pass, a second pass over the rollout, marks by the current policy.
+    # In the first rollout the first mini-batch's only group is unanimous, so that it trains on
+    # nothing.
     "rescored": [
         "--data.prompts_per_step=4",
         "--model.old_logprobs=rescored",
@@ -57,20 +65,50 @@ CASES = {
         "--model.objective.rank_by=current",
         '--model.rewards={"vote": {"head": "ClusterVote", "weight": 1.0}}',
     ],
-    "lora": ["--model.policy.lora.rank=4", f"--model.objective={REFERENCE}", "--model.learning_rate=1e-2"],
-    "checkpointing": ["--model.policy.gradient_checkpointing=true", "--model.micro_batch_tokens=200"],
+    "lora": [
+        "--model.policy.lora.rank=4",
+        f"--model.objective={REFERENCE}",
+        "--model.learning_rate=1e-2",
+    ],
+    "checkpointing": [
+        "--model.policy.gradient_checkpointing=true",
+        "--model.micro_batch_tokens=200",
+    ],
 }
 STRATEGIES = {"ddp": "configs/strategy/ddp.yaml", "fsdp2": "configs/strategy/fsdp2.yaml"}
-QUIET = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+QUIET = {
+    "OMP_WAIT_POLICY": "passive",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def launch(folder: Path, runs: dict[str, list[str]], torchrun: int = 0, forks: int = 0) -> None:
     """Run command lines in processes that torchrun starts, or a fork (imports once: cheap), or else Lightning."""
     folder.mkdir(parents=True, exist_ok=True)
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"] if torchrun else []
-    given = {name: [*arguments, f"--trainer.default_root_dir={folder / name}"] for name, arguments in runs.items()}
-    command = [sys.executable, *start, "tests/launched.py", str(folder), str(forks), json.dumps(given)]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LOCAL_", "WORLD_", "RANK"))}
+    start = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"]
+        if torchrun
+        else []
+    )
+    given = {
+        name: [*arguments, f"--trainer.default_root_dir={folder / name}"]
+        for name, arguments in runs.items()
+    }
+    command = [
+        sys.executable,
+        *start,
+        "tests/launched.py",
+        str(folder),
+        str(forks),
+        json.dumps(given),
+    ]
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LOCAL_", "WORLD_", "RANK"))
+    }
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(
             command,
@@ -115,7 +153,9 @@ def metrics(folder: Path, name: str) -> list[dict[str, float]]:
 def assert_same_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
     assert left.keys() == right.keys()
     for name, value in left.items():
-        torch.testing.assert_close(value, right[name], rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            value, right[name], rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def assert_same_metrics(left: list[dict[str, float]], right: list[dict[str, float]]) -> None:
@@ -153,7 +193,9 @@ GUARD = {
     "action": "rollback",
     "baseline": 1,
     "snapshot_every": 1,
-    "detectors": {"length_low": {"factor": 5.0, "window": 1}},  # always an alarm after the first rollout: it goes back
+    "detectors": {
+        "length_low": {"factor": 5.0, "window": 1}
+    },  # always an alarm after the first rollout: it goes back
 }
 SCHEDULE = {"kind": "linear", "start": 1.0, "end": 0.1, "steps": 2}
 CALLBACKS = {
@@ -177,19 +219,29 @@ def test_callbacks_and_other_subcommands_work_on_sharded_policies(tmp_path):
     looked = ["preflight", *BASE[1:], "--prompts=6"]
     launch(tmp_path, {"preflight alone": looked})
     sharded = on("fsdp2", 2)
-    launch(tmp_path, {"callbacks": [*BASE, *sharded, *watched], "preflight": [*looked, *sharded]}, forks=2)
+    launch(
+        tmp_path,
+        {"callbacks": [*BASE, *sharded, *watched], "preflight": [*looked, *sharded]},
+        forks=2,
+    )
     folder = next(tmp_path.glob("callbacks/version_*"))
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert "rollback" in [event["kind"] for event in events]
     trained = weights(tmp_path, "callbacks")
-    exported = load_pretrained(Policy(str(folder / "export" / "last"), dtype="float64")).state_dict()
+    exported = load_pretrained(
+        Policy(str(folder / "export" / "last"), dtype="float64")
+    ).state_dict()
     assert_same_weights(trained, exported)
     assert (folder / "report.html").is_file()
     assert (folder / "completions.jsonl").is_file()
     assert (folder / "completions.rank1.jsonl").is_file()
-    found, expected = (json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/version_*/preflight.json")))
+    found, expected = (
+        json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/version_*/preflight.json"))
+    )
     assert len(found["heads"]) == 2
-    for one, other in zip([found, *found.pop("heads")], [expected, *expected.pop("heads")], strict=True):
+    for one, other in zip(
+        [found, *found.pop("heads")], [expected, *expected.pop("heads")], strict=True
+    ):
         one.pop("thresholds", None), other.pop("thresholds", None)
         assert one == pytest.approx(other)
 
@@ -205,7 +257,9 @@ def test_four_processes_are_one(alone, tmp_path):
         assert [each["world_size"] for each in found] == [4] * 4
         assert_same_weights(weights(tmp_path, name), weights(alone, same))
         assert_same_metrics(metrics(tmp_path, name), metrics(alone, same))
-        whole = sum(value.numel() for key, value in weights(tmp_path, name).items() if "lm_head" not in key)
+        whole = sum(
+            value.numel() for key, value in weights(tmp_path, name).items() if "lm_head" not in key
+        )
         assert all(each["held"] <= whole / 4 + 200 for each in found)
 
 
@@ -217,7 +271,11 @@ def test_gradients_may_be_divided_between_micro_batches(tmp_path):
     runs = {
         name: [
             *BASE,
-            *on("fsdp2", 2, *(f"--trainer.strategy.init_args.{key}={value}" for key, value in settings.items())),
+            *on(
+                "fsdp2",
+                2,
+                *(f"--trainer.strategy.init_args.{key}={value}" for key, value in settings.items()),
+            ),
             *CASES["method"],
             "--trainer.limit_train_batches=1",
             "--trainer.limit_val_batches=0",
@@ -227,7 +285,9 @@ def test_gradients_may_be_divided_between_micro_batches(tmp_path):
     launch(tmp_path, runs, forks=2)
     expected = weights(tmp_path, "whole")
     start = PolicyModel(Policy("rlif-arithmetic", dtype="float64")).model.state_dict()
-    assert max(float((value - start[name]).abs().max()) for name, value in expected.items()) > 1e-3  # it has trained
+    assert (
+        max(float((value - start[name]).abs().max()) for name, value in expected.items()) > 1e-3
+    )  # it has trained
     for name in ways:
         assert_same_weights(weights(tmp_path, name), expected)
 
@@ -236,11 +296,18 @@ def test_gradients_may_be_divided_between_micro_batches(tmp_path):
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     """Sharded checkpoints from two processes to one and back, a whole one too: the uninterrupted run's parameters."""
     base = [*BASE, *CASES["method"], "--trainer.limit_val_batches=0"]
-    saving = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 4, "save_top_k": -1}}
+    saving = {
+        "class_path": "ModelCheckpoint",
+        "init_args": {"every_n_train_steps": 4, "save_top_k": -1},
+    }
     saved = [*base, f"--trainer.callbacks+={json.dumps(saving)}"]
     whole = "--trainer.strategy.init_args.save_distributed_checkpoint=false"
     two, one, both = (tmp_path / name for name in ("two", "one", "both"))
-    launch(two, {"sharded": [*saved, *on("fsdp2", 2)], "whole": [*saved, *on("fsdp2", 2, whole)]}, forks=2)
+    launch(
+        two,
+        {"sharded": [*saved, *on("fsdp2", 2)], "whole": [*saved, *on("fsdp2", 2, whole)]},
+        forks=2,
+    )
     resumed = {
         "plain": saved,
         "sharded": [*saved, *on("fsdp2", 1)],
@@ -249,7 +316,16 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     }
     launch(one, resumed)
     ways = {f"from {name}": checkpoint(one, name) for name in ("plain", "sharded")}
-    launch(both, {name: [*base, *on("fsdp2", 2), f"--ckpt_path={path}"] for name, path in ways.items()}, forks=2)
-    for folder, name in ((one, "from two"), (one, "from whole"), (both, "from plain"), (both, "from sharded")):
+    launch(
+        both,
+        {name: [*base, *on("fsdp2", 2), f"--ckpt_path={path}"] for name, path in ways.items()},
+        forks=2,
+    )
+    for folder, name in (
+        (one, "from two"),
+        (one, "from whole"),
+        (both, "from plain"),
+        (both, "from sharded"),
+    ):
         assert figures(folder, name)[0]["rollouts"] == 2
         assert_same_weights(weights(folder, name), weights(one, "plain"))

@@ -32,7 +32,9 @@ class StopsAt(Callback):
     def __init__(self, rollout: int):
         self.rollout = rollout
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if int(pl_module.num_rollouts) == self.rollout:
             trainer.should_stop = True
 
@@ -65,12 +67,18 @@ EARLY = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # EarlyStopping is taken out at the end
+@pytest.mark.filterwarnings(
+    "ignore:Be aware that when using `ckpt_path`"
+)  # EarlyStopping is taken out at the end
 @pytest.mark.parametrize(
     ("reason", "arguments", "told"),
     [
         ("early_stop", EARLY, "take EarlyStopping out, or name a checkpoint"),
-        ("stopped", [adding("test_endings.StopsAt", rollout=1)], "nothing is trained; name a checkpoint"),
+        (
+            "stopped",
+            [adding("test_endings.StopsAt", rollout=1)],
+            "nothing is trained; name a checkpoint",
+        ),
         ("max_steps", ["--trainer.max_steps=4"], "nothing is trained; raise trainer.max_steps"),
     ],
 )
@@ -79,13 +87,21 @@ def test_a_run_that_is_over_stays_over_and_says_why(tmp_path, caplog, reason, ar
     rollouts = int(run.model.num_rollouts)
     assert rollouts == {"early_stop": 2}.get(reason, 1)
     caplog.clear()
-    again = fit(tmp_path, *LONG, saving(every=1), adding("RunReport"), *arguments, "--ckpt_path=auto")
+    again = fit(
+        tmp_path, *LONG, saving(every=1), adding("RunReport"), *arguments, "--ckpt_path=auto"
+    )
     assert int(again.model.num_rollouts) == rollouts
     assert_same(parameters(run), parameters(again))
     assert "this run is over" in caplog.text
     assert told in caplog.text
-    assert [ends(tmp_path / name) for name in ("version_0", "version_1")] == [[(reason, 0)], [(reason, 0)]]
-    assert f"<b>Ended: {reason}</b> (exit code 0)" in (tmp_path / "version_0" / "report.html").read_text()
+    assert [ends(tmp_path / name) for name in ("version_0", "version_1")] == [
+        [(reason, 0)],
+        [(reason, 0)],
+    ]
+    assert (
+        f"<b>Ended: {reason}</b> (exit code 0)"
+        in (tmp_path / "version_0" / "report.html").read_text()
+    )
     found = read_status(tmp_path)
     assert found.end.startswith(f"{reason} (exit code 0) after rollout {rollouts}:")
     assert found.repeated.startswith("trains nothing and ends with exit code 0")
@@ -107,9 +123,20 @@ def test_a_kill_in_the_final_export_costs_nothing(tmp_path):
         *EARLY, *LONG, saving(every=1), adding("test_endings.KilledAtTheEnd", while_there=str(mark)),
         adding("HFExporter"),
     ]  # fmt: skip
-    command = [sys.executable, "-m", "rlif_lightning", "fit", *BASE, f"--trainer.default_root_dir={tmp_path / 'lives'}"]
-    env = environment() | {"OMP_NUM_THREADS": "1"}  # as here: other numbers of threads round differently
-    killed = subprocess.run([*command, *arguments], cwd=ROOT, env=env, capture_output=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "rlif_lightning",
+        "fit",
+        *BASE,
+        f"--trainer.default_root_dir={tmp_path / 'lives'}",
+    ]
+    env = environment() | {
+        "OMP_NUM_THREADS": "1"
+    }  # as here: other numbers of threads round differently
+    killed = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=env, capture_output=True, check=False
+    )
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "lives" / "version_0" / "export").exists()
     found = read_status(tmp_path / "lives")
@@ -134,7 +161,11 @@ def test_a_kill_in_the_final_export_costs_nothing(tmp_path):
         (NonFiniteGradient("the gradient of rollout 2"), "non_finite_gradient", 1),
         (torch.OutOfMemoryError("CUDA out of memory"), "memory", 1),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory", 1),
-        (RuntimeError("out of memory in a micro-batch of 4 tokens on one of several ranks"), "memory", 1),
+        (
+            RuntimeError("out of memory in a micro-batch of 4 tokens on one of several ranks"),
+            "memory",
+            1,
+        ),
         (MemoryError(), "memory", 1),
         (OSError("No space left on device"), "error", 1),
         (ValueError("a bug below"), "error", 1),
@@ -149,7 +180,8 @@ def test_every_exception_is_an_ending(error, reason, code):
 def test_the_causes_of_an_error_count(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     lost = RuntimeError(
-        "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2. Maybe a remote worker"
+        "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2. Maybe a"
+        " remote worker"
     )
     wrapped = RuntimeError("reward 'judge' raised")
     wrapped.__cause__ = lost
@@ -188,7 +220,9 @@ def life(folder: Path, reason: str | None, code: int, rollout: int | None) -> No
         ("finished", 0, 3, "finished (exit code 0)", "raise trainer.max_epochs"),
     ],
 )
-def test_status_says_what_a_repeated_command_would_do(tmp_path, capsys, reason, code, rollout, end, repeated):
+def test_status_says_what_a_repeated_command_would_do(
+    tmp_path, capsys, reason, code, rollout, end, repeated
+):
     life(tmp_path / "version_0", "signal", 75, 1)
     life(tmp_path / "version_1", reason, code, rollout)
     if rollout is None:
@@ -205,11 +239,14 @@ def test_status_imports_nothing_heavy_and_refuses_what_is_no_run(tmp_path):
     life(tmp_path / "version_0", "finished", 0, 3)
     (tmp_path / "empty").mkdir()
     code = (
-        "import sys; sys.argv = ['rlif', 'status', sys.argv[1]]; from rlif_lightning.__main__ import command\n"
+        "import sys; sys.argv = ['rlif', 'status', sys.argv[1]]; from rlif_lightning.__main__"
+        " import command\n"
         "try: command()\n"
         "finally: assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"
     )
     for folder, expected in ((tmp_path, 0), (tmp_path / "empty", 2), (tmp_path / "nowhere", 2)):
-        done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True
+        )
         assert done.returncode == expected, done.stderr
         assert ("ended:       finished" in done.stdout) == (expected == 0)

@@ -52,14 +52,21 @@ def test_attacks(level, name, home, monkeypatch):
     assert time.monotonic() - started < 10
 
 
-# Each would make a judge in the same interpreter, or one that trusts objects or lines of text, believe that all is well.
+# Each would make a judge in the same interpreter, or one that trusts objects or lines of text,
+# believe that all is well.
 CHEATS = {
-    "always equal": "class E:\n    def __eq__(s, o): return True\n    def __ne__(s, o): return False\n"
-    "    def __lt__(s, o): return True\n    def __abs__(s): return 0\n    def __sub__(s, o): return 0\n"
+    "always equal": "class E:\n    def __eq__(s, o): return True\n    def __ne__(s, o): return"
+    " False\n"
+    "    def __lt__(s, o): return True\n    def __abs__(s): return 0\n    def __sub__(s, o):"
+    " return 0\n"
     "def f(x): return E()",
-    "an int that is always equal": "class E(int):\n    def __eq__(s, o): return True\n    __hash__ = int.__hash__\n"
+    "an int that is always equal": "class E(int):\n    def __eq__(s, o): return True\n    __hash__"
+    " ="
+    " int.__hash__\n"
     "def f(x): return E()",
-    "a str that claims to be a list": "class E(str):\n    __class__ = list\n    def __eq__(s, o): return True\n"
+    "a str that claims to be a list": "class E(str):\n    __class__ = list\n    def __eq__(s, o):"
+    " return"
+    " True\n"
     "    __hash__ = str.__hash__\ndef f(x): return E()",
     "exit before the tests": "import os\nos._exit(0)",
     "exit in the tests": "import os\ndef f(x): os._exit(0)",
@@ -67,47 +74,100 @@ CHEATS = {
     "sys.exit in the tests": "import sys\ndef f(x): sys.exit(0)",
     "StopIteration ends all()": "def f(x): raise StopIteration",
     "GeneratorExit": "def f(x): raise GeneratorExit",
-    "a fake verdict on every pipe": "import os\ndef say():\n    for fd in range(64):\n        try: os.write(fd, "
-    'b\'{"passed": [true, true, true], "ended": "", "nonce": null, "number": 1, "value": true}\\n\')\n'
+    "a fake verdict on every pipe": "import os\ndef say():\n    for fd in range(64):\n        try:"
+    " os.write(fd,"
+    " "
+    'b\'{"passed": [true, true, true], "ended": "", "nonce": null, "number": 1, "value":'
+    " true}\\n')\n"
     "        except OSError: pass\nsay()\ndef f(x): say(); return None",
-    "a printed verdict": "print('passed'); print('{\"passed\": [true, true, true]}')\ndef f(x): print('ok')",
-    "the judge's builtins": "import builtins, json, sys\nbuiltins.AssertionError = type('A', (Exception,), {})\n"
+    "a printed verdict": "print('passed'); print('{\"passed\": [true, true, true]}')\ndef f(x):"
+    " print('ok')",
+    "the judge's builtins": "import builtins, json, sys\nbuiltins.AssertionError = type('A',"
+    " (Exception,),"
+    " {})\n"
     "builtins.all = builtins.any = builtins.len = builtins.isinstance = lambda *a: True\n"
-    'json.dumps = lambda *a, **k: \'{"passed": [true, true, true], "ended": ""}\'\ndef f(x): return None',
-    "the judge's module": "import sys\nfor m in list(sys.modules.values()):\n    for n in ('run_tests', '_passes', 'decode'):\n"
-    "        if hasattr(m, n): setattr(m, n, lambda *a, **k: {'passed': [True] * 3, 'ended': ''})\ndef f(x): return None",
-    "a trace of the judge": "import sys\ndef t(frame, event, arg):\n    frame.f_trace_opcodes = True\n    return t\n"
+    'json.dumps = lambda *a, **k: \'{"passed": [true, true, true], "ended": ""}\'\ndef f(x):'
+    " return None",
+    "the judge's module": "import sys\nfor m in list(sys.modules.values()):\n    for n in"
+    " ('run_tests',"
+    " '_passes',"
+    " 'decode'):\n"
+    "        if hasattr(m, n): setattr(m, n, lambda *a, **k: {'passed': [True] * 3, 'ended':"
+    " ''})\ndef f(x): return None",
+    "a trace of the judge": "import sys\ndef t(frame, event, arg):\n    frame.f_trace_opcodes ="
+    " True\n"
+    " "
+    " "
+    " "
+    " return"
+    " t\n"
     "sys.settrace(t)\nsys.setprofile(lambda *a: None)\ndef f(x): return None",
-    "frames of the judge": "import sys, gc\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n"
-    "        for v in frame.f_locals.values():\n            if isinstance(v, dict) and 'expected' in v: return v['expected']\n"
-    "        frame = frame.f_back\n    return [o for o in gc.get_objects() if isinstance(o, dict) and 'nonce' in o]",
-    "a pickle": "class P:\n    def __reduce__(self): return (print, ('x',))\nimport pickle\ndef f(x): return P()",
+    "frames of the judge": "import sys, gc\ndef f(x):\n    frame = sys._getframe()\n    while"
+    " frame:\n"
+    "        for v in frame.f_locals.values():\n            if isinstance(v, dict) and 'expected'"
+    " in v: return v['expected']\n"
+    "        frame = frame.f_back\n    return [o for o in gc.get_objects() if isinstance(o, dict)"
+    " and 'nonce' in o]",
+    "a pickle": "class P:\n    def __reduce__(self): return (print, ('x',))\nimport pickle\ndef"
+    " f(x):"
+    " return P()",
     "pickled bytes": "import pickle\ndef f(x): return pickle.dumps(print)",
-    "__del__ and atexit": "import atexit, os\natexit.register(lambda: os.write(1, b'{\"passed\": [true, true, true]}'))\n"
+    "__del__ and atexit": 'import atexit, os\natexit.register(lambda: os.write(1, b\'{"passed":'
+    " [true,"
+    " true,"
+    " true]}'))\n"
     "class D:\n    def __del__(self): os._exit(0)\nd = D()\ndef f(x): global d; d = None",
-    "deaf to signals": "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, lambda *a: None)\n    except Exception: pass\n"
-    "def f(x):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass",
-    "deaf while loading": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
-    "many threads": "import threading, time\nfor i in range(2000): threading.Thread(target=time.sleep, args=(9,)).start()",
+    "deaf to signals": "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, lambda *a:"
+    " None)\n"
+    " "
+    " "
+    " "
+    " except Exception: pass\n"
+    "def f(x):\n    while True:\n        try:\n            while True: pass\n        except"
+    " BaseException: pass",
+    "deaf while loading": "while True:\n    try:\n        while True: pass\n    except"
+    " BaseException:"
+    " pass",
+    "many threads": "import threading, time\nfor i in range(2000):"
+    " threading.Thread(target=time.sleep,"
+    " args=(9,)).start()",
     "deep recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)",
     "a deep value": "def f(x):\n    for i in range(10**5): x = [x]\n    return x",
     "a huge value": "def f(x): return [0] * 10**7",
     "an endless iterator": "import itertools\ndef f(x): return itertools.count()",
-    "answers ahead of time": "import json, os\nfor n in range(1, 9):\n    for fd in range(3, 9):\n        try: os.write(fd, json.dumps("
-    "{'number': n, 'value': True}).encode() + b'\\n')\n        except OSError: pass\ndef f(x): return True",
+    "answers ahead of time": "import json, os\nfor n in range(1, 9):\n    for fd in range(3, 9):\n "
+    " "
+    " "
+    " "
+    " "
+    " "
+    " "
+    " try:"
+    " os.write(fd, json.dumps("
+    "{'number': n, 'value': True}).encode() + b'\\n')\n        except OSError: pass\ndef f(x):"
+    " return True",
     "colliding hashes": "def f(x): return {k * (2**61 - 1) for k in range(1, 5000)}",
     "equal to nothing": "def f(x): return float('nan')",
     "a closed channel": "import os\nos.closerange(0, 64)\ndef f(x): return x",
-    "garbage on the channel": "import os\nfor fd in range(3, 9):\n    try: os.write(fd, b'\\xff' * 1000 + b'\\n')\n    except OSError: pass\n"
+    "garbage on the channel": "import os\nfor fd in range(3, 9):\n    try: os.write(fd, b'\\xff' *"
+    " 1000"
+    " +"
+    " b'\\n')\n"
+    " "
+    " "
+    " "
+    " except OSError: pass\n"
     "def f(x): return x + 1",
 }
 TESTS = ("assert f(1) == 2", "assert abs(f(2) - 3) < 1e-6", "assert all(map(f, [3])) and f(3) == 4")
 HONEST = "def f(x): return x + 1"
 
 
-# What keeps a score safe is that judge and candidate are two processes, at every level alike: so those between the
-# weakest and the strongest are left to the full run.
-CHEATED = [pytest.param(name, marks=pytest.mark.slow if name in LEVELS[1:-1] else ()) for name in LEVELS]
+# What keeps a score safe is that judge and candidate are two processes, at every level alike: so
+# those between the weakest and the strongest are left to the full run.
+CHEATED = [
+    pytest.param(name, marks=pytest.mark.slow if name in LEVELS[1:-1] else ()) for name in LEVELS
+]
 
 
 @pytest.mark.parametrize("level", CHEATED, indirect=True)
@@ -115,7 +175,9 @@ CHEATED = [pytest.param(name, marks=pytest.mark.slow if name in LEVELS[1:-1] els
 def test_cheats_score_nothing(level, name):
     sandbox = Sandbox(level, "rlimits", wall_seconds=1, call_seconds=0.5, memory_mb=256)
     started = time.monotonic()
-    verdict, honest = sandbox.verdicts([Trial(code, "", TESTS, ("f",)) for code in (CHEATS[name], HONEST)])
+    verdict, honest = sandbox.verdicts(
+        [Trial(code, "", TESTS, ("f",)) for code in (CHEATS[name], HONEST)]
+    )
     assert verdict.passed == (False, False, False)
     assert honest.passed == (True, True, True)
     assert time.monotonic() - started < 6
@@ -125,7 +187,11 @@ def test_an_exception_never_ends_a_test_early(level):
     """In one interpreter, all() takes a StopIteration for the end of its items, and an exit of a test looks like success."""
     sandbox = Sandbox(level, "rlimits")
     stop = "def f(x):\n    if x: raise StopIteration\n    raise KeyError"
-    tests = ("assert all(map(f, [1]))", "raise SystemExit(0)", "try:\n    f(0)\nexcept KeyError:\n    pass")
+    tests = (
+        "assert all(map(f, [1]))",
+        "raise SystemExit(0)",
+        "try:\n    f(0)\nexcept KeyError:\n    pass",
+    )
     [verdict] = sandbox.verdicts([Trial(stop, "", tests, ("f",))])
     assert verdict.passed == (False, False, True)
 
@@ -134,7 +200,9 @@ def test_the_table_in_the_docs_is_the_tested_one():
     text = (ROOT / "docs" / "code-rewards.md").read_text()
     rows = re.findall(r"^\| ([^|]+?) \| (.+) \|$", text, re.MULTILINE)
     printed = {name: cells.split(" | ") for name, cells in rows if name in ATTACKS}
-    expected = {name: ["stops" if promised(level, name) else "-" for level in LEVELS] for name in ATTACKS}
+    expected = {
+        name: ["stops" if promised(level, name) else "-" for level in LEVELS] for name in ATTACKS
+    }
     assert printed == expected
 
 
@@ -142,7 +210,9 @@ def test_the_table_of_escapes_in_the_docs_is_the_tested_one():
     text = (ROOT / "docs" / "code-rewards.md").read_text()
     printed = re.findall(r"^\| `(\w+)` \| (\d+) of (\d+) \| (\d+) of (\d+) \|", text, re.MULTILINE)
     total = len(escapes.ALL)
-    stopped = {level: sum(escapes.promised(level, name) for name in escapes.ALL) for level in LEVELS}
+    stopped = {
+        level: sum(escapes.promised(level, name) for name in escapes.ALL) for level in LEVELS
+    }
     assert printed == [(level, *[str(n) for n in (stopped[level], total) * 2]) for level in LEVELS]
 
 
@@ -168,7 +238,14 @@ def as_nobody():
     environment = {"HOME": str(own), "PYTHONPATH": str(folder), "PATH": os.environ["PATH"]}
 
     def run(file: str, level: str) -> str:
-        return finished([python, str(folder / file), level], own, environment, user=65534, group=65534, extra_groups=[])
+        return finished(
+            [python, str(folder / file), level],
+            own,
+            environment,
+            user=65534,
+            group=65534,
+            extra_groups=[],
+        )
 
     yield run
     shutil.rmtree(folder)
@@ -176,14 +253,18 @@ def as_nobody():
 
 def finished(command: list[str], folder: Path, environment: dict[str, str], **user: Any) -> str:
     """What a program prints that must end well: it is the parent of the sandboxed processes, in our stead."""
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False, **user)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=environment, check=False, **user
+    )
     assert done.returncode == 0, (done.returncode, done.stderr)
     return done.stdout
 
 
 def test_an_ordinary_user_is_as_safe(level, as_nobody):
     through = set(as_nobody("attacks.py", level).splitlines())
-    assert through == {name for name in ATTACKS if not promised(level, name) and ATTACKS[name].harmless}
+    assert through == {
+        name for name in ATTACKS if not promised(level, name) and ATTACKS[name].harmless
+    }
 
 
 def check_escapes(level: str, printed: str) -> None:
@@ -199,13 +280,20 @@ def check_escapes(level: str, printed: str) -> None:
         assert found["changed"] == found["killed"] == []
 
 
-X86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of calls are those of x86-64")
+X86_64 = pytest.mark.skipif(
+    os.uname().machine != "x86_64", reason="the numbers of calls are those of x86-64"
+)
 
 
 @X86_64
 def test_escapes(level, tmp_path):
     check_escapes(
-        level, finished([sys.executable, escapes.__file__, level], tmp_path, {**os.environ, "PYTHONPATH": str(ROOT)})
+        level,
+        finished(
+            [sys.executable, escapes.__file__, level],
+            tmp_path,
+            {**os.environ, "PYTHONPATH": str(ROOT)},
+        ),
     )
 
 
@@ -213,10 +301,15 @@ def test_escapes(level, tmp_path):
 def test_escapes_where_the_session_leader_is_outside(tmp_path):
     """As in a container: the kernel answers 0 for a session or process group of another pid namespace."""
     namespace = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
-    if not shutil.which("unshare") or subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("this machine gives no pid namespaces")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    printed = finished([*namespace, sys.executable, escapes.__file__, "rlimits"], tmp_path, environment)
+    printed = finished(
+        [*namespace, sys.executable, escapes.__file__, "rlimits"], tmp_path, environment
+    )
     check_escapes("rlimits", printed)
 
 

@@ -20,7 +20,9 @@ def figures(evaluator: Evaluator, labelled: bool) -> dict[str, float]:
     return {name: figure.value for name, figure in evaluator.compute(labelled).figures().items()}
 
 
-def rollout(texts: list[str], group_size: int, gold: Sequence[str | int] = (), **columns: list) -> Rollout:
+def rollout(
+    texts: list[str], group_size: int, gold: Sequence[str | int] = (), **columns: list
+) -> Rollout:
     """A hand-made rollout whose problems have gold answers (and other columns)."""
     made = handmade(texts, group_size)
     return replace(made, prompts=replace(made.prompts, columns={"answer": list(gold), **columns}))
@@ -75,39 +77,57 @@ def test_a_problem_without_any_answer_is_wrong_and_agrees_on_nothing():
 def test_extractors_of_completions_and_gold():
     settings = Evaluation(1, None, False, AnswerExtractor("boxed"), AnswerExtractor("hash"))
     evaluator = Evaluator(settings)
-    evaluator.update(rollout([r"\boxed{4} or 5", "4"], 1, ["2+2=4\n#### 4", "#### 4"]), "answer", None)
+    evaluator.update(
+        rollout([r"\boxed{4} or 5", "4"], 1, ["2+2=4\n#### 4", "#### 4"]), "answer", None
+    )
     assert figures(evaluator, labelled=True)["accuracy"] == 0.5
     evaluator.update(rollout(["4"], 1, ["4"]), "answer", None)
-    assert figures(evaluator, labelled=True)["accuracy"] == 0.0  # setup counts gold answers that cannot be read
+    assert (
+        figures(evaluator, labelled=True)["accuracy"] == 0.0
+    )  # setup counts gold answers that cannot be read
 
 
 def test_a_list_is_a_set_of_acceptable_answers_and_nested_columns_have_dotted_names():
     evaluator = Evaluator(Evaluation(2, greedy=False, subset_column="info.level"))
     info = [{"gold": ["7", "1/2"], "level": 1}, {"gold": 3.0, "level": 2}]
-    records = evaluator.update(rollout(["0.5", "8", "3", "3"], 2, [0, 0], info=info), "info.gold", None)
+    records = evaluator.update(
+        rollout(["0.5", "8", "3", "3"], 2, [0, 0], info=info), "info.gold", None
+    )
     assert [record["correct"] for record in records] == [True, False, True, True]
     report = evaluator.compute(labelled=True)
-    assert {label: part.figures()["accuracy"].value for label, part in report.subsets.items()} == {"1": 0.5, "2": 1.0}
+    assert {label: part.figures()["accuracy"].value for label, part in report.subsets.items()} == {
+        "1": 0.5,
+        "2": 1.0,
+    }
 
 
 def test_a_gold_value_that_is_no_answer_is_never_a_text():
     for value in (None, {"a": 1}, True, float("nan"), []):
         with pytest.raises(ValueError, match="is "):
-            Evaluator(Evaluation(1, greedy=False)).update(rollout(["1"], 1, [value]), "answer", None)
+            Evaluator(Evaluation(1, greedy=False)).update(
+                rollout(["1"], 1, [value]), "answer", None
+            )
 
 
 def test_pass_at_further_k_is_unbiased():
     evaluator = Evaluator(Evaluation(samples=4, pass_at=[2], greedy=False))
     evaluator.update(rollout(TEXTS, 4, ["3", "8"]), "answer", None)
     found = figures(evaluator, labelled=True)
-    assert found["pass@2"] == pytest.approx(((1 - 1 / 6) + (1 - 3 / 6)) / 2)  # 2 and 1 of 4 right: 1 - C(4-c,2)/C(4,2)
+    assert found["pass@2"] == pytest.approx(
+        ((1 - 1 / 6) + (1 - 3 / 6)) / 2
+    )  # 2 and 1 of 4 right: 1 - C(4-c,2)/C(4,2)
 
 
 def test_subsets_have_figures_of_their_own():
     evaluator = Evaluator(Evaluation(samples=2, greedy=False, subset_column="level"))
-    evaluator.update(rollout(["1", "2", "3", "3", "5", "5"], 2, ["1", "3", "4"], level=[1, 2, 1]), "answer", None)
+    evaluator.update(
+        rollout(["1", "2", "3", "3", "5", "5"], 2, ["1", "3", "4"], level=[1, 2, 1]), "answer", None
+    )
     report = evaluator.compute(labelled=True)
-    assert {label: subset.num_problems for label, subset in report.subsets.items()} == {"1": 2, "2": 1}
+    assert {label: subset.num_problems for label, subset in report.subsets.items()} == {
+        "1": 2,
+        "2": 1,
+    }
     assert report.subsets["1"].figures()["accuracy"].value == pytest.approx(0.25)
     assert report.subsets["2"].figures()["accuracy"].value == 1.0
     assert report.figures()["accuracy"].value == pytest.approx(0.5)
@@ -117,7 +137,9 @@ def test_records_carry_answers_verdicts_and_subset():
     evaluator = Evaluator(Evaluation(samples=2, subset_column="level"))
     batch = rollout(["#### 1", "no"], 2, ["1"], level=["hard"])
     records = evaluator.update(batch, "answer", rollout(["2"], 1, ["1"], level=["hard"]))
-    kept = [(r["kind"], r["completion_number"], r["answer"], r["correct"], r["subset"]) for r in records]
+    kept = [
+        (r["kind"], r["completion_number"], r["answer"], r["correct"], r["subset"]) for r in records
+    ]
     assert kept == [
         ("sample", 0, "1", True, "hard"),
         ("sample", 1, None, False, "hard"),
@@ -128,7 +150,12 @@ def test_records_carry_answers_verdicts_and_subset():
 
 def test_another_checker_judges_clusters_and_votes():
     evaluator = Evaluator(Evaluation(samples=4, greedy=False, checker=LiteralChecker()))
-    texts = ["[ANSWER]{2, 1}[/ANSWER]", "[ANSWER]{1, 2}[/ANSWER]", "[ANSWER]'a'[/ANSWER]", "[ANSWER]open("]
+    texts = [
+        "[ANSWER]{2, 1}[/ANSWER]",
+        "[ANSWER]{1, 2}[/ANSWER]",
+        "[ANSWER]'a'[/ANSWER]",
+        "[ANSWER]open(",
+    ]
     evaluator.update(rollout(texts, 4, ["{1, 2}"]), "answer", None)
     found = figures(evaluator, labelled=True)
     assert (found["accuracy"], found["maj@4"], found["parseable"]) == (0.5, 1.0, 0.75)
@@ -138,7 +165,9 @@ def test_another_checker_judges_clusters_and_votes():
 def test_the_vote_is_the_largest_cluster_s_and_ties_go_to_the_first():
     evaluator = Evaluator(Evaluation(samples=4, greedy=False))
     evaluator.update(rollout(["2", "2", "1/2", "0.5"], 4, ["1/2"]), "answer", None)
-    assert figures(evaluator, labelled=True)["maj@4"] == 0.0  # two each; "2" is the most frequent string
+    assert (
+        figures(evaluator, labelled=True)["maj@4"] == 0.0
+    )  # two each; "2" is the most frequent string
 
 
 @pytest.mark.parametrize(
@@ -150,7 +179,10 @@ def test_the_vote_is_the_largest_cluster_s_and_ties_go_to_the_first():
         ({"confidence": 95}, "0 < confidence < 1"),
         ({"resamples": 10}, "resamples >= 100"),
         ({"bootstrap_seed": -1}, "seed >= 0"),
-        ({"checker": LiteralChecker(), "extractor": AnswerExtractor("boxed")}, "has its own extractors"),
+        (
+            {"checker": LiteralChecker(), "extractor": AnswerExtractor("boxed")},
+            "has its own extractors",
+        ),
     ],
 )
 def test_settings_are_checked(settings, message):

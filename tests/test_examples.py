@@ -38,7 +38,9 @@ def test_my_reward_trains(tmp_path):
     command = (ROOT / "examples" / "my_reward.py").read_text()
     rewards = re.search(r"--model\.rewards '(.*?)'", command)[1]
     folder = f"--trainer.default_root_dir={tmp_path}"
-    run = cli.main(["fit", *SMALL, folder, "--trainer.limit_train_batches=2", f"--model.rewards={rewards}"])
+    run = cli.main(
+        ["fit", *SMALL, folder, "--trainer.limit_train_batches=2", f"--model.rewards={rewards}"]
+    )
     metrics = run.trainer.callback_metrics
     assert run.trainer.global_step == 8
     assert 0 < float(metrics["reward/steps/mean"]) <= 1
@@ -59,8 +61,15 @@ def test_my_reward_scores_equations():
 
 def callback(folder: Path, limit: float):
     # Groups of two agree often enough from the start.
-    arguments = [f"--trainer.default_root_dir={folder}", "--trainer.limit_train_batches=4", "--data.group_size=2"]
-    arguments += ["--trainer.callbacks+=examples.my_callback.UnanimityStop", f"--trainer.callbacks.limit={limit}"]
+    arguments = [
+        f"--trainer.default_root_dir={folder}",
+        "--trainer.limit_train_batches=4",
+        "--data.group_size=2",
+    ]
+    arguments += [
+        "--trainer.callbacks+=examples.my_callback.UnanimityStop",
+        f"--trainer.callbacks.limit={limit}",
+    ]
     return cli.main(["fit", *SMALL, *arguments, "--trainer.callbacks.patience=1"])
 
 
@@ -81,10 +90,13 @@ def test_my_callback_stops_a_run(tmp_path):
 def test_grpo_in_one_file_improves():
     command = [sys.executable, "examples/grpo_in_one_file.py", "--steps", "12"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
     lines = re.findall(r"step +(\d+) +mean reward ([\d.]+) +accuracy ([\d.]+)", done.stdout)
     assert [int(step) for step, _, _ in lines] == list(range(12))
     rewards, accuracies = ([float(line[k]) for line in lines] for k in (1, 2))
-    # The first three steps against the last three, each over 384 completions: measured 0.57 and 0.84.
+    # The first three steps against the last three, each over 384 completions: measured 0.57 and
+    # 0.84.
     assert sum(accuracies[-3:]) / 3 > sum(accuracies[:3]) / 3 + 0.1
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1

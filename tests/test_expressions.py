@@ -90,7 +90,9 @@ def test_letters(text, names):
 
 TERMS = st.recursive(
     st.integers(0, 30).map(str) | st.sampled_from(["x", "y"]),
-    lambda inner: st.tuples(inner, st.sampled_from("+-*"), inner).map(lambda t: f"({t[0]}{t[1]}{t[2]})"),
+    lambda inner: st.tuples(inner, st.sampled_from("+-*"), inner).map(
+        lambda t: f"({t[0]}{t[1]}{t[2]})"
+    ),
     max_leaves=8,
 )
 

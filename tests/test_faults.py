@@ -52,7 +52,9 @@ class KilledWhileWriting(Callback):
     def __init__(self, rank: int):
         self.rank = rank
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         if int(pl_module.num_rollouts) == 1 and trainer.global_rank == self.rank:
             folder = Path(trainer.default_root_dir)
             threading.Thread(target=self._watch, args=(folder,), daemon=True).start()
@@ -69,7 +71,10 @@ class KilledWhileWriting(Callback):
 def test_a_head_that_raises_on_one_of_two_ranks_ends_both(tmp_path, rank):
     broken = tmp_path / "broken"
     broken.touch()
-    head = {"class_path": "test_faults.BrokenOn", "init_args": {"rank": rank, "while_there": str(broken)}}
+    head = {
+        "class_path": "test_faults.BrokenOn",
+        "init_args": {"rank": rank, "while_there": str(broken)},
+    }
     rewards = {"vote": {"head": "ClusterVote"}, "judge": {"head": head}}
     arguments = [EVERY, f"--model.rewards={json.dumps(rewards)}"]
     failed = two_ranks(tmp_path / "lives", *arguments)
@@ -86,17 +91,22 @@ def test_a_head_that_raises_on_one_of_two_ranks_ends_both(tmp_path, rank):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_killed_while_shards_are_written_costs_nothing_that_was_saved(tmp_path, rank):
     kill = {"class_path": "test_faults.KilledWhileWriting", "init_args": {"rank": rank}}
-    killed = two_ranks(tmp_path / "lives", *FSDP2, EVERY, f"--trainer.callbacks+={json.dumps(kill)}")
+    killed = two_ranks(
+        tmp_path / "lives", *FSDP2, EVERY, f"--trainer.callbacks+={json.dumps(kill)}"
+    )
     assert killed.returncode not in (0, 75)
     resumed = two_ranks(tmp_path / "lives", *FSDP2, EVERY, "--ckpt_path=auto")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert two_ranks(tmp_path / "whole", *FSDP2, EVERY).returncode == 0
     assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []
     left = [path.name for path in (tmp_path / "lives").rglob("checkpoints/*")]
-    assert not [name for name in left if "rollout=000002" in name], left  # neither the half one nor an old one
+    assert not [name for name in left if "rollout=000002" in name], (
+        left
+    )  # neither the half one nor an old one
 
 
-# What runs on the small disk: until it is full, what lies there then, and on a larger one to the end.
+# What runs on the small disk: until it is full, what lies there then, and on a larger one to the
+# end.
 SMALL_DISK = """
 mount -t tmpfs -o size={size} none {disk} || exit 99
 {fit} --ckpt_path=auto > {out}/first.log 2>&1; echo $? > {out}/first
@@ -107,7 +117,9 @@ cp -r {disk}/. {out}/lives
 """
 CAN_MOUNT = (
     shutil.which("unshare")
-    and not subprocess.run(["unshare", "-Urm", "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True).returncode
+    and not subprocess.run(
+        ["unshare", "-Urm", "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True
+    ).returncode
 )
 
 
@@ -124,12 +136,19 @@ def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path, processes, s
     command = " ".join(f"'{word}'" for word in [sys.executable, "-m", "rlif_lightning", *arguments])
     script = SMALL_DISK.format(size=size, disk=disk, out=out, fit=command)
     one_thread = environment() | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(["unshare", "-Urm", "sh", "-c", script], cwd=ROOT, env=one_thread, timeout=400, check=True)
+    subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script], cwd=ROOT, env=one_thread, timeout=400, check=True
+    )
     assert (out / "first").read_text() != "0\n"
     assert "rollout=000003.ckpt could not be written" in (out / "first.log").read_text()
-    assert sorted((out / "left").read_text().split()) == ["rollout=000001.ckpt", "rollout=000002.ckpt"]
+    assert sorted((out / "left").read_text().split()) == [
+        "rollout=000001.ckpt",
+        "rollout=000002.ckpt",
+    ]
     assert (out / "second").read_text() == "0\n", (out / "second.log").read_text()[-2000:]
-    done = two_ranks(tmp_path / "whole", *FSDP2) if processes == 2 else fit(tmp_path / "whole", *LONG)
+    done = (
+        two_ranks(tmp_path / "whole", *FSDP2) if processes == 2 else fit(tmp_path / "whole", *LONG)
+    )
     assert done
     assert differences(rows(tmp_path / "whole"), rows(out / "lives")) == []
 
@@ -138,11 +157,15 @@ def test_an_answer_that_hangs_the_symbolic_checker_is_an_answer_that_is_wrong(tm
     """Every second gold answer would take for ever to evaluate; the run is the one with a plain wrong answer there."""
     for name, hostile in (("hostile", "9^{9^{9^{9}}}"), ("plain", "x+3")):
         problems = [
-            {"question": f"{n}+{n + 1}+1=", "answer": hostile if n % 2 else str(2 * n + 2)} for n in range(2, 18)
+            {"question": f"{n}+{n + 1}+1=", "answer": hostile if n % 2 else str(2 * n + 2)}
+            for n in range(2, 18)
         ]
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
-        source = {"class_path": "LocalFiles", "init_args": {"train": str(path), "validation": str(path)}}
+        source = {
+            "class_path": "LocalFiles",
+            "init_args": {"train": str(path), "validation": str(path)},
+        }
         gold = '--model.rewards={"gold": {"head": "GoldAnswer"}}'
         fit(tmp_path / name, f"--data.source={json.dumps(source)}", gold)
     assert metrics(tmp_path / "hostile") == metrics(tmp_path / "plain")

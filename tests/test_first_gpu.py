@@ -13,7 +13,9 @@ ROOT = Path(__file__).parent.parent
 def script(*arguments: str, out: Path) -> str:
     command = [sys.executable, "scripts/first_gpu", *arguments, "--out", str(out)]
     without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env=without_gpu).stdout
+    return subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, env=without_gpu
+    ).stdout
 
 
 def test_the_shell_script_runs_every_section(monkeypatch):
@@ -29,4 +31,7 @@ def test_a_section_that_fails_leaves_its_error_on_the_page(tmp_path):
     page = script("machine", "decode-tiny28", "page", out=tmp_path)
     assert "torch" in json.loads((tmp_path / "machine.json").read_text())
     assert "native: error" in page
-    assert json.loads((tmp_path / "first_gpu.json").read_text()).keys() == {"machine", "decode-tiny28"}
+    assert json.loads((tmp_path / "first_gpu.json").read_text()).keys() == {
+        "machine",
+        "decode-tiny28",
+    }

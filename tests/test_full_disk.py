@@ -53,12 +53,17 @@ class NoRoom(Callback):
 
 def full_at_the_end(size: int, *after: str) -> list[str]:
     full = {"class_path": "test_full_disk.FullAtTheEnd", "init_args": {"size": size}}
-    return [f"--trainer.callbacks+={json.dumps(full)}", *(f"--trainer.callbacks+={name}" for name in after)]
+    return [
+        f"--trainer.callbacks+={json.dumps(full)}",
+        *(f"--trainer.callbacks+={name}" for name in after),
+    ]
 
 
 def test_an_export_without_room_names_its_folder(tmp_path):
     try:
-        with pytest.raises(RuntimeError, match=r"HFExporter could not write .*/export/last.*File too large"):
+        with pytest.raises(
+            RuntimeError, match=r"HFExporter could not write .*/export/last.*File too large"
+        ):
             fit(tmp_path, *full_at_the_end(2**19, "HFExporter"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (UNLIMITED, UNLIMITED))
@@ -75,7 +80,10 @@ def test_an_export_without_room_ends_both_processes(tmp_path):
 def test_a_checkpoint_without_room_says_what_was_wrong_and_what_is_whole(tmp_path):
     big = {"weights": torch.zeros(2**18)}
     path = tmp_path / "checkpoints" / "rollout=000002.ckpt"
-    with files_of_at_most(2**19), pytest.raises(OSError, match=r"File too large.*rollout=000002.ckpt"):
+    with (
+        files_of_at_most(2**19),
+        pytest.raises(OSError, match=r"File too large.*rollout=000002.ckpt"),
+    ):
         CheckpointFile().save_checkpoint(big, path)
     assert list(path.parent.iterdir()) == []
     assert "nothing was saved in" in str(unwritten(path, "full"))
@@ -89,10 +97,14 @@ def test_whatever_a_checkpoint_writer_raises_is_told_with_the_path(tmp_path):
     path = tmp_path / "rollout=000001.ckpt"
     io = CheckpointFile()
     with io.deferring():
-        io.save_checkpoint({"state": lambda: None}, path)  # pickle's own error, which is neither of the two above
+        io.save_checkpoint(
+            {"state": lambda: None}, path
+        )  # pickle's own error, which is neither of the two above
     assert io.failure is not None
     for error in (TypeError("cannot pickle"), OSError("full")):
-        with pytest.raises(RuntimeError, match=rf"{path.name} could not be written \({type(error).__name__}"):
+        with pytest.raises(
+            RuntimeError, match=rf"{path.name} could not be written \({type(error).__name__}"
+        ):
             write_together(path, lambda error=error: raise_(error))
 
 
@@ -133,7 +145,10 @@ def test_a_disk_that_takes_no_more_is_one_line(tmp_path, capsys):
         fit(tmp_path, "--trainer.callbacks+=test_full_disk.NoRoom")
     assert stopped.value.code == 1
     lines = capsys.readouterr().err.splitlines()
-    assert "error: [Errno 28] No space left: 'notes.txt'; make room, and repeat with --ckpt_path=auto" in lines
+    assert (
+        "error: [Errno 28] No space left: 'notes.txt'; make room, and repeat with --ckpt_path=auto"
+        in lines
+    )
 
 
 def test_a_place_where_nothing_can_be_written_is_refused_in_one_line(tmp_path, capsys):

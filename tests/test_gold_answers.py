@@ -41,15 +41,25 @@ def test_values_that_are_answers(value, texts):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (None, "is None (NoneType), not an answer: leave such rows out, or set data.answer_column=null"),
+        (
+            None,
+            "is None (NoneType), not an answer: leave such rows out, or set"
+            " data.answer_column=null",
+        ),
         (float("nan"), "is nan (float), not an answer: leave such rows out"),
         (float("inf"), "is inf (float), not an answer"),
         (decimal.Decimal("NaN"), "not an answer: leave such rows out"),
-        ({"style": "rule", "truth": "1"}, "name one of ['style', 'truth'] by a dotted path, as in reward_model."),
+        (
+            {"style": "rule", "truth": "1"},
+            "name one of ['style', 'truth'] by a dotted path, as in reward_model.",
+        ),
         (True, "is True (bool), not an answer: write the word that is right"),
         (np.bool_(False), "is False (bool)"),
         (b"7", "is b'7' (bytes), not an answer: write it as a text"),
-        (datetime.date(2020, 1, 2), "(date), not an answer: the reader of JSON takes such a text for a date"),
+        (
+            datetime.date(2020, 1, 2),
+            "(date), not an answer: the reader of JSON takes such a text for a date",
+        ),
         ([], "is an empty list"),
         ([None], "is None (NoneType)"),
         ([["1"]], "is ['1'] (list), not an answer: a list holds texts and numbers"),
@@ -67,11 +77,15 @@ def test_a_huge_value_makes_a_short_message():
 
 
 def check(values, kind="text") -> str | None:
-    return GoldReader(AnswerExtractor(kind)).check("data.answer_column='a'", enumerate(values), "the train split")
+    return GoldReader(AnswerExtractor(kind)).check(
+        "data.answer_column='a'", enumerate(values), "the train split"
+    )
 
 
 def test_setup_names_the_row_of_what_is_no_answer():
-    with pytest.raises(ValueError, match=r"data.answer_column='a': row 2 of the train split is None \(NoneType\)"):
+    with pytest.raises(
+        ValueError, match=r"data.answer_column='a': row 2 of the train split is None \(NoneType\)"
+    ):
         check(["1", "2", None])
     with pytest.raises(
         ValueError, match=f"row {MAX_READ + 5} of the train split is nan"
@@ -81,11 +95,21 @@ def test_setup_names_the_row_of_what_is_no_answer():
 
 def test_setup_counts_what_cannot_be_read_in_one_line():
     cut = [r"\frac{\sqrt{5", r"\begin{pmatrix", r"\left( 0, \frac{1}{2}", r"\frac{1"]
-    whole = [r"\frac{\sqrt{5}}{2}", r"\{1, 2\}", r"\left\{ x \right.", r"[2, 5)", "}", r"a \rightarrow b", "x" * 5000]
+    whole = [
+        r"\frac{\sqrt{5}}{2}",
+        r"\{1, 2\}",
+        r"\left\{ x \right.",
+        r"[2, 5)",
+        "}",
+        r"a \rightarrow b",
+        "x" * 5000,
+    ]
     told = check([*whole, *cut, "1"])
     assert told == (
-        "4 of 12 gold answers of data.answer_column='a' in the train split cannot be read (cut off, or no answer in"
-        r" them), so hardly any completion is right there: rows 7 '\\frac{\\sqrt{5', 8 '\\begin{pmatrix',"
+        "4 of 12 gold answers of data.answer_column='a' in the train split cannot be read (cut"
+        " off, or no answer in"
+        r" them), so hardly any completion is right there: rows 7 '\\frac{\\sqrt{5', 8"
+        r" '\\begin{pmatrix',"
         r" 9 '\\left( 0, \\frac{1}{2}', ..."
     )
     assert check(whole) is None
@@ -96,7 +120,9 @@ def test_setup_counts_what_cannot_be_read_in_one_line():
 
 
 def test_an_extractor_that_finds_nothing_in_most_rows_is_refused():
-    with pytest.raises(ValueError, match=r"gold_extractor='boxed' finds no answer in 3 of 4 .*row 0 '1'"):
+    with pytest.raises(
+        ValueError, match=r"gold_extractor='boxed' finds no answer in 3 of 4 .*row 0 '1'"
+    ):
         check(["1", "2", "3", r"\boxed{4}"], "boxed")
 
 
@@ -109,9 +135,13 @@ def test_one_acceptable_answer_is_enough():
 
 def test_every_checker_reads_its_own_kind_of_column():
     rows = [(3, None)]
-    with pytest.raises(ValueError, match=r"data.answer_column='a': row 3 of the test split is None"):
+    with pytest.raises(
+        ValueError, match=r"data.answer_column='a': row 3 of the test split is None"
+    ):
         AnswerChecker().check_gold("a", rows, "the test split")
-    with pytest.raises(ValueError, match=r"data.answer_column='a': row 3 of the test split is None"):
+    with pytest.raises(
+        ValueError, match=r"data.answer_column='a': row 3 of the test split is None"
+    ):
         LiteralChecker().check_gold("a", rows, "the test split")
     assert LiteralChecker().check_gold("a", [(0, "[1, 2]"), (1, "None")], "the test split") is None
     code = CodeChecker(sandbox=Sandbox(minimum="rlimits"))

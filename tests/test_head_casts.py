@@ -34,9 +34,15 @@ class Casts(TorchDispatchMode):
         super().__init__()
         self.shape, self.number = shape, 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
-        if "_to_copy" in str(function) and result.dtype == torch.bfloat16 and result.shape == self.shape:
+        if (
+            "_to_copy" in str(function)
+            and result.dtype == torch.bfloat16
+            and result.shape == self.shape
+        ):
             self.number += 1
         return result
 
@@ -50,7 +56,10 @@ def scored(policy: PolicyModel) -> TokenStats:
 
 def loaded(kind: str, folder: Path) -> PolicyModel:
     name = save_tiny(tiny_config("phi" if kind == "bias" else "llama", **KINDS[kind]), folder)
-    return PolicyModel(Policy(name, lora=LoRA(rank=2, alpha=4) if kind == "lora" else None), frozen=kind == "frozen")
+    return PolicyModel(
+        Policy(name, lora=LoRA(rank=2, alpha=4) if kind == "lora" else None),
+        frozen=kind == "frozen",
+    )
 
 
 # peft reads a name that transformers 5.23 deprecates.

@@ -47,9 +47,15 @@ def test_the_last_policy_loads_with_identical_logits(tmp_path):
     start = trained_logits(PolicyModel(Policy("rlif-arithmetic")))
     assert not torch.equal(loaded_logits(folder), start)  # it was trained
     names = {path.name for path in folder.iterdir()}
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"} <= names
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer_config.json",
+    } <= names
     assert (
-        GenerationConfig.from_pretrained(folder).eos_token_id == run.model.policy.model.generation_config.eos_token_id
+        GenerationConfig.from_pretrained(folder).eos_token_id
+        == run.model.policy.model.generation_config.eos_token_id
     )
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
 
@@ -73,7 +79,8 @@ def test_best_is_the_policy_of_the_best_evaluation(tmp_path):
         assert exporter.state_dict()["best"] is not None
 
 
-# Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it resumes from.
+# Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it
+# resumes from.
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
 def test_a_resumed_run_remembers_the_best(tmp_path):
     shared = str(tmp_path / "shared")
@@ -89,7 +96,9 @@ def test_lora_is_written_as_adapters_or_merged(tmp_path):
     pytest.importorskip("peft")
     adapters = export(tmp_path / "adapters", LORA, "--model.learning_rate=0.01")
     folder = tmp_path / "adapters" / "version_0" / "export" / "last"
-    assert {"adapter_model.safetensors", "adapter_config.json"} <= {path.name for path in folder.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= {
+        path.name for path in folder.iterdir()
+    }
     assert not (folder / "model.safetensors").exists()
     expected = trained_logits(adapters.model.policy)
     torch.testing.assert_close(loaded_logits(folder), expected, rtol=0, atol=1e-5)
@@ -98,7 +107,9 @@ def test_lora_is_written_as_adapters_or_merged(tmp_path):
     folder = tmp_path / "merged" / "version_0" / "export" / "last"
     assert not (folder / "adapter_config.json").exists()
     torch.testing.assert_close(loaded_logits(folder), expected, rtol=0, atol=1e-4)
-    assert torch.equal(trained_logits(merged.model.policy), expected)  # merging left the policy alone
+    assert torch.equal(
+        trained_logits(merged.model.policy), expected
+    )  # merging left the policy alone
 
 
 def test_dtype_is_that_of_the_weights_and_of_the_config(tmp_path):
@@ -117,7 +128,9 @@ def test_every_architecture_comes_back(tmp_path, tiny_models, architecture):
     with torch.no_grad():
         for parameter in policy.model.parameters():
             parameter.add_(0.01)
-    weights = {name: weight.clone() for name, weight in policy.model.state_dict().items()}  # as gathered: no sharing
+    weights = {
+        name: weight.clone() for name, weight in policy.model.state_dict().items()
+    }  # as gathered: no sharing
     write_model(policy, weights, tmp_path / "model")
     assert torch.equal(loaded_logits(tmp_path / "model"), trained_logits(policy))
 
@@ -140,7 +153,11 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "arguments", "message"),
     [
-        ({"monitor": "val/entropy"}, ["--trainer.limit_val_batches=0"], "limit_val_batches=0 makes none"),
+        (
+            {"monitor": "val/entropy"},
+            ["--trainer.limit_val_batches=0"],
+            "limit_val_batches=0 makes none",
+        ),
         ({"merge_lora": True}, [], "merge_lora=true, but model.policy.lora is null"),
         ({"monitor": "val/luck"}, EVALUATE, "monitor='val/luck' was not logged; known:"),
         ({"mode": "up"}, [], "mode='up' is unknown"),

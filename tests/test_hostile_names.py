@@ -41,14 +41,21 @@ def folder_of(kind: str, name: str) -> list[str]:
     trains = ["--trainer.callbacks+=test_hostile_names.NotReached"]
     return {
         "trainer.default_root_dir": ["fit", *BASE, f"--trainer.default_root_dir={name}", *trains],
-        "HFExporter.folder": ["fit", *BASE, f"--trainer.callbacks+={json.dumps(exporter)}", *trains],
+        "HFExporter.folder": [
+            "fit",
+            *BASE,
+            f"--trainer.callbacks+={json.dumps(exporter)}",
+            *trains,
+        ],
         "predictions.folder": ["predict", *base("--compare"), f"--predictions.folder={name}"],
         "ckpt_path": ["fit", *BASE, f"--ckpt_path={name}", *trains],
     }[kind]
 
 
 @pytest.mark.parametrize("name", ["a NUL", "300 characters"])
-@pytest.mark.parametrize("kind", ["trainer.default_root_dir", "HFExporter.folder", "predictions.folder", "ckpt_path"])
+@pytest.mark.parametrize(
+    "kind", ["trainer.default_root_dir", "HFExporter.folder", "predictions.folder", "ckpt_path"]
+)
 def test_each_setting_that_names_a_place_is_checked_first(tmp_path, capsys, kind, name):
     arguments = folder_of(kind, NAMES[name])
     root = [] if kind == "trainer.default_root_dir" else [f"--trainer.default_root_dir={tmp_path}"]

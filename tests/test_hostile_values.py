@@ -124,20 +124,39 @@ def test_clean_values_and_errors_pass():
     for text in CLEAN[:-1]:
         assert reply(line_of(text)) == Outcome("value", json.loads(text))
     assert reply(line_of(CLEAN[-1])).kind == "none"
-    assert reply(b'{"number": 1, "error": "UnicodeDecodeError"}') == Outcome("error", reason="UnicodeDecodeError")
+    assert reply(b'{"number": 1, "error": "UnicodeDecodeError"}') == Outcome(
+        "error", reason="UnicodeDecodeError"
+    )
     assert reply(b'{"number": 1, "error": "NotLiteral"}') == Outcome("none", reason="NotLiteral")
     assert reply(line_of('"a"'), program=True) == Outcome("value", "a")
     assert reply(line_of("[1]"), program=True).reason == "garbled"
 
 
-TAGS = ["int", "float", "complex", "bytes", "bytearray", "range", "dict", "tuple", "set", "frozenset", "iterator", "x"]
-NUMBERS = st.integers() | st.floats() | st.integers(3900, 4100).map(lambda n: 10**n) | st.just(10**18)
+TAGS = [
+    "int",
+    "float",
+    "complex",
+    "bytes",
+    "bytearray",
+    "range",
+    "dict",
+    "tuple",
+    "set",
+    "frozenset",
+    "iterator",
+    "x",
+]
+NUMBERS = (
+    st.integers() | st.floats() | st.integers(3900, 4100).map(lambda n: 10**n) | st.just(10**18)
+)
 WORDS = st.text(max_size=5) | st.sampled_from(
     ["nan", "inf", "-0x" + "f" * 4000, "0x" + "f" * 16, "ab", "\ud800", "0x1"]
 )
 TREES = st.recursive(
     st.none() | st.booleans() | NUMBERS | WORDS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TAGS), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TAGS), inner, max_size=2)
+    ),
     max_leaves=10,
 )
 
@@ -179,7 +198,9 @@ def test_depth_counts_levels_of_json():
         for _ in range(MAX_DEPTH // cost):
             value = kind([value])
         assert decode(encode(value)) == value
-        assert json.dumps(encode(value)).count("[") + json.dumps(encode(value)).count("{") <= MAX_DEPTH
+        assert (
+            json.dumps(encode(value)).count("[") + json.dumps(encode(value)).count("{") <= MAX_DEPTH
+        )
         with pytest.raises(TypeError, match="nested deeper"):
             encode(kind([value]))
 
@@ -191,7 +212,9 @@ def test_equal_values_of_two_kinds():
     assert not same_behaviour(encode(10**20), encode(10**20 + 1))
     assert not same_behaviour(encode(10**400), 1e300)
     assert not same_behaviour(encode(10**20), "0x56bc75e2d63100000")
-    assert _as_expected(Outcome("value", encode({"b": (1, 2), "a": 10**20})), {"a": 10**20, "b": [1, 2]})
+    assert _as_expected(
+        Outcome("value", encode({"b": (1, 2), "a": 10**20})), {"a": 10**20, "b": [1, 2]}
+    )
     assert _as_expected(Outcome("value", encode([10**20, 3.0])), [1e20, 3])
     assert not _as_expected(Outcome("value", encode({"a": 1})), {"a": 2})
 
@@ -217,7 +240,8 @@ FUNCTIONS = {
     "bytes": "def f(x): return bytes(range(256))",
     "a float": "def f(x): return 0.5",
     "no exception of ours": "class E(Exception): __module__ = 'builtins'\ndef f(x): raise E",
-    "raw": f'import os\nfor fd in range(3, 9):\n try: os.write(fd, b\'{{"number": 1, "value": {DEEP}}}\\n\')\n'
+    "raw": 'import os\nfor fd in range(3, 9):\n try: os.write(fd, b\'{"number": 1, "value":'
+    f" {DEEP}}}\\n')\n"
     " except OSError: pass\ndef f(x): return x",
 }
 
@@ -227,8 +251,12 @@ def test_hostile_programs_score_nothing():
     cases = [{"input": "1", "output": text, "testtype": "stdin"} for text in ("1 2", "1e5", "0.5")]
     rows = [{"public_test_cases": json.dumps(cases)}] * len(PROGRAMS)
     assert pass_rates(list(PROGRAMS.values()), rows, sandbox=sandbox) == [0.0] * len(PROGRAMS)
-    cases = [{"input": "1", "output": text, "testtype": "functional"} for text in ("0.25", "[[1]]", LONG)]
-    rows = [{"public_test_cases": json.dumps(cases), "metadata": '{"func_name": "f"}'}] * len(FUNCTIONS)
+    cases = [
+        {"input": "1", "output": text, "testtype": "functional"} for text in ("0.25", "[[1]]", LONG)
+    ]
+    rows = [{"public_test_cases": json.dumps(cases), "metadata": '{"func_name": "f"}'}] * len(
+        FUNCTIONS
+    )
     assert pass_rates(list(FUNCTIONS.values()), rows, sandbox=sandbox) == [0.0] * len(FUNCTIONS)
     outcomes = sandbox.outcomes([Run(code, "f", ((1,), (2,))) for code in FUNCTIONS.values()])
     texts = [behaviour(row) for row in outcomes]

@@ -17,7 +17,9 @@ from rlif_lightning.model import transformers_internals
 from rlif_lightning.running import lightning_internals
 from rlif_lightning.running.lightning_internals import OVERRIDDEN, READ_IN
 
-FILES = [path for path in [*LIBRARY, *CALLBACKS] if path.stem != "__main__"]  # that one runs when it is imported
+FILES = [
+    path for path in [*LIBRARY, *CALLBACKS] if path.stem != "__main__"
+]  # that one runs when it is imported
 PRIVATE = re.compile(r"\b_[a-z]\w*")
 KNOWN = [(owner, name) for owner, names in OVERRIDDEN.items() for name in names]
 
@@ -30,20 +32,34 @@ def class_of(dotted: str) -> type:
 def ours(path: Path) -> list[type]:
     """The classes of a file of ours that have one of Lightning's above them."""
     module = importlib.import_module(module_of(path))
-    classes = [kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == module.__name__]
-    return [kind for kind in classes if any(base.__module__.startswith("lightning") for base in kind.__mro__)]
+    classes = [
+        kind
+        for kind in vars(module).values()
+        if inspect.isclass(kind) and kind.__module__ == module.__name__
+    ]
+    return [
+        kind
+        for kind in classes
+        if any(base.__module__.startswith("lightning") for base in kind.__mro__)
+    ]
 
 
 def own_names(kind: type) -> set[str]:
     """Private methods that a class defines, and private attributes of ``self`` and ``super()`` that it uses."""
     nodes = list(ast.walk(ast.parse(inspect.getsource(kind))))
-    used = [n for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) in ("self", "cls", "super()")]
+    used = [
+        n
+        for n in nodes
+        if isinstance(n, ast.Attribute) and ast.unparse(n.value) in ("self", "cls", "super()")
+    ]
     names = {n.name for n in nodes if isinstance(n, ast.FunctionDef)} | {n.attr for n in used}
     return {name for name in names if PRIVATE.fullmatch(name)}
 
 
 def test_the_pinned_version_is_the_one_that_was_read():
-    assert lightning.pytorch.__version__ == READ_IN, "read the private names again, then raise READ_IN"
+    assert lightning.pytorch.__version__ == READ_IN, (
+        "read the private names again, then raise READ_IN"
+    )
     assert f"lightning=={READ_IN}\n" in (ROOT / "constraints.txt").read_text()
 
 
@@ -59,13 +75,23 @@ TRANSFORMERS = {
 def identifiers(path: Path) -> set[str]:
     """Names of attributes and arguments in a file, and its strings that could name an attribute."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
-    strings = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    strings = {
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
     attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    return strings | attributes | {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg}
+    return (
+        strings
+        | attributes
+        | {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg}
+    )
 
 
 def test_transformers_has_what_is_reached():
-    assert transformers.__version__ == transformers_internals.READ_IN, "read the names again, then raise READ_IN"
+    assert transformers.__version__ == transformers_internals.READ_IN, (
+        "read the names again, then raise READ_IN"
+    )
     for name, module in TRANSFORMERS.items():
         source = inspect.getsource(importlib.import_module(f"transformers.{module}"))
         assert re.search(rf"\b{name}\b", source), f"transformers.{module} has no {name} any more"
@@ -74,7 +100,11 @@ def test_transformers_has_what_is_reached():
 def test_transformers_private_names_are_reached_in_one_file():
     here = Path(transformers_internals.__file__)
     assert {name for name in identifiers(here) if PRIVATE.fullmatch(name)} == set(TRANSFORMERS)
-    assert not {path.name: found for path in FILES if path != here and (found := identifiers(path) & set(TRANSFORMERS))}
+    assert not {
+        path.name: found
+        for path in FILES
+        if path != here and (found := identifiers(path) & set(TRANSFORMERS))
+    }
 
 
 @pytest.mark.parametrize(("owner", "name"), KNOWN)
@@ -103,7 +133,11 @@ def test_what_is_no_override_is_reached_in_one_file(path):
     tree = ast.parse(path.read_text())
     froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     imports = [(node.module or "", alias.name) for node in froms for alias in node.names]
-    assert not [name for module, name in imports if module.startswith("lightning") and name.startswith("_")]
+    assert not [
+        name for module, name in imports if module.startswith("lightning") and name.startswith("_")
+    ]
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     reached = [ast.unparse(node) for node in attributes if re.fullmatch(PRIVATE, node.attr)]
-    assert not [name for name in reached if re.search(r"\b(trainer|loop|epoch_loop|strategy)\._", name)]
+    assert not [
+        name for name in reached if re.search(r"\b(trainer|loop|epoch_loop|strategy)\._", name)
+    ]

@@ -52,7 +52,9 @@ class World:
         """Query, key and value ``[rows, heads, tokens, d]``; values are wider than keys."""
         sizes = [(self.heads, SIZE), (self.key_heads, SIZE), (self.key_heads, VALUE_SIZE)]
         shapes = [(rows, heads, tokens, size) for heads, size in sizes]
-        return [torch.randn(shape, generator=self.generator, dtype=torch.float64) for shape in shapes]
+        return [
+            torch.randn(shape, generator=self.generator, dtype=torch.float64) for shape in shapes
+        ]
 
     def admit(self, lengths: list[int]) -> None:
         """Prompts come through the prefill's plan, as in the engine."""
@@ -65,11 +67,17 @@ class World:
             if self.blocks_alone:
                 patch.setattr(attention, "SMALL", 0)
                 patch.setattr(attention, "WASTE", 0.0)
-            plan = TreePlan([Tree(s, n) for s, n in zip(starts, lengths, strict=True)], CPU, self.memory.keep_prompts)
+            plan = TreePlan(
+                [Tree(s, n) for s, n in zip(starts, lengths, strict=True)],
+                CPU,
+                self.memory.keep_prompts,
+            )
         per_layer = []
         for layer in range(LAYERS):
             query, key, value = self.draw(1, sum(lengths))
-            plan.attend(layer, query, key, value, Scores(None, WINDOWS[layer], self.softcap, self.sinks))
+            plan.attend(
+                layer, query, key, value, Scores(None, WINDOWS[layer], self.softcap, self.sinks)
+            )
             per_layer.append((key[0].transpose(0, 1), value[0].transpose(0, 1)))
         for start, length in zip(starts, lengths, strict=True):
             for _ in range(self.group_size):
@@ -92,17 +100,25 @@ class World:
             )
             assert output.shape == (n, 1, self.heads, VALUE_SIZE)
             for b, row in enumerate(self.rows):
-                expected = self.plain(query[b, :, 0], row.keys[layer], row.values[layer], scaling, WINDOWS[layer])
+                expected = self.plain(
+                    query[b, :, 0], row.keys[layer], row.values[layer], scaling, WINDOWS[layer]
+                )
                 torch.testing.assert_close(output[b, 0], expected, rtol=1e-9, atol=1e-9)
         self.memory.end_step()
 
-    def plain(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    def plain(
+        self, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
+    ) -> Tensor:
         if window is not None:
             keys, values = keys[-window:], values[-window:]
         repeats = self.heads // self.key_heads
         heads = []
         for head in range(self.heads):
-            scores = keys[:, head // repeats] @ query[head] * (SIZE**-0.5 if scaling is None else scaling)
+            scores = (
+                keys[:, head // repeats]
+                @ query[head]
+                * (SIZE**-0.5 if scaling is None else scaling)
+            )
             if self.softcap is not None:
                 scores = self.softcap * (scores / self.softcap).tanh()
             total = scores.exp().sum() + (0 if self.sinks is None else self.sinks[head].exp())
@@ -134,7 +150,12 @@ def test_several_tokens_at_once_are_as_many_steps(monkeypatch):
             assert places.tolist() == expected
             part = [[x[:, :, start : start + tokens] for x in layer] for layer in drawn]
             found.append(
-                torch.stack([one.memory.attend(n, *part[n], Scores(window=WINDOWS[n])) for n in range(LAYERS)])
+                torch.stack(
+                    [
+                        one.memory.attend(n, *part[n], Scores(window=WINDOWS[n]))
+                        for n in range(LAYERS)
+                    ]
+                )
             )
             one.memory.end_step()
         outputs.append(torch.cat(found, 2))
@@ -148,7 +169,12 @@ def world(heads=4, key_heads=2, group_size=2, max_groups=4, seed=0) -> World:
 
 
 @settings(deadline=None, max_examples=60)
-@given(data=st.data(), key_heads=st.sampled_from([1, 2, 4]), group_size=st.integers(1, 3), seed=st.integers(0, 99))
+@given(
+    data=st.data(),
+    key_heads=st.sampled_from([1, 2, 4]),
+    group_size=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
 def test_any_schedule_is_plain_attention_of_each_row(data, key_heads, group_size, seed):
     """Random admissions, steps and departures, with own room of 2 tokens at first: it has to grow twice and more."""
     with pytest.MonkeyPatch.context() as patch:
@@ -157,7 +183,9 @@ def test_any_schedule_is_plain_attention_of_each_row(data, key_heads, group_size
     one.blocks_alone = data.draw(st.booleans())
     scaling = data.draw(st.sampled_from([None, 0.6]))
     one.softcap = data.draw(st.sampled_from([None, 0.8]))
-    one.sinks = data.draw(st.sampled_from([None, torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)]))
+    one.sinks = data.draw(
+        st.sampled_from([None, torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)])
+    )
     for _ in range(data.draw(st.integers(3, 12))):
         groups = one.memory.prompts.used
         assert one.memory.rows.used == len(one.rows)
@@ -191,7 +219,12 @@ def test_a_prompt_goes_with_its_last_row():
     one.step(None)
     one.leave([True, False, False, True, True, True])
     assert one.memory.prompts.used == 3
-    one.leave([slot != one.rows.index(next(r for r in one.rows if r.prompt_length == 3)) for slot in range(4)])
+    one.leave(
+        [
+            slot != one.rows.index(next(r for r in one.rows if r.prompt_length == 3))
+            for slot in range(4)
+        ]
+    )
     assert one.memory.prompts.used == 2
     one.admit([6])  # takes the place that is free
     one.step(None)
@@ -210,7 +243,9 @@ def test_other_precisions_are_kept(dtype):
     TreePlan([Tree(0, 3)], CPU, memory.keep_prompts).attend(0, query, key, value, Scores())
     memory.prepare()
     memory.start_step()
-    output = memory.attend(0, *(x[..., :1, :].expand(2, -1, -1, -1) for x in (query, key, value)), Scores())
+    output = memory.attend(
+        0, *(x[..., :1, :].expand(2, -1, -1, -1) for x in (query, key, value)), Scores()
+    )
     assert output.dtype == memory.layers[0].own.dtype == memory.layers[0].prompts.dtype == dtype
 
 
@@ -219,4 +254,6 @@ def test_the_last_ones_close_the_gaps(stays):
     source = close_gaps(torch.tensor(stays, dtype=torch.bool), True, CPU).source.tolist()
     assert sorted(source) == [place for place, stay in enumerate(stays) if stay]
     for hole, mover in enumerate(source):
-        assert mover == hole or (not stays[hole] and mover >= len(source))  # who moves must, and takes a gap
+        assert mover == hole or (
+            not stays[hole] and mover >= len(source)
+        )  # who moves must, and takes a gap

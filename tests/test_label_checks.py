@@ -29,13 +29,24 @@ def source(folder: Path, golds: list, **more: list) -> list[str]:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {"class_path": "LocalFiles", "init_args": {"train": str(path), "validation": str(path)}}
     columns = ["--data.prompt_column=prompt", "--data.answer_column=reward_model.ground_truth"]
-    small = ["--data.prompts_per_step=4", "--data.validation_prompts=null", "--model.evaluation.samples=2"]
-    return [f"--data.source={json.dumps(files)}", *columns, *small, f"--trainer.default_root_dir={folder}"]
+    small = [
+        "--data.prompts_per_step=4",
+        "--data.validation_prompts=null",
+        "--model.evaluation.samples=2",
+    ]
+    return [
+        f"--data.source={json.dumps(files)}",
+        *columns,
+        *small,
+        f"--trainer.default_root_dir={folder}",
+    ]
 
 
 def run(command: str, folder: Path, golds: list, *arguments: str, **more: list) -> cli.RLIFCLI:
     kept = [argument for argument in BASE if "source" not in argument]
-    only_fit = () if command in ("fit", "preflight") else ("compare", "max_epochs", "max_steps", "min_")
+    only_fit = (
+        () if command in ("fit", "preflight") else ("compare", "max_epochs", "max_steps", "min_")
+    )
     kept = [argument for argument in kept if not any(name in argument for name in only_fit)]
     return cli.main([command, *kept, *source(folder, golds, **more), *arguments])
 
@@ -63,19 +74,34 @@ def test_named_values_are_refused_with_the_way_to_name_one_of_them(tmp_path, cap
 
 def test_a_nested_subset_column_is_used_or_refused(tmp_path, capsys):
     named = "--model.evaluation.subset_column=reward_model."
-    assert set(run("validate", tmp_path, list(SUMS), f"{named}style").model.report.subsets) == {"rule"}
+    assert set(run("validate", tmp_path, list(SUMS), f"{named}style").model.report.subsets) == {
+        "rule"
+    }
     told = refused(capsys, "validate", tmp_path, list(SUMS), f"{named}level")
-    assert "evaluation.subset_column='reward_model.level' is not in the validation split; its columns are" in told
+    assert (
+        "evaluation.subset_column='reward_model.level' is not in the validation split; its columns"
+        " are" in told
+    )
 
 
 def test_an_extractor_that_fits_no_row_is_refused(tmp_path, capsys):
-    told = refused(capsys, "validate", tmp_path, list(SUMS), "--model.evaluation.gold_extractor.kind=boxed")
+    told = refused(
+        capsys, "validate", tmp_path, list(SUMS), "--model.evaluation.gold_extractor.kind=boxed"
+    )
     assert "gold_extractor='boxed' finds no answer in 4 of 4 gold answers" in told
 
 
 def test_a_head_s_own_column_is_checked_and_the_prompt_may_not_show_it(tmp_path, capsys):
-    gold = '--model.rewards={"gold": {"head": {"class_path": "GoldAnswer", "init_args": {"column": "key"}}}}'
-    unlabelled = (gold, "--data.answer_column=null", "--trainer.limit_val_batches=0", "--compare=false")
+    gold = (
+        '--model.rewards={"gold": {"head": {"class_path": "GoldAnswer", "init_args": {"column":'
+        ' "key"}}}}'
+    )
+    unlabelled = (
+        gold,
+        "--data.answer_column=null",
+        "--trainer.limit_val_batches=0",
+        "--compare=false",
+    )
     told = refused(capsys, "fit", tmp_path, list(SUMS), *unlabelled, key=[2, 4, float("nan"), 8])
     assert "GoldAnswer.column='key': row 2 of the train split is nan (float), not an answer" in told
     shown = (*unlabelled, "--data.template={prompt}{key}")
@@ -86,7 +112,10 @@ def test_a_head_s_own_column_is_checked_and_the_prompt_may_not_show_it(tmp_path,
 
 
 def test_heads_are_not_asked_where_none_scores(tmp_path):
-    gold = '--model.rewards={"gold": {"head": {"class_path": "GoldAnswer", "init_args": {"column": "key"}}}}'
+    gold = (
+        '--model.rewards={"gold": {"head": {"class_path": "GoldAnswer", "init_args": {"column":'
+        ' "key"}}}}'
+    )
     assert run("validate", tmp_path, list(SUMS), gold).model.report.num_problems == 4
 
 
@@ -105,18 +134,29 @@ def test_lists_numbers_and_nested_columns_are_judged_as_texts_are(tmp_path, capl
 
 
 def test_the_completion_writer_judges_by_the_evaluation_s_checker(tmp_path):
-    writer = '--trainer.callbacks+={"class_path": "CompletionWriter", "init_args": {"groups": 4, "write_gold": true}}'
+    writer = (
+        '--trainer.callbacks+={"class_path": "CompletionWriter", "init_args": {"groups": 4,'
+        ' "write_gold": true}}'
+    )
     arguments = ("--trainer.max_epochs=1", "--trainer.limit_val_batches=0", writer)
     run("fit", tmp_path, [["no", s] for s in SUMS], *arguments)
-    records = [json.loads(line) for line in next(tmp_path.rglob("completions.jsonl")).read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in next(tmp_path.rglob("completions.jsonl")).read_text().splitlines()
+    ]
     assert {record["gold"] for record in records} == {json.dumps(["no", s]) for s in SUMS}
-    assert [r["correct"] for r in records] == [r["answer"] in ("no", SUMS[r["index"]]) for r in records]
+    assert [r["correct"] for r in records] == [
+        r["answer"] in ("no", SUMS[r["index"]]) for r in records
+    ]
     assert len({record["correct"] for record in records}) == 2
-    # The same literals are right for a checker that reads literals, and no completion has one between its marks.
+    # The same literals are right for a checker that reads literals, and no completion has one
+    # between its marks.
     literal = ("--model.evaluation.checker=LiteralChecker", *arguments)
     (other := tmp_path / "literal").mkdir()
     run("fit", other, list(SUMS), *literal)
-    records = [json.loads(line) for line in next(other.rglob("completions.jsonl")).read_text().splitlines()]
+    records = [
+        json.loads(line) for line in next(other.rglob("completions.jsonl")).read_text().splitlines()
+    ]
     assert {(record["answer"], record["correct"]) for record in records} == {(None, False)}
 
 
@@ -124,7 +164,14 @@ def test_what_cannot_be_read_is_told_in_one_line_and_once(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         gold = """--model.rewards={"gold": {"head": {"class_path": "GoldAnswer",
                   "init_args": {"column": "reward_model.ground_truth"}}}}"""
-        run("fit", tmp_path, ["2", r"\frac{1", "7", "8"], "--trainer.max_epochs=1", "--compare=true", gold)
+        run(
+            "fit",
+            tmp_path,
+            ["2", r"\frac{1", "7", "8"],
+            "--trainer.max_epochs=1",
+            "--compare=true",
+            gold,
+        )
     told = [record.message for record in caplog.records if "cannot be read" in record.message]
     assert len(told) == 2  # of the train and of the validation split
     assert all(line.startswith("1 of 4 gold answers of data.answer_column=") for line in told)

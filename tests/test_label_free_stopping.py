@@ -48,7 +48,10 @@ def test_any_limit_stops_and_the_reason_names_it():
 
 
 def test_state_goes_on():
-    rule, values = StopRule(**NONE | {"entropy": 0.5}, window=2, patience=2), [1.0, 1.0, 0.6, 0.4, 0.4, 0.4]
+    rule, values = (
+        StopRule(**NONE | {"entropy": 0.5}, window=2, patience=2),
+        [1.0, 1.0, 0.6, 0.4, 0.4, 0.4],
+    )
     whole = stops(values, entropy=0.5, window=2, patience=2)
     watch = StopWatch(rule)
     for value in values[: whole - 1]:
@@ -75,7 +78,13 @@ def test_settings_are_checked(settings, message):
         LabelFreeStopping(**settings)
 
 
-QUICK = {"window": 1, "patience": 1, "diversity": None, "entropy": None, "agreement": 0.01}  # stops at the second value
+QUICK = {
+    "window": 1,
+    "patience": 1,
+    "diversity": None,
+    "entropy": None,
+    "agreement": 0.01,
+}  # stops at the second value
 
 
 def test_a_run_ends_early_and_keeps_its_checkpoint(tmp_path):
@@ -91,14 +100,28 @@ def test_a_run_ends_early_and_keeps_its_checkpoint(tmp_path):
 
 
 def test_a_run_that_stays_inside_its_limits_is_left_alone(tmp_path):
-    run = run_with(tmp_path, "LabelFreeStopping", rollouts=4, window=1, patience=1, agreement=1.0, diversity=None)
+    run = run_with(
+        tmp_path,
+        "LabelFreeStopping",
+        rollouts=4,
+        window=1,
+        patience=1,
+        agreement=1.0,
+        diversity=None,
+    )
     assert int(run.model.num_rollouts) == 4
     assert first_stop(next(tmp_path.rglob("metrics.csv")), StopRule(1.0, None, 0.1, 1, 1)) is None
 
 
 def test_validations_between_steps_can_decide(tmp_path):
-    arguments = ["--trainer.val_check_interval=1", "--trainer.check_val_every_n_epoch=1", "--compare=true"]
-    run = run_with(tmp_path, "LabelFreeStopping", *arguments, rollouts=8, signals="validation", **QUICK)
+    arguments = [
+        "--trainer.val_check_interval=1",
+        "--trainer.check_val_every_n_epoch=1",
+        "--compare=true",
+    ]
+    run = run_with(
+        tmp_path, "LabelFreeStopping", *arguments, rollouts=8, signals="validation", **QUICK
+    )
     assert int(run.model.num_rollouts) == 2  # the validation before training does not count
     assert run.before is not None
 
@@ -108,10 +131,19 @@ def test_the_state_travels_in_checkpoints(tmp_path):
     first = run_with(tmp_path / "a", "LabelFreeStopping", rollouts=2, **settings)
     (checkpoint,) = (tmp_path / "a").rglob("*.ckpt")
     again = run_with(
-        tmp_path / "b", "LabelFreeStopping", f"--ckpt_path={checkpoint}", rollouts=4, **{**settings, "agreement": 0.01}
+        tmp_path / "b",
+        "LabelFreeStopping",
+        f"--ckpt_path={checkpoint}",
+        rollouts=4,
+        **{**settings, "agreement": 0.01},
     )
-    assert int(again.model.num_rollouts) == 3  # stopped by the first new rollout: the start was known
-    assert callback_of(again, LabelFreeStopping).watch.starts == callback_of(first, LabelFreeStopping).watch.starts
+    assert (
+        int(again.model.num_rollouts) == 3
+    )  # stopped by the first new rollout: the start was known
+    assert (
+        callback_of(again, LabelFreeStopping).watch.starts
+        == callback_of(first, LabelFreeStopping).watch.starts
+    )
 
 
 def test_signals_that_are_not_logged_are_an_error_with_a_remedy(tmp_path, capsys):

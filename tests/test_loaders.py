@@ -25,9 +25,13 @@ def no_encoding(texts: list[str]) -> list[np.ndarray]:
 def encoded(rows: list[int]) -> EncodedSplit:
     """Row r has prompt "r", level -r, and r + 1 tokens of id r."""
     size = max(rows) + 1
-    dataset = Dataset.from_dict({"question": [str(row) for row in range(size)], "level": [-row for row in range(size)]})
+    dataset = Dataset.from_dict(
+        {"question": [str(row) for row in range(size)], "level": [-row for row in range(size)]}
+    )
     ids = [np.full(row + 1, row, dtype=np.int32) for row in rows]
-    return EncodedSplit(dataset, np.array(rows), ids, lambda row: f"<{row['question']}>", no_encoding)
+    return EncodedSplit(
+        dataset, np.array(rows), ids, lambda row: f"<{row['question']}>", no_encoding
+    )
 
 
 def indices(loader) -> list[list[int]]:
@@ -54,7 +58,9 @@ def test_an_epoch_is_shuffled_drops_the_rest_and_differs_from_the_next():
         assert set(drawn) <= set(range(11))
     assert first != second
     assert first != [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert indices(TrainLoader(encoded(list(range(11))), 4, seed=1, num_replicas=1, rank=0)) != first
+    assert (
+        indices(TrainLoader(encoded(list(range(11))), 4, seed=1, num_replicas=1, rank=0)) != first
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -71,10 +77,14 @@ def test_processes_together_train_on_the_batch_of_one(processes, share, size):
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(4, 30))
 def test_processes_together_validate_each_row_once(processes, share, size):
     split = encoded(list(range(size)))
-    loaders = [ValidationLoader(split, processes * share, processes, rank) for rank in range(processes)]
+    loaders = [
+        ValidationLoader(split, processes * share, processes, rank) for rank in range(processes)
+    ]
     ranks = [indices(loader) for loader in loaders]
     assert {len(loader) for loader in loaders} == {len(rank) for rank in ranks} == {len(ranks[0])}
-    assert all(batch for rank in ranks for batch in rank)  # an empty batch would stop the other processes
+    assert all(
+        batch for rank in ranks for batch in rank
+    )  # an empty batch would stop the other processes
     assert sorted(row for rank in ranks for batch in rank for row in batch) == list(range(size))
 
 
@@ -105,7 +115,11 @@ def test_the_state_goes_on_with_the_very_next_batch(drawn):
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"seed": 1}, "seed=1"), ({"prompts_per_step": 3}, "prompts_per_step=3"), ({"rows": 7}, "num_prompts=7")],
+    [
+        ({"seed": 1}, "seed=1"),
+        ({"prompts_per_step": 3}, "prompts_per_step=3"),
+        ({"rows": 7}, "num_prompts=7"),
+    ],
 )
 def test_a_state_of_other_settings_is_refused(changed, message):
     def loader(rows=8, prompts_per_step=2, seed=0):
@@ -134,12 +148,20 @@ class Recorder(lightning.LightningModule):
 
 class Data(lightning.LightningDataModule):
     def train_dataloader(self):
-        return TrainLoader(encoded(list(range(17))), 3, seed=0, num_replicas=1, rank=0)  # 5 batches an epoch
+        return TrainLoader(
+            encoded(list(range(17))), 3, seed=0, num_replicas=1, rank=0
+        )  # 5 batches an epoch
 
 
-def fit(folder, steps: int, ckpt_path=None, every: int | None = None, **arguments) -> list[list[int]]:
+def fit(
+    folder, steps: int, ckpt_path=None, every: int | None = None, **arguments
+) -> list[list[int]]:
     """Train and answer the rows seen; checkpoints in the middle of an epoch (``every``) or none."""
-    callbacks = [ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1)] if every else []
+    callbacks = (
+        [ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1)]
+        if every
+        else []
+    )
     trainer = lightning.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
@@ -158,8 +180,12 @@ def fit(folder, steps: int, ckpt_path=None, every: int | None = None, **argument
 
 
 @lightning_leaf_spec
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # the run resumed lies there
-@pytest.mark.parametrize("stop", [2, 5, 7, 10])  # inside the first epoch, at its end, inside and at the end of the next
+@pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory .* exists and is not empty"
+)  # the run resumed lies there
+@pytest.mark.parametrize(
+    "stop", [2, 5, 7, 10]
+)  # inside the first epoch, at its end, inside and at the end of the next
 def test_a_resumed_run_sees_the_prompts_of_an_uninterrupted_one(tmp_path, stop):
     uninterrupted = fit(tmp_path, 13)
     assert len(uninterrupted) == 13

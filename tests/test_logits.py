@@ -81,7 +81,11 @@ def plain_gradient(case: Case, weights: list[Tensor | None]) -> Tensor:
 def our_gradient(case: Case, weights: list[Tensor | None]) -> Tensor:
     leaf = case.raw.detach().clone().requires_grad_()
     stats = found(Case(leaf * 1, case.tokens, case.may_end, case.rule))
-    used = [(value * weight).sum() for value, weight in zip(stats, weights, strict=True) if weight is not None]
+    used = [
+        (value * weight).sum()
+        for value, weight in zip(stats, weights, strict=True)
+        if weight is not None
+    ]
     return torch.autograd.grad(torch.stack(used).sum(), leaf)[0]
 
 
@@ -107,10 +111,14 @@ def test_values_are_those_of_the_restatement(temperature, ends, num_tokens, seed
         possible = [v for v in range(num_tokens or VOCABULARY) if v not in hidden]
         values = [float(one.raw[row, v]) / temperature for v in possible]
         expected = restatement.token_statistics(values, possible.index(int(one.tokens[row])))
-        torch.testing.assert_close([float(s[row]) for s in stats], list(expected), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            [float(s[row]) for s in stats], list(expected), rtol=1e-9, atol=1e-9
+        )
 
 
-@pytest.mark.parametrize("which", [{0}, {1}, {2}, {0, 1}, {0, 1, 2}], ids=lambda s: "+".join(NAMES[i] for i in s))
+@pytest.mark.parametrize(
+    "which", [{0}, {1}, {2}, {0, 1}, {0, 1, 2}], ids=lambda s: "+".join(NAMES[i] for i in s)
+)
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("num_tokens", [None, NUM_TOKENS])
@@ -132,9 +140,13 @@ def test_what_is_no_token_has_probability_0_and_does_not_count_by_hand():
     assert float(stats.logprobs) == pytest.approx(math.log(1 / 4))
     assert float(stats.entropy) == pytest.approx(-sum(each * math.log(each) for each in p))
     assert float(stats.self_certainty) == pytest.approx(-sum(map(math.log, p)) / 3 - math.log(3))
-    unable = head_stats(raw, torch.tensor([1]), torch.tensor([False]), rule)  # id 0 ends, and may not yet
+    unable = head_stats(
+        raw, torch.tensor([1]), torch.tensor([False]), rule
+    )  # id 0 ends, and may not yet
     assert float(unable.logprobs) == pytest.approx(math.log(2 / 7))
-    assert float(unable.self_certainty) == pytest.approx(-(math.log(2 / 7) + math.log(5 / 7)) / 2 - math.log(2))
+    assert float(unable.self_certainty) == pytest.approx(
+        -(math.log(2 / 7) + math.log(5 / 7)) / 2 - math.log(2)
+    )
 
 
 @pytest.mark.parametrize("elements", [1, VOCABULARY, 3 * VOCABULARY - 1, 3 * VOCABULARY, 1000])
@@ -151,7 +163,9 @@ def test_pieces_of_any_size_change_nothing(monkeypatch, elements):
 def test_pieces_cover_every_row_once(monkeypatch):
     monkeypatch.setitem(logits_module.PIECE, "cpu", 30)
     for rows in (0, 1, 2, 3, 4, 9):
-        covered = [row for part in logits_module.pieces(torch.empty(rows, 10)) for row in range(rows)[part]]
+        covered = [
+            row for part in logits_module.pieces(torch.empty(rows, 10)) for row in range(rows)[part]
+        ]
         assert covered == list(range(rows))
 
 

@@ -44,7 +44,9 @@ def slope(function, logprobs: torch.Tensor) -> torch.Tensor:
 def test_importance_ratio_is_clamped_both_ways():
     log_ratio = torch.tensor([-100.0, -20.0, 0.0, 1.0, 20.0, 100.0], dtype=torch.float64)
     expected = [math.exp(d) for d in (-20, -20, 0, 1, 20, 20)]
-    torch.testing.assert_close(importance_ratio(log_ratio - 3, torch.full_like(log_ratio, -3.0)).tolist(), expected)
+    torch.testing.assert_close(
+        importance_ratio(log_ratio - 3, torch.full_like(log_ratio, -3.0)).tolist(), expected
+    )
     assert importance_ratio(torch.tensor([0.0]), torch.tensor([-1e4])).isfinite().all()
 
 
@@ -64,16 +66,22 @@ def test_dual_clip_by_hand():
     log_ratio = torch.tensor([5.0, 2.0, 5.0]).log()
     advantages = torch.tensor([-2.0, -2.0, 2.0])
     old = torch.zeros(3)
-    torch.testing.assert_close(clipped_surrogate(log_ratio, old, advantages), torch.tensor([10.0, 4.0, -2.4]))
+    torch.testing.assert_close(
+        clipped_surrogate(log_ratio, old, advantages), torch.tensor([10.0, 4.0, -2.4])
+    )
     dual = clipped_surrogate(log_ratio, old, advantages, dual_clip=3.0)
     torch.testing.assert_close(dual, torch.tensor([6.0, 4.0, -2.4]))
-    gradient = slope(lambda logprobs: clipped_surrogate(logprobs, old, advantages, dual_clip=3.0), log_ratio)
+    gradient = slope(
+        lambda logprobs: clipped_surrogate(logprobs, old, advantages, dual_clip=3.0), log_ratio
+    )
     torch.testing.assert_close(gradient, torch.tensor([0.0, 4.0, 0.0]))
 
 
 @settings(deadline=None)
 @given(
-    values=st.lists(st.tuples(st.floats(-30, 0), st.floats(-30, 0), st.floats(-3, 3)), min_size=1, max_size=8),
+    values=st.lists(
+        st.tuples(st.floats(-30, 0), st.floats(-30, 0), st.floats(-3, 3)), min_size=1, max_size=8
+    ),
     low=st.floats(0.05, 1.0),
     high=st.floats(0.05, 2.0),
     dual=st.one_of(st.none(), st.floats(1.5, 5.0)),
@@ -141,7 +149,9 @@ def test_kl_cov_penalty_and_its_gradient():
     """``weight * |d|`` with gradient ``weight * sign(d)``, and none where d = 0."""
     log_ratio = torch.tensor([0.5, -0.25, 0.0])
     old = torch.tensor([-2.0, -1.0, -0.5])
-    torch.testing.assert_close(kl_cov_penalty(old + log_ratio, old, 0.05), torch.tensor([0.025, 0.0125, 0.0]))
+    torch.testing.assert_close(
+        kl_cov_penalty(old + log_ratio, old, 0.05), torch.tensor([0.025, 0.0125, 0.0])
+    )
     gradient = slope(lambda logprobs: kl_cov_penalty(logprobs, old, 0.05), old + log_ratio)
     torch.testing.assert_close(gradient, torch.tensor([0.05, -0.05, 0.0]))
 
@@ -159,7 +169,9 @@ def test_reference_kl(kind, value, gradient):
     deltas = [-3.0, -0.5, 0.0, 0.25, 2.0]
     ref = torch.full((5,), -4.0, dtype=torch.float64)
     logprobs = ref - torch.tensor(deltas, dtype=torch.float64)
-    torch.testing.assert_close(reference_kl(logprobs, ref, kind).tolist(), [float(value(d)) for d in deltas])
+    torch.testing.assert_close(
+        reference_kl(logprobs, ref, kind).tolist(), [float(value(d)) for d in deltas]
+    )
     slopes = slope(lambda leaf: reference_kl(leaf, ref, kind), logprobs)
     torch.testing.assert_close(slopes.tolist(), [float(gradient(d)) for d in deltas])
 
@@ -168,11 +180,14 @@ def test_kl_cov_penalty_above_a_noise_floor_by_hand():
     """Floor 0.25: nothing up to it, excess² / 0.5 up to 0.5, then a line with slope ±weight; joined without a step."""
     old = torch.full((7,), -2.0, dtype=torch.float64)
     log_ratio = torch.tensor([0.0, 0.25, -0.2, 0.375, -0.375, 0.5, -1.0], dtype=torch.float64)
-    # excesses 0, 0, 0, .125, .125, .25, .75; .125² / .5 = .03125; .25 - .125 = .125; .75 - .125 = .625
+    # excesses 0, 0, 0, .125, .125, .25, .75; .125² / .5 = .03125; .25 - .125 = .125; .75 - .125 =
+    # .625
     expected = torch.tensor([0.0, 0.0, 0.0, 0.03125, 0.03125, 0.125, 0.625], dtype=torch.float64)
     torch.testing.assert_close(kl_cov_penalty(old + log_ratio, old, 2.0, 0.25), 2.0 * expected)
     gradient = slope(lambda logprobs: kl_cov_penalty(logprobs, old, 2.0, 0.25), old + log_ratio)
-    torch.testing.assert_close(gradient, torch.tensor([0.0, 0.0, 0.0, 1.0, -1.0, 2.0, -2.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        gradient, torch.tensor([0.0, 0.0, 0.0, 1.0, -1.0, 2.0, -2.0], dtype=torch.float64)
+    )
 
 
 def test_kl_cov_penalty_is_continuous_with_its_slope_at_any_floor():
@@ -199,7 +214,9 @@ def test_reference_kl_defaults_to_k3_which_is_never_negative():
 
 def test_reference_kl_estimates_the_true_kl():
     """Expected over tokens drawn from the policy, k1 and k3 are KL(policy || reference)."""
-    policy, reference = torch.randn(2, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    policy, reference = torch.randn(
+        2, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     logp, logq = policy.log_softmax(0), reference.log_softmax(0)
     true_kl = (logp.exp() * (logp - logq)).sum()
     for kind in ("k1", "k3"):
@@ -227,14 +244,21 @@ def true_kls(ref: torch.Tensor) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("kind", "whose"),
-    [("k1", "none"), ("k2", "policy || reference"), ("k3", "reference || policy"), ("k3_ratio", "policy || reference")],
+    [
+        ("k1", "none"),
+        ("k2", "policy || reference"),
+        ("k3", "reference || policy"),
+        ("k3_ratio", "policy || reference"),
+    ],
 )
 def test_the_gradient_of_each_estimator_on_policy_is_that_of_its_kl(kind, whose):
     """Every token enumerated, weighted by the probability with which the policy samples it."""
     policy, _, reference = toy()
     ref, sampled = reference.log_softmax(0), policy.log_softmax(0)
     for old in (None, sampled) if kind == "k3_ratio" else (None,):
-        found = gradient_of(lambda logp, old=old: (sampled.exp() * reference_kl(logp, ref, kind, old)).sum(), policy)
+        found = gradient_of(
+            lambda logp, old=old: (sampled.exp() * reference_kl(logp, ref, kind, old)).sum(), policy
+        )
         kls = {name: gradient_of(kl, policy) for name, kl in true_kls(ref).items()}
         torch.testing.assert_close(found, kls.pop(whose))
         for other in kls.values():
@@ -246,7 +270,9 @@ def test_k3_times_the_ratio_is_the_kl_off_policy_as_well():
     policy, behaviour, reference = toy()
     ref, old = reference.log_softmax(0), behaviour.log_softmax(0)
     found = {
-        kind: gradient_of(lambda logp, k=kind: (old.exp() * reference_kl(logp, ref, k, old)).sum(), policy)
+        kind: gradient_of(
+            lambda logp, k=kind: (old.exp() * reference_kl(logp, ref, k, old)).sum(), policy
+        )
         for kind in ("k2", "k3", "k3_ratio")
     }
     kls = {name: gradient_of(kl, policy) for name, kl in true_kls(ref).items()}
@@ -261,7 +287,10 @@ def test_k3_times_the_ratio_is_the_kl_off_policy_as_well():
 
 def test_reference_kl_far_from_the_reference_is_finite_and_never_pushes_away():
     """A token far less likely than under the reference must not be made less likely still."""
-    logprobs, ref = torch.tensor([-90.0, -25.0, -15.0, -0.1]), torch.tensor([-0.1, -1.0, -1.0, -90.0])
+    logprobs, ref = (
+        torch.tensor([-90.0, -25.0, -15.0, -0.1]),
+        torch.tensor([-0.1, -1.0, -1.0, -90.0]),
+    )
     assert reference_kl(logprobs, ref).isfinite().all()
     gradient = slope(lambda leaf: reference_kl(leaf, ref), logprobs)
     assert (gradient[:3] <= 0).all()
@@ -272,7 +301,9 @@ def test_reference_kl_far_from_the_reference_is_finite_and_never_pushes_away():
 @given(seed=st.integers(0, 10_000), rows=st.integers(1, 6), columns=st.integers(1, 6))
 def test_aggregation_weights(seed, rows, columns):
     mask = tokens(rows, columns, seed)[3].clone()
-    mask[0] = mask[0] & (seed % 2 == 0)  # half of the time a row is empty: it must not count as a completion
+    mask[0] = mask[0] & (
+        seed % 2 == 0
+    )  # half of the time a row is empty: it must not count as a completion
     lengths = [int(row.sum()) for row in mask]
     filled = sum(length > 0 for length in lengths)
     by_hand = {
@@ -294,7 +325,11 @@ def test_dropping_half_of_the_rows_leaves_a_tokens_weight_under_constant():
     whole = torch.ones(4, 2, dtype=torch.bool)
     half = whole & torch.tensor([True, False, True, False]).unsqueeze(1)
     kept = torch.tensor([0, 2])
-    expected = {"constant": (1 / 20, 1 / 20), "token_mean": (1 / 8, 1 / 4), "sequence_mean": (1 / 8, 1 / 4)}
+    expected = {
+        "constant": (1 / 20, 1 / 20),
+        "token_mean": (1 / 8, 1 / 4),
+        "sequence_mean": (1 / 8, 1 / 4),
+    }
     for aggregation, (before, after) in expected.items():
         for mask, weight in ((whole, before), (half, after)):
             found = aggregation_weights(mask, aggregation, max_length=5)
@@ -312,7 +347,9 @@ def test_micro_batches_add_up(aggregation):
         leaf = logprobs.clone().requires_grad_()
         parts = zip(*(x.split(cut) for x in (leaf, old, advantages, weights)), strict=True)
         for logprob_part, old_part, advantage_part, weight_part in parts:
-            (clipped_surrogate(logprob_part, old_part, advantage_part) * weight_part).sum().backward()
+            (
+                clipped_surrogate(logprob_part, old_part, advantage_part) * weight_part
+            ).sum().backward()
         assert torch.equal(leaf.grad, whole)
 
 
@@ -325,8 +362,14 @@ def test_empty_mask_has_no_weight():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: reference_kl(torch.zeros(1), torch.zeros(1), "k4"), "kind='k4'.*k1, k2, k3, k3_ratio"),
-        (lambda: aggregation_weights(torch.ones(1, 1, dtype=torch.bool), "sum", 1), "aggregation='sum'.*token_mean"),
+        (
+            lambda: reference_kl(torch.zeros(1), torch.zeros(1), "k4"),
+            "kind='k4'.*k1, k2, k3, k3_ratio",
+        ),
+        (
+            lambda: aggregation_weights(torch.ones(1, 1, dtype=torch.bool), "sum", 1),
+            "aggregation='sum'.*token_mean",
+        ),
     ],
 )
 def test_errors(call, message):

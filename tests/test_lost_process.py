@@ -50,11 +50,15 @@ class Together(RewardHead):
 def run_rank(rank: int, folder: str) -> None:
     """One of two processes."""
     where = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=where, rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
     places = all_process_objects(own_place())
     assert gone(places) == []
     rollout = handmade(["an innocent text"], 1)
-    with pytest.raises(RuntimeError, match="'mine' \\(Together\\) raised"):  # this one is the head's own mistake
+    with pytest.raises(
+        RuntimeError, match="'mine' \\(Together\\) raised"
+    ):  # this one is the head's own mistake
         RewardSet({"mine": WeightedReward(Together(misuse=True))})(rollout)
     with pytest.raises(RuntimeError) as raised:
         RewardSet({"mine": WeightedReward(Together())})(rollout)
@@ -85,7 +89,9 @@ def test_who_is_gone_is_told_of_this_machine_alone():
 class KillsItsLauncher(Callback):
     """In rollout 2."""
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         if int(pl_module.num_rollouts) == 1:
             os.kill(os.getppid(), signal.SIGKILL)
 
@@ -93,10 +99,24 @@ class KillsItsLauncher(Callback):
 @pytest.mark.slow
 def test_a_process_whose_torchrun_is_gone_saves_and_ends(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
-    command = [*launcher, "-m", "rlif_lightning", "fit", *BASE, *LONG, f"--trainer.default_root_dir={tmp_path}"]
+    command = [
+        *launcher,
+        "-m",
+        "rlif_lightning",
+        "fit",
+        *BASE,
+        *LONG,
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     command.append("--trainer.callbacks+=test_lost_process.KillsItsLauncher")
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=DOCS.parent, env=environment(), timeout=240, check=False
+        command,
+        capture_output=True,
+        text=True,
+        cwd=DOCS.parent,
+        env=environment(),
+        timeout=240,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL
     assert [path.name for path in find_checkpoints(tmp_path)] == ["rollout=000002.ckpt"]

@@ -51,8 +51,12 @@ def test_masked_reductions_by_hand():
 
 def test_masked_std_by_hand():
     """1, 2, 9: squared deviations 9 + 4 + 25; a set of one and an empty set have none."""
-    torch.testing.assert_close(masked_std(VALUES, MASK, 1), torch.tensor([math.sqrt(19.0), 0.0, 0.0]))
-    torch.testing.assert_close(masked_std(VALUES, MASK, 1, ddof=0), torch.tensor([math.sqrt(38 / 3), 0.0, 0.0]))
+    torch.testing.assert_close(
+        masked_std(VALUES, MASK, 1), torch.tensor([math.sqrt(19.0), 0.0, 0.0])
+    )
+    torch.testing.assert_close(
+        masked_std(VALUES, MASK, 1, ddof=0), torch.tensor([math.sqrt(38 / 3), 0.0, 0.0])
+    )
 
 
 def test_padding_gets_no_gradient():
@@ -70,11 +74,15 @@ def test_alone_the_all_rank_sum_is_the_value():
 @given(pairs=st.lists(st.tuples(st.floats(-100, 100), st.integers(0, 4)), min_size=1, max_size=12))
 def test_weighted_mean_and_std_repeat_each_value_by_its_weight(pairs):
     values, weights = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    repeated = [float(value) for value, weight in zip(values, weights, strict=True) for _ in range(weight)]
+    repeated = [
+        float(value) for value, weight in zip(values, weights, strict=True) for _ in range(weight)
+    ]
     mean, std = all_rank_mean_std(values.masked_fill(weights == 0, torch.nan), weights)
     assert mean.dtype == std.dtype == torch.float64
     assert float(mean) == pytest.approx(statistics.fmean(repeated) if repeated else 0.0, abs=1e-9)
-    assert float(std) == pytest.approx(statistics.stdev(repeated) if len(repeated) > 1 else 0.0, abs=1e-9)
+    assert float(std) == pytest.approx(
+        statistics.stdev(repeated) if len(repeated) > 1 else 0.0, abs=1e-9
+    )
 
 
 def test_top_fraction_counts():
@@ -98,7 +106,10 @@ def test_top_fraction_counts():
 
 def test_top_fraction_is_exact_where_the_product_rounds_down():
     """0.29 * 100 is 28.999999999999996 in floating point."""
-    assert all_rank_top_fraction(torch.arange(100.0), torch.ones(100, dtype=torch.bool), 0.29).sum() == 29
+    assert (
+        all_rank_top_fraction(torch.arange(100.0), torch.ones(100, dtype=torch.bool), 0.29).sum()
+        == 29
+    )
 
 
 def test_upper_quantile_by_hand():
@@ -125,7 +136,9 @@ def whole_update() -> dict[str, torch.Tensor]:
         "advantages": torch.randn(10, 1, generator=generator).expand(10, 7).contiguous(),
         "mask": torch.arange(7) < lengths.unsqueeze(1),
         "row_ids": torch.arange(10),
-        "rewards": torch.rand(5, 2, 2, generator=generator),  # prompt first, so that rows and prompts split alike
+        "rewards": torch.rand(
+            5, 2, 2, generator=generator
+        ),  # prompt first, so that rows and prompts split alike
         "lengths": lengths.view(5, 2),
     }
 
@@ -134,7 +147,10 @@ def share_of(prompts: slice, empty: bool = False) -> dict[str, torch.Tensor]:
     """The part of the update that belongs to some prompts; ``empty`` keeps the rows and clears their mask."""
     rows = slice(prompts.start * 2, prompts.stop * 2)
     whole = whole_update()
-    share = {name: values[prompts if name in ("rewards", "lengths") else rows] for name, values in whole.items()}
+    share = {
+        name: values[prompts if name in ("rewards", "lengths") else rows]
+        for name, values in whole.items()
+    }
     return share | {"mask": torch.zeros_like(share["mask"])} if empty else share
 
 
@@ -151,14 +167,20 @@ def statistics_of(share: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for aggregation in ("token_mean", "sequence_mean", "constant"):
         results[f"rows/{aggregation}"] = aggregation_weights(mask, aggregation, max_length=9)
     for batch_norm in ("none", "sample", "token"):
-        results[f"rows/{batch_norm}"] = gdpo(rewards, torch.ones(2), batch_norm, lengths=share["lengths"])
+        results[f"rows/{batch_norm}"] = gdpo(
+            rewards, torch.ones(2), batch_norm, lengths=share["lengths"]
+        )
     for fraction in (0.001, 0.02, 0.3, 0.9):
         results[f"rows/top {fraction}"] = all_rank_top_fraction(logprobs + 1.5, mask, fraction)
         results[f"rows/kl_cov {fraction}"] = KLCov(fraction=fraction).select(update)
         results[f"rows/kl_cov top {fraction}"] = KLCov(fraction=fraction, pick="top").select(update)
-        results[f"rows/clip_cov {fraction}"] = ClipCov(fraction=fraction, low=0.05, high=9.0).select(update)
+        results[f"rows/clip_cov {fraction}"] = ClipCov(
+            fraction=fraction, low=0.05, high=9.0
+        ).select(update)
         held = replace(update, logprobs=update.logprobs.roll(1, 1))
-        results[f"rows/clip_cov held {fraction}"] = ClipCov(fraction=fraction, low=0.05, high=9.0).select(held)
+        results[f"rows/clip_cov held {fraction}"] = ClipCov(
+            fraction=fraction, low=0.05, high=9.0
+        ).select(held)
     return results | {"rows/covariance": token_covariance(logprobs, advantages, mask)}
 
 
@@ -171,7 +193,11 @@ def run_rank(rank: int, folder: str, shares: list[dict[str, torch.Tensor]]) -> N
     """One of two processes."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
     )
     assert is_distributed()
     mine = torch.tensor([1.0 + rank])
@@ -182,14 +208,25 @@ def run_rank(rank: int, folder: str, shares: list[dict[str, torch.Tensor]]) -> N
     assert is_first_process() == (rank == 0)
     assert all_process_attempt(lambda: rank) == rank
     with pytest.raises(
-        OSError if rank else RuntimeError, match="^full$" if rank else "^process 1 failed: OSError: full$"
+        OSError if rank else RuntimeError,
+        match="^full$" if rank else "^process 1 failed: OSError: full$",
     ):
         all_process_attempt(lambda: fail_on_second(rank))
     torch.save(statistics_of(shares[rank]), f"{folder}/{rank}.pt")
-    assert (data_rank(), num_data_ranks(), writes_rows(), agreed(mine).item()) == (rank, 2, True, 1.0 + rank)
+    assert (data_rank(), num_data_ranks(), writes_rows(), agreed(mine).item()) == (
+        rank,
+        2,
+        True,
+        1.0 + rank,
+    )
     share_rows(True)
     assert not is_distributed()
-    assert (data_rank(), num_data_ranks(), writes_rows(), agreed(mine).item()) == (0, 1, rank == 0, 1.0)
+    assert (data_rank(), num_data_ranks(), writes_rows(), agreed(mine).item()) == (
+        0,
+        1,
+        rank == 0,
+        1.0,
+    )
     assert (all_rank_sum(mine).item(), all_rank_max(mine).item(), all_process_sum(mine).item()) == (
         1 + rank,
         1 + rank,
@@ -199,7 +236,9 @@ def run_rank(rank: int, folder: str, shares: list[dict[str, torch.Tensor]]) -> N
     dist.destroy_process_group()
 
 
-def assert_two_processes_agree(folder, shares: list[dict[str, torch.Tensor]], whole: dict[str, torch.Tensor]) -> None:
+def assert_two_processes_agree(
+    folder, shares: list[dict[str, torch.Tensor]], whole: dict[str, torch.Tensor]
+) -> None:
     torch.multiprocessing.spawn(run_rank, (str(folder), shares), nprocs=2)
     parts = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     for name, expected in statistics_of(whole).items():
@@ -233,7 +272,9 @@ def test_rank_with_an_empty_mask_changes_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_rank_without_rows_changes_nothing(tmp_path):
-    assert_two_processes_agree(tmp_path, [share_of(slice(0, 5)), share_of(slice(5, 5))], whole_update())
+    assert_two_processes_agree(
+        tmp_path, [share_of(slice(0, 5)), share_of(slice(5, 5))], whole_update()
+    )
 
 
 def test_whole_update_matches_restatement():
@@ -241,7 +282,9 @@ def test_whole_update_matches_restatement():
     whole = whole_update()
     results = statistics_of(whole)
     covariance = restatement.covariance(whole["logprobs"], whole["advantages"], whole["mask"])
-    torch.testing.assert_close(results["rows/covariance"], torch.tensor(covariance, dtype=torch.float64))
+    torch.testing.assert_close(
+        results["rows/covariance"], torch.tensor(covariance, dtype=torch.float64)
+    )
     rewards = whole["rewards"].movedim(0, 1)
     for batch_norm in ("none", "sample", "token"):
         expected = restatement.gdpo(rewards, torch.ones(2), batch_norm, lengths=whole["lengths"])

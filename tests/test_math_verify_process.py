@@ -18,9 +18,17 @@ from rlif_lightning.answers.final_answers import equivalent
 from rlif_lightning.answers.math_verify_process import ask
 
 # Python >= 3.12 warns of forking beside torch's threads; a data loader's workers do just that.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
 
-TRAPS = ["9^{9^{9^{9}}}", "9!!!!!", "{" * 100 + "1" + "}" * 100, "x^" * 120 + "x", "(" * 120 + "1" + ")" * 120]
+TRAPS = [
+    "9^{9^{9^{9}}}",
+    "9!!!!!",
+    "{" * 100 + "1" + "}" * 100,
+    "x^" * 120 + "x",
+    "(" * 120 + "1" + ")" * 120,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +93,13 @@ def test_traps_in_threads():
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_trap_in_a_child_process(method):
     before = worker()._process.pid
-    child = multiprocessing.get_context(method).Process(target=assert_trap_is_short, args=(TRAPS[0],))
+    child = multiprocessing.get_context(method).Process(
+        target=assert_trap_is_short, args=(TRAPS[0],)
+    )
     if method == "spawn":
-        child = multiprocessing.get_context(method).Process(target=_assert_with_own_start, args=(TRAPS[0],))
+        child = multiprocessing.get_context(method).Process(
+            target=_assert_with_own_start, args=(TRAPS[0],)
+        )
     child.start()
     child.join(60)
     assert child.exitcode == 0
@@ -122,7 +134,9 @@ def test_verdicts_are_remembered_whatever_the_order(monkeypatch):
     asked = []
     monkeypatch.setattr(library, "ask", lambda strings: asked.append(strings) or ask(strings))
     a, b = r"\sum_{k=1}^{4} k", r"\sum_{k=1}^{4} k^1"
-    assert [equivalent(a, b), equivalent(b, a), equivalent(a + " ", b.replace("=", " = "))] == [True] * 3
+    assert [equivalent(a, b), equivalent(b, a), equivalent(a + " ", b.replace("=", " = "))] == [
+        True
+    ] * 3
     assert sorted(map(len, asked)) == [1, 1, 2]
 
 
@@ -157,10 +171,13 @@ def test_interrupt_leaves_no_stale_reply():
 @pytest.mark.parametrize("end", ["sys.exit()", "os.kill(os.getpid(), 9)"])
 def test_worker_ends_with_its_parent(end):
     code = (
-        "import os, sys; from rlif_lightning.answers import math_verify_process as m; m.ask(['x+1', '1+x']);"
+        "import os, sys; from rlif_lightning.answers import math_verify_process as m;"
+        " m.ask(['x+1', '1+x']);"
         f"print(m._workers[os.getpid()]._process.pid, flush=True); {end}"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
     assert done.stderr == ""
     pid = int(done.stdout)
     deadline = time.monotonic() + 10
@@ -170,7 +187,9 @@ def test_worker_ends_with_its_parent(end):
 
 
 def test_worker_that_cannot_start_is_an_error(monkeypatch, capfd):
-    monkeypatch.setattr(math_verify_process, "__file__", str(Path(__file__).parent / "no_such_script"))
+    monkeypatch.setattr(
+        math_verify_process, "__file__", str(Path(__file__).parent / "no_such_script")
+    )
     with pytest.raises(RuntimeError, match="did not start"):
         math_verify_process._Worker().ask(["x+1"])
     assert "no_such_script" in capfd.readouterr().err

@@ -34,7 +34,10 @@ RECOMPUTED = 0.02  # with it; the same counts for more there
 
 
 def policy_of(
-    kind: str, recomputed: bool = False, lora: LoRA | None = None, dtype: torch.dtype = torch.float32
+    kind: str,
+    recomputed: bool = False,
+    lora: LoRA | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> PolicyModel:
     """A random model of a shape."""
     shape = SHAPES[kind]
@@ -58,7 +61,9 @@ def policy_of(
 def packed(line: Line) -> Packed:
     ids = torch.randint(0, 100, (line.completions, line.length))
     prompts = [torch.randint(0, 100, (line.prompt,))]
-    return next(iter(pack(prompts, ids, torch.ones_like(ids, dtype=torch.bool), line.completions, 10**6)))
+    return next(
+        iter(pack(prompts, ids, torch.ones_like(ids, dtype=torch.bool), line.completions, 10**6))
+    )
 
 
 def storages(tensors: list[Tensor]) -> int:
@@ -76,7 +81,9 @@ def test_weights_gradients_and_moments_are_counted_to_the_byte(kind):
     optimizer.step()
     assert storages([parameter.data for parameter in trained]) == held["weights"]
     assert storages([parameter.grad for parameter in trained]) == held["gradients"]
-    moments = [each for entry in optimizer.state.values() for each in entry.values() if each.dim() > 0]
+    moments = [
+        each for entry in optimizer.state.values() for each in entry.values() if each.dim() > 0
+    ]
     assert storages(moments) == held["AdamW"]
     assert held["AdamW"] == 2 * held["weights"]
 
@@ -86,7 +93,9 @@ def test_adapters_are_counted_to_the_byte(kind):
     policy = policy_of(kind, lora=LoRA(rank=4))
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     assert sum(parameter.numel() for parameter in trained) == SHAPES[kind].adapters(4)
-    assert memory.state(SHAPES[kind], Run("one", rank=4))["gradients"] == 4 * SHAPES[kind].adapters(4)
+    assert memory.state(SHAPES[kind], Run("one", rank=4))["gradients"] == 4 * SHAPES[kind].adapters(
+        4
+    )
 
 
 def kept_by_autograd(policy: PolicyModel, line: Line, mixed: bool) -> int:
@@ -100,7 +109,11 @@ def kept_by_autograd(policy: PolicyModel, line: Line, mixed: bool) -> int:
         return value
 
     # As Lightning's plugin: without a cache of cast weights.
-    half = torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if mixed else contextlib.nullcontext()
+    half = (
+        torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
+        if mixed
+        else contextlib.nullcontext()
+    )
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), half:
         stats = policy(packed(line), Sampling())
     del stats
@@ -111,10 +124,14 @@ def kept_by_autograd(policy: PolicyModel, line: Line, mixed: bool) -> int:
 @pytest.mark.parametrize("kind", SHAPES)
 def test_what_autograd_keeps_is_counted(kind, mixed):
     shape, line = SHAPES[kind], LINES[kind]
-    counted = memory.kept(shape, line, mixed, recomputed=False) + memory.head_kept(shape, line, mixed)
+    counted = memory.kept(shape, line, mixed, recomputed=False) + memory.head_kept(
+        shape, line, mixed
+    )
     # The CPU's kernel keeps a mask, one for all layers; CUDA's needs none.
     mask = (line.length - 1) * (line.prompt + line.length - 1) * (2 if mixed else 4)
-    assert kept_by_autograd(policy_of(kind), line, mixed) == pytest.approx(counted + mask, rel=CLOSE)
+    assert kept_by_autograd(policy_of(kind), line, mixed) == pytest.approx(
+        counted + mask, rel=CLOSE
+    )
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bf16-mixed"])
@@ -122,9 +139,15 @@ def test_what_autograd_keeps_is_counted(kind, mixed):
 def test_with_recomputation_the_layers_inputs_are_kept(kind, mixed):
     """Before the backward pass; in it one layer's more, which the table counts."""
     shape, line = SHAPES[kind], LINES[kind]
-    counted = memory.kept(shape, line, mixed, recomputed=True) + memory.head_kept(shape, line, mixed)
-    counted -= memory.layer_kept(shape, line, mixed) + 8 * line.tokens * shape.head_dim  # angles: arguments, not saved
-    assert kept_by_autograd(policy_of(kind, recomputed=True), line, mixed) == pytest.approx(counted, rel=RECOMPUTED)
+    counted = memory.kept(shape, line, mixed, recomputed=True) + memory.head_kept(
+        shape, line, mixed
+    )
+    counted -= (
+        memory.layer_kept(shape, line, mixed) + 8 * line.tokens * shape.head_dim
+    )  # angles: arguments, not saved
+    assert kept_by_autograd(policy_of(kind, recomputed=True), line, mixed) == pytest.approx(
+        counted, rel=RECOMPUTED
+    )
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
@@ -146,7 +169,12 @@ class Watched(NativeEngine):
         self.calls += 1
         if self.calls == 80:
             layers = [each for each in gc.get_objects() if type(each).__name__ == "LayerMemory"]
-            tensors = [value for each in layers for value in vars(each).values() if isinstance(value, Tensor)]
+            tensors = [
+                value
+                for each in layers
+                for value in vars(each).values()
+                if isinstance(value, Tensor)
+            ]
             self.found = storages(tensors)
         return super().ends(*given) & False
 
@@ -160,7 +188,8 @@ def test_keys_and_values_are_counted_to_the_byte(kind):
     assert engine.found == memory.cache(SHAPES[kind], rows, 3, 20, own, size=4)
 
 
-# Parameters as the models' cards have them: https://huggingface.co/Qwen, safetensors' own count, a tied head once.
+# Parameters as the models' cards have them: https://huggingface.co/Qwen, safetensors' own count, a
+# tied head once.
 PUBLISHED = {"Qwen2.5-1.5B": 1543714304, "Qwen2.5-3B": 3085938688, "Qwen2.5-7B": 7615616512}
 PUBLISHED["Qwen3-1.7B-Base"] = 1720574976
 
@@ -173,15 +202,27 @@ def test_a_row_by_hand():
     """Qwen2.5-7B under fsdp2.yaml on four: 16 bytes a parameter divided, whole gradients of 4 beside it."""
     held = memory.state(memory.MODELS["Qwen2.5-7B"], Run("four", 4, "fsdp2"))
     number = PUBLISHED["Qwen2.5-7B"]
-    assert held == {"weights": number, "gradients": 4 * number, "AdamW": 2 * number, "reference": number}
-    assert memory.state(memory.MODELS["Qwen2.5-7B"], Run("four", 4, "ddp"))["gradients"] == 8 * number
-    # 28 layers x 2 (keys, values) x 4 heads x 128 x 2 bytes = 57,344 bytes a token; 64 rows of 3,071, 10 prompts.
-    assert memory.cache(memory.MODELS["Qwen2.5-7B"], 64, 10, 256, 3071) == 57344 * (64 * 3071 + 10 * 256)
+    assert held == {
+        "weights": number,
+        "gradients": 4 * number,
+        "AdamW": 2 * number,
+        "reference": number,
+    }
+    assert (
+        memory.state(memory.MODELS["Qwen2.5-7B"], Run("four", 4, "ddp"))["gradients"] == 8 * number
+    )
+    # 28 layers x 2 (keys, values) x 4 heads x 128 x 2 bytes = 57,344 bytes a token; 64 rows of
+    # 3,071, 10 prompts.
+    assert memory.cache(memory.MODELS["Qwen2.5-7B"], 64, 10, 256, 3071) == 57344 * (
+        64 * 3071 + 10 * 256
+    )
 
 
 def test_the_page_has_the_scripts_table():
     page = memory.PAGE.read_text()
-    assert page.split(memory.BEGIN)[1].split(memory.END)[0].strip() == memory.table(), "scripts/memory_table.py --write"
+    assert page.split(memory.BEGIN)[1].split(memory.END)[0].strip() == memory.table(), (
+        "scripts/memory_table.py --write"
+    )
 
 
 def test_the_paper_configs_page_has_the_scripts_peaks():
@@ -194,4 +235,7 @@ def test_the_paper_configs_page_has_the_scripts_peaks():
     for model in ("Qwen2.5-1.5B", "Qwen3-1.7B-Base", "Qwen2.5-3B"):
         assert f"| {peak(model, vllm=True)} (native engine: {peak(model)}) |" in page
     assert f"| {peak('Qwen2.5-7B', 7, 'fsdp2')} on each of seven |" in page
-    assert f"({peak('Qwen2.5-7B', 3, 'reshard')} GiB instead of {peak('Qwen2.5-7B', 3, 'fsdp2')})" in page
+    assert (
+        f"({peak('Qwen2.5-7B', 3, 'reshard')} GiB instead of {peak('Qwen2.5-7B', 3, 'fsdp2')})"
+        in page
+    )

@@ -45,10 +45,20 @@ HEADS = {
     "format": {"class_path": "Format", "init_args": {"pattern": "="}},
     **{
         name.lower(): name
-        for name in ("GoldAnswer", "Length", "MeanLogprob", "NegativeEntropy", "Random", "SelfCertainty")
+        for name in (
+            "GoldAnswer",
+            "Length",
+            "MeanLogprob",
+            "NegativeEntropy",
+            "Random",
+            "SelfCertainty",
+        )
     },
 }
-LOOP = {kind: {"kind": "linear", "start": 0.1, "end": 0.05, "steps": 2} for kind in ("weight", "fraction")}
+LOOP = {
+    kind: {"kind": "linear", "start": 0.1, "end": 0.05, "steps": 2}
+    for kind in ("weight", "fraction")
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +72,24 @@ def everything(tmp_path_factory) -> Path:
         f"--model.objective={json.dumps(objective)}",
         f"--model.rewards={json.dumps({name: {'head': head, 'weight': 1.0} for name, head in HEADS.items()})}",
     ]
-    callbacks = [{"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}} for name in CALLBACKS]
+    callbacks = [
+        {"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}}
+        for name in CALLBACKS
+    ]
     callbacks[CALLBACKS.index("HFExporter")]["init_args"] = {"monitor": "val/accuracy"}
-    added = [f"--trainer.callbacks+={json.dumps(each)}" for each in callbacks if each["class_path"] != "SamplerGap"]
+    added = [
+        f"--trainer.callbacks+={json.dumps(each)}"
+        for each in callbacks
+        if each["class_path"] != "SamplerGap"
+    ]
     fit(folder, "--compare=true", *given, "--trainer.check_val_every_n_epoch=1", *added)
     cli.main(
-        ["test", *[each for each in BASE if "compare" not in each], *given, f"--trainer.default_root_dir={folder}"]
+        [
+            "test",
+            *[each for each in BASE if "compare" not in each],
+            *given,
+            f"--trainer.default_root_dir={folder}",
+        ]
     )
     return folder
 
@@ -84,7 +106,9 @@ def columns(folder: Path) -> set[str]:
 def test_the_run_has_every_head_and_callback():
     """So that a new one, which may log, is in it."""
     public = [getattr(rlif_lightning, name) for name in rlif_lightning.__all__]
-    heads = {kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, RewardHead)}
+    heads = {
+        kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, RewardHead)
+    }
     used = {head if isinstance(head, str) else head["class_path"] for head in HEADS.values()}
     assert used == heads - {"RewardHead"}
 
@@ -98,7 +122,9 @@ def test_everything_that_is_logged_is_in_the_table(everything):
 def test_everything_in_the_table_is_logged(everything):
     logged = columns(everything)
     assert set(LOGGED) == {entry_of(name) for name in logged}
-    assert {name.split("/")[0] for name in logged if entry_of(name) == "<stage>/accuracy"} == set(STAGES)
+    assert {name.split("/")[0] for name in logged if entry_of(name) == "<stage>/accuracy"} == set(
+        STAGES
+    )
 
 
 @pytest.mark.slow
@@ -112,7 +138,11 @@ def test_tensorboard_has_the_same_figures(everything):
 
 def series_of(panel: Panel) -> Iterator[str]:
     for series in panel.series:
-        yield from (name for name in (series.column, series.spread, series.low, series.high) if name is not None)
+        yield from (
+            name
+            for name in (series.column, series.spread, series.low, series.high)
+            if name is not None
+        )
 
 
 @pytest.mark.slow
@@ -132,7 +162,10 @@ def test_the_report_draws_every_curve_that_it_has(everything):
     panels = {panel.name: panel for panel in panels_of([run])}
     assert not {panel.name for panel in FIXED} - set(panels)
     assert not [
-        series.label for panel in panels.values() for series in panel.series if series not in panel.drawn([run])
+        series.label
+        for panel in panels.values()
+        for series in panel.series
+        if series not in panel.drawn([run])
     ]
 
 
@@ -142,7 +175,18 @@ NOT_DRAWN = {
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/tokens_per_second"),
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
-    *(f"<stage>/{name}" for name in ("pass@<k>", "agreement", "diversity", "parseable", "ended", "length", "entropy")),
+    *(
+        f"<stage>/{name}"
+        for name in (
+            "pass@<k>",
+            "agreement",
+            "diversity",
+            "parseable",
+            "ended",
+            "length",
+            "entropy",
+        )
+    ),
 }
 
 
@@ -160,13 +204,23 @@ def test_curves_of_one_picture_have_one_unit():
         assert panel.share == (units == {"share"}) or panel.name == "picked"
 
 
-@pytest.mark.parametrize("name", ["policy/log_ratio", "reward/my_head2/mean", "val_low/maj@16", "test/pass@1"])
+@pytest.mark.parametrize(
+    "name", ["policy/log_ratio", "reward/my_head2/mean", "val_low/maj@16", "test/pass@1"]
+)
 def test_names_that_belong_to_the_table(name):
     assert entry_of(name) is not None
 
 
 @pytest.mark.parametrize(
-    "name", ["repetition/share", "policy/log_ratio2", "reward/2/mean", "reward/a/b/mean", "val/pass@0", "train/length"]
+    "name",
+    [
+        "repetition/share",
+        "policy/log_ratio2",
+        "reward/2/mean",
+        "reward/a/b/mean",
+        "val/pass@0",
+        "train/length",
+    ],
 )
 def test_names_that_do_not(name):
     assert entry_of(name) is None
@@ -176,7 +230,8 @@ def spelled(template: str) -> Iterator[str]:
     """What a template with ``{a,b}`` spells; other placeholders become ``*``."""
     parts = re.split(r"(\{[^}]*\}|<\w+>)", template)
     choices = [
-        part.strip("{}").split(",") if "," in part else ["*"] if part[:1] in ("{", "<") else [part] for part in parts
+        part.strip("{}").split(",") if "," in part else ["*"] if part[:1] in ("{", "<") else [part]
+        for part in parts
     ]
     yield from map("".join, product(*choices))
 
@@ -198,9 +253,13 @@ def literals(path: Path) -> set[str]:
         if id(node) in pieces:
             continue
         if isinstance(node, ast.JoinedStr):
-            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            text = "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values
+            )
         else:
-            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+            text = (
+                node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+            )
         found |= {text} if NAME.fullmatch(text) else set()
     return found
 
@@ -211,8 +270,14 @@ def quoted(path: Path) -> set[str]:
 
 
 def sources(*kinds: str) -> list[Path]:
-    tracked = subprocess.run(["git", "ls-files", *kinds], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [ROOT / name for name in tracked.stdout.split() if not name.startswith(("tests/", "CHANGELOG"))]
+    tracked = subprocess.run(
+        ["git", "ls-files", *kinds], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [
+        ROOT / name
+        for name in tracked.stdout.split()
+        if not name.startswith(("tests/", "CHANGELOG"))
+    ]
 
 
 CODE, PAGES = sources("*.py"), sources("*.md")
@@ -222,7 +287,9 @@ CODE, PAGES = sources("*.py"), sources("*.md")
 def test_every_name_in_code_and_docs_is_in_the_table(path):
     templates = quoted(path) | (literals(path) if path.suffix == ".py" else set())
     unknown = {template for template in templates for name in spelled(template) if not fits(name)}
-    assert not unknown, f"{unknown}: not in metric_names.py (the path of a file is written with its ending)"
+    assert not unknown, (
+        f"{unknown}: not in metric_names.py (the path of a file is written with its ending)"
+    )
 
 
 def test_the_search_for_names_finds_them():
@@ -230,8 +297,14 @@ def test_the_search_for_names_finds_them():
     found = {name for path in CODE if path.name != "metric_names.py" for name in literals(path)}
     assert len(found) > 50
     assert {"policy/entropy", "reward/{}/mean", "time/{}", "vote/", "val/maj@"} <= found
-    assert "policy/{log_ratio_picked,entropy_picked,grad_norm}" in quoted(ROOT / "docs" / "method.md")
-    assert not [name for name in ("policy/entropie", "repetition/share", "time/*/x", "vot/", "val/maj") if fits(name)]
+    assert "policy/{log_ratio_picked,entropy_picked,grad_norm}" in quoted(
+        ROOT / "docs" / "method.md"
+    )
+    assert not [
+        name
+        for name in ("policy/entropie", "repetition/share", "time/*/x", "vot/", "val/maj")
+        if fits(name)
+    ]
 
 
 @pytest.mark.parametrize("entry", LOGGED)
@@ -256,9 +329,13 @@ def test_the_page_is_written_from_the_table():
 def test_a_row_has_five_cells():
     rows = [line for line in metrics_page.tables().splitlines() if line.startswith("| `")]
     assert len(rows) == len(LOGGED)
-    assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {7}  # five, and what is outside both ends
+    assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {
+        7
+    }  # five, and what is outside both ends
 
 
 def test_a_changed_table_is_seen():
     page = metrics_page.PAGE.read_text()
-    assert metrics_page.written(page.replace("| nats |", "| bits |")) != page.replace("| nats |", "| bits |")
+    assert metrics_page.written(page.replace("| nats |", "| bits |")) != page.replace(
+        "| nats |", "| bits |"
+    )

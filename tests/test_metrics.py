@@ -35,11 +35,15 @@ def test_pass_at_k_is_the_closed_form(num_samples, data):
     k = data.draw(st.integers(1, num_samples))
     correct = data.draw(st.lists(st.integers(0, num_samples), min_size=1, max_size=5))
     expected = [1 - math.comb(num_samples - c, k) / math.comb(num_samples, k) for c in correct]
-    assert pass_at_k(torch.tensor(correct), num_samples, k).tolist() == pytest.approx(expected, abs=1e-12)
+    assert pass_at_k(torch.tensor(correct), num_samples, k).tolist() == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
-@pytest.mark.parametrize("verdicts", [[0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 1], [1, 1, 1, 1, 1]])
+@pytest.mark.parametrize(
+    "verdicts", [[0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 1], [1, 1, 1, 1, 1]]
+)
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(verdicts, k):
     subsets = list(combinations(verdicts, k))
     share = sum(map(any, subsets)) / len(subsets)
@@ -95,7 +99,9 @@ def test_a_metric_starts_anew_and_knows_nothing_before():
         assert math.isnan(float(metric.compute()))
 
 
-@pytest.mark.parametrize("metric", [PassAtK(1), MajorityAtK(), AnswerDiversity(), TokenEntropy(), Mean(), Labels()])
+@pytest.mark.parametrize(
+    "metric", [PassAtK(1), MajorityAtK(), AnswerDiversity(), TokenEntropy(), Mean(), Labels()]
+)
 def test_every_state_is_concatenated_over_ranks(metric):
     assert {reduction.__name__ for reduction in metric._reductions.values()} == {"dim_zero_cat"}
 
@@ -120,17 +126,25 @@ def evaluated(rows: list[list[int]]) -> dict:
     evaluator = Evaluator(Evaluation(samples=3, pass_at=[2], greedy=True, subset_column="level"))
     for batch in rows:
         texts = [text for row in batch for text in TEXTS[row]]
-        rollout, greedy = (problems(batch, given, size) for given, size in ((texts, 3), (texts[::3], 1)))
+        rollout, greedy = (
+            problems(batch, given, size) for given, size in ((texts, 3), (texts[::3], 1))
+        )
         evaluator.update(rollout, "answer", greedy)
     return evaluator.compute(labelled=True).as_dict()
 
 
 def problems(rows: list[int], texts: list[str], group_size: int):
     rollout = handmade(texts, group_size)
-    entropy = torch.arange(group_size).repeat(len(rows)) + torch.tensor(rows).repeat_interleave(group_size)
-    stats = rollout.stats.map(lambda values: torch.where(rollout.mask, entropy.float().unsqueeze(1), 0.0))
+    entropy = torch.arange(group_size).repeat(len(rows)) + torch.tensor(rows).repeat_interleave(
+        group_size
+    )
+    stats = rollout.stats.map(
+        lambda values: torch.where(rollout.mask, entropy.float().unsqueeze(1), 0.0)
+    )
     columns = {"answer": [GOLD[row] for row in rows], "level": [LEVELS[row] for row in rows]}
-    prompts = Prompts([torch.tensor([1])] * len(rows), ["q"] * len(rows), columns, torch.tensor(rows))
+    prompts = Prompts(
+        [torch.tensor([1])] * len(rows), ["q"] * len(rows), columns, torch.tensor(rows)
+    )
     mask = torch.zeros_like(rollout.mask)
     mask[:, :2] = True
     ended = entropy % 3 == 0
@@ -154,7 +168,11 @@ def test_two_processes_report_what_one_does(tmp_path):
 def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
     )
     report = evaluated([[0, 2], [4]] if rank == 0 else [[1], [3]])
     (Path(folder) / f"{rank}.json").write_text(json.dumps(report))
@@ -175,7 +193,11 @@ def test_figures_of_two_processes_are_averaged_by_name_and_never_mixed_up(tmp_pa
 def average_on_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
     )
     cpu = torch.device("cpu")
     means = all_process_means({"a": torch.tensor(1.0 + 2 * rank), "b": rank}, cpu)

@@ -20,7 +20,10 @@ def test_what_the_logger_writes_is_read(tmp_path):
     logged = read_logged(tmp_path / "metrics.csv")
     assert not logged.torn
     assert set(logged.columns) == {"step", 'a, "b"\nc\u2028d\x0b', "e"}
-    assert logged.rows == [{"step": "0", 'a, "b"\nc\u2028d\x0b': "0.1"}, {"step": "1", "e": "1e-300"}]
+    assert logged.rows == [
+        {"step": "0", 'a, "b"\nc\u2028d\x0b': "0.1"},
+        {"step": "1", "e": "1e-300"},
+    ]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -36,7 +39,9 @@ def test_a_torn_line_is_left_out(tmp_path, end, torn):
     assert not read_logged(path).torn
 
 
-@pytest.mark.parametrize(("text", "columns"), [("", []), ("step,loss\n", ["step", "loss"]), ("step,lo", [])])
+@pytest.mark.parametrize(
+    ("text", "columns"), [("", []), ("step,loss\n", ["step", "loss"]), ("step,lo", [])]
+)
 def test_a_file_without_rows(tmp_path, text, columns):
     (tmp_path / "metrics.csv").write_text(text)
     logged = read_logged(tmp_path / "metrics.csv")
@@ -49,7 +54,12 @@ def test_tables_are_read_in_one_place():
         str(path.relative_to(ROOT))
         for path in EVERYTHING
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("csv.DictReader", "csv.reader", "pd.read_csv")
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node) in ("csv.DictReader", "csv.reader", "pd.read_csv")
     ]
     metrics = "rlif_lightning/running/metrics_csv.py"
-    assert sorted(reads) == ["rlif_lightning/data/local_files.py", metrics, metrics]  # it also adds columns to one
+    assert sorted(reads) == [
+        "rlif_lightning/data/local_files.py",
+        metrics,
+        metrics,
+    ]  # it also adds columns to one

@@ -31,7 +31,9 @@ def folder(tmp_path) -> Path:
 
 
 def write_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    weights = {name: value.clone() for name, value in load_file(SOURCE / "model.safetensors").items()}
+    weights = {
+        name: value.clone() for name, value in load_file(SOURCE / "model.safetensors").items()
+    }
     change(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -44,7 +46,9 @@ def write_tokenizer(folder: Path, change: Callable[[dict[str, Any]], Any]) -> No
 
 def test_a_tensor_of_another_shape_is_named(folder):
     write_weights(folder, lambda weights: weights.update({QUERY: torch.zeros(3, 5)}))
-    with pytest.raises(ValueError, match=rf"{QUERY}' has the shape \[3, 5\] in its file.* \[128, 128\]"):
+    with pytest.raises(
+        ValueError, match=rf"{QUERY}' has the shape \[3, 5\] in its file.* \[128, 128\]"
+    ):
         load_pretrained(Policy(str(folder)))
 
 
@@ -79,7 +83,9 @@ BROKEN = {
     "a list for a config": ("config.json", b"[]"),
     "a text for a number": (
         "config.json",
-        json.dumps(json.loads((SOURCE / "config.json").read_text()) | {"hidden_size": "a lot"}).encode(),
+        json.dumps(
+            json.loads((SOURCE / "config.json").read_text()) | {"hidden_size": "a lot"}
+        ).encode(),
     ),
 }
 
@@ -108,7 +114,12 @@ def test_a_broken_tokenizer_names_the_folder(folder, file, content):
 
 def test_an_expression_that_backtracks_for_ever_ends_and_names_the_text(folder):
     """The tokenizers library gives up; what it raises is no ``Exception``."""
-    split = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": "(a+)+b"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     write_tokenizer(folder, lambda rules: rules.update(pre_tokenizer=split))
     encode = prompt_encoder(load_tokenizer(str(folder), None, False), chat=False)
     assert len(encode(["3+4="])[0])
@@ -118,7 +129,9 @@ def test_an_expression_that_backtracks_for_ever_ends_and_names_the_text(folder):
 
 def rows(folder: Path, **columns: str) -> str:
     """A file of eight problems, of which the sixth has these columns."""
-    problems: list[dict[str, str]] = [{"question": f"{n}+{n + 1}=", "answer": str(2 * n + 1)} for n in range(1, 9)]
+    problems: list[dict[str, str]] = [
+        {"question": f"{n}+{n + 1}=", "answer": str(2 * n + 1)} for n in range(1, 9)
+    ]
     problems[5] |= columns
     path = folder / "problems.jsonl"
     path.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
@@ -135,7 +148,10 @@ def data(row: str, **settings: Any) -> PromptData:
 
 
 def test_a_row_of_ten_megabytes_is_refused_by_its_number(tmp_path):
-    told = rf"row 5 of the train split makes a prompt of 10000000 characters \(at most {MAX_CHARACTERS}\)"
+    told = (
+        r"row 5 of the train split makes a prompt of 10000000 characters \(at most"
+        rf" {MAX_CHARACTERS}\)"
+    )
     with pytest.raises(ValueError, match=told):
         data(rows(tmp_path, question=LONG)).setup("fit")
 

@@ -20,7 +20,9 @@ def check(*types: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_page_is_of_the_installed_version():
-    assert f"transformers {transformers.__version__}:" in PAGE, "run scripts/check_models.py --write"
+    assert f"transformers {transformers.__version__}:" in PAGE, (
+        "run scripts/check_models.py --write"
+    )
 
 
 def test_some_types_are_what_the_page_says():
@@ -42,7 +44,10 @@ def test_a_wrong_verdict_is_seen(tmp_path):
     command = [sys.executable, str(script), "--check", "rwkv"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert found.returncode == 1
-    assert "docs/models.md has ['rwkv', 'RwkvForCausalLM', 'prompts shared', 'own code']" in found.stdout
+    assert (
+        "docs/models.md has ['rwkv', 'RwkvForCausalLM', 'prompts shared', 'own code']"
+        in found.stdout
+    )
 
 
 @pytest.mark.slow  # about two minutes on one core

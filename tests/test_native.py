@@ -39,18 +39,24 @@ def load(folder, eager_to_end: bool = True, **settings) -> PolicyModel:
 
 def prompts_of(policy: PolicyModel, rows: list[int]) -> Prompts:
     texts = [QUESTIONS[row] for row in rows]
-    ids = [torch.tensor(policy.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+    ids = [
+        torch.tensor(policy.tokenizer(text, add_special_tokens=False).input_ids) for text in texts
+    ]
     return Prompts(ids, texts, {}, torch.tensor(rows))
 
 
-def generate(policy: PolicyModel, rows: list[int], sampling: Sampling, max_rows: int = 512, step: int = 0) -> Rollout:
+def generate(
+    policy: PolicyModel, rows: list[int], sampling: Sampling, max_rows: int = 512, step: int = 0
+) -> Rollout:
     engine = NativeEngine(max_rows)
     engine.setup(policy, seed=7)
     return engine.generate(prompts_of(policy, rows), GROUP, sampling, step)
 
 
 def completions(rollout: Rollout) -> list[list[int]]:
-    return [ids[keep].tolist() for ids, keep in zip(rollout.completion_ids, rollout.mask, strict=True)]
+    return [
+        ids[keep].tolist() for ids, keep in zip(rollout.completion_ids, rollout.mask, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -108,7 +114,11 @@ def test_greedy_is_the_library_s_greedy(tiny_models, architecture):
     for p, ids in enumerate(rollout.prompts.token_ids):
         batch = ids.unsqueeze(0)
         output = policy.model.eval().generate(
-            input_ids=batch, attention_mask=torch.ones_like(batch), do_sample=False, max_new_tokens=16, pad_token_id=0
+            input_ids=batch,
+            attention_mask=torch.ones_like(batch),
+            do_sample=False,
+            max_new_tokens=16,
+            pad_token_id=0,
         )
         assert found[p * GROUP : (p + 1) * GROUP] == [output[0, len(ids) :].tolist()] * GROUP
 
@@ -126,10 +136,14 @@ def test_ended_is_true_where_the_last_token_ends(tiny_models):
 @pytest.mark.parametrize("stop", [["=", "+"], ["7"], ["#"]])
 def test_a_stop_string_ends_a_completion_and_is_cut_from_its_text(tiny_models, stop):
     policy = load(tiny_models["qwen2"], eager_to_end=False)
-    rollout = generate(policy, [0, 1, 2, 3], Sampling(temperature=3.0, max_new_tokens=48, stop=stop))
+    rollout = generate(
+        policy, [0, 1, 2, 3], Sampling(temperature=3.0, max_new_tokens=48, stop=stop)
+    )
     decode = policy.tokenizer.decode
     stopped = 0
-    for ids, text, ended in zip(completions(rollout), rollout.texts, rollout.ended.tolist(), strict=True):
+    for ids, text, ended in zip(
+        completions(rollout), rollout.texts, rollout.ended.tolist(), strict=True
+    ):
         whole = decode(ids, skip_special_tokens=True)
         assert not any(string in decode(ids[:-1], skip_special_tokens=True) for string in stop)
         cuts = [whole.find(string) for string in stop if string in whole]
@@ -142,7 +156,10 @@ def test_a_stop_string_ends_a_completion_and_is_cut_from_its_text(tiny_models, s
 def test_a_special_token_in_a_stop_string_counts(tiny_models):
     """It ends the completion though its text has no special tokens; what stood before it stays."""
     policy = load(tiny_models["qwen2"], eager_to_end=False)
-    special, plain = policy.tokenizer.convert_tokens_to_ids("<pad>"), Sampling(temperature=3.0, max_new_tokens=48)
+    special, plain = (
+        policy.tokenizer.convert_tokens_to_ids("<pad>"),
+        Sampling(temperature=3.0, max_new_tokens=48),
+    )
     assert special in policy.tokenizer.all_special_ids
     assert special not in policy.eos_ids
     whole = generate(policy, [0, 1, 2, 3], plain)
@@ -165,14 +182,22 @@ def test_a_special_token_in_a_stop_string_counts(tiny_models):
 def test_a_stop_string_may_take_a_token_for_each_of_its_bytes():
     """Eight characters of three bytes each, in a vocabulary of bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bare = Tokenizer(models.BPE(vocab={byte: number for number, byte in enumerate(alphabet)}, merges=[]))
-    bare.pre_tokenizer, bare.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bare = Tokenizer(
+        models.BPE(vocab={byte: number for number, byte in enumerate(alphabet)}, merges=[])
+    )
+    bare.pre_tokenizer, bare.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare)
     stop = "答案到此结束了。"
     ids = torch.tensor([tokenizer("等于七。" + stop).input_ids])
     assert ids.shape == (1, 12 * 3)
     ends = torch.tensor([ids.shape[1] - 1, ids.shape[1]])
-    assert StopStrings(tokenizer, [stop]).found(ids, torch.tensor([0, 0]), ends).tolist() == [False, True]
+    assert StopStrings(tokenizer, [stop]).found(ids, torch.tensor([0, 0]), ends).tolist() == [
+        False,
+        True,
+    ]
 
 
 def test_a_text_is_cut_before_a_stop_string_with_a_special_token(tiny_models):
@@ -188,31 +213,47 @@ def test_a_text_is_cut_before_a_stop_string_with_a_special_token(tiny_models):
 STOPPING = {"temperature": 3.0, "max_new_tokens": 24, "stop": ["=", "7"]}
 
 
-@pytest.mark.parametrize(("architecture", "attention"), [("qwen2", "sdpa"), ("gpt2", "sdpa"), ("llama", "eager")])
-def test_train_stop_appends_an_end_of_sequence_and_changes_nothing_else(tiny_models, architecture, attention):
+@pytest.mark.parametrize(
+    ("architecture", "attention"), [("qwen2", "sdpa"), ("gpt2", "sdpa"), ("llama", "eager")]
+)
+def test_train_stop_appends_an_end_of_sequence_and_changes_nothing_else(
+    tiny_models, architecture, attention
+):
     policy = load(tiny_models[architecture], eager_to_end=False, attention=attention)
-    plain, sampling = generate(policy, [0, 1, 2, 3], Sampling(**STOPPING)), Sampling(**STOPPING, train_stop=True)
+    plain, sampling = (
+        generate(policy, [0, 1, 2, 3], Sampling(**STOPPING)),
+        Sampling(**STOPPING, train_stop=True),
+    )
     closed = generate(policy, [0, 1, 2, 3], sampling)
     assert closed.texts == plain.texts
     assert torch.equal(closed.ended, plain.ended)
     appended = 0
-    for row, (before, after) in enumerate(zip(completions(plain), completions(closed), strict=True)):
+    for row, (before, after) in enumerate(
+        zip(completions(plain), completions(closed), strict=True)
+    ):
         by_string = bool(plain.ended[row]) and before[-1] not in policy.eos_ids
         assert after == before + [policy.stop_id] * (by_string and len(before) < 24)
         appended += len(after) > len(before)
-        torch.testing.assert_close(closed.stats.logprobs[row, : len(before)], plain.stats.logprobs[row, : len(before)])
+        torch.testing.assert_close(
+            closed.stats.logprobs[row, : len(before)], plain.stats.logprobs[row, : len(before)]
+        )
     assert 3 < appended < len(plain.texts)
     scored = rescored(policy, closed, sampling)
     for field in fields(TokenStats):
         sampled = getattr(closed.stats, field.name)
         torch.testing.assert_close(sampled, getattr(scored, field.name), rtol=1e-4, atol=1e-4)
-    alone = [completions(generate(policy, [0, 1, 2, 3], sampling, max_rows=rows)) for rows in (1, GROUP)]
+    alone = [
+        completions(generate(policy, [0, 1, 2, 3], sampling, max_rows=rows)) for rows in (1, GROUP)
+    ]
     assert alone == [completions(closed)] * 2
 
 
 def test_train_stop_is_the_same_for_completions_that_another_sampler_drew(tiny_models):
     policy = load(tiny_models["qwen2"], eager_to_end=False)
-    plain, sampling = generate(policy, [0, 1, 2, 3], Sampling(**STOPPING)), Sampling(**STOPPING, train_stop=True)
+    plain, sampling = (
+        generate(policy, [0, 1, 2, 3], Sampling(**STOPPING)),
+        Sampling(**STOPPING, train_stop=True),
+    )
     closed = generate(policy, [0, 1, 2, 3], sampling)
     drawn = [
         Drawn(ids, (plain.stats.logprobs[row, : len(ids)] - 0.1).tolist(), bool(plain.ended[row]))
@@ -225,7 +266,9 @@ def test_train_stop_is_the_same_for_completions_that_another_sampler_drew(tiny_m
     gap = found.stats.logprobs - found.engine_logprobs
     for row, ids in enumerate(completions(found)):
         was_drawn = len(drawn[row].ids)
-        torch.testing.assert_close(gap[row, :was_drawn], torch.full((was_drawn,), 0.1), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            gap[row, :was_drawn], torch.full((was_drawn,), 0.1), rtol=0, atol=1e-4
+        )
         assert not gap[row, was_drawn : len(ids)].any()  # nobody drew it: no gap, and a weight of 1
         assert (found.token_weights[row, was_drawn : len(ids)] == 1).all()
 
@@ -262,14 +305,17 @@ def test_how_the_model_is_run_does_not_change_completions(tiny_models, settings)
 def test_the_coin_knows_nothing_of_what_was_sampled(tiny_models):
     """At equal seeds the coin was the uniform that drew the first token (45.6 per cent of its variance, length +0.52).
 
-    For independent coins the share explained by k kinds of first tokens is (k - 1) / (N - 1) on average; 4 sigma.
+    For independent coins the share explained by k kinds of first tokens is (k - 1) / (N - 1) on
+    average; 4 sigma.
     """
     policy = load(tiny_models["llama"])
     engine, head = NativeEngine(), Random(seed=7)
     engine.setup(policy, seed=7)
     coins, first, lengths = [], [], []
     for step in range(4):
-        rollout = engine.generate(prompts_of(policy, [0, 1, 2, 3]), 128, Sampling(max_new_tokens=4), step)
+        rollout = engine.generate(
+            prompts_of(policy, [0, 1, 2, 3]), 128, Sampling(max_new_tokens=4), step
+        )
         coins.append(head(rollout).scores.double())
         first.append(rollout.completion_ids[:, 0] + 1000 * (rollout.row_ids(0) // 128))
         lengths.append(rollout.lengths.double())
@@ -277,7 +323,9 @@ def test_the_coin_knows_nothing_of_what_was_sampled(tiny_models):
     _, kind = torch.cat(first).unique(return_inverse=True)
     counts = kind.bincount()
     means = torch.zeros(len(counts), dtype=torch.float64).index_add(0, kind, coin) / counts
-    explained = float((means[kind] - coin.mean()).square().sum() / (coin - coin.mean()).square().sum())
+    explained = float(
+        (means[kind] - coin.mean()).square().sum() / (coin - coin.mean()).square().sum()
+    )
     kinds, number = len(counts), len(coin)
     assert kinds < number / 4
     expected = (kinds - 1) / (number - 1)
@@ -293,7 +341,9 @@ def test_max_rows_is_checked():
 @pytest.mark.parametrize("precision", ["float32", "bf16-mixed"])
 def test_a_rollout_of_inference_mode_is_that_of_training(precision):
     policy = PolicyModel(Policy("rlif-arithmetic"))
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
+    with torch.autocast(
+        "cpu", torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False
+    ):
         expected = generate(policy, [0, 1, 2], SAMPLINGS["plain"])
         with torch.inference_mode():
             found = generate(policy, [0, 1, 2], SAMPLINGS["plain"])

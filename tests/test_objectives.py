@@ -28,12 +28,19 @@ def test_kl_cov_picks_at_least_one_if_any_covariance_is_positive():
 
 def test_kl_cov_ranks_signed():
     """A large negative covariance is not picked."""
-    batch = replace(golden(), advantages=torch.tensor([[-1.0, 5.0, -1.0, -3.0]]))  # cov of position 1: -1.375 * 5
+    batch = replace(
+        golden(), advantages=torch.tensor([[-1.0, 5.0, -1.0, -3.0]])
+    )  # cov of position 1: -1.375 * 5
     assert KLCov(fraction=0.25).select(batch).tolist() == [[False, False, False, True]]
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 10_000), rows=st.integers(2, 6), columns=st.integers(2, 9), mille=st.integers(5, 950))
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(2, 6),
+    columns=st.integers(2, 9),
+    mille=st.integers(5, 950),
+)
 def test_kl_cov_selection_matches_restatement(seed, rows, columns, mille):
     batch = update(rows, columns, seed)
     assume(batch.mask.sum() > 2)  # the covariances of two tokens are equal: no ranking
@@ -70,8 +77,11 @@ def test_kl_cov_selection_ignores_padding_and_row_order():
 def test_kl_cov_ranks_by_old_or_current_logprobs():
     batch = replace(golden(), logprobs=torch.tensor([[-0.5, -1.0, -2.0, -3.0]]))
     assert KLCov(fraction=0.5).select(batch).tolist() == [[False, True, True, False]]
-    # Deviations of the current log-probs: 1.125, .625, -.375, -1.375; times A: 1.125, -.625, -.375, 1.375.
-    assert KLCov(fraction=0.5, rank_by="current").select(batch).tolist() == [[True, False, False, True]]
+    # Deviations of the current log-probs: 1.125, .625, -.375, -1.375; times A: 1.125, -.625, -.375,
+    # 1.375.
+    assert KLCov(fraction=0.5, rank_by="current").select(batch).tolist() == [
+        [True, False, False, True]
+    ]
 
 
 @pytest.mark.parametrize("advantage", [0.0, 0.1])
@@ -87,7 +97,11 @@ def test_kl_cov_fraction_holds_when_many_tokens_are_certain():
     """A collapsing policy gives many tokens log-prob 0 exactly; ties must not pick more than the fraction."""
     batch = update(40, 50)
     advantages = torch.where(torch.arange(40) < 20, 1.0, -1.0).unsqueeze(1).expand(40, 50)
-    old = torch.where(torch.rand(40, 50, generator=torch.Generator().manual_seed(0)) < 0.5, 0.0, batch.old_logprobs)
+    old = torch.where(
+        torch.rand(40, 50, generator=torch.Generator().manual_seed(0)) < 0.5,
+        0.0,
+        batch.old_logprobs,
+    )
     batch = replace(batch, old_logprobs=old, advantages=advantages)
     share = KLCov(fraction=0.3).select(batch).sum() / batch.mask.sum()
     assert abs(float(share) - 0.3) < 0.01
@@ -101,7 +115,9 @@ def test_kl_cov_loss_and_gradient_match_hand_formula(unselected):
     loss, gradient = loss_and_gradient(objective, batch, marks)
     expected_loss, expected_gradient = torch.zeros_like(loss), torch.zeros_like(gradient)
     for b, t in batch.mask.nonzero().tolist():
-        new, old, advantage = (float(x[b, t]) for x in (batch.logprobs, batch.old_logprobs, batch.advantages))
+        new, old, advantage = (
+            float(x[b, t]) for x in (batch.logprobs, batch.old_logprobs, batch.advantages)
+        )
         plain = -torch.tensor(new - old).exp() * advantage
         if marks[b, t]:
             expected_loss[b, t] = plain + 0.7 * abs(new - old)
@@ -119,7 +135,9 @@ def test_kl_cov_does_nothing_on_policy():
     """At d = 0 the penalty and its gradient are 0 whatever its weight."""
     batch = replace(update(), logprobs=update().old_logprobs)
     marks = KLCov(fraction=0.5).select(batch)
-    strong, none = (loss_and_gradient(KLCov(fraction=0.5, weight=w), batch, marks) for w in (100.0, 0.0))
+    strong, none = (
+        loss_and_gradient(KLCov(fraction=0.5, weight=w), batch, marks) for w in (100.0, 0.0)
+    )
     assert marks.any()
     assert torch.equal(strong[0], none[0])
     assert torch.equal(strong[1], none[1])
@@ -173,9 +191,13 @@ def test_clip_cov_counts(fraction):
 
 def test_clip_cov_leaves_out_what_the_clip_holds():
     """Covariances .625, 1.375, 1.125, .375; A 1, -1, 1, -1; log-ratios that hold the first two tokens."""
-    batch = replace(golden(), logprobs=golden().old_logprobs + torch.tensor([[0.3, -0.3, -0.3, 0.3]]))
+    batch = replace(
+        golden(), logprobs=golden().old_logprobs + torch.tensor([[0.3, -0.3, -0.3, 0.3]])
+    )
     assert restatement.held_by_clip(batch).tolist() == [[True, True, False, False]]
-    assert ClipCov(fraction=0.99, low=0.1, high=2.0).select(batch).tolist() == [[False, False, True, True]]
+    assert ClipCov(fraction=0.99, low=0.1, high=2.0).select(batch).tolist() == [
+        [False, False, True, True]
+    ]
     wide = ClipCov(fraction=0.99, low=0.1, high=2.0, clip_low=0.5, clip_high=0.5)
     assert wide.select(batch).sum() == 3  # floor(0.99 * 4), of all four
     assert ClipCov().needs_current
@@ -210,7 +232,10 @@ def test_clip_cov_pick_is_repeatable_and_independent_of_row_order():
 def test_clip_cov_pick_is_fair():
     """One token of many candidates, 400 seeds: each is picked about equally often (chi-square, 5 sigma)."""
     batch, band, _ = clip_cov_case(0.0)
-    counts = sum(ClipCov(fraction=1e-6, low=0.2, high=1.5, seed=seed).select(batch).int() for seed in range(400))
+    counts = sum(
+        ClipCov(fraction=1e-6, low=0.2, high=1.5, seed=seed).select(batch).int()
+        for seed in range(400)
+    )
     degrees = int(band.sum()) - 1
     expected = 400 / int(band.sum())
     chi_square = float(((counts[band] - expected) ** 2 / expected).sum())
@@ -227,7 +252,9 @@ def test_clip_cov_count_holds_and_is_fair_when_many_tokens_are_certain():
     batch = update(20, 20)
     certain = torch.rand(20, 20, generator=torch.Generator().manual_seed(0)) < 0.5
     batch = replace(batch, old_logprobs=batch.old_logprobs.masked_fill(certain, 0.0))
-    covariance = torch.tensor(restatement.covariance(batch.old_logprobs, batch.advantages, batch.mask))
+    covariance = torch.tensor(
+        restatement.covariance(batch.old_logprobs, batch.advantages, batch.mask)
+    )
     band = (covariance > 1e-3) & (covariance < 50.0)
     picks = torch.zeros(20, 20)
     for seed in range(20):
@@ -258,7 +285,13 @@ SHARED = [
 
 @pytest.mark.parametrize("shared", SHARED, ids=str)
 @pytest.mark.parametrize(
-    "null", [KLCov(fraction=0.0), KLCov(fraction=0.0, unselected="plain", weight=9.0), ClipCov(fraction=0.0)], ids=repr
+    "null",
+    [
+        KLCov(fraction=0.0),
+        KLCov(fraction=0.0, unselected="plain", weight=9.0),
+        ClipCov(fraction=0.0),
+    ],
+    ids=repr,
 )
 def test_null_setting_is_clipped_bit_for_bit(null, shared):
     batch = update()
@@ -277,7 +310,9 @@ def test_clipped_uses_its_own_bounds():
     loss, _ = loss_and_gradient(Clipped(clip_low=0.1, clip_high=0.3, dual_clip=1.1), batch, marks)
     for b, t in batch.mask.nonzero().tolist():
         token = (float(x[b, t]) for x in (batch.logprobs, batch.old_logprobs, batch.advantages))
-        assert float(loss[b, t]) == pytest.approx(restatement.surrogate(*token, 0.1, 0.3, 1.1), abs=1e-5)
+        assert float(loss[b, t]) == pytest.approx(
+            restatement.surrogate(*token, 0.1, 0.3, 1.1), abs=1e-5
+        )
 
 
 def test_entropy_bonus_is_subtracted():
@@ -298,7 +333,9 @@ def test_reference_kl_is_added(kind):
     k3, ratio = delta.exp() - delta - 1, (batch.logprobs - batch.old_logprobs).double().exp()
     kl = {"k1": -delta, "k2": delta**2 / 2, "k3": k3, "k3_ratio": k3 * ratio}[kind]
     loss = Clipped(reference_kl=ReferenceKL(0.5, kind)).token_loss(batch, marks)
-    torch.testing.assert_close(loss.double(), Clipped().token_loss(batch, marks) + 0.5 * kl, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        loss.double(), Clipped().token_loss(batch, marks) + 0.5 * kl, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_what_each_setting_needs():
@@ -313,7 +350,11 @@ def test_what_each_setting_needs():
 def test_defaults_are_the_papers():
     assert (KLCov().fraction, KLCov().weight, KLCov().unselected) == (0.02, 0.05, "clipped")
     assert (ClipCov().fraction, ClipCov().low, ClipCov().high) == (2e-4, 1.0, 5.0)
-    assert (Clipped().clip_low, Clipped().clip_high, Clipped().aggregation) == (0.2, 0.2, "token_mean")
+    assert (Clipped().clip_low, Clipped().clip_high, Clipped().aggregation) == (
+        0.2,
+        0.2,
+        "token_mean",
+    )
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,9 @@ def sampled(precision: str) -> tuple[PolicyModel, Rollout, LossInputs]:
         rollout = engine.generate(prompts_of(policy, [0, 1, 2, 3]), 8, SAMPLING, 0)
     old = rollout.stats.logprobs
     advantages = torch.randn(32, 1, generator=torch.Generator().manual_seed(0)).expand(old.shape)
-    inputs = LossInputs(old, old, advantages, rollout.mask, rollout.row_ids(0), sampled_logprobs=old)
+    inputs = LossInputs(
+        old, old, advantages, rollout.mask, rollout.row_ids(0), sampled_logprobs=old
+    )
     return policy, rollout, inputs
 
 
@@ -57,11 +59,16 @@ def mini_batch(precision: str, on_policy: bool = True) -> MiniBatch:
     return select_groups(inputs, rollout, [0, 1, 2, 3], on_policy)
 
 
-def gradient(precision: str, objective: Objective, batch: MiniBatch, tokens: int = 8192) -> tuple[Any, UpdateMeter]:
+def gradient(
+    precision: str, objective: Objective, batch: MiniBatch, tokens: int = 8192
+) -> tuple[Any, UpdateMeter]:
     """Of every parameter, in one vector, and the token figures."""
     policy, meter = sampled(precision)[0], UpdateMeter(batch.rows.device)
     policy.zero_grad()
-    budget, parts = TokenBudget(tokens), (lambda share, is_last: share.backward(), meter, policy.zero_grad)
+    budget, parts = (
+        TokenBudget(tokens),
+        (lambda share, is_last: share.backward(), meter, policy.zero_grad),
+    )
     with autocast(precision):
         accumulate_gradient(policy, objective, batch, SAMPLING, budget, *parts)
     found = torch.cat([parameter.grad.flatten().double() for parameter in policy.parameters()])
@@ -86,17 +93,24 @@ def test_with_the_samplers_log_probs_rounding_would_act_there(precision):
     later, (_, rollout, inputs) = mini_batch(precision, on_policy=False), sampled(precision)
     clipped = gradient(precision, Clipped(), later)[0]
     changes = {
-        weight: float((gradient(precision, KLCov(weight=weight), later)[0] - clipped).norm() / clipped.norm())
+        weight: float(
+            (gradient(precision, KLCov(weight=weight), later)[0] - clipped).norm() / clipped.norm()
+        )
         for weight in (0.05, 1.0)
     }
     assert changes[0.05] > 0.002
     assert changes[1.0] > 0.04
     with autocast(precision):
         now = score(precision)
-    settled, figures = settle_old_logprobs(inputs, torch.arange(32), now.masked_fill(~rollout.mask, math.nan), list)
+    settled, figures = settle_old_logprobs(
+        inputs, torch.arange(32), now.masked_fill(~rollout.mask, math.nan), list
+    )
     assert 0 < float(figures["policy/noise_floor"]) < (1e-4 if precision == "float32" else 0.5)
     floored = replace(later, inputs=replace(later.inputs, noise_floor=settled.noise_floor))
-    change = gradient(precision, KLCov(weight=1.0), floored)[0] - gradient(precision, KLCov(weight=0.0), floored)[0]
+    change = (
+        gradient(precision, KLCov(weight=1.0), floored)[0]
+        - gradient(precision, KLCov(weight=0.0), floored)[0]
+    )
     assert float(change.norm() / clipped.norm()) < changes[1.0] / 20
 
 
@@ -108,14 +122,20 @@ def score(precision: str) -> torch.Tensor:
 def test_the_first_mini_batch_in_many_passes_is_the_one_in_one():
     """Each micro-batch has ratio 1 to its own forward; float32 differs in the order of sums alone."""
     batch = mini_batch("float32")
-    whole, alone = (gradient("float32", KLCov(weight=1000.0), batch, tokens) for tokens in (8192, 1))
+    whole, alone = (
+        gradient("float32", KLCov(weight=1000.0), batch, tokens) for tokens in (8192, 1)
+    )
     torch.testing.assert_close(whole[0], alone[0], rtol=1e-3, atol=1e-6)
     assert float(alone[1].means()["policy/log_ratio"]) == 0
 
 
 @pytest.mark.parametrize(("on_policy", "passes"), [(True, 1), (False, 2)])
-@pytest.mark.parametrize("objective", [ClipCov(fraction=0.1, low=0.01), KLCov(rank_by="current")], ids=str)
-def test_the_current_log_probs_cost_a_pass_but_on_the_first_mini_batch(objective, on_policy, passes):
+@pytest.mark.parametrize(
+    "objective", [ClipCov(fraction=0.1, low=0.01), KLCov(rank_by="current")], ids=str
+)
+def test_the_current_log_probs_cost_a_pass_but_on_the_first_mini_batch(
+    objective, on_policy, passes
+):
     counted: list[int] = []
     hook = sampled("float32")[0].register_forward_hook(lambda *_: counted.append(1))
     gradient("float32", objective, mini_batch("float32", on_policy))
@@ -125,7 +145,9 @@ def test_the_current_log_probs_cost_a_pass_but_on_the_first_mini_batch(objective
 
 def inputs_of(old: torch.Tensor, sampled_logprobs: torch.Tensor, mask: torch.Tensor) -> LossInputs:
     rows = torch.arange(len(old))
-    return LossInputs(old, old, torch.zeros_like(old), mask, rows, sampled_logprobs=sampled_logprobs)
+    return LossInputs(
+        old, old, torch.zeros_like(old), mask, rows, sampled_logprobs=sampled_logprobs
+    )
 
 
 def never() -> torch.Tensor:
@@ -139,8 +161,14 @@ def test_old_log_probs_and_their_noise_by_hand():
     asked = torch.tensor([[-1.0, -2.0, 0.0], [-3.0, -4.0, -5.0], [-0.75, -0.25, 9.0]])
     mask = torch.tensor([[True, True, False], [True, True, True], [True, True, False]])
     forward = torch.tensor([[-0.5625, -0.125, nan], [nan, nan, nan]])
-    settled, figures = settle_old_logprobs(inputs_of(old, asked, mask), torch.tensor([2, 0]), forward, never)
-    assert settled.old_logprobs.tolist() == [[-1.0, -2.0, 0.0], [-3.0, -4.0, -5.0], [-0.5625, -0.125, 9.0]]
+    settled, figures = settle_old_logprobs(
+        inputs_of(old, asked, mask), torch.tensor([2, 0]), forward, never
+    )
+    assert settled.old_logprobs.tolist() == [
+        [-1.0, -2.0, 0.0],
+        [-3.0, -4.0, -5.0],
+        [-0.5625, -0.125, 9.0],
+    ]
     assert torch.equal(settled.logprobs, settled.old_logprobs)
     assert float(figures["policy/sampler_gap"]) == (0.1875 + 0.125) / 2
     assert float(figures["policy/noise_floor"]) == float(settled.noise_floor) == 0.125
@@ -152,7 +180,9 @@ def test_where_the_first_mini_batch_trained_on_nothing_the_rollout_is_scored():
     mask = torch.tensor([[True, True], [True, False]])
     now = old + torch.tensor([[0.25, 0.0], [-0.5, 99.0]])
     forward = torch.full((1, 2), math.nan)
-    settled, figures = settle_old_logprobs(inputs_of(old, old, mask), torch.tensor([1]), forward, lambda: now)
+    settled, figures = settle_old_logprobs(
+        inputs_of(old, old, mask), torch.tensor([1]), forward, lambda: now
+    )
     assert torch.equal(settled.old_logprobs, old)
     assert float(figures["policy/sampler_gap"]) == 0.25
     assert float(figures["policy/noise_floor"]) == 0.5
@@ -169,7 +199,9 @@ def test_one_token_in_a_thousand_may_be_noisier_than_the_floor():
     mask = torch.ones(1, 2000, dtype=torch.bool)
     for noisy, expected in ((2, 0.5), (3, 8.0)):
         forward[0, :noisy] = 8.0
-        figures = settle_old_logprobs(inputs_of(old, old, mask), torch.tensor([0]), forward, never)[1]
+        figures = settle_old_logprobs(inputs_of(old, old, mask), torch.tensor([0]), forward, never)[
+            1
+        ]
         assert float(figures["policy/noise_floor"]) == expected
 
 
@@ -186,7 +218,11 @@ def test_a_run_without_any_reward_moves_no_parameter(tmp_path, settings, source)
     """Rounding is there to act on (the gap), and no token is picked: not even in later mini-batches."""
     rewards = json.dumps({"none": {"head": f"{__name__}.Never"}})
     objective = json.dumps({"class_path": "KLCov", "init_args": {"fraction": 0.3, **settings}})
-    given = (f"--model.rewards={rewards}", f"--model.objective={objective}", f"--model.old_logprobs={source}")
+    given = (
+        f"--model.rewards={rewards}",
+        f"--model.objective={objective}",
+        f"--model.old_logprobs={source}",
+    )
     run = fit(tmp_path, *given, "--model.learning_rate=0.01")
     assert run.trainer.global_step == 8
     start = PolicyModel(Policy("rlif-arithmetic")).state_dict()
@@ -222,7 +258,9 @@ def test_the_noise_floor_is_measured_in_each_rollout(tmp_path, settings, low, hi
 def test_stale_weights_are_seen_whatever_the_old_log_probs(tmp_path, source):
     """Rescored log-probs are the trained policy's; the alarm reads the sampled ones."""
     arguments = ("--model.engine=test_sampler_gap.StaleEngine", f"--model.old_logprobs={source}")
-    with pytest.warns(UserWarning, match=r"SamplerGap, rollout 2: the trained policy's log-probs are"):
+    with pytest.warns(
+        UserWarning, match=r"SamplerGap, rollout 2: the trained policy's log-probs are"
+    ):
         fit(tmp_path, *arguments)
     gaps = [float(row["policy/sampler_gap"]) for row in metrics(tmp_path)]
     assert gaps[0] < 1e-5
@@ -232,7 +270,11 @@ def test_stale_weights_are_seen_whatever_the_old_log_probs(tmp_path, source):
     assert found[1] > 1e-2 if source == "sampler" else found[1] < 1e-5
 
 
-TWICE = ["--model.old_logprobs=rescored", "--model.epochs_per_rollout=2", "--model.learning_rate=1e-3"]
+TWICE = [
+    "--model.old_logprobs=rescored",
+    "--model.epochs_per_rollout=2",
+    "--model.learning_rate=1e-3",
+]
 
 
 def test_rescored_in_two_passes_does_not_depend_on_the_token_budget(tmp_path):
@@ -242,9 +284,14 @@ def test_rescored_in_two_passes_does_not_depend_on_the_token_budget(tmp_path):
     assert_same(parameters(large), parameters(small), tolerance=5e-6)  # a step is 1e-3
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # on purpose: resumed into another folder
+@pytest.mark.filterwarnings(
+    "ignore:The dirpath has changed"
+)  # on purpose: resumed into another folder
 def test_rescored_in_two_passes_resumes_bit_for_bit(tmp_path):
-    saving = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 8, "save_top_k": -1}}
+    saving = {
+        "class_path": "ModelCheckpoint",
+        "init_args": {"every_n_train_steps": 8, "save_top_k": -1},
+    }
     callback = f"--trainer.callbacks+={json.dumps(saving)}"
     whole = fit(tmp_path / "first", callback, *TWICE)
     checkpoint = next((tmp_path / "first").rglob("*step=8.ckpt"))

@@ -20,25 +20,33 @@ def rates(plan: OptimizerPlan, steps: int, max_steps: int = -1) -> list[float]:
 
 
 def test_constant_with_warm_up():
-    assert rates(OptimizerPlan(1.0, warmup_steps=4), 6) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+    assert rates(OptimizerPlan(1.0, warmup_steps=4), 6) == pytest.approx(
+        [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    )
 
 
 def test_cosine_goes_to_zero_and_stays():
     expected = [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
-    assert rates(OptimizerPlan(1.0, "cosine", warmup_steps=2), 6, max_steps=4)[:4] == pytest.approx(expected[:4])
-    assert rates(OptimizerPlan(1.0, "cosine", warmup_steps=2, schedule_steps=4), 6, max_steps=99) == pytest.approx(
-        expected
+    assert rates(OptimizerPlan(1.0, "cosine", warmup_steps=2), 6, max_steps=4)[:4] == pytest.approx(
+        expected[:4]
     )
+    assert rates(
+        OptimizerPlan(1.0, "cosine", warmup_steps=2, schedule_steps=4), 6, max_steps=99
+    ) == pytest.approx(expected)
 
 
 def test_settings_reach_the_optimizer():
-    optimizer, _ = OptimizerPlan(0.1, weight_decay=0.3, betas=(0.8, 0.9)).build([torch.nn.Parameter(torch.ones(1))], -1)
+    optimizer, _ = OptimizerPlan(0.1, weight_decay=0.3, betas=(0.8, 0.9)).build(
+        [torch.nn.Parameter(torch.ones(1))], -1
+    )
     group = optimizer.param_groups[0]
     assert (group["weight_decay"], group["betas"]) == (0.3, (0.8, 0.9))
 
 
 def test_a_cosine_without_length_is_refused():
-    with pytest.raises(ValueError, match=r"lr_schedule=cosine needs its length: set trainer\.max_steps"):
+    with pytest.raises(
+        ValueError, match=r"lr_schedule=cosine needs its length: set trainer\.max_steps"
+    ):
         rates(OptimizerPlan(1.0, "cosine"), 1)
 
 

@@ -13,7 +13,11 @@ from test_run import BASE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "callbacks" / "README.md").read_text()
-SOURCE = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class LengthStop" in block)
+SOURCE = next(
+    block
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    if "class LengthStop" in block
+)
 
 
 def run(folder: Path, name: str, shortest: float) -> str:
@@ -21,10 +25,13 @@ def run(folder: Path, name: str, shortest: float) -> str:
     arguments = [argument for argument in BASE if not argument.startswith("--config")]
     command = [sys.executable, "-m", "rlif_lightning", "fit", "--config=run.yaml", *arguments]
     command += [f"--trainer.callbacks+={name}", f"--trainer.callbacks.shortest={shortest}"]
-    # The repository stands for the installed package; a callback is found from the current folder alone.
+    # The repository stands for the installed package; a callback is found from the current folder
+    # alone.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     (folder / "run.yaml").write_text((ROOT / "configs" / "quickstart.yaml").read_text())
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

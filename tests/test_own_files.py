@@ -35,7 +35,11 @@ def guarded() -> str:
 
 def tree(folder: Path) -> dict[str, int]:
     """Every file below a folder with its inode: the same before and after if nothing was removed or replaced."""
-    return {str(path.relative_to(folder)): path.lstat().st_ino for path in folder.rglob("*") if path.name != ALIVE}
+    return {
+        str(path.relative_to(folder)): path.lstat().st_ino
+        for path in folder.rglob("*")
+        if path.name != ALIVE
+    }
 
 
 def rewrite(path: Path, **changes: Any) -> None:
@@ -45,7 +49,9 @@ def rewrite(path: Path, **changes: Any) -> None:
         if "kept" in state:
             state.update({name: value for name, value in changes.items() if name in state})
         if "snapshots" in state:
-            state["snapshots"].update({name: value for name, value in changes.items() if name in state["snapshots"]})
+            state["snapshots"].update(
+                {name: value for name, value in changes.items() if name in state["snapshots"]}
+            )
     torch.save(content, path)
 
 
@@ -55,7 +61,9 @@ def test_a_copy_that_goes_on_leaves_the_original_alone(tmp_path):
     before = tree(tmp_path / "original")
     fit(tmp_path / "copy", saving(every=1, keep=1), guarded(), *LONG, "--ckpt_path=auto")
     assert tree(tmp_path / "original") == before
-    assert [path.name for path in find_checkpoints(tmp_path / "copy")] == ["rollout=000003.ckpt"]  # its own it drops
+    assert [path.name for path in find_checkpoints(tmp_path / "copy")] == [
+        "rollout=000003.ckpt"
+    ]  # its own it drops
 
 
 def test_a_copied_folder_beside_the_original_is_another_run(tmp_path):
@@ -80,14 +88,21 @@ def test_a_fork_leaves_the_other_run_s_snapshots_and_has_its_own(tmp_path):
 
 def outside(folder: Path) -> tuple[Path, dict[str, int]]:
     """Files that no run may touch, some of them where a run's names could lead to."""
-    for place in ("outside/checkpoints", "outside/guard", "root/version_7/checkpoints", "root/version_7/guard"):
+    for place in (
+        "outside/checkpoints",
+        "outside/guard",
+        "root/version_7/checkpoints",
+        "root/version_7/guard",
+    ):
         (folder / place).mkdir(parents=True, exist_ok=True)
         for name in ("rollout=000001.ckpt", "rollout=1.ckpt", "best.ckpt", "precious.txt"):
             (folder / place / name).write_text("precious")
     return folder / "outside", tree(folder)
 
 
-@pytest.mark.parametrize("attack", ["absolute", "parent", "another version", "link to a folder", "link to a file"])
+@pytest.mark.parametrize(
+    "attack", ["absolute", "parent", "another version", "link to a folder", "link to a file"]
+)
 def test_a_forged_checkpoint_removes_nothing(tmp_path, attack):
     root = tmp_path / "root"
     fit(root, saving(every=1, keep=1), guarded(), *ONE)
@@ -106,15 +121,25 @@ def test_a_forged_checkpoint_removes_nothing(tmp_path, attack):
             path = Path(shutil.copy(inside / "checkpoints2" / path.name, away / "x"))
         kept, dropped = "version_0/checkpoints/rollout=7.ckpt", "version_0/guard/rollout=7.ckpt"
         if attack == "link to a folder":
-            kept, dropped = "version_0/checkpoints/rollout=000001.ckpt", "version_0/guard/rollout=1.ckpt"
+            kept, dropped = (
+                "version_0/checkpoints/rollout=000001.ckpt",
+                "version_0/guard/rollout=1.ckpt",
+            )
             path = path.rename(root / "version_0" / "checkpoints" / "rollout=000009.ckpt")
     else:
-        start = {"absolute": str(away), "parent": "../outside", "another version": "version_7"}[attack]
+        start = {"absolute": str(away), "parent": "../outside", "another version": "version_7"}[
+            attack
+        ]
         kept, dropped = f"{start}/checkpoints/rollout=000001.ckpt", f"{start}/guard/rollout=1.ckpt"
     rewrite(path, kept=[kept, kept.replace("000001", "1")], best=-1e9, dropped=[(0, dropped)],
             best_path=f"{kept.rsplit('/', 1)[0]}/best.ckpt")  # fmt: skip
     before = tree(away), tree(root / "version_7")
-    arguments = [saving(every=1, keep=1, monitor="policy/entropy"), guarded(), *LONG, "--ckpt_path=auto"]
+    arguments = [
+        saving(every=1, keep=1, monitor="policy/entropy"),
+        guarded(),
+        *LONG,
+        "--ckpt_path=auto",
+    ]
     fit(root, *arguments)
     assert (tree(away), tree(root / "version_7")) == before
 
@@ -133,20 +158,29 @@ def test_names_are_found_wherever_the_run_lies(tmp_path):
     own = OwnFiles(tmp_path / "version_3")
     path = tmp_path / "version_2" / "checkpoints" / "rollout=000004.ckpt"
     assert own.name(path) == "version_2/checkpoints/rollout=000004.ckpt"
-    assert locate(own.name(path), Path("/else/version_3")) == Path("/else/version_2/checkpoints/rollout=000004.ckpt")
+    assert locate(own.name(path), Path("/else/version_3")) == Path(
+        "/else/version_2/checkpoints/rollout=000004.ckpt"
+    )
     root = OwnFiles(tmp_path, is_root=True)
-    assert locate(root.name(tmp_path / "guard" / "rollout=1.ckpt"), Path("/else")) == Path("/else/guard/rollout=1.ckpt")
+    assert locate(root.name(tmp_path / "guard" / "rollout=1.ckpt"), Path("/else")) == Path(
+        "/else/guard/rollout=1.ckpt"
+    )
 
 
 def test_what_another_life_that_is_running_made_is_left_alone(tmp_path):
     mine, other = OwnFiles(tmp_path / "version_1"), tmp_path / "version_0"
     code = (
-        "import sys; from pathlib import Path; from rlif_lightning.running.own_files import OwnFiles\n"
-        "own = OwnFiles(Path(sys.argv[1])); own.run = sys.argv[2]; own.settle(); print('there', flush=True); input()"
+        "import sys; from pathlib import Path; from rlif_lightning.running.own_files import"
+        " OwnFiles\n"
+        "own = OwnFiles(Path(sys.argv[1])); own.run = sys.argv[2]; own.settle(); print('there',"
+        " flush=True); input()"
     )
     path = other / "checkpoints" / "rollout=000001.ckpt"
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(other), mine.run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(other), mine.run],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -206,7 +240,9 @@ def test_predict_does_not_write_into_a_folder_that_it_did_not_begin(tmp_path, ca
                   f"--predictions.folder={folder}", "--trainer.logger=false"])  # fmt: skip
     assert "which predict did not write" in capsys.readouterr().err
     assert (tmp_path / "precious").read_text() == "precious"
-    assert {name: inode for name, inode in tree(tmp_path).items() if not name.startswith("root")} == before
+    assert {
+        name: inode for name, inode in tree(tmp_path).items() if not name.startswith("root")
+    } == before
     assert names(tmp_path) == []
 
 
@@ -226,7 +262,10 @@ HALVES = [
 
 def leave(folder: Path) -> list[Path]:
     """What a killed life may leave in its folder."""
-    left = [folder / name for name in [*HALVES, "checkpoints/rollout=000000.ckpt", "guard/rollout=7.ckpt"]]
+    left = [
+        folder / name
+        for name in [*HALVES, "checkpoints/rollout=000000.ckpt", "guard/rollout=7.ckpt"]
+    ]
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir() if path.parent.name == "export" else path.write_text("half")
@@ -238,14 +277,25 @@ def test_what_dead_lives_left_goes_and_nothing_else(tmp_path):
     fit(tmp_path, *run, *ONE)
     fit(tmp_path, saving(every=1, keep=1), *ONE)  # another run in the same root
     left, others = leave(tmp_path / "version_0"), leave(tmp_path / "version_1")
-    users = [tmp_path / "version_0" / name for name in ("notes.unfinished", "export/mine.old", "guard/notes.txt")]
+    users = [
+        tmp_path / "version_0" / name
+        for name in ("notes.unfinished", "export/mine.old", "guard/notes.txt")
+    ]
     for path in users:
         path.write_text("mine")
-    (tmp_path / "version_1" / "checkpoints" / "rollout=000001.ckpt").unlink()  # so that auto finds the first run
-    (tmp_path / "version_1" / "checkpoints" / "rollout=000000.ckpt").rename(tmp_path / "version_1" / "zero")
+    (
+        tmp_path / "version_1" / "checkpoints" / "rollout=000001.ckpt"
+    ).unlink()  # so that auto finds the first run
+    (tmp_path / "version_1" / "checkpoints" / "rollout=000000.ckpt").rename(
+        tmp_path / "version_1" / "zero"
+    )
     fit(tmp_path, *run, *LONG, "--ckpt_path=auto")
     assert [path.name for path in left if path.exists()] == []
-    assert (tmp_path / "version_0" / "export" / "last").is_dir()  # an export that was moved away to be replaced
+    assert (
+        tmp_path / "version_0" / "export" / "last"
+    ).is_dir()  # an export that was moved away to be replaced
     assert all(path.exists() for path in users)
-    assert [path.name for path in others if not path.exists()] == ["rollout=000000.ckpt"]  # the one renamed above
+    assert [path.name for path in others if not path.exists()] == [
+        "rollout=000000.ckpt"
+    ]  # the one renamed above
     assert len(list(tmp_path.glob("version_*/checkpoints/best.ckpt"))) == 1

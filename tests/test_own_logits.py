@@ -28,10 +28,14 @@ def test_scales_and_caps_are_applied():
     }
     for kind, rule in expected.items():
         model = model_of(kind)
-        torch.testing.assert_close(own_logits(model, hidden), rule(hidden @ model.lm_head.weight.T), msg=kind)
+        torch.testing.assert_close(
+            own_logits(model, hidden), rule(hidden @ model.lm_head.weight.T), msg=kind
+        )
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "modernbert-decoder", "gemma3", "llama4_text"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "gpt2", "opt", "modernbert-decoder", "gemma3", "llama4_text"]
+)
 def test_they_are_the_logits_of_a_whole_forward(kind):
     model = model_of(kind)
     ids = torch.arange(3, 3 + ROWS)[None]
@@ -45,7 +49,9 @@ def test_they_are_the_logits_of_a_whole_forward(kind):
 def test_a_plain_head_gives_its_product_and_takes_its_gradient_without_a_copy():
     model = model_of("llama")
     received = []
-    hook = model.lm_head.register_forward_hook(lambda _, __, output: output.register_hook(received.append) and None)
+    hook = model.lm_head.register_forward_hook(
+        lambda _, __, output: output.register_hook(received.append) and None
+    )
     logits = own_logits(model, torch.randn(ROWS, 32, requires_grad=True))
     hook.remove()
     gradient = torch.ones_like(logits)

@@ -65,7 +65,9 @@ def check_micro_batch(packed: Packed, prompts, ids, mask, group_size: int, budge
     assert torch.equal(restored, ids[packed.rows].where(kept, 0))
     lengths = torch.tensor([len(prompts[row // group_size]) for row in packed.rows.tolist()])
     before = packed.unpack(packed.position_ids[packed.source])
-    assert torch.equal(before, (lengths.unsqueeze(1) - 1 + torch.arange(ids.shape[1])).where(kept, 0))
+    assert torch.equal(
+        before, (lengths.unsqueeze(1) - 1 + torch.arange(ids.shape[1])).where(kept, 0)
+    )
     seen = packed.unpack(packed.input_ids[packed.source])
     for b, row in enumerate(packed.rows.tolist()):
         previous = torch.cat([prompts[row // group_size][-1:], ids[row][mask[row]][:-1]])
@@ -87,7 +89,11 @@ def check_trees(packed: Packed, prompts, ids, mask, group_size: int) -> None:
 
 
 @settings(deadline=None, max_examples=150)
-@given(lengths=LENGTHS, prompt_lengths=st.lists(st.integers(1, 5), min_size=3, max_size=3), budget=st.integers(1, 40))
+@given(
+    lengths=LENGTHS,
+    prompt_lengths=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    budget=st.integers(1, 40),
+)
 def test_each_completion_is_packed_once_within_the_budget(lengths, prompt_lengths, budget):
     prompts, (ids, mask) = prompts_of(prompt_lengths), rows_of(lengths)
     packs = list(pack(prompts, ids, mask, 2, budget))
@@ -147,7 +153,11 @@ def naive_mask(trees: list[Tree], window: int | None) -> list[list[bool]]:
             end += length
         for sequence in sequences:
             for i, query in enumerate(sequence):
-                for key in sequence[: i + 1] if window is None else sequence[max(0, i + 1 - window) : i + 1]:
+                for key in (
+                    sequence[: i + 1]
+                    if window is None
+                    else sequence[max(0, i + 1 - window) : i + 1]
+                ):
                     allowed[query][key] = True
     return allowed
 
@@ -160,29 +170,45 @@ def line_of(shapes: list[tuple[int, list[int]]]) -> list[Tree]:
     return trees
 
 
-SHAPES = st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=4)), min_size=1, max_size=4)
+SHAPES = st.lists(
+    st.tuples(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=4)), min_size=1, max_size=4
+)
 
 
 @settings(deadline=None, max_examples=100)
-@given(lengths=LENGTHS, prompt_lengths=st.lists(st.integers(1, 5), min_size=3, max_size=3), budget=st.integers(1, 40))
-def test_rows_of_their_own_have_every_token_behind_its_whole_context(lengths, prompt_lengths, budget):
+@given(
+    lengths=LENGTHS,
+    prompt_lengths=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    budget=st.integers(1, 40),
+)
+def test_rows_of_their_own_have_every_token_behind_its_whole_context(
+    lengths, prompt_lengths, budget
+):
     prompts, (ids, mask) = prompts_of(prompt_lengths), rows_of(lengths)
     for packed in pack(prompts, ids, mask, 2, budget):
         own, source = own_rows(packed)
-        expected = [torch.cat([prompts[row // 2], ids[row][mask[row]][:-1]]) for row in packed.rows.tolist()]
+        expected = [
+            torch.cat([prompts[row // 2], ids[row][mask[row]][:-1]]) for row in packed.rows.tolist()
+        ]
         assert own.shape == (len(expected), max(map(len, expected)))
         for row, line in zip(own, expected, strict=True):
             assert torch.equal(row, torch.nn.functional.pad(line, (0, own.shape[1] - len(line))))
         places = packed.unpack(source % own.shape[1])
-        lengths_before = torch.tensor([len(prompts[row // 2]) for row in packed.rows.tolist()]).unsqueeze(1)
+        lengths_before = torch.tensor(
+            [len(prompts[row // 2]) for row in packed.rows.tolist()]
+        ).unsqueeze(1)
         kept = mask[packed.rows]
         assert torch.equal(places, (lengths_before - 1 + torch.arange(ids.shape[1])).where(kept, 0))
         owners = packed.unpack(source // own.shape[1])
-        assert torch.equal(owners, torch.arange(len(expected)).unsqueeze(1).expand_as(kept).where(kept, 0))
+        assert torch.equal(
+            owners, torch.arange(len(expected)).unsqueeze(1).expand_as(kept).where(kept, 0)
+        )
 
 
 @settings(deadline=None, max_examples=100)
 @given(shapes=SHAPES)
 def test_positions_go_on_where_the_prompt_ends(shapes):
-    expected = [[*range(p)] + [p + t for length in lengths for t in range(length)] for p, lengths in shapes]
+    expected = [
+        [*range(p)] + [p + t for length in lengths for t in range(length)] for p, lengths in shapes
+    ]
     assert positions(line_of(shapes)).tolist() == [place for tree in expected for place in tree]

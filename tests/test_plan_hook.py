@@ -45,7 +45,9 @@ def test_the_hook_hands_everything_to_the_plan(mask, window):
     sinks = torch.ones(4)
     with following(Echo(), {3: "the layer"}):
         given = plan_mask(1, 5, 5, **mask)
-        asked, weights = attend(layer(), query, key, value, given, scaling=0.3, softcap=2.0, s_aux=sinks)
+        asked, weights = attend(
+            layer(), query, key, value, given, scaling=0.3, softcap=2.0, s_aux=sinks
+        )
     assert weights is None
     assert asked == (3, query, key, value, Scores(0.3, window, 2.0, sinks))
 
@@ -53,7 +55,11 @@ def test_the_hook_hands_everything_to_the_plan(mask, window):
 @pytest.mark.parametrize(
     ("given", "autocast", "expected"),
     [
-        ([torch.float32] * 2 + [torch.bfloat16], True, torch.bfloat16),  # what rotary angles leave under autocast
+        (
+            [torch.float32] * 2 + [torch.bfloat16],
+            True,
+            torch.bfloat16,
+        ),  # what rotary angles leave under autocast
         ([torch.float32] * 3, True, torch.bfloat16),
         ([torch.float32] * 2 + [torch.bfloat16], False, torch.bfloat16),
         ([torch.float32] * 3, False, torch.float32),
@@ -63,10 +69,15 @@ def test_the_hook_hands_everything_to_the_plan(mask, window):
 def test_a_plan_gets_queries_keys_and_values_in_one_precision(given, autocast, expected):
     """Not every kernel is reached by autocast: CUDA's lower right bias refuses float32 keys of bfloat16 values."""
     inputs = [values.to(dtype) for values, dtype in zip(line(5, 2, 0), given, strict=True)]
-    with following(Echo(), {3: "the layer"}), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with (
+        following(Echo(), {3: "the layer"}),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
         (_, *asked, _), _ = attend(layer(), *inputs, plan_mask(1, 5, 5, **CAUSAL))
     assert [values.dtype for values in asked] == [expected] * 3
-    assert all(one is other for one, other in zip(asked, inputs, strict=True) if other.dtype == expected)
+    assert all(
+        one is other for one, other in zip(asked, inputs, strict=True) if other.dtype == expected
+    )
 
 
 def test_a_layer_that_is_recomputed_after_its_forward_still_follows_the_plan():
@@ -88,7 +99,10 @@ def ask(layers: list[int], mask: Tensor | None, expected: dict[int, str], **extr
 
 @pytest.mark.parametrize("times", [0, 2])
 def test_a_layer_that_does_not_ask_once_is_named(times):
-    with pytest.raises(PlanError, match=rf"layers.1 .* {times} times .* instead of once; set model.policy.attention"):
+    with pytest.raises(
+        PlanError,
+        match=rf"layers.1 .* {times} times .* instead of once; set model.policy.attention",
+    ):
         ask([0, *[1] * times], None, {0: "layers.0 (Attention)", 1: "layers.1 (Attention)"})
 
 
@@ -101,7 +115,10 @@ def test_only_a_layer_that_uses_an_unreadable_mask_is_refused():
     """Qwen 2 MoE makes a mask with a window of 0 that no layer uses."""
     with following(Echo(), {}):
         unreadable = plan_mask(1, 5, 5, mask_function=bidirectional_mask_function)
-    with pytest.raises(PlanError, match="attends under a mask that is neither causal nor a sliding window; set model"):
+    with pytest.raises(
+        PlanError,
+        match="attends under a mask that is neither causal nor a sliding window; set model",
+    ):
         ask([3], unreadable, {})
 
 
@@ -136,7 +153,9 @@ def test_rules_are_read_while_another_device_is_the_default():
         bidirectional_mask_function,
         chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.int64)),
         sliding_window_causal_mask_function(9),
-        and_masks(causal_mask_function, padding_mask_function(torch.ones((1, 4), dtype=torch.bool))),
+        and_masks(
+            causal_mask_function, padding_mask_function(torch.ones((1, 4), dtype=torch.bool))
+        ),
     ],
     ids=["bidirectional", "chunked", "another window", "padding"],
 )
@@ -145,7 +164,9 @@ def test_other_rules_are_refused(rule, size):
         window_of(rule, size)
 
 
-@pytest.mark.parametrize("scores", [Scores(0.7), Scores(0.7, None, 0.8), Scores(0.7, None, None, torch.arange(4.0))])
+@pytest.mark.parametrize(
+    "scores", [Scores(0.7), Scores(0.7, None, 0.8), Scores(0.7, None, None, torch.arange(4.0))]
+)
 @pytest.mark.parametrize("masked", [False, True])
 def test_without_a_plan_the_hook_is_the_model_s_own_attention(masked, scores):
     inputs = line(5, 2, 0)
@@ -153,5 +174,7 @@ def test_without_a_plan_the_hook_is_the_model_s_own_attention(masked, scores):
     if masked:
         seen[4, 0] = False
     mask = seen[None, None] if masked else plan_mask(1, 5, 5, **CAUSAL)
-    output, _ = attend(layer(), *inputs, mask, scaling=0.7, softcap=scores.softcap, s_aux=scores.sinks)
+    output, _ = attend(
+        layer(), *inputs, mask, scaling=0.7, softcap=scores.softcap, s_aux=scores.sinks
+    )
     torch.testing.assert_close(output, plain_attention(*inputs, seen, scores))

@@ -39,7 +39,9 @@ def score(policy: PolicyModel, sampling: Sampling, budget: int = 30) -> TokenSta
     packs = list(pack(prompts, ids, mask, GROUP, budget))
     parts = [policy(packed, sampling) for packed in packs]
     order = torch.cat([packed.rows for packed in packs]).argsort()
-    return TokenStats(*(torch.cat([getattr(part, name) for part in parts])[order] for name in NAMES))
+    return TokenStats(
+        *(torch.cat([getattr(part, name) for part in parts])[order] for name in NAMES)
+    )
 
 
 def score_plainly(policy: PolicyModel, sampling: Sampling) -> TokenStats:
@@ -60,7 +62,11 @@ def score_plainly(policy: PolicyModel, sampling: Sampling) -> TokenStats:
             -(finite.exp() * finite * possible).sum(-1),
             -finite.sum(-1) / count - count.log(),
         )
-        lines.append(torch.stack([torch.nn.functional.pad(f, (0, mask.shape[1] - len(f))) for f in figures], 1))
+        lines.append(
+            torch.stack(
+                [torch.nn.functional.pad(f, (0, mask.shape[1] - len(f))) for f in figures], 1
+            )
+        )
     return TokenStats(*torch.stack(lines).unbind(2))
 
 
@@ -68,18 +74,26 @@ def gradients(policy: PolicyModel, stats: TokenStats) -> dict[str, Tensor]:
     """Gradient of a loss that weighs every token and every statistic differently."""
     policy.zero_grad()
     ramp = torch.linspace(-1, 1, stats.logprobs.numel()).view(stats.logprobs.shape)
-    (stats.logprobs * ramp + stats.entropy * ramp.flip(0) + stats.self_certainty * ramp.flip(1)).sum().backward()
+    (
+        stats.logprobs * ramp + stats.entropy * ramp.flip(0) + stats.self_certainty * ramp.flip(1)
+    ).sum().backward()
     return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
 def assert_close(left: TokenStats, right: TokenStats, tolerance: float = 1e-4) -> None:
     for name, value in vars(left).items():
         torch.testing.assert_close(
-            value, getattr(right, name), rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            value,
+            getattr(right, name),
+            rtol=tolerance,
+            atol=tolerance,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
-def assert_same_gradients(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float) -> None:
+def assert_same_gradients(
+    left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float
+) -> None:
     assert left.keys() == right.keys()
     assert left
     for name, value in left.items():
@@ -91,7 +105,9 @@ def assert_same_gradients(left: dict[str, Tensor], right: dict[str, Tensor], tol
 @pytest.mark.parametrize("sampling", [PLAIN, HOT], ids=["plain", "hot"])
 def test_packed_scoring_is_one_sequence_at_a_time(tiny_models, architecture, sampling):
     policy = PolicyModel(Policy(str(tiny_models[architecture]))).double()
-    policy.eos_ids = list(range(2, 20))  # so that a minimum length takes a good part of the distribution away
+    policy.eos_ids = list(
+        range(2, 20)
+    )  # so that a minimum length takes a good part of the distribution away
     plain = score_plainly(policy, sampling)
     expected = gradients(policy, plain)
     packed = score(policy, sampling)
@@ -129,7 +145,9 @@ def test_the_budget_and_the_chunks_of_the_head_change_nothing(tiny_models, monke
 def test_bfloat16_models_give_float32_statistics(tiny_models, architecture):
     policy = PolicyModel(Policy(str(tiny_models[architecture]), dtype="bfloat16"))
     with torch.no_grad():
-        stats, exact = (score(p, PLAIN) for p in (policy, PolicyModel(Policy(str(tiny_models[architecture])))))
+        stats, exact = (
+            score(p, PLAIN) for p in (policy, PolicyModel(Policy(str(tiny_models[architecture]))))
+        )
     assert policy.model.dtype == torch.bfloat16
     assert {value.dtype for value in vars(stats).values()} == {torch.float32}
     mask = rows(policy.vocab_size)[2]
@@ -146,7 +164,8 @@ def test_dropout_is_off(tiny_models):
     assert torch.equal(first.logprobs, score(policy.eval(), PLAIN).logprobs)
 
 
-# peft reads a name that transformers 5.23 deprecates, and tells that GPT-2's layers are stored transposed.
+# peft reads a name that transformers 5.23 deprecates, and tells that GPT-2's layers are stored
+# transposed.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -187,7 +206,9 @@ def test_a_model_that_cannot_end_is_refused(tiny_models, tmp_path):
 
 
 def test_a_missing_model_is_named():
-    with pytest.raises(ValueError, match=r"policy.name='no/such/folder' is neither a model folder nor a hub model"):
+    with pytest.raises(
+        ValueError, match=r"policy.name='no/such/folder' is neither a model folder nor a hub model"
+    ):
         PolicyModel(Policy("no/such/folder"))
 
 

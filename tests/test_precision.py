@@ -18,10 +18,21 @@ from rlif_lightning.trainer import RLIFTrainer
 
 WORK = {None: "32-true", 32: "32-true", "32": "32-true", "32-true": "32-true"}
 WORK |= {"bf16": "bf16-mixed", "bf16-mixed": "bf16-mixed"}
-BY_DTYPE = {"16-true": "float16", "bf16-true": "bfloat16", "64-true": "float64", "64": "float64", 64: "float64"}
+BY_DTYPE = {
+    "16-true": "float16",
+    "bf16-true": "bfloat16",
+    "64-true": "float64",
+    "64": "float64",
+    64: "float64",
+}
 SCALED = (16, "16", "16-mixed")
 OTHERS = ("transformer-engine", "transformer-engine-float16")
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+QUIET = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
 
 
 def test_every_spelling_of_lightning_is_tested_here():
@@ -40,19 +51,27 @@ def test_what_works_is_taken(spelling):
 @pytest.mark.parametrize("spelling", BY_DTYPE)
 def test_a_precision_of_the_weights_is_the_policys_setting(spelling):
     dtype = BY_DTYPE[spelling]
-    with pytest.raises(ValueError, match=rf"^trainer.precision={spelling} .*set model.policy.dtype={dtype} .*32-true"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^trainer.precision={spelling} .*set model.policy.dtype={dtype} .*32-true",
+    ):
         RLIFTrainer(precision=spelling, accelerator="cpu", **QUIET)
 
 
 @pytest.mark.parametrize("spelling", SCALED)
 def test_loss_scaling_is_refused_before_lightning_replaces_it(spelling):
-    with pytest.raises(ValueError, match=rf"^trainer.precision={spelling} .*loss scaling.*on a CPU .*bf16-mixed"):
+    with pytest.raises(
+        ValueError, match=rf"^trainer.precision={spelling} .*loss scaling.*on a CPU .*bf16-mixed"
+    ):
         RLIFTrainer(precision=spelling, accelerator="cpu", **QUIET)
 
 
 @pytest.mark.parametrize("spelling", [*OTHERS, "nf4", "fp8"])
 def test_other_kinds_are_refused_by_name(spelling):
-    with pytest.raises(ValueError, match=rf"^trainer.precision={spelling} is not supported; use one of 32-true, bf16-"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^trainer.precision={spelling} is not supported; use one of 32-true, bf16-",
+    ):
         check_precision(spelling)
 
 
@@ -65,12 +84,19 @@ def test_the_command_line_says_it_in_one_line(capsys, tmp_path, command, spellin
 
 
 PLUGINS = {
-    "half": (lambda: HalfPrecision("bf16-true"), "trainer.precision=bf16-true .*model.policy.dtype=bfloat16"),
+    "half": (
+        lambda: HalfPrecision("bf16-true"),
+        "trainer.precision=bf16-true .*model.policy.dtype=bfloat16",
+    ),
     "double": (DoublePrecision, "trainer.precision=64-true .*model.policy.dtype=float64"),
-    "scaled": (lambda: MixedPrecision("16-mixed", "cpu"), "trainer.precision=16-mixed .*loss scaling"),
+    "scaled": (
+        lambda: MixedPrecision("16-mixed", "cpu"),
+        "trainer.precision=16-mixed .*loss scaling",
+    ),
     "quantised": (
         lambda: object.__new__(BitsandbytesPrecision),  # building it needs a package and a GPU
-        "trainer.plugins=BitsandbytesPrecision is not supported; use trainer.precision, one of 32-true, bf16-mixed",
+        "trainer.plugins=BitsandbytesPrecision is not supported; use trainer.precision, one of"
+        " 32-true, bf16-mixed",
     ),
 }
 
@@ -89,6 +115,8 @@ def test_lightnings_own_trainer_is_held_to_the_same(tmp_path, stage):
     """As in a script, where nobody has called our trainer: in setup, before any model is loaded."""
     run = build([*base("--compare"), f"--trainer.default_root_dir={tmp_path}"])
     trainer = Trainer(precision="bf16-true", accelerator="cpu", max_epochs=1, **QUIET)
-    with pytest.raises(ValueError, match=r"trainer.precision=bf16-true .*model.policy.dtype=bfloat16"):
+    with pytest.raises(
+        ValueError, match=r"trainer.precision=bf16-true .*model.policy.dtype=bfloat16"
+    ):
         getattr(trainer, stage)(run.model, datamodule=run.datamodule)
     assert run.model.policy is None

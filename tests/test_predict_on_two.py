@@ -22,9 +22,15 @@ def records(path: Path) -> list[dict]:
 
 def on_two(folder: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "rlif_lightning", "predict", *base("--compare"), *ODD, *TWO]
-    command += [f"--trainer.default_root_dir={folder.parent}", f"--predictions.folder={folder}", *arguments]
+    command += [
+        f"--trainer.default_root_dir={folder.parent}",
+        f"--predictions.folder={folder}",
+        *arguments,
+    ]
     env = environment() | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -42,8 +48,12 @@ def test_predict_on_two_processes_is_that_of_one(tmp_path):
     parts = [records(path) for path in sorted(folder.glob("completions-*"))]
     assert len(parts) == 2
     keys = [[(record["index"], record["completion_number"]) for record in part] for part in parts]
-    assert sorted(keys[0] + keys[1]) == [(p, g) for p in range(7) for g in range(4)]  # none twice, none lost
-    assert all([g for _, g in part] == [0, 1, 2, 3] * (len(part) // 4) for part in keys)  # groups stay together
+    assert sorted(keys[0] + keys[1]) == [
+        (p, g) for p in range(7) for g in range(4)
+    ]  # none twice, none lost
+    assert all(
+        [g for _, g in part] == [0, 1, 2, 3] * (len(part) // 4) for part in keys
+    )  # groups stay together
     assert all(part == sorted(part) for part in keys)
     found = {(each["index"], each["completion_number"]): each for part in parts for each in part}
     for record in whole:

@@ -14,11 +14,15 @@ from test_cli import base, evaluate, refused
 from rlif_lightning import cli
 from rlif_lightning.evaluation.prediction_files import Predictions
 
-BATCHES = ["--data.validation_prompts_per_step=3"]  # three batches: 3, 3 and 2 prompts of 4 completions
+BATCHES = [
+    "--data.validation_prompts_per_step=3"
+]  # three batches: 3, 3 and 2 prompts of 4 completions
 
 
 def predict(folder: Path, *arguments: str) -> cli.RLIFCLI:
-    return evaluate("predict", folder.parent, *BATCHES, f"--predictions.folder={folder}", *arguments)
+    return evaluate(
+        "predict", folder.parent, *BATCHES, f"--predictions.folder={folder}", *arguments
+    )
 
 
 def jsonl(folder: Path) -> Path:
@@ -53,8 +57,12 @@ def test_a_record_per_completion(whole):
         (p, g) for p in range(8) for g in range(4)
     ]
     assert all(set(record["scores"]) == {"vote", "certainty"} for record in records)
-    assert all(record["scores"]["certainty"] == pytest.approx(record["mean_logprob"]) for record in records)
-    assert all(0 <= record["scores"]["vote"] <= 1 and 1 <= record["length"] <= 48 for record in records)
+    assert all(
+        record["scores"]["certainty"] == pytest.approx(record["mean_logprob"]) for record in records
+    )
+    assert all(
+        0 <= record["scores"]["vote"] <= 1 and 1 <= record["length"] <= 48 for record in records
+    )
 
 
 def test_without_a_folder_each_run_has_its_own(tmp_path, whole):
@@ -106,16 +114,27 @@ def test_other_settings_are_refused(tmp_path, capsys, argument, name):
     folder.mkdir()
     predict(folder, "--trainer.limit_predict_batches=1")
     before = jsonl(folder).read_text()
-    arguments = [*base("--compare"), f"--trainer.default_root_dir={tmp_path}", f"--predictions.folder={folder}"]
+    arguments = [
+        *base("--compare"),
+        f"--trainer.default_root_dir={tmp_path}",
+        f"--predictions.folder={folder}",
+    ]
     line = refused(capsys, "predict", *arguments, *BATCHES, argument)
-    assert f"was begun with {name}" in line or f"was begun with {'data.seed' if 'seed' in name else name}" in line
+    assert (
+        f"was begun with {name}" in line
+        or f"was begun with {'data.seed' if 'seed' in name else name}" in line
+    )
     assert "or another folder" in line
     assert jsonl(folder).read_text() == before
 
 
 def test_another_format_is_refused(tmp_path, capsys):
     predict(tmp_path / "data", "--trainer.limit_predict_batches=1")
-    arguments = [*base("--compare"), f"--predictions.folder={tmp_path / 'data'}", "--predictions.format=parquet"]
+    arguments = [
+        *base("--compare"),
+        f"--predictions.folder={tmp_path / 'data'}",
+        "--predictions.format=parquet",
+    ]
     line = refused(capsys, "predict", *arguments, f"--trainer.default_root_dir={tmp_path}")
     assert "was begun as jsonl" in line
 
@@ -125,7 +144,11 @@ def test_a_damaged_line_in_the_middle_is_an_error_not_lost_work(tmp_path, capsys
     predict(folder, "--trainer.limit_predict_batches=2")
     lines = jsonl(folder).read_text().splitlines(keepends=True)
     jsonl(folder).write_text("".join([*lines[:5], "garbage\n", *lines[5:]]))
-    arguments = [*base("--compare"), f"--trainer.default_root_dir={tmp_path}", f"--predictions.folder={folder}"]
+    arguments = [
+        *base("--compare"),
+        f"--trainer.default_root_dir={tmp_path}",
+        f"--predictions.folder={folder}",
+    ]
     assert "is no JSON" in refused(capsys, "predict", *arguments, *BATCHES)
     assert len(jsonl(folder).read_text().splitlines()) == len(lines) + 1
 
@@ -134,12 +157,16 @@ def test_load_dataset_reads_jsonl_and_parquet_back_alike(tmp_path, whole):
     folder = tmp_path / "parquet"
     arguments = ["--predictions.format=parquet", "--predictions.rows_per_file=12"]
     predict(folder, *arguments, "--trainer.limit_predict_batches=1")
-    assert [path.name for path in folder.glob("completions-*")] == ["completions-00000-000000000000.parquet"]
+    assert [path.name for path in folder.glob("completions-*")] == [
+        "completions-00000-000000000000.parquet"
+    ]
     (folder / "completions-00000-000000000003.tmp").write_bytes(b"torn")
     predict(folder, *arguments)
     assert len(list(folder.glob("completions-*.parquet"))) == 3
     predict(tmp_path / "jsonl")
-    parquet, lines = (read_back(tmp_path / name, tmp_path / "cache") for name in ("parquet", "jsonl"))
+    parquet, lines = (
+        read_back(tmp_path / name, tmp_path / "cache") for name in ("parquet", "jsonl")
+    )
     assert parquet.features == lines.features
     assert lines.to_list() == [json.loads(line) for line in whole.splitlines()]
     assert_same("\n".join(map(json.dumps, parquet.to_list())), whole)
@@ -150,7 +177,11 @@ def test_scores_that_do_not_apply_are_read_as_numbers(tmp_path):
     gate = json.dumps(
         {
             "vote": {"head": "ClusterVote", "weight": 1.0},
-            "gated": {"head": "MeanLogprob", "weight": 1.0, "gate": {"head": "vote", "at_least": 2.0}},
+            "gated": {
+                "head": "MeanLogprob",
+                "weight": 1.0,
+                "gate": {"head": "vote", "at_least": 2.0},
+            },
         }
     )
     predict(tmp_path / "data", f"--model.rewards={gate}")
@@ -170,13 +201,34 @@ def test_two_processes_share_the_work_and_go_on_with_one_s(tmp_path, whole):
     """The same completions, whatever the number of processes at either time."""
     folder = tmp_path / "data"
     predict(folder, "--trainer.limit_predict_batches=2")
-    arguments = [*base("--compare"), f"--trainer.default_root_dir={tmp_path}", f"--predictions.folder={folder}"]
-    arguments += ["--data.validation_prompts_per_step=4", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    command = [sys.executable, "-m", "rlif_lightning", "predict", *arguments, "--trainer.accelerator=cpu"]
+    arguments = [
+        *base("--compare"),
+        f"--trainer.default_root_dir={tmp_path}",
+        f"--predictions.folder={folder}",
+    ]
+    arguments += [
+        "--data.validation_prompts_per_step=4",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "rlif_lightning",
+        "predict",
+        *arguments,
+        "--trainer.accelerator=cpu",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    lines = [line for path in folder.glob("completions-*.jsonl") for line in path.read_text().splitlines()]
-    records = sorted(map(json.loads, lines), key=lambda record: (record["index"], record["completion_number"]))
+    lines = [
+        line
+        for path in folder.glob("completions-*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    records = sorted(
+        map(json.loads, lines), key=lambda record: (record["index"], record["completion_number"])
+    )
     expected = [json.loads(line) for line in whole.splitlines()]
     for found, wanted in zip(records, expected, strict=True):
         assert (found["index"], found["completion"]) == (wanted["index"], wanted["completion"])

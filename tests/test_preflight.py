@@ -55,19 +55,27 @@ def test_correlation_by_hand():
 
 @pytest.mark.parametrize("shift", [0.0, 1e6])
 def test_correlation_is_unknown_where_groups_do_not_vary(shift):
-    constant = torch.tensor([[0.1], [0.7]], dtype=torch.float64).expand(2, 7) + shift  # whose mean rounds
+    constant = (
+        torch.tensor([[0.1], [0.7]], dtype=torch.float64).expand(2, 7) + shift
+    )  # whose mean rounds
     assert within_group_correlation(constant, torch.arange(14.0).view(2, 7)) is None
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**31), st.floats(-50, 50), st.floats(0.1, 10))
 def test_both_ignore_a_groups_level_and_the_scale(seed, shift, scale):
-    scores, lengths, coins = counter_uniforms(seed, 0, [0] * 12, list(range(12)), 3).view(3, 4, 3).unbind(-1)
+    scores, lengths, coins = (
+        counter_uniforms(seed, 0, [0] * 12, list(range(12)), 3).view(3, 4, 3).unbind(-1)
+    )
     moved = scale * scores + shift * torch.arange(3.0).unsqueeze(1)
     correct = coins > 0.5
-    assert within_group_correlation(moved, lengths) == pytest.approx(within_group_correlation(scores, lengths))
+    assert within_group_correlation(moved, lengths) == pytest.approx(
+        within_group_correlation(scores, lengths)
+    )
     assert within_group_auc(moved, correct)[1] == within_group_auc(scores, correct)[1]
-    assert within_group_auc(moved, correct)[0] == pytest.approx(within_group_auc(scores, correct)[0])
+    assert within_group_auc(moved, correct)[0] == pytest.approx(
+        within_group_auc(scores, correct)[0]
+    )
     value, pairs = within_group_auc(scores, correct)
     assert pairs == 0 or within_group_auc(-scores, correct)[0] == pytest.approx(1 - value)
 
@@ -79,7 +87,9 @@ def record(length: int, score: float | None, ended: bool = True) -> dict:
 def test_figures_of_made_up_groups():
     """Groups 3 3 5 - and 7 7 7 7, gold 5 and 7."""
     answers = ["3", "3.0", "5", None, "7", "7", "7", "7"]
-    records = [record(n, float(n), n != 4) for n in (1, 2, 3, 4)] + [record(n, 1.0) for n in (1, 2, 3, 4)]
+    records = [record(n, float(n), n != 4) for n in (1, 2, 3, 4)] + [
+        record(n, 1.0) for n in (1, 2, 3, 4)
+    ]
     found = examine(records, answers, [["5"], ["7"]], {"head": 0.5}, 4)
     assert (found.groups, found.mixed, found.unanimous) == (2, 0.5, 0.5)
     assert found.agreement == pytest.approx((2 / 3 + 1) / 2)
@@ -89,7 +99,8 @@ def test_figures_of_made_up_groups():
     assert head.varied == 0.5
     # Lengths vary in both groups, scores in the first: 5 / sqrt(5 * 10).
     assert head.length_correlation == pytest.approx(5 / math.sqrt(50))
-    # Votes 2/3 2/3 1/3 0, minus 5/12: 3 3 -1 -5 twelfths; scores -1.5 -.5 .5 1.5: -14/12 / sqrt(5 * 44/144).
+    # Votes 2/3 2/3 1/3 0, minus 5/12: 3 3 -1 -5 twelfths; scores -1.5 -.5 .5 1.5: -14/12 / sqrt(5 *
+    # 44/144).
     assert head.agreement_correlation == pytest.approx(-14 / 12 / math.sqrt(5 * 44 / 144))
     assert (head.auc, head.pairs) == (pytest.approx(2 / 3), 3)
 
@@ -108,7 +119,13 @@ def test_without_labels_nothing_is_said_about_them():
 
 
 def head(**changes) -> HeadFindings:
-    values = {"varied": 1.0, "agreement_correlation": 0.5, "length_correlation": 0.0, "auc": 0.8, "pairs": 100}
+    values = {
+        "varied": 1.0,
+        "agreement_correlation": 0.5,
+        "length_correlation": 0.0,
+        "auc": 0.8,
+        "pairs": 100,
+    }
     return judge_head(HeadFindings("head", 0.5, **(values | changes)))
 
 
@@ -118,7 +135,11 @@ def head(**changes) -> HeadFindings:
         ({}, "good", "supports the vote (r = +0.50); tells right from wrong (AUC 0.80)"),
         ({"varied": limit("min_varied") - 0.01}, "poor", "gives no signal"),
         ({"varied": limit("min_varied")}, "good", "supports"),
-        ({"length_correlation": -limit("length_link")}, "caution", "prefers shorter completions (r = -0.50)"),
+        (
+            {"length_correlation": -limit("length_link")},
+            "caution",
+            "prefers shorter completions (r = -0.50)",
+        ),
         ({"length_correlation": 0.9}, "caution", "prefers longer"),
         ({"length_correlation": 0.49}, "good", "supports"),
         ({"agreement_correlation": -0.2}, "caution", "works against the vote"),
@@ -139,7 +160,14 @@ def test_verdicts_of_a_head(changes, verdict, words):
 
 
 def groups(**changes) -> Findings:
-    values = {"groups": 8, "group_size": 4, "mixed": 0.5, "unanimous": 0.5, "agreement": 0.6, "parseable": 1.0}
+    values = {
+        "groups": 8,
+        "group_size": 4,
+        "mixed": 0.5,
+        "unanimous": 0.5,
+        "agreement": 0.6,
+        "parseable": 1.0,
+    }
     values |= {"ended": 1.0, "mean_length": 9.0, "accuracy": 0.5, "majority_right": 0.8}
     return judge_groups(Findings(**(values | changes), verdict="", why="", heads=[]))
 
@@ -164,7 +192,9 @@ def test_verdicts_of_the_groups(changes, verdict, words):
 
 def preflight(folder, *arguments: str) -> dict:
     given = base("--compare", "limit_train")
-    cli.main(["preflight", *given, f"--trainer.default_root_dir={folder}", "--prompts=12", *arguments])
+    cli.main(
+        ["preflight", *given, f"--trainer.default_root_dir={folder}", "--prompts=12", *arguments]
+    )
     return json.loads((folder / "version_0" / "preflight.json").read_text())
 
 
@@ -178,16 +208,27 @@ def test_the_subcommand_prints_and_writes_its_findings(tmp_path, capsys):
     assert vote["pairs"] == certainty["pairs"] > 0
     assert 0 < found["accuracy"] < 1
     assert found["thresholds"]["length_link"] == limit("length_link")
-    for text in (f"{100 * found['mixed']:.1f} %", "certainty:", "length_link = 0.5", f"{certainty['auc']:.2f}"):
+    for text in (
+        f"{100 * found['mixed']:.1f} %",
+        "certainty:",
+        "length_link = 0.5",
+        f"{certainty['auc']:.2f}",
+    ):
         assert text in printed
 
 
 def test_figures_are_those_of_the_completions_beside_them(tmp_path):
     found = preflight(tmp_path)
-    records = [json.loads(line) for line in (tmp_path / "version_0" / "preflight.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "version_0" / "preflight.jsonl").read_text().splitlines()
+    ]
     assert len(records) == 48
     sums = [sum(map(int, r["prompt"].rstrip("=").split("+"))) for r in records]
-    right = [r["completion"].split("####")[-1] == str(total) for r, total in zip(records, sums, strict=True)]
+    right = [
+        r["completion"].split("####")[-1] == str(total)
+        for r, total in zip(records, sums, strict=True)
+    ]
     assert found["accuracy"] == pytest.approx(sum(right) / 48)
     assert found["mean_length"] == pytest.approx(sum(r["length"] for r in records) / 48)
     assert len({r["index"] for r in records}) == 12  # of the 16 training problems

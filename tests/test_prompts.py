@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from rlif_lightning.data.prompts import ArithmeticProblems, ProblemSource, PromptData, PromptFormat
 
 CHAT = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if"
+    " add_generation_prompt %}<a>{% endif %}"
 )
 VOCABULARY = ["^", *(chr(code) for code in range(32, 94)), *"_abcdefghijklmnopqrstuvwxyz{|}\n"]
 
@@ -37,7 +38,9 @@ def ending_tokenizer(tmp_path_factory) -> str:
 
 
 def save_tokenizer(folder, chat_template, single: str = "^ $A") -> str:
-    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="^"))
+    core = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="^")
+    )
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     core.post_processor = processors.TemplateProcessing(
         single=single, special_tokens=[("^", 0), ("|", VOCABULARY.index("|"))]
@@ -92,12 +95,18 @@ def test_validation_test_and_prediction_read_the_validation_split_in_order(token
     data = ready(Rows(ROWS, ROWS[:5]), tokenizer, validation_prompts=3)
     for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
         assert [batch.index.tolist() for batch in loader] == [[0, 1], [2]]
-    assert [len(batch) for batch in validation(ready(Rows(ROWS), tokenizer, validation_prompts_per_step=4))] == [4, 2]
+    assert [
+        len(batch)
+        for batch in validation(ready(Rows(ROWS), tokenizer, validation_prompts_per_step=4))
+    ] == [4, 2]
 
 
 def test_the_template_shows_other_columns_and_literal_braces(tokenizer):
     data = ready(Rows(ROWS[:2]), tokenizer, template="l{level} {prompt} {{x}}")
-    assert [text for batch in validation(data) for text in batch.texts] == ["l0 9= {x}", "l1 99= {x}"]
+    assert [text for batch in validation(data) for text in batch.texts] == [
+        "l0 9= {x}",
+        "l1 99= {x}",
+    ]
 
 
 def test_few_shot_examples_stand_before_the_prompt(tokenizer):
@@ -125,7 +134,9 @@ def test_a_chat_has_turns_and_no_second_start_token(chat_tokenizer):
 
 def test_long_prompts_are_refused_with_their_number_or_left_out(tokenizer, caplog):
     # Row i has i + 3 tokens: the start token, i + 1 nines and "=".
-    with pytest.raises(ValueError, match=r"max_prompt_tokens=5: 3 of 6 train prompts are longer \(up to 8 tokens\)"):
+    with pytest.raises(
+        ValueError, match=r"max_prompt_tokens=5: 3 of 6 train prompts are longer \(up to 8 tokens\)"
+    ):
         ready(Rows(ROWS), tokenizer, max_prompt_tokens=5)
     data = ready(Rows(ROWS, ROWS[::-1]), tokenizer, max_prompt_tokens=5, overlong="filter")
     assert "3 of 6 train prompts" in caplog.text
@@ -145,7 +156,9 @@ def test_fit_without_validation_needs_no_validation_split(tokenizer):
             return super().load(split)
 
     data = PromptData(TrainOnly(ROWS), tokenizer, prompts_per_step=2)
-    data.trainer = SimpleNamespace(limit_val_batches=0, overfit_batches=0, distributed_sampler_kwargs=None)
+    data.trainer = SimpleNamespace(
+        limit_val_batches=0, overfit_batches=0, distributed_sampler_kwargs=None
+    )
     data.setup("fit")
     assert len(data.train_dataloader()) == 3
 
@@ -153,7 +166,9 @@ def test_fit_without_validation_needs_no_validation_split(tokenizer):
 def distributed(processes: int, rank: int) -> SimpleNamespace:
     """The three things read from a trainer, which would take several processes to be real."""
     shard = {"num_replicas": processes, "rank": rank}
-    return SimpleNamespace(limit_val_batches=1.0, overfit_batches=0, distributed_sampler_kwargs=shard)
+    return SimpleNamespace(
+        limit_val_batches=1.0, overfit_batches=0, distributed_sampler_kwargs=shard
+    )
 
 
 def test_each_process_has_its_share(tokenizer):
@@ -171,7 +186,11 @@ def test_each_process_has_its_share(tokenizer):
     ("processes", "arguments", "message"),
     [
         (2, {"prompts_per_step": 3}, "prompts_per_step=3 can't be shared by 2 processes"),
-        (4, {"prompts_per_step": 4, "validation_prompts": 3}, "the validation split has 3 prompts, fewer than the 4"),
+        (
+            4,
+            {"prompts_per_step": 4, "validation_prompts": 3},
+            "the validation split has 3 prompts, fewer than the 4",
+        ),
     ],
 )
 def test_batches_that_processes_cannot_share_are_refused(tokenizer, processes, arguments, message):
@@ -183,7 +202,9 @@ def test_batches_that_processes_cannot_share_are_refused(tokenizer, processes, a
 
 def test_overfit_batches_are_refused(tokenizer):
     data = PromptData(Rows(ROWS), tokenizer)
-    data.trainer = SimpleNamespace(limit_val_batches=1.0, overfit_batches=1, distributed_sampler_kwargs=None)
+    data.trainer = SimpleNamespace(
+        limit_val_batches=1.0, overfit_batches=1, distributed_sampler_kwargs=None
+    )
     with pytest.raises(ValueError, match="overfit_batches"):
         data.setup("fit")
 
@@ -204,11 +225,17 @@ def test_overfit_batches_are_refused(tokenizer):
             {"prompt_column": "problem"},
             "prompt_column='problem' is not in the train split; its columns are ['answer', ",
         ),
-        ({"answer_column": "gold"}, "answer_column='gold' is not in the train split; its columns are ['answer', "),
+        (
+            {"answer_column": "gold"},
+            "answer_column='gold' is not in the train split; its columns are ['answer', ",
+        ),
         ({"prompt_column": "level"}, "row 0 of the train split is 0, not a text"),
         ({"template": "{prompt} {topic}"}, "unknown field 'topic'"),
         ({"template": "{prompt} \\boxed{}"}, "write {{ and }} for braces that should be printed"),
-        ({"template": "{prompt} {answer}", "answer_column": "answer"}, "shows the gold answer 'answer'"),
+        (
+            {"template": "{prompt} {answer}", "answer_column": "answer"},
+            "shows the gold answer 'answer'",
+        ),
         ({"chat": True}, "has no chat template"),
         ({"max_prompt_tokens": 1, "overlong": "filter"}, "the train split has only 0 prompts"),
     ],
@@ -234,7 +261,9 @@ def test_an_empty_split_is_refused(tokenizer):
 
 def test_a_prompt_without_tokens_is_refused(chat_tokenizer, tmp_path):
     bare = PreTrainedTokenizerFast.from_pretrained(chat_tokenizer)
-    bare.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    bare.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", special_tokens=[]
+    )
     bare.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="row 1 of the train split has no tokens"):
         ready(Rows([ROWS[0], {**ROWS[1], "question": ""}]), str(tmp_path))
@@ -256,7 +285,10 @@ def test_a_row_that_is_no_text_is_named(tokenizer):
 
 VERL = [
     {
-        "prompt": [{"role": "system", "content": "be brief"}, {"role": "user", "content": f"{i}+1="}],
+        "prompt": [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": f"{i}+1="},
+        ],
         "reward_model": {"ground_truth": f"{i + 1}", "style": "rule"},
         "extra_info": {"index": i, "split": "train"},
     }
@@ -266,11 +298,15 @@ VERL = [
 
 def test_messages_are_joined_without_a_chat_template_and_turns_with_one(tokenizer, chat_tokenizer):
     columns = {"prompt_column": "prompt", "answer_column": "reward_model.ground_truth"}
-    plain = validation(ready(Rows(VERL), tokenizer, **columns, template="{extra_info.index}: {prompt}"))[0]
+    plain = validation(
+        ready(Rows(VERL), tokenizer, **columns, template="{extra_info.index}: {prompt}")
+    )[0]
     assert plain.texts == ["be brief\n\n0: 0+1=", "be brief\n\n1: 1+1="]
     assert plain.column("reward_model.ground_truth") == ["1", "2"]
     examples = [{"question": "5+5=", "answer": "10"}]
-    chat = validation(ready(Rows(VERL), chat_tokenizer, **columns, chat=True, template="solve {prompt}"))[0]
+    chat = validation(
+        ready(Rows(VERL), chat_tokenizer, **columns, chat=True, template="solve {prompt}")
+    )[0]
     assert chat.texts[0] == "<system>be brief<user>solve 0+1=<a>"
     few = validation(ready(Rows(VERL), chat_tokenizer, **columns, chat=True, examples=examples))[0]
     assert few.texts[0] == "<system>be brief<user>5+5=<assistant>10<user>0+1=<a>"
@@ -279,16 +315,27 @@ def test_messages_are_joined_without_a_chat_template_and_turns_with_one(tokenize
 
 
 def test_turns_that_a_chat_template_refuses_are_told(tmp_path):
-    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT
+    strict = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + CHAT
+    )
     settings = {"prompt_column": "prompt", "chat": True}
-    with pytest.raises(ValueError, match=r"refuses the turns \['system', 'user'\] of '0\+1=': no system role; change"):
+    with pytest.raises(
+        ValueError,
+        match=r"refuses the turns \['system', 'user'\] of '0\+1=': no system role; change",
+    ):
         ready(Rows(VERL), save_tokenizer(tmp_path, strict), **settings)
 
 
 def test_a_conversation_keeps_its_turns(chat_tokenizer):
     turns = [("user", "1+1="), ("assistant", "2"), ("user", "and 2+2=")]
     row = {"prompt": [{"role": role, "content": text} for role, text in turns]}
-    settings = {"prompt_column": "prompt", "chat": True, "prompts_per_step": 1, "system_prompt": "add"}
+    settings = {
+        "prompt_column": "prompt",
+        "chat": True,
+        "prompts_per_step": 1,
+        "system_prompt": "add",
+    }
     batch = validation(ready(Rows([row]), chat_tokenizer, **settings))[0]
     assert batch.texts == ["<system>add<user>1+1=<assistant>2<user>and 2+2=<a>"]
 
@@ -305,12 +352,18 @@ def test_a_conversation_keeps_its_turns(chat_tokenizer):
         ),
         (
             [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1="}],
-            "system_prompt='add', but row 0 of the train split has a system message of its own, 'be brief'",
+            "system_prompt='add', but row 0 of the train split has a system message of its own,"
+            " 'be brief'",
         ),
     ],
 )
 def test_messages_that_are_no_prompt_are_refused(chat_tokenizer, messages, message):
-    settings = {"prompt_column": "prompt", "chat": True, "prompts_per_step": 1, "system_prompt": "add"}
+    settings = {
+        "prompt_column": "prompt",
+        "chat": True,
+        "prompts_per_step": 1,
+        "system_prompt": "add",
+    }
     with pytest.raises(ValueError, match=re.escape(message)):
         ready(Rows([{"prompt": messages}]), chat_tokenizer, **settings)
 
@@ -326,28 +379,55 @@ def test_a_long_row_makes_a_short_message(tokenizer):
     [
         (
             {"answer_column": "reward_model.truth"},
-            "answer_column='reward_model.truth' is not in the train split; its columns are ['extra_info',"
-            " 'extra_info.index', 'extra_info.split', 'prompt', 'reward_model', 'reward_model.ground_truth', ",
+            "answer_column='reward_model.truth' is not in the train split; its columns are"
+            " ['extra_info',"
+            " 'extra_info.index', 'extra_info.split', 'prompt', 'reward_model',"
+            " 'reward_model.ground_truth', ",
         ),
-        ({"answer_column": "reward_model.style.x"}, "answer_column='reward_model.style.x' is not in the train split"),
+        (
+            {"answer_column": "reward_model.style.x"},
+            "answer_column='reward_model.style.x' is not in the train split",
+        ),
         ({"template": "{prompt} {extra_info.level}"}, "unknown field 'extra_info.level'"),
-        ({"template": "{prompt} {reward_model}"}, "shows the gold answer 'reward_model.ground_truth'"),
-        ({"template": "{prompt} {reward_model.ground_truth}"}, "shows the gold answer 'reward_model.ground_truth'"),
-        ({"template": "{prompt} {reward_model[ground_truth]}"}, "shows the gold answer 'reward_model.ground_truth'"),
-        ({"template": "{prompt:{reward_model}}"}, "shows the gold answer 'reward_model.ground_truth'"),
+        (
+            {"template": "{prompt} {reward_model}"},
+            "shows the gold answer 'reward_model.ground_truth'",
+        ),
+        (
+            {"template": "{prompt} {reward_model.ground_truth}"},
+            "shows the gold answer 'reward_model.ground_truth'",
+        ),
+        (
+            {"template": "{prompt} {reward_model[ground_truth]}"},
+            "shows the gold answer 'reward_model.ground_truth'",
+        ),
+        (
+            {"template": "{prompt:{reward_model}}"},
+            "shows the gold answer 'reward_model.ground_truth'",
+        ),
         ({"answer_column": "prompt"}, "prompt_column='prompt' shows the gold answer 'prompt'"),
     ],
 )
 def test_nested_columns_are_named_and_hidden_as_flat_ones(tokenizer, arguments, message):
-    settings = {"prompt_column": "prompt", "answer_column": "reward_model.ground_truth", **arguments}
+    settings = {
+        "prompt_column": "prompt",
+        "answer_column": "reward_model.ground_truth",
+        **arguments,
+    }
     with pytest.raises(ValueError, match=re.escape(message)):
         ready(Rows(VERL), tokenizer, **settings)
-    ready(Rows(VERL), tokenizer, **(settings | {"answer_column": "reward_model.ground_truth", "template": "{prompt}"}))
+    ready(
+        Rows(VERL),
+        tokenizer,
+        **(settings | {"answer_column": "reward_model.ground_truth", "template": "{prompt}"}),
+    )
 
 
 def test_a_column_whose_name_has_a_dot_comes_before_a_nested_one(tokenizer):
     rows = [{"a.b": "1+1=", "a": {"b": "2+2=", "c": "4"}}]
-    batch = validation(ready(Rows(rows), tokenizer, prompt_column="a.b", answer_column="a.c", prompts_per_step=1))[0]
+    batch = validation(
+        ready(Rows(rows), tokenizer, prompt_column="a.b", answer_column="a.c", prompts_per_step=1)
+    )[0]
     assert (batch.texts, batch.column("a.c")) == (["1+1="], ["4"])
 
 
@@ -355,13 +435,17 @@ def test_format_does_not_change_the_problem_it_fills_in():
     assert PromptFormat("question").render({"question": "a {b} {{c}}"}) == "a {b} {{c}}"
 
 
-def test_what_a_tokenizer_appends_is_left_out_of_prompts_with_one_line(tokenizer, ending_tokenizer, caplog):
+def test_what_a_tokenizer_appends_is_left_out_of_prompts_with_one_line(
+    tokenizer, ending_tokenizer, caplog
+):
     """Also when they are tokenised batch by batch, to predict."""
     for stage in (None, "predict"):
         caplog.clear()
         data = ready(Rows(ROWS), ending_tokenizer, stage, max_prompt_tokens=8)
         loader = data.val_dataloader() if stage is None else data.predict_dataloader()
-        expected = [[0, *[VOCABULARY.index("9")] * (i + 1), VOCABULARY.index("=")] for i in range(6)]
+        expected = [
+            [0, *[VOCABULARY.index("9")] * (i + 1), VOCABULARY.index("=")] for i in range(6)
+        ]
         assert [ids.tolist() for batch in loader for ids in batch.token_ids] == expected
         assert caplog.text.count("appends ['|'] to texts; left out of prompts") == 1
     caplog.clear()

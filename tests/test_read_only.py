@@ -43,19 +43,30 @@ class ReadOnlyAtTheEnd(Callback):
 @pytest.mark.parametrize("way", WAYS)
 def test_what_cannot_be_written_is_named_and_what_is_saved_is_whole(tmp_path, way):
     """An export that is missing fails the run; a report that is missing is told."""
-    if not shutil.which("unshare") or subprocess.run([*WAYS[way], "true"], capture_output=True, check=False).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*WAYS[way], "true"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("this machine gives no namespaces")
     folder = tmp_path / "runs"
     command = [*WAYS[way], sys.executable, "-m", "rlif_lightning", "fit", *BASE]
-    command += [f"--trainer.default_root_dir={folder}", "--trainer.callbacks+=test_read_only.ReadOnlyAtTheEnd"]
+    command += [
+        f"--trainer.default_root_dir={folder}",
+        "--trainer.callbacks+=test_read_only.ReadOnlyAtTheEnd",
+    ]
     command += ["--trainer.callbacks+=HFExporter", "--trainer.callbacks+=RunReport"]
     env = environment() | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
     for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         place.chmod(stat.S_IRWXU)
     told = "Read-only file system" if way == "a read-only mount" else "Permission denied"
     assert [path.name for path in find_checkpoints(folder)] == ["rollout=000002.ckpt"]
     assert not list(folder.rglob("*unfinished*"))
     assert done.returncode == 1, done.stderr[-2000:]
-    for said in (f"HFExporter could not write {folder / 'version_0' / 'export' / 'last'}: ", "warning: the report of "):
+    for said in (
+        f"HFExporter could not write {folder / 'version_0' / 'export' / 'last'}: ",
+        "warning: the report of ",
+    ):
         assert re.search(f"{re.escape(said)}.*{told}", done.stderr), done.stderr[-2000:]

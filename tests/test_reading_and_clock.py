@@ -50,7 +50,14 @@ def test_a_kill_while_a_checkpoint_is_read_costs_nothing(tmp_path, whole):
     fit(tmp_path, *LONG, EVERY, "--trainer.max_epochs=1")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")}
     assert before
-    command = [sys.executable, "-m", "rlif_lightning", "fit", *BASE, f"--trainer.default_root_dir={tmp_path}"]
+    command = [
+        sys.executable,
+        "-m",
+        "rlif_lightning",
+        "fit",
+        *BASE,
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     for reading in (1, 2):
         kill = adding("test_reading_and_clock.KilledWhileReading", reading=reading)
         killed = subprocess.run(

@@ -33,22 +33,48 @@ class Returns(RewardHead):
 
 def ask(output: Any) -> RewardOutput:
     """What a set makes of a head's answer for one prompt with two completions."""
-    return RewardSet({"mine": WeightedReward(Returns(output))})(handmade(["first", "second"], 2))["mine"]
+    return RewardSet({"mine": WeightedReward(Returns(output))})(handmade(["first", "second"], 2))[
+        "mine"
+    ]
 
 
 @pytest.mark.parametrize(
     ("output", "message"),
     [
         (SCORES, "'mine' returned a Tensor; return a RewardOutput"),
-        (RewardOutput([0.0, 1.0]), "'mine' returned scores of type list; a tensor of real numbers is needed"),  # type: ignore[arg-type]
+        (
+            RewardOutput([0.0, 1.0]),
+            "'mine' returned scores of type list; a tensor of real numbers is needed",
+        ),  # type: ignore[arg-type]
         (RewardOutput(SCORES + 1j), "scores of type torch.complex64"),
-        (RewardOutput(torch.tensor([1.0, 1e300], dtype=torch.float64)), "'mine' returned an infinite score for 'sec"),
-        (RewardOutput(SCORES, torch.tensor([1, 0])), "'mine' returned keep of torch.int64; it must be bool"),
-        (RewardOutput(SCORES, torch.tensor(True)), r"keep of shape \(\); one per completion, \(2,\), is needed"),
-        (RewardOutput(SCORES, strength=SCORES), r"strength of shape \(2,\); one per prompt, \(1,\), is needed"),
-        (RewardOutput(SCORES, strength=torch.tensor([torch.nan])), r"strength=\[nan\]; all must be finite"),
-        (RewardOutput(SCORES, answers=["1"]), "'mine' returned 1 answers; one per completion, 2, is needed"),
-        (RewardOutput(SCORES, log={"mine/kind": "good"}), "'mine' logs 'mine/kind': 'good'; a log maps names to"),  # type: ignore[arg-type]
+        (
+            RewardOutput(torch.tensor([1.0, 1e300], dtype=torch.float64)),
+            "'mine' returned an infinite score for 'sec",
+        ),
+        (
+            RewardOutput(SCORES, torch.tensor([1, 0])),
+            "'mine' returned keep of torch.int64; it must be bool",
+        ),
+        (
+            RewardOutput(SCORES, torch.tensor(True)),
+            r"keep of shape \(\); one per completion, \(2,\), is needed",
+        ),
+        (
+            RewardOutput(SCORES, strength=SCORES),
+            r"strength of shape \(2,\); one per prompt, \(1,\), is needed",
+        ),
+        (
+            RewardOutput(SCORES, strength=torch.tensor([torch.nan])),
+            r"strength=\[nan\]; all must be finite",
+        ),
+        (
+            RewardOutput(SCORES, answers=["1"]),
+            "'mine' returned 1 answers; one per completion, 2, is needed",
+        ),
+        (
+            RewardOutput(SCORES, log={"mine/kind": "good"}),
+            "'mine' logs 'mine/kind': 'good'; a log maps names to",
+        ),  # type: ignore[arg-type]
         (RewardOutput(SCORES, log={"mine/each": SCORES}), "'mine' logs 'mine/each': tensor"),  # type: ignore[arg-type]
     ],
 )
@@ -59,7 +85,11 @@ def test_what_is_no_answer_is_refused_under_the_head_s_name(output, message):
 
 def test_what_is_one_comes_out_in_one_form():
     log: dict = {"mine/longest": torch.tensor(2), "mine/share": 0.5}
-    found = ask(RewardOutput(torch.tensor([3, 4]), torch.tensor([True, False]), log, torch.tensor([1]), ["a", None]))
+    found = ask(
+        RewardOutput(
+            torch.tensor([3, 4]), torch.tensor([True, False]), log, torch.tensor([1]), ["a", None]
+        )
+    )
     assert found.scores.tolist() == [3.0, 4.0]
     assert found.scores.dtype == torch.float32
     assert found.strength is not None
@@ -80,7 +110,10 @@ class Flat(GDPO):
 def test_advantages_of_a_wrong_shape_are_refused_under_the_estimator_s_name():
     rollout = handmade(["first", "second"] * 2, 2)
     outputs = {"mine": RewardOutput(torch.arange(4.0))}
-    with pytest.raises(ValueError, match=r"advantage Flat returned shape \(4,\); one per completion, \(2, 2\), or one"):
+    with pytest.raises(
+        ValueError,
+        match=r"advantage Flat returned shape \(4,\); one per completion, \(2, 2\), or one",
+    ):
         score_rollout(rollout, outputs, Flat(), torch.ones(1))
 
 
@@ -94,5 +127,8 @@ class Weighs(Clipped):
 
 def test_marks_that_are_no_bools_are_refused_under_the_objective_s_name():
     values, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"objective Weighs.select returned torch.float32 of shape \(2, 3\); one bool"):
+    with pytest.raises(
+        ValueError,
+        match=r"objective Weighs.select returned torch.float32 of shape \(2, 3\); one bool",
+    ):
         marked(Weighs(), LossInputs(values, values, values, mask, torch.arange(2)))

@@ -1,6 +1,7 @@
 """Another sampler's completions: the policy's own statistics, the gap, and weights that correct for it.
 
-The other sampler is a real one: the native engine on a bfloat16 copy of the policy. vLLM itself: test_vllm.py.
+The other sampler is a real one: the native engine on a bfloat16 copy of the policy. vLLM itself:
+test_vllm.py.
 """
 
 from __future__ import annotations
@@ -45,22 +46,32 @@ class Bfloat16Sampler(RolloutEngine):
 
     def setup(self, policy: PolicyModel, seed: int) -> None:
         self.policy = policy
-        self.copy = PolicyModel(Policy(policy.causal_lm.name_or_path, dtype="bfloat16"), frozen=True)
+        self.copy = PolicyModel(
+            Policy(policy.causal_lm.name_or_path, dtype="bfloat16"), frozen=True
+        )
         self.copy.eos_ids = policy.eos_ids
         self.native.setup(self.copy, seed)
 
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
         self.copy.causal_lm.load_state_dict(dict(merged_weights(self.policy)), strict=False)
         rollout = self.native.generate(prompts, group_size, sampling, step)
-        noise = self.noise * torch.randn(rollout.mask.shape, generator=torch.Generator().manual_seed(step % 97))
+        noise = self.noise * torch.randn(
+            rollout.mask.shape, generator=torch.Generator().manual_seed(step % 97)
+        )
         drawn = []
         for row, keep in enumerate(rollout.mask):
             logprobs = (rollout.stats.logprobs + noise)[row][keep].tolist()
-            drawn.append(Drawn(rollout.completion_ids[row][keep].tolist(), logprobs, bool(rollout.ended[row])))
+            drawn.append(
+                Drawn(
+                    rollout.completion_ids[row][keep].tolist(), logprobs, bool(rollout.ended[row])
+                )
+            )
         made = as_rollout(self.policy, prompts, drawn, group_size, sampling, 200, self.max_ratio)
         if self.exact:
             made = replace(made, engine_logprobs=made.stats.logprobs)
-            ratio = truncated_ratio(made.stats.logprobs, made.engine_logprobs, self.max_ratio or 1.0)
+            ratio = truncated_ratio(
+                made.stats.logprobs, made.engine_logprobs, self.max_ratio or 1.0
+            )
             made = replace(made, token_weights=None if self.max_ratio is None else ratio)
         return made
 
@@ -93,7 +104,12 @@ def test_truncated_ratio_matches_restatement(mine, theirs, bound):
     assert float(found) == pytest.approx(max(expected, math.exp(-20)), rel=1e-9)
 
 
-OBJECTIVES = [Clipped(), KLCov(fraction=0.3), ClipCov(fraction=0.2, low=0.01), KLCov(fraction=0.3, unselected="plain")]
+OBJECTIVES = [
+    Clipped(),
+    KLCov(fraction=0.3),
+    ClipCov(fraction=0.2, low=0.01),
+    KLCov(fraction=0.3, unselected="plain"),
+]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
@@ -120,7 +136,9 @@ def test_weights_of_one_change_no_bit(objective):
     marks = objective.select(batch)
     ones = replace(batch, token_weights=torch.ones_like(batch.old_logprobs))
     for plain, weighted in zip(
-        loss_and_gradient(objective, batch, marks), loss_and_gradient(objective, ones, marks), strict=True
+        loss_and_gradient(objective, batch, marks),
+        loss_and_gradient(objective, ones, marks),
+        strict=True,
     ):
         assert torch.equal(plain[batch.mask], weighted[batch.mask])
 
@@ -130,7 +148,11 @@ def test_the_metrics_of_the_gap_by_hand():
     rollout = handmade(["a", "b", "c"], 3)
     gap = torch.tensor([[0.5, 9.0, 9.0], [-0.1, 0.2, 9.0], [0.3, 0.4, -0.6]])
     outputs = {"a": RewardOutput(torch.arange(3.0))}
-    assert not [name for name in score_rollout(rollout, outputs, GDPO(), torch.ones(1))[1] if "engine" in name]
+    assert not [
+        name
+        for name in score_rollout(rollout, outputs, GDPO(), torch.ones(1))[1]
+        if "engine" in name
+    ]
     weights = torch.tensor([[2.0, 9.0, 9.0], [1.0, 1.0, 9.0], [1.0, 1.0, 0.6]])
     rollout = replace(rollout, engine_logprobs=rollout.stats.logprobs + gap, token_weights=weights)
     found = score_rollout(rollout, outputs, GDPO(), torch.ones(1))[1]
@@ -141,7 +163,8 @@ def test_the_metrics_of_the_gap_by_hand():
 
 def sampler(**settings: object) -> list[str]:
     given = [
-        f"--model.engine.init_args.{name}={'null' if value is None else value}" for name, value in settings.items()
+        f"--model.engine.init_args.{name}={'null' if value is None else value}"
+        for name, value in settings.items()
     ]
     return [f"--model.engine={__name__}.Bfloat16Sampler", *given]
 
@@ -160,7 +183,9 @@ def test_noise_of_the_engines_log_probs_reaches_neither_marks_nor_losses(uncorre
     """KL-Cov ranks, ratios and rewards are of the policy's log-probs: one nat of noise changes no bit."""
     run, folder = uncorrected
     noisy = fit(tmp_path, *sampler(noise=1.0))
-    gaps = [float(row["rollout/engine_gap"]) for row in metrics(tmp_path) if row["rollout/engine_gap"]]
+    gaps = [
+        float(row["rollout/engine_gap"]) for row in metrics(tmp_path) if row["rollout/engine_gap"]
+    ]
     assert min(gaps) > 0.5
     assert any(float(row["policy/picked_fraction"] or 0) > 0 for row in metrics(tmp_path))
     assert without_engine(metrics(folder)) == without_engine(metrics(tmp_path))
@@ -169,7 +194,9 @@ def test_noise_of_the_engines_log_probs_reaches_neither_marks_nor_losses(uncorre
 
 def test_an_engine_with_the_policys_log_probs_is_not_corrected(uncorrected, tmp_path):
     exact = fit(tmp_path, *sampler(exact="true", max_ratio=2.0))
-    assert {row["rollout/engine_weight"] for row in metrics(tmp_path) if row["rollout/engine_weight"]} == {"1.0"}
+    assert {
+        row["rollout/engine_weight"] for row in metrics(tmp_path) if row["rollout/engine_weight"]
+    } == {"1.0"}
     assert_same(parameters(uncorrected[0]), parameters(exact))
 
 
@@ -184,7 +211,12 @@ def test_weights_reach_the_parameters_and_no_mark(uncorrected, tmp_path):
 
 
 def test_request_seeds_depend_on_seed_step_and_row_alone():
-    seeds = {request_seed(seed, step, row) for seed in (0, 1) for step in (0, 1, 2**62) for row in (0, 1, 5)}
+    seeds = {
+        request_seed(seed, step, row)
+        for seed in (0, 1)
+        for step in (0, 1, 2**62)
+        for row in (0, 1, 5)
+    }
     assert len(seeds) == 18
     assert all(0 <= seed < 2**62 for seed in seeds)
     assert request_seed(3, 4, 5) == request_seed(3, 4, 5)

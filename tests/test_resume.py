@@ -36,7 +36,9 @@ class Moody(RewardHead):
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         self.total += rollout.lengths.float().mean()
-        noise = torch.rand(len(rollout.texts)) + random.random() * torch.from_numpy(np.random.rand(len(rollout.texts)))
+        noise = torch.rand(len(rollout.texts)) + random.random() * torch.from_numpy(
+            np.random.rand(len(rollout.texts))
+        )
         return RewardOutput(noise.float() * self.total, log={"moody/total": float(self.total)})
 
 
@@ -49,7 +51,10 @@ HEADS = {
 LOOP = {"kind": "entropy", "start": 0.05, "target": [0.2, 0.25], "bounds": [0.01, 1]}
 WATCHERS: list[tuple[str, dict[str, Any]]] = [
     ("EntropyMonitor", {"floor": 0.2, "window": 3}),
-    ("KLCovScheduler", {"weight": LOOP, "fraction": {"kind": "cosine", "start": 0.02, "end": 0.01, "steps": 9}}),
+    (
+        "KLCovScheduler",
+        {"weight": LOOP, "fraction": {"kind": "cosine", "start": 0.02, "end": 0.01, "steps": 9}},
+    ),
     ("LabelFreeStopping", {"agreement": 1.0, "window": 2}),
     ("HFExporter", {"monitor": "val/entropy", "mode": "min"}),
     ("CompletionWriter", {"every": 2, "table": False}),
@@ -61,12 +66,22 @@ GUARD = {
     "snapshot_every": 1,
     "max_actions": 9,
     # a coin is above its mean now and then, so the guard both takes snapshots and goes back to them
-    "detectors": {"coin": {"metric": "reward/coin/mean", "side": "above", "bound": 0.5, "window": 1, "release": 0}},
+    "detectors": {
+        "coin": {
+            "metric": "reward/coin/mean",
+            "side": "above",
+            "bound": 0.5,
+            "window": 1,
+            "release": 0,
+        }
+    },
 }
 
 
 def chosen(*callbacks: tuple[str, dict[str, Any]]) -> str:
-    return "--trainer.callbacks=" + json.dumps([{"class_path": name, "init_args": args} for name, args in callbacks])
+    return "--trainer.callbacks=" + json.dumps(
+        [{"class_path": name, "init_args": args} for name, args in callbacks]
+    )
 
 
 def fit(folder: Path, *arguments: str) -> cli.RLIFCLI:
@@ -89,7 +104,9 @@ def rows(folder: Path) -> dict[tuple[int, bool], dict[str, str]]:
         if (version / "metrics.csv").exists():
             with (version / "metrics.csv").open() as file:
                 for row in csv.DictReader(file):
-                    kept = {k: v for k, v in row.items() if v and not any(part in k for part in TIMES)}
+                    kept = {
+                        k: v for k, v in row.items() if v and not any(part in k for part in TIMES)
+                    }
                     found[int(row["step"]), "val/entropy" in kept] = kept
     return found
 
@@ -100,7 +117,9 @@ def everything(run: cli.RLIFCLI) -> dict[str, torch.Tensor]:
     optimizer = run.trainer.optimizers[0].state_dict()
     for index, entry in optimizer["state"].items():
         state |= {f"optimizer.{index}.{name}": value.clone() for name, value in entry.items()}
-    state["lr"] = torch.tensor([group["lr"] for group in optimizer["param_groups"]], dtype=torch.float64)
+    state["lr"] = torch.tensor(
+        [group["lr"] for group in optimizer["param_groups"]], dtype=torch.float64
+    )
     state["places"] = torch.tensor([run.trainer.global_step, run.trainer.current_epoch])
     return state
 
@@ -123,7 +142,11 @@ def differences(left: dict[Any, dict[str, str]], right: dict[Any, dict[str, str]
     found: list[Any] = sorted(left.keys() ^ right.keys())
     for place in left.keys() & right.keys():
         a, b = left[place], right[place]
-        found += [(place, name, a.get(name), b.get(name)) for name in a.keys() | b.keys() if a.get(name) != b.get(name)]
+        found += [
+            (place, name, a.get(name), b.get(name))
+            for name in a.keys() | b.keys()
+            if a.get(name) != b.get(name)
+        ]
     return found
 
 
@@ -133,7 +156,11 @@ CASES = {
     # validations inside epochs of 2 rollouts, at every rollout
     "inside": ["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1"],
     # validations every 3 rollouts, across epochs; the run ends in the middle of one
-    "across": ["--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=3", "--trainer.max_steps=20"],
+    "across": [
+        "--trainer.check_val_every_n_epoch=null",
+        "--trainer.val_check_interval=3",
+        "--trainer.max_steps=20",
+    ],
     "none": ["--trainer.limit_val_batches=0"],
 }
 SMALL = [
@@ -145,7 +172,10 @@ SMALL = [
     "--model.warmup_steps=3",
     f"--model.rewards={json.dumps(HEADS)}",
 ]
-GUARDED = [("CollapseGuard", GUARD), *(w for w in WATCHERS if w[0] not in ("KLCovScheduler", "HFExporter"))]
+GUARDED = [
+    ("CollapseGuard", GUARD),
+    *(w for w in WATCHERS if w[0] not in ("KLCovScheduler", "HFExporter")),
+]
 
 
 @pytest.mark.slow
@@ -159,11 +189,17 @@ def test_every_checkpoint_leads_to_the_uninterrupted_run(tmp_path, case, callbac
     arguments = [*SMALL, *CASES[case]]
     keeping = ("RunCheckpoints", {"every": 1, "keep": None})
     whole = fit(tmp_path / "whole", *arguments, chosen(*callbacks, keeping))
-    expected, logged, measured = everything(whole), rows(tmp_path / "whole"), evaluations(tmp_path / "whole")
+    expected, logged, measured = (
+        everything(whole),
+        rows(tmp_path / "whole"),
+        evaluations(tmp_path / "whole"),
+    )
     checkpoints = find_checkpoints(tmp_path / "whole")[::-1]
     assert len(checkpoints) == {"across": 5}.get(case, 6)
     if callbacks is GUARDED:
-        assert "rollback" in {event["kind"] for event in read_events(tmp_path / "whole" / "version_0")}
+        assert "rollback" in {
+            event["kind"] for event in read_events(tmp_path / "whole" / "version_0")
+        }
     for number, path in enumerate(checkpoints, 1):
         folder = tmp_path / f"resumed{number}"
         resumed = fit(folder, *arguments, chosen(*callbacks, keeping), f"--ckpt_path={path}")
@@ -179,7 +215,12 @@ def soak(folder: Path, *arguments: str) -> str:
     command = [sys.executable, "scripts/soak.py", f"--out={folder}", *arguments]
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
+        command,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -61,8 +61,12 @@ def test_a_score_that_is_length_alone_has_no_advantage():
 
 
 def test_length_is_taken_out_of_what_the_gate_leaves():
-    rewards = rewards_of([1.0, 2.0, 9.0], [1.0, 1.0, 0.0], gate=Gate("other", 0.5), length="neutral")
-    assert rewards(handmade(["x"] * 3, 3))["mine"].scores.tolist() == pytest.approx([1.5, 1.5, NAN], nan_ok=True)
+    rewards = rewards_of(
+        [1.0, 2.0, 9.0], [1.0, 1.0, 0.0], gate=Gate("other", 0.5), length="neutral"
+    )
+    assert rewards(handmade(["x"] * 3, 3))["mine"].scores.tolist() == pytest.approx(
+        [1.5, 1.5, NAN], nan_ok=True
+    )
 
 
 def test_unanimous_groups_are_left_out():
@@ -82,7 +86,8 @@ def test_unanimous_groups_are_left_out():
 def test_a_small_spread_weighs_less():
     """Spreads sqrt 2 and sqrt 2 / 10 (and none) have the mean 0.7778; half of it, 0.3889, is the floor.
 
-    So the second group's advantages are +-0.1 / 0.3889 instead of +-0.1 / 0.1414, times the weight 0.5.
+    So the second group's advantages are +-0.1 / 0.3889 instead of +-0.1 / 0.1414, times the weight
+    0.5.
     """
     rollout = handmade(["x"] * 6, 2)
     rewards = rewards_of([0.0, 2.0, 0.0, 0.2, 3.0, 3.0], spread_floor=0.5)
@@ -91,7 +96,9 @@ def test_a_small_spread_weighs_less():
     half = 0.5 / math.sqrt(2)
     expected = [-half, half, -0.5 * 0.25713, 0.5 * 0.25713, 0, 0]
     assert advantages[:, 0].tolist() == pytest.approx(expected, abs=1e-4)
-    assert outputs["mine"].scores.tolist() == pytest.approx([0.0, 2.0, 0.0, 0.2, 3.0, 3.0])  # the score itself stays
+    assert outputs["mine"].scores.tolist() == pytest.approx(
+        [0.0, 2.0, 0.0, 0.2, 3.0, 3.0]
+    )  # the score itself stays
 
 
 def test_what_is_usual_is_learned_in_training_and_kept_in_checkpoints():
@@ -102,9 +109,13 @@ def test_what_is_usual_is_learned_in_training_and_kept_in_checkpoints():
     restored = rewards_of([0.0, 0.2], spread_floor=1.0)
     restored.load_state_dict(rewards.state_dict())
     restored.eval()
-    for _ in range(2):  # usual is sqrt 2, so a tenth of it has a tenth of the strength; nothing is learned
+    for _ in range(
+        2
+    ):  # usual is sqrt 2, so a tenth of it has a tenth of the strength; nothing is learned
         assert restored(rollout)["mine"].strength.tolist() == pytest.approx([0.1])
-    assert rewards(rollout)["mine"].strength.tolist() == pytest.approx([0.2 / 1.1])  # the mean is 1.1 / sqrt 2 by now
+    assert rewards(rollout)["mine"].strength.tolist() == pytest.approx(
+        [0.2 / 1.1]
+    )  # the mean is 1.1 / sqrt 2 by now
 
 
 @pytest.mark.parametrize("estimator", [GDPO(), GRPO(), DrGRPO(), RLOO()], ids=repr)
@@ -120,8 +131,14 @@ def test_weights_may_differ_between_groups(estimator):
     ("make", "message"),
     [
         (lambda: Gate("vote"), "lets everything pass"),
-        (lambda: Gate("vote", unanimous="skip"), "unanimous='skip' is unknown; use one of keep, zero"),
-        (lambda: rewards_of([0.0], length="short"), "length='short' is unknown; use one of keep, neutral"),
+        (
+            lambda: Gate("vote", unanimous="skip"),
+            "unanimous='skip' is unknown; use one of keep, zero",
+        ),
+        (
+            lambda: rewards_of([0.0], length="short"),
+            "length='short' is unknown; use one of keep, neutral",
+        ),
         (lambda: rewards_of([0.0], spread_floor=2.0), "spread_floor=2.0"),
     ],
 )
@@ -155,6 +172,8 @@ def test_a_reward_that_never_applies_is_logged_as_nan_and_not_as_0():
     nothing = reward_metrics("x", torch.full((6,), math.nan), 2)
     assert list(nothing) == ["reward/x/mean", "reward/x/std", "reward/x/group_std"]
     assert all(value.isnan() for value in nothing.values())
-    alone = [float(value) for value in reward_metrics("x", torch.tensor([4.0, math.nan]), 2).values()]
+    alone = [
+        float(value) for value in reward_metrics("x", torch.tensor([4.0, math.nan]), 2).values()
+    ]
     assert alone[0] == 4.0
     assert math.isnan(alone[2])

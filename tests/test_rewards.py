@@ -27,7 +27,9 @@ from rlif_lightning.rewards import (
 )
 
 
-def handmade(texts: list[str], group_size: int, stats: TokenStats | None = None, **columns: list) -> Rollout:
+def handmade(
+    texts: list[str], group_size: int, stats: TokenStats | None = None, **columns: list
+) -> Rollout:
     """A rollout of given texts; row b has (b mod 3) + 1 tokens, or all of them where statistics are given."""
     num_rows, num_prompts = len(texts), len(texts) // group_size
     if stats is None:
@@ -58,7 +60,9 @@ def test_self_certainty_in_both_directions():
     assert SelfCertainty()(rollout).scores.item() == pytest.approx(0.25 * math.log(2), abs=1e-6)
     other = SelfCertainty("model_to_uniform")(rollout).scores
     assert other.item() == pytest.approx(-1.75 * math.log(2), abs=1e-6)
-    with pytest.raises(ValueError, match="direction='reverse' is unknown; use one of uniform_to_model"):
+    with pytest.raises(
+        ValueError, match="direction='reverse' is unknown; use one of uniform_to_model"
+    ):
         SelfCertainty("reverse")
 
 
@@ -89,9 +93,13 @@ def test_gold_answer():
     worked = handmade(["12", "7"], 2, solution=["7+5=12\n#### 12"])
     hashed = GoldAnswer("solution", gold_extractor=AnswerExtractor("hash"))
     assert hashed(worked).scores.tolist() == [1, 0]
-    with pytest.raises(ValueError, match=r"column 'answer' is not in the data set \(it has \['solution'\]\)"):
+    with pytest.raises(
+        ValueError, match=r"column 'answer' is not in the data set \(it has \['solution'\]\)"
+    ):
         GoldAnswer()(worked)
-    assert hashed(handmade(["12"], 1, solution=["no mark"])).scores.isnan().all()  # does not apply: nothing to read
+    assert (
+        hashed(handmade(["12"], 1, solution=["no mark"])).scores.isnan().all()
+    )  # does not apply: nothing to read
 
 
 def test_random_is_a_fair_coin_repeatable_through_its_state():
@@ -142,7 +150,9 @@ def test_a_gate_turns_scores_below_its_threshold_to_nan():
     rewards = RewardSet(
         {
             "vote": WeightedReward(Given(torch.tensor([0.4, 0.5, 0.6, math.nan]))),
-            "certainty": WeightedReward(Given(torch.tensor([1.0, 2.0, 3.0, 4.0])), gate=Gate("vote", 0.5)),
+            "certainty": WeightedReward(
+                Given(torch.tensor([1.0, 2.0, 3.0, 4.0])), gate=Gate("vote", 0.5)
+            ),
         }
     )
     outputs = rewards(handmade(["x"] * 4, 2))
@@ -153,7 +163,9 @@ def test_a_gate_turns_scores_below_its_threshold_to_nan():
 
 def test_gold_answers_are_hidden_from_heads_that_do_not_ask():
     blind, sighted = Given(torch.zeros(2)), Given(torch.zeros(2), needs_gold=True)
-    rewards = RewardSet({"blind": WeightedReward(blind), "sighted": WeightedReward(sighted)}, answer_column="answer")
+    rewards = RewardSet(
+        {"blind": WeightedReward(blind), "sighted": WeightedReward(sighted)}, answer_column="answer"
+    )
     rewards(handmade(["x"] * 2, 2, answer=["1"], solution=["so 1"], level=[3]))
     assert blind.seen == set()  # a second column may hold the answer too
     assert sighted.seen == {"answer", "solution", "level"}
@@ -182,9 +194,12 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_column_that_a_head_did_not_name_is_refused_and_the_error_says_what_to_write(way):
-    rewards = RewardSet({"mine": WeightedReward(Reads(("level",), WAYS[way]))}, answer_column="answer")
+    rewards = RewardSet(
+        {"mine": WeightedReward(Reads(("level",), WAYS[way]))}, answer_column="answer"
+    )
     message = (
-        r"'mine' \(Reads\) raised ValueError: column 'solution' is hidden from this reward head: name it in the class"
+        r"'mine' \(Reads\) raised ValueError: column 'solution' is hidden from this reward head:"
+        r" name it in the class"
         r" attribute `columns`, as in `columns = \('solution',\)`"
     )
     with pytest.raises(RuntimeError, match=message):
@@ -199,7 +214,9 @@ def test_a_head_sees_what_it_named_and_a_column_that_no_data_set_has_is_missing_
     absent = Reads((), lambda rollout: rollout.prompts.columns.get("hint", "none"))
     RewardSet({"mine": WeightedReward(absent)})(handmade(["x"], 1, level=[3]))
     assert absent.value == "none"
-    keyed = RewardSet({"mine": WeightedReward(Reads((), lambda rollout: rollout.prompts.columns["hint"]))})
+    keyed = RewardSet(
+        {"mine": WeightedReward(Reads((), lambda rollout: rollout.prompts.columns["hint"]))}
+    )
     with pytest.raises(RuntimeError, match="KeyError: 'hint'"):
         keyed(handmade(["x"], 1, level=[3]))
 
@@ -207,12 +224,18 @@ def test_a_head_sees_what_it_named_and_a_column_that_no_data_set_has_is_missing_
 @pytest.mark.parametrize("named", ["info.answer", "info", "info.answer.text"])
 def test_a_label_free_head_cannot_name_what_shows_the_gold_answer(named):
     head = Reads((named,), len)
-    with pytest.raises(ValueError, match=f"reward 'mine' names the column '{named}', which shows the gold answers of"):
+    with pytest.raises(
+        ValueError,
+        match=f"reward 'mine' names the column '{named}', which shows the gold answers of",
+    ):
         RewardSet({"mine": WeightedReward(head)}, answer_column="info.answer")
     rewards = {"mine": WeightedReward(head), "gold": WeightedReward(GoldAnswer("info.answer"))}
     with pytest.raises(ValueError, match="set needs_gold = True"):
         RewardSet(rewards)
-    RewardSet({"mine": WeightedReward(Reads(("info.topic", "information"), len))}, answer_column="info.answer")
+    RewardSet(
+        {"mine": WeightedReward(Reads(("info.topic", "information"), len))},
+        answer_column="info.answer",
+    )
 
 
 def test_a_gold_answer_may_be_a_number_or_a_list_of_acceptable_ones_in_a_nested_column():
@@ -224,7 +247,13 @@ def test_a_gold_answer_may_be_a_number_or_a_list_of_acceptable_ones_in_a_nested_
 
 def test_weights_and_names():
     head = Given(torch.zeros(1))
-    rewards = RewardSet({"a": WeightedReward(head, 0.5), "b": WeightedReward(head, -2.0), "c": WeightedReward(head, 0)})
+    rewards = RewardSet(
+        {
+            "a": WeightedReward(head, 0.5),
+            "b": WeightedReward(head, -2.0),
+            "c": WeightedReward(head, 0),
+        }
+    )
     assert rewards.names == ["a", "b", "c"]
     assert rewards.weights.tolist() == [0.5, -2.0, 0.0]
 
@@ -252,7 +281,9 @@ def test_wrong_shapes_and_infinite_scores_are_refused(scores, message):
 
 
 def test_scores_of_any_number_type_become_float32():
-    scores = RewardSet({"mine": WeightedReward(Given(torch.tensor([1, 0])))})(handmade(["a", "b"], 2))["mine"].scores
+    scores = RewardSet({"mine": WeightedReward(Given(torch.tensor([1, 0])))})(
+        handmade(["a", "b"], 2)
+    )["mine"].scores
     assert scores.dtype == torch.float32
 
 
@@ -261,7 +292,10 @@ def test_scores_of_any_number_type_become_float32():
     [
         ({}, "at least one reward"),
         ({"a": {"weight": 0.0}, "b": {"weight": 0.0}}, r"rewards=\['a', 'b'\]: at least one"),
-        ({"a": {"gate": Gate("vote", 1.0)}}, r"gate of reward 'a' names 'vote'; known heads: \['a'\]"),
+        (
+            {"a": {"gate": Gate("vote", 1.0)}},
+            r"gate of reward 'a' names 'vote'; known heads: \['a'\]",
+        ),
         ({"a b": {}}, "'a b' must be a plain identifier"),
         ({"../a": {}}, r"'\.\./a' must be a plain identifier"),
         ({"a": {"weight": math.nan}}, "weight=nan"),
@@ -269,4 +303,9 @@ def test_scores_of_any_number_type_become_float32():
 )
 def test_settings_of_the_set_are_checked(rewards, message):
     with pytest.raises(ValueError, match=message):
-        RewardSet({name: WeightedReward(Given(torch.zeros(1)), **settings) for name, settings in rewards.items()})
+        RewardSet(
+            {
+                name: WeightedReward(Given(torch.zeros(1)), **settings)
+                for name, settings in rewards.items()
+            }
+        )

@@ -70,7 +70,9 @@ def test_a_single_row_without_room_is_told(tiny_models):
     engine = NativeEngine(1)
     engine.setup(policy, seed=7)
     short_of_memory(policy, 0, accelerator)
-    with pytest.raises(RuntimeError, match=r"out of memory in a rollout with a single completion.*max_new_tokens"):
+    with pytest.raises(
+        RuntimeError, match=r"out of memory in a rollout with a single completion.*max_new_tokens"
+    ):
         engine.generate(prompts_of(policy, [0, 1]), GROUP, SAMPLINGS["hot"], 0)
 
 
@@ -80,7 +82,9 @@ def test_on_several_ranks_no_rank_draws_again_alone(tiny_models, monkeypatch):
     engine = NativeEngine()
     engine.setup(policy, seed=7)
     short_of_memory(policy, GROUP, accelerator)
-    with pytest.raises(RuntimeError, match=r"one of several ranks.*--ckpt_path=last.*max_rows, such as 8"):
+    with pytest.raises(
+        RuntimeError, match=r"one of several ranks.*--ckpt_path=last.*max_rows, such as 8"
+    ):
         engine.generate(prompts_of(policy, [0, 1, 2, 3]), GROUP, SAMPLINGS["hot"], 0)
 
 
@@ -103,7 +107,15 @@ class ShortEngine(NativeEngine):
 
 def test_a_run_goes_on_as_one_that_began_with_fewer_rows(tmp_path):
     with pytest.warns(UserWarning, match="set model.engine.max_rows=16 to begin so"):
-        fit(tmp_path / "short", "--model.engine=test_rollout_memory.ShortEngine", "--trainer.limit_val_batches=0")
-    limited = ("--model.engine=NativeEngine", "--model.engine.max_rows=16", "--trainer.limit_val_batches=0")
+        fit(
+            tmp_path / "short",
+            "--model.engine=test_rollout_memory.ShortEngine",
+            "--trainer.limit_val_batches=0",
+        )
+    limited = (
+        "--model.engine=NativeEngine",
+        "--model.engine.max_rows=16",
+        "--trainer.limit_val_batches=0",
+    )
     fit(tmp_path / "limited", *limited)
     assert metrics(tmp_path / "short") == metrics(tmp_path / "limited")

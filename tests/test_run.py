@@ -37,15 +37,20 @@ def parameters(run: cli.RLIFCLI) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in run.model.policy.state_dict().items()}
 
 
-def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
+def assert_same(
+    left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float = 0.0
+) -> None:
     for name, value in left.items():
-        torch.testing.assert_close(value, right[name], rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            value, right[name], rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
     with next(folder.rglob("metrics.csv")).open() as file:
         return [
-            {k: v for k, v in row.items() if "time/" not in k and "per_second" not in k} for row in csv.DictReader(file)
+            {k: v for k, v in row.items() if "time/" not in k and "per_second" not in k}
+            for row in csv.DictReader(file)
         ]
 
 
@@ -58,7 +63,13 @@ def reference(tmp_path_factory):
 def test_training_changes_the_parameters(reference):
     run, _ = reference
     start = PolicyModel(Policy("rlif-arithmetic")).state_dict()
-    assert max(float((value - start[name]).abs().max()) for name, value in run.model.policy.state_dict().items()) > 1e-4
+    assert (
+        max(
+            float((value - start[name]).abs().max())
+            for name, value in run.model.policy.state_dict().items()
+        )
+        > 1e-4
+    )
 
 
 def test_same_seed_twice_gives_identical_metrics_and_parameters(reference, tmp_path):
@@ -79,12 +90,15 @@ def test_token_budget_does_not_change_the_parameters(tmp_path, objective):
     kind = [f"--model.objective={objective}", "--model.policy.dtype=float64"]
     large = fit(tmp_path / "large", *kind, "--model.micro_batch_tokens=100000")
     small = fit(tmp_path / "small", *kind, "--model.micro_batch_tokens=40")
-    assert_same(parameters(large), parameters(small), tolerance=5e-7)  # a step is 1e-4; Llama's norms round to float32
+    assert_same(
+        parameters(large), parameters(small), tolerance=5e-7
+    )  # a step is 1e-4; Llama's norms round to float32
 
 
 def problems(folder: Path, shuffled: bool) -> str:
     rows = [
-        {"question": f"{a}+{b}+{c}=", "answer": str(a + b + c)} for a, b, c in [(1, 2, 3), (4, 5, 6), (7, 8, 9)] * 6
+        {"question": f"{a}+{b}+{c}=", "answer": str(a + b + c)}
+        for a, b, c in [(1, 2, 3), (4, 5, 6), (7, 8, 9)] * 6
     ]
     if shuffled:
         answers = [row["answer"] for row in rows]
@@ -100,15 +114,31 @@ def test_shuffled_gold_answers_change_nothing_in_a_label_free_run(tmp_path):
     runs = []
     for shuffled in (False, True):
         path = problems(tmp_path / str(shuffled), shuffled)
-        source = f'{{"class_path": "LocalFiles", "init_args": {{"train": "{path}", "validation": "{path}"}}}}'
+        source = (
+            f'{{"class_path": "LocalFiles", "init_args": {{"train": "{path}", "validation":'
+            f' "{path}"}}}}'
+        )
         folder = tmp_path / f"run{shuffled}"
         arguments = [argument for argument in BASE if "source.init_args" not in argument]
-        runs.append(cli.main(["fit", *arguments, f"--data.source={source}", f"--trainer.default_root_dir={folder}"]))
+        runs.append(
+            cli.main(
+                [
+                    "fit",
+                    *arguments,
+                    f"--data.source={source}",
+                    f"--trainer.default_root_dir={folder}",
+                ]
+            )
+        )
     assert_same(parameters(runs[0]), parameters(runs[1]))
 
 
 def test_a_head_of_weight_zero_is_measured_and_changes_nothing(reference, tmp_path):
-    heads = {"vote": ("ClusterVote", 0.5), "certainty": ("MeanLogprob", 0.5), "gold": ("GoldAnswer", 0.0)}
+    heads = {
+        "vote": ("ClusterVote", 0.5),
+        "certainty": ("MeanLogprob", 0.5),
+        "gold": ("GoldAnswer", 0.0),
+    }
     rewards = {name: {"head": head, "weight": weight} for name, (head, weight) in heads.items()}
     run = fit(tmp_path, f"--model.rewards={json.dumps(rewards)}")
     assert all(row["reward/gold/mean"] for row in metrics(tmp_path) if row["policy/entropy"])
@@ -124,12 +154,19 @@ def test_null_kl_cov_is_clipped_bit_for_bit(tmp_path):
 
 def test_kl_cov_is_not_clipped(reference, tmp_path):
     other = parameters(fit(tmp_path, "--model.objective=Clipped"))
-    assert any(not torch.equal(value, other[name]) for name, value in parameters(reference[0]).items())
+    assert any(
+        not torch.equal(value, other[name]) for name, value in parameters(reference[0]).items()
+    )
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # on purpose: resumed into another folder
+@pytest.mark.filterwarnings(
+    "ignore:The dirpath has changed"
+)  # on purpose: resumed into another folder
 def test_resume_in_the_middle_of_an_epoch_is_the_uninterrupted_run(reference, tmp_path):
-    saving = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 4, "save_top_k": -1}}
+    saving = {
+        "class_path": "ModelCheckpoint",
+        "init_args": {"every_n_train_steps": 4, "save_top_k": -1},
+    }
     callback = f"--trainer.callbacks+={json.dumps(saving)}"
     fit(tmp_path / "first", callback)
     checkpoint = next((tmp_path / "first").rglob("*step=4.ckpt"))
@@ -150,14 +187,22 @@ def test_bf16_mixed_sees_each_update(tmp_path):
     Lightning switches autocast's cache of cast weights off; with it on this is red.
     """
     pytest.importorskip("peft")
-    arguments = ["--trainer.precision=bf16-mixed", "--model.policy.lora.rank=4", "--trainer.limit_train_batches=1"]
+    arguments = [
+        "--trainer.precision=bf16-mixed",
+        "--model.policy.lora.rank=4",
+        "--trainer.limit_train_batches=1",
+    ]
     fit(tmp_path, *arguments, "--model.learning_rate=0.1")
     row = next(row for row in metrics(tmp_path) if row["policy/log_ratio"])
     assert float(row["policy/log_ratio"]) > 0.3
 
 
 def test_reference_model_starts_at_kl_zero_and_stays_out_of_checkpoints(tmp_path):
-    run = fit(tmp_path, '--model.objective={"class_path": "Clipped", "init_args": {"reference_kl": {"weight": 0.1}}}')
+    run = fit(
+        tmp_path,
+        '--model.objective={"class_path": "Clipped", "init_args": {"reference_kl": {"weight":'
+        " 0.1}}}",
+    )
     rows = [row for row in metrics(tmp_path) if row["policy/reference_kl"]]
     assert 0 < float(rows[0]["policy/reference_kl"]) < 0.05
     weights = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=True)["state_dict"]
@@ -170,10 +215,13 @@ def test_lora_trains_adapters_only_with_itself_as_reference(tmp_path):
     run = fit(
         tmp_path,
         '--model.policy.lora={"rank": 4, "alpha": 8}',
-        '--model.objective={"class_path": "Clipped", "init_args": {"reference_kl": {"weight": 0.1}}}',
+        '--model.objective={"class_path": "Clipped", "init_args": {"reference_kl": {"weight":'
+        " 0.1}}}",
     )
     assert run.model.reference is None
-    trained = [name for name, parameter in run.model.policy.named_parameters() if parameter.requires_grad]
+    trained = [
+        name for name, parameter in run.model.policy.named_parameters() if parameter.requires_grad
+    ]
     assert trained
     assert all("lora_" in name for name in trained)
     rows = [row for row in metrics(tmp_path) if row["policy/reference_kl"]]
@@ -188,9 +236,15 @@ def test_gradient_checkpointing_changes_nothing(reference, tmp_path):
 def test_all_metrics_of_the_method_are_logged(reference):
     names = set().union(*(row.keys() for row in metrics(reference[1])))
     heads = {
-        f"reward/{head}/{kind}" for head in ("vote", "certainty") for kind in ("mean", "std", "group_std", "share")
+        f"reward/{head}/{kind}"
+        for head in ("vote", "certainty")
+        for kind in ("mean", "std", "group_std", "share")
     }
-    policy = "entropy log_ratio log_ratio_picked picked_fraction reference_kl clip_fraction grad_norm learning_rate"
+    policy = (
+        "entropy log_ratio log_ratio_picked picked_fraction reference_kl clip_fraction"
+        " grad_norm"
+        " learning_rate"
+    )
     expected = heads | {f"policy/{name}" for name in policy.split()}
     expected |= {"rollout/length", "rollout/ended", "rollout/parseable"}
     expected |= {"vote/largest_cluster", "vote/unanimous", "vote/distinct_answers"}

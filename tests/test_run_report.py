@@ -59,7 +59,10 @@ def folder_of(path: Path, *rows: str, header: str = HEADER, end: str = "\n") -> 
 def reported(tmp_path_factory):
     """A run with everything that a report shows: evaluations before and after, completions, percentiles, versions."""
     folder = tmp_path_factory.mktemp("reported")
-    added = [f"--trainer.callbacks+={name}" for name in ("EntropyMonitor", "CompletionWriter", "RunReport")]
+    added = [
+        f"--trainer.callbacks+={name}"
+        for name in ("EntropyMonitor", "CompletionWriter", "RunReport")
+    ]
     run = fit(folder, "--compare=true", *added)
     return run, folder / "version_0"
 
@@ -73,10 +76,20 @@ def test_a_run_writes_its_report_with_the_evaluation_after_it(reported):
     assert f"{after:.1f} %" in page.text
     assert "2 rollouts, 2 evaluations" in page.text
     assert 100 * float(run.trainer.callback_metrics["val/accuracy"]) == pytest.approx(after)
-    for heading in ("Answers", "Rewards", "Completions", "Policy", "Optimisation", "Example completions", "Versions"):
+    for heading in (
+        "Answers",
+        "Rewards",
+        "Completions",
+        "Policy",
+        "Optimisation",
+        "Example completions",
+        "Versions",
+    ):
         assert ("h2", {}) in page.tags
         assert heading in page.text
-    completion = json.loads((folder / "completions.jsonl").read_text().splitlines()[0])["completion"]
+    completion = json.loads((folder / "completions.jsonl").read_text().splitlines()[0])[
+        "completion"
+    ]
     assert completion in page.text
     assert "class_path: rlif_lightning.ClusterVote" in page.text
     import torch
@@ -95,11 +108,22 @@ def test_the_page_stands_alone(reported):
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     images = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in sources]
     files = {path.stem: path.read_bytes() for path in (folder / "report").glob("*.png")}
-    wanted = {"accuracy", "agreement", "entropy", "length", "completeness", "reward_vote", "reward_certainty", "share"}
+    wanted = {
+        "accuracy",
+        "agreement",
+        "entropy",
+        "length",
+        "completeness",
+        "reward_vote",
+        "reward_certainty",
+        "share",
+    }
     wanted |= {"log_ratio", "picked", "grad_norm", "learning_rate", "time"}
     assert wanted <= set(files)
     assert all(image.startswith(PNG) for image in images)
-    assert sorted(images) == sorted(content for name, content in files.items() if name != "overview")
+    assert sorted(images) == sorted(
+        content for name, content in files.items() if name != "overview"
+    )
 
 
 def test_curves_are_those_of_the_log(reported):
@@ -107,7 +131,9 @@ def test_curves_are_those_of_the_log(reported):
     training = read_run(folder).training
     assert training.x.tolist() == [1, 2]
     assert training.columns["policy/entropy"][-1] == pytest.approx(
-        float(run.trainer.logged_metrics.get("policy/entropy", training.columns["policy/entropy"][-1]))
+        float(
+            run.trainer.logged_metrics.get("policy/entropy", training.columns["policy/entropy"][-1])
+        )
     )
     assert (training.columns["entropy/p10"] <= training.columns["entropy/p90"]).all()
 
@@ -127,7 +153,14 @@ def test_a_run_without_the_csv_logger_is_refused(tmp_path, capsys):
 
 def test_the_module_is_a_command(tmp_path, capsys):
     folder = folder_of(tmp_path / "run", "0,0,0.3,0.5,1.0,0.1,", "0,1,0.2,0.6,1.0,0.2,")
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "callbacks.run_report", str(folder)]
+    command = [
+        sys.executable,
+        "-W",
+        "error::RuntimeWarning",
+        "-m",
+        "callbacks.run_report",
+        str(folder),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (folder / "report.html").is_file()
@@ -138,12 +171,16 @@ def test_the_module_is_a_command(tmp_path, capsys):
 
 def test_a_killed_runs_torn_line_is_left_out_and_told(tmp_path):
     folder = folder_of(tmp_path, "0,0,0.3,0.5,1.0,0.1,", "0,1,0.2,0.6,1.0,0.2,", "0,2,0.1", end="")
-    (folder / "completions.jsonl").write_text('{"rollout": 1, "completion": "whole"}\n{"rollout": 2, "comp')
+    (folder / "completions.jsonl").write_text(
+        '{"rollout": 1, "completion": "whole"}\n{"rollout": 2, "comp'
+    )
     run = read_run(folder)
     assert run.training.x.tolist() == [1, 2]
     assert run.training.columns["policy/entropy"].tolist() == [0.3, 0.2]
     assert [record["completion"] for record in run.completions] == ["whole"]
-    assert [note.split(" is torn")[0] for note in run.notes] == [f"The last line of {n}" for n in NAMES]
+    assert [note.split(" is torn")[0] for note in run.notes] == [
+        f"The last line of {n}" for n in NAMES
+    ]
     main([str(folder)])
     assert "The last line of metrics.csv is torn" in Page(folder / "report.html").text
 
@@ -167,14 +204,23 @@ NAMES = ("metrics.csv", "completions.jsonl")
 def test_short_and_damaged_logs_still_make_a_page(tmp_path, rows, header):
     folder = folder_of(tmp_path, *rows, header=header)
     for name in ("events.jsonl", "completions.jsonl", "versions.json", "config.yaml"):
-        (folder / name).write_bytes(b'{"rollout": \xff\n[1]\n{"rollout": null}\n{"rollout": true}\n')
+        (folder / name).write_bytes(
+            b'{"rollout": \xff\n[1]\n{"rollout": null}\n{"rollout": true}\n'
+        )
     main([str(folder)])
     assert "Run report" in Page(folder / "report.html").text
 
 
 def test_evaluations_stand_where_they_were_made(tmp_path):
     """Lightning numbers one inside fit by the rollouts before the last one, and one outside by all of them."""
-    rows = ["0,0,,,,,0.1", "0,0,0.3,,,,", "0,1,0.2,,,,", "0,1,,,,,0.2", "0,2,0.1,,,,", "1,3,,,,,0.3"]
+    rows = [
+        "0,0,,,,,0.1",
+        "0,0,0.3,,,,",
+        "0,1,0.2,,,,",
+        "0,1,,,,,0.2",
+        "0,2,0.1,,,,",
+        "1,3,,,,,0.3",
+    ]
     run = read_run(folder_of(tmp_path, *rows))
     assert run.training.x.tolist() == [1, 2, 3]
     assert run.evaluation.x.tolist() == [0, 2, 3]
@@ -184,7 +230,13 @@ def test_evaluations_stand_where_they_were_made(tmp_path):
 def test_a_rolled_back_run_has_a_gap(tmp_path):
     run = read_run(folder_of(tmp_path, "0,0,1,,,,", "0,1,2,,,,", "0,2,3,,,,", "0,1,4,,,,"))
     assert run.training.x.tolist() == [1, 2, 3, 2, 2]
-    assert np.isnan(run.training.columns["policy/entropy"]).tolist() == [False, False, False, True, False]
+    assert np.isnan(run.training.columns["policy/entropy"]).tolist() == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 HOSTILE = "</code><script>alert('1')</script><img src=x onerror=alert(2)>\x1b[31m&amp;\u202e"
@@ -192,26 +244,65 @@ HOSTILE = "</code><script>alert('1')</script><img src=x onerror=alert(2)>\x1b[31
 
 def test_everything_untrusted_is_escaped(tmp_path):
     head = "<b>vote</b>"
-    folder = folder_of(tmp_path, "0,0,0.5,1.0", header=f"epoch,step,reward/{head}/mean,reward/{head}/share")
+    folder = folder_of(
+        tmp_path, "0,0,0.5,1.0", header=f"epoch,step,reward/{head}/mean,reward/{head}/share"
+    )
     record = {"rollout": 1, "index": 0, "prompt": HOSTILE, "completion": HOSTILE, "answer": HOSTILE}
-    record |= {"scores": {HOSTILE: HOSTILE}, "advantage": HOSTILE, "length": HOSTILE, "correct": HOSTILE}
-    event = {"step": 1, "rollout": 1, "source": HOSTILE, "kind": HOSTILE, "message": HOSTILE, "values": {}}
+    record |= {
+        "scores": {HOSTILE: HOSTILE},
+        "advantage": HOSTILE,
+        "length": HOSTILE,
+        "correct": HOSTILE,
+    }
+    event = {
+        "step": 1,
+        "rollout": 1,
+        "source": HOSTILE,
+        "kind": HOSTILE,
+        "message": HOSTILE,
+        "values": {},
+    }
     (folder / "completions.jsonl").write_text(json.dumps(record) + "\n")
     (folder / "events.jsonl").write_text(json.dumps(event) + "\n")
     (folder / "versions.json").write_text(json.dumps({HOSTILE: HOSTILE}))
     (folder / "config.yaml").write_text(f"a: |\n  {HOSTILE}\n")
-    main([f"{HOSTILE.replace('=', '')}={folder}", f"_$x_^{{={folder}", "--out", str(tmp_path / "out.html")])
+    main(
+        [
+            f"{HOSTILE.replace('=', '')}={folder}",
+            f"_$x_^{{={folder}",
+            "--out",
+            str(tmp_path / "out.html"),
+        ]
+    )
     page = Page(tmp_path / "out.html")
     assert not [tag for tag, _ in page.tags if tag == "script"]
-    assert all(attributes["src"].startswith("data:image/png") for tag, attributes in page.tags if tag == "img")
+    assert all(
+        attributes["src"].startswith("data:image/png")
+        for tag, attributes in page.tags
+        if tag == "img"
+    )
     assert page.text.count("<script>alert('1')</script>") >= 6
 
 
 def test_events_are_listed_with_their_numbers(tmp_path):
     folder = folder_of(tmp_path, *(f"0,{step},0.3,0.5,1.0,0.1," for step in range(5)))
     events = [
-        {"step": 12, "rollout": 3, "source": "CollapseGuard", "kind": "rollback", "message": "went back", "values": {}},
-        {"step": 4, "rollout": 1, "source": "KLCovScheduler", "kind": "schedule", "message": "0.05", "values": {}},
+        {
+            "step": 12,
+            "rollout": 3,
+            "source": "CollapseGuard",
+            "kind": "rollback",
+            "message": "went back",
+            "values": {},
+        },
+        {
+            "step": 4,
+            "rollout": 1,
+            "source": "KLCovScheduler",
+            "kind": "schedule",
+            "message": "0.05",
+            "values": {},
+        },
     ]
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     main([str(folder)])
@@ -225,7 +316,9 @@ def test_events_are_drawn_where_they_were(tmp_path):
     run, pictures = read_run(folder), []
     panel = next(panel for panel in panels_of([run]) if panel.name == "entropy")
     for events in ([], [("schedule", 2)], [("schedule", 3)], [("rollback", 2)], [("rollback", 3)]):
-        marked = replace(run, events=[{"rollout": rollout, "kind": kind} for kind, rollout in events])
+        marked = replace(
+            run, events=[{"rollout": rollout, "kind": kind} for kind, rollout in events]
+        )
         pictures.append(draw_panel(panel, [marked]))
     assert len(set(pictures)) == 5
 
@@ -247,7 +340,9 @@ def test_several_runs_are_compared(tmp_path):
 def test_an_evaluations_interval_is_drawn(tmp_path):
     header, pictures = "epoch,step,val/accuracy,val_low/accuracy,val_high/accuracy", []
     for name, low in (("narrow", "0.24"), ("wide", "0.1")):
-        run = read_run(folder_of(tmp_path / name, f"0,0,0.25,{low},0.3", f"0,1,0.25,{low},0.3", header=header))
+        run = read_run(
+            folder_of(tmp_path / name, f"0,0,0.25,{low},0.3", f"0,1,0.25,{low},0.3", header=header)
+        )
         (accuracy,) = panels_of([run])
         pictures.append(draw_panel(accuracy, [run]))
     assert len(set(pictures)) == 2
@@ -255,6 +350,8 @@ def test_an_evaluations_interval_is_drawn(tmp_path):
 
 def test_accuracy_in_training_is_the_gold_heads(tmp_path):
     folder = folder_of(tmp_path, "0,0,0.5", header="epoch,step,reward/truth/mean")
-    (folder / "config.yaml").write_text("model: {rewards: {truth: {head: {class_path: rlif_lightning.GoldAnswer}}}}\n")
+    (folder / "config.yaml").write_text(
+        "model: {rewards: {truth: {head: {class_path: rlif_lightning.GoldAnswer}}}}\n"
+    )
     accuracy = next(panel for panel in panels_of([read_run(folder)]) if panel.name == "accuracy")
     assert [series.column for series in accuracy.drawn([read_run(folder)])] == ["reward/truth/mean"]

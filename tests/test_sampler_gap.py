@@ -34,7 +34,9 @@ def test_the_policy_that_samples_is_the_trained_one_up_to_rounding(tmp_path, dty
 
 
 def test_stale_weights_trip_the_alarm(tmp_path):
-    with pytest.warns(UserWarning, match=r"SamplerGap, rollout 2: the trained policy's log-probs are"):
+    with pytest.warns(
+        UserWarning, match=r"SamplerGap, rollout 2: the trained policy's log-probs are"
+    ):
         fit(tmp_path, "--model.engine=test_sampler_gap.StaleEngine")
     gaps = [float(row["policy/sampler_gap"]) for row in metrics(tmp_path)]
     assert gaps[0] < 1e-5  # nothing has moved yet
@@ -43,14 +45,18 @@ def test_stale_weights_trip_the_alarm(tmp_path):
 
 
 def test_half_precision_rounds_below_its_bound(tmp_path):
-    fit(tmp_path, "--trainer.precision=bf16-mixed", "--trainer.limit_train_batches=1")  # a warning would be an error
+    fit(
+        tmp_path, "--trainer.precision=bf16-mixed", "--trainer.limit_train_batches=1"
+    )  # a warning would be an error
     assert float(metrics(tmp_path)[0]["policy/sampler_gap"]) < 0.1
 
 
 BF16_GAPS = [0.0129, 0.0087, 0.0114]  # a healthy run with vLLM in bfloat16 (docs/vllm.md)
 
 
-def alarms(gaps: list[float], bound: float = 0.5, floor: float | None = 1e-3, factor: float | None = 4.0) -> list[int]:
+def alarms(
+    gaps: list[float], bound: float = 0.5, floor: float | None = 1e-3, factor: float | None = 4.0
+) -> list[int]:
     """The rollouts, from 1, at which a gap is told."""
     trend = GapTrend(bound, floor, factor)
     told = []
@@ -61,13 +67,17 @@ def alarms(gaps: list[float], bound: float = 0.5, floor: float | None = 1e-3, fa
 
 
 def test_a_gap_is_judged_by_the_run_s_first_rollouts():
-    stale = [0.002 + 0.169 * step / 19 for step in range(20)]  # 0.002 to 0.171: a sampler that kept its first weights
+    stale = [
+        0.002 + 0.169 * step / 19 for step in range(20)
+    ]  # 0.002 to 0.171: a sampler that kept its first weights
     assert alarms(stale) == [2]
     assert alarms(BF16_GAPS * 10) == []
     assert alarms([0.01, 0.02, 0.03, 0.079, 0.081]) == [5]  # the median of the first three is 0.02
     assert alarms([0.002, 0.05, 0.002, 0.05]) == [2]  # not rising the second time
     assert alarms([0.002, 0.05, 0.06, 0.07]) == [2]  # once, as long as it stays
-    assert alarms([1e-7, 9e-5], bound=1e-3, floor=None) == []  # ten times below the bound all is rounding
+    assert (
+        alarms([1e-7, 9e-5], bound=1e-3, floor=None) == []
+    )  # ten times below the bound all is rounding
     assert alarms([1e-7, 11e-5], bound=1e-3, floor=None) == [2]
     assert alarms([float("nan"), 0.002, float("nan"), 0.01]) == [4]  # nothing was measured
     assert alarms([0.002, 0.01], factor=None) == []

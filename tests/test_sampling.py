@@ -40,8 +40,18 @@ def test_uniforms_depend_on_their_counters_alone():
 
 def test_each_counter_matters_and_streams_do_not_overlap():
     base = (7, 3, 10, 2)
-    others = [(8, 3, 10, 2), (7, 4, 10, 2), (7, 3, 11, 2), (7, 3, 10, 3), (3, 7, 10, 2), (7, 3, 2, 10)]
-    streams = [counter_uniforms(seed, step, [i], [g], 2000).flatten() for seed, step, i, g in [base, *others]]
+    others = [
+        (8, 3, 10, 2),
+        (7, 4, 10, 2),
+        (7, 3, 11, 2),
+        (7, 3, 10, 3),
+        (3, 7, 10, 2),
+        (7, 3, 2, 10),
+    ]
+    streams = [
+        counter_uniforms(seed, step, [i], [g], 2000).flatten()
+        for seed, step, i, g in [base, *others]
+    ]
     assert torch.cat(streams).unique().numel() == 2000 * len(streams)
 
 
@@ -50,7 +60,9 @@ def test_two_purposes_share_no_number():
     rows = [i for i in range(100) for _ in range(10)]
     counters = (0, 0, rows, list(range(10)) * 100, 100)
     streams = [counter_uniforms(*counters, purpose=purpose).flatten() for purpose in PURPOSES]
-    assert torch.equal(counter_uniforms(*counters).flatten(), streams[list(PURPOSES).index("sampling")])
+    assert torch.equal(
+        counter_uniforms(*counters).flatten(), streams[list(PURPOSES).index("sampling")]
+    )
     assert torch.cat(streams).unique().numel() == 100_000 * len(PURPOSES)
     correlations = torch.corrcoef(torch.stack(streams)).fill_diagonal_(0)
     assert float(correlations.abs().max()) < 4 / math.sqrt(100_000)
@@ -64,8 +76,12 @@ def test_the_sampler_s_stream_is_what_it_always_was():
 
 def test_generators_of_two_purposes_differ_though_their_counters_are_equal():
     """Shuffles, requests, preflight's problems, and the wordless order of training prompts ``[seed, epoch]``."""
-    seeds = [purpose_seeds(purpose, 0, 3, 0) for purpose in PURPOSES] + [np.random.SeedSequence([0, 3])]
-    streams = torch.from_numpy(np.stack([np.random.default_rng(each).random(100_000) for each in seeds]))
+    seeds = [purpose_seeds(purpose, 0, 3, 0) for purpose in PURPOSES] + [
+        np.random.SeedSequence([0, 3])
+    ]
+    streams = torch.from_numpy(
+        np.stack([np.random.default_rng(each).random(100_000) for each in seeds])
+    )
     assert streams.unique().numel() == streams.numel()
     correlations = torch.corrcoef(streams).fill_diagonal_(0)
     assert float(correlations.abs().max()) < 4 / math.sqrt(100_000)
@@ -81,7 +97,11 @@ def test_uniforms_look_uniform():
     chi_square = float(((counts - 5000) ** 2 / 5000).sum())
     assert abs(chi_square - 19) < 5 * math.sqrt(38)
     centred = numbers - 0.5
-    for product in (centred[1:] * centred[:-1], centred[10:] * centred[:-10], centred[:, 1:] * centred[:, :-1]):
+    for product in (
+        centred[1:] * centred[:-1],
+        centred[10:] * centred[:-10],
+        centred[:, 1:] * centred[:, :-1],
+    ):
         assert abs(float(product.mean())) < 5 / 12 / math.sqrt(product.numel())
     assert abs(float(numbers[:, 0].mean()) - 0.5) < 5 / math.sqrt(12 * 1000)
 
@@ -89,7 +109,9 @@ def test_uniforms_look_uniform():
 def test_draw_inverts_the_cumulative_distribution():
     """Probabilities 1/4, 1/2, 1/4: the bounds .25 and .75 belong to the token above them."""
     logits = torch.tensor([0.25, 0.5, 0.25]).log().expand(7, 3) - 4.0
-    uniforms = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, 0.9999, JUST_BELOW_ONE], dtype=torch.float64)
+    uniforms = torch.tensor(
+        [0.0, 0.2499, 0.2501, 0.7499, 0.7501, 0.9999, JUST_BELOW_ONE], dtype=torch.float64
+    )
     assert sample_tokens(logits, uniforms).tolist() == [0, 0, 1, 1, 2, 2, 2]
     exact = torch.zeros(4, 4)
     assert sample_tokens(exact, torch.tensor([0.0, 0.25, 0.5, 0.75])).tolist() == [0, 1, 2, 3]
@@ -117,7 +139,12 @@ def test_impossible_tokens_are_never_drawn(seed, vocabulary, scale):
     logits = logits.masked_fill(banned, IMPOSSIBLE)
     some = torch.rand(8, dtype=torch.float64, generator=generator)
     rounded_up = torch.full((8,), JUST_BELOW_ONE, dtype=torch.float64).float()  # 1.0
-    for uniforms in (torch.zeros(8), torch.full((8,), JUST_BELOW_ONE, dtype=torch.float64), rounded_up, some):
+    for uniforms in (
+        torch.zeros(8),
+        torch.full((8,), JUST_BELOW_ONE, dtype=torch.float64),
+        rounded_up,
+        some,
+    ):
         tokens = sample_tokens(logits, uniforms)
         assert tokens.dtype == torch.int64
         assert (logits.gather(1, tokens.unsqueeze(1)) > IMPOSSIBLE).all()
@@ -176,7 +203,9 @@ def test_every_block_follows_its_weight():
     """Equal weights: a uniform in the middle of token v's share draws v, over blocks and in the part block."""
     for vocabulary in (SUM_BLOCK, 600, 777, 1000):
         uniforms = (torch.arange(vocabulary, dtype=torch.float64) + 0.5) / vocabulary
-        assert torch.equal(sample_weights(torch.ones(vocabulary, vocabulary), uniforms), torch.arange(vocabulary))
+        assert torch.equal(
+            sample_weights(torch.ones(vocabulary, vocabulary), uniforms), torch.arange(vocabulary)
+        )
 
 
 def test_rounding_between_blocks_draws_nothing_impossible():
@@ -185,7 +214,9 @@ def test_rounding_between_blocks_draws_nothing_impossible():
     weights = torch.zeros(1, 3 * SUM_BLOCK, dtype=torch.float64)
     weights[0, 0], weights[0, SUM_BLOCK - 1] = 256.0, unit
     weights[0, SUM_BLOCK + 9] = unit / 2
-    weights[0, 2 * SUM_BLOCK] = 256.0 - 2 * unit  # the whole is 512, so that the target below is exact
+    weights[0, 2 * SUM_BLOCK] = (
+        256.0 - 2 * unit
+    )  # the whole is 512, so that the target below is exact
     target = torch.tensor([(256.0 + unit) / 512.0], dtype=torch.float64)
     assert sample_weights(weights, target).tolist() == [SUM_BLOCK + 9]
 
@@ -217,7 +248,10 @@ def test_truncation_matches_restatement(seed, vocabulary, top_k, top_p, dtype):
 def test_truncation_by_hand():
     """Probabilities .5, .3, .15, .05."""
     logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
-    kept = {p: (truncate_logits(logits, top_p=p) > IMPOSSIBLE).tolist()[0] for p in (0.01, 0.49, 0.6, 0.81, 1.0)}
+    kept = {
+        p: (truncate_logits(logits, top_p=p) > IMPOSSIBLE).tolist()[0]
+        for p in (0.01, 0.49, 0.6, 0.81, 1.0)
+    }
     assert kept[0.01] == kept[0.49] == [False, True, False, False]
     assert kept[0.6] == [False, True, False, True]
     assert kept[0.81] == [True, True, False, True]
@@ -244,7 +278,10 @@ def test_truncation_keeps_ties_and_its_input():
         ({"top_p": 1.1}, "top_p=1.1"),
         ({"stop": "END"}, "stop='END'.*list"),
         ({"stop": ["a", ""]}, "stop="),
-        ({"train_stop": True}, r"train_stop=true needs stop strings and min_new_tokens=0 \(got stop=\[\]"),
+        (
+            {"train_stop": True},
+            r"train_stop=true needs stop strings and min_new_tokens=0 \(got stop=\[\]",
+        ),
         ({"train_stop": True, "stop": ["a"], "min_new_tokens": 2}, "min_new_tokens=2"),
     ],
 )
@@ -255,7 +292,11 @@ def test_errors(setting, message):
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"top_k": 5}, "top_k=5"), ({"top_p": 0.9}, "top_p=0.9"), ({"temperature": 0.0}, "temperature=0 is greedy")],
+    [
+        ({"top_k": 5}, "top_k=5"),
+        ({"top_p": 0.9}, "top_p=0.9"),
+        ({"temperature": 0.0}, "temperature=0 is greedy"),
+    ],
 )
 def test_settings_refused_in_training(setting, message):
     Sampling().check_trainable()

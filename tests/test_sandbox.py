@@ -25,7 +25,11 @@ QUICK = {"wall_seconds": 1.5, "call_seconds": 0.7, "workers": 2, "memory_mb": 25
 
 
 # The two ends and the default minimum every time, those between in the full run.
-@pytest.fixture(params=[pytest.param(level, marks=pytest.mark.slow if level in BETWEEN else ()) for level in LEVELS])
+@pytest.fixture(
+    params=[
+        pytest.param(level, marks=pytest.mark.slow if level in BETWEEN else ()) for level in LEVELS
+    ]
+)
 def sandbox(request) -> Sandbox:
     """One at every level that this machine has."""
     if problem(request.param):
@@ -54,7 +58,9 @@ def processes() -> list[str]:
 # nan is equal to nothing, so it has a test of its own below.
 NUMBERS = st.integers() | st.floats(allow_nan=False) | st.complex_numbers(allow_nan=False)
 SCALARS = st.none() | st.booleans() | NUMBERS | st.text() | st.binary(max_size=20)
-HASHABLE = st.recursive(SCALARS, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=5)
+HASHABLE = st.recursive(
+    SCALARS, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=5
+)
 VALUES = st.recursive(
     HASHABLE,
     lambda inner: (
@@ -79,7 +85,10 @@ JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["int", "float", "dict", "set", "range", "complex", "bytes", "x"]), inner)
+        | st.dictionaries(
+            st.sampled_from(["int", "float", "dict", "set", "range", "complex", "bytes", "x"]),
+            inner,
+        )
     ),
     max_leaves=8,
 )
@@ -162,7 +171,11 @@ def test_functions_and_programs(sandbox):
     assert one(sandbox, code, 3).value == {"dict": [[3, 2], [1, 1]]}
     method = "class Solution:\n    def f(self, x): return x + 1"
     assert one(sandbox, method, 3).value == 4
-    program = "import sys\nn = int(input())\nprint(n * 2, sys.stdin.read())\nif n == 1: sys.exit(3)\nif n == 2: 1 / 0"
+    program = (
+        "import sys\nn = int(input())\nprint(n * 2, sys.stdin.read())\nif n == 1:"
+        " sys.exit(3)\nif"
+        " n == 2: 1 / 0"
+    )
     [outcomes] = sandbox.outcomes([Run(program, None, ("1\nrest", "5\n", "2\n", "x\n"))])
     assert [(o.kind, o.value, o.reason) for o in outcomes] == [
         ("value", "2 rest\n", ""),
@@ -215,11 +228,16 @@ def test_a_hang_costs_its_limit_and_later_inputs_nothing(sandbox):
 
 def test_nothing_is_left_behind(sandbox, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(30,)).start()\ndef f(): time.sleep(30)"
+    code = (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(30,)).start()\ndef"
+        " f(): time.sleep(30)"
+    )
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
     writes = "def f():\n    open('a', 'w').write('x')\n    return 1"
     sandbox.outcomes([Run(code, "f", ((),)), Run(writes, "f", ((),)), Run("x", "f", ())])
-    sandbox.verdicts([Trial(code, "", ("f()",), ("f",)), Trial("f = len", "", ("assert f([]) == 0",), ("f",))])
+    sandbox.verdicts(
+        [Trial(code, "", ("f()",), ("f",)), Trial("f = len", "", ("assert f([]) == 0",), ("f",))]
+    )
     deadline = time.monotonic() + 5
     while processes() and time.monotonic() < deadline:
         time.sleep(0.02)  # the kernel ends a namespace a moment after its first process
@@ -265,7 +283,10 @@ def test_a_process_that_cannot_start_is_no_fault_of_the_code(monkeypatch):
         sandbox.verdicts([Trial("", "", ("assert 1",), ())])
     monkeypatch.undo()
     command = isolation._command
-    broken = lambda level, settings: ["false"] if settings["role"] == "candidate" else command(level, settings)  # noqa: E731
+
+    def broken(level, settings):
+        return ["false"] if settings["role"] == "candidate" else command(level, settings)
+
     monkeypatch.setattr(isolation, "_command", broken)
     with pytest.raises(RuntimeError, match="did not start"):
         sandbox.verdicts([Trial("", "", ("assert 1",), ())])
@@ -290,15 +311,20 @@ def test_a_machine_that_was_full_for_a_moment_is_tried_again(monkeypatch):
 
 
 def test_levels_that_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match=r"isolation='vm' is unknown; choose one of \['auto', 'rlimits'"):
+    with pytest.raises(
+        ValueError, match=r"isolation='vm' is unknown; choose one of \['auto', 'rlimits'"
+    ):
         Sandbox("vm")
     with pytest.raises(ValueError, match="minimum='none' is unknown"):
         Sandbox(minimum="none")
     with pytest.raises(ValueError, match="isolation='rlimits' is weaker than minimum='landlock'"):
         Sandbox("rlimits")
-    monkeypatch.setattr(isolation, "problem", lambda level: "" if level == "seccomp" else "not here")
+    monkeypatch.setattr(
+        isolation, "problem", lambda level: "" if level == "seccomp" else "not here"
+    )
     with pytest.raises(
-        ValueError, match=r"no sandbox that strong works here \(bubblewrap: not here; .* Install bubble"
+        ValueError,
+        match=r"no sandbox that strong works here \(bubblewrap: not here; .* Install bubble",
     ):
         Sandbox()
     assert Sandbox(minimum="seccomp").level == "seccomp"
@@ -312,7 +338,13 @@ def test_a_missing_program_is_told(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("workers", 0), ("wall_seconds", 0), ("call_seconds", -1), ("cpu_seconds", math.nan), ("memory_mb", 1)],
+    [
+        ("workers", 0),
+        ("wall_seconds", 0),
+        ("call_seconds", -1),
+        ("cpu_seconds", math.nan),
+        ("memory_mb", 1),
+    ],
 )
 def test_settings_out_of_range(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):

@@ -38,7 +38,8 @@ def verdict(architecture: int, number: int, *arguments: int, told: int | None = 
             return constant
 
 
-# Numbers on x86-64 and aarch64 by hand from the kernel's tables (asm/unistd_64.h, asm-generic/unistd.h).
+# Numbers on x86-64 and aarch64 by hand from the kernel's tables (asm/unistd_64.h,
+# asm-generic/unistd.h).
 DANGEROUS = {
     "socket": (41, 198),
     "socketpair": (53, 199),
@@ -101,17 +102,26 @@ def test_calls_of_another_kind_of_program_are_refused():
     for number in range(1024):
         assert verdict(X86_64, number, told=I386) == EPERM
         assert verdict(AARCH64, number, told=ARM) == EPERM
-        assert verdict(X86_64, 0x40000000 + number) == EPERM  # x32: the same architecture, other numbers
+        assert (
+            verdict(X86_64, 0x40000000 + number) == EPERM
+        )  # x32: the same architecture, other numbers
         assert verdict(X86_64, 0x80000000 + number) == EPERM
-    assert verdict(X86_64, 0) == verdict(AARCH64, 63) == ALLOW  # read, so that the loop above can fail
+    assert (
+        verdict(X86_64, 0) == verdict(AARCH64, 63) == ALLOW
+    )  # read, so that the loop above can fail
 
 
 def test_how_many_calls_are_allowed():
     """Whoever adds a call says so here, and looks for commands in its arguments first."""
     allowed = {a: [n for n in range(1024) if verdict(a, n, OWN, 1, 4) == ALLOW] for a in FILTERS}
-    unconditional = {a: [n for n in allowed[a] if verdict(a, n, *[2**63 + 0x7F7F7F7F] * 6) == ALLOW] for a in FILTERS}
+    unconditional = {
+        a: [n for n in allowed[a] if verdict(a, n, *[2**63 + 0x7F7F7F7F] * 6) == ALLOW]
+        for a in FILTERS
+    }
     assert {a: len(numbers) for a, numbers in unconditional.items()} == {X86_64: 87, AARCH64: 73}
-    assert verdict(X86_64, 435) == verdict(AARCH64, 435) == ENOSYS  # clone3: the C library falls back to clone
+    assert (
+        verdict(X86_64, 435) == verdict(AARCH64, 435) == ENOSYS
+    )  # clone3: the C library falls back to clone
 
 
 WORDS = st.integers(0, 2**32 - 1)
@@ -165,7 +175,11 @@ def test_arguments_by_value(word):
 def test_every_jump_ends(first, second):
     for architecture in FILTERS:
         for number in range(512):
-            assert verdict(architecture, number, first, second, first, second) in (ALLOW, EPERM, ENOSYS)
+            assert verdict(architecture, number, first, second, first, second) in (
+                ALLOW,
+                EPERM,
+                ENOSYS,
+            )
 
 
 COMMANDS = """
@@ -187,7 +201,12 @@ def f(name, first, last):
 def test_the_kernel_agrees(level):
     if problem(level):
         pytest.skip(problem(level))
-    given = (("fcntl", 0, 2048), ("ioctl", 0x5400, 0x5500), ("ioctl", 0x6600, 0x6700), ("ioctl", 0x8900, 0x8A00))
+    given = (
+        ("fcntl", 0, 2048),
+        ("ioctl", 0x5400, 0x5500),
+        ("ioctl", 0x6600, 0x6700),
+        ("ioctl", 0x8900, 0x8A00),
+    )
     [found] = Sandbox(level, "rlimits").outcomes([Run(COMMANDS, "f", given)])
     # The buffer's address is the argument of F_SETFL; it may have the bit of O_ASYNC.
     assert [[c for c in row.value if c != F_SETFL] for row in found] == [

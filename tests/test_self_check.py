@@ -60,7 +60,9 @@ def forget(monkeypatch):
 def lose_the_scale(monkeypatch):
     """The head alone, without what the model does to its output."""
     monkeypatch.setattr(
-        PolicyModel, "head", lambda self, hidden, weight=None: self.causal_lm.get_output_embeddings()(hidden)
+        PolicyModel,
+        "head",
+        lambda self, hidden, weight=None: self.causal_lm.get_output_embeddings()(hidden),
     )
 
 
@@ -80,7 +82,9 @@ def lose_the_plan(monkeypatch):
         view = getattr(attention_mask, "plan_view", None)
         if view is not None:
             view.planned.asked[module.layer_idx] += 1
-        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=False)
+        return sdpa_attention_forward(
+            module, query, key, value, None, scaling=scaling, is_causal=False
+        )
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "rlif", attend)
 
@@ -89,13 +93,17 @@ def ignore_the_window(monkeypatch):
     """Layers with a window see everything."""
     seen = masks.seen_keys
     for module in (attention, masks):
-        monkeypatch.setattr(module, "seen_keys", lambda queries, keys, window: seen(queries, keys, None))
+        monkeypatch.setattr(
+            module, "seen_keys", lambda queries, keys, window: seen(queries, keys, None)
+        )
 
 
 def leave_the_noise_on(monkeypatch):
     """Dropout as it is in training."""
     monkeypatch.setattr(policy_module, "switch_noise_off", lambda model: None)
-    monkeypatch.setattr(policy_module, "set_quiet_mode", lambda model, training: model.train(training))
+    monkeypatch.setattr(
+        policy_module, "set_quiet_mode", lambda model, training: model.train(training)
+    )
 
 
 def allow_state(monkeypatch):
@@ -110,12 +118,28 @@ def turn_angles_wrongly(monkeypatch):
 
 
 SABOTAGE = {
-    "scale": (lose_the_scale, CohereConfig(logit_scale=0.25), "scores of a packed line differ.*while decoding differ"),
-    "head": (take_the_wrong_head, LlamaConfig(), "scores of a packed line differ.*scores while decoding differ"),
+    "scale": (
+        lose_the_scale,
+        CohereConfig(logit_scale=0.25),
+        "scores of a packed line differ.*while decoding differ",
+    ),
+    "head": (
+        take_the_wrong_head,
+        LlamaConfig(),
+        "scores of a packed line differ.*scores while decoding differ",
+    ),
     "plan": (lose_the_plan, LlamaConfig(), "scores of a packed line differ"),
     "window": (ignore_the_window, MistralConfig(), "scores of a packed line differ"),
-    "noise": (leave_the_noise_on, GPT2Config(), "two scorings of the same rows differ by .* nats: noise stays on"),
-    "state": (allow_state, Lfm2Config(layer_types=["conv", "full_attention"] * 16), "scores of a packed line differ"),
+    "noise": (
+        leave_the_noise_on,
+        GPT2Config(),
+        "two scorings of the same rows differ by .* nats: noise stays on",
+    ),
+    "state": (
+        allow_state,
+        Lfm2Config(layer_types=["conv", "full_attention"] * 16),
+        "scores of a packed line differ",
+    ),
     "angles": (turn_angles_wrongly, LlamaConfig(), "scores while decoding differ"),
 }
 
@@ -151,7 +175,8 @@ def test_the_error_names_the_model_what_differs_and_what_works(tmp_path, monkeyp
     self_check._passed.clear()
     turn_angles_wrongly(monkeypatch)
     message = (
-        rf"model\.policy\.name='{tmp_path}': LlamaForCausalLM \(llama\) .* a small random copy: scores while decoding"
+        rf"model\.policy\.name='{tmp_path}': LlamaForCausalLM \(llama\) .* a small random copy:"
+        r" scores while decoding"
         r" differ from the model's own forward by [\d.]+ nats \(limit 0\.001\)\."
         r" Set model\.policy\.attention=eager, which agrees"
     )
@@ -162,7 +187,8 @@ def test_the_error_names_the_model_what_differs_and_what_works(tmp_path, monkeyp
 def test_a_model_that_loading_refuses_is_refused_in_its_words(tmp_path):
     policy = saved(BertConfig(), tmp_path)
     with pytest.raises(
-        ValueError, match=rf"^model\.policy\.name='{tmp_path}': in BertLMHeadModel tokens see later ones"
+        ValueError,
+        match=rf"^model\.policy\.name='{tmp_path}': in BertLMHeadModel tokens see later ones",
     ):
         check_architecture(policy)
 
@@ -179,19 +205,31 @@ def test_what_an_architecture_raises_is_part_of_the_error(tmp_path, monkeypatch)
         raise AttributeError("no attribute 'conv_states'")
 
     monkeypatch.setattr(PolicyModel, "head", head)
-    with pytest.raises(ValueError, match="scoring a packed line raises AttributeError: no attribute 'conv_states'"):
+    with pytest.raises(
+        ValueError, match="scoring a packed line raises AttributeError: no attribute 'conv_states'"
+    ):
         check_architecture(saved(LlamaConfig(), tmp_path))
 
 
 def test_the_copy_has_each_kind_of_layer_and_the_same_scalings():
-    gemma = shrunken(Gemma3TextConfig(final_logit_softcapping=30.0))  # five layers with a window, then one without
+    gemma = shrunken(
+        Gemma3TextConfig(final_logit_softcapping=30.0)
+    )  # five layers with a window, then one without
     assert gemma.layer_types == ["sliding_attention"] * 5 + ["full_attention"]
     assert (gemma.sliding_window, gemma.final_logit_softcapping) == (4, 30.0)
-    llama4 = shrunken(Llama4TextConfig())  # every fourth layer has no rotary angles, and attends without chunks
+    llama4 = shrunken(
+        Llama4TextConfig()
+    )  # every fourth layer has no rotary angles, and attends without chunks
     assert (llama4.num_hidden_layers, llama4.no_rope_layers) == (4, [1, 1, 1, 0])
     assert shrunken(DeepseekV3Config()).num_hidden_layers == 4  # three dense ones, then experts
-    granite = shrunken(GraniteConfig(logits_scaling=8.0, attention_multiplier=0.02, num_key_value_heads=8))
-    assert (granite.logits_scaling, granite.attention_multiplier, granite.num_key_value_heads) == (8.0, 0.02, 2)
+    granite = shrunken(
+        GraniteConfig(logits_scaling=8.0, attention_multiplier=0.02, num_key_value_heads=8)
+    )
+    assert (granite.logits_scaling, granite.attention_multiplier, granite.num_key_value_heads) == (
+        8.0,
+        0.02,
+        2,
+    )
     assert shrunken(LlamaConfig(num_hidden_layers=1)).num_hidden_layers == 1
     gemma2 = shrunken(Gemma2Config())
     assert (gemma2.attn_logit_softcapping, gemma2.query_pre_attn_scalar) == (50.0, 256)
@@ -235,7 +273,10 @@ def test_adapters_are_part_of_the_model(tiny_models):
 def test_wrong_weights_are_refused(tiny_models, dtype, monkeypatch):
     settings = Policy(str(tiny_models["llama"]), dtype=dtype)
     take_the_wrong_head(monkeypatch)
-    message = rf"LlamaForCausalLM \(llama\) .* its weights in {dtype}: .* nats .* model\.policy\.attention=eager"
+    message = (
+        rf"LlamaForCausalLM \(llama\) .* its weights in {dtype}: .* nats .*"
+        r" model\.policy\.attention=eager"
+    )
     with pytest.raises(ValueError, match=message):
         check_weights(PolicyModel(settings), settings)
 
@@ -247,9 +288,13 @@ def test_a_run_is_checked_once(monkeypatch):
     calls = []
     for name in ("check_architecture", "check_weights"):
         check = getattr(strategies, name)
-        monkeypatch.setattr(strategies, name, lambda *args, c=check, n=name: (calls.append(n), c(*args))[1])
+        monkeypatch.setattr(
+            strategies, name, lambda *args, c=check, n=name: (calls.append(n), c(*args))[1]
+        )
     examined = self_check.examine
-    monkeypatch.setattr(self_check, "examine", lambda *args: (calls.append("examine"), examined(*args))[1])
+    monkeypatch.setattr(
+        self_check, "examine", lambda *args: (calls.append("examine"), examined(*args))[1]
+    )
     for _ in range(2):
         module = RLIFModule(
             Policy("rlif-arithmetic"),
@@ -259,7 +304,13 @@ def test_a_run_is_checked_once(monkeypatch):
         for _ in range(2):
             module.configure_model()
         assert module.reference is not None
-    assert calls == ["check_architecture", "examine", "check_weights", "check_architecture", "check_weights"]
+    assert calls == [
+        "check_architecture",
+        "examine",
+        "check_weights",
+        "check_architecture",
+        "check_weights",
+    ]
 
 
 def test_the_runs_random_numbers_and_precision_are_left_alone(tmp_path, tiny_models):
@@ -287,5 +338,7 @@ def test_a_divided_model_without_a_copy_is_warned_of(monkeypatch):
     monkeypatch.setattr(strategies, "split_policy", lambda *args: "the model")
     strategy = strategies.TensorParallelStrategy(process_group_backend="gloo")
     monkeypatch.setattr(type(strategy), "root_device", torch.device("cpu"))
-    with pytest.warns(UserWarning, match=r"no small copy of this model can be built.*trainer\.devices=1"):
+    with pytest.warns(
+        UserWarning, match=r"no small copy of this model can be built.*trainer\.devices=1"
+    ):
         assert strategies.build_policy(Policy("rlif-arithmetic"), strategy) == "the model"

@@ -34,7 +34,15 @@ def early(capsys, folder, *arguments: str, command: str = "fit", compare: bool =
     """What is printed, with the evaluation before training that ``fit`` makes by default."""
     comparing = ["--compare=true" if compare else "--compare=false"] if command == "fit" else []
     kept = base("--compare") if command == "fit" else base("--compare", "limit_train")
-    return refused(capsys, command, *kept, *comparing, f"--trainer.default_root_dir={folder}", ENGINE, *arguments)
+    return refused(
+        capsys,
+        command,
+        *kept,
+        *comparing,
+        f"--trainer.default_root_dir={folder}",
+        ENGINE,
+        *arguments,
+    )
 
 
 def rewards(**heads: dict) -> str:
@@ -45,32 +53,68 @@ HASH = {"kind": "hash"}
 GOLD = {"head": {"class_path": "GoldAnswer", "init_args": {"gold_extractor": HASH}}}
 ELSEWHERE = {"head": {"class_path": "GoldAnswer", "init_args": {"column": "solution"}}}
 EXPORTER = ["--trainer.callbacks+=HFExporter", "--trainer.callbacks.merge_lora=true"]
-SCHEDULER = ["--trainer.callbacks+=KLCovScheduler", "--trainer.callbacks.weight={kind: constant, start: 0.1}"]
+SCHEDULER = [
+    "--trainer.callbacks+=KLCovScheduler",
+    "--trainer.callbacks.weight={kind: constant, start: 0.1}",
+]
 GUARD = ["--trainer.callbacks+=CollapseGuard", "--trainer.callbacks.action=adjust"]
 MISTAKES = {
-    "cosine": (["--model.lr_schedule=cosine", "--model.warmup_steps=50", "--trainer.max_steps=8"], "needs its length"),
+    "cosine": (
+        ["--model.lr_schedule=cosine", "--model.warmup_steps=50", "--trainer.max_steps=8"],
+        "needs its length",
+    ),
     "evaluation's gold": (
         ['--model.evaluation.gold_extractor={"kind": "hash"}'],
         "finds no answer in 16 of 16 gold answers of data",
     ),
-    "reward's gold": ([rewards(gold=GOLD)], "finds no answer in 16 of 16 gold answers of GoldAnswer"),
+    "reward's gold": (
+        [rewards(gold=GOLD)],
+        "finds no answer in 16 of 16 gold answers of GoldAnswer",
+    ),
     "reward's column": ([rewards(gold=ELSEWHERE)], "column 'solution' is not in the train split"),
     "tests": ([rewards(tests={"head": "CodeTests"})], "no tests"),
     "inputs": ([rewards(vote={"head": "BehaviourVote"})], "has no inputs to compare behaviour on"),
-    "subsets": (["--model.evaluation.subset_column=level"], "subset_column='level' is not in the validation split"),
+    "subsets": (
+        ["--model.evaluation.subset_column=level"],
+        "subset_column='level' is not in the validation split",
+    ),
     "updates": (["--model.updates_per_rollout=1"], "makes KL-Cov do nothing"),
     "truncation": (["--model.sampling.top_k=5"], "truncated sampling biases"),
     "batch": (["--data.prompts_per_step=24"], "the train split has only 16 prompts"),
-    "group of one": (["--data.group_size=1"], "group_size=1 leaves model.advantage=GDPO nothing to compare"),
-    "votes": (["--model.rewards.vote.head.min_parseable=5"], "min_parseable=5 is more than data.group_size=4"),
-    "line": (["--data.group_size=2", "--model.rewards.certainty.length=neutral"], "keeps nothing of a group of 2"),
+    "group of one": (
+        ["--data.group_size=1"],
+        "group_size=1 leaves model.advantage=GDPO nothing to compare",
+    ),
+    "votes": (
+        ["--model.rewards.vote.head.min_parseable=5"],
+        "min_parseable=5 is more than data.group_size=4",
+    ),
+    "line": (
+        ["--data.group_size=2", "--model.rewards.certainty.length=neutral"],
+        "keeps nothing of a group of 2",
+    ),
     "export": (EXPORTER, "merge_lora=true, but model.policy.lora is null"),
-    "schedule": ([*SCHEDULER, "--model.objective=Clipped"], "KLCovScheduler needs model.objective=KLCov"),
+    "schedule": (
+        [*SCHEDULER, "--model.objective=Clipped"],
+        "KLCovScheduler needs model.objective=KLCov",
+    ),
     "clipping": (["--trainer.gradient_clip_val=1.0"], "set model.max_grad_norm instead"),
-    "accumulation": (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches=2 is not used"),
-    "length": (["--model.schedule_steps=20"], "schedule_steps=20 has no effect with lr_schedule=constant"),
-    "overlong": (["--data.overlong=filter"], "overlong=filter leaves nothing out without max_prompt_tokens"),
-    "scale": ([*GUARD, "--trainer.callbacks.scale={objective.nothing: 0.5}"], "scale names 'objective.nothing'"),
+    "accumulation": (
+        ["--trainer.accumulate_grad_batches=2"],
+        "accumulate_grad_batches=2 is not used",
+    ),
+    "length": (
+        ["--model.schedule_steps=20"],
+        "schedule_steps=20 has no effect with lr_schedule=constant",
+    ),
+    "overlong": (
+        ["--data.overlong=filter"],
+        "overlong=filter leaves nothing out without max_prompt_tokens",
+    ),
+    "scale": (
+        [*GUARD, "--trainer.callbacks.scale={objective.nothing: 0.5}"],
+        "scale names 'objective.nothing'",
+    ),
 }
 
 
@@ -90,7 +134,11 @@ def test_fit_tells_a_mistake_before_its_first_evaluation(capsys, tmp_path, mista
 )
 def test_a_callback_that_waits_for_evaluations_needs_some(capsys, tmp_path, callback, message):
     kind, setting = callback
-    arguments = [f"--trainer.callbacks+={kind}", f"--trainer.callbacks.{setting}", "--trainer.limit_val_batches=0"]
+    arguments = [
+        f"--trainer.callbacks+={kind}",
+        f"--trainer.callbacks.{setting}",
+        "--trainer.limit_val_batches=0",
+    ]
     assert message in early(capsys, tmp_path, *arguments)
 
 
@@ -107,23 +155,35 @@ def test_preflight_tells_what_it_could_not_judge(capsys, tmp_path, mistake):
 
 
 def test_a_mistake_in_training_s_settings_does_not_keep_validate_from_measuring(tmp_path):
-    kept = [*base("--compare", "limit_train"), f"--trainer.default_root_dir={tmp_path}", "--data.group_size=1"]
-    run = cli.main(["validate", *kept, "--model.lr_schedule=cosine", "--trainer.limit_val_batches=1"])
+    kept = [
+        *base("--compare", "limit_train"),
+        f"--trainer.default_root_dir={tmp_path}",
+        "--data.group_size=1",
+    ]
+    run = cli.main(
+        ["validate", *kept, "--model.lr_schedule=cosine", "--trainer.limit_val_batches=1"]
+    )
     assert "val/accuracy" in run.trainer.callback_metrics
 
 
-@pytest.mark.parametrize("advantage", [GDPO(), GDPO("sample"), GDPO("token"), GRPO(), DrGRPO(), RLOO()])
+@pytest.mark.parametrize(
+    "advantage", [GDPO(), GDPO("sample"), GDPO("token"), GRPO(), DrGRPO(), RLOO()]
+)
 def test_a_group_of_one_has_no_advantage_and_is_refused_by_name(advantage):
     alone, lengths = torch.tensor([[[1.0], [2.0], [5.0]]]), torch.ones(3, 1)
     assert not advantage(alone, torch.ones(1), lengths).any()
-    with pytest.raises(ValueError, match=rf"group_size=1 leaves model.advantage={type(advantage).__name__}"):
+    with pytest.raises(
+        ValueError, match=rf"group_size=1 leaves model.advantage={type(advantage).__name__}"
+    ):
         advantage.check(1)
     advantage.check(2)
 
 
 def test_vllm_s_sampling_is_checked_in_setup(capsys, tmp_path, monkeypatch):
     """Also where evaluation alone samples in a way that vLLM does not have."""
-    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))  # nothing of it is used before the check
+    monkeypatch.setitem(
+        sys.modules, "vllm", ModuleType("vllm")
+    )  # nothing of it is used before the check
     sampling = "--model.evaluation.sampling={max_new_tokens: 8, min_new_tokens: 3, stop: ['#']}"
     kept = [
         *base("--compare"),

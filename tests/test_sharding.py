@@ -12,7 +12,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from rlif_lightning.masked import masked_sum
 from rlif_lightning.model.loading import LoRA, Policy, load_pretrained
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.parallel.fsdp import Sharding, sharded_modules, sharded_policy, whole_state_dict, whole_weights
+from rlif_lightning.parallel.fsdp import (
+    Sharding,
+    sharded_modules,
+    sharded_policy,
+    whole_state_dict,
+    whole_weights,
+)
 from rlif_lightning.parallel.partial_loading import empty_model
 from rlif_lightning.parallel.passes import equal_passes, filler
 from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights
@@ -45,7 +51,9 @@ def test_an_empty_model_differs_from_a_loaded_one_in_its_parameters_only(tiny_mo
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3", "gpt2"])
-def test_a_sharded_policy_has_the_weights_of_the_whole_one(tiny_models, sharding, architecture, lora):
+def test_a_sharded_policy_has_the_weights_of_the_whole_one(
+    tiny_models, sharding, architecture, lora
+):
     policy = Policy(str(tiny_models[architecture]), lora=lora)
     sharded, whole = sharded_policy(policy, sharding), PolicyModel(policy)
     gathered = whole_state_dict(sharded)
@@ -59,7 +67,9 @@ def test_a_sharded_policy_has_the_weights_of_the_whole_one(tiny_models, sharding
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
-def test_a_sampler_gets_the_whole_weights_of_a_sharded_policy(tiny_models, sharding, architecture, lora):
+def test_a_sampler_gets_the_whole_weights_of_a_sharded_policy(
+    tiny_models, sharding, architecture, lora
+):
     policy = Policy(str(tiny_models[architecture]), lora=lora)
     sharded, whole = sharded_policy(policy, sharding), PolicyModel(policy)
     start = fingerprint(sharded)
@@ -94,7 +104,9 @@ def test_offloaded_parameters_wait_on_the_cpu(sharding):
 
 
 def test_weights_are_gathered_in_low_precision_and_kept_in_full(sharding):
-    model = sharded_policy(Policy("rlif-arithmetic"), replace(sharding, low_precision=torch.bfloat16))
+    model = sharded_policy(
+        Policy("rlif-arithmetic"), replace(sharding, low_precision=torch.bfloat16)
+    )
     with whole_weights(model):
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -127,7 +139,9 @@ def test_whole_weights_are_let_go_again(sharding, keep):
 )
 def test_gradients_between_micro_batches_are_whole_or_divided(sharding, settings, whole):
     """Of this process: float32 gradients as large as the model that wait for the sum, or its part, summed already."""
-    model = sharded_policy(Policy("rlif-arithmetic"), replace(sharding, low_precision=torch.bfloat16))
+    model = sharded_policy(
+        Policy("rlif-arithmetic"), replace(sharding, low_precision=torch.bfloat16)
+    )
     strategy = ShardedStrategy(**settings)
     strategy.model = model
     with strategy.block_backward_sync():
@@ -165,7 +179,9 @@ def test_weights_under_other_names_are_refused(tiny_models, sharding, tmp_path):
     bare = {name.removeprefix("model."): value for name, value in tensors.items()}
     save_file(bare, tmp_path / "model.safetensors", {"format": "pt"})
     sharded_policy(Policy(str(tmp_path)), sharding)  # files of a base model leave its prefix out
-    save_file({f"other.{name}": value for name, value in tensors.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {f"other.{name}": value for name, value in tensors.items()}, tmp_path / "model.safetensors"
+    )
     with pytest.raises(ValueError, match=r"no tensor 'model.embed_tokens.weight'.*save_pretrained"):
         sharded_policy(Policy(str(tmp_path)), sharding)
     (tmp_path / "model.safetensors").unlink()

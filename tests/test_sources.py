@@ -11,7 +11,13 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlif_lightning.data.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym
+from rlif_lightning.data.sources import (
+    ArithmeticProblems,
+    HubDataset,
+    LocalFiles,
+    ProblemSource,
+    ReasoningGym,
+)
 
 ROWS = [{"question": "1+1=", "answer": "2"}, {"question": "2+2=", "answer": "4"}]
 
@@ -24,8 +30,12 @@ ROWS = [{"question": "1+1=", "answer": "2"}, {"question": "2+2=", "answer": "4"}
     st.sampled_from(["+", "-", "+-", "*", "+-*"]),
     st.integers(),
 )
-def test_arithmetic_answers_are_right_and_within_the_settings(min_terms, more, digits, operators, seed):
-    source = ArithmeticProblems(min_terms, min_terms + more, digits, operators, size=30, validation_size=5, seed=seed)
+def test_arithmetic_answers_are_right_and_within_the_settings(
+    min_terms, more, digits, operators, seed
+):
+    source = ArithmeticProblems(
+        min_terms, min_terms + more, digits, operators, size=30, validation_size=5, seed=seed
+    )
     for row in source.load("train"):
         expression = row["question"].removesuffix("=")
         assert str(eval(expression)) == row["answer"]
@@ -73,7 +83,9 @@ def write(path, rows=ROWS):
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows))
     elif path.suffix == ".csv":
-        path.write_text("question,answer\n" + "".join(f"{row['question']},{row['answer']}\n" for row in rows))
+        path.write_text(
+            "question,answer\n" + "".join(f"{row['question']},{row['answer']}\n" for row in rows)
+        )
     else:
         Dataset.from_list(rows).to_parquet(path)
     return str(path)
@@ -142,7 +154,9 @@ def test_reasoning_gym_splits_are_disjoint_alike_and_repeatable():
     assert sums().load("train")["question"] == train["question"]
     assert sums(seed=1).load("train")["question"] != train["question"]
     for split in (train, validation):
-        one_digit = sum(re.search(r"\d\d", question) is None for question in split["question"]) / len(split)
+        one_digit = sum(
+            re.search(r"\d\d", question) is None for question in split["question"]
+        ) / len(split)
         assert 0.35 < one_digit < 0.65  # both splits mix one- and two-digit problems half and half
 
 
@@ -165,7 +179,9 @@ def test_reasoning_gym_refuses():
 
 
 def test_reasoning_gym_missing_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # makes the import fail, as if it were not installed
+    monkeypatch.setitem(
+        sys.modules, "reasoning_gym", None
+    )  # makes the import fail, as if it were not installed
     with pytest.raises(ValueError, match=re.escape('pip install "rlif-lightning[reasoning]"')):
         ReasoningGym("chain_sum").load("train")
 

@@ -26,9 +26,13 @@ class Signalled(Callback):
     def __init__(self, number: int, times: int = 1, rank: int = 0):
         self.number, self.times, self.rank = number, times, rank
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         if int(pl_module.num_rollouts) == 1 and trainer.global_rank == self.rank:
-            hook = next(pl_module.policy.parameters()).register_hook(lambda gradient: self._send(hook))
+            hook = next(pl_module.policy.parameters()).register_hook(
+                lambda gradient: self._send(hook)
+            )
 
     def _send(self, hook: Any) -> None:
         hook.remove()
@@ -38,11 +42,15 @@ class Signalled(Callback):
 
 def signalled(number: int, times: int = 1, rank: int = 0) -> str:
     arguments = f'{{"number": {int(number)}, "times": {times}, "rank": {rank}}}'
-    return f'--trainer.callbacks+={{"class_path": "test_stopping.Signalled", "init_args": {arguments}}}'
+    return (
+        '--trainer.callbacks+={"class_path": "test_stopping.Signalled", "init_args":'
+        f" {arguments}}}"
+    )
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, TRY_AGAIN), (signal.SIGUSR1, TRY_AGAIN), (signal.SIGINT, INTERRUPTED)]
+    ("number", "code"),
+    [(signal.SIGTERM, TRY_AGAIN), (signal.SIGUSR1, TRY_AGAIN), (signal.SIGINT, INTERRUPTED)],
 )
 def test_a_signal_ends_with_the_step_saved_and_its_exit_code(tmp_path, capfd, number, code):
     before = signal.getsignal(number)
@@ -51,14 +59,23 @@ def test_a_signal_ends_with_the_step_saved_and_its_exit_code(tmp_path, capfd, nu
     assert info.value.code == code == {TRY_AGAIN: 75, INTERRUPTED: 130}[code]
     assert signal.getsignal(number) == before
     (path,) = find_checkpoints(tmp_path / "lives")
-    assert path.name == "rollout=000002.ckpt"  # the checkpoint is due every ten rollouts: the signal made it
-    (end,) = [event["values"] for event in read_events(tmp_path / "lives" / "version_0") if event["kind"] == "end"]
+    assert (
+        path.name == "rollout=000002.ckpt"
+    )  # the checkpoint is due every ten rollouts: the signal made it
+    (end,) = [
+        event["values"]
+        for event in read_events(tmp_path / "lives" / "version_0")
+        if event["kind"] == "end"
+    ]
     assert (end["reason"], end["exit_code"]) == ("signal", code)
     told = capfd.readouterr().err
     assert f"{signal.Signals(number).name}: finishing the step" in told
     assert f"stopped on request after rollout 2, saved as {path}" in told
     if number == signal.SIGTERM:
-        whole, resumed = fit(tmp_path / "whole", *LONG), fit(tmp_path / "lives", *LONG, "--ckpt_path=auto")
+        whole, resumed = (
+            fit(tmp_path / "whole", *LONG),
+            fit(tmp_path / "lives", *LONG, "--ckpt_path=auto"),
+        )
         assert_same(parameters(whole), parameters(resumed))
         assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []
 
@@ -72,9 +89,18 @@ def test_a_second_control_c_does_not_wait(tmp_path):
 
 @pytest.mark.slow
 def test_before_training_a_signal_ends_the_process_at_once_with_the_same_code(tmp_path):
-    command = [sys.executable, "-m", "rlif_lightning", "fit", *BASE, f"--trainer.default_root_dir={tmp_path}"]
+    command = [
+        sys.executable,
+        "-m",
+        "rlif_lightning",
+        "fit",
+        *BASE,
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     command += ["--ckpt_path=auto", *LONG, "--trainer.max_epochs=1000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "Seed set to" in line:  # building has begun, training has not
@@ -92,11 +118,25 @@ def environment() -> dict[str, str]:
 
 def two_ranks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A DDP run; over when both processes have let go of its output."""
-    command = [sys.executable, "-m", "rlif_lightning", "fit", *BASE, f"--trainer.default_root_dir={folder}", *LONG]
+    command = [
+        sys.executable,
+        "-m",
+        "rlif_lightning",
+        "fit",
+        *BASE,
+        f"--trainer.default_root_dir={folder}",
+        *LONG,
+    ]
     command += ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2", *arguments]
     root = Path(__file__).parent.parent
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=root, env=environment(), timeout=240, check=False
+        command,
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env=environment(),
+        timeout=240,
+        check=False,
     )
 
 
@@ -115,7 +155,9 @@ def test_when_one_of_two_ranks_is_killed_the_other_ends_and_says_so(tmp_path, ra
     killed = two_ranks(tmp_path / "lives", every, signalled(signal.SIGKILL, rank=rank))
     assert killed.returncode not in (0, TRY_AGAIN)
     assert "remote worker" in killed.stderr  # gloo's words about the lost connection
-    (end,) = [event for event in read_events(tmp_path / "lives" / "version_0") if event["kind"] == "end"]
+    (end,) = [
+        event for event in read_events(tmp_path / "lives" / "version_0") if event["kind"] == "end"
+    ]
     assert (end["values"]["reason"], end["values"]["exit_code"]) == (
         "lost_process",
         1,

@@ -26,14 +26,18 @@ class SignalledInValidation(Callback):
     def __init__(self, number: int):
         self.number, self.sent = number, False
 
-    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *more: Any) -> None:
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *more: Any
+    ) -> None:
         if batch_idx == 1 and not self.sent:
             self.sent = True
             os.kill(os.getpid(), self.number)
 
 
 def test_in_the_first_evaluation_of_a_run_it_is_finished_and_saved(tmp_path):
-    sending = adding("test_stopping_in_validation.SignalledInValidation", number=int(signal.SIGTERM))
+    sending = adding(
+        "test_stopping_in_validation.SignalledInValidation", number=int(signal.SIGTERM)
+    )
     with pytest.raises(SystemExit) as info:
         fit(tmp_path / "lives", *LONG, *VALIDATING, sending)
     assert info.value.code == TRY_AGAIN
@@ -48,9 +52,16 @@ def test_in_the_first_evaluation_of_a_run_it_is_finished_and_saved(tmp_path):
 
 def test_in_the_evaluation_before_training_it_ends_at_once(tmp_path):
     """Nothing is saved, since nothing is trained; the same command begins anew."""
-    sending = adding("test_stopping_in_validation.SignalledInValidation", number=int(signal.SIGTERM))
+    sending = adding(
+        "test_stopping_in_validation.SignalledInValidation", number=int(signal.SIGTERM)
+    )
     with pytest.raises(SystemExit) as info:
         fit(tmp_path, "--compare=true", *VALIDATING, sending)
     assert info.value.code == TRY_AGAIN
     assert not find_checkpoints(tmp_path)
-    assert not [event for path in tmp_path.glob("version_*") for event in read_events(path) if event["kind"] == "end"]
+    assert not [
+        event
+        for path in tmp_path.glob("version_*")
+        for event in read_events(path)
+        if event["kind"] == "end"
+    ]

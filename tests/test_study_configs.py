@@ -43,7 +43,14 @@ BY_LOGPROB = {
 ACTIONS = {
     **dict.fromkeys(["guard", "logprob_guard", "certainty_guard"], "rollback"),
     **dict.fromkeys(
-        ["stable", "stable_no_anchor", "stable_no_kl_cov", "stable_self_certainty", "stable_vote", "vote_guard"],
+        [
+            "stable",
+            "stable_no_anchor",
+            "stable_no_kl_cov",
+            "stable_self_certainty",
+            "stable_vote",
+            "vote_guard",
+        ],
         "adjust",
     ),
 }
@@ -76,13 +83,20 @@ def test_an_arm_differs_in_what_its_name_says(arm, tmp_path: Path):
     assert type(model.advantage) is (GRPO if arm == "summed" else GDPO)
     guards = [callback for callback in run.trainer.callbacks if isinstance(callback, CollapseGuard)]
     assert [guard.action for guard in guards] == [ACTIONS.get(arm, "warn")]
-    assert any(isinstance(callback, KLCovScheduler) for callback in run.trainer.callbacks) == (arm == "closed_loop")
+    assert any(isinstance(callback, KLCovScheduler) for callback in run.trainer.callbacks) == (
+        arm == "closed_loop"
+    )
     schedule = "cosine" if arm == "stable_cosine" else "constant"
-    assert (model.optimizer_plan.learning_rate, model.optimizer_plan.lr_schedule) == (5e-4, schedule)
+    assert (model.optimizer_plan.learning_rate, model.optimizer_plan.lr_schedule) == (
+        5e-4,
+        schedule,
+    )
     assert run.datamodule.prompts_per_step == 16
     certainty = model.rewards.settings.get("certainty")
     if certainty is not None:
-        assert isinstance(model.rewards.heads["certainty"], MeanLogprob if arm in BY_LOGPROB else SelfCertainty)
+        assert isinstance(
+            model.rewards.heads["certainty"], MeanLogprob if arm in BY_LOGPROB else SelfCertainty
+        )
         assert (certainty.length == "neutral") == (arm == "length_neutral")
         assert (certainty.gate is not None) == (arm == "no_unanimous")
         assert (certainty.spread_floor > 0) == (arm == "spread_floor")
@@ -92,16 +106,22 @@ def test_the_preset_is_the_arm():
     """On a base without a guard, as the quickstart: beside the study's own, the preset's would be a second one."""
     no_guard = "--trainer.callbacks=[EntropyMonitor]"
     arm = build([f"--config={STUDY}/base.yaml", f"--config={STUDY}/stable.yaml", *ON_CPU])
-    preset = build([f"--config={STUDY}/base.yaml", no_guard, f"--config={ROOT}/configs/stable.yaml", *ON_CPU])
+    preset = build(
+        [f"--config={STUDY}/base.yaml", no_guard, f"--config={ROOT}/configs/stable.yaml", *ON_CPU]
+    )
     assert preset.model.objective == arm.model.objective
     assert preset.model.advantage == arm.model.advantage
     described = [
-        {name: (repr(model.rewards.heads[name]), reward.weight) for name, reward in model.rewards.settings.items()}
+        {
+            name: (repr(model.rewards.heads[name]), reward.weight)
+            for name, reward in model.rewards.settings.items()
+        }
         for model in (arm.model, preset.model)
     ]
     assert described[0] == described[1]
     guards = [
-        [callback for callback in run.trainer.callbacks if isinstance(callback, CollapseGuard)] for run in (arm, preset)
+        [callback for callback in run.trainer.callbacks if isinstance(callback, CollapseGuard)]
+        for run in (arm, preset)
     ]
     assert [[(g.action, g.scale, g.max_actions, g.detectors) for g in each] for each in guards] == [
         [("adjust", {"learning_rate": 0.5}, 10, CollapseGuard().detectors)]

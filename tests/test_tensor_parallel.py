@@ -28,12 +28,18 @@ from rlif_lightning.parallel.tensor_parallel import split_policy
 from rlif_lightning.parallel.tensor_parallel_layers import ColumnLinear
 
 STRATEGIES["tp"] = "configs/strategy/tp.yaml"
-SAVING = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 4, "save_top_k": -1}}
+SAVING = {
+    "class_path": "ModelCheckpoint",
+    "init_args": {"every_n_train_steps": 4, "save_top_k": -1},
+}
 WRITER = {"class_path": "CompletionWriter", "init_args": {"every": 1, "table": False}}
 EXPORTER = {"class_path": "HFExporter"}
 WATCHED = [f"--trainer.callbacks+={json.dumps(each)}" for each in (SAVING, WRITER, EXPORTER)]
 
-REWARDS = {"vote": HEADS["vote"], "certainty": {"head": {"class_path": "tests.uneven.UnevenHead"}, "weight": 0.5}}
+REWARDS = {
+    "vote": HEADS["vote"],
+    "certainty": {"head": {"class_path": "tests.uneven.UnevenHead"}, "weight": 0.5},
+}
 UNEVEN = [
     *CASES["method"],
     f"--model.rewards={json.dumps(REWARDS)}",
@@ -89,7 +95,11 @@ def test_two_processes_are_one(alone, both, name):
 
 @pytest.mark.slow
 def test_each_process_holds_half_of_the_layers(both):
-    whole = {name: value.numel() for name, value in weights(both, "method").items() if "lm_head" not in name}
+    whole = {
+        name: value.numel()
+        for name, value in weights(both, "method").items()
+        if "lm_head" not in name
+    }
     layers = sum(size for name, size in whole.items() if name.endswith("proj.weight"))
     rest = sum(whole.values()) - layers
     assert [each["held"] for each in figures(both, "method")] == [rest + layers // 2] * 2
@@ -103,11 +113,14 @@ def completions(path: Path) -> list[str]:
 def test_rows_are_written_once(alone, both):
     """Files of completions and of evaluations are those of one process, and no prompt is counted twice."""
     for pattern in ("completions*.jsonl", "evaluated/*.jsonl"):
-        expected, found = (sorted((path / "method").glob(f"version_*/{pattern}")) for path in (alone, both))
+        expected, found = (
+            sorted((path / "method").glob(f"version_*/{pattern}")) for path in (alone, both)
+        )
         assert [path.name for path in found] == [path.name for path in expected] != []
         for one, other in zip(found, expected, strict=True):
             texts = [
-                [json.loads(line)["completion"] for line in path.read_text().splitlines()] for path in (one, other)
+                [json.loads(line)["completion"] for line in path.read_text().splitlines()]
+                for path in (one, other)
             ]
             assert texts[0] == texts[1]
 
@@ -141,8 +154,15 @@ def test_other_subcommands_see_each_prompt_once(tmp_path):
     looked, asked = ["preflight", *BASE[1:], "--prompts=3"], ["predict", *BASE[1:]]
     single = {"preflight": looked, "predict": asked}
     launch(tmp_path / "one", single)
-    launch(tmp_path / "two", {name: [*arguments, *on("tp", 2)] for name, arguments in single.items()}, forks=2)
-    for pattern in ("preflight/version_*/preflight.jsonl", "predict/version_*/predictions/completions-*.jsonl"):
+    launch(
+        tmp_path / "two",
+        {name: [*arguments, *on("tp", 2)] for name, arguments in single.items()},
+        forks=2,
+    )
+    for pattern in (
+        "preflight/version_*/preflight.jsonl",
+        "predict/version_*/predictions/completions-*.jsonl",
+    ):
         expected, found = (list((tmp_path / folder).glob(pattern)) for folder in ("one", "two"))
         assert [path.name for path in found] == [path.name for path in expected]
         assert completions(found[0]) == completions(expected[0]) != []
@@ -150,7 +170,9 @@ def test_other_subcommands_see_each_prompt_once(tmp_path):
 
 @pytest.fixture
 def group(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1
+    )
     yield
     dist.destroy_process_group()
 
@@ -158,11 +180,22 @@ def group(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "processes", "message"),
     [
-        ("gpt2", 1, r"GPT2LMHeadModel has no plan to split layers; use --config configs/strategy/fsdp2.yaml"),
-        ("llama", 4, r"trainer.devices: 4 processes cannot share num_key_value_heads=2 of .*fsdp2.yaml"),
+        (
+            "gpt2",
+            1,
+            r"GPT2LMHeadModel has no plan to split layers; use --config"
+            r" configs/strategy/fsdp2.yaml",
+        ),
+        (
+            "llama",
+            4,
+            r"trainer.devices: 4 processes cannot share num_key_value_heads=2 of .*fsdp2.yaml",
+        ),
     ],
 )
-def test_models_that_cannot_be_split_are_refused(tiny_models, group, monkeypatch, architecture, processes, message):
+def test_models_that_cannot_be_split_are_refused(
+    tiny_models, group, monkeypatch, architecture, processes, message
+):
     monkeypatch.setattr(dist, "get_world_size", lambda: processes)
     with pytest.raises(ValueError, match=message):
         split_policy(Policy(str(tiny_models[architecture])), torch.device("cpu"))
@@ -170,17 +203,25 @@ def test_models_that_cannot_be_split_are_refused(tiny_models, group, monkeypatch
 
 def test_lora_and_unknown_plans_are_refused(tiny_models, group, monkeypatch):
     policy = Policy(str(tiny_models["llama"]), lora=LoRA(rank=2))
-    with pytest.raises(ValueError, match=r"model.policy.lora=.* is not supported under tensor parallelism; use"):
+    with pytest.raises(
+        ValueError, match=r"model.policy.lora=.* is not supported under tensor parallelism; use"
+    ):
         split_policy(policy, torch.device("cpu"))
     from transformers import LlamaConfig, Qwen3Config
 
     plan, other = (dict(kind.base_model_tp_plan or {}) for kind in (LlamaConfig, Qwen3Config))
-    monkeypatch.setattr(LlamaConfig, "base_model_tp_plan", {**plan, "layers.*.mlp.gate": "moe_gate"})
-    with pytest.raises(ValueError, match=r"has entries of an unknown kind, moe_gate \(known: colwise, rowwise"):
+    monkeypatch.setattr(
+        LlamaConfig, "base_model_tp_plan", {**plan, "layers.*.mlp.gate": "moe_gate"}
+    )
+    with pytest.raises(
+        ValueError, match=r"has entries of an unknown kind, moe_gate \(known: colwise, rowwise"
+    ):
         split_policy(Policy(str(tiny_models["llama"])), torch.device("cpu"))
     norms = {name: kind for name, kind in other.items() if "norm" not in name}
     monkeypatch.setattr(Qwen3Config, "base_model_tp_plan", norms)
-    with pytest.raises(ValueError, match=r"does not say what becomes of layers.0.self_attn.q_norm.weight"):
+    with pytest.raises(
+        ValueError, match=r"does not say what becomes of layers.0.self_attn.q_norm.weight"
+    ):
         split_policy(Policy(str(tiny_models["qwen3"])), torch.device("cpu"))
 
 

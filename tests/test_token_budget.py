@@ -86,7 +86,11 @@ def test_the_present_budget_travels_in_checkpoints_unless_another_is_configured(
 
 
 def greedy(folder: Path, most: int, budget: int) -> cli.RLIFCLI:
-    callback = f'--trainer.callbacks+={{"class_path": "test_token_budget.Greedy", "init_args": {{"most": {most}}}}}'
+    callback = (
+        '--trainer.callbacks+={"class_path": "test_token_budget.Greedy", "init_args":'
+        ' {"most":'
+        f" {most}}}}}"
+    )
     return fit(folder, callback, f"--model.micro_batch_tokens={budget}")
 
 

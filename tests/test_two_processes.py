@@ -35,7 +35,12 @@ class ProgrammingProblems(ArithmeticProblems):
 
     def load(self, split) -> Dataset:
         tests = ["assert f([3, 1, 2], 2) == [1, 2]", "assert f([], 1) == []"]
-        given = {"entry_point": "f", "inputs": ["[3, 1, 2], 2", "[], 1"], "test_list": tests, "prompt": ""}
+        given = {
+            "entry_point": "f",
+            "inputs": ["[3, 1, 2], 2", "[], 1"],
+            "test_list": tests,
+            "prompt": "",
+        }
         return super().load(split).map(lambda row: given)
 
 
@@ -53,7 +58,9 @@ class AboveTheMean(RewardHead):
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         lengths = rollout.lengths.double()
-        total, count = all_rank_sum(torch.stack([lengths.sum(), torch.tensor(float(len(lengths)))]).double())
+        total, count = all_rank_sum(
+            torch.stack([lengths.sum(), torch.tensor(float(len(lengths)))]).double()
+        )
         mean = total / count
         return RewardOutput((lengths - mean).float(), log={"mine/mean": float(mean)})
 
@@ -66,8 +73,14 @@ def assert_same_rows(left: list[dict[str, float]], right: list[dict[str, float]]
 
 SANDBOX = {"minimum": "rlimits", "wall_seconds": 20, "call_seconds": 10}
 HEADS = {
-    "behaviour": {"head": {"class_path": "BehaviourVote", "init_args": {"sandbox": SANDBOX}}, "weight": 0.5},
-    "tests": {"head": {"class_path": "CodeTests", "init_args": {"sandbox": SANDBOX}}, "weight": 0.5},
+    "behaviour": {
+        "head": {"class_path": "BehaviourVote", "init_args": {"sandbox": SANDBOX}},
+        "weight": 0.5,
+    },
+    "tests": {
+        "head": {"class_path": "CodeTests", "init_args": {"sandbox": SANDBOX}},
+        "weight": 0.5,
+    },
     "mine": {"head": {"class_path": "tests.test_two_processes.AboveTheMean"}, "weight": 0.1},
 }
 PROGRAMMING = [
@@ -104,11 +117,20 @@ def checkpoint(folder: Path, name: str) -> Path:
 @pytest.mark.slow
 def test_a_run_under_torchrun_goes_on_with_one_process_and_one_with_two(tmp_path):
     saving = {"class_path": "RunCheckpoints", "init_args": {"every": 1}}
-    base = [*BASE, *CASES["method"], "--trainer.limit_val_batches=0", f"--trainer.callbacks+={json.dumps(saving)}"]
+    base = [
+        *BASE,
+        *CASES["method"],
+        "--trainer.limit_val_batches=0",
+        f"--trainer.callbacks+={json.dumps(saving)}",
+    ]
     first, one, two = (tmp_path / name for name in ("first", "one", "two"))
     launch(first, {"on two": [*base, *on("ddp", 2)]}, torchrun=2)
     launch(one, {"whole": base, "from two": [*base, f"--ckpt_path={checkpoint(first, 'on two')}"]})
-    launch(two, {"from one": [*base, *on("ddp", 2), f"--ckpt_path={checkpoint(one, 'whole')}"]}, torchrun=2)
+    launch(
+        two,
+        {"from one": [*base, *on("ddp", 2), f"--ckpt_path={checkpoint(one, 'whole')}"]},
+        torchrun=2,
+    )
     for folder, name, processes in ((one, "from two", 1), (two, "from one", 2)):
         assert [each["world_size"] for each in figures(folder, name)] == [processes] * processes
         assert figures(folder, name)[0]["rollouts"] == 2

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rlif_lightning.answers.final_answers import AnswerExtractor, cluster, equivalent, normalise
 from rlif_lightning.answers.units import split_unit, unit_name
 
-# As in "how many X": plurals of every ending, irregular ones, hyphens, measures, words that look like functions.
+# As in "how many X": plurals of every ending, irregular ones, hyphens, measures, words that look
+# like functions.
 NOUNS = [
     "marbles", "eggs", "dollars", "students", "boxes", "buses", "cherries", "wolves", "people", "men", "women",
     "children", "feet", "inches", "geese", "t-shirts", "push-ups", "classes", "watches", "quizzes", "knives",
@@ -75,7 +76,8 @@ def test_spellings_of_a_unit_have_one_name(one, other):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("km", "m"), ("cm^2", "cm^3"), ("apples", "pears"), ("miles", "miles per hour"), ("g", "kg")]
+    ("one", "other"),
+    [("km", "m"), ("cm^2", "cm^3"), ("apples", "pears"), ("miles", "miles per hour"), ("g", "kg")],
 )
 def test_units_that_differ_have_two_names(one, other):
     assert unit_name(one) != unit_name(other)
@@ -83,7 +85,12 @@ def test_units_that_differ_have_two_names(one, other):
 
 @pytest.mark.parametrize("noun", NOUNS)
 def test_a_number_of_things_is_the_number(noun):
-    for answer in (f"18 {noun}", rf"18\text{{ {noun}}}", f"18 {noun}.", rf"$18 \mathrm{{ {noun} }}$"):
+    for answer in (
+        f"18 {noun}",
+        rf"18\text{{ {noun}}}",
+        f"18 {noun}.",
+        rf"$18 \mathrm{{ {noun} }}$",
+    ):
         assert equivalent(answer, "18")
         assert not equivalent(answer, "19")
         assert cluster([answer, "18", "18.0", "19"]) == [0, 0, 0, 1]
@@ -116,14 +123,47 @@ def test_bare_numbers_join_a_unit_only_if_there_is_one(group, clusters):
     assert cluster(group) == clusters
 
 
-POOL = ["5 km", "5 m", "5", "5.0", "x=5", "y=5", "5%", "0.05", "1/20", "5°", "5 apples", "2 am", "2", "3:30", "3:30 pm"]
-POOL += ["15:30", r"\{1,2\}", "1,2", "(1,2)", "x=1,x=2", "x=1,y=2", "(B) 5", "B", "y=2x", "2x", "2x-y=0", "no", None]
+POOL = [
+    "5 km",
+    "5 m",
+    "5",
+    "5.0",
+    "x=5",
+    "y=5",
+    "5%",
+    "0.05",
+    "1/20",
+    "5°",
+    "5 apples",
+    "2 am",
+    "2",
+    "3:30",
+    "3:30 pm",
+]
+POOL += [
+    "15:30",
+    r"\{1,2\}",
+    "1,2",
+    "(1,2)",
+    "x=1,x=2",
+    "x=1,y=2",
+    "(B) 5",
+    "B",
+    "y=2x",
+    "2x",
+    "2x-y=0",
+    "no",
+    None,
+]
 
 
 def partition(group: list) -> set[frozenset[str]]:
     """The clusters as sets of strings, without numbers and frequencies."""
     ids = cluster(group)
-    return {frozenset(a for a, i in zip(group, ids, strict=True) if i == number) for number in set(ids) - {None}}
+    return {
+        frozenset(a for a, i in zip(group, ids, strict=True) if i == number)
+        for number in set(ids) - {None}
+    }
 
 
 @settings(max_examples=300, deadline=None)

@@ -34,7 +34,9 @@ def test_minibatches_are_the_same_on_any_number_of_ranks(updates, epochs, step, 
     alone = list(plan.minibatches(per_rank * ranks, step, rank=0, world_size=1))
     assert len(alone) == plan.num_updates == updates * epochs
     for epoch in range(epochs):
-        used = [group for groups in alone[epoch * updates : (epoch + 1) * updates] for group in groups]
+        used = [
+            group for groups in alone[epoch * updates : (epoch + 1) * updates] for group in groups
+        ]
         assert sorted(used) == list(range(per_rank * ranks))
     dealt = [list(plan.minibatches(per_rank, step, rank, ranks)) for rank in range(ranks)]
     for number, groups in enumerate(alone):
@@ -56,7 +58,9 @@ def test_plan_refuses_zero(name):
 
 
 def test_plan_refuses_unknown_old_logprobs():
-    with pytest.raises(ValueError, match="old_logprobs='engine' is unknown; use one of sampler, rescored"):
+    with pytest.raises(
+        ValueError, match="old_logprobs='engine' is unknown; use one of sampler, rescored"
+    ):
         UpdatePlan(old_logprobs="engine")
 
 
@@ -66,7 +70,11 @@ def update_of(advantages: list[float]) -> LossInputs:
     logprobs = -torch.rand(rows, 3, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(rows, 3, dtype=torch.bool)
     return LossInputs(
-        logprobs, logprobs, torch.tensor(advantages).view(-1, 1).expand(rows, 3), mask, torch.arange(rows)
+        logprobs,
+        logprobs,
+        torch.tensor(advantages).view(-1, 1).expand(rows, 3),
+        mask,
+        torch.arange(rows),
     )
 
 
@@ -86,10 +94,14 @@ def off_policy(policy: PolicyModel, sampling: Sampling) -> tuple[LossInputs, lis
     prompts, ids, mask = rows(policy.causal_lm.config.vocab_size)
     now = score_tokens(policy, prompts, ids, mask, GROUP, sampling, 1000).logprobs
     generator = torch.Generator().manual_seed(2)
-    old, reference = (now + 0.3 * torch.randn(now.shape, generator=generator, dtype=now.dtype) for _ in range(2))
+    old, reference = (
+        now + 0.3 * torch.randn(now.shape, generator=generator, dtype=now.dtype) for _ in range(2)
+    )
     advantages = torch.randn(now.shape, generator=generator, dtype=now.dtype)
     weights = torch.rand(now.shape, generator=generator, dtype=now.dtype) + 0.5
-    update = LossInputs(old, old, advantages, mask, torch.arange(len(mask)), None, reference, weights)
+    update = LossInputs(
+        old, old, advantages, mask, torch.arange(len(mask)), None, reference, weights
+    )
     return update, prompts, ids
 
 
@@ -102,7 +114,13 @@ def test_one_micro_batch_is_one_completion_at_a_time(tiny_models, architecture, 
     policy.eos_ids = list(range(2, 20))
     sampling = Sampling(temperature=1.3, max_new_tokens=12, min_new_tokens=4)
     penalty = ReferenceKL(weight=0.1)
-    objective = KLCov(fraction=0.2, weight=0.5, reference_kl=penalty, entropy_bonus=0.05, aggregation="sequence_mean")
+    objective = KLCov(
+        fraction=0.2,
+        weight=0.5,
+        reference_kl=penalty,
+        entropy_bonus=0.05,
+        aggregation="sequence_mean",
+    )
     update, prompts, ids = off_policy(policy, sampling)
     found = {}
     for budget in (10_000, 1):
@@ -149,8 +167,15 @@ class Huge(RewardHead):
 
 def test_a_gradient_that_is_not_finite_stops_with_step_and_head(tmp_path):
     rewards = json.dumps({"big": {"head": f"{__name__}.Huge"}})
-    with pytest.raises(RuntimeError, match=r"gradient of rollout 0 is not finite; .*big in \[0, .*e\+38\]"):
-        fit(tmp_path, f"--model.rewards={rewards}", "--model.advantage=DrGRPO", "--model.objective=Clipped")
+    with pytest.raises(
+        RuntimeError, match=r"gradient of rollout 0 is not finite; .*big in \[0, .*e\+38\]"
+    ):
+        fit(
+            tmp_path,
+            f"--model.rewards={rewards}",
+            "--model.advantage=DrGRPO",
+            "--model.objective=Clipped",
+        )
 
 
 class KeepsOne(RewardHead):
@@ -167,7 +192,9 @@ def test_a_rollout_with_nothing_to_train_on_changes_no_parameter(tmp_path):
     assert run.trainer.global_step == 8
     fresh = replace(run.model.policy_settings)
     start = type(run.model.policy)(fresh).state_dict()
-    assert all(torch.equal(value, start[name]) for name, value in run.model.policy.state_dict().items())
+    assert all(
+        torch.equal(value, start[name]) for name, value in run.model.policy.state_dict().items()
+    )
 
 
 def test_the_meters_figures_of_picked_tokens_by_hand():
@@ -176,7 +203,9 @@ def test_the_meters_figures_of_picked_tokens_by_hand():
     old = torch.tensor([[-1.5, -2.0, -3.25, -1.0]])
     mask = torch.tensor([[True, True, True, False]])
     entropy = torch.tensor([[1.0, 4.0, 2.0, 50.0]])
-    batch = LossInputs(logprobs, old, torch.zeros(1, 4), mask, torch.zeros(1, dtype=torch.int64), entropy)
+    batch = LossInputs(
+        logprobs, old, torch.zeros(1, 4), mask, torch.zeros(1, dtype=torch.int64), entropy
+    )
     meter = UpdateMeter(mask.device)
     meter.add(batch, torch.tensor([[True, False, True, True]]), mask, Clipped())
     means = meter.means()

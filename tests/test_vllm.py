@@ -1,4 +1,7 @@
-"""The vLLM engine. What needs vLLM itself is skipped where it is not installed (docs/vllm.md says how to)."""
+"""The vLLM engine.
+
+What needs vLLM itself is skipped where it is not installed (docs/vllm.md says how to).
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ OPTIONS = {
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"options": {"logprobs_mode": "raw_logprobs"}}, r"\['logprobs_mode'\] are decided by the engine"),
+        (
+            {"options": {"logprobs_mode": "raw_logprobs"}},
+            r"\['logprobs_mode'\] are decided by the engine",
+        ),
         ({"max_ratio": 0.5}, "max_ratio=0.5 must be at least 1"),
         ({"max_gap": 0.0}, "max_gap=0.0"),
         ({"scoring_tokens": 0}, "scoring_tokens=0"),
@@ -60,10 +66,20 @@ def test_a_request_has_the_sampling_and_draws_greedy_once():
     engine = engine_for(PolicyModel(Policy("rlif-arithmetic")))
     hot = Sampling(temperature=0.7, max_new_tokens=9, min_new_tokens=2, top_k=5, top_p=0.9)
     request = engine.request(hot, 8, seed=11)
-    expected = {"n": 8, "seed": 11, "temperature": 0.7, "max_tokens": 9, "min_tokens": 2, "top_k": 5, "top_p": 0.9}
+    expected = {
+        "n": 8,
+        "seed": 11,
+        "temperature": 0.7,
+        "max_tokens": 9,
+        "min_tokens": 2,
+        "top_k": 5,
+        "top_p": 0.9,
+    }
     assert request.items() >= expected.items()
     assert request["stop_token_ids"] == engine.policy.eos_ids
-    assert request.items() >= {"min_p": 0.0, "repetition_penalty": 1.0}.items()  # not the generation config's
+    assert (
+        request.items() >= {"min_p": 0.0, "repetition_penalty": 1.0}.items()
+    )  # not the generation config's
     assert engine.request(Sampling(temperature=0), 8, 0)["n"] == 1
 
 
@@ -72,13 +88,20 @@ def test_vllm_reads_the_policy_s_revision():
     policy.settings = replace(policy.settings, revision="next", trust_remote_code=True)
     engine = VLLMEngine({"dtype": "float32", "tokenizer_revision": "other"})
     engine.setup(policy, 0)
-    expected = {"revision": "next", "tokenizer_revision": "other", "trust_remote_code": True, "dtype": "float32"}
+    expected = {
+        "revision": "next",
+        "tokenizer_revision": "other",
+        "trust_remote_code": True,
+        "dtype": "float32",
+    }
     assert engine.local_options() == expected
 
 
 def test_what_vllm_would_cut_or_do_otherwise_is_refused():
     prompts = prompts_of(PolicyModel(Policy("rlif-arithmetic")))
-    with pytest.raises(ValueError, match=r"max_model_len=29 is less than .*max_new_tokens=24 together, 30"):
+    with pytest.raises(
+        ValueError, match=r"max_model_len=29 is less than .*max_new_tokens=24 together, 30"
+    ):
         VLLMEngine._check_length(prompts, PLAIN, 29)
     with pytest.raises(ValueError, match="does not look for stop strings"):
         VLLMEngine().check(Sampling(min_new_tokens=3, stop=["#"]))
@@ -100,15 +123,21 @@ def test_without_the_package_the_command_line_names_it(tmp_path, capsys):
         fit(tmp_path, "--model.engine=VLLMEngine")
     assert stopped.value.code == 2
     assert 'pip install "rlif-lightning[vllm]"' in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"needs the package vllm: .*or sample with --config .*native\.yaml"):
+    with pytest.raises(
+        ValueError, match=r"needs the package vllm: .*or sample with --config .*native\.yaml"
+    ):
         VLLMEngine().check(PLAIN)  # in setup: before a model is loaded
 
 
 def test_several_processes_are_told_to_share_a_server_before_a_model_is_loaded(monkeypatch):
     monkeypatch.setattr("rlif_lightning.rollout.vllm_engine.num_processes", lambda: 2)
-    with pytest.raises(ValueError, match=r"works in one process.*vllm_server\.yaml .*--trainer\.devices=1"):
+    with pytest.raises(
+        ValueError, match=r"works in one process.*vllm_server\.yaml .*--trainer\.devices=1"
+    ):
         VLLMEngine().check(PLAIN)
-    with pytest.raises(ValueError, match=r"does not work under tensor parallelism"):  # rows of one rank, two processes
+    with pytest.raises(
+        ValueError, match=r"does not work under tensor parallelism"
+    ):  # rows of one rank, two processes
         VLLMServerEngine("http://localhost:8000", "w").check(PLAIN)
 
 
@@ -117,7 +146,9 @@ def test_what_vllm_refuses_is_one_line(tmp_path, capsys, monkeypatch):
     """In vLLM's place a module whose LLM refuses as pydantic does, in many lines."""
 
     def refuse(**arguments):
-        raise ValueError("1 validation error for ModelConfig\n  max_model_len (4096) is greater than 128")
+        raise ValueError(
+            "1 validation error for ModelConfig\n  max_model_len (4096) is greater than 128"
+        )
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=refuse))
     with pytest.raises(SystemExit) as stopped:
@@ -125,10 +156,13 @@ def test_what_vllm_refuses_is_one_line(tmp_path, capsys, monkeypatch):
     assert stopped.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "'max_model_len': 4096" in line
-    assert line.endswith("1 validation error for ModelConfig max_model_len (4096) is greater than 128")
+    assert line.endswith(
+        "1 validation error for ModelConfig max_model_len (4096) is greater than 128"
+    )
 
 
-# With vLLM. One engine for all tests: its weights always come from the policy that it is set up with.
+# With vLLM. One engine for all tests: its weights always come from the policy that it is set up
+# with.
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +181,12 @@ def changed(folder: str = "rlif-arithmetic", scale: float = 0.05, **settings) ->
     return policy
 
 
-def prompts_of(policy: PolicyModel, texts: tuple[str, ...] = ("3+4+5=", "1+2=", "12+34=", "7+7+7=")) -> Prompts:
-    ids = [torch.tensor(policy.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+def prompts_of(
+    policy: PolicyModel, texts: tuple[str, ...] = ("3+4+5=", "1+2=", "12+34=", "7+7+7=")
+) -> Prompts:
+    ids = [
+        torch.tensor(policy.tokenizer(text, add_special_tokens=False).input_ids) for text in texts
+    ]
     return Prompts(ids, list(texts), {}, torch.arange(len(texts)) + 5)
 
 
@@ -212,7 +250,9 @@ def test_completions_repeat_with_the_seed_step_and_row(local):
     assert completions(local.generate(prompts, GROUP, PLAIN, 0)) == first
     assert completions(local.generate(prompts, GROUP, PLAIN, 1)) != first
     assert len({tuple(ids) for ids in first}) > GROUP
-    again = Prompts(list(reversed(prompts.token_ids)), list(reversed(prompts.texts)), {}, prompts.index.flip(0))
+    again = Prompts(
+        list(reversed(prompts.token_ids)), list(reversed(prompts.texts)), {}, prompts.index.flip(0)
+    )
     assert completions(local.generate(again, GROUP, PLAIN, 0))[:GROUP] == first[-GROUP:]
 
 
@@ -245,7 +285,9 @@ def test_endings_are_the_native_engines(local):
     policy = changed(scale=0.2)
     policy.eos_ids = list(range(2, 20))  # many tokens end a completion
     local.setup(policy, 7)
-    rollout = local.generate(prompts_of(policy), 8, Sampling(max_new_tokens=24, min_new_tokens=3), 0)
+    rollout = local.generate(
+        prompts_of(policy), 8, Sampling(max_new_tokens=24, min_new_tokens=3), 0
+    )
     assert int(rollout.ended.sum()) > 0
     assert rollout.lengths.min() == 4
     for ids, ended in zip(completions(rollout), rollout.ended.tolist(), strict=True):
@@ -261,9 +303,13 @@ def test_a_stop_string_ends_a_completion_and_is_cut_from_its_text(local, stop):
     local.setup(policy, 7)
     rollout = local.generate(prompts_of(policy), 8, Sampling(max_new_tokens=24, stop=stop), 0)
     stopped = 0
-    for ids, text, ended in zip(completions(rollout), rollout.texts, rollout.ended.tolist(), strict=True):
+    for ids, text, ended in zip(
+        completions(rollout), rollout.texts, rollout.ended.tolist(), strict=True
+    ):
         whole = policy.tokenizer.decode(ids, skip_special_tokens=True)
-        assert not any(s in policy.tokenizer.decode(ids[:-1], skip_special_tokens=True) for s in stop)
+        assert not any(
+            s in policy.tokenizer.decode(ids[:-1], skip_special_tokens=True) for s in stop
+        )
         cuts = [whole.find(string) for string in stop if string in whole]
         assert text == (whole[: min(cuts)] if cuts else whole)
         assert ended == (bool(cuts) or ids[-1] in policy.eos_ids)
@@ -274,7 +320,11 @@ def test_a_stop_string_ends_a_completion_and_is_cut_from_its_text(local, stop):
 @vllm_test
 def test_the_command_line_trains_with_it(tmp_path):
     options = {**OPTIONS, "max_model_len": 128}
-    arguments = ["--model.engine=VLLMEngine", f"--model.engine.options={options}", "--model.engine.max_gap=0.01"]
+    arguments = [
+        "--model.engine=VLLMEngine",
+        f"--model.engine.options={options}",
+        "--model.engine.max_gap=0.01",
+    ]
     runs = []
     for number in (0, 1):
         runs.append(fit(tmp_path / str(number), *arguments))

@@ -1,4 +1,6 @@
-"""The vLLM server's client. The same tests run against vLLM (where it is installed) and against a stand-in everywhere.
+"""The vLLM server's client.
+
+The same tests run against vLLM (where it is installed) and against a stand-in everywhere.
 
 The stand-in is a real HTTP server whose sampler is the native engine (tests/stand_in_server.py).
 """
@@ -29,7 +31,15 @@ from stand_in_server import StandIn, Worker, stand_in
 from test_callbacks import marked
 from test_configs import build
 from test_distributed import BASE as TWO_ROLLOUTS
-from test_distributed import QUIET, ROOT, assert_same_metrics, assert_same_weights, launch, on, weights
+from test_distributed import (
+    QUIET,
+    ROOT,
+    assert_same_metrics,
+    assert_same_weights,
+    launch,
+    on,
+    weights,
+)
 from test_distributed import metrics as logged
 from test_native import completions
 from test_run import fit, metrics
@@ -45,7 +55,15 @@ from rlif_lightning.rollout.vllm_worker import NO_WEIGHTS, RELOADING
 from rlif_lightning.sampling import Sampling
 
 CONFIG = PolicyModel(Policy("rlif-arithmetic")).causal_lm.config
-REQUEST = {"n": 2, "seed": 5, "temperature": 1.0, "max_tokens": 4, "min_tokens": 0, "stop": [], "stop_token_ids": [2]}
+REQUEST = {
+    "n": 2,
+    "seed": 5,
+    "temperature": 1.0,
+    "max_tokens": 4,
+    "min_tokens": 0,
+    "stop": [],
+    "stop_token_ids": [2],
+}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +73,10 @@ REQUEST = {"n": 2, "seed": 5, "temperature": 1.0, "max_tokens": 4, "min_tokens":
         ({"server": "http://"}, "must be a URL"),
         ({"timeout": 0.0}, "timeout=0.0 must be positive"),
         ({"timeout_per_token": -0.1}, "timeout_per_token=-0.1 must be at least 0"),
-        ({"key_variable": "sk-12"}, "key_variable must be the name of an environment variable, and not the key"),
+        (
+            {"key_variable": "sk-12"},
+            "key_variable must be the name of an environment variable, and not the key",
+        ),
         ({"max_ratio": 0.5}, "max_ratio=0.5 must be at least 1"),
     ],
 )
@@ -71,7 +92,8 @@ def test_the_overlay_is_built_by_the_command_line(monkeypatch):
     assert run.model.engine.server == "http://127.0.0.1:8000"
 
 
-# The protocol, against the stand-in: what is asked, and what is said when an answer is not as it should be.
+# The protocol, against the stand-in: what is asked, and what is said when an answer is not as it
+# should be.
 
 
 @pytest.fixture
@@ -88,22 +110,31 @@ def test_a_server_that_is_not_there_is_named(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with pytest.raises(RuntimeError, match=rf"http://127\.0\.0\.1:{port} cannot be reached \(/collective_rpc\)"):
+    with pytest.raises(
+        RuntimeError, match=rf"http://127\.0\.0\.1:{port} cannot be reached \(/collective_rpc\)"
+    ):
         VLLMServer(f"http://127.0.0.1:{port}", str(tmp_path), 5.0, CONFIG)
 
 
-NOT_IMPLEMENTED = {"error": {"message": "Call to collective_rpc method failed: Method 'policy_facts' is missing."}}
+NOT_IMPLEMENTED = {
+    "error": {"message": "Call to collective_rpc method failed: Method 'policy_facts' is missing."}
+}
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ((404, {"detail": "Not Found"}), r"without VLLM_SERVER_DEV_MODE=1 .*docs/vllm.md .*404 to /collective_rpc"),
+        (
+            (404, {"detail": "Not Found"}),
+            r"without VLLM_SERVER_DEV_MODE=1 .*docs/vllm.md .*404 to /collective_rpc",
+        ),
         ((500, NOT_IMPLEMENTED), r"without our worker extension.*Method 'policy_facts' is missing"),
         ((501, b"<html>Unsupported method</html>"), r"501 to /collective_rpc: <html>Unsupported"),
     ],
 )
-def test_a_server_that_was_started_otherwise_is_refused_with_the_remedy(standing, tmp_path, answer, message):
+def test_a_server_that_was_started_otherwise_is_refused_with_the_remedy(
+    standing, tmp_path, answer, message
+):
     standing.answers["/collective_rpc"] = [answer]
     with pytest.raises(ValueError, match=rf"server={standing.url} was started .*{message}"):
         client(standing, tmp_path)
@@ -117,7 +148,9 @@ def test_other_log_probs_are_refused(standing, tmp_path):
 
 def test_an_answer_that_is_no_json_is_named(standing, tmp_path):
     standing.answers["/collective_rpc"] = [(200, b"<html>")]
-    with pytest.raises(RuntimeError, match="answered /collective_rpc with something else than JSON"):
+    with pytest.raises(
+        RuntimeError, match="answered /collective_rpc with something else than JSON"
+    ):
         client(standing, tmp_path)
 
 
@@ -151,7 +184,10 @@ def test_a_file_that_the_server_does_not_see_is_named(standing, tmp_path):
     server, worker = client(standing, tmp_path), standing.worker
     load = worker.load_policy_file
     worker.load_policy_file = lambda path, policy_id: load(path, "another")
-    with pytest.raises(RuntimeError, match=r"instead of another; the file was .*policy.safetensors, which the server"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"instead of another; the file was .*policy.safetensors, which the server",
+    ):
         server.load(merged_weights(changed()))
     worker.load_policy_file = lambda path, policy_id: load(path + "x", policy_id)
     with pytest.raises(RuntimeError, match=r"no such file on the server's side; the file was "):
@@ -201,21 +237,31 @@ def test_warnings_of_layers_that_have_no_weights_are_not_told(standing, tmp_path
 
     def warn(weights_iterator):
         reload(weights_iterator)
-        for module in ("LlamaRotaryEmbedding", "TiedHead", "LlamaRMSNorm", "Linear", "OfAnotherModel"):
+        for module in (
+            "LlamaRotaryEmbedding",
+            "TiedHead",
+            "LlamaRMSNorm",
+            "Linear",
+            "OfAnotherModel",
+        ):
             logging.getLogger(RELOADING).warning(NO_WEIGHTS, module)
         logging.getLogger(RELOADING).warning("%s: another warning", "LlamaRotaryEmbedding")
 
     worker.reload_weights = warn
     server.load(merged_weights(changed()))
     told = [record.getMessage() for record in caplog.records if record.name == RELOADING]
-    failed = [f"{name}: Failed to load weights" for name in ("LlamaRMSNorm", "Linear", "OfAnotherModel")]
+    failed = [
+        f"{name}: Failed to load weights" for name in ("LlamaRMSNorm", "Linear", "OfAnotherModel")
+    ]
     assert told == [*failed, "LlamaRotaryEmbedding: another warning"]
     assert not logging.getLogger(RELOADING).filters
 
 
 def test_a_folder_that_cannot_be_written_is_named(standing, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RuntimeError, match=r"weights_folder=.*/file: the weights cannot be written"):
+    with pytest.raises(
+        RuntimeError, match=r"weights_folder=.*/file: the weights cannot be written"
+    ):
         client(standing, tmp_path / "file").load(merged_weights(changed()))
 
 
@@ -245,14 +291,24 @@ def test_token_ids_go_out_and_come_back_in_order(standing, tmp_path):
     assert list(group[1].logprobs) == [-0.5, -0.5]
     path, body = standing.asked[-2]
     assert path == "/v1/completions"
-    assert body == {"prompt": [4, 5], "return_token_ids": True, "return_tokens_as_token_ids": True, **REQUEST}
+    assert body == {
+        "prompt": [4, 5],
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+        **REQUEST,
+    }
 
 
 @pytest.mark.parametrize(("ids", "reason"), [([3], "length"), ([3] * 4, "abort")])
 def test_completions_that_were_cut_are_refused(standing, tmp_path, ids, reason):
     server = client(standing, tmp_path)
-    standing.answers["/v1/completions"] = [(200, {"choices": [choice(0, [2], "stop"), choice(1, ids, reason)]})]
-    with pytest.raises(RuntimeError, match=rf"after {len(ids)} of 4 tokens \({reason}\); .*--generation-config vllm"):
+    standing.answers["/v1/completions"] = [
+        (200, {"choices": [choice(0, [2], "stop"), choice(1, ids, reason)]})
+    ]
+    with pytest.raises(
+        RuntimeError,
+        match=rf"after {len(ids)} of 4 tokens \({reason}\); .*--generation-config vllm",
+    ):
         server.generate([[4, 5]], [REQUEST])
 
 
@@ -265,8 +321,12 @@ def test_missing_completions_are_refused(standing, tmp_path):
 
 def test_a_request_that_is_refused_is_told(standing, tmp_path):
     server = client(standing, tmp_path)
-    standing.answers["/v1/completions"] = [(400, {"error": {"message": "min_tokens must be positive"}})]
-    with pytest.raises(RuntimeError, match=r"answered 400 to /v1/completions: min_tokens must be positive"):
+    standing.answers["/v1/completions"] = [
+        (400, {"error": {"message": "min_tokens must be positive"}})
+    ]
+    with pytest.raises(
+        RuntimeError, match=r"answered 400 to /v1/completions: min_tokens must be positive"
+    ):
         server.generate([[4, 5]], [REQUEST])
 
 
@@ -279,11 +339,14 @@ def test_the_key_comes_from_the_environment_and_is_never_told(standing, tmp_path
     engine.setup(policy, 7)
     assert gap_of(engine.generate(prompts_of(policy), GROUP, PLAIN, 0)) < 1e-3
     with pytest.raises(
-        RuntimeError, match=r"401 to /v1/completions: it wants an API key; .* model.engine.key_variable"
+        RuntimeError,
+        match=r"401 to /v1/completions: it wants an API key; .* model.engine.key_variable",
     ):
         keyed().generate([[4, 5]], [REQUEST])
     monkeypatch.setenv("SERVER_KEY", "not-this-one")
-    with pytest.raises(RuntimeError, match=r"does not take the API key in the environment variable SERVER_KEY") as told:
+    with pytest.raises(
+        RuntimeError, match=r"does not take the API key in the environment variable SERVER_KEY"
+    ) as told:
         keyed("SERVER_KEY").generate([[4, 5]], [REQUEST])
     assert "not-this-one" not in str(told.value)
     assert "\n" not in str(told.value)
@@ -292,7 +355,9 @@ def test_the_key_comes_from_the_environment_and_is_never_told(standing, tmp_path
         keyed("SERVER_KEY")
     for value, said in (("", "is not set"), ("a\nb", "printable ASCII")):
         monkeypatch.setenv("SERVER_KEY", value)
-        with pytest.raises(ValueError, match=f"key_variable=SERVER_KEY: this environment variable .*{said}"):
+        with pytest.raises(
+            ValueError, match=f"key_variable=SERVER_KEY: this environment variable .*{said}"
+        ):
             keyed("SERVER_KEY")
 
 
@@ -311,14 +376,17 @@ def test_the_time_out_grows_with_the_tokens(standing, tmp_path):
     server = VLLMServer(standing.url, str(tmp_path), 0.5, CONFIG, timeout_per_token=0.05)
     standing.hang.add("/v1/completions")
     said = (
-        r"did not answer /v1/completions within 1\.7 seconds \(timeout=0\.5 \+ timeout_per_token=0\.05 x 24 tokens\); "
+        r"did not answer /v1/completions within 1\.7 seconds \(timeout=0\.5 \+"
+        r" timeout_per_token=0\.05 x 24 tokens\); "
     )
     started = time.monotonic()
     with pytest.raises(RuntimeError, match=said):
         server.generate([[4, 5]] * 3, [REQUEST] * 3)
     assert 1.6 < time.monotonic() - started < 6
     standing.hang = {"/collective_rpc"}
-    with pytest.raises(RuntimeError, match=r"did not answer /collective_rpc within timeout=0.5 seconds; "):
+    with pytest.raises(
+        RuntimeError, match=r"did not answer /collective_rpc within timeout=0.5 seconds; "
+    ):
         server.load(merged_weights(changed()))
 
 
@@ -335,7 +403,9 @@ def test_the_paper_recipe_waits_for_a_slow_server(standing, tmp_path):
 def test_a_server_that_dies_in_the_middle_is_told(standing, tmp_path, share):
     server = client(standing, tmp_path)
     standing.dies["/v1/completions"] = share
-    with pytest.raises(RuntimeError, match=r"went away while it answered /v1/completions; .*--ckpt_path=auto") as told:
+    with pytest.raises(
+        RuntimeError, match=r"went away while it answered /v1/completions; .*--ckpt_path=auto"
+    ) as told:
         server.generate([[4, 5]] * 3, [REQUEST] * 3)
     assert "\n" not in str(told.value)
 
@@ -345,7 +415,9 @@ def test_an_answer_that_comes_in_drops_is_left_in_time(standing, tmp_path):
     server = client(standing, tmp_path, timeout=1.0)
     standing.pause = 0.5
     started = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"did not answer /v1/completions within timeout=1 seconds"):
+    with pytest.raises(
+        RuntimeError, match=r"did not answer /v1/completions within timeout=1 seconds"
+    ):
         server.generate([[4, 5]], [REQUEST])
     assert time.monotonic() - started < 4
 
@@ -359,7 +431,13 @@ def vllm_serving(folder: Path, *arguments: str, development: str = "1"):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", resolve_model("rlif-arithmetic")]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        resolve_model("rlif-arithmetic"),
+    ]
     command += [
         "--host",
         "127.0.0.1",
@@ -371,19 +449,39 @@ def vllm_serving(folder: Path, *arguments: str, development: str = "1"):
         "--load-format",
         "dummy",
     ]
-    command += ["--max-num-seqs", "64", "--kv-cache-memory-bytes", str(2**26), "--max-model-len", "128"]
-    command += ["--block-size", "32", "--generation-config", "vllm", "--no-enable-chunked-prefill", *arguments]
+    command += [
+        "--max-num-seqs",
+        "64",
+        "--kv-cache-memory-bytes",
+        str(2**26),
+        "--max-model-len",
+        "128",
+    ]
+    command += [
+        "--block-size",
+        "32",
+        "--generation-config",
+        "vllm",
+        "--no-enable-chunked-prefill",
+        *arguments,
+    ]
     environment = {**os.environ, **ENVIRONMENT, "VLLM_SERVER_DEV_MODE": development}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
     log = folder / "server.log"
     with log.open("w") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
         try:
             url = f"http://127.0.0.1:{port}"
             for _ in range(300):
                 assert process.poll() is None, log.read_text()[-3000:]
                 try:
-                    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/health", timeout=5).read()
+                    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+                        f"{url}/health", timeout=5
+                    ).read()
                     break
                 except OSError:
                     time.sleep(1)
@@ -404,7 +502,9 @@ def served(request, tmp_path_factory):
 
 
 def engine_of(served, folder: Path, **settings) -> VLLMServerEngine:
-    return VLLMServerEngine(served.url, str(folder), **{"timeout": 120.0, "max_gap": 1e-3, **settings})
+    return VLLMServerEngine(
+        served.url, str(folder), **{"timeout": 120.0, "max_gap": 1e-3, **settings}
+    )
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -413,7 +513,9 @@ def test_it_samples_the_present_weights(served, tmp_path, lora):
     engine = engine_of(served, tmp_path)
     engine.setup(policy, 7)
     for step in range(3):
-        rollout = engine.generate(prompts_of(policy), GROUP, Sampling(temperature=0.7, max_new_tokens=24), step)
+        rollout = engine.generate(
+            prompts_of(policy), GROUP, Sampling(temperature=0.7, max_new_tokens=24), step
+        )
         assert gap_of(rollout) < 1e-3
         assert not engine.synchronize()
         with torch.no_grad():
@@ -453,16 +555,24 @@ def test_endings_and_stop_strings(served, tmp_path):
     policy.eos_ids = list(range(2, 20))  # many tokens end a completion
     engine = engine_of(served, tmp_path)
     engine.setup(policy, 7)
-    rollout = engine.generate(prompts_of(policy), 8, Sampling(max_new_tokens=24, min_new_tokens=3), 0)
+    rollout = engine.generate(
+        prompts_of(policy), 8, Sampling(max_new_tokens=24, min_new_tokens=3), 0
+    )
     assert rollout.lengths.min() == 4
     for ids, ended in zip(completions(rollout), rollout.ended.tolist(), strict=True):
         assert (ids[-1] in policy.eos_ids) == ended
         assert not set(ids[:-1]) & set(policy.eos_ids)
-    rollout = engine.generate(prompts_of(policy), 8, Sampling(max_new_tokens=24, stop=["=", "+"]), 0)
-    wholes = [policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in completions(rollout)]
+    rollout = engine.generate(
+        prompts_of(policy), 8, Sampling(max_new_tokens=24, stop=["=", "+"]), 0
+    )
+    wholes = [
+        policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in completions(rollout)
+    ]
     cut = [whole[-1:] in ("=", "+") for whole in wholes]
     assert any(cut)
-    assert rollout.texts == [whole[:-1] if stopped else whole for whole, stopped in zip(wholes, cut, strict=True)]
+    assert rollout.texts == [
+        whole[:-1] if stopped else whole for whole, stopped in zip(wholes, cut, strict=True)
+    ]
 
 
 def test_seeds_depend_on_step_and_row_alone(served, tmp_path):
@@ -484,14 +594,18 @@ def test_a_server_that_another_run_took_stops_the_run(served, tmp_path):
     other.setup(policy, 7)
     mine.synchronize()
     other.synchronize()
-    with pytest.raises(RuntimeError, match=r"no longer has the weights that it was given: .*a server of its own"):
+    with pytest.raises(
+        RuntimeError, match=r"no longer has the weights that it was given: .*a server of its own"
+    ):
         mine.generate(prompts_of(policy), GROUP, PLAIN, 0)
 
 
 def test_a_server_of_another_model_is_refused(served, tmp_path, tiny_models):
     engine = engine_of(served, tmp_path)
     engine.setup(PolicyModel(Policy(str(tiny_models["llama"]))), 7)
-    with pytest.raises(ValueError, match=r"serves another model than the policy: \w+=.* instead of .*--model"):
+    with pytest.raises(
+        ValueError, match=r"serves another model than the policy: \w+=.* instead of .*--model"
+    ):
         engine.synchronize()
 
 
@@ -506,13 +620,23 @@ def test_a_model_of_the_same_shapes_with_other_settings_is_refused(standing, tmp
         engine = engine_of(other, tmp_path, max_gap=0.5)
         policy = PolicyModel(Policy("rlif-arithmetic"))
         engine.setup(policy, 7)
-        with pytest.raises(RuntimeError, match=r"of greedy tokens differ from the policy's by .*rope_theta"):
+        with pytest.raises(
+            RuntimeError, match=r"of greedy tokens differ from the policy's by .*rope_theta"
+        ):
             engine.generate(prompts_of(policy), GROUP, PLAIN, 0)
 
 
 def arguments_for(served, folder: Path) -> list[str]:
-    settings = {"server": served.url, "weights_folder": folder / "weights", "timeout": 60.0, "max_gap": 1e-3}
-    return ["--model.engine=VLLMServerEngine", *(f"--model.engine.{name}={value}" for name, value in settings.items())]
+    settings = {
+        "server": served.url,
+        "weights_folder": folder / "weights",
+        "timeout": 60.0,
+        "max_gap": 1e-3,
+    }
+    return [
+        "--model.engine=VLLMServerEngine",
+        *(f"--model.engine.{name}={value}" for name, value in settings.items()),
+    ]
 
 
 def test_the_command_line_trains_with_it(served, tmp_path):
@@ -541,9 +665,14 @@ def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(sta
     keep_the_first_weights(standing.worker)
     settings = {"server": standing.url, "weights_folder": tmp_path / "weights"}
     arguments = [f"--model.engine.{name}={value}" for name, value in settings.items()]
-    with pytest.warns(UserWarning, match=r"SamplerGap, rollout 2: rollout/engine_gap is .* nats, more than 4 times"):
+    with pytest.warns(
+        UserWarning,
+        match=r"SamplerGap, rollout 2: rollout/engine_gap is .* nats, more than 4 times",
+    ):
         fit(tmp_path, "--model.engine=VLLMServerEngine", *arguments)
-    gaps = [float(row["rollout/engine_gap"]) for row in metrics(tmp_path) if row["rollout/engine_gap"]]
+    gaps = [
+        float(row["rollout/engine_gap"]) for row in metrics(tmp_path) if row["rollout/engine_gap"]
+    ]
     assert gaps[0] < 1e-5
     assert 1e-3 < gaps[1] < 0.5
     (event,) = marked(tmp_path / "version_0")
@@ -589,11 +718,22 @@ def both_end(folder: Path, arguments: list[str]) -> list[str]:
     given = json.dumps({"two": [*arguments, f"--trainer.default_root_dir={folder / 'two'}"]})
     processes = []
     for rank in range(2):
-        environment = {**os.environ, **QUIET, **group, "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)}
+        environment = {
+            **os.environ,
+            **QUIET,
+            **group,
+            "LOCAL_RANK": str(rank),
+            "PYTHONPATH": str(ROOT),
+        }
         command = [sys.executable, "tests/launched.py", str(folder), "0", given]
         processes.append(
             subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
         )
     try:
@@ -640,7 +780,9 @@ def test_a_failure_of_one_process_ends_all(standing, tmp_path, fault):
         ("1", OURS[2:], "raw_logprobs.*--logprobs-mode processed_logprobs"),
     ],
 )
-def test_a_real_server_that_was_started_otherwise_is_refused(tmp_path, development, arguments, message):
+def test_a_real_server_that_was_started_otherwise_is_refused(
+    tmp_path, development, arguments, message
+):
     with (
         vllm_serving(tmp_path, *arguments, development=development) as server,
         pytest.raises(ValueError, match=message),

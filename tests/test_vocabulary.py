@@ -60,11 +60,23 @@ def test_only_the_tokenizer_s_tokens_are_drawn_and_only_they_count(folder):
     for row, ids in enumerate(completions(rollout)):
         prompt = rollout.prompts.token_ids[row // GROUP]
         with torch.no_grad():
-            logits = own(input_ids=torch.cat([prompt, torch.tensor(ids)])[None]).logits[0, len(prompt) - 1 : -1]
-        logp = (logits[3:, :number] / SAMPLING.temperature).log_softmax(-1)  # from where the completion may end
-        expected = logp.gather(1, torch.tensor(ids[3:])[:, None])[:, 0], -(logp.exp() * logp).sum(-1), -logp.mean(-1)
-        found = [getattr(rollout.stats, field.name)[row, 3 : len(ids)] for field in fields(TokenStats)]
-        for value, other in zip(found, (*expected[:2], expected[2] - torch.tensor(number).log()), strict=True):
+            logits = own(input_ids=torch.cat([prompt, torch.tensor(ids)])[None]).logits[
+                0, len(prompt) - 1 : -1
+            ]
+        logp = (logits[3:, :number] / SAMPLING.temperature).log_softmax(
+            -1
+        )  # from where the completion may end
+        expected = (
+            logp.gather(1, torch.tensor(ids[3:])[:, None])[:, 0],
+            -(logp.exp() * logp).sum(-1),
+            -logp.mean(-1),
+        )
+        found = [
+            getattr(rollout.stats, field.name)[row, 3 : len(ids)] for field in fields(TokenStats)
+        ]
+        for value, other in zip(
+            found, (*expected[:2], expected[2] - torch.tensor(number).log()), strict=True
+        ):
             torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
 
 
@@ -89,7 +101,9 @@ def test_nothing_pulls_at_what_is_no_token(folder, monkeypatch, kept_logits):
 
 
 def head_gradient(policy: PolicyModel, rollout) -> torch.Tensor:
-    for packed in pack(rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, GROUP, 10_000):
+    for packed in pack(
+        rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, GROUP, 10_000
+    ):
         stats = policy(packed, SAMPLING)
         (stats.logprobs.sum() + stats.entropy.sum() + stats.self_certainty.sum()).backward()
     return policy.causal_lm.lm_head.weight.grad
@@ -107,14 +121,22 @@ def test_vllm_is_told_what_is_no_token_and_is_not_believed_if_it_draws_it(folder
     engine = VLLMEngine()
     engine.setup(load(folder, "tokenizer"), 0)
     number = len(engine.policy.tokenizer)
-    assert engine.request(SAMPLING, 2, 0)["logit_bias"] == dict.fromkeys(range(number, number + PADDING), -100.0)
+    assert engine.request(SAMPLING, 2, 0)["logit_bias"] == dict.fromkeys(
+        range(number, number + PADDING), -100.0
+    )
     drawn = [Drawn([5, number], [-1.0, -1.0], False)] * GROUP
-    with pytest.raises(RuntimeError, match=f"the engine drew token {number}, beyond the tokenizer's {number}"):
-        as_rollout(engine.policy, prompts_of(engine.policy, [0]), drawn, GROUP, SAMPLING, 1000, None)
+    with pytest.raises(
+        RuntimeError, match=f"the engine drew token {number}, beyond the tokenizer's {number}"
+    ):
+        as_rollout(
+            engine.policy, prompts_of(engine.policy, [0]), drawn, GROUP, SAMPLING, 1000, None
+        )
     engine.setup(load(folder, "model"), 0)
     assert engine.request(SAMPLING, 2, 0)["logit_bias"] is None
 
 
 def test_an_unknown_vocabulary_is_refused():
-    with pytest.raises(ValueError, match=r"policy\.vocabulary='both' is unknown; use one of model, tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"policy\.vocabulary='both' is unknown; use one of model, tokenizer"
+    ):
         replace(Policy("x"), vocabulary="both")

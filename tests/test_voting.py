@@ -62,7 +62,9 @@ def test_gated_by_answer_entropy():
     """Entropy of 2/3, 1/3 is 0.6365 nats, of a unanimous group 0."""
     entropy = math.log(3) - 2 / 3 * math.log(2)
     soft = vote_shares(GOLDEN, 4)
-    assert torch.equal(vote_shares(GOLDEN, 4, "gated", entropy_range=(entropy - 1e-6, entropy + 1e-6)), soft)
+    assert torch.equal(
+        vote_shares(GOLDEN, 4, "gated", entropy_range=(entropy - 1e-6, entropy + 1e-6)), soft
+    )
     for missed in [(0.0, entropy - 1e-6), (entropy + 1e-6, 2.0)]:
         assert not vote_shares(GOLDEN, 4, "gated", entropy_range=missed).any()
     unanimous = ["3", "3", "3", "3"]
@@ -71,7 +73,13 @@ def test_gated_by_answer_entropy():
 
 
 @settings(deadline=None)
-@given(GROUPS, GROUPS, st.sampled_from(SETTINGS), st.sampled_from(["parseable", "group"]), st.integers(0, 999))
+@given(
+    GROUPS,
+    GROUPS,
+    st.sampled_from(SETTINGS),
+    st.sampled_from(["parseable", "group"]),
+    st.integers(0, 999),
+)
 def test_shares_follow_the_rows(first, second, mode_and_range, denominator, seed):
     mode, entropy_range = mode_and_range
     order = random.Random(seed).sample(range(5), 5)
@@ -117,7 +125,24 @@ def test_group_size_must_divide(function, group_size):
 
 
 def test_vote_metrics():
-    batch = ["3", "3.0", "5", None, "7", "7", "7", "7", "2", None, None, None, None, None, None, None]
+    batch = [
+        "3",
+        "3.0",
+        "5",
+        None,
+        "7",
+        "7",
+        "7",
+        "7",
+        "2",
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+    ]
     expected = {
         "vote/largest_cluster": (2 / 3 + 1 + 0 + 0) / 4,
         "vote/unanimous": 1 / 4,

@@ -56,14 +56,23 @@ def test_merged_weights_are_the_policy(tiny_models, architecture, lora):
 def experts(tmp_path_factory):
     """Mixtures of four experts, whose checkpoints have a weight per expert and whose models have one per layer."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     sizes |= {"num_key_value_heads": 2, "num_experts_per_tok": 2, "max_position_embeddings": 256}
     torch.manual_seed(0)
     models = {
         "qwen3_moe": Qwen3MoeForCausalLM(
-            Qwen3MoeConfig(**sizes, head_dim=8, moe_intermediate_size=16, num_experts=4, intermediate_size=64)
+            Qwen3MoeConfig(
+                **sizes, head_dim=8, moe_intermediate_size=16, num_experts=4, intermediate_size=64
+            )
         ),
-        "mixtral": MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=4, intermediate_size=16)),
+        "mixtral": MixtralForCausalLM(
+            MixtralConfig(**sizes, num_local_experts=4, intermediate_size=16)
+        ),
     }
     folders = {}
     for name, model in models.items():
@@ -77,14 +86,21 @@ def experts(tmp_path_factory):
     return folders
 
 
-# peft asks for a rank of its own on fused experts and warns where there are none; and it reads a renamed property.
-@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys", "ignore:`is_gradient_checkpointing`")
+# peft asks for a rank of its own on fused experts and warns where there are none; and it reads a
+# renamed property.
+@pytest.mark.filterwarnings(
+    "ignore:The following (rank|alpha)_pattern keys", "ignore:`is_gradient_checkpointing`"
+)
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
-def test_experts_go_by_the_names_of_their_checkpoint_with_their_adapters(experts, tmp_path, name, lora):
+def test_experts_go_by_the_names_of_their_checkpoint_with_their_adapters(
+    experts, tmp_path, name, lora
+):
     """Names and values of a checkpoint that Hugging Face and peft write; logits of a model that is loaded from it."""
     policy = changed_policy(experts[name], lora)
-    adapted = [each for each, _ in policy.named_parameters() if "experts" in each and "lora_" in each]
+    adapted = [
+        each for each, _ in policy.named_parameters() if "experts" in each and "lora_" in each
+    ]
     assert bool(adapted) == lora
     ids = torch.arange(4, 20).unsqueeze(0)
     with torch.no_grad():
@@ -96,12 +112,16 @@ def test_experts_go_by_the_names_of_their_checkpoint_with_their_adapters(experts
         save_file(weights, tmp_path / "ours" / "model.safetensors", {"format": "pt"})
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")(input_ids=ids).logits
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-        (policy.model.merge_and_unload() if lora else policy.model).save_pretrained(tmp_path / "theirs")
+        (policy.model.merge_and_unload() if lora else policy.model).save_pretrained(
+            tmp_path / "theirs"
+        )
     theirs = load_file(tmp_path / "theirs" / "model.safetensors")
     assert set(weights) == set(theirs)
     assert any("experts.3." in key for key in theirs)
     for key, value in theirs.items():
-        torch.testing.assert_close(weights[key], value, rtol=1e-5, atol=1e-6, msg=lambda text, k=key: f"{k}: {text}")
+        torch.testing.assert_close(
+            weights[key], value, rtol=1e-5, atol=1e-6, msg=lambda text, k=key: f"{k}: {text}"
+        )
 
 
 def test_a_fingerprint_changes_with_any_weight_however_it_is_written(tiny_models):

@@ -14,7 +14,8 @@ from test_layout import EVERYTHING, ROOT
 
 from rlif_lightning.whole_files import replaced
 
-# Folders cannot be replaced by one renaming. The others rename a folder away, or bring an earlier one back.
+# Folders cannot be replaced by one renaming. The others rename a folder away, or bring an earlier
+# one back.
 RENAMES = {
     "rlif_lightning/whole_files.py": 1,
     "rlif_lightning/running/checkpoint_names.py": 1,  # a folder, before it is removed
@@ -57,22 +58,30 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path, error, begun):
 
 
 def test_a_file_that_was_never_written_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"table.csv.unfinished"), replaced(tmp_path / "table.csv"):
+    with (
+        pytest.raises(FileNotFoundError, match=r"table.csv.unfinished"),
+        replaced(tmp_path / "table.csv"),
+    ):
         pass
 
 
 def test_a_killed_process_leaves_the_half_written_file_under_its_other_name(tmp_path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from rlif_lightning.whole_files import replaced\n"
+        "import os, signal, sys; from pathlib import Path; from rlif_lightning.whole_files import"
+        " replaced\n"
         "with replaced(Path(sys.argv[1])) as unfinished:\n"
         "    unfinished.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.json")], cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run.json")], cwd=ROOT, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ["run.json.unfinished"]
 
 
-def test_a_durable_file_is_on_the_disk_before_it_has_its_name_and_its_name_after(tmp_path, monkeypatch):
+def test_a_durable_file_is_on_the_disk_before_it_has_its_name_and_its_name_after(
+    tmp_path, monkeypatch
+):
     path, seen, force = tmp_path / "model.ckpt", [], os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -95,7 +104,11 @@ def renames(path: Path) -> int:
     named = [(node.func, len(node.args)) for node in calls if isinstance(node.func, ast.Attribute)]
     return sum(
         ast.unparse(function) in ("os.replace", "os.rename")
-        or (function.attr == "replace" and given == 1 and ast.unparse(function.value) in ("unfinished", "path"))
+        or (
+            function.attr == "replace"
+            and given == 1
+            and ast.unparse(function.value) in ("unfinished", "path")
+        )
         for function, given in named
     )
 

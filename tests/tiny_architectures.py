@@ -40,7 +40,10 @@ LATENT = {
     "topk_group": 1,
 }
 KINDS = ["sliding_attention", "full_attention"]
-DELTA = {f"linear_{name}": size for name, size in (("key_head_dim", 8), ("value_head_dim", 8), ("num_key_heads", 2))}
+DELTA = {
+    f"linear_{name}": size
+    for name, size in (("key_head_dim", 8), ("value_head_dim", 8), ("num_key_heads", 2))
+}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 SPECIAL: dict[str, dict[str, Any]] = {
     "granite": {"logits_scaling": 4.0, "embedding_multiplier": 2.0, "attention_multiplier": 0.3},
@@ -56,7 +59,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "modernbert-decoder": {"local_attention": 6, "layer_types": KINDS},
     "nemotron": {},
-    "phimoe": {"sliding_window": 5, "router_jitter_noise": 0.05, "input_jitter_noise": 0.05, **EXPERTS},
+    "phimoe": {
+        "sliding_window": 5,
+        "router_jitter_noise": 0.05,
+        "input_jitter_noise": 0.05,
+        **EXPERTS,
+    },
     "mixtral": {"router_jitter_noise": 0.3, **EXPERTS},
     "gpt_oss": {"head_dim": 8, "sliding_window": 5, "layer_types": KINDS, **EXPERTS},
     "mistral": {"sliding_window": 5},
@@ -66,24 +74,50 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.3, "layerdrop": 0.3},
     "biogpt": {"hidden_dropout_prob": 0.3, "layerdrop": 0.3},
     "gpt_bigcode": {**GPT, "attn_pdrop": 0.3, "resid_pdrop": 0.3, "embd_pdrop": 0.3},
-    "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4, "dropout": 0.3, "layerdrop": 0.3},
-    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 5},
+    "xglm": {
+        "d_model": 32,
+        "ffn_dim": 48,
+        "num_layers": 2,
+        "attention_heads": 4,
+        "dropout": 0.3,
+        "layerdrop": 0.3,
+    },
+    "gpt_neo": {
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 5,
+    },
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "expansion_ratio": 2},
     "falcon": {"alibi": True, "attention_dropout": 0.3, "hidden_dropout": 0.3},
     "gptj": {**GPT, "rotary_dim": 4},
     "deepseek_v2": {**LATENT, "topk_method": "greedy"},
     "deepseek_v3": LATENT,
     "minicpm3": {"dim_model_base": 32, **{name: LATENT[name] for name in list(LATENT)[:6]}},
-    "llama4_text": {"attention_chunk_size": 5, "head_dim": 8, "num_local_experts": 4, "intermediate_size_mlp": 48},
+    "llama4_text": {
+        "attention_chunk_size": 5,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "intermediate_size_mlp": 48,
+    },
     "doge": {"sliding_window": 5, "keep_window_size": 64},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
-    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 4, **DELTA},
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_value_heads": 4,
+        **DELTA,
+    },
     "openai-gpt": GPT,
 }
 
 
 TEXT = {"sliding_window": 5, "layer_types": KINDS, "head_dim": 8}
-VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 COMPOSITE = {
     "gemma3": {
         "text_config": {**COMMON, **TEXT},

@@ -29,4 +29,6 @@ class UnevenHead(MeanLogprob):
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         output = super().forward(rollout)
-        return replace(output, scores=output.scores + process() * torch.arange(len(output.scores)) ** 2)
+        return replace(
+            output, scores=output.scores + process() * torch.arange(len(output.scores)) ** 2
+        )

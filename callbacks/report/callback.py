@@ -60,11 +60,12 @@ def _replace(path: Path, content: bytes) -> None:
 class RunReport(Callback):
     """Writes ``report.html`` and the folder ``report/`` of PNGs into the run's folder when training ends.
 
-    Rank 0 writes it at the end, after an exception or Ctrl-C too, and again after an evaluation that follows, so that
-    the figures "after" are in it; `fast_dev_run` logs nothing and has none. It reads what others leave in the folder:
-    ``metrics.csv`` of the CSV logger (which the command line adds), ``config.yaml``, ``events.jsonl``, and the files of
-    CompletionWriter. Where the disk does not take it, a warning says so, and the run ends as it would have. For a run
-    that was killed or is still running, and to compare several:
+    Rank 0 writes it at the end, after an exception or Ctrl-C too, and again after an evaluation
+    that follows, so that the figures "after" are in it; `fast_dev_run` logs nothing and has none.
+    It reads what others leave in the folder: ``metrics.csv`` of the CSV logger (which the command
+    line adds), ``config.yaml``, ``events.jsonl``, and the files of CompletionWriter. Where the disk
+    does not take it, a warning says so, and the run ends as it would have. For a run that was
+    killed or is still running, and to compare several:
     ``python -m callbacks.run_report RUN_DIR [RUN_DIR ...]``.
     """
 
@@ -81,7 +82,8 @@ class RunReport(Callback):
             return
         if not isinstance(next(iter(trainer.loggers), None), CSVLogger | DummyLogger):
             raise ValueError(
-                f"RunReport reads metrics.csv, but trainer.logger={trainer.loggers} does not begin with a CSVLogger;"
+                f"RunReport reads metrics.csv, but trainer.logger={trainer.loggers} does not begin"
+                " with a CSVLogger;"
                 " leave trainer.logger unset, or put CSVLogger first"
             )
         self.folder = run_folder(trainer)
@@ -99,7 +101,9 @@ class RunReport(Callback):
         if stage in ("fit", "validate"):
             self._write(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """A run that failed has a report as well."""
         self._write(trainer)
 
@@ -112,7 +116,9 @@ class RunReport(Callback):
             if not (self.folder / "metrics.csv").is_file():
                 print("RunReport: no report, since nothing was logged")
                 return
-            write_report([read_run(self.folder)], self.folder / "report.html", f"Run report: {self.folder}")
+            write_report(
+                [read_run(self.folder)], self.folder / "report.html", f"Run report: {self.folder}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the report is made from files."""

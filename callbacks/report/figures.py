@@ -53,7 +53,9 @@ def _name_runs(figure: Figure, runs: list[Run], columns: int) -> None:
         handles = [Line2D([], [], color=_color(number), linewidth=3) for number in range(len(runs))]
         labels = [_plain(run.label) for run in runs]
         columns = min(columns, len(runs))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+        )
 
 
 def _png(figure: Figure) -> bytes:
@@ -74,7 +76,8 @@ def _plain(label: str) -> str:
 def _fill(axes: Axes, panel: Panel, runs: list[Run]) -> None:
     """Curves, scales, legend and marks of one panel.
 
-    One run has all curves of the panel, told apart by colour; several have the first one each, in the run's colour.
+    One run has all curves of the panel, told apart by colour; several have the first one each, in
+    the run's colour.
     """
     several = len(runs) > 1
     drawn = panel.drawn(runs)
@@ -88,9 +91,13 @@ def _fill(axes: Axes, panel: Panel, runs: list[Run]) -> None:
                 color = _color(number if len(runs) > 1 else index)
                 _line(axes, run, series, color, style, bands=not several)
     _scale(axes, panel)
-    axes.set_title(panel.title, fontsize=11, loc="left", fontweight="bold", pad=22 if _numbered(runs) else 12)
+    axes.set_title(
+        panel.title, fontsize=11, loc="left", fontweight="bold", pad=22 if _numbered(runs) else 12
+    )
     axes.set_xlabel("rollout", fontsize=9)
-    axes.set_ylabel(f"{drawn[0].label}, {panel.unit}" if several else panel.unit, fontsize=8 if several else 9)
+    axes.set_ylabel(
+        f"{drawn[0].label}, {panel.unit}" if several else panel.unit, fontsize=8 if several else 9
+    )
     axes.tick_params(labelsize=9)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
@@ -112,19 +119,28 @@ def _line(axes: Axes, run: Run, series: Series, color: str, style: str, bands: b
     if curve is None:
         return
     x, y = curve
-    few = series.column.startswith("val/")  # evaluations are few and lie apart: join the points over the gaps
+    few = series.column.startswith(
+        "val/"
+    )  # evaluations are few and lie apart: join the points over the gaps
     if few:
         x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     dot = "o" if few or np.isfinite(y).sum() == 1 else None
     axes.plot(x, y, color=color, linestyle=style, linewidth=1.6, marker=dot, markersize=4)
     if not bands:
         return
-    if series.spread is not None and (spread := run.training.columns.get(series.spread)) is not None:
+    if (
+        series.spread is not None
+        and (spread := run.training.columns.get(series.spread)) is not None
+    ):
         axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.15, linewidth=0)
-    low, high = (None if name is None else curve_of(run, name) for name in (series.low, series.high))
+    low, high = (
+        None if name is None else curve_of(run, name) for name in (series.low, series.high)
+    )
     if low is not None and high is not None:
         known = np.isfinite(low[1]) if few else slice(None)
-        axes.fill_between(low[0][known], low[1][known], high[1][known], color=color, alpha=0.18, linewidth=0)
+        axes.fill_between(
+            low[0][known], low[1][known], high[1][known], color=color, alpha=0.18, linewidth=0
+        )
 
 
 def _stack(axes: Axes, drawn: list[Series], run: Run) -> None:
@@ -147,7 +163,9 @@ def _scale(axes: Axes, panel: Panel) -> None:
 
 def _decades(axes: Axes) -> float:
     """How many powers of ten the curves span."""
-    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.ones(1)])
+    values = np.concatenate(
+        [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.ones(1)]
+    )
     positive = values[np.isfinite(values) & (values > 0)]
     return float(np.log10(positive.max() / positive.min())) if len(positive) else 0.0
 
@@ -160,12 +178,28 @@ def _mark(axes: Axes, run: Run, color: str | None) -> None:
     for number, event in enumerate(run.events, 1):
         x = event["rollout"]
         if event.get("kind") in ROUTINE:
-            axes.plot([x], [0.025], marker="^", markersize=5, color=color or "#777777", transform=top, clip_on=False)
+            axes.plot(
+                [x],
+                [0.025],
+                marker="^",
+                markersize=5,
+                color=color or "#777777",
+                transform=top,
+                clip_on=False,
+            )
             continue
         notable += 1
         if notable > MAX_LINES:
             continue
-        axes.plot([x], [1.02], marker="v", markersize=5, color=color or "#000000", transform=top, clip_on=False)
+        axes.plot(
+            [x],
+            [1.02],
+            marker="v",
+            markersize=5,
+            color=color or "#000000",
+            transform=top,
+            clip_on=False,
+        )
         axes.axvline(x, color=color or "#000000", linewidth=0.8, alpha=0.45, linestyle=(0, (2, 2)))
         if color is None and x - last > 0.035 * span:  # numbers side by side would cover each other
             axes.text(x, 1.05, str(number), ha="center", va="bottom", fontsize=8, transform=top)
@@ -180,4 +214,6 @@ def _legend(axes: Axes, drawn: list[Series], runs: list[Run], stacked: bool) -> 
         line = Line2D([], [], color=color, linestyle=style, linewidth=2, label=series.label)
         handles.append(Patch(color=color, alpha=0.75, label=series.label) if stacked else line)
     if len(handles) > 1:
-        axes.legend(handles=handles, fontsize=8, frameon=True, framealpha=0.8, edgecolor="none", loc="best")
+        axes.legend(
+            handles=handles, fontsize=8, frameon=True, framealpha=0.8, edgecolor="none", loc="best"
+        )

@@ -46,13 +46,19 @@ summary{cursor:pointer;font-weight:600;margin:.5rem 0}
 """
 
 
-def page(title: str, runs: list[Run], panels: list[Panel], images: dict[str, bytes], made_with: str) -> str:
+def page(
+    title: str, runs: list[Run], panels: list[Panel], images: dict[str, bytes], made_with: str
+) -> str:
     """The whole page; ``images`` are PNGs by a panel's name."""
     body = [
         f"<h1>{escape(title)}</h1>",
         *(f'<p class="sub">{_named(run, runs)}{_ended(run)}</p>' for run in runs),
         *(f'<p class="sub">{_summary(run)}</p>' for run in runs),
-        *(f'<p class="note">{_named(run, runs)}{escape(note)}</p>' for run in runs for note in run.notes),
+        *(
+            f'<p class="note">{_named(run, runs)}{escape(note)}</p>'
+            for run in runs
+            for note in run.notes
+        ),
         "<h2>At a glance</h2>",
         _glance(runs[0]) if len(runs) == 1 else _compared(runs),
         *(_section(name, panels, images) for name in SECTIONS),
@@ -64,9 +70,11 @@ def page(title: str, runs: list[Run], panels: list[Panel], images: dict[str, byt
     ]
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<!doctype html>\n<html lang="en"><head><meta'
+        f' charset="utf-8"><title>{escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>\n'
+        '<meta name="viewport"'
+        f' content="width=device-width"><style>{STYLE}</style></head>\n<body>\n'
         + "\n".join(part for part in body if part)
         + "\n</body></html>\n"
     )
@@ -88,8 +96,14 @@ def _ended(run: Run) -> str:
 
 def _summary(run: Run) -> str:
     rollouts = int(run.training.x.max()) if len(run.training.x) else 0
-    parts = [f"{rollouts} rollouts", f"{len(run.evaluation.x)} evaluations", f"{len(run.events)} marked events"]
-    seconds = [run.training.columns.get(f"time/{phase}") for phase in ("rollout", "reward", "update")]
+    parts = [
+        f"{rollouts} rollouts",
+        f"{len(run.evaluation.x)} evaluations",
+        f"{len(run.events)} marked events",
+    ]
+    seconds = [
+        run.training.columns.get(f"time/{phase}") for phase in ("rollout", "reward", "update")
+    ]
     known = [float(np.nansum(values)) for values in seconds if values is not None]
     if known:
         parts.append(f"{_duration(sum(known))} in training steps")
@@ -98,15 +112,24 @@ def _summary(run: Run) -> str:
 
 def _duration(seconds: float) -> str:
     minutes = int(seconds // 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds % 60:.0f} s"
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{minutes} min {seconds % 60:.0f} s"
+    )
 
 
-def table(headings: Iterable[str], rows: Iterable[Iterable[str]], numeric: Iterable[int] = ()) -> str:
+def table(
+    headings: Iterable[str], rows: Iterable[Iterable[str]], numeric: Iterable[int] = ()
+) -> str:
     """An HTML table of cells that are HTML already; ``numeric`` columns are aligned to the right."""
     right = set(numeric)
 
     def cells(tag: str, values: Iterable[str]) -> str:
-        made = (f'<{tag} class="n">{v}</{tag}>' if k in right else f"<{tag}>{v}</{tag}>" for k, v in enumerate(values))
+        made = (
+            f'<{tag} class="n">{v}</{tag}>' if k in right else f"<{tag}>{v}</{tag}>"
+            for k, v in enumerate(values)
+        )
         return f"<tr>{''.join(made)}</tr>"
 
     return f"<table>{cells('th', headings)}{''.join(cells('td', row) for row in rows)}</table>"
@@ -154,7 +177,9 @@ def _section(name: str, panels: list[Panel], images: dict[str, bytes]) -> str:
         data = base64.b64encode(images[panel.name]).decode()
         alt = escape(f"{panel.title}, {panel.unit}, by rollout", quote=True)
         caption = f"<figcaption>{escape(panel.caption)}</figcaption>"
-        figures.append(f'<figure><img src="data:image/png;base64,{data}" alt="{alt}">{caption}</figure>')
+        figures.append(
+            f'<figure><img src="data:image/png;base64,{data}" alt="{alt}">{caption}</figure>'
+        )
     return f'<h2>{escape(name)}</h2><div class="grid">{"".join(figures)}</div>'
 
 
@@ -163,18 +188,27 @@ def _events(runs: list[Run]) -> str:
     for run in runs:
         for number, event in enumerate(run.events, 1):
             cells = (event.get(name, "") for name in ("rollout", "source", "kind", "message"))
-            rows.append((str(number), *([escape(run.label)] if len(runs) > 1 else []), *map(_cell, cells)))
+            rows.append(
+                (str(number), *([escape(run.label)] if len(runs) > 1 else []), *map(_cell, cells))
+            )
     if not rows:
         return ""
-    more = f"<p>{len(rows) - MAX_ROWS} more are in events.jsonl.</p>" if len(rows) > MAX_ROWS else ""
+    more = (
+        f"<p>{len(rows) - MAX_ROWS} more are in events.jsonl.</p>" if len(rows) > MAX_ROWS else ""
+    )
     headings = ("", *(["run"] if len(runs) > 1 else []), "rollout", "source", "kind", "message")
-    note = "<p>Triangles above the pictures carry these numbers; schedule changes are triangles on the axis.</p>"
+    note = (
+        "<p>Triangles above the pictures carry these numbers; schedule changes are triangles on"
+        " the axis.</p>"
+    )
     return f"<h2>Marked events</h2>{note}{table(headings, rows[:MAX_ROWS], [0])}{more}"
 
 
 def _cell(value: Any) -> str:
     text = str(value)
-    return escape(text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text)} characters)")
+    return escape(
+        text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text)} characters)"
+    )
 
 
 def _examples(run: Run, runs: list[Run]) -> str:
@@ -182,7 +216,9 @@ def _examples(run: Run, runs: list[Run]) -> str:
     rollouts = sorted({record["rollout"] for record in run.completions})
     if not rollouts:
         return ""
-    places = np.linspace(0, len(rollouts) - 1, min(EXAMPLE_ROLLOUTS, len(rollouts))).round().astype(int)
+    places = (
+        np.linspace(0, len(rollouts) - 1, min(EXAMPLE_ROLLOUTS, len(rollouts))).round().astype(int)
+    )
     parts = []
     for rollout in (rollouts[place] for place in places):
         records = [record for record in run.completions if record["rollout"] == rollout]
@@ -204,11 +240,33 @@ def _group(group: list[dict[str, Any]]) -> str:
         verdict = {True: '<span class="yes">yes</span>', False: '<span class="no">no</span>'}
         scores = [_score(_scores(record).get(head)) for head in heads]
         length = f"{_cell(record.get('length', ''))}{'' if record.get('ended', True) else ' cut'}"
-        answer = "<i>none</i>" if record.get("answer") is None else f"<code>{_cell(record['answer'])}</code>"
+        answer = (
+            "<i>none</i>"
+            if record.get("answer") is None
+            else f"<code>{_cell(record['answer'])}</code>"
+        )
         right = verdict.get(bool(record["correct"]), "") if "correct" in record else ""
         advantage = f"{_finite(record.get('advantage')):+.2f}"
-        rows.append((str(copies[text]), f"<code>{_cell(text)}</code>", answer, right, *scores, advantage, length))
-    headings = ("times", "completion", "answer", "right", *map(escape, heads), "advantage", "tokens")
+        rows.append(
+            (
+                str(copies[text]),
+                f"<code>{_cell(text)}</code>",
+                answer,
+                right,
+                *scores,
+                advantage,
+                length,
+            )
+        )
+    headings = (
+        "times",
+        "completion",
+        "answer",
+        "right",
+        *map(escape, heads),
+        "advantage",
+        "tokens",
+    )
     return table(headings, rows, [0, *range(4, 6 + len(heads))])
 
 
@@ -232,20 +290,36 @@ def _differences(runs: list[Run]) -> str:
     flat = [settings(run) for run in runs]
     names = sorted({name for values in flat for name in values})
     rows = [(name, [values.get(name, "") for values in flat]) for name in names]
-    different = [(f"<code>{escape(name)}</code>", *map(_cell, cells)) for name, cells in rows if len(set(cells)) > 1]
+    different = [
+        (f"<code>{escape(name)}</code>", *map(_cell, cells))
+        for name, cells in rows
+        if len(set(cells)) > 1
+    ]
     headings = ("setting", *(escape(run.label) for run in runs))
-    return f"<h2>Settings that differ</h2>{table(headings, different) if different else '<p>None.</p>'}"
+    return (
+        "<h2>Settings that"
+        f" differ</h2>{table(headings, different) if different else '<p>None.</p>'}"
+    )
 
 
 def _config(run: Run) -> str:
     text = escape(run.config) if run.config else "No config.yaml in the run's folder."
-    return f"<details><summary>config.yaml of {escape(run.label)}</summary><pre>{text}</pre></details>"
+    return (
+        f"<details><summary>config.yaml of {escape(run.label)}</summary><pre>{text}</pre></details>"
+    )
 
 
 def _versions(runs: list[Run], made_with: str) -> str:
     names = sorted({name for run in runs for name in run.versions})
-    rows = [(escape(name), *(_cell(run.versions.get(name, "not recorded")) for run in runs)) for name in names]
+    rows = [
+        (escape(name), *(_cell(run.versions.get(name, "not recorded")) for run in runs))
+        for name in names
+    ]
     headings = ("", *(escape(run.label) for run in runs))
     made = f"<p>This page was made by {escape(made_with)}.</p>"
-    recorded = table(headings, rows) if rows else "<p>Not recorded: RunReport was not among the run's callbacks.</p>"
+    recorded = (
+        table(headings, rows)
+        if rows
+        else "<p>Not recorded: RunReport was not among the run's callbacks.</p>"
+    )
     return f"<h2>Versions</h2>{recorded}{made}"

@@ -49,7 +49,11 @@ class Panel:
 
     def drawn(self, runs: list[Run]) -> list[Series]:
         """The curves that some run has."""
-        return [series for series in self.series if any(curve_of(run, series.column) is not None for run in runs)]
+        return [
+            series
+            for series in self.series
+            if any(curve_of(run, series.column) is not None for run in runs)
+        ]
 
 
 def curve_of(run: Run, column: str):
@@ -63,7 +67,8 @@ FIXED = (
         "Answers",
         "Agreement",
         "share",
-        "Unanimous groups give the vote nothing to say: from there on certainty alone drives the policy. Where"
+        "Unanimous groups give the vote nothing to say: from there on certainty alone drives the"
+        " policy. Where"
         " one answer rises over all prompts (CollapseGuard), they no longer matter to the policy.",
         (
             Series("vote/largest_cluster", "group's largest answer"),
@@ -85,7 +90,8 @@ FIXED = (
         "Policy",
         "Token entropy",
         "nats",
-        "The band runs from the 10th to the 90th percentile of a rollout's tokens (EntropyMonitor). Near 0 the"
+        "The band runs from the 10th to the 90th percentile of a rollout's tokens"
+        " (EntropyMonitor). Near 0 the"
         " policy has nothing left to explore; a steep rise is the other way to collapse.",
         (
             Series("policy/entropy", "mean"),
@@ -97,7 +103,8 @@ FIXED = (
         "Completions",
         "Completion length",
         "tokens",
-        "Certainty favours short completions, a vote may favour long ones: a drift is the first sign of either.",
+        "Certainty favours short completions, a vote may favour long ones: a drift is the first"
+        " sign of either.",
         (Series("rollout/length", "mean length"),),
     ),
     Panel(
@@ -105,7 +112,8 @@ FIXED = (
         "Completions",
         "Completions that end and answer",
         "share",
-        "The first two are near 1 in a healthy run. Repeated 4-grams (CollapseGuard) stay where they began.",
+        "The first two are near 1 in a healthy run. Repeated 4-grams (CollapseGuard) stay where"
+        " they began.",
         (
             Series("rollout/ended", "ended by itself"),
             Series("rollout/parseable", "has an answer"),
@@ -118,7 +126,8 @@ FIXED = (
         "Rewards",
         "Whether updates follow the vote",
         "correlation",
-        "Inside groups, of a completion's advantage with the share of its group that gives its answer"
+        "Inside groups, of a completion's advantage with the share of its group that gives its"
+        " answer"
         " (CollapseGuard). Near 0 updates no longer favour what a group agrees on.",
         (Series("guard/vote_alignment", "advantage and vote"),),
     ),
@@ -127,7 +136,8 @@ FIXED = (
         "Rewards",
         "Share of |advantage| from certainty",
         "share",
-        "Of all heads that reward the policy's own certainty (CollapseGuard). Near 1 it drives itself.",
+        "Of all heads that reward the policy's own certainty (CollapseGuard). Near 1 it drives"
+        " itself.",
         (Series("guard/certainty_share", "certainty heads"),),
         share=True,
     ),
@@ -144,7 +154,8 @@ FIXED = (
         "Policy",
         "How far the sampler is from the policy",
         "|log-prob difference|, nats",
-        "Rounding alone, unless the sampler has other weights or computes otherwise. Below the noise floor KL-Cov"
+        "Rounding alone, unless the sampler has other weights or computes otherwise. Below the"
+        " noise floor KL-Cov"
         " takes a difference for rounding.",
         (
             Series("policy/sampler_gap", "mean, when sampled"),
@@ -158,8 +169,12 @@ FIXED = (
         "Policy",
         "How far an update moves tokens",
         "|log ratio|, nats",
-        "KL-Cov penalises this on the tokens that it picked; near 1e-3 a weight of 0.05 cannot be felt.",
-        (Series("policy/log_ratio_picked", "picked tokens"), Series("policy/log_ratio", "all tokens")),
+        "KL-Cov penalises this on the tokens that it picked; near 1e-3 a weight of 0.05 cannot be"
+        " felt.",
+        (
+            Series("policy/log_ratio_picked", "picked tokens"),
+            Series("policy/log_ratio", "all tokens"),
+        ),
     ),
     Panel(
         "picked",
@@ -237,12 +252,28 @@ def _flat_zero(panel: Panel, runs: list[Run]) -> bool:
 
 def _accuracy(runs: list[Run]) -> Panel:
     logged = sorted({name for run in runs for name in run.evaluation.columns})
-    series = [Series("val/accuracy", "held-out, each sample", low="val_low/accuracy", high="val_high/accuracy")]
-    series += [Series(name, f"held-out, majority of {name[8:]}") for name in logged if name.startswith("val/maj@")]
+    series = [
+        Series(
+            "val/accuracy",
+            "held-out, each sample",
+            low="val_low/accuracy",
+            high="val_high/accuracy",
+        )
+    ]
+    series += [
+        Series(name, f"held-out, majority of {name[8:]}")
+        for name in logged
+        if name.startswith("val/maj@")
+    ]
     series += [Series("val/greedy_accuracy", "held-out, greedy")]
-    series += [Series(f"reward/{head}/mean", f"training samples (head {head})") for head in _gold_heads(runs)]
+    series += [
+        Series(f"reward/{head}/mean", f"training samples (head {head})")
+        for head in _gold_heads(runs)
+    ]
     caption = "Labels measure here; whether they train is told by the weights of the heads."
-    return Panel("accuracy", "Answers", "Accuracy", "share right", caption, tuple(series), share=True)
+    return Panel(
+        "accuracy", "Answers", "Accuracy", "share right", caption, tuple(series), share=True
+    )
 
 
 def _gold_heads(runs: list[Run]) -> list[str]:
@@ -251,16 +282,24 @@ def _gold_heads(runs: list[Run]) -> list[str]:
         name.split(".")[2]
         for run in runs
         for name, value in settings(run).items()
-        if name.startswith("model.rewards.") and name.endswith(ends) and value.split(".")[-1] == "GoldAnswer"
+        if name.startswith("model.rewards.")
+        and name.endswith(ends)
+        and value.split(".")[-1] == "GoldAnswer"
     }
     return sorted(named)
 
 
 def _rewards(runs: list[Run]) -> list[Panel]:
     """A panel for each head, since their scales differ, and one for their shares of |A|."""
-    names = sorted({name for run in runs for name in run.training.columns if name.startswith("reward/")})
+    names = sorted(
+        {name for run in runs for name in run.training.columns if name.startswith("reward/")}
+    )
     heads = sorted({name.split("/")[1] for name in names})
-    caption = "Mean over completions; the band is the mean spread inside a group, which is all that advantages see."
+    caption = (
+        "Mean over completions; the band is the mean spread inside a group, which is all"
+        " that"
+        " advantages see."
+    )
     panels = [
         Panel(
             f"reward_{head}",
@@ -274,6 +313,19 @@ def _rewards(runs: list[Run]) -> list[Panel]:
         for head in heads
     ]
     shares = tuple(Series(f"reward/{head}/share", head) for head in heads)
-    caption = "How much of the training signal each head makes up. One head near 1 means that it alone is trained on."
-    share = Panel("share", "Rewards", "Share of |advantage|", "share", caption, shares, kind="stack", share=True)
+    caption = (
+        "How much of the training signal each head makes up. One head near 1 means that it"
+        " alone"
+        " is trained on."
+    )
+    share = Panel(
+        "share",
+        "Rewards",
+        "Share of |advantage|",
+        "share",
+        caption,
+        shares,
+        kind="stack",
+        share=True,
+    )
     return [*panels, share]

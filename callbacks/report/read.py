@@ -1,7 +1,7 @@
 """What a run left in its folder, read as far as it goes: a killed run's last line may be torn, figures may miss.
 
-Nothing here is trusted: files may be cut off, empty or absent, numbers may be NaN, completions may hold anything. What
-is missing becomes a note for the reader of the report.
+Nothing here is trusted: files may be cut off, empty or absent, numbers may be NaN, completions may
+hold anything. What is missing becomes a note for the reader of the report.
 """
 
 from __future__ import annotations
@@ -71,20 +71,29 @@ def read_run(folder: Path, label: str | None = None) -> Run:
         ValueError: there is no metrics.csv; names the run folders below, if there are any.
     """
     if not (folder / "metrics.csv").is_file():
-        below = sorted(str(path.parent) for path in folder.rglob("metrics.csv")) if folder.is_dir() else []
+        below = (
+            sorted(str(path.parent) for path in folder.rglob("metrics.csv"))
+            if folder.is_dir()
+            else []
+        )
         hint = f"; runs below it: {', '.join(below)}" if below else ""
         raise ValueError(f"{folder} is no run's folder: it has no metrics.csv{hint}")
     notes: list[str] = []
     training, evaluation = read_metrics(folder / "metrics.csv", notes)
     events = [
-        event for event in read_jsonl(folder / "events.jsonl", notes) if _number(event.get("rollout")) is not None
+        event
+        for event in read_jsonl(folder / "events.jsonl", notes)
+        if _number(event.get("rollout")) is not None
     ]
     config = folder / "config.yaml"
     return Run(
         label or str(folder),
         training,
         evaluation,
-        sorted((event for event in events if event.get("kind") != "end"), key=lambda event: event["rollout"]),
+        sorted(
+            (event for event in events if event.get("kind") != "end"),
+            key=lambda event: event["rollout"],
+        ),
         read_completions(folder, notes),
         config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         read_versions(folder / "versions.json", notes),
@@ -96,8 +105,9 @@ def read_run(folder: Path, label: str | None = None) -> Run:
 def read_metrics(path: Path, notes: list[str]) -> tuple[Curves, Curves]:
     """Training and evaluation figures of a ``metrics.csv``.
 
-    Lightning numbers a rollout's row by the rollouts before it, and an evaluation's row now by those before the last
-    one and now by all of them; here x is always the number of rollouts that were done.
+    Lightning numbers a rollout's row by the rollouts before it, and an evaluation's row now by
+    those before the last one and now by all of them; here x is always the number of rollouts that
+    were done.
     """
     logged = read_logged(path)
     if logged.torn:
@@ -109,9 +119,17 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[Curves, Curves]:
         step = row.get("step", math.nan)
         if not math.isfinite(step):
             continue
-        figures = {name: value for name, value in row.items() if name not in PLACE and not math.isnan(value)}
+        figures = {
+            name: value
+            for name, value in row.items()
+            if name not in PLACE and not math.isnan(value)
+        }
         measured = {name: value for name, value in figures.items() if name.startswith(VALIDATION)}
-        trained = {name: value for name, value in figures.items() if not name.startswith((*VALIDATION, "test"))}
+        trained = {
+            name: value
+            for name, value in figures.items()
+            if not name.startswith((*VALIDATION, "test"))
+        }
         if trained:
             training.append({"x": step + 1, **trained})
         if measured:
@@ -127,7 +145,9 @@ def _curves(rows: list[dict[str, float]]) -> Curves:
             broken.append({"x": row["x"]})
         broken.append(row)
     names = {name for row in rows for name in row} - {"x"}
-    columns = {name: np.array([row.get(name, math.nan) for row in broken]) for name in sorted(names)}
+    columns = {
+        name: np.array([row.get(name, math.nan) for row in broken]) for name in sorted(names)
+    }
     return Curves(np.array([row["x"] for row in broken]), columns)
 
 
@@ -144,7 +164,10 @@ def _whole_lines(path: Path, notes: list[str]) -> list[str]:
 
 
 def _torn(path: Path) -> str:
-    return f"The last line of {path.name} is torn and left out: the run was killed, or is still writing."
+    return (
+        f"The last line of {path.name} is torn and left out: the run was killed, or is still"
+        " writing."
+    )
 
 
 def read_jsonl(path: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -174,7 +197,8 @@ def read_completions(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
         records += pyarrow.parquet.read_table(part).to_pylist()
     known = [record for record in records if _number(record.get("rollout")) is not None]
     latest = {
-        tuple(str(record.get(name)) for name in ("rollout", "index", "completion_number")): record for record in known
+        tuple(str(record.get(name)) for name in ("rollout", "index", "completion_number")): record
+        for record in known
     }
     return sorted(latest.values(), key=lambda record: record["rollout"])
 
@@ -188,7 +212,11 @@ def read_versions(path: Path, notes: list[str]) -> dict[str, str]:
     except ValueError:
         notes.append(f"{path.name} is damaged.")
         return {}
-    return {str(name): str(value) for name, value in content.items()} if isinstance(content, dict) else {}
+    return (
+        {str(name): str(value) for name, value in content.items()}
+        if isinstance(content, dict)
+        else {}
+    )
 
 
 def settings(run: Run) -> dict[str, str]:
@@ -216,4 +244,8 @@ def _as_float(cell: Any) -> float:
 
 
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    return (
+        value
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        else None
+    )

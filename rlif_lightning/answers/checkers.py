@@ -1,7 +1,7 @@
 """What an answer is and when it is right: read `Checker`, then the three kinds here.
 
-``AnswerChecker`` compares mathematical answers, letters and words, ``LiteralChecker`` Python literals; ``CodeChecker``
-runs code against tests, in a sandbox.
+``AnswerChecker`` compares mathematical answers, letters and words, ``LiteralChecker`` Python
+literals; ``CodeChecker`` runs code against tests, in a sandbox.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Checker(ABC):
     def cluster(self, answers: Sequence[str | None]) -> tuple[list[int | None], list[str]]:
         """Group the answers of one problem: a cluster id for each (None stays None), and each cluster's answer.
 
-        Ids count from 0 by frequency, then alphabetically. Here: equal strings; override it where more is equal.
+        Ids count from 0 by frequency, then alphabetically. Here: equal strings; override it where
+        more is equal.
         """
         counts = Counter(answer for answer in answers if answer is not None)
         order = sorted(counts, key=lambda answer: (-counts[answer], answer))
@@ -65,7 +66,8 @@ class Checker(ABC):
 
         Args:
             answers: n answers, from :meth:`answer` or :meth:`cluster`.
-            problems: the data-set row of each of them, all columns, and ``gold_column`` where that is a dotted path.
+            problems: the data-set row of each of them, all columns, and ``gold_column`` where that
+                is a dotted path.
             gold_column: the column named by ``data.answer_column``.
 
         Raises:
@@ -76,12 +78,14 @@ class Checker(ABC):
 class AnswerChecker(Checker):
     """Answers that mean the same as the gold answer, or as one of a list of them, are right.
 
-    Two answers are compared by ``clusters.py``; what a gold answer may be is in ``gold_answers.py``.
+    Two answers are compared by ``clusters.py``; what a gold answer may be is in
+    ``gold_answers.py``.
 
     Args:
         extractor: finds the final answer of a completion.
         gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
-        equivalence: ``exact``, or ``math_verify`` to accept numbers rounded to six digits too, as that library does.
+        equivalence: ``exact``, or ``math_verify`` to accept numbers rounded to six digits too, as
+            that library does.
 
     Raises:
         ValueError: an unknown equivalence.
@@ -94,7 +98,11 @@ class AnswerChecker(Checker):
         equivalence: str = "exact",
     ):
         check_equivalence(equivalence)
-        self.extractor, self.gold, self.equivalence = extractor, GoldReader(gold_extractor), equivalence
+        self.extractor, self.gold, self.equivalence = (
+            extractor,
+            GoldReader(gold_extractor),
+            equivalence,
+        )
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Refuse what is no answer, and count what cannot be read (:meth:`GoldReader.check`)."""
@@ -120,13 +128,17 @@ class AnswerChecker(Checker):
 class LiteralChecker(Checker):
     """Python literals, right if ``==`` to the gold literal (CRUXEval). Nothing is ever run.
 
-    Of an answer such as ``assert f(3) == [1, 2]`` what follows ``==`` counts. As in Python, ``1 == 1.0 == True``.
+    Of an answer such as ``assert f(3) == [1, 2]`` what follows ``==`` counts. As in Python,
+    ``1 == 1.0 == True``.
 
     Args:
         extractor: finds the literal in a completion.
     """
 
-    def __init__(self, extractor: AnswerExtractor = AnswerExtractor("regex", r"(?s)\[ANSWER\](.*?)\[/ANSWER\]")):
+    def __init__(
+        self,
+        extractor: AnswerExtractor = AnswerExtractor("regex", r"(?s)\[ANSWER\](.*?)\[/ANSWER\]"),
+    ):
         self.extractor = extractor
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
@@ -134,7 +146,8 @@ class LiteralChecker(Checker):
         for row, value in values:
             if value is None:
                 raise ValueError(
-                    f"data.answer_column={column!r}: row {row} of {where} is None; write a literal, as text"
+                    f"data.answer_column={column!r}: row {row} of {where} is None; write a"
+                    " literal, as text"
                 )
 
     def answer(self, text: str) -> str | None:
@@ -150,7 +163,10 @@ class LiteralChecker(Checker):
         for answer, problem in zip(answers, problems, strict=True):
             gold = _literal(str(problem[gold_column]))
             if gold is None:
-                raise ValueError(f"gold answer {problem[gold_column]!r} in column {gold_column!r} is no Python literal")
+                raise ValueError(
+                    f"gold answer {problem[gold_column]!r} in column {gold_column!r} is no Python"
+                    " literal"
+                )
             given = _literal(answer or "")
             verdicts.append(given is not None and bool(given.value == gold.value))
         return verdicts
@@ -159,8 +175,8 @@ class LiteralChecker(Checker):
 class CodeChecker(Checker):
     """Code that passes all tests of its problem is right (HumanEval, MBPP, LiveCodeBench; see ``task_of``).
 
-    The whole completion is the answer, for the code that it holds can depend on the prompt that it continues. So
-    answers are equal where texts are, and agreement, diversity and maj@k say little.
+    The whole completion is the answer, for the code that it holds can depend on the prompt that it
+    continues. So answers are equal where texts are, and agreement, diversity and maj@k say little.
 
     Args:
         extractor: finds the code of a completion.
@@ -176,7 +192,9 @@ class CodeChecker(Checker):
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Refuse a column that holds no tests."""
         if column not in TEST_COLUMNS:
-            raise ValueError(f"data.answer_column={column!r} holds no tests; choose one of {list(TEST_COLUMNS)}")
+            raise ValueError(
+                f"data.answer_column={column!r} holds no tests; choose one of {list(TEST_COLUMNS)}"
+            )
 
     def answer(self, text: str) -> str | None:
         """The text; None where it is blank."""
@@ -187,7 +205,9 @@ class CodeChecker(Checker):
     ) -> list[bool]:
         """Whether the code in each answer passes every test of its problem, all columns of tests together."""
         self.check_gold(gold_column, (), "")
-        rates = pass_rates([answer or "" for answer in answers], problems, self.extractor, self.sandbox)
+        rates = pass_rates(
+            [answer or "" for answer in answers], problems, self.extractor, self.sandbox
+        )
         return [rate == 1.0 for rate in rates]
 
 
@@ -203,7 +223,9 @@ def _literal(text: str) -> _Literal | None:
         return None
     for candidate in (text, text.partition("==")[2]):
         try:
-            with warnings.catch_warnings():  # "1 is 1", "\d": the parser's advice to whoever wrote the text
+            with (
+                warnings.catch_warnings()
+            ):  # "1 is 1", "\d": the parser's advice to whoever wrote the text
                 warnings.simplefilter("ignore")
                 value = ast.literal_eval(candidate.strip())
             return _Literal(value, _spelling(value))
@@ -215,7 +237,13 @@ def _literal(text: str) -> _Literal | None:
 def _spelling(value: Any) -> str:
     """As ``repr``, but sets and dictionaries in one order whatever the hash seed."""
     if isinstance(value, dict):
-        return "{" + ", ".join(sorted(f"{_spelling(key)}: {_spelling(item)}" for key, item in value.items())) + "}"
+        return (
+            "{"
+            + ", ".join(
+                sorted(f"{_spelling(key)}: {_spelling(item)}" for key, item in value.items())
+            )
+            + "}"
+        )
     if isinstance(value, set):
         return "{" + ", ".join(sorted(map(_spelling, value))) + "}" if value else "set()"
     if isinstance(value, list):

@@ -1,9 +1,9 @@
 """Which answers mean the same: two of them (``equivalent``), or those of one group (``open_clusters``).
 
-Between two answers what one of them leaves out does not count: 18 equals "18 marbles", and 5 equals ``x=5``. In a
-group that rule would call 5 km and 5 m equal by way of 5. There an answer that leaves something out joins those that
-say it only if they all say the same: with 5 km, 5 m and 5 there are three clusters. The same for every order of the
-answers.
+Between two answers what one of them leaves out does not count: 18 equals "18 marbles", and 5 equals
+``x=5``. In a group that rule would call 5 km and 5 m equal by way of 5. There an answer that leaves
+something out joins those that say it only if they all say the same: with 5 km, 5 m and 5 there are
+three clusters. The same for every order of the answers.
 
 Left out: the meaning of free text (see a judge head).
 """
@@ -29,15 +29,20 @@ def check_equivalence(equivalence: str) -> None:
         ValueError: it is none of ``EQUIVALENCES``.
     """
     if equivalence not in EQUIVALENCES:
-        raise ValueError(f"equivalence={equivalence!r} is unknown; choose one of {list(EQUIVALENCES)}")
+        raise ValueError(
+            f"equivalence={equivalence!r} is unknown; choose one of {list(EQUIVALENCES)}"
+        )
 
 
 def equivalent(a: str, b: str, equivalence: str = "exact") -> bool:
-    """Whether two answers mean the same. Symmetric, but *not* transitive: 5 equals 5 km and 5 m, which differ.
+    """Whether two answers mean the same.
 
-    ``exact``: normalised string, then what is read (numbers exactly, expressions by their values), then math-verify
-    for what cannot be read. ``math_verify``: also what that library calls equal by rounding to six digits (1/3 and
-    0.333333). Memoised. What is not decided within 0.3 s of CPU time is not equal. Works in any thread and process.
+    Symmetric, but *not* transitive: 5 equals 5 km and 5 m, which differ.
+
+    ``exact``: normalised string, then what is read (numbers exactly, expressions by their values),
+    then math-verify for what cannot be read. ``math_verify``: also what that library calls equal by
+    rounding to six digits (1/3 and 0.333333). Memoised. What is not decided within 0.3 s of CPU
+    time is not equal. Works in any thread and process.
 
     Raises:
         ValueError: an unknown equivalence.
@@ -60,7 +65,9 @@ def is_correct(answer: str | None, gold: str | None, equivalence: str = "exact")
         ValueError: there is no gold answer to compare with, or an unknown equivalence.
     """
     if gold is None:
-        raise ValueError("a problem has an empty gold answer; clean the column or choose another gold extractor")
+        raise ValueError(
+            "a problem has an empty gold answer; clean the column or choose another gold extractor"
+        )
     return answer is not None and equivalent(answer, gold, equivalence)
 
 
@@ -74,8 +81,8 @@ def answer_name(answer: str) -> str:
 def cluster(answers: Sequence[str | None], budget: Budget | None = None) -> list[int | None]:
     """Cluster ids for the answers of one group; None (no answer) stays None.
 
-    Ids follow the most frequent normalised string of each cluster, then the alphabet, so the order of the rows does not
-    matter. Cluster 0 holds the most frequent string.
+    Ids follow the most frequent normalised string of each cluster, then the alphabet, so the order
+    of the rows does not matter. Cluster 0 holds the most frequent string.
 
     Example:
         >>> cluster(["5", "3", None, "3.0"])
@@ -84,7 +91,9 @@ def cluster(answers: Sequence[str | None], budget: Budget | None = None) -> list
     return open_clusters(answers, budget)[0]
 
 
-def open_clusters(answers: Sequence[str | None], budget: Budget | None = None) -> tuple[list[int | None], list[str]]:
+def open_clusters(
+    answers: Sequence[str | None], budget: Budget | None = None
+) -> tuple[list[int | None], list[str]]:
     """``cluster`` together with each cluster's representative, its most frequent normalised string.
 
     Args:

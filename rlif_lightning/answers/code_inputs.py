@@ -23,21 +23,27 @@ def read_arguments(text: str) -> tuple[Any, ...]:
             raise ValueError("no list of positional arguments")
         return tuple(ast.literal_eval(argument) for argument in call.args)
     except (SyntaxError, ValueError, TypeError) as error:
-        raise ValueError(f"inputs: {text!r} must be literals as in a call, such as \"[1, 2], 'a'\": {error}") from error
+        raise ValueError(
+            f"inputs: {text!r} must be literals as in a call, such as \"[1, 2], 'a'\": {error}"
+        ) from error
 
 
-def draw_arguments(source: str, function: str, count: int, seed: int, index: int) -> list[tuple[Any, ...]]:
+def draw_arguments(
+    source: str, function: str, count: int, seed: int, index: int
+) -> list[tuple[Any, ...]]:
     """Draw arguments by the annotated types of a function's header.
 
-    Known: int, float, str, bool, None, list, tuple, set, dict, Optional, Union and ``|``, in either spelling
-    (``list[int]``, ``typing.List[int]``). Sizes run from 0 to 6, integers from -100 to 100, half of them from -3 to 9.
+    Known: int, float, str, bool, None, list, tuple, set, dict, Optional, Union and ``|``, in either
+    spelling (``list[int]``, ``typing.List[int]``). Sizes run from 0 to 6, integers from -100 to
+    100, half of them from -3 to 9.
 
     Args:
         source: Python source text that holds the header (a HumanEval prompt does).
         function: the function's name.
         count: how many tuples of arguments.
         seed: another number draws others.
-        index: the problem's row in its data set; the draw depends on (seed, index) and the header alone.
+        index: the problem's row in its data set; the draw depends on (seed, index) and the header
+            alone.
 
     Raises:
         ValueError: no such header, or a type that is missing or unknown.
@@ -49,11 +55,19 @@ def draw_arguments(source: str, function: str, count: int, seed: int, index: int
 
 def _annotations(source: str, function: str) -> list[ast.expr | None]:
     tree = _parse(source, function)
-    headers = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
+    headers = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == function
+    ]
     if not headers:
         raise ValueError(f"no function {function!r} in {source!r:.200}; give a column of inputs")
     arguments = headers[-1].args
-    return [argument.annotation for argument in [*arguments.posonlyargs, *arguments.args] if argument.arg != "self"]
+    return [
+        argument.annotation
+        for argument in [*arguments.posonlyargs, *arguments.args]
+        if argument.arg != "self"
+    ]
 
 
 def _parse(source: str, function: str) -> ast.Module:
@@ -64,7 +78,9 @@ def _parse(source: str, function: str) -> ast.Module:
             return ast.parse(source + body)
         except (SyntaxError, ValueError) as error:
             problem = problem or error
-    raise ValueError(f"the header of {function!r} cannot be read: {problem}; give a column of inputs")
+    raise ValueError(
+        f"the header of {function!r} cannot be read: {problem}; give a column of inputs"
+    )
 
 
 Draw = Callable[[random.Random], Any]
@@ -79,13 +95,22 @@ def _drawer(annotation: ast.expr | None, function: str) -> Draw:
     if isinstance(annotation, ast.Subscript):
         base, inner = annotation.value, annotation.slice
         parameters = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-    name = base.attr if isinstance(base, ast.Attribute) else base.id if isinstance(base, ast.Name) else ""
+    name = (
+        base.attr
+        if isinstance(base, ast.Attribute)
+        else base.id
+        if isinstance(base, ast.Name)
+        else ""
+    )
     if name in _PLAIN and not parameters:
         return _PLAIN[name]
     kind = name.lower()
     if kind not in _GENERIC:
         shown = "no type" if annotation is None else repr(ast.unparse(annotation))
-        raise ValueError(f"{function!r} has {shown} for an argument, which cannot be drawn; give a column of inputs")
+        raise ValueError(
+            f"{function!r} has {shown} for an argument, which cannot be drawn; give a column of"
+            " inputs"
+        )
     variable = [p for p in parameters if not (isinstance(p, ast.Constant) and p.value is ...)]
     items = [_drawer(parameter, function) for parameter in variable] or [_PLAIN["int"]] * 2
     return _GENERIC[kind](items, len(variable) != len(parameters))

@@ -1,7 +1,7 @@
 """Programming tasks: the tests of a data-set row in one shape, and the code of a completion.
 
-Read in this order: ``CodeTask`` (the shape), ``task_of`` with one adapter for each of three public layouts, then
-``CodeExtractor``. Nothing here runs or unpickles anything of a data set or a model.
+Read in this order: ``CodeTask`` (the shape), ``task_of`` with one adapter for each of three public
+layouts, then ``CodeExtractor``. Nothing here runs or unpickles anything of a data set or a model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class CodeTask:
         functions: the functions that tests call; none for a program that reads standard input.
         setup: source text that tests need.
         tests: source text of each test; it passes if it raises nothing.
-        cases: pairs of input and expected output: for a function a tuple of arguments and a value, for a program texts.
+        cases: pairs of input and expected output: for a function a tuple of arguments and a value,
+            for a program texts.
     """
 
     prompt: str = ""
@@ -42,22 +43,28 @@ class CodeTask:
 def task_of(row: Mapping[str, Any]) -> CodeTask:
     """Read the tests of one data-set row.
 
-    Three layouts are known by their columns: HumanEval (``prompt``, ``entry_point``, ``test`` with a function
-    ``check``), MBPP (``test_list`` of assertions, optional ``test_imports`` and ``test_setup_code``) and LiveCodeBench
-    (``public_test_cases`` and, optional, ``private_test_cases``, ``metadata``: inputs and outputs, for a function or
-    for standard input and output).
+    Three layouts are known by their columns: HumanEval (``prompt``, ``entry_point``, ``test`` with
+    a function ``check``), MBPP (``test_list`` of assertions, optional ``test_imports`` and
+    ``test_setup_code``) and LiveCodeBench (``public_test_cases`` and, optional,
+    ``private_test_cases``, ``metadata``: inputs and outputs, for a function or for standard input
+    and output).
 
     Raises:
         ValueError: the row has none of these columns, or no test.
     """
-    for column, read in (("test_list", _mbpp), ("public_test_cases", _livecodebench), ("test", _humaneval)):
+    for column, read in (
+        ("test_list", _mbpp),
+        ("public_test_cases", _livecodebench),
+        ("test", _humaneval),
+    ):
         if row.get(column):
             task = read(row)
             if not task.tests and not task.cases:
                 raise ValueError(f"column {column!r} holds no test: {row[column]!r:.200}")
             return task
     raise ValueError(
-        f"no tests in a row with the columns {sorted(row)}; give test_list (assertions), public_test_cases (inputs and"
+        f"no tests in a row with the columns {sorted(row)}; give test_list (assertions),"
+        " public_test_cases (inputs and"
         " outputs), or test with entry_point and prompt"
     )
 
@@ -66,8 +73,14 @@ def _humaneval(row: Mapping[str, Any]) -> CodeTask:
     if not row.get("entry_point"):
         raise ValueError(f"column 'test' needs a column 'entry_point'; the row has {sorted(row)}")
     name, prompt = row["entry_point"], row.get("prompt") or ""
-    # A prompt in Python defines the helpers that some tests call; a prompt in words defines nothing.
-    return CodeTask(prompt, (name,), prompt if _is_python(prompt) else "", (f"{row['test']}\n\ncheck({name})\n",))
+    # A prompt in Python defines the helpers that some tests call; a prompt in words defines
+    # nothing.
+    return CodeTask(
+        prompt,
+        (name,),
+        prompt if _is_python(prompt) else "",
+        (f"{row['test']}\n\ncheck({name})\n",),
+    )
 
 
 def _is_python(text: str) -> bool:
@@ -106,21 +119,28 @@ def _free_names(setup: str, tests: str) -> tuple[str, ...]:
 
 
 def _livecodebench(row: Mapping[str, Any]) -> CodeTask:
-    listed = [*_test_cases(row["public_test_cases"]), *_test_cases(row.get("private_test_cases") or "[]")]
+    listed = [
+        *_test_cases(row["public_test_cases"]),
+        *_test_cases(row.get("private_test_cases") or "[]"),
+    ]
     metadata = row.get("metadata") or {}
     metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
     name = metadata.get("func_name")
     prompt = row.get("starter_code") or ""
     if not name:
         return CodeTask(prompt, cases=tuple((case["input"], case["output"]) for case in listed))
-    pairs = [(tuple(map(json.loads, case["input"].splitlines())), json.loads(case["output"])) for case in listed]
+    pairs = [
+        (tuple(map(json.loads, case["input"].splitlines())), json.loads(case["output"]))
+        for case in listed
+    ]
     return CodeTask(prompt, (name,), cases=tuple(pairs))
 
 
 def _test_cases(text: Any) -> list[dict[str, str]]:
     """The published column: a list, its JSON, or a base64 text of zlib data of a pickled string of JSON.
 
-    Source: https://github.com/LiveCodeBench/LiveCodeBench, which unpickles it; here the one string is read out.
+    Source: https://github.com/LiveCodeBench/LiveCodeBench, which unpickles it; here the one string
+    is read out.
     """
     if isinstance(text, list):
         return text
@@ -139,8 +159,8 @@ def _test_cases(text: Any) -> list[dict[str, str]]:
 
 
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
-# A base model goes on after the function with the next thing it has seen in files: cut at the first line that starts
-# at the margin with anything but a closing bracket.
+# A base model goes on after the function with the next thing it has seen in files: cut at the first
+# line that starts at the margin with anything but a closing bracket.
 _NEXT_THING = re.compile(r"\n(?=[^\s)\]}])")
 _EXTRACTORS = ("auto", "fenced", "continuation", "text")
 
@@ -150,9 +170,10 @@ class CodeExtractor:
     """Finds the code in a completion.
 
     Args:
-        kind: fenced (the last block between lines of three backticks; it may lack its end) | continuation (the prompt's
-            code goes on in the completion, up to the next line at the margin) | text (all of it) | auto (fenced if
-            there is a block, else continuation if the text begins indented and there is a prompt, else text).
+        kind: fenced (the last block between lines of three backticks; it may lack its end) |
+            continuation (the prompt's code goes on in the completion, up to the next line at the
+            margin) | text (all of it) | auto (fenced if there is a block, else continuation if the
+            text begins indented and there is a prompt, else text).
 
     Raises:
         ValueError: an unknown kind.
@@ -180,7 +201,9 @@ class CodeExtractor:
         found = self._fenced(text) if self.kind in ("auto", "fenced") else None
         if found is None and self.kind != "fenced":
             indented = text.lstrip("\n").startswith((" ", "\t"))
-            continues = self.kind == "continuation" or (self.kind == "auto" and bool(prompt) and indented)
+            continues = self.kind == "continuation" or (
+                self.kind == "auto" and bool(prompt) and indented
+            )
             found = prompt + _NEXT_THING.split(text, maxsplit=1)[0] if continues else text
         return found if found is not None and found.strip() else None
 

@@ -41,15 +41,30 @@ def pass_rates(
     tasks = [task_of(row) for row in rows]
     codes = [extractor(text, task.prompt) for text, task in zip(texts, tasks, strict=True)]
     rates = [0.0] * len(texts)
-    judged = [i for i, (code, task) in enumerate(zip(codes, tasks, strict=True)) if code is not None and task.tests]
-    trials = [Trial(codes[i] or "", tasks[i].setup, tasks[i].tests, tasks[i].functions) for i in judged]
+    judged = [
+        i
+        for i, (code, task) in enumerate(zip(codes, tasks, strict=True))
+        if code is not None and task.tests
+    ]
+    trials = [
+        Trial(codes[i] or "", tasks[i].setup, tasks[i].tests, tasks[i].functions) for i in judged
+    ]
     for i, verdict in zip(judged, sandbox.verdicts(trials), strict=True):
         rates[i] = sum(verdict.passed) / len(verdict.passed)
-    compared = [i for i, (code, task) in enumerate(zip(codes, tasks, strict=True)) if code is not None and task.cases]
-    runs = [sandbox_run(codes[i] or "", tasks[i].functions, [given for given, _ in tasks[i].cases]) for i in compared]
+    compared = [
+        i
+        for i, (code, task) in enumerate(zip(codes, tasks, strict=True))
+        if code is not None and task.cases
+    ]
+    runs = [
+        sandbox_run(codes[i] or "", tasks[i].functions, [given for given, _ in tasks[i].cases])
+        for i in compared
+    ]
     for i, outcomes in zip(compared, sandbox.outcomes(runs), strict=True):
         expected = [value for _, value in tasks[i].cases]
-        passed = [_as_expected(outcome, value) for outcome, value in zip(outcomes, expected, strict=True)]
+        passed = [
+            _as_expected(outcome, value) for outcome, value in zip(outcomes, expected, strict=True)
+        ]
         rates[i] = sum(passed) / len(passed)
     return rates
 
@@ -85,7 +100,9 @@ def _key(pair: list[Any]) -> str:
 
 def _same_lines(printed: str, expected: str) -> bool:
     """Equal but for spaces around lines and empty lines around all; numbers count by value, line by line."""
-    found, wanted = ([line.split() for line in text.strip().splitlines()] for text in (printed, expected))
+    found, wanted = (
+        [line.split() for line in text.strip().splitlines()] for text in (printed, expected)
+    )
     return len(found) == len(wanted) and all(map(_same_words, found, wanted))
 
 

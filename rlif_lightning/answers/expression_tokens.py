@@ -1,7 +1,7 @@
 r"""Cut a mathematical expression into tokens: numbers, names, functions, signs.
 
-Numbers and names come as finished nodes of the tree that ``expressions.py`` builds. A numeral with a base stands for
-itself, as a name does: ``1011_2`` is neither 1011 nor ``1011_3``.
+Numbers and names come as finished nodes of the tree that ``expressions.py`` builds. A numeral with
+a base stands for itself, as a name does: ``1011_2`` is neither 1011 nor ``1011_3``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,49 @@ FUNCTIONS = {
     *("arcsin", "arccos", "arctan"),
 }
 GREEK = {
-    *("alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda"),
-    *("mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta"),
+    *(
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "varepsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+    ),
+    *(
+        "mu",
+        "nu",
+        "xi",
+        "rho",
+        "sigma",
+        "tau",
+        "phi",
+        "varphi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+    ),
     *("Lambda", "Sigma", "Phi", "Psi", "Omega", "ell"),
 }
-_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_BASES = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+}
 _OPERATORS = {r"\cdot": "*", r"\times": "*", r"\ast": "*", r"\div": "/", "*": "*", "/": "/"}
 
 _TOKEN = re.compile(
@@ -72,7 +110,10 @@ def _number(kind: str, match: re.Match[str]) -> Node:
         base = _BASES.get(name) or (int(name) if name.isdigit() else 0)
         if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits.replace(".", "")):
             raise Unreadable(text)
-        return ("var", f"{digits}_{base}")  # a numeral stands for itself: neither 1011 nor the same digits elsewhere
+        return (
+            "var",
+            f"{digits}_{base}",
+        )  # a numeral stands for itself: neither 1011 nor the same digits elsewhere
     if kind == "mixed":
         whole, part = text.split(" ")
         top, bottom = map(int, part.split("/"))
@@ -96,7 +137,9 @@ def _letters(run: str) -> list[tuple[str, str | Node]]:
     if run == "pi":
         return [("atom", ("const", "pi"))]
     if len(run) == 1 or (len(run) <= 3 and run.islower()):
-        return [("atom", ("const", letter) if letter in "ei" else ("var", letter)) for letter in run]
+        return [
+            ("atom", ("const", letter) if letter in "ei" else ("var", letter)) for letter in run
+        ]
     if run.isupper():
         return [("atom", ("var", run))]  # a segment or a label, not a product
     raise Unreadable(run)

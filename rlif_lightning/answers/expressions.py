@@ -1,10 +1,12 @@
 r"""Read a mathematical expression, in LaTeX or plain text, into a small tree.
 
-Read in this order: ``parse`` (string -> tree), then ``_Parser`` from sums down to one factor. A tree is a tuple whose
-first item names the node: ``("num", Fraction)``, ``("var", name)``, ``("const", "pi")``, or an operation and its
-arguments. ``values.py`` computes with it. What is not certain to be read as it was meant raises ``Unreadable``.
+Read in this order: ``parse`` (string -> tree), then ``_Parser`` from sums down to one factor. A
+tree is a tuple whose first item names the node: ``("num", Fraction)``, ``("var", name)``,
+``("const", "pi")``, or an operation and its arguments. ``values.py`` computes with it. What is not
+certain to be read as it was meant raises ``Unreadable``.
 
-Left out: sums, integrals, limits, matrices inside expressions, and functions with names of their own.
+Left out: sums, integrals, limits, matrices inside expressions, and functions with names of their
+own.
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ class _Parser:
         node = self.power()
         while True:
             if self.kind in ("*", "/"):
-                operation = "mul" if self.take() and self.tokens[self.position - 1][0] == "*" else "div"
+                operation = (
+                    "mul" if self.take() and self.tokens[self.position - 1][0] == "*" else "div"
+                )
                 factor = self.product_factor()
                 node = (operation, node, factor)
             elif self.starts_factor():
@@ -108,9 +112,17 @@ class _Parser:
         """Whether the next token can begin a factor."""
         if self.kind == "|":
             return not self.bars
-        return self.kind in ("number", "atom", "function", "(", "{", "[", "frac", "sqrt", "binom") or (
-            self.kind in ("overline", "lfloor", "lceil")
-        )
+        return self.kind in (
+            "number",
+            "atom",
+            "function",
+            "(",
+            "{",
+            "[",
+            "frac",
+            "sqrt",
+            "binom",
+        ) or (self.kind in ("overline", "lfloor", "lceil"))
 
     def power(self) -> Node:
         """A primary with factorials, degree signs and a power."""
@@ -146,7 +158,12 @@ class _Parser:
         if kind in ("frac", "binom"):
             self.take()
             return ("div" if kind == "frac" else "binom", self.argument(), self.argument())
-        readers = {"|": self.absolute, "function": self.function, "sqrt": self.root, "overline": self.segment}
+        readers = {
+            "|": self.absolute,
+            "function": self.function,
+            "sqrt": self.root,
+            "overline": self.segment,
+        }
         if kind not in readers:
             raise Unreadable(kind)
         return readers[kind]()
@@ -219,7 +236,9 @@ class _Parser:
                 base = self.argument()
         if power == ("neg", ("num", Fraction(1))):  # the inverse function, not 1 over the value
             name, power = f"arc{name}", None
-        if (base is not None and name != "log") or (name.startswith("arc") and name not in FUNCTIONS):
+        if (base is not None and name != "log") or (
+            name.startswith("arc") and name not in FUNCTIONS
+        ):
             raise Unreadable(name)
         argument = self.group(self.kind) if self.kind in ("(", "{") else self.factors()
         node: Node = ("call", name, argument) if base is None else ("log", base, argument)

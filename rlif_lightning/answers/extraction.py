@@ -23,7 +23,9 @@ _LAST_NUMBER = re.compile(
     rf"((?<![0-9.]){_SIGN}(?:{_MIXED}|\\[dt]?frac\{{-?[0-9]+\}}\{{-?[0-9]+\}}|(?:{_NUMBER}){_POWER}(?:/[0-9]+)?)(?:\\?%)?)"
 )
 _HASH = re.compile(r"####[ \t]*([^\n]+)")
-_PHRASE = re.compile(r"\banswer\s*(?:is\b|:|=)[\s:*]*([^\n]+?)(?=\.(?:\s|\*|$)|\n|$)", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"\banswer\s*(?:is\b|:|=)[\s:*]*([^\n]+?)(?=\.(?:\s|\*|$)|\n|$)", re.IGNORECASE
+)
 # What follows the answer in its sentence: a reason, or a consequence behind a comma.
 _REASON = re.compile(
     r"[,;]?\s+\(?(?:because|since)\b|[,;]\s*(?:as|so|which|where|for|given|but|not|thus|hence|therefore|we)\b"
@@ -62,7 +64,9 @@ def _last_boxed(text: str) -> str | None:
 
 def _last_by_pattern(pattern: str, text: str) -> str | None:
     try:
-        found = [match[1] for match in regex.finditer(pattern, text, timeout=PATTERN_SECONDS) if match[1]]
+        found = [
+            match[1] for match in regex.finditer(pattern, text, timeout=PATTERN_SECONDS) if match[1]
+        ]
     except TimeoutError:
         _warn_once(pattern)
         return None
@@ -81,7 +85,8 @@ def pattern_found(pattern: str, text: str) -> bool:
 @lru_cache
 def _warn_once(pattern: str) -> None:
     warnings.warn(
-        f"pattern={pattern!r} took over {PATTERN_SECONDS} s of CPU time on a text, which counts as one without an"
+        f"pattern={pattern!r} took over {PATTERN_SECONDS} s of CPU time on a text, which counts as"
+        " one without an"
         " answer; nested repetitions such as (a+)+ are the usual cause",
         stacklevel=4,
     )
@@ -101,19 +106,22 @@ _AUTO_ORDER = ("boxed", "hash", "phrase", "last_number")
 class AnswerExtractor:
     r"""Finds the final answer in a completion's text.
 
-    Kinds, each taking the last match: ``boxed`` (``\boxed{}`` or ``\fbox{}``, braces may nest), ``hash`` (``#### x`` to
-    the end of the line), ``phrase`` ("the answer is x", to the end of the sentence or to its reason; of "(B) 42" the
-    letter), ``last_number`` (sign, decimals, thousands commas, powers of ten, fractions, mixed numbers, per cent),
-    ``regex`` (the one group of ``pattern``), ``text`` (the whole text), ``auto`` (the first of boxed, hash, phrase,
-    last_number that finds something).
+    Kinds, each taking the last match: ``boxed`` (``\boxed{}`` or ``\fbox{}``, braces may nest),
+    ``hash`` (``#### x`` to the end of the line), ``phrase`` ("the answer is x", to the end of the
+    sentence or to its reason; of "(B) 42" the letter), ``last_number`` (sign, decimals, thousands
+    commas, powers of ten, fractions, mixed numbers, per cent), ``regex`` (the one group of
+    ``pattern``), ``text`` (the whole text), ``auto`` (the first of boxed, hash, phrase, last_number
+    that finds something).
 
     Attributes:
         kind: one of the kinds above.
-        pattern: a regular expression with exactly one group, for ``kind="regex"`` only. It may take 0.2 s of CPU time
-            on a text; one that takes longer has no answer, and the first is told by a warning.
+        pattern: a regular expression with exactly one group, for ``kind="regex"`` only. It may take
+            0.2 s of CPU time on a text; one that takes longer has no answer, and the first is told
+            by a warning.
 
     Raises:
-        ValueError: unknown kind, or a pattern that is missing, superfluous, malformed or without exactly one group.
+        ValueError: unknown kind, or a pattern that is missing, superfluous, malformed or without
+            exactly one group.
 
     Example:
         >>> AnswerExtractor()(r"2 + 2 is \boxed{4}.")
@@ -128,14 +136,22 @@ class AnswerExtractor:
         if self.kind not in known:
             raise ValueError(f"kind={self.kind!r} is unknown; choose one of {known}")
         if (self.kind == "regex") != (self.pattern is not None):
-            raise ValueError(f"pattern={self.pattern!r} with kind={self.kind!r}: give a pattern with kind='regex' only")
+            raise ValueError(
+                f"pattern={self.pattern!r} with kind={self.kind!r}: give a pattern with"
+                " kind='regex' only"
+            )
         if self.pattern is not None:
             try:
                 groups = regex.compile(self.pattern).groups
             except regex.error as error:
-                raise ValueError(f"pattern={self.pattern!r} is not a regular expression: {error}") from error
+                raise ValueError(
+                    f"pattern={self.pattern!r} is not a regular expression: {error}"
+                ) from error
             if groups != 1:
-                raise ValueError(f"pattern={self.pattern!r} has {groups} groups; mark the answer with exactly one")
+                raise ValueError(
+                    f"pattern={self.pattern!r} has {groups} groups; mark the answer with exactly"
+                    " one"
+                )
 
     def __call__(self, text: str) -> str | None:
         """The final answer in ``text``, stripped; None where there is none."""

@@ -1,7 +1,7 @@
 """Gold answers as data sets hold them: which values are answers, which of them can be read, and being right.
 
-Read in this order: `gold_texts` (a value of a column to texts), `GoldReader` (to answers, and the check in setup),
-`is_right`.
+Read in this order: `gold_texts` (a value of a column to texts), `GoldReader` (to answers, and the
+check in setup), `is_right`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy as np
 from rlif_lightning.answers.clusters import is_correct
 from rlif_lightning.answers.extraction import AnswerExtractor
 
-# Every row's type is checked, but only so many are read: that takes seconds, and faults of this kind are spread.
+# Every row's type is checked, but only so many are read: that takes seconds, and faults of this
+# kind are spread.
 MAX_READ = 20_000
 _SHOWN_ROWS = 3
 _CUT = re.compile(r"\\\\|\\[{}]")  # a row break and printed braces, which need not balance
@@ -28,12 +29,12 @@ _CUT = re.compile(r"\\\\|\\[{}]")  # a row break and printed braces, which need 
 def gold_texts(value: Any) -> list[str]:
     """The texts of one gold answer: one, or several where any of them is right.
 
-    A text is taken as it is. A number is spelled plainly: 33.0 as 33, 1e-05 as 0.00001. A list, tuple or array is a set
-    of acceptable answers.
+    A text is taken as it is. A number is spelled plainly: 33.0 as 33, 1e-05 as 0.00001. A list,
+    tuple or array is a set of acceptable answers.
 
     Raises:
-        ValueError: a value that is no answer (missing, a bool, bytes, a date, named values, NaN, an empty or nested
-            list); says what it is and what to do.
+        ValueError: a value that is no answer (missing, a bool, bytes, a date, named values, NaN, an
+            empty or nested list); says what it is and what to do.
 
     Example:
         >>> gold_texts([33.0, "thirty-three"])
@@ -43,7 +44,9 @@ def gold_texts(value: Any) -> list[str]:
     if not isinstance(value, (list, tuple)):
         return [_text(value)]
     if not value:
-        raise ValueError("is an empty list: no answer would be right; list one at least, or leave the row out")
+        raise ValueError(
+            "is an empty list: no answer would be right; list one at least, or leave the row out"
+        )
     return [_text(item) for item in value]
 
 
@@ -61,7 +64,10 @@ def _text(value: Any) -> str:
 
 def _remedy(value: Any) -> str:
     if isinstance(value, dict):
-        return f"name one of {sorted(map(str, value))!r:.200} by a dotted path, as in reward_model.ground_truth"
+        return (
+            f"name one of {sorted(map(str, value))!r:.200} by a dotted path, as in"
+            " reward_model.ground_truth"
+        )
     if isinstance(value, bool):
         return 'write the word that is right, such as "yes", as a text'
     if isinstance(value, (list, tuple)):
@@ -69,7 +75,10 @@ def _remedy(value: Any) -> str:
     if value is None or isinstance(value, (float, Decimal)):
         return "leave such rows out, or set data.answer_column=null to train without labels"
     if isinstance(value, datetime.date):
-        return "the reader of JSON takes such a text for a date; keep the rows as Parquet or CSV, where it is a text"
+        return (
+            "the reader of JSON takes such a text for a date; keep the rows as Parquet or CSV,"
+            " where it is a text"
+        )
     return "write it as a text"
 
 
@@ -114,7 +123,8 @@ class GoldReader:
             One line on the answers that cannot be read; None where all can.
 
         Raises:
-            ValueError: a value that is no answer (names the row), or an extractor that finds nothing in most of them.
+            ValueError: a value that is no answer (names the row), or an extractor that finds
+                nothing in most of them.
         """
         number, unread, empty = 0, [], 0
         for row, value in values:
@@ -131,16 +141,19 @@ class GoldReader:
                 unread.append(f"{row} {texts[0]!r:.80}")
         if 2 * empty > number:
             raise ValueError(
-                f"gold_extractor={self.extractor.pattern or self.extractor.kind!r} finds no answer in {empty} of"
-                f" {number} gold answers of {column} in {where}, such as row {unread[0]}; choose another one, or"
+                f"gold_extractor={self.extractor.pattern or self.extractor.kind!r} finds no answer"
+                f" in {empty} of"
+                f" {number} gold answers of {column} in {where}, such as row {unread[0]}; choose"
+                " another one, or"
                 " another column (gold_extractor.kind=text takes the whole text)"
             )
         if not unread:
             return None
         return (
-            f"{len(unread)} of {number} gold answers of {column} in {where} cannot be read (cut off, or no answer in"
-            f" them), so hardly any completion is right there: rows {', '.join(unread[:_SHOWN_ROWS])}"
-            + (", ..." if len(unread) > _SHOWN_ROWS else "")
+            f"{len(unread)} of {number} gold answers of {column} in {where} cannot be read (cut"
+            " off, or no answer in"
+            " them), so hardly any completion is right there: rows"
+            f" {', '.join(unread[:_SHOWN_ROWS])}" + (", ..." if len(unread) > _SHOWN_ROWS else "")
         )
 
 

@@ -1,8 +1,9 @@
 r"""Ask math-verify about what ``readers.py`` cannot read, after what the library is known to get wrong.
 
-The library drops bases, units, brackets and stray letters (``1011_2`` is 1011 to it, ``12+10t`` is 22), so these are
-compared here first. Its time is bounded for one question (``math_verify_process.py``), for a group and for a rollout
-(`Budget`); what is undecided when the time is used up counts as different.
+The library drops bases, units, brackets and stray letters (``1011_2`` is 1011 to it, ``12+10t`` is
+22), so these are compared here first. Its time is bounded for one question
+(``math_verify_process.py``), for a group and for a rollout (`Budget`); what is undecided when the
+time is used up counts as different.
 
 Source: https://github.com/huggingface/Math-Verify
 """
@@ -79,7 +80,9 @@ def _remember(strings: tuple[str, ...], verdict: Verdict) -> Verdict:
     return verdict
 
 
-def library_equal(a: str, b: str, readings: tuple[Reading, Reading], rounding: bool, budget: Budget) -> bool:
+def library_equal(
+    a: str, b: str, readings: tuple[Reading, Reading], rounding: bool, budget: Budget
+) -> bool:
     """Whether math-verify calls two normalised answers equal, either way round, and may be believed.
 
     Args:
@@ -93,9 +96,13 @@ def library_equal(a: str, b: str, readings: tuple[Reading, Reading], rounding: b
         RuntimeError: math-verify's process cannot be started at all.
     """
     x, y = readings
-    if (x.known and y.known and not (rounding and _same_form(x, y))) or not _believable(a, b, rounding):
+    if (x.known and y.known and not (rounding and _same_form(x, y))) or not _believable(
+        a, b, rounding
+    ):
         return False
-    first, second = sorted(split_unit(text).value if x.known and y.known else text for text in (a, b))
+    first, second = sorted(
+        split_unit(text).value if x.known and y.known else text for text in (a, b)
+    )
     return budget.question(first) and budget.question(second) and budget.question(first, second)
 
 
@@ -106,7 +113,9 @@ def _same_form(x: Reading, y: Reading) -> bool:
         return False
     if p[0] == "sequence" and p[:3] != q[:3]:
         return False
-    return not (x.unit and y.unit and x.unit != y.unit) and not (x.label and y.label and x.label != y.label)
+    return not (x.unit and y.unit and x.unit != y.unit) and not (
+        x.label and y.label and x.label != y.label
+    )
 
 
 def _believable(a: str, b: str, rounding: bool) -> bool:
@@ -116,7 +125,10 @@ def _believable(a: str, b: str, rounding: bool) -> bool:
         return False  # it compares one side of them, or calls two wrong statements equal
     if not rounding and bool(_DECIMAL.search(a)) != bool(_DECIMAL.search(b)):
         return False
-    same = all(Counter(pattern.findall(a)) == Counter(pattern.findall(b)) for pattern in (_NUMERAL, _BRACKETS))
+    same = all(
+        Counter(pattern.findall(a)) == Counter(pattern.findall(b))
+        for pattern in (_NUMERAL, _BRACKETS)
+    )
     return same and _letters(a) == _letters(b)
 
 

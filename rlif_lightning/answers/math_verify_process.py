@@ -1,13 +1,15 @@
 """The library math-verify in a process of its own, so that no answer can stall or end a training step.
 
-One answer such as ``9^{9^{9^{9}}}`` keeps math-verify busy for ever, and its own alarm works in the main thread only.
-So each process of a run has one worker, started when it is first needed: this very file, run as a script. It imports
-math-verify once (a second or two, not counted against any answer) and forks a child that answers questions under a CPU
-timer; a child that overruns is ended by the kernel, and the next fork takes over in milliseconds. CPU time rather than
-wall time, so that the load of the machine does not change a verdict. JSON lines over pipes; nothing is unpickled.
+One answer such as ``9^{9^{9^{9}}}`` keeps math-verify busy for ever, and its own alarm works in the
+main thread only. So each process of a run has one worker, started when it is first needed: this
+very file, run as a script. It imports math-verify once (a second or two, not counted against any
+answer) and forks a child that answers questions under a CPU timer; a child that overruns is ended
+by the kernel, and the next fork takes over in milliseconds. CPU time rather than wall time, so that
+the load of the machine does not change a verdict. JSON lines over pipes; nothing is unpickled.
 
-Read in this order: ``ask`` and ``_Worker`` (our end), then ``_serve`` (the worker's end, the only user of math-verify).
-Nothing but the standard library is imported at the top: the worker must not load torch. Needs a POSIX system.
+Read in this order: ``ask`` and ``_Worker`` (our end), then ``_serve`` (the worker's end, the only
+user of math-verify). Nothing but the standard library is imported at the top: the worker must not
+load torch. Needs a POSIX system.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class _Worker:
 
     def ask(self, strings: list[str]) -> Verdict:
         with self._lock:
-            for _ in range(2):  # the process may have been ended from outside since the last question
+            for _ in range(
+                2
+            ):  # the process may have been ended from outside since the last question
                 try:
                     reply = self._exchange(json.dumps(strings).encode() + b"\n")
                 except BaseException:
@@ -68,16 +72,28 @@ class _Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = self._process = subprocess.Popen(
-            [sys.executable, "-P", "-W", "ignore", __file__],  # -P: this folder's files must not hide other modules
+            [
+                sys.executable,
+                "-P",
+                "-W",
+                "ignore",
+                __file__,
+            ],  # -P: this folder's files must not hide other modules
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,  # Ctrl-C is for the trainer; the worker ends when its pipe closes
-            env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy's order of terms must not vary between ranks
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": "0",
+            },  # sympy's order of terms must not vary between ranks
         )
         assert process.stdout is not None
         if not process.stdout.readline():
-            raise RuntimeError("math-verify's process did not start (its error is above); is math-verify installed?")
+            raise RuntimeError(
+                "math-verify's process did not start (its error is above); is math-verify"
+                " installed?"
+            )
         return process
 
     def stop(self) -> None:
@@ -89,7 +105,9 @@ class _Worker:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-_workers: dict[int, _Worker] = {}  # by process id: a fork gets its own worker, and a lock that nobody holds
+_workers: dict[
+    int, _Worker
+] = {}  # by process id: a fork gets its own worker, and a lock that nobody holds
 
 
 @atexit.register
@@ -102,10 +120,12 @@ def ask(strings: list[str]) -> Verdict:
     """Ask math-verify about one answer (does it read and evaluate it?) or two (are they equal, either way round?).
 
     Args:
-        strings: one or two answers, LaTeX without delimiters, short (well under a pipe's buffer of 64 KiB).
+        strings: one or two answers, LaTeX without delimiters, short (well under a pipe's buffer of
+            64 KiB).
 
     Returns:
-        The verdict; undecided and False where it takes more than 0.3 s of CPU time or ends the process twice.
+        The verdict; undecided and False where it takes more than 0.3 s of CPU time or ends the
+        process twice.
 
     Raises:
         RuntimeError: the process cannot be started at all.
@@ -120,7 +140,9 @@ def _judge(strings: list[str]) -> bool:
     if not all(parsed):
         return False
     if len(parsed) == 1:
-        verify(parsed[0], _parse("7"), timeout_seconds=None)  # reading 9^{9^{9}} is quick, evaluating it is not
+        verify(
+            parsed[0], _parse("7"), timeout_seconds=None
+        )  # reading 9^{9^{9}} is quick, evaluating it is not
         return True
     a, b = parsed
     return bool(verify(a, b, timeout_seconds=None) or verify(b, a, timeout_seconds=None))
@@ -130,8 +152,11 @@ def _judge(strings: list[str]) -> bool:
 def _parse(string: str) -> list:
     from math_verify import LatexExtractionConfig, parse
 
-    # Without LaTeX delimiters the library would pick any number out of the string: "3 or 4" would be 4.
-    return parse(f"${string}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=0)
+    # Without LaTeX delimiters the library would pick any number out of the string: "3 or 4" would
+    # be 4.
+    return parse(
+        f"${string}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=0
+    )
 
 
 def _answer_questions() -> None:
@@ -149,7 +174,10 @@ def _serve() -> None:
     """The worker: warm up, then keep one child answering until our standard input closes."""
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    for pair in (["(x+1)^2", "x^2+2x+1"], [r"\frac{\sqrt{3}}{2}", r"\{1,2\}"]):  # fills the parser's tables
+    for pair in (
+        ["(x+1)^2", "x^2+2x+1"],
+        [r"\frac{\sqrt{3}}{2}", r"\{1,2\}"],
+    ):  # fills the parser's tables
         _judge(pair)
     print("ready", flush=True)
     while True:

@@ -1,7 +1,8 @@
 r"""Read an answer in normalised spelling: what it says, as a `Reading`.
 
-Read in this order: ``read``, then its readers in the order of ``_READERS``, from words and lists down to one value. The
-first reader that knows the form decides. What no reader can read keeps its text as its key.
+Read in this order: ``read``, then its readers in the order of ``_READERS``, from words and lists
+down to one value. The first reader that knows the form decides. What no reader can read keeps its
+text as its key.
 """
 
 from __future__ import annotations
@@ -41,17 +42,42 @@ _SYNONYMS: dict[str, Key] = {
     **dict.fromkeys(("no real solutions", "there are no solutions", "no such number"), _NOTHING),
     **dict.fromkeys((r"\infty", "inf", "infinity", r"+\infty", "+inf"), ("infinite", 1)),
     **dict.fromkeys((r"-\infty", "-inf", "-infinity", "negative infinity"), ("infinite", -1)),
-    **dict.fromkeys((r"\mathbb{R}", "all real numbers", "all reals", "real numbers"), ("infinite", 0)),
+    **dict.fromkeys(
+        (r"\mathbb{R}", "all real numbers", "all reals", "real numbers"), ("infinite", 0)
+    ),
 }
 _CLOSERS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 _BRACKET = re.compile(r"\\[{}]|[()\[\]{}]")
-_SEPARATOR = re.compile(r"[,;] (?:and |or )?|[,;]| (?:and|or) |\\cup(?![A-Za-z])|\\(?:lor|vee)(?![A-Za-z])")
+_SEPARATOR = re.compile(
+    r"[,;] (?:and |or )?|[,;]| (?:and|or) |\\cup(?![A-Za-z])|\\(?:lor|vee)(?![A-Za-z])"
+)
 _LETTER = re.compile(r"\(([A-Ja-e])\)[.:]? ?(?=[0-9\\$.-]|[A-Za-z]{2})")
 _CLOCK = re.compile(
-    r"([0-9]{1,2})(?::([0-5][0-9]))?(?:\.0+)? ?([ap])\.? ?m\b\.?|([0-9]{1,2}):([0-5][0-9])", re.IGNORECASE
+    r"([0-9]{1,2})(?::([0-5][0-9]))?(?:\.0+)? ?([ap])\.? ?m\b\.?|([0-9]{1,2}):([0-5][0-9])",
+    re.IGNORECASE,
 )
 _TWO_LETTER_WORDS = {
-    *("am", "an", "as", "at", "be", "by", "do", "go", "he", "hi", "if", "in", "is", "it", "me", "my", "no", "of", "oh"),
+    *(
+        "am",
+        "an",
+        "as",
+        "at",
+        "be",
+        "by",
+        "do",
+        "go",
+        "he",
+        "hi",
+        "if",
+        "in",
+        "is",
+        "it",
+        "me",
+        "my",
+        "no",
+        "of",
+        "oh",
+    ),
     *("ok", "on", "or", "ox", "pm", "so", "to", "up", "us", "we"),
 }
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
@@ -101,7 +127,9 @@ def _read_words(text: str, depth: int) -> Reading | None:
     if text.isupper():
         return Reading(("words", text))
     two = len(text) == 2 and text not in _TWO_LETTER_WORDS
-    if text.islower() and (two or text in ("inf", "xyz") or (len(text) == 3 and not set(text) & set("aeiouy"))):
+    if text.islower() and (
+        two or text in ("inf", "xyz") or (len(text) == 3 and not set(text) & set("aeiouy"))
+    ):
         return None
     return Reading(("words", text.casefold()))
 
@@ -143,13 +171,17 @@ def _read_list(text: str, depth: int) -> Reading | None:
 
 def _counted(parts: list[str]) -> bool:
     """Whether it is one number of several things: "18 pencils and crayons"."""
-    return bool(_NUMBERED.match(parts[0])) and all(_WORDS.fullmatch(part) and part != "pi" for part in parts[1:])
+    return bool(_NUMBERED.match(parts[0])) and all(
+        _WORDS.fullmatch(part) and part != "pi" for part in parts[1:]
+    )
 
 
 def split_top(text: str, separator: re.Pattern[str]) -> list[str]:
     """Split outside every bracket; no more brackets may close than open."""
     parts, start, depth = [], 0, 0
-    for match in re.finditer(rf"(?P<bracket>{_BRACKET.pattern})|(?P<cut>{separator.pattern})", text):
+    for match in re.finditer(
+        rf"(?P<bracket>{_BRACKET.pattern})|(?P<cut>{separator.pattern})", text
+    ):
         if match["bracket"]:
             depth += -1 if match["bracket"][-1] in ")]}" else 1
         elif not depth:
@@ -163,9 +195,12 @@ def _read_signs(text: str, depth: int) -> Reading | None:
     if not _SIGNS.search(text):
         return None
     spelled = [
-        _SIGNS.sub(lambda match, upper=upper: "+" if (match[1] == "pm") == upper else "-", text) for upper in (1, 0)
+        _SIGNS.sub(lambda match, upper=upper: "+" if (match[1] == "pm") == upper else "-", text)
+        for upper in (1, 0)
     ]
-    return unordered([_read(re.sub(r"(^|=)\+", r"\1", part), depth + 1) for part in spelled], distinct=True)
+    return unordered(
+        [_read(re.sub(r"(^|=)\+", r"\1", part), depth + 1) for part in spelled], distinct=True
+    )
 
 
 def _read_relation(text: str, depth: int) -> Reading | None:

@@ -21,7 +21,8 @@ class Reading:
         core: the key without unit and name; the key itself where it has neither.
         unit: of the value, empty where there is none.
         label: what the value is of, such as ``x`` in ``x=5``; empty where it has no name.
-        known: whether the key stands for a meaning. Otherwise it is the text, and the library may know more.
+        known: whether the key stands for a meaning. Otherwise it is the text, and the library may
+            know more.
     """
 
     key: Key
@@ -38,7 +39,10 @@ class Reading:
 
 
 def with_unit(reading: Reading, unit: str) -> Reading:
-    """The same value of this unit, whose name takes the place of a label. An empty name changes nothing."""
+    """The same value of this unit, whose name takes the place of a label.
+
+    An empty name changes nothing.
+    """
     if not unit:
         return reading
     core = reading.bare
@@ -123,7 +127,10 @@ def _shared(parts: list[Reading]) -> list[Reading]:
     if unit and all(part.unit in ("", unit) for part in parts):
         parts = [part if part.unit else with_unit(part, unit) for part in parts]
     elif label and not any(part.label or part.unit for part in parts[1:]):
-        parts = [replace(with_label(part, label), key=("label", label, part.bare), label=label) for part in parts]
+        parts = [
+            replace(with_label(part, label), key=("label", label, part.bare), label=label)
+            for part in parts
+        ]
     elif label and all(part.label == label for part in parts):
         parts = [replace(part, key=("label", label, part.bare)) for part in parts]
     return parts

@@ -1,7 +1,7 @@
 r"""Equations and inequalities: ``x=5``, ``f(x)=x+1``, ``2x-y+3=0``, ``-2<x\le 3``, ``x\in[1,2]``.
 
-Read in this order: ``read_relation``, ``_equation``, ``_inequality``. A variable against a constant is the interval
-that it means; other relations are known up to a factor.
+Read in this order: ``read_relation``, ``_equation``, ``_inequality``. A variable against a constant
+is the interval that it means; other relations are known up to a factor.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def _equation(sides: Sequence[str], read: Callable[[str], Reading]) -> Reading:
     except Unreadable:
         return _named(first, value)
     equation = ratio_key(("sub", parse(first), right))
-    return Reading(equation) if name in letters(right) else with_label(_known(value), name, equation)
+    return (
+        Reading(equation) if name in letters(right) else with_label(_known(value), name, equation)
+    )
 
 
 def _same_twice(left: Reading, right: Reading) -> Reading:
@@ -101,7 +103,9 @@ def _variable(text: str) -> str | None:
     return node[1] if node[0] == "var" else None
 
 
-def _inequality(sides: Sequence[str], signs: Sequence[str], read: Callable[[str], Reading]) -> Reading:
+def _inequality(
+    sides: Sequence[str], signs: Sequence[str], read: Callable[[str], Reading]
+) -> Reading:
     """An interval of one variable where it is one; else a comparison known up to a positive factor."""
     if not set(signs) <= set(_FLIPPED):
         raise Unreadable("mixed relations")
@@ -118,7 +122,10 @@ def _inequality(sides: Sequence[str], signs: Sequence[str], read: Callable[[str]
         closed = sign in (r"\le", r"\ge")
         value = read(right)
         ends = [_INFINITE[-1], value] if below else [value, _INFINITE[1]]
-        return with_label(ordered(ends, "[" if closed and not below else "(", "]" if closed and below else ")"), name)
+        return with_label(
+            ordered(ends, "[" if closed and not below else "(", "]" if closed and below else ")"),
+            name,
+        )
     node = _difference(left, right) if sign in ("<", r"\le") else _difference(right, left)
     return Reading(("below", sign in (r"\le", r"\ge"), *ratio_key(node, positive=True)))
 
@@ -127,7 +134,11 @@ def _between(sides: Sequence[str], signs: Sequence[str], read: Callable[[str], R
     if signs[0] in (">", r"\ge"):
         sides, signs = sides[::-1], [_FLIPPED[sign] for sign in signs[::-1]]
     name = sides[1] if _NAME.fullmatch(sides[1]) else _variable(sides[1])
-    if name is None or not set(signs) <= {"<", r"\le"} or not (_constant(sides[0]) and _constant(sides[2])):
+    if (
+        name is None
+        or not set(signs) <= {"<", r"\le"}
+        or not (_constant(sides[0]) and _constant(sides[2]))
+    ):
         raise Unreadable("not an interval")
     opener, closer = "[" if signs[0] == r"\le" else "(", "]" if signs[1] == r"\le" else ")"
     return with_label(ordered([read(sides[0]), read(sides[2])], opener, closer), name)

@@ -1,7 +1,8 @@
 r"""One spelling for an answer: TeX, Unicode and markdown that say the same are written the same way.
 
-Read in this order: ``normalise``, then its steps in the order in which ``_pass`` takes them. No step changes the
-value of an answer. Units stay (``units.py`` reads them), for ``5 km`` is not ``5 m``.
+Read in this order: ``normalise``, then its steps in the order in which ``_pass`` takes them. No
+step changes the value of an answer. Units stay (``units.py`` reads them), for ``5 km`` is not
+``5 m``.
 
 Left out: what an expression means (``expressions.py``), and languages other than English.
 """
@@ -38,14 +39,19 @@ _CHARACTERS = str.maketrans(
         "\u2205": r"\emptyset ",
         "\u211d": r"\mathbb{R}",
         "\u221b": r"\sqrt[3]",
-        **{chr(0x3B1 + k): rf"\{name} " for k, name in enumerate(("alpha", "beta", "gamma", "delta"))},
+        **{
+            chr(0x3B1 + k): rf"\{name} "
+            for k, name in enumerate(("alpha", "beta", "gamma", "delta"))
+        },
         "\u03b8": r"\theta ",
         "\u03bb": r"\lambda ",
         "\u03bc": r"\mu ",
         "\u03c3": r"\sigma ",
         "\u03c6": r"\phi ",
         "\u03c9": r"\omega ",
-        **{chr(0xFF01 + k): chr(0x21 + k) for k in range(94) if chr(0x21 + k) not in "-"},  # full-width ASCII
+        **{
+            chr(0xFF01 + k): chr(0x21 + k) for k in range(94) if chr(0x21 + k) not in "-"
+        },  # full-width ASCII
         **dict.fromkeys("\u2018\u2019", "'"),
         "\u202e": "",
     }
@@ -65,7 +71,10 @@ _BEFORE_DELIMITERS = [
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\dbinom(?![A-Za-z])|\\tbinom(?![A-Za-z])", r"\\binom"),
-        (_TEXT_COMMAND + r"(?![A-Za-z])\s*(?=\{)", ""),  # those with braces inside, which _untexted leaves
+        (
+            _TEXT_COMMAND + r"(?![A-Za-z])\s*(?=\{)",
+            "",
+        ),  # those with braces inside, which _untexted leaves
         (r"\\(?:bf|rm|it|mathrm|text)(?![A-Za-z])", " "),
         (r"\{\s*,\s*\}", "{,}"),
         (r"(?<=[0-9])(?:\{,\})(?=[0-9]{3})", ""),
@@ -75,7 +84,10 @@ _BEFORE_DELIMITERS = [
         (r"\\gt(?![A-Za-z])", ">"),
         (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
         (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),
-        (r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|\^\s*\{?\s*°\s*\}?", "°"),
+        (
+            r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|\^\s*\{?\s*°\s*\}?",
+            "°",
+        ),
         (r"\\%", "%"),
         (r"\\phantom(?![A-Za-z])\s*(?:\{[^{}]*\}|.)", ""),
         (r"\\(?:pounds|textsterling)(?![A-Za-z])", "£"),
@@ -83,11 +95,18 @@ _BEFORE_DELIMITERS = [
         (r"(?<=[0-9])\s*[x\u2715]\s*(?=10\s*\^)", r"\\times "),
         (r"\*\*", "^"),
         (r"(?<=[0-9)}])\s*\\(?:cdot|times)\s*", "*"),
-        (r"(?<!\\)\\[,;: >]|\\q?quad(?![A-Za-z])|~", " "),  # the look-behind spares a matrix's row break
+        (
+            r"(?<!\\)\\[,;: >]|\\q?quad(?![A-Za-z])|~",
+            " ",
+        ),  # the look-behind spares a matrix's row break
     ]
 ]
-_APPROXIMATELY = re.compile(r"(?:\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|approximately\b|about\b|roughly\b)\s*", re.I)
-_SPACED_THOUSANDS = re.compile(r"(?<![0-9.,/])(?<![0-9] )[0-9]{1,3}(?: [0-9]{3})+(?![0-9]|,[0-9]| ?[/0-9])")
+_APPROXIMATELY = re.compile(
+    r"(?:\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|approximately\b|about\b|roughly\b)\s*", re.I
+)
+_SPACED_THOUSANDS = re.compile(
+    r"(?<![0-9.,/])(?<![0-9] )[0-9]{1,3}(?: [0-9]{3})+(?![0-9]|,[0-9]| ?[/0-9])"
+)
 # A space between a closing bracket and a letter stays: it may part a value from its unit.
 _SPACES = re.compile(r"\s*([-+=*/^:|<>({\[_])\s*|\s*([)}\]])(?:\s+(?![A-Za-z]))?")
 _SEPARATOR = re.compile(r"\s*([,;])\s*")
@@ -102,13 +121,15 @@ _PLAIN = re.compile(r"(?:0|-?[1-9][0-9]*)")
 def normalise(answer: str) -> str:
     r"""Canonical spelling of an answer, without changing its value. Idempotent.
 
-    Takes away surrounding whitespace, markdown emphasis, TeX's ``$``, a final period, ``\boxed{}``, ``\left``, TeX
-    spacing, ``\text{}``, "approximately", and spaces around operators and brackets. ``\dfrac`` becomes ``\frac``.
-    ``½``, ``√2``, ``π``, ``x²``, ``≥`` and full-width characters become TeX; degree and per cent signs become ``°``
-    and ``%``, a dollar sign ``\$``. Thousands lose their commas and spaces (``1,234`` and ``28\,121\,600``, but
-    ``81, 256`` and ``(1,200)`` are lists), a plain number its leading + and needless zeros. Units stay. A choice loses
-    its brackets ("(A)", "(a)" -> "A"). Words alone are case-folded ("Yes" -> "yes"); letters in formulas keep their
-    case. An answer of more than 256 characters has its whitespace collapsed and nothing else.
+    Takes away surrounding whitespace, markdown emphasis, TeX's ``$``, a final period, ``\boxed{}``,
+    ``\left``, TeX spacing, ``\text{}``, "approximately", and spaces around operators and brackets.
+    ``\dfrac`` becomes ``\frac``. ``½``, ``√2``, ``π``, ``x²``, ``≥`` and full-width characters
+    become TeX; degree and per cent signs become ``°`` and ``%``, a dollar sign ``\$``. Thousands
+    lose their commas and spaces (``1,234`` and ``28\,121\,600``, but ``81, 256`` and ``(1,200)``
+    are lists), a plain number its leading + and needless zeros. Units stay. A choice loses its
+    brackets ("(A)", "(a)" -> "A"). Words alone are case-folded ("Yes" -> "yes"); letters in
+    formulas keep their case. An answer of more than 256 characters has its whitespace collapsed and
+    nothing else.
     """
     if _PLAIN.fullmatch(answer) and len(answer) <= MAX_LENGTH:
         return answer

@@ -1,8 +1,9 @@
 r"""Units: what stands behind (or, as money, before) a value and says of what it is a number.
 
-One rule, here: ``split_unit`` parts an answer into a value, a factor and a unit. Words behind a value are a unit
-("18 marbles", ``5\text{ cm}^2``). Number words and "percent" are no units but change the value ("5 million"), and so do
-"a.m." and "p.m." (``readings.py``). What equal values with different units mean is said in ``clusters.py``.
+One rule, here: ``split_unit`` parts an answer into a value, a factor and a unit. Words behind a
+value are a unit ("18 marbles", ``5\text{ cm}^2``). Number words and "percent" are no units but
+change the value ("5 million"), and so do "a.m." and "p.m." (``readings.py``). What equal values
+with different units mean is said in ``clusters.py``.
 
 Left out: conversion (60 minutes is not 1 hour), and units in languages other than English.
 """
@@ -12,7 +13,14 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-FACTORS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+FACTORS = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+}
 
 _SPELLINGS = {
     "meter": "m metre meters metres",
@@ -60,15 +68,62 @@ _SPELLINGS = {
     "knife": "knives",
     "unit": "units",
 }
-_NAMES = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in (name, *spellings.split())}
+_NAMES = {
+    spelling: name
+    for name, spellings in _SPELLINGS.items()
+    for spelling in (name, *spellings.split())
+}
 _SHORT = {spelling for spelling in _NAMES if len(spelling) <= 3 and spelling.isalpha()}
 
 # Words behind the noun that say nothing of it, and words that open an addition to it.
 _FILLERS = {
-    *("left", "more", "less", "fewer", "total", "altogether", "remaining", "each", "away", "old", "long", "tall"),
-    *("high", "wide", "deep", "now", "overall", "extra", "additional", "so", "far", "apart", "ago", "later", "only"),
+    *(
+        "left",
+        "more",
+        "less",
+        "fewer",
+        "total",
+        "altogether",
+        "remaining",
+        "each",
+        "away",
+        "old",
+        "long",
+        "tall",
+    ),
+    *(
+        "high",
+        "wide",
+        "deep",
+        "now",
+        "overall",
+        "extra",
+        "additional",
+        "so",
+        "far",
+        "apart",
+        "ago",
+        "later",
+        "only",
+    ),
 }
-_PREPOSITIONS = {"of", "in", "on", "at", "for", "from", "with", "to", "by", "that", "who", "which", "than", "is", "are"}
+_PREPOSITIONS = {
+    "of",
+    "in",
+    "on",
+    "at",
+    "for",
+    "from",
+    "with",
+    "to",
+    "by",
+    "that",
+    "who",
+    "which",
+    "than",
+    "is",
+    "are",
+}
 _MEASURES = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 
 # Letters that mean a function, a number or a connection, and so never begin a unit.
@@ -77,8 +132,13 @@ _NO_UNIT = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"(?<![\\A-Za-z_^{])[A-Za-z]+(?:-[A-Za-z]{2,})*")
-_TAIL = re.compile(r"[A-Za-z][A-Za-z .'/°-]*(?:\^\{?[23]\}?|-[0-9])?(?:/[A-Za-z]+(?:\^\{?[23]\}?)?)?(?: [A-Za-z .]*)?")
-_MONEY = re.compile(r"([-+]?)(?:US)?(\\\$|£|€|¥|₹|(?:USD|US\$|Rs\.?|EUR|GBP)(?= ?[0-9.]))\s*([-+]?)")
+_TAIL = re.compile(
+    r"[A-Za-z][A-Za-z .'/°-]*(?:\^\{?[23]\}?|-[0-9])?(?:/[A-Za-z]+(?:\^\{?[23]\}?)?)?(?: [A-Za-z"
+    r" .]*)?"
+)
+_MONEY = re.compile(
+    r"([-+]?)(?:US)?(\\\$|£|€|¥|₹|(?:USD|US\$|Rs\.?|EUR|GBP)(?= ?[0-9.]))\s*([-+]?)"
+)
 _NUMBER_END = re.compile(r"[0-9.}\])°]$|\\pi$")
 _VALUE_END = re.compile(r"[0-9)}\]A-Za-z.!|°]$")
 
@@ -143,8 +203,16 @@ def _begins_unit(text: str, match: re.Match[str]) -> bool:
         return False
     spaced, after_number = before != value, bool(_NUMBER_END.search(value))
     if run in _SHORT:
-        return after_number and (spaced or len(run) > 1) and text[match.end() : match.end() + 1] not in ("_", "(")
-    return len(run) >= 4 or (len(run) > 1 and spaced and after_number) or (run in ("C", "F") and value[-1] == "°")
+        return (
+            after_number
+            and (spaced or len(run) > 1)
+            and text[match.end() : match.end() + 1] not in ("_", "(")
+        )
+    return (
+        len(run) >= 4
+        or (len(run) > 1 and spaced and after_number)
+        or (run in ("C", "F") and value[-1] == "°")
+    )
 
 
 def unit_name(phrase: str) -> str:
@@ -182,4 +250,8 @@ def singular(noun: str) -> str:
         return noun[:-3] + "y"
     if re.search(r"(?:s|x|z|ch|sh)es$", noun):
         return noun[:-2]
-    return noun[:-1] if noun.endswith("s") and not noun.endswith(("ss", "us", "is")) and len(noun) > 2 else noun
+    return (
+        noun[:-1]
+        if noun.endswith("s") and not noun.endswith(("ss", "us", "is")) and len(noun) > 2
+        else noun
+    )

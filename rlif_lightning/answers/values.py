@@ -1,12 +1,13 @@
 """The value of an expression as a name that two expressions share exactly if they are equal.
 
-Read in this order: ``value_key`` and ``ratio_key``, then ``evaluate``. Numbers are exact fractions as long as they
-are rational; whatever else is computed to 60 digits. Letters stand for fixed pseudo-random fractions, so equal
-polynomials have equal values there, and different ones do not but by an accident of about one in 10^12. No algebra is
-done: the time is bounded by the length of the expression.
+Read in this order: ``value_key`` and ``ratio_key``, then ``evaluate``. Numbers are exact fractions
+as long as they are rational; whatever else is computed to 60 digits. Letters stand for fixed
+pseudo-random fractions, so equal polynomials have equal values there, and different ones do not but
+by an accident of about one in 10^12. No algebra is done: the time is bounded by the length of the
+expression.
 
-Left out: values too large to be written with a few million digits, which are unreadable. An irrational sum below
-10^-45 is taken for 0, as rounding leaves it.
+Left out: values too large to be written with a few million digits, which are unreadable. An
+irrational sum below 10^-45 is taken for 0, as rounding leaves it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _SWALLOWED = 80.0
 _MAX_BITS = 4096
 _MAX_FACTORIAL = 10_000
 _MAX_EXPONENT = 1e6
-# Irrational steps may lead to a rational number, as sqrt(2) * sqrt(2) does. It is recognised up to this denominator.
+# Irrational steps may lead to a rational number, as sqrt(2) * sqrt(2) does. It is recognised up to
+# this denominator.
 _MAX_DENOMINATOR = 10**12
 _POINTS = ("positive", "negative", "mixed")
 
@@ -120,7 +122,10 @@ def _inexact(value: Any) -> Any:
 
 def _shortened(value: Any) -> Any:
     """Exact numbers of moderate size stay exact."""
-    if isinstance(value, Fraction) and max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
+    if (
+        isinstance(value, Fraction)
+        and max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS
+    ):
         return _inexact(value)
     return value
 
@@ -165,14 +170,20 @@ def _root(degree: Any, radicand: Any) -> Any:
 
 
 def _factorial(value: Any) -> Any:
-    if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= _MAX_FACTORIAL:
+    if (
+        not isinstance(value, Fraction)
+        or value.denominator != 1
+        or not 0 <= value <= _MAX_FACTORIAL
+    ):
         raise Unreadable("a factorial")
     number = int(value)
     return Fraction(math.factorial(number)) if number <= 600 else mpmath.factorial(number)
 
 
 def _binomial(n: Any, k: Any) -> Any:
-    whole = isinstance(n, Fraction) and isinstance(k, Fraction) and n.denominator == k.denominator == 1
+    whole = (
+        isinstance(n, Fraction) and isinstance(k, Fraction) and n.denominator == k.denominator == 1
+    )
     if whole and 0 <= k <= n <= 500:
         return Fraction(math.comb(int(n), int(k)))
     if abs(n) > _MAX_FACTORIAL or abs(k) > _MAX_FACTORIAL:
@@ -220,7 +231,10 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "log": _logarithm,
 }
 _CALLS: dict[str, Callable[[Any], Any]] = {
-    **{name: getattr(mpmath, name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")},
+    **{
+        name: getattr(mpmath, name)
+        for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
+    },
     "exp": mpmath.exp,
     "ln": mpmath.log,
     "log": lambda value: mpmath.log(value) / mpmath.log(10),
@@ -246,7 +260,10 @@ def _parts(value: Any, cancels: bool = True) -> tuple[Any, Any]:
     if not mpmath.isfinite(value):
         raise Unreadable("no finite value")
     noise = max(abs(value), 1 if cancels else 0) * mpmath.mpf(10) ** -(_SIGNIFICANT + 5)
-    real, imaginary = (part if abs(part) > noise else mpmath.mpf(0) for part in (mpmath.re(value), mpmath.im(value)))
+    real, imaginary = (
+        part if abs(part) > noise else mpmath.mpf(0)
+        for part in (mpmath.re(value), mpmath.im(value))
+    )
     return real, imaginary
 
 

@@ -1,7 +1,8 @@
 """BenchmarkData: a published benchmark at one version, from the hub or a local copy, with its schema checked.
 
-The YAML files in ``configs/benchmarks/`` name the data, its columns, the prompt and how it is measured; this file only
-loads, checks, and adds the columns that a prompt needs and the published rows do not have as text (`ADAPTERS`).
+The YAML files in ``configs/benchmarks/`` name the data, its columns, the prompt and how it is
+measured; this file only loads, checks, and adds the columns that a prompt needs and the published
+rows do not have as text (`ADAPTERS`).
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ class BenchmarkData(ProblemSource):
 
     Args:
         name: hub name, such as "openai/gsm8k".
-        columns: every column that the benchmark needs -> text | integer | list | any; others are neither checked nor
-            needed.
+        columns: every column that the benchmark needs -> text | integer | list | any; others are
+            neither checked nor needed.
         revision: commit of the hub data set (a branch can change under you).
         subset: the data set's configuration, if it has several.
         split: the split to measure on.
-        hub_file: one JSON-lines file of the hub data set, for repositories that need a script to load otherwise.
+        hub_file: one JSON-lines file of the hub data set, for repositories that need a script to
+            load otherwise.
         file: a local copy instead: JSON, JSON lines, Parquet or CSV.
-        adapter: adds columns for the prompt: choices (MMLU-Pro's lettered `choices`), shown_tests (MBPP's assertions
-            as text), answer_format (LiveCodeBench's function header or standard input); null = none.
+        adapter: adds columns for the prompt: choices (MMLU-Pro's lettered `choices`), shown_tests
+            (MBPP's assertions as text), answer_format (LiveCodeBench's function header or standard
+            input); null = none.
 
     Raises:
         ValueError: an unknown column kind or adapter, or a hub file together with a subset.
@@ -48,23 +51,37 @@ class BenchmarkData(ProblemSource):
         adapter: str | None = None,
     ) -> None:
         if unknown := sorted(set(columns.values()) - set(KINDS)):
-            raise ValueError(f"columns: kind {unknown[0]!r} is unknown; choose one of {list(KINDS)}")
+            raise ValueError(
+                f"columns: kind {unknown[0]!r} is unknown; choose one of {list(KINDS)}"
+            )
         if adapter is not None and adapter not in ADAPTERS:
             raise ValueError(f"adapter={adapter!r} is unknown; choose one of {sorted(ADAPTERS)}")
         if hub_file is not None and subset is not None:
-            raise ValueError(f"hub_file={hub_file!r} with subset={subset!r}: a file has no subsets; give one of them")
-        self.name, self.columns, self.revision, self.subset, self.split = name, columns, revision, subset, split
+            raise ValueError(
+                f"hub_file={hub_file!r} with subset={subset!r}: a file has no subsets; give one of"
+                " them"
+            )
+        self.name, self.columns, self.revision, self.subset, self.split = (
+            name,
+            columns,
+            revision,
+            subset,
+            split,
+        )
         self.hub_file, self.file, self.adapter = hub_file, file, adapter
 
     def load(self, split: Split) -> Dataset:
         """Open, check and complete the rows.
 
         Raises:
-            ValueError: the training split is asked for, the data cannot be reached, or columns are missing or of
-                another kind; names them.
+            ValueError: the training split is asked for, the data cannot be reached, or columns are
+                missing or of another kind; names them.
         """
         if split != "validation":
-            raise ValueError(f"{self.name} is for measuring only: use validate or test, and train on another source")
+            raise ValueError(
+                f"{self.name} is for measuring only: use validate or test, and train on another"
+                " source"
+            )
         dataset = self._open()
         self._check(dataset)
         return dataset if self.adapter is None else dataset.map(ADAPTERS[self.adapter])
@@ -73,15 +90,16 @@ class BenchmarkData(ProblemSource):
         if self.file is not None:
             return LocalFiles(validation=self.file).load("validation")
         if self.hub_file is None:
-            return HubDataset(self.name, self.subset, validation_split=self.split, revision=self.revision).load(
-                "validation"
-            )
+            return HubDataset(
+                self.name, self.subset, validation_split=self.split, revision=self.revision
+            ).load("validation")
         url = f"hf://datasets/{self.name}@{self.revision}/{self.hub_file}"
         try:
             return load_dataset("json", data_files=url, split="train")
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"hub_file={self.hub_file!r} of {self.name!r} at {self.revision!r} cannot be loaded: {error}; check the"
+                f"hub_file={self.hub_file!r} of {self.name!r} at {self.revision!r} cannot be"
+                f" loaded: {error}; check the"
                 " network, or give a local copy as `file`"
             ) from error
 
@@ -90,13 +108,17 @@ class BenchmarkData(ProblemSource):
         where = self.file or f"{self.name} at {self.revision}"
         if missing := sorted(set(self.columns) - set(found)):
             raise ValueError(
-                f"{where} is not in the schema of this benchmark: columns {missing} are missing; it has {sorted(found)}"
+                f"{where} is not in the schema of this benchmark: columns {missing} are missing;"
+                f" it has {sorted(found)}"
             )
         for name, kind in self.columns.items():
-            text = kind == "integer" and str(self.file).endswith(".csv")  # in CSV everything is a text
+            text = kind == "integer" and str(self.file).endswith(
+                ".csv"
+            )  # in CSV everything is a text
             if not _is_kind(found[name], "text" if text else kind):
                 raise ValueError(
-                    f"{where} is not in the schema of this benchmark: {name!r} is {found[name]}, not {kind}"
+                    f"{where} is not in the schema of this benchmark: {name!r} is {found[name]},"
+                    f" not {kind}"
                 )
 
 
@@ -121,7 +143,10 @@ def _shown_tests(row: dict[str, Any]) -> dict[str, str]:
 def _answer_format(row: dict[str, Any]) -> dict[str, str]:
     if row["starter_code"]:
         return {"answer_format": f"Complete this code:\n```python\n{row['starter_code']}\n```"}
-    return {"answer_format": "Write a whole program that reads standard input and prints to standard output."}
+    return {
+        "answer_format": "Write a whole program that reads standard input and prints to standard"
+        " output."
+    }
 
 
 ADAPTERS: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {

@@ -30,7 +30,10 @@ def has_column(features: Mapping[str, Any], path: str) -> bool:
 def column_names(features: Mapping[str, Any]) -> list[str]:
     """The names of all columns, nested ones as dotted paths, in alphabetical order."""
     nested = [
-        f"{name}.{inner}" for name, it in features.items() if isinstance(it, Mapping) for inner in column_names(it)
+        f"{name}.{inner}"
+        for name, it in features.items()
+        if isinstance(it, Mapping)
+        for inner in column_names(it)
     ]
     return sorted([*features, *nested])
 
@@ -63,4 +66,6 @@ def check_column(named: str, path: str, dataset: Dataset, where: str) -> None:
         ValueError: names the columns that there are.
     """
     if not has_column(dataset.features, path):
-        raise ValueError(f"{named} is not in {where}; its columns are {column_names(dataset.features)!s:.1000}")
+        raise ValueError(
+            f"{named} is not in {where}; its columns are {column_names(dataset.features)!s:.1000}"
+        )

@@ -1,8 +1,9 @@
 """Which rows make a batch: the same for every process, resumable in the middle of an epoch.
 
-Read `EncodedSplit` (a tokenised split), then the two loaders. They are plain iterables, not torch ``DataLoader``s: the
-tokenising is done before, so there is nothing for worker processes to do, and Lightning neither wraps them in a
-``DistributedSampler`` nor replaces their order. How a problem becomes a text is in ``prompts.py``.
+Read `EncodedSplit` (a tokenised split), then the two loaders. They are plain iterables, not torch
+``DataLoader``s: the tokenising is done before, so there is nothing for worker processes to do, and
+Lightning neither wraps them in a ``DistributedSampler`` nor replaces their order. How a problem
+becomes a text is in ``prompts.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class EncodedSplit:
         dataset: all rows of the split, kept ones or not.
         rows: ``[K]`` rows in use, ascending.
         token_ids: their prompts, int32 arrays ``[L]``; None = tokenised anew for each batch.
-        render: makes a row's text again, so that the texts of a large data set needn't be held in memory.
+        render: makes a row's text again, so that the texts of a large data set needn't be held in
+            memory.
         encode: tokenises texts.
     """
 
@@ -42,7 +44,9 @@ class EncodedSplit:
     def problems(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """Each row in use with its number in ``dataset``: all columns, or what these dotted paths name of them."""
         for row in self.rows.tolist():
-            problem = self.dataset[row] if self.dataset.column_names else {}  # (`only` may leave no column)
+            problem = (
+                self.dataset[row] if self.dataset.column_names else {}
+            )  # (`only` may leave no column)
             if paths is not None:
                 known = [path for path in paths if root_column(problem, path) is not None]
                 problem = {path: value_at(problem, path) for path in known}
@@ -63,7 +67,9 @@ class EncodedSplit:
         return Prompts(
             token_ids=[torch.from_numpy(ids.astype(np.int64)) for ids in token_ids],
             texts=texts,
-            columns={name: [problem[name] for problem in problems] for name in self.dataset.column_names},
+            columns={
+                name: [problem[name] for problem in problems] for name in self.dataset.column_names
+            },
             index=torch.tensor(index, dtype=torch.int64),
         )
 
@@ -71,9 +77,10 @@ class EncodedSplit:
 class TrainLoader:
     """Endless shuffled batches, handed out an epoch at a time, whose place is one number.
 
-    Batch n is a function of (seed, n) alone: it is batch ``n % len`` of epoch ``n // len``, whose order is a
-    permutation drawn from (seed, epoch). Resuming therefore goes on with the very next batch, in the middle of an epoch
-    too, and an epoch that the trainer cuts short (``limit_train_batches``) goes on where it was cut.
+    Batch n is a function of (seed, n) alone: it is batch ``n % len`` of epoch ``n // len``, whose
+    order is a permutation drawn from (seed, epoch). Resuming therefore goes on with the very next
+    batch, in the middle of an epoch too, and an epoch that the trainer cuts short
+    (``limit_train_batches``) goes on where it was cut.
 
     Args:
         split: the tokenised problems.
@@ -83,7 +90,9 @@ class TrainLoader:
         rank: this process among them; it gets prompts rank, rank + num_replicas, ... of each batch.
     """
 
-    def __init__(self, split: EncodedSplit, prompts_per_step: int, seed: int, num_replicas: int, rank: int) -> None:
+    def __init__(
+        self, split: EncodedSplit, prompts_per_step: int, seed: int, num_replicas: int, rank: int
+    ) -> None:
         self.split = split
         self.prompts_per_step = prompts_per_step
         self.seed = seed
@@ -99,9 +108,13 @@ class TrainLoader:
         for _ in range(len(self)):
             epoch, batch = divmod(self.batches_drawn, len(self))
             if epoch != order_of:
-                order_of, order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
+                order_of, order = (
+                    epoch,
+                    np.random.default_rng([self.seed, epoch]).permutation(len(self.split)),
+                )
             whole = order[batch * self.prompts_per_step : (batch + 1) * self.prompts_per_step]
-            # Counted before it is handed out: a checkpoint is written while the trainer works on the batch.
+            # Counted before it is handed out: a checkpoint is written while the trainer works on
+            # the batch.
             self.batches_drawn += 1
             yield self.split.batch(whole[self.rank :: self.num_replicas].tolist())
 
@@ -113,24 +126,32 @@ class TrainLoader:
         """Go on after the last batch drawn.
 
         Raises:
-            ValueError: the checkpoint was made with other data or settings, so its order cannot be continued.
+            ValueError: the checkpoint was made with other data or settings, so its order cannot be
+                continued.
         """
         for name, value in self._identity().items():
             if state_dict[name] != value:
                 raise ValueError(
-                    f"{name}={value}, but the checkpoint was made with {state_dict[name]}: its order of prompts cannot"
-                    " be continued; resume with the same data settings, or start anew from its weights"
+                    f"{name}={value}, but the checkpoint was made with {state_dict[name]}: its"
+                    " order of prompts cannot"
+                    " be continued; resume with the same data settings, or start anew from its"
+                    " weights"
                 )
         self.batches_drawn = state_dict["batches_drawn"]
 
     def _identity(self) -> dict[str, int]:
-        return {"seed": self.seed, "prompts_per_step": self.prompts_per_step, "num_prompts": len(self.split)}
+        return {
+            "seed": self.seed,
+            "prompts_per_step": self.prompts_per_step,
+            "num_prompts": len(self.split),
+        }
 
 
 class ValidationLoader:
     """The problems in order, each once, over all processes; every process gets the same number of batches.
 
-    A last batch with fewer prompts than processes joins the batch before it, so that no process has an empty batch.
+    A last batch with fewer prompts than processes joins the batch before it, so that no process has
+    an empty batch.
 
     Args:
         split: the tokenised problems, at least one per process.
@@ -139,7 +160,9 @@ class ValidationLoader:
         rank: this process among them.
     """
 
-    def __init__(self, split: EncodedSplit, prompts_per_step: int, num_replicas: int, rank: int) -> None:
+    def __init__(
+        self, split: EncodedSplit, prompts_per_step: int, num_replicas: int, rank: int
+    ) -> None:
         self.split = split
         self.num_replicas = num_replicas
         self.rank = rank

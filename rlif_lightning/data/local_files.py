@@ -1,6 +1,7 @@
 """Opening files of a user's own, and saying which file, row and column is wrong where one cannot be opened.
 
-Read `open_files` first. JSON and Parquet bring their types along; in CSV everything is a text, as it was written.
+Read `open_files` first. JSON and Parquet bring their types along; in CSV everything is a text, as
+it was written.
 """
 
 from __future__ import annotations
@@ -27,18 +28,23 @@ def open_files(form: str, paths: Sequence[Path]) -> Dataset:
         paths: the files.
 
     Raises:
-        ValueError: a file is not in that format, a row has other columns, or a column mixes texts and other values.
+        ValueError: a file is not in that format, a row has other columns, or a column mixes texts
+            and other values.
     """
     settings: dict[str, Any] = {}
     if form == "csv":
         # Guessed types would make 084 a number and the answer "None" a missing value.
         settings = {"features": _csv_columns(paths), "keep_default_na": False}
     try:
-        dataset = load_dataset(form, data_files=[str(path) for path in paths], split="train", **settings)
+        dataset = load_dataset(
+            form, data_files=[str(path) for path in paths], split="train", **settings
+        )
     except (DatasetsError, OSError, ValueError) as error:
         named = next(filter(None, map(_json_fault, paths)), None) if form == "json" else None
         reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(named or f"{', '.join(map(str, paths))}: cannot be read as {form}: {reason:.300}") from error
+        raise ValueError(
+            named or f"{', '.join(map(str, paths))}: cannot be read as {form}: {reason:.300}"
+        ) from error
     if form == "json":
         for path in paths:
             _check_encoding(path)
@@ -53,7 +59,9 @@ def _csv_columns(paths: Sequence[Path]) -> Features:
     headers = [_csv_header(path) for path in paths]
     for path, header in zip(paths, headers, strict=True):
         if sorted(header) != sorted(headers[0]):
-            raise ValueError(f"{path}: the columns are {header!s:.300}, but {headers[0]!s:.300} in {paths[0]}")
+            raise ValueError(
+                f"{path}: the columns are {header!s:.300}, but {headers[0]!s:.300} in {paths[0]}"
+            )
     return Features({name: Value("string") for name in headers[0]})
 
 
@@ -66,11 +74,13 @@ def _csv_header(path: Path) -> list[str]:
                     header = row
                     if len(set(header)) < len(header) or "" in header:
                         raise ValueError(
-                            f"{path}: the header {header!s:.300} needs one name for each column, each once"
+                            f"{path}: the header {header!s:.300} needs one name for each column,"
+                            " each once"
                         )
                 elif row and len(row) != len(header):
                     raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields, but {len(header)} columns in the header"
+                        f"{path}, line {reader.line_num}: {len(row)} fields, but {len(header)}"
+                        " columns in the header"
                         f" {header!s:.300}; put a field that holds commas between double quotes"
                     )
     except (UnicodeDecodeError, csv.Error) as error:
@@ -91,7 +101,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             yield from ((f"row {row}", value) for row, value in enumerate(rows))
             return
         except ValueError as error:
-            if path.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":  # otherwise lines of JSON
+            if (
+                path.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+            ):  # otherwise lines of JSON
                 raise ValueError(f"{path}: no JSON in UTF-8: {error!s:.200}") from error
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -99,7 +111,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 if text := line.decode("utf-8-sig").strip():
                     yield f"line {number}", json.loads(text)
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: no JSON in UTF-8 ({error!s:.100}): {line[:80]!r}") from error
+                raise ValueError(
+                    f"{path}, line {number}: no JSON in UTF-8 ({error!s:.100}): {line[:80]!r}"
+                ) from error
 
 
 def _json_fault(path: Path) -> str | None:
@@ -144,6 +158,7 @@ def _refuse_mixture(column: str, paths: Sequence[Path]) -> None:
                 first.setdefault(isinstance(value, str), f"{value!r:.100} in {path}, {place}")
             if len(first) == 2:
                 raise ValueError(
-                    f"column {column!r} mixes texts and other values: {first[True]}; {first[False]}; write all of them"
+                    f"column {column!r} mixes texts and other values: {first[True]};"
+                    f" {first[False]}; write all of them"
                     " as texts, or none"
                 )

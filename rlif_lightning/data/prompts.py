@@ -1,8 +1,9 @@
 """Problems to `Prompts`: `PromptData` is what YAML sees as ``data.*``.
 
-Where problems come from is in ``sources.py``, how one becomes a text in ``prompt_format.py``, which rows make a batch
-in ``loaders.py``. Everything is rendered and tokenised once, in ``setup``; to predict, where there may be millions, the
-token ids are not kept but made again batch by batch. Left out on purpose: worker processes.
+Where problems come from is in ``sources.py``, how one becomes a text in ``prompt_format.py``, which
+rows make a batch in ``loaders.py``. Everything is rendered and tokenised once, in ``setup``; to
+predict, where there may be millions, the token ids are not kept but made again batch by batch. Left
+out on purpose: worker processes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from rlif_lightning.data.benchmark_source import BenchmarkData
 from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
 from rlif_lightning.data.prompt_format import PromptFormat
-from rlif_lightning.data.sources import ArithmeticProblems, HubDataset, LocalFiles, ProblemSource, ReasoningGym, Split
+from rlif_lightning.data.sources import (
+    ArithmeticProblems,
+    HubDataset,
+    LocalFiles,
+    ProblemSource,
+    ReasoningGym,
+    Split,
+)
 from rlif_lightning.data.tokenizer import Encoder, load_tokenizer, prompt_encoder, without_overlong
 
 __all__ = [
@@ -43,28 +51,37 @@ class PromptData(lightning.LightningDataModule):
         source: where the problems come from, by class path.
         tokenizer: hub name or folder of the tokenizer, the policy's own.
         group_size: G, completions sampled per prompt (read by the module, unused here).
-        prompts_per_step: P, prompts per training step over all processes; a multiple of their number.
-        prompt_column: column with the problem, a text or messages ({role, content}, the last one the user's). Nested
-            columns are named by a dotted path, such as ``reward_model.ground_truth``, here and everywhere.
-        answer_column: column with the gold answer, if there is one: a text, a number, or a list of acceptable answers.
-            It is for measuring only: the template cannot show it, and label-free rewards never get it.
-        template: text around a problem (of messages: around the last one), as in ``str.format``: ``{prompt}`` is the
-            problem, ``{name}`` another column.
-        chat: put the prompt into the tokenizer's chat template, as the user's turn, open for the assistant's. Without
-            it messages are joined by empty lines.
-        system_prompt: the chat's system turn; without it, that of the messages, or the chat template's own (if any).
-        examples: few-shot examples, each ``{question: ..., answer: ...}`` (and other columns that the template shows).
-            In a chat they are turns; otherwise the filled template, the answer and an empty line, before the prompt.
+        prompts_per_step: P, prompts per training step over all processes; a multiple of their
+            number.
+        prompt_column: column with the problem, a text or messages ({role, content}, the last one
+            the user's). Nested columns are named by a dotted path, such as
+            ``reward_model.ground_truth``, here and everywhere.
+        answer_column: column with the gold answer, if there is one: a text, a number, or a list of
+            acceptable answers. It is for measuring only: the template cannot show it, and
+            label-free rewards never get it.
+        template: text around a problem (of messages: around the last one), as in ``str.format``:
+            ``{prompt}`` is the problem, ``{name}`` another column.
+        chat: put the prompt into the tokenizer's chat template, as the user's turn, open for the
+            assistant's. Without it messages are joined by empty lines.
+        system_prompt: the chat's system turn; without it, that of the messages, or the chat
+            template's own (if any).
+        examples: few-shot examples, each ``{question: ..., answer: ...}`` (and other columns that
+            the template shows). In a chat they are turns; otherwise the filled template, the answer
+            and an empty line, before the prompt.
         max_prompt_tokens: longest prompt allowed, in tokens; no limit if absent.
-        overlong: what to do with longer ones: "refuse" stops with their number, "filter" leaves them out and tells it.
+        overlong: what to do with longer ones: "refuse" stops with their number, "filter" leaves
+            them out and tells it.
         validation_prompts: number of validation problems used, the first ones; all if absent.
-        validation_prompts_per_step: prompts per validation batch over all processes; as in training if absent.
+        validation_prompts_per_step: prompts per validation batch over all processes; as in training
+            if absent.
         seed: seed of the order of training prompts, at least 0.
-        revision: branch, tag or commit of the tokenizer on the hub (linked from model.policy.revision).
+        revision: branch, tag or commit of the tokenizer on the hub (linked from
+            model.policy.revision).
         trust_remote_code: let the tokenizer run code from its repository.
 
     Attributes:
-        fits_next: the data that ``fit`` needs is loaded, and checked, with that of ``validate`` already.
+        fits_next: the data that ``fit`` needs is loaded, and checked, with that of ``validate``
+            already.
 
     Raises:
         ValueError: an argument is out of range or needs another one.
@@ -124,18 +141,20 @@ class PromptData(lightning.LightningDataModule):
         """Load and tokenise the splits that ``stage`` needs, once.
 
         Raises:
-            ValueError: the tokenizer, a column or a split is missing, a prompt is too long, or the batch doesn't fit
-                the data or the number of processes.
+            ValueError: the tokenizer, a column or a split is missing, a prompt is too long, or the
+                batch doesn't fit the data or the number of processes.
         """
         processes, _ = self._shard()
         for name in ("prompts_per_step", "validation_prompts_per_step"):
             if getattr(self, name) % processes:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} can't be shared by {processes} processes: not a multiple"
+                    f"{name}={getattr(self, name)} can't be shared by {processes} processes: not a"
+                    " multiple"
                 )
         if self.trainer is not None and self.trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError(
-                "overfit_batches can't be used here: every epoch is shuffled; use a source of a few problems"
+                "overfit_batches can't be used here: every epoch is shuffled; use a source of a"
+                " few problems"
             )
         form, tokenizer = self._format()
         if stage == "predict":
@@ -156,14 +175,18 @@ class PromptData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Shuffled batches of ``prompts_per_step`` prompts, this process's share of each."""
-        self._loader = TrainLoader(self._splits["train"], self.prompts_per_step, self.seed, *self._shard())
+        self._loader = TrainLoader(
+            self._splits["train"], self.prompts_per_step, self.seed, *self._shard()
+        )
         if self._place is not None:
             self._loader.load_state_dict(self._place)
         return self._loader
 
     def val_dataloader(self) -> ValidationLoader:
         """The validation problems in order, this process's share."""
-        return ValidationLoader(self._splits["validation"], self.validation_prompts_per_step, *self._shard())
+        return ValidationLoader(
+            self._splits["validation"], self.validation_prompts_per_step, *self._shard()
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the order of prompts; Lightning itself keeps it only in the middle of an epoch."""
@@ -226,9 +249,15 @@ class PromptData(lightning.LightningDataModule):
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must be at least 0")
         if self.system_prompt is not None and not self.chat:
-            raise ValueError(f"system_prompt={self.system_prompt!r} needs chat=true; or write it into the template")
+            raise ValueError(
+                f"system_prompt={self.system_prompt!r} needs chat=true; or write it into the"
+                " template"
+            )
         if self.overlong == "filter" and self.max_prompt_tokens is None:
-            raise ValueError("overlong=filter leaves nothing out without max_prompt_tokens; set it, or overlong=refuse")
+            raise ValueError(
+                "overlong=filter leaves nothing out without max_prompt_tokens; set it, or"
+                " overlong=refuse"
+            )
         for example in self.examples:
             if not {"question", "answer"} <= set(example):
                 raise ValueError(f"examples: {example} must have the keys 'question' and 'answer'")
@@ -237,14 +266,21 @@ class PromptData(lightning.LightningDataModule):
         tokenizer = load_tokenizer(self.tokenizer_name, self.revision, self.trust_remote_code)
         if self.chat and tokenizer.chat_template is None:
             raise ValueError(
-                f"chat=true, but the tokenizer {self.tokenizer_name!r} has no chat template; set chat=false, or use an"
+                f"chat=true, but the tokenizer {self.tokenizer_name!r} has no chat template; set"
+                " chat=false, or use an"
                 " instruction-tuned model"
             )
         chat = tokenizer if self.chat else None
-        return PromptFormat(self.prompt_column, self.template, chat, self.system_prompt, self.examples), tokenizer
+        return PromptFormat(
+            self.prompt_column, self.template, chat, self.system_prompt, self.examples
+        ), tokenizer
 
     def _encode(
-        self, split: Split, form: PromptFormat, tokenizer: PreTrainedTokenizerBase, keep: bool = True
+        self,
+        split: Split,
+        form: PromptFormat,
+        tokenizer: PreTrainedTokenizerBase,
+        keep: bool = True,
     ) -> EncodedSplit:
         dataset = self.source.load(split)
         if split == "validation" and self.validation_prompts is not None:
@@ -256,22 +292,33 @@ class PromptData(lightning.LightningDataModule):
         token_ids: list[np.ndarray] = []
         lengths = np.zeros(len(dataset), dtype=np.int32)
         quiet = len(dataset) < 10_000 or self._shard()[1] > 0
-        for start in track(range(0, len(dataset), 1000), f"tokenising {split} prompts", disable=quiet):
+        for start in track(
+            range(0, len(dataset), 1000), f"tokenising {split} prompts", disable=quiet
+        ):
             columns = dataset[start : start + 1000]
-            problems = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            problems = [
+                dict(zip(columns, values, strict=True))
+                for values in zip(*columns.values(), strict=True)
+            ]
             for row, problem in enumerate(problems, start):
                 form.check_problem(problem, f"row {row} of the {split} split")
             texts = [form.render(row) for row in problems]
             texts, overlong = without_overlong(texts, start, split, limit)
             ids = encode(texts)
-            lengths[start : start + len(ids)] = [overlong.get(row, len(each)) for row, each in enumerate(ids, start)]
+            lengths[start : start + len(ids)] = [
+                overlong.get(row, len(each)) for row, each in enumerate(ids, start)
+            ]
             token_ids += ids if keep else []
         rows = self._fitting_rows(split, lengths)
-        return EncodedSplit(dataset, rows, [token_ids[row] for row in rows] if keep else None, form.render, encode)
+        return EncodedSplit(
+            dataset, rows, [token_ids[row] for row in rows] if keep else None, form.render, encode
+        )
 
     def _check_dataset(self, split: Split, dataset: Dataset, form: PromptFormat) -> None:
         if len(dataset) == 0:
-            raise ValueError(f"source: the {split} split of {type(self.source).__name__} has no rows")
+            raise ValueError(
+                f"source: the {split} split of {type(self.source).__name__} has no rows"
+            )
         for name in ("prompt_column", "answer_column"):
             if (column := getattr(self, name)) is not None:
                 check_column(f"{name}={column!r}", column, dataset, f"the {split} split")
@@ -282,11 +329,16 @@ class PromptData(lightning.LightningDataModule):
     def _fitting_rows(self, split: Split, lengths: np.ndarray) -> np.ndarray:
         if not lengths.all():
             empty = int((lengths == 0).argmax())
-            raise ValueError(f"template={self.template!r}: row {empty} of the {split} split has no tokens")
+            raise ValueError(
+                f"template={self.template!r}: row {empty} of the {split} split has no tokens"
+            )
         limit = self.max_prompt_tokens
         rows = np.arange(len(lengths)) if limit is None else (lengths <= limit).nonzero()[0]
         if too_long := len(lengths) - len(rows):
-            found = f"max_prompt_tokens={limit}: {too_long} of {len(lengths)} {split} prompts are longer (up to"
+            found = (
+                f"max_prompt_tokens={limit}: {too_long} of {len(lengths)} {split} prompts are"
+                " longer (up to"
+            )
             found += f" {lengths.max()} tokens)"
             if self.overlong == "refuse":
                 raise ValueError(f"{found}; raise it, or set overlong=filter to leave them out")
@@ -295,6 +347,12 @@ class PromptData(lightning.LightningDataModule):
 
     def _check_size(self, split: Split, size: int, processes: int) -> None:
         if split == "train" and size < self.prompts_per_step:
-            raise ValueError(f"prompts_per_step={self.prompts_per_step}, but the train split has only {size} prompts")
+            raise ValueError(
+                f"prompts_per_step={self.prompts_per_step}, but the train split has only {size}"
+                " prompts"
+            )
         if size < processes:
-            raise ValueError(f"source: the {split} split has {size} prompts, fewer than the {processes} processes")
+            raise ValueError(
+                f"source: the {split} split has {size} prompts, fewer than the {processes}"
+                " processes"
+            )

@@ -1,7 +1,8 @@
 """Where problems come from: one small class per kind of source, each giving a data set per split.
 
-Read `ProblemSource` first; the others are independent of each other. A source knows nothing of tokens, prompts or
-ranks (that is ``prompts.py``), and it never has to hold gold answers: label-free training reads the question alone.
+Read `ProblemSource` first; the others are independent of each other. A source knows nothing of
+tokens, prompts or ranks (that is ``prompts.py``), and it never has to hold gold answers: label-free
+training reads the question alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ Split = Literal["train", "validation"]
 
 
 class ProblemSource(ABC):
-    """A data set per split. Subclass it and name your class path in the config to bring your own data.
+    """A data set per split.
+
+    Subclass it and name your class path in the config to bring your own data.
 
     Example:
         >>> class Capitals(ProblemSource):
@@ -47,20 +50,23 @@ class ProblemSource(ABC):
 class ArithmeticProblems(ProblemSource):
     """Made-up sums such as ``3+4+5=``, with the answer; no download, endless variety, verifiable.
 
-    A problem belongs to the validation split if the CRC-32 of its text is divisible by 8, to the training split
-    otherwise, so that the splits cannot share a problem. Problem i of a split depends on (seed, split, i) alone.
+    A problem belongs to the validation split if the CRC-32 of its text is divisible by 8, to the
+    training split otherwise, so that the splits cannot share a problem. Problem i of a split
+    depends on (seed, split, i) alone.
 
     Args:
         min_terms: smallest number of terms of a problem, at least 1.
         max_terms: largest number of terms of a problem.
         digits: largest number of decimal digits of a term (1: 0-9, 2: 0-99).
-        operators: the operators to draw from, any of "+", "-" and "*" ("*" binds tighter, as usual).
+        operators: the operators to draw from, any of "+", "-" and "*" ("*" binds tighter, as
+            usual).
         size: number of training problems (repeats are possible where few problems exist).
         validation_size: number of validation problems.
         seed: another number draws other problems.
 
     Raises:
-        ValueError: an argument is out of range, or too few problems of this kind exist to fill both splits.
+        ValueError: an argument is out of range, or too few problems of this kind exist to fill both
+            splits.
     """
 
     def __init__(
@@ -74,13 +80,17 @@ class ArithmeticProblems(ProblemSource):
         seed: int = 0,
     ) -> None:
         if not 1 <= min_terms <= max_terms:
-            raise ValueError(f"min_terms={min_terms}, max_terms={max_terms}: need 1 <= min_terms <= max_terms")
+            raise ValueError(
+                f"min_terms={min_terms}, max_terms={max_terms}: need 1 <= min_terms <= max_terms"
+            )
         if digits < 1:
             raise ValueError(f"digits={digits}: a term needs at least 1 digit")
         if not operators or set(operators) - set("+-*"):
             raise ValueError(f'operators={operators!r}: give one or more of "+", "-" and "*"')
         if size < 1 or validation_size < 1:
-            raise ValueError(f"size={size}, validation_size={validation_size}: both must be at least 1")
+            raise ValueError(
+                f"size={size}, validation_size={validation_size}: both must be at least 1"
+            )
         self.min_terms = min_terms
         self.max_terms = max_terms
         self.digits = digits
@@ -91,23 +101,33 @@ class ArithmeticProblems(ProblemSource):
     def load(self, split: Split) -> Dataset:
         """Draw the split: columns ``question`` ("3+4+5=") and ``answer`` ("12"; negative ones begin with "-")."""
         questions = [self._draw(split, i) for i in range(self.sizes[split])]
-        return Dataset.from_dict({"question": questions, "answer": [_value(question[:-1]) for question in questions]})
+        return Dataset.from_dict(
+            {"question": questions, "answer": [_value(question[:-1]) for question in questions]}
+        )
 
     def _draw(self, split: Split, i: int) -> str:
         rng = random.Random(f"{self.seed}/{split}/{i}")
         for _ in range(1000):
-            terms = [str(rng.randrange(10**self.digits)) for _ in range(rng.randint(self.min_terms, self.max_terms))]
-            question = terms[0] + "".join(rng.choice(self.operators) + term for term in terms[1:]) + "="
+            terms = [
+                str(rng.randrange(10**self.digits))
+                for _ in range(rng.randint(self.min_terms, self.max_terms))
+            ]
+            question = (
+                terms[0] + "".join(rng.choice(self.operators) + term for term in terms[1:]) + "="
+            )
             if _split_of(question) == split:
                 return question
         raise ValueError(
-            f"max_terms={self.max_terms}, digits={self.digits}: found no problem for the {split} split in 1000"
+            f"max_terms={self.max_terms}, digits={self.digits}: found no problem for the {split}"
+            " split in 1000"
             " draws, too few problems of this kind exist; raise max_terms or digits"
         )
 
 
 class HubDataset(ProblemSource):
-    """A data set of the Hugging Face hub, or a local folder laid out like one. Code in a data set is never run.
+    """A data set of the Hugging Face hub, or a local folder laid out like one.
+
+    Code in a data set is never run.
 
     Args:
         name: hub name such as "openai/gsm8k", or the path of a local folder.
@@ -137,10 +157,13 @@ class HubDataset(ProblemSource):
             ValueError: the data set, its subset or its split cannot be found or reached.
         """
         try:
-            return load_dataset(self.name, self.subset, split=self.splits[split], revision=self.revision)
+            return load_dataset(
+                self.name, self.subset, split=self.splits[split], revision=self.revision
+            )
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"name={self.name!r}, subset={self.subset!r}, {split}_split={self.splits[split]!r} cannot be loaded:"
+                f"name={self.name!r}, subset={self.subset!r}, {split}_split={self.splits[split]!r}"
+                " cannot be loaded:"
                 f" {error}; check the three, the network, or give a local folder or LocalFiles"
             ) from error
 
@@ -155,45 +178,60 @@ class LocalFiles(ProblemSource):
 
     FORMATS: ClassVar = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
-    def __init__(self, train: str | list[str] | None = None, validation: str | list[str] | None = None) -> None:
+    def __init__(
+        self, train: str | list[str] | None = None, validation: str | list[str] | None = None
+    ) -> None:
         self.paths = {"train": train, "validation": validation}
 
     def load(self, split: Split) -> Dataset:
         """Open the files of one split.
 
         Raises:
-            ValueError: no files were given for the split, or one is missing, empty, of an unknown format or not as that
-                format has it (names the line).
+            ValueError: no files were given for the split, or one is missing, empty, of an unknown
+                format or not as that format has it (names the line).
         """
         given = self.paths[split]
         paths = [given] if isinstance(given, str) else given or []
         if not paths:
-            remedy = "" if split == "train" else ", or train without one: trainer.limit_val_batches=0"
+            remedy = (
+                "" if split == "train" else ", or train without one: trainer.limit_val_batches=0"
+            )
             raise ValueError(
-                f"{split}={given!r}: no file is given for the {split} split; name one in LocalFiles.{split}{remedy}"
+                f"{split}={given!r}: no file is given for the {split} split; name one in"
+                f" LocalFiles.{split}{remedy}"
             )
         for path in paths:
             self._check(split, Path(path))
         formats = {self.FORMATS[Path(path).suffix] for path in paths}
         if len(formats) > 1:
-            raise ValueError(f"{split}={paths}: files of several formats {sorted(formats)}; convert them to one")
+            raise ValueError(
+                f"{split}={paths}: files of several formats {sorted(formats)}; convert them to one"
+            )
         return open_files(formats.pop(), [Path(path) for path in paths])
 
     def _check(self, split: Split, path: Path) -> None:
         if path.suffix not in self.FORMATS:
-            raise ValueError(f"{split}={str(path)!r}: unknown suffix {path.suffix!r}; known are {sorted(self.FORMATS)}")
+            raise ValueError(
+                f"{split}={str(path)!r}: unknown suffix {path.suffix!r}; known are"
+                f" {sorted(self.FORMATS)}"
+            )
         if not path.is_file():
-            raise ValueError(f"{split}={str(path)!r}: no such file (current folder: {Path.cwd()}); correct the path")
+            raise ValueError(
+                f"{split}={str(path)!r}: no such file (current folder: {Path.cwd()}); correct the"
+                " path"
+            )
         if path.stat().st_size == 0:
-            raise ValueError(f"{split}={str(path)!r}: the file is empty; give a file with one problem per row")
+            raise ValueError(
+                f"{split}={str(path)!r}: the file is empty; give a file with one problem per row"
+            )
 
 
 class ReasoningGym(ProblemSource):
     """Generated, verifiable problems of the optional package reasoning-gym (Apache-2.0, about 100 tasks).
 
     Both splits hold the same mix of problems and share none: each text belongs to one split (see
-    `ArithmeticProblems`). Dropping from validation what happens to occur in training would do so too, but it leaves
-    validation only the problems that are rarely drawn, which are the hard ones.
+    `ArithmeticProblems`). Dropping from validation what happens to occur in training would do so
+    too, but it leaves validation only the problems that are rarely drawn, which are the hard ones.
 
     Args:
         task: the task's name in reasoning-gym, such as "chain_sum".
@@ -203,7 +241,8 @@ class ReasoningGym(ProblemSource):
         config: settings of the task, such as ``{min_terms: 2, max_terms: 2}`` for "chain_sum".
     """
 
-    # reasoning-gym seeds its problem i with seed + i: streams must start further apart than any split is long.
+    # reasoning-gym seeds its problem i with seed + i: streams must start further apart than any
+    # split is long.
     STREAM = 2**32
 
     def __init__(
@@ -215,7 +254,9 @@ class ReasoningGym(ProblemSource):
         config: dict[str, Any] | None = None,
     ) -> None:
         if size < 1 or validation_size < 1:
-            raise ValueError(f"size={size}, validation_size={validation_size}: both must be at least 1")
+            raise ValueError(
+                f"size={size}, validation_size={validation_size}: both must be at least 1"
+            )
         self.task = task
         self.sizes = {"train": size, "validation": validation_size}
         self.seed = seed
@@ -225,8 +266,8 @@ class ReasoningGym(ProblemSource):
         """Generate one split: columns ``question`` and ``answer``.
 
         Raises:
-            ValueError: reasoning-gym isn't installed, doesn't know the task or its settings, or the task has too few
-                different problems to fill both splits.
+            ValueError: reasoning-gym isn't installed, doesn't know the task or its settings, or the
+                task has too few different problems to fill both splits.
         """
         size, rows = self.sizes[split], []
         draws = 32 * size + 1000  # four times as many as the smaller split needs
@@ -238,7 +279,8 @@ class ReasoningGym(ProblemSource):
             if len(rows) == size:
                 return Dataset.from_list(rows)
         raise ValueError(
-            f"task={self.task!r}, config={self.config}: {draws} draws gave {len(rows)} problems for the {split} split"
+            f"task={self.task!r}, config={self.config}: {draws} draws gave {len(rows)} problems"
+            f" for the {split} split"
             f" instead of {size}; this task has too few different problems, widen its config"
         )
 
@@ -247,13 +289,18 @@ class ReasoningGym(ProblemSource):
             import reasoning_gym
         except ImportError as error:
             raise ValueError(
-                f'task={self.task!r}: reasoning-gym is not installed; run pip install "rlif-lightning[reasoning]"'
+                f"task={self.task!r}: reasoning-gym is not installed; run pip install"
+                ' "rlif-lightning[reasoning]"'
             ) from error
         try:
             # The package's checks of a task's settings are assertions.
-            return reasoning_gym.create_dataset(self.task, size=size, seed=stream * self.STREAM, **self.config)
+            return reasoning_gym.create_dataset(
+                self.task, size=size, seed=stream * self.STREAM, **self.config
+            )
         except (ValueError, TypeError, AssertionError) as error:
-            raise ValueError(f"task={self.task!r}, config={self.config}: reasoning-gym refuses it: {error}") from error
+            raise ValueError(
+                f"task={self.task!r}, config={self.config}: reasoning-gym refuses it: {error}"
+            ) from error
 
 
 def _value(expression: str) -> str:

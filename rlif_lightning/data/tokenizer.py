@@ -14,19 +14,24 @@ PROBE = "1"  # any text that a tokenizer can encode
 MAX_CHARACTERS = 2**20  # of a prompt
 
 
-def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, revision: str | None, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name.
 
     Raises:
         ValueError: there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
     except Exception as error:  # a broken file makes the library raise anything
         if trust_remote_code and not isinstance(error, (OSError, ValueError)):
             raise
         raise ValueError(
-            f"tokenizer={name!r}: no tokenizer can be loaded from this folder or hub name (current folder:"
+            f"tokenizer={name!r}: no tokenizer can be loaded from this folder or hub name (current"
+            " folder:"
             f" {Path.cwd()}): {' '.join(str(error).split()) or type(error).__name__:.400}"
         ) from error
 
@@ -34,14 +39,17 @@ def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> 
 def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
     """What makes token ids of prompts: int32 arrays ``[L]``.
 
-    Special tokens that the tokenizer puts in front (beginning of sequence) stay. Those that it puts behind are left
-    out, with one line in the log: a completion goes on from the prompt, and nothing goes on after an end of sequence.
-    A chat template writes its special tokens itself.
+    Special tokens that the tokenizer puts in front (beginning of sequence) stay. Those that it puts
+    behind are left out, with one line in the log: a completion goes on from the prompt, and nothing
+    goes on after an end of sequence. A chat template writes its special tokens itself.
     """
     behind = 0 if chat else _tokens_behind(tokenizer)
     if behind:
         added = tokenizer.convert_ids_to_tokens(tokenizer(PROBE)["input_ids"][-behind:])
-        rank_zero_info(f"the tokenizer {tokenizer.name_or_path!r} appends {added} to texts; left out of prompts")
+        rank_zero_info(
+            f"the tokenizer {tokenizer.name_or_path!r} appends {added} to texts; left out of"
+            " prompts"
+        )
 
     def encode(texts: list[str]) -> list[np.ndarray]:
         encoded = _encoded(tokenizer, texts, add_special_tokens=not chat)
@@ -50,7 +58,9 @@ def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
     return encode
 
 
-def without_overlong(texts: list[str], first: int, split: str, limit: int | None) -> tuple[list[str], dict[int, int]]:
+def without_overlong(
+    texts: list[str], first: int, split: str, limit: int | None
+) -> tuple[list[str], dict[int, int]]:
     """Keep texts that no model could read from the tokenizer, which takes 300 bytes for each of their tokens.
 
     Args:
@@ -65,18 +75,23 @@ def without_overlong(texts: list[str], first: int, split: str, limit: int | None
     Raises:
         ValueError: names the row, where none is left out.
     """
-    overlong = {row: len(text) for row, text in enumerate(texts, first) if len(text) > MAX_CHARACTERS}
+    overlong = {
+        row: len(text) for row, text in enumerate(texts, first) if len(text) > MAX_CHARACTERS
+    }
     if overlong and limit is None:
         row, length = next(iter(overlong.items()))
         raise ValueError(
-            f"row {row} of the {split} split makes a prompt of {length} characters (at most {MAX_CHARACTERS}); shorten"
+            f"row {row} of the {split} split makes a prompt of {length} characters (at most"
+            f" {MAX_CHARACTERS}); shorten"
             " it, or set max_prompt_tokens and overlong=filter to leave such rows out"
         )
     kept = ["" if row in overlong else text for row, text in enumerate(texts, first)]
     return kept, {row: max(length, (limit or 0) + 1) for row, length in overlong.items()}
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool
+) -> list[list[int]]:
     """Token ids of texts; a tokenizer's own expressions may give up on one (a panic of its library)."""
     try:
         return tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]  # pyright: ignore[reportReturnType]
@@ -84,9 +99,12 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_t
         if type(error).__name__ != "PanicException":
             raise
         if len(texts) > 1:
-            return [ids for text in texts for ids in _encoded(tokenizer, [text], add_special_tokens)]
+            return [
+                ids for text in texts for ids in _encoded(tokenizer, [text], add_special_tokens)
+            ]
         raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} cannot encode the text {texts[0][:60]!r}: {error!s:.200}; leave"
+            f"the tokenizer {tokenizer.name_or_path!r} cannot encode the text {texts[0][:60]!r}:"
+            f" {error!s:.200}; leave"
             " it out of the data"
         ) from error
 
@@ -95,5 +113,7 @@ def _tokens_behind(tokenizer: PreTrainedTokenizerBase) -> int:
     """How many special tokens the tokenizer appends to a text."""
     bare = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     whole = tokenizer(PROBE)["input_ids"]
-    starts = [start for start in range(len(whole)) if bare and whole[start : start + len(bare)] == bare]
+    starts = [
+        start for start in range(len(whole)) if bare and whole[start : start + len(bare)] == bare
+    ]
     return len(whole) - starts[0] - len(bare) if starts else 0

@@ -1,7 +1,10 @@
-"""Confidence intervals by resampling problems: seeded, and the same whatever the number of ranks. Pure functions.
+"""Confidence intervals by resampling problems: seeded, and the same whatever the number of ranks.
 
-Problems are resampled, not completions: the samples of one problem are not independent, and the question that an
-interval answers is how far a figure would move with other problems of the same kind.
+Pure functions.
+
+Problems are resampled, not completions: the samples of one problem are not independent, and the
+question that an interval answers is how far a figure would move with other problems of the same
+kind.
 """
 
 from __future__ import annotations
@@ -19,14 +22,17 @@ class Figure(NamedTuple):
     high: float
 
 
-def resampled_ratios(totals: np.ndarray, weights: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+def resampled_ratios(
+    totals: np.ndarray, weights: np.ndarray, resamples: int, seed: int
+) -> np.ndarray:
     """``sum(totals) / sum(weights)`` of each figure over problems drawn with replacement.
 
-    All figures of a resample are of the same problems, and two calls with the same number of problems, resamples and
-    seed draw the same ones: differences between figures or runs are paired.
+    All figures of a resample are of the same problems, and two calls with the same number of
+    problems, resamples and seed draw the same ones: differences between figures or runs are paired.
 
     Args:
-        totals: ``[N, M]`` float64, the sum of figure m over what problem n has of it (samples, tokens).
+        totals: ``[N, M]`` float64, the sum of figure m over what problem n has of it (samples,
+            tokens).
         weights: ``[N, M]`` float64 >= 0, how much that is.
         resamples: R >= 1.
         seed: of the draws.
@@ -53,8 +59,9 @@ def bootstrap_figures(
 ) -> list[Figure]:
     """Each figure with its percentile bootstrap interval over problems.
 
-    Where every problem has a share of 0 (or every one 1) resampling shows no spread, though 0 of 30 does not prove 0.
-    The far end is then the exact binomial (Clopper-Pearson) bound for N problems of N: with 30 problems, 0 to 11.6 %.
+    Where every problem has a share of 0 (or every one 1) resampling shows no spread, though 0 of 30
+    does not prove 0. The far end is then the exact binomial (Clopper-Pearson) bound for N problems
+    of N: with 30 problems, 0 to 11.6 %.
 
     Args:
         totals: ``[N, M]``, as for :func:`resampled_ratios`.
@@ -71,7 +78,9 @@ def bootstrap_figures(
     """
     tail = (1 - confidence) / 2
     values = totals.sum(0) / weights.sum(0)
-    low, high = np.quantile(resampled_ratios(totals, weights, resamples, seed), [tail, 1 - tail], axis=0)
+    low, high = np.quantile(
+        resampled_ratios(totals, weights, resamples, seed), [tail, 1 - tail], axis=0
+    )
     reach = 1 - tail ** (1 / len(totals))
     high = np.where(shares & (values == 0), reach, high)
     low = np.where(shares & (values == 1), 1 - reach, low)

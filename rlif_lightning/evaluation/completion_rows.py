@@ -9,15 +9,21 @@ from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.records import RewardOutput, Rollout
 
 
-def completion_records(rollout: Rollout, outputs: Mapping[str, RewardOutput] | None = None) -> list[dict[str, Any]]:
+def completion_records(
+    rollout: Rollout, outputs: Mapping[str, RewardOutput] | None = None
+) -> list[dict[str, Any]]:
     """One flat record per completion: prompt, text, its figures, and the score of each head (null = does not apply).
 
-    Without ``outputs`` there are no scores. ``mean_logprob`` and ``mean_entropy`` are in nats per token, ``length`` in
-    tokens.
+    Without ``outputs`` there are no scores. ``mean_logprob`` and ``mean_entropy`` are in nats per
+    token, ``length`` in tokens.
     """
     mean_logprob = mean_over_completion(rollout.stats.logprobs, rollout.mask).tolist()
     mean_entropy = mean_over_completion(rollout.stats.entropy, rollout.mask).tolist()
-    lengths, ended, index = rollout.lengths.tolist(), rollout.ended.tolist(), rollout.prompts.index.tolist()
+    lengths, ended, index = (
+        rollout.lengths.tolist(),
+        rollout.ended.tolist(),
+        rollout.prompts.index.tolist(),
+    )
     scores = {name: output.scores.tolist() for name, output in (outputs or {}).items()}
     records = []
     for row, text in enumerate(rollout.texts):
@@ -33,6 +39,8 @@ def completion_records(rollout: Rollout, outputs: Mapping[str, RewardOutput] | N
             "mean_entropy": mean_entropy[row],
         }
         if outputs is not None:
-            record["scores"] = {name: None if s[row] != s[row] else s[row] for name, s in scores.items()}
+            record["scores"] = {
+                name: None if s[row] != s[row] else s[row] for name, s in scores.items()
+            }
         records.append(record)
     return records

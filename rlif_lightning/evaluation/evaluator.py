@@ -1,7 +1,7 @@
 """Evaluation apart from the rewards: what a policy's samples look like, and, where there are labels, how often right.
 
-Labels are for measuring only; nothing here is seen by a reward or a gradient. Read `Evaluation` (the settings),
-`Evaluator` (collects over batches and ranks). What comes out: ``report.py``.
+Labels are for measuring only; nothing here is seen by a reward or a gradient. Read `Evaluation`
+(the settings), `Evaluator` (collects over batches and ranks). What comes out: ``report.py``.
 """
 
 from __future__ import annotations
@@ -44,12 +44,15 @@ class Evaluation:
         sampling: how they are drawn; null = as in training.
         greedy: also decode each problem once without sampling.
         extractor: finds the final answer of a completion.
-        gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions), in each item of a list there.
-        equivalence: when an answer equals the gold one: `exact`, or `math_verify` to accept rounding to six digits too.
+        gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions), in each
+            item of a list there.
+        equivalence: when an answer equals the gold one: `exact`, or `math_verify` to accept
+            rounding to six digits too.
         checker: what judges answers instead of the two extractors, such as LiteralChecker.
-        pass_at: further k of pass@k, each below `samples`; k = 1 (accuracy) and k = samples are always there.
-        subset_column: a column such as level or subject, or a dotted path; every figure is also given for each of its
-            values.
+        pass_at: further k of pass@k, each below `samples`; k = 1 (accuracy) and k = samples are
+            always there.
+        subset_column: a column such as level or subject, or a dotted path; every figure is also
+            given for each of its values.
         confidence: of the intervals, in (0, 1).
         resamples: of the bootstrap over problems, at least 100.
         bootstrap_seed: of the bootstrap; part of a result, like the confidence.
@@ -78,19 +81,25 @@ class Evaluation:
             raise ValueError(f"evaluation.samples={self.samples} must be at least 1")
         if not all(1 < k < self.samples for k in self.pass_at):
             raise ValueError(
-                f"evaluation.pass_at={list(self.pass_at)}: each k must lie between 1 and samples={self.samples},"
+                f"evaluation.pass_at={list(self.pass_at)}: each k must lie between 1 and"
+                f" samples={self.samples},"
                 " which are always there"
             )
         if not 0 < self.confidence < 1 or self.resamples < 100 or self.bootstrap_seed < 0:
             raise ValueError(
                 f"evaluation.confidence={self.confidence}, resamples={self.resamples},"
-                f" bootstrap_seed={self.bootstrap_seed}: need 0 < confidence < 1, resamples >= 100, seed >= 0"
+                f" bootstrap_seed={self.bootstrap_seed}: need 0 < confidence < 1, resamples >="
+                " 100, seed >= 0"
             )
         check_equivalence(self.equivalence)
         defaults = (AnswerExtractor(), AnswerExtractor("text"), "exact")
-        if self.checker is not None and (self.extractor, self.gold_extractor, self.equivalence) != defaults:
+        if (
+            self.checker is not None
+            and (self.extractor, self.gold_extractor, self.equivalence) != defaults
+        ):
             raise ValueError(
-                "evaluation.checker has its own extractors and equivalence; take evaluation.extractor, gold_extractor"
+                "evaluation.checker has its own extractors and equivalence; take"
+                " evaluation.extractor, gold_extractor"
                 " and equivalence out, or the checker"
             )
 
@@ -145,7 +154,9 @@ class Evaluator(nn.Module):
         rollout = engine.generate(prompts, self.evaluation.samples, sampling, VALIDATION_STEP)
         greedy = None
         if answer_column is not None and self.evaluation.greedy:
-            settings = Sampling(temperature=0, max_new_tokens=sampling.max_new_tokens, stop=sampling.stop)
+            settings = Sampling(
+                temperature=0, max_new_tokens=sampling.max_new_tokens, stop=sampling.stop
+            )
             greedy = engine.generate(prompts, 1, settings, VALIDATION_STEP)
         return self.update(rollout, answer_column, greedy)
 
@@ -155,13 +166,17 @@ class Evaluator(nn.Module):
         Raises:
             ValueError: names what is wrong with one.
         """
-        if problems is self.checked or isinstance(self.checker, AnswerChecker):  # (``label_checks.py`` reads answers)
+        if problems is self.checked or isinstance(
+            self.checker, AnswerChecker
+        ):  # (``label_checks.py`` reads answers)
             return
         for _, problem in problems.problems():  # one by one: the tests of code can be large
             self.checker.correct([None], [problem], answer_column)
         self.checked = problems  # every stage has a setup
 
-    def update(self, rollout: Rollout, answer_column: str | None, greedy: Rollout | None) -> list[dict[str, Any]]:
+    def update(
+        self, rollout: Rollout, answer_column: str | None, greedy: Rollout | None
+    ) -> list[dict[str, Any]]:
         """Add one batch.
 
         Args:
@@ -174,7 +189,10 @@ class Evaluator(nn.Module):
         """
         answers = [self.checker.answer(text) for text in rollout.texts]
         size = rollout.group_size
-        clusters = [self.checker.cluster(answers[start : start + size]) for start in range(0, len(answers), size)]
+        clusters = [
+            self.checker.cluster(answers[start : start + size])
+            for start in range(0, len(answers), size)
+        ]
         self._update_unlabelled(rollout, answers, [ids for ids, _ in clusters])
         if self.evaluation.subset_column is not None:
             labels = [str(value) for value in rollout.prompts.column(self.evaluation.subset_column)]
@@ -187,7 +205,9 @@ class Evaluator(nn.Module):
         for name in self.labelled:
             if name == "accuracy" or name.startswith("pass@"):
                 self._metric(name).update(verdicts, index)
-        voted = self._verdicts([_majority(*cluster) for cluster in clusters], rollout, answer_column)
+        voted = self._verdicts(
+            [_majority(*cluster) for cluster in clusters], rollout, answer_column
+        )
         self._metric(f"maj@{self.evaluation.samples}").update(rollout.mask.new_tensor(voted), index)
         if greedy is not None:
             decoded = [self.checker.answer(text) for text in greedy.texts]
@@ -196,7 +216,9 @@ class Evaluator(nn.Module):
             records += self._records(greedy, "greedy", decoded, right)
         return records
 
-    def _update_unlabelled(self, rollout: Rollout, answers: list[str | None], ids: list[list[int | None]]) -> None:
+    def _update_unlabelled(
+        self, rollout: Rollout, answers: list[str | None], ids: list[list[int | None]]
+    ) -> None:
         index, size = rollout.prompts.index, rollout.group_size
         found = rollout.mask.new_tensor([answer is not None for answer in answers])
         self._metric("entropy").update(rollout.stats.entropy, rollout.mask, index)
@@ -212,19 +234,31 @@ class Evaluator(nn.Module):
         assert isinstance(metric, ProblemMetric)
         return metric
 
-    def _verdicts(self, answers: Sequence[str | None], rollout: Rollout, answer_column: str) -> list[bool]:
+    def _verdicts(
+        self, answers: Sequence[str | None], rollout: Rollout, answer_column: str
+    ) -> list[bool]:
         """Verdicts on P or B answers."""
         rows, repeats = rollout.prompts.rows(answer_column), len(answers) // rollout.num_prompts
-        return self.checker.correct(answers, [row for row in rows for _ in range(repeats)], answer_column)
+        return self.checker.correct(
+            answers, [row for row in rows for _ in range(repeats)], answer_column
+        )
 
     def _records(
-        self, rollout: Rollout, kind: str, answers: Sequence[str | None], correct: Sequence[bool] | None
+        self,
+        rollout: Rollout,
+        kind: str,
+        answers: Sequence[str | None],
+        correct: Sequence[bool] | None,
     ) -> list[dict[str, Any]]:
         subset = self.evaluation.subset_column
         labels = rollout.column(subset) if subset is not None else [None] * len(answers)
         records = completion_records(rollout)
         for row, record in enumerate(records):
-            record |= {"kind": kind, "answer": answers[row], "correct": None if correct is None else correct[row]}
+            record |= {
+                "kind": kind,
+                "answer": answers[row],
+                "correct": None if correct is None else correct[row],
+            }
             record |= {"subset": None if labels[row] is None else str(labels[row])}
         return records
 
@@ -237,7 +271,11 @@ class Evaluator(nn.Module):
         label_of = self.labels.compute() if self.evaluation.subset_column is not None else []
         for metric in (*metrics, self.labels):
             metric.reset()
-        drawn = (self.evaluation.confidence, self.evaluation.resamples, self.evaluation.bootstrap_seed)
+        drawn = (
+            self.evaluation.confidence,
+            self.evaluation.resamples,
+            self.evaluation.bootstrap_seed,
+        )
         subsets = {}
         for label in sorted(set(label_of)):
             rows = np.array([each == label for each in label_of])

@@ -16,10 +16,12 @@ from rlif_lightning.whole_files import replaced
 class EvaluationFiles(Callback):
     """Writes what validate and test measured, between the steps of a run as well.
 
-    ``evaluation.json`` holds one entry per evaluation: stage, rollouts and optimiser steps so far, and the figures with
-    their intervals, of each subset too. ``evaluated/<stage>-rollout-<n>.jsonl`` holds every completion with its
-    answer and verdict, one file per evaluation and rank; an evaluation repeated at the same rollout (the last one
-    between steps and the one after training) takes the earlier one's place. Nothing is written in a fast_dev_run.
+    ``evaluation.json`` holds one entry per evaluation: stage, rollouts and optimiser steps so far,
+    and the figures with their intervals, of each subset too.
+    ``evaluated/<stage>-rollout-<n>.jsonl`` holds every completion with its answer and verdict, one
+    file per evaluation and rank; an evaluation repeated at the same rollout (the last one between
+    steps and the one after training) takes the earlier one's place. Nothing is written in a
+    fast_dev_run.
     """
 
     def __init__(self) -> None:
@@ -45,7 +47,11 @@ class EvaluationFiles(Callback):
 
     def _end(self, trainer: Trainer, module: Any, stage: str) -> None:
         if self.folder is not None and trainer.is_global_zero:
-            entry = {"stage": stage, "rollouts": int(module.num_rollouts), "optimizer_steps": trainer.global_step}
+            entry = {
+                "stage": stage,
+                "rollouts": int(module.num_rollouts),
+                "optimizer_steps": trainer.global_step,
+            }
             evaluation = module.evaluator.evaluation
             entry |= {"samples": evaluation.samples, "confidence": evaluation.confidence}
             self._write(self.folder / "evaluation.json", entry | module.report.as_dict())
@@ -64,7 +70,9 @@ class EvaluationFiles(Callback):
         """Open the file of completions."""
         self._start(trainer, pl_module, "val")
 
-    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+    def on_validation_batch_end(
+        self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
+    ) -> None:
         """Append a batch's completions."""
         self._add(outputs)
 
@@ -76,7 +84,9 @@ class EvaluationFiles(Callback):
         """As validation."""
         self._start(trainer, pl_module, "test")
 
-    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+    def on_test_batch_end(
+        self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
+    ) -> None:
         """As validation."""
         self._add(outputs)
 

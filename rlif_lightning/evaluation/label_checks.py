@@ -24,7 +24,8 @@ def check_labels(data: Any, evaluator: Evaluator, rewards: RewardSet, stage: str
         data: the data module; nothing is checked unless it is a `PromptData`.
         evaluator: its checker reads ``data.answer_column``.
         rewards: heads read columns of their own.
-        stage: fit | validate | test | predict. Heads read the train split, and what is predicted for.
+        stage: fit | validate | test | predict. Heads read the train split, and what is predicted
+            for.
 
     Raises:
         ValueError: names the column, and the row where it is one row's fault.
@@ -34,23 +35,31 @@ def check_labels(data: Any, evaluator: Evaluator, rewards: RewardSet, stage: str
     subset = evaluator.evaluation.subset_column
     for name, split in data.loaded_splits(stage).items():
         if subset is not None and name == "validation" and stage != "predict":
-            check_column(f"evaluation.subset_column={subset!r}", subset, split.dataset, f"the {name} split")
+            check_column(
+                f"evaluation.subset_column={subset!r}", subset, split.dataset, f"the {name} split"
+            )
         for column, reader in _readers(name, stage, evaluator, rewards):
             where = f"the {name} split"
             check_column(f"the gold answers' column {column!r}", column, split.dataset, where)
             PromptFormat(data.prompt_column, data.template).refuse_to_show(column)
-            told = reader.check_gold(column, column_values(split.dataset, column, split.rows.tolist()), where)
+            told = reader.check_gold(
+                column, column_values(split.dataset, column, split.rows.tolist()), where
+            )
             if told is not None and told not in data.told:
                 data.told.add(told)
                 rank_zero_info(told)
 
 
-def _readers(split: str, stage: str, evaluator: Evaluator, rewards: RewardSet) -> list[tuple[str, Any]]:
+def _readers(
+    split: str, stage: str, evaluator: Evaluator, rewards: RewardSet
+) -> list[tuple[str, Any]]:
     """The columns of gold answers that are read of a split, each with its reader, alike ones once."""
     readers: dict[Any, tuple[str, Any]] = {}
     if (column := rewards.answer_column) is not None and stage != "predict":
         readers[column, getattr(evaluator.checker, "gold", None)] = (column, evaluator.checker)
     for reward in rewards.settings.values() if split == "train" or stage == "predict" else ():
         for column in reward.head.gold_columns:
-            readers.setdefault((column, getattr(reward.head, "gold", reward.head)), (column, reward.head))
+            readers.setdefault(
+                (column, getattr(reward.head, "gold", reward.head)), (column, reward.head)
+            )
     return list(readers.values())

@@ -28,7 +28,9 @@ def pass_at_k(num_correct: Tensor, num_samples: int, k: int) -> Tensor:
         ValueError: k is not in [1, n].
     """
     if not 1 <= k <= num_samples:
-        raise ValueError(f"k={k} must lie in [1, {num_samples}], the number of samples of each problem")
+        raise ValueError(
+            f"k={k} must lie in [1, {num_samples}], the number of samples of each problem"
+        )
     drawn = torch.arange(k, dtype=torch.float64, device=num_correct.device)
     wrong = num_samples - num_correct.double().unsqueeze(-1)
     # With fewer than k wrong samples one factor is 0, whatever the sign of those after it.
@@ -38,8 +40,8 @@ def pass_at_k(num_correct: Tensor, num_samples: int, k: int) -> Tensor:
 class ProblemMetric(Metric):
     """The ratio of two sums over problems, kept per problem so that problems can be resampled.
 
-    One state, ``[P, 3]`` of (row in the data set, total, weight) per update, concatenated over ranks. Every rank must
-    have been updated before ``compute`` or ``table``, which are collectives.
+    One state, ``[P, 3]`` of (row in the data set, total, weight) per update, concatenated over
+    ranks. Every rank must have been updated before ``compute`` or ``table``, which are collectives.
 
     Attributes:
         share: whether a problem's ratio lies in [0, 1].
@@ -70,7 +72,9 @@ class ProblemMetric(Metric):
             return self._sorted()
 
     def _sorted(self) -> Tensor:
-        table = dim_zero_cat(self.rows) if len(self.rows) else torch.zeros((0, 3), dtype=torch.float64)
+        table = (
+            dim_zero_cat(self.rows) if len(self.rows) else torch.zeros((0, 3), dtype=torch.float64)
+        )
         return table[table[:, 0].argsort(stable=True)]
 
 
@@ -159,5 +163,9 @@ class Labels(Metric):
         """The label of every problem on all ranks, by row."""
         index, lengths = dim_zero_cat(self.index).tolist(), dim_zero_cat(self.lengths).tolist()
         text, ends = bytes(dim_zero_cat(self.characters).tolist()), np.cumsum(lengths).tolist()
-        labels = [text[end - length : end].decode() for end, length in zip(ends, lengths, strict=True)]
-        return [label for _, label in sorted(zip(index, labels, strict=True), key=lambda pair: pair[0])]
+        labels = [
+            text[end - length : end].decode() for end, length in zip(ends, lengths, strict=True)
+        ]
+        return [
+            label for _, label in sorted(zip(index, labels, strict=True), key=lambda pair: pair[0])
+        ]

@@ -1,7 +1,8 @@
 """PredictionFiles: what `predict` draws, as a data set that grows batch by batch and can be gone on with.
 
-Read `Predictions` (the settings) and `PredictionFiles` (the callback), then the two formats. A batch holds whole
-groups and is on disk before the next one is drawn; only Parquet keeps the completions of one file in memory.
+Read `Predictions` (the settings) and `PredictionFiles` (the callback), then the two formats. A
+batch holds whole groups and is on disk before the next one is drawn; only Parquet keeps the
+completions of one file in memory.
 """
 
 from __future__ import annotations
@@ -43,10 +44,13 @@ class Predictions:
     """Where and how `predict` writes.
 
     Args:
-        folder: of the data set; null = `predictions` in the run's new folder. A folder that an interrupted predict with
-            the same settings began is gone on with: finished prompts are left out, so none is there twice.
-        format: jsonl (one file per process) | parquet (a file for every `rows_per_file` completions).
-        rows_per_file: completions in a Parquet file, at least 1; they are lost if predict ends before it is full.
+        folder: of the data set; null = `predictions` in the run's new folder. A folder that an
+            interrupted predict with the same settings began is gone on with: finished prompts are
+            left out, so none is there twice.
+        format: jsonl (one file per process) | parquet (a file for every `rows_per_file`
+            completions).
+        rows_per_file: completions in a Parquet file, at least 1; they are lost if predict ends
+            before it is full.
     """
 
     folder: str | None = None
@@ -61,8 +65,9 @@ class Predictions:
 class PredictionFiles(BasePredictionWriter):
     """Writes one record per completion; ``datasets.load_dataset(folder)`` reads the folder back.
 
-    Besides the data files it holds a data set card (``README.md``, with the columns' types) and ``settings.json``: what
-    the completions depend on, so that a folder is only gone on with under the same settings.
+    Besides the data files it holds a data set card (``README.md``, with the columns' types) and
+    ``settings.json``: what the completions depend on, so that a folder is only gone on with under
+    the same settings.
 
     Args:
         predictions: where and how.
@@ -77,20 +82,28 @@ class PredictionFiles(BasePredictionWriter):
         """Open the folder, mend what an interruption tore, and leave finished prompts out of the data (a collective).
 
         Raises:
-            ValueError: the folder was begun with other settings or by somebody else, or the data are no PromptData.
+            ValueError: the folder was begun with other settings or by somebody else, or the data
+                are no PromptData.
         """
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, PromptData):
-            raise ValueError(f"PredictionFiles needs the data module PromptData, not {type(data).__name__}")
+            raise ValueError(
+                f"PredictionFiles needs the data module PromptData, not {type(data).__name__}"
+            )
         run = run_folder(trainer)
         if self.predictions.folder is not None:
             check_place("predictions.folder", Path(self.predictions.folder))
-        self.folder = Path(self.predictions.folder) if self.predictions.folder else run / "predictions"
+        self.folder = (
+            Path(self.predictions.folder) if self.predictions.folder else run / "predictions"
+        )
         # Every process has read the folder before one writes.
         self.done = all_process_attempt(lambda: self._open(trainer.global_rank, data, pl_module))
         all_process_attempt(lambda: self._begin() if trainer.is_global_zero else None)
         if self.done.any():
-            rank_zero_info(f"{self.folder}: {int(self.done.sum())} prompts are finished; going on with the others")
+            rank_zero_info(
+                f"{self.folder}: {int(self.done.sum())} prompts are finished; going on with the"
+                " others"
+            )
             data.skip_predicted(self.done)
 
     def _open(self, rank: int, data: PromptData, module: Any) -> np.ndarray:
@@ -104,16 +117,22 @@ class PredictionFiles(BasePredictionWriter):
     def _begin(self) -> None:
         for half in self.folder.glob("completions-*.tmp"):  # of a process that was killed
             half.unlink()
-        for name, text in (("settings.json", json.dumps(self.settings, indent=1)), ("README.md", self.output.card())):
+        for name, text in (
+            ("settings.json", json.dumps(self.settings, indent=1)),
+            ("README.md", self.output.card()),
+        ):
             with naming(self.folder / name):
                 (self.folder / name).write_text(text)
 
     def _check_settings(self) -> None:
         path = self.folder / "settings.json"
         written = [path, self.folder / "README.md", *self.folder.glob("completions-*")]
-        if strange := [file for file in written if file.is_symlink() or (file.exists() and not path.exists())]:
+        if strange := [
+            file for file in written if file.is_symlink() or (file.exists() and not path.exists())
+        ]:
             raise ValueError(
-                f"predictions.folder={str(self.folder)!r} has {strange[0].name!r}, which predict did not write; give"
+                f"predictions.folder={str(self.folder)!r} has {strange[0].name!r}, which predict"
+                " did not write; give"
                 " a new folder"
             )
         if not path.exists():
@@ -122,7 +141,8 @@ class PredictionFiles(BasePredictionWriter):
         for name in sorted(begun.keys() | now.keys()):
             if begun.get(name) != now.get(name):
                 raise ValueError(
-                    f"predictions.folder={str(self.folder)!r} was begun with {name}={begun.get(name)}, not"
+                    f"predictions.folder={str(self.folder)!r} was begun with"
+                    f" {name}={begun.get(name)}, not"
                     f" {now.get(name)}; use the same settings, or another folder"
                 )
 
@@ -159,7 +179,8 @@ class _Output:
         other = {"jsonl": "parquet", "parquet": "jsonl"}[self.suffix]
         if list(folder.glob(f"completions-*.{other}")):
             raise ValueError(
-                f"predictions.format={self.suffix}: {str(folder)!r} was begun as {other}; use that, or another folder"
+                f"predictions.format={self.suffix}: {str(folder)!r} was begun as {other}; use"
+                " that, or another folder"
             )
 
     def _paths(self) -> list[Path]:
@@ -167,15 +188,21 @@ class _Output:
 
     def card(self) -> str:
         """A data set card with the columns' types, which an all-null beginning of a JSON file would hide."""
-        scores = [{"name": field.name, "dtype": "float64"} for field in self.schema.field("scores").type]
+        scores = [
+            {"name": field.name, "dtype": "float64"} for field in self.schema.field("scores").type
+        ]
         features: list[dict[str, Any]] = [
-            {"name": name, "dtype": CARD_NAMES.get(str(kind), str(kind))} for name, kind in COLUMNS.items()
+            {"name": name, "dtype": CARD_NAMES.get(str(kind), str(kind))}
+            for name, kind in COLUMNS.items()
         ]
         features.append({"name": "scores", "struct": scores})
         data_files = f"completions-*.{self.suffix}"
         head = {"configs": [{"config_name": "default", "data_files": data_files}]}
         head |= {"dataset_info": {"features": features}}
-        return f"---\n{json.dumps(head, indent=1)}\n---\nCompletions drawn by `rlif predict`; see settings.json.\n"
+        return (
+            f"---\n{json.dumps(head, indent=1)}\n---\nCompletions drawn by `rlif predict`; see"
+            " settings.json.\n"
+        )
 
 
 class _Jsonl(_Output):
@@ -210,7 +237,9 @@ def _whole_groups(path: Path, group_size: int, done: np.ndarray) -> int:
             try:
                 index = json.loads(line)["index"] if line.endswith(b"\n") else None
             except ValueError as error:
-                raise ValueError(f"{path}: the line that ends at byte {place} is no JSON: {error}") from error
+                raise ValueError(
+                    f"{path}: the line that ends at byte {place} is no JSON: {error}"
+                ) from error
             if index is None:  # torn: the last line of a file that was being written
                 break
             seen, current = (seen + 1 if index == current else 1), index

@@ -1,8 +1,8 @@
 """Preflight: before hours of training, can these rewards work on the starting policy?
 
-Read in this order: the two formulas (pure), ``examine`` (completion records -> figures), ``judge_head`` and
-``judge_groups`` (figures -> verdicts in words). The thresholds are ours. ``preflight_sample.py`` samples and
-``preflight_report.py`` prints.
+Read in this order: the two formulas (pure), ``examine`` (completion records -> figures),
+``judge_head`` and ``judge_groups`` (figures -> verdicts in words). The thresholds are ours.
+``preflight_sample.py`` samples and ``preflight_report.py`` prints.
 """
 
 from __future__ import annotations
@@ -20,17 +20,37 @@ from rlif_lightning.masked import masked_mean, masked_sum
 from rlif_lightning.rewards.voting import majority_answers, vote_shares
 
 THRESHOLDS = {
-    "min_mixed": (0.2, "share of groups with different answers, below which the vote has next to nothing to teach"),
-    "min_answered": (0.5, "share of completions that end and have an answer, below which most of a group is wasted"),
-    "min_varied": (0.2, "share of groups in which a head's scores differ, below which it gives no signal"),
-    "length_link": (0.5, "|r| of score and length in a group, from which rewarding the head is rewarding length"),
+    "min_mixed": (
+        0.2,
+        "share of groups with different answers, below which the vote has next to nothing to teach",
+    ),
+    "min_answered": (
+        0.5,
+        "share of completions that end and have an answer, below which most of a group is wasted",
+    ),
+    "min_varied": (
+        0.2,
+        "share of groups in which a head's scores differ, below which it gives no signal",
+    ),
+    "length_link": (
+        0.5,
+        "|r| of score and length in a group, from which rewarding the head is rewarding length",
+    ),
     "agreement_link": (
         0.2,
-        "r of score and vote share in a group, from which the head supports the vote (-: opposes it)",
+        "r of score and vote share in a group, from which the head supports the vote (-: opposes"
+        " it)",
     ),
-    "useful_auc": (0.7, "chance that the head ranks a right completion above a wrong one of its group, to be of use"),
+    "useful_auc": (
+        0.7,
+        "chance that the head ranks a right completion above a wrong one of its group, to be of"
+        " use",
+    ),
     "harmful_auc": (0.45, "the same, below which the head teaches mistakes"),
-    "min_majority": (0.5, "share of groups whose majority is right, below which the vote teaches mistakes"),
+    "min_majority": (
+        0.5,
+        "share of groups whose majority is right, below which the vote teaches mistakes",
+    ),
     "min_pairs": (50, "pairs of a right and a wrong completion, below which an AUC is not judged"),
 }
 
@@ -43,7 +63,8 @@ def limit(name: str) -> float:
 def within_group_correlation(x: Tensor, y: Tensor) -> float | None:
     """Pearson's r of x and y, each minus its group's mean, over all completions.
 
-    ``r = Σ dx·dy / sqrt(Σ dx² · Σ dy²)``: what differs between groups plays no part, as in advantages.
+    ``r = Σ dx·dy / sqrt(Σ dx² · Σ dy²)``: what differs between groups plays no part, as in
+    advantages.
 
     Args:
         x: ``[P, G]``; a completion counts where x and y are not NaN.
@@ -53,7 +74,10 @@ def within_group_correlation(x: Tensor, y: Tensor) -> float | None:
         r in [-1, 1]; None where x or y is the same inside every group.
     """
     valid = ~(x.isnan() | y.isnan())
-    dx, dy = (torch.where(valid, v - masked_mean(v, valid, -1).unsqueeze(-1), 0.0) for v in (x.double(), y.double()))
+    dx, dy = (
+        torch.where(valid, v - masked_mean(v, valid, -1).unsqueeze(-1), 0.0)
+        for v in (x.double(), y.double())
+    )
     # Rounding of a group's mean is no variation.
     spread = [float(d.square().sum()) for d in (dx, dy)]
     scale = [float(masked_sum(v.double().square(), valid)) for v in (x, y)]
@@ -65,8 +89,8 @@ def within_group_correlation(x: Tensor, y: Tensor) -> float | None:
 def within_group_auc(scores: Tensor, correct: Tensor) -> tuple[float | None, int]:
     """Chance that a right completion scores above a wrong one of the same group; a tie counts 1/2.
 
-    Pooled by pairs: every (right, wrong) pair of every group counts once. Groups that are all right or all wrong have
-    no pair.
+    Pooled by pairs: every (right, wrong) pair of every group counts once. Groups that are all right
+    or all wrong have no pair.
 
     Args:
         scores: ``[P, G]``; NaN = does not apply, in no pair.
@@ -141,7 +165,10 @@ def examine(
     votes = vote_shares(answers, group_size).view(-1, group_size)
     correct = majority = None
     if gold is not None:
-        verdicts = [is_right(answer, gold[row // group_size], equivalence) for row, answer in enumerate(answers)]
+        verdicts = [
+            is_right(answer, gold[row // group_size], equivalence)
+            for row, answer in enumerate(answers)
+        ]
         correct = torch.tensor(verdicts).view(-1, group_size)
         chosen = zip(majority_answers(answers, group_size), gold, strict=True)
         majority = _mean([is_right(a, g, equivalence) for a, g in chosen])
@@ -184,22 +211,34 @@ def _head(
 
 
 def judge_head(head: HeadFindings) -> HeadFindings:
-    """Add the verdict. Poor: no signal, or the wrong one. Caution: works, but may be hacked or says little."""
+    """Add the verdict.
+
+    Poor: no signal, or the wrong one. Caution: works, but may be hacked or says little.
+    """
     poor, caution, good = [], [], []
     if head.varied < limit("min_varied"):
         poor.append(f"gives no signal: its scores differ in {head.varied:.0%} of the groups only")
     length, agreement = head.length_correlation or 0.0, head.agreement_correlation or 0.0
     if abs(length) >= limit("length_link"):
         kind = "longer" if length > 0 else "shorter"
-        caution.append(f"prefers {kind} completions (r = {length:+.2f}): expect training on it to change length")
+        caution.append(
+            f"prefers {kind} completions (r = {length:+.2f}): expect training on it to change"
+            " length"
+        )
     if agreement <= -limit("agreement_link"):
         caution.append(f"works against the vote (r = {agreement:+.2f})")
     elif agreement >= limit("agreement_link"):
         good.append(f"supports the vote (r = {agreement:+.2f})")
     else:
-        caution.append(f"is unrelated to the vote (r = {agreement:+.2f}): rewarded beside one, it pulls elsewhere")
+        caution.append(
+            f"is unrelated to the vote (r = {agreement:+.2f}): rewarded beside one, it pulls"
+            " elsewhere"
+        )
     if head.auc is not None and head.pairs < limit("min_pairs"):
-        caution.append(f"only {head.pairs} pairs of a right and a wrong completion: too few to judge it by labels")
+        caution.append(
+            f"only {head.pairs} pairs of a right and a wrong completion: too few to judge it by"
+            " labels"
+        )
     elif head.auc is not None:
         kind, text = _judge_auc(head.auc)
         {"poor": poor, "caution": caution, "good": good}[kind].append(text)
@@ -220,26 +259,48 @@ def judge_groups(found: Findings) -> Findings:
     poor = []
     if found.mixed < limit("min_mixed"):
         poor.append(
-            f"groups disagree in {found.mixed:.0%} of the problems only: take harder (or, if nothing is parsed, easier)"
+            f"groups disagree in {found.mixed:.0%} of the problems only: take harder (or, if"
+            " nothing is parsed, easier)"
             " problems, a higher temperature or larger groups"
         )
     if found.ended < limit("min_answered"):
-        poor.append(f"{1 - found.ended:.0%} of the completions are cut: raise model.sampling.max_new_tokens")
+        poor.append(
+            f"{1 - found.ended:.0%} of the completions are cut: raise model.sampling.max_new_tokens"
+        )
     if found.parseable < limit("min_answered"):
-        poor.append(f"{found.parseable:.0%} of the completions have an answer: change the prompt or the extractor")
+        poor.append(
+            f"{found.parseable:.0%} of the completions have an answer: change the prompt or the"
+            " extractor"
+        )
     if found.majority_right is not None and found.majority_right < limit("min_majority"):
-        poor.append(f"the majority is right in {found.majority_right:.0%} of the groups: a vote would teach mistakes")
+        poor.append(
+            f"the majority is right in {found.majority_right:.0%} of the groups: a vote would"
+            " teach mistakes"
+        )
     caution = []
-    if found.majority_right is not None and found.accuracy is not None and found.majority_right <= found.accuracy:
-        caution.append("the majority is not right more often than a sample: a vote has nothing to gain")
+    if (
+        found.majority_right is not None
+        and found.accuracy is not None
+        and found.majority_right <= found.accuracy
+    ):
+        caution.append(
+            "the majority is not right more often than a sample: a vote has nothing to gain"
+        )
     verdict = "poor" if poor else "caution" if caution else "good"
-    why = "; ".join([*poor, *caution]) or "groups disagree, end and can be parsed: there is something to vote on"
+    why = (
+        "; ".join([*poor, *caution])
+        or "groups disagree, end and can be parsed: there is something to vote on"
+    )
     return replace(found, verdict=verdict, why=why)
 
 
 def _grid(values: list[Any], group_size: int) -> Tensor:
     """``[P, G]`` float64, None as NaN."""
-    return torch.tensor([torch.nan if v is None else float(v) for v in values]).double().view(-1, group_size)
+    return (
+        torch.tensor([torch.nan if v is None else float(v) for v in values])
+        .double()
+        .view(-1, group_size)
+    )
 
 
 def _mean(values: Sequence[bool]) -> float:

@@ -29,7 +29,10 @@ def print_findings(found: Findings) -> None:
 
 
 def _groups_table(found: Findings) -> Table:
-    title = f"Preflight: {found.groups} training problems x {found.group_size} completions of the starting policy"
+    title = (
+        f"Preflight: {found.groups} training problems x {found.group_size} completions of the"
+        " starting policy"
+    )
     table = Table(title=title, title_justify="left")
     shares = {
         "mixed answers": found.mixed,
@@ -51,12 +54,21 @@ def _groups_table(found: Findings) -> Table:
 def _heads_table(heads: list[HeadFindings]) -> Table:
     table = Table(title="Inside groups, each head's score", title_justify="left")
     table.add_column("head")
-    for heading in ("weight", "differs in", "r with agreement", "r with length", "AUC for right", "verdict"):
+    for heading in (
+        "weight",
+        "differs in",
+        "r with agreement",
+        "r with length",
+        "AUC for right",
+        "verdict",
+    ):
         table.add_column(heading, justify="right")
     for head in heads:
         figures = (head.agreement_correlation, head.length_correlation)
         correlations = ["-" if value is None else f"{value:+.2f}" for value in figures]
         auc = "-" if head.auc is None else f"{head.auc:.2f}"
         verdict = Text(head.verdict, COLORS[head.verdict])
-        table.add_row(head.name, f"{head.weight:g}", f"{100 * head.varied:.0f} %", *correlations, auc, verdict)
+        table.add_row(
+            head.name, f"{head.weight:g}", f"{100 * head.varied:.0f} %", *correlations, auc, verdict
+        )
     return table

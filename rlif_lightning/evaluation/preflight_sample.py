@@ -22,10 +22,13 @@ class PreflightBatches:
         datamodule: the training problems.
         prompts: how many of them.
         seed: of the choice.
-        check: refuses problems that could not be used, before anything is sampled; called with those chosen.
+        check: refuses problems that could not be used, before anything is sampled; called with
+            those chosen.
     """
 
-    def __init__(self, datamodule: PromptData, prompts: int, seed: int, check: Callable[[EncodedSplit], None]):
+    def __init__(
+        self, datamodule: PromptData, prompts: int, seed: int, check: Callable[[EncodedSplit], None]
+    ):
         self.datamodule, self.prompts, self.seed, self.check = datamodule, prompts, seed, check
         self._loader: ValidationLoader | None = None
 
@@ -37,7 +40,9 @@ class PreflightBatches:
             train = self.datamodule.train_dataloader()
             split = _drawn(train.split, self.prompts, self.seed)
             self.check(split)
-            self._loader = ValidationLoader(split, train.prompts_per_step, train.num_replicas, train.rank)
+            self._loader = ValidationLoader(
+                split, train.prompts_per_step, train.num_replicas, train.rank
+            )
         return self._loader
 
     def problems(self) -> list[dict[str, Any]]:
@@ -59,6 +64,10 @@ def all_rank_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _drawn(split: EncodedSplit, prompts: int, seed: int) -> EncodedSplit:
     """Training problems at random, in their own order."""
-    chosen = sorted(np.random.default_rng(purpose_seeds("preflight", seed)).permutation(len(split))[:prompts].tolist())
+    chosen = sorted(
+        np.random.default_rng(purpose_seeds("preflight", seed))
+        .permutation(len(split))[:prompts]
+        .tolist()
+    )
     token_ids = None if split.token_ids is None else [split.token_ids[k] for k in chosen]
     return replace(split, rows=split.rows[chosen], token_ids=token_ids)

@@ -12,7 +12,16 @@ from rich.table import Table
 
 from rlif_lightning.evaluation.bootstrap import Figure, bootstrap_figures, paired_change
 
-PERCENT = ("accuracy", "pass@", "maj@", "greedy_accuracy", "ended", "parseable", "agreement", "diversity")
+PERCENT = (
+    "accuracy",
+    "pass@",
+    "maj@",
+    "greedy_accuracy",
+    "ended",
+    "parseable",
+    "agreement",
+    "diversity",
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,8 @@ class Report:
 
     Attributes:
         names: the M figures' names.
-        totals: ``[N, M]`` float64, per problem in the order of the data set (see :func:`resampled_ratios`).
+        totals: ``[N, M]`` float64, per problem in the order of the data set (see
+            :func:`resampled_ratios`).
         weights: ``[N, M]`` float64.
         shares: ``[M]`` bool: which figures lie in [0, 1].
         bootstrap: confidence, number of resamples and seed of the intervals.
@@ -42,12 +52,18 @@ class Report:
     def figures(self) -> dict[str, Figure]:
         """Each figure with its interval."""
         return dict(
-            zip(self.names, bootstrap_figures(self.totals, self.weights, self.shares, *self.bootstrap), strict=True)
+            zip(
+                self.names,
+                bootstrap_figures(self.totals, self.weights, self.shares, *self.bootstrap),
+                strict=True,
+            )
         )
 
     def change_since(self, before: Report) -> dict[str, Figure]:
         """How far each figure moved since an evaluation of the same problems, with the interval of the difference."""
-        moved = paired_change((before.totals, before.weights), (self.totals, self.weights), *self.bootstrap)
+        moved = paired_change(
+            (before.totals, before.weights), (self.totals, self.weights), *self.bootstrap
+        )
         return dict(zip(self.names, moved, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,14 +91,21 @@ def print_report(report: Report, title: str) -> None:
 
 
 def _subset_table(report: Report, share: str) -> Table:
-    shown = [name for name in report.names if name in ("accuracy", "greedy_accuracy") or name.startswith("maj@")]
+    shown = [
+        name
+        for name in report.names
+        if name in ("accuracy", "greedy_accuracy") or name.startswith("maj@")
+    ]
     table = Table(title=f"Subsets, with {share}s", title_justify="left")
     table.add_column("")
     for heading in ("problems", *(shown or ["agreement"])):
         table.add_column(heading.replace("_", " "), justify="right")
     for label, subset in report.subsets.items():
         figures = subset.figures()
-        cells = [f"{_text(n, figures[n].value)} {_interval(n, figures[n])}" for n in shown or ["agreement"]]
+        cells = [
+            f"{_text(n, figures[n].value)} {_interval(n, figures[n])}"
+            for n in shown or ["agreement"]
+        ]
         table.add_row(label, str(subset.num_problems), *cells)
     return table
 
@@ -95,7 +118,11 @@ def print_comparison(before: Report, after: Report, folder: str | None) -> None:
         table.add_column(heading, justify="right")
     old, new = before.figures(), after.figures()
     for name, change in after.change_since(before).items():
-        cells = (_text(name, old[name].value), _text(name, new[name].value), _text(name, change.value, sign="+"))
+        cells = (
+            _text(name, old[name].value),
+            _text(name, new[name].value),
+            _text(name, change.value, sign="+"),
+        )
         table.add_row(name.replace("_", " "), *cells, _interval(name, change, sign="+"))
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
@@ -105,7 +132,9 @@ def print_comparison(before: Report, after: Report, folder: str | None) -> None:
 def _text(name: str, value: float, sign: str = "", unit: bool = True) -> str:
     percent = name.startswith(PERCENT)
     digits = 1 if percent or name == "length" else 3
-    return f"{100 * value if percent else value:{sign}.{digits}f}" + (" %" if percent and unit else "")
+    return f"{100 * value if percent else value:{sign}.{digits}f}" + (
+        " %" if percent and unit else ""
+    )
 
 
 def _interval(name: str, figure: Figure, sign: str = "") -> str:

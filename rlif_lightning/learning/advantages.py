@@ -1,8 +1,10 @@
 """Advantages: from R rewards per completion, kept apart until here, to one number per completion.
 
-Every estimator is a sum of one part per reward, ``A = sum_r part_r``; the parts are what the share of each reward in
+Every estimator is a sum of one part per reward, ``A = sum_r part_r``; the parts are what the share
+of each reward in
 |A| is measured on. All of them give exactly 0 to a group whose rewards are equal and to a group of one, do not change
-when a constant is added to a group's rewards, and leave out a reward that is NaN ("does not apply").
+when a constant is added to a group's rewards, and leave out a reward that is NaN ("does not
+apply").
 
 Left out on purpose: estimators that need a value network.
 """
@@ -28,7 +30,8 @@ def center(rewards: Tensor) -> Tensor:
         rewards: ``[..., G]``; NaN = does not apply.
 
     Returns:
-        ``[..., G]`` float64; exactly 0 where the reward is NaN and in a group whose valid rewards are all equal.
+        ``[..., G]`` float64; exactly 0 where the reward is NaN and in a group whose valid rewards
+        are all equal.
     """
     values = rewards.double()
     valid = ~values.isnan()
@@ -38,14 +41,17 @@ def center(rewards: Tensor) -> Tensor:
     return torch.where(valid & (highest > lowest), centered, 0.0)
 
 
-def group_normalize(rewards: Tensor, eps: float = 1e-4, ddof: int = 1, std_floor: float = 1e-6) -> Tensor:
+def group_normalize(
+    rewards: Tensor, eps: float = 1e-4, ddof: int = 1, std_floor: float = 1e-6
+) -> Tensor:
     """z-scores inside each group, ``z = (r - mean) / (std + eps)``.
 
     Args:
         rewards: ``[..., G]``; NaN = does not apply, left out of the statistics.
         eps: added to the standard deviation, in units of the reward.
         ddof: the variance is divided by ``count - ddof``.
-        std_floor: a group whose standard deviation is not above this gets 0 (rounding noise is not blown up).
+        std_floor: a group whose standard deviation is not above this gets 0 (rounding noise is not
+            blown up).
 
     Returns:
         ``[..., G]`` float64; 0 for NaN, for a group of one and for a group of equal rewards.
@@ -66,14 +72,15 @@ def gdpo(
 ) -> Tensor:
     """GDPO: each reward is normalised in its group on its own, then the weighted z-scores are summed.
 
-    ``A = Σ_r w_r (reward_r - mean_g) / (std_g + eps)``, then optionally normalised over the whole batch.
-    Source: https://arxiv.org/abs/2601.05242 (the batch step is that paper's; arXiv 2605.22620 leaves it out).
+    ``A = Σ_r w_r (reward_r - mean_g) / (std_g + eps)``, then optionally normalised over the whole
+    batch. Source: https://arxiv.org/abs/2601.05242 (the batch step is that paper's; arXiv
+    2605.22620 leaves it out).
 
     Args:
         rewards: ``[R, P, G]``; NaN = does not apply.
         weights: ``[R]``, or ``[R, P]`` where they differ between groups.
-        batch_norm: ``none``; ``sample``: ``(A - mean) / (std + eps)`` over all completions of all ranks; ``token``:
-            the same with each completion counted as many times as it has tokens.
+        batch_norm: ``none``; ``sample``: ``(A - mean) / (std + eps)`` over all completions of all
+            ranks; ``token``: the same with each completion counted as many times as it has tokens.
         eps: added to each standard deviation.
         std_floor: see :func:`group_normalize`; ``ddof`` is 1.
         lengths: ``[P, G]`` completion lengths in tokens; needed for ``token`` only.
@@ -82,7 +89,10 @@ def gdpo(
         ``[P, G]`` float32.
     """
     if weights.shape not in (rewards.shape[:1], rewards.shape[:2]):
-        raise ValueError(f"weights of shape {tuple(weights.shape)} must be one per reward, {tuple(rewards.shape[:1])}")
+        raise ValueError(
+            f"weights of shape {tuple(weights.shape)} must be one per reward,"
+            f" {tuple(rewards.shape[:1])}"
+        )
     return GDPO(batch_norm, eps, std_floor)(rewards, weights, lengths)
 
 
@@ -116,7 +126,8 @@ class Advantage(ABC):
         apart = torch.tensor([[[0.0], [1.0]]])  # two groups of one with different rewards
         if group_size == 1 and not self.parts(apart, torch.ones(1)).any():
             raise ValueError(
-                f"group_size=1 leaves model.advantage={type(self).__name__} nothing to compare: every advantage would"
+                f"group_size=1 leaves model.advantage={type(self).__name__} nothing to compare:"
+                " every advantage would"
                 " be 0; set data.group_size to 2 or more"
             )
 
@@ -141,7 +152,9 @@ class GDPO(Advantage):
 
     def __post_init__(self) -> None:
         if self.batch_norm not in BATCH_NORMS:
-            raise ValueError(f"batch_norm={self.batch_norm!r} is unknown; use one of {', '.join(BATCH_NORMS)}")
+            raise ValueError(
+                f"batch_norm={self.batch_norm!r} is unknown; use one of {', '.join(BATCH_NORMS)}"
+            )
         _check_not_negative(eps=self.eps, std_floor=self.std_floor)
 
     def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
@@ -153,16 +166,25 @@ class GDPO(Advantage):
             return total.float()
         counts = torch.ones_like(total) if self.batch_norm == "sample" else lengths
         if counts is None:
-            raise ValueError("batch_norm='token' needs lengths [P, G]; pass them or use batch_norm='sample'")
+            raise ValueError(
+                "batch_norm='token' needs lengths [P, G]; pass them or use batch_norm='sample'"
+            )
         mean, std = all_rank_mean_std(total, counts)
-        return ((total - mean) / (std + self.eps)).float() if std > self.std_floor else torch.zeros_like(total).float()
+        return (
+            ((total - mean) / (std + self.eps)).float()
+            if std > self.std_floor
+            else torch.zeros_like(total).float()
+        )
 
 
 @dataclass(frozen=True)
 class GRPO(Advantage):
-    """Rewards summed with weights first, then normalised in the group. https://arxiv.org/abs/2402.03300
+    """Rewards summed with weights first, then normalised in the group.
 
-    The part of the reward with the larger spread rules the sum; this is the naive way to combine two rewards.
+    https://arxiv.org/abs/2402.03300
+
+    The part of the reward with the larger spread rules the sum; this is the naive way to combine
+    two rewards.
 
     Args:
         eps: added to the standard deviation (ddof 1), in units of the reward.
@@ -184,7 +206,10 @@ class GRPO(Advantage):
 
 @dataclass(frozen=True)
 class DrGRPO(Advantage):
-    """Weighted rewards minus the group mean, without dividing by a spread. https://arxiv.org/abs/2503.20783"""
+    """Weighted rewards minus the group mean, without dividing by a spread.
+
+    https://arxiv.org/abs/2503.20783
+    """
 
     def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
         return center(rewards) * _per_group(weights)
@@ -198,7 +223,9 @@ class RLOO(Advantage):
     """
 
     def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
-        count = masked_sum(torch.ones_like(rewards, dtype=torch.float64), ~rewards.isnan(), -1).unsqueeze(-1)
+        count = masked_sum(
+            torch.ones_like(rewards, dtype=torch.float64), ~rewards.isnan(), -1
+        ).unsqueeze(-1)
         leave_one_out = center(rewards) * count / (count - 1).clamp(min=1)
         return leave_one_out * _per_group(weights)
 

@@ -1,8 +1,9 @@
 """Per-token losses, all ``[B, T] -> [B, T]``, and the weights that sum them to one number.
 
-Signs: a loss is minimised, an advantage is good when positive. ``log_ratio = logprobs - old_logprobs`` in nats.
-Everything that must not depend on how an update is cut into micro-batches or dealt out to ranks (the covariance's
-means, the ranking, the normalisers) is computed once per update by collectives; the rest is local.
+Signs: a loss is minimised, an advantage is good when positive.
+``log_ratio = logprobs - old_logprobs`` in nats. Everything that must not depend on how an update is
+cut into micro-batches or dealt out to ranks (the covariance's means, the ranking, the normalisers)
+is computed once per update by collectives; the rest is local.
 """
 
 from __future__ import annotations
@@ -35,13 +36,19 @@ def clipped_surrogate(
 
     Args:
         logprobs, old_logprobs, advantages: ``[B, T]``.
-        clip_low, clip_high: how far the ratio may fall below / rise above 1 (asymmetric: arXiv 2503.14476).
-        dual_clip: where A < 0 the loss is at most ``-dual_clip * A`` (> 1; arXiv 1912.09729); None = off.
+        clip_low, clip_high: how far the ratio may fall below / rise above 1 (asymmetric: arXiv
+            2503.14476).
+        dual_clip: where A < 0 the loss is at most ``-dual_clip * A`` (> 1; arXiv 1912.09729); None
+            = off.
     """
     ratio = importance_ratio(logprobs, old_logprobs)
-    objective = torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    objective = torch.minimum(
+        ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    )
     if dual_clip is not None:
-        objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
+        objective = torch.where(
+            advantages < 0, torch.maximum(objective, dual_clip * advantages), objective
+        )
     return -objective
 
 
@@ -50,14 +57,17 @@ def clipped_marks(
 ) -> Tensor:
     """``[B, T]`` bool: where the clip bound is active, so that the token gets no gradient from the surrogate."""
     ratio = importance_ratio(logprobs, old_logprobs)
-    return ((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low))
+    return ((advantages > 0) & (ratio > 1 + clip_high)) | (
+        (advantages < 0) & (ratio < 1 - clip_low)
+    )
 
 
 def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     """How much each token adds to the covariance of log-probability and advantage.
 
-    ``cov_i = (logprob_i - mean logprob) (A_i - mean A)``, means over the valid tokens of all ranks (a collective).
-    Tokens with a large value are those whose update lowers the entropy most. https://arxiv.org/abs/2505.22617
+    ``cov_i = (logprob_i - mean logprob) (A_i - mean A)``, means over the valid tokens of all ranks
+    (a collective). Tokens with a large value are those whose update lowers the entropy most.
+    https://arxiv.org/abs/2505.22617
 
     Args:
         logprobs, advantages: ``[B, T]``.
@@ -77,17 +87,20 @@ def _deviation(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(deviation.abs() > ROUNDING * mean.abs(), deviation, 0.0)
 
 
-def kl_cov_penalty(logprobs: Tensor, old_logprobs: Tensor, weight: float, noise_floor: Tensor | float = 0.0) -> Tensor:
+def kl_cov_penalty(
+    logprobs: Tensor, old_logprobs: Tensor, weight: float, noise_floor: Tensor | float = 0.0
+) -> Tensor:
     """KL-Cov's term on picked tokens, ``weight * |d|`` without a slope where d is no more than rounding.
 
-    With ``d = logprobs - old_logprobs``, ``f`` the noise floor and ``e = |d| - f`` it is ``weight`` times
+    With ``d = logprobs - old_logprobs``, ``f`` the noise floor and ``e = |d| - f`` it is ``weight``
+    times
 
         0                for |d| <= f
         e² / (2 f)       for f < |d| <= 2 f
         e - f / 2        above, with slope ±weight as |d| has it
 
-    which is Huber's loss (https://doi.org/10.1214/aoms/1177703732) of the excess over the floor: value and slope are
-    continuous. A floor of 0 gives ``weight * |d|``, whose slope at d = 0 is 0.
+    which is Huber's loss (https://doi.org/10.1214/aoms/1177703732) of the excess over the floor:
+    value and slope are continuous. A floor of 0 gives ``weight * |d|``, whose slope at d = 0 is 0.
 
     Args:
         logprobs, old_logprobs: ``[B, T]``.
@@ -95,7 +108,9 @@ def kl_cov_penalty(logprobs: Tensor, old_logprobs: Tensor, weight: float, noise_
         noise_floor: nats, a scalar.
     """
     size = (logprobs - old_logprobs).abs()
-    floor = torch.as_tensor(noise_floor, dtype=size.dtype)  # a number stays on the CPU, where kernels take it from
+    floor = torch.as_tensor(
+        noise_floor, dtype=size.dtype
+    )  # a number stays on the CPU, where kernels take it from
     excess = (size - floor).clamp(min=0)
     rounded = excess.square() / (2 * floor).clamp(min=torch.finfo(size.dtype).tiny)
     return weight * torch.where(excess < floor, rounded, excess - floor / 2)
@@ -106,21 +121,25 @@ def reference_kl(
 ) -> Tensor:
     """Per-token estimate of KL(policy || reference) from a token sampled by the policy.
 
-    With ``d = ref_logprobs - logprobs`` (http://joschu.net/blog/kl-approx.html), and which *gradient* it has in
-    expectation over tokens that the policy itself sampled (https://arxiv.org/abs/2512.21852):
+    With ``d = ref_logprobs - logprobs`` (http://joschu.net/blog/kl-approx.html), and which
+    *gradient* it has in expectation over tokens that the policy itself sampled
+    (https://arxiv.org/abs/2512.21852):
 
-    ========  =======================================  =====================================================
+    ========  =======================================
+    =====================================================
     k1        ``-d``                                   0
     k2        ``d² / 2``                               that of KL(policy || reference)
     k3        ``exp(d) - d - 1``                       that of KL(reference || policy)
     k3_ratio  k3 times ``rho``, the gradient through   that of KL(policy || reference), off-policy as well
               both (TRL: use_bias_correction_kl)
-    ========  =======================================  =====================================================
+    ========  =======================================
+    =====================================================
 
     Args:
         logprobs, ref_logprobs: ``[B, T]``.
         kind: one of the above.
-        old_logprobs: ``[B, T]`` that the ratio of ``k3_ratio`` is to; None = the policy itself sampled.
+        old_logprobs: ``[B, T]`` that the ratio of ``k3_ratio`` is to; None = the policy itself
+            sampled.
 
     Raises:
         ValueError: unknown kind.
@@ -136,7 +155,9 @@ def reference_kl(
     k3 = delta.exp() - delta - 1
     if kind == "k3":
         return k3
-    return k3 * importance_ratio(logprobs, logprobs.detach() if old_logprobs is None else old_logprobs)
+    return k3 * importance_ratio(
+        logprobs, logprobs.detach() if old_logprobs is None else old_logprobs
+    )
 
 
 def aggregation_weights(mask: Tensor, aggregation: str, max_length: int) -> Tensor:
@@ -144,16 +165,19 @@ def aggregation_weights(mask: Tensor, aggregation: str, max_length: int) -> Tens
 
     Args:
         mask: ``[B, T]`` bool, all rows of this rank's part of the update.
-        aggregation: ``token_mean``: 1 / number of tokens (arXiv 2503.14476); ``sequence_mean``: each completion's mean,
-            averaged over completions that have tokens (GRPO, arXiv 2402.03300); ``constant``: 1 / (rows * max_length),
-            rows without any token included (Dr. GRPO, arXiv 2503.20783).
+        aggregation: ``token_mean``: 1 / number of tokens (arXiv 2503.14476); ``sequence_mean``:
+            each completion's mean, averaged over completions that have tokens (GRPO, arXiv
+            2402.03300); ``constant``: 1 / (rows * max_length), rows without any token included (Dr.
+            GRPO, arXiv 2503.20783).
         max_length: the generation limit in tokens, for ``constant``.
 
     Returns:
         ``[B, T]`` float32, 0 outside the mask. Sums to 1 over all ranks for the first two.
     """
     if aggregation not in AGGREGATIONS:
-        raise ValueError(f"aggregation={aggregation!r} is unknown; use one of {', '.join(AGGREGATIONS)}")
+        raise ValueError(
+            f"aggregation={aggregation!r} is unknown; use one of {', '.join(AGGREGATIONS)}"
+        )
     valid = mask.double()
     counts = torch.stack([valid.sum(), mask.any(-1).double().sum(), valid.new_full((), len(mask))])
     num_tokens, num_completions, num_rows = all_rank_sum(counts).clamp(min=1)

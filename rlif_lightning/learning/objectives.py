@@ -1,10 +1,13 @@
-"""Objectives: the losses as settings for YAML. Each is frozen; a callback changes one by replacing it.
+"""Objectives: the losses as settings for YAML.
+
+Each is frozen; a callback changes one by replacing it.
 
 ``module.objective = dataclasses.replace(module.objective, weight=0.1)``
 
-An objective works in two steps. ``select`` runs once per optimiser update and marks tokens among *all* tokens of that
-update, on all ranks; ``token_loss`` then runs per micro-batch. So how an update is cut up never changes its gradient.
-The null setting of each (fraction 0) is ``Clipped``, bit for bit.
+An objective works in two steps. ``select`` runs once per optimiser update and marks tokens among
+*all* tokens of that update, on all ranks; ``token_loss`` then runs per micro-batch. So how an
+update is cut up never changes its gradient. The null setting of each (fraction 0) is ``Clipped``,
+bit for bit.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ class ReferenceKL:
 
     Args:
         weight: multiplies the KL in nats; 0 = off, and no reference model is loaded.
-        kind: k1 | k2 | k3 | k3_ratio, the estimator. On-policy k3 has the gradient of KL(reference || policy), k2 and
-            k3_ratio that of KL(policy || reference), k1 none (see losses.reference_kl).
+        kind: k1 | k2 | k3 | k3_ratio, the estimator. On-policy k3 has the gradient of KL(reference
+            || policy), k2 and k3_ratio that of KL(policy || reference), k1 none (see losses.reference_kl).
     """
 
     weight: float = 0.0
@@ -51,7 +54,9 @@ class ReferenceKL:
         if self.weight < 0:
             raise ValueError(f"reference_kl.weight={self.weight} must not be negative")
         if self.kind not in KL_KINDS:
-            raise ValueError(f"reference_kl.kind={self.kind!r} is unknown; use one of {', '.join(KL_KINDS)}")
+            raise ValueError(
+                f"reference_kl.kind={self.kind!r} is unknown; use one of {', '.join(KL_KINDS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,17 @@ class Objective(ABC):
     def __post_init__(self) -> None:
         if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
             raise ValueError(
-                f"clip_low={self.clip_low}, clip_high={self.clip_high}: need 0 < clip_low <= 1, clip_high > 0"
+                f"clip_low={self.clip_low}, clip_high={self.clip_high}: need 0 < clip_low <= 1,"
+                " clip_high > 0"
             )
         if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip={self.dual_clip} must be greater than 1, or null to turn it off")
+            raise ValueError(
+                f"dual_clip={self.dual_clip} must be greater than 1, or null to turn it off"
+            )
         if self.aggregation not in AGGREGATIONS:
-            raise ValueError(f"aggregation={self.aggregation!r} is unknown; use one of {', '.join(AGGREGATIONS)}")
+            raise ValueError(
+                f"aggregation={self.aggregation!r} is unknown; use one of {', '.join(AGGREGATIONS)}"
+            )
 
     @property
     def needs_reference(self) -> bool:
@@ -98,7 +108,8 @@ class Objective(ABC):
     def needs_current(self) -> bool:
         """Whether ``select`` needs the current policy's log-probs: one more pass without gradients.
 
-        A rollout's first mini-batch goes without it: there the old log-probs are the current policy's.
+        A rollout's first mini-batch goes without it: there the old log-probs are the current
+        policy's.
         """
         return False
 
@@ -124,7 +135,9 @@ class Objective(ABC):
             loss = loss * batch.token_weights
         if self.needs_reference:
             assert batch.ref_logprobs is not None
-            kl = reference_kl(batch.logprobs, batch.ref_logprobs, self.reference_kl.kind, batch.old_logprobs)
+            kl = reference_kl(
+                batch.logprobs, batch.ref_logprobs, self.reference_kl.kind, batch.old_logprobs
+            )
             loss = loss + self.reference_kl.weight * kl
         if self.entropy_bonus:
             assert batch.entropy is not None
@@ -134,7 +147,12 @@ class Objective(ABC):
     def clipped(self, batch: LossInputs) -> Tensor:
         """``[B, T]`` clipped surrogate with this objective's bounds."""
         return clipped_surrogate(
-            batch.logprobs, batch.old_logprobs, batch.advantages, self.clip_low, self.clip_high, self.dual_clip
+            batch.logprobs,
+            batch.old_logprobs,
+            batch.advantages,
+            self.clip_low,
+            self.clip_high,
+            self.dual_clip,
         )
 
 
@@ -151,15 +169,21 @@ class Clipped(Objective):
 
 @dataclass(frozen=True)
 class KLCov(Objective):
-    """KL-Cov: on the tokens that drive entropy down, a KL penalty instead of the clip. https://arxiv.org/abs/2505.22617
+    """KL-Cov: on the tokens that drive entropy down, a KL penalty instead of the clip.
+
+    https://arxiv.org/abs/2505.22617
 
     Args:
-        fraction: share of an update's tokens that are picked, in [0, 1); 0 = off (the paper 2605.22620: 0.02).
-        weight: of |logprob - old logprob| (nats) above the rollout's noise floor, on picked tokens (the paper: 0.05).
+        fraction: share of an update's tokens that are picked, in [0, 1); 0 = off (the paper
+            2605.22620: 0.02).
+        weight: of |logprob - old logprob| (nats) above the rollout's noise floor, on picked tokens
+            (the paper: 0.05).
         unselected: clipped (the paper) | plain (the origin's code): the loss on all other tokens.
-        rank_by: old | current: the log-probs that tokens are ranked by. `old` (ours) needs no extra pass.
-        pick: positive | top: only tokens with a positive covariance, fewer than the fraction if there are not enough
-            (ours); or the fraction's top whatever its sign, as the origin's code does, zeros chosen by lottery.
+        rank_by: old | current: the log-probs that tokens are ranked by. `old` (ours) needs no extra
+            pass.
+        pick: positive | top: only tokens with a positive covariance, fewer than the fraction if
+            there are not enough (ours); or the fraction's top whatever its sign, as the origin's
+            code does, zeros chosen by lottery.
     """
 
     fraction: float = 0.02
@@ -171,13 +195,19 @@ class KLCov(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.fraction < 1:
-            raise ValueError(f"fraction={self.fraction} must lie in [0, 1): a share of the tokens, not per cent")
+            raise ValueError(
+                f"fraction={self.fraction} must lie in [0, 1): a share of the tokens, not per cent"
+            )
         if self.weight < 0:
             raise ValueError(f"weight={self.weight} must not be negative")
         if self.unselected not in UNSELECTED:
-            raise ValueError(f"unselected={self.unselected!r} is unknown; use one of {', '.join(UNSELECTED)}")
+            raise ValueError(
+                f"unselected={self.unselected!r} is unknown; use one of {', '.join(UNSELECTED)}"
+            )
         if self.rank_by not in RANK_BY:
-            raise ValueError(f"rank_by={self.rank_by!r} is unknown; use one of {', '.join(RANK_BY)}")
+            raise ValueError(
+                f"rank_by={self.rank_by!r} is unknown; use one of {', '.join(RANK_BY)}"
+            )
         if self.pick not in PICKS:
             raise ValueError(f"pick={self.pick!r} is unknown; use one of {', '.join(PICKS)}")
 
@@ -188,9 +218,11 @@ class KLCov(Objective):
     def check(self, updates_per_rollout: int) -> None:
         if updates_per_rollout < 2 and self.fraction > 0:
             raise ValueError(
-                f"updates_per_rollout={updates_per_rollout} makes KL-Cov do nothing: on the first update the policy is"
+                f"updates_per_rollout={updates_per_rollout} makes KL-Cov do nothing: on the first"
+                " update the policy is"
                 " the one that sampled, so |logprob - old logprob| and its gradient are 0. Set"
-                " model.updates_per_rollout or model.epochs_per_rollout to 2 or more, or use the objective Clipped"
+                " model.updates_per_rollout or model.epochs_per_rollout to 2 or more, or use the"
+                " objective Clipped"
             )
 
     def select(self, update: LossInputs) -> Tensor:
@@ -213,10 +245,12 @@ class KLCov(Objective):
 
 @dataclass(frozen=True)
 class ClipCov(Objective):
-    """Clip-Cov: a few tokens of high covariance get no policy gradient at all. https://arxiv.org/abs/2505.22617
+    """Clip-Cov: a few tokens of high covariance get no policy gradient at all.
 
-    Candidates are tokens with ``low < cov < high`` that the clip does not hold already; of them a random ``fraction``
-    of all the update's tokens is picked.
+    https://arxiv.org/abs/2505.22617
+
+    Candidates are tokens with ``low < cov < high`` that the clip does not hold already; of them a
+    random ``fraction`` of all the update's tokens is picked.
 
     Args:
         fraction: share of an update's tokens that are picked, in [0, 1); 0 = off.
@@ -233,7 +267,9 @@ class ClipCov(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.fraction < 1:
-            raise ValueError(f"fraction={self.fraction} must lie in [0, 1): a share of the tokens, not per cent")
+            raise ValueError(
+                f"fraction={self.fraction} must lie in [0, 1): a share of the tokens, not per cent"
+            )
         if self.low >= self.high:
             raise ValueError(f"low={self.low} must be less than high={self.high}")
 
@@ -263,7 +299,8 @@ def share_of_candidates(candidates: Tensor, mask: Tensor, fraction: float) -> fl
 def token_lottery(row_ids: Tensor, num_steps: int, seed: int = 0) -> Tensor:
     """A repeatable lottery number in (0, 1] for each token: the same on every rank and in every order of rows.
 
-    It hangs on the token's place in the run, not on any computed number: rounding differs between numbers of ranks.
+    It hangs on the token's place in the run, not on any computed number: rounding differs between
+    numbers of ranks.
 
     Args:
         row_ids: ``[B]`` int64.

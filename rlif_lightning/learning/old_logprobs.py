@@ -1,12 +1,12 @@
 """Old log-probs: of the policy before a rollout's first update, and how far rounding alone moves a log-prob.
 
-A sampler, a scoring pass and a training forward compute the same number in another order, so their log-probs differ by
-rounding. What acts on ``logprob - old_logprob`` must not act on that:
+A sampler, a scoring pass and a training forward compute the same number in another order, so their
+log-probs differ by rounding. What acts on ``logprob - old_logprob`` must not act on that:
 
-- The first mini-batch's old log-probs are those of its own training forward (``update.backward_update``), so that its
-  ratio is exactly 1 in every precision.
-- Those of the later mini-batches come from the sampler, or from one more pass over the rollout. The difference to the
-  first mini-batch's training forward is the noise floor.
+- The first mini-batch's old log-probs are those of its own training forward
+  (``update.backward_update``), so that its ratio is exactly 1 in every precision.
+- Those of the later mini-batches come from the sampler, or from one more pass over the rollout. The
+  difference to the first mini-batch's training forward is the noise floor.
 """
 
 from __future__ import annotations
@@ -25,16 +25,22 @@ from rlif_lightning.records import LossInputs, Rollout
 from rlif_lightning.sampling import Sampling
 
 SOURCES = ("sampler", "rescored")
-OUTLIERS = 1e-3  # share of tokens that may differ by more than the noise floor: few enough to be no matter
+OUTLIERS = (
+    1e-3  # share of tokens that may differ by more than the noise floor: few enough to be no matter
+)
 
 
-def rollout_logprobs(policy: PolicyModel, rollout: Rollout, sampling: Sampling, max_tokens: int) -> Tensor:
+def rollout_logprobs(
+    policy: PolicyModel, rollout: Rollout, sampling: Sampling, max_tokens: int
+) -> Tensor:
     """``[B, T]`` log-probs of a rollout under the policy as it is, in one packed pass without gradients."""
     rows = (rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, rollout.group_size)
     return agreed(score_tokens(policy, *rows, sampling, max_tokens).logprobs)
 
 
-def loss_inputs(rollout: Rollout, advantages: Tensor, old: Tensor, reference: Tensor | None, step: int) -> LossInputs:
+def loss_inputs(
+    rollout: Rollout, advantages: Tensor, old: Tensor, reference: Tensor | None, step: int
+) -> LossInputs:
     """``[B, T]`` of a whole rollout.
 
     Args:
@@ -46,7 +52,9 @@ def loss_inputs(rollout: Rollout, advantages: Tensor, old: Tensor, reference: Te
     """
     optional = {"ref_logprobs": reference, "token_weights": rollout.token_weights}
     row_ids, sampled = rollout.row_ids(step), rollout.stats.logprobs
-    return LossInputs(old, old, advantages, rollout.mask, row_ids, sampled_logprobs=sampled, **optional)
+    return LossInputs(
+        old, old, advantages, rollout.mask, row_ids, sampled_logprobs=sampled, **optional
+    )
 
 
 def settle_old_logprobs(
@@ -54,20 +62,21 @@ def settle_old_logprobs(
 ) -> tuple[LossInputs, dict[str, Tensor]]:
     """The later mini-batches' loss inputs, once the first one's forward is known (a collective).
 
-    Must run before the first optimiser step. The tokens of the first mini-batch keep its log-probs as their old ones,
-    for a second pass over the rollout.
+    Must run before the first optimiser step. The tokens of the first mini-batch keep its log-probs
+    as their old ones, for a second pass over the rollout.
 
     Args:
         inputs: ``[B, T]``, with the old log-probs of the later mini-batches, and the sampled ones.
         rows: ``[b]`` int64, the first mini-batch's.
         forward: ``[b, T]`` log-probs of its training forward; NaN where there was none.
-        score: gives ``[B, T]`` log-probs of the whole rollout. Called, on every rank, where no token of the first
-            mini-batch was trained on.
+        score: gives ``[B, T]`` log-probs of the whole rollout. Called, on every rank, where no
+            token of the first mini-batch was trained on.
 
     Returns:
-        The inputs with old log-probs and noise floor, and the figures ``policy/sampler_gap``: mean |difference| between
-        the sampled log-probs and the training forward's, NaN without any token; ``policy/noise_floor``: all but one in
-        a thousand of the old log-probs are at least this near to the training forward's. Both in nats.
+        The inputs with old log-probs and noise floor, and the figures ``policy/sampler_gap``: mean
+        |difference| between the sampled log-probs and the training forward's, NaN without any token; ``policy/noise_floor``: all but one in
+        a thousand of the old log-probs are at least this near to the training forward's. Both in
+        nats.
     """
     assert inputs.sampled_logprobs is not None
     old, sampled = inputs.old_logprobs, inputs.sampled_logprobs
@@ -77,7 +86,9 @@ def settle_old_logprobs(
     settled = torch.where(known, found, old)
     if not all_rank_sum(known.sum()):
         found, known, old = score(), inputs.mask, sampled
-    gap, num_tokens = all_rank_sum(torch.stack([masked_sum((found - sampled).abs(), known).double(), known.sum()]))
+    gap, num_tokens = all_rank_sum(
+        torch.stack([masked_sum((found - sampled).abs(), known).double(), known.sum()])
+    )
     floor = agreed(all_rank_upper_quantile((found - old).abs(), known, OUTLIERS))
     figures = {"policy/sampler_gap": gap / num_tokens, "policy/noise_floor": floor}
     return replace(inputs, logprobs=settled, old_logprobs=settled, noise_floor=floor), figures

@@ -27,21 +27,27 @@ class OptimizerPlan:
 
     def __post_init__(self) -> None:
         if self.lr_schedule not in LR_SCHEDULES:
-            raise ValueError(f"lr_schedule={self.lr_schedule!r} is unknown; use one of {', '.join(LR_SCHEDULES)}")
+            raise ValueError(
+                f"lr_schedule={self.lr_schedule!r} is unknown; use one of {', '.join(LR_SCHEDULES)}"
+            )
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive")
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError(
-                f"warmup_steps={self.warmup_steps}, weight_decay={self.weight_decay}: neither may be negative"
+                f"warmup_steps={self.warmup_steps}, weight_decay={self.weight_decay}: neither may"
+                " be negative"
             )
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise ValueError(f"max_grad_norm={self.max_grad_norm} must be positive, or null for no clipping")
+            raise ValueError(
+                f"max_grad_norm={self.max_grad_norm} must be positive, or null for no clipping"
+            )
 
     def check(self, max_steps: int) -> None:
         """Refuse a cosine without a length, and a length without a cosine.
 
         Args:
-            max_steps: optimiser steps of the run, -1 if open; the cosine's length unless ``schedule_steps`` is set.
+            max_steps: optimiser steps of the run, -1 if open; the cosine's length unless
+                ``schedule_steps`` is set.
 
         Raises:
             ValueError: names the settings.
@@ -49,19 +55,23 @@ class OptimizerPlan:
         total = self._total(max_steps)
         if self.lr_schedule != "cosine" and self.schedule_steps is not None:
             raise ValueError(
-                f"schedule_steps={self.schedule_steps} has no effect with lr_schedule={self.lr_schedule}; set"
+                f"schedule_steps={self.schedule_steps} has no effect with"
+                f" lr_schedule={self.lr_schedule}; set"
                 " lr_schedule=cosine, or take it out"
             )
         if self.lr_schedule == "cosine" and total <= self.warmup_steps:
             raise ValueError(
-                f"lr_schedule=cosine needs its length: set trainer.max_steps or model.schedule_steps (got {total}) to"
+                "lr_schedule=cosine needs its length: set trainer.max_steps or"
+                f" model.schedule_steps (got {total}) to"
                 f" more than warmup_steps={self.warmup_steps}"
             )
 
     def _total(self, max_steps: int) -> int:
         return max_steps if self.schedule_steps is None else self.schedule_steps
 
-    def build(self, parameters: Iterable[Parameter], max_steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
+    def build(
+        self, parameters: Iterable[Parameter], max_steps: int
+    ) -> tuple[torch.optim.AdamW, LambdaLR]:
         """The optimiser (fused: one pass over the parameters, no temporary copies) and its schedule.
 
         Args:

@@ -25,8 +25,9 @@ def score_rollout(
         weights: ``[R]``.
 
     Returns:
-        ``[B, T]`` advantages (constant over a completion unless the estimator works on tokens), and the metrics
-        ``reward/<head>/{mean,std,group_std,share}``, ``policy/entropy``, ``rollout/{length,ended}`` and the heads' own.
+        ``[B, T]`` advantages (constant over a completion unless the estimator works on tokens), and
+        the metrics ``reward/<head>/{mean,std,group_std,share}``, ``policy/entropy``,
+        ``rollout/{length,ended}`` and the heads' own.
 
     Raises:
         ValueError: the estimator returned a wrong shape; names it.
@@ -34,7 +35,9 @@ def score_rollout(
     shape = (rollout.num_prompts, rollout.group_size)
     rewards = torch.stack([output.scores.view(shape) for output in outputs.values()])
     weights = group_weights(weights.to(rewards.device), list(outputs.values()))
-    advantages = of_tokens(advantage(rewards, weights, rollout.lengths.view(shape)), rollout, type(advantage).__name__)
+    advantages = of_tokens(
+        advantage(rewards, weights, rollout.lengths.view(shape)), rollout, type(advantage).__name__
+    )
     entropy, _ = all_rank_mean_std(rollout.stats.entropy, rollout.mask)
     metrics: dict[str, Tensor | float] = {
         "policy/entropy": entropy,
@@ -58,7 +61,8 @@ def of_tokens(advantages: Tensor, rollout: Rollout, estimator: str) -> Tensor:
     of_groups, of_rows = (rollout.num_prompts, rollout.group_size), tuple(rollout.mask.shape)
     if tuple(advantages.shape) not in (of_groups, of_rows):
         raise ValueError(
-            f"advantage {estimator} returned shape {tuple(advantages.shape)}; one per completion, {of_groups}, or one"
+            f"advantage {estimator} returned shape {tuple(advantages.shape)}; one per completion,"
+            f" {of_groups}, or one"
             f" per token, {of_rows}, is needed"
         )
     advantages = advantages.to(rollout.mask.device)
@@ -68,8 +72,8 @@ def of_tokens(advantages: Tensor, rollout: Rollout, estimator: str) -> Tensor:
 def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
     """How far the engine's log-probs are from the policy's, over all ranks (a collective); nothing if they are one.
 
-    ``rollout/engine_gap`` and ``engine_gap_max``: mean and largest |difference| of a token's log-prob, nats;
-    ``rollout/engine_weight``: mean weight that corrects for it.
+    ``rollout/engine_gap`` and ``engine_gap_max``: mean and largest |difference| of a token's
+    log-prob, nats; ``rollout/engine_weight``: mean weight that corrects for it.
     """
     if rollout.engine_logprobs is None:
         return {}
@@ -88,15 +92,17 @@ def group_weights(weights: Tensor, outputs: list[RewardOutput]) -> Tensor:
     if all(output.strength is None for output in outputs):
         return weights
     like = next(output.strength for output in outputs if output.strength is not None)
-    strengths = [torch.ones_like(like) if output.strength is None else output.strength for output in outputs]
+    strengths = [
+        torch.ones_like(like) if output.strength is None else output.strength for output in outputs
+    ]
     return weights.unsqueeze(1) * torch.stack(strengths).to(weights)
 
 
 def reward_metrics(name: str, scores: Tensor, group_size: int) -> dict[str, Tensor]:
     """``reward/<name>/{mean,std,group_std}`` over all ranks (a collective); NaN scores are left out (ddof 1).
 
-    ``group_std`` is the mean over groups with at least two scores. What is of no score at all is NaN: a reward that
-    never applied is not one that was 0.
+    ``group_std`` is the mean over groups with at least two scores. What is of no score at all is
+    NaN: a reward that never applied is not one that was 0.
     """
     valid = ~scores.isnan()
     groups = valid.view(-1, group_size)
@@ -106,15 +112,22 @@ def reward_metrics(name: str, scores: Tensor, group_size: int) -> dict[str, Tens
     num_scores, num_groups = all_rank_sum(torch.stack([valid.sum(), has_spread.sum()]))
     mean, std = (torch.where(num_scores > 0, value, torch.nan) for value in (mean, std))
     group_std = torch.where(num_groups > 0, group_std, torch.nan)
-    return {f"reward/{name}/mean": mean, f"reward/{name}/std": std, f"reward/{name}/group_std": group_std}
+    return {
+        f"reward/{name}/mean": mean,
+        f"reward/{name}/std": std,
+        f"reward/{name}/group_std": group_std,
+    }
 
 
-def without_dropped(rollout: Rollout, outputs: dict[str, RewardOutput]) -> tuple[Rollout, dict[str, RewardOutput]]:
+def without_dropped(
+    rollout: Rollout, outputs: dict[str, RewardOutput]
+) -> tuple[Rollout, dict[str, RewardOutput]]:
     """Take completions that a head does not want kept out of everything: no token counts, no score applies."""
     keep = torch.ones_like(rollout.ended)
     for output in outputs.values():
         keep = keep if output.keep is None else keep & output.keep
     kept = {
-        name: replace(output, scores=output.scores.masked_fill(~keep, torch.nan)) for name, output in outputs.items()
+        name: replace(output, scores=output.scores.masked_fill(~keep, torch.nan))
+        for name, output in outputs.items()
     }
     return replace(rollout, mask=rollout.mask & keep.unsqueeze(1)), kept

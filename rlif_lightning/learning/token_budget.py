@@ -18,8 +18,8 @@ T = TypeVar("T")
 class TokenBudget(nn.Module):
     """Tokens of one forward and backward pass: the configured number, halved each time that memory runs out.
 
-    Results depend on it by rounding alone. The present value is in checkpoints, so that a run that goes on rounds as
-    the one that was stopped; another configured number starts anew from that.
+    Results depend on it by rounding alone. The present value is in checkpoints, so that a run that
+    goes on rounds as the one that was stopped; another configured number starts anew from that.
 
     Args:
         tokens: the configured number, ``micro_batch_tokens``, prompts and padding included.
@@ -51,8 +51,8 @@ class TokenBudget(nn.Module):
             undo: called before each new attempt.
 
         Raises:
-            RuntimeError: several ranks (another one may be inside a collective that this one would never join), or
-                nothing left to halve; names the setting.
+            RuntimeError: several ranks (another one may be inside a collective that this one would
+                never join), or nothing left to halve; names the setting.
         """
         while True:
             try:
@@ -61,13 +61,15 @@ class TokenBudget(nn.Module):
                 if not is_out_of_memory(error):
                     raise
                 self._check(error)
-            # Outside of the handler, where no traceback holds the tensors of the failed attempt any more.
+            # Outside of the handler, where no traceback holds the tensors of the failed attempt any
+            # more.
             give_back()
             undo()
             half = self.tokens // 2
             self.state.copy_(torch.tensor([self.configured, half]))
             warnings.warn(
-                f"out of memory in a micro-batch: it is done again, and all that follow are made, with {half} tokens;"
+                "out of memory in a micro-batch: it is done again, and all that follow are made,"
+                f" with {half} tokens;"
                 f" set model.micro_batch_tokens={half} to begin so",
                 stacklevel=2,
             )
@@ -75,11 +77,13 @@ class TokenBudget(nn.Module):
     def _check(self, error: BaseException) -> None:
         if self.tokens == 1:
             raise RuntimeError(
-                "out of memory with a single completion in a micro-batch; see model.policy.gradient_checkpointing and"
+                "out of memory with a single completion in a micro-batch; see"
+                " model.policy.gradient_checkpointing and"
                 " model.policy.lora"
             ) from error
         if num_processes() > 1:
             raise RuntimeError(
-                f"out of memory in a micro-batch of {self.tokens} tokens on one of several ranks, which cannot do it"
+                f"out of memory in a micro-batch of {self.tokens} tokens on one of several ranks,"
+                " which cannot do it"
                 " again on its own; resume (--ckpt_path=last) with a lower model.micro_batch_tokens"
             ) from error

@@ -1,8 +1,9 @@
 """The update: from a scored rollout to optimiser steps.
 
-The rollout's groups, shuffled, are split into mini-batches of whole groups, one optimiser step each. Each mini-batch is
-packed by token budget. Whatever concerns a mini-batch as a whole (marked tokens, normalisers) is computed before it is
-cut up, over all ranks; so neither the budget nor the number of ranks changes a gradient.
+The rollout's groups, shuffled, are split into mini-batches of whole groups, one optimiser step
+each. Each mini-batch is packed by token budget. Whatever concerns a mini-batch as a whole (marked
+tokens, normalisers) is computed before it is cut up, over all ranks; so neither the budget nor the
+number of ranks changes a gradient.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class UpdatePlan:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.old_logprobs not in SOURCES:
-            raise ValueError(f"old_logprobs={self.old_logprobs!r} is unknown; use one of {', '.join(SOURCES)}")
+            raise ValueError(
+                f"old_logprobs={self.old_logprobs!r} is unknown; use one of {', '.join(SOURCES)}"
+            )
 
     def check(self, num_prompts: int) -> None:
         """Refuse a step with fewer prompts than updates.
@@ -62,7 +65,8 @@ class UpdatePlan:
         if num_prompts < self.updates_per_rollout:
             raise ValueError(
                 f"data.prompts_per_step={num_prompts} is less than model.updates_per_rollout="
-                f"{self.updates_per_rollout}: an update would have no group; raise the one or lower the other"
+                f"{self.updates_per_rollout}: an update would have no group; raise the one or"
+                " lower the other"
             )
 
     def rescores(self, rollout: Rollout) -> bool:
@@ -74,15 +78,20 @@ class UpdatePlan:
         """Optimiser steps per rollout."""
         return self.updates_per_rollout * self.epochs_per_rollout
 
-    def minibatches(self, num_prompts: int, step: int, rank: int, world_size: int) -> Iterator[list[int]]:
+    def minibatches(
+        self, num_prompts: int, step: int, rank: int, world_size: int
+    ) -> Iterator[list[int]]:
         """This rank's groups of each mini-batch (possibly none).
 
-        The shuffle is of all ranks' prompts together, which are dealt out one by one (prompt i of the step is on rank
-        ``i % world_size``), so the mini-batches are the same on any number of ranks.
+        The shuffle is of all ranks' prompts together, which are dealt out one by one (prompt i of
+        the step is on rank ``i % world_size``), so the mini-batches are the same on any number of
+        ranks.
         """
         everything = num_prompts * world_size
         for epoch in range(self.epochs_per_rollout):
-            order = np.random.default_rng(purpose_seeds("shuffle", self.seed, step, epoch)).permutation(everything)
+            order = np.random.default_rng(
+                purpose_seeds("shuffle", self.seed, step, epoch)
+            ).permutation(everything)
             for part in np.array_split(order, self.updates_per_rollout):
                 yield sorted(int(i) // world_size for i in part if i % world_size == rank)
 
@@ -97,8 +106,8 @@ class MiniBatch:
         completion_ids: ``[b, T]``.
         group_size: G.
         rows: ``[b]`` int64, the rows' numbers in the rollout.
-        on_policy: the policy has not moved since the rollout. The old log-probs are then those of the mini-batch's own
-            training forward, and the ratio is exactly 1.
+        on_policy: the policy has not moved since the rollout. The old log-probs are then those of
+            the mini-batch's own training forward, and the ratio is exactly 1.
     """
 
     inputs: LossInputs
@@ -109,27 +118,37 @@ class MiniBatch:
     on_policy: bool = False
 
 
-def select_groups(inputs: LossInputs, rollout: Rollout, groups: list[int], on_policy: bool = False) -> MiniBatch:
+def select_groups(
+    inputs: LossInputs, rollout: Rollout, groups: list[int], on_policy: bool = False
+) -> MiniBatch:
     """The rows of some groups of a rollout, whose loss inputs are ``[B, T]``."""
     size = rollout.group_size
     rows = [p * size + g for p in groups for g in range(size)]
     index = torch.tensor(rows, dtype=torch.int64, device=rollout.mask.device)
     prompt_ids = [rollout.prompts.token_ids[p] for p in groups]
-    return MiniBatch(take_rows(inputs, index), prompt_ids, rollout.completion_ids[index], size, index, on_policy)
+    return MiniBatch(
+        take_rows(inputs, index), prompt_ids, rollout.completion_ids[index], size, index, on_policy
+    )
 
 
 def take_rows(inputs: LossInputs, rows: Tensor) -> LossInputs:
     """The same loss inputs for some rows only."""
     given = {name: value for name, value in vars(inputs).items() if value is not None}
-    return LossInputs(**{name: value[rows] if value.ndim else value for name, value in given.items()})
+    return LossInputs(
+        **{name: value[rows] if value.ndim else value for name, value in given.items()}
+    )
 
 
-def trained_rows(update: LossInputs, marks: Tensor, objective: Objective, group_size: int) -> Tensor:
+def trained_rows(
+    update: LossInputs, marks: Tensor, objective: Objective, group_size: int
+) -> Tensor:
     """``[B]`` bool: rows that can get a gradient. The others are skipped; their tokens still count in normalisers."""
     if objective.touches_zero_advantage:
         return torch.ones_like(update.mask[:, 0])
     touched = ((update.advantages != 0) & update.mask) | marks
-    return touched.view(-1, group_size, touched.shape[1]).any(-1).any(-1).repeat_interleave(group_size)
+    return (
+        touched.view(-1, group_size, touched.shape[1]).any(-1).any(-1).repeat_interleave(group_size)
+    )
 
 
 def marked(objective: Objective, update: LossInputs) -> Tensor:
@@ -141,14 +160,19 @@ def marked(objective: Objective, update: LossInputs) -> Tensor:
     marks = objective.select(update)
     if marks.dtype != torch.bool or marks.shape != update.mask.shape:
         raise ValueError(
-            f"objective {type(objective).__name__}.select returned {marks.dtype} of shape {tuple(marks.shape)};"
+            f"objective {type(objective).__name__}.select returned {marks.dtype} of shape"
+            f" {tuple(marks.shape)};"
             f" one bool per token, {tuple(update.mask.shape)}, is needed"
         )
     return agreed(marks.to(update.mask.device))
 
 
 def reference_logprobs(
-    policy: PolicyModel, reference: PolicyModel | None, rollout: Rollout, sampling: Sampling, micro_batch_tokens: int
+    policy: PolicyModel,
+    reference: PolicyModel | None,
+    rollout: Rollout,
+    sampling: Sampling,
+    micro_batch_tokens: int,
 ) -> Tensor:
     """``[B, T]`` log-probs under the reference model, which is the policy without its adapters if there is none."""
     with policy.adapters_off() if reference is None else nullcontext():
@@ -167,8 +191,9 @@ def backward_update(
     """Accumulate the gradient of one mini-batch.
 
     Args:
-        backward: called with each micro-batch's share of the loss, and whether it is the last one; the shares of all
-            ranks sum to the loss. Every rank calls it equally often, at least once.
+        backward: called with each micro-batch's share of the loss, and whether it is the last one;
+            the shares of all ranks sum to the loss. Every rank calls it equally often, at least
+            once.
         meter: collects the token figures.
 
     Returns:
@@ -179,7 +204,9 @@ def backward_update(
     weights = aggregation_weights(update.mask, objective.aggregation, sampling.max_new_tokens)
     kept = update.mask & trained_rows(update, marks, objective, group_size).unsqueeze(1)
     rows_of = (mini_batch.prompt_ids, mini_batch.completion_ids, kept, group_size)
-    passes = equal_passes(policy, list(pack(*rows_of, micro_batch_tokens)), update.mask.device, at_least=1)
+    passes = equal_passes(
+        policy, list(pack(*rows_of, micro_batch_tokens)), update.mask.device, at_least=1
+    )
     found = torch.full_like(update.old_logprobs, torch.nan)
     for number, (packed, own) in enumerate(passes, 1):
         stats, rows, is_last = policy(packed, sampling), packed.rows, number == len(passes)
@@ -215,8 +242,15 @@ def accumulate_gradient(
         forget: drops the gradient of a failed attempt.
     """
     if objective.needs_current and not mini_batch.on_policy:
-        rows_of = (mini_batch.prompt_ids, mini_batch.completion_ids, mini_batch.inputs.mask, mini_batch.group_size)
-        current = budget.run(lambda tokens: score_tokens(policy, *rows_of, sampling, tokens)).logprobs
+        rows_of = (
+            mini_batch.prompt_ids,
+            mini_batch.completion_ids,
+            mini_batch.inputs.mask,
+            mini_batch.group_size,
+        )
+        current = budget.run(
+            lambda tokens: score_tokens(policy, *rows_of, sampling, tokens)
+        ).logprobs
         mini_batch = replace(mini_batch, inputs=replace(mini_batch.inputs, logprobs=current))
 
     def undo() -> None:
@@ -232,12 +266,18 @@ def accumulate_gradient(
 def non_finite_message(step: int, rollout: Rollout, outputs: dict[str, RewardOutput]) -> str:
     """Why a step was stopped, and where to look: the sampled statistics and every head's range of scores."""
     broken = [name for name, values in vars(rollout.stats).items() if not values.isfinite().all()]
-    sampled = f"the sampled {', '.join(broken)} were not finite either" if broken else "what was sampled was finite"
+    sampled = (
+        f"the sampled {', '.join(broken)} were not finite either"
+        if broken
+        else "what was sampled was finite"
+    )
     ranges = []
     for name, output in outputs.items():
         valid = output.scores[~output.scores.isnan()].tolist() or [0.0]
         ranges.append(f"{name} in [{min(valid):.4g}, {max(valid):.4g}]")
     return (
-        f"the gradient of rollout {step} is not finite; {sampled}; scores: {', '.join(ranges)}. The parameters were"
-        " left as they are. Lower model.learning_rate or the weight of a head with huge scores, or train in float32"
+        f"the gradient of rollout {step} is not finite; {sampled}; scores: {', '.join(ranges)}."
+        " The parameters were"
+        " left as they are. Lower model.learning_rate or the weight of a head with huge scores, or"
+        " train in float32"
     )

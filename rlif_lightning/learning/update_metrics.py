@@ -15,7 +15,15 @@ from rlif_lightning.records import LossInputs
 class UpdateMeter:
     """Sums token figures over a rollout's updates; one collective at the end gives their means over all ranks."""
 
-    NAMES = ("tokens", "picked", "log_ratio", "log_ratio_picked", "clipped", "reference_kl", "entropy_picked")
+    NAMES = (
+        "tokens",
+        "picked",
+        "log_ratio",
+        "log_ratio_picked",
+        "clipped",
+        "reference_kl",
+        "entropy_picked",
+    )
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
@@ -33,7 +41,10 @@ class UpdateMeter:
     def add_positions(self, packed: Packed) -> None:
         """Count what one forward and backward pass was run on."""
         held, positions = self.positions
-        self.positions = held + sum(tree.size for tree in packed.trees), positions + len(packed.input_ids)
+        self.positions = (
+            held + sum(tree.size for tree in packed.trees),
+            positions + len(packed.input_ids),
+        )
 
     @torch.no_grad()
     def add(self, batch: LossInputs, marks: Tensor, tokens: Tensor, objective: Objective) -> None:
@@ -47,12 +58,22 @@ class UpdateMeter:
             kl = reference_kl(logprobs, batch.ref_logprobs, "k3")
         ones = torch.ones_like(size)
         assert batch.entropy is not None
-        values = (ones, marks.to(ones), size, size * marks, clipped.to(ones), kl, batch.entropy.detach() * marks)
+        values = (
+            ones,
+            marks.to(ones),
+            size,
+            size * marks,
+            clipped.to(ones),
+            kl,
+            batch.entropy.detach() * marks,
+        )
         self.sums += torch.where(tokens, torch.stack(values), 0.0).sum((1, 2), dtype=torch.float64)
 
     def means(self) -> dict[str, Tensor]:
         """``policy/...`` means over the tokens that were trained on, and what ran for them (a collective)."""
-        tokens, picked, log_ratio, log_ratio_picked, clipped, kl, entropy_picked = all_rank_sum(self.sums)
+        tokens, picked, log_ratio, log_ratio_picked, clipped, kl, entropy_picked = all_rank_sum(
+            self.sums
+        )
         held, positions = all_rank_sum(self.sums.new_tensor(self.positions))
         count = tokens.clamp(min=1)
         return {

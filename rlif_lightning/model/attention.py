@@ -1,8 +1,8 @@
 """Attention of packed trees in pieces of PyTorch's fused kernel, so that no token is padded and no N x N mask exists.
 
-A prompt attends to itself, causally; the completions of a tree attend to their prompt and each to itself. Trees of
-similar shape share one call. ``plan_hook.py`` brings this to the attention layers of Hugging Face models; the engine's
-decoding plugs in the same way, see ``rollout/kv_memory.py``.
+A prompt attends to itself, causally; the completions of a tree attend to their prompt and each to
+itself. Trees of similar shape share one call. ``plan_hook.py`` brings this to the attention layers
+of Hugging Face models; the engine's decoding plugs in the same way, see ``rollout/kv_memory.py``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Layout:
 
     Attributes:
         trees: in the order of the line.
-        prompt_grid, prompt_valid: ``[K, L]`` positions, each prompt's last one repeated, and which are no repetition.
+        prompt_grid, prompt_valid: ``[K, L]`` positions, each prompt's last one repeated, and which
+            are no repetition.
         grid, valid: ``[B, T]`` the same of the completions that have tokens.
         owners: ``[B]`` number of each completion's tree.
         prompt_lengths: ``[K]`` tokens.
@@ -47,7 +48,9 @@ class Layout:
         starts, lengths, self.owners = torch.tensor(rows, dtype=torch.int64).view(-1, 3).unbind(1)
         self.trees = trees
         self.prompt_lengths = torch.tensor([tree.prompt_length for tree in trees])
-        self.prompt_grid, self.prompt_valid = _grid(torch.tensor([tree.start for tree in trees]), self.prompt_lengths)
+        self.prompt_grid, self.prompt_valid = _grid(
+            torch.tensor([tree.start for tree in trees]), self.prompt_lengths
+        )
         self.grid, self.valid = _grid(starts, lengths)
 
     def indices(self) -> list[Tensor]:
@@ -69,17 +72,21 @@ class Block:
         self.even = bool((layout.prompt_lengths == self.prompt_grid.shape[1]).all())
         self.masks: dict[tuple[int | None, torch.dtype], tuple[Any, Any]] = {}
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> tuple[list[Tensor], Tensor, Tensor]:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scores: Scores
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
         """Attention of the block's tokens.
 
         Args:
             query, key, value: ``[N, heads, d]`` of the whole line.
 
         Returns:
-            Output pieces ``[K * L, heads, d]`` and, with completions, ``[B * T, heads, d]``; the prompts' keys and
-            values ``[K, L, heads, d]``.
+            Output pieces ``[K * L, heads, d]`` and, with completions, ``[B * T, heads, d]``; the
+            prompts' keys and values ``[K, L, heads, d]``.
         """
-        prompt_mask, mask = self.masks_of(scores.window, query.dtype if scores.plain else torch.bool)
+        prompt_mask, mask = self.masks_of(
+            scores.window, query.dtype if scores.plain else torch.bool
+        )
         q, k, v = (self._prompts(x) for x in (query, key, value))
         pieces = [attention(q, k, v, prompt_mask, scores).flatten(0, 1)]
         if len(self.grid):
@@ -103,13 +110,15 @@ class Block:
     def masks_of(self, window: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
         """What the prompts and what the completions see: ``[L, L]``, and ``[T, L + T]`` or ``[B, 1, T, L + T]``.
 
-        Made once, on the device. Bool on request, else what is added to scores of this type; None where nothing but
-        the order of tokens counts.
+        Made once, on the device. Bool on request, else what is added to scores of this type; None
+        where nothing but the order of tokens counts.
         """
         if (window, dtype) not in self.masks:
             prompts, rows = self._prompt_mask(window), self._completion_mask(window, dtype)
             if dtype != torch.bool:
-                prompts, rows = (as_bias(x, dtype) if type(x) is Tensor else x for x in (prompts, rows))
+                prompts, rows = (
+                    as_bias(x, dtype) if type(x) is Tensor else x for x in (prompts, rows)
+                )
             self.masks[window, dtype] = prompts, rows
         return self.masks[window, dtype]
 
@@ -128,7 +137,9 @@ class Block:
             if self.grid.is_cuda and dtype != torch.bool:  # fused there without a mask
                 return causal_lower_right(steps, width + steps)
             window = None
-        seen = seen_by_completions(self.lengths[:1] if self.even else self.lengths, width, steps, window)
+        seen = seen_by_completions(
+            self.lengths[:1] if self.even else self.lengths, width, steps, window
+        )
         return seen[0] if self.even else seen.unsqueeze(1)
 
 
@@ -154,7 +165,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scores: Scor
     return scores.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask)
 
 
-def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None) -> Tensor:
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None
+) -> Tensor:
     """PyTorch's fused attention of ``[B, tokens, heads, d]``; causal without a mask; key heads may be fewer."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     if key.shape[1] != query.shape[1] and not _takes_grouped(query, key, value, mask):
@@ -199,23 +212,37 @@ class TreePlan:
     Args:
         trees: of the line, in order.
         device: of the model.
-        keep_prompts: called with (layer, block, keys, values ``[K, L, heads, d]``) of every block: the engine's memory.
+        keep_prompts: called with (layer, block, keys, values ``[K, L, heads, d]``) of every block:
+            the engine's memory.
     """
 
-    def __init__(self, trees: Sequence[Tree], device: torch.device, keep_prompts: KeepPrompts | None = None):
+    def __init__(
+        self, trees: Sequence[Tree], device: torch.device, keep_prompts: KeepPrompts | None = None
+    ):
         layouts = [Layout(part) for part in _join_similar(trees)]
         where, offset = torch.empty(sum(tree.size for tree in trees), dtype=torch.int64), 0
         for layout in layouts:
-            for grid, valid in ((layout.prompt_grid, layout.prompt_valid), (layout.grid, layout.valid)):
-                where[grid[valid]] = torch.arange(offset, offset + grid.numel()).view(grid.shape)[valid]
+            for grid, valid in (
+                (layout.prompt_grid, layout.prompt_valid),
+                (layout.grid, layout.valid),
+            ):
+                where[grid[valid]] = torch.arange(offset, offset + grid.numel()).view(grid.shape)[
+                    valid
+                ]
                 offset += grid.numel()
         in_order = torch.equal(where, torch.arange(offset))
-        *indices, where = upload_together([*(x for layout in layouts for x in layout.indices()), where], device)
+        *indices, where = upload_together(
+            [*(x for layout in layouts for x in layout.indices()), where], device
+        )
         self.where = None if in_order else where
-        self.blocks = [Block(layout, indices[4 * i : 4 * i + 4]) for i, layout in enumerate(layouts)]
+        self.blocks = [
+            Block(layout, indices[4 * i : 4 * i + 4]) for i, layout in enumerate(layouts)
+        ]
         self.keep_prompts = keep_prompts
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
+    ) -> Tensor:
         """Attention output ``[1, N, heads, d]`` of one layer; query, key and value are ``[1, heads, N, d]``."""
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
         pieces = []

@@ -18,8 +18,10 @@ class ContextLimits:
     Attributes:
         rows: of its embeddings; token ids beyond have none.
         positions: of its table of positions; None = it has none.
-        selected: tokens that a layer selects to attend to, so that no shorter context leaves any out; None = all.
-        original: length up to which its rotary angles are the same for every context; None = they always are.
+        selected: tokens that a layer selects to attend to, so that no shorter context leaves any
+            out; None = all.
+        original: length up to which its rotary angles are the same for every context; None = they
+            always are.
         rope_type: the rule that changes them beyond.
     """
 
@@ -38,9 +40,16 @@ class ContextLimits:
         if not rotary and _has_table(causal_lm):
             positions = getattr(config, "max_position_embeddings", positions)
         selected = getattr(config, "index_topk", None) or getattr(config, "keep_window_size", None)
-        return cls(causal_lm.get_input_embeddings().weight.shape[0], positions, selected, *_original_length(config))
+        return cls(
+            causal_lm.get_input_embeddings().weight.shape[0],
+            positions,
+            selected,
+            *_original_length(config),
+        )
 
-    def check(self, name: str, prompt_lengths: Sequence[int], longest: Sequence[int], asked: str = "") -> None:
+    def check(
+        self, name: str, prompt_lengths: Sequence[int], longest: Sequence[int], asked: str = ""
+    ) -> None:
         """Refuse contexts that the model has no positions for, or whose angles depend on where they end.
 
         Args:
@@ -58,14 +67,18 @@ class ContextLimits:
         total, prompt = max(zip(longest, prompt_lengths, strict=True))
         if self.positions is not None and total - 1 > self.positions:  # the last token is no input
             raise ValueError(
-                f"model.policy.name={name!r} has {self.positions} positions (max_position_embeddings), and "
-                f"{context.format(prompt, total)}; lower data.max_prompt_tokens or sampling.max_new_tokens"
+                f"model.policy.name={name!r} has {self.positions} positions"
+                " (max_position_embeddings), and "
+                f"{context.format(prompt, total)}; lower data.max_prompt_tokens or"
+                " sampling.max_new_tokens"
             )
         if self.selected is not None and total > self.selected:
             raise ValueError(
                 f"model.policy.name={name!r} selects {self.selected} tokens to attend to, and"
-                f" {context.format(prompt, total)}; which ones it leaves out depends on rounding, so that its"
-                " log-probs are not its own; lower data.max_prompt_tokens or sampling.max_new_tokens"
+                f" {context.format(prompt, total)}; which ones it leaves out depends on rounding,"
+                " so that its"
+                " log-probs are not its own; lower data.max_prompt_tokens or"
+                " sampling.max_new_tokens"
             )
         if self.original is None or total <= self.original:
             return
@@ -74,8 +87,10 @@ class ContextLimits:
         raise ValueError(
             f"model.policy.name={name!r} changes the angles of all its positions beyond"
             f" original_max_position_embeddings={self.original} (rope_type {self.rope_type!r}), and"
-            f" {context.format(prompt, total)}: its first tokens would be drawn under other angles than they are scored"
-            " with; lower data.max_prompt_tokens or sampling.max_new_tokens so that contexts stay within"
+            f" {context.format(prompt, total)}: its first tokens would be drawn under other angles"
+            " than they are scored"
+            " with; lower data.max_prompt_tokens or sampling.max_new_tokens so that contexts stay"
+            " within"
         )
 
     def check_ids(self, name: str, prompt_ids: Sequence[Tensor]) -> None:
@@ -83,8 +98,10 @@ class ContextLimits:
         highest = max((int(ids.max()) for ids in prompt_ids if len(ids)), default=0)
         if highest >= self.rows:
             raise ValueError(
-                f"a prompt has the token id {highest}, and model.policy.name={name!r} has embeddings for {self.rows}"
-                " tokens only: its tokenizer knows more tokens than it does; take the model's own tokenizer, or resize"
+                f"a prompt has the token id {highest}, and model.policy.name={name!r} has"
+                f" embeddings for {self.rows}"
+                " tokens only: its tokenizer knows more tokens than it does; take the model's own"
+                " tokenizer, or resize"
                 " the model's embeddings and save it"
             )
 
@@ -99,11 +116,17 @@ def _has_table(model: nn.Module) -> bool:
 def _original_length(config: Any) -> tuple[int | None, str]:
     """Length up to which rotary angles are fixed, and the rule beyond it."""
     rope = getattr(config, "rope_parameters", None) or {}
-    rules = [rope] if "rope_type" in rope else [each for each in rope.values() if isinstance(each, dict)]
+    rules = (
+        [rope]
+        if "rope_type" in rope
+        else [each for each in rope.values() if isinstance(each, dict)]
+    )
     found = []
     for rule in rules:
         kind = rule.get("rope_type", "")
-        longest = config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
+        longest = (
+            config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
+        )
         if kind == "longrope":
             found.append((rule.get("original_max_position_embeddings") or longest, kind))
         elif "dynamic" in kind:

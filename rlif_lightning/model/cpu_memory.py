@@ -1,7 +1,8 @@
 """Freed memory back to the system: the C library keeps it, in holes that the next phase's tensors seldom fit.
 
-On a CPU, activations of a micro-batch are freed in another order than they were made, so the heap of a training process
-grows by a tenth or more beyond what is ever in use. GPUs have PyTorch's own allocator, which nothing here touches.
+On a CPU, activations of a micro-batch are freed in another order than they were made, so the heap
+of a training process grows by a tenth or more beyond what is ever in use. GPUs have PyTorch's own
+allocator, which nothing here touches.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 
 import torch
 
-GROWTH = 64 * 2**20  # bytes above the smallest size seen: below that, looking for holes is not worth its time
+GROWTH = (
+    64 * 2**20
+)  # bytes above the smallest size seen: below that, looking for holes is not worth its time
 
 
 class Heap:

@@ -1,7 +1,10 @@
-"""Token statistics of the language-model head's output, in pieces that stay in the cache. Pure functions.
+"""Token statistics of the language-model head's output, in pieces that stay in the cache.
 
-``HeadRule`` turns raw logits into those that are sampled from. ``head_stats`` measures tokens with a backward pass of
-its own that overwrites the logits with their gradient: no second matrix of this size ever exists.
+Pure functions.
+
+``HeadRule`` turns raw logits into those that are sampled from. ``head_stats`` measures tokens with
+a backward pass of its own that overwrites the logits with their gradient: no second matrix of this
+size ever exists.
 """
 
 from __future__ import annotations
@@ -14,10 +17,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlif_lightning.model.token_stats import SoftmaxParts, at_least_float32, forbid, softmax_parts, token_stats
+from rlif_lightning.model.token_stats import (
+    SoftmaxParts,
+    at_least_float32,
+    forbid,
+    softmax_parts,
+    token_stats,
+)
 from rlif_lightning.records import TokenStats
 
-PIECE = {"cpu": 2**18, "cuda": 2**26}  # logits handled at a time: small enough for a core's cache, large for a GPU
+PIECE = {
+    "cpu": 2**18,
+    "cuda": 2**26,
+}  # logits handled at a time: small enough for a core's cache, large for a GPU
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,8 @@ class HeadRule:
     Args:
         temperature: divides the logits, > 0.
         end_ids: ``[E]`` int64, tokens that end a completion.
-        num_tokens: V, where the logits beyond the first V are no tokens and have probability 0; None = all are.
+        num_tokens: V, where the logits beyond the first V are no tokens and have probability 0;
+            None = all are.
     """
 
     temperature: float
@@ -58,7 +71,8 @@ def pieces(logits: Tensor) -> Iterator[slice]:
 def head_stats(raw: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule) -> TokenStats:
     """Statistics of tokens under the head's output.
 
-    The gradient is written over ``raw``, which nobody else may read after the backward pass; it can run only once.
+    The gradient is written over ``raw``, which nobody else may read after the backward pass; it can
+    run only once.
 
     Args:
         raw: ``[M, V]`` raw logits, any precision.
@@ -74,8 +88,11 @@ def head_stats(raw: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRu
 
 class _HeadStats(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, raw: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule) -> tuple[Tensor, ...]:
-        # Made before the pieces: small tensors that outlive a piece would lie between the large ones it frees.
+    def forward(
+        ctx: Any, raw: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule
+    ) -> tuple[Tensor, ...]:
+        # Made before the pieces: small tensors that outlive a piece would lie between the large
+        # ones it frees.
         kept = at_least_float32(raw.new_empty(0)).new_empty(len(fields(TokenStats)) + 1, len(raw))
         for rows in pieces(raw):
             ends = None if may_end is None else may_end[rows]
@@ -93,13 +110,21 @@ class _HeadStats(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if ctx.spent:
-            raise RuntimeError("the backward pass of head_stats ran twice; it overwrites the logits, so it runs once")
+            raise RuntimeError(
+                "the backward pass of head_stats ran twice; it overwrites the logits, so it runs"
+                " once"
+            )
         ctx.spent = True
         raw, tokens, may_end, log_normalizer, entropy = ctx.saved_tensors
         for rows in pieces(raw):
             ends = None if may_end is None else may_end[rows]
             given = [None if g is None else g[rows].unsqueeze(1) for g in gradients]
-            saved = (tokens[rows].unsqueeze(1), ends, log_normalizer[rows].unsqueeze(1), entropy[rows].unsqueeze(1))
+            saved = (
+                tokens[rows].unsqueeze(1),
+                ends,
+                log_normalizer[rows].unsqueeze(1),
+                entropy[rows].unsqueeze(1),
+            )
             raw[rows, : ctx.rule.num_tokens] = _raw_gradient(raw[rows], given, *saved, ctx.rule)
         if ctx.rule.num_tokens is not None:
             raw[:, ctx.rule.num_tokens :] = 0
@@ -136,5 +161,7 @@ def _raw_gradient(
         gradient += of_certainty * (probs - 1 / allowed)
     if forbidden is not None:
         ids, banned = forbidden
-        gradient = gradient.index_copy(1, ids, gradient[:, ids].masked_fill(banned.unsqueeze(1), 0.0))
+        gradient = gradient.index_copy(
+            1, ids, gradient[:, ids].masked_fill(banned.unsqueeze(1), 0.0)
+        )
     return gradient if rule.temperature == 1.0 else gradient / rule.temperature

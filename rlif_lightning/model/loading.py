@@ -42,17 +42,20 @@ class Policy:
 
     Args:
         name: hub name, folder, or `rlif-arithmetic` (the small model in this package).
-        dtype: float32 | bfloat16 | float16 | float64 | auto: of the weights. Train in float32 (with trainer.precision
-            bf16-mixed if you like): small learning rates vanish in bfloat16 weights.
-        attention: sdpa | eager. sdpa works in pieces of PyTorch's fused kernels, prompts shared, nothing padded; eager
-            is the model's own code, one padded row per completion, with a standard cache: slower. A model that sdpa
-            cannot serve gets the model's own code by itself, with a warning.
+        dtype: float32 | bfloat16 | float16 | float64 | auto: of the weights. Train in float32 (with
+            trainer.precision bf16-mixed if you like): small learning rates vanish in bfloat16
+            weights.
+        attention: sdpa | eager. sdpa works in pieces of PyTorch's fused kernels, prompts shared,
+            nothing padded; eager is the model's own code, one padded row per completion, with a
+            standard cache: slower. A model that sdpa cannot serve gets the model's own code by
+            itself, with a warning.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         lora: adapters instead of full fine-tuning; null = full.
         revision: branch, tag or commit on the hub.
-        vocabulary: model | tokenizer: tokenizer = ids beyond the tokenizer's last (embeddings are often padded) have
-            probability 0, and V in self-certainty counts the others.
-        trust_remote_code: run model code that comes with the weights. Off unless you trust the author.
+        vocabulary: model | tokenizer: tokenizer = ids beyond the tokenizer's last (embeddings are
+            often padded) have probability 0, and V in self-certainty counts the others.
+        trust_remote_code: run model code that comes with the weights. Off unless you trust the
+            author.
     """
 
     name: str
@@ -66,12 +69,18 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.vocabulary not in VOCABULARIES:
-            raise ValueError(f"policy.vocabulary={self.vocabulary!r} is unknown; use one of {', '.join(VOCABULARIES)}")
+            raise ValueError(
+                f"policy.vocabulary={self.vocabulary!r} is unknown; use one of"
+                f" {', '.join(VOCABULARIES)}"
+            )
         if self.dtype not in DTYPES:
-            raise ValueError(f"policy.dtype={self.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+            raise ValueError(
+                f"policy.dtype={self.dtype!r} is unknown; use one of {', '.join(DTYPES)}"
+            )
         if self.attention not in ATTENTIONS:
             raise ValueError(
-                f"policy.attention={self.attention!r} is not supported; use one of {', '.join(ATTENTIONS)}"
+                f"policy.attention={self.attention!r} is not supported; use one of"
+                f" {', '.join(ATTENTIONS)}"
             )
 
 
@@ -84,8 +93,8 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
     """Load the weights.
 
     Raises:
-        ValueError: no such folder or hub model, a file in it cannot be read, its weights are not those that its config
-            asks for, or the extra `lora` is missing.
+        ValueError: no such folder or hub model, a file in it cannot be read, its weights are not
+            those that its config asks for, or the extra `lora` is missing.
     """
     with reading(policy):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -108,19 +117,23 @@ def reading(policy: Policy) -> Iterator[None]:
     """Say in one line what cannot be read of a model: a broken file makes the library raise anything.
 
     Raises:
-        ValueError: names the model. Errors of code that came with the weights, and of memory, are left as they are.
+        ValueError: names the model. Errors of code that came with the weights, and of memory, are
+            left as they are.
     """
     try:
         yield
     except OSError as error:
         raise ValueError(
-            f"policy.name={policy.name!r} is neither a model folder nor a hub model that can be reached: {error}"
+            f"policy.name={policy.name!r} is neither a model folder nor a hub model that can be"
+            f" reached: {error}"
         ) from error
     except Exception as error:
         if policy.trust_remote_code or is_out_of_memory(error):
             raise
         said = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
-        raise ValueError(f"policy.name={policy.name!r}: its files cannot be read as a model: {said}") from error
+        raise ValueError(
+            f"policy.name={policy.name!r}: its files cannot be read as a model: {said}"
+        ) from error
 
 
 def _refuse_other_weights(name: str, found: dict[str, Any]) -> None:
@@ -129,12 +142,14 @@ def _refuse_other_weights(name: str, found: dict[str, Any]) -> None:
     if other := sorted(found["mismatched_keys"]):
         tensor, stored, needed = other[0]
         raise ValueError(
-            f"policy.name={name!r}: the tensor {tensor!r} has the shape {list(stored)} in its file, and its config.json"
+            f"policy.name={name!r}: the tensor {tensor!r} has the shape {list(stored)} in its"
+            " file, and its config.json"
             f" asks for {list(needed)} ({len(other)} such tensors); {remedy}"
         )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
-            f"policy.name={name!r}: its files have no tensor {missing[0]!r} ({len(missing)} are missing), which would"
+            f"policy.name={name!r}: its files have no tensor {missing[0]!r} ({len(missing)} are"
+            " missing), which would"
             f" be drawn at random; {remedy}"
         )
 
@@ -147,7 +162,9 @@ def own_attention(policy: Policy) -> str | None:
 def prepared(model: PreTrainedModel, policy: Policy) -> Any:
     """The model with what its settings add: recomputation and adapters."""
     if model.dtype == torch.float64:
-        model.set_experts_implementation("eager")  # there are no grouped products of matrices in float64
+        model.set_experts_implementation(
+            "eager"
+        )  # there are no grouped products of matrices in float64
     if policy.gradient_checkpointing:
         # transformers 5.20 renamed the method; vLLM 0.32 needs an earlier one.
         new = getattr(model, "activation_checkpointing_enable", None)
@@ -160,7 +177,9 @@ def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
         from peft import LoraConfig, get_peft_model
         from peft.tuners.lora import LoraLayer
     except ImportError as error:
-        raise ValueError('policy.lora needs the package peft: pip install "rlif-lightning[lora]"') from error
+        raise ValueError(
+            'policy.lora needs the package peft: pip install "rlif-lightning[lora]"'
+        ) from error
     model.enable_input_require_grads()  # or gradient checkpointing would find nothing that needs a gradient
     transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
     settings = {"target_modules": lora.target_modules or "all-linear", "fan_in_fan_out": transposed}

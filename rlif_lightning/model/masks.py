@@ -30,7 +30,9 @@ def seen_by_completions(lengths: Tensor, width: int, steps: int, window: int | N
     in_prompt, own = (torch.arange(size, device=lengths.device) for size in (width, steps))
     lengths = lengths.unsqueeze(1)
     queries = lengths + own
-    return seen_keys(queries, torch.cat([in_prompt.where(in_prompt < lengths, NOWHERE), queries], 1), window)
+    return seen_keys(
+        queries, torch.cat([in_prompt.where(in_prompt < lengths, NOWHERE), queries], 1), window
+    )
 
 
 def as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:

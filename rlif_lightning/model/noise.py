@@ -1,9 +1,9 @@
 """Switching off what a model draws at random: a policy must give the same log-probs twice.
 
-Hugging Face's models are noisy in training mode: they drop values, and routers jitter or draw their experts. Yet they
-recompute activations (gradient checkpointing) in that mode only. So modules stay in evaluation mode, but for those that
-recompute, and probabilities of dropping are 0 everywhere. Amplitudes of jitter stay: some are part of a router's rule
-in evaluation mode too (Phi-3.5-MoE).
+Hugging Face's models are noisy in training mode: they drop values, and routers jitter or draw their
+experts. Yet they recompute activations (gradient checkpointing) in that mode only. So modules stay
+in evaluation mode, but for those that recompute, and probabilities of dropping are 0 everywhere.
+Amplitudes of jitter stay: some are part of a router's rule in evaluation mode too (Phi-3.5-MoE).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from transformers import PretrainedConfig
 def switch_noise_off(model: Any) -> None:
     """Set every probability of dropping something to 0, in dropout modules and as plain numbers.
 
-    The model's own ``config`` stays as it is, because exports write it; the modules get a quiet copy.
+    The model's own ``config`` stays as it is, because exports write it; the modules get a quiet
+    copy.
     """
     copies: dict[int, Any] = {}
     copy.deepcopy(model.config, copies)  # fills in: id of a config or of one inside it -> its copy

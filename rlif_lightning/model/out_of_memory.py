@@ -7,12 +7,17 @@ import gc
 import torch
 
 # What PyTorch's allocator of main memory says; on accelerators there is torch.OutOfMemoryError.
-CPU_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+CPU_MESSAGES = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that no memory was left, on an accelerator or in main memory."""
-    told = isinstance(error, RuntimeError) and any(message in str(error) for message in CPU_MESSAGES)
+    told = isinstance(error, RuntimeError) and any(
+        message in str(error) for message in CPU_MESSAGES
+    )
     return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 

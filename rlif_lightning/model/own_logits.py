@@ -1,6 +1,7 @@
 """A causal LM's own way from hidden states to logits: its forward, with its base model's output given.
 
-Whatever stands between them (a head, a scale, a soft cap, a norm, a slice) is the model's code and no guess of ours.
+Whatever stands between them (a head, a scale, a soft cap, a norm, a slice) is the model's code and
+no guess of ours.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def body(causal_lm: Any) -> Any:
     for found in (causal_lm.base_model, causal_lm.get_decoder(), *causal_lm.children()):
         if found is not causal_lm and isinstance(found, PreTrainedModel):
             return found
-    raise ValueError(f"{type(causal_lm).__name__} has no base model that gives hidden states; use another model")
+    raise ValueError(
+        f"{type(causal_lm).__name__} has no base model that gives hidden states; use another model"
+    )
 
 
 def own_logits(causal_lm: Any, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -62,19 +65,25 @@ def own_logits(causal_lm: Any, hidden: Tensor, weight: Tensor | None = None) -> 
         forwards[decoder] = give
     if weight is not None:
         head = causal_lm.get_output_embeddings()
-        forwards[head] = lambda x: nn.functional.linear(x, _Cast.apply(head.weight, weight), head.bias)  # type: ignore[arg-type]
+        forwards[head] = lambda x: nn.functional.linear(
+            x, _Cast.apply(head.weight, weight), head.bias
+        )  # type: ignore[arg-type]
     ids = torch.zeros((1, len(hidden)), dtype=torch.int64, device=hidden.device)
     with _replaced(forwards):
         logits = causal_lm(input_ids=ids, use_cache=False).logits
     if not asked:
-        raise ValueError(f"{type(causal_lm).__name__} does not get its logits from its base model; use another model")
+        raise ValueError(
+            f"{type(causal_lm).__name__} does not get its logits from its base model; use another"
+            " model"
+        )
     return logits.squeeze(0)  # and no [0], whose gradient would be a copy
 
 
 def cast_head(causal_lm: Any, device: torch.device) -> Tensor | None:
     """The head's weight as autocast casts it in every call, to be cast once for several; None where it casts nothing.
 
-    A head of another kind than a plain linear layer (LoRA's, one that is divided) is left to autocast.
+    A head of another kind than a plain linear layer (LoRA's, one that is divided) is left to
+    autocast.
     """
     head = causal_lm.get_output_embeddings()
     if not torch.is_autocast_enabled(device.type) or type(head) is not nn.Linear:
@@ -85,7 +94,10 @@ def cast_head(causal_lm: Any, device: torch.device) -> Tensor | None:
 
 
 class _Cast(torch.autograd.Function):
-    """A cast that is there already. Gradients of several calls are summed in the parameter's precision."""
+    """A cast that is there already.
+
+    Gradients of several calls are summed in the parameter's precision.
+    """
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, cast: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """From groups of completions to packed micro-batches by token budget, the prompt stored once per group. Pure functions.
 
-A micro-batch is one line of tokens without padding: tree after tree, each a prompt and then its completions. Every
-completion sees its prompt and itself; positions restart after the prompt for each of them. A completion's last token is
-never an input (nothing is predicted from it), so it takes no room.
+A micro-batch is one line of tokens without padding: tree after tree, each a prompt and then its
+completions. Every completion sees its prompt and itself; positions restart after the prompt for
+each of them. A completion's last token is never an input (nothing is predicted from it), so it
+takes no room.
 
     tokens     p0 p1 p2 | a0 a1 | b0 b1 b2       completions a = a0 a1 a2, b = b0 b1 b2 b3
     positions   0  1  2 |  3  4 |  3  4  5       Tree(start=0, prompt_length=3, lengths=(2, 3))
@@ -55,7 +56,8 @@ class Packed:
         trees: what lies where.
         source: ``[M]`` int64, position in the line whose logits produced each completion token.
         tokens: ``[M]`` int64, the completion tokens.
-        slots, steps: ``[M]`` int64, where each belongs in ``[b, T]``: its row, and its position in its completion.
+        slots, steps: ``[M]`` int64, where each belongs in ``[b, T]``: its row, and its position in
+            its completion.
         shape: ``(b, T)``.
     """
 
@@ -79,8 +81,8 @@ def own_rows(packed: Packed) -> tuple[Tensor, Tensor]:
     """Each completion behind a prompt of its own, for models that take nothing else.
 
     Returns:
-        ``[b, L]`` int64 token ids, padded with 0 at the end, where no token sees it; ``[M]`` int64, the positions in
-        the flattened rows whose logits produced each completion token.
+        ``[b, L]`` int64 token ids, padded with 0 at the end, where no token sees it; ``[M]`` int64,
+        the positions in the flattened rows whose logits produced each completion token.
     """
     rows, sources = [], []
     for tree in packed.trees:
@@ -95,16 +97,22 @@ def own_rows(packed: Packed) -> tuple[Tensor, Tensor]:
 
 
 def pack(
-    prompt_ids: Sequence[Tensor], completion_ids: Tensor, mask: Tensor, group_size: int, max_tokens: int
+    prompt_ids: Sequence[Tensor],
+    completion_ids: Tensor,
+    mask: Tensor,
+    group_size: int,
+    max_tokens: int,
 ) -> Iterator[Packed]:
     """Cut groups into micro-batches of at most ``max_tokens`` tokens.
 
-    Trees of similar size go together. A group that does not fit is split between its completions (its prompt is then
-    stored once per part); a single completion longer than the budget gets a micro-batch of its own.
+    Trees of similar size go together. A group that does not fit is split between its completions
+    (its prompt is then stored once per part); a single completion longer than the budget gets a
+    micro-batch of its own.
 
     Args:
         prompt_ids: P tensors ``[L_p]``.
-        completion_ids, mask: ``[B, T]`` with B = P * group_size; rows without any token are left out.
+        completion_ids, mask: ``[B, T]`` with B = P * group_size; rows without any token are left
+            out.
         group_size: G.
         max_tokens: budget of one micro-batch.
 
@@ -129,7 +137,9 @@ def pack(
         yield _build(batch, prompt_ids, completion_ids, lengths)
 
 
-def _split(rows: list[int], lengths: list[int], prompt_length: int, max_tokens: int) -> Iterator[tuple[int, list[int]]]:
+def _split(
+    rows: list[int], lengths: list[int], prompt_length: int, max_tokens: int
+) -> Iterator[tuple[int, list[int]]]:
     """Parts of one group that fit the budget, each with its number of tokens."""
     part, size = [], prompt_length
     for row in rows:
@@ -143,7 +153,10 @@ def _split(rows: list[int], lengths: list[int], prompt_length: int, max_tokens: 
 
 
 def _build(
-    batch: list[tuple[int, list[int]]], prompt_ids: Sequence[Tensor], completion_ids: Tensor, lengths: list[int]
+    batch: list[tuple[int, list[int]]],
+    prompt_ids: Sequence[Tensor],
+    completion_ids: Tensor,
+    lengths: list[int],
 ) -> Packed:
     rows = [row for _, part in batch for row in part]
     trees: list[Tree] = []
@@ -177,7 +190,9 @@ def positions(trees: Sequence[Tree]) -> Tensor:
     pieces = []
     for tree in trees:
         pieces.append(torch.arange(tree.prompt_length))
-        pieces += [torch.arange(tree.prompt_length, tree.prompt_length + length) for length in tree.lengths]
+        pieces += [
+            torch.arange(tree.prompt_length, tree.prompt_length + length) for length in tree.lengths
+        ]
     return torch.cat(pieces)
 
 
@@ -191,9 +206,15 @@ def upload(values: Tensor, device: torch.device, into: Tensor | None = None) -> 
     """
     if device.type == "cpu":
         return values
-    pinned = device.type == "cuda" and not values.is_cuda  # elsewhere the host waits: it could change the values
+    pinned = (
+        device.type == "cuda" and not values.is_cuda
+    )  # elsewhere the host waits: it could change the values
     values = values.pin_memory() if pinned else values
-    return values.to(device, non_blocking=pinned) if into is None else into.copy_(values, non_blocking=pinned)
+    return (
+        values.to(device, non_blocking=pinned)
+        if into is None
+        else into.copy_(values, non_blocking=pinned)
+    )
 
 
 def upload_together(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:

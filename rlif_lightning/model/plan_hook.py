@@ -1,9 +1,10 @@
 """How attention plans reach the attention layers of Hugging Face models, under the implementation name ``HOOKED``.
 
-A model makes its masks by its own rules, and transformers calls ``plan_mask`` to write each of them down. During a
-planned forward the mask is a single element that carries the plan and the window that the rule stands for; each layer
-hands it on to ``attend``, whatever other arguments it drops, and also when its activations are computed once more.
-Without a planned forward both are their ordinary ``sdpa``.
+A model makes its masks by its own rules, and transformers calls ``plan_mask`` to write each of them
+down. During a planned forward the mask is a single element that carries the plan and the window
+that the rule stands for; each layer hands it on to ``attend``, whatever other arguments it drops,
+and also when its activations are computed once more. Without a planned forward both are their
+ordinary ``sdpa``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ from rlif_lightning.model.scores import AttentionPlan, Scores, in_one_precision
 
 HOOKED = "rlif"
 INSTEAD = "set model.policy.attention=eager"
-UNKNOWN = ("position_bias", "indices", "block_indices", "sinks")  # of attention; they change its result
+UNKNOWN = (
+    "position_bias",
+    "indices",
+    "block_indices",
+    "sinks",
+)  # of attention; they change its result
 FAR = 64  # a rule without a window is looked at up to this distance
 MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -54,7 +60,10 @@ class PlannedPass:
         wrong = sorted(layer for layer in {*layers, *self.asked} if self.asked[layer] != 1)
         if wrong:
             name, times = layers.get(wrong[0], f"layer {wrong[0]}"), self.asked[wrong[0]]
-            raise PlanError(f"{name} asked the attention plan {times} times in one forward instead of once; {INSTEAD}")
+            raise PlanError(
+                f"{name} asked the attention plan {times} times in one forward instead of once;"
+                f" {INSTEAD}"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,8 @@ class PlanView:
     Attributes:
         planned: the pass.
         window: of the layers that use the mask; None = all that is not later.
-        problem: why the mask's rule is none that a plan knows. Only a layer that uses the mask makes it one.
+        problem: why the mask's rule is none that a plan knows. Only a layer that uses the mask
+            makes it one.
     """
 
     planned: PlannedPass
@@ -123,7 +133,9 @@ def plan_mask(
     """
     planned = _current.get()
     if planned is None:
-        return sdpa_mask(*args, mask_function=mask_function, local_size=local_size, device=device, **kwargs)
+        return sdpa_mask(
+            *args, mask_function=mask_function, local_size=local_size, device=device, **kwargs
+        )
     mask: Any = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
     try:
         mask.plan_view = PlanView(planned, window_of(mask_function, local_size))
@@ -145,7 +157,9 @@ def window_of(rule: MaskRule, local_size: int | None) -> int | None:
     size = local_size or FAR
     # Not on the default device, which is the model's while it is loaded.
     zero = torch.zeros((), dtype=torch.int64, device="cpu")
-    queries = torch.tensor([1, size - 1, size, 2 * size + 1, 3 * size + FAR], device="cpu").unsqueeze(1)
+    queries = torch.tensor(
+        [1, size - 1, size, 2 * size + 1, 3 * size + FAR], device="cpu"
+    ).unsqueeze(1)
     distances = torch.tensor([-1, 0, 1, size - 1, size, size + 1, 2 * size, FAR], device="cpu")
     keys = queries - distances
     inside = keys >= 0
@@ -181,12 +195,22 @@ def attend(
     if view is None and _current.get() is None:
         if softcap is None and s_aux is None:
             return sdpa_attention_forward(
-                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+                module,
+                query,
+                key,
+                value,
+                attention_mask,
+                dropout=dropout,
+                scaling=scaling,
+                **kwargs,
             )
         return Scores(scaling, None, softcap, s_aux).attend(query, key, value, attention_mask), None
     name = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
     if view is None or view.problem:
-        raise PlanError(f"{name} attends under a mask {'of its own' if view is None else view.problem}; {INSTEAD}")
+        raise PlanError(
+            f"{name} attends under a mask {'of its own' if view is None else view.problem};"
+            f" {INSTEAD}"
+        )
     unknown = [argument for argument in UNKNOWN if kwargs.get(argument) is not None]
     if unknown or kwargs.get("is_causal") is False:
         raise PlanError(f"{name} uses {[*unknown, 'is_causal=False'][0]}; {INSTEAD}")

@@ -1,7 +1,8 @@
 """The policy: a Hugging Face causal LM whose forward takes packed tokens and gives token statistics.
 
-The head runs on completion positions only; their logits exist once, as their own gradient, or in chunks that are
-recomputed. The frozen reference model is a second ``PolicyModel`` or, with LoRA, the policy with its adapters off.
+The head runs on completion positions only; their logits exist once, as their own gradient, or in
+chunks that are recomputed. The frozen reference model is a second ``PolicyModel`` or, with LoRA,
+the policy with its adapters off.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from rlif_lightning.model.transformers_internals import attention_of
 from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling
 
-# Elements of one chunk of logits that nothing keeps: 64 MiB in float32, and on a GPU 512 MiB in bfloat16.
+# Elements of one chunk of logits that nothing keeps: 64 MiB in float32, and on a GPU 512 MiB in
+# bfloat16.
 MAX_LOGITS = {"cpu": 2**24, "cuda": 2**28}
-# Elements of a micro-batch's logits that are kept for the backward pass: 1 GiB in float32, and 2 in bfloat16.
+# Elements of a micro-batch's logits that are kept for the backward pass: 1 GiB in float32, and 2 in
+# bfloat16.
 KEPT_LOGITS = {"cpu": 2**28, "cuda": 2**30}
 
 
@@ -50,22 +53,28 @@ class PolicyModel(nn.Module):
         ValueError: a model that cannot be a policy.
 
     Attributes:
-        keeps_sharded: whether weights stay divided between processes during a rollout as well (``parallel/fsdp.py``).
+        keeps_sharded: whether weights stay divided between processes during a rollout as well
+            (``parallel/fsdp.py``).
         settings: which model, and how it was loaded.
         model: the Hugging Face model (wrapped by peft under LoRA); generation calls it directly.
         tokenizer: its tokenizer.
-        num_tokens: V, where ids beyond it are no tokens (``vocabulary: tokenizer``); None = every id of the model is.
+        num_tokens: V, where ids beyond it are no tokens (``vocabulary: tokenizer``); None = every
+            id of the model is.
         eos_ids: token ids that end a completion.
     """
 
-    def __init__(self, policy: Policy, frozen: bool = False, load: Callable[[Policy], Any] = load_pretrained):
+    def __init__(
+        self, policy: Policy, frozen: bool = False, load: Callable[[Policy], Any] = load_pretrained
+    ):
         super().__init__()
         self.settings = policy
         self.model: Any = load(policy)
         self.name = policy.name
         self.has_adapters, self.keeps_sharded = policy.lora is not None, False
         self.tokenizer = AutoTokenizer.from_pretrained(
-            resolve_model(policy.name), revision=policy.revision or "main", trust_remote_code=policy.trust_remote_code
+            resolve_model(policy.name),
+            revision=policy.revision or "main",
+            trust_remote_code=policy.trust_remote_code,
         )
         self.num_tokens = _num_tokens(self.tokenizer, policy.vocabulary)
         self.eos_ids = _end_ids(self.model.generation_config, self.tokenizer, self.num_tokens)
@@ -126,7 +135,9 @@ class PolicyModel(nn.Module):
         lengths = [len(ids) for ids in prompt_ids]
         self.limits.check_ids(self.name, prompt_ids)
         longest = [length + max_new_tokens for length in lengths]
-        self.limits.check(self.name, lengths, longest, f" with sampling.max_new_tokens={max_new_tokens}")
+        self.limits.check(
+            self.name, lengths, longest, f" with sampling.max_new_tokens={max_new_tokens}"
+        )
 
     def forward(self, packed: Packed, sampling: Sampling) -> TokenStats:
         """Token statistics of every completion token.
@@ -147,8 +158,16 @@ class PolicyModel(nn.Module):
         parts, weight = [], cast_head(self.causal_lm, hidden.device)
         for start in range(0, len(hidden), size := self.rows_at_once(hidden.device)):
             rows = slice(start, start + size)
-            chunk = (hidden[rows], packed.tokens[rows], None if may_end is None else may_end[rows], rule, weight)
-            parts.append(self._recomputed(*chunk) if torch.is_grad_enabled() else self._head_stats(*chunk))
+            chunk = (
+                hidden[rows],
+                packed.tokens[rows],
+                None if may_end is None else may_end[rows],
+                rule,
+                weight,
+            )
+            parts.append(
+                self._recomputed(*chunk) if torch.is_grad_enabled() else self._head_stats(*chunk)
+            )
         merged = (torch.cat([getattr(part, f.name) for part in parts]) for f in fields(TokenStats))
         return TokenStats(*merged).map(packed.unpack)
 
@@ -158,7 +177,9 @@ class PolicyModel(nn.Module):
         Raises:
             ValueError: a context is longer than the model can be right for.
         """
-        set_quiet_mode(self.model, self.training)  # each time: Lightning restores modes without telling
+        set_quiet_mode(
+            self.model, self.training
+        )  # each time: Lightning restores modes without telling
         trees = [tree for tree in packed.trees if tree.lengths]
         longest = [tree.prompt_length + max(tree.lengths) + 1 for tree in trees]
         self.limits.check(self.name, [tree.prompt_length for tree in trees], longest)
@@ -186,7 +207,12 @@ class PolicyModel(nn.Module):
         return own_logits(self.causal_lm, hidden, weight)
 
     def _head_stats(
-        self, hidden: Tensor, tokens: Tensor, may_end: Tensor | None, rule: HeadRule, weight: Tensor | None = None
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        may_end: Tensor | None,
+        rule: HeadRule,
+        weight: Tensor | None = None,
     ) -> TokenStats:
         return head_stats(self.head(hidden, weight), tokens, may_end, rule)
 
@@ -209,5 +235,8 @@ def _end_ids(generation_config: Any, tokenizer: Any, num_tokens: int | None) -> 
     candidates = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
     ids = {token for token in candidates if token is not None and token < (num_tokens or math.inf)}
     if not ids:
-        raise ValueError("neither generation_config.json nor the tokenizer names an end-of-sequence token; add one")
+        raise ValueError(
+            "neither generation_config.json nor the tokenizer names an end-of-sequence token; add"
+            " one"
+        )
     return sorted(ids)

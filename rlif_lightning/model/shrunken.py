@@ -1,9 +1,10 @@
 """A small copy of a model's configuration: every kind of layer once, narrow, with the same scalings and rotary kinds.
 
-``shrunken`` takes a Hugging Face configuration to one whose model has some ten thousand random numbers, so that what
-this library computes can be compared with the model's own forward before any weights are read
-(``rollout/self_check.py``). Widths and windows become those of ``small_sizes.py``, and only the first layers stay:
-as many as it takes to have each kind of layer. Multipliers, caps and ways to extend positions are not touched.
+``shrunken`` takes a Hugging Face configuration to one whose model has some ten thousand random
+numbers, so that what this library computes can be compared with the model's own forward before any
+weights are read (``rollout/self_check.py``). Widths and windows become those of ``small_sizes.py``,
+and only the first layers stay: as many as it takes to have each kind of layer. Multipliers, caps
+and ways to extend positions are not touched.
 """
 
 from __future__ import annotations
@@ -18,12 +19,26 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from rlif_lightning.model.small_sizes import narrow, overrides
 
-DEEPEST = 40  # layers; where each kind of layer is not found within these, the copy is not worth its time
+DEEPEST = (
+    40  # layers; where each kind of layer is not found within these, the copy is not worth its time
+)
 SPREAD = 0.3  # standard deviation of the random weights: large enough that a fault changes log-probs by nats
-DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers", "encoder_layers")
+DEPTHS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_blocks",
+    "decoder_layers",
+    "encoder_layers",
+)
 DEPTHS += ("num_decoder_layers", "num_encoder_layers", "num_layers_per_stack")
-OF_LAYERS = re.compile(r"(idxs|indices|layer_ids|only_layers|moe_layers)$")  # lists of layers' numbers
-NUMBERS = re.compile(r"(idx|index|layer_id|layer_number|number|num.*layers)$")  # attributes that say which layer it is
+OF_LAYERS = re.compile(
+    r"(idxs|indices|layer_ids|only_layers|moe_layers)$"
+)  # lists of layers' numbers
+NUMBERS = re.compile(
+    r"(idx|index|layer_id|layer_number|number|num.*layers)$"
+)  # attributes that say which layer it is
 
 
 class NotShrinkable(Exception):
@@ -39,7 +54,9 @@ def shrunken(config: PreTrainedConfig) -> PreTrainedConfig:
     small = copy.deepcopy(config)
     try:
         parts, text = _parts(small), small.get_text_config(decoder=True)
-        text = text if any(text is part for part in parts) else small  # of an encoder-decoder it would be a copy
+        text = (
+            text if any(text is part for part in parts) else small
+        )  # of an encoder-decoder it would be a copy
         for part in parts:
             narrow(part)
             if part is not text:
@@ -47,7 +64,9 @@ def shrunken(config: PreTrainedConfig) -> PreTrainedConfig:
         _keep_every_kind(small, text)
     except NotShrinkable:
         raise
-    except Exception as error:  # whatever an architecture's own code raises on sizes that it was not made for
+    except (
+        Exception
+    ) as error:  # whatever an architecture's own code raises on sizes that it was not made for
         raise NotShrinkable(f"{type(error).__name__}: {error}") from error
     return small
 
@@ -65,7 +84,9 @@ def random_model(config: PreTrainedConfig) -> Any:
         torch.manual_seed(0)
         config = copy.deepcopy(config)
         try:
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation="eager"
+            )
         except Exception as error:
             raise NotShrinkable(f"{type(error).__name__}: {error}") from error
         for parameter in model.parameters():
@@ -92,7 +113,9 @@ def _keep_every_kind(config: PreTrainedConfig, text: Any) -> None:
         depth = min(2 * _prefix(kinds[: whole - shared]), whole)
         text.num_kv_shared_layers = shared if depth == whole else depth // 2
     else:
-        last = whole > 1 and kinds.count(kinds[-1]) == 1  # of its own kind, which the last of a few will be again
+        last = (
+            whole > 1 and kinds.count(kinds[-1]) == 1
+        )  # of its own kind, which the last of a few will be again
         once = kinds[:-1] if last else kinds
         depth = _prefix(once) + whole - len(once)
     depth = max(depth, min(2, whole))
@@ -112,7 +135,11 @@ def _shape(config: PreTrainedConfig) -> Any:
 def _stacks(config: PreTrainedConfig, text: Any) -> list[str]:
     """Paths of the model's lists of decoder layers."""
     depths = {getattr(text, name, None) for name in DEPTHS}
-    lists = {path: len(part) for path, part in _shape(config).named_modules() if isinstance(part, nn.ModuleList)}
+    lists = {
+        path: len(part)
+        for path, part in _shape(config).named_modules()
+        if isinstance(part, nn.ModuleList)
+    }
     longest = max((length for length in lists.values() if length in depths), default=0)
     if not longest:
         raise NotShrinkable("no list of layers was found")

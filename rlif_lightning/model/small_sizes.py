@@ -1,7 +1,8 @@
 """Widths, windows and positions of a small copy of a model's configuration (``shrunken.py``).
 
-Configurations of different architectures call the same thing by different names. All names are in the tables here, with
-values that fit each other (hidden size = heads x head size, and so on). Multipliers and caps are in none of them.
+Configurations of different architectures call the same thing by different names. All names are in
+the tables here, with values that fit each other (hidden size = heads x head size, and so on).
+Multipliers and caps are in none of them.
 """
 
 from __future__ import annotations
@@ -14,49 +15,121 @@ WINDOW = 4  # positions that a windowed layer sees
 REACH = 24  # positions up to which a model has its first rotary angles, where these depend on the length
 NOISE = 0.5  # of whatever dropout or jitter the configuration asks for: large enough to show in a few tokens
 
-# The width of what configurations name; those of one model fit each other (hidden size = heads x head size, and so on).
+# The width of what configurations name; those of one model fit each other (hidden size = heads x
+# head size, and so on).
 SIZES: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"), VOCABULARY),
     **dict.fromkeys(
-        ("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "embedding_dim", "word_embed_proj_dim"), 32
+        (
+            "hidden_size",
+            "d_model",
+            "n_embd",
+            "emb_dim",
+            "embedding_size",
+            "embedding_dim",
+            "word_embed_proj_dim",
+        ),
+        32,
     ),
-    **dict.fromkeys(("input_embedding_size", "output_embedding_size", "lru_width", "dim_model"), 32),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "dff", "ffn_hidden_size", "decoder_ffn_dim"), 64),
-    **dict.fromkeys(("intermediate_size_mlp", "dense_intermediate_size", "prefix_dense_intermediate_size"), 64),
-    **dict.fromkeys(("encoder_ffn_dim", "dim_ff", "d_inner", "attention_hidden_size", "feed_forward_size"), 64),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 32),
-    **dict.fromkeys(("shared_experts_intermediate_size", "moe_shared_expert_intermediate_size"), 32),
+    **dict.fromkeys(
+        ("input_embedding_size", "output_embedding_size", "lru_width", "dim_model"), 32
+    ),
+    **dict.fromkeys(
+        ("intermediate_size", "ffn_dim", "n_inner", "dff", "ffn_hidden_size", "decoder_ffn_dim"), 64
+    ),
+    **dict.fromkeys(
+        ("intermediate_size_mlp", "dense_intermediate_size", "prefix_dense_intermediate_size"), 64
+    ),
+    **dict.fromkeys(
+        ("encoder_ffn_dim", "dim_ff", "d_inner", "attention_hidden_size", "feed_forward_size"), 64
+    ),
+    **dict.fromkeys(
+        ("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 32
+    ),
+    **dict.fromkeys(
+        ("shared_experts_intermediate_size", "moe_shared_expert_intermediate_size"), 32
+    ),
     **dict.fromkeys(("expert_ffn_hidden_size", "moe_latent_size", "router_hidden_size"), 32),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
-    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads", "swa_num_attention_heads"), 4),
-    **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads", "linear_num_heads"), 4),
-    **dict.fromkeys(("head_dim", "kv_channels", "swa_head_dim", "attention_head_size", "d_head", "dim_head"), 8),
-    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "linear_key_head_dim", "linear_value_head_dim"), 8),
-    **dict.fromkeys(("index_head_dim", "indexer_head_dim", "linear_head_dim", "hidden_size_per_layer_input"), 8),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4
+    ),
+    **dict.fromkeys(
+        ("encoder_attention_heads", "decoder_attention_heads", "swa_num_attention_heads"), 4
+    ),
+    **dict.fromkeys(
+        ("num_encoder_attention_heads", "num_decoder_attention_heads", "linear_num_heads"), 4
+    ),
+    **dict.fromkeys(
+        ("head_dim", "kv_channels", "swa_head_dim", "attention_head_size", "d_head", "dim_head"), 8
+    ),
+    **dict.fromkeys(
+        ("qk_nope_head_dim", "qk_rope_head_dim", "linear_key_head_dim", "linear_value_head_dim"), 8
+    ),
+    **dict.fromkeys(
+        ("index_head_dim", "indexer_head_dim", "linear_head_dim", "hidden_size_per_layer_input"), 8
+    ),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank", "qk_head_dim"), 16),
     **dict.fromkeys(("rotary_dim", "adapter_rank", "laurel_rank", "hc_lowrank", "d_rel"), 4),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("n_group", "topk_group", "num_expert_group", "mamba_n_groups", "n_groups", "mamba_ngroups"), 1),
-    **dict.fromkeys(("index_n_heads", "indexer_n_heads", "linear_num_key_heads", "o_groups", "zero_expert_num"), 2),
+    **dict.fromkeys(
+        (
+            "n_group",
+            "topk_group",
+            "num_expert_group",
+            "mamba_n_groups",
+            "n_groups",
+            "mamba_ngroups",
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        ("index_n_heads", "indexer_n_heads", "linear_num_key_heads", "o_groups", "zero_expert_num"),
+        2,
+    ),
     **dict.fromkeys(("mamba_n_heads", "linear_num_value_heads", "mamba_num_heads"), 4),
     **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim", "attention_head_dim"), 16),
-    **dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size", "mamba_dt_rank", "time_step_rank"), 8),
+    **dict.fromkeys(
+        ("mamba_d_state", "ssm_state_size", "state_size", "mamba_dt_rank", "time_step_rank"), 8
+    ),
     **dict.fromkeys(("chunk_size", "mamba_chunk_size", "block_size", "index_block_size"), 8),
     **dict.fromkeys(("mamba_d_ssm",), 64),
-    **dict.fromkeys(("index_topk", "keep_window_size", "indexer_budget"), 64),  # more than is compared: contexts
+    **dict.fromkeys(
+        ("index_topk", "keep_window_size", "indexer_budget"), 64
+    ),  # more than is compared: contexts
     # in which such a layer leaves tokens out are refused when they come up (``context.py``)
     **dict.fromkeys(("n_mamba_heads",), 4),
     "v_head_dim": 12,  # not the keys': what keeps both apart is tried
 }
 AT_MOST = {  # of experts, how many are chosen; the real number if it is smaller
-    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"), 2),
+    **dict.fromkeys(
+        ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"), 2
+    ),
     **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 1),
 }
 HEADS = ("num_attention_heads", "n_head", "n_heads")
-KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "num_query_groups", "kv_n_heads")
-WINDOWS = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size", "sliding_window_size")
+KEY_HEADS = (
+    "num_key_value_heads",
+    "num_kv_heads",
+    "swa_num_key_value_heads",
+    "num_query_groups",
+    "kv_n_heads",
+)
+WINDOWS = (
+    "sliding_window",
+    "attention_window_size",
+    "window_size",
+    "attention_chunk_size",
+    "sliding_window_size",
+)
 WINDOWS += ("local_attention",)
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "context_length", "model_max_length")
+POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "n_ctx",
+    "context_length",
+    "model_max_length",
+)
 
 
 def narrow(config: Any) -> None:
@@ -80,9 +153,15 @@ def _narrow_heads(config: Any, before: dict[str, Any]) -> None:
     heads = next((before[name] for name in HEADS if before.get(name) is not None), None)
     for name in KEY_HEADS:
         if before.get(name) is not None:
-            vars(config)[name] = SIZES["num_heads"] if before[name] == heads else min(before[name], 2)
-    if "expand" in before and "head_dim" in before:  # Mamba 2: all heads together are this much wider
-        vars(config)["head_dim"] = vars(config)["hidden_size"] * before["expand"] // SIZES["num_heads"]
+            vars(config)[name] = (
+                SIZES["num_heads"] if before[name] == heads else min(before[name], 2)
+            )
+    if (
+        "expand" in before and "head_dim" in before
+    ):  # Mamba 2: all heads together are this much wider
+        vars(config)["head_dim"] = (
+            vars(config)["hidden_size"] * before["expand"] // SIZES["num_heads"]
+        )
 
 
 def _narrow_single_layers(config: Any, before: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Which attention a model gets, found by trying, and which models are no policies.
 
-The first of these that works: plans (``plan_hook.py``), the model's own ``sdpa``, the model's own ``eager``.
+The first of these that works: plans (``plan_hook.py``), the model's own ``sdpa``, the model's own
+``eager``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from rlif_lightning.model.plan_hook import HOOKED, PlanError, attention_layers, 
 from rlif_lightning.model.scores import AttentionPlan
 from rlif_lightning.model.transformers_internals import attention_of, takes_other_attention
 
-# Layers whose output depends on all earlier tokens by other means than attention: kinds in configs, names of classes.
+# Layers whose output depends on all earlier tokens by other means than attention: kinds in configs,
+# names of classes.
 STATE_KINDS = re.compile("mamba|conv|compressed|linear|recurrent|hybrid|ssm|lstm")
 STATE_LAYERS = re.compile(
     "Mamba|SSM|DeltaNet|DeltaAttention|ShortConv|Recurrent|LightningAttention|LinearAttention|LSTM"
@@ -53,20 +55,27 @@ def choose_attention(model: Any, name: str, replace: bool) -> None:
         replace: whether plans may replace it.
 
     Raises:
-        ValueError: in the model's own code, tokens see later ones, or its weights differ between modes.
+        ValueError: in the model's own code, tokens see later ones, or its weights differ between
+            modes.
     """
-    if getattr(model.config, "rescale_every", 0):  # RWKV: it divides its own weights in evaluation mode
+    if getattr(
+        model.config, "rescale_every", 0
+    ):  # RWKV: it divides its own weights in evaluation mode
         raise ValueError(
-            f"model.policy.name={name!r}: {type(model).__name__} changes its weights between training and evaluation"
-            f" (rescale_every={model.config.rescale_every}); set rescale_every to 0 in its config.json"
+            f"model.policy.name={name!r}: {type(model).__name__} changes its weights between"
+            " training and evaluation"
+            f" (rescale_every={model.config.rescale_every}); set rescale_every to 0 in its"
+            " config.json"
         )
     reason = _replace(model) if replace else None
     if replace and reason is None:
         return
     if reason is not None:
         warnings.warn(
-            f"{type(model).__name__} does not let its attention be replaced ({reason}): every completion is computed"
-            " behind a prompt of its own, in a padded row, and rollouts do without shared prompts, which is right but"
+            f"{type(model).__name__} does not let its attention be replaced ({reason}): every"
+            " completion is computed"
+            " behind a prompt of its own, in a padded row, and rollouts do without shared prompts,"
+            " which is right but"
             " slower and takes more memory",
             stacklevel=2,
         )
@@ -77,7 +86,8 @@ def choose_attention(model: Any, name: str, replace: bool) -> None:
         if _is_causal(model):
             return
     raise ValueError(
-        f"model.policy.name={name!r}: in {type(model).__name__} tokens see later ones, so it predicts nothing; use a"
+        f"model.policy.name={name!r}: in {type(model).__name__} tokens see later ones, so it"
+        " predicts nothing; use a"
         " causal model, or set what makes this one causal in its config.json (is_decoder=true)"
     )
 
@@ -95,7 +105,9 @@ def _replace(model: Any) -> str | None:
     ids = _trial_ids(model)
     try:
         with _evaluating(model):
-            with torch.device("cpu"):  # a plan is laid out there; while a model is loaded, the default is its device
+            with torch.device(
+                "cpu"
+            ):  # a plan is laid out there; while a model is loaded, the default is its device
                 plan = TreePlan([Tree(0, TRIAL // 2, (TRIAL // 2,))], ids.device)
             planned_hidden(body(model), ids, torch.arange(TRIAL, device=ids.device)[None], plan)
     except PlanError as error:
@@ -104,7 +116,9 @@ def _replace(model: Any) -> str | None:
     return None
 
 
-def planned_hidden(base: Any, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+def planned_hidden(
+    base: Any, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan
+) -> Tensor:
     """Last hidden states ``[n, tokens, H]`` with attention by a plan; ids and positions are ``[n, tokens]``.
 
     Raises:
@@ -125,7 +139,9 @@ def _is_causal(model: Any) -> bool:
     other = ids.clone()
     other[:, TRIAL // 2 :] = ids[:, :1]
     with _evaluating(model):
-        one, two = (body(model)(input_ids=each, use_cache=False).last_hidden_state for each in (ids, other))
+        one, two = (
+            body(model)(input_ids=each, use_cache=False).last_hidden_state for each in (ids, other)
+        )
     one, two = one[:, : TRIAL // 2].float(), two[:, : TRIAL // 2].float()
     return bool(torch.isfinite(one).all() and ((one - two).abs().max() <= 1e-2 * one.abs().max()))
 

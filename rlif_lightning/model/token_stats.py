@@ -1,7 +1,7 @@
 """Token statistics of next-token logits. Pure functions.
 
-The logits are those of the position that *produced* the token, already divided by the sampling temperature. Everything
-is computed in float32, or in float64 for a float64 model.
+The logits are those of the position that *produced* the token, already divided by the sampling
+temperature. Everything is computed in float32, or in float64 for a float64 model.
 """
 
 from __future__ import annotations
@@ -52,14 +52,16 @@ def token_stats(
 ) -> TokenStats:
     """The three statistics of each token in one pass over its logits ``z``, in nats.
 
-    The log-probability is ``z[token] - logsumexp(z)``. The entropy is ``logsumexp(z) - Σ softmax(z) z``, in [0, log V].
-    Self-certainty is ``KL(uniform || p) = logsumexp(z) - mean(z) - log V``, >= 0 (https://arxiv.org/abs/2505.19590).
+    The log-probability is ``z[token] - logsumexp(z)``. The entropy is
+    ``logsumexp(z) - Σ softmax(z) z``, in [0, log V]. Self-certainty is
+    ``KL(uniform || p) = logsumexp(z) - mean(z) - log V``, >= 0 (https://arxiv.org/abs/2505.19590).
 
     Args:
         logits: ``[N, V]``, divided by the temperature.
         tokens: ``[N]`` int64.
-        forbidden: optional (ids ``[E]``, rows ``[N]`` bool): tokens that could not be sampled in those rows
-            (end-of-sequence before the minimum length). They have probability 0 and V counts the others only.
+        forbidden: optional (ids ``[E]``, rows ``[N]`` bool): tokens that could not be sampled in
+            those rows (end-of-sequence before the minimum length). They have probability 0 and V
+            counts the others only.
         parts: of the logits after :func:`forbid`, if they are at hand.
 
     Returns:

@@ -1,8 +1,9 @@
 """What this library uses of Transformers that Transformers does not offer: each private name once, with the reason.
 
-A new version may rename them. They were read in the version ``READ_IN``; ``tests/test_internals.py`` says which of them
-another version lacks. One more thing stays where it is: ``own_logits.py`` gives modules of a model another ``forward``
-while the model computes its logits, since no argument hands last hidden states to a causal LM.
+A new version may rename them. They were read in the version ``READ_IN``;
+``tests/test_internals.py`` says which of them another version lacks. One more thing stays where it
+is: ``own_logits.py`` gives modules of a model another ``forward`` while the model computes its
+logits, since no argument hands last hidden states to a causal LM.
 """
 
 from __future__ import annotations

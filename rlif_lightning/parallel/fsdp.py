@@ -2,9 +2,9 @@
 
 ``running/strategies.py`` decides when.
 
-Every decoder layer is gathered when it is used and let go afterwards; embedding, final norm and head are the root's.
-During a rollout everything is gathered once instead (``whole_weights``), so that processes may generate different
-lengths without waiting for each other at each token.
+Every decoder layer is gathered when it is used and let go afterwards; embedding, final norm and
+head are the root's. During a rollout everything is gathered once instead (``whole_weights``), so
+that processes may generate different lengths without waiting for each other at each token.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 
 from rlif_lightning.model.loading import Policy
@@ -26,7 +32,11 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.transformers_internals import layer_classes
 from rlif_lightning.parallel.partial_loading import empty_model, fill, move_buffers
 from rlif_lightning.parallel.passes import filler, let_go
-from rlif_lightning.parallel.tensor_parallel import clip_split_gradients, gathered_state_dict, is_split
+from rlif_lightning.parallel.tensor_parallel import (
+    clip_split_gradients,
+    gathered_state_dict,
+    is_split,
+)
 from rlif_lightning.sampling import Sampling
 
 
@@ -39,7 +49,8 @@ class Sharding:
         device: that this process computes on.
         cpu_offload: parameters, gradients and optimiser state wait in the CPU's memory.
         keep_sharded: during rollouts too.
-        low_precision: of the gathered weights; gradients are reduced in float32; None = as they are stored.
+        low_precision: of the gathered weights; gradients are reduced in float32; None = as they are
+            stored.
     """
 
     mesh: DeviceMesh
@@ -62,18 +73,23 @@ def sharded_policy(policy: Policy, sharding: Sharding, frozen: bool = False) -> 
     settings: dict[str, Any] = {
         "mesh": sharding.mesh,
         "mp_policy": MixedPrecisionPolicy(param_dtype=sharding.low_precision, reduce_dtype=reduced),
-        "offload_policy": CPUOffloadPolicy(pin_memory=on_cuda) if sharding.cpu_offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=on_cuda)
+        if sharding.cpu_offload
+        else OffloadPolicy(),
     }
     for layer in _decoder_layers(model):
         fully_shard(layer, **settings)
     fully_shard(model, **settings)
     modules = sharded_modules(model)
     for module, before in zip(modules, [modules[-1], *modules[:-1]], strict=True):
-        # Said by name: FSDP would go by the passes it saw, and those of a rollout are not the same on every rank.
+        # Said by name: FSDP would go by the passes it saw, and those of a rollout are not the same
+        # on every rank.
         module.set_modules_to_backward_prefetch([before])
     fill(model, policy, torch.device("cpu") if sharding.cpu_offload else sharding.device)
     move_buffers(model, sharding.device)
-    with torch.no_grad():  # FSDP finds out at the first pass what is the root: that must be the whole
+    with (
+        torch.no_grad()
+    ):  # FSDP finds out at the first pass what is the root: that must be the whole
         model(filler(model, sharding.device), Sampling())
     let_go(model)
     return model
@@ -84,7 +100,8 @@ def _decoder_layers(model: PolicyModel) -> list[torch.nn.Module]:
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
         raise ValueError(
-            f"{type(model.causal_lm).__name__} does not name its decoder layers (_no_split_modules), so it cannot be"
+            f"{type(model.causal_lm).__name__} does not name its decoder layers"
+            " (_no_split_modules), so it cannot be"
             " sharded layer by layer; use configs/strategy/ddp.yaml"
         )
     return layers
@@ -125,7 +142,9 @@ def whole_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
         return gathered_state_dict(policy.model)
     if not sharded_modules(policy):
         return policy.model.state_dict()
-    whole: Any = get_model_state_dict(policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole: Any = get_model_state_dict(
+        policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     return whole
 
 

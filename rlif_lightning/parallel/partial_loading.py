@@ -1,8 +1,8 @@
 """Weights of a model that is divided between processes: built without any, then each process reads its own part only.
 
-``empty_model`` makes the Hugging Face model on the meta device, which holds shapes and no numbers. Once it is divided
-(``fsdp.py``, ``tensor_parallel.py``), ``fill`` reads this process's slices from the safetensors files, one
-parameter after the other.
+``empty_model`` makes the Hugging Face model on the meta device, which holds shapes and no numbers.
+Once it is divided (``fsdp.py``, ``tensor_parallel.py``), ``fill`` reads this process's slices from
+the safetensors files, one parameter after the other.
 """
 
 from __future__ import annotations
@@ -35,13 +35,20 @@ def empty_model(policy: Policy) -> Any:
     source = {"revision": policy.revision or "main", "trust_remote_code": policy.trust_remote_code}
     with reading(policy):
         config = AutoConfig.from_pretrained(resolve_model(policy.name), **source)
-    dtype = (config.dtype or torch.float32) if policy.dtype == "auto" else getattr(torch, policy.dtype)
+    dtype = (
+        (config.dtype or torch.float32) if policy.dtype == "auto" else getattr(torch, policy.dtype)
+    )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=own_attention(policy), trust_remote_code=policy.trust_remote_code
+            config,
+            dtype=dtype,
+            attn_implementation=own_attention(policy),
+            trust_remote_code=policy.trust_remote_code,
         )
     with suppress(OSError):  # no file: the one made from the model's config stays
-        model.generation_config = GenerationConfig.from_pretrained(resolve_model(policy.name), **source)
+        model.generation_config = GenerationConfig.from_pretrained(
+            resolve_model(policy.name), **source
+        )
     for parameter in model.parameters():
         mark_as_loaded(parameter)  # so that the next line computes buffers only
     _compute_buffers(model)
@@ -53,7 +60,9 @@ def _compute_buffers(model: Any) -> None:
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name in module._non_persistent_buffers_set:
-                module.register_buffer(name, torch.empty_like(buffer, device="cpu"), persistent=False)
+                module.register_buffer(
+                    name, torch.empty_like(buffer, device="cpu"), persistent=False
+                )
     model.initialize_weights()
 
 
@@ -61,7 +70,8 @@ def fill(model: PolicyModel, policy: Policy, device: torch.device) -> None:
     """Read this process's part of every parameter that is still on the meta device.
 
     Args:
-        model: divided; its parameters are DTensors, split by rows, or those of ``tensor_parallel_layers.py``.
+        model: divided; its parameters are DTensors, split by rows, or those of
+            ``tensor_parallel_layers.py``.
         policy: where the weights are.
         device: where they go.
 
@@ -76,10 +86,14 @@ def fill(model: PolicyModel, policy: Policy, device: torch.device) -> None:
         path, stored = _find(names, files, model.causal_lm.base_model_prefix, policy)
         with safe_open(path, framework="pt") as file:
             dim = split_dim(*owners[0])
-            value = _own_part(parameter, dim, file.get_slice(stored), stored).to(device, parameter.dtype)
+            value = _own_part(parameter, dim, file.get_slice(stored), stored).to(
+                device, parameter.dtype
+            )
         if isinstance(parameter, DTensor):
             spec = {"shape": parameter.shape, "stride": parameter.stride()}
-            value = DTensor.from_local(value, parameter.device_mesh, parameter.placements, run_check=False, **spec)
+            value = DTensor.from_local(
+                value, parameter.device_mesh, parameter.placements, run_check=False, **spec
+            )
         loaded = nn.Parameter(value, requires_grad=parameter.requires_grad)
         for module, name in owners:
             setattr(module, name, loaded)
@@ -98,7 +112,9 @@ def _parameters(model: nn.Module) -> dict[int, tuple[list[str], list[tuple[nn.Mo
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             names, owners = found.setdefault(id(parameter), ([], []))
-            names.append(f"{prefix}.{name}".replace(".base_layer.", "."))  # peft's wrapper around an adapted layer
+            names.append(
+                f"{prefix}.{name}".replace(".base_layer.", ".")
+            )  # peft's wrapper around an adapted layer
             owners.append((module, name))
     return found
 
@@ -117,7 +133,8 @@ def _weight_files(policy: Policy) -> dict[str, str]:
     path = cached(SAFE_WEIGHTS_NAME)
     if path is None:
         raise ValueError(
-            f"policy.name={policy.name!r} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; a sharded run"
+            f"policy.name={policy.name!r} has neither {SAFE_WEIGHTS_NAME} nor"
+            f" {SAFE_WEIGHTS_INDEX_NAME}; a sharded run"
             " reads safetensors only: load the model once and save it with save_pretrained"
         )
     with safe_open(path, framework="pt") as file:
@@ -131,8 +148,10 @@ def _find(names: list[str], files: dict[str, str], prefix: str, policy: Policy) 
             if stored in files:
                 return files[stored], stored
     raise ValueError(
-        f"policy.name={policy.name!r}: its files have no tensor {names[0]!r} (they have {', '.join(sorted(files)[:3])},"
-        " ...); a sharded run needs the names of the model's code: load the model once and save it with save_pretrained"
+        f"policy.name={policy.name!r}: its files have no tensor {names[0]!r} (they have"
+        f" {', '.join(sorted(files)[:3])},"
+        " ...); a sharded run needs the names of the model's code: load the model once and save it"
+        " with save_pretrained"
     )
 
 
@@ -142,7 +161,9 @@ def _own_part(parameter: Any, dim: int | None, stored: Any, name: str) -> Tensor
     if dim is not None:
         shape[dim] *= dist.get_world_size()
     if shape != stored.get_shape():
-        raise ValueError(f"{name} has the shape {stored.get_shape()} in its file; the model needs {shape}")
+        raise ValueError(
+            f"{name} has the shape {stored.get_shape()} in its file; the model needs {shape}"
+        )
     if dim is not None:
         size, rank = parameter.shape[dim], dist.get_rank()
         return stored[(*[slice(None)] * dim, slice(rank * size, (rank + 1) * size))].contiguous()

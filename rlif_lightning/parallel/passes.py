@@ -1,7 +1,7 @@
 """Forward passes that every data rank makes equally often, and the scoring pass built on them.
 
-Under FSDP2 a pass gathers the weights of each layer together with all other ranks. A rank with fewer micro-batches
-than the others therefore makes filler passes, whose result counts for nothing.
+Under FSDP2 a pass gathers the weights of each layer together with all other ranks. A rank with
+fewer micro-batches than the others therefore makes filler passes, whose result counts for nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checkpoints into which every process writes its own part: folders in PyTorch's distributed format.
 
-Its index is a pickle, and values that are no tensors are pickles too: both are looked through before they are read, so
-that no file can run code.
+Its index is a pickle, and values that are no tensors are pickles too: both are looked through
+before they are read, so that no file can run code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ KNOWN = {
 class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in KNOWN.get(module, ()):
-            raise pickle.UnpicklingError(f"its index names {module}.{name}, which has no place there")
+            raise pickle.UnpicklingError(
+                f"its index names {module}.{name}, which has no place there"
+            )
         return super().find_class(module, name)
 
 
@@ -63,7 +65,10 @@ def check_folder(path: Path) -> None:
     """
     missing = [name for name in (INDEX, REST) if not (path / name).is_file()]
     if missing:
-        raise ValueError(f"ckpt_path={str(path)!r} is a folder without {missing[0]}: not a finished sharded checkpoint")
+        raise ValueError(
+            f"ckpt_path={str(path)!r} is a folder without {missing[0]}: not a finished sharded"
+            " checkpoint"
+        )
     try:
         read_index(path)
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
@@ -93,7 +98,9 @@ def load_folder(
         state = {name: optimizer_state(model, optimizer)}
         dcp.load(state, checkpoint_id=path, planner=_CheckedPlanner())
         state[name]["state"] = as_parts(state[name]["state"], model)
-        set_optimizer_state_dict(model, optimizer, state[name], options=StateDictOptions(cpu_offload=True))
+        set_optimizer_state_dict(
+            model, optimizer, state[name], options=StateDictOptions(cpu_offload=True)
+        )
     return torch.load(path / REST, weights_only=True)
 
 
@@ -114,10 +121,16 @@ def load_part_of_file(
     """Each process of a split model takes its part of one whole file; what else the checkpoint holds."""
     whole = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     dims = split_dims(model)
-    weights = {name: own_part(value, dims.get(name)) for name, value in whole.pop("state_dict").items()}
+    weights = {
+        name: own_part(value, dims.get(name)) for name, value in whole.pop("state_dict").items()
+    }
     model.load_state_dict(weights, strict=strict)
-    trained = [dims.get(name) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    for optimizer, state in zip(optimizers, whole.pop("optimizer_states"), strict=False):  # none where nothing trains
+    trained = [
+        dims.get(name) for name, parameter in model.named_parameters() if parameter.requires_grad
+    ]
+    for optimizer, state in zip(
+        optimizers, whole.pop("optimizer_states"), strict=False
+    ):  # none where nothing trains
         for number, values in state["state"].items():
             for key, value in values.items():
                 values[key] = own_part(value, trained[number] if value.dim() else None)

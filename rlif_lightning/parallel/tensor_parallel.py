@@ -1,7 +1,7 @@
 """Tensor parallelism: every process has a part of each decoder layer, and all work on the same rows.
 
-Which linear layers are split, and how, says the Hugging Face model's own plan (``base_model_tp_plan`` of its config).
-Embedding, norms and head are whole on every process.
+Which linear layers are split, and how, says the Hugging Face model's own plan
+(``base_model_tp_plan`` of its config). Embedding, norms and head are whole on every process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from torch.distributed.tensor import DTensor, Shard
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.partial_loading import empty_model, fill, move_buffers
-from rlif_lightning.parallel.tensor_parallel_layers import ColumnLinear, RowLinear, empty_part, gathered, split_dims
+from rlif_lightning.parallel.tensor_parallel_layers import (
+    ColumnLinear,
+    RowLinear,
+    empty_part,
+    gathered,
+    split_dims,
+)
 
 STYLES: dict[str, type[nn.Linear]] = {"colwise": ColumnLinear, "rowwise": RowLinear}
 BETWEEN = "replicated_with_grad_allreduce"  # norms of single heads: whole, but each process sees its own heads only
@@ -29,12 +35,18 @@ def split_policy(policy: Policy, device: torch.device, frozen: bool = False) -> 
     """A policy of which this process reads and holds its part only (a collective).
 
     Raises:
-        ValueError: LoRA, a model that cannot be split or not by this number of processes, or weights that cannot be
-            read in parts.
+        ValueError: LoRA, a model that cannot be split or not by this number of processes, or
+            weights that cannot be read in parts.
     """
     if policy.lora is not None:
-        raise ValueError(f"model.policy.lora={policy.lora} is not supported under tensor parallelism; {INSTEAD}")
-    model = PolicyModel(policy, frozen, load=lambda each: _split(empty_model(each), each.name, dist.get_world_size()))
+        raise ValueError(
+            f"model.policy.lora={policy.lora} is not supported under tensor parallelism; {INSTEAD}"
+        )
+    model = PolicyModel(
+        policy,
+        frozen,
+        load=lambda each: _split(empty_model(each), each.name, dist.get_world_size()),
+    )
     fill(model, policy, device)
     move_buffers(model, device)
     return model
@@ -44,11 +56,15 @@ def _split(model: Any, name: str, num_parts: int) -> Any:
     """Put parts in the place of the linear layers that the model's plan names."""
     plan = getattr(model.config.get_text_config(), "base_model_tp_plan", None)
     if not plan:
-        raise ValueError(f"model.policy.name={name!r}: {type(model).__name__} has no plan to split layers; {INSTEAD}")
+        raise ValueError(
+            f"model.policy.name={name!r}: {type(model).__name__} has no plan to split layers;"
+            f" {INSTEAD}"
+        )
     unknown = sorted(set(plan.values()) - {*STYLES, BETWEEN})
     if unknown:
         raise ValueError(
-            f"model.policy.name={name!r}: the plan of {type(model).__name__} has entries of an unknown kind,"
+            f"model.policy.name={name!r}: the plan of {type(model).__name__} has entries of an"
+            " unknown kind,"
             f" {', '.join(unknown)} (known: {', '.join([*STYLES, BETWEEN])}); {INSTEAD}"
         )
     _check_numbers(model.config.get_text_config(), name, num_parts)
@@ -60,17 +76,31 @@ def _split(model: Any, name: str, num_parts: int) -> Any:
             module.sees_own_heads = True
             continue
         if type(module) is not nn.Linear:
-            raise ValueError(f"model.policy.name={name!r}: {path} is a {type(module).__name__}, no Linear; {INSTEAD}")
+            raise ValueError(
+                f"model.policy.name={name!r}: {path} is a {type(module).__name__}, no Linear;"
+                f" {INSTEAD}"
+            )
         parent, _, leaf = path.rpartition(".")
-        setattr(model.base_model.get_submodule(parent), leaf, empty_part(module, STYLES[style], num_parts))
+        setattr(
+            model.base_model.get_submodule(parent),
+            leaf,
+            empty_part(module, STYLES[style], num_parts),
+        )
     return model
 
 
 def _styles(model: nn.Module, plan: dict[str, str]) -> dict[str, str]:
     """The plan's entry of every module that it names; ``*`` in it stands for the number of a layer."""
-    patterns = {re.compile(re.escape(name).replace(r"\*", r"\d+")): style for name, style in plan.items()}
+    patterns = {
+        re.compile(re.escape(name).replace(r"\*", r"\d+")): style for name, style in plan.items()
+    }
     paths = [path for path, _ in model.named_modules()]
-    return {path: style for pattern, style in patterns.items() for path in paths if pattern.fullmatch(path)}
+    return {
+        path: style
+        for pattern, style in patterns.items()
+        for path in paths
+        if pattern.fullmatch(path)
+    }
 
 
 def _check_numbers(config: Any, name: str, num_parts: int) -> None:
@@ -78,7 +108,8 @@ def _check_numbers(config: Any, name: str, num_parts: int) -> None:
         number = getattr(config, field, None)
         if number is not None and number % num_parts:
             raise ValueError(
-                f"trainer.devices: {num_parts} processes cannot share {field}={number} of {name!r} evenly; take a"
+                f"trainer.devices: {num_parts} processes cannot share {field}={number} of {name!r}"
+                " evenly; take a"
                 f" number that divides it, or {INSTEAD}"
             )
 
@@ -89,7 +120,8 @@ def _check_neighbours(model: Any, styles: dict[str, str]) -> None:
         for name, _ in model.base_model.get_submodule(parent).named_parameters(parent):
             if name.rpartition(".")[0] not in styles:
                 raise ValueError(
-                    f"the plan of {type(model).__name__} does not say what becomes of {name}, which lies beside layers"
+                    f"the plan of {type(model).__name__} does not say what becomes of {name},"
+                    " which lies beside layers"
                     f" that are split; {INSTEAD}"
                 )
 
@@ -103,8 +135,8 @@ def is_split(model: nn.Module) -> bool:
 def clip_split_gradients(model: nn.Module, max_norm: float) -> Tensor:
     """Make gradients whole and alike, and clip the norm of the whole model's gradient (a collective).
 
-    Parameters that every process has get the first one's gradient, so that no rounding lets the copies drift apart;
-    those that saw some heads only get the sum.
+    Parameters that every process has get the first one's gradient, so that no rounding lets the
+    copies drift apart; those that saw some heads only get the sum.
 
     Returns:
         The norm before clipping, the same on every process.
@@ -121,7 +153,9 @@ def clip_split_gradients(model: nn.Module, max_norm: float) -> Tensor:
             dist.all_reduce(parameter.grad)
         elif name not in dims:
             dist.broadcast(parameter.grad, 0)
-    norm_of_parts, norm_of_wholes = (torch.nn.utils.get_total_norm([p.grad for p in some]) for some in (parts, wholes))
+    norm_of_parts, norm_of_wholes = (
+        torch.nn.utils.get_total_norm([p.grad for p in some]) for some in (parts, wholes)
+    )
     squares = norm_of_parts.square()
     dist.all_reduce(squares)
     norm = (squares + norm_of_wholes.square()).sqrt()
@@ -135,7 +169,9 @@ def gathered_state_dict(model: nn.Module) -> dict[str, Tensor]:
     for name, value in model.state_dict().items():
         whole = gathered(value, dims.get(name))
         if whole is not None:
-            wholes[name] = whole.cpu()  # one after the other: a GPU need not have room for the whole
+            wholes[name] = (
+                whole.cpu()
+            )  # one after the other: a GPU need not have room for the whole
     return wholes
 
 
@@ -151,7 +187,10 @@ def as_dtensors(values: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         return values
     world: Any = dist.group.WORLD
     mesh = DeviceMesh.from_group(world, next(model.parameters()).device.type)
-    return {name: _as_dtensor(value, dims[name], mesh) if name in dims else value for name, value in values.items()}
+    return {
+        name: _as_dtensor(value, dims[name], mesh) if name in dims else value
+        for name, value in values.items()
+    }
 
 
 def _as_dtensor(value: Any, dim: int, mesh: DeviceMesh) -> Any:

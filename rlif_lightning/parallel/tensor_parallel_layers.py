@@ -1,8 +1,9 @@
 """Linear layers of which each process computes a part: some outputs, or a share of every sum.
 
-``ColumnLinear``, then what works on features one by one (activations, attention heads), then ``RowLinear`` is what two
-whole layers are; processes meet once in the forward pass, after the second, and once for each first layer in the
-backward pass. Source: https://arxiv.org/abs/1909.08053, section 3.
+``ColumnLinear``, then what works on features one by one (activations, attention heads), then
+``RowLinear`` is what two whole layers are; processes meet once in the forward pass, after the
+second, and once for each first layer in the backward pass. Source:
+https://arxiv.org/abs/1909.08053, section 3.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def own_part(whole: Tensor, dim: int | None) -> Tensor:
     """This process's part of a tensor that is divided along a dimension; None = all of it."""
     if dim is None:
         return whole
-    return whole.chunk(dist.get_world_size(), dim)[dist.get_rank()].clone(memory_format=torch.contiguous_format)
+    return whole.chunk(dist.get_world_size(), dim)[dist.get_rank()].clone(
+        memory_format=torch.contiguous_format
+    )
 
 
 def gathered(part: Tensor, dim: int | None) -> Tensor | None:

@@ -1,8 +1,8 @@
 """Reductions over all ranks and agreements between processes: the only collectives outside of parallel/ and running/.
 
-Every rank must call an ``all_rank_*`` function, also one whose mask is empty. Without an initialised process group the
-functions work on this process's values alone. Ranks are data ranks (``ranks.py``); the ``all_process_*`` versions are
-over every process.
+Every rank must call an ``all_rank_*`` function, also one whose mask is empty. Without an
+initialised process group the functions work on this process's values alone. Ranks are data ranks
+(``ranks.py``); the ``all_process_*`` versions are over every process.
 """
 
 from __future__ import annotations
@@ -68,14 +68,17 @@ def all_process_means(figures: Mapping[str, Any], device: torch.device) -> dict[
     """
     if not figures:
         return {}
-    values = torch.hstack([torch.as_tensor(each, dtype=torch.float32, device=device) for each in figures.values()])
+    values = torch.hstack(
+        [torch.as_tensor(each, dtype=torch.float32, device=device) for each in figures.values()]
+    )
     if num_processes() > 1:
         sign = crc32("\n".join(figures).encode())
         signs = torch.tensor([sign, -sign], device=device)
         dist.all_reduce(signs, dist.ReduceOp.MAX)
         if int(signs[0]) != -int(signs[1]):
             raise RuntimeError(
-                f"processes log different figures, this one {', '.join(figures)}; a reward head or an objective must"
+                f"processes log different figures, this one {', '.join(figures)}; a reward head or"
+                " an objective must"
                 " log the same names on every process (NaN where it has no number)"
             )
         values = all_process_sum(values) / num_processes()
@@ -100,7 +103,8 @@ def all_process_attempt(work: Callable[[], T]) -> T:
     """This process's part of something that may fail: where any process fails, all do (a collective).
 
     Raises:
-        RuntimeError: another process failed; names it and what it said. A process's own failure is raised as it is.
+        RuntimeError: another process failed; names it and what it said. A process's own failure is
+            raised as it is.
     """
     result: Any = None
     failure: Exception | None = None
@@ -137,7 +141,8 @@ def all_rank_mean_std(values: Tensor, weights: Tensor, ddof: int = 1) -> tuple[T
     Args:
         values: any shape; ignored where the weight is 0.
         weights: the same shape, >= 0: a mask, or the number of tokens that an element stands for.
-        ddof: the variance's divisor is ``sum(weights) - ddof``; 0 is returned where that is not positive.
+        ddof: the variance's divisor is ``sum(weights) - ddof``; 0 is returned where that is not
+            positive.
 
     Returns:
         Two float64 scalars.
@@ -150,12 +155,15 @@ def all_rank_mean_std(values: Tensor, weights: Tensor, ddof: int = 1) -> tuple[T
     return mean, torch.where(count > ddof, (squares / (count - ddof)).sqrt(), 0.0)
 
 
-def all_rank_top_fraction(values: Tensor, mask: Tensor, fraction: float, lottery: Tensor | None = None) -> Tensor:
+def all_rank_top_fraction(
+    values: Tensor, mask: Tensor, fraction: float, lottery: Tensor | None = None
+) -> Tensor:
     """Marks the ``fraction`` largest of all valid values of all ranks (a collective).
 
-    ``floor(fraction * N)`` values are marked, at least one if any is positive and ``fraction > 0``. Of values equal to
-    the smallest marked one, those with the largest ``lottery`` are marked, or all of them without a lottery; so the
-    result depends neither on the order of rows nor on the number of ranks.
+    ``floor(fraction * N)`` values are marked, at least one if any is positive and ``fraction > 0``.
+    Of values equal to the smallest marked one, those with the largest ``lottery`` are marked, or
+    all of them without a lottery; so the result depends neither on the order of rows nor on the
+    number of ranks.
 
     Args:
         values: any shape, finite where ``mask`` is True.

@@ -1,9 +1,10 @@
 """Which processes have rows of their own, and what those must agree on that have the same.
 
-A data rank is a process with prompts of its own or, under tensor parallelism, all processes together: they work on the
-same rows, each with its part of the weights. "Over all ranks" (``collectives.py``) means data ranks. Processes that
-share their rows must decide alike, so whatever rounding, a time limit or chance could make different is the first one's
-on all of them (``collectives.agreed``), and the first alone writes rows down.
+A data rank is a process with prompts of its own or, under tensor parallelism, all processes
+together: they work on the same rows, each with its part of the weights. "Over all ranks"
+(``collectives.py``) means data ranks. Processes that share their rows must decide alike, so
+whatever rounding, a time limit or chance could make different is the first one's on all of them
+(``collectives.agreed``), and the first alone writes rows down.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def _lives(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    with suppress(OSError):  # where there is no /proc, one that nobody has waited for yet counts as alive
+    with suppress(
+        OSError
+    ):  # where there is no /proc, one that nobody has waited for yet counts as alive
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True

@@ -1,8 +1,8 @@
 """Reward heads and the set of them that a run uses.
 
-A head sees whole groups and answers one score per completion. The set keeps the heads' scores apart, hides every column
-that a head did not name, applies gates, takes the length out and weakens what hardly differs where
-that is asked for, and turns any failure into one clear error.
+A head sees whole groups and answers one score per completion. The set keeps the heads' scores
+apart, hides every column that a head did not name, applies gates, takes the length out and weakens
+what hardly differs where that is asked for, and turns any failure into one clear error.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ class RewardHead(nn.Module, ABC):
 
     Attributes:
         needs_gold: whether the head reads the gold answers; it then sees every column.
-        columns: the columns that it reads otherwise, as dotted paths; all others are hidden from it, because any of
-            them may hold an answer.
-        gold_columns: those of a gold answer that it reads: no prompt may show them, no label-free head may name them.
+        columns: the columns that it reads otherwise, as dotted paths; all others are hidden from
+            it, because any of them may hold an answer.
+        gold_columns: those of a gold answer that it reads: no prompt may show them, no label-free
+            head may name them.
     """
 
     needs_gold: bool = False
@@ -66,8 +67,9 @@ class Gate:
     Args:
         head: name of the other head.
         at_least: lowest score of the other head at which this one counts; null = any.
-        unanimous: keep | zero: zero = not in groups to which the other head gives one and the same score, such as those
-            whose vote is unanimous: there this head alone would drive the policy.
+        unanimous: keep | zero: zero = not in groups to which the other head gives one and the same
+            score, such as those whose vote is unanimous: there this head alone would drive the
+            policy.
 
     Raises:
         ValueError: an unknown name, or a gate that lets everything pass.
@@ -79,9 +81,13 @@ class Gate:
 
     def __post_init__(self) -> None:
         if self.unanimous not in UNANIMOUS:
-            raise ValueError(f"unanimous={self.unanimous!r} is unknown; use one of {', '.join(UNANIMOUS)}")
+            raise ValueError(
+                f"unanimous={self.unanimous!r} is unknown; use one of {', '.join(UNANIMOUS)}"
+            )
         if self.at_least is None and self.unanimous == "keep":
-            raise ValueError(f"the gate on {self.head!r} lets everything pass: set at_least or unanimous=zero")
+            raise ValueError(
+                f"the gate on {self.head!r} lets everything pass: set at_least or unanimous=zero"
+            )
 
     def passes(self, scores: Tensor, group_size: int) -> Tensor:
         """``[B]`` bool: where the gated head counts, given the other head's scores ``[B]`` (NaN never passes)."""
@@ -100,9 +106,11 @@ class WeightedReward:
         head: the reward head.
         weight: of its normalised score in the advantage; 0 = measured and logged, not trained on.
         gate: count it only where another head allows it.
-        length: keep | neutral: neutral = take out, inside each group, what is linear in the completion's length.
-        spread_floor: where a group's spread is below this share of the head's usual spread (mean over the run's groups
-            that have one), divide by that floor instead of the spread, so that it weighs less; in [0, 1], 0 = off.
+        length: keep | neutral: neutral = take out, inside each group, what is linear in the
+            completion's length.
+        spread_floor: where a group's spread is below this share of the head's usual spread (mean
+            over the run's groups that have one), divide by that floor instead of the spread, so
+            that it weighs less; in [0, 1], 0 = off.
 
     Raises:
         ValueError: a weight that is not finite, an unknown name, or a number out of range.
@@ -120,52 +128,72 @@ class WeightedReward:
         if self.length not in LENGTH:
             raise ValueError(f"length={self.length!r} is unknown; use one of {', '.join(LENGTH)}")
         if not 0 <= self.spread_floor <= 1:
-            raise ValueError(f"spread_floor={self.spread_floor} must lie in [0, 1]: a share of the head's usual spread")
+            raise ValueError(
+                f"spread_floor={self.spread_floor} must lie in [0, 1]: a share of the head's usual"
+                " spread"
+            )
 
 
 class RewardSet(nn.Module):
     """The named reward heads of a run.
 
-    What is usual for a head (``spread_floor``) is learned in training only and travels in checkpoints.
+    What is usual for a head (``spread_floor``) is learned in training only and travels in
+    checkpoints.
 
     Args:
-        rewards: name -> head with weight and gate; names appear in the logs as ``reward/<name>/...``.
+        rewards: name -> head with weight and gate; names appear in the logs as
+            ``reward/<name>/...``.
         answer_column: the gold answers' column, which heads that do not need it cannot name.
 
     Raises:
-        ValueError: no reward, all weights 0, a name that cannot be logged, a gate on an unknown head, or a label-free
-            head that names a column of gold answers.
+        ValueError: no reward, all weights 0, a name that cannot be logged, a gate on an unknown
+            head, or a label-free head that names a column of gold answers.
     """
 
     def __init__(self, rewards: Mapping[str, WeightedReward], answer_column: str | None = None):
         super().__init__()
         if not any(reward.weight for reward in rewards.values()):
-            raise ValueError(f"rewards={list(rewards)}: at least one reward with a weight other than 0 is needed")
+            raise ValueError(
+                f"rewards={list(rewards)}: at least one reward with a weight other than 0 is needed"
+            )
         for name, reward in rewards.items():
             if not name.isidentifier():
-                raise ValueError(f"reward name {name!r} must be a plain identifier (letters, digits, _)")
+                raise ValueError(
+                    f"reward name {name!r} must be a plain identifier (letters, digits, _)"
+                )
             if reward.gate is not None and reward.gate.head not in rewards:
-                raise ValueError(f"gate of reward {name!r} names {reward.gate.head!r}; known heads: {sorted(rewards)}")
+                raise ValueError(
+                    f"gate of reward {name!r} names {reward.gate.head!r}; known heads:"
+                    f" {sorted(rewards)}"
+                )
         self.heads = nn.ModuleDict({name: reward.head for name, reward in rewards.items()})
         self.settings = dict(rewards)
-        self.register_buffer("spreads", torch.zeros(len(rewards), 2, dtype=torch.float64))  # sum, number of groups
+        self.register_buffer(
+            "spreads", torch.zeros(len(rewards), 2, dtype=torch.float64)
+        )  # sum, number of groups
         self.answer_column = answer_column
         self._check_columns()
 
     def _check_columns(self) -> None:
         for name, reward in self.settings.items():
             for column in () if reward.head.needs_gold else reward.head.columns:
-                if seen := next((gold for gold in self.gold_columns if overlap(column, gold)), None):
+                if seen := next(
+                    (gold for gold in self.gold_columns if overlap(column, gold)), None
+                ):
                     raise ValueError(
-                        f"reward {name!r} names the column {column!r}, which shows the gold answers of {seen!r} to a"
-                        " head without needs_gold; take it out, or set needs_gold = True on the class"
+                        f"reward {name!r} names the column {column!r}, which shows the gold"
+                        f" answers of {seen!r} to a"
+                        " head without needs_gold; take it out, or set needs_gold = True on the"
+                        " class"
                     )
 
     @property
     def gold_columns(self) -> list[str]:
         """Every column that is known to hold gold answers: ``answer_column`` and those that heads read."""
         known = [] if self.answer_column is None else [self.answer_column]
-        known += [column for reward in self.settings.values() for column in reward.head.gold_columns]
+        known += [
+            column for reward in self.settings.values() for column in reward.head.gold_columns
+        ]
         return list(dict.fromkeys(known))
 
     @property
@@ -185,12 +213,14 @@ class RewardSet(nn.Module):
         """Let every head look at the training problems, at the columns that it named, before anything is sampled.
 
         Raises:
-            ValueError: a head could not score them, or an option of a reward would leave none of its scores.
+            ValueError: a head could not score them, or an option of a reward would leave none of
+                its scores.
         """
         for name, reward in self.settings.items():
             if reward.length == "neutral" and group_size < 3:
                 raise ValueError(
-                    f"rewards.{name}.length=neutral keeps nothing of a group of {group_size}: a line goes through its"
+                    f"rewards.{name}.length=neutral keeps nothing of a group of {group_size}: a"
+                    " line goes through its"
                     " scores; set data.group_size to 3 or more, or length=keep"
                 )
             head = reward.head
@@ -201,7 +231,8 @@ class RewardSet(nn.Module):
         """Every head's answer with its options applied (a collective where a ``spread_floor`` is set).
 
         Raises:
-            RuntimeError: a head raised, or returned what is no answer (``received.py``); names the head.
+            RuntimeError: a head raised, or returned what is no answer (``received.py``); names the
+                head.
         """
         outputs = {name: self._ask(name, rollout) for name in self.names}
         shape = (rollout.num_prompts, rollout.group_size)
@@ -209,7 +240,9 @@ class RewardSet(nn.Module):
         for name, output in outputs.items():
             settings = self.settings[name]
             if settings.gate is not None:
-                passes = settings.gate.passes(outputs[settings.gate.head].scores, rollout.group_size)
+                passes = settings.gate.passes(
+                    outputs[settings.gate.head].scores, rollout.group_size
+                )
                 output = replace(output, scores=torch.where(passes, output.scores, torch.nan))
             if settings.length == "neutral":
                 neutral = without_length(output.scores.view(shape), rollout.lengths.view(shape))
@@ -228,7 +261,11 @@ class RewardSet(nn.Module):
         if self.training:
             usual += all_rank_sum(torch.stack([std[spread].sum(), spread.sum().double()]))
         total, count = usual
-        return (std * count / (floor * total).clamp(min=1e-300)).clamp(max=1.0) if count else torch.ones_like(std)
+        return (
+            (std * count / (floor * total).clamp(min=1e-300)).clamp(max=1.0)
+            if count
+            else torch.ones_like(std)
+        )
 
     def _ask(self, name: str, rollout: Rollout) -> RewardOutput:
         head: Any = self.heads[name]
@@ -241,7 +278,8 @@ class RewardSet(nn.Module):
             if is_collectives_error(error):
                 raise  # another process was lost, which is no fault of a head or of a completion
             raise RuntimeError(
-                f"reward head {name!r} ({type(head).__name__}) raised {type(error).__name__}: {error}\n"
+                f"reward head {name!r} ({type(head).__name__}) raised {type(error).__name__}:"
+                f" {error}\n"
                 f"while scoring completions such as {_excerpt(rollout)}"
             ) from error
         return received(name, output, rollout)

@@ -1,7 +1,8 @@
 """Rewards for code, which runs in a sandbox: the share of tests passed (gold), and a vote by behaviour (label-free).
 
-Read in this order: ``pass_rates`` (the checker, also for evaluation), ``CodeTests`` (its reward head), ``behaviour``
-and ``same_behaviour`` (what is compared), ``BehaviourVote``. How code is shut in: ``rlif_lightning/sandbox``.
+Read in this order: ``pass_rates`` (the checker, also for evaluation), ``CodeTests`` (its reward
+head), ``behaviour`` and ``same_behaviour`` (what is compared), ``BehaviourVote``. How code is shut
+in: ``rlif_lightning/sandbox``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from rlif_lightning.answers.code_verdicts import announced, pass_rates, sandbox_
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.voting import check_vote_settings, check_vote_size, vote_metrics, vote_shares
+from rlif_lightning.rewards.voting import (
+    check_vote_settings,
+    check_vote_size,
+    vote_metrics,
+    vote_shares,
+)
 from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
@@ -42,7 +48,10 @@ class CodeTests(RewardHead):
     needs_gold = True
 
     def __init__(
-        self, extractor: CodeExtractor = CodeExtractor(), credit: str = "share", sandbox: Sandbox | None = None
+        self,
+        extractor: CodeExtractor = CodeExtractor(),
+        credit: str = "share",
+        sandbox: Sandbox | None = None,
     ):
         super().__init__()
         if credit not in ("share", "all"):
@@ -56,25 +65,33 @@ class CodeTests(RewardHead):
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         names = list(rollout.prompts.columns)
-        rows = [dict(zip(names, values, strict=True)) for values in zip(*map(rollout.column, names), strict=True)]
+        rows = [
+            dict(zip(names, values, strict=True))
+            for values in zip(*map(rollout.column, names), strict=True)
+        ]
         rates = torch.tensor(pass_rates(rollout.texts, rows, self.extractor, self.sandbox))
         solved = (rates == 1).float()
         scores = solved if self.credit == "all" else rates
-        return RewardOutput(scores.to(rollout.mask.device), log={"code/solved": float(solved.mean())})
+        return RewardOutput(
+            scores.to(rollout.mask.device), log={"code/solved": float(solved.mean())}
+        )
 
 
 def behaviour(outcomes: Sequence[Outcome]) -> str | None:
     """What code does with all its inputs, as one canonical text; None where it does nothing that can be compared.
 
-    An exception counts as behaviour, named by its built-in type. There is none where any input has no answer (too slow,
-    died, a value that cannot cross), or where no input gives more than an exception, None or an empty text: a group
-    must not agree on doing nothing.
+    An exception counts as behaviour, named by its built-in type. There is none where any input has
+    no answer (too slow, died, a value that cannot cross), or where no input gives more than an
+    exception, None or an empty text: a group must not agree on doing nothing.
     """
     if any(outcome.kind == "none" for outcome in outcomes):
         return None
     if all(outcome.kind == "error" or outcome.value in _NO_BEHAVIOUR for outcome in outcomes):
         return None
-    parts = [_canonical(o.value) if o.kind == "value" else json.dumps({"error": o.reason}) for o in outcomes]
+    parts = [
+        _canonical(o.value) if o.kind == "value" else json.dumps({"error": o.reason})
+        for o in outcomes
+    ]
     return f"[{', '.join(parts)}]"
 
 
@@ -86,7 +103,9 @@ def _canonical(value: Any) -> str:
     elif isinstance(value, dict):
         [(tag, content)] = value.items()
         unordered = tag in ("set", "frozenset", "dict")
-        inner = f"[{', '.join(sorted(map(_canonical, content)))}]" if unordered else _canonical(content)
+        inner = (
+            f"[{', '.join(sorted(map(_canonical, content)))}]" if unordered else _canonical(content)
+        )
         return f'{{"{tag}": {inner}}}'
     return json.dumps(value)
 
@@ -102,7 +121,9 @@ def same_behaviour(one: Any, other: Any) -> bool:
         except OverflowError:  # an integer that is larger than every float
             return False
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same_behaviour(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(
+            same_behaviour(one[key], other[key]) for key in one
+        )
     return type(one) is type(other) and one == other
 
 
@@ -113,12 +134,14 @@ def _number(value: Any) -> int | float | None:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def behaviour_labels(behaviours: Sequence[str | None], group_size: int, rows: Sequence[int]) -> list[str | None]:
+def behaviour_labels(
+    behaviours: Sequence[str | None], group_size: int, rows: Sequence[int]
+) -> list[str | None]:
     """For each behaviour a name of its cluster, as a text to vote with; None stays.
 
-    As with answers, each is compared with one representative per cluster, the most frequent texts first. Names are
-    united over processes and over problems, so a name is a checksum of what every process knows alike: the problem's
-    row in the data set and the representative.
+    As with answers, each is compared with one representative per cluster, the most frequent texts
+    first. Names are united over processes and over problems, so a name is a checksum of what every
+    process knows alike: the problem's row in the data set and the representative.
 
     Args:
         behaviours: B behaviours, prompt-major.
@@ -127,7 +150,9 @@ def behaviour_labels(behaviours: Sequence[str | None], group_size: int, rows: Se
     """
     labels: list[str | None] = [None] * len(behaviours)
     for start, problem in zip(range(0, len(behaviours), group_size), rows, strict=True):
-        counts = Counter(text for text in behaviours[start : start + group_size] if text is not None)
+        counts = Counter(
+            text for text in behaviours[start : start + group_size] if text is not None
+        )
         opened: list[tuple[Any, str]] = []
         known: dict[str, str] = {}
         for text in sorted(counts, key=lambda text: (-counts[text], text)):
@@ -151,23 +176,25 @@ def _name(problem: int, representative: str) -> str:
 class BehaviourVote(RewardHead):
     """Label-free reward for code: the share of the group whose code does the same on shared inputs.
 
-    Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers`` (here: behaviours, counted problem by
-    problem) and ``rollout/parseable`` (completions with a behaviour).
+    Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers`` (here: behaviours,
+    counted problem by problem) and ``rollout/parseable`` (completions with a behaviour).
 
     Args:
-        function_column: column with the name of the function to call; where the data set has no such column, or the
-            value is empty, code runs as a program on standard input.
-        inputs_column: column with a list of inputs: for a function texts such as ``"[1, 2], 'a'"``, what stands between
-            the parentheses of a call; for a program what it reads. Where the data set has no such column, inputs are
-            drawn by the types in the function's header.
-        header_column: column with source text that holds the function's header, which a completion may also continue.
+        function_column: column with the name of the function to call; where the data set has no
+            such column, or the value is empty, code runs as a program on standard input.
+        inputs_column: column with a list of inputs: for a function texts such as ``"[1, 2], 'a'"``,
+            what stands between the parentheses of a call; for a program what it reads. Where the
+            data set has no such column, inputs are drawn by the types in the function's header.
+        header_column: column with source text that holds the function's header, which a completion
+            may also continue.
         num_inputs: inputs drawn for a problem; those of a column are all used.
         seed: of the draw; the same problem always gets the same inputs.
         extractor: finds the code of a completion.
         mode: ``soft``, ``hard`` or ``gated``; this and the next three as for ``vote_shares``.
         denominator: ``parseable`` or ``group``.
         min_parseable: fewest behaviours for a vote.
-        entropy_range: lowest and highest entropy of a group's behaviours in nats, for ``gated`` only.
+        entropy_range: lowest and highest entropy of a group's behaviours in nats, for ``gated``
+            only.
         sandbox: where and within which limits the code runs.
 
     Raises:
@@ -206,7 +233,9 @@ class BehaviourVote(RewardHead):
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         group_size = rollout.group_size
-        labels = behaviour_labels(self.behaviours(rollout), group_size, rollout.prompts.index.tolist())
+        labels = behaviour_labels(
+            self.behaviours(rollout), group_size, rollout.prompts.index.tolist()
+        )
         settings = (group_size, self.mode, self.denominator, self.min_parseable)
         scores = vote_shares(labels, *settings, entropy_range=self.entropy_range)
         log = vote_metrics(labels, group_size, self.denominator, self.min_parseable)
@@ -216,7 +245,10 @@ class BehaviourVote(RewardHead):
         """What the code of each of the B completions does; None where there is nothing to compare."""
         runs: list[Run | None] = []
         for p in range(rollout.num_prompts):
-            problem = {name: values[p] for name, values in rollout.prompts.only(self.columns).columns.items()}
+            problem = {
+                name: values[p]
+                for name, values in rollout.prompts.only(self.columns).columns.items()
+            }
             function, header, inputs = self._problem(problem, int(rollout.prompts.index[p]))
             functions = (function,) if function else ()
             for text in rollout.texts[p * rollout.group_size : (p + 1) * rollout.group_size]:
@@ -229,11 +261,16 @@ class BehaviourVote(RewardHead):
         """A problem's function, header and inputs; ``index`` is its row in the data set."""
         function, given, header = (problem.get(name) for name in self.columns)
         if given:
-            return function or "", header or "", [read_arguments(text) for text in given] if function else list(given)
+            return (
+                function or "",
+                header or "",
+                [read_arguments(text) for text in given] if function else list(given),
+            )
         if not function or not header:
             named, inputs, source = self.columns
             raise ValueError(
-                f"problem {index} has no inputs to compare behaviour on: give a column {inputs!r}, or {named!r} and"
+                f"problem {index} has no inputs to compare behaviour on: give a column {inputs!r},"
+                f" or {named!r} and"
                 f" {source!r} to draw them by type; of these there are {sorted(problem)}"
             )
         return function, header, draw_arguments(header, function, self.num_inputs, self.seed, index)

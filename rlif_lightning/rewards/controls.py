@@ -21,7 +21,8 @@ class GoldAnswer(RewardHead):
     """1 where the final answer is equivalent to the gold answer, else 0 (RLVR); NaN where there is none to read.
 
     Args:
-        column: the data set's column of gold answers, or a dotted path; a list there is a set of acceptable answers.
+        column: the data set's column of gold answers, or a dotted path; a list there is a set of
+            acceptable answers.
         extractor: finds the final answer of a completion.
         gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
     """
@@ -46,7 +47,10 @@ class GoldAnswer(RewardHead):
         gold = [self.gold(value) for value in rollout.column(self.column)]
         answers = [self.extractor(text) for text in rollout.texts]
         pairs = zip(answers, gold, strict=True)
-        scores = [float(is_right(answer, acceptable)) if acceptable else torch.nan for answer, acceptable in pairs]
+        scores = [
+            float(is_right(answer, acceptable)) if acceptable else torch.nan
+            for answer, acceptable in pairs
+        ]
         return RewardOutput(torch.tensor(scores, device=rollout.mask.device))
 
 
@@ -54,8 +58,9 @@ class Format(RewardHead):
     """1 where the completion's text matches a pattern, else 0.
 
     Args:
-        pattern: regular expression, searched for anywhere in the text (`.` matches newlines). A search of more than
-            0.2 s of CPU time counts as not found, and the first is told by a warning.
+        pattern: regular expression, searched for anywhere in the text (`.` matches newlines). A
+            search of more than 0.2 s of CPU time counts as not found, and the first is told by a
+            warning.
     """
 
     def __init__(self, pattern: str):
@@ -82,9 +87,9 @@ class Random(RewardHead):
     """A fair coin for each completion: the control that every claim about a reward needs.
 
     Args:
-        seed: of the coin, which shares no random number with the sampler, whatever the two seeds. The number of calls
-            in training so far is kept in the checkpoint. A prediction counts none, so its coins do not depend on
-            batches, or on where it was interrupted.
+        seed: of the coin, which shares no random number with the sampler, whatever the two seeds.
+            The number of calls in training so far is kept in the checkpoint. A prediction counts
+            none, so its coins do not depend on batches, or on where it was interrupted.
     """
 
     calls: Tensor
@@ -97,6 +102,8 @@ class Random(RewardHead):
     def forward(self, rollout: Rollout) -> RewardOutput:
         group = range(rollout.group_size)
         index = [i for i in rollout.prompts.index.tolist() for _ in group]
-        uniforms = counter_uniforms(self.seed, int(self.calls), index, list(group) * rollout.num_prompts, 1, "coin")
+        uniforms = counter_uniforms(
+            self.seed, int(self.calls), index, list(group) * rollout.num_prompts, 1, "coin"
+        )
         self.calls += self.training
         return RewardOutput((uniforms[:, 0] < 0.5).float().to(rollout.mask.device))

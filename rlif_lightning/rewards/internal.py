@@ -14,14 +14,17 @@ class SelfCertainty(RewardHead):
     """Mean over a completion's tokens of KL between the uniform and the next-token distribution.
 
     Args:
-        direction: uniform_to_model: KL(U || p), https://arxiv.org/abs/2505.19590 | model_to_uniform: KL(p || U) =
-            log V - entropy (log V is the same for all tokens, so it is left out of the score).
+        direction: uniform_to_model: KL(U || p), https://arxiv.org/abs/2505.19590 |
+            model_to_uniform: KL(p || U) = log V - entropy (log V is the same for all tokens, so it
+            is left out of the score).
     """
 
     def __init__(self, direction: str = "uniform_to_model"):
         super().__init__()
         if direction not in DIRECTIONS:
-            raise ValueError(f"direction={direction!r} is unknown; use one of {', '.join(DIRECTIONS)}")
+            raise ValueError(
+                f"direction={direction!r} is unknown; use one of {', '.join(DIRECTIONS)}"
+            )
         self.direction = direction
 
     def forward(self, rollout: Rollout) -> RewardOutput:

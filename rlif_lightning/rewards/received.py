@@ -23,47 +23,63 @@ def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
         rollout: B completions of P prompts.
 
     Returns:
-        ``scores [B]`` float32, ``keep [B]`` bool and ``strength [P]`` on the rollout's device, without a graph.
+        ``scores [B]`` float32, ``keep [B]`` bool and ``strength [P]`` on the rollout's device,
+        without a graph.
 
     Raises:
         RuntimeError: names the head, what it returned and what is needed.
     """
     if not isinstance(output, RewardOutput):
-        raise RuntimeError(f"reward head {name!r} returned a {type(output).__name__}; return a RewardOutput")
+        raise RuntimeError(
+            f"reward head {name!r} returned a {type(output).__name__}; return a RewardOutput"
+        )
     of_rows, of_groups = (len(rollout.mask),), (rollout.num_prompts,)
     scores = _tensor(name, "scores", output.scores, of_rows, "completion", rollout).float()
     infinite = scores.isinf()
     if infinite.any():
         row = int(infinite.nonzero()[0])
-        raise RuntimeError(f"reward head {name!r} returned an infinite score for {rollout.texts[row]!r}")
+        raise RuntimeError(
+            f"reward head {name!r} returned an infinite score for {rollout.texts[row]!r}"
+        )
     keep, strength = output.keep, output.strength
     if keep is not None:
         keep = _tensor(name, "keep", keep, of_rows, "completion", rollout)
         if keep.dtype != torch.bool:
-            raise RuntimeError(f"reward head {name!r} returned keep of {keep.dtype}; it must be bool")
+            raise RuntimeError(
+                f"reward head {name!r} returned keep of {keep.dtype}; it must be bool"
+            )
         keep = agreed(keep)
     if strength is not None:
         strength = _tensor(name, "strength", strength, of_groups, "prompt", rollout).double()
         if not strength.isfinite().all():
-            raise RuntimeError(f"reward head {name!r} returned strength={strength.tolist()}; all must be finite")
+            raise RuntimeError(
+                f"reward head {name!r} returned strength={strength.tolist()}; all must be finite"
+            )
         strength = agreed(strength)
     if output.answers is not None and len(output.answers) != len(rollout.mask):
         raise RuntimeError(
-            f"reward head {name!r} returned {len(output.answers)} answers; one per completion, {len(rollout.mask)},"
+            f"reward head {name!r} returned {len(output.answers)} answers; one per completion,"
+            f" {len(rollout.mask)},"
             " is needed"
         )
     _check_log(name, output.log)
     return replace(output, scores=agreed(scores), keep=keep, strength=strength)
 
 
-def _tensor(name: str, field: str, value: Any, shape: tuple[int, ...], one_per: str, rollout: Rollout) -> Tensor:
+def _tensor(
+    name: str, field: str, value: Any, shape: tuple[int, ...], one_per: str, rollout: Rollout
+) -> Tensor:
     """A tensor of real numbers of this shape, on the rollout's device."""
     if not isinstance(value, Tensor) or value.is_complex():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise RuntimeError(f"reward head {name!r} returned {field} of type {kind}; a tensor of real numbers is needed")
+        raise RuntimeError(
+            f"reward head {name!r} returned {field} of type {kind}; a tensor of real numbers is"
+            " needed"
+        )
     if value.shape != shape:
         raise RuntimeError(
-            f"reward head {name!r} returned {field} of shape {tuple(value.shape)}; one per {one_per}, {shape}, is"
+            f"reward head {name!r} returned {field} of shape {tuple(value.shape)}; one per"
+            f" {one_per}, {shape}, is"
             " needed"
         )
     return value.detach().to(rollout.mask.device)
@@ -73,4 +89,7 @@ def _check_log(name: str, log: Mapping[str, Any]) -> None:
     for key, value in log.items():
         number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
         if not isinstance(key, str) or not number:
-            raise RuntimeError(f"reward head {name!r} logs {key!r}: {value!r:.100}; a log maps names to single numbers")
+            raise RuntimeError(
+                f"reward head {name!r} logs {key!r}: {value!r:.100}; a log maps names to single"
+                " numbers"
+            )

@@ -1,7 +1,8 @@
 """The vote reward: a completion scores by how much of its group agrees with its final answer.
 
-Read in this order: ``vote_shares`` (the scores), ``vote_metrics`` (numbers to log), ``majority_answers`` (for maj@k),
-``ClusterVote`` (the reward head). What makes two answers one: ``answers/clusters.py``.
+Read in this order: ``vote_shares`` (the scores), ``vote_metrics`` (numbers to log),
+``majority_answers`` (for maj@k), ``ClusterVote`` (the reward head). What makes two answers one:
+``answers/clusters.py``.
 """
 
 from __future__ import annotations
@@ -36,19 +37,21 @@ def vote_shares(
 ) -> Tensor:
     """Each answer's share of its group's vote, equivalent answers counted together.
 
-    ``soft``: cluster size / denominator. ``hard``: 1 in the largest cluster (ties: in each of the largest), else 0; the
-    denominator plays no part. ``gated``: soft, but the whole group gets 0 where the entropy of its answers lies outside
-    ``entropy_range``. In every mode a missing answer gets 0, and so does a group with fewer than ``min_parseable``
-    answers (alone, an answer would have the whole vote).
+    ``soft``: cluster size / denominator. ``hard``: 1 in the largest cluster (ties: in each of the
+    largest), else 0; the denominator plays no part. ``gated``: soft, but the whole group gets 0
+    where the entropy of its answers lies outside ``entropy_range``. In every mode a missing answer
+    gets 0, and so does a group with fewer than ``min_parseable`` answers (alone, an answer would
+    have the whole vote).
 
     Args:
         answers: B final answers, prompt-major; None = none found.
         group_size: G.
-        mode: ``soft`` (https://arxiv.org/abs/2505.21444), ``hard`` (TTRL, https://arxiv.org/abs/2504.16084) or
-            ``gated`` (EMPO, https://arxiv.org/abs/2504.05812).
+        mode: ``soft`` (https://arxiv.org/abs/2505.21444), ``hard`` (TTRL,
+            https://arxiv.org/abs/2504.16084) or ``gated`` (EMPO, https://arxiv.org/abs/2504.05812).
         denominator: ``parseable`` (answers found in the group) or ``group`` (G).
         min_parseable: fewest answers for a vote; the default of 2 is our choice.
-        entropy_range: lowest and highest entropy of the clusters' distribution, nats; for ``gated`` only.
+        entropy_range: lowest and highest entropy of the clusters' distribution, nats; for ``gated``
+            only.
 
     Returns:
         ``[B]`` float32 in [0, 1], on the CPU.
@@ -79,14 +82,20 @@ def _shares(
         scores = _soft(sizes, group_size if denominator == "group" else sizes.total())
         if mode == "hard":
             scores = {i: float(size == max(sizes.values())) for i, size in sizes.items()}
-        elif entropy_range is not None and not entropy_range[0] <= _entropy(sizes) <= entropy_range[1]:
+        elif (
+            entropy_range is not None
+            and not entropy_range[0] <= _entropy(sizes) <= entropy_range[1]
+        ):
             scores = {}
         shares += [0.0 if i is None else scores.get(i, 0.0) for i in ids]
     return torch.tensor(shares, dtype=torch.float32)
 
 
 def vote_metrics(
-    answers: Sequence[str | None], group_size: int, denominator: str = "parseable", min_parseable: int = 2
+    answers: Sequence[str | None],
+    group_size: int,
+    denominator: str = "parseable",
+    min_parseable: int = 2,
 ) -> dict[str, float]:
     """Numbers that show where a vote is heading, without labels (a collective).
 
@@ -97,11 +106,11 @@ def vote_metrics(
         min_parseable: as for ``vote_shares``.
 
     Returns:
-        ``vote/largest_cluster``: largest soft share of a group, mean over groups (0 below ``min_parseable``);
-        ``vote/unanimous``: share of groups with at least ``min_parseable`` answers, all in one cluster;
-        ``vote/distinct_answers``: number of distinct answers, units left out, in the whole batch of all ranks;
-        ``vote/undecided``: share of groups in which answers were counted as different because the time of math-verify
-        was used up;
+        ``vote/largest_cluster``: largest soft share of a group, mean over groups (0 below
+        ``min_parseable``); ``vote/unanimous``: share of groups with at least ``min_parseable``
+        answers, all in one cluster; ``vote/distinct_answers``: number of distinct answers, units
+        left out, in the whole batch of all ranks; ``vote/undecided``: share of groups in which
+        answers were counted as different because the time of math-verify was used up;
         ``rollout/parseable``: share of completions with an answer.
 
     Raises:
@@ -123,7 +132,10 @@ def _metrics(
     if not clusters:
         raise ValueError("answers is empty: metrics need at least one group")
     sizes = [_vote_sizes(ids, min_parseable) for ids in clusters]
-    largest = [max(_soft(s, group_size if denominator == "group" else s.total()).values(), default=0.0) for s in sizes]
+    largest = [
+        max(_soft(s, group_size if denominator == "group" else s.total()).values(), default=0.0)
+        for s in sizes
+    ]
     found = [answer_name(answer) for answer in answers if answer is not None]
     return {
         "vote/largest_cluster": sum(largest) / len(clusters),
@@ -137,7 +149,8 @@ def _metrics(
 def majority_answers(answers: Sequence[str | None], group_size: int) -> list[str | None]:
     """The answer each group votes for: the representative (normalised) of its largest cluster, None without answers.
 
-    Ties go to the cluster that was opened first: the one with the most frequent string, then the alphabetically first.
+    Ties go to the cluster that was opened first: the one with the most frequent string, then the
+    alphabetically first.
 
     Args:
         answers: B final answers, prompt-major; None = none found.
@@ -156,8 +169,8 @@ def majority_answers(answers: Sequence[str | None], group_size: int) -> list[str
 class ClusterVote(RewardHead):
     """Answer-level reward: the share of the group that agrees with a completion's final answer.
 
-    Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers``, ``vote/undecided`` and
-    ``rollout/parseable``.
+    Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers``, ``vote/undecided``
+    and ``rollout/parseable``.
 
     Args:
         extractor: finds the final answer in a completion's text.
@@ -191,8 +204,17 @@ class ClusterVote(RewardHead):
         """Score all ``[B]`` completions, float32 in [0, 1], on the rollout's device."""
         answers, group_size = [self.extractor(text) for text in rollout.texts], rollout.group_size
         clusters, undecided = _clusters(answers, group_size)
-        scores = _shares(clusters, group_size, self.mode, self.denominator, self.min_parseable, self.entropy_range)
-        log = _metrics(answers, clusters, undecided, group_size, self.denominator, self.min_parseable)
+        scores = _shares(
+            clusters,
+            group_size,
+            self.mode,
+            self.denominator,
+            self.min_parseable,
+            self.entropy_range,
+        )
+        log = _metrics(
+            answers, clusters, undecided, group_size, self.denominator, self.min_parseable
+        )
         return RewardOutput(scores.to(rollout.mask.device), log=log, answers=answers)
 
 
@@ -207,13 +229,20 @@ def check_vote_settings(
     if mode not in _MODES:
         raise ValueError(f"mode={mode!r} is unknown; choose one of {list(_MODES)}")
     if denominator not in _DENOMINATORS:
-        raise ValueError(f"denominator={denominator!r} is unknown; choose one of {list(_DENOMINATORS)}")
+        raise ValueError(
+            f"denominator={denominator!r} is unknown; choose one of {list(_DENOMINATORS)}"
+        )
     if min_parseable < 1:
         raise ValueError(f"min_parseable={min_parseable} must be at least 1")
     if (mode == "gated") != (entropy_range is not None):
-        raise ValueError(f"entropy_range={entropy_range} with mode={mode!r}: give (low, high) with mode='gated' only")
+        raise ValueError(
+            f"entropy_range={entropy_range} with mode={mode!r}: give (low, high) with mode='gated'"
+            " only"
+        )
     if entropy_range is not None and not 0 <= entropy_range[0] <= entropy_range[1]:
-        raise ValueError(f"entropy_range={entropy_range} must be (low, high) in nats with 0 <= low <= high")
+        raise ValueError(
+            f"entropy_range={entropy_range} must be (low, high) in nats with 0 <= low <= high"
+        )
 
 
 def check_vote_size(min_parseable: int, group_size: int) -> None:
@@ -224,14 +253,17 @@ def check_vote_size(min_parseable: int, group_size: int) -> None:
     """
     if min_parseable > group_size:
         raise ValueError(
-            f"min_parseable={min_parseable} is more than data.group_size={group_size}: no group could vote, and every"
+            f"min_parseable={min_parseable} is more than data.group_size={group_size}: no group"
+            " could vote, and every"
             " score would be 0; lower the one or raise the other"
         )
 
 
 def _groups(answers: Sequence[str | None], group_size: int) -> list[Sequence[str | None]]:
     if group_size < 1 or len(answers) % group_size:
-        raise ValueError(f"group_size={group_size} must be at least 1 and divide the {len(answers)} answers")
+        raise ValueError(
+            f"group_size={group_size} must be at least 1 and divide the {len(answers)} answers"
+        )
     return [answers[start : start + group_size] for start in range(0, len(answers), group_size)]
 
 

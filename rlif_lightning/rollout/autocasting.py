@@ -14,8 +14,9 @@ from torch import Tensor, nn
 def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Under autocast, keep low-precision copies of the weights, and cast what several layers read once for all of them.
 
-    Results are those of autocast, bit for bit. Without autocast nothing is done. Inside there are no gradients: frozen
-    weights (a base under adapters) say there that they want one, since autocast keeps copies of such weights only.
+    Results are those of autocast, bit for bit. Without autocast nothing is done. Inside there are
+    no gradients: frozen weights (a base under adapters) say there that they want one, since
+    autocast keeps copies of such weights only.
     """
     if not torch.is_autocast_enabled(device.type):
         yield
@@ -29,7 +30,11 @@ def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=True))
         for parameter in model.parameters():
-            if type(parameter) is nn.Parameter and not parameter.requires_grad and parameter.dtype == torch.float32:
+            if (
+                type(parameter) is nn.Parameter
+                and not parameter.requires_grad
+                and parameter.dtype == torch.float32
+            ):
                 stack.callback(parameter.requires_grad_(True).requires_grad_, False)
         hook = _CastInput(dtype)
         for module in model.modules():
@@ -48,10 +53,13 @@ class _CastInput:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         given = inputs[0] if inputs else None
-        # Nobody counts the changes of a tensor of inference mode, so its cast cannot be trusted twice.
+        # Nobody counts the changes of a tensor of inference mode, so its cast cannot be trusted
+        # twice.
         if type(given) is not Tensor or given.dtype != torch.float32 or given.is_inference():
             return None
-        if not torch.is_autocast_enabled(given.device.type):  # some layers switch it off to be precise
+        if not torch.is_autocast_enabled(
+            given.device.type
+        ):  # some layers switch it off to be precise
             return None
         if given is not self.given or given._version != self.version:
             self.given, self.version, self.cast = given, given._version, given.to(self.dtype)

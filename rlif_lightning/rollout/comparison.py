@@ -1,7 +1,8 @@
 """What this library computes of a few rows, beside what the model itself computes of them, in nats.
 
-The rows are scored as a packed line, twice, and decoded by the engine's own memory with their tokens given; rows leave
-as they end. The model's own figures come from its own forward, one sequence at a time, without a cache.
+The rows are scored as a packed line, twice, and decoded by the engine's own memory with their
+tokens given; rows leave as they end. The model's own figures come from its own forward, one
+sequence at a time, without a cache.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class Limit:
 
     Args:
         nats: at most.
-        median: of the tokens' differences rather than the largest one: in half precision the router of a mixture of
-            experts picks another expert for a token now and then, by rounding alone.
+        median: of the tokens' differences rather than the largest one: in half precision the router
+            of a mixture of experts picks another expert for a token now and then, by rounding
+            alone.
         twice_alike: two scorings must agree in every bit.
     """
 
@@ -61,7 +63,9 @@ class Limit:
     twice_alike: bool = True
 
 
-def random_rows(prompt_lengths: Sequence[int], lengths: Sequence[int], choices: Tensor, device: torch.device) -> Rows:
+def random_rows(
+    prompt_lengths: Sequence[int], lengths: Sequence[int], choices: Tensor, device: torch.device
+) -> Rows:
     """Rows of tokens drawn from ``choices``, always the same ones; the global random state stays as it was."""
     generator = torch.Generator().manual_seed(0)
 
@@ -69,12 +73,16 @@ def random_rows(prompt_lengths: Sequence[int], lengths: Sequence[int], choices: 
         picked = torch.randint(len(choices), shape, generator=generator)
         return choices[picked].to(device)
 
-    mask = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device).unsqueeze(1)
+    mask = torch.arange(max(lengths), device=device) < torch.tensor(
+        lengths, device=device
+    ).unsqueeze(1)
     ids = drawn(len(lengths), max(lengths)).where(mask, torch.zeros_like(mask, dtype=torch.int64))
     return Rows([drawn(length) for length in prompt_lengths], ids, mask)
 
 
-def differences(policy: PolicyModel, decoder: Decoder, own: Any, rows: Rows, limit: Limit) -> list[str]:
+def differences(
+    policy: PolicyModel, decoder: Decoder, own: Any, rows: Rows, limit: Limit
+) -> list[str]:
     """What differs from the model's own figures beyond the limit, one sentence part each; nothing if all is right.
 
     Args:
@@ -94,12 +102,20 @@ def differences(policy: PolicyModel, decoder: Decoder, own: Any, rows: Rows, lim
     if first and again:
         apart = max(float((getattr(first, n) - getattr(again, n)).abs().max()) for n in FIGURES)
         if apart > 0:
-            found.append(f"two scorings of the same rows differ by {apart:.2g} nats: noise stays on")
-    for what, figures in (("scores of a packed line differ", first), ("scores while decoding differ", stepped)):
+            found.append(
+                f"two scorings of the same rows differ by {apart:.2g} nats: noise stays on"
+            )
+    for what, figures in (
+        ("scores of a packed line differ", first),
+        ("scores while decoding differ", stepped),
+    ):
         apart = 0.0 if figures is None else distance(figures, expected, rows.mask, limit.median)
         if not apart <= limit.nats:
             kind = "the median is " if limit.median else ""
-            found.append(f"{what} from the model's own forward by {kind}{apart:.2g} nats (limit {limit.nats:g})")
+            found.append(
+                f"{what} from the model's own forward by {kind}{apart:.2g} nats (limit"
+                f" {limit.nats:g})"
+            )
     return found
 
 
@@ -114,7 +130,9 @@ def _or_error(what: str, compute: Callable[[], TokenStats], found: list[str]) ->
 
 def distance(figures: TokenStats, expected: TokenStats, mask: Tensor, median: bool) -> float:
     """Largest (or median) difference of the tokens' log-probs, entropies and self-certainties; NaN if one is."""
-    apart = [(getattr(figures, n).double() - getattr(expected, n).double()).abs()[mask] for n in FIGURES]
+    apart = [
+        (getattr(figures, n).double() - getattr(expected, n).double()).abs()[mask] for n in FIGURES
+    ]
     worst = torch.stack(apart).amax(0)
     return float(worst.median() if median else worst.max())
 
@@ -147,7 +165,11 @@ def scored(policy: PolicyModel, rows: Rows) -> TokenStats:
 @torch.no_grad()
 def decoded(policy: PolicyModel, decoder: Decoder, rows: Rows) -> TokenStats:
     """``[B, T]`` figures of the rows' tokens, given one after the other to the native engine's memory."""
-    num_steps, rule, training = rows.ids.shape[1], policy.rule(Sampling(), rows.ids.device), policy.training
+    num_steps, rule, training = (
+        rows.ids.shape[1],
+        policy.rule(Sampling(), rows.ids.device),
+        policy.training,
+    )
     device = rows.ids.device
     policy.eval()
     places = range(len(rows.ids))
@@ -157,7 +179,9 @@ def decoded(policy: PolicyModel, decoder: Decoder, rows: Rows) -> TokenStats:
     for step in range(num_steps):
         tokens = rows.ids[left.to(device), step]
         figures = token_stats(rule.apply(policy.head(hidden[: len(left)])), tokens)
-        table[:, left.to(device), step] = torch.stack([getattr(figures, name).double() for name in FIGURES])
+        table[:, left.to(device), step] = torch.stack(
+            [getattr(figures, name).double() for name in FIGURES]
+        )
         stays = lengths[left] > step + 1
         if not stays.any():
             break
@@ -166,6 +190,8 @@ def decoded(policy: PolicyModel, decoder: Decoder, rows: Rows) -> TokenStats:
             decoder.arrange(arrangement)
             left, tokens = left[arrangement.source], tokens[arrangement.source.to(device)]
         decoder.prepare()
-        hidden = decoder.advance(torch.nn.functional.pad(tokens, (0, decoder.num_places(len(left)) - len(left))))
+        hidden = decoder.advance(
+            torch.nn.functional.pad(tokens, (0, decoder.num_places(len(left)) - len(left)))
+        )
     policy.train(training)
     return TokenStats(*table)

@@ -1,7 +1,7 @@
 """How the next hidden states come about: by shared prompts, by Hugging Face's own cache, or by whole rows.
 
-A decoder holds rows of the rollout's prompts at places. Whoever drives it draws tokens from the hidden states that
-``admit`` and ``advance`` give.
+A decoder holds rows of the rollout's prompts at places. Whoever drives it draws tokens from the
+hidden states that ``admit`` and ``advance`` give.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Decoder(ABC):
 class SharedPrefixDecoder(Decoder):
     """Prompts computed and stored once, rows joining and leaving at any step.
 
-    On a GPU places are padded and may be empty, so that passes repeat in shape; ``advance`` can be captured there.
+    On a GPU places are padded and may be empty, so that passes repeat in shape; ``advance`` can be
+    captured there.
 
     Args:
         policy: the model, whose attention follows plans.
@@ -82,14 +83,21 @@ class SharedPrefixDecoder(Decoder):
     can_join = True
 
     def __init__(
-        self, policy: PolicyModel, prompt_ids: Sequence[Tensor], max_rows: int, max_tokens: int, group_size: int
+        self,
+        policy: PolicyModel,
+        prompt_ids: Sequence[Tensor],
+        max_rows: int,
+        max_tokens: int,
+        group_size: int,
     ):
         self.policy, self.prompt_ids, self.device = policy, prompt_ids, prompt_ids[0].device
         self.exact = self.device.type == "cpu"
         # A last token need not be computed; on a GPU it is before it is known as such.
         own = max(max_tokens - 1, 1) if self.exact else max_tokens
         longest = max(map(len, prompt_ids))
-        self.memory = SharedPrefixMemory(max_rows, -(-max_rows // group_size), longest, own, self.device)
+        self.memory = SharedPrefixMemory(
+            max_rows, -(-max_rows // group_size), longest, own, self.device
+        )
         self.last: dict[int, Tensor] = {}  # hidden state of each stored prompt's last token
 
     def prefills(self, owners: Sequence[int]) -> bool:
@@ -149,7 +157,9 @@ class StandardDecoder(Decoder):
         device = prompts[0].device
         lengths = torch.tensor([len(ids) for ids in prompts], device=device)
         width = max(map(len, prompts))
-        padded = torch.stack([torch.nn.functional.pad(ids, (width - len(ids), 0)) for ids in prompts])
+        padded = torch.stack(
+            [torch.nn.functional.pad(ids, (width - len(ids), 0)) for ids in prompts]
+        )
         real = torch.arange(width, device=device) >= (width - lengths).unsqueeze(1)
         self.cache = DynamicCache(config=self.policy.causal_lm.config.get_text_config(decoder=True))
         hidden = self._forward(padded, real, (real.cumsum(-1) - 1).clamp(min=0))
@@ -195,7 +205,9 @@ class RecomputingDecoder(Decoder):
         return self._last_hidden(new)
 
     def advance(self, tokens: Tensor) -> Tensor:
-        self.rows = [torch.cat([row, token]) for row, token in zip(self.rows, tokens.split(1), strict=True)]
+        self.rows = [
+            torch.cat([row, token]) for row, token in zip(self.rows, tokens.split(1), strict=True)
+        ]
         return self._last_hidden(self.rows)
 
     def _last_hidden(self, rows: list[Tensor]) -> Tensor:
@@ -238,12 +250,17 @@ def cache_is_right(policy: PolicyModel, device: torch.device) -> bool:
     prompts, completions = [draw(5), draw(2)], draw(2, 4)
     decoder = StandardDecoder(policy, prompts)
     try:
-        found = [decoder.admit([0, 1], [0, 1]), *(decoder.advance(tokens) for tokens in completions.T[:-1])]
+        found = [
+            decoder.admit([0, 1], [0, 1]),
+            *(decoder.advance(tokens) for tokens in completions.T[:-1]),
+        ]
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         return False  # of a model whose cache is not the standard one
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         ids = torch.cat([prompt, completion[:-1]]).unsqueeze(0)
-        whole = body(policy.causal_lm)(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 :]
+        whole = body(policy.causal_lm)(input_ids=ids, use_cache=False).last_hidden_state[
+            0, len(prompt) - 1 :
+        ]
         errors = (torch.stack([hidden[row] for hidden in found]) - whole).abs().amax(-1)
         # In half precision rounding may send single tokens to other experts.
         error = errors.median() if whole.dtype.itemsize < 4 else errors.max()

@@ -37,14 +37,17 @@ class Drawer:
             hidden: ``[n, H]`` last hidden states.
             uniforms: ``[n]`` in [0, 1).
             may_end: ``[n]`` bool: which rows may end; None = all.
-            closing: ``[n]`` bool: rows that get ``policy.stop_id`` instead of what is drawn; None = none.
+            closing: ``[n]`` bool: rows that get ``policy.stop_id`` instead of what is drawn; None =
+                none.
         """
         tokens, stats = [], []
         for start in range(0, len(hidden), size := self.policy.rows_at_once(hidden.device)):
             raw = self.policy.head(hidden[start : start + size])
             for piece in pieces(raw):
                 rows = slice(start + piece.start, start + min(piece.stop, len(raw)))
-                ends, closes = (None if given is None else given[rows] for given in (may_end, closing))
+                ends, closes = (
+                    None if given is None else given[rows] for given in (may_end, closing)
+                )
                 drawn = self._draw_piece(raw[piece], uniforms[rows], ends, closes)
                 tokens.append(drawn[0])
                 stats.append(drawn[1])

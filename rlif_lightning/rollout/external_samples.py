@@ -1,8 +1,9 @@
 """What makes another sampler's completions a rollout: the policy's own token statistics, and how far the two differ.
 
-A sampler with kernels and precision of its own does not give the policy's log-probs. Old log-probs, entropy and
-self-certainty are therefore computed by the policy, in one packed pass without gradients; the sampler's log-probs are
-kept for the gap, and for weights that correct the loss for having sampled from another distribution.
+A sampler with kernels and precision of its own does not give the policy's log-probs. Old log-probs,
+entropy and self-certainty are therefore computed by the policy, in one packed pass without
+gradients; the sampler's log-probs are kept for the gap, and for weights that correct the loss for
+having sampled from another distribution.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Drawn:
 
     Attributes:
         ids: its tokens, a final end-of-sequence token included.
-        logprobs: the sampler's log-probability of each, nats, of the distribution that it was drawn from.
+        logprobs: the sampler's log-probability of each, nats, of the distribution that it was drawn
+            from.
         ended: it ended by itself.
     """
 
@@ -70,7 +72,8 @@ def as_rollout(
     highest = max(max(row.ids) for row in drawn)
     if policy.num_tokens is not None and highest >= policy.num_tokens:
         raise RuntimeError(
-            f"the engine drew token {highest}, beyond the tokenizer's {policy.num_tokens}: it does not follow"
+            f"the engine drew token {highest}, beyond the tokenizer's {policy.num_tokens}: it does"
+            " not follow"
             " logit_bias; set model.policy.vocabulary=model, or use NativeEngine"
         )
     if sampling.train_stop:
@@ -80,15 +83,34 @@ def as_rollout(
     completion_ids = pad_sequence(ids, batch_first=True)
     lengths = torch.tensor([len(row) for row in ids], device=device)
     mask = torch.arange(completion_ids.shape[1], device=device) < lengths.unsqueeze(1)
-    stats = score_tokens(policy, prompts.token_ids, completion_ids, mask, group_size, sampling, max_tokens)
-    reported = [torch.tensor(row.logprobs, dtype=stats.logprobs.dtype, device=device) for row in drawn]
+    stats = score_tokens(
+        policy, prompts.token_ids, completion_ids, mask, group_size, sampling, max_tokens
+    )
+    reported = [
+        torch.tensor(row.logprobs, dtype=stats.logprobs.dtype, device=device) for row in drawn
+    ]
     engine_logprobs = pad_sequence(reported, batch_first=True)
-    engine_logprobs = torch.where(engine_logprobs.isnan(), stats.logprobs, engine_logprobs)  # what was not drawn
-    weights = None if max_ratio is None else truncated_ratio(stats.logprobs, engine_logprobs, max_ratio)
-    texts = [cut_at_stop(policy.tokenizer.decode(row, skip_special_tokens=True), sampling.stop) for row in ids]
+    engine_logprobs = torch.where(
+        engine_logprobs.isnan(), stats.logprobs, engine_logprobs
+    )  # what was not drawn
+    weights = (
+        None if max_ratio is None else truncated_ratio(stats.logprobs, engine_logprobs, max_ratio)
+    )
+    texts = [
+        cut_at_stop(policy.tokenizer.decode(row, skip_special_tokens=True), sampling.stop)
+        for row in ids
+    ]
     ended = torch.tensor([row.ended for row in drawn], device=device)
     return Rollout(
-        prompts, completion_ids, mask, stats, texts, ended, group_size, engine_logprobs, token_weights=weights
+        prompts,
+        completion_ids,
+        mask,
+        stats,
+        texts,
+        ended,
+        group_size,
+        engine_logprobs,
+        token_weights=weights,
     )
 
 

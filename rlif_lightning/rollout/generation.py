@@ -1,9 +1,10 @@
 """The loop that draws completions: rows come from waiting prompts, draw tokens, and leave as they end.
 
-Rows have places. What a decoding step reads and writes lies on the device, at the same addresses from step to step:
-hidden states, tokens, counters, uniforms, statistics. The host keeps a copy of what it needs to plan, which the step's
-tokens keep up to date. On a CPU rows that ended leave before their token is computed. On a GPU the tokens are read
-while it computes; an ended row costs one wasted token, and its place is filled by the next row.
+Rows have places. What a decoding step reads and writes lies on the device, at the same addresses
+from step to step: hidden states, tokens, counters, uniforms, statistics. The host keeps a copy of
+what it needs to plan, which the step's tokens keep up to date. On a CPU rows that ended leave
+before their token is computed. On a GPU the tokens are read while it computes; an ended row costs
+one wasted token, and its place is filled by the next row.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Completions:
 
     Attributes:
         ids: ``[B, T]`` int64 on the CPU.
-        stats: ``[B, T, 3]`` on the device: the figures of ``TokenStats``, 0 where there is no token.
+        stats: ``[B, T, 3]`` on the device: the figures of ``TokenStats``, 0 where there is no
+            token.
         lengths, ended: ``[B]`` on the CPU.
     """
 
@@ -46,16 +48,24 @@ class Completions:
 class Generation:
     """One call of ``generate``.
 
-    ``run`` does it all. To drive it by hand: ``admit``, then ``plan``, ``step`` and ``settle`` until ``done``. Between
-    two plans of the same ``bucket``, ``step`` runs the same operations on the same addresses; it waits for nothing and
-    uploads nothing, so ``torch.cuda.graph`` can capture it (after a warm-up step, in which autocast casts the weights).
+    ``run`` does it all. To drive it by hand: ``admit``, then ``plan``, ``step`` and ``settle``
+    until ``done``. Between two plans of the same ``bucket``, ``step`` runs the same operations on
+    the same addresses; it waits for nothing and uploads nothing, so ``torch.cuda.graph`` can
+    capture it (after a warm-up step, in which autocast casts the weights).
 
     Attributes:
         places: of rows (their numbers); the length of a place is the number of tokens drawn.
     """
 
-    def __init__(self, engine: NativeEngine, prompts: Prompts, group_size: int, sampling: Sampling, step: int):
-        self.engine, self.prompts, self.group_size, self.sampling = engine, prompts, group_size, sampling
+    def __init__(
+        self, engine: NativeEngine, prompts: Prompts, group_size: int, sampling: Sampling, step: int
+    ):
+        self.engine, self.prompts, self.group_size, self.sampling = (
+            engine,
+            prompts,
+            group_size,
+            sampling,
+        )
         self.policy, self.number = engine.policy, step
         self.device, tokens = prompts.token_ids[0].device, sampling.max_new_tokens
         self.total = len(prompts) * group_size
@@ -71,7 +81,9 @@ class Generation:
         dtype = torch.promote_types(self.policy.causal_lm.dtype, torch.float32)
         # One more row, where empty places write.
         self.stats = torch.zeros((self.total + 1, tokens, 3), dtype=dtype, device=self.device)
-        self.table = torch.zeros((4, size), dtype=torch.int64, device=self.device)  # row, drawn, live, closing
+        self.table = torch.zeros(
+            (4, size), dtype=torch.int64, device=self.device
+        )  # row, drawn, live, closing
         self.tokens = torch.zeros(size, dtype=torch.int64, device=self.device)
         self.uniforms = torch.zeros((size, tokens), dtype=torch.float64, device=self.device)
         self.hidden: Tensor | None = None  # [size, H]
@@ -120,7 +132,10 @@ class Generation:
             return
         rows = range(self.next_row, self.next_row + number)
         self.next_row += number
-        owners, members = [row // self.group_size for row in rows], [row % self.group_size for row in rows]
+        owners, members = (
+            [row // self.group_size for row in rows],
+            [row % self.group_size for row in rows],
+        )
         places = self.places.take(rows, [0] * number)
         hidden = self.decoder.admit(owners, places)
         index = self.prompts.index.tolist()
@@ -129,7 +144,9 @@ class Generation:
             self.hidden = hidden.new_zeros((len(self.tokens), hidden.shape[1]))
         where = upload(torch.tensor(places), self.device)
         self.hidden[where] = hidden
-        self.uniforms[where] = upload(counter_uniforms(self.engine.seed, self.number, *counters), self.device)
+        self.uniforms[where] = upload(
+            counter_uniforms(self.engine.seed, self.number, *counters), self.device
+        )
         self.changed = True
 
     def plan(self) -> None:
@@ -141,7 +158,9 @@ class Generation:
         self.closes = bool(self.closing[:used].any())
         if self.changed:
             row = torch.where(self.places.owner >= 0, self.places.owner, self.total)
-            table = torch.stack([row, self.places.length, (self.places.owner >= 0).long(), self.closing.long()])
+            table = torch.stack(
+                [row, self.places.length, (self.places.owner >= 0).long(), self.closing.long()]
+            )
             self.table = upload(table, self.device, self.table)
             self.changed = False
         if not self.decoder.exact:
@@ -150,7 +169,8 @@ class Generation:
     def step(self) -> None:
         """One decoding step of all places over static tensors: draw a token of each, write it down, compute it.
 
-        Reads ``hidden``, ``table`` and ``uniforms``; writes ``tokens``, ``stats``, the keys and values, and ``hidden``.
+        Reads ``hidden``, ``table`` and ``uniforms``; writes ``tokens``, ``stats``, the keys and
+        values, and ``hidden``.
         """
         self.draw()
         self.feed()

@@ -1,9 +1,10 @@
 """Keys and values of rows that share their prompts: each prompt's once, each row's own in pre-allocated room.
 
-A row attends to two stretches of keys, its prompt's and its own. The queries of a prompt's rows meet its keys in one
-product, nothing is copied per row; one softmax runs over both. Rows and prompts have places in the memory
-(``places.py``). What a pass reads of them lies on the device at fixed addresses, and is uploaded only when rows come or
-go: between ``prepare``, which plans on the host, and the next one there are no uploads and no waits.
+A row attends to two stretches of keys, its prompt's and its own. The queries of a prompt's rows
+meet its keys in one product, nothing is copied per row; one softmax runs over both. Rows and
+prompts have places in the memory (``places.py``). What a pass reads of them lies on the device at
+fixed addresses, and is uploaded only when rows come or go: between ``prepare``, which plans on the
+host, and the next one there are no uploads and no waits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from rlif_lightning.model.scores import Scores
 from rlif_lightning.rollout.places import Arrangement, Places, close_gaps, meeting_points, rounded
 
 FIRST_ROOM = 64  # tokens of its own that a row has room for at first; doubled when they are full
-ROW_UNIT, PROMPT_UNIT, OWN_UNIT = 8, 16, 64  # on a GPU rows, tokens of prompts and own tokens are multiples of these
+ROW_UNIT, PROMPT_UNIT, OWN_UNIT = (
+    8,
+    16,
+    64,
+)  # on a GPU rows, tokens of prompts and own tokens are multiples of these
 
 
 @dataclass
@@ -42,23 +47,38 @@ class SharedPrefixMemory:
     """The memory and the attention of decoding; an ``AttentionPlan`` for some new tokens of each row.
 
     Args:
-        max_rows: at a time; also bounds the prompts, each of which has at least one row or the next one to come.
+        max_rows: at a time; also bounds the prompts, each of which has at least one row or the next
+            one to come.
         first_prompts: prompts that there is room for at first; doubled when more are under way.
         max_prompt, max_own: tokens of the longest prompt, and of a row's own.
         device: of the model.
 
     Attributes:
-        exact: whether sizes are those in use and no place is empty: on a CPU, where work costs more than a new shape.
+        exact: whether sizes are those in use and no place is empty: on a CPU, where work costs more
+            than a new shape.
     """
 
-    def __init__(self, max_rows: int, first_prompts: int, max_prompt: int, max_own: int, device: torch.device):
+    def __init__(
+        self, max_rows: int, first_prompts: int, max_prompt: int, max_own: int, device: torch.device
+    ):
         self.device, self.exact = device, device.type == "cpu"
-        self.max_rows, self.max_prompt = self._size(max_rows, ROW_UNIT), self._size(max_prompt, PROMPT_UNIT)
+        self.max_rows, self.max_prompt = (
+            self._size(max_rows, ROW_UNIT),
+            self._size(max_prompt, PROMPT_UNIT),
+        )
         self.max_own = self._size(max_own, OWN_UNIT)
-        self.room, self.prompt_room = min(FIRST_ROOM, self.max_own), min(self._size(first_prompts, 1), self.max_rows)
+        self.room, self.prompt_room = (
+            min(FIRST_ROOM, self.max_own),
+            min(self._size(first_prompts, 1), self.max_rows),
+        )
         self.layers: dict[int, LayerMemory] = {}
-        self.rows, self.prompts = Places(self.max_rows), Places(self.max_rows)  # a row's owner is its prompt's place
-        self.counting = torch.arange(max(self.max_rows, self.max_prompt, self.max_own), device=device)
+        self.rows, self.prompts = (
+            Places(self.max_rows),
+            Places(self.max_rows),
+        )  # a row's owner is its prompt's place
+        self.counting = torch.arange(
+            max(self.max_rows, self.max_prompt, self.max_own), device=device
+        )
         self.buffers: dict[tuple[int, ...], Tensor] = {}
         self.changed = True
 
@@ -73,7 +93,9 @@ class SharedPrefixMemory:
         """Make prompts known by their numbers; their keys come by :meth:`keep_prompts`, in the same order."""
         places = self.prompts.take(numbers, lengths)
         if self.prompts.used > self.prompt_room:
-            self._enlarge("prompts", places=min(max(2 * self.prompt_room, self.prompts.used), self.max_rows))
+            self._enlarge(
+                "prompts", places=min(max(2 * self.prompt_room, self.prompts.used), self.max_rows)
+            )
         self.new, self.seen, self.changed = upload(torch.tensor(places), self.device), {}, True
 
     def add_rows(self, places: Sequence[int], numbers: Sequence[int]) -> None:
@@ -94,14 +116,19 @@ class SharedPrefixMemory:
     def _allocate(self, keys: Tensor, values: Tensor) -> LayerMemory:
         """In the precision that keys and values come in (``model/scores.py``)."""
         heads, size = keys.shape[2], keys.shape[3] + values.shape[3]
-        # Zeros, since what lies beyond a prompt's end is multiplied by a probability of 0: it must be finite.
+        # Zeros, since what lies beyond a prompt's end is multiplied by a probability of 0: it must
+        # be finite.
         prompts = values.new_zeros((self.prompt_room, heads, self.max_prompt, size))
-        return LayerMemory(prompts, values.new_zeros((self.max_rows, heads, self.room, size)), keys.shape[3])
+        return LayerMemory(
+            prompts, values.new_zeros((self.max_rows, heads, self.room, size)), keys.shape[3]
+        )
 
     def _enlarge(self, name: str, places: int | None = None, room: int | None = None) -> None:
         for memory in self.layers.values():
             old = getattr(memory, name)
-            new = old.new_zeros((places or old.shape[0], old.shape[1], room or old.shape[2], old.shape[3]))
+            new = old.new_zeros(
+                (places or old.shape[0], old.shape[1], room or old.shape[2], old.shape[3])
+            )
             new[: old.shape[0], :, : old.shape[2]] = old
             setattr(memory, name, new)
         self.room, self.prompt_room = room or self.room, places or self.prompt_room
@@ -135,19 +162,32 @@ class SharedPrefixMemory:
         """
         reach = self.rows.longest() + tokens
         if reach > self.room:
-            self._enlarge("own", room=min(max(2 * self.room, self._size(reach, OWN_UNIT)), self.max_own))
+            self._enlarge(
+                "own", room=min(max(2 * self.room, self._size(reach, OWN_UNIT)), self.max_own)
+            )
         self.tokens, self.reach = tokens, min(self._size(reach, OWN_UNIT), self.room)
         if self.changed:
             self._renew()
         lengths, prompts = self.rows.length[: self.n], self.prompt_lengths
         self.ragged = not self.exact or tokens > 1
-        self.ragged = self.ragged or bool((prompts != self.width).any() or (lengths + 1 != reach).any())
+        self.ragged = self.ragged or bool(
+            (prompts != self.width).any() or (lengths + 1 != reach).any()
+        )
         self.rows.lengthen(tokens)
 
     @property
     def bucket(self) -> tuple[int, ...]:
         """Sizes and, by them, addresses of the prepared pass."""
-        return (self.n, self.p, self.most, self.width, self.reach, self.tokens, self.room, self.prompt_room)
+        return (
+            self.n,
+            self.p,
+            self.most,
+            self.width,
+            self.reach,
+            self.tokens,
+            self.room,
+            self.prompt_room,
+        )
 
     def _renew(self) -> None:
         """Where rows and prompts meet, anew: one upload into buffers that each size has once."""
@@ -160,9 +200,16 @@ class SharedPrefixMemory:
         heads = sorted({memory.own.shape[1] for memory in self.layers.values()})
         counts = owner[live].bincount(minlength=self.p)
         self.most = int(counts.max())
-        self.most = self.most if self.exact else rounded(self.most, 1 << (self.most - 1).bit_length())
+        self.most = (
+            self.most if self.exact else rounded(self.most, 1 << (self.most - 1).bit_length())
+        )
         pairs = [meeting_points(owner, counts, self.most, number) for number in heads]
-        parts = [self.prompt_lengths, self.rows.length[: self.n], live.long(), *(x for pair in pairs for x in pair)]
+        parts = [
+            self.prompt_lengths,
+            self.rows.length[: self.n],
+            live.long(),
+            *(x for pair in pairs for x in pair),
+        ]
         state = upload(torch.cat(parts), self.device, self.buffers.get((self.n, self.p, self.most)))
         self.buffers[self.n, self.p, self.most] = state
         split = state.split([len(part) for part in parts])
@@ -182,10 +229,13 @@ class SharedPrefixMemory:
         """Count the tokens that every row has now."""
         self.lengths.add_(self.live, alpha=self.tokens)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
+    ) -> Tensor:
         """Attention ``[n, tokens, heads, d]`` of the newest tokens, from ``[n, heads, tokens, d]`` (fewer for keys).
 
-        Results go into tensors of the memory's precision, which also keeps autocast from casting again.
+        Results go into tensors of the memory's precision, which also keeps autocast from casting
+        again.
         """
         memory, (n, heads, tokens, size), kv = self.layers[layer], query.shape, key.shape[1]
         pairs = torch.cat([key, value], -1)
@@ -201,13 +251,19 @@ class SharedPrefixMemory:
         products = value.new_empty((n * kv, lines, self.width + self.reach))
         met = query.index_select(0, grid).view(len(prompt_keys), -1, size)
         met = _product(met, prompt_keys.transpose(1, 2), scale)
-        torch.index_select(met.view(-1, lines, self.width), 0, place, out=products[..., : self.width])
+        torch.index_select(
+            met.view(-1, lines, self.width), 0, place, out=products[..., : self.width]
+        )
         if self.exact:  # a CPU multiplies matrix by matrix where the result has gaps
             products[..., own].copy_(_product(query, keys.transpose(1, 2), scale))
         else:
             products[..., own].baddbmm_(query, keys.transpose(1, 2), beta=0, alpha=scale)
-        probs = self._weights(products.view(n, kv, -1, tokens, products.shape[-1]), scores).view_as(products)
-        of_prompts = probs[..., : self.width].index_select(0, grid).view(len(prompt_keys), -1, self.width)
+        probs = self._weights(products.view(n, kv, -1, tokens, products.shape[-1]), scores).view_as(
+            products
+        )
+        of_prompts = (
+            probs[..., : self.width].index_select(0, grid).view(len(prompt_keys), -1, self.width)
+        )
         met = _product(of_prompts, prompt_values).view(-1, lines, values.shape[2])
         output = met.index_select(0, place).baddbmm_(probs[..., own], values)
         output = output.view(n, heads, tokens, -1)
@@ -220,7 +276,11 @@ class SharedPrefixMemory:
             products = products if unseen is None else products.masked_fill_(unseen, -torch.inf)
             return torch.softmax(products, -1, out=torch.empty_like(products))
         unseen = None if unseen is None else unseen[:, 0]
-        return scores.weights(products.flatten(1, 2), unseen).to(products.dtype).unflatten(1, products.shape[1:3])
+        return (
+            scores.weights(products.flatten(1, 2), unseen)
+            .to(products.dtype)
+            .unflatten(1, products.shape[1:3])
+        )
 
     def _hidden(self, window: int | None) -> Tensor | None:
         """``[n, 1, 1, tokens, width + reach]`` bool: what each row may not see; None if that is nothing."""
@@ -242,4 +302,6 @@ class SharedPrefixMemory:
 
 def _product(one: Tensor, other: Tensor, scale: float = 1.0) -> Tensor:
     """Scaled batched matrix product in the precision of its factors, also under autocast."""
-    return one.new_empty((len(one), one.shape[1], other.shape[2])).baddbmm_(one, other, beta=0, alpha=scale)
+    return one.new_empty((len(one), one.shape[1], other.shape[2])).baddbmm_(
+        one, other, beta=0, alpha=scale
+    )

@@ -17,8 +17,8 @@ from rlif_lightning.rollout.places import Arrangement
 class LockstepDecoder(Decoder):
     """A decoder of a policy whose layers are gathered anew in every pass: all ranks make equally many passes.
 
-    A pass is a pass, whether one rank admits prompts in it and another advances rows; a rank that has finished makes
-    passes for nothing until the last one has.
+    A pass is a pass, whether one rank admits prompts in it and another advances rows; a rank that
+    has finished makes passes for nothing until the last one has.
 
     Args:
         decoder: does the work.

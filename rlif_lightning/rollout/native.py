@@ -1,7 +1,8 @@
 """The native engine: generation in this process, with the very weights that are trained.
 
-Each prompt is computed and stored once; rows that ended leave, rows that wait take their places; the logits that a
-token is drawn from also give its statistics, so neither old log-probs nor self-certainty cost another forward.
+Each prompt is computed and stored once; rows that ended leave, rows that wait take their places;
+the logits that a token is drawn from also give its statistics, so neither old log-probs nor
+self-certainty cost another forward.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class NativeEngine(RolloutEngine):
     """Samples in this process.
 
     Args:
-        max_rows: completions decoded at a time; bounds the memory, whatever the size of a step. Where memory runs out,
-            one process draws the rollout again with half of them, and stays there.
+        max_rows: completions decoded at a time; bounds the memory, whatever the size of a step.
+            Where memory runs out, one process draws the rollout again with half of them, and stays
+            there.
     """
 
     def __init__(self, max_rows: int = 512):
@@ -57,7 +59,10 @@ class NativeEngine(RolloutEngine):
         mask = (torch.arange(longest) < done.lengths.unsqueeze(1)).to(device)
         stats = TokenStats(*(agreed(done.stats[:, :longest, i].contiguous()) for i in range(3)))
         stops = StopStrings(self.policy.tokenizer, sampling.stop)
-        texts = [stops.text(ids[:length]) for ids, length in zip(done.ids, done.lengths.tolist(), strict=True)]
+        texts = [
+            stops.text(ids[:length])
+            for ids, length in zip(done.ids, done.lengths.tolist(), strict=True)
+        ]
         ids = done.ids[:, :longest].contiguous().to(device)
         return Rollout(prompts, ids, mask, stats, texts, done.ended.to(device), group_size)
 
@@ -72,7 +77,9 @@ class NativeEngine(RolloutEngine):
         finally:
             self.policy.train(training)
 
-    def _completions(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Completions:
+    def _completions(
+        self, prompts: Prompts, group_size: int, sampling: Sampling, step: int
+    ) -> Completions:
         """All completions; as memory runs out with ever fewer at a time, which draws the same ones."""
         while True:
             try:
@@ -80,10 +87,13 @@ class NativeEngine(RolloutEngine):
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self.max_rows = self._fewer_rows(min(self.max_rows, len(prompts) * group_size), error)
+                self.max_rows = self._fewer_rows(
+                    min(self.max_rows, len(prompts) * group_size), error
+                )
             give_back()
             warnings.warn(
-                f"out of memory in a rollout: it and all that follow are drawn with max_rows={self.max_rows};"
+                "out of memory in a rollout: it and all that follow are drawn with"
+                f" max_rows={self.max_rows};"
                 f" set model.engine.max_rows={self.max_rows} to begin so",
                 stacklevel=2,
             )
@@ -92,12 +102,16 @@ class NativeEngine(RolloutEngine):
     def _fewer_rows(rows: int, error: BaseException) -> int:
         if rows == 1:
             raise RuntimeError(
-                "out of memory in a rollout with a single completion at a time; lower sampling.max_new_tokens"
+                "out of memory in a rollout with a single completion at a time; lower"
+                " sampling.max_new_tokens"
             ) from error
         fewer = rows // 2
-        if num_processes() > 1:  # another one may be inside a collective that this one would never join
+        if (
+            num_processes() > 1
+        ):  # another one may be inside a collective that this one would never join
             raise RuntimeError(
-                "out of memory in a rollout on one of several ranks, which cannot draw it again on its own; resume"
+                "out of memory in a rollout on one of several ranks, which cannot draw it again on"
+                " its own; resume"
                 f" (--ckpt_path=last) with a lower model.engine.max_rows, such as {fewer}"
             ) from error
         return fewer
@@ -107,8 +121,12 @@ class NativeEngine(RolloutEngine):
         device = prompts.token_ids[0].device
         rows = min(self.max_rows, len(prompts) * group_size)
         sizes = (rows, sampling.max_new_tokens, group_size)
-        decoder = choose_decoder(self.policy, prompts.token_ids, *sizes, lambda: self._cached(device))
-        return LockstepDecoder(decoder, self.policy, device) if self.policy.keeps_sharded else decoder
+        decoder = choose_decoder(
+            self.policy, prompts.token_ids, *sizes, lambda: self._cached(device)
+        )
+        return (
+            LockstepDecoder(decoder, self.policy, device) if self.policy.keeps_sharded else decoder
+        )
 
     def _cached(self, device: torch.device) -> bool:
         """Whether the standard cache serves the policy; a warning if it does not."""
@@ -116,8 +134,10 @@ class NativeEngine(RolloutEngine):
             self.cache_is_right = cache_is_right(self.policy, device)
             if not self.cache_is_right:
                 warnings.warn(
-                    f"{type(self.policy.causal_lm).__name__} cannot be decoded with the standard cache: each token"
-                    " costs a pass over its whole row, which is right but slow; vLLM may serve it better",
+                    f"{type(self.policy.causal_lm).__name__} cannot be decoded with the standard"
+                    " cache: each token"
+                    " costs a pass over its whole row, which is right but slow; vLLM may serve it"
+                    " better",
                     stacklevel=2,
                 )
         return self.cache_is_right

@@ -1,6 +1,7 @@
 """Places of rows and of prompts while completions are drawn: who has which, and what moves when some leave.
 
-This is the host's side; it needs no answer from the device. Sizes are rounded up where shapes shall repeat.
+This is the host's side; it needs no answer from the device. Sizes are rounded up where shapes shall
+repeat.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Places:
         self.put(places, owners, lengths)
         return places
 
-    def put(self, places: Sequence[int], owners: Sequence[int], lengths: Sequence[int] | None = None) -> None:
+    def put(
+        self, places: Sequence[int], owners: Sequence[int], lengths: Sequence[int] | None = None
+    ) -> None:
         """Put owners in these free places, without a token if no lengths are given."""
         self.owner[list(places)] = torch.tensor(list(owners))
         self.length[list(places)] = torch.tensor(list(lengths)) if lengths is not None else 0
@@ -50,7 +53,11 @@ class Places:
 
     def where(self) -> dict[int, int]:
         """The place of each owner."""
-        return {owner: place for place, owner in enumerate(self.owner[: self.used].tolist()) if owner >= 0}
+        return {
+            owner: place
+            for place, owner in enumerate(self.owner[: self.used].tolist())
+            if owner >= 0
+        }
 
     def longest(self) -> int:
         """Tokens at the place that has most."""
@@ -78,7 +85,8 @@ class Arrangement:
     """Where the content of each place comes from.
 
     Args:
-        source: ``[new used]`` int64 on the CPU: the place whose content a place gets; ``EMPTY`` = it becomes free.
+        source: ``[new used]`` int64 on the CPU: the place whose content a place gets; ``EMPTY`` =
+            it becomes free.
         device: of what :meth:`move` moves.
     """
 
@@ -95,7 +103,10 @@ class Arrangement:
         values[: len(new)] = new
 
     def move(self, values: Tensor) -> None:
-        """Move what lies at the places of the first dimension. Nothing that moves is overwritten before it has."""
+        """Move what lies at the places of the first dimension.
+
+        Nothing that moves is overwritten before it has.
+        """
         if self.moves is not None:
             values[self.moves[0]] = values[self.moves[1]]
 
@@ -138,7 +149,10 @@ def meeting_points(owner: Tensor, counts: Tensor, most: int, heads: int) -> tupl
     within = torch.empty_like(order)
     within[order] = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[of[order]]
     points = (of.unsqueeze(1) * heads + head) * most + within.unsqueeze(1)
-    place, grid = torch.zeros((len(owner), heads), dtype=torch.int64), torch.zeros(len(counts) * heads * most).long()
+    place, grid = (
+        torch.zeros((len(owner), heads), dtype=torch.int64),
+        torch.zeros(len(counts) * heads * most).long(),
+    )
     place[rows], grid[points] = points, rows.unsqueeze(1) * heads + head
     return place.flatten(), grid
 

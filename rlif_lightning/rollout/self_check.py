@@ -1,9 +1,10 @@
 """Whether this library computes a model's own log-probs, found out before anything is trained.
 
-The policy is put together from parts of a Hugging Face model: its layers under another attention, its head. So each
-start compares it with the model itself. Before weights are read, a small random copy of the same configuration is
-compared in float32 on the CPU, on rows that are longer than its windows (``check_architecture``). Once they are read,
-a few short rows are compared in the weights' own precision (``check_weights``). What does not agree is refused.
+The policy is put together from parts of a Hugging Face model: its layers under another attention,
+its head. So each start compares it with the model itself. Before weights are read, a small random
+copy of the same configuration is compared in float32 on the CPU, on rows that are longer than its
+windows (``check_architecture``). Once they are read, a few short rows are compared in the weights'
+own precision (``check_weights``). What does not agree is refused.
 """
 
 from __future__ import annotations
@@ -22,18 +23,33 @@ from rlif_lightning.model.loading import Policy, own_attention, prepared, resolv
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.shrunken import NotShrinkable, random_model, shrunken
 from rlif_lightning.model.small_sizes import VOCABULARY
-from rlif_lightning.rollout.comparison import GROUP, Limit, Rows, differences, own_stats, random_rows
+from rlif_lightning.rollout.comparison import (
+    GROUP,
+    Limit,
+    Rows,
+    differences,
+    own_stats,
+    random_rows,
+)
 from rlif_lightning.rollout.decoders import Decoder, choose_decoder
 
 SMALL_COPY = Limit(1e-3)
-# Of real weights, by precision. Half precisions round each layer's output; see docs/models.md for what was measured.
+# Of real weights, by precision. Half precisions round each layer's output; see docs/models.md for
+# what was measured.
 BY_DTYPE = {
-    torch.float64: Limit(1e-3, twice_alike=False),  # norms and rotary angles of Transformers stay in float32
-    torch.float32: Limit(1e-2, twice_alike=False),  # room for the TF32 that a GPU may be told to use
+    torch.float64: Limit(
+        1e-3, twice_alike=False
+    ),  # norms and rotary angles of Transformers stay in float32
+    torch.float32: Limit(
+        1e-2, twice_alike=False
+    ),  # room for the TF32 that a GPU may be told to use
     torch.float16: Limit(0.1, median=True, twice_alike=False),
     torch.bfloat16: Limit(0.3, median=True, twice_alike=False),
 }
-PROMPT_LENGTHS, LENGTHS = (11, 6), (10, 5, 12, 3)  # of the small copy's rows: beyond WINDOW, within REACH
+PROMPT_LENGTHS, LENGTHS = (
+    (11, 6),
+    (10, 5, 12, 3),
+)  # of the small copy's rows: beyond WINDOW, within REACH
 LONG_PROMPTS, AFTER_THEM = (30, 26), (4, 1, 3, 2)  # beyond REACH from the first completion token on
 SHORT_PROMPTS, SHORT = (5, 3), (3, 2, 1, 3)  # of the real weights' rows
 _passed: set[tuple[str, str]] = set()
@@ -47,7 +63,8 @@ class Verdict:
         model: class and type of the model.
         shares_prompts: whether prompts are computed and stored once per group.
         faults: what differs or cannot be computed; empty if all is right.
-        refused: whether the one fault is a whole message, of what refuses such models when they are loaded.
+        refused: whether the one fault is a whole message, of what refuses such models when they are
+            loaded.
     """
 
     model: str
@@ -60,8 +77,8 @@ def check_architecture(policy: Policy) -> bool:
     """Refuse a configuration whose log-probs would not be the model's own; once per process and configuration.
 
     Returns:
-        False if there is no small copy of it (code that comes with the weights, a shape that cannot be shrunk), so
-        that nothing was compared.
+        False if there is no small copy of it (code that comes with the weights, a shape that cannot
+        be shrunk), so that nothing was compared.
 
     Raises:
         ValueError: names the model, what differs, and what works instead.
@@ -71,7 +88,9 @@ def check_architecture(policy: Policy) -> bool:
         config = AutoConfig.from_pretrained(resolve_model(policy.name), **source)
     except Exception:
         return True  # loading it says what is wrong
-    if policy.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+    if policy.trust_remote_code and "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
+    ):
         return False
     key = (config.to_json_string(use_diff=False), policy.attention)
     if key in _passed:
@@ -82,7 +101,9 @@ def check_architecture(policy: Policy) -> bool:
             raise ValueError(verdict.faults[0])
         if verdict.faults:
             remedy = _remedy(config, policy.attention)
-            raise ValueError(_message(policy.name, verdict.model, verdict.faults, "a small random copy", remedy))
+            raise ValueError(
+                _message(policy.name, verdict.model, verdict.faults, "a small random copy", remedy)
+            )
     except NotShrinkable:
         return False
     _passed.add(key)
@@ -109,19 +130,26 @@ def examine(config: PreTrainedConfig, attention: str) -> Verdict:
         try:
             own_stats(own, rows[0])
         except Exception as error:
-            raise NotShrinkable(f"its own forward raises {type(error).__name__}: {error}") from error
+            raise NotShrinkable(
+                f"its own forward raises {type(error).__name__}: {error}"
+            ) from error
         return _verdict(small, own, rows, attention)
 
 
 def _verdict(small: PreTrainedConfig, own: Any, rows: list[Rows], attention: str) -> Verdict:
-    name, settings = _name(own), Policy("rlif-arithmetic", attention=attention)  # for its tokenizer, which is small
+    name, settings = (
+        _name(own),
+        Policy("rlif-arithmetic", attention=attention),
+    )  # for its tokenizer, which is small
     try:
         policy = PolicyModel(settings, load=lambda each: prepared(_copied(small, own, each), each))
         faults = []
         for part in rows:
             faults += differences(policy, _decoder(policy, part), own, part, SMALL_COPY)
     except Exception as error:
-        message = str(error).replace(repr(settings.name), repr(small.name_or_path or small.model_type))
+        message = str(error).replace(
+            repr(settings.name), repr(small.name_or_path or small.model_type)
+        )
         if message.startswith("model.policy."):  # ours, which says all there is to say
             return Verdict(name, False, (message,), refused=True)
         return Verdict(name, False, (f"loading raises {type(error).__name__}: {message}",))
@@ -132,7 +160,9 @@ def _copied(small: PreTrainedConfig, own: Any, settings: Policy) -> Any:
     """Another model with the same weights, made as a policy's model is."""
     with torch.random.fork_rng(devices=[]):
         attention = own_attention(settings)
-        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(
+            small, dtype=torch.float32, attn_implementation=attention
+        )
     model.load_state_dict(own.state_dict())
     return model
 
@@ -164,12 +194,15 @@ def _remedy(config: PreTrainedConfig, attention: str) -> str:
     """What works instead, tried out."""
     if attention != "eager" and not examine(config, "eager").faults:
         return "set model.policy.attention=eager, which agrees"
-    return "take another model: no setting makes this one agree (docs/models.md lists those that work)"
+    return (
+        "take another model: no setting makes this one agree (docs/models.md lists those that work)"
+    )
 
 
 def _message(name: str, model: str, faults: tuple[str, ...], where: str, remedy: str) -> str:
     return (
-        f"model.policy.name={name!r}: {model} would be trained on log-probs that are not its own. Compared on {where}:"
+        f"model.policy.name={name!r}: {model} would be trained on log-probs that are not its own."
+        f" Compared on {where}:"
         f" {'; '.join(faults)}. {remedy[0].upper()}{remedy[1:]}"
     )
 

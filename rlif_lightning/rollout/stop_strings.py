@@ -36,8 +36,12 @@ class StopStrings:
         if not self.stop:
             return torch.zeros(len(rows), dtype=torch.bool)
         ends = zip(rows.tolist(), lengths.tolist(), strict=True)
-        tails = [self.tokenizer.decode(ids[row, max(0, end - self.tail) : end]) for row, end in ends]
-        return torch.tensor([any(string in tail for string in self.stop) for tail in tails], dtype=torch.bool)
+        tails = [
+            self.tokenizer.decode(ids[row, max(0, end - self.tail) : end]) for row, end in ends
+        ]
+        return torch.tensor(
+            [any(string in tail for string in self.stop) for tail in tails], dtype=torch.bool
+        )
 
     def text(self, ids: Tensor) -> str:
         """The text of a completion without special tokens, cut before the first stop string."""

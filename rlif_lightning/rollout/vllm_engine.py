@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.processes.collectives import all_process_attempt, all_rank_max, all_rank_mean_std, is_distributed
+from rlif_lightning.processes.collectives import (
+    all_process_attempt,
+    all_rank_max,
+    all_rank_mean_std,
+    is_distributed,
+)
 from rlif_lightning.processes.ranks import num_processes
 from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.rollout.engine import RolloutEngine
@@ -29,20 +34,25 @@ OURS = ("model", "load_format", "logprobs_mode", "worker_extension_cls")
 PROBE_PROMPTS, PROBE_TOKENS = 8, 8
 PROBE_SHARE = 5  # greedy tokens are the likeliest ones, whose log-probs rounding moves least
 BIAS = -100.0  # the lowest that vLLM takes
-NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+NEUTRAL = {
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
 
 
 class VLLMEngine(RolloutEngine):
     """Samples with vLLM in this process.
 
-    Weights are copied to it before the first rollout after any change. Its log-probs are used for two things only: the
-    logged gap, and weights of the policy loss that correct for it.
+    Weights are copied to it before the first rollout after any change. Its log-probs are used for
+    two things only: the logged gap, and weights of the policy loss that correct for it.
 
     Args:
         options: further arguments of `vllm.LLM`, such as gpu_memory_utilization or max_model_len.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
-        max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the run: the engine does
-            not have the policy's weights then.
+        max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the
+            run: the engine does not have the policy's weights then.
         scoring_tokens: token budget of one pass that scores completions.
 
     Raises:
@@ -75,8 +85,10 @@ class VLLMEngine(RolloutEngine):
     def check(self, sampling: Sampling) -> None:
         if sampling.stop and sampling.min_new_tokens:
             raise ValueError(
-                f"sampling.stop={list(sampling.stop)} with min_new_tokens={sampling.min_new_tokens}: vLLM does not look"
-                " for stop strings before that many tokens, unlike the native engine; set one of them only"
+                f"sampling.stop={list(sampling.stop)} with"
+                f" min_new_tokens={sampling.min_new_tokens}: vLLM does not look"
+                " for stop strings before that many tokens, unlike the native engine; set one of"
+                " them only"
             )
         if self.sampler is None:
             self._check_place()
@@ -85,13 +97,16 @@ class VLLMEngine(RolloutEngine):
         """Refuse processes and an installation that the sampler could not start in."""
         if num_processes() > 1:
             raise ValueError(
-                "engine VLLMEngine works in one process, and there are several; start a vLLM server, which they can"
-                " share, and use --config configs/engine/vllm_server.yaml (docs/vllm.md), or train with"
+                "engine VLLMEngine works in one process, and there are several; start a vLLM"
+                " server, which they can"
+                " share, and use --config configs/engine/vllm_server.yaml (docs/vllm.md), or train"
+                " with"
                 " --trainer.devices=1"
             )
         if "vllm" not in sys.modules and importlib.util.find_spec("vllm") is None:
             raise ValueError(
-                'engine VLLMEngine needs the package vllm: pip install "rlif-lightning[vllm]" (on a CPU: docs/vllm.md);'
+                'engine VLLMEngine needs the package vllm: pip install "rlif-lightning[vllm]" (on'
+                " a CPU: docs/vllm.md);"
                 " or sample with --config configs/engine/native.yaml"
             )
 
@@ -110,13 +125,17 @@ class VLLMEngine(RolloutEngine):
     def _probe(self, prompts: Prompts, max_new_tokens: int) -> None:
         """Compare a few greedy tokens' log-probs, before the first rollout (a collective).
 
-        A model of the same shapes can have other settings, such as another base of its rotary positions.
+        A model of the same shapes can have other settings, such as another base of its rotary
+        positions.
 
         Raises:
             RuntimeError: they differ by more than a fifth of ``max_gap`` on average.
         """
         few = Prompts(
-            prompts.token_ids[:PROBE_PROMPTS], prompts.texts[:PROBE_PROMPTS], {}, prompts.index[:PROBE_PROMPTS]
+            prompts.token_ids[:PROBE_PROMPTS],
+            prompts.texts[:PROBE_PROMPTS],
+            {},
+            prompts.index[:PROBE_PROMPTS],
         )
         tokens = min(PROBE_TOKENS, max_new_tokens)
         greedy = Sampling(temperature=0, max_new_tokens=tokens, min_new_tokens=tokens)
@@ -124,23 +143,34 @@ class VLLMEngine(RolloutEngine):
         gap = _mean_gap(as_rollout(self.policy, few, drawn, 1, greedy, self.scoring_tokens, None))
         if not gap <= self.max_gap / PROBE_SHARE:
             raise RuntimeError(
-                f"vLLM's log-probs of greedy tokens differ from the policy's by {gap:.3g} nats on average (more than"
-                f" max_gap={self.max_gap} / {PROBE_SHARE}): it serves another model, or this one with other settings"
-                " (such as rope_theta); start it with the policy's own folder, or raise max_gap if its precision"
+                f"vLLM's log-probs of greedy tokens differ from the policy's by {gap:.3g} nats on"
+                " average (more than"
+                f" max_gap={self.max_gap} / {PROBE_SHARE}): it serves another model, or this one"
+                " with other settings"
+                " (such as rope_theta); start it with the policy's own folder, or raise max_gap if"
+                " its precision"
                 " explains that"
             )
         self.probed = True
 
-    def _draw(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Sequence[Drawn]:
+    def _draw(
+        self, prompts: Prompts, group_size: int, sampling: Sampling, step: int
+    ) -> Sequence[Drawn]:
         """This rank's completions, prompt-major."""
         assert self.sampler is not None
         self._check_length(prompts, sampling, self.sampler.max_length)
         ids = [each.tolist() for each in prompts.token_ids]
         rows = prompts.index.tolist()
-        requests = [self.request(sampling, group_size, request_seed(self.seed, step, row)) for row in rows]
+        requests = [
+            self.request(sampling, group_size, request_seed(self.seed, step, row)) for row in rows
+        ]
         groups = self.sampler.generate(ids, requests)
         # vLLM draws a greedy completion once; the copies of a group would be the same.
-        return [each for group in groups for each in (group if len(group) == group_size else group * group_size)]
+        return [
+            each
+            for group in groups
+            for each in (group if len(group) == group_size else group * group_size)
+        ]
 
     def synchronize(self) -> bool:
         """Give the engine the policy's weights if they changed since the last time (a collective); whether they had."""
@@ -148,7 +178,9 @@ class VLLMEngine(RolloutEngine):
             self.sampler = all_process_attempt(self._start)
         now = fingerprint(self.policy)
         changed = self.loaded is None or not torch.equal(now, self.loaded)
-        if not all_rank_max(torch.tensor(float(changed), device=now.device)):  # ranks may hold different parts
+        if not all_rank_max(
+            torch.tensor(float(changed), device=now.device)
+        ):  # ranks may hold different parts
             return False
         self.loaded = None
         self.sampler.load(merged_weights(self.policy))
@@ -158,7 +190,8 @@ class VLLMEngine(RolloutEngine):
     def request(self, sampling: Sampling, group_size: int, seed: int) -> dict[str, Any]:
         """A prompt's request: names that vLLM's ``SamplingParams`` and ``/v1/completions`` have in common.
 
-        Everything is said, since a server takes what is not from the model's generation_config.json.
+        Everything is said, since a server takes what is not from the model's
+        generation_config.json.
         """
         return {
             "n": group_size if sampling.temperature else 1,
@@ -196,8 +229,10 @@ class VLLMEngine(RolloutEngine):
         needed = max(map(len, prompts.token_ids)) + sampling.max_new_tokens
         if needed > max_length:
             raise ValueError(
-                f"vLLM's max_model_len={max_length} is less than the longest prompt and sampling.max_new_tokens="
-                f"{sampling.max_new_tokens} together, {needed}: it would cut completions; raise max_model_len"
+                f"vLLM's max_model_len={max_length} is less than the longest prompt and"
+                " sampling.max_new_tokens="
+                f"{sampling.max_new_tokens} together, {needed}: it would cut completions; raise"
+                " max_model_len"
             )
 
     def _check_gap(self, rollout: Rollout, sampling: Sampling) -> None:
@@ -206,8 +241,10 @@ class VLLMEngine(RolloutEngine):
         gap = _mean_gap(rollout)
         if not gap <= self.max_gap:
             raise RuntimeError(
-                f"vLLM's log-probs differ from the policy's by {gap:.3g} nats a token on average (max_gap="
-                f"{self.max_gap}): it does not sample from the policy; raise max_gap if its precision explains that"
+                f"vLLM's log-probs differ from the policy's by {gap:.3g} nats a token on average"
+                " (max_gap="
+                f"{self.max_gap}): it does not sample from the policy; raise max_gap if its"
+                " precision explains that"
             )
 
 
@@ -225,17 +262,19 @@ class VLLMServerEngine(VLLMEngine):
 
     Args:
         server: where it listens, `http://host:port`.
-        weights_folder: a folder that the server and the first trainer process see under the same name: weights are
-            handed over there.
-        timeout: seconds for loading weights, and for the completions of one rollout besides those for their tokens.
+        weights_folder: a folder that the server and the first trainer process see under the same
+            name: weights are handed over there.
+        timeout: seconds for loading weights, and for the completions of one rollout besides those
+            for their tokens.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
-        max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the run: the engine does
-            not have the policy's weights then.
+        max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the
+            run: the engine does not have the policy's weights then.
         scoring_tokens: token budget of one pass that scores completions.
-        key_variable: name of the environment variable that holds the server's API key, sent as `Authorization: Bearer`;
-            null = it needs none. The key itself is never a setting, so that no configuration or checkpoint holds it.
-        timeout_per_token: seconds more for each token that a rollout's completions may have (max_new_tokens for each of
-            all processes): the slowest rate that is waited for.
+        key_variable: name of the environment variable that holds the server's API key, sent as
+            `Authorization: Bearer`; null = it needs none. The key itself is never a setting, so
+            that no configuration or checkpoint holds it.
+        timeout_per_token: seconds more for each token that a rollout's completions may have
+            (max_new_tokens for each of all processes): the slowest rate that is waited for.
 
     Raises:
         ValueError: a setting out of range, or no URL.
@@ -258,21 +297,35 @@ class VLLMServerEngine(VLLMEngine):
         if not timeout > 0:
             raise ValueError(f"timeout={timeout} must be positive, in seconds")
         if not timeout_per_token >= 0:
-            raise ValueError(f"timeout_per_token={timeout_per_token} must be at least 0, in seconds")
+            raise ValueError(
+                f"timeout_per_token={timeout_per_token} must be at least 0, in seconds"
+            )
         if key_variable is not None and not key_variable.isidentifier():
-            raise ValueError("key_variable must be the name of an environment variable, and not the key itself")
+            raise ValueError(
+                "key_variable must be the name of an environment variable, and not the key itself"
+            )
         self.server, self.weights_folder = server, weights_folder
-        self.timeout, self.timeout_per_token, self.key_variable = timeout, timeout_per_token, key_variable
+        self.timeout, self.timeout_per_token, self.key_variable = (
+            timeout,
+            timeout_per_token,
+            key_variable,
+        )
 
     def _check_place(self) -> None:
         if num_processes() > 1 and not is_distributed():
             raise ValueError(
-                "engine VLLMServerEngine does not work under tensor parallelism (trainer.strategy), whose processes"
+                "engine VLLMServerEngine does not work under tensor parallelism"
+                " (trainer.strategy), whose processes"
                 " have the same rows; use NativeEngine, or --config configs/strategy/fsdp2.yaml"
             )
 
     def _start(self) -> VLLMServer:
         config = self.policy.causal_lm.config
         return VLLMServer(
-            self.server, self.weights_folder, self.timeout, config, self.key_variable, self.timeout_per_token
+            self.server,
+            self.weights_folder,
+            self.timeout,
+            config,
+            self.key_variable,
+            self.timeout_per_token,
         )

@@ -35,21 +35,29 @@ class LocalVLLM:
         # The weights are handed over by reference, which another process could not take.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
-            vllm: Any = importlib.import_module("vllm")  # not this folder's file, as type checkers think
+            vllm: Any = importlib.import_module(
+                "vllm"
+            )  # not this folder's file, as type checkers think
         except ImportError as error:
             raise ValueError(
-                f"engine VLLMEngine: the package vllm is installed and cannot be imported: {error}; docs/vllm.md says"
+                "engine VLLMEngine: the package vllm is installed and cannot be imported:"
+                f" {error}; docs/vllm.md says"
                 " which versions go together"
             ) from error
         self.vllm = vllm
-        fixed = {"load_format": "dummy", "logprobs_mode": "processed_logprobs", "worker_extension_cls": WORKER}
+        fixed = {
+            "load_format": "dummy",
+            "logprobs_mode": "processed_logprobs",
+            "worker_extension_cls": WORKER,
+        }
         with isolate_rng():  # vLLM seeds every generator of the process
             try:
                 self.llm = vllm.LLM(model=model, **fixed, **options)
             except ValueError as error:  # pydantic's, of many lines, among others
                 said = " ".join(str(error).split())
                 raise ValueError(
-                    f"vLLM refuses model.policy.name={model!r} with model.engine.init_args.options={options}: {said}"
+                    f"vLLM refuses model.policy.name={model!r} with"
+                    f" model.engine.init_args.options={options}: {said}"
                 ) from error
         self.max_length: int = self.llm.llm_engine.model_config.max_model_len
 
@@ -63,14 +71,25 @@ class LocalVLLM:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache after the weights had changed")
 
-    def generate(self, prompt_ids: Sequence[list[int]], requests: Sequence[dict[str, Any]]) -> list[list[Drawn]]:
+    def generate(
+        self, prompt_ids: Sequence[list[int]], requests: Sequence[dict[str, Any]]
+    ) -> list[list[Drawn]]:
         """``n`` completions for each prompt, in order."""
         prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
-        settings = [self.vllm.SamplingParams(**request, detokenize=bool(request["stop"])) for request in requests]
+        settings = [
+            self.vllm.SamplingParams(**request, detokenize=bool(request["stop"]))
+            for request in requests
+        ]
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        with torch.autocast(device, enabled=False), isolate_rng():  # vLLM has a precision of its own
+        with (
+            torch.autocast(device, enabled=False),
+            isolate_rng(),
+        ):  # vLLM has a precision of its own
             outputs = self.llm.generate(prompts, settings, use_tqdm=False)
-        return [[_drawn(each) for each in sorted(o.outputs, key=lambda each: each.index)] for o in outputs]
+        return [
+            [_drawn(each) for each in sorted(o.outputs, key=lambda each: each.index)]
+            for o in outputs
+        ]
 
 
 def _drawn(output: Any) -> Drawn:

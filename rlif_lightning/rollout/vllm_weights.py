@@ -21,10 +21,11 @@ WRAPPED = "base_layer"  # peft's name for what a wrapper is around
 def merged_weights(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
     """Every weight once, by the name that the model's checkpoint has for it (a tied weight by its first name).
 
-    transformers keeps some weights in another form than the checkpoint, such as all experts of a layer in one tensor;
-    they are taken apart again, a layer at a time. Under LoRA the adapters are added to what is yielded; the policy's
-    own weights are left alone. Of a policy that is divided between ranks each weight is gathered by itself (a
-    collective: every rank goes through all of them).
+    transformers keeps some weights in another form than the checkpoint, such as all experts of a
+    layer in one tensor; they are taken apart again, a layer at a time. Under LoRA the adapters are
+    added to what is yielded; the policy's own weights are left alone. Of a policy that is divided
+    between ranks each weight is gathered by itself (a collective: every rank goes through all of
+    them).
 
     Raises:
         ValueError: adapters on the experts of a divided policy, whose parts cannot be merged.
@@ -36,7 +37,11 @@ def merged_weights(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
 
 def _whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """Every weight once by its name in the model without adapters, with its adapters added."""
-    adapters = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    adapters = {
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
     seen: set[int] = set()
     for name, weight in model.state_dict(keep_vars=True).items():
         if id(weight) in seen or "lora_" in name:
@@ -54,7 +59,8 @@ def _wrappers(layer: str, leaf: str, adapters: dict[str, Any]) -> Iterator[Any]:
     """peft's wrappers around a layer that adapt its parameter ``leaf``; it nests one wrapper per parameter."""
     while layer.endswith(f".{WRAPPED}"):
         layer = layer.removesuffix(f".{WRAPPED}")
-        # Those around a layer adapt its weight, those around a module of experts the parameter that they name.
+        # Those around a layer adapt its weight, those around a module of experts the parameter that
+        # they name.
         if layer in adapters and getattr(adapters[layer], "parameter_name", "weight") == leaf:
             yield adapters[layer]
 
@@ -63,8 +69,10 @@ def _delta(name: str, module: Any, adapter: str) -> Tensor:
     """What an adapter adds to a weight, whole."""
     if getattr(module, "num_experts", 1) > 1 and isinstance(module.lora_A[adapter].weight, DTensor):
         raise ValueError(
-            f"model.policy.lora adapts the experts {name}, which are divided between processes: their adapters cannot"
-            " be handed to vLLM; name other layers in model.policy.lora.target_modules, or use NativeEngine"
+            f"model.policy.lora adapts the experts {name}, which are divided between processes:"
+            " their adapters cannot"
+            " be handed to vLLM; name other layers in model.policy.lora.target_modules, or use"
+            " NativeEngine"
         )
     return whole_tensor(module.get_delta_weight(adapter))
 

@@ -1,4 +1,6 @@
-"""What runs inside vLLM: a worker extension that loads the policy's weights. Imports nothing of vLLM or of ours.
+"""What runs inside vLLM: a worker extension that loads the policy's weights.
+
+Imports nothing of vLLM or of ours.
 
 In process it is passed to ``vllm.LLM``; a server takes it on its command line:
 ``--worker-extension-cls rlif_lightning.rollout.vllm_worker.PolicyWorker``.
@@ -71,7 +73,8 @@ class PolicyWorker:
             weights: by their Hugging Face names, tied ones once.
 
         Raises:
-            RuntimeError: other weights were given than the last time, and no parameter of the model has changed.
+            RuntimeError: other weights were given than the last time, and no parameter of the model
+                has changed.
         """
         model = self.model_runner.get_model()
         dtype = self.model_runner.model_config.dtype
@@ -90,19 +93,25 @@ class PolicyWorker:
             self.reload_weights(weights_iterator=source)
         deque(source, maxlen=0)  # what was not read counts as given all the same
         self._check_changed(given, count, model)
-        # On a CPU a layer multiplies with a packed copy of its weight. vLLM packs anew what it loads, but a head that
-        # is tied to the embedding is not loaded: it would go on with the copy of the weights that it started with.
+        # On a CPU a layer multiplies with a packed copy of its weight. vLLM packs anew what it
+        # loads, but a head that is tied to the embedding is not loaded: it would go on with the
+        # copy of the weights that it started with.
         for module in _sharing(model):
             module.quant_method.process_weights_after_loading(module)
 
     def _check_changed(self, given: list[float], count: int, model: Any) -> None:
-        """Compare with the last time. Only changes are compared: vLLM fuses weights, and transforms some of them."""
+        """Compare with the last time.
+
+        Only changes are compared: vLLM fuses weights, and transforms some of them.
+        """
         parameters = list(model.parameters())
         if sum(each.numel() for each in parameters) < count:
             return  # divided between workers, or kept in a packed copy alone: not all of the weights can be seen
         before, self.sums = self.sums, (given, [_sum(each) for each in parameters])
         if before is not None and before[0] != given and before[1] == self.sums[1]:
-            raise RuntimeError("the model kept its weights: other ones were given, and no parameter has changed")
+            raise RuntimeError(
+                "the model kept its weights: other ones were given, and no parameter has changed"
+            )
 
     def load_policy_file(self, path: str, policy_id: str) -> None:
         """Replace the weights by those of a safetensors file (which cannot run code).
@@ -134,12 +143,15 @@ def _sum(weight: Tensor) -> float:
 def _without_empty_warnings(model: Any) -> Iterator[None]:
     """Inside, vLLM does not warn of layers without weights if they have none: rotary angles, a tied head.
 
-    A warning names a class; it is dropped where no layer of that class has a weight that is not another layer's first.
+    A warning names a class; it is dropped where no layer of that class has a weight that is not
+    another layer's first.
     """
     owned: set[int] = set()
     classes: dict[str, bool] = {}
     for module in model.modules():
-        places = {id(p) if p.numel() == 0 else p.data_ptr() for p in module.parameters(recurse=False)}
+        places = {
+            id(p) if p.numel() == 0 else p.data_ptr() for p in module.parameters(recurse=False)
+        }
         name = type(module).__name__
         classes[name] = classes.get(name, False) or bool(places - owned)
         owned |= places

@@ -1,8 +1,9 @@
 """Why a run cannot go on from a checkpoint: found by looking, before anything is built from it or put into a model.
 
-In this order, so that nothing large or hostile is read by accident: what kind of file it is, sizes, checksums, which
-parts there are, counters, shapes against the model, and whether every weight is a finite number. Tensors are mapped
-from the disk, or read one at a time: no second copy of a model is made.
+In this order, so that nothing large or hostile is read by accident: what kind of file it is, sizes,
+checksums, which parts there are, counters, shapes against the model, and whether every weight is a
+finite number. Tensors are mapped from the disk, or read one at a time: no second copy of a model is
+made.
 """
 
 from __future__ import annotations
@@ -53,10 +54,16 @@ def expected_of(module: Any) -> Expected:
     """What a checkpoint of an RLIFModule holds, before its policy is loaded (from the model's config alone)."""
     with torch.random.fork_rng(devices=[]):
         policy = empty_model(module.policy_settings)
-    tensors = {f"{WEIGHTS}model.{name}": value for name, value in policy.state_dict().items()} | module.state_dict()
-    trained = [f"{WEIGHTS}model.{name}" for name, value in policy.named_parameters() if value.requires_grad]
+    tensors = {
+        f"{WEIGHTS}model.{name}": value for name, value in policy.state_dict().items()
+    } | module.state_dict()
+    trained = [
+        f"{WEIGHTS}model.{name}" for name, value in policy.named_parameters() if value.requires_grad
+    ]
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    return Expected(shapes, {name: value.is_floating_point() for name, value in tensors.items()}, trained)
+    return Expected(
+        shapes, {name: value.is_floating_point() for name, value in tensors.items()}, trained
+    )
 
 
 def why_unusable(path: Path, expected: Expected | None = None) -> str | None:
@@ -64,7 +71,8 @@ def why_unusable(path: Path, expected: Expected | None = None) -> str | None:
 
     Args:
         path: a checkpoint, or what is said to be one.
-        expected: what the model has, where that is known; a checkpoint of another model is a :class:`Misfit`.
+        expected: what the model has, where that is known; a checkpoint of another model is a
+            :class:`Misfit`.
     """
     if not os.path.exists(path):  # False for a name that no file system takes, too
         return "there is no such file"
@@ -73,7 +81,10 @@ def why_unusable(path: Path, expected: Expected | None = None) -> str | None:
     try:
         return _folder_fault(path, expected) if path.is_dir() else _file_fault(path, expected)
     except Exception as error:  # whatever a broken file makes of its reader is the answer
-        return f"it cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return (
+            f"it cannot be read: {type(error).__name__}:"
+            f" {str(error).splitlines()[0] if str(error) else ''}"
+        )
 
 
 def _file_fault(path: Path, expected: Expected | None) -> str | None:
@@ -82,11 +93,17 @@ def _file_fault(path: Path, expected: Expected | None) -> str | None:
         return f"it is cut off or not a checkpoint ({size} bytes)"
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
+        if (
+            any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+            or sum(p.file_size for p in parts) > size
+        ):
             return "it is compressed, which no checkpoint of a run is"
         plain = sum(part.file_size for part in parts if part.filename.endswith(".pkl"))
         if plain > MAX_PLAIN:
-            return f"it has {plain} bytes that are no tensors; a run's checkpoint has at most {MAX_PLAIN}"
+            return (
+                f"it has {plain} bytes that are no tensors; a run's checkpoint has at most"
+                f" {MAX_PLAIN}"
+            )
         broken = archive.testzip()
     if broken is not None:
         return f"its part {broken} is damaged"
@@ -97,11 +114,20 @@ def _file_fault(path: Path, expected: Expected | None) -> str | None:
 def _folder_fault(path: Path, expected: Expected | None) -> str | None:
     listing = path / FILES
     if listing.is_symlink() or not listing.is_file() or listing.stat().st_size > MAX_PLAIN:
-        return f"it cannot be read: it has no {FILES} of its own, which a folder of shards has once it is whole"
+        return (
+            f"it cannot be read: it has no {FILES} of its own, which a folder of shards has"
+            " once"
+            " it is whole"
+        )
     sizes: dict[str, int] = json.loads(listing.read_text())
     for name, size in sizes.items():
         file = path / name
-        if file.parent != path or file.is_symlink() or not file.is_file() or file.stat().st_size != size:
+        if (
+            file.parent != path
+            or file.is_symlink()
+            or not file.is_file()
+            or file.stat().st_size != size
+        ):
             return f"its part {name} is missing or cut off"
     if sizes.get(REST, MAX_PLAIN + 1) > MAX_PLAIN:
         return f"its part {REST} is not listed, or larger than {MAX_PLAIN} bytes"
@@ -110,7 +136,9 @@ def _folder_fault(path: Path, expected: Expected | None) -> str | None:
     if fault is None and expected is not None:
         found = shard_shapes(path)
         fault = _misfit(
-            {name: shape for name, (shape, _) in found.items()}, {n: f for n, (_, f) in found.items()}, expected
+            {name: shape for name, (shape, _) in found.items()},
+            {n: f for n, (_, f) in found.items()},
+            expected,
         )
     return fault or folder_fault(path, sizes)
 
@@ -119,7 +147,10 @@ def _foreign(content: Any, parts: set[str]) -> str | None:
     missing = sorted(parts - set(content)) if isinstance(content, dict) else sorted(parts)
     weights = content.get("state_dict", {"num_rollouts": None}) if isinstance(content, dict) else {}
     if missing or not isinstance(weights, dict) or "num_rollouts" not in weights:
-        return f"it is not a checkpoint of a run of rlif-lightning (no {', '.join(missing) or 'num_rollouts'})"
+        return (
+            "it is not a checkpoint of a run of rlif-lightning (no"
+            f" {', '.join(missing) or 'num_rollouts'})"
+        )
     return None
 
 
@@ -128,18 +159,31 @@ def _progress_fault(content: dict[str, Any]) -> str | None:
     loop = content["loops"].get("fit_loop") if isinstance(content["loops"], dict) else None
     for name in PROGRESS:
         progress = loop.get(name) if isinstance(loop, dict) else None
-        counts = [*progress.get("total", {}).values(), *progress.get("current", {}).values()] if progress else []
+        counts = (
+            [*progress.get("total", {}).values(), *progress.get("current", {}).values()]
+            if progress
+            else []
+        )
         if not counts or any(type(count) is not int or count < 0 for count in counts):
             return f"its loops do not say where training was ({name})"
-    rollouts = content.get("state_dict", {"num_rollouts": torch.zeros((), dtype=torch.int64)})["num_rollouts"]
-    if not isinstance(rollouts, Tensor) or rollouts.dtype != torch.int64 or rollouts.dim() or int(rollouts) < 0:
+    rollouts = content.get("state_dict", {"num_rollouts": torch.zeros((), dtype=torch.int64)})[
+        "num_rollouts"
+    ]
+    if (
+        not isinstance(rollouts, Tensor)
+        or rollouts.dtype != torch.int64
+        or rollouts.dim()
+        or int(rollouts) < 0
+    ):
         return "its num_rollouts is no count of rollouts"
     return None if isinstance(content["callbacks"], dict) else "its callbacks have no states"
 
 
 def _tensors_fault(content: dict[str, Any], expected: Expected | None) -> str | None:
     weights: dict[str, Any] = content["state_dict"]
-    for name, value in tensors_of({"state_dict": weights, "optimizer_states": content["optimizer_states"]}):
+    for name, value in tensors_of(
+        {"state_dict": weights, "optimizer_states": content["optimizer_states"]}
+    ):
         if value.layout != torch.strided or value.device.type != "cpu":
             return f"{name} is no plain tensor"
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
@@ -152,7 +196,9 @@ def _tensors_fault(content: dict[str, Any], expected: Expected | None) -> str | 
         return None
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     floating = {name: value.is_floating_point() for name, value in weights.items()}
-    return _misfit(shapes, floating, expected) or _optimizer_misfit(content["optimizer_states"], expected)
+    return _misfit(shapes, floating, expected) or _optimizer_misfit(
+        content["optimizer_states"], expected
+    )
 
 
 def tensors_of(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -170,14 +216,23 @@ def tensors_of(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield name, value
 
 
-def _misfit(shapes: dict[str, tuple[int, ...]], floating: dict[str, bool], expected: Expected) -> Misfit | None:
+def _misfit(
+    shapes: dict[str, tuple[int, ...]], floating: dict[str, bool], expected: Expected
+) -> Misfit | None:
     if missing := sorted(expected.shapes.keys() - shapes.keys()):
-        return Misfit(f"it lacks {missing[0]}, which the configured model has ({len(missing)} are missing)")
+        return Misfit(
+            f"it lacks {missing[0]}, which the configured model has ({len(missing)} are missing)"
+        )
     if extra := sorted(shapes.keys() - expected.shapes.keys()):
-        return Misfit(f"it has {extra[0]}, which the configured model has not ({len(extra)} are too many)")
+        return Misfit(
+            f"it has {extra[0]}, which the configured model has not ({len(extra)} are too many)"
+        )
     for name, shape in expected.shapes.items():
         if tuple(shapes[name]) != shape:
-            return Misfit(f"{name} has the shape {list(shapes[name])}; the configured model needs {list(shape)}")
+            return Misfit(
+                f"{name} has the shape {list(shapes[name])}; the configured model needs"
+                f" {list(shape)}"
+            )
         if floating[name] != expected.floating[name]:
             return Misfit(f"{name} is of another kind of numbers than the configured model's")
     return None
@@ -188,7 +243,10 @@ def _optimizer_misfit(states: Any, expected: Expected) -> Misfit | None:
     for state in states:
         count = sum(len(group["params"]) for group in state["param_groups"])
         if count != len(expected.trained):
-            return Misfit(f"its optimiser has {count} parameters; the configured model trains {len(expected.trained)}")
+            return Misfit(
+                f"its optimiser has {count} parameters; the configured model trains"
+                f" {len(expected.trained)}"
+            )
         for key, moments in state["state"].items():
             name = expected.trained[key] if isinstance(key, int) and 0 <= key < count else str(key)
             for moment, value in moments.items():

@@ -1,8 +1,9 @@
 """Checkpoints as files: written whole or not at all, examined before they are trusted.
 
-A checkpoint is one file, or a folder of shards under a strategy that shards. It is written under a name of its own that
-nothing reads, forced to the disk and renamed, so that whatever has a checkpoint's name is complete, also after a power
-cut. Loading runs no code: only tensors and plain values are read.
+A checkpoint is one file, or a folder of shards under a strategy that shards. It is written under a
+name of its own that nothing reads, forced to the disk and renamed, so that whatever has a
+checkpoint's name is complete, also after a power cut. Loading runs no code: only tensors and plain
+values are read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from lightning.pytorch import Trainer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from rlif_lightning.processes.collectives import all_process_attempt
-from rlif_lightning.running.checkpoint_names import SUFFIX, place_of, remove_checkpoint, unfinished_name
+from rlif_lightning.running.checkpoint_names import (
+    SUFFIX,
+    place_of,
+    remove_checkpoint,
+    unfinished_name,
+)
 from rlif_lightning.whole_files import force_to_disk, replaced
 
 FILES = "files.json"  # in a folder of shards: name -> size of each file
@@ -33,7 +39,9 @@ class CheckpointFile(TorchCheckpointIO):
         self.deferred = False
         self.failure: BaseException | None = None
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         """Write under a temporary name, force to the disk, rename.
 
         Raises:
@@ -50,14 +58,19 @@ class CheckpointFile(TorchCheckpointIO):
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with replaced(path, unfinished_name(path), durable=True) as unfinished, unfinished.open("wb") as file:
+            with (
+                replaced(path, unfinished_name(path), durable=True) as unfinished,
+                unfinished.open("wb") as file,
+            ):
                 torch.save(checkpoint, file)
         except BaseException as error:
             if (said := _disk_error(error)) is not None:
                 raise OSError(said.errno, said.strerror, str(path)) from error
             raise
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read tensors and plain values, never anything that runs."""
         return torch.load(path, map_location=map_location, weights_only=True)
 
@@ -129,7 +142,11 @@ def write_together(path: Path, write: Callable[[], Any]) -> None:
 
 def finish_folder(unfinished: Path, path: Path) -> None:
     """All shards are written: list them with their sizes, force all to the disk, and give the folder its name."""
-    sizes = {str(file.relative_to(unfinished)): file.stat().st_size for file in unfinished.rglob("*") if file.is_file()}
+    sizes = {
+        str(file.relative_to(unfinished)): file.stat().st_size
+        for file in unfinished.rglob("*")
+        if file.is_file()
+    }
     (unfinished / FILES).write_text(json.dumps(sizes, indent=1))
     for file in [*unfinished.rglob("*"), unfinished]:
         force_to_disk(file)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 SUFFIX = ".ckpt"
 BEST = f"best{SUFFIX}"
-PLACES = ("version_*/checkpoints", "checkpoints")  # under the root; deeper ones belong to other runs
+PLACES = (
+    "version_*/checkpoints",
+    "checkpoints",
+)  # under the root; deeper ones belong to other runs
 VERSION = re.compile(r"version_(\d+)")
 ROLLOUT = re.compile(rf"rollout=(\d+)\{SUFFIX}")
 
@@ -23,7 +26,11 @@ def find_checkpoints(root: Path) -> list[Path]:
 
 def find_best(root: Path) -> list[Path]:
     """The ``best.ckpt`` of each run of a root, the newest run first."""
-    return sorted((path for place in PLACES for path in root.glob(f"{place}/{BEST}")), key=place_of, reverse=True)
+    return sorted(
+        (path for place in PLACES for path in root.glob(f"{place}/{BEST}")),
+        key=place_of,
+        reverse=True,
+    )
 
 
 def place_of(path: Path) -> tuple[int, int]:

@@ -9,18 +9,21 @@ from rlif_lightning.running.checkpoint_faults import Expected, Misfit, why_unusa
 from rlif_lightning.running.checkpoint_names import find_best, find_checkpoints
 
 
-def resolve_checkpoint(wanted: str | None, root: Path, expected: Expected | None = None) -> Path | None:
+def resolve_checkpoint(
+    wanted: str | None, root: Path, expected: Expected | None = None
+) -> Path | None:
     """The checkpoint that ``--ckpt_path`` means.
 
     Args:
-        wanted: a path; ``last`` = the newest whole checkpoint of ``root``; ``auto`` = the same, or None if there is
-            none; ``best`` = the newest ``best.ckpt``.
+        wanted: a path; ``last`` = the newest whole checkpoint of ``root``; ``auto`` = the same, or
+            None if there is none; ``best`` = the newest ``best.ckpt``.
         root: ``trainer.default_root_dir``.
         expected: what the model's checkpoints hold; None = not compared.
 
     Raises:
-        ValueError: there is none, or the one that was named cannot be gone on from; names the last good one. With
-            ``auto`` as well, if what is there is of another model: to start anew would hide a mistake.
+        ValueError: there is none, or the one that was named cannot be gone on from; names the last
+            good one. With ``auto`` as well, if what is there is of another model: to start anew
+            would hide a mistake.
     """
     if wanted is None:
         return None
@@ -38,10 +41,16 @@ def resolve_checkpoint(wanted: str | None, root: Path, expected: Expected | None
         misfits += [f"{path}: {fault}"] if isinstance(fault, Misfit) else []
         warnings.warn(f"{path} is passed over: {fault}", stacklevel=2)
     if misfits:
-        raise ValueError(f"ckpt_path={wanted}: {misfits[0]}; configure that model, or give another default_root_dir")
+        raise ValueError(
+            f"ckpt_path={wanted}: {misfits[0]}; configure that model, or give another"
+            " default_root_dir"
+        )
     if wanted == "auto":
         return None
-    raise ValueError(f"ckpt_path={wanted}: no whole checkpoint in {root}; give a path, or `auto` to start anew then")
+    raise ValueError(
+        f"ckpt_path={wanted}: no whole checkpoint in {root}; give a path, or `auto` to start anew"
+        " then"
+    )
 
 
 def _named(path: Path, root: Path, expected: Expected | None) -> Path:

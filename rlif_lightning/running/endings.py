@@ -27,7 +27,10 @@ from rlif_lightning.running.stop_signals import INTERRUPTED
 DECIDED = ("guard", "label_free_stop", "early_stop", "stopped")  # by a callback: the run stays over
 FAILED, MISTAKEN = 1, 2  # exit codes: an error, and a mistake in the settings or the data
 # What gloo, NCCL and the sockets below them say where another process is gone.
-LOST = re.compile(r"remote (worker|process)|Connection (closed|reset|refused)|Broken pipe|unhandled system error", re.I)
+LOST = re.compile(
+    r"remote (worker|process)|Connection (closed|reset|refused)|Broken pipe|unhandled system error",
+    re.I,
+)
 
 
 class NonFiniteGradient(RuntimeError):
@@ -39,8 +42,8 @@ class Ending:
     """How a run ended.
 
     Attributes:
-        reason: finished | max_steps | max_time | guard | label_free_stop | early_stop | stopped | signal |
-            non_finite_gradient | memory | lost_process | error.
+        reason: finished | max_steps | max_time | guard | label_free_stop | early_stop | stopped |
+            signal | non_finite_gradient | memory | lost_process | error.
         message: one sentence.
         exit_code: of the process.
         by: class of the callback that decided it, if one did.
@@ -55,9 +58,15 @@ class Ending:
 def takes_its_last_step(trainer: Trainer) -> bool:
     """Whether the step that has just been made is the run's last one."""
     loop = trainer.fit_loop
-    last = loop.max_epochs is not None and loop.max_epochs != -1 and trainer.current_epoch + 1 >= loop.max_epochs
+    last = (
+        loop.max_epochs is not None
+        and loop.max_epochs != -1
+        and trainer.current_epoch + 1 >= loop.max_epochs
+    )
     whole = epoch_is_over(trainer)
-    return loop.epoch_loop.done and (not whole or last or trainer.should_stop or _at_max_steps(trainer))
+    return loop.epoch_loop.done and (
+        not whole or last or trainer.should_stop or _at_max_steps(trainer)
+    )
 
 
 def ending_of(trainer: Trainer) -> Ending:
@@ -65,7 +74,9 @@ def ending_of(trainer: Trainer) -> Ending:
     rollouts = f"after rollout {int(trainer.lightning_module.num_rollouts)}"  # type: ignore[arg-type]
     if trainer.should_stop:
         told = [ending for each in _callbacks(trainer) if (ending := _decision(each)) is not None]
-        return told[0] if told else Ending("stopped", f"a callback set trainer.should_stop {rollouts}")
+        return (
+            told[0] if told else Ending("stopped", f"a callback set trainer.should_stop {rollouts}")
+        )
     if _at_max_steps(trainer):
         return Ending("max_steps", f"trainer.max_steps={trainer.max_steps} is reached {rollouts}")
     return Ending("finished", f"trainer.max_epochs={trainer.max_epochs} is reached {rollouts}")
@@ -78,10 +89,25 @@ def _callbacks(trainer: Trainer) -> list[Callback]:
 def _decision(callback: Any) -> Ending | None:
     """What a callback says of its own decision to stop: Lightning's by their state, others by ``why_stopped``."""
     name = type(callback).__name__
-    if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
-        return Ending("early_stop", f"{name}: {' '.join(str(callback.stopping_reason_message).split())}", by=name)
-    if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
-        return Ending("max_time", f"the time of trainer.max_time is used up: {callback.time_elapsed():.0f} s", by=name)
+    if (
+        isinstance(callback, EarlyStopping)
+        and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
+    ):
+        return Ending(
+            "early_stop",
+            f"{name}: {' '.join(str(callback.stopping_reason_message).split())}",
+            by=name,
+        )
+    if (
+        isinstance(callback, Timer)
+        and (left := callback.time_remaining()) is not None
+        and left <= 0
+    ):
+        return Ending(
+            "max_time",
+            f"the time of trainer.max_time is used up: {callback.time_elapsed():.0f} s",
+            by=name,
+        )
     why = getattr(callback, "why_stopped", None)
     told = None if why is None else why()
     return None if told is None else Ending(told[0], f"{name}: {told[1]}", by=name)
@@ -95,7 +121,11 @@ def still_decided(over: dict[str, Any], trainer: Trainer) -> bool:
 
 def remedy(reason: str, by: str | None) -> str:
     """What to do to train on after a run is over."""
-    limits = {"finished": "trainer.max_epochs", "max_steps": "trainer.max_steps", "max_time": "trainer.max_time"}
+    limits = {
+        "finished": "trainer.max_epochs",
+        "max_steps": "trainer.max_steps",
+        "max_time": "trainer.max_time",
+    }
     if reason in limits:
         return f"raise {limits[reason]} to train on"
     return f"{f'take {by} out, or ' if by else ''}name a checkpoint (--ckpt_path=PATH) to train on"
@@ -116,14 +146,21 @@ def ending_of_error(error: BaseException, places: Sequence[tuple[str, int]] = ()
         return Ending("signal", "interrupted at once, unsaved", INTERRUPTED)
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else FAILED
-        return Ending("signal", "a signal asked to stop; the step was finished and saved if training had begun", code)
+        return Ending(
+            "signal",
+            "a signal asked to stop; the step was finished and saved if training had begun",
+            code,
+        )
     text = " ".join(f"{type(error).__name__}: {error}".split())
     chain = list(_causes(error))
     if any(isinstance(each, NonFiniteGradient) for each in chain):
         return Ending("non_finite_gradient", text, FAILED)
     if any(is_out_of_memory(each) or str(each).startswith("out of memory") for each in chain):
         return Ending("memory", text, FAILED)
-    if any(isinstance(each, dist.DistError) or LOST.search(str(each)) for each in chain) and dist.is_initialized():
+    if (
+        any(isinstance(each, dist.DistError) or LOST.search(str(each)) for each in chain)
+        and dist.is_initialized()
+    ):
         return Ending("lost_process", f"{_lost(places)} is gone: {text}", FAILED)
     return Ending("error", text, MISTAKEN if own_mistake(error) is not None else FAILED)
 
@@ -148,7 +185,9 @@ def own_mistake(error: BaseException | None) -> BaseException | None:
     if not isinstance(error, (ValueError, TypeError)):
         return None
     modules = (sys.modules.get(name) for name in ("rlif_lightning", "callbacks"))
-    packages = tuple(str(Path(module.__file__ or "").parent) for module in modules if module is not None)
+    packages = tuple(
+        str(Path(module.__file__ or "").parent) for module in modules if module is not None
+    )
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
         if frames and frames[-1].filename.startswith(packages):
@@ -160,8 +199,8 @@ def own_mistake(error: BaseException | None) -> BaseException | None:
 class RunEnd(Callback):
     """Writes the event ``end`` of every run: why it ended, and the exit code; the last one in a folder counts.
 
-    RLIFTrainer puts it before all other callbacks, so that a report that is made at the end can show it. The first
-    process writes it; where another process was lost, whichever is left.
+    RLIFTrainer puts it before all other callbacks, so that a report that is made at the end can
+    show it. The first process writes it; where another process was lost, whichever is left.
     """
 
     def __init__(self) -> None:
@@ -197,4 +236,8 @@ class RunEnd(Callback):
         values: dict[str, float | str] = {"reason": ending.reason, "exit_code": ending.exit_code}
         values |= {} if ending.by is None else {"by": ending.by}
         with told_only("the run's end could not be written down"):
-            append_event(self.own.folder, {**place, "source": "run", "kind": "end", "message": ending.message}, values)
+            append_event(
+                self.own.folder,
+                {**place, "source": "run", "kind": "end", "message": ending.message},
+                values,
+            )

@@ -23,8 +23,8 @@ def record_event(
 ) -> None:
     """Append one event; rank 0 writes (a collective: every rank must call it).
 
-    A line holds ``step`` (optimiser steps so far), ``rollout`` (rollouts so far), ``source``, ``kind``, ``message`` and
-    ``values``; numbers that are not finite become null.
+    A line holds ``step`` (optimiser steps so far), ``rollout`` (rollouts so far), ``source``,
+    ``kind``, ``message`` and ``values``; numbers that are not finite become null.
 
     Args:
         trainer: its ``log_dir`` is where the file lies.
@@ -37,7 +37,9 @@ def record_event(
     folder = run_folder(trainer)
     if trainer.is_global_zero:
         place = {"step": trainer.global_step, "rollout": int(module.num_rollouts)}
-        append_event(folder, {**place, "source": source, "kind": kind, "message": message}, values or {})
+        append_event(
+            folder, {**place, "source": source, "kind": kind, "message": message}, values or {}
+        )
 
 
 def append_event(folder: Path, event: Mapping[str, Any], values: Mapping[str, float | str]) -> None:

@@ -1,7 +1,8 @@
 """What dead lives of a run left, in their folders: half-written files, and checkpoints that nothing names any more.
 
-A process that is killed leaves at most one of each kind. They are removed when the run goes on, by the names that the
-run's own code gives them; folders of other runs, of runs that are alive, and files of users are not looked at.
+A process that is killed leaves at most one of each kind. They are removed when the run goes on, by
+the names that the run's own code gives them; folders of other runs, of runs that are alive, and
+files of users are not looked at.
 """
 
 from __future__ import annotations
@@ -16,9 +17,16 @@ from rlif_lightning.running.own_files import OwnFiles
 
 EXPORTS = tuple(f".{name}.{state}" for name in ("best", "last") for state in ("unfinished", "old"))
 HALF_WRITTEN = (
-    *(f"{room}/.*.ckpt.{state}" for room in ("checkpoints", "guard") for state in ("unfinished", "old")),
+    *(
+        f"{room}/.*.ckpt.{state}"
+        for room in ("checkpoints", "guard")
+        for state in ("unfinished", "old")
+    ),
     *(f"export/{name}" for name in EXPORTS),
-    *(f"{name}.unfinished" for name in ("report.html", "report/*.png", "versions.json", "metrics.csv", "run.json")),
+    *(
+        f"{name}.unfinished"
+        for name in ("report.html", "report/*.png", "versions.json", "metrics.csv", "run.json")
+    ),
     "completions/*.unfinished",
     "evaluation.tmp",
 )
@@ -27,7 +35,8 @@ HALF_WRITTEN = (
 def remove_leftovers(own: OwnFiles, kept: Collection[Path], best: Path | None) -> None:
     """Remove half-written files of this run's lives, and checkpoints that the newest one does not name.
 
-    Checkpoints newer than the one that the run goes on from (damaged ones that were passed over) stay.
+    Checkpoints newer than the one that the run goes on from (damaged ones that were passed over)
+    stay.
 
     Args:
         own: the run's own files.
@@ -38,7 +47,11 @@ def remove_leftovers(own: OwnFiles, kept: Collection[Path], best: Path | None) -
         remove_half_written(folder, HALF_WRITTEN)
         for path in _rooms(folder, ["checkpoints/*.ckpt"]):
             older = own.source is not None and place_of(path) < place_of(own.source.absolute())
-            orphan = older and path not in kept if ROLLOUT.fullmatch(path.name) else path.name == BEST and path != best
+            orphan = (
+                older and path not in kept
+                if ROLLOUT.fullmatch(path.name)
+                else path.name == BEST and path != best
+            )
             if orphan:
                 own.remove(path)
 

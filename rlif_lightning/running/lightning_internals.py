@@ -1,10 +1,12 @@
 """Lightning's private names that this library uses: each is here, with the reason why no public one will do.
 
-A new version of Lightning may rename them. They were read in the version ``READ_IN``; ``tests/test_internals.py`` says
-which of them another version lacks, and finds those that are used without standing here.
+A new version of Lightning may rename them. They were read in the version ``READ_IN``;
+``tests/test_internals.py`` says which of them another version lacks, and finds those that are used
+without standing here.
 
-A method that is overridden, and an attribute of Lightning's that a subclass of ours sets or reads as its own, can only
-stand in that subclass; ``OVERRIDDEN`` names them all. Whatever else is private is reached through the functions below.
+A method that is overridden, and an attribute of Lightning's that a subclass of ours sets or reads
+as its own, can only stand in that subclass; ``OVERRIDDEN`` names them all. Whatever else is private
+is reached through the functions below.
 """
 
 from __future__ import annotations
@@ -14,12 +16,23 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop as FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop as TrainingEpochLoop
-from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector as SignalConnector
+from lightning.pytorch.trainer.connectors.signal_connector import (
+    _SignalConnector as SignalConnector,
+)
 
-# FitLoop: a run that is over when it begins must not make a step; no hook can say so before the loop begins.
-# TrainingEpochLoop: the only place where a step, its logging and its validation are over has no hook.
-# SignalConnector: Lightning's own handlers run a collective inside of the handler and end with exit code 0.
-__all__ = ["OVERRIDDEN", "READ_IN", "FitLoop", "SignalConnector", "TrainingEpochLoop", "epoch_is_over", "signals_of"]
+# FitLoop: a run that is over when it begins must not make a step; no hook can say so before the
+# loop begins. TrainingEpochLoop: the only place where a step, its logging and its validation are
+# over has no hook. SignalConnector: Lightning's own handlers run a collective inside of the handler
+# and end with exit code 0.
+__all__ = [
+    "OVERRIDDEN",
+    "READ_IN",
+    "FitLoop",
+    "SignalConnector",
+    "TrainingEpochLoop",
+    "epoch_is_over",
+    "signals_of",
+]
 
 READ_IN = "2.6.6"
 
@@ -37,7 +50,8 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "_register_signal": "leaves handlers alone outside of the main thread",
     },
     "lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop": {
-        "_skip_next_val": "a run that goes on after a validation passes the end of a step without a step",
+        "_skip_next_val": "a run that goes on after a validation passes the end of a step without a"
+        " step",
     },
     "lightning.pytorch.strategies.model_parallel.ModelParallelStrategy": {
         "_save_distributed_checkpoint": "the public argument has no public attribute",
@@ -49,12 +63,18 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "_get": "reads a setting before anything is built, with or without a subcommand",
         "_parser": "the configuration as text, for what decides a prediction",
         "_prepare_subcommand_kwargs": "adds arguments of our own to a subcommand",
-        "_parse_ckpt_path": "Lightning opens a checkpoint here to look for settings, before its path is resolved",
+        "_parse_ckpt_path": "Lightning opens a checkpoint here to look for settings, before its"
+        " path"
+        " is"
+        " resolved",
         "_run_subcommand": "the only place around the whole run, for its exit code",
     },
-    "lightning.pytorch.loggers.csv_logs.CSVLogger": {"_experiment": "the writer, which is replaced by one of ours"},
+    "lightning.pytorch.loggers.csv_logs.CSVLogger": {
+        "_experiment": "the writer, which is replaced by one of ours"
+    },
     "lightning.fabric.loggers.csv_logs._ExperimentWriter": {
-        "_rewrite_with_new_header": "empties the file first, so that a kill in between loses every row",
+        "_rewrite_with_new_header": "empties the file first, so that a kill in between loses every"
+        " row",
     },
 }
 

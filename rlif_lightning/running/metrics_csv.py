@@ -38,7 +38,8 @@ def read_logged(path: Path) -> Logged:
     Raises:
         OSError: there is no such file, or it cannot be read.
     """
-    # Neither the csv module's line ends nor those inside of a quoted name are those of str.splitlines.
+    # Neither the csv module's line ends nor those inside of a quoted name are those of
+    # str.splitlines.
     text = path.read_bytes().decode("utf-8", errors="replace").replace("\0", "")
     whole = text[: text.rfind("\n") + 1]
     reader = csv.DictReader(io.StringIO(whole, newline=""))
@@ -68,7 +69,11 @@ class _Writer(ExperimentWriter):
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Lightning empties the file and writes it again: a process killed in between would lose every row."""
         path = Path(self.metrics_file_path)
-        with replaced(path) as unfinished, path.open(newline="") as old, unfinished.open("w", newline="") as new:
+        with (
+            replaced(path) as unfinished,
+            path.open(newline="") as old,
+            unfinished.open("w", newline="") as new,
+        ):
             writer = csv.DictWriter(new, fieldnames=fieldnames)
             writer.writeheader()
             writer.writerows(csv.DictReader(old))

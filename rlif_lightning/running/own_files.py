@@ -1,8 +1,11 @@
-"""Which files are a run's own. A run removes nothing else, whatever a checkpoint that it goes on from says.
+"""Which files are a run's own.
 
-A run is one or more lives: processes that go on from each other's checkpoints (``--ckpt_path=auto``), each in a folder
-of its own beside the others. The file ``run.json`` in each folder says which run it belongs to. A copy of a folder
-under another name is another run, and so is one that was started from a named checkpoint.
+A run removes nothing else, whatever a checkpoint that it goes on from says.
+
+A run is one or more lives: processes that go on from each other's checkpoints
+(``--ckpt_path=auto``), each in a folder of its own beside the others. The file ``run.json`` in each
+folder says which run it belongs to. A copy of a folder under another name is another run, and so is
+one that was started from a named checkpoint.
 """
 
 from __future__ import annotations
@@ -100,32 +103,54 @@ class OwnFiles:
 
     def take_the_place_of(self, run: Any) -> bool:
         """Be the run that ``source`` is of, if its folder says so too."""
-        if not isinstance(run, str) or self.source is None or read_mark(self.source_folder).get("run") != run:
+        if (
+            not isinstance(run, str)
+            or self.source is None
+            or read_mark(self.source_folder).get("run") != run
+        ):
             return False
         self.run = run
         return True
 
     def settle(self, **facts: Any) -> None:
         """Write down in the folder that it is this run's, and that a process is running there; with more ``facts``."""
-        with told_only(f"{self.folder / MARK} could not be written, so a resumed run will leave this folder alone"):
+        with told_only(
+            f"{self.folder / MARK} could not be written, so a resumed run will leave this folder"
+            " alone"
+        ):
             self._settle(facts)
 
     def _settle(self, facts: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        mark = {"run": self.run, "folder": HERE if self.is_root else self.folder.name, "process": os.getpid(), **facts}
+        mark = {
+            "run": self.run,
+            "folder": HERE if self.is_root else self.folder.name,
+            "process": os.getpid(),
+            **facts,
+        }
         with replaced(self.folder / MARK) as unfinished:
             unfinished.write_text(json.dumps(mark, indent=1), encoding="utf-8")
         if not self._holds:
             self._holds = True
             held = os.open(self.folder / ALIVE, os.O_RDWR | os.O_CREAT)
             weakref.finalize(self, os.close, held)
-            with suppress(OSError):  # a file system without locks: nothing there tells that the run is alive
+            with suppress(
+                OSError
+            ):  # a file system without locks: nothing there tells that the run is alive
                 fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def folders(self) -> list[Path]:
         """The folders of this run: this life's, and those of its dead lives."""
-        beside = [] if self.is_root or not self.folder.parent.is_dir() else list(self.folder.parent.iterdir())
-        folders = [path for path in beside if path.is_dir() and not path.is_symlink() and not self._is_this(path)]
+        beside = (
+            []
+            if self.is_root or not self.folder.parent.is_dir()
+            else list(self.folder.parent.iterdir())
+        )
+        folders = [
+            path
+            for path in beside
+            if path.is_dir() and not path.is_symlink() and not self._is_this(path)
+        ]
         return [*sorted(path for path in folders if self._is_dead_life(path)), self.folder]
 
     def _is_dead_life(self, folder: Path) -> bool:

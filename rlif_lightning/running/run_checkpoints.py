@@ -28,23 +28,30 @@ from rlif_lightning.running.stop_signals import StopSignals
 class RunCheckpoints(Checkpoint):
     """Saves the whole run at the ends of rollouts, so that it goes on as if it had never stopped.
 
-    Into ``checkpoints/`` of the run's folder: ``rollout=<n>.ckpt`` every few rollouts, at the end of training and when
-    a signal asks the run to stop, and ``best.ckpt``. Nothing is saved after an exception, which may have come in the
-    middle of an update: the last checkpoint is gone on from. The command line adds this callback to every run.
+    Into ``checkpoints/`` of the run's folder: ``rollout=<n>.ckpt`` every few rollouts, at the end
+    of training and when a signal asks the run to stop, and ``best.ckpt``. Nothing is saved after an
+    exception, which may have come in the middle of an update: the last checkpoint is gone on from.
+    The command line adds this callback to every run.
 
     Args:
-        every: rollouts between two checkpoints: what is computed again, to the same numbers, after a crash.
+        every: rollouts between two checkpoints: what is computed again, to the same numbers, after
+            a crash.
         keep: how many of the newest are kept; null = all.
-        monitor: logged figure that ``best.ckpt`` is chosen by, such as ``val/accuracy``; null = no best.
+        monitor: logged figure that ``best.ckpt`` is chosen by, such as ``val/accuracy``; null = no
+            best.
         mode: max | min: which values of ``monitor`` are better.
 
     Raises:
         ValueError: a number out of range or an unknown mode.
     """
 
-    def __init__(self, every: int = 10, keep: int | None = 2, monitor: str | None = None, mode: str = "max"):
+    def __init__(
+        self, every: int = 10, keep: int | None = 2, monitor: str | None = None, mode: str = "max"
+    ):
         if every < 1 or (keep is not None and keep < 1):
-            raise ValueError(f"every={every}, keep={keep}: both must be at least 1 (keep=null keeps all)")
+            raise ValueError(
+                f"every={every}, keep={keep}: both must be at least 1 (keep=null keeps all)"
+            )
         check_mode(mode)
         self.every, self.keep, self.monitor, self.mode = every, keep, monitor, mode
         self.kept: list[Path] = []
@@ -69,21 +76,32 @@ class RunCheckpoints(Checkpoint):
         """Find the folder (a collective), and see that somebody calls :meth:`on_step_end`."""
         if stage != "fit":
             return
-        if self.monitor is not None and self.monitor.startswith("val") and trainer.limit_val_batches == 0:
+        if (
+            self.monitor is not None
+            and self.monitor.startswith("val")
+            and trainer.limit_val_batches == 0
+        ):
             raise ValueError(
-                f"monitor={self.monitor!r} is of evaluations, and trainer.limit_val_batches=0 makes none; evaluate, or"
+                f"monitor={self.monitor!r} is of evaluations, and trainer.limit_val_batches=0"
+                " makes none; evaluate, or"
                 " set monitor to null"
             )
         self.signals = signals_of(trainer)
         if not isinstance(self.signals, StopSignals):
-            raise TypeError("RunCheckpoints saves at the ends of steps, which needs rlif_lightning.trainer.RLIFTrainer")
+            raise TypeError(
+                "RunCheckpoints saves at the ends of steps, which needs"
+                " rlif_lightning.trainer.RLIFTrainer"
+            )
         self.off = bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
         self.own = own_files(trainer)
         self.folder = self.own.folder / "checkpoints"
         root = Path(trainer.default_root_dir)
-        if self.continues and root.resolve() not in (path.resolve() for path in list(self.folder.parents)[:2]):
+        if self.continues and root.resolve() not in (
+            path.resolve() for path in list(self.folder.parents)[:2]
+        ):
             raise ValueError(
-                f"ckpt_path=auto and last look in {root}/version_N, but this run's logger writes into"
+                f"ckpt_path=auto and last look in {root}/version_N, but this run's logger writes"
+                " into"
                 f" {self.folder.parent}; give ckpt_path a path, or take trainer.logger out"
             )
 
@@ -132,10 +150,12 @@ class RunCheckpoints(Checkpoint):
         if code is not None:
             if trainer.is_global_zero:
                 text = (
-                    f"stopped on request after rollout {rollouts}, saved as {self.kept[-1]}; --ckpt_path=auto goes on"
+                    f"stopped on request after rollout {rollouts}, saved as {self.kept[-1]};"
+                    " --ckpt_path=auto goes on"
                 )
                 print(text, file=sys.stderr, flush=True)
-            # Rank 0 speaks for all: Lightning kills every process at once when one that it started ends with a code.
+            # Rank 0 speaks for all: Lightning kills every process at once when one that it started
+            # ends with a code.
             raise SystemExit(code if trainer.is_global_zero else 0)
 
     def _save(self, trainer: Trainer, rollouts: int) -> None:
@@ -156,7 +176,9 @@ class RunCheckpoints(Checkpoint):
         """Figures of earlier steps are still there, but none is better than itself."""
         if self.monitor is None or self.monitor not in trainer.callback_metrics:
             return
-        value = float(trainer.callback_metrics[self.monitor])  # reduced over ranks: all of them decide alike
+        value = float(
+            trainer.callback_metrics[self.monitor]
+        )  # reduced over ranks: all of them decide alike
         if not is_better(value, self.best, self.mode):
             return
         old, self.best, self.best_path = self.best_path, value, self.folder / BEST
@@ -173,7 +195,8 @@ class RunCheckpoints(Checkpoint):
         self.on_exception(trainer, pl_module)
         if self.monitor is not None and self.best is None and not self.off:
             raise RuntimeError(
-                f"monitor={self.monitor!r} was never logged as a number, so there is no best.ckpt; logged:"
+                f"monitor={self.monitor!r} was never logged as a number, so there is no best.ckpt;"
+                " logged:"
                 f" {', '.join(sorted(trainer.callback_metrics))}"
             )
 
@@ -182,12 +205,16 @@ class RunCheckpoints(Checkpoint):
         if stage == "fit" and self.own is not None and not self.off and trainer.is_global_zero:
             self.own.settle(over=self.over, ended=True)
 
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException | None = None) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: Any, exception: BaseException | None = None
+    ) -> None:
         """As at the end of training."""
         if self.signals is not None:
             self.signals.finishes_steps = False
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
         """At an epoch's end, write it down as over: with max_steps, Lightning would count it twice after a resume."""
         loop = checkpoint["loops"]["fit_loop"]
         epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
@@ -218,8 +245,13 @@ class RunCheckpoints(Checkpoint):
         if self.continues:
             self.over = state_dict["over"]
             named = [locate(name, own.source_folder) for name in state_dict["kept"]]
-            self.kept = [path for path in named if path is not None and path.exists() and own.owns(path)]
-            self.best, self.best_path = state_dict["best"], locate(state_dict["best_path"], own.source_folder)
+            self.kept = [
+                path for path in named if path is not None and path.exists() and own.owns(path)
+            ]
+            self.best, self.best_path = (
+                state_dict["best"],
+                locate(state_dict["best_path"], own.source_folder),
+            )
 
     @property
     def _own(self) -> OwnFiles:

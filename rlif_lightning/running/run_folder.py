@@ -28,8 +28,12 @@ def check_place(setting: str, folder: Path) -> None:
         ValueError: names the setting, the place and the remedy.
     """
     shown = f"{setting}={str(folder)!r:.120}"
-    if "\0" in str(folder) or any(len(os.fsencode(part)) > LONGEST_NAME - ROOM for part in folder.parts):
-        raise ValueError(f"{shown}: a name in it has a NUL or is too long for a file system; give another folder")
+    if "\0" in str(folder) or any(
+        len(os.fsencode(part)) > LONGEST_NAME - ROOM for part in folder.parts
+    ):
+        raise ValueError(
+            f"{shown}: a name in it has a NUL or is too long for a file system; give another folder"
+        )
     place = Path(os.path.abspath(folder))
     if len(os.fsencode(place)) > LONGEST_PATH - LONGEST_NAME:
         raise ValueError(f"{shown}: it is too long for a file system; give another folder")

@@ -28,8 +28,14 @@ class RunLoop(FitLoop):
         nothing = not self.max_batches or self.trainer.limit_train_batches == 0
         if own is None or own.source is None or nothing or not self.skip:
             return super().run()
-        ending = next((Ending(**callback.over) for callback in saves if callback.over), ending_of(self.trainer))
-        text = f"this run is over: {ending.message}; nothing is trained; {remedy(ending.reason, ending.by)}"
+        ending = next(
+            (Ending(**callback.over) for callback in saves if callback.over),
+            ending_of(self.trainer),
+        )
+        text = (
+            f"this run is over: {ending.message}; nothing is trained;"
+            f" {remedy(ending.reason, ending.by)}"
+        )
         rank_zero_info(text)
         if not self.trainer.strategy.broadcast(read_mark(own.source_folder).get("ended")):
             self.on_run_start()
@@ -39,14 +45,16 @@ class RunLoop(FitLoop):
 class StepEnds(TrainingEpochLoop):
     """Lightning's loop over steps with one more place to act: when a step, its logging and its validation are over.
 
-    No hook of Lightning's lies there: ``on_train_batch_end`` comes before the step's figures are logged and before its
-    validation, so a run that went on from a checkpoint made there would lack both.
+    No hook of Lightning's lies there: ``on_train_batch_end`` comes before the step's figures are
+    logged and before its validation, so a run that went on from a checkpoint made there would lack
+    both.
     """
 
     def on_advance_end(self, data_fetcher: Any) -> None:
         """As Lightning, then the run's checkpoints."""
         if self._skip_next_val:
-            # Resumed where a validation had been made: Lightning passes here without a step, and would count one.
+            # Resumed where a validation had been made: Lightning passes here without a step, and
+            # would count one.
             self._skip_next_val = False
             return
         super().on_advance_end(data_fetcher)
@@ -61,9 +69,13 @@ def refuse_twins(callbacks: list[Callback]) -> None:
     Raises:
         ValueError: names them and the remedy.
     """
-    keys = Counter(callback.state_key for callback in callbacks if is_overridden("state_dict", callback))
+    keys = Counter(
+        callback.state_key for callback in callbacks if is_overridden("state_dict", callback)
+    )
     if twins := sorted(key for key, count in keys.items() if count > 1):
         raise ValueError(
-            f"trainer.callbacks={', '.join(twins)}: more than once; leave out one config or `callbacks+` that adds it,"
-            " or change the one that is there (--trainer.callbacks.ARGUMENT=... sets the last one's)"
+            f"trainer.callbacks={', '.join(twins)}: more than once; leave out one config or"
+            " `callbacks+` that adds it,"
+            " or change the one that is there (--trainer.callbacks.ARGUMENT=... sets the last"
+            " one's)"
         )

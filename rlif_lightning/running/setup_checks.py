@@ -9,7 +9,13 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from rlif_lightning.data.prompts import PromptData
 
 PRECISIONS = ("32-true", "bf16-mixed")
-ALIASES = {"None": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}  # Lightning's
+ALIASES = {
+    "None": "32-true",
+    "16": "16-mixed",
+    "bf16": "bf16-mixed",
+    "32": "32-true",
+    "64": "64-true",
+}  # Lightning's
 DTYPES = {"16-true": "float16", "bf16-true": "bfloat16", "64-true": "float64"}
 
 
@@ -17,7 +23,8 @@ def check_precision(precision: Any) -> None:
     """Refuse precisions that Lightning knows and a run cannot use.
 
     Args:
-        precision: as it was said, before Lightning makes another of it: its ``16-mixed`` is ``bf16-mixed`` on a CPU.
+        precision: as it was said, before Lightning makes another of it: its ``16-mixed`` is
+            ``bf16-mixed`` on a CPU.
 
     Raises:
         ValueError: names it and what to set instead.
@@ -28,12 +35,14 @@ def check_precision(precision: Any) -> None:
     said = f"trainer.precision={precision} is not supported"
     if name in DTYPES:
         raise ValueError(
-            f"{said}: what the weights are stored in is the policy's setting; set model.policy.dtype={DTYPES[name]} and"
+            f"{said}: what the weights are stored in is the policy's setting; set"
+            f" model.policy.dtype={DTYPES[name]} and"
             " leave trainer.precision at 32-true"
         )
     if name == "16-mixed":
         raise ValueError(
-            f"{said} (its loss scaling; on a CPU Lightning would silently make bf16-mixed of it); use bf16-mixed"
+            f"{said} (its loss scaling; on a CPU Lightning would silently make bf16-mixed of it);"
+            " use bf16-mixed"
         )
     raise ValueError(f"{said}; use one of {', '.join(PRECISIONS)}")
 
@@ -47,7 +56,8 @@ def check_precision_plugin(plugin: Any) -> None:
     check_precision(plugin.precision)
     if type(plugin) not in (Precision, MixedPrecision):
         raise ValueError(
-            f"trainer.plugins={type(plugin).__name__} is not supported; use trainer.precision, one of"
+            f"trainer.plugins={type(plugin).__name__} is not supported; use trainer.precision, one"
+            " of"
             f" {', '.join(PRECISIONS)}"
         )
 
@@ -56,7 +66,8 @@ def check_run(module: Any, data: PromptData | None, stage: str) -> None:
     """Refuse what could only fail, or silently do nothing, after hours of sampling.
 
     Args:
-        module: the ``RLIFModule``. Where its ``fits_next`` is set, what ``fit`` refuses is refused in every stage.
+        module: the ``RLIFModule``. Where its ``fits_next`` is set, what ``fit`` refuses is refused
+            in every stage.
         data: the run's data after its ``setup``, if it is ours.
         stage: fit | validate | test | predict.
 
@@ -90,10 +101,12 @@ def _check_trainer(trainer: Any) -> None:
     """What Lightning's trainer offers and a run of several updates per batch cannot use."""
     if trainer.gradient_clip_val:
         raise ValueError(
-            f"trainer.gradient_clip_val={trainer.gradient_clip_val} is not used; set model.max_grad_norm instead"
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} is not used; set"
+            " model.max_grad_norm instead"
         )
     if trainer.accumulate_grad_batches != 1:
         raise ValueError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is not used: an update is cut up by"
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is not used: an"
+            " update is cut up by"
             " model.micro_batch_tokens; raise data.prompts_per_step for larger ones"
         )

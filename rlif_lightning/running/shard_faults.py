@@ -35,7 +35,10 @@ def shard_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     found = {}
     for name, entry in read_index(path).state_dict_metadata.items():
         if name.startswith(WEIGHTS) and isinstance(entry, TensorStorageMetadata):
-            found[name.removeprefix(WEIGHTS)] = (tuple(entry.size), entry.properties.dtype.is_floating_point)
+            found[name.removeprefix(WEIGHTS)] = (
+                tuple(entry.size),
+                entry.properties.dtype.is_floating_point,
+            )
     return found
 
 
@@ -50,13 +53,18 @@ def folder_fault(path: Path, sizes: dict[str, int]) -> str | None:
         return "it is a folder of shards without an index, or without shards"
     index = read_index(path)
     tensors = {
-        name: entry for name, entry in index.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)
+        name: entry
+        for name, entry in index.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
     }
     if f"{WEIGHTS}num_rollouts" not in tensors:
         return "it is not a checkpoint of a run of rlif-lightning (no num_rollouts)"
     stored: dict[str, dict[tuple[int, ...], Any]] = {}
     for key, place in (index.storage_data or {}).items():
-        if sizes.get(place.relative_path, -1) < place.offset + place.length or min(place.offset, place.length) < 0:
+        if (
+            sizes.get(place.relative_path, -1) < place.offset + place.length
+            or min(place.offset, place.length) < 0
+        ):
             return f"its index says that a part of {key.fqn} is where nothing is"
         stored.setdefault(key.fqn, {})[tuple(key.offset or ())] = place
     for name, entry in tensors.items():
@@ -65,7 +73,9 @@ def folder_fault(path: Path, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _tensor_fault(path: Path, name: str, entry: Any, stored: dict[tuple[int, ...], Any]) -> str | None:
+def _tensor_fault(
+    path: Path, name: str, entry: Any, stored: dict[tuple[int, ...], Any]
+) -> str | None:
     chunks = [chunk for chunk in entry.chunks if math.prod(chunk.sizes)]
     missing = [chunk for chunk in chunks if tuple(chunk.offsets) not in stored]
     if missing or sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(entry.size):

@@ -20,7 +20,9 @@ OVER = {
     "max_steps": "raise trainer.max_steps to train on",
     "max_time": "raise trainer.max_time to train on",
     "guard": "take CollapseGuard out, or name a checkpoint (--ckpt_path=PATH), to train on",
-    "label_free_stop": "take LabelFreeStopping out, or name a checkpoint (--ckpt_path=PATH), to train on",
+    "label_free_stop": "take LabelFreeStopping out, or name a checkpoint (--ckpt_path=PATH), to"
+    " train"
+    " on",
     "early_stop": "take EarlyStopping out, or name a checkpoint (--ckpt_path=PATH), to train on",
     "stopped": "name a checkpoint (--ckpt_path=PATH) to train on",
 }
@@ -51,17 +53,33 @@ def read_status(folder: Path) -> Status:
     Raises:
         ValueError: there is no run.
     """
-    versions = [path for path in folder.glob("version_*") if VERSION.fullmatch(path.name)] if folder.is_dir() else []
+    versions = (
+        [path for path in folder.glob("version_*") if VERSION.fullmatch(path.name)]
+        if folder.is_dir()
+        else []
+    )
     trained = [path for path in versions if _is_run(path)]
     newest = max(trained, key=lambda path: int(path.name.split("_")[1]), default=folder)
     if not _is_run(newest):
         raise ValueError(f"{folder} has no run: neither version_N folders nor a run's own files")
     root = newest.parent if VERSION.fullmatch(newest.name) else newest
     run = read_mark(newest).get("run")
-    lives = [path for path in root.glob("version_*") if run is not None and read_mark(path).get("run") == run]
+    lives = [
+        path
+        for path in root.glob("version_*")
+        if run is not None and read_mark(path).get("run") == run
+    ]
     checkpoints = [path for path in find_checkpoints(root) if _looks_whole(path)]
-    event = next((event for event in reversed(read_events(newest)) if event.get("kind") == "end"), None)
-    return Status(newest, max(len(lives), 1), _end(newest, event), checkpoints, _repeated(newest, event, checkpoints))
+    event = next(
+        (event for event in reversed(read_events(newest)) if event.get("kind") == "end"), None
+    )
+    return Status(
+        newest,
+        max(len(lives), 1),
+        _end(newest, event),
+        checkpoints,
+        _repeated(newest, event, checkpoints),
+    )
 
 
 def _is_run(folder: Path) -> bool:
@@ -69,7 +87,11 @@ def _is_run(folder: Path) -> bool:
 
 
 def _looks_whole(path: Path) -> bool:
-    return (path / "files.json").is_file() if path.is_dir() else path.is_file() and zipfile.is_zipfile(path)
+    return (
+        (path / "files.json").is_file()
+        if path.is_dir()
+        else path.is_file() and zipfile.is_zipfile(path)
+    )
 
 
 def _values(event: dict[str, Any] | None) -> tuple[str, int]:
@@ -85,7 +107,9 @@ def _end(folder: Path, event: dict[str, Any] | None) -> str:
     if event is None:
         return "killed, or its machine was lost: no end was written"
     reason, code = _values(event)
-    return f"{reason} (exit code {code}) after rollout {event.get('rollout')}: {event.get('message')}"
+    return (
+        f"{reason} (exit code {code}) after rollout {event.get('rollout')}: {event.get('message')}"
+    )
 
 
 def _repeated(folder: Path, event: dict[str, Any] | None, checkpoints: list[Path]) -> str:
@@ -99,15 +123,25 @@ def _repeated(folder: Path, event: dict[str, Any] | None, checkpoints: list[Path
         return f"trains nothing and ends with exit code 0; {OVER[reason]}"
     over = read_mark(folder).get("over")
     if isinstance(over, dict) and over.get("reason") in OVER:
-        return f"trains nothing ({over.get('message')}), but finishes what was cut off after it: exports, the report"
-    first = "needs other settings first (exit code 2 is a mistake in them), then " if code == 2 and event else ""
+        return (
+            f"trains nothing ({over.get('message')}), but finishes what was cut off after it:"
+            " exports, the report"
+        )
+    first = (
+        "needs other settings first (exit code 2 is a mistake in them), then "
+        if code == 2 and event
+        else ""
+    )
     return f"{first}goes on from {newest} (rollout {rollout})"
 
 
 def command(arguments: list[str]) -> int:
     """Print the status of a run; the exit code: 0, or 2 where there is none."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m rlif_lightning status RUN_DIR  (trainer.default_root_dir, or a version_N in it)")
+        print(
+            "usage: python -m rlif_lightning status RUN_DIR  (trainer.default_root_dir, or a"
+            " version_N in it)"
+        )
         return 0 if arguments in (["-h"], ["--help"]) else 2
     try:
         status = read_status(Path(arguments[0]))
@@ -116,7 +150,9 @@ def command(arguments: list[str]) -> int:
         return 2
     best = [path for path in (status.folder / "checkpoints" / BEST,) if path.exists()]
     print(f"ended:       {status.end}")
-    print(f"run:         {status.folder}, {status.lives} {'life' if status.lives == 1 else 'lives'}")
+    print(
+        f"run:         {status.folder}, {status.lives} {'life' if status.lives == 1 else 'lives'}"
+    )
     print(f"checkpoints: {', '.join(map(str, [*status.checkpoints, *best])) or 'none'}")
     print(f"repeated:    with --ckpt_path=auto the same command {status.repeated}")
     return 0

@@ -1,9 +1,10 @@
 """Signals that ask a run to stop: the running step is finished, saved, and the exit code says so.
 
-SIGTERM and SIGUSR1 are what clusters send before they take a machine away; they end with exit code 75 (``EX_TEMPFAIL``
-of sysexits.h: try again later), since 143 is also what a process gets that was killed and saved nothing. Control-C
-(SIGINT) saves as well and ends with 130; a second one ends at once. Lightning's own handlers are not used: they run a
-collective inside the handler, where other ranks are somewhere else, and end with exit code 0.
+SIGTERM and SIGUSR1 are what clusters send before they take a machine away; they end with exit code
+75 (``EX_TEMPFAIL`` of sysexits.h: try again later), since 143 is also what a process gets that was
+killed and saved nothing. Control-C (SIGINT) saves as well and ends with 130; a second one ends at
+once. Lightning's own handlers are not used: they run a collective inside the handler, where other
+ranks are somewhere else, and end with exit code 0.
 """
 
 from __future__ import annotations
@@ -31,14 +32,17 @@ class StopSignals(SignalConnector):
     def __init__(self, trainer: Trainer):
         super().__init__(trainer)
         self.asked = {TRY_AGAIN: False, INTERRUPTED: False}
-        # A process that torchrun started is an orphan once its parent is another one: nobody would ever stop it.
+        # A process that torchrun started is an orphan once its parent is another one: nobody would
+        # ever stop it.
         self.launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.finishes_steps = False  # true while steps are run at whose end somebody looks
 
     def register_signal_handlers(self) -> None:
         """Called by the trainer before each of its stages; ``teardown`` puts the former handlers back."""
         self.asked = dict.fromkeys(self.asked, False)
-        self._original_handlers = {number: signal.getsignal(number) for number in (*ASKING, signal.SIGINT)}
+        self._original_handlers = {
+            number: signal.getsignal(number) for number in (*ASKING, signal.SIGINT)
+        }
         for number in self._original_handlers:
             self._register_signal(number, self._take_down)
 
@@ -46,7 +50,11 @@ class StopSignals(SignalConnector):
         code = INTERRUPTED if number == signal.SIGINT else TRY_AGAIN
         again, self.asked[code] = self.asked[code], True
         if self.finishes_steps and not (again and code == INTERRUPTED):
-            print(f"{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr, flush=True)
+            print(
+                f"{signal.Signals(number).name}: finishing the step, then saving",
+                file=sys.stderr,
+                flush=True,
+            )
         elif code == INTERRUPTED:
             raise KeyboardInterrupt
         else:

@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import Sharding, sharded_modules, sharded_policy
-from rlif_lightning.parallel.sharded_checkpoint import load_folder, load_part_of_file, model_state, optimizer_state
+from rlif_lightning.parallel.sharded_checkpoint import (
+    load_folder,
+    load_part_of_file,
+    model_state,
+    optimizer_state,
+)
 from rlif_lightning.parallel.tensor_parallel import split_policy
 from rlif_lightning.rollout.self_check import check_architecture, check_weights
 from rlif_lightning.running.checkpoint_files import finish_folder, unfinished_name, write_together
@@ -32,7 +42,9 @@ class DividedStrategy(ModelParallelStrategy):
             if name != "policy":
                 module.to(self.root_device)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
         """A sharded one is written under a temporary name and renamed: what has the name is whole.
 
         Raises:
@@ -48,19 +60,25 @@ class DividedStrategy(ModelParallelStrategy):
         save = super().save_checkpoint
         try:
             write_together(path, lambda: save(checkpoint, unfinished, storage_options))
-            write_together(path, lambda: finish_folder(unfinished, path) if self.is_global_zero else None)
+            write_together(
+                path, lambda: finish_folder(unfinished, path) if self.is_global_zero else None
+            )
         except RuntimeError:
             if self.is_global_zero:
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """A sharded or a whole one, of any number of processes."""
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
         assert self.lightning_module is not None
         if path.is_dir():
-            return load_folder(path, self.model, self.optimizers, self.lightning_module.strict_loading)
+            return load_folder(
+                path, self.model, self.optimizers, self.lightning_module.strict_loading
+            )
         return self._load_file(path)
 
     def _load_file(self, path: Path) -> dict[str, Any]:
@@ -74,13 +92,14 @@ class ShardedStrategy(DividedStrategy):
 
     Args:
         cpu_offload: keep them in the CPU's memory; each layer visits the GPU when it is used.
-        keep_sharded: for models that no process can hold whole: weights stay divided during rollouts too. Every token
-            then waits for the slowest process.
-        reshard_gradients: reduce after every micro-batch, so that a process holds its part of the gradients and never
-            the whole between micro-batches: 4 bytes a parameter less in float32, and one sum over all processes for
-            every micro-batch instead of one an update. null = as keep_sharded.
-        save_distributed_checkpoint: checkpoints are folders into which each process writes its part, instead of one
-            file that the first process gathers.
+        keep_sharded: for models that no process can hold whole: weights stay divided during
+            rollouts too. Every token then waits for the slowest process.
+        reshard_gradients: reduce after every micro-batch, so that a process holds its part of the
+            gradients and never the whole between micro-batches: 4 bytes a parameter less in
+            float32, and one sum over all processes for every micro-batch instead of one an update.
+            null = as keep_sharded.
+        save_distributed_checkpoint: checkpoints are folders into which each process writes its
+            part, instead of one file that the first process gathers.
         process_group_backend: null = nccl on GPUs, gloo on CPUs.
         timeout: of a collective; a process that waits longer ends with an error.
     """
@@ -142,8 +161,12 @@ class TensorParallelStrategy(DividedStrategy):
         timeout: of a collective; a process that waits longer ends with an error.
     """
 
-    def __init__(self, process_group_backend: str | None = None, timeout: timedelta = timedelta(minutes=30)):
-        super().__init__(data_parallel_size=1, process_group_backend=process_group_backend, timeout=timeout)
+    def __init__(
+        self, process_group_backend: str | None = None, timeout: timedelta = timedelta(minutes=30)
+    ):
+        super().__init__(
+            data_parallel_size=1, process_group_backend=process_group_backend, timeout=timeout
+        )
 
     def setup_environment(self) -> None:
         self._tensor_parallel_size = self.num_nodes * self.num_processes
@@ -160,7 +183,9 @@ class TensorParallelStrategy(DividedStrategy):
     def _load_file(self, path: Path) -> dict[str, Any]:
         assert self.model is not None
         assert self.lightning_module is not None
-        return load_part_of_file(path, self.model, self.optimizers, self.lightning_module.strict_loading)
+        return load_part_of_file(
+            path, self.model, self.optimizers, self.lightning_module.strict_loading
+        )
 
 
 def check_readable(checkpoint: Path | None, strategy: Strategy) -> None:
@@ -171,23 +196,29 @@ def check_readable(checkpoint: Path | None, strategy: Strategy) -> None:
     """
     if checkpoint is not None and checkpoint.is_dir() and not isinstance(strategy, DividedStrategy):
         raise ValueError(
-            f"ckpt_path={checkpoint} is a folder of shards, which trainer.strategy={type(strategy).__name__} cannot"
-            " read; add --config configs/strategy/fsdp2.yaml (with --trainer.devices=1 for one process)"
+            f"ckpt_path={checkpoint} is a folder of shards, which"
+            f" trainer.strategy={type(strategy).__name__} cannot"
+            " read; add --config configs/strategy/fsdp2.yaml (with --trainer.devices=1 for one"
+            " process)"
         )
 
 
 def build_policy(policy: Policy, strategy: Strategy | None, frozen: bool = False) -> PolicyModel:
     """The policy or, ``frozen``, its reference model, divided if the strategy says so (a collective then).
 
-    The policy is compared with the Hugging Face model itself (``rollout/self_check.py``), the reference is not again.
+    The policy is compared with the Hugging Face model itself (``rollout/self_check.py``), the
+    reference is not again.
 
     Raises:
-        ValueError: this library does not compute the model's own log-probs, or it cannot be loaded so.
+        ValueError: this library does not compute the model's own log-probs, or it cannot be loaded
+            so.
     """
     if not frozen and not check_architecture(policy) and isinstance(strategy, DividedStrategy):
         warnings.warn(
-            f"model.policy.name={policy.name!r}: no small copy of this model can be built, and one that is divided"
-            " between processes is not compared with itself on its weights: start it once with trainer.devices=1",
+            f"model.policy.name={policy.name!r}: no small copy of this model can be built, and one"
+            " that is divided"
+            " between processes is not compared with itself on its weights: start it once with"
+            " trainer.devices=1",
             stacklevel=2,
         )
     if isinstance(strategy, ShardedStrategy):
@@ -197,9 +228,13 @@ def build_policy(policy: Policy, strategy: Strategy | None, frozen: bool = False
     else:
         model = PolicyModel(policy, frozen)
     if not frozen and not isinstance(strategy, DividedStrategy):
-        device = None if strategy is None else strategy.root_device  # where Lightning moves it right after this
+        device = (
+            None if strategy is None else strategy.root_device
+        )  # where Lightning moves it right after this
         check_weights(model if device is None else model.to(device), policy)
-    if frozen and strategy is not None:  # not a part of the LightningModule, which Lightning converts and moves
+    if (
+        frozen and strategy is not None
+    ):  # not a part of the LightningModule, which Lightning converts and moves
         model = strategy.precision_plugin.convert_module(model).to(strategy.root_device)
     return model
 
@@ -211,11 +246,19 @@ def check_strategy(strategy: Strategy | str) -> None:
         ValueError: names the strategy and the overlays.
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ShardedStrategy, TensorParallelStrategy))
+    known = isinstance(
+        strategy, (SingleDeviceStrategy, DDPStrategy, ShardedStrategy, TensorParallelStrategy)
+    )
     if isinstance(strategy, str):
         known = strategy == "auto" or strategy.startswith("ddp")
     if not known:
         hint = "FSDP1 is not supported, FSDP2 is: " if "fsdp" in name.lower() else ""
-        hint = "data and tensor parallelism are not combined, take one; " if "ModelParallel" in name else hint
+        hint = (
+            "data and tensor parallelism are not combined, take one; "
+            if "ModelParallel" in name
+            else hint
+        )
         others = "fsdp2_offload.yaml, ddp.yaml, tp.yaml"
-        raise ValueError(f"trainer.strategy={name}: {hint}use --config configs/strategy/fsdp2.yaml (or {others})")
+        raise ValueError(
+            f"trainer.strategy={name}: {hint}use --config configs/strategy/fsdp2.yaml (or {others})"
+        )

@@ -1,7 +1,8 @@
 """The process that runs a model's code: it answers calls with values, or programs' input with their output.
 
-Nothing here is a defence. The code that is run shares this interpreter and may change all of it; whatever it does, what
-leaves the process is a claim about values, and whoever reads it judges for itself.
+Nothing here is a defence. The code that is run shares this interpreter and may change all of it;
+whatever it does, what leaves the process is a claim about values, and whoever reads it judges for
+itself.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def _call(module: types.ModuleType, request: dict[str, Any]) -> dict[str, Any]:
         return {"error": _name(error)}
 
 
-def _run_program(code: str, stdin: str, files: tuple[int, int], output_limit: int) -> dict[str, Any]:
+def _run_program(
+    code: str, stdin: str, files: tuple[int, int], output_limit: int
+) -> dict[str, Any]:
     """Run the code as a program would be: standard input and output are files, for every way of using them."""
     entered, printed = files
     for descriptor, content in ((entered, stdin.encode()), (printed, b"")):

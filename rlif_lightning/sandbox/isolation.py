@@ -1,7 +1,7 @@
 """How strongly a process is shut in: the levels, which of them work on this machine, and starting a process in one.
 
-A level counts as present when a process has been started in it and has answered, not when a program or a kernel setting
-is found: containers and distributions forbid user namespaces in several ways.
+A level counts as present when a process has been started in it and has answered, not when a program
+or a kernel setting is found: containers and distributions forbid user namespaces in several ways.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from typing import Any
 from . import start as _start
 from .channel import Channel, ChannelError
 
-# From the weakest to the strongest. Every level also has the limits of rlimits; every one but rlimits the filter of
-# system calls.
+# From the weakest to the strongest. Every level also has the limits of rlimits; every one but
+# rlimits the filter of system calls.
 LEVELS = ("rlimits", "seccomp", "landlock", "namespaces", "bubblewrap")
 # For a process to get ready on a machine that is busy; not counted against the code that it runs.
 START_SECONDS = 60.0
-_START = "import sys; sys.path.insert(0, {!r}); from sandbox.start import main; sys.path.pop(0); main()"
-# Imported here for its folder and so that compiled files exist, which the sandboxed process cannot write.
+_START = (
+    "import sys; sys.path.insert(0, {!r}); from sandbox.start import main; sys.path.pop(0); main()"
+)
+# Imported here for its folder and so that compiled files exist, which the sandboxed process cannot
+# write.
 _FOLDER = Path(_start.__file__).resolve().parent
 # A fixed hash seed: a model's code that prints a set must print the same every time.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}
@@ -59,7 +62,9 @@ class Process:
         stdin: int = subprocess.PIPE,
         stdout: int = subprocess.PIPE,
     ):
-        self._folder = tempfile.TemporaryDirectory(prefix="rlif-sandbox-", ignore_cleanup_errors=True)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="rlif-sandbox-", ignore_cleanup_errors=True
+        )
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit
         try:
             self._process = subprocess.Popen(
@@ -91,7 +96,9 @@ class Process:
         try:
             return self.channel.receive(time.monotonic() + START_SECONDS)
         except ChannelError as error:
-            raise RuntimeError(f"a sandboxed process did not start ({error}): {self.errors()}") from error
+            raise RuntimeError(
+                f"a sandboxed process did not start ({error}): {self.errors()}"
+            ) from error
 
     def errors(self) -> str:
         """The last line that the process printed before it was locked down."""
@@ -122,16 +129,21 @@ def find_level(isolation: str, minimum: str) -> str:
         minimum: the weakest that is acceptable.
 
     Raises:
-        ValueError: an unknown name, or nothing that is strong enough works here; says why, and what to do.
+        ValueError: an unknown name, or nothing that is strong enough works here; says why, and what
+            to do.
     """
-    for name, value, known in (("isolation", isolation, ("auto", *LEVELS)), ("minimum", minimum, LEVELS)):
+    for name, value, known in (
+        ("isolation", isolation, ("auto", *LEVELS)),
+        ("minimum", minimum, LEVELS),
+    ):
         if value not in known:
             raise ValueError(f"{name}={value!r} is unknown; choose one of {list(known)}")
     wanted = LEVELS[::-1] if isolation == "auto" else (isolation,)
     strong = [level for level in wanted if LEVELS.index(level) >= LEVELS.index(minimum)]
     if not strong:
         raise ValueError(
-            f"isolation={isolation!r} is weaker than minimum={minimum!r}; raise the one or lower the other"
+            f"isolation={isolation!r} is weaker than minimum={minimum!r}; raise the one or lower"
+            " the other"
         )
     problems = {}
     for level in strong:
@@ -140,8 +152,10 @@ def find_level(isolation: str, minimum: str) -> str:
             return level
     found = "; ".join(f"{level}: {text}" for level, text in problems.items())
     raise ValueError(
-        f"minimum={minimum!r}: no sandbox that strong works here ({found}). Install bubblewrap, let the container use"
-        " user namespaces, or set `minimum` to a weaker level after reading in docs/code-rewards.md what it cannot stop"
+        f"minimum={minimum!r}: no sandbox that strong works here ({found}). Install bubblewrap,"
+        " let the container use"
+        " user namespaces, or set `minimum` to a weaker level after reading in"
+        " docs/code-rewards.md what it cannot stop"
     )
 
 
@@ -162,8 +176,19 @@ def problem(level: str) -> str:
 
 def _command(level: str, settings: dict[str, Any]) -> list[str]:
     readable = _readable()
-    given = json.dumps({**settings, "level": level, "readable": readable, "start_seconds": START_SECONDS})
-    python = [os.path.realpath(sys.executable), "-s", "-P", "-S", "-B", "-c", _START.format(str(_FOLDER.parent)), given]
+    given = json.dumps(
+        {**settings, "level": level, "readable": readable, "start_seconds": START_SECONDS}
+    )
+    python = [
+        os.path.realpath(sys.executable),
+        "-s",
+        "-P",
+        "-S",
+        "-B",
+        "-c",
+        _START.format(str(_FOLDER.parent)),
+        given,
+    ]
     if level != "bubblewrap":
         return python
     command = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--cap-drop", "ALL"]
@@ -178,7 +203,14 @@ def _command(level: str, settings: dict[str, Any]) -> list[str]:
 @lru_cache
 def _readable() -> list[str]:
     """What an interpreter needs to see: itself, its library, the system's libraries, and this folder."""
-    wanted = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", os.path.realpath(sys.base_prefix), str(_FOLDER)]
+    wanted = [
+        "/usr",
+        "/lib",
+        "/lib64",
+        "/etc/ld.so.cache",
+        os.path.realpath(sys.base_prefix),
+        str(_FOLDER),
+    ]
     kept: list[str] = []
     for path in wanted:
         inside = any(Path(path).is_relative_to(other) for other in kept)

@@ -1,8 +1,9 @@
 """The process that runs a data set's tests: every call of the model's function is a message to another process.
 
-What comes back are literals (``literals.py``), so the candidate can neither touch this interpreter nor hand it an
-object with an ``==`` of its own. The verdict goes out over a pipe that the candidate's process does not have. This
-process is locked down as well: the tests come from a data set.
+What comes back are literals (``literals.py``), so the candidate can neither touch this interpreter
+nor hand it an object with an ``==`` of its own. The verdict goes out over a pipe that the
+candidate's process does not have. This process is locked down as well: the tests come from a data
+set.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 from .channel import Channel, ChannelError
 from .literals import check, decode, encode
 
-# Exceptions that say something to the interpreter itself: all(map(f, items)) is true where f raises StopIteration.
+# Exceptions that say something to the interpreter itself: all(map(f, items)) is true where f raises
+# StopIteration.
 _NEVER_RAISED = (StopIteration, StopAsyncIteration)
 
 
@@ -58,8 +60,8 @@ class Candidate:
         """One numbered request; {} where there is no answer to it (``ended`` then says why).
 
         Returns:
-            ``value``, a literal that ``check`` has passed, a text for a program; or ``error``, the name of a built-in
-            exception, or ``NotLiteral``.
+            ``value``, a literal that ``check`` has passed, a text for a program; or ``error``, the
+            name of a built-in exception, or ``NotLiteral``.
         """
         self.calls += 1
         answer = self.exchange({**request, "number": self.calls}, self.call_seconds)
@@ -78,7 +80,9 @@ class Candidate:
             RuntimeError: there is no answer, or none that can be read.
             Exception: of the built-in kind that the candidate's call raised.
         """
-        answer = self.ask({"name": name, "arguments": encode(list(arguments)), "keywords": encode(keywords)})
+        answer = self.ask(
+            {"name": name, "arguments": encode(list(arguments)), "keywords": encode(keywords)}
+        )
         if self.ended:
             raise RuntimeError(f"the candidate's process: {self.ended}")
         if "error" in answer:
@@ -120,7 +124,8 @@ def run_tests(job: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
     """Run each test in turn, in one namespace, and tell which ended without an exception.
 
     Args:
-        job: ``setup`` (code run before), ``tests`` (code of each), ``names`` (the candidate's functions).
+        job: ``setup`` (code run before), ``tests`` (code of each), ``names`` (the candidate's
+            functions).
         candidate: whose functions they call.
 
     Returns:
@@ -133,7 +138,9 @@ def run_tests(job: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
     except BaseException as error:
         return {"broken": f"{type(error).__name__}: {error}"}
     for name in job["names"]:
-        namespace[name] = lambda *arguments, _name=name, **keywords: candidate.call(_name, arguments, keywords)
+        namespace[name] = lambda *arguments, _name=name, **keywords: candidate.call(
+            _name, arguments, keywords
+        )
     return {"passed": [_passes(test, namespace) for test in tests], "ended": candidate.ended}
 
 

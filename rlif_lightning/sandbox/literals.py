@@ -1,12 +1,14 @@
 """Values that may leave a sandboxed process: exact built-in types, as JSON. Never pickle.
 
-What crosses: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, range, and
-iterators (as what they give). Instances of subclasses cross as the built-in type below them: a Counter is a dict, a
-named tuple a tuple. All else raises ``NotLiteral``. What ``decode`` returns therefore holds no code: its ``==``,
-``hash`` and ``repr`` are the interpreter's own, whatever the sender did.
+What crosses: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset,
+dict, range, and iterators (as what they give). Instances of subclasses cross as the built-in type
+below them: a Counter is a dict, a named tuple a tuple. All else raises ``NotLiteral``. What
+``decode`` returns therefore holds no code: its ``==``, ``hash`` and ``repr`` are the interpreter's
+own, whatever the sender did.
 
-``check`` is the door: whoever reads from an untrusted process calls it once. Behind it a value has one spelling, a
-bounded depth, and numbers that Python compares without an error. It builds nothing, so colliding hashes cost nothing.
+``check`` is the door: whoever reads from an untrusted process calls it once. Behind it a value has
+one spelling, a bounded depth, and numbers that Python compares without an error. It builds nothing,
+so colliding hashes cost nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-# Levels of JSON: a list is one, a tuple or set two, a dictionary three. Deeper values are refused: comparing them would
-# overflow the stack of whoever reads them.
+# Levels of JSON: a list is one, a tuple or set two, a dictionary three. Deeper values are refused:
+# comparing them would overflow the stack of whoever reads them.
 MAX_DEPTH = 100
 # What gives more items than this, and some iterators never end, is not a value.
 MAX_ITEMS = 100_000
@@ -33,7 +35,8 @@ def encode(value: Any, depth: int = 0) -> Any:
     """Give a value as something that ``json.dumps`` takes and ``decode`` reads back.
 
     Raises:
-        NotLiteral: the value is, or holds, an object that isn't a literal, nests too deeply, or never ends.
+        NotLiteral: the value is, or holds, an object that isn't a literal, nests too deeply, or
+            never ends.
     """
     if depth > MAX_DEPTH:
         raise NotLiteral(f"nested deeper than {MAX_DEPTH}")
@@ -154,7 +157,9 @@ def _parts(kind: type, tag: str, count: int) -> Callable[[Any, int], None]:
 
     def form(content: Any, depth: int) -> None:
         _items(content, depth)
-        if len(content) != count or not all(type(part) is kind or _is_tagged(part, tag) for part in content):
+        if len(content) != count or not all(
+            type(part) is kind or _is_tagged(part, tag) for part in content
+        ):
             raise ValueError(f"{count} numbers are needed")
 
     return form

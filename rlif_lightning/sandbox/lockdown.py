@@ -1,11 +1,13 @@
 """Giving up rights, from inside the process that will run untrusted code: never to be had back.
 
-In the order of ``lock_down``: namespaces of its own with a file system of little but the interpreter (level
-``namespaces``), a rule for reading files (level ``landlock``), limits on what may be used, no capabilities, and the
-system-call filter of ``seccomp.py`` (every level but ``rlimits``). Linux; plain system calls by ctypes, because the
-standard library of Python 3.11 has none of them. (No pathlib: importing it takes as long as starting Python.)
+In the order of ``lock_down``: namespaces of its own with a file system of little but the
+interpreter (level ``namespaces``), a rule for reading files (level ``landlock``), limits on what
+may be used, no capabilities, and the system-call filter of ``seccomp.py`` (every level but
+``rlimits``). Linux; plain system calls by ctypes, because the standard library of Python 3.11 has
+none of them. (No pathlib: importing it takes as long as starting Python.)
 
-Sources: man pages unshare(2), pivot_root(2), mount_setattr(2), landlock(7), capset(2), setrlimit(2).
+Sources: man pages unshare(2), pivot_root(2), mount_setattr(2), landlock(7), capset(2),
+setrlimit(2).
 """
 
 from __future__ import annotations
@@ -29,17 +31,27 @@ _MNT_DETACH = 2
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 # The same number on every architecture.
-_SYS_MOUNT_SETATTR, _SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = 442, 444, 445, 446
+_SYS_MOUNT_SETATTR, _SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = (
+    442,
+    444,
+    445,
+    446,
+)
 _SYS_PIVOT_ROOT = 41 if os.uname().machine == "aarch64" else 155
 _LANDLOCK_FILE_RIGHTS = (13, 14, 15, 15, 16)  # how many rights on files versions 1 to 5 know
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
 _AT_RECURSIVE = 0x8000
-_TASKS, _MORE_TASKS = 16, 256  # threads and processes; the second leaves room for sandboxed ones that start meanwhile
+_TASKS, _MORE_TASKS = (
+    16,
+    256,
+)  # threads and processes; the second leaves room for sandboxed ones that start meanwhile
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def lock_down(level: str, limits: dict[str, float], readable: list[str]) -> None:
-    """Give up everything that the level allows to give up. Returns in the process that is locked down.
+    """Give up everything that the level allows to give up.
+
+    Returns in the process that is locked down.
 
     Args:
         level: one of the names in ``isolation.py``.
@@ -50,7 +62,8 @@ def lock_down(level: str, limits: dict[str, float], readable: list[str]) -> None
         OSError: the kernel refuses a step; the level cannot be had here.
     """
     _die_with_parent()
-    # Namespaces count tasks by themselves. Elsewhere the limit is on all that this user runs, the trainer as well.
+    # Namespaces count tasks by themselves. Elsewhere the limit is on all that this user runs, the
+    # trainer as well.
     tasks = _tasks_of_user() + _MORE_TASKS if level in ("seccomp", "landlock") else _TASKS
     if level == "namespaces":
         _enter_namespaces(readable)
@@ -79,7 +92,11 @@ def _enter_namespaces(readable: list[str]) -> None:
     """Continue as process 1 of new namespaces; the process that was started waits for it and holds nothing."""
     uid, gid = os.geteuid(), os.getegid()
     _check(_libc.unshare(_NEW_NAMESPACES), "unshare")
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{_NOBODY} {uid} 1"), ("gid_map", f"{_NOBODY} {gid} 1")):
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{_NOBODY} {uid} 1"),
+        ("gid_map", f"{_NOBODY} {gid} 1"),
+    ):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
     child = os.fork()
@@ -98,7 +115,10 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "
 def _make_readonly(path: str, recursive: bool) -> None:
     attributes = struct.pack("QQQQ", _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV, 0, 0, 0)
     flags = _AT_RECURSIVE if recursive else 0
-    _check(_libc.syscall(_SYS_MOUNT_SETATTR, -100, path.encode(), flags, attributes, len(attributes)), "mount_setattr")
+    _check(
+        _libc.syscall(_SYS_MOUNT_SETATTR, -100, path.encode(), flags, attributes, len(attributes)),
+        "mount_setattr",
+    )
 
 
 def _change_root(readable: list[str]) -> None:
@@ -133,8 +153,9 @@ def _show(path: str) -> None:
 def _confine_reading(readable: list[str]) -> None:
     """Landlock: no file is read or written but those below ``readable``, which are read; what else the kernel offers.
 
-    That is, from version 4 (Linux 6.7) no TCP, and from 6 (Linux 6.12) neither signals nor abstract sockets to outside.
-    The filter of system calls refuses all of it too; this holds where the filter has a hole.
+    That is, from version 4 (Linux 6.7) no TCP, and from 6 (Linux 6.12) neither signals nor abstract
+    sockets to outside. The filter of system calls refuses all of it too; this holds where the
+    filter has a hole.
     """
     read = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, list a folder
     files_only = read & ~(1 << 3)

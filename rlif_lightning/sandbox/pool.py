@@ -1,8 +1,8 @@
 """Running many pieces of a model's code at once: the only part of this folder that the rest of the library calls.
 
-``Sandbox.outcomes`` runs code on inputs and tells what came out. ``Sandbox.verdicts`` runs a data set's tests against
-code and tells which passed: the tests run in one process, the code in another, and this process only starts them and
-reads booleans.
+``Sandbox.outcomes`` runs code on inputs and tells what came out. ``Sandbox.verdicts`` runs a data
+set's tests against code and tells which passed: the tests run in one process, the code in another,
+and this process only starts them and reads booleans.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Run:
     Attributes:
         code: source text, untrusted.
         function: the function to call; None runs the code as a program.
-        inputs: for a function the arguments of each call, each a tuple of literals; for a program the texts it reads.
+        inputs: for a function the arguments of each call, each a tuple of literals; for a program
+            the texts it reads.
     """
 
     code: str
@@ -45,10 +46,11 @@ class Outcome:
     """What code did with one input.
 
     Attributes:
-        kind: ``value``; ``error`` (it raised); ``none``: there is no answer (too slow, died, nothing that can cross).
-        value: for ``value``: the text that was printed, or what was returned, as ``literals.encode`` writes it and
-            ``literals.check`` has passed it. It is not decoded: this process builds no set and no dictionary from what
-            untrusted code says.
+        kind: ``value``; ``error`` (it raised); ``none``: there is no answer (too slow, died,
+            nothing that can cross).
+        value: for ``value``: the text that was printed, or what was returned, as
+            ``literals.encode`` writes it and ``literals.check`` has passed it. It is not decoded:
+            this process builds no set and no dictionary from what untrusted code says.
         reason: for ``error`` the name of the built-in exception; for ``none`` why.
     """
 
@@ -87,14 +89,17 @@ class Sandbox:
     """Where and within which limits a model's code runs. Linux only.
 
     Args:
-        isolation: auto (the strongest that works here) | bubblewrap | namespaces | landlock | seccomp | rlimits.
+        isolation: auto (the strongest that works here) | bubblewrap | namespaces | landlock |
+            seccomp | rlimits.
         minimum: weakest level that is acceptable; what each stops is in docs/code-rewards.md.
         workers: pieces of code that run at the same time; null = one for each CPU of this process.
-        wall_seconds: longest time for one piece of code, from reading it to its last answer, in seconds.
+        wall_seconds: longest time for one piece of code, from reading it to its last answer, in
+            seconds.
         call_seconds: longest time for one call or one program input, in seconds.
         cpu_seconds: CPU time of one process, rounded up to whole seconds.
         memory_mb: address space of one process, MiB.
-        file_mb: size of a file, MiB; what a program prints is one. Only at `rlimits` can code make others.
+        file_mb: size of a file, MiB; what a program prints is one. Only at `rlimits` can code make
+            others.
         output_kb: longest answer to one call, KiB.
 
     Raises:
@@ -144,10 +149,14 @@ class Sandbox:
         """
         return self._map(self._judge, jobs, lambda job: job)
 
-    def _map(self, work: Callable[[Job], Result], jobs: Sequence[Job], key: Callable[[Job], Any]) -> list[Result]:
+    def _map(
+        self, work: Callable[[Job], Result], jobs: Sequence[Job], key: Callable[[Job], Any]
+    ) -> list[Result]:
         distinct = {key(job): job for job in jobs}
         with ThreadPoolExecutor(self.workers or len(os.sched_getaffinity(0))) as pool:
-            futures = {name: pool.submit(self._patiently, work, job) for name, job in distinct.items()}
+            futures = {
+                name: pool.submit(self._patiently, work, job) for name, job in distinct.items()
+            }
             try:
                 return [futures[key(job)].result() for job in jobs]
             finally:
@@ -200,7 +209,13 @@ class Sandbox:
                 raise RuntimeError(f"a sandboxed process did not start: {candidate.errors()}")
             # The candidate cannot see this number: its process gets none of what goes to the judge.
             nonce = secrets.token_hex(16)
-            message = {"code": job.code, "setup": job.setup, "tests": job.tests, "names": job.names, "nonce": nonce}
+            message = {
+                "code": job.code,
+                "setup": job.setup,
+                "tests": job.tests,
+                "names": job.names,
+                "nonce": nonce,
+            }
             try:
                 judge.channel.send(message, time.monotonic() + START_SECONDS)
                 verdict = judge.channel.receive(time.monotonic() + self.wall_seconds + 1)
@@ -210,10 +225,15 @@ class Sandbox:
                 return failed
             if "broken" in verdict:
                 raise ValueError(
-                    f"tests that cannot run, whatever the code: {verdict['broken']}; in {job.setup[:200]!r}"
+                    f"tests that cannot run, whatever the code: {verdict['broken']}; in"
+                    f" {job.setup[:200]!r}"
                 )
             passed, ended = verdict.get("passed"), verdict.get("ended")
-            if not isinstance(passed, list) or len(passed) != len(job.tests) or not isinstance(ended, str):
+            if (
+                not isinstance(passed, list)
+                or len(passed) != len(job.tests)
+                or not isinstance(ended, str)
+            ):
                 return failed
             return Verdict(tuple(one is True for one in passed), ended)
 
@@ -221,9 +241,14 @@ class Sandbox:
         """A candidate and its judge, joined by two pipes that this process does not keep."""
         to_candidate, from_candidate = os.pipe(), os.pipe()
         try:
-            settings = {**self._settings("judge"), "candidate": (from_candidate[0], to_candidate[1])}
+            settings = {
+                **self._settings("judge"),
+                "candidate": (from_candidate[0], to_candidate[1]),
+            }
             ends = to_candidate[0], from_candidate[1]
-            candidate = stack.enter_context(Process(self.level, self._settings("candidate"), (), *ends))
+            candidate = stack.enter_context(
+                Process(self.level, self._settings("candidate"), (), *ends)
+            )
             inherited = settings["candidate"]
             return stack.enter_context(Process(self.level, settings, inherited)), candidate
         finally:

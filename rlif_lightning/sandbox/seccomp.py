@@ -1,11 +1,13 @@
 """A list of the system calls that computing needs; the kernel refuses all others (seccomp filter, Linux).
 
-Among the refused: sockets, new processes, running programs, signals to others, tracing, mounting, namespaces, io_uring,
-keyrings, and whatever makes or changes a file. Threads are allowed, and a signal of a process to itself. Where an
-argument says what a call does, as in ``fcntl`` and ``ioctl``, the harmless commands are listed by number too: a
-command can send signals (``F_SETOWN``), lock files that others need, or change their attributes.
+Among the refused: sockets, new processes, running programs, signals to others, tracing, mounting,
+namespaces, io_uring, keyrings, and whatever makes or changes a file. Threads are allowed, and a
+signal of a process to itself. Where an argument says what a call does, as in ``fcntl`` and
+``ioctl``, the harmless commands are listed by number too: a command can send signals
+(``F_SETOWN``), lock files that others need, or change their attributes.
 
-Source: https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html and the kernel's tables of numbers.
+Source: https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html and the kernel's
+tables of numbers.
 """
 
 from __future__ import annotations
@@ -33,13 +35,17 @@ faccessat 269 48|pselect6 270 72|ppoll 271 73|set_robust_list 273 99|epoll_pwait
 epoll_create1 291 20|dup3 292 24|pipe2 293 59|preadv 295 69|pwritev 296 70|getcpu 309 168|getrandom 318 278
 statx 332 291|rseq 334 293|faccessat2 439 439|ftruncate 77 46
 """
-_MACHINES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}  # column of the table, AUDIT_ARCH_...
+_MACHINES = {
+    "x86_64": (1, 0xC000003E),
+    "aarch64": (2, 0xC00000B7),
+}  # column of the table, AUDIT_ARCH_...
 _CLONE3 = 435
 _ALL = 0xFFFFFFFF
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _SET_FLAGS, _ASYNC = 4, 0x2000  # F_SETFL; with O_ASYNC a pipe sends signals
-# What a call may be asked for. One of a call's lines must hold; a line is checks of (argument, bits of it that count,
-# values that these may have). The kernel reads only the lower half of each of these arguments.
+# What a call may be asked for. One of a call's lines must hold; a line is checks of (argument, bits
+# of it that count, values that these may have). The kernel reads only the lower half of each of
+# these arguments.
 _COMMANDS: dict[str, list[list[tuple[int, int, tuple[int, ...]]]]] = {
     # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
     "fcntl": [[(1, _ALL, (0, 1, 2, 3, 1030))], [(1, _ALL, (_SET_FLAGS,)), (2, _ASYNC, (0,))]],
@@ -47,9 +53,11 @@ _COMMANDS: dict[str, list[list[tuple[int, int, tuple[int, ...]]]]] = {
     "ioctl": [[(1, _ALL, (0x5401, 0x541B, 0x5421, 0x5450, 0x5451))]],
     # The flags of pthread_create in glibc and in musl, and no other thread or process.
     "clone": [[(0, _ALL, (0x3D0F00, 0x7D0F00))]],
-    # WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET; 0x180 are PRIVATE and CLOCK_REALTIME.
+    # WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET; 0x180 are PRIVATE and
+    # CLOCK_REALTIME.
     "futex": [[(1, _ALL & ~0x180, (0, 1, 3, 4, 5, 9, 10))]],
-    # NORMAL, RANDOM, SEQUENTIAL, WILLNEED, DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE, GUARD_INSTALL, GUARD_REMOVE
+    # NORMAL, RANDOM, SEQUENTIAL, WILLNEED, DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE, GUARD_INSTALL,
+    # GUARD_REMOVE
     "madvise": [[(2, _ALL, (0, 1, 2, 3, 4, 8, 14, 15, 102, 103))]],
     "mmap": [[(3, 0x2000 | 0x40000, (0,))]],  # neither MAP_LOCKED nor MAP_HUGETLB
     "open": [[(1, _WRITE_FLAGS, (0,))]],
@@ -57,7 +65,8 @@ _COMMANDS: dict[str, list[list[tuple[int, int, tuple[int, ...]]]]] = {
 }
 # The clocks of the system and of the caller; a negative number is the clock of another process.
 _CLOCKS = (0, 1, 2, 3, 4, 5, 6, 7, 11)
-# Calls on a process, by its number: the caller's own alone, which 0 means as well. Others could be found by them.
+# Calls on a process, by its number: the caller's own alone, which 0 means as well. Others could be
+# found by them.
 _OWN_OR_ZERO = ("getpgid", "getsid", "sched_getaffinity")
 # Instructions of the filter's machine: load a word, keep some bits of it, jump if equal, return.
 _LOAD, _AND, _JEQ, _RETURN = 0x20, 0x54, 0x15, 0x06
@@ -80,10 +89,16 @@ def refuse_system_calls() -> None:
     Raises:
         OSError: the kernel does not take the filter.
     """
-    code = b"".join(struct.pack("HBBI", *instruction) for instruction in _filter(os.uname().machine, os.getpid()))
+    code = b"".join(
+        struct.pack("HBBI", *instruction)
+        for instruction in _filter(os.uname().machine, os.getpid())
+    )
     program = _Program(len(code) // 8, code)
     libc = ctypes.CDLL(None, use_errno=True)
-    for arguments in ((_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), (_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program), 0, 0)):
+    for arguments in (
+        (_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+        (_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program), 0, 0),
+    ):
         if libc.prctl(*arguments):
             raise OSError(ctypes.get_errno(), "seccomp: prctl failed")
 
@@ -95,11 +110,20 @@ def _numbers(column: int) -> dict[str, int]:
 
 def _filter(machine: str, process: int) -> list[tuple[int, int, int, int]]:
     column, architecture = _MACHINES[machine]
-    code = [(_LOAD, 0, 0, 4), (_JEQ, 1, 0, architecture), (_RETURN, 0, 0, _REFUSE), (_LOAD, 0, 0, 0)]
-    # clone3 hides its flags behind a pointer; the C library falls back to clone where it does not exist.
+    code = [
+        (_LOAD, 0, 0, 4),
+        (_JEQ, 1, 0, architecture),
+        (_RETURN, 0, 0, _REFUSE),
+        (_LOAD, 0, 0, 0),
+    ]
+    # clone3 hides its flags behind a pointer; the C library falls back to clone where it does not
+    # exist.
     code += [(_JEQ, 0, 1, _CLONE3), (_RETURN, 0, 0, _NO_SUCH_CALL)]
     commands = _COMMANDS | {name: [[(0, _ALL, (0, process))]] for name in _OWN_OR_ZERO}
-    commands |= {name: [[(0, _ALL, _CLOCKS)]] for name in ("clock_gettime", "clock_getres", "clock_nanosleep")}
+    commands |= {
+        name: [[(0, _ALL, _CLOCKS)]]
+        for name in ("clock_gettime", "clock_getres", "clock_nanosleep")
+    }
     commands["tgkill"] = [[(0, _ALL, (process,))]]
     for name, number in _numbers(column).items():
         verdict = [(_RETURN, 0, 0, _ALLOW)]

@@ -1,8 +1,8 @@
 """Entry point of every sandboxed process: lock down, say so, then serve as a candidate or judge one.
 
-Started as ``python -s -P -S -B -c <a line> '<settings as JSON>'`` by ``isolation.py``. The message ``{"up": true}``
-is sent when nothing is left to give up and before any untrusted byte is read: what fails earlier is this machine's
-fault, what fails later the candidate's.
+Started as ``python -s -P -S -B -c <a line> '<settings as JSON>'`` by ``isolation.py``. The message
+``{"up": true}`` is sent when nothing is left to give up and before any untrusted byte is read: what
+fails earlier is this machine's fault, what fails later the candidate's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ def main() -> None:
     """Run one sandboxed process with the settings of the command line."""
     settings = json.loads(sys.argv[1])
     # Opened here: what comes after may have no file system to open them in.
-    files, nowhere = (os.memfd_create("input"), os.memfd_create("output")), os.open(os.devnull, os.O_RDWR)
+    files, nowhere = (
+        (os.memfd_create("input"), os.memfd_create("output")),
+        os.open(os.devnull, os.O_RDWR),
+    )
     lock_down(settings["level"], settings["limits"], settings["readable"])
     reader, writer = os.dup(0), os.dup(1)
     for descriptor in (0, 1, 2):

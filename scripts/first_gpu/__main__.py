@@ -25,7 +25,9 @@ def machine(_: Path) -> dict[str, Any]:
     """Cards, driver and versions."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
-        cards = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+        cards = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split(
+            "\n"
+        )[:-1]
     except (OSError, subprocess.CalledProcessError) as error:
         cards = [str(error)]
     return {
@@ -73,7 +75,10 @@ def lines(value: Any, depth: int = 0) -> list[str]:
         if isinstance(inner, dict) and any(isinstance(each, dict) for each in inner.values()):
             found += [f"{'  ' * depth}{key}:", *lines(inner, depth + 1)]
         elif isinstance(inner, dict):
-            found.append(f"{'  ' * depth}{key}: " + ", ".join(f"{name} {each}" for name, each in inner.items()))
+            found.append(
+                f"{'  ' * depth}{key}: "
+                + ", ".join(f"{name} {each}" for name, each in inner.items())
+            )
         else:
             found.append(f"{'  ' * depth}{key}: {inner}")
     return found
@@ -94,7 +99,10 @@ def measure(name: str, out: Path) -> None:
     try:
         found = sections()[name](work)
     except Exception as error:  # the other sections still tell something
-        found = {"error": f"{type(error).__name__}: {error}", "at": traceback.format_exc().splitlines()[-6:]}
+        found = {
+            "error": f"{type(error).__name__}: {error}",
+            "at": traceback.format_exc().splitlines()[-6:],
+        }
         traceback.print_exc()
     found["section took seconds"] = round(time.perf_counter() - started, 1)
     (out / f"{name}.json").write_text(json.dumps(found) + "\n")
@@ -102,7 +110,9 @@ def measure(name: str, out: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sections", nargs="+", choices=[*sections(), "page"], metavar="SECTION")
     parser.add_argument("--out", type=Path, default=Path("runs/first_gpu"))
     given = parser.parse_args()

@@ -16,9 +16,18 @@ from torch.profiler import ProfilerActivity, profile
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
-LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
+LAUNCHES = (
+    "cudaLaunchKernel",
+    "cudaLaunchKernelExC",
+    "cuLaunchKernel",
+    "cuLaunchKernelEx",
+    "cudaGraphLaunch",
+)
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
-SHORT, LONG = 4, 12  # tokens of the two rollouts whose difference is counted: prefill and set-up cancel out
+SHORT, LONG = (
+    4,
+    12,
+)  # tokens of the two rollouts whose difference is counted: prefill and set-up cancel out
 Work = Callable[[int], Any]
 
 
@@ -71,24 +80,34 @@ def native(shape: str, precision: str, prompts: int, group: int) -> dict[str, An
         engine = NativeEngine()
         engine.setup(policy, 0)
         with torch.no_grad(), autocast("cuda", precision):
-            return engine.generate(given, group, Sampling(max_new_tokens=tokens, min_new_tokens=tokens), 0)
+            return engine.generate(
+                given, group, Sampling(max_new_tokens=tokens, min_new_tokens=tokens), 0
+            )
 
     return measured(work, prompts * group, profiled=prompts * group <= 64)
 
 
 def transformers_own(shape: str, precision: str, prompts: int, group: int) -> dict[str, Any]:
     """``generate`` of transformers, with the weights cast once as far as autocast's memory does so."""
-    model = random_policy("embedded", "cuda").causal_lm if shape == "embedded" else random_model(shape, "cuda")
+    model = (
+        random_policy("embedded", "cuda").causal_lm
+        if shape == "embedded"
+        else random_model(shape, "cuda")
+    )
     model.set_attn_implementation("sdpa")
     vocabulary = model.config.vocab_size
-    ids = torch.stack(list(random_prompts(prompts, 32, vocabulary, "cuda").token_ids)).repeat_interleave(group, 0)
+    ids = torch.stack(
+        list(random_prompts(prompts, 32, vocabulary, "cuda").token_ids)
+    ).repeat_interleave(group, 0)
     mask = torch.ones_like(ids)
 
     def work(tokens: int) -> Any:
         cast = torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed")
         with torch.no_grad(), cast:
             lengths = {"max_new_tokens": tokens, "min_new_tokens": tokens}
-            return model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, pad_token_id=0, **lengths)
+            return model.generate(
+                ids, attention_mask=mask, do_sample=True, top_k=0, pad_token_id=0, **lengths
+            )
 
     return measured(work, prompts * group, profiled=prompts * group <= 64)
 

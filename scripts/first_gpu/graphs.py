@@ -24,7 +24,9 @@ class UnevenEnds(NativeEngine):
 
     def setup(self, policy: PolicyModel, seed: int) -> None:
         super().setup(policy, seed)
-        self.planned = torch.randint(8, TOKENS, (PROMPTS * GROUP,), generator=torch.Generator().manual_seed(0))
+        self.planned = torch.randint(
+            8, TOKENS, (PROMPTS * GROUP,), generator=torch.Generator().manual_seed(0)
+        )
 
     def ends(self, tokens: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
         return steps + 1 >= self.planned[rows]
@@ -74,13 +76,19 @@ def compared(shape: str, precision: str, engine: NativeEngine) -> dict[str, Any]
     engine.setup(policy, 0)
     sampling = Sampling(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
     with torch.no_grad(), autocast("cuda", precision), engine.ready(torch.device("cuda")):
-        for name, kind in (("warm-up", Generation), ("eager", Generation), ("graphs", GraphedGeneration)):
+        for name, kind in (
+            ("warm-up", Generation),
+            ("eager", Generation),
+            ("graphs", GraphedGeneration),
+        ):
             generation = kind(engine, prompts, GROUP, sampling, 0)
             torch.cuda.synchronize()
             started = time.perf_counter()
             done[name] = generation.run()
             torch.cuda.synchronize()
-            found[f"milliseconds of a step, {name}"] = round(1000 * (time.perf_counter() - started) / TOKENS, 2)
+            found[f"milliseconds of a step, {name}"] = round(
+                1000 * (time.perf_counter() - started) / TOKENS, 2
+            )
         assert isinstance(generation, GraphedGeneration)
         found["graphs"], found["steps replayed"] = len(generation.graphs), generation.replayed
     found["completions equal"] = bool(torch.equal(done["eager"].ids, done["graphs"].ids))
@@ -93,7 +101,9 @@ def compared(shape: str, precision: str, engine: NativeEngine) -> dict[str, Any]
 def graphs(_: Path) -> dict[str, Any]:
     """Two shapes in both precisions, with rows that end together and with rows that come and go."""
     return {
-        f"{shape}, {precision}, {name}": tried(lambda s=shape, p=precision, e=engine: compared(s, p, e))
+        f"{shape}, {precision}, {name}": tried(
+            lambda s=shape, p=precision, e=engine: compared(s, p, e)
+        )
         for shape in ("SmolLM2-135M", "Qwen2.5-1.5B")
         for precision in ("float32", "bf16-mixed")
         for name, engine in (("even", NativeEngine()), ("uneven", UnevenEnds(PROMPTS * GROUP // 2)))

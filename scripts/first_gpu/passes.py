@@ -26,13 +26,27 @@ GROUP, BUDGET = 8, 8192
 
 def autocast(device: str, precision: str) -> Any:
     """As the trainer runs a step."""
-    return torch.autocast(device, torch.bfloat16, cache_enabled=False) if precision == "bf16-mixed" else nullcontext()
+    return (
+        torch.autocast(device, torch.bfloat16, cache_enabled=False)
+        if precision == "bf16-mixed"
+        else nullcontext()
+    )
 
 
 def moved(rollout: Rollout, device: str) -> Rollout:
     """The completions on another device; only what a scoring pass reads."""
-    kept = (rollout.completion_ids.to(device), rollout.mask.to(device), rollout.stats.map(lambda x: x.to(device)))
-    return Rollout(rollout.prompts.to(device), *kept, rollout.texts, rollout.ended.to(device), rollout.group_size)
+    kept = (
+        rollout.completion_ids.to(device),
+        rollout.mask.to(device),
+        rollout.stats.map(lambda x: x.to(device)),
+    )
+    return Rollout(
+        rollout.prompts.to(device),
+        *kept,
+        rollout.texts,
+        rollout.ended.to(device),
+        rollout.group_size,
+    )
 
 
 def on_the_cpu() -> tuple[PolicyModel, Rollout]:
@@ -47,7 +61,11 @@ def on_the_cpu() -> tuple[PolicyModel, Rollout]:
 def scored(policy: PolicyModel, rollout: Rollout, device: str, precision: str) -> torch.Tensor:
     """The log-probs of a rollout, on the CPU."""
     with autocast(device, precision):
-        return rollout_logprobs(policy.to(device), moved(rollout, device), SAMPLING, BUDGET).cpu().double()
+        return (
+            rollout_logprobs(policy.to(device), moved(rollout, device), SAMPLING, BUDGET)
+            .cpu()
+            .double()
+        )
 
 
 def spread(difference: torch.Tensor) -> dict[str, float]:
@@ -90,7 +108,11 @@ def attention_kernels(policy: PolicyModel, prompts: Prompts, precision: str) -> 
         with profile(activities=[ProfilerActivity.CUDA]) as profiled:
             rollout_logprobs(policy, rollout, sampling, BUDGET)
     marks = ("flash", "fmha", "cudnn", "softmax")
-    return {e.key[:60]: e.count for e in profiled.key_averages() if any(mark in e.key.lower() for mark in marks)}
+    return {
+        e.key[:60]: e.count
+        for e in profiled.key_averages()
+        if any(mark in e.key.lower() for mark in marks)
+    }
 
 
 def kernels(_: Path) -> dict[str, Any]:
@@ -102,7 +124,9 @@ def kernels(_: Path) -> dict[str, Any]:
             cut = [ids[: 64 - 7 * n] for n, ids in enumerate(prompts.token_ids)]
             prompts = Prompts(cut, [""] * 4, {}, prompts.index)
         for precision in ("float32", "bf16-mixed"):
-            found[f"{name}, {precision}"] = tried(partial(attention_kernels, policy, prompts, precision))
+            found[f"{name}, {precision}"] = tried(
+                partial(attention_kernels, policy, prompts, precision)
+            )
     return found
 
 
@@ -130,13 +154,29 @@ def steps(shape: str, out: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: it failed; with the end of what it printed.
     """
-    work = ["--lengths=random", "--group-size=8", "--prompts-per-step=16", "--max-new-tokens=256", "--steps=3"]
+    work = [
+        "--lengths=random",
+        "--group-size=8",
+        "--prompts-per-step=16",
+        "--max-new-tokens=256",
+        "--steps=3",
+    ]
     work += flags_of(shape)
     work += ["--gradient-checkpointing"] * (shape == "Qwen2.5-1.5B")
-    command = [sys.executable, "benchmarks/step.py", "--accelerator=cuda", "--bf16", "--tie-embeddings"]
+    command = [
+        sys.executable,
+        "benchmarks/step.py",
+        "--accelerator=cuda",
+        "--bf16",
+        "--tie-embeddings",
+    ]
     command += [*work, "--micro-batch=32", f"--out={out / 'step.json'}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-600:])
     found = json.loads((out / "step.json").read_text())
-    return {name: value for name, value in found.items() if name not in ("config", "versions", "framework")}
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in ("config", "versions", "framework")
+    }

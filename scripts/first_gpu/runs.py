@@ -19,13 +19,19 @@ from rlif_lightning.model.loading import resolve_model
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 from rlif_lightning.running.metrics_csv import read_logged
 
-QUICKSTART = ["fit", "--config=configs/quickstart.yaml", "--trainer.accelerator=cuda", "--trainer.devices=1"]
+QUICKSTART = [
+    "fit",
+    "--config=configs/quickstart.yaml",
+    "--trainer.accelerator=cuda",
+    "--trainer.devices=1",
+]
 SHORT = [
     "--compare=false",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     "--trainer.limit_val_batches=0",
-    '--trainer.callbacks=[{"class_path": "RunCheckpoints", "init_args": {"every": 1, "keep": null}}]',
+    '--trainer.callbacks=[{"class_path": "RunCheckpoints", "init_args": {"every": 1, "keep":'
+    " null}}]",
 ]
 
 
@@ -39,7 +45,9 @@ def run(arguments: list[str], root: Path) -> tuple[Any, float]:
 
 def weights(done: Any) -> dict[str, torch.Tensor]:
     """The policy's parameters, on the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in done.model.policy.state_dict().items()}
+    return {
+        name: value.detach().cpu().clone() for name, value in done.model.policy.state_dict().items()
+    }
 
 
 def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
@@ -55,7 +63,10 @@ def logged(root: Path, column: str) -> list[float]:
 
 def quickstart(out: Path) -> dict[str, Any]:
     """The quickstart in float32 and in bf16-mixed: accuracy before and after, seconds, peak memory."""
-    return {precision: tried(partial(one_quickstart, out, precision)) for precision in ("32-true", "bf16-mixed")}
+    return {
+        precision: tried(partial(one_quickstart, out, precision))
+        for precision in ("32-true", "bf16-mixed")
+    }
 
 
 def one_quickstart(out: Path, precision: str) -> dict[str, Any]:
@@ -83,7 +94,10 @@ def resume(out: Path) -> dict[str, Any]:
     first, again = (weights(run(short, out / name)[0]) for name in ("whole", "again"))
     third = sorted(find_checkpoints(out / "whole"), key=lambda path: path.stat().st_mtime)[2]
     resumed = weights(run([*short, f"--ckpt_path={third}"], out / "resumed")[0])
-    return {"a repeated run": largest_difference(first, again), "a resumed run": largest_difference(first, resumed)}
+    return {
+        "a repeated run": largest_difference(first, again),
+        "a resumed run": largest_difference(first, resumed),
+    }
 
 
 def vllm(out: Path) -> dict[str, Any]:
@@ -95,7 +109,12 @@ def vllm(out: Path) -> dict[str, Any]:
     if importlib.util.find_spec("vllm") is None:
         return {"not run": "vllm is not installed"}
     model = resolve_model("rlif-arithmetic")
-    command = [sys.executable, "scripts/compare_engines.py", f"--model={model}", f"--out={out / 'compare.json'}"]
+    command = [
+        sys.executable,
+        "scripts/compare_engines.py",
+        f"--model={model}",
+        f"--out={out / 'compare.json'}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-600:])
@@ -108,12 +127,24 @@ def ranks(out: Path) -> dict[str, Any]:
         return {"not run": f"{torch.cuda.device_count()} GPU"}
     found: dict[str, Any] = {}
     for name in ("one", "ddp", "fsdp2", "tp"):
-        command = [sys.executable, "-m", "rlif_lightning", *QUICKSTART, *SHORT, "--data.source.init_args.size=96"]
+        command = [
+            sys.executable,
+            "-m",
+            "rlif_lightning",
+            *QUICKSTART,
+            *SHORT,
+            "--data.source.init_args.size=96",
+        ]
         if name != "one":
             command += [f"--config=configs/strategy/{name}.yaml", "--trainer.devices=2"]
         started = time.perf_counter()
-        done = subprocess.run([*command, f"--trainer.default_root_dir={out / name}"], capture_output=True, text=True)
-        found[name] = {"exit code": done.returncode, "seconds": round(time.perf_counter() - started, 1)}
+        done = subprocess.run(
+            [*command, f"--trainer.default_root_dir={out / name}"], capture_output=True, text=True
+        )
+        found[name] = {
+            "exit code": done.returncode,
+            "seconds": round(time.perf_counter() - started, 1),
+        }
         if done.returncode:
             found[name]["error"] = done.stderr[-500:]
         else:

@@ -7,7 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PretrainedConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen2Config,
+)
 
 from rlif_lightning.model.loading import Policy, prepared
 from rlif_lightning.model.policy import PolicyModel
@@ -45,7 +51,9 @@ def random_policy(shape: str, device: torch.device | str, **settings: Any) -> Po
     if shape == "embedded":
         return PolicyModel(policy).to(device)
     dtype = getattr(torch, policy.dtype)
-    return PolicyModel(policy, load=lambda given: prepared(random_model(shape, device, dtype), given)).to(device)
+    return PolicyModel(
+        policy, load=lambda given: prepared(random_model(shape, device, dtype), given)
+    ).to(device)
 
 
 def random_prompts(count: int, length: int, vocabulary: int, device: torch.device | str) -> Prompts:

@@ -33,7 +33,10 @@ def missing() -> str | None:
     try:
         subprocess.run(["g++", "--version"], capture_output=True, check=True)
     except FileNotFoundError:
-        return "the device twin is built by g++, which is not installed (Debian, Ubuntu: apt-get install g++)"
+        return (
+            "the device twin is built by g++, which is not installed (Debian, Ubuntu: apt-get"
+            " install g++)"
+        )
     return None
 
 
@@ -75,17 +78,30 @@ def built() -> Path:
         unfinished = folder / f"{key}.{os.getpid()}"
         headers = [f"-I{root}/include", f"-I{root}/include/torch/csrc/api/include"]
         linked = [f"-L{root}/lib", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{root}/lib"]
-        command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", str(SOURCE), "-o", str(unfinished)]
+        command = [
+            "g++",
+            "-std=c++20",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            str(SOURCE),
+            "-o",
+            str(unfinished),
+        ]
         done = subprocess.run([*command, *headers, *linked], capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"g++ could not build {SOURCE} against torch {torch.__version__}:\n{done.stderr}")
+            raise RuntimeError(
+                f"g++ could not build {SOURCE} against torch {torch.__version__}:\n{done.stderr}"
+            )
         unfinished.rename(library)
     return library
 
 
 def attention_calls() -> dict[str, int]:
     """How often each of CUDA's attention kernels would have been taken so far in this process."""
-    return {name: _loaded[0].device_twin_attention_calls(number) for number, name in enumerate(KERNELS)}
+    return {
+        name: _loaded[0].device_twin_attention_calls(number) for number, name in enumerate(KERNELS)
+    }
 
 
 class Event:
@@ -124,12 +140,23 @@ def _answers() -> dict[str, Any]:
 
     limits = {"total_memory": MEMORY, "multi_processor_count": 132}
     properties = SimpleNamespace(name="device twin", major=9, minor=0, gcnArchName="", **limits)
-    ignored = "_lazy_init init set_device empty_cache ipc_collect manual_seed manual_seed_all reset_peak_memory_stats"
+    ignored = (
+        "_lazy_init init set_device empty_cache ipc_collect manual_seed manual_seed_all"
+        " reset_peak_memory_stats"
+    )
     ignored += " set_rng_state set_rng_state_all"
     answers = {name: nothing for name in ignored.split()}
-    answers |= {name: constant(True) for name in ("is_available", "is_initialized", "is_bf16_supported")}
-    answers |= {name: constant(0) for name in ("current_device", "_exchange_device", "_maybe_exchange_device")}
-    answers |= {name: constant(0) for name in ("memory_allocated", "max_memory_allocated", "memory_reserved")}
+    answers |= {
+        name: constant(True) for name in ("is_available", "is_initialized", "is_bf16_supported")
+    }
+    answers |= {
+        name: constant(0)
+        for name in ("current_device", "_exchange_device", "_maybe_exchange_device")
+    }
+    answers |= {
+        name: constant(0)
+        for name in ("memory_allocated", "max_memory_allocated", "memory_reserved")
+    }
     no_state = torch.zeros(16, dtype=torch.uint8)
     return answers | {
         "device_count": constant(1),
@@ -141,7 +168,9 @@ def _answers() -> dict[str, Any]:
         "get_rng_state": lambda *args: no_state.clone(),
         "get_rng_state_all": lambda: [no_state.clone()],
         "synchronize": lambda *args: note_wait("torch.cuda.synchronize"),
-        "current_stream": constant(SimpleNamespace(synchronize=lambda: note_wait("Stream.synchronize"))),
+        "current_stream": constant(
+            SimpleNamespace(synchronize=lambda: note_wait("Stream.synchronize"))
+        ),
         "Event": Event,
     }
 
@@ -158,7 +187,9 @@ def _cloned(storage: torch.UntypedStorage) -> torch.UntypedStorage:
 def _copied(storage: torch.UntypedStorage) -> torch.UntypedStorage:
     """A copy on the device; a CPU build makes storages of other devices by way of tensors only."""
     source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-    return torch.empty(len(storage), dtype=torch.uint8, device="cuda").copy_(source).untyped_storage()
+    return (
+        torch.empty(len(storage), dtype=torch.uint8, device="cuda").copy_(source).untyped_storage()
+    )
 
 
 def _takes_flash(given: Any, debug: bool = False) -> bool:

@@ -1,10 +1,12 @@
 """What a GPU would be asked for: launches, host waits and uploads, by call site.
 
-A launch is an operation on device tensors that is neither a view nor an allocation. A wait is an operation after which
-the host knows something of the device, so that it stood still until the device was done. An upload is a copy to it.
+A launch is an operation on device tensors that is neither a view nor an allocation. A wait is an
+operation after which the host knows something of the device, so that it stood still until the
+device was done. An upload is a copy to it.
 
-``watched(record=True)`` also keeps each launch with its shapes, its numbers and the addresses of what lay in memory
-before. Two steps between which ``first_difference`` finds none could be one CUDA graph, captured and replayed.
+``watched(record=True)`` also keeps each launch with its shapes, its numbers and the addresses of
+what lay in memory before. Two steps between which ``first_difference`` finds none could be one CUDA
+graph, captured and replayed.
 """
 
 from __future__ import annotations
@@ -27,8 +29,22 @@ from torch.utils._pytree import tree_leaves
 TORCH, TESTS = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
 HERE = tuple(str(Path(__file__).parents[2] / folder) for folder in ("rlif_lightning", "callbacks"))
 # Operations that start no kernel, besides views.
-ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
-FREE = ALLOCATIONS | {"_unsafe_view", "is_same_size", "record_stream", "is_pinned", "_local_scalar_dense"}
+ALLOCATIONS = {
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "resize_",
+    "set_",
+}
+FREE = ALLOCATIONS | {
+    "_unsafe_view",
+    "is_same_size",
+    "record_stream",
+    "is_pinned",
+    "_local_scalar_dense",
+}
 # Operations whose result's size, or whose result itself, the host needs before it goes on.
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount"}
 WAITS |= {"_unique2", "unique_dim", "unique_consecutive"}
@@ -89,7 +105,9 @@ class Watch(TorchDispatchMode):
         _watching.remove(self)
         super().__exit__(*error)
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         given, made = _tensors(args) + _tensors(list(kwargs.values())), _tensors(result)
@@ -97,7 +115,9 @@ class Watch(TorchDispatchMode):
             self._note(function, args, kwargs, given, made)
         return result
 
-    def _note(self, function: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor]) -> None:
+    def _note(
+        self, function: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor]
+    ) -> None:
         name, site = function._schema.name.split("::")[1], _site()
         uploads, wait, launch = _cost(function, name, args, kwargs, made)
         if uploads:
@@ -121,9 +141,13 @@ class Watch(TorchDispatchMode):
 
     def _launch(self, name: str, args: Any, kwargs: Any, given: list[Tensor], site: str) -> Launch:
         inside = [tensor.untyped_storage().data_ptr() in self._own for tensor in given]
-        addresses = tuple(None if own else tensor.data_ptr() for own, tensor in zip(inside, given, strict=True))
+        addresses = tuple(
+            None if own else tensor.data_ptr() for own, tensor in zip(inside, given, strict=True)
+        )
         shapes = tuple((tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in given)
-        numbers = tuple(repr(leaf) for leaf in tree_leaves((args, kwargs)) if not isinstance(leaf, Tensor))
+        numbers = tuple(
+            repr(leaf) for leaf in tree_leaves((args, kwargs)) if not isinstance(leaf, Tensor)
+        )
         return Launch(name, shapes, addresses, numbers, site)
 
 
@@ -150,7 +174,9 @@ def first_difference(left: Watch, right: Watch) -> str | None:
     return None
 
 
-def _cost(function: Any, name: str, args: Any, kwargs: Any, made: list[Tensor]) -> tuple[int, str | None, bool]:
+def _cost(
+    function: Any, name: str, args: Any, kwargs: Any, made: list[Tensor]
+) -> tuple[int, str | None, bool]:
     """Uploads, why the host waits (None if it does not), and whether a kernel is started."""
     copied = _copy(name, args, made)
     if copied == "upload":
@@ -164,7 +190,9 @@ def _cost(function: Any, name: str, args: Any, kwargs: Any, made: list[Tensor]) 
 
 def _copy(name: str, args: Any, made: list[Tensor]) -> str | None:
     """``upload``, ``download``, or None for whatever stays on the device."""
-    if name == "lift_fresh":  # all that is seen of torch.tensor(..., device="cuda") and of indexing by a list
+    if (
+        name == "lift_fresh"
+    ):  # all that is seen of torch.tensor(..., device="cuda") and of indexing by a list
         return "upload" if made[0].is_cuda else None
     if name not in ("_to_copy", "copy_"):
         return None
@@ -185,7 +213,9 @@ def _indices(name: str, args: Any) -> list[Tensor]:
 
 def _indices_from_host(name: str, args: Any) -> int:
     return (
-        sum(not index.is_cuda for index in _indices(name, args)) if args and getattr(args[0], "is_cuda", False) else 0
+        sum(not index.is_cuda for index in _indices(name, args))
+        if args and getattr(args[0], "is_cuda", False)
+        else 0
     )
 
 
@@ -197,7 +227,11 @@ def _wait(name: str, args: Any, kwargs: Any) -> str | None:
         return "repeat_interleave of counts"
     masks = any(index.dtype in (torch.bool, torch.uint8) for index in _indices(name, args))
     # One number written under one mask is masked_fill.
-    filled = name != "index" and len(args[1]) == 1 and args[2].dim() == 0 and not args[2].is_cuda if masks else False
+    filled = (
+        name != "index" and len(args[1]) == 1 and args[2].dim() == 0 and not args[2].is_cuda
+        if masks
+        else False
+    )
     return f"{name} by a mask" if masks and not filled else None
 
 
@@ -225,7 +259,9 @@ def _site() -> str:
         place = _place(frame.f_code.co_filename)
         if place != "torch":
             line = (
-                f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if place == "here" or not inner else ""
+                f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+                if place == "here" or not inner
+                else ""
             )
             inner = inner or line
             if place == "here":

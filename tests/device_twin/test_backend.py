@@ -145,15 +145,21 @@ def test_an_optimiser_step_is_the_cpus():
 def test_lower_right_attention_is_attention_under_that_mask(rows):
     torch.manual_seed(0)
     query, key = torch.randn(1, 2, rows, 8), torch.randn(1, 2, 5, 8)
-    expected = scaled_dot_product_attention(query, key, key, torch.ones(rows, 5, dtype=torch.bool).tril(5 - rows))
+    expected = scaled_dot_product_attention(
+        query, key, key, torch.ones(rows, 5, dtype=torch.bool).tril(5 - rows)
+    )
     on_device = query.to(CUDA).requires_grad_()
     with watched():
-        found = scaled_dot_product_attention(on_device, key.to(CUDA), key.to(CUDA), causal_lower_right(rows, 5))
+        found = scaled_dot_product_attention(
+            on_device, key.to(CUDA), key.to(CUDA), causal_lower_right(rows, 5)
+        )
         found.sum().backward()
     torch.testing.assert_close(found.cpu(), expected)
     assert on_device.grad is not None
     with pytest.raises((ValueError, RuntimeError), match="same dtype"):
-        scaled_dot_product_attention(on_device, key.to(CUDA), key.to(CUDA).bfloat16(), causal_lower_right(rows, 5))
+        scaled_dot_product_attention(
+            on_device, key.to(CUDA), key.to(CUDA).bfloat16(), causal_lower_right(rows, 5)
+        )
 
 
 @pytest.mark.parametrize(
@@ -171,9 +177,11 @@ def test_attention_takes_the_kernel_that_cuda_would(dtype, masked, grouped, kern
     mask = ones(3, 3, dtype=torch.bool).tril() if masked else None
     before = attention_calls()
     output = scaled_dot_product_attention(query, key, key, mask, enable_gqa=grouped)
-    assert {name: number - before[name] for name, number in attention_calls().items() if number != before[name]} == {
-        kernel: 1
-    }
+    assert {
+        name: number - before[name]
+        for name, number in attention_calls().items()
+        if number != before[name]
+    } == {kernel: 1}
     assert output.float().sum().item() == math.prod(query.shape)
 
 

@@ -1,7 +1,10 @@
-"""What a decode step and a micro-batch may ask of a GPU. A budget is lowered when it is beaten, and never raised.
+"""What a decode step and a micro-batch may ask of a GPU.
 
-The table holds launches, host waits and uploads at most. `python tests/count_launches.py --sites` says where they come
-from. "together" are steps in which no row ends, "one by one" those in which rows leave.
+A budget is lowered when it is beaten, and never raised.
+
+The table holds launches, host waits and uploads at most. `python tests/count_launches.py --sites`
+says where they come from. "together" are steps in which no row ends, "one by one" those in which
+rows leave.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ MICRO_BATCH_BUDGETS = {  # (model, precision): (launches, waits, uploads) of a m
     ("28 layers", "32-true"): (4583, 0, 2),
     ("28 layers", "bf16-mixed"): (5981, 0, 2),
 }
-GENERATE = {("28 layers", "32-true"): 1225, ("28 layers", "bf16-mixed"): 1338}  # launches of Hugging Face's step
+GENERATE = {
+    ("28 layers", "32-true"): 1225,
+    ("28 layers", "bf16-mixed"): 1338,
+}  # launches of Hugging Face's step
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +53,17 @@ def workloads(names):
 
 
 def check(counts, budget):
-    report = "\n".join([f"{counts.launches} launches, {counts.waits} waits, {counts.uploads} uploads", *counts.lines()])
+    report = "\n".join(
+        [
+            f"{counts.launches} launches, {counts.waits} waits, {counts.uploads} uploads",
+            *counts.lines(),
+        ]
+    )
     print(report)
     spent = counts.launches, counts.waits, counts.uploads
-    assert all(cost <= limit for cost, limit in zip(spent, budget, strict=True)), f"over {budget}:\n{report}"
+    assert all(cost <= limit for cost, limit in zip(spent, budget, strict=True)), (
+        f"over {budget}:\n{report}"
+    )
 
 
 @pytest.mark.parametrize(("model", "precision", "ends"), DECODE_BUDGETS)
@@ -68,4 +81,8 @@ def test_a_micro_batch_stays_inside_its_budget(workloads, model, precision):
 def test_hugging_face_asks_for_what_docs_say(workloads, model, precision):
     """The figure beside ours; a new version of transformers may change it."""
     counts = workloads(model, precision).generate_step()
-    assert (round(counts.launches), counts.waits, counts.uploads) == (GENERATE[model, precision], 1, 0)
+    assert (round(counts.launches), counts.waits, counts.uploads) == (
+        GENERATE[model, precision],
+        1,
+        0,
+    )

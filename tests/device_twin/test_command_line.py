@@ -32,7 +32,9 @@ def on_the_device():
     given: list[str] = []
 
     def main(arguments: list[str]) -> cli.RLIFCLI:
-        kept = [argument for argument in arguments if not argument.startswith("--trainer.accelerator")]
+        kept = [
+            argument for argument in arguments if not argument.startswith("--trainer.accelerator")
+        ]
         run = whole([*kept, "--trainer.accelerator=cuda", "--trainer.devices=1"])
         given.append(run.trainer.strategy.root_device.type)
         return run

@@ -20,7 +20,9 @@ TEXTS = ("1+2=", "123+345+678=", "7+7+7=", "9=", "12+34+56+78+9+1=", "3+4+5=")  
 GROUP = 4
 SAMPLINGS = {
     "plain": Sampling(max_new_tokens=24),
-    "hot": Sampling(temperature=2.5, max_new_tokens=70, min_new_tokens=3),  # beyond the rows' first room
+    "hot": Sampling(
+        temperature=2.5, max_new_tokens=70, min_new_tokens=3
+    ),  # beyond the rows' first room
     "stop strings": Sampling(temperature=2.5, max_new_tokens=24, stop=["7", "="]),
     "closed": Sampling(temperature=2.5, max_new_tokens=24, stop=["7", "="], train_stop=True),
     "cut": Sampling(temperature=2.0, max_new_tokens=12, top_k=5, top_p=0.9),
@@ -31,7 +33,9 @@ SAMPLINGS = {
 @pytest.fixture(scope="module")
 def policies() -> dict[str, PolicyModel]:
     """The same policy on the host and on the device."""
-    policies = {device: PolicyModel(Policy("rlif-arithmetic")).to(device) for device in ("cpu", "cuda")}
+    policies = {
+        device: PolicyModel(Policy("rlif-arithmetic")).to(device) for device in ("cpu", "cuda")
+    }
     for policy in policies.values():
         policy.eos_ids = [*policy.eos_ids, 20]  # so that rows leave at all times
     return policies
@@ -79,7 +83,9 @@ def test_windows_soft_caps_and_latent_heads_keep_to_their_row(kind, tmp_path):
     expected, found = rollouts
     assert len(set(expected.lengths.tolist())) > 3
     assert torch.equal(found.completion_ids.cpu(), expected.completion_ids)
-    torch.testing.assert_close(found.stats.logprobs.cpu(), expected.stats.logprobs, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        found.stats.logprobs.cpu(), expected.stats.logprobs, rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("mixed", [False, True])

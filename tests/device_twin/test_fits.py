@@ -13,7 +13,9 @@ import torch
 from callbacks.collapse_guard import CollapseGuard
 from rlif_lightning import cli
 
-pytestmark = pytest.mark.filterwarnings("ignore:GPU available but not used")  # runs on the CPU to compare with
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:GPU available but not used"
+)  # runs on the CPU to compare with
 RECIPE = [  # reference model, KL-Cov, guard, two heads
     "--config=configs/quickstart.yaml",
     "--config=configs/stable.yaml",
@@ -33,7 +35,10 @@ RECIPE = [  # reference model, KL-Cov, guard, two heads
     "--model.rewards.certainty.head=SelfCertainty",
 ]
 ROUNDING = 1e-5  # a step is 1e-4; attention in other pieces rounds otherwise, and AdamW divides by small gradients
-SAVING = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 2, "save_top_k": -1}}
+SAVING = {
+    "class_path": "ModelCheckpoint",
+    "init_args": {"every_n_train_steps": 2, "save_top_k": -1},
+}
 
 
 def fit(folder: Path, accelerator: str, *arguments: str) -> cli.RLIFCLI:
@@ -42,7 +47,9 @@ def fit(folder: Path, accelerator: str, *arguments: str) -> cli.RLIFCLI:
 
 
 def device_of(run: cli.RLIFCLI) -> str:
-    return run.trainer.strategy.root_device.type  # the model went back to the CPU when the run ended
+    return (
+        run.trainer.strategy.root_device.type
+    )  # the model went back to the CPU when the run ended
 
 
 def weights(run: cli.RLIFCLI) -> dict[str, torch.Tensor]:
@@ -52,7 +59,9 @@ def weights(run: cli.RLIFCLI) -> dict[str, torch.Tensor]:
 def assert_near(left: cli.RLIFCLI, right: cli.RLIFCLI, tolerance: float = 0.0) -> None:
     others = weights(right)
     for name, value in weights(left).items():
-        torch.testing.assert_close(value, others[name], rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            value, others[name], rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -60,7 +69,10 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     with next(folder.rglob("metrics.csv")).open() as file:
         rows = list(csv.DictReader(file))
     timed = ("time/", "per_second")
-    return [{k: float(v) for k, v in row.items() if v and not any(word in k for word in timed)} for row in rows]
+    return [
+        {k: float(v) for k, v in row.items() if v and not any(word in k for word in timed)}
+        for row in rows
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +96,19 @@ def test_a_float32_run_is_the_cpus(whole, tmp_path):
     assert any(row.get("policy/reference_kl", 0.0) > 0 for row in ours)
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # on purpose: resumed into another folder
+@pytest.mark.filterwarnings(
+    "ignore:The dirpath has changed"
+)  # on purpose: resumed into another folder
 @pytest.mark.parametrize("accelerator", ["cuda", "cpu"])
 def test_a_checkpoint_of_the_device_is_resumed(whole, tmp_path, accelerator):
     run, folder = whole
     checkpoint = next(folder.rglob("*step=2.ckpt"))
-    resumed = fit(tmp_path, accelerator, f"--trainer.callbacks+={json.dumps(SAVING)}", f"--ckpt_path={checkpoint}")
+    resumed = fit(
+        tmp_path,
+        accelerator,
+        f"--trainer.callbacks+={json.dumps(SAVING)}",
+        f"--ckpt_path={checkpoint}",
+    )
     assert device_of(resumed) == accelerator
     assert (resumed.trainer.global_step, int(resumed.model.num_rollouts)) == (4, 2)
     assert_near(run, resumed, 0.0 if accelerator == "cuda" else ROUNDING)
@@ -99,9 +118,9 @@ def test_a_mixed_run_trains_saves_and_resumes(tmp_path):
     options = ["--trainer.precision=bf16-mixed", f"--trainer.callbacks+={json.dumps(SAVING)}"]
     run = fit(tmp_path / "whole", "cuda", *options)
     checkpoint = next((tmp_path / "whole").rglob("*step=2.ckpt"))
-    assert {value.dtype for value in torch.load(checkpoint, weights_only=True)["state_dict"].values()} >= {
-        torch.float32
-    }
+    assert {
+        value.dtype for value in torch.load(checkpoint, weights_only=True)["state_dict"].values()
+    } >= {torch.float32}
     resumed = fit(tmp_path / "resumed", "cuda", *options, f"--ckpt_path={checkpoint}")
     assert_near(run, resumed)
     [row, *_] = [row for row in metrics(tmp_path / "whole") if "policy/log_ratio" in row]

@@ -51,6 +51,12 @@ def test_a_whole_update_with_what_came_from_the_cpu(tmp_path, precision):
     heads = {"mine": {"head": f"{__name__}.OnTheCPU"}, "certainty": {"head": "SelfCertainty"}}
     heads["certainty"]["gate"] = {"head": "mine", "at_least": 1}  # type: ignore[assignment]
     own = [f"--model.advantage={__name__}.CPUAdvantage", f"--model.objective={__name__}.CPUMarks"]
-    run = fit(tmp_path, *CUDA, f"--trainer.precision={precision}", f"--model.rewards={json.dumps(heads)}", *own)
+    run = fit(
+        tmp_path,
+        *CUDA,
+        f"--trainer.precision={precision}",
+        f"--model.rewards={json.dumps(heads)}",
+        *own,
+    )
     assert run.trainer.global_step == 8
     assert float(run.trainer.logged_metrics["mine/longest"]) >= 1

@@ -36,18 +36,28 @@ SHAPES = {
 }
 
 
-def line(vocab_size: int, prompt_lengths: list[int], lengths: list[int]) -> tuple[list[Tensor], Tensor, Tensor]:
+def line(
+    vocab_size: int, prompt_lengths: list[int], lengths: list[int]
+) -> tuple[list[Tensor], Tensor, Tensor]:
     """Prompts ``[L_p]``, completions ``[B, T]`` and their mask."""
     generator = torch.Generator().manual_seed(5)
-    prompts = [torch.randint(4, vocab_size, (length,), generator=generator) for length in prompt_lengths]
+    prompts = [
+        torch.randint(4, vocab_size, (length,), generator=generator) for length in prompt_lengths
+    ]
     mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
-    return prompts, torch.randint(20, vocab_size, mask.shape, generator=generator).where(mask, 0), mask
+    return (
+        prompts,
+        torch.randint(20, vocab_size, mask.shape, generator=generator).where(mask, 0),
+        mask,
+    )
 
 
 def scored(policy: PolicyModel, shape: str, device: str, mixed: bool) -> TokenStats:
     """``[B, T]`` statistics of a whole line on a device, with a graph."""
     prompts, ids, mask = line(policy.vocab_size, *SHAPES[shape])
-    (packed,) = pack([prompt.to(device) for prompt in prompts], ids.to(device), mask.to(device), GROUP, 1000)
+    (packed,) = pack(
+        [prompt.to(device) for prompt in prompts], ids.to(device), mask.to(device), GROUP, 1000
+    )
     with torch.autocast(device, torch.bfloat16, enabled=mixed, cache_enabled=False):
         stats = policy.to(device)(packed, HOT)
     order = packed.rows.argsort()
@@ -58,7 +68,9 @@ def scored(policy: PolicyModel, shape: str, device: str, mixed: bool) -> TokenSt
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bf16-mixed"])
 @pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
-def test_numbers_and_gradients_are_those_of_the_cpu(tiny_models, architecture, shape, mixed, recomputed, monkeypatch):
+def test_numbers_and_gradients_are_those_of_the_cpu(
+    tiny_models, architecture, shape, mixed, recomputed, monkeypatch
+):
     policy = PolicyModel(Policy(str(tiny_models[architecture]), gradient_checkpointing=recomputed))
     if recomputed:  # the head's chunks as well
         for name, rows in (("KEPT_LOGITS", 0), ("MAX_LOGITS", 5)):
@@ -67,7 +79,9 @@ def test_numbers_and_gradients_are_those_of_the_cpu(tiny_models, architecture, s
     found = []
     for device in ("cpu", "cuda"):
         stats = scored(policy, shape, device, mixed)
-        loss = {name: value.cpu() for name, value in gradients(policy, stats.map(Tensor.cpu)).items()}
+        loss = {
+            name: value.cpu() for name, value in gradients(policy, stats.map(Tensor.cpu)).items()
+        }
         found.append((stats.map(lambda value: value.detach().cpu()), loss))
     (expected, of_cpu), (other, of_cuda) = found
     tolerance = 0.1 if mixed else 1e-4
@@ -85,7 +99,9 @@ def test_numbers_and_gradients_are_those_of_the_cpu(tiny_models, architecture, s
     sinks=st.sampled_from([None, torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)]),
     together=st.booleans(),
 )
-def test_attention_is_softmax_under_the_tree_mask(shapes, window, key_heads, softcap, sinks, together):
+def test_attention_is_softmax_under_the_tree_mask(
+    shapes, window, key_heads, softcap, sinks, together
+):
     """In float64, whole blocks and single trees; windows, soft caps, sinks; ragged and even."""
     trees = line_of(shapes)
     with pytest.MonkeyPatch.context() as patch:
@@ -95,7 +111,9 @@ def test_attention_is_softmax_under_the_tree_mask(shapes, window, key_heads, sof
     on_cuda = [x.detach().to(CUDA).requires_grad_() for x in inputs]
     scores = Scores(0.7, window, softcap, None if sinks is None else sinks.to(CUDA))
     found = plan.attend(0, *on_cuda, scores)
-    expected = plain_attention(*inputs, torch.tensor(naive_mask(trees, window)), Scores(0.7, window, softcap, sinks))
+    expected = plain_attention(
+        *inputs, torch.tensor(naive_mask(trees, window)), Scores(0.7, window, softcap, sinks)
+    )
     ramp = torch.linspace(-1, 2, found.numel(), dtype=found.dtype).view(found.shape).to(CUDA)
     given_back = [found.detach(), *torch.autograd.grad((found * ramp).sum(), on_cuda)]
     for one, other in zip(given_back, with_gradients(expected, inputs), strict=True):
@@ -112,7 +130,9 @@ def test_attention_is_softmax_under_the_tree_mask(shapes, window, key_heads, sof
         ("ragged", False, "efficient"),
     ],
 )
-def test_keys_are_repeated_and_masks_made_only_where_a_kernel_wants_it(tiny_models, monkeypatch, shape, mixed, kernel):
+def test_keys_are_repeated_and_masks_made_only_where_a_kernel_wants_it(
+    tiny_models, monkeypatch, shape, mixed, kernel
+):
     """Llama here has two heads of keys for four of queries; a kernel of the slow kind is never taken."""
     policy, seen = PolicyModel(Policy(str(tiny_models["llama"]))).to(CUDA), []
     fused = torch.nn.functional.scaled_dot_product_attention
@@ -128,15 +148,23 @@ def test_keys_are_repeated_and_masks_made_only_where_a_kernel_wants_it(tiny_mode
         scored(policy, shape, "cuda", mixed)
     assert torch.backends.cuda.cudnn_sdp_enabled()
     taken = {name: number - before[name] for name, number in attention_calls().items()}
-    assert (taken["math"], taken[kernel] > 0, len(seen)) == (0, True, 2 * 2)  # two layers: prompts, completions
+    assert (taken["math"], taken[kernel] > 0, len(seen)) == (
+        0,
+        True,
+        2 * 2,
+    )  # two layers: prompts, completions
     for heads, mask in seen:
         masked = type(mask) is Tensor
         assert heads == (2 if mixed and not masked else 4)
-        assert masked == (shape == "ragged" and mask is not None and not isinstance(mask, CausalBias))
+        assert masked == (
+            shape == "ragged" and mask is not None and not isinstance(mask, CausalBias)
+        )
         if masked:
             assert mask.dtype == (torch.bfloat16 if mixed else torch.float32)
             assert all(stride % ALIGNED == 0 for stride in mask.stride()[:-1])
-    assert len({id(mask) for _, mask in seen if type(mask) is Tensor}) == (1 if shape == "ragged" else 0)
+    assert len({id(mask) for _, mask in seen if type(mask) is Tensor}) == (
+        1 if shape == "ragged" else 0
+    )
 
 
 def test_a_plan_is_one_upload_and_its_masks_are_made_on_the_device():

@@ -1,6 +1,7 @@
 """What an update asks of a GPU besides launches: its waits do not grow with its micro-batches, which upload twice each.
 
-Uneven prompts and completions, sliding windows and a head in chunks are in here; ``test_budgets.py`` counts launches.
+Uneven prompts and completions, sliding windows and a head in chunks are in here;
+``test_budgets.py`` counts launches.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from device_twin.workload import DEVICE, SHORT, Workload
 from rlif_lightning.records import Prompts
 
 TEXTS = ("12+345+678=", "4+6=", "100+200+300+400=", "7+8+9=")
-# Of a whole update, however many micro-batches it has. It waits for the token budget, the lengths of the rows, and
-# KL-Cov's marks (how many there are, the largest values, ties); it uploads the mini-batch's rows, and here its budget.
+# Of a whole update, however many micro-batches it has. It waits for the token budget, the lengths
+# of the rows, and KL-Cov's marks (how many there are, the largest values, ties); it uploads the
+# mini-batch's rows, and here its budget.
 WAITS, UPLOADS = 10, 2
 
 
@@ -36,7 +38,9 @@ def counted(work: Workload, rollout, budget: int) -> tuple[int, Watch]:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("architecture", ["gemma3", "llama"])
 @pytest.mark.parametrize("chunks", [False, True], ids=["logits kept", "logits in chunks"])
-def test_micro_batches_add_no_wait_and_two_uploads_each(tiny_models, architecture, precision, chunks, monkeypatch):
+def test_micro_batches_add_no_wait_and_two_uploads_each(
+    tiny_models, architecture, precision, chunks, monkeypatch
+):
     work = uneven(str(tiny_models[architecture]), precision)
     if chunks:
         for name, rows in (("KEPT_LOGITS", 0), ("MAX_LOGITS", 7)):

@@ -1,7 +1,8 @@
 """One rollout and one update of a policy on the twin, counted per decode step and per micro-batch.
 
-What a rollout or an update costs once (prompts, moving rows in, gathering what came out) is taken away by subtracting a
-smaller one; what is left is the cost of one more step or of one more micro-batch.
+What a rollout or an update costs once (prompts, moving rows in, gathering what came out) is taken
+away by subtracting a smaller one; what is left is the cost of one more step or of one more
+micro-batch.
 """
 
 from __future__ import annotations
@@ -79,7 +80,11 @@ def deep_model(folder: Path, layers: int = 28) -> str:
     """A random Qwen2 of a 1.5B model's depth and a tiny width, saved in a folder, whose name is returned."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": layers,
+    }
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
     sizes |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     model = Qwen2ForCausalLM(Qwen2Config(**sizes))
@@ -141,7 +146,9 @@ class Workload:
         old = rollout.stats.logprobs
         rows = torch.arange(len(old), device=DEVICE)
         advantages = (rows % 2 * 2.0 - 1).unsqueeze(1).expand_as(old) * rollout.mask
-        inputs = LossInputs(old, old, advantages, rollout.mask, rollout.row_ids(0), ref_logprobs=old)
+        inputs = LossInputs(
+            old, old, advantages, rollout.mask, rollout.row_ids(0), ref_logprobs=old
+        )
         mini_batch = select_groups(inputs, rollout, list(range(len(TEXTS))), on_policy=True)
         objective = KLCov(fraction=0.02, weight=0.05, reference_kl=ReferenceKL(weight=0.03))
         passes: list[bool] = []
@@ -156,10 +163,18 @@ class Workload:
 
     def generate_step(self) -> Counts:
         """One more token of every row by Hugging Face's ``generate``, sampling as we do."""
-        model: Any = AutoModelForCausalLM.from_pretrained(resolve_model(self.name), attn_implementation="sdpa")
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            resolve_model(self.name), attn_implementation="sdpa"
+        )
         model.to(DEVICE)
         ids = torch.stack([ids for ids in self.prompts.token_ids for _ in range(GROUP)])
-        sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 0}
+        sampling = {
+            "do_sample": True,
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "pad_token_id": 0,
+        }
         watches = []
         for length in (SHORT, SHORT + 2):  # every step is like the others
             limits = {"max_new_tokens": length, "min_new_tokens": length}
