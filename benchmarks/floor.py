@@ -45,7 +45,7 @@ def backward(weights: list[Tensor], rows: int) -> None:
 
 def step(a: argparse.Namespace, body: list[Tensor], head: list[Tensor], lengths: list[int]) -> None:
     """All products of one rollout and its update."""
-    forward(body, a.prompt_len * a.prompts_per_step)
+    forward(body, a.prompt_len * a.prompts_per_rollout)
     under_way = Counter(t for length in lengths for t in range(length))
     for t in range(max(lengths)):
         forward(body if t else [], under_way[t])

@@ -173,7 +173,7 @@ def arguments(folder: Path, args: argparse.Namespace) -> list[str]:
     given += [
         f"--trainer.limit_train_batches={args.rollouts}",
         "--data.group_size=4",
-        "--data.prompts_per_step=8",
+        "--data.prompts_per_rollout=8",
     ]
     given += [
         "--model.updates_per_rollout=2",

@@ -93,7 +93,7 @@ def build(a: Any, folder: Path) -> tuple[RLIFModule, PromptData]:
     rows = [json.dumps({"question": prompt}) + "\n" for prompt in workload.make_prompts(a)]
     (folder / "prompts.jsonl").write_text("".join(rows))
     source = LocalFiles(train=str(folder / "prompts.jsonl"))
-    data = PromptData(source, str(folder), a.group_size, a.prompts_per_step)
+    data = PromptData(source, str(folder), a.group_size, a.prompts_per_rollout)
     heads = [OfIds(workload.distinct_share), OfIds(workload.even_share)]
     if a.rewards == "rlif":
         heads = [SelfCertainty(), Vote()]

@@ -104,7 +104,7 @@ def trainer_config(a: Any, folder: Path) -> Any:
     """TRL's settings for the workload."""
     from trl import GRPOConfig
 
-    rows, at_once = a.group_size * a.prompts_per_step, a.micro_batch or a.group_size
+    rows, at_once = a.group_size * a.prompts_per_rollout, a.micro_batch or a.group_size
     if rows % at_once or (rows // at_once) % a.updates_per_rollout:
         sys.exit("micro-batches must divide a rollout's completions, and updates the micro-batches")
     return GRPOConfig(

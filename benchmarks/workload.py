@@ -88,7 +88,9 @@ def plan_lengths(seed: int, rollout: int, count: int, low: int, high: int) -> Le
 def planned(a: argparse.Namespace, rollout: int) -> Lengths:
     """Length of each completion of a rollout, as the flags say."""
     low = a.min_new_tokens if a.lengths == "random" else a.max_new_tokens
-    return plan_lengths(a.seed, rollout, a.group_size * a.prompts_per_step, low, a.max_new_tokens)
+    return plan_lengths(
+        a.seed, rollout, a.group_size * a.prompts_per_rollout, low, a.max_new_tokens
+    )
 
 
 def make_prompts(a: argparse.Namespace) -> list[str]:
@@ -97,7 +99,7 @@ def make_prompts(a: argparse.Namespace) -> list[str]:
     words = range(len(SPECIAL), a.vocab)
     return [
         " ".join(f"w{generator.choice(words)}" for _ in range(a.prompt_len))
-        for _ in range(a.prompts_per_step * a.steps)
+        for _ in range(a.prompts_per_rollout * a.steps)
     ]
 
 

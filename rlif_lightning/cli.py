@@ -206,7 +206,7 @@ def _decisive(config: str) -> dict[str, Any]:
     chosen = {
         f"model.{name}": settings["model"][name] for name in ("policy", "rewards", "sampling")
     }
-    batches = ("prompts_per_step", "validation_prompts_per_step")
+    batches = ("prompts_per_rollout", "validation_prompts_per_batch")
     chosen |= {
         f"data.{name}": value for name, value in settings["data"].items() if name not in batches
     }

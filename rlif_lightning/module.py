@@ -47,7 +47,7 @@ from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.running.endings import NonFiniteGradient
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
-from rlif_lightning.sampling import PREDICTION_STEP, Sampling
+from rlif_lightning.sampling import PREDICTION_ROLLOUT, Sampling
 
 
 class RLIFModule(LightningModule):
@@ -175,14 +175,14 @@ class RLIFModule(LightningModule):
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """One rollout and its updates."""
-        step, started = int(self.num_rollouts), time.perf_counter()
-        rollout = self.engine.generate(prompts, self.group_size, self.sampling, step)
+        number, started = int(self.num_rollouts), time.perf_counter()
+        rollout = self.engine.generate(prompts, self.group_size, self.sampling, number)
         sampled = time.perf_counter()
         outputs = self.rewards(rollout)
         rollout, outputs = without_dropped(rollout, outputs)
         advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
         scored = time.perf_counter()
-        metrics |= self._update(rollout, outputs, advantages, step)
+        metrics |= self._update(rollout, outputs, advantages, number)
         self.num_rollouts += 1
         times = {
             "rollout": sampled - started,
@@ -204,7 +204,11 @@ class RLIFModule(LightningModule):
         }
 
     def _update(
-        self, rollout: Rollout, outputs: dict[str, RewardOutput], advantages: Tensor, step: int
+        self,
+        rollout: Rollout,
+        outputs: dict[str, RewardOutput],
+        advantages: Tensor,
+        rollout_number: int,
     ) -> dict[str, Any]:
         """All optimiser steps of one rollout."""
         assert self.policy is not None
@@ -217,10 +221,10 @@ class RLIFModule(LightningModule):
             self.budget.run, lambda tokens: rollout_logprobs(policy, *scoring, tokens)
         )
         old = rescored() if self.plan.rescores(rollout) else rollout.stats.logprobs
-        inputs = loss_inputs(rollout, advantages, old, reference, step)
+        inputs = loss_inputs(rollout, advantages, old, reference, rollout_number)
         meter, norms, noise = UpdateMeter(rollout.mask.device), [], {}
         for groups in self.plan.minibatches(
-            rollout.num_prompts, step, data_rank(), num_data_ranks()
+            rollout.num_prompts, rollout_number, data_rank(), num_data_ranks()
         ):
             mini_batch = select_groups(inputs, rollout, groups, on_policy=not norms)
             settings = (
@@ -235,7 +239,7 @@ class RLIFModule(LightningModule):
                 inputs, noise = settle_old_logprobs(inputs, mini_batch.rows, found, rescored)
             norms.append(self._optimizer_step())
             if not math.isfinite(norms[-1]):
-                raise NonFiniteGradient(non_finite_message(step, rollout, outputs))
+                raise NonFiniteGradient(non_finite_message(rollout_number, rollout, outputs))
         figures = {
             "policy/grad_norm": sum(norms) / len(norms),
             "update/micro_batch_tokens": self.budget.tokens,
@@ -303,5 +307,5 @@ class RLIFModule(LightningModule):
 
     def predict_step(self, prompts: Prompts, batch_idx: int) -> list[dict[str, Any]]:
         """Completions with the score of every reward head, one record each."""
-        rollout = self.engine.generate(prompts, self.group_size, self.sampling, PREDICTION_STEP)
+        rollout = self.engine.generate(prompts, self.group_size, self.sampling, PREDICTION_ROLLOUT)
         return completion_records(rollout, self.rewards(rollout))

@@ -1,8 +1,8 @@
-"""The records that stages of one training step hand to each other.
+"""The records that stages of one rollout hand to each other.
 
 Axis letters, everywhere in this library:
 
-    P  prompts of a step                 G  completions per prompt (the group)
+    P  prompts of a rollout               G  completions per prompt (the group)
     B  rows = P * G, prompt-major: row b is completion ``b % G`` of prompt ``b // G``
     T  completion positions              V  vocabulary              R  rewards
 
@@ -89,7 +89,7 @@ class VisibleColumns(dict[str, list[Any]]):
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of one step, as read from the data set.
+    """The prompts of one rollout, as read from the data set.
 
     Attributes:
         token_ids: P tensors of int64 token ids, each ``[L_p]`` (ragged, no padding), L_p >= 1.
@@ -209,11 +209,13 @@ class Rollout:
     def num_prompts(self) -> int:
         return len(self.prompts)
 
-    def row_ids(self, step: int) -> Tensor:
-        """``[B]`` int64: a number of each completion that no other one of the run has (up to 2**31 rows and steps)."""
+    def completion_numbers(self, rollout_number: int) -> Tensor:
+        """``[B]`` int64: a number of each completion that no other one of the run has (up to 2**31 completions and rollouts)."""
         completion = torch.arange(self.group_size, device=self.mask.device)
-        within_step = self.prompts.index.to(completion).unsqueeze(1) * self.group_size + completion
-        return within_step.flatten() + (step << 32)
+        within_rollout = (
+            self.prompts.index.to(completion).unsqueeze(1) * self.group_size + completion
+        )
+        return within_rollout.flatten() + (rollout_number << 32)
 
     @property
     def lengths(self) -> Tensor:
@@ -235,16 +237,16 @@ class RewardOutput:
 
     Attributes:
         scores: ``[B]`` float32; NaN means "does not apply to this completion".
-        keep: optional ``[B]`` bool; False takes a completion out of the update altogether.
+        keep_mask: optional ``[B]`` bool; False takes a completion out of the update altogether.
         log: extra numbers to log, already final (``{"vote/unanimous": 0.25}``).
-        strength: optional ``[P]``: multiplies the head's weight in each group.
+        group_weight_factor: optional ``[P]``: multiplies the head's weight in each group.
         answers: optional, the B answers that a vote was held on (None = none found), for callbacks.
     """
 
     scores: Tensor
-    keep: Tensor | None = None
+    keep_mask: Tensor | None = None
     log: dict[str, float] = field(default_factory=dict)
-    strength: Tensor | None = None
+    group_weight_factor: Tensor | None = None
     answers: Sequence[str | None] | None = None
 
 
@@ -259,7 +261,7 @@ class LossInputs:
             (learning/old_logprobs.py).
         advantages: ``[B, T]``, constant over a completion unless a token-level kind made it.
         mask: ``[B, T]`` bool.
-        row_ids: ``[B]`` int64, a number of each completion that no other completion of the run has.
+        completion_numbers: ``[B]`` int64, a number of each completion that no other completion of the run has.
         entropy: optional ``[B, T]``, with the graph, for the entropy bonus.
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
         token_weights: optional ``[B, T]`` constants that multiply the policy loss
@@ -273,7 +275,7 @@ class LossInputs:
     old_logprobs: Tensor
     advantages: Tensor
     mask: Tensor
-    row_ids: Tensor
+    completion_numbers: Tensor
     entropy: Tensor | None = None
     ref_logprobs: Tensor | None = None
     token_weights: Tensor | None = None

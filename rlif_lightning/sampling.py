@@ -1,6 +1,6 @@
 """Drawing tokens: settings, counter-based uniforms, inverse cumulative distribution; importance ratios. Pure functions.
 
-The uniform that draws token t of completion g of data-set row i at rollout step s depends on (seed,
+The uniform that draws token t of completion g of data-set row i in rollout s depends on (seed,
 s, i, g, t) alone, so a completion does not change with its batch, with early leaving, with the
 number of ranks, or on resume.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 # Steps of the sampling counters far from any training step: evaluations draw the same uniforms
 # every time.
-VALIDATION_STEP, PREDICTION_STEP = 2**62, 2**62 + 1
+VALIDATION_STEP, PREDICTION_ROLLOUT = 2**62, 2**62 + 1
 # A word of its own for each use of counted random numbers: equal seeds and steps never give two
 # uses one stream. Two users have none: the order of training prompts and the bootstrap, which draw
 # from different problems.
@@ -98,7 +98,7 @@ class Sampling:
 
 def counter_uniforms(
     seed: int,
-    step: int,
+    rollout_number: int,
     index: Sequence[int],
     completion: Sequence[int],
     num_tokens: int,
@@ -108,7 +108,7 @@ def counter_uniforms(
 
     Args:
         seed: of the run, >= 0.
-        step: number of the rollout, >= 0.
+        rollout_number: of the run, >= 0.
         index: B data-set rows.
         completion: B numbers of the completion in its group.
         num_tokens: T.
@@ -119,9 +119,9 @@ def counter_uniforms(
     """
     word = PURPOSES[purpose]  # the first word of the counter counts the numbers of a stream
     rows = [
-        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, word, g, i])).random(
-            num_tokens
-        )
+        np.random.Generator(
+            np.random.Philox(key=[seed, rollout_number], counter=[0, word, g, i])
+        ).random(num_tokens)
         for i, g in zip(index, completion, strict=True)
     ]
     return torch.from_numpy(np.stack(rows))
@@ -135,14 +135,15 @@ def purpose_seeds(purpose: str, *counters: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(counters, spawn_key=(PURPOSES[purpose],))
 
 
-def request_seed(seed: int, step: int, index: int) -> int:
-    """Seed of one prompt's completions for a sampler with a generator of its own: from (seed, step, row) alone.
+def request_seed(seed: int, rollout_number: int, index: int) -> int:
+    """Seed of one prompt's completions for a sampler with a generator of its own: from (seed, rollout number, row) alone.
 
     Such samplers add the completion's number to it, so seeds keep 2**62 apart from the end of
     int64.
     """
     return int(
-        purpose_seeds("request", seed, step, index).generate_state(1, np.uint64)[0] >> np.uint64(2)
+        purpose_seeds("request", seed, rollout_number, index).generate_state(1, np.uint64)[0]
+        >> np.uint64(2)
     )
 
 

@@ -22,7 +22,11 @@ from rlif_lightning.records import value_at
 from rlif_lightning.running.endings import RunEnd
 from rlif_lightning.running.own_files import OwnFiles
 from rlif_lightning.running.run_folder import run_folder
-from rlif_lightning.running.run_loop import RunLoop, StepEnds, refuse_twins
+from rlif_lightning.running.run_loop import (
+    EpochLoopWithStepEnd,
+    RunLoop,
+    refuse_duplicate_callbacks,
+)
 from rlif_lightning.running.setup_checks import check_precision
 from rlif_lightning.running.stop_signals import StopSignals
 
@@ -34,10 +38,10 @@ class RLIFTrainer(Trainer):
         self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any
     ) -> None:
         check_precision(kwargs.get("precision"))
-        refuse_twins(callbacks if isinstance(callbacks, list) else [])
+        refuse_duplicate_callbacks(callbacks if isinstance(callbacks, list) else [])
         super().__init__(*args, callbacks=callbacks, **kwargs)
         self.callbacks: list[Callback] = [RunEnd(), *self.callbacks]
-        steps = StepEnds(
+        steps = EpochLoopWithStepEnd(
             self, self.min_steps, self.max_steps
         )  # these limits are those of the loop that is replaced
         self.fit_loop = RunLoop(self, self.min_epochs, self.max_epochs)

@@ -32,7 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from rlif_lightning.model.loading import Policy, prepared, resolve_model
+from rlif_lightning.model.loading import Policy, prepare_model, resolve_model
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.rollout.self_check import check_weights, examine
 
@@ -275,7 +275,7 @@ def print_times() -> None:
         examine(config, "sdpa")
         examined_at = time.process_time()
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        policy = PolicyModel(settings, load=lambda each, made=model: prepared(made, each))
+        policy = PolicyModel(settings, load=lambda each, made=model: prepare_model(made, each))
         made_at = time.process_time()
         check_weights(policy, settings)
         size, spent = (

@@ -56,7 +56,7 @@ def problems(model: str, size: int, group_size: int) -> PromptData:
         chat=True,
         examples=[{"question": QUESTION.format(q), "answer": f"{q} = {a}"} for q, a in EXAMPLES],
         group_size=group_size,
-        prompts_per_step=size,
+        prompts_per_rollout=size,
     )
     data.setup("fit")
     return data
@@ -153,7 +153,7 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
         noise = torch.randn(shape[0], 1, generator=torch.Generator().manual_seed(step)).expand(
             shape
         )
-        inputs = LossInputs(old, old, noise, rollout.mask, rollout.row_ids(0))
+        inputs = LossInputs(old, old, noise, rollout.mask, rollout.completion_numbers(0))
         mini_batch = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
         meter = UpdateMeter(old.device)
         backward_update(

@@ -41,8 +41,8 @@ DATA = [
     "--trainer.enable_model_summary=false",
     "--data.source.init_args.size=32",
     "--data.source.init_args.validation_size=8",
-    "--data.validation_prompts_per_step=8",
-    "--data.prompts_per_step=8",
+    "--data.validation_prompts_per_batch=8",
+    "--data.prompts_per_rollout=8",
     "--data.group_size=4",
 ]
 SAVING = {"class_path": "RunCheckpoints", "init_args": {"every": 1}}
@@ -141,7 +141,7 @@ class Soak:
         """Of a life that predicts with what was trained: 16 batches of four prompts."""
         small = [
             "--data.source.init_args.validation_size=64",
-            "--data.validation_prompts_per_step=4",
+            "--data.validation_prompts_per_batch=4",
         ]
         given = [*(each for each in DATA if "compare" not in each), *TWO, *small]
         return [

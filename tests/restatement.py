@@ -207,7 +207,7 @@ def update(rows: int = 6, columns: int = 8, seed: int = 0) -> LossInputs:
         old_logprobs=old,
         advantages=torch.randn(rows, 1, generator=generator).expand(rows, columns),
         mask=torch.arange(columns) < lengths,
-        row_ids=torch.arange(rows),
+        completion_numbers=torch.arange(rows),
         entropy=torch.rand(rows, columns, generator=generator),
         ref_logprobs=old + 0.1 * torch.randn(rows, columns, generator=generator),
     )

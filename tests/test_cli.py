@@ -89,8 +89,8 @@ def test_help_names_the_units(capsys):
         ("--data.prompt_column=problem", "prompt_column='problem' is not in the train split"),
         ("--data.answer_column=gold", "answer_column='gold' is not in the"),
         (
-            "--data.prompts_per_step=3",
-            "prompts_per_step=3 is less than model.updates_per_rollout=4",
+            "--data.prompts_per_rollout=3",
+            "prompts_per_rollout=3 is less than model.updates_per_rollout=4",
         ),
         ("--data.max_prompt_tokens=2", "raise it, or set overlong=filter"),
         ("--model.sampling.top_k=5", "truncated sampling biases the importance ratio"),

@@ -39,8 +39,8 @@ SMALL = [
     *QUIET,
     "--trainer.limit_train_batches=2",
     "--trainer.max_epochs=1",
-    "--data.prompts_per_step=4",
-    "--data.validation_prompts_per_step=8",
+    "--data.prompts_per_rollout=4",
+    "--data.validation_prompts_per_batch=8",
     "--data.group_size=2",
     "--model.sampling.max_new_tokens=8",
 ]
@@ -112,7 +112,7 @@ def test_paper_configs_carry_the_papers_values(name, tmp_path, tiny_models):
     assert (plan.learning_rate, plan.lr_schedule) == (3e-6, "cosine")
     assert run.trainer.max_steps == 340 * model.plan.num_updates
     assert plan.warmup_steps == run.trainer.max_steps // 10
-    assert (data.group_size, model.group_size, data.prompts_per_step) == (7, 7, 882)
+    assert (data.group_size, model.group_size, data.prompts_per_rollout) == (7, 7, 882)
     assert (model.sampling.max_new_tokens, model.sampling.temperature) == (3072, 1.0)
     assert isinstance(objective, KLCov)
     assert (objective.fraction, objective.weight, objective.unselected) == (0.02, 0.05, "clipped")

@@ -30,8 +30,8 @@ BASE = [
     "--trainer.enable_model_summary=false",
     "--data.source.init_args.size=32",
     "--data.source.init_args.validation_size=9",
-    "--data.prompts_per_step=8",
-    "--data.validation_prompts_per_step=4",
+    "--data.prompts_per_rollout=8",
+    "--data.validation_prompts_per_batch=4",
     "--data.group_size=4",
     "--model.policy.dtype=float64",
     "--model.learning_rate=1e-3",
@@ -51,12 +51,12 @@ CASES = {
         "--model.micro_batch_tokens=100",
     ],
     # One group in each update: every other rank has none.
-    "one group": ["--data.prompts_per_step=4", "--model.micro_batch_tokens=60"],
+    "one group": ["--data.prompts_per_rollout=4", "--model.micro_batch_tokens=60"],
     # Old log-probs by one more pass, a second pass over the rollout, marks by the current policy.
     # In the first rollout the first mini-batch's only group is unanimous, so that it trains on
     # nothing.
     "rescored": [
-        "--data.prompts_per_step=4",
+        "--data.prompts_per_rollout=4",
         "--model.old_logprobs=rescored",
         "--model.epochs_per_rollout=2",
         "--model.objective=KLCov",

@@ -21,7 +21,7 @@ SMALL = [
     "--trainer.enable_model_summary=false",
     "--trainer.limit_val_batches=0",
     "--data.source.init_args.size=64",
-    "--data.prompts_per_step=8",
+    "--data.prompts_per_rollout=8",
     "--data.group_size=4",
 ]
 

@@ -30,7 +30,7 @@ def source(folder: Path, golds: list, **more: list) -> list[str]:
     files = {"class_path": "LocalFiles", "init_args": {"train": str(path), "validation": str(path)}}
     columns = ["--data.prompt_column=prompt", "--data.answer_column=reward_model.ground_truth"]
     small = [
-        "--data.prompts_per_step=4",
+        "--data.prompts_per_rollout=4",
         "--data.validation_prompts=null",
         "--model.evaluation.samples=2",
     ]

@@ -117,13 +117,13 @@ def test_the_state_goes_on_with_the_very_next_batch(drawn):
     ("changed", "message"),
     [
         ({"seed": 1}, "seed=1"),
-        ({"prompts_per_step": 3}, "prompts_per_step=3"),
+        ({"prompts_per_rollout": 3}, "prompts_per_rollout=3"),
         ({"rows": 7}, "num_prompts=7"),
     ],
 )
 def test_a_state_of_other_settings_is_refused(changed, message):
-    def loader(rows=8, prompts_per_step=2, seed=0):
-        return TrainLoader(encoded(list(range(rows))), prompts_per_step, seed, 1, 0)
+    def loader(rows=8, prompts_per_rollout=2, seed=0):
+        return TrainLoader(encoded(list(range(rows))), prompts_per_rollout, seed, 1, 0)
 
     with pytest.raises(ValueError, match=message):
         loader(**changed).load_state_dict(loader().state_dict())

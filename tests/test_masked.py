@@ -19,7 +19,6 @@ from rlif_lightning.learning.losses import aggregation_weights, token_covariance
 from rlif_lightning.learning.objectives import ClipCov, KLCov
 from rlif_lightning.masked import masked_max, masked_mean, masked_std, masked_sum
 from rlif_lightning.processes.collectives import (
-    agreed,
     all_process_attempt,
     all_process_objects,
     all_process_sum,
@@ -30,6 +29,7 @@ from rlif_lightning.processes.collectives import (
     all_rank_sum,
     all_rank_top_fraction,
     all_rank_upper_quantile,
+    broadcast_from_first,
     is_distributed,
     is_first_process,
 )
@@ -135,7 +135,7 @@ def whole_update() -> dict[str, torch.Tensor]:
         "logprobs": -3 * torch.rand(10, 7, generator=generator),
         "advantages": torch.randn(10, 1, generator=generator).expand(10, 7).contiguous(),
         "mask": torch.arange(7) < lengths.unsqueeze(1),
-        "row_ids": torch.arange(10),
+        "completion_numbers": torch.arange(10),
         "rewards": torch.rand(
             5, 2, 2, generator=generator
         ),  # prompt first, so that rows and prompts split alike
@@ -157,7 +157,7 @@ def share_of(prompts: slice, empty: bool = False) -> dict[str, torch.Tensor]:
 def statistics_of(share: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Everything that is a collective; row-wise results are this share's rows."""
     logprobs, advantages, mask = share["logprobs"], share["advantages"], share["mask"]
-    update = LossInputs(logprobs, logprobs, advantages, mask, share["row_ids"])
+    update = LossInputs(logprobs, logprobs, advantages, mask, share["completion_numbers"])
     rewards = share["rewards"].movedim(0, 1)
     mean, std = all_rank_mean_std(logprobs, mask)
     results = {"sum": all_rank_sum(masked_sum(logprobs.double(), mask)), "mean": mean, "std": std}
@@ -213,7 +213,7 @@ def run_rank(rank: int, folder: str, shares: list[dict[str, torch.Tensor]]) -> N
     ):
         all_process_attempt(lambda: fail_on_second(rank))
     torch.save(statistics_of(shares[rank]), f"{folder}/{rank}.pt")
-    assert (data_rank(), num_data_ranks(), writes_rows(), agreed(mine).item()) == (
+    assert (data_rank(), num_data_ranks(), writes_rows(), broadcast_from_first(mine).item()) == (
         rank,
         2,
         True,
@@ -221,7 +221,7 @@ def run_rank(rank: int, folder: str, shares: list[dict[str, torch.Tensor]]) -> N
     )
     share_rows(True)
     assert not is_distributed()
-    assert (data_rank(), num_data_ranks(), writes_rows(), agreed(mine).item()) == (
+    assert (data_rank(), num_data_ranks(), writes_rows(), broadcast_from_first(mine).item()) == (
         0,
         1,
         rank == 0,

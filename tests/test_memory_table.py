@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from rlif_lightning.learning.optimizer import OptimizerPlan
-from rlif_lightning.model.loading import LoRA, Policy, prepared
+from rlif_lightning.model.loading import LoRA, Policy, prepare_model
 from rlif_lightning.model.packing import Packed, pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts
@@ -55,7 +55,7 @@ def policy_of(
     else:
         model = Qwen2ForCausalLM(Qwen2Config(**sizes))
     settings = Policy("rlif-arithmetic", gradient_checkpointing=recomputed, lora=lora)
-    return PolicyModel(settings, load=lambda each: prepared(model.to(dtype), each))
+    return PolicyModel(settings, load=lambda each: prepare_model(model.to(dtype), each))
 
 
 def packed(line: Line) -> Packed:

@@ -144,7 +144,7 @@ LONG = "3+4 " * 2_500_000
 
 def data(row: str, **settings: Any) -> PromptData:
     source = json.loads(row.partition("=")[2])["init_args"]
-    return PromptData(LocalFiles(**source), str(SOURCE), prompts_per_step=4, **settings)
+    return PromptData(LocalFiles(**source), str(SOURCE), prompts_per_rollout=4, **settings)
 
 
 def test_a_row_of_ten_megabytes_is_refused_by_its_number(tmp_path):

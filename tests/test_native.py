@@ -317,7 +317,7 @@ def test_the_coin_knows_nothing_of_what_was_sampled(tiny_models):
             prompts_of(policy, [0, 1, 2, 3]), 128, Sampling(max_new_tokens=4), step
         )
         coins.append(head(rollout).scores.double())
-        first.append(rollout.completion_ids[:, 0] + 1000 * (rollout.row_ids(0) // 128))
+        first.append(rollout.completion_ids[:, 0] + 1000 * (rollout.completion_numbers(0) // 128))
         lengths.append(rollout.lengths.double())
     coin, length = torch.cat(coins), torch.cat(lengths)
     _, kind = torch.cat(first).unique(return_inverse=True)

@@ -49,7 +49,7 @@ def sampled(precision: str) -> tuple[PolicyModel, Rollout, LossInputs]:
     old = rollout.stats.logprobs
     advantages = torch.randn(32, 1, generator=torch.Generator().manual_seed(0)).expand(old.shape)
     inputs = LossInputs(
-        old, old, advantages, rollout.mask, rollout.row_ids(0), sampled_logprobs=old
+        old, old, advantages, rollout.mask, rollout.completion_numbers(0), sampled_logprobs=old
     )
     return policy, rollout, inputs
 

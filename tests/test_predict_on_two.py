@@ -12,7 +12,7 @@ from test_cli import base, evaluate
 from test_faults import ROOT
 from test_stopping import environment
 
-ODD = ["--data.source.init_args.validation_size=7", "--data.validation_prompts_per_step=2"]
+ODD = ["--data.source.init_args.validation_size=7", "--data.validation_prompts_per_batch=2"]
 TWO = ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2"]
 
 

@@ -15,7 +15,7 @@ from rlif_lightning import cli
 from rlif_lightning.evaluation.prediction_files import Predictions
 
 BATCHES = [
-    "--data.validation_prompts_per_step=3"
+    "--data.validation_prompts_per_batch=3"
 ]  # three batches: 3, 3 and 2 prompts of 4 completions
 
 
@@ -89,7 +89,7 @@ def test_gone_on_with_after_an_interruption_at_any_byte(tmp_path, whole, cut):
 def test_batches_may_have_another_size_and_nothing_is_left_to_do_twice(tmp_path, whole, caplog):
     folder = tmp_path / "data"
     predict(folder, "--trainer.limit_predict_batches=1")
-    predict(folder, "--data.validation_prompts_per_step=2")
+    predict(folder, "--data.validation_prompts_per_batch=2")
     text = jsonl(folder).read_text()
     assert_same(text, whole)
     caplog.clear()
@@ -207,7 +207,7 @@ def test_two_processes_share_the_work_and_go_on_with_one_s(tmp_path, whole):
         f"--predictions.folder={folder}",
     ]
     arguments += [
-        "--data.validation_prompts_per_step=4",
+        "--data.validation_prompts_per_batch=4",
         "--trainer.devices=2",
         "--trainer.strategy=ddp",
     ]

@@ -65,7 +65,7 @@ ROWS = [{"question": f"{'9' * (i + 1)}=", "answer": "9" * (i + 1), "level": i} f
 
 
 def ready(source, tokenizer, stage=None, **arguments) -> PromptData:
-    data = PromptData(source, tokenizer, **{"prompts_per_step": 2, **arguments})
+    data = PromptData(source, tokenizer, **{"prompts_per_rollout": 2, **arguments})
     data.setup(stage)
     return data
 
@@ -97,7 +97,7 @@ def test_validation_test_and_prediction_read_the_validation_split_in_order(token
         assert [batch.index.tolist() for batch in loader] == [[0, 1], [2]]
     assert [
         len(batch)
-        for batch in validation(ready(Rows(ROWS), tokenizer, validation_prompts_per_step=4))
+        for batch in validation(ready(Rows(ROWS), tokenizer, validation_prompts_per_batch=4))
     ] == [4, 2]
 
 
@@ -155,7 +155,7 @@ def test_fit_without_validation_needs_no_validation_split(tokenizer):
             assert split == "train"
             return super().load(split)
 
-    data = PromptData(TrainOnly(ROWS), tokenizer, prompts_per_step=2)
+    data = PromptData(TrainOnly(ROWS), tokenizer, prompts_per_rollout=2)
     data.trainer = SimpleNamespace(
         limit_val_batches=0, overfit_batches=0, distributed_sampler_kwargs=None
     )
@@ -174,7 +174,7 @@ def distributed(processes: int, rank: int) -> SimpleNamespace:
 def test_each_process_has_its_share(tokenizer):
     seen = []
     for rank in range(2):
-        data = PromptData(Rows(ROWS, ROWS[:5]), tokenizer, prompts_per_step=2)
+        data = PromptData(Rows(ROWS, ROWS[:5]), tokenizer, prompts_per_rollout=2)
         data.trainer = distributed(2, rank)
         data.setup("fit")
         assert [len(batch) for batch in data.train_dataloader()] == [1, 1, 1]
@@ -185,10 +185,10 @@ def test_each_process_has_its_share(tokenizer):
 @pytest.mark.parametrize(
     ("processes", "arguments", "message"),
     [
-        (2, {"prompts_per_step": 3}, "prompts_per_step=3 can't be shared by 2 processes"),
+        (2, {"prompts_per_rollout": 3}, "prompts_per_rollout=3 can't be shared by 2 processes"),
         (
             4,
-            {"prompts_per_step": 4, "validation_prompts": 3},
+            {"prompts_per_rollout": 4, "validation_prompts": 3},
             "the validation split has 3 prompts, fewer than the 4",
         ),
     ],
@@ -213,14 +213,17 @@ def test_overfit_batches_are_refused(tokenizer):
     ("arguments", "message"),
     [
         ({"group_size": 0}, "group_size=0"),
-        ({"prompts_per_step": 0}, "prompts_per_step=0"),
-        ({"validation_prompts_per_step": 0}, "validation_prompts_per_step=0"),
+        ({"prompts_per_rollout": 0}, "prompts_per_rollout=0"),
+        ({"validation_prompts_per_batch": 0}, "validation_prompts_per_batch=0"),
         ({"validation_prompts": 0}, "validation_prompts=0"),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens=0"),
         ({"seed": -1}, "seed=-1"),
         ({"system_prompt": "be brief"}, "system_prompt='be brief' needs chat=true"),
         ({"examples": [{"question": "1+1"}]}, "must have the keys 'question' and 'answer'"),
-        ({"prompts_per_step": 7}, "prompts_per_step=7, but the train split has only 6 prompts"),
+        (
+            {"prompts_per_rollout": 7},
+            "prompts_per_rollout=7, but the train split has only 6 prompts",
+        ),
         (
             {"prompt_column": "problem"},
             "prompt_column='problem' is not in the train split; its columns are ['answer', ",
@@ -271,7 +274,7 @@ def test_a_prompt_without_tokens_is_refused(chat_tokenizer, tmp_path):
 
 def test_many_problems_are_tokenised_in_order(tokenizer):
     source = ArithmeticProblems(size=2500, validation_size=1)
-    batch = next(iter(ready(source, tokenizer, prompts_per_step=2500).train_dataloader()))
+    batch = next(iter(ready(source, tokenizer, prompts_per_rollout=2500).train_dataloader()))
     questions = source.load("train")["question"]
     assert [f"^{questions[row]}" for row in batch.index.tolist()] == decoded(batch)
 
@@ -333,7 +336,7 @@ def test_a_conversation_keeps_its_turns(chat_tokenizer):
     settings = {
         "prompt_column": "prompt",
         "chat": True,
-        "prompts_per_step": 1,
+        "prompts_per_rollout": 1,
         "system_prompt": "add",
     }
     batch = validation(ready(Rows([row]), chat_tokenizer, **settings))[0]
@@ -361,7 +364,7 @@ def test_messages_that_are_no_prompt_are_refused(chat_tokenizer, messages, messa
     settings = {
         "prompt_column": "prompt",
         "chat": True,
-        "prompts_per_step": 1,
+        "prompts_per_rollout": 1,
         "system_prompt": "add",
     }
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -370,7 +373,7 @@ def test_messages_that_are_no_prompt_are_refused(chat_tokenizer, messages, messa
 
 def test_a_long_row_makes_a_short_message(tokenizer):
     with pytest.raises(ValueError, match="not a text") as info:
-        ready(Rows([{"question": ["x" * 10**6]}]), tokenizer, prompts_per_step=1)
+        ready(Rows([{"question": ["x" * 10**6]}]), tokenizer, prompts_per_rollout=1)
     assert len(str(info.value)) < 500
 
 
@@ -426,7 +429,9 @@ def test_nested_columns_are_named_and_hidden_as_flat_ones(tokenizer, arguments, 
 def test_a_column_whose_name_has_a_dot_comes_before_a_nested_one(tokenizer):
     rows = [{"a.b": "1+1=", "a": {"b": "2+2=", "c": "4"}}]
     batch = validation(
-        ready(Rows(rows), tokenizer, prompt_column="a.b", answer_column="a.c", prompts_per_step=1)
+        ready(
+            Rows(rows), tokenizer, prompt_column="a.b", answer_column="a.c", prompts_per_rollout=1
+        )
     )[0]
     assert (batch.texts, batch.column("a.c")) == (["1+1="], ["4"])
 

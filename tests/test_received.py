@@ -60,12 +60,12 @@ def ask(output: Any) -> RewardOutput:
             r"keep of shape \(\); one per completion, \(2,\), is needed",
         ),
         (
-            RewardOutput(SCORES, strength=SCORES),
+            RewardOutput(SCORES, group_weight_factor=SCORES),
             r"strength of shape \(2,\); one per prompt, \(1,\), is needed",
         ),
         (
-            RewardOutput(SCORES, strength=torch.tensor([torch.nan])),
-            r"strength=\[nan\]; all must be finite",
+            RewardOutput(SCORES, group_weight_factor=torch.tensor([torch.nan])),
+            r"group_weight_factor=\[nan\]; all must be finite",
         ),
         (
             RewardOutput(SCORES, answers=["1"]),

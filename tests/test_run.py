@@ -22,8 +22,8 @@ BASE = [
     "--trainer.enable_model_summary=false",
     "--data.source.init_args.size=16",
     "--data.source.init_args.validation_size=8",
-    "--data.prompts_per_step=8",
-    "--data.validation_prompts_per_step=8",
+    "--data.prompts_per_rollout=8",
+    "--data.validation_prompts_per_batch=8",
     "--data.group_size=4",
 ]
 

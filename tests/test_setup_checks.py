@@ -80,7 +80,7 @@ MISTAKES = {
     ),
     "updates": (["--model.updates_per_rollout=1"], "makes KL-Cov do nothing"),
     "truncation": (["--model.sampling.top_k=5"], "truncated sampling biases"),
-    "batch": (["--data.prompts_per_step=24"], "the train split has only 16 prompts"),
+    "batch": (["--data.prompts_per_rollout=24"], "the train split has only 16 prompts"),
     "group of one": (
         ["--data.group_size=1"],
         "group_size=1 leaves model.advantage=GDPO nothing to compare",

@@ -17,7 +17,7 @@ from rlif_lightning.running.checkpoint_search import find_checkpoints
 from rlif_lightning.running.events import read_events
 from rlif_lightning.running.stop_signals import TRY_AGAIN
 
-VALIDATING = ["--trainer.check_val_every_n_epoch=1", "--data.validation_prompts_per_step=4"]
+VALIDATING = ["--trainer.check_val_every_n_epoch=1", "--data.validation_prompts_per_batch=4"]
 
 
 class SignalledInValidation(Callback):

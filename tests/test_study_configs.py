@@ -91,7 +91,7 @@ def test_an_arm_differs_in_what_its_name_says(arm, tmp_path: Path):
         5e-4,
         schedule,
     )
-    assert run.datamodule.prompts_per_step == 16
+    assert run.datamodule.prompts_per_rollout == 16
     certainty = model.rewards.settings.get("certainty")
     if certainty is not None:
         assert isinstance(

@@ -20,7 +20,7 @@ from rlif_lightning.learning.update import MiniBatch, UpdatePlan, backward_updat
 from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.parallel.passes import score_tokens
+from rlif_lightning.parallel.passes import measure_tokens
 from rlif_lightning.records import LossInputs, RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.sampling import Sampling
@@ -92,7 +92,7 @@ def test_groups_without_any_advantage_are_skipped():
 def off_policy(policy: PolicyModel, sampling: Sampling) -> tuple[LossInputs, list, torch.Tensor]:
     """An update near the policy: old and reference log-probs; every token of its own advantage and weight."""
     prompts, ids, mask = rows(policy.causal_lm.config.vocab_size)
-    now = score_tokens(policy, prompts, ids, mask, GROUP, sampling, 1000).logprobs
+    now = measure_tokens(policy, prompts, ids, mask, GROUP, sampling, 1000).logprobs
     generator = torch.Generator().manual_seed(2)
     old, reference = (
         now + 0.3 * torch.randn(now.shape, generator=generator, dtype=now.dtype) for _ in range(2)
@@ -150,7 +150,10 @@ def test_one_micro_batch_is_one_completion_at_a_time(tiny_models, architecture, 
 def test_a_completion_that_a_head_drops_counts_nowhere():
     rollout = handmade(["1", "2", "3", "4"], 2)
     keep = torch.tensor([True, False, True, True])
-    outputs = {"a": RewardOutput(torch.arange(4.0), keep=keep), "b": RewardOutput(torch.ones(4))}
+    outputs = {
+        "a": RewardOutput(torch.arange(4.0), keep_mask=keep),
+        "b": RewardOutput(torch.ones(4)),
+    }
     kept, scores = without_dropped(rollout, outputs)
     assert kept.mask.any(-1).tolist() == keep.tolist()
     assert torch.equal(kept.mask[keep], rollout.mask[keep])
@@ -183,7 +186,7 @@ class KeepsOne(RewardHead):
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         first = torch.arange(len(rollout.texts)) % rollout.group_size == 0
-        return RewardOutput(torch.rand(len(first)), keep=first)
+        return RewardOutput(torch.rand(len(first)), keep_mask=first)
 
 
 def test_a_rollout_with_nothing_to_train_on_changes_no_parameter(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 
 from rlif_lightning.answers.clusters import check_equivalence, open_clusters
 from rlif_lightning.answers.code_tasks import TEST_COLUMNS, CodeExtractor
-from rlif_lightning.answers.code_verdicts import announced, pass_rates
+from rlif_lightning.answers.code_verdicts import announce_sandbox, pass_rates
 from rlif_lightning.answers.extraction import AnswerExtractor
 from rlif_lightning.answers.gold_answers import GoldReader, is_right
 from rlif_lightning.sandbox.pool import Sandbox
@@ -187,7 +187,7 @@ class CodeChecker(Checker):
     """
 
     def __init__(self, extractor: CodeExtractor = CodeExtractor(), sandbox: Sandbox | None = None):
-        self.extractor, self.sandbox = extractor, announced(sandbox)
+        self.extractor, self.sandbox = extractor, announce_sandbox(sandbox)
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Refuse a column that holds no tests."""

@@ -115,7 +115,7 @@ def _same_words(found: list[str], wanted: list[str]) -> bool:
         return False
 
 
-def announced(sandbox: Sandbox | None) -> Sandbox:
+def announce_sandbox(sandbox: Sandbox | None) -> Sandbox:
     """The sandbox, or the default one, with its level in the log."""
     sandbox = sandbox or Sandbox()
     rank_zero_info(f"code of completions runs in a sandbox: {sandbox.level}")

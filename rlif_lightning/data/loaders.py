@@ -84,24 +84,24 @@ class TrainLoader:
 
     Args:
         split: the tokenised problems.
-        prompts_per_step: P, over all processes; an incomplete last batch is dropped.
+        prompts_per_rollout: P, over all processes; an incomplete last batch is dropped.
         seed: seed of the order.
         num_replicas: number of processes that share a batch.
         rank: this process among them; it gets prompts rank, rank + num_replicas, ... of each batch.
     """
 
     def __init__(
-        self, split: EncodedSplit, prompts_per_step: int, seed: int, num_replicas: int, rank: int
+        self, split: EncodedSplit, prompts_per_rollout: int, seed: int, num_replicas: int, rank: int
     ) -> None:
         self.split = split
-        self.prompts_per_step = prompts_per_step
+        self.prompts_per_rollout = prompts_per_rollout
         self.seed = seed
         self.num_replicas = num_replicas
         self.rank = rank
         self.batches_drawn = 0
 
     def __len__(self) -> int:
-        return len(self.split) // self.prompts_per_step
+        return len(self.split) // self.prompts_per_rollout
 
     def __iter__(self) -> Iterator[Prompts]:
         order_of, order = -1, np.empty(0, dtype=np.int64)
@@ -112,7 +112,7 @@ class TrainLoader:
                     epoch,
                     np.random.default_rng([self.seed, epoch]).permutation(len(self.split)),
                 )
-            whole = order[batch * self.prompts_per_step : (batch + 1) * self.prompts_per_step]
+            whole = order[batch * self.prompts_per_rollout : (batch + 1) * self.prompts_per_rollout]
             # Counted before it is handed out: a checkpoint is written while the trainer works on
             # the batch.
             self.batches_drawn += 1
@@ -142,7 +142,7 @@ class TrainLoader:
     def _identity(self) -> dict[str, int]:
         return {
             "seed": self.seed,
-            "prompts_per_step": self.prompts_per_step,
+            "prompts_per_rollout": self.prompts_per_rollout,
             "num_prompts": len(self.split),
         }
 
@@ -155,18 +155,18 @@ class ValidationLoader:
 
     Args:
         split: the tokenised problems, at least one per process.
-        prompts_per_step: prompts per batch, over all processes.
+        prompts_per_rollout: prompts per batch, over all processes.
         num_replicas: number of processes that share a batch.
         rank: this process among them.
     """
 
     def __init__(
-        self, split: EncodedSplit, prompts_per_step: int, num_replicas: int, rank: int
+        self, split: EncodedSplit, prompts_per_rollout: int, num_replicas: int, rank: int
     ) -> None:
         self.split = split
         self.num_replicas = num_replicas
         self.rank = rank
-        self.starts = list(range(0, len(split), prompts_per_step))
+        self.starts = list(range(0, len(split), prompts_per_rollout))
         if len(self.starts) > 1 and len(split) - self.starts[-1] < num_replicas:
             self.starts.pop()
 

@@ -51,7 +51,7 @@ class PromptData(lightning.LightningDataModule):
         source: where the problems come from, by class path.
         tokenizer: hub name or folder of the tokenizer, the policy's own.
         group_size: G, completions sampled per prompt (read by the module, unused here).
-        prompts_per_step: P, prompts per training step over all processes; a multiple of their
+        prompts_per_rollout: P, prompts per training step over all processes; a multiple of their
             number.
         prompt_column: column with the problem, a text or messages ({role, content}, the last one
             the user's). Nested columns are named by a dotted path, such as
@@ -72,7 +72,7 @@ class PromptData(lightning.LightningDataModule):
         overlong: what to do with longer ones: "refuse" stops with their number, "filter" leaves
             them out and tells it.
         validation_prompts: number of validation problems used, the first ones; all if absent.
-        validation_prompts_per_step: prompts per validation batch over all processes; as in training
+        validation_prompts_per_batch: prompts per validation batch over all processes; as in training
             if absent.
         seed: seed of the order of training prompts, at least 0.
         revision: branch, tag or commit of the tokenizer on the hub (linked from
@@ -94,7 +94,7 @@ class PromptData(lightning.LightningDataModule):
         source: ProblemSource,
         tokenizer: str,
         group_size: int = 8,
-        prompts_per_step: int = 16,
+        prompts_per_rollout: int = 16,
         prompt_column: str = "question",
         answer_column: str | None = None,
         template: str = "{prompt}",
@@ -104,7 +104,7 @@ class PromptData(lightning.LightningDataModule):
         max_prompt_tokens: int | None = None,
         overlong: Literal["refuse", "filter"] = "refuse",
         validation_prompts: int | None = None,
-        validation_prompts_per_step: int | None = None,
+        validation_prompts_per_batch: int | None = None,
         seed: int = 0,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -113,7 +113,7 @@ class PromptData(lightning.LightningDataModule):
         self.source = source
         self.tokenizer_name = tokenizer
         self.group_size = group_size
-        self.prompts_per_step = prompts_per_step
+        self.prompts_per_rollout = prompts_per_rollout
         self.prompt_column = prompt_column
         self.answer_column = answer_column
         self.template = template
@@ -123,8 +123,10 @@ class PromptData(lightning.LightningDataModule):
         self.max_prompt_tokens = max_prompt_tokens
         self.overlong = overlong
         self.validation_prompts = validation_prompts
-        self.validation_prompts_per_step = (
-            prompts_per_step if validation_prompts_per_step is None else validation_prompts_per_step
+        self.validation_prompts_per_batch = (
+            prompts_per_rollout
+            if validation_prompts_per_batch is None
+            else validation_prompts_per_batch
         )
         self.seed = seed
         self.revision = revision
@@ -145,7 +147,7 @@ class PromptData(lightning.LightningDataModule):
                 batch doesn't fit the data or the number of processes.
         """
         processes, _ = self._shard()
-        for name in ("prompts_per_step", "validation_prompts_per_step"):
+        for name in ("prompts_per_rollout", "validation_prompts_per_batch"):
             if getattr(self, name) % processes:
                 raise ValueError(
                     f"{name}={getattr(self, name)} can't be shared by {processes} processes: not a"
@@ -174,9 +176,9 @@ class PromptData(lightning.LightningDataModule):
         return self._splits.get(name)
 
     def train_dataloader(self) -> TrainLoader:
-        """Shuffled batches of ``prompts_per_step`` prompts, this process's share of each."""
+        """Shuffled batches of ``prompts_per_rollout`` prompts, this process's share of each."""
         self._loader = TrainLoader(
-            self._splits["train"], self.prompts_per_step, self.seed, *self._shard()
+            self._splits["train"], self.prompts_per_rollout, self.seed, *self._shard()
         )
         if self._place is not None:
             self._loader.load_state_dict(self._place)
@@ -185,7 +187,7 @@ class PromptData(lightning.LightningDataModule):
     def val_dataloader(self) -> ValidationLoader:
         """The validation problems in order, this process's share."""
         return ValidationLoader(
-            self._splits["validation"], self.validation_prompts_per_step, *self._shard()
+            self._splits["validation"], self.validation_prompts_per_batch, *self._shard()
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,7 +209,7 @@ class PromptData(lightning.LightningDataModule):
     def predict_dataloader(self) -> ValidationLoader:
         """The validation problems in order, this process's share, tokenised batch by batch."""
         split = self._splits["validation"] if self._predicted is None else self._predicted
-        return ValidationLoader(split, self.validation_prompts_per_step, *self._shard())
+        return ValidationLoader(split, self.validation_prompts_per_batch, *self._shard())
 
     @property
     def num_predicted_rows(self) -> int:
@@ -237,8 +239,8 @@ class PromptData(lightning.LightningDataModule):
     def _check_arguments(self) -> None:
         counts = (
             "group_size",
-            "prompts_per_step",
-            "validation_prompts_per_step",
+            "prompts_per_rollout",
+            "validation_prompts_per_batch",
             "max_prompt_tokens",
             "validation_prompts",
         )
@@ -346,9 +348,9 @@ class PromptData(lightning.LightningDataModule):
         return rows
 
     def _check_size(self, split: Split, size: int, processes: int) -> None:
-        if split == "train" and size < self.prompts_per_step:
+        if split == "train" and size < self.prompts_per_rollout:
             raise ValueError(
-                f"prompts_per_step={self.prompts_per_step}, but the train split has only {size}"
+                f"prompts_per_rollout={self.prompts_per_rollout}, but the train split has only {size}"
                 " prompts"
             )
         if size < processes:

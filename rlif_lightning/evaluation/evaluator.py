@@ -29,7 +29,7 @@ from rlif_lightning.evaluation.metrics import (
     TokenEntropy,
 )
 from rlif_lightning.evaluation.report import Report
-from rlif_lightning.processes.collectives import agreed
+from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.sampling import VALIDATION_STEP, Sampling
@@ -266,7 +266,11 @@ class Evaluator(nn.Module):
         """Figures over all batches and ranks (a collective), then start anew."""
         names = self.unlabelled + self.labelled if labelled else self.unlabelled
         metrics = [self._metric(name) for name in names]
-        tables = agreed(torch.stack([metric.table() for metric in metrics], 2)).cpu().numpy()
+        tables = (
+            broadcast_from_first(torch.stack([metric.table() for metric in metrics], 2))
+            .cpu()
+            .numpy()
+        )
         shares = np.array([metric.share for metric in metrics])
         label_of = self.labels.compute() if self.evaluation.subset_column is not None else []
         for metric in (*metrics, self.labels):

@@ -41,7 +41,7 @@ class PreflightBatches:
             split = _drawn(train.split, self.prompts, self.seed)
             self.check(split)
             self._loader = ValidationLoader(
-                split, train.prompts_per_step, train.num_replicas, train.rank
+                split, train.prompts_per_rollout, train.num_replicas, train.rank
             )
         return self._loader
 

@@ -228,7 +228,7 @@ class KLCov(Objective):
     def select(self, update: LossInputs) -> Tensor:
         ranked = update.old_logprobs if self.rank_by == "old" else update.logprobs
         covariance = token_covariance(ranked, update.advantages, update.mask)
-        lottery = token_lottery(update.row_ids, update.mask.shape[1])
+        lottery = token_lottery(update.completion_numbers, update.mask.shape[1])
         if self.pick == "top":
             return all_rank_top_fraction(covariance, update.mask, self.fraction, lottery)
         candidates = update.mask & (covariance > 0)
@@ -283,7 +283,7 @@ class ClipCov(Objective):
         held = clipped_marks(update.logprobs, update.old_logprobs, update.advantages, *bounds)
         candidates = update.mask & ~held & (covariance > self.low) & (covariance < self.high)
         share = share_of_candidates(candidates, update.mask, self.fraction)
-        lottery = token_lottery(update.row_ids, update.mask.shape[1], self.seed)
+        lottery = token_lottery(update.completion_numbers, update.mask.shape[1], self.seed)
         return all_rank_top_fraction(torch.where(candidates, lottery, 0.0), candidates, share)
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
@@ -296,23 +296,23 @@ def share_of_candidates(candidates: Tensor, mask: Tensor, fraction: float) -> fl
     return min(1.0, fraction * num_tokens / max(num_candidates, 1))
 
 
-def token_lottery(row_ids: Tensor, num_steps: int, seed: int = 0) -> Tensor:
+def token_lottery(completion_numbers: Tensor, num_steps: int, seed: int = 0) -> Tensor:
     """A repeatable lottery number in (0, 1] for each token: the same on every rank and in every order of rows.
 
     It hangs on the token's place in the run, not on any computed number: rounding differs between
     numbers of ranks.
 
     Args:
-        row_ids: ``[B]`` int64.
+        completion_numbers: ``[B]`` int64.
         num_steps: T.
         seed: any integer.
 
     Returns:
         ``[B, T]`` float64, from the splitmix64 finaliser.
     """
-    position = torch.arange(num_steps, device=row_ids.device) * GOLDEN_GAMMA
+    position = torch.arange(num_steps, device=completion_numbers.device) * GOLDEN_GAMMA
     wrapped = (seed * GOLDEN_GAMMA + 2**63) % 2**64 - 2**63
-    tokens = _mix(_mix(row_ids).unsqueeze(-1) + position)
+    tokens = _mix(_mix(completion_numbers).unsqueeze(-1) + position)
     return (_mix(tokens + wrapped) & 0xFFFFFFFF).double().add(1) / 2.0**32
 
 

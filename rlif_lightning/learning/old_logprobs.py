@@ -19,8 +19,12 @@ from torch import Tensor
 
 from rlif_lightning.masked import masked_sum
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.parallel.passes import score_tokens
-from rlif_lightning.processes.collectives import agreed, all_rank_sum, all_rank_upper_quantile
+from rlif_lightning.parallel.passes import measure_tokens
+from rlif_lightning.processes.collectives import (
+    all_rank_sum,
+    all_rank_upper_quantile,
+    broadcast_from_first,
+)
 from rlif_lightning.records import LossInputs, Rollout
 from rlif_lightning.sampling import Sampling
 
@@ -35,25 +39,25 @@ def rollout_logprobs(
 ) -> Tensor:
     """``[B, T]`` log-probs of a rollout under the policy as it is, in one packed pass without gradients."""
     rows = (rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, rollout.group_size)
-    return agreed(score_tokens(policy, *rows, sampling, max_tokens).logprobs)
+    return broadcast_from_first(measure_tokens(policy, *rows, sampling, max_tokens).logprobs)
 
 
 def loss_inputs(
-    rollout: Rollout, advantages: Tensor, old: Tensor, reference: Tensor | None, step: int
+    rollout: Rollout, advantages: Tensor, old: Tensor, reference: Tensor | None, rollout_number: int
 ) -> LossInputs:
     """``[B, T]`` of a whole rollout.
 
     Args:
-        rollout: the step's, with its sampled log-probs.
+        rollout: with its sampled log-probs.
         advantages: ``[B, T]``.
         old: ``[B, T]`` old log-probs of every mini-batch but the first.
         reference: ``[B, T]`` log-probs under the reference model.
-        step: number of the rollout.
+        rollout_number: counted from 0.
     """
     optional = {"ref_logprobs": reference, "token_weights": rollout.token_weights}
-    row_ids, sampled = rollout.row_ids(step), rollout.stats.logprobs
+    completion_numbers, sampled = rollout.completion_numbers(rollout_number), rollout.stats.logprobs
     return LossInputs(
-        old, old, advantages, rollout.mask, row_ids, sampled_logprobs=sampled, **optional
+        old, old, advantages, rollout.mask, completion_numbers, sampled_logprobs=sampled, **optional
     )
 
 
@@ -81,7 +85,7 @@ def settle_old_logprobs(
     assert inputs.sampled_logprobs is not None
     old, sampled = inputs.old_logprobs, inputs.sampled_logprobs
     found = torch.full_like(old, torch.nan)
-    found[rows] = agreed(forward.to(old))
+    found[rows] = broadcast_from_first(forward.to(old))
     known = inputs.mask & ~found.isnan()
     settled = torch.where(known, found, old)
     if not all_rank_sum(known.sum()):
@@ -89,6 +93,6 @@ def settle_old_logprobs(
     gap, num_tokens = all_rank_sum(
         torch.stack([masked_sum((found - sampled).abs(), known).double(), known.sum()])
     )
-    floor = agreed(all_rank_upper_quantile((found - old).abs(), known, OUTLIERS))
+    floor = broadcast_from_first(all_rank_upper_quantile((found - old).abs(), known, OUTLIERS))
     figures = {"policy/sampler_gap": gap / num_tokens, "policy/noise_floor": floor}
     return replace(inputs, logprobs=settled, old_logprobs=settled, noise_floor=floor), figures

@@ -89,11 +89,14 @@ def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
 
 def group_weights(weights: Tensor, outputs: list[RewardOutput]) -> Tensor:
     """The heads' weights ``[R]``, or ``[R, P]`` if a head's strength differs between groups."""
-    if all(output.strength is None for output in outputs):
+    if all(output.group_weight_factor is None for output in outputs):
         return weights
-    like = next(output.strength for output in outputs if output.strength is not None)
+    like = next(
+        output.group_weight_factor for output in outputs if output.group_weight_factor is not None
+    )
     strengths = [
-        torch.ones_like(like) if output.strength is None else output.strength for output in outputs
+        torch.ones_like(like) if output.group_weight_factor is None else output.group_weight_factor
+        for output in outputs
     ]
     return weights.unsqueeze(1) * torch.stack(strengths).to(weights)
 
@@ -125,7 +128,7 @@ def without_dropped(
     """Take completions that a head does not want kept out of everything: no token counts, no score applies."""
     keep = torch.ones_like(rollout.ended)
     for output in outputs.values():
-        keep = keep if output.keep is None else keep & output.keep
+        keep = keep if output.keep_mask is None else keep & output.keep_mask
     kept = {
         name: replace(output, scores=output.scores.masked_fill(~keep, torch.nan))
         for name, output in outputs.items()

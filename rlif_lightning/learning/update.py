@@ -25,8 +25,8 @@ from rlif_lightning.masked import masked_sum
 from rlif_lightning.model.cpu_memory import HEAP
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.parallel.passes import equal_passes, score_tokens
-from rlif_lightning.processes.collectives import agreed
+from rlif_lightning.parallel.passes import equal_passes, measure_tokens
+from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.records import LossInputs, RewardOutput, Rollout
 from rlif_lightning.sampling import Sampling, purpose_seeds
 
@@ -64,7 +64,7 @@ class UpdatePlan:
         """
         if num_prompts < self.updates_per_rollout:
             raise ValueError(
-                f"data.prompts_per_step={num_prompts} is less than model.updates_per_rollout="
+                f"data.prompts_per_rollout={num_prompts} is less than model.updates_per_rollout="
                 f"{self.updates_per_rollout}: an update would have no group; raise the one or"
                 " lower the other"
             )
@@ -79,7 +79,7 @@ class UpdatePlan:
         return self.updates_per_rollout * self.epochs_per_rollout
 
     def minibatches(
-        self, num_prompts: int, step: int, rank: int, world_size: int
+        self, num_prompts: int, rollout_number: int, rank: int, world_size: int
     ) -> Iterator[list[int]]:
         """This rank's groups of each mini-batch (possibly none).
 
@@ -90,7 +90,7 @@ class UpdatePlan:
         everything = num_prompts * world_size
         for epoch in range(self.epochs_per_rollout):
             order = np.random.default_rng(
-                purpose_seeds("shuffle", self.seed, step, epoch)
+                purpose_seeds("shuffle", self.seed, rollout_number, epoch)
             ).permutation(everything)
             for part in np.array_split(order, self.updates_per_rollout):
                 yield sorted(int(i) // world_size for i in part if i % world_size == rank)
@@ -164,7 +164,7 @@ def marked(objective: Objective, update: LossInputs) -> Tensor:
             f" {tuple(marks.shape)};"
             f" one bool per token, {tuple(update.mask.shape)}, is needed"
         )
-    return agreed(marks.to(update.mask.device))
+    return broadcast_from_first(marks.to(update.mask.device))
 
 
 def reference_logprobs(
@@ -249,7 +249,7 @@ def accumulate_gradient(
             mini_batch.group_size,
         )
         current = budget.run(
-            lambda tokens: score_tokens(policy, *rows_of, sampling, tokens)
+            lambda tokens: measure_tokens(policy, *rows_of, sampling, tokens)
         ).logprobs
         mini_batch = replace(mini_batch, inputs=replace(mini_batch.inputs, logprobs=current))
 
@@ -263,7 +263,9 @@ def accumulate_gradient(
     return found
 
 
-def non_finite_message(step: int, rollout: Rollout, outputs: dict[str, RewardOutput]) -> str:
+def non_finite_message(
+    rollout_number: int, rollout: Rollout, outputs: dict[str, RewardOutput]
+) -> str:
     """Why a step was stopped, and where to look: the sampled statistics and every head's range of scores."""
     broken = [name for name, values in vars(rollout.stats).items() if not values.isfinite().all()]
     sampled = (
@@ -276,7 +278,7 @@ def non_finite_message(step: int, rollout: Rollout, outputs: dict[str, RewardOut
         valid = output.scores[~output.scores.isnan()].tolist() or [0.0]
         ranges.append(f"{name} in [{min(valid):.4g}, {max(valid):.4g}]")
     return (
-        f"the gradient of rollout {step} is not finite; {sampled}; scores: {', '.join(ranges)}."
+        f"the gradient of rollout {rollout_number} is not finite; {sampled}; scores: {', '.join(ranges)}."
         " The parameters were"
         " left as they are. Lower model.learning_rate or the weight of a head with huge scores, or"
         " train in float32"

@@ -109,7 +109,7 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
         )
     model, found = loaded
     _refuse_other_weights(policy.name, found)
-    return prepared(model, policy)
+    return prepare_model(model, policy)
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def own_attention(policy: Policy) -> str | None:
     return "eager" if policy.attention == "eager" else None
 
 
-def prepared(model: PreTrainedModel, policy: Policy) -> Any:
+def prepare_model(model: PreTrainedModel, policy: Policy) -> Any:
     """The model with what its settings add: recomputation and adapters."""
     if model.dtype == torch.float64:
         model.set_experts_implementation(

@@ -31,7 +31,7 @@ from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.transformers_internals import layer_classes
 from rlif_lightning.parallel.partial_loading import empty_model, fill, move_buffers
-from rlif_lightning.parallel.passes import filler, let_go
+from rlif_lightning.parallel.passes import filler, reshard_after_forward
 from rlif_lightning.parallel.tensor_parallel import (
     clip_split_gradients,
     gathered_state_dict,
@@ -91,7 +91,7 @@ def sharded_policy(policy: Policy, sharding: Sharding, frozen: bool = False) -> 
         torch.no_grad()
     ):  # FSDP finds out at the first pass what is the root: that must be the whole
         model(filler(model, sharding.device), Sampling())
-    let_go(model)
+    reshard_after_forward(model)
     return model
 
 

@@ -20,7 +20,13 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from rlif_lightning.model.loading import Policy, own_attention, prepared, reading, resolve_model
+from rlif_lightning.model.loading import (
+    Policy,
+    own_attention,
+    prepare_model,
+    reading,
+    resolve_model,
+)
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.transformers_internals import cached_or_none, mark_as_loaded
 from rlif_lightning.parallel.tensor_parallel_layers import split_dim
@@ -52,7 +58,7 @@ def empty_model(policy: Policy) -> Any:
     for parameter in model.parameters():
         mark_as_loaded(parameter)  # so that the next line computes buffers only
     _compute_buffers(model)
-    return prepared(model, policy)
+    return prepare_model(model, policy)
 
 
 def _compute_buffers(model: Any) -> None:

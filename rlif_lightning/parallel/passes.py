@@ -20,7 +20,7 @@ from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling
 
 
-def let_go(policy: PolicyModel) -> None:
+def reshard_after_forward(policy: PolicyModel) -> None:
     """After passes without gradients: FSDP keeps the root's part for a backward pass that will not come."""
     if isinstance(policy, FSDPModule):
         policy.reshard()
@@ -50,7 +50,7 @@ def equal_passes(
 
 
 @torch.no_grad()
-def score_tokens(
+def measure_tokens(
     policy: PolicyModel,
     prompt_ids: Sequence[Tensor],
     completion_ids: Tensor,
@@ -63,7 +63,7 @@ def score_tokens(
     micro_batches = list(pack(prompt_ids, completion_ids, mask, group_size, max_tokens))
     passes = equal_passes(policy, micro_batches, mask.device)
     scored = [(packed.rows, policy(packed, sampling), own) for packed, own in passes]
-    let_go(policy)
+    reshard_after_forward(policy)
     scored = [(rows, stats) for rows, stats, own in scored if own]
     found = []
     for name in (f.name for f in fields(TokenStats)):

@@ -222,7 +222,7 @@ def _gather_largest(local: Tensor, count: int) -> Tensor:
     return torch.cat(parts)
 
 
-def agreed(values: Tensor) -> Tensor:
+def broadcast_from_first(values: Tensor) -> Tensor:
     """The first process's values where all work on the same rows (a collective), else the values themselves."""
     if num_processes() == num_data_ranks():
         return values

@@ -4,7 +4,7 @@ A data rank is a process with prompts of its own or, under tensor parallelism, a
 together: they work on the same rows, each with its part of the weights. "Over all ranks"
 (``collectives.py``) means data ranks. Processes that share their rows must decide alike, so
 whatever rounding, a time limit or chance could make different is the first one's on all of them
-(``collectives.agreed``), and the first alone writes rows down.
+(``collectives.broadcast_from_first``), and the first alone writes rows down.
 """
 
 from __future__ import annotations

@@ -248,12 +248,14 @@ class RewardSet(nn.Module):
                 neutral = without_length(output.scores.view(shape), rollout.lengths.view(shape))
                 output = replace(output, scores=neutral.flatten().float())
             if settings.spread_floor:
-                strength = self._strength(name, output.scores.view(shape), settings.spread_floor)
-                output = replace(output, strength=strength)
+                factor = self._group_weight_factor(
+                    name, output.scores.view(shape), settings.spread_floor
+                )
+                output = replace(output, group_weight_factor=factor)
             finished[name] = output
         return finished
 
-    def _strength(self, name: str, scores: Tensor, floor: float) -> Tensor:
+    def _group_weight_factor(self, name: str, scores: Tensor, floor: float) -> Tensor:
         """``[P]``: a group's spread in units of the head's floor, at most 1."""
         std = masked_std(scores.double(), ~scores.isnan(), -1)
         usual = self.get_buffer("spreads")[self.names.index(name)]

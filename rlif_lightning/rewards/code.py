@@ -18,7 +18,7 @@ import torch
 
 from rlif_lightning.answers.code_inputs import draw_arguments, read_arguments
 from rlif_lightning.answers.code_tasks import CodeExtractor
-from rlif_lightning.answers.code_verdicts import announced, pass_rates, sandbox_run
+from rlif_lightning.answers.code_verdicts import announce_sandbox, pass_rates, sandbox_run
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
@@ -56,7 +56,7 @@ class CodeTests(RewardHead):
         super().__init__()
         if credit not in ("share", "all"):
             raise ValueError(f"credit={credit!r} is unknown; choose one of ['share', 'all']")
-        self.extractor, self.credit, self.sandbox = extractor, credit, announced(sandbox)
+        self.extractor, self.credit, self.sandbox = extractor, credit, announce_sandbox(sandbox)
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Every problem needs tests that can be read."""
@@ -223,7 +223,7 @@ class BehaviourVote(RewardHead):
         self.num_inputs, self.seed, self.extractor = num_inputs, seed, extractor
         self.mode, self.denominator = mode, denominator
         self.min_parseable, self.entropy_range = min_parseable, entropy_range
-        self.sandbox = announced(sandbox)
+        self.sandbox = announce_sandbox(sandbox)
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Every problem needs inputs, and a vote enough completions."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlif_lightning.processes.collectives import agreed
+from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.records import RewardOutput, Rollout
 
 
@@ -23,7 +23,7 @@ def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
         rollout: B completions of P prompts.
 
     Returns:
-        ``scores [B]`` float32, ``keep [B]`` bool and ``strength [P]`` on the rollout's device,
+        ``scores [B]`` float32, ``keep_mask [B]`` bool and ``group_weight_factor [P]`` on the rollout's device,
         without a graph.
 
     Raises:
@@ -41,21 +41,21 @@ def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
         raise RuntimeError(
             f"reward head {name!r} returned an infinite score for {rollout.texts[row]!r}"
         )
-    keep, strength = output.keep, output.strength
+    keep, factor = output.keep_mask, output.group_weight_factor
     if keep is not None:
-        keep = _tensor(name, "keep", keep, of_rows, "completion", rollout)
+        keep = _tensor(name, "keep_mask", keep, of_rows, "completion", rollout)
         if keep.dtype != torch.bool:
             raise RuntimeError(
-                f"reward head {name!r} returned keep of {keep.dtype}; it must be bool"
+                f"reward head {name!r} returned keep_mask of {keep.dtype}; it must be bool"
             )
-        keep = agreed(keep)
-    if strength is not None:
-        strength = _tensor(name, "strength", strength, of_groups, "prompt", rollout).double()
-        if not strength.isfinite().all():
+        keep = broadcast_from_first(keep)
+    if factor is not None:
+        factor = _tensor(name, "group_weight_factor", factor, of_groups, "prompt", rollout).double()
+        if not factor.isfinite().all():
             raise RuntimeError(
-                f"reward head {name!r} returned strength={strength.tolist()}; all must be finite"
+                f"reward head {name!r} returned group_weight_factor={factor.tolist()}; all must be finite"
             )
-        strength = agreed(strength)
+        factor = broadcast_from_first(factor)
     if output.answers is not None and len(output.answers) != len(rollout.mask):
         raise RuntimeError(
             f"reward head {name!r} returned {len(output.answers)} answers; one per completion,"
@@ -63,7 +63,9 @@ def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
             " is needed"
         )
     _check_log(name, output.log)
-    return replace(output, scores=agreed(scores), keep=keep, strength=strength)
+    return replace(
+        output, scores=broadcast_from_first(scores), keep_mask=keep, group_weight_factor=factor
+    )
 
 
 def _tensor(

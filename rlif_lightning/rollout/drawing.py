@@ -10,7 +10,7 @@ from torch import Tensor
 from rlif_lightning.model.head import pieces
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.token_stats import forbid, softmax_parts, token_stats
-from rlif_lightning.processes.collectives import agreed
+from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling, sample_weights, truncate_logits
 
@@ -52,8 +52,8 @@ class Drawer:
                 tokens.append(drawn[0])
                 stats.append(drawn[1])
         if len(tokens) == 1:
-            return agreed(tokens[0]), stats[0]
-        return agreed(torch.cat(tokens)), torch.cat(stats)
+            return broadcast_from_first(tokens[0]), stats[0]
+        return broadcast_from_first(torch.cat(tokens)), torch.cat(stats)
 
     def _draw_piece(
         self, raw: Tensor, uniforms: Tensor, may_end: Tensor | None, closing: Tensor | None

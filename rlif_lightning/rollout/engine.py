@@ -24,14 +24,16 @@ class RolloutEngine(ABC):
         """
 
     @abstractmethod
-    def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
+    def generate(
+        self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
+    ) -> Rollout:
         """Draw completions.
 
         Args:
             prompts: P prompts.
             group_size: G completions for each.
             sampling: how to draw.
-            step: number of the rollout, a counter of the sampling (not the optimiser's step).
+            rollout_number: a counter of the sampling (not the optimiser's step).
 
         Returns:
             The rollout, with token statistics of the logits that were sampled from.

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.parallel.passes import score_tokens
+from rlif_lightning.parallel.passes import measure_tokens
 from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.sampling import Sampling, cut_at_stop, importance_ratio
 
@@ -83,7 +83,7 @@ def as_rollout(
     completion_ids = pad_sequence(ids, batch_first=True)
     lengths = torch.tensor([len(row) for row in ids], device=device)
     mask = torch.arange(completion_ids.shape[1], device=device) < lengths.unsqueeze(1)
-    stats = score_tokens(
+    stats = measure_tokens(
         policy, prompts.token_ids, completion_ids, mask, group_size, sampling, max_tokens
     )
     reported = [

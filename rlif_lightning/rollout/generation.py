@@ -58,7 +58,12 @@ class Generation:
     """
 
     def __init__(
-        self, engine: NativeEngine, prompts: Prompts, group_size: int, sampling: Sampling, step: int
+        self,
+        engine: NativeEngine,
+        prompts: Prompts,
+        group_size: int,
+        sampling: Sampling,
+        rollout_number: int,
     ):
         self.engine, self.prompts, self.group_size, self.sampling = (
             engine,
@@ -66,7 +71,7 @@ class Generation:
             group_size,
             sampling,
         )
-        self.policy, self.number = engine.policy, step
+        self.policy, self.number = engine.policy, rollout_number
         self.device, tokens = prompts.token_ids[0].device, sampling.max_new_tokens
         self.total = len(prompts) * group_size
         self.max_rows, self.next_row = min(engine.max_rows, self.total), 0

@@ -18,7 +18,7 @@ from rlif_lightning.model.cpu_memory import HEAP
 from rlif_lightning.model.out_of_memory import give_back, is_out_of_memory
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import whole_weights
-from rlif_lightning.processes.collectives import agreed
+from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.processes.ranks import num_processes
 from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.autocasting import cast_once
@@ -49,15 +49,19 @@ class NativeEngine(RolloutEngine):
         self.cache_is_right: bool | None = None  # found out by the first rollout that would use it
 
     @torch.no_grad()
-    def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
+    def generate(
+        self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
+    ) -> Rollout:
         self.policy.check_context(prompts.token_ids, sampling.max_new_tokens)
         device = prompts.token_ids[0].device
         with self.ready(device):
-            done = self._completions(prompts, group_size, sampling, step)
+            done = self._completions(prompts, group_size, sampling, rollout_number)
         HEAP.release(device)
         longest = int(done.lengths.max())
         mask = (torch.arange(longest) < done.lengths.unsqueeze(1)).to(device)
-        stats = TokenStats(*(agreed(done.stats[:, :longest, i].contiguous()) for i in range(3)))
+        stats = TokenStats(
+            *(broadcast_from_first(done.stats[:, :longest, i].contiguous()) for i in range(3))
+        )
         stops = StopStrings(self.policy.tokenizer, sampling.stop)
         texts = [
             stops.text(ids[:length])
@@ -78,12 +82,12 @@ class NativeEngine(RolloutEngine):
             self.policy.train(training)
 
     def _completions(
-        self, prompts: Prompts, group_size: int, sampling: Sampling, step: int
+        self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
     ) -> Completions:
         """All completions; as memory runs out with ever fewer at a time, which draws the same ones."""
         while True:
             try:
-                return Generation(self, prompts, group_size, sampling, step).run()
+                return Generation(self, prompts, group_size, sampling, rollout_number).run()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

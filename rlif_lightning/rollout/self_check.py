@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from rlif_lightning.model.loading import Policy, own_attention, prepared, resolve_model
+from rlif_lightning.model.loading import Policy, own_attention, prepare_model, resolve_model
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.shrunken import NotShrinkable, random_model, shrunken
 from rlif_lightning.model.small_sizes import VOCABULARY
@@ -142,7 +142,9 @@ def _verdict(small: PreTrainedConfig, own: Any, rows: list[Rows], attention: str
         Policy("rlif-arithmetic", attention=attention),
     )  # for its tokenizer, which is small
     try:
-        policy = PolicyModel(settings, load=lambda each: prepared(_copied(small, own, each), each))
+        policy = PolicyModel(
+            settings, load=lambda each: prepare_model(_copied(small, own, each), each)
+        )
         faults = []
         for part in rows:
             faults += differences(policy, _decoder(policy, part), own, part, SMALL_COPY)

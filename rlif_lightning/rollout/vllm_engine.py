@@ -111,12 +111,16 @@ class VLLMEngine(RolloutEngine):
             )
 
     @torch.no_grad()
-    def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
+    def generate(
+        self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
+    ) -> Rollout:
         self.check(sampling)
         self.synchronize()
         if not self.probed:
             self._probe(prompts, sampling.max_new_tokens)
-        drawn = all_process_attempt(lambda: self._draw(prompts, group_size, sampling, step))
+        drawn = all_process_attempt(
+            lambda: self._draw(prompts, group_size, sampling, rollout_number)
+        )
         settings = (group_size, sampling, self.scoring_tokens, self.max_ratio)
         rollout = as_rollout(self.policy, prompts, drawn, *settings)
         self._check_gap(rollout, sampling)
@@ -154,7 +158,7 @@ class VLLMEngine(RolloutEngine):
         self.probed = True
 
     def _draw(
-        self, prompts: Prompts, group_size: int, sampling: Sampling, step: int
+        self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
     ) -> Sequence[Drawn]:
         """This rank's completions, prompt-major."""
         assert self.sampler is not None
@@ -162,7 +166,8 @@ class VLLMEngine(RolloutEngine):
         ids = [each.tolist() for each in prompts.token_ids]
         rows = prompts.index.tolist()
         requests = [
-            self.request(sampling, group_size, request_seed(self.seed, step, row)) for row in rows
+            self.request(sampling, group_size, request_seed(self.seed, rollout_number, row))
+            for row in rows
         ]
         groups = self.sampler.generate(ids, requests)
         # vLLM draws a greedy completion once; the copies of a group would be the same.

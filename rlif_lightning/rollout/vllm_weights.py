@@ -13,7 +13,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import whole_tensor
-from rlif_lightning.parallel.passes import let_go
+from rlif_lightning.parallel.passes import reshard_after_forward
 
 WRAPPED = "base_layer"  # peft's name for what a wrapper is around
 
@@ -30,7 +30,7 @@ def merged_weights(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
     Raises:
         ValueError: adapters on the experts of a divided policy, whose parts cannot be merged.
     """
-    let_go(policy)
+    reshard_after_forward(policy)
     for _, layer in groupby(_whole_weights(policy.causal_lm), key=lambda item: _layer_of(item[0])):
         yield from revert_weight_conversion(policy.causal_lm, dict(layer)).items()
 

@@ -95,12 +95,12 @@ def write_checkpoint(trainer: Trainer, path: Path) -> None:
         trainer.strategy.checkpoint_io = io = CheckpointFile()
     with io.deferring() if isinstance(io, CheckpointFile) else nullcontext():
         trainer.save_checkpoint(path, weights_only=False)
-    failure = trainer.strategy.broadcast(_told(getattr(io, "failure", None)))
+    failure = trainer.strategy.broadcast(_message_of(getattr(io, "failure", None)))
     if failure is not None:
         raise unwritten(path, failure)
 
 
-def _told(failure: BaseException | None) -> str | None:
+def _message_of(failure: BaseException | None) -> str | None:
     return None if failure is None else f"{type(failure).__name__}: {failure}"
 
 
@@ -137,7 +137,7 @@ def write_together(path: Path, write: Callable[[], Any]) -> None:
     try:
         all_process_attempt(part)
     except Exception as error:
-        raise unwritten(path, str(_told(error))) from error
+        raise unwritten(path, str(_message_of(error))) from error
 
 
 def finish_folder(unfinished: Path, path: Path) -> None:

@@ -144,7 +144,7 @@ class RunCheckpoints(Checkpoint):
             return
         self._save_best(trainer)
         assert self.signals is not None
-        code = self.signals.agreed()
+        code = self.signals.agreed_signal()
         if code is not None or rollouts % self.every == 0 or takes_its_last_step(trainer):
             self._save(trainer, rollouts)
         if code is not None:

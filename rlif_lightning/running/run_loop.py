@@ -42,7 +42,7 @@ class RunLoop(FitLoop):
             self.on_run_end()
 
 
-class StepEnds(TrainingEpochLoop):
+class EpochLoopWithStepEnd(TrainingEpochLoop):
     """Lightning's loop over steps with one more place to act: when a step, its logging and its validation are over.
 
     No hook of Lightning's lies there: ``on_train_batch_end`` comes before the step's figures are
@@ -63,7 +63,7 @@ class StepEnds(TrainingEpochLoop):
             callback.on_step_end(self.trainer, module)
 
 
-def refuse_twins(callbacks: list[Callback]) -> None:
+def refuse_duplicate_callbacks(callbacks: list[Callback]) -> None:
     """Refuse two callbacks whose states would be one entry of a checkpoint; an overlay may have added the second.
 
     Raises:

@@ -93,7 +93,7 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     _check_trainer(module.trainer)
     train = None if data is None else data.split("train")
     if data is not None and train is not None:
-        module.plan.check(data.prompts_per_step)
+        module.plan.check(data.prompts_per_rollout)
         module.rewards.check(train, module.group_size)
 
 
@@ -108,5 +108,5 @@ def _check_trainer(trainer: Any) -> None:
         raise ValueError(
             f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is not used: an"
             " update is cut up by"
-            " model.micro_batch_tokens; raise data.prompts_per_step for larger ones"
+            " model.micro_batch_tokens; raise data.prompts_per_rollout for larger ones"
         )

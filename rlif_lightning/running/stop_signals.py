@@ -44,9 +44,9 @@ class StopSignals(SignalConnector):
             number: signal.getsignal(number) for number in (*ASKING, signal.SIGINT)
         }
         for number in self._original_handlers:
-            self._register_signal(number, self._take_down)
+            self._register_signal(number, self._record_signal)
 
-    def _take_down(self, number: int, frame: FrameType | None) -> None:
+    def _record_signal(self, number: int, frame: FrameType | None) -> None:
         code = INTERRUPTED if number == signal.SIGINT else TRY_AGAIN
         again, self.asked[code] = self.asked[code], True
         if self.finishes_steps and not (again and code == INTERRUPTED):
@@ -60,7 +60,7 @@ class StopSignals(SignalConnector):
         else:
             raise SystemExit(TRY_AGAIN)
 
-    def agreed(self) -> int | None:
+    def agreed_signal(self) -> int | None:
         """The exit code that a signal to any process asks for, None if there was none (a collective).
 
         That torchrun is gone counts as a signal to stop.

@@ -15,7 +15,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from rlif_lightning.model.loading import Policy, prepared
+from rlif_lightning.model.loading import Policy, prepare_model
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts
 
@@ -52,7 +52,7 @@ def random_policy(shape: str, device: torch.device | str, **settings: Any) -> Po
         return PolicyModel(policy).to(device)
     dtype = getattr(torch, policy.dtype)
     return PolicyModel(
-        policy, load=lambda given: prepared(random_model(shape, device, dtype), given)
+        policy, load=lambda given: prepare_model(random_model(shape, device, dtype), given)
     ).to(device)
 
 

@@ -147,7 +147,7 @@ class Workload:
         rows = torch.arange(len(old), device=DEVICE)
         advantages = (rows % 2 * 2.0 - 1).unsqueeze(1).expand_as(old) * rollout.mask
         inputs = LossInputs(
-            old, old, advantages, rollout.mask, rollout.row_ids(0), ref_logprobs=old
+            old, old, advantages, rollout.mask, rollout.completion_numbers(0), ref_logprobs=old
         )
         mini_batch = select_groups(inputs, rollout, list(range(len(TEXTS))), on_policy=True)
         objective = KLCov(fraction=0.02, weight=0.05, reference_kl=ReferenceKL(weight=0.03))
