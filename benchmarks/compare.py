@@ -1,7 +1,6 @@
 """Ours against TRL, workload by workload: shares of CPU seconds and of peak memory, as a table and as JSON.
 
-    python benchmarks/compare.py --trl-python ENVIRONMENT_WITH_TRL/bin/python --out
-    benchmarks/results.json
+    python benchmarks/compare.py --trl-python TRL_ENVIRONMENT/bin/python --out OUT.json
 
 Each side runs in its own environment and process, one thread, in turn, several times; medians are
 compared. The floor is the time of the bare matrix products that a step cannot avoid, as a share of

@@ -3,8 +3,7 @@
 Name it by its class path, from the root of this repository:
 
     python -m rlif_lightning fit --config configs/quickstart.yaml \\
-    --model.rewards '{vote: {head: ClusterVote, weight: 0.5}, steps: {head:
-    examples.my_reward.TrueSteps, weight: 0.5}}'
+        --model.rewards '{vote: {head: ClusterVote}, steps: {head: examples.my_reward.TrueSteps}}'
 
 or in YAML:
 

@@ -210,7 +210,7 @@ class Rollout:
         return len(self.prompts)
 
     def completion_numbers(self, rollout_number: int) -> Tensor:
-        """``[B]`` int64: a number of each completion that no other one of the run has (up to 2**31 completions and rollouts)."""
+        """``[B]`` int64: numbers of the completions, unique in a run of up to 2**31 rollouts."""
         completion = torch.arange(self.group_size, device=self.mask.device)
         within_rollout = (
             self.prompts.index.to(completion).unsqueeze(1) * self.group_size + completion

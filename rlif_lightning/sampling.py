@@ -136,10 +136,10 @@ def purpose_seeds(purpose: str, *counters: int) -> np.random.SeedSequence:
 
 
 def request_seed(seed: int, rollout_number: int, index: int) -> int:
-    """Seed of one prompt's completions for a sampler with a generator of its own: from (seed, rollout number, row) alone.
+    """Derive the seed of one prompt's completions from (seed, rollout number, row) alone.
 
-    Such samplers add the completion's number to it, so seeds keep 2**62 apart from the end of
-    int64.
+    It is for samplers with a generator of their own. Such samplers add the completion's number to
+    it, so seeds stay 2**62 below the end of int64.
     """
     return int(
         purpose_seeds("request", seed, rollout_number, index).generate_state(1, np.uint64)[0]

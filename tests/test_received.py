@@ -53,15 +53,15 @@ def ask(output: Any) -> RewardOutput:
         ),
         (
             RewardOutput(SCORES, torch.tensor([1, 0])),
-            "'mine' returned keep of torch.int64; it must be bool",
+            "'mine' returned keep_mask of torch.int64; it must be bool",
         ),
         (
             RewardOutput(SCORES, torch.tensor(True)),
-            r"keep of shape \(\); one per completion, \(2,\), is needed",
+            r"keep_mask of shape \(\); one per completion, \(2,\), is needed",
         ),
         (
             RewardOutput(SCORES, group_weight_factor=SCORES),
-            r"strength of shape \(2,\); one per prompt, \(1,\), is needed",
+            r"group_weight_factor of shape \(2,\); one per prompt, \(1,\), is needed",
         ),
         (
             RewardOutput(SCORES, group_weight_factor=torch.tensor([torch.nan])),
@@ -92,10 +92,10 @@ def test_what_is_one_comes_out_in_one_form():
     )
     assert found.scores.tolist() == [3.0, 4.0]
     assert found.scores.dtype == torch.float32
-    assert found.strength is not None
-    assert found.strength.dtype == torch.float64
-    assert found.keep is not None
-    assert (found.keep.tolist(), found.answers, found.log) == ([True, False], ["a", None], log)
+    assert found.group_weight_factor is not None
+    assert found.group_weight_factor.dtype == torch.float64
+    assert found.keep_mask is not None
+    assert (found.keep_mask.tolist(), found.answers, found.log) == ([True, False], ["a", None], log)
     learned = ask(RewardOutput(torch.ones(2, requires_grad=True)))
     assert not learned.scores.requires_grad
 

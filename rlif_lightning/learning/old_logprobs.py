@@ -77,10 +77,10 @@ def settle_old_logprobs(
             token of the first mini-batch was trained on.
 
     Returns:
-        The inputs with old log-probs and noise floor, and the figures ``policy/sampler_gap``: mean
-        |difference| between the sampled log-probs and the training forward's, NaN without any token; ``policy/noise_floor``: all but one in
-        a thousand of the old log-probs are at least this near to the training forward's. Both in
-        nats.
+        The inputs with old log-probs and noise floor, and two figures in nats.
+        ``policy/sampler_gap`` is the mean |difference| between the sampled log-probs and the
+        training forward's, NaN without any token. ``policy/noise_floor`` bounds the |difference|
+        between the old log-probs and the training forward's for all but one token in a thousand.
     """
     assert inputs.sampled_logprobs is not None
     old, sampled = inputs.old_logprobs, inputs.sampled_logprobs
