@@ -17,9 +17,10 @@ from test_checkpoints import LONG, saving
 from test_run import BASE, assert_same, fit, parameters
 from test_stopping import environment
 
+from rlif_lightning.learning.non_finite import NonFiniteGradient
 from rlif_lightning.running import status
 from rlif_lightning.running.checkpoint_names import find_checkpoints
-from rlif_lightning.running.endings import NonFiniteGradient, ending_of_error
+from rlif_lightning.running.endings import ending_of_error
 from rlif_lightning.running.events import append_event, read_events
 from rlif_lightning.running.status import read_status
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_policy import GROUP, HOT, gradients, rows
+from test_policy import HOT, completions_of, gradients
 from tiny_architectures import save_tiny, tiny_config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,7 +49,7 @@ class Casts(TorchDispatchMode):
 
 def scored(policy: PolicyModel) -> TokenStats:
     """``[b, T]`` statistics of one micro-batch under autocast."""
-    (packed,) = pack(*rows(policy.vocab_size), GROUP, 1000)
+    (packed,) = pack(completions_of(policy.vocab_size), 1000)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         return policy(packed, HOT)
 

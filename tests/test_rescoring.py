@@ -66,7 +66,7 @@ class Bfloat16Sampler(RolloutEngine):
                     rollout.completion_ids[row][keep].tolist(), logprobs, bool(rollout.ended[row])
                 )
             )
-        made = as_rollout(self.policy, prompts, drawn, group_size, sampling, 200, self.max_ratio)
+        made = as_rollout(self.policy, prompts, drawn, sampling, 200, self.max_ratio)
         if self.exact:
             made = replace(made, engine_logprobs=made.stats.logprobs)
             ratio = truncated_ratio(
