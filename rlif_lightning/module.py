@@ -31,7 +31,7 @@ from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
-from rlif_lightning.processes.ranks import num_data_ranks, share_rows
+from rlif_lightning.processes.ranks import num_data_ranks, share_completions
 from rlif_lightning.records import Prompts
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
@@ -155,7 +155,7 @@ class RLIFModule(LightningModule):
             ValueError: names the argument and the remedy.
         """
         check_strategy(self.trainer.strategy)
-        share_rows(isinstance(self.trainer.strategy, TensorParallelStrategy))
+        share_completions(isinstance(self.trainer.strategy, TensorParallelStrategy))
         data = getattr(self.trainer, "datamodule", None)
         check_labels(data, self.evaluator, self.rewards, stage)
         check_run(self, data if isinstance(data, PromptData) else None, stage)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_architectures import check, load
-from test_native import GROUP
-from tiny_architectures import save_tiny, tiny_config
 
+from harness.architectures import check, load, save_tiny, tiny_config
+from harness.decoding import GROUP
 from rlif_lightning.model.context import ContextLimits
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel

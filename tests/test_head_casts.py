@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_policy import HOT, completions_of, gradients
-from tiny_architectures import save_tiny, tiny_config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rlif_lightning.model.policy as policy_module
+from harness.architectures import save_tiny, tiny_config
+from harness.scoring import HOT, completions_of, gradients
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel

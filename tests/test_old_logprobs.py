@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_native import prompts_of
-from test_run import assert_same, fit, metrics, parameters
 
+from harness.decoding import prompts_of
+from harness.runs import assert_same, fit, metrics, parameters
 from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, Objective
 from rlif_lightning.learning.old_logprobs import rollout_logprobs, settle_old_logprobs
 from rlif_lightning.learning.token_budget import TokenBudget
@@ -256,7 +256,7 @@ def test_the_noise_floor_is_measured_in_each_rollout(tmp_path, settings, low, hi
 @pytest.mark.parametrize("source", ["sampler", "rescored"])
 def test_stale_weights_are_seen_whatever_the_old_log_probs(tmp_path, source):
     """Rescored log-probs are the trained policy's; the alarm reads the sampled ones."""
-    arguments = ("--model.engine=test_sampler_gap.StaleEngine", f"--model.old_logprobs={source}")
+    arguments = ("--model.engine=harness.decoding.StaleEngine", f"--model.old_logprobs={source}")
     with pytest.warns(
         UserWarning, match=r"SamplerGap, rollout 2: the trained policy's log-probs are"
     ):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.trees import SHAPES, line_of
 from rlif_lightning.model.packing import Packed, Tree, own_rows, pack, positions
 from rlif_lightning.records import Completions
 
@@ -138,42 +139,6 @@ def test_unpack_is_differentiable():
     (unpacked * torch.arange(12.0).view(2, 6)).sum().backward()
     assert unpacked[~mask].tolist() == [0.0] * 7
     assert values.grad.tolist() == [0, 1, 6, 7, 8]
-
-
-def naive_mask(trees: list[Tree], window: int | None) -> list[list[bool]]:
-    """Who sees whom, from each token's sequence: its prompt and the part of its own completion up to itself."""
-    size = sum(tree.prompt_length + sum(tree.lengths) for tree in trees)
-    allowed = [[False] * size for _ in range(size)]
-    end = 0
-    for tree in trees:
-        prompt = list(range(end, end + tree.prompt_length))
-        end += tree.prompt_length
-        sequences = [prompt]
-        for length in tree.lengths:
-            sequences.append(prompt + list(range(end, end + length)))
-            end += length
-        for sequence in sequences:
-            for i, query in enumerate(sequence):
-                for key in (
-                    sequence[: i + 1]
-                    if window is None
-                    else sequence[max(0, i + 1 - window) : i + 1]
-                ):
-                    allowed[query][key] = True
-    return allowed
-
-
-def line_of(shapes: list[tuple[int, list[int]]]) -> list[Tree]:
-    trees, end = [], 0
-    for prompt_length, lengths in shapes:
-        trees.append(Tree(end, prompt_length, tuple(lengths)))
-        end += prompt_length + sum(lengths)
-    return trees
-
-
-SHAPES = st.lists(
-    st.tuples(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=4)), min_size=1, max_size=4
-)
 
 
 @settings(deadline=None, max_examples=100)

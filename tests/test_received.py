@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_rewards import handmade
 from torch import Tensor
 
+from harness.rollouts import handmade
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.rollout_advantages import score_rollout

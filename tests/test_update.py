@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
 from hypothesis import given
 from hypothesis import strategies as st
-from test_policy import completions_of
-from test_rewards import handmade
-from test_run import fit
 
+from harness.models import ARCHITECTURES
+from harness.rollouts import handmade
+from harness.runs import fit
+from harness.scoring import completions_of
 from rlif_lightning.learning.objectives import Clipped, KLCov, ReferenceKL
 from rlif_lightning.learning.rollout_advantages import without_dropped
 from rlif_lightning.learning.token_budget import TokenBudget

@@ -6,10 +6,10 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import make_model
-from test_native import GROUP, completions, generate, prompts_of, rescored
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from harness.decoding import GROUP, completions, generate, prompts_of, rescored
+from harness.models import make_model
 from rlif_lightning.learning.old_logprobs import reference_logprobs
 from rlif_lightning.model.loading import Policy, resolve_model
 from rlif_lightning.model.packing import pack

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-_rows_are_shared = False
+_completions_are_shared = False
 
 
-def share_rows(shared: bool) -> None:
+def share_completions(shared: bool) -> None:
     """Set whether all processes work on the same completions from now on."""
-    global _rows_are_shared  # the process group is global too
-    _rows_are_shared = shared
+    global _completions_are_shared  # the process group is global too
+    _completions_are_shared = shared
 
 
 def num_processes() -> int:
@@ -33,7 +33,7 @@ def num_processes() -> int:
 
 def num_data_ranks() -> int:
     """Return how many sets of processes with completions of their own there are."""
-    return 1 if _rows_are_shared else num_processes()
+    return 1 if _completions_are_shared else num_processes()
 
 
 def data_rank() -> int:
@@ -41,7 +41,7 @@ def data_rank() -> int:
     return dist.get_rank() if num_data_ranks() > 1 else 0
 
 
-def writes_rows() -> bool:
+def writes_completions() -> bool:
     """Say whether this process writes its data rank's completions into files."""
     return num_processes() == num_data_ranks() or dist.get_rank() == 0
 

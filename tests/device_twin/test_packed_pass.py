@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional
-from conftest import ARCHITECTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attention import line as tensors
-from test_attention import plain_attention, with_gradients
-from test_packing import SHAPES as TREES
-from test_packing import line_of, naive_mask
-from test_policy import GROUP, HOT, NAMES, assert_same_gradients, gradients
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias
 
@@ -20,6 +14,11 @@ import rlif_lightning.model.attention as attention
 import rlif_lightning.model.policy as policy_module
 from device_twin.backend import attention_calls
 from device_twin.counting import watched
+from harness.models import ARCHITECTURES
+from harness.scoring import GROUP, HOT, NAMES, assert_same_gradients, gradients
+from harness.trees import SHAPES as TREES
+from harness.trees import line as tensors
+from harness.trees import line_of, naive_mask, plain_attention, with_gradients
 from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.masks import ALIGNED
