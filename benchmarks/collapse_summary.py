@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 
 from callbacks.events import read_events
-from callbacks.label_free_stopping import StopRule, first_stop
+from callbacks.label_free_stopping import first_stop
 from rlif_lightning.running.metrics_csv import read_logged
 
 CURVES = {
@@ -73,7 +73,7 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
         if CURVES["accuracy"] in row:
             evaluated[done] = evaluated.get(done, dict.fromkeys(logged.columns, "nan")) | row
     events = [event for event in read_events(folder) if event["source"] == "CollapseGuard"]
-    stopped = first_stop(folder / "metrics.csv", StopRule())
+    stopped = first_stop(folder / "metrics.csv")
     return Run(
         arm,
         seed,

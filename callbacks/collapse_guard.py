@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from callbacks.detectors import DETECTORS, Detector, DetectorState, verdict, with_changes
-from callbacks.events import record_event
+from callbacks.detectors import Baseline, DetectorState, Watch
+from callbacks.events import record_alarm, record_event
+from callbacks.guard_detectors import DETECTORS, GuardDetector, verdict, with_changes
 from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.steering import Snapshots, check_scale, scale_setting
 from callbacks.symptoms import symptoms
@@ -89,9 +89,12 @@ class CollapseGuard(Callback):
             )
         self.action, self.scale = action, scale or {"learning_rate": 0.5}
         self.baseline, self.snapshot_every, self.max_actions = baseline, snapshot_every, max_actions
-        self.detectors = with_changes(DETECTORS, detectors)
+        self.detectors = {
+            name: replace(detector, baseline=Baseline(baseline))
+            for name, detector in with_changes(DETECTORS, detectors).items()
+        }
         self.extractor = extractor
-        self.states = {name: DetectorState() for name in self.detectors}
+        self.watch = Watch(self.detectors)
         self.num_actions, self.stopped = 0, False
         self.snapshots = Snapshots()
 
@@ -130,30 +133,22 @@ class CollapseGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: RLIFModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure, judge, tell, act."""
+        """Measure and judge the rollout, record what changed, and act on a new alarm."""
         self._measure(trainer, pl_module, outputs)
         kinds = kinds_of_run(pl_module, outputs["rewards"])
         values = {
             name: self._value(trainer, name, detector, kinds)
             for name, detector in self.detectors.items()
         }
-        before = self.states
-        self.states = {
-            name: d.update(before[name], values[name], self.baseline)
-            for name, d in self.detectors.items()
-        }
-        active = [name for name, state in self.states.items() if state.active]
-        pl_module.log(
-            "guard/alarms", float(sum(self._is_alarm(name) for name in active)), batch_size=1
-        )
-        for name in [name for name, state in before.items() if state.active and name not in active]:
+        new, ended = self.watch.update(values)
+        alarms = sum(self._is_alarm(name) for name in self.watch.active)
+        pl_module.log("guard/alarms", float(alarms), batch_size=1)
+        for name in ended:
             text = f"{name}: {self.detectors[name].metric} is back at {values[name]:.4g}"
-            record_event(
-                trainer, pl_module, "CollapseGuard", "recovery", text, {name: values[name]}
-            )
-        new = [name for name in active if not before[name].active]
+            evidence = self.watch.evidence(name, values[name])
+            record_event(trainer, pl_module, "CollapseGuard", "recovery", text, evidence)
         for name in new:
-            self._tell(trainer, pl_module, name, values[name])
+            self._report(trainer, pl_module, name, values[name])
         if any(map(self._is_alarm, new)):
             self._act(trainer, pl_module)
         elif self.action == "rollback" and self._is_snapshot_due(pl_module):
@@ -176,7 +171,9 @@ class CollapseGuard(Callback):
         for name, value in measured.items():
             pl_module.log(name, float(value), sync_dist=True, batch_size=1)
 
-    def _value(self, trainer: Trainer, name: str, detector: Detector, kinds: set[str]) -> float:
+    def _value(
+        self, trainer: Trainer, name: str, detector: GuardDetector, kinds: set[str]
+    ) -> float:
         logged = trainer.callback_metrics
         if detector.metric not in logged:
             raise ValueError(
@@ -191,7 +188,7 @@ class CollapseGuard(Callback):
 
     def _is_snapshot_due(self, pl_module: RLIFModule) -> bool:
         calm = not any(
-            d.is_beyond(self.states[name])
+            d.is_beyond(self.watch.states[name])
             for name, d in self.detectors.items()
             if self._is_alarm(name)
         )
@@ -200,22 +197,18 @@ class CollapseGuard(Callback):
             and int(pl_module.num_rollouts) - self.snapshots.taken[-1][0] >= self.snapshot_every
         )
 
-    def _tell(self, trainer: Trainer, pl_module: RLIFModule, name: str, value: float) -> None:
-        detector, state = self.detectors[name], self.states[name]
-        alarms = [other for other, s in self.states.items() if s.active and self._is_alarm(other)]
+    def _report(self, trainer: Trainer, pl_module: RLIFModule, name: str, value: float) -> None:
+        detector = self.detectors[name]
+        alarms = [other for other in self.watch.active if self._is_alarm(other)]
         kind = verdict({self.detectors[other].space for other in alarms})
-        message = f"{name}: {detector.describe(state)} This is {kind}."
+        message = f"{name}: {detector.describe(self.watch.states[name])} This is {kind}."
         if len(alarms) > 1:
             message += f" Active alarms: {', '.join(alarms)}."
-        values = {
-            "detector": name, "metric": detector.metric, "value": value, "limit": detector.limit(state.baseline),
-            "baseline": state.baseline, "space": detector.space,
-        }  # fmt: skip
-        record_event(trainer, pl_module, "CollapseGuard", detector.severity, message, values)
-        if self._is_alarm(name) and trainer.is_global_zero:
-            warnings.warn(
-                f"CollapseGuard, rollout {int(pl_module.num_rollouts)}: {message}", stacklevel=2
-            )
+        values = self.watch.evidence(name, value) | {"space": detector.space}
+        if self._is_alarm(name):
+            record_alarm(trainer, pl_module, "CollapseGuard", message, values)
+        else:
+            record_event(trainer, pl_module, "CollapseGuard", detector.severity, message, values)
 
     def _act(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         if self.action == "warn":
@@ -247,9 +240,9 @@ class CollapseGuard(Callback):
         # From before the baseline was full, a run is learnt anew: that baseline is of a policy that
         # had moved on.
         keeps = rollout >= self.baseline
-        self.states = {
-            n: DetectorState(s.total, s.count) if keeps else DetectorState()
-            for n, s in self.states.items()
+        self.watch.states = {
+            name: DetectorState(first=state.first if keeps else ())
+            for name, state in self.watch.states.items()
         }
 
     def why_stopped(self) -> tuple[str, str] | None:
@@ -261,21 +254,17 @@ class CollapseGuard(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The detectors' states, the number of actions, names of the snapshots, and whether the run was ended."""
-        states = {name: asdict(state) for name, state in self.states.items()}
+        """Return the detectors' states, the number of actions, snapshots, and whether it stopped."""
         return {
-            "states": states, "num_actions": self.num_actions, "snapshots": self.snapshots.state_dict(),
+            "detectors": self.watch.state_dict(),
+            "num_actions": self.num_actions,
+            "snapshots": self.snapshots.state_dict(),
             "stopped": self.stopped,
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was made; detectors that are new since then start with a baseline of their own."""
-        known = {
-            name: DetectorState(**state)
-            for name, state in state_dict["states"].items()
-            if name in self.states
-        }
-        self.states |= known
+        """Continue where the checkpoint was made; a detector that is new since then begins now."""
+        self.watch.load_state_dict(state_dict["detectors"])
         self.num_actions, self.stopped = state_dict["num_actions"], state_dict["stopped"]
         self.snapshots.load_state_dict(state_dict["snapshots"])
 

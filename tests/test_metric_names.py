@@ -21,7 +21,7 @@ import rlif_lightning
 from benchmarks.collapse_summary import CURVES
 from callbacks import __all__ as CALLBACKS
 from callbacks import sampler_gap
-from callbacks.detectors import DETECTORS
+from callbacks.guard_detectors import DETECTORS
 from callbacks.label_free_stopping import SIGNALS
 from callbacks.report import read_run
 from callbacks.report.page import FIGURES
