@@ -28,16 +28,22 @@ ANCHOR = 0.2
 
 
 class CollapseGuard(Callback):
-    """Watches a run's own figures for the symptoms of collapse (``callbacks/detectors.py``) and acts on an alarm.
+    """Watches a run's own figures for symptoms of collapse and acts on an alarm.
 
-    Most limits are relative to the run's first ``baseline`` rollouts. A symptom of severity
-    ``notice`` is written down; one of severity ``alarm`` is a warning too and acted upon. ``warn``:
-    nothing more. ``stop``: ends the run. ``adjust``: multiplies the settings in ``scale``.
-    ``rollback``: puts policy and optimiser back to the older of the last two snapshots, multiplies
-    the settings in ``scale`` and goes on with new samples (back before the end of the baseline,
-    that is learnt anew). An alarm after ``max_actions`` adjustments or rollbacks ends the run. What
-    drives a policy (space ``drive``) is not judged where a reference KL of weight 0.2 or more holds
-    it. Decisions rest on figures of all ranks, so every rank takes the same one.
+    Symptoms and limits: ``callbacks/guard_detectors.py``. Most limits are relative to the run's
+    first ``baseline`` rollouts. A symptom of severity ``notice`` is written to ``events.jsonl``. A
+    symptom of severity ``alarm`` is also a warning, and the guard acts on it:
+
+    - ``warn``: nothing more.
+    - ``stop``: ends the run.
+    - ``adjust``: multiplies the settings in ``scale``.
+    - ``rollback``: restores policy and optimiser from the older of the last two snapshots,
+      multiplies the settings in ``scale`` and goes on with new samples. A baseline that was not
+      full at the snapshot is learnt anew.
+
+    An alarm after ``max_actions`` adjustments or rollbacks ends the run. Detectors of space
+    ``drive`` (what pushes a policy) are not judged where a reference KL of weight 0.2 or more
+    holds it. Decisions rest on figures of all ranks, so every rank takes the same one.
 
     Logs ``rollout/repetition``, ``vote/top_answer``, ``guard/vote_alignment``,
     ``guard/certainty_share``, ``guard/alarms`` (how many are active) and, without a head that logs
@@ -99,7 +105,7 @@ class CollapseGuard(Callback):
         self.snapshots = Snapshots()
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
-        """Check what would be scaled."""
+        """Check the settings that would be scaled."""
         if self.action in ("warn", "stop") or not (stage == "fit" or pl_module.fits_next):
             return
         names = [name for name in self.scale if name.startswith("objective.")]
@@ -126,7 +132,7 @@ class CollapseGuard(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: RLIFModule, batch: Any, batch_idx: int
     ) -> None:
-        """The first snapshot is of the policy that training started, or was resumed, with."""
+        """Take the first snapshot, of the policy that training starts or resumes with."""
         if self.action == "rollback" and not self.snapshots.taken:
             self.snapshots.take(trainer, pl_module)
 
@@ -246,7 +252,7 @@ class CollapseGuard(Callback):
         }
 
     def why_stopped(self) -> tuple[str, str] | None:
-        """Why it ended the run (``running/endings.py``), None if it did not."""
+        """Return why the guard ended the run (``running/endings.py``); None if it did not."""
         return (
             ("guard", f"an alarm, and the action is {self.action}; see events.jsonl")
             if self.stopped
@@ -254,7 +260,7 @@ class CollapseGuard(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the detectors' states, the number of actions, snapshots, and whether it stopped."""
+        """Return the detectors' states, actions, snapshots, and whether the run was ended."""
         return {
             "detectors": self.watch.state_dict(),
             "num_actions": self.num_actions,
@@ -270,7 +276,10 @@ class CollapseGuard(Callback):
 
 
 def kinds_of_run(module: RLIFModule, outputs: dict[str, RewardOutput]) -> set[str]:
-    """Which of the detectors' ``runs`` a run is, by the heads that have a weight; and whether it is ``anchored``."""
+    """Return which of the detectors' ``runs`` a run is, and whether it is ``anchored``.
+
+    Heads count that have a weight.
+    """
     weighted = [name for name, reward in module.rewards.settings.items() if reward.weight]
     heads = [module.rewards.heads[name] for name in weighted]
     kinds = {"all"} if any(head.needs_gold for head in heads) else {"all", "label_free"}

@@ -30,7 +30,7 @@ def band(floor: float | None, ceiling: float | None) -> dict[str, Detector]:
 
 
 class EntropyMonitor(Callback):
-    """Logs percentiles of token entropy and its slope, and warns below a floor and above a ceiling.
+    """Logs percentiles and the slope of token entropy, and warns outside a band.
 
     A run collapses both ways: under certainty rewards entropy falls to nothing, under a vote alone
     it may explode. Logged per rollout: ``entropy/p10``, ``entropy/p50``, ``entropy/p90`` (nats,

@@ -27,7 +27,9 @@ MADE_BY = "made_by.json"  # in an exported folder: which run wrote it
 
 
 class HFExporter(Callback):
-    """Writes ``last`` at the end of training and, with ``monitor``, ``best`` after each evaluation that is the best.
+    """Writes ``last`` at the end of training and, with ``monitor``, the ``best`` policy.
+
+    ``best`` is written after each evaluation that is better than all before.
 
     A folder holds config.json, generation_config.json, model.safetensors and the tokenizer, which
     is what ``AutoModelForCausalLM.from_pretrained`` reads; it is the layout that vLLM documents for
@@ -92,7 +94,7 @@ class HFExporter(Callback):
             raise ValueError("merge_lora=true, but model.policy.lora is null; take one of them out")
 
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
-        """Refuse to replace what is not this run's, and remove what an earlier life of it left half-written.
+        """Refuse to replace what is not this run's, and remove half-written exports.
 
         Raises:
             ValueError: names the folder and the remedy.
@@ -144,7 +146,7 @@ class HFExporter(Callback):
             )
 
     def _export(self, trainer: Trainer, pl_module: RLIFModule, name: str) -> None:
-        """Gather on every rank, write on rank 0; a failure is raised by all of them."""
+        """Gather on every rank and write on rank 0; all ranks raise a failure."""
         assert pl_module.policy is not None
         policy, weights = pl_module.policy, whole_state_dict(pl_module.policy)
         merged = pl_module.policy_settings if self.merge_lora else None
@@ -167,11 +169,11 @@ class HFExporter(Callback):
             raise RuntimeError(f"HFExporter could not write {self.root / name}: {said}") from error
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
+        """Return the best value so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was made."""
+        """Continue where the checkpoint was made."""
         self.best = state_dict["best"]
 
 
@@ -183,7 +185,7 @@ def write_model(
     dtype: str | None = None,
     maker: dict[str, str] | None = None,
 ) -> None:
-    """Write model and tokenizer to ``folder``, replacing one that is there as a whole.
+    """Write model and tokenizer to ``folder``, which is replaced as a whole.
 
     Args:
         policy: gives the architecture and the tokenizer; its own parameters are not read.
@@ -231,7 +233,7 @@ def write_model(
 
 
 def made_by(folder: Path) -> dict[str, str] | None:
-    """Which run wrote an exported folder; None for a folder, file or link that no run wrote."""
+    """Return which run wrote an exported folder; None for what no run wrote."""
     try:
         return None if folder.is_symlink() else json.loads((folder / MADE_BY).read_text())
     except (OSError, ValueError):
@@ -239,7 +241,10 @@ def made_by(folder: Path) -> dict[str, str] | None:
 
 
 def _maker(own: OwnFiles, folder: Path) -> dict[str, str]:
-    """A run, and where it lies from its export folder: a copy of the run that exports there is another one."""
+    """Return a run and its path from its export folder.
+
+    A copy of the run that exports to the same folder is another run.
+    """
     root = own.folder if own.is_root else own.folder.parent
     return {"run": own.run, "root": os.path.relpath(root.resolve(), folder.resolve())}
 

@@ -1,4 +1,4 @@
-"""KLCovScheduler: KL-Cov's weight and fraction by step, or in a closed loop on the measured entropy."""
+"""KLCovScheduler: KL-Cov's weight and fraction, by rollout or in a closed loop on entropy."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Schedule:
 
     @property
     def largest(self) -> float:
-        """The largest value that it can take."""
+        """The largest value that the schedule can take."""
         values = [
             self.start,
             self.end,
@@ -110,7 +110,7 @@ class Schedule:
         return max(value for value in values if value is not None)
 
     def value(self, rollouts: int, last: float | None, entropy: float | None) -> float:
-        """The value for the next rollout.
+        """Return the value for the next rollout.
 
         Args:
             rollouts: rollouts so far.
@@ -217,12 +217,15 @@ class KLCovScheduler(Callback):
         record_event(trainer, pl_module, "KLCovScheduler", "schedule", text, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """The values, their moves, the last entropy and the number of rollouts so far."""
+        """Return the values, their moves, the last entropy and the rollouts so far."""
         return {
-            "values": dict(self.values), "moves": dict(self.moves), "entropy": self.entropy, "rollouts": self.rollouts
-        }  # fmt: skip
+            "values": dict(self.values),
+            "moves": dict(self.moves),
+            "entropy": self.entropy,
+            "rollouts": self.rollouts,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was made."""
+        """Continue where the checkpoint was made."""
         self.values, self.moves = dict(state_dict["values"]), dict(state_dict["moves"])
         self.entropy, self.rollouts = state_dict["entropy"], state_dict["rollouts"]

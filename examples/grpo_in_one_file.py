@@ -36,7 +36,7 @@ SAMPLING = Sampling(max_new_tokens=48)
 
 
 def draw_prompts(problems, tokenizer, step: int) -> Prompts:
-    """The ``P`` problems of one step; their row numbers seed the sampling."""
+    """Draw the ``P`` problems of one step; their row numbers seed the sampling."""
     index = [(step * P + i) % len(problems) for i in range(P)]
     rows = problems.select(index)
     token_ids = [torch.tensor(tokenizer(question)["input_ids"]) for question in rows["question"]]
@@ -44,7 +44,7 @@ def draw_prompts(problems, tokenizer, step: int) -> Prompts:
 
 
 def main() -> None:
-    """Train, printing one line a step."""
+    """Train, and print one line a step."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Every figure that a run can log: its unit, its meaning, what it is taken over, and the file that computes it.
+"""Every figure that a run can log: its unit, its meaning, what it is taken over, its owner.
 
 Names are written as literals where they are logged and read. ``tests/test_metric_names.py`` holds
 this table against a run that logs everything, and against every literal in code and docs.
@@ -11,7 +11,12 @@ import re
 from dataclasses import dataclass
 
 # What a <...> in a name stands for. Evaluations log each figure with the two ends of its interval.
-PLACEHOLDERS = {"stage": r"(?:val|test)(?:_low|_high)?", "head": r"[^\W\d]\w*", "k": r"[1-9]\d*"}
+PLACEHOLDERS = {
+    "stage": r"(?:val|test)(?:_low|_high)?",
+    "head": r"[^\W\d]\w*",
+    "k": r"[1-9]\d*",
+    "figure": r"(?:code|rollout|vote)/\w+",
+}
 VALIDATION = ("val/", "val_low/", "val_high/")
 
 
@@ -33,7 +38,7 @@ class Logged:
 
 
 def entry_of(name: str) -> str | None:
-    """The entry of :data:`LOGGED` that a logged name belongs to; None where it has none.
+    """Return the entry of :data:`LOGGED` that a logged name belongs to; None where it has none.
 
     Example:
         >>> entry_of("reward/vote/mean"), entry_of("val_low/pass@8"), entry_of("repetition/share")
@@ -43,7 +48,7 @@ def entry_of(name: str) -> str | None:
 
 
 def _pattern(entry: str) -> str:
-    """The regular expression of an entry's names."""
+    """Return the regular expression of an entry's names."""
     parts = re.split(r"<(\w+)>", entry)  # text, placeholder, text, ...
     return "".join(
         PLACEHOLDERS[part] if number % 2 else re.escape(part) for number, part in enumerate(parts)
@@ -97,6 +102,12 @@ LOGGED = {
         "sums over the completions of all ranks",
         _SCORES,
     ),
+    "reward/<head>/<figure>": Logged(
+        "as `<figure>`",
+        "A figure of this head that an earlier head logs too, such as a second vote's.",
+        "as `<figure>`",
+        _SCORES,
+    ),
     "vote/largest_cluster": Logged(
         "share",
         "Share of a group's answers that its largest cluster has; 0 in groups with too few answers"
@@ -135,8 +146,8 @@ LOGGED = {
     ),
     "rollout/length": Logged(
         "tokens",
-        "Length of a completion; one that a head takes out counts as 0.",
-        _ALL_COMPLETIONS,
+        "Length of a completion; completions that a head takes out are left out.",
+        "mean over the remaining completions of all ranks; NaN without any",
         _SCORES,
     ),
     "rollout/ended": Logged(

@@ -171,7 +171,13 @@ def test_the_report_draws_every_curve_that_it_has(everything):
 
 # What a report has no curve of. A new figure is drawn, or named here.
 NOT_DRAWN = {
-    *("reward/<head>/std", "vote/undecided", "code/solved", "policy/entropy_picked"),
+    *(
+        "reward/<head>/std",
+        "reward/<head>/<figure>",
+        "vote/undecided",
+        "code/solved",
+        "policy/entropy_picked",
+    ),
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/tokens_per_second"),
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),

@@ -1,4 +1,7 @@
-"""Draws panels with matplotlib: one PNG each, and one picture of the main ones. pyplot is left alone."""
+"""Draws panels with matplotlib: one PNG each, and one picture of the main ones.
+
+The global state of pyplot is not used.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ MAX_LINES = 30
 
 
 def draw_panel(panel: Panel, runs: list[Run]) -> bytes:
-    """One panel as PNG."""
+    """Draw one panel as PNG."""
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     _fill(axes, panel, runs)
@@ -33,7 +36,7 @@ def draw_panel(panel: Panel, runs: list[Run]) -> bytes:
 
 
 def draw_overview(panels: list[Panel], runs: list[Run]) -> bytes:
-    """The main panels in one picture, with one legend for the runs."""
+    """Draw the main panels in one picture, with one legend for the runs."""
     chosen = [panel for panel in panels if panel.name in OVERVIEW] or panels[:6]
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
@@ -48,7 +51,7 @@ def draw_overview(panels: list[Panel], runs: list[Run]) -> bytes:
 
 
 def _name_runs(figure: Figure, runs: list[Run], columns: int) -> None:
-    """Under the picture, the colour of each of several runs."""
+    """Name the colour of each of several runs under the picture."""
     if len(runs) > 1:
         handles = [Line2D([], [], color=_color(number), linewidth=3) for number in range(len(runs))]
         labels = [_plain(run.label) for run in runs]
@@ -69,12 +72,12 @@ def _color(number: int) -> str:
 
 
 def _plain(label: str) -> str:
-    """A label that matplotlib takes as it is: no formulas, and nothing that hides it from legends."""
+    """Escape a label for matplotlib: no formulas, and nothing that hides it from legends."""
     return label.replace("$", r"\$").lstrip("_") or "run"
 
 
 def _fill(axes: Axes, panel: Panel, runs: list[Run]) -> None:
-    """Curves, scales, legend and marks of one panel.
+    """Draw curves, scales, legend and marks of one panel.
 
     One run has all curves of the panel, told apart by colour; several have the first one each, in
     the run's colour.
@@ -162,7 +165,7 @@ def _scale(axes: Axes, panel: Panel) -> None:
 
 
 def _decades(axes: Axes) -> float:
-    """How many powers of ten the curves span."""
+    """Return how many powers of ten the curves span."""
     values = np.concatenate(
         [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.ones(1)]
     )
@@ -171,7 +174,10 @@ def _decades(axes: Axes) -> float:
 
 
 def _mark(axes: Axes, run: Run, color: str | None) -> None:
-    """Events: a numbered line each (with one run), or a triangle in the run's colour; routine ones at the bottom."""
+    """Mark events: a numbered line each (one run), or triangles in the runs' colours.
+
+    Routine events are triangles at the bottom.
+    """
     top = axes.get_xaxis_transform()
     notable, last = 0, -np.inf
     span = np.ptp(axes.get_xlim()) or 1.0

@@ -1,4 +1,7 @@
-"""The report as one HTML page: pictures embedded, no script, every text escaped (completions are untrusted)."""
+"""The report as one HTML page, with embedded pictures and without scripts.
+
+Every text is escaped: completions are untrusted.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,10 @@ FIGURES = (
     ("policy/grad_norm", "gradient norm", ""),
 )
 STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1360px;margin:0 auto;padding:1.5rem}
-h1{font-size:1.6rem;margin:0 0 .2rem}h2{font-size:1.25rem;margin:2.2rem 0 .6rem;border-bottom:2px solid #ddd}
+body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1360px;
+margin:0 auto;padding:1.5rem}
+h1{font-size:1.6rem;margin:0 0 .2rem}
+h2{font-size:1.25rem;margin:2.2rem 0 .6rem;border-bottom:2px solid #ddd}
 h3{font-size:1rem;margin:1.2rem 0 .4rem}p.sub{color:#444;margin:.1rem 0}
 .note{background:#fff4e0;border-left:4px solid #d55e00;padding:.5rem .8rem;margin:.6rem 0}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(360px,1fr));gap:1rem}
@@ -39,7 +44,8 @@ figcaption{color:#444;font-size:.85rem;padding:.2rem .4rem}
 table{border-collapse:collapse;margin:.4rem 0;font-size:.92rem}
 th,td{border-bottom:1px solid #ddd;padding:.25rem .7rem;text-align:left;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-code,pre,td.text{font-family:ui-monospace,monospace;font-size:.86rem;overflow-wrap:anywhere;white-space:pre-wrap}
+code,pre,td.text{font-family:ui-monospace,monospace;font-size:.86rem;overflow-wrap:anywhere;
+white-space:pre-wrap}
 td.text{max-width:620px}pre{background:#f6f6f6;padding:.8rem;border-radius:6px}
 .yes{color:#00684b;font-weight:600}.no{color:#a63c00;font-weight:600}
 summary{cursor:pointer;font-weight:600;margin:.5rem 0}
@@ -49,7 +55,7 @@ summary{cursor:pointer;font-weight:600;margin:.5rem 0}
 def page(
     title: str, runs: list[Run], panels: list[Panel], images: dict[str, bytes], made_with: str
 ) -> str:
-    """The whole page; ``images`` are PNGs by a panel's name."""
+    """Return the whole page; ``images`` are PNGs by a panel's name."""
     body = [
         f"<h1>{escape(title)}</h1>",
         *(f'<p class="sub">{_named(run, runs)}{_ended(run)}</p>' for run in runs),
@@ -85,7 +91,7 @@ def _named(run: Run, runs: list[Run]) -> str:
 
 
 def _ended(run: Run) -> str:
-    """Why the run ended: its last event ``end``."""
+    """Say why the run ended, by its last event ``end``."""
     if run.end is None:
         return "Running, killed, or its machine was lost: no end was written."
     values = run.end.get("values")
@@ -122,7 +128,7 @@ def _duration(seconds: float) -> str:
 def table(
     headings: Iterable[str], rows: Iterable[Iterable[str]], numeric: Iterable[int] = ()
 ) -> str:
-    """An HTML table of cells that are HTML already; ``numeric`` columns are aligned to the right."""
+    """Return a table of cells that are HTML already; ``numeric`` columns align to the right."""
     right = set(numeric)
 
     def cells(tag: str, values: Iterable[str]) -> str:
@@ -136,7 +142,7 @@ def table(
 
 
 def _glance(run: Run) -> str:
-    """First, last, lowest and highest value of the main figures."""
+    """Tabulate the first, last, lowest and highest value of the main figures."""
     rows = []
     for column, label, unit in FIGURES:
         if (curve := curve_of(run, column)) is not None:
@@ -150,7 +156,7 @@ def _glance(run: Run) -> str:
 
 
 def _compared(runs: list[Run]) -> str:
-    """The main figures of several runs side by side: first, last and, in brackets, the highest."""
+    """Tabulate the main figures of several runs: first, last and, in brackets, the highest."""
     rows = []
     for column, label, unit in FIGURES:
         cells = []
@@ -212,7 +218,7 @@ def _cell(value: Any) -> str:
 
 
 def _examples(run: Run, runs: list[Run]) -> str:
-    """One group of a few rollouts from the first to the last: how the completions changed."""
+    """Show one group of a few rollouts, from the first to the last."""
     rollouts = sorted({record["rollout"] for record in run.completions})
     if not rollouts:
         return ""
@@ -230,7 +236,7 @@ def _examples(run: Run, runs: list[Run]) -> str:
 
 
 def _group(group: list[dict[str, Any]]) -> str:
-    """One row per distinct completion of a group, the best advantage first."""
+    """Tabulate a group, one line per distinct completion, the best advantage first."""
     ordered = sorted(group, key=lambda record: -_finite(record.get("advantage")))
     copies = Counter(str(record.get("completion")) for record in group)
     distinct = {str(record.get("completion")): record for record in reversed(ordered)}
@@ -284,7 +290,7 @@ def _score(value: Any) -> str:
 
 
 def _differences(runs: list[Run]) -> str:
-    """The settings in which several runs differ."""
+    """Tabulate the settings in which several runs differ."""
     if len(runs) < 2:
         return ""
     flat = [settings(run) for run in runs]

@@ -10,7 +10,10 @@ from rlif_lightning.metric_names import VALIDATION
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: a logged figure, its name in the legend, and the band ``y ± spread`` or ``low..high`` around it."""
+    """One curve of a logged figure, with its legend and its band.
+
+    The band is ``y ± spread`` or ``low..high``.
+    """
 
     column: str
     label: str
@@ -48,7 +51,7 @@ class Panel:
     log: bool = False
 
     def drawn(self, runs: list[Run]) -> list[Series]:
-        """The curves that some run has."""
+        """Return the curves that some run has."""
         return [
             series
             for series in self.series
@@ -57,7 +60,7 @@ class Panel:
 
 
 def curve_of(run: Run, column: str):
-    """x and y of a figure, or None; ``val/...`` comes from the evaluations."""
+    """Return x and y of a figure, or None; ``val/...`` comes from the evaluations."""
     return (run.evaluation if column.startswith(VALIDATION) else run.training).get(column)
 
 
@@ -237,14 +240,14 @@ SECTIONS = ("Answers", "Rewards", "Completions", "Policy", "Optimisation")
 
 
 def panels_of(runs: list[Run]) -> list[Panel]:
-    """Every panel that one of the runs has a curve for, by section."""
+    """Return every panel that one of the runs has a curve for, by section."""
     found = [_accuracy(runs), *_rewards(runs), *FIXED]
     shown = [panel for panel in found if panel.drawn(runs) and not _flat_zero(panel, runs)]
     return sorted(shown, key=lambda panel: SECTIONS.index(panel.section))
 
 
 def _flat_zero(panel: Panel, runs: list[Run]) -> bool:
-    """A reference KL, a clip fraction or certainty heads that are 0 throughout were not in use."""
+    """Return whether a figure that is 0 when not in use is 0 throughout."""
     curves = [curve_of(run, series.column) for run in runs for series in panel.drawn(runs)]
     idle = all(curve is None or not (curve[1][curve[1] == curve[1]] != 0).any() for curve in curves)
     return panel.name in ("reference_kl", "picked", "certainty_share") and idle
@@ -290,7 +293,7 @@ def _gold_heads(runs: list[Run]) -> list[str]:
 
 
 def _rewards(runs: list[Run]) -> list[Panel]:
-    """A panel for each head, since their scales differ, and one for their shares of |A|."""
+    """Make a panel for each head, since their scales differ, and one for their shares of |A|."""
     names = sorted(
         {name for run in runs for name in run.training.columns if name.startswith("reward/")}
     )

@@ -102,7 +102,7 @@ def _mbpp(row: Mapping[str, Any]) -> CodeTask:
 
 
 def _free_names(setup: str, tests: str) -> tuple[str, ...]:
-    """Names that tests use and neither they, nor the setup, nor Python defines: the candidate's."""
+    """Return names that only the candidate can define: not tests, setup or Python."""
     trees = [ast.parse(setup), ast.parse(tests)]
     defined = set(vars(builtins))
     for node in (node for tree in trees for node in ast.walk(tree)):
@@ -137,7 +137,9 @@ def _livecodebench(row: Mapping[str, Any]) -> CodeTask:
 
 
 def _test_cases(text: Any) -> list[dict[str, str]]:
-    """The published column: a list, its JSON, or a base64 text of zlib data of a pickled string of JSON.
+    """Read the published column: a list, its JSON, or base64 text.
+
+    The base64 text is zlib data of a pickled string of JSON.
 
     Source: https://github.com/LiveCodeBench/LiveCodeBench, which unpickles it; here the one string
     is read out.
@@ -190,7 +192,7 @@ class CodeExtractor:
             raise ValueError(f"kind={self.kind!r} is unknown; choose one of {list(_EXTRACTORS)}")
 
     def __call__(self, text: str, prompt: str = "") -> str | None:
-        """The code, or None where there is none.
+        """Return the code; None where there is none.
 
         Args:
             text: the completion.

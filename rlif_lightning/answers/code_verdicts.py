@@ -23,7 +23,7 @@ def pass_rates(
     extractor: CodeExtractor = CodeExtractor(),
     sandbox: Sandbox | None = None,
 ) -> list[float]:
-    """The share of its problem's tests that each completion passes; 1.0 = solved.
+    """Return the share of its problem's tests that each completion passes; 1.0 = solved.
 
     A completion without code, and code that does not load, pass no test.
 
@@ -70,7 +70,7 @@ def pass_rates(
 
 
 def sandbox_run(code: str, functions: tuple[str, ...], inputs: Sequence[Any]) -> Run:
-    """What the sandbox is asked: call the first function on each input, or run the code as a program."""
+    """Build a request to the sandbox: call a function on each input, or run a program."""
     return Run(code, functions[0] if functions else None, tuple(inputs))
 
 
@@ -83,7 +83,10 @@ def _as_expected(outcome: Outcome, expected: Any) -> bool:
 
 
 def _as_json(value: Any) -> Any:
-    """What JSON has no other word for, made alike: tuples and lists, long and short integers, dictionaries' order."""
+    """Make values alike that JSON writes alike.
+
+    Tuples and lists, long and short integers, and dictionaries' orders.
+    """
     if isinstance(value, dict):
         [(tag, content)] = value.items()
         if tag == "int":
@@ -99,7 +102,10 @@ def _key(pair: list[Any]) -> str:
 
 
 def _same_lines(printed: str, expected: str) -> bool:
-    """Equal but for spaces around lines and empty lines around all; numbers count by value, line by line."""
+    """Compare texts line by line, numbers by value.
+
+    Spaces around lines and empty lines at both ends do not count.
+    """
     found, wanted = (
         [line.split() for line in text.strip().splitlines()] for text in (printed, expected)
     )
@@ -116,7 +122,7 @@ def _same_words(found: list[str], wanted: list[str]) -> bool:
 
 
 def announce_sandbox(sandbox: Sandbox | None) -> Sandbox:
-    """The sandbox, or the default one, with its level in the log."""
+    """Return the sandbox, or the default one, and log its level."""
     sandbox = sandbox or Sandbox()
     rank_zero_info(f"code of completions runs in a sandbox: {sandbox.level}")
     return sandbox

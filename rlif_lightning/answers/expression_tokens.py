@@ -63,7 +63,8 @@ _BASES = {
 _OPERATORS = {r"\cdot": "*", r"\times": "*", r"\ast": "*", r"\div": "/", "*": "*", "/": "/"}
 
 _TOKEN = re.compile(
-    r"(?P<based>(?:[0-9][0-9A-F]*|[A-F][0-9A-F]+(?=_\{1[1-6]\}))(?:\.[0-9A-F]+)?_(?:\{\s*(?P<base>[0-9]{1,2}|[a-z]+)\s*\}|(?P<digit>[0-9])))"
+    r"(?P<based>(?:[0-9][0-9A-F]*|[A-F][0-9A-F]+(?=_\{1[1-6]\}))(?:\.[0-9A-F]+)?"
+    r"_(?:\{\s*(?P<base>[0-9]{1,2}|[a-z]+)\s*\}|(?P<digit>[0-9])))"
     r"|(?P<mixed>[0-9]+ [0-9]+/[0-9]+(?![0-9.]))"
     r"|(?P<repeating>[0-9]*\.[0-9]*\\(?:overline|bar)\s*\{[0-9]+\})"
     r"|(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z]))?)"
@@ -79,7 +80,9 @@ class Unreadable(Exception):
 
 
 def tokens(text: str) -> list[tuple[str, str | Node]]:
-    """(kind, text) of each token; numbers, names and constants come as nodes of kind ``number`` and ``atom``.
+    """Return (kind, text) of each token.
+
+    Numbers, names and constants are nodes of kind ``number`` and ``atom``.
 
     Raises:
         Unreadable: a character, command or word that is none of these.

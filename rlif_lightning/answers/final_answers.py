@@ -1,4 +1,4 @@
-"""Final answers of completions: the public names of the files that extract, spell, read, compare and cluster them.
+"""Final answers of completions: public names to extract, spell, read, compare and cluster.
 
 Read in this order: ``extraction.py`` (text -> answer), ``spelling.py`` (answer -> canonical
 string), ``readers.py`` with ``units.py``, ``relations.py``, ``expressions.py`` and ``values.py``

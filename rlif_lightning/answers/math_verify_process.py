@@ -1,4 +1,4 @@
-"""The library math-verify in a process of its own, so that no answer can stall or end a training step.
+"""The library math-verify in its own process, so that no answer can stall or end a run.
 
 One answer such as ``9^{9^{9^{9}}}`` keeps math-verify busy for ever, and its own alarm works in the
 main thread only. So each process of a run has one worker, started when it is first needed: this
@@ -32,7 +32,7 @@ _CPU_LIMIT = 0.3
 
 
 class Verdict(NamedTuple):
-    """An answer to a question: the verdict, its CPU seconds, and whether it was reached within the limit."""
+    """A verdict with its CPU seconds, and whether it was reached within the limit."""
 
     equal: bool
     seconds: float
@@ -55,7 +55,8 @@ class _Worker:
                 try:
                     reply = self._exchange(json.dumps(strings).encode() + b"\n")
                 except BaseException:
-                    self.stop()  # an interrupt here would leave this reply in the pipe for the next question
+                    # After an interrupt this reply would be read as that of the next question.
+                    self.stop()
                     raise
                 if reply:
                     return Verdict(*json.loads(reply))
@@ -82,7 +83,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for the trainer; the worker ends when its pipe closes
+            start_new_session=True,  # Ctrl-C ends the trainer alone; the worker ends with its pipe
             env={
                 **os.environ,
                 "PYTHONHASHSEED": "0",
@@ -97,7 +98,7 @@ class _Worker:
         return process
 
     def stop(self) -> None:
-        """End the process and its child; a fork of the process that started them leaves them alone."""
+        """End the process and its child, unless a fork of their starter calls this."""
         process, self._process = self._process, None
         if process is None or os.getpid() != self._owner:
             return
@@ -117,7 +118,7 @@ def _stop_all() -> None:
 
 
 def ask(strings: list[str]) -> Verdict:
-    """Ask math-verify about one answer (does it read and evaluate it?) or two (are they equal, either way round?).
+    """Ask math-verify whether it reads one answer, or whether two are equal in either order.
 
     Args:
         strings: one or two answers, LaTeX without delimiters, short (well under a pipe's buffer of
@@ -160,7 +161,8 @@ def _parse(string: str) -> list:
 
 
 def _answer_questions() -> None:
-    replies, sys.stdout, sys.stderr = sys.stdout, open(os.devnull, "w"), open(os.devnull, "w")  # noqa: SIM115
+    replies = sys.stdout
+    sys.stdout, sys.stderr = open(os.devnull, "w"), open(os.devnull, "w")  # noqa: SIM115
     for line in sys.stdin:
         start = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, _CPU_LIMIT)
@@ -171,7 +173,7 @@ def _answer_questions() -> None:
 
 
 def _serve() -> None:
-    """The worker: warm up, then keep one child answering until our standard input closes."""
+    """Run the worker: warm up, then keep one child answering until standard input closes."""
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     for pair in (

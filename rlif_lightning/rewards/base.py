@@ -46,7 +46,9 @@ class RewardHead(nn.Module, ABC):
     gold_columns: Sequence[str] = ()
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """Refuse training problems, or a size of groups, that could not be scored; called before anything is sampled.
+        """Refuse training problems, or a group size, that could not be scored.
+
+        Called before anything is sampled.
 
         Raises:
             ValueError: names what is wrong.
@@ -90,7 +92,10 @@ class Gate:
             )
 
     def passes(self, scores: Tensor, group_size: int) -> Tensor:
-        """``[B]`` bool: where the gated head counts, given the other head's scores ``[B]`` (NaN never passes)."""
+        """Return where the gated head counts, ``[B]`` bool.
+
+        ``scores`` are the other head's, ``[B]``; NaN never passes.
+        """
         passes = ~scores.isnan() if self.at_least is None else scores >= self.at_least
         if self.unanimous == "zero":
             groups = scores.view(-1, group_size)
@@ -189,7 +194,7 @@ class RewardSet(nn.Module):
 
     @property
     def gold_columns(self) -> list[str]:
-        """Every column that is known to hold gold answers: ``answer_column`` and those that heads read."""
+        """Every column known to hold gold answers: ``answer_column`` and those that heads read."""
         known = [] if self.answer_column is None else [self.answer_column]
         known += [
             column for reward in self.settings.values() for column in reward.head.gold_columns
@@ -206,11 +211,16 @@ class RewardSet(nn.Module):
         return torch.tensor([reward.weight for reward in self.settings.values()])
 
     def set_weight(self, name: str, weight: float) -> None:
-        """Change a head's weight from the next rollout on (for callbacks; not kept in checkpoints)."""
+        """Change a head's weight from the next rollout on.
+
+        For callbacks; checkpoints do not keep it.
+        """
         self.settings[name] = replace(self.settings[name], weight=weight)
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """Let every head look at the training problems, at the columns that it named, before anything is sampled.
+        """Let every head check the training problems, with the columns that it named.
+
+        Called before anything is sampled.
 
         Raises:
             ValueError: a head could not score them, or an option of a reward would leave none of
@@ -228,7 +238,9 @@ class RewardSet(nn.Module):
 
     @torch.no_grad()
     def forward(self, rollout: Rollout) -> dict[str, RewardOutput]:
-        """Every head's answer with its options applied (a collective where a ``spread_floor`` is set).
+        """Return every head's output with its options applied.
+
+        A collective where a ``spread_floor`` is set.
 
         Raises:
             RuntimeError: a head raised, or returned what is no answer (``received.py``); names the
@@ -256,7 +268,7 @@ class RewardSet(nn.Module):
         return finished
 
     def _group_weight_factor(self, name: str, scores: Tensor, floor: float) -> Tensor:
-        """``[P]``: a group's spread in units of the head's floor, at most 1."""
+        """Return a group's spread in units of the head's floor, at most 1, ``[P]``."""
         std = masked_std(scores.double(), ~scores.isnan(), -1)
         usual = self.get_buffer("spreads")[self.names.index(name)]
         spread = std > MIN_SPREAD

@@ -1,4 +1,4 @@
-"""Rewards to compare with: gold answers (the supervised line), a coin flip (the control), format and length."""
+"""Rewards to compare with: gold answers (supervised), a coin flip, format and length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from rlif_lightning.sampling import counter_uniforms
 
 
 class GoldAnswer(RewardHead):
-    """1 where the final answer is equivalent to the gold answer, else 0 (RLVR); NaN where there is none to read.
+    """Scores 1 where the final answer is equivalent to the gold answer, else 0 (RLVR).
+
+    NaN where the gold answer cannot be read.
 
     Args:
         column: the data set's column of gold answers, or a dotted path; a list there is a set of

@@ -35,7 +35,7 @@ def vote_shares(
     *,
     entropy_range: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Each answer's share of its group's vote, equivalent answers counted together.
+    """Return each answer's share of its group's vote, equivalent answers counted together.
 
     ``soft``: cluster size / denominator. ``hard``: 1 in the largest cluster (ties: in each of the
     largest), else 0; the denominator plays no part. ``gated``: soft, but the whole group gets 0
@@ -97,7 +97,7 @@ def vote_metrics(
     denominator: str = "parseable",
     min_parseable: int = 2,
 ) -> dict[str, float]:
-    """Numbers that show where a vote is heading, without labels (a collective).
+    """Return figures that show how a vote develops, without labels (a collective).
 
     Args:
         answers: B final answers, prompt-major; None = none found. B >= 1.
@@ -147,7 +147,9 @@ def _metrics(
 
 
 def majority_answers(answers: Sequence[str | None], group_size: int) -> list[str | None]:
-    """The answer each group votes for: the representative (normalised) of its largest cluster, None without answers.
+    """Return the answer each group votes for; None for a group without answers.
+
+    It is the representative (normalised) of the largest cluster.
 
     Ties go to the cluster that was opened first: the one with the most frequent string, then the
     alphabetically first.
@@ -197,7 +199,7 @@ class ClusterVote(RewardHead):
         self.min_parseable, self.entropy_range = min_parseable, entropy_range
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """A vote needs enough completions."""
+        """Refuse groups too small for a vote."""
         check_vote_size(self.min_parseable, group_size)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
@@ -268,7 +270,10 @@ def _groups(answers: Sequence[str | None], group_size: int) -> list[Sequence[str
 
 
 def _clusters(answers: Sequence[str | None], group_size: int) -> tuple[list[list[int | None]], int]:
-    """Cluster ids of each group within one time limit, and the number of groups that it left undecided."""
+    """Return each group's cluster ids, and the number of undecided groups.
+
+    All groups share one time limit; a group is undecided where the time was used up.
+    """
     budget, clusters = Budget(), []
     for group in _groups(answers, group_size):
         budget.next_group()
@@ -277,7 +282,7 @@ def _clusters(answers: Sequence[str | None], group_size: int) -> tuple[list[list
 
 
 def _vote_sizes(ids: list[int | None], min_parseable: int) -> Counter[int]:
-    """Size of each cluster; empty where too few completions have an answer."""
+    """Return the size of each cluster; nothing where too few completions have an answer."""
     sizes = Counter(i for i in ids if i is not None)
     return sizes if sizes.total() >= min_parseable else Counter()
 

@@ -1,4 +1,4 @@
-"""How strongly a process is shut in: the levels, which of them work on this machine, and starting a process in one.
+"""Isolation of a process: the levels, which of them work here, and starting a process.
 
 A level counts as present when a process has been started in it and has answered, not when a program
 or a kernel setting is found: containers and distributions forbid user namespaces in several ways.
@@ -101,7 +101,7 @@ class Process:
             ) from error
 
     def errors(self) -> str:
-        """The last line that the process printed before it was locked down."""
+        """Return the last line that the process printed before it was locked down."""
         self._errors.seek(0)
         lines = self._errors.read(65_536).decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it printed nothing"
@@ -122,7 +122,7 @@ class Process:
 
 
 def find_level(isolation: str, minimum: str) -> str:
-    """The level to use.
+    """Return the level to use.
 
     Args:
         isolation: ``auto`` for the strongest that works here, or the name of a level.
@@ -161,7 +161,10 @@ def find_level(isolation: str, minimum: str) -> str:
 
 @lru_cache
 def problem(level: str) -> str:
-    """Why a level does not work on this machine; empty where a process has been started in it and has answered."""
+    """Return why a level does not work on this machine; empty where it does.
+
+    A level works where a process has been started in it and has answered.
+    """
     if level == "bubblewrap" and shutil.which("bwrap") is None:
         return "the program bwrap is not installed"
     try:
@@ -202,7 +205,7 @@ def _command(level: str, settings: dict[str, Any]) -> list[str]:
 
 @lru_cache
 def _readable() -> list[str]:
-    """What an interpreter needs to see: itself, its library, the system's libraries, and this folder."""
+    """Return what an interpreter must read: itself, libraries, the system's, and this folder."""
     wanted = [
         "/usr",
         "/lib",

@@ -1,4 +1,4 @@
-"""The process that runs a data set's tests: every call of the model's function is a message to another process.
+"""The process that runs a data set's tests; calls of the model's code go to another process.
 
 What comes back are literals (``literals.py``), so the candidate can neither touch this interpreter
 nor hand it an object with an ``==`` of its own. The verdict goes out over a pipe that the
@@ -42,7 +42,7 @@ class Candidate:
             self.ended = "failed to load"
 
     def exchange(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """One message there and one back; {} where the candidate is or comes to an end."""
+        """Send one message and return one; {} where the candidate has ended or ends."""
         if self.ended:
             return {}
         deadline = min(self.deadline, time.monotonic() + seconds)
@@ -57,7 +57,7 @@ class Candidate:
         return {}
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One numbered request; {} where there is no answer to it (``ended`` then says why).
+        """Send one numbered request; {} where there is no answer (``ended`` then says why).
 
         Returns:
             ``value``, a literal that ``check`` has passed, a text for a program; or ``error``, the
@@ -91,7 +91,10 @@ class Candidate:
 
 
 def _clean_answer(answer: dict[str, Any], number: int, program: bool) -> dict[str, Any]:
-    """The answer to a request, with nothing in it but what its type allows; ValueError where it is none."""
+    """Return the answer to a request with nothing in it but what its type allows.
+
+    Raises ValueError where it is no answer.
+    """
     given = answer.pop("number", None)
     if type(given) is not int or given != number or len(answer) != 1:
         raise ValueError("no answer to this request")
@@ -121,7 +124,7 @@ def _exception(name: str) -> Exception:
 
 
 def run_tests(job: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
-    """Run each test in turn, in one namespace, and tell which ended without an exception.
+    """Run each test in turn, in one namespace; return which ended without an exception.
 
     Args:
         job: ``setup`` (code run before), ``tests`` (code of each), ``names`` (the candidate's

@@ -32,7 +32,7 @@ class NotLiteral(TypeError):
 
 
 def encode(value: Any, depth: int = 0) -> Any:
-    """Give a value as something that ``json.dumps`` takes and ``decode`` reads back.
+    """Turn a value into what ``json.dumps`` takes and ``decode`` reads back.
 
     Raises:
         NotLiteral: the value is, or holds, an object that isn't a literal, nests too deeply, or
@@ -55,7 +55,7 @@ def encode(value: Any, depth: int = 0) -> Any:
 
 
 def check(value: Any, depth: int = 0) -> None:
-    """See that parsed JSON is what ``encode`` writes, in every detail.
+    """Check that parsed JSON is what ``encode`` writes, in every detail.
 
     Raises:
         ValueError: it is not, or it nests too deeply; whoever sent it is not to be trusted.
@@ -153,7 +153,7 @@ def _items(content: Any, depth: int) -> None:
 
 
 def _parts(kind: type, tag: str, count: int) -> Callable[[Any, int], None]:
-    """A list of so many numbers, each plain or under the tag."""
+    """Return a check for a list of so many numbers, each plain or under the tag."""
 
     def form(content: Any, depth: int) -> None:
         _items(content, depth)

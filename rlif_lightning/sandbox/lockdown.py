@@ -49,7 +49,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def lock_down(level: str, limits: dict[str, float], readable: list[str]) -> None:
-    """Give up everything that the level allows to give up.
+    """Give up every permission that the level allows to give up.
 
     Returns in the process that is locked down.
 
@@ -89,7 +89,12 @@ def _die_with_parent() -> None:
 
 
 def _enter_namespaces(readable: list[str]) -> None:
-    """Continue as process 1 of new namespaces; the process that was started waits for it and holds nothing."""
+    """Continue as process 1 of new namespaces.
+
+    The process that was started waits for it and keeps no file open.
+
+    The process that was started waits for it and holds nothing.
+    """
     uid, gid = os.geteuid(), os.getegid()
     _check(_libc.unshare(_NEW_NAMESPACES), "unshare")
     for name, text in (
@@ -122,7 +127,7 @@ def _make_readonly(path: str, recursive: bool) -> None:
 
 
 def _change_root(readable: list[str]) -> None:
-    """A root of its own in memory that holds what is readable, read-only; everything else is unmounted."""
+    """Enter a root in memory that holds what is readable, read-only; unmount all else."""
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     os.mkdir("/tmp/.old")
@@ -136,7 +141,10 @@ def _change_root(readable: list[str]) -> None:
 
 
 def _show(path: str) -> None:
-    """Bind one file or folder of the old root at its own place, read-only; a symbolic link is made again."""
+    """Bind a file or folder of the old root at its own path, read-only.
+
+    A symbolic link is made again.
+    """
     old = f"/.old{path}"
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if os.path.islink(old):
@@ -151,11 +159,11 @@ def _show(path: str) -> None:
 
 
 def _confine_reading(readable: list[str]) -> None:
-    """Landlock: no file is read or written but those below ``readable``, which are read; what else the kernel offers.
+    """Allow reading below ``readable`` alone, and no writing (Landlock).
 
-    That is, from version 4 (Linux 6.7) no TCP, and from 6 (Linux 6.12) neither signals nor abstract
-    sockets to outside. The filter of system calls refuses all of it too; this holds where the
-    filter has a hole.
+    From version 4 (Linux 6.7) TCP is denied as well; from version 6 (Linux 6.12) signals and
+    abstract sockets to the outside are. The filter of system calls refuses all of this too.
+    Landlock holds where the filter has a hole.
     """
     read = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, list a folder
     files_only = read & ~(1 << 3)
@@ -175,7 +183,7 @@ def _confine_reading(readable: list[str]) -> None:
 
 
 def _tasks_of_user() -> int:
-    """Threads of all processes of this user that can be seen."""
+    """Count the visible threads of all processes of this user."""
     found = 0
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):  # it has ended since

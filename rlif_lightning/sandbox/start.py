@@ -1,4 +1,4 @@
-"""Entry point of every sandboxed process: lock down, say so, then serve as a candidate or judge one.
+"""Entry point of every sandboxed process: lock down, report it, then serve or judge.
 
 Started as ``python -s -P -S -B -c <a line> '<settings as JSON>'`` by ``isolation.py``. The message
 ``{"up": true}`` is sent when nothing is left to give up and before any untrusted byte is read: what
