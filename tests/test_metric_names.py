@@ -24,9 +24,11 @@ from callbacks import sampler_gap
 from callbacks.guard_detectors import DETECTORS
 from callbacks.label_free_stopping import SIGNALS
 from callbacks.report import read_run
-from callbacks.report.page import FIGURES
-from callbacks.report.panels import FIXED, Panel, panels_of
+from callbacks.report.curves import Panel
+from callbacks.report.fixed_panels import FIXED
+from callbacks.report.panels import panels_of
 from callbacks.report.read import PLACE
+from callbacks.report.tables import FIGURES
 from rlif_lightning import cli
 from rlif_lightning.metric_names import LOGGED, VALIDATION, entry_of
 from rlif_lightning.rewards import RewardHead

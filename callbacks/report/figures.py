@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from callbacks.report.panels import OVERVIEW, Panel, Series, curve_of
+from callbacks.report.curves import Panel, Series, curve_of
+from callbacks.report.panels import OVERVIEW
 from callbacks.report.read import Run
 
 # Okabe and Ito's palette, told apart by colour-blind readers; its yellow is too faint on white.
