@@ -1,4 +1,4 @@
-"""CollapseGuard: watches for collapse without labels, says what it sees, and acts."""
+"""CollapseGuard: watches for collapse without labels, records symptoms, and acts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from rlif_lightning.rewards.voting import vote_metrics
 
 ACTIONS = ("warn", "stop", "adjust", "rollback")
 CERTAINTY_HEADS = (MeanLogprob, NegativeEntropy, SelfCertainty)
-# Weight of a reference KL that holds a policy: in docs/collapse-study.md 0.3 did, 0.1 did not on
-# every seed.
+# Weight of a reference KL that holds a policy. In docs/collapse-study.md 0.3 held it on every seed,
+# 0.1 on some.
 ANCHOR = 0.2
 
 
@@ -54,12 +54,12 @@ class CollapseGuard(Callback):
         action: warn | stop | adjust | rollback.
         scale: setting -> factor, applied at each adjustment or rollback: `learning_rate`,
             `objective.weight`, `rewards.certainty.weight`, ... null = {learning_rate: 0.5}.
-        baseline: first rollouts, whose mean is what is normal; relative limits judge nothing in
-            them.
+        baseline: first rollouts, whose mean relative limits are relative to; these limits judge
+            nothing in them.
         detectors: changes to the detectors: name -> settings, or null to take it out; a new name
             adds one.
-        snapshot_every: rollouts between two snapshots (rollback); none is taken while a symptom
-            shows.
+        snapshot_every: rollouts between two snapshots (rollback); none is taken while a figure is
+            beyond its limit.
         max_actions: adjustments or rollbacks at most.
         extractor: finds the final answer of a completion; where a head votes, its answers (or
             behaviours) count.
@@ -236,15 +236,12 @@ class CollapseGuard(Callback):
             message += f": policy and optimiser as after rollout {rollout}"
         for name, factor in self.scale.items():
             scale_setting(trainer, pl_module, name, factor)
-        message += (
-            "; multiplied:"
-            f" {', '.join(f'{name} by {factor:g}' for name, factor in self.scale.items())}"
-        )
+        scaled = ", ".join(f"{name} by {factor:g}" for name, factor in self.scale.items())
+        message += f"; multiplied: {scaled}"
         record_event(trainer, pl_module, "CollapseGuard", self.action, message, self.scale)
 
     def _go_back_to(self, rollout: int) -> None:
-        # From before the baseline was full, a run is learnt anew: that baseline is of a policy that
-        # had moved on.
+        # A baseline that was not full at the snapshot includes figures of the policy that collapsed.
         keeps = rollout >= self.baseline
         self.watch.states = {
             name: DetectorState(first=state.first if keeps else ())

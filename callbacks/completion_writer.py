@@ -53,7 +53,7 @@ class CompletionWriter(Callback):
     ``completion_number``, ``prompt``, ``completion``, ``answer``, ``length``, ``ended``,
     ``mean_logprob``, ``mean_entropy``, ``scores`` and ``advantage`` (the mean over its tokens);
     ``correct`` (by the evaluation's checker) if the data have labels. After a resume into the same
-    folder, records of a rollout that was made twice stand there twice; the later ones count.
+    folder, a rollout that was sampled twice has its records twice; the later ones count.
 
     Args:
         every: rollouts between two samples; the first rollout is always one.
@@ -62,7 +62,7 @@ class CompletionWriter(Callback):
         table: print a sample's groups in the terminal.
         tensorboard: add a sample as text to TensorBoard, where the run has that logger.
         write_gold: write the gold answers too, as ``gold`` (a list as JSON); needs
-            data.answer_column. Off, labels leave nothing but ``correct``.
+            data.answer_column. Without it, ``correct`` is all that labels add.
         width: characters of a completion that the terminal shows; files always have all of it.
 
     Raises:
@@ -103,7 +103,7 @@ class CompletionWriter(Callback):
     ) -> None:
         """Write and show a sample where one is due.
 
-        The place is the module's own counter, so it resumes with it.
+        Samples are counted by the module's own counter of rollouts, which checkpoints keep.
         """
         rollout = int(pl_module.num_rollouts)
         if (rollout - 1) % self.every or not writes_rows():
@@ -145,15 +145,14 @@ class CompletionWriter(Callback):
         return [{**place, **record} for record in records]
 
     def _to_tensorboard(self, trainer: Trainer, records: list[dict[str, Any]]) -> None:
-        # Four spaces make each line code: nothing in a completion is taken for Markdown or HTML.
+        # Four spaces make each line code, so that no completion is read as Markdown or HTML.
         text = "\n".join(
             f"    {line}" for line in render(records, self.width, color=False).splitlines()
         )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text(
-                    "completions", text, records[0]["rollout"] - 1
-                )  # as Lightning counts
+                # Lightning counts from 0.
+                logger.experiment.add_text("completions", text, records[0]["rollout"] - 1)
 
 
 def _plain(gold: Any) -> str:

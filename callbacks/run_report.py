@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the folders and write the report.
 
     Raises:
-        SystemExit: 2 where a folder is no run's, told in one line.
+        SystemExit: 2 where a folder is no run's, with a message of one line.
     """
     parser = argparse.ArgumentParser(
         prog="python -m callbacks.run_report",

@@ -79,15 +79,15 @@ def check_scale(
 class Snapshots:
     """The last two snapshots of policy and optimiser, as checkpoints in the run's folder.
 
-    Two, because trouble is seen some rollouts after it began: going back takes the older one. A
-    checkpoint of the run remembers what they are called, so one that is out of use stays until no
-    checkpoint that is kept is older than that. A run that was started from another run's checkpoint
-    gets its snapshots under names of its own.
+    There are two because a symptom shows some rollouts after it began; going back takes the older
+    one. Checkpoints of the run name snapshots, so a snapshot that is out of use is kept until every
+    older checkpoint is gone. A run that was started from another run's checkpoint copies that run's
+    snapshots under names of its own.
     """
 
     def __init__(self) -> None:
         self.taken: list[tuple[int, Path]] = []
-        self.dropped: list[tuple[int, Path]] = []  # with the rollout since which it is out of use
+        self.dropped: list[tuple[int, Path]] = []  # out of use since this rollout
         self._own: OwnFiles | None = None
         self._loaded: dict[str, list[tuple[int, str]]] | None = None
 
@@ -187,5 +187,5 @@ def _take_in(own: OwnFiles, foreign: set[Path], used: set[Path]) -> None:
     """Give another run's snapshots names of this run, and remove those that nothing names."""
     for path in foreign:
         copy_in(path, own.adopt(path))
-    with told_only("snapshots of an earlier life could not be removed"):
+    with told_only("snapshots of an earlier process could not be removed"):
         remove_other_snapshots(own, used | {own.adopt(path) for path in foreign})

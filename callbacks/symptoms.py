@@ -40,9 +40,8 @@ def repeated_ngrams(completion_ids: Tensor, mask: Tensor, n: int = NGRAM) -> Ten
     grams = torch.zeros_like(completion_ids[:, :num_grams])
     for k in range(n):
         grams = grams * _PRIME + completion_ids[:, k : k + num_grams] + 1
-    nothing = torch.iinfo(torch.int64).min + torch.arange(
-        num_grams, device=mask.device
-    )  # all different
+    # Positions outside the mask get values that are all different.
+    nothing = torch.iinfo(torch.int64).min + torch.arange(num_grams, device=mask.device)
     ordered = torch.where(valid, grams, nothing).sort(-1).values
     return torch.stack([(ordered[:, 1:] == ordered[:, :-1]).sum(), valid.sum()])
 

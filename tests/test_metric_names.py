@@ -209,7 +209,7 @@ def test_curves_of_one_picture_have_one_unit():
     for panel in FIXED:
         units = {LOGGED[entry_of(name)].unit for name in series_of(panel)}
         assert len(units) == 1, panel.name
-        assert panel.share == (units == {"share"}) or panel.name == "picked"
+        assert panel.is_share == (units == {"share"}) or panel.name == "picked"
 
 
 @pytest.mark.parametrize(

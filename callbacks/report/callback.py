@@ -85,8 +85,7 @@ class RunReport(Callback):
         if not isinstance(next(iter(trainer.loggers), None), CSVLogger | DummyLogger):
             raise ValueError(
                 f"RunReport reads metrics.csv, but trainer.logger={trainer.loggers} does not begin"
-                " with a CSVLogger;"
-                " leave trainer.logger unset, or put CSVLogger first"
+                " with a CSVLogger; leave trainer.logger unset, or put CSVLogger first"
             )
         self.folder = run_folder(trainer)
         if trainer.is_global_zero:

@@ -30,13 +30,13 @@ class Panel:
 
     Attributes:
         name: of its PNG.
-        section: heading that it stands under.
+        section: heading that the picture is under.
         title: what is shown.
         unit: of the y axis.
         caption: how to read it.
         series: its curves.
         kind: lines | stack.
-        share: the y axis is [0, 1].
+        is_share: the y axis is [0, 1].
         from_zero: the y axis starts at 0.
         log: a logarithmic y axis, where the curves span more than a power of ten.
     """
@@ -48,7 +48,7 @@ class Panel:
     caption: str
     series: tuple[Series, ...]
     kind: str = "lines"
-    share: bool = False
+    is_share: bool = False
     from_zero: bool = True
     log: bool = False
 

@@ -18,7 +18,7 @@ from callbacks.report.curves import Panel, Series, curve_of
 from callbacks.report.panels import OVERVIEW
 from callbacks.report.read import Run
 
-# Okabe and Ito's palette, told apart by colour-blind readers; its yellow is too faint on white.
+# Okabe and Ito's palette, which colour-blind readers can distinguish, without its faint yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
 ROUTINE = ("schedule",)  # events of every few rollouts: marked at the bottom, without a line
@@ -80,7 +80,7 @@ def _plain(label: str) -> str:
 def _fill(axes: Axes, panel: Panel, runs: list[Run]) -> None:
     """Draw curves, scales, legend and marks of one panel.
 
-    One run has all curves of the panel, told apart by colour; several have the first one each, in
+    One run has all curves of the panel, each in a colour; several have the first one each, in
     the run's colour.
     """
     several = len(runs) > 1
@@ -123,9 +123,8 @@ def _line(axes: Axes, run: Run, series: Series, color: str, style: str, bands: b
     if curve is None:
         return
     x, y = curve
-    few = series.column.startswith(
-        "val/"
-    )  # evaluations are few and lie apart: join the points over the gaps
+    # Evaluations are few, so their points are joined over the gaps.
+    few = series.column.startswith("val/")
     if few:
         x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     dot = "o" if few or np.isfinite(y).sum() == 1 else None
@@ -158,7 +157,7 @@ def _scale(axes: Axes, panel: Panel) -> None:
     axes.margins(x=0.02)
     if panel.log and _decades(axes) > 1:
         axes.set_yscale("log")
-    elif panel.share:
+    elif panel.is_share:
         axes.set_ylim(-0.02, 1.02)
     elif panel.from_zero:
         lowest, highest = axes.get_ylim()

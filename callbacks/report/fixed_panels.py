@@ -10,14 +10,14 @@ FIXED = (
         "Answers",
         "Agreement",
         "share",
-        "Unanimous groups give the vote nothing to say: from there on certainty alone drives the"
-        " policy. Where one answer rises over all prompts (CollapseGuard), they no longer matter to the policy.",
+        "A vote has no effect in unanimous groups: from there on certainty alone trains the policy."
+        " Where one answer rises over all prompts (CollapseGuard), the policy ignores its prompts.",
         (
             Series("vote/largest_cluster", "group's largest answer"),
             Series("vote/unanimous", "groups of one answer"),
             Series("vote/top_answer", "one answer, over all prompts"),
         ),
-        share=True,
+        is_share=True,
     ),
     Panel(
         "distinct_answers",
@@ -33,8 +33,8 @@ FIXED = (
         "Token entropy",
         "nats",
         "The band runs from the 10th to the 90th percentile of a rollout's tokens"
-        " (EntropyMonitor). Near 0 the"
-        " policy has nothing left to explore; a steep rise is the other way to collapse.",
+        " (EntropyMonitor). Near 0 the policy has nothing left to explore; a steep rise is the other"
+        " way to collapse.",
         (
             Series("policy/entropy", "mean"),
             Series("entropy/p50", "median, band p10 to p90", low="entropy/p10", high="entropy/p90"),
@@ -61,7 +61,7 @@ FIXED = (
             Series("rollout/parseable", "has an answer"),
             Series("rollout/repetition", "repeated 4-grams"),
         ),
-        share=True,
+        is_share=True,
     ),
     Panel(
         "vote_alignment",
@@ -69,8 +69,7 @@ FIXED = (
         "Whether updates follow the vote",
         "correlation",
         "Inside groups, of a completion's advantage with the share of its group that gives its"
-        " answer"
-        " (CollapseGuard). Near 0 updates no longer favour what a group agrees on.",
+        " answer (CollapseGuard). Near 0 updates no longer favour what a group agrees on.",
         (Series("guard/vote_alignment", "advantage and vote"),),
     ),
     Panel(
@@ -81,7 +80,7 @@ FIXED = (
         "Of all heads that reward the policy's own certainty (CollapseGuard). Near 1 it drives"
         " itself.",
         (Series("guard/certainty_share", "certainty heads"),),
-        share=True,
+        is_share=True,
     ),
     Panel(
         "alarms",
@@ -97,8 +96,7 @@ FIXED = (
         "How far the sampler is from the policy",
         "|log-prob difference|, nats",
         "Rounding alone, unless the sampler has other weights or computes otherwise. Below the"
-        " noise floor KL-Cov"
-        " takes a difference for rounding.",
+        " noise floor KL-Cov takes a difference for rounding.",
         (
             Series("policy/sampler_gap", "mean, when sampled"),
             Series("policy/noise_floor", "noise floor"),

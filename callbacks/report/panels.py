@@ -46,7 +46,7 @@ def _accuracy(runs: list[Run]) -> Panel:
     ]
     caption = "Labels measure here. The weights of the heads say whether labels train as well."
     return Panel(
-        "accuracy", "Answers", "Accuracy", "share right", caption, tuple(series), share=True
+        "accuracy", "Answers", "Accuracy", "share right", caption, tuple(series), is_share=True
     )
 
 
@@ -98,6 +98,6 @@ def _rewards(runs: list[Run]) -> list[Panel]:
         caption,
         shares,
         kind="stack",
-        share=True,
+        is_share=True,
     )
     return [*panels, share]

@@ -21,7 +21,7 @@ from rlif_lightning.answers.extraction import AnswerExtractor
 from rlif_lightning.answers.gold_answers import GoldReader, is_right
 from rlif_lightning.sandbox.pool import Sandbox
 
-# Deep or endless literals are not answers; also keeps Python's parser far from its own limits.
+# A longer literal is no answer. The bound also keeps Python's parser far from its own limits.
 _MAX_LITERAL = 4096
 
 
@@ -56,10 +56,10 @@ class Checker(ABC):
             where: the rows' origin in words, such as "the train split".
 
         Returns:
-            One line on answers that cannot be used, if the run goes on all the same.
+            One line on answers that cannot be used, where a run is still possible.
 
         Raises:
-            ValueError: what no run can go on with; names the row.
+            ValueError: an answer that makes a run impossible; names the row.
         """
         return None
 
@@ -131,7 +131,7 @@ class AnswerChecker(Checker):
 
 
 class LiteralChecker(Checker):
-    """Python literals, right if ``==`` to the gold literal (CRUXEval). Nothing is ever run.
+    """Compares Python literals: right if ``==`` to the gold literal (CRUXEval). Runs nothing.
 
     Of an answer such as ``assert f(3) == [1, 2]`` what follows ``==`` counts. As in Python,
     ``1 == 1.0 == True``.
@@ -182,8 +182,8 @@ class CodeChecker(Checker):
 
     HumanEval, MBPP, LiveCodeBench; see ``task_of``.
 
-    The whole completion is the answer, for the code that it holds can depend on the prompt that it
-    continues. So answers are equal where texts are, and agreement, diversity and maj@k say little.
+    The whole completion is the answer, because its code can depend on the prompt that it continues.
+    So answers are equal only where texts are, and agreement, diversity and maj@k say little.
 
     Args:
         extractor: finds the code of a completion.
@@ -233,9 +233,8 @@ def _literal(text: str) -> _Literal | None:
         return None
     for candidate in (text, text.partition("==")[2]):
         try:
-            with (
-                warnings.catch_warnings()
-            ):  # "1 is 1", "\d": the parser's advice to whoever wrote the text
+            with warnings.catch_warnings():
+                # The parser warns about the text itself, such as "1 is 1" or "\d".
                 warnings.simplefilter("ignore")
                 value = ast.literal_eval(candidate.strip())
             return _Literal(value, _spelling(value))

@@ -1,9 +1,9 @@
 """Which answers mean the same: two of them (``equivalent``) or a group's (``open_clusters``).
 
-Between two answers what one of them leaves out does not count: 18 equals "18 marbles", and 5 equals
-``x=5``. In a group that rule would call 5 km and 5 m equal by way of 5. There an answer that leaves
-something out joins those that say it only if they all say the same: with 5 km, 5 m and 5 there are
-three clusters. The same for every order of the answers.
+Between two answers, a unit or name that one of them leaves out does not count: 18 equals
+"18 marbles", and 5 equals ``x=5``. In a group that rule would call 5 km and 5 m equal by way of 5.
+There an answer without a unit joins those with a unit only if they all have the same one: 5 km, 5 m
+and 5 make three clusters. The order of the answers does not matter.
 
 Left out: the meaning of free text (see a judge head).
 """
@@ -41,8 +41,8 @@ def equivalent(a: str, b: str, equivalence: str = "exact") -> bool:
 
     ``exact``: normalised string, then what is read (numbers exactly, expressions by their values),
     then math-verify for what cannot be read. ``math_verify``: also what that library calls equal by
-    rounding to six digits (1/3 and 0.333333). Memoised. What is not decided within 0.3 s of CPU
-    time is not equal. Works in any thread and process.
+    rounding to six digits (1/3 and 0.333333). Memoised. Answers that are not decided within 0.3 s
+    of CPU time are not equal. Works in any thread and process.
 
     Raises:
         ValueError: an unknown equivalence.
@@ -85,7 +85,7 @@ def cluster(answers: Sequence[str | None], budget: Budget | None = None) -> list
     """Return cluster ids for the answers of one group; None (no answer) stays None.
 
     Ids follow the most frequent normalised string of each cluster, then the alphabet, so the order
-    of the rows does not matter. Cluster 0 holds the most frequent string.
+    of the answers does not matter. Cluster 0 holds the most frequent string.
 
     Example:
         >>> cluster(["5", "3", None, "3.0"])

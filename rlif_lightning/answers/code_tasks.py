@@ -64,8 +64,7 @@ def task_of(row: Mapping[str, Any]) -> CodeTask:
             return task
     raise ValueError(
         f"no tests in a row with the columns {sorted(row)}; give test_list (assertions),"
-        " public_test_cases (inputs and"
-        " outputs), or test with entry_point and prompt"
+        " public_test_cases (inputs and outputs), or test with entry_point and prompt"
     )
 
 
@@ -141,8 +140,8 @@ def _test_cases(text: Any) -> list[dict[str, str]]:
 
     The base64 text is zlib data of a pickled string of JSON.
 
-    Source: https://github.com/LiveCodeBench/LiveCodeBench, which unpickles it; here the one string
-    is read out.
+    Source: https://github.com/LiveCodeBench/LiveCodeBench, which unpickles it. Here the one string
+    is read without unpickling.
     """
     if isinstance(text, list):
         return text
@@ -161,8 +160,8 @@ def _test_cases(text: Any) -> list[dict[str, str]]:
 
 
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
-# A base model goes on after the function with the next thing it has seen in files: cut at the first
-# line that starts at the margin with anything but a closing bracket.
+# A base model continues after the function with other code. So its text is cut at the first line
+# that starts at the margin with anything but a closing bracket.
 _NEXT_THING = re.compile(r"\n(?=[^\s)\]}])")
 _EXTRACTORS = ("auto", "fenced", "continuation", "text")
 

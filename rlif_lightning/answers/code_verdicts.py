@@ -19,7 +19,7 @@ from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox, Trial
 
 def pass_rates(
     texts: Sequence[str],
-    rows: Sequence[Mapping[str, Any]],
+    problems: Sequence[Mapping[str, Any]],
     extractor: CodeExtractor = CodeExtractor(),
     sandbox: Sandbox | None = None,
 ) -> list[float]:
@@ -29,7 +29,8 @@ def pass_rates(
 
     Args:
         texts: completions.
-        rows: for each of them the columns of its problem, in a layout of ``code_tasks.task_of``.
+        problems: for each of them the columns of its problem, in a layout of
+            ``code_tasks.task_of``.
         extractor: finds the code of a completion.
         sandbox: where code runs; the default one if absent.
 
@@ -38,7 +39,7 @@ def pass_rates(
         RuntimeError: a sandboxed process could not be started.
     """
     sandbox = sandbox or Sandbox()
-    tasks = [task_of(row) for row in rows]
+    tasks = [task_of(problem) for problem in problems]
     codes = [extractor(text, task.prompt) for text, task in zip(texts, tasks, strict=True)]
     rates = [0.0] * len(texts)
     judged = [

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from rlif_lightning.answers.expression_tokens import FUNCTIONS, Node, Unreadable, tokens
 
-# Deeper nesting is no answer; the bound keeps recursion far from Python's limit.
+# Deeper nesting is no answer. The bound keeps recursion far from Python's limit.
 _MAX_DEPTH = 40
 
 

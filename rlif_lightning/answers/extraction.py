@@ -97,8 +97,7 @@ def pattern_found(pattern: str, text: str) -> bool:
 def _warn_once(pattern: str) -> None:
     warnings.warn(
         f"pattern={pattern!r} took over {PATTERN_SECONDS} s of CPU time on a text, which counts as"
-        " one without an"
-        " answer; nested repetitions such as (a+)+ are the usual cause",
+        " one without an answer; nested repetitions such as (a+)+ are the usual cause",
         stacklevel=4,
     )
 
@@ -127,8 +126,8 @@ class AnswerExtractor:
     Attributes:
         kind: one of the kinds above.
         pattern: a regular expression with exactly one group, for ``kind="regex"`` only. It may take
-            0.2 s of CPU time on a text; one that takes longer has no answer, and the first is told
-            by a warning.
+            0.2 s of CPU time on a text. A text that takes longer has no answer; the first one is a
+            warning.
 
     Raises:
         ValueError: unknown kind, or a pattern that is missing, superfluous, malformed or without

@@ -19,8 +19,8 @@ import numpy as np
 from rlif_lightning.answers.clusters import is_correct
 from rlif_lightning.answers.extraction import AnswerExtractor
 
-# Every row's type is checked, but only so many are read: that takes seconds, and faults of this
-# kind are spread.
+# Every row's type is checked, but only so many rows are read. Reading takes seconds, and faults of
+# this kind occur all over a column.
 MAX_READ = 20_000
 _SHOWN_ROWS = 3
 _CUT = re.compile(r"\\\\|\\[{}]")  # a row break and printed braces, which need not balance
@@ -144,15 +144,13 @@ class GoldReader:
                 f"gold_extractor={self.extractor.pattern or self.extractor.kind!r} finds no answer"
                 f" in {empty} of"
                 f" {number} gold answers of {column} in {where}, such as row {unread[0]}; choose"
-                " another one, or"
-                " another column (gold_extractor.kind=text takes the whole text)"
+                " another one, or another column (gold_extractor.kind=text takes the whole text)"
             )
         if not unread:
             return None
         return (
             f"{len(unread)} of {number} gold answers of {column} in {where} cannot be read (cut"
-            " off, or no answer in"
-            " them), so hardly any completion is right there: rows"
+            " off, or no answer in them), so hardly any completion is right there: rows"
             f" {', '.join(unread[:_SHOWN_ROWS])}" + (", ..." if len(unread) > _SHOWN_ROWS else "")
         )
 

@@ -1,4 +1,4 @@
-r"""Read an answer in normalised spelling: what it says, as a `Reading`.
+r"""Reads the meaning of an answer in normalised spelling, as a `Reading`.
 
 Read in this order: ``read``, then its readers in the order of ``_READERS``, from words and lists
 down to one value. The first reader that knows the form decides. What no reader can read keeps its

@@ -15,15 +15,15 @@ from rlif_lightning.answers.expression_tokens import Key, Unreadable
 
 @dataclass(frozen=True)
 class Reading:
-    """What an answer says.
+    """What an answer means.
 
     Attributes:
-        key: shared exactly by answers that say the same.
-        alternates: keys of what it says without its unit or its name, or read in another way.
+        key: shared exactly by answers that mean the same.
+        alternates: keys of its meaning without its unit or its name, or read in another way.
         core: the key without unit and name; the key itself where it has neither.
         unit: of the value, empty where there is none.
         label: what the value is of, such as ``x`` in ``x=5``; empty where it has no name.
-        known: whether the key stands for a meaning. Otherwise it is the text, and the library may
+        known: whether the key names a meaning. Otherwise the key is the text, and the library may
             know more.
     """
 

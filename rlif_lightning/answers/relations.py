@@ -35,7 +35,7 @@ def read_relation(text: str, read: Callable[[str], Reading]) -> Reading | None:
     Raises:
         Unreadable: a side cannot be read.
     """
-    exact = _ROUNDED.split(text)[0]  # what stands behind \\approx is the same value, rounded
+    exact = _ROUNDED.split(text)[0]  # what follows \\approx is the same value, rounded
     pieces = [piece.strip() for piece in _RELATION.split(exact)]
     sides, signs = pieces[::2], pieces[1::2]
     if not signs:

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 # Longer answers are text: whitespace is collapsed and only equal strings are equal.
 MAX_LENGTH = 256
-# The steps reach an end after two or three passes; the bound is for strings made to run in circles.
+# Two or three passes reach a fixed point; the bound is for strings that never reach one.
 _MAX_PASSES = 12
 
 _CHARACTERS = str.maketrans(
@@ -49,9 +49,8 @@ _CHARACTERS = str.maketrans(
         "\u03c3": r"\sigma ",
         "\u03c6": r"\phi ",
         "\u03c9": r"\omega ",
-        **{
-            chr(0xFF01 + k): chr(0x21 + k) for k in range(94) if chr(0x21 + k) not in "-"
-        },  # full-width ASCII
+        # full-width ASCII
+        **{chr(0xFF01 + k): chr(0x21 + k) for k in range(94) if chr(0x21 + k) not in "-"},
         **dict.fromkeys("\u2018\u2019", "'"),
         "\u202e": "",
     }
@@ -74,10 +73,8 @@ _BEFORE_DELIMITERS = [
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\dbinom(?![A-Za-z])|\\tbinom(?![A-Za-z])", r"\\binom"),
-        (
-            _TEXT_COMMAND + r"(?![A-Za-z])\s*(?=\{)",
-            "",
-        ),  # those with braces inside, which _untexted leaves
+        # those with braces inside, which _untexted leaves
+        (_TEXT_COMMAND + r"(?![A-Za-z])\s*(?=\{)", ""),
         (r"\\(?:bf|rm|it|mathrm|text)(?![A-Za-z])", " "),
         (r"\{\s*,\s*\}", "{,}"),
         (r"(?<=[0-9])(?:\{,\})(?=[0-9]{3})", ""),
@@ -99,10 +96,8 @@ _BEFORE_DELIMITERS = [
         (r"(?<=[0-9])\s*[x\u2715]\s*(?=10\s*\^)", r"\\times "),
         (r"\*\*", "^"),
         (r"(?<=[0-9)}])\s*\\(?:cdot|times)\s*", "*"),
-        (
-            r"(?<!\\)\\[,;: >]|\\q?quad(?![A-Za-z])|~",
-            " ",
-        ),  # the look-behind spares a matrix's row break
+        # The look-behind spares a matrix's row break.
+        (r"(?<!\\)\\[,;: >]|\\q?quad(?![A-Za-z])|~", " "),
     ]
 ]
 _APPROXIMATELY = re.compile(

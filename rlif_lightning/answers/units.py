@@ -1,4 +1,4 @@
-r"""Units: what stands behind (or, as money, before) a value and says of what it is a number.
+r"""Units: the words behind a value (for money, before it) that say of what it is a number.
 
 One rule, here: ``split_unit`` parts an answer into a value, a factor and a unit. Words behind a
 value are a unit ("18 marbles", ``5\text{ cm}^2``). Number words and "percent" are no units but
@@ -75,7 +75,7 @@ _NAMES = {
 }
 _SHORT = {spelling for spelling in _NAMES if len(spelling) <= 3 and spelling.isalpha()}
 
-# Words behind the noun that say nothing of it, and words that open an addition to it.
+# Words behind the noun that do not change it, and words that begin an addition to it.
 _FILLERS = {
     *(
         "left",
@@ -159,7 +159,7 @@ def split_unit(text: str) -> Parted:
         text: one answer, not a list.
 
     Returns:
-        The whole text as the value where no unit can be told.
+        The whole text as the value where no unit is found.
 
     Example:
         >>> split_unit("5 million dollars")

@@ -1,10 +1,10 @@
 """The value of an expression as a name that two expressions share exactly if they are equal.
 
 Read in this order: ``value_key`` and ``ratio_key``, then ``evaluate``. Numbers are exact fractions
-as long as they are rational; whatever else is computed to 60 digits. Letters stand for fixed
-pseudo-random fractions, so equal polynomials have equal values there, and different ones do not but
-by an accident of about one in 10^12. No algebra is done: the time is bounded by the length of the
-expression.
+as long as they are rational; all others are computed to 60 digits. Letters have fixed pseudo-random
+fractions as values, so equal polynomials have equal values there. Different polynomials have equal
+values by an accident of about one in 10^12. No algebra is done: the time is bounded by the length of
+the expression.
 
 Left out: values too large to be written with a few million digits, which are unreadable. An
 irrational sum below 10^-45 is taken for 0, as rounding leaves it.
@@ -61,7 +61,7 @@ def ratio_key(node: Node, positive: bool = False) -> Key:
 
     Args:
         node: the expression.
-        positive: tell a negative factor apart.
+        positive: do not take out a negative factor.
 
     Raises:
         Unreadable: as for :func:`value_key`, or the expression has no letters or is zero.

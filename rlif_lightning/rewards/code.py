@@ -1,8 +1,8 @@
 """Rewards for code, which runs in a sandbox: tests passed (gold), and a vote by behaviour.
 
 Read in this order: ``pass_rates`` (the checker, also for evaluation), ``CodeTests`` (its reward
-head), ``behaviour`` and ``same_behaviour`` (what is compared), ``BehaviourVote``. How code is shut
-in: ``rlif_lightning/sandbox``.
+head), ``behaviour`` and ``same_behaviour`` (what is compared), ``BehaviourVote``. How code is
+isolated: ``rlif_lightning/sandbox``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NO_BEHAVIOUR = (None, "")
 
 
 class CodeTests(RewardHead):
-    """The share of its problem's unit tests that a completion's code passes (gold).
+    """Scores a completion's code by the share of its problem's unit tests that it passes (gold).
 
     Logs ``code/solved``, the share of completions that pass all.
 
@@ -65,11 +65,11 @@ class CodeTests(RewardHead):
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         names = list(rollout.prompts.columns)
-        rows = [
+        problems = [
             dict(zip(names, values, strict=True))
             for values in zip(*map(rollout.column, names), strict=True)
         ]
-        rates = torch.tensor(pass_rates(rollout.texts, rows, self.extractor, self.sandbox))
+        rates = torch.tensor(pass_rates(rollout.texts, problems, self.extractor, self.sandbox))
         solved = (rates == 1).float()
         scores = solved if self.credit == "all" else rates
         return RewardOutput(
@@ -82,9 +82,10 @@ def behaviour(outcomes: Sequence[Outcome]) -> str | None:
 
     None where the code does nothing that can be compared.
 
-    An exception counts as behaviour, named by its built-in type. There is none where any input has
-    no answer (too slow, died, a value that cannot cross), or where no input gives more than an
-    exception, None or an empty text: a group must not agree on doing nothing.
+    An exception counts as behaviour, named by its built-in type. Code has no behaviour where any
+    input has no answer (too slow, died, a value that cannot leave the sandbox). It has none either
+    where every input gives an exception, None or an empty text: a group must not agree on doing
+    nothing.
     """
     if any(outcome.kind == "none" for outcome in outcomes):
         return None
@@ -143,21 +144,21 @@ def _number(value: Any) -> int | float | None:
 
 
 def behaviour_labels(
-    behaviours: Sequence[str | None], group_size: int, rows: Sequence[int]
+    behaviours: Sequence[str | None], group_size: int, index: Sequence[int]
 ) -> list[str | None]:
     """Name the cluster of each behaviour, as a text to vote with; None stays None.
 
     As with answers, each is compared with one representative per cluster, the most frequent texts
-    first. Names are united over processes and over problems, so a name is a checksum of what every
-    process knows alike: the problem's row in the data set and the representative.
+    first. Names are counted over processes and over problems. So a name is a checksum of what is
+    the same in every process: the problem's row in the data set and the representative.
 
     Args:
         behaviours: B behaviours, prompt-major.
         group_size: G.
-        rows: of each of the P problems in the data set.
+        index: each of the P problems' row in the data set.
     """
     labels: list[str | None] = [None] * len(behaviours)
-    for start, problem in zip(range(0, len(behaviours), group_size), rows, strict=True):
+    for start, problem in zip(range(0, len(behaviours), group_size), index, strict=True):
         counts = Counter(
             text for text in behaviours[start : start + group_size] if text is not None
         )
@@ -194,7 +195,7 @@ class BehaviourVote(RewardHead):
         function_column: column with the name of the function to call; where the data set has no
             such column, or the value is empty, code runs as a program on standard input.
         inputs_column: column with a list of inputs: for a function texts such as ``"[1, 2], 'a'"``,
-            what stands between the parentheses of a call; for a program what it reads. Where the
+            the text between the parentheses of a call; for a program what it reads. Where the
             data set has no such column, inputs are drawn by the types in the function's header.
         header_column: column with source text that holds the function's header, which a completion
             may also continue.
@@ -281,7 +282,7 @@ class BehaviourVote(RewardHead):
             named, inputs, source = self.columns
             raise ValueError(
                 f"problem {index} has no inputs to compare behaviour on: give a column {inputs!r},"
-                f" or {named!r} and"
-                f" {source!r} to draw them by type; of these there are {sorted(problem)}"
+                f" or {named!r} and {source!r} to draw them by type; of these there are"
+                f" {sorted(problem)}"
             )
         return function, header, draw_arguments(header, function, self.num_inputs, self.seed, index)

@@ -11,7 +11,7 @@ def without_length(scores: Tensor, lengths: Tensor) -> Tensor:
     """Subtract what is linear in completion length inside a group; the group's mean stays.
 
     ``r - b (L - mean L)`` with the least-squares slope ``b = cov(r, L) / var(L)`` of the group. A
-    group of two is a straight line, so nothing but its mean is left.
+    line fits a group of two exactly, so nothing but its mean is left.
 
     Args:
         scores: ``[P, G]``; NaN = does not apply, left out.

@@ -1,6 +1,6 @@
 """A reward head's output, checked and moved to the rollout's device in one place.
 
-Later errors could not name the head.
+An error that is found later could not name the head.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The vote reward: a completion scores by how much of its group agrees with its final answer.
 
-Read in this order: ``vote_shares`` (the scores), ``vote_metrics`` (numbers to log),
-``majority_answers`` (for maj@k), ``ClusterVote`` (the reward head). What makes two answers one:
+Read in this order: ``vote_shares`` (the scores), ``vote_metrics`` (figures to log),
+``majority_answers`` (for maj@k), ``ClusterVote`` (the reward head). When two answers are equal:
 ``answers/clusters.py``.
 """
 
@@ -38,7 +38,7 @@ def vote_shares(
     """Return each answer's share of its group's vote, equivalent answers counted together.
 
     ``soft``: cluster size / denominator. ``hard``: 1 in the largest cluster (ties: in each of the
-    largest), else 0; the denominator plays no part. ``gated``: soft, but the whole group gets 0
+    largest), else 0; the denominator has no effect. ``gated``: soft, but the whole group gets 0
     where the entropy of its answers lies outside ``entropy_range``. In every mode a missing answer
     gets 0, and so does a group with fewer than ``min_parseable`` answers (alone, an answer would
     have the whole vote).
@@ -172,7 +172,7 @@ class ClusterVote(RewardHead):
     """Answer-level reward: the share of the group that agrees with a completion's final answer.
 
     Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers``, ``vote/undecided``
-    and ``rollout/parseable``.
+    and ``rollout/parseable``. A second voting head's figures are named ``reward/<head>/<figure>``.
 
     Args:
         extractor: finds the final answer in a completion's text.
@@ -256,8 +256,7 @@ def check_vote_size(min_parseable: int, group_size: int) -> None:
     if min_parseable > group_size:
         raise ValueError(
             f"min_parseable={min_parseable} is more than data.group_size={group_size}: no group"
-            " could vote, and every"
-            " score would be 0; lower the one or raise the other"
+            " could vote, and every score would be 0; lower the one or raise the other"
         )
 
 

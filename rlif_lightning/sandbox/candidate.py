@@ -1,8 +1,7 @@
 """The process that runs a model's code: it answers calls with values, input with output.
 
-Nothing here is a defence. The code that is run shares this interpreter and may change all of it;
-whatever it does, what leaves the process is a claim about values, and whoever reads it judges for
-itself.
+Nothing here is a defence. The code that is run shares this interpreter and may change all of it.
+What leaves the process is a claim about values; the reader checks and judges it.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def _answer(writer: int, message: dict[str, Any]) -> None:
 
 def _load(code: str, module: types.ModuleType) -> str:
     """Run the code in the module; return the name of the exception it raised, or nothing."""
-    sys.modules["candidate"] = module  # dataclasses look their module up
+    sys.modules["candidate"] = module  # dataclasses look up their module
     try:
         exec(compile(code, "<candidate>", "exec"), module.__dict__)
     except BaseException as error:
@@ -81,7 +80,7 @@ def _run_program(
 ) -> dict[str, Any]:
     """Run the code as a program, with files as standard input and output.
 
-    This serves every way of using them.
+    Code may use them in every way, also by file descriptor.
     """
     entered, printed = files
     for descriptor, content in ((entered, stdin.encode()), (printed, b"")):

@@ -26,13 +26,12 @@ from .channel import Channel, ChannelError
 # From the weakest to the strongest. Every level also has the limits of rlimits; every one but
 # rlimits the filter of system calls.
 LEVELS = ("rlimits", "seccomp", "landlock", "namespaces", "bubblewrap")
-# For a process to get ready on a machine that is busy; not counted against the code that it runs.
+# Time for a process to start on a busy machine; the code that it runs is not charged for it.
 START_SECONDS = 60.0
 _START = (
     "import sys; sys.path.insert(0, {!r}); from sandbox.start import main; sys.path.pop(0); main()"
 )
-# Imported here for its folder and so that compiled files exist, which the sandboxed process cannot
-# write.
+# The import gives the folder, and writes compiled files, which the sandboxed process cannot write.
 _FOLDER = Path(_start.__file__).resolve().parent
 # A fixed hash seed: a model's code that prints a set must print the same every time.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}
@@ -44,7 +43,7 @@ _PROBE = {
 
 
 class Process:
-    """One sandboxed process; a context manager that leaves nothing behind, no process and no file.
+    """One sandboxed process; a context manager that leaves no process and no file behind.
 
     Args:
         level: one of ``LEVELS``.
@@ -91,7 +90,7 @@ class Process:
         """Wait for the first message.
 
         Raises:
-            RuntimeError: the process did not get ready; says what it printed.
+            RuntimeError: the process did not start; says what it printed.
         """
         try:
             return self.channel.receive(time.monotonic() + START_SECONDS)
@@ -153,9 +152,8 @@ def find_level(isolation: str, minimum: str) -> str:
     found = "; ".join(f"{level}: {text}" for level, text in problems.items())
     raise ValueError(
         f"minimum={minimum!r}: no sandbox that strong works here ({found}). Install bubblewrap,"
-        " let the container use"
-        " user namespaces, or set `minimum` to a weaker level after reading in"
-        " docs/code-rewards.md what it cannot stop"
+        " let the container use user namespaces, or set `minimum` to a weaker level after reading"
+        " in docs/code-rewards.md what it cannot stop"
     )
 
 

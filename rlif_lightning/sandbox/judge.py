@@ -1,9 +1,8 @@
 """The process that runs a data set's tests; calls of the model's code go to another process.
 
-What comes back are literals (``literals.py``), so the candidate can neither touch this interpreter
-nor hand it an object with an ``==`` of its own. The verdict goes out over a pipe that the
-candidate's process does not have. This process is locked down as well: the tests come from a data
-set.
+Answers are literals (``literals.py``), so the candidate can neither reach this interpreter nor
+return an object with an ``==`` of its own. The verdict is sent over a pipe that the candidate's
+process does not have. This process is locked down as well, because the tests come from a data set.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from typing import Any
 from .channel import Channel, ChannelError
 from .literals import check, decode, encode
 
-# Exceptions that say something to the interpreter itself: all(map(f, items)) is true where f raises
-# StopIteration.
+# The interpreter acts on these exceptions: all(map(f, items)) is true where f raises StopIteration.
 _NEVER_RAISED = (StopIteration, StopAsyncIteration)
 
 
@@ -93,7 +91,8 @@ class Candidate:
 def _clean_answer(answer: dict[str, Any], number: int, program: bool) -> dict[str, Any]:
     """Return the answer to a request with nothing in it but what its type allows.
 
-    Raises ValueError where it is no answer.
+    Raises:
+        ValueError: it is no answer to this request.
     """
     given = answer.pop("number", None)
     if type(given) is not int or given != number or len(answer) != 1:
@@ -119,7 +118,7 @@ def _exception(name: str) -> Exception:
         kind = RuntimeError
     try:
         return kind("raised by the candidate")
-    except TypeError:  # UnicodeDecodeError and its like want more arguments
+    except TypeError:  # UnicodeDecodeError and some others need more arguments
         return RuntimeError(f"{name} raised by the candidate")
 
 

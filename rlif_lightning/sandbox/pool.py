@@ -1,8 +1,8 @@
 """Runs many pieces of a model's code at once: the only part of this folder that others call.
 
-``Sandbox.outcomes`` runs code on inputs and tells what came out. ``Sandbox.verdicts`` runs a data
-set's tests against code and tells which passed: the tests run in one process, the code in another,
-and this process only starts them and reads booleans.
+``Sandbox.outcomes`` runs code on inputs and returns what came out. ``Sandbox.verdicts`` runs a data
+set's tests against code and returns which passed. The tests run in one process and the code in
+another; this process only starts them and reads booleans.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class Sandbox:
             judge, candidate = self._start_pair(stack)
             if not judge.wait_until_up().get("up"):
                 raise RuntimeError(f"a sandboxed process did not start: {candidate.errors()}")
-            # The candidate cannot see this number: its process gets none of what goes to the judge.
+            # The candidate cannot see this number: its process receives nothing of the judge's.
             nonce = secrets.token_hex(16)
             message = {
                 "code": job.code,

@@ -1,9 +1,9 @@
 """The system calls that computing needs; the kernel refuses all others (seccomp, Linux).
 
-Among the refused: sockets, new processes, running programs, signals to others, tracing, mounting,
-namespaces, io_uring, keyrings, and whatever makes or changes a file. Threads are allowed, and a
-signal of a process to itself. Where an argument says what a call does, as in ``fcntl`` and
-``ioctl``, the harmless commands are listed by number too: a command can send signals
+Refused are, among others: sockets, new processes, running programs, signals to others, tracing,
+mounting, namespaces, io_uring, keyrings, and every call that makes or changes a file. Threads are
+allowed, and a signal of a process to itself. Where an argument selects what a call does, as in
+``fcntl`` and ``ioctl``, the harmless commands are listed by number too: a command can send signals
 (``F_SETOWN``), lock files that others need, or change their attributes.
 
 Source: https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html and the kernel's
@@ -46,17 +46,15 @@ epoll_create1 291 20|dup3 292 24|pipe2 293 59|preadv 295 69|pwritev 296 70|getcp
 getrandom 318 278
 statx 332 291|rseq 334 293|faccessat2 439 439|ftruncate 77 46
 """
-_MACHINES = {
-    "x86_64": (1, 0xC000003E),
-    "aarch64": (2, 0xC00000B7),
-}  # column of the table, AUDIT_ARCH_...
+# Column of the table, AUDIT_ARCH_...
+_MACHINES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}
 _CLONE3 = 435
 _ALL = 0xFFFFFFFF
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _SET_FLAGS, _ASYNC = 4, 0x2000  # F_SETFL; with O_ASYNC a pipe sends signals
-# What a call may be asked for. One of a call's lines must hold; a line is checks of (argument, bits
-# of it that count, values that these may have). The kernel reads only the lower half of each of
-# these arguments.
+# Conditions on arguments. One of a call's lines must hold; a line is checks of (argument, bits of it
+# that count, values that these may have). The kernel reads only the lower half of each of these
+# arguments.
 _COMMANDS: dict[str, list[list[tuple[int, int, tuple[int, ...]]]]] = {
     # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
     "fcntl": [[(1, _ALL, (0, 1, 2, 3, 1030))], [(1, _ALL, (_SET_FLAGS,)), (2, _ASYNC, (0,))]],
@@ -76,8 +74,8 @@ _COMMANDS: dict[str, list[list[tuple[int, int, tuple[int, ...]]]]] = {
 }
 # The clocks of the system and of the caller; a negative number is the clock of another process.
 _CLOCKS = (0, 1, 2, 3, 4, 5, 6, 7, 11)
-# Calls on a process, by its number: the caller's own alone, which 0 means as well. Others could be
-# found by them.
+# Calls on a process by its number: only the caller's own, or 0, which means the same. With other
+# numbers these calls could find other processes.
 _OWN_OR_ZERO = ("getpgid", "getsid", "sched_getaffinity")
 # Instructions of the filter's machine: load a word, keep some bits of it, jump if equal, return.
 _LOAD, _AND, _JEQ, _RETURN = 0x20, 0x54, 0x15, 0x06
@@ -130,8 +128,8 @@ def _filter(machine: str, process: int) -> list[tuple[int, int, int, int]]:
         (_RETURN, 0, 0, _REFUSE),
         (_LOAD, 0, 0, 0),
     ]
-    # clone3 hides its flags behind a pointer; the C library falls back to clone where it does not
-    # exist.
+    # clone3 has its flags behind a pointer, which a filter cannot read. The C library uses clone
+    # where clone3 does not exist.
     code += [(_JEQ, 0, 1, _CLONE3), (_RETURN, 0, 0, _NO_SUCH_CALL)]
     commands = _COMMANDS | {name: [[(0, _ALL, (0, process))]] for name in _OWN_OR_ZERO}
     commands |= {
