@@ -16,9 +16,10 @@ from lightning.pytorch import Callback
 
 from harness.processes import environment
 from harness.runs import BASE, LONG, adding, assert_same, fit, parameters, saving
+from rlif_lightning.learning.non_finite import NonFiniteGradient
 from rlif_lightning.running import status
 from rlif_lightning.running.checkpoint_names import find_checkpoints
-from rlif_lightning.running.endings import NonFiniteGradient, ending_of_error
+from rlif_lightning.running.endings import ending_of_error
 from rlif_lightning.running.events import append_event, read_events
 from rlif_lightning.running.status import read_status
 

@@ -211,7 +211,7 @@ def test_train_stop_is_the_same_for_completions_that_another_sampler_drew(tiny_m
         Drawn(ids, (plain.stats.logprobs[row, : len(ids)] - 0.1).tolist(), bool(plain.ended[row]))
         for row, ids in enumerate(completions(plain))
     ]
-    found = as_rollout(policy, plain.prompts, drawn, GROUP, sampling, 1000, 2.0)
+    found = as_rollout(policy, plain.prompts, drawn, sampling, 1000, 2.0)
     assert completions(found) == completions(closed)
     assert found.texts == closed.texts
     torch.testing.assert_close(found.stats.logprobs, closed.stats.logprobs, rtol=1e-4, atol=1e-4)

@@ -10,7 +10,15 @@ from transformers import AutoModelForCausalLM
 
 import rlif_lightning.model.policy as policy_module
 from harness.models import ARCHITECTURES
-from harness.scoring import HOT, PLAIN, assert_same_gradients, gradients, rows, score, score_plainly
+from harness.scoring import (
+    HOT,
+    PLAIN,
+    assert_same_gradients,
+    completions_of,
+    gradients,
+    score,
+    score_plainly,
+)
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import TokenStats
@@ -76,7 +84,7 @@ def test_bfloat16_models_give_float32_statistics(tiny_models, architecture):
         )
     assert policy.model.dtype == torch.bfloat16
     assert {value.dtype for value in vars(stats).values()} == {torch.float32}
-    mask = rows(policy.vocab_size)[2]
+    mask = completions_of(policy.vocab_size).mask
     assert float((stats.logprobs - exact.logprobs)[mask].abs().mean()) < 0.1
 
 

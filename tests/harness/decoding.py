@@ -60,7 +60,7 @@ def completions(rollout: Rollout) -> list[list[int]]:
 @torch.no_grad()
 def rescored(policy: PolicyModel, rollout: Rollout, sampling: Sampling) -> TokenStats:
     stats = TokenStats(*torch.zeros(3, *rollout.mask.shape))
-    for packed in pack(rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, GROUP, 60):
+    for packed in pack(rollout.completions, 60):
         part = policy(packed, sampling)
         for field in fields(TokenStats):
             getattr(stats, field.name)[packed.rows] = getattr(part, field.name).float()
@@ -146,7 +146,7 @@ class Bfloat16Sampler(RolloutEngine):
                     rollout.completion_ids[row][keep].tolist(), logprobs, bool(rollout.ended[row])
                 )
             )
-        made = as_rollout(self.policy, prompts, drawn, group_size, sampling, 200, self.max_ratio)
+        made = as_rollout(self.policy, prompts, drawn, sampling, 200, self.max_ratio)
         if self.exact:
             made = replace(made, engine_logprobs=made.stats.logprobs)
             ratio = truncated_ratio(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import TokenStats
+from rlif_lightning.records import Completions, TokenStats
 from rlif_lightning.sampling import Sampling
 
 GROUP = 3
@@ -18,19 +18,18 @@ PLAIN = Sampling(max_new_tokens=12)
 HOT = Sampling(temperature=1.7, max_new_tokens=12, min_new_tokens=4)
 
 
-def rows(vocab_size: int) -> tuple[list[Tensor], Tensor, Tensor]:
+def completions_of(vocab_size: int) -> Completions:
     """Two prompts, longer and shorter than Gemma's window of 6, with ragged completions."""
     generator = torch.Generator().manual_seed(5)
     prompts = [torch.randint(4, vocab_size, (length,), generator=generator) for length in (9, 4)]
     ids = torch.randint(20, vocab_size, (2 * GROUP, 12), generator=generator)
     mask = torch.arange(12) < torch.tensor([12, 1, 7, 5, 2, 9]).unsqueeze(1)
-    return prompts, ids.where(mask, 0), mask
+    return Completions(prompts, ids.where(mask, 0), mask, GROUP)
 
 
 def score(policy: PolicyModel, sampling: Sampling, budget: int = 30) -> TokenStats:
-    """``[B, T]`` statistics of ``rows`` from packed micro-batches; with a graph."""
-    prompts, ids, mask = rows(policy.vocab_size)
-    packs = list(pack(prompts, ids, mask, GROUP, budget))
+    """``[B, T]`` statistics of ``completions_of`` from packed micro-batches; with a graph."""
+    packs = list(pack(completions_of(policy.vocab_size), budget))
     parts = [policy(packed, sampling) for packed in packs]
     order = torch.cat([packed.rows for packed in packs]).argsort()
     return TokenStats(
@@ -40,10 +39,9 @@ def score(policy: PolicyModel, sampling: Sampling, budget: int = 30) -> TokenSta
 
 def score_plainly(policy: PolicyModel, sampling: Sampling) -> TokenStats:
     """The same, from the Hugging Face model's own logits of each sequence alone."""
-    prompts, ids, mask = rows(policy.vocab_size)
-    lines = []
-    for row, keep in enumerate(mask):
-        prompt, completion = prompts[row // GROUP], ids[row][keep]
+    given, lines = completions_of(policy.vocab_size), []
+    for row, keep in enumerate(given.mask):
+        prompt, completion = given.prompt_ids[row // GROUP], given.completion_ids[row][keep]
         logits = policy.model(input_ids=torch.cat([prompt, completion]).unsqueeze(0)).logits[0]
         logits = logits[len(prompt) - 1 : -1] / sampling.temperature
         possible = torch.ones_like(logits, dtype=torch.bool)
@@ -58,7 +56,7 @@ def score_plainly(policy: PolicyModel, sampling: Sampling) -> TokenStats:
         )
         lines.append(
             torch.stack(
-                [torch.nn.functional.pad(f, (0, mask.shape[1] - len(f))) for f in figures], 1
+                [torch.nn.functional.pad(f, (0, given.mask.shape[1] - len(f))) for f in figures], 1
             )
         )
     return TokenStats(*torch.stack(lines).unbind(2))
