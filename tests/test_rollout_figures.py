@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_rewards import handmade
 
+from harness.rollouts import handmade
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
 from rlif_lightning.records import RewardOutput
