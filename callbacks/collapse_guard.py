@@ -125,7 +125,7 @@ class CollapseGuard(Callback):
         if self.action == "rollback":
             self.snapshots.settle(trainer)
         for name, factor in self.scale.items():
-            if name != "learning_rate":  # travels in the checkpoint with its schedule
+            if name != "learning_rate":  # checkpoints keep it with its schedule
                 for _ in range(self.num_actions):  # one by one: a power rounds differently
                     scale_setting(trainer, pl_module, name, factor)
 

@@ -159,10 +159,11 @@ class Snapshots:
     def restore(self, trainer: Trainer, module: RLIFModule) -> int:
         """Restore policy, optimiser and heads from the older snapshot (a collective).
 
-        Returns the snapshot's rollout.
+        The count of rollouts goes on, so that new samples are drawn. The schedule of the learning
+        rate goes on as well: it follows the trainer's count of optimiser steps.
 
-        The count of rollouts goes on, so that new samples are drawn, and so does the schedule of
-        the learning rate, which follows the trainer's count of optimiser steps.
+        Returns:
+            The snapshot's rollout.
         """
         count, (rollout, path) = int(module.num_rollouts), self.taken[0]
         self._drop(trainer, count, self.taken[1:])

@@ -63,11 +63,11 @@ class RunReport(Callback):
     """Writes ``report.html`` and PNGs in ``report/`` into the run's folder when training ends.
 
     Rank 0 writes it at the end, after an exception or Ctrl-C too, and again after an evaluation
-    that follows, so that the figures "after" are in it; `fast_dev_run` logs nothing and has none.
-    It reads what others leave in the folder: ``metrics.csv`` of the CSV logger (which the command
-    line adds), ``config.yaml``, ``events.jsonl``, and the files of CompletionWriter. Where the disk
-    does not take it, a warning says so, and the run ends as it would have. For a run that was
-    killed or is still running, and to compare several:
+    that follows, so that the figures "after" are in it. `fast_dev_run` logs nothing, so it has no
+    report. The report is made from the folder's files: ``metrics.csv`` of the CSV logger (which the
+    command line adds), ``config.yaml``, ``events.jsonl``, and the files of CompletionWriter. A full
+    disk gives a warning, and the run ends as it would have. For a run that was killed or is still
+    running, and to compare several:
     ``python -m callbacks.run_report RUN_DIR [RUN_DIR ...]``.
     """
 

@@ -115,9 +115,9 @@ def read_run(folder: Path, label: str | None = None) -> Run:
 def read_metrics(path: Path, notes: list[str]) -> tuple[Curves, Curves]:
     """Read the training and evaluation figures of a ``metrics.csv``.
 
-    Lightning numbers a rollout's row by the rollouts before it, and an evaluation's row now by
-    those before the last one and now by all of them; here x is always the number of rollouts that
-    were done.
+    Lightning numbers a rollout's row by the rollouts before it. It numbers an evaluation's row
+    sometimes by all rollouts so far, sometimes by one less. Here x is always the number of rollouts
+    that were done.
     """
     logged = read_logged(path)
     if logged.torn:
