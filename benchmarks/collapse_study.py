@@ -6,8 +6,8 @@
     python -m benchmarks.collapse_study -- --model.learning_rate=5e-5    # one more setting, for every arm
 
 Runs that are finished are skipped, so a study that was cut off goes on; each run has one thread. In
-``--out`` appear a folder for each run, ``summary.json``, ``runs.csv``, ``table.md``,
-``accuracy.png`` and ``figures.png``.
+``--out`` appear a folder for each run, ``summary.json``, ``runs.csv``, ``table.md``, the result
+files ``study.csv`` and ``study_guard.csv``, ``accuracy.png`` and ``figures.png``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.collapse_plots import draw_arms, draw_figures
-from benchmarks.collapse_summary import by_arm, measure, outcome_table, read_run, watch_table
+from benchmarks.collapse_summary import (
+    by_arm,
+    measure,
+    outcomes,
+    read_run,
+    table_of,
+    warnings_in_time,
+)
+from benchmarks.results import write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "study"
@@ -134,7 +143,10 @@ def summarise(jobs: list[Job], out: Path) -> None:
         writer = csv.DictWriter(file, list(measured[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(measured)
-    (out / "table.md").write_text(outcome_table(arms) + "\n" + watch_table(arms))
+    tables = {"study": outcomes(arms), "study_guard": warnings_in_time(arms)}
+    for name, rows in tables.items():  # as they stand in docs/results/
+        write_results(out / f"{name}.csv", {"command": shlex.join(sys.argv)}, rows, key="arm")
+    (out / "table.md").write_text("\n\n".join(map(table_of, tables.values())) + "\n")
     draw_arms(runs, out / "accuracy.png")
     draw_figures(runs, out / "figures.png")
     print((out / "table.md").read_text())

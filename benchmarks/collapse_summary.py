@@ -1,7 +1,7 @@
 """From the curves of many runs to one table: peak, collapse, what is left at the end, and when the guard spoke. Pure.
 
 Read in this order: ``Run`` (the curves of one run), ``read_run``, ``measure`` (its figures),
-``by_arm``, ``outcome_table``, ``watch_table``. Accuracies are shares, entropies nats; time is
+``by_arm``, ``outcomes``, ``warnings_in_time``. Accuracies are shares, entropies nats; time is
 counted in rollouts.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.results import Rows, markdown_table
 from callbacks.events import read_events
 from callbacks.label_free_stopping import first_stop
 from rlif_lightning.running.metrics_csv import read_logged
@@ -171,27 +172,55 @@ def by_arm(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return arms
 
 
-def outcome_table(arms: dict[str, dict[str, Any]]) -> str:
-    """One line per arm; mean (lowest to highest) over seeds, accuracies in per cent."""
-    head = [
-        "arm",
-        "seeds",
-        "peak",
-        "end",
-        "end / peak",
-        "the same, means of 3",
-        "collapsed (at rollout)",
-        "entropy",
-    ]
-    return _table(
-        [*head, "length", "agreement", "pass@8"], [_outcome(*arm) for arm in arms.items()]
-    )
+OUTCOME = (
+    "seeds",
+    "peak",
+    "end",
+    "end / peak",
+    "means of 3",
+    "collapsed",
+    "entropy",
+    "length",
+    "agreement",
+    "pass@8",
+)
+WATCH = (
+    "seeds",
+    "lost a quarter",
+    "guard's lead, rollouts",
+    "missed",
+    "false alarms",
+    "actions",
+    "label-free stop at",
+    "% of peak kept there",
+)
 
 
-def _outcome(arm: str, figures: dict[str, Any]) -> list[str]:
+def outcomes(arms: dict[str, dict[str, Any]]) -> Rows:
+    """Return what became of each arm: mean (lowest to highest) over seeds, accuracies in per cent.
+
+    ``means of 3`` is ``end / peak`` with both taken from means of three evaluations; ``collapsed``
+    counts the seeds whose accuracy fell below half of its peak, and names the rollouts.
+    """
+    return {
+        arm: dict(zip(OUTCOME, _outcome(figures), strict=True)) for arm, figures in arms.items()
+    }
+
+
+def warnings_in_time(arms: dict[str, dict[str, Any]]) -> Rows:
+    """Return what CollapseGuard said in time, and where LabelFreeStopping would have ended each run."""
+    return {arm: dict(zip(WATCH, _watch(figures), strict=True)) for arm, figures in arms.items()}
+
+
+def table_of(rows: Rows) -> str:
+    """Return a Markdown table with one line for each arm."""
+    head = ["arm", *next(iter(rows.values()))]
+    return markdown_table(head, [[f"`{arm}`", *cells.values()] for arm, cells in rows.items()])
+
+
+def _outcome(figures: dict[str, Any]) -> list[str]:
     collapses, seeds = figures["collapses"], len(figures["seeds"])
     return [
-        f"`{arm}`",
         str(seeds),
         _spread(figures["peak"], 100, 1),
         _spread(figures["final_accuracy"], 100, 1),
@@ -206,26 +235,8 @@ def _outcome(arm: str, figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def watch_table(arms: dict[str, dict[str, Any]]) -> str:
-    """One line per arm: what CollapseGuard said in time, and where LabelFreeStopping would have ended the run."""
-    head = [
-        "arm",
-        "seeds",
-        "lost a quarter",
-        "guard's lead, rollouts",
-        "missed",
-        "false alarms",
-        "actions",
-    ]
-    return _table(
-        [*head, "label-free stop at", "% of peak kept there"],
-        [_watch(*arm) for arm in arms.items()],
-    )
-
-
-def _watch(arm: str, figures: dict[str, Any]) -> list[str]:
+def _watch(figures: dict[str, Any]) -> list[str]:
     return [
-        f"`{arm}`",
         str(len(figures["seeds"])),
         str(figures["losses"]),
         ", ".join(f"{lead:+d}" for lead in sorted(figures["leads"])) or "-",
@@ -235,11 +246,6 @@ def _watch(arm: str, figures: dict[str, Any]) -> list[str]:
         ", ".join(map(str, figures["stops"])) or "never",
         ", ".join(f"{100 * share:.0f}" for share in figures["kept_at_stop"]) or "-",
     ]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def _spread(values: tuple[float, float, float], scale: float, digits: int) -> str:
