@@ -64,8 +64,8 @@ class PlannedLengths(NativeEngine):
         self.rollouts += 1
         return super().generate(prompts, group_size, sampling, step)
 
-    def ends(self, tokens: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
-        return steps + 1 >= self.planned[rows]
+    def ends(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        return positions + 1 >= self.planned[rows]
 
 
 class Recorder(Callback):

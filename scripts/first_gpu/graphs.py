@@ -28,8 +28,8 @@ class UnevenEnds(NativeEngine):
             8, TOKENS, (PROMPTS * GROUP,), generator=torch.Generator().manual_seed(0)
         )
 
-    def ends(self, tokens: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
-        return steps + 1 >= self.planned[rows]
+    def ends(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        return positions + 1 >= self.planned[rows]
 
 
 class GraphedGeneration(Generation):
