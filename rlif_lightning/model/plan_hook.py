@@ -177,44 +177,39 @@ def attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **kwargs: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Compute the attention of a Hugging Face layer; the arguments are transformers'.
+
+    Args:
+        module: the attention layer.
+        query, key, value: ``[n, heads, tokens, d]``; keys and values may have fewer heads.
+        attention_mask: of ``plan_mask``.
+        options: ``scaling``, ``softcap`` and ``s_aux`` (sinks) are followed, and without a plan
+            ``dropout``. Under a plan those of ``UNKNOWN`` are refused.
 
     Raises:
         PlanError: the layer lost the plan, or asks for something that plans do not have.
     """
     view: PlanView | None = getattr(attention_mask, "plan_view", None)
+    scaling, softcap, sinks = (options.get(name) for name in ("scaling", "softcap", "s_aux"))
     if view is None and _current.get() is None:
-        if softcap is None and s_aux is None:
-            return sdpa_attention_forward(
-                module,
-                query,
-                key,
-                value,
-                attention_mask,
-                dropout=dropout,
-                scaling=scaling,
-                **kwargs,
-            )
-        return Scores(scaling, None, softcap, s_aux).attend(query, key, value, attention_mask), None
+        if softcap is None and sinks is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return Scores(scaling, None, softcap, sinks).attend(query, key, value, attention_mask), None
     name = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
     if view is None or view.problem:
         raise PlanError(
             f"{name} attends under a mask {'of its own' if view is None else view.problem};"
             f" {INSTEAD}"
         )
-    unknown = [argument for argument in UNKNOWN if kwargs.get(argument) is not None]
-    if unknown or kwargs.get("is_causal") is False:
+    unknown = [argument for argument in UNKNOWN if options.get(argument) is not None]
+    if unknown or options.get("is_causal") is False:
         raise PlanError(f"{name} uses {[*unknown, 'is_causal=False'][0]}; {INSTEAD}")
     if view.planned.open:
         view.planned.asked[module.layer_idx] += 1
     query, key, value = in_one_precision(query, key, value)
-    scores = Scores(scaling, view.window, softcap, s_aux)
+    scores = Scores(scaling, view.window, softcap, sinks)
     return view.planned.plan.attend(module.layer_idx, query, key, value, scores), None
 
 
