@@ -40,6 +40,7 @@ from rlif_lightning.rewards.voting import vote_shares
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.external_samples import as_rollout
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.vllm_base import VLLMBaseEngine
 from rlif_lightning.rollout.vllm_engine import VLLMEngine, VLLMServerEngine
 from rlif_lightning.rollout.vllm_weights import fingerprint
 from rlif_lightning.sampling import Sampling
@@ -116,7 +117,7 @@ def measure(
     return {"speed": speed, "completions": means, "gap": gaps}
 
 
-def phases(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, float]:
+def phases(engine: VLLMBaseEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, float]:
     """CPU seconds (with a server: wall) of what a rollout consists of: handing over the weights, drawing, scoring."""
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
     clock = time.perf_counter if settings.server else time.process_time
@@ -157,7 +158,7 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
         optimizer.zero_grad()
 
 
-def staleness(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, Any]:
+def staleness(engine: VLLMBaseEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, Any]:
     """The gap with fresh weights, with those of before the optimiser's steps, and after they were handed over."""
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
     few = replace(
@@ -174,7 +175,7 @@ def staleness(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) ->
     return found
 
 
-def vllm_engine(settings: argparse.Namespace) -> VLLMEngine:
+def vllm_engine(settings: argparse.Namespace) -> VLLMBaseEngine:
     """In process, or the server that was named."""
     if settings.server:
         return VLLMServerEngine(settings.server, settings.weights_folder, max_gap=100.0)

@@ -60,8 +60,8 @@ class Packed:
         trees: the trees of the line, in order.
         source: ``[M]`` int64, the index in the line whose logits predict each completion token.
         tokens: ``[M]`` int64, the completion tokens.
-        slots, steps: ``[M]`` int64, where each token belongs in ``[b, T]``: its completion among
-            ``rows``, and its position in that completion.
+        slots, positions: ``[M]`` int64, where each token belongs in ``[b, T]``: its completion
+            among ``rows``, and its position in that completion.
         shape: ``(b, T)``.
     """
 
@@ -72,13 +72,13 @@ class Packed:
     source: Tensor
     tokens: Tensor
     slots: Tensor
-    steps: Tensor
+    positions: Tensor
     shape: tuple[int, int]
 
     def unpack(self, values: Tensor) -> Tensor:
         """Put per-token values ``[M]`` in ``[b, T]`` (0 elsewhere); differentiable."""
         # The result is no view, of which FSDP would warn.
-        return values.new_zeros(self.shape).index_put((self.slots, self.steps), values)
+        return values.new_zeros(self.shape).index_put((self.slots, self.positions), values)
 
 
 def own_rows(packed: Packed) -> tuple[Tensor, Tensor]:
@@ -162,18 +162,18 @@ def _build(
         for start, length in zip(tree.starts(), tree.lengths, strict=True):
             sources += [torch.tensor([last_of_prompt]), torch.arange(start, start + length)]
     slots = torch.cat([torch.full((lengths[row],), slot) for slot, row in enumerate(rows)])
-    steps = torch.cat([torch.arange(lengths[row]) for row in rows])
-    indices = (torch.tensor(rows), positions(trees), torch.cat(sources), slots, steps)
-    row_index, position_ids, source, slots, steps = upload_together(indices, completion_ids.device)
+    within = torch.cat([torch.arange(lengths[row]) for row in rows])
+    indices = (torch.tensor(rows), positions(trees), torch.cat(sources), slots, within)
+    row_index, position_ids, source, slots, within = upload_together(indices, completion_ids.device)
     return Packed(
         rows=row_index,
         input_ids=torch.cat(tokens),
         position_ids=position_ids,
         trees=tuple(trees),
         source=source,
-        tokens=completion_ids[row_index[slots], steps],
+        tokens=completion_ids[row_index[slots], within],
         slots=slots,
-        steps=steps,
+        positions=within,
         shape=(len(rows), completion_ids.shape[1]),
     )
 

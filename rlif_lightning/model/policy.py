@@ -150,7 +150,7 @@ class PolicyModel(nn.Module):
         """
         hidden = self.completion_hidden(packed)  # [M, H]
         HEAP.release(hidden.device)
-        may_end = packed.steps >= sampling.min_new_tokens if sampling.min_new_tokens else None
+        may_end = packed.positions >= sampling.min_new_tokens if sampling.min_new_tokens else None
         rule, graph = self.rule(sampling, hidden.device), torch.is_grad_enabled()
         if graph and len(hidden) <= rows_within(KEPT_LOGITS, hidden.device, self.vocab_size):
             return self._head_stats(hidden, packed.tokens, may_end, rule).map(packed.unpack)

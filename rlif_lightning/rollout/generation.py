@@ -38,8 +38,8 @@ ADMISSIONS = 32
 
 
 @dataclass(frozen=True)
-class Completions:
-    """All B completions of a rollout.
+class DrawnTokens:
+    """The tokens of all B completions of a rollout.
 
     Attributes:
         ids: ``[B, T]`` int64 on the CPU.
@@ -110,7 +110,7 @@ class Generation:
         """Return what decides the operations of a step, their shapes and their addresses."""
         return (self.n, self.early, self.closes, *self.decoder.bucket)
 
-    def run(self) -> Completions:
+    def run(self) -> DrawnTokens:
         """Draw all completions."""
         self.admit()
         while not self.done:
@@ -129,7 +129,7 @@ class Generation:
                 self.feed()
                 self.settle(self.reading.finish())
         self.decoder.finish()
-        return Completions(self.ids, self.stats[:-1], self.lengths, self.ended)
+        return DrawnTokens(self.ids, self.stats[:-1], self.lengths, self.ended)
 
     def admit(self) -> None:
         """Admit waiting rows while places are free."""

@@ -34,7 +34,7 @@ from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.autocasting import cast_once
 from rlif_lightning.rollout.decoders import Decoder, cache_is_right, choose_decoder
 from rlif_lightning.rollout.engine import RolloutEngine
-from rlif_lightning.rollout.generation import Completions, Generation
+from rlif_lightning.rollout.generation import DrawnTokens, Generation
 from rlif_lightning.rollout.lockstep import LockstepDecoder
 from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.sampling import Sampling
@@ -65,7 +65,7 @@ class NativeEngine(RolloutEngine):
         self.policy.check_context(prompts.token_ids, sampling.max_new_tokens)
         device = prompts.token_ids[0].device
         with self.ready(device):
-            done = self._completions(prompts, group_size, sampling, rollout_number)
+            done = self._draw(prompts, group_size, sampling, rollout_number)
         HEAP.release(device)
         longest = int(done.lengths.max())
         mask = (torch.arange(longest) < done.lengths.unsqueeze(1)).to(device)  # [B, longest]
@@ -89,9 +89,9 @@ class NativeEngine(RolloutEngine):
         finally:
             self.policy.train(training)
 
-    def _completions(
+    def _draw(
         self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
-    ) -> Completions:
+    ) -> DrawnTokens:
         """Draw all completions; halve ``max_rows`` and draw again when memory runs out.
 
         The same completions are drawn then: uniforms depend on counters alone.

@@ -34,9 +34,9 @@ from rlif_lightning.rollout.comparison import (
 from rlif_lightning.rollout.decoders import Decoder, choose_decoder
 
 SMALL_COPY = Limit(1e-3)
-# Limits for real weights, by precision (docs/models.md has measurements). Half precisions round each
-# layer's output. Norms and rotary angles of Transformers are float32 in float64 models, too. The
-# limit of float32 allows for TF32 on a GPU.
+# Limits for real weights, by precision (docs/models.md has measurements). Half precisions round
+# each layer's output. Norms and rotary angles of Transformers are float32 in float64 models, too.
+# The limit of float32 allows for TF32 on a GPU.
 BY_DTYPE = {
     torch.float64: Limit(1e-3, twice_alike=False),
     torch.float32: Limit(1e-2, twice_alike=False),
