@@ -74,7 +74,7 @@ class BenchmarkData(ProblemSource):
         """
         if split != "validation":
             raise ValueError(
-                f"{self.name} has no training split: use validate or test, and train on another"
+                f"{self.name} is for measuring only: use validate or test, and train on another"
                 " source"
             )
         dataset = self._open()

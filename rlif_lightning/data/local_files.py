@@ -77,8 +77,8 @@ def _csv_header(path: Path) -> list[str]:
                     header = row
                     if len(set(header)) < len(header) or "" in header:
                         raise ValueError(
-                            f"{path}: the header {header!s:.300} must name each column, and each"
-                            " name once"
+                            f"{path}: the header {header!s:.300} needs one name for each column,"
+                            " and each name once"
                         )
                 elif row and len(row) != len(header):
                     raise ValueError(

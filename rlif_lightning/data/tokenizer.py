@@ -42,9 +42,9 @@ def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
     are left out, with one line in the log: a completion continues the prompt, and nothing continues
     an end of sequence. A chat template writes its special tokens itself.
     """
-    behind = 0 if chat else _tokens_behind(tokenizer)
-    if behind:
-        added = tokenizer.convert_ids_to_tokens(tokenizer(PROBE)["input_ids"][-behind:])
+    appended = 0 if chat else _appended_tokens(tokenizer)
+    if appended:
+        added = tokenizer.convert_ids_to_tokens(tokenizer(PROBE)["input_ids"][-appended:])
         rank_zero_info(
             f"the tokenizer {tokenizer.name_or_path!r} appends {added} to texts; left out of"
             " prompts"
@@ -52,7 +52,7 @@ def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
 
     def encode(texts: list[str]) -> list[np.ndarray]:
         encoded = _encoded(tokenizer, texts, add_special_tokens=not chat)
-        return [np.array(ids[: len(ids) - behind], dtype=np.int32) for ids in encoded]
+        return [np.array(ids[: len(ids) - appended], dtype=np.int32) for ids in encoded]
 
     return encode
 
@@ -112,7 +112,7 @@ def _encoded(
         ) from error
 
 
-def _tokens_behind(tokenizer: PreTrainedTokenizerBase) -> int:
+def _appended_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many special tokens the tokenizer appends to a text."""
     bare = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     whole = tokenizer(PROBE)["input_ids"]

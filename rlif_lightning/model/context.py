@@ -71,9 +71,8 @@ class ContextLimits:
         if self.positions is not None and total - 1 > self.positions:  # the last token is no input
             raise ValueError(
                 f"model.policy.name={name!r} has {self.positions} positions"
-                " (max_position_embeddings), and "
-                f"{context.format(prompt, total)}; lower data.max_prompt_tokens or"
-                " sampling.max_new_tokens"
+                f" (max_position_embeddings), and {context.format(prompt, total)}; lower"
+                " data.max_prompt_tokens or sampling.max_new_tokens"
             )
         if self.selected is not None and total > self.selected:
             raise ValueError(

@@ -144,9 +144,8 @@ def _refuse_other_weights(name: str, found: dict[str, Any]) -> None:
     if other := sorted(found["mismatched_keys"]):
         tensor, stored, needed = other[0]
         raise ValueError(
-            f"policy.name={name!r}: the tensor {tensor!r} has the shape {list(stored)} in its"
-            f" file, and its config.json asks for {list(needed)} ({len(other)} such tensors);"
-            f" {remedy}"
+            f"policy.name={name!r}: the tensor {tensor!r} has the shape {list(stored)} in its file,"
+            f" and its config.json asks for {list(needed)} ({len(other)} such tensors); {remedy}"
         )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(

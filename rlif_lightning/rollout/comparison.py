@@ -42,7 +42,7 @@ class Rows:
     mask: Tensor
 
     def sequence(self, row: int) -> Tensor:
-        """``[L_p + t]``: the prompt and the completion of a row."""
+        """Return the prompt and the completion of a row, ``[L_p + t]``."""
         return torch.cat([self.prompts[row // GROUP], self.ids[row][self.mask[row]]])
 
 

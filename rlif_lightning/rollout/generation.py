@@ -3,7 +3,7 @@
 A completion that is being decoded (a row) has a place: an index into the batch of a step. Example:
 three prompts, two completions each, ``max_rows=4``, on a CPU. Rows are numbered in the rollout:
 
-    step 0   places  0 1 2 3      tokens of row 1 end with it: 0, 2 and 3 go on
+    step 0   places  0 1 2 3      row 1 ends with its token; 0, 2 and 3 continue
     step 1   places  0 3 2 4      row 3 has moved to the gap at place 1; row 4 was admitted
     step 2   places  0 3 2 4      ...
 

@@ -191,7 +191,7 @@ class SharedPrefixMemory:
 
     @property
     def bucket(self) -> tuple[int, ...]:
-        """Sizes of the prepared pass; passes of equal sizes use the same addresses."""
+        """Return the sizes of the prepared pass; they decide its operations and addresses."""
         sizes = (self.n, self.p, self.most, self.width, self.reach)
         return (*sizes, self.tokens, self.room, self.prompt_room)
 
