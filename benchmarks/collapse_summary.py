@@ -1,4 +1,4 @@
-"""From the curves of many runs to one table: peak, collapse, what is left at the end, and when the guard spoke. Pure.
+"""Summarise the curves of many runs in one table: peak, collapse, end, and the guard's alarms.
 
 Read in this order: ``Run`` (the curves of one run), ``read_run``, ``measure`` (its figures),
 ``by_arm``, ``outcome_table``, ``watch_table``. Accuracies are shares, entropies nats; time is
@@ -89,7 +89,7 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
 
 
 def first_below(rollouts: Sequence[int], values: Sequence[float], share: float) -> int | None:
-    """The first evaluation after the peak at which less than ``share`` of the peak is left; None if there is none.
+    """Return the first evaluation after the peak below ``share`` of the peak; None if none is.
 
     The peak is the first largest value of the whole curve.
     """
@@ -99,7 +99,7 @@ def first_below(rollouts: Sequence[int], values: Sequence[float], share: float) 
 
 
 def settled(values: Sequence[float]) -> float:
-    """What is left at the end, both taken over three evaluations: the last mean of three over the largest (or NaN).
+    """Return the last mean of three evaluations over the largest such mean (or NaN).
 
     A largest value is a lucky one: of a curve that only wobbles, less than all is left. Means of
     three wobble less.
@@ -109,7 +109,7 @@ def settled(values: Sequence[float]) -> float:
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """A run's figures.
+    """Compute the summary of one run.
 
     ``collapse``: the first evaluation below half of the peak; ``quarter_lost``: below three
     quarters; ``lead``: rollouts from the guard's first alarm to ``quarter_lost`` (negative: too
@@ -149,7 +149,7 @@ AVERAGED = ("start", "peak", "retention", "settled", *(f"final_{name}" for name 
 
 
 def by_arm(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Arm -> mean, lowest and highest of each figure over its seeds, and counts of what happened, arms in order."""
+    """Return, by arm, each figure's mean and extremes over seeds, and counts of events."""
     arms: dict[str, dict[str, Any]] = {}
     for arm in dict.fromkeys(row["arm"] for row in measured):
         rows = [row for row in measured if row["arm"] == arm]
@@ -172,7 +172,7 @@ def by_arm(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def outcome_table(arms: dict[str, dict[str, Any]]) -> str:
-    """One line per arm; mean (lowest to highest) over seeds, accuracies in per cent."""
+    """Return one line per arm: mean (lowest to highest) over seeds, accuracies in per cent."""
     head = [
         "arm",
         "seeds",
@@ -207,7 +207,7 @@ def _outcome(arm: str, figures: dict[str, Any]) -> list[str]:
 
 
 def watch_table(arms: dict[str, dict[str, Any]]) -> str:
-    """One line per arm: what CollapseGuard said in time, and where LabelFreeStopping would have ended the run."""
+    """Return one line per arm: the guard's timely alarms, and LabelFreeStopping's ends."""
     head = [
         "arm",
         "seeds",
