@@ -165,12 +165,12 @@ def _raw_gradient(
         gradient = (probs * -of_logprob).scatter_add_(1, tokens, of_logprob)
     if of_entropy is not None:
         gradient -= of_entropy * probs * (log_probs + entropy)
-    if of_certainty is not None:
+    if of_certainty is not None:  # its mean runs over allowed tokens only
         allowed = torch.full_like(log_normalizer, logits.shape[1])
         if forbidden is not None:
             allowed -= len(rule.end_ids) * forbidden[1].unsqueeze(1)
         gradient += of_certainty * (probs - 1 / allowed)
-    if forbidden is not None:
+    if forbidden is not None:  # a forbidden logit has no influence on any statistic
         ids, banned = forbidden
         zeroed = gradient[:, ids].masked_fill(banned.unsqueeze(1), 0.0)
         gradient = gradient.index_copy(1, ids, zeroed)

@@ -160,9 +160,11 @@ def _build(
         tokens += [prompt_ids[p], *(completion_ids[row, : lengths[row] - 1] for row in part)]
         last_of_prompt, end = end + tree.prompt_length - 1, end + tree.size
         for start, length in zip(tree.starts(), tree.lengths, strict=True):
+            # The prompt's last token predicts the first token of each of its completions.
             sources += [torch.tensor([last_of_prompt]), torch.arange(start, start + length)]
     slots = torch.cat([torch.full((lengths[row],), slot) for slot, row in enumerate(rows)])
     within = torch.cat([torch.arange(lengths[row]) for row in rows])
+    # One upload of all index tensors: the time of a small copy hardly depends on its size.
     indices = (torch.tensor(rows), positions(trees), torch.cat(sources), slots, within)
     row_index, position_ids, source, slots, within = upload_together(indices, completion_ids.device)
     return Packed(

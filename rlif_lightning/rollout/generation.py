@@ -116,6 +116,8 @@ class Generation:
         while not self.done:
             self.plan()
             if self.decoder.exact:
+                # Rows that ended leave first, so that their last token is not computed. Rows are
+                # admitted afterwards: their hidden states come from their prompts.
                 self.draw()
                 self.leave(self.ends(self.tokens[: self.n]))
                 if not self.done:
@@ -124,6 +126,7 @@ class Generation:
                     self.feed()
                 self.admit()
             else:
+                # The copy of the tokens to the host runs while the device computes them.
                 self.draw()
                 self.reading.start(self.tokens[: self.n])
                 self.feed()
@@ -134,7 +137,7 @@ class Generation:
     def admit(self) -> None:
         """Admit waiting rows while places are free."""
         live = int(self.places.live().sum())
-        free = self.max_rows - live
+        free = self.max_rows - live  # not len(self.tokens), which is rounded up on a GPU
         number = min(self.total - self.next_row, free)
         if number == 0 or (live and not self.decoder.can_join):
             return
@@ -163,10 +166,12 @@ class Generation:
         used, live = self.places.used, self.places.live()
         self.n = self.decoder.num_places(used)
         drawn = self.places.length[:used]
+        # Most steps have no row before its minimum length and none that gets ``stop_id``, so they
+        # skip these masks.
         self.early = bool((live & (drawn < self.sampling.min_new_tokens)).any())
         self.closes = bool(self.closing[:used].any())
         if self.changed:
-            in_use = self.places.owner >= 0
+            in_use = self.places.owner >= 0  # [places]
             row = torch.where(in_use, self.places.owner, self.total)
             lines = [row, self.places.length, in_use.long(), self.closing.long()]
             self.table = upload(torch.stack(lines), self.device, self.table)
@@ -208,7 +213,7 @@ class Generation:
     def ends(self, tokens: Tensor) -> Tensor:
         """Record the tokens ``[n]`` (on the CPU); return which places stay, ``[used]`` bool."""
         live = self.places.live()
-        at = live.nonzero().squeeze(1)
+        at = live.nonzero().squeeze(1)  # places in use; the tokens of empty ones are ignored
         rows, drawn, tokens = self.places.owner[at], self.places.length[at], tokens.cpu()[at]
         self.ids[rows, drawn] = tokens
         ended = self.engine.ends(tokens, rows, drawn) | self.closing[at]
@@ -236,6 +241,7 @@ class Generation:
         for values in (self.tokens, self.uniforms, self.hidden):
             assert values is not None
             arrangement.move(values)
+        # A group may be admitted in parts: its prompt stays stored until its last row has come.
         waiting = self.next_row // self.group_size if self.next_row < self.total else None
         self.decoder.arrange(arrangement, waiting)
         self.changed = True

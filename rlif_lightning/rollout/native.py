@@ -67,7 +67,7 @@ class NativeEngine(RolloutEngine):
         with self.ready(device):
             done = self._draw(prompts, group_size, sampling, rollout_number)
         HEAP.release(device)
-        longest = int(done.lengths.max())
+        longest = int(done.lengths.max())  # max_new_tokens only if a completion is that long
         mask = (torch.arange(longest) < done.lengths.unsqueeze(1)).to(device)  # [B, longest]
         # Under tensor parallelism rounding may differ between processes of one data rank.
         parts = (done.stats[:, :longest, i].contiguous() for i in range(3))
@@ -84,6 +84,7 @@ class NativeEngine(RolloutEngine):
         training = self.policy.training
         self.policy.eval()
         try:
+            # Sharded weights would otherwise be gathered again for every token.
             with whole_weights(self.policy), cast_once(self.policy, device):
                 yield
         finally:
@@ -102,9 +103,9 @@ class NativeEngine(RolloutEngine):
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self.max_rows = self._fewer_rows(
-                    min(self.max_rows, len(prompts) * group_size), error
-                )
+                rows = min(self.max_rows, len(prompts) * group_size)
+                self.max_rows = self._fewer_rows(rows, error)
+            # Outside of the handler, whose traceback holds the tensors of the failed attempt.
             give_back()
             warnings.warn(
                 "out of memory in a rollout: this rollout and all later ones are drawn with"

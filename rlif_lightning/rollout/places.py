@@ -129,9 +129,11 @@ def close_gaps(stays: Tensor, exact: bool, device: torch.device) -> Arrangement:
     """
     left, used = int(stays.sum()), len(stays)
     if exact or 2 * left <= used:
+        # As many gaps are among the first ``left`` places as rows beyond them.
         source = torch.arange(left)
         source[~stays[:left]] = stays[left:].nonzero().squeeze(1) + left
     else:
+        # Nothing moves; places after the last row are no longer used.
         source = torch.where(stays, torch.arange(used), EMPTY)[: int(stays.nonzero().max()) + 1]
     return Arrangement(source, device)
 
