@@ -1,4 +1,4 @@
-"""From the curves of many runs to one table: peak, collapse, what is left at the end, and when the guard spoke. Pure.
+"""Summarise the curves of many runs in one table: peak, collapse, end, and the guard's alarms.
 
 Read in this order: ``Run`` (the curves of one run), ``read_run``, ``measure`` (its figures),
 ``by_arm``, ``outcomes``, ``warnings_in_time``. Accuracies are shares, entropies nats; time is
@@ -90,7 +90,7 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
 
 
 def first_below(rollouts: Sequence[int], values: Sequence[float], share: float) -> int | None:
-    """The first evaluation after the peak at which less than ``share`` of the peak is left; None if there is none.
+    """Return the first evaluation after the peak below ``share`` of the peak; None if none is.
 
     The peak is the first largest value of the whole curve.
     """
@@ -100,7 +100,7 @@ def first_below(rollouts: Sequence[int], values: Sequence[float], share: float) 
 
 
 def settled(values: Sequence[float]) -> float:
-    """What is left at the end, both taken over three evaluations: the last mean of three over the largest (or NaN).
+    """Return the last mean of three evaluations over the largest such mean (or NaN).
 
     A largest value is a lucky one: of a curve that only wobbles, less than all is left. Means of
     three wobble less.
@@ -110,7 +110,7 @@ def settled(values: Sequence[float]) -> float:
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """A run's figures.
+    """Compute the summary of one run.
 
     ``collapse``: the first evaluation below half of the peak; ``quarter_lost``: below three
     quarters; ``lead``: rollouts from the guard's first alarm to ``quarter_lost`` (negative: too
@@ -150,7 +150,7 @@ AVERAGED = ("start", "peak", "retention", "settled", *(f"final_{name}" for name 
 
 
 def by_arm(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Arm -> mean, lowest and highest of each figure over its seeds, and counts of what happened, arms in order."""
+    """Return, by arm, each figure's mean and extremes over seeds, and counts of events."""
     arms: dict[str, dict[str, Any]] = {}
     for arm in dict.fromkeys(row["arm"] for row in measured):
         rows = [row for row in measured if row["arm"] == arm]
