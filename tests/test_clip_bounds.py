@@ -1,4 +1,4 @@
-"""Where the clip holds a token, with bounds that differ: the marks, Clip-Cov's candidates, the logged share."""
+"""Where the clip holds a token, with bounds that differ: marks, Clip-Cov, the logged share."""
 
 from __future__ import annotations
 

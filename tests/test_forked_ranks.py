@@ -1,4 +1,4 @@
-"""Figures over two data ranks, by hand: each rank's own figure is another one. Two forked processes, a tenth of a second."""
+"""Figures over two data ranks, by hand, in two forked processes: each rank's own is another one."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_mean_and_spreads_of_a_reward_are_over_both(tmp_path, scores, expected):
 
 
 def test_the_usual_spread_is_over_both(tmp_path):
-    """Spreads sqrt 2 and sqrt 2 / 10: half of their mean is the floor, so the second has 0.3636 of its strength."""
+    """Spreads sqrt 2 and sqrt 2 / 10: half of their mean is the floor of the second."""
 
     def work(rank: int) -> list[float]:
         head = WeightedReward(Fixed([0.0, 0.2] if rank else [0.0, 2.0]), spread_floor=0.5)
@@ -110,7 +110,7 @@ def test_the_usual_spread_is_over_both(tmp_path):
 
 
 def test_a_rollouts_figures_are_over_both(tmp_path):
-    """Entropy 1 on 2 tokens and 4 on 6; two heads whose z-scores have the same size on one rank only."""
+    """Entropy 1 on 2 tokens and 4 on 6; two heads whose z-scores are of one size on one rank."""
 
     def work(rank: int) -> list[float]:
         rollout = rollout_of([3, 3] if rank else [1, 1], 4.0 if rank else 1.0)
@@ -126,7 +126,7 @@ def test_a_rollouts_figures_are_over_both(tmp_path):
 
 
 def test_answers_and_the_updates_figures_are_over_both(tmp_path):
-    """Three different answers; 3 tokens with |log-ratio| 1 and 1 token with 5, of which 2 are picked."""
+    """Three answers; 3 tokens with |log-ratio| 1 and one with 5, of which 2 are picked."""
 
     def work(rank: int) -> list[float]:
         distinct = vote_metrics(["7", "5"] if rank else ["7", "3"], 2)["vote/distinct_answers"]

@@ -1,4 +1,4 @@
-"""Gates between heads: each reads the score that the other head gave, not what a gate has left of it."""
+"""Gates between heads: each reads the score that the other head gave, before gate and length."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def scores_of(names: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("order", ["format vote certainty", "certainty vote format"])
 def test_a_gate_reads_the_score_before_its_own_gate(order):
-    """The vote of completion 0 is gated away, but it was 0.9, so its certainty counts; in any order of heads."""
+    """Completion 0's vote is gated away, but it was 0.9: its certainty counts, in any order."""
     scores = scores_of(order)
     assert scores["vote"].tolist() == pytest.approx([NAN, 0.9, 0.1, NAN], nan_ok=True)
     assert scores["certainty"].tolist() == pytest.approx([1.0, 2.0, NAN, NAN], nan_ok=True)
 
 
 def test_a_gate_reads_the_score_with_its_length_left_in():
-    """`length: neutral` makes 1, 2, 3 of lengths that are equal stay; what gates is the raw score all the same."""
+    """Scores 1, 2, 3 of lengths 1, 2, 3 become 2, 2, 2; the gate reads 1, 2, 3."""
     heads = {
         "raw": WeightedReward(Fixed([1.0, 2.0, 3.0]), length="neutral"),
         "gated": WeightedReward(Fixed([5.0, 6.0, 7.0]), gate=Gate("raw", 2.5)),

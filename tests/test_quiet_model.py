@@ -1,4 +1,4 @@
-"""Dropout: switched off by probability and by mode, each alone, while a policy is in training mode."""
+"""Dropout is switched off by probability and by mode: each alone is enough in training mode."""
 
 from __future__ import annotations
 

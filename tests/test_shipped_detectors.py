@@ -1,4 +1,4 @@
-"""The limits of the shipped detectors: a figure just inside each limit is silent, one just beyond it is an alarm."""
+"""The limits of the shipped detectors: just inside each is silence, just beyond it an alarm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMITS = {
 
 
 def is_active(name: str, start: float, value: float, rollouts: int) -> bool:
-    """Whether the guard's detector speaks after a baseline of five rollouts and some more at ``value``."""
+    """Whether the guard's detector is active after a baseline of five rollouts and some more."""
     detector, state = CollapseGuard().detectors[name], DetectorState()
     for figure in [start] * 5 + [value] * rollouts:
         state = detector.update(state, figure, baseline=5)

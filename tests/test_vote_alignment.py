@@ -1,4 +1,4 @@
-"""The guard's vote alignment over groups that found different numbers of answers, worked by hand."""
+"""The guard's vote alignment over groups with different numbers of answers, worked by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an update counts as a whole: rows without a gradient, the generation limit, two heads that drop, LoRA's base."""
+"""What an update counts as a whole: normalisers, dropped completions, lottery, LoRA's reference."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def loss_of(policy: PolicyModel, aggregation: str, advantages: list[float]) -> f
     ],
 )
 def test_completions_without_advantage_stay_in_the_normaliser(tiny_models, aggregation, expected):
-    """The first group (4 and 2 tokens, advantage 0) gets no pass; the second has 3 and 1 tokens of 2 and -1."""
+    """Of the first group (4 and 2 tokens) all advantages are 0; the second has 3 and 1 tokens."""
     policy = PolicyModel(Policy(str(tiny_models["llama"])))
     assert loss_of(policy, aggregation, [0.0, 0.0, 2.0, -1.0]) == pytest.approx(expected)
 
@@ -85,7 +85,7 @@ def test_each_of_two_heads_can_drop_a_completion():
 
 
 def test_the_lottery_of_each_rollout_is_another():
-    """Completion numbers carry the rollout's number, so the same prompt draws another lottery each time."""
+    """Completion numbers carry the rollout's number, so the same tokens draw other lots."""
     rollout = handmade(["x"] * 4, 2)
     zeros = torch.zeros(rollout.mask.shape)
     numbers = [

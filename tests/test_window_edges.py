@@ -21,7 +21,7 @@ def draw(*shape: int) -> list[Tensor]:
 
 
 def plain(query: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
-    """Attention ``[heads, d]`` of the last token of ``[heads, tokens, d]`` over its last ``window`` keys."""
+    """Attention ``[heads, d]`` of a last token over the last ``window`` keys."""
     keys, values = keys[:, -window:], values[:, -window:]
     weights = (keys @ query.unsqueeze(-1)).squeeze(-1) * query.shape[-1] ** -0.5
     return (weights.softmax(-1).unsqueeze(1) @ values).squeeze(1)
@@ -29,7 +29,7 @@ def plain(query: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
 
 @pytest.mark.parametrize("short", [-1, 0, 1, 2])
 def test_decoding_hides_what_the_window_is_short_of(short):
-    """Two rows of one prompt; in the last step there are PROMPT + OWN keys, and ``short`` of them are too far."""
+    """In the last step there are PROMPT + OWN keys, and ``short`` of them are too far."""
     scores = Scores(window=PROMPT + OWN - short)
     memory = SharedPrefixMemory(2, 1, PROMPT, OWN, CPU)
     memory.add_prompts([0], [PROMPT])
