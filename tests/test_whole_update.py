@@ -70,18 +70,18 @@ def test_constant_divides_by_the_limit_and_not_by_the_longest_completion():
 
 
 def test_each_of_two_heads_can_drop_a_completion():
-    """The first head drops completion 0, the second 3, the third has no opinion."""
+    """The first head drops 0 and 3, the second 1 and 3, the third has no opinion: 2 is left."""
     rollout = handmade(["1", "2", "3", "4"], 2)
-    keeps = ([False, True, True, True], [True, True, True, False], None)
+    keeps = ([False, True, True, False], [True, False, True, False], None)
     outputs = {
         str(number): RewardOutput(torch.ones(4), None if keep is None else torch.tensor(keep))
         for number, keep in enumerate(keeps)
     }
     for order in (["0", "1", "2"], ["2", "1", "0"]):
         kept, scores = without_dropped(rollout, {name: outputs[name] for name in order})
-        assert kept.mask.any(-1).tolist() == [False, True, True, False]
+        assert kept.mask.any(-1).tolist() == [False, False, True, False]
         for output in scores.values():
-            assert output.scores.isnan().tolist() == [True, False, False, True]
+            assert output.scores.isnan().tolist() == [True, True, False, True]
 
 
 def test_the_lottery_of_each_rollout_is_another():
