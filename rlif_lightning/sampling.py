@@ -150,20 +150,6 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw one token per distribution by the inverse of its CDF, without sorting.
-
-    Args:
-        logits: ``[N, V]``, divided by the temperature; a token of -inf is impossible.
-        uniforms: ``[N]`` in [0, 1).
-
-    Returns:
-        ``[N]`` int64: the first token whose cumulative probability exceeds the uniform.
-    """
-    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-    return sample_weights((logits - logits.amax(-1, keepdim=True)).exp(), uniforms)
-
-
 def sample_weights(weights: Tensor, uniforms: Tensor) -> Tensor:
     """Draw tokens from token weights ``[N, V]`` >= 0, proportional to their probabilities.
 

@@ -17,13 +17,18 @@ from rlif_lightning.sampling import (
     Sampling,
     counter_uniforms,
     purpose_seeds,
-    sample_tokens,
     sample_weights,
     truncate_logits,
 )
 
 JUST_BELOW_ONE = 1 - 2**-53
 IMPOSSIBLE = -math.inf
+
+
+def sample_tokens(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Draw from the softmax of logits, as ``rollout/drawing.py`` does."""
+    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    return sample_weights((logits - logits.amax(-1, keepdim=True)).exp(), uniforms)
 
 
 def test_uniforms_depend_on_their_counters_alone():
