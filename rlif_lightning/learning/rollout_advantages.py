@@ -27,7 +27,8 @@ def score_rollout(
     Returns:
         ``[B, T]`` advantages (constant over a completion unless the estimator works on tokens), and
         the metrics ``reward/<head>/{mean,std,group_std,share}``, ``policy/entropy``,
-        ``rollout/{length,ended}`` and the heads' own.
+        ``rollout/{length,ended}`` and the heads' own. A figure that is there already, such as
+        another vote's, is named ``reward/<head>/<figure>``.
 
     Raises:
         ValueError: the estimator returned a wrong shape; names it.
@@ -41,15 +42,29 @@ def score_rollout(
     entropy, _ = all_rank_mean_std(rollout.stats.entropy, rollout.mask)
     metrics: dict[str, Tensor | float] = {
         "policy/entropy": entropy,
-        "rollout/length": rollout.lengths.float().mean(),
+        "rollout/length": mean_length(rollout),
         "rollout/ended": rollout.ended.float().mean(),
     }
     metrics |= engine_metrics(rollout)
     shares = reward_shares(advantage.parts(rewards, weights))
     for (name, output), share in zip(outputs.items(), shares, strict=True):
         metrics |= reward_metrics(name, output.scores, rollout.group_size)
-        metrics |= {f"reward/{name}/share": share, **output.log}
+        metrics[f"reward/{name}/share"] = share
+    for name, output in outputs.items():
+        for figure, value in output.log.items():
+            metrics[f"reward/{name}/{figure}" if figure in metrics else figure] = value
     return advantages, metrics
+
+
+def mean_length(rollout: Rollout) -> Tensor:
+    """Return the mean length over all ranks' completions that have tokens (a collective).
+
+    Returns:
+        A float32 scalar, tokens; NaN where heads take out every completion.
+    """
+    lengths = rollout.lengths
+    total, count = all_rank_sum(torch.stack([lengths.sum(), (lengths > 0).sum()]))
+    return total / count
 
 
 def of_tokens(advantages: Tensor, rollout: Rollout, estimator: str) -> Tensor:
