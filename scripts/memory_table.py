@@ -1,8 +1,8 @@
 """Compute the memory of one GPU by arithmetic: the table of docs/scale.md.
 
-What a process holds is counted tensor by tensor. tests/test_memory_table.py compares the counts
-with the real tensors of small models. Not counted: the CUDA context, workspaces of libraries, and
-holes in the allocator.
+The tensors of a process are counted one by one. tests/test_memory_table.py compares the counts with
+the real tensors of small models. The CUDA context, workspaces of libraries and fragmentation of the
+allocator are not counted.
 
     python scripts/memory_table.py            # prints the table
     python scripts/memory_table.py --write    # writes it into docs/scale.md
