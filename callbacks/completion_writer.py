@@ -21,7 +21,7 @@ from rich.text import Text
 from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.processes.ranks import writes_rows
+from rlif_lightning.processes.ranks import writes_completions
 from rlif_lightning.running.run_folder import naming, run_folder
 from rlif_lightning.whole_files import replaced
 
@@ -106,7 +106,7 @@ class CompletionWriter(Callback):
         Samples are counted by the module's own counter of rollouts, which checkpoints keep.
         """
         rollout = int(pl_module.num_rollouts)
-        if (rollout - 1) % self.every or not writes_rows():
+        if (rollout - 1) % self.every or not writes_completions():
             return
         records = self._records(
             pl_module, outputs, {"rollout": rollout, "step": trainer.global_step}

@@ -388,7 +388,7 @@ def test_the_paper_recipe_waits_for_a_slow_server(standing, tmp_path):
     engine = VLLMServerEngine(standing.url, str(tmp_path))
     engine.setup(changed(scale=0.0), 7)
     server = engine._start()
-    deadline = server._within(882 * 7 * 3072)
+    deadline = server.client.within(882 * 7 * 3072)
     assert deadline.left == pytest.approx(600 + 0.001 * 882 * 7 * 3072, abs=1)
 
 
