@@ -38,7 +38,16 @@ QUICKSTART = {  # row of the result file -> what the legend says
     "paper_pair_0": "vote + self-certainty (the paper's pair)",
     "self_certainty_0": "self-certainty alone",
 }
-REPORT = "accuracy agreement share vote_alignment entropy alarms log_ratio sampler_gap".split()
+REPORT = [
+    "accuracy",
+    "agreement",
+    "share",
+    "vote_alignment",
+    "entropy",
+    "alarms",
+    "log_ratio",
+    "sampler_gap",
+]
 NUMBER = re.compile(r"-?[\d.]+")
 
 
