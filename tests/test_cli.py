@@ -80,17 +80,17 @@ def test_help_names_the_units(capsys):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--model.updates_per_rollout=1", "updates_per_rollout=1 makes KL-Cov do nothing"),
+        ("--model.update.updates_per_rollout=1", "updates_per_rollout=1 makes KL-Cov do nothing"),
         ("--model.objective.init_args.fraction=2", "fraction=2.0 must lie in [0, 1)"),
         ("--model.no_such_key=1", "no_such_key"),
-        ("--model.learning_rate=fast", "model.learning_rate"),
+        ("--model.optimizer.lr=fast", "model.optimizer.lr"),
         ("--model.policy.name=no/such/folder", "no/such/folder"),
-        ("--data.chat=true", "has no chat template"),
+        ("--data.format.chat=true", "has no chat template"),
         ("--data.prompt_column=problem", "prompt_column='problem' is not in the train split"),
         ("--data.answer_column=gold", "answer_column='gold' is not in the"),
         (
             "--data.prompts_per_rollout=3",
-            "prompts_per_rollout=3 is less than model.updates_per_rollout=4",
+            "prompts_per_rollout=3 is less than model.update.updates_per_rollout=4",
         ),
         ("--data.max_prompt_tokens=2", "raise it, or set overlong=filter"),
         ("--model.sampling.top_k=5", "truncated sampling biases the importance ratio"),

@@ -45,7 +45,7 @@ def test_settings_reach_the_optimizer():
 
 def test_a_cosine_without_length_is_refused():
     with pytest.raises(
-        ValueError, match=r"lr_schedule=cosine needs its length: set trainer\.max_steps"
+        ValueError, match=r"schedule.name=cosine needs its length: set trainer\.max_steps"
     ):
         rates(OptimizerPlan(1.0, "cosine"), 1)
 

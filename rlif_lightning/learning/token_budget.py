@@ -70,7 +70,7 @@ class TokenBudget(nn.Module):
             warnings.warn(
                 "out of memory in a micro-batch: it is done again, and all that follow are made,"
                 f" with {half} tokens;"
-                f" set model.micro_batch_tokens={half} to begin so",
+                f" set model.update.micro_batch_tokens={half} to begin so",
                 stacklevel=2,
             )
 
@@ -85,5 +85,6 @@ class TokenBudget(nn.Module):
             raise RuntimeError(
                 f"out of memory in a micro-batch of {self.tokens} tokens on one of several ranks,"
                 " which cannot do it"
-                " again on its own; resume (--ckpt_path=last) with a lower model.micro_batch_tokens"
+                " again on its own; resume (--ckpt_path=last) with a lower"
+                " model.update.micro_batch_tokens"
             ) from error
