@@ -70,7 +70,7 @@ def test_help_names_the_units(capsys):
     for text in (
         "token budget of one forward and backward pass",
         "longest prompt allowed, in tokens",
-        "optimiser steps of linear warm-up",
+        "optimiser steps of warm-up",
         "limit of a completion's length, in tokens",
         "Evaluate before and after fit",
     ):

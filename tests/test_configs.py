@@ -15,6 +15,8 @@ from rlif_lightning import cli
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import KLCov
+from rlif_lightning.learning.optimizer import Schedule, build_optimizer
+from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.rewards import ClusterVote, GoldAnswer, SelfCertainty
 from rlif_lightning.rollout.native import NativeEngine
@@ -108,10 +110,12 @@ def test_every_shipped_config_is_tested_here():
 def test_paper_configs_carry_the_papers_values(name, tmp_path, tiny_models):
     run = build(paper_arguments(name, tmp_path, tiny_models, size=882))
     model, data = run.model, run.datamodule
-    plan, objective = model.optimizer_plan, model.objective
-    assert (plan.learning_rate, plan.lr_schedule) == (3e-6, "cosine")
+    objective, [adamw] = model.objective, settings_of(model.make_optimizer)
+    assert (adamw["lr"], adamw["weight_decay"], adamw["betas"]) == (3e-6, 0.0, (0.9, 0.999))
     assert run.trainer.max_steps == 340 * model.plan.num_updates
-    assert plan.warmup_steps == run.trainer.max_steps // 10
+    warm_up = run.trainer.max_steps // 10
+    assert model.schedule == Schedule("cosine", warmup_steps=warm_up)
+    assert model.plan == UpdatePlan(4, 1, "sampler", micro_batch_tokens=16384, max_grad_norm=1.0)
     assert (data.group_size, model.group_size, data.prompts_per_rollout) == (7, 7, 882)
     assert (model.sampling.max_new_tokens, model.sampling.temperature) == (3072, 1.0)
     assert isinstance(objective, KLCov)
@@ -162,12 +166,20 @@ def test_paper_configs_train_a_stand_in(name, tmp_path, tiny_models):
     prompt = run.datamodule.train_dataloader().split.batch([0])
     assert prompt.texts[0].endswith("put your final answer within \\boxed{}.\n")
     assert prompt.texts[0].startswith("0+1=\n")
-    assert model_learning_rate(run) == pytest.approx(
-        3e-6 * 9 / 136
-    )  # warm-up: the ninth step is next
+    # In warm-up the ninth step is next, and the first has learning rate 0.
+    assert model_learning_rate(run) == pytest.approx(3e-6 * 8 / 136)
     assert run.model.reference is not None
     assert math.isfinite(float(run.trainer.callback_metrics["policy/reference_kl"]))
     assert "val/greedy_accuracy" in run.trainer.callback_metrics
+
+
+def settings_of(make_optimizer) -> list[dict]:
+    """The settings of every parameter group of an optimiser, without its parameters."""
+    made = build_optimizer(make_optimizer, [torch.nn.Parameter(torch.zeros(1))])
+    return [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in made.param_groups
+    ]
 
 
 def model_learning_rate(run: cli.RLIFCLI) -> float:

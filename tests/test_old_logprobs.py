@@ -257,7 +257,10 @@ def test_the_noise_floor_is_measured_in_each_rollout(tmp_path, settings, low, hi
 @pytest.mark.parametrize("source", ["sampler", "rescored"])
 def test_stale_weights_are_seen_whatever_the_old_log_probs(tmp_path, source):
     """Rescored log-probs are the trained policy's; the alarm reads the sampled ones."""
-    arguments = ("--model.engine=test_sampler_gap.StaleEngine", f"--model.update.old_logprobs={source}")
+    arguments = (
+        "--model.engine=test_sampler_gap.StaleEngine",
+        f"--model.update.old_logprobs={source}",
+    )
     with pytest.warns(
         UserWarning, match=r"SamplerGap, rollout 2: the trained policy's log-probs are"
     ):

@@ -60,7 +60,10 @@ SCHEDULER = [
 GUARD = ["--trainer.callbacks+=CollapseGuard", "--trainer.callbacks.action=adjust"]
 MISTAKES = {
     "cosine": (
-        ["--model.schedule.name=cosine", "--model.schedule.warmup_steps=50", "--trainer.max_steps=8"],
+        [
+            "--model.schedule={name: cosine, warmup_steps: 50}",
+            "--trainer.max_steps=8",
+        ],
         "needs its length",
     ),
     "evaluation's gold": (
@@ -105,7 +108,7 @@ MISTAKES = {
     ),
     "length": (
         ["--model.schedule.steps=20"],
-        "schedule_steps=20 has no effect with lr_schedule=constant",
+        "schedule.steps=20 has no effect with name=constant",
     ),
     "overlong": (
         ["--data.overlong=filter"],
@@ -204,5 +207,5 @@ def test_data_s_tokenizer_is_of_the_policy_s_revision(monkeypatch):
         return original(*arguments, **others)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
-    run.datamodule._format()
+    run.datamodule._split_encoder()
     assert asked == ["next"]
