@@ -70,11 +70,15 @@ def math_problems(folder: Path, size: int) -> str:
     return json.dumps({"class_path": "LocalFiles", "init_args": init_args})
 
 
+def paper(name: str) -> list[str]:
+    return ["--config=configs/paper/base.yaml", f"--config=configs/paper/{name}.yaml"]
+
+
 def paper_arguments(name: str, folder: Path, tiny_models: dict[str, Path], size: int) -> list[str]:
     """A recipe with a tiny model of its architecture, and with the engine that it has one line away."""
     architecture, _ = PAPER[name]
     return [
-        f"--config=configs/paper/{name}.yaml",
+        *paper(name),
         "--config=configs/engine/native.yaml",
         f"--model.policy.name={tiny_models[architecture]}",
         f"--data.source={math_problems(folder, size)}",
@@ -99,11 +103,9 @@ def build(arguments: list[str]) -> cli.RLIFCLI:
 def test_every_shipped_config_is_tested_here():
     shipped = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")}
     # A part of this project that adds an overlay of its own adds its own test file beside it.
-    known = CPU | OVERLAYS | {f"paper/{name}.yaml" for name in PAPER}
-    assert known <= shipped
-    assert {path for path in shipped if path.startswith("paper/")} == {
-        f"paper/{name}.yaml" for name in PAPER
-    }
+    recipes = {f"paper/{name}.yaml" for name in ("base", *PAPER)}
+    assert CPU | OVERLAYS | recipes <= shipped
+    assert {path for path in shipped if path.startswith("paper/")} == recipes
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -136,7 +138,7 @@ def test_paper_configs_carry_the_papers_values(name, tmp_path, tiny_models):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_configs_name_the_papers_model_and_data(name):
-    run = build([f"--config=configs/paper/{name}.yaml", *ON_CPU])
+    run = build([*paper(name), *ON_CPU])
     config, shared = run.config, name == "qwen2.5_7b_math"
     assert type(run.model.engine) is (VLLMServerEngine if shared else VLLMEngine)
     if not shared:  # vLLM in the process is for one process alone
