@@ -23,7 +23,7 @@ from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.objectives import KLCov, Objective
-from rlif_lightning.learning.optimizer import Schedule, build_optimizer
+from rlif_lightning.learning.optimizer import LearningRateSchedule, build_optimizer
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import UpdatePlan
@@ -54,11 +54,12 @@ class RLIFModule(LightningModule):
         engine: what draws them.
         evaluation: how validate and test measure.
         update: how a rollout is cut into optimiser steps.
-        optimizer: makes the optimiser of the parameters to train, such as
-            ``functools.partial(torch.optim.AdamW, lr=1e-4)``; in YAML a class path with arguments.
+        optimizer: makes the optimiser of the parameters to train; in YAML a class path with
+            arguments, in Python such as ``functools.partial(torch.optim.AdamW, lr=1e-4)``.
+            By default AdamW with lr 1e-6 and weight_decay 0, fused.
         schedule: the learning rate over optimiser steps.
-        group_size: G, completions per prompt; None = that of the data module.
-        answer_column: the gold answers' column, for measuring only; None = that of the data module.
+        group_size: G, completions per prompt; null = that of the data module.
+        answer_column: the gold answers' column, for measuring only; null = that of the data module.
         seed: of sampling and shuffling (linked from seed_everything).
 
     Attributes:
@@ -81,7 +82,7 @@ class RLIFModule(LightningModule):
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
             parameters, lr=1e-6, weight_decay=0.0
         ),
-        schedule: Schedule = Schedule(),
+        schedule: LearningRateSchedule = LearningRateSchedule(),
         group_size: int | None = None,
         answer_column: str | None = None,
         seed: int = 0,

@@ -16,7 +16,7 @@ from harness.files import ROOT
 from rlif_lightning import cli
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import KLCov
-from rlif_lightning.learning.optimizer import Schedule, build_optimizer
+from rlif_lightning.learning.optimizer import LearningRateSchedule, build_optimizer
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.rewards import ClusterVote, GoldAnswer, SelfCertainty
 from rlif_lightning.rollout.native import NativeEngine
@@ -99,7 +99,7 @@ def test_paper_configs_carry_the_papers_values(name, tmp_path, tiny_models):
     assert (adamw["lr"], adamw["weight_decay"], adamw["betas"]) == (3e-6, 0.0, (0.9, 0.999))
     assert run.trainer.max_steps == 340 * model.plan.num_updates
     warm_up = run.trainer.max_steps // 10
-    assert model.schedule == Schedule("cosine", warmup_steps=warm_up)
+    assert model.schedule == LearningRateSchedule("cosine", warmup_steps=warm_up)
     assert model.plan == UpdatePlan(4, 1, "sampler", micro_batch_tokens=16384, max_grad_norm=1.0)
     assert (data.group_size, model.group_size, data.prompts_per_rollout) == (7, 7, 882)
     assert (model.sampling.max_new_tokens, model.sampling.temperature) == (3072, 1.0)

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from rlif_lightning.learning.optimizer import (
     NEED_A_METRIC,
     SCHEDULES,
-    Schedule,
+    LearningRateSchedule,
     build_optimizer,
     check_optimizer,
     starting_rate,
@@ -21,7 +21,9 @@ from rlif_lightning.learning.optimizer import (
 ADAMW = partial(torch.optim.AdamW, lr=1.0)
 
 
-def rates(schedule: Schedule, steps: int, max_steps: int = -1, make=ADAMW) -> list[float]:
+def rates(
+    schedule: LearningRateSchedule, steps: int, max_steps: int = -1, make=ADAMW
+) -> list[float]:
     """The learning rate of each optimiser step."""
     optimizer = build_optimizer(make, [Parameter(torch.ones(1))])
     built, found = schedule.build(optimizer, max_steps), []
@@ -38,24 +40,26 @@ def cosine_by_hand(step: int, total: int) -> float:
 
 def test_without_warm_up_constant_and_cosine_are_what_they_were():
     """The formulas of the schedules by hand that the library's replaced."""
-    assert rates(Schedule(), 5) == [1.0] * 5
+    assert rates(LearningRateSchedule(), 5) == [1.0] * 5
     expected = [cosine_by_hand(step, 340) for step in range(360)]
-    assert rates(Schedule("cosine"), 360, max_steps=340) == pytest.approx(expected, abs=1e-12)
+    assert rates(LearningRateSchedule("cosine"), 360, max_steps=340) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_a_schedule_stays_where_it_ends():
     """The library's cosine would rise again."""
-    assert rates(Schedule("cosine", steps=2), 6, max_steps=99) == pytest.approx(
+    assert rates(LearningRateSchedule("cosine", steps=2), 6, max_steps=99) == pytest.approx(
         [1.0, 0.5, 0.0, 0.0, 0.0, 0.0], abs=1e-12
     )
-    floor = Schedule("cosine_with_min_lr", steps=2, options={"min_lr": 0.25})
+    floor = LearningRateSchedule("cosine_with_min_lr", steps=2, options={"min_lr": 0.25})
     assert rates(floor, 5) == pytest.approx([1.0, 0.625, 0.25, 0.25, 0.25])
 
 
 def test_warm_up_starts_at_zero():
-    warm = Schedule("constant_with_warmup", warmup_steps=4)
+    warm = LearningRateSchedule("constant_with_warmup", warmup_steps=4)
     assert rates(warm, 6) == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0, 1.0])
-    cosine = Schedule("cosine", warmup_steps=2)
+    cosine = LearningRateSchedule("cosine", warmup_steps=2)
     assert rates(cosine, 5, max_steps=4) == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0], abs=1e-12)
 
 
@@ -68,7 +72,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_every_name_of_the_library_builds_a_schedule(name):
-    found = rates(Schedule(name, options=OPTIONS.get(name, {})), 12, max_steps=12)
+    found = rates(LearningRateSchedule(name, options=OPTIONS.get(name, {})), 12, max_steps=12)
     assert all(math.isfinite(rate) and 0 <= rate <= 1 for rate in found)
     assert (len(set(found)) == 1) == (name in ("constant", "constant_with_warmup"))
 
@@ -82,7 +86,7 @@ def test_users_know_these_names():
 @pytest.mark.parametrize("name", NEED_A_METRIC)
 def test_a_schedule_that_needs_a_figure_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"schedule.name={name} needs a figure"):
-        Schedule(name)
+        LearningRateSchedule(name)
 
 
 @pytest.mark.parametrize(
@@ -110,18 +114,22 @@ def test_a_schedule_that_needs_a_figure_is_refused_by_name(name):
 )
 def test_schedules_without_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Schedule(**settings)
+        LearningRateSchedule(**settings)
 
 
 @pytest.mark.parametrize(
     ("schedule", "max_steps", "message"),
     [
-        (Schedule("cosine"), -1, r"cosine needs its length: set trainer\.max_steps"),
-        (Schedule("linear", warmup_steps=8), 8, r"\(got 8\) to more than 8"),
-        (Schedule("cosine_with_min_lr"), 8, "transformers refuses it: One of min_lr"),
-        (Schedule("warmup_stable_decay"), 8, "transformers refuses it: .*num_decay_steps"),
+        (LearningRateSchedule("cosine"), -1, r"cosine needs its length: set trainer\.max_steps"),
+        (LearningRateSchedule("linear", warmup_steps=8), 8, r"\(got 8\) to more than 8"),
+        (LearningRateSchedule("cosine_with_min_lr"), 8, "transformers refuses it: One of min_lr"),
         (
-            Schedule("warmup_stable_decay", 4, options={"num_decay_steps": 4}),
+            LearningRateSchedule("warmup_stable_decay"),
+            8,
+            "transformers refuses it: .*num_decay_steps",
+        ),
+        (
+            LearningRateSchedule("warmup_stable_decay", 4, options={"num_decay_steps": 4}),
             8,
             r"\(got 8\) to more than 8",
         ),
@@ -148,7 +156,7 @@ def not_an_optimizer(parameters):
 )
 def test_optimizers_that_cannot_train_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
-        check_optimizer(make, Schedule(), -1)
+        check_optimizer(make, LearningRateSchedule(), -1)
 
 
 def test_the_optimizer_is_fused_unless_somebody_says_otherwise():

@@ -26,7 +26,7 @@ OWN = {"optimizer", "last_epoch", *STEPS}  # arguments of a schedule's function 
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LearningRateSchedule:
     """The learning rate as a factor over optimiser steps, by transformers' ``get_scheduler``.
 
     https://huggingface.co/docs/transformers/main_classes/optimizer_schedules
@@ -190,11 +190,11 @@ def starting_rate(make: OptimizerFactory) -> float:
     return float(_probe(make).param_groups[0]["lr"])
 
 
-def check_optimizer(make: OptimizerFactory, schedule: Schedule, max_steps: int) -> None:
+def check_optimizer(make: OptimizerFactory, schedule: LearningRateSchedule, max_steps: int) -> None:
     """Refuse an optimiser or a schedule that could not be built once the policy is loaded.
 
     Raises:
-        ValueError: as :func:`build_optimizer` and :meth:`Schedule.build`.
+        ValueError: as :func:`build_optimizer` and :meth:`LearningRateSchedule.build`.
     """
     schedule.build(_probe(make), max_steps)
 
