@@ -176,9 +176,9 @@ def arguments(folder: Path, args: argparse.Namespace) -> list[str]:
         "--data.prompts_per_rollout=8",
     ]
     given += [
-        "--model.updates_per_rollout=2",
+        "--model.update.updates_per_rollout=2",
         "--model.sampling.max_new_tokens=16",
-        "--model.micro_batch_tokens=256",
+        "--model.update.micro_batch_tokens=256",
     ]
     meter = {"class_path": "benchmarks.ranks.Meter", "init_args": {"folder": str(folder)}}
     return [*given, f"--trainer.callbacks+={json.dumps(meter)}"]

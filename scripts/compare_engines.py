@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct
+from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.data.sources import ReasoningGym
 from rlif_lightning.learning.objectives import Clipped
@@ -55,8 +56,12 @@ def problems(model: str, size: int, group_size: int) -> PromptData:
         source=ReasoningGym("chain_sum", size=size, validation_size=1, config=config),
         tokenizer=model,
         answer_column="answer",
-        chat=True,
-        examples=[{"question": QUESTION.format(q), "answer": f"{q} = {a}"} for q, a in EXAMPLES],
+        format=PromptFormat(
+            chat=True,
+            examples=[
+                {"question": QUESTION.format(q), "answer": f"{q} = {a}"} for q, a in EXAMPLES
+            ],
+        ),
         group_size=group_size,
         prompts_per_rollout=size,
     )

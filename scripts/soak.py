@@ -62,8 +62,8 @@ TWO = [
     "--config=configs/strategy/ddp.yaml",
     "--trainer.devices=2",
     "--model.policy.lora.rank=4",
-    "--model.learning_rate=1e-3",
-    "--model.updates_per_rollout=2",
+    "--model.optimizer.lr=1e-3",
+    "--model.update.updates_per_rollout=2",
     "--model.sampling.max_new_tokens=24",
     f"--model.rewards={json.dumps(HEADS)}",
 ]
@@ -132,10 +132,10 @@ class Soak:
         arguments = [*DATA, *(TWO if self.full else []), f"--trainer.max_epochs={self.epochs}"]
         arguments += [
             "--trainer.check_val_every_n_epoch=1",
-            "--model.lr_schedule=cosine",
+            "--model.schedule.name=cosine",
             "--ckpt_path=auto",
         ]
-        arguments.append(f"--model.schedule_steps={4 * (2 if self.full else 4) * self.epochs}")
+        arguments.append(f"--model.schedule.steps={4 * (2 if self.full else 4) * self.epochs}")
         return ["fit", *arguments, f"--trainer.callbacks={json.dumps([*watchers, SAVING])}"]
 
     def prediction(self, root: Path) -> list[str]:

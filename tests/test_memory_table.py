@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from functools import partial
 from pathlib import Path
 
 import memory_counts as counts
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from rlif_lightning.learning.optimizer import OptimizerPlan
+from rlif_lightning.learning.optimizer import build_optimizer
 from rlif_lightning.model.loading import LoRA, Policy, prepare_model
 from rlif_lightning.model.packing import Packed, pack
 from rlif_lightning.model.policy import PolicyModel
@@ -77,7 +78,7 @@ def test_weights_gradients_and_moments_are_counted_to_the_byte(kind):
     policy, held = policy_of(kind), memory.state(SHAPES[kind], Run("one", reference=False))
     trained = list(policy.parameters())
     policy(packed(LINES[kind]), Sampling()).logprobs.sum().backward()
-    optimizer, _ = OptimizerPlan(1e-6).build(trained, 10)
+    optimizer = build_optimizer(partial(torch.optim.AdamW, lr=1e-6), trained)
     optimizer.step()
     assert storages([parameter.data for parameter in trained]) == held["weights"]
     assert storages([parameter.grad for parameter in trained]) == held["gradients"]
