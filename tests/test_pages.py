@@ -78,4 +78,4 @@ def test_the_site_builds(tmp_path, broken, wrong):
     if not broken:
         page = (tmp_path / "site" / "index.html").read_text()
         assert "rlif-lightning" in page
-        assert (tmp_path / "site" / "repository" / "configs" / "README.html").is_file()
+        assert (tmp_path / "site" / "repository" / "configs" / "index.html").is_file()
