@@ -1,8 +1,8 @@
-"""From the curves of many runs to one table: peak, collapse, what is left at the end, and when the guard spoke. Pure.
+"""Summarise the curves of many runs in one table: peak, collapse, end, and the guard's alarms.
 
-Read in this order: ``Run`` (the curves of one run), ``read_run``, ``measure`` (its figures),
-``by_arm``, ``outcomes``, ``warnings_in_time``. Accuracies are shares, entropies nats; time is
-counted in rollouts.
+Pure functions. Read in this order: ``Run`` (the curves of one run), ``read_run``, ``measure`` (its
+figures), ``by_arm``, ``outcomes``, ``warnings_in_time``. Accuracies are fractions, entropies are in
+nats, and time is counted in rollouts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.results import Rows, markdown_table
 from callbacks.events import read_events
-from callbacks.label_free_stopping import StopRule, first_stop
+from callbacks.label_free_stopping import first_stop
 from rlif_lightning.running.metrics_csv import read_logged
 
 CURVES = {
@@ -74,7 +74,7 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
         if CURVES["accuracy"] in row:
             evaluated[done] = evaluated.get(done, dict.fromkeys(logged.columns, "nan")) | row
     events = [event for event in read_events(folder) if event["source"] == "CollapseGuard"]
-    stopped = first_stop(folder / "metrics.csv", StopRule())
+    stopped = first_stop(folder / "metrics.csv")
     return Run(
         arm,
         seed,
@@ -90,7 +90,7 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
 
 
 def first_below(rollouts: Sequence[int], values: Sequence[float], share: float) -> int | None:
-    """The first evaluation after the peak at which less than ``share`` of the peak is left; None if there is none.
+    """Return the first evaluation after the peak below ``share`` of the peak; None if none is.
 
     The peak is the first largest value of the whole curve.
     """
@@ -100,7 +100,7 @@ def first_below(rollouts: Sequence[int], values: Sequence[float], share: float) 
 
 
 def settled(values: Sequence[float]) -> float:
-    """What is left at the end, both taken over three evaluations: the last mean of three over the largest (or NaN).
+    """Return the last mean of three evaluations over the largest such mean (or NaN).
 
     A largest value is a lucky one: of a curve that only wobbles, less than all is left. Means of
     three wobble less.
@@ -110,7 +110,7 @@ def settled(values: Sequence[float]) -> float:
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """A run's figures.
+    """Compute the summary of one run.
 
     ``collapse``: the first evaluation below half of the peak; ``quarter_lost``: below three
     quarters; ``lead``: rollouts from the guard's first alarm to ``quarter_lost`` (negative: too
@@ -150,7 +150,7 @@ AVERAGED = ("start", "peak", "retention", "settled", *(f"final_{name}" for name 
 
 
 def by_arm(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Arm -> mean, lowest and highest of each figure over its seeds, and counts of what happened, arms in order."""
+    """Return, by arm, each figure's mean and extremes over seeds, and counts of events."""
     arms: dict[str, dict[str, Any]] = {}
     for arm in dict.fromkeys(row["arm"] for row in measured):
         rows = [row for row in measured if row["arm"] == arm]

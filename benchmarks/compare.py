@@ -1,11 +1,11 @@
-"""Ours against TRL, workload by workload: shares of CPU seconds and of peak memory, as a table and as JSON.
+"""Compare CPU seconds and peak memory with TRL's, workload by workload.
 
     python -m benchmarks.compare --trl-python TRL_ENVIRONMENT/bin/python --out OUT.json
     python -m benchmarks.compare ... --results docs/results/speed.csv   # what docs/speed.md shows
 
-Each side runs in its own environment and process, one thread, in turn, several times; medians are
-compared. The floor is the time of the bare matrix products that a step cannot avoid, as a share of
-TRL's CPU seconds.
+Each side runs several times in its own environment and process, with one thread, the two in turn;
+medians are compared. The results are a table and JSON. The floor is the time of the matrix products
+that a step cannot avoid, as a fraction of TRL's CPU seconds.
 """
 
 from __future__ import annotations
@@ -31,21 +31,24 @@ RANDOM = ["--lengths", "random"]
 WORKLOADS: dict[str, list[str]] = {
     "fixed (128 + 128, V 16k)": [],
     "random lengths": RANDOM,
-    "512-token prompts, short answers": [*RANDOM, "--prompt-len=512", "--max-new-tokens=32", "--min-new-tokens=8"],
+    "512-token prompts, short answers": [
+        *RANDOM, "--prompt-len=512", "--max-new-tokens=32", "--min-new-tokens=8",
+    ],
     "long tail to 384": [*RANDOM, "--max-new-tokens=384"],
     "152k vocabulary": ["--vocab=152000"],
     "12 layers, hidden 384": ["--layers=12", "--hidden=384"],
     "random, both internal rewards": [*RANDOM, "--rewards=rlif"],
     "random, reference KL, 2 updates": [*RANDOM, "--beta=0.04", "--updates-per-rollout=2"],
     "SmolLM2-135M shape, 8 x 8, 64 + 64, bf16": [
-        "--hidden=576", "--layers=30", "--vocab=49152", "--intermediate=1536", "--heads=9", "--kv-heads=3",
-        "--tie-embeddings", "--prompts-per-step=8", "--prompt-len=64", "--max-new-tokens=64", "--bf16", "--steps=2",
+        "--hidden=576", "--layers=30", "--vocab=49152", "--intermediate=1536", "--heads=9",
+        "--kv-heads=3", "--tie-embeddings", "--prompts-per-step=8", "--prompt-len=64",
+        "--max-new-tokens=64", "--bf16", "--steps=2",
     ],
 }  # fmt: skip
 
 
 def run(python: str, script: str, flags: list[str]) -> dict[str, Any]:
-    """One run of one side; its JSON.
+    """Run one side once; return its JSON.
 
     Raises:
         RuntimeError: the script failed; its last words.
@@ -59,7 +62,7 @@ def run(python: str, script: str, flags: list[str]) -> dict[str, Any]:
 
 
 def measure(name: str, a: argparse.Namespace, progress: Any) -> dict[str, Any]:
-    """Both sides and the floor of one workload, in turn."""
+    """Run both sides and the floor of one workload, in turn."""
     flags = [f"--steps={a.steps}", *WORKLOADS[name]]
     sides: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "floor": []}
     for _ in range(a.repeats):
@@ -71,12 +74,12 @@ def measure(name: str, a: argparse.Namespace, progress: Any) -> dict[str, Any]:
 
 
 def median(runs: list[dict[str, Any]], key: str) -> float:
-    """Median over the repeats."""
+    """Return the median over the repeats."""
     return statistics.median(each[key] for each in runs)
 
 
 def shares(result: dict[str, Any]) -> dict[str, float]:
-    """What the table shows of one workload."""
+    """Return the table's values of one workload."""
     ours, trl = result["ours"], result["trl"]
     seconds = median(trl, "cpu_seconds_per_step")
     above = [
@@ -121,7 +124,7 @@ def table_of(rows: dict[str, dict[str, str]]) -> Table:
 
 
 def main() -> None:
-    """Measure and print; what was measured so far is written after each workload."""
+    """Measure and print; results are written after each workload."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -70,7 +70,7 @@ def default_of(parameter: inspect.Parameter) -> str:
     default = parameter.default
     if default is inspect.Parameter.empty:
         return "(required)"
-    if type(default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
+    if type(default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS" or inspect.isfunction(default):
         return "its defaults"
     if default is None or isinstance(default, bool):
         return {None: "null", True: "true", False: "false"}[default]
