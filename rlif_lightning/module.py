@@ -1,7 +1,7 @@
-"""The LightningModule: wires policy, reference model, reward heads and objective; steps the optimiser; logs. No maths.
+"""The LightningModule: wires policy, reference model, reward heads, objective and logging.
 
 ``training_step`` is the whole method in order: rollout, rewards, advantages, update, log. One batch
-of prompts is one rollout; ``global_step`` counts optimiser steps, of which a rollout makes
+of prompts is one rollout. ``global_step`` counts optimiser steps, of which a rollout makes
 ``updates_per_rollout * epochs_per_rollout``.
 """
 
@@ -31,7 +31,7 @@ from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
-from rlif_lightning.processes.ranks import num_data_ranks, share_rows
+from rlif_lightning.processes.ranks import num_data_ranks, share_completions
 from rlif_lightning.records import Prompts
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
@@ -130,7 +130,10 @@ class RLIFModule(LightningModule):
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.int64))
 
     def configure_model(self) -> None:
-        """Load the policy, and the reference model if the objective uses one (Lightning calls this on every entry)."""
+        """Load the policy, and the reference model if the objective needs one.
+
+        Lightning calls this on every entry.
+        """
         strategy = None if self._trainer is None else self._trainer.strategy
         if self.policy is None:
             self.policy = build_policy(self.policy_settings, strategy)
@@ -140,32 +143,32 @@ class RLIFModule(LightningModule):
             and not self.policy.has_adapters
         ):
             reference = build_policy(self.policy_settings, strategy, frozen=True)
-            # Not a submodule: neither checkpoints nor strategies are to see what is loaded from
-            # where it came from.
+            # The reference is no submodule: checkpoints and strategies must not include it, since
+            # it is loaded from its own files.
             object.__setattr__(self, "reference", reference)
         self.engine.setup(self.policy, self.seed)
 
     def setup(self, stage: str) -> None:
-        """Refuse what could only fail, or silently do nothing, later.
+        """Refuse settings that would fail later, or silently do nothing.
 
         Raises:
             ValueError: names the argument and the remedy.
         """
         check_strategy(self.trainer.strategy)
-        share_rows(isinstance(self.trainer.strategy, TensorParallelStrategy))
+        share_completions(isinstance(self.trainer.strategy, TensorParallelStrategy))
         data = getattr(self.trainer, "datamodule", None)
         check_labels(data, self.evaluator, self.rewards, stage)
         check_run(self, data if isinstance(data, PromptData) else None, stage)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the trainable parameters, and its learning-rate schedule by optimiser step."""
+        """Build AdamW over the trainable parameters, with its schedule by optimiser step."""
         assert self.policy is not None
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer, schedule = self.optimizer_plan.build(trained, self.trainer.max_steps)
         return [optimizer], [schedule]
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """One rollout and its updates."""
+        """Make one rollout and its updates."""
         number, started = int(self.num_rollouts), time.perf_counter()
         rollout = self.engine.generate(prompts, self.group_size, self.sampling, number)
         sampled = time.perf_counter()
@@ -232,7 +235,7 @@ class RLIFModule(LightningModule):
             self.log(name, value, prog_bar=bar, batch_size=batch_size)
 
     def validation_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """Sample, decode greedily, add to the evaluation's figures; the completions with their verdicts."""
+        """Sample and decode greedily for the evaluation; return the completions with verdicts."""
         return {
             "completions": self.evaluator.measure(
                 prompts, self.engine, self.sampling, self.answer_column
@@ -240,15 +243,15 @@ class RLIFModule(LightningModule):
         }
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/...``, and the ends of the intervals as ``val_low/...`` and ``val_high/...``."""
+        """Log ``val/...``, and the bounds of its intervals as ``val_low/...``, ``val_high/...``."""
         self._log_evaluation("val")
 
     def test_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """As validation."""
+        """Evaluate as :meth:`validation_step` does."""
         return self.validation_step(prompts, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """As validation, under ``test``."""
+        """Log as :meth:`on_validation_epoch_end` does, under ``test``."""
         self._log_evaluation("test")
 
     def _log_evaluation(self, prefix: str) -> None:
@@ -263,6 +266,6 @@ class RLIFModule(LightningModule):
             )
 
     def predict_step(self, prompts: Prompts, batch_idx: int) -> list[dict[str, Any]]:
-        """Completions with the score of every reward head, one record each."""
+        """Return one record per completion, with the score of every reward head."""
         rollout = self.engine.generate(prompts, self.group_size, self.sampling, PREDICTION_ROLLOUT)
         return completion_records(rollout, self.rewards(rollout))

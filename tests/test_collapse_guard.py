@@ -269,7 +269,10 @@ def test_resuming_keeps_baselines_alarms_and_scaled_settings(tmp_path):
     assert not events  # the alarm is still the old one
     assert second.model.objective.weight == pytest.approx(0.5)
     assert column(tmp_path / "second", "policy/learning_rate") == pytest.approx([5e-5] * 2)
-    assert callback_of(second, CollapseGuard).states == callback_of(whole, CollapseGuard).states
+    assert (
+        callback_of(second, CollapseGuard).watch.states
+        == callback_of(whole, CollapseGuard).watch.states
+    )
     assert_same(parameters(whole), parameters(second), tolerance=1e-6)
 
 

@@ -65,7 +65,9 @@ def test_with_nothing_left_to_halve_it_is_told():
 
 def test_on_several_ranks_no_rank_repeats_alone(monkeypatch):
     monkeypatch.setattr(token_budget, "num_processes", lambda: 2)
-    with pytest.raises(RuntimeError, match=r"100 tokens on one of several ranks.*--ckpt_path=last"):
+    with pytest.raises(
+        RuntimeError, match=r"100 tokens on one of several processes.*--ckpt_path=last"
+    ):
         TokenBudget(100).run(lambda tokens: asked(tokens, 30, []))
 
 

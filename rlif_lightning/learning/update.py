@@ -53,7 +53,7 @@ class UpdatePlan:
             )
 
     def check(self, num_prompts: int) -> None:
-        """Refuse a step with fewer prompts than updates.
+        """Refuse a rollout with fewer prompts than updates.
 
         Raises:
             ValueError: names both settings.
@@ -66,7 +66,10 @@ class UpdatePlan:
             )
 
     def rescores(self, rollout: Rollout) -> bool:
-        """Whether a rollout needs one more pass; not that of an engine whose completions the policy has scored."""
+        """Say whether a rollout's old log-probs need one more pass.
+
+        An engine's completions need none: the policy's log-probs are in their statistics already.
+        """
         return self.old_logprobs == "rescored" and rollout.engine_logprobs is None
 
     @property
