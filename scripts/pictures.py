@@ -99,7 +99,8 @@ def report(path: Path) -> None:
     blank = np.ones_like(images[0])
     images += [blank] * (-len(images) % columns)
     rows = [np.hstack(images[n : n + columns]) for n in range(0, len(images), columns)]
-    imsave(path, np.vstack(rows)[::2, ::2] if len(rows) > 8 else np.vstack(rows), metadata={"Software": None})  # fmt: skip
+    picture = np.vstack(rows)[::2, ::2] if len(rows) > 8 else np.vstack(rows)
+    imsave(path, picture, metadata={"Software": None})
 
 
 def terminal(path: Path) -> None:
