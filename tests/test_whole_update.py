@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_rewards import handmade
 from torch import Tensor
 
+from harness.rollouts import handmade
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.old_logprobs import loss_inputs
