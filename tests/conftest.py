@@ -69,6 +69,12 @@ def tiny_models(tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
+def pytest_collection_modifyitems(items):
+    """Files with tests that take long come first, so that two processes end at about the same time."""
+    long = {item.path for item in items if {"slow", "full"} & {m.name for m in item.iter_markers()}}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     """With ``CPU_SECONDS=FILE``, write each test's seconds of processor (with its children) and clock."""
