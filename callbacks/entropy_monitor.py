@@ -10,12 +10,13 @@ import numpy as np
 from lightning.pytorch import Callback, Trainer
 
 from callbacks.events import record_event
+from rlif_lightning.data.described import Described
 from rlif_lightning.module import RLIFModule
 
 PERCENTILES = (10, 50, 90)
 
 
-class EntropyMonitor(Callback):
+class EntropyMonitor(Described, Callback):
     """Logs percentiles of token entropy and its slope, and warns below a floor and above a ceiling.
 
     A run collapses both ways: under certainty rewards entropy falls to nothing, under a vote alone

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from rlif_lightning.data.described import Described
 from rlif_lightning.running.metrics_csv import read_logged
 
 # What each limit is about: in training, and on the held-out prompts of a validation.
@@ -184,7 +185,7 @@ def _remedy(signals: str, column: str) -> str:
     return "choose other signals"
 
 
-class LabelFreeStopping(Callback):
+class LabelFreeStopping(Described, Callback):
     """Stops training by agreement, diversity and entropy of the policy's own samples.
 
     With ``signals: train`` it looks at every rollout, with ``signals: validation`` at every

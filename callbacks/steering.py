@@ -163,13 +163,14 @@ class Snapshots:
         self._drop(trainer, count, self.taken[1:])
         self.taken = self.taken[:1]
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        rates = [(group["lr"], group["initial_lr"]) for group in groups]
+        # The arguments of now, not of the snapshot's time: a resumed run may have others.
+        arguments = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(checkpoint)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        for group, (rate, initial) in zip(groups, rates, strict=True):
-            group["lr"], group["initial_lr"] = rate, initial
+        for group, kept in zip(groups, arguments, strict=True):
+            group.update(kept)
         module.get_buffer("num_rollouts").fill_(count)
         return rollout
 

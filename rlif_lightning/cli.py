@@ -133,6 +133,7 @@ class RLIFCLI(LightningCLI):
             "test": {"verbose": False},
             "predict": {"return_predictions": False},
         }
+        decided["fit"] = {"fork_from": self.trainer.fork_from}
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | decided.get(subcommand, {})
         return kwargs | {"ckpt_path": self.checkpoint, "weights_only": True}
 
@@ -146,7 +147,11 @@ class RLIFCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         root, wanted = Path(config.trainer.default_root_dir), config.ckpt_path
         expected = None if wanted is None else expected_of(self.model)
+        if fork := config.get("fork_from"):
+            self.trainer.set_fork(fork, None if wanted == "auto" else wanted)
         self.checkpoint = resolve_checkpoint(wanted, root, expected)
+        if self.checkpoint is not None:
+            self.trainer.set_fork(None)
         check_readable(self.checkpoint, self.trainer.strategy)
         self.continues = wanted in ("auto", "last")
 

@@ -17,6 +17,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
+from rlif_lightning.data.described import Described
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
@@ -50,7 +51,7 @@ from rlif_lightning.running.strategies import TensorParallelStrategy, build_poli
 from rlif_lightning.sampling import PREDICTION_ROLLOUT, Sampling
 
 
-class RLIFModule(LightningModule):
+class RLIFModule(Described, LightningModule):
     """Trains a policy with rewards computed from its own samples.
 
     Args:

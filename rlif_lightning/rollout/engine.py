@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from rlif_lightning.data.described import Described
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.sampling import Sampling
 
 
-class RolloutEngine(ABC):
+class RolloutEngine(Described, ABC):
     """Draws G completions for each prompt. ``setup`` once, then ``generate`` once per step."""
 
     @abstractmethod
     def setup(self, policy: PolicyModel, seed: int) -> None:
         """Bind the policy that is sampled from, and the seed of the sampling counters."""
 
-    def check(self, sampling: Sampling) -> None:  # noqa: B027 - most engines draw in every way
+    def check(self, sampling: Sampling) -> None:
         """Refuse a way of sampling that the engine does not have; called before anything is sampled.
 
         Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from rlif_lightning.parallel.sharded_checkpoint import INDEX, read_index
+from rlif_lightning.parallel.shard_index import INDEX, read_index
 
 SHARD = ".distcp"
 CHUNK = 2**24  # numbers that are summed up at once

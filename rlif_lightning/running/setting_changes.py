@@ -1,0 +1,180 @@
+"""What differs between the settings of a checkpoint and those of the run that goes on from it, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rlif_lightning.data.described import ARGUMENTS, CLASS
+
+SEED = "seed_everything"
+PROBLEMS = "data.problems"  # how many training problems there are, and a checksum of their tokens
+OPTIMIZER, SCHEDULE = "model.optimizer", "model.schedule"
+LEARNING_RATE = f"{OPTIMIZER}.{ARGUMENTS}.lr"
+PROMPTS_PER_ROLLOUT = "data.prompts_per_rollout"
+# What decides which training problems there are, and what only decides their text.
+WHICH_PROBLEMS = ("data.source", "data.max_prompt_tokens", "data.overlong")
+THEIR_TEXT = ("data.format", "data.tokenizer", "data.revision", "model.policy")
+SHAPES = ("model.policy", "model.rewards")
+# Name or its beginning -> what happens with a new value; the longest name that fits counts.
+APPLIED = {
+    "": "taken from here on",
+    "data.": "taken from the next rollout on",
+    "model.": "taken from the next rollout on",
+    "model.evaluation": "taken from the next evaluation on",
+    "model.policy.name": "the weights are the checkpoint's; tokenizer and reference model are new",
+    "model.rewards.": "taken from the next rollout on; what heads remember is kept",
+    SCHEDULE: "the new schedule goes on at the present optimiser step",
+    LEARNING_RATE: "taken from the next optimiser step on; what callbacks multiplied it by stays",
+    OPTIMIZER: "taken from the next optimiser step on; the optimiser's state is kept",
+    "trainer.callbacks": "taken; what callbacks remember is kept",
+    "trainer.accelerator": "taken; results round differently",
+    "trainer.precision": "taken; results round differently",
+    "trainer.strategy": "taken; results round differently",
+    "trainer.world_size": "taken; results round differently",
+}
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "not there"
+
+
+ABSENT = _Absent()
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting that differs.
+
+    Attributes:
+        name: in YAML.
+        old: in the checkpoint.
+        new: in the run that goes on from it.
+    """
+
+    name: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {shown(self.old)} -> {shown(self.new)}"
+
+    def begins_with(self, names: Iterable[str]) -> bool:
+        """Return whether the setting is one of these or stands below one."""
+        return any(self.name == name or self.name.startswith(f"{name}.") for name in names)
+
+
+def shown(value: Any) -> str:
+    """Return a value as YAML has it, cut to one short line."""
+    words = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    text = value if isinstance(value, str) else repr(value).replace("'", "")
+    text = " ".join(text.split()) or "''"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+    """Return what differs, each setting once: where a class is another one, its arguments are not listed."""
+    names = list(dict.fromkeys([*old, *new]))
+    found = [
+        Change(name, old.get(name, ABSENT), new.get(name, ABSENT))
+        for name in names
+        if name != PROBLEMS and old.get(name, ABSENT) != new.get(name, ABSENT)
+    ]
+    differing = {change.name for change in found}
+    kept = [change for change in found if not _is_covered(change, differing)]
+    return [
+        Change(change.name, _whole(change, old), _whole(change, new, is_new=True))
+        for change in kept
+    ]
+
+
+def _is_covered(change: Change, differing: set[str]) -> bool:
+    """Whether another change says it: of the class, or of a setting that is there on one side only."""
+    is_on_one_side = ABSENT in (change.old, change.new)
+    parts = change.name.split(".")
+    for end in range(1, len(parts)):
+        above = ".".join(parts[:end])
+        if parts[end] == ARGUMENTS and f"{above}.{CLASS}" in differing:
+            return True
+        if is_on_one_side and above in differing:
+            return True
+    return False
+
+
+def _whole(change: Change, settings: dict[str, Any], is_new: bool = False) -> Any:
+    """The value on one side; of a setting that is a record there, all of the record."""
+    value = change.new if is_new else change.old
+    if value is not ABSENT:
+        return value
+    below = f"{change.name}."
+    record = {
+        name.removeprefix(below): each for name, each in settings.items() if name.startswith(below)
+    }
+    return record or value
+
+
+def refused_changes(
+    found: list[Change], old: dict[str, Any], new: dict[str, Any], is_misfit: bool
+) -> list[Change]:
+    """Return the changes with which training cannot go on from a checkpoint.
+
+    Args:
+        found: all changes.
+        old: settings of the checkpoint.
+        new: settings of the run.
+        is_misfit: whether the checkpoint's weights and buffers are others than the model's.
+    """
+    refused = [change for change in found if _is_refused(change)]
+    refused += [change for change in found if is_misfit and change.begins_with(SHAPES)]
+    before, now = old.get(PROBLEMS), new.get(PROBLEMS)
+    if None not in (before, now) and before != now:
+        refused += _that_change_the_problems(found, before, now)
+    return list({change.name: change for change in refused}.values())
+
+
+def _is_refused(change: Change) -> bool:
+    if change.name in (SEED, "model.seed", "data.seed", "model.rewards"):
+        return True
+    if change.name.startswith(f"{OPTIMIZER}.") or change.name == OPTIMIZER:
+        return not (is_numbers(change.old) and is_numbers(change.new))
+    return False
+
+
+def is_numbers(value: Any) -> bool:
+    """Return whether a value is a number or a list of numbers, such as betas."""
+    if isinstance(value, list):
+        return all(map(is_numbers, value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _that_change_the_problems(found: list[Change], old: Any, new: Any) -> list[Change]:
+    """The order of other problems cannot be continued; the same problems in another text are the same."""
+    which = [change for change in found if change.begins_with(WHICH_PROBLEMS)]
+    text = [change for change in found if change.begins_with(THEIR_TEXT)]
+    if not which and text and old[0] == new[0]:
+        return []
+    return which or text or [Change(PROBLEMS, *map(_counted, (old, new)))]
+
+
+def _counted(problems: list[int]) -> str:
+    return f"{problems[0]} training problems with the checksum {problems[1]:08x}"
+
+
+def refusal(found: list[Change], checkpoint: Any) -> str:
+    """Return what a run cannot go on with, in one line, and the way out."""
+    listed = "; ".join(map(str, found))
+    before = "set it as before" if len(found) == 1 else "set them as before"
+    return (
+        f"a run cannot go on from it with other settings ({listed}); {before}, or begin a new run"
+        f" with its weights: fork_from={checkpoint} instead of ckpt_path"
+    )
+
+
+def outcome(change: Change) -> str:
+    """Return what happens with a setting that is applied."""
+    fitting = [name for name in APPLIED if change.name.startswith(name)]
+    return APPLIED[max(fitting, key=len)]
