@@ -19,6 +19,7 @@ from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.rewards.controls import Length, Random
 from rlif_lightning.rewards.internal import MeanLogprob
 from rlif_lightning.running.events import read_events
+from rlif_lightning.running.fork import take_weights
 from rlif_lightning.running.run_checkpoints import RunCheckpoints
 from rlif_lightning.running.setting_changes import changes
 from rlif_lightning.sampling import Sampling
@@ -93,10 +94,6 @@ def at(folder: Path, rollout: int) -> Path:
     return folder / f"rollout={rollout:06d}.ckpt"
 
 
-# trainer.max_steps alone differs between the lives below, so that the run does not end at once
-LENGTH = "trainer.max_steps: 6 -> 8"
-
-
 def test_an_unchanged_run_says_nothing_and_is_the_uninterrupted_one(first, tmp_path, capsys):
     whole = Run(tmp_path / "whole", 3, module(), data())
     capsys.readouterr()
@@ -124,8 +121,8 @@ def test_a_new_learning_rate_and_weight_decay_are_taken_and_said(first, tmp_path
     printed = capsys.readouterr().out
     assert all(f"resumed: {text}" in printed for text in said)
     plain = Run(tmp_path / "plain", 3, module(), data(), ckpt_path=at(first, 2))
-    assert any(not torch.equal(a, b) for a, b in zip(plain.module.policy.parameters(),
-                                                     run.module.policy.parameters()))  # fmt: skip
+    left, right = plain.state(), run.state()
+    assert any(not torch.equal(value, right[name]) for name, value in left.items())
 
 
 @pytest.mark.filterwarnings("ignore:CollapseGuard, rollout")
@@ -168,7 +165,6 @@ def test_what_can_be_applied_is_applied_and_said(first, tmp_path, model, problem
     assert len(run.said()) == 1
     assert int(run.module.num_rollouts) == 3
     if "group_size" in model:
-        assert run.trainer.callback_metrics["vote/largest_cluster" if 0 else "rollout/length"] > 0
         assert run.module.group_size == 3
 
 
@@ -249,7 +245,7 @@ def test_other_problems_behind_the_same_settings_are_refused(first, tmp_path):
 
     Changed.__qualname__, Changed.__module__ = "ArithmeticProblems", ArithmeticProblems.__module__
     other = data(source=Changed(size=16, validation_size=4))
-    with pytest.raises(ValueError, match="data.problems: 16 training problems with the checksum"):
+    with pytest.raises(ValueError, match=r"data\.problems: 16 training problems with the checksum"):
         Run(tmp_path, 3, module(), other, ckpt_path=at(first, 2))
 
 
@@ -313,7 +309,6 @@ def test_a_fork_computes_the_same_with_other_adapters(tmp_path, first, old, new)
     if old is not None:
         before = Run(tmp_path / "lora", 2, module(policy=Policy(NAME, lora=old)), data())
         source = at(before.folder / "checkpoints", 2)
-    from rlif_lightning.running.fork import take_weights
 
     def logits(each: RLIFModule) -> torch.Tensor:
         assert each.policy is not None
