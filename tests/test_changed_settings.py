@@ -1,4 +1,4 @@
-"""A changed configuration on resume: every difference is said, applied where it can be, refused with a way out."""
+"""Changed settings on resume: each is listed, and applied or refused with a way out."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from rlif_lightning.sampling import Sampling
 from rlif_lightning.trainer import RLIFTrainer
 
 QUIET: dict[str, Any] = {
-    "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-    "limit_val_batches": 0, "use_distributed_sampler": False, "log_every_n_steps": 1,
+    "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
+    "enable_model_summary": False, "limit_val_batches": 0, "use_distributed_sampler": False,
+    "log_every_n_steps": 1,
 }  # fmt: skip
 NAME = str(Path("rlif_lightning/assets/base_model").absolute())
 
@@ -45,10 +46,13 @@ def module(**settings: Any) -> RLIFModule:
     return RLIFModule(**(given | settings))
 
 
+def sums(size: int = 16, seed: int = 0) -> ArithmeticProblems:
+    return ArithmeticProblems(size=size, validation_size=4, seed=seed)
+
+
 def data(**settings: Any) -> PromptData:
     given: dict[str, Any] = {
-        "source": ArithmeticProblems(size=16, validation_size=4), "tokenizer": NAME, "group_size": 2,
-        "prompts_per_rollout": 2,
+        "source": sums(), "tokenizer": NAME, "group_size": 2, "prompts_per_rollout": 2,
     }  # fmt: skip
     return PromptData(**(given | settings))
 
@@ -179,7 +183,7 @@ def test_reward_weights_are_taken(first, tmp_path):
 
 
 def test_the_order_of_prompts_goes_on_with_rollouts_of_another_size(first, tmp_path):
-    """After 3 rollouts of 2 of 16 problems, rollouts of 4 go on at the third batch: 2 problems are skipped."""
+    """After 3 rollouts of 2 problems, rollouts of 4 go on at the third batch: 2 are skipped."""
     seen: list[int] = []
 
     class Watching(RLIFModule):
@@ -219,11 +223,11 @@ def test_continued_place_by_hand():
 @pytest.mark.parametrize(
     ("model", "problems", "message"),
     [
-        ({}, {"source": ArithmeticProblems(size=17, validation_size=4)}, r"init_args.size: 16 -> 17\)"),
-        ({}, {"source": ArithmeticProblems(size=16, validation_size=4, seed=1)}, r"seed: 0 -> 1\)"),
-        ({"rewards": rewards("certainty")}, {}, r"model.rewards: \[certainty, length\] -> \[certainty\]\)"),
-        ({"rewards": rewards("certainty", "length", "coin")}, {}, r"model.rewards: .* -> .*coin\]\)"),
-        ({"policy": Policy(NAME, lora=LoRA(4, 8))}, {}, r"model.policy.lora: null -> {rank: 4, alpha: 8,"),
+        ({}, {"source": sums(17)}, r"init_args.size: 16 -> 17\)"),
+        ({}, {"source": sums(seed=1)}, r"seed: 0 -> 1\)"),
+        ({"rewards": rewards("certainty")}, {}, r"rewards: \[certainty, length\] -> \[certainty\]\)"),
+        ({"rewards": rewards("certainty", "length", "coin")}, {}, r"rewards: .* -> .*coin\]\)"),
+        ({"policy": Policy(NAME, lora=LoRA(4, 8))}, {}, r"policy.lora: null -> {rank: 4, alpha: 8,"),
         ({"seed": 1}, {"seed": 1}, r"seed_everything: 0 -> 1\)"),
     ],
     ids=["size", "other problems", "dropped reward", "added reward", "added LoRA", "seed"],

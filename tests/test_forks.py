@@ -1,4 +1,4 @@
-"""Forks and changed settings through the real command line: refusals in one line, two processes, shards and files."""
+"""Forks and changed settings through the command line, on one process and on two."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ def test_a_fork_is_evaluated_with_its_weights_and_goes_on_as_a_run_of_its_own(fi
     forking = [f"--fork_from={path}", "--ckpt_path=auto", NOTHING_MOVES, "--compare=true"]
     run = fit(tmp_path, *ONE, *forking)
     assert int(run.model.num_rollouts) == 1
+    found = parameters(run)
     for name, value in parameters(before).items():
-        torch.testing.assert_close(run.model.policy.state_dict()[name], value, rtol=0, atol=1e-20)
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-20)
     measured = cli.main(["validate", *(each for each in BASE if "compare" not in each),
                          f"--trainer.default_root_dir={tmp_path / 'v'}", f"--ckpt_path={path}"])  # fmt: skip
     assert run.before is not None

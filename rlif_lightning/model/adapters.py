@@ -1,4 +1,4 @@
-"""Weights with LoRA adapters, as peft names them, and the same weights without: by names alone, without a model."""
+"""Weights with LoRA adapters, as peft names them, and the same weights without, by names alone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def merged(weights: Mapping[str, Tensor], scale: float, is_transposed: bool) -> 
 
 
 def as_named(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Return weights without adapters under the names of a model that may have some, whose own are left out.
+    """Return weights without adapters under the names of a model that may have adapters.
 
     Raises:
         ValueError: a weight is missing; names it.

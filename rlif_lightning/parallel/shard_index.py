@@ -1,4 +1,4 @@
-"""The index of a checkpoint that is a folder of shards: a pickle, which is read without running anything."""
+"""The index of a folder of shards: a pickle, which is read without running anything."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ STATE = "state_dict."  # before the name of a weight
 FORMAT = "torch.distributed.checkpoint."
 KNOWN = {
     f"{FORMAT}metadata": {
-        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
-        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
     },
     f"{FORMAT}filesystem": {"_StorageInfo"},
-    "torch": {"Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"},
+    "torch": {
+        "Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8",
+        "uint8", "bool",
+    },
     "torch.serialization": {"_get_layout"},
     "pathlib": {"PosixPath", "Path"},
 }  # fmt: skip

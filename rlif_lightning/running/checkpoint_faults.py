@@ -1,4 +1,4 @@
-"""Why a run cannot go on from a checkpoint: found by looking, before anything is built from it or put into a model.
+"""Why a run cannot resume from a checkpoint, found before anything of it is put into a model.
 
 In this order, so that nothing large or hostile is read by accident: what kind of file it is, sizes,
 checksums, which parts there are, counters, shapes against the model, and whether every weight is a
@@ -55,7 +55,7 @@ class Expected:
 
 
 def expected_of(module: Any) -> Expected:
-    """What a checkpoint of an RLIFModule holds, before its policy is loaded (from the model's config alone)."""
+    """Return what a checkpoint of a module holds, by the model's config alone."""
     with torch.random.fork_rng(devices=[]):
         policy = empty_model(module.policy_settings)
     tensors = {
@@ -70,7 +70,7 @@ def expected_of(module: Any) -> Expected:
 
 
 def why_unusable(path: Path, expected: Expected | None = None) -> str | None:
-    """Why a run cannot go on from this file or folder, or None if it can; runs nothing that it holds.
+    """Return why a run cannot resume from this file or folder, or None; run nothing that it holds.
 
     Args:
         path: a checkpoint, or what is said to be one.
@@ -153,7 +153,7 @@ def _shards_misfit(path: Path, expected: Expected) -> Misfit | None:
 
 
 def read_rest(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without a copy of its weights; of a folder of shards what is in no shard."""
+    """Read a checkpoint without copying its weights; of a folder, what is in no shard."""
     if path.is_dir():
         return torch.load(path / REST, weights_only=True, map_location="cpu")
     return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
@@ -175,7 +175,7 @@ def _weights_misfit(weights: dict[str, Any], expected: Expected) -> Misfit | Non
 def _by_its_settings(
     fault: Misfit, path: Path, content: dict[str, Any], expected: Expected
 ) -> Misfit:
-    """Say it by the settings that differ, where the checkpoint holds them."""
+    """Name the settings that differ, where the checkpoint holds them."""
     old = content.get(KEY)
     found = changes(old, expected.settings) if isinstance(old, dict) else []
     found = [change for change in found if change.begins_with(SHAPES)]
@@ -194,7 +194,7 @@ def _foreign(content: Any, parts: set[str]) -> str | None:
 
 
 def _progress_fault(content: dict[str, Any]) -> str | None:
-    """Whether the place in the data is told: counts of epochs, batches and rollouts."""
+    """Return what is wrong with the counts of epochs, batches and rollouts, or None."""
     loop = content["loops"].get("fit_loop") if isinstance(content["loops"], dict) else None
     for name in PROGRESS:
         progress = loop.get(name) if isinstance(loop, dict) else None
@@ -239,7 +239,7 @@ def _tensors_fault(content: dict[str, Any], expected: Expected | None) -> str | 
 
 
 def tensors_of(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dicts, lists and tuples, with its dotted name; what stands there twice comes once."""
+    """Yield every tensor in nested dicts, lists and tuples once, with its dotted name."""
     waiting, seen = [(name, content)], set()
     while waiting:
         name, value = waiting.pop()
@@ -276,7 +276,7 @@ def _misfit(
 
 
 def _optimizer_misfit(states: Any, expected: Expected) -> Misfit | None:
-    """Moments belong to parameters by number, or by name where the model was divided."""
+    """Compare moments with parameters, by number, or by name where the model was divided."""
     for state in states:
         count = sum(len(group["params"]) for group in state["param_groups"])
         if count != len(expected.trained):

@@ -1,4 +1,4 @@
-"""Finding checkpoints again: the newest whole one of a root, the best one, or the one that was named."""
+"""Which checkpoint is meant: the newest whole one of a root, the best one, or a named one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlif_lightning.running.checkpoint_names import find_best, find_checkpoints
 def resolve_checkpoint(
     wanted: str | None, root: Path, expected: Expected | None = None
 ) -> Path | None:
-    """The checkpoint that ``--ckpt_path`` means.
+    """Return the checkpoint that ``--ckpt_path`` means.
 
     Args:
         wanted: a path; ``last`` = the newest whole checkpoint of ``root``; ``auto`` = the same, or

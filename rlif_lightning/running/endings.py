@@ -34,7 +34,7 @@ LOST = re.compile(
 
 
 class NonFiniteGradient(RuntimeError):
-    """A gradient is not finite; the parameters were not stepped."""
+    """A gradient is not finite; the optimiser made no step."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Ending:
 
 
 def takes_its_last_step(trainer: Trainer) -> bool:
-    """Whether the step that has just been made is the run's last one."""
+    """Return whether the step that has just been made is the run's last one."""
     loop = trainer.fit_loop
     last = (
         loop.max_epochs is not None
@@ -70,7 +70,7 @@ def takes_its_last_step(trainer: Trainer) -> bool:
 
 
 def ending_of(trainer: Trainer) -> Ending:
-    """How a run ends that ends by itself: the limit that it reached, or the callback that stopped it."""
+    """Return how a run ended by itself: by a limit, or by a callback that stopped it."""
     rollouts = f"after rollout {int(trainer.lightning_module.num_rollouts)}"  # type: ignore[arg-type]
     if trainer.should_stop:
         told = [ending for each in _callbacks(trainer) if (ending := _decision(each)) is not None]
@@ -87,7 +87,7 @@ def _callbacks(trainer: Trainer) -> list[Callback]:
 
 
 def _decision(callback: Any) -> Ending | None:
-    """What a callback says of its own decision to stop: Lightning's by their state, others by ``why_stopped``."""
+    """Return a callback's own decision to stop: Lightning's by state, others by ``why_stopped``."""
     name = type(callback).__name__
     if (
         isinstance(callback, EarlyStopping)
@@ -114,13 +114,13 @@ def _decision(callback: Any) -> Ending | None:
 
 
 def still_decided(over: dict[str, Any], trainer: Trainer) -> bool:
-    """Whether what ended a run holds for the one that goes on: while the callback that decided it is there."""
+    """Return whether what ended a run still holds: while the callback that decided it is there."""
     names = [type(callback).__name__ for callback in _callbacks(trainer)]
     return over["reason"] in DECIDED and (over["by"] is None or over["by"] in names)
 
 
 def remedy(reason: str, by: str | None) -> str:
-    """What to do to train on after a run is over."""
+    """Return what a user does to train on after a run is over."""
     limits = {
         "finished": "trainer.max_epochs",
         "max_steps": "trainer.max_steps",
@@ -136,7 +136,7 @@ def _at_max_steps(trainer: Trainer) -> bool:
 
 
 def ending_of_error(error: BaseException, places: Sequence[tuple[str, int]] = ()) -> Ending:
-    """How a run ends that an exception ended.
+    """Return how a run ended by an exception.
 
     Args:
         error: the exception.
@@ -166,7 +166,7 @@ def ending_of_error(error: BaseException, places: Sequence[tuple[str, int]] = ()
 
 
 def _lost(places: Sequence[tuple[str, int]]) -> str:
-    """Which process it was; its connections close a moment before the process is gone."""
+    """Name the lost process, whose connections close a moment before it is gone."""
     for _ in range(10):
         if numbers := gone(places):
             return " and ".join(f"process {number} (pid {places[number][1]})" for number in numbers)
@@ -181,7 +181,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def own_mistake(error: BaseException | None) -> BaseException | None:
-    """The ValueError or TypeError, or what caused it, that one of our own checks raised; None for a bug below."""
+    """Return the ValueError or TypeError that one of our checks raised; None for a bug."""
     if not isinstance(error, (ValueError, TypeError)):
         return None
     modules = (sys.modules.get(name) for name in ("rlif_lightning", "callbacks"))
@@ -197,7 +197,7 @@ def own_mistake(error: BaseException | None) -> BaseException | None:
 
 
 class RunEnd(Callback):
-    """Writes the event ``end`` of every run: why it ended, and the exit code; the last one in a folder counts.
+    """Writes the event ``end`` of every run, with reason and exit code; the last one counts.
 
     RLIFTrainer puts it before all other callbacks, so that a report that is made at the end can
     show it. The first process writes it; where another process was lost, whichever is left.
@@ -216,14 +216,14 @@ class RunEnd(Callback):
             self.places = all_process_objects(own_place())
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """The run ends with an error or a signal, or an evaluation after it does."""
+        """Write the end of a run that an error or a signal ended, or of an evaluation after it."""
         ending = ending_of_error(exception, self.places)
         if ending.reason == "lost_process":
             print(f"error: {ending.message}; --ckpt_path=auto goes on", file=sys.stderr, flush=True)
         self._write(trainer, ending)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """The run ended by itself, and every callback had its ``on_train_end``."""
+        """Write the end of a run that ended by itself, after every callback's ``on_train_end``."""
         if stage == "fit" and self.own is not None and self.ending is None:
             self._write(trainer, ending_of(trainer))
 

@@ -1,4 +1,4 @@
-"""A fork: a new run whose policy begins with the weights in another run's checkpoint, and with nothing else of it."""
+"""A fork: a new run that takes the policy's weights, and nothing else, from a checkpoint."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def checked_fork(
 
 
 class Fork(Callback):
-    """Puts the weights in ``RLIFTrainer.fork_from`` into the policy, before whatever uses it first."""
+    """Puts the weights in ``RLIFTrainer.fork_from`` into the policy before its first use."""
 
     def __init__(self) -> None:
         self.taken: Path | None = None
@@ -65,7 +65,7 @@ class Fork(Callback):
     on_validation_start = on_fit_start
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Say it, and write the event ``fork``."""
+        """Print what was taken, and write the event ``fork``."""
         if trainer.fork_from is None or trainer.fast_dev_run:
             return
         text = f"policy weights of {trainer.fork_from}; everything else begins anew"
@@ -76,7 +76,7 @@ class Fork(Callback):
 
 
 def take_weights(source: Path, module: Any) -> None:
-    """Put the policy's weights in a checkpoint into a module's policy (a collective if it is divided).
+    """Put a checkpoint's policy weights into a module's policy (a collective if it is divided).
 
     Where the policy's adapters are not of the checkpoint's kind, or one of the two has none, the
     checkpoint's adapters are merged into its weights, and the policy's own begin anew.
@@ -106,7 +106,7 @@ def take_weights(source: Path, module: Any) -> None:
 
 
 def _saved_scale(source: Path, own: float | None) -> float | None:
-    """alpha / rank of the checkpoint's adapters; the policy's own where it does not say."""
+    """Return alpha / rank of the checkpoint's adapters; ``own`` where it has no settings."""
     settings = read_rest(source).get(KEY)
     if settings is None:
         return own
@@ -115,7 +115,7 @@ def _saved_scale(source: Path, own: float | None) -> float | None:
 
 
 def _policy_weights(source: Path) -> dict[str, Tensor]:
-    """The policy's whole weights by their names in its model, mapped from the disk where they can be."""
+    """Return the policy's whole weights by their names in its model, mapped if possible."""
     weights = read_whole(source, MODEL) if source.is_dir() else read_rest(source)["state_dict"]
     return {
         name.removeprefix(MODEL): value for name, value in weights.items() if name.startswith(MODEL)

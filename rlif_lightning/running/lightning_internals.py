@@ -1,4 +1,4 @@
-"""Lightning's private names that this library uses: each is here, with the reason why no public one will do.
+"""Lightning's private names that this library uses, each with why no public one will do.
 
 A new version of Lightning may rename them. They were read in the version ``READ_IN``;
 ``tests/test_internals.py`` says which of them another version lacks, and finds those that are used
@@ -80,10 +80,10 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
 
 
 def signals_of(trainer: Trainer) -> Any:
-    """What handles the signals to a trainer's process."""
+    """Return what handles the signals to a trainer's process."""
     return trainer._signal_connector
 
 
 def epoch_is_over(trainer: Trainer) -> bool:
-    """Whether the step that has just been made was its epoch's last; the loop's ``done`` has other reasons as well."""
+    """Return whether the step that has just been made was its epoch's last."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()

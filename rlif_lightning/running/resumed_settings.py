@@ -1,4 +1,4 @@
-"""ResumedSettings: a run that goes on from a checkpoint with other settings says so, applies them, or refuses."""
+"""ResumedSettings: other settings than the checkpoint's are listed, and applied or refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEPT_FLAGS = ("params", "lr", "initial_lr", "fused", "foreach", "capturable")
 
 
 class ResumedSettings(Callback):
-    """Keeps the decisive settings in every checkpoint, and compares them where a run goes on from one.
+    """Keeps the decisive settings in every checkpoint, and compares them when a run resumes.
 
     RLIFTrainer adds it to every run. Each difference is listed with what happens with it, before
     the model is loaded, on the first process's terminal and as an event ``settings``. A new
@@ -102,7 +102,7 @@ class ResumedSettings(Callback):
         current |= dict.fromkeys(current, place)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Apply the optimiser's arguments, which the checkpoint's have just replaced; write the events."""
+        """Apply the optimiser's arguments, which the checkpoint has replaced; write the events."""
         if any(change.begins_with((OPTIMIZER, SCHEDULE)) for change in self.changes):
             self._apply(trainer, pl_module)
         if trainer.fast_dev_run:

@@ -1,4 +1,4 @@
-"""The settings that decide a run's results, as a checkpoint holds them: plain values by their names in YAML."""
+"""The settings that decide a run's results, as checkpoints hold them: plain values by YAML name."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _resolved(name: Any) -> Any:
 
 
 def problems_of(data: Any) -> dict[str, Any]:
-    """Return the number of loaded training problems and a checksum of their tokens, if they are known."""
+    """Return the number of loaded training problems and a checksum of their tokens, if known."""
     split = data.split("train") if isinstance(data, PromptData) else None
     if split is None or split.token_ids is None:
         return {}

@@ -1,4 +1,4 @@
-"""What differs between the settings of a checkpoint and those of the run that goes on from it, and what comes of it."""
+"""Which settings differ between a checkpoint and the run that resumes from it, and what follows."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def shown(value: Any) -> str:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
-    """Return what differs, each setting once: where a class is another one, its arguments are not listed."""
+    """Return what differs, each setting once; the arguments of another class are not listed."""
     names = list(dict.fromkeys([*old, *new]))
     found = [
         Change(name, old.get(name, ABSENT), new.get(name, ABSENT))
@@ -103,7 +103,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
 
 
 def _is_covered(change: Change, differing: set[str]) -> bool:
-    """Whether another change says it: of the class, or of a setting that is there on one side only."""
+    """Return whether another change says it: of the class, or of what one side has not."""
     is_on_one_side = ABSENT in (change.old, change.new)
     parts = change.name.split(".")
     for end in range(1, len(parts)):
@@ -116,7 +116,7 @@ def _is_covered(change: Change, differing: set[str]) -> bool:
 
 
 def _whole(change: Change, settings: dict[str, Any], is_new: bool = False) -> Any:
-    """The value on one side; of a setting that is a record there, all of the record."""
+    """Return the value on one side; of a setting that is a record there, the whole record."""
     value = change.new if is_new else change.old
     if value is not ABSENT:
         return value
@@ -162,7 +162,7 @@ def is_numbers(value: Any) -> bool:
 
 
 def _that_change_the_problems(found: list[Change], old: Any, new: Any) -> list[Change]:
-    """The order of other problems cannot be continued; the same problems in another text are the same."""
+    """Return the changes that make other problems, whose order cannot be continued."""
     which = [change for change in found if change.begins_with(WHICH_PROBLEMS)]
     text = [change for change in found if change.begins_with(THEIR_TEXT)]
     if not which and text and old[0] == new[0]:

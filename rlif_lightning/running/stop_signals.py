@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the running step is finished, saved, and the exit code says so.
+"""Signals that ask a run to stop: the step is finished and saved, and the exit code says so.
 
 SIGTERM and SIGUSR1 are what clusters send before they take a machine away; they end with exit code
 75 (``EX_TEMPFAIL`` of sysexits.h: try again later), since 143 is also what a process gets that was
@@ -27,7 +27,7 @@ ASKING = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals(SignalConnector):
-    """Takes down that a signal came while training; elsewhere there is nothing to finish and it acts at once."""
+    """Records a signal that comes while training; elsewhere a signal acts at once."""
 
     def __init__(self, trainer: Trainer):
         super().__init__(trainer)
@@ -38,7 +38,7 @@ class StopSignals(SignalConnector):
         self.finishes_steps = False  # true while steps are run at whose end somebody looks
 
     def register_signal_handlers(self) -> None:
-        """Called by the trainer before each of its stages; ``teardown`` puts the former handlers back."""
+        """Put the handlers in place before each stage; ``teardown`` puts back the former ones."""
         self.asked = dict.fromkeys(self.asked, False)
         self._original_handlers = {
             number: signal.getsignal(number) for number in (*ASKING, signal.SIGINT)
@@ -61,7 +61,7 @@ class StopSignals(SignalConnector):
             raise SystemExit(TRY_AGAIN)
 
     def agreed_signal(self) -> int | None:
-        """The exit code that a signal to any process asks for, None if there was none (a collective).
+        """Return the exit code that a signal to any process asks for, or None (a collective).
 
         That torchrun is gone counts as a signal to stop.
         """
@@ -74,7 +74,7 @@ class StopSignals(SignalConnector):
 
 
 def exit_on_request() -> None:
-    """Until training begins: a signal that asks to stop ends the process with the code that says "start me again"."""
+    """End the process with the code for "start again" at a signal that comes before training."""
 
     def leave(number: int, frame: Any) -> None:
         raise SystemExit(TRY_AGAIN)
