@@ -15,7 +15,13 @@ from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.running.checkpoint_faults import why_unusable
 from rlif_lightning.running.checkpoint_files import write_checkpoint
 from rlif_lightning.running.leftovers import remove_other_snapshots
-from rlif_lightning.running.own_files import OwnFiles, copy_in, locate, own_files, told_only
+from rlif_lightning.running.own_files import (
+    OwnFiles,
+    copy_in,
+    disk_errors_printed,
+    locate,
+    own_files,
+)
 from rlif_lightning.running.run_checkpoints import run_checkpoints
 
 
@@ -183,5 +189,5 @@ def _take_in(own: OwnFiles, foreign: set[Path], used: set[Path]) -> None:
     """Give another run's snapshots names of this run's; remove those of this run that nothing names."""
     for path in foreign:
         copy_in(path, own.adopt(path))
-    with told_only("snapshots of an earlier life could not be removed"):
+    with disk_errors_printed("snapshots of an earlier life could not be removed"):
         remove_other_snapshots(own, used | {own.adopt(path) for path in foreign})

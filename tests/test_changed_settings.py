@@ -225,13 +225,17 @@ def test_continued_place_by_hand():
     [
         ({}, {"source": sums(17)}, r"init_args.size: 16 -> 17\)"),
         ({}, {"source": sums(seed=1)}, r"seed: 0 -> 1\)"),
-        ({"rewards": rewards("certainty")}, {}, r"rewards: \[certainty, length\] -> \[certainty\]\)"),
-        ({"rewards": rewards("certainty", "length", "coin")}, {}, r"rewards: .* -> .*coin\]\)"),
-        ({"policy": Policy(NAME, lora=LoRA(4, 8))}, {}, r"policy.lora: null -> {rank: 4, alpha: 8,"),
+        ({"rewards": rewards("certainty")}, {}, r"rewards: .*length\] -> \[certainty\]\)"),
+        ({"rewards": rewards("certainty", "length", "coin")}, {}, r"rewards: .* -> .*, coin\]\)"),
+        (
+            {"policy": Policy(NAME, lora=LoRA(4, 8))},
+            {},
+            r"policy.lora: null -> {rank: 4, alpha: 8,",
+        ),
         ({"seed": 1}, {"seed": 1}, r"seed_everything: 0 -> 1\)"),
     ],
     ids=["size", "other problems", "dropped reward", "added reward", "added LoRA", "seed"],
-)  # fmt: skip
+)
 def test_what_cannot_go_on_is_refused_with_the_way_out(first, tmp_path, model, problems, message):
     if "policy" in model:
         pytest.importorskip("peft")

@@ -1,7 +1,7 @@
 """Evaluation apart from the rewards: figures of a policy's samples and, with labels, accuracy.
 
 Labels are for measuring only; nothing here is seen by a reward or a gradient. Read `Evaluation`
-(the settings), `Evaluator` (collects over batches and ranks). What comes out: ``report.py``.
+(the settings), `Evaluator` (collects over batches and processes). What comes out: ``report.py``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def check_labels(data: Any, evaluator: Evaluator, rewards: RewardSet, stage: str) -> None:
     """Check the loaded splits with the checker and every head that reads gold answers.
 
-    What a run can go on with is told in one line for each column, once.
+    A doubt that a run can go on with is printed once, in one line for each column.
 
     Args:
         data: the data module; nothing is checked unless it is a `PromptData`.

@@ -41,7 +41,7 @@ class ProblemMetric(Metric):
     """The ratio of two sums over problems, kept per problem so that problems can be resampled.
 
     One state, ``[P, 3]`` of (row in the data set, total, weight) per update, concatenated over
-    ranks. Every rank must have been updated before ``compute`` or ``table``, which are collectives.
+    processes. ``compute`` and ``table`` are collectives: every process must have been updated.
 
     Attributes:
         share: whether a problem's ratio lies in [0, 1].

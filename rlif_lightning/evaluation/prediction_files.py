@@ -82,7 +82,7 @@ class PredictionFiles(BasePredictionWriter):
         """Open the folder, cut torn ends off, and leave finished prompts out (a collective).
 
         Raises:
-            ValueError: the folder was begun with other settings or by somebody else, or the data
+            ValueError: the folder was begun with other settings or not by predict, or the data
                 are no PromptData.
         """
         data = getattr(trainer, "datamodule", None)

@@ -27,7 +27,7 @@ def record_event(
     ``kind``, ``message`` and ``values``; numbers that are not finite become null.
 
     Args:
-        trainer: its ``log_dir`` is where the file lies.
+        trainer: its ``log_dir`` is where the file is.
         module: counts the rollouts.
         source: name of the callback.
         kind: one word for what happened: ``warning``, ``alarm``, ``rollback``, ``schedule``, ...

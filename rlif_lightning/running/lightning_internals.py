@@ -39,7 +39,7 @@ READ_IN = "2.6.6"
 # Module and class of Lightning's -> private name -> why.
 OVERRIDDEN: dict[str, dict[str, str]] = {
     "lightning.pytorch.trainer.trainer.Trainer": {
-        "_run": "callbacks are not told which checkpoint a run goes on from",
+        "_run": "callbacks do not learn which checkpoint a run resumes from",
         "_signal_connector": "the trainer makes its own and has no argument for another",
     },
     "lightning.pytorch.core.module.LightningModule": {

@@ -54,7 +54,7 @@ def is_alive(folder: Path) -> bool:
 
 
 @contextmanager
-def told_only(what: str) -> Iterator[None]:
+def disk_errors_printed(what: str) -> Iterator[None]:
     """Print an error of the disk and go on, where no result rests on the file."""
     try:
         yield
@@ -67,7 +67,7 @@ def locate(name: Any, beside: Path) -> Path | None:
 
     Args:
         name: ``FOLDER/checkpoints/rollout=N.ckpt`` and the like, as :meth:`OwnFiles.name` makes it.
-        beside: the run's folder that the checkpoint lies in.
+        beside: the run's folder that the checkpoint is in.
     """
     if not isinstance(name, str) or not (match := NAME.fullmatch(name)):
         return None
@@ -114,7 +114,7 @@ class OwnFiles:
 
     def settle(self, **facts: Any) -> None:
         """Write ``facts`` into the folder, that it is this run's, and that it is alive."""
-        with told_only(
+        with disk_errors_printed(
             f"{self.folder / MARK} could not be written, so a resumed run will leave this folder"
             " alone"
         ):

@@ -21,7 +21,7 @@ from rlif_lightning.running.checkpoint_names import BEST, SUFFIX
 from rlif_lightning.running.endings import ending_of, still_decided, takes_its_last_step
 from rlif_lightning.running.leftovers import remove_leftovers
 from rlif_lightning.running.lightning_internals import epoch_is_over, signals_of
-from rlif_lightning.running.own_files import OwnFiles, locate, own_files, told_only
+from rlif_lightning.running.own_files import OwnFiles, disk_errors_printed, locate, own_files
 from rlif_lightning.running.stop_signals import StopSignals
 
 
@@ -120,7 +120,7 @@ class RunCheckpoints(Checkpoint):
         self.saved = int(pl_module.num_rollouts)
         if trainer.is_global_zero and not self.off:
             self._own.settle()
-            with told_only("what an earlier life left could not be removed"):
+            with disk_errors_printed("what an earlier life left could not be removed"):
                 remove_leftovers(self._own, self.kept, self.best_path)
         assert self.signals is not None
         self.signals.finishes_steps = True
@@ -155,8 +155,8 @@ class RunCheckpoints(Checkpoint):
                     " --ckpt_path=auto goes on"
                 )
                 print(text, file=sys.stderr, flush=True)
-            # Rank 0 speaks for all: Lightning kills every process at once when one that it started
-            # ends with a code.
+            # Only the first process ends with a code: Lightning kills every process at once when
+            # one that it started does.
             raise SystemExit(code if trainer.is_global_zero else 0)
 
     def _save(self, trainer: Trainer, rollouts: int) -> None:
@@ -179,7 +179,7 @@ class RunCheckpoints(Checkpoint):
             return
         value = float(
             trainer.callback_metrics[self.monitor]
-        )  # reduced over ranks: all of them decide alike
+        )  # reduced: every process decides alike
         if not is_better(value, self.best, self.mode):
             return
         old, self.best, self.best_path = self.best_path, value, self.folder / BEST

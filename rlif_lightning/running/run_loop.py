@@ -45,7 +45,7 @@ class RunLoop(FitLoop):
 class EpochLoopWithStepEnd(TrainingEpochLoop):
     """Lightning's loop over steps with a hook when a step, its logging and its validation are over.
 
-    No hook of Lightning's lies there: ``on_train_batch_end`` comes before the step's figures are
+    Lightning has no hook there: ``on_train_batch_end`` comes before the step's figures are
     logged and before its validation, so a run that went on from a checkpoint made there would lack
     both.
     """

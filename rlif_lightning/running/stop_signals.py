@@ -1,10 +1,10 @@
 """Signals that ask a run to stop: the step is finished and saved, and the exit code says so.
 
-SIGTERM and SIGUSR1 are what clusters send before they take a machine away; they end with exit code
-75 (``EX_TEMPFAIL`` of sysexits.h: try again later), since 143 is also what a process gets that was
-killed and saved nothing. Control-C (SIGINT) saves as well and ends with 130; a second one ends at
-once. Lightning's own handlers are not used: they run a collective inside the handler, where other
-ranks are somewhere else, and end with exit code 0.
+Clusters send SIGTERM and SIGUSR1 before they stop a machine. Both end with exit code 75
+(``EX_TEMPFAIL`` of sysexits.h: try again later); a process that was killed and saved nothing has
+143. Control-C (SIGINT) saves as well and ends with 130; a second one ends at once. Lightning's own
+handlers are not used: they run a collective inside the handler, which other processes may not have
+reached, and end with exit code 0.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ class StopSignals(SignalConnector):
     def __init__(self, trainer: Trainer):
         super().__init__(trainer)
         self.asked = {TRY_AGAIN: False, INTERRUPTED: False}
-        # A process that torchrun started is an orphan once its parent is another one: nobody would
-        # ever stop it.
+        # A process whose torchrun is gone has another parent, and nothing would ever stop it.
         self.launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        self.finishes_steps = False  # true while steps are run at whose end somebody looks
+        self.finishes_steps = False  # true while RunCheckpoints looks at the ends of steps
 
     def register_signal_handlers(self) -> None:
         """Put the handlers in place before each stage; ``teardown`` puts back the former ones."""
