@@ -1,4 +1,4 @@
-"""One training step of rlif-lightning, measured: the workload of ``workload.py`` through the real trainer.
+"""Measure one training step of rlif-lightning: a workload through the real trainer.
 
 python benchmarks/step.py --lengths random
 """
@@ -32,7 +32,7 @@ from rlif_lightning.sampling import Sampling
 
 
 class OfIds(RewardHead):
-    """A plain function of a completion's token ids."""
+    """A reward that is a plain function of a completion's token ids."""
 
     def __init__(self, function: Any):
         super().__init__()
@@ -44,7 +44,7 @@ class OfIds(RewardHead):
 
 
 class Vote(RewardHead):
-    """1 for the group's most frequent answer."""
+    """A reward of 1 for the group's most frequent answer."""
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         rows = zip(rollout.completion_ids, rollout.mask, strict=True)
@@ -53,7 +53,7 @@ class Vote(RewardHead):
 
 
 class PlannedLengths(NativeEngine):
-    """Ends each completion at its planned length, so that both trainers get the same work."""
+    """An engine that ends each completion at its planned length, as on TRL's side."""
 
     def __init__(self, a: Any):
         super().__init__(*([a.max_rows] if a.max_rows else []))
@@ -64,12 +64,12 @@ class PlannedLengths(NativeEngine):
         self.rollouts += 1
         return super().generate(prompts, group_size, sampling, step)
 
-    def ends(self, tokens: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
-        return steps + 1 >= self.planned[rows]
+    def ends(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        return positions + 1 >= self.planned[rows]
 
 
 class Recorder(Callback):
-    """Hands each step to the meter."""
+    """A callback that passes each step to the meter."""
 
     def __init__(self, meter: Meter):
         self.meter = meter
@@ -89,7 +89,7 @@ class Recorder(Callback):
 
 
 def build(a: Any, folder: Path) -> tuple[RLIFModule, PromptData]:
-    """Module and data of the workload."""
+    """Build module and data of the workload."""
     rows = [json.dumps({"question": prompt}) + "\n" for prompt in workload.make_prompts(a)]
     (folder / "prompts.jsonl").write_text("".join(rows))
     source = LocalFiles(train=str(folder / "prompts.jsonl"))

@@ -1,7 +1,7 @@
-"""The LightningModule: wires policy, reference model, reward heads and objective; steps the optimiser; logs. No maths.
+"""The LightningModule: wires policy, reference model, reward heads, objective and logging.
 
 ``training_step`` is the whole method in order: rollout, rewards, advantages, update, log. One batch
-of prompts is one rollout; ``global_step`` counts optimiser steps, of which a rollout makes
+of prompts is one rollout. ``global_step`` counts optimiser steps, of which a rollout makes
 ``updates_per_rollout * epochs_per_rollout``.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,28 +23,20 @@ from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.objectives import KLCov, Objective
-from rlif_lightning.learning.old_logprobs import loss_inputs, rollout_logprobs, settle_old_logprobs
 from rlif_lightning.learning.optimizer import OptimizerPlan
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
 from rlif_lightning.learning.token_budget import TokenBudget
-from rlif_lightning.learning.update import (
-    UpdatePlan,
-    accumulate_gradient,
-    non_finite_message,
-    reference_logprobs,
-    select_groups,
-)
-from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.learning.update import UpdatePlan
+from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
-from rlif_lightning.processes.ranks import data_rank, num_data_ranks, share_rows
-from rlif_lightning.records import Prompts, RewardOutput, Rollout
+from rlif_lightning.processes.ranks import num_data_ranks, share_completions
+from rlif_lightning.records import Prompts
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.running.endings import NonFiniteGradient
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.sampling import PREDICTION_ROLLOUT, Sampling
@@ -140,7 +131,10 @@ class RLIFModule(Described, LightningModule):
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.int64))
 
     def configure_model(self) -> None:
-        """Load the policy, and the reference model if the objective uses one (Lightning calls this on every entry)."""
+        """Load the policy, and the reference model if the objective needs one.
+
+        Lightning calls this on every entry.
+        """
         strategy = None if self._trainer is None else self._trainer.strategy
         if self.policy is None:
             self.policy = build_policy(self.policy_settings, strategy)
@@ -150,32 +144,32 @@ class RLIFModule(Described, LightningModule):
             and not self.policy.has_adapters
         ):
             reference = build_policy(self.policy_settings, strategy, frozen=True)
-            # Not a submodule: neither checkpoints nor strategies are to see what is loaded from
-            # where it came from.
+            # The reference is no submodule: checkpoints and strategies must not include it, since
+            # it is loaded from its own files.
             object.__setattr__(self, "reference", reference)
         self.engine.setup(self.policy, self.seed)
 
     def setup(self, stage: str) -> None:
-        """Refuse what could only fail, or silently do nothing, later.
+        """Refuse settings that would fail later, or silently do nothing.
 
         Raises:
             ValueError: names the argument and the remedy.
         """
         check_strategy(self.trainer.strategy)
-        share_rows(isinstance(self.trainer.strategy, TensorParallelStrategy))
+        share_completions(isinstance(self.trainer.strategy, TensorParallelStrategy))
         data = getattr(self.trainer, "datamodule", None)
         check_labels(data, self.evaluator, self.rewards, stage)
         check_run(self, data if isinstance(data, PromptData) else None, stage)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the trainable parameters, and its learning-rate schedule by optimiser step."""
+        """Build AdamW over the trainable parameters, with its schedule by optimiser step."""
         assert self.policy is not None
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer, schedule = self.optimizer_plan.build(trained, self.trainer.max_steps)
         return [optimizer], [schedule]
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """One rollout and its updates."""
+        """Make one rollout and its updates."""
         number, started = int(self.num_rollouts), time.perf_counter()
         rollout = self.engine.generate(prompts, self.group_size, self.sampling, number)
         sampled = time.perf_counter()
@@ -183,7 +177,7 @@ class RLIFModule(Described, LightningModule):
         rollout, outputs = without_dropped(rollout, outputs)
         advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
         scored = time.perf_counter()
-        metrics |= self._update(rollout, outputs, advantages, number)
+        metrics |= self._updater().update(rollout, outputs, advantages, number)
         self.num_rollouts += 1
         times = {
             "rollout": sampled - started,
@@ -204,66 +198,32 @@ class RLIFModule(Described, LightningModule):
             "advantages": advantages,
         }
 
-    def _update(
-        self,
-        rollout: Rollout,
-        outputs: dict[str, RewardOutput],
-        advantages: Tensor,
-        rollout_number: int,
-    ) -> dict[str, Any]:
-        """All optimiser steps of one rollout."""
+    def _updater(self) -> Updater:
         assert self.policy is not None
-        policy, scoring, reference = self.policy, (rollout, self.sampling), None
-        if self.objective.needs_reference:
-            reference = self.budget.run(
-                lambda tokens: reference_logprobs(policy, self.reference, *scoring, tokens)
-            )
-        rescored = partial(
-            self.budget.run, lambda tokens: rollout_logprobs(policy, *scoring, tokens)
-        )
-        old = rescored() if self.plan.rescores(rollout) else rollout.stats.logprobs
-        inputs = loss_inputs(rollout, advantages, old, reference, rollout_number)
-        meter, norms, noise = UpdateMeter(rollout.mask.device), [], {}
-        for groups in self.plan.minibatches(
-            rollout.num_prompts, rollout_number, data_rank(), num_data_ranks()
-        ):
-            mini_batch = select_groups(inputs, rollout, groups, on_policy=not norms)
-            settings = (
-                self.sampling,
-                self.budget,
-                self._backward,
-                meter,
-                self.trainer.optimizers[0].zero_grad,
-            )
-            found = accumulate_gradient(policy, self.objective, mini_batch, *settings)
-            if mini_batch.on_policy:
-                inputs, noise = settle_old_logprobs(inputs, mini_batch.rows, found, rescored)
-            norms.append(self._optimizer_step())
-            if not math.isfinite(norms[-1]):
-                raise NonFiniteGradient(non_finite_message(rollout_number, rollout, outputs))
-        figures = {
-            "policy/grad_norm": sum(norms) / len(norms),
-            "update/micro_batch_tokens": self.budget.tokens,
-        }
-        return meter.means() | noise | figures
+        zero_grad = self.trainer.optimizers[0].zero_grad
+        calls = OptimizerCalls(self._backward, zero_grad, self._optimizer_step)
+        settings = (self.objective, self.sampling, self.budget)
+        return Updater(self.policy, *settings, calls, self.plan, self.reference)
 
     def _backward(self, loss: Tensor, is_last: bool) -> None:
         strategy: Any = self.trainer.strategy
-        waits = (
-            not is_last and num_data_ranks() > 1
-        )  # one reduction for all micro-batches of an update
-        with strategy.block_backward_sync() if waits else nullcontext():
-            # The strategies average gradients over ranks; the loss shares of all ranks must sum up
-            # instead.
+        # One all-reduce serves all micro-batches of an update.
+        is_local = not is_last and num_data_ranks() > 1
+        with strategy.block_backward_sync() if is_local else nullcontext():
+            # The strategies average gradients over data ranks; the loss shares of all data ranks
+            # must sum up instead.
             self.manual_backward(loss * num_data_ranks())
 
     def _optimizer_step(self) -> float:
-        """Clip, step the optimiser and the schedule (unless the gradient is not finite); its norm before clipping."""
+        """Clip the gradient, step optimiser and schedule, and return the norm before clipping.
+
+        A gradient that is not finite is dropped, and nothing is stepped.
+        """
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         assert self.policy is not None
         norm = float(clip_gradients(self.policy, self.optimizer_plan.max_grad_norm or math.inf))
-        if math.isfinite(norm):  # the same on every rank
+        if math.isfinite(norm):  # the norm is the same on every data rank
             optimizer.step()
             schedule.step()
         optimizer.zero_grad()
@@ -276,7 +236,7 @@ class RLIFModule(Described, LightningModule):
             self.log(name, value, prog_bar=bar, batch_size=batch_size)
 
     def validation_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """Sample, decode greedily, add to the evaluation's figures; the completions with their verdicts."""
+        """Sample and decode greedily for the evaluation; return the completions with verdicts."""
         return {
             "completions": self.evaluator.measure(
                 prompts, self.engine, self.sampling, self.answer_column
@@ -284,15 +244,15 @@ class RLIFModule(Described, LightningModule):
         }
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/...``, and the ends of the intervals as ``val_low/...`` and ``val_high/...``."""
+        """Log ``val/...``, and the bounds of its intervals as ``val_low/...``, ``val_high/...``."""
         self._log_evaluation("val")
 
     def test_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """As validation."""
+        """Evaluate as :meth:`validation_step` does."""
         return self.validation_step(prompts, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """As validation, under ``test``."""
+        """Log as :meth:`on_validation_epoch_end` does, under ``test``."""
         self._log_evaluation("test")
 
     def _log_evaluation(self, prefix: str) -> None:
@@ -307,6 +267,6 @@ class RLIFModule(Described, LightningModule):
             )
 
     def predict_step(self, prompts: Prompts, batch_idx: int) -> list[dict[str, Any]]:
-        """Completions with the score of every reward head, one record each."""
+        """Return one record per completion, with the score of every reward head."""
         rollout = self.engine.generate(prompts, self.group_size, self.sampling, PREDICTION_ROLLOUT)
         return completion_records(rollout, self.rewards(rollout))

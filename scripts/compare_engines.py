@@ -1,4 +1,4 @@
-"""The vLLM engine beside the native one, on the same prompts: speed, completions, rewards, and whether weights arrive.
+"""Compare the vLLM engine with the native one on the same prompts.
 
     python scripts/compare_engines.py --model models/smollm2-135m --prompts 32 --out compare.json
 
@@ -28,8 +28,10 @@ from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.data.sources import ReasoningGym
 from rlif_lightning.learning.objectives import Clipped
-from rlif_lightning.learning.update import backward_update, select_groups
+from rlif_lightning.learning.token_budget import TokenBudget
+from rlif_lightning.learning.update import select_groups
 from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.masked import masked_mean
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
@@ -38,6 +40,7 @@ from rlif_lightning.rewards.voting import vote_shares
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.external_samples import as_rollout
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.vllm_base import VLLMBaseEngine
 from rlif_lightning.rollout.vllm_engine import VLLMEngine, VLLMServerEngine
 from rlif_lightning.rollout.vllm_weights import fingerprint
 from rlif_lightning.sampling import Sampling
@@ -47,7 +50,7 @@ QUESTION = "State the final answer to the following arithmetic problem: {} ="
 
 
 def problems(model: str, size: int, group_size: int) -> PromptData:
-    """The prompts of configs/smollm2_cpu.yaml."""
+    """Return the prompts of configs/smollm2_cpu.yaml."""
     config = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     data = PromptData(
         source=ReasoningGym("chain_sum", size=size, validation_size=1, config=config),
@@ -63,7 +66,7 @@ def problems(model: str, size: int, group_size: int) -> PromptData:
 
 
 def figures(rollout: Rollout, gold: list[str]) -> dict[str, float]:
-    """What the rewards and the evaluation see of a rollout."""
+    """Return what rewards and evaluation measure of a rollout."""
     size = rollout.group_size
     answers = [AnswerExtractor()(text) for text in rollout.texts]
     right = [is_correct(answer, gold[row // size]) for row, answer in enumerate(answers)]
@@ -84,7 +87,7 @@ def figures(rollout: Rollout, gold: list[str]) -> dict[str, float]:
 
 
 def gap(rollout: Rollout) -> dict[str, float]:
-    """How far the engine's log-probs are from the policy's."""
+    """Return how much the engine's log-probs differ from the policy's."""
     assert rollout.engine_logprobs is not None
     sizes = (rollout.engine_logprobs - rollout.stats.logprobs)[rollout.mask].abs()
     return {"mean": float(sizes.mean()), "max": float(sizes.max())}
@@ -93,7 +96,7 @@ def gap(rollout: Rollout) -> dict[str, float]:
 def measure(
     engine: RolloutEngine, prompts: Any, settings: argparse.Namespace, gold: list[str]
 ) -> dict[str, Any]:
-    """Some rollouts of the same prompts (after one that warms up); figures are means over rollouts."""
+    """Measure some rollouts of the same prompts after a warm-up; return means over rollouts."""
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
     engine.generate(prompts, settings.group_size, sampling, 0)
     found, tokens, gaps = [], 0, []
@@ -114,8 +117,8 @@ def measure(
     return {"speed": speed, "completions": means, "gap": gaps}
 
 
-def phases(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, float]:
-    """CPU seconds (with a server: wall) of what a rollout consists of: handing over the weights, drawing, scoring."""
+def phases(engine: VLLMBaseEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, float]:
+    """Measure the seconds of a rollout's parts: passing weights, drawing, measuring tokens."""
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
     clock = time.perf_counter if settings.server else time.process_time
     engine.loaded = None
@@ -130,24 +133,18 @@ def phases(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> di
     groups = engine.sampler.generate([ids.tolist() for ids in prompts.token_ids], requests)
     times.append(clock())
     drawn = [each for group in groups for each in group]
-    as_rollout(
-        engine.policy,
-        prompts,
-        drawn,
-        settings.group_size,
-        sampling,
-        engine.scoring_tokens,
-        engine.max_ratio,
-    )
+    as_rollout(engine.policy, prompts, drawn, sampling, engine.scoring_tokens, engine.max_ratio)
     times.append(clock())
     return dict(zip(("sync", "draw", "score"), [b - a for a, b in pairwise(times)], strict=True))
 
 
 def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: int) -> None:
-    """Optimiser steps on random advantages: weights that differ from those that sampled."""
+    """Take optimizer steps on random advantages, so that weights differ from the sampler's."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
     shape = rollout.mask.shape
+    calls = OptimizerCalls(lambda share, _: share.backward(), policy.zero_grad, float)
     sampling = Sampling(max_new_tokens=shape[1])
+    updater = Updater(policy, Clipped(), sampling, TokenBudget(8192), calls)
     old = rollout.stats.logprobs
     for step in range(steps):
         noise = torch.randn(shape[0], 1, generator=torch.Generator().manual_seed(step)).expand(
@@ -155,23 +152,14 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
         )
         inputs = LossInputs(old, old, noise, rollout.mask, rollout.completion_numbers(0))
         mini_batch = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
-        meter = UpdateMeter(old.device)
-        backward_update(
-            policy,
-            Clipped(),
-            mini_batch,
-            sampling,
-            8192,
-            lambda share, is_last: share.backward(),
-            meter,
-        )
+        updater.accumulate_gradient(mini_batch, UpdateMeter(old.device))
         torch.nn.utils.clip_grad_norm_(list(policy.parameters()), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
 
-def staleness(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, Any]:
-    """The gap with fresh weights, with those of before the optimiser's steps, and after they were handed over."""
+def staleness(engine: VLLMBaseEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, Any]:
+    """Measure the gap with fresh weights, with stale ones, and after they were passed again."""
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
     few = replace(
         prompts, token_ids=prompts.token_ids[:8], texts=prompts.texts[:8], index=prompts.index[:8]
@@ -187,8 +175,8 @@ def staleness(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) ->
     return found
 
 
-def vllm_engine(settings: argparse.Namespace) -> VLLMEngine:
-    """In process, or the server that was named."""
+def vllm_engine(settings: argparse.Namespace) -> VLLMBaseEngine:
+    """Return the engine in this process, or of the server that was named."""
     if settings.server:
         return VLLMServerEngine(settings.server, settings.weights_folder, max_gap=100.0)
     options: dict[str, Any] = {

@@ -68,7 +68,7 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=40).map("".join) | NESTED | s
 
 
 def check(text: str, attempts: int = 3) -> float:
-    """Seconds of wall time that one text takes through everything; a busy machine gets further attempts.
+    """Return the seconds that one text takes; on a busy machine it is tried again.
 
     Raises:
         AssertionError: more than one second, each time without remembered verdicts.

@@ -1,4 +1,4 @@
-"""Memory of one GPU, by arithmetic: the table of docs/scale.md.
+"""Compute the memory of one GPU by arithmetic: the table of docs/scale.md.
 
 What a process holds is counted tensor by tensor. tests/test_memory_table.py compares the counts
 with the real tensors of small models. Not counted: the CUDA context, workspaces of libraries, and
@@ -32,14 +32,14 @@ GROUP, PROMPT, LENGTH, BUDGET = (
 )  # configs/paper/, and a prompt of MATH on the long side
 ROWS = 64  # configs/engine/native.yaml
 HEAD_WORK = 6  # float32 arrays of one piece of logits at a time (model/head.py), at most
-SERVED = (
-    2 * GIB
-)  # what vLLM takes besides weights and cache: activations and captured graphs; an allowance, not counted
+# Bytes of vLLM's activations and captured graphs, in addition to weights and cache. This is an
+# allowance and not a count.
+SERVED = 2 * GIB
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A dense decoder, by the names of Hugging Face configurations; ``biases`` are those of query, key and value."""
+    """A dense decoder, in names of Hugging Face configurations; q, k and v may have ``biases``."""
 
     hidden: int
     intermediate: int
@@ -54,47 +54,47 @@ class Shape:
 
     @property
     def query(self) -> int:
-        """Features of all queries."""
+        """Return the features of all queries."""
         return self.heads * self.head_dim
 
     @property
     def key(self) -> int:
-        """Features of all keys."""
+        """Return the features of all keys."""
         return self.kv_heads * self.head_dim
 
     @property
     def matrices(self) -> int:
-        """Elements of one layer's matrices."""
+        """Return the elements of one layer's matrices."""
         return 2 * self.hidden * (self.query + self.key) + 3 * self.hidden * self.intermediate
 
     @property
     def layer(self) -> int:
-        """Parameters of one layer."""
+        """Return the parameters of one layer."""
         norms = 2 * self.hidden + self.head_norms * 2 * self.head_dim
         return self.matrices + norms + self.biases * (self.query + 2 * self.key)
 
     @property
     def embedding(self) -> int:
-        """Parameters of the embedding, and as many of the head."""
+        """Return the parameters of the embedding; the head has as many."""
         return self.vocab * self.hidden
 
     @property
     def root(self) -> int:
-        """Parameters that are no layer's."""
+        """Return the parameters outside of layers."""
         return self.embedding * (1 if self.tied else 2) + self.hidden
 
     @property
     def parameters(self) -> int:
-        """All of them, a tied head once."""
+        """Return the number of parameters, a tied head once."""
         return self.layers * self.layer + self.root
 
     @property
     def cast(self) -> int:
-        """Elements that bf16-mixed multiplies with in bfloat16."""
+        """Return the elements that bf16-mixed multiplies with in bfloat16."""
         return self.layers * self.matrices + self.embedding
 
     def adapters(self, rank: int) -> int:
-        """Parameters of LoRA on every matrix of every layer."""
+        """Return the parameters of LoRA on every matrix of every layer."""
         ends = (
             2 * (self.hidden + self.query)
             + 2 * (self.hidden + self.key)
@@ -122,34 +122,34 @@ class Line:
 
     @property
     def own(self) -> int:
-        """Tokens of completions that are inputs: the last of each is none."""
+        """Return the tokens of completions that are inputs, which the last of each is not."""
         return self.completions * (self.length - 1)
 
     @property
     def tokens(self) -> int:
-        """Tokens of the line."""
+        """Return the tokens of the line."""
         return self.prompt + self.own
 
     @property
     def scored(self) -> int:
-        """Tokens that get logits."""
+        """Return the tokens that get logits."""
         return self.completions * self.length
 
     @property
     def keys(self) -> int:
-        """Keys of completions: each has its prompt's and its own."""
+        """Return the keys of completions: each has its prompt's and its own."""
         return self.own + self.completions * self.prompt
 
 
 def fullest(
     budget: int = BUDGET, prompt: int = PROMPT, length: int = LENGTH, group: int = GROUP
 ) -> Line:
-    """The largest micro-batch of one group: where all completions are as long as they may be."""
+    """Return the largest micro-batch of one group, where all completions have full length."""
     return Line(prompt, max(1, min(group, (budget - prompt) // (length - 1))), length)
 
 
 def layer_kept(shape: Shape, line: Line, mixed: bool, whole_weights: bool = True) -> int:
-    """Bytes that autograd keeps of one layer, besides its parameters.
+    """Return the bytes that autograd keeps of one layer, in addition to its parameters.
 
     Args:
         mixed: bf16-mixed; else float32.
@@ -183,7 +183,7 @@ def layer_kept(shape: Shape, line: Line, mixed: bool, whole_weights: bool = True
 def kept(
     shape: Shape, line: Line, mixed: bool, recomputed: bool, whole_weights: bool = True
 ) -> int:
-    """Bytes that autograd keeps of a micro-batch's layers, at most: with recomputation, their inputs and one layer."""
+    """Return the most bytes that autograd keeps of a micro-batch's layers."""
     layer = layer_kept(shape, line, mixed, whole_weights)
     stream = 4 * line.tokens * shape.hidden
     layers = shape.layers * stream + layer if recomputed else shape.layers * layer
@@ -191,7 +191,7 @@ def kept(
 
 
 def head_kept(shape: Shape, line: Line, mixed: bool, whole_weights: bool = True) -> int:
-    """Bytes that autograd keeps of the head: hidden states, logits or the chunk that is computed anew, its weight."""
+    """Return the bytes that autograd keeps of the head."""
     size, logits = 2 if mixed else 4, line.scored * shape.vocab
     logits = logits if logits <= KEPT_LOGITS["cuda"] else MAX_LOGITS["cuda"]
     return size * (line.scored * shape.hidden + logits) + (
@@ -200,18 +200,18 @@ def head_kept(shape: Shape, line: Line, mixed: bool, whole_weights: bool = True)
 
 
 def head_work(shape: Shape, line: Line) -> int:
-    """Bytes that are in use while a piece of logits is measured, and of the gradient of the head's cast weight."""
+    """Return the bytes in use while a piece of logits is measured, and of the head's gradient."""
     return 4 * HEAD_WORK * min(PIECE["cuda"], line.scored * shape.vocab) + 2 * shape.embedding
 
 
 def cache(shape: Shape, rows: int, prompts: int, prompt: int, own: int, size: int = 2) -> int:
-    """Bytes of the native engine's keys and values: prompts once each, rows with room for their own tokens."""
+    """Return the bytes of the native engine's keys and values."""
     return 2 * size * shape.key * shape.layers * (prompts * prompt + rows * own)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One row of the table for each model.
+    """A row of the table for each model.
 
     Attributes:
         strategy: one | ddp | fsdp2 | reshard (gradients too) | keep (both, and weights during
@@ -232,7 +232,7 @@ class Run:
 
     @property
     def divided(self) -> bool:
-        """Whether a process holds a part only."""
+        """Return whether a process holds a shard only."""
         return self.strategy in ("fsdp2", "reshard", "keep")
 
 
@@ -250,7 +250,7 @@ RUNS = (
 
 
 def state(shape: Shape, run: Run) -> dict[str, int]:
-    """Bytes of what one process holds through an update: weights, gradients, AdamW's moments, reference."""
+    """Return the bytes of an update's weights, gradients, AdamW's moments and reference."""
     parts = run.gpus if run.divided else 1
     trained = shape.adapters(run.rank) if run.rank else shape.parameters
     weights = 2 * shape.parameters + 4 * trained if run.rank else 4 * shape.parameters
@@ -267,7 +267,7 @@ def state(shape: Shape, run: Run) -> dict[str, int]:
 
 
 def peaks(shape: Shape, run: Run) -> dict[str, int]:
-    """Bytes of a process at its fullest: in an update and in a rollout, and what only then is there."""
+    """Return the most bytes of a process, in an update and in a rollout."""
     held, line = state(shape, run), fullest()
     gathered = 2 * (shape.root + 2 * shape.layer)  # the root, a layer and the next one, in bfloat16
     activations = kept(
@@ -294,7 +294,7 @@ def peaks(shape: Shape, run: Run) -> dict[str, int]:
 
 
 def row(name: str, shape: Shape, run: Run) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     found = peaks(shape, run)
     largest = max(found["update"], found["rollout"])
     fits = next((f"{card} GB" for card in CARDS if largest <= MARGIN * card * GIB), "no")
@@ -313,7 +313,7 @@ def row(name: str, shape: Shape, run: Run) -> str:
 
 
 def table() -> str:
-    """As Markdown."""
+    """Return the table as Markdown."""
     columns = [
         "model",
         "run",
@@ -335,7 +335,7 @@ def table() -> str:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     stale = "docs/scale.md has another table; run scripts/memory_table.py --write"
     command_line(__doc__, PAGE, (BEGIN, END), table(), stale)
 

@@ -1,4 +1,4 @@
-"""Kill -9 a run at random moments, start it again each time, and compare the end with a run that was left alone.
+"""Kill a run at random moments, restart it each time, and compare it with an undisturbed run.
 
     python scripts/soak.py --kills 20 --out runs/soak
     python scripts/soak.py --full --kills 30 --out runs/soak_full
@@ -50,8 +50,8 @@ SAVING = {"class_path": "RunCheckpoints", "init_args": {"every": 1}}
 # back to them.
 COIN = {"metric": "reward/coin/mean", "side": "above", "bound": 0.5, "window": 1, "release": 0}
 GUARD = {
-    "action": "rollback", "scale": {"learning_rate": 0.95, "rewards.certainty.weight": 0.95}, "baseline": 1,
-    "snapshot_every": 1, "max_actions": 1000, "detectors": {"coin": COIN},
+    "action": "rollback", "scale": {"learning_rate": 0.95, "rewards.certainty.weight": 0.95},
+    "baseline": 1, "snapshot_every": 1, "max_actions": 1000, "detectors": {"coin": COIN},
 }  # fmt: skip
 HEADS = {
     "vote": {"head": "ClusterVote", "weight": 0.5},
@@ -80,7 +80,7 @@ PATIENCE = 120  # seconds that a process may outlive its run
 
 @dataclass(frozen=True)
 class Soak:
-    """What is done, to which run.
+    """The run, and what is done to it.
 
     Attributes:
         kills: how often the run is killed.
@@ -96,7 +96,7 @@ class Soak:
 
     @property
     def phases(self) -> list[str]:
-        """The phase of each kill, in turn; the last ones of a full soak fall into the end and into `predict`."""
+        """Return the phase of each kill; the last kills of a full soak hit end and `predict`."""
         if self.only is not None:
             return [self.only[n % len(self.only)] for n in range(self.kills)]
         training = ["rollout", "update", "checkpoint"]
@@ -108,7 +108,7 @@ class Soak:
 
     @property
     def epochs(self) -> int:
-        """Of four rollouts each: two rollouts a kill."""
+        """Return the epochs of four rollouts each: two rollouts a kill."""
         return max(2, -(-self.kills // 2))
 
     def arguments(self, root: Path) -> list[str]:
@@ -120,7 +120,8 @@ class Soak:
             "folder": str(root / "export"),
         }
         full = {
-            "CollapseGuard": GUARD, "HFExporter": exporter, "CompletionWriter": {"every": 1, "table": False},
+            "CollapseGuard": GUARD, "HFExporter": exporter,
+            "CompletionWriter": {"every": 1, "table": False},
             "EntropyMonitor": {"floor": 0.2, "window": 3}, "RunReport": {},
         }  # fmt: skip
         watchers = (
@@ -138,7 +139,7 @@ class Soak:
         return ["fit", *arguments, f"--trainer.callbacks={json.dumps([*watchers, SAVING])}"]
 
     def prediction(self, root: Path) -> list[str]:
-        """Of a life that predicts with what was trained: 16 batches of four prompts."""
+        """Return the arguments of a life that predicts: 16 batches of four prompts."""
         small = [
             "--data.source.init_args.validation_size=64",
             "--data.validation_prompts_per_batch=4",
@@ -165,7 +166,7 @@ class Lives:
         root.mkdir(parents=True, exist_ok=True)
 
     def live(self, number: int | None = None) -> int | None:
-        """One life, killed in its phase if it has a number; its exit code, None if it was killed."""
+        """Run one life, killed in its phase if it has a number; return the exit code or None."""
         phase = None if number is None else self.soak.phases[number]
         mark = self.root / f"kill-{number:02d}" if number is not None else None
         given = (
@@ -225,7 +226,7 @@ class Lives:
 
 
 def run(soak: Soak, out: Path, report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run once undisturbed and once killed; what was found."""
+    """Run once undisturbed and once killed; return the comparison."""
     whole, soaked = Lives(soak, out / "whole"), Lives(soak, out / "soaked")
     codes = [whole.live(), *([whole.predict()] if "prediction" in soak.phases else [])]
     if any(codes):
@@ -250,14 +251,15 @@ def run(soak: Soak, out: Path, report: Callable[[str], None] = print) -> dict[st
     return {
         "kills": dict(done), "exit_codes": codes, "rollouts": 4 * soak.epochs,
         "rollbacks": sum(event["kind"] == "rollback" for event in events),
-        "rows_made_again": merged_rows(soaked.root)[1], "half_written_left": half_written(soaked.root),
+        "rows_made_again": merged_rows(soaked.root)[1],
+        "half_written_left": half_written(soaked.root),
         "seconds_until_the_last_process_was_gone": round(soaked.slowest, 1),
         "differences": differences(whole.root, soaked.root),
     }  # fmt: skip
 
 
 def main() -> None:
-    """The command line; ``--life`` is one process of a soak."""
+    """Run the command line; ``--life`` is one process of a soak."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

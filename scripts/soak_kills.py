@@ -1,4 +1,4 @@
-"""Where and whom ``scripts/soak.py`` kills: a phase of a run, a moment in it, and processes of the run."""
+"""The kills of ``scripts/soak.py``: a phase of a run, a moment in it, processes of the run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import callbacks.completion_writer
 import callbacks.hf_exporter
 from callbacks.hf_exporter import HFExporter
 from callbacks.steering import Snapshots
-from rlif_lightning import module
 from rlif_lightning.evaluation.prediction_files import PredictionFiles
+from rlif_lightning.learning.updater import Updater
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.running import checkpoint_files
@@ -44,7 +44,7 @@ class Phase:
 
 PHASES = {
     "rollout": Phase(NativeEngine, "generate"),
-    "update": Phase(module, "accumulate_gradient", calls=12),
+    "update": Phase(Updater, "accumulate_gradient", calls=12),
     "checkpoint": Phase(checkpoint_files.CheckpointFile, "_write", calls=4, by_all=False),
     "snapshot": Phase(Snapshots, "take", calls=2),
     "rollback": Phase(Snapshots, "restore", calls=2),
@@ -109,7 +109,7 @@ def _kill_after(seconds: float, victim: str, mark: Path) -> None:
 
 
 def _children(parent: int) -> list[int]:
-    """The processes of the run that a launcher started."""
+    """Return the processes of the run that a launcher started."""
     return [
         pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(pid) == parent
     ]
@@ -123,7 +123,7 @@ def _parent(pid: int) -> int | None:
 
 
 def left_over(token: str) -> list[int]:
-    """Processes whose environment names a life of a soak."""
+    """Return processes whose environment names a life of a soak."""
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:

@@ -4,43 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_run import fit, metrics
 
 from callbacks import EntropyMonitor, KLCovScheduler
-from callbacks.events import read_events
 from callbacks.kl_cov_scheduler import Schedule
-from rlif_lightning import cli
+from harness.runs import callback_of, column, marked, run_with
 
 LOOP = {"kind": "entropy", "start": 0.1, "target": (1.0, 2.0), "bounds": (0.01, 1.0)}
-
-
-def marked(folder: Path) -> list[dict]:
-    """What callbacks wrote down: every event but the run's end."""
-    return [event for event in read_events(folder) if event["kind"] != "end"]
-
-
-def run_with(
-    folder: Path, name: str, *arguments: str, rollouts: int = 2, **settings
-) -> cli.RLIFCLI:
-    callback = json.dumps({"class_path": name, "init_args": settings})
-    # An epoch has two rollouts here.
-    length = [
-        f"--trainer.max_epochs={-(-rollouts // 2)}",
-        f"--trainer.limit_train_batches={min(rollouts, 2)}",
-    ]
-    return fit(folder, *length, f"--trainer.callbacks+={callback}", *arguments)
-
-
-def column(folder: Path, name: str) -> list[float]:
-    return [float(row[name]) for row in metrics(folder) if row.get(name)]
-
-
-def callback_of(run: cli.RLIFCLI, kind: type):
-    return next(callback for callback in run.trainer.callbacks if isinstance(callback, kind))
 
 
 def test_entropy_monitor_logs_percentiles_and_slope(tmp_path):
@@ -57,7 +29,7 @@ def test_entropy_monitor_logs_percentiles_and_slope(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"floor": 4.0}, "below floor=4.0"), ({"ceiling": 1e-3}, "above ceiling")],
+    [({"floor": 4.0}, "is below 4"), ({"ceiling": 1e-3}, "is above 0.001")],
 )
 def test_entropy_monitor_warns_once_while_outside_its_band(tmp_path, settings, text):
     with pytest.warns(UserWarning, match=text) as record:
@@ -65,15 +37,15 @@ def test_entropy_monitor_warns_once_while_outside_its_band(tmp_path, settings, t
     told = [
         str(warning.message)
         for warning in record
-        if str(warning.message).startswith("EntropyMonitor:")
+        if str(warning.message).startswith("EntropyMonitor,")
     ]
     assert len(told) == 1, told
     (event,) = marked(next(tmp_path.rglob("events.jsonl")).parent)
     assert {name: event[name] for name in ("step", "rollout", "source", "kind")} == {
-        "step": 4, "rollout": 1, "source": "EntropyMonitor", "kind": "warning"
+        "step": 4, "rollout": 1, "source": "EntropyMonitor", "kind": "alarm"
     }  # fmt: skip
     assert text in event["message"]
-    figures = {"entropy": "policy/entropy", "entropy_picked": "policy/entropy_picked"}
+    figures = {"value": "policy/entropy", "entropy_picked": "policy/entropy_picked"}
     for name, metric in figures.items():
         assert event["values"][name] == pytest.approx(column(tmp_path, metric)[0], rel=1e-5)
 
@@ -103,7 +75,7 @@ def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
 
 def test_entropy_monitor_keeps_quiet_inside_its_band(tmp_path):
     run = run_with(tmp_path, "EntropyMonitor", rollouts=1, floor=1e-4, ceiling=5.0)
-    assert not callback_of(run, EntropyMonitor).outside
+    assert not callback_of(run, EntropyMonitor).watch.active
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])

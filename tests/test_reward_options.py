@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rewards import Given, handmade
-from test_run import fit, metrics
 
+from harness.rollouts import Given, handmade
+from harness.runs import fit, metrics
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO
 from rlif_lightning.learning.rollout_advantages import reward_metrics, score_rollout
 from rlif_lightning.rewards import Gate, RewardSet, WeightedReward
@@ -112,8 +112,8 @@ def test_what_is_usual_is_learned_in_training_and_kept_in_checkpoints():
     for _ in range(
         2
     ):  # usual is sqrt 2, so a tenth of it has a tenth of the strength; nothing is learned
-        assert restored(rollout)["mine"].strength.tolist() == pytest.approx([0.1])
-    assert rewards(rollout)["mine"].strength.tolist() == pytest.approx(
+        assert restored(rollout)["mine"].group_weight_factor.tolist() == pytest.approx([0.1])
+    assert rewards(rollout)["mine"].group_weight_factor.tolist() == pytest.approx(
         [0.2 / 1.1]
     )  # the mean is 1.1 / sqrt 2 by now
 

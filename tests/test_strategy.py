@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from test_configs import build
 
+from harness.command_line import build
 from rlif_lightning import cli
 from rlif_lightning.parallel.shard_index import check_folder
 from rlif_lightning.running.strategies import (
@@ -62,7 +62,8 @@ def test_a_checkpoint_folder_cannot_run_code(tmp_path, monkeypatch):
     torch.save({}, tmp_path / "meta.pt")
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Harmful()))
     with pytest.raises(
-        ValueError, match=r"cannot be read: its index names posix.mkdir, which has no place there"
+        ValueError,
+        match=r"cannot be read: its index names posix.mkdir, which does not belong there",
     ):
         check_folder(tmp_path)
     assert not (tmp_path / "harm").exists()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from test_distributed import (
+
+from harness.launches import (
     BASE,
     CASES,
     HEADS,
@@ -22,7 +23,6 @@ from test_distributed import (
     on,
     weights,
 )
-
 from rlif_lightning.model.loading import LoRA, Policy, load_pretrained
 from rlif_lightning.parallel.tensor_parallel import split_policy
 from rlif_lightning.parallel.tensor_parallel_layers import ColumnLinear
@@ -38,12 +38,12 @@ WATCHED = [f"--trainer.callbacks+={json.dumps(each)}" for each in (SAVING, WRITE
 
 REWARDS = {
     "vote": HEADS["vote"],
-    "certainty": {"head": {"class_path": "tests.uneven.UnevenHead"}, "weight": 0.5},
+    "certainty": {"head": {"class_path": "harness.uneven.UnevenHead"}, "weight": 0.5},
 }
 UNEVEN = [
     *CASES["method"],
     f"--model.rewards={json.dumps(REWARDS)}",
-    "--model.engine.class_path=tests.uneven.UnevenEngine",
+    "--model.engine.class_path=harness.uneven.UnevenEngine",
 ]
 
 
@@ -219,9 +219,7 @@ def test_lora_and_unknown_plans_are_refused(tiny_models, group, monkeypatch):
         split_policy(Policy(str(tiny_models["llama"])), torch.device("cpu"))
     norms = {name: kind for name, kind in other.items() if "norm" not in name}
     monkeypatch.setattr(Qwen3Config, "base_model_tp_plan", norms)
-    with pytest.raises(
-        ValueError, match=r"does not say what becomes of layers.0.self_attn.q_norm.weight"
-    ):
+    with pytest.raises(ValueError, match=r"does not name layers.0.self_attn.q_norm.weight"):
         split_policy(Policy(str(tiny_models["qwen3"])), torch.device("cpu"))
 
 

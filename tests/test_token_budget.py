@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from test_run import assert_same, fit, metrics, parameters
 
+from harness.runs import assert_same, fit, metrics, parameters
 from rlif_lightning import cli
 from rlif_lightning.learning import token_budget
 from rlif_lightning.learning.token_budget import TokenBudget
@@ -65,7 +65,9 @@ def test_with_nothing_left_to_halve_it_is_told():
 
 def test_on_several_ranks_no_rank_repeats_alone(monkeypatch):
     monkeypatch.setattr(token_budget, "num_processes", lambda: 2)
-    with pytest.raises(RuntimeError, match=r"100 tokens on one of several ranks.*--ckpt_path=last"):
+    with pytest.raises(
+        RuntimeError, match=r"100 tokens on one of several processes.*--ckpt_path=last"
+    ):
         TokenBudget(100).run(lambda tokens: asked(tokens, 30, []))
 
 

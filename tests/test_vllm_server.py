@@ -27,24 +27,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
-from stand_in_server import StandIn, Worker, stand_in
-from test_callbacks import marked
-from test_configs import build
-from test_distributed import BASE as TWO_ROLLOUTS
-from test_distributed import (
-    QUIET,
-    ROOT,
-    assert_same_metrics,
-    assert_same_weights,
-    launch,
-    on,
-    weights,
-)
-from test_distributed import metrics as logged
-from test_native import completions
-from test_run import fit, metrics
-from test_vllm import GROUP, PLAIN, changed, gap_of, prompts_of, vllm_test, with_vllm
 
+from harness.command_line import build
+from harness.decoding import completions
+from harness.files import ROOT
+from harness.launches import BASE as TWO_ROLLOUTS
+from harness.launches import QUIET, assert_same_metrics, assert_same_weights, launch, on, weights
+from harness.launches import metrics as logged
+from harness.processes import environment
+from harness.runs import fit, marked, metrics
+from harness.stand_in_server import StandIn, Worker, stand_in
+from harness.vllm_runs import GROUP, PLAIN, changed, gap_of, prompts_of, vllm_test, with_vllm
 from rlif_lightning.model.loading import LoRA, Policy, resolve_model
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.rollout.vllm_engine import VLLMServerEngine
@@ -395,7 +388,7 @@ def test_the_paper_recipe_waits_for_a_slow_server(standing, tmp_path):
     engine = VLLMServerEngine(standing.url, str(tmp_path))
     engine.setup(changed(scale=0.0), 7)
     server = engine._start()
-    deadline = server._within(882 * 7 * 3072)
+    deadline = server.client.within(882 * 7 * 3072)
     assert deadline.left == pytest.approx(600 + 0.001 * 882 * 7 * 3072, abs=1)
 
 
@@ -667,7 +660,7 @@ def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(sta
     arguments = [f"--model.engine.{name}={value}" for name, value in settings.items()]
     with pytest.warns(
         UserWarning,
-        match=r"SamplerGap, rollout 2: rollout/engine_gap is .* nats, more than 4 times",
+        match=r"SamplerGap, rollout 2: rollout/engine_gap factor: rollout/engine_gap, .*, is above",
     ):
         fit(tmp_path, "--model.engine=VLLMServerEngine", *arguments)
     gaps = [
@@ -676,7 +669,7 @@ def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(sta
     assert gaps[0] < 1e-5
     assert 1e-3 < gaps[1] < 0.5
     (event,) = marked(tmp_path / "version_0")
-    assert event["values"]["figure"] == "rollout/engine_gap"
+    assert event["values"]["metric"] == "rollout/engine_gap"
 
 
 @pytest.mark.slow
@@ -718,19 +711,18 @@ def both_end(folder: Path, arguments: list[str]) -> list[str]:
     given = json.dumps({"two": [*arguments, f"--trainer.default_root_dir={folder / 'two'}"]})
     processes = []
     for rank in range(2):
-        environment = {
-            **os.environ,
+        own = {
+            **environment(),
             **QUIET,
             **group,
             "LOCAL_RANK": str(rank),
-            "PYTHONPATH": str(ROOT),
         }
-        command = [sys.executable, "tests/launched.py", str(folder), "0", given]
+        command = [sys.executable, "-m", "harness.launched", str(folder), "0", given]
         processes.append(
             subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=environment,
+                env=own,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

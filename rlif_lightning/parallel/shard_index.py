@@ -30,13 +30,13 @@ class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in KNOWN.get(module, ()):
             raise pickle.UnpicklingError(
-                f"its index names {module}.{name}, which has no place there"
+                f"its index names {module}.{name}, which does not belong there"
             )
         return super().find_class(module, name)
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that is no such checkpoint, is unfinished, or would run code.
+    """Refuse a folder that is no such checkpoint, is unfinished, or would execute code.
 
     Raises:
         ValueError: names the folder.
@@ -54,10 +54,10 @@ def check_folder(path: Path) -> None:
 
 
 def read_index(path: Path) -> Metadata:
-    """The index of such a folder: which tensors there are, and where their parts lie; runs nothing.
+    """Read a folder's index, which lists tensors and the files of their parts; execute nothing.
 
     Raises:
-        UnpicklingError: it names what has no place in an index.
+        UnpicklingError: the index names a type that does not belong there.
     """
     with (path / INDEX).open("rb") as file:
         return _Index(file).load()

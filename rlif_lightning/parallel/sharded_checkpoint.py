@@ -1,7 +1,7 @@
-"""Checkpoints into which every process writes its own part: folders in PyTorch's distributed format.
+"""Sharded checkpoints, in PyTorch's distributed format: each process writes its own part.
 
-Its index is a pickle, and values that are no tensors are pickles too: both are looked through
-before they are read, so that no file can run code.
+The index of such a folder is a pickle, and so are values that are no tensors. Both are checked
+before they are read, so that no file can execute code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ class _CheckedPlanner(DefaultLoadPlanner):
 def load_folder(
     path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], strict: bool = True
 ) -> dict[str, Any]:
-    """Each process reads its part (a collective), however many processes wrote; what else the checkpoint holds."""
+    """Load this process's part of a folder, however many processes wrote it (a collective).
+
+    Returns:
+        The entries of the checkpoint that are neither weights nor optimiser states.
+    """
     check_folder(path)
     weights = model_state(model)
     dcp.load({"state_dict": weights}, checkpoint_id=path, planner=_CheckedPlanner())
@@ -67,12 +71,12 @@ def read_whole(path: Path, prefix: str) -> dict[str, Any]:
 
 
 def model_state(model: nn.Module) -> dict[str, Any]:
-    """A model's weights as a folder has them: what is divided as DTensors of the same memory."""
+    """Return a model's weights as a folder holds them: split ones as DTensors of their memory."""
     return as_dtensors(get_model_state_dict(model), model)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """As :func:`model_state`."""
+    """Return an optimiser's state as a folder holds it; as :func:`model_state`."""
     state: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer))
     return {**state, "state": as_dtensors(state["state"], model)}
 
@@ -80,7 +84,11 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def load_part_of_file(
     path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], strict: bool = True
 ) -> dict[str, Any]:
-    """Each process of a split model takes its part of one whole file; what else the checkpoint holds."""
+    """Load this process's part of one whole file into a split model.
+
+    Returns:
+        The entries of the checkpoint that are neither weights nor optimiser states.
+    """
     whole = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     dims = split_dims(model)
     weights = {
@@ -90,9 +98,8 @@ def load_part_of_file(
     trained = [
         dims.get(name) for name, parameter in model.named_parameters() if parameter.requires_grad
     ]
-    for optimizer, state in zip(
-        optimizers, whole.pop("optimizer_states"), strict=False
-    ):  # none where nothing trains
+    # Without training there is no optimiser, but the file has its state.
+    for optimizer, state in zip(optimizers, whole.pop("optimizer_states"), strict=False):
         for number, values in state["state"].items():
             for key, value in values.items():
                 values[key] = own_part(value, trained[number] if value.dim() else None)

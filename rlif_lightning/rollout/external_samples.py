@@ -1,8 +1,8 @@
-"""What makes another sampler's completions a rollout: the policy's own token statistics, and how far the two differ.
+"""Rollouts from another sampler's completions, with the policy's own token statistics.
 
-A sampler with kernels and precision of its own does not give the policy's log-probs. Old log-probs,
-entropy and self-certainty are therefore computed by the policy, in one packed pass without
-gradients; the sampler's log-probs are kept for the gap, and for weights that correct the loss for
+A sampler with other kernels and another precision does not compute the policy's log-probs. So the
+policy computes old log-probs, entropy and self-certainty, in packed passes without gradients. The
+sampler's log-probs are stored for the logged gap, and for token weights that correct the loss for
 having sampled from another distribution.
 """
 
@@ -18,19 +18,19 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
-from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.records import Completions, Prompts, Rollout
 from rlif_lightning.sampling import Sampling, cut_at_stop, importance_ratio
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One completion as another sampler drew it.
+    """One completion of another sampler.
 
     Attributes:
         ids: its tokens, a final end-of-sequence token included.
-        logprobs: the sampler's log-probability of each, nats, of the distribution that it was drawn
-            from.
-        ended: it ended by itself.
+        logprobs: the log-probability of each token, nats, in the distribution that the sampler drew
+            it from.
+        ended: whether it ended by itself.
     """
 
     ids: Sequence[int]
@@ -39,8 +39,9 @@ class Drawn:
 
 
 def truncated_ratio(logprobs: Tensor, engine_logprobs: Tensor, max_ratio: float) -> Tensor:
-    """``min(exp(logprobs - engine_logprobs), max_ratio)``, elementwise: truncated importance sampling.
+    """Compute ``min(exp(logprobs - engine_logprobs), max_ratio)`` elementwise.
 
+    This is truncated importance sampling:
     https://fengyao.notion.site/off-policy-rl, https://openreview.net/forum?id=8MHqvb4lK9
     """
     return importance_ratio(logprobs, engine_logprobs).clamp(max=max_ratio)
@@ -50,72 +51,76 @@ def as_rollout(
     policy: PolicyModel,
     prompts: Prompts,
     drawn: Sequence[Drawn],
-    group_size: int,
     sampling: Sampling,
     max_tokens: int,
     max_ratio: float | None,
 ) -> Rollout:
-    """A rollout of completions that another sampler drew, with the policy's own statistics.
+    """Make a rollout of completions that another sampler drew, with the policy's own statistics.
 
     Args:
-        policy: scores the completions.
+        policy: measures the completions.
         prompts: P prompts.
-        drawn: B completions, prompt-major.
-        group_size: G.
+        drawn: B completions, prompt-major, as many for each prompt.
         sampling: how they were drawn.
         max_tokens: token budget of one forward pass.
-        max_ratio: bound of the weights; None = no weights.
+        max_ratio: bound of the token weights; None = no weights.
 
     Raises:
-        RuntimeError: the sampler drew what is no token.
+        RuntimeError: the sampler drew an id that is no token.
     """
-    highest = max(max(row.ids) for row in drawn)
-    if policy.num_tokens is not None and highest >= policy.num_tokens:
-        raise RuntimeError(
-            f"the engine drew token {highest}, beyond the tokenizer's {policy.num_tokens}: it does"
-            " not follow"
-            " logit_bias; set model.policy.vocabulary=model, or use NativeEngine"
-        )
+    _check_tokens(policy, drawn)
     if sampling.train_stop:
         drawn = [_closed(row, policy, sampling.max_new_tokens) for row in drawn]
-    device = prompts.token_ids[0].device
-    ids = [torch.tensor(row.ids, dtype=torch.int64, device=device) for row in drawn]
-    completion_ids = pad_sequence(ids, batch_first=True)
-    lengths = torch.tensor([len(row) for row in ids], device=device)
-    mask = torch.arange(completion_ids.shape[1], device=device) < lengths.unsqueeze(1)
-    stats = measure_tokens(
-        policy, prompts.token_ids, completion_ids, mask, group_size, sampling, max_tokens
-    )
-    reported = [
-        torch.tensor(row.logprobs, dtype=stats.logprobs.dtype, device=device) for row in drawn
-    ]
-    engine_logprobs = pad_sequence(reported, batch_first=True)
-    engine_logprobs = torch.where(
-        engine_logprobs.isnan(), stats.logprobs, engine_logprobs
-    )  # what was not drawn
+    completions = _completions(prompts, drawn)
+    stats = measure_tokens(policy, completions, sampling, max_tokens)
+    reported = _padded([row.logprobs for row in drawn], stats.logprobs)
+    # A token that was not drawn has no log-prob of the sampler's.
+    engine_logprobs = torch.where(reported.isnan(), stats.logprobs, reported)
     weights = (
         None if max_ratio is None else truncated_ratio(stats.logprobs, engine_logprobs, max_ratio)
     )
     texts = [
-        cut_at_stop(policy.tokenizer.decode(row, skip_special_tokens=True), sampling.stop)
-        for row in ids
+        cut_at_stop(policy.tokenizer.decode(list(row.ids), skip_special_tokens=True), sampling.stop)
+        for row in drawn
     ]
-    ended = torch.tensor([row.ended for row in drawn], device=device)
     return Rollout(
         prompts,
-        completion_ids,
-        mask,
+        completions.completion_ids,
+        completions.mask,
         stats,
         texts,
-        ended,
-        group_size,
+        torch.tensor([row.ended for row in drawn], device=completions.mask.device),
+        completions.group_size,
         engine_logprobs,
         token_weights=weights,
     )
 
 
+def _check_tokens(policy: PolicyModel, drawn: Sequence[Drawn]) -> None:
+    highest = max(max(row.ids) for row in drawn)
+    if policy.num_tokens is not None and highest >= policy.num_tokens:
+        raise RuntimeError(
+            f"the engine drew token {highest}, beyond the tokenizer's {policy.num_tokens}: it does"
+            " not follow logit_bias; set model.policy.vocabulary=model, or use NativeEngine"
+        )
+
+
+def _completions(prompts: Prompts, drawn: Sequence[Drawn]) -> Completions:
+    like = prompts.token_ids[0]
+    lengths = torch.tensor([len(row.ids) for row in drawn], device=like.device)
+    ids = _padded([row.ids for row in drawn], like)
+    mask = torch.arange(ids.shape[1], device=like.device) < lengths.unsqueeze(1)
+    return Completions(prompts.token_ids, ids, mask, len(drawn) // len(prompts))
+
+
+def _padded(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    """Return rows of numbers as ``[B, T]``, padded with 0, of a tensor's type and device."""
+    tensors = [torch.tensor(row, dtype=like.dtype, device=like.device) for row in rows]
+    return pad_sequence(tensors, batch_first=True)
+
+
 def _closed(row: Drawn, policy: PolicyModel, max_new_tokens: int) -> Drawn:
-    """With an end of sequence (of no log-prob of the sampler's) where a stop string ended the completion."""
+    """Append an end of sequence, without a log-prob, where a stop string ended the completion."""
     if not row.ended or row.ids[-1] in policy.eos_ids or len(row.ids) == max_new_tokens:
         return row
     return Drawn([*row.ids, policy.stop_id], [*row.logprobs, math.nan], True)
