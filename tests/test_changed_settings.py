@@ -153,6 +153,25 @@ def test_what_a_guard_had_multiplied_the_learning_rate_by_stays(tmp_path):
     assert again.trainer.callback_metrics["policy/learning_rate"] == pytest.approx(2e-3 * 7 / 12)
 
 
+@pytest.mark.filterwarnings("ignore:CollapseGuard, rollout")
+def test_a_rollback_to_a_snapshot_from_before_the_change_keeps_the_new_numbers(tmp_path):
+    def guard(bound: float) -> CollapseGuard:
+        long = {"metric": "rollout/length", "side": "above", "bound": bound, "window": 1}
+        settings = {"action": "rollback", "baseline": 1, "snapshot_every": 1}
+        return CollapseGuard(detectors={"long": {**long, "release": 0}}, **settings)
+
+    before = Run(tmp_path / "a", 2, module(), data(), guard(1e6))
+    source = at(before.folder / "checkpoints", 2)
+    model = module(weight_decay=0.1)
+    again = Run(tmp_path / "b", 3, model, data(), guard(-1.0), ckpt_path=source)
+    assert len(again.said("rollback")) == 1
+    assert again.group["weight_decay"] == 0.1
+    assert again.group["initial_lr"] == 5e-4
+    said = [text.split(" (")[0] for text in again.said()]
+    assert "trainer.max_steps: 4 -> 6" in said
+    assert any(text.startswith("trainer.callbacks.CollapseGuard.detectors") for text in said)
+
+
 @pytest.mark.parametrize(
     ("model", "problems", "line"),
     [
