@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from callbacks import CollapseGuard
 from rlif_lightning import PromptData, RLIFModule
+from rlif_lightning.data.described import Described, describe
 from rlif_lightning.data.loaders import continued_place
 from rlif_lightning.data.sources import ArithmeticProblems
 from rlif_lightning.learning.objectives import KLCov
@@ -292,9 +295,51 @@ def test_a_checkpoint_without_settings_is_said_and_gone_on_with(first, tmp_path)
     assert run.group["lr"] == 1e-3
 
 
+class Kind(Described):
+    def __init__(self, number: float = 1.0, *, other: object = None, **more: Any):
+        self.unused = number
+
+
+def test_objects_are_described_by_what_they_were_built_with(tmp_path):
+    """Numbers of numpy, paths and tuples become plain values, which a checkpoint can be read with."""
+    value = Kind(np.float64(2.5), other=Kind(), size=np.int64(3), place=tmp_path, pair=(1, None))
+    described = describe(value, "x")
+    here = f"{__name__}.Kind"
+    assert described == {
+        "x.class_path": here, "x.init_args.number": 2.5, "x.init_args.other.class_path": here,
+        "x.init_args.other.init_args.number": 1.0, "x.init_args.other.init_args.other": None,
+        "x.init_args.size": 3, "x.init_args.place": str(tmp_path), "x.init_args.pair": [1, None],
+    }  # fmt: skip
+    assert type(described["x.init_args.number"]) is float
+    assert describe(copy.deepcopy(value), "x") == described
+    assert describe({"a": LoRA(4, 8), "b": 1}, "y") == {
+        "y": ["a", "b"], "y.a.rank": 4, "y.a.alpha": 8, "y.a.target_modules": None, "y.b": 1
+    }  # fmt: skip
+    torch.save(described, tmp_path / "plain.pt")
+    assert torch.load(tmp_path / "plain.pt", weights_only=True) == described
+
+
 def test_differences_are_said_once():
-    old = {"a.class_path": "X", "a.init_args.x": 1, "b": None, "c": ["v", "w"], "c.w.x": 1, "d": 2}
-    new = {"a.class_path": "Y", "a.init_args.y": 1, "b.n": 4, "b.m": "z", "c": ["v"], "d": 3.0}
+    old = {
+        "a.class_path": "X",
+        "a.init_args.x": 1,
+        "b": None,
+        "c": ["v", "w"],
+        "c.w.x": 1,
+        "d": 2,
+        "e": [float("nan")],
+        "f": 1,
+    }
+    new = {
+        "a.class_path": "Y",
+        "a.init_args.y": 1,
+        "b.n": 4,
+        "b.m": "z",
+        "c": ["v"],
+        "d": 3.0,
+        "e": [float("nan")],
+        "f": 1.0,
+    }
     assert [str(change) for change in changes(old, new)] == [
         "a.class_path: X -> Y", "b: null -> {n: 4, m: z}", "c: [v, w] -> [v]", "d: 2 -> 3.0"
     ]  # fmt: skip

@@ -8,11 +8,13 @@ names as one that was built from YAML.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 CLASS, ARGUMENTS = "class_path", "init_args"
 
@@ -89,11 +91,12 @@ def is_plain(value: Any) -> bool:
         return all(map(is_plain, value.values()))
     if isinstance(value, (list, tuple, set, frozenset)):
         return all(map(is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str, Path, Enum))
+    plain_kinds = (bool, int, float, str, os.PathLike, Enum, np.generic)
+    return value is None or isinstance(value, plain_kinds)
 
 
 def plain(value: Any) -> Any:
-    """Return a plain value as JSON would give it back."""
+    """Return a plain value as JSON would give it back, made of Python's own types alone."""
     if isinstance(value, Mapping):
         return {str(key): plain(child) for key, child in value.items()}
     if isinstance(value, (set, frozenset)):
@@ -102,4 +105,11 @@ def plain(value: Any) -> Any:
         return [plain(child) for child in value]
     if isinstance(value, Enum):
         return plain(value.value)
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(
+        value, np.generic
+    ):  # a checkpoint with one could not be read without running code
+        return value.item()
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return None if value is None else str(value)

@@ -92,7 +92,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     found = [
         Change(name, old.get(name, ABSENT), new.get(name, ABSENT))
         for name in names
-        if name != PROBLEMS and old.get(name, ABSENT) != new.get(name, ABSENT)
+        if name != PROBLEMS and not _is_same(old.get(name, ABSENT), new.get(name, ABSENT))
     ]
     differing = {change.name for change in found}
     kept = [change for change in found if not _is_covered(change, differing)]
@@ -100,6 +100,10 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
         Change(change.name, _whole(change, old), _whole(change, new, is_new=True))
         for change in kept
     ]
+
+
+def _is_same(old: Any, new: Any) -> bool:
+    return old == new or repr(old) == repr(new)  # NaN is not equal to itself
 
 
 def _is_covered(change: Change, differing: set[str]) -> bool:
