@@ -25,6 +25,7 @@ from rlif_lightning.running.setting_changes import (
     shown,
 )
 
+LENGTH = (SCHEDULE, "trainer.max_steps")
 KEPT_FLAGS = ("params", "lr", "initial_lr", "fused", "foreach", "capturable")
 
 
@@ -95,15 +96,18 @@ class ResumedSettings(Callback):
         if split is None:
             return
         current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        length, limit = len(split) // sizes[0].new, trainer.limit_train_batches
-        length = int(length * limit) if isinstance(limit, float) else min(length, limit)
+        old, new = (
+            _epoch_length(len(split) // size, trainer.limit_train_batches)
+            for size in (sizes[0].old, sizes[0].new)
+        )
         reached = -(-current["ready"] * sizes[0].old // sizes[0].new)
-        place = min(reached, length - 1) if current["ready"] else 0
+        is_over = current["ready"] >= old
+        place = new if is_over else min(reached, new - 1) if current["ready"] else 0
         current |= dict.fromkeys(current, place)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Apply the optimiser's arguments, which the checkpoint has replaced; write the events."""
-        if any(change.begins_with((OPTIMIZER, SCHEDULE)) for change in self.changes):
+        if any(change.begins_with((OPTIMIZER, *LENGTH)) for change in self.changes):
             self._apply(trainer, pl_module)
         if trainer.fast_dev_run:
             return
@@ -113,19 +117,24 @@ class ResumedSettings(Callback):
     def _apply(self, trainer: Any, module: Any) -> None:
         (fresh,), _ = module.configure_optimizers()
         (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
-        schedule, rate = config.scheduler, self.old.get(LEARNING_RATE)
+        schedule, factor = config.scheduler, self._factor_of_callbacks(fresh, optimizer)
         for number, group in enumerate(optimizer.param_groups):
             new = fresh.param_groups[number]
             group |= {name: value for name, value in new.items() if name not in KEPT_FLAGS}
-            before = group["initial_lr"]
-            base = new["initial_lr"]
-            if rate is not None and before != rate:  # callbacks had multiplied it
-                base = base * (before / rate)
+            before, base = group["initial_lr"], new["initial_lr"] * factor
             schedule.base_lrs[number] = group["initial_lr"] = base
             if isinstance(schedule, LambdaLR):
                 group["lr"] = base * schedule.lr_lambdas[number](schedule.last_epoch)
             else:
                 group["lr"] *= base / before
+
+    def _factor_of_callbacks(self, fresh: Any, optimizer: Any) -> float:
+        """Return what callbacks had multiplied the checkpoint's learning rate by."""
+        rate = self.old.get(LEARNING_RATE)
+        for new, group in zip(fresh.param_groups, optimizer.param_groups, strict=True):
+            if rate is not None and new["initial_lr"] == fresh.defaults["lr"]:
+                return group["initial_lr"] / rate
+        return 1.0
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
@@ -133,6 +142,10 @@ class ResumedSettings(Callback):
         """Put the settings into the checkpoint."""
         found = run_settings(trainer, pl_module) if self.settings is None else self.settings
         checkpoint[KEY] = found
+
+
+def _epoch_length(length: int, limit: int | float) -> int:
+    return int(length * limit) if isinstance(limit, float) else min(length, limit)
 
 
 def _problems(left_out: int) -> str:
