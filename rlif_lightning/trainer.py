@@ -54,6 +54,7 @@ class RLIFTrainer(Trainer):
 
     def _run(self, model: Any, ckpt_path: Any = None, weights_only: bool | None = None) -> Any:
         """As Lightning, which does not tell its callbacks what checkpoint a run goes on from."""
+        self.ckpt_of_run = None if ckpt_path is None else str(ckpt_path)
         if self.state.fn == TrainerFn.FITTING:
             self.own_files = None
             self.source = None if ckpt_path is None else Path(ckpt_path)

@@ -23,6 +23,7 @@ from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.processes.ranks import writes_completions
 from rlif_lightning.running.run_folder import check_place, naming, run_folder
+from rlif_lightning.running.run_settings import prediction_settings
 from rlif_lightning.whole_files import replaced
 
 COLUMNS = {
@@ -71,12 +72,12 @@ class PredictionFiles(BasePredictionWriter):
 
     Args:
         predictions: where and how.
-        settings: what the completions depend on, plain values by name.
     """
 
-    def __init__(self, predictions: Predictions, settings: dict[str, Any]):
+    def __init__(self, predictions: Predictions):
         super().__init__(write_interval="batch")
-        self.predictions, self.settings = predictions, settings
+        self.predictions = predictions
+        self.settings: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Open the folder, cut torn ends off, and leave finished prompts out (a collective).
@@ -90,7 +91,7 @@ class PredictionFiles(BasePredictionWriter):
             raise ValueError(
                 f"PredictionFiles needs the data module PromptData, not {type(data).__name__}"
             )
-        run = run_folder(trainer)
+        self.settings, run = prediction_settings(trainer, pl_module), run_folder(trainer)
         if self.predictions.folder is not None:
             check_place("predictions.folder", Path(self.predictions.folder))
         self.folder = (

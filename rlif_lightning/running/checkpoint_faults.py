@@ -58,9 +58,9 @@ def expected_of(module: Any) -> Expected:
     """Return what a checkpoint of a module holds, by the model's config alone."""
     with torch.random.fork_rng(devices=[]):
         policy = empty_model(module.policy_settings)
-    tensors = {
-        f"{WEIGHTS}model.{name}": value for name, value in policy.state_dict().items()
-    } | module.state_dict()
+    tensors = {f"{WEIGHTS}model.{name}": value for name, value in policy.state_dict().items()}
+    own = module.state_dict()  # of a loaded policy it has the parts of this process
+    tensors |= {name: value for name, value in own.items() if not name.startswith(WEIGHTS)}
     trained = [
         f"{WEIGHTS}model.{name}" for name, value in policy.named_parameters() if value.requires_grad
     ]

@@ -61,7 +61,6 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
     },
     "lightning.pytorch.cli.LightningCLI": {
         "_get": "reads a setting before anything is built, with or without a subcommand",
-        "_parser": "the configuration as text, for what decides a prediction",
         "_prepare_subcommand_kwargs": "adds arguments of our own to a subcommand",
         "_parse_ckpt_path": "Lightning opens a checkpoint here to look for settings, before its"
         " path"

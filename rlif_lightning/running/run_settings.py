@@ -34,6 +34,8 @@ RENAMED = {
     "model.max_grad_norm": "model.update.max_grad_norm",
     "model.seed": SEED,
 }
+PREDICTED = ("model.policy", "model.rewards", "model.sampling", "data.", SEED)
+SIZES = ("data.prompts_per_rollout", "data.validation_prompts_per_batch")  # of batches alone
 TRAINER = ("max_steps", "world_size", "precision")
 
 
@@ -55,6 +57,14 @@ def run_settings(trainer: Any, module: Any) -> dict[str, Any]:
     for callback in own:
         found |= _named(arguments_of(callback), f"trainer.callbacks.{type(callback).__name__}")
     return found | problems_of(data)
+
+
+def prediction_settings(trainer: Any, module: Any) -> dict[str, Any]:
+    """Return the settings that predicted completions and their scores depend on."""
+    found = run_settings(trainer, module).items()
+    chosen = {name: value for name, value in found if name.startswith(PREDICTED)}
+    path = getattr(trainer, "ckpt_of_run", None)
+    return {name: chosen[name] for name in chosen if name not in SIZES} | {"ckpt_path": path}
 
 
 def model_settings(module: Any) -> dict[str, Any]:
