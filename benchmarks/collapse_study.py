@@ -3,7 +3,7 @@
     python -m benchmarks.collapse_study              # all arms, seeds 0, 1, 2, two runs at a time
     python -m benchmarks.collapse_study --arms gold paper --seeds 3 4 5
     python -m benchmarks.collapse_study --summarise  # of the runs that are finished
-    python -m benchmarks.collapse_study -- --model.learning_rate=5e-5    # for every arm
+    python -m benchmarks.collapse_study -- --model.optimizer.lr=5e-5    # for every arm
 
 Runs that are finished are skipped, so a study that was cut off goes on; each run has one thread. In
 ``--out`` appear a folder for each run, ``summary.json``, ``runs.csv``, ``table.md``, the result

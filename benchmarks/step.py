@@ -9,6 +9,7 @@ import json
 import logging
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rlif_lightning.data.prompts import LocalFiles, PromptData
 from rlif_lightning.evaluation.evaluator import Evaluation
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import Clipped, ReferenceKL
+from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import RewardOutput, Rollout
@@ -101,16 +103,17 @@ def build(a: Any, folder: Path) -> tuple[RLIFModule, PromptData]:
     module = RLIFModule(
         Policy(str(folder), gradient_checkpointing=a.gradient_checkpointing),
         {f"r{i}": WeightedReward(head, 0.5) for i, head in enumerate(heads)},
-        group_size=a.group_size,
         advantage=GDPO(),
         objective=Clipped(reference_kl=ReferenceKL(a.beta)),
         # End of sequence is forbidden throughout; lengths are planned.
         sampling=Sampling(1.0, a.max_new_tokens, a.max_new_tokens),
         engine=PlannedLengths(a),
         evaluation=Evaluation(),
-        updates_per_rollout=a.updates_per_rollout,
-        micro_batch_tokens=a.prompt_len + rows_at_once * a.max_new_tokens,
-        learning_rate=a.lr,
+        update=UpdatePlan(
+            a.updates_per_rollout,
+            micro_batch_tokens=a.prompt_len + rows_at_once * a.max_new_tokens,
+        ),
+        optimizer=partial(torch.optim.AdamW, lr=a.lr, weight_decay=0.0),
         seed=a.seed,
     )
     return module, data

@@ -91,6 +91,7 @@ class CompletionWriter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Find the run's folder (a collective); refuse to write gold answers without any."""
+        pl_module.read_settings_of(getattr(trainer, "datamodule", None))  # set up after callbacks
         if self.write_gold and pl_module.answer_column is None:
             raise ValueError(
                 "write_gold=true needs data.answer_column; name it or set write_gold=false"

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from rlif_lightning.learning.optimizer import starting_rate
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.running.checkpoint_faults import why_unusable
@@ -31,7 +32,7 @@ def read_setting(trainer: Trainer, module: RLIFModule, name: str) -> float:
     Raises:
         ValueError: no such setting, or one that is not a number; names those that exist.
     """
-    known = {"learning_rate": module.optimizer_plan.learning_rate}
+    known = {"learning_rate": starting_rate(module.make_optimizer)}
     if trainer.optimizers:
         known["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
     for field in fields(module.objective):

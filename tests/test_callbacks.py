@@ -60,7 +60,7 @@ def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
     picked = "--model.objective=" + json.dumps(
         {"class_path": "KLCov", "init_args": {"fraction": 0.999, "entropy_bonus": 1e-9}}
     )
-    run_with(tmp_path / "all", "EntropyMonitor", picked, "--model.learning_rate=1e-9", rollouts=1)
+    run_with(tmp_path / "all", "EntropyMonitor", picked, "--model.optimizer.lr=1e-9", rollouts=1)
     run_with(tmp_path / "none", "EntropyMonitor", "--model.objective=Clipped", rollouts=1)
     run_with(tmp_path / "few", "EntropyMonitor", rollouts=1)
     (mean,), (everything,) = (

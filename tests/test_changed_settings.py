@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from callbacks import CollapseGuard
 from rlif_lightning import PromptData, RLIFModule
 from rlif_lightning.data.described import Described, describe
 from rlif_lightning.data.loaders import continued_place
+from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.sources import ArithmeticProblems
 from rlif_lightning.learning.objectives import KLCov
+from rlif_lightning.learning.optimizer import Schedule
+from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.rewards.controls import Length, Random
@@ -41,10 +45,18 @@ def rewards(*names: str) -> dict[str, WeightedReward]:
     return {name: WeightedReward(heads[name](), weight=0.5) for name in names}
 
 
+def adamw(lr: float = 1e-3, weight_decay: float = 0.0, **more: Any) -> Any:
+    return partial(torch.optim.AdamW, lr=lr, weight_decay=weight_decay, **more)
+
+
+def update(**settings: Any) -> UpdatePlan:
+    return UpdatePlan(updates_per_rollout=2, **settings)
+
+
 def module(**settings: Any) -> RLIFModule:
     given: dict[str, Any] = {
-        "policy": Policy(NAME), "rewards": rewards("certainty", "length"), "group_size": 2,
-        "sampling": Sampling(max_new_tokens=4), "updates_per_rollout": 2, "learning_rate": 1e-3,
+        "policy": Policy(NAME), "rewards": rewards("certainty", "length"),
+        "sampling": Sampling(max_new_tokens=4), "update": update(), "optimizer": adamw(),
     }  # fmt: skip
     return RLIFModule(**(given | settings))
 
@@ -113,7 +125,7 @@ def test_an_unchanged_run_says_nothing_and_is_the_uninterrupted_one(first, tmp_p
 
 
 def test_a_new_learning_rate_and_weight_decay_are_taken_and_said(first, tmp_path, capsys):
-    model = module(learning_rate=3e-4, weight_decay=0.1, betas=(0.8, 0.99))
+    model = module(optimizer=adamw(3e-4, 0.1, betas=(0.8, 0.99)))
     run = Run(tmp_path, 3, model, data(), ckpt_path=at(first, 2))
     assert (run.group["lr"], run.group["initial_lr"]) == (3e-4, 3e-4)
     assert (run.group["weight_decay"], tuple(run.group["betas"])) == (0.1, (0.8, 0.99))
@@ -122,8 +134,8 @@ def test_a_new_learning_rate_and_weight_decay_are_taken_and_said(first, tmp_path
     said = run.said()
     assert [text.split(" (")[0] for text in said] == [
         "model.optimizer.init_args.lr: 0.001 -> 0.0003",
-        "model.optimizer.init_args.weight_decay: 0.0 -> 0.1",
         "model.optimizer.init_args.betas: [0.9, 0.999] -> [0.8, 0.99]",
+        "model.optimizer.init_args.weight_decay: 0.0 -> 0.1",
     ]
     printed = capsys.readouterr().out
     assert all(f"resumed: {text}" in printed for text in said)
@@ -149,11 +161,11 @@ def test_what_a_guard_had_multiplied_the_learning_rate_by_stays(tmp_path):
     before = Run(tmp_path / "a", 3, module(), data(), guard())
     assert before.group["initial_lr"] == 5e-4
     source = at(before.folder / "checkpoints", 2)
-    model = module(learning_rate=4e-3, warmup_steps=12)
+    model = module(optimizer=adamw(4e-3), schedule=Schedule("constant_with_warmup", 12))
     again = Run(tmp_path / "b", 3, model, data(), guard(), ckpt_path=source)
     assert again.group["initial_lr"] == pytest.approx(2e-3)
-    assert again.group["lr"] == pytest.approx(2e-3 * 7 / 12)  # six steps were made
-    assert again.trainer.callback_metrics["policy/learning_rate"] == pytest.approx(2e-3 * 7 / 12)
+    assert again.group["lr"] == pytest.approx(2e-3 * 6 / 12)  # six steps were made
+    assert again.trainer.callback_metrics["policy/learning_rate"] == pytest.approx(2e-3 * 6 / 12)
 
 
 @pytest.mark.filterwarnings("ignore:CollapseGuard, rollout")
@@ -165,7 +177,7 @@ def test_a_rollback_to_a_snapshot_from_before_the_change_keeps_the_new_numbers(t
 
     before = Run(tmp_path / "a", 2, module(), data(), guard(1e6))
     source = at(before.folder / "checkpoints", 2)
-    model = module(weight_decay=0.1)
+    model = module(optimizer=adamw(weight_decay=0.1))
     again = Run(tmp_path / "b", 3, model, data(), guard(-1.0), ckpt_path=source)
     assert len(again.said("rollback")) == 1
     assert again.group["weight_decay"] == 0.1
@@ -178,9 +190,13 @@ def test_a_rollback_to_a_snapshot_from_before_the_change_keeps_the_new_numbers(t
 @pytest.mark.parametrize(
     ("model", "problems", "line"),
     [
-        ({"group_size": 3}, {"group_size": 3}, "data.group_size: 2 -> 3"),
+        ({}, {"group_size": 3}, "data.group_size: 2 -> 3"),
         ({"sampling": Sampling(max_new_tokens=5)}, {}, "model.sampling.max_new_tokens: 4 -> 5"),
-        ({"micro_batch_tokens": 64}, {}, "model.update.micro_batch_tokens: 8192 -> 64"),
+        (
+            {"update": update(micro_batch_tokens=64)},
+            {},
+            "model.update.micro_batch_tokens: 8192 -> 64",
+        ),
         ({"objective": KLCov(fraction=0.5)}, {}, "model.objective.init_args.fraction: "),
         ({}, {"validation_prompts": 2}, "data.validation_prompts: null -> 2"),
     ],
@@ -190,8 +206,7 @@ def test_what_can_be_applied_is_applied_and_said(first, tmp_path, model, problem
     assert [text for text in run.said() if text.startswith(line)]
     assert len(run.said()) == 1
     assert int(run.module.num_rollouts) == 3
-    if "group_size" in model:
-        assert run.module.group_size == 3
+    assert run.module.group_size == problems.get("group_size", 2)
 
 
 def test_reward_weights_are_taken(first, tmp_path):
@@ -255,8 +270,19 @@ def test_continued_place_by_hand():
             r"policy.lora: null -> {rank: 4, alpha: 8,",
         ),
         ({"seed": 1}, {"seed": 1}, r"seed_everything: 0 -> 1\)"),
+        ({"optimizer": partial(torch.optim.SGD, lr=1e-3)}, {}, r"class_path: .*AdamW -> .*SGD\)"),
+        ({"optimizer": adamw(amsgrad=True)}, {}, r"init_args.amsgrad: false -> true\)"),
     ],
-    ids=["size", "other problems", "dropped reward", "added reward", "added LoRA", "seed"],
+    ids=[
+        "size",
+        "other problems",
+        "dropped reward",
+        "added reward",
+        "added LoRA",
+        "seed",
+        "SGD",
+        "switch",
+    ],
 )
 def test_what_cannot_go_on_is_refused_with_the_way_out(first, tmp_path, model, problems, message):
     if "policy" in model:
@@ -280,8 +306,12 @@ def test_other_problems_behind_the_same_settings_are_refused(first, tmp_path):
 
 
 def test_a_new_text_around_the_same_problems_is_taken(first, tmp_path):
-    run = Run(tmp_path, 3, module(), data(template="0+{prompt}"), ckpt_path=at(first, 2))
-    assert [text.split(" (")[0] for text in run.said()] == ["data.template: {prompt} -> 0+{prompt}"]
+    run = Run(
+        tmp_path, 3, module(), data(format=PromptFormat("0+{prompt}")), ckpt_path=at(first, 2)
+    )
+    assert [text.split(" (")[0] for text in run.said()] == [
+        "data.format.template: {prompt} -> 0+{prompt}"
+    ]
 
 
 def test_a_checkpoint_without_settings_is_said_and_gone_on_with(first, tmp_path):
@@ -290,7 +320,7 @@ def test_a_checkpoint_without_settings_is_said_and_gone_on_with(first, tmp_path)
     old = tmp_path / "old" / "checkpoints" / "rollout=000002.ckpt"
     old.parent.mkdir(parents=True)
     torch.save(content, old)
-    run = Run(tmp_path, 3, module(learning_rate=1.0), data(), ckpt_path=old)
+    run = Run(tmp_path, 3, module(optimizer=adamw(1.0)), data(), ckpt_path=old)
     assert run.said() == [f"{old} was saved without settings: they cannot be compared"]
     assert run.group["lr"] == 1e-3
 
@@ -348,7 +378,7 @@ def test_differences_are_said_once():
 def test_a_fork_has_the_weights_and_nothing_else(first, tmp_path, capsys):
     source = at(first, 3)
     saved = torch.load(source, weights_only=True)["state_dict"]
-    model = module(rewards=rewards("length"), learning_rate=1e-2, seed=5)
+    model = module(rewards=rewards("length"), optimizer=adamw(1e-2), seed=5)
     begun: dict[str, torch.Tensor] = {}
 
     class Begin(RunCheckpoints):

@@ -178,7 +178,7 @@ def test_stop_ends_the_run(tmp_path):
 
 
 def test_adjust_scales_settings_once_and_keeps_the_schedule(tmp_path):
-    cosine = ["--model.lr_schedule=cosine", "--model.schedule_steps=16"]
+    cosine = ["--model.schedule.name=cosine", "--model.schedule.steps=16"]
     scale = {"learning_rate": 0.5, "objective.weight": 10.0, "rewards.certainty.weight": 0.2}
     run, events = guarded(tmp_path / "guard", "adjust", *cosine, rollouts=4, scale=scale)
     run_with(tmp_path / "plain", "EntropyMonitor", *cosine, rollouts=4)

@@ -14,7 +14,7 @@ from rlif_lightning import cli
 from rlif_lightning.running.events import read_events
 
 ONE = ["--trainer.limit_train_batches=1"]
-NOTHING_MOVES = "--model.learning_rate=1e-30"
+NOTHING_MOVES = "--model.optimizer.lr=1e-30"
 
 
 @pytest.fixture(scope="module")

@@ -692,7 +692,7 @@ def test_sharded_policies_are_handed_over_whole(standing, tmp_path):
     """With adapters, which are merged; and where no process ever holds the whole."""
     arguments = [*TWO_ROLLOUTS, *arguments_for(standing, tmp_path), *on("fsdp2", 2)]
     runs = {
-        "adapters": [*arguments, "--model.policy.lora.rank=4", "--model.learning_rate=1e-2"],
+        "adapters": [*arguments, "--model.policy.lora.rank=4", "--model.optimizer.lr=1e-2"],
         "kept": [*arguments, "--trainer.strategy.init_args.keep_sharded=true"],
     }
     launch(tmp_path, runs, forks=2)

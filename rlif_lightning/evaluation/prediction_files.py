@@ -113,7 +113,7 @@ class PredictionFiles(BasePredictionWriter):
         self._check_settings()
         kind = {"jsonl": _Jsonl, "parquet": _Parquet}[self.predictions.format]
         self.output = kind(self.folder, rank, self.predictions.rows_per_file, module.rewards.names)
-        return self.output.finished(data.num_predicted_rows, module.group_size)
+        return self.output.finished(data.num_predicted_rows, data.group_size)
 
     def _begin(self) -> None:
         for half in self.folder.glob("completions-*.tmp"):  # of a process that was killed

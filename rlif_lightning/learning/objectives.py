@@ -223,8 +223,8 @@ class KLCov(Objective):
             raise ValueError(
                 f"updates_per_rollout={updates_per_rollout} makes KL-Cov do nothing: on the first"
                 " update the policy is the one that sampled, so |logprob - old logprob| and its"
-                " gradient are 0. Set model.updates_per_rollout or model.epochs_per_rollout to 2 or"
-                " more, or use the objective Clipped"
+                " gradient are 0. Set model.update.updates_per_rollout or"
+                " model.update.epochs_per_rollout to 2 or more, or use the objective Clipped"
             )
 
     def select(self, update: LossInputs) -> Tensor:

@@ -69,7 +69,7 @@ class TokenBudget(nn.Module):
             self.state.copy_(torch.tensor([self.configured, half]))
             warnings.warn(
                 f"out of memory in a micro-batch: it is repeated with {half} tokens, and later ones"
-                f" have as many; set model.micro_batch_tokens={half} to begin so",
+                f" have as many; set model.update.micro_batch_tokens={half} to begin so",
                 stacklevel=2,
             )
 
@@ -83,5 +83,5 @@ class TokenBudget(nn.Module):
             raise RuntimeError(
                 f"out of memory in a micro-batch of {self.tokens} tokens on one of several"
                 " processes, which cannot repeat it alone; resume (--ckpt_path=last) with a lower"
-                " model.micro_batch_tokens"
+                " model.update.micro_batch_tokens"
             ) from error

@@ -175,10 +175,15 @@ class RewardSet(nn.Module):
         self.settings = dict(rewards)
         # A head's sum of group spreads, and number of groups.
         self.register_buffer("spreads", torch.zeros(len(rewards), 2, dtype=torch.float64))
-        self.answer_column = answer_column
-        self._check_columns()
+        self.hide(answer_column)
 
-    def _check_columns(self) -> None:
+    def hide(self, answer_column: str | None) -> None:
+        """Hide the gold answers' column from every head that does not need it.
+
+        Raises:
+            ValueError: a label-free head names it, or another column of gold answers.
+        """
+        self.answer_column = answer_column
         for name, reward in self.settings.items():
             for column in () if reward.head.needs_gold else reward.head.columns:
                 if seen := next(

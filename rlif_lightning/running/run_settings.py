@@ -5,10 +5,13 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-from rlif_lightning.data.described import Described, arguments_of, describe
+import torch
+from torch.nn import Parameter
+
+from rlif_lightning.data.described import ARGUMENTS, CLASS, Described, arguments_of, describe
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.model.loading import resolve_model
-from rlif_lightning.running.setting_changes import PROBLEMS, SEED
+from rlif_lightning.running.setting_changes import OPTIMIZER, PROBLEMS, SEED
 
 KEY = "settings"  # of a checkpoint
 # What the command line sets from another setting; named once where both agree.
@@ -20,22 +23,8 @@ LINKED = {
     "data.trust_remote_code": "model.policy.trust_remote_code",
     "data.tokenizer": "model.policy.name",
 }
-RENAMED = {
-    "model.learning_rate": "model.optimizer.init_args.lr",
-    "model.weight_decay": "model.optimizer.init_args.weight_decay",
-    "model.betas": "model.optimizer.init_args.betas",
-    "model.lr_schedule": "model.schedule.name",
-    "model.warmup_steps": "model.schedule.warmup_steps",
-    "model.schedule_steps": "model.schedule.steps",
-    "model.updates_per_rollout": "model.update.updates_per_rollout",
-    "model.epochs_per_rollout": "model.update.epochs_per_rollout",
-    "model.old_logprobs": "model.update.old_logprobs",
-    "model.micro_batch_tokens": "model.update.micro_batch_tokens",
-    "model.max_grad_norm": "model.update.max_grad_norm",
-    "model.seed": SEED,
-}
-PREDICTED = ("model.policy", "model.rewards", "model.sampling", "data.", SEED)
-SIZES = ("data.prompts_per_rollout", "data.validation_prompts_per_batch")  # of batches alone
+# Of an optimiser: how a step is computed, not what it computes.
+IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 TRAINER = ("max_steps", "world_size", "precision")
 
 
@@ -46,9 +35,11 @@ def run_settings(trainer: Any, module: Any) -> dict[str, Any]:
     if data is not None:
         found |= _named(arguments_of(data), "data")
     for name, other in LINKED.items():
-        if other in found and found.get(name, ...) in (found[other], _resolved(found[other])):
+        same = (None, found.get(other), _resolved(found.get(other)))  # None: read from the other
+        if other in found and name in found and found[name] in same:
             del found[name]
-    found = {RENAMED.get(name, name): value for name, value in found.items()}
+    if "model.seed" in found:
+        found[SEED] = found.pop("model.seed")
     found |= {f"trainer.{name}": getattr(trainer, name) for name in TRAINER}
     for name in ("strategy", "accelerator"):
         found[f"trainer.{name}"] = type(getattr(trainer, name)).__name__
@@ -69,7 +60,16 @@ def prediction_settings(trainer: Any, module: Any) -> dict[str, Any]:
 
 def model_settings(module: Any) -> dict[str, Any]:
     """Return the settings ``model.*`` of a module."""
-    return _named(arguments_of(module), "model")
+    arguments = arguments_of(module)
+    make = arguments.pop("optimizer", None)
+    found = _named(arguments, "model")
+    if make is None:
+        return found
+    optimizer = make([Parameter(torch.zeros(1, 1))])
+    values = {k: v for k, v in optimizer.defaults.items() if k not in IMPLEMENTATION}
+    kind = type(optimizer)
+    found[f"{OPTIMIZER}.{CLASS}"] = f"{kind.__module__}.{kind.__qualname__}"
+    return found | _named(values, f"{OPTIMIZER}.{ARGUMENTS}")
 
 
 def _named(arguments: dict[str, Any], name: str) -> dict[str, Any]:

@@ -15,17 +15,7 @@ LEARNING_RATE = f"{OPTIMIZER}.{ARGUMENTS}.lr"
 PROMPTS_PER_ROLLOUT = "data.prompts_per_rollout"
 # What decides which training problems there are, and what only decides their text.
 WHICH_PROBLEMS = ("data.source", "data.max_prompt_tokens", "data.overlong")
-THEIR_TEXT = (
-    "data.format",
-    "data.prompt_column",
-    "data.template",
-    "data.chat",
-    "data.system_prompt",
-    "data.examples",
-    "data.tokenizer",
-    "data.revision",
-    "model.policy",
-)
+THEIR_TEXT = ("data.format", "data.prompt_column", "data.tokenizer", "model.policy")
 SHAPES = ("model.policy", "model.rewards")
 # Name or its beginning -> what happens with a new value; the longest name that fits counts.
 APPLIED = {
