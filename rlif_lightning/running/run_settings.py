@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from rlif_lightning.data.described import ARGUMENTS, CLASS, Described, arguments_of, describe
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.learning.optimizer import build_optimizer
 from rlif_lightning.model.loading import resolve_model
 from rlif_lightning.running.setting_changes import OPTIMIZER, PROBLEMS, SEED
 
@@ -25,6 +26,9 @@ LINKED = {
 }
 # Of an optimiser: how a step is computed, not what it computes.
 IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
+# What predictions and their scores depend on, and what only makes their batches.
+PREDICTED = ("model.policy", "model.rewards", "model.sampling", "data.", SEED)
+SIZES = ("data.prompts_per_rollout", "data.validation_prompts_per_batch")
 TRAINER = ("max_steps", "world_size", "precision")
 
 
@@ -51,7 +55,7 @@ def run_settings(trainer: Any, module: Any) -> dict[str, Any]:
 
 
 def prediction_settings(trainer: Any, module: Any) -> dict[str, Any]:
-    """Return the settings that predicted completions and their scores depend on."""
+    """Return the settings that predictions and their scores depend on."""
     found = run_settings(trainer, module).items()
     chosen = {name: value for name, value in found if name.startswith(PREDICTED)}
     path = getattr(trainer, "ckpt_of_run", None)
@@ -65,7 +69,7 @@ def model_settings(module: Any) -> dict[str, Any]:
     found = _named(arguments, "model")
     if make is None:
         return found
-    optimizer = make([Parameter(torch.zeros(1, 1))])
+    optimizer = build_optimizer(make, [Parameter(torch.zeros(1, 1))])
     values = {k: v for k, v in optimizer.defaults.items() if k not in IMPLEMENTATION}
     kind = type(optimizer)
     found[f"{OPTIMIZER}.{CLASS}"] = f"{kind.__module__}.{kind.__qualname__}"
