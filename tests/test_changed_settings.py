@@ -19,7 +19,7 @@ from rlif_lightning.data.loaders import continued_place
 from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.sources import ArithmeticProblems
 from rlif_lightning.learning.objectives import KLCov
-from rlif_lightning.learning.optimizer import Schedule
+from rlif_lightning.learning.optimizer import LearningRateSchedule
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.rewards.base import WeightedReward
@@ -161,7 +161,7 @@ def test_what_a_guard_had_multiplied_the_learning_rate_by_stays(tmp_path):
     before = Run(tmp_path / "a", 3, module(), data(), guard())
     assert before.group["initial_lr"] == 5e-4
     source = at(before.folder / "checkpoints", 2)
-    model = module(optimizer=adamw(4e-3), schedule=Schedule("constant_with_warmup", 12))
+    model = module(optimizer=adamw(4e-3), schedule=LearningRateSchedule("constant_with_warmup", 12))
     again = Run(tmp_path / "b", 3, model, data(), guard(), ckpt_path=source)
     assert again.group["initial_lr"] == pytest.approx(2e-3)
     assert again.group["lr"] == pytest.approx(2e-3 * 6 / 12)  # six steps were made
