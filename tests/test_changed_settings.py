@@ -247,6 +247,12 @@ def test_the_order_of_prompts_goes_on_with_rollouts_of_another_size(first, tmp_p
     )
 
 
+def test_long_values_are_shown_from_where_they_differ():
+    old, new = "x" * 100 + "a" + "y" * 100, "x" * 100 + "b"
+    shown = f"n: ...{'x' * 20}a{'y' * 56}... -> ...{'x' * 20}b"
+    assert [str(change) for change in changes({"n": old}, {"n": new})] == [shown]
+
+
 def test_continued_place_by_hand():
     assert continued_place(3, 16, 2, 4) == (2, 2)  # 6 were seen, the next whole batch begins at 8
     assert continued_place(11, 16, 2, 4) == (6, 2)  # the same in the second epoch
@@ -345,6 +351,7 @@ def test_objects_are_described_by_what_they_were_built_with(tmp_path):
     assert describe({"a": LoRA(4, 8), "b": 1}, "y") == {
         "y": ["a", "b"], "y.a.rank": 4, "y.a.alpha": 8, "y.a.target_modules": None, "y.b": 1
     }  # fmt: skip
+    assert describe({"a": {"b": (1, 2)}, "c": {}}, "z") == {"z.a.b": [1, 2], "z.c": {}}
     torch.save(described, tmp_path / "plain.pt")
     assert torch.load(tmp_path / "plain.pt", weights_only=True) == described
 

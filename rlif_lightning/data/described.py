@@ -50,17 +50,19 @@ def arguments_of(value: Any) -> dict[str, Any]:
 def describe(value: Any, name: str) -> dict[str, Any]:
     """Return plain values by their names in YAML.
 
-    An object whose class is a choice has ``NAME.class_path`` and ``NAME.init_args.ARGUMENT``, and a
-    plain record ``NAME.FIELD``. A dict of objects has ``NAME``, its keys in their order, and
-    ``NAME.KEY...``.
+    An object whose class is a choice has ``NAME.class_path`` and ``NAME.init_args.ARGUMENT``, a
+    plain record ``NAME.FIELD`` and a plain dict ``NAME.KEY``. A dict of objects has ``NAME``, its
+    keys in their order, as well.
 
     Args:
         value: what is described. Of an object that is no dataclass and no :class:`Described`
             nothing but the class is known.
         name: where it stands.
     """
-    if is_plain(value):
+    if is_plain(value) and not (isinstance(value, Mapping) and value):
         return {name: plain(value)}
+    if isinstance(value, Mapping) and is_plain(value):
+        return _all({}, name, value)
     if isinstance(value, Mapping):
         return _all({name: [str(key) for key in value]}, name, value)
     if isinstance(value, Sequence):

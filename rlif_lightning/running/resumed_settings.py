@@ -22,7 +22,6 @@ from rlif_lightning.running.setting_changes import (
     outcome,
     refusal,
     refused_changes,
-    shown,
 )
 
 LENGTH = (SCHEDULE, "trainer.max_steps")
@@ -62,7 +61,8 @@ class ResumedSettings(Callback):
         self.old, self.changes = saved[KEY], changes(saved[KEY], self.settings)
         self._refuse(source, pl_module)
         for change in self.changes:
-            values = {"name": change.name, "old": shown(change.old), "new": shown(change.new)}
+            old, new = change.shown()
+            values = {"name": change.name, "old": old, "new": new}
             self._say(trainer, f"{change} ({self._outcome(change, saved, trainer)})", values)
 
     def _say(self, trainer: Trainer, text: str, values: dict[str, Any]) -> None:

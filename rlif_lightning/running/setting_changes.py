@@ -16,6 +16,7 @@ PROMPTS_PER_ROLLOUT = "data.prompts_per_rollout"
 # What decides which training problems there are, and what only decides their text.
 WHICH_PROBLEMS = ("data.source", "data.max_prompt_tokens", "data.overlong")
 THEIR_TEXT = ("data.format", "data.prompt_column", "data.tokenizer", "model.policy")
+WIDTH = 80  # characters of a value
 SHAPES = ("model.policy", "model.rewards")
 # Name or its beginning -> what happens with a new value; the longest name that fits counts.
 APPLIED = {
@@ -59,21 +60,34 @@ class Change:
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.name}: {shown(self.old)} -> {shown(self.new)}"
+        old, new = self.shown()
+        return f"{self.name}: {old} -> {new}"
+
+    def shown(self) -> tuple[str, str]:
+        """Return both values in one short line each, long ones from where they differ."""
+        texts = [as_text(value) for value in (self.old, self.new)]
+        pairs = enumerate(zip(*texts, strict=False))
+        same = next((place for place, (a, b) in pairs if a != b), min(map(len, texts)))
+        start = max(same - 20, 0) if max(map(len, texts)) > WIDTH else 0
+        old, new = (("..." if start else "") + _cut(text[start:]) for text in texts)
+        return old, new
 
     def begins_with(self, names: Iterable[str]) -> bool:
         """Return whether the setting is one of these or stands below one."""
         return any(self.name == name or self.name.startswith(f"{name}.") for name in names)
 
 
-def shown(value: Any) -> str:
-    """Return a value as YAML has it, cut to one short line."""
+def as_text(value: Any) -> str:
+    """Return a value in one line, much as YAML has it."""
     words = {None: "null", True: "true", False: "false"}
     if value is None or isinstance(value, bool):
         return words[value]
     text = value if isinstance(value, str) else repr(value).replace("'", "")
-    text = " ".join(text.split()) or "''"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return " ".join(text.split()) or "''"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
