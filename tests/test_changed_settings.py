@@ -410,8 +410,16 @@ def test_a_fork_has_the_weights_and_nothing_else(first, tmp_path, capsys):
     assert f"fork: {text}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("new", [None, LoRA(4, 8), LoRA(4, 16), LoRA(2, 8)])
-@pytest.mark.parametrize("old", [None, LoRA(4, 8)])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (None, LoRA(4, 8)),
+        (LoRA(4, 8), None),
+        (LoRA(4, 8), LoRA(4, 8)),
+        (LoRA(4, 8), LoRA(4, 16)),
+        (LoRA(4, 8), LoRA(2, 8)),
+    ],
+)
 def test_a_fork_computes_the_same_with_other_adapters(tmp_path, first, old, new):
     pytest.importorskip("peft")
     source = at(first, 3)
