@@ -107,7 +107,7 @@ def report(path: Path) -> None:
     panels = {panel.name: panel for panel in panels_of([run])}
     images = [imread(io.BytesIO(draw_panel(panels[name], [run]))) for name in REPORT]
     rows = [np.hstack(images[:4]), np.hstack(images[4:])]
-    imsave(path, np.vstack(rows), metadata={"Software": None})
+    imsave(path, np.vstack(rows), metadata={"Software": "rlif-lightning"})
 
 
 def terminal(path: Path) -> None:
