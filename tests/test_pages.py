@@ -1,4 +1,4 @@
-"""Pages that are written by scripts are up to date, and the site builds with every link leading somewhere."""
+"""Pages that scripts write are up to date, and the site builds without a broken link."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_the_quickstart_s_figures():
 
 
 def test_a_line_of_the_comparison():
-    """Medians of three repeats: 2 s against 4 s, 150 MiB against 300, above 50 MiB and 100 at the start."""
+    """Medians of three repeats: 2 s against 4 s, 150 MiB against 300, 50 and 100 at the start."""
 
     def side(seconds, peaks, start):
         return [
