@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from harness.files import ROOT
+from harness.forked import run_module
 from harness.runs import BASE, LONG
 
 
@@ -21,14 +21,5 @@ ON_TWO = ["fit", *BASE, *LONG, "--config=configs/strategy/ddp.yaml", "--trainer.
 
 def two_ranks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Train under DDP; over when both processes have closed its output."""
-    command = [sys.executable, "-m", "rlif_lightning", *ON_TWO, *arguments]
-    command.append(f"--trainer.default_root_dir={folder}")
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(),
-        timeout=240,
-        check=False,
-    )
+    given = [*ON_TWO, *arguments, f"--trainer.default_root_dir={folder}"]
+    return run_module("rlif_lightning", given, environment())
