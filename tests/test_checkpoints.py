@@ -110,17 +110,16 @@ def base() -> list[str]:
     return [argument for argument in BASE if "compare" not in argument]
 
 
-def test_auto_goes_on_in_the_place_of_the_run_before(tmp_path):
+def test_auto_goes_on_in_the_place_of_the_run_before(tmp_path, long_run):
     """What the earlier lives kept is dropped as if it had been one run; a run that is over stays over."""
-    whole = fit(tmp_path / "whole", *LONG)
     for epochs in (1, 2, 2):
         settings = [saving(every=1), f"--trainer.max_epochs={epochs}", "--ckpt_path=auto"]
         run = fit(tmp_path / "lives", *settings, "--trainer.limit_train_batches=2")
     assert run.trainer.global_step == 16
-    assert_same(parameters(whole), parameters(run))
+    assert_same(long_run[0], parameters(run))
     kept = [path.name for path in find_checkpoints(tmp_path / "lives")]
     assert kept == ["rollout=000004.ckpt", "rollout=000003.ckpt"]
-    assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []
+    assert differences(rows(long_run[1]), rows(tmp_path / "lives")) == []
 
 
 def test_a_run_from_a_named_checkpoint_leaves_the_other_one_alone(tmp_path):
@@ -157,7 +156,7 @@ def test_a_head_that_raises_costs_nothing_that_was_saved(tmp_path):
     assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []
 
 
-def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path):
+def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path, long_run):
     full = (
         '--trainer.callbacks+={"class_path": "test_checkpoints.FullDisk", "init_args":'
         ' {"rollout": 3}}'
@@ -176,11 +175,12 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path):
         "rollout=000001.ckpt",
         "rollout=000002.ckpt",
     ]  # and nothing half-written
-    whole, resumed = fit(tmp_path / "whole", *LONG), fit(tmp_path, *LONG, "--ckpt_path=last")
-    assert_same(parameters(whole), parameters(resumed))
+    assert_same(long_run[0], parameters(fit(tmp_path, *LONG, "--ckpt_path=last")))
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_saved(tmp_path):
+def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_saved(
+    tmp_path, long_run
+):
     poisoned = (
         '--trainer.callbacks+={"class_path": "test_checkpoints.Poison", "init_args":'
         ' {"rollout":'
@@ -194,8 +194,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_s
         "reason": "non_finite_gradient",
         "exit_code": 1,
     }
-    whole, resumed = fit(tmp_path / "whole", *LONG), fit(tmp_path, *LONG, "--ckpt_path=last")
-    assert_same(parameters(whole), parameters(resumed))
+    assert_same(long_run[0], parameters(fit(tmp_path, *LONG, "--ckpt_path=last")))
 
 
 def test_lora_goes_on_from_its_checkpoint(tmp_path):

@@ -22,7 +22,7 @@ def records(path: Path) -> list[dict]:
 def on_two(folder: Path, *arguments: str) -> None:
     given = ["predict", *base("--compare"), *ODD, *TWO, *arguments]
     given += [f"--trainer.default_root_dir={folder.parent}", f"--predictions.folder={folder}"]
-    done = run_module("rlif_lightning", given, environment() | {"OMP_NUM_THREADS": "1"})
+    done = run_module("rlif_lightning", given, environment())
     assert done.returncode == 0, done.stderr[-2000:]
 
 

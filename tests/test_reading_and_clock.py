@@ -52,7 +52,7 @@ def test_a_kill_while_a_checkpoint_is_read_costs_nothing(tmp_path, whole):
         killed = run_module(
             "rlif_lightning",
             [*given, kill, "--ckpt_path=auto"],
-            environment() | {"OMP_NUM_THREADS": "1"},
+            environment(),
         )
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
         assert {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")} == before

@@ -94,7 +94,8 @@ def _module(
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # which a process of multiprocessing leaves out
-        if path := environment.get("CPU_SECONDS"):
+        path = environment.get("CPU_SECONDS")
+        if path and os.getpid() == os.getsid(0):  # those that it forked are among its children
             times = os.times()
             with Path(path).open("a") as file:
                 file.write(f"{sum(times[:4]):.2f} 0 {name}\n")

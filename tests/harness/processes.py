@@ -12,8 +12,9 @@ from harness.runs import BASE, LONG
 
 
 def environment() -> dict[str, str]:
-    """Of a process that finds this checkout and its tests."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    """Return the environment of a process that finds this checkout and its tests; one thread, as here."""
+    found = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    return os.environ | found | {"OMP_NUM_THREADS": "1"}  # others would round differently
 
 
 ON_TWO = ["fit", *BASE, *LONG, "--config=configs/strategy/ddp.yaml", "--trainer.devices=2"]
