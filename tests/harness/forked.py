@@ -51,11 +51,14 @@ def run_module(
     ]
     for reader in readers:
         reader.start()
-    for each in (process, *readers):
-        each.join(timeout)
-        if each.is_alive():
+    try:
+        for each in (process, *readers):
+            each.join(timeout)
+            if each.is_alive():
+                raise subprocess.TimeoutExpired([name, *arguments], timeout)
+    finally:  # also where somebody interrupts the tests
+        if any(each.is_alive() for each in (process, *readers)):
             os.killpg(process.pid, signal.SIGKILL)
-            raise subprocess.TimeoutExpired([name, *arguments], timeout)
     output, errors = (read[n].decode(errors="replace") for n in range(2))
     return subprocess.CompletedProcess([name, *arguments], process.exitcode, output, errors)
 
