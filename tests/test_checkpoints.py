@@ -74,6 +74,7 @@ class Poison(Callback):
             )
 
 
+@pytest.mark.slow
 def test_the_last_ones_are_kept_and_the_end_is_saved(tmp_path):
     fit(tmp_path, saving(every=1, keep=2), *LONG)
     assert checkpoint_names(tmp_path / "version_0") == [
@@ -110,6 +111,7 @@ def base() -> list[str]:
     return [argument for argument in BASE if "compare" not in argument]
 
 
+@pytest.mark.slow
 def test_auto_goes_on_in_the_place_of_the_run_before(tmp_path, long_run):
     """What the earlier lives kept is dropped as if it had been one run; a run that is over stays over."""
     for epochs in (1, 2, 2):
@@ -133,6 +135,7 @@ def test_a_run_from_a_named_checkpoint_leaves_the_other_one_alone(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_head_that_raises_costs_nothing_that_was_saved(tmp_path):
     rewards = {
         "vote": {"head": "ClusterVote"},
@@ -156,6 +159,7 @@ def test_a_head_that_raises_costs_nothing_that_was_saved(tmp_path):
     assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path, long_run):
     full = (
         '--trainer.callbacks+={"class_path": "test_checkpoints.FullDisk", "init_args":'
@@ -197,6 +201,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_s
     assert_same(long_run[0], parameters(fit(tmp_path, *LONG, "--ckpt_path=last")))
 
 
+@pytest.mark.slow
 def test_lora_goes_on_from_its_checkpoint(tmp_path):
     pytest.importorskip("peft")
     lora = [

@@ -7,6 +7,7 @@ computes nothing, so that what forks from it is as fresh as an interpreter behin
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -58,7 +59,8 @@ def run_module(
                 raise subprocess.TimeoutExpired([name, *arguments], timeout)
     finally:  # also where somebody interrupts the tests
         if any(each.is_alive() for each in (process, *readers)):
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     output, errors = (read[n].decode(errors="replace") for n in range(2))
     return subprocess.CompletedProcess([name, *arguments], process.exitcode, output, errors)
 
