@@ -69,6 +69,15 @@ def tiny_models(tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
+@pytest.fixture(scope="session")
+def long_run(tmp_path_factory):
+    """A run of four rollouts that nothing breaks off: its parameters and its folder, which only tests read."""
+    from harness.runs import LONG, fit, parameters
+
+    folder = tmp_path_factory.mktemp("long_run")
+    return parameters(fit(folder, *LONG)), folder
+
+
 def pytest_collection_modifyitems(items):
     """Files with tests that take long come first, so that two processes end at about the same time."""
     long = {item.path for item in items if {"slow", "full"} & {m.name for m in item.iter_markers()}}

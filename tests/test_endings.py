@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from harness.forked import run_module
 from harness.processes import environment
 from harness.runs import BASE, LONG, adding, assert_same, fit, parameters, saving
 from rlif_lightning.learning.non_finite import NonFiniteGradient
@@ -119,20 +120,8 @@ def test_a_kill_in_the_final_export_costs_nothing(tmp_path):
         *EARLY, *LONG, saving(every=1), adding("test_endings.KilledAtTheEnd", while_there=str(mark)),
         adding("HFExporter"),
     ]  # fmt: skip
-    command = [
-        sys.executable,
-        "-m",
-        "rlif_lightning",
-        "fit",
-        *BASE,
-        f"--trainer.default_root_dir={tmp_path / 'lives'}",
-    ]
-    env = environment() | {
-        "OMP_NUM_THREADS": "1"
-    }  # as here: other numbers of threads round differently
-    killed = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=env, capture_output=True, check=False
-    )
+    given = ["fit", *BASE, f"--trainer.default_root_dir={tmp_path / 'lives'}", *arguments]
+    killed = run_module("rlif_lightning", given, environment())
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "lives" / "version_0" / "export").exists()
     found = read_status(tmp_path / "lives")

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 
+from harness.forked import on_two_processes
 from harness.processes import environment
 from harness.rollouts import handmade
 from harness.runs import BASE, LONG
@@ -69,7 +70,7 @@ def run_rank(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_the_one_that_is_left_names_the_lost_process_and_no_completion(tmp_path):
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=2)
+    on_two_processes(run_rank, str(tmp_path))
     error, reason, message, pid = (tmp_path / "said").read_text().splitlines()
     assert "reward head" not in error
     assert "innocent" not in error

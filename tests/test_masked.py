@@ -14,6 +14,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.forked import on_two_processes
 from rlif_lightning.learning.advantages import gdpo
 from rlif_lightning.learning.losses import aggregation_weights, token_covariance
 from rlif_lightning.learning.objectives import ClipCov, KLCov
@@ -254,7 +255,7 @@ def run_rank(rank: int, folder: str, shares: list[dict[str, torch.Tensor]]) -> N
 def assert_two_processes_agree(
     folder, shares: list[dict[str, torch.Tensor]], whole: dict[str, torch.Tensor]
 ) -> None:
-    torch.multiprocessing.spawn(run_rank, (str(folder), shares), nprocs=2)
+    on_two_processes(run_rank, str(folder), shares)
     parts = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     for name, expected in statistics_of(whole).items():
         if not name.startswith("rows/"):

@@ -30,6 +30,7 @@ def test_some_types_are_what_the_page_says():
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_a_wrong_verdict_is_seen(tmp_path):
     """Of a page where a refused type is said to work."""
     for folder in ("scripts", "docs"):
