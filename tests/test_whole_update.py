@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -70,6 +72,21 @@ def test_completions_without_advantage_stay_in_the_normaliser(tiny_models, aggre
     """Of the first group (4 and 2 tokens) all advantages are 0; the second has 3 and 1 tokens."""
     policy = PolicyModel(Policy(str(tiny_models["llama"])))
     assert loss_of(policy, aggregation, [0.0, 0.0, 2.0, -1.0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("is_on_policy", "expected"), [(True, 1.0), (False, 2.0)])
+def test_only_the_first_mini_batch_has_a_ratio_of_one(tiny_models, is_on_policy, expected):
+    """Old log-probs that are lower by log 2 make every ratio 2, in later mini-batches alone."""
+    policy = PolicyModel(Policy(str(tiny_models["llama"])))
+    completions, sampling = four_completions(), Sampling(max_new_tokens=10)
+    old = measure_tokens(policy, completions, sampling, 100).logprobs - math.log(2)
+    rows, shares = torch.arange(4), []
+    update = LossInputs(old, old, torch.full((4, 4), -1.0), completions.mask, rows)
+    calls = OptimizerCalls(lambda share, _: shares.append(share.detach()), lambda: None, float)
+    updater = Updater(policy, Clipped(), sampling, TokenBudget(100), calls)
+    batch = MiniBatch(update, completions, rows, is_on_policy)
+    updater.accumulate_gradient(batch, UpdateMeter(rows.device))
+    assert float(sum(shares)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_constant_divides_by_the_limit_and_not_by_the_longest_completion():
