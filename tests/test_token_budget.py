@@ -49,7 +49,7 @@ def test_the_budget_is_halved_until_there_is_room():
     budget, seen, undone = TokenBudget(100), [], []
     with pytest.warns(UserWarning, match="out of memory") as told:
         assert budget.run(lambda tokens: asked(tokens, 30, seen), lambda: undone.append(1)) == 25
-    assert [str(warning.message).partition("set ")[2][:27] for warning in told] == [
+    assert [str(warning.message).partition("set ")[2][:34] for warning in told] == [
         "model.update.micro_batch_tokens=50",
         "model.update.micro_batch_tokens=25",
     ]
