@@ -146,3 +146,22 @@ def test_the_reference_of_a_lora_policy_is_its_base_model(tiny_models):
     assert float((reference - adapted).abs().max()) > 0.1
     other = PolicyModel(Policy(folder))
     torch.testing.assert_close(reference_logprobs(other, policy, rollout, sampling, 100), adapted)
+
+
+def test_a_failed_attempt_leaves_no_figure():
+    """Memory ran out in the second mini-batch: the first one's tokens stay, the attempt's go."""
+    mask, zeros = torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3)
+    meter = UpdateMeter(mask.device)
+
+    def add(log_ratio: float) -> None:
+        batch = LossInputs(zeros, zeros - log_ratio, zeros, mask, torch.arange(1), zeros)
+        meter.add(batch, torch.zeros_like(mask), mask, Clipped())
+
+    add(1.0)
+    meter.keep()
+    add(100.0)
+    meter.undo()
+    add(2.0)
+    meter.keep()
+    assert float(meter.means()["policy/log_ratio"]) == pytest.approx(1.5)
+    assert float(meter.sums[0]) == 6
