@@ -118,7 +118,8 @@ class HFExporter(Callback):
             return
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(
-                f"monitor={self.monitor!r} was not logged; known: {sorted(trainer.callback_metrics)}"
+                f"monitor={self.monitor!r} was not logged; known:"
+                f" {', '.join(sorted(trainer.callback_metrics))}"
             )
         # The value is reduced over ranks, so all ranks decide alike.
         value = float(trainer.callback_metrics[self.monitor])
