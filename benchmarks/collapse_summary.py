@@ -1,8 +1,8 @@
 """Summarise the curves of many runs in one table: peak, collapse, end, and the guard's alarms.
 
-Read in this order: ``Run`` (the curves of one run), ``read_run``, ``measure`` (its figures),
-``by_arm``, ``outcomes``, ``warnings_in_time``. Accuracies are shares, entropies nats; time is
-counted in rollouts.
+Pure functions. Read in this order: ``Run`` (the curves of one run), ``read_run``, ``measure`` (its
+figures), ``by_arm``, ``outcomes``, ``warnings_in_time``. Accuracies are fractions, entropies are in
+nats, and time is counted in rollouts.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m benchmarks.compare --trl-python TRL_ENVIRONMENT/bin/python --out OUT.json
     python -m benchmarks.compare ... --results docs/results/speed.csv   # what docs/speed.md shows
 
-Each side runs in its own environment and process, one thread, in turn, several times; medians are
-compared. The floor is the time of the bare matrix products that a step cannot avoid, as a share of
-TRL's CPU seconds.
+Each side runs several times in its own environment and process, with one thread, the two in turn;
+medians are compared. The results are a table and JSON. The floor is the time of the matrix products
+that a step cannot avoid, as a fraction of TRL's CPU seconds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Time the matrix products that sampling and training with shared prompts cannot avoid.
 
-Every weight once per prompt token, once per completion token in decoding (as many rows at a time as
-are under way), and three times in the update (forward, gradient of inputs, gradient of weights);
-the head for completion tokens only. No attention, no element-wise work, no optimiser.
+Every weight is multiplied once per prompt token and once per completion token in decoding (for all
+rows of a step together), and three times in the update: forward, gradient of inputs, gradient of
+weights. The head is multiplied for completion tokens only. Attention, element-wise work and the
+optimizer are left out.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 
 ``python -m benchmarks.ranks --processes 4 --strategy fsdp2`` makes a random Llama model (57 million
 parameters) in a temporary folder, trains it for three rollouts and prints one line per process.
-Memory is the process's own (anonymous) resident memory, looked at every two milliseconds, above
-what it held before it loaded the model: pages of the weight files that are mapped, which all
-processes share and the system may drop, do not count. Time is the mean of the rollouts after the
-first.
+Memory is the process's own (anonymous) resident memory, read every two milliseconds, above its
+value before the model was loaded. Mapped pages of the weight files do not count: all processes
+share them, and the system may drop them. Time is the mean of the rollouts after the first.
 """
 
 from __future__ import annotations

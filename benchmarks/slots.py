@@ -1,8 +1,9 @@
 """Simulate how full the places of decoding are: whole groups admitted, or single rows.
 
-Lengths are log-normal, cut at the longest: a few completions linger, as those of reasoning models
-do. One step draws a token of every row under way. A group's places are free again when all of its
-rows have ended; a row's when it has.
+Only lengths are simulated. They are log-normal and cut at the longest: a few completions are much
+longer than the others, like those of reasoning models. One step draws a token of every row. If
+whole groups are admitted, places become free when all rows of a group have ended. If single rows
+are admitted, a place becomes free when its row has ended.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Run it in an environment of its own that has trl installed.
 
     python benchmarks/trl_step.py --lengths random
 
-TRL gives a reward function no logits, so with ``--rewards rlif`` self-certainty costs one more
-forward pass over prompts and completions: what a user of TRL has to write. TRL's own defaults have
-gradient checkpointing and bfloat16 on; here they are on where the workload says so.
+TRL passes no logits to a reward function. So with ``--rewards rlif`` self-certainty costs one more
+forward pass over prompts and completions, as in the code that a user of TRL would write. TRL's own
+defaults switch gradient checkpointing and bfloat16 on; here the workload decides.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The workload of both sides of the speed comparison: flags, model, prompts, lengths, meter.
 
-Nothing here imports either trainer. Everything is made on the spot: a random decoder, a word-level
-tokenizer (each word ``w17`` is one token) and random prompts, so that no download is needed and
-both sides get exactly the same work.
+Nothing here imports either trainer. The model (a random decoder), the word-level tokenizer (each
+word ``w17`` is one token) and the prompts are generated, so that no download is needed and both
+sides get exactly the same work.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
         ("min-new-tokens", 16, "shortest completion with --lengths random"),
         ("steps", 4, "rollouts"),
         ("warmup", 1, "first steps left out of the medians"),
-        ("updates-per-rollout", 1, "optimiser steps per rollout"),
+        ("updates-per-rollout", 1, "optimizer steps per rollout"),
         ("micro-batch", 0, "completions per forward and backward pass; 0: one group"),
         ("max-rows", 0, "completions decoded at a time, ours only; 0: the engine's default"),
         ("threads", 1, "of PyTorch"),

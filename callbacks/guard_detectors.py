@@ -109,19 +109,20 @@ def verdict(spaces: set[str]) -> str:
 
 
 DETECTORS = {
-    "entropy_low": GuardDetector(  # with gold answers a policy may be that sure because it is right
+    # With gold answers a policy may be that certain because it is right.
+    "entropy_low": GuardDetector(
         "policy/entropy",
         "below",
         factor=0.05,
         runs="label_free",
-        meaning="The policy has all but stopped to explore.",
+        meaning="The policy has almost stopped exploring.",
     ),
     "entropy_high": GuardDetector(
         "policy/entropy",
         "above",
         factor=2.0,
         space="any",
-        meaning="The policy dissolves into noise.",
+        meaning="Completions become noise.",
     ),
     "length_low": GuardDetector(
         "rollout/length",
@@ -130,7 +131,7 @@ DETECTORS = {
         meaning="Completions lose their reasoning: short ones look certain.",
     ),
     "length_high": GuardDetector(
-        "rollout/length", "above", factor=2.5, space="any", meaning="Completions run on."
+        "rollout/length", "above", factor=2.5, space="any", meaning="Completions become very long."
     ),
     "ended": GuardDetector(
         "rollout/ended", "below", factor=0.75, meaning="Completions no longer end by themselves."
@@ -162,8 +163,7 @@ DETECTORS = {
         window=5,
         space="drive",
         runs="vote",
-        meaning="A vote is rewarded, but updates follow it weakly: another reward works against"
-        " it.",
+        meaning="A vote is rewarded, but another reward works against it.",
     ),
     "certainty_share": GuardDetector(
         "guard/certainty_share",
@@ -193,8 +193,7 @@ DETECTORS = {
         factor=0.33,
         space="drive",
         runs="vote",
-        meaning="The vote hardens: answers are given up while only agreement, right or wrong,"
-        " decides which.",
+        meaning="Answers disappear, and only agreement, right or wrong, decides which ones remain.",
     ),
     "unanimous": GuardDetector(
         "vote/unanimous",
@@ -203,8 +202,7 @@ DETECTORS = {
         window=5,
         space="drive",
         runs="vote",
-        meaning="The vote is about to confirm itself: right or wrong, it has little left to"
-        " correct.",
+        meaning="Most groups agree, right or wrong: the vote has little left to correct.",
     ),
     "log_ratio": GuardDetector(
         "policy/log_ratio",

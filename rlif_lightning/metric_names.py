@@ -60,6 +60,7 @@ _VOTES = "rlif_lightning/rewards/voting.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
 _MODULE = "rlif_lightning/module.py"
+_UPDATER = "rlif_lightning/learning/updater.py"
 _EVALUATION = "rlif_lightning/evaluation/evaluator.py"
 _SYMPTOMS = "callbacks/symptoms.py"
 _GUARD = "callbacks/collapse_guard.py"
@@ -220,7 +221,7 @@ LOGGED = {
         "norm",
         "Gradient norm before clipping.",
         "mean over the rollout's updates, the same on all ranks",
-        _MODULE,
+        _UPDATER,
     ),
     "policy/learning_rate": Logged(
         "learning rate", "Learning rate after the rollout's last update.", _SAME, _MODULE
@@ -238,7 +239,7 @@ LOGGED = {
         _UPDATES,
     ),
     "update/micro_batch_tokens": Logged(
-        "tokens", "Token budget of a pass, after any halving for memory.", _PROCESSES, _MODULE
+        "tokens", "Token budget of a pass, after any halving for memory.", _PROCESSES, _UPDATER
     ),
     "update/tokens_per_second": Logged(
         "tokens per second",

@@ -150,22 +150,8 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw one token per distribution by the inverse of its CDF, without sorting.
-
-    Args:
-        logits: ``[N, V]``, divided by the temperature; a token of -inf is impossible.
-        uniforms: ``[N]`` in [0, 1).
-
-    Returns:
-        ``[N]`` int64: the first token whose cumulative probability exceeds the uniform.
-    """
-    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-    return sample_weights((logits - logits.amax(-1, keepdim=True)).exp(), uniforms)
-
-
 def sample_weights(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw tokens from token weights ``[N, V]`` >= 0, proportional to their probabilities.
+    """Draw one token per distribution by the inverse of its CDF, without sorting.
 
     Sums of blocks are accumulated over the vocabulary, and then the token weights of one block. A
     double-precision cumulative sum over a whole large vocabulary would cost more than the layer
@@ -174,6 +160,13 @@ def sample_weights(weights: Tensor, uniforms: Tensor) -> Tensor:
         token weights    1  0 | 2  1 | 0  4       sums of blocks    1  3  4, accumulated 1  4  8
         target           0.7 * 8 = 5.6            lies in block 2, where 4 come before
         inside           0  4, accumulated 0  4   the first beyond 5.6 - 4 = 1.6 is token 1: token 5
+
+    Args:
+        weights: ``[N, V]`` token weights >= 0, proportional to the probabilities.
+        uniforms: ``[N]`` in [0, 1).
+
+    Returns:
+        ``[N]`` int64: the first token whose cumulative probability exceeds the uniform.
     """
     size = weights.shape[1]
     uniforms = uniforms.to(weights.device).double().unsqueeze(1)

@@ -2,16 +2,16 @@
 
     python scripts/check_golds.py FOLDER --out judge.jsonl
 
-FOLDER holds JSON-lines and Parquet files with gold answers in one of ``--columns`` (a dotted path
-names a nested column; of a worked solution with ``#### x`` it is x). Four counts are printed, and
-what is not as it should be is written to ``--out``:
+FOLDER has JSON-lines and Parquet files with gold answers in one of ``--columns``. A dotted path
+names a nested column; the gold of a worked solution with ``#### x`` is x. Four counts are printed,
+and all exceptions are written to ``--out``:
 
 1. golds that are read, and that equal themselves;
 2. re-spellings of golds (boxes, dollars, spaces, ``\\dfrac``, units, thousands, emphasis ...),
    which must stay equal;
 3. random pairs of different golds, and hard neighbours (another base, order, sign, unit, power,
-   last letter, last digit), which must not be equal: judge each one that is, for two golds may be
-   the same number;
+   last letter, last digit), which must not be equal; judge each pair that is, since two golds may
+   be the same number;
 4. ``18 X`` and ``18\\text{ X}`` for every X of "how many X" in the questions, which must equal 18.
 """
 

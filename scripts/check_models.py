@@ -1,8 +1,8 @@
 """Check whether this library computes each causal LM's own log-probs: the table of docs/models.md.
 
-Of every type in Transformers' causal-LM mapping a small random model is built and compared with
-itself, as every run does before it trains (``rlif_lightning/rollout/self_check.py``), under
-model.policy.attention=sdpa and =eager.
+For every type in Transformers' causal-LM mapping a small random model is built and compared with
+the model's own forward, with model.policy.attention=sdpa and =eager. Every run makes the same
+comparison before it trains (``rlif_lightning/rollout/self_check.py``).
 
     python scripts/check_models.py --write          # writes the table into docs/models.md
     python scripts/check_models.py --check          # exit code 1 if a verdict there has changed

@@ -2,13 +2,12 @@
 
     python scripts/compare_engines.py --model models/smollm2-135m --prompts 32 --out compare.json
 
-Both engines sample with the same policy; what is measured about a completion (votes,
-self-certainty, accuracy) is measured alike. Then a copy of the policy takes optimiser steps, once
-with the engine's weights kept as they were and once handed over: the gap between the two samplers'
-log-probs must tell the difference. Wall times are of whatever else the machine does; CPU seconds
-are of this process with all its threads. Without vLLM it says so and ends with status 0. With
-``--server http://host:port`` (docs/vllm.md) it is that server which draws, and phases are wall
-times.
+Both engines sample from the same policy, and their completions are measured in the same way (votes,
+self-certainty, accuracy). Then a copy of the policy takes optimizer steps, once with vLLM's weights
+left stale and once with the new weights passed to it. The gap between the two samplers' log-probs
+must show the difference. Wall times depend on the other load of the machine; CPU seconds are those
+of this process with all its threads. Without vLLM the script says so and exits with status 0. With
+``--server http://host:port`` (docs/vllm.md) that server draws, and phases are wall times.
 """
 
 from __future__ import annotations
@@ -215,7 +214,7 @@ def main() -> None:
     )
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument(
-        "--steps", type=int, default=2, help="optimiser steps before the check of stale weights"
+        "--steps", type=int, default=2, help="optimizer steps before the check of stale weights"
     )
     parser.add_argument("--out", type=Path, default=None)
     settings = parser.parse_args()

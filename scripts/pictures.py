@@ -38,6 +38,16 @@ QUICKSTART = {  # row of the result file -> what the legend says
     "paper_pair_0": "vote + self-certainty (the paper's pair)",
     "self_certainty_0": "self-certainty alone",
 }
+REPORT = [
+    "accuracy",
+    "agreement",
+    "share",
+    "vote_alignment",
+    "entropy",
+    "alarms",
+    "log_ratio",
+    "sampler_gap",
+]
 NUMBER = re.compile(r"-?[\d.]+")
 
 
@@ -92,14 +102,12 @@ def study(path: Path) -> None:
 
 
 def report(path: Path) -> None:
-    """All panels of the run report of one run, in a grid."""
+    """Eight panels of the run report of one run, in a grid."""
     run = read_run(RUN, "quickstart")
-    images = [imread(io.BytesIO(draw_panel(panel, [run]))) for panel in panels_of([run])]
-    columns = 4
-    blank = np.ones_like(images[0])
-    images += [blank] * (-len(images) % columns)
-    rows = [np.hstack(images[n : n + columns]) for n in range(0, len(images), columns)]
-    imsave(path, np.vstack(rows)[::2, ::2] if len(rows) > 8 else np.vstack(rows), metadata={"Software": None})  # fmt: skip
+    panels = {panel.name: panel for panel in panels_of([run])}
+    images = [imread(io.BytesIO(draw_panel(panels[name], [run]))) for name in REPORT]
+    rows = [np.hstack(images[:4]), np.hstack(images[4:])]
+    imsave(path, np.vstack(rows), metadata={"Software": None})
 
 
 def terminal(path: Path) -> None:

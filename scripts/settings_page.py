@@ -7,6 +7,7 @@ python scripts/settings_page.py --check    # exit code 1 if the page has others
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import typing
@@ -73,6 +74,9 @@ def default_of(parameter: inspect.Parameter) -> str:
         return "its defaults"
     if default is None or isinstance(default, bool):
         return {None: "null", True: "true", False: "false"}[default]
+    if isinstance(default, functools.partial):
+        given = ", ".join(f"{name}={value}" for name, value in default.keywords.items())
+        return f"{default.func.__name__}({given})"
     if isinstance(default, str | int | float | tuple | list | dict):
         return str(default) if default != "" else '""'
     return type(default).__name__

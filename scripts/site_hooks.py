@@ -32,7 +32,7 @@ def address_of(path: Path) -> str:
     """Return the path of a file in the site's sources."""
     if path in (ROOT / "README.md", DOCS):
         return "index.md"
-    if path.is_relative_to(DOCS):
+    if path.is_relative_to(DOCS) and not path.is_dir():
         return path.relative_to(DOCS).as_posix()
     name = path.relative_to(ROOT).as_posix()
     return f"repository/{name}" if path.suffix == ".md" else f"repository/{name}.md"
@@ -79,7 +79,7 @@ def on_files(files: Files, config: Any) -> Files:
         if page in seen:
             continue
         seen.add(page)
-        if not page.is_relative_to(DOCS):
+        if address_of(page).startswith(("index", "repository")):
             files.append(File.generated(config, address_of(page), content=shown(page)))
         if page.suffix == ".md":
             waiting += linked(page)

@@ -3,14 +3,14 @@
     python scripts/soak.py --kills 20 --out runs/soak
     python scripts/soak.py --full --kills 30 --out runs/soak_full
 
-Each life is the real command line with ``--ckpt_path=auto``. A kill falls into a phase in turn
-(``soak_kills.py``) at a moment drawn from a seed: a thread of the process sends SIGKILL while the
-phase's own function runs. Without ``--full`` that is one process with few callbacks. ``--full`` has
-two under torchrun, LoRA, a guard that rolls back, exports, files of samples, a report, and
-`predict` at the end; a kill goes to either process, to torchrun alone, or to all at once. At the
-end everything in ``soak_compare.py`` must equal that of the undisturbed run, nothing half-written
-and no process may be left; the exit code is 1 otherwise. The same command goes on with a soak that
-was interrupted.
+Each life of a run is the real command line with ``--ckpt_path=auto``, and ends with ``kill -9``.
+The kills go through the phases of a run in turn (``soak_kills.py``), each at a moment drawn from a
+seed: a thread of the process sends SIGKILL while the phase's own function runs. Without ``--full``
+a run is one process with few callbacks. With ``--full`` it has two processes under torchrun, LoRA,
+a guard that rolls back, exports, files of samples, a report, and `predict` at the end; a kill hits
+either process, torchrun alone, or all at once. In the end everything in ``soak_compare.py`` must
+equal that of the undisturbed run, and no partly written file and no process may be left. Otherwise
+the exit code is 1. The same command continues an interrupted soak.
 """
 
 from __future__ import annotations

@@ -13,13 +13,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from harness.rollouts import Given
 from rlif_lightning.learning.advantages import GDPO, reward_shares
 from rlif_lightning.learning.losses import aggregation_weights, token_covariance
 from rlif_lightning.learning.objectives import ClipCov, KLCov
 from rlif_lightning.learning.rollout_advantages import reward_metrics, score_rollout
 from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.records import LossInputs, Prompts, RewardOutput, Rollout, TokenStats
-from rlif_lightning.rewards import RewardHead, RewardSet, WeightedReward
+from rlif_lightning.rewards import RewardSet, WeightedReward
 from rlif_lightning.rewards.voting import vote_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -60,17 +61,6 @@ def rollout_of(lengths: list[int], entropy: float) -> Rollout:
     return Rollout(prompts, mask.long(), mask, stats, ["x"] * size, ended, size)
 
 
-class Fixed(RewardHead):
-    """Gives the same scores each time."""
-
-    def __init__(self, scores: list[float]):
-        super().__init__()
-        self.scores = torch.tensor(scores)
-
-    def forward(self, rollout: Rollout) -> RewardOutput:
-        return RewardOutput(self.scores)
-
-
 def test_shares_of_rewards_are_over_both(tmp_path):
     """Sums of |part| are 2 and 6 on the first rank, 1 and 1 on the second: 3 / 10 and 7 / 10."""
     parts = [torch.tensor([[[-1.0, 1.0]], [[3.0, -3.0]]]), torch.tensor([[[0.5, -0.5]]] * 2)]
@@ -102,7 +92,7 @@ def test_the_usual_spread_is_over_both(tmp_path):
     """Spreads sqrt 2 and sqrt 2 / 10: half of their mean is the floor of the second."""
 
     def work(rank: int) -> list[float]:
-        head = WeightedReward(Fixed([0.0, 0.2] if rank else [0.0, 2.0]), spread_floor=0.5)
+        head = WeightedReward(Given(torch.tensor([0.0, 0.2 if rank else 2.0])), spread_floor=0.5)
         output = RewardSet({"x": head})(rollout_of([1, 2], 1.0))["x"]
         return output.group_weight_factor.tolist()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from callbacks import CollapseGuard
-from callbacks.detectors import DETECTORS, DetectorState
+from callbacks.detectors import DetectorState
+from callbacks.guard_detectors import DETECTORS
 
 # Name -> figure in the first rollouts, limit that follows from it, rollouts whose median is judged.
 LIMITS = {
@@ -32,7 +33,7 @@ def is_active(name: str, start: float, value: float, rollouts: int) -> bool:
     """Whether the guard's detector is active after a baseline of five rollouts and some more."""
     detector, state = CollapseGuard().detectors[name], DetectorState()
     for figure in [start] * 5 + [value] * rollouts:
-        state = detector.update(state, figure, baseline=5)
+        state = detector.update(state, figure)
     return state.active
 
 

@@ -8,18 +8,10 @@ import pytest
 import torch
 
 from callbacks.symptoms import symptoms
-from rlif_lightning.records import Prompts, Rollout, TokenStats
+from harness.rollouts import handmade
 
 ANSWERS = ["7", "7", None, None, "3", "3", "3", "5"]
 ADVANTAGES = [1.0, 1.0, -1.0, -1.0, -1.0, 1.0, 1.0, -1.0]
-
-
-def rollout_of(rows: int, group_size: int) -> Rollout:
-    ones = torch.ones(rows, 2)
-    count = rows // group_size
-    prompts = Prompts([torch.tensor([1])] * count, [""] * count, {}, torch.arange(count))
-    stats, ended = TokenStats(ones, ones, ones), torch.ones(rows, dtype=torch.bool)
-    return Rollout(prompts, ones.long(), ones.bool(), stats, ["x"] * rows, ended, group_size)
 
 
 def test_votes_are_shares_of_the_whole_group():
@@ -28,16 +20,16 @@ def test_votes_are_shares_of_the_whole_group():
     Products with A (whose means are 0): 1/4 each, sum 1; and -1/8 + 1/8 + 1/8 + 3/8 = 1/2. Squares
     of A: 8. Of the votes: 4/16 and 3/64 + 9/64 = 3/16.
     """
-    advantages = torch.tensor(ADVANTAGES).unsqueeze(1).expand(8, 2)
-    found = symptoms(rollout_of(8, 4), ANSWERS, advantages)["guard/vote_alignment"]
+    advantages = torch.tensor(ADVANTAGES).unsqueeze(1).expand(8, 3)
+    found = symptoms(handmade(["x"] * 8, 4), ANSWERS, advantages)["guard/vote_alignment"]
     assert found == pytest.approx(1.5 / math.sqrt(8 * (1 / 4 + 3 / 16)))
 
 
 @pytest.mark.parametrize("scale", [0.01, 100.0])
 def test_a_correlation_does_not_change_with_the_size_of_advantages(scale):
-    advantages = torch.tensor(ADVANTAGES).unsqueeze(1).expand(8, 2)
+    advantages = torch.tensor(ADVANTAGES).unsqueeze(1).expand(8, 3)
     found, scaled = (
-        symptoms(rollout_of(8, 4), ANSWERS, a)["guard/vote_alignment"]
+        symptoms(handmade(["x"] * 8, 4), ANSWERS, a)["guard/vote_alignment"]
         for a in (advantages, scale * advantages)
     )
     assert scaled == pytest.approx(found)

@@ -4,45 +4,57 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_rewards import handmade
 from torch import Tensor
 
+from harness.rollouts import handmade
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objectives import Clipped
-from rlif_lightning.learning.old_logprobs import loss_inputs
+from rlif_lightning.learning.old_logprobs import loss_inputs, reference_logprobs
 from rlif_lightning.learning.rollout_advantages import without_dropped
-from rlif_lightning.learning.update import MiniBatch, backward_update, reference_logprobs
+from rlif_lightning.learning.token_budget import TokenBudget
+from rlif_lightning.learning.update import MiniBatch
 from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
-from rlif_lightning.records import LossInputs, Prompts, RewardOutput, Rollout, TokenStats
+from rlif_lightning.records import (
+    Completions,
+    LossInputs,
+    Prompts,
+    RewardOutput,
+    Rollout,
+    TokenStats,
+)
 from rlif_lightning.sampling import Sampling
 
 LENGTHS = torch.tensor([4, 2, 3, 1])
 
 
-def four_completions() -> tuple[list[Tensor], Tensor, Tensor]:
+def four_completions() -> Completions:
     """Two prompts with two completions each, 4 + 2 and 3 + 1 tokens."""
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(4, 40, (length,), generator=generator) for length in (3, 5)]
     mask = torch.arange(4) < LENGTHS.unsqueeze(1)
-    return prompts, torch.randint(20, 40, (4, 4), generator=generator).where(mask, 0), mask
+    ids = torch.randint(20, 40, (4, 4), generator=generator).where(mask, 0)
+    return Completions(prompts, ids, mask, 2)
 
 
 def loss_of(policy: PolicyModel, aggregation: str, advantages: list[float]) -> float:
     """The loss of one on-policy update: every ratio is 1, so a token's loss is -A."""
-    prompts, ids, mask = four_completions()
-    a = torch.tensor(advantages).unsqueeze(1).expand(4, 4)
-    update = LossInputs(torch.zeros(4, 4), torch.zeros(4, 4), a, mask, torch.arange(4))
-    batch = MiniBatch(update, prompts, ids, 2, torch.arange(4), on_policy=True)
+    completions, zeros = four_completions(), torch.zeros(4, 4)
+    a, rows = torch.tensor(advantages).unsqueeze(1).expand(4, 4), torch.arange(4)
+    update = LossInputs(zeros, zeros, a, completions.mask, rows)
     shares: list[Tensor] = []
 
     def backward(share: Tensor, is_last: bool) -> None:
         shares.append(share.detach())
 
-    sampling, meter = Sampling(max_new_tokens=10), UpdateMeter(ids.device)
-    backward_update(policy, Clipped(aggregation=aggregation), batch, sampling, 100, backward, meter)
+    calls = OptimizerCalls(backward, zero_grad=lambda: None, step=lambda: 0.0)
+    objective, sampling = Clipped(aggregation=aggregation), Sampling(max_new_tokens=10)
+    updater = Updater(policy, objective, sampling, TokenBudget(100), calls)
+    batch = MiniBatch(update, completions, rows, is_on_policy=True)
+    updater.accumulate_gradient(batch, UpdateMeter(rows.device))
     return float(sum(shares))
 
 
@@ -104,12 +116,12 @@ def test_the_reference_of_a_lora_policy_is_its_base_model(tiny_models):
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    prompt_ids, ids, mask = four_completions()
-    prompts = Prompts(prompt_ids, ["", ""], {}, torch.arange(2))
-    zeros = torch.zeros(4, 4)
-    stats = TokenStats(zeros, zeros, zeros)
-    rollout = Rollout(prompts, ids, mask, stats, [""] * 4, torch.ones(4, dtype=torch.bool), 2)
-    scoring = (prompt_ids, ids, mask, 2, sampling, 100)
+    completions, zeros = four_completions(), torch.zeros(4, 4)
+    prompts = Prompts(completions.prompt_ids, ["", ""], {}, torch.arange(2))
+    stats, ended = TokenStats(zeros, zeros, zeros), torch.ones(4, dtype=torch.bool)
+    ids, mask = completions.completion_ids, completions.mask
+    rollout = Rollout(prompts, ids, mask, stats, [""] * 4, ended, 2)
+    scoring = (completions, sampling, 100)
     base = measure_tokens(PolicyModel(Policy(folder)), *scoring).logprobs
     adapted = measure_tokens(policy, *scoring).logprobs
     reference = reference_logprobs(policy, None, rollout, sampling, 100)
