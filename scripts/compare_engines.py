@@ -193,8 +193,8 @@ def vllm_engine(settings: argparse.Namespace) -> VLLMBaseEngine:
     return VLLMEngine(options=options, max_gap=100.0)
 
 
-def main() -> None:
-    """Measure, print, and write the figures as JSON."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -217,7 +217,12 @@ def main() -> None:
         "--steps", type=int, default=2, help="optimizer steps before the check of stale weights"
     )
     parser.add_argument("--out", type=Path, default=None)
-    settings = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, and write the figures as JSON."""
+    settings = parse_arguments()
     if settings.server is None and importlib.util.find_spec("vllm") is None:
         print("skipped: vllm is not installed (docs/vllm.md says how to)")
         return

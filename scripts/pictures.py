@@ -4,8 +4,8 @@
     python scripts/pictures.py --only quickstart
 
 The quickstart's and the study's numbers come from ``python -m benchmarks.quickstart`` and
-``python -m benchmarks.collapse_study``. The run report and the terminal's table come from the run in
-``docs/results/run``, whose command stands in callbacks/README.md.
+``python -m benchmarks.collapse_study``. The run report and the terminal's table come from the run
+in ``docs/results/run``, whose command stands in callbacks/README.md.
 """
 
 from __future__ import annotations

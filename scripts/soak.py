@@ -258,8 +258,8 @@ def run(soak: Soak, out: Path, report: Callable[[str], None] = print) -> dict[st
     }  # fmt: skip
 
 
-def main() -> None:
-    """Run the command line; ``--life`` is one process of a soak."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -277,7 +277,12 @@ def main() -> None:
     parser.add_argument("--life", help=argparse.SUPPRESS)
     parser.add_argument("--mark", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the command line; ``--life`` is one process of a soak."""
+    given = parse_arguments()
     if given.life is not None:
         if given.mark is not None:
             arm(given.life, given.seed, int(os.environ.get("WORLD_SIZE", "1")), given.mark)
