@@ -26,54 +26,59 @@ NUM_ANSWERS = 4  # of the vote: a completion's answer is its last word's number 
 Lengths = list[int]
 
 
-# Flag -> its default and what it is; whole numbers.
-NUMBERS = {
-    "hidden": (256, "model width"),
-    "layers": (4, "decoder layers"),
-    "vocab": (16000, "vocabulary"),
-    "intermediate": (0, "width of the MLP; 0: four times hidden"),
-    "heads": (0, "attention heads; 0: hidden / 64"),
-    "kv-heads": (0, "key heads; 0: as many as heads"),
-    "group-size": (8, "completions per prompt"),
-    "prompts-per-step": (4, "prompts per step"),
-    "prompt-len": (128, "tokens of each prompt"),
-    "max-new-tokens": (128, "longest completion"),
-    "min-new-tokens": (16, "shortest completion with --lengths random"),
-    "steps": (4, "rollouts"),
-    "warmup": (1, "first steps left out of the medians"),
-    "updates-per-rollout": (1, "optimizer steps per rollout"),
-    "micro-batch": (0, "completions per forward and backward pass; 0: one group"),
-    "max-rows": (0, "completions decoded at a time, ours only; 0: the engine's default"),
-    "threads": (1, "of PyTorch"),
-    "seed": (0, "of everything"),
-}
-# Flag -> its choices, of which the first is the default, and what it is.
-CHOICES = {
-    "lengths": (("fixed", "random"), "of completions"),
-    "accelerator": (("cpu", "cuda"), "ours only: where it runs"),
-    "rewards": (("python", "rlif"), "two plain ones, or internal"),
-}
-SWITCHES = {
-    "tie-embeddings": "the head is the embedding",
-    "bf16": "bfloat16 autocast over float32 weights",
-    "gradient-checkpointing": "recompute activations: less memory",
-}
+# Flags of whole numbers: name, default, meaning.
+NUMBERS = (
+    ("hidden", 256, "model width"),
+    ("layers", 4, "decoder layers"),
+    ("vocab", 16000, "vocabulary"),
+    ("intermediate", 0, "width of the MLP; 0: four times hidden"),
+    ("heads", 0, "attention heads; 0: hidden / 64"),
+    ("kv-heads", 0, "key heads; 0: as many as heads"),
+    ("group-size", 8, "completions per prompt"),
+    ("prompts-per-step", 4, "prompts per step"),
+    ("prompt-len", 128, "tokens of each prompt"),
+    ("max-new-tokens", 128, "longest completion"),
+    ("min-new-tokens", 16, "shortest completion with --lengths random"),
+    ("steps", 4, "rollouts"),
+    ("warmup", 1, "first steps left out of the medians"),
+    ("updates-per-rollout", 1, "optimizer steps per rollout"),
+    ("micro-batch", 0, "completions per forward and backward pass; 0: one group"),
+    ("max-rows", 0, "completions decoded at a time, ours only; 0: the engine's default"),
+    ("threads", 1, "of PyTorch"),
+    ("seed", 0, "of everything"),
+)
 
 
 def parse_arguments(description: str) -> argparse.Namespace:
     """Parse the workload's flags, which are the same on both sides."""
     parser = argparse.ArgumentParser(description=description)
-    for flag, (default, text) in NUMBERS.items():
-        shown = f"{text} (default {default})"
-        parser.add_argument(f"--{flag}", default=default, type=int, help=shown)
-    for flag, (choices, text) in CHOICES.items():
-        parser.add_argument(f"--{flag}", choices=choices, default=choices[0], help=text)
-    for flag, text in SWITCHES.items():
-        parser.add_argument(f"--{flag}", action="store_true", help=text)
+    for flag, default, text in NUMBERS:
+        parser.add_argument(
+            f"--{flag}", default=default, type=int, help=f"{text} (default {default})"
+        )
+    parser.add_argument(
+        "--lengths", choices=("fixed", "random"), default="fixed", help="of completions"
+    )
+    parser.add_argument(
+        "--accelerator", choices=("cpu", "cuda"), default="cpu", help="ours only: where it runs"
+    )
+    parser.add_argument(
+        "--rewards",
+        choices=("python", "rlif"),
+        default="python",
+        help="two plain ones, or internal",
+    )
     parser.add_argument(
         "--beta", type=float, default=0.0, help="weight of the KL to a reference model"
     )
     parser.add_argument("--lr", type=float, default=1e-5, help="learning rate of AdamW")
+    parser.add_argument("--tie-embeddings", action="store_true", help="the head is the embedding")
+    parser.add_argument(
+        "--bf16", action="store_true", help="bfloat16 autocast over float32 weights"
+    )
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="recompute activations: less memory"
+    )
     parser.add_argument("--out", help="also write the JSON here")
     return parser.parse_args()
 

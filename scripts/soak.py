@@ -258,7 +258,7 @@ def run(soak: Soak, out: Path, report: Callable[[str], None] = print) -> dict[st
     }  # fmt: skip
 
 
-def parse_arguments() -> argparse.Namespace:
+def parsed() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -268,7 +268,10 @@ def parse_arguments() -> argparse.Namespace:
         "--full", action="store_true", help="the full configuration on two processes"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/soak"), help="a folder; a soak in it is gone on with"
+        "--out",
+        type=Path,
+        default=Path("runs/soak"),
+        help="a folder; an interrupted soak in it continues",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument(
@@ -282,7 +285,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Run the command line; ``--life`` is one process of a soak."""
-    given = parse_arguments()
+    given = parsed()
     if given.life is not None:
         if given.mark is not None:
             arm(given.life, given.seed, int(os.environ.get("WORLD_SIZE", "1")), given.mark)
@@ -301,15 +304,13 @@ def main() -> None:
     settings.write_text(json.dumps(asdict(soak)))
     result = run(soak, given.out)
     print(json.dumps(result, indent=1))
-    missing = given.full and not result["rollbacks"]
-    raise SystemExit(
-        1
-        if missing
-        or result["differences"]
-        or result["half_written_left"]
-        or any(result["exit_codes"])
-        else 0
-    )
+    faults = [
+        given.full and not result["rollbacks"],
+        result["differences"],
+        result["half_written_left"],
+        any(result["exit_codes"]),
+    ]
+    raise SystemExit(int(any(faults)))
 
 
 if __name__ == "__main__":
