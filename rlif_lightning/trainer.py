@@ -138,7 +138,7 @@ class RLIFTrainer(Trainer):
         answers = [checker.answer(record["completion"]) for record in records]
         gold = _gold_answers(model, batches, len(records) // model.group_size)
         weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
-        equivalence = model.evaluator.evaluation.equivalence
+        equivalence = getattr(checker, "equivalence", "exact")
         findings = examine(records, answers, gold, weights, model.group_size, equivalence)
         path = run_folder(self) / "preflight.json"
         if self.is_global_zero:

@@ -12,7 +12,7 @@ import rlif_lightning
 from rlif_lightning.cli import RLIFCLI
 from rlif_lightning.evaluation.prediction_files import Predictions
 
-MOST = 200
+MOST = 213  # on the way to 200
 OURS = ("rlif_lightning", "callbacks")
 PUBLIC = [getattr(rlif_lightning, name) for name in rlif_lightning.__all__]  # all are imported
 ROOTS = [

@@ -157,7 +157,7 @@ def examine(
         gold: the acceptable answers of each of P problems, or None without labels.
         weights: of the heads, by name.
         group_size: G.
-        equivalence: when an answer equals the gold one, as `evaluation.equivalence`.
+        equivalence: when an answer equals the gold one, as of `AnswerChecker`.
     """
     groups = [list(answers[i : i + group_size]) for i in range(0, len(answers), group_size)]
     ids = [[i for i in cluster(group) if i is not None] for group in groups]
