@@ -85,9 +85,9 @@ def test_a_nested_subset_column_is_used_or_refused(tmp_path, capsys):
 
 
 def test_an_extractor_that_fits_no_row_is_refused(tmp_path, capsys):
-    told = refused(
-        capsys, "validate", tmp_path, list(SUMS), "--model.evaluation.gold_extractor.kind=boxed"
-    )
+    checker = {"class_path": "AnswerChecker", "init_args": {"gold_extractor": {"kind": "boxed"}}}
+    given = f"--model.evaluation.checker={json.dumps(checker)}"
+    told = refused(capsys, "validate", tmp_path, list(SUMS), given)
     assert "gold_extractor='boxed' finds no answer in 4 of 4 gold answers" in told
 
 

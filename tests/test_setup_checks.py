@@ -66,7 +66,10 @@ MISTAKES = {
         "needs its length",
     ),
     "evaluation's gold": (
-        ['--model.evaluation.gold_extractor={"kind": "hash"}'],
+        [
+            "--model.evaluation.checker=AnswerChecker",
+            '--model.evaluation.checker.gold_extractor={"kind": "hash"}',
+        ],
         "finds no answer in 16 of 16 gold answers of data",
     ),
     "reward's gold": (
