@@ -8,9 +8,6 @@ Axis letters, everywhere in this library:
 
 ``[B, T]`` tensors are right-padded; their boolean ``mask`` is True where a position counts.
 Log-probabilities, entropies and self-certainties are in nats, float32 (or the model's float64).
-Only ``model/`` and its callers know the packed form (``model/packing.py``).
-
-Read in this order: Prompts, Completions, Rollout (with TokenStats), RewardOutput, LossInputs.
 """
 
 from __future__ import annotations
