@@ -67,6 +67,7 @@ EARLY = [
 @pytest.mark.filterwarnings(
     "ignore:Be aware that when using `ckpt_path`"
 )  # EarlyStopping is taken out at the end
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reason", "arguments", "told"),
     [
