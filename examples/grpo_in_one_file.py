@@ -79,11 +79,10 @@ def main() -> None:
         #    part.
         for part in range(UPDATES):
             groups = range(part, P, UPDATES)
-            rows = torch.tensor([p * G + g for p in groups for g in range(G)])
-            mask, ids = rollout.mask[rows], rollout.completion_ids[rows]
-            weights = aggregation_weights(mask, "token_mean", SAMPLING.max_new_tokens)
-            for packed in pack([prompts.token_ids[p] for p in groups], ids, mask, G, TOKENS):
-                here = rows[packed.rows]
+            index, mine = rollout.completions.index(groups), rollout.completions.groups(groups)
+            weights = aggregation_weights(mine.mask, "token_mean", SAMPLING.max_new_tokens)
+            for packed in pack(mine, TOKENS):
+                here = index[packed.rows]
                 logprobs = policy(packed, SAMPLING).logprobs
                 losses = clipped_surrogate(logprobs, rollout.stats.logprobs[here], advantages[here])
                 (losses * weights[packed.rows]).sum().backward()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,28 +22,20 @@ from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.objectives import KLCov, Objective
-from rlif_lightning.learning.old_logprobs import loss_inputs, rollout_logprobs, settle_old_logprobs
 from rlif_lightning.learning.optimizer import OptimizerPlan
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
 from rlif_lightning.learning.token_budget import TokenBudget
-from rlif_lightning.learning.update import (
-    UpdatePlan,
-    accumulate_gradient,
-    non_finite_message,
-    reference_logprobs,
-    select_groups,
-)
-from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.learning.update import UpdatePlan
+from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
-from rlif_lightning.processes.ranks import data_rank, num_data_ranks, share_rows
-from rlif_lightning.records import Prompts, RewardOutput, Rollout
+from rlif_lightning.processes.ranks import num_data_ranks, share_rows
+from rlif_lightning.records import Prompts
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.running.endings import NonFiniteGradient
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.sampling import PREDICTION_ROLLOUT, Sampling
@@ -182,7 +173,7 @@ class RLIFModule(LightningModule):
         rollout, outputs = without_dropped(rollout, outputs)
         advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
         scored = time.perf_counter()
-        metrics |= self._update(rollout, outputs, advantages, number)
+        metrics |= self._updater().update(rollout, outputs, advantages, number)
         self.num_rollouts += 1
         times = {
             "rollout": sampled - started,
@@ -203,66 +194,32 @@ class RLIFModule(LightningModule):
             "advantages": advantages,
         }
 
-    def _update(
-        self,
-        rollout: Rollout,
-        outputs: dict[str, RewardOutput],
-        advantages: Tensor,
-        rollout_number: int,
-    ) -> dict[str, Any]:
-        """All optimiser steps of one rollout."""
+    def _updater(self) -> Updater:
         assert self.policy is not None
-        policy, scoring, reference = self.policy, (rollout, self.sampling), None
-        if self.objective.needs_reference:
-            reference = self.budget.run(
-                lambda tokens: reference_logprobs(policy, self.reference, *scoring, tokens)
-            )
-        rescored = partial(
-            self.budget.run, lambda tokens: rollout_logprobs(policy, *scoring, tokens)
-        )
-        old = rescored() if self.plan.rescores(rollout) else rollout.stats.logprobs
-        inputs = loss_inputs(rollout, advantages, old, reference, rollout_number)
-        meter, norms, noise = UpdateMeter(rollout.mask.device), [], {}
-        for groups in self.plan.minibatches(
-            rollout.num_prompts, rollout_number, data_rank(), num_data_ranks()
-        ):
-            mini_batch = select_groups(inputs, rollout, groups, on_policy=not norms)
-            settings = (
-                self.sampling,
-                self.budget,
-                self._backward,
-                meter,
-                self.trainer.optimizers[0].zero_grad,
-            )
-            found = accumulate_gradient(policy, self.objective, mini_batch, *settings)
-            if mini_batch.on_policy:
-                inputs, noise = settle_old_logprobs(inputs, mini_batch.rows, found, rescored)
-            norms.append(self._optimizer_step())
-            if not math.isfinite(norms[-1]):
-                raise NonFiniteGradient(non_finite_message(rollout_number, rollout, outputs))
-        figures = {
-            "policy/grad_norm": sum(norms) / len(norms),
-            "update/micro_batch_tokens": self.budget.tokens,
-        }
-        return meter.means() | noise | figures
+        zero_grad = self.trainer.optimizers[0].zero_grad
+        calls = OptimizerCalls(self._backward, zero_grad, self._optimizer_step)
+        settings = (self.objective, self.sampling, self.budget)
+        return Updater(self.policy, *settings, calls, self.plan, self.reference)
 
     def _backward(self, loss: Tensor, is_last: bool) -> None:
         strategy: Any = self.trainer.strategy
-        waits = (
-            not is_last and num_data_ranks() > 1
-        )  # one reduction for all micro-batches of an update
-        with strategy.block_backward_sync() if waits else nullcontext():
-            # The strategies average gradients over ranks; the loss shares of all ranks must sum up
-            # instead.
+        # One all-reduce serves all micro-batches of an update.
+        is_local = not is_last and num_data_ranks() > 1
+        with strategy.block_backward_sync() if is_local else nullcontext():
+            # The strategies average gradients over data ranks; the loss shares of all data ranks
+            # must sum up instead.
             self.manual_backward(loss * num_data_ranks())
 
     def _optimizer_step(self) -> float:
-        """Clip, step the optimiser and the schedule (unless the gradient is not finite); its norm before clipping."""
+        """Clip the gradient, step optimiser and schedule, and return the norm before clipping.
+
+        A gradient that is not finite is dropped, and nothing is stepped.
+        """
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         assert self.policy is not None
         norm = float(clip_gradients(self.policy, self.optimizer_plan.max_grad_norm or math.inf))
-        if math.isfinite(norm):  # the same on every rank
+        if math.isfinite(norm):  # the norm is the same on every data rank
             optimizer.step()
             schedule.step()
         optimizer.zero_grad()

@@ -10,7 +10,8 @@ Axis letters, everywhere in this library:
 Log-probabilities, entropies and self-certainties are in nats, float32 (float64 for a float64
 model). Only ``model/`` and what calls it with packed tokens know the packed form.
 
-Read in this order: Prompts -> Rollout (with TokenStats) -> RewardOutput -> LossInputs.
+Read in this order: Prompts -> Rollout (with TokenStats and Completions) -> RewardOutput ->
+LossInputs.
 """
 
 from __future__ import annotations
@@ -154,6 +155,54 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Completions:
+    """G completions for each of P prompts: the tokens that a forward pass reads.
+
+    Attributes:
+        prompt_ids: P tensors of int64 token ids, each ``[L_p]``.
+        completion_ids: ``[B, T]`` int64, right-padded, prompt-major, with B = P * G.
+        mask: ``[B, T]`` bool, True on the first tokens of a completion, none or all of them.
+        group_size: G.
+
+    Raises:
+        ValueError: the number of completions is not P * G.
+
+    Example:
+        >>> ids, mask = torch.tensor([[7, 8], [9, 0]]), torch.tensor([[True, True], [True, False]])
+        >>> pair = Completions([torch.tensor([5]), torch.tensor([6])], ids, mask, group_size=1)
+        >>> pair.groups([1]).completion_ids.tolist()
+        [[9, 0]]
+    """
+
+    prompt_ids: Sequence[Tensor]
+    completion_ids: Tensor
+    mask: Tensor
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if len(self.completion_ids) != len(self.prompt_ids) * self.group_size:
+            raise ValueError(
+                f"group_size={self.group_size}: {len(self.completion_ids)} completions of"
+                f" {len(self.prompt_ids)} prompts are not that many for each; pass the completions"
+                " of whole groups"
+            )
+
+    def index(self, groups: Sequence[int]) -> Tensor:
+        """Return ``[b]`` int64: which of the B completions belong to some groups, in their order."""
+        size = self.group_size
+        chosen = [p * size + g for p in groups for g in range(size)]
+        return torch.tensor(chosen, dtype=torch.int64, device=self.mask.device)
+
+    def groups(self, chosen: Sequence[int]) -> Completions:
+        """Return the completions of some groups, in the order of ``chosen``."""
+        index = self.index(chosen)
+        prompt_ids = [self.prompt_ids[p] for p in chosen]
+        return Completions(
+            prompt_ids, self.completion_ids[index], self.mask[index], self.group_size
+        )
+
+
+@dataclass(frozen=True)
 class TokenStats:
     """What one pass over the logits says about each completion token.
 
@@ -208,6 +257,11 @@ class Rollout:
     @property
     def num_prompts(self) -> int:
         return len(self.prompts)
+
+    @property
+    def completions(self) -> Completions:
+        """The tokens alone, for a forward pass over them."""
+        return Completions(self.prompts.token_ids, self.completion_ids, self.mask, self.group_size)
 
     def completion_numbers(self, rollout_number: int) -> Tensor:
         """``[B]`` int64: numbers of the completions, unique in a run of up to 2**31 rollouts."""

@@ -28,8 +28,10 @@ from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.data.sources import ReasoningGym
 from rlif_lightning.learning.objectives import Clipped
-from rlif_lightning.learning.update import backward_update, select_groups
+from rlif_lightning.learning.token_budget import TokenBudget
+from rlif_lightning.learning.update import select_groups
 from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.masked import masked_mean
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
@@ -130,15 +132,7 @@ def phases(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> di
     groups = engine.sampler.generate([ids.tolist() for ids in prompts.token_ids], requests)
     times.append(clock())
     drawn = [each for group in groups for each in group]
-    as_rollout(
-        engine.policy,
-        prompts,
-        drawn,
-        settings.group_size,
-        sampling,
-        engine.scoring_tokens,
-        engine.max_ratio,
-    )
+    as_rollout(engine.policy, prompts, drawn, sampling, engine.scoring_tokens, engine.max_ratio)
     times.append(clock())
     return dict(zip(("sync", "draw", "score"), [b - a for a, b in pairwise(times)], strict=True))
 
@@ -147,7 +141,9 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
     """Optimiser steps on random advantages: weights that differ from those that sampled."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
     shape = rollout.mask.shape
+    calls = OptimizerCalls(lambda share, _: share.backward(), policy.zero_grad, float)
     sampling = Sampling(max_new_tokens=shape[1])
+    updater = Updater(policy, Clipped(), sampling, TokenBudget(8192), calls)
     old = rollout.stats.logprobs
     for step in range(steps):
         noise = torch.randn(shape[0], 1, generator=torch.Generator().manual_seed(step)).expand(
@@ -155,16 +151,7 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
         )
         inputs = LossInputs(old, old, noise, rollout.mask, rollout.completion_numbers(0))
         mini_batch = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
-        meter = UpdateMeter(old.device)
-        backward_update(
-            policy,
-            Clipped(),
-            mini_batch,
-            sampling,
-            8192,
-            lambda share, is_last: share.backward(),
-            meter,
-        )
+        updater.accumulate_gradient(mini_batch, UpdateMeter(old.device))
         torch.nn.utils.clip_grad_norm_(list(policy.parameters()), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -27,8 +27,10 @@ from torch import Tensor
 from rlif_lightning.data.sources import ArithmeticProblems
 from rlif_lightning.learning.objectives import Clipped, KLCov, Objective
 from rlif_lightning.learning.old_logprobs import loss_inputs, rollout_logprobs, settle_old_logprobs
-from rlif_lightning.learning.update import MiniBatch, backward_update, select_groups
+from rlif_lightning.learning.token_budget import TokenBudget
+from rlif_lightning.learning.update import MiniBatch, select_groups
 from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts
@@ -74,14 +76,10 @@ class Measured:
     ) -> tuple[Tensor, Tensor]:
         """Of every parameter, in one vector; and the forward's log-probs."""
         self.policy.zero_grad()
-        settings = (
-            SAMPLING,
-            tokens,
-            lambda share, is_last: share.backward(),
-            UpdateMeter(batch.rows.device),
-        )
+        calls = OptimizerCalls(lambda share, _: share.backward(), self.policy.zero_grad, float)
+        updater = Updater(self.policy, objective, SAMPLING, TokenBudget(tokens), calls)
         with self.autocast():
-            forward = backward_update(self.policy, objective, batch, *settings)
+            forward = updater.accumulate_gradient(batch, UpdateMeter(batch.index.device))
         gradients = [
             parameter.grad.flatten().double()
             for parameter in self.policy.parameters()
@@ -108,12 +106,12 @@ class Measured:
             for start in range(0, PROBLEMS, PROBLEMS // UPDATES)
         ]
         first, later = (
-            select_groups(inputs, rollout, parts[0], on_policy) for on_policy in (True, False)
+            select_groups(inputs, rollout, parts[0], is_on_policy) for is_on_policy in (True, False)
         )
         forward = self.gradient(Clipped(), first, SMALL)[1]
-        settled, figures = settle_old_logprobs(inputs, first.rows, forward, lambda: rescored)
+        settled, figures = settle_old_logprobs(inputs, first.index, forward, lambda: rescored)
         exact = settle_old_logprobs(
-            replace(inputs, old_logprobs=rescored), first.rows, forward, lambda: rescored
+            replace(inputs, old_logprobs=rescored), first.index, forward, lambda: rescored
         )[1]
         self.found["floor, sampler"].append(float(figures["policy/noise_floor"]))
         self.found["floor, rescored"].append(float(exact["policy/noise_floor"]))

@@ -16,8 +16,8 @@ import callbacks.completion_writer
 import callbacks.hf_exporter
 from callbacks.hf_exporter import HFExporter
 from callbacks.steering import Snapshots
-from rlif_lightning import module
 from rlif_lightning.evaluation.prediction_files import PredictionFiles
+from rlif_lightning.learning.updater import Updater
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.running import checkpoint_files
@@ -44,7 +44,7 @@ class Phase:
 
 PHASES = {
     "rollout": Phase(NativeEngine, "generate"),
-    "update": Phase(module, "accumulate_gradient", calls=12),
+    "update": Phase(Updater, "accumulate_gradient", calls=12),
     "checkpoint": Phase(checkpoint_files.CheckpointFile, "_write", calls=4, by_all=False),
     "snapshot": Phase(Snapshots, "take", calls=2),
     "rollback": Phase(Snapshots, "restore", calls=2),

@@ -12,59 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    AutoTokenizer,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoTokenizer
 
-from rlif_lightning.model.loading import resolve_model
+pytest.register_assert_rewrite("harness")  # before the first import from it
+
+from harness.models import ARCHITECTURES, make_model  # noqa: E402
+from rlif_lightning.model.loading import resolve_model  # noqa: E402
 
 torch.set_num_threads(1)
-
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "gpt2")
-
-
-def make_model(architecture: str, vocab_size: int):
-    """A random two-layer model with heads of 8, grouped keys, and (Gemma 3) a sliding window and a logit soft cap."""
-    common = {
-        "vocab_size": vocab_size,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    if architecture == "llama":
-        return LlamaForCausalLM(LlamaConfig(**common))
-    if architecture == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**common))
-    if architecture == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(**common, head_dim=8))
-    if architecture == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=256)
-        )
-    config = Gemma3TextConfig(
-        **common,
-        head_dim=8,
-        sliding_window=6,
-        layer_types=["sliding_attention", "full_attention"],
-        final_logit_softcapping=5.0,
-    )
-    return Gemma3ForCausalLM(config)
 
 
 @pytest.fixture(scope="session")

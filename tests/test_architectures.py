@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
-from test_native import GROUP, generate, rescored
-from test_policy import HOT, PLAIN, assert_same_gradients, gradients, score, score_plainly
-from tiny_architectures import COMPOSITE, SPECIAL, save_tiny, tiny_config
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from rlif_lightning.model.loading import Policy
-from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import Rollout
+from harness.architectures import COMPOSITE, SPECIAL, check, load, save_tiny, tiny_config
+from harness.scoring import HOT, PLAIN, assert_same_gradients, gradients, score, score_plainly
 from rlif_lightning.rollout.decoders import cache_is_right
-from rlif_lightning.sampling import Sampling
 
 # Hugging Face's own forward fails in float64, mostly since grouped products of experts do not know
 # it.
@@ -55,62 +46,6 @@ EAGER = [
     "opt",
     "deepseek_v3",
 ]
-SAMPLED, GREEDY = Sampling(max_new_tokens=14), Sampling(temperature=0, max_new_tokens=8)
-
-
-def load(folder: str, **settings) -> PolicyModel:
-    """A policy, in training mode as during an update; what cannot share prompts says so."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not let its attention be replaced")
-        return PolicyModel(Policy(folder, **settings))
-
-
-def sample(policy: PolicyModel, sampling: Sampling) -> Rollout:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*cannot be decoded with the standard cache")
-        return generate(policy, [0, 1, 2, 3], sampling, max_rows=2 * GROUP)
-
-
-@torch.no_grad()
-def own_logprobs(folder: str, rollout: Rollout, **settings) -> tuple[Tensor, Tensor]:
-    """Of each completion token, by the whole sequence alone, and whether the token is the likeliest; ``[B, T]``."""
-    model = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
-    logprobs, highest = (
-        torch.zeros(rollout.mask.shape, dtype=torch.float64),
-        torch.ones_like(rollout.mask),
-    )
-    for row, keep in enumerate(rollout.mask):
-        completion, prompt = (
-            rollout.completion_ids[row][keep],
-            rollout.prompts.token_ids[row // GROUP],
-        )
-        logits = (
-            model(input_ids=torch.cat([prompt, completion])[None], use_cache=False)
-            .logits[0]
-            .double()
-        )
-        logits = logits[len(prompt) - 1 : -1]
-        logprobs[row, keep] = logits.log_softmax(-1).gather(1, completion[:, None])[:, 0]
-        highest[row, keep] = logits.argmax(-1) == completion
-    return logprobs, highest
-
-
-def check(folder: str, policy: PolicyModel, own: str | None = None) -> None:
-    """Sampler, scorer (twice) and greedy decoding agree with the model itself, by its own attention code or ``own``."""
-    dtype = policy.causal_lm.dtype
-    settings = {"dtype": dtype, "attn_implementation": own}
-    policy.eos_ids = list(range(2, 45))  # so that rows leave at all times
-    tolerance = (
-        2e-3 if dtype == torch.float32 else 1e-4
-    )  # the library's norms and rotary angles stay in float32
-    rollout = sample(policy, SAMPLED)
-    assert len(set(rollout.lengths.tolist())) > 1
-    expected, _ = own_logprobs(folder, rollout, **settings)
-    torch.testing.assert_close(rollout.stats.logprobs.double(), expected, rtol=0, atol=tolerance)
-    scored = rescored(policy, rollout, SAMPLED)
-    torch.testing.assert_close(scored.logprobs.double(), expected, rtol=0, atol=tolerance)
-    assert torch.equal(scored.logprobs, rescored(policy, rollout, SAMPLED).logprobs)
-    assert own_logprobs(folder, sample(policy, GREEDY), **settings)[1].all()
 
 
 @pytest.mark.parametrize("kind", [*SPECIAL, *COMPOSITE])

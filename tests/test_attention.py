@@ -6,18 +6,26 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_packing import SHAPES, line_of, naive_mask
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 import rlif_lightning.model.attention as attention
+from harness.trees import (
+    HEADS,
+    SHAPES,
+    SIZE,
+    line,
+    line_of,
+    naive_mask,
+    plain_attention,
+    with_gradients,
+)
 from rlif_lightning.model.attention import Block, Layout, TreePlan, fused_attention
 from rlif_lightning.model.masks import as_bias
 from rlif_lightning.model.packing import Tree
 from rlif_lightning.model.scores import Scores
 
 CPU = torch.device("cpu")
-HEADS, SIZE = 4, 3
 JOINING = {
     "alone": (0.0, 0, 2**24),
     "similar": (1.25, 0, 2**24),
@@ -26,46 +34,10 @@ JOINING = {
 }
 
 
-def line(num_tokens: int, key_heads: int, seed: int) -> list[Tensor]:
-    """Query, key and value ``[1, heads, N, d]`` in float64, with gradients."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(1, heads, num_tokens, SIZE) for heads in (HEADS, key_heads, key_heads)]
-    return [
-        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
-        for shape in shapes
-    ]
-
-
 def block_of(trees: list[Tree]) -> Block:
     """All trees in one block."""
     layout = Layout(trees)
     return Block(layout, layout.indices())
-
-
-def plain_attention(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scores: Scores
-) -> Tensor:
-    """One head at a time: softmax over the allowed keys and the head's sink; ``[1, N, heads, d]``."""
-    repeats = query.shape[1] // key.shape[1]
-    outputs = []
-    for head in range(query.shape[1]):
-        z = (
-            query[0, head]
-            @ key[0, head // repeats].T
-            * (SIZE**-0.5 if scores.scaling is None else scores.scaling)
-        )
-        z = z if scores.softcap is None else scores.softcap * (z / scores.softcap).tanh()
-        weights = z.exp() * allowed
-        total = weights.sum(-1, keepdim=True) + (
-            0 if scores.sinks is None else scores.sinks[head].exp()
-        )
-        outputs.append(weights / total @ value[0, head // repeats])
-    return torch.stack(outputs, 1).unsqueeze(0)
-
-
-def with_gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    ramp = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view(output.shape)
-    return [output.detach(), *torch.autograd.grad((output * ramp).sum(), inputs)]
 
 
 def assert_all_close(found: list[Tensor], expected: list[Tensor]) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
-from test_decoders import CastsOf, generate_many
-from test_native import SAMPLINGS, load
 from torch import nn
 
+from harness.decoding import SAMPLINGS, CastsOf, generate_many, load
+from harness.models import ARCHITECTURES
 from rlif_lightning.model.loading import LoRA
 from rlif_lightning.rollout.autocasting import cast_once
 from rlif_lightning.rollout.native import NativeEngine

@@ -4,43 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_run import fit, metrics
 
 from callbacks import EntropyMonitor, KLCovScheduler
-from callbacks.events import read_events
 from callbacks.kl_cov_scheduler import Schedule
-from rlif_lightning import cli
+from harness.runs import callback_of, column, marked, run_with
 
 LOOP = {"kind": "entropy", "start": 0.1, "target": (1.0, 2.0), "bounds": (0.01, 1.0)}
-
-
-def marked(folder: Path) -> list[dict]:
-    """What callbacks wrote down: every event but the run's end."""
-    return [event for event in read_events(folder) if event["kind"] != "end"]
-
-
-def run_with(
-    folder: Path, name: str, *arguments: str, rollouts: int = 2, **settings
-) -> cli.RLIFCLI:
-    callback = json.dumps({"class_path": name, "init_args": settings})
-    # An epoch has two rollouts here.
-    length = [
-        f"--trainer.max_epochs={-(-rollouts // 2)}",
-        f"--trainer.limit_train_batches={min(rollouts, 2)}",
-    ]
-    return fit(folder, *length, f"--trainer.callbacks+={callback}", *arguments)
-
-
-def column(folder: Path, name: str) -> list[float]:
-    return [float(row[name]) for row in metrics(folder) if row.get(name)]
-
-
-def callback_of(run: cli.RLIFCLI, kind: type):
-    return next(callback for callback in run.trainer.callbacks if isinstance(callback, kind))
 
 
 def test_entropy_monitor_logs_percentiles_and_slope(tmp_path):

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from test_run import fit
 
+from harness.runs import fit
 from rlif_lightning.running import checkpoint_files
 from rlif_lightning.running.checkpoint_faults import Expected, why_unusable
 from rlif_lightning.running.checkpoint_files import FILES, CheckpointFile

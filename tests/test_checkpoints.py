@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import resource
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from test_resume import differences, rows
-from test_run import BASE, assert_same, fit, parameters
 
+from harness.runs import (
+    BASE,
+    LONG,
+    assert_same,
+    checkpoint_names,
+    differences,
+    fit,
+    parameters,
+    rows,
+    saving,
+)
 from rlif_lightning import cli
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
@@ -20,16 +28,6 @@ from rlif_lightning.running.checkpoint_faults import why_unusable
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 from rlif_lightning.running.events import read_events
 from rlif_lightning.running.run_checkpoints import RunCheckpoints
-
-
-def saving(**settings: Any) -> str:
-    return "--trainer.callbacks+=" + json.dumps(
-        {"class_path": "RunCheckpoints", "init_args": settings}
-    )
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("checkpoints/*"))
 
 
 class Broken(RewardHead):
@@ -76,16 +74,19 @@ class Poison(Callback):
             )
 
 
-LONG = ["--trainer.limit_train_batches=2", "--trainer.max_epochs=2"]  # four rollouts
-
-
 def test_the_last_ones_are_kept_and_the_end_is_saved(tmp_path):
     fit(tmp_path, saving(every=1, keep=2), *LONG)
-    assert names(tmp_path / "version_0") == ["rollout=000003.ckpt", "rollout=000004.ckpt"]
+    assert checkpoint_names(tmp_path / "version_0") == [
+        "rollout=000003.ckpt",
+        "rollout=000004.ckpt",
+    ]
     fit(tmp_path, saving(every=3), *LONG)
-    assert names(tmp_path / "version_1") == ["rollout=000003.ckpt", "rollout=000004.ckpt"]
+    assert checkpoint_names(tmp_path / "version_1") == [
+        "rollout=000003.ckpt",
+        "rollout=000004.ckpt",
+    ]
     fit(tmp_path, *LONG)
-    assert names(tmp_path / "version_2") == ["rollout=000004.ckpt"]
+    assert checkpoint_names(tmp_path / "version_2") == ["rollout=000004.ckpt"]
     assert all(why_unusable(path) is None for path in find_checkpoints(tmp_path))
 
 
@@ -124,9 +125,13 @@ def test_auto_goes_on_in_the_place_of_the_run_before(tmp_path):
 
 def test_a_run_from_a_named_checkpoint_leaves_the_other_one_alone(tmp_path):
     fit(tmp_path, saving(every=1, keep=2))
-    before = names(tmp_path / "version_0")
+    before = checkpoint_names(tmp_path / "version_0")
     fit(tmp_path, saving(every=1, keep=1), *LONG, f"--ckpt_path={find_checkpoints(tmp_path)[0]}")
-    assert names(tmp_path / "version_0") == before == ["rollout=000001.ckpt", "rollout=000002.ckpt"]
+    assert (
+        checkpoint_names(tmp_path / "version_0")
+        == before
+        == ["rollout=000001.ckpt", "rollout=000002.ckpt"]
+    )
 
 
 def test_a_head_that_raises_costs_nothing_that_was_saved(tmp_path):
@@ -142,7 +147,10 @@ def test_a_head_that_raises_costs_nothing_that_was_saved(tmp_path):
         RuntimeError, match=r"'judge' \(Broken\) raised OSError: the judge's server is down"
     ):
         fit(tmp_path / "lives", *arguments)
-    assert names(tmp_path / "lives" / "version_0") == ["rollout=000001.ckpt", "rollout=000002.ckpt"]
+    assert checkpoint_names(tmp_path / "lives" / "version_0") == [
+        "rollout=000001.ckpt",
+        "rollout=000002.ckpt",
+    ]
     Broken.fails = False
     resumed = fit(tmp_path / "lives", *arguments, "--ckpt_path=last")
     assert_same(parameters(whole), parameters(resumed))
@@ -164,7 +172,7 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path):
             fit(tmp_path, saving(every=1), full, *LONG)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert names(tmp_path / "version_0") == [
+    assert checkpoint_names(tmp_path / "version_0") == [
         "rollout=000001.ckpt",
         "rollout=000002.ckpt",
     ]  # and nothing half-written

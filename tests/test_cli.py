@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_run import BASE, fit
 
+from harness.command_line import base, evaluate, refused
+from harness.runs import BASE, fit
 from rlif_lightning import cli
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
@@ -34,20 +35,6 @@ def local(
         "init_args": {"train": str(path), "validation": str(path)},
     }
     return [f"--data.source={json.dumps(source)}"]
-
-
-def base(*without: str) -> list[str]:
-    return [argument for argument in BASE if not any(part in argument for part in without)]
-
-
-def refused(capsys, *arguments: str) -> str:
-    """What is printed on a mistake: exit code 2, no traceback."""
-    with pytest.raises(SystemExit) as info:
-        cli.main(list(arguments))
-    assert info.value.code == 2
-    printed = capsys.readouterr().err
-    assert "Traceback" not in printed
-    return next(line for line in reversed(printed.splitlines()) if "error" in line.lower())
 
 
 def test_print_config_gives_a_config_that_parses(capsys, tmp_path):
@@ -134,12 +121,6 @@ def test_a_bug_in_a_user_s_head_keeps_its_traceback(tmp_path):
     with pytest.raises(RuntimeError, match=r"'mine' \(Buggy\) raised AttributeError") as info:
         fit(tmp_path, f"--model.rewards={head}")
     assert isinstance(info.value.__cause__, AttributeError)
-
-
-def evaluate(command: str, folder: Path, *arguments: str) -> cli.RLIFCLI:
-    return cli.main(
-        [command, *base("--compare"), f"--trainer.default_root_dir={folder}", *arguments]
-    )
 
 
 @pytest.mark.parametrize(("command", "prefix"), [("validate", "val"), ("test", "test")])

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import base
-from test_rewards import handmade
 
+from harness.command_line import base
+from harness.programs import PROGRAMS, SANDBOX
+from harness.rollouts import handmade
 from rlif_lightning import cli
 from rlif_lightning.answers.code_inputs import draw_arguments, read_arguments
 from rlif_lightning.answers.code_tasks import CodeExtractor, task_of
@@ -22,10 +23,8 @@ from rlif_lightning.answers.code_verdicts import pass_rates
 from rlif_lightning.answers.final_answers import cluster
 from rlif_lightning.rewards import BehaviourVote, CodeTests
 from rlif_lightning.rewards.code import behaviour, behaviour_labels
-from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox
+from rlif_lightning.sandbox.pool import Outcome, Run
 
-# The strongest sandbox of the machine, whatever it is: test_escape.py is about what it stops.
-SANDBOX = Sandbox(minimum="rlimits", wall_seconds=2, call_seconds=1, memory_mb=256)
 HUMANEVAL = {
     "task_id": "X/0",
     "prompt": 'def helper(x):\n    return x + 1\n\n\ndef twice(x: int) -> int:\n    """Twice'
@@ -225,14 +224,6 @@ def test_a_behaviours_label_depends_on_its_problem_and_not_on_its_place():
 def first_rows(labels: list[str | None]) -> list[int | None]:
     """The first row of each label."""
     return [None if label is None else labels.index(label) for label in labels]
-
-
-PROGRAMS = [
-    "def f(xs, k): return sorted(xs)[:k]",
-    "def f(xs, k):\n    xs.sort()\n    return [x for i, x in enumerate(xs) if i < k]",
-    "def f(xs, k): return sorted(xs)[-k:]",
-    "def f(xs, k): return g(xs)",
-]
 
 
 @pytest.mark.parametrize(

@@ -9,21 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from test_callbacks import callback_of, column, run_with
-from test_run import assert_same, parameters
 
 from callbacks import CollapseGuard
 from callbacks.events import read_events
+from harness.runs import ALWAYS, assert_same, callback_of, column, parameters, run_with
 from rlif_lightning import cli
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 from rlif_lightning.rewards.voting import vote_shares
 
-# Always true once the baseline of one rollout is there, so that an alarm comes when the test wants
-# it.
-ALWAYS = {
-    "metric": "rollout/length", "side": "below", "bound": 1000.0, "factor": 1e6, "window": 1, "meaning": "Always.",
-}  # fmt: skip
 CALM = ["--trainer.callbacks+=" + json.dumps({"class_path": "test_collapse_guard.Recorder"})]
 
 

@@ -7,7 +7,6 @@ import math
 from dataclasses import replace
 
 import pytest
-from test_configs import ROOT
 
 from benchmarks import collapse_study
 from benchmarks.collapse_plots import common
@@ -22,6 +21,7 @@ from benchmarks.collapse_summary import (
     settled,
     watch_table,
 )
+from harness.files import ROOT
 
 ROLLOUTS = [0, 10, 20, 30, 40, 50]
 FALLING = [0.4, 0.8, 0.7, 0.55, 0.39, 0.2]

@@ -9,10 +9,10 @@ from statistics import mean, stdev
 import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_run import fit
 
 from callbacks import CompletionWriter
 from callbacks.completion_writer import printable, render, shortened
+from harness.runs import fit
 from rlif_lightning import cli
 
 

@@ -11,16 +11,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from harness.command_line import ON_CPU, build
+from harness.files import ROOT
 from rlif_lightning import cli
-from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import KLCov
-from rlif_lightning.module import RLIFModule
 from rlif_lightning.rewards import ClusterVote, GoldAnswer, SelfCertainty
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.vllm_engine import VLLMEngine, VLLMServerEngine
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 PAPER = {
     "qwen2.5_1.5b_math": ("qwen2", "Qwen/Qwen2.5-1.5B"),
@@ -44,9 +43,6 @@ SMALL = [
     "--data.group_size=2",
     "--model.sampling.max_new_tokens=8",
 ]
-# Lightning asks for precision plugins by the device it finds; a test machine may have none but the
-# CPU.
-ON_CPU = ["--trainer.accelerator=cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -79,19 +75,6 @@ def paper_arguments(name: str, folder: Path, tiny_models: dict[str, Path], size:
         f"--trainer.default_root_dir={folder}",
         *ON_CPU,
     ]
-
-
-def build(arguments: list[str]) -> cli.RLIFCLI:
-    """Parse and construct, without running anything."""
-    defaults = {"callbacks": []}
-    return cli.RLIFCLI(
-        RLIFModule,
-        PromptData,
-        args=arguments,
-        run=False,
-        seed_everything_default=0,
-        trainer_defaults=defaults,
-    )
 
 
 def test_every_shipped_config_is_tested_here():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_architectures import check, load
-from test_native import GROUP
-from tiny_architectures import save_tiny, tiny_config
 
+from harness.architectures import check, load, save_tiny, tiny_config
+from harness.decoding import GROUP
 from rlif_lightning.model.context import ContextLimits
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.records import Completions, Prompts, Rollout
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
@@ -49,7 +48,7 @@ def test_a_context_beyond_the_table_of_positions_is_refused(tmp_path, kind):
 def test_a_packed_line_beyond_the_table_of_positions_is_refused(tmp_path):
     policy = load(save_tiny(tiny_config("gpt2", max_position_embeddings=12), tmp_path))
     ids, mask = torch.zeros((1, 9), dtype=torch.int64), torch.ones((1, 9), dtype=torch.bool)
-    (packed,) = pack([torch.arange(5)], ids, mask, 1, 99)
+    (packed,) = pack(Completions([torch.arange(5)], ids, mask, 1), 99)
     with pytest.raises(ValueError, match="has 12 positions"):
         policy(packed, Sampling())
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 from restatement import loss_and_gradient, rows_in, update
-from test_rewards import handmade
 
+from harness.rollouts import handmade
 from rlif_lightning import rewards
 from rlif_lightning.answers.code_tasks import CodeExtractor
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO

@@ -6,38 +6,26 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
-from test_native import GROUP, SAMPLINGS, completions, load, rescored
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma3PreTrainedModel, LlamaPreTrainedModel, PreTrainedModel
 
+from harness.decoding import (
+    GROUP,
+    SAMPLINGS,
+    CastsOf,
+    completions,
+    generate_many,
+    load,
+    many_prompts,
+    rescored,
+)
+from harness.models import ARCHITECTURES
 from rlif_lightning.model.loading import LoRA
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.records import Prompts
 from rlif_lightning.rollout import native
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling, counter_uniforms
-
-PROMPT_LENGTHS = [1, 17, 4, 9, 2, 30, 3, 3, 12, 7, 21, 5]
-
-
-def many_prompts(policy: PolicyModel) -> Prompts:
-    """Twelve prompts of 1 to 30 tokens, around Gemma's window of 6."""
-    generator = torch.Generator().manual_seed(4)
-    vocabulary = policy.causal_lm.config.vocab_size
-    ids = [
-        torch.randint(12, vocabulary, (length,), generator=generator) for length in PROMPT_LENGTHS
-    ]
-    return Prompts(ids, [""] * len(ids), {}, torch.arange(len(ids)))
-
-
-def generate_many(
-    policy: PolicyModel, max_rows: int, sampling: Sampling, group_size: int = GROUP
-) -> Rollout:
-    engine = NativeEngine(max_rows)
-    engine.setup(policy, seed=11)
-    return engine.generate(many_prompts(policy), group_size, sampling, 3)
 
 
 def watched(monkeypatch, name: str) -> list:
@@ -205,21 +193,6 @@ def test_autocast_casts_weights_once_and_forgets_them(tiny_models):
             weight.mul_(2)
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):  # as the next rollout will
             torch.testing.assert_close(torch.nn.functional.linear(inputs, weight), 2 * before)
-
-
-class CastsOf(TorchDispatchMode):
-    """Counts the casts of one tensor."""
-
-    def __init__(self, tensor: torch.Tensor):
-        super().__init__()
-        self.pointer, self.count = tensor.data_ptr(), 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        # In inference mode operations arrive before they are taken apart.
-        copies = (torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype)
-        if func in copies and args[0].data_ptr() == self.pointer:
-            self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 def stored_elements(policy: PolicyModel, num_prompts: int, max_rows: int, monkeypatch) -> int:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_rewards import handmade
 
 from callbacks.detectors import DETECTORS, Detector, DetectorState, verdict, with_changes
 from callbacks.symptoms import alignment, answer_counts, repeated_ngrams, symptoms
+from harness.rollouts import handmade
 
 LOW = Detector("x", "below", factor=0.5, window=2, release=0.2)
 HIGH = Detector("x", "above", gap=0.3, window=1, release=0.2)

@@ -1,4 +1,7 @@
-"""Starts the tests of ``tests/device_twin`` in a pytest of their own: a process that installed the twin keeps it."""
+"""Starts the tests of ``tests/device_twin`` in a pytest of their own: a process that installed the twin keeps it.
+
+``command_lines`` stands for the tests of other files that run there again.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,46 @@ from xml.etree import ElementTree
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from harness.files import ROOT
+from harness.processes import environment
+
 FOLDER = ROOT / "tests" / "device_twin"
 QUICK = {"test_backend"}  # the others take over ten seconds
+ON_THE_DEVICE = {
+    "test_run": (
+        "a_head_of_weight_zero_is_measured_and_changes_nothing",
+        "bf16_mixed_sees_each_update",
+        "checkpoints_load_without_running_code",
+        "lora_trains_adapters_only_with_itself_as_reference",
+        "reference_model_starts_at_kl_zero_and_stays_out_of_checkpoints",
+        "resume_in_the_middle_of_an_epoch_is_the_uninterrupted_run",
+        "same_seed_twice_gives_identical_metrics_and_parameters",
+        "training_changes_the_parameters",
+    ),
+    "test_configs": (
+        "gold_overlay_trains_on_gold_answers_alone",
+        "paper_configs_train_a_stand_in",
+        "quickstart_trains",
+        "smollm2_config_trains_a_stand_in",
+    ),
+}
 
 
 def files() -> list:
     """One parameter for each file."""
-    found = sorted(FOLDER.glob("test_*.py"))
+    found = [*sorted(FOLDER.glob("test_*.py")), FOLDER / "command_lines.py"]
     marks = {path: () if path.stem in QUICK else (pytest.mark.slow,) for path in found}
     return [
         pytest.param(path, id=path.stem.removeprefix("test_"), marks=marks[path]) for path in found
+    ]
+
+
+def asked_for(path: Path) -> list[str]:
+    """What pytest is asked for."""
+    if path.stem.startswith("test_"):
+        return [str(path)]
+    return [
+        f"tests/{file}.py::test_{name}" for file, names in ON_THE_DEVICE.items() for name in names
     ]
 
 
@@ -35,9 +67,10 @@ def outcomes(request, tmp_path_factory) -> dict[str, list[str]]:
     if reason:
         pytest.skip(reason)
     asked = [
-        str(item.callspec.params["file"])
+        name
         for item in request.session.items
         if item.fspath == __file__
+        for name in asked_for(item.callspec.params["file"])
     ]
     report = tmp_path_factory.mktemp("device_twin") / "report.xml"
     options = [
@@ -45,11 +78,17 @@ def outcomes(request, tmp_path_factory) -> dict[str, list[str]]:
         "--tb=short",
         "-p",
         "no:cacheprovider",
+        "-p",
+        "device_twin.command_lines",
         "--show-capture=no",
         f"--junitxml={report}",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *asked], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "pytest", *options, *asked],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     if done.returncode not in (0, 1):  # it did not get as far as its tests
         pytest.fail(
@@ -70,10 +109,13 @@ def outcomes(request, tmp_path_factory) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("file", files())
 def test_on_the_device_twin(file, outcomes):
-    assert file.stem in outcomes, "none of its tests ran"
-    failed = outcomes[file.stem]
+    stems = [file.stem] if file.stem.startswith("test_") else list(ON_THE_DEVICE)
+    assert set(stems) <= outcomes.keys(), "some had no test that ran"
+    failed = [each for stem in stems for each in outcomes[stem]]
     if failed:
-        command = f"python -m pytest {file.relative_to(ROOT)}"
+        command = " ".join(
+            ["PYTHONPATH=tests python -m pytest -p device_twin.command_lines", *asked_for(file)]
+        )
         pytest.fail(
             "\n\n".join([f"{len(failed)} failed; to run them alone: {command}", *failed]),
             pytrace=False,

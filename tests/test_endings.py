@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from test_checkpoints import LONG, saving
-from test_run import BASE, assert_same, fit, parameters
-from test_stopping import environment
 
+from harness.processes import environment
+from harness.runs import BASE, LONG, adding, assert_same, fit, parameters, saving
+from rlif_lightning.learning.non_finite import NonFiniteGradient
 from rlif_lightning.running import status
 from rlif_lightning.running.checkpoint_names import find_checkpoints
-from rlif_lightning.running.endings import NonFiniteGradient, ending_of_error
+from rlif_lightning.running.endings import ending_of_error
 from rlif_lightning.running.events import append_event, read_events
 from rlif_lightning.running.status import read_status
 
@@ -48,10 +48,6 @@ class KilledAtTheEnd(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if self.while_there.exists():
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def adding(name: str, **settings: Any) -> str:
-    return "--trainer.callbacks+=" + json.dumps({"class_path": name, "init_args": settings})
 
 
 def ends(folder: Path) -> list[tuple[str, int]]:

@@ -13,11 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import attacks
-import escapes
 import pytest
-from attacks import ATTACKS, attempt, promised
 
+from harness import attacks, escapes
+from harness.attacks import ATTACKS, attempt, promised
 from rlif_lightning.sandbox.isolation import LEVELS, problem
 from rlif_lightning.sandbox.pool import Sandbox, Trial
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from test_rewards import handmade
 
+from harness.rollouts import handmade
 from rlif_lightning.answers.checkers import LiteralChecker
 from rlif_lightning.answers.final_answers import AnswerExtractor
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import base, evaluate, refused
-from test_run import fit, metrics
 
+from harness.command_line import base, evaluate, refused
+from harness.runs import fit, metrics
 from rlif_lightning import cli
 
 

@@ -17,16 +17,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
-from test_checkpoints import LONG, saving
-from test_resume import differences, rows
-from test_run import BASE, fit, metrics
-from test_stopping import environment, two_ranks
 
+from harness.files import ROOT
+from harness.processes import environment, two_ranks
+from harness.runs import BASE, LONG, differences, fit, metrics, rows, saving
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 
-ROOT = Path(__file__).parent.parent
 FSDP2 = ["--config=configs/strategy/fsdp2.yaml", "--trainer.devices=2"]
 EVERY = saving(every=1)
 

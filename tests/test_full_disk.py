@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from test_checkpoints import saving
-from test_run import fit
-from test_stopping import two_ranks
 
 from callbacks.completion_writer import write_records
+from harness.processes import two_ranks
+from harness.runs import fit, saving
 from rlif_lightning.running.checkpoint_files import CheckpointFile, unwritten, write_together
 from rlif_lightning.running.events import read_events
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_code import PROGRAMS, SANDBOX
-from test_rewards import handmade
 
 from callbacks.symptoms import symptoms
+from harness.programs import PROGRAMS, SANDBOX
+from harness.rollouts import handmade
 from rlif_lightning.evaluation.metrics import Labels
 from rlif_lightning.evaluation.preflight_sample import all_rank_records
 from rlif_lightning.records import Rollout

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_policy import GROUP, HOT, gradients, rows
-from tiny_architectures import save_tiny, tiny_config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rlif_lightning.model.policy as policy_module
+from harness.architectures import save_tiny, tiny_config
+from harness.scoring import HOT, completions_of, gradients
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
@@ -49,7 +49,7 @@ class Casts(TorchDispatchMode):
 
 def scored(policy: PolicyModel) -> TokenStats:
     """``[b, T]`` statistics of one micro-batch under autocast."""
-    (packed,) = pack(*rows(policy.vocab_size), GROUP, 1000)
+    (packed,) = pack(completions_of(policy.vocab_size), 1000)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         return policy(packed, HOT)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_run import fit
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from callbacks import HFExporter
 from callbacks.hf_exporter import write_model
+from harness.runs import fit
 from rlif_lightning import cli
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
-from test_cli import base
-from test_run import BASE, fit
 
+from harness.command_line import base
+from harness.runs import BASE, fit
 from rlif_lightning import cli
 from rlif_lightning.running.run_folder import check_place
 

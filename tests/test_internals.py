@@ -11,8 +11,8 @@ from pathlib import Path
 import lightning.pytorch
 import pytest
 import transformers
-from test_layout import CALLBACKS, LIBRARY, ROOT, module_of
 
+from harness.files import CALLBACKS, LIBRARY, ROOT, module_of
 from rlif_lightning.model import transformers_internals
 from rlif_lightning.running import lightning_internals
 from rlif_lightning.running.lightning_internals import OVERRIDDEN, READ_IN

@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 
 import pytest
-from test_run import BASE
 
+from harness.runs import BASE
 from rlif_lightning import cli
 
 QUESTIONS = ("1+1=", "2+2=", "3+4=", "4+4=")

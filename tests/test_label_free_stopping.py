@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_callbacks import callback_of, column, run_with
 
 from callbacks import LabelFreeStopping
 from callbacks.events import read_events
 from callbacks.label_free_stopping import StopRule, StopWatch, first_stop
+from harness.runs import callback_of, column, run_with
 
 NONE = {"agreement": None, "diversity": None, "entropy": None}
 

@@ -16,18 +16,9 @@ from pathlib import Path
 import pytest
 
 import rlif_lightning
+from harness.files import EVERYTHING, LIBRARY, PACKAGE, ROOT, SCRIPTS, module_of
 from rlif_lightning import PromptData, RLIFModule
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = "rlif_lightning"
-LIBRARY = sorted((ROOT / PACKAGE).rglob("*.py"))
-CALLBACKS = sorted((ROOT / "callbacks").rglob("*.py"))
-SCRIPTS = [
-    path
-    for folder in ("examples", "scripts", "benchmarks")
-    for path in sorted((ROOT / folder).rglob("*.py"))
-]
-EVERYTHING = [*LIBRARY, *CALLBACKS, *SCRIPTS]
 # The rooms in the order of the data flow: a file may import its own room and those before it, never
 # a later one.
 ROOMS = [
@@ -65,11 +56,6 @@ PURE = [
     "sampling",
     "token_stats",
 ]
-
-
-def module_of(path: Path) -> str:
-    """The dotted name of a file of the library, a package by its own name."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def room_of(module: str) -> str:

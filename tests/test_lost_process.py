@@ -15,11 +15,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
-from test_checkpoints import LONG
-from test_rewards import handmade
-from test_run import BASE
-from test_stopping import environment
 
+from harness.processes import environment
+from harness.rollouts import handmade
+from harness.runs import BASE, LONG
 from rlif_lightning.processes.collectives import all_process_objects, all_rank_sum
 from rlif_lightning.processes.ranks import gone, own_place
 from rlif_lightning.records import RewardOutput, Rollout

@@ -16,7 +16,7 @@ from rlif_lightning.learning.optimizer import OptimizerPlan
 from rlif_lightning.model.loading import LoRA, Policy, prepare_model
 from rlif_lightning.model.packing import Packed, pack
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import Prompts
+from rlif_lightning.records import Completions, Prompts
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
@@ -61,9 +61,8 @@ def policy_of(
 def packed(line: Line) -> Packed:
     ids = torch.randint(0, 100, (line.completions, line.length))
     prompts = [torch.randint(0, 100, (line.prompt,))]
-    return next(
-        iter(pack(prompts, ids, torch.ones_like(ids, dtype=torch.bool), line.completions, 10**6))
-    )
+    whole = torch.ones_like(ids, dtype=torch.bool)
+    return next(pack(Completions(prompts, ids, whole, line.completions), 10**6))
 
 
 def storages(tensors: list[Tensor]) -> int:

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import metrics_page
 import pytest
-import test_rescoring
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_run import BASE, fit
 
 import rlif_lightning
 from benchmarks.collapse_summary import CURVES
@@ -27,6 +25,8 @@ from callbacks.report import read_run
 from callbacks.report.page import FIGURES
 from callbacks.report.panels import FIXED, Panel, panels_of
 from callbacks.report.read import PLACE
+from harness.decoding import sampler
+from harness.runs import BASE, fit
 from rlif_lightning import cli
 from rlif_lightning.metric_names import LOGGED, VALIDATION, entry_of
 from rlif_lightning.rewards import RewardHead
@@ -67,8 +67,8 @@ def everything(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("everything")
     objective = {"class_path": "KLCov", "init_args": {"reference_kl": {"weight": 0.01}}}
     given = [
-        "--data.source=test_two_processes.ProgrammingProblems",
-        *test_rescoring.sampler(noise=0.01, max_ratio=2.0),
+        "--data.source=harness.programs.ProgrammingProblems",
+        *sampler(noise=0.01, max_ratio=2.0),
         f"--model.objective={json.dumps(objective)}",
         f"--model.rewards={json.dumps({name: {'head': head, 'weight': 1.0} for name, head in HEADS.items()})}",
     ]

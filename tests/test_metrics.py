@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from test_rewards import handmade
 
+from harness.rollouts import handmade
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.metrics import (
     AnswerDiversity,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 
 import pytest
-from test_layout import EVERYTHING, ROOT
 
+from harness.files import EVERYTHING, ROOT
 from rlif_lightning.running.metrics_csv import MetricsTable, read_logged
 
 

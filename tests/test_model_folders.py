@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_run import fit
 
+from harness.runs import fit
 from rlif_lightning.data.prompts import LocalFiles, PromptData
 from rlif_lightning.data.tokenizer import MAX_CHARACTERS, load_tokenizer, prompt_encoder
 from rlif_lightning.model.loading import Policy, load_pretrained, resolve_model

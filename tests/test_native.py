@@ -6,67 +6,19 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from harness.decoding import GROUP, SAMPLINGS, completions, generate, load, prompts_of, rescored
+from harness.models import ARCHITECTURES
 from rlif_lightning.model.loading import Policy
-from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import Prompts, Rollout, TokenStats
+from rlif_lightning.records import TokenStats
 from rlif_lightning.rewards import Random
 from rlif_lightning.rollout.external_samples import Drawn, as_rollout
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.sampling import Sampling
-
-QUESTIONS = ["3+4+5=", "1+2=", "12+34+56+78+9+1=", "7+7+7="]
-GROUP = 4
-SAMPLINGS = {
-    "plain": Sampling(max_new_tokens=16),
-    "hot": Sampling(temperature=1.6, max_new_tokens=16, min_new_tokens=5),
-    "cold": Sampling(temperature=0.5, max_new_tokens=16, min_new_tokens=1),
-}
-
-
-def load(folder, eager_to_end: bool = True, **settings) -> PolicyModel:
-    """A policy; with many tokens that end a completion, so that rows leave at all times."""
-    policy = PolicyModel(Policy(str(folder), **settings))
-    if eager_to_end:
-        policy.eos_ids = list(range(2, 12))
-    return policy
-
-
-def prompts_of(policy: PolicyModel, rows: list[int]) -> Prompts:
-    texts = [QUESTIONS[row] for row in rows]
-    ids = [
-        torch.tensor(policy.tokenizer(text, add_special_tokens=False).input_ids) for text in texts
-    ]
-    return Prompts(ids, texts, {}, torch.tensor(rows))
-
-
-def generate(
-    policy: PolicyModel, rows: list[int], sampling: Sampling, max_rows: int = 512, step: int = 0
-) -> Rollout:
-    engine = NativeEngine(max_rows)
-    engine.setup(policy, seed=7)
-    return engine.generate(prompts_of(policy, rows), GROUP, sampling, step)
-
-
-def completions(rollout: Rollout) -> list[list[int]]:
-    return [
-        ids[keep].tolist() for ids, keep in zip(rollout.completion_ids, rollout.mask, strict=True)
-    ]
-
-
-@torch.no_grad()
-def rescored(policy: PolicyModel, rollout: Rollout, sampling: Sampling) -> TokenStats:
-    stats = TokenStats(*torch.zeros(3, *rollout.mask.shape))
-    for packed in pack(rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, GROUP, 60):
-        part = policy(packed, sampling)
-        for field in fields(TokenStats):
-            getattr(stats, field.name)[packed.rows] = getattr(part, field.name).float()
-    return stats
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -259,7 +211,7 @@ def test_train_stop_is_the_same_for_completions_that_another_sampler_drew(tiny_m
         Drawn(ids, (plain.stats.logprobs[row, : len(ids)] - 0.1).tolist(), bool(plain.ended[row]))
         for row, ids in enumerate(completions(plain))
     ]
-    found = as_rollout(policy, plain.prompts, drawn, GROUP, sampling, 1000, 2.0)
+    found = as_rollout(policy, plain.prompts, drawn, sampling, 1000, 2.0)
     assert completions(found) == completions(closed)
     assert found.texts == closed.texts
     torch.testing.assert_close(found.stats.logprobs, closed.stats.logprobs, rtol=1e-4, atol=1e-4)

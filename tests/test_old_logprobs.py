@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_native import prompts_of
-from test_run import assert_same, fit, metrics, parameters
 
+from harness.decoding import prompts_of
+from harness.runs import assert_same, fit, metrics, parameters
 from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, Objective
 from rlif_lightning.learning.old_logprobs import rollout_logprobs, settle_old_logprobs
 from rlif_lightning.learning.token_budget import TokenBudget
-from rlif_lightning.learning.update import MiniBatch, accumulate_gradient, select_groups
+from rlif_lightning.learning.update import MiniBatch, select_groups
 from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import LossInputs, RewardOutput, Rollout
@@ -63,14 +64,12 @@ def gradient(
     precision: str, objective: Objective, batch: MiniBatch, tokens: int = 8192
 ) -> tuple[Any, UpdateMeter]:
     """Of every parameter, in one vector, and the token figures."""
-    policy, meter = sampled(precision)[0], UpdateMeter(batch.rows.device)
+    policy, meter = sampled(precision)[0], UpdateMeter(batch.index.device)
     policy.zero_grad()
-    budget, parts = (
-        TokenBudget(tokens),
-        (lambda share, is_last: share.backward(), meter, policy.zero_grad),
-    )
+    calls = OptimizerCalls(lambda share, _: share.backward(), policy.zero_grad, float)
+    updater = Updater(policy, objective, SAMPLING, TokenBudget(tokens), calls)
     with autocast(precision):
-        accumulate_gradient(policy, objective, batch, SAMPLING, budget, *parts)
+        updater.accumulate_gradient(batch, meter)
     found = torch.cat([parameter.grad.flatten().double() for parameter in policy.parameters()])
     assert float(found.norm()) > 0
     return found, meter
@@ -257,7 +256,7 @@ def test_the_noise_floor_is_measured_in_each_rollout(tmp_path, settings, low, hi
 @pytest.mark.parametrize("source", ["sampler", "rescored"])
 def test_stale_weights_are_seen_whatever_the_old_log_probs(tmp_path, source):
     """Rescored log-probs are the trained policy's; the alarm reads the sampled ones."""
-    arguments = ("--model.engine=test_sampler_gap.StaleEngine", f"--model.old_logprobs={source}")
+    arguments = ("--model.engine=harness.decoding.StaleEngine", f"--model.old_logprobs={source}")
     with pytest.warns(
         UserWarning, match=r"SamplerGap, rollout 2: the trained policy's log-probs are"
     ):

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_run import BASE
+
+from harness.runs import BASE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "callbacks" / "README.md").read_text()

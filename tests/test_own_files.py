@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_checkpoints import LONG, names, saving
-from test_collapse_guard import ALWAYS
-from test_run import BASE, fit
 
 from callbacks import CollapseGuard
+from harness.runs import ALWAYS, BASE, LONG, checkpoint_names, fit, saving
 from rlif_lightning import cli
 from rlif_lightning.running.checkpoint_names import find_checkpoints
 from rlif_lightning.running.own_files import ALIVE, OwnFiles, is_alive, locate
@@ -243,7 +241,7 @@ def test_predict_does_not_write_into_a_folder_that_it_did_not_begin(tmp_path, ca
     assert {
         name: inode for name, inode in tree(tmp_path).items() if not name.startswith("root")
     } == before
-    assert names(tmp_path) == []
+    assert checkpoint_names(tmp_path) == []
 
 
 HALVES = [

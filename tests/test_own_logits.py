@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_architectures import tiny_config
 from transformers import AutoModelForCausalLM
 
+from harness.architectures import tiny_config
 from rlif_lightning.model.own_logits import body, own_logits
 
 ROWS = 5

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.trees import SHAPES, line_of
 from rlif_lightning.model.packing import Packed, Tree, own_rows, pack, positions
+from rlif_lightning.records import Completions
 
 LENGTHS = st.lists(st.integers(0, 6), min_size=6, max_size=6)
 
@@ -28,7 +30,7 @@ def prompts_of(lengths: list[int]) -> list[torch.Tensor]:
 
 def test_the_tree_of_the_docstring():
     ids, mask = rows_of([3, 4], width=4)
-    (packed,) = pack(prompts_of([3]), ids, mask, 2, 100)
+    (packed,) = pack(Completions(prompts_of([3]), ids, mask, 2), 100)
     assert packed.input_ids.tolist() == [10, 11, 12, 100, 101, 200, 201, 202]
     assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 4, 5]
     assert packed.trees == (Tree(0, 3, (2, 3)),)
@@ -43,7 +45,7 @@ def test_the_tree_of_the_docstring():
 
 def test_trees_follow_each_other_without_padding():
     ids, mask = rows_of([2, 4, 1], width=4)
-    (packed,) = pack(prompts_of([1, 2, 2]), ids, mask, 1, 100)
+    (packed,) = pack(Completions(prompts_of([1, 2, 2]), ids, mask, 1), 100)
     assert packed.rows.tolist() == [1, 0, 2]  # the largest tree comes first
     assert packed.trees == (Tree(0, 2, (3,)), Tree(5, 1, (1,)), Tree(7, 2, (0,)))
     assert packed.input_ids.tolist() == [20, 21, 200, 201, 202, 10, 100, 30, 31]
@@ -96,7 +98,7 @@ def check_trees(packed: Packed, prompts, ids, mask, group_size: int) -> None:
 )
 def test_each_completion_is_packed_once_within_the_budget(lengths, prompt_lengths, budget):
     prompts, (ids, mask) = prompts_of(prompt_lengths), rows_of(lengths)
-    packs = list(pack(prompts, ids, mask, 2, budget))
+    packs = list(pack(Completions(prompts, ids, mask, 2), budget))
     for packed in packs:
         check_micro_batch(packed, prompts, ids, mask, 2, budget)
     rows = [row for packed in packs for row in packed.rows.tolist()]
@@ -112,67 +114,31 @@ def test_a_group_is_split_only_where_it_must_be(budget):
     """A prompt of 2 and three completions of 3 inputs each: 11 tokens; parts of two take 8, of one 5."""
     parts = {11: [[0, 1, 2]], 10: [[0, 1], [2]], 8: [[0, 1], [2]]}
     ids, mask = rows_of([4, 4, 4])
-    packs = list(pack(prompts_of([2]), ids, mask, 3, budget))
+    packs = list(pack(Completions(prompts_of([2]), ids, mask, 3), budget))
     assert [packed.rows.tolist() for packed in packs] == parts.get(budget, [[0], [1], [2]])
     assert all(packed.input_ids[:2].tolist() == [10, 11] for packed in packs)
 
 
 def test_a_completion_over_the_budget_gets_a_micro_batch_of_its_own():
     ids, mask = rows_of([6, 2, 2])
-    packs = list(pack(prompts_of([3]), ids, mask, 3, 6))
+    packs = list(pack(Completions(prompts_of([3]), ids, mask, 3), 6))
     assert [packed.rows.tolist() for packed in packs] == [[0], [1, 2]]
     assert [len(packed.input_ids) for packed in packs] == [8, 5]
 
 
 def test_nothing_to_pack_gives_no_micro_batch():
     ids, mask = rows_of([0, 0])
-    assert list(pack(prompts_of([3]), ids, mask, 2, 6)) == []
+    assert list(pack(Completions(prompts_of([3]), ids, mask, 2), 6)) == []
 
 
 def test_unpack_is_differentiable():
     ids, mask = rows_of([2, 3])
-    (packed,) = pack(prompts_of([2]), ids, mask, 2, 100)
+    (packed,) = pack(Completions(prompts_of([2]), ids, mask, 2), 100)
     values = torch.arange(5.0, requires_grad=True)
     unpacked = packed.unpack(values)
     (unpacked * torch.arange(12.0).view(2, 6)).sum().backward()
     assert unpacked[~mask].tolist() == [0.0] * 7
     assert values.grad.tolist() == [0, 1, 6, 7, 8]
-
-
-def naive_mask(trees: list[Tree], window: int | None) -> list[list[bool]]:
-    """Who sees whom, from each token's sequence: its prompt and the part of its own completion up to itself."""
-    size = sum(tree.prompt_length + sum(tree.lengths) for tree in trees)
-    allowed = [[False] * size for _ in range(size)]
-    end = 0
-    for tree in trees:
-        prompt = list(range(end, end + tree.prompt_length))
-        end += tree.prompt_length
-        sequences = [prompt]
-        for length in tree.lengths:
-            sequences.append(prompt + list(range(end, end + length)))
-            end += length
-        for sequence in sequences:
-            for i, query in enumerate(sequence):
-                for key in (
-                    sequence[: i + 1]
-                    if window is None
-                    else sequence[max(0, i + 1 - window) : i + 1]
-                ):
-                    allowed[query][key] = True
-    return allowed
-
-
-def line_of(shapes: list[tuple[int, list[int]]]) -> list[Tree]:
-    trees, end = [], 0
-    for prompt_length, lengths in shapes:
-        trees.append(Tree(end, prompt_length, tuple(lengths)))
-        end += prompt_length + sum(lengths)
-    return trees
-
-
-SHAPES = st.lists(
-    st.tuples(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=4)), min_size=1, max_size=4
-)
 
 
 @settings(deadline=None, max_examples=100)
@@ -185,7 +151,7 @@ def test_rows_of_their_own_have_every_token_behind_its_whole_context(
     lengths, prompt_lengths, budget
 ):
     prompts, (ids, mask) = prompts_of(prompt_lengths), rows_of(lengths)
-    for packed in pack(prompts, ids, mask, 2, budget):
+    for packed in pack(Completions(prompts, ids, mask, 2), budget):
         own, source = own_rows(packed)
         expected = [
             torch.cat([prompts[row // 2], ids[row][mask[row]][:-1]]) for row in packed.rows.tolist()

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_attention import line, plain_attention
 from torch import Tensor
 from transformers.masking_utils import (
     and_masks,
@@ -17,6 +16,7 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
+from harness.trees import line, plain_attention
 from rlif_lightning.model.plan_hook import PlanError, attend, following, plan_mask, window_of
 from rlif_lightning.model.scores import Scores
 

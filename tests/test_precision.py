@@ -9,10 +9,9 @@ from lightning.fabric.plugins.precision.bitsandbytes import BitsandbytesPrecisio
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.trainer.connectors.accelerator_connector import _PRECISION_INPUT
-from test_cli import base, refused
-from test_configs import build
-from test_run import BASE
 
+from harness.command_line import base, build, refused
+from harness.runs import BASE
 from rlif_lightning.running.setup_checks import check_precision, check_precision_plugin
 from rlif_lightning.trainer import RLIFTrainer
 

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import base, evaluate
-from test_faults import ROOT
-from test_stopping import environment
+
+from harness.command_line import base, evaluate
+from harness.files import ROOT
+from harness.processes import environment
 
 ODD = ["--data.source.init_args.validation_size=7", "--data.validation_prompts_per_batch=2"]
 TWO = ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2"]

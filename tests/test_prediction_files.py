@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_dataset
-from test_cli import base, evaluate, refused
 
+from harness.command_line import base, evaluate, refused
 from rlif_lightning import cli
 from rlif_lightning.evaluation.prediction_files import Predictions
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import base
 
+from harness.command_line import base
 from rlif_lightning import cli
 from rlif_lightning.evaluation.preflight import (
     Findings,

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
-from test_faults import ROOT
-from test_run import BASE
-from test_stopping import environment
 
+from harness.files import ROOT
+from harness.processes import environment
+from harness.runs import BASE
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 
 WAYS = {

@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from test_checkpoints import LONG, saving
-from test_endings import adding
-from test_faults import ROOT
-from test_resume import differences, rows
-from test_run import BASE, assert_same, fit, parameters
-from test_stopping import environment
+
+from harness.files import ROOT
+from harness.processes import environment
+from harness.runs import BASE, LONG, adding, assert_same, differences, fit, parameters, rows, saving
 
 EVERY = saving(every=1)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_rewards import handmade
 from torch import Tensor
 
+from harness.rollouts import handmade
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.rollout_advantages import score_rollout
-from rlif_lightning.learning.update import marked
+from rlif_lightning.learning.updater import checked_marks
 from rlif_lightning.records import LossInputs, RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead, RewardSet, WeightedReward
 
@@ -131,4 +131,4 @@ def test_marks_that_are_no_bools_are_refused_under_the_objective_s_name():
         ValueError,
         match=r"objective Weighs.select returned torch.float32 of shape \(2, 3\); one bool",
     ):
-        marked(Weighs(), LossInputs(values, values, values, mask, torch.arange(2)))
+        checked_marks(Weighs(), LossInputs(values, values, values, mask, torch.arange(2)))

@@ -14,66 +14,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from restatement import loss_and_gradient, update
-from test_native import GROUP, SAMPLINGS, load, prompts_of, rescored
-from test_rewards import handmade
-from test_run import assert_same, fit, metrics, parameters
 
+from harness.decoding import GROUP, SAMPLINGS, Bfloat16Sampler, load, prompts_of, rescored, sampler
+from harness.rollouts import handmade
+from harness.runs import assert_same, fit, metrics, parameters
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, ReferenceKL
 from rlif_lightning.learning.rollout_advantages import score_rollout
-from rlif_lightning.model.loading import Policy
-from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
-from rlif_lightning.rollout.engine import RolloutEngine
-from rlif_lightning.rollout.external_samples import Drawn, as_rollout, truncated_ratio
-from rlif_lightning.rollout.native import NativeEngine
-from rlif_lightning.rollout.vllm_weights import merged_weights
-from rlif_lightning.sampling import Sampling, request_seed
-
-
-class Bfloat16Sampler(RolloutEngine):
-    """The native engine on a bfloat16 copy of the policy.
-
-    Args:
-        noise: standard deviation of what is added to its log-probs, nats.
-        max_ratio: as VLLMEngine's.
-        exact: report the policy's own log-probs instead.
-    """
-
-    def __init__(self, noise: float = 0.0, max_ratio: float | None = None, exact: bool = False):
-        self.noise, self.max_ratio, self.exact = noise, max_ratio, exact
-        self.native = NativeEngine()
-
-    def setup(self, policy: PolicyModel, seed: int) -> None:
-        self.policy = policy
-        self.copy = PolicyModel(
-            Policy(policy.causal_lm.name_or_path, dtype="bfloat16"), frozen=True
-        )
-        self.copy.eos_ids = policy.eos_ids
-        self.native.setup(self.copy, seed)
-
-    def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
-        self.copy.causal_lm.load_state_dict(dict(merged_weights(self.policy)), strict=False)
-        rollout = self.native.generate(prompts, group_size, sampling, step)
-        noise = self.noise * torch.randn(
-            rollout.mask.shape, generator=torch.Generator().manual_seed(step % 97)
-        )
-        drawn = []
-        for row, keep in enumerate(rollout.mask):
-            logprobs = (rollout.stats.logprobs + noise)[row][keep].tolist()
-            drawn.append(
-                Drawn(
-                    rollout.completion_ids[row][keep].tolist(), logprobs, bool(rollout.ended[row])
-                )
-            )
-        made = as_rollout(self.policy, prompts, drawn, group_size, sampling, 200, self.max_ratio)
-        if self.exact:
-            made = replace(made, engine_logprobs=made.stats.logprobs)
-            ratio = truncated_ratio(
-                made.stats.logprobs, made.engine_logprobs, self.max_ratio or 1.0
-            )
-            made = replace(made, token_weights=None if self.max_ratio is None else ratio)
-        return made
+from rlif_lightning.records import RewardOutput, TokenStats
+from rlif_lightning.rollout.external_samples import truncated_ratio
+from rlif_lightning.sampling import request_seed
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
@@ -159,14 +109,6 @@ def test_the_metrics_of_the_gap_by_hand():
     assert float(found["rollout/engine_gap"]) == pytest.approx(2.1 / 6, abs=1e-6)
     assert float(found["rollout/engine_gap_max"]) == pytest.approx(0.6, abs=1e-6)
     assert float(found["rollout/engine_weight"]) == pytest.approx(6.6 / 6, abs=1e-6)
-
-
-def sampler(**settings: object) -> list[str]:
-    given = [
-        f"--model.engine.init_args.{name}={'null' if value is None else value}"
-        for name, value in settings.items()
-    ]
-    return [f"--model.engine={__name__}.Bfloat16Sampler", *given]
 
 
 def without_engine(rows: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import random
@@ -14,15 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_run import BASE
 
 from callbacks.events import read_events
+from harness.runs import BASE, differences, rows
 from rlif_lightning import cli
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 from rlif_lightning.running.checkpoint_search import find_checkpoints
-
-TIMES = ("time/", "per_second")
 
 
 class Moody(RewardHead):
@@ -96,21 +93,6 @@ def without_limit() -> list[str]:
     ]
 
 
-def rows(folder: Path) -> dict[tuple[int, bool], dict[str, str]]:
-    """What was logged, by step and kind (rollout or validation); later files and rows count."""
-    found = {}
-    versions = sorted(folder.glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
-    for version in versions:
-        if (version / "metrics.csv").exists():
-            with (version / "metrics.csv").open() as file:
-                for row in csv.DictReader(file):
-                    kept = {
-                        k: v for k, v in row.items() if v and not any(part in k for part in TIMES)
-                    }
-                    found[int(row["step"]), "val/entropy" in kept] = kept
-    return found
-
-
 def everything(run: cli.RLIFCLI) -> dict[str, torch.Tensor]:
     """Parameters, head state, optimiser and counters."""
     state = {f"module.{name}": value.clone() for name, value in run.model.state_dict().items()}
@@ -134,19 +116,6 @@ def evaluations(folder: Path) -> dict[int, Any]:
     found = {}
     for path in sorted(folder.glob("version_*/evaluation.json")):
         found |= {entry["rollouts"]: entry for entry in json.loads(path.read_text())}
-    return found
-
-
-def differences(left: dict[Any, dict[str, str]], right: dict[Any, dict[str, str]]) -> list[Any]:
-    """Places and figures in which two logs differ."""
-    found: list[Any] = sorted(left.keys() ^ right.keys())
-    for place in left.keys() & right.keys():
-        a, b = left[place], right[place]
-        found += [
-            (place, name, a.get(name), b.get(name))
-            for name in a.keys() | b.keys()
-            if a.get(name) != b.get(name)
-        ]
     return found
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rewards import Given, handmade
-from test_run import fit, metrics
 
+from harness.rollouts import Given, handmade
+from harness.runs import fit, metrics
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO
 from rlif_lightning.learning.rollout_advantages import reward_metrics, score_rollout
 from rlif_lightning.rewards import Gate, RewardSet, WeightedReward

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
+from harness.rollouts import Given, handmade
 from rlif_lightning.answers.final_answers import AnswerExtractor
 from rlif_lightning.model.token_stats import token_stats
-from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
+from rlif_lightning.records import RewardOutput, Rollout, TokenStats
 from rlif_lightning.rewards import (
     Format,
     Gate,
@@ -25,27 +25,6 @@ from rlif_lightning.rewards import (
     SelfCertainty,
     WeightedReward,
 )
-
-
-def handmade(
-    texts: list[str], group_size: int, stats: TokenStats | None = None, **columns: list
-) -> Rollout:
-    """A rollout of given texts; row b has (b mod 3) + 1 tokens, or all of them where statistics are given."""
-    num_rows, num_prompts = len(texts), len(texts) // group_size
-    if stats is None:
-        values = torch.arange(num_rows * 3.0).view(num_rows, 3) / 10
-        mask = torch.arange(3) <= torch.arange(num_rows).unsqueeze(1) % 3
-        stats = TokenStats(-values, values / 2, values * 2).map(lambda v: v.where(mask, 0.0))
-    else:
-        mask = torch.ones_like(stats.logprobs, dtype=torch.bool)
-    prompts = Prompts(
-        [torch.tensor([1, 2 + p]) for p in range(num_prompts)],
-        [f"problem {p}" for p in range(num_prompts)],
-        columns,
-        torch.arange(num_prompts),
-    )
-    ended = torch.arange(num_rows) % 2 == 0
-    return Rollout(prompts, mask.long() * 5, mask, stats, texts, ended, group_size)
 
 
 def one_token(probabilities: list[float]) -> TokenStats:
@@ -125,18 +104,6 @@ def test_a_prediction_counts_no_coins():
     head.eval()
     assert torch.equal(head(rollout).scores, head(rollout).scores)
     assert int(head.calls) == 1
-
-
-class Given(RewardHead):
-    """Gives fixed scores; remembers which columns it saw."""
-
-    def __init__(self, scores: Tensor, needs_gold: bool = False):
-        super().__init__()
-        self.scores, self.needs_gold = scores, needs_gold
-
-    def forward(self, rollout: Rollout) -> RewardOutput:
-        self.seen = set(rollout.prompts.columns)
-        return RewardOutput(self.scores)
 
 
 class Broken(RewardHead):

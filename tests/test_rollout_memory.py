@@ -7,9 +7,9 @@ from dataclasses import fields
 
 import pytest
 import torch
-from test_native import GROUP, SAMPLINGS, completions, generate, load, prompts_of
-from test_run import fit, metrics
 
+from harness.decoding import GROUP, SAMPLINGS, completions, generate, load, prompts_of
+from harness.runs import fit, metrics
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import TokenStats
 from rlif_lightning.rollout import native

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from pathlib import Path
@@ -10,48 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.runs import BASE, assert_same, fit, metrics, parameters
 from rlif_lightning import cli
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
-
-BASE = [
-    "--config=configs/quickstart.yaml",
-    "--compare=false",
-    "--trainer.limit_train_batches=2",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-    "--data.source.init_args.size=16",
-    "--data.source.init_args.validation_size=8",
-    "--data.prompts_per_rollout=8",
-    "--data.validation_prompts_per_batch=8",
-    "--data.group_size=4",
-]
-
-
-def fit(folder: Path, *arguments: str) -> cli.RLIFCLI:
-    """Train for two rollouts (eight optimiser steps) in ``folder``."""
-    return cli.main(["fit", *BASE, f"--trainer.default_root_dir={folder}", *arguments])
-
-
-def parameters(run: cli.RLIFCLI) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in run.model.policy.state_dict().items()}
-
-
-def assert_same(
-    left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float = 0.0
-) -> None:
-    for name, value in left.items():
-        torch.testing.assert_close(
-            value, right[name], rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
-        )
-
-
-def metrics(folder: Path) -> list[dict[str, str]]:
-    with next(folder.rglob("metrics.csv")).open() as file:
-        return [
-            {k: v for k, v in row.items() if "time/" not in k and "per_second" not in k}
-            for row in csv.DictReader(file)
-        ]
 
 
 @pytest.fixture(scope="module")

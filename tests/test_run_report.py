@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lightning.pytorch import Callback
-from test_run import fit
 
 from callbacks.report import read_run
 from callbacks.report.figures import draw_panel
 from callbacks.report.panels import panels_of
 from callbacks.run_report import main
+from harness.runs import fit
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HEADER = "epoch,step,policy/entropy,reward/vote/mean,reward/vote/share,vote/unanimous,val/accuracy"

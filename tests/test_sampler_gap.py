@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from typing import Any
 
 import pytest
 import torch
-from test_callbacks import marked
-from test_run import fit, metrics
 
 from callbacks import SamplerGap
 from callbacks.sampler_gap import GapTrend
-from rlif_lightning.rollout.native import NativeEngine
-
-
-class StaleEngine(NativeEngine):
-    """Samples with the weights that training began with: a weight sync that was forgotten."""
-
-    def setup(self, policy: Any, seed: int) -> None:
-        if getattr(self, "policy", None) is None:
-            super().setup(copy.deepcopy(policy), seed)
+from harness.runs import fit, marked, metrics
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -37,7 +25,7 @@ def test_stale_weights_trip_the_alarm(tmp_path):
     with pytest.warns(
         UserWarning, match=r"SamplerGap, rollout 2: the trained policy's log-probs are"
     ):
-        fit(tmp_path, "--model.engine=test_sampler_gap.StaleEngine")
+        fit(tmp_path, "--model.engine=harness.decoding.StaleEngine")
     gaps = [float(row["policy/sampler_gap"]) for row in metrics(tmp_path)]
     assert gaps[0] < 1e-5  # nothing has moved yet
     assert gaps[1] > 1e-3

@@ -8,11 +8,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from test_cli import base, refused
-from test_configs import build
-from test_run import BASE
 from transformers import AutoTokenizer
 
+from harness.command_line import base, build, refused
+from harness.runs import BASE
 from rlif_lightning import cli
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO
 from rlif_lightning.records import Prompts, Rollout

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
-from test_checkpoints import LONG
-from test_resume import differences, rows
-from test_run import BASE, assert_same, fit, parameters
 
+from harness.processes import two_ranks
+from harness.runs import BASE, LONG, assert_same, differences, fit, parameters, rows
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 from rlif_lightning.running.events import read_events
 from rlif_lightning.running.stop_signals import INTERRUPTED, TRY_AGAIN
@@ -108,36 +107,6 @@ def test_before_training_a_signal_ends_the_process_at_once_with_the_same_code(tm
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == TRY_AGAIN
-
-
-def environment() -> dict[str, str]:
-    """Of a process that finds this checkout and its tests."""
-    root = Path(__file__).parent.parent
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
-
-
-def two_ranks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A DDP run; over when both processes have let go of its output."""
-    command = [
-        sys.executable,
-        "-m",
-        "rlif_lightning",
-        "fit",
-        *BASE,
-        f"--trainer.default_root_dir={folder}",
-        *LONG,
-    ]
-    command += ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2", *arguments]
-    root = Path(__file__).parent.parent
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=root,
-        env=environment(),
-        timeout=240,
-        check=False,
-    )
 
 
 @pytest.mark.slow

@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
-from test_checkpoints import LONG
-from test_endings import adding
-from test_resume import differences, rows
-from test_run import assert_same, fit, parameters
 
+from harness.runs import LONG, adding, assert_same, differences, fit, parameters, rows
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 from rlif_lightning.running.events import read_events
 from rlif_lightning.running.stop_signals import TRY_AGAIN

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from test_configs import build
 
+from harness.command_line import build
 from rlif_lightning import cli
 from rlif_lightning.parallel.sharded_checkpoint import check_folder
 from rlif_lightning.running.strategies import (

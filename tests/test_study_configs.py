@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_configs import ON_CPU, ROOT, build
 
 from callbacks import CollapseGuard, KLCovScheduler
+from harness.command_line import ON_CPU, build
+from harness.files import ROOT
 from rlif_lightning.learning.advantages import GDPO, GRPO
 from rlif_lightning.learning.objectives import Clipped, KLCov
 from rlif_lightning.rewards import MeanLogprob, SelfCertainty

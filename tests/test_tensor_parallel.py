@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from test_distributed import (
+
+from harness.launches import (
     BASE,
     CASES,
     HEADS,
@@ -22,7 +23,6 @@ from test_distributed import (
     on,
     weights,
 )
-
 from rlif_lightning.model.loading import LoRA, Policy, load_pretrained
 from rlif_lightning.parallel.tensor_parallel import split_policy
 from rlif_lightning.parallel.tensor_parallel_layers import ColumnLinear
@@ -38,12 +38,12 @@ WATCHED = [f"--trainer.callbacks+={json.dumps(each)}" for each in (SAVING, WRITE
 
 REWARDS = {
     "vote": HEADS["vote"],
-    "certainty": {"head": {"class_path": "tests.uneven.UnevenHead"}, "weight": 0.5},
+    "certainty": {"head": {"class_path": "harness.uneven.UnevenHead"}, "weight": 0.5},
 }
 UNEVEN = [
     *CASES["method"],
     f"--model.rewards={json.dumps(REWARDS)}",
-    "--model.engine.class_path=tests.uneven.UnevenEngine",
+    "--model.engine.class_path=harness.uneven.UnevenEngine",
 ]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from test_run import assert_same, fit, metrics, parameters
 
+from harness.runs import assert_same, fit, metrics, parameters
 from rlif_lightning import cli
 from rlif_lightning.learning import token_budget
 from rlif_lightning.learning.token_budget import TokenBudget

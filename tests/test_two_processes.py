@@ -9,39 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
-from test_code import PROGRAMS
-from test_distributed import (
-    BASE,
-    CASES,
-    assert_same_weights,
-    figures,
-    launch,
-    metrics,
-    on,
-    weights,
-)
 
-from rlif_lightning.data.sources import ArithmeticProblems
+from harness.launches import BASE, CASES, assert_same_weights, figures, launch, metrics, on, weights
+from harness.programs import PROGRAMS
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import Prompts, RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
-
-
-class ProgrammingProblems(ArithmeticProblems):
-    """Sums, which also have what a problem of programming has."""
-
-    def load(self, split) -> Dataset:
-        tests = ["assert f([3, 1, 2], 2) == [1, 2]", "assert f([], 1) == []"]
-        given = {
-            "entry_point": "f",
-            "inputs": ["[3, 1, 2], 2", "[], 1"],
-            "test_list": tests,
-            "prompt": "",
-        }
-        return super().load(split).map(lambda row: given)
 
 
 class Programmer(NativeEngine):
@@ -81,12 +56,12 @@ HEADS = {
         "head": {"class_path": "CodeTests", "init_args": {"sandbox": SANDBOX}},
         "weight": 0.5,
     },
-    "mine": {"head": {"class_path": "tests.test_two_processes.AboveTheMean"}, "weight": 0.1},
+    "mine": {"head": {"class_path": "test_two_processes.AboveTheMean"}, "weight": 0.1},
 }
 PROGRAMMING = [
     f"--model.rewards={json.dumps(HEADS)}",
-    "--model.engine=tests.test_two_processes.Programmer",
-    "--data.source=tests.test_two_processes.ProgrammingProblems",
+    "--model.engine=test_two_processes.Programmer",
+    "--data.source=harness.programs.ProgrammingProblems",
     "--data.source.init_args.size=32",
     "--trainer.limit_val_batches=0",
 ]

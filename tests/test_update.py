@@ -7,17 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
 from hypothesis import given
 from hypothesis import strategies as st
-from test_policy import GROUP, rows
-from test_rewards import handmade
-from test_run import fit
 
+from harness.models import ARCHITECTURES
+from harness.rollouts import handmade
+from harness.runs import fit
+from harness.scoring import completions_of
 from rlif_lightning.learning.objectives import Clipped, KLCov, ReferenceKL
 from rlif_lightning.learning.rollout_advantages import without_dropped
-from rlif_lightning.learning.update import MiniBatch, UpdatePlan, backward_update, trained_rows
+from rlif_lightning.learning.token_budget import TokenBudget
+from rlif_lightning.learning.update import MiniBatch, UpdatePlan
 from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.learning.updater import OptimizerCalls, Updater, is_trained
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
@@ -31,7 +33,7 @@ def test_minibatches_are_the_same_on_any_number_of_ranks(updates, epochs, step, 
     """Every pass uses each group once; prompt i of the step is group i // ranks of rank i % ranks."""
     plan = UpdatePlan(updates, epochs, seed=3)
     per_rank = 2 * updates
-    alone = list(plan.minibatches(per_rank * ranks, step, rank=0, world_size=1))
+    alone = list(plan.minibatches(per_rank * ranks, step, data_rank=0, num_data_ranks=1))
     assert len(alone) == plan.num_updates == updates * epochs
     for epoch in range(epochs):
         used = [
@@ -81,18 +83,19 @@ def update_of(advantages: list[float]) -> LossInputs:
 def test_groups_without_any_advantage_are_skipped():
     update = update_of([0.0, 0.0, 1.0, 0.0])
     none = torch.zeros_like(update.mask)
-    assert trained_rows(update, none, Clipped(), 2).tolist() == [False, False, True, True]
+    assert is_trained(update, none, Clipped(), 2).tolist() == [False, False, True, True]
     picked = none.clone()
     picked[1, 2] = True
-    assert trained_rows(update, picked, KLCov(), 2).tolist() == [True, True, True, True]
+    assert is_trained(update, picked, KLCov(), 2).tolist() == [True, True, True, True]
     for objective in (Clipped(reference_kl=ReferenceKL(weight=0.1)), Clipped(entropy_bonus=0.1)):
-        assert trained_rows(update, none, objective, 2).all()
+        assert is_trained(update, none, objective, 2).all()
 
 
-def off_policy(policy: PolicyModel, sampling: Sampling) -> tuple[LossInputs, list, torch.Tensor]:
+def off_policy(policy: PolicyModel, sampling: Sampling) -> MiniBatch:
     """An update near the policy: old and reference log-probs; every token of its own advantage and weight."""
-    prompts, ids, mask = rows(policy.causal_lm.config.vocab_size)
-    now = measure_tokens(policy, prompts, ids, mask, GROUP, sampling, 1000).logprobs
+    completions = completions_of(policy.vocab_size)
+    mask = completions.mask
+    now = measure_tokens(policy, completions, sampling, 1000).logprobs
     generator = torch.Generator().manual_seed(2)
     old, reference = (
         now + 0.3 * torch.randn(now.shape, generator=generator, dtype=now.dtype) for _ in range(2)
@@ -102,7 +105,7 @@ def off_policy(policy: PolicyModel, sampling: Sampling) -> tuple[LossInputs, lis
     update = LossInputs(
         old, old, advantages, mask, torch.arange(len(mask)), None, reference, weights
     )
-    return update, prompts, ids
+    return MiniBatch(update, completions, torch.arange(len(mask)))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -121,20 +124,21 @@ def test_one_micro_batch_is_one_completion_at_a_time(tiny_models, architecture, 
         entropy_bonus=0.05,
         aggregation="sequence_mean",
     )
-    update, prompts, ids = off_policy(policy, sampling)
+    mini_batch = off_policy(policy, sampling)
     found = {}
     for budget in (10_000, 1):
         policy.zero_grad()
         shares: list[float] = []
-        meter = UpdateMeter(ids.device)
+        meter = UpdateMeter(mini_batch.index.device)
 
         def backward(share: torch.Tensor, is_last: bool, shares=shares) -> None:
             shares.append(float(share.detach()))
             share.backward()
 
-        mini_batch = MiniBatch(update, prompts, ids, GROUP, torch.arange(len(ids)))
-        backward_update(policy, objective, mini_batch, sampling, budget, backward, meter)
-        assert len(shares) == (1 if budget > 1 else len(ids))
+        calls = OptimizerCalls(backward, policy.zero_grad, float)
+        updater = Updater(policy, objective, sampling, TokenBudget(budget), calls)
+        updater.accumulate_gradient(mini_batch, meter)
+        assert len(shares) == (1 if budget > 1 else len(mini_batch.index))
         gradients = {name: p.grad.clone() for name, p in policy.named_parameters()}
         found[budget] = sum(shares), gradients, meter.sums
     (loss, together, figures), (loss_alone, alone, figures_alone) = found.values()

@@ -5,7 +5,6 @@ What needs vLLM itself is skipped where it is not installed (docs/vllm.md says h
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,22 +12,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_configs import build
-from test_native import completions, rescored
-from test_run import fit, metrics, parameters
 
+from harness.command_line import build
+from harness.decoding import completions, rescored
+from harness.runs import fit, metrics, parameters
+from harness.vllm_runs import GROUP, INSTALLED, PLAIN, changed, gap_of, prompts_of, vllm_test
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import Prompts, Rollout, TokenStats
+from rlif_lightning.records import Prompts, TokenStats
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.vllm_engine import VLLMEngine, VLLMServerEngine
 from rlif_lightning.rollout.vllm_weights import fingerprint
 from rlif_lightning.sampling import Sampling
 
-INSTALLED = importlib.util.find_spec("vllm") is not None
-needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vllm is not installed")
-GROUP = 4
-PLAIN = Sampling(max_new_tokens=24)
 OPTIONS = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -168,41 +164,6 @@ def test_what_vllm_refuses_is_one_line(tmp_path, capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def local():
     return VLLMEngine(options=OPTIONS, max_gap=1e-3)
-
-
-def changed(folder: str = "rlif-arithmetic", scale: float = 0.05, **settings) -> PolicyModel:
-    """A policy whose weights are not those on disk; its tied embedding is changed as well."""
-    policy = PolicyModel(Policy(folder, **settings))
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad and parameter.dim() == 2:
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-    return policy
-
-
-def prompts_of(
-    policy: PolicyModel, texts: tuple[str, ...] = ("3+4+5=", "1+2=", "12+34=", "7+7+7=")
-) -> Prompts:
-    ids = [
-        torch.tensor(policy.tokenizer(text, add_special_tokens=False).input_ids) for text in texts
-    ]
-    return Prompts(ids, list(texts), {}, torch.arange(len(texts)) + 5)
-
-
-def gap_of(rollout: Rollout) -> float:
-    assert rollout.engine_logprobs is not None
-    return float((rollout.engine_logprobs - rollout.stats.logprobs)[rollout.mask].abs().max())
-
-
-# vLLM warns of its own accord; the command line is tested with warnings as errors elsewhere.
-with_vllm = [needs_vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-
-
-def vllm_test(function):
-    for mark in with_vllm:
-        function = mark(function)
-    return function
 
 
 @vllm_test

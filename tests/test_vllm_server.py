@@ -27,24 +27,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
-from stand_in_server import StandIn, Worker, stand_in
-from test_callbacks import marked
-from test_configs import build
-from test_distributed import BASE as TWO_ROLLOUTS
-from test_distributed import (
-    QUIET,
-    ROOT,
-    assert_same_metrics,
-    assert_same_weights,
-    launch,
-    on,
-    weights,
-)
-from test_distributed import metrics as logged
-from test_native import completions
-from test_run import fit, metrics
-from test_vllm import GROUP, PLAIN, changed, gap_of, prompts_of, vllm_test, with_vllm
 
+from harness.command_line import build
+from harness.decoding import completions
+from harness.files import ROOT
+from harness.launches import BASE as TWO_ROLLOUTS
+from harness.launches import QUIET, assert_same_metrics, assert_same_weights, launch, on, weights
+from harness.launches import metrics as logged
+from harness.processes import environment
+from harness.runs import fit, marked, metrics
+from harness.stand_in_server import StandIn, Worker, stand_in
+from harness.vllm_runs import GROUP, PLAIN, changed, gap_of, prompts_of, vllm_test, with_vllm
 from rlif_lightning.model.loading import LoRA, Policy, resolve_model
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.rollout.vllm_engine import VLLMServerEngine
@@ -718,19 +711,18 @@ def both_end(folder: Path, arguments: list[str]) -> list[str]:
     given = json.dumps({"two": [*arguments, f"--trainer.default_root_dir={folder / 'two'}"]})
     processes = []
     for rank in range(2):
-        environment = {
-            **os.environ,
+        own = {
+            **environment(),
             **QUIET,
             **group,
             "LOCAL_RANK": str(rank),
-            "PYTHONPATH": str(ROOT),
         }
-        command = [sys.executable, "tests/launched.py", str(folder), "0", given]
+        command = [sys.executable, "-m", "harness.launched", str(folder), "0", given]
         processes.append(
             subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=environment,
+                env=own,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

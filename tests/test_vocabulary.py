@@ -6,11 +6,11 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import make_model
-from test_native import GROUP, completions, generate, prompts_of, rescored
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlif_lightning.learning.update import reference_logprobs
+from harness.decoding import GROUP, completions, generate, prompts_of, rescored
+from harness.models import make_model
+from rlif_lightning.learning.old_logprobs import reference_logprobs
 from rlif_lightning.model.loading import Policy, resolve_model
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
@@ -101,9 +101,7 @@ def test_nothing_pulls_at_what_is_no_token(folder, monkeypatch, kept_logits):
 
 
 def head_gradient(policy: PolicyModel, rollout) -> torch.Tensor:
-    for packed in pack(
-        rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, GROUP, 10_000
-    ):
+    for packed in pack(rollout.completions, 10_000):
         stats = policy(packed, SAMPLING)
         (stats.logprobs.sum() + stats.entropy.sum() + stats.self_certainty.sum()).backward()
     return policy.causal_lm.lm_head.weight.grad
@@ -128,9 +126,7 @@ def test_vllm_is_told_what_is_no_token_and_is_not_believed_if_it_draws_it(folder
     with pytest.raises(
         RuntimeError, match=f"the engine drew token {number}, beyond the tokenizer's {number}"
     ):
-        as_rollout(
-            engine.policy, prompts_of(engine.policy, [0]), drawn, GROUP, SAMPLING, 1000, None
-        )
+        as_rollout(engine.policy, prompts_of(engine.policy, [0]), drawn, SAMPLING, 1000, None)
     engine.setup(load(folder, "model"), 0)
     assert engine.request(SAMPLING, 2, 0)["logit_bias"] is None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -15,6 +14,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from harness.models import ARCHITECTURES
 from rlif_lightning.model.loading import LoRA, Policy, resolve_model
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights

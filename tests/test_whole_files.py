@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_layout import EVERYTHING, ROOT
 
+from harness.files import EVERYTHING, ROOT
 from rlif_lightning.whole_files import replaced
 
 # Folders cannot be replaced by one renaming. The others rename a folder away, or bring an earlier

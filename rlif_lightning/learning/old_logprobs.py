@@ -12,6 +12,7 @@ log-probs differ by rounding. What acts on ``logprob - old_logprob`` must not ac
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -38,8 +39,23 @@ def rollout_logprobs(
     policy: PolicyModel, rollout: Rollout, sampling: Sampling, max_tokens: int
 ) -> Tensor:
     """``[B, T]`` log-probs of a rollout under the policy as it is, in one packed pass without gradients."""
-    rows = (rollout.prompts.token_ids, rollout.completion_ids, rollout.mask, rollout.group_size)
-    return broadcast_from_first(measure_tokens(policy, *rows, sampling, max_tokens).logprobs)
+    stats = measure_tokens(policy, rollout.completions, sampling, max_tokens)
+    return broadcast_from_first(stats.logprobs)
+
+
+def reference_logprobs(
+    policy: PolicyModel,
+    reference: PolicyModel | None,
+    rollout: Rollout,
+    sampling: Sampling,
+    max_tokens: int,
+) -> Tensor:
+    """Return ``[B, T]`` log-probs of a rollout under the reference model.
+
+    Without a reference model of its own that is the policy without its adapters.
+    """
+    with policy.adapters_off() if reference is None else nullcontext():
+        return rollout_logprobs(reference or policy, rollout, sampling, max_tokens)
 
 
 def loss_inputs(

@@ -13,9 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from rlif_lightning.records import Completions
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,7 @@ def own_rows(packed: Packed) -> tuple[Tensor, Tensor]:
     return ids, flat.to(ids.device)
 
 
-def pack(
-    prompt_ids: Sequence[Tensor],
-    completion_ids: Tensor,
-    mask: Tensor,
-    group_size: int,
-    max_tokens: int,
-) -> Iterator[Packed]:
+def pack(completions: Completions, max_tokens: int) -> Iterator[Packed]:
     """Cut groups into micro-batches of at most ``max_tokens`` tokens.
 
     Trees of similar size go together. A group that does not fit is split between its completions
@@ -110,18 +108,15 @@ def pack(
     micro-batch of its own.
 
     Args:
-        prompt_ids: P tensors ``[L_p]``.
-        completion_ids, mask: ``[B, T]`` with B = P * group_size; rows without any token are left
-            out.
-        group_size: G.
+        completions: of P prompts; those without any token are left out.
         max_tokens: budget of one micro-batch.
 
     Yields:
         Packed micro-batches, the largest trees first (so that running out of memory shows at once).
     """
-    lengths = mask.sum(-1).tolist()
+    lengths, group_size = completions.mask.sum(-1).tolist(), completions.group_size
     parts: list[tuple[int, int, list[int]]] = []  # (tokens, prompt, rows)
-    for p, prompt in enumerate(prompt_ids):
+    for p, prompt in enumerate(completions.prompt_ids):
         rows = [row for row in range(p * group_size, (p + 1) * group_size) if lengths[row] > 0]
         parts += [(size, p, part) for size, part in _split(rows, lengths, len(prompt), max_tokens)]
     parts.sort(key=lambda part: -part[0])
@@ -129,12 +124,12 @@ def pack(
     total = 0
     for size, p, rows in parts:
         if batch and total + size > max_tokens:
-            yield _build(batch, prompt_ids, completion_ids, lengths)
+            yield _build(batch, completions, lengths)
             batch, total = [], 0
         batch.append((p, rows))
         total += size
     if batch:
-        yield _build(batch, prompt_ids, completion_ids, lengths)
+        yield _build(batch, completions, lengths)
 
 
 def _split(
@@ -153,11 +148,9 @@ def _split(
 
 
 def _build(
-    batch: list[tuple[int, list[int]]],
-    prompt_ids: Sequence[Tensor],
-    completion_ids: Tensor,
-    lengths: list[int],
+    batch: list[tuple[int, list[int]]], completions: Completions, lengths: list[int]
 ) -> Packed:
+    prompt_ids, completion_ids = completions.prompt_ids, completions.completion_ids
     rows = [row for _, part in batch for row in part]
     trees: list[Tree] = []
     tokens, sources, end = [], [], 0

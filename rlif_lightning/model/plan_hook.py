@@ -180,44 +180,39 @@ def attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **kwargs: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """The hook in Hugging Face's attention layers; the arguments are theirs.
+    """Attend as one of Hugging Face's attention layers asks; the arguments are theirs.
+
+    Args:
+        module: the attention layer.
+        query, key, value: ``[1, heads, N, D]``, with fewer heads in the last two where they share.
+        attention_mask: what ``plan_mask`` wrote down.
+        options: ``scaling``, ``softcap`` and ``s_aux`` (sinks) are followed, and ``dropout`` is
+            without a plan; those of ``UNKNOWN`` are refused under a plan.
 
     Raises:
         PlanError: the layer lost the plan, or asks for something that plans do not do.
     """
     view: PlanView | None = getattr(attention_mask, "plan_view", None)
+    scaling, softcap, sinks = (options.get(name) for name in ("scaling", "softcap", "s_aux"))
     if view is None and _current.get() is None:
-        if softcap is None and s_aux is None:
-            return sdpa_attention_forward(
-                module,
-                query,
-                key,
-                value,
-                attention_mask,
-                dropout=dropout,
-                scaling=scaling,
-                **kwargs,
-            )
-        return Scores(scaling, None, softcap, s_aux).attend(query, key, value, attention_mask), None
+        if softcap is None and sinks is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return Scores(scaling, None, softcap, sinks).attend(query, key, value, attention_mask), None
     name = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
     if view is None or view.problem:
         raise PlanError(
             f"{name} attends under a mask {'of its own' if view is None else view.problem};"
             f" {INSTEAD}"
         )
-    unknown = [argument for argument in UNKNOWN if kwargs.get(argument) is not None]
-    if unknown or kwargs.get("is_causal") is False:
+    unknown = [argument for argument in UNKNOWN if options.get(argument) is not None]
+    if unknown or options.get("is_causal") is False:
         raise PlanError(f"{name} uses {[*unknown, 'is_causal=False'][0]}; {INSTEAD}")
     if view.planned.open:
         view.planned.asked[module.layer_idx] += 1
     query, key, value = in_one_precision(query, key, value)
-    scores = Scores(scaling, view.window, softcap, s_aux)
+    scores = Scores(scaling, view.window, softcap, sinks)
     return view.planned.plan.attend(module.layer_idx, query, key, value, scores), None
 
 

@@ -6,17 +6,15 @@ fewer micro-batches than the others therefore makes filler passes, whose result 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields
 
 import torch
-from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from rlif_lightning.model.packing import Packed, pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.processes.collectives import all_rank_max, is_distributed
-from rlif_lightning.records import TokenStats
+from rlif_lightning.records import Completions, TokenStats
 from rlif_lightning.sampling import Sampling
 
 
@@ -30,7 +28,7 @@ def filler(policy: PolicyModel, device: torch.device) -> Packed:
     """The shortest line of tokens there is, for a pass whose result counts for nothing."""
     token = torch.tensor([policy.eos_ids[0]], device=device)
     ones = torch.ones((1, 1), dtype=torch.bool, device=device)
-    return next(pack([token], token.unsqueeze(0), ones, 1, 2))
+    return next(pack(Completions([token], token.unsqueeze(0), ones, group_size=1), 2))
 
 
 def equal_passes(
@@ -51,17 +49,11 @@ def equal_passes(
 
 @torch.no_grad()
 def measure_tokens(
-    policy: PolicyModel,
-    prompt_ids: Sequence[Tensor],
-    completion_ids: Tensor,
-    mask: Tensor,
-    group_size: int,
-    sampling: Sampling,
-    max_tokens: int,
+    policy: PolicyModel, completions: Completions, sampling: Sampling, max_tokens: int
 ) -> TokenStats:
     """``[B, T]`` statistics of completions in one packed pass without gradients (0 outside the mask)."""
-    micro_batches = list(pack(prompt_ids, completion_ids, mask, group_size, max_tokens))
-    passes = equal_passes(policy, micro_batches, mask.device)
+    mask = completions.mask
+    passes = equal_passes(policy, list(pack(completions, max_tokens)), mask.device)
     scored = [(packed.rows, policy(packed, sampling), own) for packed, own in passes]
     reshard_after_forward(policy)
     scored = [(rows, stats) for rows, stats, own in scored if own]

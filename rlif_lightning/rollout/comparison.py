@@ -17,7 +17,7 @@ from torch import Tensor
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.token_stats import token_stats
-from rlif_lightning.records import TokenStats
+from rlif_lightning.records import Completions, TokenStats
 from rlif_lightning.rollout.places import close_gaps
 from rlif_lightning.sampling import Sampling
 
@@ -157,7 +157,7 @@ def _padded(values: Tensor, length: int) -> Tensor:
 def scored(policy: PolicyModel, rows: Rows) -> TokenStats:
     """``[B, T]`` figures of all rows in one packed line."""
     whole = sum(map(len, rows.prompts)) + rows.mask.numel()
-    [packed] = pack(rows.prompts, rows.ids, rows.mask, GROUP, whole)
+    [packed] = pack(Completions(rows.prompts, rows.ids, rows.mask, GROUP), whole)
     order = packed.rows.argsort()
     return policy(packed, Sampling()).map(lambda values: values[order])
 

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
-from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.records import Completions, Prompts, Rollout
 from rlif_lightning.sampling import Sampling, cut_at_stop, importance_ratio
 
 
@@ -50,18 +50,16 @@ def as_rollout(
     policy: PolicyModel,
     prompts: Prompts,
     drawn: Sequence[Drawn],
-    group_size: int,
     sampling: Sampling,
     max_tokens: int,
     max_ratio: float | None,
 ) -> Rollout:
-    """A rollout of completions that another sampler drew, with the policy's own statistics.
+    """Make a rollout of completions that another sampler drew, with the policy's own statistics.
 
     Args:
-        policy: scores the completions.
+        policy: measures the completions.
         prompts: P prompts.
-        drawn: B completions, prompt-major.
-        group_size: G.
+        drawn: B completions, prompt-major, as many for each prompt.
         sampling: how they were drawn.
         max_tokens: token budget of one forward pass.
         max_ratio: bound of the weights; None = no weights.
@@ -69,49 +67,55 @@ def as_rollout(
     Raises:
         RuntimeError: the sampler drew what is no token.
     """
-    highest = max(max(row.ids) for row in drawn)
-    if policy.num_tokens is not None and highest >= policy.num_tokens:
-        raise RuntimeError(
-            f"the engine drew token {highest}, beyond the tokenizer's {policy.num_tokens}: it does"
-            " not follow"
-            " logit_bias; set model.policy.vocabulary=model, or use NativeEngine"
-        )
+    _check_tokens(policy, drawn)
     if sampling.train_stop:
         drawn = [_closed(row, policy, sampling.max_new_tokens) for row in drawn]
-    device = prompts.token_ids[0].device
-    ids = [torch.tensor(row.ids, dtype=torch.int64, device=device) for row in drawn]
-    completion_ids = pad_sequence(ids, batch_first=True)
-    lengths = torch.tensor([len(row) for row in ids], device=device)
-    mask = torch.arange(completion_ids.shape[1], device=device) < lengths.unsqueeze(1)
-    stats = measure_tokens(
-        policy, prompts.token_ids, completion_ids, mask, group_size, sampling, max_tokens
-    )
-    reported = [
-        torch.tensor(row.logprobs, dtype=stats.logprobs.dtype, device=device) for row in drawn
-    ]
-    engine_logprobs = pad_sequence(reported, batch_first=True)
-    engine_logprobs = torch.where(
-        engine_logprobs.isnan(), stats.logprobs, engine_logprobs
-    )  # what was not drawn
+    completions = _completions(prompts, drawn)
+    stats = measure_tokens(policy, completions, sampling, max_tokens)
+    reported = _padded([row.logprobs for row in drawn], stats.logprobs)
+    # A token that was not drawn has no log-prob of the sampler's.
+    engine_logprobs = torch.where(reported.isnan(), stats.logprobs, reported)
     weights = (
         None if max_ratio is None else truncated_ratio(stats.logprobs, engine_logprobs, max_ratio)
     )
     texts = [
-        cut_at_stop(policy.tokenizer.decode(row, skip_special_tokens=True), sampling.stop)
-        for row in ids
+        cut_at_stop(policy.tokenizer.decode(list(row.ids), skip_special_tokens=True), sampling.stop)
+        for row in drawn
     ]
-    ended = torch.tensor([row.ended for row in drawn], device=device)
     return Rollout(
         prompts,
-        completion_ids,
-        mask,
+        completions.completion_ids,
+        completions.mask,
         stats,
         texts,
-        ended,
-        group_size,
+        torch.tensor([row.ended for row in drawn], device=completions.mask.device),
+        completions.group_size,
         engine_logprobs,
         token_weights=weights,
     )
+
+
+def _check_tokens(policy: PolicyModel, drawn: Sequence[Drawn]) -> None:
+    highest = max(max(row.ids) for row in drawn)
+    if policy.num_tokens is not None and highest >= policy.num_tokens:
+        raise RuntimeError(
+            f"the engine drew token {highest}, beyond the tokenizer's {policy.num_tokens}: it does"
+            " not follow logit_bias; set model.policy.vocabulary=model, or use NativeEngine"
+        )
+
+
+def _completions(prompts: Prompts, drawn: Sequence[Drawn]) -> Completions:
+    like = prompts.token_ids[0]
+    lengths = torch.tensor([len(row.ids) for row in drawn], device=like.device)
+    ids = _padded([row.ids for row in drawn], like)
+    mask = torch.arange(ids.shape[1], device=like.device) < lengths.unsqueeze(1)
+    return Completions(prompts.token_ids, ids, mask, len(drawn) // len(prompts))
+
+
+def _padded(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    """Return ``[B, T]``: ragged rows of numbers, 0 behind their ends, of a tensor's type and device."""
+    tensors = [torch.tensor(row, dtype=like.dtype, device=like.device) for row in rows]
+    return pad_sequence(tensors, batch_first=True)
 
 
 def _closed(row: Drawn, policy: PolicyModel, max_new_tokens: int) -> Drawn:

@@ -121,8 +121,9 @@ class VLLMEngine(RolloutEngine):
         drawn = all_process_attempt(
             lambda: self._draw(prompts, group_size, sampling, rollout_number)
         )
-        settings = (group_size, sampling, self.scoring_tokens, self.max_ratio)
-        rollout = as_rollout(self.policy, prompts, drawn, *settings)
+        rollout = as_rollout(
+            self.policy, prompts, drawn, sampling, self.scoring_tokens, self.max_ratio
+        )
         self._check_gap(rollout, sampling)
         return rollout
 
@@ -144,7 +145,7 @@ class VLLMEngine(RolloutEngine):
         tokens = min(PROBE_TOKENS, max_new_tokens)
         greedy = Sampling(temperature=0, max_new_tokens=tokens, min_new_tokens=tokens)
         drawn = all_process_attempt(lambda: self._draw(few, 1, greedy, 0))
-        gap = _mean_gap(as_rollout(self.policy, few, drawn, 1, greedy, self.scoring_tokens, None))
+        gap = _mean_gap(as_rollout(self.policy, few, drawn, greedy, self.scoring_tokens, None))
         if not gap <= self.max_gap / PROBE_SHARE:
             raise RuntimeError(
                 f"vLLM's log-probs of greedy tokens differ from the policy's by {gap:.3g} nats on"

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from rlif_lightning.learning.non_finite import NonFiniteGradient
 from rlif_lightning.model.out_of_memory import is_out_of_memory
 from rlif_lightning.processes.collectives import all_process_objects
 from rlif_lightning.processes.ranks import gone, own_place
@@ -31,10 +32,6 @@ LOST = re.compile(
     r"remote (worker|process)|Connection (closed|reset|refused)|Broken pipe|unhandled system error",
     re.I,
 )
-
-
-class NonFiniteGradient(RuntimeError):
-    """A gradient is not finite; the parameters were not stepped."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_architectures import save_tiny, tiny_config
 
 from device_twin.counting import first_difference, watched
 from device_twin.workload import DEVICE
+from harness.architectures import save_tiny, tiny_config
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts, Rollout

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from test_run import fit
 from torch import Tensor
 
+from harness.runs import fit
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.records import LossInputs, RewardOutput, Rollout

@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional
-from conftest import ARCHITECTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attention import line as tensors
-from test_attention import plain_attention, with_gradients
-from test_packing import SHAPES as TREES
-from test_packing import line_of, naive_mask
-from test_policy import GROUP, HOT, NAMES, assert_same_gradients, gradients
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias
 
@@ -20,13 +14,18 @@ import rlif_lightning.model.attention as attention
 import rlif_lightning.model.policy as policy_module
 from device_twin.backend import attention_calls
 from device_twin.counting import watched
+from harness.models import ARCHITECTURES
+from harness.scoring import GROUP, HOT, NAMES, assert_same_gradients, gradients
+from harness.trees import SHAPES as TREES
+from harness.trees import line as tensors
+from harness.trees import line_of, naive_mask, plain_attention, with_gradients
 from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.masks import ALIGNED
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.scores import Scores
-from rlif_lightning.records import TokenStats
+from rlif_lightning.records import Completions, TokenStats
 
 CUDA = torch.device("cuda", 0)
 SHAPES = {
@@ -37,27 +36,22 @@ SHAPES = {
 
 
 def line(
-    vocab_size: int, prompt_lengths: list[int], lengths: list[int]
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Prompts ``[L_p]``, completions ``[B, T]`` and their mask."""
+    vocab_size: int, prompt_lengths: list[int], lengths: list[int], device: str
+) -> Completions:
+    """Random completions of some lengths, on a device."""
     generator = torch.Generator().manual_seed(5)
     prompts = [
         torch.randint(4, vocab_size, (length,), generator=generator) for length in prompt_lengths
     ]
     mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
-    return (
-        prompts,
-        torch.randint(20, vocab_size, mask.shape, generator=generator).where(mask, 0),
-        mask,
-    )
+    ids = torch.randint(20, vocab_size, mask.shape, generator=generator).where(mask, 0)
+    prompts = [prompt.to(device) for prompt in prompts]
+    return Completions(prompts, ids.to(device), mask.to(device), GROUP)
 
 
 def scored(policy: PolicyModel, shape: str, device: str, mixed: bool) -> TokenStats:
     """``[B, T]`` statistics of a whole line on a device, with a graph."""
-    prompts, ids, mask = line(policy.vocab_size, *SHAPES[shape])
-    (packed,) = pack(
-        [prompt.to(device) for prompt in prompts], ids.to(device), mask.to(device), GROUP, 1000
-    )
+    (packed,) = pack(line(policy.vocab_size, *SHAPES[shape], device), 1000)
     with torch.autocast(device, torch.bfloat16, enabled=mixed, cache_enabled=False):
         stats = policy.to(device)(packed, HOT)
     order = packed.rows.argsort()

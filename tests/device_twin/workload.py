@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 from device_twin.counting import Watch, watched
 from rlif_lightning.learning.objectives import KLCov, ReferenceKL
 from rlif_lightning.learning.token_budget import TokenBudget
-from rlif_lightning.learning.update import accumulate_gradient, select_groups
+from rlif_lightning.learning.update import select_groups
 from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import Policy, resolve_model
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import LossInputs, Prompts, Rollout
@@ -149,15 +150,15 @@ class Workload:
         inputs = LossInputs(
             old, old, advantages, rollout.mask, rollout.completion_numbers(0), ref_logprobs=old
         )
-        mini_batch = select_groups(inputs, rollout, list(range(len(TEXTS))), on_policy=True)
+        mini_batch = select_groups(inputs, rollout, list(range(len(TEXTS))), is_on_policy=True)
         objective = KLCov(fraction=0.02, weight=0.05, reference_kl=ReferenceKL(weight=0.03))
         passes: list[bool] = []
-        tokens, meter = TokenBudget(budget).to(DEVICE), UpdateMeter(DEVICE)
+        calls = OptimizerCalls(_backward(passes), self.policy.zero_grad, float)
+        settings = (Sampling(max_new_tokens=SHORT), TokenBudget(budget).to(DEVICE), calls)
         with self.autocast():
-            accumulate_gradient(
-                self.policy, objective, mini_batch, Sampling(max_new_tokens=SHORT), tokens, _backward(passes), meter,
-                self.policy.zero_grad,
-            )  # fmt: skip
+            Updater(self.policy, objective, *settings).accumulate_gradient(
+                mini_batch, UpdateMeter(DEVICE)
+            )
         self.policy.zero_grad()
         return len(passes)
 

@@ -7,7 +7,7 @@ table, and a test compares the two. Each attack is the source of a function ``f`
 the target; it returns something true where it believes it succeeded, and ``attempt`` looks for
 itself where the target can be looked at.
 
-``python tests/attacks.py LEVEL`` prints a line per attack that got through.
+``python tests/harness/attacks.py LEVEL`` prints a line per attack that got through.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Standard library only, x86-64.
 
 ``ESCAPES`` names for each the weakest level that stops it. All run in one sandboxed process, and
 ``f`` says of each whether the kernel obeyed. Targets are a stand-in:
-``python tests/escapes.py LEVEL`` starts the victims, is itself the parent of the sandboxed
+``python tests/harness/escapes.py LEVEL`` starts the victims, is itself the parent of the sandboxed
 processes, and prints what got through, as JSON. What would end that parent is tried only where it
 is said to be stopped.
 """

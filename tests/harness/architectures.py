@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from rlif_lightning.model.loading import resolve_model
+from harness.decoding import GROUP, generate, rescored
+from rlif_lightning.model.loading import Policy, resolve_model
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import Rollout
+from rlif_lightning.sampling import Sampling
 
 TOKENIZER = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
 COMMON = {
@@ -148,3 +154,61 @@ def save_tiny(config: Any, folder: Path) -> str:
     model.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return str(folder)
+
+
+SAMPLED, GREEDY = Sampling(max_new_tokens=14), Sampling(temperature=0, max_new_tokens=8)
+
+
+def load(folder: str, **settings) -> PolicyModel:
+    """A policy, in training mode as during an update; what cannot share prompts says so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not let its attention be replaced")
+        return PolicyModel(Policy(folder, **settings))
+
+
+def sample(policy: PolicyModel, sampling: Sampling) -> Rollout:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*cannot be decoded with the standard cache")
+        return generate(policy, [0, 1, 2, 3], sampling, max_rows=2 * GROUP)
+
+
+@torch.no_grad()
+def own_logprobs(folder: str, rollout: Rollout, **settings) -> tuple[Tensor, Tensor]:
+    """Of each completion token, by the whole sequence alone, and whether the token is the likeliest; ``[B, T]``."""
+    model = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
+    logprobs, highest = (
+        torch.zeros(rollout.mask.shape, dtype=torch.float64),
+        torch.ones_like(rollout.mask),
+    )
+    for row, keep in enumerate(rollout.mask):
+        completion, prompt = (
+            rollout.completion_ids[row][keep],
+            rollout.prompts.token_ids[row // GROUP],
+        )
+        logits = (
+            model(input_ids=torch.cat([prompt, completion])[None], use_cache=False)
+            .logits[0]
+            .double()
+        )
+        logits = logits[len(prompt) - 1 : -1]
+        logprobs[row, keep] = logits.log_softmax(-1).gather(1, completion[:, None])[:, 0]
+        highest[row, keep] = logits.argmax(-1) == completion
+    return logprobs, highest
+
+
+def check(folder: str, policy: PolicyModel, own: str | None = None) -> None:
+    """Sampler, scorer (twice) and greedy decoding agree with the model itself, by its own attention code or ``own``."""
+    dtype = policy.causal_lm.dtype
+    settings = {"dtype": dtype, "attn_implementation": own}
+    policy.eos_ids = list(range(2, 45))  # so that rows leave at all times
+    tolerance = (
+        2e-3 if dtype == torch.float32 else 1e-4
+    )  # the library's norms and rotary angles stay in float32
+    rollout = sample(policy, SAMPLED)
+    assert len(set(rollout.lengths.tolist())) > 1
+    expected, _ = own_logprobs(folder, rollout, **settings)
+    torch.testing.assert_close(rollout.stats.logprobs.double(), expected, rtol=0, atol=tolerance)
+    scored = rescored(policy, rollout, SAMPLED)
+    torch.testing.assert_close(scored.logprobs.double(), expected, rtol=0, atol=tolerance)
+    assert torch.equal(scored.logprobs, rescored(policy, rollout, SAMPLED).logprobs)
+    assert own_logprobs(folder, sample(policy, GREEDY), **settings)[1].all()

@@ -1,0 +1,169 @@
+"""Several command lines on one or more processes, and what came of each (``launched.py``)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.files import ROOT
+from harness.processes import environment
+
+HEADS = {
+    "vote": {"head": "ClusterVote", "weight": 0.5},
+    "certainty": {"head": "MeanLogprob", "weight": 0.5},
+}
+BASE = [
+    "fit",
+    "--config=configs/quickstart.yaml",
+    "--compare=false",
+    "--trainer.limit_train_batches=2",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--data.source.init_args.size=32",
+    "--data.source.init_args.validation_size=9",
+    "--data.prompts_per_rollout=8",
+    "--data.validation_prompts_per_batch=4",
+    "--data.group_size=4",
+    "--model.policy.dtype=float64",
+    "--model.learning_rate=1e-3",
+    "--model.evaluation.samples=2",
+    "--trainer.check_val_every_n_epoch=1",
+]
+REFERENCE = (
+    '{"class_path": "KLCov", "init_args": {"fraction": 0.2, "weight": 1.0, "reference_kl":'
+    ' {"weight": 0.1}}}'
+)
+CASES = {
+    # Votes, batch normalisation by tokens, KL-Cov, a reference model; ranks fill different numbers
+    # of micro-batches.
+    "method": [
+        '--model.advantage={"class_path": "GDPO", "init_args": {"batch_norm": "token"}}',
+        f"--model.objective={REFERENCE}",
+        "--model.micro_batch_tokens=100",
+    ],
+    # One group in each update: every other rank has none.
+    "one group": ["--data.prompts_per_rollout=4", "--model.micro_batch_tokens=60"],
+    # Old log-probs by one more pass, a second pass over the rollout, marks by the current policy.
+    # In the first rollout the first mini-batch's only group is unanimous, so that it trains on
+    # nothing.
+    "rescored": [
+        "--data.prompts_per_rollout=4",
+        "--model.old_logprobs=rescored",
+        "--model.epochs_per_rollout=2",
+        "--model.objective=KLCov",
+        "--model.objective.fraction=0.3",
+        "--model.objective.weight=1.0",
+        "--model.objective.rank_by=current",
+        '--model.rewards={"vote": {"head": "ClusterVote", "weight": 1.0}}',
+    ],
+    "lora": [
+        "--model.policy.lora.rank=4",
+        f"--model.objective={REFERENCE}",
+        "--model.learning_rate=1e-2",
+    ],
+    "checkpointing": [
+        "--model.policy.gradient_checkpointing=true",
+        "--model.micro_batch_tokens=200",
+    ],
+}
+STRATEGIES = {"ddp": "configs/strategy/ddp.yaml", "fsdp2": "configs/strategy/fsdp2.yaml"}
+QUIET = {
+    "OMP_WAIT_POLICY": "passive",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def launch(folder: Path, runs: dict[str, list[str]], torchrun: int = 0, forks: int = 0) -> None:
+    """Run command lines in processes that torchrun starts, or a fork (imports once: cheap), or else Lightning."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"]
+        if torchrun
+        else []
+    )
+    given = {
+        name: [*arguments, f"--trainer.default_root_dir={folder / name}"]
+        for name, arguments in runs.items()
+    }
+    command = [
+        sys.executable,
+        *start,
+        "-m",
+        "harness.launched",
+        str(folder),
+        str(forks),
+        json.dumps(given),
+    ]
+    kept = {
+        name: value
+        for name, value in environment().items()
+        if not name.startswith(("LOCAL_", "WORLD_", "RANK"))
+    }
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env=kept | QUIET,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(timeout=900)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+    assert status == 0, (folder / "log.txt").read_text()[-6000:]
+
+
+def on(strategy: str, processes: int, *arguments: str) -> list[str]:
+    """Arguments that put a run on several processes."""
+    return [f"--config={STRATEGIES[strategy]}", f"--trainer.devices={processes}", *arguments]
+
+
+def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return torch.load(folder / f"{name}.pt", weights_only=True)
+
+
+def figures(folder: Path, name: str) -> list[dict[str, float]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}.[0-9].json"))]
+
+
+def metrics(folder: Path, name: str) -> list[dict[str, float]]:
+    """What was logged, but for times and for what depends on how work is cut up."""
+    left_out = ("time/", "per_second", "update/")
+    with next((folder / name).rglob("metrics.csv")).open() as file:
+        rows = [
+            {k: float(v) for k, v in row.items() if v and not any(x in k for x in left_out)}
+            for row in csv.DictReader(file)
+        ]
+    return [row for row in rows if len(row) > 2]
+
+
+def assert_same_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(
+            value, right[name], rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def assert_same_metrics(left: list[dict[str, float]], right: list[dict[str, float]]) -> None:
+    assert len(left) == len(right) > 2
+    for one, other in zip(left, right, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    """After the first of two rollouts, in the middle of the epoch."""
+    return next((folder / name).rglob("*step=4.ckpt"))

@@ -1,0 +1,52 @@
+"""Random tiny models of the main architectures."""
+
+from __future__ import annotations
+
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "gpt2")
+
+
+def make_model(architecture: str, vocab_size: int):
+    """A random two-layer model with heads of 8, grouped keys, and (Gemma 3) a sliding window and a logit soft cap."""
+    common = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**common))
+    if architecture == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**common))
+    if architecture == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**common, head_dim=8))
+    if architecture == "gpt2":
+        return GPT2LMHeadModel(
+            GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=256)
+        )
+    config = Gemma3TextConfig(
+        **common,
+        head_dim=8,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+        final_logit_softcapping=5.0,
+    )
+    return Gemma3ForCausalLM(config)

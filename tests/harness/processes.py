@@ -1,0 +1,39 @@
+"""Runs in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from harness.files import ROOT
+from harness.runs import BASE, LONG
+
+
+def environment() -> dict[str, str]:
+    """Of a process that finds this checkout and its tests."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+
+def two_ranks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A DDP run; over when both processes have let go of its output."""
+    command = [
+        sys.executable,
+        "-m",
+        "rlif_lightning",
+        "fit",
+        *BASE,
+        f"--trainer.default_root_dir={folder}",
+        *LONG,
+    ]
+    command += ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2", *arguments]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=240,
+        check=False,
+    )
