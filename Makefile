@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test test-fast smollm2 gpu install lint clean
+.PHONY: quickstart test test-fast smollm2 docs pictures gpu install lint clean
 
 quickstart: $(VENV)/.installed ## train the embedded model from its own feedback; a table before / after at the end
 	$(BIN)/python -m rlif_lightning fit --config configs/quickstart.yaml
@@ -25,6 +25,12 @@ smollm2: $(VENV)/.installed-dev ## fetch the real model (once) and train it; abo
 	$(BIN)/python scripts/get_smollm2.py --out models/smollm2-135m
 	$(BIN)/python -m rlif_lightning fit --config configs/smollm2_cpu.yaml
 
+docs: $(VENV)/.installed-dev ## the documentation as a site in site/, strictly: every link must lead somewhere
+	$(BIN)/mkdocs build --strict
+
+pictures: $(VENV)/.installed-dev ## the pictures of the docs, from files in this repository
+	$(BIN)/python scripts/pictures.py
+
 gpu: $(VENV)/.installed-dev ## what to run first on a machine with a GPU; ten minutes, one page (docs/gpu.md)
 	PYTHON=$(BIN)/python scripts/first_gpu.sh
 
@@ -43,4 +49,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean: ## remove the environment and what runs left behind
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

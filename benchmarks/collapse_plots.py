@@ -23,7 +23,7 @@ LABELS = {
 
 
 def draw_arms(runs: Sequence[Run], out: Path, columns: int = 4) -> None:
-    """Held-out accuracy, a panel for each arm, a thin line for each seed; triangles are the guard's first alarms."""
+    """Draw held-out accuracy: a panel per arm, a line per seed, a triangle per first alarm."""
     arms = list(dict.fromkeys(run.arm for run in runs))
     rows = -(-len(arms) // columns)
     size = (3.2 * columns, 2.3 * rows + 0.4)
@@ -61,7 +61,7 @@ def draw_arms(runs: Sequence[Run], out: Path, columns: int = 4) -> None:
 
 
 def draw_figures(runs: Sequence[Run], out: Path) -> None:
-    """Every measured curve, a panel each, arms over each other: mean over seeds, shaded from lowest to highest."""
+    """Draw every measured curve in a panel: an arm's mean over seeds, shaded between extremes."""
     arms = list(dict.fromkeys(run.arm for run in runs))
     styles = [(color, line) for line in ("-", "--", ":") for color in plt.get_cmap("tab10").colors]  # pyright: ignore
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
@@ -86,7 +86,7 @@ def draw_figures(runs: Sequence[Run], out: Path) -> None:
 
 
 def common(arm: str, runs: Sequence[Run], name: str) -> tuple[list[int], np.ndarray]:
-    """The evaluations that all seeds of an arm have (a stopped run has fewer), and their values ``[seeds, E]``."""
+    """Return the evaluations that all seeds of an arm have, and their values ``[seeds, E]``."""
     own = [run for run in runs if run.arm == arm]
     shared = sorted(set.intersection(*(set(run.rollouts) for run in own)))
     values = [[run.curves[name][run.rollouts.index(rollout)] for rollout in shared] for run in own]

@@ -1,13 +1,13 @@
-"""The collapse study: every arm of ``configs/study/`` on several seeds, then one table and two figures.
+"""Run the collapse study: arms of ``configs/study/`` on several seeds, a table and two figures.
 
-    python -m benchmarks.collapse_study                             # all arms, seeds 0, 1, 2, two runs at a time
+    python -m benchmarks.collapse_study              # all arms, seeds 0, 1, 2, two runs at a time
     python -m benchmarks.collapse_study --arms gold paper --seeds 3 4 5
-    python -m benchmarks.collapse_study --summarise                  # of the runs that are finished
-    python -m benchmarks.collapse_study -- --model.learning_rate=5e-5    # one more setting, for every arm
+    python -m benchmarks.collapse_study --summarise  # of the runs that are finished
+    python -m benchmarks.collapse_study -- --model.optimizer.lr=5e-5    # for every arm
 
 Runs that are finished are skipped, so a study that was cut off goes on; each run has one thread. In
-``--out`` appear a folder for each run, ``summary.json``, ``runs.csv``, ``table.md``,
-``accuracy.png`` and ``figures.png``.
+``--out`` appear a folder for each run, ``summary.json``, ``runs.csv``, ``table.md``, the result
+files ``study.csv`` and ``study_guard.csv``, ``accuracy.png`` and ``figures.png``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.collapse_plots import draw_arms, draw_figures
-from benchmarks.collapse_summary import by_arm, measure, outcome_table, read_run, watch_table
+from benchmarks.collapse_summary import (
+    by_arm,
+    measure,
+    outcomes,
+    read_run,
+    table_of,
+    warnings_in_time,
+)
+from benchmarks.results import write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "study"
@@ -38,7 +47,7 @@ ONE_THREAD = {
 
 @dataclass(frozen=True)
 class Job:
-    """One run to make.
+    """One run of the study.
 
     Attributes:
         arm: name of its overlay.
@@ -60,7 +69,7 @@ class Job:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What the run depends on; a finished run with other settings is made again."""
+        """Return what the run depends on; a finished run with other settings is repeated."""
         texts = {name: (CONFIGS / f"{name}.yaml").read_text() for name in ("base", self.arm)}
         return {"configs": texts, "seed": self.seed, "extra": list(self.extra)}
 
@@ -70,7 +79,7 @@ class Job:
         return mark.exists() and json.loads(mark.read_text())["settings"] == self.settings
 
     def run(self) -> float:
-        """Make the run; wall seconds.
+        """Run one job; return wall seconds.
 
         Raises:
             RuntimeError: it failed; names its log.
@@ -95,7 +104,7 @@ class Job:
 
 
 def run_all(jobs: list[Job], at_once: int) -> list[str]:
-    """Make the runs that are not finished; what went wrong, in sentences."""
+    """Run what is not finished; return each failure as a sentence."""
     due = [job for job in jobs if not job.finished]
     print(
         f"{len(jobs) - len(due)} of {len(jobs)} runs are finished; {len(due)} to go, {at_once} at"
@@ -134,7 +143,10 @@ def summarise(jobs: list[Job], out: Path) -> None:
         writer = csv.DictWriter(file, list(measured[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(measured)
-    (out / "table.md").write_text(outcome_table(arms) + "\n" + watch_table(arms))
+    tables = {"study": outcomes(arms), "study_guard": warnings_in_time(arms)}
+    for name, rows in tables.items():  # as they stand in docs/results/
+        write_results(out / f"{name}.csv", {"command": shlex.join(sys.argv)}, rows, key="arm")
+    (out / "table.md").write_text("\n\n".join(map(table_of, tables.values())) + "\n")
     draw_arms(runs, out / "accuracy.png")
     draw_figures(runs, out / "figures.png")
     print((out / "table.md").read_text())

@@ -1,8 +1,8 @@
-"""From the curves of many runs to one table: peak, collapse, what is left at the end, and when the guard spoke. Pure.
+"""Summarise the curves of many runs in one table: peak, collapse, end, and the guard's alarms.
 
-Read in this order: ``Run`` (the curves of one run), ``read_run``, ``measure`` (its figures),
-``by_arm``, ``outcome_table``, ``watch_table``. Accuracies are shares, entropies nats; time is
-counted in rollouts.
+Pure functions. Read in this order: ``Run`` (the curves of one run), ``read_run``, ``measure`` (its
+figures), ``by_arm``, ``outcomes``, ``warnings_in_time``. Accuracies are fractions, entropies are in
+nats, and time is counted in rollouts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.results import Rows, markdown_table
 from callbacks.events import read_events
-from callbacks.label_free_stopping import StopRule, first_stop
+from callbacks.label_free_stopping import first_stop
 from rlif_lightning.running.metrics_csv import read_logged
 
 CURVES = {
@@ -73,7 +74,7 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
         if CURVES["accuracy"] in row:
             evaluated[done] = evaluated.get(done, dict.fromkeys(logged.columns, "nan")) | row
     events = [event for event in read_events(folder) if event["source"] == "CollapseGuard"]
-    stopped = first_stop(folder / "metrics.csv", StopRule())
+    stopped = first_stop(folder / "metrics.csv")
     return Run(
         arm,
         seed,
@@ -89,7 +90,7 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
 
 
 def first_below(rollouts: Sequence[int], values: Sequence[float], share: float) -> int | None:
-    """The first evaluation after the peak at which less than ``share`` of the peak is left; None if there is none.
+    """Return the first evaluation after the peak below ``share`` of the peak; None if none is.
 
     The peak is the first largest value of the whole curve.
     """
@@ -99,7 +100,7 @@ def first_below(rollouts: Sequence[int], values: Sequence[float], share: float) 
 
 
 def settled(values: Sequence[float]) -> float:
-    """What is left at the end, both taken over three evaluations: the last mean of three over the largest (or NaN).
+    """Return the last mean of three evaluations over the largest such mean (or NaN).
 
     A largest value is a lucky one: of a curve that only wobbles, less than all is left. Means of
     three wobble less.
@@ -109,7 +110,7 @@ def settled(values: Sequence[float]) -> float:
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """A run's figures.
+    """Compute the summary of one run.
 
     ``collapse``: the first evaluation below half of the peak; ``quarter_lost``: below three
     quarters; ``lead``: rollouts from the guard's first alarm to ``quarter_lost`` (negative: too
@@ -149,7 +150,7 @@ AVERAGED = ("start", "peak", "retention", "settled", *(f"final_{name}" for name 
 
 
 def by_arm(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Arm -> mean, lowest and highest of each figure over its seeds, and counts of what happened, arms in order."""
+    """Return, by arm, each figure's mean and extremes over seeds, and counts of events."""
     arms: dict[str, dict[str, Any]] = {}
     for arm in dict.fromkeys(row["arm"] for row in measured):
         rows = [row for row in measured if row["arm"] == arm]
@@ -171,27 +172,55 @@ def by_arm(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return arms
 
 
-def outcome_table(arms: dict[str, dict[str, Any]]) -> str:
-    """One line per arm; mean (lowest to highest) over seeds, accuracies in per cent."""
-    head = [
-        "arm",
-        "seeds",
-        "peak",
-        "end",
-        "end / peak",
-        "the same, means of 3",
-        "collapsed (at rollout)",
-        "entropy",
-    ]
-    return _table(
-        [*head, "length", "agreement", "pass@8"], [_outcome(*arm) for arm in arms.items()]
-    )
+OUTCOME = (
+    "seeds",
+    "peak",
+    "end",
+    "end / peak",
+    "means of 3",
+    "collapsed",
+    "entropy",
+    "length",
+    "agreement",
+    "pass@8",
+)
+WATCH = (
+    "seeds",
+    "lost a quarter",
+    "guard's lead, rollouts",
+    "missed",
+    "false alarms",
+    "actions",
+    "label-free stop at",
+    "% of peak kept there",
+)
 
 
-def _outcome(arm: str, figures: dict[str, Any]) -> list[str]:
+def outcomes(arms: dict[str, dict[str, Any]]) -> Rows:
+    """Return what became of each arm: mean (lowest to highest) over seeds, accuracies in per cent.
+
+    ``means of 3`` is ``end / peak`` with both taken from means of three evaluations; ``collapsed``
+    counts the seeds whose accuracy fell below half of its peak, and names the rollouts.
+    """
+    return {
+        arm: dict(zip(OUTCOME, _outcome(figures), strict=True)) for arm, figures in arms.items()
+    }
+
+
+def warnings_in_time(arms: dict[str, dict[str, Any]]) -> Rows:
+    """Return what CollapseGuard said in time, and where LabelFreeStopping would have ended each run."""
+    return {arm: dict(zip(WATCH, _watch(figures), strict=True)) for arm, figures in arms.items()}
+
+
+def table_of(rows: Rows) -> str:
+    """Return a Markdown table with one line for each arm."""
+    head = ["arm", *next(iter(rows.values()))]
+    return markdown_table(head, [[f"`{arm}`", *cells.values()] for arm, cells in rows.items()])
+
+
+def _outcome(figures: dict[str, Any]) -> list[str]:
     collapses, seeds = figures["collapses"], len(figures["seeds"])
     return [
-        f"`{arm}`",
         str(seeds),
         _spread(figures["peak"], 100, 1),
         _spread(figures["final_accuracy"], 100, 1),
@@ -206,26 +235,8 @@ def _outcome(arm: str, figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def watch_table(arms: dict[str, dict[str, Any]]) -> str:
-    """One line per arm: what CollapseGuard said in time, and where LabelFreeStopping would have ended the run."""
-    head = [
-        "arm",
-        "seeds",
-        "lost a quarter",
-        "guard's lead, rollouts",
-        "missed",
-        "false alarms",
-        "actions",
-    ]
-    return _table(
-        [*head, "label-free stop at", "% of peak kept there"],
-        [_watch(*arm) for arm in arms.items()],
-    )
-
-
-def _watch(arm: str, figures: dict[str, Any]) -> list[str]:
+def _watch(figures: dict[str, Any]) -> list[str]:
     return [
-        f"`{arm}`",
         str(len(figures["seeds"])),
         str(figures["losses"]),
         ", ".join(f"{lead:+d}" for lead in sorted(figures["leads"])) or "-",
@@ -235,11 +246,6 @@ def _watch(arm: str, figures: dict[str, Any]) -> list[str]:
         ", ".join(map(str, figures["stops"])) or "never",
         ", ".join(f"{100 * share:.0f}" for share in figures["kept_at_stop"]) or "-",
     ]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def _spread(values: tuple[float, float, float], scale: float, digits: int) -> str:

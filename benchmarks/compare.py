@@ -1,10 +1,11 @@
-"""Ours against TRL, workload by workload: shares of CPU seconds and of peak memory, as a table and as JSON.
+"""Compare CPU seconds and peak memory with TRL's, workload by workload.
 
-    python benchmarks/compare.py --trl-python TRL_ENVIRONMENT/bin/python --out OUT.json
+    python -m benchmarks.compare --trl-python TRL_ENVIRONMENT/bin/python --out OUT.json
+    python -m benchmarks.compare ... --results docs/results/speed.csv   # what docs/speed.md shows
 
-Each side runs in its own environment and process, one thread, in turn, several times; medians are
-compared. The floor is the time of the bare matrix products that a step cannot avoid, as a share of
-TRL's CPU seconds.
+Each side runs several times in its own environment and process, with one thread, the two in turn;
+medians are compared. The results are a table and JSON. The floor is the time of the matrix products
+that a step cannot avoid, as a fraction of TRL's CPU seconds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -22,26 +24,31 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.results import write_results
+
 HERE = Path(__file__).parent
 RANDOM = ["--lengths", "random"]
 WORKLOADS: dict[str, list[str]] = {
     "fixed (128 + 128, V 16k)": [],
     "random lengths": RANDOM,
-    "512-token prompts, short answers": [*RANDOM, "--prompt-len=512", "--max-new-tokens=32", "--min-new-tokens=8"],
+    "512-token prompts, short answers": [
+        *RANDOM, "--prompt-len=512", "--max-new-tokens=32", "--min-new-tokens=8",
+    ],
     "long tail to 384": [*RANDOM, "--max-new-tokens=384"],
     "152k vocabulary": ["--vocab=152000"],
     "12 layers, hidden 384": ["--layers=12", "--hidden=384"],
     "random, both internal rewards": [*RANDOM, "--rewards=rlif"],
     "random, reference KL, 2 updates": [*RANDOM, "--beta=0.04", "--updates-per-rollout=2"],
     "SmolLM2-135M shape, 8 x 8, 64 + 64, bf16": [
-        "--hidden=576", "--layers=30", "--vocab=49152", "--intermediate=1536", "--heads=9", "--kv-heads=3",
-        "--tie-embeddings", "--prompts-per-step=8", "--prompt-len=64", "--max-new-tokens=64", "--bf16", "--steps=2",
+        "--hidden=576", "--layers=30", "--vocab=49152", "--intermediate=1536", "--heads=9",
+        "--kv-heads=3", "--tie-embeddings", "--prompts-per-step=8", "--prompt-len=64",
+        "--max-new-tokens=64", "--bf16", "--steps=2",
     ],
 }  # fmt: skip
 
 
 def run(python: str, script: str, flags: list[str]) -> dict[str, Any]:
-    """One run of one side; its JSON.
+    """Run one side once; return its JSON.
 
     Raises:
         RuntimeError: the script failed; its last words.
@@ -55,7 +62,7 @@ def run(python: str, script: str, flags: list[str]) -> dict[str, Any]:
 
 
 def measure(name: str, a: argparse.Namespace, progress: Any) -> dict[str, Any]:
-    """Both sides and the floor of one workload, in turn."""
+    """Run both sides and the floor of one workload, in turn."""
     flags = [f"--steps={a.steps}", *WORKLOADS[name]]
     sides: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "floor": []}
     for _ in range(a.repeats):
@@ -67,12 +74,12 @@ def measure(name: str, a: argparse.Namespace, progress: Any) -> dict[str, Any]:
 
 
 def median(runs: list[dict[str, Any]], key: str) -> float:
-    """Median over the repeats."""
+    """Return the median over the repeats."""
     return statistics.median(each[key] for each in runs)
 
 
 def shares(result: dict[str, Any]) -> dict[str, float]:
-    """What the table shows of one workload."""
+    """Return the table's values of one workload."""
     ours, trl = result["ours"], result["trl"]
     seconds = median(trl, "cpu_seconds_per_step")
     above = [
@@ -91,39 +98,33 @@ def shares(result: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def table_of(results: dict[str, dict[str, Any]]) -> Table:
+def row_of(result: dict[str, Any]) -> dict[str, str]:
+    """Return one line of the table: heading -> figure as it is printed."""
+    s = shares(result)
+    return {
+        "ours, CPU s": f"{s['ours_cpu_seconds']:.2f}",
+        "TRL, CPU s": f"{s['trl_cpu_seconds']:.2f}",
+        "CPU share": f"{s['cpu_share']:.2f}",
+        "floor": f"{s['floor_share']:.2f}",
+        "ours, MiB": f"{s['ours_peak_mib']:.0f}",
+        "TRL, MiB": f"{s['trl_peak_mib']:.0f}",
+        "peak share": f"{s['peak_share']:.2f}",
+        "above start": f"{s['peak_above_start_share']:.2f}",
+    }
+
+
+def table_of(rows: dict[str, dict[str, str]]) -> Table:
     """The ratio table."""
-    table = Table(title="One training step, ours / TRL", title_justify="left")
-    table.add_column("workload")
-    for heading in (
-        "ours, CPU s",
-        "TRL, CPU s",
-        "CPU share",
-        "floor",
-        "ours, MiB",
-        "TRL, MiB",
-        "peak",
-        "above start",
-    ):
+    table = Table("workload", title="One training step, ours / TRL", title_justify="left")
+    for heading in next(iter(rows.values())):
         table.add_column(heading, justify="right")
-    for name, result in results.items():
-        s = shares(result)
-        cells = [
-            f"{s['ours_cpu_seconds']:.2f}",
-            f"{s['trl_cpu_seconds']:.2f}",
-            f"{s['cpu_share']:.2f}",
-        ]
-        cells += [
-            f"{s['floor_share']:.2f}",
-            f"{s['ours_peak_mib']:.0f}",
-            f"{s['trl_peak_mib']:.0f}",
-        ]
-        table.add_row(name, *cells, f"{s['peak_share']:.2f}", f"{s['peak_above_start_share']:.2f}")
+    for name, cells in rows.items():
+        table.add_row(name, *cells.values())
     return table
 
 
 def main() -> None:
-    """Measure and print; what was measured so far is written after each workload."""
+    """Measure and print; results are written after each workload."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -138,6 +139,7 @@ def main() -> None:
         "--only", nargs="*", default=list(WORKLOADS), help="names of workloads (default all)"
     )
     parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--results", type=Path, help="result file of the docs")
     a = parser.parse_args()
     if unknown := set(a.only) - set(WORKLOADS):
         parser.error(f"--only {sorted(unknown)}: known workloads are {list(WORKLOADS)}")
@@ -149,7 +151,10 @@ def main() -> None:
             if a.out:
                 summary = {each: shares(result) for each, result in results.items()}
                 a.out.write_text(json.dumps({"summary": summary, "runs": results}, indent=1) + "\n")
-    Console(width=140).print(table_of(results))
+    rows = {name: row_of(result) for name, result in results.items()}
+    if a.results:
+        write_results(a.results, {"command": shlex.join(sys.argv)}, rows, key="workload")
+    Console(width=140).print(table_of(rows))
 
 
 if __name__ == "__main__":

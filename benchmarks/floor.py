@@ -1,8 +1,9 @@
-"""The floor of one step: only the matrix products that sampling and training with shared prompts cannot avoid.
+"""Time the matrix products that sampling and training with shared prompts cannot avoid.
 
-Every weight once per prompt token, once per completion token in decoding (as many rows at a time as
-are under way), and three times in the update (forward, gradient of inputs, gradient of weights);
-the head for completion tokens only. No attention, no element-wise work, no optimiser.
+Every weight is multiplied once per prompt token and once per completion token in decoding (for all
+rows of a step together), and three times in the update: forward, gradient of inputs, gradient of
+weights. The head is multiplied for completion tokens only. Attention, element-wise work and the
+optimizer are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 
 def shapes(a: argparse.Namespace) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-    """(inputs, outputs) of every linear layer of the body, and of the head."""
+    """Return (inputs, outputs) of every linear layer of the body, and of the head."""
     heads = a.heads or max(1, a.hidden // 64)
     size = a.hidden // heads
     key_width, inner = (a.kv_heads or heads) * size, a.intermediate or 4 * a.hidden
@@ -30,13 +31,13 @@ def shapes(a: argparse.Namespace) -> tuple[list[tuple[int, int]], tuple[int, int
 
 
 def forward(weights: list[Tensor], rows: int) -> None:
-    """Products of ``rows`` tokens with each weight."""
+    """Multiply ``rows`` tokens with each weight."""
     for weight in weights:
         torch.nn.functional.linear(weight.new_ones((rows, weight.shape[1])), weight)
 
 
 def backward(weights: list[Tensor], rows: int) -> None:
-    """Products of the two gradients."""
+    """Compute the products of the two gradients."""
     for weight in weights:
         outputs = weight.new_ones((rows, weight.shape[0]))
         _ = outputs @ weight
@@ -44,7 +45,7 @@ def backward(weights: list[Tensor], rows: int) -> None:
 
 
 def step(a: argparse.Namespace, body: list[Tensor], head: list[Tensor], lengths: list[int]) -> None:
-    """All products of one rollout and its update."""
+    """Compute all products of one rollout and its update."""
     forward(body, a.prompt_len * a.prompts_per_rollout)
     under_way = Counter(t for length in lengths for t in range(length))
     for t in range(max(lengths)):

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py
 
-With ``max_rows`` fixed, a step of any number of prompts decodes and trains in the same memory; the
-budget alone raises it, at most in proportion.
+With ``max_rows`` fixed, a rollout of any number of prompts is decoded and trained in the same
+memory. Only the token budget raises memory, at most in proportion.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Memory and time of each process when one run is spread over several, on this machine's cores under gloo.
+"""Measure memory and time of each process of a run that is spread over several, under gloo.
 
 ``python -m benchmarks.ranks --processes 4 --strategy fsdp2`` makes a random Llama model (57 million
 parameters) in a temporary folder, trains it for three rollouts and prints one line per process.
-Memory is the process's own (anonymous) resident memory, looked at every two milliseconds, above
-what it held before it loaded the model: pages of the weight files that are mapped, which all
-processes share and the system may drop, do not count. Time is the mean of the rollouts after the
-first.
+Memory is the process's own (anonymous) resident memory, read every two milliseconds, above its
+value before the model was loaded. Mapped pages of the weight files do not count: all processes
+share them, and the system may drop them. Time is the mean of the rollouts after the first.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ MIB = 1024
 
 
 def forked(number: int) -> bool:
-    """Become one of several processes that torch can connect: True in each of them, False in the one that waited.
+    """Start several connected processes; return True in each, False in the parent.
 
     Raises:
         SystemExit: one of them failed; the others are stopped.
@@ -61,7 +60,7 @@ def forked(number: int) -> bool:
 
 
 class Peak:
-    """The largest anonymous resident memory of this process since it was last asked, in MiB."""
+    """The largest anonymous resident memory of this process since the last reading, in MiB."""
 
     def __init__(self) -> None:
         self.largest = 0.0
@@ -73,13 +72,13 @@ class Peak:
             time.sleep(0.002)
 
     def take(self) -> float:
-        """The largest so far; forgotten then."""
+        """Return the largest value so far, and reset it."""
         largest, self.largest = self.largest, 0.0
         return largest
 
 
 class Meter(Callback):
-    """Measures this process: resident memory, wall and CPU time.
+    """A callback that measures resident memory, wall time and CPU time of this process.
 
     Args:
         folder: where ``RANK.json`` goes.
@@ -90,11 +89,11 @@ class Meter(Callback):
         self.walls: list[float] = []
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Before the model is loaded."""
+        """Measure memory before the model is loaded."""
         self.peak, self.before = Peak(), resident()
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """After it is loaded."""
+        """Measure memory after the model is loaded."""
         self.found["loading, peak"] = self.peak.take() - self.before
         self.found["loaded"] = resident() - self.before
         self.found["weights held"] = (
@@ -104,24 +103,24 @@ class Meter(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The clock starts."""
+        """Start the clocks."""
         self.start, self.cpu_start = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The clock stops."""
+        """Stop the clocks."""
         self.walls.append(time.perf_counter() - self.start)
         self.found["CPU-s"] = time.process_time() - self.cpu_start
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write what was found."""
+        """Write the result."""
         self.found["training, peak"] = self.peak.take() - self.before
         self.found["s a rollout"] = sum(self.walls[1:]) / len(self.walls[1:])
         self.folder.joinpath(f"{trainer.global_rank}.json").write_text(json.dumps(self.found))
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing travels in checkpoints."""
+        """Return an empty state: checkpoints hold nothing of this callback."""
         return {}
 
 
@@ -130,25 +129,26 @@ def _local(parameter: Any) -> Any:
 
 
 def resident() -> float:
-    """This process's anonymous resident memory in MiB."""
+    """Return this process's anonymous resident memory in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) / MIB for line in lines if line.startswith("RssAnon"))
 
 
 def make_model(folder: Path, layers: int, width: int) -> None:
-    """A random model with the embedded model's tokenizer."""
+    """Save a random model with the embedded model's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=layers,
-        num_attention_heads=width // 64, num_key_value_heads=width // 64, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=8 * width // 3,
+        num_hidden_layers=layers, num_attention_heads=width // 64, num_key_value_heads=width // 64,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def arguments(folder: Path, args: argparse.Namespace) -> list[str]:
-    """The command line of the run."""
+    """Return the command line of the run."""
     given = [
         "fit",
         "--config=configs/quickstart.yaml",
@@ -176,16 +176,16 @@ def arguments(folder: Path, args: argparse.Namespace) -> list[str]:
         "--data.prompts_per_rollout=8",
     ]
     given += [
-        "--model.updates_per_rollout=2",
+        "--model.update.updates_per_rollout=2",
         "--model.sampling.max_new_tokens=16",
-        "--model.micro_batch_tokens=256",
+        "--model.update.micro_batch_tokens=256",
     ]
     meter = {"class_path": "benchmarks.ranks.Meter", "init_args": {"folder": str(folder)}}
     return [*given, f"--trainer.callbacks+={json.dumps(meter)}"]
 
 
 def main() -> None:
-    """Run and print."""
+    """Run and print the result."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(

@@ -1,8 +1,9 @@
-"""How full the places of decoded rows are: whole groups admitted against single rows, by simulation of lengths alone.
+"""Simulate how full the places of decoding are: whole groups admitted, or single rows.
 
-Lengths are log-normal, cut at the longest: a few completions linger, as those of reasoning models
-do. One step draws a token of every row under way. A group's places are free again when all of its
-rows have ended; a row's when it has.
+Only lengths are simulated. They are log-normal and cut at the longest: a few completions are much
+longer than the others, like those of reasoning models. One step draws a token of every row. If
+whole groups are admitted, places become free when all rows of a group have ended. If single rows
+are admitted, a place becomes free when its row has ended.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 
 
 def lengths_of(a: argparse.Namespace) -> list[int]:
-    """Lengths of all completions, prompt-major; prompts differ in how long their completions tend to be."""
+    """Draw lengths of all completions, prompt-major; each prompt has a mean of its own."""
     generator = random.Random(a.seed)
     lengths = []
     for _ in range(a.prompts):
@@ -26,7 +27,7 @@ def lengths_of(a: argparse.Namespace) -> list[int]:
 
 
 def admitted(work: list[int], places: int) -> list[tuple[int, int]]:
-    """First and last step of each piece of work, in order, when so many are done at a time."""
+    """Return the first and last step of each piece of work, with so many in parallel."""
     free, spans = [0] * min(places, len(work)), []
     for length in work:
         start = heapq.heappop(free)
@@ -36,7 +37,7 @@ def admitted(work: list[int], places: int) -> list[tuple[int, int]]:
 
 
 def most_at_a_time(spans: list[tuple[int, int]]) -> tuple[int, float]:
-    """The most spans that overlap, and how many do on average."""
+    """Return the largest and the mean number of spans that overlap."""
     changes = sorted([(end, -1) for _, end in spans] + [(start, 1) for start, _ in spans])
     under_way = most = 0
     for _, change in changes:

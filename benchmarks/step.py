@@ -1,4 +1,4 @@
-"""One training step of rlif-lightning, measured: the workload of ``workload.py`` through the real trainer.
+"""Measure one training step of rlif-lightning: a workload through the real trainer.
 
 python benchmarks/step.py --lengths random
 """
@@ -9,6 +9,7 @@ import json
 import logging
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rlif_lightning.data.prompts import LocalFiles, PromptData
 from rlif_lightning.evaluation.evaluator import Evaluation
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import Clipped, ReferenceKL
+from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import RewardOutput, Rollout
@@ -32,7 +34,7 @@ from rlif_lightning.sampling import Sampling
 
 
 class OfIds(RewardHead):
-    """A plain function of a completion's token ids."""
+    """A reward that is a plain function of a completion's token ids."""
 
     def __init__(self, function: Any):
         super().__init__()
@@ -44,7 +46,7 @@ class OfIds(RewardHead):
 
 
 class Vote(RewardHead):
-    """1 for the group's most frequent answer."""
+    """A reward of 1 for the group's most frequent answer."""
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         rows = zip(rollout.completion_ids, rollout.mask, strict=True)
@@ -53,7 +55,7 @@ class Vote(RewardHead):
 
 
 class PlannedLengths(NativeEngine):
-    """Ends each completion at its planned length, so that both trainers get the same work."""
+    """An engine that ends each completion at its planned length, as on TRL's side."""
 
     def __init__(self, a: Any):
         super().__init__(*([a.max_rows] if a.max_rows else []))
@@ -64,12 +66,12 @@ class PlannedLengths(NativeEngine):
         self.rollouts += 1
         return super().generate(prompts, group_size, sampling, step)
 
-    def ends(self, tokens: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
-        return steps + 1 >= self.planned[rows]
+    def ends(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        return positions + 1 >= self.planned[rows]
 
 
 class Recorder(Callback):
-    """Hands each step to the meter."""
+    """A callback that passes each step to the meter."""
 
     def __init__(self, meter: Meter):
         self.meter = meter
@@ -89,7 +91,7 @@ class Recorder(Callback):
 
 
 def build(a: Any, folder: Path) -> tuple[RLIFModule, PromptData]:
-    """Module and data of the workload."""
+    """Build module and data of the workload."""
     rows = [json.dumps({"question": prompt}) + "\n" for prompt in workload.make_prompts(a)]
     (folder / "prompts.jsonl").write_text("".join(rows))
     source = LocalFiles(train=str(folder / "prompts.jsonl"))
@@ -101,16 +103,17 @@ def build(a: Any, folder: Path) -> tuple[RLIFModule, PromptData]:
     module = RLIFModule(
         Policy(str(folder), gradient_checkpointing=a.gradient_checkpointing),
         {f"r{i}": WeightedReward(head, 0.5) for i, head in enumerate(heads)},
-        group_size=a.group_size,
         advantage=GDPO(),
         objective=Clipped(reference_kl=ReferenceKL(a.beta)),
         # End of sequence is forbidden throughout; lengths are planned.
         sampling=Sampling(1.0, a.max_new_tokens, a.max_new_tokens),
         engine=PlannedLengths(a),
         evaluation=Evaluation(),
-        updates_per_rollout=a.updates_per_rollout,
-        micro_batch_tokens=a.prompt_len + rows_at_once * a.max_new_tokens,
-        learning_rate=a.lr,
+        update=UpdatePlan(
+            a.updates_per_rollout,
+            micro_batch_tokens=a.prompt_len + rows_at_once * a.max_new_tokens,
+        ),
+        optimizer=partial(torch.optim.AdamW, lr=a.lr, weight_decay=0.0),
         seed=a.seed,
     )
     return module, data

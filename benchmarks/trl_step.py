@@ -4,9 +4,9 @@ Run it in an environment of its own that has trl installed.
 
     python benchmarks/trl_step.py --lengths random
 
-TRL gives a reward function no logits, so with ``--rewards rlif`` self-certainty costs one more
-forward pass over prompts and completions: what a user of TRL has to write. TRL's own defaults have
-gradient checkpointing and bfloat16 on; here they are on where the workload says so.
+TRL passes no logits to a reward function. So with ``--rewards rlif`` self-certainty costs one more
+forward pass over prompts and completions, as in the code that a user of TRL would write. TRL's own
+defaults switch gradient checkpointing and bfloat16 on; here the workload decides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from workload import Meter
 
 
 def make_rewards(a: Any, get_model: Any, tokenizer: Any) -> list[Any]:
-    """TRL reward functions: two plain ones, or self-certainty and the vote."""
+    """Return TRL reward functions: two plain ones, or self-certainty and the vote."""
     if a.rewards == "python":
 
         def distinct(completion_ids: Any, **_: Any) -> list[float]:
@@ -48,7 +48,7 @@ def make_rewards(a: Any, get_model: Any, tokenizer: Any) -> list[Any]:
 def self_certainty(
     model: Any, tokenizer: Any, prompts: Any, completion_ids: Any, at_once: int
 ) -> list[float]:
-    """Mean over tokens of KL(uniform || model), by a forward pass over padded rows."""
+    """Compute the mean over tokens of KL(uniform || model), by a pass over padded rows."""
     import torch
 
     prompt_ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
@@ -101,7 +101,7 @@ def force_lengths(a: Any, model: Any, tokenizer: Any, counts: dict[str, int]) ->
 
 
 def trainer_config(a: Any, folder: Path) -> Any:
-    """TRL's settings for the workload."""
+    """Return TRL's settings for the workload."""
     from trl import GRPOConfig
 
     rows, at_once = a.group_size * a.prompts_per_rollout, a.micro_batch or a.group_size
@@ -135,7 +135,7 @@ def trainer_config(a: Any, folder: Path) -> Any:
 
 
 def build(a: Any, folder: Path, meter: Meter) -> Any:
-    """The trainer, with a callback that hands each step to the meter."""
+    """Build the trainer, with a callback that passes each step to the meter."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback

@@ -1,8 +1,8 @@
-"""The work that both sides of the speed comparison do: flags, model, prompts, lengths, and how it is measured.
+"""The workload of both sides of the speed comparison: flags, model, prompts, lengths, meter.
 
-Nothing here imports either trainer. Everything is made on the spot: a random decoder, a word-level
-tokenizer (each word ``w17`` is one token) and random prompts, so that no download is needed and
-both sides get exactly the same work.
+Nothing here imports either trainer. The model (a random decoder), the word-level tokenizer (each
+word ``w17`` is one token) and the prompts are generated, so that no download is needed and both
+sides get exactly the same work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Lengths = list[int]
 
 
 def parse_arguments(description: str) -> argparse.Namespace:
-    """The workload's flags, the same on both sides."""
+    """Parse the workload's flags, which are the same on both sides."""
     parser = argparse.ArgumentParser(description=description)
     for flag, default, text in (
         ("hidden", 256, "model width"),
@@ -43,7 +43,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
         ("min-new-tokens", 16, "shortest completion with --lengths random"),
         ("steps", 4, "rollouts"),
         ("warmup", 1, "first steps left out of the medians"),
-        ("updates-per-rollout", 1, "optimiser steps per rollout"),
+        ("updates-per-rollout", 1, "optimizer steps per rollout"),
         ("micro-batch", 0, "completions per forward and backward pass; 0: one group"),
         ("max-rows", 0, "completions decoded at a time, ours only; 0: the engine's default"),
         ("threads", 1, "of PyTorch"),
@@ -80,13 +80,13 @@ def parse_arguments(description: str) -> argparse.Namespace:
 
 
 def plan_lengths(seed: int, rollout: int, count: int, low: int, high: int) -> Lengths:
-    """Length of each of the ``count`` completions of a rollout, uniform in ``[low, high]``."""
+    """Draw the lengths of ``count`` completions of a rollout, uniform in ``[low, high]``."""
     generator = random.Random(seed * 1_000_003 + rollout)
     return [generator.randint(low, high) for _ in range(count)]
 
 
 def planned(a: argparse.Namespace, rollout: int) -> Lengths:
-    """Length of each completion of a rollout, as the flags say."""
+    """Return the length of each completion of a rollout, as the flags say."""
     low = a.min_new_tokens if a.lengths == "random" else a.max_new_tokens
     return plan_lengths(
         a.seed, rollout, a.group_size * a.prompts_per_rollout, low, a.max_new_tokens
@@ -94,7 +94,7 @@ def planned(a: argparse.Namespace, rollout: int) -> Lengths:
 
 
 def make_prompts(a: argparse.Namespace) -> list[str]:
-    """One prompt for each of all steps' groups."""
+    """Draw one prompt for each group of all steps."""
     generator = random.Random(a.seed)
     words = range(len(SPECIAL), a.vocab)
     return [
@@ -104,7 +104,7 @@ def make_prompts(a: argparse.Namespace) -> list[str]:
 
 
 def save_model(a: argparse.Namespace, folder: Path) -> int:
-    """Write model and tokenizer as an ordinary folder; the number of parameters."""
+    """Write model and tokenizer as a folder; return the number of parameters."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -141,22 +141,22 @@ def save_model(a: argparse.Namespace, folder: Path) -> int:
 
 
 def distinct_share(ids: list[int]) -> float:
-    """A plain reward: share of distinct tokens."""
+    """Return a plain reward: the fraction of distinct tokens."""
     return len(set(ids)) / max(len(ids), 1)
 
 
 def even_share(ids: list[int]) -> float:
-    """Another: share of even token ids."""
+    """Return another plain reward: the fraction of even token ids."""
     return sum(token % 2 == 0 for token in ids) / max(len(ids), 1)
 
 
 def answer_of(ids: list[int]) -> int:
-    """The answer that the vote counts."""
+    """Return the answer that the vote counts."""
     return next((token for token in reversed(ids) if token >= len(SPECIAL)), 0) % NUM_ANSWERS
 
 
 def vote_scores(completions: list[list[int]], group_size: int) -> list[float]:
-    """1 for the group's most frequent answer, else 0."""
+    """Return 1 for the group's most frequent answer, else 0."""
     answers, scores = [answer_of(ids) for ids in completions], []
     for start in range(0, len(answers), group_size):
         group = answers[start : start + group_size]
@@ -166,7 +166,7 @@ def vote_scores(completions: list[list[int]], group_size: int) -> list[float]:
 
 
 def memory_mib(field: str) -> float:
-    """``VmRSS`` or ``VmHWM`` of this process."""
+    """Return ``VmRSS`` or ``VmHWM`` of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) / 1024
@@ -174,24 +174,24 @@ def memory_mib(field: str) -> float:
 
 
 class Meter:
-    """Seconds, CPU seconds and completion tokens of each step, and the peak of resident memory over all of them."""
+    """A meter of seconds, CPU seconds and completion tokens of each step, and of peak memory."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
         self.more: dict[str, Any] = {}  # figures that one side alone has
 
     def start(self) -> None:
-        """Training begins: what loading and importing took at its peak no longer counts."""
+        """Start measuring, without the peak memory of loading and importing."""
         Path("/proc/self/clear_refs").write_text("5")
         self.before_mib = memory_mib("VmRSS")
         self.begin_step()
 
     def begin_step(self) -> None:
-        """A step begins."""
+        """Start the clocks of a step."""
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def end_step(self, tokens: int, phases: dict[str, float] | None = None) -> None:
-        """A step ended; the next may begin at once."""
+        """Stop the clocks of a step; the next may begin at once."""
         seconds, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
         self.records.append(
             {"seconds": seconds, "cpu_seconds": cpu, "tokens": tokens, "phases": phases or {}}

@@ -1,16 +1,16 @@
-"""CollapseGuard: watches for collapse without labels, says what it sees, and acts."""
+"""CollapseGuard: watches for collapse without labels, records symptoms, and acts."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from callbacks.detectors import DETECTORS, Detector, DetectorState, verdict, with_changes
-from callbacks.events import record_event
+from callbacks.detectors import Baseline, DetectorState, Watch
+from callbacks.events import record_alarm, record_event
+from callbacks.guard_detectors import DETECTORS, GuardDetector, verdict, with_changes
 from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.steering import Snapshots, check_scale, scale_setting
 from callbacks.symptoms import symptoms
@@ -22,22 +22,28 @@ from rlif_lightning.rewards.voting import vote_metrics
 
 ACTIONS = ("warn", "stop", "adjust", "rollback")
 CERTAINTY_HEADS = (MeanLogprob, NegativeEntropy, SelfCertainty)
-# Weight of a reference KL that holds a policy: in docs/collapse-study.md 0.3 did, 0.1 did not on
-# every seed.
+# Weight of a reference KL that holds a policy. In docs/collapse-study.md 0.3 held it on every seed,
+# 0.1 on some.
 ANCHOR = 0.2
 
 
 class CollapseGuard(Callback):
-    """Watches a run's own figures for the symptoms of collapse (``callbacks/detectors.py``) and acts on an alarm.
+    """Watches a run's own figures for symptoms of collapse and acts on an alarm.
 
-    Most limits are relative to the run's first ``baseline`` rollouts. A symptom of severity
-    ``notice`` is written down; one of severity ``alarm`` is a warning too and acted upon. ``warn``:
-    nothing more. ``stop``: ends the run. ``adjust``: multiplies the settings in ``scale``.
-    ``rollback``: puts policy and optimiser back to the older of the last two snapshots, multiplies
-    the settings in ``scale`` and goes on with new samples (back before the end of the baseline,
-    that is learnt anew). An alarm after ``max_actions`` adjustments or rollbacks ends the run. What
-    drives a policy (space ``drive``) is not judged where a reference KL of weight 0.2 or more holds
-    it. Decisions rest on figures of all ranks, so every rank takes the same one.
+    Symptoms and limits: ``callbacks/guard_detectors.py``. Most limits are relative to the run's
+    first ``baseline`` rollouts. A symptom of severity ``notice`` is written to ``events.jsonl``. A
+    symptom of severity ``alarm`` is also a warning, and the guard acts on it:
+
+    - ``warn``: nothing more.
+    - ``stop``: ends the run.
+    - ``adjust``: multiplies the settings in ``scale``.
+    - ``rollback``: restores policy and optimiser from the older of the last two snapshots,
+      multiplies the settings in ``scale`` and goes on with new samples. A baseline that was not
+      full at the snapshot is learnt anew.
+
+    An alarm after ``max_actions`` adjustments or rollbacks ends the run. Detectors of space
+    ``drive`` (what pushes a policy) are not judged where a reference KL of weight 0.2 or more
+    holds it. Decisions rest on figures of all ranks, so every rank takes the same one.
 
     Logs ``rollout/repetition``, ``vote/top_answer``, ``guard/vote_alignment``,
     ``guard/certainty_share``, ``guard/alarms`` (how many are active) and, without a head that logs
@@ -48,12 +54,12 @@ class CollapseGuard(Callback):
         action: warn | stop | adjust | rollback.
         scale: setting -> factor, applied at each adjustment or rollback: `learning_rate`,
             `objective.weight`, `rewards.certainty.weight`, ... null = {learning_rate: 0.5}.
-        baseline: first rollouts, whose mean is what is normal; relative limits judge nothing in
-            them.
+        baseline: first rollouts, whose mean relative limits are relative to; these limits judge
+            nothing in them.
         detectors: changes to the detectors: name -> settings, or null to take it out; a new name
             adds one.
-        snapshot_every: rollouts between two snapshots (rollback); none is taken while a symptom
-            shows.
+        snapshot_every: rollouts between two snapshots (rollback); none is taken while a figure is
+            beyond its limit.
         max_actions: adjustments or rollbacks at most.
         extractor: finds the final answer of a completion; where a head votes, its answers (or
             behaviours) count.
@@ -89,14 +95,17 @@ class CollapseGuard(Callback):
             )
         self.action, self.scale = action, scale or {"learning_rate": 0.5}
         self.baseline, self.snapshot_every, self.max_actions = baseline, snapshot_every, max_actions
-        self.detectors = with_changes(DETECTORS, detectors)
+        self.detectors = {
+            name: replace(detector, baseline=Baseline(baseline))
+            for name, detector in with_changes(DETECTORS, detectors).items()
+        }
         self.extractor = extractor
-        self.states = {name: DetectorState() for name in self.detectors}
+        self.watch = Watch(self.detectors)
         self.num_actions, self.stopped = 0, False
         self.snapshots = Snapshots()
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
-        """Check what would be scaled."""
+        """Check the settings that would be scaled."""
         if self.action in ("warn", "stop") or not (stage == "fit" or pl_module.fits_next):
             return
         names = [name for name in self.scale if name.startswith("objective.")]
@@ -116,44 +125,36 @@ class CollapseGuard(Callback):
         if self.action == "rollback":
             self.snapshots.settle(trainer)
         for name, factor in self.scale.items():
-            if name != "learning_rate":  # travels in the checkpoint with its schedule
+            if name != "learning_rate":  # checkpoints keep it with its schedule
                 for _ in range(self.num_actions):  # one by one: a power rounds differently
                     scale_setting(trainer, pl_module, name, factor)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: RLIFModule, batch: Any, batch_idx: int
     ) -> None:
-        """The first snapshot is of the policy that training started, or was resumed, with."""
+        """Take the first snapshot, of the policy that training starts or resumes with."""
         if self.action == "rollback" and not self.snapshots.taken:
             self.snapshots.take(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: RLIFModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure, judge, tell, act."""
+        """Measure and judge the rollout, record what changed, and act on a new alarm."""
         self._measure(trainer, pl_module, outputs)
         kinds = kinds_of_run(pl_module, outputs["rewards"])
         values = {
             name: self._value(trainer, name, detector, kinds)
             for name, detector in self.detectors.items()
         }
-        before = self.states
-        self.states = {
-            name: d.update(before[name], values[name], self.baseline)
-            for name, d in self.detectors.items()
-        }
-        active = [name for name, state in self.states.items() if state.active]
-        pl_module.log(
-            "guard/alarms", float(sum(self._is_alarm(name) for name in active)), batch_size=1
-        )
-        for name in [name for name, state in before.items() if state.active and name not in active]:
+        new, ended = self.watch.update(values)
+        alarms = sum(self._is_alarm(name) for name in self.watch.active)
+        pl_module.log("guard/alarms", float(alarms), batch_size=1)
+        for name in ended:
             text = f"{name}: {self.detectors[name].metric} is back at {values[name]:.4g}"
-            record_event(
-                trainer, pl_module, "CollapseGuard", "recovery", text, {name: values[name]}
-            )
-        new = [name for name in active if not before[name].active]
+            evidence = self.watch.evidence(name, values[name])
+            record_event(trainer, pl_module, "CollapseGuard", "recovery", text, evidence)
         for name in new:
-            self._tell(trainer, pl_module, name, values[name])
+            self._report(trainer, pl_module, name, values[name])
         if any(map(self._is_alarm, new)):
             self._act(trainer, pl_module)
         elif self.action == "rollback" and self._is_snapshot_due(pl_module):
@@ -176,7 +177,9 @@ class CollapseGuard(Callback):
         for name, value in measured.items():
             pl_module.log(name, float(value), sync_dist=True, batch_size=1)
 
-    def _value(self, trainer: Trainer, name: str, detector: Detector, kinds: set[str]) -> float:
+    def _value(
+        self, trainer: Trainer, name: str, detector: GuardDetector, kinds: set[str]
+    ) -> float:
         logged = trainer.callback_metrics
         if detector.metric not in logged:
             raise ValueError(
@@ -191,7 +194,7 @@ class CollapseGuard(Callback):
 
     def _is_snapshot_due(self, pl_module: RLIFModule) -> bool:
         calm = not any(
-            d.is_beyond(self.states[name])
+            d.is_beyond(self.watch.states[name])
             for name, d in self.detectors.items()
             if self._is_alarm(name)
         )
@@ -200,22 +203,18 @@ class CollapseGuard(Callback):
             and int(pl_module.num_rollouts) - self.snapshots.taken[-1][0] >= self.snapshot_every
         )
 
-    def _tell(self, trainer: Trainer, pl_module: RLIFModule, name: str, value: float) -> None:
-        detector, state = self.detectors[name], self.states[name]
-        alarms = [other for other, s in self.states.items() if s.active and self._is_alarm(other)]
+    def _report(self, trainer: Trainer, pl_module: RLIFModule, name: str, value: float) -> None:
+        detector = self.detectors[name]
+        alarms = [other for other in self.watch.active if self._is_alarm(other)]
         kind = verdict({self.detectors[other].space for other in alarms})
-        message = f"{name}: {detector.describe(state)} This is {kind}."
+        message = f"{name}: {detector.describe(self.watch.states[name])} This is {kind}."
         if len(alarms) > 1:
             message += f" Active alarms: {', '.join(alarms)}."
-        values = {
-            "detector": name, "metric": detector.metric, "value": value, "limit": detector.limit(state.baseline),
-            "baseline": state.baseline, "space": detector.space,
-        }  # fmt: skip
-        record_event(trainer, pl_module, "CollapseGuard", detector.severity, message, values)
-        if self._is_alarm(name) and trainer.is_global_zero:
-            warnings.warn(
-                f"CollapseGuard, rollout {int(pl_module.num_rollouts)}: {message}", stacklevel=2
-            )
+        values = self.watch.evidence(name, value) | {"space": detector.space}
+        if self._is_alarm(name):
+            record_alarm(trainer, pl_module, "CollapseGuard", message, values)
+        else:
+            record_event(trainer, pl_module, "CollapseGuard", detector.severity, message, values)
 
     def _act(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         if self.action == "warn":
@@ -237,23 +236,20 @@ class CollapseGuard(Callback):
             message += f": policy and optimiser as after rollout {rollout}"
         for name, factor in self.scale.items():
             scale_setting(trainer, pl_module, name, factor)
-        message += (
-            "; multiplied:"
-            f" {', '.join(f'{name} by {factor:g}' for name, factor in self.scale.items())}"
-        )
+        scaled = ", ".join(f"{name} by {factor:g}" for name, factor in self.scale.items())
+        message += f"; multiplied: {scaled}"
         record_event(trainer, pl_module, "CollapseGuard", self.action, message, self.scale)
 
     def _go_back_to(self, rollout: int) -> None:
-        # From before the baseline was full, a run is learnt anew: that baseline is of a policy that
-        # had moved on.
+        # A baseline that was not full at the snapshot includes figures of the policy that collapsed.
         keeps = rollout >= self.baseline
-        self.states = {
-            n: DetectorState(s.total, s.count) if keeps else DetectorState()
-            for n, s in self.states.items()
+        self.watch.states = {
+            name: DetectorState(first=state.first if keeps else ())
+            for name, state in self.watch.states.items()
         }
 
     def why_stopped(self) -> tuple[str, str] | None:
-        """Why it ended the run (``running/endings.py``), None if it did not."""
+        """Return why the guard ended the run (``running/endings.py``); None if it did not."""
         return (
             ("guard", f"an alarm, and the action is {self.action}; see events.jsonl")
             if self.stopped
@@ -261,27 +257,26 @@ class CollapseGuard(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The detectors' states, the number of actions, names of the snapshots, and whether the run was ended."""
-        states = {name: asdict(state) for name, state in self.states.items()}
+        """Return the detectors' states, actions, snapshots, and whether the run was ended."""
         return {
-            "states": states, "num_actions": self.num_actions, "snapshots": self.snapshots.state_dict(),
+            "detectors": self.watch.state_dict(),
+            "num_actions": self.num_actions,
+            "snapshots": self.snapshots.state_dict(),
             "stopped": self.stopped,
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was made; detectors that are new since then start with a baseline of their own."""
-        known = {
-            name: DetectorState(**state)
-            for name, state in state_dict["states"].items()
-            if name in self.states
-        }
-        self.states |= known
+        """Continue where the checkpoint was made; a detector that is new since then begins now."""
+        self.watch.load_state_dict(state_dict["detectors"])
         self.num_actions, self.stopped = state_dict["num_actions"], state_dict["stopped"]
         self.snapshots.load_state_dict(state_dict["snapshots"])
 
 
 def kinds_of_run(module: RLIFModule, outputs: dict[str, RewardOutput]) -> set[str]:
-    """Which of the detectors' ``runs`` a run is, by the heads that have a weight; and whether it is ``anchored``."""
+    """Return which of the detectors' ``runs`` a run is, and whether it is ``anchored``.
+
+    Heads count that have a weight.
+    """
     weighted = [name for name, reward in module.rewards.settings.items() if reward.weight]
     heads = [module.rewards.heads[name] for name in weighted]
     kinds = {"all"} if any(head.needs_gold for head in heads) else {"all", "label_free"}

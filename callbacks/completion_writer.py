@@ -1,4 +1,7 @@
-"""CompletionWriter: sampled completions with scores, answers and advantages, to files, the terminal and TensorBoard."""
+"""CompletionWriter: sampled completions with scores, answers and advantages.
+
+They go to files, the terminal and TensorBoard.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from rich.text import Text
 from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.processes.ranks import writes_rows
+from rlif_lightning.processes.ranks import writes_completions
 from rlif_lightning.running.run_folder import naming, run_folder
 from rlif_lightning.whole_files import replaced
 
@@ -27,13 +30,13 @@ PIPE_WIDTH = 160  # columns of a table that is printed into a file or a pipe
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, with control characters shown instead of obeyed (completions are untrusted)."""
+    """Put text on one line, with control characters escaped (completions are untrusted)."""
     shown = text.replace("\n", "⏎")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def shortened(text: str, width: int) -> str:
-    """``text`` with its middle left out where it is longer than ``width``: a final answer stands at the end."""
+    """Leave out the middle of a text longer than ``width``; a final answer is at the end."""
     if len(text) <= width:
         return text
     tail = width * 2 // 3
@@ -50,7 +53,7 @@ class CompletionWriter(Callback):
     ``completion_number``, ``prompt``, ``completion``, ``answer``, ``length``, ``ended``,
     ``mean_logprob``, ``mean_entropy``, ``scores`` and ``advantage`` (the mean over its tokens);
     ``correct`` (by the evaluation's checker) if the data have labels. After a resume into the same
-    folder, records of a rollout that was made twice stand there twice; the later ones count.
+    folder, a rollout that was sampled twice has its records twice; the later ones count.
 
     Args:
         every: rollouts between two samples; the first rollout is always one.
@@ -59,7 +62,7 @@ class CompletionWriter(Callback):
         table: print a sample's groups in the terminal.
         tensorboard: add a sample as text to TensorBoard, where the run has that logger.
         write_gold: write the gold answers too, as ``gold`` (a list as JSON); needs
-            data.answer_column. Off, labels leave nothing but ``correct``.
+            data.answer_column. Without it, ``correct`` is all that labels add.
         width: characters of a completion that the terminal shows; files always have all of it.
 
     Raises:
@@ -87,7 +90,8 @@ class CompletionWriter(Callback):
         self.table, self.tensorboard, self.write_gold = table, tensorboard, write_gold
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
-        """Find the run's folder (a collective), and refuse to write gold answers where there are none."""
+        """Find the run's folder (a collective); refuse to write gold answers without any."""
+        pl_module.read_settings_of(getattr(trainer, "datamodule", None))  # set up after callbacks
         if self.write_gold and pl_module.answer_column is None:
             raise ValueError(
                 "write_gold=true needs data.answer_column; name it or set write_gold=false"
@@ -100,10 +104,10 @@ class CompletionWriter(Callback):
     ) -> None:
         """Write and show a sample where one is due.
 
-        The place is the module's own counter, so it resumes with it.
+        Samples are counted by the module's own counter of rollouts, which checkpoints keep.
         """
         rollout = int(pl_module.num_rollouts)
-        if (rollout - 1) % self.every or not writes_rows():
+        if (rollout - 1) % self.every or not writes_completions():
             return
         records = self._records(
             pl_module, outputs, {"rollout": rollout, "step": trainer.global_step}
@@ -142,15 +146,14 @@ class CompletionWriter(Callback):
         return [{**place, **record} for record in records]
 
     def _to_tensorboard(self, trainer: Trainer, records: list[dict[str, Any]]) -> None:
-        # Four spaces make each line code: nothing in a completion is taken for Markdown or HTML.
+        # Four spaces make each line code, so that no completion is read as Markdown or HTML.
         text = "\n".join(
             f"    {line}" for line in render(records, self.width, color=False).splitlines()
         )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text(
-                    "completions", text, records[0]["rollout"] - 1
-                )  # as Lightning counts
+                # Lightning counts from 0.
+                logger.experiment.add_text("completions", text, records[0]["rollout"] - 1)
 
 
 def _plain(gold: Any) -> str:
@@ -160,7 +163,10 @@ def _plain(gold: Any) -> str:
 def write_records(
     folder: Path, records: list[dict[str, Any]], format: str, part: str, suffix: str
 ) -> None:
-    """Append to ``completions<suffix>.jsonl``, or put ``completions/<part><suffix>.parquet`` in place as a whole."""
+    """Append to a JSON Lines file, or write a Parquet file under a temporary name first.
+
+    The paths are ``completions<suffix>.jsonl`` and ``completions/<part><suffix>.parquet``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if format == "jsonl":
         path = folder / f"completions{suffix}.jsonl"
@@ -179,7 +185,7 @@ def write_records(
 
 
 def _schema(record: dict[str, Any]) -> Any:
-    """Types by name, not by value: a sample in which no completion has an answer fits the others all the same."""
+    """Return column types by name, so that files of samples without any answer match others."""
     import pyarrow
 
     kinds = {int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_()}
@@ -189,7 +195,7 @@ def _schema(record: dict[str, Any]) -> Any:
 
 
 def render(records: list[dict[str, Any]], width: int, color: bool | None = None) -> str:
-    """A table for each group as text; ``color=None`` colours it where the terminal can."""
+    """Return a table for each group as text; ``color=None`` colours it where the terminal can."""
     color = sys.stdout.isatty() if color is None else color
     columns = None if color else PIPE_WIDTH
     console = Console(
@@ -206,7 +212,7 @@ def render(records: list[dict[str, Any]], width: int, color: bool | None = None)
 
 
 def _group_table(group: list[dict[str, Any]], width: int) -> Table:
-    """One row per distinct completion, the best advantage first."""
+    """Build a table with one line per distinct completion, the best advantage first."""
     first = group[0]
     title = Text(
         f"rollout {first['rollout']}, problem {first['index']}:"

@@ -1,67 +1,86 @@
-"""Detectors of collapse: each watches one figure of a run and needs no label.
+"""Detectors: each watches one figure of a run and says whether it is beyond a limit.
 
-Pure: numbers in, numbers out.
+Pure: numbers in, numbers out. CollapseGuard, EntropyMonitor, LabelFreeStopping and SamplerGap all
+decide by this code.
 
-A detector with a relative limit learns what is normal from the run's first rollouts (the baseline);
-one with a bound alone judges from the start. It speaks when the median of its last few figures is
-beyond its limit and then keeps quiet until that is clearly back. ``DETECTORS`` at the end are the
-symptoms that https://arxiv.org/abs/2605.22620 describes, and a few of ours; all limits are ours.
+A worked example: ``Detector("x", "below", factor=0.5, window=3, patience=1, baseline=Baseline(2))``
+is given 8, 12, 9, 4, 3. The baseline is 10, the mean of 8 and 12, so the limit is 5. The first full
+window is 9, 4, 3. Its median, 4, is below 5: the detector becomes active.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
-from statistics import median
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from statistics import median, median_low
 from typing import Any
 
 SIDES = ("below", "above")
-SPACES = ("token", "answer", "any", "drive")
-SEVERITIES = ("alarm", "notice")
-RUNS = ("all", "label_free", "vote", "certainty")
+AVERAGES = ("mean", "median")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A run's first figures, which relative limits are relative to.
+
+    Args:
+        size: number of figures.
+        average: mean | median (of an even number, the smaller of the two in the middle).
+        is_early: a figure is judged while the baseline fills, by what it holds; a figure beyond the
+            limit is not added to it.
+        in_window: windows reach back into the baseline; an absolute limit waits for it as well.
+    """
+
+    size: int = 5
+    average: str = "mean"
+    is_early: bool = False
+    in_window: bool = False
+
+    def value(self, first: tuple[float, ...]) -> float:
+        """Return the average of the first figures, NaN where there are none."""
+        if not first:
+            return math.nan
+        return sum(first) / len(first) if self.average == "mean" else median_low(first)
 
 
 @dataclass(frozen=True)
 class DetectorState:
-    """What a detector remembers between rollouts.
+    """What a detector remembers between figures.
 
     Attributes:
-        total: sum of the figure over the baseline's rollouts.
-        count: rollouts in the baseline so far.
-        recent: the last figures after the baseline.
-        active: whether it has spoken and the figure is not back yet.
+        first: the figures of the baseline.
+        recent: the last figures, at most a window of them.
+        streak: how many judgements in a row were beyond the limit.
+        active: whether the figure is beyond the limit, and has been for ``patience`` judgements.
     """
 
-    total: float = 0.0
-    count: int = 0
+    first: tuple[float, ...] = ()
     recent: tuple[float, ...] = ()
+    streak: int = 0
     active: bool = False
-
-    @property
-    def baseline(self) -> float:
-        return self.total / max(self.count, 1)
 
 
 @dataclass(frozen=True)
 class Detector:
-    """One symptom: the median of a figure's last ``window`` values is beyond its limit.
+    """A figure whose average over a window is beyond a limit, several times in a row.
 
     Args:
         metric: name of the figure, as logged.
-        side: below | above: on which side of the limit the trouble is.
+        side: below | above: the side of the limit on which the figure is in trouble.
         factor: the limit is this times the baseline.
         gap: the limit is this share of the way from the baseline to 1, for shares that rise (above
             only).
         bound: an absolute limit; beside a relative one both must be passed.
-        window: rollouts whose median is judged: a lone outlier is no symptom.
-        release: it is over once the median is back inside by this share of the limit.
-        space: token (as certainty alone does) | answer (as a vote alone does) | any | drive: no
-            symptom yet, but what pushes the policy; not judged where a strong reference KL holds
-            it.
-        severity: alarm (acted upon) | notice (told only).
-        runs: all | label_free | vote | certainty: which runs are judged; the last two are those
-            that reward it.
-        meaning: what it tells, for the message.
+        window: figures whose average is judged.
+        average: mean | median, of a window.
+        patience: judgements in a row beyond the limit before the detector is active.
+        release: an active detector ends once the average is back inside by this share of the limit.
+        baseline: what relative limits are relative to. Nothing is judged while it fills.
+        meaning: what the detector's activity means, for its message.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or no limit.
     """
 
     metric: str
@@ -70,23 +89,16 @@ class Detector:
     gap: float | None = None
     bound: float | None = None
     window: int = 3
+    average: str = "median"
+    patience: int = 1
     release: float = 0.1
-    space: str = "token"
-    severity: str = "alarm"
-    runs: str = "all"
+    baseline: Baseline = Baseline()
     meaning: str = ""
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("side", SIDES),
-            ("space", SPACES),
-            ("severity", SEVERITIES),
-            ("runs", RUNS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}"
-                )
+        check_known("side", self.side, SIDES)
+        for average in (self.average, self.baseline.average):
+            check_known("average", average, AVERAGES)
         if self.factor is None and self.gap is None and self.bound is None:
             raise ValueError(f"detector of {self.metric!r} has no limit: give factor, gap or bound")
         if self.gap is not None and (
@@ -97,9 +109,10 @@ class Detector:
             )
         if self.factor is not None and self.factor <= 0:
             raise ValueError(f"factor={self.factor} must be positive")
-        if self.window < 1 or self.release < 0:
+        if self.window < 1 or self.patience < 1 or self.release < 0:
             raise ValueError(
-                f"window={self.window}, release={self.release}: need window >= 1 and release >= 0"
+                f"window={self.window}, patience={self.patience}, release={self.release}: need"
+                " window >= 1, patience >= 1 and release >= 0"
             )
 
     @property
@@ -107,8 +120,9 @@ class Detector:
         """Whether the limit depends on the run's start."""
         return self.factor is not None or self.gap is not None
 
-    def limit(self, baseline: float) -> float:
-        """The limit in units of the figure."""
+    def limit(self, state: DetectorState) -> float:
+        """Return the limit, in units of the figure."""
+        baseline = self.baseline.value(state.first)
         limits = [] if self.bound is None else [self.bound]
         if self.factor is not None:
             limits.append(self.factor * baseline)
@@ -116,202 +130,125 @@ class Detector:
             limits.append(baseline + self.gap * (1 - baseline))
         return min(limits) if self.side == "below" else max(limits)
 
-    def update(self, state: DetectorState, value: float, baseline: int) -> DetectorState:
-        """The state after one more rollout.
+    def update(self, state: DetectorState, value: float) -> DetectorState:
+        """Return the state after one more figure.
 
         Args:
             state: the state before it.
-            value: the figure; NaN (nothing to measure) changes nothing.
-            baseline: rollouts of the baseline; while it fills, nothing is judged by a relative
-                limit.
-
-        Returns:
-            The new state; ``active`` turning True is the alarm.
+            value: the figure; NaN (nothing was measured) changes nothing.
         """
         if math.isnan(value):
             return state
-        if self.is_relative and state.count < baseline:
-            return replace(state, total=state.total + value, count=state.count + 1)
-        recent = (*state.recent, value)[-self.window :]
-        limit, middle = self.limit(state.baseline), median(recent)
+        baseline, first = self.baseline, (*state.first, value)
+        waits = self.is_relative or baseline.in_window
+        fills = waits and len(state.first) < baseline.size
+        if fills and not (baseline.is_early and state.first):
+            recent = self._window(state, value) if baseline.in_window else state.recent
+            return replace(state, first=first, recent=recent)
+        judged = self._judged(state, self._window(state, value))
+        return replace(judged, first=first) if fills and not judged.streak else judged
+
+    def _window(self, state: DetectorState, value: float) -> tuple[float, ...]:
+        return (*state.recent, value)[-self.window :]
+
+    def _judged(self, state: DetectorState, recent: tuple[float, ...]) -> DetectorState:
+        limit = self.limit(state)
         margin = self.release * abs(limit) if state.active else 0.0
-        outside = middle < limit + margin if self.side == "below" else middle > limit - margin
-        return replace(state, recent=recent, active=outside and len(recent) == self.window)
+        limit += margin if self.side == "below" else -margin
+        beyond = len(recent) == self.window and self._passes(self._average(recent), limit)
+        streak = state.streak + 1 if beyond else 0
+        return replace(state, recent=recent, streak=streak, active=streak >= self.patience)
+
+    def _average(self, recent: tuple[float, ...]) -> float:
+        return median(recent) if self.average == "median" else sum(recent) / len(recent)
+
+    def _passes(self, value: float, limit: float) -> bool:
+        return value < limit if self.side == "below" else value > limit
 
     def is_beyond(self, state: DetectorState) -> bool:
-        """Whether the last figure itself is beyond the limit."""
-        if not state.recent:
-            return False
-        limit = self.limit(state.baseline)
-        return state.recent[-1] < limit if self.side == "below" else state.recent[-1] > limit
+        """Return whether the last figure alone is beyond the limit."""
+        return bool(state.recent) and self._passes(state.recent[-1], self.limit(state))
 
-    def describe(self, state: DetectorState) -> str:
-        """In words: the figure, its limit and where that comes from."""
-        told = (
-            f"{self.metric}, {median(state.recent):.4g} in the median of {self.window}"
-            " rollouts,"
-            f" is {self.side}"
-        )
-        told += f" {self.limit(state.baseline):.4g}"
-        told += (
-            f" (at the start of the run it was {state.baseline:.4g})." if self.is_relative else "."
-        )
-        return f"{told} {self.meaning}".strip()
+    def describe(self, state: DetectorState, unit: str = "rollouts") -> str:
+        """Say in words what the figure is, and what its limit is relative to.
+
+        Args:
+            state: the present state, with at least one judged figure.
+            unit: what one figure is of.
+        """
+        text = f"{self.metric}, {self._average(state.recent):.4g}"
+        text += f" in the {self.average} of {self.window} {unit}" if self.window > 1 else ""
+        text += f", is {self.side} {self.limit(state):.4g}"
+        text += f", {self.patience} times in a row" if self.patience > 1 else ""
+        if self.is_relative:
+            start = self.baseline.value(state.first)
+            text += f" (at the start of the run it was {start:.4g})"
+        return f"{text}. {self.meaning}".strip()
 
 
-def with_changes(
-    detectors: dict[str, Detector], changes: dict[str, dict[str, Any] | None] | None
-) -> dict[str, Detector]:
-    """Detectors with some of their settings changed, some taken out (null) and new ones added.
+class Watch:
+    """Detectors by name, with their states.
+
+    Args:
+        detectors: name -> detector.
+
+    Attributes:
+        states: name -> state.
+    """
+
+    def __init__(self, detectors: Mapping[str, Detector]):
+        self.detectors = dict(detectors)
+        self.states = {name: DetectorState() for name in detectors}
+
+    @property
+    def active(self) -> list[str]:
+        """The names of the detectors that are active."""
+        return [name for name, state in self.states.items() if state.active]
+
+    def update(self, values: Mapping[str, float]) -> tuple[list[str], list[str]]:
+        """Give detectors one more figure each.
+
+        Args:
+            values: name of a detector -> figure.
+
+        Returns:
+            The names of those that became active, and of those that ended.
+        """
+        before = self.active
+        for name, value in values.items():
+            self.states[name] = self.detectors[name].update(self.states[name], value)
+        after = self.active
+        began = [name for name in after if name not in before]
+        return began, [name for name in before if name not in after]
+
+    def evidence(self, name: str, value: float) -> dict[str, float | str]:
+        """Return what an event about a detector rests on: its figure, limit and baseline."""
+        detector, state = self.detectors[name], self.states[name]
+        return {
+            "detector": name,
+            "metric": detector.metric,
+            "value": value,
+            "limit": detector.limit(state),
+            "baseline": detector.baseline.value(state.first),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states as plain values."""
+        return {name: asdict(state) for name, state in self.states.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from saved states; a detector without one begins now."""
+        for name in self.states.keys() & state_dict.keys():
+            saved = state_dict[name]
+            lists = {key: tuple(saved[key]) for key in ("first", "recent")}
+            self.states[name] = DetectorState(**{**saved, **lists})
+
+
+def check_known(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse an unknown name.
 
     Raises:
-        ValueError: an unknown setting, a new detector without metric and side, or one that takes
-            out nothing.
+        ValueError: names the setting and what is known.
     """
-    changed = dict(detectors)
-    known = [field.name for field in fields(Detector)]
-    for name, settings in (changes or {}).items():
-        if settings is None:
-            if changed.pop(name, None) is None:
-                raise ValueError(
-                    f"detectors.{name}=null takes nothing out; detectors: {', '.join(detectors)}"
-                )
-            continue
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise ValueError(
-                f"detectors.{name} has no setting {unknown}; settings: {', '.join(known)}"
-            )
-        merged = {**(asdict(changed[name]) if name in changed else {}), **settings}
-        if not {"metric", "side"} <= set(merged):
-            raise ValueError(
-                f"detectors.{name} is new, so it needs metric and side (and a limit); those that"
-                " exist:"
-                f" {', '.join(detectors)}"
-            )
-        changed[name] = Detector(**merged)
-    return changed
-
-
-def verdict(spaces: set[str]) -> str:
-    """Which kind of collapse the active alarms add up to."""
-    if {"token", "answer"} <= spaces:
-        return "collapse in token space and in answer space"
-    if "token" in spaces:
-        return "token-space collapse (as certainty rewards alone bring about)"
-    if "answer" in spaces:
-        return "answer-space collapse (as a vote alone brings about)"
-    if "any" in spaces:
-        return "collapse, not yet clear of which kind"
-    return "no collapse yet, but a risk of one"
-
-
-DETECTORS = {
-    "entropy_low": Detector(  # with gold answers a policy may be that sure because it is right
-        "policy/entropy",
-        "below",
-        factor=0.05,
-        runs="label_free",
-        meaning="The policy has all but stopped to explore.",
-    ),
-    "entropy_high": Detector(
-        "policy/entropy",
-        "above",
-        factor=2.0,
-        space="any",
-        meaning="The policy dissolves into noise.",
-    ),
-    "length_low": Detector(
-        "rollout/length",
-        "below",
-        factor=0.6,
-        meaning="Completions lose their reasoning: short ones look certain.",
-    ),
-    "length_high": Detector(
-        "rollout/length", "above", factor=2.5, space="any", meaning="Completions run on."
-    ),
-    "ended": Detector(
-        "rollout/ended", "below", factor=0.75, meaning="Completions no longer end by themselves."
-    ),
-    "parseable": Detector(
-        "rollout/parseable", "below", factor=0.7, meaning="Completions no longer give an answer."
-    ),
-    "repetition": Detector(
-        "rollout/repetition", "above", gap=0.12, meaning="Completions repeat themselves."
-    ),
-    "agreement": Detector(
-        "vote/largest_cluster",
-        "below",
-        factor=0.8,
-        meaning="Answers to one problem scatter more than at the start.",
-    ),
-    "alignment": Detector(
-        "guard/vote_alignment",
-        "below",
-        bound=0.05,
-        window=5,
-        runs="label_free",
-        meaning="Updates no longer favour what a group agrees on.",
-    ),
-    "conflict": Detector(
-        "guard/vote_alignment",
-        "below",
-        bound=0.8,
-        window=5,
-        space="drive",
-        runs="vote",
-        meaning="A vote is rewarded, but updates follow it weakly: another reward works against"
-        " it.",
-    ),
-    "certainty_share": Detector(
-        "guard/certainty_share",
-        "above",
-        bound=0.9,
-        space="drive",
-        runs="certainty",
-        meaning="Almost the whole advantage comes from the policy's own certainty.",
-    ),
-    "top_answer": Detector(
-        "vote/top_answer",
-        "above",
-        gap=0.3,
-        space="answer",
-        meaning="Different problems get the same answer.",
-    ),
-    "distinct_answers": Detector(
-        "vote/distinct_answers",
-        "below",
-        factor=0.25,
-        space="answer",
-        meaning="Few different answers are left.",
-    ),
-    "consensus": Detector(
-        "policy/entropy",
-        "below",
-        factor=0.33,
-        space="drive",
-        runs="vote",
-        meaning="The vote hardens: answers are given up while only agreement, right or wrong,"
-        " decides"
-        " which.",
-    ),
-    "unanimous": Detector(
-        "vote/unanimous",
-        "above",
-        gap=0.4,
-        window=5,
-        space="drive",
-        runs="vote",
-        meaning="The vote is about to confirm itself: right or wrong, it has little left to"
-        " correct.",
-    ),
-    "log_ratio": Detector(
-        "policy/log_ratio",
-        "above",
-        factor=5.0,
-        bound=0.5,
-        space="any",
-        severity="notice",
-        meaning="The policy moves far within one rollout; the learning rate may be too high.",
-    ),
-}
+    if value not in known:
+        raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(known)}")

@@ -1,29 +1,43 @@
-"""EntropyMonitor: the distribution of token entropy, its trend, and a warning when it leaves a band."""
+"""EntropyMonitor: the distribution of token entropy, its trend, and an alarm outside a band."""
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, Trainer
 
-from callbacks.events import record_event
+from callbacks.detectors import Detector, Watch
+from callbacks.events import record_alarm, record_event
 from rlif_lightning.module import RLIFModule
 
 PERCENTILES = (10, 50, 90)
+MEANING = (
+    "The policy may be collapsing. Look at completions; lower the learning rate or raise KL-Cov's"
+    " weight."
+)
+
+
+def band(floor: float | None, ceiling: float | None) -> dict[str, Detector]:
+    """Return the detectors of a mean token entropy (nats) outside a band; null = no limit."""
+    limits = {"floor": ("below", floor), "ceiling": ("above", ceiling)}
+    return {
+        name: Detector("policy/entropy", side, bound=bound, window=1, release=0.0, meaning=MEANING)
+        for name, (side, bound) in limits.items()
+        if bound is not None
+    }
 
 
 class EntropyMonitor(Callback):
-    """Logs percentiles of token entropy and its slope, and warns below a floor and above a ceiling.
+    """Logs percentiles and the slope of token entropy, and warns outside a band.
 
     A run collapses both ways: under certainty rewards entropy falls to nothing, under a vote alone
     it may explode. Logged per rollout: ``entropy/p10``, ``entropy/p50``, ``entropy/p90`` (nats,
-    this step's tokens) and ``entropy/slope`` (nats per rollout, least squares over the window of
+    this rollout's tokens) and ``entropy/slope`` (nats per rollout, least squares over the window of
     mean entropies). The module itself logs the means, ``policy/entropy`` of all tokens and
-    ``policy/entropy_picked`` of those that the objective picked; the warning names both. Warnings
-    and recoveries are written to ``events.jsonl``.
+    ``policy/entropy_picked`` of those that the objective picked; alarms name both. Alarms and
+    recoveries are written to ``events.jsonl``.
 
     Args:
         floor: warn once the mean entropy (nats) is below this; null = never.
@@ -41,19 +55,17 @@ class EntropyMonitor(Callback):
             )
         if floor is not None and ceiling is not None and floor >= ceiling:
             raise ValueError(f"floor={floor} must be below ceiling={ceiling}")
-        self.floor, self.ceiling = floor, ceiling
         self.history: deque[float] = deque(maxlen=window)
-        self.outside = False
+        self.watch = Watch(band(floor, ceiling))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: RLIFModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log, and warn when the band is left (once each time)."""
+        """Log the rollout's figures, and warn once each time that the band is left."""
         rollout = outputs["rollout"]
         entropies = rollout.stats.entropy[rollout.mask]
-        points = np.percentile(
-            entropies.cpu().numpy(), PERCENTILES
-        )  # torch.quantile refuses over 16 million tokens
+        # torch.quantile refuses more than 16 million tokens.
+        points = np.percentile(entropies.cpu().numpy(), PERCENTILES)
         for percentile, value in zip(PERCENTILES, points.tolist(), strict=True):
             pl_module.log(f"entropy/p{percentile}", value, sync_dist=True, batch_size=1)
         mean = float(trainer.callback_metrics["policy/entropy"])
@@ -62,39 +74,30 @@ class EntropyMonitor(Callback):
         if len(self.history) > 1:
             slope = float(np.polyfit(np.arange(len(self.history)), np.array(self.history), 1)[0])
             pl_module.log("entropy/slope", slope, batch_size=1)
-        self._check(trainer, pl_module, mean, slope)
+        self._judge(trainer, pl_module, mean, slope)
 
-    def _check(self, trainer: Trainer, pl_module: RLIFModule, mean: float, slope: float) -> None:
-        low = self.floor is not None and mean < self.floor
-        high = self.ceiling is not None and mean > self.ceiling
-        was_outside, self.outside = self.outside, low or high
-        if self.outside == was_outside:
+    def _judge(self, trainer: Trainer, pl_module: RLIFModule, mean: float, slope: float) -> None:
+        was_outside = bool(self.watch.active)
+        began, ended = self.watch.update(dict.fromkeys(self.watch.detectors, mean))
+        active = self.watch.active
+        if bool(active) == was_outside:
             return
+        name = began[0] if active else ended[0]
         picked = float(trainer.callback_metrics["policy/entropy_picked"])
-        values = {"entropy": mean, "entropy_picked": picked, "slope": slope}
-        if not self.outside:
-            text = f"mean token entropy {mean:.3f} nats is back inside the band"
-            record_event(trainer, pl_module, "EntropyMonitor", "recovery", text, values)
+        values = self.watch.evidence(name, mean) | {"entropy_picked": picked, "slope": slope}
+        if active:
+            text = f"{name}: {self.watch.detectors[name].describe(self.watch.states[name])}"
+            text += f" Picked tokens have {picked:.4g} nats; the slope is {slope:+.4g} a rollout."
+            record_alarm(trainer, pl_module, "EntropyMonitor", text, values)
             return
-        bound = f"below floor={self.floor}" if low else f"above ceiling={self.ceiling}"
-        text = (
-            f"mean token entropy {mean:.3f} nats is {bound} (picked tokens {picked:.3f}, slope"
-            f" {slope:+.4f} a rollout)"
-        )
-        record_event(trainer, pl_module, "EntropyMonitor", "warning", text, values)
-        if trainer.is_global_zero:
-            warnings.warn(
-                f"EntropyMonitor: {text} at optimiser step {trainer.global_step}; the policy may"
-                " be collapsing. Look at"
-                " completions; lower the learning rate or raise KL-Cov's weight",
-                stacklevel=2,
-            )
+        text = f"{name}: policy/entropy is back at {mean:.4g}"
+        record_event(trainer, pl_module, "EntropyMonitor", "recovery", text, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """The window and whether the band was left."""
-        return {"history": list(self.history), "outside": self.outside}
+        """Return the slope's window and the detectors' states."""
+        return {"history": list(self.history), "detectors": self.watch.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was made."""
+        """Continue where the checkpoint was made."""
         self.history.extend(state_dict["history"])
-        self.outside = state_dict["outside"]
+        self.watch.load_state_dict(state_dict["detectors"])

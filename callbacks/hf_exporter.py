@@ -27,7 +27,9 @@ MADE_BY = "made_by.json"  # in an exported folder: which run wrote it
 
 
 class HFExporter(Callback):
-    """Writes ``last`` at the end of training and, with ``monitor``, ``best`` after each evaluation that is the best.
+    """Writes ``last`` at the end of training and, with ``monitor``, the ``best`` policy.
+
+    ``best`` is written after each evaluation that is better than all before.
 
     A folder holds config.json, generation_config.json, model.safetensors and the tokenizer, which
     is what ``AutoModelForCausalLM.from_pretrained`` reads; it is the layout that vLLM documents for
@@ -35,12 +37,12 @@ class HFExporter(Callback):
     which name their base model, unless ``merge_lora``. A folder is written under a temporary name
     and renamed, so a reader never sees half of one.
 
-    Parameters that are divided between processes are gathered, and rank 0 writes.
+    Sharded parameters are gathered, and rank 0 writes.
 
     Args:
-        folder: where the folders go; null = ``export`` in the run's folder. A run that goes on with
-            ``auto`` or ``last`` goes on with the same best there; what another run or somebody else
-            put there is not replaced.
+        folder: where the folders go; null = ``export`` in the run's folder. A run that is resumed
+            with ``auto`` or ``last`` keeps its best there. A folder that this run did not write is
+            not replaced.
         monitor: logged figure that ``best`` is chosen by, such as ``val/accuracy``, read after each
             evaluation inside the run; null = no ``best``. Choosing by accuracy uses labels.
         mode: max | min: which values of ``monitor`` are better.
@@ -85,14 +87,13 @@ class HFExporter(Callback):
         if self.monitor is not None and trainer.limit_val_batches == 0:
             raise ValueError(
                 f"monitor={self.monitor!r} is read after evaluations, and"
-                " trainer.limit_val_batches=0 makes none;"
-                " evaluate, or set monitor to null"
+                " trainer.limit_val_batches=0 makes none; evaluate, or set monitor to null"
             )
         if self.merge_lora and pl_module.policy_settings.lora is None:
             raise ValueError("merge_lora=true, but model.policy.lora is null; take one of them out")
 
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
-        """Refuse to replace what is not this run's, and remove what an earlier life of it left half-written.
+        """Refuse to replace what is not this run's, and remove half-written exports.
 
         Raises:
             ValueError: names the folder and the remedy.
@@ -106,8 +107,7 @@ class HFExporter(Callback):
             ):
                 raise ValueError(
                     f"HFExporter.folder={self.folder!r} has {name!r} already, and it is not from"
-                    " this run; give another"
-                    " folder, or move that one away"
+                    " this run; give another folder, or move that one away"
                 )
             if trainer.is_global_zero and self.folder is not None and os.path.lexists(path):
                 remove_half_written(self.root, EXPORTS)
@@ -118,12 +118,10 @@ class HFExporter(Callback):
             return
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(
-                f"monitor={self.monitor!r} was not logged; known:"
-                f" {sorted(trainer.callback_metrics)}"
+                f"monitor={self.monitor!r} was not logged; known: {sorted(trainer.callback_metrics)}"
             )
-        value = float(
-            trainer.callback_metrics[self.monitor]
-        )  # reduced over ranks: all of them decide alike
+        # The value is reduced over ranks, so all ranks decide alike.
+        value = float(trainer.callback_metrics[self.monitor])
         if is_better(value, self.best, self.mode):
             self.best = value
             self._export(trainer, pl_module, "best")
@@ -139,12 +137,12 @@ class HFExporter(Callback):
         if self.monitor is not None and self.best is None:
             raise RuntimeError(
                 f"monitor={self.monitor!r}: training ended without an evaluation that logged it as"
-                " a number: no"
-                " `best`; lower trainer.check_val_every_n_epoch or trainer.val_check_interval"
+                " a number, so there is no `best`; lower trainer.check_val_every_n_epoch or"
+                " trainer.val_check_interval"
             )
 
     def _export(self, trainer: Trainer, pl_module: RLIFModule, name: str) -> None:
-        """Gather on every rank, write on rank 0; a failure is raised by all of them."""
+        """Gather on every rank and write on rank 0; all ranks raise a failure."""
         assert pl_module.policy is not None
         policy, weights = pl_module.policy, whole_state_dict(pl_module.policy)
         merged = pl_module.policy_settings if self.merge_lora else None
@@ -162,16 +160,16 @@ class HFExporter(Callback):
 
         try:
             all_process_attempt(write)
-        except Exception as error:  # safetensors, for one, has a class of its own for a full disk
+        except Exception as error:  # safetensors has an error class of its own for a full disk
             said = f"{type(error).__name__}: {error}"
             raise RuntimeError(f"HFExporter could not write {self.root / name}: {said}") from error
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
+        """Return the best value so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was made."""
+        """Continue where the checkpoint was made."""
         self.best = state_dict["best"]
 
 
@@ -183,7 +181,7 @@ def write_model(
     dtype: str | None = None,
     maker: dict[str, str] | None = None,
 ) -> None:
-    """Write model and tokenizer to ``folder``, replacing one that is there as a whole.
+    """Write model and tokenizer to ``folder``, which is replaced as a whole.
 
     Args:
         policy: gives the architecture and the tokenizer; its own parameters are not read.
@@ -192,19 +190,18 @@ def write_model(
         merged: how the policy was loaded, to merge its adapters into the weights; None = as they
             are.
         dtype: of the floating-point weights; None = as they are.
-        maker: which run this is; None = not written down.
+        maker: which run this is; None = not recorded.
     """
     unfinished, old = (
         folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "old")
     )
     if old.exists() and not folder.exists():
-        os.replace(old, folder)  # an earlier process died between the two renames below
+        os.replace(old, folder)  # an earlier process was killed between the two renames below
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     model = policy.model
     if merged is not None:
-        # Merging changes the weights in place, so it is done to a copy from where the base model
-        # came from.
+        # Merging changes weights in place, so the base model is loaded again and merged.
         whole: Any = load_pretrained(merged)
         whole.load_state_dict(weights)
         model = whole.merge_and_unload()
@@ -220,9 +217,8 @@ def write_model(
         if maker is not None:
             (unfinished / MADE_BY).write_text(json.dumps(maker, indent=1) + "\n")
     except BaseException:
-        shutil.rmtree(
-            unfinished, ignore_errors=True
-        )  # on a full disk it would take the room that is left
+        # On a full disk a half-written folder would take the space that is left.
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
     if folder.exists():
         os.replace(folder, old)
@@ -231,7 +227,7 @@ def write_model(
 
 
 def made_by(folder: Path) -> dict[str, str] | None:
-    """Which run wrote an exported folder; None for a folder, file or link that no run wrote."""
+    """Return which run wrote an exported folder; None for what no run wrote."""
     try:
         return None if folder.is_symlink() else json.loads((folder / MADE_BY).read_text())
     except (OSError, ValueError):
@@ -239,7 +235,10 @@ def made_by(folder: Path) -> dict[str, str] | None:
 
 
 def _maker(own: OwnFiles, folder: Path) -> dict[str, str]:
-    """A run, and where it lies from its export folder: a copy of the run that exports there is another one."""
+    """Return a run and its path from its export folder.
+
+    A copy of the run that exports to the same folder is another run.
+    """
     root = own.folder if own.is_root else own.folder.parent
     return {"run": own.run, "root": os.path.relpath(root.resolve(), folder.resolve())}
 

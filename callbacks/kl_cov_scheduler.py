@@ -1,4 +1,4 @@
-"""KLCovScheduler: KL-Cov's weight and fraction by step, or in a closed loop on the measured entropy."""
+"""KLCovScheduler: KL-Cov's weight and fraction, by rollout or in a closed loop on entropy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from callbacks.events import record_event
 from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.module import RLIFModule
 
-# kind -> the arguments that belong to it, beside `start`
+# kind -> its arguments beside `start`
 KINDS = {
     "constant": (),
     "linear": ("end", "steps"),
@@ -31,7 +31,7 @@ class Schedule:
     ``piecewise`` runs in straight lines through ``points``. ``entropy`` is a closed loop: after a
     rollout whose mean entropy H is below ``target[0]`` the value is multiplied by
     ``exp(gain * (target[0] - H) / target[0])``, above ``target[1]`` by
-    ``exp(-gain * (H - target[1]) / target[1])``; inside the band it stays; it never leaves
+    ``exp(-gain * (H - target[1]) / target[1])``; inside the band it stays. It is clamped to
     ``bounds``.
 
     Args:
@@ -42,7 +42,7 @@ class Schedule:
         points: [rollout, value] pairs with rising rollouts; flat before the first and after the
             last (piecewise).
         target: band of mean token entropy in nats, low and high (entropy).
-        gain: how strongly a relative deviation acts (entropy); 0.1 if not given.
+        gain: factor of a relative deviation (entropy); 0.1 if not given.
         bounds: lowest and highest value (entropy).
 
     Raises:
@@ -100,7 +100,7 @@ class Schedule:
 
     @property
     def largest(self) -> float:
-        """The largest value that it can take."""
+        """The largest value that the schedule can take."""
         values = [
             self.start,
             self.end,
@@ -110,7 +110,7 @@ class Schedule:
         return max(value for value in values if value is not None)
 
     def value(self, rollouts: int, last: float | None, entropy: float | None) -> float:
-        """The value for the next rollout.
+        """Return the value for the next rollout.
 
         Args:
             rollouts: rollouts so far.
@@ -179,8 +179,7 @@ class KLCovScheduler(Callback):
         if (stage == "fit" or pl_module.fits_next) and not isinstance(pl_module.objective, KLCov):
             raise ValueError(
                 "KLCovScheduler needs model.objective=KLCov, not"
-                f" {type(pl_module.objective).__name__}; change the"
-                " objective or take the callback out"
+                f" {type(pl_module.objective).__name__}; change the objective or remove the callback"
             )
 
     def on_train_batch_start(
@@ -192,7 +191,7 @@ class KLCovScheduler(Callback):
             self.values[name] = schedule.value(self.rollouts, before.get(name), self.entropy)
         pl_module.objective = replace(pl_module.objective, **self.values)
         for name, value in self.values.items():
-            self._tell(trainer, pl_module, name, before.get(name), value)
+            self._record_move(trainer, pl_module, name, before.get(name), value)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: RLIFModule, outputs: Any, batch: Any, batch_idx: int
@@ -203,7 +202,7 @@ class KLCovScheduler(Callback):
         self.rollouts += 1
         self.entropy = float(trainer.callback_metrics["policy/entropy"])
 
-    def _tell(
+    def _record_move(
         self, trainer: Trainer, pl_module: RLIFModule, name: str, old: float | None, new: float
     ) -> None:
         move = "rests" if old is None or new == old else "rises" if new > old else "falls"
@@ -217,12 +216,15 @@ class KLCovScheduler(Callback):
         record_event(trainer, pl_module, "KLCovScheduler", "schedule", text, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """The values, their moves, the last entropy and the number of rollouts so far."""
+        """Return the values, their moves, the last entropy and the rollouts so far."""
         return {
-            "values": dict(self.values), "moves": dict(self.moves), "entropy": self.entropy, "rollouts": self.rollouts
-        }  # fmt: skip
+            "values": dict(self.values),
+            "moves": dict(self.moves),
+            "entropy": self.entropy,
+            "rollouts": self.rollouts,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was made."""
+        """Continue where the checkpoint was made."""
         self.values, self.moves = dict(state_dict["values"]), dict(state_dict["moves"])
         self.entropy, self.rollouts = state_dict["entropy"], state_dict["rollouts"]

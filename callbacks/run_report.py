@@ -1,4 +1,6 @@
-"""Make a report of runs, at any time: ``python -m callbacks.run_report RUN_DIR [LABEL=RUN_DIR ...] --out report.html``.
+"""Make a report of runs, at any time.
+
+``python -m callbacks.run_report RUN_DIR [LABEL=RUN_DIR ...] --out report.html``
 
 A run's folder is the one with ``metrics.csv``. One run's report goes into that folder; several are
 drawn over each other, and their settings compared. A folder of PNGs with the page's name lies
@@ -18,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the folders and write the report.
 
     Raises:
-        SystemExit: 2 where a folder is no run's, told in one line.
+        SystemExit: 2 where a folder is no run's, with a message of one line.
     """
     parser = argparse.ArgumentParser(
         prog="python -m callbacks.run_report",
@@ -49,7 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _named(run: str) -> tuple[str, Path]:
-    """``label=folder``, or a folder that is its own label; a folder with "=" in its name is taken as it is."""
+    """Split ``label=folder``; a folder alone is its own label.
+
+    An existing folder with "=" in its name is taken as it is.
+    """
     label, separator, folder = run.partition("=")
     return (label, Path(folder)) if separator and not Path(run).exists() else (run, Path(run))
 

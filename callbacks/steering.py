@@ -1,4 +1,4 @@
-"""How a callback acts on a run: change a setting by a factor, keep snapshots of training and go back to one."""
+"""How a callback changes a run: scales a setting, keeps snapshots, goes back to one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from rlif_lightning.learning.optimizer import starting_rate
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.running.checkpoint_faults import why_unusable
@@ -20,12 +21,12 @@ from rlif_lightning.running.run_checkpoints import run_checkpoints
 
 
 def read_setting(trainer: Trainer, module: RLIFModule, name: str) -> float:
-    """The present value of ``learning_rate``, ``objective.<field>`` or ``rewards.<head>.weight``.
+    """Return ``learning_rate``, ``objective.<field>`` or ``rewards.<head>.weight`` as it is now.
 
     Raises:
         ValueError: no such setting, or one that is not a number; names those that exist.
     """
-    known = {"learning_rate": module.optimizer_plan.learning_rate}
+    known = {"learning_rate": starting_rate(module.make_optimizer)}
     if trainer.optimizers:
         known["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
     for field in fields(module.objective):
@@ -40,7 +41,7 @@ def read_setting(trainer: Trainer, module: RLIFModule, name: str) -> float:
 
 
 def scale_setting(trainer: Trainer, module: RLIFModule, name: str, factor: float) -> None:
-    """Multiply a setting (see :func:`read_setting`) from now on; the learning rate's schedule keeps its shape."""
+    """Multiply a setting (:func:`read_setting`) from now on; schedules keep their shape."""
     if name == "learning_rate":
         for config in trainer.lr_scheduler_configs:
             config.scheduler.base_lrs = [rate * factor for rate in config.scheduler.base_lrs]
@@ -79,20 +80,23 @@ def check_scale(
 class Snapshots:
     """The last two snapshots of policy and optimiser, as checkpoints in the run's folder.
 
-    Two, because trouble is seen some rollouts after it began: going back takes the older one. A
-    checkpoint of the run remembers what they are called, so one that is out of use stays until no
-    checkpoint that is kept is older than that. A run that was started from another run's checkpoint
-    gets its snapshots under names of its own.
+    There are two because a symptom shows some rollouts after it began; going back takes the older
+    one. Checkpoints of the run name snapshots, so a snapshot that is out of use is kept until every
+    older checkpoint is gone. A run that was started from another run's checkpoint copies that run's
+    snapshots under names of its own.
     """
 
     def __init__(self) -> None:
         self.taken: list[tuple[int, Path]] = []
-        self.dropped: list[tuple[int, Path]] = []  # with the rollout since which it is out of use
+        self.dropped: list[tuple[int, Path]] = []  # out of use since this rollout
         self._own: OwnFiles | None = None
         self._loaded: dict[str, list[tuple[int, str]]] | None = None
 
     def settle(self, trainer: Trainer) -> None:
-        """Find the snapshots that a checkpoint named; without them, if one is gone or cut off (a collective)."""
+        """Find the snapshots that a checkpoint named (a collective).
+
+        If one is missing or truncated, none is used.
+        """
         self._own = own = own_files(trainer)
         loaded, self._loaded = self._loaded, None
         if loaded is None:
@@ -122,7 +126,7 @@ class Snapshots:
         ]
 
     def take(self, trainer: Trainer, module: RLIFModule) -> None:
-        """Save the run as it is now (a collective), and drop all but the last two."""
+        """Save the run as it is now (a collective), and drop all but the last two snapshots."""
         rollout = int(module.num_rollouts)
         self._own = own_files(trainer)
         path = self._own.folder / "guard" / f"rollout={rollout}.ckpt"
@@ -140,7 +144,7 @@ class Snapshots:
         self.dropped = [(since, path) for since, path in self.dropped if since > oldest]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the snapshots are called."""
+        """Return the snapshots' names."""
         if self._own is None:
             return self._loaded or {"taken": [], "dropped": []}
         name = self._own.name
@@ -150,14 +154,17 @@ class Snapshots:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the same snapshots, once :meth:`settle` has found them."""
+        """Continue with the same snapshots, once :meth:`settle` has found them."""
         self._loaded = {key: list(state_dict[key]) for key in ("taken", "dropped")}
 
     def restore(self, trainer: Trainer, module: RLIFModule) -> int:
-        """Put policy, optimiser and reward heads back to the older snapshot (a collective); its rollout.
+        """Restore policy, optimiser and heads from the older snapshot (a collective).
 
-        The count of rollouts goes on, so that new samples are drawn, and so does the schedule of
-        the learning rate, which follows the trainer's count of optimiser steps.
+        The count of rollouts goes on, so that new samples are drawn. The schedule of the learning
+        rate goes on as well: it follows the trainer's count of optimiser steps.
+
+        Returns:
+            The snapshot's rollout.
         """
         count, (rollout, path) = int(module.num_rollouts), self.taken[0]
         self._drop(trainer, count, self.taken[1:])
@@ -179,8 +186,8 @@ def _fault(path: Path | None) -> str | None:
 
 
 def _take_in(own: OwnFiles, foreign: set[Path], used: set[Path]) -> None:
-    """Give another run's snapshots names of this run's; remove those of this run that nothing names."""
+    """Give another run's snapshots names of this run, and remove those that nothing names."""
     for path in foreign:
         copy_in(path, own.adopt(path))
-    with told_only("snapshots of an earlier life could not be removed"):
+    with told_only("snapshots of an earlier process could not be removed"):
         remove_other_snapshots(own, used | {own.adopt(path) for path in foreign})

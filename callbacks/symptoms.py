@@ -1,4 +1,4 @@
-"""Figures of a rollout that nothing else logs and that collapse shows in; no labels, the same on every rank."""
+"""Figures that show collapse and that nothing else logs; no labels, the same on every rank."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rlif_lightning.records import Rollout
 from rlif_lightning.rewards.voting import vote_shares
 
 NGRAM = 4
-_BUCKETS = (
-    1 << 16
-)  # answers are counted over ranks by a checksum; a clash makes the top answer larger, rarely and little
+# Answers are counted over ranks by a checksum. A collision makes the top answer larger, rarely and
+# little.
+_BUCKETS = 1 << 16
 _PRIME = 1_000_003
 
 
 def repeated_ngrams(completion_ids: Tensor, mask: Tensor, n: int = NGRAM) -> Tensor:
-    """How many of a batch's n-grams stood in the same completion before.
+    """Count the n-grams that appeared before in the same completion.
 
     Args:
         completion_ids: ``[B, T]`` token ids, right-padded.
@@ -40,15 +40,17 @@ def repeated_ngrams(completion_ids: Tensor, mask: Tensor, n: int = NGRAM) -> Ten
     grams = torch.zeros_like(completion_ids[:, :num_grams])
     for k in range(n):
         grams = grams * _PRIME + completion_ids[:, k : k + num_grams] + 1
-    nothing = torch.iinfo(torch.int64).min + torch.arange(
-        num_grams, device=mask.device
-    )  # all different
+    # Positions outside the mask get values that are all different.
+    nothing = torch.iinfo(torch.int64).min + torch.arange(num_grams, device=mask.device)
     ordered = torch.where(valid, grams, nothing).sort(-1).values
     return torch.stack([(ordered[:, 1:] == ordered[:, :-1]).sum(), valid.sum()])
 
 
 def answer_counts(answers: Sequence[str | None]) -> Tensor:
-    """``[65536]`` int64: how many completions gave each answer, units left out, by the answer's checksum."""
+    """Count how many completions gave each answer, by the answer's checksum.
+
+    Units are left out. The result is ``[65536]`` int64.
+    """
     found = [
         zlib.crc32(answer_name(answer).encode()) % _BUCKETS
         for answer in answers
@@ -58,7 +60,7 @@ def answer_counts(answers: Sequence[str | None]) -> Tensor:
 
 
 def alignment(advantages: Tensor, votes: Tensor) -> Tensor:
-    """The sums of which :func:`symptoms` makes the correlation of advantage and vote inside groups.
+    """Return the sums for the correlation of advantage and vote inside groups (:func:`symptoms`).
 
     Args:
         advantages: ``[P, G]``.
@@ -79,7 +81,7 @@ def alignment(advantages: Tensor, votes: Tensor) -> Tensor:
 def symptoms(
     rollout: Rollout, answers: Sequence[str | None], advantages: Tensor
 ) -> dict[str, float]:
-    """Figures over all ranks (a collective).
+    """Return figures over all ranks (a collective).
 
     Args:
         rollout: P prompts with G completions each.

@@ -3,8 +3,8 @@
     python examples/grpo_in_one_file.py --steps 20
 
 Each step draws 8 completions for each of 16 sums, lets every group vote on its answer, turns the
-votes into advantages and takes two optimiser steps on the clipped surrogate. Labels are used for
-one thing: to print the accuracy. Left out, and found in the library: several rewards, KL-Cov, the
+votes into advantages and takes two optimiser steps on the clipped surrogate. Labels are only used
+to print the accuracy. The library adds what is left out here: several rewards, KL-Cov, the
 reference model, schedules, checkpoints, several processes.
 """
 
@@ -26,17 +26,13 @@ from rlif_lightning.rewards.voting import vote_shares
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
-P, G, UPDATES, TOKENS = (
-    16,
-    8,
-    2,
-    8192,
-)  # prompts, completions of each, updates per rollout, budget of a forward pass
+# Prompts, completions of each, updates per rollout, tokens of a forward pass.
+P, G, UPDATES, TOKENS = 16, 8, 2, 8192
 SAMPLING = Sampling(max_new_tokens=48)
 
 
 def draw_prompts(problems, tokenizer, step: int) -> Prompts:
-    """The ``P`` problems of one step; their row numbers seed the sampling."""
+    """Return the ``P`` problems of one step; their row numbers seed the sampling."""
     index = [(step * P + i) % len(problems) for i in range(P)]
     rows = problems.select(index)
     token_ids = [torch.tensor(tokenizer(question)["input_ids"]) for question in rows["question"]]
@@ -44,7 +40,7 @@ def draw_prompts(problems, tokenizer, step: int) -> Prompts:
 
 
 def main() -> None:
-    """Train, printing one line a step."""
+    """Train, and print one line a step."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,8 +57,7 @@ def main() -> None:
     problems = ArithmeticProblems(min_terms=3, max_terms=4).load("train")
 
     for step in range(arguments.steps):
-        # 1. Rollout: B = P * G completions, with the log-probs of the distribution they were drawn
-        #    from.
+        # 1. Rollout: B = P * G completions, with the log-probs that they were sampled with.
         prompts = draw_prompts(problems, policy.tokenizer, step)
         rollout = engine.generate(prompts, G, SAMPLING, step)
 
@@ -71,29 +66,25 @@ def main() -> None:
         rewards = vote_shares(answers, G)  # [B]
 
         # 3. Advantages: z-scores inside each group, the same for every token of a completion.
-        advantages = (
-            group_normalize(rewards.view(P, G)).float().view(-1, 1).expand(rollout.mask.shape)
-        )  # [B, T]
+        scores = group_normalize(rewards.view(P, G)).float()  # [P, G]
+        advantages = scores.view(-1, 1).expand(rollout.mask.shape)  # [B, T]
 
-        # 4. Update: whole groups, packed with the prompt stored once; one optimiser step for each
-        #    part.
+        # 4. Update: whole groups, packed with each prompt once; one optimiser step for each part.
         for part in range(UPDATES):
             groups = range(part, P, UPDATES)
             index, mine = rollout.completions.index(groups), rollout.completions.groups(groups)
-            weights = aggregation_weights(mine.mask, "token_mean", SAMPLING.max_new_tokens)
+            token_weights = aggregation_weights(mine.mask, "token_mean", SAMPLING.max_new_tokens)
             for packed in pack(mine, TOKENS):
                 here = index[packed.rows]
                 logprobs = policy(packed, SAMPLING).logprobs
                 losses = clipped_surrogate(logprobs, rollout.stats.logprobs[here], advantages[here])
-                (losses * weights[packed.rows]).sum().backward()
+                (losses * token_weights[packed.rows]).sum().backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
 
-        correct = [
-            answer == gold for answer, gold in zip(answers, rollout.column("answer"), strict=True)
-        ]
-        accuracy = sum(correct) / len(correct)
+        golds = rollout.column("answer")
+        accuracy = sum(a == gold for a, gold in zip(answers, golds, strict=True)) / len(golds)
         print(
             f"step {step:3d}   mean reward {rewards.mean():.3f}   accuracy {accuracy:.3f}",
             flush=True,

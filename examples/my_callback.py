@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class UnanimityStop(Callback):
-    """Stops training after ``patience`` rollouts in a row in which nearly all groups were unanimous.
+    """Stops training after ``patience`` rollouts in a row with nearly all groups unanimous.
 
     Args:
         limit: share of unanimous groups above which a rollout counts, in (0, 1].
@@ -38,15 +38,18 @@ class UnanimityStop(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, and ask the trainer to stop; the metric is the same on all ranks, so all of them stop together."""
+        """Count, and ask the trainer to stop.
+
+        The metric is the same on all ranks, so all of them stop together.
+        """
         unanimous = float(trainer.callback_metrics["vote/unanimous"])
         self.seen = self.seen + 1 if unanimous >= self.limit else 0
         trainer.should_stop = trainer.should_stop or self.seen >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"seen": self.seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was made."""
+        """Continue where the checkpoint was made."""
         self.seen = state_dict["seen"]

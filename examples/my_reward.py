@@ -28,7 +28,9 @@ EQUATION = re.compile(r"(\d+)\+(\d+)=(\d+)")
 
 
 class TrueSteps(RewardHead):
-    """Mean over a completion's equations ``a+b=c`` of 1 if true, else ``wrong``; NaN (does not apply) without any.
+    """Scores a completion by its equations ``a+b=c``: mean of 1 if true, else ``wrong``.
+
+    A completion without an equation is NaN (does not apply).
 
     Args:
         wrong: score of a false equation, below 1.
@@ -44,14 +46,14 @@ class TrueSteps(RewardHead):
         self.wrong = wrong
 
     def forward(self, rollout: Rollout) -> RewardOutput:
-        """``[B]`` scores, and the share of completions that show a step at all as ``steps/shown``."""
+        """Return ``[B]`` scores; log the share of completions with an equation."""
         scores = torch.tensor(
             [self.score(text) for text in rollout.texts], device=rollout.mask.device
         )
         return RewardOutput(scores, log={"steps/shown": float((~scores.isnan()).float().mean())})
 
     def score(self, text: str) -> float:
-        """One completion's score."""
+        """Return one completion's score."""
         verdicts = [int(a) + int(b) == int(c) for a, b, c in EQUATION.findall(text)]
         return (
             sum(1.0 if true else self.wrong for true in verdicts) / len(verdicts)

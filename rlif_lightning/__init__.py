@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
     from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, Objective, ReferenceKL
+    from rlif_lightning.learning.optimizer import LearningRateSchedule
+    from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import LoRA, Policy
     from rlif_lightning.module import RLIFModule
     from rlif_lightning.records import LossInputs, Prompts, RewardOutput, Rollout, TokenStats
@@ -64,6 +66,7 @@ _MODULES = {
     "GRPO": "learning.advantages",
     "HubDataset": "data.sources",
     "KLCov": "learning.objectives",
+    "LearningRateSchedule": "learning.optimizer",
     "Length": "rewards.controls",
     "LiteralChecker": "answers.checkers",
     "LocalFiles": "data.sources",
@@ -95,6 +98,7 @@ _MODULES = {
     "ShardedStrategy": "running.strategies",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
+    "UpdatePlan": "learning.update",
     "VLLMEngine": "rollout.vllm_engine",
     "VLLMServerEngine": "rollout.vllm_engine",
     "WeightedReward": "rewards.base",

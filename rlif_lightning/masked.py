@@ -1,9 +1,7 @@
-"""Masked sum, mean, standard deviation and maximum of local values.
+"""Masked sum, mean, standard deviation and maximum of local values: pure functions.
 
-Pure functions; nothing here is a collective.
-
-Values outside a mask never count, even if they are NaN or infinite. The versions over all ranks are
-in ``processes/collectives.py``.
+Values outside a mask never count, even if they are NaN or infinite. Nothing here is a collective;
+the versions over all data ranks are in ``processes/collectives.py``.
 """
 
 from __future__ import annotations
@@ -13,26 +11,26 @@ from torch import Tensor
 
 
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Sum of ``values`` where ``mask`` is True; over everything, or along ``dim``. An empty set sums to 0."""
+    """Sum ``values`` where ``mask`` is True, over all or along ``dim``; an empty set sums to 0."""
     kept = torch.where(mask, values, torch.zeros_like(values))
     return kept.sum() if dim is None else kept.sum(dim)
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Mean of ``values`` where ``mask`` is True; over everything, or along ``dim``. The mean of an empty set is 0."""
+    """Average ``values`` where ``mask`` is True, over all or along ``dim``; 0 for an empty set."""
     count = mask.sum() if dim is None else mask.sum(dim)
     return masked_sum(values, mask, dim) / count.clamp(min=1)
 
 
 def masked_std(values: Tensor, mask: Tensor, dim: int, ddof: int = 1) -> Tensor:
-    """Standard deviation along ``dim`` where ``mask`` is True.
+    """Compute the standard deviation along ``dim`` where ``mask`` is True.
 
     Args:
         values: any shape.
         mask: the same shape, bool.
         dim: the dimension to reduce.
-        ddof: the divisor is ``count - ddof``; where that is not positive (a set of one) the result
-            is 0.
+        ddof: the divisor is ``count - ddof``; the result is 0 where that is not positive (a set of
+            one).
     """
     mean = masked_mean(values, mask, dim).unsqueeze(dim)
     squares = masked_sum((values - mean).square(), mask, dim)
@@ -43,10 +41,10 @@ def masked_std(values: Tensor, mask: Tensor, dim: int, ddof: int = 1) -> Tensor:
 
 
 def masked_max(values: Tensor, mask: Tensor) -> Tensor:
-    """Largest of ``values`` >= 0 where ``mask`` is True; the largest of an empty set is 0."""
+    """Return the largest of ``values`` >= 0 where ``mask`` is True; 0 for an empty set."""
     return torch.cat([values[mask], values.new_zeros(1)]).max()
 
 
 def mean_over_completion(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over a completion's tokens: ``[B, T] -> [B]``; 0 for a completion without tokens."""
+    """Average over a completion's tokens, ``[B, T] -> [B]``; 0 for one without tokens."""
     return masked_mean(values, mask, -1).float()

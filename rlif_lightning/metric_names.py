@@ -1,4 +1,4 @@
-"""Every figure that a run can log: its unit, its meaning, what it is taken over, and the file that computes it.
+"""Every figure that a run can log: its unit, its meaning, what it is taken over, its owner.
 
 Names are written as literals where they are logged and read. ``tests/test_metric_names.py`` holds
 this table against a run that logs everything, and against every literal in code and docs.
@@ -11,7 +11,12 @@ import re
 from dataclasses import dataclass
 
 # What a <...> in a name stands for. Evaluations log each figure with the two ends of its interval.
-PLACEHOLDERS = {"stage": r"(?:val|test)(?:_low|_high)?", "head": r"[^\W\d]\w*", "k": r"[1-9]\d*"}
+PLACEHOLDERS = {
+    "stage": r"(?:val|test)(?:_low|_high)?",
+    "head": r"[^\W\d]\w*",
+    "k": r"[1-9]\d*",
+    "figure": r"(?:code|rollout|vote)/\w+",
+}
 VALIDATION = ("val/", "val_low/", "val_high/")
 
 
@@ -22,7 +27,7 @@ class Logged:
     Attributes:
         unit: of its values; a share lies in [0, 1].
         meaning: what is measured.
-        over: what it is a mean, a sum or a quantile of, over rows, tokens and ranks.
+        over: what it is a mean, a sum or a quantile of: completions, tokens, ranks, ...
         owner: the file that computes it, from the root of the repository.
     """
 
@@ -33,7 +38,7 @@ class Logged:
 
 
 def entry_of(name: str) -> str | None:
-    """The entry of :data:`LOGGED` that a logged name belongs to; None where it has none.
+    """Return the entry of :data:`LOGGED` that a logged name belongs to; None where it has none.
 
     Example:
         >>> entry_of("reward/vote/mean"), entry_of("val_low/pass@8"), entry_of("repetition/share")
@@ -43,7 +48,7 @@ def entry_of(name: str) -> str | None:
 
 
 def _pattern(entry: str) -> str:
-    """The regular expression of an entry's names."""
+    """Return the regular expression of an entry's names."""
     parts = re.split(r"<(\w+)>", entry)  # text, placeholder, text, ...
     return "".join(
         PLACEHOLDERS[part] if number % 2 else re.escape(part) for number, part in enumerate(parts)
@@ -55,11 +60,13 @@ _VOTES = "rlif_lightning/rewards/voting.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
 _MODULE = "rlif_lightning/module.py"
+_UPDATER = "rlif_lightning/learning/updater.py"
 _EVALUATION = "rlif_lightning/evaluation/evaluator.py"
 _SYMPTOMS = "callbacks/symptoms.py"
 _GUARD = "callbacks/collapse_guard.py"
 _MONITOR = "callbacks/entropy_monitor.py"
 _SCHEDULER = "callbacks/kl_cov_scheduler.py"
+_STOPPING = "callbacks/label_free_stopping.py"
 
 _SCORED = "all scores of all ranks but NaN; NaN without any"
 _ALL_COMPLETIONS = "mean over the completions of all ranks"
@@ -85,22 +92,25 @@ LOGGED = {
     ),
     "reward/<head>/group_std": Logged(
         "score",
-        "Spread of a head's scores inside a group (standard deviation, n - 1), which is all that"
-        " advantages see.",
+        "Spread of scores inside a group (standard deviation, n - 1), all that advantages see.",
         "mean over the groups of all ranks that have two scores or more; NaN without any",
         _SCORES,
     ),
     "reward/<head>/share": Logged(
         "share",
-        "How much of the sum of |advantage parts| is this head's; all are 0 where no completion"
-        " has an advantage.",
+        "This head's part of the sum of |advantage parts|; 0 where no completion has an advantage.",
         "sums over the completions of all ranks",
+        _SCORES,
+    ),
+    "reward/<head>/<figure>": Logged(
+        "as `<figure>`",
+        "A figure of this head that an earlier head logs too, such as a second vote's.",
+        "as `<figure>`",
         _SCORES,
     ),
     "vote/largest_cluster": Logged(
         "share",
-        "Share of a group's answers that its largest cluster has; 0 in groups with too few answers"
-        " for a vote.",
+        "Largest cluster's share of a group's answers; 0 in groups with too few for a vote.",
         _ALL_GROUPS,
         _VOTES,
     ),
@@ -115,15 +125,13 @@ LOGGED = {
     ),
     "vote/undecided": Logged(
         "share",
-        "Groups in which answers were counted as different because the time for comparing them was"
-        " used up.",
+        "Groups with answers that count as different because the time to compare them ran out.",
         _ALL_GROUPS,
         _VOTES,
     ),
     "vote/top_answer": Logged(
         "share",
-        "Completions, over all prompts, that give the batch's most frequent answer"
-        " (CollapseGuard).",
+        "Completions of all prompts that give the batch's most frequent answer (CollapseGuard).",
         "counts over all ranks together",
         _SYMPTOMS,
     ),
@@ -135,8 +143,8 @@ LOGGED = {
     ),
     "rollout/length": Logged(
         "tokens",
-        "Length of a completion; one that a head takes out counts as 0.",
-        _ALL_COMPLETIONS,
+        "Length of a completion; completions that a head takes out are left out.",
+        "mean over the remaining completions of all ranks; NaN without any",
         _SCORES,
     ),
     "rollout/ended": Logged(
@@ -153,8 +161,7 @@ LOGGED = {
     ),
     "rollout/engine_gap": Logged(
         "nats",
-        "|log-prob of the engine - log-prob of the policy|, for an engine with log-probs of its"
-        " own.",
+        "|log-prob of the engine - that of the policy|, for an engine with its own log-probs.",
         _ALL_TOKENS,
         _SCORES,
     ),
@@ -195,15 +202,11 @@ LOGGED = {
         "share", "Tokens that the clip holds, picked ones left out.", _TRAINED, _UPDATES
     ),
     "policy/reference_kl": Logged(
-        "nats",
-        "KL to the reference model, estimated by k3; 0 without a reference.",
-        _TRAINED,
-        _UPDATES,
+        "nats", "KL to the reference model, estimated by k3; 0 without one.", _TRAINED, _UPDATES
     ),
     "policy/sampler_gap": Logged(
         "nats",
-        "|log-prob of the first training forward - log-prob when sampled|: rounding, or another"
-        " policy.",
+        "|log-prob of the first training forward - that when sampled|: rounding, or another policy.",
         f"mean over {_FIRST}",
         _OLD,
     ),
@@ -218,7 +221,7 @@ LOGGED = {
         "norm",
         "Gradient norm before clipping.",
         "mean over the rollout's updates, the same on all ranks",
-        _MODULE,
+        _UPDATER,
     ),
     "policy/learning_rate": Logged(
         "learning rate", "Learning rate after the rollout's last update.", _SAME, _MODULE
@@ -236,7 +239,7 @@ LOGGED = {
         _UPDATES,
     ),
     "update/micro_batch_tokens": Logged(
-        "tokens", "Token budget of a pass, after any halving for memory.", _PROCESSES, _MODULE
+        "tokens", "Token budget of a pass, after any halving for memory.", _PROCESSES, _UPDATER
     ),
     "update/tokens_per_second": Logged(
         "tokens per second",
@@ -282,8 +285,7 @@ LOGGED = {
     ),
     "guard/vote_alignment": Logged(
         "correlation",
-        "Inside groups: advantage against the share of the group that gives the completion's"
-        " answer.",
+        "Inside groups: a completion's advantage against the share that gives its answer.",
         "sums over the completions of all ranks; NaN where no group is mixed",
         _SYMPTOMS,
     ),
@@ -309,9 +311,6 @@ LOGGED = {
     "kl_cov/weight": Logged("weight", "KL-Cov's weight in this rollout.", _SAME, _SCHEDULER),
     "kl_cov/fraction": Logged("share", "KL-Cov's fraction in this rollout.", _SAME, _SCHEDULER),
     "stopping/stopped": Logged(
-        "0 or 1",
-        "Whether LabelFreeStopping has ended the run.",
-        _SAME,
-        "callbacks/label_free_stopping.py",
+        "0 or 1", "Whether LabelFreeStopping has ended the run.", _SAME, _STOPPING
     ),
 }

@@ -1,7 +1,7 @@
-"""The LightningModule: wires policy, reference model, reward heads and objective; steps the optimiser; logs. No maths.
+"""The LightningModule: wires policy, reference model, reward heads, objective and logging.
 
 ``training_step`` is the whole method in order: rollout, rewards, advantages, update, log. One batch
-of prompts is one rollout; ``global_step`` counts optimiser steps, of which a rollout makes
+of prompts is one rollout. ``global_step`` counts optimiser steps, of which a rollout makes
 ``updates_per_rollout * epochs_per_rollout``.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from rlif_lightning.data.prompts import PromptData
@@ -22,7 +23,7 @@ from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.objectives import KLCov, Objective
-from rlif_lightning.learning.optimizer import OptimizerPlan
+from rlif_lightning.learning.optimizer import LearningRateSchedule, build_optimizer
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import UpdatePlan
@@ -31,7 +32,7 @@ from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
-from rlif_lightning.processes.ranks import num_data_ranks, share_rows
+from rlif_lightning.processes.ranks import num_data_ranks, share_completions
 from rlif_lightning.records import Prompts
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
@@ -47,28 +48,18 @@ class RLIFModule(LightningModule):
     Args:
         policy: which model is trained.
         rewards: name -> reward head with weight and gate.
-        group_size: G, completions per prompt (linked from data.group_size).
         advantage: how rewards become advantages.
         objective: the loss; callbacks may replace it during a run.
         sampling: how completions are drawn in training.
         engine: what draws them.
         evaluation: how validate and test measure.
-        updates_per_rollout: optimiser steps in one pass over a rollout (mini-batches of whole
-            groups).
-        epochs_per_rollout: passes over a rollout.
-        old_logprobs: sampler | rescored (by one more pass): the old log-probs of all mini-batches
-            but the first, which has its own forward's.
-        micro_batch_tokens: token budget of one forward and backward pass; memory, never results,
-            depends on it. Halved when memory runs out.
-        learning_rate: of AdamW.
-        lr_schedule: constant | cosine (to 0 at schedule_steps).
-        warmup_steps: optimiser steps of linear warm-up.
-        schedule_steps: optimiser steps of the whole cosine; null = trainer.max_steps.
-        weight_decay: of AdamW.
-        betas: of AdamW.
-        max_grad_norm: the gradient's norm is clipped to this; null = not clipped.
-        answer_column: the gold answers' column, for measuring only (linked from
-            data.answer_column).
+        update: how a rollout is cut into optimiser steps.
+        optimizer: makes the optimiser of the parameters to train; in YAML a class path with
+            arguments, in Python such as ``functools.partial(torch.optim.AdamW, lr=1e-4)``.
+            By default AdamW with lr 1e-6 and weight_decay 0, fused.
+        schedule: the learning rate over optimiser steps.
+        group_size: G, completions per prompt; null = that of the data module.
+        answer_column: the gold answers' column, for measuring only; null = that of the data module.
         seed: of sampling and shuffling (linked from seed_everything).
 
     Attributes:
@@ -82,23 +73,17 @@ class RLIFModule(LightningModule):
         self,
         policy: Policy,
         rewards: dict[str, WeightedReward],
-        group_size: int = 8,
         advantage: Advantage = GDPO(),
         objective: Objective = KLCov(),
         sampling: Sampling = Sampling(),
         engine: RolloutEngine | None = None,
         evaluation: Evaluation = Evaluation(),
-        updates_per_rollout: int = 4,
-        epochs_per_rollout: int = 1,
-        old_logprobs: str = "sampler",
-        micro_batch_tokens: int = 8192,
-        learning_rate: float = 1e-6,
-        lr_schedule: str = "constant",
-        warmup_steps: int = 0,
-        schedule_steps: int | None = None,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        max_grad_norm: float | None = 1.0,
+        update: UpdatePlan = UpdatePlan(),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
+            parameters, lr=1e-6, weight_decay=0.0
+        ),
+        schedule: LearningRateSchedule = LearningRateSchedule(),
+        group_size: int | None = None,
         answer_column: str | None = None,
         seed: int = 0,
     ):
@@ -107,30 +92,20 @@ class RLIFModule(LightningModule):
         self.policy_settings, self.policy = policy, None
         self.reference: PolicyModel | None = None
         self.rewards = RewardSet(rewards, answer_column)
-        self.group_size, self.advantage, self.objective, self.sampling = (
-            group_size,
-            advantage,
-            objective,
-            sampling,
-        )
+        self.advantage, self.objective, self.sampling = advantage, objective, sampling
         self.engine = engine or NativeEngine()
         self.evaluator = Evaluator(evaluation)
-        self.budget = TokenBudget(micro_batch_tokens)
-        self.plan = UpdatePlan(updates_per_rollout, epochs_per_rollout, seed, old_logprobs)
-        self.optimizer_plan = OptimizerPlan(
-            learning_rate,
-            lr_schedule,
-            warmup_steps,
-            schedule_steps,
-            weight_decay,
-            betas,
-            max_grad_norm,
-        )
-        self.answer_column, self.seed = answer_column, seed
+        self.plan, self.budget = update, TokenBudget(update.micro_batch_tokens)
+        self.make_optimizer, self.schedule = optimizer, schedule
+        self._given = {"group_size": group_size, "answer_column": answer_column}
+        self.group_size, self.answer_column, self.seed = group_size, answer_column, seed
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.int64))
 
     def configure_model(self) -> None:
-        """Load the policy, and the reference model if the objective uses one (Lightning calls this on every entry)."""
+        """Load the policy, and the reference model if the objective needs one.
+
+        Lightning calls this on every entry.
+        """
         strategy = None if self._trainer is None else self._trainer.strategy
         if self.policy is None:
             self.policy = build_policy(self.policy_settings, strategy)
@@ -140,32 +115,59 @@ class RLIFModule(LightningModule):
             and not self.policy.has_adapters
         ):
             reference = build_policy(self.policy_settings, strategy, frozen=True)
-            # Not a submodule: neither checkpoints nor strategies are to see what is loaded from
-            # where it came from.
+            # The reference is no submodule: checkpoints and strategies must not include it, since
+            # it is loaded from its own files.
             object.__setattr__(self, "reference", reference)
         self.engine.setup(self.policy, self.seed)
 
     def setup(self, stage: str) -> None:
-        """Refuse what could only fail, or silently do nothing, later.
+        """Refuse settings that would fail later, or silently do nothing.
 
         Raises:
             ValueError: names the argument and the remedy.
         """
         check_strategy(self.trainer.strategy)
-        share_rows(isinstance(self.trainer.strategy, TensorParallelStrategy))
+        share_completions(isinstance(self.trainer.strategy, TensorParallelStrategy))
         data = getattr(self.trainer, "datamodule", None)
+        self.read_settings_of(data)
         check_labels(data, self.evaluator, self.rewards, stage)
         check_run(self, data if isinstance(data, PromptData) else None, stage)
 
+    def read_settings_of(self, data: Any) -> None:
+        """Take the group size and the gold answers' column from the data module.
+
+        Args:
+            data: the data module; one without these attributes, or None, has nothing to say.
+
+        Raises:
+            ValueError: module and data module differ, or nobody gives a group size.
+        """
+        for name, given in self._given.items():
+            if not hasattr(data, name):
+                continue
+            found = getattr(data, name)
+            if given is not None and found != given:
+                raise ValueError(
+                    f"{name}={given!r} of RLIFModule differs from {name}={found!r} of"
+                    f" {type(data).__name__}; set it in the data module alone"
+                )
+            setattr(self, name, found)
+        if self.group_size is None:
+            raise ValueError(
+                "group_size is not set: give it to RLIFModule, or use a data module that has it,"
+                " such as PromptData"
+            )
+        self.rewards.hide(self.answer_column)
+
     def configure_optimizers(self) -> Any:
-        """AdamW over the trainable parameters, and its learning-rate schedule by optimiser step."""
+        """Return the optimiser of the trainable parameters and its schedule by optimiser step."""
         assert self.policy is not None
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        optimizer, schedule = self.optimizer_plan.build(trained, self.trainer.max_steps)
-        return [optimizer], [schedule]
+        optimizer = build_optimizer(self.make_optimizer, trained)
+        return [optimizer], [self.schedule.build(optimizer, self.trainer.max_steps)]
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """One rollout and its updates."""
+        """Make one rollout and its updates."""
         number, started = int(self.num_rollouts), time.perf_counter()
         rollout = self.engine.generate(prompts, self.group_size, self.sampling, number)
         sampled = time.perf_counter()
@@ -173,7 +175,7 @@ class RLIFModule(LightningModule):
         rollout, outputs = without_dropped(rollout, outputs)
         advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
         scored = time.perf_counter()
-        metrics |= self._updater().update(rollout, outputs, advantages, number)
+        metrics |= self._updater().update(rollout, outputs, advantages, number, self.seed)
         self.num_rollouts += 1
         times = {
             "rollout": sampled - started,
@@ -218,7 +220,7 @@ class RLIFModule(LightningModule):
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         assert self.policy is not None
-        norm = float(clip_gradients(self.policy, self.optimizer_plan.max_grad_norm or math.inf))
+        norm = float(clip_gradients(self.policy, self.plan.max_grad_norm or math.inf))
         if math.isfinite(norm):  # the norm is the same on every data rank
             optimizer.step()
             schedule.step()
@@ -232,7 +234,7 @@ class RLIFModule(LightningModule):
             self.log(name, value, prog_bar=bar, batch_size=batch_size)
 
     def validation_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """Sample, decode greedily, add to the evaluation's figures; the completions with their verdicts."""
+        """Sample and decode greedily for the evaluation; return the completions with verdicts."""
         return {
             "completions": self.evaluator.measure(
                 prompts, self.engine, self.sampling, self.answer_column
@@ -240,15 +242,15 @@ class RLIFModule(LightningModule):
         }
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/...``, and the ends of the intervals as ``val_low/...`` and ``val_high/...``."""
+        """Log ``val/...``, and the bounds of its intervals as ``val_low/...``, ``val_high/...``."""
         self._log_evaluation("val")
 
     def test_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """As validation."""
+        """Evaluate as :meth:`validation_step` does."""
         return self.validation_step(prompts, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """As validation, under ``test``."""
+        """Log as :meth:`on_validation_epoch_end` does, under ``test``."""
         self._log_evaluation("test")
 
     def _log_evaluation(self, prefix: str) -> None:
@@ -263,6 +265,6 @@ class RLIFModule(LightningModule):
             )
 
     def predict_step(self, prompts: Prompts, batch_idx: int) -> list[dict[str, Any]]:
-        """Completions with the score of every reward head, one record each."""
+        """Return one record per completion, with the score of every reward head."""
         rollout = self.engine.generate(prompts, self.group_size, self.sampling, PREDICTION_ROLLOUT)
         return completion_records(rollout, self.rewards(rollout))

@@ -1,17 +1,16 @@
-"""The records that stages of one rollout hand to each other.
+"""The records that the stages of one rollout pass on.
 
 Axis letters, everywhere in this library:
 
     P  prompts of a rollout               G  completions per prompt (the group)
-    B  rows = P * G, prompt-major: row b is completion ``b % G`` of prompt ``b // G``
-    T  completion positions              V  vocabulary              R  rewards
+    B  completions = P * G, prompt-major: b is completion ``b % G`` of prompt ``b // G``
+    T  positions in a completion          V  vocabulary              R  rewards
 
 ``[B, T]`` tensors are right-padded; their boolean ``mask`` is True where a position counts.
-Log-probabilities, entropies and self-certainties are in nats, float32 (float64 for a float64
-model). Only ``model/`` and what calls it with packed tokens know the packed form.
+Log-probabilities, entropies and self-certainties are in nats, float32 (or the model's float64).
+Only ``model/`` and its callers know the packed form (``model/packing.py``).
 
-Read in this order: Prompts -> Rollout (with TokenStats and Completions) -> RewardOutput ->
-LossInputs.
+Read in this order: Prompts, Completions, Rollout (with TokenStats), RewardOutput, LossInputs.
 """
 
 from __future__ import annotations
@@ -25,21 +24,23 @@ from torch import Tensor
 
 
 def root_column(names: Collection[str], path: str) -> str | None:
-    """The column that a dotted path begins with: the longest one, so that a name with dots of its own comes first."""
+    """Return the longest column name that a dotted path begins with; a name may hold dots."""
     parts = path.split(".")
     prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
     return next((prefix for prefix in prefixes if prefix in names), None)
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
-    """A row's value in a column, or inside one: ``reward_model.ground_truth`` is ``["reward_model"]["ground_truth"]``.
+    """Return a problem's value in a column, or inside one.
+
+    ``reward_model.ground_truth`` is ``["reward_model"]["ground_truth"]``.
 
     Returns:
-        The value; None where it, or something on the way, is missing.
+        The value; None where it, or a step of the path, is missing.
 
     Raises:
         KeyError: no such column.
-        ValueError: something on the way holds no named values.
+        ValueError: a step of the path holds no named values.
     """
     root = root_column(row, path)
     if root is None:
@@ -53,15 +54,12 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether one of two dotted paths lies inside the other, so that who sees the one sees the other."""
+    """Say whether one of two dotted paths lies inside the other."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 class VisibleColumns(dict[str, list[Any]]):
-    """The columns that a reward head named.
-
-    To ask for another one that the data set has is an error.
-    """
+    """The columns that a reward head named; asking for another one of the data set is an error."""
 
     def __init__(self, shown: Mapping[str, list[Any]], hidden: Collection[str]):
         super().__init__(shown)
@@ -71,9 +69,8 @@ class VisibleColumns(dict[str, list[Any]]):
         if name in self.hidden:
             raise ValueError(
                 f"column {name!r} is hidden from this reward head: name it in the class attribute"
-                " `columns`, as in"
-                f" `columns = ({name!r},)`; gold answers are shown to heads with `needs_gold ="
-                " True` only"
+                f" `columns`, as in `columns = ({name!r},)`; gold answers are shown to heads with"
+                " `needs_gold = True` only"
             )
         return super().__contains__(name)
 
@@ -83,7 +80,7 @@ class VisibleColumns(dict[str, list[Any]]):
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As of any dictionary, but an error for a hidden column."""
+        """Return as any dictionary does, but raise for a hidden column."""
         found = name in self
         return self[name] if found else default
 
@@ -96,13 +93,12 @@ class Prompts:
         token_ids: P tensors of int64 token ids, each ``[L_p]`` (ragged, no padding), L_p >= 1.
         texts: the P prompt texts the ids were made from.
         columns: the data set's other columns, each a list of P values (gold answer, level, ...).
-        index: ``[P]`` int64, each prompt's row in its data set (the counter that seeds its
-            sampling).
+        index: ``[P]`` int64, each problem's number in its data set; it seeds the sampling.
 
     Example:
-        >>> prompts = Prompts([torch.tensor([5, 6])], ["2+2="], {"answer": ["4"]}, torch.tensor([0]))
-        >>> len(prompts)
-        1
+        >>> ids, index = [torch.tensor([5, 6])], torch.tensor([0])
+        >>> Prompts(ids, ["2+2="], {"answer": ["4"]}, index).column("answer")
+        ['4']
     """
 
     token_ids: Sequence[Tensor]
@@ -114,17 +110,17 @@ class Prompts:
         return len(self.token_ids)
 
     def to(self, device: torch.device | str) -> Prompts:
-        """Move the tensors (Lightning calls this; the records are frozen, so a new one is returned)."""
+        """Return the same prompts with their tensors on a device; Lightning calls this."""
         return replace(
             self, token_ids=[ids.to(device) for ids in self.token_ids], index=self.index.to(device)
         )
 
     def has(self, path: str) -> bool:
-        """Whether there is such a column (of a dotted path: the one that it begins with)."""
+        """Say whether the data set has the column that a dotted path begins with."""
         return root_column(self.columns, path) is not None
 
     def column(self, path: str) -> list[Any]:
-        """The P values of a column, or of what a dotted path names inside one.
+        """Return the P values of a column, or of what a dotted path names inside one.
 
         Raises:
             ValueError: the data set has no such column; names those it has.
@@ -138,7 +134,7 @@ class Prompts:
         return [value_at({root: value}, path) for value in self.columns[root]]
 
     def rows(self, path: str) -> list[dict[str, Any]]:
-        """P rows of all columns, with the value that ``path`` names under that name."""
+        """Return P problems with all columns, and under ``path`` the value that it names."""
         columns = {**self.columns, path: self.column(path)}
         return [
             dict(zip(columns, values, strict=True))
@@ -146,7 +142,7 @@ class Prompts:
         ]
 
     def only(self, paths: Sequence[str]) -> Prompts:
-        """The same prompts with these columns alone (for a reward head); those that do not exist are left out.
+        """Return the same prompts with these columns alone, as far as they exist.
 
         Asking for one of the others raises a ValueError that says how to see it.
         """
@@ -160,18 +156,12 @@ class Completions:
 
     Attributes:
         prompt_ids: P tensors of int64 token ids, each ``[L_p]``.
-        completion_ids: ``[B, T]`` int64, right-padded, prompt-major, with B = P * G.
-        mask: ``[B, T]`` bool, True on the first tokens of a completion, none or all of them.
+        completion_ids: ``[B, T]`` int64, right-padded.
+        mask: ``[B, T]`` bool, True on the first tokens of a completion: all, some or none.
         group_size: G.
 
     Raises:
-        ValueError: the number of completions is not P * G.
-
-    Example:
-        >>> ids, mask = torch.tensor([[7, 8], [9, 0]]), torch.tensor([[True, True], [True, False]])
-        >>> pair = Completions([torch.tensor([5]), torch.tensor([6])], ids, mask, group_size=1)
-        >>> pair.groups([1]).completion_ids.tolist()
-        [[9, 0]]
+        ValueError: B is not P * G.
     """
 
     prompt_ids: Sequence[Tensor]
@@ -183,12 +173,11 @@ class Completions:
         if len(self.completion_ids) != len(self.prompt_ids) * self.group_size:
             raise ValueError(
                 f"group_size={self.group_size}: {len(self.completion_ids)} completions of"
-                f" {len(self.prompt_ids)} prompts are not that many for each; pass the completions"
-                " of whole groups"
+                f" {len(self.prompt_ids)} prompts are no whole groups; pass whole groups"
             )
 
     def index(self, groups: Sequence[int]) -> Tensor:
-        """Return ``[b]`` int64: which of the B completions belong to some groups, in their order."""
+        """Return ``[b]`` int64: which of the B completions some groups are, in their order."""
         size = self.group_size
         chosen = [p * size + g for p in groups for g in range(size)]
         return torch.tensor(chosen, dtype=torch.int64, device=self.mask.device)
@@ -204,10 +193,9 @@ class Completions:
 
 @dataclass(frozen=True)
 class TokenStats:
-    """What one pass over the logits says about each completion token.
+    """The figures of each completion token, from the logits of the position that *produced* it.
 
-    The logits are those of the position that *produced* the token, divided by the sampling
-    temperature. The distribution is the one before ``top_k`` and ``top_p``.
+    The logits are divided by the temperature. The distribution is before ``top_k`` and ``top_p``.
 
     Attributes:
         logprobs: ``[B, T]`` log-probability of the sampled token, nats.
@@ -226,22 +214,19 @@ class TokenStats:
 
 @dataclass(frozen=True)
 class Rollout:
-    """G sampled completions for each prompt, with the statistics of the logits they were drawn from.
+    """G sampled completions for each prompt, with the statistics of their sampling logits.
 
     Attributes:
         prompts: the P prompts.
         completion_ids: ``[B, T]`` int64, right-padded; a final end-of-sequence token is a
             completion token.
-        mask: ``[B, T]`` bool, True on completion tokens. Every row has at least one.
+        mask: ``[B, T]`` bool, True on completion tokens. Every completion has at least one.
         stats: ``[B, T]`` token statistics under the sampling policy, 0 outside the mask.
         texts: B completion texts, without special tokens, cut before a stop string.
-        ended: ``[B]`` bool, True where the completion ended by itself (not cut at the length
-            limit).
+        ended: ``[B]`` bool, True unless the completion was truncated at the length limit.
         group_size: G.
-        engine_logprobs: optional ``[B, T]``: by an engine whose log-probs are not the policy's, 0
-            outside the mask.
-        token_weights: optional ``[B, T]`` constants of the policy loss, which correct for sampling
-            by such an engine.
+        engine_logprobs: optional ``[B, T]``, of an engine whose log-probs are not the policy's.
+        token_weights: optional ``[B, T]`` factors of the policy loss that correct for it.
     """
 
     prompts: Prompts
@@ -264,12 +249,10 @@ class Rollout:
         return Completions(self.prompts.token_ids, self.completion_ids, self.mask, self.group_size)
 
     def completion_numbers(self, rollout_number: int) -> Tensor:
-        """``[B]`` int64: numbers of the completions, unique in a run of up to 2**31 rollouts."""
-        completion = torch.arange(self.group_size, device=self.mask.device)
-        within_rollout = (
-            self.prompts.index.to(completion).unsqueeze(1) * self.group_size + completion
-        )
-        return within_rollout.flatten() + (rollout_number << 32)
+        """Return ``[B]`` int64 numbers, unique in a run of up to 2**31 rollouts."""
+        number = torch.arange(self.group_size, device=self.mask.device)  # [G]
+        within_rollout = self.prompts.index.to(number).unsqueeze(1) * self.group_size + number
+        return within_rollout.flatten() + (rollout_number << 32)  # [P, G] to [B]
 
     @property
     def lengths(self) -> Tensor:
@@ -277,7 +260,7 @@ class Rollout:
         return self.mask.sum(-1)
 
     def column(self, name: str) -> list[Any]:
-        """A prompt column, or what a dotted path names inside one, repeated for each completion: B values.
+        """Return B values: a prompt column, or what a path names inside one, by completion.
 
         Raises:
             ValueError: the data set has no such column; names those it has.
@@ -287,11 +270,11 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RewardOutput:
-    """What a reward head answers for a rollout.
+    """A reward head's scores for a rollout.
 
     Attributes:
         scores: ``[B]`` float32; NaN means "does not apply to this completion".
-        keep_mask: optional ``[B]`` bool; False takes a completion out of the update altogether.
+        keep_mask: optional ``[B]`` bool; False takes a completion out of the whole update.
         log: extra numbers to log, already final (``{"vote/unanimous": 0.25}``).
         group_weight_factor: optional ``[P]``: multiplies the head's weight in each group.
         answers: optional, the B answers that a vote was held on (None = none found), for callbacks.
@@ -306,7 +289,7 @@ class RewardOutput:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Everything a loss sees, for the tokens of one optimiser update or of one of its micro-batches.
+    """The inputs of a loss, for one optimiser step or for one of its micro-batches.
 
     Attributes:
         logprobs: ``[B, T]`` under the policy being trained (carries the graph inside a
@@ -315,13 +298,13 @@ class LossInputs:
             (learning/old_logprobs.py).
         advantages: ``[B, T]``, constant over a completion unless a token-level kind made it.
         mask: ``[B, T]`` bool.
-        completion_numbers: ``[B]`` int64, a number of each completion that no other completion of the run has.
+        completion_numbers: ``[B]`` int64 (Rollout.completion_numbers).
         entropy: optional ``[B, T]``, with the graph, for the entropy bonus.
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
         token_weights: optional ``[B, T]`` constants that multiply the policy loss
             (Rollout.token_weights).
-        sampled_logprobs: optional ``[B, T]`` as the rollout came with them (Rollout.stats): what
-            the sampler's gap is measured on, whatever the old log-probs are.
+        sampled_logprobs: optional ``[B, T]``, those of Rollout.stats: the sampler's gap is measured
+            on them, whatever the old log-probs are.
         noise_floor: optional scalar, nats: differences of log-probs up to here are rounding.
     """
 

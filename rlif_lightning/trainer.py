@@ -85,6 +85,7 @@ class RLIFTrainer(Trainer):
                 f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes"
             )
         datamodule.trainer = self
+        model.read_settings_of(datamodule)
 
         def check(problems: EncodedSplit) -> None:
             check_labels(datamodule, model.evaluator, model.rewards, "fit")

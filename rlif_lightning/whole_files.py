@@ -37,7 +37,7 @@ def replaced(path: Path, unfinished: Path | None = None, durable: bool = False) 
 
 
 def force_to_disk(path: Path) -> None:
-    """Return when the disk has what was written to a file or a folder."""
+    """Return once the disk has what was written to a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,15 +1,17 @@
-"""Try answer checking on real gold answers: ``python scripts/check_golds.py FOLDER --out judge.jsonl``.
+"""Check answer checking on real gold answers.
 
-FOLDER holds JSON-lines and Parquet files with gold answers in one of ``--columns`` (a dotted path
-names a nested column; of a worked solution with ``#### x`` it is x). Four counts are printed, and
-what is not as it should be is written to ``--out``:
+    python scripts/check_golds.py FOLDER --out judge.jsonl
+
+FOLDER has JSON-lines and Parquet files with gold answers in one of ``--columns``. A dotted path
+names a nested column; the gold of a worked solution with ``#### x`` is x. Four counts are printed,
+and all exceptions are written to ``--out``:
 
 1. golds that are read, and that equal themselves;
 2. re-spellings of golds (boxes, dollars, spaces, ``\\dfrac``, units, thousands, emphasis ...),
    which must stay equal;
 3. random pairs of different golds, and hard neighbours (another base, order, sign, unit, power,
-   last letter, last digit), which must not be equal: judge each one that is, for two golds may be
-   the same number;
+   last letter, last digit), which must not be equal; judge each pair that is, since two golds may
+   be the same number;
 4. ``18 X`` and ``18\\text{ X}`` for every X of "how many X" in the questions, which must equal 18.
 """
 
@@ -34,7 +36,7 @@ _INTEGER = re.compile(r"-?[0-9]+")
 
 
 def rows(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file name, row) of every JSON-lines and Parquet file."""
+    """Yield (file name, row) of every JSON-lines and Parquet file."""
     for path in sorted(folder.glob("*.jsonl")):
         yield from (
             (path.stem, json.loads(line)) for line in path.read_text().splitlines() if line.strip()
@@ -46,14 +48,14 @@ def rows(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def column(row: Any, path: str) -> Any:
-    """The value at a dotted path; None where there is none."""
+    """Return the value at a dotted path; None where there is none."""
     for name in path.split("."):
         row = row.get(name) if isinstance(row, dict) else None
     return row
 
 
 def gold_answers(folder: Path, columns: list[str]) -> dict[str, list[str]]:
-    """The golds of each file, as strings."""
+    """Return the golds of each file, as strings."""
     found: dict[str, list[str]] = {}
     for name, row in rows(folder):
         value = next((column(row, path) for path in columns if column(row, path) is not None), None)
@@ -63,7 +65,7 @@ def gold_answers(folder: Path, columns: list[str]) -> dict[str, list[str]]:
 
 
 def nouns(folder: Path) -> list[str]:
-    """Every X of "how many X" in any string of any row, lower-case."""
+    """Return every X of "how many X" in any string of any row, lower-case."""
     return sorted(
         {match.lower() for _, row in rows(folder) for match in _HOW_MANY.findall(json.dumps(row))}
     )
@@ -142,8 +144,8 @@ _OTHER_LETTER = {
 
 
 def _last_letter(gold: str) -> str:
-    return re.sub(r"(?<![A-Za-z\\])([xytnabkrmz])(?![A-Za-z])(?!.*(?<![A-Za-z\\])[xytnabkrmz](?![A-Za-z]))",
-                  lambda match: _OTHER_LETTER[match[1]], gold)  # fmt: skip
+    alone = r"(?<![A-Za-z\\])[xytnabkrmz](?![A-Za-z])"
+    return re.sub(rf"({alone})(?!.*{alone})", lambda match: _OTHER_LETTER[match[1]], gold)
 
 
 def _swapped(gold: str) -> str:
@@ -183,7 +185,7 @@ _UNITS = [
 
 
 def respellings(golds: list[str]) -> Iterator[tuple[str, str, str]]:
-    """(kind, gold, re-spelling) of every gold that the kind applies to and changes."""
+    """Yield (kind, gold, re-spelling) of every gold that the kind applies to and changes."""
     for kind, applies, spell in SPELLINGS:
         for gold in golds:
             if applies(gold) and spell(gold) != gold:
@@ -191,7 +193,7 @@ def respellings(golds: list[str]) -> Iterator[tuple[str, str, str]]:
 
 
 def neighbours(golds: list[str], rng: random.Random) -> Iterator[tuple[str, str, str]]:
-    """(kind, answer, another answer)."""
+    """Yield (kind, answer, another answer)."""
     for kind, applies, change in NEIGHBOURS:
         yield from (
             (kind, gold, change(gold)) for gold in golds if applies(gold) and change(gold) != gold
@@ -205,7 +207,7 @@ def neighbours(golds: list[str], rng: random.Random) -> Iterator[tuple[str, str,
 def random_pairs(
     golds: list[str], number: int, rng: random.Random
 ) -> Iterator[tuple[str, str, str]]:
-    """Pairs of golds in different spelling."""
+    """Yield pairs of golds in different spelling."""
     for _ in range(number):
         a, b = rng.sample(golds, 2)
         if normalise(a) != normalise(b):
@@ -213,7 +215,7 @@ def random_pairs(
 
 
 def count(title: str, cases: Iterator[tuple[str, str, str]], wanted: bool) -> list[dict[str, Any]]:
-    """Judge, print a line per kind, and give back the pairs whose verdict is not the wanted one."""
+    """Judge, print a line per kind, and return the pairs with another verdict than expected."""
     total, wrong = Counter(), []
     for kind, a, b in cases:
         total[kind] += 1

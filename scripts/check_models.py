@@ -1,11 +1,11 @@
-"""Whether this library computes each causal LM's own log-probs: the table of docs/models.md.
+"""Check whether this library computes each causal LM's own log-probs: the table of docs/models.md.
 
-Of every type in Transformers' causal-LM mapping a small random model is built and compared with
-itself, as every run does before it trains (``rlif_lightning/rollout/self_check.py``), under
-model.policy.attention=sdpa and =eager.
+For every type in Transformers' causal-LM mapping a small random model is built and compared with
+the model's own forward, with model.policy.attention=sdpa and =eager. Every run makes the same
+comparison before it trains (``rlif_lightning/rollout/self_check.py``).
 
     python scripts/check_models.py --write          # writes the table into docs/models.md
-    python scripts/check_models.py --check          # exit code 1 if a verdict there is not what comes out
+    python scripts/check_models.py --check          # exit code 1 if a verdict there has changed
     python scripts/check_models.py granite phi3     # a few types
     python scripts/check_models.py --time           # what the comparison adds to a start
 """
@@ -117,12 +117,12 @@ class Row:
 
     @property
     def line(self) -> str:
-        """As Markdown."""
+        """Return the row as Markdown."""
         return f"| {self.name} | {self.model} | {self.sdpa} | {self.eager} | {self.why} |"
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("types", nargs="*", help="all if none is named")
     parser.add_argument("--write", action="store_true")
@@ -146,12 +146,12 @@ def main() -> None:
 
 
 def names() -> list[str]:
-    """Every type of the mapping, and the variants."""
+    """Return every type of the mapping, and the variants."""
     return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *SETTINGS})
 
 
 def config_of(name: str) -> PreTrainedConfig:
-    """The default configuration of a type, with what is in ``SETTINGS``; of encoders, as a decoder."""
+    """Return the default configuration of a type, with ``SETTINGS``; encoders as decoders."""
     kind, settings = CONFIG_MAPPING[name.split()[0]], dict[str, Any](SETTINGS.get(name, {}))
     config = kind(**settings)
     if not hasattr(config, "is_decoder"):
@@ -161,7 +161,7 @@ def config_of(name: str) -> PreTrainedConfig:
 
 
 def examined(name: str) -> Row:
-    """The row of a type."""
+    """Compute the row of a type."""
     try:
         with at_most(SECONDS):
             config = config_of(name)
@@ -183,12 +183,12 @@ def examined(name: str) -> Row:
 
 
 class TooLong(BaseException):
-    """More time than one type may take; no ``Exception``, or it would count as a fault of the model."""
+    """More time than a type may take; no ``Exception``, which would count as the model's fault."""
 
 
 @contextmanager
 def at_most(seconds: int) -> Iterator[None]:
-    """Raise ``TooLong`` inside if it takes more of the processor's time, however busy the machine is."""
+    """Raise ``TooLong`` inside after so many CPU seconds, however busy the machine is."""
 
     def stop(*_: Any) -> None:
         raise TooLong(f"more than {seconds} s")
@@ -202,7 +202,7 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 def short(what: Any) -> str:
-    """A sentence part without what differs from machine to machine, for a cell."""
+    """Return a clause without what differs from machine to machine, for a cell."""
     text = re.sub(r"^model\.policy\.name='[^']*': ", "", " ".join(str(what).split())).replace(
         "|", "/"
     )
@@ -211,7 +211,7 @@ def short(what: Any) -> str:
 
 
 def summary(rows: list[Row]) -> str:
-    """How many of each."""
+    """Count the models of each verdict."""
     counts = Counter(verdict(row.sdpa, row.eager) for row in rows)
     parts = [
         f"{counts[kind]} {kind}"
@@ -224,7 +224,7 @@ def summary(rows: list[Row]) -> str:
 
 
 def verdict(sdpa: str, eager: str) -> str:
-    """Of one row."""
+    """Return the verdict of one row."""
     if sdpa == "-":
         return "not tried"
     if sdpa != "refused":
@@ -233,7 +233,7 @@ def verdict(sdpa: str, eager: str) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """As Markdown."""
+    """Return the table as Markdown."""
     head = (
         "| type | class | attention=sdpa (default) | attention=eager | what was found |\n"
         + "| --- " * 5
@@ -244,7 +244,7 @@ def table(rows: list[Row]) -> str:
 
 
 def different(rows: list[Row], page: str) -> int:
-    """1 if verdicts differ from those of the page, which are printed; else 0."""
+    """Return 1 if verdicts differ from those of the page, which are printed; else 0."""
     lines = [
         [cell.strip() for cell in line.split("|")[1:5]]
         for line in page.splitlines()
@@ -260,7 +260,7 @@ def different(rows: list[Row], page: str) -> int:
 
 
 def print_times() -> None:
-    """Seconds of one core that a start takes longer, for the embedded model and one of SmolLM2-135M's shape."""
+    """Print the CPU seconds that the check adds to a start, for two models."""
     settings = Policy("rlif-arithmetic")
     shape: dict[str, Any] = {
         "hidden_size": 576,

@@ -1,14 +1,13 @@
-"""The vLLM engine beside the native one, on the same prompts: speed, completions, rewards, and whether weights arrive.
+"""Compare the vLLM engine with the native one on the same prompts.
 
     python scripts/compare_engines.py --model models/smollm2-135m --prompts 32 --out compare.json
 
-Both engines sample with the same policy; what is measured about a completion (votes,
-self-certainty, accuracy) is measured alike. Then a copy of the policy takes optimiser steps, once
-with the engine's weights kept as they were and once handed over: the gap between the two samplers'
-log-probs must tell the difference. Wall times are of whatever else the machine does; CPU seconds
-are of this process with all its threads. Without vLLM it says so and ends with status 0. With
-``--server http://host:port`` (docs/vllm.md) it is that server which draws, and phases are wall
-times.
+Both engines sample from the same policy, and their completions are measured in the same way (votes,
+self-certainty, accuracy). Then a copy of the policy takes optimizer steps, once with vLLM's weights
+left stale and once with the new weights passed to it. The gap between the two samplers' log-probs
+must show the difference. Wall times depend on the other load of the machine; CPU seconds are those
+of this process with all its threads. Without vLLM the script says so and exits with status 0. With
+``--server http://host:port`` (docs/vllm.md) that server draws, and phases are wall times.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 
 from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct
+from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.data.sources import ReasoningGym
 from rlif_lightning.learning.objectives import Clipped
@@ -40,6 +40,7 @@ from rlif_lightning.rewards.voting import vote_shares
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.external_samples import as_rollout
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.vllm_base import VLLMBaseEngine
 from rlif_lightning.rollout.vllm_engine import VLLMEngine, VLLMServerEngine
 from rlif_lightning.rollout.vllm_weights import fingerprint
 from rlif_lightning.sampling import Sampling
@@ -49,14 +50,18 @@ QUESTION = "State the final answer to the following arithmetic problem: {} ="
 
 
 def problems(model: str, size: int, group_size: int) -> PromptData:
-    """The prompts of configs/smollm2_cpu.yaml."""
+    """Return the prompts of configs/smollm2_cpu.yaml."""
     config = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     data = PromptData(
         source=ReasoningGym("chain_sum", size=size, validation_size=1, config=config),
         tokenizer=model,
         answer_column="answer",
-        chat=True,
-        examples=[{"question": QUESTION.format(q), "answer": f"{q} = {a}"} for q, a in EXAMPLES],
+        format=PromptFormat(
+            chat=True,
+            examples=[
+                {"question": QUESTION.format(q), "answer": f"{q} = {a}"} for q, a in EXAMPLES
+            ],
+        ),
         group_size=group_size,
         prompts_per_rollout=size,
     )
@@ -65,7 +70,7 @@ def problems(model: str, size: int, group_size: int) -> PromptData:
 
 
 def figures(rollout: Rollout, gold: list[str]) -> dict[str, float]:
-    """What the rewards and the evaluation see of a rollout."""
+    """Return what rewards and evaluation measure of a rollout."""
     size = rollout.group_size
     answers = [AnswerExtractor()(text) for text in rollout.texts]
     right = [is_correct(answer, gold[row // size]) for row, answer in enumerate(answers)]
@@ -86,7 +91,7 @@ def figures(rollout: Rollout, gold: list[str]) -> dict[str, float]:
 
 
 def gap(rollout: Rollout) -> dict[str, float]:
-    """How far the engine's log-probs are from the policy's."""
+    """Return how much the engine's log-probs differ from the policy's."""
     assert rollout.engine_logprobs is not None
     sizes = (rollout.engine_logprobs - rollout.stats.logprobs)[rollout.mask].abs()
     return {"mean": float(sizes.mean()), "max": float(sizes.max())}
@@ -95,7 +100,7 @@ def gap(rollout: Rollout) -> dict[str, float]:
 def measure(
     engine: RolloutEngine, prompts: Any, settings: argparse.Namespace, gold: list[str]
 ) -> dict[str, Any]:
-    """Some rollouts of the same prompts (after one that warms up); figures are means over rollouts."""
+    """Measure some rollouts of the same prompts after a warm-up; return means over rollouts."""
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
     engine.generate(prompts, settings.group_size, sampling, 0)
     found, tokens, gaps = [], 0, []
@@ -116,8 +121,8 @@ def measure(
     return {"speed": speed, "completions": means, "gap": gaps}
 
 
-def phases(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, float]:
-    """CPU seconds (with a server: wall) of what a rollout consists of: handing over the weights, drawing, scoring."""
+def phases(engine: VLLMBaseEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, float]:
+    """Measure the seconds of a rollout's parts: passing weights, drawing, measuring tokens."""
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
     clock = time.perf_counter if settings.server else time.process_time
     engine.loaded = None
@@ -138,7 +143,7 @@ def phases(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> di
 
 
 def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: int) -> None:
-    """Optimiser steps on random advantages: weights that differ from those that sampled."""
+    """Take optimizer steps on random advantages, so that weights differ from the sampler's."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
     shape = rollout.mask.shape
     calls = OptimizerCalls(lambda share, _: share.backward(), policy.zero_grad, float)
@@ -157,8 +162,8 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
         optimizer.zero_grad()
 
 
-def staleness(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, Any]:
-    """The gap with fresh weights, with those of before the optimiser's steps, and after they were handed over."""
+def staleness(engine: VLLMBaseEngine, prompts: Any, settings: argparse.Namespace) -> dict[str, Any]:
+    """Measure the gap with fresh weights, with stale ones, and after they were passed again."""
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
     few = replace(
         prompts, token_ids=prompts.token_ids[:8], texts=prompts.texts[:8], index=prompts.index[:8]
@@ -174,8 +179,8 @@ def staleness(engine: VLLMEngine, prompts: Any, settings: argparse.Namespace) ->
     return found
 
 
-def vllm_engine(settings: argparse.Namespace) -> VLLMEngine:
-    """In process, or the server that was named."""
+def vllm_engine(settings: argparse.Namespace) -> VLLMBaseEngine:
+    """Return the engine in this process, or of the server that was named."""
     if settings.server:
         return VLLMServerEngine(settings.server, settings.weights_folder, max_gap=100.0)
     options: dict[str, Any] = {
@@ -209,7 +214,7 @@ def main() -> None:
     )
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument(
-        "--steps", type=int, default=2, help="optimiser steps before the check of stale weights"
+        "--steps", type=int, default=2, help="optimizer steps before the check of stale weights"
     )
     parser.add_argument("--out", type=Path, default=None)
     settings = parser.parse_args()

@@ -1,9 +1,9 @@
 """Feed answer checking with hostile text: ``python scripts/fuzz_answers.py --examples 3000``.
 
 Hypothesis draws texts from pieces of LaTeX, numbers and plain characters, and some pathological
-towers and nestings. Each is extracted from by every kind, normalised, and compared with a harmless
-answer. Reported: the number of inputs, and the largest time that one took; anything that raises or
-takes over a second (the worker is warm) ends the run.
+towers and nestings. Every extractor reads each text; the result is normalised and compared with a
+harmless answer. The script reports the number of inputs and the largest time of one. An exception,
+or a time over a second (the worker is warm), ends the run.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=40).map("".join) | NESTED | s
 
 
 def check(text: str, attempts: int = 3) -> float:
-    """Seconds of wall time that one text takes through everything; a busy machine gets further attempts.
+    """Return the seconds that one text takes; on a busy machine it is tried again.
 
     Raises:
         AssertionError: more than one second, each time without remembered verdicts.

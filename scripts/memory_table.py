@@ -1,8 +1,8 @@
-"""Memory of one GPU, by arithmetic: the table of docs/scale.md.
+"""Compute the memory of one GPU by arithmetic: the table of docs/scale.md.
 
-What a process holds is counted tensor by tensor. tests/test_memory_table.py compares the counts
-with the real tensors of small models. Not counted: the CUDA context, workspaces of libraries, and
-holes in the allocator.
+The tensors of a process are counted one by one. tests/test_memory_table.py compares the counts with
+the real tensors of small models. The CUDA context, workspaces of libraries and fragmentation of the
+allocator are not counted.
 
     python scripts/memory_table.py            # prints the table
     python scripts/memory_table.py --write    # writes it into docs/scale.md
@@ -14,204 +14,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from memory_counts import (
+    GROUP,
+    HEAD_WORK,
+    LENGTH,
+    MODELS,
+    PROMPT,
+    Shape,
+    cache,
+    fullest,
+    head_kept,
+    head_work,
+    kept,
+)
 from page_tables import command_line
 
 from rlif_lightning.model.head import PIECE
-from rlif_lightning.model.policy import KEPT_LOGITS, MAX_LOGITS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scale.md"
 BEGIN, END = "<!-- written by scripts/memory_table.py -->", "<!-- end of the memory table -->"
 GIB = 2**30
 CARDS = (24, 40, 80, 141)  # GB by their names; as many GiB are there, within one
 MARGIN = 0.9  # of a card's memory, for what is not counted
-GROUP, PROMPT, LENGTH, BUDGET = (
-    7,
-    256,
-    3072,
-    16384,
-)  # configs/paper/, and a prompt of MATH on the long side
 ROWS = 64  # configs/engine/native.yaml
-HEAD_WORK = 6  # float32 arrays of one piece of logits at a time (model/head.py), at most
-SERVED = (
-    2 * GIB
-)  # what vLLM takes besides weights and cache: activations and captured graphs; an allowance, not counted
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A dense decoder, by the names of Hugging Face configurations; ``biases`` are those of query, key and value."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    tied: bool = True
-    biases: bool = True
-    head_norms: bool = False
-
-    @property
-    def query(self) -> int:
-        """Features of all queries."""
-        return self.heads * self.head_dim
-
-    @property
-    def key(self) -> int:
-        """Features of all keys."""
-        return self.kv_heads * self.head_dim
-
-    @property
-    def matrices(self) -> int:
-        """Elements of one layer's matrices."""
-        return 2 * self.hidden * (self.query + self.key) + 3 * self.hidden * self.intermediate
-
-    @property
-    def layer(self) -> int:
-        """Parameters of one layer."""
-        norms = 2 * self.hidden + self.head_norms * 2 * self.head_dim
-        return self.matrices + norms + self.biases * (self.query + 2 * self.key)
-
-    @property
-    def embedding(self) -> int:
-        """Parameters of the embedding, and as many of the head."""
-        return self.vocab * self.hidden
-
-    @property
-    def root(self) -> int:
-        """Parameters that are no layer's."""
-        return self.embedding * (1 if self.tied else 2) + self.hidden
-
-    @property
-    def parameters(self) -> int:
-        """All of them, a tied head once."""
-        return self.layers * self.layer + self.root
-
-    @property
-    def cast(self) -> int:
-        """Elements that bf16-mixed multiplies with in bfloat16."""
-        return self.layers * self.matrices + self.embedding
-
-    def adapters(self, rank: int) -> int:
-        """Parameters of LoRA on every matrix of every layer."""
-        ends = (
-            2 * (self.hidden + self.query)
-            + 2 * (self.hidden + self.key)
-            + 3 * (self.hidden + self.intermediate)
-        )
-        return self.layers * rank * ends
-
-
-# From config.json of the models at https://huggingface.co/Qwen.
-MODELS = {
-    "Qwen2.5-1.5B": Shape(1536, 8960, 28, 12, 2, 128, 151936),
-    "Qwen3-1.7B-Base": Shape(2048, 6144, 28, 16, 8, 128, 151936, biases=False, head_norms=True),
-    "Qwen2.5-3B": Shape(2048, 11008, 36, 16, 2, 128, 151936),
-    "Qwen2.5-7B": Shape(3584, 18944, 28, 28, 4, 128, 152064, tied=False),
-}
-
-
-@dataclass(frozen=True)
-class Line:
-    """A micro-batch: tokens of its one prompt, number of completions, tokens of each."""
-
-    prompt: int
-    completions: int
-    length: int
-
-    @property
-    def own(self) -> int:
-        """Tokens of completions that are inputs: the last of each is none."""
-        return self.completions * (self.length - 1)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the line."""
-        return self.prompt + self.own
-
-    @property
-    def scored(self) -> int:
-        """Tokens that get logits."""
-        return self.completions * self.length
-
-    @property
-    def keys(self) -> int:
-        """Keys of completions: each has its prompt's and its own."""
-        return self.own + self.completions * self.prompt
-
-
-def fullest(
-    budget: int = BUDGET, prompt: int = PROMPT, length: int = LENGTH, group: int = GROUP
-) -> Line:
-    """The largest micro-batch of one group: where all completions are as long as they may be."""
-    return Line(prompt, max(1, min(group, (budget - prompt) // (length - 1))), length)
-
-
-def layer_kept(shape: Shape, line: Line, mixed: bool, whole_weights: bool = True) -> int:
-    """Bytes that autograd keeps of one layer, besides its parameters.
-
-    Args:
-        mixed: bf16-mixed; else float32.
-        whole_weights: autocast keeps a bfloat16 copy of each matrix; not under FSDP2, which gathers
-            them so.
-    """
-    number, size = line.tokens, 2 if mixed else 4
-    stream = (
-        4 * number * (4 * shape.hidden + 2)
-    )  # both norms: what comes in, what is normalised, one scale each
-    inputs = (
-        5 if mixed else 2
-    )  # autocast makes a copy for each of the five matrices that read a norm's output
-    read = size * number * (inputs * shape.hidden + shape.query)
-    gated = size * number * 4 * shape.intermediate
-    # Queries, keys, values and outputs of the line; queries of completions and their keys, their
-    # prompt's among them.
-    attended = (
-        2 * number * (shape.query + shape.key) + shape.query * line.own + 2 * shape.key * line.keys
-    )
-    attended = size * attended + 4 * shape.heads * number
-    normed = (
-        shape.head_norms
-        * number
-        * (4 * (shape.heads + shape.kv_heads) + (4 + size) * (shape.query + shape.key))
-    )
-    copies = 2 * shape.matrices if mixed and whole_weights else 0
-    return stream + read + gated + attended + normed + copies
-
-
-def kept(
-    shape: Shape, line: Line, mixed: bool, recomputed: bool, whole_weights: bool = True
-) -> int:
-    """Bytes that autograd keeps of a micro-batch's layers, at most: with recomputation, their inputs and one layer."""
-    layer = layer_kept(shape, line, mixed, whole_weights)
-    stream = 4 * line.tokens * shape.hidden
-    layers = shape.layers * stream + layer if recomputed else shape.layers * layer
-    return layers + 2 * stream + 8 * line.tokens * shape.head_dim
-
-
-def head_kept(shape: Shape, line: Line, mixed: bool, whole_weights: bool = True) -> int:
-    """Bytes that autograd keeps of the head: hidden states, logits or the chunk that is computed anew, its weight."""
-    size, logits = 2 if mixed else 4, line.scored * shape.vocab
-    logits = logits if logits <= KEPT_LOGITS["cuda"] else MAX_LOGITS["cuda"]
-    return size * (line.scored * shape.hidden + logits) + (
-        2 * shape.embedding if mixed and whole_weights else 0
-    )
-
-
-def head_work(shape: Shape, line: Line) -> int:
-    """Bytes that are in use while a piece of logits is measured, and of the gradient of the head's cast weight."""
-    return 4 * HEAD_WORK * min(PIECE["cuda"], line.scored * shape.vocab) + 2 * shape.embedding
-
-
-def cache(shape: Shape, rows: int, prompts: int, prompt: int, own: int, size: int = 2) -> int:
-    """Bytes of the native engine's keys and values: prompts once each, rows with room for their own tokens."""
-    return 2 * size * shape.key * shape.layers * (prompts * prompt + rows * own)
+# Bytes of vLLM's activations and captured graphs, in addition to weights and cache. This is an
+# allowance and not a count.
+SERVED = 2 * GIB
 
 
 @dataclass(frozen=True)
 class Run:
-    """One row of the table for each model.
+    """A row of the table for each model.
 
     Attributes:
         strategy: one | ddp | fsdp2 | reshard (gradients too) | keep (both, and weights during
@@ -232,7 +65,7 @@ class Run:
 
     @property
     def divided(self) -> bool:
-        """Whether a process holds a part only."""
+        """Return whether a process holds a shard only."""
         return self.strategy in ("fsdp2", "reshard", "keep")
 
 
@@ -250,7 +83,7 @@ RUNS = (
 
 
 def state(shape: Shape, run: Run) -> dict[str, int]:
-    """Bytes of what one process holds through an update: weights, gradients, AdamW's moments, reference."""
+    """Return the bytes of an update's weights, gradients, AdamW's moments and reference."""
     parts = run.gpus if run.divided else 1
     trained = shape.adapters(run.rank) if run.rank else shape.parameters
     weights = 2 * shape.parameters + 4 * trained if run.rank else 4 * shape.parameters
@@ -267,7 +100,7 @@ def state(shape: Shape, run: Run) -> dict[str, int]:
 
 
 def peaks(shape: Shape, run: Run) -> dict[str, int]:
-    """Bytes of a process at its fullest: in an update and in a rollout, and what only then is there."""
+    """Return the most bytes of a process, in an update and in a rollout."""
     held, line = state(shape, run), fullest()
     gathered = 2 * (shape.root + 2 * shape.layer)  # the root, a layer and the next one, in bfloat16
     activations = kept(
@@ -294,7 +127,7 @@ def peaks(shape: Shape, run: Run) -> dict[str, int]:
 
 
 def row(name: str, shape: Shape, run: Run) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     found = peaks(shape, run)
     largest = max(found["update"], found["rollout"])
     fits = next((f"{card} GB" for card in CARDS if largest <= MARGIN * card * GIB), "no")
@@ -313,7 +146,7 @@ def row(name: str, shape: Shape, run: Run) -> str:
 
 
 def table() -> str:
-    """As Markdown."""
+    """Return the table as Markdown."""
     columns = [
         "model",
         "run",
@@ -335,7 +168,7 @@ def table() -> str:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     stale = "docs/scale.md has another table; run scripts/memory_table.py --write"
     command_line(__doc__, PAGE, (BEGIN, END), table(), stale)
 

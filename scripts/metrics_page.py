@@ -1,4 +1,4 @@
-"""Every figure that a run can log: the tables of docs/metrics.md, from rlif_lightning/metric_names.py.
+"""Make the tables of docs/metrics.md from rlif_lightning/metric_names.py.
 
 python scripts/metrics_page.py            # prints them
 python scripts/metrics_page.py --write    # writes them into docs/metrics.md
@@ -32,7 +32,7 @@ SECTIONS = {
 
 
 def tables() -> str:
-    """As Markdown, a section for each first part of the names."""
+    """Return the tables as Markdown, a section for each first part of the names."""
     parts, bar = [], r"\|"
     for prefix, title in SECTIONS.items():
         parts += [
@@ -49,12 +49,12 @@ def tables() -> str:
 
 
 def written(page: str) -> str:
-    """The page with today's tables."""
+    """Return the page with today's tables."""
     return replaced(page, (BEGIN, END), tables())
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     stale = "docs/metrics.md has other tables; run scripts/metrics_page.py --write"
     command_line(__doc__, PAGE, (BEGIN, END), tables(), stale)
 

@@ -10,14 +10,14 @@ Marks = tuple[str, str]  # before and behind the tables
 
 
 def replaced(page: str, marks: Marks, tables: str) -> str:
-    """The text of a page with these tables."""
+    """Return the text of a page with these tables."""
     begin, end = marks
     before, rest = page.split(begin)
     return f"{before}{begin}\n{tables}\n{end}{rest.split(end)[1]}"
 
 
 def command_line(doc: str | None, path: Path, marks: Marks, tables: str, stale: str) -> None:
-    """Print the tables; ``--write`` puts them into the page, ``--check`` ends with ``stale`` if it has others."""
+    """Print tables; ``--write`` puts them in the page, ``--check`` fails if it has others."""
     parser = argparse.ArgumentParser(description=str(doc).split("\n")[0])
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")

@@ -1,16 +1,16 @@
-"""Kill -9 a run at random moments, start it again each time, and compare the end with a run that was left alone.
+"""Kill a run at random moments, restart it each time, and compare it with an undisturbed run.
 
     python scripts/soak.py --kills 20 --out runs/soak
     python scripts/soak.py --full --kills 30 --out runs/soak_full
 
-Each life is the real command line with ``--ckpt_path=auto``. A kill falls into a phase in turn
-(``soak_kills.py``) at a moment drawn from a seed: a thread of the process sends SIGKILL while the
-phase's own function runs. Without ``--full`` that is one process with few callbacks. ``--full`` has
-two under torchrun, LoRA, a guard that rolls back, exports, files of samples, a report, and
-`predict` at the end; a kill goes to either process, to torchrun alone, or to all at once. At the
-end everything in ``soak_compare.py`` must equal that of the undisturbed run, nothing half-written
-and no process may be left; the exit code is 1 otherwise. The same command goes on with a soak that
-was interrupted.
+Each life of a run is the real command line with ``--ckpt_path=auto``, and ends with ``kill -9``.
+The kills go through the phases of a run in turn (``soak_kills.py``), each at a moment drawn from a
+seed: a thread of the process sends SIGKILL while the phase's own function runs. Without ``--full``
+a run is one process with few callbacks. With ``--full`` it has two processes under torchrun, LoRA,
+a guard that rolls back, exports, files of samples, a report, and `predict` at the end; a kill hits
+either process, torchrun alone, or all at once. In the end everything in ``soak_compare.py`` must
+equal that of the undisturbed run, and no partly written file and no process may be left. Otherwise
+the exit code is 1. The same command continues an interrupted soak.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ SAVING = {"class_path": "RunCheckpoints", "init_args": {"every": 1}}
 # back to them.
 COIN = {"metric": "reward/coin/mean", "side": "above", "bound": 0.5, "window": 1, "release": 0}
 GUARD = {
-    "action": "rollback", "scale": {"learning_rate": 0.95, "rewards.certainty.weight": 0.95}, "baseline": 1,
-    "snapshot_every": 1, "max_actions": 1000, "detectors": {"coin": COIN},
+    "action": "rollback", "scale": {"learning_rate": 0.95, "rewards.certainty.weight": 0.95},
+    "baseline": 1, "snapshot_every": 1, "max_actions": 1000, "detectors": {"coin": COIN},
 }  # fmt: skip
 HEADS = {
     "vote": {"head": "ClusterVote", "weight": 0.5},
@@ -62,8 +62,8 @@ TWO = [
     "--config=configs/strategy/ddp.yaml",
     "--trainer.devices=2",
     "--model.policy.lora.rank=4",
-    "--model.learning_rate=1e-3",
-    "--model.updates_per_rollout=2",
+    "--model.optimizer.lr=1e-3",
+    "--model.update.updates_per_rollout=2",
     "--model.sampling.max_new_tokens=24",
     f"--model.rewards={json.dumps(HEADS)}",
 ]
@@ -80,7 +80,7 @@ PATIENCE = 120  # seconds that a process may outlive its run
 
 @dataclass(frozen=True)
 class Soak:
-    """What is done, to which run.
+    """The run, and what is done to it.
 
     Attributes:
         kills: how often the run is killed.
@@ -96,7 +96,7 @@ class Soak:
 
     @property
     def phases(self) -> list[str]:
-        """The phase of each kill, in turn; the last ones of a full soak fall into the end and into `predict`."""
+        """Return the phase of each kill; the last kills of a full soak hit end and `predict`."""
         if self.only is not None:
             return [self.only[n % len(self.only)] for n in range(self.kills)]
         training = ["rollout", "update", "checkpoint"]
@@ -108,7 +108,7 @@ class Soak:
 
     @property
     def epochs(self) -> int:
-        """Of four rollouts each: two rollouts a kill."""
+        """Return the epochs of four rollouts each: two rollouts a kill."""
         return max(2, -(-self.kills // 2))
 
     def arguments(self, root: Path) -> list[str]:
@@ -120,7 +120,8 @@ class Soak:
             "folder": str(root / "export"),
         }
         full = {
-            "CollapseGuard": GUARD, "HFExporter": exporter, "CompletionWriter": {"every": 1, "table": False},
+            "CollapseGuard": GUARD, "HFExporter": exporter,
+            "CompletionWriter": {"every": 1, "table": False},
             "EntropyMonitor": {"floor": 0.2, "window": 3}, "RunReport": {},
         }  # fmt: skip
         watchers = (
@@ -131,14 +132,14 @@ class Soak:
         arguments = [*DATA, *(TWO if self.full else []), f"--trainer.max_epochs={self.epochs}"]
         arguments += [
             "--trainer.check_val_every_n_epoch=1",
-            "--model.lr_schedule=cosine",
+            "--model.schedule.name=cosine",
             "--ckpt_path=auto",
         ]
-        arguments.append(f"--model.schedule_steps={4 * (2 if self.full else 4) * self.epochs}")
+        arguments.append(f"--model.schedule.steps={4 * (2 if self.full else 4) * self.epochs}")
         return ["fit", *arguments, f"--trainer.callbacks={json.dumps([*watchers, SAVING])}"]
 
     def prediction(self, root: Path) -> list[str]:
-        """Of a life that predicts with what was trained: 16 batches of four prompts."""
+        """Return the arguments of a life that predicts: 16 batches of four prompts."""
         small = [
             "--data.source.init_args.validation_size=64",
             "--data.validation_prompts_per_batch=4",
@@ -165,7 +166,7 @@ class Lives:
         root.mkdir(parents=True, exist_ok=True)
 
     def live(self, number: int | None = None) -> int | None:
-        """One life, killed in its phase if it has a number; its exit code, None if it was killed."""
+        """Run one life, killed in its phase if it has a number; return the exit code or None."""
         phase = None if number is None else self.soak.phases[number]
         mark = self.root / f"kill-{number:02d}" if number is not None else None
         given = (
@@ -225,7 +226,7 @@ class Lives:
 
 
 def run(soak: Soak, out: Path, report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run once undisturbed and once killed; what was found."""
+    """Run once undisturbed and once killed; return the comparison."""
     whole, soaked = Lives(soak, out / "whole"), Lives(soak, out / "soaked")
     codes = [whole.live(), *([whole.predict()] if "prediction" in soak.phases else [])]
     if any(codes):
@@ -250,14 +251,15 @@ def run(soak: Soak, out: Path, report: Callable[[str], None] = print) -> dict[st
     return {
         "kills": dict(done), "exit_codes": codes, "rollouts": 4 * soak.epochs,
         "rollbacks": sum(event["kind"] == "rollback" for event in events),
-        "rows_made_again": merged_rows(soaked.root)[1], "half_written_left": half_written(soaked.root),
+        "rows_made_again": merged_rows(soaked.root)[1],
+        "half_written_left": half_written(soaked.root),
         "seconds_until_the_last_process_was_gone": round(soaked.slowest, 1),
         "differences": differences(whole.root, soaked.root),
     }  # fmt: skip
 
 
 def main() -> None:
-    """The command line; ``--life`` is one process of a soak."""
+    """Run the command line; ``--life`` is one process of a soak."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What ``scripts/soak.py`` compares: an undisturbed run and one that was killed, as they stand in two folders."""
+"""Compare two folders: an undisturbed run, and one that ``scripts/soak.py`` has killed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ HALF_WRITTEN = ("unfinished", ".old", ".tmp")
 
 
 def versions(root: Path) -> list[Path]:
-    """The folders of a run's lives, in their order."""
+    """Return the folders of a run's lives, in their order."""
     return sorted(root.glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
 
 
 def merged_rows(root: Path) -> tuple[dict[tuple[int, bool], dict[str, str]], int]:
-    """The logged figures of all lives by step and kind, times left out; and how many rows were made more than once.
+    """Return logged figures by step and kind, times left out; and how many rows repeat.
 
     Raises:
         RuntimeError: two lives made the same row differently.
@@ -54,7 +54,7 @@ def merged_rows(root: Path) -> tuple[dict[tuple[int, bool], dict[str, str]], int
 
 
 def merged_records(root: Path, name: str) -> dict[str, dict[str, Any]]:
-    """The records of all lives' files of a name by their place, without the ends of lives; a last line may be torn.
+    """Return the records of all lives' files of a name, by their place.
 
     Raises:
         RuntimeError: two lives made the same record differently.
@@ -75,7 +75,7 @@ def merged_records(root: Path, name: str) -> dict[str, dict[str, Any]]:
 
 
 def merged_evaluations(root: Path) -> dict[int, Any]:
-    """The entries of evaluation.json by rollout; later lives count."""
+    """Return the entries of evaluation.json by rollout; later lives count."""
     found = {}
     for path in (version / "evaluation.json" for version in versions(root)):
         if path.exists():
@@ -84,26 +84,26 @@ def merged_evaluations(root: Path) -> dict[int, Any]:
 
 
 def exported(root: Path) -> dict[str, bytes]:
-    """The files of exported models, but for the note of which run made them."""
+    """Return the files of exported models, without the note of the run that made them."""
     folder = root / "export"
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "made_by.json"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def kept_names(root: Path) -> list[str]:
-    """The checkpoints and snapshots that a run keeps, whichever of its lives wrote them."""
+    """Return the checkpoints and snapshots that a run keeps, of all its lives."""
     return sorted(f"{path.parent.name}/{path.name}" for path in root.glob("version_*/*/*.ckpt"))
 
 
 def half_written(root: Path) -> list[str]:
-    """What is only a half of a file, by its name."""
+    """Return the names of files that are only partly written."""
     return [
         str(path) for path in root.rglob("*") if any(word in path.name for word in HALF_WRITTEN)
     ]
 
 
 def predicted(root: Path) -> dict[tuple[int, int], dict[str, Any]]:
-    """The records of `predict` by prompt and completion.
+    """Return the records of `predict` by prompt and completion.
 
     Raises:
         RuntimeError: a completion is there twice.
@@ -119,7 +119,7 @@ def predicted(root: Path) -> dict[tuple[int, int], dict[str, Any]]:
 
 
 def same(left: Any, right: Any) -> bool:
-    """Whether two values of a checkpoint are equal bit for bit; a run's own name and its folders' numbers aside."""
+    """Return whether two values of a checkpoint are equal bit for bit, names of runs aside."""
     if isinstance(left, torch.Tensor):
         return left.dtype == right.dtype and torch.equal(left, right)
     if isinstance(left, dict):
@@ -134,7 +134,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 def close(left: Any, right: Any) -> bool:
-    """Whether two records of a prediction are equal: floats up to rounding, since batches were other ones."""
+    """Return whether two records of a prediction are equal, floats up to rounding."""
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(close(left[key], right[key]) for key in left)
     if isinstance(left, float):
@@ -143,7 +143,7 @@ def close(left: Any, right: Any) -> bool:
 
 
 def differences(whole: Path, soaked: Path) -> list[str]:
-    """What two roots differ in: the last checkpoint, logged figures, files of callbacks, exports, predictions."""
+    """Return what differs between two roots: checkpoint, figures, files, predictions."""
     paths = [next(iter(find_checkpoints(root)), None) for root in (whole, soaked)]
     if None in paths or paths[0].name != paths[1].name:  # pyright: ignore[reportOptionalMemberAccess]
         return [f"last checkpoints: {paths}"]

@@ -1,4 +1,4 @@
-"""Where and whom ``scripts/soak.py`` kills: a phase of a run, a moment in it, and processes of the run."""
+"""The kills of ``scripts/soak.py``: a phase of a run, a moment in it, processes of the run."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _kill_after(seconds: float, victim: str, mark: Path) -> None:
 
 
 def _children(parent: int) -> list[int]:
-    """The processes of the run that a launcher started."""
+    """Return the processes of the run that a launcher started."""
     return [
         pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(pid) == parent
     ]
@@ -123,7 +123,7 @@ def _parent(pid: int) -> int | None:
 
 
 def left_over(token: str) -> list[int]:
-    """Processes whose environment names a life of a soak."""
+    """Return processes whose environment names a life of a soak."""
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:

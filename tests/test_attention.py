@@ -170,5 +170,5 @@ def test_a_single_tree_is_neither_copied_nor_put_in_order():
     key = torch.randn(11, 2, SIZE)
     prompts = plan.blocks[0]._prompts(key)
     assert prompts.data_ptr() == key.data_ptr()
-    assert plan.blocks[0]._of_rows(prompts).stride(0) == 0
-    assert plan.blocks[0]._of_rows(prompts).shape == (2, 5, 2, SIZE)
+    assert plan.blocks[0]._of_completions(prompts).stride(0) == 0
+    assert plan.blocks[0]._of_completions(prompts).shape == (2, 5, 2, SIZE)

@@ -29,7 +29,7 @@ def test_entropy_monitor_logs_percentiles_and_slope(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"floor": 4.0}, "below floor=4.0"), ({"ceiling": 1e-3}, "above ceiling")],
+    [({"floor": 4.0}, "is below 4"), ({"ceiling": 1e-3}, "is above 0.001")],
 )
 def test_entropy_monitor_warns_once_while_outside_its_band(tmp_path, settings, text):
     with pytest.warns(UserWarning, match=text) as record:
@@ -37,15 +37,15 @@ def test_entropy_monitor_warns_once_while_outside_its_band(tmp_path, settings, t
     told = [
         str(warning.message)
         for warning in record
-        if str(warning.message).startswith("EntropyMonitor:")
+        if str(warning.message).startswith("EntropyMonitor,")
     ]
     assert len(told) == 1, told
     (event,) = marked(next(tmp_path.rglob("events.jsonl")).parent)
     assert {name: event[name] for name in ("step", "rollout", "source", "kind")} == {
-        "step": 4, "rollout": 1, "source": "EntropyMonitor", "kind": "warning"
+        "step": 4, "rollout": 1, "source": "EntropyMonitor", "kind": "alarm"
     }  # fmt: skip
     assert text in event["message"]
-    figures = {"entropy": "policy/entropy", "entropy_picked": "policy/entropy_picked"}
+    figures = {"value": "policy/entropy", "entropy_picked": "policy/entropy_picked"}
     for name, metric in figures.items():
         assert event["values"][name] == pytest.approx(column(tmp_path, metric)[0], rel=1e-5)
 
@@ -60,7 +60,7 @@ def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
     picked = "--model.objective=" + json.dumps(
         {"class_path": "KLCov", "init_args": {"fraction": 0.999, "entropy_bonus": 1e-9}}
     )
-    run_with(tmp_path / "all", "EntropyMonitor", picked, "--model.learning_rate=1e-9", rollouts=1)
+    run_with(tmp_path / "all", "EntropyMonitor", picked, "--model.optimizer.lr=1e-9", rollouts=1)
     run_with(tmp_path / "none", "EntropyMonitor", "--model.objective=Clipped", rollouts=1)
     run_with(tmp_path / "few", "EntropyMonitor", rollouts=1)
     (mean,), (everything,) = (
@@ -75,7 +75,7 @@ def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
 
 def test_entropy_monitor_keeps_quiet_inside_its_band(tmp_path):
     run = run_with(tmp_path, "EntropyMonitor", rollouts=1, floor=1e-4, ceiling=5.0)
-    assert not callback_of(run, EntropyMonitor).outside
+    assert not callback_of(run, EntropyMonitor).watch.active
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])

@@ -202,7 +202,7 @@ def test_lora_goes_on_from_its_checkpoint(tmp_path):
     pytest.importorskip("peft")
     lora = [
         '--model.policy.lora={"rank": 4, "alpha": 8}',
-        "--model.learning_rate=0.01",
+        "--model.optimizer.lr=0.01",
         *LONG,
         saving(every=1),
     ]

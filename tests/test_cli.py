@@ -57,7 +57,7 @@ def test_help_names_the_units(capsys):
     for text in (
         "token budget of one forward and backward pass",
         "longest prompt allowed, in tokens",
-        "optimiser steps of linear warm-up",
+        "optimiser steps of warm-up",
         "limit of a completion's length, in tokens",
         "Evaluate before and after fit",
     ):
@@ -67,17 +67,20 @@ def test_help_names_the_units(capsys):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--model.updates_per_rollout=1", "updates_per_rollout=1 makes KL-Cov do nothing"),
+        ("--model.update.updates_per_rollout=1", "updates_per_rollout=1 makes KL-Cov do nothing"),
         ("--model.objective.init_args.fraction=2", "fraction=2.0 must lie in [0, 1)"),
         ("--model.no_such_key=1", "no_such_key"),
-        ("--model.learning_rate=fast", "model.learning_rate"),
+        ("--model.schedule.warmup_steps=fast", "model.schedule.warmup_steps"),
+        ("--model.optimizer.lr=0", "model.optimizer.lr=0.0 must be positive"),
+        ("--model.optimizer.weight_decay=-1", "model.optimizer: Invalid weight_decay"),
+        ("--model.schedule.name=coZine", "schedule.name='coZine' is unknown; use one of"),
         ("--model.policy.name=no/such/folder", "no/such/folder"),
-        ("--data.chat=true", "has no chat template"),
+        ("--data.format.chat=true", "has no chat template"),
         ("--data.prompt_column=problem", "prompt_column='problem' is not in the train split"),
         ("--data.answer_column=gold", "answer_column='gold' is not in the"),
         (
             "--data.prompts_per_rollout=3",
-            "prompts_per_rollout=3 is less than model.updates_per_rollout=4",
+            "prompts_per_rollout=3 is less than model.update.updates_per_rollout=4",
         ),
         ("--data.max_prompt_tokens=2", "raise it, or set overlong=filter"),
         ("--model.sampling.top_k=5", "truncated sampling biases the importance ratio"),

@@ -178,7 +178,7 @@ def test_stop_ends_the_run(tmp_path):
 
 
 def test_adjust_scales_settings_once_and_keeps_the_schedule(tmp_path):
-    cosine = ["--model.lr_schedule=cosine", "--model.schedule_steps=16"]
+    cosine = ["--model.schedule.name=cosine", "--model.schedule.steps=16"]
     scale = {"learning_rate": 0.5, "objective.weight": 10.0, "rewards.certainty.weight": 0.2}
     run, events = guarded(tmp_path / "guard", "adjust", *cosine, rollouts=4, scale=scale)
     run_with(tmp_path / "plain", "EntropyMonitor", *cosine, rollouts=4)
@@ -269,7 +269,10 @@ def test_resuming_keeps_baselines_alarms_and_scaled_settings(tmp_path):
     assert not events  # the alarm is still the old one
     assert second.model.objective.weight == pytest.approx(0.5)
     assert column(tmp_path / "second", "policy/learning_rate") == pytest.approx([5e-5] * 2)
-    assert callback_of(second, CollapseGuard).states == callback_of(whole, CollapseGuard).states
+    assert (
+        callback_of(second, CollapseGuard).watch.states
+        == callback_of(whole, CollapseGuard).watch.states
+    )
     assert_same(parameters(whole), parameters(second), tolerance=1e-6)
 
 

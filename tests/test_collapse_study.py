@@ -16,10 +16,11 @@ from benchmarks.collapse_summary import (
     by_arm,
     first_below,
     measure,
-    outcome_table,
+    outcomes,
     read_run,
     settled,
-    watch_table,
+    table_of,
+    warnings_in_time,
 )
 from harness.files import ROOT
 
@@ -101,13 +102,13 @@ def test_arms_are_means_with_their_range():
         0,
         1,
     )
-    first, second = outcome_table(arms).splitlines()[2:]
+    first, second = table_of(outcomes(arms)).splitlines()[2:]
     assert first.startswith(
         "| `a` | 3 | 66.7 (60.0 to 80.0) | 46.7 (20.0 to 60.0) | 75 (25 to 100) | "
     )
     assert "| 1 of 3 (40) |" in first
     assert "| 0 of 1 |" in second
-    first, second = watch_table(arms).splitlines()[2:]
+    first, second = table_of(warnings_in_time(arms)).splitlines()[2:]
     assert first == "| `a` | 3 | 1 | +18 | 0 | 1 | 0 | never | - |"
     assert second == "| `b` | 1 | 0 | - | 0 | 0 | 0 | never | - |"
 
@@ -124,7 +125,7 @@ def test_what_a_stopping_rule_would_have_kept():
     stopped = measure(replace(run_of(FALLING), stop=34))
     assert (stopped["stop"], stopped["kept_at_stop"]) == (34, pytest.approx(0.55 / 0.8))
     assert measure(run_of(FALLING))["kept_at_stop"] is None
-    assert watch_table(by_arm([stopped])).splitlines()[2].endswith("| 34 | 69 |")
+    assert table_of(warnings_in_time(by_arm([stopped]))).splitlines()[2].endswith("| 34 | 69 |")
 
 
 def test_runs_are_read_from_their_tables(tmp_path):

@@ -16,6 +16,8 @@ from harness.files import ROOT
 from rlif_lightning import cli
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import KLCov
+from rlif_lightning.learning.optimizer import LearningRateSchedule, build_optimizer
+from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.rewards import ClusterVote, GoldAnswer, SelfCertainty
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.vllm_engine import VLLMEngine, VLLMServerEngine
@@ -64,11 +66,15 @@ def math_problems(folder: Path, size: int) -> str:
     return json.dumps({"class_path": "LocalFiles", "init_args": init_args})
 
 
+def paper(name: str) -> list[str]:
+    return ["--config=configs/paper/base.yaml", f"--config=configs/paper/{name}.yaml"]
+
+
 def paper_arguments(name: str, folder: Path, tiny_models: dict[str, Path], size: int) -> list[str]:
     """A recipe with a tiny model of its architecture, and with the engine that it has one line away."""
     architecture, _ = PAPER[name]
     return [
-        f"--config=configs/paper/{name}.yaml",
+        *paper(name),
         "--config=configs/engine/native.yaml",
         f"--model.policy.name={tiny_models[architecture]}",
         f"--data.source={math_problems(folder, size)}",
@@ -80,21 +86,21 @@ def paper_arguments(name: str, folder: Path, tiny_models: dict[str, Path], size:
 def test_every_shipped_config_is_tested_here():
     shipped = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")}
     # A part of this project that adds an overlay of its own adds its own test file beside it.
-    known = CPU | OVERLAYS | {f"paper/{name}.yaml" for name in PAPER}
-    assert known <= shipped
-    assert {path for path in shipped if path.startswith("paper/")} == {
-        f"paper/{name}.yaml" for name in PAPER
-    }
+    recipes = {f"paper/{name}.yaml" for name in ("base", *PAPER)}
+    assert CPU | OVERLAYS | recipes <= shipped
+    assert {path for path in shipped if path.startswith("paper/")} == recipes
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_configs_carry_the_papers_values(name, tmp_path, tiny_models):
     run = build(paper_arguments(name, tmp_path, tiny_models, size=882))
     model, data = run.model, run.datamodule
-    plan, objective = model.optimizer_plan, model.objective
-    assert (plan.learning_rate, plan.lr_schedule) == (3e-6, "cosine")
+    objective, [adamw] = model.objective, settings_of(model.make_optimizer)
+    assert (adamw["lr"], adamw["weight_decay"], adamw["betas"]) == (3e-6, 0.0, (0.9, 0.999))
     assert run.trainer.max_steps == 340 * model.plan.num_updates
-    assert plan.warmup_steps == run.trainer.max_steps // 10
+    warm_up = run.trainer.max_steps // 10
+    assert model.schedule == LearningRateSchedule("cosine", warmup_steps=warm_up)
+    assert model.plan == UpdatePlan(4, 1, "sampler", micro_batch_tokens=16384, max_grad_norm=1.0)
     assert (data.group_size, model.group_size, data.prompts_per_rollout) == (7, 7, 882)
     assert (model.sampling.max_new_tokens, model.sampling.temperature) == (3072, 1.0)
     assert isinstance(objective, KLCov)
@@ -115,7 +121,7 @@ def test_paper_configs_carry_the_papers_values(name, tmp_path, tiny_models):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_configs_name_the_papers_model_and_data(name):
-    run = build([f"--config=configs/paper/{name}.yaml", *ON_CPU])
+    run = build([*paper(name), *ON_CPU])
     config, shared = run.config, name == "qwen2.5_7b_math"
     assert type(run.model.engine) is (VLLMServerEngine if shared else VLLMEngine)
     if not shared:  # vLLM in the process is for one process alone
@@ -145,12 +151,20 @@ def test_paper_configs_train_a_stand_in(name, tmp_path, tiny_models):
     prompt = run.datamodule.train_dataloader().split.batch([0])
     assert prompt.texts[0].endswith("put your final answer within \\boxed{}.\n")
     assert prompt.texts[0].startswith("0+1=\n")
-    assert model_learning_rate(run) == pytest.approx(
-        3e-6 * 9 / 136
-    )  # warm-up: the ninth step is next
+    # In warm-up the ninth step is next, and the first has learning rate 0.
+    assert model_learning_rate(run) == pytest.approx(3e-6 * 8 / 136)
     assert run.model.reference is not None
     assert math.isfinite(float(run.trainer.callback_metrics["policy/reference_kl"]))
     assert "val/greedy_accuracy" in run.trainer.callback_metrics
+
+
+def settings_of(make_optimizer) -> list[dict]:
+    """The settings of every parameter group of an optimiser, without its parameters."""
+    made = build_optimizer(make_optimizer, [torch.nn.Parameter(torch.zeros(1))])
+    return [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in made.param_groups
+    ]
 
 
 def model_learning_rate(run: cli.RLIFCLI) -> float:

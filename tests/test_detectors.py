@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from callbacks.detectors import DETECTORS, Detector, DetectorState, verdict, with_changes
+from callbacks.detectors import Baseline, Detector, DetectorState
+from callbacks.guard_detectors import DETECTORS, GuardDetector, verdict, with_changes
 from callbacks.symptoms import alignment, answer_counts, repeated_ngrams, symptoms
 from harness.rollouts import handmade
 
@@ -18,9 +20,10 @@ HIGH = Detector("x", "above", gap=0.3, window=1, release=0.2)
 
 
 def active(detector: Detector, values: list[float], baseline: int = 2) -> list[bool]:
+    detector = replace(detector, baseline=Baseline(baseline))
     state, told = DetectorState(), []
     for value in values:
-        state = detector.update(state, value, baseline)
+        state = detector.update(state, value)
         told.append(state.active)
     return told
 
@@ -36,7 +39,7 @@ def test_a_bound_alone_is_judged_from_the_first_full_window():
     """And tells of no start, which it did not measure."""
     bound = Detector("x", "below", bound=3.0, window=2)
     assert active(bound, [1, 1, 4, 4], baseline=5) == [False, True, True, False]
-    state = bound.update(bound.update(DetectorState(), 1.0, 5), 2.0, 5)
+    state = bound.update(bound.update(DetectorState(), 1.0), 2.0)
     assert bound.describe(state) == "x, 1.5 in the median of 2 rollouts, is below 3."
 
 
@@ -58,11 +61,14 @@ def test_an_alarm_ends_only_when_the_figure_is_clearly_back():
 
 
 def test_whether_the_last_figure_is_beyond():
-    state = DetectorState(total=20, count=2)
-    assert not LOW.is_beyond(state)
-    assert LOW.is_beyond(LOW.update(state, 4.9, 2))
-    assert not LOW.is_beyond(LOW.update(state, 5.0, 2))
-    assert HIGH.is_beyond(HIGH.update(DetectorState(1.0, 2), 0.66, 2))
+    state, low, high = (
+        DetectorState((8.0, 12.0)),
+        *(replace(each, baseline=Baseline(2)) for each in (LOW, HIGH)),
+    )
+    assert not low.is_beyond(state)
+    assert low.is_beyond(low.update(state, 4.9))
+    assert not low.is_beyond(low.update(state, 5.0))
+    assert high.is_beyond(high.update(DetectorState((0.5, 0.5)), 0.66))
 
 
 def test_a_gap_is_a_share_of_the_way_to_one():
@@ -73,8 +79,8 @@ def test_a_gap_is_a_share_of_the_way_to_one():
 def test_beside_a_relative_limit_a_bound_must_be_passed_too():
     both = Detector("x", "above", factor=5.0, bound=0.5, window=1)
     assert active(both, [0.01, 0.01, 0.4, 0.51]) == [False, False, False, True]
-    assert Detector("x", "below", factor=0.5, bound=3.0).limit(10) == 3.0
-    assert Detector("x", "above", bound=3.0).limit(10) == 3.0
+    assert Detector("x", "below", factor=0.5, bound=3.0).limit(DetectorState((10.0,))) == 3.0
+    assert Detector("x", "above", bound=3.0).limit(DetectorState((10.0,))) == 3.0
 
 
 def test_nothing_to_measure_changes_nothing():
@@ -111,7 +117,7 @@ def test_the_verdict_tells_the_two_collapses_apart():
 
 
 def test_describe_names_figure_limit_and_baseline():
-    state = DetectorState(total=20.0, count=2, recent=(4.0, 3.0, 9.0), active=True)
+    state = DetectorState((8.0, 12.0), (4.0, 3.0, 9.0), 1, True)
     assert DETECTORS["length_low"].describe(state) == (
         "rollout/length, 4 in the median of 3 rollouts, is below 6 (at the start of the run it was"
         " 10). Completions"
@@ -161,7 +167,7 @@ def test_changes_replace_remove_and_add():
 )
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
-        Detector("x", **settings)
+        GuardDetector("x", **settings)
 
 
 def test_repeated_ngrams():

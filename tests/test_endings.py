@@ -158,7 +158,7 @@ def test_a_kill_in_the_final_export_costs_nothing(tmp_path):
         (torch.OutOfMemoryError("CUDA out of memory"), "memory", 1),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory", 1),
         (
-            RuntimeError("out of memory in a micro-batch of 4 tokens on one of several ranks"),
+            RuntimeError("out of memory in a micro-batch of 4 tokens on one of several processes"),
             "memory",
             1,
         ),

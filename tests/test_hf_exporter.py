@@ -94,7 +94,7 @@ def test_a_resumed_run_remembers_the_best(tmp_path):
 
 def test_lora_is_written_as_adapters_or_merged(tmp_path):
     pytest.importorskip("peft")
-    adapters = export(tmp_path / "adapters", LORA, "--model.learning_rate=0.01")
+    adapters = export(tmp_path / "adapters", LORA, "--model.optimizer.lr=0.01")
     folder = tmp_path / "adapters" / "version_0" / "export" / "last"
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {
         path.name for path in folder.iterdir()
@@ -103,7 +103,7 @@ def test_lora_is_written_as_adapters_or_merged(tmp_path):
     expected = trained_logits(adapters.model.policy)
     torch.testing.assert_close(loaded_logits(folder), expected, rtol=0, atol=1e-5)
     assert (expected - trained_logits(PolicyModel(Policy("rlif-arithmetic")))).abs().max() > 0.01
-    merged = export(tmp_path / "merged", LORA, "--model.learning_rate=0.01", merge_lora=True)
+    merged = export(tmp_path / "merged", LORA, "--model.optimizer.lr=0.01", merge_lora=True)
     folder = tmp_path / "merged" / "version_0" / "export" / "last"
     assert not (folder / "adapter_config.json").exists()
     torch.testing.assert_close(loaded_logits(folder), expected, rtol=0, atol=1e-4)

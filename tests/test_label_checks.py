@@ -104,7 +104,7 @@ def test_a_head_s_own_column_is_checked_and_the_prompt_may_not_show_it(tmp_path,
     )
     told = refused(capsys, "fit", tmp_path, list(SUMS), *unlabelled, key=[2, 4, float("nan"), 8])
     assert "GoldAnswer.column='key': row 2 of the train split is nan (float), not an answer" in told
-    shown = (*unlabelled, "--data.template={prompt}{key}")
+    shown = (*unlabelled, "--data.format.template={prompt}{key}")
     told = refused(capsys, "fit", tmp_path, list(SUMS), *shown, key=[2, 4, 7, 8])
     assert "template='{prompt}{key}' shows the gold answer 'key'" in told
     told = refused(capsys, "fit", tmp_path, list(SUMS), *unlabelled)

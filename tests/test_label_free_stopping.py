@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from callbacks import LabelFreeStopping
+from callbacks.detectors import Watch
 from callbacks.events import read_events
-from callbacks.label_free_stopping import StopRule, StopWatch, first_stop
+from callbacks.label_free_stopping import first_stop, stop_detectors
 from harness.runs import callback_of, column, run_with
 
 NONE = {"agreement": None, "diversity": None, "entropy": None}
@@ -16,9 +17,15 @@ NONE = {"agreement": None, "diversity": None, "entropy": None}
 
 def stops(values: list[float], **rule) -> int | None:
     """After how many values of the one watched signal the rule stops."""
-    watch = StopWatch(StopRule(**{**NONE, **rule}))
-    (name,) = watch.rule.watched
-    return next((n for n, value in enumerate(values, 1) if watch.add({name: value})), None)
+    watch = Watch(stop_detectors(**{**NONE, **rule}))
+    (name,) = watch.detectors
+    return next((n for n, value in enumerate(values, 1) if added(watch, {name: value})), None)
+
+
+def added(watch: Watch, values: dict[str, float]) -> list[str]:
+    """The limits that one more value of each signal is beyond."""
+    watch.update(values)
+    return watch.active
 
 
 def test_agreement_is_absolute_and_needs_patience():
@@ -41,25 +48,25 @@ def test_nothing_stops_in_the_first_window():
 
 
 def test_any_limit_stops_and_the_reason_names_it():
-    watch = StopWatch(StopRule(window=1, patience=1, agreement=0.9, diversity=0.5, entropy=0.5))
-    assert watch.add({"agreement": 0.5, "diversity": 10, "entropy": 1.0}) is None
-    reason = watch.add({"agreement": 0.5, "diversity": 10, "entropy": 0.4})
-    assert reason == "entropy 0.400 (at the start 1.000, limit 0.5)"
+    watch = Watch(stop_detectors(window=1, patience=1, agreement=0.9, diversity=0.5, entropy=0.5))
+    assert not added(watch, {"agreement": 0.5, "diversity": 10, "entropy": 1.0})
+    (name,) = added(watch, {"agreement": 0.5, "diversity": 10, "entropy": 0.4})
+    assert watch.detectors[name].describe(watch.states[name]) == (
+        "policy/entropy, 0.4, is below 0.5 (at the start of the run it was 1)."
+    )
 
 
 def test_state_goes_on():
-    rule, values = (
-        StopRule(**NONE | {"entropy": 0.5}, window=2, patience=2),
-        [1.0, 1.0, 0.6, 0.4, 0.4, 0.4],
-    )
+    rule = stop_detectors(**NONE | {"entropy": 0.5}, window=2, patience=2)
+    values = [1.0, 1.0, 0.6, 0.4, 0.4, 0.4]
     whole = stops(values, entropy=0.5, window=2, patience=2)
-    watch = StopWatch(rule)
+    watch = Watch(rule)
     for value in values[: whole - 1]:
-        assert watch.add({"entropy": value}) is None
-    resumed = StopWatch(rule)
+        assert not added(watch, {"entropy": value})
+    resumed = Watch(rule)
     resumed.load_state_dict(watch.state_dict())
-    assert resumed.add({"entropy": values[whole - 1]}) is not None
-    assert StopWatch(rule).add({"entropy": values[whole - 1]}) is None
+    assert added(resumed, {"entropy": values[whole - 1]})
+    assert not added(Watch(rule), {"entropy": values[whole - 1]})
 
 
 @pytest.mark.parametrize(
@@ -92,11 +99,14 @@ def test_a_run_ends_early_and_keeps_its_checkpoint(tmp_path):
     assert int(run.model.num_rollouts) == 2
     assert column(tmp_path, "stopping/stopped") == [0.0, 1.0]
     assert list(tmp_path.rglob("*.ckpt"))
-    assert callback_of(run, LabelFreeStopping).reason.startswith("agreement ")
-    end = read_events(Path(run.trainer.log_dir))[-1]
+    assert callback_of(run, LabelFreeStopping).reason.startswith("agreement: ")
+    stop, end = read_events(Path(run.trainer.log_dir))[-2:]
+    assert (stop["kind"], stop["values"]["detector"], stop["values"]["limit"]) == (
+        "stop", "agreement", 0.01,
+    )  # fmt: skip
     assert (end["values"]["reason"], end["values"]["exit_code"]) == ("label_free_stop", 0)
-    rule = StopRule(**QUICK)
-    assert first_stop(next(tmp_path.rglob("metrics.csv")), rule)[0] == 2
+    detectors = stop_detectors(**QUICK)
+    assert first_stop(next(tmp_path.rglob("metrics.csv")), detectors) == (2, "agreement")
 
 
 def test_a_run_that_stays_inside_its_limits_is_left_alone(tmp_path):
@@ -110,7 +120,8 @@ def test_a_run_that_stays_inside_its_limits_is_left_alone(tmp_path):
         diversity=None,
     )
     assert int(run.model.num_rollouts) == 4
-    assert first_stop(next(tmp_path.rglob("metrics.csv")), StopRule(1.0, None, 0.1, 1, 1)) is None
+    detectors = stop_detectors(1.0, None, 0.1, 1, 1)
+    assert first_stop(next(tmp_path.rglob("metrics.csv")), detectors) is None
 
 
 def test_validations_between_steps_can_decide(tmp_path):
@@ -140,10 +151,12 @@ def test_the_state_travels_in_checkpoints(tmp_path):
     assert (
         int(again.model.num_rollouts) == 3
     )  # stopped by the first new rollout: the start was known
-    assert (
-        callback_of(again, LabelFreeStopping).watch.starts
-        == callback_of(first, LabelFreeStopping).watch.starts
-    )
+    starts = [
+        callback_of(run, LabelFreeStopping).watch.states["agreement"].first
+        for run in (first, again)
+    ]
+    assert len(starts[0]) == 1
+    assert starts[0] == starts[1]
 
 
 def test_signals_that_are_not_logged_are_an_error_with_a_remedy(tmp_path, capsys):
@@ -154,6 +167,6 @@ def test_signals_that_are_not_logged_are_an_error_with_a_remedy(tmp_path, capsys
     path = Path(tmp_path) / "metrics.csv"
     path.write_text("policy/entropy\n1.0\n")
     with pytest.raises(ValueError, match="no column 'vote/distinct_answers'"):
-        first_stop(path, StopRule())
+        first_stop(path)
     with pytest.raises(ValueError, match="val_check_interval"):
-        first_stop(path, StopRule(), "validation")
+        first_stop(path, stop_detectors(signals="validation"))

@@ -33,7 +33,12 @@ from rlif_lightning.processes.collectives import (
     is_distributed,
     is_first_process,
 )
-from rlif_lightning.processes.ranks import data_rank, num_data_ranks, share_rows, writes_rows
+from rlif_lightning.processes.ranks import (
+    data_rank,
+    num_data_ranks,
+    share_completions,
+    writes_completions,
+)
 from rlif_lightning.records import LossInputs
 
 VALUES = torch.tensor([[1.0, 2.0, 9.0], [torch.nan, 4.0, torch.inf], [7.0, torch.nan, -torch.inf]])
@@ -213,15 +218,25 @@ def run_rank(rank: int, folder: str, shares: list[dict[str, torch.Tensor]]) -> N
     ):
         all_process_attempt(lambda: fail_on_second(rank))
     torch.save(statistics_of(shares[rank]), f"{folder}/{rank}.pt")
-    assert (data_rank(), num_data_ranks(), writes_rows(), broadcast_from_first(mine).item()) == (
+    assert (
+        data_rank(),
+        num_data_ranks(),
+        writes_completions(),
+        broadcast_from_first(mine).item(),
+    ) == (
         rank,
         2,
         True,
         1.0 + rank,
     )
-    share_rows(True)
+    share_completions(True)
     assert not is_distributed()
-    assert (data_rank(), num_data_ranks(), writes_rows(), broadcast_from_first(mine).item()) == (
+    assert (
+        data_rank(),
+        num_data_ranks(),
+        writes_completions(),
+        broadcast_from_first(mine).item(),
+    ) == (
         0,
         1,
         rank == 0,

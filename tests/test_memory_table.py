@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from functools import partial
 from pathlib import Path
 
+import memory_counts as counts
 import memory_table as memory
 import pytest
 import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from rlif_lightning.learning.optimizer import OptimizerPlan
+from rlif_lightning.learning.optimizer import build_optimizer
 from rlif_lightning.model.loading import LoRA, Policy, prepare_model
 from rlif_lightning.model.packing import Packed, pack
 from rlif_lightning.model.policy import PolicyModel
@@ -21,7 +23,7 @@ from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
 ROOT = Path(__file__).resolve().parent.parent
-Shape, Line, Run = memory.Shape, memory.Line, memory.Run
+Shape, Line, Run = counts.Shape, counts.Line, memory.Run
 
 SHAPES = {
     "qwen2": Shape(256, 1024, 4, 8, 2, 32, 512),
@@ -76,7 +78,7 @@ def test_weights_gradients_and_moments_are_counted_to_the_byte(kind):
     policy, held = policy_of(kind), memory.state(SHAPES[kind], Run("one", reference=False))
     trained = list(policy.parameters())
     policy(packed(LINES[kind]), Sampling()).logprobs.sum().backward()
-    optimizer, _ = OptimizerPlan(1e-6).build(trained, 10)
+    optimizer = build_optimizer(partial(torch.optim.AdamW, lr=1e-6), trained)
     optimizer.step()
     assert storages([parameter.data for parameter in trained]) == held["weights"]
     assert storages([parameter.grad for parameter in trained]) == held["gradients"]
@@ -123,7 +125,7 @@ def kept_by_autograd(policy: PolicyModel, line: Line, mixed: bool) -> int:
 @pytest.mark.parametrize("kind", SHAPES)
 def test_what_autograd_keeps_is_counted(kind, mixed):
     shape, line = SHAPES[kind], LINES[kind]
-    counted = memory.kept(shape, line, mixed, recomputed=False) + memory.head_kept(
+    counted = counts.kept(shape, line, mixed, recomputed=False) + counts.head_kept(
         shape, line, mixed
     )
     # The CPU's kernel keeps a mask, one for all layers; CUDA's needs none.
@@ -138,11 +140,11 @@ def test_what_autograd_keeps_is_counted(kind, mixed):
 def test_with_recomputation_the_layers_inputs_are_kept(kind, mixed):
     """Before the backward pass; in it one layer's more, which the table counts."""
     shape, line = SHAPES[kind], LINES[kind]
-    counted = memory.kept(shape, line, mixed, recomputed=True) + memory.head_kept(
+    counted = counts.kept(shape, line, mixed, recomputed=True) + counts.head_kept(
         shape, line, mixed
     )
     counted -= (
-        memory.layer_kept(shape, line, mixed) + 8 * line.tokens * shape.head_dim
+        counts.layer_kept(shape, line, mixed) + 8 * line.tokens * shape.head_dim
     )  # angles: arguments, not saved
     assert kept_by_autograd(policy_of(kind, recomputed=True), line, mixed) == pytest.approx(
         counted, rel=RECOMPUTED
@@ -154,8 +156,8 @@ def test_adapters_on_bfloat16_weights_keep_no_more(recomputed):
     """What the table counts for them is that of full fine-tuning, an upper bound."""
     shape, line = SHAPES["qwen2"], LINES["qwen2"]
     policy = policy_of("qwen2", recomputed, LoRA(rank=4), torch.bfloat16)
-    counted = memory.kept(shape, line, True, recomputed) + memory.head_kept(shape, line, True)
-    counted -= memory.layer_kept(shape, line, True) * recomputed
+    counted = counts.kept(shape, line, True, recomputed) + counts.head_kept(shape, line, True)
+    counted -= counts.layer_kept(shape, line, True) * recomputed
     assert 0.4 * counted < kept_by_autograd(policy, line, mixed=True) < counted
 
 
@@ -184,7 +186,7 @@ def test_keys_and_values_are_counted_to_the_byte(kind):
     engine.setup(policy_of(kind), 0)
     prompts = Prompts([torch.arange(10, 30)] * 3, [""] * 3, {}, torch.arange(3))
     engine.generate(prompts, 4, Sampling(max_new_tokens=own + 1), 0)
-    assert engine.found == memory.cache(SHAPES[kind], rows, 3, 20, own, size=4)
+    assert engine.found == counts.cache(SHAPES[kind], rows, 3, 20, own, size=4)
 
 
 # Parameters as the models' cards have them: https://huggingface.co/Qwen, safetensors' own count, a
@@ -194,12 +196,12 @@ PUBLISHED["Qwen3-1.7B-Base"] = 1720574976
 
 
 def test_the_shapes_have_the_published_numbers_of_parameters():
-    assert {name: shape.parameters for name, shape in memory.MODELS.items()} == PUBLISHED
+    assert {name: shape.parameters for name, shape in counts.MODELS.items()} == PUBLISHED
 
 
 def test_a_row_by_hand():
     """Qwen2.5-7B under fsdp2.yaml on four: 16 bytes a parameter divided, whole gradients of 4 beside it."""
-    held = memory.state(memory.MODELS["Qwen2.5-7B"], Run("four", 4, "fsdp2"))
+    held = memory.state(counts.MODELS["Qwen2.5-7B"], Run("four", 4, "fsdp2"))
     number = PUBLISHED["Qwen2.5-7B"]
     assert held == {
         "weights": number,
@@ -208,11 +210,11 @@ def test_a_row_by_hand():
         "reference": number,
     }
     assert (
-        memory.state(memory.MODELS["Qwen2.5-7B"], Run("four", 4, "ddp"))["gradients"] == 8 * number
+        memory.state(counts.MODELS["Qwen2.5-7B"], Run("four", 4, "ddp"))["gradients"] == 8 * number
     )
     # 28 layers x 2 (keys, values) x 4 heads x 128 x 2 bytes = 57,344 bytes a token; 64 rows of
     # 3,071, 10 prompts.
-    assert memory.cache(memory.MODELS["Qwen2.5-7B"], 64, 10, 256, 3071) == 57344 * (
+    assert counts.cache(counts.MODELS["Qwen2.5-7B"], 64, 10, 256, 3071) == 57344 * (
         64 * 3071 + 10 * 256
     )
 
@@ -228,7 +230,7 @@ def test_the_paper_configs_page_has_the_scripts_peaks():
     page = (ROOT / "configs" / "paper" / "README.md").read_text()
 
     def peak(model: str, *settings: object, **named: object) -> str:
-        found = memory.peaks(memory.MODELS[model], Run("", *settings, **named))
+        found = memory.peaks(counts.MODELS[model], Run("", *settings, **named))
         return f"{max(found['update'], found['rollout']) / memory.GIB:.1f}"
 
     for model in ("Qwen2.5-1.5B", "Qwen3-1.7B-Base", "Qwen2.5-3B"):

@@ -19,12 +19,14 @@ import rlif_lightning
 from benchmarks.collapse_summary import CURVES
 from callbacks import __all__ as CALLBACKS
 from callbacks import sampler_gap
-from callbacks.detectors import DETECTORS
+from callbacks.guard_detectors import DETECTORS
 from callbacks.label_free_stopping import SIGNALS
 from callbacks.report import read_run
-from callbacks.report.page import FIGURES
-from callbacks.report.panels import FIXED, Panel, panels_of
+from callbacks.report.curves import Panel
+from callbacks.report.fixed_panels import FIXED
+from callbacks.report.panels import panels_of
 from callbacks.report.read import PLACE
+from callbacks.report.tables import FIGURES
 from harness.decoding import sampler
 from harness.runs import BASE, fit
 from rlif_lightning import cli
@@ -171,7 +173,13 @@ def test_the_report_draws_every_curve_that_it_has(everything):
 
 # What a report has no curve of. A new figure is drawn, or named here.
 NOT_DRAWN = {
-    *("reward/<head>/std", "vote/undecided", "code/solved", "policy/entropy_picked"),
+    *(
+        "reward/<head>/std",
+        "reward/<head>/<figure>",
+        "vote/undecided",
+        "code/solved",
+        "policy/entropy_picked",
+    ),
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/tokens_per_second"),
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
@@ -201,7 +209,7 @@ def test_curves_of_one_picture_have_one_unit():
     for panel in FIXED:
         units = {LOGGED[entry_of(name)].unit for name in series_of(panel)}
         assert len(units) == 1, panel.name
-        assert panel.share == (units == {"share"}) or panel.name == "picked"
+        assert panel.is_share == (units == {"share"}) or panel.name == "picked"
 
 
 @pytest.mark.parametrize(

@@ -220,9 +220,9 @@ def test_a_run_without_any_reward_moves_no_parameter(tmp_path, settings, source)
     given = (
         f"--model.rewards={rewards}",
         f"--model.objective={objective}",
-        f"--model.old_logprobs={source}",
+        f"--model.update.old_logprobs={source}",
     )
-    run = fit(tmp_path, *given, "--model.learning_rate=0.01")
+    run = fit(tmp_path, *given, "--model.optimizer.lr=0.01")
     assert run.trainer.global_step == 8
     start = PolicyModel(Policy("rlif-arithmetic")).state_dict()
     assert_same(parameters(run), start)
@@ -241,7 +241,7 @@ def floors(folder: Path) -> list[float]:
     [
         (["--model.policy.dtype=float64"], 0, 1e-5),
         ([], 1e-8, 1e-5),
-        (["--model.old_logprobs=rescored"], 0, 1e-5),
+        (["--model.update.old_logprobs=rescored"], 0, 1e-5),
         (["--trainer.precision=bf16-mixed"], 1e-4, 0.2),
     ],
     ids=str,
@@ -256,9 +256,13 @@ def test_the_noise_floor_is_measured_in_each_rollout(tmp_path, settings, low, hi
 @pytest.mark.parametrize("source", ["sampler", "rescored"])
 def test_stale_weights_are_seen_whatever_the_old_log_probs(tmp_path, source):
     """Rescored log-probs are the trained policy's; the alarm reads the sampled ones."""
-    arguments = ("--model.engine=harness.decoding.StaleEngine", f"--model.old_logprobs={source}")
+    arguments = (
+        "--model.engine=harness.decoding.StaleEngine",
+        f"--model.update.old_logprobs={source}",
+    )
     with pytest.warns(
-        UserWarning, match=r"SamplerGap, rollout 2: the trained policy's log-probs are"
+        UserWarning,
+        match=r"SamplerGap, rollout 2: policy/sampler_gap bound: policy/sampler_gap, .*, is above",
     ):
         fit(tmp_path, *arguments)
     gaps = [float(row["policy/sampler_gap"]) for row in metrics(tmp_path)]
@@ -270,16 +274,16 @@ def test_stale_weights_are_seen_whatever_the_old_log_probs(tmp_path, source):
 
 
 TWICE = [
-    "--model.old_logprobs=rescored",
-    "--model.epochs_per_rollout=2",
-    "--model.learning_rate=1e-3",
+    "--model.update.old_logprobs=rescored",
+    "--model.update.epochs_per_rollout=2",
+    "--model.optimizer.lr=1e-3",
 ]
 
 
 def test_rescored_in_two_passes_does_not_depend_on_the_token_budget(tmp_path):
     settings = [*TWICE, "--model.policy.dtype=float64", "--model.objective.weight=1.0"]
-    large = fit(tmp_path / "large", *settings, "--model.micro_batch_tokens=100000")
-    small = fit(tmp_path / "small", *settings, "--model.micro_batch_tokens=40")
+    large = fit(tmp_path / "large", *settings, "--model.update.micro_batch_tokens=100000")
+    small = fit(tmp_path / "small", *settings, "--model.update.micro_batch_tokens=40")
     assert_same(parameters(large), parameters(small), tolerance=5e-6)  # a step is 1e-3
 
 

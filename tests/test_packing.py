@@ -39,7 +39,7 @@ def test_the_tree_of_the_docstring():
     assert packed.source.tolist() == [2, 3, 4, 2, 5, 6, 7]
     assert packed.tokens.tolist() == [100, 101, 102, 200, 201, 202, 203]
     assert packed.slots.tolist() == [0, 0, 0, 1, 1, 1, 1]
-    assert packed.steps.tolist() == [0, 1, 2, 0, 1, 2, 3]
+    assert packed.positions.tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert packed.shape == (2, 4)
 
 

@@ -10,7 +10,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rlif_lightning.data.prompts import ArithmeticProblems, ProblemSource, PromptData, PromptFormat
+from rlif_lightning.data.prompt_format import PromptFormat, PromptRenderer
+from rlif_lightning.data.prompts import ArithmeticProblems, ProblemSource, PromptData
 
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if"
@@ -65,7 +66,9 @@ ROWS = [{"question": f"{'9' * (i + 1)}=", "answer": "9" * (i + 1), "level": i} f
 
 
 def ready(source, tokenizer, stage=None, **arguments) -> PromptData:
-    data = PromptData(source, tokenizer, **{"prompts_per_rollout": 2, **arguments})
+    names = ("template", "chat", "system_prompt", "examples")
+    form = PromptFormat(**{name: arguments.pop(name) for name in names if name in arguments})
+    data = PromptData(source, tokenizer, format=form, **{"prompts_per_rollout": 2, **arguments})
     data.setup(stage)
     return data
 
@@ -437,7 +440,7 @@ def test_a_column_whose_name_has_a_dot_comes_before_a_nested_one(tokenizer):
 
 
 def test_format_does_not_change_the_problem_it_fills_in():
-    assert PromptFormat("question").render({"question": "a {b} {{c}}"}) == "a {b} {{c}}"
+    assert PromptRenderer("question").render({"question": "a {b} {{c}}"}) == "a {b} {{c}}"
 
 
 def test_what_a_tokenizer_appends_is_left_out_of_prompts_with_one_line(

@@ -135,10 +135,10 @@ CASES = {
 SMALL = [
     "--data.source.init_args.size=16",
     "--trainer.max_epochs=3",
-    "--model.lr_schedule=cosine",
-    "--model.schedule_steps=24",
-    "--model.learning_rate=0.003",
-    "--model.warmup_steps=3",
+    "--model.schedule.name=cosine",
+    "--model.schedule.steps=24",
+    "--model.optimizer.lr=0.003",
+    "--model.schedule.warmup_steps=3",
     f"--model.rewards={json.dumps(HEADS)}",
 ]
 GUARDED = [

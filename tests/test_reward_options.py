@@ -112,8 +112,8 @@ def test_what_is_usual_is_learned_in_training_and_kept_in_checkpoints():
     for _ in range(
         2
     ):  # usual is sqrt 2, so a tenth of it has a tenth of the strength; nothing is learned
-        assert restored(rollout)["mine"].strength.tolist() == pytest.approx([0.1])
-    assert rewards(rollout)["mine"].strength.tolist() == pytest.approx(
+        assert restored(rollout)["mine"].group_weight_factor.tolist() == pytest.approx([0.1])
+    assert rewards(rollout)["mine"].group_weight_factor.tolist() == pytest.approx(
         [0.2 / 1.1]
     )  # the mean is 1.1 / sqrt 2 by now
 

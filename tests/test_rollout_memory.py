@@ -56,7 +56,7 @@ def test_it_is_drawn_again_with_fewer_rows_to_the_same_completions(tiny_models, 
     with pytest.warns(UserWarning, match="out of memory in a rollout") as told:
         found = engine.generate(prompts_of(policy, [0, 1, 2, 3]), GROUP, sampling, 0)
     ours = [str(warning.message) for warning in told if "out of memory" in str(warning.message)]
-    assert [text.partition(" to begin")[0].rpartition("=")[2] for text in ours] == ["8", "4"]
+    assert [text.partition(" to start")[0].rpartition("=")[2] for text in ours] == ["8", "4"]
     assert engine.max_rows == GROUP
     assert completions(found) == completions(lower) == completions(plenty)
     assert found.texts == plenty.texts
@@ -83,7 +83,7 @@ def test_on_several_ranks_no_rank_draws_again_alone(tiny_models, monkeypatch):
     engine.setup(policy, seed=7)
     short_of_memory(policy, GROUP, accelerator)
     with pytest.raises(
-        RuntimeError, match=r"one of several ranks.*--ckpt_path=last.*max_rows, such as 8"
+        RuntimeError, match=r"one of several processes.*--ckpt_path=last.*max_rows, such as 8"
     ):
         engine.generate(prompts_of(policy, [0, 1, 2, 3]), GROUP, SAMPLINGS["hot"], 0)
 
@@ -106,7 +106,7 @@ class ShortEngine(NativeEngine):
 
 
 def test_a_run_goes_on_as_one_that_began_with_fewer_rows(tmp_path):
-    with pytest.warns(UserWarning, match="set model.engine.max_rows=16 to begin so"):
+    with pytest.warns(UserWarning, match="set model.engine.max_rows=16 to start with it"):
         fit(
             tmp_path / "short",
             "--model.engine=test_rollout_memory.ShortEngine",

@@ -49,8 +49,8 @@ def test_another_seed_gives_other_completions(reference, tmp_path):
 @pytest.mark.parametrize("objective", ["KLCov", "Clipped", "ClipCov"])
 def test_token_budget_does_not_change_the_parameters(tmp_path, objective):
     kind = [f"--model.objective={objective}", "--model.policy.dtype=float64"]
-    large = fit(tmp_path / "large", *kind, "--model.micro_batch_tokens=100000")
-    small = fit(tmp_path / "small", *kind, "--model.micro_batch_tokens=40")
+    large = fit(tmp_path / "large", *kind, "--model.update.micro_batch_tokens=100000")
+    small = fit(tmp_path / "small", *kind, "--model.update.micro_batch_tokens=40")
     assert_same(
         parameters(large), parameters(small), tolerance=5e-7
     )  # a step is 1e-4; Llama's norms round to float32
@@ -153,7 +153,7 @@ def test_bf16_mixed_sees_each_update(tmp_path):
         "--model.policy.lora.rank=4",
         "--trainer.limit_train_batches=1",
     ]
-    fit(tmp_path, *arguments, "--model.learning_rate=0.1")
+    fit(tmp_path, *arguments, "--model.optimizer.lr=0.1")
     row = next(row for row in metrics(tmp_path) if row["policy/log_ratio"])
     assert float(row["policy/log_ratio"]) > 0.3
 

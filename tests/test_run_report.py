@@ -332,7 +332,7 @@ def test_several_runs_are_compared(tmp_path):
     text = Page(tmp_path / "both.html").text
     assert "25.0 %" in text
     assert "75.0 %" in text
-    assert re.search(r"settinglowhighmodel\.learning_rate0\.10\.2", text)
+    assert re.search(r"settinglowhighmodel\.optimizer\.lr0\.10\.2", text)
     assert "seed_everything01" not in text
     assert (tmp_path / "both" / "overview.png").read_bytes().startswith(PNG)
 

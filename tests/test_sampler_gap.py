@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from callbacks import SamplerGap
-from callbacks.sampler_gap import GapTrend
+from callbacks.sampler_gap import ENGINE, GapWatch, gap_detectors
 from harness.runs import fit, marked, metrics
 
 
@@ -23,7 +23,8 @@ def test_the_policy_that_samples_is_the_trained_one_up_to_rounding(tmp_path, dty
 
 def test_stale_weights_trip_the_alarm(tmp_path):
     with pytest.warns(
-        UserWarning, match=r"SamplerGap, rollout 2: the trained policy's log-probs are"
+        UserWarning,
+        match=r"SamplerGap, rollout 2: policy/sampler_gap bound: policy/sampler_gap, .*, is above",
     ):
         fit(tmp_path, "--model.engine=harness.decoding.StaleEngine")
     gaps = [float(row["policy/sampler_gap"]) for row in metrics(tmp_path)]
@@ -46,12 +47,8 @@ def alarms(
     gaps: list[float], bound: float = 0.5, floor: float | None = 1e-3, factor: float | None = 4.0
 ) -> list[int]:
     """The rollouts, from 1, at which a gap is told."""
-    trend = GapTrend(bound, floor, factor)
-    told = []
-    for number, gap in enumerate(gaps, 1):
-        trend.see(gap)
-        told += [number] if trend.told else []
-    return told
+    watch = GapWatch(gap_detectors("x", bound, bound / 10 if floor is None else floor, factor))
+    return [number for number, gap in enumerate(gaps, 1) if watch.judge("x", gap) is not None]
 
 
 def test_a_gap_is_judged_by_the_run_s_first_rollouts():
@@ -75,13 +72,11 @@ def test_a_gap_is_judged_by_the_run_s_first_rollouts():
 def test_the_trend_goes_on_from_a_checkpoint():
     before = SamplerGap()
     for gap in (0.002, 0.003):
-        before.trend("rollout/engine_gap", 0.5).see(gap)
+        before.watch.judge(ENGINE, gap)
     after = SamplerGap()
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
-    trend = after.trend("rollout/engine_gap", 0.5)
-    trend.see(0.009)
-    assert trend.told  # of a new trend it would be the first gap
-    SamplerGap().load_state_dict({"above": True})  # as version 0.2 wrote it
+    assert after.watch.judge(ENGINE, 0.009) == f"{ENGINE} factor"
+    assert SamplerGap().watch.judge(ENGINE, 0.009) is None  # here it is the first gap
 
 
 def test_a_factor_is_more_than_one():

@@ -121,26 +121,26 @@ SABOTAGE = {
     "scale": (
         lose_the_scale,
         CohereConfig(logit_scale=0.25),
-        "scores of a packed line differ.*while decoding differ",
+        "statistics of a packed pass differ.*of decoding differ",
     ),
     "head": (
         take_the_wrong_head,
         LlamaConfig(),
-        "scores of a packed line differ.*scores while decoding differ",
+        "statistics of a packed pass differ.*statistics of decoding differ",
     ),
-    "plan": (lose_the_plan, LlamaConfig(), "scores of a packed line differ"),
-    "window": (ignore_the_window, MistralConfig(), "scores of a packed line differ"),
+    "plan": (lose_the_plan, LlamaConfig(), "statistics of a packed pass differ"),
+    "window": (ignore_the_window, MistralConfig(), "statistics of a packed pass differ"),
     "noise": (
         leave_the_noise_on,
         GPT2Config(),
-        "two scorings of the same rows differ by .* nats: noise stays on",
+        "two passes over the same completions differ by .* nats: noise stays on",
     ),
     "state": (
         allow_state,
         Lfm2Config(layer_types=["conv", "full_attention"] * 16),
-        "scores of a packed line differ",
+        "statistics of a packed pass differ",
     ),
-    "angles": (turn_angles_wrongly, LlamaConfig(), "scores while decoding differ"),
+    "angles": (turn_angles_wrongly, LlamaConfig(), "statistics of decoding differ"),
 }
 
 
@@ -176,7 +176,7 @@ def test_the_error_names_the_model_what_differs_and_what_works(tmp_path, monkeyp
     turn_angles_wrongly(monkeypatch)
     message = (
         rf"model\.policy\.name='{tmp_path}': LlamaForCausalLM \(llama\) .* a small random copy:"
-        r" scores while decoding"
+        r" statistics of decoding"
         r" differ from the model's own forward by [\d.]+ nats \(limit 0\.001\)\."
         r" Set model\.policy\.attention=eager, which agrees"
     )
@@ -206,7 +206,7 @@ def test_what_an_architecture_raises_is_part_of_the_error(tmp_path, monkeypatch)
 
     monkeypatch.setattr(PolicyModel, "head", head)
     with pytest.raises(
-        ValueError, match="scoring a packed line raises AttributeError: no attribute 'conv_states'"
+        ValueError, match="a packed pass raises AttributeError: no attribute 'conv_states'"
     ):
         check_architecture(saved(LlamaConfig(), tmp_path))
 

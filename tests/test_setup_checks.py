@@ -59,7 +59,10 @@ SCHEDULER = [
 GUARD = ["--trainer.callbacks+=CollapseGuard", "--trainer.callbacks.action=adjust"]
 MISTAKES = {
     "cosine": (
-        ["--model.lr_schedule=cosine", "--model.warmup_steps=50", "--trainer.max_steps=8"],
+        [
+            "--model.schedule={name: cosine, warmup_steps: 50}",
+            "--trainer.max_steps=8",
+        ],
         "needs its length",
     ),
     "evaluation's gold": (
@@ -77,7 +80,7 @@ MISTAKES = {
         ["--model.evaluation.subset_column=level"],
         "subset_column='level' is not in the validation split",
     ),
-    "updates": (["--model.updates_per_rollout=1"], "makes KL-Cov do nothing"),
+    "updates": (["--model.update.updates_per_rollout=1"], "makes KL-Cov do nothing"),
     "truncation": (["--model.sampling.top_k=5"], "truncated sampling biases"),
     "batch": (["--data.prompts_per_rollout=24"], "the train split has only 16 prompts"),
     "group of one": (
@@ -97,14 +100,14 @@ MISTAKES = {
         [*SCHEDULER, "--model.objective=Clipped"],
         "KLCovScheduler needs model.objective=KLCov",
     ),
-    "clipping": (["--trainer.gradient_clip_val=1.0"], "set model.max_grad_norm instead"),
+    "clipping": (["--trainer.gradient_clip_val=1.0"], "set model.update.max_grad_norm instead"),
     "accumulation": (
         ["--trainer.accumulate_grad_batches=2"],
         "accumulate_grad_batches=2 is not used",
     ),
     "length": (
-        ["--model.schedule_steps=20"],
-        "schedule_steps=20 has no effect with lr_schedule=constant",
+        ["--model.schedule.steps=20"],
+        "schedule.steps=20 has no effect with name=constant",
     ),
     "overlong": (
         ["--data.overlong=filter"],
@@ -160,7 +163,7 @@ def test_a_mistake_in_training_s_settings_does_not_keep_validate_from_measuring(
         "--data.group_size=1",
     ]
     run = cli.main(
-        ["validate", *kept, "--model.lr_schedule=cosine", "--trainer.limit_val_batches=1"]
+        ["validate", *kept, "--model.schedule.name=cosine", "--trainer.limit_val_batches=1"]
     )
     assert "val/accuracy" in run.trainer.callback_metrics
 
@@ -203,5 +206,5 @@ def test_data_s_tokenizer_is_of_the_policy_s_revision(monkeypatch):
         return original(*arguments, **others)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
-    run.datamodule._format()
+    run.datamodule._split_encoder()
     assert asked == ["next"]

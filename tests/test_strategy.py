@@ -62,7 +62,8 @@ def test_a_checkpoint_folder_cannot_run_code(tmp_path, monkeypatch):
     torch.save({}, tmp_path / "meta.pt")
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Harmful()))
     with pytest.raises(
-        ValueError, match=r"cannot be read: its index names posix.mkdir, which has no place there"
+        ValueError,
+        match=r"cannot be read: its index names posix.mkdir, which does not belong there",
     ):
         check_folder(tmp_path)
     assert not (tmp_path / "harm").exists()

@@ -11,6 +11,7 @@ from harness.command_line import ON_CPU, build
 from harness.files import ROOT
 from rlif_lightning.learning.advantages import GDPO, GRPO
 from rlif_lightning.learning.objectives import Clipped, KLCov
+from rlif_lightning.learning.optimizer import starting_rate
 from rlif_lightning.rewards import MeanLogprob, SelfCertainty
 
 STUDY = ROOT / "configs" / "study"
@@ -88,10 +89,7 @@ def test_an_arm_differs_in_what_its_name_says(arm, tmp_path: Path):
         arm == "closed_loop"
     )
     schedule = "cosine" if arm == "stable_cosine" else "constant"
-    assert (model.optimizer_plan.learning_rate, model.optimizer_plan.lr_schedule) == (
-        5e-4,
-        schedule,
-    )
+    assert (starting_rate(model.make_optimizer), model.schedule.name) == (5e-4, schedule)
     assert run.datamodule.prompts_per_rollout == 16
     certainty = model.rewards.settings.get("certainty")
     if certainty is not None:

@@ -50,8 +50,8 @@ def test_the_budget_is_halved_until_there_is_room():
     with pytest.warns(UserWarning, match="out of memory") as told:
         assert budget.run(lambda tokens: asked(tokens, 30, seen), lambda: undone.append(1)) == 25
     assert [str(warning.message).partition("set ")[2][:27] for warning in told] == [
-        "model.micro_batch_tokens=50",
-        "model.micro_batch_tokens=25",
+        "model.update.micro_batch_tokens=50",
+        "model.update.micro_batch_tokens=25",
     ]
     assert (seen, len(undone)) == ([100, 50, 25], 2)
     assert budget.run(lambda tokens: asked(tokens, 30, seen)) == 25  # and stays there
@@ -65,7 +65,9 @@ def test_with_nothing_left_to_halve_it_is_told():
 
 def test_on_several_ranks_no_rank_repeats_alone(monkeypatch):
     monkeypatch.setattr(token_budget, "num_processes", lambda: 2)
-    with pytest.raises(RuntimeError, match=r"100 tokens on one of several ranks.*--ckpt_path=last"):
+    with pytest.raises(
+        RuntimeError, match=r"100 tokens on one of several processes.*--ckpt_path=last"
+    ):
         TokenBudget(100).run(lambda tokens: asked(tokens, 30, []))
 
 
@@ -91,7 +93,7 @@ def greedy(folder: Path, most: int, budget: int) -> cli.RLIFCLI:
         ' {"most":'
         f" {most}}}}}"
     )
-    return fit(folder, callback, f"--model.micro_batch_tokens={budget}")
+    return fit(folder, callback, f"--model.update.micro_batch_tokens={budget}")
 
 
 @pytest.mark.filterwarnings("ignore:out of memory")

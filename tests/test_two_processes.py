@@ -72,7 +72,7 @@ def test_code_and_a_users_own_collective_on_two_processes_are_those_of_one(tmp_p
     """Once with groups on each in every update, once with one group in each update, so that one process has none."""
     cases = {
         "whole": [],
-        "uneven": ["--data.prompts_per_rollout=2", "--model.updates_per_rollout=2"],
+        "uneven": ["--data.prompts_per_rollout=2", "--model.update.updates_per_rollout=2"],
     }
     runs = {name: [*BASE, *PROGRAMMING, *case] for name, case in cases.items()}
     one, two = tmp_path / "one", tmp_path / "two"

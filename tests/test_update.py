@@ -31,16 +31,16 @@ from rlif_lightning.sampling import Sampling
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 5), st.integers(2, 4))
 def test_minibatches_are_the_same_on_any_number_of_ranks(updates, epochs, step, ranks):
     """Every pass uses each group once; prompt i of the step is group i // ranks of rank i % ranks."""
-    plan = UpdatePlan(updates, epochs, seed=3)
+    plan = UpdatePlan(updates, epochs)
     per_rank = 2 * updates
-    alone = list(plan.minibatches(per_rank * ranks, step, data_rank=0, num_data_ranks=1))
+    alone = list(plan.minibatches(per_rank * ranks, step, 3, data_rank=0, num_data_ranks=1))
     assert len(alone) == plan.num_updates == updates * epochs
     for epoch in range(epochs):
         used = [
             group for groups in alone[epoch * updates : (epoch + 1) * updates] for group in groups
         ]
         assert sorted(used) == list(range(per_rank * ranks))
-    dealt = [list(plan.minibatches(per_rank, step, rank, ranks)) for rank in range(ranks)]
+    dealt = [list(plan.minibatches(per_rank, step, 3, rank, ranks)) for rank in range(ranks)]
     for number, groups in enumerate(alone):
         together = [group * ranks + rank for rank in range(ranks) for group in dealt[rank][number]]
         assert sorted(together) == groups
@@ -48,12 +48,14 @@ def test_minibatches_are_the_same_on_any_number_of_ranks(updates, epochs, step, 
 
 def test_minibatches_are_shuffled_anew_each_rollout_and_pass():
     plan = UpdatePlan(4, 2)
-    first, second = (list(plan.minibatches(32, step, 0, 1)) for step in (0, 1))
+    first, second = (list(plan.minibatches(32, step, 0, 0, 1)) for step in (0, 1))
     assert first[:4] != first[4:]
     assert first != second
 
 
-@pytest.mark.parametrize("name", ["updates_per_rollout", "epochs_per_rollout"])
+@pytest.mark.parametrize(
+    "name", ["updates_per_rollout", "epochs_per_rollout", "micro_batch_tokens", "max_grad_norm"]
+)
 def test_plan_refuses_zero(name):
     with pytest.raises(ValueError, match=f"{name}=0"):
         UpdatePlan(**{name: 0})

@@ -388,7 +388,7 @@ def test_the_paper_recipe_waits_for_a_slow_server(standing, tmp_path):
     engine = VLLMServerEngine(standing.url, str(tmp_path))
     engine.setup(changed(scale=0.0), 7)
     server = engine._start()
-    deadline = server._within(882 * 7 * 3072)
+    deadline = server.client.within(882 * 7 * 3072)
     assert deadline.left == pytest.approx(600 + 0.001 * 882 * 7 * 3072, abs=1)
 
 
@@ -660,7 +660,7 @@ def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(sta
     arguments = [f"--model.engine.{name}={value}" for name, value in settings.items()]
     with pytest.warns(
         UserWarning,
-        match=r"SamplerGap, rollout 2: rollout/engine_gap is .* nats, more than 4 times",
+        match=r"SamplerGap, rollout 2: rollout/engine_gap factor: rollout/engine_gap, .*, is above",
     ):
         fit(tmp_path, "--model.engine=VLLMServerEngine", *arguments)
     gaps = [
@@ -669,7 +669,7 @@ def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(sta
     assert gaps[0] < 1e-5
     assert 1e-3 < gaps[1] < 0.5
     (event,) = marked(tmp_path / "version_0")
-    assert event["values"]["figure"] == "rollout/engine_gap"
+    assert event["values"]["metric"] == "rollout/engine_gap"
 
 
 @pytest.mark.slow
@@ -692,7 +692,7 @@ def test_sharded_policies_are_handed_over_whole(standing, tmp_path):
     """With adapters, which are merged; and where no process ever holds the whole."""
     arguments = [*TWO_ROLLOUTS, *arguments_for(standing, tmp_path), *on("fsdp2", 2)]
     runs = {
-        "adapters": [*arguments, "--model.policy.lora.rank=4", "--model.learning_rate=1e-2"],
+        "adapters": [*arguments, "--model.policy.lora.rank=4", "--model.optimizer.lr=1e-2"],
         "kept": [*arguments, "--trainer.strategy.init_args.keep_sharded=true"],
     }
     launch(tmp_path, runs, forks=2)

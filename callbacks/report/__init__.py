@@ -1,6 +1,7 @@
 """The run report.
 
-Read read.py (files -> Run), panels.py (which curves), figures.py, page.py, callback.py.
+Read read.py (files -> Run), curves.py, panels.py (which curves), figures.py, tables.py, page.py
+and callback.py.
 """
 
 from callbacks.report.callback import RunReport, write_report

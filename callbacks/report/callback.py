@@ -1,4 +1,4 @@
-"""RunReport: a report of the run in its own folder; ``write_report`` makes it for any runs, at any time."""
+"""RunReport: a report of the run in its folder; ``write_report`` makes one of any runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = ("rlif-lightning", "torch", "lightning", "transformers", "peft", "dat
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, the platform and the packages that a run's numbers may depend on."""
+    """Return the versions of Python, the platform and packages that numbers may depend on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
@@ -32,7 +32,9 @@ def versions() -> dict[str, str]:
 
 
 def write_report(runs: list[Run], out: Path, title: str) -> None:
-    """Write the page to ``out`` and the pictures, one for each panel and ``overview.png``, into the folder beside it.
+    """Write the page to ``out``, and the pictures into the folder beside it.
+
+    There is a PNG for each panel, and ``overview.png``.
 
     The folder has the page's name without its ending. Files are replaced as wholes.
     """
@@ -58,14 +60,14 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 class RunReport(Callback):
-    """Writes ``report.html`` and the folder ``report/`` of PNGs into the run's folder when training ends.
+    """Writes ``report.html`` and PNGs in ``report/`` into the run's folder when training ends.
 
     Rank 0 writes it at the end, after an exception or Ctrl-C too, and again after an evaluation
-    that follows, so that the figures "after" are in it; `fast_dev_run` logs nothing and has none.
-    It reads what others leave in the folder: ``metrics.csv`` of the CSV logger (which the command
-    line adds), ``config.yaml``, ``events.jsonl``, and the files of CompletionWriter. Where the disk
-    does not take it, a warning says so, and the run ends as it would have. For a run that was
-    killed or is still running, and to compare several:
+    that follows, so that the figures "after" are in it. `fast_dev_run` logs nothing, so it has no
+    report. The report is made from the folder's files: ``metrics.csv`` of the CSV logger (which the
+    command line adds), ``config.yaml``, ``events.jsonl``, and the files of CompletionWriter. A full
+    disk gives a warning, and the run ends as it would have. For a run that was killed or is still
+    running, and to compare several:
     ``python -m callbacks.run_report RUN_DIR [RUN_DIR ...]``.
     """
 
@@ -83,8 +85,7 @@ class RunReport(Callback):
         if not isinstance(next(iter(trainer.loggers), None), CSVLogger | DummyLogger):
             raise ValueError(
                 f"RunReport reads metrics.csv, but trainer.logger={trainer.loggers} does not begin"
-                " with a CSVLogger;"
-                " leave trainer.logger unset, or put CSVLogger first"
+                " with a CSVLogger; leave trainer.logger unset, or put CSVLogger first"
             )
         self.folder = run_folder(trainer)
         if trainer.is_global_zero:
@@ -93,7 +94,7 @@ class RunReport(Callback):
                 _replace(self.folder / "versions.json", json.dumps(versions(), indent=1).encode())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there is something to report."""
+        """Note that there is something to report from here on."""
         self.trained = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -104,7 +105,7 @@ class RunReport(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """A run that failed has a report as well."""
+        """Report a run that failed as well."""
         self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
@@ -121,5 +122,5 @@ class RunReport(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the report is made from files."""
+        """Return nothing: the report is made from files."""
         return {}

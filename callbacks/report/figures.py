@@ -1,4 +1,7 @@
-"""Draws panels with matplotlib: one PNG each, and one picture of the main ones. pyplot is left alone."""
+"""Draws panels with matplotlib: one PNG each, and one picture of the main ones.
+
+The global state of pyplot is not used.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from callbacks.report.panels import OVERVIEW, Panel, Series, curve_of
+from callbacks.report.curves import Panel, Series, curve_of
+from callbacks.report.panels import OVERVIEW
 from callbacks.report.read import Run
 
-# Okabe and Ito's palette, told apart by colour-blind readers; its yellow is too faint on white.
+# Okabe and Ito's palette, which colour-blind readers can distinguish, without its faint yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
 ROUTINE = ("schedule",)  # events of every few rollouts: marked at the bottom, without a line
@@ -24,7 +28,7 @@ MAX_LINES = 30
 
 
 def draw_panel(panel: Panel, runs: list[Run]) -> bytes:
-    """One panel as PNG."""
+    """Draw one panel as PNG."""
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     _fill(axes, panel, runs)
@@ -33,7 +37,7 @@ def draw_panel(panel: Panel, runs: list[Run]) -> bytes:
 
 
 def draw_overview(panels: list[Panel], runs: list[Run]) -> bytes:
-    """The main panels in one picture, with one legend for the runs."""
+    """Draw the main panels in one picture, with one legend for the runs."""
     chosen = [panel for panel in panels if panel.name in OVERVIEW] or panels[:6]
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
@@ -48,7 +52,7 @@ def draw_overview(panels: list[Panel], runs: list[Run]) -> bytes:
 
 
 def _name_runs(figure: Figure, runs: list[Run], columns: int) -> None:
-    """Under the picture, the colour of each of several runs."""
+    """Name the colour of each of several runs under the picture."""
     if len(runs) > 1:
         handles = [Line2D([], [], color=_color(number), linewidth=3) for number in range(len(runs))]
         labels = [_plain(run.label) for run in runs]
@@ -69,14 +73,14 @@ def _color(number: int) -> str:
 
 
 def _plain(label: str) -> str:
-    """A label that matplotlib takes as it is: no formulas, and nothing that hides it from legends."""
+    """Escape a label for matplotlib: no formulas, and nothing that hides it from legends."""
     return label.replace("$", r"\$").lstrip("_") or "run"
 
 
 def _fill(axes: Axes, panel: Panel, runs: list[Run]) -> None:
-    """Curves, scales, legend and marks of one panel.
+    """Draw curves, scales, legend and marks of one panel.
 
-    One run has all curves of the panel, told apart by colour; several have the first one each, in
+    One run has all curves of the panel, each in a colour; several have the first one each, in
     the run's colour.
     """
     several = len(runs) > 1
@@ -119,9 +123,8 @@ def _line(axes: Axes, run: Run, series: Series, color: str, style: str, bands: b
     if curve is None:
         return
     x, y = curve
-    few = series.column.startswith(
-        "val/"
-    )  # evaluations are few and lie apart: join the points over the gaps
+    # Evaluations are few, so their points are joined over the gaps.
+    few = series.column.startswith("val/")
     if few:
         x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     dot = "o" if few or np.isfinite(y).sum() == 1 else None
@@ -154,7 +157,7 @@ def _scale(axes: Axes, panel: Panel) -> None:
     axes.margins(x=0.02)
     if panel.log and _decades(axes) > 1:
         axes.set_yscale("log")
-    elif panel.share:
+    elif panel.is_share:
         axes.set_ylim(-0.02, 1.02)
     elif panel.from_zero:
         lowest, highest = axes.get_ylim()
@@ -162,7 +165,7 @@ def _scale(axes: Axes, panel: Panel) -> None:
 
 
 def _decades(axes: Axes) -> float:
-    """How many powers of ten the curves span."""
+    """Return how many powers of ten the curves span."""
     values = np.concatenate(
         [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.ones(1)]
     )
@@ -171,7 +174,10 @@ def _decades(axes: Axes) -> float:
 
 
 def _mark(axes: Axes, run: Run, color: str | None) -> None:
-    """Events: a numbered line each (with one run), or a triangle in the run's colour; routine ones at the bottom."""
+    """Mark events: a numbered line each (one run), or triangles in the runs' colours.
+
+    Routine events are triangles at the bottom.
+    """
     top = axes.get_xaxis_transform()
     notable, last = 0, -np.inf
     span = np.ptp(axes.get_xlim()) or 1.0

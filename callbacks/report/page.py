@@ -1,35 +1,26 @@
-"""The report as one HTML page: pictures embedded, no script, every text escaped (completions are untrusted)."""
+"""The report as one HTML page, with embedded pictures and without scripts.
+
+Every text is escaped: completions are untrusted.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections import Counter
-from collections.abc import Iterable
 from html import escape
-from typing import Any
 
 import numpy as np
 
-from callbacks.report.panels import SECTIONS, Panel, curve_of
+from callbacks.report.curves import Panel
+from callbacks.report.panels import SECTIONS
 from callbacks.report.read import Run, settings
+from callbacks.report.tables import cell, compared, examples, glance, table
 
-MAX_TEXT = 600  # characters shown of a prompt or completion
 MAX_ROWS = 200  # events shown
-EXAMPLE_ROLLOUTS = 5
-FIGURES = (
-    ("val/accuracy", "held-out accuracy", "%"),
-    ("val/greedy_accuracy", "held-out accuracy, greedy", "%"),
-    ("vote/largest_cluster", "agreement in training groups", "%"),
-    ("vote/unanimous", "unanimous groups", "%"),
-    ("policy/entropy", "token entropy, nats", ""),
-    ("rollout/length", "completion length, tokens", ""),
-    ("rollout/ended", "ended by itself", "%"),
-    ("rollout/parseable", "has an answer", "%"),
-    ("policy/grad_norm", "gradient norm", ""),
-)
 STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1360px;margin:0 auto;padding:1.5rem}
-h1{font-size:1.6rem;margin:0 0 .2rem}h2{font-size:1.25rem;margin:2.2rem 0 .6rem;border-bottom:2px solid #ddd}
+body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1360px;
+margin:0 auto;padding:1.5rem}
+h1{font-size:1.6rem;margin:0 0 .2rem}
+h2{font-size:1.25rem;margin:2.2rem 0 .6rem;border-bottom:2px solid #ddd}
 h3{font-size:1rem;margin:1.2rem 0 .4rem}p.sub{color:#444;margin:.1rem 0}
 .note{background:#fff4e0;border-left:4px solid #d55e00;padding:.5rem .8rem;margin:.6rem 0}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(360px,1fr));gap:1rem}
@@ -39,7 +30,8 @@ figcaption{color:#444;font-size:.85rem;padding:.2rem .4rem}
 table{border-collapse:collapse;margin:.4rem 0;font-size:.92rem}
 th,td{border-bottom:1px solid #ddd;padding:.25rem .7rem;text-align:left;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-code,pre,td.text{font-family:ui-monospace,monospace;font-size:.86rem;overflow-wrap:anywhere;white-space:pre-wrap}
+code,pre,td.text{font-family:ui-monospace,monospace;font-size:.86rem;overflow-wrap:anywhere;
+white-space:pre-wrap}
 td.text{max-width:620px}pre{background:#f6f6f6;padding:.8rem;border-radius:6px}
 .yes{color:#00684b;font-weight:600}.no{color:#a63c00;font-weight:600}
 summary{cursor:pointer;font-weight:600;margin:.5rem 0}
@@ -49,7 +41,7 @@ summary{cursor:pointer;font-weight:600;margin:.5rem 0}
 def page(
     title: str, runs: list[Run], panels: list[Panel], images: dict[str, bytes], made_with: str
 ) -> str:
-    """The whole page; ``images`` are PNGs by a panel's name."""
+    """Return the whole page; ``images`` are PNGs by a panel's name."""
     body = [
         f"<h1>{escape(title)}</h1>",
         *(f'<p class="sub">{_named(run, runs)}{_ended(run)}</p>' for run in runs),
@@ -60,7 +52,7 @@ def page(
             for note in run.notes
         ),
         "<h2>At a glance</h2>",
-        _glance(runs[0]) if len(runs) == 1 else _compared(runs),
+        glance(runs[0]) if len(runs) == 1 else compared(runs),
         *(_section(name, panels, images) for name in SECTIONS),
         _events(runs),
         *(_examples(run, runs) for run in runs),
@@ -70,11 +62,11 @@ def page(
     ]
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
-        '<!doctype html>\n<html lang="en"><head><meta'
-        f' charset="utf-8"><title>{escape(title)}</title>'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(title)}</title>"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport"'
-        f' content="width=device-width"><style>{STYLE}</style></head>\n<body>\n'
+        '<meta name="viewport" content="width=device-width">'
+        f"<style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(part for part in body if part)
         + "\n</body></html>\n"
     )
@@ -85,13 +77,13 @@ def _named(run: Run, runs: list[Run]) -> str:
 
 
 def _ended(run: Run) -> str:
-    """Why the run ended: its last event ``end``."""
+    """Say why the run ended, by its last event ``end``."""
     if run.end is None:
         return "Running, killed, or its machine was lost: no end was written."
     values = run.end.get("values")
     named = values if isinstance(values, dict) else {}
-    reason, code = (_cell(named.get(name, "unknown")) for name in ("reason", "exit_code"))
-    return f"<b>Ended: {reason}</b> (exit code {code}): {_cell(run.end.get('message', ''))}"
+    reason, code = (cell(named.get(name, "unknown")) for name in ("reason", "exit_code"))
+    return f"<b>Ended: {reason}</b> (exit code {code}): {cell(run.end.get('message', ''))}"
 
 
 def _summary(run: Run) -> str:
@@ -119,55 +111,6 @@ def _duration(seconds: float) -> str:
     )
 
 
-def table(
-    headings: Iterable[str], rows: Iterable[Iterable[str]], numeric: Iterable[int] = ()
-) -> str:
-    """An HTML table of cells that are HTML already; ``numeric`` columns are aligned to the right."""
-    right = set(numeric)
-
-    def cells(tag: str, values: Iterable[str]) -> str:
-        made = (
-            f'<{tag} class="n">{v}</{tag}>' if k in right else f"<{tag}>{v}</{tag}>"
-            for k, v in enumerate(values)
-        )
-        return f"<tr>{''.join(made)}</tr>"
-
-    return f"<table>{cells('th', headings)}{''.join(cells('td', row) for row in rows)}</table>"
-
-
-def _glance(run: Run) -> str:
-    """First, last, lowest and highest value of the main figures."""
-    rows = []
-    for column, label, unit in FIGURES:
-        if (curve := curve_of(run, column)) is not None:
-            x, y = (values[np.isfinite(curve[1])] for values in curve)
-            low, high = int(y.argmin()), int(y.argmax())
-            extremes = (f"{_shown(y[k], unit)} <small>({x[k]:.0f})</small>" for k in (low, high))
-            rows.append((label, _shown(y[0], unit), _shown(y[-1], unit), *extremes))
-    if not rows:
-        return "<p>No figures were logged.</p>"
-    return table(("", "first", "last", "lowest (rollout)", "highest (rollout)"), rows, range(1, 5))
-
-
-def _compared(runs: list[Run]) -> str:
-    """The main figures of several runs side by side: first, last and, in brackets, the highest."""
-    rows = []
-    for column, label, unit in FIGURES:
-        cells = []
-        for run in runs:
-            curve = curve_of(run, column)
-            y = [] if curve is None else curve[1][np.isfinite(curve[1])]
-            shown = [_shown(value, unit) for value in (y[0], y[-1], max(y))] if len(y) else None
-            cells.append(f"{shown[0]} → {shown[1]} <small>({shown[2]})</small>" if shown else "-")
-        rows.append((label, *cells))
-    headings = ("first → last (highest)", *(escape(run.label) for run in runs))
-    return table(headings, rows, range(1, len(runs) + 1))
-
-
-def _shown(value: float, unit: str) -> str:
-    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.4g}"
-
-
 def _section(name: str, panels: list[Panel], images: dict[str, bytes]) -> str:
     shown = [panel for panel in panels if panel.section == name]
     if not shown:
@@ -189,7 +132,7 @@ def _events(runs: list[Run]) -> str:
         for number, event in enumerate(run.events, 1):
             cells = (event.get(name, "") for name in ("rollout", "source", "kind", "message"))
             rows.append(
-                (str(number), *([escape(run.label)] if len(runs) > 1 else []), *map(_cell, cells))
+                (str(number), *([escape(run.label)] if len(runs) > 1 else []), *map(cell, cells))
             )
     if not rows:
         return ""
@@ -204,101 +147,27 @@ def _events(runs: list[Run]) -> str:
     return f"<h2>Marked events</h2>{note}{table(headings, rows[:MAX_ROWS], [0])}{more}"
 
 
-def _cell(value: Any) -> str:
-    text = str(value)
-    return escape(
-        text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text)} characters)"
-    )
-
-
 def _examples(run: Run, runs: list[Run]) -> str:
-    """One group of a few rollouts from the first to the last: how the completions changed."""
-    rollouts = sorted({record["rollout"] for record in run.completions})
-    if not rollouts:
-        return ""
-    places = (
-        np.linspace(0, len(rollouts) - 1, min(EXAMPLE_ROLLOUTS, len(rollouts))).round().astype(int)
-    )
-    parts = []
-    for rollout in (rollouts[place] for place in places):
-        records = [record for record in run.completions if record["rollout"] == rollout]
-        first = records[0].get("index")
-        group = [record for record in records if record.get("index") == first]
-        prompt = _cell(group[0].get("prompt", ""))
-        parts.append(f"<h3>Rollout {_cell(rollout)}: <code>{prompt}</code></h3>{_group(group)}")
-    return f"<h2>Example completions</h2>{_named(run, runs)}{''.join(parts)}"
-
-
-def _group(group: list[dict[str, Any]]) -> str:
-    """One row per distinct completion of a group, the best advantage first."""
-    ordered = sorted(group, key=lambda record: -_finite(record.get("advantage")))
-    copies = Counter(str(record.get("completion")) for record in group)
-    distinct = {str(record.get("completion")): record for record in reversed(ordered)}
-    heads = [name for name in _scores(group[0])]
-    rows = []
-    for text, record in reversed(distinct.items()):
-        verdict = {True: '<span class="yes">yes</span>', False: '<span class="no">no</span>'}
-        scores = [_score(_scores(record).get(head)) for head in heads]
-        length = f"{_cell(record.get('length', ''))}{'' if record.get('ended', True) else ' cut'}"
-        answer = (
-            "<i>none</i>"
-            if record.get("answer") is None
-            else f"<code>{_cell(record['answer'])}</code>"
-        )
-        right = verdict.get(bool(record["correct"]), "") if "correct" in record else ""
-        advantage = f"{_finite(record.get('advantage')):+.2f}"
-        rows.append(
-            (
-                str(copies[text]),
-                f"<code>{_cell(text)}</code>",
-                answer,
-                right,
-                *scores,
-                advantage,
-                length,
-            )
-        )
-    headings = (
-        "times",
-        "completion",
-        "answer",
-        "right",
-        *map(escape, heads),
-        "advantage",
-        "tokens",
-    )
-    return table(headings, rows, [0, *range(4, 6 + len(heads))])
-
-
-def _scores(record: dict[str, Any]) -> dict[str, Any]:
-    scores = record.get("scores")
-    return scores if isinstance(scores, dict) else {}
-
-
-def _finite(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and np.isfinite(value) else 0.0
-
-
-def _score(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else "-"
+    shown = examples(run)
+    return f"<h2>Example completions</h2>{_named(run, runs)}{shown}" if shown else ""
 
 
 def _differences(runs: list[Run]) -> str:
-    """The settings in which several runs differ."""
+    """Tabulate the settings in which several runs differ."""
     if len(runs) < 2:
         return ""
     flat = [settings(run) for run in runs]
     names = sorted({name for values in flat for name in values})
     rows = [(name, [values.get(name, "") for values in flat]) for name in names]
     different = [
-        (f"<code>{escape(name)}</code>", *map(_cell, cells))
+        (f"<code>{escape(name)}</code>", *map(cell, cells))
         for name, cells in rows
         if len(set(cells)) > 1
     ]
     headings = ("setting", *(escape(run.label) for run in runs))
     return (
-        "<h2>Settings that"
-        f" differ</h2>{table(headings, different) if different else '<p>None.</p>'}"
+        "<h2>Settings that differ</h2>"
+        f"{table(headings, different) if different else '<p>None.</p>'}"
     )
 
 
@@ -312,7 +181,7 @@ def _config(run: Run) -> str:
 def _versions(runs: list[Run], made_with: str) -> str:
     names = sorted({name for run in runs for name in run.versions})
     rows = [
-        (escape(name), *(_cell(run.versions.get(name, "not recorded")) for run in runs))
+        (escape(name), *(cell(run.versions.get(name, "not recorded")) for run in runs))
         for name in names
     ]
     headings = ("", *(escape(run.label) for run in runs))

@@ -1,4 +1,6 @@
-"""What a run left in its folder, read as far as it goes: a killed run's last line may be torn, figures may miss.
+"""What a run left in its folder, read as far as it is whole.
+
+The last line of a killed run may be torn, and figures may be missing.
 
 Nothing here is trusted: files may be cut off, empty or absent, numbers may be NaN, completions may
 hold anything. What is missing becomes a note for the reader of the report.
@@ -23,13 +25,19 @@ PLACE = ("epoch", "step")
 
 @dataclass(frozen=True)
 class Curves:
-    """Figures over rollouts: ``columns[name][k]`` was measured when ``x[k]`` rollouts were done; NaN = not measured."""
+    """Figures over rollouts.
+
+    ``columns[name][k]`` was measured when ``x[k]`` rollouts were done; NaN = not measured.
+    """
 
     x: np.ndarray
     columns: dict[str, np.ndarray]
 
     def get(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """x and y of one figure where it was measured, NaN where the line has a gap; None without a finite value."""
+        """Return x and y of one figure; None without a finite value.
+
+        NaN stands where the line has a gap.
+        """
         if name not in self.columns:
             return None
         y = self.columns[name]
@@ -39,7 +47,9 @@ class Curves:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: figures of training (a row for each rollout, counted from 1) and evaluation, and what lies beside them.
+    """One run: its figures of training and evaluation, and the other files of its folder.
+
+    Training has a row for each rollout, counted from 1.
 
     Attributes:
         label: its name in legends.
@@ -103,11 +113,11 @@ def read_run(folder: Path, label: str | None = None) -> Run:
 
 
 def read_metrics(path: Path, notes: list[str]) -> tuple[Curves, Curves]:
-    """Training and evaluation figures of a ``metrics.csv``.
+    """Read the training and evaluation figures of a ``metrics.csv``.
 
-    Lightning numbers a rollout's row by the rollouts before it, and an evaluation's row now by
-    those before the last one and now by all of them; here x is always the number of rollouts that
-    were done.
+    Lightning numbers a rollout's row by the rollouts before it. It numbers an evaluation's row
+    sometimes by all rollouts so far, sometimes by one less. Here x is always the number of rollouts
+    that were done.
     """
     logged = read_logged(path)
     if logged.torn:
@@ -138,7 +148,10 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[Curves, Curves]:
 
 
 def _curves(rows: list[dict[str, float]]) -> Curves:
-    """Rows to columns; where x goes back (a run that was rolled back), a row of NaN breaks the line."""
+    """Turn rows into columns.
+
+    Where x goes back (a run that was rolled back), a row of NaN breaks the line.
+    """
     broken: list[dict[str, float]] = []
     for row in rows:
         if broken and row["x"] < broken[-1]["x"]:
@@ -152,7 +165,7 @@ def _curves(rows: list[dict[str, float]]) -> Curves:
 
 
 def _whole_lines(path: Path, notes: list[str]) -> list[str]:
-    """The file's lines without one that was being written when the run was killed."""
+    """Return the file's lines but for one that was being written when the run was killed."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
@@ -171,7 +184,7 @@ def _torn(path: Path) -> str:
 
 
 def read_jsonl(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file, without torn or damaged ones; none if there is no such file."""
+    """Return the records of a JSON Lines file but for damaged ones; none without a file."""
     records, damaged = [], 0
     for line in _whole_lines(path, notes):
         try:
@@ -188,7 +201,10 @@ def read_jsonl(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 
 def read_completions(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """CompletionWriter's records of rank 0, in order; of a completion that was written twice the later one."""
+    """Return CompletionWriter's records of rank 0 in order.
+
+    Of a completion that was written twice the later record counts.
+    """
     records = read_jsonl(folder / "completions.jsonl", notes)
     parts = sorted((folder / "completions").glob("rollout-*.parquet"))
     for part in (part for part in parts if ".rank" not in part.name):
@@ -204,7 +220,7 @@ def read_completions(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 
 def read_versions(path: Path, notes: list[str]) -> dict[str, str]:
-    """What RunReport noted when the run began; empty without it."""
+    """Return what RunReport noted when the run began; empty without it."""
     if not path.is_file():
         return {}
     try:
@@ -220,7 +236,7 @@ def read_versions(path: Path, notes: list[str]) -> dict[str, str]:
 
 
 def settings(run: Run) -> dict[str, str]:
-    """The run's config as dotted names with values as text; empty where there is none that can be read."""
+    """Return the run's config as dotted names with values as text; empty without one."""
     try:
         content = yaml.safe_load(run.config)
     except yaml.YAMLError:

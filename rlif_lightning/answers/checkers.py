@@ -21,19 +21,24 @@ from rlif_lightning.answers.extraction import AnswerExtractor
 from rlif_lightning.answers.gold_answers import GoldReader, is_right
 from rlif_lightning.sandbox.pool import Sandbox
 
-# Deep or endless literals are not answers; also keeps Python's parser far from its own limits.
+# A longer literal is no answer. The bound also keeps Python's parser far from its own limits.
 _MAX_LITERAL = 4096
 
 
 class Checker(ABC):
-    """Finds the answers of completions, groups equal ones, and tells right from wrong; for validate and test only."""
+    """Finds the answers of completions, groups equal ones, and judges them.
+
+    Used by validate and test only.
+    """
 
     @abstractmethod
     def answer(self, text: str) -> str | None:
-        """The answer in a completion's text; None where there is none."""
+        """Return the answer in a completion's text; None where there is none."""
 
     def cluster(self, answers: Sequence[str | None]) -> tuple[list[int | None], list[str]]:
-        """Group the answers of one problem: a cluster id for each (None stays None), and each cluster's answer.
+        """Group the answers of one problem.
+
+        Returns a cluster id for each answer (None stays None), and each cluster's answer.
 
         Ids count from 0 by frequency, then alphabetically. Here: equal strings; override it where
         more is equal.
@@ -51,10 +56,10 @@ class Checker(ABC):
             where: the rows' origin in words, such as "the train split".
 
         Returns:
-            One line on answers that cannot be used, if the run goes on all the same.
+            One line on answers that cannot be used, where a run is still possible.
 
         Raises:
-            ValueError: what no run can go on with; names the row.
+            ValueError: an answer that makes a run impossible; names the row.
         """
         return None
 
@@ -109,7 +114,7 @@ class AnswerChecker(Checker):
         return self.gold.check(f"data.answer_column={column!r}", values, where)
 
     def answer(self, text: str) -> str | None:
-        """The final answer that the extractor finds."""
+        """Return the final answer that the extractor finds."""
         return self.extractor(text)
 
     def cluster(self, answers: Sequence[str | None]) -> tuple[list[int | None], list[str]]:
@@ -119,14 +124,14 @@ class AnswerChecker(Checker):
     def correct(
         self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
     ) -> list[bool]:
-        """Whether each answer is equivalent to the gold one, or to one of several."""
+        """Return whether each answer is equivalent to the gold one, or to one of several."""
         gold = [self.gold(problem[gold_column]) for problem in problems]
         pairs = zip(answers, gold, strict=True)
         return [is_right(answer, acceptable, self.equivalence) for answer, acceptable in pairs]
 
 
 class LiteralChecker(Checker):
-    """Python literals, right if ``==`` to the gold literal (CRUXEval). Nothing is ever run.
+    """Compares Python literals: right if ``==`` to the gold literal (CRUXEval). Runs nothing.
 
     Of an answer such as ``assert f(3) == [1, 2]`` what follows ``==`` counts. As in Python,
     ``1 == 1.0 == True``.
@@ -151,14 +156,14 @@ class LiteralChecker(Checker):
                 )
 
     def answer(self, text: str) -> str | None:
-        """The literal in one spelling; None where there is no literal."""
+        """Return the literal in one spelling; None where there is no literal."""
         found = _literal(self.extractor(text) or "")
         return found.spelling if found else None
 
     def correct(
         self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
     ) -> list[bool]:
-        """Whether each literal equals the gold one."""
+        """Return whether each literal equals the gold one."""
         verdicts = []
         for answer, problem in zip(answers, problems, strict=True):
             gold = _literal(str(problem[gold_column]))
@@ -173,10 +178,12 @@ class LiteralChecker(Checker):
 
 
 class CodeChecker(Checker):
-    """Code that passes all tests of its problem is right (HumanEval, MBPP, LiveCodeBench; see ``task_of``).
+    """Counts code as right that passes all tests of its problem.
 
-    The whole completion is the answer, for the code that it holds can depend on the prompt that it
-    continues. So answers are equal where texts are, and agreement, diversity and maj@k say little.
+    HumanEval, MBPP, LiveCodeBench; see ``task_of``.
+
+    The whole completion is the answer, because its code can depend on the prompt that it continues.
+    So answers are equal only where texts are, and agreement, diversity and maj@k say little.
 
     Args:
         extractor: finds the code of a completion.
@@ -197,13 +204,16 @@ class CodeChecker(Checker):
             )
 
     def answer(self, text: str) -> str | None:
-        """The text; None where it is blank."""
+        """Return the text; None where it is blank."""
         return text if text.strip() else None
 
     def correct(
         self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
     ) -> list[bool]:
-        """Whether the code in each answer passes every test of its problem, all columns of tests together."""
+        """Return whether each answer's code passes every test of its problem.
+
+        All columns of tests count together.
+        """
         self.check_gold(gold_column, (), "")
         rates = pass_rates(
             [answer or "" for answer in answers], problems, self.extractor, self.sandbox
@@ -218,14 +228,13 @@ class _Literal:
 
 
 def _literal(text: str) -> _Literal | None:
-    """The value of a literal, or of what follows ``==`` in an assertion, without running anything."""
+    """Read a literal, or what follows ``==`` in an assertion, without running anything."""
     if len(text) > _MAX_LITERAL:
         return None
     for candidate in (text, text.partition("==")[2]):
         try:
-            with (
-                warnings.catch_warnings()
-            ):  # "1 is 1", "\d": the parser's advice to whoever wrote the text
+            with warnings.catch_warnings():
+                # The parser warns about the text itself, such as "1 is 1" or "\d".
                 warnings.simplefilter("ignore")
                 value = ast.literal_eval(candidate.strip())
             return _Literal(value, _spelling(value))
@@ -235,7 +244,7 @@ def _literal(text: str) -> _Literal | None:
 
 
 def _spelling(value: Any) -> str:
-    """As ``repr``, but sets and dictionaries in one order whatever the hash seed."""
+    """Write a value as ``repr`` does, but sets and dictionaries in one order in every process."""
     if isinstance(value, dict):
         return (
             "{"

@@ -1,9 +1,9 @@
-"""Which answers mean the same: two of them (``equivalent``), or those of one group (``open_clusters``).
+"""Which answers mean the same: two of them (``equivalent``) or a group's (``open_clusters``).
 
-Between two answers what one of them leaves out does not count: 18 equals "18 marbles", and 5 equals
-``x=5``. In a group that rule would call 5 km and 5 m equal by way of 5. There an answer that leaves
-something out joins those that say it only if they all say the same: with 5 km, 5 m and 5 there are
-three clusters. The same for every order of the answers.
+Between two answers, a unit or name that one of them leaves out does not count: 18 equals
+"18 marbles", and 5 equals ``x=5``. In a group that rule would call 5 km and 5 m equal by way of 5.
+There an answer without a unit joins those with a unit only if they all have the same one: 5 km, 5 m
+and 5 make three clusters. The order of the answers does not matter.
 
 Left out: the meaning of free text (see a judge head).
 """
@@ -35,14 +35,14 @@ def check_equivalence(equivalence: str) -> None:
 
 
 def equivalent(a: str, b: str, equivalence: str = "exact") -> bool:
-    """Whether two answers mean the same.
+    """Return whether two answers mean the same.
 
     Symmetric, but *not* transitive: 5 equals 5 km and 5 m, which differ.
 
     ``exact``: normalised string, then what is read (numbers exactly, expressions by their values),
     then math-verify for what cannot be read. ``math_verify``: also what that library calls equal by
-    rounding to six digits (1/3 and 0.333333). Memoised. What is not decided within 0.3 s of CPU
-    time is not equal. Works in any thread and process.
+    rounding to six digits (1/3 and 0.333333). Memoised. Answers that are not decided within 0.3 s
+    of CPU time are not equal. Works in any thread and process.
 
     Raises:
         ValueError: an unknown equivalence.
@@ -59,7 +59,7 @@ def equivalent(a: str, b: str, equivalence: str = "exact") -> bool:
 
 
 def is_correct(answer: str | None, gold: str | None, equivalence: str = "exact") -> bool:
-    """Whether an extracted answer is equivalent to the gold one.
+    """Return whether an extracted answer is equivalent to the gold one.
 
     Raises:
         ValueError: there is no gold answer to compare with, or an unknown equivalence.
@@ -72,17 +72,20 @@ def is_correct(answer: str | None, gold: str | None, equivalence: str = "exact")
 
 
 def answer_name(answer: str) -> str:
-    """One string for all spellings of an answer's value, without its unit and name; to count answers over problems."""
+    """Return one string for all spellings of a value, to count answers over problems.
+
+    The answer's unit and name are left out.
+    """
     text = normalise(answer)
     reading = read(text)
     return repr(reading.bare) if reading.known else text
 
 
 def cluster(answers: Sequence[str | None], budget: Budget | None = None) -> list[int | None]:
-    """Cluster ids for the answers of one group; None (no answer) stays None.
+    """Return cluster ids for the answers of one group; None (no answer) stays None.
 
     Ids follow the most frequent normalised string of each cluster, then the alphabet, so the order
-    of the rows does not matter. Cluster 0 holds the most frequent string.
+    of the answers does not matter. Cluster 0 holds the most frequent string.
 
     Example:
         >>> cluster(["5", "3", None, "3.0"])
@@ -94,7 +97,9 @@ def cluster(answers: Sequence[str | None], budget: Budget | None = None) -> list
 def open_clusters(
     answers: Sequence[str | None], budget: Budget | None = None
 ) -> tuple[list[int | None], list[str]]:
-    """``cluster`` together with each cluster's representative, its most frequent normalised string.
+    """Return cluster ids as ``cluster`` does, and each cluster's representative.
+
+    A representative is the cluster's most frequent normalised string.
 
     Args:
         answers: of one group.
@@ -127,7 +132,7 @@ def open_clusters(
 def _by_library(
     string: str, representatives: Sequence[str], readings: dict[str, Reading], budget: Budget
 ) -> int | None:
-    """The first cluster whose representative math-verify calls equal."""
+    """Return the first cluster whose representative math-verify calls equal."""
     if len(string) > MAX_LENGTH:
         return None
     for number, other in enumerate(representatives):
@@ -138,7 +143,7 @@ def _by_library(
 
 
 def _joined(readings: Iterable[Reading]) -> dict[Key, Key]:
-    """For every key that joins another, the key that stands for both."""
+    """Return, for every key that joins another, the key that stands for both."""
     said: dict[Key, set[Key]] = {}
     for reading in readings:
         said.setdefault(reading.key, set()).update(reading.alternates)
@@ -158,7 +163,7 @@ def _joined(readings: Iterable[Reading]) -> dict[Key, Key]:
 
 
 def _only(keys: set[Key], key: Key) -> bool:
-    """Whether no other of these keys says the same kind of thing: a unit, a name, a bare value."""
+    """Return whether no other of these keys is of the same kind: a unit, a name, a bare value."""
     return sum(_kind(other) == _kind(key) for other in keys) == 1
 
 

@@ -1,4 +1,4 @@
-"""Inputs to try a function on, without labels: read from a data set, or drawn from the types in its header."""
+"""Inputs to try a function on, without labels: a data set's, or drawn by the header's types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LETTERS = string.ascii_letters + string.digits + "  "
 
 
 def read_arguments(text: str) -> tuple[Any, ...]:
-    """What stands between the parentheses of a call: ``"[1, 2], 'a'"`` gives ``([1, 2], 'a')``.
+    """Read the arguments of a call: ``"[1, 2], 'a'"`` gives ``([1, 2], 'a')``.
 
     Raises:
         ValueError: it is no list of literals.
@@ -71,7 +71,7 @@ def _annotations(source: str, function: str) -> list[ast.expr | None]:
 
 
 def _parse(source: str, function: str) -> ast.Module:
-    """The source's tree; a header at its end may lack its body."""
+    """Return the source's tree; a header at its end may lack its body."""
     problem = None
     for body in ("", "\n    pass", "\n        pass"):
         try:

@@ -64,8 +64,7 @@ def task_of(row: Mapping[str, Any]) -> CodeTask:
             return task
     raise ValueError(
         f"no tests in a row with the columns {sorted(row)}; give test_list (assertions),"
-        " public_test_cases (inputs and"
-        " outputs), or test with entry_point and prompt"
+        " public_test_cases (inputs and outputs), or test with entry_point and prompt"
     )
 
 
@@ -102,7 +101,7 @@ def _mbpp(row: Mapping[str, Any]) -> CodeTask:
 
 
 def _free_names(setup: str, tests: str) -> tuple[str, ...]:
-    """Names that tests use and neither they, nor the setup, nor Python defines: the candidate's."""
+    """Return names that only the candidate can define: not tests, setup or Python."""
     trees = [ast.parse(setup), ast.parse(tests)]
     defined = set(vars(builtins))
     for node in (node for tree in trees for node in ast.walk(tree)):
@@ -137,10 +136,12 @@ def _livecodebench(row: Mapping[str, Any]) -> CodeTask:
 
 
 def _test_cases(text: Any) -> list[dict[str, str]]:
-    """The published column: a list, its JSON, or a base64 text of zlib data of a pickled string of JSON.
+    """Read the published column: a list, its JSON, or base64 text.
 
-    Source: https://github.com/LiveCodeBench/LiveCodeBench, which unpickles it; here the one string
-    is read out.
+    The base64 text is zlib data of a pickled string of JSON.
+
+    Source: https://github.com/LiveCodeBench/LiveCodeBench, which unpickles it. Here the one string
+    is read without unpickling.
     """
     if isinstance(text, list):
         return text
@@ -159,8 +160,8 @@ def _test_cases(text: Any) -> list[dict[str, str]]:
 
 
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
-# A base model goes on after the function with the next thing it has seen in files: cut at the first
-# line that starts at the margin with anything but a closing bracket.
+# A base model continues after the function with other code. So its text is cut at the first line
+# that starts at the margin with anything but a closing bracket.
 _NEXT_THING = re.compile(r"\n(?=[^\s)\]}])")
 _EXTRACTORS = ("auto", "fenced", "continuation", "text")
 
@@ -190,7 +191,7 @@ class CodeExtractor:
             raise ValueError(f"kind={self.kind!r} is unknown; choose one of {list(_EXTRACTORS)}")
 
     def __call__(self, text: str, prompt: str = "") -> str | None:
-        """The code, or None where there is none.
+        """Return the code; None where there is none.
 
         Args:
             text: the completion.

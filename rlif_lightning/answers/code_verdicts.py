@@ -19,17 +19,18 @@ from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox, Trial
 
 def pass_rates(
     texts: Sequence[str],
-    rows: Sequence[Mapping[str, Any]],
+    problems: Sequence[Mapping[str, Any]],
     extractor: CodeExtractor = CodeExtractor(),
     sandbox: Sandbox | None = None,
 ) -> list[float]:
-    """The share of its problem's tests that each completion passes; 1.0 = solved.
+    """Return the share of its problem's tests that each completion passes; 1.0 = solved.
 
     A completion without code, and code that does not load, pass no test.
 
     Args:
         texts: completions.
-        rows: for each of them the columns of its problem, in a layout of ``code_tasks.task_of``.
+        problems: for each of them the columns of its problem, in a layout of
+            ``code_tasks.task_of``.
         extractor: finds the code of a completion.
         sandbox: where code runs; the default one if absent.
 
@@ -38,7 +39,7 @@ def pass_rates(
         RuntimeError: a sandboxed process could not be started.
     """
     sandbox = sandbox or Sandbox()
-    tasks = [task_of(row) for row in rows]
+    tasks = [task_of(problem) for problem in problems]
     codes = [extractor(text, task.prompt) for text, task in zip(texts, tasks, strict=True)]
     rates = [0.0] * len(texts)
     judged = [
@@ -70,7 +71,7 @@ def pass_rates(
 
 
 def sandbox_run(code: str, functions: tuple[str, ...], inputs: Sequence[Any]) -> Run:
-    """What the sandbox is asked: call the first function on each input, or run the code as a program."""
+    """Build a request to the sandbox: call a function on each input, or run a program."""
     return Run(code, functions[0] if functions else None, tuple(inputs))
 
 
@@ -83,7 +84,10 @@ def _as_expected(outcome: Outcome, expected: Any) -> bool:
 
 
 def _as_json(value: Any) -> Any:
-    """What JSON has no other word for, made alike: tuples and lists, long and short integers, dictionaries' order."""
+    """Make values alike that JSON writes alike.
+
+    Tuples and lists, long and short integers, and dictionaries' orders.
+    """
     if isinstance(value, dict):
         [(tag, content)] = value.items()
         if tag == "int":
@@ -99,7 +103,10 @@ def _key(pair: list[Any]) -> str:
 
 
 def _same_lines(printed: str, expected: str) -> bool:
-    """Equal but for spaces around lines and empty lines around all; numbers count by value, line by line."""
+    """Compare texts line by line, numbers by value.
+
+    Spaces around lines and empty lines at both ends do not count.
+    """
     found, wanted = (
         [line.split() for line in text.strip().splitlines()] for text in (printed, expected)
     )
@@ -116,7 +123,7 @@ def _same_words(found: list[str], wanted: list[str]) -> bool:
 
 
 def announce_sandbox(sandbox: Sandbox | None) -> Sandbox:
-    """The sandbox, or the default one, with its level in the log."""
+    """Return the sandbox, or the default one, and log its level."""
     sandbox = sandbox or Sandbox()
     rank_zero_info(f"code of completions runs in a sandbox: {sandbox.level}")
     return sandbox

@@ -1,7 +1,7 @@
 r"""Cut a mathematical expression into tokens: numbers, names, functions, signs.
 
-Numbers and names come as finished nodes of the tree that ``expressions.py`` builds. A numeral with
-a base stands for itself, as a name does: ``1011_2`` is neither 1011 nor ``1011_3``.
+Numbers and names are finished nodes of the tree that ``expressions.py`` builds. A numeral with a
+base is a name: ``1011_2`` equals neither 1011 nor ``1011_3``.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ _BASES = {
 _OPERATORS = {r"\cdot": "*", r"\times": "*", r"\ast": "*", r"\div": "/", "*": "*", "/": "/"}
 
 _TOKEN = re.compile(
-    r"(?P<based>(?:[0-9][0-9A-F]*|[A-F][0-9A-F]+(?=_\{1[1-6]\}))(?:\.[0-9A-F]+)?_(?:\{\s*(?P<base>[0-9]{1,2}|[a-z]+)\s*\}|(?P<digit>[0-9])))"
+    r"(?P<based>(?:[0-9][0-9A-F]*|[A-F][0-9A-F]+(?=_\{1[1-6]\}))(?:\.[0-9A-F]+)?"
+    r"_(?:\{\s*(?P<base>[0-9]{1,2}|[a-z]+)\s*\}|(?P<digit>[0-9])))"
     r"|(?P<mixed>[0-9]+ [0-9]+/[0-9]+(?![0-9.]))"
     r"|(?P<repeating>[0-9]*\.[0-9]*\\(?:overline|bar)\s*\{[0-9]+\})"
     r"|(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z]))?)"
@@ -75,11 +76,13 @@ _TOKEN = re.compile(
 
 
 class Unreadable(Exception):
-    """What stands there is no expression that can be read with certainty."""
+    """A text is no expression that can be read with certainty."""
 
 
 def tokens(text: str) -> list[tuple[str, str | Node]]:
-    """(kind, text) of each token; numbers, names and constants come as nodes of kind ``number`` and ``atom``.
+    """Return (kind, text) of each token.
+
+    Numbers, names and constants are nodes of kind ``number`` and ``atom``.
 
     Raises:
         Unreadable: a character, command or word that is none of these.
@@ -110,10 +113,7 @@ def _number(kind: str, match: re.Match[str]) -> Node:
         base = _BASES.get(name) or (int(name) if name.isdigit() else 0)
         if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits.replace(".", "")):
             raise Unreadable(text)
-        return (
-            "var",
-            f"{digits}_{base}",
-        )  # a numeral stands for itself: neither 1011 nor the same digits elsewhere
+        return ("var", f"{digits}_{base}")
     if kind == "mixed":
         whole, part = text.split(" ")
         top, bottom = map(int, part.split("/"))

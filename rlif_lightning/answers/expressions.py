@@ -15,12 +15,12 @@ from fractions import Fraction
 
 from rlif_lightning.answers.expression_tokens import FUNCTIONS, Node, Unreadable, tokens
 
-# Deeper nesting is no answer; the bound keeps recursion far from Python's limit.
+# Deeper nesting is no answer. The bound keeps recursion far from Python's limit.
 _MAX_DEPTH = 40
 
 
 def parse(text: str) -> Node:
-    """The tree of an expression.
+    """Return the tree of an expression.
 
     Raises:
         Unreadable: it is not read with certainty.
@@ -44,14 +44,14 @@ class _Parser:
         return self.tokens[self.position][0] if self.position < len(self.tokens) else ""
 
     def take(self, kind: str | None = None) -> str | Node:
-        """The next token, which must be of this kind."""
+        """Take the next token, which must be of this kind."""
         if not self.kind or (kind is not None and self.kind != kind):
             raise Unreadable(kind)
         self.position += 1
         return self.tokens[self.position - 1][1]
 
     def sum(self) -> Node:
-        """Terms with signs between them."""
+        """Read terms with signs between them."""
         self.depth += 1
         if self.depth > _MAX_DEPTH:
             raise Unreadable("nested too deeply")
@@ -63,7 +63,7 @@ class _Parser:
         return node
 
     def product(self) -> Node:
-        """Factors with a sign between them or none; a sign at the start binds the whole term."""
+        """Read factors with or without signs between them; a first sign binds the whole term."""
         if self.kind in ("+", "-"):
             negative = self.take() == "-"
             self.depth += 1
@@ -86,14 +86,14 @@ class _Parser:
                 return node
 
     def product_factor(self) -> Node:
-        """A factor behind a sign of multiplication, which may have a sign of its own."""
+        """Read a factor behind a multiplication sign; it may have a sign of its own."""
         if self.kind in ("+", "-"):
             negative = self.take() == "-"
             return ("neg", self.power()) if negative else self.power()
         return self.power()
 
     def beside(self, node: Node) -> Node:
-        """``node`` times the factor right behind it, or a mixed number."""
+        """Multiply ``node`` by the factor right behind it, or read a mixed number."""
         previous, kind = self.tokens[self.position - 1][0], self.kind
         if kind == "number" and previous in ("number", "atom"):
             raise Unreadable("a number behind a factor")
@@ -109,7 +109,7 @@ class _Parser:
         return ("mul", node, factor)
 
     def starts_factor(self) -> bool:
-        """Whether the next token can begin a factor."""
+        """Return whether the next token can begin a factor."""
         if self.kind == "|":
             return not self.bars
         return self.kind in (
@@ -125,7 +125,7 @@ class _Parser:
         ) or (self.kind in ("overline", "lfloor", "lceil"))
 
     def power(self) -> Node:
-        """A primary with factorials, degree signs and a power."""
+        """Read a primary with factorials, degree signs and a power."""
         node = self.primary()
         while self.kind in ("^", "!", "°", "%"):
             sign = self.take()
@@ -140,14 +140,17 @@ class _Parser:
         return node
 
     def exponent(self) -> Node:
-        """What stands behind ``^``: a group, a sign and one primary, or the first digit alone as TeX has it."""
+        """Read what is behind ``^``: a group, a sign and one primary, or the first digit alone.
+
+        The first digit alone is TeX's rule.
+        """
         if self.kind == "-":
             self.take()
             return ("neg", self.primary())
         return self.primary()
 
     def primary(self) -> Node:
-        """A number, a name, a group, a fraction, a root or a function's value."""
+        """Read a number, a name, a group, a fraction, a root or a function's value."""
         kind = self.kind
         if kind == "number":
             return self.take(kind)  # type: ignore[return-value]
@@ -169,7 +172,7 @@ class _Parser:
         return readers[kind]()
 
     def group(self, opener: str) -> Node:
-        """A sum in brackets."""
+        """Read a sum in brackets."""
         self.take(opener)
         bars, self.bars = self.bars, 0
         node = self.sum()
@@ -178,7 +181,7 @@ class _Parser:
         return (opener[1:], node) if opener in ("lfloor", "lceil") else node
 
     def absolute(self) -> Node:
-        """A sum between bars."""
+        """Read a sum between bars."""
         self.take("|")
         self.bars += 1
         node = self.sum()
@@ -187,7 +190,7 @@ class _Parser:
         return ("abs", node)
 
     def argument(self) -> Node:
-        r"""A command's argument: a group, or one character, as in ``\frac13``."""
+        r"""Read a command's argument: a group, or one character, as in ``\frac13``."""
         if self.kind == "{":
             return self.group("{")
         if self.kind == "number":
@@ -199,7 +202,7 @@ class _Parser:
         return self.primary()
 
     def root(self) -> Node:
-        """A square root or the root of a degree in brackets."""
+        """Read a square root, or the root of a degree in brackets."""
         self.take("sqrt")
         degree: Node = ("num", Fraction(2))
         if self.kind == "[":
@@ -208,7 +211,7 @@ class _Parser:
         return ("root", degree, radicand)
 
     def segment(self) -> Node:
-        r"""``\overline{AB}``: a name in which the order of the letters does not count."""
+        r"""Read ``\overline{AB}``: a name in which the order of the letters does not count."""
         self.take("overline")
         node = self.argument()
         if node[0] != "var":
@@ -216,7 +219,7 @@ class _Parser:
         return ("var", "segment " + "".join(sorted(node[1])))
 
     def subscripted(self, node: Node) -> Node:
-        """A name with its index, if it has one."""
+        """Read a name with its index, if it has one."""
         if self.kind != "_" or node[0] == "num":
             return node
         self.take("_")
@@ -226,7 +229,10 @@ class _Parser:
         return ("var", f"{node[1]}_{index}")
 
     def function(self) -> Node:
-        """A function with its power, its base, and its argument: a group, or factors up to the next sign."""
+        """Read a function with its power, its base and its argument.
+
+        The argument is a group, or factors up to the next sign.
+        """
         name = str(self.take("function"))
         power = base = None
         while self.kind in ("^", "_"):
@@ -245,7 +251,7 @@ class _Parser:
         return node if power is None else ("pow", node, power)
 
     def factors(self) -> Node:
-        """A function's argument without brackets: ``2x`` of ``sin 2x cos x``."""
+        """Read a function's argument without brackets: ``2x`` of ``sin 2x cos x``."""
         node = self.power()
         while self.kind in ("atom", "number", "frac", "sqrt"):
             node = self.beside(node)
@@ -256,12 +262,12 @@ _CLOSERS = {"(": ")", "{": "}", "[": "]", "lfloor": "rfloor", "lceil": "rceil"}
 
 
 def _spelled(token: str | Node) -> str:
-    """An index as text; its braces say nothing."""
+    """Write an index as text, without its braces."""
     return str(token[1]) if isinstance(token, tuple) else token.strip("{}")
 
 
 def _proper(node: Node) -> bool:
-    """Whether a node is a fraction of two whole numbers between 0 and 1."""
+    """Return whether a node is a fraction of two whole numbers between 0 and 1."""
     return (
         node[0] == "div"
         and all(part[0] == "num" and part[1].denominator == 1 for part in node[1:])

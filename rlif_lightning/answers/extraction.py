@@ -16,11 +16,15 @@ from rlif_lightning.answers.spelling import normalise
 PATTERN_SECONDS = 0.2
 
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_POWER = r"(?:[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z])|\s?(?:x|\*|\\times|\\cdot|\u00d7)\s?10\^(?:\{-?[0-9]+\}|-?[0-9]+))?"
+_POWER = (
+    r"(?:[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z])"
+    r"|\s?(?:x|\*|\\times|\\cdot|\u00d7)\s?10\^(?:\{-?[0-9]+\}|-?[0-9]+))?"
+)
 _MIXED = r"[0-9]{1,4} [0-9]{1,4}/[0-9]{1,4}(?![0-9])|[0-9]{1,4}\\[dt]?frac\{[0-9]+\}\{[0-9]+\}"
 _SIGN = r"(?:(?<![\w.)\]}])[-+\u2212])?"  # "5-3" ends in 3, not in -3
 _LAST_NUMBER = re.compile(
-    rf"((?<![0-9.]){_SIGN}(?:{_MIXED}|\\[dt]?frac\{{-?[0-9]+\}}\{{-?[0-9]+\}}|(?:{_NUMBER}){_POWER}(?:/[0-9]+)?)(?:\\?%)?)"
+    rf"((?<![0-9.]){_SIGN}(?:{_MIXED}|\\[dt]?frac\{{-?[0-9]+\}}\{{-?[0-9]+\}}"
+    rf"|(?:{_NUMBER}){_POWER}(?:/[0-9]+)?)(?:\\?%)?)"
 )
 _HASH = re.compile(r"####[ \t]*([^\n]+)")
 _PHRASE = re.compile(
@@ -28,7 +32,8 @@ _PHRASE = re.compile(
 )
 # What follows the answer in its sentence: a reason, or a consequence behind a comma.
 _REASON = re.compile(
-    r"[,;]?\s+\(?(?:because|since)\b|[,;]\s*(?:as|so|which|where|for|given|but|not|thus|hence|therefore|we)\b"
+    r"[,;]?\s+\(?(?:because|since)\b"
+    r"|[,;]\s*(?:as|so|which|where|for|given|but|not|thus|hence|therefore|we)\b"
     r"|[,;]\s*and (?:so|thus|hence|therefore|we|the)\b",
     re.IGNORECASE,
 )
@@ -42,14 +47,17 @@ def _last_match(pattern: re.Pattern[str], text: str) -> str | None:
 
 
 def _last_phrase(text: str) -> str:
-    """What is called the answer, without its reason; of a choice the letter, which is what was asked for."""
+    """Return what a text calls the answer, without its reason; of a choice, the letter."""
     said = _REASON.split((_last_match(_PHRASE, text) or "").strip("*"), maxsplit=1)[0]
     letter = _LETTER.match(said)
     return letter[0] if letter else said
 
 
 def _last_boxed(text: str) -> str | None:
-    r"""Content of the last non-empty ``\boxed{...}`` or ``\fbox{...}`` that closes; one pass, so linear in the text."""
+    r"""Return the content of the last non-empty, closed ``\boxed{...}`` or ``\fbox{...}``.
+
+    One pass, so linear in the text.
+    """
     best, opened = (-1, ""), []
     for token in _BOX_TOKENS.finditer(text):
         if token[0][-1] == "{" and token[0] != r"\{":
@@ -74,7 +82,10 @@ def _last_by_pattern(pattern: str, text: str) -> str | None:
 
 
 def pattern_found(pattern: str, text: str) -> bool:
-    """Whether a user's pattern is somewhere in a text (``.`` matches newlines); no where the search runs away."""
+    """Return whether a user's pattern is somewhere in a text (``.`` matches newlines).
+
+    A search that exceeds its time counts as no match.
+    """
     try:
         return regex.search(pattern, text, regex.DOTALL, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
@@ -86,8 +97,7 @@ def pattern_found(pattern: str, text: str) -> bool:
 def _warn_once(pattern: str) -> None:
     warnings.warn(
         f"pattern={pattern!r} took over {PATTERN_SECONDS} s of CPU time on a text, which counts as"
-        " one without an"
-        " answer; nested repetitions such as (a+)+ are the usual cause",
+        " one without an answer; nested repetitions such as (a+)+ are the usual cause",
         stacklevel=4,
     )
 
@@ -116,8 +126,8 @@ class AnswerExtractor:
     Attributes:
         kind: one of the kinds above.
         pattern: a regular expression with exactly one group, for ``kind="regex"`` only. It may take
-            0.2 s of CPU time on a text; one that takes longer has no answer, and the first is told
-            by a warning.
+            0.2 s of CPU time on a text. A text that takes longer has no answer; the first one is a
+            warning.
 
     Raises:
         ValueError: unknown kind, or a pattern that is missing, superfluous, malformed or without
@@ -154,7 +164,7 @@ class AnswerExtractor:
                 )
 
     def __call__(self, text: str) -> str | None:
-        """The final answer in ``text``, stripped; None where there is none."""
+        """Return the final answer in ``text``, stripped; None where there is none."""
         if self.pattern is not None:
             answer = _last_by_pattern(self.pattern, text)
         else:

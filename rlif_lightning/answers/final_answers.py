@@ -1,9 +1,9 @@
-"""Final answers of completions: the public names of the files that extract, spell, read, compare and cluster them.
+"""Final answers of completions: public names to extract, spell, read, compare and cluster.
 
 Read in this order: ``extraction.py`` (text -> answer), ``spelling.py`` (answer -> canonical
 string), ``readers.py`` with ``units.py``, ``relations.py``, ``expressions.py`` and ``values.py``
-(string -> what it says), ``clusters.py`` (which answers mean the same), ``library.py`` and
-``math_verify_process.py`` (what only math-verify can tell, within a time limit).
+(string -> what it means), ``clusters.py`` (which answers mean the same), ``library.py`` and
+``math_verify_process.py`` (what only math-verify can decide, within a time limit).
 """
 
 from rlif_lightning.answers.clusters import (

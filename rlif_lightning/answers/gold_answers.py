@@ -1,4 +1,4 @@
-"""Gold answers as data sets hold them: which values are answers, which of them can be read, and being right.
+"""Gold answers as data sets hold them: which can be read, and when an answer is right.
 
 Read in this order: `gold_texts` (a value of a column to texts), `GoldReader` (to answers, and the
 check in setup), `is_right`.
@@ -19,15 +19,15 @@ import numpy as np
 from rlif_lightning.answers.clusters import is_correct
 from rlif_lightning.answers.extraction import AnswerExtractor
 
-# Every row's type is checked, but only so many are read: that takes seconds, and faults of this
-# kind are spread.
+# Every row's type is checked, but only so many rows are read. Reading takes seconds, and faults of
+# this kind occur all over a column.
 MAX_READ = 20_000
 _SHOWN_ROWS = 3
 _CUT = re.compile(r"\\\\|\\[{}]")  # a row break and printed braces, which need not balance
 
 
 def gold_texts(value: Any) -> list[str]:
-    """The texts of one gold answer: one, or several where any of them is right.
+    """Return the texts of one gold answer: one, or several where any of them is right.
 
     A text is taken as it is. A number is spelled plainly: 33.0 as 33, 1e-05 as 0.00001. A list,
     tuple or array is a set of acceptable answers.
@@ -83,7 +83,7 @@ def _remedy(value: Any) -> str:
 
 
 def _is_cut(text: str) -> bool:
-    """Whether a text in LaTeX has an opening or a closing too many, as one that was cut off has."""
+    """Return whether a LaTeX text has an unmatched bracket, as a truncated one has."""
     if "\\" not in text:
         return False
     bare = _CUT.sub(" ", text)
@@ -104,7 +104,7 @@ class GoldReader:
     extractor: AnswerExtractor = AnswerExtractor("text")
 
     def __call__(self, value: Any) -> list[str]:
-        """The acceptable answers in a value of the column; empty where the extractor finds none.
+        """Return a value's acceptable answers; empty where the extractor finds none.
 
         Raises:
             ValueError: the value is no answer (see :func:`gold_texts`).
@@ -144,19 +144,17 @@ class GoldReader:
                 f"gold_extractor={self.extractor.pattern or self.extractor.kind!r} finds no answer"
                 f" in {empty} of"
                 f" {number} gold answers of {column} in {where}, such as row {unread[0]}; choose"
-                " another one, or"
-                " another column (gold_extractor.kind=text takes the whole text)"
+                " another one, or another column (gold_extractor.kind=text takes the whole text)"
             )
         if not unread:
             return None
         return (
             f"{len(unread)} of {number} gold answers of {column} in {where} cannot be read (cut"
-            " off, or no answer in"
-            " them), so hardly any completion is right there: rows"
+            " off, or no answer in them), so hardly any completion is right there: rows"
             f" {', '.join(unread[:_SHOWN_ROWS])}" + (", ..." if len(unread) > _SHOWN_ROWS else "")
         )
 
 
 def is_right(answer: str | None, gold: Sequence[str], equivalence: str = "exact") -> bool:
-    """Whether an answer is equivalent to one of the acceptable ones (none is, where none could be read)."""
+    """Return whether an answer is equivalent to an acceptable one; never where there is none."""
     return any(is_correct(answer, each, equivalence) for each in gold)

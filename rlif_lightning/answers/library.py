@@ -1,4 +1,4 @@
-r"""Ask math-verify about what ``readers.py`` cannot read, after what the library is known to get wrong.
+r"""Ask math-verify about what ``readers.py`` cannot read, except its known mistakes.
 
 The library drops bases, units, brackets and stray letters (``1011_2`` is 1011 to it, ``12+10t`` is
 22), so these are compared here first. Its time is bounded for one question
@@ -52,11 +52,11 @@ class Budget:
     _spent: float = 0.0
 
     def next_group(self) -> None:
-        """Begin another group with its own time."""
+        """Begin another group, which has its own time."""
         self._index, self._spent = self._index + 1, 0.0
 
     def question(self, *strings: str) -> bool:
-        """The library's verdict, remembered; False where there is no time for it."""
+        """Return the library's verdict, remembered; False where there is no time for it."""
         verdict = _verdicts.get(strings)
         if verdict is None:
             if self._spent >= self.group or self.rollout <= 0:
@@ -83,7 +83,9 @@ def _remember(strings: tuple[str, ...], verdict: Verdict) -> Verdict:
 def library_equal(
     a: str, b: str, readings: tuple[Reading, Reading], rounding: bool, budget: Budget
 ) -> bool:
-    """Whether math-verify calls two normalised answers equal, either way round, and may be believed.
+    """Return whether math-verify calls two normalised answers equal and may be believed.
+
+    Both orders are asked.
 
     Args:
         a: an answer.
@@ -107,7 +109,11 @@ def library_equal(
 
 
 def _same_form(x: Reading, y: Reading) -> bool:
-    """Both are numbers, or lists or points of the same kind and length, and units and names do not contradict."""
+    """Return whether two answers have one form.
+
+    Both are numbers, or lists or points of the same kind and length, and units and names do not
+    contradict.
+    """
     p, q = x.bare, y.bare
     if p[0] != q[0] or p[0] not in _COMPUTED or len(p) != len(q):
         return False
@@ -133,6 +139,6 @@ def _believable(a: str, b: str, rounding: bool) -> bool:
 
 
 def _letters(text: str) -> set[str]:
-    """Every letter outside a command, and every Greek one."""
+    """Return every letter outside a command, and every Greek one."""
     greek = {name for name in _COMMAND.findall(text) if name in GREEK}
     return greek | set(re.findall("[A-Za-z]", _COMMAND.sub(" ", text)))

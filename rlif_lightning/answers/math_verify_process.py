@@ -1,14 +1,14 @@
-"""The library math-verify in a process of its own, so that no answer can stall or end a training step.
+"""The library math-verify in its own process, so that no answer can stall or end a run.
 
-One answer such as ``9^{9^{9^{9}}}`` keeps math-verify busy for ever, and its own alarm works in the
-main thread only. So each process of a run has one worker, started when it is first needed: this
-very file, run as a script. It imports math-verify once (a second or two, not counted against any
-answer) and forks a child that answers questions under a CPU timer; a child that overruns is ended
-by the kernel, and the next fork takes over in milliseconds. CPU time rather than wall time, so that
-the load of the machine does not change a verdict. JSON lines over pipes; nothing is unpickled.
+One answer such as ``9^{9^{9^{9}}}`` keeps math-verify busy without end, and its own alarm works in
+the main thread only. So each process of a run has one worker, started at the first question: this
+file, run as a script. The worker imports math-verify once (a second or two, which no answer is
+charged for) and forks a child that answers questions under a CPU timer. The kernel ends a child
+that overruns, and the next fork takes over in milliseconds. The limit is CPU time, so that the
+machine's load changes no verdict. Messages are JSON lines over pipes; nothing is unpickled.
 
 Read in this order: ``ask`` and ``_Worker`` (our end), then ``_serve`` (the worker's end, the only
-user of math-verify). Nothing but the standard library is imported at the top: the worker must not
+user of math-verify). At the top only the standard library is imported, because the worker must not
 load torch. Needs a POSIX system.
 """
 
@@ -32,7 +32,7 @@ _CPU_LIMIT = 0.3
 
 
 class Verdict(NamedTuple):
-    """An answer to a question: the verdict, its CPU seconds, and whether it was reached within the limit."""
+    """A verdict with its CPU seconds, and whether it was reached within the limit."""
 
     equal: bool
     seconds: float
@@ -49,13 +49,13 @@ class _Worker:
 
     def ask(self, strings: list[str]) -> Verdict:
         with self._lock:
-            for _ in range(
-                2
-            ):  # the process may have been ended from outside since the last question
+            # Twice: the process may have been ended from outside since the last question.
+            for _ in range(2):
                 try:
                     reply = self._exchange(json.dumps(strings).encode() + b"\n")
                 except BaseException:
-                    self.stop()  # an interrupt here would leave this reply in the pipe for the next question
+                    # After an interrupt this reply would be read as that of the next question.
+                    self.stop()
                     raise
                 if reply:
                     return Verdict(*json.loads(reply))
@@ -72,32 +72,24 @@ class _Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-W",
-                "ignore",
-                __file__,
-            ],  # -P: this folder's files must not hide other modules
+            # -P: this folder's files must not hide other modules.
+            [sys.executable, "-P", "-W", "ignore", __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for the trainer; the worker ends when its pipe closes
-            env={
-                **os.environ,
-                "PYTHONHASHSEED": "0",
-            },  # sympy's order of terms must not vary between ranks
+            start_new_session=True,  # Ctrl-C ends the trainer alone; the worker ends with its pipe
+            # sympy's order of terms must not vary between ranks.
+            env={**os.environ, "PYTHONHASHSEED": "0"},
         )
         assert process.stdout is not None
         if not process.stdout.readline():
             raise RuntimeError(
-                "math-verify's process did not start (its error is above); is math-verify"
-                " installed?"
+                "math-verify's process did not start (its error is above); is math-verify installed?"
             )
         return process
 
     def stop(self) -> None:
-        """End the process and its child; a fork of the process that started them leaves them alone."""
+        """End the process and its child, unless a fork of their starter calls this."""
         process, self._process = self._process, None
         if process is None or os.getpid() != self._owner:
             return
@@ -105,9 +97,8 @@ class _Worker:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-_workers: dict[
-    int, _Worker
-] = {}  # by process id: a fork gets its own worker, and a lock that nobody holds
+# By process id: a fork gets its own worker, and a lock that is free.
+_workers: dict[int, _Worker] = {}
 
 
 @atexit.register
@@ -117,7 +108,7 @@ def _stop_all() -> None:
 
 
 def ask(strings: list[str]) -> Verdict:
-    """Ask math-verify about one answer (does it read and evaluate it?) or two (are they equal, either way round?).
+    """Ask math-verify whether it reads one answer, or whether two are equal in either order.
 
     Args:
         strings: one or two answers, LaTeX without delimiters, short (well under a pipe's buffer of
@@ -140,9 +131,8 @@ def _judge(strings: list[str]) -> bool:
     if not all(parsed):
         return False
     if len(parsed) == 1:
-        verify(
-            parsed[0], _parse("7"), timeout_seconds=None
-        )  # reading 9^{9^{9}} is quick, evaluating it is not
+        # Reading 9^{9^{9}} is quick; evaluating it is not.
+        verify(parsed[0], _parse("7"), timeout_seconds=None)
         return True
     a, b = parsed
     return bool(verify(a, b, timeout_seconds=None) or verify(b, a, timeout_seconds=None))
@@ -152,15 +142,15 @@ def _judge(strings: list[str]) -> bool:
 def _parse(string: str) -> list:
     from math_verify import LatexExtractionConfig, parse
 
-    # Without LaTeX delimiters the library would pick any number out of the string: "3 or 4" would
-    # be 4.
+    # Without LaTeX delimiters the library takes any number of the string: "3 or 4" would be 4.
     return parse(
         f"${string}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=0
     )
 
 
 def _answer_questions() -> None:
-    replies, sys.stdout, sys.stderr = sys.stdout, open(os.devnull, "w"), open(os.devnull, "w")  # noqa: SIM115
+    replies = sys.stdout
+    sys.stdout, sys.stderr = open(os.devnull, "w"), open(os.devnull, "w")  # noqa: SIM115
     for line in sys.stdin:
         start = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, _CPU_LIMIT)
@@ -171,13 +161,11 @@ def _answer_questions() -> None:
 
 
 def _serve() -> None:
-    """The worker: warm up, then keep one child answering until our standard input closes."""
+    """Run the worker: warm up, then keep one child answering until standard input closes."""
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    for pair in (
-        ["(x+1)^2", "x^2+2x+1"],
-        [r"\frac{\sqrt{3}}{2}", r"\{1,2\}"],
-    ):  # fills the parser's tables
+    # These fill the parser's tables.
+    for pair in (["(x+1)^2", "x^2+2x+1"], [r"\frac{\sqrt{3}}{2}", r"\{1,2\}"]):
         _judge(pair)
     print("ready", flush=True)
     while True:

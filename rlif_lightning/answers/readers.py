@@ -1,4 +1,4 @@
-r"""Read an answer in normalised spelling: what it says, as a `Reading`.
+r"""Reads the meaning of an answer in normalised spelling, as a `Reading`.
 
 Read in this order: ``read``, then its readers in the order of ``_READERS``, from words and lists
 down to one value. The first reader that knows the form decides. What no reader can read keeps its
@@ -87,7 +87,10 @@ _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])\s*")
 
 
 def read(text: str) -> Reading:
-    """What an answer in normalised spelling says. Memoised but for long texts."""
+    """Return what an answer in normalised spelling means.
+
+    Memoised but for long texts.
+    """
     return _remembered(text) if len(text) <= MAX_LENGTH else _unknown(text)
 
 
@@ -121,7 +124,10 @@ def _read_synonym(text: str, depth: int) -> Reading | None:
 
 
 def _read_words(text: str, depth: int) -> Reading | None:
-    r"""Words alone, which are no products of variables. Two or three letters that are no word are one (``ab``)."""
+    r"""Read words alone, which are no products of variables.
+
+    Two or three letters that are no word are a product (``ab``).
+    """
     if not _WORDS.fullmatch(text) or re.search(r" (?:and|or) ", text):
         return None
     if text.isupper():
@@ -135,7 +141,7 @@ def _read_words(text: str, depth: int) -> Reading | None:
 
 
 def _read_choice(text: str, depth: int) -> Reading | None:
-    """``(B) 42``: the letter, beside which the text of the choice may stand."""
+    """Read ``(B) 42``: the letter, beside which the text of the choice may be written."""
     match = _LETTER.match(text)
     if match is None:
         return None
@@ -144,7 +150,7 @@ def _read_choice(text: str, depth: int) -> Reading | None:
 
 
 def _read_clock(text: str, depth: int) -> Reading | None:
-    """A time of day: with a.m. or p.m., or hours and minutes, which may also be a ratio."""
+    """Read a time of day: with a.m. or p.m., or hours and minutes, which may be a ratio too."""
     match = _CLOCK.fullmatch(text)
     if match is None:
         return None
@@ -170,7 +176,7 @@ def _read_list(text: str, depth: int) -> Reading | None:
 
 
 def _counted(parts: list[str]) -> bool:
-    """Whether it is one number of several things: "18 pencils and crayons"."""
+    """Return whether a text is one number of several things: "18 pencils and crayons"."""
     return bool(_NUMBERED.match(parts[0])) and all(
         _WORDS.fullmatch(part) and part != "pi" for part in parts[1:]
     )
@@ -191,7 +197,7 @@ def split_top(text: str, separator: re.Pattern[str]) -> list[str]:
 
 
 def _read_signs(text: str, depth: int) -> Reading | None:
-    r"""``2\pm 3``: the two values of the upper and the lower signs."""
+    r"""Read ``2\pm 3``: the two values of the upper and the lower signs."""
     if not _SIGNS.search(text):
         return None
     spelled = [
@@ -208,7 +214,7 @@ def _read_relation(text: str, depth: int) -> Reading | None:
 
 
 def _read_brackets(text: str, depth: int) -> Reading | None:
-    """A set, a point, an interval, or brackets around one value."""
+    """Read a set, a point, an interval, or brackets around one value."""
     opener = text[:2] if text.startswith(r"\{") else text[:1]
     closer = next((c for c in (")", "]", r"\}") if text.endswith(c)), "")
     if opener not in ("(", "[", r"\{") or not closer or (opener == r"\{") != (closer == r"\}"):
@@ -228,7 +234,10 @@ def _read_brackets(text: str, depth: int) -> Reading | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opened before ``start`` closes; -1 if it does not. ``[0,1)`` closes too."""
+    """Return where the bracket that opened before ``start`` closes; -1 if it does not.
+
+    ``[0,1)`` closes too.
+    """
     depth = 1
     for match in _BRACKET.finditer(text, start):
         depth += -1 if match[0][-1] in ")]}" else 1
@@ -256,7 +265,7 @@ def _read_matrix(text: str, depth: int) -> Reading | None:
 
 
 def _read_value(text: str, depth: int) -> Reading | None:
-    """One value with its factor and its unit."""
+    """Read one value with its factor and its unit."""
     parted = split_unit(text)
     node = parse(parted.value)
     if parted.factor != 1:
@@ -270,7 +279,7 @@ def _read_value(text: str, depth: int) -> Reading | None:
 
 
 def _as_product(text: str) -> set[Key]:
-    """``5 m`` as five times the variable m."""
+    """Read ``5 m`` as five times the variable m."""
     try:
         return {value_key(parse(text))}
     except Unreadable:
@@ -278,6 +287,6 @@ def _as_product(text: str) -> set[Key]:
 
 
 _READERS: list[Callable[[str, int], Reading | None]] = [
-    _read_synonym, _read_words, _read_choice, _read_clock, _read_list, _read_signs, _read_relation, _read_brackets,
-    _read_ratio, _read_matrix, _read_value,
+    _read_synonym, _read_words, _read_choice, _read_clock, _read_list, _read_signs,
+    _read_relation, _read_brackets, _read_ratio, _read_matrix, _read_value,
 ]  # fmt: skip

@@ -1,4 +1,6 @@
-"""What an answer says: the record ``Reading``, and how readings are made of others (units, names, lists).
+"""What an answer means: the record ``Reading``, and readings made of other readings.
+
+These are values with units and names, and lists.
 
 ``readers.py`` makes readings from text; ``clusters.py`` compares them.
 """
@@ -13,15 +15,15 @@ from rlif_lightning.answers.expression_tokens import Key, Unreadable
 
 @dataclass(frozen=True)
 class Reading:
-    """What an answer says.
+    """What an answer means.
 
     Attributes:
-        key: shared exactly by answers that say the same.
-        alternates: keys of what it says without its unit or its name, or read in another way.
+        key: shared exactly by answers that mean the same.
+        alternates: keys of its meaning without its unit or its name, or read in another way.
         core: the key without unit and name; the key itself where it has neither.
         unit: of the value, empty where there is none.
         label: what the value is of, such as ``x`` in ``x=5``; empty where it has no name.
-        known: whether the key stands for a meaning. Otherwise it is the text, and the library may
+        known: whether the key names a meaning. Otherwise the key is the text, and the library may
             know more.
     """
 
@@ -39,7 +41,7 @@ class Reading:
 
 
 def with_unit(reading: Reading, unit: str) -> Reading:
-    """The same value of this unit, whose name takes the place of a label.
+    """Return the same value with this unit, whose name takes the place of a label.
 
     An empty name changes nothing.
     """
@@ -50,7 +52,7 @@ def with_unit(reading: Reading, unit: str) -> Reading:
 
 
 def with_label(reading: Reading, label: str, equation: Key | None = None) -> Reading:
-    """The same value as that of a variable or function.
+    """Return the same value as that of a variable or function.
 
     Args:
         reading: the value. One with a unit stays as it is.
@@ -64,7 +66,7 @@ def with_label(reading: Reading, label: str, equation: Key | None = None) -> Rea
 
 
 def unordered(parts: list[Reading], distinct: bool = False) -> Reading:
-    """Values in any order: ``1, 2``, ``x=1 or x=2``, a set (``distinct``).
+    """Read values in any order: ``1, 2``, ``x=1 or x=2``, a set (``distinct``).
 
     Raises:
         Unreadable: one of them is not known.
@@ -91,7 +93,9 @@ def unordered(parts: list[Reading], distinct: bool = False) -> Reading:
 
 
 def ordered(parts: list[Reading], opener: str, closer: str) -> Reading:
-    """Values in brackets: a point, a vector, an interval; the one without ends is all real numbers.
+    """Read values in brackets: a point, a vector, an interval.
+
+    The interval without ends is all real numbers.
 
     Raises:
         Unreadable: one of them is not known.
@@ -107,7 +111,7 @@ def ordered(parts: list[Reading], opener: str, closer: str) -> Reading:
 
 
 def required(parts: list[Reading]) -> list[Reading]:
-    """The same readings, all of them known.
+    """Return the same readings, all of them known.
 
     Raises:
         Unreadable: one of them is not.
@@ -122,7 +126,7 @@ def _many(parts: list[Reading], key: Callable[[Reading], Key]) -> Key:
 
 
 def _shared(parts: list[Reading]) -> list[Reading]:
-    """A unit behind the last value is that of all (``3, 4 cm``), and so is the first one's name (``x = 3, 4``)."""
+    """Give all values the last one's unit (``3, 4 cm``) and the first one's name (``x = 3, 4``)."""
     unit, label = parts[-1].unit, parts[0].label
     if unit and all(part.unit in ("", unit) for part in parts):
         parts = [part if part.unit else with_unit(part, unit) for part in parts]

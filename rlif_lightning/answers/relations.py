@@ -26,7 +26,7 @@ _INFINITE = {sign: Reading(("infinite", sign)) for sign in (1, -1)}
 
 
 def read_relation(text: str, read: Callable[[str], Reading]) -> Reading | None:
-    """The reading of an equation or inequality; None where there is none.
+    """Read an equation or inequality; None where there is none.
 
     Args:
         text: an answer in normalised spelling.
@@ -35,7 +35,7 @@ def read_relation(text: str, read: Callable[[str], Reading]) -> Reading | None:
     Raises:
         Unreadable: a side cannot be read.
     """
-    exact = _ROUNDED.split(text)[0]  # what stands behind \\approx is the same value, rounded
+    exact = _ROUNDED.split(text)[0]  # what follows \\approx is the same value, rounded
     pieces = [piece.strip() for piece in _RELATION.split(exact)]
     sides, signs = pieces[::2], pieces[1::2]
     if not signs:
@@ -74,7 +74,7 @@ def _equation(sides: Sequence[str], read: Callable[[str], Reading]) -> Reading:
 
 
 def _same_twice(left: Reading, right: Reading) -> Reading:
-    """``0.56=56\\%``: one value, written in two ways."""
+    r"""Read ``0.56=56\%``: one value, written in two ways."""
     if left.key == right.key or left.key in right.alternates or right.key in left.alternates:
         return left
     raise Unreadable("two constants that differ")
@@ -95,7 +95,7 @@ def _difference(left: str, right: str) -> Node:
 
 
 def _variable(text: str) -> str | None:
-    """The name of a variable that stands alone."""
+    """Return the name of a variable that stands alone."""
     try:
         node = parse(text)
     except Unreadable:
@@ -106,7 +106,10 @@ def _variable(text: str) -> str | None:
 def _inequality(
     sides: Sequence[str], signs: Sequence[str], read: Callable[[str], Reading]
 ) -> Reading:
-    """An interval of one variable where it is one; else a comparison known up to a positive factor."""
+    """Read an inequality: an interval of one variable, or a comparison.
+
+    A comparison is known up to a positive factor.
+    """
     if not set(signs) <= set(_FLIPPED):
         raise Unreadable("mixed relations")
     if len(signs) == 2:
@@ -145,7 +148,7 @@ def _between(sides: Sequence[str], signs: Sequence[str], read: Callable[[str], R
 
 
 def _constant(text: str) -> bool:
-    """Whether a side has no letters."""
+    """Return whether a side has no letters."""
     if re.fullmatch(r"[-+]?\\infty", text):
         return True
     try:

@@ -1,4 +1,4 @@
-r"""One spelling for an answer: TeX, Unicode and markdown that say the same are written the same way.
+r"""One spelling for an answer: TeX, Unicode and markdown that mean the same become equal.
 
 Read in this order: ``normalise``, then its steps in the order in which ``_pass`` takes them. No
 step changes the value of an answer. Units stay (``units.py`` reads them), for ``5 km`` is not
@@ -15,7 +15,7 @@ from functools import lru_cache
 
 # Longer answers are text: whitespace is collapsed and only equal strings are equal.
 MAX_LENGTH = 256
-# The steps reach an end after two or three passes; the bound is for strings made to run in circles.
+# Two or three passes reach a fixed point; the bound is for strings that never reach one.
 _MAX_PASSES = 12
 
 _CHARACTERS = str.maketrans(
@@ -49,9 +49,8 @@ _CHARACTERS = str.maketrans(
         "\u03c3": r"\sigma ",
         "\u03c6": r"\phi ",
         "\u03c9": r"\omega ",
-        **{
-            chr(0xFF01 + k): chr(0x21 + k) for k in range(94) if chr(0x21 + k) not in "-"
-        },  # full-width ASCII
+        # full-width ASCII
+        **{chr(0xFF01 + k): chr(0x21 + k) for k in range(94) if chr(0x21 + k) not in "-"},
         **dict.fromkeys("\u2018\u2019", "'"),
         "\u202e": "",
     }
@@ -60,7 +59,10 @@ _SUPERSCRIPT = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n",
 _SUBSCRIPT = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _SCRIPTS = re.compile(f"(?P<up>[{''.join(_SUPERSCRIPT)}]+)|(?P<down>[{''.join(_SUBSCRIPT)}]+)")
 
-_TEXT_COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|operatorname|boldsymbol|bm)"
+_TEXT_COMMAND = (
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)"
+    r"|mbox|operatorname|boldsymbol|bm)"
+)
 _BEFORE_DELIMITERS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
@@ -71,10 +73,8 @@ _BEFORE_DELIMITERS = [
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\dbinom(?![A-Za-z])|\\tbinom(?![A-Za-z])", r"\\binom"),
-        (
-            _TEXT_COMMAND + r"(?![A-Za-z])\s*(?=\{)",
-            "",
-        ),  # those with braces inside, which _untexted leaves
+        # those with braces inside, which _untexted leaves
+        (_TEXT_COMMAND + r"(?![A-Za-z])\s*(?=\{)", ""),
         (r"\\(?:bf|rm|it|mathrm|text)(?![A-Za-z])", " "),
         (r"\{\s*,\s*\}", "{,}"),
         (r"(?<=[0-9])(?:\{,\})(?=[0-9]{3})", ""),
@@ -85,7 +85,8 @@ _BEFORE_DELIMITERS = [
         (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
         (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),
         (
-            r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|\^\s*\{?\s*°\s*\}?",
+            r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})"
+            r"|\\degree(?![A-Za-z])|\^\s*\{?\s*°\s*\}?",
             "°",
         ),
         (r"\\%", "%"),
@@ -95,10 +96,8 @@ _BEFORE_DELIMITERS = [
         (r"(?<=[0-9])\s*[x\u2715]\s*(?=10\s*\^)", r"\\times "),
         (r"\*\*", "^"),
         (r"(?<=[0-9)}])\s*\\(?:cdot|times)\s*", "*"),
-        (
-            r"(?<!\\)\\[,;: >]|\\q?quad(?![A-Za-z])|~",
-            " ",
-        ),  # the look-behind spares a matrix's row break
+        # The look-behind spares a matrix's row break.
+        (r"(?<!\\)\\[,;: >]|\\q?quad(?![A-Za-z])|~", " "),
     ]
 ]
 _APPROXIMATELY = re.compile(
@@ -119,7 +118,7 @@ _PLAIN = re.compile(r"(?:0|-?[1-9][0-9]*)")
 
 
 def normalise(answer: str) -> str:
-    r"""Canonical spelling of an answer, without changing its value. Idempotent.
+    r"""Return the canonical spelling of an answer, with the same value. Idempotent.
 
     Takes away surrounding whitespace, markdown emphasis, TeX's ``$``, a final period, ``\boxed{}``,
     ``\left``, TeX spacing, ``\text{}``, "approximately", and spaces around operators and brackets.
@@ -191,7 +190,7 @@ def _script(match: re.Match[str]) -> str:
 
 
 def _digit(character: str) -> str:
-    """A digit of any script as ASCII, and a fraction such as ½ as TeX."""
+    """Write a digit of any script as ASCII, and a fraction such as ½ as TeX."""
     category = unicodedata.category(character)
     if category == "Nd":
         return str(unicodedata.digit(character))
@@ -205,7 +204,7 @@ _TEXT = re.compile(_TEXT_COMMAND + r"\s*\{([^{}]*)\}")
 
 
 def _untexted(text: str) -> str:
-    r"""The content of ``\text{}`` and its like in place of them, from the inside out."""
+    r"""Replace ``\text{}`` and its like by their content, from the inside out."""
     while (bare := _TEXT.sub(r" \1 ", text)) != text:
         text = bare
     return text
@@ -215,7 +214,7 @@ _BOX = re.compile(r"(?:\\(?:boxed|fbox)\s*)?\{(.*)\}", re.DOTALL)
 
 
 def _unwrapped(text: str) -> str:
-    """Without markdown around it, a final period, and a box around all of it."""
+    """Remove markdown around an answer, a final period, and a box around all of it."""
     text = text.strip()
     text = text.strip("*`") if text[:1] in "*`" or text[-1:] in "*`" else text
     text = text.strip("_").rstrip(" .,;").strip()
@@ -237,7 +236,10 @@ _ONE_DOLLAR = re.compile(r"(?:US)?([-+]?)\$\s*(?=[-+]?[0-9.])")
 
 
 def _without_dollars(text: str) -> str:
-    r"""TeX's delimiters taken away. One dollar sign alone before a number is money, and is spelled ``\$``."""
+    r"""Remove TeX's delimiters.
+
+    One dollar sign alone before a number is money, and is spelled ``\$``.
+    """
     bare = len(re.findall(r"(?<!\\)\$", text))
     if bare == 1 and _ONE_DOLLAR.match(text):
         return _ONE_DOLLAR.sub(r"\1\\$", text, count=1)
@@ -245,7 +247,10 @@ def _without_dollars(text: str) -> str:
 
 
 def _separators(text: str) -> str:
-    r"""Thousands without commas outside brackets; then one spelling of commas: ``, `` outside and ``,`` inside them."""
+    r"""Remove commas of thousands outside brackets, and spell other commas in one way.
+
+    They become ``, `` outside brackets and ``,`` inside them.
+    """
     if "," not in text and ";" not in text:
         return text
     pieces, depth, start = [], 0, 0

@@ -1,4 +1,4 @@
-r"""Units: what stands behind (or, as money, before) a value and says of what it is a number.
+r"""Units: the words behind a value (for money, before it) that say of what it is a number.
 
 One rule, here: ``split_unit`` parts an answer into a value, a factor and a unit. Words behind a
 value are a unit ("18 marbles", ``5\text{ cm}^2``). Number words and "percent" are no units but
@@ -75,7 +75,7 @@ _NAMES = {
 }
 _SHORT = {spelling for spelling in _NAMES if len(spelling) <= 3 and spelling.isalpha()}
 
-# Words behind the noun that say nothing of it, and words that open an addition to it.
+# Words behind the noun that do not change it, and words that begin an addition to it.
 _FILLERS = {
     *(
         "left",
@@ -128,7 +128,8 @@ _MEASURES = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 
 # Letters that mean a function, a number or a connection, and so never begin a unit.
 _NO_UNIT = re.compile(
-    r"(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|sqrt|frac|pi|inf|infinity|and|or|mod|to|if|where|when|a\.?m|p\.?m)(?![A-Za-z-])",
+    r"(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|sqrt|frac|pi|inf|infinity"
+    r"|and|or|mod|to|if|where|when|a\.?m|p\.?m)(?![A-Za-z-])",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"(?<![\\A-Za-z_^{])[A-Za-z]+(?:-[A-Za-z]{2,})*")
@@ -144,7 +145,7 @@ _VALUE_END = re.compile(r"[0-9)}\]A-Za-z.!|°]$")
 
 
 class Parted(NamedTuple):
-    """An answer's value as text, the factor of its number words, and its unit's name (empty where there is none)."""
+    """An answer's value as text, the factor of its number words, and its unit's name or ""."""
 
     value: str
     factor: int = 1
@@ -158,7 +159,7 @@ def split_unit(text: str) -> Parted:
         text: one answer, not a list.
 
     Returns:
-        The whole text as the value where no unit can be told.
+        The whole text as the value where no unit is found.
 
     Example:
         >>> split_unit("5 million dollars")
@@ -191,12 +192,15 @@ def _behind(text: str) -> Parted:
 
 
 def _simple(value: str) -> bool:
-    """Whether a degree or per cent sign behind this belongs to all of it."""
+    """Return whether a degree or per cent sign behind this belongs to all of it."""
     return bool(value) and not re.search(r"[°%,;=<>]|\\?(?:sin|cos|tan|cot|sec|csc)", value)
 
 
 def _begins_unit(text: str, match: re.Match[str]) -> bool:
-    """Whether a run of letters is a word behind a value rather than a function or a product of variables."""
+    """Return whether a run of letters is a word behind a value.
+
+    Otherwise it is a function or a product of variables.
+    """
     before, run = text[: match.start()], match[0]
     value = before.rstrip()
     if not value or not _VALUE_END.search(value) or _NO_UNIT.match(text, match.start()):
@@ -216,7 +220,7 @@ def _begins_unit(text: str, match: re.Match[str]) -> bool:
 
 
 def unit_name(phrase: str) -> str:
-    """One name for the spellings of a unit: its head noun in the singular, with its power.
+    """Return one name for the spellings of a unit: its head noun, singular, with its power.
 
     Example:
         >>> unit_name("square kms"), unit_name("red marbles in total"), unit_name("m/s")
@@ -243,7 +247,7 @@ def _noun(phrase: str) -> str:
 
 
 def singular(noun: str) -> str:
-    """A noun in the singular, or the full name of an abbreviated unit."""
+    """Return a noun in the singular, or the full name of an abbreviated unit."""
     if noun in _NAMES:
         return _NAMES[noun]
     if noun.endswith("ies") and len(noun) > 4:

@@ -1,10 +1,10 @@
 """The value of an expression as a name that two expressions share exactly if they are equal.
 
 Read in this order: ``value_key`` and ``ratio_key``, then ``evaluate``. Numbers are exact fractions
-as long as they are rational; whatever else is computed to 60 digits. Letters stand for fixed
-pseudo-random fractions, so equal polynomials have equal values there, and different ones do not but
-by an accident of about one in 10^12. No algebra is done: the time is bounded by the length of the
-expression.
+as long as they are rational; all others are computed to 60 digits. Letters have fixed pseudo-random
+fractions as values, so equal polynomials have equal values there. Different polynomials have equal
+values by an accident of about one in 10^12. No algebra is done: the time is bounded by the length of
+the expression.
 
 Left out: values too large to be written with a few million digits, which are unreadable. An
 irrational sum below 10^-45 is taken for 0, as rounding leaves it.
@@ -38,14 +38,14 @@ _POINTS = ("positive", "negative", "mixed")
 
 
 def letters(node: Node) -> frozenset[str]:
-    """The variables of an expression."""
+    """Return the variables of an expression."""
     if node[0] == "var":
         return frozenset([node[1]])
     return frozenset().union(*(letters(part) for part in node[1:] if isinstance(part, tuple)))
 
 
 def value_key(node: Node) -> Key:
-    """A name for the value: equal for equal expressions of the same letters.
+    """Return a name for the value: equal for equal expressions of the same letters.
 
     Raises:
         Unreadable: there is no such value (a division by zero), or it is too large.
@@ -57,11 +57,11 @@ def value_key(node: Node) -> Key:
 
 
 def ratio_key(node: Node, positive: bool = False) -> Key:
-    """A name for an expression up to a constant factor: ``2x-4`` and ``2-x`` share it.
+    """Name an expression up to a constant factor: ``2x-4`` and ``2-x`` share it.
 
     Args:
         node: the expression.
-        positive: tell a negative factor apart.
+        positive: do not take out a negative factor.
 
     Raises:
         Unreadable: as for :func:`value_key`, or the expression has no letters or is zero.
@@ -78,14 +78,17 @@ def ratio_key(node: Node, positive: bool = False) -> Key:
 
 
 def _cancels(node: Node) -> bool:
-    """Whether rounding may leave a small number where 0 is meant."""
+    """Return whether rounding may leave a small number where 0 is meant."""
     return node[0] in ("add", "sub", "call", "log") or any(
         _cancels(part) for part in node[1:] if isinstance(part, tuple)
     )
 
 
 def evaluate(node: Node, point: str) -> Any:
-    """The value where every letter has its value at ``point``: a Fraction where exact, else a number of mpmath."""
+    """Return the value at ``point``, which gives every letter a value.
+
+    A Fraction where it is exact, else a number of mpmath.
+    """
     with mpmath.workdps(_DIGITS):
         try:
             return _evaluate(node, point)
@@ -95,7 +98,7 @@ def evaluate(node: Node, point: str) -> Any:
 
 @lru_cache(4096)
 def _letter(name: str, point: str) -> Fraction:
-    """A fixed fraction for a letter, 0.3 to 2.7, of the sign that the point is named after."""
+    """Return a fixed fraction for a letter, 0.3 to 2.7, of the sign that names the point."""
     digest = int.from_bytes(hashlib.sha256(f"{point} {name}".encode()).digest()[:8], "big")
     size = Fraction(3, 10) + Fraction(digest % (1 << 40) | 1, 1 << 40) * Fraction(12, 5)
     negative = point == "negative" or (point == "mixed" and digest >> 63)
@@ -121,7 +124,7 @@ def _inexact(value: Any) -> Any:
 
 
 def _shortened(value: Any) -> Any:
-    """Exact numbers of moderate size stay exact."""
+    """Keep exact numbers of moderate size exact."""
     if (
         isinstance(value, Fraction)
         and max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS
@@ -204,7 +207,7 @@ def _logarithm(base: Any, value: Any) -> Any:
 
 
 def _sum(a: Any, b: Any) -> Any:
-    """a + b, where both still count: what rounding would swallow is unreadable (``2^{5000}+1``)."""
+    """Return a + b where both count; a sum that rounding changes is unreadable (``2^{5000}+1``)."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a + b
     a, b = _inexact(a), _inexact(b)
@@ -256,7 +259,10 @@ def _call(name: str, argument: Any) -> Any:
 
 
 def _parts(value: Any, cancels: bool = True) -> tuple[Any, Any]:
-    """Real and imaginary part, rounding noise taken away; also what a sum left of 0 (``cancels``)."""
+    """Return real and imaginary part without rounding noise.
+
+    This includes what a sum left of 0 (``cancels``).
+    """
     if not mpmath.isfinite(value):
         raise Unreadable("no finite value")
     noise = max(abs(value), 1 if cancels else 0) * mpmath.mpf(10) ** -(_SIGNIFICANT + 5)
@@ -268,14 +274,14 @@ def _parts(value: Any, cancels: bool = True) -> tuple[Any, Any]:
 
 
 def _fingerprint(value: Any) -> tuple[str, str]:
-    """Real and imaginary part to 40 digits."""
+    """Return real and imaginary part to 40 digits."""
     with mpmath.workdps(_DIGITS):
         real, imaginary = _parts(_inexact(value))
         return str(mpmath.nstr(real, _SIGNIFICANT)), str(mpmath.nstr(imaginary, _SIGNIFICANT))
 
 
 def _constant(value: Any, cancels: bool) -> tuple[Any, ...]:
-    """A constant's name: the fraction itself where it is rational."""
+    """Return a constant's name: the fraction itself where it is rational."""
     if isinstance(value, Fraction):
         return (value,)
     with mpmath.workdps(_DIGITS):
@@ -284,7 +290,7 @@ def _constant(value: Any, cancels: bool) -> tuple[Any, ...]:
 
 
 def _recognised(number: Any) -> Any:
-    """The fraction that a number is but for rounding; else its digits."""
+    """Return the fraction that a number is but for rounding; else its digits."""
     if not number:
         return Fraction(0)
     if mpmath.mpf(10) ** -_DIGITS < abs(number) < mpmath.mpf(10) ** (_SIGNIFICANT // 2):

@@ -1,8 +1,8 @@
-"""BenchmarkData: a published benchmark at one version, from the hub or a local copy, with its schema checked.
+"""A published benchmark at one version, from the hub or a local copy, with its schema checked.
 
-The YAML files in ``configs/benchmarks/`` name the data, its columns, the prompt and how it is
-measured; this file only loads, checks, and adds the columns that a prompt needs and the published
-rows do not have as text (`ADAPTERS`).
+The YAML files in ``configs/benchmarks/`` name the data, its columns, the prompt and the way it is
+measured. This file loads and checks the problems. It also adds columns that a prompt needs and that
+the published data does not have as text (`ADAPTERS`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ KINDS = ("text", "integer", "list", "any")
 
 
 class BenchmarkData(ProblemSource):
-    """Problems to measure on; there is no training split.
+    """Problems of a benchmark, to measure on; there is no training split.
 
     Args:
         name: hub name, such as "openai/gsm8k".
         columns: every column that the benchmark needs -> text | integer | list | any; others are
             neither checked nor needed.
-        revision: commit of the hub data set (a branch can change under you).
+        revision: commit of the hub data set (a branch may change).
         subset: the data set's configuration, if it has several.
         split: the split to measure on.
         hub_file: one JSON-lines file of the hub data set, for repositories that need a script to
@@ -61,17 +61,12 @@ class BenchmarkData(ProblemSource):
                 f"hub_file={hub_file!r} with subset={subset!r}: a file has no subsets; give one of"
                 " them"
             )
-        self.name, self.columns, self.revision, self.subset, self.split = (
-            name,
-            columns,
-            revision,
-            subset,
-            split,
-        )
+        self.name, self.columns, self.revision = name, columns, revision
+        self.subset, self.split = subset, split
         self.hub_file, self.file, self.adapter = hub_file, file, adapter
 
     def load(self, split: Split) -> Dataset:
-        """Open, check and complete the rows.
+        """Open and check the problems, and add the adapter's columns.
 
         Raises:
             ValueError: the training split is asked for, the data cannot be reached, or columns are
@@ -99,8 +94,7 @@ class BenchmarkData(ProblemSource):
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"hub_file={self.hub_file!r} of {self.name!r} at {self.revision!r} cannot be"
-                f" loaded: {error}; check the"
-                " network, or give a local copy as `file`"
+                f" loaded: {error}; check the network, or give a local copy as `file`"
             ) from error
 
     def _check(self, dataset: Dataset) -> None:
@@ -112,10 +106,8 @@ class BenchmarkData(ProblemSource):
                 f" it has {sorted(found)}"
             )
         for name, kind in self.columns.items():
-            text = kind == "integer" and str(self.file).endswith(
-                ".csv"
-            )  # in CSV everything is a text
-            if not _is_kind(found[name], "text" if text else kind):
+            in_csv = kind == "integer" and str(self.file).endswith(".csv")  # all columns are texts
+            if not _is_kind(found[name], "text" if in_csv else kind):
                 raise ValueError(
                     f"{where} is not in the schema of this benchmark: {name!r} is {found[name]},"
                     f" not {kind}"

@@ -1,4 +1,4 @@
-"""Columns of a data set by name, nested ones by a dotted path (``reward_model.ground_truth``)."""
+"""Access to columns of a data set by name or dotted path (``reward_model.ground_truth``)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ CHUNK = 1000
 
 
 def has_column(features: Mapping[str, Any], path: str) -> bool:
-    """Whether a data set with these features has the column, or may have it (JSON of a different shape in each row)."""
+    """Return whether a data set with these features has the column, or may have it.
+
+    It may have it where a column is JSON, whose shape can differ from problem to problem.
+    """
     root = root_column(features, path)
     if root is None:
         return False
@@ -28,7 +31,7 @@ def has_column(features: Mapping[str, Any], path: str) -> bool:
 
 
 def column_names(features: Mapping[str, Any]) -> list[str]:
-    """The names of all columns, nested ones as dotted paths, in alphabetical order."""
+    """Return the names of all columns, nested ones as dotted paths, in alphabetical order."""
     nested = [
         f"{name}.{inner}"
         for name, it in features.items()
@@ -39,10 +42,10 @@ def column_names(features: Mapping[str, Any]) -> list[str]:
 
 
 def column_values(dataset: Dataset, path: str, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """Row numbers and the values of one column in these rows, read a thousand at a time.
+    """Yield row numbers with the values of one column, read a thousand at a time.
 
     Raises:
-        ValueError: something on the way of the path holds no named values.
+        ValueError: a part of the path holds no named values.
     """
     root = root_column(dataset.column_names, path)
     assert root is not None
@@ -58,12 +61,12 @@ def check_column(named: str, path: str, dataset: Dataset, where: str) -> None:
 
     Args:
         named: the setting in messages, such as "answer_column='gold'".
-        path: the column.
-        dataset: the rows.
-        where: their origin in words.
+        path: of the column.
+        dataset: the data set.
+        where: its origin in words.
 
     Raises:
-        ValueError: names the columns that there are.
+        ValueError: names the columns of the data set.
     """
     if not has_column(dataset.features, path):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Opening files of a user's own, and saying which file, row and column is wrong where one cannot be opened.
+"""Open a user's own files; errors name the file, row and column at fault.
 
-Read `open_files` first. JSON and Parquet bring their types along; in CSV everything is a text, as
-it was written.
+Read `open_files` first. JSON and Parquet have types. In CSV every value is a text, as it was
+written.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from datasets.exceptions import DatasetsError
 
 from rlif_lightning.records import value_at
 
-_LONGEST_FIELD = 2**31 - 1  # of a CSV file; the library's own limit is 131 072 characters
+_LONGEST_FIELD = 2**31 - 1  # characters in CSV; the standard library's limit is 131 072
 
 
 def open_files(form: str, paths: Sequence[Path]) -> Dataset:
-    """The rows of files of one format, in the order given.
+    """Return the rows of files of one format, in the order given.
 
     Args:
         form: json | csv | parquet.
@@ -33,7 +33,7 @@ def open_files(form: str, paths: Sequence[Path]) -> Dataset:
     """
     settings: dict[str, Any] = {}
     if form == "csv":
-        # Guessed types would make 084 a number and the answer "None" a missing value.
+        # If types were guessed, 084 would become a number and the answer "None" a missing value.
         settings = {"features": _csv_columns(paths), "keep_default_na": False}
     try:
         dataset = load_dataset(
@@ -54,7 +54,10 @@ def open_files(form: str, paths: Sequence[Path]) -> Dataset:
 
 
 def _csv_columns(paths: Sequence[Path]) -> Features:
-    """The columns of CSV files, after a look at every row: the reader would shift a row that has a field too many."""
+    """Return the columns of CSV files, after checking every row.
+
+    The reader would shift the values of a row that has a field too many.
+    """
     csv.field_size_limit(_LONGEST_FIELD)
     headers = [_csv_header(path) for path in paths]
     for path, header in zip(paths, headers, strict=True):
@@ -75,13 +78,13 @@ def _csv_header(path: Path) -> list[str]:
                     if len(set(header)) < len(header) or "" in header:
                         raise ValueError(
                             f"{path}: the header {header!s:.300} needs one name for each column,"
-                            " each once"
+                            " and each name once"
                         )
                 elif row and len(row) != len(header):
                     raise ValueError(
                         f"{path}, line {reader.line_num}: {len(row)} fields, but {len(header)}"
-                        " columns in the header"
-                        f" {header!s:.300}; put a field that holds commas between double quotes"
+                        f" columns in the header {header!s:.300}; put a field that holds commas"
+                        " between double quotes"
                     )
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as CSV in UTF-8: {error!s:.300}") from error
@@ -89,10 +92,10 @@ def _csv_header(path: Path) -> list[str]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where a row stands, and the row: of JSON lines, or of one JSON list.
+    """Yield each row with its place in the file, from JSON lines or from one JSON list.
 
     Raises:
-        ValueError: no JSON; names the line.
+        ValueError: a line is no JSON; names it.
     """
     if path.suffix == ".json":
         try:
@@ -101,9 +104,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             yield from ((f"row {row}", value) for row, value in enumerate(rows))
             return
         except ValueError as error:
-            if (
-                path.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
-            ):  # otherwise lines of JSON
+            first = path.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+            if first == b"[":  # with another first character the file may be JSON lines
                 raise ValueError(f"{path}: no JSON in UTF-8: {error!s:.200}") from error
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -117,7 +119,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _json_fault(path: Path) -> str | None:
-    """What is wrong with the first bad row of a JSON file; None where each is an object."""
+    """Return the fault of the first bad row of a JSON file; None if every row is an object."""
     try:
         for place, row in _json_rows(path):
             if not isinstance(row, dict):
@@ -128,7 +130,7 @@ def _json_fault(path: Path) -> str | None:
 
 
 def _check_encoding(path: Path) -> None:
-    """Refuse what is not UTF-8: the reader of JSON lets it pass, and no row could be read later."""
+    """Refuse a file that is not UTF-8: the JSON reader accepts it, but its rows cannot be read."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -140,7 +142,7 @@ def _check_encoding(path: Path) -> None:
 
 
 def _any_kind(features: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The columns, as dotted paths, in which the reader met values of several kinds."""
+    """Yield the columns, as dotted paths, in which the reader found values of several kinds."""
     for name, feature in features.items():
         if isinstance(feature, Mapping):
             yield from _any_kind(feature, f"{prefix}{name}.")
@@ -149,7 +151,10 @@ def _any_kind(features: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _refuse_mixture(column: str, paths: Sequence[Path]) -> None:
-    """Refuse texts beside other values, for the reader turns the text "084" into 84 there, and "null" into None."""
+    """Refuse a column that has texts and other values.
+
+    The reader would turn its text "084" into 84, and its text "null" into None.
+    """
     first: dict[bool, str] = {}
     for path in paths:
         for place, row in _json_rows(path):
@@ -159,6 +164,5 @@ def _refuse_mixture(column: str, paths: Sequence[Path]) -> None:
             if len(first) == 2:
                 raise ValueError(
                     f"column {column!r} mixes texts and other values: {first[True]};"
-                    f" {first[False]}; write all of them"
-                    " as texts, or none"
+                    f" {first[False]}; write all of them as texts, or none"
                 )

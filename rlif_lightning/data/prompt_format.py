@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
 
@@ -27,24 +27,83 @@ class _Fields(Formatter):
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How one problem becomes the text that a model reads. The arguments are those of `PromptData`.
+    """How one problem becomes the text that a model reads.
+
+    Args:
+        template: text around a problem (of messages: around the last one), as in ``str.format``:
+            ``{prompt}`` is the problem, ``{name}`` another column.
+        chat: put the prompt into the tokenizer's chat template, as the user's turn, open for the
+            assistant's. Without it messages are joined by empty lines.
+        system_prompt: the chat's system turn; without it, that of the messages, or the chat
+            template's own (if any).
+        examples: few-shot examples, each ``{question: ..., answer: ...}`` (and other columns that
+            the template shows). In a chat they are turns. Otherwise each is the filled template,
+            the answer and an empty line, before the prompt.
+
+    Raises:
+        ValueError: a system prompt without a chat, or an example without question and answer.
+    """
+
+    template: str = "{prompt}"
+    chat: bool = False
+    system_prompt: str | None = None
+    examples: list[dict[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.system_prompt is not None and not self.chat:
+            raise ValueError(
+                f"format.system_prompt={self.system_prompt!r} needs chat=true; or write it into the"
+                " template"
+            )
+        for example in self.examples:
+            if not {"question", "answer"} <= set(example):
+                raise ValueError(
+                    f"format.examples: {example} must have the keys 'question' and 'answer'"
+                )
+
+    def refuse_to_show(self, prompt_column: str, gold_column: str) -> None:
+        """Refuse a prompt made of a column that holds gold answers.
+
+        Raises:
+            ValueError: the template, or the problem itself, shows the column.
+        """
+        for named in (name.replace("[", ".").replace("]", "") for name in _fields(self.template)):
+            if named != "prompt" and overlap(named, gold_column):
+                raise ValueError(
+                    f"format.template={self.template!r} shows the gold answer {gold_column!r};"
+                    " take it out"
+                )
+        if overlap(prompt_column, gold_column):
+            raise ValueError(
+                f"prompt_column={prompt_column!r} shows the gold answer {gold_column!r}; name"
+                " another column"
+            )
+
+
+@dataclass(frozen=True)
+class PromptRenderer:
+    """What makes the texts: the format with the names and the tokenizer that it needs.
 
     A problem is a text, or messages ``{role, content}`` whose last one is the user's.
 
+    Args:
+        prompt_column: column with the problem, nested ones as a dotted path.
+        form: how a problem becomes a text.
+        chat: the tokenizer whose chat template is used; None without a chat.
+
     Example:
-        >>> form = PromptFormat("question", "Q: {prompt} A:", examples=[{"question": "1+1?", "answer": " 2"}])
-        >>> form.render({"question": "2+3?"})
+        >>> form = PromptFormat("Q: {prompt} A:", examples=[{"question": "1+1?", "answer": " 2"}])
+        >>> renderer = PromptRenderer("question", form)
+        >>> renderer.render({"question": "2+3?"})
         'Q: 1+1? A: 2\\n\\nQ: 2+3? A:'
-        >>> messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+3?"}]
-        >>> form.render({"question": messages})
+        >>> system = {"role": "system", "content": "Be brief."}
+        >>> renderer.render({"question": [system, {"role": "user", "content": "2+3?"}]})
         'Be brief.\\n\\nQ: 1+1? A: 2\\n\\nQ: 2+3? A:'
     """
 
     prompt_column: str
-    template: str = "{prompt}"
+    form: PromptFormat = PromptFormat()
     chat: PreTrainedTokenizerBase | None = None
-    system_prompt: str | None = None
-    examples: tuple[dict[str, str], ...] | list[dict[str, str]] = ()
 
     def render(self, row: dict[str, Any]) -> str:
         """The prompt text of one data-set row, few-shot examples and chat mark-up included."""
@@ -60,12 +119,12 @@ class PromptFormat:
             system, before = before[:1], before[1:]
         shots = [
             (self._fill(example["question"], example), example["answer"])
-            for example in self.examples
+            for example in self.form.examples
         ]
         if self.chat is None:
             parts = [text for _, text in system] + [f"{text}{answer}" for text, answer in shots]
             return "\n\n".join([*parts, *(text for _, text in before), question])
-        turns = system if self.system_prompt is None else [("system", self.system_prompt)]
+        turns = system if self.form.system_prompt is None else [("system", self.form.system_prompt)]
         for text, answer in shots:
             turns += [("user", text), ("assistant", answer)]
         messages = [
@@ -80,13 +139,13 @@ class PromptFormat:
         ) as error:  # some know no system turn, some want the others to alternate
             roles = [message["role"] for message in messages]
             raise ValueError(
-                f"chat=true: the tokenizer's chat template refuses the turns {roles!s:.200} of"
-                f" {question!r:.100}:"
-                f" {error}; change the messages, or set chat=false"
+                "format.chat=true: the tokenizer's chat template refuses the turns"
+                f" {roles!s:.200} of {question!r:.100}: {error}; change the messages, or set"
+                " chat=false"
             ) from error
 
     def _fill(self, prompt: str, row: dict[str, Any]) -> str:
-        return _Fields().vformat(self.template, (), {**row, "prompt": prompt})
+        return _Fields().vformat(self.form.template, (), {**row, "prompt": prompt})
 
     def check_problem(self, row: dict[str, Any], where: str) -> None:
         """Check one problem.
@@ -108,21 +167,19 @@ class PromptFormat:
         if not isinstance(problem, list) or not problem or not all(map(_is_message, problem)):
             raise ValueError(
                 f"{named} is {problem!r:.200}, not a text or a list of messages {{role, content}},"
-                " each with a text"
-                f" and a role of {list(ROLES)}"
+                f" each with a text and a role of {list(ROLES)}; correct the row, or name another"
+                " column"
             )
         if problem[-1]["role"] != "user":
             raise ValueError(
                 f"{named} ends with the turn of the {problem[-1]['role']},"
-                f" {problem[-1]['content']!r:.100}: the last"
-                " message must be the user's; take off what follows it (an answer there would be"
-                " shown to the model)"
+                f" {problem[-1]['content']!r:.100}: the last message must be the user's; take off"
+                " what follows it (an answer there would be shown to the model)"
             )
-        if self.system_prompt is not None and problem[0]["role"] == "system":
+        if self.form.system_prompt is not None and problem[0]["role"] == "system":
             raise ValueError(
-                f"system_prompt={self.system_prompt!r:.100}, but {where} has a system message of"
-                " its own,"
-                f" {problem[0]['content']!r:.100}; take one of them out"
+                f"format.system_prompt={self.form.system_prompt!r:.100}, but {where} has a system"
+                f" message of its own, {problem[0]['content']!r:.100}; take one of them out"
             )
 
     def check(self, features: Mapping[str, Any]) -> None:
@@ -131,30 +188,13 @@ class PromptFormat:
         Raises:
             ValueError: the template names a field that doesn't exist.
         """
-        for field in (name.split("[")[0] for name in _fields(self.template)):
-            if field != "prompt" and not has_column(features, field):
+        for named in (name.split("[")[0] for name in _fields(self.form.template)):
+            if named != "prompt" and not has_column(features, named):
                 raise ValueError(
-                    f"template={self.template!r}: unknown field {field!r}; fields are 'prompt' and"
-                    " the columns"
-                    f" {column_names(features)!s:.1000}; write {{{{ and }}}} for braces that"
-                    " should be printed"
+                    f"format.template={self.form.template!r}: unknown field {named!r}; fields are"
+                    f" 'prompt' and the columns {column_names(features)!s:.1000}; write {{{{ and"
+                    " }} for braces that should be printed"
                 )
-
-    def refuse_to_show(self, gold_column: str) -> None:
-        """Refuse a prompt made of a column that holds gold answers.
-
-        Raises:
-            ValueError: the template, or the problem itself, shows the column.
-        """
-        for field in (name.replace("[", ".").replace("]", "") for name in _fields(self.template)):
-            if field != "prompt" and overlap(field, gold_column):
-                raise ValueError(
-                    f"template={self.template!r} shows the gold answer {gold_column!r}; take it out"
-                )
-        if overlap(self.prompt_column, gold_column):
-            raise ValueError(
-                f"prompt_column={self.prompt_column!r} shows the gold answer {gold_column!r}"
-            )
 
 
 def _is_message(value: Any) -> bool:

@@ -13,15 +13,12 @@ from typing import Any, Literal
 
 import lightning
 import numpy as np
-from datasets import Dataset
-from lightning.pytorch.utilities import rank_zero_info
-from rich.progress import track
-from transformers import PreTrainedTokenizerBase
 
 from rlif_lightning.data.benchmark_source import BenchmarkData
 from rlif_lightning.data.columns import check_column
+from rlif_lightning.data.encoding import SplitEncoder
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
-from rlif_lightning.data.prompt_format import PromptFormat
+from rlif_lightning.data.prompt_format import PromptFormat, PromptRenderer
 from rlif_lightning.data.sources import (
     ArithmeticProblems,
     HubDataset,
@@ -30,7 +27,7 @@ from rlif_lightning.data.sources import (
     ReasoningGym,
     Split,
 )
-from rlif_lightning.data.tokenizer import Encoder, load_tokenizer, prompt_encoder, without_overlong
+from rlif_lightning.data.tokenizer import Encoder, load_tokenizer, prompt_encoder
 
 __all__ = [
     "ArithmeticProblems",
@@ -59,15 +56,7 @@ class PromptData(lightning.LightningDataModule):
         answer_column: column with the gold answer, if there is one: a text, a number, or a list of
             acceptable answers. It is for measuring only: the template cannot show it, and
             label-free rewards never get it.
-        template: text around a problem (of messages: around the last one), as in ``str.format``:
-            ``{prompt}`` is the problem, ``{name}`` another column.
-        chat: put the prompt into the tokenizer's chat template, as the user's turn, open for the
-            assistant's. Without it messages are joined by empty lines.
-        system_prompt: the chat's system turn; without it, that of the messages, or the chat
-            template's own (if any).
-        examples: few-shot examples, each ``{question: ..., answer: ...}`` (and other columns that
-            the template shows). In a chat they are turns; otherwise the filled template, the answer
-            and an empty line, before the prompt.
+        format: how a problem becomes the text that the model reads.
         max_prompt_tokens: longest prompt allowed, in tokens; no limit if absent.
         overlong: what to do with longer ones: "refuse" stops with their number, "filter" leaves
             them out and tells it.
@@ -97,10 +86,7 @@ class PromptData(lightning.LightningDataModule):
         prompts_per_rollout: int = 16,
         prompt_column: str = "question",
         answer_column: str | None = None,
-        template: str = "{prompt}",
-        chat: bool = False,
-        system_prompt: str | None = None,
-        examples: list[dict[str, str]] | None = None,
+        format: PromptFormat = PromptFormat(),
         max_prompt_tokens: int | None = None,
         overlong: Literal["refuse", "filter"] = "refuse",
         validation_prompts: int | None = None,
@@ -116,10 +102,7 @@ class PromptData(lightning.LightningDataModule):
         self.prompts_per_rollout = prompts_per_rollout
         self.prompt_column = prompt_column
         self.answer_column = answer_column
-        self.template = template
-        self.chat = chat
-        self.system_prompt = system_prompt
-        self.examples = examples or []
+        self.format = format
         self.max_prompt_tokens = max_prompt_tokens
         self.overlong = overlong
         self.validation_prompts = validation_prompts
@@ -134,7 +117,7 @@ class PromptData(lightning.LightningDataModule):
         self.told: set[str] = set()  # what was said about the data before, by whoever checks it
         self._splits: dict[Split, EncodedSplit] = {}
         self._predicted: EncodedSplit | None = None
-        self._encoder: Encoder | None = None
+        self._encode: Encoder | None = None
         self._loader: TrainLoader | None = None
         self._place: dict[str, int] | None = None
         self._check_arguments()
@@ -158,9 +141,9 @@ class PromptData(lightning.LightningDataModule):
                 "overfit_batches can't be used here: every epoch is shuffled; use a source of a"
                 " few problems"
             )
-        form, tokenizer = self._format()
+        encoder = self._split_encoder()
         if stage == "predict":
-            self._predicted = self._encode("validation", form, tokenizer, keep=False)
+            self._predicted = self._load("validation", encoder, keep=False)
             return self._check_size("validation", len(self._predicted), processes)
         validates = self.trainer is None or self.trainer.limit_val_batches != 0
         wanted: list[Split] = ["train"] if stage in ("fit", None) or self.fits_next else []
@@ -168,7 +151,7 @@ class PromptData(lightning.LightningDataModule):
             wanted.append("validation")
         for split in wanted:
             if split not in self._splits:
-                self._splits[split] = self._encode(split, form, tokenizer)
+                self._splits[split] = self._load(split, encoder)
                 self._check_size(split, len(self._splits[split]), processes)
 
     def split(self, name: Split) -> EncodedSplit | None:
@@ -250,102 +233,44 @@ class PromptData(lightning.LightningDataModule):
                 raise ValueError(f"{name}={value}: must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must be at least 0")
-        if self.system_prompt is not None and not self.chat:
-            raise ValueError(
-                f"system_prompt={self.system_prompt!r} needs chat=true; or write it into the"
-                " template"
-            )
         if self.overlong == "filter" and self.max_prompt_tokens is None:
             raise ValueError(
                 "overlong=filter leaves nothing out without max_prompt_tokens; set it, or"
                 " overlong=refuse"
             )
-        for example in self.examples:
-            if not {"question", "answer"} <= set(example):
-                raise ValueError(f"examples: {example} must have the keys 'question' and 'answer'")
 
-    def _format(self) -> tuple[PromptFormat, PreTrainedTokenizerBase]:
+    def _split_encoder(self) -> SplitEncoder:
         tokenizer = load_tokenizer(self.tokenizer_name, self.revision, self.trust_remote_code)
-        if self.chat and tokenizer.chat_template is None:
+        if self.format.chat and tokenizer.chat_template is None:
             raise ValueError(
-                f"chat=true, but the tokenizer {self.tokenizer_name!r} has no chat template; set"
-                " chat=false, or use an"
-                " instruction-tuned model"
+                f"format.chat=true, but the tokenizer {self.tokenizer_name!r} has no chat template;"
+                " set chat=false, or use an instruction-tuned model"
             )
-        chat = tokenizer if self.chat else None
-        return PromptFormat(
-            self.prompt_column, self.template, chat, self.system_prompt, self.examples
-        ), tokenizer
+        if self._encode is None:
+            self._encode = prompt_encoder(tokenizer, self.format.chat)
+        chat = tokenizer if self.format.chat else None
+        renderer = PromptRenderer(self.prompt_column, self.format, chat)
+        is_quiet = self._shard()[1] > 0
+        return SplitEncoder(
+            renderer, self._encode, self.max_prompt_tokens, self.overlong == "filter", is_quiet
+        )
 
-    def _encode(
-        self,
-        split: Split,
-        form: PromptFormat,
-        tokenizer: PreTrainedTokenizerBase,
-        keep: bool = True,
-    ) -> EncodedSplit:
+    def _load(self, split: Split, encoder: SplitEncoder, keep: bool = True) -> EncodedSplit:
         dataset = self.source.load(split)
         if split == "validation" and self.validation_prompts is not None:
             dataset = dataset.select(range(min(self.validation_prompts, len(dataset))))
-        self._check_dataset(split, dataset, form)
-
-        limit = self.max_prompt_tokens if self.overlong == "filter" else None
-        self._encoder = encode = self._encoder or prompt_encoder(tokenizer, self.chat)
-        token_ids: list[np.ndarray] = []
-        lengths = np.zeros(len(dataset), dtype=np.int32)
-        quiet = len(dataset) < 10_000 or self._shard()[1] > 0
-        for start in track(
-            range(0, len(dataset), 1000), f"tokenising {split} prompts", disable=quiet
-        ):
-            columns = dataset[start : start + 1000]
-            problems = [
-                dict(zip(columns, values, strict=True))
-                for values in zip(*columns.values(), strict=True)
-            ]
-            for row, problem in enumerate(problems, start):
-                form.check_problem(problem, f"row {row} of the {split} split")
-            texts = [form.render(row) for row in problems]
-            texts, overlong = without_overlong(texts, start, split, limit)
-            ids = encode(texts)
-            lengths[start : start + len(ids)] = [
-                overlong.get(row, len(each)) for row, each in enumerate(ids, start)
-            ]
-            token_ids += ids if keep else []
-        rows = self._fitting_rows(split, lengths)
-        return EncodedSplit(
-            dataset, rows, [token_ids[row] for row in rows] if keep else None, form.render, encode
-        )
-
-    def _check_dataset(self, split: Split, dataset: Dataset, form: PromptFormat) -> None:
         if len(dataset) == 0:
             raise ValueError(
-                f"source: the {split} split of {type(self.source).__name__} has no rows"
+                f"source: the {split} split of {type(self.source).__name__} has no rows; give it"
+                " problems"
             )
         for name in ("prompt_column", "answer_column"):
             if (column := getattr(self, name)) is not None:
                 check_column(f"{name}={column!r}", column, dataset, f"the {split} split")
-        form.check(dataset.features)
+        encoder.renderer.check(dataset.features)
         if self.answer_column is not None:
-            form.refuse_to_show(self.answer_column)
-
-    def _fitting_rows(self, split: Split, lengths: np.ndarray) -> np.ndarray:
-        if not lengths.all():
-            empty = int((lengths == 0).argmax())
-            raise ValueError(
-                f"template={self.template!r}: row {empty} of the {split} split has no tokens"
-            )
-        limit = self.max_prompt_tokens
-        rows = np.arange(len(lengths)) if limit is None else (lengths <= limit).nonzero()[0]
-        if too_long := len(lengths) - len(rows):
-            found = (
-                f"max_prompt_tokens={limit}: {too_long} of {len(lengths)} {split} prompts are"
-                " longer (up to"
-            )
-            found += f" {lengths.max()} tokens)"
-            if self.overlong == "refuse":
-                raise ValueError(f"{found}; raise it, or set overlong=filter to leave them out")
-            rank_zero_info(f"{found} and are left out")
-        return rows
+            self.format.refuse_to_show(self.prompt_column, self.answer_column)
+        return encoder.split(dataset, split, keep)
 
     def _check_size(self, split: Split, size: int, processes: int) -> None:
         if split == "train" and size < self.prompts_per_rollout:

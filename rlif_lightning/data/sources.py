@@ -1,7 +1,7 @@
-"""Where problems come from: one small class per kind of source, each giving a data set per split.
+"""Sources of problems: one small class per kind, each with a data set per split.
 
-Read `ProblemSource` first; the others are independent of each other. A source knows nothing of
-tokens, prompts or ranks (that is ``prompts.py``), and it never has to hold gold answers: label-free
+Read `ProblemSource` first; the others are independent of each other. A source has no part in
+tokens, prompts or data ranks (``prompts.py`` does that). It needs no gold answers: label-free
 training reads the question alone.
 """
 
@@ -23,21 +23,20 @@ Split = Literal["train", "validation"]
 
 
 class ProblemSource(ABC):
-    """A data set per split.
-
-    Subclass it and name your class path in the config to bring your own data.
+    """A data set per split; subclass it and name the class path in a config for your own data.
 
     Example:
         >>> class Capitals(ProblemSource):
         ...     def load(self, split):
-        ...         return Dataset.from_dict({"question": ["Capital of France?"], "answer": ["Paris"]})
+        ...         problem = {"question": "Capital of France?", "answer": "Paris"}
+        ...         return Dataset.from_list([problem])
         >>> Capitals().load("train")[0]["answer"]
         'Paris'
     """
 
     @abstractmethod
     def load(self, split: Split) -> Dataset:
-        """Give one split, the same rows in the same order on every call and in every process.
+        """Return one split: the same rows in the same order in every call and every process.
 
         Args:
             split: "train" or "validation".
@@ -48,11 +47,11 @@ class ProblemSource(ABC):
 
 
 class ArithmeticProblems(ProblemSource):
-    """Made-up sums such as ``3+4+5=``, with the answer; no download, endless variety, verifiable.
+    """Generated sums such as ``3+4+5=``, with their answers; nothing is downloaded.
 
-    A problem belongs to the validation split if the CRC-32 of its text is divisible by 8, to the
-    training split otherwise, so that the splits cannot share a problem. Problem i of a split
-    depends on (seed, split, i) alone.
+    A problem belongs to the validation split if the CRC-32 of its text is divisible by 8, and to
+    the training split otherwise, so that the splits share no problem. Problem i of a split depends
+    on (seed, split, i) alone.
 
     Args:
         min_terms: smallest number of terms of a problem, at least 1.
@@ -99,7 +98,7 @@ class ArithmeticProblems(ProblemSource):
         self.seed = seed
 
     def load(self, split: Split) -> Dataset:
-        """Draw the split: columns ``question`` ("3+4+5=") and ``answer`` ("12"; negative ones begin with "-")."""
+        """Draw the split, with columns ``question`` ("3+4+5=") and ``answer`` ("12", or "-3")."""
         questions = [self._draw(split, i) for i in range(self.sizes[split])]
         return Dataset.from_dict(
             {"question": questions, "answer": [_value(question[:-1]) for question in questions]}
@@ -119,13 +118,12 @@ class ArithmeticProblems(ProblemSource):
                 return question
         raise ValueError(
             f"max_terms={self.max_terms}, digits={self.digits}: found no problem for the {split}"
-            " split in 1000"
-            " draws, too few problems of this kind exist; raise max_terms or digits"
+            " split in 1000 draws, too few problems of this kind exist; raise max_terms or digits"
         )
 
 
 class HubDataset(ProblemSource):
-    """A data set of the Hugging Face hub, or a local folder laid out like one.
+    """A data set of the Hugging Face hub, or a local folder with the same layout.
 
     Code in a data set is never run.
 
@@ -163,13 +161,15 @@ class HubDataset(ProblemSource):
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"name={self.name!r}, subset={self.subset!r}, {split}_split={self.splits[split]!r}"
-                " cannot be loaded:"
-                f" {error}; check the three, the network, or give a local folder or LocalFiles"
+                f" cannot be loaded: {error}; check the three, the network, or give a local folder"
+                " or LocalFiles"
             ) from error
 
 
 class LocalFiles(ProblemSource):
-    """Files of your own: JSON, JSON lines, Parquet or CSV (there everything is a text), told apart by their suffix.
+    """Files of your own: JSON, JSON lines, Parquet or CSV, by their suffix.
+
+    In CSV every value is a text.
 
     Args:
         train: path, or list of paths of one format, of the training problems.
@@ -188,7 +188,7 @@ class LocalFiles(ProblemSource):
 
         Raises:
             ValueError: no files were given for the split, or one is missing, empty, of an unknown
-                format or not as that format has it (names the line).
+                format or malformed (names the line).
         """
         given = self.paths[split]
         paths = [given] if isinstance(given, str) else given or []
@@ -227,11 +227,11 @@ class LocalFiles(ProblemSource):
 
 
 class ReasoningGym(ProblemSource):
-    """Generated, verifiable problems of the optional package reasoning-gym (Apache-2.0, about 100 tasks).
+    """Generated problems of the optional package reasoning-gym (Apache-2.0, about 100 tasks).
 
-    Both splits hold the same mix of problems and share none: each text belongs to one split (see
-    `ArithmeticProblems`). Dropping from validation what happens to occur in training would do so
-    too, but it leaves validation only the problems that are rarely drawn, which are the hard ones.
+    Both splits have the same mix of problems and share none: each text belongs to one split (see
+    `ArithmeticProblems`). The splits would also share none if validation left out what occurs in
+    training. But then validation would have only problems that are rarely drawn, which are hard.
 
     Args:
         task: the task's name in reasoning-gym, such as "chain_sum".
@@ -241,8 +241,8 @@ class ReasoningGym(ProblemSource):
         config: settings of the task, such as ``{min_terms: 2, max_terms: 2}`` for "chain_sum".
     """
 
-    # reasoning-gym seeds its problem i with seed + i: streams must start further apart than any
-    # split is long.
+    # reasoning-gym seeds its problem i with seed + i, so seeds of streams must differ by more than
+    # the length of any split.
     STREAM = 2**32
 
     def __init__(
@@ -263,11 +263,11 @@ class ReasoningGym(ProblemSource):
         self.config = config or {}
 
     def load(self, split: Split) -> Dataset:
-        """Generate one split: columns ``question`` and ``answer``.
+        """Generate one split, with columns ``question`` and ``answer``.
 
         Raises:
-            ValueError: reasoning-gym isn't installed, doesn't know the task or its settings, or the
-                task has too few different problems to fill both splits.
+            ValueError: reasoning-gym is not installed, or does not have the task or its settings,
+                or the task has too few different problems to fill both splits.
         """
         size, rows = self.sizes[split], []
         draws = 32 * size + 1000  # four times as many as the smaller split needs
@@ -280,8 +280,8 @@ class ReasoningGym(ProblemSource):
                 return Dataset.from_list(rows)
         raise ValueError(
             f"task={self.task!r}, config={self.config}: {draws} draws gave {len(rows)} problems"
-            f" for the {split} split"
-            f" instead of {size}; this task has too few different problems, widen its config"
+            f" for the {split} split instead of {size}; this task has too few different problems,"
+            " widen its config"
         )
 
     def _generator(self, size: int, stream: int):
@@ -293,7 +293,7 @@ class ReasoningGym(ProblemSource):
                 ' "rlif-lightning[reasoning]"'
             ) from error
         try:
-            # The package's checks of a task's settings are assertions.
+            # The package checks a task's settings by assertions.
             return reasoning_gym.create_dataset(
                 self.task, size=size, seed=stream * self.STREAM, **self.config
             )
@@ -304,11 +304,12 @@ class ReasoningGym(ProblemSource):
 
 
 def _value(expression: str) -> str:
-    """The value of integers joined by "+", "-" and "*": each piece between signs is a product, the value their sum."""
+    """Return the value of integers joined by "+", "-" and "*"."""
+    # The value is the sum of signed products.
     products = re.findall(r"[+-]?[^+-]+", expression)
     return str(sum(math.prod(int(factor) for factor in product.split("*")) for product in products))
 
 
 def _split_of(question: str) -> Split:
-    """The split a made-up problem belongs to, by its text alone: about 1 in 8 is for validation."""
+    """Return the split of a generated problem, by its text alone; 1 in 8 is for validation."""
     return "validation" if zlib.crc32(question.encode()) % 8 == 0 else "train"

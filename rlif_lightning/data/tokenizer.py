@@ -1,4 +1,4 @@
-"""Texts to token ids: the policy's tokenizer, and which of its special tokens stand in a prompt."""
+"""Token ids of texts by the policy's tokenizer, and the special tokens of a prompt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_CHARACTERS = 2**20  # of a prompt
 def load_tokenizer(
     name: str, revision: str | None, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name.
+    """Load the tokenizer of a folder or hub name.
 
     Raises:
         ValueError: there is none.
@@ -31,21 +31,20 @@ def load_tokenizer(
             raise
         raise ValueError(
             f"tokenizer={name!r}: no tokenizer can be loaded from this folder or hub name (current"
-            " folder:"
-            f" {Path.cwd()}): {' '.join(str(error).split()) or type(error).__name__:.400}"
+            f" folder: {Path.cwd()}): {' '.join(str(error).split()) or type(error).__name__:.400}"
         ) from error
 
 
 def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
-    """What makes token ids of prompts: int32 arrays ``[L]``.
+    """Return a function from prompts to token ids, int32 arrays ``[L]``.
 
-    Special tokens that the tokenizer puts in front (beginning of sequence) stay. Those that it puts
-    behind are left out, with one line in the log: a completion goes on from the prompt, and nothing
-    goes on after an end of sequence. A chat template writes its special tokens itself.
+    Special tokens that the tokenizer prepends (beginning of sequence) stay. Those that it appends
+    are left out, with one line in the log: a completion continues the prompt, and nothing continues
+    an end of sequence. A chat template writes its special tokens itself.
     """
-    behind = 0 if chat else _tokens_behind(tokenizer)
-    if behind:
-        added = tokenizer.convert_ids_to_tokens(tokenizer(PROBE)["input_ids"][-behind:])
+    appended = 0 if chat else _appended_tokens(tokenizer)
+    if appended:
+        added = tokenizer.convert_ids_to_tokens(tokenizer(PROBE)["input_ids"][-appended:])
         rank_zero_info(
             f"the tokenizer {tokenizer.name_or_path!r} appends {added} to texts; left out of"
             " prompts"
@@ -53,7 +52,7 @@ def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
 
     def encode(texts: list[str]) -> list[np.ndarray]:
         encoded = _encoded(tokenizer, texts, add_special_tokens=not chat)
-        return [np.array(ids[: len(ids) - behind], dtype=np.int32) for ids in encoded]
+        return [np.array(ids[: len(ids) - appended], dtype=np.int32) for ids in encoded]
 
     return encode
 
@@ -61,19 +60,21 @@ def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
 def without_overlong(
     texts: list[str], first: int, split: str, limit: int | None
 ) -> tuple[list[str], dict[int, int]]:
-    """Keep texts that no model could read from the tokenizer, which takes 300 bytes for each of their tokens.
+    """Replace texts that are too long for any model, before the tokenizer reads them.
+
+    The tokenizer needs 300 bytes for each of their tokens.
 
     Args:
         texts: prompts of a split, one for each row.
         first: the row of the first one.
-        split: its name.
-        limit: of tokens where longer prompts are left out; None = none is.
+        split: name of the split.
+        limit: tokens beyond which prompts are left out; None = none is left out.
 
     Returns:
         The texts, overlong ones empty; and row -> a length beyond the limit for each of these.
 
     Raises:
-        ValueError: names the row, where none is left out.
+        ValueError: a text is overlong and ``limit`` is None; names the row.
     """
     overlong = {
         row: len(text) for row, text in enumerate(texts, first) if len(text) > MAX_CHARACTERS
@@ -82,8 +83,8 @@ def without_overlong(
         row, length = next(iter(overlong.items()))
         raise ValueError(
             f"row {row} of the {split} split makes a prompt of {length} characters (at most"
-            f" {MAX_CHARACTERS}); shorten"
-            " it, or set max_prompt_tokens and overlong=filter to leave such rows out"
+            f" {MAX_CHARACTERS}); shorten it, or set max_prompt_tokens and overlong=filter to leave"
+            " such rows out"
         )
     kept = ["" if row in overlong else text for row, text in enumerate(texts, first)]
     return kept, {row: max(length, (limit or 0) + 1) for row, length in overlong.items()}
@@ -92,7 +93,10 @@ def without_overlong(
 def _encoded(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool
 ) -> list[list[int]]:
-    """Token ids of texts; a tokenizer's own expressions may give up on one (a panic of its library)."""
+    """Return the token ids of texts.
+
+    A tokenizer's own regular expressions may fail on a text, with a panic of its library.
+    """
     try:
         return tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]  # pyright: ignore[reportReturnType]
     except BaseException as error:
@@ -104,13 +108,12 @@ def _encoded(
             ]
         raise ValueError(
             f"the tokenizer {tokenizer.name_or_path!r} cannot encode the text {texts[0][:60]!r}:"
-            f" {error!s:.200}; leave"
-            " it out of the data"
+            f" {error!s:.200}; leave it out of the data"
         ) from error
 
 
-def _tokens_behind(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many special tokens the tokenizer appends to a text."""
+def _appended_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many special tokens the tokenizer appends to a text."""
     bare = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     whole = tokenizer(PROBE)["input_ids"]
     starts = [

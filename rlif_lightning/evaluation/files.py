@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from rlif_lightning.processes.ranks import data_rank, num_data_ranks, writes_rows
+from rlif_lightning.processes.ranks import data_rank, num_data_ranks, writes_completions
 from rlif_lightning.running.run_folder import run_folder
 from rlif_lightning.whole_files import replaced
 
@@ -32,7 +32,7 @@ class EvaluationFiles(Callback):
         if trainer.sanity_checking or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         self.folder = run_folder(trainer)
-        if not (module.evaluator.evaluation.save_completions and writes_rows()):
+        if not (module.evaluator.evaluation.save_completions and writes_completions()):
             return
         suffix = f".rank{data_rank()}" if num_data_ranks() > 1 else ""
         name = f"{stage}-rollout-{int(module.num_rollouts):06d}{suffix}.jsonl"

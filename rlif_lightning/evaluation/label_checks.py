@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.columns import check_column, column_values
-from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.rewards.base import RewardSet
 
@@ -41,7 +40,7 @@ def check_labels(data: Any, evaluator: Evaluator, rewards: RewardSet, stage: str
         for column, reader in _readers(name, stage, evaluator, rewards):
             where = f"the {name} split"
             check_column(f"the gold answers' column {column!r}", column, split.dataset, where)
-            PromptFormat(data.prompt_column, data.template).refuse_to_show(column)
+            data.format.refuse_to_show(data.prompt_column, column)
             told = reader.check_gold(
                 column, column_values(split.dataset, column, split.rows.tolist()), where
             )

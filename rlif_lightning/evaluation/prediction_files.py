@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.processes.collectives import all_process_attempt
-from rlif_lightning.processes.ranks import writes_rows
+from rlif_lightning.processes.ranks import writes_completions
 from rlif_lightning.running.run_folder import check_place, naming, run_folder
 from rlif_lightning.whole_files import replaced
 
@@ -112,7 +112,7 @@ class PredictionFiles(BasePredictionWriter):
         self._check_settings()
         kind = {"jsonl": _Jsonl, "parquet": _Parquet}[self.predictions.format]
         self.output = kind(self.folder, rank, self.predictions.rows_per_file, module.rewards.names)
-        return self.output.finished(data.num_predicted_rows, module.group_size)
+        return self.output.finished(data.num_predicted_rows, data.group_size)
 
     def _begin(self) -> None:
         for half in self.folder.glob("completions-*.tmp"):  # of a process that was killed
@@ -150,7 +150,7 @@ class PredictionFiles(BasePredictionWriter):
         self, trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
     ) -> None:
         """Append one batch, but for prompts that were only drawn again so that no process has an empty batch."""
-        if writes_rows():
+        if writes_completions():
             self.output.write([record for record in prediction if not self.done[record["index"]]])
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:

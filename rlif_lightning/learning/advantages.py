@@ -1,12 +1,9 @@
-"""Advantages: from R rewards per completion, kept apart until here, to one number per completion.
+"""Advantages: from R rewards per completion to one number per completion.
 
-Every estimator is a sum of one part per reward, ``A = sum_r part_r``; the parts are what the share
-of each reward in
-|A| is measured on. All of them give exactly 0 to a group whose rewards are equal and to a group of one, do not change
-when a constant is added to a group's rewards, and leave out a reward that is NaN ("does not
-apply").
-
-Left out on purpose: estimators that need a value network.
+Every estimator is a sum of one part per reward, ``A = sum_r part_r``. The share of each reward in
+|A| is measured on these parts. Every estimator gives exactly 0 to a group whose rewards are equal
+and to a group of one, does not change when a constant is added to a group's rewards, and leaves out
+a reward that is NaN ("does not apply"). Estimators that need a value network are left out.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ BATCH_NORMS = ("none", "sample", "token")
 
 
 def center(rewards: Tensor) -> Tensor:
-    """Rewards minus their group mean, in float64.
+    """Return rewards minus their group mean, in float64.
 
     Args:
         rewards: ``[..., G]``; NaN = does not apply.
@@ -44,7 +41,7 @@ def center(rewards: Tensor) -> Tensor:
 def group_normalize(
     rewards: Tensor, eps: float = 1e-4, ddof: int = 1, std_floor: float = 1e-6
 ) -> Tensor:
-    """z-scores inside each group, ``z = (r - mean) / (std + eps)``.
+    """Compute z-scores inside each group, ``z = (r - mean) / (std + eps)``.
 
     Args:
         rewards: ``[..., G]``; NaN = does not apply, left out of the statistics.
@@ -70,7 +67,7 @@ def gdpo(
     std_floor: float = 1e-6,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """GDPO: each reward is normalised in its group on its own, then the weighted z-scores are summed.
+    """Compute GDPO: normalise each reward in its group on its own, then sum with weights.
 
     ``A = Σ_r w_r (reward_r - mean_g) / (std_g + eps)``, then optionally normalised over the whole
     batch. Source: https://arxiv.org/abs/2601.05242 (the batch step is that paper's; arXiv
@@ -78,9 +75,10 @@ def gdpo(
 
     Args:
         rewards: ``[R, P, G]``; NaN = does not apply.
-        weights: ``[R]``, or ``[R, P]`` where they differ between groups.
+        weights: ``[R]`` reward weights, or ``[R, P]`` where they differ between groups.
         batch_norm: ``none``; ``sample``: ``(A - mean) / (std + eps)`` over all completions of all
-            ranks; ``token``: the same with each completion counted as many times as it has tokens.
+            data ranks; ``token``: the same, with each completion counted once for each of its
+            tokens.
         eps: added to each standard deviation.
         std_floor: see :func:`group_normalize`; ``ddof`` is 1.
         lengths: ``[P, G]`` completion lengths in tokens; needed for ``token`` only.
@@ -97,13 +95,13 @@ def gdpo(
 
 
 def reward_shares(parts: Tensor) -> Tensor:
-    """Each reward's share of |A| over all ranks (a collective): ``Σ|part_r| / Σ_r Σ|part_r|``.
+    """Compute each reward's share of |A|, ``Σ|part_r| / Σ_r Σ|part_r|`` (a collective).
 
     Args:
         parts: ``[R, P, G]`` from :meth:`Advantage.parts`.
 
     Returns:
-        ``[R]``, sums to 1, or all 0 where every part is 0.
+        ``[R]`` over all data ranks; it sums to 1, or is all 0 where every part is 0.
     """
     sizes = all_rank_sum(parts.abs().flatten(1).sum(1))
     return sizes / sizes.sum().clamp(min=1e-30)
@@ -115,10 +113,10 @@ class Advantage(ABC):
 
     @abstractmethod
     def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
-        """``[R, P, G]`` float64: what each reward contributes; their sum over R is the advantage."""
+        """Return each reward's part, ``[R, P, G]`` float64; the advantage is their sum over R."""
 
     def check(self, group_size: int) -> None:
-        """Refuse groups of one where an estimator gives them no advantage whatever their rewards: nothing would train.
+        """Refuse groups of one where the estimator gives them advantage 0 whatever their rewards.
 
         Raises:
             ValueError: names the setting and the remedy.
@@ -127,12 +125,11 @@ class Advantage(ABC):
         if group_size == 1 and not self.parts(apart, torch.ones(1)).any():
             raise ValueError(
                 f"group_size=1 leaves model.advantage={type(self).__name__} nothing to compare:"
-                " every advantage would"
-                " be 0; set data.group_size to 2 or more"
+                " every advantage would be 0; set data.group_size to 2 or more"
             )
 
     def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """``[P, G]`` float32 advantages; ``lengths [P, G]`` (tokens) is for estimators that weight by tokens."""
+        """Return ``[P, G]`` float32 advantages; ``lengths`` ``[P, G]`` are the tokens of each."""
         return self.parts(rewards, weights).sum(0).float()
 
 
@@ -141,7 +138,7 @@ class GDPO(Advantage):
     """Each reward normalised on its own, then summed with weights (:func:`gdpo`).
 
     Args:
-        batch_norm: none | sample | token: a second normalisation over the whole batch of all ranks.
+        batch_norm: none | sample | token: a second normalisation, over the batch of all data ranks.
         eps: added to standard deviations, in units of the reward.
         std_floor: a group whose standard deviation is not above this gets advantage 0.
     """
@@ -183,8 +180,8 @@ class GRPO(Advantage):
 
     https://arxiv.org/abs/2402.03300
 
-    The part of the reward with the larger spread rules the sum; this is the naive way to combine
-    two rewards.
+    The reward with the larger spread dominates the sum; this is the naive way to combine two
+    rewards.
 
     Args:
         eps: added to the standard deviation (ddof 1), in units of the reward.
@@ -231,7 +228,7 @@ class RLOO(Advantage):
 
 
 def _per_group(weights: Tensor) -> Tensor:
-    """``[R]`` or ``[R, P]`` weights as float64 that multiply ``[R, P, G]``."""
+    """Return ``[R]`` or ``[R, P]`` reward weights as float64 factors of ``[R, P, G]``."""
     return weights.double().reshape(len(weights), -1, 1)
 
 

@@ -2,8 +2,8 @@
 
 Signs: a loss is minimised, an advantage is good when positive.
 ``log_ratio = logprobs - old_logprobs`` in nats. Everything that must not depend on how an update is
-cut into micro-batches or dealt out to ranks (the covariance's means, the ranking, the normalisers)
-is computed once per update by collectives; the rest is local.
+cut into micro-batches or dealt out to data ranks (the covariance's means, the order of tokens, the
+normalisers) is computed once per update by collectives; the rest is local.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KL_KINDS = ("k1", "k2", "k3", "k3_ratio")
 
 
 def plain_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> Tensor:
-    """``-rho A``: importance-weighted policy gradient without clipping."""
+    """Return ``-rho A``: the importance-weighted policy gradient without clipping."""
     return -importance_ratio(logprobs, old_logprobs) * advantages
 
 
@@ -32,7 +32,9 @@ def clipped_surrogate(
     clip_high: float = 0.2,
     dual_clip: float | None = None,
 ) -> Tensor:
-    """``-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)``. https://arxiv.org/abs/1707.06347
+    """Return ``-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)``.
+
+    https://arxiv.org/abs/1707.06347
 
     Args:
         logprobs, old_logprobs, advantages: ``[B, T]``.
@@ -55,7 +57,7 @@ def clipped_surrogate(
 def clipped_marks(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
 ) -> Tensor:
-    """``[B, T]`` bool: where the clip bound is active, so that the token gets no gradient from the surrogate."""
+    """Return ``[B, T]`` bool: where the clip is active, so that the surrogate has no gradient."""
     ratio = importance_ratio(logprobs, old_logprobs)
     return ((advantages > 0) & (ratio > 1 + clip_high)) | (
         (advantages < 0) & (ratio < 1 - clip_low)
@@ -63,10 +65,10 @@ def clipped_marks(
 
 
 def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """How much each token adds to the covariance of log-probability and advantage.
+    """Compute what each token adds to the covariance of log-prob and advantage (a collective).
 
-    ``cov_i = (logprob_i - mean logprob) (A_i - mean A)``, means over the valid tokens of all ranks
-    (a collective). Tokens with a large value are those whose update lowers the entropy most.
+    ``cov_i = (logprob_i - mean logprob) (A_i - mean A)``, with means over the valid tokens of all
+    data ranks. The update of a token with a large value lowers the entropy most.
     https://arxiv.org/abs/2505.22617
 
     Args:
@@ -81,7 +83,7 @@ def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tens
 
 
 def _deviation(values: Tensor, mask: Tensor) -> Tensor:
-    """Values minus their mean over all ranks; exactly 0 for equal values, whose mean may round to a neighbour."""
+    """Return values minus their mean over all data ranks, exactly 0 where all values are equal."""
     mean, _ = all_rank_mean_std(values, mask)
     deviation = values.double() - mean
     return torch.where(deviation.abs() > ROUNDING * mean.abs(), deviation, 0.0)
@@ -90,7 +92,7 @@ def _deviation(values: Tensor, mask: Tensor) -> Tensor:
 def kl_cov_penalty(
     logprobs: Tensor, old_logprobs: Tensor, weight: float, noise_floor: Tensor | float = 0.0
 ) -> Tensor:
-    """KL-Cov's term on picked tokens, ``weight * |d|`` without a slope where d is no more than rounding.
+    """Compute KL-Cov's term on picked tokens: ``weight * |d|``, flat where d is only rounding.
 
     With ``d = logprobs - old_logprobs``, ``f`` the noise floor and ``e = |d| - f`` it is ``weight``
     times
@@ -108,9 +110,8 @@ def kl_cov_penalty(
         noise_floor: nats, a scalar.
     """
     size = (logprobs - old_logprobs).abs()
-    floor = torch.as_tensor(
-        noise_floor, dtype=size.dtype
-    )  # a number stays on the CPU, where kernels take it from
+    # A plain number stays on the CPU: kernels take scalars from there without a copy.
+    floor = torch.as_tensor(noise_floor, dtype=size.dtype)
     excess = (size - floor).clamp(min=0)
     rounded = excess.square() / (2 * floor).clamp(min=torch.finfo(size.dtype).tiny)
     return weight * torch.where(excess < floor, rounded, excess - floor / 2)
@@ -119,27 +120,25 @@ def kl_cov_penalty(
 def reference_kl(
     logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3", old_logprobs: Tensor | None = None
 ) -> Tensor:
-    """Per-token estimate of KL(policy || reference) from a token sampled by the policy.
+    """Estimate KL(policy || reference) per token from a token that the policy sampled.
 
-    With ``d = ref_logprobs - logprobs`` (http://joschu.net/blog/kl-approx.html), and which
-    *gradient* it has in expectation over tokens that the policy itself sampled
+    With ``d = ref_logprobs - logprobs`` (http://joschu.net/blog/kl-approx.html). The last column is
+    the estimate's *gradient*, in expectation over tokens that the policy itself sampled
     (https://arxiv.org/abs/2512.21852):
 
-    ========  =======================================
-    =====================================================
-    k1        ``-d``                                   0
-    k2        ``d² / 2``                               that of KL(policy || reference)
-    k3        ``exp(d) - d - 1``                       that of KL(reference || policy)
-    k3_ratio  k3 times ``rho``, the gradient through   that of KL(policy || reference), off-policy as well
-              both (TRL: use_bias_correction_kl)
-    ========  =======================================
-    =====================================================
+    ========  ======================  =====================================================
+    k1        ``-d``                  0
+    k2        ``d² / 2``              that of KL(policy || reference)
+    k3        ``exp(d) - d - 1``      that of KL(reference || policy)
+    k3_ratio  ``rho`` times k3        that of KL(policy || reference), off-policy as well
+    ========  ======================  =====================================================
+
+    The gradient of k3_ratio goes through both factors (TRL: use_bias_correction_kl).
 
     Args:
         logprobs, ref_logprobs: ``[B, T]``.
         kind: one of the above.
-        old_logprobs: ``[B, T]`` that the ratio of ``k3_ratio`` is to; None = the policy itself
-            sampled.
+        old_logprobs: ``[B, T]``, the denominator of k3_ratio's ratio; None = the policy sampled.
 
     Raises:
         ValueError: unknown kind.
@@ -151,7 +150,8 @@ def reference_kl(
         return 0.5 * delta.square()
     if kind not in KL_KINDS:
         raise ValueError(f"kind={kind!r} is unknown; use one of {', '.join(KL_KINDS)}")
-    delta = delta.clamp(max=MAX_LOG_RATIO)  # not in exp alone: the gradient would change sign
+    # With the clamp in exp alone, the gradient would change its sign beyond the bound.
+    delta = delta.clamp(max=MAX_LOG_RATIO)
     k3 = delta.exp() - delta - 1
     if kind == "k3":
         return k3
@@ -161,18 +161,18 @@ def reference_kl(
 
 
 def aggregation_weights(mask: Tensor, aggregation: str, max_length: int) -> Tensor:
-    """Weights with which the token losses of one update, over all ranks, sum to its loss (a collective).
+    """Compute the weights with which an update's token losses sum to its loss (a collective).
 
     Args:
-        mask: ``[B, T]`` bool, all rows of this rank's part of the update.
+        mask: ``[B, T]`` bool, all completions of this data rank's part of the update.
         aggregation: ``token_mean``: 1 / number of tokens (arXiv 2503.14476); ``sequence_mean``:
             each completion's mean, averaged over completions that have tokens (GRPO, arXiv
-            2402.03300); ``constant``: 1 / (rows * max_length), rows without any token included (Dr.
-            GRPO, arXiv 2503.20783).
+            2402.03300); ``constant``: 1 / (completions * max_length), completions without any
+            token included (Dr. GRPO, arXiv 2503.20783).
         max_length: the generation limit in tokens, for ``constant``.
 
     Returns:
-        ``[B, T]`` float32, 0 outside the mask. Sums to 1 over all ranks for the first two.
+        ``[B, T]`` float32, 0 outside the mask. The first two sum to 1 over all data ranks.
     """
     if aggregation not in AGGREGATIONS:
         raise ValueError(
@@ -180,11 +180,11 @@ def aggregation_weights(mask: Tensor, aggregation: str, max_length: int) -> Tens
         )
     valid = mask.double()
     counts = torch.stack([valid.sum(), mask.any(-1).double().sum(), valid.new_full((), len(mask))])
-    num_tokens, num_completions, num_rows = all_rank_sum(counts).clamp(min=1)
+    num_tokens, num_with_tokens, num_completions = all_rank_sum(counts).clamp(min=1)
     if aggregation == "token_mean":
         weights = valid / num_tokens
     elif aggregation == "sequence_mean":
-        weights = valid / valid.sum(-1, keepdim=True).clamp(min=1) / num_completions
+        weights = valid / valid.sum(-1, keepdim=True).clamp(min=1) / num_with_tokens
     else:
-        weights = valid / (num_rows * max_length)
+        weights = valid / (num_completions * max_length)
     return weights.float()

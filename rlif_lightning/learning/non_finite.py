@@ -27,6 +27,6 @@ def non_finite_message(
         ranges.append(f"{name} in [{min(valid):.4g}, {max(valid):.4g}]")
     return (
         f"the gradient of rollout {rollout_number} is not finite; {sampled}; scores:"
-        f" {', '.join(ranges)}. The parameters were left as they are. Lower model.learning_rate or"
+        f" {', '.join(ranges)}. The parameters were left as they are. Lower model.optimizer.lr or"
         " the weight of a head with huge scores, or train in float32"
     )

@@ -1,13 +1,13 @@
 """Objectives: the losses as settings for YAML.
 
-Each is frozen; a callback changes one by replacing it.
+An objective is frozen; a callback changes it by replacing it:
 
 ``module.objective = dataclasses.replace(module.objective, weight=0.1)``
 
-An objective works in two steps. ``select`` runs once per optimiser update and marks tokens among
-*all* tokens of that update, on all ranks; ``token_loss`` then runs per micro-batch. So how an
-update is cut up never changes its gradient. The null setting of each (fraction 0) is ``Clipped``,
-bit for bit.
+An objective works in two steps. ``select`` is called once per optimiser step and marks tokens among
+*all* tokens of that update, on all data ranks. ``token_loss`` is then called per micro-batch. So
+the way in which an update is cut up never changes its gradient. The null setting of each objective
+(fraction 0) is ``Clipped``, bit for bit.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from rlif_lightning.learning.losses import (
     reference_kl,
     token_covariance,
 )
+from rlif_lightning.learning.lottery import token_lottery
 from rlif_lightning.processes.collectives import all_rank_sum, all_rank_top_fraction
 from rlif_lightning.records import LossInputs
 
-GOLDEN_GAMMA = -0x61C8864680B583EB  # 2**64 / golden ratio, as a signed number
 UNSELECTED = ("clipped", "plain")
 RANK_BY = ("old", "current")
 PICKS = ("positive", "top")
@@ -43,8 +43,9 @@ class ReferenceKL:
 
     Args:
         weight: multiplies the KL in nats; 0 = off, and no reference model is loaded.
-        kind: k1 | k2 | k3 | k3_ratio, the estimator. On-policy k3 has the gradient of KL(reference
-            || policy), k2 and k3_ratio that of KL(policy || reference), k1 none (see losses.reference_kl).
+        kind: k1 | k2 | k3 | k3_ratio, the estimator (see losses.reference_kl). On-policy k3 has the
+            gradient of KL(reference || policy), k2 and k3_ratio that of KL(policy || reference),
+            k1 none.
     """
 
     weight: float = 0.0
@@ -61,7 +62,7 @@ class ReferenceKL:
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """What all objectives share.
+    """The settings and the full token loss that all objectives share.
 
     Args:
         clip_low: how far the ratio may fall below 1 before its gradient stops, in (0, 1].
@@ -101,20 +102,19 @@ class Objective(ABC):
 
     @property
     def touches_zero_advantage(self) -> bool:
-        """Whether a completion with advantage 0 still gets a gradient (so that it may not be skipped)."""
+        """Whether a completion with advantage 0 gets a gradient, so that it is not skipped."""
         return self.needs_reference or self.entropy_bonus != 0
 
     @property
     def needs_current(self) -> bool:
         """Whether ``select`` needs the current policy's log-probs: one more pass without gradients.
 
-        A rollout's first mini-batch goes without it: there the old log-probs are the current
-        policy's.
+        A rollout's first mini-batch needs no such pass: its old log-probs are the current policy's.
         """
         return False
 
     def check(self, updates_per_rollout: int) -> None:  # noqa: B027 - most objectives always work
-        """Refuses a setting under which the objective would silently do nothing.
+        """Refuse a setting under which the objective would silently do nothing.
 
         Raises:
             ValueError: names the argument and the remedy.
@@ -122,14 +122,17 @@ class Objective(ABC):
 
     @abstractmethod
     def select(self, update: LossInputs) -> Tensor:
-        """``[B, T]`` bool marks among all tokens of one optimiser update (a collective; once per update)."""
+        """Return ``[B, T]`` bool marks among all tokens of one optimiser step (a collective)."""
 
     @abstractmethod
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
-        """``[B, T]`` policy loss per token."""
+        """Return the ``[B, T]`` policy loss per token."""
 
     def token_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
-        """``[B, T]`` full loss per token: policy loss, reference KL and entropy bonus (not yet weighted or masked)."""
+        """Return the ``[B, T]`` full loss per token, before weighting and masking.
+
+        It is the policy loss plus reference KL minus entropy bonus.
+        """
         loss = self.policy_loss(batch, marks)
         if batch.token_weights is not None:
             loss = loss * batch.token_weights
@@ -145,7 +148,7 @@ class Objective(ABC):
         return loss
 
     def clipped(self, batch: LossInputs) -> Tensor:
-        """``[B, T]`` clipped surrogate with this objective's bounds."""
+        """Return the ``[B, T]`` clipped surrogate with this objective's bounds."""
         return clipped_surrogate(
             batch.logprobs,
             batch.old_logprobs,
@@ -179,11 +182,11 @@ class KLCov(Objective):
         weight: of |logprob - old logprob| (nats) above the rollout's noise floor, on picked tokens
             (the paper: 0.05).
         unselected: clipped (the paper) | plain (the origin's code): the loss on all other tokens.
-        rank_by: old | current: the log-probs that tokens are ranked by. `old` (ours) needs no extra
-            pass.
+        rank_by: old | current: the log-probs that tokens are ordered by. `old` (ours) needs no
+            extra pass.
         pick: positive | top: only tokens with a positive covariance, fewer than the fraction if
             there are not enough (ours); or the fraction's top whatever its sign, as the origin's
-            code does, zeros chosen by lottery.
+            code does, where a lottery chooses among zeros.
     """
 
     fraction: float = 0.02
@@ -219,15 +222,14 @@ class KLCov(Objective):
         if updates_per_rollout < 2 and self.fraction > 0:
             raise ValueError(
                 f"updates_per_rollout={updates_per_rollout} makes KL-Cov do nothing: on the first"
-                " update the policy is"
-                " the one that sampled, so |logprob - old logprob| and its gradient are 0. Set"
-                " model.updates_per_rollout or model.epochs_per_rollout to 2 or more, or use the"
-                " objective Clipped"
+                " update the policy is the one that sampled, so |logprob - old logprob| and its"
+                " gradient are 0. Set model.update.updates_per_rollout or"
+                " model.update.epochs_per_rollout to 2 or more, or use the objective Clipped"
             )
 
     def select(self, update: LossInputs) -> Tensor:
-        ranked = update.old_logprobs if self.rank_by == "old" else update.logprobs
-        covariance = token_covariance(ranked, update.advantages, update.mask)
+        logprobs = update.old_logprobs if self.rank_by == "old" else update.logprobs
+        covariance = token_covariance(logprobs, update.advantages, update.mask)  # [B, T]
         lottery = token_lottery(update.completion_numbers, update.mask.shape[1])
         if self.pick == "top":
             return all_rank_top_fraction(covariance, update.mask, self.fraction, lottery)
@@ -249,7 +251,7 @@ class ClipCov(Objective):
 
     https://arxiv.org/abs/2505.22617
 
-    Candidates are tokens with ``low < cov < high`` that the clip does not hold already; of them a
+    Candidates are tokens with ``low < cov < high`` that are not clipped already. Among them a
     random ``fraction`` of all the update's tokens is picked.
 
     Args:
@@ -280,8 +282,8 @@ class ClipCov(Objective):
     def select(self, update: LossInputs) -> Tensor:
         covariance = token_covariance(update.old_logprobs, update.advantages, update.mask)
         bounds = self.clip_low, self.clip_high
-        held = clipped_marks(update.logprobs, update.old_logprobs, update.advantages, *bounds)
-        candidates = update.mask & ~held & (covariance > self.low) & (covariance < self.high)
+        clipped = clipped_marks(update.logprobs, update.old_logprobs, update.advantages, *bounds)
+        candidates = update.mask & ~clipped & (covariance > self.low) & (covariance < self.high)
         share = share_of_candidates(candidates, update.mask, self.fraction)
         lottery = token_lottery(update.completion_numbers, update.mask.shape[1], self.seed)
         return all_rank_top_fraction(torch.where(candidates, lottery, 0.0), candidates, share)
@@ -291,33 +293,6 @@ class ClipCov(Objective):
 
 
 def share_of_candidates(candidates: Tensor, mask: Tensor, fraction: float) -> float:
-    """The share of the candidates that is ``fraction`` of all valid tokens of all ranks, at most 1 (a collective)."""
+    """Return which share of the candidates is ``fraction`` of all valid tokens (a collective)."""
     num_tokens, num_candidates = all_rank_sum(torch.stack([mask.sum(), candidates.sum()])).tolist()
     return min(1.0, fraction * num_tokens / max(num_candidates, 1))
-
-
-def token_lottery(completion_numbers: Tensor, num_steps: int, seed: int = 0) -> Tensor:
-    """A repeatable lottery number in (0, 1] for each token: the same on every rank and in every order of rows.
-
-    It hangs on the token's place in the run, not on any computed number: rounding differs between
-    numbers of ranks.
-
-    Args:
-        completion_numbers: ``[B]`` int64.
-        num_steps: T.
-        seed: any integer.
-
-    Returns:
-        ``[B, T]`` float64, from the splitmix64 finaliser.
-    """
-    position = torch.arange(num_steps, device=completion_numbers.device) * GOLDEN_GAMMA
-    wrapped = (seed * GOLDEN_GAMMA + 2**63) % 2**64 - 2**63
-    tokens = _mix(_mix(completion_numbers).unsqueeze(-1) + position)
-    return (_mix(tokens + wrapped) & 0xFFFFFFFF).double().add(1) / 2.0**32
-
-
-def _mix(bits: Tensor) -> Tensor:
-    """The splitmix64 finaliser (with arithmetic shifts)."""
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        bits = (bits ^ (bits >> shift)) * factor
-    return bits ^ (bits >> 31)

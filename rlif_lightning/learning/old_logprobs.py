@@ -1,12 +1,13 @@
-"""Old log-probs: of the policy before a rollout's first update, and how far rounding alone moves a log-prob.
+"""Old log-probs: those of the policy before a rollout's first update, and their rounding.
 
-A sampler, a scoring pass and a training forward compute the same number in another order, so their
-log-probs differ by rounding. What acts on ``logprob - old_logprob`` must not act on that:
+A sampler, a pass without gradients and a training forward compute the same number in different
+orders, so their log-probs differ by rounding. A loss on ``logprob - old_logprob`` must not act on
+that difference:
 
-- The first mini-batch's old log-probs are those of its own training forward
-  (``update.backward_update``), so that its ratio is exactly 1 in every precision.
-- Those of the later mini-batches come from the sampler, or from one more pass over the rollout. The
-  difference to the first mini-batch's training forward is the noise floor.
+- The old log-probs of the first mini-batch are those of its own training forward
+  (``updater.Updater.backward_passes``), so its ratio is exactly 1 in every precision.
+- The old log-probs of the later mini-batches come from the sampler, or from one more pass over the
+  rollout. Their difference to the first mini-batch's training forward is the noise floor.
 """
 
 from __future__ import annotations
@@ -30,15 +31,13 @@ from rlif_lightning.records import LossInputs, Rollout
 from rlif_lightning.sampling import Sampling
 
 SOURCES = ("sampler", "rescored")
-OUTLIERS = (
-    1e-3  # share of tokens that may differ by more than the noise floor: few enough to be no matter
-)
+OUTLIERS = 1e-3  # fraction of tokens that may differ by more than the noise floor
 
 
 def rollout_logprobs(
     policy: PolicyModel, rollout: Rollout, sampling: Sampling, max_tokens: int
 ) -> Tensor:
-    """``[B, T]`` log-probs of a rollout under the policy as it is, in one packed pass without gradients."""
+    """Return ``[B, T]`` log-probs of a rollout under a policy, from passes without gradients."""
     stats = measure_tokens(policy, rollout.completions, sampling, max_tokens)
     return broadcast_from_first(stats.logprobs)
 
@@ -61,7 +60,7 @@ def reference_logprobs(
 def loss_inputs(
     rollout: Rollout, advantages: Tensor, old: Tensor, reference: Tensor | None, rollout_number: int
 ) -> LossInputs:
-    """``[B, T]`` of a whole rollout.
+    """Make the ``[B, T]`` loss inputs of a whole rollout.
 
     Args:
         rollout: with its sampled log-probs.
@@ -78,34 +77,35 @@ def loss_inputs(
 
 
 def settle_old_logprobs(
-    inputs: LossInputs, rows: Tensor, forward: Tensor, score: Callable[[], Tensor]
+    inputs: LossInputs, index: Tensor, forward: Tensor, rescore: Callable[[], Tensor]
 ) -> tuple[LossInputs, dict[str, Tensor]]:
-    """The later mini-batches' loss inputs, once the first one's forward is known (a collective).
+    """Settle the old log-probs of the later mini-batches after the first forward (a collective).
 
-    Must run before the first optimiser step. The tokens of the first mini-batch keep its log-probs
-    as their old ones, for a second pass over the rollout.
+    It must be called before the first optimiser step. The tokens of the first mini-batch keep the
+    log-probs of its forward as their old ones, for a second pass over the rollout.
 
     Args:
         inputs: ``[B, T]``, with the old log-probs of the later mini-batches, and the sampled ones.
-        rows: ``[b]`` int64, the first mini-batch's.
+        index: ``[b]`` int64, which completions the first mini-batch is.
         forward: ``[b, T]`` log-probs of its training forward; NaN where there was none.
-        score: gives ``[B, T]`` log-probs of the whole rollout. Called, on every rank, where no
+        rescore: returns ``[B, T]`` log-probs of the whole rollout. Every data rank calls it if no
             token of the first mini-batch was trained on.
 
     Returns:
         The inputs with old log-probs and noise floor, and two figures in nats.
-        ``policy/sampler_gap`` is the mean |difference| between the sampled log-probs and the
-        training forward's, NaN without any token. ``policy/noise_floor`` bounds the |difference|
-        between the old log-probs and the training forward's for all but one token in a thousand.
+        ``policy/sampler_gap`` is the mean |difference| between sampled log-probs and those of the
+        training forward; it is NaN without any token. ``policy/noise_floor`` bounds the
+        |difference| between old log-probs and those of the training forward, for all but one token
+        in a thousand.
     """
     assert inputs.sampled_logprobs is not None
     old, sampled = inputs.old_logprobs, inputs.sampled_logprobs
     found = torch.full_like(old, torch.nan)
-    found[rows] = broadcast_from_first(forward.to(old))
+    found[index] = broadcast_from_first(forward.to(old))  # [b, T] into [B, T]
     known = inputs.mask & ~found.isnan()
     settled = torch.where(known, found, old)
     if not all_rank_sum(known.sum()):
-        found, known, old = score(), inputs.mask, sampled
+        found, known, old = rescore(), inputs.mask, sampled
     gap, num_tokens = all_rank_sum(
         torch.stack([masked_sum((found - sampled).abs(), known).double(), known.sum()])
     )

@@ -1,100 +1,203 @@
-"""AdamW and its learning-rate schedule, counted in optimiser steps."""
+"""The optimiser and its learning-rate schedule, counted in optimiser steps."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn import Parameter
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-LR_SCHEDULES = ("constant", "cosine")
+NEED_A_METRIC = ("reduce_lr_on_plateau", "greedy")  # at every step; a rollout has no such figure
+SCHEDULES = {
+    kind.value: function
+    for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items()
+    if kind.value not in NEED_A_METRIC
+}
+STEPS = ("num_warmup_steps", "num_training_steps")
+OWN = {"optimizer", "last_epoch", *STEPS}  # arguments of a schedule's function that are no options
 
 
 @dataclass(frozen=True)
-class OptimizerPlan:
-    """How parameters move; the arguments are those of :class:`~rlif_lightning.module.RLIFModule`."""
+class LearningRateSchedule:
+    """The learning rate as a factor over optimiser steps, by transformers' ``get_scheduler``.
 
-    learning_rate: float
-    lr_schedule: str = "constant"
+    https://huggingface.co/docs/transformers/main_classes/optimizer_schedules
+
+    Args:
+        name: constant | constant_with_warmup | linear | cosine | cosine_with_min_lr |
+            cosine_warmup_with_min_lr | cosine_with_restarts | polynomial | inverse_sqrt |
+            warmup_stable_decay.
+        warmup_steps: optimiser steps of warm-up. The first of them has learning rate 0.
+        steps: optimiser steps of the whole schedule, warm-up included; null = trainer.max_steps.
+            After them the learning rate stays where it is.
+        options: what else the named schedule takes, such as ``min_lr`` of cosine_with_min_lr.
+
+    Raises:
+        ValueError: an unknown name or option, a number out of range, or a setting without effect.
+    """
+
+    name: str = "constant"
     warmup_steps: int = 0
-    schedule_steps: int | None = None
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float | None = 1.0
+    steps: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.lr_schedule not in LR_SCHEDULES:
+        if self.name in NEED_A_METRIC:
             raise ValueError(
-                f"lr_schedule={self.lr_schedule!r} is unknown; use one of {', '.join(LR_SCHEDULES)}"
+                f"schedule.name={self.name} needs a figure at every optimiser step, which training"
+                " does not have; use CollapseGuard to lower the learning rate, or another schedule"
             )
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate={self.learning_rate} must be positive")
-        if self.warmup_steps < 0 or self.weight_decay < 0:
+        if self.name not in SCHEDULES:
             raise ValueError(
-                f"warmup_steps={self.warmup_steps}, weight_decay={self.weight_decay}: neither may"
-                " be negative"
+                f"schedule.name={self.name!r} is unknown; use one of {', '.join(SCHEDULES)}"
             )
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+        if self.warmup_steps < 0:
+            raise ValueError(f"schedule.warmup_steps={self.warmup_steps} may not be negative")
+        if self.warmup_steps and not self._takes("num_warmup_steps"):
             raise ValueError(
-                f"max_grad_norm={self.max_grad_norm} must be positive, or null for no clipping"
+                f"schedule.warmup_steps={self.warmup_steps} has no effect with name={self.name};"
+                f" use name={self.name}_with_warmup, or take it out"
+            )
+        known = sorted(set(inspect.signature(SCHEDULES[self.name]).parameters) - OWN)
+        if unknown := sorted(set(self.options) - set(known)):
+            raise ValueError(
+                f"schedule.options={self.options}: {unknown[0]!r} is no option of name={self.name};"
+                f" it takes {', '.join(known) or 'none'}"
+            )
+        if self.steps is not None and not self._has_length:
+            raise ValueError(
+                f"schedule.steps={self.steps} has no effect with name={self.name} and"
+                f" options={self.options}; use a schedule with an end, such as cosine, or take it"
+                " out"
             )
 
-    def check(self, max_steps: int) -> None:
-        """Refuse a cosine without a length, and a length without a cosine.
+    def _takes(self, argument: str) -> bool:
+        return argument in inspect.signature(SCHEDULES[self.name]).parameters
+
+    @property
+    def _has_length(self) -> bool:
+        return self._takes("num_training_steps") and "num_stable_steps" not in self.options
+
+    def length(self, max_steps: int) -> int | None:
+        """Return the optimiser steps of the schedule; None where it has no end.
 
         Args:
-            max_steps: optimiser steps of the run, -1 if open; the cosine's length unless
-                ``schedule_steps`` is set.
+            max_steps: optimiser steps of the run, -1 if they are not known.
 
         Raises:
-            ValueError: names the settings.
+            ValueError: the end is needed and not known, or comes before the schedule has begun.
         """
-        total = self._total(max_steps)
-        if self.lr_schedule != "cosine" and self.schedule_steps is not None:
+        if not self._has_length:
+            return None
+        total = max_steps if self.steps is None else self.steps
+        least = self.warmup_steps + self.options.get("num_decay_steps", 0)
+        if total <= least:
             raise ValueError(
-                f"schedule_steps={self.schedule_steps} has no effect with"
-                f" lr_schedule={self.lr_schedule}; set"
-                " lr_schedule=cosine, or take it out"
+                f"schedule.name={self.name} needs its length: set trainer.max_steps or"
+                f" model.schedule.steps (got {total}) to more than {least}, the steps of its"
+                " warm-up and decay"
             )
-        if self.lr_schedule == "cosine" and total <= self.warmup_steps:
-            raise ValueError(
-                "lr_schedule=cosine needs its length: set trainer.max_steps or"
-                f" model.schedule_steps (got {total}) to"
-                f" more than warmup_steps={self.warmup_steps}"
-            )
+        return total
 
-    def _total(self, max_steps: int) -> int:
-        return max_steps if self.schedule_steps is None else self.schedule_steps
-
-    def build(
-        self, parameters: Iterable[Parameter], max_steps: int
-    ) -> tuple[torch.optim.AdamW, LambdaLR]:
-        """The optimiser (fused: one pass over the parameters, no temporary copies) and its schedule.
+    def build(self, optimizer: Optimizer, max_steps: int) -> LambdaLR:
+        """Return the schedule of an optimiser.
 
         Args:
-            parameters: those to train.
-            max_steps: as for :meth:`check`, which this calls.
-        """
-        self.check(max_steps)
-        trained = list(parameters)
-        optimizer = torch.optim.AdamW(
-            trained,
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-            betas=self.betas,
-            fused=trained[0].device.type in ("cpu", "cuda"),
-        )
-        total = self._total(max_steps)
-        return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, total))
+            optimizer: as :func:`build_optimizer` returns it.
+            max_steps: as for :meth:`length`.
 
-    def factor(self, step: int, total: int) -> float:
-        """The learning rate at an optimiser step, as a share of ``learning_rate``."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if self.lr_schedule == "constant":
-            return 1.0
-        progress = min(1.0, (step - self.warmup_steps) / (total - self.warmup_steps))
-        return 0.5 * (1 + math.cos(math.pi * progress))
+        Raises:
+            ValueError: as :meth:`length`, or the library refuses an option.
+        """
+        total = self.length(max_steps)
+        try:
+            schedule = get_scheduler(self.name, optimizer, self.warmup_steps, total, self.options)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"schedule.name={self.name}, options={self.options}: transformers refuses it:"
+                f" {error}"
+            ) from error
+        if total is not None:  # the library's cosine rises again after its end
+            factors = schedule.lr_lambdas
+            schedule.lr_lambdas = [_until(factor, total) for factor in factors]
+        return schedule
+
+
+def _until(factor: Callable[[int], float], end: int) -> Callable[[int], float]:
+    return lambda step: factor(min(step, end))
+
+
+OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
+
+
+def build_optimizer(make: OptimizerFactory, parameters: Iterable[Parameter]) -> Optimizer:
+    """Return the optimiser over parameters, fused where its class can be and nobody said otherwise.
+
+    A fused step passes over the parameters once and makes no temporary copies.
+
+    Args:
+        make: ``model.optimizer``, which makes an optimiser of parameters.
+        parameters: those to train.
+
+    Raises:
+        ValueError: the optimiser refuses its arguments, is none, needs a closure, or has a learning
+            rate that is not positive.
+    """
+    trained = list(parameters)
+    try:
+        optimizer = make(trained)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"model.optimizer: {error}; correct its arguments") from error
+    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            f"model.optimizer makes {type(optimizer).__name__}, not an optimiser that can step"
+            " without computing the loss again; use one such as torch.optim.AdamW"
+        )
+    for group in optimizer.param_groups:
+        if not 0 < float(group["lr"]) < math.inf:
+            raise ValueError(f"model.optimizer.lr={group['lr']} must be positive and finite")
+        if _may_be_fused(optimizer, group):
+            group["fused"] = True
+    return optimizer
+
+
+def _may_be_fused(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    """Whether the choice is open; an optimiser that has made its state already keeps what it made."""
+    is_open = "fused" in group and group["fused"] is None and not group.get("foreach")
+    devices = {parameter.device.type for parameter in group["params"]}
+    return (
+        is_open
+        and not optimizer.state
+        and not group.get("differentiable")
+        and devices <= {"cpu", "cuda"}
+    )
+
+
+def starting_rate(make: OptimizerFactory) -> float:
+    """Return the learning rate that an optimiser starts with.
+
+    Raises:
+        ValueError: as :func:`build_optimizer`.
+    """
+    return float(_probe(make).param_groups[0]["lr"])
+
+
+def check_optimizer(make: OptimizerFactory, schedule: LearningRateSchedule, max_steps: int) -> None:
+    """Refuse an optimiser or a schedule that could not be built once the policy is loaded.
+
+    Raises:
+        ValueError: as :func:`build_optimizer` and :meth:`LearningRateSchedule.build`.
+    """
+    schedule.build(_probe(make), max_steps)
+
+
+def _probe(make: OptimizerFactory) -> Optimizer:
+    return build_optimizer(make, [Parameter(torch.zeros(1, 1))])

@@ -1,4 +1,4 @@
-"""From the heads' scores to advantages, with the figures that tell how a rollout and its rewards look."""
+"""From the heads' scores to advantages, with the figures of a rollout and its rewards."""
 
 from __future__ import annotations
 
@@ -16,64 +16,82 @@ from rlif_lightning.records import RewardOutput, Rollout
 def score_rollout(
     rollout: Rollout, outputs: dict[str, RewardOutput], advantage: Advantage, weights: Tensor
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """Advantages of a rollout, and its metrics (a collective).
+    """Compute a rollout's advantages and its metrics (a collective).
 
     Args:
         rollout: P prompts with G completions each.
-        outputs: R heads' answers.
+        outputs: of R heads.
         advantage: the estimator.
-        weights: ``[R]``.
+        weights: ``[R]`` reward weights.
 
     Returns:
         ``[B, T]`` advantages (constant over a completion unless the estimator works on tokens), and
         the metrics ``reward/<head>/{mean,std,group_std,share}``, ``policy/entropy``,
-        ``rollout/{length,ended}`` and the heads' own.
+        ``rollout/{length,ended}`` and the heads' own. A figure that is there already, such as
+        another vote's, is named ``reward/<head>/<figure>``.
 
     Raises:
         ValueError: the estimator returned a wrong shape; names it.
     """
     shape = (rollout.num_prompts, rollout.group_size)
     rewards = torch.stack([output.scores.view(shape) for output in outputs.values()])
-    weights = group_weights(weights.to(rewards.device), list(outputs.values()))
+    weights = group_reward_weights(weights.to(rewards.device), list(outputs.values()))
     advantages = of_tokens(
         advantage(rewards, weights, rollout.lengths.view(shape)), rollout, type(advantage).__name__
     )
     entropy, _ = all_rank_mean_std(rollout.stats.entropy, rollout.mask)
     metrics: dict[str, Tensor | float] = {
         "policy/entropy": entropy,
-        "rollout/length": rollout.lengths.float().mean(),
+        "rollout/length": mean_length(rollout),
         "rollout/ended": rollout.ended.float().mean(),
     }
     metrics |= engine_metrics(rollout)
     shares = reward_shares(advantage.parts(rewards, weights))
     for (name, output), share in zip(outputs.items(), shares, strict=True):
         metrics |= reward_metrics(name, output.scores, rollout.group_size)
-        metrics |= {f"reward/{name}/share": share, **output.log}
+        metrics[f"reward/{name}/share"] = share
+    for name, output in outputs.items():
+        for figure, value in output.log.items():
+            metrics[f"reward/{name}/{figure}" if figure in metrics else figure] = value
     return advantages, metrics
 
 
+def mean_length(rollout: Rollout) -> Tensor:
+    """Return the mean length over all ranks' completions that have tokens (a collective).
+
+    Returns:
+        A float32 scalar, tokens; NaN where heads take out every completion.
+    """
+    lengths = rollout.lengths
+    total, count = all_rank_sum(torch.stack([lengths.sum(), (lengths > 0).sum()]))
+    return total / count
+
+
 def of_tokens(advantages: Tensor, rollout: Rollout, estimator: str) -> Tensor:
-    """``[B, T]`` of an estimator's ``[P, G]`` or ``[B, T]``, on the rollout's device.
+    """Return ``[B, T]`` of an estimator's ``[P, G]`` or ``[B, T]``, on the rollout's device.
 
     Raises:
         ValueError: another shape; names the estimator.
     """
-    of_groups, of_rows = (rollout.num_prompts, rollout.group_size), tuple(rollout.mask.shape)
-    if tuple(advantages.shape) not in (of_groups, of_rows):
+    per_completion = (rollout.num_prompts, rollout.group_size)
+    per_token = tuple(rollout.mask.shape)
+    if tuple(advantages.shape) not in (per_completion, per_token):
         raise ValueError(
             f"advantage {estimator} returned shape {tuple(advantages.shape)}; one per completion,"
-            f" {of_groups}, or one"
-            f" per token, {of_rows}, is needed"
+            f" {per_completion}, or one per token, {per_token}, is needed"
         )
     advantages = advantages.to(rollout.mask.device)
-    return advantages if advantages.shape == of_rows else advantages.reshape(-1, 1).expand(of_rows)
+    if advantages.shape == per_token:
+        return advantages
+    return advantages.reshape(-1, 1).expand(per_token)  # [P, G] to [B, 1] to [B, T]
 
 
 def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
-    """How far the engine's log-probs are from the policy's, over all ranks (a collective); nothing if they are one.
+    """Measure how far the engine's log-probs are from the policy's (a collective).
 
     ``rollout/engine_gap`` and ``engine_gap_max``: mean and largest |difference| of a token's
-    log-prob, nats; ``rollout/engine_weight``: mean weight that corrects for it.
+    log-prob, nats; ``rollout/engine_weight``: the mean token weight that corrects for it. There are
+    no such figures where the engine's log-probs are the policy's own.
     """
     if rollout.engine_logprobs is None:
         return {}
@@ -87,25 +105,25 @@ def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
     return metrics
 
 
-def group_weights(weights: Tensor, outputs: list[RewardOutput]) -> Tensor:
-    """The heads' weights ``[R]``, or ``[R, P]`` if a head's strength differs between groups."""
+def group_reward_weights(weights: Tensor, outputs: list[RewardOutput]) -> Tensor:
+    """Return reward weights ``[R]``, or ``[R, P]`` if a head's weight differs between groups."""
     if all(output.group_weight_factor is None for output in outputs):
         return weights
     like = next(
         output.group_weight_factor for output in outputs if output.group_weight_factor is not None
     )
-    strengths = [
+    factors = [
         torch.ones_like(like) if output.group_weight_factor is None else output.group_weight_factor
         for output in outputs
     ]
-    return weights.unsqueeze(1) * torch.stack(strengths).to(weights)
+    return weights.unsqueeze(1) * torch.stack(factors).to(weights)  # [R, 1] * [R, P]
 
 
 def reward_metrics(name: str, scores: Tensor, group_size: int) -> dict[str, Tensor]:
-    """``reward/<name>/{mean,std,group_std}`` over all ranks (a collective); NaN scores are left out (ddof 1).
+    """Compute ``reward/<name>/{mean,std,group_std}`` over all data ranks (a collective).
 
-    ``group_std`` is the mean over groups with at least two scores. What is of no score at all is
-    NaN: a reward that never applied is not one that was 0.
+    NaN scores are left out, and ddof is 1. ``group_std`` is the mean over groups with at least two
+    scores. A figure without any score is NaN: a reward that never applied is not one that was 0.
     """
     valid = ~scores.isnan()
     groups = valid.view(-1, group_size)
@@ -125,7 +143,7 @@ def reward_metrics(name: str, scores: Tensor, group_size: int) -> dict[str, Tens
 def without_dropped(
     rollout: Rollout, outputs: dict[str, RewardOutput]
 ) -> tuple[Rollout, dict[str, RewardOutput]]:
-    """Take completions that a head does not want kept out of everything: no token counts, no score applies."""
+    """Remove completions that a head's ``keep_mask`` drops: no token counts, no score applies."""
     keep = torch.ones_like(rollout.ended)
     for output in outputs.values():
         keep = keep if output.keep_mask is None else keep & output.keep_mask

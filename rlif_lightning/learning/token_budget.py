@@ -1,4 +1,4 @@
-"""The token budget of a micro-batch, which gives way when memory runs out."""
+"""The token budget of a micro-batch, which is halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 
 class TokenBudget(nn.Module):
-    """Tokens of one forward and backward pass: the configured number, halved each time that memory runs out.
+    """Tokens of one forward and backward pass: a setting, halved each time that memory runs out.
 
-    Results depend on it by rounding alone. The present value is in checkpoints, so that a run that
-    goes on rounds as the one that was stopped; another configured number starts anew from that.
+    Results depend on it by rounding alone. The present value is in checkpoints, so a resumed run
+    rounds as the stopped one did. A changed setting takes the place of the saved value.
 
     Args:
-        tokens: the configured number, ``micro_batch_tokens``, prompts and padding included.
+        tokens: the setting ``micro_batch_tokens``; it counts prompts and padding too.
 
     Raises:
         ValueError: it is less than 1.
@@ -39,20 +39,21 @@ class TokenBudget(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """The present number."""
+        """The present budget."""
         configured, tokens = self.state.tolist()
         return tokens if configured == self.configured else self.configured
 
     def run(self, work: Callable[[int], T], undo: Callable[[], None] = lambda: None) -> T:
-        """The result of ``work(tokens)``, done again with half of them as often as memory runs out.
+        """Return ``work(tokens)``; call it again with half the tokens each time memory runs out.
 
         Args:
-            work: must leave nothing behind that ``undo`` does not take back.
+            work: leaves no effect that ``undo`` does not revert.
             undo: called before each new attempt.
 
         Raises:
-            RuntimeError: several ranks (another one may be inside a collective that this one would
-                never join), or nothing left to halve; names the setting.
+            RuntimeError: memory ran out with several processes (another one may wait in a
+                collective that this one would never join), or with a budget of 1; names the
+                setting.
         """
         while True:
             try:
@@ -61,16 +62,14 @@ class TokenBudget(nn.Module):
                 if not is_out_of_memory(error):
                     raise
                 self._check(error)
-            # Outside of the handler, where no traceback holds the tensors of the failed attempt any
-            # more.
+            # Outside of the handler no traceback holds the failed attempt's tensors.
             give_back()
             undo()
             half = self.tokens // 2
             self.state.copy_(torch.tensor([self.configured, half]))
             warnings.warn(
-                "out of memory in a micro-batch: it is done again, and all that follow are made,"
-                f" with {half} tokens;"
-                f" set model.micro_batch_tokens={half} to begin so",
+                f"out of memory in a micro-batch: it is repeated with {half} tokens, and later ones"
+                f" have as many; set model.update.micro_batch_tokens={half} to begin so",
                 stacklevel=2,
             )
 
@@ -78,12 +77,11 @@ class TokenBudget(nn.Module):
         if self.tokens == 1:
             raise RuntimeError(
                 "out of memory with a single completion in a micro-batch; see"
-                " model.policy.gradient_checkpointing and"
-                " model.policy.lora"
+                " model.policy.gradient_checkpointing and model.policy.lora"
             ) from error
         if num_processes() > 1:
             raise RuntimeError(
-                f"out of memory in a micro-batch of {self.tokens} tokens on one of several ranks,"
-                " which cannot do it"
-                " again on its own; resume (--ckpt_path=last) with a lower model.micro_batch_tokens"
+                f"out of memory in a micro-batch of {self.tokens} tokens on one of several"
+                " processes, which cannot repeat it alone; resume (--ckpt_path=last) with a lower"
+                " model.update.micro_batch_tokens"
             ) from error

@@ -34,39 +34,53 @@ class UpdatePlan:
     Args:
         updates_per_rollout: mini-batches of whole groups in one pass, one optimiser step each.
         epochs_per_rollout: passes over the rollout.
-        seed: of the shuffling of groups.
-        old_logprobs: sampler | rescored: where those of all mini-batches but the first come from.
+        old_logprobs: sampler | rescored (by one more pass): the old log-probs of all mini-batches
+            but the first, which has those of its own forward pass.
+        micro_batch_tokens: token budget of one forward and backward pass. Memory depends on it,
+            results by rounding alone. It is halved when memory runs out.
+        max_grad_norm: the gradient's norm is clipped to this; null = not clipped.
+
+    Raises:
+        ValueError: a number out of range, or an unknown name.
     """
 
     updates_per_rollout: int = 4
     epochs_per_rollout: int = 1
-    seed: int = 0
     old_logprobs: str = "sampler"
+    micro_batch_tokens: int = 8192
+    max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("updates_per_rollout", "epochs_per_rollout"):
+        for name in ("updates_per_rollout", "epochs_per_rollout", "micro_batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(
+                f"max_grad_norm={self.max_grad_norm} must be positive, or null for no clipping"
+            )
         if self.old_logprobs not in SOURCES:
             raise ValueError(
                 f"old_logprobs={self.old_logprobs!r} is unknown; use one of {', '.join(SOURCES)}"
             )
 
     def check(self, num_prompts: int) -> None:
-        """Refuse a step with fewer prompts than updates.
+        """Refuse a rollout with fewer prompts than updates.
 
         Raises:
             ValueError: names both settings.
         """
         if num_prompts < self.updates_per_rollout:
             raise ValueError(
-                f"data.prompts_per_rollout={num_prompts} is less than model.updates_per_rollout="
-                f"{self.updates_per_rollout}: an update would have no group; raise the one or"
-                " lower the other"
+                f"data.prompts_per_rollout={num_prompts} is less than"
+                f" model.update.updates_per_rollout={self.updates_per_rollout}: an update would"
+                " have no group; raise the one or lower the other"
             )
 
     def rescores(self, rollout: Rollout) -> bool:
-        """Whether a rollout needs one more pass; not that of an engine whose completions the policy has scored."""
+        """Say whether a rollout's old log-probs need one more pass.
+
+        An engine's completions need none: the policy's log-probs are in their statistics already.
+        """
         return self.old_logprobs == "rescored" and rollout.engine_logprobs is None
 
     @property
@@ -75,20 +89,21 @@ class UpdatePlan:
         return self.updates_per_rollout * self.epochs_per_rollout
 
     def minibatches(
-        self, num_prompts: int, rollout_number: int, data_rank: int, num_data_ranks: int
+        self, num_prompts: int, rollout_number: int, seed: int, data_rank: int, num_data_ranks: int
     ) -> Iterator[list[int]]:
         """Yield this data rank's groups of each mini-batch, possibly none.
 
         Args:
             num_prompts: P, the same on every data rank.
             rollout_number: counted from 0; it seeds the shuffle together with ``seed``.
+            seed: of the run.
             data_rank: of this process.
             num_data_ranks: that the prompts were dealt out to.
         """
         everything = num_prompts * num_data_ranks
         for epoch in range(self.epochs_per_rollout):
             order = np.random.default_rng(
-                purpose_seeds("shuffle", self.seed, rollout_number, epoch)
+                purpose_seeds("shuffle", seed, rollout_number, epoch)
             ).permutation(everything)
             for part in np.array_split(order, self.updates_per_rollout):
                 own = [int(i) for i in part if i % num_data_ranks == data_rank]

@@ -1,4 +1,4 @@
-"""The figures of a rollout's updates: sums over tokens, reduced over ranks once."""
+"""The figures of a rollout's updates: sums over tokens, reduced over data ranks once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlif_lightning.records import LossInputs
 
 
 class UpdateMeter:
-    """Sums token figures over a rollout's updates; one collective at the end gives their means over all ranks."""
+    """Sums of token figures over a rollout's updates; one collective reduces them at the end."""
 
     NAMES = (
         "tokens",
@@ -31,15 +31,15 @@ class UpdateMeter:
         self.kept = self.sums.clone(), self.positions
 
     def keep(self) -> None:
-        """A mini-batch is over: what was added stays."""
+        """Keep what was added: its mini-batch is complete."""
         self.kept = self.sums.clone(), self.positions
 
     def undo(self) -> None:
-        """Forget what was added since :meth:`keep`."""
+        """Drop what was added since :meth:`keep`."""
         self.sums, self.positions = self.kept[0].clone(), self.kept[1]
 
     def add_positions(self, packed: Packed) -> None:
-        """Count what one forward and backward pass was run on."""
+        """Count the positions of one forward and backward pass, and those that hold a token."""
         held, positions = self.positions
         self.positions = (
             held + sum(tree.size for tree in packed.trees),
@@ -48,7 +48,7 @@ class UpdateMeter:
 
     @torch.no_grad()
     def add(self, batch: LossInputs, marks: Tensor, tokens: Tensor, objective: Objective) -> None:
-        """Add one micro-batch; ``tokens [b, T]`` bool are those that it holds."""
+        """Add one micro-batch; ``tokens`` ``[m, T]`` bool are those that it holds."""
         logprobs = batch.logprobs.detach()
         size = (logprobs - batch.old_logprobs).abs()
         bounds = objective.clip_low, objective.clip_high
@@ -67,10 +67,11 @@ class UpdateMeter:
             kl,
             batch.entropy.detach() * marks,
         )
-        self.sums += torch.where(tokens, torch.stack(values), 0.0).sum((1, 2), dtype=torch.float64)
+        stacked = torch.stack(values)  # [figures, m, T]
+        self.sums += torch.where(tokens, stacked, 0.0).sum((1, 2), dtype=torch.float64)
 
     def means(self) -> dict[str, Tensor]:
-        """``policy/...`` means over the tokens that were trained on, and what ran for them (a collective)."""
+        """Return ``policy/...`` means over trained tokens, and ``update/...`` (a collective)."""
         tokens, picked, log_ratio, log_ratio_picked, clipped, kl, entropy_picked = all_rank_sum(
             self.sums
         )

@@ -101,6 +101,7 @@ class Updater:
         outputs: Mapping[str, RewardOutput],
         advantages: Tensor,
         rollout_number: int,
+        seed: int = 0,
     ) -> dict[str, Any]:
         """Make all optimiser steps of one rollout (a collective).
 
@@ -109,6 +110,7 @@ class Updater:
             outputs: of the reward heads, for the error message.
             advantages: ``[B, T]``.
             rollout_number: counted from 0.
+            seed: of the shuffling of groups.
 
         Returns:
             The figures ``policy/...`` and ``update/...`` of the update.
@@ -129,7 +131,7 @@ class Updater:
         old = rescore() if self.plan.rescores(rollout) else rollout.stats.logprobs
         inputs = loss_inputs(rollout, advantages, old, reference, rollout_number)  # [B, T] each
         meter, norms, noise = UpdateMeter(rollout.mask.device), [], {}
-        place = data_rank(), num_data_ranks()
+        place = seed, data_rank(), num_data_ranks()
         for groups in self.plan.minibatches(rollout.num_prompts, rollout_number, *place):
             mini_batch = select_groups(inputs, rollout, groups, is_on_policy=not norms)
             forward = self.accumulate_gradient(mini_batch, meter)  # [b, T]

@@ -1,8 +1,20 @@
-"""Attention of packed trees in pieces of PyTorch's fused kernel, so that no token is padded and no N x N mask exists.
+"""Attention of a packed line in a few calls of PyTorch's fused kernel, without an N x N mask.
 
-A prompt attends to itself, causally; the completions of a tree attend to their prompt and each to
-itself. Trees of similar shape share one call. ``plan_hook.py`` brings this to the attention layers
-of Hugging Face models; the engine's decoding plugs in the same way, see ``rollout/kv_memory.py``.
+A prompt attends to itself causally. Each completion attends to its prompt and to itself. Trees of
+similar shape share two calls, one for the prompts and one for the completions (a block).
+
+Example: a line of N = 11 tokens, tree p with completions a and b, tree q with completion c. Both
+trees are in one block of K = 2 prompts and B = 3 completions:
+
+    line         p0 p1 p2 a0 a1 b0 b1 b2 q0 q1 c0     indices 0 1 2 ... 10
+    prompt_grid  [0 1 2], [8 9 9]                     K x L, a last token is repeated as padding
+    grid         [3 4 4], [5 6 7], [10 10 10]         B x T
+    owners       0 0 1                                the tree of a, b and c
+    keys of c    q0 q1 q1 | c0 c0 c0                  L + T; c0 sees q0, q1 and the first c0
+    where        0 1 2 6 7 9 10 11 3 4 12             each token's row in the K L + B T = 15 outputs
+
+``plan_hook.py`` passes this to the attention layers of Hugging Face models. Decoding uses the same
+hook with a plan of its own (``rollout/kv_memory.py``).
 """
 
 from __future__ import annotations
@@ -20,21 +32,22 @@ from rlif_lightning.model.masks import as_bias, seen_by_completions, seen_keys
 from rlif_lightning.model.packing import Tree, upload_together
 from rlif_lightning.model.scores import Scores
 
-WASTE = 1.25  # trees are joined in one call while padding makes at most this many times their own query-key pairs,
-SMALL = 2**15  # or while there are so few pairs that starting another call costs more,
-LARGEST = 2**24  # and never beyond this many: their mask is stored
+# Trees share a call while padding makes at most WASTE times as many query-key pairs as are needed,
+# or while there are at most SMALL pairs (starting another call would cost more). There are never
+# more than LARGEST, since their mask is stored.
+WASTE, SMALL, LARGEST = 1.25, 2**15, 2**24
 KeepPrompts = Callable[[int, "Block", Tensor, Tensor], None]
 
 
 class Layout:
-    """Grids of the line's positions, all on the CPU: K prompts of up to L tokens, B completions of up to T.
+    """The padded grids of some trees, on the CPU: K prompts of up to L, B completions of up to T.
 
     Attributes:
         trees: in the order of the line.
-        prompt_grid, prompt_valid: ``[K, L]`` positions, each prompt's last one repeated, and which
-            are no repetition.
-        grid, valid: ``[B, T]`` the same of the completions that have tokens.
-        owners: ``[B]`` number of each completion's tree.
+        prompt_grid, prompt_valid: ``[K, L]``: indices into the line, each prompt's last one
+            repeated; and which of them are no repetition.
+        grid, valid: ``[B, T]``: the same for the completions that have tokens.
+        owners: ``[B]``: number of each completion's tree.
         prompt_lengths: ``[K]`` tokens.
     """
 
@@ -54,16 +67,16 @@ class Layout:
         self.grid, self.valid = _grid(starts, lengths)
 
     def indices(self) -> list[Tensor]:
-        """What :class:`Block` needs on the device."""
+        """Return what :class:`Block` needs on the device."""
         return [self.prompt_grid, self.grid, self.owners, self.prompt_lengths[self.owners]]
 
 
 class Block:
-    """Some trees of a line, attended to in two calls: K prompts of up to L tokens, B completions of up to T.
+    """Some trees of a line, whose attention is computed in two calls.
 
     Args:
-        layout: where they lie.
-        indices: of the layout, on the model's device.
+        layout: of the trees.
+        indices: ``layout.indices()`` on the model's device.
     """
 
     def __init__(self, layout: Layout, indices: Sequence[Tensor]):
@@ -75,90 +88,95 @@ class Block:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scores: Scores
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Attention of the block's tokens.
+        """Compute the attention of the block's tokens.
 
         Args:
             query, key, value: ``[N, heads, d]`` of the whole line.
+            scores: of the layer.
 
         Returns:
             Output pieces ``[K * L, heads, d]`` and, with completions, ``[B * T, heads, d]``; the
             prompts' keys and values ``[K, L, heads, d]``.
         """
-        prompt_mask, mask = self.masks_of(
-            scores.window, query.dtype if scores.plain else torch.bool
-        )
-        q, k, v = (self._prompts(x) for x in (query, key, value))
+        dtype = query.dtype if scores.plain else torch.bool
+        prompt_mask, mask = self.masks_of(scores.window, dtype)
+        q, k, v = (self._prompts(x) for x in (query, key, value))  # [K, L, heads, d]
         pieces = [attention(q, k, v, prompt_mask, scores).flatten(0, 1)]
         if len(self.grid):
             own_q, own_k, own_v = (_lines(x, self.grid) for x in (query, key, value))
-            keys = torch.cat([self._of_rows(k), own_k], 1)
-            values = torch.cat([self._of_rows(v), own_v], 1)
+            keys = torch.cat([self._of_completions(k), own_k], 1)  # [B, L + T, heads, d]
+            values = torch.cat([self._of_completions(v), own_v], 1)
             pieces.append(attention(own_q, keys, values, mask, scores).flatten(0, 1))
         return pieces, k, v
 
     def _prompts(self, values: Tensor) -> Tensor:
-        if len(self.trees) == 1:
+        if len(self.trees) == 1:  # a view: nothing is copied
             tree = self.trees[0]
             return values[tree.start : tree.start + tree.prompt_length].unsqueeze(0)
         return _lines(values, self.prompt_grid)
 
-    def _of_rows(self, prompts: Tensor) -> Tensor:
+    def _of_completions(self, prompts: Tensor) -> Tensor:
+        """Repeat what belongs to prompts, ``[K, L, ...]``, for each completion: ``[B, L, ...]``."""
         if len(self.trees) == 1:
             return prompts.expand(len(self.grid), -1, -1, -1)
         return prompts.index_select(0, self.owners)
 
     def masks_of(self, window: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
-        """What the prompts and what the completions see: ``[L, L]``, and ``[T, L + T]`` or ``[B, 1, T, L + T]``.
+        """Return the masks of the prompts' and of the completions' call, made once.
 
-        Made once, on the device. Bool on request, else what is added to scores of this type; None
-        where nothing but the order of tokens counts.
+        Args:
+            window: tokens that each one sees; None = all.
+            dtype: bool = True where a key is seen; else the type of the scores that the mask is
+                added to.
+
+        Returns:
+            ``[L, L]``; ``[T, L + T]`` or ``[B, 1, T, L + T]``. None = causal.
         """
         if (window, dtype) not in self.masks:
-            prompts, rows = self._prompt_mask(window), self._completion_mask(window, dtype)
+            one, two = self._prompt_mask(window), self._completion_mask(window, dtype)
             if dtype != torch.bool:
-                prompts, rows = (
-                    as_bias(x, dtype) if type(x) is Tensor else x for x in (prompts, rows)
-                )
-            self.masks[window, dtype] = prompts, rows
+                one, two = (as_bias(x, dtype) if type(x) is Tensor else x for x in (one, two))
+            self.masks[window, dtype] = one, two
         return self.masks[window, dtype]
 
     def _prompt_mask(self, window: int | None) -> Tensor | None:
         width = self.prompt_grid.shape[1]
         if window is None or window >= width:
             return None
-        places = torch.arange(width, device=self.grid.device)
-        return seen_keys(places, places, window)
+        positions = torch.arange(width, device=self.grid.device)
+        return seen_keys(positions, positions, window)
 
     def _completion_mask(self, window: int | None, dtype: torch.dtype) -> Any:
         if not len(self.grid):
             return None
-        width, steps = self.prompt_grid.shape[1], self.grid.shape[1]
-        if self.even and (window is None or window >= width + steps):
-            if self.grid.is_cuda and dtype != torch.bool:  # fused there without a mask
-                return causal_lower_right(steps, width + steps)
+        width, longest = self.prompt_grid.shape[1], self.grid.shape[1]
+        if self.even and (window is None or window >= width + longest):
+            if self.grid.is_cuda and dtype != torch.bool:  # CUDA has this rule as a fused kernel
+                return causal_lower_right(longest, width + longest)
             window = None
-        seen = seen_by_completions(
-            self.lengths[:1] if self.even else self.lengths, width, steps, window
-        )
+        # Where all prompts have one length, all completions share a mask.
+        lengths = self.lengths[:1] if self.even else self.lengths
+        seen = seen_by_completions(lengths, width, longest, window)  # [1 or B, T, L + T]
         return seen[0] if self.even else seen.unsqueeze(1)
 
 
 def _lines(values: Tensor, grid: Tensor) -> Tensor:
-    """``[N, ...] -> [rows, longest, ...]``: the tokens at a grid's positions."""
+    """Return the tokens at a grid's indices: ``[N, ...] -> [rows, longest, ...]``."""
     return values.index_select(0, grid.flatten()).unflatten(0, grid.shape)
 
 
 def _grid(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions ``[rows, longest]`` of each row's tokens, the last one repeated, and which are no repetition."""
-    steps = torch.arange(int(lengths.max()) if len(lengths) else 0)
+    """Return a padded grid ``[rows, longest]`` of indices, and which of them are no padding."""
+    offsets = torch.arange(int(lengths.max()) if len(lengths) else 0)
     last = (lengths - 1).unsqueeze(1)
-    return starts.unsqueeze(1) + torch.minimum(steps, last), steps <= last
+    return starts.unsqueeze(1) + torch.minimum(offsets, last), offsets <= last
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scores: Scores) -> Tensor:
-    """Attention of ``[B, tokens, heads, d]``; causal without a mask; key heads may be fewer.
+    """Compute attention of ``[B, tokens, heads, d]``, causal without a mask.
 
-    Scores that no fused kernel knows take their products into memory; their mask is bool.
+    Keys and values may have fewer heads. Scores that no fused kernel computes (a soft cap, sinks)
+    store all products; their mask is bool.
     """
     if scores.plain:
         return fused_attention(query, key, value, mask, scores.scaling)
@@ -168,8 +186,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, scores: Scor
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None
 ) -> Tensor:
-    """PyTorch's fused attention of ``[B, tokens, heads, d]``; causal without a mask; key heads may be fewer."""
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    """Compute PyTorch's fused attention of ``[B, tokens, heads, d]``, causal without a mask."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # [B, heads, tokens, d]
     if key.shape[1] != query.shape[1] and not _takes_grouped(query, key, value, mask):
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     return scaled_dot_product_attention(
@@ -185,10 +203,11 @@ def fused_attention(
 
 @contextmanager
 def _for_any_shape() -> Iterator[None]:
-    """Inside, CUDA's kernels are those that take every shape as it comes.
+    """Leave out CUDA kernels that are compiled for each shape.
 
-    cuDNN's, which newer versions of PyTorch try first on an H100, are built anew for every shape
-    (https://github.com/pytorch/pytorch/pull/155958), and hardly two micro-batches have the same.
+    On an H100, newer versions of PyTorch try cuDNN's kernels first. These are compiled for each
+    shape (https://github.com/pytorch/pytorch/pull/155958), and hardly two micro-batches have the
+    same.
     """
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -199,21 +218,22 @@ def _for_any_shape() -> Iterator[None]:
 
 
 def _takes_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Any) -> bool:
-    """Whether a fused kernel takes fewer heads of keys: on CUDA flash attention alone, which knows no mask."""
+    """Return whether a fused kernel takes fewer key heads than query heads."""
     if not key.is_cuda:
         return True
+    # On CUDA only flash attention does, and it takes no mask.
     given = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, True)
     return type(mask) is not Tensor and torch.backends.cuda.can_use_flash_attention(given)
 
 
 class TreePlan:
-    """Attention of a whole line of trees; one plan serves all layers of a forward pass.
+    """The attention of a whole line of trees; one plan serves all layers of a forward pass.
 
     Args:
         trees: of the line, in order.
         device: of the model.
-        keep_prompts: called with (layer, block, keys, values ``[K, L, heads, d]``) of every block:
-            the engine's memory.
+        keep_prompts: called with (layer, block, keys, values ``[K, L, heads, d]``) of every block,
+            so that the engine can store them.
     """
 
     def __init__(
@@ -222,19 +242,15 @@ class TreePlan:
         layouts = [Layout(part) for part in _join_similar(trees)]
         where, offset = torch.empty(sum(tree.size for tree in trees), dtype=torch.int64), 0
         for layout in layouts:
-            for grid, valid in (
-                (layout.prompt_grid, layout.prompt_valid),
-                (layout.grid, layout.valid),
-            ):
-                where[grid[valid]] = torch.arange(offset, offset + grid.numel()).view(grid.shape)[
-                    valid
-                ]
+            prompts = layout.prompt_grid, layout.prompt_valid
+            for grid, valid in (prompts, (layout.grid, layout.valid)):
+                places = torch.arange(offset, offset + grid.numel()).view(grid.shape)
+                where[grid[valid]] = places[valid]
                 offset += grid.numel()
         in_order = torch.equal(where, torch.arange(offset))
-        *indices, where = upload_together(
-            [*(x for layout in layouts for x in layout.indices()), where], device
-        )
-        self.where = None if in_order else where
+        parts = [x for layout in layouts for x in layout.indices()]
+        *indices, where = upload_together([*parts, where], device)
+        self.where = None if in_order else where  # [N], each token's row in the outputs
         self.blocks = [
             Block(layout, indices[4 * i : 4 * i + 4]) for i, layout in enumerate(layouts)
         ]
@@ -243,8 +259,8 @@ class TreePlan:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
     ) -> Tensor:
-        """Attention output ``[1, N, heads, d]`` of one layer; query, key and value are ``[1, heads, N, d]``."""
-        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+        """Compute one layer's attention: ``[1, heads, N, d]`` -> ``[1, N, heads, d]``."""
+        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [N, heads, d]
         pieces = []
         for block in self.blocks:
             with _for_any_shape() if query.is_cuda else nullcontext():
@@ -252,12 +268,12 @@ class TreePlan:
             pieces += outputs
             if self.keep_prompts is not None:
                 self.keep_prompts(layer, block, keys, values)
-        merged = torch.cat(pieces)
+        merged = torch.cat(pieces)  # [sum of K L + B T, heads, d]
         return (merged if self.where is None else merged.index_select(0, self.where)).unsqueeze(0)
 
 
 def _join_similar(trees: Sequence[Tree]) -> list[list[Tree]]:
-    """Neighbouring trees that are cheaper in one call than in two."""
+    """Join neighbouring trees whose attention is cheaper in one call than in two."""
     joined: list[list[Tree]] = []
     useful = 0
     for tree in trees:
@@ -274,8 +290,8 @@ def _join_similar(trees: Sequence[Tree]) -> list[list[Tree]]:
 
 
 def _pairs(trees: Sequence[Tree]) -> int:
-    """Query-key pairs of trees in one call, padding included."""
+    """Count the query-key pairs of trees that share a block, padding included."""
     width = max(tree.prompt_length for tree in trees)
-    steps = max((length for tree in trees for length in tree.lengths), default=0)
-    num_rows = sum(len(tree.lengths) for tree in trees)
-    return len(trees) * width**2 + num_rows * steps * (width + steps)
+    longest = max((length for tree in trees for length in tree.lengths), default=0)
+    completions = sum(len(tree.lengths) for tree in trees)
+    return len(trees) * width**2 + completions * longest * (width + longest)

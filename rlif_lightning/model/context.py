@@ -1,4 +1,7 @@
-"""How long a context may be, by a model's position tables and rotary angles: known before anything is sampled."""
+"""Limits of a model's context, from its position tables and rotary angles.
+
+They are checked before anything is sampled.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,16 @@ TABLES = ("wpe", "position", "pos_")  # parts of the names of position tables
 
 @dataclass(frozen=True)
 class ContextLimits:
-    """Limits of one model.
+    """The limits of one model.
 
     Attributes:
-        rows: of its embeddings; token ids beyond have none.
-        positions: of its table of positions; None = it has none.
-        selected: tokens that a layer selects to attend to, so that no shorter context leaves any
-            out; None = all.
-        original: length up to which its rotary angles are the same for every context; None = they
-            always are.
-        rope_type: the rule that changes them beyond.
+        rows: rows of its embedding table; token ids beyond have no embedding.
+        positions: rows of its position table; None = it has none.
+        selected: tokens that a layer selects to attend to; a shorter context leaves none out.
+            None = all.
+        original: length up to which its rotary angles are the same for every context; None = every
+            length.
+        rope_type: the rule that changes the angles beyond that length.
     """
 
     rows: int
@@ -33,7 +36,7 @@ class ContextLimits:
 
     @classmethod
     def of(cls, causal_lm: Any) -> ContextLimits:
-        """Read them from a Hugging Face causal LM."""
+        """Read the limits from a Hugging Face causal LM."""
         config = causal_lm.config.get_text_config(decoder=True)
         rotary = any("inv_freq" in name for name, _ in causal_lm.named_buffers())
         positions = getattr(config, "max_seq_len", None)  # MPT: the longest bias that it makes
@@ -50,16 +53,16 @@ class ContextLimits:
     def check(
         self, name: str, prompt_lengths: Sequence[int], longest: Sequence[int], asked: str = ""
     ) -> None:
-        """Refuse contexts that the model has no positions for, or whose angles depend on where they end.
+        """Refuse contexts beyond the position table, or whose angles depend on their length.
 
         Args:
             name: of the model.
             prompt_lengths: tokens of each prompt.
             longest: tokens of each prompt with the longest completion that it may get.
-            asked: what sets the completion's length, for the message.
+            asked: the setting of the completion's length, for the message.
 
         Raises:
-            ValueError: the model, the limit, and what to change.
+            ValueError: names the model, the limit, and what to change.
         """
         if not longest:
             return
@@ -68,41 +71,36 @@ class ContextLimits:
         if self.positions is not None and total - 1 > self.positions:  # the last token is no input
             raise ValueError(
                 f"model.policy.name={name!r} has {self.positions} positions"
-                " (max_position_embeddings), and "
-                f"{context.format(prompt, total)}; lower data.max_prompt_tokens or"
-                " sampling.max_new_tokens"
+                f" (max_position_embeddings), and {context.format(prompt, total)}; lower"
+                " data.max_prompt_tokens or sampling.max_new_tokens"
             )
         if self.selected is not None and total > self.selected:
             raise ValueError(
                 f"model.policy.name={name!r} selects {self.selected} tokens to attend to, and"
-                f" {context.format(prompt, total)}; which ones it leaves out depends on rounding,"
-                " so that its"
-                " log-probs are not its own; lower data.max_prompt_tokens or"
-                " sampling.max_new_tokens"
+                f" {context.format(prompt, total)}; which tokens it leaves out depends on rounding,"
+                " so log-probs in training would differ from its own; lower data.max_prompt_tokens"
+                " or sampling.max_new_tokens"
             )
         if self.original is None or total <= self.original:
             return
         if self.rope_type == "longrope" and min(prompt_lengths) > self.original:
-            return  # all have the angles of long contexts, from their first token on
+            return  # all contexts have the angles of long ones, from their first token on
         raise ValueError(
             f"model.policy.name={name!r} changes the angles of all its positions beyond"
             f" original_max_position_embeddings={self.original} (rope_type {self.rope_type!r}), and"
-            f" {context.format(prompt, total)}: its first tokens would be drawn under other angles"
-            " than they are scored"
-            " with; lower data.max_prompt_tokens or sampling.max_new_tokens so that contexts stay"
-            " within"
+            f" {context.format(prompt, total)}: its first tokens would be drawn with other angles"
+            " than they are trained with; lower data.max_prompt_tokens or sampling.max_new_tokens"
+            " so that contexts stay within that length"
         )
 
     def check_ids(self, name: str, prompt_ids: Sequence[Tensor]) -> None:
-        """Refuse token ids without an embedding, such as those that were added to a tokenizer alone."""
+        """Refuse token ids without an embedding, such as those added to a tokenizer alone."""
         highest = max((int(ids.max()) for ids in prompt_ids if len(ids)), default=0)
         if highest >= self.rows:
             raise ValueError(
                 f"a prompt has the token id {highest}, and model.policy.name={name!r} has"
-                f" embeddings for {self.rows}"
-                " tokens only: its tokenizer knows more tokens than it does; take the model's own"
-                " tokenizer, or resize"
-                " the model's embeddings and save it"
+                f" embeddings for {self.rows} tokens only: its tokenizer has more tokens; use the"
+                " model's own tokenizer, or resize the model's embeddings and save it"
             )
 
 
@@ -114,19 +112,13 @@ def _has_table(model: nn.Module) -> bool:
 
 
 def _original_length(config: Any) -> tuple[int | None, str]:
-    """Length up to which rotary angles are fixed, and the rule beyond it."""
+    """Return the length up to which rotary angles are fixed, and the rule beyond it."""
     rope = getattr(config, "rope_parameters", None) or {}
-    rules = (
-        [rope]
-        if "rope_type" in rope
-        else [each for each in rope.values() if isinstance(each, dict)]
-    )
+    by_layer_type = [each for each in rope.values() if isinstance(each, dict)]
+    longest = getattr(config, "max_position_embeddings", None)
     found = []
-    for rule in rules:
+    for rule in [rope] if "rope_type" in rope else by_layer_type:
         kind = rule.get("rope_type", "")
-        longest = (
-            config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
-        )
         if kind == "longrope":
             found.append((rule.get("original_max_position_embeddings") or longest, kind))
         elif "dynamic" in kind:

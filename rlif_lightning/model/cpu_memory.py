@@ -1,8 +1,8 @@
-"""Freed memory back to the system: the C library keeps it, in holes that the next phase's tensors seldom fit.
+"""Return freed CPU memory to the operating system.
 
-On a CPU, activations of a micro-batch are freed in another order than they were made, so the heap
-of a training process grows by a tenth or more beyond what is ever in use. GPUs have PyTorch's own
-allocator, which nothing here touches.
+On a CPU the activations of a micro-batch are freed in another order than they were allocated. glibc
+keeps freed blocks, and the resulting fragmentation raises peak memory by 10 % or more. On a GPU
+PyTorch has its own allocator, and nothing here applies.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typing import Any
 
 import torch
 
-GROWTH = (
-    64 * 2**20
-)  # bytes above the smallest size seen: below that, looking for holes is not worth its time
+# Bytes above the smallest size seen. A smaller growth is not worth the time of a trim.
+GROWTH = 64 * 2**20
 
 
 class Heap:
-    """The heap of this process where glibc manages it; elsewhere nothing is done.
+    """The heap of this process where glibc manages it; with other C libraries nothing is done.
 
     Attributes:
         trim: glibc's ``malloc_trim``; None elsewhere.
-        smallest: resident bytes when least was in use.
+        smallest: the smallest number of resident bytes seen.
     """
 
     def __init__(self) -> None:
@@ -34,7 +33,7 @@ class Heap:
         self.smallest: int | None = None
 
     def release(self, device: torch.device) -> None:
-        """Give back what is free, if tensors of this device lie on the heap and it has grown."""
+        """Return free memory, if the device is the CPU and the heap has grown."""
         if self.trim is None or device.type != "cpu":
             return
         resident = resident_bytes()
@@ -45,7 +44,7 @@ class Heap:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process (Linux)."""
+    """Return the resident memory of this process (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -1,4 +1,4 @@
-"""Loading a Hugging Face causal LM as a policy: its settings, its weights, and what the settings add."""
+"""Load a Hugging Face causal LM as a policy: settings, weights, checkpointing and adapters."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ VOCABULARIES = ("model", "tokenizer")
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters instead of full fine-tuning (package peft, extra `lora`).
+    """Settings of low-rank adapters instead of full fine-tuning (package peft, extra `lora`).
 
     Args:
-        rank: of the adapters.
+        rank: r of the adapters.
         alpha: scale; the adapter's output is multiplied by alpha / rank.
         target_modules: names of the layers to adapt; null = every linear layer but the head.
     """
@@ -38,17 +38,17 @@ class LoRA:
 
 @dataclass(frozen=True)
 class Policy:
-    """Which model is trained and how it is loaded.
+    """Settings of the model that is trained, and of how it is loaded.
 
     Args:
         name: hub name, folder, or `rlif-arithmetic` (the small model in this package).
         dtype: float32 | bfloat16 | float16 | float64 | auto: of the weights. Train in float32 (with
             trainer.precision bf16-mixed if you like): small learning rates vanish in bfloat16
             weights.
-        attention: sdpa | eager. sdpa works in pieces of PyTorch's fused kernels, prompts shared,
-            nothing padded; eager is the model's own code, one padded row per completion, with a
-            standard cache: slower. A model that sdpa cannot serve gets the model's own code by
-            itself, with a warning.
+        attention: sdpa | eager. sdpa uses PyTorch's fused kernels, shares prompts and pads nothing.
+            eager is the model's own code, with one padded sequence per completion and a standard
+            cache; it is slower. A model that sdpa cannot serve falls back to its own code with a
+            warning.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         lora: adapters instead of full fine-tuning; null = full.
         revision: branch, tag or commit on the hub.
@@ -85,12 +85,12 @@ class Policy:
 
 
 def resolve_model(name: str) -> str:
-    """The folder of an embedded model, or the name itself (a hub name or folder)."""
+    """Return the folder of an embedded model, or the name itself (a hub name or folder)."""
     return str(EMBEDDED_MODELS.get(name, name))
 
 
 def load_pretrained(policy: Policy) -> PreTrainedModel:
-    """Load the weights.
+    """Load the model with its weights.
 
     Raises:
         ValueError: no such folder or hub model, a file in it cannot be read, its weights are not
@@ -104,7 +104,7 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
             revision=policy.revision or "main",
             trust_remote_code=policy.trust_remote_code,
             use_safetensors=True,  # pickled weights could run code
-            ignore_mismatched_sizes=True,  # they are refused below, by their names
+            ignore_mismatched_sizes=True,  # they are refused below, with their names
             output_loading_info=True,
         )
     model, found = loaded
@@ -114,11 +114,13 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
 
 @contextmanager
 def reading(policy: Policy) -> Iterator[None]:
-    """Say in one line what cannot be read of a model: a broken file makes the library raise anything.
+    """Raise any error of reading a model as one line that names it.
+
+    A broken file makes the library raise errors of any kind.
 
     Raises:
-        ValueError: names the model. Errors of code that came with the weights, and of memory, are
-            left as they are.
+        ValueError: names the model. Errors of code that came with the weights, and of memory, stay
+            as they are.
     """
     try:
         yield
@@ -137,34 +139,34 @@ def reading(policy: Policy) -> Iterator[None]:
 
 
 def _refuse_other_weights(name: str, found: dict[str, Any]) -> None:
-    """Refuse a model of which a part would be drawn at random."""
-    remedy = "take the weights and the config.json of one model"
+    """Refuse a model of which some weights would be initialised at random."""
+    remedy = "use the weights and the config.json of one model"
     if other := sorted(found["mismatched_keys"]):
         tensor, stored, needed = other[0]
         raise ValueError(
-            f"policy.name={name!r}: the tensor {tensor!r} has the shape {list(stored)} in its"
-            " file, and its config.json"
-            f" asks for {list(needed)} ({len(other)} such tensors); {remedy}"
+            f"policy.name={name!r}: the tensor {tensor!r} has the shape {list(stored)} in its file,"
+            f" and its config.json asks for {list(needed)} ({len(other)} such tensors); {remedy}"
         )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"policy.name={name!r}: its files have no tensor {missing[0]!r} ({len(missing)} are"
-            " missing), which would"
-            f" be drawn at random; {remedy}"
+            f" missing), which would be initialised at random; {remedy}"
         )
 
 
 def own_attention(policy: Policy) -> str | None:
-    """The implementation that a model is made with; None = transformers' choice, since not every model has sdpa."""
+    """Return the attention implementation that a model is built with; None = transformers' choice.
+
+    Not every model has sdpa.
+    """
     return "eager" if policy.attention == "eager" else None
 
 
 def prepare_model(model: PreTrainedModel, policy: Policy) -> Any:
-    """The model with what its settings add: recomputation and adapters."""
+    """Return the model with what the settings add: gradient checkpointing and adapters."""
     if model.dtype == torch.float64:
-        model.set_experts_implementation(
-            "eager"
-        )  # there are no grouped products of matrices in float64
+        # PyTorch has no grouped matrix product in float64.
+        model.set_experts_implementation("eager")
     if policy.gradient_checkpointing:
         # transformers 5.20 renamed the method; vLLM 0.32 needs an earlier one.
         new = getattr(model, "activation_checkpointing_enable", None)
@@ -180,7 +182,8 @@ def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
         raise ValueError(
             'policy.lora needs the package peft: pip install "rlif-lightning[lora]"'
         ) from error
-    model.enable_input_require_grads()  # or gradient checkpointing would find nothing that needs a gradient
+    # Without it gradient checkpointing would find no input that requires a gradient.
+    model.enable_input_require_grads()
     transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
     settings = {"target_modules": lora.target_modules or "all-linear", "fan_in_fan_out": transposed}
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, **settings)
@@ -188,7 +191,10 @@ def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
 
 
 def _with_drawn_adapters(model: Any, kind: type) -> Any:
-    """Draw the adapters from the run's seed alone: the same in a model whose weights are not there yet."""
+    """Initialise the adapters from the run's seed alone.
+
+    A model on the meta device, whose weights come later, gets the same adapters.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
         for module in model.modules():

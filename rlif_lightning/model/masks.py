@@ -1,51 +1,63 @@
-"""Masks of packed trees: which keys the tokens of a grid see, and the form in which fused attention takes that."""
+"""Masks of packed trees: which keys the tokens of a grid see, and their form for fused attention.
+
+Example: a prompt of two tokens beside a longer one (``width=3``), ``longest=2``, no window:
+
+    keys        0 1 - | 2 3      positions; "-" is padding, which stands at NOWHERE
+    token at 2  x x   | x        seen_by_completions(torch.tensor([2]), 3, 2, None)
+    token at 3  x x   | x x
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-ALIGNED = 16  # CUDA's kernel for masks copies one whose rows do not begin at a multiple of this
+# CUDA's kernels copy a mask whose rows do not begin at multiples of this many elements.
+ALIGNED = 16
 NOWHERE = 2**40  # the position of a key that no token sees
 
 
 def seen_keys(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """``[..., Q], [..., S] -> [..., Q, S]`` bool: keys whose positions are not later, and inside the window."""
+    """Return which keys are seen: positions ``[..., Q], [..., S]`` -> ``[..., Q, S]`` bool.
+
+    A token sees keys that are not later, itself included, and the last ``window`` of these only.
+    """
     queries, keys = queries.unsqueeze(-1), keys.unsqueeze(-2)
     return keys <= queries if window is None else (keys <= queries) & (keys > queries - window)
 
 
-def seen_by_completions(lengths: Tensor, width: int, steps: int, window: int | None) -> Tensor:
-    """What completions see of their prompts and of themselves.
+def seen_by_completions(lengths: Tensor, width: int, longest: int, window: int | None) -> Tensor:
+    """Return which keys completions see of their prompts and of themselves.
 
     Args:
-        lengths: ``[B]`` int64, tokens of each row's prompt, on the device that the mask is for.
+        lengths: ``[B]`` int64, tokens of each completion's prompt, on the mask's device.
         width: tokens of the longest prompt; the keys of shorter ones are padded to it.
-        steps: tokens of the longest completion.
+        longest: tokens of the longest completion.
         window: tokens that each one sees; None = all.
 
     Returns:
-        ``[B, steps, width + steps]`` bool.
+        ``[B, longest, width + longest]`` bool.
     """
-    in_prompt, own = (torch.arange(size, device=lengths.device) for size in (width, steps))
+    in_prompt, own = (torch.arange(size, device=lengths.device) for size in (width, longest))
     lengths = lengths.unsqueeze(1)
-    queries = lengths + own
-    return seen_keys(
-        queries, torch.cat([in_prompt.where(in_prompt < lengths, NOWHERE), queries], 1), window
-    )
+    queries = lengths + own  # [B, longest]
+    of_prompt = in_prompt.where(in_prompt < lengths, NOWHERE)  # [B, width]
+    return seen_keys(queries, torch.cat([of_prompt, queries], 1), window)
 
 
 def as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a key is seen and -inf elsewhere, as fused kernels take it without a conversion in every layer.
+    """Return 0 where a key is seen and -inf elsewhere, which fused kernels add to the scores.
+
+    They would convert a bool mask in every layer.
 
     Args:
         seen: ``[..., S]`` bool.
         dtype: of the queries.
 
     Returns:
-        The same shape. On a GPU its rows lie at multiples of ``ALIGNED`` in memory.
+        The same shape. On a GPU its rows begin at multiples of ``ALIGNED`` elements.
     """
     width = seen.shape[-1]
-    room = width if seen.device.type == "cpu" else -(-width // ALIGNED) * ALIGNED
-    bias = torch.zeros((*seen.shape[:-1], room), dtype=dtype, device=seen.device)[..., :width]
+    stride = width if seen.device.type == "cpu" else -(-width // ALIGNED) * ALIGNED
+    bias = torch.zeros((*seen.shape[:-1], stride), dtype=dtype, device=seen.device)[..., :width]
     return bias.masked_fill_(~seen, -torch.inf)

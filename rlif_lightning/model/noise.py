@@ -1,9 +1,9 @@
-"""Switching off what a model draws at random: a policy must give the same log-probs twice.
+"""Switch off what a model draws at random: a policy must compute the same log-probs twice.
 
 Hugging Face's models are noisy in training mode: they drop values, and routers jitter or draw their
 experts. Yet they recompute activations (gradient checkpointing) in that mode only. So modules stay
-in evaluation mode, but for those that recompute, and probabilities of dropping are 0 everywhere.
-Amplitudes of jitter stay: some are part of a router's rule in evaluation mode too (Phi-3.5-MoE).
+in evaluation mode, except those that recompute, and all dropout probabilities are 0. Amplitudes of
+jitter stay: some are part of a router's rule in evaluation mode too (Phi-3.5-MoE).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 
 def switch_noise_off(model: Any) -> None:
-    """Set every probability of dropping something to 0, in dropout modules and as plain numbers.
+    """Set every dropout probability to 0, in dropout modules and in plain numbers.
 
     The model's own ``config`` stays as it is, because exports write it; the modules get a quiet
     copy.
@@ -42,6 +42,6 @@ def _silence(owner: Any) -> None:
 
 
 def set_quiet_mode(model: nn.Module, training: bool) -> None:
-    """Put modules in evaluation mode, but for those that recompute activations in training mode only."""
+    """Put modules in evaluation mode, except those that recompute activations in training mode."""
     for module in model.modules():
         module.training = training and bool(getattr(module, "gradient_checkpointing", False))

@@ -1,4 +1,4 @@
-"""Memory that ran out: how it is told from other errors, and what can be given back before another attempt."""
+"""Errors of memory: recognise them, and free memory before another attempt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 
 import torch
 
-# What PyTorch's allocator of main memory says; on accelerators there is torch.OutOfMemoryError.
+# Messages of PyTorch's CPU allocator; accelerators raise torch.OutOfMemoryError.
 CPU_MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
@@ -14,15 +14,17 @@ CPU_MESSAGES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that no memory was left, on an accelerator or in main memory."""
-    told = isinstance(error, RuntimeError) and any(
-        message in str(error) for message in CPU_MESSAGES
-    )
-    return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    """Return whether an exception means that no memory was left, on an accelerator or a CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in CPU_MESSAGES)
 
 
 def give_back() -> None:
-    """Free what a failed attempt left; to be called outside of the handler, whose traceback holds its tensors."""
+    """Free what a failed attempt has left.
+
+    Call it outside of the exception's handler, whose traceback keeps the tensors alive.
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
-"""A causal LM's own way from hidden states to logits: its forward, with its base model's output given.
+"""Logits from hidden states by a causal LM's own forward, with its base model's output replaced.
 
-Whatever stands between them (a head, a scale, a soft cap, a norm, a slice) is the model's code and
-no guess of ours.
+Everything between the two (a head, a scale, a soft cap, a norm, a slice) is the model's code, and
+not our guess of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 @dataclass
 class _Given(BaseModelOutputWithPast):
-    """The output of a base model that has last hidden states and nothing else."""
+    """The output of a base model that has only last hidden states."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -28,26 +28,27 @@ class _Given(BaseModelOutputWithPast):
 
 
 def body(causal_lm: Any) -> Any:
-    """What computes the last hidden states of a causal LM.
+    """Return the part of a causal LM that computes its last hidden states.
 
     Raises:
-        ValueError: nothing in it does.
+        ValueError: there is none.
     """
     for found in (causal_lm.base_model, causal_lm.get_decoder(), *causal_lm.children()):
         if found is not causal_lm and isinstance(found, PreTrainedModel):
             return found
     raise ValueError(
-        f"{type(causal_lm).__name__} has no base model that gives hidden states; use another model"
+        f"{type(causal_lm).__name__} has no base model that returns hidden states; use another"
+        " model"
     )
 
 
 def own_logits(causal_lm: Any, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Logits ``[M, V]`` of last hidden states ``[M, H]``, as the model's own forward computes them.
+    """Compute logits ``[M, V]`` of last hidden states ``[M, H]`` by the model's own forward.
 
     Args:
         causal_lm: the Hugging Face model.
         hidden: of its base model.
-        weight: of its head, from :func:`cast_head`; None = as the head has it.
+        weight: of its head, from :func:`cast_head`; None = the head's own.
 
     Raises:
         ValueError: the model does not use its base model's last hidden states.
@@ -65,9 +66,12 @@ def own_logits(causal_lm: Any, hidden: Tensor, weight: Tensor | None = None) -> 
         forwards[decoder] = give
     if weight is not None:
         head = causal_lm.get_output_embeddings()
-        forwards[head] = lambda x: nn.functional.linear(
-            x, _Cast.apply(head.weight, weight), head.bias
-        )  # type: ignore[arg-type]
+
+        def cast_forward(x: Tensor) -> Tensor:
+            cast: Any = _Cast.apply(head.weight, weight)
+            return nn.functional.linear(x, cast, head.bias)
+
+        forwards[head] = cast_forward
     ids = torch.zeros((1, len(hidden)), dtype=torch.int64, device=hidden.device)
     with _replaced(forwards):
         logits = causal_lm(input_ids=ids, use_cache=False).logits
@@ -76,14 +80,14 @@ def own_logits(causal_lm: Any, hidden: Tensor, weight: Tensor | None = None) -> 
             f"{type(causal_lm).__name__} does not get its logits from its base model; use another"
             " model"
         )
-    return logits.squeeze(0)  # and no [0], whose gradient would be a copy
+    return logits.squeeze(0)  # not [0], whose gradient would be a copy
 
 
 def cast_head(causal_lm: Any, device: torch.device) -> Tensor | None:
-    """The head's weight as autocast casts it in every call, to be cast once for several; None where it casts nothing.
+    """Return the head's weight as autocast casts it, so that several calls share one cast.
 
-    A head of another kind than a plain linear layer (LoRA's, one that is divided) is left to
-    autocast.
+    None means that autocast casts nothing, or that the head is no plain linear layer (but LoRA's,
+    or sharded), which is left to autocast.
     """
     head = causal_lm.get_output_embeddings()
     if not torch.is_autocast_enabled(device.type) or type(head) is not nn.Linear:
@@ -94,7 +98,7 @@ def cast_head(causal_lm: Any, device: torch.device) -> Tensor | None:
 
 
 class _Cast(torch.autograd.Function):
-    """A cast that is there already.
+    """The cast of a parameter whose result is given.
 
     Gradients of several calls are summed in the parameter's precision.
     """
@@ -112,7 +116,7 @@ class _Cast(torch.autograd.Function):
 
 @contextmanager
 def _replaced(forwards: dict[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Inside, modules have other forwards."""
+    """Replace the forwards of modules."""
     before = {module: vars(module).get("forward") for module in forwards}
     for module, forward in forwards.items():
         module.forward = forward

@@ -1,9 +1,9 @@
-"""From groups of completions to packed micro-batches by token budget, the prompt stored once per group. Pure functions.
+"""Pack groups of completions into micro-batches by token budget, each prompt once per group.
 
-A micro-batch is one line of tokens without padding: tree after tree, each a prompt and then its
-completions. Every completion sees its prompt and itself; positions restart after the prompt for
-each of them. A completion's last token is never an input (nothing is predicted from it), so it
-takes no room.
+Pure functions. A micro-batch is one line of tokens without padding. A line is a sequence of trees:
+a prompt, then its completions. Every completion sees its prompt and itself; the positions of each
+completion continue its prompt's. A completion's last token is no input, since nothing is predicted
+from it.
 
     tokens     p0 p1 p2 | a0 a1 | b0 b1 b2       completions a = a0 a1 a2, b = b0 b1 b2 b3
     positions   0  1  2 |  3  4 |  3  4  5       Tree(start=0, prompt_length=3, lengths=(2, 3))
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tree:
-    """Where a prompt and its completions lie in the line.
+    """The place of a prompt and its completions in the line.
 
     Attributes:
-        start: position of the prompt's first token.
+        start: index of the prompt's first token in the line.
         prompt_length: tokens of the prompt.
-        lengths: input tokens of each completion, one after the other behind the prompt; may be 0.
+        lengths: input tokens of each completion, one after the other after the prompt; may be 0.
     """
 
     start: int
@@ -38,11 +38,11 @@ class Tree:
 
     @property
     def size(self) -> int:
-        """Tokens in all."""
+        """Return the number of tokens."""
         return self.prompt_length + sum(self.lengths)
 
     def starts(self) -> list[int]:
-        """Position of each completion's first token."""
+        """Return the index of each completion's first token in the line."""
         found, position = [], self.start + self.prompt_length
         for length in self.lengths:
             found.append(position)
@@ -52,16 +52,16 @@ class Tree:
 
 @dataclass(frozen=True)
 class Packed:
-    """A line of N tokens with M completion tokens of b rows.
+    """A line of N tokens with the M tokens of b completions.
 
     Attributes:
-        rows: ``[b]`` int64, which rows of the update (or rollout) are here.
+        rows: ``[b]`` int64, the numbers of these completions in the update (or rollout).
         input_ids, position_ids: ``[N]`` int64.
-        trees: what lies where.
-        source: ``[M]`` int64, position in the line whose logits produced each completion token.
+        trees: the trees of the line, in order.
+        source: ``[M]`` int64, the index in the line whose logits predict each completion token.
         tokens: ``[M]`` int64, the completion tokens.
-        slots, steps: ``[M]`` int64, where each belongs in ``[b, T]``: its row, and its position in
-            its completion.
+        slots, positions: ``[M]`` int64, where each token belongs in ``[b, T]``: its completion
+            among ``rows``, and its position in that completion.
         shape: ``(b, T)``.
     """
 
@@ -72,21 +72,21 @@ class Packed:
     source: Tensor
     tokens: Tensor
     slots: Tensor
-    steps: Tensor
+    positions: Tensor
     shape: tuple[int, int]
 
     def unpack(self, values: Tensor) -> Tensor:
-        """Put per-token values ``[M]`` back to ``[b, T]`` (0 elsewhere); differentiable."""
-        # No view of something else: FSDP warns of those.
-        return values.new_zeros(self.shape).index_put((self.slots, self.steps), values)
+        """Put per-token values ``[M]`` in ``[b, T]`` (0 elsewhere); differentiable."""
+        # The result is no view, of which FSDP would warn.
+        return values.new_zeros(self.shape).index_put((self.slots, self.positions), values)
 
 
 def own_rows(packed: Packed) -> tuple[Tensor, Tensor]:
-    """Each completion behind a prompt of its own, for models that take nothing else.
+    """Give each completion a prompt of its own, for models whose attention follows no plan.
 
     Returns:
         ``[b, L]`` int64 token ids, padded with 0 at the end, where no token sees it; ``[M]`` int64,
-        the positions in the flattened rows whose logits produced each completion token.
+        the indices in the flattened rows whose logits predict each completion token.
     """
     rows, sources = [], []
     for tree in packed.trees:
@@ -135,7 +135,7 @@ def pack(completions: Completions, max_tokens: int) -> Iterator[Packed]:
 def _split(
     rows: list[int], lengths: list[int], prompt_length: int, max_tokens: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """Parts of one group that fit the budget, each with its number of tokens."""
+    """Yield parts of one group that fit the budget, each with its number of tokens."""
     part, size = [], prompt_length
     for row in rows:
         if part and size + lengths[row] - 1 > max_tokens:
@@ -160,26 +160,31 @@ def _build(
         tokens += [prompt_ids[p], *(completion_ids[row, : lengths[row] - 1] for row in part)]
         last_of_prompt, end = end + tree.prompt_length - 1, end + tree.size
         for start, length in zip(tree.starts(), tree.lengths, strict=True):
+            # The prompt's last token predicts the first token of each of its completions.
             sources += [torch.tensor([last_of_prompt]), torch.arange(start, start + length)]
     slots = torch.cat([torch.full((lengths[row],), slot) for slot, row in enumerate(rows)])
-    steps = torch.cat([torch.arange(lengths[row]) for row in rows])
-    indices = (torch.tensor(rows), positions(trees), torch.cat(sources), slots, steps)
-    row_index, position_ids, source, slots, steps = upload_together(indices, completion_ids.device)
+    within = torch.cat([torch.arange(lengths[row]) for row in rows])
+    # One upload of all index tensors: the time of a small copy hardly depends on its size.
+    indices = (torch.tensor(rows), positions(trees), torch.cat(sources), slots, within)
+    row_index, position_ids, source, slots, within = upload_together(indices, completion_ids.device)
     return Packed(
         rows=row_index,
         input_ids=torch.cat(tokens),
         position_ids=position_ids,
         trees=tuple(trees),
         source=source,
-        tokens=completion_ids[row_index[slots], steps],
+        tokens=completion_ids[row_index[slots], within],
         slots=slots,
-        steps=steps,
+        positions=within,
         shape=(len(rows), completion_ids.shape[1]),
     )
 
 
 def positions(trees: Sequence[Tree]) -> Tensor:
-    """``[N]`` int64 positions of a line of trees, on the CPU: each completion goes on where its prompt ends."""
+    """Return the positions ``[N]`` int64 of a line of trees, on the CPU.
+
+    The positions of each completion continue its prompt's.
+    """
     pieces = []
     for tree in trees:
         pieces.append(torch.arange(tree.prompt_length))
@@ -190,28 +195,26 @@ def positions(trees: Sequence[Tree]) -> Tensor:
 
 
 def upload(values: Tensor, device: torch.device, into: Tensor | None = None) -> Tensor:
-    """A tensor on a device; one of the CPU is pinned for a GPU, and the host goes on at once.
+    """Copy a tensor to a device; for a GPU from pinned memory, so that the host does not wait.
 
     Args:
-        values: on the CPU, or there already.
+        values: on the CPU, or on the device already.
         device: where it is needed.
-        into: a tensor there whose address is kept; without effect where the device is the CPU.
+        into: a tensor on the device that is overwritten, so that its address stays; ignored on a
+            CPU.
     """
     if device.type == "cpu":
         return values
-    pinned = (
-        device.type == "cuda" and not values.is_cuda
-    )  # elsewhere the host waits: it could change the values
+    # From unpinned memory the host waits, since it could change the values during the copy.
+    pinned = device.type == "cuda" and not values.is_cuda
     values = values.pin_memory() if pinned else values
-    return (
-        values.to(device, non_blocking=pinned)
-        if into is None
-        else into.copy_(values, non_blocking=pinned)
-    )
+    if into is not None:
+        return into.copy_(values, non_blocking=pinned)
+    return values.to(device, non_blocking=pinned)
 
 
 def upload_together(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Several tensors of one type and any shapes on a device, in one copy: views of one tensor there."""
+    """Copy tensors of one type and any shapes to a device in one copy; return views of it."""
     if device.type == "cpu":
         return list(parts)
     line = upload(torch.cat([part.flatten() for part in parts]), device)

@@ -1,10 +1,10 @@
-"""How attention plans reach the attention layers of Hugging Face models, under the implementation name ``HOOKED``.
+"""The hook that brings attention plans to the attention layers of Hugging Face models.
 
-A model makes its masks by its own rules, and transformers calls ``plan_mask`` to write each of them
-down. During a planned forward the mask is a single element that carries the plan and the window
-that the rule stands for; each layer hands it on to ``attend``, whatever other arguments it drops,
-and also when its activations are computed once more. Without a planned forward both are their
-ordinary ``sdpa``.
+It is registered as the attention implementation ``HOOKED``. A model builds its masks by its own
+rules, and transformers calls ``plan_mask`` to make each mask. During a planned forward the mask is
+a single element that carries the plan and the window of its rule. Each layer passes the mask on to
+``attend``, whatever other arguments it drops, also when its activations are recomputed. Outside of
+a planned forward both functions are transformers' ordinary ``sdpa``.
 """
 
 from __future__ import annotations
@@ -27,13 +27,9 @@ from rlif_lightning.model.scores import AttentionPlan, Scores, in_one_precision
 
 HOOKED = "rlif"
 INSTEAD = "set model.policy.attention=eager"
-UNKNOWN = (
-    "position_bias",
-    "indices",
-    "block_indices",
-    "sinks",
-)  # of attention; they change its result
-FAR = 64  # a rule without a window is looked at up to this distance
+# Arguments of attention that change its result, and that plans do not have.
+UNKNOWN = ("position_bias", "indices", "block_indices", "sinks")
+FAR = 64  # a rule without a window is tested up to this distance
 MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -46,9 +42,9 @@ class PlannedPass:
     """One forward of a model by a plan.
 
     Attributes:
-        plan: that all layers follow.
+        plan: the plan of all layers.
         asked: layer -> how often it asked the plan.
-        open: whether the forward is under way; a layer that is recomputed later on is not counted.
+        open: whether the forward is running; a layer that is recomputed later is not counted.
     """
 
     plan: AttentionPlan
@@ -68,13 +64,12 @@ class PlannedPass:
 
 @dataclass(frozen=True)
 class PlanView:
-    """What a mask carries.
+    """The content of a mask in a planned forward.
 
     Attributes:
         planned: the pass.
-        window: of the layers that use the mask; None = all that is not later.
-        problem: why the mask's rule is none that a plan knows. Only a layer that uses the mask
-            makes it one.
+        window: of the layers that use the mask; None = causal without a window.
+        problem: why no plan can follow the mask's rule. It is raised only if a layer uses the mask.
     """
 
     planned: PlannedPass
@@ -88,14 +83,14 @@ _current: ContextVar[PlannedPass | None] = ContextVar("planned_pass", default=No
 
 @contextmanager
 def following(plan: AttentionPlan, layers: Mapping[int, str]) -> Iterator[None]:
-    """Inside, models whose implementation is ``HOOKED`` attend by the plan.
+    """Let models whose implementation is ``HOOKED`` attend by the plan.
 
     Args:
         plan: of the forward inside.
         layers: the attention layers (``attention_layers``), each of which must ask once.
 
     Raises:
-        PlanError: a layer did not, or the model's mask or attention is none that a plan knows.
+        PlanError: a layer did not ask once, or no plan can follow the model's mask or attention.
     """
     planned = PlannedPass(plan)
     before = _current.set(planned)
@@ -108,8 +103,8 @@ def following(plan: AttentionPlan, layers: Mapping[int, str]) -> Iterator[None]:
 
 
 def attention_layers(model: nn.Module) -> dict[int, str]:
-    """Layer number -> name of a model's attention layers; looked up once, for there is a forward per token."""
-    if model in _layers:
+    """Return the names of a model's attention layers by their numbers."""
+    if model in _layers:  # kept, since decoding runs a forward for each token
         return _layers[model]
     found = _layers[model] = {}
     for name, module in model.named_modules():
@@ -126,7 +121,7 @@ def plan_mask(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> Tensor | None:
-    """What transformers writes a mask down with; the arguments are those of its ``sdpa_mask``.
+    """Make a mask for transformers; the arguments are those of its ``sdpa_mask``.
 
     Returns:
         In a planned forward ``[1, 1, 1, 1]`` with a ``PlanView``, else the mask of ``sdpa``.
@@ -145,23 +140,25 @@ def plan_mask(
 
 
 def window_of(rule: MaskRule, local_size: int | None) -> int | None:
-    """The window of a mask's rule; None = all that is not later.
+    """Return the window of a mask's rule; None = causal without a window.
+
+    The rule is a function, so it is evaluated at distances around the window.
 
     Args:
-        rule: gives bool for (batch, head, query, key) indices.
-        local_size: how many positions transformers believes it to see.
+        rule: returns bool for (batch, head, query, key) indices.
+        local_size: the window that transformers gives for it.
 
     Raises:
         PlanError: the rule is of another kind.
     """
     size = local_size or FAR
-    # Not on the default device, which is the model's while it is loaded.
+    # The default device is the model's while it is loaded; a rule is evaluated on the CPU.
     zero = torch.zeros((), dtype=torch.int64, device="cpu")
     queries = torch.tensor(
         [1, size - 1, size, 2 * size + 1, 3 * size + FAR], device="cpu"
     ).unsqueeze(1)
     distances = torch.tensor([-1, 0, 1, size - 1, size, size + 1, 2 * size, FAR], device="cpu")
-    keys = queries - distances
+    keys = queries - distances  # [5, 8]
     inside = keys >= 0
     try:
         seen = rule(zero, zero, queries, keys.clamp(min=0)).cpu()
@@ -182,17 +179,17 @@ def attend(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as one of Hugging Face's attention layers asks; the arguments are theirs.
+    """Compute the attention of a Hugging Face layer; the arguments are transformers'.
 
     Args:
         module: the attention layer.
-        query, key, value: ``[1, heads, N, D]``, with fewer heads in the last two where they share.
-        attention_mask: what ``plan_mask`` wrote down.
-        options: ``scaling``, ``softcap`` and ``s_aux`` (sinks) are followed, and ``dropout`` is
-            without a plan; those of ``UNKNOWN`` are refused under a plan.
+        query, key, value: ``[n, heads, tokens, d]``; keys and values may have fewer heads.
+        attention_mask: of ``plan_mask``.
+        options: ``scaling``, ``softcap`` and ``s_aux`` (sinks) are followed, and without a plan
+            ``dropout``. Under a plan those of ``UNKNOWN`` are refused.
 
     Raises:
-        PlanError: the layer lost the plan, or asks for something that plans do not do.
+        PlanError: the layer lost the plan, or asks for something that plans do not have.
     """
     view: PlanView | None = getattr(attention_mask, "plan_view", None)
     scaling, softcap, sinks = (options.get(name) for name in ("scaling", "softcap", "s_aux"))

@@ -1,8 +1,8 @@
-"""The policy: a Hugging Face causal LM whose forward takes packed tokens and gives token statistics.
+"""The policy: a Hugging Face causal LM that computes token statistics of packed completions.
 
-The head runs on completion positions only; their logits exist once, as their own gradient, or in
-chunks that are recomputed. The frozen reference model is a second ``PolicyModel`` or, with LoRA,
-the policy with its adapters off.
+The head runs on completion tokens only. Their logits are stored once and overwritten by their
+gradient, or computed in chunks and recomputed in the backward pass. The frozen reference model is a
+second ``PolicyModel`` or, with LoRA, the policy with its adapters off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.context import ContextLimits
 from rlif_lightning.model.cpu_memory import HEAP
-from rlif_lightning.model.head import HeadRule, head_stats
+from rlif_lightning.model.head import HeadRule, head_stats, rows_within
 from rlif_lightning.model.loading import Policy, load_pretrained, resolve_model
 from rlif_lightning.model.noise import set_quiet_mode, switch_noise_off
 from rlif_lightning.model.own_logits import body, cast_head, own_logits
@@ -33,33 +33,32 @@ from rlif_lightning.model.transformers_internals import attention_of
 from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling
 
-# Elements of one chunk of logits that nothing keeps: 64 MiB in float32, and on a GPU 512 MiB in
+# Elements of one chunk of logits that is not stored: 64 MiB in float32; on a GPU 512 MiB in
 # bfloat16.
 MAX_LOGITS = {"cpu": 2**24, "cuda": 2**28}
-# Elements of a micro-batch's logits that are kept for the backward pass: 1 GiB in float32, and 2 in
-# bfloat16.
+# Most elements of a micro-batch's logits that are stored for the backward pass: 1 GiB in float32;
+# on a GPU 2 GiB in bfloat16.
 KEPT_LOGITS = {"cpu": 2**28, "cuda": 2**30}
 
 
 class PolicyModel(nn.Module):
-    """A causal LM that scores packed completions.
+    """A causal LM that measures the tokens of packed completions.
 
     Args:
-        policy: which model, and how to load it.
+        policy: settings: which model, and how to load it.
         frozen: no parameter gets a gradient (the reference model).
-        load: gives the Hugging Face model.
+        load: returns the Hugging Face model.
 
     Raises:
-        ValueError: a model that cannot be a policy.
+        ValueError: the model cannot be a policy.
 
     Attributes:
-        keeps_sharded: whether weights stay divided between processes during a rollout as well
-            (``parallel/fsdp.py``).
+        keeps_sharded: whether weights stay sharded during a rollout as well (``parallel/fsdp.py``).
         settings: which model, and how it was loaded.
         model: the Hugging Face model (wrapped by peft under LoRA); generation calls it directly.
         tokenizer: its tokenizer.
         num_tokens: V, where ids beyond it are no tokens (``vocabulary: tokenizer``); None = every
-            id of the model is.
+            id of the model is a token.
         eos_ids: token ids that end a completion.
     """
 
@@ -88,49 +87,49 @@ class PolicyModel(nn.Module):
 
     @property
     def stop_id(self) -> int:
-        """The token that is appended where a stop string ended a completion (``Sampling.train_stop``)."""
+        """Return the token appended after a stop string (``Sampling.train_stop``)."""
         named = self.tokenizer.eos_token_id
         return named if named in self.eos_ids else self.eos_ids[0]
 
     @property
     def causal_lm(self) -> Any:
-        """The Hugging Face model without peft's wrapper (its layers still carry the adapters)."""
+        """Return the Hugging Face model without peft's wrapper; its layers keep the adapters."""
         return self.model.get_base_model() if self.has_adapters else self.model
 
     @contextmanager
     def adapters_off(self) -> Iterator[None]:
-        """Inside, a LoRA policy is its own reference model."""
+        """Switch a LoRA policy's adapters off, which makes it its own reference model."""
         with self.model.disable_adapter():
             yield
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether attention follows a plan (``attention.py``), so that a group's prompt is computed and stored once."""
+        """Return whether a group's prompt is computed and stored once: attention follows plans."""
         return attention_of(self.causal_lm) == HOOKED
 
     @property
     def vocab_size(self) -> int:
-        """V of the model."""
+        """Return V of the model."""
         return self.causal_lm.config.get_text_config(decoder=True).vocab_size
 
     @property
     def keeps_state(self) -> bool:
-        """Whether layers hold state that is not attention."""
+        """Return whether layers hold state that is not attention."""
         return state_of(self.causal_lm) is not None
 
     def rule(self, sampling: Sampling, device: torch.device) -> HeadRule:
-        """How the model's logits become those that are sampled from."""
+        """Return the rule from the model's logits to those that are sampled from."""
         key = (device, *self.eos_ids)
         if key not in self._end_ids:
-            with torch.inference_mode(False):  # training uses what an evaluation has made
+            with torch.inference_mode(False):  # an evaluation may make it, and training use it
                 self._end_ids = {key: torch.tensor(self.eos_ids, device=device)}
         return HeadRule(sampling.temperature or 1.0, self._end_ids[key], self.num_tokens)
 
     def check_context(self, prompt_ids: Sequence[Tensor], max_new_tokens: int) -> None:
-        """Refuse prompts that the model cannot read, or cannot go on from for so long, before anything is sampled.
+        """Refuse prompts that the model cannot read, or cannot continue by so many tokens.
 
         Raises:
-            ValueError: the limit, and what to change.
+            ValueError: names the limit, and what to change.
         """
         lengths = [len(ids) for ids in prompt_ids]
         self.limits.check_ids(self.name, prompt_ids)
@@ -140,7 +139,7 @@ class PolicyModel(nn.Module):
         )
 
     def forward(self, packed: Packed, sampling: Sampling) -> TokenStats:
-        """Token statistics of every completion token.
+        """Compute the statistics of every completion token.
 
         Args:
             packed: a line of trees, each a prompt and its completions.
@@ -149,61 +148,56 @@ class PolicyModel(nn.Module):
         Returns:
             ``[b, T]`` statistics, 0 where there is no token; with a graph if gradients are on.
         """
-        hidden = self.completion_hidden(packed)
+        hidden = self.completion_hidden(packed)  # [M, H]
         HEAP.release(hidden.device)
-        may_end = packed.steps >= sampling.min_new_tokens if sampling.min_new_tokens else None
-        rule = self.rule(sampling, hidden.device)
-        if torch.is_grad_enabled() and len(hidden) <= self._rows(KEPT_LOGITS, hidden.device):
+        may_end = packed.positions >= sampling.min_new_tokens if sampling.min_new_tokens else None
+        rule, graph = self.rule(sampling, hidden.device), torch.is_grad_enabled()
+        if graph and len(hidden) <= rows_within(KEPT_LOGITS, hidden.device, self.vocab_size):
             return self._head_stats(hidden, packed.tokens, may_end, rule).map(packed.unpack)
         parts, weight = [], cast_head(self.causal_lm, hidden.device)
         for start in range(0, len(hidden), size := self.rows_at_once(hidden.device)):
             rows = slice(start, start + size)
-            chunk = (
-                hidden[rows],
-                packed.tokens[rows],
-                None if may_end is None else may_end[rows],
-                rule,
-                weight,
-            )
-            parts.append(
-                self._recomputed(*chunk) if torch.is_grad_enabled() else self._head_stats(*chunk)
-            )
+            ends = None if may_end is None else may_end[rows]
+            chunk = (hidden[rows], packed.tokens[rows], ends, rule, weight)
+            parts.append(self._recomputed(*chunk) if graph else self._head_stats(*chunk))
         merged = (torch.cat([getattr(part, f.name) for part in parts]) for f in fields(TokenStats))
         return TokenStats(*merged).map(packed.unpack)
 
     def completion_hidden(self, packed: Packed) -> Tensor:
-        """``[M, H]`` last hidden states that the completion tokens come from.
+        """Compute the last hidden states ``[M, H]`` that the completion tokens are predicted from.
 
         Raises:
-            ValueError: a context is longer than the model can be right for.
+            ValueError: a context is longer than the model computes correctly.
         """
-        set_quiet_mode(
-            self.model, self.training
-        )  # each time: Lightning restores modes without telling
+        # In every call, since Lightning switches modes back without a hook.
+        set_quiet_mode(self.model, self.training)
         trees = [tree for tree in packed.trees if tree.lengths]
         longest = [tree.prompt_length + max(tree.lengths) + 1 for tree in trees]
         self.limits.check(self.name, [tree.prompt_length for tree in trees], longest)
         if self.shares_prompts:
             plan = TreePlan(packed.trees, packed.input_ids.device)
-            line = self.hidden(packed.input_ids[None], packed.position_ids[None], plan)[0]
+            line = self.hidden(packed.input_ids[None], packed.position_ids[None], plan)[0]  # [N, H]
             return line.index_select(0, packed.source)
-        ids, source = own_rows(packed)
+        ids, source = own_rows(packed)  # [b, L], [M]
         hidden = body(self.causal_lm)(input_ids=ids, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1).index_select(0, source)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
-        """Last hidden states ``[n, tokens, H]`` with attention by a plan; ids and positions are ``[n, tokens]``."""
+        """Compute last hidden states ``[n, tokens, H]`` with attention by a plan.
+
+        Ids and positions are ``[n, tokens]``.
+        """
         return planned_hidden(body(self.causal_lm), input_ids, position_ids, plan)
 
     def rows_at_once(self, device: torch.device) -> int:
-        """Rows of logits that are made at a time where none are kept."""
-        return max(1, self._rows(MAX_LOGITS, device))
-
-    def _rows(self, sizes: dict[str, int], device: torch.device) -> int:
-        return sizes["cpu" if device.type == "cpu" else "cuda"] // self.vocab_size
+        """Return how many rows of logits are computed at a time where none are stored."""
+        return max(1, rows_within(MAX_LOGITS, device, self.vocab_size))
 
     def head(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The model's own logits ``[M, V]`` of hidden states ``[M, H]``; ``weight`` as ``cast_head`` gives it."""
+        """Compute the model's own logits ``[M, V]`` of hidden states ``[M, H]``.
+
+        ``weight`` is the head's, as ``cast_head`` returns it.
+        """
         return own_logits(self.causal_lm, hidden, weight)
 
     def _head_stats(
@@ -226,10 +220,12 @@ def _num_tokens(tokenizer: Any, vocabulary: str) -> int | None:
 
 
 def _end_ids(generation_config: Any, tokenizer: Any, num_tokens: int | None) -> list[int]:
-    """Ids that end a completion: the generation config's and the tokenizer's, as far as they can be sampled.
+    """Return the ids that end a completion: the generation config's and the tokenizer's.
+
+    Ids that cannot be sampled are left out.
 
     Raises:
-        ValueError: neither names any; a completion could never end.
+        ValueError: there is none, so that a completion could never end.
     """
     named = getattr(generation_config, "eos_token_id", None)
     candidates = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]

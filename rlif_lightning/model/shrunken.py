@@ -1,10 +1,10 @@
-"""A small copy of a model's configuration: every kind of layer once, narrow, with the same scalings and rotary kinds.
+"""Small copies of model configurations, with every kind of layer.
 
-``shrunken`` takes a Hugging Face configuration to one whose model has some ten thousand random
-numbers, so that what this library computes can be compared with the model's own forward before any
-weights are read (``rollout/self_check.py``). Widths and windows become those of ``small_sizes.py``,
-and only the first layers stay: as many as it takes to have each kind of layer. Multipliers, caps
-and ways to extend positions are not touched.
+``shrunken`` turns a Hugging Face configuration into one whose model has some ten thousand random
+weights. Before any real weights are read, ``rollout/self_check.py`` compares on it what this
+library computes with the model's own forward. Widths and windows become those of
+``small_sizes.py``. Only the first layers stay, as few as have each kind of layer. Multipliers, caps
+and ways to extend positions stay as they are.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from rlif_lightning.model.small_sizes import narrow, overrides
 
-DEEPEST = (
-    40  # layers; where each kind of layer is not found within these, the copy is not worth its time
-)
-SPREAD = 0.3  # standard deviation of the random weights: large enough that a fault changes log-probs by nats
+# Most layers of a copy. A deeper one would not be worth its time.
+DEEPEST = 40
+# Standard deviation of the random weights: large enough that a fault changes log-probs by nats.
+SPREAD = 0.3
 DEPTHS = (
     "num_hidden_layers",
     "n_layer",
@@ -33,30 +33,28 @@ DEPTHS = (
     "encoder_layers",
 )
 DEPTHS += ("num_decoder_layers", "num_encoder_layers", "num_layers_per_stack")
-OF_LAYERS = re.compile(
-    r"(idxs|indices|layer_ids|only_layers|moe_layers)$"
-)  # lists of layers' numbers
-NUMBERS = re.compile(
-    r"(idx|index|layer_id|layer_number|number|num.*layers)$"
-)  # attributes that say which layer it is
+# Names of lists of layer numbers.
+OF_LAYERS = re.compile(r"(idxs|indices|layer_ids|only_layers|moe_layers)$")
+# Names of attributes that hold a layer's number.
+NUMBERS = re.compile(r"(idx|index|layer_id|layer_number|number|num.*layers)$")
 
 
 class NotShrinkable(Exception):
-    """There is no small copy of this configuration."""
+    """A configuration without a small copy."""
 
 
 def shrunken(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A small copy of a configuration that Transformers knows.
+    """Return a small copy of a configuration that Transformers knows.
 
     Raises:
-        NotShrinkable: no model can be built of the small copy, or no few layers have every kind.
+        NotShrinkable: no model can be built from the small copy, or a few layers do not have every
+            kind.
     """
     small = copy.deepcopy(config)
     try:
         parts, text = _parts(small), small.get_text_config(decoder=True)
-        text = (
-            text if any(text is part for part in parts) else small
-        )  # of an encoder-decoder it would be a copy
+        if not any(text is part for part in parts):
+            text = small  # an encoder-decoder returns a copy of its decoder's part
         for part in parts:
             narrow(part)
             if part is not text:
@@ -64,18 +62,16 @@ def shrunken(config: PreTrainedConfig) -> PreTrainedConfig:
         _keep_every_kind(small, text)
     except NotShrinkable:
         raise
-    except (
-        Exception
-    ) as error:  # whatever an architecture's own code raises on sizes that it was not made for
+    except Exception as error:  # an architecture's own code may raise anything on small sizes
         raise NotShrinkable(f"{type(error).__name__}: {error}") from error
     return small
 
 
 @torch.no_grad()
 def random_model(config: PreTrainedConfig) -> Any:
-    """The model of a small configuration in float32 on the CPU, with weights that depend on the configuration alone.
+    """Build the model of a small configuration in float32 on the CPU.
 
-    The global random state stays as it was.
+    Its weights depend on the configuration alone. The global random state stays as it was.
 
     Raises:
         NotShrinkable: Transformers cannot build it.
@@ -92,30 +88,31 @@ def random_model(config: PreTrainedConfig) -> Any:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=SPREAD)
-            else:  # a bias or a norm: those that begin as zeros or ones would hide that they are not used
+            else:
+                # A bias of zeros or a norm of ones would hide that it is not used.
                 parameter += SPREAD / 3 * torch.randn_like(parameter)
     return model.eval()
 
 
 def _parts(config: PreTrainedConfig) -> list[Any]:
-    """The configuration and those inside it."""
+    """Return the configuration and those inside it."""
     inner = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
     return [config, *(part for each in inner for part in _parts(each))]
 
 
 def _keep_every_kind(config: PreTrainedConfig, text: Any) -> None:
-    """Cut the language model, in place, to the fewest layers that have every kind of layer which the whole one has."""
+    """Cut the language model, in place, to the fewest layers that have every kind of layer."""
     shared = vars(text).get("num_kv_shared_layers") or 0
     stacks = _stacks(config, text)
     kinds = _kinds(config, stacks)
     whole = len(kinds)
-    if shared:  # the last ones take the keys of those before them: as many again as it takes to have all kinds
+    if shared:
+        # The last layers use the keys of those before them, so each kind is needed in both halves.
         depth = min(2 * _prefix(kinds[: whole - shared]), whole)
         text.num_kv_shared_layers = shared if depth == whole else depth // 2
     else:
-        last = (
-            whole > 1 and kinds.count(kinds[-1]) == 1
-        )  # of its own kind, which the last of a few will be again
+        # A last layer of a kind of its own will be of that kind in the small copy as well.
+        last = whole > 1 and kinds.count(kinds[-1]) == 1
         once = kinds[:-1] if last else kinds
         depth = _prefix(once) + whole - len(once)
     depth = max(depth, min(2, whole))
@@ -127,13 +124,13 @@ def _keep_every_kind(config: PreTrainedConfig, text: Any) -> None:
 
 
 def _shape(config: PreTrainedConfig) -> Any:
-    """The model without numbers."""
+    """Return the model on the meta device."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager")
 
 
 def _stacks(config: PreTrainedConfig, text: Any) -> list[str]:
-    """Paths of the model's lists of decoder layers."""
+    """Return the paths of the model's lists of decoder layers."""
     depths = {getattr(text, name, None) for name in DEPTHS}
     lists = {
         path: len(part)
@@ -147,19 +144,19 @@ def _stacks(config: PreTrainedConfig, text: Any) -> list[str]:
 
 
 def _kinds(config: PreTrainedConfig, stacks: list[str]) -> list[str]:
-    """The kind of every decoder layer."""
+    """Return the kind of every decoder layer."""
     model = _shape(config)
     layers = [model.get_submodule(path).children() for path in stacks]
     return ["\n".join(map(_kind, each)) for each in zip(*layers, strict=False)]
 
 
 def _prefix(kinds: list[str]) -> int:
-    """Length of the shortest beginning that has every kind of layer."""
+    """Return the length of the shortest prefix that has every kind of layer."""
     return max(kinds.index(kind) for kind in set(kinds)) + 1
 
 
 def _kind(layer: nn.Module) -> str:
-    """What tells a layer from others: its modules' classes, shapes, and the values of plain attributes."""
+    """Return the kind of a layer: its modules' classes, shapes and values of plain attributes."""
     lines = []
     for path, module in layer.named_modules():
         plain = {
@@ -173,7 +170,7 @@ def _kind(layer: nn.Module) -> str:
 
 
 def _cut(config: Any, whole: int, depth: int) -> None:
-    """Keep the first layers: in place, with every list that has an entry or a number for each layer."""
+    """Keep the first layers, in place, also in lists of one entry for each layer."""
     for name, value in list(vars(config).items()):
         if name in DEPTHS and type(value) is int and whole and value % whole == 0:
             vars(config)[name] = value // whole * depth  # some count each layer more than once

@@ -1,8 +1,8 @@
 """Widths, windows and positions of a small copy of a model's configuration (``shrunken.py``).
 
-Configurations of different architectures call the same thing by different names. All names are in
-the tables here, with values that fit each other (hidden size = heads x head size, and so on).
-Multipliers and caps are in none of them.
+Different architectures give the same size different names. The tables have all names, with values
+that fit each other (hidden size = heads x head size, and so on). Multipliers and caps are in no
+table.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 VOCABULARY = 96  # tokens; more than the special ones that tokenizers begin with
 WINDOW = 4  # positions that a windowed layer sees
-REACH = 24  # positions up to which a model has its first rotary angles, where these depend on the length
-NOISE = 0.5  # of whatever dropout or jitter the configuration asks for: large enough to show in a few tokens
+# The length beyond which rotary angles change, in models whose angles depend on the length.
+REACH = 24
+# Dropout and jitter, where a configuration has them: large enough to show in a few tokens.
+NOISE = 0.5
 
-# The width of what configurations name; those of one model fit each other (hidden size = heads x
-# head size, and so on).
 SIZES: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"), VOCABULARY),
     **dict.fromkeys(
@@ -133,7 +133,7 @@ POSITIONS = (
 
 
 def narrow(config: Any) -> None:
-    """Small widths, windows and positions in place; what is None or absent stays so."""
+    """Make widths, windows and positions small, in place; what is None or absent stays so."""
     before = dict(vars(config))
     for name, value in before.items():
         if isinstance(value, float) and value > 0 and re.search("drop|jitter", name):
@@ -143,29 +143,26 @@ def narrow(config: Any) -> None:
     _narrow_heads(config, before)
     _narrow_single_layers(config, before)
     rope = before.get("rope_parameters")
-    if isinstance(rope, dict):  # one for all layers, or one for each type of layer
+    if isinstance(rope, dict):  # one rule for all layers, or one for each type of layer
         for part in (rope, *(each for each in rope.values() if isinstance(each, dict))):
             _shorten_rotary(config, part)
 
 
 def _narrow_heads(config: Any, before: dict[str, Any]) -> None:
-    """As many heads for keys as for queries, or one, or half as many: what the model has."""
+    """Set the key heads: as many as query heads, one, or half as many, like the model's."""
     heads = next((before[name] for name in HEADS if before.get(name) is not None), None)
     for name in KEY_HEADS:
         if before.get(name) is not None:
             vars(config)[name] = (
                 SIZES["num_heads"] if before[name] == heads else min(before[name], 2)
             )
-    if (
-        "expand" in before and "head_dim" in before
-    ):  # Mamba 2: all heads together are this much wider
-        vars(config)["head_dim"] = (
-            vars(config)["hidden_size"] * before["expand"] // SIZES["num_heads"]
-        )
+    if "expand" in before and "head_dim" in before:  # Mamba 2: the factor of all heads' width
+        width = vars(config)["hidden_size"] * before["expand"]
+        vars(config)["head_dim"] = width // SIZES["num_heads"]
 
 
 def _narrow_single_layers(config: Any, before: dict[str, Any]) -> None:
-    """Layers with widths of their own: as much wider or narrower than the others as they were."""
+    """Scale the widths of single layers by the same factor as those of the other layers."""
     for own in overrides(config).values():
         for name, value in own.items():
             if type(value) is int and before.get(name):
@@ -173,12 +170,12 @@ def _narrow_single_layers(config: Any, before: dict[str, Any]) -> None:
 
 
 def overrides(config: Any) -> dict[int, dict[str, Any]]:
-    """What single layers have of their own: number of the layer -> field -> value."""
+    """Return the fields that single layers override: number of the layer -> field -> value."""
     return getattr(vars(config).get("_heterogeneity_spec"), "per_layer_overrides", {})
 
 
 def _small(name: str, value: int) -> int | None:
-    """The small value of a field; None = it stays."""
+    """Return the small value of a field; None = it stays."""
     if name in SIZES:
         return SIZES[name] if value else value
     if name in AT_MOST:
@@ -193,7 +190,7 @@ def _small(name: str, value: int) -> int | None:
 
 
 def _shorten_rotary(config: Any, rope: dict[str, Any]) -> None:
-    """Tables of rotary angles as long as the small heads need, and extended beyond ``REACH`` positions."""
+    """Cut tables of rotary angles to the small heads, and let angles change beyond ``REACH``."""
     half = int(SIZES["head_dim"] * (rope.get("partial_rotary_factor") or 1.0)) // 2
     for name in ("short_factor", "long_factor"):
         if name in rope:

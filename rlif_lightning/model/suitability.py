@@ -1,6 +1,6 @@
-"""Which attention a model gets, found by trying, and which models are no policies.
+"""Choose a model's attention by trying, and refuse models that cannot be policies.
 
-The first of these that works: plans (``plan_hook.py``), the model's own ``sdpa``, the model's own
+A model gets the first of these that works: plans (``plan_hook.py``), its own ``sdpa``, its own
 ``eager``.
 """
 
@@ -23,8 +23,8 @@ from rlif_lightning.model.plan_hook import HOOKED, PlanError, attention_layers, 
 from rlif_lightning.model.scores import AttentionPlan
 from rlif_lightning.model.transformers_internals import attention_of, takes_other_attention
 
-# Layers whose output depends on all earlier tokens by other means than attention: kinds in configs,
-# names of classes.
+# Layers whose output depends on all earlier tokens by other means than attention: first their kinds
+# in configurations, then names of their classes.
 STATE_KINDS = re.compile("mamba|conv|compressed|linear|recurrent|hybrid|ssm|lstm")
 STATE_LAYERS = re.compile(
     "Mamba|SSM|DeltaNet|DeltaAttention|ShortConv|Recurrent|LightningAttention|LinearAttention|LSTM"
@@ -34,7 +34,10 @@ TRIAL = 4  # tokens
 
 
 def state_of(model: Any) -> str | None:
-    """What holds state that is not attention, if anything does: such models are neither packed nor cached."""
+    """Return what holds state that is not attention, or None.
+
+    Models with such state are neither packed nor cached.
+    """
     config = model.config.get_text_config(decoder=True)
     kinds = [str(kind) for field in KIND_FIELDS for kind in getattr(config, field, None) or ()]
     for kind in kinds:
@@ -50,22 +53,19 @@ def choose_attention(model: Any, name: str, replace: bool) -> None:
     """Set the attention implementation of a model.
 
     Args:
-        model: as it was made, with an implementation of its own.
+        model: as it was built, with an implementation of its own.
         name: of the model, for messages.
         replace: whether plans may replace it.
 
     Raises:
-        ValueError: in the model's own code, tokens see later ones, or its weights differ between
+        ValueError: in the model's own code tokens see later ones, or its weights differ between
             modes.
     """
-    if getattr(
-        model.config, "rescale_every", 0
-    ):  # RWKV: it divides its own weights in evaluation mode
+    if getattr(model.config, "rescale_every", 0):  # RWKV divides its weights in evaluation mode
         raise ValueError(
             f"model.policy.name={name!r}: {type(model).__name__} changes its weights between"
-            " training and evaluation"
-            f" (rescale_every={model.config.rescale_every}); set rescale_every to 0 in its"
-            " config.json"
+            f" training and evaluation (rescale_every={model.config.rescale_every}); set"
+            " rescale_every to 0 in its config.json"
         )
     reason = _replace(model) if replace else None
     if replace and reason is None:
@@ -73,10 +73,8 @@ def choose_attention(model: Any, name: str, replace: bool) -> None:
     if reason is not None:
         warnings.warn(
             f"{type(model).__name__} does not let its attention be replaced ({reason}): every"
-            " completion is computed"
-            " behind a prompt of its own, in a padded row, and rollouts do without shared prompts,"
-            " which is right but"
-            " slower and takes more memory",
+            " completion is computed with a prompt of its own in a padded row, also in rollouts;"
+            " results are correct, but slower and with more memory",
             stacklevel=2,
         )
     if model.device.type == "meta" or _is_causal(model):
@@ -87,13 +85,16 @@ def choose_attention(model: Any, name: str, replace: bool) -> None:
             return
     raise ValueError(
         f"model.policy.name={name!r}: in {type(model).__name__} tokens see later ones, so it"
-        " predicts nothing; use a"
-        " causal model, or set what makes this one causal in its config.json (is_decoder=true)"
+        " predicts nothing; use a causal model, or make this one causal in its config.json"
+        " (is_decoder=true)"
     )
 
 
 def _replace(model: Any) -> str | None:
-    """Let the model attend by plans; why not, if it cannot, with its own implementation put back."""
+    """Let the model attend by plans; return the reason if it cannot, or None.
+
+    A model that cannot keeps its own implementation.
+    """
     own, state = attention_of(model), state_of(model)
     if state is not None:
         return f"it holds state that is not attention: {state}"
@@ -105,9 +106,8 @@ def _replace(model: Any) -> str | None:
     ids = _trial_ids(model)
     try:
         with _evaluating(model):
-            with torch.device(
-                "cpu"
-            ):  # a plan is laid out there; while a model is loaded, the default is its device
+            # A plan is made on the CPU. While a model is loaded, the default device is its own.
+            with torch.device("cpu"):
                 plan = TreePlan([Tree(0, TRIAL // 2, (TRIAL // 2,))], ids.device)
             planned_hidden(body(model), ids, torch.arange(TRIAL, device=ids.device)[None], plan)
     except PlanError as error:
@@ -119,10 +119,12 @@ def _replace(model: Any) -> str | None:
 def planned_hidden(
     base: Any, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan
 ) -> Tensor:
-    """Last hidden states ``[n, tokens, H]`` with attention by a plan; ids and positions are ``[n, tokens]``.
+    """Compute last hidden states ``[n, tokens, H]`` with attention by a plan.
+
+    Ids and positions are ``[n, tokens]``.
 
     Raises:
-        PlanError: the model does not follow it.
+        PlanError: the model does not follow the plan.
     """
     with following(plan, attention_layers(base)):
         return base(
@@ -134,7 +136,7 @@ def planned_hidden(
 
 
 def _is_causal(model: Any) -> bool:
-    """Whether hidden states stay the same when later tokens change."""
+    """Return whether hidden states stay the same when later tokens change."""
     ids = _trial_ids(model)
     other = ids.clone()
     other[:, TRIAL // 2 :] = ids[:, :1]

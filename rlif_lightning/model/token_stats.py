@@ -15,12 +15,18 @@ from rlif_lightning.records import TokenStats
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precisions become float32; float32 and float64 stay."""
+    """Cast half precisions to float32; float32 and float64 stay."""
     return values.float() if values.dtype.itemsize < 4 else values
 
 
 class SoftmaxParts(NamedTuple):
-    """Of ``[N, V]`` logits: ``weights = exp(z - max z)``, ``log_normalizer = logsumexp(z)`` and ``entropy`` (nats)."""
+    """The softmax of logits z ``[N, V]`` in parts.
+
+    Attributes:
+        weights: ``[N, V]``, ``exp(z - max z)``: the softmax weights before normalisation.
+        log_normalizer: ``[N]``, ``logsumexp(z)``.
+        entropy: ``[N]``, nats.
+    """
 
     weights: Tensor
     log_normalizer: Tensor
@@ -28,8 +34,8 @@ class SoftmaxParts(NamedTuple):
 
 
 def softmax_parts(logits: Tensor) -> SoftmaxParts:
-    """What both drawing and measuring a token need, in the fewest passes: ``[N, V] -> [N, V], [N], [N]``."""
-    highest = logits.amax(-1, keepdim=True)
+    """Compute what drawing and measuring a token both need, in the fewest passes over logits."""
+    highest = logits.amax(-1, keepdim=True)  # [N, 1]
     shifted = logits - highest
     weights = shifted.exp()
     total = weights.sum(-1)
@@ -39,7 +45,10 @@ def softmax_parts(logits: Tensor) -> SoftmaxParts:
 
 
 def forbid(logits: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
-    """A copy of ``[N, V]`` logits in which tokens ``ids`` have probability 0 in the ``rows [N]`` (bool) marked."""
+    """Return a copy of logits ``[N, V]`` in which tokens ``ids`` have probability 0 in some rows.
+
+    ``rows`` is ``[N]`` bool: those rows.
+    """
     floor = torch.finfo(logits.dtype).min
     return logits.index_copy(-1, ids, logits[:, ids].masked_fill(rows.unsqueeze(-1), floor))
 
@@ -50,7 +59,7 @@ def token_stats(
     forbidden: tuple[Tensor, Tensor] | None = None,
     parts: SoftmaxParts | None = None,
 ) -> TokenStats:
-    """The three statistics of each token in one pass over its logits ``z``, in nats.
+    """Compute the three statistics of each token in one pass over its logits ``z``, in nats.
 
     The log-probability is ``z[token] - logsumexp(z)``. The entropy is
     ``logsumexp(z) - Σ softmax(z) z``, in [0, log V]. Self-certainty is
@@ -62,7 +71,7 @@ def token_stats(
         forbidden: optional (ids ``[E]``, rows ``[N]`` bool): tokens that could not be sampled in
             those rows (end-of-sequence before the minimum length). They have probability 0 and V
             counts the others only.
-        parts: of the logits after :func:`forbid`, if they are at hand.
+        parts: of the logits after :func:`forbid`, where the caller has computed them.
 
     Returns:
         ``TokenStats`` of ``[N]`` tensors, float32 (float64 for float64 logits).

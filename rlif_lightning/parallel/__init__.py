@@ -1,1 +1,1 @@
-"""The policy divided between processes: FSDP2, tensor parallelism, and loading and saving in parts."""
+"""Models that are divided between processes, and passes that all data ranks make together."""

@@ -1,10 +1,19 @@
-"""FSDP2: each process holds a part of the policy (and of the reference), layer by layer.
+"""FSDP2: each process holds a shard of the policy and of the reference, layer by layer.
 
-``running/strategies.py`` decides when.
+``running/strategies.py`` decides when. With 2 layers on 2 processes, each parameter is split along
+its first dimension, and process 0 holds the first half of every one:
 
-Every decoder layer is gathered when it is used and let go afterwards; embedding, final norm and
-head are the root's. During a rollout everything is gathered once instead (``whole_weights``), so
-that processes may generate different lengths without waiting for each other at each token.
+    root       embedding [V, D], final norm [D], head [V, D]    shards [V/2, D], [D/2], [V/2, D]
+    layer 0    query weight [H, D], ...                         shards [H/2, D], ...
+    layer 1    query weight [H, D], ...                         shards [H/2, D], ...
+
+    update     forward:  gather the root | gather 0, compute, reshard | gather 1, compute, reshard
+               backward: gather 1, reduce-scatter its gradient | gather 0, ... | the root
+    rollout    gather everything once | draw all tokens | reshard (``whole_weights``)
+
+In an update each gather is a collective, so all processes make the same number of passes
+(``passes.py``). In a rollout the processes draw completions of different lengths. Gathering
+everything once keeps collectives out of the token loop, and no process waits at each token.
 """
 
 from __future__ import annotations
@@ -42,15 +51,15 @@ from rlif_lightning.sampling import Sampling
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a model is divided.
+    """How a model is sharded.
 
     Attributes:
         mesh: of the processes, one dimension.
         device: that this process computes on.
-        cpu_offload: parameters, gradients and optimiser state wait in the CPU's memory.
-        keep_sharded: during rollouts too.
-        low_precision: of the gathered weights; gradients are reduced in float32; None = as they are
-            stored.
+        cpu_offload: parameters, gradients and optimiser state are kept in the CPU's memory.
+        keep_sharded: layers stay sharded during rollouts too.
+        low_precision: of the gathered parameters, with gradients reduced in float32; None = that of
+            the stored ones.
     """
 
     mesh: DeviceMesh
@@ -61,7 +70,7 @@ class Sharding:
 
 
 def sharded_policy(policy: Policy, sharding: Sharding, frozen: bool = False) -> PolicyModel:
-    """A policy of which this process reads and holds its part only (a collective).
+    """Load a policy of which this process reads and holds its shard only (a collective).
 
     Raises:
         ValueError: the model's decoder layers are unknown, or its weights cannot be read in parts.
@@ -82,14 +91,13 @@ def sharded_policy(policy: Policy, sharding: Sharding, frozen: bool = False) -> 
     fully_shard(model, **settings)
     modules = sharded_modules(model)
     for module, before in zip(modules, [modules[-1], *modules[:-1]], strict=True):
-        # Said by name: FSDP would go by the passes it saw, and those of a rollout are not the same
-        # on every rank.
+        # The order is set explicitly: FSDP would derive it from earlier passes, and those of a
+        # rollout differ between data ranks.
         module.set_modules_to_backward_prefetch([before])
     fill(model, policy, torch.device("cpu") if sharding.cpu_offload else sharding.device)
     move_buffers(model, sharding.device)
-    with (
-        torch.no_grad()
-    ):  # FSDP finds out at the first pass what is the root: that must be the whole
+    # The module of the first pass becomes FSDP's root, and that must be the whole model.
+    with torch.no_grad():
         model(filler(model, sharding.device), Sampling())
     reshard_after_forward(model)
     return model
@@ -101,22 +109,23 @@ def _decoder_layers(model: PolicyModel) -> list[torch.nn.Module]:
     if not layers:
         raise ValueError(
             f"{type(model.causal_lm).__name__} does not name its decoder layers"
-            " (_no_split_modules), so it cannot be"
-            " sharded layer by layer; use configs/strategy/ddp.yaml"
+            " (_no_split_modules), so it cannot be sharded layer by layer; use"
+            " configs/strategy/ddp.yaml"
         )
     return layers
 
 
 def sharded_modules(model: torch.nn.Module) -> list[FSDPModule]:
-    """The modules that are gathered as one each, the root first; none in a model that is whole everywhere."""
+    """Return the modules that are gathered as one each, the root first; none if not sharded."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 @contextmanager
 def whole_weights(policy: PolicyModel) -> Iterator[None]:
-    """Inside, no forward pass needs another process (unless the policy ``keeps_sharded``: then only the root's part).
+    """Gather all parameters, so that no forward pass inside is a collective.
 
-    A collective at its beginning; nothing happens if the policy is not sharded.
+    Under ``keeps_sharded`` the root's parameters alone are gathered, and each layer of a pass still
+    is a collective. Entering is a collective. A policy that is not sharded stays as it is.
     """
     modules = sharded_modules(policy)
     if not modules:
@@ -137,7 +146,10 @@ def whole_weights(policy: PolicyModel) -> Iterator[None]:
 
 
 def whole_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
-    """The whole weights of ``policy.model`` on the CPU, on rank 0; nothing on the others (a collective if divided)."""
+    """Return the whole weights of ``policy.model`` on the CPU (a collective if it is divided).
+
+    A divided policy's weights are returned on the first process, and nothing on the others.
+    """
     if is_split(policy):
         return gathered_state_dict(policy.model)
     if not sharded_modules(policy):
@@ -149,12 +161,16 @@ def whole_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
 
 
 def whole_tensor(value: Tensor) -> Tensor:
-    """The value itself of what may be divided between processes (a collective if it is)."""
+    """Return the whole of a tensor that may be sharded (a collective if it is)."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def clip_gradients(policy: PolicyModel, max_norm: float) -> Tensor:
-    """Clip the norm of the whole model's gradient; what it was before, on every rank (a collective if divided)."""
+    """Clip the norm of the whole model's gradient (a collective if the policy is divided).
+
+    Returns:
+        The norm before clipping, a scalar, the same on every process.
+    """
     if is_split(policy):
         return clip_split_gradients(policy, max_norm)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]

@@ -1,8 +1,8 @@
-"""Weights of a model that is divided between processes: built without any, then each process reads its own part only.
+"""Loading of a model that is divided between processes: each process reads its own part only.
 
 ``empty_model`` makes the Hugging Face model on the meta device, which holds shapes and no numbers.
-Once it is divided (``fsdp.py``, ``tensor_parallel.py``), ``fill`` reads this process's slices from
-the safetensors files, one parameter after the other.
+Once the model is divided (``fsdp.py``, ``tensor_parallel.py``), ``fill`` reads this process's
+slices from the safetensors files, one parameter after the other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rlif_lightning.parallel.tensor_parallel_layers import split_dim
 
 
 def empty_model(policy: Policy) -> Any:
-    """As ``policy.load_pretrained``, on the meta device: parameters have shapes only, buffers their values.
+    """Make the policy's model on the meta device: parameters have shapes only, buffers values.
 
     Raises:
         ValueError: no such folder or hub model.
@@ -51,18 +51,18 @@ def empty_model(policy: Policy) -> Any:
             attn_implementation=own_attention(policy),
             trust_remote_code=policy.trust_remote_code,
         )
-    with suppress(OSError):  # no file: the one made from the model's config stays
+    with suppress(OSError):  # without such a file the one made from the model's config stays
         model.generation_config = GenerationConfig.from_pretrained(
             resolve_model(policy.name), **source
         )
     for parameter in model.parameters():
-        mark_as_loaded(parameter)  # so that the next line computes buffers only
+        mark_as_loaded(parameter)  # the next line then computes buffers only
     _compute_buffers(model)
     return prepare_model(model, policy)
 
 
 def _compute_buffers(model: Any) -> None:
-    """Give buffers that are in no file (rotary frequencies) their values, as Hugging Face's own loading does."""
+    """Compute buffers that no file holds (rotary frequencies), as Hugging Face's loading does."""
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name in module._non_persistent_buffers_set:
@@ -76,10 +76,10 @@ def fill(model: PolicyModel, policy: Policy, device: torch.device) -> None:
     """Read this process's part of every parameter that is still on the meta device.
 
     Args:
-        model: divided; its parameters are DTensors, split by rows, or those of
+        model: divided; its parameters are DTensors, split along their first dimension, or those of
             ``tensor_parallel_layers.py``.
-        policy: where the weights are.
-        device: where they go.
+        policy: names the model's files.
+        device: of the parameters.
 
     Raises:
         ValueError: the files are no safetensors, or do not have a parameter.
@@ -106,27 +106,26 @@ def fill(model: PolicyModel, policy: Policy, device: torch.device) -> None:
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:
-    """Buffers are whole on every process."""
+    """Move all buffers to a device; they are whole on every process."""
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
 
 
 def _parameters(model: nn.Module) -> dict[int, tuple[list[str], list[tuple[nn.Module, str]]]]:
-    """Every parameter once (a tied one has several names): its names in files, and the modules that hold it."""
+    """Return every parameter once, tied ones too: its names in files and the owning modules."""
     found: dict[int, tuple[list[str], list[tuple[nn.Module, str]]]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             names, owners = found.setdefault(id(parameter), ([], []))
-            names.append(
-                f"{prefix}.{name}".replace(".base_layer.", ".")
-            )  # peft's wrapper around an adapted layer
+            # peft wraps an adapted layer and calls it base_layer; files know no wrapper.
+            names.append(f"{prefix}.{name}".replace(".base_layer.", "."))
             owners.append((module, name))
     return found
 
 
 def _weight_files(policy: Policy) -> dict[str, str]:
-    """Tensor's name -> the safetensors file that has it."""
+    """Return tensor name -> the safetensors file that holds it."""
 
     def cached(name: str) -> str | None:
         return cached_or_none(resolve_model(policy.name), name, policy.revision or "main")
@@ -140,29 +139,31 @@ def _weight_files(policy: Policy) -> dict[str, str]:
     if path is None:
         raise ValueError(
             f"policy.name={policy.name!r} has neither {SAFE_WEIGHTS_NAME} nor"
-            f" {SAFE_WEIGHTS_INDEX_NAME}; a sharded run"
-            " reads safetensors only: load the model once and save it with save_pretrained"
+            f" {SAFE_WEIGHTS_INDEX_NAME}; a sharded run reads safetensors only: load the model once"
+            " and save it with save_pretrained"
         )
     with safe_open(path, framework="pt") as file:
         return dict.fromkeys(file.keys(), path)
 
 
 def _find(names: list[str], files: dict[str, str], prefix: str, policy: Policy) -> tuple[str, str]:
-    """File and stored name of a parameter; files of a bare base model leave its prefix out."""
+    """Return file and stored name of a parameter; a base model's files leave its prefix out."""
     for name in names:
         for stored in (name, name.removeprefix(f"{prefix}.")):
             if stored in files:
                 return files[stored], stored
     raise ValueError(
         f"policy.name={policy.name!r}: its files have no tensor {names[0]!r} (they have"
-        f" {', '.join(sorted(files)[:3])},"
-        " ...); a sharded run needs the names of the model's code: load the model once and save it"
-        " with save_pretrained"
+        f" {', '.join(sorted(files)[:3])}, ...); a sharded run needs the names of the model's code:"
+        " load the model once and save it with save_pretrained"
     )
 
 
 def _own_part(parameter: Any, dim: int | None, stored: Any, name: str) -> Tensor:
-    """This process's part of a stored tensor: rows of a DTensor, an equal part along ``dim``, or all of it."""
+    """Return this process's part of a stored tensor.
+
+    It is a DTensor's shard, an equal part along ``dim``, or all of it.
+    """
     shape = list(parameter.shape)
     if dim is not None:
         shape[dim] *= dist.get_world_size()
@@ -171,8 +172,9 @@ def _own_part(parameter: Any, dim: int | None, stored: Any, name: str) -> Tensor
             f"{name} has the shape {stored.get_shape()} in its file; the model needs {shape}"
         )
     if dim is not None:
-        size, rank = parameter.shape[dim], dist.get_rank()
-        return stored[(*[slice(None)] * dim, slice(rank * size, (rank + 1) * size))].contiguous()
+        size, process = parameter.shape[dim], dist.get_rank()
+        part = slice(process * size, (process + 1) * size)
+        return stored[(*[slice(None)] * dim, part)].contiguous()
     if not isinstance(parameter, DTensor):
         return stored[:]
     (placement,), mesh = parameter.placements, parameter.device_mesh

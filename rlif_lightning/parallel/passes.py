@@ -1,7 +1,10 @@
-"""Forward passes that every data rank makes equally often, and the scoring pass built on them.
+"""Forward passes that every data rank makes equally often, and the measuring pass built on them.
 
-Under FSDP2 a pass gathers the weights of each layer together with all other ranks. A rank with
-fewer micro-batches than the others therefore makes filler passes, whose result counts for nothing.
+Under FSDP2 a pass gathers the parameters of each layer, which is a collective. A data rank with
+fewer micro-batches than the others therefore makes filler passes, whose results are dropped:
+
+    data rank 0, 3 micro-batches    own     own  own
+    data rank 1, 2 micro-batches    filler  own  own
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ from rlif_lightning.sampling import Sampling
 
 
 def reshard_after_forward(policy: PolicyModel) -> None:
-    """After passes without gradients: FSDP keeps the root's part for a backward pass that will not come."""
+    """Reshard the root after passes without gradients: FSDP keeps it gathered for a backward."""
     if isinstance(policy, FSDPModule):
         policy.reshard()
 
 
 def filler(policy: PolicyModel, device: torch.device) -> Packed:
-    """The shortest line of tokens there is, for a pass whose result counts for nothing."""
+    """Return the shortest line of tokens there is, for a pass whose result is dropped."""
     token = torch.tensor([policy.eos_ids[0]], device=device)
     ones = torch.ones((1, 1), dtype=torch.bool, device=device)
     return next(pack(Completions([token], token.unsqueeze(0), ones, group_size=1), 2))
@@ -34,10 +37,16 @@ def filler(policy: PolicyModel, device: torch.device) -> Packed:
 def equal_passes(
     policy: PolicyModel, micro_batches: list[Packed], device: torch.device, at_least: int = 0
 ) -> list[tuple[Packed, bool]]:
-    """As many passes on every rank (a collective): each gathers the weights of sharded layers together with the others.
+    """Add fillers, so that every data rank makes the same number of passes (a collective).
+
+    Args:
+        policy: whose passes they are.
+        micro_batches: of this data rank.
+        device: of the fillers.
+        at_least: number of passes.
 
     Returns:
-        Micro-batches, and whether each is this rank's own; the rest are fillers.
+        Micro-batches, and whether each is this data rank's own; the others are fillers.
     """
     number = max(len(micro_batches), at_least)
     if is_distributed():
@@ -51,7 +60,14 @@ def equal_passes(
 def measure_tokens(
     policy: PolicyModel, completions: Completions, sampling: Sampling, max_tokens: int
 ) -> TokenStats:
-    """``[B, T]`` statistics of completions in one packed pass without gradients (0 outside the mask)."""
+    """Compute ``[B, T]`` statistics of completions in packed passes without gradients.
+
+    Args:
+        policy: the model.
+        completions: of B completions; a statistic is 0 outside of their mask.
+        sampling: how they were drawn.
+        max_tokens: budget of one pass.
+    """
     mask = completions.mask
     passes = equal_passes(policy, list(pack(completions, max_tokens)), mask.device)
     scored = [(packed.rows, policy(packed, sampling), own) for packed, own in passes]

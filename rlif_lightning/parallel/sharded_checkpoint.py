@@ -1,7 +1,7 @@
-"""Checkpoints into which every process writes its own part: folders in PyTorch's distributed format.
+"""Sharded checkpoints, in PyTorch's distributed format: each process writes its own part.
 
-Its index is a pickle, and values that are no tensors are pickles too: both are looked through
-before they are read, so that no file can run code.
+The index of such a folder is a pickle, and so are values that are no tensors. Both are checked
+before they are read, so that no file can execute code.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ INDEX, REST = ".metadata", "meta.pt"
 FORMAT = "torch.distributed.checkpoint."
 KNOWN = {
     f"{FORMAT}metadata": {
-        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
-        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
     },
     f"{FORMAT}filesystem": {"_StorageInfo"},
-    "torch": {"Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"},
+    "torch": {
+        "Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8",
+        "uint8", "bool",
+    },
     "torch.serialization": {"_get_layout"},
     "pathlib": {"PosixPath", "Path"},
 }  # fmt: skip
@@ -45,7 +48,7 @@ class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in KNOWN.get(module, ()):
             raise pickle.UnpicklingError(
-                f"its index names {module}.{name}, which has no place there"
+                f"its index names {module}.{name}, which does not belong there"
             )
         return super().find_class(module, name)
 
@@ -58,7 +61,7 @@ class _CheckedPlanner(DefaultLoadPlanner):
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that is no such checkpoint, is unfinished, or would run code.
+    """Refuse a folder that is no such checkpoint, is unfinished, or would execute code.
 
     Raises:
         ValueError: names the folder.
@@ -76,10 +79,10 @@ def check_folder(path: Path) -> None:
 
 
 def read_index(path: Path) -> Metadata:
-    """The index of such a folder: which tensors there are, and where their parts lie; runs nothing.
+    """Read a folder's index, which lists tensors and the files of their parts; execute nothing.
 
     Raises:
-        UnpicklingError: it names what has no place in an index.
+        UnpicklingError: the index names a type that does not belong there.
     """
     with (path / INDEX).open("rb") as file:
         return _Index(file).load()
@@ -88,7 +91,11 @@ def read_index(path: Path) -> Metadata:
 def load_folder(
     path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], strict: bool = True
 ) -> dict[str, Any]:
-    """Each process reads its part (a collective), however many processes wrote; what else the checkpoint holds."""
+    """Load this process's part of a folder, however many processes wrote it (a collective).
+
+    Returns:
+        The entries of the checkpoint that are neither weights nor optimiser states.
+    """
     check_folder(path)
     weights = model_state(model)
     dcp.load({"state_dict": weights}, checkpoint_id=path, planner=_CheckedPlanner())
@@ -105,12 +112,12 @@ def load_folder(
 
 
 def model_state(model: nn.Module) -> dict[str, Any]:
-    """A model's weights as a folder has them: what is divided as DTensors of the same memory."""
+    """Return a model's weights as a folder holds them: split ones as DTensors of their memory."""
     return as_dtensors(get_model_state_dict(model), model)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """As :func:`model_state`."""
+    """Return an optimiser's state as a folder holds it; as :func:`model_state`."""
     state: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer))
     return {**state, "state": as_dtensors(state["state"], model)}
 
@@ -118,7 +125,11 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def load_part_of_file(
     path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], strict: bool = True
 ) -> dict[str, Any]:
-    """Each process of a split model takes its part of one whole file; what else the checkpoint holds."""
+    """Load this process's part of one whole file into a split model.
+
+    Returns:
+        The entries of the checkpoint that are neither weights nor optimiser states.
+    """
     whole = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     dims = split_dims(model)
     weights = {
@@ -128,9 +139,8 @@ def load_part_of_file(
     trained = [
         dims.get(name) for name, parameter in model.named_parameters() if parameter.requires_grad
     ]
-    for optimizer, state in zip(
-        optimizers, whole.pop("optimizer_states"), strict=False
-    ):  # none where nothing trains
+    # Without training there is no optimiser, but the file has its state.
+    for optimizer, state in zip(optimizers, whole.pop("optimizer_states"), strict=False):
         for number, values in state["state"].items():
             for key, value in values.items():
                 values[key] = own_part(value, trained[number] if value.dim() else None)

@@ -1,7 +1,7 @@
-"""Tensor parallelism: every process has a part of each decoder layer, and all work on the same rows.
+"""Tensor parallelism: each process has a part of every decoder layer, for the same completions.
 
-Which linear layers are split, and how, says the Hugging Face model's own plan
-(``base_model_tp_plan`` of its config). Embedding, norms and head are whole on every process.
+The Hugging Face model's own plan (``base_model_tp_plan`` of its config) says which linear layers
+are split, and how. Embedding, norms and head are whole on every process.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from rlif_lightning.parallel.tensor_parallel_layers import (
 )
 
 STYLES: dict[str, type[nn.Linear]] = {"colwise": ColumnLinear, "rowwise": RowLinear}
-BETWEEN = "replicated_with_grad_allreduce"  # norms of single heads: whole, but each process sees its own heads only
+# Norms of single heads: each process has the whole norm, but applies it to its own heads only.
+BETWEEN = "replicated_with_grad_allreduce"
 INSTEAD = "use --config configs/strategy/fsdp2.yaml"
 
 
 def split_policy(policy: Policy, device: torch.device, frozen: bool = False) -> PolicyModel:
-    """A policy of which this process reads and holds its part only (a collective).
+    """Load a policy of which this process reads and holds its part only (a collective).
 
     Raises:
         ValueError: LoRA, a model that cannot be split or not by this number of processes, or
@@ -53,7 +54,7 @@ def split_policy(policy: Policy, device: torch.device, frozen: bool = False) -> 
 
 
 def _split(model: Any, name: str, num_parts: int) -> Any:
-    """Put parts in the place of the linear layers that the model's plan names."""
+    """Replace the linear layers that the model's plan names by parts of them."""
     plan = getattr(model.config.get_text_config(), "base_model_tp_plan", None)
     if not plan:
         raise ValueError(
@@ -64,8 +65,8 @@ def _split(model: Any, name: str, num_parts: int) -> Any:
     if unknown:
         raise ValueError(
             f"model.policy.name={name!r}: the plan of {type(model).__name__} has entries of an"
-            " unknown kind,"
-            f" {', '.join(unknown)} (known: {', '.join([*STYLES, BETWEEN])}); {INSTEAD}"
+            f" unknown kind, {', '.join(unknown)} (known: {', '.join([*STYLES, BETWEEN])});"
+            f" {INSTEAD}"
         )
     _check_numbers(model.config.get_text_config(), name, num_parts)
     styles = _styles(model.base_model, plan)
@@ -90,7 +91,7 @@ def _split(model: Any, name: str, num_parts: int) -> Any:
 
 
 def _styles(model: nn.Module, plan: dict[str, str]) -> dict[str, str]:
-    """The plan's entry of every module that it names; ``*`` in it stands for the number of a layer."""
+    """Return the plan's entry of every module that it names; its ``*`` is a layer's number."""
     patterns = {
         re.compile(re.escape(name).replace(r"\*", r"\d+")): style for name, style in plan.items()
     }
@@ -109,34 +110,32 @@ def _check_numbers(config: Any, name: str, num_parts: int) -> None:
         if number is not None and number % num_parts:
             raise ValueError(
                 f"trainer.devices: {num_parts} processes cannot share {field}={number} of {name!r}"
-                " evenly; take a"
-                f" number that divides it, or {INSTEAD}"
+                f" evenly; take a number that divides it, or {INSTEAD}"
             )
 
 
 def _check_neighbours(model: Any, styles: dict[str, str]) -> None:
-    """A parameter beside split layers that the plan does not name would get a part of its gradient."""
+    """Refuse unplanned parameters beside split layers: they would get a part of their gradient."""
     for parent in sorted({path.rpartition(".")[0] for path in styles}):
         for name, _ in model.base_model.get_submodule(parent).named_parameters(parent):
             if name.rpartition(".")[0] not in styles:
                 raise ValueError(
-                    f"the plan of {type(model).__name__} does not say what becomes of {name},"
-                    " which lies beside layers"
-                    f" that are split; {INSTEAD}"
+                    f"the plan of {type(model).__name__} does not name {name}, which belongs to the"
+                    f" same module as layers that are split; {INSTEAD}"
                 )
 
 
 def is_split(model: nn.Module) -> bool:
-    """Whether a model's layers are divided between processes."""
+    """Say whether a model's layers are split between processes."""
     return any(isinstance(module, (ColumnLinear, RowLinear)) for module in model.modules())
 
 
 @torch.no_grad()
 def clip_split_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Make gradients whole and alike, and clip the norm of the whole model's gradient (a collective).
+    """Synchronise gradients, and clip the norm of the whole model's gradient (a collective).
 
-    Parameters that every process has get the first one's gradient, so that no rounding lets the
-    copies drift apart; those that saw some heads only get the sum.
+    Parameters that every process has get the first process's gradient, so that rounding does not
+    let the copies drift apart. Norms of single heads get the sum of all processes' gradients.
 
     Returns:
         The norm before clipping, the same on every process.
@@ -164,19 +163,17 @@ def clip_split_gradients(model: nn.Module, max_norm: float) -> Tensor:
 
 
 def gathered_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The whole weights on the CPU of the first process, nothing on the others (a collective)."""
+    """Return the whole weights on the first process's CPU, nothing elsewhere (a collective)."""
     dims, wholes = split_dims(model), {}
     for name, value in model.state_dict().items():
         whole = gathered(value, dims.get(name))
         if whole is not None:
-            wholes[name] = (
-                whole.cpu()
-            )  # one after the other: a GPU need not have room for the whole
+            wholes[name] = whole.cpu()  # one at a time: a GPU need not have room for all
     return wholes
 
 
 def as_dtensors(values: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Parts as PyTorch's distributed checkpoints know them: what is in them is the same memory.
+    """Wrap split tensors as DTensors of the same memory, for PyTorch's distributed checkpoints.
 
     Args:
         values: by the names of the model's parameters (a tensor, or the optimiser's state of one).
@@ -196,13 +193,14 @@ def as_dtensors(values: dict[str, Any], model: nn.Module) -> dict[str, Any]:
 def _as_dtensor(value: Any, dim: int, mesh: DeviceMesh) -> Any:
     if isinstance(value, dict):
         return {key: _as_dtensor(each, dim, mesh) for key, each in value.items()}
-    if not isinstance(value, Tensor) or value.dim() == 0:  # such as the optimiser's count of steps
+    # A scalar is no part of anything: the optimiser's count of steps.
+    if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     return DTensor.from_local(value, mesh, [Shard(dim)], run_check=False)
 
 
 def as_parts(values: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The way back from :func:`as_dtensors`."""
+    """Unwrap the DTensors that :func:`as_dtensors` made."""
     dims = split_dims(model)
     return {name: _as_part(value) if name in dims else value for name, value in values.items()}
 

@@ -1,8 +1,14 @@
-"""Linear layers of which each process computes a part: some outputs, or a share of every sum.
+"""Linear layers of which each process computes a part: some outputs, or a part of every sum.
 
-``ColumnLinear``, then what works on features one by one (activations, attention heads), then
-``RowLinear`` is what two whole layers are; processes meet once in the forward pass, after the
-second, and once for each first layer in the backward pass. Source:
+``ColumnLinear``, then a function of single features or heads, then ``RowLinear`` equals two whole
+layers. On 2 processes, with 4 inputs, 6 hidden features and 4 outputs:
+
+    ColumnLinear    [..., 4] whole    to [..., 3]    its weight is [3, 4] of the whole [6, 4]
+    activation      [..., 3]          to [..., 3]    no communication: it works feature by feature
+    RowLinear       [..., 3]          to [..., 4]    its weight is [4, 3] of the whole [4, 6];
+                                                     an all-reduce sums the two processes' outputs
+
+The backward pass needs one all-reduce for each ``ColumnLinear``, of its input's gradient. Source:
 https://arxiv.org/abs/1909.08053, section 3.
 """
 
@@ -23,7 +29,7 @@ def _summed(values: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; its gradient is every process's own."""
+    """The sum over processes; every process's output gradient is its input gradient."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -35,7 +41,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _SumOfGradients(torch.autograd.Function):
-    """The same values; their gradient is summed over processes, each of which used them for other outputs."""
+    """The identity; its gradient is summed over processes, which compute different outputs."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -50,18 +56,18 @@ class ColumnLinear(nn.Linear):
     """From the whole input to this process's outputs.
 
     Attributes:
-        split: parameter -> the dimension that is divided between processes, in equal parts by rank.
+        split: parameter -> the dimension that is split into equal parts, in the order of processes.
     """
 
     split: ClassVar = {"weight": 0, "bias": 0}
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[..., in]`` to ``[..., out / processes]``."""
+        """Compute ``[..., in]`` to ``[..., out / processes]``."""
         return super().forward(_SumOfGradients.apply(input))
 
 
 class RowLinear(nn.Linear):
-    """From this process's inputs to the whole output (a collective); every process has the whole bias.
+    """From this process's inputs to the whole output; every process has the whole bias.
 
     Attributes:
         split: as in ``ColumnLinear``.
@@ -70,13 +76,13 @@ class RowLinear(nn.Linear):
     split: ClassVar = {"weight": 1}
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[..., in / processes]`` to ``[..., out]``."""
+        """Compute ``[..., in / processes]`` to ``[..., out]`` (a collective)."""
         whole = _Sum.apply(linear(input, self.weight))
         return whole if self.bias is None else whole + self.bias.to(whole.dtype)
 
 
 def empty_part(whole: nn.Linear, kind: type[nn.Linear], num_parts: int) -> nn.Linear:
-    """A part of a linear layer on the meta device, without numbers."""
+    """Make a part of a linear layer on the meta device, without numbers."""
     by_column = kind is ColumnLinear
     inputs = whole.in_features if by_column else whole.in_features // num_parts
     outputs = whole.out_features // num_parts if by_column else whole.out_features
@@ -85,12 +91,12 @@ def empty_part(whole: nn.Linear, kind: type[nn.Linear], num_parts: int) -> nn.Li
 
 
 def split_dim(module: nn.Module, name: str) -> int | None:
-    """The dimension along which a module's parameter is divided between processes; None = every process has it all."""
+    """Return the dimension along which a module's parameter is split; None = it is whole."""
     return module.split.get(name) if isinstance(module, (ColumnLinear, RowLinear)) else None
 
 
 def split_dims(model: nn.Module) -> dict[str, int]:
-    """Those of all parameters of a model that are divided, by name."""
+    """Return the split dimension of every split parameter of a model, by name."""
     found: dict[str, int] = {}
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
@@ -101,7 +107,7 @@ def split_dims(model: nn.Module) -> dict[str, int]:
 
 
 def own_part(whole: Tensor, dim: int | None) -> Tensor:
-    """This process's part of a tensor that is divided along a dimension; None = all of it."""
+    """Return this process's part of a tensor that is split along a dimension; None = all of it."""
     if dim is None:
         return whole
     return whole.chunk(dist.get_world_size(), dim)[dist.get_rank()].clone(
@@ -110,7 +116,7 @@ def own_part(whole: Tensor, dim: int | None) -> Tensor:
 
 
 def gathered(part: Tensor, dim: int | None) -> Tensor | None:
-    """The whole of a tensor on the first process, None on the others (a collective if it is divided)."""
+    """Return the whole tensor on the first process, None elsewhere (a collective if split)."""
     first = dist.get_rank() == 0
     if dim is None:
         return part if first else None

@@ -1,1 +1,1 @@
-"""Which processes there are, and how they agree."""
+"""Processes and data ranks, and the collectives between them."""

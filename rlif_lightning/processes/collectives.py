@@ -1,8 +1,8 @@
-"""Reductions over all ranks and agreements between processes: the only collectives outside of parallel/ and running/.
+"""Reductions and agreements: the only collectives outside of ``parallel/`` and ``running/``.
 
-Every rank must call an ``all_rank_*`` function, also one whose mask is empty. Without an
-initialised process group the functions work on this process's values alone. Ranks are data ranks
-(``ranks.py``); the ``all_process_*`` versions are over every process.
+The ``all_rank_*`` functions are over data ranks (``ranks.py``), the ``all_process_*`` functions
+over every process. Every data rank must call an ``all_rank_*`` function, even with an empty mask.
+Without an initialised process group the functions return this process's own values.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ T = TypeVar("T")
 
 
 def is_distributed() -> bool:
-    """Whether there are rows on several ranks."""
+    """Say whether there is more than one data rank."""
     return num_data_ranks() > 1
 
 
 def is_first_process() -> bool:
-    """Whether this process does what one alone shall do."""
+    """Say whether this is the process that does what only one process may do."""
     return num_processes() == 1 or dist.get_rank() == 0
 
 
 def all_rank_sum(values: Tensor) -> Tensor:
-    """Elementwise sum of ``values`` over all ranks (a collective); the input is left alone."""
+    """Return the elementwise sum over all data ranks (a collective); the input stays as it is."""
     return all_process_sum(values) if is_distributed() else values
 
 
 def all_process_sum(values: Tensor) -> Tensor:
-    """Elementwise sum of ``values`` over all processes (a collective); the input is left alone."""
+    """Return the elementwise sum over all processes (a collective); the input stays as it is."""
     if num_processes() == 1:
         return values
     total = values.detach().clone()
@@ -48,7 +48,7 @@ def all_process_sum(values: Tensor) -> Tensor:
 
 
 def all_rank_max(values: Tensor) -> Tensor:
-    """Elementwise maximum of ``values`` over all ranks (a collective); the input is left alone."""
+    """Return the elementwise maximum over data ranks (a collective); the input stays as it is."""
     if not is_distributed():
         return values
     largest = values.detach().clone()
@@ -57,14 +57,14 @@ def all_rank_max(values: Tensor) -> Tensor:
 
 
 def all_process_means(figures: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """The mean of each figure over all processes, in one message (a collective).
+    """Compute the mean of each figure over all processes, in one message (a collective).
 
     Args:
         figures: single numbers by name; every process has the same names in the same order.
-        device: where the means shall lie, float32.
+        device: of the means, which are float32.
 
     Raises:
-        RuntimeError: the processes have different names: their figures would be mixed up.
+        RuntimeError: the processes have different names, so that figures would be mixed up.
     """
     if not figures:
         return {}
@@ -72,26 +72,27 @@ def all_process_means(figures: Mapping[str, Any], device: torch.device) -> dict[
         [torch.as_tensor(each, dtype=torch.float32, device=device) for each in figures.values()]
     )
     if num_processes() > 1:
-        sign = crc32("\n".join(figures).encode())
-        signs = torch.tensor([sign, -sign], device=device)
-        dist.all_reduce(signs, dist.ReduceOp.MAX)
-        if int(signs[0]) != -int(signs[1]):
+        checksum = crc32("\n".join(figures).encode())
+        # The maximum of x and that of -x are each other's opposites only where all x are equal.
+        bounds = torch.tensor([checksum, -checksum], device=device)
+        dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        if int(bounds[0]) != -int(bounds[1]):
             raise RuntimeError(
                 f"processes log different figures, this one {', '.join(figures)}; a reward head or"
-                " an objective must"
-                " log the same names on every process (NaN where it has no number)"
+                " an objective must log the same names on every process (NaN where it has no"
+                " number)"
             )
         values = all_process_sum(values) / num_processes()
     return dict(zip(figures, values.detach(), strict=True))
 
 
 def all_rank_objects(value: T) -> list[T]:
-    """The value of every rank, by rank (a collective): anything that can be pickled, for what is no tensor."""
+    """Return the values of all data ranks, in their order (a collective); they are pickled."""
     return all_process_objects(value) if is_distributed() else [value]
 
 
 def all_process_objects(value: T) -> list[T]:
-    """As :func:`all_rank_objects`, of every process."""
+    """Return the values of all processes, in their order (a collective); they are pickled."""
     if num_processes() == 1:
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -100,29 +101,33 @@ def all_process_objects(value: T) -> list[T]:
 
 
 def all_process_attempt(work: Callable[[], T]) -> T:
-    """This process's part of something that may fail: where any process fails, all do (a collective).
+    """Return ``work()``, or raise on every process if it fails on any (a collective).
 
     Raises:
-        RuntimeError: another process failed; names it and what it said. A process's own failure is
+        RuntimeError: another process failed; names it and its error. A process's own error is
             raised as it is.
     """
     result: Any = None
     failure: Exception | None = None
     try:
         result = work()
-    except Exception as error:  # raised below, after the others know
+    except Exception as error:  # it is raised below, after the others have received it
         failure = error
-    told = all_process_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
+    own = None if failure is None else f"{type(failure).__name__}: {failure}"
+    messages = all_process_objects(own)
     if failure is not None:
         raise failure
-    for number, said in enumerate(told):
-        if said is not None:
-            raise RuntimeError(f"process {number} failed: {said}")
+    for number, message in enumerate(messages):
+        if message is not None:
+            raise RuntimeError(f"process {number} failed: {message}")
     return result
 
 
 def is_collectives_error(error: BaseException) -> bool:
-    """Whether a collective failed while it ran, as where another process is gone; not one that was called wrongly."""
+    """Say whether a collective failed while it ran: another process is gone, for example.
+
+    A collective that was called wrongly does not count.
+    """
     if isinstance(error, dist.DistError):
         return True
     frames = traceback.extract_tb(error.__traceback__)
@@ -131,39 +136,39 @@ def is_collectives_error(error: BaseException) -> bool:
 
 
 def all_rank_distinct(values: Collection[str]) -> int:
-    """How many different strings all ranks have together (a collective)."""
+    """Count the different strings that all data ranks have together (a collective)."""
     return len(set().union(*all_rank_objects(set(values))))
 
 
-def all_rank_mean_std(values: Tensor, weights: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
-    """Weighted mean and standard deviation over every element of every rank (a collective).
+def all_rank_mean_std(values: Tensor, counts: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
+    """Compute mean and standard deviation over all elements of all data ranks (a collective).
 
     Args:
-        values: any shape; ignored where the weight is 0.
-        weights: the same shape, >= 0: a mask, or the number of tokens that an element stands for.
-        ddof: the variance's divisor is ``sum(weights) - ddof``; 0 is returned where that is not
+        values: any shape; ignored where the count is 0.
+        counts: the same shape, >= 0: a mask, or the number of tokens that an element stands for.
+        ddof: the variance's divisor is ``sum(counts) - ddof``; 0 is returned where that is not
             positive.
 
     Returns:
         Two float64 scalars.
     """
-    weights = weights.double()
-    values = torch.where(weights > 0, values.double(), 0.0)
-    total, count = all_rank_sum(torch.stack([(weights * values).sum(), weights.sum()]))
+    counts = counts.double()
+    values = torch.where(counts > 0, values.double(), 0.0)
+    total, count = all_rank_sum(torch.stack([(counts * values).sum(), counts.sum()]))
     mean = total / count.clamp(min=1e-300)
-    squares = all_rank_sum((weights * (values - mean).square()).sum())
+    squares = all_rank_sum((counts * (values - mean).square()).sum())
     return mean, torch.where(count > ddof, (squares / (count - ddof)).sqrt(), 0.0)
 
 
 def all_rank_top_fraction(
     values: Tensor, mask: Tensor, fraction: float, lottery: Tensor | None = None
 ) -> Tensor:
-    """Marks the ``fraction`` largest of all valid values of all ranks (a collective).
+    """Mark the ``fraction`` largest of all valid values of all data ranks (a collective).
 
     ``floor(fraction * N)`` values are marked, at least one if any is positive and ``fraction > 0``.
     Of values equal to the smallest marked one, those with the largest ``lottery`` are marked, or
-    all of them without a lottery; so the result depends neither on the order of rows nor on the
-    number of ranks.
+    all of them without a lottery. So the result depends neither on the order of completions nor on
+    the number of data ranks.
 
     Args:
         values: any shape, finite where ``mask`` is True.
@@ -172,7 +177,7 @@ def all_rank_top_fraction(
         lottery: optional, the same shape, > 0: breaks ties.
 
     Returns:
-        bool marks of the same shape, False outside ``mask``.
+        Bool marks of the same shape, False outside ``mask``.
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction={fraction} must lie in [0, 1] (a share, not per cent)")
@@ -193,7 +198,7 @@ def all_rank_top_fraction(
 
 
 def all_rank_upper_quantile(values: Tensor, mask: Tensor, share: float) -> Tensor:
-    """The smallest value that at most ``share`` of all valid values of all ranks lie above (a collective).
+    """Return the least value that at most ``share`` of all valid values exceed (a collective).
 
     Args:
         values: any shape, finite where ``mask`` is True.
@@ -201,7 +206,7 @@ def all_rank_upper_quantile(values: Tensor, mask: Tensor, share: float) -> Tenso
         share: in [0, 1); 0 gives the largest.
 
     Returns:
-        A scalar; 0 where no rank has a valid value.
+        A scalar; 0 where no data rank has a valid value.
     """
     total = int(all_rank_sum(mask.sum()))
     if total == 0:
@@ -211,7 +216,7 @@ def all_rank_upper_quantile(values: Tensor, mask: Tensor, share: float) -> Tenso
 
 
 def _gather_largest(local: Tensor, count: int) -> Tensor:
-    """The ``count`` largest values of each rank, padded with -inf, from all ranks."""
+    """Gather the ``count`` largest values of each data rank, padded with -inf (a collective)."""
     largest = local.new_full((count,), -math.inf)
     found = local.topk(min(count, local.numel())).values
     largest[: found.numel()] = found
@@ -223,7 +228,10 @@ def _gather_largest(local: Tensor, count: int) -> Tensor:
 
 
 def broadcast_from_first(values: Tensor) -> Tensor:
-    """The first process's values where all work on the same rows (a collective), else the values themselves."""
+    """Return the first process's values on all processes that share a data rank (a collective).
+
+    Where every process is a data rank of its own, each keeps its values.
+    """
     if num_processes() == num_data_ranks():
         return values
     values = values.detach().clone(memory_format=torch.contiguous_format)

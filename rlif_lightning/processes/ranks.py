@@ -1,10 +1,10 @@
-"""Which processes have rows of their own, and what those must agree on that have the same.
+"""Which processes there are, and which of them work on the same completions.
 
-A data rank is a process with prompts of its own or, under tensor parallelism, all processes
-together: they work on the same rows, each with its part of the weights. "Over all ranks"
-(``collectives.py``) means data ranks. Processes that share their rows must decide alike, so
-whatever rounding, a time limit or chance could make different is the first one's on all of them
-(``collectives.broadcast_from_first``), and the first alone writes rows down.
+A data rank is a set of processes that work on the same completions: one process with prompts of its
+own or, under tensor parallelism, all processes together, each with its part of the model. Processes
+of one data rank must decide alike. A result that rounding, a time limit or chance could make
+different is therefore the first process's on all of them (``collectives.broadcast_from_first``),
+and the first process alone writes completions into files.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-_rows_are_shared = False
+_completions_are_shared = False
 
 
-def share_rows(shared: bool) -> None:
-    """Say whether all processes work on the same rows from now on."""
-    global _rows_are_shared  # as the process group itself is
-    _rows_are_shared = shared
+def share_completions(shared: bool) -> None:
+    """Set whether all processes work on the same completions from now on."""
+    global _completions_are_shared  # the process group is global too
+    _completions_are_shared = shared
 
 
 def num_processes() -> int:
-    """How many processes work together, whatever they hold."""
+    """Return how many processes work together, whatever they hold."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def num_data_ranks() -> int:
-    """How many different sets of rows there are."""
-    return 1 if _rows_are_shared else num_processes()
+    """Return how many sets of processes with completions of their own there are."""
+    return 1 if _completions_are_shared else num_processes()
 
 
 def data_rank() -> int:
-    """Whose rows this process works on."""
+    """Return the number of this process's data rank."""
     return dist.get_rank() if num_data_ranks() > 1 else 0
 
 
-def writes_rows() -> bool:
-    """Whether it is this process that writes its rows into files."""
+def writes_completions() -> bool:
+    """Say whether this process writes its data rank's completions into files."""
     return num_processes() == num_data_ranks() or dist.get_rank() == 0
 
 
 def own_place() -> tuple[str, int]:
-    """Name of this machine and this process's pid, for the others to tell whether it is gone."""
+    """Return this machine's name and this process's pid, by which others see whether it is gone."""
     return socket.gethostname(), os.getpid()
 
 
 def gone(places: Sequence[tuple[str, int]]) -> list[int]:
-    """Numbers of the processes that have ended, among those of this machine: others cannot be seen from here.
+    """Return the numbers of the processes on this machine that have ended.
 
     Args:
-        places: of all processes, by number.
+        places: of all processes, by number; those of other machines are not looked at.
     """
     here = socket.gethostname()
     return [number for number, (host, pid) in enumerate(places) if host == here and not _lives(pid)]
@@ -68,8 +68,7 @@ def _lives(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    with suppress(
-        OSError
-    ):  # where there is no /proc, one that nobody has waited for yet counts as alive
+    # A zombie has ended. Without /proc it cannot be recognised, and counts as alive.
+    with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True

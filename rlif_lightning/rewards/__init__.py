@@ -1,4 +1,4 @@
-"""Reward heads: from the policy's own statistics, from agreement inside a group, and controls to compare with."""
+"""Reward heads: of the policy's own statistics, of agreement inside a group, and controls."""
 
 from rlif_lightning.rewards.base import Gate, RewardHead, RewardSet, WeightedReward
 from rlif_lightning.rewards.code import BehaviourVote, CodeTests

@@ -1,8 +1,8 @@
 """Reward heads and the set of them that a run uses.
 
-A head sees whole groups and answers one score per completion. The set keeps the heads' scores
-apart, hides every column that a head did not name, applies gates, takes the length out and weakens
-what hardly differs where that is asked for, and turns any failure into one clear error.
+A head sees whole groups and returns one score per completion. The set keeps the heads' scores
+apart, hides every column that a head did not name, and turns any failure into one clear error. It
+applies the options of each reward: its gate, ``length`` and ``spread_floor``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.functional import without_length
 from rlif_lightning.rewards.received import received
 
-MIN_SPREAD = 1e-6  # below it a group has no spread but rounding
+MIN_SPREAD = 1e-6  # a smaller spread of a group is rounding
 UNANIMOUS = ("keep", "zero")
 LENGTH = ("keep", "neutral")
 
@@ -35,10 +35,10 @@ class RewardHead(nn.Module, ABC):
 
     Attributes:
         needs_gold: whether the head reads the gold answers; it then sees every column.
-        columns: the columns that it reads otherwise, as dotted paths; all others are hidden from
-            it, because any of them may hold an answer.
-        gold_columns: those of a gold answer that it reads: no prompt may show them, no label-free
-            head may name them.
+        columns: the columns that a head without ``needs_gold`` reads, as dotted paths; all others
+            are hidden from it, because any of them may hold an answer.
+        gold_columns: the columns of gold answers that it reads; no prompt may show them, and no
+            label-free head may name them.
     """
 
     needs_gold: bool = False
@@ -46,7 +46,9 @@ class RewardHead(nn.Module, ABC):
     gold_columns: Sequence[str] = ()
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """Refuse training problems, or a size of groups, that could not be scored; called before anything is sampled.
+        """Refuse training problems, or a group size, that could not be scored.
+
+        Called before anything is sampled.
 
         Raises:
             ValueError: names what is wrong.
@@ -57,7 +59,7 @@ class RewardHead(nn.Module, ABC):
         """Score all ``[B]`` completions of whole groups; NaN = does not apply."""
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
-        """Check, in setup, a column of ``gold_columns``; see :meth:`Checker.check_gold`."""
+        """Check a column of ``gold_columns`` in setup; see :meth:`Checker.check_gold`."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Gate:
         head: name of the other head.
         at_least: lowest score of the other head at which this one counts; null = any.
         unanimous: keep | zero: zero = not in groups to which the other head gives one and the same
-            score, such as those whose vote is unanimous: there this head alone would drive the
+            score, such as those whose vote is unanimous: there this head alone would train the
             policy.
 
     Raises:
@@ -90,7 +92,10 @@ class Gate:
             )
 
     def passes(self, scores: Tensor, group_size: int) -> Tensor:
-        """``[B]`` bool: where the gated head counts, given the other head's scores ``[B]`` (NaN never passes)."""
+        """Return where the gated head counts, ``[B]`` bool.
+
+        ``scores`` are the other head's, ``[B]``; NaN never passes.
+        """
         passes = ~scores.isnan() if self.at_least is None else scores >= self.at_least
         if self.unanimous == "zero":
             groups = scores.view(-1, group_size)
@@ -106,11 +111,11 @@ class WeightedReward:
         head: the reward head.
         weight: of its normalised score in the advantage; 0 = measured and logged, not trained on.
         gate: count it only where another head allows it.
-        length: keep | neutral: neutral = take out, inside each group, what is linear in the
-            completion's length.
+        length: keep | neutral: neutral = subtract what is linear in the completion's length inside
+            each group.
         spread_floor: where a group's spread is below this share of the head's usual spread (mean
             over the run's groups that have one), divide by that floor instead of the spread, so
-            that it weighs less; in [0, 1], 0 = off.
+            that the group weighs less; in [0, 1], 0 = off.
 
     Raises:
         ValueError: a weight that is not finite, an unknown name, or a number out of range.
@@ -137,8 +142,7 @@ class WeightedReward:
 class RewardSet(nn.Module):
     """The named reward heads of a run.
 
-    What is usual for a head (``spread_floor``) is learned in training only and travels in
-    checkpoints.
+    A head's usual spread (``spread_floor``) is learned in training only and kept in checkpoints.
 
     Args:
         rewards: name -> head with weight and gate; names appear in the logs as
@@ -168,13 +172,17 @@ class RewardSet(nn.Module):
                 )
         self.heads = nn.ModuleDict({name: reward.head for name, reward in rewards.items()})
         self.settings = dict(rewards)
-        self.register_buffer(
-            "spreads", torch.zeros(len(rewards), 2, dtype=torch.float64)
-        )  # sum, number of groups
-        self.answer_column = answer_column
-        self._check_columns()
+        # A head's sum of group spreads, and number of groups.
+        self.register_buffer("spreads", torch.zeros(len(rewards), 2, dtype=torch.float64))
+        self.hide(answer_column)
 
-    def _check_columns(self) -> None:
+    def hide(self, answer_column: str | None) -> None:
+        """Hide the gold answers' column from every head that does not need it.
+
+        Raises:
+            ValueError: a label-free head names it, or another column of gold answers.
+        """
+        self.answer_column = answer_column
         for name, reward in self.settings.items():
             for column in () if reward.head.needs_gold else reward.head.columns:
                 if seen := next(
@@ -182,14 +190,13 @@ class RewardSet(nn.Module):
                 ):
                     raise ValueError(
                         f"reward {name!r} names the column {column!r}, which shows the gold"
-                        f" answers of {seen!r} to a"
-                        " head without needs_gold; take it out, or set needs_gold = True on the"
-                        " class"
+                        f" answers of {seen!r} to a head without needs_gold; take it out, or set"
+                        " needs_gold = True on the class"
                     )
 
     @property
     def gold_columns(self) -> list[str]:
-        """Every column that is known to hold gold answers: ``answer_column`` and those that heads read."""
+        """Every column known to hold gold answers: ``answer_column`` and those that heads read."""
         known = [] if self.answer_column is None else [self.answer_column]
         known += [
             column for reward in self.settings.values() for column in reward.head.gold_columns
@@ -206,11 +213,16 @@ class RewardSet(nn.Module):
         return torch.tensor([reward.weight for reward in self.settings.values()])
 
     def set_weight(self, name: str, weight: float) -> None:
-        """Change a head's weight from the next rollout on (for callbacks; not kept in checkpoints)."""
+        """Change a head's weight from the next rollout on.
+
+        For callbacks; checkpoints do not keep it.
+        """
         self.settings[name] = replace(self.settings[name], weight=weight)
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """Let every head look at the training problems, at the columns that it named, before anything is sampled.
+        """Let every head check the training problems, with the columns that it named.
+
+        Called before anything is sampled.
 
         Raises:
             ValueError: a head could not score them, or an option of a reward would leave none of
@@ -220,18 +232,19 @@ class RewardSet(nn.Module):
             if reward.length == "neutral" and group_size < 3:
                 raise ValueError(
                     f"rewards.{name}.length=neutral keeps nothing of a group of {group_size}: a"
-                    " line goes through its"
-                    " scores; set data.group_size to 3 or more, or length=keep"
+                    " line fits its scores exactly; set data.group_size to 3 or more, or length=keep"
                 )
             head = reward.head
             head.check(problems if head.needs_gold else problems.only(head.columns), group_size)
 
     @torch.no_grad()
     def forward(self, rollout: Rollout) -> dict[str, RewardOutput]:
-        """Every head's answer with its options applied (a collective where a ``spread_floor`` is set).
+        """Return every head's output with its options applied.
+
+        A collective where a ``spread_floor`` is set.
 
         Raises:
-            RuntimeError: a head raised, or returned what is no answer (``received.py``); names the
+            RuntimeError: a head raised, or returned no valid output (``received.py``); names the
                 head.
         """
         outputs = {name: self._ask(name, rollout) for name in self.names}
@@ -256,7 +269,7 @@ class RewardSet(nn.Module):
         return finished
 
     def _group_weight_factor(self, name: str, scores: Tensor, floor: float) -> Tensor:
-        """``[P]``: a group's spread in units of the head's floor, at most 1."""
+        """Return a group's spread in units of the head's floor, at most 1, ``[P]``."""
         std = masked_std(scores.double(), ~scores.isnan(), -1)
         usual = self.get_buffer("spreads")[self.names.index(name)]
         spread = std > MIN_SPREAD
@@ -278,7 +291,7 @@ class RewardSet(nn.Module):
             output = head(visible)
         except Exception as error:
             if is_collectives_error(error):
-                raise  # another process was lost, which is no fault of a head or of a completion
+                raise  # another process was lost; no head and no completion is at fault
             raise RuntimeError(
                 f"reward head {name!r} ({type(head).__name__}) raised {type(error).__name__}:"
                 f" {error}\n"

@@ -1,8 +1,8 @@
-"""Rewards for code, which runs in a sandbox: the share of tests passed (gold), and a vote by behaviour (label-free).
+"""Rewards for code, which runs in a sandbox: tests passed (gold), and a vote by behaviour.
 
 Read in this order: ``pass_rates`` (the checker, also for evaluation), ``CodeTests`` (its reward
-head), ``behaviour`` and ``same_behaviour`` (what is compared), ``BehaviourVote``. How code is shut
-in: ``rlif_lightning/sandbox``.
+head), ``behaviour`` and ``same_behaviour`` (what is compared), ``BehaviourVote``. How code is
+isolated: ``rlif_lightning/sandbox``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NO_BEHAVIOUR = (None, "")
 
 
 class CodeTests(RewardHead):
-    """The share of its problem's unit tests that a completion's code passes (gold).
+    """Scores a completion's code by the share of its problem's unit tests that it passes (gold).
 
     Logs ``code/solved``, the share of completions that pass all.
 
@@ -59,17 +59,17 @@ class CodeTests(RewardHead):
         self.extractor, self.credit, self.sandbox = extractor, credit, announce_sandbox(sandbox)
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """Every problem needs tests that can be read."""
+        """Refuse problems without tests that can be read."""
         for _, problem in problems.problems():
             pass_rates([""], [problem], self.extractor, self.sandbox)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         names = list(rollout.prompts.columns)
-        rows = [
+        problems = [
             dict(zip(names, values, strict=True))
             for values in zip(*map(rollout.column, names), strict=True)
         ]
-        rates = torch.tensor(pass_rates(rollout.texts, rows, self.extractor, self.sandbox))
+        rates = torch.tensor(pass_rates(rollout.texts, problems, self.extractor, self.sandbox))
         solved = (rates == 1).float()
         scores = solved if self.credit == "all" else rates
         return RewardOutput(
@@ -78,11 +78,14 @@ class CodeTests(RewardHead):
 
 
 def behaviour(outcomes: Sequence[Outcome]) -> str | None:
-    """What code does with all its inputs, as one canonical text; None where it does nothing that can be compared.
+    """Return what code does with all its inputs, as one canonical text.
 
-    An exception counts as behaviour, named by its built-in type. There is none where any input has
-    no answer (too slow, died, a value that cannot cross), or where no input gives more than an
-    exception, None or an empty text: a group must not agree on doing nothing.
+    None where the code does nothing that can be compared.
+
+    An exception counts as behaviour, named by its built-in type. Code has no behaviour where any
+    input has no answer (too slow, died, a value that cannot leave the sandbox). It has none either
+    where every input gives an exception, None or an empty text: a group must not agree on doing
+    nothing.
     """
     if any(outcome.kind == "none" for outcome in outcomes):
         return None
@@ -96,7 +99,7 @@ def behaviour(outcomes: Sequence[Outcome]) -> str | None:
 
 
 def _canonical(value: Any) -> str:
-    """JSON with the items of sets and dictionaries in one order, written from the inside out."""
+    """Write JSON with the items of sets and dictionaries in one order, from the inside out."""
     if isinstance(value, list):
         if any(isinstance(item, (list, dict)) for item in value):
             return f"[{', '.join(map(_canonical, value))}]"
@@ -111,7 +114,10 @@ def _canonical(value: Any) -> str:
 
 
 def same_behaviour(one: Any, other: Any) -> bool:
-    """Whether two behaviours (read from their JSON) are equal: numbers to 1e-6 relative or 1e-9, all else exactly."""
+    """Return whether two behaviours (read from their JSON) are equal.
+
+    Numbers are equal to 1e-6 relative or 1e-9 absolute, everything else exactly.
+    """
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(same_behaviour, one, other))
     a, b = _number(one), _number(other)
@@ -128,28 +134,31 @@ def same_behaviour(one: Any, other: Any) -> bool:
 
 
 def _number(value: Any) -> int | float | None:
-    """The number that a value stands for, long integers being written under a tag; None where it is no finite one."""
+    """Return the number that a value stands for; None where it is no finite number.
+
+    Long integers are written under a tag.
+    """
     if isinstance(value, dict) and "int" in value:
         return int(value["int"], 16)
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def behaviour_labels(
-    behaviours: Sequence[str | None], group_size: int, rows: Sequence[int]
+    behaviours: Sequence[str | None], group_size: int, index: Sequence[int]
 ) -> list[str | None]:
-    """For each behaviour a name of its cluster, as a text to vote with; None stays.
+    """Name the cluster of each behaviour, as a text to vote with; None stays None.
 
     As with answers, each is compared with one representative per cluster, the most frequent texts
-    first. Names are united over processes and over problems, so a name is a checksum of what every
-    process knows alike: the problem's row in the data set and the representative.
+    first. Names are counted over processes and over problems. So a name is a checksum of what is
+    the same in every process: the problem's row in the data set and the representative.
 
     Args:
         behaviours: B behaviours, prompt-major.
         group_size: G.
-        rows: of each of the P problems in the data set.
+        index: each of the P problems' row in the data set.
     """
     labels: list[str | None] = [None] * len(behaviours)
-    for start, problem in zip(range(0, len(behaviours), group_size), rows, strict=True):
+    for start, problem in zip(range(0, len(behaviours), group_size), index, strict=True):
         counts = Counter(
             text for text in behaviours[start : start + group_size] if text is not None
         )
@@ -168,13 +177,16 @@ def behaviour_labels(
 
 
 def _name(problem: int, representative: str) -> str:
-    """A whole number of 64 bits: a vote compares such answers exactly, and texts of digits and letters not always."""
+    """Name a behaviour by a whole number of 64 bits.
+
+    A vote compares such answers exactly; texts of digits and letters it may read as values.
+    """
     checksum = hashlib.sha256(f"{problem} {representative}".encode()).digest()
     return str(int.from_bytes(checksum[:8], "big"))
 
 
 class BehaviourVote(RewardHead):
-    """Label-free reward for code: the share of the group whose code does the same on shared inputs.
+    """Label-free reward for code: the share of the group whose code behaves the same.
 
     Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers`` (here: behaviours,
     counted problem by problem) and ``rollout/parseable`` (completions with a behaviour).
@@ -183,7 +195,7 @@ class BehaviourVote(RewardHead):
         function_column: column with the name of the function to call; where the data set has no
             such column, or the value is empty, code runs as a program on standard input.
         inputs_column: column with a list of inputs: for a function texts such as ``"[1, 2], 'a'"``,
-            what stands between the parentheses of a call; for a program what it reads. Where the
+            the text between the parentheses of a call; for a program what it reads. Where the
             data set has no such column, inputs are drawn by the types in the function's header.
         header_column: column with source text that holds the function's header, which a completion
             may also continue.
@@ -226,7 +238,7 @@ class BehaviourVote(RewardHead):
         self.sandbox = announce_sandbox(sandbox)
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """Every problem needs inputs, and a vote enough completions."""
+        """Refuse problems without inputs, and groups too small for a vote."""
         check_vote_size(self.min_parseable, group_size)
         for row, problem in problems.problems(self.columns):
             self._problem(problem, row)
@@ -242,7 +254,7 @@ class BehaviourVote(RewardHead):
         return RewardOutput(scores.to(rollout.mask.device), log=log, answers=labels)
 
     def behaviours(self, rollout: Rollout) -> list[str | None]:
-        """What the code of each of the B completions does; None where there is nothing to compare."""
+        """Return what the code of each of the B completions does; None without a behaviour."""
         runs: list[Run | None] = []
         for p in range(rollout.num_prompts):
             problem = {
@@ -258,7 +270,7 @@ class BehaviourVote(RewardHead):
         return [None if run is None else behaviour(next(outcomes)) for run in runs]
 
     def _problem(self, problem: Mapping[str, Any], index: int) -> tuple[str, str, list[Any]]:
-        """A problem's function, header and inputs; ``index`` is its row in the data set."""
+        """Return a problem's function, header and inputs; ``index`` is its row in the data set."""
         function, given, header = (problem.get(name) for name in self.columns)
         if given:
             return (
@@ -270,7 +282,7 @@ class BehaviourVote(RewardHead):
             named, inputs, source = self.columns
             raise ValueError(
                 f"problem {index} has no inputs to compare behaviour on: give a column {inputs!r},"
-                f" or {named!r} and"
-                f" {source!r} to draw them by type; of these there are {sorted(problem)}"
+                f" or {named!r} and {source!r} to draw them by type; of these there are"
+                f" {sorted(problem)}"
             )
         return function, header, draw_arguments(header, function, self.num_inputs, self.seed, index)

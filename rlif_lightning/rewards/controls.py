@@ -1,4 +1,4 @@
-"""Rewards to compare with: gold answers (the supervised line), a coin flip (the control), format and length."""
+"""Rewards to compare with: gold answers (supervised), a coin flip, format and length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from rlif_lightning.sampling import counter_uniforms
 
 
 class GoldAnswer(RewardHead):
-    """1 where the final answer is equivalent to the gold answer, else 0 (RLVR); NaN where there is none to read.
+    """Scores 1 where the final answer is equivalent to the gold answer, else 0 (RLVR).
+
+    NaN where the gold answer cannot be read.
 
     Args:
         column: the data set's column of gold answers, or a dotted path; a list there is a set of
@@ -55,12 +57,11 @@ class GoldAnswer(RewardHead):
 
 
 class Format(RewardHead):
-    """1 where the completion's text matches a pattern, else 0.
+    """Scores 1 where the completion's text matches a pattern, else 0.
 
     Args:
         pattern: regular expression, searched for anywhere in the text (`.` matches newlines). A
-            search of more than 0.2 s of CPU time counts as not found, and the first is told by a
-            warning.
+            search of more than 0.2 s of CPU time counts as not found; the first one is a warning.
     """
 
     def __init__(self, pattern: str):
@@ -84,12 +85,12 @@ class Length(RewardHead):
 
 
 class Random(RewardHead):
-    """A fair coin for each completion: the control that every claim about a reward needs.
+    """Scores by a fair coin: the control that every claim about a reward needs.
 
     Args:
         seed: of the coin, which shares no random number with the sampler, whatever the two seeds.
-            The number of calls in training so far is kept in the checkpoint. A prediction counts
-            none, so its coins do not depend on batches, or on where it was interrupted.
+            The number of calls in training so far is kept in checkpoints. A prediction does not
+            count calls, so its coins do not depend on batches or on interruptions.
     """
 
     calls: Tensor

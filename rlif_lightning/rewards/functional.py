@@ -8,10 +8,10 @@ from rlif_lightning.masked import masked_mean, masked_sum
 
 
 def without_length(scores: Tensor, lengths: Tensor) -> Tensor:
-    """Scores minus the part that is linear in completion length inside the group; the group's mean stays.
+    """Subtract what is linear in completion length inside a group; the group's mean stays.
 
     ``r - b (L - mean L)`` with the least-squares slope ``b = cov(r, L) / var(L)`` of the group. A
-    group of two is a straight line, so nothing but its mean is left.
+    line fits a group of two exactly, so nothing but its mean is left.
 
     Args:
         scores: ``[P, G]``; NaN = does not apply, left out.

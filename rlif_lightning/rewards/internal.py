@@ -45,7 +45,7 @@ class NegativeEntropy(RewardHead):
 
     Args:
         extractor: finds the final answer; a completion without one gets at least `entropy_floor`.
-        entropy_floor: entropy in nats that a completion without an answer is charged at least.
+        entropy_floor: lowest entropy, in nats, that a completion without an answer is scored with.
     """
 
     def __init__(self, extractor: AnswerExtractor = AnswerExtractor(), entropy_floor: float = 10.0):

@@ -1,4 +1,7 @@
-"""What a reward head hands over, checked and moved to the rollout's device once: behind it no head can be named."""
+"""A reward head's output, checked and moved to the rollout's device in one place.
+
+An error that is found later could not name the head.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,18 @@ from rlif_lightning.records import RewardOutput, Rollout
 
 
 def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
-    """A head's answer as all that follows takes it (a collective where processes share rows).
+    """Return a head's output, checked and on the rollout's device.
+
+    A collective where processes share completions.
 
     Args:
         name: of the head.
-        output: whatever it returned, on any device.
+        output: what it returned, on any device.
         rollout: B completions of P prompts.
 
     Returns:
-        ``scores [B]`` float32, ``keep_mask [B]`` bool and ``group_weight_factor [P]`` on the rollout's device,
-        without a graph.
+        ``scores [B]`` float32, ``keep_mask [B]`` bool and ``group_weight_factor [P]``, on the
+        rollout's device and without a graph.
 
     Raises:
         RuntimeError: names the head, what it returned and what is needed.
@@ -53,14 +58,14 @@ def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
         factor = _tensor(name, "group_weight_factor", factor, of_groups, "prompt", rollout).double()
         if not factor.isfinite().all():
             raise RuntimeError(
-                f"reward head {name!r} returned group_weight_factor={factor.tolist()}; all must be finite"
+                f"reward head {name!r} returned group_weight_factor={factor.tolist()}; all must be"
+                " finite"
             )
         factor = broadcast_from_first(factor)
     if output.answers is not None and len(output.answers) != len(rollout.mask):
         raise RuntimeError(
             f"reward head {name!r} returned {len(output.answers)} answers; one per completion,"
-            f" {len(rollout.mask)},"
-            " is needed"
+            f" {len(rollout.mask)}, is needed"
         )
     _check_log(name, output.log)
     return replace(
@@ -71,7 +76,7 @@ def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
 def _tensor(
     name: str, field: str, value: Any, shape: tuple[int, ...], one_per: str, rollout: Rollout
 ) -> Tensor:
-    """A tensor of real numbers of this shape, on the rollout's device."""
+    """Return a tensor of real numbers of this shape, on the rollout's device."""
     if not isinstance(value, Tensor) or value.is_complex():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise RuntimeError(
@@ -81,8 +86,7 @@ def _tensor(
     if value.shape != shape:
         raise RuntimeError(
             f"reward head {name!r} returned {field} of shape {tuple(value.shape)}; one per"
-            f" {one_per}, {shape}, is"
-            " needed"
+            f" {one_per}, {shape}, is needed"
         )
     return value.detach().to(rollout.mask.device)
 

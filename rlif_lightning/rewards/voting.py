@@ -1,7 +1,7 @@
 """The vote reward: a completion scores by how much of its group agrees with its final answer.
 
-Read in this order: ``vote_shares`` (the scores), ``vote_metrics`` (numbers to log),
-``majority_answers`` (for maj@k), ``ClusterVote`` (the reward head). What makes two answers one:
+Read in this order: ``vote_shares`` (the scores), ``vote_metrics`` (figures to log),
+``majority_answers`` (for maj@k), ``ClusterVote`` (the reward head). When two answers are equal:
 ``answers/clusters.py``.
 """
 
@@ -35,10 +35,10 @@ def vote_shares(
     *,
     entropy_range: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Each answer's share of its group's vote, equivalent answers counted together.
+    """Return each answer's share of its group's vote, equivalent answers counted together.
 
     ``soft``: cluster size / denominator. ``hard``: 1 in the largest cluster (ties: in each of the
-    largest), else 0; the denominator plays no part. ``gated``: soft, but the whole group gets 0
+    largest), else 0; the denominator has no effect. ``gated``: soft, but the whole group gets 0
     where the entropy of its answers lies outside ``entropy_range``. In every mode a missing answer
     gets 0, and so does a group with fewer than ``min_parseable`` answers (alone, an answer would
     have the whole vote).
@@ -97,7 +97,7 @@ def vote_metrics(
     denominator: str = "parseable",
     min_parseable: int = 2,
 ) -> dict[str, float]:
-    """Numbers that show where a vote is heading, without labels (a collective).
+    """Return figures that show how a vote develops, without labels (a collective).
 
     Args:
         answers: B final answers, prompt-major; None = none found. B >= 1.
@@ -147,7 +147,9 @@ def _metrics(
 
 
 def majority_answers(answers: Sequence[str | None], group_size: int) -> list[str | None]:
-    """The answer each group votes for: the representative (normalised) of its largest cluster, None without answers.
+    """Return the answer each group votes for; None for a group without answers.
+
+    It is the representative (normalised) of the largest cluster.
 
     Ties go to the cluster that was opened first: the one with the most frequent string, then the
     alphabetically first.
@@ -170,7 +172,7 @@ class ClusterVote(RewardHead):
     """Answer-level reward: the share of the group that agrees with a completion's final answer.
 
     Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers``, ``vote/undecided``
-    and ``rollout/parseable``.
+    and ``rollout/parseable``. A second voting head's figures are named ``reward/<head>/<figure>``.
 
     Args:
         extractor: finds the final answer in a completion's text.
@@ -197,7 +199,7 @@ class ClusterVote(RewardHead):
         self.min_parseable, self.entropy_range = min_parseable, entropy_range
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """A vote needs enough completions."""
+        """Refuse groups too small for a vote."""
         check_vote_size(self.min_parseable, group_size)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
@@ -254,8 +256,7 @@ def check_vote_size(min_parseable: int, group_size: int) -> None:
     if min_parseable > group_size:
         raise ValueError(
             f"min_parseable={min_parseable} is more than data.group_size={group_size}: no group"
-            " could vote, and every"
-            " score would be 0; lower the one or raise the other"
+            " could vote, and every score would be 0; lower the one or raise the other"
         )
 
 
@@ -268,7 +269,10 @@ def _groups(answers: Sequence[str | None], group_size: int) -> list[Sequence[str
 
 
 def _clusters(answers: Sequence[str | None], group_size: int) -> tuple[list[list[int | None]], int]:
-    """Cluster ids of each group within one time limit, and the number of groups that it left undecided."""
+    """Return each group's cluster ids, and the number of undecided groups.
+
+    All groups share one time limit; a group is undecided where the time was used up.
+    """
     budget, clusters = Budget(), []
     for group in _groups(answers, group_size):
         budget.next_group()
@@ -277,7 +281,7 @@ def _clusters(answers: Sequence[str | None], group_size: int) -> tuple[list[list
 
 
 def _vote_sizes(ids: list[int | None], min_parseable: int) -> Counter[int]:
-    """Size of each cluster; empty where too few completions have an answer."""
+    """Return the size of each cluster; nothing where too few completions have an answer."""
     sizes = Counter(i for i in ids if i is not None)
     return sizes if sizes.total() >= min_parseable else Counter()
 

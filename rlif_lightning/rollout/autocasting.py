@@ -1,4 +1,4 @@
-"""Casts that autocast would make again and again in a rollout, in which no weight changes: each made once."""
+"""Casts of autocast in a rollout, each made once, since no weight changes there."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 @contextmanager
 def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Under autocast, keep low-precision copies of the weights, and cast what several layers read once for all of them.
+    """Keep autocast's low-precision copies of the weights, and share casts of layer inputs.
 
-    Results are those of autocast, bit for bit. Without autocast nothing is done. Inside there are
-    no gradients: frozen weights (a base under adapters) say there that they want one, since
-    autocast keeps copies of such weights only.
+    Results are those of autocast, bit for bit. Without autocast nothing is done. Gradients are off
+    inside. Autocast caches only weights that require a gradient, so frozen weights (a base under
+    adapters) are marked as such inside.
     """
     if not torch.is_autocast_enabled(device.type):
         yield
         return
     dtype = torch.get_autocast_dtype(device.type)
     with ExitStack() as stack:
-        # Or the update would see these copies, without a graph and soon stale.
+        # Otherwise the update would use these copies, which have no graph and are soon stale.
         stack.callback(torch.clear_autocast_cache)
-        # Autocast keeps nothing in inference mode, in which evaluations run.
+        # Evaluations run in inference mode, in which autocast caches nothing.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=True))
@@ -44,7 +44,10 @@ def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 class _CastInput:
-    """A hook before linear layers: neighbours that read one tensor (as queries, keys and values do) share its cast."""
+    """A hook before linear layers, by which layers that read the same tensor share its cast.
+
+    The layers of queries, keys and values do.
+    """
 
     def __init__(self, dtype: torch.dtype):
         self.dtype, self.version = dtype, 0
@@ -53,13 +56,10 @@ class _CastInput:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         given = inputs[0] if inputs else None
-        # Nobody counts the changes of a tensor of inference mode, so its cast cannot be trusted
-        # twice.
+        # An inference tensor has no version counter, so a change of it could not be noticed.
         if type(given) is not Tensor or given.dtype != torch.float32 or given.is_inference():
             return None
-        if not torch.is_autocast_enabled(
-            given.device.type
-        ):  # some layers switch it off to be precise
+        if not torch.is_autocast_enabled(given.device.type):  # some layers switch it off
             return None
         if given is not self.given or given._version != self.version:
             self.given, self.version, self.cast = given, given._version, given.to(self.dtype)

@@ -1,8 +1,8 @@
-"""What this library computes of a few rows, beside what the model itself computes of them, in nats.
+"""Compare token statistics of this library with those of the model's own forward, in nats.
 
-The rows are scored as a packed line, twice, and decoded by the engine's own memory with their
-tokens given; rows leave as they end. The model's own figures come from its own forward, one
-sequence at a time, without a cache.
+A few completions are measured as a packed line, twice, and decoded by the engine's own memory with
+their tokens given; completions leave the batch when they end. The model's own statistics come from
+its own forward, one sequence at a time, without a cache.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rlif_lightning.rollout.decoders import Decoder
 
 GROUP = 2  # completions of each prompt
-FIGURES = [field.name for field in fields(TokenStats)]
+STATISTICS = [field.name for field in fields(TokenStats)]
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,19 @@ class Rows:
     mask: Tensor
 
     def sequence(self, row: int) -> Tensor:
-        """``[L_p + t]``: the prompt and the completion of a row."""
+        """Return the prompt and the completion of a row, ``[L_p + t]``."""
         return torch.cat([self.prompts[row // GROUP], self.ids[row][self.mask[row]]])
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How far figures may lie from the model's own.
+    """The largest difference from the model's own statistics that is allowed.
 
     Args:
-        nats: at most.
-        median: of the tokens' differences rather than the largest one: in half precision the router
-            of a mixture of experts picks another expert for a token now and then, by rounding
-            alone.
-        twice_alike: two scorings must agree in every bit.
+        nats: the limit.
+        median: limit the median of the tokens' differences instead of the largest. In half
+            precision rounding alone makes a router pick another expert for a token now and then.
+        twice_alike: two passes over the same tokens must agree in every bit.
     """
 
     nats: float
@@ -66,16 +65,18 @@ class Limit:
 def random_rows(
     prompt_lengths: Sequence[int], lengths: Sequence[int], choices: Tensor, device: torch.device
 ) -> Rows:
-    """Rows of tokens drawn from ``choices``, always the same ones; the global random state stays as it was."""
+    """Draw rows of tokens from ``choices``, the same ones in every call.
+
+    The global random state stays as it was.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
         picked = torch.randint(len(choices), shape, generator=generator)
         return choices[picked].to(device)
 
-    mask = torch.arange(max(lengths), device=device) < torch.tensor(
-        lengths, device=device
-    ).unsqueeze(1)
+    ends = torch.tensor(lengths, device=device).unsqueeze(1)
+    mask = torch.arange(max(lengths), device=device) < ends  # [2 P, T]
     ids = drawn(len(lengths), max(lengths)).where(mask, torch.zeros_like(mask, dtype=torch.int64))
     return Rows([drawn(length) for length in prompt_lengths], ids, mask)
 
@@ -83,33 +84,33 @@ def random_rows(
 def differences(
     policy: PolicyModel, decoder: Decoder, own: Any, rows: Rows, limit: Limit
 ) -> list[str]:
-    """What differs from the model's own figures beyond the limit, one sentence part each; nothing if all is right.
+    """Return each difference from the model's own statistics beyond the limit, as a clause.
 
     Args:
-        policy: scores and decodes; in training mode, as it is when it is trained.
-        decoder: of the policy, with room for the rows.
-        own: the model that it should be, in evaluation mode; called as ``own(input_ids=...)``.
-        rows: to compare on.
-        limit: of every figure.
+        policy: measures and decodes, in training mode, as in an update.
+        decoder: of the policy, with places for the rows.
+        own: the model that it should equal, in evaluation mode; called as ``own(input_ids=...)``.
+        rows: the completions to compare on.
+        limit: of every statistic.
     """
     found: list[str] = []
     expected = own_stats(own, rows)
     with torch.random.fork_rng(devices=[]):
-        first = _or_error("scoring a packed line", lambda: scored(policy, rows), found)
+        first = _or_error("a packed pass", lambda: measured(policy, rows), found)
         twice = first is not None and limit.twice_alike
-        again = _or_error("scoring again", lambda: scored(policy, rows), found) if twice else None
+        again = _or_error("a second pass", lambda: measured(policy, rows), found) if twice else None
         stepped = _or_error("decoding", lambda: decoded(policy, decoder, rows), found)
     if first and again:
-        apart = max(float((getattr(first, n) - getattr(again, n)).abs().max()) for n in FIGURES)
+        apart = max(float((getattr(first, n) - getattr(again, n)).abs().max()) for n in STATISTICS)
         if apart > 0:
             found.append(
-                f"two scorings of the same rows differ by {apart:.2g} nats: noise stays on"
+                f"two passes over the same completions differ by {apart:.2g} nats: noise stays on"
             )
-    for what, figures in (
-        ("scores of a packed line differ", first),
-        ("scores while decoding differ", stepped),
+    for what, stats in (
+        ("statistics of a packed pass differ", first),
+        ("statistics of decoding differ", stepped),
     ):
-        apart = 0.0 if figures is None else distance(figures, expected, rows.mask, limit.median)
+        apart = 0.0 if stats is None else distance(stats, expected, rows.mask, limit.median)
         if not apart <= limit.nats:
             kind = "the median is " if limit.median else ""
             found.append(
@@ -120,7 +121,7 @@ def differences(
 
 
 def _or_error(what: str, compute: Callable[[], TokenStats], found: list[str]) -> TokenStats | None:
-    """The result; where an architecture's code raises, a sentence part goes to ``found`` instead."""
+    """Return the result; if an architecture's code raises, append a clause to ``found``."""
     try:
         return compute()
     except Exception as error:
@@ -128,10 +129,10 @@ def _or_error(what: str, compute: Callable[[], TokenStats], found: list[str]) ->
         return None
 
 
-def distance(figures: TokenStats, expected: TokenStats, mask: Tensor, median: bool) -> float:
-    """Largest (or median) difference of the tokens' log-probs, entropies and self-certainties; NaN if one is."""
+def distance(stats: TokenStats, expected: TokenStats, mask: Tensor, median: bool) -> float:
+    """Return the largest (or median) difference of the tokens' statistics; NaN if one is NaN."""
     apart = [
-        (getattr(figures, n).double() - getattr(expected, n).double()).abs()[mask] for n in FIGURES
+        (getattr(stats, n).double() - getattr(expected, n).double()).abs()[mask] for n in STATISTICS
     ]
     worst = torch.stack(apart).amax(0)
     return float(worst.median() if median else worst.max())
@@ -139,13 +140,13 @@ def distance(figures: TokenStats, expected: TokenStats, mask: Tensor, median: bo
 
 @torch.no_grad()
 def own_stats(own: Any, rows: Rows) -> TokenStats:
-    """``[B, T]`` figures of the model's own forward, its scaling of logits included."""
+    """Compute statistics ``[B, T]`` by the model's own forward, its scaling of logits included."""
     lines = []
     for row, keep in enumerate(rows.mask):
         sequence, length = rows.sequence(row), int(keep.sum())
         logits = own(input_ids=sequence[None], use_cache=False).logits[0, -length - 1 : -1]
-        figures = token_stats(logits, sequence[-length:])
-        lines.append(torch.stack([_padded(getattr(figures, name), len(keep)) for name in FIGURES]))
+        stats = token_stats(logits, sequence[-length:])
+        lines.append(torch.stack([_padded(getattr(stats, name), len(keep)) for name in STATISTICS]))
     return TokenStats(*torch.stack(lines, 1))
 
 
@@ -154,8 +155,8 @@ def _padded(values: Tensor, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def scored(policy: PolicyModel, rows: Rows) -> TokenStats:
-    """``[B, T]`` figures of all rows in one packed line."""
+def measured(policy: PolicyModel, rows: Rows) -> TokenStats:
+    """Compute statistics ``[B, T]`` of all rows in one packed line."""
     whole = sum(map(len, rows.prompts)) + rows.mask.numel()
     [packed] = pack(Completions(rows.prompts, rows.ids, rows.mask, GROUP), whole)
     order = packed.rows.argsort()
@@ -164,25 +165,20 @@ def scored(policy: PolicyModel, rows: Rows) -> TokenStats:
 
 @torch.no_grad()
 def decoded(policy: PolicyModel, decoder: Decoder, rows: Rows) -> TokenStats:
-    """``[B, T]`` figures of the rows' tokens, given one after the other to the native engine's memory."""
-    num_steps, rule, training = (
-        rows.ids.shape[1],
-        policy.rule(Sampling(), rows.ids.device),
-        policy.training,
-    )
-    device = rows.ids.device
+    """Compute statistics ``[B, T]`` by decoding the rows' tokens one after the other."""
+    device, training = rows.ids.device, policy.training
+    rule = policy.rule(Sampling(), device)
     policy.eval()
     places = range(len(rows.ids))
     hidden = decoder.admit([place // GROUP for place in places], places)
     left, lengths = torch.arange(len(rows.ids)), rows.mask.sum(1).cpu()
-    table = torch.zeros((len(FIGURES), *rows.ids.shape), dtype=torch.float64, device=device)
-    for step in range(num_steps):
-        tokens = rows.ids[left.to(device), step]
-        figures = token_stats(rule.apply(policy.head(hidden[: len(left)])), tokens)
-        table[:, left.to(device), step] = torch.stack(
-            [getattr(figures, name).double() for name in FIGURES]
-        )
-        stays = lengths[left] > step + 1
+    table = torch.zeros((len(STATISTICS), *rows.ids.shape), dtype=torch.float64, device=device)
+    for position in range(rows.ids.shape[1]):
+        tokens = rows.ids[left.to(device), position]  # [left]
+        stats = token_stats(rule.apply(policy.head(hidden[: len(left)])), tokens)
+        found = torch.stack([getattr(stats, name).double() for name in STATISTICS])  # [3, left]
+        table[:, left.to(device), position] = found
+        stays = lengths[left] > position + 1
         if not stays.any():
             break
         if not stays.all():
@@ -190,8 +186,7 @@ def decoded(policy: PolicyModel, decoder: Decoder, rows: Rows) -> TokenStats:
             decoder.arrange(arrangement)
             left, tokens = left[arrangement.source], tokens[arrangement.source.to(device)]
         decoder.prepare()
-        hidden = decoder.advance(
-            torch.nn.functional.pad(tokens, (0, decoder.num_places(len(left)) - len(left)))
-        )
+        empty = decoder.num_places(len(left)) - len(left)
+        hidden = decoder.advance(torch.nn.functional.pad(tokens, (0, empty)))
     policy.train(training)
     return TokenStats(*table)

@@ -1,7 +1,18 @@
-"""How the next hidden states come about: by shared prompts, by Hugging Face's own cache, or by whole rows.
+"""Decoders: ways to compute the next hidden states of completions that are being drawn.
 
-A decoder holds rows of the rollout's prompts at places. Whoever drives it draws tokens from the
-hidden states that ``admit`` and ``advance`` give.
+There are three: with shared prompts, with Hugging Face's own cache, and without any cache. The
+caller draws tokens from the hidden states that ``admit`` and ``advance`` return.
+
+Example: prompt p of three tokens, prompt q of two, one completion of p and two of q:
+
+    calls                  SharedPrefixDecoder     StandardDecoder        RecomputingDecoder
+    admit([0, 1, 1])       computes 3 + 2 tokens   2 x 3, q padded left   3 x 3, q twice, padded
+    advance(a0, b0, c0)    3 tokens                3 tokens               3 x 4
+    advance(a1, b1, c1)    3 tokens                3 tokens               3 x 5
+    a prompt's keys        stored once             once per completion    never stored
+
+Each call returns hidden states ``[3, H]``: ``admit`` those of the prompts' last tokens, ``advance``
+those of the given tokens.
 """
 
 from __future__ import annotations
@@ -21,14 +32,15 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
 from rlif_lightning.rollout.places import Arrangement
 
-CACHE_TOLERANCE = 0.05  # of the largest hidden state; in half precision a cache rounds differently
+# Relative to the largest hidden state. In half precision a cache rounds differently.
+CACHE_TOLERANCE = 0.05
 
 
 class Decoder(ABC):
-    """Rows on their way from prompts to completions.
+    """The state of completions that are being drawn (rows), each at a place in the batch.
 
     Attributes:
-        can_join: whether rows can be admitted while others are under way.
+        can_join: whether rows can be admitted while others are being decoded.
         exact: whether rows that ended must leave before the next pass and no place may be empty.
     """
 
@@ -37,47 +49,51 @@ class Decoder(ABC):
 
     @abstractmethod
     def admit(self, owners: Sequence[int], places: Sequence[int]) -> Tensor:
-        """Rows of prompts ``owners`` (numbers) come to empty places; hidden states ``[rows, H]`` to begin with."""
+        """Put rows of the prompts ``owners`` in empty places, and compute the prompts.
+
+        Returns:
+            ``[rows, H]``, the hidden state of each row's last prompt token.
+        """
 
     def prefills(self, owners: Sequence[int]) -> bool:
-        """Whether admitting rows of these prompts takes a pass of the model (it never takes two)."""
+        """Return whether admitting rows of these prompts takes a pass of the model (never two)."""
         return True
 
     def num_places(self, rows: int) -> int:
-        """Places that a pass computes when the first ``rows`` are in use."""
+        """Return how many places a pass computes when the first ``rows`` are in use."""
         return rows
 
     def prepare(self) -> None:  # noqa: B027 - most decoders plan nothing
-        """Plan the next pass on the host; once before each :meth:`advance`."""
+        """Plan the next pass on the host; call it once before each :meth:`advance`."""
 
     @property
     def bucket(self) -> tuple[int, ...]:
-        """Sizes of the prepared pass: two passes of the same ones run the same operations on the same addresses."""
+        """Return the sizes that decide the prepared pass's operations and addresses."""
         return ()
 
     @abstractmethod
     def advance(self, tokens: Tensor) -> Tensor:
-        """Take one token of each place ``[n]``; hidden states ``[n, H]`` of what comes next."""
+        """Compute one token of each place ``[n]``; return the hidden states ``[n, H]``."""
 
     @abstractmethod
     def arrange(self, arrangement: Arrangement, waiting: int | None = None) -> None:
-        """Rows leave and move (``places.py``); ``waiting`` is the prompt of the next row to come."""
+        """Remove and move rows (``places.py``); ``waiting`` is the prompt of the next row."""
 
-    def finish(self) -> None:  # noqa: B027 - most decoders have nobody to wait for
-        """There are no more rows."""
+    def finish(self) -> None:  # noqa: B027 - most decoders have no other process to wait for
+        """End decoding after the last row has left."""
 
 
 class SharedPrefixDecoder(Decoder):
-    """Prompts computed and stored once, rows joining and leaving at any step.
+    """A decoder that computes and stores each prompt once; rows join and leave at any step.
 
-    On a GPU places are padded and may be empty, so that passes repeat in shape; ``advance`` can be
-    captured there.
+    On a GPU places are padded and may be empty, so that passes repeat in shape and ``advance`` can
+    be captured.
 
     Args:
         policy: the model, whose attention follows plans.
         prompt_ids: of all prompts.
-        max_rows, max_tokens: rows at a time, and tokens of the longest completion.
-        group_size: rows of a prompt.
+        max_rows, max_tokens: most rows at a time, and tokens of the longest completion.
+        group_size: completions of a prompt.
     """
 
     can_join = True
@@ -92,12 +108,11 @@ class SharedPrefixDecoder(Decoder):
     ):
         self.policy, self.prompt_ids, self.device = policy, prompt_ids, prompt_ids[0].device
         self.exact = self.device.type == "cpu"
-        # A last token need not be computed; on a GPU it is before it is known as such.
+        # Nothing is drawn after a completion's last token, so its hidden state is not needed. A GPU
+        # computes it all the same, before the host knows that the token is the last one.
         own = max(max_tokens - 1, 1) if self.exact else max_tokens
-        longest = max(map(len, prompt_ids))
-        self.memory = SharedPrefixMemory(
-            max_rows, -(-max_rows // group_size), longest, own, self.device
-        )
+        longest, first_prompts = max(map(len, prompt_ids)), -(-max_rows // group_size)
+        self.memory = SharedPrefixMemory(max_rows, first_prompts, longest, own, self.device)
         self.last: dict[int, Tensor] = {}  # hidden state of each stored prompt's last token
 
     def prefills(self, owners: Sequence[int]) -> bool:
@@ -110,7 +125,7 @@ class SharedPrefixDecoder(Decoder):
         if new := [owner for owner in dict.fromkeys(owners) if owner not in self.last]:
             self._prefill(new)
         self.memory.add_rows(places, owners)
-        return torch.stack([self.last[owner] for owner in owners])
+        return torch.stack([self.last[owner] for owner in owners])  # [rows, H]
 
     def _prefill(self, numbers: list[int]) -> None:
         trees, prompts, end = [], [self.prompt_ids[number] for number in numbers], 0
@@ -119,9 +134,11 @@ class SharedPrefixDecoder(Decoder):
             end += len(ids)
         self.memory.add_prompts(numbers, [len(ids) for ids in prompts])
         plan = TreePlan(trees, self.device, self.memory.keep_prompts)
-        places = upload(positions(trees), self.device)
-        hidden = self.policy.hidden(torch.cat(prompts)[None], places[None], plan)[0]
+        position_ids = upload(positions(trees), self.device)
+        line = torch.cat(prompts)[None]  # [1, N]
+        hidden = self.policy.hidden(line, position_ids[None], plan)[0]  # [N, H]
         for number, tree in zip(numbers, trees, strict=True):
+            # A copy: a view would keep the whole line in memory.
             self.last[number] = hidden[tree.start + tree.size - 1].clone()
 
     def prepare(self) -> None:
@@ -132,8 +149,8 @@ class SharedPrefixDecoder(Decoder):
         return self.memory.bucket
 
     def advance(self, tokens: Tensor) -> Tensor:
-        places = self.memory.start_step()
-        hidden = self.policy.hidden(tokens.unsqueeze(1), places, self.memory)[:, 0]
+        position_ids = self.memory.start_step()  # [n, 1]
+        hidden = self.policy.hidden(tokens.unsqueeze(1), position_ids, self.memory)[:, 0]
         self.memory.end_step()
         return hidden
 
@@ -144,7 +161,10 @@ class SharedPrefixDecoder(Decoder):
 
 
 class StandardDecoder(Decoder):
-    """Hugging Face's cache, repeated for each completion: for models whose attention cannot be replaced."""
+    """A decoder with Hugging Face's cache, for models whose attention cannot be replaced.
+
+    The cache is repeated for each completion. Rows can leave, but join only when none is left.
+    """
 
     can_join = False
 
@@ -157,22 +177,23 @@ class StandardDecoder(Decoder):
         device = prompts[0].device
         lengths = torch.tensor([len(ids) for ids in prompts], device=device)
         width = max(map(len, prompts))
+        # Padding on the left, so that the next token of every row has the same index in the cache.
         padded = torch.stack(
             [torch.nn.functional.pad(ids, (width - len(ids), 0)) for ids in prompts]
         )
-        real = torch.arange(width, device=device) >= (width - lengths).unsqueeze(1)
+        real = torch.arange(width, device=device) >= (width - lengths).unsqueeze(1)  # [P, width]
         self.cache = DynamicCache(config=self.policy.causal_lm.config.get_text_config(decoder=True))
-        hidden = self._forward(padded, real, (real.cumsum(-1) - 1).clamp(min=0))
+        hidden = self._forward(padded, real, (real.cumsum(-1) - 1).clamp(min=0))  # [P, H]
         rows = torch.tensor([numbers.index(owner) for owner in owners], device=device)
         self.cache.batch_select_indices(rows)
         self.attended, self.position = real[rows], lengths[rows]
         return hidden[rows]
 
-    def _forward(self, ids: Tensor, attended: Tensor, places: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, attended: Tensor, position_ids: Tensor) -> Tensor:
         output = body(self.policy.causal_lm)(
             input_ids=ids,
             attention_mask=attended.long(),
-            position_ids=places,
+            position_ids=position_ids,
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -191,7 +212,10 @@ class StandardDecoder(Decoder):
 
 
 class RecomputingDecoder(Decoder):
-    """Whole rows at every step, without any cache: for models whose state no cache of ours can hold."""
+    """A decoder without any cache, for models whose state no cache of ours can hold.
+
+    It computes whole sequences in every step.
+    """
 
     can_join = True
 
@@ -211,7 +235,8 @@ class RecomputingDecoder(Decoder):
         return self._last_hidden(self.rows)
 
     def _last_hidden(self, rows: list[Tensor]) -> Tensor:
-        """What comes next; padding lies behind the rows, where they do not see it."""
+        """Return the last hidden states ``[rows, H]`` of whole sequences."""
+        # Padding on the right: a causal model does not see it.
         ids = pad_sequence(rows, batch_first=True)
         hidden = body(self.policy.causal_lm)(input_ids=ids, use_cache=False).last_hidden_state
         last = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
@@ -229,11 +254,11 @@ def choose_decoder(
     group_size: int,
     cached: Callable[[], bool] | None = None,
 ) -> Decoder:
-    """What advances rows of these prompts: by shared prompts where the model's attention allows.
+    """Return the decoder of these prompts; it shares prompts where the model's attention can.
 
     Args:
         policy, prompt_ids, max_rows, max_tokens, group_size: as of :class:`SharedPrefixDecoder`.
-        cached: says whether the standard cache serves the policy; None = it is tried out.
+        cached: returns whether the standard cache serves the policy; None = :func:`cache_is_right`.
     """
     if policy.shares_prompts:
         return SharedPrefixDecoder(policy, prompt_ids, max_rows, max_tokens, group_size)
@@ -242,26 +267,26 @@ def choose_decoder(
 
 
 def cache_is_right(policy: PolicyModel, device: torch.device) -> bool:
-    """Whether rows of different lengths, decoded by ``StandardDecoder``, get the hidden states of whole rows."""
+    """Return whether ``StandardDecoder`` computes the hidden states of whole sequences.
+
+    Two sequences of different lengths are decoded, and computed at once.
+    """
     if policy.keeps_state:
         return False
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randint(policy.vocab_size, shape, generator=generator).to(device)  # noqa: E731
-    prompts, completions = [draw(5), draw(2)], draw(2, 4)
+    line = torch.randint(policy.vocab_size, (5 + 2 + 2 * 4,), generator=generator).to(device)
+    prompts, completions = [line[:5], line[5:7]], line[7:].view(2, 4)
     decoder = StandardDecoder(policy, prompts)
     try:
-        found = [
-            decoder.admit([0, 1], [0, 1]),
-            *(decoder.advance(tokens) for tokens in completions.T[:-1]),
-        ]
+        found = [decoder.admit([0, 1], [0, 1])]  # 4 x [2, H]
+        found += [decoder.advance(tokens) for tokens in completions.T[:-1]]
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return False  # of a model whose cache is not the standard one
+        return False  # raised by models whose cache is not the standard one
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         ids = torch.cat([prompt, completion[:-1]]).unsqueeze(0)
-        whole = body(policy.causal_lm)(input_ids=ids, use_cache=False).last_hidden_state[
-            0, len(prompt) - 1 :
-        ]
-        errors = (torch.stack([hidden[row] for hidden in found]) - whole).abs().amax(-1)
+        whole = body(policy.causal_lm)(input_ids=ids, use_cache=False).last_hidden_state
+        whole = whole[0, len(prompt) - 1 :]  # [4, H]
+        errors = (torch.stack([hidden[row] for hidden in found]) - whole).abs().amax(-1)  # [4]
         # In half precision rounding may send single tokens to other experts.
         error = errors.median() if whole.dtype.itemsize < 4 else errors.max()
         if not error <= CACHE_TOLERANCE * whole.abs().max():

@@ -1,4 +1,4 @@
-"""What every rollout engine offers."""
+"""The interface of rollout engines."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from rlif_lightning.sampling import Sampling
 
 
 class RolloutEngine(ABC):
-    """Draws G completions for each prompt. ``setup`` once, then ``generate`` once per step."""
+    """An engine that draws G completions for each prompt.
+
+    ``setup`` is called once, then ``generate`` once per rollout.
+    """
 
     @abstractmethod
     def setup(self, policy: PolicyModel, seed: int) -> None:
         """Bind the policy that is sampled from, and the seed of the sampling counters."""
 
-    def check(self, sampling: Sampling) -> None:  # noqa: B027 - most engines draw in every way
-        """Refuse a way of sampling that the engine does not have; called before anything is sampled.
+    def check(self, sampling: Sampling) -> None:  # noqa: B027 - most engines take all settings
+        """Refuse sampling settings that the engine does not have, before anything is sampled.
 
         Raises:
             ValueError: names the settings and the remedy.
@@ -33,7 +36,7 @@ class RolloutEngine(ABC):
             prompts: P prompts.
             group_size: G completions for each.
             sampling: how to draw.
-            rollout_number: a counter of the sampling (not the optimiser's step).
+            rollout_number: a counter of the sampling (not the optimizer step).
 
         Returns:
             The rollout, with token statistics of the logits that were sampled from.

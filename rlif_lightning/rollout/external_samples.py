@@ -1,8 +1,8 @@
-"""What makes another sampler's completions a rollout: the policy's own token statistics, and how far the two differ.
+"""Rollouts from another sampler's completions, with the policy's own token statistics.
 
-A sampler with kernels and precision of its own does not give the policy's log-probs. Old log-probs,
-entropy and self-certainty are therefore computed by the policy, in one packed pass without
-gradients; the sampler's log-probs are kept for the gap, and for weights that correct the loss for
+A sampler with other kernels and another precision does not compute the policy's log-probs. So the
+policy computes old log-probs, entropy and self-certainty, in packed passes without gradients. The
+sampler's log-probs are stored for the logged gap, and for token weights that correct the loss for
 having sampled from another distribution.
 """
 
@@ -24,13 +24,13 @@ from rlif_lightning.sampling import Sampling, cut_at_stop, importance_ratio
 
 @dataclass(frozen=True)
 class Drawn:
-    """One completion as another sampler drew it.
+    """One completion of another sampler.
 
     Attributes:
         ids: its tokens, a final end-of-sequence token included.
-        logprobs: the sampler's log-probability of each, nats, of the distribution that it was drawn
-            from.
-        ended: it ended by itself.
+        logprobs: the log-probability of each token, nats, in the distribution that the sampler drew
+            it from.
+        ended: whether it ended by itself.
     """
 
     ids: Sequence[int]
@@ -39,8 +39,9 @@ class Drawn:
 
 
 def truncated_ratio(logprobs: Tensor, engine_logprobs: Tensor, max_ratio: float) -> Tensor:
-    """``min(exp(logprobs - engine_logprobs), max_ratio)``, elementwise: truncated importance sampling.
+    """Compute ``min(exp(logprobs - engine_logprobs), max_ratio)`` elementwise.
 
+    This is truncated importance sampling:
     https://fengyao.notion.site/off-policy-rl, https://openreview.net/forum?id=8MHqvb4lK9
     """
     return importance_ratio(logprobs, engine_logprobs).clamp(max=max_ratio)
@@ -62,10 +63,10 @@ def as_rollout(
         drawn: B completions, prompt-major, as many for each prompt.
         sampling: how they were drawn.
         max_tokens: token budget of one forward pass.
-        max_ratio: bound of the weights; None = no weights.
+        max_ratio: bound of the token weights; None = no weights.
 
     Raises:
-        RuntimeError: the sampler drew what is no token.
+        RuntimeError: the sampler drew an id that is no token.
     """
     _check_tokens(policy, drawn)
     if sampling.train_stop:
@@ -113,13 +114,13 @@ def _completions(prompts: Prompts, drawn: Sequence[Drawn]) -> Completions:
 
 
 def _padded(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:
-    """Return ``[B, T]``: ragged rows of numbers, 0 behind their ends, of a tensor's type and device."""
+    """Return rows of numbers as ``[B, T]``, padded with 0, of a tensor's type and device."""
     tensors = [torch.tensor(row, dtype=like.dtype, device=like.device) for row in rows]
     return pad_sequence(tensors, batch_first=True)
 
 
 def _closed(row: Drawn, policy: PolicyModel, max_new_tokens: int) -> Drawn:
-    """With an end of sequence (of no log-prob of the sampler's) where a stop string ended the completion."""
+    """Append an end of sequence, without a log-prob, where a stop string ended the completion."""
     if not row.ended or row.ids[-1] in policy.eos_ids or len(row.ids) == max_new_tokens:
         return row
     return Drawn([*row.ids, policy.stop_id], [*row.logprobs, math.nan], True)

@@ -1,10 +1,18 @@
-"""The loop that draws completions: rows come from waiting prompts, draw tokens, and leave as they end.
+"""The decoding loop: completions are admitted, draw a token in each step, and leave when they end.
 
-Rows have places. What a decoding step reads and writes lies on the device, at the same addresses
-from step to step: hidden states, tokens, counters, uniforms, statistics. The host keeps a copy of
-what it needs to plan, which the step's tokens keep up to date. On a CPU rows that ended leave
-before their token is computed. On a GPU the tokens are read while it computes; an ended row costs
-one wasted token, and its place is filled by the next row.
+A completion that is being decoded (a row) has a place: an index into the batch of a step. Example:
+three prompts, two completions each, ``max_rows=4``, on a CPU. Rows are numbered in the rollout:
+
+    step 0   places  0 1 2 3      row 1 ends with its token; 0, 2 and 3 continue
+    step 1   places  0 3 2 4      row 3 has moved to the gap at place 1; row 4 was admitted
+    step 2   places  0 3 2 4      ...
+
+On a GPU rows keep their places while more than half of these are in use, so row 4 would be admitted
+at place 1. What a step reads and writes is on the device, at the same addresses in every step:
+hidden states, tokens, counters, uniforms, statistics. The host keeps a copy of the counters and
+updates it with the drawn tokens. On a CPU a row that ended leaves before its last token is
+computed. On a GPU the host reads the tokens while the device computes, so an ended row costs one
+wasted token.
 """
 
 from __future__ import annotations
@@ -25,16 +33,17 @@ from rlif_lightning.sampling import Sampling, counter_uniforms
 if TYPE_CHECKING:
     from rlif_lightning.rollout.native import NativeEngine
 
-ADMISSIONS = 32  # on a GPU rows wait until one in so many places is free, for their prompts take a pass of their own
+# On a GPU rows are admitted once 1 in so many places is free: prompts take a pass of their own.
+ADMISSIONS = 32
 
 
 @dataclass(frozen=True)
-class Completions:
-    """All B completions of a rollout.
+class DrawnTokens:
+    """The tokens of all B completions of a rollout.
 
     Attributes:
         ids: ``[B, T]`` int64 on the CPU.
-        stats: ``[B, T, 3]`` on the device: the figures of ``TokenStats``, 0 where there is no
+        stats: ``[B, T, 3]`` on the device: the statistics of ``TokenStats``; 0 where there is no
             token.
         lengths, ended: ``[B]`` on the CPU.
     """
@@ -46,15 +55,17 @@ class Completions:
 
 
 class Generation:
-    """One call of ``generate``.
+    """The state of one call of ``generate``.
 
-    ``run`` does it all. To drive it by hand: ``admit``, then ``plan``, ``step`` and ``settle``
-    until ``done``. Between two plans of the same ``bucket``, ``step`` runs the same operations on
-    the same addresses; it waits for nothing and uploads nothing, so ``torch.cuda.graph`` can
-    capture it (after a warm-up step, in which autocast casts the weights).
+    ``run`` draws all completions. To run single steps, call ``admit``, then ``plan``, ``step`` and
+    ``settle`` until ``done``. Steps with equal ``bucket`` run the same operations on the same
+    addresses. A step uploads nothing and waits for nothing, so ``torch.cuda.graph`` can capture it
+    (after a warm-up step, in which autocast casts the weights).
 
     Attributes:
-        places: of rows (their numbers); the length of a place is the number of tokens drawn.
+        places: of rows; the owner of a place is the row's number, its length the tokens drawn.
+        table: ``[4, places]`` int64 on the device: row, tokens drawn, whether the place is in use,
+            whether the row gets a final ``stop_id`` next.
     """
 
     def __init__(
@@ -65,13 +76,9 @@ class Generation:
         sampling: Sampling,
         rollout_number: int,
     ):
-        self.engine, self.prompts, self.group_size, self.sampling = (
-            engine,
-            prompts,
-            group_size,
-            sampling,
-        )
-        self.policy, self.number = engine.policy, rollout_number
+        self.engine, self.prompts = engine, prompts
+        self.group_size, self.sampling = group_size, sampling
+        self.policy, self.rollout_number = engine.policy, rollout_number
         self.device, tokens = prompts.token_ids[0].device, sampling.max_new_tokens
         self.total = len(prompts) * group_size
         self.max_rows, self.next_row = min(engine.max_rows, self.total), 0
@@ -84,11 +91,9 @@ class Generation:
         self.lengths = torch.zeros(self.total, dtype=torch.int64)
         self.ended = torch.zeros(self.total, dtype=torch.bool)
         dtype = torch.promote_types(self.policy.causal_lm.dtype, torch.float32)
-        # One more row, where empty places write.
+        # Empty places write into one more row, which is cut off in the end.
         self.stats = torch.zeros((self.total + 1, tokens, 3), dtype=dtype, device=self.device)
-        self.table = torch.zeros(
-            (4, size), dtype=torch.int64, device=self.device
-        )  # row, drawn, live, closing
+        self.table = torch.zeros((4, size), dtype=torch.int64, device=self.device)
         self.tokens = torch.zeros(size, dtype=torch.int64, device=self.device)
         self.uniforms = torch.zeros((size, tokens), dtype=torch.float64, device=self.device)
         self.hidden: Tensor | None = None  # [size, H]
@@ -97,20 +102,22 @@ class Generation:
 
     @property
     def done(self) -> bool:
-        """Whether no row is left."""
+        """Return whether no row is left."""
         return self.places.used == 0
 
     @property
     def bucket(self) -> tuple[object, ...]:
-        """What decides the operations of a step, their shapes and their addresses."""
+        """Return what decides the operations of a step, their shapes and their addresses."""
         return (self.n, self.early, self.closes, *self.decoder.bucket)
 
-    def run(self) -> Completions:
+    def run(self) -> DrawnTokens:
         """Draw all completions."""
         self.admit()
         while not self.done:
             self.plan()
             if self.decoder.exact:
+                # Rows that ended leave first, so that their last token is not computed. Rows are
+                # admitted afterwards: their hidden states come from their prompts.
                 self.draw()
                 self.leave(self.ends(self.tokens[: self.n]))
                 if not self.done:
@@ -119,17 +126,18 @@ class Generation:
                     self.feed()
                 self.admit()
             else:
+                # The copy of the tokens to the host runs while the device computes them.
                 self.draw()
                 self.reading.start(self.tokens[: self.n])
                 self.feed()
                 self.settle(self.reading.finish())
         self.decoder.finish()
-        return Completions(self.ids, self.stats[:-1], self.lengths, self.ended)
+        return DrawnTokens(self.ids, self.stats[:-1], self.lengths, self.ended)
 
     def admit(self) -> None:
-        """Let waiting rows in where there is room."""
+        """Admit waiting rows while places are free."""
         live = int(self.places.live().sum())
-        free = self.max_rows - live
+        free = self.max_rows - live  # not len(self.tokens), which is rounded up on a GPU
         number = min(self.total - self.next_row, free)
         if number == 0 or (live and not self.decoder.can_join):
             return
@@ -137,82 +145,82 @@ class Generation:
             return
         rows = range(self.next_row, self.next_row + number)
         self.next_row += number
-        owners, members = (
-            [row // self.group_size for row in rows],
-            [row % self.group_size for row in rows],
-        )
+        owners = [row // self.group_size for row in rows]
+        members = [row % self.group_size for row in rows]
         places = self.places.take(rows, [0] * number)
-        hidden = self.decoder.admit(owners, places)
-        index = self.prompts.index.tolist()
-        counters = ([index[owner] for owner in owners], members, self.sampling.max_new_tokens)
+        hidden = self.decoder.admit(owners, places)  # [number, H]
         if self.hidden is None:
             self.hidden = hidden.new_zeros((len(self.tokens), hidden.shape[1]))
+        # By the prompts' numbers in the data set: a completion gets the same uniforms whatever its
+        # place, its process and the number of processes.
+        index = self.prompts.index.tolist()
+        counters = ([index[owner] for owner in owners], members, self.sampling.max_new_tokens)
+        uniforms = counter_uniforms(self.engine.seed, self.rollout_number, *counters)
         where = upload(torch.tensor(places), self.device)
         self.hidden[where] = hidden
-        self.uniforms[where] = upload(
-            counter_uniforms(self.engine.seed, self.number, *counters), self.device
-        )
+        self.uniforms[where] = upload(uniforms, self.device)  # [number, T]
         self.changed = True
 
     def plan(self) -> None:
-        """Prepare the next step on the host; uploads something only after rows came or left."""
+        """Prepare the next step on the host; upload the table only after rows came or left."""
         used, live = self.places.used, self.places.live()
         self.n = self.decoder.num_places(used)
         drawn = self.places.length[:used]
+        # Most steps have no row before its minimum length and none that gets ``stop_id``, so they
+        # skip these masks.
         self.early = bool((live & (drawn < self.sampling.min_new_tokens)).any())
         self.closes = bool(self.closing[:used].any())
         if self.changed:
-            row = torch.where(self.places.owner >= 0, self.places.owner, self.total)
-            table = torch.stack(
-                [row, self.places.length, (self.places.owner >= 0).long(), self.closing.long()]
-            )
-            self.table = upload(table, self.device, self.table)
+            in_use = self.places.owner >= 0  # [places]
+            row = torch.where(in_use, self.places.owner, self.total)
+            lines = [row, self.places.length, in_use.long(), self.closing.long()]
+            self.table = upload(torch.stack(lines), self.device, self.table)
             self.changed = False
         if not self.decoder.exact:
             self.decoder.prepare()
 
     def step(self) -> None:
-        """One decoding step of all places over static tensors: draw a token of each, write it down, compute it.
+        """Draw a token at each place, and compute the hidden states that follow.
 
-        Reads ``hidden``, ``table`` and ``uniforms``; writes ``tokens``, ``stats``, the keys and
-        values, and ``hidden``.
+        A step reads ``hidden``, ``table`` and ``uniforms``. It writes ``tokens``, ``stats``, keys
+        and values, and ``hidden``.
         """
         self.draw()
         self.feed()
 
     def draw(self) -> None:
-        """The first half of a step: each place's next token, from its hidden state, and the token's statistics."""
+        """Draw each place's next token from its hidden state, and store the token's statistics."""
         assert self.hidden is not None
-        row, drawn, live, closing = (line[: self.n] for line in self.table)
-        uniforms = self.uniforms[: self.n].gather(1, drawn.unsqueeze(1)).squeeze(1)
+        row, drawn, live, closing = (line[: self.n] for line in self.table)  # [n] each
+        uniforms = self.uniforms[: self.n].gather(1, drawn.unsqueeze(1)).squeeze(1)  # [n]
         may_end = drawn >= self.sampling.min_new_tokens if self.early else None
         closes = closing.bool() if self.closes else None
         tokens, stats = self.drawer.draw(self.hidden[: self.n], uniforms, may_end, closes)
         self.tokens[: self.n] = tokens
         self.stats[row, drawn] = stats.to(self.stats.dtype)
-        drawn.add_(live)
+        drawn.add_(live)  # in the table itself: the next step needs no upload
 
     def feed(self) -> None:
-        """The second half: the hidden states of what comes after the tokens."""
+        """Compute the hidden states ``[n, H]`` after the drawn tokens."""
         assert self.hidden is not None
         self.hidden[: self.n] = self.decoder.advance(self.tokens[: self.n])
 
     def settle(self, tokens: Tensor) -> None:
-        """After a step, with its tokens ``[n]`` on the CPU: ended rows leave and waiting ones take their places."""
+        """Let ended rows leave and admit waiting ones; takes the tokens ``[n]`` on the CPU."""
         self.leave(self.ends(tokens))
         self.admit()
 
     def ends(self, tokens: Tensor) -> Tensor:
-        """Write down the drawn tokens ``[n]`` (on the CPU); ``[used]`` bool: which places stay."""
+        """Record the tokens ``[n]`` (on the CPU); return which places stay, ``[used]`` bool."""
         live = self.places.live()
-        at = live.nonzero().squeeze(1)
+        at = live.nonzero().squeeze(1)  # places in use; the tokens of empty ones are ignored
         rows, drawn, tokens = self.places.owner[at], self.places.length[at], tokens.cpu()[at]
         self.ids[rows, drawn] = tokens
         ended = self.engine.ends(tokens, rows, drawn) | self.closing[at]
         self.places.lengthen(1)
         drawn = drawn + 1
         stopped = self.stops.found(self.ids, rows, drawn)
-        if self.sampling.train_stop:
+        if self.sampling.train_stop:  # a row with a stop string gets ``stop_id`` in its next step
             closing = stopped & ~ended & (drawn < self.sampling.max_new_tokens)
             self.changed |= bool((closing | self.closing[at]).any())
             self.closing[at] = closing
@@ -233,6 +241,7 @@ class Generation:
         for values in (self.tokens, self.uniforms, self.hidden):
             assert values is not None
             arrangement.move(values)
+        # A group may be admitted in parts: its prompt stays stored until its last row has come.
         waiting = self.next_row // self.group_size if self.next_row < self.total else None
         self.decoder.arrange(arrangement, waiting)
         self.changed = True

@@ -1,4 +1,4 @@
-"""Decoding with weights that stay divided between processes: every rank makes as many passes as the others."""
+"""Decoding with weights that stay sharded: all data ranks make the same number of passes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from rlif_lightning.rollout.places import Arrangement
 
 
 class LockstepDecoder(Decoder):
-    """A decoder of a policy whose layers are gathered anew in every pass: all ranks make equally many passes.
+    """A decoder of a policy whose layers are gathered in every pass, which is a collective.
 
-    A pass is a pass, whether one rank admits prompts in it and another advances rows; a rank that
-    has finished makes passes for nothing until the last one has.
+    In one pass some data ranks may admit prompts while others advance rows. A data rank that has
+    finished makes passes over a filler until the last one has.
 
     Args:
         decoder: does the work.
+        policy: of the decoder.
         device: of the prompts.
     """
 

@@ -1,8 +1,18 @@
-"""The native engine: generation in this process, with the very weights that are trained.
+"""The native engine: generation in this process, with the weights that are trained.
 
-Each prompt is computed and stored once; rows that ended leave, rows that wait take their places;
-the logits that a token is drawn from also give its statistics, so neither old log-probs nor
-self-certainty cost another forward.
+Each prompt is prefilled and cached once per group. Completions that ended leave the batch, and
+waiting ones are admitted (``generation.py``). Token statistics are computed from the sampling
+logits, so neither old log-probs nor self-certainty need another forward pass.
+
+Example: prompts of 5 and 3 tokens, two completions each, which end after 4, 2, 3 and 1 tokens (on a
+CPU; a GPU computes last tokens as well):
+
+    prefill     5 + 3 tokens in one pass, without padding
+    step 0      4 tokens drawn from the prompts' last hidden states; completion 3 ends, 3 computed
+    step 1      3 tokens drawn; completion 1 ends, 2 computed
+    step 2      2 tokens drawn; completion 2 ends, 1 computed
+    step 3      1 token drawn; completion 0 ends
+    result      ids and mask [4, 4]; 10 tokens were drawn, 8 + 6 were computed
 """
 
 from __future__ import annotations
@@ -24,19 +34,19 @@ from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.autocasting import cast_once
 from rlif_lightning.rollout.decoders import Decoder, cache_is_right, choose_decoder
 from rlif_lightning.rollout.engine import RolloutEngine
-from rlif_lightning.rollout.generation import Completions, Generation
+from rlif_lightning.rollout.generation import DrawnTokens, Generation
 from rlif_lightning.rollout.lockstep import LockstepDecoder
 from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.sampling import Sampling
 
 
 class NativeEngine(RolloutEngine):
-    """Samples in this process.
+    """An engine that samples in this process.
 
     Args:
-        max_rows: completions decoded at a time; bounds the memory, whatever the size of a step.
-            Where memory runs out, one process draws the rollout again with half of them, and stays
-            there.
+        max_rows: completions that are decoded at a time; bounds the memory, whatever the size of a
+            rollout. If memory runs out, a single process draws the rollout again with half as
+            many, and keeps that number.
     """
 
     def __init__(self, max_rows: int = 512):
@@ -46,7 +56,7 @@ class NativeEngine(RolloutEngine):
 
     def setup(self, policy: PolicyModel, seed: int) -> None:
         self.policy, self.seed = policy, seed
-        self.cache_is_right: bool | None = None  # found out by the first rollout that would use it
+        self.cache_is_right: bool | None = None  # tested by the first rollout that would use it
 
     @torch.no_grad()
     def generate(
@@ -55,50 +65,52 @@ class NativeEngine(RolloutEngine):
         self.policy.check_context(prompts.token_ids, sampling.max_new_tokens)
         device = prompts.token_ids[0].device
         with self.ready(device):
-            done = self._completions(prompts, group_size, sampling, rollout_number)
+            done = self._draw(prompts, group_size, sampling, rollout_number)
         HEAP.release(device)
-        longest = int(done.lengths.max())
-        mask = (torch.arange(longest) < done.lengths.unsqueeze(1)).to(device)
-        stats = TokenStats(
-            *(broadcast_from_first(done.stats[:, :longest, i].contiguous()) for i in range(3))
-        )
+        longest = int(done.lengths.max())  # max_new_tokens only if a completion is that long
+        mask = (torch.arange(longest) < done.lengths.unsqueeze(1)).to(device)  # [B, longest]
+        # Under tensor parallelism rounding may differ between processes of one data rank.
+        parts = (done.stats[:, :longest, i].contiguous() for i in range(3))
+        stats = TokenStats(*map(broadcast_from_first, parts))
         stops = StopStrings(self.policy.tokenizer, sampling.stop)
-        texts = [
-            stops.text(ids[:length])
-            for ids, length in zip(done.ids, done.lengths.tolist(), strict=True)
-        ]
+        lengths = done.lengths.tolist()
+        texts = [stops.text(ids[:n]) for ids, n in zip(done.ids, lengths, strict=True)]
         ids = done.ids[:, :longest].contiguous().to(device)
         return Rollout(prompts, ids, mask, stats, texts, done.ended.to(device), group_size)
 
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
-        """Inside, the policy can be decoded: whole weights, evaluation mode, casts of autocast made once."""
+        """Keep weights whole, the policy in evaluation mode and autocast's casts cached."""
         training = self.policy.training
         self.policy.eval()
         try:
+            # Sharded weights would otherwise be gathered again for every token.
             with whole_weights(self.policy), cast_once(self.policy, device):
                 yield
         finally:
             self.policy.train(training)
 
-    def _completions(
+    def _draw(
         self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
-    ) -> Completions:
-        """All completions; as memory runs out with ever fewer at a time, which draws the same ones."""
+    ) -> DrawnTokens:
+        """Draw all completions; halve ``max_rows`` and draw again when memory runs out.
+
+        The same completions are drawn then: uniforms depend on counters alone.
+        """
         while True:
             try:
                 return Generation(self, prompts, group_size, sampling, rollout_number).run()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self.max_rows = self._fewer_rows(
-                    min(self.max_rows, len(prompts) * group_size), error
-                )
+                rows = min(self.max_rows, len(prompts) * group_size)
+                self.max_rows = self._fewer_rows(rows, error)
+            # Outside of the handler, whose traceback holds the tensors of the failed attempt.
             give_back()
             warnings.warn(
-                "out of memory in a rollout: it and all that follow are drawn with"
-                f" max_rows={self.max_rows};"
-                f" set model.engine.max_rows={self.max_rows} to begin so",
+                "out of memory in a rollout: this rollout and all later ones are drawn with"
+                f" max_rows={self.max_rows}; set model.engine.max_rows={self.max_rows} to start"
+                " with it",
                 stacklevel=2,
             )
 
@@ -110,48 +122,46 @@ class NativeEngine(RolloutEngine):
                 " sampling.max_new_tokens"
             ) from error
         fewer = rows // 2
-        if (
-            num_processes() > 1
-        ):  # another one may be inside a collective that this one would never join
+        if num_processes() > 1:
+            # Another process may be inside a collective that this one would never join.
             raise RuntimeError(
-                "out of memory in a rollout on one of several ranks, which cannot draw it again on"
-                " its own; resume"
-                f" (--ckpt_path=last) with a lower model.engine.max_rows, such as {fewer}"
+                "out of memory in a rollout on one of several processes, which cannot draw it"
+                " again on its own; resume (--ckpt_path=last) with a lower model.engine.max_rows,"
+                f" such as {fewer}"
             ) from error
         return fewer
 
     def decoder(self, prompts: Prompts, group_size: int, sampling: Sampling) -> Decoder:
-        """What advances the rows: by shared prompts where the model's attention allows."""
+        """Return the decoder of these prompts (``decoders.py``)."""
         device = prompts.token_ids[0].device
         rows = min(self.max_rows, len(prompts) * group_size)
         sizes = (rows, sampling.max_new_tokens, group_size)
         decoder = choose_decoder(
-            self.policy, prompts.token_ids, *sizes, lambda: self._cached(device)
+            self.policy, prompts.token_ids, *sizes, lambda: self._cache_serves(device)
         )
-        return (
-            LockstepDecoder(decoder, self.policy, device) if self.policy.keeps_sharded else decoder
-        )
+        if not self.policy.keeps_sharded:
+            return decoder
+        return LockstepDecoder(decoder, self.policy, device)
 
-    def _cached(self, device: torch.device) -> bool:
-        """Whether the standard cache serves the policy; a warning if it does not."""
+    def _cache_serves(self, device: torch.device) -> bool:
+        """Return whether the standard cache serves the policy; warn if it does not."""
         if self.cache_is_right is None:
             self.cache_is_right = cache_is_right(self.policy, device)
             if not self.cache_is_right:
                 warnings.warn(
                     f"{type(self.policy.causal_lm).__name__} cannot be decoded with the standard"
-                    " cache: each token"
-                    " costs a pass over its whole row, which is right but slow; vLLM may serve it"
-                    " better",
+                    " cache: each token costs a pass over its whole sequence, which is correct but"
+                    " slow; vLLM may be faster",
                     stacklevel=2,
                 )
         return self.cache_is_right
 
-    def ends(self, tokens: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
-        """``[n]`` bool, on the CPU: which rows end by themselves with these tokens.
+    def ends(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """Return which completions end by themselves with these tokens, ``[n]`` bool on the CPU.
 
         Args:
             tokens: ``[n]`` drawn tokens, on the CPU.
-            rows: ``[n]`` int64 on the CPU, the rows' numbers in the rollout.
-            steps: ``[n]`` int64 on the CPU, the tokens' positions in their completions.
+            rows: ``[n]`` int64 on the CPU, the completions' numbers in the rollout.
+            positions: ``[n]`` int64 on the CPU, the tokens' positions in their completions.
         """
         return torch.isin(tokens, torch.tensor(self.policy.eos_ids))

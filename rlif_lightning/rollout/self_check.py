@@ -1,10 +1,10 @@
-"""Whether this library computes a model's own log-probs, found out before anything is trained.
+"""Check that this library computes a model's own log-probs, before anything is trained.
 
-The policy is put together from parts of a Hugging Face model: its layers under another attention,
-its head. So each start compares it with the model itself. Before weights are read, a small random
-copy of the same configuration is compared in float32 on the CPU, on rows that are longer than its
-windows (``check_architecture``). Once they are read, a few short rows are compared in the weights'
-own precision (``check_weights``). What does not agree is refused.
+The policy is built from parts of a Hugging Face model: its layers with another attention, and its
+head. So each start compares it with the model itself. Before weights are read, a small random copy
+of the configuration is compared in float32 on the CPU, on completions longer than its windows
+(``check_architecture``). After they are read, a few short completions are compared in the weights'
+own precision (``check_weights``). A model that does not agree is refused.
 """
 
 from __future__ import annotations
@@ -34,37 +34,34 @@ from rlif_lightning.rollout.comparison import (
 from rlif_lightning.rollout.decoders import Decoder, choose_decoder
 
 SMALL_COPY = Limit(1e-3)
-# Of real weights, by precision. Half precisions round each layer's output; see docs/models.md for
-# what was measured.
+# Limits for real weights, by precision (docs/models.md has measurements). Half precisions round
+# each layer's output. Norms and rotary angles of Transformers are float32 in float64 models, too.
+# The limit of float32 allows for TF32 on a GPU.
 BY_DTYPE = {
-    torch.float64: Limit(
-        1e-3, twice_alike=False
-    ),  # norms and rotary angles of Transformers stay in float32
-    torch.float32: Limit(
-        1e-2, twice_alike=False
-    ),  # room for the TF32 that a GPU may be told to use
+    torch.float64: Limit(1e-3, twice_alike=False),
+    torch.float32: Limit(1e-2, twice_alike=False),
     torch.float16: Limit(0.1, median=True, twice_alike=False),
     torch.bfloat16: Limit(0.3, median=True, twice_alike=False),
 }
-PROMPT_LENGTHS, LENGTHS = (
-    (11, 6),
-    (10, 5, 12, 3),
-)  # of the small copy's rows: beyond WINDOW, within REACH
-LONG_PROMPTS, AFTER_THEM = (30, 26), (4, 1, 3, 2)  # beyond REACH from the first completion token on
-SHORT_PROMPTS, SHORT = (5, 3), (3, 2, 1, 3)  # of the real weights' rows
+# Tokens of the small copy's prompts and completions: beyond WINDOW, within REACH.
+PROMPT_LENGTHS, LENGTHS = (11, 6), (10, 5, 12, 3)
+# Beyond REACH from the first completion token on.
+LONG_PROMPTS, AFTER_THEM = (30, 26), (4, 1, 3, 2)
+# With the real weights.
+SHORT_PROMPTS, SHORT = (5, 3), (3, 2, 1, 3)
 _passed: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the comparison of a small copy found.
+    """The result of comparing a small copy.
 
     Attributes:
         model: class and type of the model.
         shares_prompts: whether prompts are computed and stored once per group.
-        faults: what differs or cannot be computed; empty if all is right.
-        refused: whether the one fault is a whole message, of what refuses such models when they are
-            loaded.
+        faults: what differs or cannot be computed; empty if the copy agrees.
+        refused: whether the only fault is the whole message of a check that refuses such models
+            when they are loaded.
     """
 
     model: str
@@ -74,11 +71,13 @@ class Verdict:
 
 
 def check_architecture(policy: Policy) -> bool:
-    """Refuse a configuration whose log-probs would not be the model's own; once per process and configuration.
+    """Refuse a configuration whose log-probs would not be the model's own.
+
+    Each process compares a configuration once.
 
     Returns:
-        False if there is no small copy of it (code that comes with the weights, a shape that cannot
-        be shrunk), so that nothing was compared.
+        False if nothing was compared, since there is no small copy (the code comes with the
+        weights, or a shape cannot be shrunk).
 
     Raises:
         ValueError: names the model, what differs, and what works instead.
@@ -87,7 +86,7 @@ def check_architecture(policy: Policy) -> bool:
     try:
         config = AutoConfig.from_pretrained(resolve_model(policy.name), **source)
     except Exception:
-        return True  # loading it says what is wrong
+        return True  # loading the model raises a better error
     if policy.trust_remote_code and "AutoModelForCausalLM" in (
         getattr(config, "auto_map", None) or {}
     ):
@@ -111,15 +110,15 @@ def check_architecture(policy: Policy) -> bool:
 
 
 def examine(config: PreTrainedConfig, attention: str) -> Verdict:
-    """Compare a small copy of a configuration with the model's own forward (``model.policy.attention`` as given).
+    """Compare a small copy of a configuration with the model's own forward.
 
     Raises:
-        NotShrinkable: there is none, or the model itself does not run at that size.
+        NotShrinkable: there is no small copy, or the model itself does not run at that size.
     """
     if not type(config).__module__.startswith("transformers."):
         raise NotShrinkable(f"{type(config).__name__} is not one of Transformers' own")
     with _plain_arithmetic(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # loading the real model will warn of what concerns it
+        warnings.simplefilter("ignore")  # loading the real model raises the warnings that matter
         small = shrunken(config)
         own = random_model(small)
         choices = torch.arange(VOCABULARY // 8, VOCABULARY)  # without special tokens
@@ -137,10 +136,8 @@ def examine(config: PreTrainedConfig, attention: str) -> Verdict:
 
 
 def _verdict(small: PreTrainedConfig, own: Any, rows: list[Rows], attention: str) -> Verdict:
-    name, settings = (
-        _name(own),
-        Policy("rlif-arithmetic", attention=attention),
-    )  # for its tokenizer, which is small
+    # The embedded model is named for its tokenizer, which is small.
+    name, settings = _name(own), Policy("rlif-arithmetic", attention=attention)
     try:
         policy = PolicyModel(
             settings, load=lambda each: prepare_model(_copied(small, own, each), each)
@@ -152,14 +149,14 @@ def _verdict(small: PreTrainedConfig, own: Any, rows: list[Rows], attention: str
         message = str(error).replace(
             repr(settings.name), repr(small.name_or_path or small.model_type)
         )
-        if message.startswith("model.policy."):  # ours, which says all there is to say
+        if message.startswith("model.policy."):  # a message of ours, with the setting and a remedy
             return Verdict(name, False, (message,), refused=True)
         return Verdict(name, False, (f"loading raises {type(error).__name__}: {message}",))
     return Verdict(name, policy.shares_prompts, tuple(faults))
 
 
 def _copied(small: PreTrainedConfig, own: Any, settings: Policy) -> Any:
-    """Another model with the same weights, made as a policy's model is."""
+    """Return another model with the same weights, built like a policy's model."""
     with torch.random.fork_rng(devices=[]):
         attention = own_attention(settings)
         model = AutoModelForCausalLM.from_config(
@@ -170,13 +167,13 @@ def _copied(small: PreTrainedConfig, own: Any, settings: Policy) -> Any:
 
 
 def _decoder(policy: PolicyModel, rows: Rows) -> Decoder:
-    """What the native engine decodes these rows with."""
+    """Return the decoder that the native engine would use."""
     return choose_decoder(policy, rows.prompts, len(rows.ids), rows.ids.shape[1], GROUP)
 
 
 @contextmanager
 def _plain_arithmetic() -> Iterator[None]:
-    """On the CPU, in all 32 bits, whatever device and precision the run is set to."""
+    """Compute on the CPU in full float32, whatever device and precision the run has."""
     precision, dtype = torch.get_float32_matmul_precision(), torch.get_default_dtype()
     torch.set_float32_matmul_precision("highest")
     torch.set_default_dtype(torch.float32)
@@ -193,27 +190,26 @@ def _name(model: Any) -> str:
 
 
 def _remedy(config: PreTrainedConfig, attention: str) -> str:
-    """What works instead, tried out."""
+    """Return the setting that agrees, if there is one."""
     if attention != "eager" and not examine(config, "eager").faults:
         return "set model.policy.attention=eager, which agrees"
     return (
-        "take another model: no setting makes this one agree (docs/models.md lists those that work)"
+        "use another model: no setting makes this one agree (docs/models.md lists those that work)"
     )
 
 
 def _message(name: str, model: str, faults: tuple[str, ...], where: str, remedy: str) -> str:
     return (
         f"model.policy.name={name!r}: {model} would be trained on log-probs that are not its own."
-        f" Compared on {where}:"
-        f" {'; '.join(faults)}. {remedy[0].upper()}{remedy[1:]}"
+        f" Compared on {where}: {'; '.join(faults)}. {remedy[0].upper()}{remedy[1:]}"
     )
 
 
 def check_weights(policy: PolicyModel, settings: Policy) -> None:
-    """Refuse a loaded, whole model whose log-probs are not its own, on a few short rows.
+    """Refuse a loaded model whose log-probs are not its own, on a few short completions.
 
     Args:
-        policy: on the device where it will be trained; not divided between processes.
+        policy: on the device where it will be trained; not sharded.
         settings: that it was loaded with.
 
     Raises:
@@ -221,7 +217,7 @@ def check_weights(policy: PolicyModel, settings: Policy) -> None:
     """
     model = policy.causal_lm
     embedding = model.get_input_embeddings()
-    with torch.device("cpu"):  # Lightning has made another one the default while models are built
+    with torch.device("cpu"):  # while models are built, Lightning sets another default device
         special = torch.tensor([*policy.tokenizer.all_special_ids, *policy.eos_ids])
         choices = torch.arange(min(len(embedding.weight), len(policy.tokenizer)))
         choices = choices[~torch.isin(choices, special)]

@@ -1,4 +1,7 @@
-"""Strings at which completions end, looked for in the text of their last tokens; special tokens count."""
+"""Strings at which completions end, found in the text of their last tokens.
+
+The text of special tokens counts.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from torch import Tensor
 
 from rlif_lightning.sampling import cut_at_stop
 
-STOP_TAIL = 8  # tokens decoded besides a stop string's own length when looking for it
+STOP_TAIL = 8  # tokens that are decoded in addition to a stop string's own length
 
 
 class StopStrings:
-    """Finds stop strings, and cuts texts before them.
+    """A search for stop strings, which also cuts texts before them.
 
     Args:
         tokenizer: of the policy.
@@ -27,11 +30,11 @@ class StopStrings:
         self.tail = max((len(string.encode()) for string in self.stop), default=0) + STOP_TAIL
 
     def found(self, ids: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
-        """``[n]`` bool: which of the completions have a stop string among their last tokens.
+        """Return which completions have a stop string among their last tokens, ``[n]`` bool.
 
         Args:
             ids: ``[B, T]`` int64 on the CPU.
-            rows, lengths: ``[n]``: which of them, and how long they are.
+            rows, lengths: ``[n]``: numbers and lengths of the completions to search.
         """
         if not self.stop:
             return torch.zeros(len(rows), dtype=torch.bool)
@@ -44,7 +47,7 @@ class StopStrings:
         )
 
     def text(self, ids: Tensor) -> str:
-        """The text of a completion without special tokens, cut before the first stop string."""
+        """Return a completion's text without special tokens, cut before the first stop string."""
         plain = self.tokenizer.decode(ids, skip_special_tokens=True)
         if not self.stop:
             return plain

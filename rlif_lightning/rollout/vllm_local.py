@@ -1,4 +1,4 @@
-"""vLLM inside this process: what ``VLLMEngine`` talks to."""
+"""vLLM inside this process: the sampler of ``VLLMEngine``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from rlif_lightning.rollout.external_samples import Drawn
 
 WORKER = "rlif_lightning.rollout.vllm_worker.PolicyWorker"
-# Read by vLLM when it is imported or built. The first two only where the user has not set them.
+# vLLM reads these when it is imported or built. A value that the user has set stays.
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 class LocalVLLM:
-    """An ``LLM`` in this process, built without reading any weights: they always come from the policy.
+    """An ``LLM`` in this process, built without reading weights, which come from the policy.
 
     Args:
         model: folder or hub name of the model's configuration and tokenizer.
@@ -32,17 +32,15 @@ class LocalVLLM:
     def __init__(self, model: str, options: dict[str, Any]):
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # The weights are handed over by reference, which another process could not take.
+        # Weights are passed by reference, so the worker must be in this process.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
-            vllm: Any = importlib.import_module(
-                "vllm"
-            )  # not this folder's file, as type checkers think
+            # The package is optional, so an import statement would fail type checks without it.
+            vllm: Any = importlib.import_module("vllm")
         except ImportError as error:
             raise ValueError(
                 "engine VLLMEngine: the package vllm is installed and cannot be imported:"
-                f" {error}; docs/vllm.md says"
-                " which versions go together"
+                f" {error}; docs/vllm.md says which versions go together"
             ) from error
         self.vllm = vllm
         fixed = {
@@ -53,7 +51,7 @@ class LocalVLLM:
         with isolate_rng():  # vLLM seeds every generator of the process
             try:
                 self.llm = vllm.LLM(model=model, **fixed, **options)
-            except ValueError as error:  # pydantic's, of many lines, among others
+            except ValueError as error:  # pydantic's errors have many lines
                 said = " ".join(str(error).split())
                 raise ValueError(
                     f"vLLM refuses model.policy.name={model!r} with"
@@ -62,7 +60,7 @@ class LocalVLLM:
         self.max_length: int = self.llm.llm_engine.model_config.max_model_len
 
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        """Replace the weights, and forget the keys and values that the old ones gave.
+        """Replace the weights, and discard the keys and values of the old ones.
 
         Raises:
             RuntimeError: vLLM kept its prefix cache.
@@ -74,17 +72,15 @@ class LocalVLLM:
     def generate(
         self, prompt_ids: Sequence[list[int]], requests: Sequence[dict[str, Any]]
     ) -> list[list[Drawn]]:
-        """``n`` completions for each prompt, in order."""
+        """Draw ``n`` completions for each prompt, in order."""
         prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
         settings = [
             self.vllm.SamplingParams(**request, detokenize=bool(request["stop"]))
             for request in requests
         ]
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        with (
-            torch.autocast(device, enabled=False),
-            isolate_rng(),
-        ):  # vLLM has a precision of its own
+        # vLLM has a precision of its own, so autocast is off.
+        with torch.autocast(device, enabled=False), isolate_rng():
             outputs = self.llm.generate(prompts, settings, use_tqdm=False)
         return [
             [_drawn(each) for each in sorted(o.outputs, key=lambda each: each.index)]

@@ -1,4 +1,4 @@
-"""The policy's weights for a sampler that has a copy of them: by their Hugging Face names, adapters merged in."""
+"""The policy's weights by their Hugging Face names, adapters merged, for a sampler's copy."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import whole_tensor
 from rlif_lightning.parallel.passes import reshard_after_forward
 
-WRAPPED = "base_layer"  # peft's name for what a wrapper is around
+WRAPPED = "base_layer"  # peft's name for the layer inside a wrapper
 
 
 def merged_weights(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
-    """Every weight once, by the name that the model's checkpoint has for it (a tied weight by its first name).
+    """Yield every weight once, by its name in the model's checkpoint.
 
-    transformers keeps some weights in another form than the checkpoint, such as all experts of a
-    layer in one tensor; they are taken apart again, a layer at a time. Under LoRA the adapters are
-    added to what is yielded; the policy's own weights are left alone. Of a policy that is divided
-    between ranks each weight is gathered by itself (a collective: every rank goes through all of
-    them).
+    A tied weight has its first name. transformers stores some weights in another form than the
+    checkpoint, such as all experts of a layer in one tensor; these are split again, a layer at a
+    time. Under LoRA the adapters are added to what is yielded, and the policy's own weights stay as
+    they are. The weights of a sharded policy are gathered one by one (a collective: every process
+    iterates over all of them).
 
     Raises:
-        ValueError: adapters on the experts of a divided policy, whose parts cannot be merged.
+        ValueError: adapters on the experts of a sharded policy, which cannot be merged.
     """
     reshard_after_forward(policy)
     for _, layer in groupby(_whole_weights(policy.causal_lm), key=lambda item: _layer_of(item[0])):
@@ -36,7 +36,7 @@ def merged_weights(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every weight once by its name in the model without adapters, with its adapters added."""
+    """Yield every weight once, adapters added, by its name in the model without adapters."""
     adapters = {
         name: module
         for name, module in model.named_modules()
@@ -56,38 +56,37 @@ def _whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _wrappers(layer: str, leaf: str, adapters: dict[str, Any]) -> Iterator[Any]:
-    """peft's wrappers around a layer that adapt its parameter ``leaf``; it nests one wrapper per parameter."""
-    while layer.endswith(f".{WRAPPED}"):
+    """Yield peft's wrappers around a layer that adapt its parameter ``leaf``."""
+    while layer.endswith(f".{WRAPPED}"):  # peft nests one wrapper per parameter
         layer = layer.removesuffix(f".{WRAPPED}")
-        # Those around a layer adapt its weight, those around a module of experts the parameter that
-        # they name.
+        # A wrapper around a layer adapts its weight; one around experts names its parameter.
         if layer in adapters and getattr(adapters[layer], "parameter_name", "weight") == leaf:
             yield adapters[layer]
 
 
 def _delta(name: str, module: Any, adapter: str) -> Tensor:
-    """What an adapter adds to a weight, whole."""
+    """Return the whole tensor that an adapter adds to a weight."""
     if getattr(module, "num_experts", 1) > 1 and isinstance(module.lora_A[adapter].weight, DTensor):
         raise ValueError(
-            f"model.policy.lora adapts the experts {name}, which are divided between processes:"
-            " their adapters cannot"
-            " be handed to vLLM; name other layers in model.policy.lora.target_modules, or use"
-            " NativeEngine"
+            f"model.policy.lora adapts the experts {name}, which are sharded between processes:"
+            " their adapters cannot be merged for vLLM; name other layers in"
+            " model.policy.lora.target_modules, or use NativeEngine"
         )
     return whole_tensor(module.get_delta_weight(adapter))
 
 
 def _layer_of(name: str) -> str:
-    """The name up to its first number, that of a layer; empty outside of layers."""
+    """Return the name up to its first number, which is a layer's; empty outside of layers."""
     parts = name.split(".")
     return next((".".join(parts[: i + 1]) for i, part in enumerate(parts) if part.isdigit()), "")
 
 
 @torch.no_grad()
 def fingerprint(policy: PolicyModel) -> Tensor:
-    """Sums of every weight in float64 (of this rank's part): different as soon as any weight is, whoever changed it.
+    """Return the sum of every weight (of this process's shard) in float64.
 
-    Sums and not autograd's version counters, which do not see writes through ``.data``.
+    It differs as soon as a weight has changed. Autograd's version counters would not do, since they
+    miss writes through ``.data``.
     """
     weights = policy.state_dict().values()
     parts = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights)

@@ -1,8 +1,7 @@
-"""What runs inside vLLM: a worker extension that loads the policy's weights.
+"""A worker extension that runs inside vLLM and loads the policy's weights.
 
-Imports nothing of vLLM or of ours.
-
-In process it is passed to ``vllm.LLM``; a server takes it on its command line:
+It imports nothing of vLLM or of this library. ``vllm.LLM`` takes it as an argument; a server takes
+it on its command line:
 ``--worker-extension-cls rlif_lightning.rollout.vllm_worker.PolicyWorker``.
 """
 
@@ -19,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-# What decides the shapes of a model's weights, by the names of Hugging Face configurations.
+# Entries of a Hugging Face configuration that decide the shapes of a model's weights.
 SHAPE = (
     "model_type",
     "vocab_size",
@@ -31,23 +30,23 @@ SHAPE = (
     "head_dim",
 )
 
-# vLLM's logger that warns of layers which got no weights, by the name of their class.
+# vLLM's logger of reloading, which warns of layers without weights by the names of their classes.
 RELOADING = "vllm.model_executor.model_loader.reload.layerwise"
 NO_WEIGHTS = "%s: Failed to load weights"
 
 
 def shape_of(config: Any) -> dict[str, Any]:
-    """The entries of ``SHAPE`` that a configuration has."""
+    """Return the entries of ``SHAPE`` that a configuration has."""
     found = {name: getattr(config, name, None) for name in SHAPE}
     return {name: value for name, value in found.items() if value is not None}
 
 
 class PolicyWorker:
-    """Mixed into vLLM's worker, which has ``reload_weights``, ``model_runner`` and ``model_config``.
+    """A mixin of vLLM's worker, which has ``reload_weights`` and ``model_runner``.
 
     Attributes:
-        policy_id: of the file whose weights it has; empty = others.
-        sums: of the weights that were given last, and of the model's parameters after that.
+        policy_id: of the file whose weights the model has; empty = it has other weights.
+        sums: of the weights that were given last, and of the model's parameters afterwards.
     """
 
     reload_weights: Any
@@ -56,7 +55,7 @@ class PolicyWorker:
     sums: tuple[list[float], list[float]] | None = None
 
     def policy_facts(self) -> dict[str, Any]:
-        """What a client needs to know of the server, as plain values."""
+        """Return what a client checks about the server, as plain values."""
         config = self.model_runner.model_config
         return {
             "policy_id": self.policy_id,
@@ -73,7 +72,7 @@ class PolicyWorker:
             weights: by their Hugging Face names, tied ones once.
 
         Raises:
-            RuntimeError: other weights were given than the last time, and no parameter of the model
+            RuntimeError: the given weights differ from the last ones, and no parameter of the model
                 has changed.
         """
         model = self.model_runner.get_model()
@@ -91,22 +90,22 @@ class PolicyWorker:
         source = counted()
         with _without_empty_warnings(model):
             self.reload_weights(weights_iterator=source)
-        deque(source, maxlen=0)  # what was not read counts as given all the same
+        deque(source, maxlen=0)  # weights that vLLM has not read count as given, too
         self._check_changed(given, count, model)
-        # On a CPU a layer multiplies with a packed copy of its weight. vLLM packs anew what it
-        # loads, but a head that is tied to the embedding is not loaded: it would go on with the
-        # copy of the weights that it started with.
+        # On a CPU a layer multiplies with a packed copy of its weight. vLLM packs the weights that
+        # it loads, but a head that is tied to the embedding is not loaded. It would keep the packed
+        # copy of its first weights.
         for module in _sharing(model):
             module.quant_method.process_weights_after_loading(module)
 
     def _check_changed(self, given: list[float], count: int, model: Any) -> None:
-        """Compare with the last time.
+        """Raise if the given weights have changed since the last time, and no parameter has.
 
-        Only changes are compared: vLLM fuses weights, and transforms some of them.
+        Only changes are compared, since vLLM fuses weights and transforms some of them.
         """
         parameters = list(model.parameters())
         if sum(each.numel() for each in parameters) < count:
-            return  # divided between workers, or kept in a packed copy alone: not all of the weights can be seen
+            return  # not all weights are visible: sharded between workers, or in packed copies
         before, self.sums = self.sums, (given, [_sum(each) for each in parameters])
         if before is not None and before[0] != given and before[1] == self.sums[1]:
             raise RuntimeError(
@@ -117,11 +116,11 @@ class PolicyWorker:
         """Replace the weights by those of a safetensors file (which cannot run code).
 
         Args:
-            path: as seen from the server.
+            path: of the file on the server's machine.
             policy_id: that the file must have.
 
         Raises:
-            ValueError: no such file here, or another one.
+            ValueError: there is no such file, or it has another id.
         """
         if not Path(path).is_file():
             raise ValueError("no such file on the server's side")
@@ -135,16 +134,16 @@ class PolicyWorker:
 
 
 def _sum(weight: Tensor) -> float:
-    """The sum of a weight's elements in float64."""
+    """Return the sum of a weight's elements in float64."""
     return float(weight.detach().sum(dtype=torch.float64))
 
 
 @contextmanager
 def _without_empty_warnings(model: Any) -> Iterator[None]:
-    """Inside, vLLM does not warn of layers without weights if they have none: rotary angles, a tied head.
+    """Drop vLLM's warnings of layers without weights that own none: rotary angles, a tied head.
 
-    A warning names a class; it is dropped where no layer of that class has a weight that is not
-    another layer's first.
+    A warning names a class. It is dropped if every weight of the layers of that class belongs to
+    another layer first.
     """
     owned: set[int] = set()
     classes: dict[str, bool] = {}
@@ -169,7 +168,7 @@ def _without_empty_warnings(model: Any) -> Iterator[None]:
 
 
 def _sharing(model: Any) -> list[Any]:
-    """Modules whose weight is another module's as well."""
+    """Return the modules whose weight is shared with another module."""
     owners: dict[int, list[Any]] = {}
     for module in model.modules():
         weight = getattr(module, "weight", None)

@@ -18,7 +18,7 @@ from rlif_lightning.whole_files import replaced
 
 
 @dataclass(frozen=True)
-class Logged:
+class MetricsFile:
     """What a ``metrics.csv`` holds.
 
     Attributes:
@@ -32,7 +32,7 @@ class Logged:
     torn: bool
 
 
-def read_logged(path: Path) -> Logged:
+def read_logged(path: Path) -> MetricsFile:
     """Read a ``metrics.csv``; zero bytes, which a power cut leaves, are passed over.
 
     Raises:
@@ -44,7 +44,7 @@ def read_logged(path: Path) -> Logged:
     whole = text[: text.rfind("\n") + 1]
     reader = csv.DictReader(io.StringIO(whole, newline=""))
     rows = [{name: cell for name, cell in row.items() if name and cell} for row in reader]
-    return Logged(list(reader.fieldnames or []), rows, len(whole) < len(text))
+    return MetricsFile(list(reader.fieldnames or []), rows, len(whole) < len(text))
 
 
 class MetricsTable(CSVLogger):

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.plugins import MixedPrecision, Precision
 
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.learning.optimizer import check_optimizer
 
 PRECISIONS = ("32-true", "bf16-mixed")
 ALIASES = {
@@ -89,7 +90,7 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     module.sampling.check_trainable()
     module.objective.check(module.plan.num_updates)
     module.advantage.check(module.group_size)
-    module.optimizer_plan.check(module.trainer.max_steps)
+    check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps)
     _check_trainer(module.trainer)
     train = None if data is None else data.split("train")
     if data is not None and train is not None:
@@ -102,11 +103,11 @@ def _check_trainer(trainer: Any) -> None:
     if trainer.gradient_clip_val:
         raise ValueError(
             f"trainer.gradient_clip_val={trainer.gradient_clip_val} is not used; set"
-            " model.max_grad_norm instead"
+            " model.update.max_grad_norm instead"
         )
     if trainer.accumulate_grad_batches != 1:
         raise ValueError(
             f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is not used: an"
-            " update is cut up by"
-            " model.micro_batch_tokens; raise data.prompts_per_rollout for larger ones"
+            " update is cut up by model.update.micro_batch_tokens; raise data.prompts_per_rollout"
+            " for larger ones"
         )

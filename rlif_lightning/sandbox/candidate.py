@@ -1,8 +1,7 @@
-"""The process that runs a model's code: it answers calls with values, or programs' input with their output.
+"""The process that runs a model's code: it answers calls with values, input with output.
 
-Nothing here is a defence. The code that is run shares this interpreter and may change all of it;
-whatever it does, what leaves the process is a claim about values, and whoever reads it judges for
-itself.
+Nothing here is a defence. The code that is run shares this interpreter and may change all of it.
+What leaves the process is a claim about values; the reader checks and judges it.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ def _answer(writer: int, message: dict[str, Any]) -> None:
 
 
 def _load(code: str, module: types.ModuleType) -> str:
-    """Run the code in the module; the name of the exception that this raised, or nothing."""
-    sys.modules["candidate"] = module  # dataclasses look their module up
+    """Run the code in the module; return the name of the exception it raised, or nothing."""
+    sys.modules["candidate"] = module  # dataclasses look up their module
     try:
         exec(compile(code, "<candidate>", "exec"), module.__dict__)
     except BaseException as error:
@@ -60,7 +59,7 @@ def _name(error: BaseException) -> str:
 
 
 def _find(module: types.ModuleType, name: str) -> Any:
-    """A function of that name; else a method of a class ``Solution``, as LeetCode asks for."""
+    """Find a function of that name; else a method of a class ``Solution``, as LeetCode asks for."""
     if hasattr(module, name) or not hasattr(module, "Solution"):
         return getattr(module, name)
     return getattr(module.Solution(), name)
@@ -79,7 +78,10 @@ def _call(module: types.ModuleType, request: dict[str, Any]) -> dict[str, Any]:
 def _run_program(
     code: str, stdin: str, files: tuple[int, int], output_limit: int
 ) -> dict[str, Any]:
-    """Run the code as a program would be: standard input and output are files, for every way of using them."""
+    """Run the code as a program, with files as standard input and output.
+
+    Code may use them in every way, also by file descriptor.
+    """
     entered, printed = files
     for descriptor, content in ((entered, stdin.encode()), (printed, b"")):
         os.ftruncate(descriptor, 0)
@@ -87,8 +89,14 @@ def _run_program(
         os.lseek(descriptor, 0, os.SEEK_SET)
     os.dup2(entered, 0)
     os.dup2(printed, 1)
-    sys.stdin = TextIOWrapper(FileIO(0, closefd=False), encoding="utf-8")  # pyright: ignore[reportArgumentType]
-    sys.stdout = TextIOWrapper(FileIO(1, "w", closefd=False), encoding="utf-8")  # pyright: ignore[reportArgumentType]
+    sys.stdin = TextIOWrapper(
+        FileIO(0, closefd=False),  # pyright: ignore[reportArgumentType]
+        encoding="utf-8",
+    )
+    sys.stdout = TextIOWrapper(
+        FileIO(1, "w", closefd=False),  # pyright: ignore[reportArgumentType]
+        encoding="utf-8",
+    )
     sys.modules["__main__"] = module = types.ModuleType("__main__")
     error = ""
     try:

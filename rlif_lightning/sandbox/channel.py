@@ -1,4 +1,4 @@
-"""Lines of JSON over two pipes, for an end that does not trust the other: bounded in time and in size."""
+"""Lines of JSON over two pipes between ends without trust: bounded in time and in size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CHUNK = 65_536
 
 
 class ChannelError(Exception):
-    """The other end ``died``, took too long (``timeout``), or sent what is no message (``garbled``)."""
+    """The other end ``died``, took too long (``timeout``), or sent no message (``garbled``)."""
 
 
 class Channel:

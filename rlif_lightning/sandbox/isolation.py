@@ -1,4 +1,4 @@
-"""How strongly a process is shut in: the levels, which of them work on this machine, and starting a process in one.
+"""Isolation of a process: the levels, which of them work here, and starting a process.
 
 A level counts as present when a process has been started in it and has answered, not when a program
 or a kernel setting is found: containers and distributions forbid user namespaces in several ways.
@@ -26,13 +26,12 @@ from .channel import Channel, ChannelError
 # From the weakest to the strongest. Every level also has the limits of rlimits; every one but
 # rlimits the filter of system calls.
 LEVELS = ("rlimits", "seccomp", "landlock", "namespaces", "bubblewrap")
-# For a process to get ready on a machine that is busy; not counted against the code that it runs.
+# Time for a process to start on a busy machine; the code that it runs is not charged for it.
 START_SECONDS = 60.0
 _START = (
     "import sys; sys.path.insert(0, {!r}); from sandbox.start import main; sys.path.pop(0); main()"
 )
-# Imported here for its folder and so that compiled files exist, which the sandboxed process cannot
-# write.
+# The import gives the folder, and writes compiled files, which the sandboxed process cannot write.
 _FOLDER = Path(_start.__file__).resolve().parent
 # A fixed hash seed: a model's code that prints a set must print the same every time.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}
@@ -44,7 +43,7 @@ _PROBE = {
 
 
 class Process:
-    """One sandboxed process; a context manager that leaves nothing behind, no process and no file.
+    """One sandboxed process; a context manager that leaves no process and no file behind.
 
     Args:
         level: one of ``LEVELS``.
@@ -91,7 +90,7 @@ class Process:
         """Wait for the first message.
 
         Raises:
-            RuntimeError: the process did not get ready; says what it printed.
+            RuntimeError: the process did not start; says what it printed.
         """
         try:
             return self.channel.receive(time.monotonic() + START_SECONDS)
@@ -101,7 +100,7 @@ class Process:
             ) from error
 
     def errors(self) -> str:
-        """The last line that the process printed before it was locked down."""
+        """Return the last line that the process printed before it was locked down."""
         self._errors.seek(0)
         lines = self._errors.read(65_536).decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it printed nothing"
@@ -122,7 +121,7 @@ class Process:
 
 
 def find_level(isolation: str, minimum: str) -> str:
-    """The level to use.
+    """Return the level to use.
 
     Args:
         isolation: ``auto`` for the strongest that works here, or the name of a level.
@@ -153,15 +152,17 @@ def find_level(isolation: str, minimum: str) -> str:
     found = "; ".join(f"{level}: {text}" for level, text in problems.items())
     raise ValueError(
         f"minimum={minimum!r}: no sandbox that strong works here ({found}). Install bubblewrap,"
-        " let the container use"
-        " user namespaces, or set `minimum` to a weaker level after reading in"
-        " docs/code-rewards.md what it cannot stop"
+        " let the container use user namespaces, or set `minimum` to a weaker level after reading"
+        " in docs/code-rewards.md what it cannot stop"
     )
 
 
 @lru_cache
 def problem(level: str) -> str:
-    """Why a level does not work on this machine; empty where a process has been started in it and has answered."""
+    """Return why a level does not work on this machine; empty where it does.
+
+    A level works where a process has been started in it and has answered.
+    """
     if level == "bubblewrap" and shutil.which("bwrap") is None:
         return "the program bwrap is not installed"
     try:
@@ -202,7 +203,7 @@ def _command(level: str, settings: dict[str, Any]) -> list[str]:
 
 @lru_cache
 def _readable() -> list[str]:
-    """What an interpreter needs to see: itself, its library, the system's libraries, and this folder."""
+    """Return what an interpreter must read: itself, libraries, the system's, and this folder."""
     wanted = [
         "/usr",
         "/lib",

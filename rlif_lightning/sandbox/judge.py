@@ -1,9 +1,8 @@
-"""The process that runs a data set's tests: every call of the model's function is a message to another process.
+"""The process that runs a data set's tests; calls of the model's code go to another process.
 
-What comes back are literals (``literals.py``), so the candidate can neither touch this interpreter
-nor hand it an object with an ``==`` of its own. The verdict goes out over a pipe that the
-candidate's process does not have. This process is locked down as well: the tests come from a data
-set.
+Answers are literals (``literals.py``), so the candidate can neither reach this interpreter nor
+return an object with an ``==`` of its own. The verdict is sent over a pipe that the candidate's
+process does not have. This process is locked down as well, because the tests come from a data set.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from typing import Any
 from .channel import Channel, ChannelError
 from .literals import check, decode, encode
 
-# Exceptions that say something to the interpreter itself: all(map(f, items)) is true where f raises
-# StopIteration.
+# The interpreter acts on these exceptions: all(map(f, items)) is true where f raises StopIteration.
 _NEVER_RAISED = (StopIteration, StopAsyncIteration)
 
 
@@ -42,7 +40,7 @@ class Candidate:
             self.ended = "failed to load"
 
     def exchange(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """One message there and one back; {} where the candidate is or comes to an end."""
+        """Send one message and return one; {} where the candidate has ended or ends."""
         if self.ended:
             return {}
         deadline = min(self.deadline, time.monotonic() + seconds)
@@ -57,7 +55,7 @@ class Candidate:
         return {}
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One numbered request; {} where there is no answer to it (``ended`` then says why).
+        """Send one numbered request; {} where there is no answer (``ended`` then says why).
 
         Returns:
             ``value``, a literal that ``check`` has passed, a text for a program; or ``error``, the
@@ -91,7 +89,11 @@ class Candidate:
 
 
 def _clean_answer(answer: dict[str, Any], number: int, program: bool) -> dict[str, Any]:
-    """The answer to a request, with nothing in it but what its type allows; ValueError where it is none."""
+    """Return the answer to a request with nothing in it but what its type allows.
+
+    Raises:
+        ValueError: it is no answer to this request.
+    """
     given = answer.pop("number", None)
     if type(given) is not int or given != number or len(answer) != 1:
         raise ValueError("no answer to this request")
@@ -116,12 +118,12 @@ def _exception(name: str) -> Exception:
         kind = RuntimeError
     try:
         return kind("raised by the candidate")
-    except TypeError:  # UnicodeDecodeError and its like want more arguments
+    except TypeError:  # UnicodeDecodeError and some others need more arguments
         return RuntimeError(f"{name} raised by the candidate")
 
 
 def run_tests(job: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
-    """Run each test in turn, in one namespace, and tell which ended without an exception.
+    """Run each test in turn, in one namespace; return which ended without an exception.
 
     Args:
         job: ``setup`` (code run before), ``tests`` (code of each), ``names`` (the candidate's

@@ -1,14 +1,14 @@
 """Values that may leave a sandboxed process: exact built-in types, as JSON. Never pickle.
 
 What crosses: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset,
-dict, range, and iterators (as what they give). Instances of subclasses cross as the built-in type
-below them: a Counter is a dict, a named tuple a tuple. All else raises ``NotLiteral``. What
-``decode`` returns therefore holds no code: its ``==``, ``hash`` and ``repr`` are the interpreter's
-own, whatever the sender did.
+dict, range, and iterators (as the list of their items). Instances of subclasses cross as the
+built-in type below them: a Counter is a dict, a named tuple a tuple. All else raises ``NotLiteral``.
+What ``decode`` returns therefore holds no code: its ``==``, ``hash`` and ``repr`` are the
+interpreter's own, whatever the sender did.
 
-``check`` is the door: whoever reads from an untrusted process calls it once. Behind it a value has
-one spelling, a bounded depth, and numbers that Python compares without an error. It builds nothing,
-so colliding hashes cost nothing.
+A reader of an untrusted process calls ``check`` once. A value that passes has one spelling, a
+bounded depth, and numbers that Python compares without an error. ``check`` builds nothing, so
+colliding hashes cost nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 # Levels of JSON: a list is one, a tuple or set two, a dictionary three. Deeper values are refused:
-# comparing them would overflow the stack of whoever reads them.
+# comparing them would overflow the reader's stack.
 MAX_DEPTH = 100
-# What gives more items than this, and some iterators never end, is not a value.
+# A longer collection or iterator is refused; some iterators never end.
 MAX_ITEMS = 100_000
-# Python refuses to read longer decimal numbers, so longer integers travel in hexadecimal.
+# Python refuses to read longer decimal numbers, so longer integers are sent in hexadecimal.
 _PLAIN_INT = 10**18
 
 
@@ -32,7 +32,7 @@ class NotLiteral(TypeError):
 
 
 def encode(value: Any, depth: int = 0) -> Any:
-    """Give a value as something that ``json.dumps`` takes and ``decode`` reads back.
+    """Turn a value into what ``json.dumps`` takes and ``decode`` reads back.
 
     Raises:
         NotLiteral: the value is, or holds, an object that isn't a literal, nests too deeply, or
@@ -55,10 +55,10 @@ def encode(value: Any, depth: int = 0) -> Any:
 
 
 def check(value: Any, depth: int = 0) -> None:
-    """See that parsed JSON is what ``encode`` writes, in every detail.
+    """Check that parsed JSON is what ``encode`` writes, in every detail.
 
     Raises:
-        ValueError: it is not, or it nests too deeply; whoever sent it is not to be trusted.
+        ValueError: it is not, or it nests too deeply; the sender is not to be trusted.
     """
     if depth > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
@@ -71,9 +71,9 @@ def check(value: Any, depth: int = 0) -> None:
         [(tag, content)] = value.items()
         _FORMS.get(tag, _no_form)(content, depth + 1)
     elif isinstance(value, int) and not -_PLAIN_INT < value < _PLAIN_INT:
-        raise ValueError("a long integer travels under a tag")
+        raise ValueError("a long integer is sent under a tag")
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a number that is not finite travels under a tag")
+        raise ValueError("a number that is not finite is sent under a tag")
 
 
 def decode(value: Any) -> Any:
@@ -143,7 +143,7 @@ def _text(pattern: str) -> Callable[[Any, int], None]:
 def _long_int(content: Any, depth: int) -> None:
     _text(r"-?0x[1-9a-f][0-9a-f]*")(content, depth)
     if abs(int(content, 16)) < _PLAIN_INT:
-        raise ValueError("a short integer travels as a number")
+        raise ValueError("a short integer is sent as a number")
 
 
 def _items(content: Any, depth: int) -> None:
@@ -153,7 +153,7 @@ def _items(content: Any, depth: int) -> None:
 
 
 def _parts(kind: type, tag: str, count: int) -> Callable[[Any, int], None]:
-    """A list of so many numbers, each plain or under the tag."""
+    """Return a check for a list of so many numbers, each plain or under the tag."""
 
     def form(content: Any, depth: int) -> None:
         _items(content, depth)

@@ -1,10 +1,10 @@
-"""Giving up rights, from inside the process that will run untrusted code: never to be had back.
+"""Gives up permissions for good, from inside the process that will run untrusted code.
 
-In the order of ``lock_down``: namespaces of its own with a file system of little but the
-interpreter (level ``namespaces``), a rule for reading files (level ``landlock``), limits on what
-may be used, no capabilities, and the system-call filter of ``seccomp.py`` (every level but
-``rlimits``). Linux; plain system calls by ctypes, because the standard library of Python 3.11 has
-none of them. (No pathlib: importing it takes as long as starting Python.)
+In the order of ``lock_down``: own namespaces with a file system of little but the interpreter
+(level ``namespaces``), a rule for reading files (level ``landlock``), resource limits, no
+capabilities, and the system-call filter of ``seccomp.py`` (every level but ``rlimits``). Linux
+only. These are plain system calls by ctypes, because the standard library of Python 3.11 has none
+of them. (No pathlib: importing it takes as long as starting Python.)
 
 Sources: man pages unshare(2), pivot_root(2), mount_setattr(2), landlock(7), capset(2),
 setrlimit(2).
@@ -22,34 +22,27 @@ from contextlib import suppress
 
 from .seccomp import refuse_system_calls
 
-_NEW_NAMESPACES = (
-    0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
-)  # mnt uts ipc user pid net
+# mnt uts ipc user pid net
+_NEW_NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 _NOBODY = 65534
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 # The same number on every architecture.
-_SYS_MOUNT_SETATTR, _SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = (
-    442,
-    444,
-    445,
-    446,
-)
+_SYS_MOUNT_SETATTR = 442
+_SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = 444, 445, 446
 _SYS_PIVOT_ROOT = 41 if os.uname().machine == "aarch64" else 155
 _LANDLOCK_FILE_RIGHTS = (13, 14, 15, 15, 16)  # how many rights on files versions 1 to 5 know
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
 _AT_RECURSIVE = 0x8000
-_TASKS, _MORE_TASKS = (
-    16,
-    256,
-)  # threads and processes; the second leaves room for sandboxed ones that start meanwhile
+# Threads and processes; the second number allows for sandboxed ones that start meanwhile.
+_TASKS, _MORE_TASKS = 16, 256
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def lock_down(level: str, limits: dict[str, float], readable: list[str]) -> None:
-    """Give up everything that the level allows to give up.
+    """Give up every permission that the level allows to give up.
 
     Returns in the process that is locked down.
 
@@ -59,11 +52,11 @@ def lock_down(level: str, limits: dict[str, float], readable: list[str]) -> None
         readable: files and folders that stay readable.
 
     Raises:
-        OSError: the kernel refuses a step; the level cannot be had here.
+        OSError: the kernel refuses a step; the level does not work here.
     """
     _die_with_parent()
-    # Namespaces count tasks by themselves. Elsewhere the limit is on all that this user runs, the
-    # trainer as well.
+    # Namespaces have their own count of tasks. Elsewhere the limit counts all tasks of this user, the
+    # trainer's as well.
     tasks = _tasks_of_user() + _MORE_TASKS if level in ("seccomp", "landlock") else _TASKS
     if level == "namespaces":
         _enter_namespaces(readable)
@@ -89,7 +82,12 @@ def _die_with_parent() -> None:
 
 
 def _enter_namespaces(readable: list[str]) -> None:
-    """Continue as process 1 of new namespaces; the process that was started waits for it and holds nothing."""
+    """Continue as process 1 of new namespaces.
+
+    The process that was started waits for it and keeps no file open.
+
+    The process that was started waits for it and holds nothing.
+    """
     uid, gid = os.geteuid(), os.getegid()
     _check(_libc.unshare(_NEW_NAMESPACES), "unshare")
     for name, text in (
@@ -101,7 +99,7 @@ def _enter_namespaces(readable: list[str]) -> None:
             file.write(text)
     child = os.fork()
     if child:
-        os.closerange(0, 65_536)  # or the other end would not see that the child is gone
+        os.closerange(0, 65_536)  # or the other end would not see that the child has ended
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 255)
     _die_with_parent()
     _change_root(readable)
@@ -122,7 +120,7 @@ def _make_readonly(path: str, recursive: bool) -> None:
 
 
 def _change_root(readable: list[str]) -> None:
-    """A root of its own in memory that holds what is readable, read-only; everything else is unmounted."""
+    """Enter a root in memory that holds what is readable, read-only; unmount all else."""
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     os.mkdir("/tmp/.old")
@@ -136,7 +134,10 @@ def _change_root(readable: list[str]) -> None:
 
 
 def _show(path: str) -> None:
-    """Bind one file or folder of the old root at its own place, read-only; a symbolic link is made again."""
+    """Bind a file or folder of the old root at its own path, read-only.
+
+    A symbolic link is made again.
+    """
     old = f"/.old{path}"
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if os.path.islink(old):
@@ -151,11 +152,11 @@ def _show(path: str) -> None:
 
 
 def _confine_reading(readable: list[str]) -> None:
-    """Landlock: no file is read or written but those below ``readable``, which are read; what else the kernel offers.
+    """Allow reading below ``readable`` alone, and no writing (Landlock).
 
-    That is, from version 4 (Linux 6.7) no TCP, and from 6 (Linux 6.12) neither signals nor abstract
-    sockets to outside. The filter of system calls refuses all of it too; this holds where the
-    filter has a hole.
+    From version 4 (Linux 6.7) TCP is denied as well; from version 6 (Linux 6.12) signals and
+    abstract sockets to the outside are. The filter of system calls refuses all of this too.
+    Landlock holds where the filter has a hole.
     """
     read = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, list a folder
     files_only = read & ~(1 << 3)
@@ -175,7 +176,7 @@ def _confine_reading(readable: list[str]) -> None:
 
 
 def _tasks_of_user() -> int:
-    """Threads of all processes of this user that can be seen."""
+    """Count the visible threads of all processes of this user."""
     found = 0
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):  # it has ended since
@@ -192,10 +193,10 @@ def _limit_resources(limits: dict[str, float], tasks: int) -> None:
         resource.RLIMIT_FSIZE: int(limits["file_mb"] * megabyte),
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 64,
-        # Both take the kernel's memory, which no limit above counts.
+        # Both use kernel memory, which no limit above counts.
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
-        resource.RLIMIT_NPROC: tasks,  # where there is no filter, it also stops most new processes
+        resource.RLIMIT_NPROC: tasks,  # without a filter, this also stops most new processes
     }
     for kind, value in hard.items():
         _, given = resource.getrlimit(kind)

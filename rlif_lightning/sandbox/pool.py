@@ -1,8 +1,8 @@
-"""Running many pieces of a model's code at once: the only part of this folder that the rest of the library calls.
+"""Runs many pieces of a model's code at once: the only part of this folder that others call.
 
-``Sandbox.outcomes`` runs code on inputs and tells what came out. ``Sandbox.verdicts`` runs a data
-set's tests against code and tells which passed: the tests run in one process, the code in another,
-and this process only starts them and reads booleans.
+``Sandbox.outcomes`` runs code on inputs and returns what came out. ``Sandbox.verdicts`` runs a data
+set's tests against code and returns which passed. The tests run in one process and the code in
+another; this process only starts them and reads booleans.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which tests passed, and why the code's process could not be asked any more (empty if it could)."""
+    """Which tests passed, and why the code's process stopped answering ("" if it did not)."""
 
     passed: tuple[bool, ...]
     ended: str = ""
@@ -133,7 +133,7 @@ class Sandbox:
         return find_level(self.isolation, self.minimum)
 
     def outcomes(self, runs: Sequence[Run]) -> list[list[Outcome]]:
-        """What each piece of code does with each of its inputs; equal runs are run once.
+        """Return what each piece of code does with each of its inputs; equal runs are run once.
 
         Raises:
             RuntimeError: a sandboxed process could not be started at all.
@@ -141,7 +141,7 @@ class Sandbox:
         return self._map(self._run, runs, lambda run: (run.code, run.function, repr(run.inputs)))
 
     def verdicts(self, jobs: Sequence[Trial]) -> list[Verdict]:
-        """Which tests each piece of code passes; equal jobs are run once.
+        """Return which tests each piece of code passes; equal jobs are run once.
 
         Raises:
             RuntimeError: a sandboxed process could not be started at all.
@@ -163,7 +163,10 @@ class Sandbox:
                 pool.shutdown(cancel_futures=True)
 
     def _patiently(self, work: Callable[[Job], Result], job: Job) -> Result:
-        """Where a process cannot start, try once more: what ran beside it may have filled the machine until now."""
+        """Do the work, and once more where a process cannot start.
+
+        What ran beside it may have filled the machine until now.
+        """
         try:
             return work(job)
         except (RuntimeError, OSError):
@@ -207,7 +210,7 @@ class Sandbox:
             judge, candidate = self._start_pair(stack)
             if not judge.wait_until_up().get("up"):
                 raise RuntimeError(f"a sandboxed process did not start: {candidate.errors()}")
-            # The candidate cannot see this number: its process gets none of what goes to the judge.
+            # The candidate cannot see this number: its process receives nothing of the judge's.
             nonce = secrets.token_hex(16)
             message = {
                 "code": job.code,
@@ -238,7 +241,7 @@ class Sandbox:
             return Verdict(tuple(one is True for one in passed), ended)
 
     def _start_pair(self, stack: ExitStack) -> tuple[Process, Process]:
-        """A candidate and its judge, joined by two pipes that this process does not keep."""
+        """Start a candidate and its judge, joined by two pipes that this process does not keep."""
         to_candidate, from_candidate = os.pipe(), os.pipe()
         try:
             settings = {

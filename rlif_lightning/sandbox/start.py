@@ -1,8 +1,8 @@
-"""Entry point of every sandboxed process: lock down, say so, then serve as a candidate or judge one.
+"""Entry point of every sandboxed process: lock down, report it, then serve or judge.
 
 Started as ``python -s -P -S -B -c <a line> '<settings as JSON>'`` by ``isolation.py``. The message
-``{"up": true}`` is sent when nothing is left to give up and before any untrusted byte is read: what
-fails earlier is this machine's fault, what fails later the candidate's.
+``{"up": true}`` is sent when nothing is left to give up and before any untrusted byte is read. What
+fails earlier is this machine's fault; what fails later is the candidate's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .lockdown import lock_down
 def main() -> None:
     """Run one sandboxed process with the settings of the command line."""
     settings = json.loads(sys.argv[1])
-    # Opened here: what comes after may have no file system to open them in.
+    # Opened here, because after the lockdown there may be no file system to open them in.
     files, nowhere = (
         (os.memfd_create("input"), os.memfd_create("output")),
         os.open(os.devnull, os.O_RDWR),

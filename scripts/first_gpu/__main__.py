@@ -1,7 +1,7 @@
-"""What to run in the first ten minutes on a new GPU; ``scripts/first_gpu.sh`` calls each section in its own process.
+"""Measure a new GPU in ten minutes; ``scripts/first_gpu.sh`` runs each section in a process.
 
-python scripts/first_gpu SECTION ... --out runs/first_gpu  each section as DIR/SECTION.json
-python scripts/first_gpu page --out runs/first_gpu         all that is there as DIR/first_gpu.json and one page of text
+python scripts/first_gpu SECTION ... --out runs/first_gpu  # each as DIR/SECTION.json
+python scripts/first_gpu page --out runs/first_gpu         # all as first_gpu.json and text
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import transformers
 
 
 def machine(_: Path) -> dict[str, Any]:
-    """Cards, driver and versions."""
+    """Return cards, driver and versions."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         cards = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split(
@@ -46,7 +46,7 @@ def _decode(shape: str, _: Path) -> dict[str, Any]:
 
 
 def sections() -> dict[str, Any]:
-    """Name and function, in order; the first ones tell the most."""
+    """Return name and function of each section; the first ones say the most."""
     import graphs
     import passes
     import runs
@@ -67,7 +67,7 @@ def sections() -> dict[str, Any]:
 
 
 def lines(value: Any, depth: int = 0) -> list[str]:
-    """Nested figures as indented text."""
+    """Yield nested figures as indented text."""
     if not isinstance(value, dict):
         return [f"{'  ' * depth}{value}"]
     found = []
@@ -85,7 +85,7 @@ def lines(value: Any, depth: int = 0) -> list[str]:
 
 
 def page(out: Path) -> str:
-    """Everything that was measured, as text; also written as one JSON file."""
+    """Return everything that was measured as text, and write it as one JSON file."""
     order = [name for name in sections() if (out / f"{name}.json").exists()]
     found = {name: json.loads((out / f"{name}.json").read_text()) for name in order}
     (out / "first_gpu.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -93,7 +93,7 @@ def page(out: Path) -> str:
 
 
 def measure(name: str, out: Path) -> None:
-    """One section: its figures, or its error, in a file."""
+    """Write a section's figures, or its error, to a file."""
     started = time.perf_counter()
     (work := out / name).mkdir(exist_ok=True)
     try:
@@ -109,7 +109,7 @@ def measure(name: str, out: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

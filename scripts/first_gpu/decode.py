@@ -1,4 +1,4 @@
-"""Decoding: launches, waits and uploads of a step by the profiler, and tokens per second; transformers beside it."""
+"""Measure decoding: launches, waits and uploads of a step, tokens per second; and transformers'."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Work = Callable[[int], Any]
 
 
 def counts(work: Work, tokens: int) -> Counter[str]:
-    """Launches, waits, uploads and downloads of one rollout."""
+    """Count launches, waits, uploads and downloads of one rollout."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         work(tokens)
     found: Counter[str] = Counter()
@@ -45,7 +45,7 @@ def counts(work: Work, tokens: int) -> Counter[str]:
 
 
 def seconds(work: Work, tokens: int) -> float:
-    """Of one rollout."""
+    """Return the seconds of one rollout."""
     torch.cuda.synchronize()
     started = time.perf_counter()
     work(tokens)
@@ -54,7 +54,7 @@ def seconds(work: Work, tokens: int) -> float:
 
 
 def measured(work: Work, rows: int, profiled: bool) -> dict[str, Any]:
-    """Of one way to decode."""
+    """Measure one way to decode."""
     work(SHORT)
     torch.cuda.reset_peak_memory_stats()
     steps = LONG - SHORT
@@ -71,7 +71,7 @@ def measured(work: Work, rows: int, profiled: bool) -> dict[str, Any]:
 
 
 def native(shape: str, precision: str, prompts: int, group: int) -> dict[str, Any]:
-    """The native engine; no completion ends before its length."""
+    """Decode with the native engine; no completion ends before its length."""
     policy = random_policy(shape, "cuda")
     vocabulary = policy.vocab_size
     given = random_prompts(prompts, 32, vocabulary, "cuda")
@@ -88,7 +88,7 @@ def native(shape: str, precision: str, prompts: int, group: int) -> dict[str, An
 
 
 def transformers_own(shape: str, precision: str, prompts: int, group: int) -> dict[str, Any]:
-    """``generate`` of transformers, with the weights cast once as far as autocast's memory does so."""
+    """Decode with transformers' ``generate``, under autocast with cached weight casts."""
     model = (
         random_policy("embedded", "cuda").causal_lm
         if shape == "embedded"
@@ -113,7 +113,7 @@ def transformers_own(shape: str, precision: str, prompts: int, group: int) -> di
 
 
 def decode(shape: str) -> dict[str, Any]:
-    """One shape in both precisions, with few rows (counted) and with many."""
+    """Measure one shape in both precisions, with few rows (counted) and with many."""
     found: dict[str, Any] = {}
     for precision in ("float32", "bf16-mixed"):
         for prompts, group in ((4, 4), (32, 8)):

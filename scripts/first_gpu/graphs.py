@@ -1,4 +1,4 @@
-"""A decoding step as a CUDA graph: are the completions those of the engine, and how much faster is it?"""
+"""Capture decoding steps as CUDA graphs, and compare completions and speed with the engine's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPTS, GROUP, TOKENS = 8, 8, 64
 
 
 class UnevenEnds(NativeEngine):
-    """Rows end after 8 to ``TOKENS`` tokens, so that places become free and others take them."""
+    """An engine whose rows end after 8 to ``TOKENS`` tokens, so that others take their places."""
 
     def setup(self, policy: PolicyModel, seed: int) -> None:
         super().setup(policy, seed)
@@ -28,12 +28,12 @@ class UnevenEnds(NativeEngine):
             8, TOKENS, (PROMPTS * GROUP,), generator=torch.Generator().manual_seed(0)
         )
 
-    def ends(self, tokens: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
-        return steps + 1 >= self.planned[rows]
+    def ends(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        return positions + 1 >= self.planned[rows]
 
 
 class GraphedGeneration(Generation):
-    """Runs a step as a graph once its bucket has been seen twice.
+    """A generation that runs a step as a graph once its bucket has been seen twice.
 
     Attributes:
         graphs: by bucket.
@@ -52,7 +52,7 @@ class GraphedGeneration(Generation):
         return Completions(self.ids, self.stats[:-1], self.lengths, self.ended)
 
     def graphed_step(self) -> None:
-        """The first step of a bucket warms up, the second is captured, all from there on are replayed."""
+        """Run a bucket's first step as a warm-up, capture the second, replay all later ones."""
         if self.bucket not in self.graphs:
             self.graphs[self.bucket] = None
             self.step()
@@ -69,7 +69,7 @@ class GraphedGeneration(Generation):
 
 
 def compared(shape: str, precision: str, engine: NativeEngine) -> dict[str, Any]:
-    """Eager against graphs: equal completions, largest difference of log-probs, milliseconds a step."""
+    """Compare eager steps with graphs: completions, log-probs, milliseconds a step."""
     policy = random_policy(shape, "cuda")
     prompts = random_prompts(PROMPTS, 32, policy.vocab_size, "cuda")
     found, done = {}, {}
@@ -99,7 +99,7 @@ def compared(shape: str, precision: str, engine: NativeEngine) -> dict[str, Any]
 
 
 def graphs(_: Path) -> dict[str, Any]:
-    """Two shapes in both precisions, with rows that end together and with rows that come and go."""
+    """Measure two shapes in both precisions, with rows that end together and one by one."""
     return {
         f"{shape}, {precision}, {name}": tried(
             lambda s=shape, p=precision, e=engine: compared(s, p, e)

@@ -1,4 +1,4 @@
-"""The packed pass: a GPU's log-probs against a CPU's, which attention kernels it takes, and what an update costs."""
+"""Measure the packed pass: log-probs against a CPU's, attention kernels, seconds of an update."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GROUP, BUDGET = 8, 8192
 
 
 def autocast(device: str, precision: str) -> Any:
-    """As the trainer runs a step."""
+    """Return the autocast in which the trainer runs a step."""
     return (
         torch.autocast(device, torch.bfloat16, cache_enabled=False)
         if precision == "bf16-mixed"
@@ -34,7 +34,7 @@ def autocast(device: str, precision: str) -> Any:
 
 
 def moved(rollout: Rollout, device: str) -> Rollout:
-    """The completions on another device; only what a scoring pass reads."""
+    """Return the completions on another device, with only what a forward pass reads."""
     kept = (
         rollout.completion_ids.to(device),
         rollout.mask.to(device),
@@ -50,7 +50,7 @@ def moved(rollout: Rollout, device: str) -> Rollout:
 
 
 def on_the_cpu() -> tuple[PolicyModel, Rollout]:
-    """A policy and a rollout of uneven prompts."""
+    """Build a policy and a rollout of uneven prompts."""
     policy, engine = random_policy("embedded", "cpu"), NativeEngine()
     texts = [f"{'+'.join(str(7 * n + t) for t in range(2 + n % 3))}=" for n in range(16)]
     ids = [torch.tensor(policy.tokenizer(text)["input_ids"]) for text in texts]
@@ -59,7 +59,7 @@ def on_the_cpu() -> tuple[PolicyModel, Rollout]:
 
 
 def scored(policy: PolicyModel, rollout: Rollout, device: str, precision: str) -> torch.Tensor:
-    """The log-probs of a rollout, on the CPU."""
+    """Return the log-probs of a rollout, on the CPU."""
     with autocast(device, precision):
         return (
             rollout_logprobs(policy.to(device), moved(rollout, device), SAMPLING, BUDGET)
@@ -69,12 +69,12 @@ def scored(policy: PolicyModel, rollout: Rollout, device: str, precision: str) -
 
 
 def spread(difference: torch.Tensor) -> dict[str, float]:
-    """Of differences in nats."""
+    """Summarise differences in nats."""
     return {"largest": float(difference.abs().max()), "mean": float(difference.abs().mean())}
 
 
 def equal(_: Path) -> dict[str, Any]:
-    """Largest difference of log-probs (nats) between devices and precisions; of sampled ones and of scored ones."""
+    """Return the largest differences of log-probs (nats) between devices and precisions."""
     policy, rollout = on_the_cpu()
     mask = rollout.mask
     truth = scored(policy.double(), rollout, "cpu", "float64")
@@ -99,7 +99,7 @@ def equal(_: Path) -> dict[str, Any]:
 
 
 def attention_kernels(policy: PolicyModel, prompts: Prompts, precision: str) -> dict[str, int]:
-    """Names and numbers of the attention operations of one scoring pass."""
+    """Return names and numbers of the attention operations of one forward pass."""
     engine = NativeEngine()
     engine.setup(policy, 0)
     sampling = Sampling(max_new_tokens=16, min_new_tokens=16)
@@ -116,7 +116,7 @@ def attention_kernels(policy: PolicyModel, prompts: Prompts, precision: str) -> 
 
 
 def kernels(_: Path) -> dict[str, Any]:
-    """Attention kernels of a packed pass of SmolLM2's shape, with even and with uneven prompts."""
+    """List attention kernels of a packed pass of SmolLM2's shape, with two sets of prompts."""
     policy, found = random_policy("SmolLM2-135M", "cuda"), {}
     for name in ("even", "uneven"):
         prompts = random_prompts(4, 64, 100, "cuda")
@@ -134,7 +134,7 @@ STEPS = ("1M", "SmolLM2-135M", "Qwen2.5-1.5B")  # the benchmark's own default, a
 
 
 def flags_of(shape: str) -> list[str]:
-    """A shape as ``benchmarks/step.py`` takes it."""
+    """Return a shape as flags of ``benchmarks/step.py``."""
     if shape not in SHAPES:
         return []
     config: Any = SHAPES[shape]
@@ -149,7 +149,7 @@ def flags_of(shape: str) -> list[str]:
 
 
 def steps(shape: str, out: Path) -> dict[str, Any]:
-    """Whole training steps by ``benchmarks/step.py``: tokens per second, seconds by phase, memory.
+    """Run training steps by ``benchmarks/step.py``: tokens per second, seconds, memory.
 
     Raises:
         RuntimeError: it failed; with the end of what it printed.

@@ -1,4 +1,4 @@
-"""Whole runs of the command line on a GPU: the quickstart in two precisions, a resumed run, two GPUs."""
+"""Run the command line on a GPU: the quickstart in two precisions, a resumed run, two GPUs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHORT = [
 
 
 def run(arguments: list[str], root: Path) -> tuple[Any, float]:
-    """One command line; the finished CLI and its seconds."""
+    """Run one command line; return the finished CLI and its seconds."""
     started = time.perf_counter()
     done = cli.main([*arguments, f"--trainer.default_root_dir={root}"])
     torch.cuda.synchronize()
@@ -44,25 +44,25 @@ def run(arguments: list[str], root: Path) -> tuple[Any, float]:
 
 
 def weights(done: Any) -> dict[str, torch.Tensor]:
-    """The policy's parameters, on the CPU."""
+    """Return the policy's parameters, on the CPU."""
     return {
         name: value.detach().cpu().clone() for name, value in done.model.policy.state_dict().items()
     }
 
 
 def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
-    """Of any parameter of two policies."""
+    """Return the largest difference of any parameter of two policies."""
     return max(float((left[name].float() - right[name].float()).abs().max()) for name in left)
 
 
 def logged(root: Path, column: str) -> list[float]:
-    """The values of one column of the run's figures."""
+    """Return the values of one column of the run's metrics.csv."""
     rows = read_logged(root / "version_0" / "metrics.csv").rows
     return [float(row[column]) for row in rows if column in row]
 
 
 def quickstart(out: Path) -> dict[str, Any]:
-    """The quickstart in float32 and in bf16-mixed: accuracy before and after, seconds, peak memory."""
+    """Run the quickstart in float32 and in bf16-mixed: accuracy, seconds, peak memory."""
     return {
         precision: tried(partial(one_quickstart, out, precision))
         for precision in ("32-true", "bf16-mixed")
@@ -70,7 +70,7 @@ def quickstart(out: Path) -> dict[str, Any]:
 
 
 def one_quickstart(out: Path, precision: str) -> dict[str, Any]:
-    """In one precision."""
+    """Run the quickstart in one precision."""
     torch.cuda.reset_peak_memory_stats()
     arguments = [*QUICKSTART, "--compare=false", "--trainer.enable_progress_bar=false"]
     arguments.append("--trainer.check_val_every_n_epoch=1")
@@ -89,7 +89,7 @@ def _median(values: list[float]) -> float:
 
 
 def resume(out: Path) -> dict[str, Any]:
-    """Six rollouts, again, and again from the third's checkpoint: the largest differences of the parameters."""
+    """Compare six rollouts with a repetition, and with a run resumed from the third."""
     short = [*QUICKSTART, *SHORT, "--data.source.init_args.size=96"]
     first, again = (weights(run(short, out / name)[0]) for name in ("whole", "again"))
     third = sorted(find_checkpoints(out / "whole"), key=lambda path: path.stat().st_mtime)[2]
@@ -101,7 +101,7 @@ def resume(out: Path) -> dict[str, Any]:
 
 
 def vllm(out: Path) -> dict[str, Any]:
-    """The native engine beside vLLM on the embedded model, by ``scripts/compare_engines.py``.
+    """Compare the native engine with vLLM on the embedded model, by ``compare_engines.py``.
 
     Raises:
         RuntimeError: it failed; with the end of what it printed.
@@ -122,7 +122,7 @@ def vllm(out: Path) -> dict[str, Any]:
 
 
 def ranks(out: Path) -> dict[str, Any]:
-    """A short quickstart on two GPUs by each strategy, against one GPU: seconds, and the largest difference."""
+    """Compare a short quickstart on two GPUs, by each strategy, with one GPU."""
     if torch.cuda.device_count() < 2:
         return {"not run": f"{torch.cuda.device_count()} GPU"}
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Random policies in the shapes of published models, made on the device: their speed needs no trained weights."""
+"""Random policies in the shapes of published models: speed needs no trained weights."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ from rlif_lightning.records import Prompts
 # Sources: the config.json of HuggingFaceTB/SmolLM2-135M and of Qwen/Qwen2.5-1.5B.
 SHAPES: dict[str, PretrainedConfig] = {
     "tiny28": Qwen2Config(
-        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=28, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True,
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=28,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
     ),
     "SmolLM2-135M": LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192,
+        tie_word_embeddings=True,
     ),
     "Qwen2.5-1.5B": Qwen2Config(
-        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
-        num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True,
+        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
+        num_attention_heads=12, num_key_value_heads=2, max_position_embeddings=32768,
+        tie_word_embeddings=True,
     ),
 }  # fmt: skip
 
 
 def random_model(shape: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Any:
-    """A Hugging Face model of a shape; the same weights at every call on one device."""
+    """Build a model of a shape; weights are the same in every call on one device."""
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=dtype)
@@ -46,7 +48,7 @@ def random_model(shape: str, device: torch.device | str, dtype: torch.dtype = to
 
 
 def random_policy(shape: str, device: torch.device | str, **settings: Any) -> PolicyModel:
-    """A policy of a shape, with the embedded model's tokenizer; ``embedded`` is that model itself."""
+    """Build a policy of a shape with the embedded tokenizer; ``embedded`` is that model."""
     policy = Policy("rlif-arithmetic", **settings)
     if shape == "embedded":
         return PolicyModel(policy).to(device)
@@ -57,14 +59,14 @@ def random_policy(shape: str, device: torch.device | str, **settings: Any) -> Po
 
 
 def random_prompts(count: int, length: int, vocabulary: int, device: torch.device | str) -> Prompts:
-    """Prompts of random tokens, all of one length."""
+    """Draw prompts of random tokens, all of one length."""
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(1, vocabulary, (length,), generator=generator) for _ in range(count)]
     return Prompts(ids, [""] * count, {}, torch.arange(count)).to(device)
 
 
 def tried(work: Callable[[], Any]) -> Any:
-    """What a measurement gives, or its error; the next one still tells something."""
+    """Return a measurement, or its error, so that the next one still runs."""
     try:
         return work()
     except Exception as error:

@@ -31,7 +31,7 @@ RECIPE = [  # reference model, KL-Cov, guard, two heads
     "--data.prompts_per_rollout=4",
     "--data.group_size=4",
     "--model.sampling.max_new_tokens=16",
-    "--model.updates_per_rollout=2",
+    "--model.update.updates_per_rollout=2",
     "--model.rewards.certainty.head=SelfCertainty",
 ]
 ROUNDING = 1e-5  # a step is 1e-4; attention in other pieces rounds otherwise, and AdamW divides by small gradients

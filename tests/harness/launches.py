@@ -33,7 +33,7 @@ BASE = [
     "--data.validation_prompts_per_batch=4",
     "--data.group_size=4",
     "--model.policy.dtype=float64",
-    "--model.learning_rate=1e-3",
+    "--model.optimizer.lr=1e-3",
     "--model.evaluation.samples=2",
     "--trainer.check_val_every_n_epoch=1",
 ]
@@ -47,17 +47,17 @@ CASES = {
     "method": [
         '--model.advantage={"class_path": "GDPO", "init_args": {"batch_norm": "token"}}',
         f"--model.objective={REFERENCE}",
-        "--model.micro_batch_tokens=100",
+        "--model.update.micro_batch_tokens=100",
     ],
     # One group in each update: every other rank has none.
-    "one group": ["--data.prompts_per_rollout=4", "--model.micro_batch_tokens=60"],
+    "one group": ["--data.prompts_per_rollout=4", "--model.update.micro_batch_tokens=60"],
     # Old log-probs by one more pass, a second pass over the rollout, marks by the current policy.
     # In the first rollout the first mini-batch's only group is unanimous, so that it trains on
     # nothing.
     "rescored": [
         "--data.prompts_per_rollout=4",
-        "--model.old_logprobs=rescored",
-        "--model.epochs_per_rollout=2",
+        "--model.update.old_logprobs=rescored",
+        "--model.update.epochs_per_rollout=2",
         "--model.objective=KLCov",
         "--model.objective.fraction=0.3",
         "--model.objective.weight=1.0",
@@ -67,11 +67,11 @@ CASES = {
     "lora": [
         "--model.policy.lora.rank=4",
         f"--model.objective={REFERENCE}",
-        "--model.learning_rate=1e-2",
+        "--model.optimizer.lr=1e-2",
     ],
     "checkpointing": [
         "--model.policy.gradient_checkpointing=true",
-        "--model.micro_batch_tokens=200",
+        "--model.update.micro_batch_tokens=200",
     ],
 }
 STRATEGIES = {"ddp": "configs/strategy/ddp.yaml", "fsdp2": "configs/strategy/fsdp2.yaml"}

@@ -1,0 +1,174 @@
+"""The pictures of figures that every run has under the same names."""
+
+from __future__ import annotations
+
+from callbacks.report.curves import Panel, Series
+
+FIXED = (
+    Panel(
+        "agreement",
+        "Answers",
+        "Agreement",
+        "share",
+        "A vote has no effect in unanimous groups: from there on certainty alone trains the policy."
+        " Where one answer rises over all prompts (CollapseGuard), the policy ignores its prompts.",
+        (
+            Series("vote/largest_cluster", "group's largest answer"),
+            Series("vote/unanimous", "groups of one answer"),
+            Series("vote/top_answer", "one answer, over all prompts"),
+        ),
+        is_share=True,
+    ),
+    Panel(
+        "distinct_answers",
+        "Answers",
+        "Distinct answers in a batch",
+        "answers",
+        "Falls towards 1 when the policy gives one answer whatever the prompt.",
+        (Series("vote/distinct_answers", "distinct answers"),),
+    ),
+    Panel(
+        "entropy",
+        "Policy",
+        "Token entropy",
+        "nats",
+        "The band runs from the 10th to the 90th percentile of a rollout's tokens"
+        " (EntropyMonitor). Near 0 the policy has nothing left to explore; a steep rise is the other"
+        " way to collapse.",
+        (
+            Series("policy/entropy", "mean"),
+            Series("entropy/p50", "median, band p10 to p90", low="entropy/p10", high="entropy/p90"),
+        ),
+    ),
+    Panel(
+        "length",
+        "Completions",
+        "Completion length",
+        "tokens",
+        "Certainty favours short completions, a vote may favour long ones: a drift is the first"
+        " sign of either.",
+        (Series("rollout/length", "mean length"),),
+    ),
+    Panel(
+        "completeness",
+        "Completions",
+        "Completions that end and answer",
+        "share",
+        "The first two are near 1 in a healthy run. Repeated 4-grams (CollapseGuard) stay where"
+        " they began.",
+        (
+            Series("rollout/ended", "ended by itself"),
+            Series("rollout/parseable", "has an answer"),
+            Series("rollout/repetition", "repeated 4-grams"),
+        ),
+        is_share=True,
+    ),
+    Panel(
+        "vote_alignment",
+        "Rewards",
+        "Whether updates follow the vote",
+        "correlation",
+        "Inside groups, of a completion's advantage with the share of its group that gives its"
+        " answer (CollapseGuard). Near 0 updates no longer favour what a group agrees on.",
+        (Series("guard/vote_alignment", "advantage and vote"),),
+    ),
+    Panel(
+        "certainty_share",
+        "Rewards",
+        "Share of |advantage| from certainty",
+        "share",
+        "Of all heads that reward the policy's own certainty (CollapseGuard). Near 1 it drives"
+        " itself.",
+        (Series("guard/certainty_share", "certainty heads"),),
+        is_share=True,
+    ),
+    Panel(
+        "alarms",
+        "Policy",
+        "Active alarms",
+        "alarms",
+        "Of CollapseGuard's detectors; the events name them.",
+        (Series("guard/alarms", "alarms"),),
+    ),
+    Panel(
+        "sampler_gap",
+        "Policy",
+        "How far the sampler is from the policy",
+        "|log-prob difference|, nats",
+        "Rounding alone, unless the sampler has other weights or computes otherwise. Below the"
+        " noise floor KL-Cov takes a difference for rounding.",
+        (
+            Series("policy/sampler_gap", "mean, when sampled"),
+            Series("policy/noise_floor", "noise floor"),
+            Series("rollout/engine_gap", "mean, an engine's own log-probs"),
+        ),
+        log=True,
+    ),
+    Panel(
+        "log_ratio",
+        "Policy",
+        "How far an update moves tokens",
+        "|log ratio|, nats",
+        "KL-Cov penalises this on the tokens that it picked; near 1e-3 a weight of 0.05 cannot be"
+        " felt.",
+        (
+            Series("policy/log_ratio_picked", "picked tokens"),
+            Series("policy/log_ratio", "all tokens"),
+        ),
+    ),
+    Panel(
+        "picked",
+        "Policy",
+        "Tokens that the objective singles out",
+        "share of trained tokens",
+        "Picked by KL-Cov or Clip-Cov; clipped by the surrogate.",
+        (Series("policy/picked_fraction", "picked"), Series("policy/clip_fraction", "clipped")),
+    ),
+    Panel(
+        "kl_cov_weight",
+        "Policy",
+        "KL-Cov's weight",
+        "weight",
+        "As set by KLCovScheduler.",
+        (Series("kl_cov/weight", "weight"),),
+    ),
+    Panel(
+        "grad_norm",
+        "Optimisation",
+        "Gradient norm before clipping",
+        "norm",
+        "A jump of a decade often comes before a collapse.",
+        (Series("policy/grad_norm", "mean of its updates"),),
+        from_zero=False,
+        log=True,
+    ),
+    Panel(
+        "learning_rate",
+        "Optimisation",
+        "Learning rate",
+        "learning rate",
+        "After each rollout.",
+        (Series("policy/learning_rate", "learning rate"),),
+    ),
+    Panel(
+        "reference_kl",
+        "Policy",
+        "KL to the reference model",
+        "nats per token (k3)",
+        "0 where the objective has no reference.",
+        (Series("policy/reference_kl", "reference KL"),),
+    ),
+    Panel(
+        "time",
+        "Optimisation",
+        "Time of a rollout's phases",
+        "seconds",
+        "Wall-clock time on the run's own machine, one above the other.",
+        (
+            Series("time/rollout", "sampling"),
+            Series("time/reward", "rewards"),
+            Series("time/update", "update"),
+        ),
+        kind="stack",
+    ),
+)

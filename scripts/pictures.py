@@ -1,0 +1,147 @@
+"""The pictures of the docs, drawn from the files in docs/results/ in one style.
+
+    python scripts/pictures.py            # writes all of them into docs/
+    python scripts/pictures.py --only quickstart
+
+The quickstart's and the study's numbers come from ``python -m benchmarks.quickstart`` and
+``python -m benchmarks.collapse_study``. The run report and the terminal's table come from the run in
+``docs/results/run``, whose command stands in callbacks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imread, imsave
+from rich.console import Console
+from rich.text import Text
+
+from benchmarks.results import FOLDER, read_results
+from callbacks.completion_writer import render
+from callbacks.report.figures import COLORS, DPI, draw_panel
+from callbacks.report.panels import panels_of
+from callbacks.report.read import read_run
+
+DOCS = FOLDER.parent
+RUN = FOLDER / "run"
+QUICKSTART = {  # row of the result file -> what the legend says
+    "gold_0": "gold answers",
+    "vote_logprob_0": "vote + mean log-probability (the quickstart)",
+    "paper_pair_0": "vote + self-certainty (the paper's pair)",
+    "self_certainty_0": "self-certainty alone",
+}
+REPORT = [
+    "accuracy",
+    "agreement",
+    "share",
+    "vote_alignment",
+    "entropy",
+    "alarms",
+    "log_ratio",
+    "sampler_gap",
+]
+NUMBER = re.compile(r"-?[\d.]+")
+
+
+def style(axes: Axes, title: str, x: str, y: str) -> None:
+    """Titles, labels and grid as in the run report."""
+    axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=9)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG without the date and version that would differ from time to time."""
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+def quickstart(path: Path) -> None:
+    """Accuracy of four runs of the quickstart over rollouts."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    rows = read_results(FOLDER / "quickstart_curves.csv")
+    for color, (name, label) in zip(COLORS, QUICKSTART.items(), strict=False):
+        points = [(int(rollout), float(value)) for rollout, value in rows[name].items()]
+        axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4, label=label)
+    axes.set_ylim(0, 102)
+    style(axes, "Accuracy on held-out problems, seed 0", "rollout", "%, each of 8 samples")
+    axes.legend(fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def study(path: Path) -> None:
+    """Peak and end of each arm of the collapse study, with the range over seeds."""
+    rows = read_results(FOLDER / "study.csv")
+    figure = Figure(figsize=(7.2, 7.6), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(rows))[::-1]
+    for color, column, shift in ((COLORS[4], "peak", 0.14), (COLORS[0], "end", -0.14)):
+        values = np.array([[*map(float, NUMBER.findall(row[column]))] for row in rows.values()])
+        mean, low, high = values.T
+        axes.hlines(places + shift, low, high, color=color, alpha=0.5, linewidth=3)
+        axes.plot(mean, places + shift, "o", color=color, markersize=5, label=column)
+    labels = [f"{arm} ({row['seeds']} seeds)" for arm, row in rows.items()]
+    axes.set_yticks(places, labels)
+    axes.set_xlim(-2, 102)
+    title = "Accuracy on held-out problems, 300 rollouts"
+    style(axes, title, "%: point = mean, line = lowest to highest seed", "arm")
+    axes.legend(fontsize=9, loc="lower center", ncols=2, frameon=False, bbox_to_anchor=(0.5, 1.03))
+    save(figure, path)
+
+
+def report(path: Path) -> None:
+    """Eight panels of the run report of one run, in a grid."""
+    run = read_run(RUN, "quickstart")
+    panels = {panel.name: panel for panel in panels_of([run])}
+    images = [imread(io.BytesIO(draw_panel(panels[name], [run]))) for name in REPORT]
+    rows = [np.hstack(images[:4]), np.hstack(images[4:])]
+    imsave(path, np.vstack(rows), metadata={"Software": None})
+
+
+def terminal(path: Path) -> None:
+    """The table that CompletionWriter prints, as SVG; the fonts are the reader's."""
+    records = [json.loads(line) for line in (RUN / "completions.jsonl").read_text().splitlines()]
+    last = [each for each in records if each["rollout"] == records[-1]["rollout"]]
+    console = Console(record=True, width=110, file=io.StringIO(), force_terminal=True)
+    console.print(Text.from_ansi(render(last, width=60, color=True)))
+    text = console.export_svg(title="CompletionWriter", unique_id="terminal")
+    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", text, flags=re.S))
+
+
+PICTURES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "quickstart": ("quickstart.png", quickstart),
+    "study": ("collapse-study.png", study),
+    "report": ("run-report.png", report),
+    "terminal": ("terminal.svg", terminal),
+}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=PICTURES, default=list(PICTURES))
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder (default: docs)")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    for name in given.only:
+        file, draw = PICTURES[name]
+        draw(given.out / file)
+        print(given.out / file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Every setting that YAML can build: the tables of docs/settings.md, from signatures and docstrings.
+
+python scripts/settings_page.py            # prints them
+python scripts/settings_page.py --write    # writes them into docs/settings.md
+python scripts/settings_page.py --check    # exit code 1 if the page has others
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+from page_tables import command_line, replaced
+
+import callbacks
+import rlif_lightning
+from rlif_lightning.evaluation.prediction_files import Predictions
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
+MARKS = "<!-- written by scripts/settings_page.py -->", "<!-- end of the tables -->"
+# Where a class is named in YAML; a class that another one needs follows that one.
+ROOTS = {
+    "model": [rlif_lightning.RLIFModule],
+    "data": [rlif_lightning.PromptData],
+    "trainer.strategy": [rlif_lightning.ShardedStrategy, rlif_lightning.TensorParallelStrategy],
+    "trainer.callbacks": [rlif_lightning.RunCheckpoints]
+    + [getattr(callbacks, name) for name in callbacks.__all__],
+    "predictions": [Predictions],
+}
+ARGUMENT = re.compile(r"^    (\w+(?:, \w+)*): (.*)")
+
+
+def meanings(cls: type) -> dict[str, str]:
+    """Return what a class's own docstring says under ``Args`` or ``Attributes``, name by name."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    listed = False
+    for line in inspect.cleandoc(cls.__dict__.get("__doc__") or "").splitlines():
+        if line and not line.startswith("    "):
+            listed = line in ("Args:", "Attributes:")
+        elif listed and (matched := ARGUMENT.match(line)):
+            names = matched[1].split(", ")
+            found |= dict.fromkeys(names, matched[2])
+        elif listed:
+            found |= {name: f"{found[name]} {line.strip()}".strip() for name in names}
+    return found
+
+
+def settings(cls: type) -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of each setting that the class's own docstring describes."""
+    parameters = inspect.signature(cls).parameters
+    for name, meaning in meanings(cls).items():
+        if name in parameters:
+            parameter = parameters[name]
+            yield name, type_of(parameter), default_of(parameter), meaning
+
+
+def type_of(parameter: inspect.Parameter) -> str:
+    """A parameter's type as it is written in the source."""
+    annotation = parameter.annotation
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def default_of(parameter: inspect.Parameter) -> str:
+    """A default as YAML writes it; settings that are a class of their own by the class's name."""
+    default = parameter.default
+    if default is inspect.Parameter.empty:
+        return "(required)"
+    if type(default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS" or inspect.isfunction(default):
+        return "its defaults"
+    if default is None or isinstance(default, bool):
+        return {None: "null", True: "true", False: "false"}[default]
+    if isinstance(default, functools.partial):
+        given = ", ".join(f"{name}={value}" for name, value in default.keywords.items())
+        return f"{default.func.__name__}({given})"
+    if isinstance(default, str | int | float | tuple | list | dict):
+        return str(default) if default != "" else '""'
+    return type(default).__name__
+
+
+def needed(cls: type) -> Iterator[type]:
+    """The project's classes in the types of a class's settings, and their concrete subclasses."""
+    for hint in typing.get_type_hints(cls.__init__).values():
+        for part in parts_of(hint):
+            if isinstance(part, type) and part.__module__.split(".")[0] == "rlif_lightning":
+                yield part
+                yield from subclasses(part)
+
+
+def parts_of(hint: object) -> Iterator[object]:
+    """A type and, of a union or a container, everything in it."""
+    yield hint
+    for inner in typing.get_args(hint):
+        yield from parts_of(inner)
+
+
+def subclasses(cls: type) -> Iterator[type]:
+    """All public subclasses, each behind its parent."""
+    for child in cls.__subclasses__():
+        if getattr(rlif_lightning, child.__name__, None) is child:
+            yield child
+            yield from subclasses(child)
+
+
+def classes() -> dict[type, str]:
+    """Each class with settings -> the part of a configuration that it belongs to."""
+    for name in rlif_lightning.__all__:
+        getattr(rlif_lightning, name)  # imported, so that its parent knows it
+    found: dict[type, str] = {}
+    for place, roots in ROOTS.items():
+        waiting = list(roots)
+        while waiting:
+            cls = waiting.pop(0)
+            if cls not in found:
+                found[cls] = place
+                waiting = [*needed(cls), *waiting]
+    return found
+
+
+def section(cls: type) -> str:
+    """A class as Markdown: its first line, and a table of its settings."""
+    first = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    parents = [parent for parent in cls.__mro__[1:-1] if any(settings(parent))]
+    lines = [f"### {cls.__name__}", first.replace("``", "`")]
+    if parents and inspect.signature(cls).parameters.keys() & meanings(parents[0]).keys():
+        lines += [
+            "",
+            f"It has the settings of [{parents[0].__name__}](#{parents[0].__name__.lower()}).",
+        ]
+    if rows := list(settings(cls)):
+        lines += ["", "| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
+        for name, kind, default, meaning in rows:
+            cells = (f"`{name}`", f"`{kind}`", f"`{default}`", meaning.replace("``", "`"))
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def tables() -> str:
+    """All classes as Markdown, by the part of a configuration that they belong to."""
+    found = classes()
+    parts = []
+    for place in ROOTS:
+        parts.append(f"## `{place}`")
+        parts += [section(cls) for cls, at in found.items() if at == place]
+    return "\n\n".join(parts)
+
+
+def written(page: str) -> str:
+    """The page with today's tables."""
+    return replaced(page, MARKS, tables())
+
+
+def main() -> None:
+    """Command line."""
+    stale = "docs/settings.md has other tables; run scripts/settings_page.py --write"
+    command_line(__doc__, PAGE, MARKS, tables(), stale)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The example of an objective: its loss worked by hand, and a short run by its documented command line."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlif_lightning import Clipped, LossInputs, cli
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def batch(logprobs: list[float], old: list[float], advantages: list[float]) -> LossInputs:
+    leaf = torch.tensor([logprobs], dtype=torch.float64, requires_grad=True)
+    rest = [torch.tensor([values], dtype=torch.float64) for values in (old, advantages)]
+    return LossInputs(leaf, *rest, torch.ones(1, len(old), dtype=torch.bool), torch.zeros(1).long())
+
+
+def gradient(objective, inputs: LossInputs) -> list[float]:
+    loss = objective.token_loss(inputs, objective.select(inputs))
+    return torch.autograd.grad(loss.sum(), inputs.logprobs)[0][0].tolist()
+
+
+def test_loss_by_hand():
+    from examples.my_objective import CISPO
+
+    # Ratios e^0.5 = 1.65 (above 1.2), e^-0.5 = 0.61 (below 0.8) and 1.1; advantages 2, -1 and 3.
+    inputs = batch([-0.5, -1.5, math.log(0.55)], [-1.0, -1.0, math.log(0.5)], [2.0, -1.0, 3.0])
+    objective = CISPO()
+    losses = objective.token_loss(inputs, objective.select(inputs))[0].tolist()
+    # -1.2 * 2 * -0.5; -0.8 * -1 * -1.5; -1.1 * 3 * log 0.55
+    assert losses == pytest.approx([1.2, -1.2, -3.3 * math.log(0.55)])
+    assert gradient(objective, inputs) == pytest.approx([-2.4, 0.8, -3.3])
+    # The clipped surrogate drops the first two tokens, which is what CISPO is for.
+    assert gradient(Clipped(), inputs) == pytest.approx([0.0, 0.0, -3.3])
+
+
+def test_on_policy_gradient_is_that_of_the_clipped_surrogate():
+    from examples.my_objective import CISPO
+
+    inputs = batch([-0.5, -2.0], [-0.5, -2.0], [1.5, -0.5])
+    assert gradient(CISPO(), inputs) == gradient(Clipped(), inputs) == [-1.5, 0.5]
+
+
+def test_a_setting_without_effect_is_refused():
+    from examples.my_objective import CISPO
+
+    with pytest.raises(ValueError, match=r"dual_clip=3\.0 does nothing in CISPO"):
+        CISPO(dual_clip=3.0)
+
+
+def test_the_documented_command_trains(tmp_path):
+    text = (ROOT / "examples" / "my_objective.py").read_text()
+    command = re.search(r"rlif_lightning (fit .*?)\n\n", text, re.S)[1].replace("\\\n", " ").split()
+    small = [
+        "--compare=false",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.limit_val_batches=0",
+    ]
+    small += ["--trainer.enable_model_summary=false", "--trainer.limit_train_batches=2"]
+    small += [
+        "--data.source.init_args.size=16",
+        "--data.prompts_per_rollout=8",
+        "--data.group_size=4",
+    ]
+    folder = f"--trainer.default_root_dir={tmp_path}"
+    run = cli.main([*(part for part in command if part != "\\"), *small, folder])
+    assert type(run.model.objective).__name__ == "CISPO"
+    assert run.model.objective.clip_high == 0.3
+    assert run.trainer.global_step == 8  # two rollouts of four updates
+    assert float(run.trainer.callback_metrics["policy/grad_norm"]) > 0
+    assert float(run.trainer.callback_metrics["policy/log_ratio"]) > 0  # the policy has moved

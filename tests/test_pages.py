@@ -1,0 +1,81 @@
+"""Pages that are written by scripts are up to date, and the site builds with every link leading somewhere."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import api_page
+import pytest
+import settings_page
+
+import rlif_lightning
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("script", [settings_page, api_page], ids=["settings", "api"])
+def test_the_page_is_up_to_date(script):
+    page = script.PAGE.read_text()
+    assert script.written(page) == page, f"run scripts/{script.__name__}.py --write"
+
+
+def test_every_setting_is_listed_with_a_meaning():
+    for cls in settings_page.classes():
+        if cls.__init__ is rlif_lightning.RewardHead.__init__:
+            continue  # a head without settings has torch's `*args, **kwargs`
+        described = set().union(*(settings_page.meanings(each) for each in cls.__mro__))
+        parameters = inspect.signature(cls).parameters
+        assert set(parameters) <= described, f"{cls.__name__}: {set(parameters) - described}"
+
+
+def test_types_defaults_and_meanings_are_read():
+    rows = {name: row for name, *row in settings_page.settings(rlif_lightning.KLCov)}
+    assert rows["weight"][:2] == ["float", "0.05"]
+    assert rows["pick"][2].startswith("positive | top: ")
+    assert "clip_low" not in rows  # Objective's: listed there
+    assert next(iter(settings_page.settings(rlif_lightning.Objective)))[0] == "clip_low"
+    assert {rlif_lightning.LoRA, rlif_lightning.Gate} <= settings_page.classes().keys()
+
+
+@pytest.mark.parametrize(("broken", "wrong"), [(False, ""), (True, "no-such-page.md")])
+def test_the_site_builds(tmp_path, broken, wrong):
+    """Strictly, offline, from a copy of the pages; a link that leads nowhere is an error."""
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file():
+            (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "copy" / name).write_bytes((ROOT / name).read_bytes())
+    if broken:
+        page = tmp_path / "copy" / "docs" / "faq.md"
+        text = page.read_text()
+        page.unlink()
+        page.write_text(text + f"\n[nowhere]({wrong})\n")
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
+    environment = os.environ | {"HOME": str(tmp_path), "http_proxy": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        command, cwd=tmp_path / "copy", env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode != 0) is broken, done.stderr
+    assert wrong in done.stderr
+    if not broken:
+        page = (tmp_path / "site" / "index.html").read_text()
+        assert "rlif-lightning" in page
+        assert (tmp_path / "site" / "repository" / "configs" / "README.html").is_file()
