@@ -5,16 +5,24 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test test-fast smollm2 docs pictures gpu install lint clean
+# Files with long tests come first (tests/conftest.py), so that neither process works alone at the end.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: quickstart test test-fast test-rest test-all smollm2 docs pictures gpu install lint clean
 
 quickstart: $(VENV)/.installed ## train the embedded model from its own feedback; a table before / after at the end
 	$(BIN)/python -m rlif_lightning fit --config configs/quickstart.yaml
 
-test: $(VENV)/.installed-dev lint ## everything that CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/.installed-dev lint ## style, types, and a test for every fault that is known
+	$(PYTEST) -m "not full"
 
-test-fast: $(VENV)/.installed-dev ## without the tests that take over ten seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+test-fast: $(VENV)/.installed-dev ## without the tests that take long
+	$(PYTEST) -m "not slow and not full"
+
+test-all: test test-rest ## everything: what CI runs
+
+test-rest: $(VENV)/.installed-dev ## what `make test` leaves out: every level and type of model, kills at random moments
+	$(PYTEST) -m full
 
 lint: $(VENV)/.installed-dev ## style and types
 	$(BIN)/ruff check .

@@ -26,29 +26,33 @@ NUM_ANSWERS = 4  # of the vote: a completion's answer is its last word's number 
 Lengths = list[int]
 
 
+# Flags of whole numbers: name, default, meaning.
+NUMBERS = (
+    ("hidden", 256, "model width"),
+    ("layers", 4, "decoder layers"),
+    ("vocab", 16000, "vocabulary"),
+    ("intermediate", 0, "width of the MLP; 0: four times hidden"),
+    ("heads", 0, "attention heads; 0: hidden / 64"),
+    ("kv-heads", 0, "key heads; 0: as many as heads"),
+    ("group-size", 8, "completions per prompt"),
+    ("prompts-per-step", 4, "prompts per step"),
+    ("prompt-len", 128, "tokens of each prompt"),
+    ("max-new-tokens", 128, "longest completion"),
+    ("min-new-tokens", 16, "shortest completion with --lengths random"),
+    ("steps", 4, "rollouts"),
+    ("warmup", 1, "first steps left out of the medians"),
+    ("updates-per-rollout", 1, "optimizer steps per rollout"),
+    ("micro-batch", 0, "completions per forward and backward pass; 0: one group"),
+    ("max-rows", 0, "completions decoded at a time, ours only; 0: the engine's default"),
+    ("threads", 1, "of PyTorch"),
+    ("seed", 0, "of everything"),
+)
+
+
 def parse_arguments(description: str) -> argparse.Namespace:
     """Parse the workload's flags, which are the same on both sides."""
     parser = argparse.ArgumentParser(description=description)
-    for flag, default, text in (
-        ("hidden", 256, "model width"),
-        ("layers", 4, "decoder layers"),
-        ("vocab", 16000, "vocabulary"),
-        ("intermediate", 0, "width of the MLP; 0: four times hidden"),
-        ("heads", 0, "attention heads; 0: hidden / 64"),
-        ("kv-heads", 0, "key heads; 0: as many as heads"),
-        ("group-size", 8, "completions per prompt"),
-        ("prompts-per-step", 4, "prompts per step"),
-        ("prompt-len", 128, "tokens of each prompt"),
-        ("max-new-tokens", 128, "longest completion"),
-        ("min-new-tokens", 16, "shortest completion with --lengths random"),
-        ("steps", 4, "rollouts"),
-        ("warmup", 1, "first steps left out of the medians"),
-        ("updates-per-rollout", 1, "optimizer steps per rollout"),
-        ("micro-batch", 0, "completions per forward and backward pass; 0: one group"),
-        ("max-rows", 0, "completions decoded at a time, ours only; 0: the engine's default"),
-        ("threads", 1, "of PyTorch"),
-        ("seed", 0, "of everything"),
-    ):
+    for flag, default, text in NUMBERS:
         parser.add_argument(
             f"--{flag}", default=default, type=int, help=f"{text} (default {default})"
         )

@@ -15,6 +15,7 @@ from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.steering import Snapshots, check_scale, scale_setting
 from callbacks.symptoms import symptoms
 from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.data.described import Described
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import RewardOutput
 from rlif_lightning.rewards import MeanLogprob, NegativeEntropy, SelfCertainty
@@ -27,7 +28,7 @@ CERTAINTY_HEADS = (MeanLogprob, NegativeEntropy, SelfCertainty)
 ANCHOR = 0.2
 
 
-class CollapseGuard(Callback):
+class CollapseGuard(Described, Callback):
     """Watches a run's own figures for symptoms of collapse and acts on an alarm.
 
     Symptoms and limits: ``callbacks/guard_detectors.py``. Most limits are relative to the run's

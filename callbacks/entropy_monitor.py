@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 
 from callbacks.detectors import Detector, Watch
 from callbacks.events import record_alarm, record_event
+from rlif_lightning.data.described import Described
 from rlif_lightning.module import RLIFModule
 
 PERCENTILES = (10, 50, 90)
@@ -29,7 +30,7 @@ def band(floor: float | None, ceiling: float | None) -> dict[str, Detector]:
     }
 
 
-class EntropyMonitor(Callback):
+class EntropyMonitor(Described, Callback):
     """Logs percentiles and the slope of token entropy, and warns outside a band.
 
     A run collapses both ways: under certainty rewards entropy falls to nothing, under a vote alone

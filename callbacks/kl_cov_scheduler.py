@@ -10,6 +10,7 @@ import numpy as np
 from lightning.pytorch import Callback, Trainer
 
 from callbacks.events import record_event
+from rlif_lightning.data.described import Described
 from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.module import RLIFModule
 
@@ -142,7 +143,7 @@ class Schedule:
         return min(max(last * math.exp(gain * error), self.bounds[0]), self.bounds[1])
 
 
-class KLCovScheduler(Callback):
+class KLCovScheduler(Described, Callback):
     """Sets the weight, the fraction or both of the objective ``KLCov`` before each rollout.
 
     Logs what it set as ``kl_cov/weight`` and ``kl_cov/fraction``; writes an event into

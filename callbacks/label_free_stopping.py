@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.detectors import Baseline, Detector, Watch
 from callbacks.events import record_event
+from rlif_lightning.data.described import Described
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.running.metrics_csv import read_logged
 
@@ -126,7 +127,7 @@ def _remedy(column: str) -> str:
     return "choose other signals"
 
 
-class LabelFreeStopping(Callback):
+class LabelFreeStopping(Described, Callback):
     """Stops training by agreement, diversity and entropy of the policy's own samples.
 
     With ``signals: train`` it looks at every rollout, with ``signals: validation`` at every

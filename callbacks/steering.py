@@ -16,7 +16,13 @@ from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.running.checkpoint_faults import why_unusable
 from rlif_lightning.running.checkpoint_files import write_checkpoint
 from rlif_lightning.running.leftovers import remove_other_snapshots
-from rlif_lightning.running.own_files import OwnFiles, copy_in, locate, own_files, told_only
+from rlif_lightning.running.own_files import (
+    OwnFiles,
+    copy_in,
+    disk_errors_printed,
+    locate,
+    own_files,
+)
 from rlif_lightning.running.run_checkpoints import run_checkpoints
 
 
@@ -170,13 +176,14 @@ class Snapshots:
         self._drop(trainer, count, self.taken[1:])
         self.taken = self.taken[:1]
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        rates = [(group["lr"], group["initial_lr"]) for group in groups]
+        # The arguments of now, not of the snapshot's time: a resumed run may have others.
+        arguments = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(checkpoint)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        for group, (rate, initial) in zip(groups, rates, strict=True):
-            group["lr"], group["initial_lr"] = rate, initial
+        for group, kept in zip(groups, arguments, strict=True):
+            group.update(kept)
         module.get_buffer("num_rollouts").fill_(count)
         return rollout
 
@@ -189,5 +196,5 @@ def _take_in(own: OwnFiles, foreign: set[Path], used: set[Path]) -> None:
     """Give another run's snapshots names of this run, and remove those that nothing names."""
     for path in foreign:
         copy_in(path, own.adopt(path))
-    with told_only("snapshots of an earlier process could not be removed"):
+    with disk_errors_printed("snapshots of an earlier process could not be removed"):
         remove_other_snapshots(own, used | {own.adopt(path) for path in foreign})

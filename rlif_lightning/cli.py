@@ -10,7 +10,6 @@ the user can put it right.
 from __future__ import annotations
 
 import errno
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -109,10 +108,7 @@ class RLIFCLI(LightningCLI):
         if not any(isinstance(callback, callbacks.SamplerGap) for callback in callbacks_given):
             self.trainer_defaults["callbacks"].append(callbacks.SamplerGap())
         if self.subcommand == "predict":
-            dumped = self._parser("predict").dump(
-                self.config["predict"], format="json", skip_none=False
-            )
-            files = PredictionFiles(self._get(self.config_init, "predictions"), _decisive(dumped))
+            files = PredictionFiles(self._get(self.config_init, "predictions"))
             self.trainer_defaults["callbacks"].append(files)
         return super().instantiate_trainer(**kwargs)
 
@@ -133,6 +129,7 @@ class RLIFCLI(LightningCLI):
             "test": {"verbose": False},
             "predict": {"return_predictions": False},
         }
+        decided["fit"] = {"fork_from": self.trainer.fork_from}
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | decided.get(subcommand, {})
         return kwargs | {"ckpt_path": self.checkpoint, "weights_only": True}
 
@@ -146,7 +143,11 @@ class RLIFCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         root, wanted = Path(config.trainer.default_root_dir), config.ckpt_path
         expected = None if wanted is None else expected_of(self.model)
+        if fork := config.get("fork_from"):
+            self.trainer.set_fork(fork, None if wanted == "auto" else wanted)
         self.checkpoint = resolve_checkpoint(wanted, root, expected)
+        if self.checkpoint is not None:
+            self.trainer.set_fork(None)
         check_readable(self.checkpoint, self.trainer.strategy)
         self.continues = wanted in ("auto", "last")
 
@@ -198,19 +199,6 @@ class RLIFCLI(LightningCLI):
     def _measure(self) -> Report:
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         return self.model.report
-
-
-def _decisive(config: str) -> dict[str, Any]:
-    """The settings that completions and their scores depend on, by name."""
-    settings = json.loads(config)
-    chosen = {
-        f"model.{name}": settings["model"][name] for name in ("policy", "rewards", "sampling")
-    }
-    batches = ("prompts_per_rollout", "validation_prompts_per_batch")
-    chosen |= {
-        f"data.{name}": value for name, value in settings["data"].items() if name not in batches
-    }
-    return chosen | {name: settings[name] for name in ("seed_everything", "ckpt_path")}
 
 
 def _as_seed(value: int | bool) -> int:

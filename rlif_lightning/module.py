@@ -17,6 +17,7 @@ from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from rlif_lightning.data.described import Described
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
@@ -42,7 +43,7 @@ from rlif_lightning.running.strategies import TensorParallelStrategy, build_poli
 from rlif_lightning.sampling import PREDICTION_ROLLOUT, Sampling
 
 
-class RLIFModule(LightningModule):
+class RLIFModule(Described, LightningModule):
     """Trains a policy with rewards computed from its own samples.
 
     Args:

@@ -20,7 +20,9 @@ from rlif_lightning.evaluation.preflight_sample import PreflightBatches, all_ran
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import value_at
 from rlif_lightning.running.endings import RunEnd
+from rlif_lightning.running.fork import Fork, checked_fork
 from rlif_lightning.running.own_files import OwnFiles
+from rlif_lightning.running.resumed_settings import ResumedSettings
 from rlif_lightning.running.run_folder import run_folder
 from rlif_lightning.running.run_loop import (
     EpochLoopWithStepEnd,
@@ -40,7 +42,7 @@ class RLIFTrainer(Trainer):
         check_precision(kwargs.get("precision"))
         refuse_duplicate_callbacks(callbacks if isinstance(callbacks, list) else [])
         super().__init__(*args, callbacks=callbacks, **kwargs)
-        self.callbacks: list[Callback] = [RunEnd(), *self.callbacks]
+        self.callbacks: list[Callback] = [RunEnd(), ResumedSettings(), Fork(), *self.callbacks]
         steps = EpochLoopWithStepEnd(
             self, self.min_steps, self.max_steps
         )  # these limits are those of the loop that is replaced
@@ -48,13 +50,50 @@ class RLIFTrainer(Trainer):
         self.fit_loop.epoch_loop = steps
         self._signal_connector = self.stop_signals = StopSignals(self)
         self.own_files: OwnFiles | None = None  # of the run that is being trained
+        self.fork_from: Path | None = None  # where the policy's first weights are read from
 
     def _run(self, model: Any, ckpt_path: Any = None, weights_only: bool | None = None) -> Any:
         """As Lightning, which does not tell its callbacks what checkpoint a run goes on from."""
+        self.ckpt_of_run = None if ckpt_path is None else str(ckpt_path)
         if self.state.fn == TrainerFn.FITTING:
             self.own_files = None
             self.source = None if ckpt_path is None else Path(ckpt_path)
         return super()._run(model, ckpt_path, weights_only)
+
+    def set_fork(self, fork_from: str | Path | None, ckpt_path: Any = None) -> None:
+        """Begin the next run, and an evaluation before it, with the weights in a checkpoint; see :meth:`fit`."""
+        self.fork_from = checked_fork(fork_from, ckpt_path, self.fork_from)
+
+    def fit(
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        fork_from: str | Path | None = None,
+    ) -> None:
+        """Train, as Lightning's Trainer does; with the weights of another run, if that is asked for.
+
+        Args:
+            model: the module.
+            train_dataloaders: as in Lightning's Trainer.
+            val_dataloaders: as in Lightning's Trainer.
+            datamodule: the data.
+            ckpt_path: a checkpoint that training goes on from. The command line also takes `auto`
+                (the newest one under trainer.default_root_dir, or none), `last` and `best`.
+            weights_only: whether the checkpoint may hold nothing but tensors and plain values.
+            fork_from: a checkpoint of which a new run takes the policy's weights. Optimiser,
+                counters, order of the data and callbacks begin anew, and a reference model is that
+                of model.policy.name. With ckpt_path=auto the weights are taken where there is no
+                checkpoint to go on from.
+
+        Raises:
+            ValueError: a checkpoint that cannot be used; names it and the remedy.
+        """
+        self.set_fork(fork_from, ckpt_path)
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def preflight(
         self,

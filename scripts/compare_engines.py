@@ -193,8 +193,8 @@ def vllm_engine(settings: argparse.Namespace) -> VLLMBaseEngine:
     return VLLMEngine(options=options, max_gap=100.0)
 
 
-def main() -> None:
-    """Measure, print, and write the figures as JSON."""
+def parsed() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -217,17 +217,11 @@ def main() -> None:
         "--steps", type=int, default=2, help="optimizer steps before the check of stale weights"
     )
     parser.add_argument("--out", type=Path, default=None)
-    settings = parser.parse_args()
-    if settings.server is None and importlib.util.find_spec("vllm") is None:
-        print("skipped: vllm is not installed (docs/vllm.md says how to)")
-        return
-    policy = PolicyModel(Policy(settings.model))
-    prompts = (
-        problems(settings.model, settings.prompts, settings.group_size)
-        .train_dataloader()
-        .split.batch(list(range(settings.prompts)))
-    )
-    gold = prompts.columns["answer"]
+    return parser.parse_args()
+
+
+def compared(policy: PolicyModel, prompts: Any, settings: argparse.Namespace) -> dict[str, Any]:
+    """Measure both engines, and vLLM's phases and gaps."""
     native, vllm = NativeEngine(), vllm_engine(settings)
     report: dict[str, Any] = {
         "settings": {name: str(value) for name, value in vars(settings).items()}
@@ -235,19 +229,29 @@ def main() -> None:
     report["threads"] = torch.get_num_threads()
     for name, engine in (("native", native), ("vllm", vllm)):
         engine.setup(policy, 0)
-        report[name] = measure(engine, prompts, settings, gold)
+        report[name] = measure(engine, prompts, settings, prompts.columns["answer"])
         print(name, json.dumps(report[name], indent=1), flush=True)
     report["phases"] = phases(vllm, prompts, settings)
     report["weights"] = staleness(vllm, prompts, settings)
-    unit = (
-        "tokens_per_s" if settings.server else "tokens_per_cpu_s"
-    )  # a server's CPU seconds are not seen here
+    # The CPU seconds of a server are not visible here.
+    unit = "tokens_per_s" if settings.server else "tokens_per_cpu_s"
     ratio = report["vllm"]["speed"][unit] / report["native"]["speed"][unit]
     report[f"vllm / native, {unit}"] = ratio
-    print(
-        json.dumps({name: report[name] for name in ("phases", "weights")}, indent=1),
-        f"\nratio {ratio:.2f}",
-    )
+    shown = {name: report[name] for name in ("phases", "weights")}
+    print(json.dumps(shown, indent=1), f"\nratio {ratio:.2f}")
+    return report
+
+
+def main() -> None:
+    """Measure, print, and write the figures as JSON."""
+    settings = parsed()
+    if settings.server is None and importlib.util.find_spec("vllm") is None:
+        print("skipped: vllm is not installed (docs/vllm.md says how to)")
+        return
+    policy = PolicyModel(Policy(settings.model))
+    data = problems(settings.model, settings.prompts, settings.group_size)
+    prompts = data.train_dataloader().split.batch(list(range(settings.prompts)))
+    report = compared(policy, prompts, settings)
     if settings.out is not None:
         settings.out.write_text(json.dumps(report, indent=1))
 

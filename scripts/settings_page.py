@@ -50,9 +50,14 @@ def meanings(cls: type) -> dict[str, str]:
     return found
 
 
-def settings(cls: type) -> Iterator[tuple[str, str, str, str]]:
-    """Name, type, default and meaning of each setting that the class's own docstring describes."""
-    parameters = inspect.signature(cls).parameters
+def settings(
+    cls: type, signature: inspect.Signature | None = None
+) -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of each setting that the class's own docstring describes.
+
+    Types and defaults are those of ``signature``, the class's own if it is not given.
+    """
+    parameters = (signature or inspect.signature(cls)).parameters
     for name, meaning in meanings(cls).items():
         if name in parameters:
             parameter = parameters[name]
@@ -98,12 +103,17 @@ def parts_of(hint: object) -> Iterator[object]:
         yield from parts_of(inner)
 
 
+def is_public(cls: type) -> bool:
+    """Whether the package exports the class."""
+    return getattr(rlif_lightning, cls.__name__, None) is cls
+
+
 def subclasses(cls: type) -> Iterator[type]:
     """All public subclasses, each behind its parent."""
     for child in cls.__subclasses__():
-        if getattr(rlif_lightning, child.__name__, None) is child:
+        if is_public(child):
             yield child
-            yield from subclasses(child)
+        yield from subclasses(child)
 
 
 def classes() -> dict[type, str]:
@@ -124,14 +134,15 @@ def classes() -> dict[type, str]:
 def section(cls: type) -> str:
     """A class as Markdown: its first line, and a table of its settings."""
     first = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
-    parents = [parent for parent in cls.__mro__[1:-1] if any(settings(parent))]
     lines = [f"### {cls.__name__}", first.replace("``", "`")]
-    if parents and inspect.signature(cls).parameters.keys() & meanings(parents[0]).keys():
-        lines += [
-            "",
-            f"It has the settings of [{parents[0].__name__}](#{parents[0].__name__.lower()}).",
-        ]
-    if rows := list(settings(cls)):
+    parents = [parent for parent in cls.__mro__[1:-1] if any(settings(parent))]
+    public = next((parent for parent in parents if is_public(parent)), None)
+    if public and inspect.signature(cls).parameters.keys() & meanings(public).keys():
+        lines += ["", f"It has the settings of [{public.__name__}](#{public.__name__.lower()})."]
+    hidden = [parent for parent in parents if not is_public(parent)]  # listed nowhere else
+    given = inspect.signature(cls)
+    rows = list({row[0]: row for each in (*hidden, cls) for row in settings(each, given)}.values())
+    if rows:
         lines += ["", "| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
         for name, kind, default, meaning in rows:
             cells = (f"`{name}`", f"`{kind}`", f"`{default}`", meaning.replace("``", "`"))

@@ -258,8 +258,8 @@ def run(soak: Soak, out: Path, report: Callable[[str], None] = print) -> dict[st
     }  # fmt: skip
 
 
-def main() -> None:
-    """Run the command line; ``--life`` is one process of a soak."""
+def parsed() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -268,7 +268,10 @@ def main() -> None:
         "--full", action="store_true", help="the full configuration on two processes"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/soak"), help="a folder; a soak in it is gone on with"
+        "--out",
+        type=Path,
+        default=Path("runs/soak"),
+        help="a folder; an interrupted soak in it continues",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument(
@@ -277,7 +280,12 @@ def main() -> None:
     parser.add_argument("--life", help=argparse.SUPPRESS)
     parser.add_argument("--mark", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the command line; ``--life`` is one process of a soak."""
+    given = parsed()
     if given.life is not None:
         if given.mark is not None:
             arm(given.life, given.seed, int(os.environ.get("WORLD_SIZE", "1")), given.mark)
@@ -296,15 +304,13 @@ def main() -> None:
     settings.write_text(json.dumps(asdict(soak)))
     result = run(soak, given.out)
     print(json.dumps(result, indent=1))
-    missing = given.full and not result["rollbacks"]
-    raise SystemExit(
-        1
-        if missing
-        or result["differences"]
-        or result["half_written_left"]
-        or any(result["exit_codes"])
-        else 0
-    )
+    faults = [
+        given.full and not result["rollbacks"],
+        result["differences"],
+        result["half_written_left"],
+        any(result["exit_codes"]),
+    ]
+    raise SystemExit(int(any(faults)))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -20,6 +22,33 @@ from harness.models import ARCHITECTURES, make_model  # noqa: E402
 from rlif_lightning.model.loading import resolve_model  # noqa: E402
 
 torch.set_num_threads(1)
+
+# Continuous integration draws the same examples each time; a person may ask for others, and for more.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_subcommand():
+    """Leave out the parsers of subcommands that a command line does not name: a quarter of a small run's time.
+
+    A command line that names none has all of them; so have runs in processes of their own.
+    """
+    cli = sys.modules.get("rlif_lightning.cli")
+    if cli is None:  # no test that was collected needs it
+        yield
+        return
+    whole, known = cli.RLIFCLI.__init__, cli.RLIFCLI.subcommands()
+
+    def made(self, *given, args=None, **named):
+        if args and args[0] in known:
+            self.subcommands = lambda: {args[0]: known[args[0]]}
+        whole(self, *given, args=args, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.RLIFCLI, "__init__", made)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +67,24 @@ def tiny_models(tmp_path_factory) -> dict[str, Path]:
         model.save_pretrained(folders[architecture])
         tokenizer.save_pretrained(folders[architecture])
     return folders
+
+
+def pytest_collection_modifyitems(items):
+    """Files with tests that take long come first, so that two processes end at about the same time."""
+    long = {item.path for item in items if {"slow", "full"} & {m.name for m in item.iter_markers()}}
+    items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """With ``CPU_SECONDS=FILE``, write each test's seconds of processor (with its children) and clock."""
+    path = os.environ.get("CPU_SECONDS")
+    if not path:
+        return (yield)
+    before = os.times()
+    result = yield
+    after = os.times()
+    spent, passed = sum(after[:4]) - sum(before[:4]), after.elapsed - before.elapsed
+    with Path(path).open("a") as file:  # one short line: several processes may append
+        file.write(f"{spent:.2f} {passed:.2f} {item.nodeid}\n")
+    return result

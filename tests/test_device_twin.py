@@ -18,6 +18,7 @@ from harness.processes import environment
 
 FOLDER = ROOT / "tests" / "device_twin"
 QUICK = {"test_backend"}  # the others take over ten seconds
+FULL = {"command_lines"}  # test_fits.py has whole runs of the same parts
 ON_THE_DEVICE = {
     "test_run": (
         "a_head_of_weight_zero_is_measured_and_changes_nothing",
@@ -42,6 +43,7 @@ def files() -> list:
     """One parameter for each file."""
     found = [*sorted(FOLDER.glob("test_*.py")), FOLDER / "command_lines.py"]
     marks = {path: () if path.stem in QUICK else (pytest.mark.slow,) for path in found}
+    marks |= {path: (pytest.mark.full,) for path in found if path.stem in FULL}
     return [
         pytest.param(path, id=path.stem.removeprefix("test_"), marks=marks[path]) for path in found
     ]

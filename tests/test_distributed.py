@@ -10,7 +10,6 @@ import pytest
 from harness.launches import (
     BASE,
     CASES,
-    STRATEGIES,
     assert_same_metrics,
     assert_same_weights,
     checkpoint,
@@ -23,25 +22,42 @@ from harness.launches import (
 from rlif_lightning.model.loading import Policy, load_pretrained
 from rlif_lightning.model.policy import PolicyModel
 
+RARE = ("lora", "checkpointing")  # what is left to the full run
+USUAL = [name for name in CASES if name not in RARE]
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
-    """Every case in one process."""
+    """Every usual case in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    launch(folder, {name: [*BASE, *arguments] for name, arguments in CASES.items()})
+    launch(folder, {name: [*BASE, *CASES[name]] for name in USUAL})
     return folder
 
 
+def assert_the_same(folder: Path, alone: Path, name: str) -> None:
+    assert [each["world_size"] for each in figures(folder, name)] == [2, 2]
+    assert_same_weights(weights(folder, name), weights(alone, name))
+    assert_same_metrics(metrics(folder, name), metrics(alone, name))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_are_one(alone, tmp_path, strategy):
     """The same parameters and the same logged metrics; Lightning starts the processes, or torchrun."""
-    runs = {name: [*BASE, *on(strategy, 2), *arguments] for name, arguments in CASES.items()}
+    runs = {name: [*BASE, *on(strategy, 2), *CASES[name]] for name in USUAL}
     launch(tmp_path, runs, torchrun=2 if strategy == "fsdp2" else 0)
-    for name in CASES:
-        assert [each["world_size"] for each in figures(tmp_path, name)] == [2, 2]
-        assert_same_weights(weights(tmp_path, name), weights(alone, name))
-        assert_same_metrics(metrics(tmp_path, name), metrics(alone, name))
+    for name in USUAL:
+        assert_the_same(tmp_path, alone, name)
+
+
+@pytest.mark.full  # reduced like the usual cases' parameters; test_run.py has both in one process
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_adapters_and_recomputation_on_two_processes_are_those_on_one(tmp_path, strategy):
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(one, {name: [*BASE, *CASES[name]] for name in RARE})
+    launch(two, {name: [*BASE, *on(strategy, 2), *CASES[name]] for name in RARE}, forks=2)
+    for name in RARE:
+        assert_the_same(two, one, name)
 
 
 GUARD = {
@@ -101,7 +117,7 @@ def test_callbacks_and_other_subcommands_work_on_sharded_policies(tmp_path):
         assert one == pytest.approx(other)
 
 
-@pytest.mark.slow
+@pytest.mark.full  # two processes are above
 def test_four_processes_are_one(alone, tmp_path):
     """Gathered for a rollout; or kept sharded, where no rank holds the whole and one that is done goes on in step."""
     kept = on("fsdp2", 4, "--trainer.strategy.init_args.keep_sharded=true")
@@ -147,7 +163,7 @@ def test_gradients_may_be_divided_between_micro_batches(tmp_path):
         assert_same_weights(weights(tmp_path, name), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_tensor_parallel.py: two processes and one, and one whole file
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     """Sharded checkpoints from two processes to one and back, a whole one too: the uninterrupted run's parameters."""
     base = [*BASE, *CASES["method"], "--trainer.limit_val_batches=0"]

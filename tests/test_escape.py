@@ -23,7 +23,13 @@ from rlif_lightning.sandbox.pool import Sandbox, Trial
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(params=LEVELS)
+# The levels between the weakest and the strongest have the same attacks and fewer promises.
+BETWEEN = [
+    pytest.param(name, marks=pytest.mark.full if name in LEVELS[1:-1] else ()) for name in LEVELS
+]
+
+
+@pytest.fixture(params=BETWEEN)
 def level(request) -> str:
     """Every level that this machine has."""
     if problem(request.param):
@@ -162,14 +168,6 @@ TESTS = ("assert f(1) == 2", "assert abs(f(2) - 3) < 1e-6", "assert all(map(f, [
 HONEST = "def f(x): return x + 1"
 
 
-# What keeps a score safe is that judge and candidate are two processes, at every level alike: so
-# those between the weakest and the strongest are left to the full run.
-CHEATED = [
-    pytest.param(name, marks=pytest.mark.slow if name in LEVELS[1:-1] else ()) for name in LEVELS
-]
-
-
-@pytest.mark.parametrize("level", CHEATED, indirect=True)
 @pytest.mark.parametrize("name", CHEATS)
 def test_cheats_score_nothing(level, name):
     sandbox = Sandbox(level, "rlimits", wall_seconds=1, call_seconds=0.5, memory_mb=256)

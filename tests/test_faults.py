@@ -19,6 +19,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback
 
 from harness.files import ROOT
+from harness.launches import resumed_and_whole
 from harness.processes import environment, two_ranks
 from harness.runs import BASE, LONG, differences, fit, metrics, rows, saving
 from rlif_lightning.records import RewardOutput, Rollout
@@ -65,7 +66,7 @@ class KilledWhileWriting(Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.full), 1])
 def test_a_head_that_raises_on_one_of_two_ranks_ends_both(tmp_path, rank):
     broken = tmp_path / "broken"
     broken.touch()
@@ -80,22 +81,19 @@ def test_a_head_that_raises_on_one_of_two_ranks_ends_both(tmp_path, rank):
     assert "'judge' (BrokenOn) raised OSError: the judge's server is down" in failed.stderr
     assert [path.name for path in find_checkpoints(tmp_path / "lives")] == ["rollout=000001.ckpt"]
     broken.unlink()
-    assert two_ranks(tmp_path / "lives", *arguments, "--ckpt_path=auto").returncode == 0
-    assert two_ranks(tmp_path / "whole", *arguments).returncode == 0
+    resumed_and_whole(tmp_path, *arguments)
     assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.full), 1])
 def test_a_rank_killed_while_shards_are_written_costs_nothing_that_was_saved(tmp_path, rank):
     kill = {"class_path": "test_faults.KilledWhileWriting", "init_args": {"rank": rank}}
     killed = two_ranks(
         tmp_path / "lives", *FSDP2, EVERY, f"--trainer.callbacks+={json.dumps(kill)}"
     )
     assert killed.returncode not in (0, 75)
-    resumed = two_ranks(tmp_path / "lives", *FSDP2, EVERY, "--ckpt_path=auto")
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert two_ranks(tmp_path / "whole", *FSDP2, EVERY).returncode == 0
+    resumed_and_whole(tmp_path, *FSDP2, EVERY)
     assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []
     left = [path.name for path in (tmp_path / "lives").rglob("checkpoints/*")]
     assert not [name for name in left if "rollout=000002" in name], (
@@ -123,7 +121,9 @@ CAN_MOUNT = (
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_MOUNT, reason="no file system can be mounted here")
-@pytest.mark.parametrize(("processes", "size"), [(1, "12m"), (2, "13m")])
+@pytest.mark.parametrize(
+    ("processes", "size"), [(1, "12m"), pytest.param(2, "13m", marks=pytest.mark.full)]
+)
 def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path, processes, size):
     """Room for two checkpoints of 5.3 MB and not for the third; sharded ones with two processes."""
     disk, out = tmp_path / "disk", tmp_path / "out"

@@ -117,7 +117,6 @@ def test_the_state_goes_on_with_the_very_next_batch(drawn):
     ("changed", "message"),
     [
         ({"seed": 1}, "seed=1"),
-        ({"prompts_per_rollout": 3}, "prompts_per_rollout=3"),
         ({"rows": 7}, "num_prompts=7"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_wrong_verdict_is_seen(tmp_path):
     )
 
 
-@pytest.mark.slow  # about two minutes on one core
+@pytest.mark.full  # about two minutes on one core; some of each kind are above
 def test_every_type_is_what_the_page_says():
     found = check()
     assert found.returncode == 0, found.stdout + found.stderr

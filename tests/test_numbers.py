@@ -29,6 +29,11 @@ PAGES = sorted(
 )
 
 
+def text_of(page: Path) -> str:
+    """A page without code spans that show what a mark looks like."""
+    return re.sub(r"`<!--.*?-->`", "", page.read_text())
+
+
 def marks_of(text: str) -> Iterator[tuple[Mark, str]]:
     """Each marked number of a page, with the text that the page prints."""
     for name, printed in INLINE.findall(text):
@@ -65,7 +70,7 @@ def agrees(printed: str, measured: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_marked_numbers_are_measured(page):
-    text = page.read_text()
+    text = text_of(page)
     # A mark that is not closed, or a table mark without its table, would not be checked.
     assert (
         text.count("<!-- result: ") == text.count("<!-- /result -->") == len(INLINE.findall(text))
@@ -83,14 +88,14 @@ def test_a_number_stands_on_one_page():
     owners = defaultdict(set)
     for page in PAGES:
         if page.name not in OWNERS or page.parent != ROOT:
-            for mark, _ in marks_of(page.read_text()):
+            for mark, _ in marks_of(text_of(page)):
                 owners[mark].add(str(page.relative_to(ROOT)))
     assert owners  # there are marks
     assert {mark: pages for mark, pages in owners.items() if len(pages) > 1} == {}
 
 
 def test_every_result_file_is_shown():
-    shown = {mark[0] for page in PAGES for mark, _ in marks_of(page.read_text())}
+    shown = {mark[0] for page in PAGES for mark, _ in marks_of(text_of(page))}
     drawn = {"quickstart_curves"}  # by scripts/pictures.py
     assert {path.stem for path in FOLDER.glob("*.csv")} == shown | drawn
 

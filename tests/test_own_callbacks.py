@@ -41,8 +41,8 @@ def run(folder: Path, name: str, shortest: float) -> str:
 @pytest.mark.parametrize(
     ("path", "name"),
     [
-        ("length_stop.py", "length_stop.LengthStop"),
-        ("my_package/watch.py", "my_package.watch.LengthStop"),
+        pytest.param("length_stop.py", "length_stop.LengthStop", marks=pytest.mark.full),
+        pytest.param("my_package/watch.py", "my_package.watch.LengthStop", marks=pytest.mark.full),
         ("callbacks/length_stop.py", "callbacks.length_stop.LengthStop"),
     ],
 )

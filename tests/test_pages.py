@@ -38,7 +38,11 @@ def test_types_defaults_and_meanings_are_read():
     assert rows["pick"][2].startswith("positive | top: ")
     assert "clip_low" not in rows  # Objective's: listed there
     assert next(iter(settings_page.settings(rlif_lightning.Objective)))[0] == "clip_low"
-    assert {rlif_lightning.LoRA, rlif_lightning.Gate} <= settings_page.classes().keys()
+    listed = settings_page.classes()
+    assert {rlif_lightning.LoRA, rlif_lightning.Gate} <= listed.keys()
+    assert rlif_lightning.VLLMServerEngine in listed  # below a base that is not public
+    section = settings_page.section(rlif_lightning.VLLMServerEngine)
+    assert section.count("| `max_ratio` |") == section.count("| `server` |") == 1
 
 
 @pytest.mark.parametrize(("broken", "wrong"), [(False, ""), (True, "no-such-page.md")])
@@ -78,4 +82,4 @@ def test_the_site_builds(tmp_path, broken, wrong):
     if not broken:
         page = (tmp_path / "site" / "index.html").read_text()
         assert "rlif-lightning" in page
-        assert (tmp_path / "site" / "repository" / "configs" / "README.html").is_file()
+        assert (tmp_path / "site" / "repository" / "configs" / "index.html").is_file()

@@ -40,7 +40,9 @@ class ReadOnlyAtTheEnd(Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["a read-only mount", pytest.param("no permission", marks=pytest.mark.full)]
+)
 def test_what_cannot_be_written_is_named_and_what_is_saved_is_whole(tmp_path, way):
     """An export that is missing fails the run; a report that is missing is told."""
     if (

@@ -27,7 +27,7 @@ QUICK = {"wall_seconds": 1.5, "call_seconds": 0.7, "workers": 2, "memory_mb": 25
 # The two ends and the default minimum every time, those between in the full run.
 @pytest.fixture(
     params=[
-        pytest.param(level, marks=pytest.mark.slow if level in BETWEEN else ()) for level in LEVELS
+        pytest.param(level, marks=pytest.mark.full if level in BETWEEN else ()) for level in LEVELS
     ]
 )
 def sandbox(request) -> Sandbox:

@@ -196,7 +196,7 @@ def test_a_model_that_loading_refuses_is_refused_in_its_words(tmp_path):
 def test_where_eager_does_not_help_another_model_is_recommended(tmp_path, monkeypatch):
     policy = saved(CohereConfig(logit_scale=0.25), tmp_path)
     lose_the_scale(monkeypatch)
-    with pytest.raises(ValueError, match=r"CohereForCausalLM \(cohere\) .* Take another model"):
+    with pytest.raises(ValueError, match=r"CohereForCausalLM \(cohere\) .* Use another model"):
         check_architecture(policy)
 
 

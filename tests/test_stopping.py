@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback
 
+from harness.launches import resumed_and_whole
 from harness.processes import two_ranks
 from harness.runs import BASE, LONG, assert_same, differences, fit, parameters, rows
 from rlif_lightning.running.checkpoint_search import find_checkpoints
@@ -110,7 +111,7 @@ def test_before_training_a_signal_ends_the_process_at_once_with_the_same_code(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.full), 1])
 def test_a_signal_to_one_of_two_ranks_stops_both_and_saves(tmp_path, rank):
     done = two_ranks(tmp_path, signalled(signal.SIGTERM, rank=rank))
     assert done.returncode == TRY_AGAIN, done.stderr[-2000:]
@@ -118,7 +119,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both_and_saves(tmp_path, rank):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_when_one_of_two_ranks_is_killed_the_other_ends_and_says_so(tmp_path, rank):
     every = "--trainer.callbacks+={class_path: RunCheckpoints, init_args: {every: 1}}"
     killed = two_ranks(tmp_path / "lives", every, signalled(signal.SIGKILL, rank=rank))
@@ -135,6 +136,5 @@ def test_when_one_of_two_ranks_is_killed_the_other_ends_and_says_so(tmp_path, ra
     assert f"error: process {rank} (pid " in killed.stderr
     assert "reward head" not in killed.stderr
     assert [path.name for path in find_checkpoints(tmp_path / "lives")] == ["rollout=000001.ckpt"]
-    assert two_ranks(tmp_path / "lives", every, "--ckpt_path=auto").returncode == 0
-    assert two_ranks(tmp_path / "whole", every).returncode == 0
+    resumed_and_whole(tmp_path, every)
     assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from harness.command_line import build
 from rlif_lightning import cli
-from rlif_lightning.parallel.sharded_checkpoint import check_folder
+from rlif_lightning.parallel.shard_index import check_folder
 from rlif_lightning.running.strategies import (
     ShardedStrategy,
     TensorParallelStrategy,

@@ -13,7 +13,6 @@ from harness.launches import (
     BASE,
     CASES,
     HEADS,
-    STRATEGIES,
     assert_same_metrics,
     assert_same_weights,
     checkpoint,
@@ -27,7 +26,6 @@ from rlif_lightning.model.loading import LoRA, Policy, load_pretrained
 from rlif_lightning.parallel.tensor_parallel import split_policy
 from rlif_lightning.parallel.tensor_parallel_layers import ColumnLinear
 
-STRATEGIES["tp"] = "configs/strategy/tp.yaml"
 SAVING = {
     "class_path": "ModelCheckpoint",
     "init_args": {"every_n_train_steps": 4, "save_top_k": -1},
@@ -58,12 +56,10 @@ def small(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_models) -> dict[str, list[str]]:
+def runs() -> dict[str, list[str]]:
     return {
         "method": [*BASE, *CASES["method"], *WATCHED],
         "uneven": [*BASE, *UNEVEN],
-        "biases": [*small(tiny_models["qwen2"]), *CASES["checkpointing"]],
-        "norms of heads": [*small(tiny_models["qwen3"]), *CASES["method"]],
     }
 
 
@@ -84,13 +80,28 @@ def both(runs, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["method", "uneven", "biases", "norms of heads"])
+@pytest.mark.parametrize("name", ["method", "uneven"])
 def test_two_processes_are_one(alone, both, name):
     """Votes, GDPO over the batch, KL-Cov, a reference model, completions of different lengths, validation; and, uneven,
     processes of which the second would draw other tokens and score them otherwise."""
     assert [each["world_size"] for each in figures(both, name)] == [2, 2]
     assert_same_weights(weights(both, name), weights(alone, name))
     assert_same_metrics(metrics(both, name), metrics(alone, name))
+
+
+@pytest.mark.full  # test_a_split_policy_of_one_part_is_the_whole splits each kind
+def test_biases_and_norms_of_heads_are_split(tiny_models, tmp_path):
+    given = {
+        "biases": [*small(tiny_models["qwen2"]), *CASES["checkpointing"]],
+        "norms of heads": [*small(tiny_models["qwen3"]), *CASES["method"]],
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(one, given)
+    launch(two, {name: [*arguments, *on("tp", 2)] for name, arguments in given.items()}, forks=2)
+    for name in given:
+        assert [each["world_size"] for each in figures(two, name)] == [2, 2]
+        assert_same_weights(weights(two, name), weights(one, name))
+        assert_same_metrics(metrics(two, name), metrics(one, name))
 
 
 @pytest.mark.slow
@@ -149,7 +160,7 @@ def test_a_run_goes_on_from_every_kind_of_checkpoint(runs, alone, both, tmp_path
         assert torch.equal(value, weights(both, "method")[name]), name
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_predict_on_two.py, with processes that have prompts of their own
 def test_other_subcommands_see_each_prompt_once(tmp_path):
     looked, asked = ["preflight", *BASE[1:], "--prompts=3"], ["predict", *BASE[1:]]
     single = {"preflight": looked, "predict": asked}

@@ -92,7 +92,7 @@ def checkpoint(folder: Path, name: str) -> Path:
     return folder / name / "version_0" / "checkpoints" / "rollout=000001.ckpt"
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_tensor_parallel.py resumes on one process what two have saved
 def test_a_run_under_torchrun_goes_on_with_one_process_and_one_with_two(tmp_path):
     saving = {"class_path": "RunCheckpoints", "init_args": {"every": 1}}
     base = [

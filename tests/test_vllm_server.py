@@ -673,7 +673,7 @@ def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(sta
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.full)])
 def test_processes_share_a_server(served, tmp_path, strategy):
     """The first hands the weights over, each draws its own; the stand-in's completions are those of one process."""
     arguments = [*TWO_ROLLOUTS, *arguments_for(served, tmp_path)]
@@ -746,7 +746,10 @@ FAULTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",  # how each is found is tested above, in one process
+    [pytest.param(name, marks=() if name == "request" else pytest.mark.full) for name in FAULTS],
+)
 def test_a_failure_of_one_process_ends_all(standing, tmp_path, fault):
     """The first cannot hand weights over; a request of either is refused, or answered from another policy."""
     arguments = [*TWO_ROLLOUTS, *arguments_for(standing, tmp_path), *on("ddp", 2)]

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from callbacks.report.read import Run, read_run
-from rlif_lightning.running.own_files import told_only
+from rlif_lightning.running.own_files import disk_errors_printed
 from rlif_lightning.running.run_folder import naming, run_folder
 from rlif_lightning.whole_files import replaced
 
@@ -89,7 +89,7 @@ class RunReport(Callback):
             )
         self.folder = run_folder(trainer)
         if trainer.is_global_zero:
-            with told_only("the versions of packages could not be written down"):
+            with disk_errors_printed("the versions of packages could not be written down"):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 _replace(self.folder / "versions.json", json.dumps(versions(), indent=1).encode())
 
@@ -111,7 +111,7 @@ class RunReport(Callback):
     def _write(self, trainer: Trainer) -> None:
         if not (self.trained and trainer.is_global_zero):
             return
-        with told_only(f"the report of {self.folder} could not be written"):
+        with disk_errors_printed(f"the report of {self.folder} could not be written"):
             for logger in trainer.loggers:
                 logger.save()
             if not (self.folder / "metrics.csv").is_file():

@@ -19,13 +19,14 @@ from rlif_lightning.answers.code_tasks import TEST_COLUMNS, CodeExtractor
 from rlif_lightning.answers.code_verdicts import announce_sandbox, pass_rates
 from rlif_lightning.answers.extraction import AnswerExtractor
 from rlif_lightning.answers.gold_answers import GoldReader, is_right
+from rlif_lightning.data.described import Described
 from rlif_lightning.sandbox.pool import Sandbox
 
 # A longer literal is no answer. The bound also keeps Python's parser far from its own limits.
 _MAX_LITERAL = 4096
 
 
-class Checker(ABC):
+class Checker(Described, ABC):
     """Finds the answers of completions, groups equal ones, and judges them.
 
     Used by validate and test only.

@@ -42,7 +42,7 @@ class EncodedSplit:
         return len(self.rows)
 
     def problems(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Each row in use with its number in ``dataset``: all columns, or what these dotted paths name of them."""
+        """Yield each row in use with its number in ``dataset``: all columns, or some paths."""
         for row in self.rows.tolist():
             problem = (
                 self.dataset[row] if self.dataset.column_names else {}
@@ -53,12 +53,12 @@ class EncodedSplit:
             yield row, problem
 
     def only(self, paths: Sequence[str]) -> EncodedSplit:
-        """The same problems with the columns of these dotted paths alone (for a reward head)."""
+        """Return the same problems with the columns of these paths alone, for a reward head."""
         roots = {root_column(self.dataset.column_names, path) for path in paths} - {None}
         return replace(self, dataset=self.dataset.select_columns(sorted(map(str, roots))))
 
     def batch(self, positions: list[int]) -> Prompts:
-        """The prompts at these positions of ``rows``."""
+        """Return the prompts at these positions of ``rows``."""
         index = self.rows[positions].tolist()
         problems = [self.dataset[row] for row in index]
         texts = [self.render(problem) for problem in problems]
@@ -74,8 +74,32 @@ class EncodedSplit:
         )
 
 
+def continued_place(
+    batches_drawn: int, num_problems: int, before: int, now: int
+) -> tuple[int, int]:
+    """Return the place in the same order with batches of another size, and the problems skipped.
+
+    The order of an epoch does not depend on the size. The next batch is the first whole one after
+    the problems that were drawn, or the epoch's last one.
+
+    Args:
+        batches_drawn: with the former size.
+        num_problems: of the split.
+        before: the former size, in prompts.
+        now: the new size.
+
+    Returns:
+        The number of batches of the new size that count as drawn, and the problems of this epoch
+        that are left out (below 0: that come again).
+    """
+    epoch, batch = divmod(batches_drawn, num_problems // before)
+    last = num_problems // now - 1
+    reached = min(-(-batch * before // now), last) if batch else 0
+    return epoch * (last + 1) + reached, reached * now - batch * before
+
+
 class TrainLoader:
-    """Endless shuffled batches, handed out an epoch at a time, whose place is one number.
+    """Endless shuffled batches, an epoch at a time, whose place is one number.
 
     Batch n is a function of (seed, n) alone: it is batch ``n % len`` of epoch ``n // len``, whose
     order is a permutation drawn from (seed, epoch). Resuming therefore goes on with the very next
@@ -113,42 +137,42 @@ class TrainLoader:
                     np.random.default_rng([self.seed, epoch]).permutation(len(self.split)),
                 )
             whole = order[batch * self.prompts_per_rollout : (batch + 1) * self.prompts_per_rollout]
-            # Counted before it is handed out: a checkpoint is written while the trainer works on
+            # Counted before it is yielded: a checkpoint is written while the trainer works on
             # the batch.
             self.batches_drawn += 1
             yield self.split.batch(whole[self.rank :: self.num_replicas].tolist())
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the order (Lightning keeps it in checkpoints) and what the order depends on."""
-        return {"batches_drawn": self.batches_drawn, **self._identity()}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on after the last batch drawn.
-
-        Raises:
-            ValueError: the checkpoint was made with other data or settings, so its order cannot be
-                continued.
-        """
-        for name, value in self._identity().items():
-            if state_dict[name] != value:
-                raise ValueError(
-                    f"{name}={value}, but the checkpoint was made with {state_dict[name]}: its"
-                    " order of prompts cannot"
-                    " be continued; resume with the same data settings, or start anew from its"
-                    " weights"
-                )
-        self.batches_drawn = state_dict["batches_drawn"]
-
-    def _identity(self) -> dict[str, int]:
+        """Return the place in the order, which checkpoints hold, and what the order depends on."""
         return {
+            "batches_drawn": self.batches_drawn,
             "seed": self.seed,
             "prompts_per_rollout": self.prompts_per_rollout,
             "num_prompts": len(self.split),
         }
 
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on after the last batch drawn, also with another size (:func:`continued_place`).
+
+        Raises:
+            ValueError: the checkpoint was made with another number of problems or another seed, so
+                its order cannot be continued.
+        """
+        for name, value in (("seed", self.seed), ("num_prompts", len(self.split))):
+            if state_dict[name] != value:
+                raise ValueError(
+                    f"{name}={value}, but the checkpoint was made with {state_dict[name]}: its"
+                    " order of prompts cannot be continued; resume with the same data settings, or"
+                    " begin a new run with its weights (fork_from instead of ckpt_path)"
+                )
+        drawn, before = state_dict["batches_drawn"], state_dict["prompts_per_rollout"]
+        if before != self.prompts_per_rollout:
+            drawn, _ = continued_place(drawn, len(self.split), before, self.prompts_per_rollout)
+        self.batches_drawn = drawn
+
 
 class ValidationLoader:
-    """The problems in order, each once, over all processes; every process gets the same number of batches.
+    """The problems in order, each once, in the same number of batches for every process.
 
     A last batch with fewer prompts than processes joins the batch before it, so that no process has
     an empty batch.

@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-import lightning
 import numpy as np
+from lightning import LightningDataModule
 
 from rlif_lightning.data.benchmark_source import BenchmarkData
 from rlif_lightning.data.columns import check_column
+from rlif_lightning.data.described import Described
 from rlif_lightning.data.encoding import SplitEncoder
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
 from rlif_lightning.data.prompt_format import PromptFormat, PromptRenderer
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 
-class PromptData(lightning.LightningDataModule):
+class PromptData(Described, LightningDataModule):
     """Batches of prompts for training, validation, test and prediction (the last three share the validation split).
 
     Args:

@@ -17,12 +17,13 @@ from typing import Any, ClassVar, Literal
 
 from datasets import Dataset, load_dataset
 
+from rlif_lightning.data.described import Described
 from rlif_lightning.data.local_files import open_files
 
 Split = Literal["train", "validation"]
 
 
-class ProblemSource(ABC):
+class ProblemSource(Described, ABC):
     """A data set per split; subclass it and name the class path in a config for your own data.
 
     Example:

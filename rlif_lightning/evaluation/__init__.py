@@ -1,1 +1,1 @@
-"""What validate, test, predict and preflight measure and write; labels are used here and nowhere before."""
+"""What validate, test, predict and preflight measure and write; only this room uses labels."""

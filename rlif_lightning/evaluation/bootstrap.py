@@ -1,4 +1,4 @@
-"""Confidence intervals by resampling problems: seeded, and the same whatever the number of ranks.
+"""Confidence intervals by resampling problems, the same for every number of processes.
 
 Pure functions.
 
@@ -25,7 +25,7 @@ class Figure(NamedTuple):
 def resampled_ratios(
     totals: np.ndarray, weights: np.ndarray, resamples: int, seed: int
 ) -> np.ndarray:
-    """``sum(totals) / sum(weights)`` of each figure over problems drawn with replacement.
+    """Compute ``sum(totals) / sum(weights)`` of each figure over problems drawn with replacement.
 
     All figures of a resample are of the same problems, and two calls with the same number of
     problems, resamples and seed draw the same ones: differences between figures or runs are paired.
@@ -57,7 +57,7 @@ def bootstrap_figures(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Figure]:
-    """Each figure with its percentile bootstrap interval over problems.
+    """Return each figure with its percentile bootstrap interval over problems.
 
     Where every problem has a share of 0 (or every one 1) resampling shows no spread, though 0 of 30
     does not prove 0. The far end is then the exact binomial (Clopper-Pearson) bound for N problems
@@ -94,7 +94,7 @@ def paired_change(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Figure]:
-    """``after - before`` of each figure with its interval, the same problems resampled in both.
+    """Return ``after - before`` of each figure with its interval, the same problems drawn in both.
 
     Args:
         before: totals and weights, each ``[N, M]``.

@@ -12,7 +12,7 @@ from rlif_lightning.records import RewardOutput, Rollout
 def completion_records(
     rollout: Rollout, outputs: Mapping[str, RewardOutput] | None = None
 ) -> list[dict[str, Any]]:
-    """One flat record per completion: prompt, text, its figures, and the score of each head (null = does not apply).
+    """Return one flat record per completion: prompt, text, figures, and each head's score or null.
 
     Without ``outputs`` there are no scores. ``mean_logprob`` and ``mean_entropy`` are in nats per
     token, ``length`` in tokens.

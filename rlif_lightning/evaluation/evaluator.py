@@ -1,7 +1,7 @@
-"""Evaluation apart from the rewards: what a policy's samples look like, and, where there are labels, how often right.
+"""Evaluation apart from the rewards: figures of a policy's samples and, with labels, accuracy.
 
 Labels are for measuring only; nothing here is seen by a reward or a gradient. Read `Evaluation`
-(the settings), `Evaluator` (collects over batches and ranks). What comes out: ``report.py``.
+(the settings), `Evaluator` (collects over batches and processes). What comes out: ``report.py``.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Evaluation:
 
 
 class Evaluator(nn.Module):
-    """Collects a data set's figures over batches and ranks.
+    """Collects a data set's figures over batches and processes.
 
     Args:
         evaluation: how to measure.
@@ -161,7 +161,7 @@ class Evaluator(nn.Module):
         return self.update(rollout, answer_column, greedy)
 
     def check_problems(self, problems: EncodedSplit, answer_column: str) -> None:
-        """Refuse problems whose tests or literals the checker could not use, before anything is sampled.
+        """Refuse problems whose tests or literals the checker cannot use.
 
         Raises:
             ValueError: names what is wrong with one.
@@ -237,7 +237,7 @@ class Evaluator(nn.Module):
     def _verdicts(
         self, answers: Sequence[str | None], rollout: Rollout, answer_column: str
     ) -> list[bool]:
-        """Verdicts on P or B answers."""
+        """Return the verdicts on P or B answers."""
         rows, repeats = rollout.prompts.rows(answer_column), len(answers) // rollout.num_prompts
         return self.checker.correct(
             answers, [row for row in rows for _ in range(repeats)], answer_column
@@ -263,7 +263,7 @@ class Evaluator(nn.Module):
         return records
 
     def compute(self, labelled: bool) -> Report:
-        """Figures over all batches and ranks (a collective), then start anew."""
+        """Return the figures over all batches and processes (a collective), and start anew."""
         names = self.unlabelled + self.labelled if labelled else self.unlabelled
         metrics = [self._metric(name) for name in names]
         tables = (
@@ -288,12 +288,12 @@ class Evaluator(nn.Module):
 
 
 def _largest_share(ids: list[int | None]) -> float:
-    """Size of the largest cluster as a share of the samples that have an answer; 0 without any."""
+    """Return the largest cluster's share of the samples that have an answer; 0 without any."""
     found = [i for i in ids if i is not None]
     return max(map(found.count, set(found))) / len(found) if found else 0.0
 
 
 def _majority(ids: list[int | None], representatives: list[str]) -> str | None:
-    """The answer of the largest cluster (the first of equally large ones); None without answers."""
+    """Return the answer of the largest cluster, the first of equal ones; None without answers."""
     sizes = Counter(i for i in ids if i is not None)
     return representatives[max(sizes, key=lambda i: (sizes[i], -i))] if sizes else None

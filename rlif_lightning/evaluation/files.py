@@ -1,4 +1,4 @@
-"""EvaluationFiles: ``evaluation.json`` and the completions of every evaluation, in the run's folder."""
+"""EvaluationFiles: ``evaluation.json`` and every evaluation's completions, in the run's folder."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ class EvaluationFiles(Callback):
         self._end(trainer, pl_module, "val")
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """As validation."""
+        """Do as in validation."""
         self._start(trainer, pl_module, "test")
 
     def on_test_batch_end(
         self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
     ) -> None:
-        """As validation."""
+        """Do as in validation."""
         self._add(outputs)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """As validation."""
+        """Do as in validation."""
         self._end(trainer, pl_module, "test")

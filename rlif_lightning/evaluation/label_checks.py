@@ -1,4 +1,4 @@
-"""In setup, before anything is sampled: can the gold answers be used, and does nothing show them that may not?"""
+"""Checks in setup: the gold answers can be used, and nothing shows them that may not."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def check_labels(data: Any, evaluator: Evaluator, rewards: RewardSet, stage: str) -> None:
-    """Check the splits that are loaded, with the checker and with every head that reads gold answers; and the subsets.
+    """Check the loaded splits with the checker and every head that reads gold answers.
 
-    What a run can go on with is told in one line for each column, once.
+    A doubt that a run can go on with is printed once, in one line for each column.
 
     Args:
         data: the data module; nothing is checked unless it is a `PromptData`.
@@ -52,7 +52,7 @@ def check_labels(data: Any, evaluator: Evaluator, rewards: RewardSet, stage: str
 def _readers(
     split: str, stage: str, evaluator: Evaluator, rewards: RewardSet
 ) -> list[tuple[str, Any]]:
-    """The columns of gold answers that are read of a split, each with its reader, alike ones once."""
+    """Return the gold columns that are read of a split with their readers, equal ones once."""
     readers: dict[Any, tuple[str, Any]] = {}
     if (column := rewards.answer_column) is not None and stage != "predict":
         readers[column, getattr(evaluator.checker, "gold", None)] = (column, evaluator.checker)

@@ -1,4 +1,4 @@
-"""Evaluation metrics as torchmetrics classes; every state declares how ranks combine it."""
+"""Evaluation metrics as torchmetrics classes; every state declares how processes combine it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlif_lightning.processes.collectives import is_distributed
 
 
 def pass_at_k(num_correct: Tensor, num_samples: int, k: int) -> Tensor:
-    """Unbiased estimate that at least one of k samples is right: ``1 - C(n - c, k) / C(n, k)``, elementwise.
+    """Estimate unbiased that one of k samples is right: ``1 - C(n - c, k) / C(n, k)``, elementwise.
 
     Source: https://arxiv.org/abs/2107.03374.
 
@@ -41,7 +41,7 @@ class ProblemMetric(Metric):
     """The ratio of two sums over problems, kept per problem so that problems can be resampled.
 
     One state, ``[P, 3]`` of (row in the data set, total, weight) per update, concatenated over
-    ranks. Every rank must have been updated before ``compute`` or ``table``, which are collectives.
+    processes. ``compute`` and ``table`` are collectives: every process must have been updated.
 
     Attributes:
         share: whether a problem's ratio lies in [0, 1].
@@ -62,12 +62,12 @@ class ProblemMetric(Metric):
         self.rows.append(torch.stack([index.double(), totals.double(), weights.double()], 1))
 
     def compute(self) -> Tensor:
-        """The figure over everything seen on all ranks; NaN if nothing was."""
+        """Return the figure over what all processes have seen; NaN if nothing."""
         table = self._sorted()
         return table[:, 1].sum() / table[:, 2].sum()
 
     def table(self) -> Tensor:
-        """``[N, 3]`` float64: row in the data set, total, weight of every problem on all ranks, by row."""
+        """Return ``[N, 3]`` float64: row in the data set, total and weight of every problem."""
         with self.sync_context():
             return self._sorted()
 
@@ -86,7 +86,7 @@ class PassAtK(ProblemMetric):
         self.k = k
 
     def update(self, correct: Tensor, index: Tensor | None = None) -> None:
-        """Add ``[P, n]`` bool verdicts, n >= k samples of each of P problems, and their ``[P]`` rows."""
+        """Add ``[P, n]`` bool verdicts on n >= k samples of P problems, and their ``[P]`` rows."""
         shares = pass_at_k(correct.sum(-1), correct.shape[-1], self.k)
         self._add(shares, torch.ones_like(shares), index)
 
@@ -95,7 +95,7 @@ class MajorityAtK(ProblemMetric):
     """Share of problems whose most frequent answer is right."""
 
     def update(self, correct: Tensor, index: Tensor | None = None) -> None:
-        """Add ``[P]`` bool: whether the largest cluster's answer is right (False where there is no answer)."""
+        """Add ``[P]`` bool: whether the largest cluster's answer is right (False without one)."""
         self._add(correct.double(), torch.ones_like(correct), index)
 
 
@@ -116,7 +116,7 @@ class TokenEntropy(ProblemMetric):
     share = False
 
     def update(self, entropy: Tensor, mask: Tensor, index: Tensor | None = None) -> None:
-        """Add ``[B, T]`` entropies with their mask and the ``[P]`` rows of the problems (B = P without them)."""
+        """Add ``[B, T]`` entropies, their mask and the problems' ``[P]`` rows (None: B = P)."""
         problems = len(entropy) if index is None else len(index)
         flat = entropy.double().view(problems, -1), mask.view(problems, -1)
         self._add(masked_sum(*flat, dim=-1), flat[1].sum(-1), index)
@@ -140,7 +140,7 @@ class Mean(ProblemMetric):
 
 
 class Labels(Metric):
-    """The label of each problem (its level, its subject) as UTF-8, so that labels can cross ranks as tensors."""
+    """The label of each problem as UTF-8 bytes, which processes can exchange as tensors."""
 
     full_state_update = False
     index: list[Tensor]
@@ -160,7 +160,7 @@ class Labels(Metric):
         self.characters.append(index.new_tensor(list(b"".join(encoded)), dtype=torch.uint8))
 
     def compute(self) -> list[str]:
-        """The label of every problem on all ranks, by row."""
+        """Return the label of every problem of all processes, by row."""
         index, lengths = dim_zero_cat(self.index).tolist(), dim_zero_cat(self.lengths).tolist()
         text, ends = bytes(dim_zero_cat(self.characters).tolist()), np.cumsum(lengths).tolist()
         labels = [

@@ -1,4 +1,4 @@
-"""PredictionFiles: what `predict` draws, as a data set that grows batch by batch and can be gone on with.
+"""PredictionFiles: what `predict` draws, as a data set that grows by batches and can be resumed.
 
 Read `Predictions` (the settings) and `PredictionFiles` (the callback), then the two formats. A
 batch holds whole groups and is on disk before the next one is drawn; only Parquet keeps the
@@ -23,6 +23,7 @@ from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.processes.ranks import writes_completions
 from rlif_lightning.running.run_folder import check_place, naming, run_folder
+from rlif_lightning.running.run_settings import prediction_settings
 from rlif_lightning.whole_files import replaced
 
 COLUMNS = {
@@ -71,18 +72,18 @@ class PredictionFiles(BasePredictionWriter):
 
     Args:
         predictions: where and how.
-        settings: what the completions depend on, plain values by name.
     """
 
-    def __init__(self, predictions: Predictions, settings: dict[str, Any]):
+    def __init__(self, predictions: Predictions):
         super().__init__(write_interval="batch")
-        self.predictions, self.settings = predictions, settings
+        self.predictions = predictions
+        self.settings: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Open the folder, mend what an interruption tore, and leave finished prompts out of the data (a collective).
+        """Open the folder, cut torn ends off, and leave finished prompts out (a collective).
 
         Raises:
-            ValueError: the folder was begun with other settings or by somebody else, or the data
+            ValueError: the folder was begun with other settings or not by predict, or the data
                 are no PromptData.
         """
         data = getattr(trainer, "datamodule", None)
@@ -90,7 +91,7 @@ class PredictionFiles(BasePredictionWriter):
             raise ValueError(
                 f"PredictionFiles needs the data module PromptData, not {type(data).__name__}"
             )
-        run = run_folder(trainer)
+        self.settings, run = prediction_settings(trainer, pl_module), run_folder(trainer)
         if self.predictions.folder is not None:
             check_place("predictions.folder", Path(self.predictions.folder))
         self.folder = (
@@ -107,7 +108,7 @@ class PredictionFiles(BasePredictionWriter):
             data.skip_predicted(self.done)
 
     def _open(self, rank: int, data: PromptData, module: Any) -> np.ndarray:
-        """Find this process's files; which rows are finished."""
+        """Find this process's files and return which rows are finished."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_settings()
         kind = {"jsonl": _Jsonl, "parquet": _Parquet}[self.predictions.format]
@@ -149,7 +150,7 @@ class PredictionFiles(BasePredictionWriter):
     def write_on_batch_end(
         self, trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
     ) -> None:
-        """Append one batch, but for prompts that were only drawn again so that no process has an empty batch."""
+        """Append one batch, but for prompts that were drawn only to fill a process's batch."""
         if writes_completions():
             self.output.write([record for record in prediction if not self.done[record["index"]]])
 
@@ -187,7 +188,7 @@ class _Output:
         return sorted(self.folder.glob(f"completions-*.{self.suffix}"))
 
     def card(self) -> str:
-        """A data set card with the columns' types, which an all-null beginning of a JSON file would hide."""
+        """Return a data set card with the columns' types, which nulls in a file may hide."""
         scores = [
             {"name": field.name, "dtype": "float64"} for field in self.schema.field("scores").type
         ]
@@ -209,7 +210,7 @@ class _Jsonl(_Output):
     suffix = "jsonl"
 
     def finished(self, num_rows: int, group_size: int) -> np.ndarray:
-        """Which rows have all their completions; cuts what comes after the last whole group off each file."""
+        """Return which rows are complete; cut each file after its last whole group."""
         done = np.zeros(num_rows, dtype=bool)
         for path in self._paths():
             whole = _whole_groups(path, group_size, done)
@@ -219,17 +220,17 @@ class _Jsonl(_Output):
         return done
 
     def write(self, records: list[dict[str, Any]]) -> None:
-        """Append; an interruption can tear the last line only."""
+        """Append, so that an interruption can tear the last line only."""
         path = self.folder / f"completions-{self.rank:05d}.jsonl"
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(record) + "\n" for record in records))
 
     def close(self) -> None:
-        """Nothing is left to write."""
+        """Do nothing: nothing is left to write."""
 
 
 def _whole_groups(path: Path, group_size: int, done: np.ndarray) -> int:
-    """Mark the rows of all whole groups in ``done``; the number of bytes that they take."""
+    """Mark the rows of all whole groups in ``done``; return the number of bytes that they take."""
     whole, place, seen, current = 0, 0, 0, -1
     with path.open("rb") as file:
         for line in file:
@@ -256,14 +257,14 @@ class _Parquet(_Output):
         self.records: list[dict[str, Any]] = []
 
     def finished(self, num_rows: int, group_size: int) -> np.ndarray:
-        """Which rows are in a file; files appear whole or not at all."""
+        """Return which rows are in a file; files appear whole or not at all."""
         done = np.zeros(num_rows, dtype=bool)
         for path in self._paths():
             done[pq.read_table(path, columns=["index"])["index"].to_numpy()] = True
         return done
 
     def write(self, records: list[dict[str, Any]]) -> None:
-        """Keep, and write a file once there are enough."""
+        """Keep the records, and write a file once there are enough."""
         self.records += records
         if len(self.records) >= self.rows_per_file:
             self.close()

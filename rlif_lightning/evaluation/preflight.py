@@ -56,12 +56,12 @@ THRESHOLDS = {
 
 
 def limit(name: str) -> float:
-    """The value of a threshold."""
+    """Return the value of a threshold."""
     return THRESHOLDS[name][0]
 
 
 def within_group_correlation(x: Tensor, y: Tensor) -> float | None:
-    """Pearson's r of x and y, each minus its group's mean, over all completions.
+    """Compute Pearson's r of x and y, each minus its group's mean, over all completions.
 
     ``r = Σ dx·dy / sqrt(Σ dx² · Σ dy²)``: what differs between groups plays no part, as in
     advantages.
@@ -87,7 +87,7 @@ def within_group_correlation(x: Tensor, y: Tensor) -> float | None:
 
 
 def within_group_auc(scores: Tensor, correct: Tensor) -> tuple[float | None, int]:
-    """Chance that a right completion scores above a wrong one of the same group; a tie counts 1/2.
+    """Compute the chance that a right completion scores above a wrong one of its group.
 
     Pooled by pairs: every (right, wrong) pair of every group counts once. Groups that are all right
     or all wrong have no pair.
@@ -109,7 +109,7 @@ def within_group_auc(scores: Tensor, correct: Tensor) -> tuple[float | None, int
 
 @dataclass(frozen=True)
 class HeadFindings:
-    """What one head's scores look like inside groups; ``verdict`` is good | caution | poor, ``why`` its words."""
+    """What one head's scores look like inside groups; ``verdict`` is good | caution | poor."""
 
     name: str
     weight: float
@@ -124,7 +124,7 @@ class HeadFindings:
 
 @dataclass(frozen=True)
 class Findings:
-    """Shares over the groups that were sampled; ``accuracy`` and ``majority_right`` are None without labels."""
+    """Shares over the sampled groups; those of right answers are None without labels."""
 
     groups: int
     group_size: int
@@ -149,7 +149,7 @@ def examine(
     group_size: int,
     equivalence: str = "exact",
 ) -> Findings:
-    """Figures and verdicts from the completions of whole groups.
+    """Compute figures and verdicts from the completions of whole groups.
 
     Args:
         records: B completion records (``completion_rows.py``), prompt-major.
@@ -295,7 +295,7 @@ def judge_groups(found: Findings) -> Findings:
 
 
 def _grid(values: list[Any], group_size: int) -> Tensor:
-    """``[P, G]`` float64, None as NaN."""
+    """Return ``[P, G]`` float64, None as NaN."""
     return (
         torch.tensor([torch.nan if v is None else float(v) for v in values])
         .double()

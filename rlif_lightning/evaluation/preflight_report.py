@@ -14,7 +14,7 @@ COLORS = {"good": "green", "caution": "yellow", "poor": "red"}
 
 
 def print_findings(found: Findings) -> None:
-    """The figures as tables, with the verdicts in words and the thresholds explained."""
+    """Print the figures as tables, with the verdicts in words and the thresholds explained."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(_groups_table(found))
     console.print(_heads_table(found.heads))

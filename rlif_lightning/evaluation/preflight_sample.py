@@ -16,7 +16,7 @@ from rlif_lightning.sampling import purpose_seeds
 
 
 class PreflightBatches:
-    """A few problems in order, this process's share; not a list, which Lightning would take for several loaders.
+    """This process's share of a few problems; Lightning would take a list for several loaders.
 
     Args:
         datamodule: the training problems.
@@ -34,7 +34,7 @@ class PreflightBatches:
 
     @property
     def loader(self) -> ValidationLoader:
-        """Made when it is first asked for: only then do the processes know each other."""
+        """Return the loader, made at the first call: only then is the process group there."""
         if self._loader is None:
             self.datamodule.setup("fit")
             train = self.datamodule.train_dataloader()
@@ -46,7 +46,7 @@ class PreflightBatches:
         return self._loader
 
     def problems(self) -> list[dict[str, Any]]:
-        """The problems of all processes."""
+        """Return the problems of all processes."""
         return [self.loader.split.dataset[row] for row in self.loader.split.rows]
 
     def __len__(self) -> int:
@@ -57,13 +57,13 @@ class PreflightBatches:
 
 
 def all_rank_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of all processes, in the order of the data set (a collective)."""
+    """Return the records of all processes, in the order of the data set (a collective)."""
     merged = [record for part in all_rank_objects(records) for record in part]
     return sorted(merged, key=lambda record: (record["index"], record["completion_number"]))
 
 
 def _drawn(split: EncodedSplit, prompts: int, seed: int) -> EncodedSplit:
-    """Training problems at random, in their own order."""
+    """Draw training problems at random, in their own order."""
     chosen = sorted(
         np.random.default_rng(purpose_seeds("preflight", seed))
         .permutation(len(split))[:prompts]

@@ -1,4 +1,4 @@
-"""What an evaluation comes to: figures with intervals, of the data set and its subsets, as values and as tables."""
+"""An evaluation's figures with intervals, of the data set and its subsets, and their tables."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Report:
         return len(self.totals)
 
     def figures(self) -> dict[str, Figure]:
-        """Each figure with its interval."""
+        """Return each figure with its interval."""
         return dict(
             zip(
                 self.names,
@@ -60,14 +60,14 @@ class Report:
         )
 
     def change_since(self, before: Report) -> dict[str, Figure]:
-        """How far each figure moved since an evaluation of the same problems, with the interval of the difference."""
+        """Return each figure's change since an evaluation of the same problems."""
         moved = paired_change(
             (before.totals, before.weights), (self.totals, self.weights), *self.bootstrap
         )
         return dict(zip(self.names, moved, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         plain: dict[str, Any] = {"problems": self.num_problems}
         plain["figures"] = {name: figure._asdict() for name, figure in self.figures().items()}
         if self.subsets:
@@ -111,7 +111,7 @@ def _subset_table(report: Report, share: str) -> Table:
 
 
 def print_comparison(before: Report, after: Report, folder: str | None) -> None:
-    """Print the evaluation before and after training, with the interval of each change, and where the logs are."""
+    """Print the evaluations before and after training, and each change's interval."""
     table = Table(title="Held-out problems, before and after training", title_justify="left")
     table.add_column("")
     for heading in ("before", "after", "change", f"{100 * after.bootstrap[0]:g} % interval"):

@@ -57,7 +57,7 @@ def score_rollout(
 
 
 def mean_length(rollout: Rollout) -> Tensor:
-    """Return the mean length over all ranks' completions that have tokens (a collective).
+    """Return the mean length over all completions that have tokens (a collective).
 
     Returns:
         A float32 scalar, tokens; NaN where heads take out every completion.

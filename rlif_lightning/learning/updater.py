@@ -61,9 +61,9 @@ class OptimizerCalls:
     """What an update asks of the owner of the optimiser.
 
     Attributes:
-        backward: adds the gradient of one micro-batch's share of the loss, and is told whether the
-            micro-batch is its mini-batch's last. The shares of all data ranks sum to the loss.
-            Every data rank calls it equally often, at least once for a mini-batch.
+        backward: adds the gradient of one micro-batch's share of the loss. Its second argument says
+            whether the micro-batch is its mini-batch's last. The shares of all data ranks sum to
+            the loss. Every data rank calls it equally often, at least once for a mini-batch.
         zero_grad: drops the gradient of a failed attempt.
         step: applies the gradient unless it is not finite, and drops it; returns its norm.
     """

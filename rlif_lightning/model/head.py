@@ -133,9 +133,12 @@ class _HeadStats(torch.autograd.Function):
             ends = None if may_end is None else may_end[rows]
             # [n, 1] each
             given = [None if g is None else g[rows].unsqueeze(1) for g in gradients]
-            columns = (x[rows].unsqueeze(1) for x in (tokens, log_normalizer, entropy))
-            found = _raw_gradient(raw[rows], given, ends, *columns, ctx.rule)
-            raw[rows, : ctx.rule.num_tokens] = found
+            token, normalizer, entropies = (
+                x[rows].unsqueeze(1) for x in (tokens, log_normalizer, entropy)
+            )
+            raw[rows, : ctx.rule.num_tokens] = _raw_gradient(
+                raw[rows], given, ends, token, normalizer, entropies, ctx.rule
+            )
         if ctx.rule.num_tokens is not None:  # logits beyond are no tokens: nothing depends on them
             raw[:, ctx.rule.num_tokens :] = 0
         return raw, None, None, None

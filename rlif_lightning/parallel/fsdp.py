@@ -25,7 +25,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -46,6 +50,7 @@ from rlif_lightning.parallel.tensor_parallel import (
     gathered_state_dict,
     is_split,
 )
+from rlif_lightning.parallel.tensor_parallel_layers import own_part, split_dims
 from rlif_lightning.sampling import Sampling
 
 
@@ -158,6 +163,18 @@ def whole_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
         policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     return whole
+
+
+def load_whole(policy: PolicyModel, weights: dict[str, Tensor]) -> None:
+    """Put whole weights into ``policy.model`` by name; what is not named stays (a collective if divided)."""
+    if sharded_modules(policy):
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_model_state_dict(policy.model, weights, options=options)
+        return
+    if is_split(policy):
+        dims = split_dims(policy.model)
+        weights = {name: own_part(value, dims.get(name)) for name, value in weights.items()}
+    policy.model.load_state_dict(weights, strict=False)
 
 
 def whole_tensor(value: Tensor) -> Tensor:

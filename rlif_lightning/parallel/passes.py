@@ -70,14 +70,14 @@ def measure_tokens(
     """
     mask = completions.mask
     passes = equal_passes(policy, list(pack(completions, max_tokens)), mask.device)
-    scored = [(packed.rows, policy(packed, sampling), own) for packed, own in passes]
+    measured = [(packed.rows, policy(packed, sampling), is_own) for packed, is_own in passes]
     reshard_after_forward(policy)
-    scored = [(rows, stats) for rows, stats, own in scored if own]
+    measured = [(rows, stats) for rows, stats, is_own in measured if is_own]
     found = []
     for name in (f.name for f in fields(TokenStats)):
         values = torch.zeros(mask.shape, device=mask.device)
-        values = getattr(scored[0][1], name).new_zeros(mask.shape) if scored else values
-        for rows, stats in scored:
-            values[rows] = getattr(stats, name)
+        values = getattr(measured[0][1], name).new_zeros(mask.shape) if measured else values
+        for rows, stats in measured:
+            values[rows] = getattr(stats, name)  # [m, T] into [B, T]
         found.append(values)
     return TokenStats(*found)

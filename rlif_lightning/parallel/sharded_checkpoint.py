@@ -7,7 +7,6 @@ before they are read, so that no file can execute code.
 from __future__ import annotations
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,33 +23,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from rlif_lightning.parallel.shard_index import REST, STATE, check_folder, read_index
 from rlif_lightning.parallel.tensor_parallel import as_dtensors, as_parts
 from rlif_lightning.parallel.tensor_parallel_layers import own_part, split_dims
-
-INDEX, REST = ".metadata", "meta.pt"
-FORMAT = "torch.distributed.checkpoint."
-KNOWN = {
-    f"{FORMAT}metadata": {
-        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
-        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
-    },
-    f"{FORMAT}filesystem": {"_StorageInfo"},
-    "torch": {
-        "Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8",
-        "uint8", "bool",
-    },
-    "torch.serialization": {"_get_layout"},
-    "pathlib": {"PosixPath", "Path"},
-}  # fmt: skip
-
-
-class _Index(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in KNOWN.get(module, ()):
-            raise pickle.UnpicklingError(
-                f"its index names {module}.{name}, which does not belong there"
-            )
-        return super().find_class(module, name)
 
 
 class _CheckedPlanner(DefaultLoadPlanner):
@@ -58,34 +33,6 @@ class _CheckedPlanner(DefaultLoadPlanner):
         torch.load(value, weights_only=True)
         value.seek(0)
         super().load_bytes(read_item, value)
-
-
-def check_folder(path: Path) -> None:
-    """Refuse a folder that is no such checkpoint, is unfinished, or would execute code.
-
-    Raises:
-        ValueError: names the folder.
-    """
-    missing = [name for name in (INDEX, REST) if not (path / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"ckpt_path={str(path)!r} is a folder without {missing[0]}: not a finished sharded"
-            " checkpoint"
-        )
-    try:
-        read_index(path)
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
-        raise ValueError(f"ckpt_path={str(path)!r} cannot be read: {error}") from error
-
-
-def read_index(path: Path) -> Metadata:
-    """Read a folder's index, which lists tensors and the files of their parts; execute nothing.
-
-    Raises:
-        UnpicklingError: the index names a type that does not belong there.
-    """
-    with (path / INDEX).open("rb") as file:
-        return _Index(file).load()
 
 
 def load_folder(
@@ -109,6 +56,18 @@ def load_folder(
             model, optimizer, state[name], options=StateDictOptions(cpu_offload=True)
         )
     return torch.load(path / REST, weights_only=True)
+
+
+def read_whole(path: Path, prefix: str) -> dict[str, Any]:
+    """Read the weights whose names begin so, whole, in this process alone."""
+    check_folder(path)
+    weights = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in read_index(path).state_dict_metadata.items()
+        if name.startswith(f"{STATE}{prefix}") and isinstance(entry, TensorStorageMetadata)
+    }
+    dcp.load(weights, checkpoint_id=path, planner=_CheckedPlanner(), no_dist=True)
+    return {name.removeprefix(STATE): value for name, value in weights.items()}
 
 
 def model_state(model: nn.Module) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlif_lightning.data.described import Described
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
@@ -28,7 +29,7 @@ UNANIMOUS = ("keep", "zero")
 LENGTH = ("keep", "neutral")
 
 
-class RewardHead(nn.Module, ABC):
+class RewardHead(Described, nn.Module, ABC):
     """Scores the completions of a rollout. Subclass it, write ``forward``, name the class in YAML.
 
     State that must survive a restart goes into buffers. A head may hold a model of its own.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from rlif_lightning.data.described import Described
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.sampling import Sampling
 
 
-class RolloutEngine(ABC):
+class RolloutEngine(Described, ABC):
     """An engine that draws G completions for each prompt.
 
     ``setup`` is called once, then ``generate`` once per rollout.
@@ -19,7 +20,7 @@ class RolloutEngine(ABC):
     def setup(self, policy: PolicyModel, seed: int) -> None:
         """Bind the policy that is sampled from, and the seed of the sampling counters."""
 
-    def check(self, sampling: Sampling) -> None:  # noqa: B027 - most engines take all settings
+    def check(self, sampling: Sampling) -> None:
         """Refuse sampling settings that the engine does not have, before anything is sampled.
 
         Raises:

@@ -18,7 +18,7 @@ def check_mode(mode: str) -> None:
 
 
 def is_better(value: float, best: float | None, mode: str) -> bool:
-    """Whether a value is better than the best so far (None: there is none); NaN and an equal one never are.
+    """Return whether a value is better than the best so far, which may be None; NaN never is.
 
     Args:
         value: the new one.

@@ -1,4 +1,4 @@
-"""Why a run cannot go on from a checkpoint: found by looking, before anything is built from it or put into a model.
+"""Why a run cannot resume from a checkpoint, found before anything of it is put into a model.
 
 In this order, so that nothing large or hostile is read by accident: what kind of file it is, sizes,
 checksums, which parts there are, counters, shapes against the model, and whether every weight is a
@@ -12,7 +12,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.parallel.partial_loading import empty_model
-from rlif_lightning.parallel.sharded_checkpoint import REST
+from rlif_lightning.parallel.shard_index import REST
 from rlif_lightning.running.checkpoint_files import FILES
+from rlif_lightning.running.run_settings import KEY, model_settings
+from rlif_lightning.running.setting_changes import SHAPES, changes, refusal
 from rlif_lightning.running.shard_faults import folder_fault, is_finite, shard_shapes
 
 PARTS = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"}
@@ -43,31 +45,32 @@ class Expected:
         shapes: name -> shape of each weight and buffer.
         floating: name -> whether it is of floating-point numbers.
         trained: names of the trained parameters in their order.
+        settings: ``model.*`` of the module, as far as they are known.
     """
 
     shapes: dict[str, tuple[int, ...]]
     floating: dict[str, bool]
     trained: list[str]
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def expected_of(module: Any) -> Expected:
-    """What a checkpoint of an RLIFModule holds, before its policy is loaded (from the model's config alone)."""
+    """Return what a checkpoint of a module holds, by the model's config alone."""
     with torch.random.fork_rng(devices=[]):
         policy = empty_model(module.policy_settings)
-    tensors = {
-        f"{WEIGHTS}model.{name}": value for name, value in policy.state_dict().items()
-    } | module.state_dict()
+    tensors = {f"{WEIGHTS}model.{name}": value for name, value in policy.state_dict().items()}
+    own = module.state_dict()  # of a loaded policy it has the parts of this process
+    tensors |= {name: value for name, value in own.items() if not name.startswith(WEIGHTS)}
     trained = [
         f"{WEIGHTS}model.{name}" for name, value in policy.named_parameters() if value.requires_grad
     ]
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    return Expected(
-        shapes, {name: value.is_floating_point() for name, value in tensors.items()}, trained
-    )
+    floating = {name: value.is_floating_point() for name, value in tensors.items()}
+    return Expected(shapes, floating, trained, model_settings(module))
 
 
 def why_unusable(path: Path, expected: Expected | None = None) -> str | None:
-    """Why a run cannot go on from this file or folder, or None if it can; runs nothing that it holds.
+    """Return why a run cannot resume from this file or folder, or None; run nothing that it holds.
 
     Args:
         path: a checkpoint, or what is said to be one.
@@ -108,7 +111,12 @@ def _file_fault(path: Path, expected: Expected | None) -> str | None:
     if broken is not None:
         return f"its part {broken} is damaged"
     content = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
-    return _foreign(content, PARTS) or _progress_fault(content) or _tensors_fault(content, expected)
+    fault = (
+        _foreign(content, PARTS) or _progress_fault(content) or _tensors_fault(content, expected)
+    )
+    if isinstance(fault, Misfit) and expected is not None:
+        return _by_its_settings(fault, path, content, expected)
+    return fault
 
 
 def _folder_fault(path: Path, expected: Expected | None) -> str | None:
@@ -133,14 +141,45 @@ def _folder_fault(path: Path, expected: Expected | None) -> str | None:
         return f"its part {REST} is not listed, or larger than {MAX_PLAIN} bytes"
     content = torch.load(path / REST, weights_only=True, map_location="cpu")
     fault = _foreign(content, REST_PARTS) or _progress_fault(content)
-    if fault is None and expected is not None:
-        found = shard_shapes(path)
-        fault = _misfit(
-            {name: shape for name, (shape, _) in found.items()},
-            {n: f for n, (_, f) in found.items()},
-            expected,
-        )
+    if fault is None and expected is not None and (fault := _shards_misfit(path, expected)):
+        return _by_its_settings(fault, path, content, expected)
     return fault or folder_fault(path, sizes)
+
+
+def _shards_misfit(path: Path, expected: Expected) -> Misfit | None:
+    found = shard_shapes(path)
+    shapes = {name: shape for name, (shape, _) in found.items()}
+    return _misfit(shapes, {name: kind for name, (_, kind) in found.items()}, expected)
+
+
+def read_rest(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without copying its weights; of a folder, what is in no shard."""
+    if path.is_dir():
+        return torch.load(path / REST, weights_only=True, map_location="cpu")
+    return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+
+
+def model_misfit(path: Path, expected: Expected) -> Misfit | None:
+    """Return why a checkpoint, known to be whole, is of another model; None if it is not."""
+    if path.is_dir():
+        return _shards_misfit(path, expected)
+    return _weights_misfit(read_rest(path)["state_dict"], expected)
+
+
+def _weights_misfit(weights: dict[str, Any], expected: Expected) -> Misfit | None:
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    floating = {name: value.is_floating_point() for name, value in weights.items()}
+    return _misfit(shapes, floating, expected)
+
+
+def _by_its_settings(
+    fault: Misfit, path: Path, content: dict[str, Any], expected: Expected
+) -> Misfit:
+    """Name the settings that differ, where the checkpoint holds them."""
+    old = content.get(KEY)
+    found = changes(old, expected.settings) if isinstance(old, dict) else []
+    found = [change for change in found if change.begins_with(SHAPES)]
+    return Misfit(refusal(found, path) if found else f"{fault}; configure that model")
 
 
 def _foreign(content: Any, parts: set[str]) -> str | None:
@@ -155,7 +194,7 @@ def _foreign(content: Any, parts: set[str]) -> str | None:
 
 
 def _progress_fault(content: dict[str, Any]) -> str | None:
-    """Whether the place in the data is told: counts of epochs, batches and rollouts."""
+    """Return what is wrong with the counts of epochs, batches and rollouts, or None."""
     loop = content["loops"].get("fit_loop") if isinstance(content["loops"], dict) else None
     for name in PROGRESS:
         progress = loop.get(name) if isinstance(loop, dict) else None
@@ -194,15 +233,13 @@ def _tensors_fault(content: dict[str, Any], expected: Expected | None) -> str | 
         return f"state_dict.{strange[0]} is no tensor"
     if expected is None:
         return None
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    floating = {name: value.is_floating_point() for name, value in weights.items()}
-    return _misfit(shapes, floating, expected) or _optimizer_misfit(
+    return _weights_misfit(weights, expected) or _optimizer_misfit(
         content["optimizer_states"], expected
     )
 
 
 def tensors_of(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dicts, lists and tuples, with its dotted name; what stands there twice comes once."""
+    """Yield every tensor in nested dicts, lists and tuples once, with its dotted name."""
     waiting, seen = [(name, content)], set()
     while waiting:
         name, value = waiting.pop()
@@ -239,7 +276,7 @@ def _misfit(
 
 
 def _optimizer_misfit(states: Any, expected: Expected) -> Misfit | None:
-    """Moments belong to parameters by number, or by name where the model was divided."""
+    """Compare moments with parameters, by number, or by name where the model was divided."""
     for state in states:
         count = sum(len(group["params"]) for group in state["param_groups"])
         if count != len(expected.trained):

@@ -76,7 +76,7 @@ class CheckpointFile(TorchCheckpointIO):
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Keep a failure for :attr:`failure` instead of raising it on the rank that writes alone."""
+        """Keep an error in :attr:`failure` instead of raising it in the one process that writes."""
         self.deferred, self.failure = True, None
         try:
             yield
@@ -88,7 +88,7 @@ def write_checkpoint(trainer: Trainer, path: Path) -> None:
     """Save the run as it is now (a collective).
 
     Raises:
-        RuntimeError: on every rank, if it could not be written; names the path.
+        RuntimeError: in every process, if it could not be written; names the path.
     """
     io = trainer.strategy.checkpoint_io
     if type(io) is TorchCheckpointIO:
@@ -105,7 +105,7 @@ def _message_of(failure: BaseException | None) -> str | None:
 
 
 def unwritten(path: Path, failure: str) -> RuntimeError:
-    """What to raise, on every rank, for a checkpoint that could not be written."""
+    """Return what every process raises for a checkpoint that could not be written."""
     others = [other for other in path.parent.glob(f"*{SUFFIX}") if other.name != path.name]
     newest = max(others, key=place_of, default=None)
     left = "nothing was saved in its folder before it"
@@ -115,17 +115,17 @@ def unwritten(path: Path, failure: str) -> RuntimeError:
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:
-    """What the disk said: torch raises an error about positions in its archive on top of it."""
+    """Return the disk's own error, which torch covers with one about places in its archive."""
     while error is not None and not (isinstance(error, OSError) and error.errno is not None):
         error = error.__cause__ or error.__context__
     return error
 
 
 def write_together(path: Path, write: Callable[[], Any]) -> None:
-    """Let every rank write its part of a checkpoint (a collective).
+    """Let every process write its part of a checkpoint (a collective).
 
     Raises:
-        RuntimeError: on every rank, if one could not; names the path.
+        RuntimeError: in every process, if one could not; names the path.
     """
 
     def part() -> None:
@@ -141,7 +141,7 @@ def write_together(path: Path, write: Callable[[], Any]) -> None:
 
 
 def finish_folder(unfinished: Path, path: Path) -> None:
-    """All shards are written: list them with their sizes, force all to the disk, and give the folder its name."""
+    """List the written shards with their sizes, force all to the disk, and name the folder."""
     sizes = {
         str(file.relative_to(unfinished)): file.stat().st_size
         for file in unfinished.rglob("*")

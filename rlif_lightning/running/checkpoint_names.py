@@ -1,4 +1,4 @@
-"""Checkpoints by name: what they are called, where they lie, the newest first, and how one is removed. Opens none."""
+"""Checkpoints by their names: where they are, which is the newest, and how one is removed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ROLLOUT = re.compile(rf"rollout=(\d+)\{SUFFIX}")
 
 
 def find_checkpoints(root: Path) -> list[Path]:
-    """The checkpoints of a root, the newest first: by the run's version, then by rollout; whole or not."""
+    """Return a root's checkpoints, whole or not, newest first (by version, then rollout)."""
     found = [path for place in PLACES for path in root.glob(f"{place}/*{SUFFIX}")]
     places = [(place_of(path), path) for path in found if ROLLOUT.fullmatch(path.name)]
     return [path for _, path in sorted(places, reverse=True)]
 
 
 def find_best(root: Path) -> list[Path]:
-    """The ``best.ckpt`` of each run of a root, the newest run first."""
+    """Return the ``best.ckpt`` of each run of a root, the newest run first."""
     return sorted(
         (path for place in PLACES for path in root.glob(f"{place}/{BEST}")),
         key=place_of,
@@ -34,18 +34,18 @@ def find_best(root: Path) -> list[Path]:
 
 
 def place_of(path: Path) -> tuple[int, int]:
-    """Version and rollout of a checkpoint, -1 where its path does not tell; the newer one is larger."""
+    """Return version and rollout of a checkpoint, -1 where its path does not name them."""
     version, rollout = VERSION.fullmatch(path.parent.parent.name), ROLLOUT.fullmatch(path.name)
     return int(version[1]) if version else -1, int(rollout[1]) if rollout else -1
 
 
 def unfinished_name(path: Path) -> Path:
-    """Where a checkpoint is written before it has its name."""
+    """Return where a checkpoint is written before it has its name."""
     return path.with_name(f".{path.name}.unfinished")
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a file or a folder so that no half of it can be found under its name; of a link, the link alone."""
+    """Remove a file or folder whole; of a link, the link alone."""
     if path.is_dir() and not path.is_symlink():
         unfinished = unfinished_name(path).with_suffix(".old")
         shutil.rmtree(unfinished, ignore_errors=True)

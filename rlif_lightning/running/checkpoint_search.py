@@ -1,4 +1,4 @@
-"""Finding checkpoints again: the newest whole one of a root, the best one, or the one that was named."""
+"""Which checkpoint is meant: the newest whole one of a root, the best one, or a named one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlif_lightning.running.checkpoint_names import find_best, find_checkpoints
 def resolve_checkpoint(
     wanted: str | None, root: Path, expected: Expected | None = None
 ) -> Path | None:
-    """The checkpoint that ``--ckpt_path`` means.
+    """Return the checkpoint that ``--ckpt_path`` means.
 
     Args:
         wanted: a path; ``last`` = the newest whole checkpoint of ``root``; ``auto`` = the same, or
@@ -33,24 +33,30 @@ def resolve_checkpoint(
         found = find_best(root)
     else:
         return _named(Path(wanted), root, expected)
-    misfits = []
+    chosen = _first_good(found, wanted, expected)
+    if chosen is None and wanted != "auto":
+        raise ValueError(
+            f"ckpt_path={wanted}: no whole checkpoint in {root}; give a path, or `auto` to start"
+            " anew then"
+        )
+    return chosen
+
+
+def _first_good(found: list[Path], wanted: str, expected: Expected | None) -> Path | None:
+    misfits = {}
     for path in found:
         fault = why_unusable(path, expected)
         if fault is None:
+            for other, why in misfits.items():
+                warnings.warn(f"{other} is passed over: {why}", stacklevel=3)
             return path
-        misfits += [f"{path}: {fault}"] if isinstance(fault, Misfit) else []
-        warnings.warn(f"{path} is passed over: {fault}", stacklevel=2)
-    if misfits:
-        raise ValueError(
-            f"ckpt_path={wanted}: {misfits[0]}; configure that model, or give another"
-            " default_root_dir"
-        )
-    if wanted == "auto":
-        return None
-    raise ValueError(
-        f"ckpt_path={wanted}: no whole checkpoint in {root}; give a path, or `auto` to start anew"
-        " then"
-    )
+        if isinstance(fault, Misfit):
+            misfits[path] = fault
+        else:
+            warnings.warn(f"{path} is passed over: {fault}", stacklevel=3)
+    for path, fault in misfits.items():
+        raise ValueError(f"ckpt_path={wanted}: {path}: {fault}, or give another default_root_dir")
+    return None
 
 
 def _named(path: Path, root: Path, expected: Expected | None) -> Path:

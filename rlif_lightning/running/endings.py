@@ -22,7 +22,7 @@ from rlif_lightning.processes.collectives import all_process_objects
 from rlif_lightning.processes.ranks import gone, own_place
 from rlif_lightning.running.events import append_event
 from rlif_lightning.running.lightning_internals import epoch_is_over
-from rlif_lightning.running.own_files import OwnFiles, own_files, told_only
+from rlif_lightning.running.own_files import OwnFiles, disk_errors_printed, own_files
 from rlif_lightning.running.stop_signals import INTERRUPTED
 
 DECIDED = ("guard", "label_free_stop", "early_stop", "stopped")  # by a callback: the run stays over
@@ -53,7 +53,7 @@ class Ending:
 
 
 def takes_its_last_step(trainer: Trainer) -> bool:
-    """Whether the step that has just been made is the run's last one."""
+    """Return whether the step that has just been made is the run's last one."""
     loop = trainer.fit_loop
     last = (
         loop.max_epochs is not None
@@ -67,7 +67,7 @@ def takes_its_last_step(trainer: Trainer) -> bool:
 
 
 def ending_of(trainer: Trainer) -> Ending:
-    """How a run ends that ends by itself: the limit that it reached, or the callback that stopped it."""
+    """Return how a run ended by itself: by a limit, or by a callback that stopped it."""
     rollouts = f"after rollout {int(trainer.lightning_module.num_rollouts)}"  # type: ignore[arg-type]
     if trainer.should_stop:
         told = [ending for each in _callbacks(trainer) if (ending := _decision(each)) is not None]
@@ -84,7 +84,7 @@ def _callbacks(trainer: Trainer) -> list[Callback]:
 
 
 def _decision(callback: Any) -> Ending | None:
-    """What a callback says of its own decision to stop: Lightning's by their state, others by ``why_stopped``."""
+    """Return a callback's own decision to stop: Lightning's by state, others by ``why_stopped``."""
     name = type(callback).__name__
     if (
         isinstance(callback, EarlyStopping)
@@ -111,13 +111,13 @@ def _decision(callback: Any) -> Ending | None:
 
 
 def still_decided(over: dict[str, Any], trainer: Trainer) -> bool:
-    """Whether what ended a run holds for the one that goes on: while the callback that decided it is there."""
+    """Return whether what ended a run still holds: while the callback that decided it is there."""
     names = [type(callback).__name__ for callback in _callbacks(trainer)]
     return over["reason"] in DECIDED and (over["by"] is None or over["by"] in names)
 
 
 def remedy(reason: str, by: str | None) -> str:
-    """What to do to train on after a run is over."""
+    """Return what a user does to train on after a run is over."""
     limits = {
         "finished": "trainer.max_epochs",
         "max_steps": "trainer.max_steps",
@@ -133,7 +133,7 @@ def _at_max_steps(trainer: Trainer) -> bool:
 
 
 def ending_of_error(error: BaseException, places: Sequence[tuple[str, int]] = ()) -> Ending:
-    """How a run ends that an exception ended.
+    """Return how a run ended by an exception.
 
     Args:
         error: the exception.
@@ -163,7 +163,7 @@ def ending_of_error(error: BaseException, places: Sequence[tuple[str, int]] = ()
 
 
 def _lost(places: Sequence[tuple[str, int]]) -> str:
-    """Which process it was; its connections close a moment before the process is gone."""
+    """Name the lost process, whose connections close a moment before it is gone."""
     for _ in range(10):
         if numbers := gone(places):
             return " and ".join(f"process {number} (pid {places[number][1]})" for number in numbers)
@@ -178,7 +178,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def own_mistake(error: BaseException | None) -> BaseException | None:
-    """The ValueError or TypeError, or what caused it, that one of our own checks raised; None for a bug below."""
+    """Return the ValueError or TypeError that one of our checks raised; None for a bug."""
     if not isinstance(error, (ValueError, TypeError)):
         return None
     modules = (sys.modules.get(name) for name in ("rlif_lightning", "callbacks"))
@@ -194,7 +194,7 @@ def own_mistake(error: BaseException | None) -> BaseException | None:
 
 
 class RunEnd(Callback):
-    """Writes the event ``end`` of every run: why it ended, and the exit code; the last one in a folder counts.
+    """Writes the event ``end`` of every run, with reason and exit code; the last one counts.
 
     RLIFTrainer puts it before all other callbacks, so that a report that is made at the end can
     show it. The first process writes it; where another process was lost, whichever is left.
@@ -213,14 +213,14 @@ class RunEnd(Callback):
             self.places = all_process_objects(own_place())
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """The run ends with an error or a signal, or an evaluation after it does."""
+        """Write the end of a run that an error or a signal ended, or of an evaluation after it."""
         ending = ending_of_error(exception, self.places)
         if ending.reason == "lost_process":
             print(f"error: {ending.message}; --ckpt_path=auto goes on", file=sys.stderr, flush=True)
         self._write(trainer, ending)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """The run ended by itself, and every callback had its ``on_train_end``."""
+        """Write the end of a run that ended by itself, after every callback's ``on_train_end``."""
         if stage == "fit" and self.own is not None and self.ending is None:
             self._write(trainer, ending_of(trainer))
 
@@ -232,7 +232,7 @@ class RunEnd(Callback):
         place = {"step": trainer.global_step, "rollout": int(module.num_rollouts)}
         values: dict[str, float | str] = {"reason": ending.reason, "exit_code": ending.exit_code}
         values |= {} if ending.by is None else {"by": ending.by}
-        with told_only("the run's end could not be written down"):
+        with disk_errors_printed("the run's end could not be written down"):
             append_event(
                 self.own.folder,
                 {**place, "source": "run", "kind": "end", "message": ending.message},

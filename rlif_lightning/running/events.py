@@ -1,4 +1,4 @@
-"""What happened in a run, as lines of JSON: ``events.jsonl`` in its folder, for people, reports and ``status``."""
+"""What happened in a run: ``events.jsonl`` in its folder, for people, reports and ``status``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def record_event(
     message: str,
     values: Mapping[str, float | str] | None = None,
 ) -> None:
-    """Append one event; rank 0 writes (a collective: every rank must call it).
+    """Append one event, which the first process writes (a collective).
 
     A line holds ``step`` (optimiser steps so far), ``rollout`` (rollouts so far), ``source``,
     ``kind``, ``message`` and ``values``; numbers that are not finite become null.
 
     Args:
-        trainer: its ``log_dir`` is where the file lies.
+        trainer: its ``log_dir`` is where the file is.
         module: counts the rollouts.
         source: name of the callback.
         kind: one word for what happened: ``warning``, ``alarm``, ``rollback``, ``schedule``, ...
@@ -51,7 +51,7 @@ def append_event(folder: Path, event: Mapping[str, Any], values: Mapping[str, fl
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """The events of a run's folder in the order they happened, but for a torn line; none if there is no file."""
+    """Return the events of a run's folder in their order, without a torn last line."""
     path, events = folder / FILE, []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     for line in lines:

@@ -1,4 +1,4 @@
-"""What dead lives of a run left, in their folders: half-written files, and checkpoints that nothing names any more.
+"""What killed processes of a run left: half-written files, and checkpoints that nothing names.
 
 A process that is killed leaves at most one of each kind. They are removed when the run goes on, by
 the names that the run's own code gives them; folders of other runs, of runs that are alive, and
@@ -33,7 +33,7 @@ HALF_WRITTEN = (
 
 
 def remove_leftovers(own: OwnFiles, kept: Collection[Path], best: Path | None) -> None:
-    """Remove half-written files of this run's lives, and checkpoints that the newest one does not name.
+    """Remove this run's half-written files, and checkpoints that the newest one does not name.
 
     Checkpoints newer than the one that the run goes on from (damaged ones that were passed over)
     stay.
@@ -57,7 +57,7 @@ def remove_leftovers(own: OwnFiles, kept: Collection[Path], best: Path | None) -
 
 
 def remove_other_snapshots(own: OwnFiles, used: Collection[Path]) -> None:
-    """Remove the guard's snapshots of this run that no checkpoint names any more; ``used`` are those that one does."""
+    """Remove this run's guard snapshots but for ``used``, those that a checkpoint names."""
     for folder in own.folders():
         for path in _rooms(folder, ["guard/rollout=*.ckpt"]):
             if path not in used:
@@ -65,7 +65,7 @@ def remove_other_snapshots(own: OwnFiles, used: Collection[Path]) -> None:
 
 
 def remove_half_written(folder: Path, names: Iterable[str]) -> None:
-    """Remove what a killed process was writing below a folder; an export that it had moved away comes back."""
+    """Remove what a killed process was writing; put back an export that it had moved."""
     for path in _rooms(folder, names):
         whole = path.with_name(path.name.removeprefix(".").removesuffix(".old"))
         if path.name in EXPORTS and path.suffix == ".old" and not whole.exists():
@@ -77,6 +77,6 @@ def remove_half_written(folder: Path, names: Iterable[str]) -> None:
 
 
 def _rooms(folder: Path, names: Iterable[str]) -> list[Path]:
-    """What lies in a folder by these names, not through links."""
+    """Return what is in a folder under these names, not through links."""
     found = [path for name in names for path in folder.glob(name)]
     return [path for path in found if path.parent == folder or not path.parent.is_symlink()]

@@ -1,4 +1,4 @@
-"""Lightning's private names that this library uses: each is here, with the reason why no public one will do.
+"""Lightning's private names that this library uses, each with why no public one will do.
 
 A new version of Lightning may rename them. They were read in the version ``READ_IN``;
 ``tests/test_internals.py`` says which of them another version lacks, and finds those that are used
@@ -39,7 +39,7 @@ READ_IN = "2.6.6"
 # Module and class of Lightning's -> private name -> why.
 OVERRIDDEN: dict[str, dict[str, str]] = {
     "lightning.pytorch.trainer.trainer.Trainer": {
-        "_run": "callbacks are not told which checkpoint a run goes on from",
+        "_run": "callbacks do not learn which checkpoint a run resumes from",
         "_signal_connector": "the trainer makes its own and has no argument for another",
     },
     "lightning.pytorch.core.module.LightningModule": {
@@ -61,7 +61,6 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
     },
     "lightning.pytorch.cli.LightningCLI": {
         "_get": "reads a setting before anything is built, with or without a subcommand",
-        "_parser": "the configuration as text, for what decides a prediction",
         "_prepare_subcommand_kwargs": "adds arguments of our own to a subcommand",
         "_parse_ckpt_path": "Lightning opens a checkpoint here to look for settings, before its"
         " path"
@@ -80,10 +79,10 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
 
 
 def signals_of(trainer: Trainer) -> Any:
-    """What handles the signals to a trainer's process."""
+    """Return what handles the signals to a trainer's process."""
     return trainer._signal_connector
 
 
 def epoch_is_over(trainer: Trainer) -> bool:
-    """Whether the step that has just been made was its epoch's last; the loop's ``done`` has other reasons as well."""
+    """Return whether the step that has just been made was its epoch's last."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()

@@ -1,4 +1,4 @@
-"""metrics.csv: written so that its rows survive a crash at any moment, and read as far as it is whole."""
+"""metrics.csv: its rows survive a crash at any moment, and it is read as far as it is whole."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MetricsFile:
 
 
 def read_logged(path: Path) -> MetricsFile:
-    """Read a ``metrics.csv``; zero bytes, which a power cut leaves, are passed over.
+    """Read a ``metrics.csv``, but for zero bytes, which a power cut leaves.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -48,12 +48,12 @@ def read_logged(path: Path) -> MetricsFile:
 
 
 class MetricsTable(CSVLogger):
-    """Lightning's CSVLogger; a figure logged for the first time adds its column by a file put in place whole."""
+    """Lightning's CSVLogger, with new columns added by a file that is put in place whole."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer."""
+        """Return the writer."""
         if self._experiment is None:
             os.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _Writer(log_dir=self.log_dir)
@@ -62,12 +62,12 @@ class MetricsTable(CSVLogger):
 
 class _Writer(ExperimentWriter):
     def save(self) -> None:
-        """As Lightning's; an error names the file."""
+        """Save as Lightning does; an error names the file."""
         with naming(Path(self.metrics_file_path)):
             super().save()
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """Lightning empties the file and writes it again: a process killed in between would lose every row."""
+        """Write the file anew and put it in place whole; Lightning would empty it first."""
         path = Path(self.metrics_file_path)
         with (
             replaced(path) as unfinished,

@@ -33,7 +33,7 @@ NAME = re.compile(r"(\.|(?!\.\.?/)[^/\\\0]+)/(checkpoints|guard)/(rollout=\d+|be
 
 
 def read_mark(folder: Path) -> dict[str, Any]:
-    """What ``run.json`` of a folder says; empty if there is none, or if it is that of another folder (a copy)."""
+    """Return a folder's ``run.json``; empty if there is none or it is another folder's."""
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -42,7 +42,7 @@ def read_mark(folder: Path) -> dict[str, Any]:
 
 
 def is_alive(folder: Path) -> bool:
-    """Whether another process of this machine is running in a folder now."""
+    """Return whether another process of this machine is running in a folder now."""
     try:
         with (folder / ALIVE).open("r+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,8 +54,8 @@ def is_alive(folder: Path) -> bool:
 
 
 @contextmanager
-def told_only(what: str) -> Iterator[None]:
-    """Where writing something down fails that no result rests on, say so and go on: no process may end alone."""
+def disk_errors_printed(what: str) -> Iterator[None]:
+    """Print an error of the disk and go on, where no result rests on the file."""
     try:
         yield
     except OSError as error:
@@ -63,11 +63,11 @@ def told_only(what: str) -> Iterator[None]:
 
 
 def locate(name: Any, beside: Path) -> Path | None:
-    """The file that a checkpoint means by a name, None if it is no name of a checkpoint or snapshot.
+    """Return the file that a checkpoint means by a name; None if no checkpoint is called so.
 
     Args:
         name: ``FOLDER/checkpoints/rollout=N.ckpt`` and the like, as :meth:`OwnFiles.name` makes it.
-        beside: the run's folder that the checkpoint lies in.
+        beside: the run's folder that the checkpoint is in.
     """
     if not isinstance(name, str) or not (match := NAME.fullmatch(name)):
         return None
@@ -93,16 +93,16 @@ class OwnFiles:
 
     @property
     def source_folder(self) -> Path:
-        """The folder of the run that this life goes on from; its own without one."""
+        """Return the folder of the run that this life goes on from; its own without one."""
         return self.folder if self.source is None else self.source.absolute().parent.parent
 
     def name(self, path: Path) -> str:
-        """How a checkpoint names one of this run's files, wherever the run is moved or copied to."""
+        """Return a name for one of this run's files that holds wherever the run is copied to."""
         room = "/".join(path.parts[-2:])
         return f"{HERE if self.is_root else path.parent.parent.name}/{room}"
 
     def take_the_place_of(self, run: Any) -> bool:
-        """Be the run that ``source`` is of, if its folder says so too."""
+        """Become the run that ``source`` is of, if its folder says so too."""
         if (
             not isinstance(run, str)
             or self.source is None
@@ -113,8 +113,8 @@ class OwnFiles:
         return True
 
     def settle(self, **facts: Any) -> None:
-        """Write down in the folder that it is this run's, and that a process is running there; with more ``facts``."""
-        with told_only(
+        """Write ``facts`` into the folder, that it is this run's, and that it is alive."""
+        with disk_errors_printed(
             f"{self.folder / MARK} could not be written, so a resumed run will leave this folder"
             " alone"
         ):
@@ -140,7 +140,7 @@ class OwnFiles:
                 fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def folders(self) -> list[Path]:
-        """The folders of this run: this life's, and those of its dead lives."""
+        """Return the folders of this run: this life's, and those of its dead lives."""
         beside = (
             []
             if self.is_root or not self.folder.parent.is_dir()
@@ -160,24 +160,24 @@ class OwnFiles:
         return folder.resolve() == self.folder.resolve()
 
     def owns(self, path: Path) -> bool:
-        """Whether a checkpoint or snapshot is this run's: by its name, in one of its folders, through no link."""
+        """Return whether a checkpoint is this run's: by name and folder, through no link."""
         folder = path.parent.parent
         if path.parent.is_symlink() or not NAME.fullmatch(self.name(path)):
             return False
         return any(folder.resolve() == own.resolve() for own in self.folders())
 
     def remove(self, path: Path) -> None:
-        """Remove a checkpoint or snapshot of this run; another's is left alone."""
+        """Remove a checkpoint or snapshot, if it is this run's."""
         if self.owns(path):
             remove_checkpoint(path)
 
     def adopt(self, path: Path) -> Path:
-        """Where a snapshot of another run will lie as this one's."""
+        """Return where a snapshot of another run will be as this one's."""
         return self.folder / path.parent.name / path.name
 
 
 def copy_in(path: Path, own: Path) -> None:
-    """Give a checkpoint a second name, which outlives the first: by a link where the file system can, else a copy."""
+    """Give a checkpoint a second name, which outlives the first: by a hard link or else a copy."""
     own.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         shutil.copytree(path, own, copy_function=_link, dirs_exist_ok=True)
@@ -194,7 +194,7 @@ def _link(source: str, target: str) -> None:
 
 
 def own_files(trainer: Any) -> OwnFiles:
-    """Those of an RLIFTrainer's run (a collective when it is asked for the first time)."""
+    """Return those of an RLIFTrainer's run (a collective at the first call)."""
     if getattr(trainer, "own_files", None) is None:
         folder = run_folder(trainer)
         is_root = folder.resolve() == Path(trainer.default_root_dir).resolve()

@@ -1,4 +1,4 @@
-"""RunCheckpoints: when a run saves itself, what is kept, and the state that nobody else keeps."""
+"""RunCheckpoints: when a run is saved, what is kept, and the state that nothing else keeps."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rlif_lightning.running.checkpoint_names import BEST, SUFFIX
 from rlif_lightning.running.endings import ending_of, still_decided, takes_its_last_step
 from rlif_lightning.running.leftovers import remove_leftovers
 from rlif_lightning.running.lightning_internals import epoch_is_over, signals_of
-from rlif_lightning.running.own_files import OwnFiles, locate, own_files, told_only
+from rlif_lightning.running.own_files import OwnFiles, disk_errors_printed, locate, own_files
 from rlif_lightning.running.stop_signals import StopSignals
 
 
 class RunCheckpoints(Checkpoint):
-    """Saves the whole run at the ends of rollouts, so that it goes on as if it had never stopped.
+    """Saves the whole run at the ends of rollouts, so that it resumes as if it had never stopped.
 
     Into ``checkpoints/`` of the run's folder: ``rollout=<n>.ckpt`` every few rollouts, at the end
     of training and when a signal asks the run to stop, and ``best.ckpt``. Nothing is saved after an
@@ -58,7 +58,8 @@ class RunCheckpoints(Checkpoint):
         self.best: float | None = None
         self.best_path: Path | None = None
         self.saved = -1  # rollouts at the last save
-        self.continues = False  # set by the command line: this run takes the place of the one that it goes on from
+        # Set by the command line: this run takes the place of the one that it resumes.
+        self.continues = False
         self.off = False
         self.signals: StopSignals | None = None
         self.own: OwnFiles | None = None
@@ -67,13 +68,13 @@ class RunCheckpoints(Checkpoint):
 
     @property
     def oldest(self) -> float:
-        """Rollouts at the oldest checkpoint that is kept: 0 if all are, infinite if there is none yet."""
+        """Return the rollouts at the oldest kept checkpoint; 0 if all are kept."""
         if self.keep is None:
             return 0
         return int(self.kept[0].stem.split("=")[1]) if self.kept else math.inf
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Find the folder (a collective), and see that somebody calls :meth:`on_step_end`."""
+        """Find the folder (a collective), and check that the trainer calls :meth:`on_step_end`."""
         if stage != "fit":
             return
         if (
@@ -106,7 +107,7 @@ class RunCheckpoints(Checkpoint):
             )
 
     def stays_over(self, trainer: Trainer) -> bool:
-        """Whether this run goes on from one that is over by a callback's decision; then it does not train."""
+        """Return whether this run resumes one that a callback ended; then it does not train."""
         if self.over is None or not still_decided(self.over, trainer):
             self.over = None
             return False
@@ -119,13 +120,13 @@ class RunCheckpoints(Checkpoint):
         self.saved = int(pl_module.num_rollouts)
         if trainer.is_global_zero and not self.off:
             self._own.settle()
-            with told_only("what an earlier life left could not be removed"):
+            with disk_errors_printed("what an earlier life left could not be removed"):
                 remove_leftovers(self._own, self.kept, self.best_path)
         assert self.signals is not None
         self.signals.finishes_steps = True
 
     def on_step_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save where it is due, and leave where a signal asked to (a collective).
+        """Save where it is due, and exit where a signal asked to (a collective).
 
         Raises:
             SystemExit: after a signal, once everything is saved.
@@ -134,7 +135,7 @@ class RunCheckpoints(Checkpoint):
             self._save_what_is_due(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """An epoch's last step ends here."""
+        """Save after an epoch's last step, as :meth:`on_step_end` does after the others."""
         if not self.off:
             self._save_what_is_due(trainer, pl_module)
 
@@ -154,8 +155,8 @@ class RunCheckpoints(Checkpoint):
                     " --ckpt_path=auto goes on"
                 )
                 print(text, file=sys.stderr, flush=True)
-            # Rank 0 speaks for all: Lightning kills every process at once when one that it started
-            # ends with a code.
+            # Only the first process ends with a code: Lightning kills every process at once when
+            # one that it started does.
             raise SystemExit(code if trainer.is_global_zero else 0)
 
     def _save(self, trainer: Trainer, rollouts: int) -> None:
@@ -173,12 +174,12 @@ class RunCheckpoints(Checkpoint):
                 self._own.remove(old)
 
     def _save_best(self, trainer: Trainer) -> None:
-        """Figures of earlier steps are still there, but none is better than itself."""
+        """Save where the figure is better than before; an earlier step's is not."""
         if self.monitor is None or self.monitor not in trainer.callback_metrics:
             return
         value = float(
             trainer.callback_metrics[self.monitor]
-        )  # reduced over ranks: all of them decide alike
+        )  # reduced: every process decides alike
         if not is_better(value, self.best, self.mode):
             return
         old, self.best, self.best_path = self.best_path, value, self.folder / BEST
@@ -187,7 +188,7 @@ class RunCheckpoints(Checkpoint):
             self._own.remove(old)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """From here on a signal need not wait for a step.
+        """Let signals act at once from here on.
 
         Raises:
             RuntimeError: ``monitor`` was never logged as a number.
@@ -201,21 +202,21 @@ class RunCheckpoints(Checkpoint):
             )
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Exports and the report are written (this callback comes last): write down that nothing is left to do."""
+        """Write down that nothing is left to do: exports and report come before this."""
         if stage == "fit" and self.own is not None and not self.off and trainer.is_global_zero:
             self.own.settle(over=self.over, ended=True)
 
     def on_exception(
         self, trainer: Trainer, pl_module: Any, exception: BaseException | None = None
     ) -> None:
-        """As at the end of training."""
+        """Let signals act at once."""
         if self.signals is not None:
             self.signals.finishes_steps = False
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """At an epoch's end, write it down as over: with max_steps, Lightning would count it twice after a resume."""
+        """Count an epoch that ends here as over; with max_steps Lightning would count it again."""
         loop = checkpoint["loops"]["fit_loop"]
         epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
         if epochs["current"]["processed"] == epochs["current"]["completed"] + 1:
@@ -225,7 +226,7 @@ class RunCheckpoints(Checkpoint):
             batches["is_last_batch"] = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Which run this is, what it kept, the best so far, how it ended, and all random states (a collective)."""
+        """Return the run's name, kept files, best, end, and random states (a collective)."""
         own = self._own
         return {
             "run": own.run,
@@ -237,7 +238,7 @@ class RunCheckpoints(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was made; another run's files are left alone (see ``continues``)."""
+        """Take the checkpoint's state; of another run's, the random states alone."""
         if (own := self.own) is None:  # an evaluation
             return
         self._random_states = state_dict["random_states"]
@@ -260,13 +261,13 @@ class RunCheckpoints(Checkpoint):
 
 
 def run_checkpoints(trainer: Trainer) -> list[RunCheckpoints]:
-    """Those of a trainer's callbacks."""
+    """Return the RunCheckpoints among a trainer's callbacks."""
     others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     return [callback for callback in others if isinstance(callback, RunCheckpoints)]
 
 
 def _random_state() -> dict[str, Any]:
-    """Of Python, NumPy and torch on this rank; sampling needs none of them, but a user's reward head may."""
+    """Return this process's random states; sampling needs none, but a user's reward head may."""
     version, numbers, gauss = random.getstate()
     numpy: Any = np.random.get_state(legacy=True)
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

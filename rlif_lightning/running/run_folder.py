@@ -1,4 +1,4 @@
-"""Where a run's files go, and which one an error is about."""
+"""Where a run's files go, and which file an error is about."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ROOM = 32  # bytes that the run's own names of half-written files add
 
 
 def run_folder(trainer: Any) -> Path:
-    """The run's own folder, the same on every rank (a collective: every rank must ask)."""
+    """Return the run's own folder, the same in every process (a collective)."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def check_place(setting: str, folder: Path) -> None:
-    """Refuse a place in which nothing can be written, before anything is loaded or trained; makes no folder.
+    """Refuse a place in which nothing can be written, without making a folder.
 
     Args:
         setting: what names it, such as ``trainer.default_root_dir``.
@@ -46,7 +46,7 @@ def check_place(setting: str, folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put the file's name into an error of the disk: that of a write has none, unlike that of opening a file."""
+    """Put the file's name into an error of the disk that has none, such as that of a write."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What replaces a part of Lightning's Trainer: a loop over steps with one more hook, and a check of the callbacks."""
+"""Lightning's loops with one more hook at the end of a step, and a check of the callbacks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rlif_lightning.running.run_checkpoints import run_checkpoints
 
 
 class RunLoop(FitLoop):
-    """Lightning's loop over epochs; a run that is over when it begins says so, and finishes what a kill cut off."""
+    """Lightning's loop over epochs, which makes no step where a resumed run is over."""
 
     def run(self) -> None:
-        """As Lightning, unless the run is over: then no step is made, and ends are made good that were not reached."""
+        """Run as Lightning does; where the run is over, make no step."""
         saves = run_checkpoints(self.trainer)
         if any([callback.stays_over(self.trainer) for callback in saves]):
             self.trainer.should_stop = True
@@ -43,15 +43,15 @@ class RunLoop(FitLoop):
 
 
 class EpochLoopWithStepEnd(TrainingEpochLoop):
-    """Lightning's loop over steps with one more place to act: when a step, its logging and its validation are over.
+    """Lightning's loop over steps with a hook when a step, its logging and its validation are over.
 
-    No hook of Lightning's lies there: ``on_train_batch_end`` comes before the step's figures are
+    Lightning has no hook there: ``on_train_batch_end`` comes before the step's figures are
     logged and before its validation, so a run that went on from a checkpoint made there would lack
     both.
     """
 
     def on_advance_end(self, data_fetcher: Any) -> None:
-        """As Lightning, then the run's checkpoints."""
+        """End a step as Lightning does, then call the run's checkpoints."""
         if self._skip_next_val:
             # Resumed where a validation had been made: Lightning passes here without a step, and
             # would count one.
@@ -64,7 +64,7 @@ class EpochLoopWithStepEnd(TrainingEpochLoop):
 
 
 def refuse_duplicate_callbacks(callbacks: list[Callback]) -> None:
-    """Refuse two callbacks whose states would be one entry of a checkpoint; an overlay may have added the second.
+    """Refuse two callbacks whose states would be one entry of a checkpoint.
 
     Raises:
         ValueError: names them and the remedy.

@@ -1,4 +1,4 @@
-"""What is refused before anything is sampled: settings and data that need no model to be found wrong."""
+"""What is refused before anything is sampled: settings and data that are wrong without a model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_precision(precision: Any) -> None:
 
 
 def check_precision_plugin(plugin: Any) -> None:
-    """As :func:`check_precision`, of what Lightning made of a precision, or was given as ``trainer.plugins``.
+    """Check what Lightning made of a precision or was given as ``trainer.plugins``.
 
     Raises:
         ValueError: names it and what to set instead.
@@ -99,7 +99,7 @@ def _check_training(module: Any, data: PromptData | None) -> None:
 
 
 def _check_trainer(trainer: Any) -> None:
-    """What Lightning's trainer offers and a run of several updates per batch cannot use."""
+    """Refuse what Lightning's trainer offers and a run of several updates per batch cannot use."""
     if trainer.gradient_clip_val:
         raise ValueError(
             f"trainer.gradient_clip_val={trainer.gradient_clip_val} is not used; set"

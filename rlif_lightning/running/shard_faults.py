@@ -1,4 +1,4 @@
-"""What is wrong with a folder of shards, by its index and by its numbers; each process wrote a file of them."""
+"""What is wrong with a folder of shards, by its index and by its numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from rlif_lightning.parallel.sharded_checkpoint import INDEX, read_index
+from rlif_lightning.parallel.shard_index import INDEX, read_index
 
 SHARD = ".distcp"
 CHUNK = 2**24  # numbers that are summed up at once
@@ -19,7 +19,7 @@ WEIGHTS = "state_dict."
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether every number is finite: a sum is not, if one of its terms is not."""
+    """Return whether every number is finite: a sum is not, if one of its terms is not."""
     if not (value.is_floating_point() or value.is_complex()):
         return True
     return all(_is_finite(part) for part in value.reshape(-1).split(CHUNK))
@@ -31,7 +31,7 @@ def _is_finite(part: Tensor) -> bool:
 
 
 def shard_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Name -> shape of each weight in a folder of shards, and whether it is of floating-point numbers."""
+    """Return name -> shape of each weight in a folder, and whether it is floating-point."""
     found = {}
     for name, entry in read_index(path).state_dict_metadata.items():
         if name.startswith(WEIGHTS) and isinstance(entry, TensorStorageMetadata):
@@ -43,7 +43,7 @@ def shard_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
 
 
 def folder_fault(path: Path, sizes: dict[str, int]) -> str | None:
-    """Why the shards cannot be used, or None.
+    """Return why the shards cannot be used, or None.
 
     Args:
         path: the folder.

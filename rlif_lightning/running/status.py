@@ -1,4 +1,4 @@
-"""``python -m rlif_lightning status RUN_DIR``: how a run ended, and what its command would do if it were repeated.
+"""``python -m rlif_lightning status RUN_DIR``: how a run ended, and what its command would do.
 
 Reads names, ``run.json`` and ``events.jsonl`` only, and imports nothing heavy: it answers at once.
 """
@@ -48,7 +48,7 @@ class Status:
 
 
 def read_status(folder: Path) -> Status:
-    """The status of the run in a folder: a root (its newest run) or one ``version_N``.
+    """Return the status of the run in a folder: a root (its newest run) or one ``version_N``.
 
     Raises:
         ValueError: there is no run.
@@ -136,7 +136,7 @@ def _repeated(folder: Path, event: dict[str, Any] | None, checkpoints: list[Path
 
 
 def command(arguments: list[str]) -> int:
-    """Print the status of a run; the exit code: 0, or 2 where there is none."""
+    """Print the status of a run and return the exit code: 0, or 2 where there is none."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(
             "usage: python -m rlif_lightning status RUN_DIR  (trainer.default_root_dir, or a"

@@ -1,10 +1,10 @@
-"""Signals that ask a run to stop: the running step is finished, saved, and the exit code says so.
+"""Signals that ask a run to stop: the step is finished and saved, and the exit code says so.
 
-SIGTERM and SIGUSR1 are what clusters send before they take a machine away; they end with exit code
-75 (``EX_TEMPFAIL`` of sysexits.h: try again later), since 143 is also what a process gets that was
-killed and saved nothing. Control-C (SIGINT) saves as well and ends with 130; a second one ends at
-once. Lightning's own handlers are not used: they run a collective inside the handler, where other
-ranks are somewhere else, and end with exit code 0.
+Clusters send SIGTERM and SIGUSR1 before they stop a machine. Both end with exit code 75
+(``EX_TEMPFAIL`` of sysexits.h: try again later); a process that was killed and saved nothing has
+143. Control-C (SIGINT) saves as well and ends with 130; a second one ends at once. Lightning's own
+handlers are not used: they run a collective inside the handler, which other processes may not have
+reached, and end with exit code 0.
 """
 
 from __future__ import annotations
@@ -27,18 +27,17 @@ ASKING = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals(SignalConnector):
-    """Takes down that a signal came while training; elsewhere there is nothing to finish and it acts at once."""
+    """Records a signal that comes while training; elsewhere a signal acts at once."""
 
     def __init__(self, trainer: Trainer):
         super().__init__(trainer)
         self.asked = {TRY_AGAIN: False, INTERRUPTED: False}
-        # A process that torchrun started is an orphan once its parent is another one: nobody would
-        # ever stop it.
+        # A process whose torchrun is gone has another parent, and nothing would ever stop it.
         self.launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        self.finishes_steps = False  # true while steps are run at whose end somebody looks
+        self.finishes_steps = False  # true while RunCheckpoints looks at the ends of steps
 
     def register_signal_handlers(self) -> None:
-        """Called by the trainer before each of its stages; ``teardown`` puts the former handlers back."""
+        """Put the handlers in place before each stage; ``teardown`` puts back the former ones."""
         self.asked = dict.fromkeys(self.asked, False)
         self._original_handlers = {
             number: signal.getsignal(number) for number in (*ASKING, signal.SIGINT)
@@ -61,7 +60,7 @@ class StopSignals(SignalConnector):
             raise SystemExit(TRY_AGAIN)
 
     def agreed_signal(self) -> int | None:
-        """The exit code that a signal to any process asks for, None if there was none (a collective).
+        """Return the exit code that a signal to any process asks for, or None (a collective).
 
         That torchrun is gone counts as a signal to stop.
         """
@@ -74,7 +73,7 @@ class StopSignals(SignalConnector):
 
 
 def exit_on_request() -> None:
-    """Until training begins: a signal that asks to stop ends the process with the code that says "start me again"."""
+    """End the process with the code for "start again" at a signal that comes before training."""
 
     def leave(number: int, frame: Any) -> None:
         raise SystemExit(TRY_AGAIN)

@@ -1,4 +1,4 @@
-"""The strategies that a run may use (overlays: ``configs/strategy/``), and our own: FSDP2 and tensor parallelism."""
+"""The strategies that a run may use, and our own: FSDP2 and tensor parallelism."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from rlif_lightning.running.checkpoint_files import finish_folder, unfinished_na
 
 
 class DividedStrategy(ModelParallelStrategy):
-    """What is common to policies of which each process has a part: devices, and checkpoints that are folders."""
+    """The base of strategies that divide a policy: devices, and checkpoints that are folders."""
 
     def model_to_device(self) -> None:
-        """The policy is where it belongs already."""
+        """Move everything but the policy, which is on its device already."""
         assert self.lightning_module is not None
         for name, module in self.lightning_module.named_children():
             if name != "policy":
@@ -45,7 +45,7 @@ class DividedStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
-        """A sharded one is written under a temporary name and renamed: what has the name is whole.
+        """Save; a folder of shards is written under a temporary name and renamed.
 
         Raises:
             RuntimeError: on every process, if one could not write its part; names the path.
@@ -71,7 +71,7 @@ class DividedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """A sharded or a whole one, of any number of processes."""
+        """Load a folder of shards or a whole file, of any number of processes."""
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
         assert self.lightning_module is not None
@@ -86,7 +86,7 @@ class DividedStrategy(ModelParallelStrategy):
 
 
 class ShardedStrategy(DividedStrategy):
-    """FSDP2: parameters, gradients and optimiser state of the policy are divided between all processes.
+    """FSDP2: parameters, gradients and optimiser state are divided between all processes.
 
     Lightning's ``ModelParallelStrategy`` with all processes in its data-parallel dimension.
 
@@ -133,7 +133,7 @@ class ShardedStrategy(DividedStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Inside, gradients add up on each process, whole, and are not reduced; nothing if they stay divided."""
+        """Let whole gradients add up in each process, unreduced, unless they stay divided."""
         assert self.model is not None
         modules = [] if self.reshard_gradients else sharded_modules(self.model)
         for module in modules:
@@ -145,7 +145,7 @@ class ShardedStrategy(DividedStrategy):
                 module.set_requires_gradient_sync(True, recurse=False)
 
     def sharding(self) -> Sharding:
-        """How the policy is divided, once the processes know each other."""
+        """Return how the policy is divided, once the process group is there."""
         low = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
         mesh = self.device_mesh["data_parallel"]
         return Sharding(mesh, self.root_device, self.cpu_offload, self.keep_sharded, low)
@@ -204,7 +204,7 @@ def check_readable(checkpoint: Path | None, strategy: Strategy) -> None:
 
 
 def build_policy(policy: Policy, strategy: Strategy | None, frozen: bool = False) -> PolicyModel:
-    """The policy or, ``frozen``, its reference model, divided if the strategy says so (a collective then).
+    """Return the policy or, ``frozen``, its reference model, divided if the strategy says so.
 
     The policy is compared with the Hugging Face model itself (``rollout/self_check.py``), the
     reference is not again.

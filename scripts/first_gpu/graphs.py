@@ -12,7 +12,7 @@ from shapes import random_policy, random_prompts, tried
 from torch import Tensor
 
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.rollout.generation import Completions, Generation
+from rlif_lightning.rollout.generation import DrawnTokens, Generation
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
@@ -40,7 +40,7 @@ class GraphedGeneration(Generation):
         replayed: how many steps were graphs.
     """
 
-    def run(self) -> Completions:
+    def run(self) -> DrawnTokens:
         self.graphs: dict[Any, torch.cuda.CUDAGraph | None] = {}
         self.replayed = 0
         self.admit()
@@ -49,7 +49,7 @@ class GraphedGeneration(Generation):
             self.graphed_step()
             self.settle(self.tokens[: self.n].cpu())
         self.decoder.finish()
-        return Completions(self.ids, self.stats[:-1], self.lengths, self.ended)
+        return DrawnTokens(self.ids, self.stats[:-1], self.lengths, self.ended)
 
     def graphed_step(self) -> None:
         """Run a bucket's first step as a warm-up, capture the second, replay all later ones."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from harness.files import ROOT
-from harness.processes import environment
+from harness.processes import ON_TWO, environment
 
 HEADS = {
     "vote": {"head": "ClusterVote", "weight": 0.5},
@@ -74,7 +74,7 @@ CASES = {
         "--model.update.micro_batch_tokens=200",
     ],
 }
-STRATEGIES = {"ddp": "configs/strategy/ddp.yaml", "fsdp2": "configs/strategy/fsdp2.yaml"}
+STRATEGIES = {name: f"configs/strategy/{name}.yaml" for name in ("ddp", "fsdp2", "tp")}
 QUIET = {
     "OMP_WAIT_POLICY": "passive",
     "OMP_NUM_THREADS": "1",
@@ -124,6 +124,12 @@ def launch(folder: Path, runs: dict[str, list[str]], torchrun: int = 0, forks: i
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)  # with all that it started
     assert status == 0, (folder / "log.txt").read_text()[-6000:]
+
+
+def resumed_and_whole(folder: Path, *arguments: str) -> None:
+    """Resume the run in ``lives`` on two processes, and make the same run without a break in ``whole``."""
+    resumed, whole = [*ON_TWO, *arguments, "--ckpt_path=auto"], [*ON_TWO, *arguments]
+    launch(folder, {"lives": resumed, "whole": whole}, forks=2)
 
 
 def on(strategy: str, processes: int, *arguments: str) -> list[str]:

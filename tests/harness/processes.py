@@ -16,18 +16,13 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 
 
+ON_TWO = ["fit", *BASE, *LONG, "--config=configs/strategy/ddp.yaml", "--trainer.devices=2"]
+
+
 def two_ranks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A DDP run; over when both processes have let go of its output."""
-    command = [
-        sys.executable,
-        "-m",
-        "rlif_lightning",
-        "fit",
-        *BASE,
-        f"--trainer.default_root_dir={folder}",
-        *LONG,
-    ]
-    command += ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2", *arguments]
+    """Train under DDP; over when both processes have closed its output."""
+    command = [sys.executable, "-m", "rlif_lightning", *ON_TWO, *arguments]
+    command.append(f"--trainer.default_root_dir={folder}")
     return subprocess.run(
         command,
         capture_output=True,
