@@ -242,7 +242,7 @@ class CollapseGuard(Described, Callback):
         record_event(trainer, pl_module, "CollapseGuard", self.action, message, self.scale)
 
     def _go_back_to(self, rollout: int) -> None:
-        # A baseline that was not full at the snapshot includes figures of the policy that collapsed.
+        # A baseline that was not full at the snapshot has figures of the policy that collapsed.
         keeps = rollout >= self.baseline
         self.watch.states = {
             name: DetectorState(first=state.first if keeps else ())

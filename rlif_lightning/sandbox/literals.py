@@ -2,9 +2,9 @@
 
 What crosses: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset,
 dict, range, and iterators (as the list of their items). Instances of subclasses cross as the
-built-in type below them: a Counter is a dict, a named tuple a tuple. All else raises ``NotLiteral``.
-What ``decode`` returns therefore holds no code: its ``==``, ``hash`` and ``repr`` are the
-interpreter's own, whatever the sender did.
+built-in type below them: a Counter is a dict, a named tuple a tuple. All else raises
+``NotLiteral``. What ``decode`` returns therefore holds no code: its ``==``, ``hash`` and ``repr``
+are the interpreter's own, whatever the sender did.
 
 A reader of an untrusted process calls ``check`` once. A value that passes has one spelling, a
 bounded depth, and numbers that Python compares without an error. ``check`` builds nothing, so

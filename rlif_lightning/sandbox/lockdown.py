@@ -55,8 +55,8 @@ def lock_down(level: str, limits: dict[str, float], readable: list[str]) -> None
         OSError: the kernel refuses a step; the level does not work here.
     """
     _die_with_parent()
-    # Namespaces have their own count of tasks. Elsewhere the limit counts all tasks of this user, the
-    # trainer's as well.
+    # Namespaces have their own count of tasks. Elsewhere the limit counts all tasks of this user,
+    # the trainer's as well.
     tasks = _tasks_of_user() + _MORE_TASKS if level in ("seccomp", "landlock") else _TASKS
     if level == "namespaces":
         _enter_namespaces(readable)

@@ -52,8 +52,8 @@ _CLONE3 = 435
 _ALL = 0xFFFFFFFF
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _SET_FLAGS, _ASYNC = 4, 0x2000  # F_SETFL; with O_ASYNC a pipe sends signals
-# Conditions on arguments. One of a call's lines must hold; a line is checks of (argument, bits of it
-# that count, values that these may have). The kernel reads only the lower half of each of these
+# Conditions on arguments. One of a call's lines must hold; a line is checks of (argument, bits of
+# it that count, values that these may have). The kernel reads only the lower half of each of these
 # arguments.
 _COMMANDS: dict[str, list[list[tuple[int, int, tuple[int, ...]]]]] = {
     # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
