@@ -88,7 +88,7 @@ def default_of(parameter: inspect.Parameter) -> str:
     return type(default).__name__
 
 
-def names_of(cls: type) -> dict[str, Any]:
+def names_of(cls: type) -> dict[str, object]:
     """Return what annotations of a class may name: a dataclass inherits those of other modules."""
     modules = [vars(sys.modules[base.__module__]) for base in reversed(cls.__mro__)]
     return {name: value for each in modules for name, value in each.items()}

@@ -1,4 +1,4 @@
-"""Surrogates with other bounds of the ratio: numbers by hand, scalar restatements, and GRPO at rho = 1."""
+"""Surrogates with other bounds of the ratio: by hand, by restatement, and GRPO at rho = 1."""
 
 from __future__ import annotations
 

@@ -171,14 +171,8 @@ class ClippedObjective(Objective):
 
     def clipped(self, batch: LossInputs) -> Tensor:
         """Return the ``[B, T]`` clipped surrogate with this objective's bounds."""
-        return clipped_surrogate(
-            batch.logprobs,
-            batch.old_logprobs,
-            batch.advantages,
-            self.clip_low,
-            self.clip_high,
-            self.dual_clip,
-        )
+        bounds = self.clip_low, self.clip_high, self.dual_clip
+        return clipped_surrogate(batch.logprobs, batch.old_logprobs, batch.advantages, *bounds)
 
     def held(self, batch: LossInputs) -> Tensor:
         bounds = self.clip_low, self.clip_high

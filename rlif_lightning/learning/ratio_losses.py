@@ -1,4 +1,4 @@
-"""Surrogates that bound the importance ratio in other ways than PPO's clip, all ``[B, T] -> [B, T]``.
+"""Surrogates that bound the importance ratio in other ways than PPO's clip, ``[B, T]``.
 
 Signs and units are those of ``losses.py``: a loss is minimised, ``log_ratio = logprobs -
 old_logprobs`` is in nats, and ``rho = exp(log_ratio)``. Where rho is 1 on every token, each of
@@ -9,8 +9,8 @@ What becomes of a completion of three tokens with A = 1, by its ratios (bounds a
     rho                             0.5    1.0    2.0
     clip to [0.8, 1.2]              0.5    1.0    1.2    the third token has no gradient
     sequence, s = 1                 1.0    1.0    1.0    the geometric mean stands for all three
-    CISPO, cap 1.5                  0.5    1.0    1.5    these are weights of the log-probs' gradient
-    soft gate, temperature 1        1.51   2.0    2.92   the slope in rho falls from 1 on both sides
+    CISPO, cap 1.5                  0.5    1.0    1.5    weights of the log-probs' gradient
+    soft gate, temperature 1        1.51   2.0    2.92   the slope falls from 1 on both sides
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> 
 def cispo_surrogate(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, lowest: float, highest: float
 ) -> Tensor:
-    """Return ``-w A logprob`` with the constant weight ``w = clip(rho, lowest, highest)``, ``[B, T]``.
+    """Return ``-w A logprob`` with the constant weight ``w = clip(rho, lowest, highest)``.
 
     No token loses its gradient, however far its ratio is; a bound only limits its weight (CISPO,
     https://arxiv.org/abs/2506.13585).
@@ -151,7 +151,7 @@ def divergence_marks(
 def divergence_surrogate(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, outside: Tensor, highest: float
 ) -> Tensor:
-    """Return ``-w A logprob`` with ``w = min(rho, highest)`` constant, 0 where ``outside``, ``[B, T]``.
+    """Return ``-w A logprob`` with ``w = min(rho, highest)`` constant, and 0 where ``outside``.
 
     Args:
         logprobs, old_logprobs, advantages: ``[B, T]``.

@@ -57,7 +57,7 @@ class GSPO(ClippedObjective):
 
 @dataclass(frozen=True)
 class CISPO(Objective):
-    """Use the clipped ratio as a constant weight of each token's log-prob, so that none is left out.
+    """Weight each token's log-prob by the clipped ratio, a constant, so that none is left out.
 
     https://arxiv.org/abs/2506.13585
 
