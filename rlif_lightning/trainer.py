@@ -124,10 +124,11 @@ class RLIFTrainer(Trainer):
             )
         datamodule.trainer = self
         model.read_settings_of(datamodule)
+        group_size = datamodule.group_size
 
         def check(problems: EncodedSplit) -> None:
             check_labels(datamodule, model.evaluator, model.rewards, "fit")
-            model.rewards.check(problems, model.group_size)
+            model.rewards.check(problems, group_size)
 
         batches = PreflightBatches(datamodule, prompts, model.seed, check)
         predicted: Any = self.predict(
@@ -136,10 +137,10 @@ class RLIFTrainer(Trainer):
         records = all_rank_records([record for batch in predicted for record in batch])
         checker = model.evaluator.checker
         answers = [checker.answer(record["completion"]) for record in records]
-        gold = _gold_answers(model, batches, len(records) // model.group_size)
+        gold = _gold_answers(model, batches, len(records) // group_size)
         weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
         equivalence = getattr(checker, "equivalence", "exact")
-        findings = examine(records, answers, gold, weights, model.group_size, equivalence)
+        findings = examine(records, answers, gold, weights, group_size, equivalence)
         path = run_folder(self) / "preflight.json"
         if self.is_global_zero:
             write_findings(findings, records, path)
