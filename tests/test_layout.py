@@ -214,6 +214,7 @@ def declared(*extras: str) -> set[str]:
     return {distribution(dependency) for dependency in wanted}
 
 
+OTHERS = {"trl_step.py": {"trl"}, "compare_objectives.py": {"verl"}}  # whom these compare with
 EXTRAS = ("lora", "gguf", "reasoning", "vllm")
 
 
@@ -240,7 +241,7 @@ def test_every_import_is_declared(path):
     known = DISTRIBUTIONS()
     needed = {distribution(known.get(name, [name])[0]) for name in names}
     allowed = declared(*EXTRAS, *(["dev", "docs"] if path in SCRIPTS else []))
-    assert not needed - allowed - ({"trl"} if path.name == "trl_step.py" else set())
+    assert not needed - allowed - OTHERS.get(path.name, set())
 
 
 def test_nothing_is_there_for_tests_alone():
