@@ -208,7 +208,7 @@ def outcomes(arms: dict[str, dict[str, Any]]) -> Rows:
 
 
 def warnings_in_time(arms: dict[str, dict[str, Any]]) -> Rows:
-    """Return what CollapseGuard said in time, and where LabelFreeStopping would have stopped."""
+    """Return CollapseGuard's warnings, and where LabelFreeStopping would have ended each run."""
     return {arm: dict(zip(WATCH, _watch(figures), strict=True)) for arm, figures in arms.items()}
 
 

@@ -41,7 +41,7 @@ WORKLOADS: dict[str, list[str]] = {
     "random, reference KL, 2 updates": [*RANDOM, "--beta=0.04", "--updates-per-rollout=2"],
     "SmolLM2-135M shape, 8 x 8, 64 + 64, bf16": [
         "--hidden=576", "--layers=30", "--vocab=49152", "--intermediate=1536", "--heads=9",
-        "--kv-heads=3", "--tie-embeddings", "--prompts-per-step=8", "--prompt-len=64",
+        "--kv-heads=3", "--tie-embeddings", "--prompts-per-rollout=8", "--prompt-len=64",
         "--max-new-tokens=64", "--bf16", "--steps=2",
     ],
 }  # fmt: skip

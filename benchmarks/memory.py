@@ -37,7 +37,7 @@ def main() -> None:
     ):
         table.add_column(heading, justify="right")
     for prompts, rows in track(CASES, "cases", console=Console(stderr=True)):
-        flags = [*COMMON, f"--prompts-per-step={prompts}", f"--micro-batch={rows}"]
+        flags = [*COMMON, f"--prompts-per-rollout={prompts}", f"--micro-batch={rows}"]
         result = run(sys.executable, "step.py", flags)
         peak, start = result["peak_rss_mib"], result["rss_before_training_mib"]
         table.add_row(str(prompts), str(rows), f"{peak:.0f}", f"{peak - start:.0f}")

@@ -35,7 +35,7 @@ NUMBERS = (
     ("heads", 0, "attention heads; 0: hidden / 64"),
     ("kv-heads", 0, "key heads; 0: as many as heads"),
     ("group-size", 8, "completions per prompt"),
-    ("prompts-per-step", 4, "prompts per step"),
+    ("prompts-per-rollout", 4, "prompts per rollout"),
     ("prompt-len", 128, "tokens of each prompt"),
     ("max-new-tokens", 128, "longest completion"),
     ("min-new-tokens", 16, "shortest completion with --lengths random"),

@@ -116,7 +116,7 @@ class HFExporter(KeepsBest, Callback):
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(
                 f"monitor={self.monitor!r} was not logged; known:"
-                f" {sorted(trainer.callback_metrics)}"
+                f" {', '.join(sorted(trainer.callback_metrics))}"
             )
         # The value is reduced over ranks, so all ranks decide alike.
         value = float(trainer.callback_metrics[self.monitor])

@@ -180,8 +180,7 @@ class KLCovScheduler(Described, Callback):
         if (stage == "fit" or pl_module.fits_next) and not isinstance(pl_module.objective, KLCov):
             raise ValueError(
                 "KLCovScheduler needs model.objective=KLCov, not"
-                f" {type(pl_module.objective).__name__}; change the objective, or remove the"
-                " callback"
+                f" {type(pl_module.objective).__name__}; set that, or remove the callback"
             )
 
     def on_train_batch_start(

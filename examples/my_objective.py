@@ -1,4 +1,4 @@
-"""An objective of your own: CISPO, which clips the importance ratio instead of the gradient.
+"""An objective of your own: CISPO, which clips the ratio instead of the token's gradient.
 
 The clipped surrogate gives no gradient to a token whose ratio has left the clip range. CISPO
 (https://arxiv.org/abs/2506.13585) keeps every token: the clipped ratio is a constant weight of
@@ -25,7 +25,7 @@ from rlif_lightning import LossInputs, Objective
 
 @dataclass(frozen=True)
 class CISPO(Objective):
-    """Per token ``-clip(rho, 1 - clip_low, 1 + clip_high) A logprob``, the ratio a constant.
+    """The loss ``-clip(rho, 1 - clip_low, 1 + clip_high) A logprob``, the clipped ratio constant.
 
     With ``rho = exp(logprob - old_logprob)``. At ``rho = 1`` its gradient is that of the clipped
     surrogate.

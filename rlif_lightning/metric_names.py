@@ -206,7 +206,7 @@ LOGGED = {
     ),
     "policy/sampler_gap": Logged(
         "nats",
-        "|log-prob of the first training forward - that when sampled|: rounding or another policy.",
+        "|log-prob of the first training forward - that of sampling|: rounding, or another policy.",
         f"mean over {_FIRST}",
         _OLD,
     ),

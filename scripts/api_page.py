@@ -57,7 +57,10 @@ def _shown(parameter: inspect.Parameter) -> str:
 
 
 def methods(cls: type) -> Iterator[tuple[str, object]]:
-    """The public methods that a class documents, without hooks of Lightning and torch."""
+    """Yield the public methods that a class documents, without hooks of Lightning and torch.
+
+    ``forward`` is a hook too, and is kept.
+    """
     foreign = [base for base in cls.__mro__ if not base.__module__.startswith("rlif_lightning")]
     for name, value in vars(cls).items():
         if name != "forward" and any(hasattr(base, name) for base in foreign):

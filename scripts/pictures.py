@@ -5,7 +5,7 @@
 
 The quickstart's and the study's numbers come from ``python -m benchmarks.quickstart`` and
 ``python -m benchmarks.collapse_study``. The run report and the terminal's table come from the run
-in ``docs/results/run``, whose command stands in callbacks/README.md.
+in ``docs/results/run``; callbacks/README.md has its command.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def report(path: Path) -> None:
     panels = {panel.name: panel for panel in panels_of([run])}
     images = [imread(io.BytesIO(draw_panel(panels[name], [run]))) for name in REPORT]
     rows = [np.hstack(images[:4]), np.hstack(images[4:])]
-    imsave(path, np.vstack(rows), metadata={"Software": None})
+    imsave(path, np.vstack(rows), metadata={"Software": "rlif-lightning"})
 
 
 def terminal(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every setting that YAML can build: docs/settings.md, from signatures and docstrings.
+"""Every setting that YAML can build: the tables of docs/settings.md, from docstrings.
 
 python scripts/settings_page.py            # prints them
 python scripts/settings_page.py --write    # writes them into docs/settings.md

@@ -1,4 +1,4 @@
-"""mkdocs hooks: the site takes the README, other pages of the repository and linked files.
+"""mkdocs hooks: the site includes the README, and the repository's files that pages link to.
 
 Pages of ``docs/`` link to the rest of the repository by relative paths, as they are read there.
 Here each linked file outside ``docs/`` becomes a page of the site under ``repository/``: Markdown
@@ -23,7 +23,7 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".toml": "toml"}
 
 
 def target_of(page: Path, link: str) -> Path | None:
-    """Return the file or folder of the repository that a link means; None for other links."""
+    """Return the file or folder of the repository that a link means; None for any other link."""
     target = Path(os.path.normpath(page.parent / link))
     return target if target.is_relative_to(ROOT) and target.exists() else None
 
@@ -87,6 +87,6 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Move the links of the pages of ``docs/``; others are moved when their page is added."""
+    """Move the links of a page of ``docs/``; those of other pages are moved already."""
     path = DOCS / page.file.src_uri
     return rewritten(markdown, path) if path.is_file() else markdown

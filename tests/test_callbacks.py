@@ -141,6 +141,7 @@ def test_the_closed_loop_respects_its_bounds_and_rests_inside_the_band():
 
 # Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it
 # resumes from.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
 def test_both_go_on_from_a_checkpoint(tmp_path):
     """Two rollouts, and two more in another process, are four in one."""

@@ -1,4 +1,6 @@
-"""RunCheckpoints in real runs: what is kept, what is best, which run goes on from which, and saves that fail."""
+"""RunCheckpoints in real runs: what is kept, what is best, which run goes on from which, and saves
+that fail.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +76,7 @@ class Poison(Callback):
             )
 
 
+@pytest.mark.slow
 def test_the_last_ones_are_kept_and_the_end_is_saved(tmp_path):
     fit(tmp_path, saving(every=1, keep=2), *LONG)
     assert checkpoint_names(tmp_path / "version_0") == [
@@ -110,17 +113,19 @@ def base() -> list[str]:
     return [argument for argument in BASE if "compare" not in argument]
 
 
-def test_auto_goes_on_in_the_place_of_the_run_before(tmp_path):
-    """What the earlier lives kept is dropped as if it had been one run; a run that is over stays over."""
-    whole = fit(tmp_path / "whole", *LONG)
+@pytest.mark.slow
+def test_auto_goes_on_in_the_place_of_the_run_before(tmp_path, long_run):
+    """What the earlier lives kept is dropped as if it had been one run; a run that is over stays
+    over.
+    """
     for epochs in (1, 2, 2):
         settings = [saving(every=1), f"--trainer.max_epochs={epochs}", "--ckpt_path=auto"]
         run = fit(tmp_path / "lives", *settings, "--trainer.limit_train_batches=2")
     assert run.trainer.global_step == 16
-    assert_same(parameters(whole), parameters(run))
+    assert_same(long_run[0], parameters(run))
     kept = [path.name for path in find_checkpoints(tmp_path / "lives")]
     assert kept == ["rollout=000004.ckpt", "rollout=000003.ckpt"]
-    assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []
+    assert differences(rows(long_run[1]), rows(tmp_path / "lives")) == []
 
 
 def test_a_run_from_a_named_checkpoint_leaves_the_other_one_alone(tmp_path):
@@ -134,6 +139,7 @@ def test_a_run_from_a_named_checkpoint_leaves_the_other_one_alone(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_head_that_raises_costs_nothing_that_was_saved(tmp_path):
     rewards = {
         "vote": {"head": "ClusterVote"},
@@ -157,7 +163,8 @@ def test_a_head_that_raises_costs_nothing_that_was_saved(tmp_path):
     assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []
 
 
-def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path):
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path, long_run):
     full = (
         '--trainer.callbacks+={"class_path": "test_checkpoints.FullDisk", "init_args":'
         ' {"rollout": 3}}'
@@ -176,11 +183,12 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path):
         "rollout=000001.ckpt",
         "rollout=000002.ckpt",
     ]  # and nothing half-written
-    whole, resumed = fit(tmp_path / "whole", *LONG), fit(tmp_path, *LONG, "--ckpt_path=last")
-    assert_same(parameters(whole), parameters(resumed))
+    assert_same(long_run[0], parameters(fit(tmp_path, *LONG, "--ckpt_path=last")))
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_saved(tmp_path):
+def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_saved(
+    tmp_path, long_run
+):
     poisoned = (
         '--trainer.callbacks+={"class_path": "test_checkpoints.Poison", "init_args":'
         ' {"rollout":'
@@ -194,10 +202,10 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_s
         "reason": "non_finite_gradient",
         "exit_code": 1,
     }
-    whole, resumed = fit(tmp_path / "whole", *LONG), fit(tmp_path, *LONG, "--ckpt_path=last")
-    assert_same(parameters(whole), parameters(resumed))
+    assert_same(long_run[0], parameters(fit(tmp_path, *LONG, "--ckpt_path=last")))
 
 
+@pytest.mark.slow
 def test_lora_goes_on_from_its_checkpoint(tmp_path):
     pytest.importorskip("peft")
     lora = [

@@ -1,4 +1,6 @@
-"""The command line: configurations that parse again, help, one clear line per mistake, and the other subcommands."""
+"""The command line: configurations that parse again, help, one clear line per mistake, and the
+other subcommands.
+"""
 
 from __future__ import annotations
 
@@ -176,6 +178,7 @@ def test_a_file_of_prompts_alone_trains_without_a_validation_split(tmp_path):
     assert run.trainer.global_step == 8
 
 
+@pytest.mark.slow
 def test_the_script_rlif_ends_quietly_with_exit_code_0(tmp_path):
     """A result handed to the shell would be printed and read as a failure."""
     script = Path(sys.executable).parent / "rlif"

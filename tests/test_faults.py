@@ -1,4 +1,6 @@
-"""Faults that are really caused in runs of two processes or on a small disk, and what is lost: nothing."""
+"""Faults that are really caused in runs of two processes or on a small disk, and what is lost:
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +126,7 @@ CAN_MOUNT = (
 @pytest.mark.parametrize(
     ("processes", "size"), [(1, "12m"), pytest.param(2, "13m", marks=pytest.mark.full)]
 )
-def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path, processes, size):
+def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path, long_run, processes, size):
     """Room for two checkpoints of 5.3 MB and not for the third; sharded ones with two processes."""
     disk, out = tmp_path / "disk", tmp_path / "out"
     disk.mkdir()
@@ -133,7 +135,7 @@ def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path, processes, s
     arguments = ["fit", *BASE, *LONG, *strategy, EVERY, f"--trainer.default_root_dir={disk}"]
     command = " ".join(f"'{word}'" for word in [sys.executable, "-m", "rlif_lightning", *arguments])
     script = SMALL_DISK.format(size=size, disk=disk, out=out, fit=command)
-    one_thread = environment() | {"OMP_NUM_THREADS": "1"}
+    one_thread = environment()
     subprocess.run(
         ["unshare", "-Urm", "sh", "-c", script], cwd=ROOT, env=one_thread, timeout=400, check=True
     )
@@ -144,15 +146,17 @@ def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path, processes, s
         "rollout=000002.ckpt",
     ]
     assert (out / "second").read_text() == "0\n", (out / "second.log").read_text()[-2000:]
-    done = (
-        two_ranks(tmp_path / "whole", *FSDP2) if processes == 2 else fit(tmp_path / "whole", *LONG)
-    )
-    assert done
-    assert differences(rows(tmp_path / "whole"), rows(out / "lives")) == []
+    whole = long_run[1]
+    if processes == 2:
+        whole = tmp_path / "whole"
+        assert two_ranks(whole, *FSDP2).returncode == 0
+    assert differences(rows(whole), rows(out / "lives")) == []
 
 
 def test_an_answer_that_hangs_the_symbolic_checker_is_an_answer_that_is_wrong(tmp_path):
-    """Every second gold answer would take for ever to evaluate; the run is the one with a plain wrong answer there."""
+    """Every second gold answer would take for ever to evaluate; the run is the one with a plain
+    wrong answer there.
+    """
     for name, hostile in (("hostile", "9^{9^{9^{9}}}"), ("plain", "x+3")):
         problems = [
             {"question": f"{n}+{n + 1}+1=", "answer": hostile if n % 2 else str(2 * n + 2)}

@@ -1,4 +1,6 @@
-"""What processes call by name and then unite: two processes that share the rows say what one with all of them says."""
+"""What processes call by name and then unite: two processes that share the rows say what one with
+all of them says.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from callbacks.symptoms import symptoms
+from harness.forked import on_two_processes
 from harness.programs import PROGRAMS, SANDBOX
 from harness.rollouts import handmade
 from rlif_lightning.evaluation.metrics import Labels
@@ -83,6 +86,6 @@ def test_names_mean_the_same_on_two_processes_as_on_one(tmp_path):
     # completions.
     assert (alone["code vote/distinct_answers"], alone["code vote/top_answer"]) == (2 * P, 2 / 16)
     shares = [[2, 0], [3, 1]]
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path), shares), nprocs=2)
+    on_two_processes(run_rank, str(tmp_path), shares)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone

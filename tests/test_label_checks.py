@@ -1,4 +1,6 @@
-"""Gold answers through the real command line: refused, counted or judged before and after anything is sampled."""
+"""Gold answers through the real command line: refused, counted or judged before and after anything
+is sampled.
+"""
 
 from __future__ import annotations
 

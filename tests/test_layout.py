@@ -1,4 +1,6 @@
-"""The house rules, by syntax tree: imports run one way between rooms, files and functions stay small and documented."""
+"""The house rules, by syntax tree: imports run one way between rooms, files and functions stay
+small and documented.
+"""
 
 from __future__ import annotations
 
@@ -222,7 +224,8 @@ def test_every_dependency_is_pinned():
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_import_is_declared(path):
-    """By what this machine's packages say which of them has a module; the name of the module where none has it.
+    """By what this machine's packages say which of them has a module; the name of the module where
+    none has it.
 
     Scripts and benchmarks are run from a checkout, and may need what developers have.
     ``benchmarks/trl_step.py`` is run in an environment of its own, into which its user installs

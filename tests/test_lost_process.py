@@ -1,4 +1,6 @@
-"""A process that is gone: what the one that is left says, and how a shell tells faults apart that come again."""
+"""A process that is gone: what the one that is left says, and how a shell tells faults apart that
+come again.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 
+from harness.forked import on_two_processes
 from harness.processes import environment
 from harness.rollouts import handmade
 from harness.runs import BASE, LONG
@@ -32,7 +35,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 class Together(RewardHead):
-    """Needs the other process, which dies first; with ``misuse`` it calls torch.distributed wrongly."""
+    """Needs the other process, which dies first; with ``misuse`` it calls torch.distributed
+    wrongly.
+    """
 
     def __init__(self, misuse: bool = False):
         super().__init__()
@@ -69,7 +74,7 @@ def run_rank(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_the_one_that_is_left_names_the_lost_process_and_no_completion(tmp_path):
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=2)
+    on_two_processes(run_rank, str(tmp_path))
     error, reason, message, pid = (tmp_path / "said").read_text().splitlines()
     assert "reward head" not in error
     assert "innocent" not in error

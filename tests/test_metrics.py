@@ -1,4 +1,6 @@
-"""Evaluation metrics: pass@k against its closed form and by counting subsets, means over batches, and entropy."""
+"""Evaluation metrics: pass@k against its closed form and by counting subsets, means over batches,
+and entropy.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.forked import on_two_processes
 from harness.rollouts import handmade
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.metrics import (
@@ -152,8 +155,10 @@ def problems(rows: list[int], texts: list[str], group_size: int):
 
 
 def test_two_processes_report_what_one_does(tmp_path):
-    """Through torchmetrics' own synchronisation over gloo, with different numbers of problems and label bytes."""
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=2)
+    """Through torchmetrics' own synchronisation over gloo, with different numbers of problems and
+    label bytes.
+    """
+    on_two_processes(run_rank, str(tmp_path))
     whole = evaluated([[0, 1, 2], [3, 4]])
     assert whole["problems"] == 5
     assert {label: subset["problems"] for label, subset in whole["subsets"].items()} == {
@@ -180,7 +185,7 @@ def run_rank(rank: int, folder: str) -> None:
 
 
 def test_figures_of_two_processes_are_averaged_by_name_and_never_mixed_up(tmp_path):
-    torch.multiprocessing.spawn(average_on_rank, (str(tmp_path),), nprocs=2)
+    on_two_processes(average_on_rank, str(tmp_path))
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["means"] == {"a": 2.0, "b": 0.5}

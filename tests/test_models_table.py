@@ -1,4 +1,6 @@
-"""docs/models.md says what scripts/check_models.py finds, for every causal-LM type of the installed transformers."""
+"""docs/models.md says what scripts/check_models.py finds, for every causal-LM type of the installed
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,7 @@ def test_some_types_are_what_the_page_says():
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_a_wrong_verdict_is_seen(tmp_path):
     """Of a page where a refused type is said to work."""
     for folder in ("scripts", "docs"):

@@ -1,4 +1,4 @@
-"""The example of an objective: its loss worked by hand, and a short run by its documented command line."""
+"""The example of an objective: its loss worked by hand, and a run by its documented command."""
 
 from __future__ import annotations
 

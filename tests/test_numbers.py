@@ -1,4 +1,4 @@
-"""Every marked number of the docs stands in a result file, to the printed digits, and on one page only.
+"""Every marked number of the docs stands in a result file, and on one page only.
 
 Marks are comments of Markdown: ``<!-- result: FILE.ROW.COLUMN -->91.4<!-- /result -->`` around a
 number, and ``<!-- results: FILE -->`` before a table whose headings are columns of the file.
@@ -56,7 +56,7 @@ def plain(cell: str) -> str:
 
 
 def agrees(printed: str, measured: str) -> bool:
-    """Whether a printed number is the measured one, rounded to the printed digits; texts are compared as texts."""
+    """Whether a printed number is the measured one, rounded to the printed digits."""
     printed = plain(printed).removesuffix(" %")
     if printed == measured:
         return True

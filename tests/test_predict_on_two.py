@@ -1,16 +1,16 @@
-"""predict on two processes, interrupted and gone on with: each completion of one process once, none lost, in order."""
+"""predict on two processes, interrupted and gone on with: each completion of one process once, none
+lost, in order.
+"""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from harness.command_line import base, evaluate
-from harness.files import ROOT
+from harness.forked import run_module
 from harness.processes import environment
 
 ODD = ["--data.source.init_args.validation_size=7", "--data.validation_prompts_per_batch=2"]
@@ -22,16 +22,9 @@ def records(path: Path) -> list[dict]:
 
 
 def on_two(folder: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "rlif_lightning", "predict", *base("--compare"), *ODD, *TWO]
-    command += [
-        f"--trainer.default_root_dir={folder.parent}",
-        f"--predictions.folder={folder}",
-        *arguments,
-    ]
-    env = environment() | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False
-    )
+    given = ["predict", *base("--compare"), *ODD, *TWO, *arguments]
+    given += [f"--trainer.default_root_dir={folder.parent}", f"--predictions.folder={folder}"]
+    done = run_module("rlif_lightning", given, environment())
     assert done.returncode == 0, done.stderr[-2000:]
 
 

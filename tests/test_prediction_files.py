@@ -1,16 +1,18 @@
-"""predict: a data set that load_dataset reads, gone on with after an interruption at any byte, without duplicates."""
+"""predict: a data set that load_dataset reads, gone on with after an interruption at any byte,
+without duplicates.
+"""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_dataset
 
 from harness.command_line import base, evaluate, refused
+from harness.forked import run_module
+from harness.processes import environment
 from rlif_lightning import cli
 from rlif_lightning.evaluation.prediction_files import Predictions
 
@@ -211,15 +213,9 @@ def test_two_processes_share_the_work_and_go_on_with_one_s(tmp_path, whole):
         "--trainer.devices=2",
         "--trainer.strategy=ddp",
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "rlif_lightning",
-        "predict",
-        *arguments,
-        "--trainer.accelerator=cpu",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = run_module(
+        "rlif_lightning", ["predict", *arguments, "--trainer.accelerator=cpu"], environment()
+    )
     assert done.returncode == 0, done.stderr
     lines = [
         line

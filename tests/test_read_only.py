@@ -1,4 +1,6 @@
-"""A folder that becomes read-only before the export or report: by a mount, or by its bits for an ordinary user."""
+"""A folder that becomes read-only before the export or report: by a mount, or by its bits for an
+ordinary user.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,7 @@ def test_what_cannot_be_written_is_named_and_what_is_saved_is_whole(tmp_path, wa
         "--trainer.callbacks+=test_read_only.ReadOnlyAtTheEnd",
     ]
     command += ["--trainer.callbacks+=HFExporter", "--trainer.callbacks+=RunReport"]
-    env = environment() | {"OMP_NUM_THREADS": "1"}
+    env = environment()
     done = subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
     )

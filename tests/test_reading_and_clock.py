@@ -1,11 +1,11 @@
-"""A process that dies while it reads a checkpoint, and a clock that is set back: nothing is lost or decided by them."""
+"""A process that dies while it reads a checkpoint, and a clock that is set back: nothing is lost or
+decided by them.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from harness.files import ROOT
+from harness.forked import run_module
 from harness.processes import environment
 from harness.runs import BASE, LONG, adding, assert_same, differences, fit, parameters, rows, saving
 
@@ -48,22 +48,13 @@ def test_a_kill_while_a_checkpoint_is_read_costs_nothing(tmp_path, whole):
     fit(tmp_path, *LONG, EVERY, "--trainer.max_epochs=1")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")}
     assert before
-    command = [
-        sys.executable,
-        "-m",
-        "rlif_lightning",
-        "fit",
-        *BASE,
-        f"--trainer.default_root_dir={tmp_path}",
-    ]
+    given = ["fit", *BASE, f"--trainer.default_root_dir={tmp_path}", *LONG, EVERY]
     for reading in (1, 2):
         kill = adding("test_reading_and_clock.KilledWhileReading", reading=reading)
-        killed = subprocess.run(
-            [*command, *LONG, EVERY, kill, "--ckpt_path=auto"],
-            cwd=ROOT,
-            env=environment() | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            check=False,
+        killed = run_module(
+            "rlif_lightning",
+            [*given, kill, "--ckpt_path=auto"],
+            environment(),
         )
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
         assert {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")} == before

@@ -1,4 +1,6 @@
-"""The number of settings: over everything that YAML can build, each name once for the class that declares it."""
+"""The number of settings: over everything that YAML can build, each name once for the class that
+declares it.
+"""
 
 from __future__ import annotations
 

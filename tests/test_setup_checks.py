@@ -1,4 +1,6 @@
-"""Mistakes that need no model output to be found are told before anything is sampled, whatever the command."""
+"""Mistakes that need no model output to be found are told before anything is sampled, whatever the
+command.
+"""
 
 from __future__ import annotations
 

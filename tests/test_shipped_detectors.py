@@ -53,6 +53,20 @@ def test_one_rollout_less_than_the_window_is_no_alarm(name):
     assert not is_active(name, start, value, window - 1)
 
 
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_lone_outlier_is_no_alarm(name):
+    """The median of the window is judged, not its mean, however far the outlier is."""
+    start, limit, window = LIMITS[name]
+    beyond = -1 if DETECTORS[name].side == "below" else 1
+    inside, far = limit * (1 - 0.01 * beyond), 1000 * beyond
+    for outlier in range(window):
+        detector, state = CollapseGuard().detectors[name], DetectorState()
+        figures = [far if k == outlier else inside for k in range(window)]
+        for figure in [start] * 5 + figures:
+            state = detector.update(state, figure)
+        assert not state.active
+
+
 def test_a_relative_limit_beside_a_bound_is_the_stricter_one():
     """`log_ratio` needs 0.5 nats, however small it was at the start."""
     assert not is_active("log_ratio", 0.01, 0.49, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -72,6 +74,21 @@ def test_completions_without_advantage_stay_in_the_normaliser(tiny_models, aggre
     assert loss_of(policy, aggregation, [0.0, 0.0, 2.0, -1.0]) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("is_on_policy", "expected"), [(True, 1.0), (False, 2.0)])
+def test_only_the_first_mini_batch_has_a_ratio_of_one(tiny_models, is_on_policy, expected):
+    """Old log-probs that are lower by log 2 make every ratio 2, in later mini-batches alone."""
+    policy = PolicyModel(Policy(str(tiny_models["llama"])))
+    completions, sampling = four_completions(), Sampling(max_new_tokens=10)
+    old = measure_tokens(policy, completions, sampling, 100).logprobs - math.log(2)
+    rows, shares = torch.arange(4), []
+    update = LossInputs(old, old, torch.full((4, 4), -1.0), completions.mask, rows)
+    calls = OptimizerCalls(lambda share, _: shares.append(share.detach()), lambda: None, float)
+    updater = Updater(policy, Clipped(), sampling, TokenBudget(100), calls)
+    batch = MiniBatch(update, completions, rows, is_on_policy)
+    updater.accumulate_gradient(batch, UpdateMeter(rows.device))
+    assert float(sum(shares)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_constant_divides_by_the_limit_and_not_by_the_longest_completion():
     """Two completions of 3 and 1 tokens, padded to 3, limit 8: every token weighs 1 / 16."""
     mask = torch.tensor([[True, True, True], [True, False, False]])
@@ -129,3 +146,22 @@ def test_the_reference_of_a_lora_policy_is_its_base_model(tiny_models):
     assert float((reference - adapted).abs().max()) > 0.1
     other = PolicyModel(Policy(folder))
     torch.testing.assert_close(reference_logprobs(other, policy, rollout, sampling, 100), adapted)
+
+
+def test_a_failed_attempt_leaves_no_figure():
+    """Memory ran out in the second mini-batch: the first one's tokens stay, the attempt's go."""
+    mask, zeros = torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3)
+    meter = UpdateMeter(mask.device)
+
+    def add(log_ratio: float) -> None:
+        batch = LossInputs(zeros, zeros - log_ratio, zeros, mask, torch.arange(1), zeros)
+        meter.add(batch, torch.zeros_like(mask), mask, Clipped())
+
+    add(1.0)
+    meter.keep()
+    add(100.0)
+    meter.undo()
+    add(2.0)
+    meter.keep()
+    assert float(meter.means()["policy/log_ratio"]) == pytest.approx(1.5)
+    assert float(meter.sums[0]) == 6

@@ -33,9 +33,8 @@ FIXED = (
         "Token entropy",
         "nats",
         "The band runs from the 10th to the 90th percentile of a rollout's tokens"
-        " (EntropyMonitor). Near 0 the policy has nothing left to explore; a steep rise is the"
-        " other"
-        " way to collapse.",
+        " (EntropyMonitor). Near 0 the policy has nothing left to explore; a steep rise is another"
+        " collapse.",
         (
             Series("policy/entropy", "mean"),
             Series("entropy/p50", "median, band p10 to p90", low="entropy/p10", high="entropy/p90"),

@@ -84,8 +84,7 @@ class _Worker:
         assert process.stdout is not None
         if not process.stdout.readline():
             raise RuntimeError(
-                "math-verify's process did not start (its error is above); is math-verify"
-                " installed?"
+                "math-verify's process did not start (its error is above); install math-verify"
             )
         return process
 

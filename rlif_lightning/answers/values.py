@@ -3,8 +3,8 @@
 Read in this order: ``value_key`` and ``ratio_key``, then ``evaluate``. Numbers are exact fractions
 as long as they are rational; all others are computed to 60 digits. Letters have fixed pseudo-random
 fractions as values, so equal polynomials have equal values there. Different polynomials have equal
-values by an accident of about one in 10^12. No algebra is done: the time is bounded by the length
-of the expression.
+values by an accident of about one in 10^12. No algebra is done: the expression's length bounds the
+time.
 
 Left out: values too large to be written with a few million digits, which are unreadable. An
 irrational sum below 10^-45 is taken for 0, as rounding leaves it.

@@ -19,13 +19,10 @@ import numpy as np
 CLASS, ARGUMENTS = "class_path", "init_args"
 
 
-class Described:
-    """An object that remembers the arguments of its constructor."""
-
+class _Recording:
     _arguments: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make the object and keep the arguments, which ``__init__`` gets next."""
         made = super().__new__(cls)
         try:
             bound = inspect.signature(cls).bind(*args, **kwargs)
@@ -38,6 +35,14 @@ class Described:
                 arguments |= arguments.pop(name)
         object.__setattr__(made, "_arguments", arguments)
         return made
+
+
+class Described(_Recording):
+    """An object that remembers the arguments of its constructor."""
+
+    def __init__(self) -> None:
+        """Take no argument: a subclass without a constructor has this one's signature."""
+        super().__init__()
 
 
 def arguments_of(value: Any) -> dict[str, Any]:

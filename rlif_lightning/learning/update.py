@@ -134,9 +134,8 @@ def select_groups(
     """Select some groups of a rollout, whose loss inputs are ``[B, T]``."""
     completions = rollout.completions
     index = completions.index(groups)
-    return MiniBatch(
-        select_completions(inputs, index), completions.groups(groups), index, is_on_policy
-    )
+    chosen = completions.groups(groups, index)
+    return MiniBatch(select_completions(inputs, index), chosen, index, is_on_policy)
 
 
 def select_completions(inputs: LossInputs, index: Tensor) -> LossInputs:

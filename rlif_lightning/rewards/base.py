@@ -233,8 +233,7 @@ class RewardSet(nn.Module):
             if reward.length == "neutral" and group_size < 3:
                 raise ValueError(
                     f"rewards.{name}.length=neutral keeps nothing of a group of {group_size}: a"
-                    " line fits its scores exactly; set data.group_size to 3 or more, or"
-                    " length=keep"
+                    " line fits its scores; set data.group_size to 3 or more, or length=keep"
                 )
             head = reward.head
             head.check(problems if head.needs_gold else problems.only(head.columns), group_size)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlif_lightning.model.head import pieces
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.model.token_stats import token_stats
+from rlif_lightning.model.token_stats import forbid, softmax_parts, token_stats
 from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling, sample_weights, truncate_logits
@@ -60,8 +60,8 @@ class Drawer:
         self, raw: Tensor, uniforms: Tensor, may_end: Tensor | None, closing: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         logits = self.rule.apply(raw)  # [n, V]
-        forbidden = self.rule.forbidden(may_end)
-        parts = self.rule.parts(logits, may_end)
+        forbidden = self.rule.forbidden(may_end)  # made once, for drawing and for the statistics
+        parts = softmax_parts(logits if forbidden is None else forbid(logits, *forbidden))
         weights = parts.weights  # [n, V]
         # Truncation changes what is drawn, and not the statistics: these are the policy's own.
         if self.sampling.top_k or self.sampling.top_p < 1:

@@ -157,7 +157,7 @@ def steps(shape: str, out: Path) -> dict[str, Any]:
     work = [
         "--lengths=random",
         "--group-size=8",
-        "--prompts-per-step=16",
+        "--prompts-per-rollout=16",
         "--max-new-tokens=256",
         "--steps=3",
     ]

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from harness.files import ROOT
+from harness.forked import run_module
 from harness.processes import ON_TWO, environment
 
 HEADS = {
@@ -84,50 +80,29 @@ QUIET = {
 
 
 def launch(folder: Path, runs: dict[str, list[str]], torchrun: int = 0, forks: int = 0) -> None:
-    """Run command lines in processes that torchrun starts, or a fork (imports once: cheap), or else Lightning."""
+    """Run command lines in processes that torchrun starts, or a fork (imports once: cheap), or else
+    Lightning.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    start = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"]
-        if torchrun
-        else []
-    )
     given = {
         name: [*arguments, f"--trainer.default_root_dir={folder / name}"]
         for name, arguments in runs.items()
     }
-    command = [
-        sys.executable,
-        *start,
-        "-m",
-        "harness.launched",
-        str(folder),
-        str(forks),
-        json.dumps(given),
-    ]
-    kept = {
-        name: value
-        for name, value in environment().items()
-        if not name.startswith(("LOCAL_", "WORLD_", "RANK"))
-    }
-    with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            cwd=ROOT,
-            env=kept | QUIET,
-            start_new_session=True,
-        )
-        try:
-            status = process.wait(timeout=900)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # with all that it started
-    assert status == 0, (folder / "log.txt").read_text()[-6000:]
+    mine = ("LOCAL_", "WORLD_", "RANK")
+    kept = {name: value for name, value in environment().items() if not name.startswith(mine)}
+    arguments = [str(folder), str(forks), json.dumps(given)]
+    if torchrun:
+        start = ["--standalone", f"--nproc-per-node={torchrun}", "-m", "harness.launched"]
+        done = run_module("torch.distributed.run", [*start, *arguments], kept | QUIET, 900)
+    else:
+        done = run_module("harness.launched", arguments, kept | QUIET, 900)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
 def resumed_and_whole(folder: Path, *arguments: str) -> None:
-    """Resume the run in ``lives`` on two processes, and make the same run without a break in ``whole``."""
+    """Resume the run in ``lives`` on two processes, and make the same run without a break in
+    ``whole``.
+    """
     resumed, whole = [*ON_TWO, *arguments, "--ckpt_path=auto"], [*ON_TWO, *arguments]
     launch(folder, {"lives": resumed, "whole": whole}, forks=2)
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from harness.files import ROOT
+from harness.forked import run_module
 from harness.runs import BASE, LONG
 
 
 def environment() -> dict[str, str]:
-    """Of a process that finds this checkout and its tests."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    """Return the environment of a process that finds this checkout and its tests; one thread, as
+    here.
+    """
+    found = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    return os.environ | found | {"OMP_NUM_THREADS": "1"}  # others would round differently
 
 
 ON_TWO = ["fit", *BASE, *LONG, "--config=configs/strategy/ddp.yaml", "--trainer.devices=2"]
@@ -21,14 +24,5 @@ ON_TWO = ["fit", *BASE, *LONG, "--config=configs/strategy/ddp.yaml", "--trainer.
 
 def two_ranks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Train under DDP; over when both processes have closed its output."""
-    command = [sys.executable, "-m", "rlif_lightning", *ON_TWO, *arguments]
-    command.append(f"--trainer.default_root_dir={folder}")
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(),
-        timeout=240,
-        check=False,
-    )
+    given = [*ON_TWO, *arguments, f"--trainer.default_root_dir={folder}"]
+    return run_module("rlif_lightning", given, environment())

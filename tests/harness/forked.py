@@ -1,0 +1,106 @@
+"""Modules that run in a process of their own, which forks from one that has imported everything.
+
+To import PyTorch, Lightning and Transformers takes longer than most of the runs here. The server
+computes nothing, so that what forks from it is as fresh as an interpreter behind its imports.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+
+from harness.files import ROOT
+
+FORKING = multiprocessing.get_context("forkserver")
+FORKING.set_forkserver_preload(["pytest", "benchmarks.ranks", "rlif_lightning.cli"])
+
+
+def run_module(
+    name: str, arguments: list[str], environment: dict[str, str], timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m name`` here; over when all that it started have closed its output.
+
+    Returns:
+        As of ``subprocess.run(..., capture_output=True, text=True)``.
+
+    Raises:
+        subprocess.TimeoutExpired: it and all that it started have been killed.
+    """
+    pipes = [FORKING.Pipe(duplex=False) for _ in range(2)]
+    ends = [write for _, write in pipes]
+    process = FORKING.Process(target=_module, args=(name, arguments, environment, *ends))
+    process.start()
+    for end in ends:
+        end.close()
+    read: dict[int, bytes] = {}
+    readers = [
+        Thread(target=lambda n=n, pipe=pipe: read.update({n: _whole(pipe)}), daemon=True)
+        for n, (pipe, _) in enumerate(pipes)
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        for each in (process, *readers):
+            each.join(timeout)
+            if each.is_alive():
+                raise subprocess.TimeoutExpired([name, *arguments], timeout)
+    finally:  # also where somebody interrupts the tests
+        if any(each.is_alive() for each in (process, *readers)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    output, errors = (read[n].decode(errors="replace") for n in range(2))
+    return subprocess.CompletedProcess([name, *arguments], process.exitcode, output, errors)
+
+
+def on_two_processes(work: Callable[..., None], *arguments: Any) -> None:
+    """Call ``work(rank, *arguments)`` in two processes, as ``torch.multiprocessing.spawn`` does."""
+    torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="forkserver")
+
+
+def _whole(pipe: Connection) -> bytes:
+    parts = iter(lambda: os.read(pipe.fileno(), 2**16), b"")
+    return b"".join(parts)
+
+
+def _module(
+    name: str,
+    arguments: list[str],
+    environment: dict[str, str],
+    output: Connection,
+    errors: Connection,
+) -> None:
+    """In the new process: what a shell and the start of an interpreter would do."""
+    os.setsid()
+    os.chdir(ROOT)
+    os.dup2(output.fileno(), 1)
+    os.dup2(errors.fileno(), 2)
+    output.close()
+    errors.close()
+    os.environ.clear()
+    os.environ.update(environment)
+    if threads := environment.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))  # the library was loaded under the server's
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.argv = [name, *arguments]
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # which a process of multiprocessing leaves out
+        path = environment.get("CPU_SECONDS")
+        if path and os.getpid() == os.getsid(0):  # those that it forked are among its children
+            times = os.times()
+            with Path(path).open("a") as file:
+                file.write(f"{sum(times[:4]):.2f} 0 {name}\n")
