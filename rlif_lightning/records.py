@@ -180,10 +180,7 @@ class Completions:
         return torch.tensor(chosen, dtype=torch.int64, device=self.mask.device)
 
     def groups(self, chosen: Sequence[int], index: Tensor | None = None) -> Completions:
-        """Return the completions of some groups, in the order of ``chosen``.
-
-        A caller that has their :meth:`index` passes it, so that it is uploaded once.
-        """
+        """Return some groups, in the order of ``chosen``; their ``index`` saves an upload."""
         index = self.index(chosen) if index is None else index
         prompt_ids = [self.prompt_ids[p] for p in chosen]
         return Completions(

@@ -285,7 +285,7 @@ def test_resuming_keeps_baselines_alarms_and_scaled_settings(tmp_path):
     [
         (
             {"scale": {"lr": 0.5}},
-            "scale names 'lr'; settings that can be scaled: learning_rate, objective.clip_low",
+            "scale names 'lr'; settings that can be scaled: learning_rate, objective.entropy_bonus",
         ),
         ({"scale": {"rewards.vote.weight": 1.0}}, "changes nothing"),
         ({"scale": {"objective.entropy_bonus": 2.0}}, "changes nothing: the setting is 0"),

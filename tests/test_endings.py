@@ -69,6 +69,7 @@ EARLY = [
 @pytest.mark.filterwarnings(
     "ignore:Be aware that when using `ckpt_path`"
 )  # EarlyStopping is taken out at the end
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reason", "arguments", "told"),
     [
