@@ -231,6 +231,7 @@ def main(args: list[str] | None = None) -> RLIFCLI:
                 "callbacks": [EvaluationFiles()],
             },
             save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,  # model.optimizer is the only one
         )
     except (ValueError, TypeError) as error:
         ours = own_mistake(error)

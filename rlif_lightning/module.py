@@ -99,7 +99,8 @@ class RLIFModule(Described, LightningModule):
         self.plan, self.budget = update, TokenBudget(update.micro_batch_tokens)
         self.make_optimizer, self.schedule = optimizer, schedule
         self._given = {"group_size": group_size, "answer_column": answer_column}
-        self.group_size, self.answer_column, self.seed = group_size, answer_column, seed
+        self.group_size = group_size or 0  # 0 = the data module has not said it yet
+        self.answer_column, self.seed = answer_column, seed
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.int64))
 
     def configure_model(self) -> None:
@@ -153,7 +154,7 @@ class RLIFModule(Described, LightningModule):
                     f" {type(data).__name__}; set it in the data module alone"
                 )
             setattr(self, name, found)
-        if self.group_size is None:
+        if not self.group_size:
             raise ValueError(
                 "group_size is not set: give it to RLIFModule, or use a data module that has it,"
                 " such as PromptData"

@@ -73,6 +73,7 @@ def test_help_names_the_units(capsys):
         ("--model.objective.init_args.fraction=2", "fraction=2.0 must lie in [0, 1)"),
         ("--model.no_such_key=1", "no_such_key"),
         ("--model.schedule.warmup_steps=fast", "model.schedule.warmup_steps"),
+        ("--optimizer=SGD", "--optimizer=SGD"),
         ("--model.optimizer.lr=0", "model.optimizer.lr=0.0 must be positive"),
         ("--model.optimizer.weight_decay=-1", "model.optimizer: Invalid weight_decay"),
         ("--model.schedule.name=coZine", "schedule.name='coZine' is unknown; use one of"),

@@ -128,7 +128,7 @@ def test_callbacks_are_set_up_before_the_module_and_know_both(tmp_path):
     trainer(tmp_path, callbacks=[writer]).fit(module(Curious()), data())
     written = next(tmp_path.rglob("*.jsonl")).read_text()
     assert '"gold"' in written
-    files = PredictionFiles(Predictions(), {})
+    files = PredictionFiles(Predictions())
     trainer(tmp_path, callbacks=[files]).predict(module(Curious()), data())
     rows = (tmp_path / "predictions").rglob("completions-*.jsonl")
     assert sum(len(path.read_text().splitlines()) for path in rows) == 16

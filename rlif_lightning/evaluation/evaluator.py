@@ -96,7 +96,7 @@ class Evaluator(nn.Module):
         super().__init__()
         self.evaluation = evaluation
         self.checked: EncodedSplit | None = None
-        self.checker = evaluation.checker or AnswerChecker()
+        self.checker: Checker = evaluation.checker or AnswerChecker()
         k = evaluation.samples
         unlabelled = {
             "entropy": TokenEntropy(),
@@ -184,9 +184,8 @@ class Evaluator(nn.Module):
         for name in self.labelled:
             if name == "accuracy" or name.startswith("pass@"):
                 self._metric(name).update(verdicts, index)
-        voted = self._verdicts(
-            [_majority(*cluster) for cluster in clusters], rollout, answer_column
-        )
+        winners = [_majority(ids, representatives) for ids, representatives in clusters]
+        voted = self._verdicts(winners, rollout, answer_column)
         self._metric(f"maj@{self.evaluation.samples}").update(rollout.mask.new_tensor(voted), index)
         if greedy is not None:
             decoded = [self.checker.answer(text) for text in greedy.texts]

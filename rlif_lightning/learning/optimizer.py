@@ -119,7 +119,9 @@ class LearningRateSchedule:
         """
         total = self.length(max_steps)
         try:
-            schedule = get_scheduler(self.name, optimizer, self.warmup_steps, total, self.options)
+            schedule: Any = get_scheduler(
+                self.name, optimizer, self.warmup_steps, total, self.options
+            )
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"schedule.name={self.name}, options={self.options}: transformers refuses it:"
