@@ -69,6 +69,7 @@ NO_ROOM = (
 class RLIFCLI(LightningCLI):
     """LightningCLI for :class:`RLIFModule` and :class:`PromptData`."""
 
+    trainer: RLIFTrainer
     before: Report | None = None
     checkpoint: Path | None = None
     continues: bool = False
@@ -125,12 +126,12 @@ class RLIFCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Our tables have the intervals; a million predictions are not for memory.
-        decided = {
+        decided: dict[str, dict[str, Any]] = {
+            "fit": {"fork_from": self.trainer.fork_from},
             "validate": {"verbose": False},
             "test": {"verbose": False},
             "predict": {"return_predictions": False},
         }
-        decided["fit"] = {"fork_from": self.trainer.fork_from}
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | decided.get(subcommand, {})
         return kwargs | {"ckpt_path": self.checkpoint, "weights_only": True}
 

@@ -168,7 +168,7 @@ class Evaluator(nn.Module):
         """
         answers = [self.checker.answer(text) for text in rollout.texts]
         size = rollout.group_size
-        clusters = [
+        clusters: list[tuple[Any, Any]] = [
             self.checker.cluster(answers[start : start + size])
             for start in range(0, len(answers), size)
         ]

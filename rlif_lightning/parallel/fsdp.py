@@ -169,7 +169,8 @@ def load_whole(policy: PolicyModel, weights: dict[str, Tensor]) -> None:
     """Put whole weights into ``policy.model`` by name (a collective if it is divided)."""
     if sharded_modules(policy):
         options = StateDictOptions(full_state_dict=True, strict=False)
-        set_model_state_dict(policy.model, weights, options=options)
+        values: dict[str, Any] = dict(weights)
+        set_model_state_dict(policy.model, values, options=options)
         return
     if is_split(policy):
         dims = split_dims(policy.model)
