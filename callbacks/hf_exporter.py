@@ -17,7 +17,7 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.parallel.fsdp import whole_state_dict
 from rlif_lightning.processes.collectives import all_process_attempt
-from rlif_lightning.running.best_value import check_mode, is_better
+from rlif_lightning.running.best_value import KeepsBest
 from rlif_lightning.running.leftovers import EXPORTS, remove_half_written
 from rlif_lightning.running.own_files import OwnFiles, own_files
 from rlif_lightning.running.run_folder import check_place
@@ -26,7 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 MADE_BY = "made_by.json"  # in an exported folder: which run wrote it
 
 
-class HFExporter(Callback):
+class HFExporter(KeepsBest, Callback):
     """Writes ``last`` at the end of training and, with ``monitor``, the ``best`` policy.
 
     ``best`` is written after each evaluation that is better than all before.
@@ -43,9 +43,7 @@ class HFExporter(Callback):
         folder: where the folders go; null = ``export`` in the run's folder. A run that is resumed
             with ``auto`` or ``last`` keeps its best there. A folder that this run did not write is
             not replaced.
-        monitor: logged figure that ``best`` is chosen by, such as ``val/accuracy``, read after each
-            evaluation inside the run; null = no ``best``. Choosing by accuracy uses labels.
-        mode: max | min: which values of ``monitor`` are better.
+        monitor, mode: as for :class:`KeepsBest`; read after each evaluation inside the run.
         last: write the policy that training ends with.
         merge_lora: add the adapters to the weights and write a whole model.
         dtype: of the floating-point weights, float32 | bfloat16 | float16; null = as they are
@@ -64,7 +62,7 @@ class HFExporter(Callback):
         merge_lora: bool = False,
         dtype: str | None = None,
     ):
-        check_mode(mode)
+        super().__init__(monitor, mode)
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is unknown; use one of {', '.join(DTYPES)}, or null")
         if not last and monitor is None:
@@ -72,9 +70,8 @@ class HFExporter(Callback):
                 "last=false without monitor leaves nothing to export; set monitor or take the"
                 " callback out"
             )
-        self.folder, self.monitor, self.mode, self.last = folder, monitor, mode, last
+        self.folder, self.last = folder, last
         self.merge_lora, self.dtype = merge_lora, dtype
-        self.best: float | None = None
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Find the folder (a collective), and refuse settings that could do nothing."""
@@ -123,7 +120,7 @@ class HFExporter(Callback):
             )
         # The value is reduced over ranks, so all ranks decide alike.
         value = float(trainer.callback_metrics[self.monitor])
-        if is_better(value, self.best, self.mode):
+        if self.is_better(value):
             self.best = value
             self._export(trainer, pl_module, "best")
 

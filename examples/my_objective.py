@@ -1,16 +1,19 @@
-"""An objective of your own: CISPO, which clips the ratio instead of the token's gradient.
+"""An objective of your own: learn less from what was right than from what was wrong.
 
-The clipped surrogate gives no gradient to a token whose ratio has left the clip range. CISPO
-(https://arxiv.org/abs/2506.13585) keeps every token: the clipped ratio is a constant weight of
-``-A log p``. Name it by its class path, from the root of this repository:
+W-REINFORCE (https://arxiv.org/abs/2506.01347) multiplies the loss of tokens with a positive
+advantage by a small weight, 0.1 in the paper. Wrong completions are then pushed down more than
+right ones are pulled up, which keeps the policy diverse. The paper has no clip; here the loss that
+is weighted is the clipped surrogate. Name it by its class path, from the root of this repository:
 
     python -m rlif_lightning fit --config configs/quickstart.yaml \\
-        --model.objective=examples.my_objective.CISPO --model.objective.clip_high=0.3
+        --model.objective=examples.my_objective.WReinforce --model.objective.positive_weight=0.3
 
 or in YAML:
 
     model:
-      objective: {class_path: examples.my_objective.CISPO, init_args: {clip_high: 0.3}}
+      objective:
+        class_path: examples.my_objective.WReinforce
+        init_args: {positive_weight: 0.3}
 """
 
 from __future__ import annotations
@@ -20,34 +23,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlif_lightning import LossInputs, Objective
+from rlif_lightning import ClippedObjective, LossInputs
 
 
 @dataclass(frozen=True)
-class CISPO(Objective):
-    """The loss ``-clip(rho, 1 - clip_low, 1 + clip_high) A logprob``, the clipped ratio constant.
+class WReinforce(ClippedObjective):
+    """The clipped surrogate, with another weight where the advantage is positive.
 
-    With ``rho = exp(logprob - old_logprob)``. At ``rho = 1`` its gradient is that of the clipped
-    surrogate.
+    Args:
+        positive_weight: of these tokens, >= 0; 1 is ``Clipped``.
 
     Raises:
-        ValueError: ``dual_clip`` is given, which would do nothing here.
+        ValueError: the weight is negative.
     """
+
+    positive_weight: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dual_clip is not None:
-            raise ValueError(
-                f"dual_clip={self.dual_clip} does nothing in CISPO, whose weights are bounded by"
-                " clip_high; leave it null"
-            )
-
-    def select(self, update: LossInputs) -> Tensor:
-        """``[B, T]`` marks: none, since all tokens are treated alike."""
-        return torch.zeros_like(update.mask)
+        if self.positive_weight < 0:
+            raise ValueError(f"positive_weight={self.positive_weight} must not be negative")
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
-        """``[B, T]`` losses; the mask and the mean over tokens come later."""
-        ratio = (batch.logprobs - batch.old_logprobs).exp()  # [B, T]
-        weight = ratio.clamp(1 - self.clip_low, 1 + self.clip_high).detach()  # no gradient
-        return -weight * batch.advantages * batch.logprobs
+        """Return ``[B, T]`` losses; the mask and the mean over tokens come later."""
+        weight = torch.where(batch.advantages > 0, self.positive_weight, 1.0)  # [B, T]
+        return weight * self.clipped(batch)

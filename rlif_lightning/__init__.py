@@ -23,8 +23,16 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     )
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
-    from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, Objective, ReferenceKL
+    from rlif_lightning.learning.objectives import (
+        ClipCov,
+        Clipped,
+        ClippedObjective,
+        KLCov,
+        Objective,
+        ReferenceKL,
+    )
     from rlif_lightning.learning.optimizer import LearningRateSchedule
+    from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import LoRA, Policy
     from rlif_lightning.module import RLIFModule
@@ -52,18 +60,23 @@ _MODULES = {
     "BenchmarkData": "data.benchmark_source",
     "Checker": "answers.checkers",
     "ClipCov": "learning.objectives",
+    "CISPO": "learning.ratio_objectives",
     "Clipped": "learning.objectives",
+    "ClippedObjective": "learning.objectives",
     "ClusterVote": "rewards.voting",
     "CodeChecker": "answers.checkers",
     "CodeExtractor": "answers.code_tasks",
     "CodeTests": "rewards.code",
+    "DPPO": "learning.ratio_objectives",
     "DrGRPO": "learning.advantages",
     "Evaluation": "evaluation.evaluator",
     "Format": "rewards.controls",
     "Gate": "rewards.base",
     "GDPO": "learning.advantages",
+    "GMPO": "learning.ratio_objectives",
     "GoldAnswer": "rewards.controls",
     "GRPO": "learning.advantages",
+    "GSPO": "learning.ratio_objectives",
     "HubDataset": "data.sources",
     "KLCov": "learning.objectives",
     "LearningRateSchedule": "learning.optimizer",
@@ -94,6 +107,7 @@ _MODULES = {
     "RunCheckpoints": "running.run_checkpoints",
     "Sampling": "sampling",
     "Sandbox": "sandbox.pool",
+    "SAPO": "learning.ratio_objectives",
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
     "TensorParallelStrategy": "running.strategies",

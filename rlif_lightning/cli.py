@@ -1,4 +1,4 @@
-"""The command line: ``python -m rlif_lightning fit | validate | test | predict | preflight --config FILE``.
+"""The command line: ``rlif fit | validate | test | predict | preflight --config FILE``.
 
 (``status RUN_DIR`` is ``running/status.py``, which imports nothing heavy.)
 
@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
+import rlif_lightning.learning.ratio_objectives
 import rlif_lightning.rewards
 import rlif_lightning.rollout.vllm_engine  # noqa: F401
 from rlif_lightning.data.prompts import PromptData
@@ -73,7 +74,7 @@ class RLIFCLI(LightningCLI):
     continues: bool = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Links between model and data, so that nothing is said twice."""
+        """Add our arguments, and link those of model and data, so that nothing is said twice."""
         parser.add_argument(
             "--compare",
             type=bool,
@@ -90,7 +91,7 @@ class RLIFCLI(LightningCLI):
         parser.link_arguments("model.policy.trust_remote_code", "data.trust_remote_code")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Defaults that depend on others: loggers in a new ``version_N`` folder, and the run's checkpoints."""
+        """Set defaults that depend on others: loggers in a new folder, and the run's callbacks."""
         check_strategy(self._get(self.config_init, "trainer.strategy") or "auto")
         check_place(
             "trainer.default_root_dir",
@@ -114,7 +115,7 @@ class RLIFCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without the settings that are decided here, and ``preflight``."""
+        """Return Lightning's subcommands and ``preflight``, without arguments fixed here."""
         decided = {"validate": {"verbose"}, "test": {"verbose"}, "predict": {"return_predictions"}}
         known = {
             name: taken | decided.get(name, set())
@@ -134,7 +135,7 @@ class RLIFCLI(LightningCLI):
         return kwargs | {"ckpt_path": self.checkpoint, "weights_only": True}
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing yet (Lightning would look for hyper-parameters in a checkpoint here)."""
+        """Do nothing: Lightning would look for hyper-parameters in a checkpoint here."""
 
     def after_instantiate_classes(self) -> None:
         """Find the checkpoint, which must fit the model, before any weights are loaded."""
@@ -181,7 +182,7 @@ class RLIFCLI(LightningCLI):
         self._print_figures("Validation")
 
     def after_test(self) -> None:
-        """As after validation."""
+        """Print as after validation."""
         self._print_figures("Test")
 
     def _print_figures(self, title: str) -> None:
@@ -245,6 +246,6 @@ def main(args: list[str] | None = None) -> RLIFCLI:
 
 
 def command() -> None:
-    """The script ``rlif`` and ``python -m rlif_lightning``: as :func:`main`, without a result for the shell."""
+    """Run the script ``rlif``: as :func:`main`, without a result for the shell."""
     exit_on_request()
     main()

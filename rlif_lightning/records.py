@@ -8,9 +8,6 @@ Axis letters, everywhere in this library:
 
 ``[B, T]`` tensors are right-padded; their boolean ``mask`` is True where a position counts.
 Log-probabilities, entropies and self-certainties are in nats, float32 (or the model's float64).
-Only ``model/`` and its callers know the packed form (``model/packing.py``).
-
-Read in this order: Prompts, Completions, Rollout (with TokenStats), RewardOutput, LossInputs.
 """
 
 from __future__ import annotations
@@ -183,10 +180,7 @@ class Completions:
         return torch.tensor(chosen, dtype=torch.int64, device=self.mask.device)
 
     def groups(self, chosen: Sequence[int], index: Tensor | None = None) -> Completions:
-        """Return the completions of some groups, in the order of ``chosen``.
-
-        A caller that has their :meth:`index` passes it, so that it is uploaded once.
-        """
+        """Return some groups, in the order of ``chosen``; their ``index`` saves an upload."""
         index = self.index(chosen) if index is None else index
         prompt_ids = [self.prompt_ids[p] for p in chosen]
         return Completions(

@@ -1,9 +1,8 @@
-"""RLIFTrainer: Lightning's Trainer with one more method, which the command line offers as ``preflight``."""
+"""RLIFTrainer: Lightning's Trainer with one more method, ``preflight``."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from rlif_lightning.answers.checkers import AnswerChecker
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.label_checks import check_labels
-from rlif_lightning.evaluation.preflight import THRESHOLDS, Findings, examine
-from rlif_lightning.evaluation.preflight_report import print_findings
+from rlif_lightning.evaluation.preflight import Findings, examine
+from rlif_lightning.evaluation.preflight_report import print_findings, write_findings
 from rlif_lightning.evaluation.preflight_sample import PreflightBatches, all_rank_records
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import value_at
@@ -34,7 +33,7 @@ from rlif_lightning.running.stop_signals import StopSignals
 
 
 class RLIFTrainer(Trainer):
-    """Lightning's Trainer that saves at the ends of steps, stops when asked to, and can look before it trains."""
+    """A trainer that saves at the ends of steps, stops on a signal, and has ``preflight``."""
 
     def __init__(
         self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any
@@ -61,7 +60,7 @@ class RLIFTrainer(Trainer):
         return super()._run(model, ckpt_path, weights_only)
 
     def set_fork(self, fork_from: str | Path | None, ckpt_path: Any = None) -> None:
-        """Begin the next run, and an evaluation before it, with the weights in a checkpoint; see :meth:`fit`."""
+        """Begin the next run, and its first evaluation, with the weights in a checkpoint."""
         self.fork_from = checked_fork(fork_from, ckpt_path, self.fork_from)
 
     def fit(
@@ -74,7 +73,7 @@ class RLIFTrainer(Trainer):
         weights_only: bool | None = None,
         fork_from: str | Path | None = None,
     ) -> None:
-        """Train, as Lightning's Trainer does; with the weights of another run, if that is asked for.
+        """Train, as Lightning's Trainer does, or from the weights of another run.
 
         Args:
             model: the module.
@@ -103,10 +102,10 @@ class RLIFTrainer(Trainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> Findings:
-        """Sample groups from the starting policy and say whether the rewards can work; trains nothing.
+        """Sample groups from the starting policy and judge whether the rewards can work.
 
-        Prints a table with a verdict for each reward head, writes ``preflight.json`` beside it, and
-        the completions as ``preflight.jsonl``.
+        It trains nothing. It prints a table with a verdict for each reward head, and writes
+        ``preflight.json`` and the completions as ``preflight.jsonl``.
 
         Args:
             model: the module.
@@ -125,44 +124,37 @@ class RLIFTrainer(Trainer):
             )
         datamodule.trainer = self
         model.read_settings_of(datamodule)
+        group_size = datamodule.group_size
 
         def check(problems: EncodedSplit) -> None:
             check_labels(datamodule, model.evaluator, model.rewards, "fit")
-            model.rewards.check(problems, model.group_size)
+            model.rewards.check(problems, group_size)
 
         batches = PreflightBatches(datamodule, prompts, model.seed, check)
         predicted: Any = self.predict(
             model, batches, ckpt_path=ckpt_path, weights_only=weights_only
         )
         records = all_rank_records([record for batch in predicted for record in batch])
-        checker, gold = model.evaluator.checker, None
-        if model.answer_column is not None and isinstance(
-            checker, AnswerChecker
-        ):  # what must be run is for `validate`
-            column = [value_at(problem, model.answer_column) for problem in batches.problems()]
-            gold = [checker.gold(value) for value in column][: len(records) // model.group_size]
+        checker = model.evaluator.checker
         answers = [checker.answer(record["completion"]) for record in records]
+        gold = _gold_answers(model, batches, len(records) // group_size)
         weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
-        findings = examine(
-            records,
-            answers,
-            gold,
-            weights,
-            model.group_size,
-            model.evaluator.evaluation.equivalence,
-        )
+        equivalence = getattr(checker, "equivalence", "exact")
+        findings = examine(records, answers, gold, weights, group_size, equivalence)
         path = run_folder(self) / "preflight.json"
-        if not self.is_global_zero:
-            return findings
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            **asdict(findings),
-            "thresholds": {name: value for name, (value, _) in THRESHOLDS.items()},
-        }
-        path.write_text(json.dumps(content, indent=1) + "\n")
-        path.with_suffix(".jsonl").write_text(
-            "".join(json.dumps(record) + "\n" for record in records)
-        )
-        print_findings(findings)
-        print(f"figures, and the completions as .jsonl: {path}")
+        if self.is_global_zero:
+            write_findings(findings, records, path)
+            print_findings(findings)
+            print(f"figures, and the completions as .jsonl: {path}")
         return findings
+
+
+def _gold_answers(
+    model: RLIFModule, batches: PreflightBatches, num_problems: int
+) -> list[Sequence[str]] | None:
+    """Return what is acceptable for each problem; None without labels, or where code would run."""
+    checker, column = model.evaluator.checker, model.answer_column
+    if column is None or not isinstance(checker, AnswerChecker):
+        return None
+    problems = batches.problems()[:num_problems]
+    return [checker.gold(value_at(problem, column)) for problem in problems]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,9 +88,15 @@ def default_of(parameter: inspect.Parameter) -> str:
     return type(default).__name__
 
 
+def names_of(cls: type) -> dict[str, object]:
+    """Return what annotations of a class may name: a dataclass inherits those of other modules."""
+    modules = [vars(sys.modules[base.__module__]) for base in reversed(cls.__mro__)]
+    return {name: value for each in modules for name, value in each.items()}
+
+
 def needed(cls: type) -> Iterator[type]:
     """The project's classes in the types of a class's settings, and their concrete subclasses."""
-    for hint in typing.get_type_hints(cls.__init__).values():
+    for hint in typing.get_type_hints(cls.__init__, names_of(cls)).values():
         for part in parts_of(hint):
             if isinstance(part, type) and part.__module__.split(".")[0] == "rlif_lightning":
                 yield part

@@ -1,9 +1,9 @@
 """mkdocs hooks: the site includes the README, and the repository's files that pages link to.
 
 Pages of ``docs/`` link to the rest of the repository by relative paths, as they are read there.
-Here each linked file outside ``docs/`` becomes a page of the site under ``repository/``: Markdown as
-it is, other files as text, folders as lists. A link to a file that does not exist stays as it is, and
-``mkdocs build --strict`` fails.
+Here each linked file outside ``docs/`` becomes a page of the site under ``repository/``: Markdown
+as it is, other files as text, folders as lists. A link to a file that does not exist stays as it
+is, and ``mkdocs build --strict`` fails.
 """
 
 from __future__ import annotations

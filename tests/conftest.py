@@ -1,4 +1,6 @@
-"""Shared fixtures: offline, one thread, and tiny models of every supported architecture made on the spot."""
+"""Shared fixtures: offline, one thread, and tiny models of every supported architecture made on the
+spot.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from rlif_lightning.model.loading import resolve_model  # noqa: E402
 
 torch.set_num_threads(1)
 
-# Continuous integration draws the same examples each time; a person may ask for others, and for more.
+# Continuous integration draws the same examples each time; a person may ask for more.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
@@ -31,7 +33,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.fixture(scope="session", autouse=True)
 def one_subcommand():
-    """Leave out the parsers of subcommands that a command line does not name: a quarter of a small run's time.
+    """Leave out the parsers of subcommands that a command line does not name: a quarter of a small
+    run's time.
 
     A command line that names none has all of them; so have runs in processes of their own.
     """
@@ -71,7 +74,9 @@ def tiny_models(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def long_run(tmp_path_factory):
-    """A run of four rollouts that nothing breaks off: its parameters and its folder, which only tests read."""
+    """A run of four rollouts that nothing breaks off: its parameters and its folder, which only
+    tests read.
+    """
     from harness.runs import LONG, fit, parameters
 
     folder = tmp_path_factory.mktemp("long_run")
@@ -79,14 +84,18 @@ def long_run(tmp_path_factory):
 
 
 def pytest_collection_modifyitems(items):
-    """Files with tests that take long come first, so that two processes end at about the same time."""
+    """Files with tests that take long come first, so that two processes end at about the
+    same time.
+    """
     long = {item.path for item in items if {"slow", "full"} & {m.name for m in item.iter_markers()}}
     items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """With ``CPU_SECONDS=FILE``, write each test's seconds of processor (with its children) and clock."""
+    """With ``CPU_SECONDS=FILE``, write each test's seconds of processor (with its children) and
+    clock.
+    """
     path = os.environ.get("CPU_SECONDS")
     if not path:
         return (yield)

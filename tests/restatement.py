@@ -1,4 +1,5 @@
-"""The formulas restated one number at a time, in plain Python, from the papers and not from the library.
+"""The formulas restated one number at a time, in plain Python, from the papers and not from the
+library.
 
 No tensor arithmetic on purpose: a wrong axis, mask or broadcast in the library cannot be repeated
 here. ``None`` and NaN both stand for "does not apply". Nested lists follow the library's axis
@@ -133,7 +134,9 @@ def largest_marks(values: list[list[float]], mask: Tensor, fraction: Fraction) -
 
 
 def positive_marks(values: list[list[float]], mask: Tensor, fraction: Fraction) -> Tensor:
-    """As :func:`largest_marks`, of positive values only: fewer than the fraction if there are not enough."""
+    """As :func:`largest_marks`, of positive values only: fewer than the fraction if there are not
+    enough.
+    """
     positive = torch.tensor([[value > 0 for value in row] for row in values]) & mask
     return largest_marks(values, mask, fraction) & positive
 
@@ -230,7 +233,9 @@ def golden() -> LossInputs:
 
 
 def loss_and_gradient(objective, batch: LossInputs, marks: Tensor) -> tuple[Tensor, Tensor]:
-    """Token losses ``[B, T]``, and the derivative of their sum over valid tokens by each log-prob."""
+    """Token losses ``[B, T]``, and the derivative of their sum over valid tokens by each
+    log-prob.
+    """
     leaf = batch.logprobs.clone().requires_grad_()
     loss = objective.token_loss(replace(batch, logprobs=leaf), marks)
     return loss.detach(), torch.autograd.grad(loss[batch.mask].sum(), leaf)[0]

@@ -29,7 +29,9 @@ HALVES = torch.tensor([0.5, 0.5])
 
 @st.composite
 def reward_blocks(draw, with_nan: bool = True):
-    """Rewards ``[R, P, G]`` in quarters (no spread falls near the floor), weights ``[R]``, lengths ``[P, G]``."""
+    """Rewards ``[R, P, G]`` in quarters (no spread falls near the floor), weights ``[R]``, lengths
+    ``[P, G]``.
+    """
     num_rewards, num_prompts, size = (
         draw(st.integers(1, 3)),
         draw(st.integers(1, 4)),

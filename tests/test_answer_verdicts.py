@@ -1,4 +1,6 @@
-"""Pairs of answers judged by hand: the right verdict both ways, and one cluster or two where a vote may tell."""
+"""Pairs of answers judged by hand: the right verdict both ways, and one cluster or two where a vote
+may tell.
+"""
 
 from __future__ import annotations
 

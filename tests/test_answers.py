@@ -206,7 +206,9 @@ def test_cluster_numbers_by_frequency_then_alphabet():
 
 
 def test_rounding_counts_in_evaluation_alone_and_only_if_asked_for():
-    """22/7 is not 3.142857, though math-verify says so; in a vote a decimal equals a fraction only if exactly."""
+    """22/7 is not 3.142857, though math-verify says so; in a vote a decimal equals a fraction only
+    if exactly.
+    """
     for fraction, decimal in [("22/7", "3.142857"), ("1/3", "0.333333"), (r"\sqrt{2}", "1.414214")]:
         assert not equivalent(fraction, decimal)
         assert equivalent(fraction, decimal, "math_verify")

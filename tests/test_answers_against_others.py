@@ -1,4 +1,6 @@
-"""Answer checking where graders differ: the right verdict on each listed pair, and hostile texts within a second."""
+"""Answer checking where graders differ: the right verdict on each listed pair, and hostile texts
+within a second.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Many architectures, tiny and random: sampling and packed scoring against the model's own evaluation forward."""
+"""Many architectures, tiny and random: sampling and packed scoring against the model's own
+evaluation forward.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def test_eager_attention_keeps_windows_biases_and_scales(tmp_path, kind):
     ["granite", "cohere2", "gemma2", "nemotron", "deepseek_v2", "gpt_oss", "opt", "mpt", "lfm2"],
 )
 def test_gradients_are_those_of_plain_sequences(tmp_path, kind):
-    """Through scales and caps of logits and of scores, sinks, latent keys, and rows that are recomputed."""
+    """Through scales and caps of logits and of scores, sinks, latent keys, and rows that are
+    recomputed.
+    """
     folder = save_tiny(tiny_config(kind), tmp_path)
     policy = load(folder)
     expected = gradients(policy, score_plainly(policy, HOT))
@@ -84,7 +88,9 @@ def test_gradients_are_those_of_plain_sequences(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["opt", "xglm", "falcon", "seed_oss"])
 def test_nothing_is_drawn_at_random_while_activations_are_recomputed(tmp_path, kind):
-    """Recomputing layers are in training mode, and drop nothing; the config that an export writes still does."""
+    """Recomputing layers are in training mode, and drop nothing; the config that an export writes
+    still does.
+    """
     policy = load(save_tiny(tiny_config(kind), tmp_path), gradient_checkpointing=True)
     config = policy.causal_lm.config
     assert 0.3 in (getattr(config, name, None) for name in ("dropout", "attention_dropout"))

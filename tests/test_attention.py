@@ -1,4 +1,6 @@
-"""Attention of packed trees: against plain float64 softmax under the dense tree mask, joined or not."""
+"""Attention of packed trees: against plain float64 softmax under the dense tree mask, joined or
+not.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def test_pieces_are_softmax_under_the_tree_mask(
 
 
 def test_trees_join_only_while_padding_stays_small(monkeypatch):
-    """Equal trees join up to LARGEST pairs; one of another shape stays alone where starting a call is cheap."""
+    """Equal trees join up to LARGEST pairs; one of another shape stays alone where starting a call
+    is cheap.
+    """
     same, long = Tree(0, 4, (3, 3)), Tree(0, 40, (3,))
     pairs = 16 + 2 * 3 * 7  # of one of the equal trees
     monkeypatch.setattr(attention, "SMALL", 0)

@@ -1,4 +1,6 @@
-"""Casts of autocast made once in a rollout: what is shared, what autocast leaves alone, and what stays behind."""
+"""Casts of autocast made once in a rollout: what is shared, what autocast leaves alone, and what
+stays behind.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ CPU = torch.device("cpu")
 
 
 class InFloat32(nn.Module):
-    """A layer that switches autocast off, as routers of experts do, and one that names its input."""
+    """A layer that switches autocast off, as routers of experts do, and one that names its
+    input.
+    """
 
     def __init__(self):
         super().__init__()
@@ -41,7 +45,9 @@ def test_a_layer_without_autocast_keeps_its_precision():
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_trained_weights_are_cast_once_in_training_and_in_evaluations(tiny_models, inference):
-    """Lightning validates and predicts in inference mode, in which autocast by itself keeps nothing."""
+    """Lightning validates and predicts in inference mode, in which autocast by itself keeps
+    nothing.
+    """
     policy = load(tiny_models[ARCHITECTURES[0]])
     weight = policy.causal_lm.model.layers[0].mlp.up_proj.weight
     with (

@@ -1,4 +1,6 @@
-"""The embedded model: an ordinary small model folder that is right about half of the time, and how it is made."""
+"""The embedded model: an ordinary small model folder that is right about half of the time, and how
+it is made.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Every benchmark overlay through the real command line, on hand-written rows in the schema of the published data."""
+"""Every benchmark overlay through the real command line, on hand-written rows in the schema of the
+published data.
+"""
 
 from __future__ import annotations
 

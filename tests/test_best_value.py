@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rlif_lightning.running.best_value import is_better
+from rlif_lightning.running.best_value import KeepsBest
 
 NAN, INF = math.nan, math.inf
 
@@ -24,4 +24,7 @@ NAN, INF = math.nan, math.inf
     ],
 )
 def test_what_is_better(value, best, highest, lowest):
-    assert (is_better(value, best, "max"), is_better(value, best, "min")) == (highest, lowest)
+    kept = [KeepsBest("val/accuracy", mode) for mode in ("max", "min")]
+    for each in kept:
+        each.best = best
+    assert [each.is_better(value) for each in kept] == [highest, lowest]

@@ -1,4 +1,6 @@
-"""Bootstrap intervals: against the normal approximation, the exact binomial bound, and by coverage."""
+"""Bootstrap intervals: against the normal approximation, the exact binomial bound, and by
+coverage.
+"""
 
 from __future__ import annotations
 

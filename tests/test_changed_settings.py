@@ -337,7 +337,9 @@ class Kind(Described):
 
 
 def test_objects_are_described_by_what_they_were_built_with(tmp_path):
-    """Numbers of numpy, paths and tuples become plain values, which a checkpoint can be read with."""
+    """Numbers of numpy, paths and tuples become plain values, which a checkpoint can be
+    read with.
+    """
     value = Kind(np.float64(2.5), other=Kind(), size=np.int64(3), place=tmp_path, pair=(1, None))
     described = describe(value, "x")
     here = f"{__name__}.Kind"

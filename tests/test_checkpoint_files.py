@@ -1,4 +1,6 @@
-"""Checkpoints as files: whole or not there, examined before they are trusted, found again; no code runs."""
+"""Checkpoints as files: whole or not there, examined before they are trusted, found again; no code
+runs.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def cut(path: Path, share: float) -> Path:
 
 
 def damaged(path: Path) -> Path:
-    """A byte in the middle of the largest part is another one; the file's length and directory are whole."""
+    """A byte in the middle of the largest part is another one; the file's length and directory are
+    whole.
+    """
     with zipfile.ZipFile(path) as archive:
         largest = max(archive.infolist(), key=lambda part: part.file_size)
     content = bytearray(path.read_bytes())
@@ -157,40 +161,41 @@ def optimizer(count: int = 1, **moments: torch.Tensor) -> list[Any]:
         ({"loops": {}}, "loops do not say where training was"),
         ({"loops": {"fit_loop": {}}}, "loops do not say where training was"),
         ({"loops": {"fit_loop": {"epoch_progress": {"total": {"ready": -1}}}}}, "(epoch_progress)"),
-        ({"state_dict": {**WEIGHTS, "policy.w": torch.full((4, 2), torch.nan)}}, "policy.w has"
-            " numbers"
-            " that"
-            " are"
-            " not"),
-        ({"state_dict": {**WEIGHTS, "policy.w": torch.tensor([[1, 2, 3, torch.inf]] * 2).T}}, "policy.w has"
-            " numbers"),
-        ({"optimizer_states": optimizer(exp_avg=torch.full((4, 2), torch.nan))}, "exp_avg has"
-            " numbers"
-            " that"
-            " are"
-            " not"),
-        ({"state_dict": {**WEIGHTS, "policy.w": torch.ones(1).expand(4, 2)}}, "more than are"
-            " there"),
-        ({"state_dict": {**WEIGHTS, "policy.w": torch.ones(2, 4)}}, "shape [2, 4]; the configured"
-            " model"
-            " needs"
-            " [4,"
-            " 2]"),
-        ({"state_dict": {**WEIGHTS, "policy.w": torch.ones(4, 2, dtype=torch.int64)}}, "another kind"
-            " of"
-            " numbers"),
+        (
+            {"state_dict": {**WEIGHTS, "policy.w": torch.full((4, 2), torch.nan)}},
+            "policy.w has numbers that are not",
+        ),
+        (
+            {"state_dict": {**WEIGHTS, "policy.w": torch.tensor([[1, 2, 3, torch.inf]] * 2).T}},
+            "policy.w has numbers",
+        ),
+        (
+            {"optimizer_states": optimizer(exp_avg=torch.full((4, 2), torch.nan))},
+            "exp_avg has numbers that are not",
+        ),
+        (
+            {"state_dict": {**WEIGHTS, "policy.w": torch.ones(1).expand(4, 2)}},
+            "more than are there",
+        ),
+        (
+            {"state_dict": {**WEIGHTS, "policy.w": torch.ones(2, 4)}},
+            "shape [2, 4]; the configured model needs [4, 2]",
+        ),
+        (
+            {"state_dict": {**WEIGHTS, "policy.w": torch.ones(4, 2, dtype=torch.int64)}},
+            "another kind of numbers",
+        ),
         ({"state_dict": {"num_rollouts": torch.tensor(3)}}, "it lacks policy.w"),
         ({"state_dict": {**WEIGHTS, "policy.x": torch.ones(1)}}, "it has policy.x"),
         ({"state_dict": {**WEIGHTS, "policy.w": 3}}, "policy.w is no tensor"),
         ({"state_dict": {**WEIGHTS, "num_rollouts": torch.tensor(-3)}}, "no count of rollouts"),
-        ({"optimizer_states": optimizer(exp_avg=torch.ones(3))}, "optimiser's exp_avg of policy.w"
-            " has"
-            " the"
-            " shape"
-            " [3]"),
+        (
+            {"optimizer_states": optimizer(exp_avg=torch.ones(3))},
+            "optimiser's exp_avg of policy.w has the shape [3]",
+        ),
         ({"optimizer_states": optimizer(count=2)}, "its optimiser has 2 parameters"),
     ],
-)  # fmt: skip
+)
 def test_contents_that_do_not_fit_are_refused_and_the_older_one_is_taken(tmp_path, change, message):
     good, bad = save(tmp_path, 0, 1), save(tmp_path, 0, 2, {**GOOD, **change})
     assert message in str(why_unusable(bad, MODEL))
@@ -199,13 +204,19 @@ def test_contents_that_do_not_fit_are_refused_and_the_older_one_is_taken(tmp_pat
 
 
 def test_numbers_as_they_may_be_pass(tmp_path):
-    """Large ones whose sum is not finite in their own precision, a head's buffer that is infinite, views, half."""
+    """Large ones whose sum is not finite in their own precision, a head's buffer that is infinite,
+    views, half.
+    """
     weights = {
-        **WEIGHTS, "policy.large": torch.full((9,), 3e38), "policy.half": torch.full((9999,), 6e4).half(),
-        "policy.tied": WEIGHTS["policy.w"], "policy.view": torch.ones(9, 9)[:, 3:5],
-        "rewards.best": torch.tensor(torch.inf), "policy.empty": torch.ones(0, 3),
+        **WEIGHTS,
+        "policy.large": torch.full((9,), 3e38),
+        "policy.half": torch.full((9999,), 6e4).half(),
+        "policy.tied": WEIGHTS["policy.w"],
+        "policy.view": torch.ones(9, 9)[:, 3:5],
+        "rewards.best": torch.tensor(torch.inf),
+        "policy.empty": torch.ones(0, 3),
         "policy.bool": torch.ones(3, dtype=torch.bool),
-    }  # fmt: skip
+    }
     assert why_unusable(save(tmp_path, 0, 1, {**GOOD, "state_dict": weights})) is None
 
 
@@ -237,8 +248,14 @@ def test_what_would_eat_memory_or_hang_is_not_read(tmp_path, kind):
 
 def folder_of_shards(path: Path, weights: torch.Tensor | None = None) -> Path:
     path.mkdir(parents=True)
-    torch.save({name: part for name, part in GOOD.items() if name not in ("state_dict", "optimizer_states")},
-               path / "meta.pt")  # fmt: skip
+    torch.save(
+        {
+            name: part
+            for name, part in GOOD.items()
+            if name not in ("state_dict", "optimizer_states")
+        },
+        path / "meta.pt",
+    )
     state = {**WEIGHTS, "policy.w": WEIGHTS["policy.w"] if weights is None else weights}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,6 @@
-"""RunCheckpoints in real runs: what is kept, what is best, which run goes on from which, and saves that fail."""
+"""RunCheckpoints in real runs: what is kept, what is best, which run goes on from which, and saves
+that fail.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,9 @@ def base() -> list[str]:
 
 @pytest.mark.slow
 def test_auto_goes_on_in_the_place_of_the_run_before(tmp_path, long_run):
-    """What the earlier lives kept is dropped as if it had been one run; a run that is over stays over."""
+    """What the earlier lives kept is dropped as if it had been one run; a run that is over stays
+    over.
+    """
     for epochs in (1, 2, 2):
         settings = [saving(every=1), f"--trainer.max_epochs={epochs}", "--ckpt_path=auto"]
         run = fit(tmp_path / "lives", *settings, "--trainer.limit_train_batches=2")

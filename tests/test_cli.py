@@ -1,4 +1,6 @@
-"""The command line: configurations that parse again, help, one clear line per mistake, and the other subcommands."""
+"""The command line: configurations that parse again, help, one clear line per mistake, and the
+other subcommands.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Clusters within a time limit: cheap forms first, a budget per group and rollout, and what is undecided is told."""
+"""Clusters within a time limit: cheap forms first, a budget per group and rollout, and what is
+undecided is told.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def test_powers_are_told_apart_without_the_library(monkeypatch):
 
 
 def test_a_group_has_so_much_time_and_no_more(monkeypatch):
-    """A question costs 0.3 s here: after 1 s nothing more is asked, and answers count as different."""
+    """A question costs 0.3 s here: after 1 s nothing more is asked, and answers count as
+    different.
+    """
     asked = []
     monkeypatch.setattr(
         library, "ask", lambda strings: asked.append(strings) or Verdict(True, 0.3, True)

@@ -1,4 +1,6 @@
-"""Code rewards on hand-written rows in the layouts of HumanEval, MBPP and LiveCodeBench, and on hand-made groups."""
+"""Code rewards on hand-written rows in the layouts of HumanEval, MBPP and LiveCodeBench, and on
+hand-made groups.
+"""
 
 from __future__ import annotations
 
@@ -286,7 +288,8 @@ def test_arguments_are_read_as_in_a_call():
 HEADER = """
 import typing
 from typing import Dict, List, Optional, Tuple
-def f(self, a: int, b: List[float], c: Dict[str, int], d: Tuple[int, str], e: Optional[bool], g: tuple[int, ...],
+def f(self, a: int, b: List[float], c: Dict[str, int], d: Tuple[int, str], e: Optional[bool],
+      g: tuple[int, ...],
       h: int | None, i: typing.List[List[str]], j: list, k: set[int]) -> int:
 """
 

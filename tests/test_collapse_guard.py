@@ -120,7 +120,9 @@ def test_what_a_head_votes_on_is_what_is_judged(tmp_path):
 
 
 def test_a_detector_is_judged_in_its_kind_of_run_only(tmp_path):
-    """A vote of weight 0 only measures; a detector of runs that reward a vote says nothing there."""
+    """A vote of weight 0 only measures; a detector of runs that reward a vote says nothing
+    there.
+    """
     rewards = {
         "gold": '{"gold": {"head": "GoldAnswer"}, "vote": {"head": "ClusterVote", "weight": 0}}',
         "vote": '{"vote": {"head": "ClusterVote"}, "certainty": {"head": "SelfCertainty", "weight":'
@@ -214,7 +216,9 @@ def test_rollback_restores_policy_and_optimizer_and_goes_on_with_new_samples(tmp
 
 
 def test_rollback_takes_the_older_of_the_last_two_snapshots(tmp_path):
-    """Alarm in rollout 4, after a baseline of 3; snapshots of 0, 1, 2 and 3 were taken, so 2 comes back."""
+    """Alarm in rollout 4, after a baseline of 3; snapshots of 0, 1, 2 and 3 were taken, so 2 comes
+    back.
+    """
     run, events = guarded(tmp_path, "rollback", rollouts=4, baseline=3, snapshot_every=1)
     recorder = callback_of(run, Recorder)
     assert_same(recorder.after[2], recorder.after[4])
@@ -281,7 +285,7 @@ def test_resuming_keeps_baselines_alarms_and_scaled_settings(tmp_path):
     [
         (
             {"scale": {"lr": 0.5}},
-            "scale names 'lr'; settings that can be scaled: learning_rate, objective.clip_low",
+            "scale names 'lr'; settings that can be scaled: learning_rate, objective.entropy_bonus",
         ),
         ({"scale": {"rewards.vote.weight": 1.0}}, "changes nothing"),
         ({"scale": {"objective.entropy_bonus": 2.0}}, "changes nothing: the setting is 0"),

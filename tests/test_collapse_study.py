@@ -169,8 +169,13 @@ def test_curves_are_compared_where_all_seeds_have_them():
 
 @pytest.mark.slow
 def test_the_command_runs_skips_and_runs_again(tmp_path, capsys):
-    short = ["--trainer.limit_train_batches=2", "--trainer.val_check_interval=1", "--data.prompts_per_rollout=4",
-             "--data.source.init_args.validation_size=8", "--data.validation_prompts_per_batch=8"]  # fmt: skip
+    short = [
+        "--trainer.limit_train_batches=2",
+        "--trainer.val_check_interval=1",
+        "--data.prompts_per_rollout=4",
+        "--data.source.init_args.validation_size=8",
+        "--data.validation_prompts_per_batch=8",
+    ]
     arguments = ["--arms", "certainty", "gold", "--seeds", "0", "--out", str(tmp_path)]
     collapse_study.main([*arguments, "--", *short])
     assert "0 of 2 runs are finished; 2 to go" in capsys.readouterr().out
@@ -185,8 +190,21 @@ def test_the_command_runs_skips_and_runs_again(tmp_path, capsys):
     with pytest.raises(ValueError, match="no finished run"):  # other settings are other runs
         collapse_study.main([*arguments, "--summarise"])
     with pytest.raises(SystemExit, match=r"gold, seed 0: exit code \d, see .*log\.txt"):
-        collapse_study.main(["--arms", "certainty", "gold", "--seeds", "0", "--out", str(tmp_path), "--", *short[:-1],
-                             "--data.validation_prompts_per_batch=8", "--data.answer_column=nothing"])  # fmt: skip
+        collapse_study.main(
+            [
+                "--arms",
+                "certainty",
+                "gold",
+                "--seeds",
+                "0",
+                "--out",
+                str(tmp_path),
+                "--",
+                *short[:-1],
+                "--data.validation_prompts_per_batch=8",
+                "--data.answer_column=nothing",
+            ]
+        )
 
 
 def test_every_arm_has_a_config():

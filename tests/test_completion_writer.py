@@ -1,4 +1,6 @@
-"""CompletionWriter in real runs of the command line: what stands in its files, and what it shows."""
+"""CompletionWriter in real runs of the command line: what stands in its files, and what it
+shows.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +116,9 @@ def test_parquet_parts_without_any_answer_fit_the_others(tmp_path):
 # resumes from.
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
 def test_a_resumed_run_goes_on_where_the_checkpoint_was_made(sampled, tmp_path):
-    """Rollouts 1 and 2, then 3 and 4 in another process: only the third is due, with the uninterrupted run's text."""
+    """Rollouts 1 and 2, then 3 and 4 in another process: only the third is due, with the
+    uninterrupted run's text.
+    """
     write(tmp_path / "first", every=2, groups=3)
     path = next((tmp_path / "first").rglob("*.ckpt"))
     write(tmp_path / "second", "--trainer.max_epochs=2", f"--ckpt_path={path}", every=2, groups=3)

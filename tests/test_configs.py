@@ -71,7 +71,9 @@ def paper(name: str) -> list[str]:
 
 
 def paper_arguments(name: str, folder: Path, tiny_models: dict[str, Path], size: int) -> list[str]:
-    """A recipe with a tiny model of its architecture, and with the engine that it has one line away."""
+    """A recipe with a tiny model of its architecture, and with the engine that it has one line
+    away.
+    """
     architecture, _ = PAPER[name]
     return [
         *paper(name),

@@ -94,7 +94,9 @@ def test_angles_that_change_with_the_length_are_refused_where_they_change(tmp_pa
 
 @pytest.mark.parametrize("original", [32, 2])
 def test_long_rope_is_right_on_either_side_of_its_original_length(tmp_path, original):
-    """Contexts of up to 32 tokens, all with the short factors, or from their first token on with the long ones."""
+    """Contexts of up to 32 tokens, all with the short factors, or from their first token on with
+    the long ones.
+    """
     rope = {**LONGROPE, "original_max_position_embeddings": original}
     config = tiny_config(
         "phi3", rope_parameters=rope, original_max_position_embeddings=original, sliding_window=None

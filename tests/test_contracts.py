@@ -5,6 +5,7 @@ A new part joins by one line.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,16 @@ from harness.rollouts import handmade
 from rlif_lightning import rewards
 from rlif_lightning.answers.code_tasks import CodeExtractor
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
-from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, Objective, ReferenceKL
+from rlif_lightning.learning.losses import aggregation_weights
+from rlif_lightning.learning.objectives import (
+    ClipCov,
+    Clipped,
+    ClippedObjective,
+    KLCov,
+    Objective,
+    ReferenceKL,
+)
+from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
 from rlif_lightning.records import Rollout
 from rlif_lightning.sandbox.pool import Sandbox
 
@@ -41,6 +51,12 @@ OBJECTIVES = [
     KLCov(fraction=0.3),
     KLCov(fraction=0.3, unselected="plain", rank_by="current"),
     ClipCov(fraction=0.3, low=-1.0),
+    GSPO(clip_low=0.05, clip_high=0.1),
+    CISPO(lowest=0.7, highest=1.3),
+    SAPO(),
+    GMPO(log_low=0.1, log_high=0.2),
+    DPPO(low=0.02, high=0.05),
+    DPPO(divergence="kl", low=0.01, high=0.02),
 ]
 GROUP = 4
 TEXTS = ["1", "2", "1", "no", "3", "3", "4 or 5", "", "7", "7", "7", "8"]
@@ -82,7 +98,11 @@ def subclasses(kind: type) -> set[type]:
     found = set(kind.__subclasses__()) | {
         grandchild for child in kind.__subclasses__() for grandchild in subclasses(child)
     }
-    return {cls for cls in found if cls.__module__.startswith("rlif_lightning.")}
+    return {
+        cls
+        for cls in found
+        if cls.__module__.startswith("rlif_lightning.") and not inspect.isabstract(cls)
+    }
 
 
 def test_every_part_of_the_library_is_in_this_suite():
@@ -170,7 +190,7 @@ class TestObjectives:
         assert marks.shape == batch.mask.shape
         assert marks.dtype == torch.bool
         assert not marks[~batch.mask].any()
-        assert bool(marks.any()) == (type(objective) is not Clipped)
+        assert bool(marks.any()) == hasattr(objective, "fraction")
 
     def test_loss_and_gradient_are_finite_also_at_equal_logprobs(self, objective):
         for batch in (update(), replace(update(), logprobs=update().old_logprobs)):
@@ -188,6 +208,8 @@ class TestObjectives:
         assert torch.equal(losses[0], loss_and_gradient(objective, batch, marks)[0][order])
 
     def test_its_null_setting_is_clipped(self, objective):
+        if not isinstance(objective, Clipped) and not hasattr(objective, "fraction"):
+            pytest.skip("it has none; see the next test")
         null = replace(objective, fraction=0.0) if hasattr(objective, "fraction") else objective
         shared = {name: getattr(null, name) for name in vars(Clipped())}
         batch = update()
@@ -197,9 +219,42 @@ class TestObjectives:
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
 
+    def test_at_ratio_one_its_gradient_is_that_of_clipped(self, objective):
+        """Summed with its own aggregation; one advantage a completion, as GRPO has it."""
+        if hasattr(objective, "fraction"):
+            objective = replace(objective, fraction=0.0)
+        given = update()
+        each = given.advantages[:, :1].expand_as(given.mask)
+        batch = replace(given, logprobs=given.old_logprobs, advantages=each)
+        names = ("aggregation", "entropy_bonus", "reference_kl")
+        clipped = Clipped(**{name: getattr(objective, name) for name in names})
+        weights = aggregation_weights(batch.mask, objective.aggregation, 20)
+
+        def gradient(one: Objective) -> torch.Tensor:
+            leaf = batch.logprobs.clone().requires_grad_()
+            loss = one.token_loss(replace(batch, logprobs=leaf), one.select(batch))
+            return torch.autograd.grad((loss * weights).sum(), leaf)[0]
+
+        torch.testing.assert_close(gradient(objective), gradient(clipped), atol=1e-6, rtol=0)
+
+    def test_tokens_that_it_holds_have_no_gradient(self, objective):
+        if hasattr(objective, "fraction"):
+            objective = replace(objective, fraction=0.0)
+        plain = replace(objective, entropy_bonus=0.0, reference_kl=ReferenceKL())
+        batch = update()
+        held = plain.held(batch)
+        assert held.shape == batch.mask.shape
+        assert held.dtype == torch.bool
+        _, gradient = loss_and_gradient(plain, batch, plain.select(batch))
+        assert torch.equal((gradient == 0) & batch.mask, held & batch.mask)
+        assert bool((held & batch.mask).any()) == (not isinstance(objective, CISPO | SAPO))
+
     def test_it_is_frozen_and_replaced_as_a_whole(self, objective):
         with pytest.raises(AttributeError):
-            objective.clip_low = 0.1
-        assert replace(objective, clip_low=0.1).clip_low == 0.1
-        with pytest.raises(ValueError, match=r"clip_low=0\.0"):
-            replace(objective, clip_low=0.0)
+            objective.entropy_bonus = 0.1
+        assert replace(objective, entropy_bonus=0.3).entropy_bonus == 0.3
+        with pytest.raises(ValueError, match="aggregation='sum'"):
+            replace(objective, aggregation="sum")
+        if isinstance(objective, ClippedObjective):
+            with pytest.raises(ValueError, match=r"clip_low=0\.0"):
+                replace(objective, clip_low=0.0)

@@ -1,4 +1,6 @@
-"""Memory that was freed goes back to the system, and token statistics leave no holes in the heap."""
+"""Memory that was freed goes back to the system, and token statistics leave no holes in the
+heap.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How rows come and go: joining and leaving, the fallback, adapters, precisions, and memory that does not grow."""
+"""How rows come and go: joining and leaving, the fallback, adapters, precisions, and memory that
+does not grow.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def watched(monkeypatch, name: str) -> list:
 def test_rows_that_join_and_leave_do_not_change_a_completion(
     tiny_models, monkeypatch, architecture
 ):
-    """Completions of 1 to 48 tokens; as many rows at a time as 1, 3 and 5 groups have, of up to so many prompts."""
+    """Completions of 1 to 48 tokens; as many rows at a time as 1, 3 and 5 groups have, of up to so
+    many prompts.
+    """
     policy, sampling = (
         load(tiny_models[architecture]).double(),
         Sampling(temperature=1.2, max_new_tokens=48),
@@ -143,7 +147,9 @@ def test_rollouts_of_adapters_are_those_of_the_adapted_model(tiny_models, archit
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("how", ["weights", "autocast"])
 def test_bfloat16_rollouts_stay_close_to_exact_scoring(tiny_models, architecture, how):
-    """Rows join and leave; statistics in float32; under autocast rotary keys and values differ in precision."""
+    """Rows join and leave; statistics in float32; under autocast rotary keys and values differ in
+    precision.
+    """
     policy = load(tiny_models[architecture], dtype="bfloat16" if how == "weights" else "float32")
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast", cache_enabled=False):
         rollout = generate_many(policy, 3 * GROUP, SAMPLINGS["plain"])
@@ -153,7 +159,9 @@ def test_bfloat16_rollouts_stay_close_to_exact_scoring(tiny_models, architecture
 
 
 def test_autocast_casts_frozen_weights_once_too(tiny_models):
-    """LoRA's base, and the input that queries, keys and values read; what is drawn stays the same."""
+    """LoRA's base, and the input that queries, keys and values read; what is drawn stays
+    the same.
+    """
     pytest.importorskip("peft")
     policy = load(tiny_models["llama"], lora=LoRA(rank=2, alpha=4))
     weight = policy.causal_lm.model.layers[0].mlp.up_proj.base_layer.weight
@@ -176,7 +184,9 @@ def test_autocast_casts_frozen_weights_once_too(tiny_models):
 
 
 def test_autocast_casts_weights_once_and_forgets_them(tiny_models):
-    """A cache that outlived the rollout would hide later changes of the weights, and their gradients."""
+    """A cache that outlived the rollout would hide later changes of the weights, and their
+    gradients.
+    """
     policy = load(tiny_models["llama"])
     weight = policy.causal_lm.model.layers[0].mlp.up_proj.weight
     casts = CastsOf(weight)

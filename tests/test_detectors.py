@@ -89,22 +89,36 @@ def test_nothing_to_measure_changes_nothing():
 
 @given(st.lists(st.floats(0.71, 1.5), min_size=8, max_size=60))
 def test_noise_around_the_baseline_is_no_alarm(values):
-    """Figures of 10 and more at the start that later stay above seven are never below a limit of half of at most 14."""
+    """Figures of 10 and more at the start that later stay above seven are never below a limit of
+    half of at most 14.
+    """
     assert not any(active(LOW, [10, *(10 * min(value, 1.4) for value in values)], baseline=4))
 
 
 def test_shipped_detectors_cover_the_symptoms():
     metrics = {detector.metric for detector in DETECTORS.values()}
     assert {
-        "policy/entropy", "rollout/length", "rollout/ended", "rollout/parseable", "rollout/repetition",
-        "vote/top_answer", "vote/distinct_answers", "vote/unanimous", "guard/certainty_share", "policy/log_ratio",
-    } <= metrics  # fmt: skip
+        "policy/entropy",
+        "rollout/length",
+        "rollout/ended",
+        "rollout/parseable",
+        "rollout/repetition",
+        "vote/top_answer",
+        "vote/distinct_answers",
+        "vote/unanimous",
+        "guard/certainty_share",
+        "policy/log_ratio",
+    } <= metrics
     assert all(detector.meaning for detector in DETECTORS.values())
     assert {name for name, d in DETECTORS.items() if d.severity == "notice"} == {"log_ratio"}
     assert {name: d.runs for name, d in DETECTORS.items() if d.runs != "all"} == {
-        "entropy_low": "label_free", "alignment": "label_free", "conflict": "vote", "certainty_share": "certainty",
-        "consensus": "vote", "unanimous": "vote",
-    }  # fmt: skip
+        "entropy_low": "label_free",
+        "alignment": "label_free",
+        "conflict": "vote",
+        "certainty_share": "certainty",
+        "consensus": "vote",
+        "unanimous": "vote",
+    }
 
 
 def test_the_verdict_tells_the_two_collapses_apart():
@@ -207,7 +221,9 @@ def test_answers_are_counted_over_the_whole_batch():
 
 
 def test_alignment_is_a_correlation_inside_mixed_groups():
-    """Votes of the first group minus their mean: 1/4 1/4 -1/4 -1/4; the second group is unanimous and left out."""
+    """Votes of the first group minus their mean: 1/4 1/4 -1/4 -1/4; the second group is unanimous
+    and left out.
+    """
     votes = torch.tensor([[0.5, 0.5, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     advantages = torch.tensor([[1.0, 0.0, -1.0, 0.0], [9.0, -9.0, 3.0, 0.0]])
     assert alignment(advantages, votes).tolist() == [0.5, 2.0, 0.25]

@@ -1,4 +1,5 @@
-"""Starts the tests of ``tests/device_twin`` in a pytest of their own: a process that installed the twin keeps it.
+"""Starts the tests of ``tests/device_twin`` in a pytest of their own: a process that installed the
+twin keeps it.
 
 ``command_lines`` stands for the tests of other files that run there again.
 """
@@ -60,7 +61,9 @@ def asked_for(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def outcomes(request, tmp_path_factory) -> dict[str, list[str]]:
-    """One run of all files that were asked for: the name of each that ran a test, and what failed in it."""
+    """One run of all files that were asked for: the name of each that ran a test, and what failed
+    in it.
+    """
     from device_twin.backend import missing  # imports a good part of PyTorch, installs nothing
 
     reason = missing()

@@ -1,4 +1,6 @@
-"""Several processes are one: real runs under gloo, launched by Lightning and by torchrun, against the same in one."""
+"""Several processes are one: real runs under gloo, launched by Lightning and by torchrun, against
+the same in one.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def assert_the_same(folder: Path, alone: Path, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_are_one(alone, tmp_path, strategy):
-    """The same parameters and the same logged metrics; Lightning starts the processes, or torchrun."""
+    """The same parameters and the same logged metrics; Lightning starts the processes, or
+    torchrun.
+    """
     runs = {name: [*BASE, *on(strategy, 2), *CASES[name]] for name in USUAL}
     launch(tmp_path, runs, torchrun=2 if strategy == "fsdp2" else 0)
     for name in USUAL:
@@ -119,7 +123,9 @@ def test_callbacks_and_other_subcommands_work_on_sharded_policies(tmp_path):
 
 @pytest.mark.full  # two processes are above
 def test_four_processes_are_one(alone, tmp_path):
-    """Gathered for a rollout; or kept sharded, where no rank holds the whole and one that is done goes on in step."""
+    """Gathered for a rollout; or kept sharded, where no rank holds the whole and one that is done
+    goes on in step.
+    """
     kept = on("fsdp2", 4, "--trainer.strategy.init_args.keep_sharded=true")
     runs = {name: [*BASE, *kept, *CASES[name]] for name in ("method", "one group")}
     launch(tmp_path, runs | {"gathered": [*BASE, *on("fsdp2", 4), *CASES["method"]]}, forks=4)
@@ -136,7 +142,9 @@ def test_four_processes_are_one(alone, tmp_path):
 
 @pytest.mark.slow
 def test_gradients_may_be_divided_between_micro_batches(tmp_path):
-    """Apart from where the weights are: every way ends with the same parameters, several micro-batches an update."""
+    """Apart from where the weights are: every way ends with the same parameters, several
+    micro-batches an update.
+    """
     ways = {"whole": {}, "divided": {"reshard_gradients": True}}
     ways["kept, whole"] = {"keep_sharded": True, "reshard_gradients": False}
     runs = {
@@ -165,7 +173,9 @@ def test_gradients_may_be_divided_between_micro_batches(tmp_path):
 
 @pytest.mark.full  # test_tensor_parallel.py: two processes and one, and one whole file
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
-    """Sharded checkpoints from two processes to one and back, a whole one too: the uninterrupted run's parameters."""
+    """Sharded checkpoints from two processes to one and back, a whole one too: the uninterrupted
+    run's parameters.
+    """
     base = [*BASE, *CASES["method"], "--trainer.limit_val_batches=0"]
     saving = {
         "class_path": "ModelCheckpoint",

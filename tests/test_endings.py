@@ -1,4 +1,6 @@
-"""Every run ends with a reason: an event with the exit code, in the report and in `status`; what is over stays over."""
+"""Every run ends with a reason: an event with the exit code, in the report and in `status`; what is
+over stays over.
+"""
 
 from __future__ import annotations
 
@@ -118,9 +120,12 @@ def test_a_kill_in_the_final_export_costs_nothing(tmp_path):
     mark = tmp_path / "mark"
     mark.touch()
     arguments = [
-        *EARLY, *LONG, saving(every=1), adding("test_endings.KilledAtTheEnd", while_there=str(mark)),
+        *EARLY,
+        *LONG,
+        saving(every=1),
+        adding("test_endings.KilledAtTheEnd", while_there=str(mark)),
         adding("HFExporter"),
-    ]  # fmt: skip
+    ]
     given = ["fit", *BASE, f"--trainer.default_root_dir={tmp_path / 'lives'}", *arguments]
     killed = run_module("rlif_lightning", given, environment())
     assert killed.returncode == -signal.SIGKILL
@@ -132,8 +137,10 @@ def test_a_kill_in_the_final_export_costs_nothing(tmp_path):
     again = fit(tmp_path / "lives", *arguments, "--ckpt_path=auto")
     whole = fit(tmp_path / "whole", *arguments)
     assert_same(parameters(whole), parameters(again))
-    exported = [path / "export" / "last" / "model.safetensors" for path in
-                (tmp_path / "lives" / "version_1", tmp_path / "whole" / "version_0")]  # fmt: skip
+    exported = [
+        path / "export" / "last" / "model.safetensors"
+        for path in (tmp_path / "lives" / "version_1", tmp_path / "whole" / "version_0")
+    ]
     assert exported[0].read_bytes() == exported[1].read_bytes()
     assert ends(tmp_path / "lives" / "version_1") == [("early_stop", 0)]
 

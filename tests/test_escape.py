@@ -1,4 +1,6 @@
-"""Hostile code at every level of isolation: what each level stops, and that nothing changes a score at any."""
+"""Hostile code at every level of isolation: what each level stops, and that nothing changes a score
+at any.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +183,9 @@ def test_cheats_score_nothing(level, name):
 
 
 def test_an_exception_never_ends_a_test_early(level):
-    """In one interpreter, all() takes a StopIteration for the end of its items, and an exit of a test looks like success."""
+    """In one interpreter, all() takes a StopIteration for the end of its items, and an exit of a
+    test looks like success.
+    """
     sandbox = Sandbox(level, "rlimits")
     stop = "def f(x):\n    if x: raise StopIteration\n    raise KeyError"
     tests = (
@@ -215,7 +219,9 @@ def test_the_table_of_escapes_in_the_docs_is_the_tested_one():
 
 @pytest.fixture
 def as_nobody():
-    """Run a file of this folder as nobody, with an interpreter and a copy of the sandbox that nobody can reach."""
+    """Run a file of this folder as nobody, with an interpreter and a copy of the sandbox that
+    nobody can reach.
+    """
     if os.geteuid():
         pytest.skip("the other tests already run as an ordinary user")
     python = "/usr/bin/python3"
@@ -249,7 +255,9 @@ def as_nobody():
 
 
 def finished(command: list[str], folder: Path, environment: dict[str, str], **user: Any) -> str:
-    """What a program prints that must end well: it is the parent of the sandboxed processes, in our stead."""
+    """What a program prints that must end well: it is the parent of the sandboxed processes, in our
+    stead.
+    """
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=folder, env=environment, check=False, **user
     )
@@ -265,7 +273,9 @@ def test_an_ordinary_user_is_as_safe(level, as_nobody):
 
 
 def check_escapes(level: str, printed: str) -> None:
-    """Nothing that a level promises to stop got through, and what works everywhere is seen to work elsewhere."""
+    """Nothing that a level promises to stop got through, and what works everywhere is seen to work
+    elsewhere.
+    """
     found = json.loads(printed)
     through = set(found["through"])
     weaker = {name for name in escapes.ESCAPES if not escapes.promised(level, name)}
@@ -296,7 +306,9 @@ def test_escapes(level, tmp_path):
 
 @X86_64
 def test_escapes_where_the_session_leader_is_outside(tmp_path):
-    """As in a container: the kernel answers 0 for a session or process group of another pid namespace."""
+    """As in a container: the kernel answers 0 for a session or process group of another pid
+    namespace.
+    """
     namespace = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     if (
         not shutil.which("unshare")
@@ -329,7 +341,9 @@ except PermissionError: print("refused")
 
 
 def test_landlock_keeps_signals_inside_without_the_filter():
-    """Two layers: the filter refuses the commands that send signals, and from Linux 6.12 Landlock refuses the signals."""
+    """Two layers: the filter refuses the commands that send signals, and from Linux 6.12 Landlock
+    refuses the signals.
+    """
     if problem("landlock") or tuple(map(int, os.uname().release.split(".")[:2])) < (6, 12):
         pytest.skip("no Landlock of version 6")
     with subprocess.Popen(["sleep", "60"]) as victim:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from harness.rollouts import handmade
-from rlif_lightning.answers.checkers import LiteralChecker
+from rlif_lightning.answers.checkers import AnswerChecker, LiteralChecker
 from rlif_lightning.answers.final_answers import AnswerExtractor
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.records import Rollout
@@ -75,7 +75,8 @@ def test_a_problem_without_any_answer_is_wrong_and_agrees_on_nothing():
 
 
 def test_extractors_of_completions_and_gold():
-    settings = Evaluation(1, None, False, AnswerExtractor("boxed"), AnswerExtractor("hash"))
+    checker = AnswerChecker(AnswerExtractor("boxed"), AnswerExtractor("hash"))
+    settings = Evaluation(1, None, False, checker)
     evaluator = Evaluator(settings)
     evaluator.update(
         rollout([r"\boxed{4} or 5", "4"], 1, ["2+2=4\n#### 4", "#### 4"]), "answer", None
@@ -179,10 +180,6 @@ def test_the_vote_is_the_largest_cluster_s_and_ties_go_to_the_first():
         ({"confidence": 95}, "0 < confidence < 1"),
         ({"resamples": 10}, "resamples >= 100"),
         ({"bootstrap_seed": -1}, "seed >= 0"),
-        (
-            {"checker": LiteralChecker(), "extractor": AnswerExtractor("boxed")},
-            "has its own extractors",
-        ),
     ],
 )
 def test_settings_are_checked(settings, message):

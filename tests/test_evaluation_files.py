@@ -1,4 +1,6 @@
-"""evaluation.json, completions with verdicts and tables, from real runs: between steps, before, after, and alone."""
+"""evaluation.json, completions with verdicts and tables, from real runs: between steps, before,
+after, and alone.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def test_every_rollout_before_and_after(tmp_path, capsys):
 
 
 def test_every_third_rollout_across_epochs(tmp_path):
-    """An epoch has two rollouts here: the trainer counts over them once check_val_every_n_epoch is null."""
+    """An epoch has two rollouts here: the trainer counts over them once check_val_every_n_epoch is
+    null.
+    """
     arguments = [
         "--trainer.val_check_interval=3",
         "--trainer.check_val_every_n_epoch=null",

@@ -1,4 +1,6 @@
-"""Expressions: what is read and what is not, values by hand, and sums and products against Python's own arithmetic."""
+"""Expressions: what is read and what is not, values by hand, and sums and products against Python's
+own arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -63,10 +65,32 @@ def test_values_by_hand(text, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "2+", "(2", "2)", "3 4", "x 4", "1/0", "0^{-1}", "9!!", "five", r"\int x", r"\tan 90°",
-     "9^{9^{9}}", "2^{5000}+1", "2^3^2",
-     "(" * 90 + "1" + ")" * 90, "-" * 90 + "1", r"\log 0", r"\ln^{-1} 2", "12_2", "10001!", "2 5/3", r"\sqrt[x]{2}"],
-)  # fmt: skip
+    [
+        "",
+        "2+",
+        "(2",
+        "2)",
+        "3 4",
+        "x 4",
+        "1/0",
+        "0^{-1}",
+        "9!!",
+        "five",
+        r"\int x",
+        r"\tan 90°",
+        "9^{9^{9}}",
+        "2^{5000}+1",
+        "2^3^2",
+        "(" * 90 + "1" + ")" * 90,
+        "-" * 90 + "1",
+        r"\log 0",
+        r"\ln^{-1} 2",
+        "12_2",
+        "10001!",
+        "2 5/3",
+        r"\sqrt[x]{2}",
+    ],
+)
 def test_what_is_not_certain_is_unreadable(text):
     with pytest.raises(Unreadable):
         value_key(parse(text))
@@ -100,7 +124,9 @@ TERMS = st.recursive(
 @settings(deadline=None)
 @given(TERMS)
 def test_values_at_a_point_are_pythons(text):
-    """An independent restatement: the same text, computed by Python with the letters' values put in."""
+    """An independent restatement: the same text, computed by Python with the letters' values put
+    in.
+    """
     for point in ("positive", "negative"):
         x, y = (evaluate(("var", name), point) for name in "xy")
         wanted = eval(text, {"__builtins__": {}}, {"x": x, "y": y})

@@ -1,4 +1,6 @@
-"""Faults that are really caused in runs of two processes or on a small disk, and what is lost: nothing."""
+"""Faults that are really caused in runs of two processes or on a small disk, and what is lost:
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +154,9 @@ def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path, long_run, pr
 
 
 def test_an_answer_that_hangs_the_symbolic_checker_is_an_answer_that_is_wrong(tmp_path):
-    """Every second gold answer would take for ever to evaluate; the run is the one with a plain wrong answer there."""
+    """Every second gold answer would take for ever to evaluate; the run is the one with a plain
+    wrong answer there.
+    """
     for name, hostile in (("hostile", "9^{9^{9^{9}}}"), ("plain", "x+3")):
         problems = [
             {"question": f"{n}+{n + 1}+1=", "answer": hostile if n % 2 else str(2 * n + 2)}

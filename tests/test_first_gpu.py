@@ -1,4 +1,6 @@
-"""The script for a new GPU, as far as a machine without one can tell: its parts exist, and a failure ends no page."""
+"""The script for a new GPU, as far as a machine without one can tell: its parts exist, and a
+failure ends no page.
+"""
 
 import json
 import os

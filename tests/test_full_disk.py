@@ -1,4 +1,6 @@
-"""A disk without room: what a run says and how it ends, by a limit on the size of a file that a process may write."""
+"""A disk without room: what a run says and how it ends, by a limit on the size of a file that a
+process may write.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Token statistics against float64 sums over probabilities, and the two directions of self-certainty."""
+"""Token statistics against float64 sums over probabilities, and the two directions of
+self-certainty.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def assert_near(
 
 
 def test_three_statistics_by_hand():
-    """Probabilities 1/2, 1/4, 1/4: log-prob of token 1, entropy 1.5 bits, KL(U || p) = (5/3) log 2 - log 3."""
+    """Probabilities 1/2, 1/4, 1/4: log-prob of token 1, entropy 1.5 bits, KL(U || p) = (5/3) log 2
+    - log 3.
+    """
     logits = torch.tensor([[0.5, 0.25, 0.25]]).log() + 7.0
     token = torch.tensor([1])
     expected = [[-2 * math.log(2)], [1.5 * math.log(2)], [5 / 3 * math.log(2) - math.log(3)]]
@@ -72,7 +76,9 @@ def test_uniform_distribution_has_no_certainty():
 
 
 def test_self_certainty_is_kl_from_uniform_not_to_uniform():
-    """One very sure token: KL(U || p) grows with the gap of the logits; KL(p || U) stays below log V."""
+    """One very sure token: KL(U || p) grows with the gap of the logits; KL(p || U) stays below log
+    V.
+    """
     logits = torch.tensor([[30.0, 0.0, 0.0, 0.0]])
     stats = token_stats(logits, torch.tensor([0]))
     assert_near(as_lists(stats), [[0.0], [0.0], [30 * 3 / 4 - math.log(4)]])
@@ -91,7 +97,9 @@ def test_half_precision_input_is_computed_in_float32(dtype):
 
 
 def test_forbidden_tokens_are_as_if_absent():
-    """Statistics with tokens forbidden are those of the shorter vocabulary; rows that may draw them have the whole."""
+    """Statistics with tokens forbidden are those of the shorter vocabulary; rows that may draw them
+    have the whole.
+    """
     logits, _ = random_logits(6, 30)
     ids, rows = torch.tensor([3, 11, 29]), torch.tensor([True, False, True, True, False, True])
     forbidden = torch.zeros(6, 30, dtype=torch.bool)
@@ -118,7 +126,9 @@ def test_forbidding_nothing_changes_nothing():
 
 
 def rollout_of(logits: torch.Tensor, tokens: torch.Tensor, lengths: list[int]) -> Rollout:
-    """One prompt, a completion per entry of ``lengths``; ``logits [B, T, V]``, ``tokens [B, T]``."""
+    """One prompt, a completion per entry of ``lengths``; ``logits [B, T, V]``, ``tokens [B,
+    T]``.
+    """
     rows, columns = tokens.shape
     flat = token_stats(logits.flatten(0, 1), tokens.flatten())
     return Rollout(
@@ -134,7 +144,9 @@ def rollout_of(logits: torch.Tensor, tokens: torch.Tensor, lengths: list[int]) -
 
 @pytest.mark.parametrize("direction", ["uniform_to_model", "model_to_uniform"])
 def test_self_certainty_head_both_ways(direction):
-    """Mean over the completion's own tokens; the other direction is log V - entropy but for the constant log V."""
+    """Mean over the completion's own tokens; the other direction is log V - entropy but for the
+    constant log V.
+    """
     logits, tokens = random_logits(3 * 5, 12)
     rollout = rollout_of(logits.view(3, 5, 12), tokens.view(3, 5), [5, 2, 1])
     _, entropy, certainty = (

@@ -1,4 +1,6 @@
-"""The script that takes benchmarks out of wheels: rows as published, other files refused, nothing run."""
+"""The script that takes benchmarks out of wheels: rows as published, other files refused, nothing
+run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What processes call by name and then unite: two processes that share the rows say what one with all of them says."""
+"""What processes call by name and then unite: two processes that share the rows say what one with
+all of them says.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Gold answers as people have them: what is an answer, what cannot be read, and what setup says about a column."""
+"""Gold answers as people have them: what is an answer, what cannot be read, and what setup says
+about a column.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The tests' own house rules: what several share lies in ``tests/harness``, and no test imports another."""
+"""The tests' own house rules: what several share lies in ``tests/harness``, and no test imports
+another.
+"""
 
 from __future__ import annotations
 

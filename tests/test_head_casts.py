@@ -1,4 +1,6 @@
-"""The head's weight under autocast: cast once for all chunks of a micro-batch, with the numbers of a cast in each."""
+"""The head's weight under autocast: cast once for all chunks of a micro-batch, with the numbers of
+a cast in each.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""HFExporter: what it writes loads by transformers' own classes and gives the trained policy's logits, bit for bit."""
+"""HFExporter: what it writes loads by transformers' own classes and gives the trained policy's
+logits, bit for bit.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Names of folders and files that no file system takes: refused in one line, before anything is loaded or trained."""
+"""Names of folders and files that no file system takes: refused in one line, before anything is
+loaded or trained.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whatever a candidate sends, through the real channel and the real rewards: the trainer never raises."""
+"""Whatever a candidate sends, through the real channel and the real rewards: the trainer never
+raises.
+"""
 
 from __future__ import annotations
 
@@ -192,7 +194,9 @@ def test_no_bytes_make_the_trainer_raise(junk):
 
 
 def test_depth_counts_levels_of_json():
-    """So that what one end sends is what the other reads, and that who walks through it has a bound on its stack."""
+    """So that what one end sends is what the other reads, and that who walks through it has a bound
+    on its stack.
+    """
     for kind, cost in ((list, 1), (tuple, 2), (lambda items: {1: items[0]}, 3)):
         value = 7
         for _ in range(MAX_DEPTH // cost):

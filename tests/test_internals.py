@@ -1,4 +1,6 @@
-"""The private names of Lightning and Transformers that we use: written down, and there in the installed versions."""
+"""The private names of Lightning and Transformers that we use: written down, and there in the
+installed versions.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def ours(path: Path) -> list[type]:
 
 
 def own_names(kind: type) -> set[str]:
-    """Private methods that a class defines, and private attributes of ``self`` and ``super()`` that it uses."""
+    """Private methods that a class defines, and private attributes of ``self`` and ``super()`` that
+    it uses.
+    """
     nodes = list(ast.walk(ast.parse(inspect.getsource(kind))))
     used = [
         n
@@ -118,7 +122,9 @@ def test_lightning_has_what_the_functions_reach():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_is_used_is_written_down(path):
-    """Also a private name of ours that is one of Lightning's by chance, which would take its place."""
+    """Also a private name of ours that is one of Lightning's by chance, which would take
+    its place.
+    """
     for kind in ours(path):
         bases = [base for base in kind.__mro__ if base.__module__.startswith("lightning")]
         theirs = {name: base for base in bases for name in PRIVATE.findall(inspect.getsource(base))}

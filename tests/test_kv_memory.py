@@ -1,4 +1,6 @@
-"""Shared prompts in decoding: against plain attention over each row's own concatenated keys, rows coming and going."""
+"""Shared prompts in decoding: against plain attention over each row's own concatenated keys, rows
+coming and going.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +134,9 @@ class World:
 
 
 def test_several_tokens_at_once_are_as_many_steps(monkeypatch):
-    """What an environment adds to rows: three tokens in one pass attend as they do one after the other."""
+    """What an environment adds to rows: three tokens in one pass attend as they do one after the
+    other.
+    """
     monkeypatch.setattr(kv_memory, "FIRST_ROOM", 2)
     outputs = []
     for tokens in (1, 3):
@@ -176,7 +180,9 @@ def world(heads=4, key_heads=2, group_size=2, max_groups=4, seed=0) -> World:
     seed=st.integers(0, 99),
 )
 def test_any_schedule_is_plain_attention_of_each_row(data, key_heads, group_size, seed):
-    """Random admissions, steps and departures, with own room of 2 tokens at first: it has to grow twice and more."""
+    """Random admissions, steps and departures, with own room of 2 tokens at first: it has to grow
+    twice and more.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kv_memory, "FIRST_ROOM", 2)
         one = world(4, key_heads, group_size, seed=seed)

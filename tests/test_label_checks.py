@@ -1,4 +1,6 @@
-"""Gold answers through the real command line: refused, counted or judged before and after anything is sampled."""
+"""Gold answers through the real command line: refused, counted or judged before and after anything
+is sampled.
+"""
 
 from __future__ import annotations
 
@@ -85,9 +87,9 @@ def test_a_nested_subset_column_is_used_or_refused(tmp_path, capsys):
 
 
 def test_an_extractor_that_fits_no_row_is_refused(tmp_path, capsys):
-    told = refused(
-        capsys, "validate", tmp_path, list(SUMS), "--model.evaluation.gold_extractor.kind=boxed"
-    )
+    checker = {"class_path": "AnswerChecker", "init_args": {"gold_extractor": {"kind": "boxed"}}}
+    given = f"--model.evaluation.checker={json.dumps(checker)}"
+    told = refused(capsys, "validate", tmp_path, list(SUMS), given)
     assert "gold_extractor='boxed' finds no answer in 4 of 4 gold answers" in told
 
 

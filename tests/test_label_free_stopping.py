@@ -1,4 +1,6 @@
-"""LabelFreeStopping: the rule on numbers worked by hand, the same rule on a metrics.csv, and real runs."""
+"""LabelFreeStopping: the rule on numbers worked by hand, the same rule on a metrics.csv, and real
+runs.
+"""
 
 from __future__ import annotations
 

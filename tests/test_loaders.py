@@ -1,4 +1,6 @@
-"""Batches: each row once, alike for every number of processes, and going on where a checkpoint stopped."""
+"""Batches: each row once, alike for every number of processes, and going on where a checkpoint
+stopped.
+"""
 
 from __future__ import annotations
 

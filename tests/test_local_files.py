@@ -1,4 +1,6 @@
-"""Files as people have them: what is read as it was written, and what is refused by file, line and column."""
+"""Files as people have them: what is read as it was written, and what is refused by file, line and
+column.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Statistics of the head's logits: values by the restatement, gradients by autograd of plain formulas, and no copy."""
+"""Statistics of the head's logits: values by the restatement, gradients by autograd of plain
+formulas, and no copy.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +134,9 @@ def test_gradients_are_those_of_the_plain_formulas(which, temperature, ends, num
 
 
 def test_what_is_no_token_has_probability_0_and_does_not_count_by_hand():
-    """Odds 1 : 2 : 5 of three tokens, and 100 of an id that is none: p = 1/8, 1/4, 5/8, as if it were not there."""
+    """Odds 1 : 2 : 5 of three tokens, and 100 of an id that is none: p = 1/8, 1/4, 5/8, as if it
+    were not there.
+    """
     raw = torch.tensor([[1.0, 2.0, 5.0, 100.0]], dtype=torch.float64).log()
     rule = HeadRule(1.0, torch.tensor([0]), 3)
     stats = head_stats(raw, torch.tensor([1]), None, rule)
@@ -171,7 +175,9 @@ def test_pieces_cover_every_row_once(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_get_a_gradient_of_their_own_kind(dtype):
-    """Statistics in float32, computed from the rounded logits; only the gradient is rounded once more."""
+    """Statistics in float32, computed from the rounded logits; only the gradient is rounded once
+    more.
+    """
     one = case(1.7, True, dtype=dtype)
     weights = [w if w is None else w.float() for w in weights_for({0, 1, 2})]
     assert {value.dtype for value in found(one)} == {torch.float32}

@@ -1,4 +1,6 @@
-"""Token losses against hand-worked numbers and the scalar restatement; their gradients against hand formulas."""
+"""Token losses against hand-worked numbers and the scalar restatement; their gradients against hand
+formulas.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ GOLDEN_ADVANTAGES = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
 
 
 def tokens(rows: int = 4, columns: int = 6, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Log-probs, old log-probs (far enough apart for both clips), advantages ``[B, T]`` and a ragged mask."""
+    """Log-probs, old log-probs (far enough apart for both clips), advantages ``[B, T]`` and a
+    ragged mask.
+    """
     generator = torch.Generator().manual_seed(seed)
     old = -3 * torch.rand(rows, columns, generator=generator)
     logprobs = old + 0.5 * torch.randn(rows, columns, generator=generator)
@@ -51,7 +55,9 @@ def test_importance_ratio_is_clamped_both_ways():
 
 
 def test_clipped_surrogate_by_hand():
-    """Ratios 1.5 and 0.5, bounds 0.8 and 1.3: the clip holds only where it makes the objective smaller."""
+    """Ratios 1.5 and 0.5, bounds 0.8 and 1.3: the clip holds only where it makes the objective
+    smaller.
+    """
     log_ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.0]).log()
     advantages = torch.tensor([2.0, -2.0, 2.0, -2.0, 2.0])
     old = torch.full_like(log_ratio, -1.0)
@@ -128,7 +134,9 @@ def test_token_covariance_matches_restatement(seed, rows, columns):
 
 @pytest.mark.parametrize("value", [0.1, -0.7, 1 / 3])
 def test_equal_values_have_no_covariance(value):
-    """The mean of equal numbers may round to a neighbour: that is no deviation. Either side may be the equal one."""
+    """The mean of equal numbers may round to a neighbour: that is no deviation. Either side may be
+    the equal one.
+    """
     logprobs, _, advantages, mask = tokens(7, 9)
     same = torch.full_like(logprobs, value)
     assert not token_covariance(logprobs, same, mask).any()
@@ -177,7 +185,9 @@ def test_reference_kl(kind, value, gradient):
 
 
 def test_kl_cov_penalty_above_a_noise_floor_by_hand():
-    """Floor 0.25: nothing up to it, excess² / 0.5 up to 0.5, then a line with slope ±weight; joined without a step."""
+    """Floor 0.25: nothing up to it, excess² / 0.5 up to 0.5, then a line with slope ±weight; joined
+    without a step.
+    """
     old = torch.full((7,), -2.0, dtype=torch.float64)
     log_ratio = torch.tensor([0.0, 0.25, -0.2, 0.375, -0.375, 0.5, -1.0], dtype=torch.float64)
     # excesses 0, 0, 0, .125, .125, .25, .75; .125² / .5 = .03125; .25 - .125 = .125; .75 - .125 =
@@ -224,7 +234,9 @@ def test_reference_kl_estimates_the_true_kl():
 
 
 def toy() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits of a policy, of another one that sampled, and of a reference over six tokens, in float64."""
+    """Logits of a policy, of another one that sampled, and of a reference over six tokens, in
+    float64.
+    """
     return tuple(torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))  # type: ignore
 
 
@@ -266,7 +278,9 @@ def test_the_gradient_of_each_estimator_on_policy_is_that_of_its_kl(kind, whose)
 
 
 def test_k3_times_the_ratio_is_the_kl_off_policy_as_well():
-    """Sampled by another policy: value and gradient; k2's and k3's gradients are then those of no KL."""
+    """Sampled by another policy: value and gradient; k2's and k3's gradients are then those of no
+    KL.
+    """
     policy, behaviour, reference = toy()
     ref, old = reference.log_softmax(0), behaviour.log_softmax(0)
     found = {
@@ -321,7 +335,9 @@ def test_aggregation_weights(seed, rows, columns):
 
 
 def test_dropping_half_of_the_rows_leaves_a_tokens_weight_under_constant():
-    """Four rows of two tokens, limit 5: 1 / 20 each, also once two rows are dropped. Means are over what is left."""
+    """Four rows of two tokens, limit 5: 1 / 20 each, also once two rows are dropped. Means are over
+    what is left.
+    """
     whole = torch.ones(4, 2, dtype=torch.bool)
     half = whole & torch.tensor([True, False, True, False]).unsqueeze(1)
     kept = torch.tensor([0, 2])
@@ -339,7 +355,9 @@ def test_dropping_half_of_the_rows_leaves_a_tokens_weight_under_constant():
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
 def test_micro_batches_add_up(aggregation):
-    """Weights made once for the update, sliced by rows: any cut gives the loss and the gradient of the whole."""
+    """Weights made once for the update, sliced by rows: any cut gives the loss and the gradient of
+    the whole.
+    """
     logprobs, old, advantages, mask = tokens(6, 5)
     weights = aggregation_weights(mask, aggregation, max_length=5)
     whole = slope(lambda leaf: clipped_surrogate(leaf, old, advantages) * weights, logprobs)

@@ -1,4 +1,6 @@
-"""A process that is gone: what the one that is left says, and how a shell tells faults apart that come again."""
+"""A process that is gone: what the one that is left says, and how a shell tells faults apart that
+come again.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 class Together(RewardHead):
-    """Needs the other process, which dies first; with ``misuse`` it calls torch.distributed wrongly."""
+    """Needs the other process, which dies first; with ``misuse`` it calls torch.distributed
+    wrongly.
+    """
 
     def __init__(self, misuse: bool = False):
         super().__init__()

@@ -92,7 +92,9 @@ def test_weighted_mean_and_std_repeat_each_value_by_its_weight(pairs):
 
 
 def test_top_fraction_counts():
-    """floor(fraction * N) of the signed largest; below one token, one if it is positive; never outside the mask."""
+    """floor(fraction * N) of the signed largest; below one token, one if it is positive; never
+    outside the mask.
+    """
     values = torch.tensor([5.0, -9.0, 3.0, 1.0, 99.0, -2.0])
     mask = torch.tensor([True, True, True, True, False, True])
 
@@ -119,7 +121,9 @@ def test_top_fraction_is_exact_where_the_product_rounds_down():
 
 
 def test_upper_quantile_by_hand():
-    """Five valid values, 9 the largest: one in five may lie above 3, two in five above 2; the mask leaves 99 out."""
+    """Five valid values, 9 the largest: one in five may lie above 3, two in five above 2; the mask
+    leaves 99 out.
+    """
     values = torch.tensor([3.0, 1.0, 99.0, 9.0, -1.0, 2.0])
     mask = torch.tensor([True, True, False, True, True, True])
     for share, expected in ((0.0, 9.0), (0.19, 9.0), (0.2, 3.0), (0.4, 2.0), (0.8, -1.0)):
@@ -150,7 +154,9 @@ def whole_update() -> dict[str, torch.Tensor]:
 
 
 def share_of(prompts: slice, empty: bool = False) -> dict[str, torch.Tensor]:
-    """The part of the update that belongs to some prompts; ``empty`` keeps the rows and clears their mask."""
+    """The part of the update that belongs to some prompts; ``empty`` keeps the rows and clears
+    their mask.
+    """
     rows = slice(prompts.start * 2, prompts.stop * 2)
     whole = whole_update()
     share = {
@@ -279,7 +285,9 @@ def test_two_processes_with_uneven_shares_are_one(tmp_path, first):
 
 @pytest.mark.slow
 def test_rank_with_an_empty_mask_changes_nothing(tmp_path):
-    """The second rank's rows all left the update; its rewards still count in the batch normalisation."""
+    """The second rank's rows all left the update; its rewards still count in the batch
+    normalisation.
+    """
     shares = [share_of(slice(0, 3)), share_of(slice(3, 5), empty=True)]
     whole = whole_update()
     whole["mask"] = torch.cat([share["mask"] for share in shares])

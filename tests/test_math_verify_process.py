@@ -1,4 +1,6 @@
-"""math-verify's process: time limits wherever it is asked from, memory of verdicts, death and renewal."""
+"""math-verify's process: time limits wherever it is asked from, memory of verdicts, death and
+renewal.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The arithmetic of scripts/memory_table.py against real tensors of small models, and the page against the script."""
+"""The arithmetic of scripts/memory_table.py against real tensors of small models, and the page
+against the script.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ SHAPES = {
     "qwen3": Shape(128, 512, 3, 4, 4, 48, 300, biases=False, head_norms=True),
 }
 LINES = {"qwen2": Line(64, 4, 128), "untied": Line(16, 2, 300), "qwen3": Line(200, 3, 60)}
-CLOSE = 0.005  # of what is kept without recomputation: what is left out are indices and token statistics
+# Of what is kept without recomputation; indices and token statistics are left out.
+CLOSE = 0.005
 RECOMPUTED = 0.02  # with it; the same counts for more there
 
 
@@ -162,7 +165,9 @@ def test_adapters_on_bfloat16_weights_keep_no_more(recomputed):
 
 
 class Watched(NativeEngine):
-    """Looks at the memory of keys and values after 80 tokens, when the room for rows' own has grown to its end."""
+    """Looks at the memory of keys and values after 80 tokens, when the room for rows' own has grown
+    to its end.
+    """
 
     found = calls = 0
 
@@ -200,7 +205,9 @@ def test_the_shapes_have_the_published_numbers_of_parameters():
 
 
 def test_a_row_by_hand():
-    """Qwen2.5-7B under fsdp2.yaml on four: 16 bytes a parameter divided, whole gradients of 4 beside it."""
+    """Qwen2.5-7B under fsdp2.yaml on four: 16 bytes a parameter divided, whole gradients of 4
+    beside it.
+    """
     held = memory.state(counts.MODELS["Qwen2.5-7B"], Run("four", 4, "fsdp2"))
     number = PUBLISHED["Qwen2.5-7B"]
     assert held == {

@@ -1,4 +1,6 @@
-"""The table of figures against what a run logs, what code and docs read, and the page that is written from it."""
+"""The table of figures against what a run logs, what code and docs read, and the page that is
+written from it.
+"""
 
 from __future__ import annotations
 
@@ -65,14 +67,17 @@ LOOP = {
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory) -> Path:
-    """The folder of a run, and a test of its policy, with all that logs: each head, callback, detector and engine."""
+    """The folder of a run, and a test of its policy, with all that logs: each head, callback,
+    detector and engine.
+    """
     folder = tmp_path_factory.mktemp("everything")
     objective = {"class_path": "KLCov", "init_args": {"reference_kl": {"weight": 0.01}}}
+    rewards = {name: {"head": head, "weight": 1.0} for name, head in HEADS.items()}
     given = [
         "--data.source=harness.programs.ProgrammingProblems",
         *sampler(noise=0.01, max_ratio=2.0),
         f"--model.objective={json.dumps(objective)}",
-        f"--model.rewards={json.dumps({name: {'head': head, 'weight': 1.0} for name, head in HEADS.items()})}",
+        f"--model.rewards={json.dumps(rewards)}",
     ]
     callbacks = [
         {"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}}
@@ -245,7 +250,9 @@ def spelled(template: str) -> Iterator[str]:
 
 
 def fits(template: str) -> bool:
-    """Whether some name of the table fits a name, a template, or the start of names (``val/``, ``val/maj@``)."""
+    """Whether some name of the table fits a name, a template, or the start of names (``val/``,
+    ``val/maj@``).
+    """
     if entry_of(template) is not None:
         return True
     written = {entry.replace("<stage>", stage) for entry in LOGGED for stage in STAGES}
@@ -273,7 +280,9 @@ def literals(path: Path) -> set[str]:
 
 
 def quoted(path: Path) -> set[str]:
-    """What stands in backquotes in a page, a docstring or a comment and is a name or a template of names."""
+    """What stands in backquotes in a page, a docstring or a comment and is a name or a template of
+    names.
+    """
     return {text for text in re.findall(r"`([^`\n]+)`", path.read_text()) if NAME.fullmatch(text)}
 
 
@@ -301,7 +310,9 @@ def test_every_name_in_code_and_docs_is_in_the_table(path):
 
 
 def test_the_search_for_names_finds_them():
-    """So that the test above can fail: it sees most of the table's own names, in code and on pages."""
+    """So that the test above can fail: it sees most of the table's own names, in code and
+    on pages.
+    """
     found = {name for path in CODE if path.name != "metric_names.py" for name in literals(path)}
     assert len(found) > 50
     assert {"policy/entropy", "reward/{}/mean", "time/{}", "vote/", "val/maj@"} <= found

@@ -1,4 +1,6 @@
-"""Evaluation metrics: pass@k against its closed form and by counting subsets, means over batches, and entropy."""
+"""Evaluation metrics: pass@k against its closed form and by counting subsets, means over batches,
+and entropy.
+"""
 
 from __future__ import annotations
 
@@ -153,7 +155,9 @@ def problems(rows: list[int], texts: list[str], group_size: int):
 
 
 def test_two_processes_report_what_one_does(tmp_path):
-    """Through torchmetrics' own synchronisation over gloo, with different numbers of problems and label bytes."""
+    """Through torchmetrics' own synchronisation over gloo, with different numbers of problems and
+    label bytes.
+    """
     on_two_processes(run_rank, str(tmp_path))
     whole = evaluated([[0, 1, 2], [3, 4]])
     assert whole["problems"] == 5

@@ -49,7 +49,9 @@ def test_a_file_without_rows(tmp_path, text, columns):
 
 
 def test_tables_are_read_in_one_place():
-    """Problems from a user's CSV file are another format; their reader counts lines for its errors."""
+    """Problems from a user's CSV file are another format; their reader counts lines for its
+    errors.
+    """
     reads = [
         str(path.relative_to(ROOT))
         for path in EVERYTHING

@@ -1,4 +1,6 @@
-"""Model folders of unknown origin: what is wrong in one is told in a line, and nothing is drawn at random unseen."""
+"""Model folders of unknown origin: what is wrong in one is told in a line, and nothing is drawn at
+random unseen.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""docs/models.md says what scripts/check_models.py finds, for every causal-LM type of the installed transformers."""
+"""docs/models.md says what scripts/check_models.py finds, for every causal-LM type of the installed
+transformers.
+"""
 
 from __future__ import annotations
 

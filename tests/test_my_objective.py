@@ -32,31 +32,30 @@ def gradient(objective, inputs: LossInputs) -> list[float]:
 
 
 def test_loss_by_hand():
-    from examples.my_objective import CISPO
+    from examples.my_objective import WReinforce
 
     # Ratios e^0.5 = 1.65 (above 1.2), e^-0.5 = 0.61 (below 0.8) and 1.1; advantages 2, -1 and 3.
     inputs = batch([-0.5, -1.5, math.log(0.55)], [-1.0, -1.0, math.log(0.5)], [2.0, -1.0, 3.0])
-    objective = CISPO()
+    objective = WReinforce(positive_weight=0.5)
     losses = objective.token_loss(inputs, objective.select(inputs))[0].tolist()
-    # -1.2 * 2 * -0.5; -0.8 * -1 * -1.5; -1.1 * 3 * log 0.55
-    assert losses == pytest.approx([1.2, -1.2, -3.3 * math.log(0.55)])
-    assert gradient(objective, inputs) == pytest.approx([-2.4, 0.8, -3.3])
-    # The clipped surrogate drops the first two tokens, which is what CISPO is for.
-    assert gradient(Clipped(), inputs) == pytest.approx([0.0, 0.0, -3.3])
+    # 0.5 * -1.2 * 2; 0.8; 0.5 * -1.1 * 3
+    assert losses == pytest.approx([-1.2, 0.8, -1.65])
+    assert gradient(objective, inputs) == pytest.approx([0.0, 0.0, -1.65])
 
 
-def test_on_policy_gradient_is_that_of_the_clipped_surrogate():
-    from examples.my_objective import CISPO
+def test_weight_one_is_clipped_bit_for_bit():
+    from examples.my_objective import WReinforce
 
-    inputs = batch([-0.5, -2.0], [-0.5, -2.0], [1.5, -0.5])
-    assert gradient(CISPO(), inputs) == gradient(Clipped(), inputs) == [-1.5, 0.5]
+    inputs = batch([-0.5, -2.0, -1.0], [-0.6, -2.0, -0.1], [1.5, -0.5, -2.0])
+    assert gradient(WReinforce(positive_weight=1.0), inputs) == gradient(Clipped(), inputs)
+    assert gradient(WReinforce(), inputs) != gradient(Clipped(), inputs)
 
 
-def test_a_setting_without_effect_is_refused():
-    from examples.my_objective import CISPO
+def test_a_negative_weight_is_refused():
+    from examples.my_objective import WReinforce
 
-    with pytest.raises(ValueError, match=r"dual_clip=3\.0 does nothing in CISPO"):
-        CISPO(dual_clip=3.0)
+    with pytest.raises(ValueError, match=r"positive_weight=-0\.1 must not be negative"):
+        WReinforce(positive_weight=-0.1)
 
 
 def test_the_documented_command_trains(tmp_path):
@@ -75,8 +74,8 @@ def test_the_documented_command_trains(tmp_path):
     ]
     folder = f"--trainer.default_root_dir={tmp_path}"
     run = cli.main([*(part for part in command if part != "\\"), *small, folder])
-    assert type(run.model.objective).__name__ == "CISPO"
-    assert run.model.objective.clip_high == 0.3
+    assert type(run.model.objective).__name__ == "WReinforce"
+    assert run.model.objective.positive_weight == 0.3
     assert run.trainer.global_step == 8  # two rollouts of four updates
     assert float(run.trainer.callback_metrics["policy/grad_norm"]) > 0
     assert float(run.trainer.callback_metrics["policy/log_ratio"]) > 0  # the policy has moved

@@ -1,4 +1,6 @@
-"""The native engine: its statistics against a scoring pass, independence of the batch, greedy decoding, endings."""
+"""The native engine: its statistics against a scoring pass, independence of the batch, greedy
+decoding, endings.
+"""
 
 from __future__ import annotations
 
@@ -227,7 +229,9 @@ def test_train_stop_is_the_same_for_completions_that_another_sampler_drew(tiny_m
 
 @pytest.mark.parametrize("truncated", [{"top_k": 3}, {"top_p": 0.7}, {"top_k": 5, "top_p": 0.9}])
 def test_statistics_are_of_the_distribution_before_it_was_truncated(tiny_models, truncated):
-    """What docs/method.md says: another sampler's completions get the same figures from a scoring pass."""
+    """What docs/method.md says: another sampler's completions get the same figures from a scoring
+    pass.
+    """
     policy, plain = load(tiny_models["llama"]), Sampling(temperature=1.6, max_new_tokens=12)
     rollout = generate(policy, [0, 1, 2, 3], replace(plain, **truncated))
     scored = rescored(policy, rollout, plain)
@@ -255,7 +259,8 @@ def test_how_the_model_is_run_does_not_change_completions(tiny_models, settings)
 
 
 def test_the_coin_knows_nothing_of_what_was_sampled(tiny_models):
-    """At equal seeds the coin was the uniform that drew the first token (45.6 per cent of its variance, length +0.52).
+    """At equal seeds the coin was the uniform that drew the first token (45.6 per cent of its
+    variance, length +0.52).
 
     For independent coins the share explained by k kinds of first tokens is (k - 1) / (N - 1) on
     average; 4 sigma.

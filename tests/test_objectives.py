@@ -1,4 +1,6 @@
-"""Objectives: which tokens are picked, the loss and the gradient there, and that the null setting is Clipped."""
+"""Objectives: which tokens are picked, the loss and the gradient there, and that the null setting
+is Clipped.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def test_kl_cov_selection_matches_restatement(seed, rows, columns, mille):
 
 
 def test_kl_cov_picks_positive_covariances_only_or_the_top_whatever_its_sign():
-    """Covariances .625, 1.375, 1.125, .375 with the signs of the second and fourth turned: two are positive."""
+    """Covariances .625, 1.375, 1.125, .375 with the signs of the second and fourth turned: two are
+    positive.
+    """
     batch = replace(golden(), advantages=torch.tensor([[1.0, 1.0, 1.0, 1.0]]))
     assert not KLCov(fraction=0.5).select(batch).any()
     assert KLCov(fraction=0.5, pick="top").select(batch).sum() == 2  # zeros, by lottery
@@ -86,7 +90,9 @@ def test_kl_cov_ranks_by_old_or_current_logprobs():
 
 @pytest.mark.parametrize("advantage", [0.0, 0.1])
 def test_kl_cov_picks_nothing_without_a_signal(advantage):
-    """All advantages equal: every covariance is 0. The origin's code fills its quota all the same."""
+    """All advantages equal: every covariance is 0. The origin's code fills its quota all
+    the same.
+    """
     batch = replace(update(40, 8), advantages=torch.full((40, 8), advantage))
     assert not KLCov(fraction=0.02).select(batch).any()
     top = KLCov(fraction=0.02, pick="top").select(batch)
@@ -94,7 +100,9 @@ def test_kl_cov_picks_nothing_without_a_signal(advantage):
 
 
 def test_kl_cov_fraction_holds_when_many_tokens_are_certain():
-    """A collapsing policy gives many tokens log-prob 0 exactly; ties must not pick more than the fraction."""
+    """A collapsing policy gives many tokens log-prob 0 exactly; ties must not pick more than the
+    fraction.
+    """
     batch = update(40, 50)
     advantages = torch.where(torch.arange(40) < 20, 1.0, -1.0).unsqueeze(1).expand(40, 50)
     old = torch.where(
@@ -145,7 +153,9 @@ def test_kl_cov_does_nothing_on_policy():
 
 
 def test_kl_cov_has_no_slope_below_the_noise_floor():
-    """On picked tokens: 0 up to the floor, the whole weight beyond twice the floor; the rest is as without a floor."""
+    """On picked tokens: 0 up to the floor, the whole weight beyond twice the floor; the rest is as
+    without a floor.
+    """
     batch = replace(update(), noise_floor=torch.tensor(0.15))
     objective = KLCov(fraction=0.9, weight=0.7, pick="top")
     marks = objective.select(batch)
@@ -190,7 +200,9 @@ def test_clip_cov_counts(fraction):
 
 
 def test_clip_cov_leaves_out_what_the_clip_holds():
-    """Covariances .625, 1.375, 1.125, .375; A 1, -1, 1, -1; log-ratios that hold the first two tokens."""
+    """Covariances .625, 1.375, 1.125, .375; A 1, -1, 1, -1; log-ratios that hold the first two
+    tokens.
+    """
     batch = replace(
         golden(), logprobs=golden().old_logprobs + torch.tensor([[0.3, -0.3, -0.3, 0.3]])
     )
@@ -230,7 +242,9 @@ def test_clip_cov_pick_is_repeatable_and_independent_of_row_order():
 
 
 def test_clip_cov_pick_is_fair():
-    """One token of many candidates, 400 seeds: each is picked about equally often (chi-square, 5 sigma)."""
+    """One token of many candidates, 400 seeds: each is picked about equally often (chi-square, 5
+    sigma).
+    """
     batch, band, _ = clip_cov_case(0.0)
     counts = sum(
         ClipCov(fraction=1e-6, low=0.2, high=1.5, seed=seed).select(batch).int()
@@ -248,7 +262,9 @@ def test_clip_cov_takes_any_seed(seed):
 
 
 def test_clip_cov_count_holds_and_is_fair_when_many_tokens_are_certain():
-    """Half of the tokens share log-prob 0 exactly: the count holds, and their share of the picks is their share."""
+    """Half of the tokens share log-prob 0 exactly: the count holds, and their share of the picks is
+    their share.
+    """
     batch = update(20, 20)
     certain = torch.rand(20, 20, generator=torch.Generator().manual_seed(0)) < 0.5
     batch = replace(batch, old_logprobs=batch.old_logprobs.masked_fill(certain, 0.0))

@@ -1,4 +1,6 @@
-"""Old log-probs: the first mini-batch is on-policy to the bit, and rounding moves nothing; in real updates and runs."""
+"""Old log-probs: the first mini-batch is on-policy to the bit, and rounding moves nothing; in real
+updates and runs.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def test_on_the_first_mini_batch_kl_cov_is_clipped_bit_for_bit(precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_with_the_samplers_log_probs_rounding_would_act_there(precision):
-    """The same mini-batch as if it were a later one: what the test above and the noise floor are against."""
+    """The same mini-batch as if it were a later one: what the test above and the noise floor are
+    against.
+    """
     later, (_, rollout, inputs) = mini_batch(precision, on_policy=False), sampled(precision)
     clipped = gradient(precision, Clipped(), later)[0]
     changes = {
@@ -119,7 +123,9 @@ def score(precision: str) -> torch.Tensor:
 
 
 def test_the_first_mini_batch_in_many_passes_is_the_one_in_one():
-    """Each micro-batch has ratio 1 to its own forward; float32 differs in the order of sums alone."""
+    """Each micro-batch has ratio 1 to its own forward; float32 differs in the order of sums
+    alone.
+    """
     batch = mini_batch("float32")
     whole, alone = (
         gradient("float32", KLCov(weight=1000.0), batch, tokens) for tokens in (8192, 1)
@@ -154,7 +160,9 @@ def never() -> torch.Tensor:
 
 
 def test_old_log_probs_and_their_noise_by_hand():
-    """Rows 2 and 0 of three are the first mini-batch; of row 0 no pass was made. Row 2 has two tokens."""
+    """Rows 2 and 0 of three are the first mini-batch; of row 0 no pass was made. Row 2 has two
+    tokens.
+    """
     nan = math.nan
     old = torch.tensor([[-1.0, -2.0, 0.0], [-3.0, -4.0, -5.0], [-0.5, -0.25, 9.0]])
     asked = torch.tensor([[-1.0, -2.0, 0.0], [-3.0, -4.0, -5.0], [-0.75, -0.25, 9.0]])
@@ -214,7 +222,9 @@ class Never(RewardHead):
 @pytest.mark.parametrize("settings", [{}, {"weight": 100.0, "rank_by": "current"}], ids=str)
 @pytest.mark.parametrize("source", ["sampler", "rescored"])
 def test_a_run_without_any_reward_moves_no_parameter(tmp_path, settings, source):
-    """Rounding is there to act on (the gap), and no token is picked: not even in later mini-batches."""
+    """Rounding is there to act on (the gap), and no token is picked: not even in later
+    mini-batches.
+    """
     rewards = json.dumps({"none": {"head": f"{__name__}.Never"}})
     objective = json.dumps({"class_path": "KLCov", "init_args": {"fraction": 0.3, **settings}})
     given = (

@@ -37,7 +37,9 @@ def round_trip(watch: Watch, fresh: Watch) -> Watch:
 
 
 def guard_rule(values: list[float], limits: dict, side: str, window: int, baseline: int) -> list:
-    """CollapseGuard: the median of the last figures after a baseline, with a margin to come back."""
+    """CollapseGuard: the median of the last figures after a baseline, with a margin to come
+    back.
+    """
     total, count, recent, active, rule = 0.0, 0, [], False, []
     relative = bool({"factor", "gap"} & set(limits))
     for value in values:

@@ -1,4 +1,6 @@
-"""The optimiser and its schedules: the library's values, ours where they were the same, and every refusal."""
+"""The optimiser and its schedules: the library's values, ours where they were the same, and every
+refusal.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The README's callback, in the three places that it names, through the real command line in a folder of its own."""
+"""The README's callback, in the three places that it names, through the real command line in a
+folder of its own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A run removes what it made and nothing else: copies, forks, and checkpoints with forged names in them."""
+"""A run removes what it made and nothing else: copies, forks, and checkpoints with forged names in
+them.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def guarded() -> str:
 
 
 def tree(folder: Path) -> dict[str, int]:
-    """Every file below a folder with its inode: the same before and after if nothing was removed or replaced."""
+    """Every file below a folder with its inode: the same before and after if nothing was removed or
+    replaced.
+    """
     return {
         str(path.relative_to(folder)): path.lstat().st_ino
         for path in folder.rglob("*")
@@ -78,8 +82,14 @@ def test_a_fork_leaves_the_other_run_s_snapshots_and_has_its_own(tmp_path):
     (path,) = find_checkpoints(tmp_path / "run")
     before = tree(tmp_path / "run")
     for root in ("fork", "run"):
-        fit(tmp_path / root, saving(every=1, keep=1), guarded(), "--trainer.limit_train_batches=2",
-            "--trainer.max_epochs=4", f"--ckpt_path={path}")  # fmt: skip
+        fit(
+            tmp_path / root,
+            saving(every=1, keep=1),
+            guarded(),
+            "--trainer.limit_train_batches=2",
+            "--trainer.max_epochs=4",
+            f"--ckpt_path={path}",
+        )
     after = tree(tmp_path / "run")
     assert {name: after[name] for name in before} == before
     assert len(list((tmp_path / "fork" / "version_0" / "guard").iterdir())) == 2
@@ -137,8 +147,13 @@ def test_a_forged_checkpoint_removes_nothing(tmp_path, attack):
             attack
         ]
         kept, dropped = f"{start}/checkpoints/rollout=000001.ckpt", f"{start}/guard/rollout=1.ckpt"
-    rewrite(path, kept=[kept, kept.replace("000001", "1")], best=-1e9, dropped=[(0, dropped)],
-            best_path=f"{kept.rsplit('/', 1)[0]}/best.ckpt")  # fmt: skip
+    rewrite(
+        path,
+        kept=[kept, kept.replace("000001", "1")],
+        best=-1e9,
+        dropped=[(0, dropped)],
+        best_path=f"{kept.rsplit('/', 1)[0]}/best.ckpt",
+    )
     before = tree(away), tree(root / "version_7")
     arguments = [
         saving(every=1, keep=1, monitor="policy/entropy"),
@@ -152,10 +167,20 @@ def test_a_forged_checkpoint_removes_nothing(tmp_path, attack):
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/checkpoints/rollout=1.ckpt", "../checkpoints/rollout=1.ckpt", "a/b/checkpoints/rollout=1.ckpt",
-     "version_0/checkpoints/../x.ckpt", "version_0/other/rollout=1.ckpt", "version_0/checkpoints/x.ckpt", "", 7, None,
-     "version_0\0/checkpoints/rollout=1.ckpt", "version_0/checkpoints/rollout=1.ckpt\n"],
-)  # fmt: skip
+    [
+        "/etc/checkpoints/rollout=1.ckpt",
+        "../checkpoints/rollout=1.ckpt",
+        "a/b/checkpoints/rollout=1.ckpt",
+        "version_0/checkpoints/../x.ckpt",
+        "version_0/other/rollout=1.ckpt",
+        "version_0/checkpoints/x.ckpt",
+        "",
+        7,
+        None,
+        "version_0\0/checkpoints/rollout=1.ckpt",
+        "version_0/checkpoints/rollout=1.ckpt\n",
+    ],
+)
 def test_names_that_are_none_are_nowhere(tmp_path, name):
     assert locate(name, tmp_path / "version_3") is None
 
@@ -243,8 +268,15 @@ def test_predict_does_not_write_into_a_folder_that_it_did_not_begin(tmp_path, ca
     before = tree(tmp_path)
     arguments = [argument for argument in BASE if "compare" not in argument]
     with pytest.raises(SystemExit):
-        cli.main(["predict", *arguments, f"--trainer.default_root_dir={tmp_path / 'root'}",
-                  f"--predictions.folder={folder}", "--trainer.logger=false"])  # fmt: skip
+        cli.main(
+            [
+                "predict",
+                *arguments,
+                f"--trainer.default_root_dir={tmp_path / 'root'}",
+                f"--predictions.folder={folder}",
+                "--trainer.logger=false",
+            ]
+        )
     assert "which predict did not write" in capsys.readouterr().err
     assert (tmp_path / "precious").read_text() == "precious"
     assert {

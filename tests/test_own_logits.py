@@ -1,4 +1,6 @@
-"""From hidden states to logits by the model's own forward: values, a gradient without a copy, and no trace left."""
+"""From hidden states to logits by the model's own forward: values, a gradient without a copy, and
+no trace left.
+"""
 
 from __future__ import annotations
 

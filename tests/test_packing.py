@@ -1,4 +1,6 @@
-"""Packing: the tree of the module's docstring, the token budget, split groups, the way back, and rows of their own."""
+"""Packing: the tree of the module's docstring, the token budget, split groups, the way back, and
+rows of their own.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,9 @@ def test_each_completion_is_packed_once_within_the_budget(lengths, prompt_length
 
 @pytest.mark.parametrize("budget", [11, 10, 8, 7, 4, 1])
 def test_a_group_is_split_only_where_it_must_be(budget):
-    """A prompt of 2 and three completions of 3 inputs each: 11 tokens; parts of two take 8, of one 5."""
+    """A prompt of 2 and three completions of 3 inputs each: 11 tokens; parts of two take 8, of one
+    5.
+    """
     parts = {11: [[0, 1, 2]], 10: [[0, 1], [2]], 8: [[0, 1], [2]]}
     ids, mask = rows_of([4, 4, 4])
     packs = list(pack(Completions(prompts_of([2]), ids, mask, 3), budget))

@@ -37,8 +37,8 @@ def test_types_defaults_and_meanings_are_read():
     rows = {name: row for name, *row in settings_page.settings(rlif_lightning.KLCov)}
     assert rows["weight"][:2] == ["float", "0.05"]
     assert rows["pick"][2].startswith("positive | top: ")
-    assert "clip_low" not in rows  # Objective's: listed there
-    assert next(iter(settings_page.settings(rlif_lightning.Objective)))[0] == "clip_low"
+    assert "clip_low" not in rows  # ClippedObjective's: listed there
+    assert next(iter(settings_page.settings(rlif_lightning.ClippedObjective)))[0] == "clip_low"
     listed = settings_page.classes()
     assert {rlif_lightning.LoRA, rlif_lightning.Gate} <= listed.keys()
     assert rlif_lightning.VLLMServerEngine in listed  # below a base that is not public

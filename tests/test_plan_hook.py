@@ -1,4 +1,6 @@
-"""The hook in Hugging Face's attention: what masks tell it, what it refuses, and that every layer asks once."""
+"""The hook in Hugging Face's attention: what masks tell it, what it refuses, and that every layer
+asks once.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def test_the_hook_hands_everything_to_the_plan(mask, window):
     ],
 )
 def test_a_plan_gets_queries_keys_and_values_in_one_precision(given, autocast, expected):
-    """Not every kernel is reached by autocast: CUDA's lower right bias refuses float32 keys of bfloat16 values."""
+    """Not every kernel is reached by autocast: CUDA's lower right bias refuses float32 keys of
+    bfloat16 values.
+    """
     inputs = [values.to(dtype) for values, dtype in zip(line(5, 2, 0), given, strict=True)]
     with (
         following(Echo(), {3: "the layer"}),

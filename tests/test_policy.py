@@ -1,4 +1,6 @@
-"""Packed scoring against the plain model, one sequence at a time: values, gradients, and what loading promises."""
+"""Packed scoring against the plain model, one sequence at a time: values, gradients, and what
+loading promises.
+"""
 
 from __future__ import annotations
 

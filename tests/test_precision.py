@@ -1,4 +1,6 @@
-"""Every spelling of trainer.precision that Lightning knows works here or is refused by name, in one line."""
+"""Every spelling of trainer.precision that Lightning knows works here or is refused by name, in one
+line.
+"""
 
 from __future__ import annotations
 

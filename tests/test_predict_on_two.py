@@ -1,4 +1,6 @@
-"""predict on two processes, interrupted and gone on with: each completion of one process once, none lost, in order."""
+"""predict on two processes, interrupted and gone on with: each completion of one process once, none
+lost, in order.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""predict: a data set that load_dataset reads, gone on with after an interruption at any byte, without duplicates."""
+"""predict: a data set that load_dataset reads, gone on with after an interruption at any byte,
+without duplicates.
+"""
 
 from __future__ import annotations
 

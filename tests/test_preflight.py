@@ -1,4 +1,6 @@
-"""Preflight: formulas against numbers worked by hand, verdicts at their thresholds, and the subcommand itself."""
+"""Preflight: formulas against numbers worked by hand, verdicts at their thresholds, and the
+subcommand itself.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ NAN = math.nan
 
 
 def test_auc_by_hand():
-    """Group 1: right 3, 1 against wrong 2, 1: wins 1, 1, 0, 1/2. Group 2: right 5 against wrong 5, 9: 1/2, 0."""
+    """Group 1: right 3, 1 against wrong 2, 1: wins 1, 1, 0, 1/2. Group 2: right 5 against wrong 5,
+    9: 1/2, 0.
+    """
     scores = torch.tensor([[3.0, 1.0, 2.0, 1.0], [5.0, 5.0, 9.0, NAN], [1.0, 2.0, 3.0, 4.0]])
     correct = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1], [1, 1, 1, 1]]).bool()
     assert within_group_auc(scores, correct) == (pytest.approx((2.5 + 0.5) / 6), 6)

@@ -22,7 +22,9 @@ VOCABULARY = ["^", *(chr(code) for code in range(32, 94)), *"_abcdefghijklmnopqr
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> str:
-    """A folder with a tokenizer of one token per character that puts "^" (id 0) before a text; no chat template."""
+    """A folder with a tokenizer of one token per character that puts "^" (id 0) before a text; no
+    chat template.
+    """
     return save_tokenizer(tmp_path_factory.mktemp("plain"), None)
 
 
@@ -34,7 +36,9 @@ def chat_tokenizer(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def ending_tokenizer(tmp_path_factory) -> str:
-    """The same without a chat template, but with an end of sequence "|" behind every text (``add_eos_token``)."""
+    """The same without a chat template, but with an end of sequence "|" behind every text
+    (``add_eos_token``).
+    """
     return save_tokenizer(tmp_path_factory.mktemp("ending"), None, "^ $A |")
 
 

@@ -1,4 +1,6 @@
-"""A folder that becomes read-only before the export or report: by a mount, or by its bits for an ordinary user."""
+"""A folder that becomes read-only before the export or report: by a mount, or by its bits for an
+ordinary user.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A process that dies while it reads a checkpoint, and a clock that is set back: nothing is lost or decided by them."""
+"""A process that dies while it reads a checkpoint, and a clock that is set back: nothing is lost or
+decided by them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What users' heads, advantages and objectives hand over: moved and converted once, or refused under their names."""
+"""What users' heads, advantages and objectives hand over: moved and converted once, or refused
+under their names.
+"""
 
 from __future__ import annotations
 

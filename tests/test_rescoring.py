@@ -1,4 +1,5 @@
-"""Another sampler's completions: the policy's own statistics, the gap, and weights that correct for it.
+"""Another sampler's completions: the policy's own statistics, the gap, and weights that correct for
+it.
 
 The other sampler is a real one: the native engine on a bfloat16 copy of the policy. vLLM itself:
 test_vllm.py.
@@ -94,7 +95,9 @@ def test_weights_of_one_change_no_bit(objective):
 
 
 def test_the_metrics_of_the_gap_by_hand():
-    """Tokens that count: 1, 2, 3 of three rows; |differences| .5 .1 .2 .3 .4 .6, the others absurd."""
+    """Tokens that count: 1, 2, 3 of three rows; |differences| .5 .1 .2 .3 .4 .6, the others
+    absurd.
+    """
     rollout = handmade(["a", "b", "c"], 3)
     gap = torch.tensor([[0.5, 9.0, 9.0], [-0.1, 0.2, 9.0], [0.3, 0.4, -0.6]])
     outputs = {"a": RewardOutput(torch.arange(3.0))}
@@ -123,7 +126,9 @@ def uncorrected(tmp_path_factory):
 
 @pytest.mark.slow
 def test_noise_of_the_engines_log_probs_reaches_neither_marks_nor_losses(uncorrected, tmp_path):
-    """KL-Cov ranks, ratios and rewards are of the policy's log-probs: one nat of noise changes no bit."""
+    """KL-Cov ranks, ratios and rewards are of the policy's log-probs: one nat of noise changes no
+    bit.
+    """
     run, folder = uncorrected
     noisy = fit(tmp_path, *sampler(noise=1.0))
     gaps = [

@@ -1,4 +1,6 @@
-"""Options of a weighted reward, worked by hand: length taken out, unanimous groups left out, little spread weakened."""
+"""Options of a weighted reward, worked by hand: length taken out, unanimous groups left out, little
+spread weakened.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def rewards_of(scores: list[float], other: list[float] | None = None, **options)
 
 
 def test_without_length_by_hand():
-    """Scores 1 2 4 of lengths 1 2 3: slope 3 / 2, so 1 + 1.5, 2, 4 - 1.5; NaN is left out of the fit."""
+    """Scores 1 2 4 of lengths 1 2 3: slope 3 / 2, so 1 + 1.5, 2, 4 - 1.5; NaN is left out of the
+    fit.
+    """
     scores = torch.tensor([[1.0, 2.0, 4.0, NAN], [7.0, 5.0, 3.0, 1.0]])
     lengths = torch.tensor([[1, 2, 3, 99], [2, 2, 2, 2]])
     expected = torch.tensor([[2.5, 2.0, 2.5, NAN], [7.0, 5.0, 3.0, 1.0]], dtype=torch.float64)
@@ -51,7 +55,9 @@ def test_what_is_linear_in_length_makes_no_difference(scores, lengths, slope):
 
 
 def test_a_score_that_is_length_alone_has_no_advantage():
-    """Rows have 1, 2, 3 tokens; after `length: neutral` nothing but rounding is left, and that is not blown up."""
+    """Rows have 1, 2, 3 tokens; after `length: neutral` nothing but rounding is left, and that is
+    not blown up.
+    """
     rollout = handmade(["x"] * 3, 3)
     outputs = rewards_of([0.1, 0.2, 0.3], length="neutral")(rollout)
     advantages, _ = score_rollout(rollout, outputs, GDPO(), torch.tensor([0.5]))
@@ -84,7 +90,8 @@ def test_unanimous_groups_are_left_out():
 
 
 def test_a_small_spread_weighs_less():
-    """Spreads sqrt 2 and sqrt 2 / 10 (and none) have the mean 0.7778; half of it, 0.3889, is the floor.
+    """Spreads sqrt 2 and sqrt 2 / 10 (and none) have the mean 0.7778; half of it, 0.3889, is the
+    floor.
 
     So the second group's advantages are +-0.1 / 0.3889 instead of +-0.1 / 0.1414, times the weight
     0.5.
@@ -165,7 +172,9 @@ def test_each_option_is_one_setting_of_the_command_line(tmp_path):
 
 
 def test_a_reward_that_never_applies_is_logged_as_nan_and_not_as_0():
-    """Groups (1, 3), (nan, 5), (nan, nan): mean 3, std 2; the one group with two scores has std sqrt 2."""
+    """Groups (1, 3), (nan, 5), (nan, nan): mean 3, std 2; the one group with two scores has std
+    sqrt 2.
+    """
     scores = torch.tensor([1.0, 3.0, math.nan, 5.0, math.nan, math.nan])
     figures = [float(value) for value in reward_metrics("x", scores, 2).values()]
     assert figures == pytest.approx([3.0, 2.0, math.sqrt(2)])

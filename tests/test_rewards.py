@@ -1,4 +1,6 @@
-"""Reward heads on hand-made rollouts, and the set of them: gates, hidden answers, one clear error per fault."""
+"""Reward heads on hand-made rollouts, and the set of them: gates, hidden answers, one clear error
+per fault.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def one_token(probabilities: list[float]) -> TokenStats:
 
 
 def test_self_certainty_in_both_directions():
-    """p = (1/2, 1/4, 1/8, 1/8): KL(U||p) = -mean(log p) - log 4 = 9/4 log 2 - 2 log 2; H = 7/4 log 2."""
+    """p = (1/2, 1/4, 1/8, 1/8): KL(U||p) = -mean(log p) - log 4 = 9/4 log 2 - 2 log 2; H = 7/4 log
+    2.
+    """
     rollout = handmade(["x"], 1, one_token([0.5, 0.25, 0.125, 0.125]))
     assert SelfCertainty()(rollout).scores.item() == pytest.approx(0.25 * math.log(2), abs=1e-6)
     other = SelfCertainty("model_to_uniform")(rollout).scores

@@ -1,4 +1,6 @@
-"""Memory that runs out while completions are drawn: fewer rows at a time, and the same completions."""
+"""Memory that runs out while completions are drawn: fewer rows at a time, and the same
+completions.
+"""
 
 from __future__ import annotations
 

@@ -146,7 +146,8 @@ def test_checkpoints_load_without_running_code(reference):
 
 
 def test_bf16_mixed_sees_each_update(tmp_path):
-    """Adapters start at zero: with stale bfloat16 copies of them, every update would see the policy of the first.
+    """Adapters start at zero: with stale bfloat16 copies of them, every update would see the policy
+    of the first.
 
     Lightning switches autocast's cache of cast weights off; with it on this is red.
     """

@@ -1,4 +1,6 @@
-"""The run report: made by real runs, and from folders as killed, old and hostile runs leave them."""
+"""The run report: made by real runs, and from folders as killed, old and hostile runs leave
+them.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def folder_of(path: Path, *rows: str, header: str = HEADER, end: str = "\n") -> 
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
-    """A run with everything that a report shows: evaluations before and after, completions, percentiles, versions."""
+    """A run with everything that a report shows: evaluations before and after, completions,
+    percentiles, versions.
+    """
     folder = tmp_path_factory.mktemp("reported")
     added = [
         f"--trainer.callbacks+={name}"
@@ -99,7 +103,9 @@ def test_a_run_writes_its_report_with_the_evaluation_after_it(reported):
 
 
 def test_the_page_stands_alone(reported):
-    """Nothing is loaded from elsewhere, nothing is run, and every picture is the PNG that lies beside the page."""
+    """Nothing is loaded from elsewhere, nothing is run, and every picture is the PNG that lies
+    beside the page.
+    """
     _, folder = reported
     page = Page(folder / "report.html")
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
@@ -212,7 +218,9 @@ def test_short_and_damaged_logs_still_make_a_page(tmp_path, rows, header):
 
 
 def test_evaluations_stand_where_they_were_made(tmp_path):
-    """Lightning numbers one inside fit by the rollouts before the last one, and one outside by all of them."""
+    """Lightning numbers one inside fit by the rollouts before the last one, and one outside by all
+    of them.
+    """
     rows = [
         "0,0,,,,,0.1",
         "0,0,0.3,,,,",

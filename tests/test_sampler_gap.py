@@ -1,4 +1,6 @@
-"""The sampling policy is the trained one: shown by the log-probs of a rollout's first mini-batch, in real runs."""
+"""The sampling policy is the trained one: shown by the log-probs of a rollout's first mini-batch,
+in real runs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Drawing tokens: the uniforms' counters, the draw's distribution, truncation, and refused settings."""
+"""Drawing tokens: the uniforms' counters, the draw's distribution, truncation, and refused
+settings.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def test_each_counter_matters_and_streams_do_not_overlap():
 
 
 def test_two_purposes_share_no_number():
-    """At equal seed, step, row and completion: no common number, and no correlation over 10^5 draws (4 sigma)."""
+    """At equal seed, step, row and completion: no common number, and no correlation over 10^5 draws
+    (4 sigma).
+    """
     rows = [i for i in range(100) for _ in range(10)]
     counters = (0, 0, rows, list(range(10)) * 100, 100)
     streams = [counter_uniforms(*counters, purpose=purpose).flatten() for purpose in PURPOSES]
@@ -74,13 +78,17 @@ def test_two_purposes_share_no_number():
 
 
 def test_the_sampler_s_stream_is_what_it_always_was():
-    """Published runs rest on it: Philox with key (seed, step) and counter (0, 0, completion, row)."""
+    """Published runs rest on it: Philox with key (seed, step) and counter (0, 0,
+    completion, row).
+    """
     expected = np.random.Generator(np.random.Philox(key=[7, 3], counter=[0, 0, 2, 10])).random(5)
     assert counter_uniforms(7, 3, [10], [2], 5)[0].tolist() == expected.tolist()
 
 
 def test_generators_of_two_purposes_differ_though_their_counters_are_equal():
-    """Shuffles, requests, preflight's problems, and the wordless order of training prompts ``[seed, epoch]``."""
+    """Shuffles, requests, preflight's problems, and the wordless order of training prompts ``[seed,
+    epoch]``.
+    """
     seeds = [purpose_seeds(purpose, 0, 3, 0) for purpose in PURPOSES] + [
         np.random.SeedSequence([0, 3])
     ]
@@ -93,7 +101,9 @@ def test_generators_of_two_purposes_differ_though_their_counters_are_equal():
 
 
 def test_uniforms_look_uniform():
-    """Chi-square of 20 bins over many streams, and no correlation of neighbouring streams or tokens (5 sigma)."""
+    """Chi-square of 20 bins over many streams, and no correlation of neighbouring streams or tokens
+    (5 sigma).
+    """
     index = [i for i in range(100) for _ in range(10)]
     numbers = counter_uniforms(0, 0, index, list(range(10)) * 100, 100)
     assert (numbers >= 0).all()
@@ -136,7 +146,9 @@ def test_draw_follows_softmax():
 @settings(deadline=None)
 @given(seed=st.integers(0, 10_000), vocabulary=st.integers(1, 50), scale=st.floats(0, 60))
 def test_impossible_tokens_are_never_drawn(seed, vocabulary, scale):
-    """Neither at u = 0 with impossible tokens in front nor at u close to 1 with impossible tokens behind."""
+    """Neither at u = 0 with impossible tokens in front nor at u close to 1 with impossible tokens
+    behind.
+    """
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(8, vocabulary, generator=generator)
     banned = torch.rand(8, vocabulary, generator=generator) < 0.6
@@ -164,7 +176,9 @@ def test_only_possible_token_is_drawn_wherever_it_stands():
 
 
 def exact_draw(weights: list[float], uniform: float) -> tuple[int, float]:
-    """First token whose cumulative probability exceeds the uniform, and the distance to the nearest boundary."""
+    """First token whose cumulative probability exceeds the uniform, and the distance to the nearest
+    boundary.
+    """
     total, reached, token, nearest = math.fsum(weights), [], None, math.inf
     for v in range(len(weights)):
         reached.append(reached[-1] + weights[v] if reached else weights[v])
@@ -182,7 +196,9 @@ def exact_draw(weights: list[float], uniform: float) -> tuple[int, float]:
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_blocks_of_large_vocabularies_invert_the_same_distribution(seed, vocabulary, scale, dtype):
-    """Exact sums may disagree only where the uniform is within 1e-6 of a boundary: blocks are summed in float32."""
+    """Exact sums may disagree only where the uniform is within 1e-6 of a boundary: blocks are
+    summed in float32.
+    """
     generator = torch.Generator().manual_seed(seed)
     weights = (scale * torch.randn(12, vocabulary, generator=generator)).exp().to(dtype)
     banned = torch.rand(12, vocabulary, generator=generator) < 0.3
@@ -205,7 +221,9 @@ def test_blocks_of_large_vocabularies_invert_the_same_distribution(seed, vocabul
 
 
 def test_every_block_follows_its_weight():
-    """Equal weights: a uniform in the middle of token v's share draws v, over blocks and in the part block."""
+    """Equal weights: a uniform in the middle of token v's share draws v, over blocks and in the
+    part block.
+    """
     for vocabulary in (SUM_BLOCK, 600, 777, 1000):
         uniforms = (torch.arange(vocabulary, dtype=torch.float64) + 0.5) / vocabulary
         assert torch.equal(
@@ -214,7 +232,9 @@ def test_every_block_follows_its_weight():
 
 
 def test_rounding_between_blocks_draws_nothing_impossible():
-    """What lies before the chosen block rounds to more than the target; the block begins with an impossible token."""
+    """What lies before the chosen block rounds to more than the target; the block begins with an
+    impossible token.
+    """
     unit = 2.0**-44  # spacing of doubles at 256
     weights = torch.zeros(1, 3 * SUM_BLOCK, dtype=torch.float64)
     weights[0, 0], weights[0, SUM_BLOCK - 1] = 256.0, unit

@@ -1,4 +1,6 @@
-"""The sandbox as a machine: values that cross, limits, what is left behind, refusals. Hostile code: test_escape.py."""
+"""The sandbox as a machine: values that cross, limits, what is left behind, refusals. Hostile code:
+test_escape.py.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def one(sandbox: Sandbox, code: str, *arguments: object) -> Outcome:
 
 
 def processes() -> list[str]:
-    """Command lines of the sandboxed processes of this machine that are children of ours, however distant."""
+    """Command lines of the sandboxed processes of this machine that are children of ours, however
+    distant.
+    """
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -293,7 +297,9 @@ def test_a_process_that_cannot_start_is_no_fault_of_the_code(monkeypatch):
 
 
 def test_a_machine_that_was_full_for_a_moment_is_tried_again(monkeypatch):
-    """Code may use up the machine's processes or memory until it is ended: another's start must not end the run."""
+    """Code may use up the machine's processes or memory until it is ended: another's start must not
+    end the run.
+    """
     sandbox = Sandbox("seccomp", "seccomp", **QUICK)
     command, started = isolation._command, []
 

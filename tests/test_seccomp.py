@@ -1,4 +1,6 @@
-"""The filter of system calls, run by an interpreter of its instructions: both architectures, numbers, commands."""
+"""The filter of system calls, run by an interpreter of its instructions: both architectures,
+numbers, commands.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ FILTERS = {X86_64: _filter("x86_64", OWN), AARCH64: _filter("aarch64", OWN)}
 
 
 def verdict(architecture: int, number: int, *arguments: int, told: int | None = None) -> int:
-    """What the kernel does with a call: struct seccomp_data is number, architecture, pointer, six arguments."""
+    """What the kernel does with a call: struct seccomp_data is number, architecture, pointer, six
+    arguments.
+    """
     given = [*arguments, *[0] * (6 - len(arguments))]
     words = [number, told or architecture, 0, 0]
     words += [half for value in given for half in (value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF)]
@@ -188,7 +192,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 r, w = os.pipe()
 spare = ctypes.create_string_buffer(256)
 def f(name, first, last):
-    # A descriptor that is not open: what the filter lets through is refused by the kernel, as EBADF.
+    # A descriptor that is not open: what the filter lets through, the kernel refuses as EBADF.
     ends = []
     for command in range(first, last):
         assert getattr(libc, name)(999, ctypes.c_ulong(command), spare) == -1

@@ -1,4 +1,6 @@
-"""The self-check: right models pass, and each kind of fault that was seen makes it refuse the model by name."""
+"""The self-check: right models pass, and each kind of fault that was seen makes it refuse the model
+by name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Mistakes that need no model output to be found are told before anything is sampled, whatever the command."""
+"""Mistakes that need no model output to be found are told before anything is sampled, whatever the
+command.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,10 @@ MISTAKES = {
         "needs its length",
     ),
     "evaluation's gold": (
-        ['--model.evaluation.gold_extractor={"kind": "hash"}'],
+        [
+            "--model.evaluation.checker=AnswerChecker",
+            '--model.evaluation.checker.gold_extractor={"kind": "hash"}',
+        ],
         "finds no answer in 16 of 16 gold answers of data",
     ),
     "reward's gold": (

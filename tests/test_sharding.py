@@ -1,4 +1,6 @@
-"""Sharded models in one process (a group of one): read, gathered, let go. Several: tests/test_distributed.py."""
+"""Sharded models in one process (a group of one): read, gathered, let go. Several:
+tests/test_distributed.py.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +140,9 @@ def test_whole_weights_are_let_go_again(sharding, keep):
     ],
 )
 def test_gradients_between_micro_batches_are_whole_or_divided(sharding, settings, whole):
-    """Of this process: float32 gradients as large as the model that wait for the sum, or its part, summed already."""
+    """Of this process: float32 gradients as large as the model that wait for the sum, or its part,
+    summed already.
+    """
     model = sharded_policy(
         Policy("rlif-arithmetic"), replace(sharding, low_precision=torch.bfloat16)
     )

@@ -1,4 +1,6 @@
-"""Group size and the gold answers' column: said in the data module alone, or alike, also without the command line."""
+"""Group size and the gold answers' column: said in the data module alone, or alike, also without
+the command line.
+"""
 
 from __future__ import annotations
 

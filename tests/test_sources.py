@@ -1,4 +1,6 @@
-"""Sources of problems: splits that share nothing, answers that are right, and errors that say what to do."""
+"""Sources of problems: splits that share nothing, answers that are right, and errors that say what
+to do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Signals: the step is finished and saved, the exit code says so, and the run goes on as if nothing had been."""
+"""Signals: the step is finished and saved, the exit code says so, and the run goes on as if nothing
+had been.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from rlif_lightning.running.stop_signals import INTERRUPTED, TRY_AGAIN
 
 
 class Signalled(Callback):
-    """Sends one process a signal in the middle of rollout 2, while its first gradient is computed."""
+    """Sends one process a signal in the middle of rollout 2, while its first gradient is
+    computed.
+    """
 
     def __init__(self, number: int, times: int = 1, rank: int = 0):
         self.number, self.times, self.rank = number, times, rank

@@ -1,4 +1,6 @@
-"""A signal in the middle of an evaluation: of the first one inside a run, and of the one before training."""
+"""A signal in the middle of an evaluation: of the first one inside a run, and of the one before
+training.
+"""
 
 from __future__ import annotations
 

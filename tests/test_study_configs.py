@@ -1,4 +1,6 @@
-"""The study's arms: each is built by the real parser, and each differs from the base in what its name says."""
+"""The study's arms: each is built by the real parser, and each differs from the base in what its
+name says.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,15 @@ OBJECTIVES = {
     "stable_vote": (KLCov, 0.03),
 }
 BY_LOGPROB = {
-    "anchored", "logprob", "logprob_guard", "stable", "stable_cosine", "stable_no_anchor", "stable_no_guard",
+    "anchored",
+    "logprob",
+    "logprob_guard",
+    "stable",
+    "stable_cosine",
+    "stable_no_anchor",
+    "stable_no_guard",
     "stable_no_kl_cov",
-}  # fmt: skip
+}
 ACTIONS = {
     **dict.fromkeys(["guard", "logprob_guard", "certainty_guard"], "rollback"),
     **dict.fromkeys(
@@ -102,7 +110,9 @@ def test_an_arm_differs_in_what_its_name_says(arm, tmp_path: Path):
 
 
 def test_the_preset_is_the_arm():
-    """On a base without a guard, as the quickstart: beside the study's own, the preset's would be a second one."""
+    """On a base without a guard, as the quickstart: beside the study's own, the preset's would be a
+    second one.
+    """
     no_guard = "--trainer.callbacks=[EntropyMonitor]"
     arm = build([f"--config={STUDY}/base.yaml", f"--config={STUDY}/stable.yaml", *ON_CPU])
     preset = build(

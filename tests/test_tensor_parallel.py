@@ -82,7 +82,8 @@ def both(runs, tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["method", "uneven"])
 def test_two_processes_are_one(alone, both, name):
-    """Votes, GDPO over the batch, KL-Cov, a reference model, completions of different lengths, validation; and, uneven,
+    """Votes, GDPO over the batch, KL-Cov, a reference model, completions of different lengths,
+    validation; and, uneven,
     processes of which the second would draw other tokens and score them otherwise."""
     assert [each["world_size"] for each in figures(both, name)] == [2, 2]
     assert_same_weights(weights(both, name), weights(alone, name))
@@ -122,7 +123,9 @@ def completions(path: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_rows_are_written_once(alone, both):
-    """Files of completions and of evaluations are those of one process, and no prompt is counted twice."""
+    """Files of completions and of evaluations are those of one process, and no prompt is counted
+    twice.
+    """
     for pattern in ("completions*.jsonl", "evaluated/*.jsonl"):
         expected, found = (
             sorted((path / "method").glob(f"version_*/{pattern}")) for path in (alone, both)

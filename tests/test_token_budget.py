@@ -1,4 +1,6 @@
-"""Memory that really runs out: the mini-batch is done again in smaller passes, to the same numbers."""
+"""Memory that really runs out: the mini-batch is done again in smaller passes, to the same
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ UNREASONABLE = 2**46  # float32 numbers that no allocator gives
 
 
 class Greedy(Callback):
-    """A policy whose passes over more than ``most`` tokens ask for memory that the allocator refuses."""
+    """A policy whose passes over more than ``most`` tokens ask for memory that the allocator
+    refuses.
+    """
 
     def __init__(self, most: int):
         self.most = most

@@ -1,4 +1,6 @@
-"""Two processes under torchrun: other numbers of them after a resume, code that is run, and a user's own collective."""
+"""Two processes under torchrun: other numbers of them after a resume, code that is run, and a
+user's own collective.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from rlif_lightning.sampling import Sampling
 
 
 class Programmer(NativeEngine):
-    """A sampler whose completions are read as programs: which one follows from the completion's own text."""
+    """A sampler whose completions are read as programs: which one follows from the completion's own
+    text.
+    """
 
     def generate(self, prompts: Prompts, group_size: int, sampling: Sampling, step: int) -> Rollout:
         rollout = super().generate(prompts, group_size, sampling, step)
@@ -29,7 +33,9 @@ class Programmer(NativeEngine):
 
 
 class AboveTheMean(RewardHead):
-    """A user's head with a collective of its own: how much longer a completion is than the mean over all processes."""
+    """A user's head with a collective of its own: how much longer a completion is than the mean
+    over all processes.
+    """
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         lengths = rollout.lengths.double()
@@ -69,7 +75,9 @@ PROGRAMMING = [
 
 @pytest.mark.slow
 def test_code_and_a_users_own_collective_on_two_processes_are_those_of_one(tmp_path):
-    """Once with groups on each in every update, once with one group in each update, so that one process has none."""
+    """Once with groups on each in every update, once with one group in each update, so that one
+    process has none.
+    """
     cases = {
         "whole": [],
         "uneven": ["--data.prompts_per_rollout=2", "--model.update.updates_per_rollout=2"],

@@ -1,4 +1,6 @@
-"""Units: parted from the value in one place, compared by name, and in a group never chained by bare numbers."""
+"""Units: parted from the value in one place, compared by name, and in a group never chained by bare
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,52 @@ from rlif_lightning.answers.units import split_unit, unit_name
 # As in "how many X": plurals of every ending, irregular ones, hyphens, measures, words that look
 # like functions.
 NOUNS = [
-    "marbles", "eggs", "dollars", "students", "boxes", "buses", "cherries", "wolves", "people", "men", "women",
-    "children", "feet", "inches", "geese", "t-shirts", "push-ups", "classes", "watches", "quizzes", "knives",
-    "miles", "hours", "degrees", "cents", "liters", "ways", "integers", "sinks", "lognormals", "pies", "pints",
-    "coins", "tangents", "secants", "expeditions", "inmates", "infants", "tons", "minutes", "glasses", "data",
-    "sheep", "units", "pi-charts",
-]  # fmt: skip
+    "marbles",
+    "eggs",
+    "dollars",
+    "students",
+    "boxes",
+    "buses",
+    "cherries",
+    "wolves",
+    "people",
+    "men",
+    "women",
+    "children",
+    "feet",
+    "inches",
+    "geese",
+    "t-shirts",
+    "push-ups",
+    "classes",
+    "watches",
+    "quizzes",
+    "knives",
+    "miles",
+    "hours",
+    "degrees",
+    "cents",
+    "liters",
+    "ways",
+    "integers",
+    "sinks",
+    "lognormals",
+    "pies",
+    "pints",
+    "coins",
+    "tangents",
+    "secants",
+    "expeditions",
+    "inmates",
+    "infants",
+    "tons",
+    "minutes",
+    "glasses",
+    "data",
+    "sheep",
+    "units",
+    "pi-charts",
+]
 
 
 @pytest.mark.parametrize(

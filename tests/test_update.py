@@ -30,7 +30,9 @@ from rlif_lightning.sampling import Sampling
 
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 5), st.integers(2, 4))
 def test_minibatches_are_the_same_on_any_number_of_ranks(updates, epochs, step, ranks):
-    """Every pass uses each group once; prompt i of the step is group i // ranks of rank i % ranks."""
+    """Every pass uses each group once; prompt i of the step is group i // ranks of rank i %
+    ranks.
+    """
     plan = UpdatePlan(updates, epochs)
     per_rank = 2 * updates
     alone = list(plan.minibatches(per_rank * ranks, step, 3, data_rank=0, num_data_ranks=1))
@@ -94,7 +96,9 @@ def test_groups_without_any_advantage_are_skipped():
 
 
 def off_policy(policy: PolicyModel, sampling: Sampling) -> MiniBatch:
-    """An update near the policy: old and reference log-probs; every token of its own advantage and weight."""
+    """An update near the policy: old and reference log-probs; every token of its own advantage and
+    weight.
+    """
     completions = completions_of(policy.vocab_size)
     mask = completions.mask
     now = measure_tokens(policy, completions, sampling, 1000).logprobs
@@ -113,7 +117,9 @@ def off_policy(policy: PolicyModel, sampling: Sampling) -> MiniBatch:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_one_micro_batch_is_one_completion_at_a_time(tiny_models, architecture, checkpointing):
-    """Loss, every gradient and the token figures: KL-Cov with reference KL and entropy bonus, in float64."""
+    """Loss, every gradient and the token figures: KL-Cov with reference KL and entropy bonus, in
+    float64.
+    """
     settings = Policy(str(tiny_models[architecture]), gradient_checkpointing=checkpointing)
     policy = PolicyModel(settings).double()
     policy.eos_ids = list(range(2, 20))
@@ -207,7 +213,9 @@ def test_a_rollout_with_nothing_to_train_on_changes_no_parameter(tmp_path):
 
 
 def test_the_meters_figures_of_picked_tokens_by_hand():
-    """Four tokens, one of them not of the batch; two of the other three picked, with entropies 1 and 2."""
+    """Four tokens, one of them not of the batch; two of the other three picked, with entropies 1
+    and 2.
+    """
     logprobs = torch.tensor([[-1.0, -2.0, -3.0, -9.0]])
     old = torch.tensor([[-1.5, -2.0, -3.25, -1.0]])
     mask = torch.tensor([[True, True, True, False]])

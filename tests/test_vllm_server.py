@@ -148,7 +148,9 @@ def test_an_answer_that_is_no_json_is_named(standing, tmp_path):
 
 
 def test_weights_go_through_a_file(standing, tmp_path):
-    """Read by the extension; gone afterwards; in the server's precision; keys forgotten, also at a second try."""
+    """Read by the extension; gone afterwards; in the server's precision; keys forgotten, also at a
+    second try.
+    """
     policy, seen = changed(), {}
     folder = tmp_path / "not there yet"
     load = standing.worker.load_policy_file
@@ -223,7 +225,9 @@ def test_weights_that_cannot_all_be_seen_are_not_judged(standing, tmp_path):
 
 
 def test_warnings_of_layers_that_have_no_weights_are_not_told(standing, tmp_path, caplog):
-    """vLLM warns of every class that got none; rotary angles and a tied head have none of their own."""
+    """vLLM warns of every class that got none; rotary angles and a tied head have none of their
+    own.
+    """
     server, worker = client(standing, tmp_path), standing.worker
     reload, model = worker.reload_weights, worker.policy.causal_lm
     model.get_output_embeddings().__class__ = type("TiedHead", (torch.nn.Linear,), {})
@@ -365,7 +369,9 @@ def test_a_server_that_does_not_answer_is_left_in_time(standing, tmp_path, path)
 
 
 def test_the_time_out_grows_with_the_tokens(standing, tmp_path):
-    """3 requests of 2 completions of 4 tokens at 0.05 s: 1.2 s more than the half second for an answer of none."""
+    """3 requests of 2 completions of 4 tokens at 0.05 s: 1.2 s more than the half second for an
+    answer of none.
+    """
     server = VLLMServer(standing.url, str(tmp_path), 0.5, CONFIG, timeout_per_token=0.05)
     standing.hang.add("/v1/completions")
     said = (
@@ -384,7 +390,9 @@ def test_the_time_out_grows_with_the_tokens(standing, tmp_path):
 
 
 def test_the_paper_recipe_waits_for_a_slow_server(standing, tmp_path):
-    """882 x 7 completions of 3072 tokens: a fixed 600 s gives up a server of fewer than 31,600 tokens a second."""
+    """882 x 7 completions of 3072 tokens: a fixed 600 s gives up a server of fewer than 31,600
+    tokens a second.
+    """
     engine = VLLMServerEngine(standing.url, str(tmp_path))
     engine.setup(changed(scale=0.0), 7)
     server = engine._start()
@@ -604,7 +612,9 @@ def test_a_server_of_another_model_is_refused(served, tmp_path, tiny_models):
 
 @pytest.mark.parametrize("base", [300.0, 10000.0])
 def test_a_model_of_the_same_shapes_with_other_settings_is_refused(standing, tmp_path, base):
-    """At the default max_gap: a served model whose rotary positions have another base than the policy's 1000."""
+    """At the default max_gap: a served model whose rotary positions have another base than the
+    policy's 1000.
+    """
     served, folder = standing.worker.policy.causal_lm, tmp_path / "model"
     served.config.rope_parameters["rope_theta"] = base
     served.save_pretrained(folder)
@@ -641,7 +651,9 @@ def test_the_command_line_trains_with_it(served, tmp_path):
 
 
 def keep_the_first_weights(worker: Worker) -> None:
-    """Every hand-over is taken and its id kept, but completions are drawn with the weights of the first one."""
+    """Every hand-over is taken and its id kept, but completions are drawn with the weights of the
+    first one.
+    """
     real, reload, first = worker.policy, worker.reload_weights, []
 
     def load(weights_iterator):
@@ -654,7 +666,9 @@ def keep_the_first_weights(worker: Worker) -> None:
 
 
 def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(standing, tmp_path):
-    """At default settings, whose absolute bound of 0.5 nats would let hundreds of such rollouts pass."""
+    """At default settings, whose absolute bound of 0.5 nats would let hundreds of such rollouts
+    pass.
+    """
     keep_the_first_weights(standing.worker)
     settings = {"server": standing.url, "weights_folder": tmp_path / "weights"}
     arguments = [f"--model.engine.{name}={value}" for name, value in settings.items()]
@@ -675,7 +689,9 @@ def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(sta
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.full)])
 def test_processes_share_a_server(served, tmp_path, strategy):
-    """The first hands the weights over, each draws its own; the stand-in's completions are those of one process."""
+    """The first hands the weights over, each draws its own; the stand-in's completions are those of
+    one process.
+    """
     arguments = [*TWO_ROLLOUTS, *arguments_for(served, tmp_path)]
     launch(tmp_path, {"two": [*arguments, *on(strategy, 2)]}, forks=2)
     rows = [row for row in logged(tmp_path, "two") if "rollout/engine_gap" in row]
@@ -703,7 +719,9 @@ def test_sharded_policies_are_handed_over_whole(standing, tmp_path):
 
 
 def both_end(folder: Path, arguments: list[str]) -> list[str]:
-    """What each of two processes printed that nobody stops: both must fail by themselves, in time."""
+    """What each of two processes printed that nobody stops: both must fail by themselves,
+    in time.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -751,7 +769,9 @@ FAULTS = {
     [pytest.param(name, marks=() if name == "request" else pytest.mark.full) for name in FAULTS],
 )
 def test_a_failure_of_one_process_ends_all(standing, tmp_path, fault):
-    """The first cannot hand weights over; a request of either is refused, or answered from another policy."""
+    """The first cannot hand weights over; a request of either is refused, or answered from another
+    policy.
+    """
     arguments = [*TWO_ROLLOUTS, *arguments_for(standing, tmp_path), *on("ddp", 2)]
     if fault == "weights":
         (tmp_path / "weights").write_text("a file, not a folder")

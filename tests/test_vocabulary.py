@@ -1,4 +1,6 @@
-"""Embeddings beyond the tokenizer: under ``vocabulary: tokenizer`` every engine and every pass leaves them out."""
+"""Embeddings beyond the tokenizer: under ``vocabulary: tokenizer`` every engine and every pass
+leaves them out.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ SAMPLING = Sampling(temperature=1.4, max_new_tokens=12, min_new_tokens=3)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random tiny model with 39 embeddings that the tokenizer has no token for; an end token among them."""
+    """A random tiny model with 39 embeddings that the tokenizer has no token for; an end token
+    among them.
+    """
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
     torch.manual_seed(0)
     model = make_model("llama", len(tokenizer) + PADDING)
@@ -89,7 +93,9 @@ def test_by_default_every_id_of_the_model_is_a_token(folder):
 
 @pytest.mark.parametrize("kept_logits", [2**28, 0])
 def test_nothing_pulls_at_what_is_no_token(folder, monkeypatch, kept_logits):
-    """Gradients of the head's rows: exactly 0 in the padding, whether logits are kept or recomputed."""
+    """Gradients of the head's rows: exactly 0 in the padding, whether logits are kept or
+    recomputed.
+    """
     monkeypatch.setattr("rlif_lightning.model.policy.KEPT_LOGITS", {"cpu": kept_logits})
     policy = load(folder, "tokenizer")
     rollout = generate(policy, [0, 1], SAMPLING)

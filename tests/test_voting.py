@@ -1,4 +1,6 @@
-"""The vote: shares against numbers worked by hand, invariants, majority answers, the reward head."""
+"""The vote: shares against numbers worked by hand, invariants, majority answers, the reward
+head.
+"""
 
 from __future__ import annotations
 

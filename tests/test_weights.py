@@ -1,4 +1,6 @@
-"""What is handed to a sampler with a copy of the weights: loads into a plain model and gives the policy's logits."""
+"""What is handed to a sampler with a copy of the weights: loads into a plain model and gives the
+policy's logits.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def test_merged_weights_are_the_policy(tiny_models, architecture, lora):
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory):
-    """Mixtures of four experts, whose checkpoints have a weight per expert and whose models have one per layer."""
+    """Mixtures of four experts, whose checkpoints have a weight per expert and whose models have
+    one per layer.
+    """
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
     sizes = {
         "vocab_size": len(tokenizer),
@@ -96,7 +100,9 @@ def experts(tmp_path_factory):
 def test_experts_go_by_the_names_of_their_checkpoint_with_their_adapters(
     experts, tmp_path, name, lora
 ):
-    """Names and values of a checkpoint that Hugging Face and peft write; logits of a model that is loaded from it."""
+    """Names and values of a checkpoint that Hugging Face and peft write; logits of a model that is
+    loaded from it.
+    """
     policy = changed_policy(experts[name], lora)
     adapted = [
         each for each, _ in policy.named_parameters() if "experts" in each and "lora_" in each

@@ -1,4 +1,6 @@
-"""A file is replaced as a whole: what a reader sees before, during and after, and what a failure leaves."""
+"""A file is replaced as a whole: what a reader sees before, during and after, and what a failure
+leaves.
+"""
 
 from __future__ import annotations
 

@@ -13,19 +13,19 @@ from typing import Any
 
 from datasets import Dataset, load_dataset
 
-from rlif_lightning.data.sources import HubDataset, LocalFiles, ProblemSource, Split
+from rlif_lightning.data.sources import HubDataset, LocalFiles, Split
 
 KINDS = ("text", "integer", "list", "any")
 
 
-class BenchmarkData(ProblemSource):
+class BenchmarkData(HubDataset):
     """Problems of a benchmark, to measure on; there is no training split.
 
     Args:
         name: hub name, such as "openai/gsm8k".
         columns: every column that the benchmark needs -> text | integer | list | any; others are
             neither checked nor needed.
-        revision: commit of the hub data set (a branch may change).
+        revision: commit of the hub data set (a branch may change); null = main.
         subset: the data set's configuration, if it has several.
         split: the split to measure on.
         hub_file: one JSON-lines file of the hub data set, for repositories that need a script to
@@ -43,7 +43,7 @@ class BenchmarkData(ProblemSource):
         self,
         name: str,
         columns: dict[str, str],
-        revision: str = "main",
+        revision: str | None = None,
         subset: str | None = None,
         split: str = "test",
         hub_file: str | None = None,
@@ -61,8 +61,8 @@ class BenchmarkData(ProblemSource):
                 f"hub_file={hub_file!r} with subset={subset!r}: a file has no subsets; give one of"
                 " them"
             )
-        self.name, self.columns, self.revision = name, columns, revision
-        self.subset, self.split = subset, split
+        super().__init__(name, subset, validation_split=split, revision=revision or "main")
+        self.columns, self.split = columns, split
         self.hub_file, self.file, self.adapter = hub_file, file, adapter
 
     def load(self, split: Split) -> Dataset:
@@ -85,9 +85,7 @@ class BenchmarkData(ProblemSource):
         if self.file is not None:
             return LocalFiles(validation=self.file).load("validation")
         if self.hub_file is None:
-            return HubDataset(
-                self.name, self.subset, validation_split=self.split, revision=self.revision
-            ).load("validation")
+            return super().load("validation")
         url = f"hf://datasets/{self.name}@{self.revision}/{self.hub_file}"
         try:
             return load_dataset("json", data_files=url, split="train")

@@ -66,7 +66,7 @@ class SplitEncoder:
     def _chunk(
         self, dataset: Dataset, name: Split, start: int
     ) -> tuple[list[np.ndarray], dict[int, int]]:
-        """The token ids of a thousand rows, and row -> length of those that are too long to tokenise."""
+        """Return the token ids of a thousand rows, and row -> length of overlong texts."""
         columns = dataset[start : start + CHUNK]
         problems = [
             dict(zip(columns, values, strict=True))

@@ -1,9 +1,9 @@
 """Which rows make a batch: the same for every process, resumable in the middle of an epoch.
 
 Read `EncodedSplit` (a tokenised split), then the two loaders. They are plain iterables, not torch
-``DataLoader``s: the tokenising is done before, so there is nothing for worker processes to do, and
-Lightning neither wraps them in a ``DistributedSampler`` nor replaces their order. How a problem
-becomes a text is in ``prompts.py``.
+``DataLoader``s. Everything is tokenised before, so worker processes would have nothing to do.
+Lightning neither wraps plain iterables in a ``DistributedSampler`` nor replaces their order. How a
+problem becomes a text is in ``prompt_format.py``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ class EncodedSplit:
         return len(self.rows)
 
     def problems(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield each row in use with its number in ``dataset``: all columns, or some paths."""
+        """Yield each row in use with its number in ``dataset``.
+
+        Args:
+            paths: dotted paths of the columns that are read; None = all columns.
+        """
         for row in self.rows.tolist():
             problem = (
                 self.dataset[row] if self.dataset.column_names else {}
@@ -53,7 +57,7 @@ class EncodedSplit:
             yield row, problem
 
     def only(self, paths: Sequence[str]) -> EncodedSplit:
-        """Return the same problems with the columns of these paths alone, for a reward head."""
+        """Return the same problems with the columns of these dotted paths alone."""
         roots = {root_column(self.dataset.column_names, path) for path in paths} - {None}
         return replace(self, dataset=self.dataset.select_columns(sorted(map(str, roots))))
 
@@ -172,10 +176,10 @@ class TrainLoader:
 
 
 class ValidationLoader:
-    """The problems in order, each once, in the same number of batches for every process.
+    """The problems in order, each once over all processes.
 
-    A last batch with fewer prompts than processes joins the batch before it, so that no process has
-    an empty batch.
+    Every process gets the same number of batches. A last batch with fewer prompts than processes
+    joins the batch before it, so that no process has an empty batch.
 
     Args:
         split: the tokenised problems, at least one per process.

@@ -106,7 +106,7 @@ class PromptRenderer:
     chat: PreTrainedTokenizerBase | None = None
 
     def render(self, row: dict[str, Any]) -> str:
-        """The prompt text of one data-set row, few-shot examples and chat mark-up included."""
+        """Return the prompt text of one problem, few-shot examples and chat mark-up included."""
         problem = value_at(row, self.prompt_column)
         given = (
             [("user", problem)]
@@ -198,7 +198,7 @@ class PromptRenderer:
 
 
 def _is_message(value: Any) -> bool:
-    """Whether a value is a message with one of the known roles and a text."""
+    """Return whether a value is a message with one of the known roles and a text."""
     return (
         isinstance(value, dict)
         and value.get("role") in ROLES
@@ -207,7 +207,7 @@ def _is_message(value: Any) -> bool:
 
 
 def _fields(template: str) -> Iterator[str]:
-    """The fields of a template, those inside of format specifications too."""
+    """Yield the fields of a template, those inside of format specifications too."""
     for _, name, specification, _ in Formatter().parse(template):
         if name is not None:
             yield name

@@ -1,9 +1,9 @@
 """Problems to `Prompts`: `PromptData` is what YAML sees as ``data.*``.
 
-Where problems come from is in ``sources.py``, how one becomes a text in ``prompt_format.py``, which
-rows make a batch in ``loaders.py``. Everything is rendered and tokenised once, in ``setup``; to
-predict, where there may be millions, the token ids are not kept but made again batch by batch. Left
-out on purpose: worker processes.
+Where problems come from is in ``sources.py``, how one becomes a text in ``prompt_format.py``, how
+a split is tokenised in ``encoding.py``, which rows make a batch in ``loaders.py``. Everything is
+rendered and tokenised once, in ``setup``. For prediction there may be millions of rows, so their
+token ids are not kept but made again batch by batch. There are no worker processes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 
 
 class PromptData(Described, LightningDataModule):
-    """Batches of prompts for training, validation, test and prediction (the last three share the validation split).
+    """Batches of prompts; validation, test and prediction share the validation split.
 
     Args:
         source: where the problems come from, by class path.
@@ -62,8 +62,8 @@ class PromptData(Described, LightningDataModule):
         overlong: what to do with longer ones: "refuse" stops with their number, "filter" leaves
             them out and tells it.
         validation_prompts: number of validation problems used, the first ones; all if absent.
-        validation_prompts_per_batch: prompts per validation batch over all processes; as in training
-            if absent.
+        validation_prompts_per_batch: prompts per validation batch over all processes; as in
+            training if absent.
         seed: seed of the order of training prompts, at least 0.
         revision: branch, tag or commit of the tokenizer on the hub (linked from
             model.policy.revision).
@@ -97,25 +97,18 @@ class PromptData(Described, LightningDataModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        self.source = source
-        self.tokenizer_name = tokenizer
-        self.group_size = group_size
-        self.prompts_per_rollout = prompts_per_rollout
-        self.prompt_column = prompt_column
-        self.answer_column = answer_column
-        self.format = format
-        self.max_prompt_tokens = max_prompt_tokens
-        self.overlong = overlong
+        self.source, self.tokenizer_name = source, tokenizer
+        self.group_size, self.prompts_per_rollout = group_size, prompts_per_rollout
+        self.prompt_column, self.answer_column = prompt_column, answer_column
+        self.format, self.max_prompt_tokens, self.overlong = format, max_prompt_tokens, overlong
         self.validation_prompts = validation_prompts
         self.validation_prompts_per_batch = (
             prompts_per_rollout
             if validation_prompts_per_batch is None
             else validation_prompts_per_batch
         )
-        self.seed = seed
-        self.revision = revision
-        self.trust_remote_code = trust_remote_code
-        self.told: set[str] = set()  # what was said about the data before, by whoever checks it
+        self.seed, self.revision, self.trust_remote_code = seed, revision, trust_remote_code
+        self.told: set[str] = set()  # lines about the data that were logged before
         self._splits: dict[Split, EncodedSplit] = {}
         self._predicted: EncodedSplit | None = None
         self._encode: Encoder | None = None
@@ -134,12 +127,12 @@ class PromptData(Described, LightningDataModule):
         for name in ("prompts_per_rollout", "validation_prompts_per_batch"):
             if getattr(self, name) % processes:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} can't be shared by {processes} processes: not a"
-                    " multiple"
+                    f"{name}={getattr(self, name)} can't be shared by {processes} processes; set a"
+                    " multiple of their number"
                 )
         if self.trainer is not None and self.trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError(
-                "overfit_batches can't be used here: every epoch is shuffled; use a source of a"
+                "trainer.overfit_batches can't be used: every epoch is shuffled; use a source of a"
                 " few problems"
             )
         encoder = self._split_encoder()
@@ -156,11 +149,11 @@ class PromptData(Described, LightningDataModule):
                 self._check_size(split, len(self._splits[split]), processes)
 
     def split(self, name: Split) -> EncodedSplit | None:
-        """A split that ``setup`` has loaded; None where the stage did not need it."""
+        """Return a split that ``setup`` has loaded; None where the stage did not need it."""
         return self._splits.get(name)
 
     def train_dataloader(self) -> TrainLoader:
-        """Shuffled batches of ``prompts_per_rollout`` prompts, this process's share of each."""
+        """Return shuffled batches of ``prompts_per_rollout`` prompts, this process's share."""
         self._loader = TrainLoader(
             self._splits["train"], self.prompts_per_rollout, self.seed, *self._shard()
         )
@@ -169,21 +162,24 @@ class PromptData(Described, LightningDataModule):
         return self._loader
 
     def val_dataloader(self) -> ValidationLoader:
-        """The validation problems in order, this process's share."""
+        """Return the validation problems in order, this process's share."""
         return ValidationLoader(
             self._splits["validation"], self.validation_prompts_per_batch, *self._shard()
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the order of prompts; Lightning itself keeps it only in the middle of an epoch."""
+        """Return the place in the order of prompts.
+
+        Lightning itself keeps it in the middle of an epoch only.
+        """
         return {} if self._loader is None else {"train": self._loader.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next ``train_dataloader`` go on where the checkpoint was made."""
+        """Make the next ``train_dataloader`` resume where the checkpoint was made."""
         self._place = state_dict.get("train")
 
     def loaded_splits(self, stage: str) -> dict[str, EncodedSplit]:
-        """Split name -> what was loaded for this stage, after ``setup``."""
+        """Return split name -> what ``setup`` loaded for this stage."""
         if stage == "predict":
             return {} if self._predicted is None else {"validation": self._predicted}
         return {str(name): split for name, split in self._splits.items()}
@@ -191,7 +187,7 @@ class PromptData(Described, LightningDataModule):
     test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> ValidationLoader:
-        """The validation problems in order, this process's share, tokenised batch by batch."""
+        """Return the validation problems in order, this process's share, tokenised by batch."""
         split = self._splits["validation"] if self._predicted is None else self._predicted
         return ValidationLoader(split, self.validation_prompts_per_batch, *self._shard())
 
@@ -202,7 +198,7 @@ class PromptData(Described, LightningDataModule):
         return len(self._predicted.dataset)
 
     def skip_predicted(self, done: np.ndarray) -> None:
-        """Leave rows out of predict, but for as many as give each process one: it may not have an empty batch.
+        """Leave rows out of predict; each process keeps at least one, as no batch may be empty.
 
         Args:
             done: bool, one for each of ``num_predicted_rows``.
@@ -216,7 +212,7 @@ class PromptData(Described, LightningDataModule):
         self._predicted = replace(self._predicted, rows=left)
 
     def _shard(self) -> tuple[int, int]:
-        """How many processes share the data and which one this is (tensor-parallel peers count as one)."""
+        """Return the number of data ranks, and which one this process belongs to."""
         shard = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return (shard["num_replicas"], shard["rank"]) if shard else (1, 0)
 
@@ -231,9 +227,9 @@ class PromptData(Described, LightningDataModule):
         for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+                raise ValueError(f"{name}={value} must be at least 1")
         if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: must be at least 0")
+            raise ValueError(f"seed={self.seed} must be at least 0")
         if self.overlong == "filter" and self.max_prompt_tokens is None:
             raise ValueError(
                 "overlong=filter leaves nothing out without max_prompt_tokens; set it, or"
@@ -276,11 +272,11 @@ class PromptData(Described, LightningDataModule):
     def _check_size(self, split: Split, size: int, processes: int) -> None:
         if split == "train" and size < self.prompts_per_rollout:
             raise ValueError(
-                f"prompts_per_rollout={self.prompts_per_rollout}, but the train split has only {size}"
-                " prompts"
+                f"prompts_per_rollout={self.prompts_per_rollout}, but the train split has only"
+                f" {size} prompts; lower it"
             )
         if size < processes:
             raise ValueError(
                 f"source: the {split} split has {size} prompts, fewer than the {processes}"
-                " processes"
+                " processes; use fewer processes or more problems"
             )

@@ -47,7 +47,25 @@ class ProblemSource(Described, ABC):
         """
 
 
-class ArithmeticProblems(ProblemSource):
+class GeneratedProblems(ProblemSource):
+    """Problems that a program makes up; both splits have the same mix and share none.
+
+    Args:
+        size: number of training problems (repeats are possible where few problems exist).
+        validation_size: number of validation problems.
+        seed: another number draws other problems.
+    """
+
+    def __init__(self, size: int = 4096, validation_size: int = 256, seed: int = 0) -> None:
+        if size < 1 or validation_size < 1:
+            raise ValueError(
+                f"size={size}, validation_size={validation_size}: both must be at least 1"
+            )
+        self.sizes = {"train": size, "validation": validation_size}
+        self.seed = seed
+
+
+class ArithmeticProblems(GeneratedProblems):
     """Generated sums such as ``3+4+5=``, with their answers; nothing is downloaded.
 
     A problem belongs to the validation split if the CRC-32 of its text is divisible by 8, and to
@@ -60,9 +78,7 @@ class ArithmeticProblems(ProblemSource):
         digits: largest number of decimal digits of a term (1: 0-9, 2: 0-99).
         operators: the operators to draw from, any of "+", "-" and "*" ("*" binds tighter, as
             usual).
-        size: number of training problems (repeats are possible where few problems exist).
-        validation_size: number of validation problems.
-        seed: another number draws other problems.
+        size, validation_size, seed: as for :class:`GeneratedProblems`.
 
     Raises:
         ValueError: an argument is out of range, or too few problems of this kind exist to fill both
@@ -87,16 +103,11 @@ class ArithmeticProblems(ProblemSource):
             raise ValueError(f"digits={digits}: a term needs at least 1 digit")
         if not operators or set(operators) - set("+-*"):
             raise ValueError(f'operators={operators!r}: give one or more of "+", "-" and "*"')
-        if size < 1 or validation_size < 1:
-            raise ValueError(
-                f"size={size}, validation_size={validation_size}: both must be at least 1"
-            )
+        super().__init__(size, validation_size, seed)
         self.min_terms = min_terms
         self.max_terms = max_terms
         self.digits = digits
         self.operators = operators
-        self.sizes = {"train": size, "validation": validation_size}
-        self.seed = seed
 
     def load(self, split: Split) -> Dataset:
         """Draw the split, with columns ``question`` ("3+4+5=") and ``answer`` ("12", or "-3")."""
@@ -227,7 +238,7 @@ class LocalFiles(ProblemSource):
             )
 
 
-class ReasoningGym(ProblemSource):
+class ReasoningGym(GeneratedProblems):
     """Generated problems of the optional package reasoning-gym (Apache-2.0, about 100 tasks).
 
     Both splits have the same mix of problems and share none: each text belongs to one split (see
@@ -236,9 +247,7 @@ class ReasoningGym(ProblemSource):
 
     Args:
         task: the task's name in reasoning-gym, such as "chain_sum".
-        size: number of training problems (repeats are possible where few problems exist).
-        validation_size: number of validation problems.
-        seed: another number draws other problems.
+        size, validation_size, seed: as for :class:`GeneratedProblems`.
         config: settings of the task, such as ``{min_terms: 2, max_terms: 2}`` for "chain_sum".
     """
 
@@ -254,13 +263,8 @@ class ReasoningGym(ProblemSource):
         seed: int = 0,
         config: dict[str, Any] | None = None,
     ) -> None:
-        if size < 1 or validation_size < 1:
-            raise ValueError(
-                f"size={size}, validation_size={validation_size}: both must be at least 1"
-            )
+        super().__init__(size, validation_size, seed)
         self.task = task
-        self.sizes = {"train": size, "validation": validation_size}
-        self.seed = seed
         self.config = config or {}
 
     def load(self, split: Split) -> Dataset:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from rlif_lightning.answers.checkers import AnswerChecker, Checker
-from rlif_lightning.answers.final_answers import AnswerExtractor, check_equivalence
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.evaluation.metrics import (
@@ -43,12 +42,8 @@ class Evaluation:
         samples: completions drawn for each problem; maj@k uses all of them.
         sampling: how they are drawn; null = as in training.
         greedy: also decode each problem once without sampling.
-        extractor: finds the final answer of a completion.
-        gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions), in each
-            item of a list there.
-        equivalence: when an answer equals the gold one: `exact`, or `math_verify` to accept
-            rounding to six digits too.
-        checker: what judges answers instead of the two extractors, such as LiteralChecker.
+        checker: finds answers and judges them; null = AnswerChecker with its defaults. Extractors
+            and equivalence are its settings.
         pass_at: further k of pass@k, each below `samples`; k = 1 (accuracy) and k = samples are
             always there.
         subset_column: a column such as level or subject, or a dotted path; every figure is also
@@ -59,15 +54,12 @@ class Evaluation:
         save_completions: write every completion with its verdict into the run's folder.
 
     Raises:
-        ValueError: a number out of range, or a checker together with an extractor.
+        ValueError: a number out of range.
     """
 
     samples: int = 8
     sampling: Sampling | None = None
     greedy: bool = True
-    extractor: AnswerExtractor = field(default_factory=AnswerExtractor)
-    gold_extractor: AnswerExtractor = field(default_factory=lambda: AnswerExtractor("text"))
-    equivalence: str = "exact"
     checker: Checker | None = None
     pass_at: Sequence[int] = ()
     subset_column: str | None = None
@@ -91,17 +83,6 @@ class Evaluation:
                 f" bootstrap_seed={self.bootstrap_seed}: need 0 < confidence < 1, resamples >="
                 " 100, seed >= 0"
             )
-        check_equivalence(self.equivalence)
-        defaults = (AnswerExtractor(), AnswerExtractor("text"), "exact")
-        if (
-            self.checker is not None
-            and (self.extractor, self.gold_extractor, self.equivalence) != defaults
-        ):
-            raise ValueError(
-                "evaluation.checker has its own extractors and equivalence; take"
-                " evaluation.extractor, gold_extractor"
-                " and equivalence out, or the checker"
-            )
 
 
 class Evaluator(nn.Module):
@@ -115,9 +96,7 @@ class Evaluator(nn.Module):
         super().__init__()
         self.evaluation = evaluation
         self.checked: EncodedSplit | None = None
-        self.checker = evaluation.checker or AnswerChecker(
-            evaluation.extractor, evaluation.gold_extractor, evaluation.equivalence
-        )
+        self.checker = evaluation.checker or AnswerChecker()
         k = evaluation.samples
         unlabelled = {
             "entropy": TokenEntropy(),

@@ -157,7 +157,7 @@ def examine(
         gold: the acceptable answers of each of P problems, or None without labels.
         weights: of the heads, by name.
         group_size: G.
-        equivalence: when an answer equals the gold one, as `evaluation.equivalence`.
+        equivalence: when an answer equals the gold one, as of `AnswerChecker`.
     """
     groups = [list(answers[i : i + group_size]) for i in range(0, len(answers), group_size)]
     ids = [[i for i in cluster(group) if i is not None] for group in groups]
@@ -165,13 +165,7 @@ def examine(
     votes = vote_shares(answers, group_size).view(-1, group_size)
     correct = majority = None
     if gold is not None:
-        verdicts = [
-            is_right(answer, gold[row // group_size], equivalence)
-            for row, answer in enumerate(answers)
-        ]
-        correct = torch.tensor(verdicts).view(-1, group_size)
-        chosen = zip(majority_answers(answers, group_size), gold, strict=True)
-        majority = _mean([is_right(a, g, equivalence) for a, g in chosen])
+        correct, majority = _judged(answers, gold, group_size, equivalence)
     heads = []
     for name, weight in weights.items():
         scores = _grid([record["scores"][name] for record in records], group_size)
@@ -192,6 +186,17 @@ def examine(
         heads=heads,
     )
     return judge_groups(findings)
+
+
+def _judged(
+    answers: Sequence[str | None], gold: Sequence[Sequence[str]], group_size: int, equivalence: str
+) -> tuple[Tensor, float]:
+    """Return which answers are right, ``[P, G]`` bool, and how often the majority's is."""
+    each = [gold[number // group_size] for number in range(len(answers))]
+    verdicts = [is_right(a, g, equivalence) for a, g in zip(answers, each, strict=True)]
+    chosen = zip(majority_answers(answers, group_size), gold, strict=True)
+    majority = _mean([is_right(a, g, equivalence) for a, g in chosen])
+    return torch.tensor(verdicts).view(-1, group_size), majority
 
 
 def _head(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -72,3 +76,19 @@ def _heads_table(heads: list[HeadFindings]) -> Table:
             head.name, f"{head.weight:g}", f"{100 * head.varied:.0f} %", *correlations, auc, verdict
         )
     return table
+
+
+def write_findings(findings: Findings, records: list[dict[str, Any]], path: Path) -> None:
+    """Write the figures with their thresholds, and the completions beside them.
+
+    Args:
+        findings: of ``examine``.
+        records: one for each completion.
+        path: of the figures; the completions get the suffix ``.jsonl``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    thresholds = {name: value for name, (value, _) in THRESHOLDS.items()}
+    content = {**asdict(findings), "thresholds": thresholds}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    path.with_suffix(".jsonl").write_text(lines)

@@ -91,7 +91,7 @@ def gdpo(
             f"weights of shape {tuple(weights.shape)} must be one per reward,"
             f" {tuple(rewards.shape[:1])}"
         )
-    return GDPO(batch_norm, eps, std_floor)(rewards, weights, lengths)
+    return GDPO(batch_norm, eps=eps, std_floor=std_floor)(rewards, weights, lengths)
 
 
 def reward_shares(parts: Tensor) -> Tensor:
@@ -133,26 +133,40 @@ class Advantage(ABC):
         return self.parts(rewards, weights).sum(0).float()
 
 
-@dataclass(frozen=True)
-class GDPO(Advantage):
-    """Each reward normalised on its own, then summed with weights (:func:`gdpo`).
+@dataclass(frozen=True, kw_only=True)
+class GroupNormalised(Advantage):
+    """An estimator that divides by a group's standard deviation (ddof 1).
 
     Args:
-        batch_norm: none | sample | token: a second normalisation, over the batch of all data ranks.
         eps: added to standard deviations, in units of the reward.
         std_floor: a group whose standard deviation is not above this gets advantage 0.
     """
 
-    batch_norm: str = "none"
     eps: float = 1e-4
     std_floor: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("eps", "std_floor"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+
+
+@dataclass(frozen=True)
+class GDPO(GroupNormalised):
+    """Each reward normalised on its own, then summed with weights (:func:`gdpo`).
+
+    Args:
+        batch_norm: none | sample | token: a second normalisation, over the batch of all data ranks.
+    """
+
+    batch_norm: str = "none"
 
     def __post_init__(self) -> None:
         if self.batch_norm not in BATCH_NORMS:
             raise ValueError(
                 f"batch_norm={self.batch_norm!r} is unknown; use one of {', '.join(BATCH_NORMS)}"
             )
-        _check_not_negative(eps=self.eps, std_floor=self.std_floor)
+        super().__post_init__()
 
     def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
         return group_normalize(rewards, self.eps, 1, self.std_floor) * _per_group(weights)
@@ -175,24 +189,14 @@ class GDPO(Advantage):
 
 
 @dataclass(frozen=True)
-class GRPO(Advantage):
+class GRPO(GroupNormalised):
     """Rewards summed with weights first, then normalised in the group.
 
     https://arxiv.org/abs/2402.03300
 
     The reward with the larger spread dominates the sum; this is the naive way to combine two
     rewards.
-
-    Args:
-        eps: added to the standard deviation (ddof 1), in units of the reward.
-        std_floor: a group whose standard deviation is not above this gets advantage 0.
     """
-
-    eps: float = 1e-4
-    std_floor: float = 1e-6
-
-    def __post_init__(self) -> None:
-        _check_not_negative(eps=self.eps, std_floor=self.std_floor)
 
     def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
         centered = center(rewards) * _per_group(weights)
@@ -230,9 +234,3 @@ class RLOO(Advantage):
 def _per_group(weights: Tensor) -> Tensor:
     """Return ``[R]`` or ``[R, P]`` reward weights as float64 factors of ``[R, P, G]``."""
     return weights.double().reshape(len(weights), -1, 1)
-
-
-def _check_not_negative(**settings: float) -> None:
-    for name, value in settings.items():
-        if value < 0:
-            raise ValueError(f"{name}={value} must not be negative")

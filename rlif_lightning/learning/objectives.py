@@ -65,31 +65,16 @@ class Objective(ABC):
     """The settings and the full token loss that all objectives share.
 
     Args:
-        clip_low: how far the ratio may fall below 1 before its gradient stops, in (0, 1].
-        clip_high: how far the ratio may rise above 1 before its gradient stops, > 0.
-        dual_clip: bound of the loss at negative advantages in units of |A|, > 1; null = off.
         aggregation: token_mean | sequence_mean | constant: how token losses sum up.
         entropy_bonus: weight of the mean token entropy (nats) that is rewarded; 0 = off.
         reference_kl: KL to the frozen starting model.
     """
 
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None
     aggregation: str = "token_mean"
     entropy_bonus: float = 0.0
     reference_kl: ReferenceKL = field(default_factory=ReferenceKL)
 
     def __post_init__(self) -> None:
-        if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
-            raise ValueError(
-                f"clip_low={self.clip_low}, clip_high={self.clip_high}: need 0 < clip_low <= 1,"
-                " clip_high > 0"
-            )
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(
-                f"dual_clip={self.dual_clip} must be greater than 1, or null to turn it off"
-            )
         if self.aggregation not in AGGREGATIONS:
             raise ValueError(
                 f"aggregation={self.aggregation!r} is unknown; use one of {', '.join(AGGREGATIONS)}"
@@ -120,9 +105,12 @@ class Objective(ABC):
             ValueError: names the argument and the remedy.
         """
 
-    @abstractmethod
     def select(self, update: LossInputs) -> Tensor:
-        """Return ``[B, T]`` bool marks among all tokens of one optimiser step (a collective)."""
+        """Return ``[B, T]`` bool marks among all tokens of one optimiser step (a collective).
+
+        Most objectives mark none.
+        """
+        return torch.zeros_like(update.mask)
 
     @abstractmethod
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
@@ -147,31 +135,60 @@ class Objective(ABC):
             loss = loss - self.entropy_bonus * batch.entropy
         return loss
 
-    def clipped(self, batch: LossInputs) -> Tensor:
-        """Return the ``[B, T]`` clipped surrogate with this objective's bounds."""
-        return clipped_surrogate(
-            batch.logprobs,
-            batch.old_logprobs,
-            batch.advantages,
-            self.clip_low,
-            self.clip_high,
-            self.dual_clip,
-        )
+    def held(self, batch: LossInputs) -> Tensor:
+        """Return ``[B, T]`` bool: tokens whose policy loss has no gradient beyond a bound.
+
+        ``policy/clip_fraction`` counts them.
+        """
+        return torch.zeros_like(batch.mask)
 
 
 @dataclass(frozen=True)
-class Clipped(Objective):
-    """The clipped surrogate of PPO / GRPO on every token."""
+class ClippedObjective(Objective):
+    """What objectives with PPO's clip share.
 
-    def select(self, update: LossInputs) -> Tensor:
-        return torch.zeros_like(update.mask)
+    Args:
+        clip_low: how far the ratio may fall below 1 before its gradient stops, in (0, 1].
+        clip_high: how far the ratio may rise above 1 before its gradient stops, > 0.
+        dual_clip: bound of the loss at negative advantages in units of |A|, > 1; null = off.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
+            raise ValueError(
+                f"clip_low={self.clip_low}, clip_high={self.clip_high}: need 0 < clip_low <= 1,"
+                " clip_high > 0"
+            )
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(
+                f"dual_clip={self.dual_clip} must be greater than 1, or null to turn it off"
+            )
+
+    def clipped(self, batch: LossInputs) -> Tensor:
+        """Return the ``[B, T]`` clipped surrogate with this objective's bounds."""
+        bounds = self.clip_low, self.clip_high, self.dual_clip
+        return clipped_surrogate(batch.logprobs, batch.old_logprobs, batch.advantages, *bounds)
+
+    def held(self, batch: LossInputs) -> Tensor:
+        bounds = self.clip_low, self.clip_high
+        return clipped_marks(batch.logprobs, batch.old_logprobs, batch.advantages, *bounds)
+
+
+@dataclass(frozen=True)
+class Clipped(ClippedObjective):
+    """The clipped surrogate of PPO / GRPO on every token."""
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         return self.clipped(batch)
 
 
 @dataclass(frozen=True)
-class KLCov(Objective):
+class KLCov(ClippedObjective):
     """KL-Cov: on the tokens that drive entropy down, a KL penalty instead of the clip.
 
     https://arxiv.org/abs/2505.22617
@@ -246,7 +263,7 @@ class KLCov(Objective):
 
 
 @dataclass(frozen=True)
-class ClipCov(Objective):
+class ClipCov(ClippedObjective):
     """Clip-Cov: a few tokens of high covariance get no policy gradient at all.
 
     https://arxiv.org/abs/2505.22617

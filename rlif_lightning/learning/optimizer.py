@@ -170,7 +170,7 @@ def build_optimizer(make: OptimizerFactory, parameters: Iterable[Parameter]) -> 
 
 
 def _may_be_fused(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    """Whether the choice is open; an optimiser that has made its state already keeps what it made."""
+    """Return whether the choice is open, and no state has been made by another choice."""
     is_open = "fused" in group and group["fused"] is None and not group.get("foreach")
     devices = {parameter.device.type for parameter in group["params"]}
     return (

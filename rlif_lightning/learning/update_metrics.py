@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlif_lightning.learning.losses import clipped_marks, reference_kl
+from rlif_lightning.learning.losses import reference_kl
 from rlif_lightning.learning.objectives import Objective
 from rlif_lightning.model.packing import Packed
 from rlif_lightning.processes.collectives import all_rank_sum
@@ -51,8 +51,7 @@ class UpdateMeter:
         """Add one micro-batch; ``tokens`` ``[m, T]`` bool are those that it holds."""
         logprobs = batch.logprobs.detach()
         size = (logprobs - batch.old_logprobs).abs()
-        bounds = objective.clip_low, objective.clip_high
-        clipped = clipped_marks(logprobs, batch.old_logprobs, batch.advantages, *bounds) & ~marks
+        clipped = objective.held(batch) & ~marks
         kl = torch.zeros_like(size)
         if batch.ref_logprobs is not None:
             kl = reference_kl(logprobs, batch.ref_logprobs, "k3")

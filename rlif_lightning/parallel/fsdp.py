@@ -166,7 +166,7 @@ def whole_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
 
 
 def load_whole(policy: PolicyModel, weights: dict[str, Tensor]) -> None:
-    """Put whole weights into ``policy.model`` by name; what is not named stays (a collective if divided)."""
+    """Put whole weights into ``policy.model`` by name (a collective if it is divided)."""
     if sharded_modules(policy):
         options = StateDictOptions(full_state_dict=True, strict=False)
         set_model_state_dict(policy.model, weights, options=options)

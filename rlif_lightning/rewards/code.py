@@ -22,12 +22,7 @@ from rlif_lightning.answers.code_verdicts import announce_sandbox, pass_rates, s
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.voting import (
-    check_vote_settings,
-    check_vote_size,
-    vote_metrics,
-    vote_shares,
-)
+from rlif_lightning.rewards.voting import VoteHead, vote_metrics, vote_shares
 from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
@@ -185,7 +180,7 @@ def _name(problem: int, representative: str) -> str:
     return str(int.from_bytes(checksum[:8], "big"))
 
 
-class BehaviourVote(RewardHead):
+class BehaviourVote(VoteHead):
     """Label-free reward for code: the share of the group whose code behaves the same.
 
     Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers`` (here: behaviours,
@@ -202,11 +197,7 @@ class BehaviourVote(RewardHead):
         num_inputs: inputs drawn for a problem; those of a column are all used.
         seed: of the draw; the same problem always gets the same inputs.
         extractor: finds the code of a completion.
-        mode: ``soft``, ``hard`` or ``gated``; this and the next three as for ``vote_shares``.
-        denominator: ``parseable`` or ``group``.
-        min_parseable: fewest behaviours for a vote.
-        entropy_range: lowest and highest entropy of a group's behaviours in nats, for ``gated``
-            only.
+        mode, denominator, min_parseable, entropy_range: as for :class:`VoteHead`.
         sandbox: where and within which limits the code runs.
 
     Raises:
@@ -227,19 +218,16 @@ class BehaviourVote(RewardHead):
         entropy_range: tuple[float, float] | None = None,
         sandbox: Sandbox | None = None,
     ):
-        super().__init__()
-        check_vote_settings(mode, denominator, min_parseable, entropy_range)
+        super().__init__(mode, denominator, min_parseable, entropy_range)
         if num_inputs < 1:
             raise ValueError(f"num_inputs={num_inputs} must be at least 1")
         self.columns = (function_column, inputs_column, header_column)
         self.num_inputs, self.seed, self.extractor = num_inputs, seed, extractor
-        self.mode, self.denominator = mode, denominator
-        self.min_parseable, self.entropy_range = min_parseable, entropy_range
         self.sandbox = announce_sandbox(sandbox)
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse problems without inputs, and groups too small for a vote."""
-        check_vote_size(self.min_parseable, group_size)
+        super().check(problems, group_size)
         for row, problem in problems.problems(self.columns):
             self._problem(problem, row)
 

@@ -168,7 +168,41 @@ def majority_answers(answers: Sequence[str | None], group_size: int) -> list[str
     return winners
 
 
-class ClusterVote(RewardHead):
+class VoteHead(RewardHead):
+    """A head that scores a completion by how much of its group agrees with it.
+
+    Args:
+        mode: ``soft``, ``hard`` or ``gated``; this and the rest as for ``vote_shares``.
+        denominator: ``parseable`` or ``group``.
+        min_parseable: fewest answers (of code: behaviours) for a vote.
+        entropy_range: lowest and highest entropy of a group's answers in nats, for ``gated`` only.
+
+    Raises:
+        ValueError: an unknown name or a number out of range.
+    """
+
+    def __init__(
+        self,
+        mode: str = "soft",
+        denominator: str = "parseable",
+        min_parseable: int = 2,
+        entropy_range: tuple[float, float] | None = None,
+    ):
+        super().__init__()
+        check_vote_settings(mode, denominator, min_parseable, entropy_range)
+        self.mode, self.denominator = mode, denominator
+        self.min_parseable, self.entropy_range = min_parseable, entropy_range
+
+    def check(self, problems: EncodedSplit, group_size: int) -> None:
+        """Refuse groups too small for a vote."""
+        if self.min_parseable > group_size:
+            raise ValueError(
+                f"min_parseable={self.min_parseable} is more than data.group_size={group_size}: no"
+                " group could vote, and every score would be 0; lower the one or raise the other"
+            )
+
+
+class ClusterVote(VoteHead):
     """Answer-level reward: the share of the group that agrees with a completion's final answer.
 
     Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers``, ``vote/undecided``
@@ -176,13 +210,7 @@ class ClusterVote(RewardHead):
 
     Args:
         extractor: finds the final answer in a completion's text.
-        mode: ``soft``, ``hard`` or ``gated``; this and the rest as for ``vote_shares``.
-        denominator: ``parseable`` or ``group``.
-        min_parseable: fewest answers for a vote.
-        entropy_range: lowest and highest answer entropy in nats, for ``gated`` only.
-
-    Raises:
-        ValueError: an unknown name or a number out of range.
+        mode, denominator, min_parseable, entropy_range: as for :class:`VoteHead`.
     """
 
     def __init__(
@@ -193,14 +221,8 @@ class ClusterVote(RewardHead):
         min_parseable: int = 2,
         entropy_range: tuple[float, float] | None = None,
     ):
-        super().__init__()
-        check_vote_settings(mode, denominator, min_parseable, entropy_range)
-        self.extractor, self.mode, self.denominator = extractor, mode, denominator
-        self.min_parseable, self.entropy_range = min_parseable, entropy_range
-
-    def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """Refuse groups too small for a vote."""
-        check_vote_size(self.min_parseable, group_size)
+        super().__init__(mode, denominator, min_parseable, entropy_range)
+        self.extractor = extractor
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all ``[B]`` completions, float32 in [0, 1], on the rollout's device."""
@@ -244,19 +266,6 @@ def check_vote_settings(
     if entropy_range is not None and not 0 <= entropy_range[0] <= entropy_range[1]:
         raise ValueError(
             f"entropy_range={entropy_range} must be (low, high) in nats with 0 <= low <= high"
-        )
-
-
-def check_vote_size(min_parseable: int, group_size: int) -> None:
-    """Refuse groups in which a vote could never be held.
-
-    Raises:
-        ValueError: names both settings.
-    """
-    if min_parseable > group_size:
-        raise ValueError(
-            f"min_parseable={min_parseable} is more than data.group_size={group_size}: no group"
-            " could vote, and every score would be 0; lower the one or raise the other"
         )
 
 

@@ -72,7 +72,9 @@ class VLLMBaseEngine(RolloutEngine):
         ValueError: a setting out of range.
     """
 
-    def __init__(self, max_ratio: float | None, max_gap: float, scoring_tokens: int):
+    def __init__(
+        self, max_ratio: float | None = 2.0, max_gap: float = 0.5, scoring_tokens: int = 8192
+    ):
         if max_ratio is not None and max_ratio < 1:
             raise ValueError(f"max_ratio={max_ratio} must be at least 1, or null for no weights")
         if max_gap <= 0 or scoring_tokens < 1:

@@ -7,24 +7,29 @@ import math
 MODES = ("max", "min")
 
 
-def check_mode(mode: str) -> None:
-    """Refuse an unknown mode.
-
-    Raises:
-        ValueError: names it and those that are known.
-    """
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r} is unknown; use max or min")
-
-
-def is_better(value: float, best: float | None, mode: str) -> bool:
-    """Return whether a value is better than the best so far, which may be None; NaN never is.
+class KeepsBest:
+    """What a callback that keeps the best of something chooses by.
 
     Args:
-        value: the new one.
-        best: of those before it.
-        mode: max | min: which values are better.
+        monitor: logged figure to choose by, such as ``val/accuracy``; null = keep no best.
+            Choosing by accuracy uses labels.
+        mode: max | min: which values of ``monitor`` are better.
+
+    Attributes:
+        best: the best value so far; None before the first.
+
+    Raises:
+        ValueError: an unknown mode.
     """
-    if math.isnan(value) or best is None:
-        return not math.isnan(value)
-    return value > best if mode == "max" else value < best
+
+    def __init__(self, monitor: str | None = None, mode: str = "max") -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r} is unknown; use max or min")
+        self.monitor, self.mode = monitor, mode
+        self.best: float | None = None
+
+    def is_better(self, value: float) -> bool:
+        """Return whether a value is better than the best; NaN and an equal one never are."""
+        if math.isnan(value) or self.best is None:
+            return not math.isnan(value)
+        return value > self.best if self.mode == "max" else value < self.best

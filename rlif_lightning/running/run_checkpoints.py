@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from rlif_lightning.processes.collectives import all_process_objects
-from rlif_lightning.running.best_value import check_mode, is_better
+from rlif_lightning.running.best_value import KeepsBest
 from rlif_lightning.running.checkpoint_files import write_checkpoint
 from rlif_lightning.running.checkpoint_names import BEST, SUFFIX
 from rlif_lightning.running.endings import ending_of, still_decided, takes_its_last_step
@@ -25,7 +25,7 @@ from rlif_lightning.running.own_files import OwnFiles, disk_errors_printed, loca
 from rlif_lightning.running.stop_signals import StopSignals
 
 
-class RunCheckpoints(Checkpoint):
+class RunCheckpoints(KeepsBest, Checkpoint):
     """Saves the whole run at the ends of rollouts, so that it resumes as if it had never stopped.
 
     Into ``checkpoints/`` of the run's folder: ``rollout=<n>.ckpt`` every few rollouts, at the end
@@ -37,9 +37,7 @@ class RunCheckpoints(Checkpoint):
         every: rollouts between two checkpoints: what is computed again, to the same numbers, after
             a crash.
         keep: how many of the newest are kept; null = all.
-        monitor: logged figure that ``best.ckpt`` is chosen by, such as ``val/accuracy``; null = no
-            best.
-        mode: max | min: which values of ``monitor`` are better.
+        monitor, mode: as for :class:`KeepsBest`, of ``best.ckpt``.
 
     Raises:
         ValueError: a number out of range or an unknown mode.
@@ -52,10 +50,9 @@ class RunCheckpoints(Checkpoint):
             raise ValueError(
                 f"every={every}, keep={keep}: both must be at least 1 (keep=null keeps all)"
             )
-        check_mode(mode)
-        self.every, self.keep, self.monitor, self.mode = every, keep, monitor, mode
+        super().__init__(monitor, mode)
+        self.every, self.keep = every, keep
         self.kept: list[Path] = []
-        self.best: float | None = None
         self.best_path: Path | None = None
         self.saved = -1  # rollouts at the last save
         # Set by the command line: this run takes the place of the one that it resumes.
@@ -180,7 +177,7 @@ class RunCheckpoints(Checkpoint):
         value = float(
             trainer.callback_metrics[self.monitor]
         )  # reduced: every process decides alike
-        if not is_better(value, self.best, self.mode):
+        if not self.is_better(value):
             return
         old, self.best, self.best_path = self.best_path, value, self.folder / BEST
         write_checkpoint(trainer, self.best_path)

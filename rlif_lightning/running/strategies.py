@@ -33,7 +33,21 @@ from rlif_lightning.running.checkpoint_files import finish_folder, unfinished_na
 
 
 class DividedStrategy(ModelParallelStrategy):
-    """The base of strategies that divide a policy: devices, and checkpoints that are folders."""
+    """A strategy under which each process has a part of the policy, and of checkpoints.
+
+    Args:
+        process_group_backend: null = nccl on GPUs, gloo on CPUs.
+        timeout: of a collective; a process that waits longer ends with an error.
+        others: of Lightning's ``ModelParallelStrategy``.
+    """
+
+    def __init__(
+        self,
+        process_group_backend: str | None = None,
+        timeout: timedelta = timedelta(minutes=30),
+        **others: Any,
+    ):
+        super().__init__(process_group_backend=process_group_backend, timeout=timeout, **others)
 
     def model_to_device(self) -> None:
         """Move everything but the policy, which is on its device already."""
@@ -100,8 +114,7 @@ class ShardedStrategy(DividedStrategy):
             null = as keep_sharded.
         save_distributed_checkpoint: checkpoints are folders into which each process writes its
             part, instead of one file that the first process gathers.
-        process_group_backend: null = nccl on GPUs, gloo on CPUs.
-        timeout: of a collective; a process that waits longer ends with an error.
+        process_group_backend, timeout: as for :class:`DividedStrategy`.
     """
 
     def __init__(
@@ -157,8 +170,7 @@ class TensorParallelStrategy(DividedStrategy):
     Checkpoints are folders into which each process writes its part.
 
     Args:
-        process_group_backend: null = nccl on GPUs, gloo on CPUs.
-        timeout: of a collective; a process that waits longer ends with an error.
+        process_group_backend, timeout: as for :class:`DividedStrategy`.
     """
 
     def __init__(

@@ -27,5 +27,5 @@ A process that installed it stays so. So the tests that need it lie in this fold
 for each file. By hand::
 
     python -m pytest tests/device_twin/test_backend.py
-    python tests/count_launches.py                          # counts of a decode step and of a micro-batch
+    python tests/count_launches.py    # counts of a decode step and of a micro-batch
 """

@@ -130,7 +130,9 @@ class Event:
 
 
 def _answers() -> dict[str, Any]:
-    """What ``torch.cuda`` says: one H100-like device, the current one, that holds nothing and has no random state."""
+    """What ``torch.cuda`` says: one H100-like device, the current one, that holds nothing and has
+    no random state.
+    """
 
     def nothing(*args: Any, **named: Any) -> None:
         return None
@@ -176,7 +178,9 @@ def _answers() -> dict[str, Any]:
 
 
 def _loaded_storage(storage: Any, location: str) -> Any:
-    """For ``torch.load``: a storage that was saved on the device, or that ``map_location`` sends there."""
+    """For ``torch.load``: a storage that was saved on the device, or that ``map_location`` sends
+    there.
+    """
     return _copied(storage) if str(location).startswith("cuda") else None
 
 

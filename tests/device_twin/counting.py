@@ -165,7 +165,9 @@ def note_wait(what: str) -> None:
 
 
 def first_difference(left: Watch, right: Watch) -> str | None:
-    """The first launch in which two recorded steps differ, so that one could not be replayed as the other."""
+    """The first launch in which two recorded steps differ, so that one could not be replayed as the
+    other.
+    """
     for number, (one, other) in enumerate(zip(left.recorded, right.recorded, strict=False)):
         if one.kept() != other.kept():
             return f"launch {number}: {one} is not {other}"
@@ -236,7 +238,9 @@ def _wait(name: str, args: Any, kwargs: Any) -> str | None:
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    """The tensors among arguments or results; PyTorch's own way through them takes longer than the operation."""
+    """The tensors among arguments or results; PyTorch's own way through them takes longer than the
+    operation.
+    """
     if isinstance(values, Tensor):
         return [values]
     if isinstance(values, (tuple, list)):
@@ -246,7 +250,9 @@ def _tensors(values: Any) -> list[Tensor]:
 
 @functools.cache
 def _place(file: str) -> str:
-    """Whose a file is: ``here`` (the product), ``torch`` (the twin and its users count as that) or ``library``."""
+    """Whose a file is: ``here`` (the product), ``torch`` (the twin and its users count as that) or
+    ``library``.
+    """
     if file.startswith(HERE):
         return "here"
     return "torch" if file.startswith((TORCH, TESTS, "<")) else "library"

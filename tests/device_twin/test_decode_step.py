@@ -1,4 +1,6 @@
-"""Decoding on the twin: the CPU's tokens, a step that could be a CUDA graph, and what rows cost that come and go."""
+"""Decoding on the twin: the CPU's tokens, a step that could be a CUDA graph, and what rows cost
+that come and go.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ def test_windows_soft_caps_and_latent_heads_keep_to_their_row(kind, tmp_path):
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_step_is_the_same_graph_while_its_bucket_is_the_same(policies, mixed):
-    """Same operations, shapes and addresses, no wait, no upload: what ``torch.cuda.graph`` asks of it."""
+    """Same operations, shapes and addresses, no wait, no upload: what ``torch.cuda.graph`` asks of
+    it.
+    """
     engine, policy = NativeEngine(16), policies["cuda"]
     engine.setup(policy, 3)
     recorded, buckets = [], []

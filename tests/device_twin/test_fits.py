@@ -1,4 +1,6 @@
-"""Whole runs on the device through the real command line: saved, resumed, and the same as on the CPU."""
+"""Whole runs on the device through the real command line: saved, resumed, and the same as on the
+CPU.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ RECIPE = [  # reference model, KL-Cov, guard, two heads
     "--model.update.updates_per_rollout=2",
     "--model.rewards.certainty.head=SelfCertainty",
 ]
-ROUNDING = 1e-5  # a step is 1e-4; attention in other pieces rounds otherwise, and AdamW divides by small gradients
+# A step is 1e-4. Attention in other pieces rounds otherwise, and AdamW divides by small gradients.
+ROUNDING = 1e-5
 SAVING = {
     "class_path": "ModelCheckpoint",
     "init_args": {"every_n_train_steps": 2, "save_top_k": -1},

@@ -1,4 +1,6 @@
-"""What users' own heads, advantages and objectives hand over on the CPU reaches an update on ``cuda``."""
+"""What users' own heads, advantages and objectives hand over on the CPU reaches an update on
+``cuda``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The packed pass on ``cuda``: its branches give the CPU's numbers, in float32 and bf16-mixed, by the fused kernels."""
+"""The packed pass on ``cuda``: its branches give the CPU's numbers, in float32 and bf16-mixed, by
+the fused kernels.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +129,9 @@ def test_attention_is_softmax_under_the_tree_mask(
 def test_keys_are_repeated_and_masks_made_only_where_a_kernel_wants_it(
     tiny_models, monkeypatch, shape, mixed, kernel
 ):
-    """Llama here has two heads of keys for four of queries; a kernel of the slow kind is never taken."""
+    """Llama here has two heads of keys for four of queries; a kernel of the slow kind is never
+    taken.
+    """
     policy, seen = PolicyModel(Policy(str(tiny_models["llama"]))).to(CUDA), []
     fused = torch.nn.functional.scaled_dot_product_attention
 

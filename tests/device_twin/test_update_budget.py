@@ -1,4 +1,5 @@
-"""What an update asks of a GPU besides launches: its waits do not grow with its micro-batches, which upload twice each.
+"""What an update asks of a GPU besides launches: its waits do not grow with its micro-batches,
+which upload twice each.
 
 Uneven prompts and completions, sliding windows and a head in chunks are in here;
 ``test_budgets.py`` counts launches.

@@ -78,7 +78,9 @@ def difference(longer: Watch, shorter: Watch, steps: int) -> Counts:
 
 
 def deep_model(folder: Path, layers: int = 28) -> str:
-    """A random Qwen2 of a 1.5B model's depth and a tiny width, saved in a folder, whose name is returned."""
+    """A random Qwen2 of a 1.5B model's depth and a tiny width, saved in a folder, whose name is
+    returned.
+    """
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
     torch.manual_seed(0)
     sizes: dict[str, Any] = {

@@ -1,1 +1,3 @@
-"""What several tests share, by subject. Tests import it as ``harness.runs`` and so on, never from each other."""
+"""What several tests share, by subject. Tests import it as ``harness.runs`` and so on, never from
+each other.
+"""

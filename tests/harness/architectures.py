@@ -174,7 +174,9 @@ def sample(policy: PolicyModel, sampling: Sampling) -> Rollout:
 
 @torch.no_grad()
 def own_logprobs(folder: str, rollout: Rollout, **settings) -> tuple[Tensor, Tensor]:
-    """Of each completion token, by the whole sequence alone, and whether the token is the likeliest; ``[B, T]``."""
+    """Of each completion token, by the whole sequence alone, and whether the token is the
+    likeliest; ``[B, T]``.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
     logprobs, highest = (
         torch.zeros(rollout.mask.shape, dtype=torch.float64),
@@ -197,7 +199,9 @@ def own_logprobs(folder: str, rollout: Rollout, **settings) -> tuple[Tensor, Ten
 
 
 def check(folder: str, policy: PolicyModel, own: str | None = None) -> None:
-    """Sampler, scorer (twice) and greedy decoding agree with the model itself, by its own attention code or ``own``."""
+    """Sampler, scorer (twice) and greedy decoding agree with the model itself, by its own attention
+    code or ``own``.
+    """
     dtype = policy.causal_lm.dtype
     settings = {"dtype": dtype, "attn_implementation": own}
     policy.eos_ids = list(range(2, 45))  # so that rows leave at all times

@@ -30,7 +30,9 @@ SECRET = "do-not-tell"
 
 @dataclass(frozen=True)
 class Attack:
-    """Source of ``f``, the weakest level that stops it, and whether trying it on a weaker level does no harm."""
+    """Source of ``f``, the weakest level that stops it, and whether trying it on a weaker level
+    does no harm.
+    """
 
     code: str
     stopped_by: str
@@ -147,7 +149,9 @@ ATTACKS = {
 
 
 def attempt(level: str, name: str, folder: Path) -> bool:
-    """Let code try one attack at one level; whether it got through. ``folder`` stands for the home folder."""
+    """Let code try one attack at one level; whether it got through. ``folder`` stands for the home
+    folder.
+    """
     home, outside = folder / "secret", folder / "outside"
     home.write_text(SECRET)
     outside.unlink(missing_ok=True)

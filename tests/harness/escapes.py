@@ -268,7 +268,9 @@ def promised(level: str, name: str) -> bool:
 
 
 def attempt_all(level: str, folder: Path) -> dict[str, list[str]]:
-    """Try every escape at a level: what got ``through``, was left in ``changed`` files, ``killed`` or ``scored``."""
+    """Try every escape at a level: what got ``through``, was left in ``changed`` files, ``killed``
+    or ``scored``.
+    """
     for name in ("home", "other"):
         (folder / name).write_text("secret")
     before = {path.name: path.lstat().st_mtime_ns for path in folder.iterdir()}

@@ -1,6 +1,8 @@
-"""What the processes of tests/test_distributed.py run: command lines one after the other, and what came of each.
+"""What the processes of tests/test_distributed.py run: command lines one after the other, and what
+came of each.
 
-``python -m harness.launched OUT FORKS {"name": [arguments of rlif, ...], ...}``; rank 0 writes the whole
+``python -m harness.launched OUT FORKS {"name": [arguments of rlif, ...], ...}``; rank 0 writes the
+whole
 parameters to ``OUT/name.pt``, every rank its figures to ``OUT/name.RANK.json``. With FORKS > 0 it
 is its own launcher.
 """

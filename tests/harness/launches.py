@@ -80,7 +80,9 @@ QUIET = {
 
 
 def launch(folder: Path, runs: dict[str, list[str]], torchrun: int = 0, forks: int = 0) -> None:
-    """Run command lines in processes that torchrun starts, or a fork (imports once: cheap), or else Lightning."""
+    """Run command lines in processes that torchrun starts, or a fork (imports once: cheap), or else
+    Lightning.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     given = {
         name: [*arguments, f"--trainer.default_root_dir={folder / name}"]
@@ -98,7 +100,9 @@ def launch(folder: Path, runs: dict[str, list[str]], torchrun: int = 0, forks: i
 
 
 def resumed_and_whole(folder: Path, *arguments: str) -> None:
-    """Resume the run in ``lives`` on two processes, and make the same run without a break in ``whole``."""
+    """Resume the run in ``lives`` on two processes, and make the same run without a break in
+    ``whole``.
+    """
     resumed, whole = [*ON_TWO, *arguments, "--ckpt_path=auto"], [*ON_TWO, *arguments]
     launch(folder, {"lives": resumed, "whole": whole}, forks=2)
 

@@ -19,7 +19,9 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "gpt2")
 
 
 def make_model(architecture: str, vocab_size: int):
-    """A random two-layer model with heads of 8, grouped keys, and (Gemma 3) a sliding window and a logit soft cap."""
+    """A random two-layer model with heads of 8, grouped keys, and (Gemma 3) a sliding window and a
+    logit soft cap.
+    """
     common = {
         "vocab_size": vocab_size,
         "hidden_size": 32,

@@ -12,7 +12,9 @@ from harness.runs import BASE, LONG
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a process that finds this checkout and its tests; one thread, as here."""
+    """Return the environment of a process that finds this checkout and its tests; one thread, as
+    here.
+    """
     found = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     return os.environ | found | {"OMP_NUM_THREADS": "1"}  # others would round differently
 

@@ -14,7 +14,9 @@ from rlif_lightning.rewards import (
 def handmade(
     texts: list[str], group_size: int, stats: TokenStats | None = None, **columns: list
 ) -> Rollout:
-    """A rollout of given texts; row b has (b mod 3) + 1 tokens, or all of them where statistics are given."""
+    """A rollout of given texts; row b has (b mod 3) + 1 tokens, or all of them where statistics are
+    given.
+    """
     num_rows, num_prompts = len(texts), len(texts) // group_size
     if stats is None:
         values = torch.arange(num_rows * 3.0).view(num_rows, 3) / 10

@@ -128,5 +128,10 @@ def callback_of(run: cli.RLIFCLI, kind: type):
 # Always true once the baseline of one rollout is there, so that an alarm comes when the test wants
 # it.
 ALWAYS = {
-    "metric": "rollout/length", "side": "below", "bound": 1000.0, "factor": 1e6, "window": 1, "meaning": "Always.",
-}  # fmt: skip
+    "metric": "rollout/length",
+    "side": "below",
+    "bound": 1000.0,
+    "factor": 1e6,
+    "window": 1,
+    "meaning": "Always.",
+}

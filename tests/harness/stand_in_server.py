@@ -1,4 +1,5 @@
-"""A server with those of vLLM's endpoints that we use: the native engine samples, our real extension loads weights.
+"""A server with those of vLLM's endpoints that we use: the native engine samples, our real
+extension loads weights.
 
 For what must be tested where vLLM is not installed. tests/test_vllm_server.py runs the same tests
 against vLLM itself where it is.

@@ -11,7 +11,9 @@ from rlif_lightning.model.scores import Scores
 
 
 def naive_mask(trees: list[Tree], window: int | None) -> list[list[bool]]:
-    """Who sees whom, from each token's sequence: its prompt and the part of its own completion up to itself."""
+    """Who sees whom, from each token's sequence: its prompt and the part of its own completion up
+    to itself.
+    """
     size = sum(tree.prompt_length + sum(tree.lengths) for tree in trees)
     allowed = [[False] * size for _ in range(size)]
     end = 0
@@ -60,7 +62,9 @@ def line(num_tokens: int, key_heads: int, seed: int) -> list[Tensor]:
 def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scores: Scores
 ) -> Tensor:
-    """One head at a time: softmax over the allowed keys and the head's sink; ``[1, N, heads, d]``."""
+    """One head at a time: softmax over the allowed keys and the head's sink; ``[1, N,
+    heads, d]``.
+    """
     repeats = query.shape[1] // key.shape[1]
     outputs = []
     for head in range(query.shape[1]):

@@ -1,4 +1,6 @@
-"""Processes that would not do the same, to see that those which share their rows do it nevertheless."""
+"""Processes that would not do the same, to see that those which share their rows do it
+nevertheless.
+"""
 
 from __future__ import annotations
 

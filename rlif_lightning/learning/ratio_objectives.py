@@ -1,0 +1,181 @@
+"""Objectives that bound the importance ratio in other ways than PPO's clip.
+
+The surrogates are in ``ratio_losses.py``. Where every ratio is 1, as on a rollout's first update
+with one advantage per completion, each has the gradient of ``Clipped`` with the same aggregation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.learning.losses import clipped_marks, clipped_surrogate
+from rlif_lightning.learning.objectives import ClippedObjective, Objective
+from rlif_lightning.learning.ratio_losses import (
+    DIVERGENCES,
+    cispo_surrogate,
+    divergence_marks,
+    divergence_surrogate,
+    geometric_mean_surrogate,
+    sequence_log_ratio,
+    soft_gate_surrogate,
+)
+from rlif_lightning.records import LossInputs
+
+
+@dataclass(frozen=True)
+class GSPO(ClippedObjective):
+    """Clip the geometric mean of a completion's ratios instead of each token's ratio.
+
+    https://arxiv.org/abs/2507.18071. The clip holds whole completions. The paper's bounds are the
+    defaults: the mean of many log-ratios is small. In bfloat16 they are of the size of rounding.
+
+    Args:
+        clip_low: as in ClippedObjective, of the completion's ratio.
+        clip_high: as in ClippedObjective, of the completion's ratio.
+        aggregation: sequence_mean is the paper's.
+    """
+
+    clip_low: float = 3e-4
+    clip_high: float = 4e-4
+    aggregation: str = "sequence_mean"
+
+    def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        bounds = self.clip_low, self.clip_high, self.dual_clip
+        return clipped_surrogate(*self._sequence(batch), *bounds)
+
+    def held(self, batch: LossInputs) -> Tensor:
+        return clipped_marks(*self._sequence(batch), self.clip_low, self.clip_high)
+
+    def _sequence(self, batch: LossInputs) -> tuple[Tensor, Tensor, Tensor]:
+        log_ratio = sequence_log_ratio(batch.logprobs, batch.old_logprobs, batch.mask)
+        return log_ratio, torch.zeros_like(log_ratio), batch.advantages
+
+
+@dataclass(frozen=True)
+class CISPO(Objective):
+    """Weight each token's log-prob by the clipped ratio, a constant, so that none is left out.
+
+    https://arxiv.org/abs/2506.13585
+
+    Args:
+        lowest: lower bound of the ratio, in [0, 1); 0 = none, as in the paper.
+        highest: upper bound of the ratio, > 1. The paper gives no value; 5 is that of
+            https://arxiv.org/abs/2510.13786.
+    """
+
+    lowest: float = 0.0
+    highest: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.lowest < 1 < self.highest:
+            raise ValueError(
+                f"lowest={self.lowest}, highest={self.highest}: need 0 <= lowest < 1 < highest"
+            )
+
+    def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        inputs = batch.logprobs, batch.old_logprobs, batch.advantages
+        return cispo_surrogate(*inputs, self.lowest, self.highest)
+
+
+@dataclass(frozen=True)
+class SAPO(Objective):
+    """Let each token's gradient fade out smoothly as its ratio leaves 1.
+
+    https://arxiv.org/abs/2511.20347
+
+    Args:
+        positive_temperature: how fast, where A > 0; the paper's value.
+        negative_temperature: how fast, elsewhere; the paper's value.
+        aggregation: sequence_mean is the paper's.
+    """
+
+    positive_temperature: float = 1.0
+    negative_temperature: float = 1.05
+    aggregation: str = "sequence_mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("positive_temperature", "negative_temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+
+    def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        inputs = batch.logprobs, batch.old_logprobs, batch.advantages
+        return soft_gate_surrogate(*inputs, self.positive_temperature, self.negative_temperature)
+
+
+@dataclass(frozen=True)
+class GMPO(Objective):
+    """Use the geometric mean of a completion's ratios, each clipped on its own.
+
+    https://arxiv.org/abs/2507.20673
+
+    Args:
+        log_low: how far a token's log-ratio may fall below 0, nats; the paper's value.
+        log_high: how far it may rise above 0, nats; the paper's value.
+        aggregation: sequence_mean is the paper's.
+    """
+
+    log_low: float = 0.4
+    log_high: float = 0.4
+    aggregation: str = "sequence_mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 < self.log_low < math.inf and 0 < self.log_high < math.inf):
+            raise ValueError(f"log_low={self.log_low}, log_high={self.log_high}: both must be > 0")
+
+    def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        bounds = self.log_low, self.log_high
+        inputs = batch.logprobs, batch.old_logprobs, batch.advantages, batch.mask
+        return geometric_mean_surrogate(*inputs, bounds)
+
+    def held(self, batch: LossInputs) -> Tensor:
+        log_ratio, a = batch.logprobs - batch.old_logprobs, batch.advantages
+        return ((a >= 0) & (log_ratio > self.log_high)) | ((a < 0) & (log_ratio < -self.log_low))
+
+
+@dataclass(frozen=True)
+class DPPO(Objective):
+    """Leave out tokens whose probability has left a trust region in the advantage's direction.
+
+    https://arxiv.org/abs/2602.04879. The region bounds a divergence between two events, this token
+    and any other, and not the ratio: rare tokens may move by a large factor, likely ones may not.
+
+    Args:
+        divergence: tv: total variation; kl: KL(old || present) in nats.
+        low: bound of the divergence where A <= 0.
+        high: bound of the divergence where A > 0. The defaults are ours; peers leave them to the
+            user.
+        highest_ratio: bound of the ratio as a weight of the log-prob, > 1; 20 is verl's.
+    """
+
+    divergence: str = "tv"
+    low: float = 0.2
+    high: float = 0.2
+    highest_ratio: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.divergence not in DIVERGENCES:
+            raise ValueError(
+                f"divergence={self.divergence!r} is unknown; use one of {', '.join(DIVERGENCES)}"
+            )
+        if self.low <= 0 or self.high <= 0 or self.highest_ratio <= 1:
+            raise ValueError(
+                f"low={self.low}, high={self.high}, highest_ratio={self.highest_ratio}: the bounds"
+                " must be positive, and highest_ratio greater than 1"
+            )
+
+    def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        inputs = batch.logprobs, batch.old_logprobs, batch.advantages
+        return divergence_surrogate(*inputs, self.held(batch), self.highest_ratio)
+
+    def held(self, batch: LossInputs) -> Tensor:
+        inputs = batch.logprobs, batch.old_logprobs, batch.advantages
+        return divergence_marks(*inputs, self.divergence, (self.low, self.high))

@@ -1,0 +1,118 @@
+"""Compare the gradients of objectives with verl's losses on random tokens.
+
+    python scripts/compare_objectives.py    # in an environment that has verl 0.9 as well
+
+Each objective is summed by its own aggregation, verl's by the mode of the same meaning. A line
+shows the largest difference of a log-prob's gradient, relative to the largest gradient. The exit
+code is 1 where one is above 1e-5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlif_lightning import CISPO, DPPO, GMPO, GSPO, SAPO, Clipped, LossInputs, Objective
+from rlif_lightning.learning.losses import aggregation_weights
+
+MODES = {"token_mean": "token-mean", "sequence_mean": "seq-mean-token-mean"}
+LARGEST = 1e-5
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An objective and what verl calls it.
+
+    Args:
+        name: of verl's loss.
+        objective: ours.
+        settings: verl's of the same meaning.
+    """
+
+    name: str
+    objective: Objective
+    settings: dict[str, Any]
+
+
+def bounds(low: float, high: float, **more: Any) -> dict[str, Any]:
+    """Return verl's settings of two bounds."""
+    return {"clip_ratio": low, "clip_ratio_low": low, "clip_ratio_high": high, **more}
+
+
+PAIRS = [
+    Pair("vanilla", Clipped(clip_high=0.3, dual_clip=3.0), bounds(0.2, 0.3, clip_ratio_c=3.0)),
+    Pair("gspo", GSPO(clip_low=0.05, clip_high=0.1), bounds(0.05, 0.1)),
+    Pair("cispo", CISPO(lowest=0.8, highest=1.2), bounds(0.2, 0.2)),
+    Pair("sapo", SAPO(), {"tau_pos": 1.0, "tau_neg": 1.05}),
+    Pair("geo_mean", GMPO(log_low=0.2, log_high=0.3), bounds(0.2, 0.3)),
+    Pair("dppo_tv", DPPO(low=0.05, high=0.1), bounds(0.05, 0.1, clip_ratio_c=20.0)),
+    Pair("dppo_kl", DPPO(divergence="kl", low=0.02, high=0.03), bounds(0.02, 0.03)),
+]
+
+
+def tokens(seed: int, completions: int = 16, length: int = 24) -> LossInputs:
+    """Return random tokens whose ratios are on both sides of every bound, one advantage each."""
+    generator = torch.Generator().manual_seed(seed)
+    old = -0.05 - 2 * torch.rand(completions, length, generator=generator, dtype=torch.float64)
+    change = 0.3 * torch.randn(old.shape, generator=generator, dtype=torch.float64)
+    advantages = torch.randn(completions, 1, generator=generator, dtype=torch.float64)
+    lengths = torch.randint(1, length + 1, (completions, 1), generator=generator)
+    mask = torch.arange(length) < lengths
+    new = (old + change).clamp(max=-1e-3)
+    return LossInputs(new, old, advantages.expand_as(old), mask, torch.arange(completions))
+
+
+def gradient(loss: Callable[[Tensor], Tensor], logprobs: Tensor) -> Tensor:
+    """Return the derivative of a scalar loss by each log-prob."""
+    leaf = logprobs.clone().requires_grad_()
+    return torch.autograd.grad(loss(leaf), leaf)[0]
+
+
+def difference(pair: Pair, theirs: Callable[..., Any], config: Any, batch: LossInputs) -> float:
+    """Return the largest difference of two gradients, relative to the largest gradient."""
+    objective = pair.objective
+    weights = aggregation_weights(batch.mask, objective.aggregation, batch.mask.shape[1]).double()
+    marks, inputs = objective.select(batch), vars(batch)
+
+    def our_loss(logprobs: Tensor) -> Tensor:
+        given = LossInputs(**{**inputs, "logprobs": logprobs})
+        return (objective.token_loss(given, marks) * weights).sum()
+
+    def their_loss(logprobs: Tensor) -> Tensor:
+        tensors = batch.old_logprobs, logprobs, batch.advantages, batch.mask.double()
+        return theirs(*tensors, MODES[objective.aggregation], config)[0]
+
+    ours, expected = gradient(our_loss, batch.logprobs), gradient(their_loss, batch.logprobs)
+    return float((ours - expected).abs().max() / expected.abs().max())
+
+
+def main() -> None:
+    """Print a line for each objective."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=20)
+    seeds = parser.parse_args().seeds
+    from verl.trainer.ppo.core_algos import (  # pyright: ignore[reportMissingImports]
+        get_policy_loss_fn,
+    )
+    from verl.workers.config import ActorConfig  # pyright: ignore[reportMissingImports]
+
+    worst = {}
+    for pair in PAIRS:
+        config = ActorConfig(strategy="fsdp", rollout_n=1, use_dynamic_bsz=True, **pair.settings)
+        theirs = get_policy_loss_fn(pair.name)
+        found = [difference(pair, theirs, config, tokens(seed)) for seed in range(seeds)]
+        worst[pair.name] = max(found)
+        print(f"{pair.name:10} {type(pair.objective).__name__:8} {max(found):.1e}")
+    sys.exit(max(worst.values()) > LARGEST)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Objectives with other bounds of the ratio: overlays, refused settings, and micro-batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.files import ROOT
+from harness.runs import fit
+from harness.scoring import completions_of
+from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
+from rlif_lightning.learning.token_budget import TokenBudget
+from rlif_lightning.learning.update import MiniBatch
+from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.learning.updater import OptimizerCalls, Updater
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.parallel.passes import measure_tokens
+from rlif_lightning.records import LossInputs
+from rlif_lightning.sampling import Sampling
+
+OVERLAYS = {"gspo": GSPO(), "cispo": CISPO(), "sapo": SAPO(), "gmpo": GMPO(), "dppo": DPPO()}
+NARROW = [
+    GSPO(clip_low=0.02, clip_high=0.05),
+    CISPO(lowest=0.8, highest=1.2),
+    SAPO(),
+    GMPO(log_low=0.1, log_high=0.2),
+    DPPO(low=0.01, high=0.02),
+]
+
+
+def test_every_overlay_is_tested():
+    files = {path.stem for path in (ROOT / "configs" / "objectives").glob("*.yaml")}
+    assert files == set(OVERLAYS)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_is_the_default_and_trains(name, tmp_path):
+    overlay = f"--config={ROOT / 'configs' / 'objectives' / f'{name}.yaml'}"
+    run = fit(tmp_path, overlay, "--trainer.limit_train_batches=2")
+    assert run.model.objective == OVERLAYS[name]
+    assert run.trainer.global_step == 8
+    assert float(run.trainer.callback_metrics["policy/grad_norm"]) > 0
+    assert float(run.trainer.callback_metrics["policy/log_ratio"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (GSPO, {"clip_low": 0.0}, r"clip_low=0\.0"),
+        (CISPO, {"lowest": 1.0}, r"lowest=1\.0"),
+        (CISPO, {"highest": 1.0}, r"highest=1\.0"),
+        (CISPO, {"lowest": -0.1}, r"lowest=-0\.1"),
+        (SAPO, {"positive_temperature": 0.0}, r"positive_temperature=0\.0"),
+        (SAPO, {"negative_temperature": float("inf")}, "negative_temperature=inf"),
+        (GMPO, {"log_low": 0.0}, r"log_low=0\.0"),
+        (GMPO, {"log_high": -1.0}, r"log_high=-1\.0"),
+        (DPPO, {"divergence": "js"}, "divergence='js' is unknown; use one of tv, kl"),
+        (DPPO, {"low": 0.0}, r"low=0\.0"),
+        (DPPO, {"highest_ratio": 1.0}, r"highest_ratio=1\.0"),
+        (SAPO, {"aggregation": "sum"}, "aggregation='sum'"),
+    ],
+)
+def test_bad_settings_are_refused(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**settings)
+
+
+@pytest.mark.parametrize("objective", NARROW, ids=lambda each: type(each).__name__)
+def test_one_micro_batch_is_one_completion_at_a_time(tiny_models, objective: Objective):
+    """Gradients and figures, in float64, with one advantage a completion and ratios off 1."""
+    policy = PolicyModel(Policy(str(tiny_models["llama"]))).double()
+    policy.eos_ids = list(range(2, 20))
+    sampling = Sampling(max_new_tokens=12)
+    completions = completions_of(policy.vocab_size)
+    generator = torch.Generator().manual_seed(2)
+    old = measure_tokens(policy, completions, sampling, 1000).logprobs
+    old = old + 0.2 * torch.randn(old.shape, generator=generator, dtype=old.dtype)
+    advantages = torch.randn(len(old), 1, generator=generator, dtype=old.dtype).expand_as(old)
+    index = torch.arange(len(old))
+    batch = MiniBatch(LossInputs(old, old, advantages, completions.mask, index), completions, index)
+    found = []
+    for budget in (10_000, 1):
+        policy.zero_grad()
+        meter = UpdateMeter(index.device)
+        calls = OptimizerCalls(lambda loss, is_last: loss.backward(), policy.zero_grad, float)
+        updater = Updater(policy, objective, sampling, TokenBudget(budget), calls)
+        updater.accumulate_gradient(batch, meter)
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters()])
+        found.append((gradient, meter.sums))
+    (together, figures), (alone, figures_alone) = found
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6 * float(alone.abs().max()))
+    torch.testing.assert_close(figures, figures_alone, rtol=1e-5, atol=1e-9)
+    assert float(alone.abs().max()) > 0.001
+    clipped = float(figures[UpdateMeter.NAMES.index("clipped")])
+    assert (clipped > 0) == (not isinstance(objective, CISPO | SAPO))
