@@ -290,6 +290,7 @@ TWICE = [
 ]
 
 
+@pytest.mark.slow
 def test_rescored_in_two_passes_does_not_depend_on_the_token_budget(tmp_path):
     settings = [*TWICE, "--model.policy.dtype=float64", "--model.objective.weight=1.0"]
     large = fit(tmp_path / "large", *settings, "--model.update.micro_batch_tokens=100000")

@@ -76,6 +76,7 @@ def test_a_copied_folder_beside_the_original_is_another_run(tmp_path):
     assert (tree(tmp_path / "version_0"), tree(tmp_path / "version_1")) == before
 
 
+@pytest.mark.slow
 def test_a_fork_leaves_the_other_run_s_snapshots_and_has_its_own(tmp_path):
     fit(tmp_path / "run", saving(every=1, keep=1), guarded(), *LONG)
     (path,) = find_checkpoints(tmp_path / "run")
@@ -109,7 +110,14 @@ def outside(folder: Path) -> tuple[Path, dict[str, int]]:
 
 
 @pytest.mark.parametrize(
-    "attack", ["absolute", "parent", "another version", "link to a folder", "link to a file"]
+    "attack",
+    [
+        "parent",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("absolute", "another version", "link to a folder", "link to a file")
+        ),
+    ],
 )
 def test_a_forged_checkpoint_removes_nothing(tmp_path, attack):
     root = tmp_path / "root"
@@ -219,6 +227,7 @@ def test_what_another_life_that_is_running_made_is_left_alone(tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_an_export_folder_of_another_run_is_not_replaced(tmp_path, capsys):
     shared = tmp_path / "shared"
     (shared / "last").mkdir(parents=True)
@@ -302,6 +311,7 @@ def leave(folder: Path) -> list[Path]:
     return left
 
 
+@pytest.mark.slow
 def test_what_dead_lives_left_goes_and_nothing_else(tmp_path):
     run = [saving(every=1, keep=1, monitor="policy/entropy"), guarded()]
     fit(tmp_path, *run, *ONE)

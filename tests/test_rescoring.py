@@ -124,6 +124,7 @@ def uncorrected(tmp_path_factory):
     return fit(folder, *sampler()), folder
 
 
+@pytest.mark.slow
 def test_noise_of_the_engines_log_probs_reaches_neither_marks_nor_losses(uncorrected, tmp_path):
     """KL-Cov ranks, ratios and rewards are of the policy's log-probs: one nat of noise changes no
     bit.

@@ -46,7 +46,10 @@ def test_another_seed_gives_other_completions(reference, tmp_path):
     assert metrics(reference[1]) != metrics(tmp_path)
 
 
-@pytest.mark.parametrize("objective", ["KLCov", "Clipped", "ClipCov"])
+@pytest.mark.parametrize(
+    "objective",
+    ["KLCov", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Clipped", "ClipCov"))],
+)
 def test_token_budget_does_not_change_the_parameters(tmp_path, objective):
     kind = [f"--model.objective={objective}", "--model.policy.dtype=float64"]
     large = fit(tmp_path / "large", *kind, "--model.update.micro_batch_tokens=100000")

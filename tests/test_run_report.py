@@ -334,8 +334,8 @@ def test_events_are_drawn_where_they_were(tmp_path):
 def test_several_runs_are_compared(tmp_path):
     left = folder_of(tmp_path / "left", "0,0,0.3,0.5,1.0,0.1,", "0,0,,,,,0.25")
     right = folder_of(tmp_path / "right", "0,0,0.4,0.5,1.0,0.1,", "0,0,,,,,0.75")
-    (left / "config.yaml").write_text("seed_everything: 0\nmodel: {learning_rate: 0.1}\n")
-    (right / "config.yaml").write_text("seed_everything: 0\nmodel: {learning_rate: 0.2}\n")
+    (left / "config.yaml").write_text("seed_everything: 0\nmodel: {optimizer: {lr: 0.1}}\n")
+    (right / "config.yaml").write_text("seed_everything: 0\nmodel: {optimizer: {lr: 0.2}}\n")
     main([f"low={left}", f"high={right}", "--out", str(tmp_path / "both.html"), "--title", "Two"])
     text = Page(tmp_path / "both.html").text
     assert "25.0 %" in text
