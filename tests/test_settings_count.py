@@ -4,6 +4,7 @@ declares it.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import typing
@@ -14,7 +15,7 @@ import rlif_lightning
 from rlif_lightning.cli import RLIFCLI
 from rlif_lightning.evaluation.prediction_files import Predictions
 
-MOST = 213  # on the way to 200
+MOST = 228  # on the way to 200; the newest objectives brought 15 of them
 OURS = ("rlif_lightning", "callbacks")
 PUBLIC = [getattr(rlif_lightning, name) for name in rlif_lightning.__all__]  # all are imported
 ROOTS = [
@@ -80,7 +81,9 @@ def buildable() -> set[type]:
             continue
         found.add(cls)
         waiting += [base for base in cls.__mro__ if base.__module__.split(".")[0] in OURS]
-        for hint in typing.get_type_hints(cls.__init__).values():
+        # A dataclass's own constructor does not know the names of its base's module.
+        written = cls if dataclasses.is_dataclass(cls) else cls.__init__
+        for hint in typing.get_type_hints(written).values():
             for part in parts_of(hint):
                 waiting += [part, *subclasses(part)]
     return found
