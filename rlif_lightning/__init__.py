@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     )
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
+    from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
     from rlif_lightning.learning.objectives import (
         ClipCov,
         Clipped,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
+    from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
     from rlif_lightning.rollout.native import NativeEngine
@@ -69,6 +71,7 @@ _MODULES = {
     "CodeTests": "rewards.code",
     "DPPO": "learning.ratio_objectives",
     "DrGRPO": "learning.advantages",
+    "DropTruncated": "rewards.overlong",
     "Evaluation": "evaluation.evaluator",
     "Format": "rewards.controls",
     "Gate": "rewards.base",
@@ -89,6 +92,8 @@ _MODULES = {
     "NativeEngine": "rollout.native",
     "NegativeEntropy": "rewards.internal",
     "Objective": "learning.objectives",
+    "OPO": "learning.baselines",
+    "OverlongPenalty": "rewards.overlong",
     "Policy": "model.loading",
     "ProblemSource": "data.sources",
     "PromptData": "data.prompts",
@@ -97,6 +102,7 @@ _MODULES = {
     "Random": "rewards.controls",
     "ReasoningGym": "data.sources",
     "ReferenceKL": "learning.objectives",
+    "ReinforcePlusPlus": "learning.baselines",
     "RewardHead": "rewards.base",
     "RewardOutput": "records",
     "RLIFModule": "module",

@@ -1,10 +1,10 @@
-"""Compare the gradients of objectives with verl's losses on random tokens.
+"""Compare gradients of objectives, and advantages, with verl's on random numbers.
 
     python scripts/compare_objectives.py    # in an environment that has verl 0.9 as well
 
 Each objective is summed by its own aggregation, verl's by the mode of the same meaning. A line
-shows the largest difference of a log-prob's gradient, relative to the largest gradient. The exit
-code is 1 where one is above 1e-5.
+shows the largest difference of a log-prob's gradient, or of an advantage, relative to the largest.
+The exit code is 1 where one is above 1e-5.
 """
 
 from __future__ import annotations
@@ -15,10 +15,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rlif_lightning import CISPO, DPPO, GMPO, GSPO, SAPO, Clipped, LossInputs, Objective
+from rlif_lightning import (
+    CISPO,
+    DPPO,
+    GMPO,
+    GRPO,
+    GSPO,
+    OPO,
+    RLOO,
+    SAPO,
+    Advantage,
+    Clipped,
+    LossInputs,
+    Objective,
+    ReinforcePlusPlus,
+)
 from rlif_lightning.learning.losses import aggregation_weights
 
 MODES = {"token_mean": "token-mean", "sequence_mean": "seq-mean-token-mean"}
@@ -54,6 +69,12 @@ PAIRS = [
     Pair("dppo_tv", DPPO(low=0.05, high=0.1), bounds(0.05, 0.1, clip_ratio_c=20.0)),
     Pair("dppo_kl", DPPO(divergence="kl", low=0.02, high=0.03), bounds(0.02, 0.03)),
 ]
+ESTIMATORS = {
+    "opo": OPO(),
+    "reinforce_plus_plus_baseline": ReinforcePlusPlus(eps=0.0),
+    "rloo": RLOO(),
+    "grpo": GRPO(eps=1e-6),
+}
 
 
 def tokens(seed: int, completions: int = 16, length: int = 24) -> LossInputs:
@@ -92,6 +113,24 @@ def difference(pair: Pair, theirs: Callable[..., Any], config: Any, batch: LossI
     return float((ours - expected).abs().max() / expected.abs().max())
 
 
+def advantage_difference(name: str, estimator: Advantage, seed: int) -> float:
+    """Return the largest difference to verl's estimator, relative to the largest advantage."""
+    from verl.trainer.ppo.core_algos import (  # pyright: ignore[reportMissingImports]
+        get_adv_estimator_fn,
+    )
+
+    generator = torch.Generator().manual_seed(seed)
+    rewards = torch.rand(5, 4, generator=generator, dtype=torch.float64)  # [P, G]
+    lengths = torch.randint(1, 9, (5, 4), generator=generator)
+    mask = torch.arange(8) < lengths.view(-1, 1)  # [B, T]
+    last = torch.nn.functional.one_hot(lengths.flatten() - 1, 8)
+    groups = np.repeat(np.arange(5), 4)
+    theirs = get_adv_estimator_fn(name)
+    expected = theirs(rewards.view(-1, 1) * last, mask.double(), groups)[0][:, 0]
+    ours = estimator(rewards[None], torch.ones(1), lengths).flatten()
+    return float((ours - expected).abs().max() / expected.abs().max())
+
+
 def main() -> None:
     """Print a line for each objective."""
     parser = argparse.ArgumentParser(
@@ -110,7 +149,10 @@ def main() -> None:
         theirs = get_policy_loss_fn(pair.name)
         found = [difference(pair, theirs, config, tokens(seed)) for seed in range(seeds)]
         worst[pair.name] = max(found)
-        print(f"{pair.name:10} {type(pair.objective).__name__:8} {max(found):.1e}")
+        print(f"{pair.name:28} {type(pair.objective).__name__:18} {max(found):.1e}")
+    for name, estimator in ESTIMATORS.items():
+        worst[name] = max(advantage_difference(name, estimator, seed) for seed in range(seeds))
+        print(f"{name:28} {type(estimator).__name__:18} {worst[name]:.1e}")
     sys.exit(max(worst.values()) > LARGEST)
 
 

@@ -8,7 +8,9 @@ import torch
 from harness.files import ROOT
 from harness.runs import fit
 from harness.scoring import completions_of
-from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.learning.advantages import GDPO
+from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
+from rlif_lightning.learning.objectives import Clipped, Objective
 from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import MiniBatch
@@ -20,6 +22,7 @@ from rlif_lightning.parallel.passes import measure_tokens
 from rlif_lightning.records import LossInputs
 from rlif_lightning.sampling import Sampling
 
+ADVANTAGES = {"reinforce_plus_plus": ReinforcePlusPlus(), "opo": OPO()}
 OVERLAYS = {"gspo": GSPO(), "cispo": CISPO(), "sapo": SAPO(), "gmpo": GMPO(), "dppo": DPPO()}
 NARROW = [
     GSPO(clip_low=0.02, clip_high=0.05),
@@ -32,14 +35,15 @@ NARROW = [
 
 def test_every_overlay_is_tested():
     files = {path.stem for path in (ROOT / "configs" / "objectives").glob("*.yaml")}
-    assert files == set(OVERLAYS)
+    assert files == {*OVERLAYS, *ADVANTAGES}
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", [*OVERLAYS, *ADVANTAGES])
 def test_an_overlay_is_the_default_and_trains(name, tmp_path):
     overlay = f"--config={ROOT / 'configs' / 'objectives' / f'{name}.yaml'}"
     run = fit(tmp_path, overlay, "--trainer.limit_train_batches=2")
-    assert run.model.objective == OVERLAYS[name]
+    assert run.model.objective == OVERLAYS.get(name, Clipped())
+    assert run.model.advantage == ADVANTAGES.get(name, GDPO())
     assert run.trainer.global_step == 8
     assert float(run.trainer.callback_metrics["policy/grad_norm"]) > 0
     assert float(run.trainer.callback_metrics["policy/log_ratio"]) > 0

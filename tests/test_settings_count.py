@@ -15,7 +15,7 @@ import rlif_lightning
 from rlif_lightning.cli import RLIFCLI
 from rlif_lightning.evaluation.prediction_files import Predictions
 
-MOST = 228  # on the way to 200; the newest objectives brought 15 of them
+MOST = 227  # to be 200; what came since the settings were nested brought 17 of them
 OURS = ("rlif_lightning", "callbacks")
 PUBLIC = [getattr(rlif_lightning, name) for name in rlif_lightning.__all__]  # all are imported
 ROOTS = [
@@ -33,20 +33,22 @@ HAS_LINKS = (rlif_lightning.RLIFModule, rlif_lightning.PromptData)
 SOURCES = {("PromptData", "group_size"), ("PromptData", "answer_column")}
 
 
-def parameters(cls: type) -> dict[str, tuple[str, str]]:
-    """Each parameter of a class's own constructor with its type and its default."""
+def parameters(cls: type) -> dict[str, str]:
+    """Each parameter of a class's own constructor with its type."""
     if "__init__" not in cls.__dict__:
         return {}
     found = inspect.signature(cls.__init__).parameters
     return {
-        name: (str(it.annotation), repr(it.default))
+        name: str(it.annotation)
         for name, it in found.items()
         if name != "self" and it.kind not in (it.VAR_POSITIONAL, it.VAR_KEYWORD)
     }
 
 
 def settings(cls: type) -> list[str]:
-    """The settings that a class declares: not those that it has unchanged from a base."""
+    """The settings that a class declares: not those that it has from a base, be it with another
+    default.
+    """
     inherited = {item for base in cls.__mro__[1:] for item in parameters(base).items()}
     linked = LINKED if cls in HAS_LINKS else set()
     return [

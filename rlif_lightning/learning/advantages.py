@@ -1,9 +1,10 @@
 """Advantages: from R rewards per completion to one number per completion.
 
 Every estimator is a sum of one part per reward, ``A = sum_r part_r``. The share of each reward in
-|A| is measured on these parts. Every estimator gives exactly 0 to a group whose rewards are equal
-and to a group of one, does not change when a constant is added to a group's rewards, and leaves out
-a reward that is NaN ("does not apply"). Estimators that need a value network are left out.
+|A| is measured on these parts. Inside a group every estimator gives exactly 0 where rewards are
+equal and to a group of one, does not change when a constant is added, and leaves out a reward that
+is NaN ("does not apply"). A normalisation over the batch comes after that. Estimators that need a
+value network are left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rlif_lightning.masked import masked_mean, masked_std, masked_sum
 from rlif_lightning.processes.collectives import all_rank_mean_std, all_rank_sum
 
 BATCH_NORMS = ("none", "sample", "token")
+NORMALIZE = ("group", "batch", "none")
 
 
 def center(rewards: Tensor) -> Tensor:
@@ -94,6 +96,33 @@ def gdpo(
     return GDPO(batch_norm, eps=eps, std_floor=std_floor)(rewards, weights, lengths)
 
 
+def batch_normalize(
+    total: Tensor, lengths: Tensor | None, kind: str, eps: float, std_floor: float
+) -> Tensor:
+    """Normalise advantages over the batch of all data ranks (a collective).
+
+    Args:
+        total: ``[P, G]`` float64 advantages.
+        lengths: ``[P, G]`` tokens of each completion.
+        kind: ``sample``: each completion counts once; ``token``: as often as it has tokens.
+        eps: added to the standard deviation.
+        std_floor: where the standard deviation is not above this, all advantages are 0.
+
+    Returns:
+        ``[P, G]`` float64.
+
+    Raises:
+        ValueError: ``token`` without lengths.
+    """
+    counts = torch.ones_like(total) if kind == "sample" else lengths
+    if counts is None:
+        raise ValueError(
+            "batch_norm='token' needs lengths [P, G]; pass them or use batch_norm='sample'"
+        )
+    mean, std = all_rank_mean_std(total, counts)
+    return (total - mean) / (std + eps) if std > std_floor else torch.zeros_like(total)
+
+
 def reward_shares(parts: Tensor) -> Tensor:
     """Compute each reward's share of |A|, ``Σ|part_r| / Σ_r Σ|part_r|`` (a collective).
 
@@ -112,8 +141,15 @@ class Advantage(ABC):
     """An advantage estimator: ``(rewards [R, P, G], weights [R] or [R, P]) -> [P, G]``."""
 
     @abstractmethod
-    def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
-        """Return each reward's part, ``[R, P, G]`` float64; the advantage is their sum over R."""
+    def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return each reward's part, ``[R, P, G]`` float64; the advantage is their sum over R.
+
+        Args:
+            rewards: ``[R, P, G]``; NaN = does not apply.
+            weights: ``[R]``, or ``[R, P]`` where they differ between groups.
+            lengths: ``[P, G]`` tokens of each completion; needed by estimators that weight by
+                tokens.
+        """
 
     def check(self, group_size: int) -> None:
         """Refuse groups of one where the estimator gives them advantage 0 whatever their rewards.
@@ -122,15 +158,15 @@ class Advantage(ABC):
             ValueError: names the setting and the remedy.
         """
         apart = torch.tensor([[[0.0], [1.0]]])  # two groups of one with different rewards
-        if group_size == 1 and not self.parts(apart, torch.ones(1)).any():
+        if group_size == 1 and not self.parts(apart, torch.ones(1), torch.ones(2, 1)).any():
             raise ValueError(
                 f"group_size=1 leaves model.advantage={type(self).__name__} nothing to compare:"
                 " every advantage would be 0; set data.group_size to 2 or more"
             )
 
     def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return ``[P, G]`` float32 advantages; ``lengths`` ``[P, G]`` are the tokens of each."""
-        return self.parts(rewards, weights).sum(0).float()
+        """Return ``[P, G]`` float32 advantages; the arguments are those of :meth:`parts`."""
+        return self.parts(rewards, weights, lengths).sum(0).float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,40 +204,51 @@ class GDPO(GroupNormalised):
             )
         super().__post_init__()
 
-    def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
-        return group_normalize(rewards, self.eps, 1, self.std_floor) * _per_group(weights)
+    def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return group_normalize(rewards, self.eps, 1, self.std_floor) * per_group(weights)
 
     def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
-        total = self.parts(rewards, weights).sum(0)
-        if self.batch_norm == "none":
-            return total.float()
-        counts = torch.ones_like(total) if self.batch_norm == "sample" else lengths
-        if counts is None:
-            raise ValueError(
-                "batch_norm='token' needs lengths [P, G]; pass them or use batch_norm='sample'"
-            )
-        mean, std = all_rank_mean_std(total, counts)
-        return (
-            ((total - mean) / (std + self.eps)).float()
-            if std > self.std_floor
-            else torch.zeros_like(total).float()
-        )
+        total = self.parts(rewards, weights, lengths).sum(0)
+        if self.batch_norm != "none":
+            total = batch_normalize(total, lengths, self.batch_norm, self.eps, self.std_floor)
+        return total.float()
 
 
 @dataclass(frozen=True)
 class GRPO(GroupNormalised):
-    """Rewards summed with weights first, then normalised in the group.
+    """Rewards summed with weights first, then normalised.
 
     https://arxiv.org/abs/2402.03300
 
     The reward with the larger spread dominates the sum; this is the naive way to combine two
     rewards.
+
+    Args:
+        normalize: group | batch | none: what the sum minus its group mean is divided by: the
+            standard deviation of the sum in the group, or in the batch of all data ranks, where it
+            includes the differences between groups (https://arxiv.org/abs/2508.08221), or nothing,
+            as in DrGRPO.
     """
 
-    def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
-        centered = center(rewards) * _per_group(weights)
-        counted = (~rewards.isnan()).any(0)
-        std = masked_std(centered.sum(0), counted, -1).unsqueeze(-1)
+    normalize: str = "group"
+
+    def __post_init__(self) -> None:
+        if self.normalize not in NORMALIZE:
+            raise ValueError(
+                f"normalize={self.normalize!r} is unknown; use one of {', '.join(NORMALIZE)}"
+            )
+        super().__post_init__()
+
+    def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
+        centered = center(rewards) * per_group(weights)
+        if self.normalize == "none":
+            return centered
+        counted = (~rewards.isnan()).any(0)  # [P, G]
+        if self.normalize == "group":
+            std = masked_std(centered.sum(0), counted, -1).unsqueeze(-1)
+        else:
+            total = (rewards.double().nan_to_num() * per_group(weights)).sum(0)  # [P, G]
+            std = all_rank_mean_std(total, counted)[1]
         return torch.where(std > self.std_floor, centered / (std + self.eps), 0.0)
 
 
@@ -212,8 +259,8 @@ class DrGRPO(Advantage):
     https://arxiv.org/abs/2503.20783
     """
 
-    def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
-        return center(rewards) * _per_group(weights)
+    def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return center(rewards) * per_group(weights)
 
 
 @dataclass(frozen=True)
@@ -223,14 +270,14 @@ class RLOO(Advantage):
     With n valid rewards in the group this is ``(r - mean) * n / (n - 1)``; 0 for a group of one.
     """
 
-    def parts(self, rewards: Tensor, weights: Tensor) -> Tensor:
+    def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         count = masked_sum(
             torch.ones_like(rewards, dtype=torch.float64), ~rewards.isnan(), -1
         ).unsqueeze(-1)
         leave_one_out = center(rewards) * count / (count - 1).clamp(min=1)
-        return leave_one_out * _per_group(weights)
+        return leave_one_out * per_group(weights)
 
 
-def _per_group(weights: Tensor) -> Tensor:
+def per_group(weights: Tensor) -> Tensor:
     """Return ``[R]`` or ``[R, P]`` reward weights as float64 factors of ``[R, P, G]``."""
     return weights.double().reshape(len(weights), -1, 1)

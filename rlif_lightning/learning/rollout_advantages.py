@@ -36,9 +36,8 @@ def score_rollout(
     shape = (rollout.num_prompts, rollout.group_size)
     rewards = torch.stack([output.scores.view(shape) for output in outputs.values()])
     weights = group_reward_weights(weights.to(rewards.device), list(outputs.values()))
-    advantages = of_tokens(
-        advantage(rewards, weights, rollout.lengths.view(shape)), rollout, type(advantage).__name__
-    )
+    given = rewards, weights, rollout.lengths.view(shape)
+    advantages = of_tokens(advantage(*given), rollout, type(advantage).__name__)
     entropy, _ = all_rank_mean_std(rollout.stats.entropy, rollout.mask)
     metrics: dict[str, Tensor | float] = {
         "policy/entropy": entropy,
@@ -46,7 +45,7 @@ def score_rollout(
         "rollout/ended": rollout.ended.float().mean(),
     }
     metrics |= engine_metrics(rollout)
-    shares = reward_shares(advantage.parts(rewards, weights))
+    shares = reward_shares(advantage.parts(*given))
     for (name, output), share in zip(outputs.items(), shares, strict=True):
         metrics |= reward_metrics(name, output.scores, rollout.group_size)
         metrics[f"reward/{name}/share"] = share
