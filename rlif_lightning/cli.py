@@ -12,11 +12,14 @@ from __future__ import annotations
 import errno
 import sys
 import warnings
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import _typehints as type_hints
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -46,6 +49,28 @@ from rlif_lightning.trainer import RLIFTrainer
 
 # Settings that come in kinds: YAML names the class.
 set_parsing_settings(subclasses_enabled=[Advantage, Objective])
+_discard_arguments = type_hints.discard_init_args_on_class_path_change
+
+
+def _discard_defaults(parser_or_action: Any, old: Any, new: Any) -> None:
+    """Drop the defaults of an advantage or objective that a setting replaces by another class.
+
+    jsonargparse keeps what both classes have. With the old class's defaults among it, the new class
+    would not have its own: GSPO would clip at KLCov's 0.2.
+    """
+    path = old.get("class_path") if isinstance(old, Namespace) else None
+    if path and old.get("init_args") and path != new["class_path"]:
+        module, _, name = path.rpartition(".")
+        kind = getattr(import_module(module), name) if module else None
+        if isinstance(kind, type) and issubclass(kind, Advantage | Objective):
+            for field in fields(kind):
+                given = old.init_args
+                if field.name in given and given[field.name] == field.default:
+                    del given[field.name]
+    _discard_arguments(parser_or_action, old, new)
+
+
+type_hints.discard_init_args_on_class_path_change = _discard_defaults
 
 # Lightning's warnings about what is on purpose here: prompts lie tokenised in memory, and a
 # checkpoint holds the parameters after the optimiser's step.
