@@ -63,7 +63,7 @@ def alignment(advantages: Tensor, votes: Tensor) -> Tensor:
     """Return the sums for the correlation of advantage and vote inside groups (:func:`symptoms`).
 
     Args:
-        advantages: ``[P, G]``.
+        advantages: ``[P, G]``; NaN where a head dropped the completion, which is left out.
         votes: ``[P, G]`` shares of the group that agree; groups in which they are all equal are
             left out.
 
@@ -71,9 +71,11 @@ def alignment(advantages: Tensor, votes: Tensor) -> Tensor:
         ``[3]`` float64: sums of products, squared advantages and squared votes, each minus its
         group's mean.
     """
-    mixed = (votes != votes[:, :1]).any(-1)
+    kept = ~advantages.isnan()
+    mixed = votes.where(kept, math.inf).amin(-1) < votes.where(kept, -math.inf).amax(-1)
     a, v = (
-        values.double() - values.double().mean(-1, keepdim=True) for values in (advantages, votes)
+        torch.where(kept, values - masked_mean(values, kept, -1).unsqueeze(-1), 0.0)
+        for values in (advantages.double(), votes.double())
     )
     return torch.stack([(a * v)[mixed].sum(), a[mixed].square().sum(), v[mixed].square().sum()])
 
@@ -96,7 +98,7 @@ def symptoms(
     """
     shape = (rollout.num_prompts, rollout.group_size)
     votes = vote_shares(answers, rollout.group_size, denominator="group").to(advantages.device)
-    means = masked_mean(advantages, rollout.mask, -1)
+    means = masked_mean(advantages, rollout.mask, -1).where(rollout.mask.any(-1), math.nan)
     product, squares, vote_squares = all_rank_sum(
         alignment(means.view(shape), votes.view(shape))
     ).tolist()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from callbacks.kl_cov_scheduler import Schedule
+from callbacks.symptoms import symptoms
 from harness.rollouts import handmade
 from harness.runs import adding, fit, marked
 from rlif_lightning.learning.advantages import GDPO
@@ -109,3 +110,14 @@ def test_a_run_that_drops_every_completion_goes_on(tmp_path):
     assert figures["kl_cov/weight"] == pytest.approx(0.05)
     assert figures["rollout/tokens_per_second"] > 0
     assert {event["kind"] for event in marked(tmp_path)} <= {"schedule"}
+
+
+def test_the_alignment_of_the_guard_is_of_the_completions_that_stay():
+    """Advantages 1, 1, -2 follow the votes 2/4, 2/4, 1/4 exactly; a dropped fourth says nothing."""
+    rollout = handmade(["1"] * 4, 4)
+    kept = replace(rollout, mask=rollout.mask & torch.tensor([[True], [True], [True], [False]]))
+    advantages = torch.tensor([1.0, 1.0, -2.0, 0.0]).unsqueeze(1).expand(kept.mask.shape)
+    figures = symptoms(kept, ["1", "1", "2", "3"], advantages)
+    assert figures["guard/vote_alignment"] == pytest.approx(1.0)
+    nobody = replace(rollout, mask=torch.zeros_like(rollout.mask))
+    assert math.isnan(symptoms(nobody, ["1", "1", "2", "3"], advantages)["guard/vote_alignment"])
