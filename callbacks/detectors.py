@@ -135,7 +135,8 @@ class Detector:
 
         Args:
             state: the state before it.
-            value: the figure; NaN (nothing was measured) changes nothing.
+            value: the figure; NaN (nothing was measured) changes nothing, nor does an infinite one
+                while the baseline fills.
         """
         if math.isnan(value):
             return state
@@ -143,6 +144,8 @@ class Detector:
         waits = self.is_relative or baseline.in_window
         fills = waits and len(state.first) < baseline.size
         if fills and not (baseline.is_early and state.first):
+            if math.isinf(value):  # every limit relative to it would be infinite
+                return state
             recent = self._window(state, value) if baseline.in_window else state.recent
             return replace(state, first=first, recent=recent)
         judged = self._judged(state, self._window(state, value))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from callbacks.detectors import Baseline, Watch
+from callbacks.detectors import Baseline, Detector, Watch
 from callbacks.entropy_monitor import band
 from callbacks.guard_detectors import GuardDetector
 from callbacks.label_free_stopping import stop_detectors
@@ -204,3 +204,17 @@ def test_events_of_all_have_one_form():
 def test_patience_is_checked():
     with pytest.raises(ValueError, match="patience=0"):
         GuardDetector("x", "below", bound=1.0, patience=0)
+
+
+@pytest.mark.parametrize(("side", "expected"), [("below", [0, 0, 0, 0, 1]), ("above", [0] * 5)])
+def test_an_infinite_figure_is_no_part_of_the_baseline(side, expected):
+    """The baseline is 10, of two finite figures; a limit of infinity would always be passed."""
+    factor = 0.5 if side == "below" else 2.0
+    watch = Watch({"x": Detector("x", side, factor=factor, window=1, baseline=Baseline(2))})
+    found = []
+    for value in (math.inf, 10.0, 10.0, 6.0, 4.0):
+        watch.update({"x": value})
+        found.append(len(watch.active))
+    assert found == expected
+    watch.update({"x": math.inf})
+    assert bool(watch.active) == (side == "above")
