@@ -159,12 +159,12 @@ class ClippedObjective(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
+        if not (0 < self.clip_low <= 1 and self.clip_high > 0):
             raise ValueError(
                 f"clip_low={self.clip_low}, clip_high={self.clip_high}: need 0 < clip_low <= 1,"
                 " clip_high > 0"
             )
-        if self.dual_clip is not None and self.dual_clip <= 1:
+        if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(
                 f"dual_clip={self.dual_clip} must be greater than 1, or null to turn it off"
             )

@@ -166,7 +166,7 @@ class DPPO(Objective):
             raise ValueError(
                 f"divergence={self.divergence!r} is unknown; use one of {', '.join(DIVERGENCES)}"
             )
-        if self.low <= 0 or self.high <= 0 or self.highest_ratio <= 1:
+        if not (self.low > 0 and self.high > 0 and self.highest_ratio > 1):
             raise ValueError(
                 f"low={self.low}, high={self.high}, highest_ratio={self.highest_ratio}: the bounds"
                 " must be positive, and highest_ratio greater than 1"

@@ -1,0 +1,27 @@
+"""A bound that is no number is refused: no comparison with it would ever hold a token."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rlif_lightning import CISPO, DPPO, GMPO, GSPO, SAPO, Clipped
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *[(Clipped, name) for name in ("clip_low", "clip_high", "dual_clip")],
+        *[(GSPO, name) for name in ("clip_low", "clip_high", "dual_clip")],
+        *[(DPPO, name) for name in ("low", "high", "highest_ratio")],
+        *[(GMPO, name) for name in ("log_low", "log_high")],
+        *[(SAPO, name) for name in ("positive_temperature", "negative_temperature")],
+        *[(CISPO, name) for name in ("lowest", "highest")],
+    ],
+)
+def test_a_bound_that_is_no_number_is_refused(kind, name):
+    with pytest.raises(ValueError, match=f"{name}=nan"):
+        kind(**{name: NAN})
