@@ -32,7 +32,6 @@ THEIR_CONFIG = ("CONFIG", "my.yaml")
 # What an option needs beside it, where the page says so in its text.
 BASES = {
     "--trainer.strategy.": ["--config=configs/strategy/fsdp2.yaml"],
-    "--trainer.callbacks.detectors": ["--trainer.callbacks+=CollapseGuard"],
     "--model.objective.positive_weight": ["--model.objective=examples.my_objective.WReinforce"],
     "--model.evaluation.checker.": ["--model.evaluation.checker=CodeChecker"],
     "--data.source.init_args.file": ["--config=configs/benchmarks/gsm8k.yaml"],
@@ -41,7 +40,7 @@ BASES = {
 GONE = re.compile(
     r"model\.(learning_rate|lr_schedule|warmup_steps|schedule_steps|weight_decay|betas|updates_per"
     r"_rollout|epochs_per_rollout|old_logprobs|micro_batch_tokens|max_grad_norm)\b"
-    r"|data\.(template|chat|system_prompt|examples|batch_size|val_batch_size)\b"
+    r"|data\.(template|chat|system_prompt|examples|(validation_)?prompts_per_step)\b"
     r"|evaluation\.(extractor|gold_extractor|equivalence)\b|--(optimizer|lr_scheduler)\b"
 )
 
