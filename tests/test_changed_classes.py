@@ -11,7 +11,9 @@ import torch
 from test_changed_settings import NAME, Run, adamw, at, data, module, rewards, sums
 
 from rlif_lightning import PromptData, RLIFModule
+from rlif_lightning.answers.checkers import AnswerChecker
 from rlif_lightning.data.described import describe
+from rlif_lightning.evaluation.evaluator import Evaluation
 from rlif_lightning.rollout.native import NativeEngine
 
 
@@ -32,7 +34,9 @@ def names(run: Run) -> list[str]:
 
 
 def test_a_default_that_is_spelled_out_is_no_change(first, tmp_path):
-    spelled = module(engine=NativeEngine()), data(validation_prompts_per_batch=2)
+    evaluation = Evaluation(checker=AnswerChecker())
+    model = module(engine=NativeEngine(), evaluation=evaluation)
+    spelled = model, data(validation_prompts_per_batch=2)
     assert names(Run(tmp_path, 3, *spelled, ckpt_path=at(first, 2))) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,6 +71,9 @@ def model_settings(module: Any) -> dict[str, Any]:
     arguments = arguments_of(module)
     if "engine" in arguments:
         arguments["engine"] = module.engine  # null means the native one
+    if "evaluation" in arguments:
+        checker = module.evaluator.checker  # likewise
+        arguments["evaluation"] = replace(arguments["evaluation"], checker=checker)
     arguments.pop("optimizer", None)  # a subclass may have another argument, or none
     found = _named(arguments, "model")
     optimizer = build_optimizer(module.make_optimizer, [Parameter(torch.zeros(1, 1))])
