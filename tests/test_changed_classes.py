@@ -77,7 +77,8 @@ def test_the_place_in_the_data_of_a_class_that_passes_its_arguments_on_is_moved(
     )
     [text] = [text for text in run.said() if text.startswith("data.prompts_per_rollout")]
     assert "goes on with batch 5 of epoch 1; no problem is skipped or repeated" in text
-    assert run.trainer.datamodule.state_dict()["train"]["batches_drawn"] == 5
+    loaded: Any = run.trainer
+    assert loaded.datamodule.state_dict()["train"]["batches_drawn"] == 5
 
 
 class InDicts(RLIFModule):
