@@ -10,12 +10,13 @@ the user can put it right.
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import warnings
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace, set_parsing_settings
@@ -29,12 +30,14 @@ import rlif_lightning.learning.baselines
 import rlif_lightning.learning.ratio_objectives
 import rlif_lightning.rewards
 import rlif_lightning.rollout.vllm_engine  # noqa: F401
+from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.files import EvaluationFiles
 from rlif_lightning.evaluation.prediction_files import PredictionFiles, Predictions
 from rlif_lightning.evaluation.report import Report, print_comparison, print_report
 from rlif_lightning.learning.advantages import Advantage
 from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.model.loading import resolve_model
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.running.checkpoint_faults import expected_of
@@ -90,6 +93,43 @@ NO_ROOM = (
     errno.EROFS,
     errno.EFBIG,
 )  # what a disk says that takes no more
+
+
+# Former name of a setting -> its present one.
+RENAMED = {
+    "model.learning_rate": "model.optimizer.lr",
+    "model.weight_decay": "model.optimizer.weight_decay",
+    "model.betas": "model.optimizer.betas",
+    "model.lr_schedule": "model.schedule.name",
+    "model.warmup_steps": "model.schedule.warmup_steps",
+    "model.schedule_steps": "model.schedule.steps",
+    **{f"model.{each.name}": f"model.update.{each.name}" for each in fields(UpdatePlan)},
+    **{f"data.{each.name}": f"data.format.{each.name}" for each in fields(PromptFormat)},
+    "data.prompts_per_step": "data.prompts_per_rollout",
+    "data.validation_prompts_per_step": "data.validation_prompts_per_batch",
+    "optimizer": "model.optimizer",
+    "lr_scheduler": "model.schedule",
+}
+NAME = re.compile(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)*")
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, which also says what a setting of an earlier version is called now."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the error with the present names of settings that were renamed, and exit."""
+        super().error(message + _renamed(message), ex)
+
+
+def _renamed(message: str) -> str:
+    """Return the present names of the former ones in a message, as a sentence of their own."""
+    found = {}
+    for name in NAME.findall(message):
+        parts = name.split(".")
+        for old in (parts[0], ".".join(parts[:2])):
+            if old in RENAMED:
+                found[old] = f"{old} is {RENAMED[old]} now"
+    return f"; {', '.join(found.values())}" if found else ""
 
 
 class RLIFCLI(LightningCLI):
@@ -171,7 +211,7 @@ class RLIFCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         root, wanted = Path(config.trainer.default_root_dir), config.ckpt_path
         expected = None if wanted is None else expected_of(self.model)
-        if fork := config.get("fork_from"):
+        if (fork := config.get("fork_from")) is not None:
             self.trainer.set_fork(fork, None if wanted == "auto" else wanted)
         self.checkpoint = resolve_checkpoint(wanted, root, expected)
         if self.checkpoint is not None:
@@ -258,6 +298,7 @@ def main(args: list[str] | None = None) -> RLIFCLI:
                 "callbacks": [EvaluationFiles()],
             },
             save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
             auto_configure_optimizers=False,  # model.optimizer is the only one
         )
     except (ValueError, TypeError) as error:

@@ -142,8 +142,10 @@ class RLIFModule(Described, LightningModule):
             data: the data module; one without these attributes, or None, has nothing to say.
 
         Raises:
-            ValueError: module and data module differ, or nobody gives a group size.
+            ValueError: module and data module differ, or nobody gives a group size of at least 1.
         """
+        if (given := self._given["group_size"]) is not None and given < 1:
+            raise ValueError(f"group_size={given} of RLIFModule must be at least 1")
         for name, given in self._given.items():
             if not hasattr(data, name):
                 continue

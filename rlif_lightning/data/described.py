@@ -107,7 +107,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain(child) for key, child in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted(map(plain, value))
+        return sorted(map(plain, value), key=repr)  # values of several types have no other order
     if isinstance(value, (list, tuple)):
         return [plain(child) for child in value]
     if isinstance(value, Enum):

@@ -51,9 +51,11 @@ def as_named(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, T
     """Return weights without adapters under the names of a model that may have adapters.
 
     Raises:
-        ValueError: a weight is missing; names it.
+        ValueError: a weight is missing, or the model has no place for one; names it.
     """
     wanted = {name: plain_name(name) for name in names if not is_adapter(name)}
     if missing := [name for name in wanted.values() if name not in weights]:
         raise ValueError(f"there is no {missing[0]}")
+    if unknown := sorted(set(weights) - set(wanted.values())):
+        raise ValueError(f"the configured model has no {unknown[0]}")
     return {name: weights[plain] for name, plain in wanted.items()}

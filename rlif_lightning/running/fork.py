@@ -46,7 +46,10 @@ def checked_fork(
             " has a checkpoint"
         )
     if source not in (None, known) and (fault := why_unusable(source)):
-        raise ValueError(f"fork_from={source}: {fault}")
+        raise ValueError(
+            f"fork_from={source}: {fault}; give the path of a checkpoint, a file or a folder of"
+            " shards"
+        )
     return source
 
 

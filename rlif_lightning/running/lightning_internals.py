@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loops.fit_loop import _FitLoop as FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop as TrainingEpochLoop
 from lightning.pytorch.trainer.connectors.signal_connector import (
     _SignalConnector as SignalConnector,
 )
+from torch.optim import Optimizer
 
 # FitLoop: a run that is over when it begins must not make a step; no hook can say so before the
 # loop begins. TrainingEpochLoop: the only place where a step, its logging and its validation are
@@ -30,6 +32,7 @@ __all__ = [
     "FitLoop",
     "SignalConnector",
     "TrainingEpochLoop",
+    "configured_optimizer",
     "epoch_is_over",
     "signals_of",
 ]
@@ -86,3 +89,9 @@ def signals_of(trainer: Trainer) -> Any:
 def epoch_is_over(trainer: Trainer) -> bool:
     """Return whether the step that has just been made was its epoch's last."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def configured_optimizer(module: LightningModule) -> Optimizer:
+    """Return a new optimiser by ``configure_optimizers``, whichever form that returns it in."""
+    (optimizer,), _ = _init_optimizers_and_lr_schedulers(module)
+    return optimizer

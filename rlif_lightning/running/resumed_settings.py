@@ -9,16 +9,18 @@ from lightning.pytorch import Callback, Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlif_lightning.data.loaders import continued_place
+from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.running.checkpoint_faults import expected_of, model_misfit, read_rest
 from rlif_lightning.running.events import record_event
+from rlif_lightning.running.lightning_internals import configured_optimizer
 from rlif_lightning.running.run_settings import KEY, run_settings
 from rlif_lightning.running.setting_changes import (
-    LEARNING_RATE,
     OPTIMIZER,
     PROMPTS_PER_ROLLOUT,
     SCHEDULE,
     Change,
     changes,
+    group_rate,
     outcome,
     refusal,
     refused_changes,
@@ -80,27 +82,27 @@ class ResumedSettings(Callback):
             raise ValueError(f"ckpt_path={source}: {refusal(refused, source)}")
 
     def _outcome(self, change: Change, saved: dict[str, Any], trainer: Any) -> str:
-        place = saved.get(type(trainer.datamodule).__qualname__, {}).get("train")
-        if change.name != PROMPTS_PER_ROLLOUT or place is None:
+        sizes = _sizes(trainer, saved)
+        if change.name != PROMPTS_PER_ROLLOUT or sizes is None:
             return outcome(change)
+        place = saved[type(trainer.datamodule).__qualname__]["train"]
         size = place["num_prompts"]
-        drawn, left_out = continued_place(place["batches_drawn"], size, change.old, change.new)
-        epoch, batch = divmod(drawn, size // change.new)
+        drawn, left_out = continued_place(place["batches_drawn"], size, *sizes)
+        epoch, batch = divmod(drawn, size // sizes[1])
         where = f"batch {batch + 1} of epoch {epoch + 1}"
         return f"the same order goes on with {where}; {_problems(left_out)}"
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Move Lightning's place in the epoch, where batches have another size."""
-        sizes = [change for change in self.changes if change.name == PROMPTS_PER_ROLLOUT]
-        split = trainer.datamodule.split("train") if sizes else None
-        if split is None:
+        sizes = _sizes(trainer, checkpoint)
+        split = None if sizes is None else trainer.datamodule.split("train")
+        if sizes is None or split is None or sizes[0] == sizes[1]:
             return
         current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         old, new = (
-            _epoch_length(len(split) // size, trainer.limit_train_batches)
-            for size in (sizes[0].old, sizes[0].new)
+            _epoch_length(len(split) // size, trainer.limit_train_batches) for size in sizes
         )
-        reached = -(-current["ready"] * sizes[0].old // sizes[0].new)
+        reached = -(-current["ready"] * sizes[0] // sizes[1])
         is_over = current["ready"] >= old
         place = new if is_over else min(reached, new - 1) if current["ready"] else 0
         current |= dict.fromkeys(current, place)
@@ -115,26 +117,21 @@ class ResumedSettings(Callback):
             record_event(trainer, pl_module, "run", "settings", text, values)
 
     def _apply(self, trainer: Any, module: Any) -> None:
-        (fresh,), _ = module.configure_optimizers()
+        fresh = configured_optimizer(module)
         (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
-        schedule, factor = config.scheduler, self._factor_of_callbacks(fresh, optimizer)
+        schedule = config.scheduler
         for number, group in enumerate(optimizer.param_groups):
-            new = fresh.param_groups[number]
+            new, rate = fresh.param_groups[number], group_rate(self.old, number)
             group |= {name: value for name, value in new.items() if name not in KEPT_FLAGS}
-            before, base = group["initial_lr"], new["initial_lr"] * factor
+            before = group["initial_lr"]
+            # What callbacks had multiplied the checkpoint's learning rate by.
+            factor = 1.0 if rate is None else before / rate
+            base = new["initial_lr"] * factor
             schedule.base_lrs[number] = group["initial_lr"] = base
             if isinstance(schedule, LambdaLR):
                 group["lr"] = base * schedule.lr_lambdas[number](schedule.last_epoch)
             else:
                 group["lr"] *= base / before
-
-    def _factor_of_callbacks(self, fresh: Any, optimizer: Any) -> float:
-        """Return what callbacks had multiplied the checkpoint's learning rate by."""
-        rate = self.old.get(LEARNING_RATE)
-        for new, group in zip(fresh.param_groups, optimizer.param_groups, strict=True):
-            if rate is not None and new["initial_lr"] == fresh.defaults["lr"]:
-                return group["initial_lr"] / rate
-        return 1.0
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
@@ -142,6 +139,15 @@ class ResumedSettings(Callback):
         """Put the settings into the checkpoint."""
         found = run_settings(trainer, pl_module) if self.settings is None else self.settings
         checkpoint[KEY] = found
+
+
+def _sizes(trainer: Any, checkpoint: dict[str, Any]) -> tuple[int, int] | None:
+    """Return a rollout's prompts in the checkpoint and now; None where the data is not ours."""
+    data = getattr(trainer, "datamodule", None)
+    place = checkpoint.get(type(data).__qualname__, {}).get("train")
+    if not isinstance(data, PromptData) or place is None:
+        return None
+    return place["prompts_per_rollout"], data.prompts_per_rollout
 
 
 def _epoch_length(length: int, limit: int | float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from rlif_lightning.data.described import ARGUMENTS, CLASS, Described, arguments
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.optimizer import build_optimizer
 from rlif_lightning.model.loading import resolve_model
-from rlif_lightning.running.setting_changes import OPTIMIZER, PROBLEMS, SEED
+from rlif_lightning.running.setting_changes import GROUPS, OPTIMIZER, PROBLEMS, SEED
 
 KEY = "settings"  # of a checkpoint
 # What the command line sets from another setting; named once where both agree.
@@ -28,7 +29,8 @@ LINKED = {
 IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 # What predictions and their scores depend on, and what only makes their batches.
 PREDICTED = ("model.policy", "model.rewards", "model.sampling", "data.", SEED)
-SIZES = ("data.prompts_per_rollout", "data.validation_prompts_per_batch")
+VALIDATION_BATCH = "data.validation_prompts_per_batch"
+SIZES = ("data.prompts_per_rollout", VALIDATION_BATCH)
 TRAINER = ("max_steps", "world_size", "precision")
 
 
@@ -38,6 +40,8 @@ def run_settings(trainer: Any, module: Any) -> dict[str, Any]:
     data = getattr(trainer, "datamodule", None)
     if data is not None:
         found |= _named(arguments_of(data), "data")
+    if found.get(VALIDATION_BATCH, 0) is None:  # null means as in training
+        found[VALIDATION_BATCH] = found["data.prompts_per_rollout"]
     for name, other in LINKED.items():
         same = (None, found.get(other), _resolved(found.get(other)))  # None: read from the other
         if other in found and name in found and found[name] in same:
@@ -65,15 +69,22 @@ def prediction_settings(trainer: Any, module: Any) -> dict[str, Any]:
 def model_settings(module: Any) -> dict[str, Any]:
     """Return the settings ``model.*`` of a module."""
     arguments = arguments_of(module)
-    make = arguments.pop("optimizer", None)
+    if "engine" in arguments:
+        arguments["engine"] = module.engine  # null means the native one
+    if "evaluation" in arguments:
+        checker = module.evaluator.checker  # likewise
+        arguments["evaluation"] = replace(arguments["evaluation"], checker=checker)
+    arguments.pop("optimizer", None)  # a subclass may have another argument, or none
     found = _named(arguments, "model")
-    if make is None:
-        return found
-    optimizer = build_optimizer(make, [Parameter(torch.zeros(1, 1))])
+    optimizer = build_optimizer(module.make_optimizer, [Parameter(torch.zeros(1, 1))])
     values = {k: v for k, v in optimizer.defaults.items() if k not in IMPLEMENTATION}
     kind = type(optimizer)
     found[f"{OPTIMIZER}.{CLASS}"] = f"{kind.__module__}.{kind.__qualname__}"
-    return found | _named(values, f"{OPTIMIZER}.{ARGUMENTS}")
+    found |= _named(values, f"{OPTIMIZER}.{ARGUMENTS}")
+    for number, group in enumerate(optimizer.param_groups):
+        own = {name: group[name] for name in values if group[name] != values[name]}
+        found |= _named(own, f"{GROUPS}.{number}")
+    return found
 
 
 def _named(arguments: dict[str, Any], name: str) -> dict[str, Any]:

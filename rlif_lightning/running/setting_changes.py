@@ -12,6 +12,7 @@ SEED = "seed_everything"
 PROBLEMS = "data.problems"  # how many training problems there are, and a checksum of their tokens
 OPTIMIZER, SCHEDULE = "model.optimizer", "model.schedule"
 LEARNING_RATE = f"{OPTIMIZER}.{ARGUMENTS}.lr"
+GROUPS = f"{OPTIMIZER}.param_groups"  # what a group of parameters has instead of the arguments
 PROMPTS_PER_ROLLOUT = "data.prompts_per_rollout"
 # What decides which training problems there are, and what only decides their text.
 WHICH_PROBLEMS = ("data.source", "data.max_prompt_tokens", "data.overlong")
@@ -155,11 +156,24 @@ def refused_changes(
 
 
 def _is_refused(change: Change) -> bool:
-    if change.name in (SEED, "model.seed", "data.seed", "model.rewards"):
+    if change.name in (SEED, "model.seed", "data.seed"):
         return True
+    if change.name == "model.rewards":
+        return not (_is_list(change) and sorted(change.old) == sorted(change.new))
     if change.name.startswith(f"{OPTIMIZER}.") or change.name == OPTIMIZER:
-        return not (is_numbers(change.old) and is_numbers(change.new))
+        # An optimiser that had no momentum has no state of it, which some classes never make.
+        is_new_state = change.name.endswith(".momentum") and not change.old
+        return is_new_state or not (is_numbers(change.old) and is_numbers(change.new))
     return False
+
+
+def _is_list(change: Change) -> bool:
+    return isinstance(change.old, list) and isinstance(change.new, list)
+
+
+def group_rate(settings: dict[str, Any], number: int) -> Any:
+    """Return the learning rate that a group of parameters was given; None if it is not known."""
+    return settings.get(f"{GROUPS}.{number}.lr", settings.get(LEARNING_RATE))
 
 
 def is_numbers(value: Any) -> bool:
