@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
@@ -64,13 +65,15 @@ class EntropyMonitor(Described, Callback):
     ) -> None:
         """Log the rollout's figures, and warn once each time that the band is left."""
         rollout = outputs["rollout"]
-        entropies = rollout.stats.entropy[rollout.mask]
+        entropies = rollout.stats.entropy[rollout.mask].cpu().numpy()
+        if not entropies.size:  # heads dropped every completion of this process
+            entropies = np.array([np.nan])
         # torch.quantile refuses more than 16 million tokens.
-        points = np.percentile(entropies.cpu().numpy(), PERCENTILES)
+        points = np.percentile(entropies, PERCENTILES)
         for percentile, value in zip(PERCENTILES, points.tolist(), strict=True):
             pl_module.log(f"entropy/p{percentile}", value, sync_dist=True, batch_size=1)
         mean = float(trainer.callback_metrics["policy/entropy"])
-        self.history.append(mean)
+        self.history.extend([] if math.isnan(mean) else [mean])
         slope = 0.0
         if len(self.history) > 1:
             slope = float(np.polyfit(np.arange(len(self.history)), np.array(self.history), 1)[0])

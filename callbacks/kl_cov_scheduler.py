@@ -116,7 +116,8 @@ class Schedule:
         Args:
             rollouts: rollouts so far.
             last: value of the last one, None before the first.
-            entropy: mean token entropy (nats) of the last one, None before the first.
+            entropy: mean token entropy (nats) of the last one, None before the first; NaN (heads
+                dropped every completion) leaves the value as it is.
         """
         if self.kind == "piecewise":
             assert self.points is not None
@@ -127,7 +128,7 @@ class Schedule:
             )
         assert self.start is not None
         if self.kind == "entropy" and last is not None and entropy is not None:
-            return self._controlled(last, entropy)
+            return last if math.isnan(entropy) else self._controlled(last, entropy)
         if self.end is None or self.steps is None:
             return self.start
         progress = min(1.0, rollouts / self.steps)

@@ -174,7 +174,7 @@ class RLIFModule(Described, LightningModule):
         """Make one rollout and its updates."""
         number, started = int(self.num_rollouts), time.perf_counter()
         rollout = self.engine.generate(prompts, self.group_size, self.sampling, number)
-        sampled = time.perf_counter()
+        sampled, num_sampled = time.perf_counter(), all_rank_sum(rollout.lengths.sum())
         outputs = self.rewards(rollout)
         rollout, outputs = without_dropped(rollout, outputs)
         advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
@@ -187,9 +187,7 @@ class RLIFModule(Described, LightningModule):
             "update": time.perf_counter() - scored,
         }
         metrics |= {f"time/{phase}": seconds for phase, seconds in times.items()}
-        metrics["rollout/tokens_per_second"] = (
-            float(all_rank_sum(rollout.lengths.sum())) / times["rollout"]
-        )
+        metrics["rollout/tokens_per_second"] = float(num_sampled) / times["rollout"]
         metrics["update/tokens_per_second"] = float(metrics["update/tokens"]) / times["update"]
         metrics["policy/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._log(metrics, len(prompts))

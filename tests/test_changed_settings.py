@@ -300,13 +300,14 @@ def test_what_cannot_go_on_is_refused_with_the_way_out(first, tmp_path, model, p
     assert f"fork_from={at(first, 2)} instead of ckpt_path" in text
 
 
-def test_other_problems_behind_the_same_settings_are_refused(first, tmp_path):
-    class Changed(ArithmeticProblems):
-        def load(self, split):
-            return super().load(split).map(lambda row: {"question": f"1+{row['question']}"})
+def test_other_problems_behind_the_same_settings_are_refused(first, tmp_path, monkeypatch):
+    load = ArithmeticProblems.load
 
-    Changed.__qualname__, Changed.__module__ = "ArithmeticProblems", ArithmeticProblems.__module__
-    other = data(source=Changed(size=16, validation_size=4))
+    def changed(self, split):
+        return load(self, split).map(lambda row: {"question": f"1+{row['question']}"})
+
+    monkeypatch.setattr(ArithmeticProblems, "load", changed)
+    other = data(source=ArithmeticProblems(size=16, validation_size=4))
     with pytest.raises(ValueError, match=r"data\.problems: 16 training problems with the checksum"):
         Run(tmp_path, 3, module(), other, ckpt_path=at(first, 2))
 

@@ -47,9 +47,11 @@ HEADS = {
     "behaviour": {"class_path": "BehaviourVote", "init_args": SETTINGS},
     "tests": {"class_path": "CodeTests", "init_args": SETTINGS},
     "format": {"class_path": "Format", "init_args": {"pattern": "="}},
+    "overlong": {"class_path": "OverlongPenalty", "init_args": {"limit": 6, "buffer": 3}},
     **{
         name.lower(): name
         for name in (
+            "DropTruncated",
             "GoldAnswer",
             "Length",
             "MeanLogprob",

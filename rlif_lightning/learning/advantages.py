@@ -104,7 +104,8 @@ def batch_normalize(
     Args:
         total: ``[P, G]`` float64 advantages.
         lengths: ``[P, G]`` tokens of each completion.
-        kind: ``sample``: each completion counts once; ``token``: as often as it has tokens.
+        kind: ``sample``: each completion that has tokens counts once; ``token``: as often as it
+            has tokens.
         eps: added to the standard deviation.
         std_floor: where the standard deviation is not above this, all advantages are 0.
 
@@ -114,7 +115,9 @@ def batch_normalize(
     Raises:
         ValueError: ``token`` without lengths.
     """
-    counts = torch.ones_like(total) if kind == "sample" else lengths
+    counts = lengths
+    if kind == "sample":  # a completion that a head dropped has no tokens
+        counts = torch.ones_like(total) if lengths is None else lengths > 0
     if counts is None:
         raise ValueError(
             "batch_norm='token' needs lengths [P, G]; pass them or use batch_norm='sample'"

@@ -11,6 +11,7 @@ from rlif_lightning.learning.advantages import Advantage, reward_shares
 from rlif_lightning.masked import masked_max, masked_std
 from rlif_lightning.processes.collectives import all_rank_max, all_rank_mean_std, all_rank_sum
 from rlif_lightning.records import RewardOutput, Rollout
+from rlif_lightning.rewards.received import kept_completions, only_scores_of
 
 
 def score_rollout(
@@ -38,9 +39,8 @@ def score_rollout(
     weights = group_reward_weights(weights.to(rewards.device), list(outputs.values()))
     given = rewards, weights, rollout.lengths.view(shape)
     advantages = of_tokens(advantage(*given), rollout, type(advantage).__name__)
-    entropy, _ = all_rank_mean_std(rollout.stats.entropy, rollout.mask)
     metrics: dict[str, Tensor | float] = {
-        "policy/entropy": entropy,
+        "policy/entropy": mean_of_tokens(rollout.stats.entropy, rollout),
         "rollout/length": mean_length(rollout),
         "rollout/ended": rollout.ended.float().mean(),
     }
@@ -64,6 +64,16 @@ def mean_length(rollout: Rollout) -> Tensor:
     lengths = rollout.lengths
     total, count = all_rank_sum(torch.stack([lengths.sum(), (lengths > 0).sum()]))
     return total / count
+
+
+def mean_of_tokens(values: Tensor, rollout: Rollout) -> Tensor:
+    """Return the mean of ``[B, T]`` values over a rollout's tokens (a collective).
+
+    Returns:
+        A float64 scalar; NaN where heads take out every completion.
+    """
+    mean, _ = all_rank_mean_std(values, rollout.mask)
+    return torch.where(all_rank_sum(rollout.mask.sum()) > 0, mean, torch.nan)
 
 
 def of_tokens(advantages: Tensor, rollout: Rollout, estimator: str) -> Tensor:
@@ -96,11 +106,11 @@ def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
         return {}
     gap = (rollout.engine_logprobs - rollout.stats.logprobs).abs()
     metrics: dict[str, Tensor | float] = {
-        "rollout/engine_gap": all_rank_mean_std(gap, rollout.mask)[0],
+        "rollout/engine_gap": mean_of_tokens(gap, rollout),
         "rollout/engine_gap_max": all_rank_max(masked_max(gap, rollout.mask)),
     }
     if rollout.token_weights is not None:
-        metrics["rollout/engine_weight"] = all_rank_mean_std(rollout.token_weights, rollout.mask)[0]
+        metrics["rollout/engine_weight"] = mean_of_tokens(rollout.token_weights, rollout)
     return metrics
 
 
@@ -143,11 +153,6 @@ def without_dropped(
     rollout: Rollout, outputs: dict[str, RewardOutput]
 ) -> tuple[Rollout, dict[str, RewardOutput]]:
     """Remove completions that a head's ``keep_mask`` drops: no token counts, no score applies."""
-    keep = torch.ones_like(rollout.ended)
-    for output in outputs.values():
-        keep = keep if output.keep_mask is None else keep & output.keep_mask
-    kept = {
-        name: replace(output, scores=output.scores.masked_fill(~keep, torch.nan))
-        for name, output in outputs.items()
-    }
+    keep = kept_completions(rollout, outputs)
+    kept = only_scores_of(keep, outputs)
     return replace(rollout, mask=rollout.mask & keep.unsqueeze(1)), kept

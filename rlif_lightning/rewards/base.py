@@ -22,7 +22,7 @@ from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
 from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.functional import without_length
-from rlif_lightning.rewards.received import received
+from rlif_lightning.rewards.received import kept_completions, only_scores_of, received
 
 MIN_SPREAD = 1e-6  # a smaller spread of a group is rounding
 UNANIMOUS = ("keep", "zero")
@@ -100,7 +100,9 @@ class Gate:
         passes = ~scores.isnan() if self.at_least is None else scores >= self.at_least
         if self.unanimous == "zero":
             groups = scores.view(-1, group_size)
-            passes = passes & (groups != groups[:, :1]).any(-1).repeat_interleave(group_size)
+            lowest = groups.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(-1)
+            highest = groups.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(-1)
+            passes = passes & (highest > lowest).repeat_interleave(group_size)
         return passes
 
 
@@ -242,13 +244,15 @@ class RewardSet(nn.Module):
     def forward(self, rollout: Rollout) -> dict[str, RewardOutput]:
         """Return every head's output with its options applied.
 
-        A collective where a ``spread_floor`` is set.
+        A collective where a ``spread_floor`` is set. No score applies to a completion that a head
+        drops, and the options do not count it.
 
         Raises:
             RuntimeError: a head raised, or returned no valid output (``received.py``); names the
                 head.
         """
         outputs = {name: self._ask(name, rollout) for name in self.names}
+        outputs = only_scores_of(kept_completions(rollout, outputs), outputs)
         shape = (rollout.num_prompts, rollout.group_size)
         finished = {}
         for name, output in outputs.items():

@@ -36,8 +36,8 @@ class DropTruncated(RewardHead):
     """Takes completions that were cut at the length limit out of the update.
 
     No token of theirs is trained on, and their scores count in no group's mean or spread. (TRL's
-    ``mask_truncated_completions`` and DAPO's overlong filtering leave their scores in.) The head
-    itself scores nothing; its weight has no effect.
+    ``mask_truncated_completions`` and DAPO's overlong filtering leave their scores in.) A vote
+    still counts their answers. The head itself scores nothing; its weight has no effect.
     """
 
     def forward(self, rollout: Rollout) -> RewardOutput:

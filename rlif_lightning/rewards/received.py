@@ -73,6 +73,22 @@ def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
     )
 
 
+def kept_completions(rollout: Rollout, outputs: Mapping[str, RewardOutput]) -> Tensor:
+    """Return ``[B]`` bool: the completions that no head's ``keep_mask`` drops."""
+    keep = torch.ones_like(rollout.ended)
+    for output in outputs.values():
+        keep = keep if output.keep_mask is None else keep & output.keep_mask
+    return keep
+
+
+def only_scores_of(keep: Tensor, outputs: Mapping[str, RewardOutput]) -> dict[str, RewardOutput]:
+    """Return outputs whose scores are NaN outside of ``keep``, ``[B]`` bool."""
+    return {
+        name: replace(output, scores=output.scores.masked_fill(~keep, torch.nan))
+        for name, output in outputs.items()
+    }
+
+
 def _tensor(
     name: str, field: str, value: Any, shape: tuple[int, ...], one_per: str, rollout: Rollout
 ) -> Tensor:

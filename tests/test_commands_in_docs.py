@@ -1,0 +1,133 @@
+"""Every setting that a page writes, ``--model.x=...`` or YAML, is one the command line knows.
+
+Values and configs are parsed by the command line's own parser; nothing is built or trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from collections.abc import Iterator
+
+import pytest
+
+from harness.files import ROOT
+from rlif_lightning import cli
+from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.trainer import RLIFTrainer
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "callbacks/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "configs").rglob("*.md")),
+]
+SUBCOMMANDS = ("fit", "validate", "test", "predict", "preflight")
+OURS = re.compile(r"--(model|data|trainer|predictions)\.[\w.]+")
+# Words that stand for any other.
+ANY = re.compile(r"_X\.yaml|NAME|HEAD|SETTING|VALUE|\.\.\.$|\+=$|\$seed")
+THEIR_CONFIG = ("CONFIG", "my.yaml")
+# What an option needs beside it, where the page says so in its text.
+BASES = {
+    "--trainer.strategy.": ["--config=configs/strategy/fsdp2.yaml"],
+    "--model.objective.positive_weight": ["--model.objective=examples.my_objective.WReinforce"],
+    "--model.evaluation.checker.": ["--model.evaluation.checker=CodeChecker"],
+    "--data.source.init_args.file": ["--config=configs/benchmarks/gsm8k.yaml"],
+}
+# Settings had these names once.
+GONE = re.compile(
+    r"model\.(learning_rate|lr_schedule|warmup_steps|schedule_steps|weight_decay|betas|updates_per"
+    r"_rollout|epochs_per_rollout|old_logprobs|micro_batch_tokens|max_grad_norm)\b"
+    r"|data\.(template|chat|system_prompt|examples|(validation_)?prompts_per_step)\b"
+    r"|evaluation\.(extractor|gold_extractor|equivalence)\b|--(optimizer|lr_scheduler)\b"
+)
+
+
+class Parsed(Exception):
+    """The parser is built."""
+
+
+class OnlyParser(cli.RLIFCLI):
+    def parse_arguments(self, parser, args):
+        raise Parsed
+
+
+@pytest.fixture(scope="module")
+def parser():
+    built = OnlyParser.__new__(OnlyParser)
+    with contextlib.suppress(Parsed):
+        built.__init__(
+            RLIFModule, PromptData, trainer_class=RLIFTrainer, auto_configure_optimizers=False
+        )
+    return built.parser
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Lines of fenced blocks, continued ones joined, and the spans in backquotes."""
+    for fence in re.findall(r"```\w*\n(.*?)```", text, re.S):
+        yield from re.sub(r"\\\n\s*", " ", fence).splitlines()
+    for span in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S)):
+        yield span.replace("\n", " ")
+
+
+def arguments(piece: str) -> list[str] | None:
+    """The command line of a piece: a subcommand, a config and the options; None where it has no
+    setting, or names a class that only the reader has.
+    """
+    if not re.search(rf"{OURS.pattern}|--config configs/", piece) or re.search(
+        r"=my_\w+\.|head: my_\w+\.", piece
+    ):
+        return None
+    words = shlex.split(piece.replace("--config ...", "").split("  #")[0])
+    start = words.index("--") + 1 if "--" in words else 0
+    subcommand = next((word for word in words if word in SUBCOMMANDS), "fit")
+    first = next(i for i, word in enumerate(words) if i >= start and word.startswith("--"))
+    if "torchrun" in words:
+        first = next(i for i, word in enumerate(words) if word in SUBCOMMANDS) + 1
+    options = [word for word in words[first:] if word != "..."]
+    options = ["configs/quickstart.yaml" if word in THEIR_CONFIG else word for word in options]
+    if any(ANY.search(word) for word in options):
+        options = [word for word in options if OURS.match(word) and not ANY.search(word)]
+    before = [more for name, needed in BASES.items() if name in piece for more in needed]
+    return [subcommand, "--config=configs/quickstart.yaml", *before, *options]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """What a page says to run, and a run with each of its YAML blocks as an overlay."""
+    yield from (found for piece in pieces(text) if (found := arguments(piece)))
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.S):
+        if "my_package" not in block:
+            yield ["fit", "--config=configs/quickstart.yaml", "--config", block]
+
+
+COMMANDS = {
+    f"{page.relative_to(ROOT)}-{i}": command
+    for page in PAGES
+    for i, command in enumerate(commands(page.read_text()))
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_the_command_line_knows_every_setting(command, parser, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parser.parse_args(command)
+    except SystemExit:
+        pytest.fail(f"{' '.join(command)}: {said.getvalue()[-600:]}")
+
+
+def test_a_setting_that_does_not_exist_is_found(parser, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = arguments("... --model.learning_rate=0.1")
+    with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        parser.parse_args(command)
+    assert len(COMMANDS) > 100  # the search finds what the pages write
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_has_a_former_name(page):
+    assert not [found[0] for found in GONE.finditer(page.read_text())]
