@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_changed_settings import NAME, Run, adamw, at, data, module, rewards, sums
@@ -117,6 +118,17 @@ def test_the_rate_of_one_group_of_parameters_is_compared_and_taken(tmp_path):
     )
     assert names(run) == ["model.optimizer.param_groups.0.lr: 0.001 -> 0.005"]
     assert [group["lr"] for group in run.trainer.optimizers[0].param_groups] == [5e-3, 1e-4]
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, torch.tensor])
+def test_rates_of_numpy_and_tensors_can_be_saved_and_compared(tmp_path, kind):
+    run = resumed(
+        tmp_path,
+        lambda: (module(optimizer=adamw(kind(0.5), np.float64(0.25))), data()),
+        lambda: (module(optimizer=adamw(kind(0.125), np.float64(0.25))), data()),
+    )
+    assert names(run) == ["model.optimizer.init_args.lr: 0.5 -> 0.125"]
+    assert run.group["lr"] == 0.125
 
 
 @pytest.mark.parametrize("kind", [torch.optim.RMSprop, torch.optim.SGD])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -163,12 +164,21 @@ def build_optimizer(make: OptimizerFactory, parameters: Iterable[Parameter]) -> 
             f"model.optimizer makes {type(optimizer).__name__}, not an optimiser that can step"
             " without computing the loss again; use one such as torch.optim.AdamW"
         )
+    for settings in (optimizer.defaults, *optimizer.param_groups):
+        settings |= {name: _without_numpy(value) for name, value in settings.items()}
     for group in optimizer.param_groups:
         if not 0 < float(group["lr"]) < math.inf:
             raise ValueError(f"model.optimizer.lr={group['lr']} must be positive and finite")
         if _may_be_fused(optimizer, group):
             group["fused"] = True
     return optimizer
+
+
+def _without_numpy(value: Any) -> Any:
+    """Return a value of Python's own type: with numpy's a checkpoint could not be read again."""
+    if isinstance(value, tuple):
+        return tuple(map(_without_numpy, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _may_be_fused(optimizer: Optimizer, group: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from rlif_lightning.data.described import ARGUMENTS, CLASS, Described, arguments_of, describe
@@ -77,14 +78,23 @@ def model_settings(module: Any) -> dict[str, Any]:
     arguments.pop("optimizer", None)  # a subclass may have another argument, or none
     found = _named(arguments, "model")
     optimizer = build_optimizer(module.make_optimizer, [Parameter(torch.zeros(1, 1))])
-    values = {k: v for k, v in optimizer.defaults.items() if k not in IMPLEMENTATION}
+    values = _numbers(optimizer.defaults)
     kind = type(optimizer)
     found[f"{OPTIMIZER}.{CLASS}"] = f"{kind.__module__}.{kind.__qualname__}"
     found |= _named(values, f"{OPTIMIZER}.{ARGUMENTS}")
     for number, group in enumerate(optimizer.param_groups):
-        own = {name: group[name] for name in values if group[name] != values[name]}
+        own = {k: v for k, v in _numbers(group).items() if k in values and v != values[k]}
         found |= _named(own, f"{GROUPS}.{number}")
     return found
+
+
+def _numbers(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides an optimiser's steps, a tensor of one number as that number."""
+    return {
+        name: value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        for name, value in settings.items()
+        if name not in IMPLEMENTATION
+    }
 
 
 def _named(arguments: dict[str, Any], name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ SHAPES = ("model.policy", "model.rewards")
 APPLIED = {
     "": "taken from here on",
     "data.": "taken from the next rollout on",
+    "data.validation_": "taken from the next evaluation on",
     "model.": "taken from the next rollout on",
     "model.evaluation": "taken from the next evaluation on",
     "model.policy.name": "the weights are the checkpoint's; tokenizer and reference model are new",
