@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_changed_settings import NAME, Run, adamw, at, data, module, rewards, sums
 
+from harness.python_runs import NAME, Run, adamw, at, data, module, rewards, sums
 from rlif_lightning import PromptData, RLIFModule
 from rlif_lightning.answers.checkers import AnswerChecker
 from rlif_lightning.data.described import describe

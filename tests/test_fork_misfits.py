@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_changed_settings import NAME, Run, at, data, module
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from harness.python_runs import NAME, Run, at, data, module
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.running.fork import take_weights
 
