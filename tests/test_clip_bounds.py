@@ -59,3 +59,14 @@ def test_the_logged_share_is_of_the_objectives_own_bounds():
         objective = Clipped(clip_low=low, clip_high=high)
         meter.add(batch, torch.zeros_like(mask), mask, objective)
         assert float(meter.means()["policy/clip_fraction"]) == pytest.approx(share)
+
+
+def test_the_logged_share_leaves_picked_tokens_out():
+    """Two tokens are held; the objective picked one of them, which then has another loss."""
+    new, old = logs()
+    mask, marks = torch.ones(1, 8, dtype=torch.bool), torch.zeros(1, 8, dtype=torch.bool)
+    batch = LossInputs(new, old, ADVANTAGES, mask, torch.tensor([0]), torch.zeros(1, 8))
+    marks[0, 1] = True
+    meter = UpdateMeter(mask.device)
+    meter.add(batch, marks, mask, Clipped(clip_low=LOW, clip_high=HIGH))
+    assert float(meter.means()["policy/clip_fraction"]) == pytest.approx(1 / 8)
