@@ -184,32 +184,24 @@ def _mark(axes: Axes, run: Run, color: str | None) -> None:
     for number, event in enumerate(run.events, 1):
         x = event["rollout"]
         if event.get("kind") in ROUTINE:
-            axes.plot(
-                [x],
-                [0.025],
-                marker="^",
-                markersize=5,
-                color=color or "#777777",
-                transform=top,
-                clip_on=False,
-            )
+            _triangle(axes, x, 0.025, "^", color or "#777777")
             continue
         notable += 1
         if notable > MAX_LINES:
             continue
-        axes.plot(
-            [x],
-            [1.02],
-            marker="v",
-            markersize=5,
-            color=color or "#000000",
-            transform=top,
-            clip_on=False,
-        )
+        _triangle(axes, x, 1.02, "v", color or "#000000")
         axes.axvline(x, color=color or "#000000", linewidth=0.8, alpha=0.45, linestyle=(0, (2, 2)))
         if color is None and x - last > 0.035 * span:  # numbers side by side would cover each other
             axes.text(x, 1.05, str(number), ha="center", va="bottom", fontsize=8, transform=top)
             last = x
+
+
+def _triangle(axes: Axes, x: float, height: float, marker: str, color: str) -> None:
+    """Draw a triangle at a height in the axes' own units, 0 at the bottom and 1 at the top."""
+    place = axes.get_xaxis_transform()
+    axes.plot(
+        [x], [height], marker=marker, markersize=5, color=color, transform=place, clip_on=False
+    )
 
 
 def _legend(axes: Axes, drawn: list[Series], runs: list[Run], stacked: bool) -> None:
