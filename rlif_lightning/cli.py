@@ -10,17 +10,12 @@ the user can put it right.
 from __future__ import annotations
 
 import errno
-import re
 import sys
 import warnings
-from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from jsonargparse import Namespace, set_parsing_settings
-from jsonargparse import _typehints as type_hints
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -30,50 +25,23 @@ import rlif_lightning.learning.baselines
 import rlif_lightning.learning.ratio_objectives
 import rlif_lightning.rewards
 import rlif_lightning.rollout.vllm_engine  # noqa: F401
-from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.files import EvaluationFiles
 from rlif_lightning.evaluation.prediction_files import PredictionFiles, Predictions
 from rlif_lightning.evaluation.report import Report, print_comparison, print_report
-from rlif_lightning.learning.advantages import Advantage
-from rlif_lightning.learning.objectives import Objective
-from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.model.loading import resolve_model
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.running.checkpoint_faults import expected_of
 from rlif_lightning.running.checkpoint_search import resolve_checkpoint
 from rlif_lightning.running.endings import FAILED, MISTAKEN, own_mistake
 from rlif_lightning.running.metrics_csv import MetricsTable
+from rlif_lightning.running.parsing import Parser
 from rlif_lightning.running.run_checkpoints import RunCheckpoints, run_checkpoints
 from rlif_lightning.running.run_folder import check_place
+from rlif_lightning.running.run_settings import LINKED
 from rlif_lightning.running.stop_signals import INTERRUPTED, exit_on_request
 from rlif_lightning.running.strategies import check_readable, check_strategy
 from rlif_lightning.trainer import RLIFTrainer
-
-# Settings that come in kinds: YAML names the class.
-set_parsing_settings(subclasses_enabled=[Advantage, Objective])
-_discard_arguments = type_hints.discard_init_args_on_class_path_change
-
-
-def _discard_defaults(parser_or_action: Any, old: Any, new: Any) -> None:
-    """Drop the defaults of an advantage or objective that a setting replaces by another class.
-
-    jsonargparse keeps what both classes have. With the old class's defaults among it, the new class
-    would not have its own: GSPO would clip at KLCov's 0.2.
-    """
-    path = old.get("class_path") if isinstance(old, Namespace) else None
-    if path and old.get("init_args") and path != new["class_path"]:
-        module, _, name = path.rpartition(".")
-        kind = getattr(import_module(module), name) if module else None
-        if isinstance(kind, type) and issubclass(kind, Advantage | Objective):
-            for field in fields(kind):
-                given = old.init_args
-                if field.name in given and given[field.name] == field.default:
-                    del given[field.name]
-    _discard_arguments(parser_or_action, old, new)
-
-
-type_hints.discard_init_args_on_class_path_change = _discard_defaults
 
 # Lightning's warnings about what is on purpose here: prompts lie tokenised in memory, and a
 # checkpoint holds the parameters after the optimiser's step.
@@ -95,41 +63,7 @@ NO_ROOM = (
 )  # what a disk says that takes no more
 
 
-# Former name of a setting -> its present one.
-RENAMED = {
-    "model.learning_rate": "model.optimizer.lr",
-    "model.weight_decay": "model.optimizer.weight_decay",
-    "model.betas": "model.optimizer.betas",
-    "model.lr_schedule": "model.schedule.name",
-    "model.warmup_steps": "model.schedule.warmup_steps",
-    "model.schedule_steps": "model.schedule.steps",
-    **{f"model.{each.name}": f"model.update.{each.name}" for each in fields(UpdatePlan)},
-    **{f"data.{each.name}": f"data.format.{each.name}" for each in fields(PromptFormat)},
-    "data.prompts_per_step": "data.prompts_per_rollout",
-    "data.validation_prompts_per_step": "data.validation_prompts_per_batch",
-    "optimizer": "model.optimizer",
-    "lr_scheduler": "model.schedule",
-}
-NAME = re.compile(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)*")
-
-
-class Parser(LightningArgumentParser):
-    """Lightning's parser, which also says what a setting of an earlier version is called now."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the error with the present names of settings that were renamed, and exit."""
-        super().error(message + _renamed(message), ex)
-
-
-def _renamed(message: str) -> str:
-    """Return the present names of the former ones in a message, as a sentence of their own."""
-    found = {}
-    for name in NAME.findall(message):
-        parts = name.split(".")
-        for old in (parts[0], ".".join(parts[:2])):
-            if old in RENAMED:
-                found[old] = f"{old} is {RENAMED[old]} now"
-    return f"; {', '.join(found.values())}" if found else ""
+SEEDS = ("model.seed", "data.seed")
 
 
 class RLIFCLI(LightningCLI):
@@ -149,13 +83,12 @@ class RLIFCLI(LightningCLI):
             help="Evaluate before and after fit and print both as a table.",
         )
         parser.add_class_arguments(Predictions, "predictions")
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=_as_seed)
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=_as_seed)
-        parser.link_arguments("data.group_size", "model.group_size")
-        parser.link_arguments("data.answer_column", "model.answer_column")
-        parser.link_arguments("model.policy.name", "data.tokenizer", compute_fn=resolve_model)
-        parser.link_arguments("model.policy.revision", "data.revision")
-        parser.link_arguments("model.policy.trust_remote_code", "data.trust_remote_code")
+        for target in SEEDS:
+            parser.link_arguments("seed_everything", target, compute_fn=_as_seed)
+        for target, source in LINKED.items():
+            if target not in SEEDS:
+                compute = resolve_model if target == "data.tokenizer" else None
+                parser.link_arguments(source, target, compute_fn=compute)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Set defaults that depend on others: loggers in a new folder, and the run's callbacks."""

@@ -32,6 +32,7 @@ ROOTS = {
     + [getattr(callbacks, name) for name in callbacks.__all__],
     "predictions": [Predictions],
 }
+OURS = ("rlif_lightning", "callbacks")
 ARGUMENT = re.compile(r"^    (\w+(?:, \w+)*): (.*)")
 
 
@@ -94,13 +95,19 @@ def names_of(cls: type) -> dict[str, object]:
     return {name: value for each in modules for name, value in each.items()}
 
 
-def needed(cls: type) -> Iterator[type]:
-    """The project's classes in the types of a class's settings, and their concrete subclasses."""
+def own_parts(cls: type) -> Iterator[type]:
+    """The project's classes in the types of a class's settings."""
     for hint in typing.get_type_hints(cls.__init__, names_of(cls)).values():
         for part in parts_of(hint):
-            if isinstance(part, type) and part.__module__.split(".")[0] == "rlif_lightning":
+            if isinstance(part, type) and part.__module__.split(".")[0] in OURS:
                 yield part
-                yield from subclasses(part)
+
+
+def needed(cls: type) -> Iterator[type]:
+    """The project's classes in the types of a class's settings, and their public subclasses."""
+    for part in own_parts(cls):
+        yield part
+        yield from subclasses(part)
 
 
 def parts_of(hint: object) -> Iterator[object]:

@@ -17,6 +17,7 @@ from harness.files import ROOT
 from rlif_lightning import cli
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.running.parsing import RENAMED
 from rlif_lightning.trainer import RLIFTrainer
 
 PAGES = [
@@ -37,11 +38,10 @@ BASES = {
     "--data.source.init_args.file": ["--config=configs/benchmarks/gsm8k.yaml"],
 }
 # Settings had these names once.
+FORMER = [f"--{name}" if "." not in name else name for name in RENAMED]
 GONE = re.compile(
-    r"model\.(learning_rate|lr_schedule|warmup_steps|schedule_steps|weight_decay|betas|updates_per"
-    r"_rollout|epochs_per_rollout|old_logprobs|micro_batch_tokens|max_grad_norm)\b"
-    r"|data\.(template|chat|system_prompt|examples|(validation_)?prompts_per_step)\b"
-    r"|evaluation\.(extractor|gold_extractor|equivalence)\b|--(optimizer|lr_scheduler)\b"
+    rf"({'|'.join(map(re.escape, FORMER))})\b"
+    r"|evaluation\.(extractor|gold_extractor|equivalence)\b"
 )
 
 

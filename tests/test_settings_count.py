@@ -4,31 +4,18 @@ declares it.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import re
-import typing
 from collections.abc import Iterator
 
-import callbacks
+import settings_page
+
 import rlif_lightning
-from rlif_lightning.cli import RLIFCLI
-from rlif_lightning.evaluation.prediction_files import Predictions
+from rlif_lightning.running.run_settings import LINKED as LINKS
 
 MOST = 227  # to be 200; what came since the settings were nested brought 14 of them
-OURS = ("rlif_lightning", "callbacks")
-PUBLIC = [getattr(rlif_lightning, name) for name in rlif_lightning.__all__]  # all are imported
-ROOTS = [
-    rlif_lightning.RLIFModule,
-    rlif_lightning.PromptData,
-    rlif_lightning.ShardedStrategy,
-    rlif_lightning.TensorParallelStrategy,
-    rlif_lightning.RunCheckpoints,
-    *(getattr(callbacks, name) for name in callbacks.__all__),
-    Predictions,
-]
+ROOTS = [cls for roots in settings_page.ROOTS.values() for cls in roots]
 # The command line takes these from other settings: nobody can set them.
-LINKED = set(re.findall(r'"(?:model|data)\.(\w+)"[,)]', inspect.getsource(RLIFCLI)))
+LINKED = {name.partition(".")[2] for name in LINKS}
 HAS_LINKS = (rlif_lightning.RLIFModule, rlif_lightning.PromptData)
 SOURCES = {("PromptData", "group_size"), ("PromptData", "answer_column")}
 
@@ -58,23 +45,20 @@ def settings(cls: type) -> list[str]:
     ]
 
 
-def parts_of(hint: object) -> Iterator[type]:
-    """The project's classes in a type."""
-    if isinstance(hint, type) and hint.__module__.split(".")[0] in OURS:
-        yield hint
-    for inner in typing.get_args(hint):
-        yield from parts_of(inner)
+def is_ours(cls: type) -> bool:
+    return cls.__module__.split(".")[0] in settings_page.OURS
 
 
 def subclasses(cls: type) -> Iterator[type]:
     for child in cls.__subclasses__():
-        if child.__module__.split(".")[0] in OURS:
+        if is_ours(child):
             yield child
             yield from subclasses(child)
 
 
 def buildable() -> set[type]:
     """Every class that YAML can build, and the project's bases of those."""
+    settings_page.classes()  # imports every public name, so that each class knows its subclasses
     found: set[type] = set()
     waiting = list(ROOTS)
     while waiting:
@@ -82,12 +66,9 @@ def buildable() -> set[type]:
         if cls in found:
             continue
         found.add(cls)
-        waiting += [base for base in cls.__mro__ if base.__module__.split(".")[0] in OURS]
-        # A dataclass's own constructor does not know the names of its base's module.
-        written = cls if dataclasses.is_dataclass(cls) else cls.__init__
-        for hint in typing.get_type_hints(written).values():
-            for part in parts_of(hint):
-                waiting += [part, *subclasses(part)]
+        waiting += [base for base in cls.__mro__ if is_ours(base)]
+        for part in settings_page.own_parts(cls):
+            waiting += [part, *subclasses(part)]
     return found
 
 

@@ -17,7 +17,8 @@ from rlif_lightning.model.loading import resolve_model
 from rlif_lightning.running.setting_changes import GROUPS, OPTIMIZER, PROBLEMS, SEED
 
 KEY = "settings"  # of a checkpoint
-# What the command line sets from another setting; named once where both agree.
+# What the command line sets from another setting (the seed of both from seed_everything); named
+# once where both agree.
 LINKED = {
     "model.group_size": "data.group_size",
     "model.answer_column": "data.answer_column",
