@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
+from harness.forked import one_of_two
 from harness.rollouts import Given
 from rlif_lightning.learning.advantages import GDPO, reward_shares
 from rlif_lightning.learning.losses import aggregation_weights, token_covariance
@@ -27,22 +26,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 NAN = math.nan
 
 
-def one_of_two(work: Callable[[int], Any], rank: int, folder: Path) -> None:
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
-    torch.save(work(rank), folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
 def on_two_ranks(work: Callable[[int], Any], folder: Path) -> list[Any]:
     """What ``work(rank)`` returns on each of two processes."""
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=one_of_two, args=(work, rank, folder)) for rank in range(2)]
+
+    def save(rank: int, folder: Path) -> None:
+        torch.save(work(rank), folder / f"{rank}.pt")
+
+    processes = [fork.Process(target=one_of_two, args=(rank, save, folder)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,8 @@ class Together(RewardHead):
         return RewardOutput(all_rank_sum(rollout.lengths.float()))
 
 
-def run_rank(rank: int, folder: str) -> None:
+def run_rank(rank: int, folder: Path) -> None:
     """One of two processes."""
-    where = f"file://{folder}/rendezvous"
-    dist.init_process_group(
-        "gloo", init_method=where, rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
     places = all_process_objects(own_place())
     assert gone(places) == []
     rollout = handmade(["an innocent text"], 1)
@@ -68,13 +63,13 @@ def run_rank(rank: int, folder: str) -> None:
         RewardSet({"mine": WeightedReward(Together())})(rollout)
     ending = ending_of_error(raised.value, places)
     said = [str(raised.value), ending.reason, ending.message, str(places[1][1])]
-    Path(folder, "said").write_text("\n".join(" ".join(text.split()) for text in said))
+    (folder / "said").write_text("\n".join(" ".join(text.split()) for text in said))
     os._exit(0)  # nobody is left to take leave of
 
 
 @pytest.mark.slow
 def test_the_one_that_is_left_names_the_lost_process_and_no_completion(tmp_path):
-    on_two_processes(run_rank, str(tmp_path))
+    on_two_processes(run_rank, tmp_path)
     error, reason, message, pid = (tmp_path / "said").read_text().splitlines()
     assert "reward head" not in error
     assert "innocent" not in error

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import replace
-from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import restatement
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -201,16 +200,14 @@ def fail_on_second(rank: int) -> None:
         raise OSError("full")
 
 
-def run_rank(rank: int, folder: str, shares: list[dict[str, torch.Tensor]]) -> None:
+def standing(value: torch.Tensor) -> tuple[int, int, bool, float]:
+    """A process's place among the data ranks, and a value as the first process has it."""
+    of_first = broadcast_from_first(value).item()
+    return data_rank(), num_data_ranks(), writes_completions(), of_first
+
+
+def run_rank(rank: int, folder: Path, shares: list[dict[str, torch.Tensor]]) -> None:
     """One of two processes."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
     assert is_distributed()
     mine = torch.tensor([1.0 + rank])
     assert all_rank_sum(mine).item() == 3
@@ -224,44 +221,23 @@ def run_rank(rank: int, folder: str, shares: list[dict[str, torch.Tensor]]) -> N
         match="^full$" if rank else "^process 1 failed: OSError: full$",
     ):
         all_process_attempt(lambda: fail_on_second(rank))
-    torch.save(statistics_of(shares[rank]), f"{folder}/{rank}.pt")
-    assert (
-        data_rank(),
-        num_data_ranks(),
-        writes_completions(),
-        broadcast_from_first(mine).item(),
-    ) == (
-        rank,
-        2,
-        True,
-        1.0 + rank,
-    )
+    torch.save(statistics_of(shares[rank]), folder / f"{rank}.pt")
+    assert standing(mine) == (rank, 2, True, 1.0 + rank)
     share_completions(True)
     assert not is_distributed()
-    assert (
-        data_rank(),
-        num_data_ranks(),
-        writes_completions(),
-        broadcast_from_first(mine).item(),
-    ) == (
-        0,
-        1,
-        rank == 0,
-        1.0,
-    )
+    assert standing(mine) == (0, 1, rank == 0, 1.0)
     assert (all_rank_sum(mine).item(), all_rank_max(mine).item(), all_process_sum(mine).item()) == (
         1 + rank,
         1 + rank,
         3,
     )
     assert (all_rank_objects(rank), all_process_objects(rank)) == ([rank], [0, 1])
-    dist.destroy_process_group()
 
 
 def assert_two_processes_agree(
     folder, shares: list[dict[str, torch.Tensor]], whole: dict[str, torch.Tensor]
 ) -> None:
-    on_two_processes(run_rank, str(folder), shares)
+    on_two_processes(run_rank, folder, shares)
     parts = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     for name, expected in statistics_of(whole).items():
         if not name.startswith("rows/"):

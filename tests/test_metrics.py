@@ -7,13 +7,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from datetime import timedelta
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,7 +156,7 @@ def test_two_processes_report_what_one_does(tmp_path):
     """Through torchmetrics' own synchronisation over gloo, with different numbers of problems and
     label bytes.
     """
-    on_two_processes(run_rank, str(tmp_path))
+    on_two_processes(run_rank, tmp_path)
     whole = evaluated([[0, 1, 2], [3, 4]])
     assert whole["problems"] == 5
     assert {label: subset["problems"] for label, subset in whole["subsets"].items()} == {
@@ -170,22 +168,13 @@ def test_two_processes_report_what_one_does(tmp_path):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == json.loads(json.dumps(whole))
 
 
-def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+def run_rank(rank: int, folder: Path) -> None:
     report = evaluated([[0, 2], [4]] if rank == 0 else [[1], [3]])
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(report))
-    dist.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps(report))
 
 
 def test_figures_of_two_processes_are_averaged_by_name_and_never_mixed_up(tmp_path):
-    on_two_processes(average_on_rank, str(tmp_path))
+    on_two_processes(average_on_rank, tmp_path)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["means"] == {"a": 2.0, "b": 0.5}
@@ -195,15 +184,7 @@ def test_figures_of_two_processes_are_averaged_by_name_and_never_mixed_up(tmp_pa
     assert all_process_means({"a": 3}, torch.device("cpu"))["a"] == 3.0  # one process alone
 
 
-def average_on_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+def average_on_rank(rank: int, folder: Path) -> None:
     cpu = torch.device("cpu")
     means = all_process_means({"a": torch.tensor(1.0 + 2 * rank), "b": rank}, cpu)
     found: dict[str, object] = {"means": {name: float(value) for name, value in means.items()}}
@@ -211,5 +192,4 @@ def average_on_rank(rank: int, folder: str) -> None:
         all_process_means({"a": 1.0, "gold" if rank else "vote": 2.0}, cpu)
     except RuntimeError as error:
         found["error"] = str(error)
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps(found))

@@ -15,12 +15,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from harness.files import ROOT
 
@@ -65,9 +67,24 @@ def run_module(
     return subprocess.CompletedProcess([name, *arguments], process.exitcode, output, errors)
 
 
-def on_two_processes(work: Callable[..., None], *arguments: Any) -> None:
-    """Call ``work(rank, *arguments)`` in two processes, as ``torch.multiprocessing.spawn`` does."""
-    torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="forkserver")
+def on_two_processes(work: Callable[..., None], folder: Path, *arguments: Any) -> None:
+    """Call ``work(rank, folder, *arguments)`` in two processes that gloo connects."""
+    given = work, folder, *arguments
+    torch.multiprocessing.start_processes(one_of_two, given, nprocs=2, start_method="forkserver")
+
+
+def one_of_two(rank: int, work: Callable[..., None], folder: Path, *arguments: Any) -> None:
+    """Call ``work`` as one of two processes, which find each other by ``folder``."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    work(rank, folder, *arguments)
+    dist.destroy_process_group()
 
 
 def _whole(pipe: Connection) -> bytes:
