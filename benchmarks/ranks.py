@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import signal
 import socket
 import tempfile
@@ -28,6 +29,23 @@ from rlif_lightning import cli
 from rlif_lightning.model.loading import resolve_model
 
 MIB = 1024
+# Linux gives these ports to nobody who has not asked for one by its number.
+ASKED_FOR = range(10_000, 32_000)
+
+
+def free_port() -> int:
+    """Return a local port that is free now and that the system gives to nobody by itself.
+
+    A port that ``bind`` chose can go to any other process as soon as it is closed again.
+    """
+    while True:
+        port = random.SystemRandom().choice(ASKED_FOR)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 def forked(number: int) -> bool:
@@ -36,11 +54,11 @@ def forked(number: int) -> bool:
     Raises:
         SystemExit: one of them failed; the others are stopped.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0", WORLD_SIZE=str(number)
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+        NODE_RANK="0",
+        WORLD_SIZE=str(number),
     )
     children = []
     for rank in range(number):

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from benchmarks.ranks import free_port
 from harness.command_line import build
 from harness.decoding import completions
 from harness.files import ROOT
@@ -100,9 +100,7 @@ def client(server: StandIn, folder: Path, timeout: float = 20.0) -> VLLMServer:
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with pytest.raises(
         RuntimeError, match=rf"http://127\.0\.0\.1:{port} cannot be reached \(/collective_rpc\)"
     ):
@@ -429,9 +427,7 @@ def test_an_answer_that_comes_in_drops_is_left_in_time(standing, tmp_path):
 @contextmanager
 def vllm_serving(folder: Path, *arguments: str, development: str = "1"):
     """A real server with the embedded model, and its process (the leader of a group)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     command = [
         sys.executable,
         "-m",
@@ -722,9 +718,7 @@ def both_end(folder: Path, arguments: list[str]) -> list[str]:
     """What each of two processes printed that nobody stops: both must fail by themselves,
     in time.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": "2"}
     given = json.dumps({"two": [*arguments, f"--trainer.default_root_dir={folder / 'two'}"]})
     processes = []
