@@ -23,6 +23,7 @@ from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
+from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objectives import KLCov, Objective
 from rlif_lightning.learning.optimizer import LearningRateSchedule, build_optimizer
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
@@ -177,7 +178,11 @@ class RLIFModule(Described, LightningModule):
         sampled, num_sampled = time.perf_counter(), all_rank_sum(rollout.lengths.sum())
         outputs = self.rewards(rollout)
         rollout, outputs = without_dropped(rollout, outputs)
-        advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
+        length = self.sampling.max_new_tokens
+        loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
+        advantages, metrics = score_rollout(
+            rollout, outputs, self.advantage, self.rewards.weights, loss_weights
+        )
         scored = time.perf_counter()
         metrics |= self._updater().update(rollout, outputs, advantages, number, self.seed)
         self.num_rollouts += 1
