@@ -75,7 +75,7 @@ GUARD = {
 SCHEDULE = {"kind": "linear", "start": 1.0, "end": 0.1, "steps": 2}
 CALLBACKS = {
     "CollapseGuard": GUARD,
-    "CompletionWriter": {"every": 1, "table": False},
+    "CompletionWriter": {"every": 1, "show": ["tensorboard"]},
     "EntropyMonitor": {"floor": 0.01},
     "HFExporter": {"monitor": "val/accuracy"},
     "KLCovScheduler": {"weight": SCHEDULE},

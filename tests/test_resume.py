@@ -54,7 +54,7 @@ WATCHERS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("LabelFreeStopping", {"agreement": 1.0, "window": 2}),
     ("HFExporter", {"monitor": "val/entropy", "mode": "min"}),
-    ("CompletionWriter", {"every": 2, "table": False}),
+    ("CompletionWriter", {"every": 2, "show": ["tensorboard"]}),
 ]
 GUARD = {
     "action": "rollback",
