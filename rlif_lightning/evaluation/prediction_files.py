@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.processes.ranks import writes_completions
+from rlif_lightning.running.former_settings import present_settings
 from rlif_lightning.running.run_folder import check_place, naming, run_folder
 from rlif_lightning.running.run_settings import prediction_settings
 from rlif_lightning.whole_files import replaced
@@ -133,7 +134,8 @@ class PredictionFiles(BasePredictionWriter):
             )
         if not path.exists():
             return
-        begun, now = json.loads(path.read_text()), json.loads(json.dumps(self.settings))
+        begun = present_settings(json.loads(path.read_text()))
+        now = json.loads(json.dumps(self.settings))
         for name in sorted(begun.keys() | now.keys()):
             if begun.get(name) != now.get(name):
                 raise ValueError(
