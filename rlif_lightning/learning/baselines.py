@@ -13,14 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlif_lightning.learning.advantages import (
-    BATCH_NORMS,
-    Advantage,
-    GroupNormalised,
-    batch_normalize,
-    center,
-    per_group,
-)
+from rlif_lightning.learning.advantages import BATCH_NORMS, Advantage, GroupNormalised
+from rlif_lightning.learning.normalization import batch_normalize, center, per_group
 
 
 @dataclass(frozen=True)
@@ -47,9 +41,9 @@ class ReinforcePlusPlus(GroupNormalised):
     def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         return center(rewards) * per_group(weights)
 
-    def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
-        total = self.parts(rewards, weights, lengths).sum(0)
-        return batch_normalize(total, lengths, self.batch_norm, self.eps, self.std_floor).float()
+    def total(self, parts: Tensor, lengths: Tensor | None = None) -> Tensor:
+        norm = self.batch_norm, self.eps, self.std_floor
+        return batch_normalize(parts.sum(0), lengths, *norm).float()
 
 
 @dataclass(frozen=True)
