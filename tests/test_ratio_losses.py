@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlif_lightning.learning.losses import clipped_surrogate, plain_surrogate
+from rlif_lightning.learning.losses import (
+    aggregation_weights,
+    clipped_surrogate,
+    plain_surrogate,
+)
 from rlif_lightning.learning.ratio_losses import (
     cispo_surrogate,
     divergence_marks,
@@ -20,7 +24,7 @@ from rlif_lightning.learning.ratio_losses import (
     sequence_log_ratio,
     soft_gate_surrogate,
 )
-from rlif_lightning.learning.ratio_objectives import GMPO, SAPO
+from rlif_lightning.learning.ratio_objectives import GMPO, GSPO, SAPO
 from rlif_lightning.records import LossInputs
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
@@ -257,3 +261,22 @@ def test_geometric_mean_of_weights_by_hand():
     torch.testing.assert_close(found[mask], torch.tensor([2.0, 2.0, 0.0]))
     assert GMPO().importance_weights(replace(batch, token_weights=None)) is None
     assert SAPO().importance_weights(batch) is weights
+
+
+def test_gspo_by_a_constant_is_luspo():
+    """LUSPO sums a completion's clipped loss over its tokens; the constant divides by the limit."""
+    logprobs, old, advantages, mask = tokens(5)
+    gspo = GSPO("constant", clip_low=0.1, clip_high=0.2)
+    batch = LossInputs(logprobs, old, advantages, mask, torch.arange(len(old)))
+    weights = aggregation_weights(mask, "constant", 20).double()
+    found = slopes(lambda lp: gspo.token_loss(replace(batch, logprobs=lp), mask), logprobs, weights)
+
+    def luspo(lp: Tensor) -> Tensor:
+        lengths = mask.sum(1)
+        ratio = (((lp - old) * mask).sum(1) / lengths).exp()
+        clipped = torch.minimum(ratio * advantages[:, 0], ratio.clamp(0.9, 1.2) * advantages[:, 0])
+        return -clipped * lengths / len(lp)
+
+    expected = slopes(luspo, logprobs, torch.full((len(old),), 1 / 20, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    assert found[mask].any()
