@@ -138,8 +138,9 @@ def bare(trainer: str, **settings: Any) -> Any:
     made.epsilon_high = made.epsilon if made.epsilon_high is None else made.epsilon_high
     made._entropy_bonus_enabled = getattr(made.args, "entropy_coef", 0.0) != 0
     made.accelerator = Accelerator(cpu=True)
-    made.model = torch.nn.Identity()
-    made.model.is_gradient_checkpointing = False
+    model: Any = torch.nn.Identity()
+    model.is_gradient_checkpointing = False
+    made.model = model
     made.current_gradient_accumulation_steps, made.aux_loss_enabled = 1, False
     made._metrics = {"train": defaultdict(list)}
     made._logs = defaultdict(lambda: defaultdict(list)) | {"prompt": [], "completion": []}
