@@ -115,7 +115,5 @@ def test_a_rollout_computes_an_estimator_s_parts_once():
 
 
 def test_an_estimator_that_overrides_call_is_refused():
-    with pytest.raises(
-        TypeError, match="Mine overrides __call__.*override total"
-    ):
+    with pytest.raises(TypeError, match=r"Mine overrides __call__.*override total"):
         type("Mine", (GRPO,), {"__call__": lambda self, *_: None})
