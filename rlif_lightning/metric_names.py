@@ -58,6 +58,7 @@ def _pattern(entry: str) -> str:
 _SCORES = "rlif_lightning/learning/rollout_advantages.py"
 _VOTES = "rlif_lightning/rewards/voting.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
+_DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
 _MODULE = "rlif_lightning/module.py"
 _UPDATER = "rlif_lightning/learning/updater.py"
@@ -75,6 +76,7 @@ _ALL_TOKENS = "mean over the rollout's tokens of all ranks; NaN without any"
 _TRAINED = "mean over the tokens trained on in all updates of the rollout, all ranks"
 _PICKED = "mean over the picked ones of the tokens trained on, all ranks; 0 without any"
 _FIRST = "the tokens of the rollout's first mini-batch, all ranks"
+_ALL_RANKS = "sum over all ranks"
 _SAME = "one number, the same on all ranks"
 _PROCESSES = "mean over processes"
 _PROBLEMS = "mean over the problems of all ranks, each counted once"
@@ -107,6 +109,24 @@ LOGGED = {
         "A figure of this head that an earlier head logs too, such as a second vote's.",
         "as `<figure>`",
         _SCORES,
+    ),
+    "reward/<head>/first_mean": Logged(
+        "score",
+        "A head's score in the first draws, groups without signal among them (dynamic sampling).",
+        f"mean over {_SCORED}",
+        _DYNAMIC,
+    ),
+    "dynamic/signal": Logged(
+        "share", "Groups of the first draws in which scores differ.", _ALL_GROUPS, _DYNAMIC
+    ),
+    "dynamic/extra_groups": Logged(
+        "groups", "Groups of further draws, taken or not.", _ALL_RANKS, _DYNAMIC
+    ),
+    "dynamic/empty_places": Logged(
+        "groups", "Places of the rollout without signal in any draw.", _ALL_RANKS, _DYNAMIC
+    ),
+    "dynamic/discarded_tokens": Logged(
+        "tokens", "Tokens of drawn groups that are not in the update.", _ALL_RANKS, _DYNAMIC
     ),
     "vote/largest_cluster": Logged(
         "share",
