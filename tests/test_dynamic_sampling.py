@@ -476,6 +476,7 @@ def test_on_two_and_four_processes_it_is_the_run_on_one(tmp_path):
     }
     run = [
         *launches.BASE, NO_VALIDATION, dynamic(heads=["vote"], max_draws=5),
+        "--data.source.init_args.size=16", "--model.sampling.temperature=0.5",
         f"--model.rewards={json.dumps(heads)}", f"--trainer.callbacks+={json.dumps(writer)}",
     ]  # fmt: skip
     found = {}
@@ -504,11 +505,15 @@ def test_on_two_and_four_processes_it_is_the_run_on_one(tmp_path):
     extra = [row["dynamic/extra_groups"] for row in found[1][1]]
     assert len(extra) == 2
     assert min(extra) > 0
-    assert [row["dynamic/empty_places"] for row in found[1][1]] != [0, 0]
+    assert min(row["dynamic/empty_places"] for row in found[1][1]) > 0
+    assert max(row["dynamic/empty_places"] for row in found[1][1]) < 8
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fsdp2", "tp"])
+# The mark: with fsdp2, whose sampler is the one with collectives, it is slow.
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param("fsdp2", marks=pytest.mark.slow), pytest.param("tp", marks=pytest.mark.full)],
+)
 def test_with_sharded_weights_it_is_the_run_on_one(tmp_path, strategy):
     """Weights that stay sharded: each pass of the sampler is a collective."""
     run = [*launches.BASE, NO_VALIDATION, VOTE, dynamic(max_draws=3)]
