@@ -3,7 +3,7 @@
     python -m benchmarks.dynamic_sampling                # a quarter of an hour of one core
     python -m benchmarks.dynamic_sampling --summarise    # of the runs that are finished
 
-The runs are the quickstart's with one reward, gold answers or the vote, over 40 rollouts. The arms
+The runs are the quickstart's with one reward, gold answers or the vote, over 30 rollouts. The arms
 are `off`, `skip` (max_draws 1) and `draws_3` (max_draws 3). It writes
 ``docs/results/dynamic_sampling.csv``. Runs have one thread; a run that is finished is not made
 again.
@@ -40,10 +40,10 @@ ARMS = {
     "skip": ['--model.dynamic_sampling={"max_draws": 1}'],
     "draws_3": ['--model.dynamic_sampling={"max_draws": 3}'],
 }
-ROLLOUTS, PROMPTS, GROUP = 40, 16, 8
+ROLLOUTS, PROMPTS, GROUP = 30, 16, 8
 SETTINGS = [
     "--config=configs/quickstart.yaml",
-    f"--data.source.init_args.size={ROLLOUTS * PROMPTS}",
+    f"--trainer.limit_train_batches={ROLLOUTS}",
     f"--data.prompts_per_rollout={PROMPTS}",
     f"--data.group_size={GROUP}",
     '--model.evaluation={"samples": 4, "greedy": false}',

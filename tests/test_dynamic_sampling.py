@@ -38,6 +38,7 @@ from rlif_lightning.records import Prompts, RewardOutput, Rollout
 from rlif_lightning.rewards import (
     ClusterVote,
     DropTruncated,
+    Gate,
     GoldAnswer,
     Random,
     RewardHead,
@@ -570,6 +571,15 @@ def test_runs_in_which_it_could_do_nothing_are_refused(settings, group_size, mes
 def test_heads_that_can_decide_are_taken(heads):
     """Also one of weight 0, and with no PromptData where nothing is drawn again."""
     DynamicSampling(heads).check(RewardSet(HEADS), 4, None)
+
+
+def test_certainty_can_decide_behind_a_gate():
+    """Where the vote is unanimous it does not apply, so such groups have no signal."""
+    gated = replace(HEADS["certainty"], gate=Gate("vote", unanimous="zero"))
+    rewards = RewardSet({"vote": HEADS["vote"], "certainty": gated})
+    DynamicSampling().check(rewards, 4, None)
+    found = rewards(handmade(["1", "1", "1", "1", "1", "2"], 3))
+    assert groups_with_signal(found, ["vote", "certainty"], 3).tolist() == [False, True]
 
 
 def test_a_rollout_of_all_problems_is_refused_in_setup(tmp_path, capsys):

@@ -1,8 +1,8 @@
 """Dynamic sampling: groups whose scores are all equal are drawn again from other problems.
 
-DAPO, https://arxiv.org/abs/2503.14476, section 3.2; docs/method.md says what is ours. Each place of
-a rollout has its own sequence of further problems, so data ranks agree on them without a message.
-With 2 data ranks of 2 prompts (place = 2 * prompt + data rank), 3 draws and 7 training problems:
+DAPO, https://arxiv.org/abs/2503.14476, section 3.2; docs/dynamic-sampling.md says what is ours.
+Each place of a rollout has its own sequence of further problems, whatever other places find. With
+2 data ranks of 2 prompts (place = 2 * prompt + data rank), 3 draws and 7 training problems:
 
     batch                problems 4 1 0 6 at places 0 1 2 3
     order of the others  3 5 2, from (seed, rollout number)
@@ -28,7 +28,7 @@ from rlif_lightning.masked import masked_std, masked_sum
 from rlif_lightning.processes.collectives import all_rank_objects, all_rank_sum
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks
 from rlif_lightning.records import Prompts, RewardOutput
-from rlif_lightning.rewards.base import MIN_SPREAD, RewardSet
+from rlif_lightning.rewards.base import MIN_SPREAD, RewardSet, WeightedReward
 from rlif_lightning.rewards.controls import Length
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.rewards.overlong import DropTruncated
@@ -93,20 +93,20 @@ class DynamicSampling:
                 f"model.dynamic_sampling.heads={list(deciding)} names {unknown[0]!r}; known heads:"
                 f" {sorted(rewards.names)}"
             )
-        self._check_heads({name: rewards.settings[name].head for name in deciding})
+        self._check_heads({name: rewards.settings[name] for name in deciding})
         if self.max_draws > 1:
             self._check_data(data)
 
-    def _check_heads(self, heads: Mapping[str, nn.Module]) -> None:
-        for name, head in heads.items():
-            if isinstance(head, ALWAYS_DIFFERENT):
+    def _check_heads(self, heads: Mapping[str, WeightedReward]) -> None:
+        for name, reward in heads.items():
+            if isinstance(reward.head, ALWAYS_DIFFERENT) and reward.gate is None:
                 raise ValueError(
                     f"model.dynamic_sampling.heads={self.heads}: reward {name!r}"
-                    f" ({type(head).__name__}) tells completions of practically every group"
+                    f" ({type(reward.head).__name__}) tells completions of practically every group"
                     " apart, so every group would have signal; name the rewards that decide, such"
                     " as a vote or gold answers, without it"
                 )
-        if all(isinstance(head, DropTruncated) for head in heads.values()):
+        if all(isinstance(reward.head, DropTruncated) for reward in heads.values()):
             raise ValueError(
                 f"model.dynamic_sampling.heads={self.heads}: {sorted(heads)} scores nothing, so no"
                 " group would have signal; name a reward with scores"
@@ -196,8 +196,9 @@ class DynamicDraws:
             if not positions:
                 continue  # the other data ranks' draw
             draws.append(draw)
-            for group, place in enumerate(positions):
-                if self._signal(draw)[group]:
+            found = zip(positions, self._signal(draw), strict=True)
+            for group, (place, has_signal) in enumerate(found):
+                if has_signal:
                     signal[place], chosen[place] = True, (len(draws) - 1, group)
         whole = self._whole(draws, chosen, signal)
         figures = self._figures(draws, whole, had_signal, signal)
