@@ -15,22 +15,22 @@ import argparse
 import csv
 import json
 import math
+import multiprocessing
 import os
 import resource
 import shutil
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.results import FOLDER, write_results
+from rlif_lightning import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 REWARDS = {
     "gold": {"gold": {"head": "GoldAnswer", "weight": 1.0}},
     "vote": {"vote": {"head": "ClusterVote", "weight": 1.0}},
@@ -62,7 +62,7 @@ class Measured:
 
     Attributes:
         curve: ``[n, 3]`` rollouts, tokens sampled in training so far, accuracy in per cent.
-        cpu: user and system seconds of the whole run, with its start and its evaluations.
+        cpu: user and system seconds of the whole run, with its evaluations and without imports.
         figures: means over rollouts.
     """
 
@@ -86,10 +86,10 @@ class Measured:
 
 
 def run_arm(reward: str, arm: str, seed: int, folder: Path) -> None:
-    """Make a run unless it is finished.
+    """Make a run unless it is finished, in a process that forks from this one.
 
     Raises:
-        CalledProcessError: the run failed.
+        RuntimeError: it failed; names its log.
     """
     if (folder / "finished.json").is_file():
         return
@@ -97,13 +97,22 @@ def run_arm(reward: str, arm: str, seed: int, folder: Path) -> None:
     folder.mkdir(parents=True)
     own = [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}"]
     given = [*SETTINGS, f"--model.rewards={json.dumps(REWARDS[reward])}", *ARMS[arm], *own]
-    command = [sys.executable, "-m", "rlif_lightning", "fit", *given]
-    before = _cpu()
-    with (folder / "log.txt").open("w") as log:
-        subprocess.run(
-            command, cwd=ROOT, env=os.environ | ONE_THREAD, stdout=log, stderr=log, check=True
-        )
+    before, log = _cpu(), folder / "log.txt"
+    process = multiprocessing.get_context("fork").Process(target=_train, args=(given, log))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{folder.name}: exit code {process.exitcode}, see {log}")
     (folder / "finished.json").write_text(json.dumps({"cpu": _cpu() - before}))
+
+
+def _train(given: list[str], log: Path) -> None:
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(ROOT)
+    torch.set_num_threads(1)
+    cli.main(["fit", *given])
 
 
 def _cpu() -> float:
