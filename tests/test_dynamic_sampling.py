@@ -354,7 +354,7 @@ def only(rollout: Rollout, groups: list[int]) -> Rollout:
         rollout.completion_ids[index],
         rollout.mask[index],
         rollout.stats.map(lambda values: values[index]),
-        [rollout.texts[row] for row in index.tolist()],
+        [rollout.texts[int(row)] for row in index],
         rollout.ended[index],
         size,
     )
