@@ -24,6 +24,7 @@ from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
+from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objectives import KLCov, Objective
 from rlif_lightning.learning.optimizer import LearningRateSchedule, build_optimizer
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
@@ -180,7 +181,11 @@ class RLIFModule(Described, LightningModule):
         drawn = self._draw(prompts, number)
         num_sampled = all_rank_sum(drawn.num_tokens)
         rollout, outputs = without_dropped(drawn.rollout, drawn.outputs)
-        advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
+        length = self.sampling.max_new_tokens
+        loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
+        advantages, metrics = score_rollout(
+            rollout, outputs, self.advantage, self.rewards.weights, loss_weights
+        )
         scored = time.perf_counter()
         metrics |= drawn.figures
         metrics |= self._updater().update(rollout, outputs, advantages, number, self.seed)
