@@ -17,9 +17,8 @@ from rlif_lightning.learning.advantages import (
     BATCH_NORMS,
     Advantage,
     BatchNormalised,
-    center,
-    per_group,
 )
+from rlif_lightning.learning.normalization import center, per_group
 
 
 @dataclass(frozen=True)
