@@ -24,7 +24,6 @@ from rlif_lightning.learning.losses import (
     token_covariance,
 )
 from rlif_lightning.learning.lottery import token_lottery
-from rlif_lightning.learning.objective_base import BoundedObjective as BoundedObjective
 from rlif_lightning.learning.objective_base import ClippedObjective as ClippedObjective
 from rlif_lightning.learning.objective_base import Objective as Objective
 from rlif_lightning.learning.objective_base import ReferenceKL as ReferenceKL
