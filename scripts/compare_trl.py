@@ -100,9 +100,9 @@ LOSSES = {
         bounds(0.05, 0.1, loss_type="luspo", **SEQUENCE),
         max_length=1,
     ),
-    "cispo": Loss(CISPO(highest=1.2), bounds(0.2, 1.2, loss_type="cispo")),
+    "cispo": Loss(CISPO(clip_high=0.2), bounds(0.2, 1.2, loss_type="cispo")),
     "sapo": Loss(SAPO(), {"loss_type": "sapo"}),
-    "GMPO": Loss(GMPO(log_low=0.2, log_high=0.3), WIDE, GMPO_TRAINER),
+    "GMPO": Loss(GMPO(clip_low=0.2, clip_high=0.3), WIDE, GMPO_TRAINER),
     "dapo, vllm weights": Loss(
         Clipped(clip_high=0.3), {**WIDE, "loss_type": "dapo"}, is_weighted=True
     ),

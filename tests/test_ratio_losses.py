@@ -239,7 +239,7 @@ def test_geometric_mean_under_an_engine_s_weights():
     weights = mask.double() / mask.sum(1, keepdim=True)
     batch = LossInputs(logprobs, old, advantages, mask, torch.arange(len(old)))
     batch = replace(batch, token_weights=(old - engine).exp())
-    gmpo = GMPO(log_low=50.0, log_high=50.0)
+    gmpo = GMPO(clip_low=50.0, clip_high=50.0)
     found = slopes(lambda lp: gmpo.token_loss(replace(batch, logprobs=lp), mask), logprobs, weights)
 
     def objective(lp: Tensor) -> Tensor:

@@ -151,7 +151,36 @@ class GroupNormalised(Advantage):
 
 
 @dataclass(frozen=True)
-class GDPO(GroupNormalised):
+class BatchNormalised(GroupNormalised):
+    """An estimator whose sum over rewards may be normalised over the batch of all data ranks.
+
+    Args:
+        batch_norm: none | sample | token: whether a completion counts once in the batch's mean and
+            standard deviation, or as often as it has tokens; none = no such step.
+    """
+
+    batch_norm: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.batch_norm not in self.batch_norms:
+            known = ", ".join(self.batch_norms)
+            raise ValueError(f"batch_norm={self.batch_norm!r} is unknown; use one of {known}")
+        super().__post_init__()
+
+    @property
+    def batch_norms(self) -> tuple[str, ...]:
+        """The known kinds."""
+        return BATCH_NORMS
+
+    def total(self, parts: Tensor, lengths: Tensor | None = None) -> Tensor:
+        total = parts.sum(0)
+        if self.batch_norm != "none":
+            total = batch_normalize(total, lengths, self.batch_norm, self.eps, self.std_floor)
+        return total.float()
+
+
+@dataclass(frozen=True)
+class GDPO(BatchNormalised):
     """Each reward normalised on its own, then summed with weights (:func:`gdpo`).
 
     Args:
@@ -160,15 +189,7 @@ class GDPO(GroupNormalised):
             other completions; for groups of 8 or more.
     """
 
-    batch_norm: str = "none"
     leave_one_out: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch_norm not in BATCH_NORMS:
-            raise ValueError(
-                f"batch_norm={self.batch_norm!r} is unknown; use one of {', '.join(BATCH_NORMS)}"
-            )
-        super().__post_init__()
 
     def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         if self.leave_one_out:
@@ -176,12 +197,6 @@ class GDPO(GroupNormalised):
         else:
             scores = group_normalize(rewards, self.eps, 1, self.std_floor)
         return scores * per_group(weights)
-
-    def total(self, parts: Tensor, lengths: Tensor | None = None) -> Tensor:
-        total = parts.sum(0)
-        if self.batch_norm != "none":
-            total = batch_normalize(total, lengths, self.batch_norm, self.eps, self.std_floor)
-        return total.float()
 
 
 @dataclass(frozen=True)
