@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,6 +35,28 @@ def pytest_collection_finish(session):
 
         torch.set_num_threads(1)
         gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_parser():
+    """Build the parser of a subcommand once: runs differ in what it parses, not in the parser."""
+    cli = sys.modules.get("rlif_lightning.cli")
+    if cli is None:  # no test that was collected needs it
+        yield
+        return
+    prepare, kept = cli.RLIFCLI._prepare_subcommand_parser, {}
+
+    def prepared(self, trainer_class, subcommand, **given):
+        key = type(self), self._model_class, self.parser_class, trainer_class, subcommand
+        if key not in kept:
+            parser = prepare(self, trainer_class, subcommand, **given)
+            kept[key] = parser, self._subcommand_method_arguments[subcommand]
+        parser, self._subcommand_method_arguments[subcommand] = kept[key]
+        return parser
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.RLIFCLI, "_prepare_subcommand_parser", prepared)
+        yield
 
 
 @pytest.fixture(scope="session")
