@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -107,7 +108,7 @@ def test_every_value_is_marked(path):
             assert any(mark in line for mark in MARKS) or "class_path:" in code, line
 
 
-def value_and_line(place: str) -> tuple[object, str]:
+def value_and_line(place: str) -> tuple[Any, str]:
     """The value of base.yaml at a place, and the line where it stands."""
     text = (PAPER / "base.yaml").read_text()
     value = yaml.safe_load(text)
