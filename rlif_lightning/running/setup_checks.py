@@ -92,10 +92,22 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     module.advantage.check(module.group_size)
     check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps)
     _check_trainer(module.trainer)
+    _check_look_ahead(module)
     train = None if data is None else data.split("train")
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_rollout)
         module.rewards.check(train, module.group_size)
+
+
+def _check_look_ahead(module: Any) -> None:
+    """Refuse draws ahead of prompts that nobody can name before their rollout."""
+    staleness = getattr(module.engine, "staleness", 0)
+    if staleness and not hasattr(module.trainer.datamodule, "upcoming"):
+        raise ValueError(
+            f"model.engine.staleness={staleness} draws the prompts of coming rollouts, which only a"
+            " data module with a method `upcoming` knows, such as PromptData; use it, or set"
+            " staleness=0"
+        )
 
 
 def _check_trainer(trainer: Any) -> None:
