@@ -1,9 +1,10 @@
-"""Compare gradients of objectives, and advantages, with verl's on random numbers.
+"""Compare objectives' gradients, advantages and importance weights with verl's.
 
     python scripts/compare_objectives.py    # in an environment that has verl 0.9 as well
 
 Each objective is summed by its own aggregation, verl's by the mode of the same meaning. A line
-shows the largest difference of a log-prob's gradient, or of an advantage, relative to the largest.
+shows the largest difference of a log-prob's gradient, of an advantage or of a token's weight, on
+random numbers, relative to the largest.
 The exit code is 1 where one is above 1e-5.
 """
 
@@ -35,6 +36,7 @@ from rlif_lightning import (
     ReinforcePlusPlus,
 )
 from rlif_lightning.learning.losses import aggregation_weights
+from rlif_lightning.rollout.importance_weights import CORRECTIONS, Correction
 
 MODES = {"token_mean": "token-mean", "sequence_mean": "seq-mean-token-mean"}
 LARGEST = 1e-5
@@ -131,6 +133,22 @@ def advantage_difference(name: str, estimator: Advantage, seed: int) -> float:
     return float((ours - expected).abs().max() / expected.abs().max())
 
 
+def weights_difference(kind: str, seed: int) -> float:
+    """Return the largest difference to verl's importance weights, relative to the largest one."""
+    from verl.trainer.ppo.rollout_corr_helper import (  # pyright: ignore[reportMissingImports]
+        compute_rollout_correction_weights,
+    )
+
+    batch, bound = tokens(seed), 1.2
+    level, _, action = kind.partition("_")
+    # verl's mask needs a lower bound as well; this one is below every ratio.
+    threshold = str(bound) if action == "truncate" else f"1e-12_{bound}"
+    given = (batch.logprobs - batch.old_logprobs, batch.mask.double(), level, threshold)
+    expected = compute_rollout_correction_weights(*given)[0]
+    ours = Correction(bound, kind).weights(batch.logprobs, batch.old_logprobs, batch.mask)[0]
+    return float(((ours - expected) * batch.mask).abs().max() / expected.max())
+
+
 def main() -> None:
     """Print a line for each objective."""
     parser = argparse.ArgumentParser(
@@ -153,6 +171,9 @@ def main() -> None:
     for name, estimator in ESTIMATORS.items():
         worst[name] = max(advantage_difference(name, estimator, seed) for seed in range(seeds))
         print(f"{name:28} {type(estimator).__name__:18} {worst[name]:.1e}")
+    for kind in CORRECTIONS:
+        worst[kind] = max(weights_difference(kind, seed) for seed in range(seeds))
+        print(f"{kind:28} {Correction.__name__:18} {worst[kind]:.1e}")
     sys.exit(max(worst.values()) > LARGEST)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -10,16 +11,20 @@ from collections import Counter
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from torch import Tensor
 
 from harness.command_line import build
 from harness.decoding import completions
 from harness.files import ROOT
+from harness.launches import BASE as ON_TWO_OR_ONE
+from harness.launches import assert_same_metrics, assert_same_weights, both_end, launch, on, weights
+from harness.launches import metrics as logged
 from harness.runs import ALWAYS, LONG, adding, column, fit, saving
 from harness.stand_in_server import StandIn, stand_in
 from harness.vllm_runs import GROUP, PLAIN, changed, gap_of, prompts_of
@@ -35,6 +40,8 @@ from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.rollout.importance_weights import CORRECTIONS, Correction
 from rlif_lightning.rollout.vllm_engine import VLLMServerEngine
 from rlif_lightning.rollout.vllm_weights import fingerprint
+from rlif_lightning.running.look_ahead import rollouts_left
+from rlif_lightning.running.setup_checks import _check_look_ahead
 from rlif_lightning.sampling import VALIDATION_STEP, Sampling, request_seed
 
 SEED = 7
@@ -416,6 +423,37 @@ def test_after_a_rollback_the_next_rollout_is_of_the_restored_weights(standing, 
     assert [len(each) for each in Recorder.trained] == [8] * 4
 
 
+@pytest.mark.slow
+def test_two_processes_draw_ahead_as_one_does(standing, tmp_path):
+    """The first passes the weights, each draws its own prompts, and no collective is mixed up."""
+    long = [*ON_TWO_OR_ONE, "--trainer.limit_train_batches=3"]
+    arguments = [*long, *arguments_for(standing, tmp_path)]
+    launch(tmp_path, {"two": [*arguments, *on("ddp", 2)]}, forks=2)
+    launch(tmp_path, {"one": arguments})
+    assert_same_weights(weights(tmp_path, "two"), weights(tmp_path, "one"))
+    assert_same_metrics(logged(tmp_path, "two"), logged(tmp_path, "one"))
+    rows = [row for row in logged(tmp_path, "two") if "rollout/staleness" in row]
+    assert [row["rollout/staleness"] for row in rows] == [0, 1, 1]
+
+
+@pytest.mark.slow
+def test_a_draw_ahead_that_fails_on_one_process_ends_both(standing, tmp_path):
+    real, asked = standing.answer, {request_seed(0, 1, index): index for index in range(32)}
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if asked.get(body.get("seed"), 0) and not refused:
+            refused.append(asked[body["seed"]])
+            return 400, {"error": {"message": "not this one"}}
+        return real(path, body)
+
+    refused: list[int] = []
+    standing.answer = answer
+    told = both_end(tmp_path, [*ON_TWO_OR_ONE, *arguments_for(standing, tmp_path), *on("ddp", 2)])
+    said = "400 to /v1/completions: not this one"
+    assert all(re.search(f"RuntimeError: .*{said}", text) for text in told)
+    assert sum(bool(re.search(rf"process \d failed: .*{said}", text)) for text in told) == 1
+
+
 def test_the_overlay_is_built_by_the_command_line(monkeypatch):
     monkeypatch.chdir(ROOT)
     overlays = ("engine/vllm_server", "engine/vllm_async")
@@ -438,7 +476,39 @@ def test_the_overlay_is_built_by_the_command_line(monkeypatch):
         ({"max_ratio": None}, "staleness=1 with max_ratio=None: .* old weights need max_ratio"),
     ],
 )
-def test_what_cannot_be_right_is_refused(settings, message):
+def test_settings_that_cannot_be_right_are_refused(settings, message):
     given = {"server": "http://localhost:1", "weights_folder": "w", "staleness": 1, **settings}
     with pytest.raises(ValueError, match=message):
         VLLMServerEngine(**given)
+
+
+def test_data_that_nobody_can_look_ahead_in_is_refused(tmp_path):
+    module = SimpleNamespace(
+        engine=VLLMServerEngine("http://localhost:1", "w", staleness=1),
+        trainer=SimpleNamespace(datamodule=LightningDataModule()),
+    )
+    with pytest.raises(ValueError, match=r"staleness=1 draws .* such as PromptData; .*staleness=0"):
+        _check_look_ahead(module)
+
+
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [  # epochs, batches of one, epoch, batch; steps and those made: 4 updates in a rollout
+        ((2, 3, 0, 0, -1, 0), 5),
+        ((2, 3, 1, 2, -1, 20), 0),
+        ((-1, 3, 5, 1, 80, 64), 3),
+        ((2, 3, 0, 1, 9, 4), 1),
+        ((1, 3, 0, 1, 400, 4), 1),
+    ],
+)
+def test_no_rollout_is_drawn_after_the_last_one(limits, left):
+    epochs, batches, epoch, batch, steps, made = limits
+    loop = SimpleNamespace(max_epochs=epochs, batch_idx=batch)
+    trainer = SimpleNamespace(
+        fit_loop=loop,
+        num_training_batches=batches,
+        current_epoch=epoch,
+        max_steps=steps,
+        global_step=made,
+    )
+    assert rollouts_left(trainer, 4) == left
