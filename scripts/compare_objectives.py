@@ -65,11 +65,11 @@ def bounds(low: float, high: float, **more: Any) -> dict[str, Any]:
 PAIRS = [
     Pair("vanilla", Clipped(clip_high=0.3, dual_clip=3.0), bounds(0.2, 0.3, clip_ratio_c=3.0)),
     Pair("gspo", GSPO(clip_low=0.05, clip_high=0.1), bounds(0.05, 0.1)),
-    Pair("cispo", CISPO(lowest=0.8, highest=1.2), bounds(0.2, 0.2)),
+    Pair("cispo", CISPO(clip_low=0.2, clip_high=0.2), bounds(0.2, 0.2)),
     Pair("sapo", SAPO(), {"tau_pos": 1.0, "tau_neg": 1.05}),
-    Pair("geo_mean", GMPO(log_low=0.2, log_high=0.3), bounds(0.2, 0.3)),
-    Pair("dppo_tv", DPPO(low=0.05, high=0.1), bounds(0.05, 0.1, clip_ratio_c=20.0)),
-    Pair("dppo_kl", DPPO(divergence="kl", low=0.02, high=0.03), bounds(0.02, 0.03)),
+    Pair("geo_mean", GMPO(clip_low=0.2, clip_high=0.3), bounds(0.2, 0.3)),
+    Pair("dppo_tv", DPPO(clip_low=0.05, clip_high=0.1), bounds(0.05, 0.1, clip_ratio_c=20.0)),
+    Pair("dppo_kl", DPPO(divergence="kl", clip_low=0.02, clip_high=0.03), bounds(0.02, 0.03)),
 ]
 ESTIMATORS = {
     "opo": OPO(),

@@ -56,7 +56,7 @@ ELSEWHERE = {"head": {"class_path": "GoldAnswer", "init_args": {"column": "solut
 EXPORTER = ["--trainer.callbacks+=HFExporter", "--trainer.callbacks.merge_lora=true"]
 SCHEDULER = [
     "--trainer.callbacks+=KLCovScheduler",
-    "--trainer.callbacks.weight={kind: constant, start: 0.1}",
+    "--trainer.callbacks.weight={start: 0.1}",
 ]
 GUARD = ["--trainer.callbacks+=CollapseGuard", "--trainer.callbacks.action=adjust"]
 MISTAKES = {

@@ -191,30 +191,44 @@ class GroupNormalised(Advantage):
 
 
 @dataclass(frozen=True)
-class GDPO(GroupNormalised):
-    """Each reward normalised on its own, then summed with weights (:func:`gdpo`).
+class BatchNormalised(GroupNormalised):
+    """An estimator whose sum over rewards may be normalised over the batch of all data ranks.
 
     Args:
-        batch_norm: none | sample | token: a second normalisation, over the batch of all data ranks.
+        batch_norm: none | sample | token: whether a completion counts once in the batch's mean and
+            standard deviation, or as often as it has tokens; none = no such step.
     """
 
     batch_norm: str = "none"
 
     def __post_init__(self) -> None:
-        if self.batch_norm not in BATCH_NORMS:
-            raise ValueError(
-                f"batch_norm={self.batch_norm!r} is unknown; use one of {', '.join(BATCH_NORMS)}"
-            )
+        if self.batch_norm not in self.batch_norms:
+            known = ", ".join(self.batch_norms)
+            raise ValueError(f"batch_norm={self.batch_norm!r} is unknown; use one of {known}")
         super().__post_init__()
 
-    def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return group_normalize(rewards, self.eps, 1, self.std_floor) * per_group(weights)
+    @property
+    def batch_norms(self) -> tuple[str, ...]:
+        """The known kinds."""
+        return BATCH_NORMS
 
     def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         total = self.parts(rewards, weights, lengths).sum(0)
         if self.batch_norm != "none":
             total = batch_normalize(total, lengths, self.batch_norm, self.eps, self.std_floor)
         return total.float()
+
+
+@dataclass(frozen=True)
+class GDPO(BatchNormalised):
+    """Each reward normalised on its own, then summed with weights (:func:`gdpo`).
+
+    Args:
+        batch_norm: none | sample | token: a second normalisation, over the batch of all data ranks.
+    """
+
+    def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return group_normalize(rewards, self.eps, 1, self.std_floor) * per_group(weights)
 
 
 @dataclass(frozen=True)
