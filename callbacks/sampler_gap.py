@@ -94,7 +94,8 @@ class SamplerGap(Callback):
     another numerical precision than the trainer. An engine such as vLLM has log-probs of its own;
     ``rollout/engine_gap`` compares those with the policy's. Its size depends on the engine's
     precision, so it is judged by the run's first rollouts (the engine's ``max_gap`` bounds it as
-    well), and not where a rollout was drawn ahead with older weights. The command line adds this to every run.
+    well), and not where a rollout was drawn ahead with older weights. The command line adds this to
+    every run.
 
     Args:
         bound: of policy/sampler_gap, nats; null = 0.001, or 0.1 where the run computes in bfloat16
