@@ -59,6 +59,9 @@ _SCORES = "rlif_lightning/learning/rollout_advantages.py"
 _VOTES = "rlif_lightning/rewards/voting.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
+_REPLAYED = (
+    "mean over the replayed tokens of all updates of the rollout, all ranks; NaN without any"
+)
 _MODULE = "rlif_lightning/module.py"
 _UPDATER = "rlif_lightning/learning/updater.py"
 _EVALUATION = "rlif_lightning/evaluation/evaluator.py"
@@ -72,7 +75,7 @@ _SCORED = "all scores of all ranks but NaN; NaN without any"
 _ALL_COMPLETIONS = "mean over the completions of all ranks"
 _ALL_GROUPS = "mean over the groups of all ranks"
 _ALL_TOKENS = "mean over the rollout's tokens of all ranks; NaN without any"
-_TRAINED = "mean over the tokens trained on in all updates of the rollout, all ranks"
+_TRAINED = "mean over the rollout's own tokens trained on in all its updates, all ranks"
 _PICKED = "mean over the picked ones of the tokens trained on, all ranks; 0 without any"
 _FIRST = "the tokens of the rollout's first mini-batch, all ranks"
 _SAME = "one number, the same on all ranks"
@@ -225,6 +228,27 @@ LOGGED = {
     ),
     "policy/learning_rate": Logged(
         "learning rate", "Learning rate after the rollout's last update.", _SAME, _MODULE
+    ),
+    "replay/groups": Logged(
+        "groups", "Old groups in the rollout's updates.", "count over all ranks", _UPDATER
+    ),
+    "replay/age": Logged(
+        "rollouts",
+        "Rollouts since a replayed group was drawn.",
+        "mean over the replayed groups of all ranks; NaN without any",
+        _UPDATER,
+    ),
+    "replay/ratio": Logged(
+        "factor", "Importance ratio of a replayed token, before any bound.", _REPLAYED, _UPDATES
+    ),
+    "replay/kl": Logged(
+        "nats",
+        "KL of the policy that drew a replayed token to the present one, estimated by k3.",
+        _REPLAYED,
+        _UPDATES,
+    ),
+    "replay/clip_fraction": Logged(
+        "share", "Replayed tokens that the clip holds, picked ones left out.", _REPLAYED, _UPDATES
     ),
     "update/tokens": Logged(
         "tokens",

@@ -80,6 +80,7 @@ def everything(tmp_path_factory) -> Path:
         *sampler(noise=0.01, max_ratio=2.0),
         f"--model.objective={json.dumps(objective)}",
         f"--model.rewards={json.dumps(rewards)}",
+        "--model.replay.groups=2",
     ]
     callbacks = [
         {"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}}

@@ -92,6 +92,9 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     module.advantage.check(module.group_size)
     check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps)
     _check_trainer(module.trainer)
+    if module.replay_buffer is not None:
+        prompts = None if data is None else data.prompts_per_rollout
+        module.replay_buffer.settings.check(module.objective, prompts)
     train = None if data is None else data.split("train")
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_rollout)
