@@ -184,10 +184,7 @@ LOGGED = {
         _MODULE,
     ),
     "policy/entropy": Logged(
-        "nats",
-        "Entropy of the next-token distribution, of the policy that sampled.",
-        _ALL_TOKENS,
-        _SCORES,
+        "nats", "Entropy of the next token under the sampling policy.", _ALL_TOKENS, _SCORES
     ),
     "policy/log_ratio": Logged(
         "nats", "|log-prob - old log-prob| at the forward before each step.", _TRAINED, _UPDATES
@@ -221,35 +218,18 @@ LOGGED = {
         _OLD,
     ),
     "policy/grad_norm": Logged(
-        "norm",
-        "Gradient norm before clipping.",
-        "mean over the rollout's updates, the same on all ranks",
-        _UPDATER,
+        "norm", "Gradient norm before clipping.", "mean over the rollout's updates", _UPDATER
     ),
     "policy/learning_rate": Logged(
         "learning rate", "Learning rate after the rollout's last update.", _SAME, _MODULE
     ),
-    "replay/groups": Logged(
-        "groups", "Old groups in the rollout's updates.", "count over all ranks", _UPDATER
-    ),
+    "replay/groups": Logged("groups", "Old groups in the updates.", "count, all ranks", _UPDATER),
     "replay/age": Logged(
-        "rollouts",
-        "Rollouts since a replayed group was drawn.",
-        "mean over the replayed groups of all ranks; NaN without any",
-        _UPDATER,
+        "rollouts", "Rollouts since it was drawn.", "mean over old groups", _UPDATER
     ),
-    "replay/ratio": Logged(
-        "factor", "Importance ratio of a replayed token, before any bound.", _REPLAYED, _UPDATES
-    ),
-    "replay/kl": Logged(
-        "nats",
-        "KL of the policy that drew a replayed token to the present one, estimated by k3.",
-        _REPLAYED,
-        _UPDATES,
-    ),
-    "replay/clip_fraction": Logged(
-        "share", "Replayed tokens that the clip holds, picked ones left out.", _REPLAYED, _UPDATES
-    ),
+    "replay/ratio": Logged("factor", "Importance ratio before any bound.", _REPLAYED, _UPDATES),
+    "replay/kl": Logged("nats", "KL(policy that drew || present), by k3.", _REPLAYED, _UPDATES),
+    "replay/clip_fraction": Logged("share", "As `policy/clip_fraction`.", _REPLAYED, _UPDATES),
     "update/tokens": Logged(
         "tokens",
         "Positions that training passes were run on, prompts and padding among them.",
@@ -257,10 +237,7 @@ LOGGED = {
         _UPDATES,
     ),
     "update/padding": Logged(
-        "share",
-        "Positions of these that hold no token.",
-        "sums over all updates of the rollout, all ranks",
-        _UPDATES,
+        "share", "Positions of these without a token.", "sums over all updates, all ranks", _UPDATES
     ),
     "update/micro_batch_tokens": Logged(
         "tokens", "Token budget of a pass, after any halving for memory.", _PROCESSES, _UPDATER

@@ -291,8 +291,7 @@ class LossInputs:
     Attributes:
         logprobs: ``[B, T]`` under the policy being trained (carries the graph inside a
             micro-batch).
-        old_logprobs: ``[B, T]`` under the policy before the first update of the rollout that drew
-            them (learning/old_logprobs.py).
+        old_logprobs: ``[B, T]`` under the policy before their own rollout's first update.
         advantages: ``[B, T]``, constant over a completion unless a token-level kind made it.
         mask: ``[B, T]`` bool.
         completion_numbers: ``[B]`` int64 (Rollout.completion_numbers).
@@ -300,8 +299,7 @@ class LossInputs:
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
         token_weights: optional ``[B, T]`` constants that multiply the policy loss
             (Rollout.token_weights).
-        sampled_logprobs: optional ``[B, T]``, those of Rollout.stats: the sampler's gap is measured
-            on them, whatever the old log-probs are.
+        sampled_logprobs: optional ``[B, T]``, of Rollout.stats, for the sampler's gap.
         noise_floor: optional scalar or ``[B, 1]``, nats: what differs by less is rounding.
         is_replayed: optional ``[B]`` bool, True for completions of an earlier rollout.
     """

@@ -99,9 +99,8 @@ class Measured:
             lambda: rollout_logprobs(self.policy, rollout.completions, SAMPLING, BUDGET),
         )
         noise = torch.randn(PROBLEMS * GROUP, 1, generator=torch.Generator().manual_seed(step))
-        inputs = loss_inputs(
-            rollout, noise.expand(rollout.mask.shape), rollout.stats.logprobs, None, step
-        )
+        noise = noise.expand(rollout.mask.shape)
+        inputs = loss_inputs(rollout, noise, rollout.stats.logprobs, None, step)
         parts = [
             list(range(start, start + PROBLEMS // UPDATES))
             for start in range(0, PROBLEMS, PROBLEMS // UPDATES)
