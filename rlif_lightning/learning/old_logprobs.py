@@ -121,5 +121,6 @@ def settle_old_logprobs(
     floor = broadcast_from_first(all_rank_upper_quantile((found - old).abs(), known, OUTLIERS))
     figures = {"policy/sampler_gap": gap / num_tokens, "policy/noise_floor": floor}
     if inputs.is_replayed is not None:
+        assert inputs.noise_floor is not None
         floor = torch.where(inputs.is_replayed.unsqueeze(1), inputs.noise_floor, floor)  # [B, 1]
     return replace(inputs, logprobs=settled, old_logprobs=settled, noise_floor=floor), figures
