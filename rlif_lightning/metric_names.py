@@ -60,6 +60,9 @@ _VOTES = "rlif_lightning/rewards/voting.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
+_REPLAYED = (
+    "mean over the replayed tokens of all updates of the rollout, all ranks; NaN without any"
+)
 _MODULE = "rlif_lightning/module.py"
 _UPDATER = "rlif_lightning/learning/updater.py"
 _EVAL = "rlif_lightning/evaluation/evaluator.py"
@@ -74,8 +77,8 @@ _STD = "standard deviation, ddof 1"
 _ALL_COMPLETIONS = "mean over the completions of all ranks"
 _ALL_GROUPS = "mean over the groups of all ranks"
 _ALL_TOKENS = "mean over the rollout's tokens of all ranks; NaN without any"
-_TRAINED = "mean over the tokens trained on in all updates of the rollout, all ranks"
-_PICKED = "mean over the picked ones of the tokens trained on, all ranks; 0 without any"
+_TRAINED = "mean over the rollout's own tokens trained on in all its updates, all ranks"
+_PICKED = "mean over the picked ones of these tokens, all ranks; 0 without any"
 _L2 = "L2 over the log-probs of the rollout's tokens of all ranks, at ratio 1, as of one update"
 _FIRST = "the tokens of the rollout's first mini-batch, all ranks"
 _ALL_RANKS = "sum over all ranks"
@@ -197,10 +200,7 @@ LOGGED = {
         _MODULE,
     ),
     "policy/entropy": Logged(
-        "nats",
-        "Entropy of the next-token distribution, of the policy that sampled.",
-        _ALL_TOKENS,
-        _SCORES,
+        "nats", "Entropy of the next token under the sampling policy.", _ALL_TOKENS, _SCORES
     ),
     "policy/log_ratio": Logged(
         "nats", "|log-prob - old log-prob| at the forward before each step.", _TRAINED, _UPDATES
@@ -234,14 +234,18 @@ LOGGED = {
         _OLD,
     ),
     "policy/grad_norm": Logged(
-        "norm",
-        "Gradient norm before clipping.",
-        "mean over the rollout's updates, the same on all ranks",
-        _UPDATER,
+        "norm", "Gradient norm before clipping.", "mean over the rollout's updates", _UPDATER
     ),
     "policy/learning_rate": Logged(
         "learning rate", "Learning rate after the rollout's last update.", _SAME, _MODULE
     ),
+    "replay/groups": Logged("groups", "Old groups in the updates.", "count, all ranks", _UPDATER),
+    "replay/age": Logged(
+        "rollouts", "Rollouts since it was drawn.", "mean over old groups", _UPDATER
+    ),
+    "replay/ratio": Logged("factor", "Importance ratio before any bound.", _REPLAYED, _UPDATES),
+    "replay/kl": Logged("nats", "KL(policy that drew || present), by k3.", _REPLAYED, _UPDATES),
+    "replay/clip_fraction": Logged("share", "As `policy/clip_fraction`.", _REPLAYED, _UPDATES),
     "update/tokens": Logged(
         "tokens",
         "Positions that training passes were run on, prompts and padding among them.",
@@ -249,10 +253,7 @@ LOGGED = {
         _UPDATES,
     ),
     "update/padding": Logged(
-        "share",
-        "Positions of these that hold no token.",
-        "sums over all updates of the rollout, all ranks",
-        _UPDATES,
+        "share", "Positions of these without a token.", "sums over all updates, all ranks", _UPDATES
     ),
     "update/micro_batch_tokens": Logged(
         "tokens", "Token budget of a pass, after any halving for memory.", _EACH, _UPDATER

@@ -295,17 +295,16 @@ class LossInputs:
     Attributes:
         logprobs: ``[B, T]`` under the policy being trained (carries the graph inside a
             micro-batch).
-        old_logprobs: ``[B, T]`` under the policy before the rollout's first update
-            (learning/old_logprobs.py).
+        old_logprobs: ``[B, T]`` under the policy before their own rollout's first update.
         advantages: ``[B, T]``, constant over a completion unless a token-level kind made it.
         mask: ``[B, T]`` bool.
         completion_numbers: ``[B]`` int64 (Rollout.completion_numbers).
         entropy: optional ``[B, T]``, with the graph, for the entropy bonus.
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
         token_weights: optional ``[B, T]`` constants that multiply the policy loss.
-        sampled_logprobs: optional ``[B, T]``, those of Rollout.stats: the sampler's gap is measured
-            on them, whatever the old log-probs are.
-        noise_floor: optional scalar, nats: differences of log-probs up to here are rounding.
+        sampled_logprobs: optional ``[B, T]``, of Rollout.stats, for the sampler's gap.
+        noise_floor: optional scalar or ``[B, 1]``, nats: what differs by less is rounding.
+        is_replayed: optional ``[B]`` bool, True for completions of an earlier rollout.
     """
 
     logprobs: Tensor
@@ -318,3 +317,4 @@ class LossInputs:
     token_weights: Tensor | None = None
     sampled_logprobs: Tensor | None = None
     noise_floor: Tensor | None = None
+    is_replayed: Tensor | None = None

@@ -78,6 +78,7 @@ def everything(tmp_path_factory) -> Path:
         f"--model.objective={json.dumps(objective)}",
         f"--model.rewards={json.dumps(rewards)}",
         '--model.dynamic_sampling={"heads": ["vote"], "max_draws": 2}',
+        "--model.replay.groups=2",
     ]
     callbacks = [
         {"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}}

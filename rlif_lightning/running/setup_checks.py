@@ -97,6 +97,9 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     if module.dynamic_sampling is not None:
         module.dynamic_sampling.check(module.rewards, module.group_size, data)
     _check_look_ahead(module)
+    if module.replay_buffer is not None:
+        prompts = None if data is None else data.prompts_per_rollout
+        module.replay_buffer.settings.check(module.objective, prompts)
     train = None if data is None else data.split("train")
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_rollout)
