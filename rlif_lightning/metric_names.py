@@ -66,6 +66,7 @@ _SYMPTOMS = "callbacks/symptoms.py"
 _GUARD = "callbacks/collapse_guard.py"
 _MONITOR = "callbacks/entropy_monitor.py"
 _SCHEDULER = "callbacks/kl_cov_scheduler.py"
+_STARE = "callbacks/stare_controller.py"
 _STOPPING = "callbacks/label_free_stopping.py"
 
 _SCORED = "all scores of all ranks but NaN; NaN without any"
@@ -310,6 +311,9 @@ LOGGED = {
     ),
     "kl_cov/weight": Logged("weight", "KL-Cov's weight in this rollout.", _SAME, _SCHEDULER),
     "kl_cov/fraction": Logged("share", "KL-Cov's fraction in this rollout.", _SAME, _SCHEDULER),
+    "stare/gate": Logged("0 or 1", "Whether STARE's weights apply.", _SAME, _STARE),
+    "stare/positive_weight": Logged("weight", "STARE's weight where A > 0.", _SAME, _STARE),
+    "stare/negative_weight": Logged("weight", "STARE's weight where A < 0.", _SAME, _STARE),
     "stopping/stopped": Logged(
         "0 or 1", "Whether LabelFreeStopping has ended the run.", _SAME, _STOPPING
     ),

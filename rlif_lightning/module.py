@@ -178,6 +178,9 @@ class RLIFModule(Described, LightningModule):
         outputs = self.rewards(rollout)
         rollout, outputs = without_dropped(rollout, outputs)
         advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
+        for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if hasattr(callback, "on_rollout_scored"):
+                callback.on_rollout_scored(self.trainer, self, metrics)
         scored = time.perf_counter()
         metrics |= self._updater().update(rollout, outputs, advantages, number, self.seed)
         self.num_rollouts += 1

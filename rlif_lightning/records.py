@@ -302,6 +302,7 @@ class LossInputs:
             (Rollout.token_weights).
         sampled_logprobs: optional ``[B, T]``, those of Rollout.stats: the sampler's gap is measured
             on them, whatever the old log-probs are.
+        sampled_entropy: optional ``[B, T]``, those of Rollout.stats; only ``select`` gets them.
         noise_floor: optional scalar, nats: differences of log-probs up to here are rounding.
     """
 
@@ -314,4 +315,5 @@ class LossInputs:
     ref_logprobs: Tensor | None = None
     token_weights: Tensor | None = None
     sampled_logprobs: Tensor | None = None
+    sampled_entropy: Tensor | None = None
     noise_floor: Tensor | None = None

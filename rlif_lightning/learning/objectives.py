@@ -29,7 +29,8 @@ from rlif_lightning.learning.losses import (
     token_covariance,
 )
 from rlif_lightning.learning.lottery import token_lottery
-from rlif_lightning.processes.collectives import all_rank_sum, all_rank_top_fraction
+from rlif_lightning.learning.marks import share_of_candidates
+from rlif_lightning.processes.collectives import all_rank_top_fraction
 from rlif_lightning.records import LossInputs
 
 UNSELECTED = ("clipped", "plain")
@@ -106,11 +107,16 @@ class Objective(ABC):
         """
 
     def select(self, update: LossInputs) -> Tensor:
-        """Return ``[B, T]`` bool marks among all tokens of one optimiser step (a collective).
+        """Return ``[B, T]`` marks among all tokens of one optimiser step (a collective).
 
-        Most objectives mark none.
+        Most objectives mark none. A bool mark says that the token has a loss of its own. A float
+        mark is a sign or a weight for the usual loss; 0 is no mark.
         """
         return torch.zeros_like(update.mask)
+
+    def micro_batch_marks(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        """Return a micro-batch's marks; by default ``marks``, its part of what ``select`` found."""
+        return marks
 
     @abstractmethod
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
@@ -307,9 +313,3 @@ class ClipCov(ClippedObjective):
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         return torch.where(marks, torch.zeros_like(batch.logprobs), self.clipped(batch))
-
-
-def share_of_candidates(candidates: Tensor, mask: Tensor, fraction: float) -> float:
-    """Return which share of the candidates is ``fraction`` of all valid tokens (a collective)."""
-    num_tokens, num_candidates = all_rank_sum(torch.stack([mask.sum(), candidates.sum()])).tolist()
-    return min(1.0, fraction * num_tokens / max(num_candidates, 1))

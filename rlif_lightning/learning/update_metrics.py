@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.losses import reference_kl
+from rlif_lightning.learning.marks import picked
 from rlif_lightning.learning.objectives import Objective
 from rlif_lightning.model.packing import Packed
 from rlif_lightning.processes.collectives import all_rank_sum
@@ -51,7 +52,10 @@ class UpdateMeter:
         """Add one micro-batch; ``tokens`` ``[m, T]`` bool are those that it holds."""
         logprobs = batch.logprobs.detach()
         size = (logprobs - batch.old_logprobs).abs()
-        clipped = objective.held(batch) & ~marks
+        clipped = objective.held(batch)
+        if marks.dtype == torch.bool:  # these have a loss of their own, which nothing clips
+            clipped = clipped & ~marks
+        marks = picked(marks)
         kl = torch.zeros_like(size)
         if batch.ref_logprobs is not None:
             kl = reference_kl(logprobs, batch.ref_logprobs, "k3")
