@@ -135,7 +135,7 @@ def main() -> None:
     rows = {}
     for fraction in (0.02, 0.05, 0.1, 0.2):
         found = measure(given.rollouts, fraction, seed=0)
-        rows[str(fraction)] = {name: f"{value:.4g}" for name, value in found.items()}
+        rows[str(fraction)] = {name: f"{value:.5g}" for name, value in found.items()}
         print(fraction, rows[str(fraction)], flush=True)
     notes = {
         "command": "python -m benchmarks.stare_signs",

@@ -200,7 +200,7 @@ LOGGED = {
         "share", "Tokens that the objective picked.", _TRAINED, _UPDATES
     ),
     "policy/clip_fraction": Logged(
-        "share", "Tokens that the clip holds, picked ones left out.", _TRAINED, _UPDATES
+        "share", "Tokens that the clip holds, but for those with another loss.", _TRAINED, _UPDATES
     ),
     "policy/reference_kl": Logged(
         "nats", "KL to the reference model, estimated by k3; 0 without one.", _TRAINED, _UPDATES
