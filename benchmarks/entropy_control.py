@@ -59,14 +59,14 @@ def stare(positive: float, negative: float, fraction: float = 0.1) -> list[str]:
 
 def loop(fraction: float, gain: float) -> list[str]:
     """Return KL-Cov with its weight in a closed loop on the entropy."""
-    band = {"kind": "entropy", "target": [TARGET - 0.01, TARGET + 0.01], "gain": gain}
+    band = {"target": [TARGET - 0.01, TARGET + 0.01], "gain": gain}
     schedule = band | {"start": 0.05, "bounds": [0.001, 100.0]}
     return [objective("KLCov", fraction=fraction), callback("KLCovScheduler", weight=schedule)]
 
 
 def clip_cov(fraction: float, low: float = 1.0, high: float = 5.0) -> list[str]:
     """Return Clip-Cov; the default band is its paper's."""
-    return [objective("ClipCov", fraction=fraction, low=low, high=high)]
+    return [objective("ClipCov", fraction=fraction, band=[low, high])]
 
 
 # NUM_SETTINGS each; the first is the paper's where there is one.

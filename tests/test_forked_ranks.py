@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,12 @@ def of_update(update: LossInputs) -> dict[str, torch.Tensor]:
     found["covariance"] = token_covariance(update.logprobs, update.advantages, update.mask)
     found["kl_cov"] = KLCov(fraction=0.3).select(update)
     found["kl_cov top"] = KLCov(fraction=0.6, pick="top").select(update)
-    found["clip_cov"] = ClipCov(fraction=0.2, low=0.01, high=9.0).select(update)
+    found["clip_cov"] = ClipCov(fraction=0.2, band=(0.01, 9.0)).select(update)
     found["stare"] = STARE(fraction=0.3, negative_weight=0.9).select(update)
     advantage = GDPO(batch_norm="sample")
     rewards = update.advantages[:, 0].view(1, -1, 2)
+    by_others = replace(advantage, leave_one_out=True)
+    found["gdpo by others"] = by_others(rewards, torch.ones(1)).view(-1, 1)
     return found | {"gdpo": advantage(rewards, torch.ones(1)).view(-1, 1)}
 
 

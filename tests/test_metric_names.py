@@ -61,10 +61,7 @@ HEADS = {
         )
     },
 }
-LOOP = {
-    kind: {"kind": "linear", "start": 0.1, "end": 0.05, "steps": 2}
-    for kind in ("weight", "fraction")
-}
+LOOP = {name: {"start": 0.1, "points": [[2, 0.05]]} for name in ("weight", "fraction")}
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def test_truncated_ratio_matches_restatement(mine, theirs, bound):
 OBJECTIVES = [
     Clipped(),
     KLCov(fraction=0.3),
-    ClipCov(fraction=0.2, low=0.01),
+    ClipCov(fraction=0.2, band=(0.01, 5.0)),
     KLCov(fraction=0.3, unselected="plain"),
 ]
 

@@ -348,7 +348,7 @@ def test_a_missing_program_is_told(monkeypatch):
         ("workers", 0),
         ("wall_seconds", 0),
         ("call_seconds", -1),
-        ("cpu_seconds", math.nan),
+        ("wall_seconds", math.nan),
         ("memory_mb", 1),
     ],
 )

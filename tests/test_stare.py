@@ -51,7 +51,7 @@ def test_the_most_surprising_tokens_of_each_sign_by_hand():
     assert C2.select(batch).tolist() == [[0, 1, 0, 0], [0, 0, -1, 0]]
     assert replace(C2, negative_weight=1.0).select(batch).tolist() == [[0, 1, 0, 0], [0] * 4]
     assert replace(C2, fraction=0.3).select(batch).tolist() == [[0, 1, 0, 1], [0, 0, -1, 0]]
-    assert replace(C2, fraction=1.0).select(batch).tolist() == [[1] * 4, [0, -1, -1, -1]]
+    assert replace(C2, fraction=0.99).select(batch).tolist() == [[1] * 4, [0, -1, -1, -1]]
 
 
 def test_of_equal_surprisals_the_earliest_are_marked():
@@ -94,7 +94,7 @@ def restated_marks(batch: LossInputs, fraction: Fraction) -> list[list[float]]:
     return marks
 
 
-@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 12), st.integers(1, 100))
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 12), st.integers(1, 99))
 def test_marks_match_a_restatement(seed, rows, columns, percent):
     batch = update(rows, columns, seed)
     rounded = (batch.old_logprobs * 4).round() / 4  # with ties
@@ -128,7 +128,7 @@ def test_losses_and_gradients_are_the_surrogate_times_the_weight():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"fraction": 10.0}, r"fraction=10\.0 must lie in \[0, 1\]"),
+        ({"fraction": 10.0}, r"fraction=10\.0 must lie in \[0, 1\)"),
         ({"fraction": -0.1}, r"fraction=-0\.1"),
         ({"positive_weight": -1.0}, r"positive_weight=-1\.0"),
         ({"negative_weight": math.inf}, "negative_weight=inf"),

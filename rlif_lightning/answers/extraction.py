@@ -171,3 +171,14 @@ class AnswerExtractor:
             kinds = _AUTO_ORDER if self.kind == "auto" else (self.kind,)
             answer = next(filter(None, (_EXTRACTORS[kind](text) for kind in kinds)), None)
         return answer.strip() if answer and normalise(answer) else None
+
+
+class FindsAnswers:
+    """What all share that find the final answer of a completion.
+
+    Args:
+        extractor: finds the final answer of a completion.
+    """
+
+    def __init__(self, extractor: AnswerExtractor = AnswerExtractor()):
+        self.extractor = extractor

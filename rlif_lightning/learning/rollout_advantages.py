@@ -37,15 +37,16 @@ def score_rollout(
     shape = (rollout.num_prompts, rollout.group_size)
     rewards = torch.stack([output.scores.view(shape) for output in outputs.values()])
     weights = group_reward_weights(weights.to(rewards.device), list(outputs.values()))
-    given = rewards, weights, rollout.lengths.view(shape)
-    advantages = of_tokens(advantage(*given), rollout, type(advantage).__name__)
+    lengths = rollout.lengths.view(shape)
+    parts = advantage.parts(rewards, weights, lengths)
+    advantages = of_tokens(advantage.total(parts, lengths), rollout, type(advantage).__name__)
     metrics: dict[str, Tensor | float] = {
         "policy/entropy": mean_of_tokens(rollout.stats.entropy, rollout),
         "rollout/length": mean_length(rollout),
         "rollout/ended": rollout.ended.float().mean(),
     }
     metrics |= engine_metrics(rollout)
-    shares = reward_shares(advantage.parts(*given))
+    shares = reward_shares(parts)
     for (name, output), share in zip(outputs.items(), shares, strict=True):
         metrics |= reward_metrics(name, output.scores, rollout.group_size)
         metrics[f"reward/{name}/share"] = share

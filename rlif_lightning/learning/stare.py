@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.marks import all_rank_largest, largest
-from rlif_lightning.learning.objectives import ClippedObjective
+from rlif_lightning.learning.objectives import PickingObjective
 from rlif_lightning.records import LossInputs
 
 SCOPES = ("update", "micro")
@@ -23,7 +23,7 @@ WEIGHTS = ("positive_weight", "negative_weight")
 
 
 @dataclass(frozen=True)
-class STARE(ClippedObjective):
+class STARE(PickingObjective):
     """The clipped surrogate, with weights on the tokens of highest surprisal.
 
     https://arxiv.org/abs/2606.19236. The surprisal of a token is its negative log-prob. The
@@ -34,7 +34,7 @@ class STARE(ClippedObjective):
         clip_high: as in ClippedObjective.
         dual_clip: as in ClippedObjective.
         fraction: share of the tokens with A > 0, and of those with A < 0, that get a weight, in
-            [0, 1]; rounded up; 0 = off.
+            [0, 1); rounded up; 0 = off.
         positive_weight: W, of the surrogate where A > 0; 1 = off.
         negative_weight: M, of the surrogate where A < 0; 1 = off, the paper's variant O1. 0.9 is
             its variant C2.
@@ -52,10 +52,6 @@ class STARE(ClippedObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.fraction <= 1:
-            raise ValueError(
-                f"fraction={self.fraction} must lie in [0, 1]: a share of the tokens, not per cent"
-            )
         for name in WEIGHTS:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be a number that is >= 0")

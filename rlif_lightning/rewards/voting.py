@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.answers.clusters import answer_name, cluster, open_clusters
-from rlif_lightning.answers.extraction import AnswerExtractor
+from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
 from rlif_lightning.answers.library import Budget
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.processes.collectives import all_rank_distinct
@@ -202,7 +202,7 @@ class VoteHead(RewardHead):
             )
 
 
-class ClusterVote(VoteHead):
+class ClusterVote(FindsAnswers, VoteHead):
     """Answer-level reward: the share of the group that agrees with a completion's final answer.
 
     Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers``, ``vote/undecided``
@@ -221,8 +221,8 @@ class ClusterVote(VoteHead):
         min_parseable: int = 2,
         entropy_range: tuple[float, float] | None = None,
     ):
-        super().__init__(mode, denominator, min_parseable, entropy_range)
-        self.extractor = extractor
+        VoteHead.__init__(self, mode, denominator, min_parseable, entropy_range)
+        FindsAnswers.__init__(self, extractor)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all ``[B]`` completions, float32 in [0, 1], on the rollout's device."""

@@ -1,11 +1,10 @@
-"""The command line's parser: settings that come in kinds, and former names of settings.
+"""The command line's parser: settings that come in kinds.
 
 Importing this file sets jsonargparse's handling of advantages and objectives for the process.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import fields
 from importlib import import_module
 from typing import Any, NoReturn
@@ -14,27 +13,9 @@ from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse import _typehints as type_hints
 from lightning.pytorch.cli import LightningArgumentParser
 
-from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.learning.advantages import Advantage
 from rlif_lightning.learning.objectives import Objective
-from rlif_lightning.learning.update import UpdatePlan
-
-# Former name of a setting -> its present one.
-RENAMED = {
-    "model.learning_rate": "model.optimizer.lr",
-    "model.weight_decay": "model.optimizer.weight_decay",
-    "model.betas": "model.optimizer.betas",
-    "model.lr_schedule": "model.schedule.name",
-    "model.warmup_steps": "model.schedule.warmup_steps",
-    "model.schedule_steps": "model.schedule.steps",
-    **{f"model.{each.name}": f"model.update.{each.name}" for each in fields(UpdatePlan)},
-    **{f"data.{each.name}": f"data.format.{each.name}" for each in fields(PromptFormat)},
-    "data.prompts_per_step": "data.prompts_per_rollout",
-    "data.validation_prompts_per_step": "data.validation_prompts_per_batch",
-    "optimizer": "model.optimizer",
-    "lr_scheduler": "model.schedule",
-}
-NAME = re.compile(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)*")
+from rlif_lightning.running.former_settings import hint
 
 
 class Parser(LightningArgumentParser):
@@ -42,18 +23,8 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error with the present names of settings that were renamed, and exit."""
-        super().error(message + _renamed(message), ex)
-
-
-def _renamed(message: str) -> str:
-    """Return the present names of the former ones in a message, as a sentence of their own."""
-    found = {}
-    for name in NAME.findall(message):
-        parts = name.split(".")
-        for old in (parts[0], ".".join(parts[:2])):
-            if old in RENAMED:
-                found[old] = f"{old} is {RENAMED[old]} now"
-    return f"; {', '.join(found.values())}" if found else ""
+        added = hint(message)
+        super().error(message if added in message else message + added, ex)
 
 
 # Settings that come in kinds: YAML names the class.
