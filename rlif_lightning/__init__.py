@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
     from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
+    from rlif_lightning.learning.dynamic_sampling import DynamicSampling
     from rlif_lightning.learning.objectives import (
         ClipCov,
         Clipped,
@@ -73,6 +74,7 @@ _MODULES = {
     "DPPO": "learning.ratio_objectives",
     "DrGRPO": "learning.advantages",
     "DropTruncated": "rewards.overlong",
+    "DynamicSampling": "learning.dynamic_sampling",
     "Evaluation": "evaluation.evaluator",
     "Format": "rewards.controls",
     "Gate": "rewards.base",

@@ -94,6 +94,8 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     _check_scores(module.rewards.settings)
     check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps)
     _check_trainer(module.trainer)
+    if module.dynamic_sampling is not None:
+        module.dynamic_sampling.check(module.rewards, module.group_size, data)
     train = None if data is None else data.split("train")
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_rollout)
