@@ -10,7 +10,7 @@ where A > 0, and lowers it where A < 0. The exact derivative says so where ``phi
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -95,7 +95,7 @@ def measure(num_rollouts: int, fraction: float, seed: int) -> dict[str, float]:
     - ``found``: of the tokens with a negative Phi, those that are marked; ``found by size``: of
       their sum of |Phi|.
     """
-    policy, sums = PolicyModel(Policy("rlif-arithmetic")), Counter()
+    policy, sums = PolicyModel(Policy("rlif-arithmetic")), defaultdict[str, float](float)
     rule = STARE(fraction=fraction, negative_weight=0.9)
     for number in range(num_rollouts):
         rollout, advantages = drawn(policy, number, seed)
