@@ -173,23 +173,26 @@ LOGGED = {
         _SYMPTOMS,
     ),
     "rollout/engine_gap": Logged(
-        "nats",
-        "|log-prob of the engine - that of the policy|, for an engine with its own log-probs.",
-        _ALL_TOKENS,
-        _SCORES,
+        "nats", "|log-prob of an engine with its own - the policy's|.", _ALL_TOKENS, _SCORES
     ),
     "rollout/engine_gap_max": Logged(
         "nats", "The same, largest.", "largest of the tokens of all ranks", _SCORES
     ),
     "rollout/engine_weight": Logged(
-        "factor",
-        "Weight that corrects a token's loss for the engine's other distribution.",
-        _ALL_TOKENS,
-        _SCORES,
+        "factor", "Weight of a token's loss that corrects for that.", _ALL_TOKENS, _SCORES
+    ),
+    "rollout/engine_bounded": Logged(
+        "share", "Tokens whose weight `max_ratio` bounds (`correction`).", _ALL_TOKENS, _SCORES
+    ),
+    "rollout/staleness": Logged(
+        "rollouts", "Trained on since a completion's weights were new.", _ALL_COMPLETIONS, _SCORES
+    ),
+    "rollout/staleness_max": Logged(
+        "rollouts", "The same, largest.", "largest of the completions of all ranks", _SCORES
     ),
     "rollout/tokens_per_second": Logged(
         "tokens per second",
-        "Tokens sampled by all ranks, per second of a process's own clock.",
+        "Tokens sampled by all ranks, per second of time/rollout on a process's own clock.",
         _EACH,
         _MODULE,
     ),
@@ -257,7 +260,7 @@ LOGGED = {
     "update/tokens_per_second": Logged(
         "tokens per second", "`update/tokens`, per second of a process's own clock.", _EACH, _MODULE
     ),
-    "time/rollout": Logged("seconds", "Wall time of sampling.", _EACH, _MODULE),
+    "time/rollout": Logged("seconds", "Wall time of sampling or waiting.", _EACH, _MODULE),
     "time/reward": Logged("seconds", "Wall time of rewards and advantages.", _EACH, _MODULE),
     "time/update": Logged("seconds", "Wall time of all updates of the rollout.", _EACH, _MODULE),
     "<stage>/accuracy": Logged("share", "Samples that are right.", _PROBLEMS, _EVAL),

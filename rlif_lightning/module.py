@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from rlif_lightning.records import Prompts
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running.look_ahead import upcoming_prompts
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.sampling import PREDICTION_ROLLOUT, Sampling
@@ -174,6 +176,10 @@ class RLIFModule(Described, LightningModule):
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = build_optimizer(self.make_optimizer, trained)
         return [optimizer], [self.schedule.build(optimizer, self.trainer.max_steps)]
+
+    def on_train_start(self) -> None:
+        """Give the engine a source of coming prompts, for one that draws ahead."""
+        self.engine.look_ahead(partial(upcoming_prompts, self), int(self.num_rollouts))
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """Make one rollout and its updates."""
