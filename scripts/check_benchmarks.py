@@ -14,8 +14,8 @@ makes prompts and a checker as a run does. Printed are
 4. ``solution``: worked solutions of the set from which the extractor takes an answer equal to the
    gold one.
 
-Rows where 2, 3 or 4 says "different" are written to ``--out``: judge each by hand. Rows are no part
-of this repository, and neither is what this script writes.
+Rows where 2, 3 or 4 says "different" are written to ``--out``: judge each by hand. Rows are not
+part of this repository, and neither is what this script writes.
 """
 
 from __future__ import annotations
