@@ -34,6 +34,8 @@ RENAMED = {
     "optimizer": "model.optimizer",
     "lr_scheduler": "model.schedule",
 }
+# jsonargparse names an unknown setting of a file within its group.
+IN_GROUP = re.compile(r"(Group '([\w.]+)' does not accept option ')(?!\2\.)")
 NAME = re.compile(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)*")
 
 
@@ -42,6 +44,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error with the present names of settings that were renamed, and exit."""
+        message = IN_GROUP.sub(r"\1\2.", message)
         super().error(message + _renamed(message), ex)
 
 
