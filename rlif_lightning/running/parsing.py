@@ -37,6 +37,8 @@ RENAMED = {
     **{f"model.evaluation.{name}": now for name, now in ARGUMENTS_OF["Evaluation"].items()},
     "predictions.rows_per_file": "the constant 4096",
 }
+# jsonargparse names an unknown setting of a file within its group.
+_IN_GROUP = re.compile(r"(Group '([\w.]+)' does not accept option ')(?!\2\.)")
 _NAME = re.compile(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)*")
 _ARGUMENT = re.compile(r"Option '(?:[\w.]+\.)?(\w+)' is not accepted")
 
@@ -46,6 +48,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error with the present names of settings that were renamed, and exit."""
+        message = _IN_GROUP.sub(r"\1\2.", message)
         added = _hint(message)
         super().error(message if added in message else message + added, ex)
 
