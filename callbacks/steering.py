@@ -185,6 +185,7 @@ class Snapshots:
         for group, kept in zip(groups, arguments, strict=True):
             group.update(kept)
         module.get_buffer("num_rollouts").fill_(count)
+        module.engine.discard_ahead()  # another policy drew it
         return rollout
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
+from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objectives import KLCov, Objective
 from rlif_lightning.learning.optimizer import LearningRateSchedule, build_optimizer
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
@@ -40,6 +42,7 @@ from rlif_lightning.records import Prompts
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running.look_ahead import upcoming_prompts
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.sampling import PREDICTION_ROLLOUT, Sampling
@@ -174,13 +177,21 @@ class RLIFModule(Described, LightningModule):
         optimizer = build_optimizer(self.make_optimizer, trained)
         return [optimizer], [self.schedule.build(optimizer, self.trainer.max_steps)]
 
+    def on_train_start(self) -> None:
+        """Give the engine a source of coming prompts, for one that draws ahead."""
+        self.engine.look_ahead(partial(upcoming_prompts, self), int(self.num_rollouts))
+
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """Make one rollout and its updates."""
         number, started = int(self.num_rollouts), time.perf_counter()
         drawn = self._draw(prompts, number)
         num_sampled = all_rank_sum(drawn.num_tokens)
         rollout, outputs = without_dropped(drawn.rollout, drawn.outputs)
-        advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
+        length = self.sampling.max_new_tokens
+        loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
+        advantages, metrics = score_rollout(
+            rollout, outputs, self.advantage, self.rewards.weights, loss_weights
+        )
         scored = time.perf_counter()
         metrics |= drawn.figures
         metrics |= self._updater().update(rollout, outputs, advantages, number, self.seed)

@@ -38,7 +38,7 @@ from rlif_lightning import (
 )
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
-from rlif_lightning.rollout.external_samples import truncated_ratio
+from rlif_lightning.rollout.importance_weights import Correction
 
 EOS, PAD, P, G = 1, 0, 5, 4
 LENGTH = 24  # TRL's max_completion_length
@@ -184,11 +184,12 @@ def more_of(batch: LossInputs, seed: int, is_weighted: bool) -> LossInputs:
     generator = torch.Generator().manual_seed(seed + 1000)
     noise = torch.randn(3, *batch.mask.shape, generator=generator, dtype=torch.float64)
     engine = batch.old_logprobs + 0.3 * noise[0]
+    weights, _ = Correction(1.2).weights(batch.old_logprobs, engine, batch.mask)
     return replace(
         batch,
         entropy=noise[1].abs(),
         ref_logprobs=batch.old_logprobs + 0.2 * noise[2],
-        token_weights=truncated_ratio(batch.old_logprobs, engine, 1.2) if is_weighted else None,
+        token_weights=weights if is_weighted else None,
     )
 
 
@@ -238,8 +239,8 @@ def weight_difference(seed: int) -> float:
     theirs = bare(GRPO_TRAINER, vllm_importance_sampling_mode="token_truncate")
     theirs.use_vllm, theirs.vllm_importance_sampling_clip_max = True, 1.2
     found = scored(theirs, rewards, lengths, logprobs)["importance_sampling_ratio"]
-    ours = truncated_ratio(logprobs[1], logprobs[0], 1.2)
     mask = torch.arange(LENGTH) < lengths.view(-1, 1)
+    ours, _ = Correction(1.2).weights(logprobs[1], logprobs[0], mask)
     return relative(ours * mask, found * mask)
 
 

@@ -180,6 +180,7 @@ def test_the_report_draws_every_curve_that_it_has(everything):
 NOT_DRAWN = {
     *(
         "reward/<head>/std",
+        "reward/<head>/gradient_norm",
         "reward/<head>/<figure>",
         "reward/<head>/first_mean",
         "vote/undecided",
