@@ -1,9 +1,10 @@
-"""Compare gradients of objectives, and advantages, with verl's on random numbers.
+"""Compare gradients, advantages and importance weights with verl's on random numbers.
 
     python scripts/compare_objectives.py    # in an environment that has verl 0.9 as well
 
 Each objective is summed by its own aggregation, verl's by the mode of the same meaning. A line
-shows the largest difference of a log-prob's gradient, or of an advantage, relative to the largest.
+shows the largest difference of a log-prob's gradient, an advantage or a token's weight, relative
+to the largest.
 The exit code is 1 where one is above 1e-5. ``--write`` replaces docs/results/compare_verl.csv.
 """
 
