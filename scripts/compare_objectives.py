@@ -1,10 +1,10 @@
-"""Compare objectives' gradients, advantages and importance weights with verl's.
+"""Compare gradients, advantages and importance weights with verl's on random numbers.
 
     python scripts/compare_objectives.py    # in an environment that has verl 0.9 as well
 
 Each objective is summed by its own aggregation, verl's by the mode of the same meaning. A line
-shows the largest difference of a log-prob's gradient, or of an advantage or of
-a token's weight on random numbers, relative to the largest.
+shows the largest difference of a log-prob's gradient, an advantage or a token's weight, relative
+to the largest.
 The exit code is 1 where one is above 1e-5. ``--write`` replaces docs/results/compare_verl.csv.
 """
 
@@ -233,7 +233,7 @@ def main() -> None:
     for name, estimator in ESTIMATORS.items():
         lines[name] = type(estimator).__name__, partial(advantage_difference, name, estimator)
     for kind in CORRECTIONS:
-        lines[kind] = Correction.__name__, partial(weights_difference, kind)
+        lines[f"rollout_is, {kind}"] = "engine.correction", partial(weights_difference, kind)
     sys.exit(compare(lines, "verl", Path(__file__).name, __doc__))
 
 
