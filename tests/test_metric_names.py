@@ -184,7 +184,8 @@ NOT_DRAWN = {
         "code/solved",
         "policy/entropy_picked",
     ),
-    *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/tokens_per_second"),
+    *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/engine_bounded"),
+    *("rollout/staleness", "rollout/staleness_max", "rollout/tokens_per_second"),
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
     *(
