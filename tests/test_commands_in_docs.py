@@ -17,7 +17,7 @@ from harness.files import ROOT
 from rlif_lightning import cli
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.running.former_settings import RENAMED
+from rlif_lightning.running.parsing import RENAMED
 from rlif_lightning.trainer import RLIFTrainer
 
 PAGES = [

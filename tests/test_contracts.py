@@ -51,6 +51,8 @@ ADVANTAGES = [
     GDPO(),
     GDPO("sample"),
     GDPO("token"),
+    GDPO(leave_one_out=True),
+    GDPO("sample", leave_one_out=True),
     GRPO(),
     GRPO("batch"),
     GRPO("none"),

@@ -77,6 +77,7 @@ def everything(tmp_path_factory) -> Path:
         *sampler(noise=0.01, max_ratio=2.0),
         f"--model.objective={json.dumps(objective)}",
         f"--model.rewards={json.dumps(rewards)}",
+        '--model.dynamic_sampling={"heads": ["vote"], "max_draws": 2}',
     ]
     callbacks = [
         {"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}}
@@ -179,11 +180,14 @@ def test_the_report_draws_every_curve_that_it_has(everything):
 NOT_DRAWN = {
     *(
         "reward/<head>/std",
+        "reward/<head>/gradient_norm",
         "reward/<head>/<figure>",
+        "reward/<head>/first_mean",
         "vote/undecided",
         "code/solved",
         "policy/entropy_picked",
     ),
+    *(f"dynamic/{name}" for name in ("signal", "extra_groups", "empty_places", "discarded_tokens")),
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/engine_bounded"),
     *("rollout/staleness", "rollout/staleness_max", "rollout/tokens_per_second"),
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),

@@ -22,7 +22,11 @@ from rlif_lightning.parallel.passes import measure_tokens
 from rlif_lightning.records import LossInputs
 from rlif_lightning.sampling import Sampling
 
-ADVANTAGES = {"reinforce_plus_plus": ReinforcePlusPlus(), "opo": OPO()}
+ADVANTAGES = {
+    "leave_one_out_gdpo": GDPO(leave_one_out=True),
+    "reinforce_plus_plus": ReinforcePlusPlus(),
+    "opo": OPO(),
+}
 OVERLAYS = {"gspo": GSPO(), "cispo": CISPO(), "sapo": SAPO(), "gmpo": GMPO(), "dppo": DPPO()}
 NARROW = [
     GSPO(clip_low=0.02, clip_high=0.05),
@@ -35,7 +39,7 @@ NARROW = [
 
 def test_every_overlay_is_tested():
     files = {path.stem for path in (ROOT / "configs" / "objectives").glob("*.yaml")}
-    assert files == {*OVERLAYS, *ADVANTAGES}
+    assert files == {*OVERLAYS, *ADVANTAGES, "dynamic_sampling"}  # test_dynamic_sampling.py
 
 
 @pytest.mark.parametrize("name", [*OVERLAYS, *ADVANTAGES])

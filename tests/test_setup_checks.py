@@ -92,6 +92,14 @@ MISTAKES = {
         ["--data.group_size=1"],
         "group_size=1 leaves model.advantage=GDPO nothing to compare",
     ),
+    "no scores": (
+        [rewards(cut={"head": "DropTruncated"})],
+        "rewards=['cut']: no reward with a weight other than 0 gives scores (cut is DropTruncated,",
+    ),
+    "no scores that count": (
+        [rewards(cut={"head": "DropTruncated"}, watched={"head": "SelfCertainty", "weight": 0.0})],
+        "rewards=['cut', 'watched']: no reward with a weight other than 0 gives scores",
+    ),
     "votes": (
         ["--model.rewards.vote.head.min_parseable=5"],
         "min_parseable=5 is more than data.group_size=4",

@@ -97,14 +97,19 @@ class Objective(ABC):
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         """Return the ``[B, T]`` policy loss per token."""
 
+    def importance_weights(self, batch: LossInputs) -> Tensor | None:
+        """Return the ``[B, T]`` constants that multiply the policy loss, or None for 1."""
+        return batch.token_weights
+
     def token_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         """Return the ``[B, T]`` full loss per token, before weighting and masking.
 
         It is the policy loss plus reference KL minus entropy bonus.
         """
         loss = self.policy_loss(batch, marks)
-        if batch.token_weights is not None:
-            loss = loss * batch.token_weights
+        weights = self.importance_weights(batch)
+        if weights is not None:
+            loss = loss * weights
         if self.needs_reference:
             assert batch.ref_logprobs is not None
             kl = reference_kl(

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.losses import clipped_marks, clipped_surrogate
-from rlif_lightning.learning.objectives import BoundedObjective, ClippedObjective, Objective
+from rlif_lightning.learning.objective_base import BoundedObjective, ClippedObjective, Objective
 from rlif_lightning.learning.ratio_losses import (
     DIVERGENCES,
     cispo_surrogate,
     divergence_marks,
     divergence_surrogate,
     geometric_mean_surrogate,
+    mean_log_ratio,
+    one_sided_marks,
     sequence_log_ratio,
     soft_gate_surrogate,
 )
@@ -135,8 +137,21 @@ class GMPO(BoundedObjective):
         return geometric_mean_surrogate(*inputs, bounds)
 
     def held(self, batch: LossInputs) -> Tensor:
-        log_ratio, a = batch.logprobs - batch.old_logprobs, batch.advantages
-        return ((a >= 0) & (log_ratio > self.clip_high)) | ((a < 0) & (log_ratio < -self.clip_low))
+        log_ratio = batch.logprobs - batch.old_logprobs
+        return one_sided_marks(log_ratio, batch.advantages, (self.clip_low, self.clip_high))
+
+    def importance_weights(self, batch: LossInputs) -> Tensor | None:
+        """Return the geometric mean of a completion's token weights, on each of its tokens.
+
+        The engine's weight then multiplies the objective's ratio as one more geometric mean: with
+        the weights pi_old / pi_engine, and no token clipped, the product is the geometric mean of
+        pi / pi_engine. A token of weight 0 keeps it and has no part in the mean.
+        """
+        if batch.token_weights is None:
+            return None
+        counted = batch.mask & (batch.token_weights > 0)
+        mean = mean_log_ratio(batch.token_weights.log(), counted).exp()
+        return torch.where(batch.token_weights > 0, mean, 0.0)
 
 
 @dataclass(frozen=True)
