@@ -232,10 +232,7 @@ def main() -> None:
     for name, estimator in ESTIMATORS.items():
         lines[name] = type(estimator).__name__, partial(advantage_difference, name, estimator)
     for kind in CORRECTIONS:
-        lines[f"rollout_is_weights, {kind}"] = (
-            Correction.__name__,
-            partial(weights_difference, kind),
-        )
+        lines[f"rollout_is, {kind}"] = "engine.max_ratio", partial(weights_difference, kind)
     sys.exit(compare(lines, "verl", Path(__file__).name, __doc__))
 
 

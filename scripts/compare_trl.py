@@ -183,14 +183,13 @@ def more_of(batch: LossInputs, seed: int, is_weighted: bool) -> LossInputs:
     """Return the tokens with entropies, a reference's log-probs, and an engine's weights."""
     generator = torch.Generator().manual_seed(seed + 1000)
     noise = torch.randn(3, *batch.mask.shape, generator=generator, dtype=torch.float64)
-    engine, cut = batch.old_logprobs + 0.3 * noise[0], Correction(1.2)
+    engine = batch.old_logprobs + 0.3 * noise[0]
+    weights, _ = Correction(1.2).weights(batch.old_logprobs, engine, batch.mask)
     return replace(
         batch,
         entropy=noise[1].abs(),
         ref_logprobs=batch.old_logprobs + 0.2 * noise[2],
-        token_weights=cut.weights(batch.old_logprobs, engine, batch.mask)[0]
-        if is_weighted
-        else None,
+        token_weights=weights if is_weighted else None,
     )
 
 
