@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import statistics
 import sys
 import tempfile
@@ -21,17 +22,17 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from rlif_lightning import cli
 
-from harness.stand_in_server import StandIn, stand_in  # noqa: E402 - its folder is no package
-from rlif_lightning import cli  # noqa: E402
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))  # the harness is in no package
+stand_in = importlib.import_module("harness.stand_in_server").stand_in
 
 PARTS = ("time/rollout", "time/reward", "time/update")
 WARM_UP = 2  # rollouts
 
 
-def answer_late(server: StandIn, latencies: list[float]) -> None:
+def answer_late(server: Any, latencies: list[float]) -> None:
     """Make the server answer with random tokens; the draws take the latencies in turn."""
     answer, draws = server.answer, [0]
 

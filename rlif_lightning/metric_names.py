@@ -191,9 +191,7 @@ LOGGED = {
     "rollout/staleness": Logged(
         "rollouts", "Trained on since a completion's weights were new.", _ALL_COMPLETIONS, _SCORES
     ),
-    "rollout/staleness_max": Logged(
-        "rollouts", "The same, largest.", "largest of the completions of all ranks", _SCORES
-    ),
+    "rollout/staleness_max": Logged("rollouts", "The same, largest.", "all completions", _SCORES),
     "rollout/tokens_per_second": Logged(
         "tokens per second",
         "Tokens sampled by all ranks, per second of time/rollout on a process's own clock.",

@@ -149,6 +149,7 @@ class Bfloat16Sampler(RolloutEngine):
             )
         correction = None if self.max_ratio is None else Correction(self.max_ratio)
         made = as_rollout(self.policy, prompts, drawn, sampling, 200, correction)
+        made = replace(made, staleness=torch.zeros_like(made.lengths))
         if self.exact:
             made = replace(made, engine_logprobs=made.stats.logprobs)
             weights = torch.ones_like(made.stats.logprobs)
