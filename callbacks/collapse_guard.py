@@ -14,7 +14,7 @@ from callbacks.guard_detectors import DETECTORS, GuardDetector, verdict, with_ch
 from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.steering import Snapshots, check_scale, scale_setting
 from callbacks.symptoms import symptoms
-from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
 from rlif_lightning.data.described import Described
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import RewardOutput
@@ -28,7 +28,7 @@ CERTAINTY_HEADS = (MeanLogprob, NegativeEntropy, SelfCertainty)
 ANCHOR = 0.2
 
 
-class CollapseGuard(Described, Callback):
+class CollapseGuard(FindsAnswers, Described, Callback):
     """Watches a run's own figures for symptoms of collapse and acts on an alarm.
 
     Symptoms and limits: ``callbacks/guard_detectors.py``. Most limits are relative to the run's
@@ -100,7 +100,7 @@ class CollapseGuard(Described, Callback):
             name: replace(detector, baseline=Baseline(baseline))
             for name, detector in with_changes(DETECTORS, detectors).items()
         }
-        self.extractor = extractor
+        super().__init__(extractor)
         self.watch = Watch(self.detectors)
         self.num_actions, self.stopped = 0, False
         self.snapshots = Snapshots()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from rlif_lightning.running.run_folder import naming, run_folder
 from rlif_lightning.whole_files import replaced
 
 FORMATS = ("jsonl", "parquet")
+PLACES = ("terminal", "tensorboard")
+WIDTH = 80  # characters of a completion that is shown; files always have all of it
 PIPE_WIDTH = 160  # columns of a table that is printed into a file or a pipe
 
 
@@ -59,11 +62,10 @@ class CompletionWriter(Callback):
         every: rollouts between two samples; the first rollout is always one.
         groups: prompts of a sample, at most, with all their completions.
         format: jsonl | parquet.
-        table: print a sample's groups in the terminal.
-        tensorboard: add a sample as text to TensorBoard, where the run has that logger.
+        show: where a sample is shown besides: terminal (a table for each group) | tensorboard (the
+            tables as text, where the run has that logger).
         write_gold: write the gold answers too, as ``gold`` (a list as JSON); needs
             data.answer_column. Without it, ``correct`` is all that labels add.
-        width: characters of a completion that the terminal shows; files always have all of it.
 
     Raises:
         ValueError: an unknown format or a number out of range.
@@ -74,20 +76,17 @@ class CompletionWriter(Callback):
         every: int = 10,
         groups: int = 2,
         format: str = "jsonl",
-        table: bool = True,
-        tensorboard: bool = True,
+        show: Sequence[str] = PLACES,
         write_gold: bool = False,
-        width: int = 80,
     ):
-        if every < 1 or groups < 1 or width < 10:
-            raise ValueError(
-                f"every={every}, groups={groups}, width={width}: need every, groups >= 1 and width"
-                " >= 10"
-            )
+        if every < 1 or groups < 1:
+            raise ValueError(f"every={every}, groups={groups}: each at least 1")
         if format not in FORMATS:
             raise ValueError(f"format={format!r} is unknown; use one of {', '.join(FORMATS)}")
-        self.every, self.groups, self.format, self.width = every, groups, format, width
-        self.table, self.tensorboard, self.write_gold = table, tensorboard, write_gold
+        if isinstance(show, str) or set(show) - set(PLACES):
+            raise ValueError(f"show={show!r} must be a list of: {', '.join(PLACES)}")
+        self.every, self.groups, self.format = every, groups, format
+        self.show, self.write_gold = show, write_gold
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Find the run's folder (a collective); refuse to write gold answers without any."""
@@ -115,9 +114,9 @@ class CompletionWriter(Callback):
         write_records(self.folder, records, self.format, f"rollout-{rollout:06d}", self.suffix)
         if not trainer.is_global_zero:
             return
-        if self.table:
-            pl_module.print(render(records, self.width))
-        if self.tensorboard:
+        if "terminal" in self.show:
+            pl_module.print(render(records, WIDTH))
+        if "tensorboard" in self.show:
             self._to_tensorboard(trainer, records)
 
     def _records(
@@ -147,9 +146,7 @@ class CompletionWriter(Callback):
 
     def _to_tensorboard(self, trainer: Trainer, records: list[dict[str, Any]]) -> None:
         # Four spaces make each line code, so that no completion is read as Markdown or HTML.
-        text = "\n".join(
-            f"    {line}" for line in render(records, self.width, color=False).splitlines()
-        )
+        text = "\n".join(f"    {line}" for line in render(records, WIDTH, color=False).splitlines())
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 # Lightning counts from 0.

@@ -3,112 +3,87 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Callback, Trainer
 
+from callbacks.detectors import check_known
 from callbacks.events import record_event
 from rlif_lightning.data.described import Described
 from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.module import RLIFModule
 
-# kind -> its arguments beside `start`
-KINDS = {
-    "constant": (),
-    "linear": ("end", "steps"),
-    "cosine": ("end", "steps"),
-    "piecewise": ("points",),
-    "entropy": ("target", "gain", "bounds"),
-}
+SHAPES = ("linear", "cosine")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one setting moves over rollouts.
+    """How one setting moves over rollouts: through given points, or in a closed loop on entropy.
 
-    ``linear`` and ``cosine`` go from ``start`` to ``end`` in ``steps`` rollouts and stay there;
-    ``piecewise`` runs in straight lines through ``points``. ``entropy`` is a closed loop: after a
-    rollout whose mean entropy H is below ``target[0]`` the value is multiplied by
-    ``exp(gain * (target[0] - H) / target[0])``, above ``target[1]`` by
-    ``exp(-gain * (H - target[1]) / target[1])``; inside the band it stays. It is clamped to
-    ``bounds``.
+    With neither it stays at ``start``. In the closed loop, after a rollout whose mean entropy H is
+    below ``target[0]``, the value is multiplied by ``exp(gain * (target[0] - H) / target[0])``,
+    above ``target[1]`` by ``exp(-gain * (H - target[1]) / target[1])``; inside the band it stays.
+    It is clamped to ``bounds``.
 
     Args:
-        kind: constant | linear | cosine | piecewise | entropy.
-        start: value of the first rollout (not for piecewise).
-        end: value from rollout `steps` on (linear, cosine).
-        steps: rollouts from `start` to `end` (linear, cosine).
-        points: [rollout, value] pairs with rising rollouts; flat before the first and after the
-            last (piecewise).
-        target: band of mean token entropy in nats, low and high (entropy).
-        gain: factor of a relative deviation (entropy); 0.1 if not given.
-        bounds: lowest and highest value (entropy).
+        start: value of the first rollout.
+        points: [rollout, value] pairs with rising rollouts; the value is ``start`` at rollout 0,
+            passes through them, and stays at the last. ``[[100, 0.0]]`` falls to 0 in 100 rollouts.
+        shape: linear | cosine: of the way from one point to the next.
+        target: band of mean token entropy in nats, low and high, instead of points.
+        gain: factor of a relative deviation from the band; 0.1 if not given.
+        bounds: lowest and highest value of the closed loop.
 
     Raises:
-        ValueError: an unknown kind, an argument that is missing, out of range or without an effect.
+        ValueError: an argument that is missing, out of range or without an effect.
     """
 
-    kind: str = "constant"
-    start: float | None = None
-    end: float | None = None
-    steps: int | None = None
+    start: float
     points: list[tuple[int, float]] | None = None
+    shape: str = "linear"
     target: tuple[float, float] | None = None
     gain: float | None = None
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r} is unknown; use one of {', '.join(KINDS)}")
-        needed = {*KINDS[self.kind], *([] if self.kind == "piecewise" else ["start"])}
-        given = {field.name for field in fields(self) if getattr(self, field.name) is not None} - {
-            "kind"
-        }
-        if (needed - {"gain"}) - given or given - needed:
-            raise ValueError(
-                f"schedule kind={self.kind} takes {sorted(needed)}; given were {sorted(given)}"
-            )
+        check_known("shape", self.shape, SHAPES)
         for problem in (self._bad_plan(), self._bad_loop()):
             if problem:
                 raise ValueError(problem)
 
     def _bad_plan(self) -> str | None:
-        if self.steps is not None and self.steps < 1:
-            return f"steps={self.steps} must be at least 1"
-        rollouts = [rollout for rollout, _ in self.points or []]
-        if self.points is not None and (not rollouts or rollouts != sorted(set(rollouts))):
-            return f"points={self.points} must be [rollout, value] pairs with rising rollouts"
-        values = [self.start, self.end, *(value for _, value in self.points or [])]
-        if any(value is not None and value < 0 for value in values):
-            return (
-                f"start={self.start}, end={self.end}, points={self.points}: no value may be"
-                " negative"
-            )
+        rollouts = [0, *(rollout for rollout, _ in self.points or [])]
+        is_rising = len(rollouts) > 1 and rollouts == sorted(set(rollouts))
+        if self.points is not None and not is_rising:
+            return f"points={self.points} must be [rollout, value] pairs with rising rollouts > 0"
+        if any(value < 0 for value in (self.start, *(value for _, value in self.points or []))):
+            return f"start={self.start}, points={self.points}: no value may be negative"
+        if self.points is None and self.shape != "linear":
+            return f"shape={self.shape} has no effect without points; give points"
+        if self.points is not None and self.target is not None:
+            return f"points={self.points}, target={self.target}: give one of them"
         return None
 
     def _bad_loop(self) -> str | None:
-        if self.target is not None and not 0 < self.target[0] <= self.target[1]:
+        if self.target is None:
+            given = f"gain={self.gain}, bounds={self.bounds}"
+            unused = (self.gain, self.bounds) != (None, None)
+            return f"{given} have no effect without target; give a band" if unused else None
+        if not 0 < self.target[0] <= self.target[1]:
             return f"target={self.target} must be a band [low, high] in nats, 0 < low <= high"
         if self.gain is not None and self.gain <= 0:
             return f"gain={self.gain} must be positive"
-        if self.bounds is not None and self.start is not None:
-            low, high = self.bounds
-            if not 0 < low <= self.start <= high:
-                return f"bounds={self.bounds}, start={self.start}: need 0 < low <= start <= high"
+        low, high = self.bounds or (0.0, 0.0)
+        if not 0 < low <= self.start <= high:
+            return f"bounds={self.bounds}, start={self.start}: need 0 < low <= start <= high"
         return None
 
     @property
     def largest(self) -> float:
         """The largest value that the schedule can take."""
-        values = [
-            self.start,
-            self.end,
-            *(self.bounds or ()),
-            *(value for _, value in self.points or []),
-        ]
-        return max(value for value in values if value is not None)
+        return max([self.start, *(self.bounds or ()), *(value for _, value in self.points or [])])
 
     def value(self, rollouts: int, last: float | None, entropy: float | None) -> float:
         """Return the value for the next rollout.
@@ -119,21 +94,19 @@ class Schedule:
             entropy: mean token entropy (nats) of the last one, None before the first; NaN (heads
                 dropped every completion) leaves the value as it is.
         """
-        if self.kind == "piecewise":
-            assert self.points is not None
-            return float(
-                np.interp(
-                    rollouts, [at for at, _ in self.points], [value for _, value in self.points]
-                )
-            )
-        assert self.start is not None
-        if self.kind == "entropy" and last is not None and entropy is not None:
+        if self.points is not None:
+            return self._planned(rollouts, self.points)
+        if self.target is not None and last is not None and entropy is not None:
             return last if math.isnan(entropy) else self._controlled(last, entropy)
-        if self.end is None or self.steps is None:
-            return self.start
-        progress = min(1.0, rollouts / self.steps)
-        share = progress if self.kind == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
-        return self.start + share * (self.end - self.start)
+        return self.start
+
+    def _planned(self, rollouts: int, points: list[tuple[int, float]]) -> float:
+        ways = list(pairwise([(0, self.start), *points]))
+        (begin, old), (end, new) = next((way for way in ways if rollouts < way[1][0]), ways[-1])
+        progress = min(1.0, (rollouts - begin) / (end - begin))
+        is_linear = self.shape == "linear"
+        share = progress if is_linear else 0.5 * (1 - math.cos(math.pi * progress))
+        return old + share * (new - old)
 
     def _controlled(self, last: float, entropy: float) -> float:
         assert self.target is not None

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.detectors import Baseline, Detector, Watch
+from callbacks.detectors import Baseline, Detector, Watch, check_known
 from callbacks.events import record_event
 from rlif_lightning.data.described import Described
 from rlif_lightning.module import RLIFModule
@@ -35,13 +35,12 @@ SIGNALS = {
         "entropy": "val/entropy",
     },
 }
+LIMITS = {"agreement": 0.95, "diversity": 0.4, "entropy": 0.1}
 UNITS = {"train": "rollouts", "validation": "validations"}
 
 
 def stop_detectors(
-    agreement: float | None = 0.95,
-    diversity: float | None = 0.4,
-    entropy: float | None = 0.1,
+    limits: Mapping[str, float | None] | None = None,
     window: int = 5,
     patience: int = 3,
     signals: str = "train",
@@ -53,9 +52,10 @@ def stop_detectors(
     that first window.
 
     Args:
-        agreement: stop above this mean share of the largest cluster, in (0, 1]; null = no limit.
-        diversity: stop below this fraction of the distinct answers at the start, in (0, 1].
-        entropy: stop below this fraction of the token entropy at the start, in (0, 1].
+        limits: changes to ``{agreement: 0.95, diversity: 0.4, entropy: 0.1}``, each in (0, 1];
+            null = no such limit. Stop above this mean share of the largest cluster, below this
+            fraction of the distinct answers at the start, below this fraction of the token entropy
+            at the start.
         window: values that a mean is taken over, at least 1.
         patience: means in a row beyond a limit, at least 1.
         signals: train | validation.
@@ -65,24 +65,25 @@ def stop_detectors(
     """
     if signals not in SIGNALS:
         raise ValueError(f"signals={signals!r} is unknown; choose one of {sorted(SIGNALS)}")
-    limits = {"agreement": agreement, "diversity": diversity, "entropy": entropy}
-    for name, limit in limits.items():
+    for name, limit in (limits or {}).items():
+        check_known("limits", name, (*LIMITS,))
         if limit is not None and not 0 < limit <= 1:
-            raise ValueError(f"{name}={limit} must lie in (0, 1], or be null for no limit")
-    if not any(limits.values()):
-        raise ValueError("agreement, diversity and entropy are all null: the rule could never stop")
+            raise ValueError(f"limits.{name}={limit} must lie in (0, 1], or be null for no limit")
+    chosen = {**LIMITS, **(limits or {})}
+    if not any(chosen.values()):
+        raise ValueError(f"limits={chosen} are all null: the rule could never stop")
     shared: dict[str, Any] = {
         "window": window, "average": "mean", "patience": patience, "release": 0.0,
         "baseline": Baseline(window, in_window=True),
     }  # fmt: skip
     kinds = {
-        "agreement": {"side": "above", "bound": agreement},
-        "diversity": {"side": "below", "factor": diversity},
-        "entropy": {"side": "below", "factor": entropy},
+        "agreement": {"side": "above", "bound": chosen["agreement"]},
+        "diversity": {"side": "below", "factor": chosen["diversity"]},
+        "entropy": {"side": "below", "factor": chosen["entropy"]},
     }
     return {
         name: Detector(SIGNALS[signals][name], **kinds[name], **shared)
-        for name, limit in limits.items()
+        for name, limit in chosen.items()
         if limit is not None
     }
 
@@ -121,8 +122,8 @@ def _remedy(column: str) -> str:
         return "validate between steps (trainer.val_check_interval), or use signals=train"
     if column.startswith("vote/"):
         return (
-            "add a ClusterVote reward (weight 0 measures only), or set agreement and diversity to"
-            " null"
+            "add a ClusterVote reward (weight 0 measures only), or set limits={agreement: null,"
+            " diversity: null}"
         )
     return "choose other signals"
 
@@ -135,9 +136,9 @@ class LabelFreeStopping(Described, Callback):
     the rollout that stops. Writes an event of kind ``stop``. Its state is in checkpoints.
 
     Args:
-        agreement: see `stop_detectors`; stop above this share of the largest cluster.
-        diversity: stop below this fraction of the starting number of distinct answers.
-        entropy: stop below this fraction of the starting token entropy.
+        limits: changes to ``{agreement: 0.95, diversity: 0.4, entropy: 0.1}``; null = no such
+            limit. Stop above this share of the largest cluster, below this fraction of the
+            starting number of distinct answers, below this fraction of the starting token entropy.
         window: values that a mean is taken over.
         patience: means in a row beyond a limit.
         signals: train | validation.
@@ -149,15 +150,13 @@ class LabelFreeStopping(Described, Callback):
 
     def __init__(
         self,
-        agreement: float | None = 0.95,
-        diversity: float | None = 0.4,
-        entropy: float | None = 0.1,
+        limits: dict[str, float | None] | None = None,
         window: int = 5,
         patience: int = 3,
         signals: str = "train",
     ):
         self.signals = signals
-        self.watch = Watch(stop_detectors(agreement, diversity, entropy, window, patience, signals))
+        self.watch = Watch(stop_detectors(limits, window, patience, signals))
         self.reason: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:

@@ -189,6 +189,7 @@ class Snapshots:
         module.get_buffer("num_rollouts").fill_(count)
         if module.replay_buffer is not None:
             module.replay_buffer.clear()
+        module.engine.discard_ahead()  # another policy drew it
         return rollout
 
 

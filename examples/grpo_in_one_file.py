@@ -16,8 +16,8 @@ import torch
 
 from rlif_lightning.answers.final_answers import AnswerExtractor
 from rlif_lightning.data.sources import ArithmeticProblems
-from rlif_lightning.learning.advantages import group_normalize
 from rlif_lightning.learning.losses import aggregation_weights, clipped_surrogate
+from rlif_lightning.learning.normalization import group_normalize
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel

@@ -58,13 +58,12 @@ def _pattern(entry: str) -> str:
 _SCORES = "rlif_lightning/learning/rollout_advantages.py"
 _VOTES = "rlif_lightning/rewards/voting.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
+_DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
-_REPLAYED = (
-    "mean over the replayed tokens of all updates of the rollout, all ranks; NaN without any"
-)
+_REPLAYED = "mean over the replayed tokens of all updates, all ranks; NaN without any"
 _MODULE = "rlif_lightning/module.py"
 _UPDATER = "rlif_lightning/learning/updater.py"
-_EVALUATION = "rlif_lightning/evaluation/evaluator.py"
+_EVAL = "rlif_lightning/evaluation/evaluator.py"
 _SYMPTOMS = "callbacks/symptoms.py"
 _GUARD = "callbacks/collapse_guard.py"
 _MONITOR = "callbacks/entropy_monitor.py"
@@ -72,14 +71,17 @@ _SCHEDULER = "callbacks/kl_cov_scheduler.py"
 _STOPPING = "callbacks/label_free_stopping.py"
 
 _SCORED = "all scores of all ranks but NaN; NaN without any"
+_STD = "standard deviation, ddof 1"
 _ALL_COMPLETIONS = "mean over the completions of all ranks"
 _ALL_GROUPS = "mean over the groups of all ranks"
 _ALL_TOKENS = "mean over the rollout's tokens of all ranks; NaN without any"
 _TRAINED = "mean over the rollout's own tokens trained on in all its updates, all ranks"
 _PICKED = "mean over the picked ones of these tokens, all ranks; 0 without any"
+_L2 = "L2 over the log-probs of the rollout's tokens of all ranks, at ratio 1, as of one update"
 _FIRST = "the tokens of the rollout's first mini-batch, all ranks"
+_ALL_RANKS = "sum over all ranks"
 _SAME = "one number, the same on all ranks"
-_PROCESSES = "mean over processes"
+_EACH = "mean over processes"
 _PROBLEMS = "mean over the problems of all ranks, each counted once"
 _SAMPLES = "mean over the samples of all problems, all ranks"
 
@@ -88,14 +90,11 @@ LOGGED = {
         "score", "A head's score; the unit is the head's own.", f"mean over {_SCORED}", _SCORES
     ),
     "reward/<head>/std": Logged(
-        "score",
-        "Spread of a head's scores over everything.",
-        f"standard deviation (n - 1) over {_SCORED}",
-        _SCORES,
+        "score", "Spread of a head's scores over everything.", f"{_STD}, over {_SCORED}", _SCORES
     ),
     "reward/<head>/group_std": Logged(
         "score",
-        "Spread of scores inside a group (standard deviation, n - 1), all that advantages see.",
+        f"Spread of scores inside a group ({_STD}), all that advantages see.",
         "mean over the groups of all ranks that have two scores or more; NaN without any",
         _SCORES,
     ),
@@ -105,11 +104,23 @@ LOGGED = {
         "sums over the completions of all ranks",
         _SCORES,
     ),
+    "reward/<head>/gradient_norm": Logged(
+        "loss per nat", "Norm of the head's share of the policy loss's gradient.", _L2, _SCORES
+    ),
     "reward/<head>/<figure>": Logged(
         "as `<figure>`",
         "A figure of this head that an earlier head logs too, such as a second vote's.",
         "as `<figure>`",
         _SCORES,
+    ),
+    "reward/<head>/first_mean": Logged(
+        "score", "A head's score in the first draws, all groups.", f"mean over {_SCORED}", _DYNAMIC
+    ),
+    "dynamic/signal": Logged("share", "First draws with signal.", _ALL_GROUPS, _DYNAMIC),
+    "dynamic/extra_groups": Logged("groups", "Groups of further draws.", _ALL_RANKS, _DYNAMIC),
+    "dynamic/empty_places": Logged("groups", "Places without signal.", _ALL_RANKS, _DYNAMIC),
+    "dynamic/discarded_tokens": Logged(
+        "tokens", "Drawn tokens of groups that are not in the update.", _ALL_RANKS, _DYNAMIC
     ),
     "vote/largest_cluster": Logged(
         "share",
@@ -163,24 +174,27 @@ LOGGED = {
         _SYMPTOMS,
     ),
     "rollout/engine_gap": Logged(
-        "nats",
-        "|log-prob of the engine - that of the policy|, for an engine with its own log-probs.",
-        _ALL_TOKENS,
-        _SCORES,
+        "nats", "|log-prob of an engine with its own - the policy's|.", _ALL_TOKENS, _SCORES
     ),
     "rollout/engine_gap_max": Logged(
         "nats", "The same, largest.", "largest of the tokens of all ranks", _SCORES
     ),
     "rollout/engine_weight": Logged(
-        "factor",
-        "Weight that corrects a token's loss for the engine's other distribution.",
-        _ALL_TOKENS,
-        _SCORES,
+        "factor", "Weight of a token's loss that corrects for that.", _ALL_TOKENS, _SCORES
+    ),
+    "rollout/engine_bounded": Logged(
+        "share", "Tokens whose weight `max_ratio` bounds (`correction`).", _ALL_TOKENS, _SCORES
+    ),
+    "rollout/staleness": Logged(
+        "rollouts", "Trained on since a completion's weights were new.", _ALL_COMPLETIONS, _SCORES
+    ),
+    "rollout/staleness_max": Logged(
+        "rollouts", "The same, largest.", "largest of the completions of all ranks", _SCORES
     ),
     "rollout/tokens_per_second": Logged(
         "tokens per second",
-        "Tokens sampled by all ranks, per second of a process's own clock.",
-        _PROCESSES,
+        "Tokens sampled by all ranks, per second of time/rollout on a process's own clock.",
+        _EACH,
         _MODULE,
     ),
     "policy/entropy": Logged(
@@ -240,49 +254,38 @@ LOGGED = {
         "share", "Positions of these without a token.", "sums over all updates, all ranks", _UPDATES
     ),
     "update/micro_batch_tokens": Logged(
-        "tokens", "Token budget of a pass, after any halving for memory.", _PROCESSES, _UPDATER
+        "tokens", "Token budget of a pass, after any halving for memory.", _EACH, _UPDATER
     ),
     "update/tokens_per_second": Logged(
-        "tokens per second",
-        "`update/tokens`, per second of a process's own clock.",
-        _PROCESSES,
-        _MODULE,
+        "tokens per second", "`update/tokens`, per second of a process's own clock.", _EACH, _MODULE
     ),
-    "time/rollout": Logged("seconds", "Wall time of sampling.", _PROCESSES, _MODULE),
-    "time/reward": Logged("seconds", "Wall time of rewards and advantages.", _PROCESSES, _MODULE),
-    "time/update": Logged(
-        "seconds", "Wall time of all updates of the rollout.", _PROCESSES, _MODULE
-    ),
-    "<stage>/accuracy": Logged("share", "Samples that are right.", _PROBLEMS, _EVALUATION),
+    "time/rollout": Logged("seconds", "Wall time of sampling or waiting.", _EACH, _MODULE),
+    "time/reward": Logged("seconds", "Wall time of rewards and advantages.", _EACH, _MODULE),
+    "time/update": Logged("seconds", "Wall time of all updates of the rollout.", _EACH, _MODULE),
+    "<stage>/accuracy": Logged("share", "Samples that are right.", _PROBLEMS, _EVAL),
     "<stage>/pass@<k>": Logged(
-        "share",
-        "Chance that one of k samples is right, estimated without bias.",
-        _PROBLEMS,
-        _EVALUATION,
+        "share", "Chance that one of k samples is right, estimated without bias.", _PROBLEMS, _EVAL
     ),
     "<stage>/maj@<k>": Logged(
-        "share",
-        "Problems whose most frequent answer of k samples is right.",
-        _PROBLEMS,
-        _EVALUATION,
+        "share", "Problems whose most frequent answer of k samples is right.", _PROBLEMS, _EVAL
     ),
     "<stage>/greedy_accuracy": Logged(
-        "share", "Problems whose greedy completion is right.", _PROBLEMS, _EVALUATION
+        "share", "Problems whose greedy completion is right.", _PROBLEMS, _EVAL
     ),
     "<stage>/agreement": Logged(
-        "share", "Largest cluster of a problem's samples with an answer.", _PROBLEMS, _EVALUATION
+        "share", "Largest cluster of a problem's samples with an answer.", _PROBLEMS, _EVAL
     ),
     "<stage>/diversity": Logged(
-        "share", "Distinct answers of a problem to its samples.", _PROBLEMS, _EVALUATION
+        "share", "Distinct answers of a problem to its samples.", _PROBLEMS, _EVAL
     ),
-    "<stage>/parseable": Logged("share", "Samples with an answer.", _SAMPLES, _EVALUATION),
-    "<stage>/ended": Logged("share", "Samples that ended by themselves.", _SAMPLES, _EVALUATION),
-    "<stage>/length": Logged("tokens", "Length of a sample.", _SAMPLES, _EVALUATION),
+    "<stage>/parseable": Logged("share", "Samples with an answer.", _SAMPLES, _EVAL),
+    "<stage>/ended": Logged("share", "Samples that ended by themselves.", _SAMPLES, _EVAL),
+    "<stage>/length": Logged("tokens", "Length of a sample.", _SAMPLES, _EVAL),
     "<stage>/entropy": Logged(
         "nats",
         "Token entropy, before `top_k` and `top_p`.",
         "mean over the tokens of all samples, all ranks",
-        _EVALUATION,
+        _EVAL,
     ),
     "guard/vote_alignment": Logged(
         "correlation",

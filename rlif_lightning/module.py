@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,13 @@ from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
+from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
+from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objectives import KLCov, Objective
 from rlif_lightning.learning.optimizer import LearningRateSchedule, build_optimizer
 from rlif_lightning.learning.replay import Replay, ReplayBuffer
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
+from rlif_lightning.learning.scored_rollouts import RolloutSource, ScoredRollout
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
@@ -39,6 +43,7 @@ from rlif_lightning.records import Prompts
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running.look_ahead import upcoming_prompts
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.sampling import PREDICTION_ROLLOUT, Sampling
@@ -55,6 +60,7 @@ class RLIFModule(Described, LightningModule):
         sampling: how completions are drawn in training.
         engine: what draws them.
         evaluation: how validate and test measure.
+        dynamic_sampling: what becomes of groups without signal; null = they stay in the update.
         update: how a rollout is cut into optimiser steps.
         replay: how many old groups join each rollout's update; null = none.
         optimizer: makes the optimiser of the parameters to train; in YAML a class path with
@@ -81,6 +87,7 @@ class RLIFModule(Described, LightningModule):
         sampling: Sampling = Sampling(),
         engine: RolloutEngine | None = None,
         evaluation: Evaluation = Evaluation(),
+        dynamic_sampling: DynamicSampling | None = None,
         update: UpdatePlan = UpdatePlan(),
         replay: Replay | None = None,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
@@ -98,7 +105,7 @@ class RLIFModule(Described, LightningModule):
         self.rewards = RewardSet(rewards, answer_column)
         self.advantage, self.objective, self.sampling = advantage, objective, sampling
         self.engine = engine or NativeEngine()
-        self.evaluator = Evaluator(evaluation)
+        self.evaluator, self.dynamic_sampling = Evaluator(evaluation), dynamic_sampling
         self.plan, self.budget = update, TokenBudget(update.micro_batch_tokens)
         self.replay_buffer = None if replay is None else ReplayBuffer(replay)
         self.make_optimizer, self.schedule = optimizer, schedule
@@ -174,20 +181,28 @@ class RLIFModule(Described, LightningModule):
         optimizer = build_optimizer(self.make_optimizer, trained)
         return [optimizer], [self.schedule.build(optimizer, self.trainer.max_steps)]
 
+    def on_train_start(self) -> None:
+        """Give the engine a source of coming prompts, for one that draws ahead."""
+        self.engine.look_ahead(partial(upcoming_prompts, self), int(self.num_rollouts))
+
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """Make one rollout and its updates."""
         number, started = int(self.num_rollouts), time.perf_counter()
-        rollout = self.engine.generate(prompts, self.group_size, self.sampling, number)
-        sampled, num_sampled = time.perf_counter(), all_rank_sum(rollout.lengths.sum())
-        outputs = self.rewards(rollout)
-        rollout, outputs = without_dropped(rollout, outputs)
-        advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
+        drawn = self._draw(prompts, number)
+        num_sampled = all_rank_sum(drawn.num_tokens)
+        rollout, outputs = without_dropped(drawn.rollout, drawn.outputs)
+        length = self.sampling.max_new_tokens
+        loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
+        advantages, metrics = score_rollout(
+            rollout, outputs, self.advantage, self.rewards.weights, loss_weights
+        )
         scored = time.perf_counter()
+        metrics |= drawn.figures
         metrics |= self._updater().update(rollout, outputs, advantages, number, self.seed)
         self.num_rollouts += 1
         times = {
-            "rollout": sampled - started,
-            "reward": scored - sampled,
+            "rollout": drawn.seconds,
+            "reward": scored - started - drawn.seconds,
             "update": time.perf_counter() - scored,
         }
         metrics |= {f"time/{phase}": seconds for phase, seconds in times.items()}
@@ -211,6 +226,16 @@ class RLIFModule(Described, LightningModule):
         """Take the checkpoint's replay buffer; it is empty where there is none."""
         if self.replay_buffer is not None:
             self.replay_buffer.load_state_dict(checkpoint.get("replay"))
+
+    def _draw(self, prompts: Prompts, rollout_number: int) -> ScoredRollout:
+        """Draw and score the rollout of a batch."""
+        source = RolloutSource(self.engine, self.rewards, self.sampling, self.group_size)
+        if self.dynamic_sampling is None:
+            return source.draw(prompts, rollout_number)
+        data = getattr(self.trainer, "datamodule", None)
+        problems = data.split("train") if isinstance(data, PromptData) else None
+        draws = DynamicDraws(self.dynamic_sampling, source, problems, self.seed)
+        return draws.draw(prompts, rollout_number)
 
     def _updater(self) -> Updater:
         assert self.policy is not None

@@ -224,6 +224,8 @@ class Rollout:
         group_size: G.
         engine_logprobs: optional ``[B, T]``, of an engine whose log-probs are not the policy's.
         token_weights: optional ``[B, T]`` factors of the policy loss that correct for it.
+        is_bounded: optional ``[B, T]`` bool, True where a bound has lowered the weight.
+        staleness: optional ``[B]`` int64, rollouts trained on since the drawing weights were new.
     """
 
     prompts: Prompts
@@ -235,6 +237,8 @@ class Rollout:
     group_size: int
     engine_logprobs: Tensor | None = None
     token_weights: Tensor | None = None
+    is_bounded: Tensor | None = None
+    staleness: Tensor | None = None
 
     @property
     def num_prompts(self) -> int:
@@ -297,8 +301,7 @@ class LossInputs:
         completion_numbers: ``[B]`` int64 (Rollout.completion_numbers).
         entropy: optional ``[B, T]``, with the graph, for the entropy bonus.
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
-        token_weights: optional ``[B, T]`` constants that multiply the policy loss
-            (Rollout.token_weights).
+        token_weights: optional ``[B, T]`` constants that multiply the policy loss.
         sampled_logprobs: optional ``[B, T]``, of Rollout.stats, for the sampler's gap.
         noise_floor: optional scalar or ``[B, 1]``, nats: what differs by less is rounding.
         is_replayed: optional ``[B]`` bool, True for completions of an earlier rollout.

@@ -137,7 +137,7 @@ def phases(engine: VLLMBaseEngine, prompts: Any, settings: argparse.Namespace) -
     groups = engine.sampler.generate([ids.tolist() for ids in prompts.token_ids], requests)
     times.append(clock())
     drawn = [each for group in groups for each in group]
-    as_rollout(engine.policy, prompts, drawn, sampling, engine.scoring_tokens, engine.max_ratio)
+    as_rollout(engine.policy, prompts, drawn, sampling, engine.scoring_tokens, engine.weighting)
     times.append(clock())
     return dict(zip(("sync", "draw", "score"), [b - a for a, b in pairwise(times)], strict=True))
 

@@ -1,27 +1,33 @@
-"""Compare gradients of objectives, and advantages, with verl's on random numbers.
+"""Compare objectives' gradients, advantages and importance weights with verl's.
 
     python scripts/compare_objectives.py    # in an environment that has verl 0.9 as well
 
 Each objective is summed by its own aggregation, verl's by the mode of the same meaning. A line
-shows the largest difference of a log-prob's gradient, or of an advantage, relative to the largest.
-The exit code is 1 where one is above 1e-5.
+shows the largest difference of a log-prob's gradient, or of an advantage or of
+a token's weight on random numbers, relative to the largest.
+The exit code is 1 where one is above 1e-5. ``--write`` replaces docs/results/compare_verl.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.results import FOLDER, write_results
 from rlif_lightning import (
     CISPO,
     DPPO,
+    GDPO,
     GMPO,
     GRPO,
     GSPO,
@@ -30,14 +36,17 @@ from rlif_lightning import (
     SAPO,
     Advantage,
     Clipped,
+    KLCov,
     LossInputs,
     Objective,
     ReinforcePlusPlus,
 )
 from rlif_lightning.learning.losses import aggregation_weights
+from rlif_lightning.rollout.importance_weights import CORRECTIONS, Correction
 
 MODES = {"token_mean": "token-mean", "sequence_mean": "seq-mean-token-mean"}
 LARGEST = 1e-5
+Line = tuple[str, Callable[[int], float]]  # our name, and the difference for a seed
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,13 @@ class Pair:
         name: of verl's loss.
         objective: ours.
         settings: verl's of the same meaning.
+        is_weighted: whether an engine's token weights multiply both losses.
     """
 
     name: str
     objective: Objective
     settings: dict[str, Any]
+    is_weighted: bool = False
 
 
 def bounds(low: float, high: float, **more: Any) -> dict[str, Any]:
@@ -63,17 +74,25 @@ def bounds(low: float, high: float, **more: Any) -> dict[str, Any]:
 PAIRS = [
     Pair("vanilla", Clipped(clip_high=0.3, dual_clip=3.0), bounds(0.2, 0.3, clip_ratio_c=3.0)),
     Pair("gspo", GSPO(clip_low=0.05, clip_high=0.1), bounds(0.05, 0.1)),
-    Pair("cispo", CISPO(lowest=0.8, highest=1.2), bounds(0.2, 0.2)),
+    Pair("cispo", CISPO(clip_low=0.2, clip_high=0.2), bounds(0.2, 0.2)),
     Pair("sapo", SAPO(), {"tau_pos": 1.0, "tau_neg": 1.05}),
-    Pair("geo_mean", GMPO(log_low=0.2, log_high=0.3), bounds(0.2, 0.3)),
-    Pair("dppo_tv", DPPO(low=0.05, high=0.1), bounds(0.05, 0.1, clip_ratio_c=20.0)),
-    Pair("dppo_kl", DPPO(divergence="kl", low=0.02, high=0.03), bounds(0.02, 0.03)),
+    Pair("geo_mean", GMPO(clip_low=0.2, clip_high=0.3), bounds(0.2, 0.3)),
+    Pair("geo_mean", GMPO(clip_low=0.2, clip_high=0.3), bounds(0.2, 0.3), is_weighted=True),
+    Pair("gspo", GSPO(clip_low=0.05, clip_high=0.1), bounds(0.05, 0.1), is_weighted=True),
+    Pair(
+        "kl_cov",
+        KLCov(fraction=0.1, weight=0.5, unselected="plain", rank_by="current", pick="top"),
+        {"policy_loss": {"kl_cov_ratio": 0.1, "ppo_kl_coef": 0.5}},
+    ),
+    Pair("dppo_tv", DPPO(clip_low=0.05, clip_high=0.1), bounds(0.05, 0.1, clip_ratio_c=20.0)),
+    Pair("dppo_kl", DPPO(divergence="kl", clip_low=0.02, clip_high=0.03), bounds(0.02, 0.03)),
 ]
 ESTIMATORS = {
     "opo": OPO(),
     "reinforce_plus_plus_baseline": ReinforcePlusPlus(eps=0.0),
     "rloo": RLOO(),
     "grpo": GRPO(eps=1e-6),
+    "gdpo": GDPO("token", eps=1e-6),
 }
 
 
@@ -98,6 +117,10 @@ def gradient(loss: Callable[[Tensor], Tensor], logprobs: Tensor) -> Tensor:
 def difference(pair: Pair, theirs: Callable[..., Any], config: Any, batch: LossInputs) -> float:
     """Return the largest difference of two gradients, relative to the largest gradient."""
     objective = pair.objective
+    if pair.is_weighted:
+        engine = batch.old_logprobs + 0.3 * batch.old_logprobs.roll(1, -1).sin()
+        weights, _ = Correction(1.2).weights(batch.old_logprobs, engine, batch.mask)
+        batch = replace(batch, token_weights=weights)
     weights = aggregation_weights(batch.mask, objective.aggregation, batch.mask.shape[1]).double()
     marks, inputs = objective.select(batch), vars(batch)
 
@@ -107,7 +130,7 @@ def difference(pair: Pair, theirs: Callable[..., Any], config: Any, batch: LossI
 
     def their_loss(logprobs: Tensor) -> Tensor:
         tensors = batch.old_logprobs, logprobs, batch.advantages, batch.mask.double()
-        return theirs(*tensors, MODES[objective.aggregation], config)[0]
+        return theirs(*tensors, MODES[objective.aggregation], config, batch.token_weights)[0]
 
     ours, expected = gradient(our_loss, batch.logprobs), gradient(their_loss, batch.logprobs)
     return float((ours - expected).abs().max() / expected.abs().max())
@@ -124,36 +147,94 @@ def advantage_difference(name: str, estimator: Advantage, seed: int) -> float:
     lengths = torch.randint(1, 9, (5, 4), generator=generator)
     mask = torch.arange(8) < lengths.view(-1, 1)  # [B, T]
     last = torch.nn.functional.one_hot(lengths.flatten() - 1, 8)
+    more = {}
+    if name == "gdpo":
+        more["config"] = {"gdpo_reward_keys": ["one"], "gdpo_reward_weights": [1.0]}
+        more["non_tensor_batch"] = {"one": rewards.flatten().numpy()}
+        more["batch"] = {"prompts": mask[:, :0], "attention_mask": mask.long()}
     groups = np.repeat(np.arange(5), 4)
     theirs = get_adv_estimator_fn(name)
-    expected = theirs(rewards.view(-1, 1) * last, mask.double(), groups)[0][:, 0]
+    expected = theirs(rewards.view(-1, 1) * last, mask.double(), groups, **more)[0][:, 0]
     ours = estimator(rewards[None], torch.ones(1), lengths).flatten()
     return float((ours - expected).abs().max() / expected.abs().max())
 
 
-def main() -> None:
-    """Print a line for each objective."""
+def weights_difference(kind: str, seed: int) -> float:
+    """Return the largest difference to verl's importance weights, relative to the largest one."""
+    from verl.trainer.ppo.rollout_corr_helper import (  # pyright: ignore[reportMissingImports]
+        compute_rollout_correction_weights,
+    )
+
+    batch, bound = tokens(seed), 1.2
+    level, _, action = kind.partition("_")
+    # verl's mask needs a lower bound as well; this one is below every ratio.
+    threshold = str(bound) if action == "truncate" else f"1e-12_{bound}"
+    given = (batch.logprobs - batch.old_logprobs, batch.mask.double(), level, threshold)
+    expected = compute_rollout_correction_weights(*given)[0]
+    ours = Correction(bound, kind).weights(batch.logprobs, batch.old_logprobs, batch.mask)[0]
+    return float(((ours - expected) * batch.mask).abs().max() / expected.max())
+
+
+def compare(lines: Mapping[str, Line], peer: str, script: str, text: str | None) -> bool:
+    """Print the largest difference of each line over the seeds.
+
+    Args:
+        lines: the peer's name -> our name, and what measures the difference for a seed.
+        peer: distribution; its version is kept with the results.
+        script: file name, for the command that is kept with them.
+        text: the command line's description.
+
+    Returns:
+        Whether one is above 1e-5.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=20)
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--write", action="store_true", help="replace the result file")
+    a = parser.parse_args()
+    rows, worst = {}, []
+    for name, (ours, difference) in lines.items():
+        found = float(torch.tensor([difference(seed) for seed in range(a.seeds)]).max())  # or NaN
+        worst.append(found)
+        rows[name] = {"ours": ours, "largest difference": f"{found:.0e}" if found else "0"}
+        print(f"{name:40} {ours:18} {found:.1e}", flush=True)
+    if a.write:
+        notes = {
+            "command": f"python scripts/{script} --seeds {a.seeds} --write",
+            "conditions": f"{peer} {version(peer)}, torch {torch.__version__}, CPU",
+        }
+        write_results(FOLDER / f"compare_{peer}.csv", notes, rows, peer)
+    return not all(found <= LARGEST for found in worst)
+
+
+def main() -> None:
+    """Print a line for each objective."""
     from verl.trainer.ppo.core_algos import (  # pyright: ignore[reportMissingImports]
         get_policy_loss_fn,
     )
-    from verl.workers.config import ActorConfig  # pyright: ignore[reportMissingImports]
+    from verl.workers.config import (  # pyright: ignore[reportMissingImports]
+        ActorConfig,
+        PolicyLossConfig,
+    )
 
-    worst = {}
-    for pair in PAIRS:
-        config = ActorConfig(strategy="fsdp", rollout_n=1, use_dynamic_bsz=True, **pair.settings)
+    def of_loss(pair: Pair) -> Callable[[int], float]:
+        settings = dict(pair.settings)
+        if "policy_loss" in settings:
+            settings["policy_loss"] = PolicyLossConfig(**settings["policy_loss"])
+        config = ActorConfig(strategy="fsdp", rollout_n=1, use_dynamic_bsz=True, **settings)
         theirs = get_policy_loss_fn(pair.name)
-        found = [difference(pair, theirs, config, tokens(seed)) for seed in range(seeds)]
-        worst[pair.name] = max(found)
-        print(f"{pair.name:28} {type(pair.objective).__name__:18} {max(found):.1e}")
+        return lambda seed: difference(pair, theirs, config, tokens(seed))
+
+    lines: dict[str, Line] = {}
+    for pair in PAIRS:
+        name = f"{pair.name}, rollout_is_weights" if pair.is_weighted else pair.name
+        lines[name] = type(pair.objective).__name__, of_loss(pair)
     for name, estimator in ESTIMATORS.items():
-        worst[name] = max(advantage_difference(name, estimator, seed) for seed in range(seeds))
-        print(f"{name:28} {type(estimator).__name__:18} {worst[name]:.1e}")
-    sys.exit(max(worst.values()) > LARGEST)
+        lines[name] = type(estimator).__name__, partial(advantage_difference, name, estimator)
+    for kind in CORRECTIONS:
+        lines[kind] = Correction.__name__, partial(weights_difference, kind)
+    sys.exit(compare(lines, "verl", Path(__file__).name, __doc__))
 
 
 if __name__ == "__main__":

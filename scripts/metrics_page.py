@@ -17,6 +17,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 BEGIN, END = "<!-- written by scripts/metrics_page.py -->", "<!-- end of the tables -->"
 SECTIONS = {
     "reward": "Rewards, a set for each head",
+    "dynamic": "Dynamic sampling",
     "vote": "Votes",
     "code": "Code",
     "rollout": "Completions of a rollout",

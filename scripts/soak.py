@@ -121,7 +121,7 @@ class Soak:
         }
         full = {
             "CollapseGuard": GUARD, "HFExporter": exporter,
-            "CompletionWriter": {"every": 1, "table": False},
+            "CompletionWriter": {"every": 1, "show": ["tensorboard"]},
             "EntropyMonitor": {"floor": 0.2, "window": 3}, "RunReport": {},
         }  # fmt: skip
         watchers = (

@@ -15,11 +15,10 @@ from rlif_lightning.learning.advantages import (
     GRPO,
     RLOO,
     DrGRPO,
-    center,
     gdpo,
-    group_normalize,
     reward_shares,
 )
+from rlif_lightning.learning.normalization import center, group_normalize
 
 ESTIMATORS = [GDPO(), GDPO("sample"), GDPO("token"), GRPO(), DrGRPO(), RLOO()]
 GROUP_ESTIMATORS = [GDPO(), GRPO(), DrGRPO(), RLOO()]

@@ -7,8 +7,11 @@ import statistics
 import pytest
 import torch
 
+from harness.rollouts import handmade
 from rlif_lightning.learning.advantages import GRPO, DrGRPO
 from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
+from rlif_lightning.learning.rollout_advantages import score_rollout
+from rlif_lightning.records import RewardOutput
 
 ONE = torch.ones(1)
 REWARDS = torch.tensor([[[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]])  # one reward, two groups
@@ -91,3 +94,26 @@ def test_grpo_without_a_spread_is_dr_grpo_bit_for_bit():
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_rollout_computes_an_estimator_s_parts_once():
+    """They may cost a collective, and the shares of rewards are measured on the same ones."""
+    asked = []
+
+    class Counted(GRPO):
+        def parts(self, rewards, weights, lengths=None):
+            asked.append(rewards.shape)
+            return super().parts(rewards, weights, lengths)
+
+    rollout = handmade(["1", "2", "1", "3"], 2)
+    scores = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    outputs = {"one": RewardOutput(scores)}
+    found, _ = score_rollout(rollout, outputs, Counted("batch"), ONE)
+    assert asked == [(1, 2, 2)]
+    expected = GRPO("batch")(scores.view(1, 2, 2), ONE).flatten()
+    assert torch.equal(found[:, 0], expected)
+
+
+def test_an_estimator_that_overrides_call_is_refused():
+    with pytest.raises(TypeError, match=r"Mine overrides __call__.*override total"):
+        type("Mine", (GRPO,), {"__call__": lambda self, *_: None})

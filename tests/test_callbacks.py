@@ -12,7 +12,7 @@ from callbacks import EntropyMonitor, KLCovScheduler
 from callbacks.kl_cov_scheduler import Schedule
 from harness.runs import callback_of, column, marked, run_with
 
-LOOP = {"kind": "entropy", "start": 0.1, "target": (1.0, 2.0), "bounds": (0.01, 1.0)}
+LOOP = {"start": 0.1, "target": (1.0, 2.0), "bounds": (0.01, 1.0)}
 
 
 def test_entropy_monitor_logs_percentiles_and_slope(tmp_path):
@@ -78,13 +78,13 @@ def test_entropy_monitor_keeps_quiet_inside_its_band(tmp_path):
     assert not callback_of(run, EntropyMonitor).watch.active
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine"])
-def test_schedules_reach_their_end_and_stay(tmp_path, kind):
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_schedules_reach_their_end_and_stay(tmp_path, shape):
     run = run_with(
         tmp_path,
         "KLCovScheduler",
         rollouts=4,
-        weight={"kind": kind, "start": 0.05, "end": 0.45, "steps": 2},
+        weight={"start": 0.05, "points": [[2, 0.45]], "shape": shape},
     )
     assert column(tmp_path, "kl_cov/weight") == pytest.approx([0.05, 0.25, 0.45, 0.45])
     assert run.model.objective.weight == pytest.approx(0.45)
@@ -98,13 +98,13 @@ def test_schedules_reach_their_end_and_stay(tmp_path, kind):
 
 
 def test_weight_and_fraction_have_schedules_of_their_own(tmp_path):
-    points = [[0, 0.1], [2, 0.2], [3, 0.0]]
+    points = [[2, 0.2], [3, 0.0]]
     run = run_with(
         tmp_path,
         "KLCovScheduler",
         rollouts=4,
         weight={"start": 0.3},
-        fraction={"kind": "piecewise", "points": points},
+        fraction={"start": 0.1, "points": points},
     )
     assert column(tmp_path, "kl_cov/weight") == pytest.approx([0.3] * 4)
     assert column(tmp_path, "kl_cov/fraction") == pytest.approx([0.1, 0.15, 0.2, 0.0])
@@ -114,7 +114,7 @@ def test_weight_and_fraction_have_schedules_of_their_own(tmp_path):
 
 
 def test_cosine_is_not_linear():
-    schedule = Schedule("cosine", start=0.0, end=1.0, steps=4)
+    schedule = Schedule(0.0, [(4, 1.0)], "cosine")
     assert schedule.value(1, None, None) == pytest.approx(0.5 - 0.25 * math.sqrt(2))
 
 
@@ -122,7 +122,7 @@ def test_cosine_is_not_linear():
 @pytest.mark.parametrize("name", ["weight", "fraction"])
 def test_the_closed_loop_moves_the_right_way(tmp_path, name, target, factor):
     """Entropy below the band raises the value, above it lowers it, by the stated amount."""
-    loop = {"kind": "entropy", "start": 0.1, "target": target, "gain": 0.01, "bounds": (0.01, 0.9)}
+    loop = {"start": 0.1, "target": target, "gain": 0.01, "bounds": (0.01, 0.9)}
     run_with(tmp_path, "KLCovScheduler", **{name: loop})
     first, second = column(tmp_path, f"kl_cov/{name}")
     entropy = column(tmp_path, "policy/entropy")[0]
@@ -133,7 +133,7 @@ def test_the_closed_loop_moves_the_right_way(tmp_path, name, target, factor):
 
 
 def test_the_closed_loop_respects_its_bounds_and_rests_inside_the_band():
-    schedule = Schedule("entropy", start=0.5, target=(1.0, 2.0), gain=10.0, bounds=(0.4, 0.6))
+    schedule = Schedule(start=0.5, target=(1.0, 2.0), gain=10.0, bounds=(0.4, 0.6))
     assert schedule.value(5, 0.5, 1.5) == 0.5
     assert schedule.value(5, 0.5, 0.1) == 0.6
     assert schedule.value(5, 0.5, 9.0) == 0.4
@@ -148,7 +148,7 @@ def test_both_go_on_from_a_checkpoint(tmp_path):
     monitor = "--trainer.callbacks+=" + json.dumps(
         {"class_path": "EntropyMonitor", "init_args": {"window": 4}}
     )
-    settings = {"weight": {"kind": "linear", "start": 0.0, "end": 0.4, "steps": 4}}
+    settings = {"weight": {"start": 0.0, "points": [[4, 0.4]]}}
     run_with(tmp_path / "whole", "KLCovScheduler", monitor, rollouts=4, **settings)
     first = run_with(tmp_path / "first", "KLCovScheduler", monitor, rollouts=2, **settings)
     path = tmp_path / "middle.ckpt"
@@ -182,25 +182,16 @@ def test_an_objective_without_kl_cov_is_refused(tmp_path, capsys):
     [
         (EntropyMonitor, {"window": 1}, "window=1"),
         (EntropyMonitor, {"floor": 2.0, "ceiling": 1.0}, "floor=2.0 must be below ceiling=1.0"),
-        (
-            Schedule,
-            {"kind": "steps"},
-            "kind='steps' is unknown; use one of constant, linear, cosine, piecewise, entropy",
-        ),
-        (
-            Schedule,
-            {"start": 0.1, "end": 0.2},
-            r"kind=constant takes \['start'\]; given were \['end', 'start'\]",
-        ),
-        (
-            Schedule,
-            {"kind": "linear", "start": 0.1},
-            r"takes \['end', 'start', 'steps'\]; given were \['start'\]",
-        ),
-        (Schedule, {"kind": "linear", "start": 0.1, "end": 0.1, "steps": 0}, "steps=0"),
+        (Schedule, {"start": 0.1, "shape": "steps"}, "shape='steps' is unknown; use one of linear"),
+        (Schedule, {"start": 0.1, "shape": "cosine"}, "shape=cosine has no effect without points"),
+        (Schedule, {"start": 0.1, "points": [(0, 0.1)]}, "rising rollouts > 0"),
         (Schedule, {"start": -0.1}, "start=-0.1"),
-        (Schedule, {"kind": "piecewise", "points": [(2, 0.1), (1, 0.2)]}, "rising rollouts"),
-        (Schedule, {"kind": "piecewise", "points": []}, "rising rollouts"),
+        (Schedule, {"start": 0.1, "points": [(2, 0.1), (1, 0.2)]}, "rising rollouts"),
+        (Schedule, {"start": 0.1, "points": []}, "rising rollouts"),
+        (Schedule, {"start": 0.1, "points": [(2, -0.1)]}, "no value may be negative"),
+        (Schedule, {**LOOP, "points": [(2, 0.1)]}, "give one of them"),
+        (Schedule, {"start": 0.1, "gain": 0.2}, "gain=0.2, bounds=None have no effect"),
+        (Schedule, {"start": 0.1, "target": (1.0, 2.0)}, "bounds=None, start=0.1"),
         (Schedule, {**LOOP, "target": (2.0, 1.0)}, "target="),
         (Schedule, {**LOOP, "gain": 0.0}, "gain=0.0"),
         (Schedule, {**LOOP, "bounds": (0.2, 1.0)}, "start=0.1"),

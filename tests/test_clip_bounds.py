@@ -46,7 +46,7 @@ def test_clip_cov_leaves_out_what_its_own_bounds_hold():
     new, old = logs()
     mask = torch.ones(1, 8, dtype=torch.bool)
     update = LossInputs(new, old, ADVANTAGES, mask, torch.tensor([0]))
-    objective = ClipCov(fraction=0.99, low=0.1, high=2.0, clip_low=LOW, clip_high=HIGH)
+    objective = ClipCov(fraction=0.99, band=(0.1, 2.0), clip_low=LOW, clip_high=HIGH)
     assert objective.select(update)[0].nonzero().squeeze(1).tolist() == [0, 4, 5]
 
 

@@ -246,6 +246,18 @@ def test_behaviour_vote(settings, expected):
     assert output.log["vote/distinct_answers"] == 2
 
 
+def test_behaviour_vote_reads_the_columns_that_it_is_given():
+    """Inputs of the usual name would tell nobody apart; those of `cases` do."""
+    named = {"columns": {"function": "task.name", "inputs": "cases"}, "sandbox": SANDBOX}
+    assert BehaviourVote(**named).columns == ("task.name", "cases", "prompt")
+    given = {"cases": [["[3, 1, 2], 2", "[], 1", "[5], 0"]], "inputs": [["[], 0"]]}
+    rollout = handmade(PROGRAMS, 4, task=[{"name": "f"}], **given)
+    expected = torch.tensor([2 / 3, 2 / 3, 1 / 3, 0])
+    torch.testing.assert_close(BehaviourVote(**named)(rollout).scores, expected)
+    with pytest.raises(ValueError, match="'name' is none of function, inputs, header"):
+        BehaviourVote(columns={"name": "f"}, sandbox=SANDBOX)
+
+
 def test_behaviour_vote_of_programs_and_of_drawn_inputs():
     texts = ["print(int(input()) * 2)", "n = int(input())\nprint(n + n)", "print(0)", "pass"]
     programs = handmade(texts, 4, inputs=[["1\n", "3\n"]])

@@ -148,7 +148,7 @@ def test_the_terminal_and_tensorboard_show_the_same_table(tmp_path, capsys):
 
 
 def test_quiet_settings_are_quiet(tmp_path, capsys):
-    write(tmp_path, table=False, tensorboard=False)
+    write(tmp_path, show=[])
     assert "problem " not in capsys.readouterr().out
     assert records(tmp_path)
 
@@ -196,7 +196,12 @@ def test_a_long_text_keeps_its_end():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"every": 0}, "every=0"), ({"groups": 0}, "groups=0"), ({"format": "csv"}, "'csv'")],
+    [
+        ({"every": 0}, "every=0"),
+        ({"groups": 0}, "groups=0"),
+        ({"format": "csv"}, "'csv'"),
+        ({"show": ["log"]}, "'log'"),
+    ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -51,6 +51,8 @@ ADVANTAGES = [
     GDPO(),
     GDPO("sample"),
     GDPO("token"),
+    GDPO(leave_one_out=True),
+    GDPO("sample", leave_one_out=True),
     GRPO(),
     GRPO("batch"),
     GRPO("none"),
@@ -65,13 +67,13 @@ OBJECTIVES = [
     Clipped(aggregation="constant", entropy_bonus=0.1, reference_kl=ReferenceKL(0.1)),
     KLCov(fraction=0.3),
     KLCov(fraction=0.3, unselected="plain", rank_by="current"),
-    ClipCov(fraction=0.3, low=-1.0),
+    ClipCov(fraction=0.3, band=(-1.0, 5.0)),
     GSPO(clip_low=0.05, clip_high=0.1),
-    CISPO(lowest=0.7, highest=1.3),
+    CISPO(clip_low=0.3, clip_high=0.3),
     SAPO(),
-    GMPO(log_low=0.1, log_high=0.2),
-    DPPO(low=0.02, high=0.05),
-    DPPO(divergence="kl", low=0.01, high=0.02),
+    GMPO(clip_low=0.1, clip_high=0.2),
+    DPPO(clip_low=0.02, clip_high=0.05),
+    DPPO(divergence="kl", clip_low=0.01, clip_high=0.02),
 ]
 GROUP = 4
 TEXTS = ["1", "2", "1", "no", "3", "3", "4 or 5", "", "7", "7", "7", "8"]

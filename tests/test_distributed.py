@@ -72,10 +72,10 @@ GUARD = {
         "length_low": {"factor": 5.0, "window": 1}
     },  # always an alarm after the first rollout: it goes back
 }
-SCHEDULE = {"kind": "linear", "start": 1.0, "end": 0.1, "steps": 2}
+SCHEDULE = {"start": 1.0, "points": [[2, 0.1]]}
 CALLBACKS = {
     "CollapseGuard": GUARD,
-    "CompletionWriter": {"every": 1, "table": False},
+    "CompletionWriter": {"every": 1, "show": ["tensorboard"]},
     "EntropyMonitor": {"floor": 0.01},
     "HFExporter": {"monitor": "val/accuracy"},
     "KLCovScheduler": {"weight": SCHEDULE},

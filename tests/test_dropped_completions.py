@@ -82,7 +82,7 @@ def test_the_entropy_of_no_completion_is_not_zero():
 
 
 def test_a_schedule_rests_where_no_entropy_was_measured():
-    schedule = Schedule("entropy", start=0.05, target=(0.5, 1.0), bounds=(0.01, 1.0))
+    schedule = Schedule(start=0.05, target=(0.5, 1.0), bounds=(0.01, 1.0))
     assert schedule.value(3, 0.1, math.nan) == 0.1
     assert schedule.value(3, 0.1, 0.2) > 0.1
 
@@ -93,7 +93,7 @@ def test_a_run_that_drops_every_completion_goes_on(tmp_path):
         "vote": {"head": "ClusterVote", "weight": 1.0},
         "drop": {"head": "DropTruncated", "weight": 1.0},
     }
-    weight = {"kind": "entropy", "start": 0.05, "target": [0.5, 1.0], "bounds": [0.01, 1.0]}
+    weight = {"start": 0.05, "target": [0.5, 1.0], "bounds": [0.01, 1.0]}
     run = fit(
         tmp_path,
         f"--model.rewards={json.dumps(heads)}",

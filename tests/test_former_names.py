@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.command_line import base, refused
+from rlif_lightning import cli
 
 RENAMED = {
     "--model.learning_rate=1e-5": "model.learning_rate is model.optimizer.lr now",
@@ -13,7 +14,25 @@ RENAMED = {
     "--data.chat=true": "data.chat is data.format.chat now",
     "--data.prompts_per_step=4": "data.prompts_per_step is data.prompts_per_rollout now",
     "--optimizer.lr=1e-5": "optimizer is model.optimizer now",
+    "--model.evaluation.resamples=9": "model.evaluation.resamples is the constant 1000 now",
+    "--predictions.rows_per_file=9": "predictions.rows_per_file is the constant 4096 now",
 }
+CALLBACK, WEIGHT = "--trainer.callbacks+=", "--trainer.callbacks.weight"
+VOTE = "--model.rewards={vote: {head: {class_path: BehaviourVote, init_args: "
+ARGUMENTS = {
+    "lowest of CISPO is clip_low = 1 - lowest": [
+        "--model.objective=CISPO", "--model.objective.lowest=0",
+    ],
+    "log_low of GMPO is clip_low": ["--model.objective=GMPO", "--model.objective.log_low=0.1"],
+    "agreement of LabelFreeStopping is limits.agreement": [
+        f"{CALLBACK}LabelFreeStopping", "--trainer.callbacks.agreement=0.9",
+    ],
+    "kind of Schedule is said by points, shape (linear, cosine) and target": [
+        f"{CALLBACK}KLCovScheduler", f"{WEIGHT}={{kind: linear, start: 1, end: 2, steps: 3}}",
+    ],
+    "cpu_seconds of Sandbox is wall_seconds": [f"{VOTE}{{sandbox: {{cpu_seconds: 3}}}}}}}}}}"],
+    "function_column of BehaviourVote is columns.function": [f"{VOTE}{{function_column: f}}}}}}}}"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("argument", "hint"), RENAMED.items())
@@ -28,6 +47,27 @@ def test_former_names_in_a_file_are_refused_with_the_present_ones(capsys, tmp_pa
     error = refused(capsys, "fit", *base(), f"--config={path}")
     assert "option 'model.updates_per_rollout'; model.updates_per_rollout is" in error
     assert error.endswith("is model.update.updates_per_rollout now")
+
+
+def every_line(capsys, arguments: list[str]) -> str:
+    """What the command line prints as the error, which may have several lines."""
+    with pytest.raises(SystemExit):
+        cli.main(["fit", *base(), *arguments])
+    return capsys.readouterr().err.rpartition("\nerror: ")[2]
+
+
+@pytest.mark.parametrize(("hint", "arguments"), ARGUMENTS.items())
+def test_a_former_argument_of_a_class_is_refused_with_the_present_one(capsys, hint, arguments):
+    error = every_line(capsys, arguments)
+    assert error.count(f"; {hint} now") in (1, 2)  # a callback may be one or a list of them
+    assert "is not accepted" in error
+
+
+def test_an_argument_of_another_class_has_no_hint(capsys):
+    given = ["--model.objective=Clipped", "--model.objective.lowest=0"]
+    error = every_line(capsys, given)
+    assert "Option 'lowest' is not accepted" in error
+    assert " now" not in error
 
 
 @pytest.mark.parametrize("argument", ["--model.update.foo=1", "--model.optimizer.foo=1"])

@@ -17,9 +17,9 @@ from harness.runs import callback_of, column, run_with
 NONE = {"agreement": None, "diversity": None, "entropy": None}
 
 
-def stops(values: list[float], **rule) -> int | None:
+def stops(values: list[float], window: int, patience: int, **limit: float) -> int | None:
     """After how many values of the one watched signal the rule stops."""
-    watch = Watch(stop_detectors(**{**NONE, **rule}))
+    watch = Watch(stop_detectors({**NONE, **limit}, window, patience))
     (name,) = watch.detectors
     return next((n for n, value in enumerate(values, 1) if added(watch, {name: value})), None)
 
@@ -50,7 +50,7 @@ def test_nothing_stops_in_the_first_window():
 
 
 def test_any_limit_stops_and_the_reason_names_it():
-    watch = Watch(stop_detectors(window=1, patience=1, agreement=0.9, diversity=0.5, entropy=0.5))
+    watch = Watch(stop_detectors({"agreement": 0.9, "diversity": 0.5, "entropy": 0.5}, 1, 1))
     assert not added(watch, {"agreement": 0.5, "diversity": 10, "entropy": 1.0})
     (name,) = added(watch, {"agreement": 0.5, "diversity": 10, "entropy": 0.4})
     assert watch.detectors[name].describe(watch.states[name]) == (
@@ -59,7 +59,7 @@ def test_any_limit_stops_and_the_reason_names_it():
 
 
 def test_state_goes_on():
-    rule = stop_detectors(**NONE | {"entropy": 0.5}, window=2, patience=2)
+    rule = stop_detectors(NONE | {"entropy": 0.5}, window=2, patience=2)
     values = [1.0, 1.0, 0.6, 0.4, 0.4, 0.4]
     whole = stops(values, entropy=0.5, window=2, patience=2)
     watch = Watch(rule)
@@ -74,9 +74,10 @@ def test_state_goes_on():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (NONE, "all null"),
-        ({"agreement": 95}, "agreement=95 must lie in"),
-        ({"entropy": 0}, "entropy=0 must lie in"),
+        ({"limits": NONE}, "all null"),
+        ({"limits": {"agreement": 95}}, "limits.agreement=95 must lie in"),
+        ({"limits": {"entropy": 0}}, "limits.entropy=0 must lie in"),
+        ({"limits": {"length": 0.5}}, "limits='length' is unknown; use one of agreement"),
         ({"window": 0}, "window=0"),
         ({"patience": 0}, "patience=0"),
         ({"signals": "test"}, "signals='test' is unknown; choose one of"),
@@ -87,13 +88,8 @@ def test_settings_are_checked(settings, message):
         LabelFreeStopping(**settings)
 
 
-QUICK = {
-    "window": 1,
-    "patience": 1,
-    "diversity": None,
-    "entropy": None,
-    "agreement": 0.01,
-}  # stops at the second value
+LIMITS = {"agreement": 0.01, "diversity": None, "entropy": None}
+QUICK = {"window": 1, "patience": 1, "limits": LIMITS}  # stops at the second value
 
 
 def test_a_run_ends_early_and_keeps_its_checkpoint(tmp_path):
@@ -118,11 +114,10 @@ def test_a_run_that_stays_inside_its_limits_is_left_alone(tmp_path):
         rollouts=4,
         window=1,
         patience=1,
-        agreement=1.0,
-        diversity=None,
+        limits={"agreement": 1.0, "diversity": None},
     )
     assert int(run.model.num_rollouts) == 4
-    detectors = stop_detectors(1.0, None, 0.1, 1, 1)
+    detectors = stop_detectors({"agreement": 1.0, "diversity": None}, 1, 1)
     assert first_stop(next(tmp_path.rglob("metrics.csv")), detectors) is None
 
 
@@ -140,7 +135,7 @@ def test_validations_between_steps_can_decide(tmp_path):
 
 
 def test_the_state_travels_in_checkpoints(tmp_path):
-    settings = {**QUICK, "agreement": 1.0}
+    settings = {**QUICK, "limits": {**LIMITS, "agreement": 1.0}}
     first = run_with(tmp_path / "a", "LabelFreeStopping", rollouts=2, **settings)
     (checkpoint,) = (tmp_path / "a").rglob("*.ckpt")
     again = run_with(
@@ -148,7 +143,7 @@ def test_the_state_travels_in_checkpoints(tmp_path):
         "LabelFreeStopping",
         f"--ckpt_path={checkpoint}",
         rollouts=4,
-        **{**settings, "agreement": 0.01},
+        **QUICK,
     )
     assert (
         int(again.model.num_rollouts) == 3

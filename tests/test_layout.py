@@ -214,7 +214,11 @@ def declared(*extras: str) -> set[str]:
     return {distribution(dependency) for dependency in wanted}
 
 
-OTHERS = {"trl_step.py": {"trl"}, "compare_objectives.py": {"verl"}}  # whom these compare with
+OTHERS = {
+    "trl_step.py": {"trl"},
+    "compare_objectives.py": {"verl"},
+    "compare_trl.py": {"accelerate", "trl"},
+}  # whom these compare with
 EXTRAS = ("lora", "gguf", "reasoning", "vllm")
 
 

@@ -185,12 +185,12 @@ def statistics_of(share: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         results[f"rows/top {fraction}"] = all_rank_top_fraction(logprobs + 1.5, mask, fraction)
         results[f"rows/kl_cov {fraction}"] = KLCov(fraction=fraction).select(update)
         results[f"rows/kl_cov top {fraction}"] = KLCov(fraction=fraction, pick="top").select(update)
-        results[f"rows/clip_cov {fraction}"] = ClipCov(
-            fraction=fraction, low=0.05, high=9.0
-        ).select(update)
+        results[f"rows/clip_cov {fraction}"] = ClipCov(fraction=fraction, band=(0.05, 9.0)).select(
+            update
+        )
         held = replace(update, logprobs=update.logprobs.roll(1, 1))
         results[f"rows/clip_cov held {fraction}"] = ClipCov(
-            fraction=fraction, low=0.05, high=9.0
+            fraction=fraction, band=(0.05, 9.0)
         ).select(held)
     return results | {"rows/covariance": token_covariance(logprobs, advantages, mask)}
 

@@ -61,10 +61,7 @@ HEADS = {
         )
     },
 }
-LOOP = {
-    kind: {"kind": "linear", "start": 0.1, "end": 0.05, "steps": 2}
-    for kind in ("weight", "fraction")
-}
+LOOP = {name: {"start": 0.1, "points": [[2, 0.05]]} for name in ("weight", "fraction")}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +77,7 @@ def everything(tmp_path_factory) -> Path:
         *sampler(noise=0.01, max_ratio=2.0),
         f"--model.objective={json.dumps(objective)}",
         f"--model.rewards={json.dumps(rewards)}",
+        '--model.dynamic_sampling={"heads": ["vote"], "max_draws": 2}',
         "--model.replay.groups=2",
     ]
     callbacks = [
@@ -183,11 +181,14 @@ def test_the_report_draws_every_curve_that_it_has(everything):
 NOT_DRAWN = {
     *(
         "reward/<head>/std",
+        "reward/<head>/gradient_norm",
         "reward/<head>/<figure>",
+        "reward/<head>/first_mean",
         "vote/undecided",
         "code/solved",
         "policy/entropy_picked",
     ),
+    *(f"dynamic/{name}" for name in ("signal", "extra_groups", "empty_places", "discarded_tokens")),
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/tokens_per_second"),
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),

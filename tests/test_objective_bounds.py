@@ -16,10 +16,10 @@ NAN = math.nan
     [
         *[(Clipped, name) for name in ("clip_low", "clip_high", "dual_clip")],
         *[(GSPO, name) for name in ("clip_low", "clip_high", "dual_clip")],
-        *[(DPPO, name) for name in ("low", "high", "highest_ratio")],
-        *[(GMPO, name) for name in ("log_low", "log_high")],
+        *[(DPPO, name) for name in ("clip_low", "clip_high", "highest_ratio")],
+        *[(GMPO, name) for name in ("clip_low", "clip_high")],
         *[(SAPO, name) for name in ("positive_temperature", "negative_temperature")],
-        *[(CISPO, name) for name in ("lowest", "highest")],
+        *[(CISPO, name) for name in ("clip_low", "clip_high")],
     ],
 )
 def test_a_bound_that_is_no_number_is_refused(kind, name):

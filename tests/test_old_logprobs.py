@@ -136,7 +136,7 @@ def test_the_first_mini_batch_in_many_passes_is_the_one_in_one():
 
 @pytest.mark.parametrize(("on_policy", "passes"), [(True, 1), (False, 2)])
 @pytest.mark.parametrize(
-    "objective", [ClipCov(fraction=0.1, low=0.01), KLCov(rank_by="current")], ids=str
+    "objective", [ClipCov(fraction=0.1, band=(0.01, 5.0)), KLCov(rank_by="current")], ids=str
 )
 def test_the_current_log_probs_cost_a_pass_but_on_the_first_mini_batch(
     objective, on_policy, passes

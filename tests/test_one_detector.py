@@ -121,7 +121,7 @@ LIMITS = st.tuples(
 )
 def test_runs_are_stopped_after_the_same_rollouts(values, limits, window, patience):
     names = ("agreement", "diversity", "entropy")
-    detectors = stop_detectors(*limits, window, patience)
+    detectors = stop_detectors(dict(zip(names, limits, strict=True)), window, patience)
     watch, told = Watch(detectors), []
     for each in values:
         watch.update({name: each[names.index(name)] for name in detectors})

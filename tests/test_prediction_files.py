@@ -14,7 +14,7 @@ from harness.command_line import base, evaluate, refused
 from harness.forked import run_module
 from harness.processes import environment
 from rlif_lightning import cli
-from rlif_lightning.evaluation.prediction_files import Predictions
+from rlif_lightning.evaluation import prediction_files
 
 BATCHES = [
     "--data.validation_prompts_per_batch=3"
@@ -155,9 +155,9 @@ def test_a_damaged_line_in_the_middle_is_an_error_not_lost_work(tmp_path, capsys
     assert len(jsonl(folder).read_text().splitlines()) == len(lines) + 1
 
 
-def test_load_dataset_reads_jsonl_and_parquet_back_alike(tmp_path, whole):
-    folder = tmp_path / "parquet"
-    arguments = ["--predictions.format=parquet", "--predictions.rows_per_file=12"]
+def test_load_dataset_reads_jsonl_and_parquet_back_alike(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(prediction_files, "ROWS_PER_FILE", 12)
+    folder, arguments = tmp_path / "parquet", ["--predictions.format=parquet"]
     predict(folder, *arguments, "--trainer.limit_predict_batches=1")
     assert [path.name for path in folder.glob("completions-*")] == [
         "completions-00000-000000000000.parquet"
@@ -228,8 +228,3 @@ def test_two_processes_share_the_work_and_go_on_with_one_s(tmp_path, whole):
     expected = [json.loads(line) for line in whole.splitlines()]
     for found, wanted in zip(records, expected, strict=True):
         assert (found["index"], found["completion"]) == (wanted["index"], wanted["completion"])
-
-
-def test_rows_per_file_is_checked():
-    with pytest.raises(ValueError, match=r"predictions.rows_per_file=0 must be at least 1"):
-        Predictions(rows_per_file=0)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from rlif_lightning.learning.losses import clipped_surrogate, plain_surrogate
+from rlif_lightning.learning.losses import (
+    aggregation_weights,
+    clipped_surrogate,
+    plain_surrogate,
+)
 from rlif_lightning.learning.ratio_losses import (
     cispo_surrogate,
     divergence_marks,
@@ -19,6 +24,8 @@ from rlif_lightning.learning.ratio_losses import (
     sequence_log_ratio,
     soft_gate_surrogate,
 )
+from rlif_lightning.learning.ratio_objectives import GMPO, GSPO, SAPO
+from rlif_lightning.records import LossInputs
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "sequence": lambda lp, old, a, mask: clipped_surrogate(
@@ -219,3 +226,57 @@ def test_nothing_overflows():
             found = slopes(lambda lp, f=loss, a=a: f(lp, old, a, mask), logprobs, torch.ones(1, 2))
             assert found.isfinite().all()
             assert loss(logprobs, old, a, mask).isfinite().all()
+
+
+def test_geometric_mean_under_an_engine_s_weights():
+    """Far bounds, weights pi_old / pi_engine: the gradient is that of the geometric mean of
+    pi / pi_engine itself.
+    """
+    logprobs, old, advantages, mask = tokens(3)
+    engine = old + 0.3 * torch.randn(
+        old.shape, generator=torch.Generator().manual_seed(4), dtype=old.dtype
+    )
+    weights = mask.double() / mask.sum(1, keepdim=True)
+    batch = LossInputs(logprobs, old, advantages, mask, torch.arange(len(old)))
+    batch = replace(batch, token_weights=(old - engine).exp())
+    gmpo = GMPO(clip_low=50.0, clip_high=50.0)
+    found = slopes(lambda lp: gmpo.token_loss(replace(batch, logprobs=lp), mask), logprobs, weights)
+
+    def objective(lp: Tensor) -> Tensor:
+        mean = ((lp - engine) * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        return -mean.exp() * advantages
+
+    expected = slopes(objective, logprobs, weights)
+    torch.testing.assert_close(found * mask, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_geometric_mean_of_weights_by_hand():
+    """Weights 4, 1 and 0: two for the first two, and the third keeps its 0; padding is not read."""
+    ones = torch.ones(1, 4)
+    mask = torch.tensor([[True, True, True, False]])
+    weights = torch.tensor([[4.0, 1.0, 0.0, math.nan]])
+    batch = LossInputs(-ones, -ones, ones, mask, torch.arange(1), token_weights=weights)
+    found = GMPO().importance_weights(batch)
+    assert found is not None
+    torch.testing.assert_close(found[mask], torch.tensor([2.0, 2.0, 0.0]))
+    assert GMPO().importance_weights(replace(batch, token_weights=None)) is None
+    assert SAPO().importance_weights(batch) is weights
+
+
+def test_gspo_by_a_constant_is_luspo():
+    """LUSPO sums a completion's clipped loss over its tokens; the constant divides by the limit."""
+    logprobs, old, advantages, mask = tokens(5)
+    gspo = GSPO("constant", clip_low=0.1, clip_high=0.2)
+    batch = LossInputs(logprobs, old, advantages, mask, torch.arange(len(old)))
+    weights = aggregation_weights(mask, "constant", 20).double()
+    found = slopes(lambda lp: gspo.token_loss(replace(batch, logprobs=lp), mask), logprobs, weights)
+
+    def luspo(lp: Tensor) -> Tensor:
+        lengths = mask.sum(1)
+        ratio = (((lp - old) * mask).sum(1) / lengths).exp()
+        clipped = torch.minimum(ratio * advantages[:, 0], ratio.clamp(0.9, 1.2) * advantages[:, 0])
+        return -clipped * lengths / len(lp)
+
+    expected = slopes(luspo, logprobs, torch.full((len(old),), 1 / 20, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    assert found[mask].any()

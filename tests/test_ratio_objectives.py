@@ -22,20 +22,24 @@ from rlif_lightning.parallel.passes import measure_tokens
 from rlif_lightning.records import LossInputs
 from rlif_lightning.sampling import Sampling
 
-ADVANTAGES = {"reinforce_plus_plus": ReinforcePlusPlus(), "opo": OPO()}
+ADVANTAGES = {
+    "leave_one_out_gdpo": GDPO(leave_one_out=True),
+    "reinforce_plus_plus": ReinforcePlusPlus(),
+    "opo": OPO(),
+}
 OVERLAYS = {"gspo": GSPO(), "cispo": CISPO(), "sapo": SAPO(), "gmpo": GMPO(), "dppo": DPPO()}
 NARROW = [
     GSPO(clip_low=0.02, clip_high=0.05),
-    CISPO(lowest=0.8, highest=1.2),
+    CISPO(clip_low=0.2, clip_high=0.2),
     SAPO(),
-    GMPO(log_low=0.1, log_high=0.2),
-    DPPO(low=0.01, high=0.02),
+    GMPO(clip_low=0.1, clip_high=0.2),
+    DPPO(clip_low=0.01, clip_high=0.02),
 ]
 
 
 def test_every_overlay_is_tested():
     files = {path.stem for path in (ROOT / "configs" / "objectives").glob("*.yaml")}
-    elsewhere = {"replay"}  # test_replayed_runs.py
+    elsewhere = {"dynamic_sampling", "replay"}  # test_dynamic_sampling.py, test_replayed_runs.py
     assert files == {*OVERLAYS, *ADVANTAGES, *elsewhere}
 
 
@@ -54,15 +58,15 @@ def test_an_overlay_is_the_default_and_trains(name, tmp_path):
     ("kind", "settings", "message"),
     [
         (GSPO, {"clip_low": 0.0}, r"clip_low=0\.0"),
-        (CISPO, {"lowest": 1.0}, r"lowest=1\.0"),
-        (CISPO, {"highest": 1.0}, r"highest=1\.0"),
-        (CISPO, {"lowest": -0.1}, r"lowest=-0\.1"),
+        (CISPO, {"clip_low": 0.0}, r"clip_low=0\.0"),
+        (CISPO, {"clip_high": 0.0}, r"clip_high=0\.0"),
+        (CISPO, {"clip_low": 1.1}, r"clip_low=1\.1.* need 0 < clip_low <= 1,"),
         (SAPO, {"positive_temperature": 0.0}, r"positive_temperature=0\.0"),
         (SAPO, {"negative_temperature": float("inf")}, "negative_temperature=inf"),
-        (GMPO, {"log_low": 0.0}, r"log_low=0\.0"),
-        (GMPO, {"log_high": -1.0}, r"log_high=-1\.0"),
+        (GMPO, {"clip_low": 0.0}, r"clip_low=0\.0"),
+        (GMPO, {"clip_high": -1.0}, r"clip_high=-1\.0"),
         (DPPO, {"divergence": "js"}, "divergence='js' is unknown; use one of tv, kl"),
-        (DPPO, {"low": 0.0}, r"low=0\.0"),
+        (DPPO, {"clip_low": 0.0}, r"clip_low=0\.0"),
         (DPPO, {"highest_ratio": 1.0}, r"highest_ratio=1\.0"),
         (SAPO, {"aggregation": "sum"}, "aggregation='sum'"),
     ],

@@ -106,8 +106,8 @@ def test_what_is_one_comes_out_in_one_form():
 class Flat(GDPO):
     """An estimator that forgot the groups."""
 
-    def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return super().__call__(rewards, weights, lengths).flatten()
+    def total(self, parts: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return super().total(parts, lengths).flatten()
 
 
 def test_advantages_of_a_wrong_shape_are_refused_under_the_estimator_s_name():

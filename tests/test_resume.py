@@ -45,16 +45,16 @@ HEADS = {
     "moody": {"head": {"class_path": "test_resume.Moody"}, "weight": 0.2},
     "certainty": {"head": "MeanLogprob", "weight": 0.5},
 }
-LOOP = {"kind": "entropy", "start": 0.05, "target": [0.2, 0.25], "bounds": [0.01, 1]}
+LOOP = {"start": 0.05, "target": [0.2, 0.25], "bounds": [0.01, 1]}
 WATCHERS: list[tuple[str, dict[str, Any]]] = [
     ("EntropyMonitor", {"floor": 0.2, "window": 3}),
     (
         "KLCovScheduler",
-        {"weight": LOOP, "fraction": {"kind": "cosine", "start": 0.02, "end": 0.01, "steps": 9}},
+        {"weight": LOOP, "fraction": {"start": 0.02, "points": [[9, 0.01]], "shape": "cosine"}},
     ),
-    ("LabelFreeStopping", {"agreement": 1.0, "window": 2}),
+    ("LabelFreeStopping", {"limits": {"agreement": 1.0}, "window": 2}),
     ("HFExporter", {"monitor": "val/entropy", "mode": "min"}),
-    ("CompletionWriter", {"every": 2, "table": False}),
+    ("CompletionWriter", {"every": 2, "show": ["tensorboard"]}),
 ]
 GUARD = {
     "action": "rollback",

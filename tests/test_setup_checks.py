@@ -56,7 +56,7 @@ ELSEWHERE = {"head": {"class_path": "GoldAnswer", "init_args": {"column": "solut
 EXPORTER = ["--trainer.callbacks+=HFExporter", "--trainer.callbacks.merge_lora=true"]
 SCHEDULER = [
     "--trainer.callbacks+=KLCovScheduler",
-    "--trainer.callbacks.weight={kind: constant, start: 0.1}",
+    "--trainer.callbacks.weight={start: 0.1}",
 ]
 GUARD = ["--trainer.callbacks+=CollapseGuard", "--trainer.callbacks.action=adjust"]
 MISTAKES = {
@@ -91,6 +91,14 @@ MISTAKES = {
     "group of one": (
         ["--data.group_size=1"],
         "group_size=1 leaves model.advantage=GDPO nothing to compare",
+    ),
+    "no scores": (
+        [rewards(cut={"head": "DropTruncated"})],
+        "rewards=['cut']: no reward with a weight other than 0 gives scores (cut is DropTruncated,",
+    ),
+    "no scores that count": (
+        [rewards(cut={"head": "DropTruncated"}, watched={"head": "SelfCertainty", "weight": 0.0})],
+        "rewards=['cut', 'watched']: no reward with a weight other than 0 gives scores",
     ),
     "votes": (
         ["--model.rewards.vote.head.min_parseable=5"],

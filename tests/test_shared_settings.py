@@ -124,7 +124,7 @@ def test_a_data_module_that_does_not_say_leaves_it_to_the_module(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices")
 def test_callbacks_are_set_up_before_the_module_and_know_both(tmp_path):
-    writer = CompletionWriter(write_gold=True, tensorboard=False, table=False)
+    writer = CompletionWriter(write_gold=True, show=[])
     trainer(tmp_path, callbacks=[writer]).fit(module(Curious()), data())
     written = next(tmp_path.rglob("*.jsonl")).read_text()
     assert '"gold"' in written

@@ -30,7 +30,7 @@ SAVING = {
     "class_path": "ModelCheckpoint",
     "init_args": {"every_n_train_steps": 4, "save_top_k": -1},
 }
-WRITER = {"class_path": "CompletionWriter", "init_args": {"every": 1, "table": False}}
+WRITER = {"class_path": "CompletionWriter", "init_args": {"every": 1, "show": ["tensorboard"]}}
 EXPORTER = {"class_path": "HFExporter"}
 WATCHED = [f"--trainer.callbacks+={json.dumps(each)}" for each in (SAVING, WRITER, EXPORTER)]
 

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlif_lightning.answers.clusters import check_equivalence, open_clusters
-from rlif_lightning.answers.code_tasks import TEST_COLUMNS, CodeExtractor
-from rlif_lightning.answers.code_verdicts import announce_sandbox, pass_rates
-from rlif_lightning.answers.extraction import AnswerExtractor
-from rlif_lightning.answers.gold_answers import GoldReader, is_right
+from rlif_lightning.answers.code_tasks import TEST_COLUMNS
+from rlif_lightning.answers.code_verdicts import RunsCode
+from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
+from rlif_lightning.answers.gold_answers import ComparesWithGold, is_right
 from rlif_lightning.data.described import Described
-from rlif_lightning.sandbox.pool import Sandbox
 
 # A longer literal is no answer. The bound also keeps Python's parser far from its own limits.
 _MAX_LITERAL = 4096
@@ -81,7 +80,7 @@ class Checker(Described, ABC):
         """
 
 
-class AnswerChecker(Checker):
+class AnswerChecker(ComparesWithGold, Checker):
     """Answers that mean the same as the gold answer, or as one of a list of them, are right.
 
     Two answers are compared by ``clusters.py``; what a gold answer may be is in
@@ -90,8 +89,8 @@ class AnswerChecker(Checker):
     Args:
         extractor: finds the final answer of a completion.
         gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
-        equivalence: ``exact``, or ``math_verify`` to accept numbers rounded to six digits too, as
-            that library does.
+        equivalence: string | numeric | exact | math_verify: when two answers are equal (see
+            :func:`clusters.equivalent`); math_verify accepts numbers rounded to six digits too.
 
     Raises:
         ValueError: an unknown equivalence.
@@ -104,11 +103,8 @@ class AnswerChecker(Checker):
         equivalence: str = "exact",
     ):
         check_equivalence(equivalence)
-        self.extractor, self.gold, self.equivalence = (
-            extractor,
-            GoldReader(gold_extractor),
-            equivalence,
-        )
+        super().__init__(extractor, gold_extractor)
+        self.equivalence = equivalence
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Refuse what is no answer, and count what cannot be read (:meth:`GoldReader.check`)."""
@@ -120,7 +116,7 @@ class AnswerChecker(Checker):
 
     def cluster(self, answers: Sequence[str | None]) -> tuple[list[int | None], list[str]]:
         """Group equivalent answers."""
-        return open_clusters(answers)
+        return open_clusters(answers, equivalence=self.equivalence)
 
     def correct(
         self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str
@@ -131,7 +127,7 @@ class AnswerChecker(Checker):
         return [is_right(answer, acceptable, self.equivalence) for answer, acceptable in pairs]
 
 
-class LiteralChecker(Checker):
+class LiteralChecker(FindsAnswers, Checker):
     """Compares Python literals: right if ``==`` to the gold literal (CRUXEval). Runs nothing.
 
     Of an answer such as ``assert f(3) == [1, 2]`` what follows ``==`` counts. As in Python,
@@ -145,7 +141,7 @@ class LiteralChecker(Checker):
         self,
         extractor: AnswerExtractor = AnswerExtractor("regex", r"(?s)\[ANSWER\](.*?)\[/ANSWER\]"),
     ):
-        self.extractor = extractor
+        super().__init__(extractor)
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Refuse a missing value; one that is no literal is refused by :meth:`correct`."""
@@ -178,7 +174,7 @@ class LiteralChecker(Checker):
         return verdicts
 
 
-class CodeChecker(Checker):
+class CodeChecker(RunsCode, Checker):
     """Counts code as right that passes all tests of its problem.
 
     HumanEval, MBPP, LiveCodeBench; see ``task_of``.
@@ -193,9 +189,6 @@ class CodeChecker(Checker):
     Raises:
         ValueError: no sandbox that is strong enough.
     """
-
-    def __init__(self, extractor: CodeExtractor = CodeExtractor(), sandbox: Sandbox | None = None):
-        self.extractor, self.sandbox = extractor, announce_sandbox(sandbox)
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Refuse a column that holds no tests."""
@@ -216,9 +209,7 @@ class CodeChecker(Checker):
         All columns of tests count together.
         """
         self.check_gold(gold_column, (), "")
-        rates = pass_rates(
-            [answer or "" for answer in answers], problems, self.extractor, self.sandbox
-        )
+        rates = self.pass_rates([answer or "" for answer in answers], problems)
         return [rate == 1.0 for rate in rates]
 
 

@@ -17,6 +17,24 @@ from rlif_lightning.sandbox.literals import encode
 from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox, Trial
 
 
+class RunsCode:
+    """What all share that run the code of completions.
+
+    Args:
+        extractor: finds the code of a completion.
+        sandbox: where and within which limits the code runs.
+    """
+
+    def __init__(self, extractor: CodeExtractor = CodeExtractor(), sandbox: Sandbox | None = None):
+        self.extractor, self.sandbox = extractor, announce_sandbox(sandbox)
+
+    def pass_rates(
+        self, texts: Sequence[str], problems: Sequence[Mapping[str, Any]]
+    ) -> list[float]:
+        """Return the share of its problem's tests that each completion passes."""
+        return pass_rates(texts, problems, self.extractor, self.sandbox)
+
+
 def pass_rates(
     texts: Sequence[str],
     problems: Sequence[Mapping[str, Any]],

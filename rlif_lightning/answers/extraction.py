@@ -81,6 +81,11 @@ def _last_by_pattern(pattern: str, text: str) -> str | None:
     return found[-1] if found else None
 
 
+def has_box(text: str) -> bool:
+    r"""Return whether a text holds an answer in a closed ``\boxed{...}`` or ``\fbox{...}``."""
+    return normalise(_last_boxed(text) or "") != ""
+
+
 def pattern_found(pattern: str, text: str) -> bool:
     """Return whether a user's pattern is somewhere in a text (``.`` matches newlines).
 
@@ -171,3 +176,14 @@ class AnswerExtractor:
             kinds = _AUTO_ORDER if self.kind == "auto" else (self.kind,)
             answer = next(filter(None, (_EXTRACTORS[kind](text) for kind in kinds)), None)
         return answer.strip() if answer and normalise(answer) else None
+
+
+class FindsAnswers:
+    """What all share that find the final answer of a completion.
+
+    Args:
+        extractor: finds the final answer of a completion.
+    """
+
+    def __init__(self, extractor: AnswerExtractor = AnswerExtractor()):
+        self.extractor = extractor

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rlif_lightning.answers.clusters import is_correct
-from rlif_lightning.answers.extraction import AnswerExtractor
+from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
 
 # Every row's type is checked, but only so many rows are read. Reading takes seconds, and faults of
 # this kind occur all over a column.
@@ -158,3 +158,20 @@ class GoldReader:
 def is_right(answer: str | None, gold: Sequence[str], equivalence: str = "exact") -> bool:
     """Return whether an answer is equivalent to an acceptable one; never where there is none."""
     return any(is_correct(answer, each, equivalence) for each in gold)
+
+
+class ComparesWithGold(FindsAnswers):
+    """What all share that compare a completion's final answer with a gold answer.
+
+    Args:
+        extractor: finds the final answer of a completion.
+        gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
+    """
+
+    def __init__(
+        self,
+        extractor: AnswerExtractor = AnswerExtractor(),
+        gold_extractor: AnswerExtractor = AnswerExtractor("text"),
+    ):
+        super().__init__(extractor)
+        self.gold = GoldReader(gold_extractor)

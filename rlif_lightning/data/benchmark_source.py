@@ -27,7 +27,7 @@ class BenchmarkData(HubDataset):
             neither checked nor needed.
         revision: commit of the hub data set (a branch may change); null = main.
         subset: the data set's configuration, if it has several.
-        split: the split to measure on.
+        validation_split: the split to measure on.
         hub_file: one JSON-lines file of the hub data set, for repositories that need a script to
             load otherwise.
         file: a local copy instead: JSON, JSON lines, Parquet or CSV.
@@ -45,7 +45,7 @@ class BenchmarkData(HubDataset):
         columns: dict[str, str],
         revision: str | None = None,
         subset: str | None = None,
-        split: str = "test",
+        validation_split: str = "test",
         hub_file: str | None = None,
         file: str | None = None,
         adapter: str | None = None,
@@ -61,8 +61,10 @@ class BenchmarkData(HubDataset):
                 f"hub_file={hub_file!r} with subset={subset!r}: a file has no subsets; give one of"
                 " them"
             )
-        super().__init__(name, subset, validation_split=split, revision=revision or "main")
-        self.columns, self.split = columns, split
+        super().__init__(
+            name, subset, validation_split=validation_split, revision=revision or "main"
+        )
+        self.columns = columns
         self.hub_file, self.file, self.adapter = hub_file, file, adapter
 
     def load(self, split: Split) -> Dataset:

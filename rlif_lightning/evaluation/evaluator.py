@@ -48,9 +48,7 @@ class Evaluation:
             always there.
         subset_column: a column such as level or subject, or a dotted path; every figure is also
             given for each of its values.
-        confidence: of the intervals, in (0, 1).
-        resamples: of the bootstrap over problems, at least 100.
-        bootstrap_seed: of the bootstrap; part of a result, like the confidence.
+        confidence: of the intervals (a bootstrap over problems, ``bootstrap.py``), in (0, 1).
         save_completions: write every completion with its verdict into the run's folder.
 
     Raises:
@@ -64,8 +62,6 @@ class Evaluation:
     pass_at: Sequence[int] = ()
     subset_column: str | None = None
     confidence: float = 0.95
-    resamples: int = 1000
-    bootstrap_seed: int = 0
     save_completions: bool = True
 
     def __post_init__(self) -> None:
@@ -77,11 +73,9 @@ class Evaluation:
                 f" samples={self.samples},"
                 " which are always there"
             )
-        if not 0 < self.confidence < 1 or self.resamples < 100 or self.bootstrap_seed < 0:
+        if not 0 < self.confidence < 1:
             raise ValueError(
-                f"evaluation.confidence={self.confidence}, resamples={self.resamples},"
-                f" bootstrap_seed={self.bootstrap_seed}: need 0 < confidence < 1, resamples >="
-                " 100, seed >= 0"
+                f"evaluation.confidence={self.confidence}: need 0 < confidence < 1, a share"
             )
 
 
@@ -253,16 +247,12 @@ class Evaluator(nn.Module):
         label_of = self.labels.compute() if self.evaluation.subset_column is not None else []
         for metric in (*metrics, self.labels):
             metric.reset()
-        drawn = (
-            self.evaluation.confidence,
-            self.evaluation.resamples,
-            self.evaluation.bootstrap_seed,
-        )
+        confidence = self.evaluation.confidence
         subsets = {}
         for label in sorted(set(label_of)):
             rows = np.array([each == label for each in label_of])
-            subsets[label] = Report(names, tables[rows, 1], tables[rows, 2], shares, drawn)
-        return Report(names, tables[:, 1], tables[:, 2], shares, drawn, subsets)
+            subsets[label] = Report(names, tables[rows, 1], tables[rows, 2], shares, confidence)
+        return Report(names, tables[:, 1], tables[:, 2], shares, confidence, subsets)
 
 
 def _largest_share(ids: list[int | None]) -> float:

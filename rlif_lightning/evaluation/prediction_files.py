@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.processes.ranks import writes_completions
+from rlif_lightning.running.former_settings import present_settings
 from rlif_lightning.running.run_folder import check_place, naming, run_folder
 from rlif_lightning.running.run_settings import prediction_settings
 from rlif_lightning.whole_files import replaced
@@ -36,6 +37,8 @@ COLUMNS = {
     "mean_logprob": pa.float64(),
     "mean_entropy": pa.float64(),
 }
+# Completions in a Parquet file; they are lost if predict ends before it is full.
+ROWS_PER_FILE = 4096
 # The names of these types in a data set's card, where they differ from Arrow's.
 CARD_NAMES = {"double": "float64"}
 
@@ -48,19 +51,12 @@ class Predictions:
         folder: of the data set; null = `predictions` in the run's new folder. A folder that an
             interrupted predict with the same settings began is gone on with: finished prompts are
             left out, so none is there twice.
-        format: jsonl (one file per process) | parquet (a file for every `rows_per_file`
-            completions).
-        rows_per_file: completions in a Parquet file, at least 1; they are lost if predict ends
-            before it is full.
+        format: jsonl (one file per process) | parquet (a file for every 4096 completions, which are
+            lost if predict ends before it is full).
     """
 
     folder: str | None = None
     format: Literal["jsonl", "parquet"] = "jsonl"
-    rows_per_file: int = 4096
-
-    def __post_init__(self) -> None:
-        if self.rows_per_file < 1:
-            raise ValueError(f"predictions.rows_per_file={self.rows_per_file} must be at least 1")
 
 
 class PredictionFiles(BasePredictionWriter):
@@ -112,7 +108,7 @@ class PredictionFiles(BasePredictionWriter):
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_settings()
         kind = {"jsonl": _Jsonl, "parquet": _Parquet}[self.predictions.format]
-        self.output = kind(self.folder, rank, self.predictions.rows_per_file, module.rewards.names)
+        self.output = kind(self.folder, rank, module.rewards.names)
         return self.output.finished(data.num_predicted_rows, data.group_size)
 
     def _begin(self) -> None:
@@ -138,7 +134,8 @@ class PredictionFiles(BasePredictionWriter):
             )
         if not path.exists():
             return
-        begun, now = json.loads(path.read_text()), json.loads(json.dumps(self.settings))
+        begun = present_settings(json.loads(path.read_text()))
+        now = json.loads(json.dumps(self.settings))
         for name in sorted(begun.keys() | now.keys()):
             if begun.get(name) != now.get(name):
                 raise ValueError(
@@ -167,14 +164,13 @@ class _Output:
     Args:
         folder: shared by all processes.
         rank: this process.
-        rows_per_file: of Parquet.
         heads: names of the reward heads.
     """
 
     suffix = ""
 
-    def __init__(self, folder: Path, rank: int, rows_per_file: int, heads: list[str]):
-        self.folder, self.rank, self.rows_per_file = folder, rank, rows_per_file
+    def __init__(self, folder: Path, rank: int, heads: list[str]):
+        self.folder, self.rank = folder, rank
         scores = pa.struct([(head, pa.float64()) for head in heads])
         self.schema = pa.schema([*COLUMNS.items(), ("scores", scores)])
         other = {"jsonl": "parquet", "parquet": "jsonl"}[self.suffix]
@@ -266,7 +262,7 @@ class _Parquet(_Output):
     def write(self, records: list[dict[str, Any]]) -> None:
         """Keep the records, and write a file once there are enough."""
         self.records += records
-        if len(self.records) >= self.rows_per_file:
+        if len(self.records) >= ROWS_PER_FILE:
             self.close()
 
     def close(self) -> None:

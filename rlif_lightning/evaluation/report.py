@@ -34,7 +34,7 @@ class Report:
             :func:`resampled_ratios`).
         weights: ``[N, M]`` float64.
         shares: ``[M]`` bool: which figures lie in [0, 1].
-        bootstrap: confidence, number of resamples and seed of the intervals.
+        confidence: of the intervals.
         subsets: label -> report of its problems; empty without a subset column.
     """
 
@@ -42,7 +42,7 @@ class Report:
     totals: np.ndarray
     weights: np.ndarray
     shares: np.ndarray
-    bootstrap: tuple[float, int, int]
+    confidence: float
     subsets: dict[str, Report] = field(default_factory=dict)
 
     @property
@@ -54,7 +54,7 @@ class Report:
         return dict(
             zip(
                 self.names,
-                bootstrap_figures(self.totals, self.weights, self.shares, *self.bootstrap),
+                bootstrap_figures(self.totals, self.weights, self.shares, self.confidence),
                 strict=True,
             )
         )
@@ -62,7 +62,7 @@ class Report:
     def change_since(self, before: Report) -> dict[str, Figure]:
         """Return each figure's change since an evaluation of the same problems."""
         moved = paired_change(
-            (before.totals, before.weights), (self.totals, self.weights), *self.bootstrap
+            (before.totals, before.weights), (self.totals, self.weights), self.confidence
         )
         return dict(zip(self.names, moved, strict=True))
 
@@ -77,7 +77,7 @@ class Report:
 
 def print_report(report: Report, title: str) -> None:
     """Print the figures with their intervals, and those of the subsets."""
-    share = f"{100 * report.bootstrap[0]:g} % interval"
+    share = f"{100 * report.confidence:g} % interval"
     table = Table(title=f"{title}, {report.num_problems} problems", title_justify="left")
     table.add_column("")
     for heading in ("figure", share):
@@ -114,7 +114,7 @@ def print_comparison(before: Report, after: Report, folder: str | None) -> None:
     """Print the evaluations before and after training, and each change's interval."""
     table = Table(title="Held-out problems, before and after training", title_justify="left")
     table.add_column("")
-    for heading in ("before", "after", "change", f"{100 * after.bootstrap[0]:g} % interval"):
+    for heading in ("before", "after", "change", f"{100 * after.confidence:g} % interval"):
         table.add_column(heading, justify="right")
     old, new = before.figures(), after.figures()
     for name, change in after.change_since(before).items():

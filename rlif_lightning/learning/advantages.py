@@ -15,49 +15,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlif_lightning.masked import masked_mean, masked_std, masked_sum
+from rlif_lightning.learning.normalization import (
+    batch_normalize,
+    center,
+    group_normalize,
+    leave_one_out,
+    leave_one_out_normalize,
+    per_group,
+)
+from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import all_rank_mean_std, all_rank_sum
 
 BATCH_NORMS = ("none", "sample", "token")
 NORMALIZE = ("group", "batch", "none")
-
-
-def center(rewards: Tensor) -> Tensor:
-    """Return rewards minus their group mean, in float64.
-
-    Args:
-        rewards: ``[..., G]``; NaN = does not apply.
-
-    Returns:
-        ``[..., G]`` float64; exactly 0 where the reward is NaN and in a group whose valid rewards
-        are all equal.
-    """
-    values = rewards.double()
-    valid = ~values.isnan()
-    centered = values - masked_mean(values, valid, -1).unsqueeze(-1)
-    lowest = torch.where(valid, values, torch.inf).amin(-1, keepdim=True)
-    highest = torch.where(valid, values, -torch.inf).amax(-1, keepdim=True)
-    return torch.where(valid & (highest > lowest), centered, 0.0)
-
-
-def group_normalize(
-    rewards: Tensor, eps: float = 1e-4, ddof: int = 1, std_floor: float = 1e-6
-) -> Tensor:
-    """Compute z-scores inside each group, ``z = (r - mean) / (std + eps)``.
-
-    Args:
-        rewards: ``[..., G]``; NaN = does not apply, left out of the statistics.
-        eps: added to the standard deviation, in units of the reward.
-        ddof: the variance is divided by ``count - ddof``.
-        std_floor: a group whose standard deviation is not above this gets 0 (rounding noise is not
-            blown up).
-
-    Returns:
-        ``[..., G]`` float64; 0 for NaN, for a group of one and for a group of equal rewards.
-    """
-    centered = center(rewards)
-    std = masked_std(rewards.double(), ~rewards.isnan(), -1, ddof).unsqueeze(-1)
-    return torch.where(std > std_floor, centered / (std + eps), 0.0)
 
 
 def gdpo(
@@ -94,36 +64,6 @@ def gdpo(
             f" {tuple(rewards.shape[:1])}"
         )
     return GDPO(batch_norm, eps=eps, std_floor=std_floor)(rewards, weights, lengths)
-
-
-def batch_normalize(
-    total: Tensor, lengths: Tensor | None, kind: str, eps: float, std_floor: float
-) -> Tensor:
-    """Normalise advantages over the batch of all data ranks (a collective).
-
-    Args:
-        total: ``[P, G]`` float64 advantages.
-        lengths: ``[P, G]`` tokens of each completion.
-        kind: ``sample``: each completion that has tokens counts once; ``token``: as often as it
-            has tokens.
-        eps: added to the standard deviation.
-        std_floor: where the standard deviation is not above this, all advantages are 0.
-
-    Returns:
-        ``[P, G]`` float64.
-
-    Raises:
-        ValueError: ``token`` without lengths.
-    """
-    counts = lengths
-    if kind == "sample":  # a completion that a head dropped has no tokens
-        counts = torch.ones_like(total) if lengths is None else lengths > 0
-    if counts is None:
-        raise ValueError(
-            "batch_norm='token' needs lengths [P, G]; pass them or use batch_norm='sample'"
-        )
-    mean, std = all_rank_mean_std(total, counts)
-    return (total - mean) / (std + eps) if std > std_floor else torch.zeros_like(total)
 
 
 def reward_shares(parts: Tensor) -> Tensor:
@@ -169,7 +109,27 @@ class Advantage(ABC):
 
     def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return ``[P, G]`` float32 advantages; the arguments are those of :meth:`parts`."""
-        return self.parts(rewards, weights, lengths).sum(0).float()
+        return self.total(self.parts(rewards, weights, lengths), lengths)
+
+    def total(self, parts: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the advantages of all rewards' parts (a collective where a batch is normalised).
+
+        Args:
+            parts: ``[R, P, G]`` from :meth:`parts`.
+            lengths: ``[P, G]`` tokens of each completion.
+
+        Returns:
+            ``[P, G]`` float32: their sum. An estimator that works on tokens returns ``[B, T]``.
+        """
+        return parts.sum(0).float()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__call__" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} overrides __call__, which a run does not use: it needs the parts"
+                " as well; override total(parts, lengths) instead"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,30 +151,52 @@ class GroupNormalised(Advantage):
 
 
 @dataclass(frozen=True)
-class GDPO(GroupNormalised):
-    """Each reward normalised on its own, then summed with weights (:func:`gdpo`).
+class BatchNormalised(GroupNormalised):
+    """An estimator whose sum over rewards may be normalised over the batch of all data ranks.
 
     Args:
-        batch_norm: none | sample | token: a second normalisation, over the batch of all data ranks.
+        batch_norm: none | sample | token: whether a completion counts once in the batch's mean and
+            standard deviation, or as often as it has tokens; none = no such step.
     """
 
     batch_norm: str = "none"
 
     def __post_init__(self) -> None:
-        if self.batch_norm not in BATCH_NORMS:
-            raise ValueError(
-                f"batch_norm={self.batch_norm!r} is unknown; use one of {', '.join(BATCH_NORMS)}"
-            )
+        if self.batch_norm not in self.batch_norms:
+            known = ", ".join(self.batch_norms)
+            raise ValueError(f"batch_norm={self.batch_norm!r} is unknown; use one of {known}")
         super().__post_init__()
 
-    def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return group_normalize(rewards, self.eps, 1, self.std_floor) * per_group(weights)
+    @property
+    def batch_norms(self) -> tuple[str, ...]:
+        """The known kinds."""
+        return BATCH_NORMS
 
-    def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
-        total = self.parts(rewards, weights, lengths).sum(0)
+    def total(self, parts: Tensor, lengths: Tensor | None = None) -> Tensor:
+        total = parts.sum(0)
         if self.batch_norm != "none":
             total = batch_normalize(total, lengths, self.batch_norm, self.eps, self.std_floor)
         return total.float()
+
+
+@dataclass(frozen=True)
+class GDPO(BatchNormalised):
+    """Each reward normalised on its own, then summed with weights (:func:`gdpo`).
+
+    Args:
+        batch_norm: none | sample | token: a second normalisation, over the batch of all data ranks.
+        leave_one_out: whether a completion's mean and standard deviation are those of the group's
+            other completions; for groups of 8 or more.
+    """
+
+    leave_one_out: bool = False
+
+    def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if self.leave_one_out:
+            scores = leave_one_out_normalize(rewards, self.eps, self.std_floor)
+        else:
+            scores = group_normalize(rewards, self.eps, 1, self.std_floor)
+        return scores * per_group(weights)
 
 
 @dataclass(frozen=True)
@@ -268,19 +250,7 @@ class DrGRPO(Advantage):
 
 @dataclass(frozen=True)
 class RLOO(Advantage):
-    """Each reward minus the mean of the group's other rewards. https://arxiv.org/abs/2402.14740
-
-    With n valid rewards in the group this is ``(r - mean) * n / (n - 1)``; 0 for a group of one.
-    """
+    """Each reward minus the mean of the group's other rewards. https://arxiv.org/abs/2402.14740"""
 
     def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
-        count = masked_sum(
-            torch.ones_like(rewards, dtype=torch.float64), ~rewards.isnan(), -1
-        ).unsqueeze(-1)
-        leave_one_out = center(rewards) * count / (count - 1).clamp(min=1)
-        return leave_one_out * per_group(weights)
-
-
-def per_group(weights: Tensor) -> Tensor:
-    """Return ``[R]`` or ``[R, P]`` reward weights as float64 factors of ``[R, P, G]``."""
-    return weights.double().reshape(len(weights), -1, 1)
+        return leave_one_out(rewards) * per_group(weights)

@@ -13,18 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlif_lightning.learning.advantages import (
-    BATCH_NORMS,
-    Advantage,
-    GroupNormalised,
-    batch_normalize,
-    center,
-    per_group,
-)
+from rlif_lightning.learning.advantages import BATCH_NORMS, Advantage, BatchNormalised
+from rlif_lightning.learning.normalization import center, per_group
 
 
 @dataclass(frozen=True)
-class ReinforcePlusPlus(GroupNormalised):
+class ReinforcePlusPlus(BatchNormalised):
     """Weighted rewards minus the group mean, then normalised over the batch of all data ranks.
 
     REINFORCE++ with baseline, https://arxiv.org/abs/2501.03262
@@ -36,20 +30,12 @@ class ReinforcePlusPlus(GroupNormalised):
 
     batch_norm: str = "token"
 
-    def __post_init__(self) -> None:
-        if self.batch_norm not in BATCH_NORMS[1:]:
-            raise ValueError(
-                f"batch_norm={self.batch_norm!r} is unknown; use one of"
-                f" {', '.join(BATCH_NORMS[1:])}"
-            )
-        super().__post_init__()
+    @property
+    def batch_norms(self) -> tuple[str, ...]:
+        return BATCH_NORMS[1:]
 
     def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         return center(rewards) * per_group(weights)
-
-    def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
-        total = self.parts(rewards, weights, lengths).sum(0)
-        return batch_normalize(total, lengths, self.batch_norm, self.eps, self.std_floor).float()
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,17 @@ def soft_gate_surrogate(
     return -torch.sigmoid(tau * (ratio - 1)) * (4 / tau) * advantages
 
 
+def one_sided_marks(log_ratio: Tensor, advantages: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Return ``[B, T]`` bool: where a bound of the log-ratio lowers ``sign(A) log-ratio``.
+
+    Args:
+        log_ratio, advantages: ``[B, T]``.
+        bounds: how far a token's log-ratio may fall below and rise above 0, nats, both positive.
+    """
+    low, high = bounds
+    return torch.where(advantages >= 0, log_ratio > high, log_ratio < -low)
+
+
 def geometric_mean_surrogate(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -99,20 +110,19 @@ def geometric_mean_surrogate(
     """Return ``-g A`` with g the geometric mean of the completion's clipped ratios, ``[B, T]``.
 
     ``g = exp(mean_t of the log-ratio, clipped where that lowers sign(A) log-ratio)`` (GMPO,
-    https://arxiv.org/abs/2507.20673). A clipped token adds its bound to the mean and has no
-    gradient. As in :func:`sequence_log_ratio`, the value stands on each token and each token's
-    gradient is its own, so that the gradient is that of g under any aggregation.
+    https://arxiv.org/abs/2507.20673). A clipped token (:func:`one_sided_marks`) adds its bound to
+    the mean and has no gradient. As in :func:`sequence_log_ratio`, the value stands on each token
+    and each token's gradient is its own, so that the gradient is that of g under any aggregation.
 
     Args:
         logprobs, old_logprobs, advantages: ``[B, T]``.
         mask: ``[B, T]`` bool.
-        bounds: how far a token's log-ratio may fall below and rise above 0, nats, both positive.
+        bounds: as there.
     """
     low, high = bounds
     log_ratio = logprobs - old_logprobs
-    clipped = log_ratio.clamp(-low, high)
-    up, down = torch.minimum(log_ratio, clipped), torch.maximum(log_ratio, clipped)
-    held = torch.where(advantages >= 0, up, down)
+    marks = one_sided_marks(log_ratio, advantages, bounds)
+    held = torch.where(marks, log_ratio.detach().clamp(-low, high), log_ratio)
     mean = mean_log_ratio(held.detach(), mask)
     return -(mean + held - held.detach()).clamp(max=MAX_LOG_RATIO).exp() * advantages
 

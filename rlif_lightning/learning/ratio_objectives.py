@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.losses import clipped_marks, clipped_surrogate
-from rlif_lightning.learning.objectives import ClippedObjective, Objective
+from rlif_lightning.learning.objective_base import BoundedObjective, ClippedObjective, Objective
 from rlif_lightning.learning.ratio_losses import (
     DIVERGENCES,
     cispo_surrogate,
     divergence_marks,
     divergence_surrogate,
     geometric_mean_surrogate,
+    mean_log_ratio,
+    one_sided_marks,
     sequence_log_ratio,
     soft_gate_surrogate,
 )
@@ -56,30 +58,23 @@ class GSPO(ClippedObjective):
 
 
 @dataclass(frozen=True)
-class CISPO(Objective):
+class CISPO(BoundedObjective):
     """Weight each token's log-prob by the clipped ratio, a constant, so that none is left out.
 
     https://arxiv.org/abs/2506.13585
 
     Args:
-        lowest: lower bound of the ratio, in [0, 1); 0 = none, as in the paper.
-        highest: upper bound of the ratio, > 1. The paper gives no value; 5 is that of
-            https://arxiv.org/abs/2510.13786.
+        clip_low: the ratio's lower bound is 1 - clip_low, in (0, 1]; 1 = none, as in the paper.
+        clip_high: its upper bound is 1 + clip_high, > 0. The paper gives no value; an upper bound
+            of 5 is that of https://arxiv.org/abs/2510.13786.
     """
 
-    lowest: float = 0.0
-    highest: float = 5.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.lowest < 1 < self.highest:
-            raise ValueError(
-                f"lowest={self.lowest}, highest={self.highest}: need 0 <= lowest < 1 < highest"
-            )
+    clip_low: float = 1.0
+    clip_high: float = 4.0
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         inputs = batch.logprobs, batch.old_logprobs, batch.advantages
-        return cispo_surrogate(*inputs, self.lowest, self.highest)
+        return cispo_surrogate(*inputs, 1 - self.clip_low, 1 + self.clip_high)
 
 
 @dataclass(frozen=True)
@@ -110,38 +105,57 @@ class SAPO(Objective):
 
 
 @dataclass(frozen=True)
-class GMPO(Objective):
+class GMPO(BoundedObjective):
     """Use the geometric mean of a completion's ratios, each clipped on its own.
 
     https://arxiv.org/abs/2507.20673
 
     Args:
-        log_low: how far a token's log-ratio may fall below 0, nats; the paper's value.
-        log_high: how far it may rise above 0, nats; the paper's value.
+        clip_low: how far a token's log-ratio may fall below 0, nats; the paper's value.
+        clip_high: how far it may rise above 0, nats; the paper's value.
         aggregation: sequence_mean is the paper's.
     """
 
-    log_low: float = 0.4
-    log_high: float = 0.4
+    clip_low: float = 0.4
+    clip_high: float = 0.4
     aggregation: str = "sequence_mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (0 < self.log_low < math.inf and 0 < self.log_high < math.inf):
-            raise ValueError(f"log_low={self.log_low}, log_high={self.log_high}: both must be > 0")
+        if math.inf in (self.clip_low, self.clip_high):
+            raise ValueError(
+                f"clip_low={self.clip_low}, clip_high={self.clip_high}: both must be finite"
+            )
+
+    @property
+    def most_below(self) -> float:
+        return math.inf
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
-        bounds = self.log_low, self.log_high
+        bounds = self.clip_low, self.clip_high
         inputs = batch.logprobs, batch.old_logprobs, batch.advantages, batch.mask
         return geometric_mean_surrogate(*inputs, bounds)
 
     def held(self, batch: LossInputs) -> Tensor:
-        log_ratio, a = batch.logprobs - batch.old_logprobs, batch.advantages
-        return ((a >= 0) & (log_ratio > self.log_high)) | ((a < 0) & (log_ratio < -self.log_low))
+        log_ratio = batch.logprobs - batch.old_logprobs
+        return one_sided_marks(log_ratio, batch.advantages, (self.clip_low, self.clip_high))
+
+    def importance_weights(self, batch: LossInputs) -> Tensor | None:
+        """Return the geometric mean of a completion's token weights, on each of its tokens.
+
+        The engine's weight then multiplies the objective's ratio as one more geometric mean: with
+        the weights pi_old / pi_engine, and no token clipped, the product is the geometric mean of
+        pi / pi_engine. A token of weight 0 keeps it and has no part in the mean.
+        """
+        if batch.token_weights is None:
+            return None
+        counted = batch.mask & (batch.token_weights > 0)
+        mean = mean_log_ratio(batch.token_weights.log(), counted).exp()
+        return torch.where(batch.token_weights > 0, mean, 0.0)
 
 
 @dataclass(frozen=True)
-class DPPO(Objective):
+class DPPO(BoundedObjective):
     """Leave out tokens whose probability has left a trust region in the advantage's direction.
 
     https://arxiv.org/abs/2602.04879. The region bounds a divergence between two events, this token
@@ -149,15 +163,13 @@ class DPPO(Objective):
 
     Args:
         divergence: tv: total variation; kl: KL(old || present) in nats.
-        low: bound of the divergence where A <= 0.
-        high: bound of the divergence where A > 0. The defaults are ours; peers leave them to the
-            user.
+        clip_low: bound of the divergence where A <= 0.
+        clip_high: bound of the divergence where A > 0. The defaults are ours; peers leave them to
+            the user.
         highest_ratio: bound of the ratio as a weight of the log-prob, > 1; 20 is verl's.
     """
 
     divergence: str = "tv"
-    low: float = 0.2
-    high: float = 0.2
     highest_ratio: float = 20.0
 
     def __post_init__(self) -> None:
@@ -166,11 +178,12 @@ class DPPO(Objective):
             raise ValueError(
                 f"divergence={self.divergence!r} is unknown; use one of {', '.join(DIVERGENCES)}"
             )
-        if not (self.low > 0 and self.high > 0 and self.highest_ratio > 1):
-            raise ValueError(
-                f"low={self.low}, high={self.high}, highest_ratio={self.highest_ratio}: the bounds"
-                " must be positive, and highest_ratio greater than 1"
-            )
+        if not self.highest_ratio > 1:
+            raise ValueError(f"highest_ratio={self.highest_ratio} must be greater than 1")
+
+    @property
+    def most_below(self) -> float:
+        return math.inf
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         inputs = batch.logprobs, batch.old_logprobs, batch.advantages
@@ -178,4 +191,4 @@ class DPPO(Objective):
 
     def held(self, batch: LossInputs) -> Tensor:
         inputs = batch.logprobs, batch.old_logprobs, batch.advantages
-        return divergence_marks(*inputs, self.divergence, (self.low, self.high))
+        return divergence_marks(*inputs, self.divergence, (self.clip_low, self.clip_high))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.losses import reference_kl
-from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.old_logprobs import fresh_tokens
 from rlif_lightning.model.packing import Packed
 from rlif_lightning.processes.collectives import all_rank_sum

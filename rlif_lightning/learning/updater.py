@@ -30,7 +30,7 @@ from torch import Tensor
 
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.non_finite import NonFiniteGradient, non_finite_message
-from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.old_logprobs import (
     fresh_tokens,
     loss_inputs,

@@ -40,11 +40,14 @@ class RewardHead(Described, nn.Module, ABC):
             are hidden from it, because any of them may hold an answer.
         gold_columns: the columns of gold answers that it reads; no prompt may show them, and no
             label-free head may name them.
+        gives_scores: whether the head can give scores; False for one that only takes completions
+            out.
     """
 
     needs_gold: bool = False
     columns: Sequence[str] = ()
     gold_columns: Sequence[str] = ()
+    gives_scores: bool = True
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse training problems, or a group size, that could not be scored.

@@ -18,18 +18,22 @@ import torch
 
 from rlif_lightning.answers.code_inputs import draw_arguments, read_arguments
 from rlif_lightning.answers.code_tasks import CodeExtractor
-from rlif_lightning.answers.code_verdicts import announce_sandbox, pass_rates, sandbox_run
+from rlif_lightning.answers.code_verdicts import RunsCode, sandbox_run
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.voting import VoteHead, vote_metrics, vote_shares
+from rlif_lightning.rewards.vote_head import VoteHead
+from rlif_lightning.rewards.voting import vote_metrics, vote_shares
 from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
 _NO_BEHAVIOUR = (None, "")
+# What a column holds -> its name, in the order in which `BehaviourVote` reads them.
+COLUMNS = {"function": "entry_point", "inputs": "inputs", "header": "prompt"}
+DRAW_SEED = 0  # of drawn inputs
 
 
-class CodeTests(RewardHead):
+class CodeTests(RunsCode, RewardHead):
     """Scores a completion's code by the share of its problem's unit tests that it passes (gold).
 
     Logs ``code/solved``, the share of completions that pass all.
@@ -48,15 +52,16 @@ class CodeTests(RewardHead):
         credit: str = "share",
         sandbox: Sandbox | None = None,
     ):
-        super().__init__()
+        RewardHead.__init__(self)
         if credit not in ("share", "all"):
             raise ValueError(f"credit={credit!r} is unknown; choose one of ['share', 'all']")
-        self.extractor, self.credit, self.sandbox = extractor, credit, announce_sandbox(sandbox)
+        RunsCode.__init__(self, extractor, sandbox)
+        self.credit = credit
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse problems without tests that can be read."""
         for _, problem in problems.problems():
-            pass_rates([""], [problem], self.extractor, self.sandbox)
+            self.pass_rates([""], [problem])
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         names = list(rollout.prompts.columns)
@@ -64,7 +69,7 @@ class CodeTests(RewardHead):
             dict(zip(names, values, strict=True))
             for values in zip(*map(rollout.column, names), strict=True)
         ]
-        rates = torch.tensor(pass_rates(rollout.texts, problems, self.extractor, self.sandbox))
+        rates = torch.tensor(self.pass_rates(rollout.texts, problems))
         solved = (rates == 1).float()
         scores = solved if self.credit == "all" else rates
         return RewardOutput(
@@ -180,22 +185,22 @@ def _name(problem: int, representative: str) -> str:
     return str(int.from_bytes(checksum[:8], "big"))
 
 
-class BehaviourVote(VoteHead):
+class BehaviourVote(RunsCode, VoteHead):
     """Label-free reward for code: the share of the group whose code behaves the same.
 
     Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers`` (here: behaviours,
     counted problem by problem) and ``rollout/parseable`` (completions with a behaviour).
 
     Args:
-        function_column: column with the name of the function to call; where the data set has no
-            such column, or the value is empty, code runs as a program on standard input.
-        inputs_column: column with a list of inputs: for a function texts such as ``"[1, 2], 'a'"``,
-            the text between the parentheses of a call; for a program what it reads. Where the
-            data set has no such column, inputs are drawn by the types in the function's header.
-        header_column: column with source text that holds the function's header, which a completion
-            may also continue.
-        num_inputs: inputs drawn for a problem; those of a column are all used.
-        seed: of the draw; the same problem always gets the same inputs.
+        columns: what a column holds -> its name, where that is not ``{function: entry_point,
+            inputs: inputs, header: prompt}``. ``function``: the name of the function to call;
+            where the data set has no such column, or the value is empty, code runs as a program on
+            standard input. ``inputs``: a list of inputs, for a function texts such as
+            ``"[1, 2], 'a'"``, the text between the parentheses of a call, for a program what it
+            reads; where the data set has no such column, inputs are drawn by the types in the
+            function's header. ``header``: source text with that header, which a completion may
+            also continue.
+        num_inputs: inputs drawn for a problem, always the same; those of a column are all used.
         extractor: finds the code of a completion.
         mode, denominator, min_parseable, entropy_range: as for :class:`VoteHead`.
         sandbox: where and within which limits the code runs.
@@ -206,11 +211,8 @@ class BehaviourVote(VoteHead):
 
     def __init__(
         self,
-        function_column: str = "entry_point",
-        inputs_column: str = "inputs",
-        header_column: str = "prompt",
+        columns: dict[str, str] | None = None,
         num_inputs: int = 8,
-        seed: int = 0,
         extractor: CodeExtractor = CodeExtractor(),
         mode: str = "soft",
         denominator: str = "parseable",
@@ -218,12 +220,14 @@ class BehaviourVote(VoteHead):
         entropy_range: tuple[float, float] | None = None,
         sandbox: Sandbox | None = None,
     ):
-        super().__init__(mode, denominator, min_parseable, entropy_range)
+        VoteHead.__init__(self, mode, denominator, min_parseable, entropy_range)
+        RunsCode.__init__(self, extractor, sandbox)
         if num_inputs < 1:
             raise ValueError(f"num_inputs={num_inputs} must be at least 1")
-        self.columns = (function_column, inputs_column, header_column)
-        self.num_inputs, self.seed, self.extractor = num_inputs, seed, extractor
-        self.sandbox = announce_sandbox(sandbox)
+        if unknown := sorted(set(columns or {}) - set(COLUMNS)):
+            raise ValueError(f"columns={columns}: {unknown[0]!r} is none of {', '.join(COLUMNS)}")
+        self.columns = tuple({**COLUMNS, **(columns or {})}.values())
+        self.num_inputs = num_inputs
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse problems without inputs, and groups too small for a vote."""
@@ -273,4 +277,4 @@ class BehaviourVote(VoteHead):
                 f" or {named!r} and {source!r} to draw them by type; of these there are"
                 f" {sorted(problem)}"
             )
-        return function, header, draw_arguments(header, function, self.num_inputs, self.seed, index)
+        return function, header, draw_arguments(header, function, self.num_inputs, DRAW_SEED, index)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from rlif_lightning.answers.extraction import pattern_found
 from rlif_lightning.answers.final_answers import AnswerExtractor
-from rlif_lightning.answers.gold_answers import GoldReader, is_right
+from rlif_lightning.answers.gold_answers import ComparesWithGold, is_right
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.sampling import counter_uniforms
 
 
-class GoldAnswer(RewardHead):
+class GoldAnswer(ComparesWithGold, RewardHead):
     """Scores 1 where the final answer is equivalent to the gold answer, else 0 (RLVR).
 
     NaN where the gold answer cannot be read.
@@ -37,8 +37,9 @@ class GoldAnswer(RewardHead):
         extractor: AnswerExtractor = AnswerExtractor(),
         gold_extractor: AnswerExtractor = AnswerExtractor("text"),
     ):
-        super().__init__()
-        self.column, self.extractor, self.gold = column, extractor, GoldReader(gold_extractor)
+        RewardHead.__init__(self)
+        ComparesWithGold.__init__(self, extractor, gold_extractor)
+        self.column = column
         self.gold_columns = (column,)
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlif_lightning.answers.final_answers import AnswerExtractor
+from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
@@ -40,7 +40,7 @@ class MeanLogprob(RewardHead):
         return RewardOutput(mean_over_completion(rollout.stats.logprobs, rollout.mask))
 
 
-class NegativeEntropy(RewardHead):
+class NegativeEntropy(FindsAnswers, RewardHead):
     """Minus the mean token entropy (RENT, https://arxiv.org/abs/2505.22660).
 
     Args:
@@ -49,8 +49,8 @@ class NegativeEntropy(RewardHead):
     """
 
     def __init__(self, extractor: AnswerExtractor = AnswerExtractor(), entropy_floor: float = 10.0):
-        super().__init__()
-        self.extractor = extractor
+        RewardHead.__init__(self)
+        FindsAnswers.__init__(self, extractor)
         self.entropy_floor = entropy_floor
 
     def forward(self, rollout: Rollout) -> RewardOutput:

@@ -40,6 +40,8 @@ class DropTruncated(RewardHead):
     still counts their answers. The head itself scores nothing; its weight has no effect.
     """
 
+    gives_scores = False
+
     def forward(self, rollout: Rollout) -> RewardOutput:
         nothing = torch.full((len(rollout.mask),), torch.nan, device=rollout.mask.device)
         return RewardOutput(nothing, keep_mask=rollout.ended)

@@ -22,6 +22,7 @@ from torch import Tensor
 from rlif_lightning.parallel.partial_loading import empty_model
 from rlif_lightning.parallel.shard_index import REST
 from rlif_lightning.running.checkpoint_files import FILES
+from rlif_lightning.running.former_settings import present_settings
 from rlif_lightning.running.run_settings import KEY, model_settings
 from rlif_lightning.running.setting_changes import SHAPES, changes, refusal
 from rlif_lightning.running.shard_faults import folder_fault, is_finite, shard_shapes
@@ -184,7 +185,8 @@ def _by_its_settings(
 ) -> Misfit:
     """Name the settings that differ, where the checkpoint holds them."""
     old = content.get(KEY)
-    found = changes(old, expected.settings) if isinstance(old, dict) else []
+    is_known = isinstance(old, dict)
+    found = changes(present_settings(old), expected.settings) if is_known else []
     found = [change for change in found if change.begins_with(SHAPES)]
     return Misfit(refusal(found, path) if found else f"{fault}; configure that model")
 

@@ -16,8 +16,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.learning.advantages import Advantage
-from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.update import UpdatePlan
+from rlif_lightning.running.former_settings import ARGUMENTS_OF
 
 # Former name of a setting -> its present one.
 RENAMED = {
@@ -33,8 +34,11 @@ RENAMED = {
     "data.validation_prompts_per_step": "data.validation_prompts_per_batch",
     "optimizer": "model.optimizer",
     "lr_scheduler": "model.schedule",
+    **{f"model.evaluation.{name}": now for name, now in ARGUMENTS_OF["Evaluation"].items()},
+    "predictions.rows_per_file": "the constant 4096",
 }
-NAME = re.compile(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)*")
+_NAME = re.compile(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)*")
+_ARGUMENT = re.compile(r"Option '(?:[\w.]+\.)?(\w+)' is not accepted")
 
 
 class Parser(LightningArgumentParser):
@@ -42,17 +46,22 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error with the present names of settings that were renamed, and exit."""
-        super().error(message + _renamed(message), ex)
+        added = _hint(message)
+        super().error(message if added in message else message + added, ex)
 
 
-def _renamed(message: str) -> str:
-    """Return the present names of the former ones in a message, as a sentence of their own."""
+def _hint(message: str) -> str:
+    """Return the present names of the former ones in a parser's message, to be appended to it."""
     found = {}
-    for name in NAME.findall(message):
+    for name in _NAME.findall(message):
         parts = name.split(".")
-        for old in (parts[0], ".".join(parts[:2])):
+        for old in (".".join(parts[:end]) for end in range(1, len(parts) + 1)):
             if old in RENAMED:
                 found[old] = f"{old} is {RENAMED[old]} now"
+    for name in _ARGUMENT.findall(message):
+        for kind, arguments in ARGUMENTS_OF.items():
+            if name in arguments and re.search(rf"\b{kind}\b", message):
+                found[name] = f"{name} of {kind} is {arguments[name]} now"
     return f"; {', '.join(found.values())}" if found else ""
 
 

@@ -13,6 +13,7 @@ from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.replay import why_empty
 from rlif_lightning.running.checkpoint_faults import expected_of, model_misfit, read_rest
 from rlif_lightning.running.events import record_event
+from rlif_lightning.running.former_settings import present_settings
 from rlif_lightning.running.lightning_internals import configured_optimizer
 from rlif_lightning.running.run_settings import KEY, run_settings
 from rlif_lightning.running.setting_changes import (
@@ -61,7 +62,8 @@ class ResumedSettings(Callback):
         if not isinstance(saved.get(KEY), dict):
             self._say(trainer, f"{source} was saved without settings: they cannot be compared", {})
             return
-        self.old, self.changes = saved[KEY], changes(saved[KEY], self.settings)
+        self.old = present_settings(saved[KEY])
+        self.changes = changes(self.old, self.settings)
         self._refuse(source, pl_module)
         for change in self.changes:
             old, new = change.shown()

@@ -8,6 +8,7 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.optimizer import check_optimizer
+from rlif_lightning.rewards.base import WeightedReward
 
 PRECISIONS = ("32-true", "bf16-mixed")
 ALIASES = {
@@ -90,8 +91,12 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     module.sampling.check_trainable()
     module.objective.check(module.plan.num_updates)
     module.advantage.check(module.group_size)
+    _check_scores(module.rewards.settings)
     check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps)
     _check_trainer(module.trainer)
+    if module.dynamic_sampling is not None:
+        module.dynamic_sampling.check(module.rewards, module.group_size, data)
+    _check_look_ahead(module)
     if module.replay_buffer is not None:
         prompts = None if data is None else data.prompts_per_rollout
         module.replay_buffer.settings.check(module.objective, prompts)
@@ -99,6 +104,32 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_rollout)
         module.rewards.check(train, module.group_size)
+
+
+def _check_scores(rewards: dict[str, WeightedReward]) -> None:
+    """Refuse rewards of which none gives a score that counts: nothing would be trained."""
+    if any(reward.weight and reward.head.gives_scores for reward in rewards.values()):
+        return
+    silent = [
+        f"{name} is {type(reward.head).__name__}, which only takes completions out"
+        for name, reward in rewards.items()
+        if not reward.head.gives_scores
+    ]
+    raise ValueError(
+        f"rewards={list(rewards)}: no reward with a weight other than 0 gives scores"
+        f" ({'; '.join(silent)}), so that nothing would be trained; add one that does"
+    )
+
+
+def _check_look_ahead(module: Any) -> None:
+    """Refuse draws ahead of prompts that nobody can name before their rollout."""
+    staleness = getattr(module.engine, "staleness", 0)
+    if staleness and not hasattr(module.trainer.datamodule, "upcoming"):
+        raise ValueError(
+            f"model.engine.staleness={staleness} draws the prompts of coming rollouts, which only a"
+            " data module with a method `upcoming` knows, such as PromptData; use it, or set"
+            " staleness=0"
+        )
 
 
 def _check_trainer(trainer: Any) -> None:

@@ -38,16 +38,7 @@ class DividedStrategy(ModelParallelStrategy):
     Args:
         process_group_backend: null = nccl on GPUs, gloo on CPUs.
         timeout: of a collective; a process that waits longer ends with an error.
-        others: of Lightning's ``ModelParallelStrategy``.
     """
-
-    def __init__(
-        self,
-        process_group_backend: str | None = None,
-        timeout: timedelta = timedelta(minutes=30),
-        **others: Any,
-    ):
-        super().__init__(process_group_backend=process_group_backend, timeout=timeout, **others)
 
     def model_to_device(self) -> None:
         """Move everything but the policy, which is on its device already."""
@@ -124,7 +115,7 @@ class ShardedStrategy(DividedStrategy):
         reshard_gradients: bool | None = None,
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
-        timeout: timedelta = timedelta(minutes=30),
+        timeout: timedelta | None = timedelta(minutes=30),
     ):
         super().__init__(
             tensor_parallel_size=1,
@@ -174,7 +165,9 @@ class TensorParallelStrategy(DividedStrategy):
     """
 
     def __init__(
-        self, process_group_backend: str | None = None, timeout: timedelta = timedelta(minutes=30)
+        self,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = timedelta(minutes=30),
     ):
         super().__init__(
             data_parallel_size=1, process_group_backend=process_group_backend, timeout=timeout

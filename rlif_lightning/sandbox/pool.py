@@ -21,6 +21,8 @@ from .isolation import START_SECONDS, Process, find_level
 from .judge import Candidate
 from .literals import encode
 
+# Size of a file, MiB. What a program prints is one; only at `rlimits` can code make others.
+FILE_MB = 16
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -94,12 +96,9 @@ class Sandbox:
         minimum: weakest level that is acceptable; what each stops is in docs/code-rewards.md.
         workers: pieces of code that run at the same time; null = one for each CPU of this process.
         wall_seconds: longest time for one piece of code, from reading it to its last answer, in
-            seconds.
+            seconds. It also bounds the CPU time of a process, rounded up to whole seconds.
         call_seconds: longest time for one call or one program input, in seconds.
-        cpu_seconds: CPU time of one process, rounded up to whole seconds.
         memory_mb: address space of one process, MiB.
-        file_mb: size of a file, MiB; what a program prints is one. Only at `rlimits` can code make
-            others.
         output_kb: longest answer to one call, KiB.
 
     Raises:
@@ -111,18 +110,16 @@ class Sandbox:
     workers: int | None = None
     wall_seconds: float = 10.0
     call_seconds: float = 3.0
-    cpu_seconds: float = 10.0
     memory_mb: int = 512
-    file_mb: int = 16
     output_kb: int = 256
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers={self.workers} must be at least 1, or null for one per CPU")
-        for name in ("wall_seconds", "call_seconds", "cpu_seconds"):
+        for name in ("wall_seconds", "call_seconds"):
             if not 0 < getattr(self, name) <= 3600:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 3600] seconds")
-        for name, least in (("memory_mb", 64), ("file_mb", 1), ("output_kb", 1)):
+        for name, least in (("memory_mb", 64), ("output_kb", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         find_level(self.isolation, self.minimum)
@@ -174,10 +171,13 @@ class Sandbox:
             return work(job)
 
     def _settings(self, role: str) -> dict[str, Any]:
-        names = ("cpu_seconds", "memory_mb", "file_mb")
         return {
             "role": role,
-            "limits": {name: getattr(self, name) for name in names},
+            "limits": {
+                "cpu_seconds": self.wall_seconds,
+                "memory_mb": self.memory_mb,
+                "file_mb": FILE_MB,
+            },
             "wall_seconds": self.wall_seconds,
             "call_seconds": self.call_seconds,
             "output_bytes": self.output_kb * 1024,

@@ -105,7 +105,7 @@ ATTACKS = {
     ),
     "fill memory": Attack("def f(t):\n x = bytearray(300_000_000)\n return len(x)", "rlimits"),
     "write a huge file": Attack(
-        "def f(t): return open('x', 'wb').write(bytes(5_000_000)) > 2**21", "rlimits"
+        "def f(t): return open('x', 'wb').write(bytes(40_000_000)) > 2**24", "rlimits"
     ),
     "raise its limits": Attack(
         "import resource\ndef f(t):\n resource.setrlimit(resource.RLIMIT_AS, (-1, -1))\n return"
@@ -156,7 +156,7 @@ def attempt(level: str, name: str, folder: Path) -> bool:
     home.write_text(SECRET)
     outside.unlink(missing_ok=True)
     victim = subprocess.Popen(["sleep", "60"])
-    sandbox = Sandbox(level, "rlimits", memory_mb=200, file_mb=2, wall_seconds=2, call_seconds=2)
+    sandbox = Sandbox(level, "rlimits", memory_mb=200, wall_seconds=2, call_seconds=2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         target = {
             "home": str(home),

@@ -1,0 +1,182 @@
+"""What all objectives share: their settings, and the bounds that most of them have."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.learning.losses import (
+    AGGREGATIONS,
+    KL_KINDS,
+    clipped_marks,
+    clipped_surrogate,
+    reference_kl,
+)
+from rlif_lightning.records import LossInputs
+
+
+@dataclass(frozen=True)
+class ReferenceKL:
+    """KL to the frozen starting model, added to every token's loss.
+
+    Args:
+        weight: multiplies the KL in nats; 0 = off, and no reference model is loaded.
+        kind: k1 | k2 | k3 | k3_ratio, the estimator (see losses.reference_kl). On-policy k3 has the
+            gradient of KL(reference || policy), k2 and k3_ratio that of KL(policy || reference),
+            k1 none.
+    """
+
+    weight: float = 0.0
+    kind: str = "k3"
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"reference_kl.weight={self.weight} must not be negative")
+        if self.kind not in KL_KINDS:
+            raise ValueError(
+                f"reference_kl.kind={self.kind!r} is unknown; use one of {', '.join(KL_KINDS)}"
+            )
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """The settings and the full token loss that all objectives share.
+
+    Args:
+        aggregation: token_mean | sequence_mean | constant: how token losses sum up.
+        entropy_bonus: weight of the mean token entropy (nats) that is rewarded; 0 = off.
+        reference_kl: KL to the frozen starting model.
+    """
+
+    aggregation: str = "token_mean"
+    entropy_bonus: float = 0.0
+    reference_kl: ReferenceKL = field(default_factory=ReferenceKL)
+
+    def __post_init__(self) -> None:
+        if self.aggregation not in AGGREGATIONS:
+            raise ValueError(
+                f"aggregation={self.aggregation!r} is unknown; use one of {', '.join(AGGREGATIONS)}"
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a reference model must be loaded."""
+        return self.reference_kl.weight > 0
+
+    @property
+    def touches_zero_advantage(self) -> bool:
+        """Whether a completion with advantage 0 gets a gradient, so that it is not skipped."""
+        return self.needs_reference or self.entropy_bonus != 0
+
+    @property
+    def needs_current(self) -> bool:
+        """Whether ``select`` needs the current policy's log-probs: one more pass without gradients.
+
+        A rollout's first mini-batch needs no such pass: its old log-probs are the current policy's.
+        """
+        return False
+
+    def check(self, updates_per_rollout: int) -> None:  # noqa: B027 - most objectives always work
+        """Refuse a setting under which the objective would silently do nothing.
+
+        Raises:
+            ValueError: names the argument and the remedy.
+        """
+
+    def select(self, update: LossInputs) -> Tensor:
+        """Return ``[B, T]`` bool marks among all tokens of one optimiser step (a collective).
+
+        Most objectives mark none.
+        """
+        return torch.zeros_like(update.mask)
+
+    @abstractmethod
+    def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        """Return the ``[B, T]`` policy loss per token."""
+
+    def importance_weights(self, batch: LossInputs) -> Tensor | None:
+        """Return the ``[B, T]`` constants that multiply the policy loss, or None for 1."""
+        return batch.token_weights
+
+    def token_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        """Return the ``[B, T]`` full loss per token, before weighting and masking.
+
+        It is the policy loss plus reference KL minus entropy bonus.
+        """
+        loss = self.policy_loss(batch, marks)
+        weights = self.importance_weights(batch)
+        if weights is not None:
+            loss = loss * weights
+        if self.needs_reference:
+            assert batch.ref_logprobs is not None
+            kl = reference_kl(
+                batch.logprobs, batch.ref_logprobs, self.reference_kl.kind, batch.old_logprobs
+            )
+            loss = loss + self.reference_kl.weight * kl
+        if self.entropy_bonus:
+            assert batch.entropy is not None
+            loss = loss - self.entropy_bonus * batch.entropy
+        return loss
+
+    def held(self, batch: LossInputs) -> Tensor:
+        """Return ``[B, T]`` bool: tokens whose policy loss has no gradient beyond a bound.
+
+        ``policy/clip_fraction`` counts them.
+        """
+        return torch.zeros_like(batch.mask)
+
+
+@dataclass(frozen=True)
+class BoundedObjective(Objective):
+    """What objectives share that bound how far the policy moves.
+
+    Args:
+        clip_low: how far the ratio may fall below 1, in (0, 1].
+        clip_high: how far the ratio may rise above 1, > 0.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 < self.clip_low <= self.most_below and self.clip_high > 0):
+            need = f"0 < clip_low <= {self.most_below:g}, clip_high > 0"
+            raise ValueError(f"clip_low={self.clip_low}, clip_high={self.clip_high}: need {need}")
+
+    @property
+    def most_below(self) -> float:
+        """The largest ``clip_low``: a ratio cannot fall by more than 1 below 1."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class ClippedObjective(BoundedObjective):
+    """What objectives with PPO's clip share.
+
+    Args:
+        clip_low: how far the ratio may fall below 1 before its gradient stops, in (0, 1].
+        clip_high: how far the ratio may rise above 1 before its gradient stops, > 0.
+        dual_clip: bound of the loss at negative advantages in units of |A|, > 1; null = off.
+    """
+
+    dual_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise ValueError(
+                f"dual_clip={self.dual_clip} must be greater than 1, or null to turn it off"
+            )
+
+    def clipped(self, batch: LossInputs) -> Tensor:
+        """Return the ``[B, T]`` clipped surrogate with this objective's bounds."""
+        bounds = self.clip_low, self.clip_high, self.dual_clip
+        return clipped_surrogate(batch.logprobs, batch.old_logprobs, batch.advantages, *bounds)
+
+    def held(self, batch: LossInputs) -> Tensor:
+        bounds = self.clip_low, self.clip_high
+        return clipped_marks(batch.logprobs, batch.old_logprobs, batch.advantages, *bounds)

@@ -1,0 +1,160 @@
+"""Rollouts with the scores of their completions: drawn at once, or assembled of several draws."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from rlif_lightning.records import Prompts, RewardOutput, Rollout
+from rlif_lightning.rewards.base import RewardSet
+from rlif_lightning.rollout.engine import RolloutEngine
+from rlif_lightning.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """A rollout with its rewards and what it cost.
+
+    Attributes:
+        rollout: B completions of P prompts.
+        outputs: of the reward heads.
+        num_tokens: scalar, the tokens that this data rank drew for it, discarded ones too.
+        seconds: wall time of sampling.
+        figures: to log.
+    """
+
+    rollout: Rollout
+    outputs: dict[str, RewardOutput]
+    num_tokens: Tensor
+    seconds: float
+    figures: dict[str, Tensor | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RolloutSource:
+    """What draws and scores completions.
+
+    Attributes:
+        engine: draws them.
+        rewards: score them.
+        sampling: how they are drawn.
+        group_size: G.
+    """
+
+    engine: RolloutEngine
+    rewards: RewardSet
+    sampling: Sampling
+    group_size: int
+
+    def draw(self, prompts: Prompts, rollout_number: int) -> ScoredRollout:
+        """Draw a group for each prompt and score it (a collective)."""
+        started = time.perf_counter()
+        rollout = self.engine.generate(prompts, self.group_size, self.sampling, rollout_number)
+        seconds, num_tokens = time.perf_counter() - started, rollout.lengths.sum()
+        return ScoredRollout(rollout, self.rewards(rollout), num_tokens, seconds)
+
+
+def assembled(
+    draws: Sequence[ScoredRollout], chosen: Sequence[tuple[int, int]]
+) -> tuple[Rollout, dict[str, RewardOutput]]:
+    """Assemble a rollout of groups of several draws, as if they had been drawn together.
+
+    Args:
+        draws: with equal group sizes and heads.
+        chosen: which draw, and which group of it, for each group of the result.
+
+    Returns:
+        The rollout, padded to its longest completion, and its outputs. What heads log is that of
+        the first draw.
+    """
+    rollouts = [draw.rollout for draw in draws]
+    counts = [rollout.num_prompts for rollout in rollouts]
+    groups = [sum(counts[:draw]) + group for draw, group in chosen]
+    mask = _rows(rollouts, [rollout.mask for rollout in rollouts], groups)
+    longest = int(mask.sum(-1).max())
+
+    def of(values: Sequence[Tensor | None]) -> Tensor | None:
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            return None
+        return _rows(rollouts, known, groups)[:, :longest].contiguous()
+
+    def given(values: Sequence[Tensor]) -> Tensor:
+        found = of(values)
+        assert found is not None
+        return found
+
+    size, first = rollouts[0].group_size, rollouts[0]
+    texts = [text for rollout in rollouts for text in rollout.texts]
+    stats = {
+        name: given([getattr(rollout.stats, name) for rollout in rollouts])
+        for name in vars(first.stats)
+    }
+    rollout = Rollout(
+        _prompts([rollout.prompts for rollout in rollouts], groups),
+        given([rollout.completion_ids for rollout in rollouts]),
+        mask[:, :longest].contiguous(),
+        replace(first.stats, **stats),
+        [texts[group * size + number] for group in groups for number in range(size)],
+        _rows(rollouts, [rollout.ended for rollout in rollouts], groups),
+        size,
+        of([rollout.engine_logprobs for rollout in rollouts]),
+        of([rollout.token_weights for rollout in rollouts]),
+    )
+    return rollout, {name: _output(draws, name, groups) for name in draws[0].outputs}
+
+
+def _rows(rollouts: Sequence[Rollout], values: Sequence[Tensor], groups: Sequence[int]) -> Tensor:
+    """Return the rows of some groups of all draws together; ``[B_i, T_i]`` or ``[B_i]`` each."""
+    size = rollouts[0].group_size
+    if values[0].ndim == 2:
+        width = max(value.shape[1] for value in values)
+        values = [pad(value, (0, width - value.shape[1])) for value in values]
+    rows = [group * size + number for group in groups for number in range(size)]
+    return torch.cat(list(values))[torch.tensor(rows, device=values[0].device)]
+
+
+def _prompts(parts: Sequence[Prompts], groups: Sequence[int]) -> Prompts:
+    token_ids = [ids for part in parts for ids in part.token_ids]
+    texts = [text for part in parts for text in part.texts]
+    columns = {
+        name: [value for part in parts for value in part.columns[name]] for name in parts[0].columns
+    }
+    index = torch.cat([part.index for part in parts])
+    return Prompts(
+        [token_ids[group] for group in groups],
+        [texts[group] for group in groups],
+        {name: [values[group] for group in groups] for name, values in columns.items()},
+        index[torch.tensor(groups, device=index.device)],
+    )
+
+
+def _output(draws: Sequence[ScoredRollout], name: str, groups: Sequence[int]) -> RewardOutput:
+    """Return one head's output for some groups of all draws together."""
+    rollouts, parts = [draw.rollout for draw in draws], [draw.outputs[name] for draw in draws]
+    keep, factors, answers = None, None, None
+    if any(part.keep_mask is not None for part in parts):
+        masks = [
+            torch.ones_like(rollout.ended) if part.keep_mask is None else part.keep_mask
+            for rollout, part in zip(rollouts, parts, strict=True)
+        ]
+        keep = _rows(rollouts, masks, groups)
+    if any(part.group_weight_factor is not None for part in parts):
+        each = [
+            part.scores.new_ones(rollout.num_prompts, dtype=torch.float64)
+            if part.group_weight_factor is None
+            else part.group_weight_factor
+            for rollout, part in zip(rollouts, parts, strict=True)
+        ]
+        factors = torch.cat(each)[torch.tensor(groups, device=each[0].device)]
+    if all(part.answers is not None for part in parts):
+        size = rollouts[0].group_size
+        every = [answer for part in parts for answer in part.answers or ()]
+        answers = [every[group * size + number] for group in groups for number in range(size)]
+    scores = _rows(rollouts, [part.scores for part in parts], groups)
+    return RewardOutput(scores, keep, parts[0].log, factors, answers)

@@ -1,0 +1,117 @@
+"""Former names of arguments, and what the saved settings of an older checkpoint become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rlif_lightning.data.described import ARGUMENTS, CLASS
+
+Arguments = dict[str, Any]
+# Class -> former name of an argument -> what to give instead.
+ARGUMENTS_OF = {
+    "BehaviourVote": {
+        **{f"{name}_column": f"columns.{name}" for name in ("function", "inputs", "header")},
+        "seed": "the constant 0",
+    },
+    "BenchmarkData": {"split": "validation_split"},
+    "CISPO": {"lowest": "clip_low = 1 - lowest", "highest": "clip_high = highest - 1"},
+    "ClipCov": {"low": "band[0]", "high": "band[1]", "seed": "the constant 0"},
+    "CompletionWriter": {
+        "table": "'terminal' in show",
+        "tensorboard": "'tensorboard' in show",
+        "width": "the constant 80",
+    },
+    "DPPO": {"low": "clip_low", "high": "clip_high"},
+    "Evaluation": {"resamples": "the constant 1000", "bootstrap_seed": "the constant 0"},
+    "GMPO": {"log_low": "clip_low", "log_high": "clip_high"},
+    "LabelFreeStopping": {name: f"limits.{name}" for name in ("agreement", "diversity", "entropy")},
+    "Sandbox": {"cpu_seconds": "wall_seconds", "file_mb": "the constant 16"},
+    "Schedule": {
+        "kind": "said by points, shape (linear, cosine) and target",
+        "end": "the value of the last of points",
+        "steps": "the rollout of the last of points",
+    },
+}
+
+
+def present_settings(saved: Arguments) -> Arguments:
+    """Return saved settings (``run_settings.py``) under their present names.
+
+    A setting that is a constant now is left out where it had that value. With another value it is
+    kept under its former name, so that it is listed as a change.
+    """
+    found, places = dict(saved), {name.rpartition(".")[0] for name in saved}
+    for place in places:
+        kind, start = _class_at(place, saved), f"{place}."
+        arguments = {
+            name.removeprefix(start): saved[name] for name in saved if name.startswith(start)
+        }
+        if kind in _PRESENT and ARGUMENTS_OF[kind].keys() & arguments.keys():
+            for name in arguments:
+                del found[f"{start}{name}"]
+            former = {name: arguments.pop(name, None) for name in ARGUMENTS_OF[kind]}
+            present = arguments | _PRESENT[kind](former, arguments)
+            found |= {f"{start}{name}": value for name, value in present.items()}
+    return found
+
+
+def _class_at(place: str, saved: Arguments) -> str:
+    """Return the name of the class whose arguments stand below a place; empty if unknown."""
+    above, _, last = place.rpartition(".")
+    if last == ARGUMENTS:
+        return str(saved.get(f"{above}.{CLASS}", "")).rpartition(".")[2]
+    if above == "trainer.callbacks":
+        return last
+    if above == "trainer.callbacks.KLCovScheduler":
+        return "Schedule"
+    return {"sandbox": "Sandbox", "evaluation": "Evaluation"}.get(last, "")
+
+
+def _unless(arguments: Arguments, constants: Arguments) -> Arguments:
+    """Return the arguments that did not have the value that is a constant now."""
+    return {name: arguments[name] for name, now in constants.items() if arguments[name] != now}
+
+
+def _changes(name: str, given: Arguments, defaults: Arguments) -> Arguments:
+    """Return what a setting of changes to defaults is saved as."""
+    changed = _unless(given, defaults)
+    return {f"{name}.{key}": value for key, value in changed.items()} or {name: None}
+
+
+def _behaviour_vote(former: Arguments, _: Arguments) -> Arguments:
+    usual = {"function": "entry_point", "inputs": "inputs", "header": "prompt"}
+    columns = {name: former[f"{name}_column"] for name in usual}
+    return _changes("columns", columns, usual) | _unless(former, {"seed": 0})
+
+
+def _schedule(former: Arguments, others: Arguments) -> Arguments:
+    kind, points = former["kind"], others["points"]
+    if kind == "piecewise":
+        later = [point for point in points if point[0] > 0]
+        return {"start": points[0][1], "points": later or None, "shape": "linear"}
+    is_plan = kind in ("linear", "cosine")
+    shape = kind if is_plan else "linear"
+    return {"points": [[former["steps"], former["end"]]] if is_plan else None, "shape": shape}
+
+
+# Class -> (former arguments, the others) -> their present form.
+_PRESENT: dict[str, Callable[[Arguments, Arguments], Arguments]] = {
+    "BehaviourVote": _behaviour_vote,
+    "BenchmarkData": lambda old, _: {"validation_split": old["split"]},
+    "CISPO": lambda old, _: {
+        "clip_low": round(1 - old["lowest"], 9),
+        "clip_high": round(old["highest"] - 1, 9),
+    },
+    "ClipCov": lambda old, _: {"band": [old["low"], old["high"]]} | _unless(old, {"seed": 0}),
+    "DPPO": lambda old, _: {"clip_low": old["low"], "clip_high": old["high"]},
+    "Evaluation": lambda old, _: _unless(old, {"resamples": 1000, "bootstrap_seed": 0}),
+    "GMPO": lambda old, _: {"clip_low": old["log_low"], "clip_high": old["log_high"]},
+    "LabelFreeStopping": lambda old, _: _changes(
+        "limits", old, {"agreement": 0.95, "diversity": 0.4, "entropy": 0.1}
+    ),
+    "Sandbox": lambda old, others: _unless(
+        old, {"cpu_seconds": others["wall_seconds"], "file_mb": 16}
+    ),
+    "Schedule": _schedule,
+}

@@ -1,0 +1,125 @@
+"""Settings that a checkpoint holds under former names are those of the present ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from callbacks import KLCovScheduler
+from callbacks.kl_cov_scheduler import Schedule
+from harness.python_runs import Run, at, data, module
+from rlif_lightning import CISPO, DPPO, GMPO, BehaviourVote, ClipCov, KLCov, Sandbox
+from rlif_lightning.data.benchmark_source import BenchmarkData
+from rlif_lightning.data.described import describe
+from rlif_lightning.evaluation.evaluator import Evaluation
+from rlif_lightning.running.former_settings import ARGUMENTS_OF, present_settings
+
+SANDBOX = Sandbox(minimum="rlimits", wall_seconds=4)
+LOOP = {"target": (0.1, 0.2), "bounds": (0.001, 10.0)}
+VOTE = {"function_column": "entry_point", "inputs_column": "inputs", "header_column": "prompt"}
+NAMED = {"function": "f", "inputs": "cases"}
+ENDS = {"start": 0.4, "end": 0.1, "steps": 9, "points": None}
+# What an object is -> its class's former arguments.
+FORMER: list[tuple[Any, dict[str, Any]]] = [
+    (CISPO(), {"lowest": 0.0, "highest": 5.0}),
+    (CISPO(clip_low=0.2, clip_high=0.3), {"lowest": 0.8, "highest": 1.3}),
+    (GMPO(clip_high=0.5), {"log_low": 0.4, "log_high": 0.5}),
+    (DPPO(clip_low=0.1), {"low": 0.1, "high": 0.2}),
+    (ClipCov(band=(0.5, 5.0)), {"low": 0.5, "high": 5.0, "seed": 0}),
+    (BehaviourVote(sandbox=SANDBOX), {**VOTE, "seed": 0}),
+    (
+        BehaviourVote(columns=NAMED, sandbox=SANDBOX),
+        {**VOTE, "function_column": "f", "inputs_column": "cases", "seed": 0},
+    ),
+    (BenchmarkData("gsm8k", {}, validation_split="train"), {"split": "train"}),
+]
+SCHEDULES = [
+    (Schedule(0.4), {"kind": "constant", "end": None, "steps": None}),
+    (Schedule(0.4, [(9, 0.1)]), {"kind": "linear", **ENDS}),
+    (Schedule(0.4, [(9, 0.1)], "cosine"), {"kind": "cosine", **ENDS}),
+    (
+        Schedule(0.4, [(2, 0.1)]),
+        {"kind": "piecewise", "start": None, "points": [[0, 0.4], [2, 0.1]]},
+    ),
+    (Schedule(0.4, **LOOP), {"kind": "entropy", "end": None, "steps": None}),
+]
+
+
+# The present arguments that came for them.
+NEW = {
+    ClipCov: {"band"}, BehaviourVote: {"columns"}, BenchmarkData: {"validation_split"},
+    Schedule: {"points", "shape"},
+}  # fmt: skip
+BOUNDS = {"clip_low", "clip_high"}
+
+
+def under_former_names(
+    present: dict[str, Any], place: str, former: dict[str, Any], new: set[str]
+) -> dict[str, Any]:
+    """Saved settings in which the arguments ``new`` of a place are the former ones."""
+    kept = {k: v for k, v in present.items() if k.removeprefix(place).split(".")[0] not in new}
+    return kept | {f"{place}{name}": value for name, value in former.items()}
+
+
+@pytest.mark.parametrize(
+    ("built", "former"), FORMER, ids=[type(built).__name__ for built, _ in FORMER]
+)
+def test_former_arguments_are_the_present_ones(built, former):
+    present = describe(built, "at")
+    new = NEW.get(type(built), BOUNDS)
+    saved = under_former_names(present, "at.init_args.", former, new)
+    assert saved.keys() != present.keys()
+    assert present_settings(saved) == present
+    assert present_settings(present) == present
+
+
+@pytest.mark.parametrize(("schedule", "former"), SCHEDULES, ids=str)
+def test_former_schedules_are_the_present_ones(schedule, former):
+    place = "trainer.callbacks.KLCovScheduler.weight"
+    present = describe(schedule, place)
+    saved = under_former_names(present, f"{place}.", {"points": None, **former}, NEW[Schedule])
+    assert present_settings(saved) == present
+
+
+def test_the_former_limits_and_constants_of_records():
+    limits = {"agreement": 0.9, "diversity": None, "entropy": 0.1}
+    stop = "trainer.callbacks.LabelFreeStopping"
+    saved = {f"{stop}.{name}": value for name, value in {**limits, "window": 5}.items()}
+    assert present_settings(saved) == {
+        f"{stop}.window": 5, f"{stop}.limits.agreement": 0.9, f"{stop}.limits.diversity": None,
+    }  # fmt: skip
+    shipped = {f"{stop}.agreement": 0.95, f"{stop}.diversity": 0.4, f"{stop}.entropy": 0.1}
+    assert present_settings(shipped) == {f"{stop}.limits": None}
+    for place, built, former in (
+        ("model.evaluation", Evaluation(), {"resamples": 1000, "bootstrap_seed": 0}),
+        ("a.sandbox", SANDBOX, {"cpu_seconds": 4.0, "file_mb": 16}),
+    ):
+        present = describe(built, place)
+        old = {f"{place}.{name}": value for name, value in former.items()}
+        assert present_settings(present | old) == present
+        changed = {name: value + 1 for name, value in old.items()}
+        assert present_settings(present | changed) == present | changed  # to be listed
+
+
+def test_every_class_with_former_arguments_is_known():
+    tested = {type(built).__name__ for built, _ in FORMER}
+    # CompletionWriter's arguments are in no checkpoint.
+    others = {"Schedule", "LabelFreeStopping", "Evaluation", "Sandbox", "CompletionWriter"}
+    assert tested | others == set(ARGUMENTS_OF)
+
+
+def test_a_run_goes_on_from_former_names_without_a_word(tmp_path):
+    def run(folder: str, **way: Any) -> Run:
+        schedule = KLCovScheduler(weight=Schedule(0.4, [(9, 0.1)]))
+        return Run(tmp_path / folder, 2, module(objective=KLCov()), data(), schedule, **way)
+
+    checkpoint = at(run("first").folder / "checkpoints", 1)
+    saved = torch.load(checkpoint, weights_only=True)
+    place = "trainer.callbacks.KLCovScheduler.weight."
+    former = {"kind": "linear", **ENDS}
+    saved["settings"] = under_former_names(saved["settings"], place, former, NEW[Schedule])
+    assert "trainer.callbacks.KLCovScheduler.weight.kind" in saved["settings"]
+    torch.save(saved, checkpoint)
+    assert run("again", ckpt_path=checkpoint).said() == []
