@@ -14,7 +14,7 @@ makes prompts and a checker as a run does. Printed are
 4. ``solution``: worked solutions of the set from which the extractor takes an answer equal to the
    gold one.
 
-Rows where 2, 3 or 4 says "different" are written to ``--out``: judge each by hand. Rows are not part
+Rows where 2, 3 or 4 says "different" are written to ``--out``: judge each by hand. Rows are no part
 of this repository, and neither is what this script writes.
 """
 

@@ -217,7 +217,7 @@ def test_old_tokens_are_off_policy_from_the_first_mini_batch_and_new_ones_as_eve
     "objective",
     [
         KLCov(fraction=0.3, weight=1.0, rank_by="current"),
-        ClipCov(fraction=0.3, low=-1.0),
+        ClipCov(fraction=0.3, band=(-1.0, 5.0)),
         Clipped(reference_kl=ReferenceKL(0.1, "k3_ratio"), entropy_bonus=0.1),
     ],
     ids=lambda each: type(each).__name__,
@@ -249,7 +249,7 @@ def test_the_present_log_probs_are_measured_for_old_tokens_alone_on_the_first_mi
             asked.append(update)
             return super().select(update)
 
-    updater(scene, Asked(fraction=0.3, low=-1.0)).update(scene.rollout, {}, scene.advantages, 2)
+    updater(scene, Asked(fraction=0.3, band=(-1.0, 5.0))).update(scene.rollout, {}, scene.advantages, 2)
     (given_to,) = asked
     new, mask = len(scene.rollout.mask), scene.old.mask
     now = in_rows(logprobs_of(scene.policy, scene.old), mask).detach()
