@@ -187,9 +187,9 @@ class Snapshots:
         for group, kept in zip(groups, arguments, strict=True):
             group.update(kept)
         module.get_buffer("num_rollouts").fill_(count)
+        module.engine.discard_ahead()  # another policy drew it
         if module.replay_buffer is not None:
             module.replay_buffer.clear()
-        module.engine.discard_ahead()  # another policy drew it
         return rollout
 
 

@@ -217,16 +217,6 @@ class RLIFModule(Described, LightningModule):
             "advantages": advantages,
         }
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the replay buffer into the checkpoint; every process holds the same."""
-        if self.replay_buffer is not None:
-            checkpoint["replay"] = self.replay_buffer.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the checkpoint's replay buffer; it is empty where there is none."""
-        if self.replay_buffer is not None:
-            self.replay_buffer.load_state_dict(checkpoint.get("replay"))
-
     def _draw(self, prompts: Prompts, rollout_number: int) -> ScoredRollout:
         """Draw and score the rollout of a batch."""
         source = RolloutSource(self.engine, self.rewards, self.sampling, self.group_size)
@@ -236,6 +226,16 @@ class RLIFModule(Described, LightningModule):
         problems = data.split("train") if isinstance(data, PromptData) else None
         draws = DynamicDraws(self.dynamic_sampling, source, problems, self.seed)
         return draws.draw(prompts, rollout_number)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the replay buffer into the checkpoint; every process holds the same."""
+        if self.replay_buffer is not None:
+            checkpoint["replay"] = self.replay_buffer.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the checkpoint's replay buffer; it is empty where there is none."""
+        if self.replay_buffer is not None:
+            self.replay_buffer.load_state_dict(checkpoint.get("replay"))
 
     def _updater(self) -> Updater:
         assert self.policy is not None

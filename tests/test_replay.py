@@ -249,7 +249,9 @@ def test_the_present_log_probs_are_measured_for_old_tokens_alone_on_the_first_mi
             asked.append(update)
             return super().select(update)
 
-    updater(scene, Asked(fraction=0.3, band=(-1.0, 5.0))).update(scene.rollout, {}, scene.advantages, 2)
+    updater(scene, Asked(fraction=0.3, band=(-1.0, 5.0))).update(
+        scene.rollout, {}, scene.advantages, 2
+    )
     (given_to,) = asked
     new, mask = len(scene.rollout.mask), scene.old.mask
     now = in_rows(logprobs_of(scene.policy, scene.old), mask).detach()
