@@ -68,6 +68,7 @@ _SYMPTOMS = "callbacks/symptoms.py"
 _GUARD = "callbacks/collapse_guard.py"
 _MONITOR = "callbacks/entropy_monitor.py"
 _SCHEDULER = "callbacks/kl_cov_scheduler.py"
+_STARE = "callbacks/stare_controller.py"
 _STOPPING = "callbacks/label_free_stopping.py"
 
 _SCORED = "all scores of all ranks but NaN; NaN without any"
@@ -213,7 +214,7 @@ LOGGED = {
         "share", "Tokens that the objective picked.", _TRAINED, _UPDATES
     ),
     "policy/clip_fraction": Logged(
-        "share", "Tokens that the clip holds, picked ones left out.", _TRAINED, _UPDATES
+        "share", "Tokens that the clip holds, but for those with another loss.", _TRAINED, _UPDATES
     ),
     "policy/reference_kl": Logged(
         "nats", "KL to the reference model, estimated by k3; 0 without one.", _TRAINED, _UPDATES
@@ -314,6 +315,9 @@ LOGGED = {
     ),
     "kl_cov/weight": Logged("weight", "KL-Cov's weight in this rollout.", _SAME, _SCHEDULER),
     "kl_cov/fraction": Logged("share", "KL-Cov's fraction in this rollout.", _SAME, _SCHEDULER),
+    "stare/gate": Logged("0 or 1", "Whether STARE's weights apply.", _SAME, _STARE),
+    "stare/positive_weight": Logged("weight", "STARE's weight where A > 0.", _SAME, _STARE),
+    "stare/negative_weight": Logged("weight", "STARE's weight where A < 0.", _SAME, _STARE),
     "stopping/stopped": Logged(
         "0 or 1", "Whether LabelFreeStopping has ended the run.", _SAME, _STOPPING
     ),

@@ -196,6 +196,9 @@ class RLIFModule(Described, LightningModule):
         advantages, metrics = score_rollout(
             rollout, outputs, self.advantage, self.rewards.weights, loss_weights
         )
+        for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if hasattr(callback, "on_rollout_scored"):
+                callback.on_rollout_scored(self.trainer, self, metrics)
         scored = time.perf_counter()
         metrics |= drawn.figures
         metrics |= self._updater().update(rollout, outputs, advantages, number, self.seed)

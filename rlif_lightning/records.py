@@ -303,6 +303,8 @@ class LossInputs:
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
         token_weights: optional ``[B, T]`` constants that multiply the policy loss.
         sampled_logprobs: optional ``[B, T]``, of Rollout.stats, for the sampler's gap.
+        sampled_entropy: optional ``[B, T]``, of Rollout.stats; only ``select`` gets them, and only
+            where no old groups are replayed.
         noise_floor: optional scalar or ``[B, 1]``, nats: what differs by less is rounding.
         is_replayed: optional ``[B]`` bool, True for completions of an earlier rollout.
     """
@@ -316,5 +318,6 @@ class LossInputs:
     ref_logprobs: Tensor | None = None
     token_weights: Tensor | None = None
     sampled_logprobs: Tensor | None = None
+    sampled_entropy: Tensor | None = None
     noise_floor: Tensor | None = None
     is_replayed: Tensor | None = None

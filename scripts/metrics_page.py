@@ -29,6 +29,7 @@ SECTIONS = {
     "guard": "CollapseGuard",
     "entropy": "EntropyMonitor",
     "kl_cov": "KLCovScheduler",
+    "stare": "STAREController",
     "stopping": "LabelFreeStopping",
 }
 

@@ -22,7 +22,7 @@ from rlif_lightning.trainer import RLIFTrainer
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "callbacks/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "configs").rglob("*.md")),
 ]
 SUBCOMMANDS = ("fit", "validate", "test", "predict", "preflight")

@@ -30,7 +30,7 @@ from callbacks.report.panels import panels_of
 from callbacks.report.read import PLACE
 from callbacks.report.tables import FIGURES
 from harness.decoding import sampler
-from harness.runs import BASE, fit
+from harness.runs import BASE, fit, run_with
 from rlif_lightning import cli
 from rlif_lightning.metric_names import LOGGED, VALIDATION, entry_of
 from rlif_lightning.rewards import RewardHead
@@ -83,14 +83,19 @@ def everything(tmp_path_factory) -> Path:
     callbacks = [
         {"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}}
         for name in CALLBACKS
+        if name != "STAREController"
     ]
-    callbacks[CALLBACKS.index("HFExporter")]["init_args"] = {"monitor": "val/accuracy"}
+    next(each for each in callbacks if each["class_path"] == "HFExporter")["init_args"] = {
+        "monitor": "val/accuracy"
+    }
     added = [
         f"--trainer.callbacks+={json.dumps(each)}"
         for each in callbacks
         if each["class_path"] != "SamplerGap"
     ]
     fit(folder, "--compare=true", *given, "--trainer.check_val_every_n_epoch=1", *added)
+    steered = ["--model.objective=STARE", "--trainer.limit_val_batches=0"]
+    run_with(folder / "stare", "STAREController", *steered, rollouts=1)
     cli.main(
         [
             "test",
@@ -192,6 +197,7 @@ NOT_DRAWN = {
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/tokens_per_second"),
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
+    *("stare/gate", "stare/positive_weight", "stare/negative_weight"),
     *(
         f"<stage>/{name}"
         for name in (

@@ -77,6 +77,7 @@ def loss_inputs(
         rollout_number: counted from 0.
     """
     optional = {"ref_logprobs": reference, "token_weights": rollout.token_weights}
+    optional |= {"sampled_entropy": rollout.stats.entropy}
     completion_numbers, sampled = rollout.completion_numbers(rollout_number), rollout.stats.logprobs
     return LossInputs(
         old, old, advantages, rollout.mask, completion_numbers, sampled_logprobs=sampled, **optional

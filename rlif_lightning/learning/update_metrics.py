@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.losses import reference_kl
+from rlif_lightning.learning.marks import picked
 from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.old_logprobs import fresh_tokens
 from rlif_lightning.model.packing import Packed
@@ -58,7 +59,10 @@ class UpdateMeter:
         """
         logprobs = batch.logprobs.detach()
         size = (logprobs - batch.old_logprobs).abs()
-        clipped = objective.held(batch) & ~marks
+        clipped = objective.held(batch)
+        if marks.dtype == torch.bool:  # these have a loss of their own, which nothing clips
+            clipped = clipped & ~marks
+        marks = picked(marks)
         kl = torch.zeros_like(size)
         if batch.ref_logprobs is not None:
             kl = reference_kl(logprobs, batch.ref_logprobs, "k3")

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.losses import aggregation_weights
+from rlif_lightning.learning.marks import picked
 from rlif_lightning.learning.non_finite import NonFiniteGradient, non_finite_message
 from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.old_logprobs import (
@@ -207,8 +208,8 @@ class Updater:
 
     def backward_passes(self, mini_batch: MiniBatch, max_tokens: int, meter: UpdateMeter) -> Tensor:
         """Make the passes of one mini-batch under a budget; as :meth:`accumulate_gradient`."""
-        update, device = mini_batch.inputs, mini_batch.index.device
-        marks = checked_marks(self.objective, update)  # [b, T] bool
+        marks = checked_marks(self.objective, mini_batch.inputs)  # [b, T]
+        update, device = replace(mini_batch.inputs, sampled_entropy=None), mini_batch.index.device
         loss_weights = aggregation_weights(
             update.mask, self.objective.aggregation, self.sampling.max_new_tokens
         )  # [b, T]
@@ -230,9 +231,10 @@ class Updater:
             forward[rows] = torch.where(batch.mask, current, torch.nan).to(forward)
             if mini_batch.is_on_policy:
                 batch = replace(batch, old_logprobs=old_logprobs_at_first(batch, current))
-            losses = self.objective.token_loss(batch, marks[rows])  # [m, T]
+            own_marks = self.objective.micro_batch_marks(batch, marks[rows])  # [m, T]
+            losses = self.objective.token_loss(batch, own_marks)  # [m, T]
             self.optimizer.backward(masked_sum(losses * loss_weights[rows], batch.mask), is_last)
-            meter.add(batch, marks[rows], batch.mask, self.objective)
+            meter.add(batch, own_marks, batch.mask, self.objective)
             meter.add_positions(packed)
             HEAP.release(device)
         return forward
@@ -261,21 +263,23 @@ def is_trained(update: LossInputs, marks: Tensor, objective: Objective, group_si
     """
     if objective.touches_zero_advantage:
         return torch.ones_like(update.mask[:, 0])
-    touched = ((update.advantages != 0) & update.mask) | marks  # [b, T]
+    touched = ((update.advantages != 0) & update.mask) | picked(marks)  # [b, T]
     of_groups = touched.view(-1, group_size, touched.shape[1]).any(-1).any(-1)  # [b / G]
     return of_groups.repeat_interleave(group_size)
 
 
 def checked_marks(objective: Objective, update: LossInputs) -> Tensor:
-    """Return an objective's ``[b, T]`` bool marks among all tokens of an update (a collective).
+    """Return an objective's ``[b, T]`` marks among all tokens of an update (a collective).
 
     Raises:
         ValueError: the objective returned something else; names it.
     """
     marks = objective.select(update)
-    if marks.dtype != torch.bool or marks.shape != update.mask.shape:
+    is_mark = marks.dtype == torch.bool or marks.dtype.is_floating_point
+    if not is_mark or marks.shape != update.mask.shape:
         raise ValueError(
             f"objective {type(objective).__name__}.select returned {marks.dtype} of shape"
-            f" {tuple(marks.shape)}; one bool per token, {tuple(update.mask.shape)}, is needed"
+            f" {tuple(marks.shape)}; one bool or float per token, {tuple(update.mask.shape)}, is"
+            " needed"
         )
     return broadcast_from_first(marks.to(update.mask.device))
