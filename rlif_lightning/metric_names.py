@@ -60,9 +60,7 @@ _VOTES = "rlif_lightning/rewards/voting.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
-_REPLAYED = (
-    "mean over the replayed tokens of all updates of the rollout, all ranks; NaN without any"
-)
+_REPLAYED = "mean over the replayed tokens of all updates, all ranks; NaN without any"
 _MODULE = "rlif_lightning/module.py"
 _UPDATER = "rlif_lightning/learning/updater.py"
 _EVAL = "rlif_lightning/evaluation/evaluator.py"

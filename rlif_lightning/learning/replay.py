@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.old_logprobs import fresh_tokens
 from rlif_lightning.processes.collectives import all_rank_objects
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks
