@@ -1,4 +1,4 @@
-"""Make the tables of docs/metrics.md from rlif_lightning/metric_names.py.
+"""Make the tables of docs/metrics.md from rlif_lightning/metric_names/.
 
 python scripts/metrics_page.py            # prints them
 python scripts/metrics_page.py --write    # writes them into docs/metrics.md
