@@ -293,8 +293,7 @@ class LossInputs:
     """The inputs of a loss, for one optimiser step or for one of its micro-batches.
 
     Attributes:
-        logprobs: ``[B, T]`` under the policy being trained (carries the graph inside a
-            micro-batch).
+        logprobs: ``[B, T]`` under the policy being trained, with the graph in a micro-batch.
         old_logprobs: ``[B, T]`` under the policy before their own rollout's first update.
         advantages: ``[B, T]``, constant over a completion unless a token-level kind made it.
         mask: ``[B, T]`` bool.
@@ -303,8 +302,7 @@ class LossInputs:
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
         token_weights: optional ``[B, T]`` constants that multiply the policy loss.
         sampled_logprobs: optional ``[B, T]``, of Rollout.stats, for the sampler's gap.
-        sampled_entropy: optional ``[B, T]``, of Rollout.stats; only ``select`` gets them, and only
-            where no old groups are replayed.
+        sampled_entropy: optional ``[B, T]``, for ``select`` alone; None where groups are replayed.
         noise_floor: optional scalar or ``[B, 1]``, nats: what differs by less is rounding.
         is_replayed: optional ``[B]`` bool, True for completions of an earlier rollout.
     """
