@@ -76,8 +76,8 @@ def gradient_norms(parts: Tensor, loss_weights: Tensor) -> Tensor:
     probe of arXiv 2605.22620.
 
     Args:
-        parts: ``[R, P, G]`` from :meth:`Advantage.parts`; a normalisation over the batch comes
-            later and is not in them.
+        parts: ``[R, P, G]`` from :meth:`Advantage.parts`; a normalisation over the batch, and what
+            an objective makes of the advantages of some tokens, come later and are not in them.
         loss_weights: ``[B, T]`` with which token losses are summed, 0 outside the mask.
 
     Returns:
@@ -131,8 +131,10 @@ def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
     """Measure how far the engine's log-probs are from the policy's (a collective).
 
     ``rollout/engine_gap`` and ``engine_gap_max``: mean and largest |difference| of a token's
-    log-prob, nats; ``rollout/engine_weight``: the mean token weight that corrects for it. There are
-    no such figures where the engine's log-probs are the policy's own.
+    log-prob, nats; ``rollout/engine_weight``: the mean token weight that corrects for it;
+    ``rollout/engine_bounded``: the share of tokens whose weight is bounded. There are no such
+    figures where the engine's log-probs are the policy's own. ``rollout/staleness`` and
+    ``staleness_max``, of completions, are there where an engine draws ahead.
     """
     if rollout.engine_logprobs is None:
         return {}
@@ -143,6 +145,12 @@ def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
     }
     if rollout.token_weights is not None:
         metrics["rollout/engine_weight"] = mean_of_tokens(rollout.token_weights, rollout)
+    if rollout.is_bounded is not None:
+        metrics["rollout/engine_bounded"] = mean_of_tokens(rollout.is_bounded, rollout)
+    if rollout.staleness is not None:
+        mean, _ = all_rank_mean_std(rollout.staleness, torch.ones_like(rollout.staleness))
+        metrics["rollout/staleness"] = mean
+        metrics["rollout/staleness_max"] = all_rank_max(rollout.staleness.max())
     return metrics
 
 
