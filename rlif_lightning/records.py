@@ -215,7 +215,7 @@ class Rollout:
 
     Attributes:
         prompts: the P prompts.
-        completion_ids: ``[B, T]`` int64, right-padded; with a final end-of-sequence token.
+        completion_ids: ``[B, T]`` int64, right-padded, with a final end-of-sequence token.
         mask: ``[B, T]`` bool, True on completion tokens. Every completion has at least one.
         stats: ``[B, T]`` token statistics under the sampling policy, 0 outside the mask.
         texts: B completion texts, without special tokens, cut before a stop string.
@@ -292,16 +292,16 @@ class LossInputs:
     """The inputs of a loss, for one optimiser step or for one of its micro-batches.
 
     Attributes:
-        logprobs: ``[B, T]`` under the policy being trained; with the graph in a micro-batch.
+        logprobs: ``[B, T]`` under the policy being trained, with the graph in a micro-batch.
         old_logprobs: ``[B, T]`` under the policy before their own rollout's first update.
         advantages: ``[B, T]``, constant over a completion unless a token-level kind made it.
         mask: ``[B, T]`` bool.
         completion_numbers: ``[B]`` int64 (Rollout.completion_numbers).
         entropy: optional ``[B, T]``, with the graph, for the entropy bonus.
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
-        token_weights: optional ``[B, T]`` constants that multiply the policy loss.
+        token_weights: optional ``[B, T]`` factors of the policy loss.
         sampled_logprobs: optional ``[B, T]``, of Rollout.stats, for the sampler's gap.
-        sampled_entropy: optional ``[B, T]``, of Rollout.stats, for ``select``; None with replay.
+        sampled_entropy: optional ``[B, T]``, for ``select`` alone; None where groups are replayed.
         noise_floor: optional scalar or ``[B, 1]``, nats: what differs by less is rounding.
         is_replayed: optional ``[B]`` bool, True for completions of an earlier rollout.
     """
