@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from rlif_lightning import cli
+from rlif_lightning.answers.code_tasks import TEST_COLUMNS
 from rlif_lightning.data.benchmark_source import BenchmarkData
 
 ROOT = Path(__file__).parents[1]
@@ -307,6 +308,27 @@ def test_columns_that_nothing_uses_need_not_be_there_and_stay_where_they_are(nam
     assert used | {settings["model"]["evaluation"]["subset_column"]} - {None} <= set(
         source["columns"]
     )
+
+
+ADAPTED = {
+    None: set(),
+    "choices": {"options"},
+    "shown_tests": {"test_list"},
+    "answer_format": {"starter_code"},
+}
+READ_BY_CODE_CHECKER = {*TEST_COLUMNS, "prompt", "entry_point", "starter_code", "metadata"}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("reasoning_gym")])
+def test_no_column_is_demanded_that_nothing_uses(name):
+    settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    data, source = settings["data"], settings["data"]["source"]["init_args"]
+    evaluation = settings["model"]["evaluation"]
+    shown = set(re.findall(r"(?<!\{)\{(\w+)\}", data["format"]["template"]))
+    used = {data["prompt_column"], data["answer_column"], evaluation["subset_column"]} | shown
+    used |= ADAPTED[source.get("adapter")]
+    used |= READ_BY_CODE_CHECKER if evaluation["checker"] == "CodeChecker" else set()
+    assert set(source["columns"]) <= used
 
 
 def test_a_copy_in_csv_may_spell_an_integer(tmp_path):
