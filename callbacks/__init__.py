@@ -15,6 +15,7 @@ from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.label_free_stopping import LabelFreeStopping
 from callbacks.report import RunReport
 from callbacks.sampler_gap import SamplerGap
+from callbacks.stare_controller import STAREController
 
 __all__ = [
     "CollapseGuard",
@@ -24,5 +25,6 @@ __all__ = [
     "KLCovScheduler",
     "LabelFreeStopping",
     "RunReport",
+    "STAREController",
     "SamplerGap",
 ]

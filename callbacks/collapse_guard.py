@@ -12,6 +12,7 @@ from callbacks.detectors import Baseline, DetectorState, Watch
 from callbacks.events import record_alarm, record_event
 from callbacks.guard_detectors import DETECTORS, GuardDetector, verdict, with_changes
 from callbacks.kl_cov_scheduler import KLCovScheduler
+from callbacks.stare_controller import STAREController
 from callbacks.steering import Snapshots, check_scale, scale_setting
 from callbacks.symptoms import symptoms
 from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
@@ -111,10 +112,11 @@ class CollapseGuard(FindsAnswers, Described, Callback):
             return
         names = [name for name in self.scale if name.startswith("objective.")]
         others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        if names and any(isinstance(callback, KLCovScheduler) for callback in others):
+        steering = [each for each in others if isinstance(each, KLCovScheduler | STAREController)]
+        if names and steering:
             raise ValueError(
-                f"scale={names}: KLCovScheduler sets the objective in every rollout; take one of"
-                " them out"
+                f"scale={names}: {type(steering[0]).__name__} sets the objective in every rollout;"
+                " take one of them out"
             )
         check_scale(trainer, pl_module, self.scale, self.max_actions)
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov
     from rlif_lightning.learning.optimizer import LearningRateSchedule
     from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
+    from rlif_lightning.learning.replay import Replay
+    from rlif_lightning.learning.stare import STARE
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import LoRA, Policy
     from rlif_lightning.module import RLIFModule
@@ -105,6 +107,7 @@ _MODULES = {
     "ReasoningGym": "data.sources",
     "ReferenceKL": "learning.objective_base",
     "ReinforcePlusPlus": "learning.baselines",
+    "Replay": "learning.replay",
     "RewardHead": "rewards.base",
     "RewardOutput": "records",
     "RLIFModule": "module",
@@ -118,6 +121,7 @@ _MODULES = {
     "SAPO": "learning.ratio_objectives",
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
+    "STARE": "learning.stare",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
     "UpdatePlan": "learning.update",

@@ -215,8 +215,7 @@ class Rollout:
 
     Attributes:
         prompts: the P prompts.
-        completion_ids: ``[B, T]`` int64, right-padded; a final end-of-sequence token is a
-            completion token.
+        completion_ids: ``[B, T]`` int64, right-padded, with a final end-of-sequence token.
         mask: ``[B, T]`` bool, True on completion tokens. Every completion has at least one.
         stats: ``[B, T]`` token statistics under the sampling policy, 0 outside the mask.
         texts: B completion texts, without special tokens, cut before a stop string.
@@ -293,19 +292,18 @@ class LossInputs:
     """The inputs of a loss, for one optimiser step or for one of its micro-batches.
 
     Attributes:
-        logprobs: ``[B, T]`` under the policy being trained (carries the graph inside a
-            micro-batch).
-        old_logprobs: ``[B, T]`` under the policy before the rollout's first update
-            (learning/old_logprobs.py).
+        logprobs: ``[B, T]`` under the policy being trained, with the graph in a micro-batch.
+        old_logprobs: ``[B, T]`` under the policy before their own rollout's first update.
         advantages: ``[B, T]``, constant over a completion unless a token-level kind made it.
         mask: ``[B, T]`` bool.
         completion_numbers: ``[B]`` int64 (Rollout.completion_numbers).
         entropy: optional ``[B, T]``, with the graph, for the entropy bonus.
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
-        token_weights: optional ``[B, T]`` constants that multiply the policy loss.
-        sampled_logprobs: optional ``[B, T]``, those of Rollout.stats: the sampler's gap is measured
-            on them, whatever the old log-probs are.
-        noise_floor: optional scalar, nats: differences of log-probs up to here are rounding.
+        token_weights: optional ``[B, T]`` factors of the policy loss.
+        sampled_logprobs: optional ``[B, T]``, of Rollout.stats, for the sampler's gap.
+        sampled_entropy: optional ``[B, T]``, for ``select`` alone; None where groups are replayed.
+        noise_floor: optional scalar or ``[B, 1]``, nats: what differs by less is rounding.
+        is_replayed: optional ``[B]`` bool, True for completions of an earlier rollout.
     """
 
     logprobs: Tensor
@@ -317,4 +315,6 @@ class LossInputs:
     ref_logprobs: Tensor | None = None
     token_weights: Tensor | None = None
     sampled_logprobs: Tensor | None = None
+    sampled_entropy: Tensor | None = None
     noise_floor: Tensor | None = None
+    is_replayed: Tensor | None = None

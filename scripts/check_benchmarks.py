@@ -6,7 +6,7 @@ FOLDER has the files that `SETS` names; a set without its file is left out. For 
 config (``configs/benchmarks/NAME.yaml``; ``configs/paper/base.yaml`` for MATH's training problems)
 makes prompts and a checker as a run does. Printed are
 
-1. problems, prompts' lengths in tokens, and golds that cannot be read (`GoldReader.check`);
+1. problems, tokens of a prompt (least, median, most), golds not read (`GoldReader.check`);
 2. ``itself``: golds whose text, put as the prompt asks for it (``\boxed{}``, or ``#### ``), is
    extracted and counted as right;
 3. ``string``: the same for the text that math-verify extracts, and ``value``: for the expression
@@ -14,8 +14,9 @@ makes prompts and a checker as a run does. Printed are
 4. ``solution``: worked solutions of the set from which the extractor takes an answer equal to the
    gold one.
 
-Rows where 2, 3 or 4 says "different" are written to ``--out``: judge each by hand. Rows are not part
-of this repository, and neither is what this script writes.
+Rows where 2, 3 or 4 says "different" are written to ``--out``: judge each by hand. Rows are not
+part of this repository, and neither is what this script writes. The last lines are the epochs of
+the paper's two presets.
 """
 
 from __future__ import annotations
@@ -25,22 +26,30 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from datasets import disable_progress_bars
 
+from benchmarks.results import write_results
 from rlif_lightning.answers.checkers import AnswerChecker
 from rlif_lightning.answers.extraction import AnswerExtractor
 from rlif_lightning.answers.final_answers import equivalent, is_correct
+from rlif_lightning.data.loaders import EncodedSplit, TrainLoader
 from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.prompts import BenchmarkData, LocalFiles, PromptData
+from rlif_lightning.data.tokenizer import load_tokenizer
 from rlif_lightning.records import value_at
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BOXED, HASHED = r"So it is \boxed{%s}.", "So it is.\n#### %s"
-PAPER = "configs/paper/base.yaml"
+VERDICTS = ("itself", "string", "value", "solution")
+HEAD = ("problems", "tokens", "not read", *VERDICTS)
+COMMAND = "python scripts/check_benchmarks.py FOLDER --tokenizer TOKENIZER --results FILE"
+PRESETS = (882, 126)
 
 
 @dataclass(frozen=True)
@@ -127,32 +136,30 @@ def readings(gold: str) -> list[str]:
 
     Fewer where it reads nothing.
     """
-    import sympy
     from math_verify import LatexExtractionConfig, parse
 
     found = parse(rf"\boxed{{{gold}}}", [LatexExtractionConfig()], parsing_timeout=0)
     texts = [part for part in found if isinstance(part, str)][:1]
-    values = [sympy.latex(part) for part in found if not isinstance(part, str)][:1]
+    # SymPy's LaTeX, as notebooks ask for it: between dollars.
+    values = [part._repr_latex_().strip("$") for part in found if not isinstance(part, str)][:1]
+    values = [text.replace(r"\displaystyle", "") for text in values]
     return texts + values if len(texts) + len(values) == 2 else []
 
 
 def judged(
-    chosen: BenchmarkSet, checker: AnswerChecker, problems: Iterator[dict[str, Any]], column: str
+    chosen: BenchmarkSet, checker: AnswerChecker, problems: list[dict[str, Any]], column: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each problem its gold and the verdicts: True, False, or None where none applies."""
+    """Yield each problem's gold with its verdicts; one that cannot be given is left out."""
     for problem in problems:
         gold = checker.gold(value_at(problem, column))
         row: dict[str, Any] = {"gold": gold[0] if gold else None}
         if gold:
             row["answer"] = checker.answer(chosen.ending % gold[0])
-            row["itself"] = checker.correct(
-                [row["answer"]], [problem | {column: value_at(problem, column)}], column
-            )[0]
-            read = readings(gold[0])
-            row["math_verify"] = read
-            names = ("string", "value")
-            row |= {n: equivalent(gold[0], text) for n, text in zip(names, read, strict=False)}
-        if gold and chosen.solution and problem.get(chosen.solution):
+            row["itself"] = is_correct(row["answer"], gold[0])
+            row["math_verify"] = readings(gold[0])
+            pairs = zip(("string", "value"), row["math_verify"], strict=False)
+            row |= {name: equivalent(gold[0], text) for name, text in pairs}
+        if gold and chosen.solution:
             row["from_solution"] = checker.answer(str(problem[chosen.solution]))
             row["solution"] = is_correct(row["from_solution"], gold[0])
         yield row
@@ -164,50 +171,66 @@ def share(rows: list[dict[str, Any]], name: str) -> str:
     return f"{sum(verdicts)} of {len(verdicts)}" if verdicts else "-"
 
 
-def report(name: str, made: PromptData, rows: list[dict[str, Any]], unread: str | None) -> str:
-    """Return the set's line of a Markdown table."""
+def problems_of(made: PromptData) -> EncodedSplit:
+    """Return the training problems where there are any, else those to measure on."""
     split = made.split("train") or made.split("validation")
     assert split is not None
+    return split
+
+
+def epochs(split: EncodedSplit) -> Iterator[str]:
+    """Yield a line on each preset's epoch, by the loader of a run."""
+    for prompts in PRESETS:
+        if prompts <= len(split):
+            rollouts = len(TrainLoader(split, prompts, 0, 1, 0))
+            yield f"{rollouts} rollouts of {prompts}: {rollouts * prompts} of {len(split)} problems"
+
+
+def report(made: PromptData, rows: list[dict[str, Any]], unread: str | None) -> dict[str, str]:
+    """Return the set's figures, by the names in `HEAD`."""
+    split = problems_of(made)
     lengths = np.array([len(ids) for ids in split.token_ids or []])
     low, median, high = (int(np.percentile(lengths, q)) for q in (0, 50, 100))
-    cells = [name, str(len(split)), f"{low} / {median} / {high}"]
+    cells = [str(len(split)), f"{low} / {median} / {high}"]
     cells += [unread.split(" of ")[0] if unread else "0"]
-    cells += [share(rows, verdict) for verdict in ("itself", "string", "value", "solution")]
-    return f"| {' | '.join(cells)} |"
+    cells += [share(rows, verdict) for verdict in VERDICTS]
+    return dict(zip(HEAD, cells, strict=True))
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run, print and write out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="of the files that SETS names")
-    parser.add_argument("--tokenizer", default="rlif-arithmetic", help="hub name or folder")
+    parser.add_argument("--tokenizer", required=True, help="hub name or folder")
     parser.add_argument("--out", type=Path, help="JSON lines of rows that are not equal")
-    arguments = parser.parse_args()
+    parser.add_argument("--results", type=Path, help="result file (CSV) of the table")
+    arguments = parser.parse_args(given)
     logging.disable(logging.CRITICAL)
-    differ = []
-    print(
-        "| set | problems | tokens of a prompt, least / median / most | golds not read | itself |"
-        " string | value | solution |\n" + "| --- " * 8 + "|"
-    )
+    disable_progress_bars()
+    differ, lines, table = [], [], {}
     for name, chosen in SETS.items():
         path = arguments.folder / chosen.file
         if not path.is_file():
             continue
         data, checker = settings_of(chosen)
         made = pipeline(path, chosen, data, arguments.tokenizer)
-        split = made.split("train") or made.split("validation")
-        assert split is not None
-        problems = [problem for _, problem in split.problems()]
+        problems = [problem for _, problem in problems_of(made).problems()]
         column = data["answer_column"]
         golds = enumerate(value_at(problem, column) for problem in problems)
         unread = checker.check_gold(column, golds, chosen.file)
-        rows = list(judged(chosen, checker, iter(problems), column))
-        print(report(name, made, rows, unread), flush=True)
-        verdicts = ("itself", "string", "value", "solution")
-        differ += [{"set": name} | row for row in rows if False in [row.get(v) for v in verdicts]]
-        differ += [{"set": name} | row for row in rows if row.get("math_verify") == []]
+        rows = list(judged(chosen, checker, problems, column))
+        table[name] = report(made, rows, unread)
+        print(name, *table[name].values(), sep=" | ", flush=True)
+        lines += epochs(problems_of(made)) if chosen.config == "paper/base.yaml" else []
+        differ += [{"set": name} | row for row in rows if False in map(row.get, VERDICTS)]
+    print(*lines, sep="\n")
+    if arguments.results:
+        size = len(load_tokenizer(arguments.tokenizer, None, False))
+        conditions = f"a tokenizer of {size} tokens; math-verify {version('math-verify')}"
+        notes = {"command": COMMAND, "conditions": conditions}
+        write_results(arguments.results, notes, table, "set")
     if arguments.out:
         arguments.out.write_text("".join(json.dumps(row) + "\n" for row in differ))
 

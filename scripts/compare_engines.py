@@ -155,7 +155,8 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
             shape
         )
         inputs = LossInputs(old, old, noise, rollout.mask, rollout.completion_numbers(0))
-        mini_batch = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
+        groups = list(range(rollout.num_prompts))
+        mini_batch = select_groups(inputs, rollout.completions, groups)
         updater.accumulate_gradient(mini_batch, UpdateMeter(old.device))
         torch.nn.utils.clip_grad_norm_(list(policy.parameters()), 1.0)
         optimizer.step()

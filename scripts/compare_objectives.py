@@ -1,9 +1,10 @@
-"""Compare objectives' gradients, advantages and importance weights with verl's.
+"""Compare gradients, advantages and importance weights with verl's on random numbers.
 
     python scripts/compare_objectives.py    # in an environment that has verl 0.9 as well
 
 Each objective is summed by its own aggregation, verl's by the mode of the same meaning. A line
-shows the largest difference of a log-prob's gradient, or of an advantage, relative to the largest.
+shows the largest difference of a log-prob's gradient, an advantage or a token's weight, relative
+to the largest.
 The exit code is 1 where one is above 1e-5. ``--write`` replaces docs/results/compare_verl.csv.
 """
 
@@ -45,7 +46,6 @@ from rlif_lightning.rollout.importance_weights import CORRECTIONS, Correction
 
 MODES = {"token_mean": "token-mean", "sequence_mean": "seq-mean-token-mean"}
 LARGEST = 1e-5
-CUT = Correction(1.2)
 Line = tuple[str, Callable[[int], float]]  # our name, and the difference for a seed
 
 
@@ -119,7 +119,8 @@ def difference(pair: Pair, theirs: Callable[..., Any], config: Any, batch: LossI
     objective = pair.objective
     if pair.is_weighted:
         engine = batch.old_logprobs + 0.3 * batch.old_logprobs.roll(1, -1).sin()
-        batch = replace(batch, token_weights=CUT.weights(batch.old_logprobs, engine, batch.mask)[0])
+        weights, _ = Correction(1.2).weights(batch.old_logprobs, engine, batch.mask)
+        batch = replace(batch, token_weights=weights)
     weights = aggregation_weights(batch.mask, objective.aggregation, batch.mask.shape[1]).double()
     marks, inputs = objective.select(batch), vars(batch)
 
@@ -232,7 +233,7 @@ def main() -> None:
     for name, estimator in ESTIMATORS.items():
         lines[name] = type(estimator).__name__, partial(advantage_difference, name, estimator)
     for kind in CORRECTIONS:
-        lines[f"rollout_is, {kind}"] = "engine.max_ratio", partial(weights_difference, kind)
+        lines[f"rollout_is, {kind}"] = "engine.correction", partial(weights_difference, kind)
     sys.exit(compare(lines, "verl", Path(__file__).name, __doc__))
 
 

@@ -234,13 +234,13 @@ def advantage_difference(name: str, seed: int) -> float:
 
 
 def weight_difference(kind: str, seed: int) -> float:
-    """Return the largest difference of an engine's token weights."""
+    """Return the largest difference of the weights for an engine's other distribution."""
     rewards, lengths, logprobs = sample(seed)
     theirs = bare(GRPO_TRAINER, vllm_importance_sampling_mode=kind)
     theirs.use_vllm, theirs.vllm_importance_sampling_clip_max = True, 1.2
     found = scored(theirs, rewards, lengths, logprobs)["importance_sampling_ratio"]
     mask = torch.arange(LENGTH) < lengths.view(-1, 1)
-    ours = Correction(1.2, kind).weights(logprobs[1], logprobs[0], mask)[0]
+    ours, _ = Correction(1.2, kind).weights(logprobs[1], logprobs[0], mask)
     return relative(ours * mask, found * mask)
 
 
@@ -277,7 +277,7 @@ def main() -> None:
     for name, (ours, *_) in ESTIMATORS.items():
         lines[name] = type(ours).__name__, partial(advantage_difference, name)
     for kind in CORRECTIONS:
-        lines[kind] = "engine.max_ratio", partial(weight_difference, kind)
+        lines[kind] = "engine.correction", partial(weight_difference, kind)
     lines["mask_truncated_completions"] = "DropTruncated", truncation_difference
     lines["get_soft_overlong_punishment"] = "OverlongPenalty", overlong_difference
     sys.exit(compare(lines, "trl", Path(__file__).name, __doc__))

@@ -1,4 +1,4 @@
-"""Make the tables of docs/metrics.md from rlif_lightning/metric_names.py.
+"""Make the tables of docs/metrics.md from rlif_lightning/metric_names/.
 
 python scripts/metrics_page.py            # prints them
 python scripts/metrics_page.py --write    # writes them into docs/metrics.md
@@ -22,12 +22,14 @@ SECTIONS = {
     "code": "Code",
     "rollout": "Completions of a rollout",
     "policy": "Policy",
+    "replay": "Replayed groups",
     "update": "Work of the updates",
     "time": "Time",
     "<stage>": "Evaluation",
     "guard": "CollapseGuard",
     "entropy": "EntropyMonitor",
     "kl_cov": "KLCovScheduler",
+    "stare": "STAREController",
     "stopping": "LabelFreeStopping",
 }
 

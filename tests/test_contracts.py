@@ -27,6 +27,7 @@ from rlif_lightning.learning.objectives import (
     ReferenceKL,
 )
 from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
+from rlif_lightning.learning.stare import STARE
 from rlif_lightning.records import Rollout
 from rlif_lightning.sandbox.pool import Sandbox
 
@@ -68,6 +69,8 @@ OBJECTIVES = [
     KLCov(fraction=0.3),
     KLCov(fraction=0.3, unselected="plain", rank_by="current"),
     ClipCov(fraction=0.3, band=(-1.0, 5.0)),
+    STARE(fraction=0.3),
+    STARE(fraction=0.3, positive_weight=1.3, negative_weight=0.8, dual_clip=None),
     GSPO(clip_low=0.05, clip_high=0.1),
     CISPO(clip_low=0.3, clip_high=0.3),
     SAPO(),
@@ -206,7 +209,7 @@ class TestObjectives:
         batch = update()
         marks = objective.select(batch)
         assert marks.shape == batch.mask.shape
-        assert marks.dtype == torch.bool
+        assert marks.dtype in (torch.bool, torch.float32)
         assert not marks[~batch.mask].any()
         assert bool(marks.any()) == hasattr(objective, "fraction")
 

@@ -18,6 +18,7 @@ from rlif_lightning.learning.advantages import GDPO, reward_shares
 from rlif_lightning.learning.losses import aggregation_weights, token_covariance
 from rlif_lightning.learning.objectives import ClipCov, KLCov
 from rlif_lightning.learning.rollout_advantages import reward_metrics, score_rollout
+from rlif_lightning.learning.stare import STARE
 from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.records import LossInputs, Prompts, RewardOutput, Rollout, TokenStats
 from rlif_lightning.rewards import RewardSet, WeightedReward
@@ -152,6 +153,7 @@ def of_update(update: LossInputs) -> dict[str, torch.Tensor]:
     found["kl_cov"] = KLCov(fraction=0.3).select(update)
     found["kl_cov top"] = KLCov(fraction=0.6, pick="top").select(update)
     found["clip_cov"] = ClipCov(fraction=0.2, band=(0.01, 9.0)).select(update)
+    found["stare"] = STARE(fraction=0.3, negative_weight=0.9).select(update)
     advantage = GDPO(batch_norm="sample")
     rewards = update.advantages[:, 0].view(1, -1, 2)
     by_others = replace(advantage, leave_one_out=True)

@@ -30,7 +30,7 @@ from callbacks.report.panels import panels_of
 from callbacks.report.read import PLACE
 from callbacks.report.tables import FIGURES
 from harness.decoding import sampler
-from harness.runs import BASE, fit
+from harness.runs import BASE, fit, run_with
 from rlif_lightning import cli
 from rlif_lightning.metric_names import LOGGED, VALIDATION, entry_of
 from rlif_lightning.rewards import RewardHead
@@ -78,18 +78,24 @@ def everything(tmp_path_factory) -> Path:
         f"--model.objective={json.dumps(objective)}",
         f"--model.rewards={json.dumps(rewards)}",
         '--model.dynamic_sampling={"heads": ["vote"], "max_draws": 2}',
+        "--model.replay.groups=2",
     ]
     callbacks = [
         {"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}}
         for name in CALLBACKS
+        if name != "STAREController"
     ]
-    callbacks[CALLBACKS.index("HFExporter")]["init_args"] = {"monitor": "val/accuracy"}
+    next(each for each in callbacks if each["class_path"] == "HFExporter")["init_args"] = {
+        "monitor": "val/accuracy"
+    }
     added = [
         f"--trainer.callbacks+={json.dumps(each)}"
         for each in callbacks
         if each["class_path"] != "SamplerGap"
     ]
     fit(folder, "--compare=true", *given, "--trainer.check_val_every_n_epoch=1", *added)
+    steered = ["--model.objective=STARE", "--trainer.limit_val_batches=0"]
+    run_with(folder / "stare", "STAREController", *steered, rollouts=1)
     cli.main(
         [
             "test",
@@ -192,6 +198,7 @@ NOT_DRAWN = {
     *("rollout/staleness", "rollout/staleness_max", "rollout/tokens_per_second"),
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
+    *("stare/gate", "stare/positive_weight", "stare/negative_weight"),
     *(
         f"<stage>/{name}"
         for name in (
@@ -309,7 +316,7 @@ def test_every_name_in_code_and_docs_is_in_the_table(path):
     templates = quoted(path) | (literals(path) if path.suffix == ".py" else set())
     unknown = {template for template in templates for name in spelled(template) if not fits(name)}
     assert not unknown, (
-        f"{unknown}: not in metric_names.py (the path of a file is written with its ending)"
+        f"{unknown}: not in metric_names/ (the path of a file is written with its ending)"
     )
 
 
@@ -317,7 +324,7 @@ def test_the_search_for_names_finds_them():
     """So that the test above can fail: it sees most of the table's own names, in code and
     on pages.
     """
-    found = {name for path in CODE if path.name != "metric_names.py" for name in literals(path)}
+    found = {name for path in CODE if path.parent.name != "metric_names" for name in literals(path)}
     assert len(found) > 50
     assert {"policy/entropy", "reward/{}/mean", "time/{}", "vote/", "val/maj@"} <= found
     assert "policy/{log_ratio_picked,entropy_picked,grad_norm}" in quoted(

@@ -24,7 +24,7 @@ OWNERS = {
 Mark = tuple[str, str, str]  # file, row, column
 PAGES = sorted(
     path
-    for folder in (".", "docs", "configs", "configs/paper", "callbacks")
+    for folder in (".", "docs", "docs/related", "configs", "configs/paper", "callbacks")
     for path in (ROOT / folder).glob("*.md")
 )
 

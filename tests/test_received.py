@@ -122,16 +122,16 @@ def test_advantages_of_a_wrong_shape_are_refused_under_the_estimator_s_name():
 
 @dataclass(frozen=True)
 class Weighs(Clipped):
-    """Marks with numbers."""
+    """Marks with whole numbers, which could be places as well."""
 
     def select(self, update: LossInputs) -> Tensor:
-        return update.mask.float()
+        return update.mask.long()
 
 
-def test_marks_that_are_no_bools_are_refused_under_the_objective_s_name():
+def test_marks_that_are_neither_bools_nor_floats_are_refused_under_the_objective_s_name():
     values, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(
         ValueError,
-        match=r"objective Weighs.select returned torch.float32 of shape \(2, 3\); one bool",
+        match=r"objective Weighs.select returned torch.int64 of shape \(2, 3\); one bool or",
     ):
         checked_marks(Weighs(), LossInputs(values, values, values, mask, torch.arange(2)))

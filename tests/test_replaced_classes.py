@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 
-from rlif_lightning import GSPO, ReinforcePlusPlus, cli
+from rlif_lightning import CISPO, DPPO, GMPO, GSPO, Clipped, ReinforcePlusPlus, cli
 
 QUICKSTART = "--config=configs/quickstart.yaml"
 
@@ -39,3 +39,20 @@ def test_an_overlay_that_names_a_class_has_its_own_defaults(capsys, tmp_path):
     model = printed(capsys, QUICKSTART, f"--config={overlay}")
     assert model["objective"]["init_args"] == asdict(GSPO())
     assert model["advantage"]["init_args"] == asdict(ReinforcePlusPlus())
+
+
+@pytest.mark.parametrize("kind", [GSPO, CISPO, GMPO, DPPO])
+def test_a_bound_that_means_something_else_is_not_kept(capsys, kind):
+    """Each of these declares the bounds for itself: of another ratio, of its logarithm, of a
+    divergence.
+    """
+    given = ["--model.objective.clip_low=0.1", f"--model.objective={kind.__name__}"]
+    with pytest.warns(UserWarning, match=f"clip_low=0.1 was given to KLCov; {kind.__name__} has"):
+        model = printed(capsys, QUICKSTART, *given)
+    assert model["objective"]["init_args"] == asdict(kind())
+
+
+def test_a_bound_with_one_meaning_is_kept(capsys):
+    given = ["--model.objective.clip_low=0.1", "--model.objective=Clipped"]
+    model = printed(capsys, QUICKSTART, *given)
+    assert model["objective"]["init_args"] == asdict(Clipped(clip_low=0.1))

@@ -1,9 +1,12 @@
 """The command line builds the parser of the subcommand that it names, and no other."""
 
+from __future__ import annotations
+
 import sys
 
 import pytest
 
+from harness.runs import BASE
 from rlif_lightning import cli
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.module import RLIFModule
@@ -16,10 +19,10 @@ class Parsed(Exception):
 
 
 class OnlyParser(cli.RLIFCLI):
-    built: tuple[str, ...] = ()
+    last: OnlyParser
 
     def parse_arguments(self, parser, args):
-        OnlyParser.built = tuple(self._subcommand_parsers)
+        OnlyParser.last = self
         raise Parsed
 
 
@@ -28,7 +31,7 @@ def built(args: list[str] | None) -> tuple[str, ...]:
         OnlyParser(
             RLIFModule, PromptData, args=args, trainer_class=RLIFTrainer, parser_class=Parser
         )
-    return OnlyParser.built
+    return tuple(OnlyParser.last._subcommand_parsers)
 
 
 def test_a_named_subcommand_has_the_only_parser(monkeypatch):
@@ -39,3 +42,14 @@ def test_a_named_subcommand_has_the_only_parser(monkeypatch):
 
 def test_all_are_built_where_none_is_named_first():
     assert built(["--help"]) == ("fit", "validate", "test", "predict", "preflight")
+
+
+def test_the_subcommands_parser_finds_what_the_whole_one_does():
+    words = ["fit", *BASE, "--model.objective=KLCov", "--trainer.callbacks+=EntropyMonitor"]
+    built(words)
+    run = OnlyParser.last
+    cli.RLIFCLI.parse_arguments(run, run.parser, words)
+    whole = run.parser.parse_args(words)
+    assert whole.subcommand == run.config.subcommand == "fit"
+    assert run.config.fit == whole.fit
+    assert run.config.fit.model.objective.class_path.endswith("KLCov")

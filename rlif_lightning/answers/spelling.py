@@ -111,7 +111,7 @@ _SPACED_THOUSANDS = re.compile(
 # A space between a closing bracket and a letter stays: it may part a value from its unit.
 _SPACES = re.compile(r"\s*([-+=*/^:|<>({\[_])\s*|\s*([)}\]])(?:\s+(?![A-Za-z]))?")
 # The step before takes the space of "3 or -4" away, and "(1,2) and (3,4)" loses one too.
-_JOINED = re.compile(r"(?<![A-Za-z\\])(and|or)(?=[-+({\[|]|\\\{)")
+_JOINED = re.compile(r"(?<=[\s0-9)\]}°%])(and|or)(?=[-+({\[|]|\\\{)")
 _SEPARATOR = re.compile(r"\s*([,;])\s*")
 _CHOICE = re.compile(r"\(\s*([A-Z]|[a-e])\s*\)")
 _OPTION = re.compile(r"(?:choice|option|answer) (?=\(?[A-J]\)?$)", re.IGNORECASE)

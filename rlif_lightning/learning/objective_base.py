@@ -87,11 +87,16 @@ class Objective(ABC):
         """
 
     def select(self, update: LossInputs) -> Tensor:
-        """Return ``[B, T]`` bool marks among all tokens of one optimiser step (a collective).
+        """Return ``[B, T]`` marks among all tokens of one optimiser step (a collective).
 
-        Most objectives mark none.
+        Most objectives mark none. A bool mark says that the token has a loss of its own. A float
+        mark is a sign or a weight for the usual loss; 0 is no mark.
         """
         return torch.zeros_like(update.mask)
+
+    def micro_batch_marks(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        """Return a micro-batch's marks; by default ``marks``, its part of what ``select`` found."""
+        return marks
 
     @abstractmethod
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:

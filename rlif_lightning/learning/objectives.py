@@ -24,10 +24,11 @@ from rlif_lightning.learning.losses import (
     token_covariance,
 )
 from rlif_lightning.learning.lottery import token_lottery
+from rlif_lightning.learning.marks import share_of_candidates
 from rlif_lightning.learning.objective_base import ClippedObjective as ClippedObjective
 from rlif_lightning.learning.objective_base import Objective as Objective
 from rlif_lightning.learning.objective_base import ReferenceKL as ReferenceKL
-from rlif_lightning.processes.collectives import all_rank_sum, all_rank_top_fraction
+from rlif_lightning.processes.collectives import all_rank_top_fraction
 from rlif_lightning.records import LossInputs
 
 UNSELECTED = ("clipped", "plain")
@@ -173,9 +174,3 @@ class ClipCov(PickingObjective):
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         return torch.where(marks, torch.zeros_like(batch.logprobs), self.clipped(batch))
-
-
-def share_of_candidates(candidates: Tensor, mask: Tensor, fraction: float) -> float:
-    """Return which share of the candidates is ``fraction`` of all valid tokens (a collective)."""
-    num_tokens, num_candidates = all_rank_sum(torch.stack([mask.sum(), candidates.sum()])).tolist()
-    return min(1.0, fraction * num_tokens / max(num_candidates, 1))

@@ -169,6 +169,8 @@ class DPPO(BoundedObjective):
         highest_ratio: bound of the ratio as a weight of the log-prob, > 1; 20 is verl's.
     """
 
+    clip_low: float = 0.2
+    clip_high: float = 0.2
     divergence: str = "tv"
     highest_ratio: float = 20.0
 

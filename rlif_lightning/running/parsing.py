@@ -6,6 +6,7 @@ Importing this file sets jsonargparse's handling of advantages and objectives fo
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import fields
 from importlib import import_module
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.learning.advantages import Advantage
-from rlif_lightning.learning.objective_base import Objective
+from rlif_lightning.learning.objective_base import BoundedObjective, Objective
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.running.former_settings import ARGUMENTS_OF
 
@@ -37,6 +38,8 @@ RENAMED = {
     **{f"model.evaluation.{name}": now for name, now in ARGUMENTS_OF["Evaluation"].items()},
     "predictions.rows_per_file": "the constant 4096",
 }
+# jsonargparse names an unknown setting of a file within its group.
+_IN_GROUP = re.compile(r"(Group '([\w.]+)' does not accept option ')(?!\2\.)")
 _NAME = re.compile(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)*")
 _ARGUMENT = re.compile(r"Option '(?:[\w.]+\.)?(\w+)' is not accepted")
 
@@ -46,6 +49,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error with the present names of settings that were renamed, and exit."""
+        message = _IN_GROUP.sub(r"\1\2.", message)
         added = _hint(message)
         super().error(message if added in message else message + added, ex)
 
@@ -67,25 +71,54 @@ def _hint(message: str) -> str:
 
 # Settings that come in kinds: YAML names the class.
 set_parsing_settings(subclasses_enabled=[Advantage, Objective])
+BOUNDS = {*vars(BoundedObjective)["__annotations__"]}
 _discard_arguments = type_hints.discard_init_args_on_class_path_change
 
 
-def _discard_defaults(parser_or_action: Any, old: Any, new: Any) -> None:
-    """Drop the defaults of an advantage or objective that a setting replaces by another class.
+def _discard_foreign(parser_or_action: Any, old: Any, new: Any) -> None:
+    """Drop what an advantage or objective has that a setting replaces by another class.
 
-    jsonargparse keeps what both classes have. With the old class's defaults among it, the new class
-    would not have its own: GSPO would clip at KLCov's 0.2.
+    jsonargparse keeps what both classes have. Two things of it must go, so that GSPO does not clip
+    at KLCov's 0.2: defaults of the old class, and bounds that one of the classes declares for
+    itself, because they then mean something else (DPPO's ``clip_low`` bounds a divergence).
     """
     path = old.get("class_path") if isinstance(old, Namespace) else None
     if path and old.get("init_args") and path != new["class_path"]:
-        module, _, name = path.rpartition(".")
-        kind = getattr(import_module(module), name) if module else None
-        if isinstance(kind, type) and issubclass(kind, Advantage | Objective):
-            for field in fields(kind):
-                given = old.init_args
+        before, now = _imported(path), _imported(new["class_path"])
+        if isinstance(before, type) and issubclass(before, Advantage | Objective):
+            given, dropped = old.init_args, {}
+            for field in fields(before):
                 if field.name in given and given[field.name] == field.default:
                     del given[field.name]
+            for name in BOUNDS & {*given.keys()}:
+                if _declares(before, name) is not _declares(now, name):
+                    dropped[name] = given.pop(name)
+            _say_dropped(dropped, before, now, new.get("init_args") or {})
     _discard_arguments(parser_or_action, old, new)
 
 
-type_hints.discard_init_args_on_class_path_change = _discard_defaults
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name) if module else None
+
+
+def _declares(kind: Any, name: str) -> type | None:
+    """Return the class, of a class and its bases, whose body holds a setting last."""
+    return next(
+        (base for base in kind.__mro__ if name in vars(base).get("__annotations__", ())), None
+    )
+
+
+def _say_dropped(dropped: dict[str, Any], before: type, now: type, given: Any) -> None:
+    """Warn of values that the new class has too, with a meaning of its own."""
+    lost = {k: v for k, v in dropped.items() if _declares(now, k) and k not in given}
+    if lost:
+        values = ", ".join(f"{name}={value}" for name, value in lost.items())
+        warnings.warn(
+            f"{values} was given to {before.__name__}; {now.__name__} has its own default, because"
+            " the setting means something else there. Give it after the class",
+            stacklevel=2,
+        )
+
+
+type_hints.discard_init_args_on_class_path_change = _discard_foreign

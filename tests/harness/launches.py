@@ -64,6 +64,13 @@ CASES = {
         "--model.objective.rank_by=current",
         '--model.rewards={"vote": {"head": "ClusterVote", "weight": 1.0}}',
     ],
+    # Quantiles over all ranks, and weights that move; the second rollout's are those of both steps.
+    "stare": [
+        '--model.objective={"class_path": "STARE", "init_args": {"negative_weight": 0.9}}',
+        '--trainer.callbacks+={"class_path": "STAREController", "init_args":'
+        ' {"target": 9.0, "step": 0.1}}',
+        "--model.update.micro_batch_tokens=100",
+    ],
     "lora": [
         "--model.policy.lora.rank=4",
         f"--model.objective={REFERENCE}",

@@ -1,90 +1,30 @@
-"""Every figure that a run can log: its unit, its meaning, what it is taken over, its owner.
-
-Names are written as literals where they are logged and read. ``tests/test_metric_names.py`` holds
-this table against a run that logs everything, and against every literal in code and docs.
-``docs/metrics.md`` is written from it. What a user's own reward head or callback logs is not in it.
-"""
+"""The figures of rollouts, rewards and updates."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
-# What a <...> in a name stands for. Evaluations log each figure with the two ends of its interval.
-PLACEHOLDERS = {
-    "stage": r"(?:val|test)(?:_low|_high)?",
-    "head": r"[^\W\d]\w*",
-    "k": r"[1-9]\d*",
-    "figure": r"(?:code|rollout|vote)/\w+",
-}
-VALIDATION = ("val/", "val_low/", "val_high/")
-
-
-@dataclass(frozen=True)
-class Logged:
-    """What one figure is.
-
-    Attributes:
-        unit: of its values; a share lies in [0, 1].
-        meaning: what is measured.
-        over: what it is a mean, a sum or a quantile of: completions, tokens, ranks, ...
-        owner: the file that computes it, from the root of the repository.
-    """
-
-    unit: str
-    meaning: str
-    over: str
-    owner: str
-
-
-def entry_of(name: str) -> str | None:
-    """Return the entry of :data:`LOGGED` that a logged name belongs to; None where it has none.
-
-    Example:
-        >>> entry_of("reward/vote/mean"), entry_of("val_low/pass@8"), entry_of("repetition/share")
-        ('reward/<head>/mean', '<stage>/pass@<k>', None)
-    """
-    return next((entry for entry in LOGGED if re.fullmatch(_pattern(entry), name)), None)
-
-
-def _pattern(entry: str) -> str:
-    """Return the regular expression of an entry's names."""
-    parts = re.split(r"<(\w+)>", entry)  # text, placeholder, text, ...
-    return "".join(
-        PLACEHOLDERS[part] if number % 2 else re.escape(part) for number, part in enumerate(parts)
-    )
-
+from rlif_lightning.metric_names.entries import SAME, SYMPTOMS, Logged
 
 _SCORES = "rlif_lightning/learning/rollout_advantages.py"
 _VOTES = "rlif_lightning/rewards/voting.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
+_REPLAYED = "mean over the replayed tokens of all updates, all ranks; NaN without any"
 _MODULE = "rlif_lightning/module.py"
 _UPDATER = "rlif_lightning/learning/updater.py"
-_EVAL = "rlif_lightning/evaluation/evaluator.py"
-_SYMPTOMS = "callbacks/symptoms.py"
-_GUARD = "callbacks/collapse_guard.py"
-_MONITOR = "callbacks/entropy_monitor.py"
-_SCHEDULER = "callbacks/kl_cov_scheduler.py"
-_STOPPING = "callbacks/label_free_stopping.py"
-
 _SCORED = "all scores of all ranks but NaN; NaN without any"
 _STD = "standard deviation, ddof 1"
 _ALL_COMPLETIONS = "mean over the completions of all ranks"
 _ALL_GROUPS = "mean over the groups of all ranks"
 _ALL_TOKENS = "mean over the rollout's tokens of all ranks; NaN without any"
-_TRAINED = "mean over the tokens trained on in all updates of the rollout, all ranks"
-_PICKED = "mean over the picked ones of the tokens trained on, all ranks; 0 without any"
+_TRAINED = "mean over the rollout's own tokens trained on in all its updates, all ranks"
+_PICKED = "mean over the picked ones of these tokens, all ranks; 0 without any"
 _L2 = "L2 over the log-probs of the rollout's tokens of all ranks, at ratio 1, as of one update"
 _FIRST = "the tokens of the rollout's first mini-batch, all ranks"
 _ALL_RANKS = "sum over all ranks"
-_SAME = "one number, the same on all ranks"
 _EACH = "mean over processes"
-_PROBLEMS = "mean over the problems of all ranks, each counted once"
-_SAMPLES = "mean over the samples of all problems, all ranks"
 
-LOGGED = {
+TRAINING = {
     "reward/<head>/mean": Logged(
         "score", "A head's score; the unit is the head's own.", f"mean over {_SCORED}", _SCORES
     ),
@@ -146,7 +86,7 @@ LOGGED = {
         "share",
         "Completions of all prompts that give the batch's most frequent answer (CollapseGuard).",
         "counts over all ranks together",
-        _SYMPTOMS,
+        SYMPTOMS,
     ),
     "code/solved": Logged(
         "share",
@@ -170,7 +110,7 @@ LOGGED = {
         "share",
         "4-grams of tokens that stood in the same completion before (CollapseGuard).",
         "sums over the 4-grams of all ranks",
-        _SYMPTOMS,
+        SYMPTOMS,
     ),
     "rollout/engine_gap": Logged(
         "nats", "|log-prob of an engine with its own - the policy's|.", _ALL_TOKENS, _SCORES
@@ -195,10 +135,7 @@ LOGGED = {
         _MODULE,
     ),
     "policy/entropy": Logged(
-        "nats",
-        "Entropy of the next-token distribution, of the policy that sampled.",
-        _ALL_TOKENS,
-        _SCORES,
+        "nats", "Entropy of the next token under the sampling policy.", _ALL_TOKENS, _SCORES
     ),
     "policy/log_ratio": Logged(
         "nats", "|log-prob - old log-prob| at the forward before each step.", _TRAINED, _UPDATES
@@ -213,7 +150,7 @@ LOGGED = {
         "share", "Tokens that the objective picked.", _TRAINED, _UPDATES
     ),
     "policy/clip_fraction": Logged(
-        "share", "Tokens that the clip holds, picked ones left out.", _TRAINED, _UPDATES
+        "share", "Tokens that the clip holds, but for those with another loss.", _TRAINED, _UPDATES
     ),
     "policy/reference_kl": Logged(
         "nats", "KL to the reference model, estimated by k3; 0 without one.", _TRAINED, _UPDATES
@@ -232,14 +169,18 @@ LOGGED = {
         _OLD,
     ),
     "policy/grad_norm": Logged(
-        "norm",
-        "Gradient norm before clipping.",
-        "mean over the rollout's updates, the same on all ranks",
-        _UPDATER,
+        "norm", "Gradient norm before clipping.", "mean over the rollout's updates", _UPDATER
     ),
     "policy/learning_rate": Logged(
-        "learning rate", "Learning rate after the rollout's last update.", _SAME, _MODULE
+        "learning rate", "Learning rate after the rollout's last update.", SAME, _MODULE
     ),
+    "replay/groups": Logged("groups", "Old groups in the updates.", "count, all ranks", _UPDATER),
+    "replay/age": Logged(
+        "rollouts", "Rollouts since it was drawn.", "mean over old groups", _UPDATER
+    ),
+    "replay/ratio": Logged("factor", "Importance ratio before any bound.", _REPLAYED, _UPDATES),
+    "replay/kl": Logged("nats", "KL(policy that drew || present), by k3.", _REPLAYED, _UPDATES),
+    "replay/clip_fraction": Logged("share", "As `policy/clip_fraction`.", _REPLAYED, _UPDATES),
     "update/tokens": Logged(
         "tokens",
         "Positions that training passes were run on, prompts and padding among them.",
@@ -247,10 +188,7 @@ LOGGED = {
         _UPDATES,
     ),
     "update/padding": Logged(
-        "share",
-        "Positions of these that hold no token.",
-        "sums over all updates of the rollout, all ranks",
-        _UPDATES,
+        "share", "Positions of these without a token.", "sums over all updates, all ranks", _UPDATES
     ),
     "update/micro_batch_tokens": Logged(
         "tokens", "Token budget of a pass, after any halving for memory.", _EACH, _UPDATER
@@ -261,59 +199,4 @@ LOGGED = {
     "time/rollout": Logged("seconds", "Wall time of sampling or waiting.", _EACH, _MODULE),
     "time/reward": Logged("seconds", "Wall time of rewards and advantages.", _EACH, _MODULE),
     "time/update": Logged("seconds", "Wall time of all updates of the rollout.", _EACH, _MODULE),
-    "<stage>/accuracy": Logged("share", "Samples that are right.", _PROBLEMS, _EVAL),
-    "<stage>/pass@<k>": Logged(
-        "share", "Chance that one of k samples is right, estimated without bias.", _PROBLEMS, _EVAL
-    ),
-    "<stage>/maj@<k>": Logged(
-        "share", "Problems whose most frequent answer of k samples is right.", _PROBLEMS, _EVAL
-    ),
-    "<stage>/greedy_accuracy": Logged(
-        "share", "Problems whose greedy completion is right.", _PROBLEMS, _EVAL
-    ),
-    "<stage>/agreement": Logged(
-        "share", "Largest cluster of a problem's samples with an answer.", _PROBLEMS, _EVAL
-    ),
-    "<stage>/diversity": Logged(
-        "share", "Distinct answers of a problem to its samples.", _PROBLEMS, _EVAL
-    ),
-    "<stage>/parseable": Logged("share", "Samples with an answer.", _SAMPLES, _EVAL),
-    "<stage>/ended": Logged("share", "Samples that ended by themselves.", _SAMPLES, _EVAL),
-    "<stage>/length": Logged("tokens", "Length of a sample.", _SAMPLES, _EVAL),
-    "<stage>/entropy": Logged(
-        "nats",
-        "Token entropy, before `top_k` and `top_p`.",
-        "mean over the tokens of all samples, all ranks",
-        _EVAL,
-    ),
-    "guard/vote_alignment": Logged(
-        "correlation",
-        "Inside groups: a completion's advantage against the share that gives its answer.",
-        "sums over the completions of all ranks; NaN where no group is mixed",
-        _SYMPTOMS,
-    ),
-    "guard/certainty_share": Logged(
-        "share", "Sum of `reward/<head>/share` over the heads that reward certainty.", _SAME, _GUARD
-    ),
-    "guard/alarms": Logged("alarms", "Alarms that are active.", _SAME, _GUARD),
-    "entropy/p10": Logged(
-        "nats", "10th percentile of token entropy.", "mean over the ranks' percentiles", _MONITOR
-    ),
-    "entropy/p50": Logged(
-        "nats", "Median of token entropy.", "mean over the ranks' medians", _MONITOR
-    ),
-    "entropy/p90": Logged(
-        "nats", "90th percentile of token entropy.", "mean over the ranks' percentiles", _MONITOR
-    ),
-    "entropy/slope": Logged(
-        "nats per rollout",
-        "Trend of `policy/entropy`, by least squares over EntropyMonitor's window.",
-        _SAME,
-        _MONITOR,
-    ),
-    "kl_cov/weight": Logged("weight", "KL-Cov's weight in this rollout.", _SAME, _SCHEDULER),
-    "kl_cov/fraction": Logged("share", "KL-Cov's fraction in this rollout.", _SAME, _SCHEDULER),
-    "stopping/stopped": Logged(
-        "0 or 1", "Whether LabelFreeStopping has ended the run.", _SAME, _STOPPING
-    ),
 }

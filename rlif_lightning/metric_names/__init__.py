@@ -1,0 +1,41 @@
+"""Every figure that a run can log: its unit, its meaning, what it is taken over, its owner.
+
+Names are written as literals where they are logged and read. ``tests/test_metric_names.py`` holds
+this table against a run that logs everything, and against every literal in code and docs.
+``docs/metrics.md`` is written from it. What a user's own reward head or callback logs is not in it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rlif_lightning.metric_names.training import TRAINING
+from rlif_lightning.metric_names.watching import WATCHING
+
+# What a <...> in a name stands for. Evaluations log each figure with the two ends of its interval.
+PLACEHOLDERS = {
+    "stage": r"(?:val|test)(?:_low|_high)?",
+    "head": r"[^\W\d]\w*",
+    "k": r"[1-9]\d*",
+    "figure": r"(?:code|rollout|vote)/\w+",
+}
+VALIDATION = ("val/", "val_low/", "val_high/")
+LOGGED = {**TRAINING, **WATCHING}
+
+
+def entry_of(name: str) -> str | None:
+    """Return the entry of :data:`LOGGED` that a logged name belongs to; None where it has none.
+
+    Example:
+        >>> entry_of("reward/vote/mean"), entry_of("val_low/pass@8"), entry_of("repetition/share")
+        ('reward/<head>/mean', '<stage>/pass@<k>', None)
+    """
+    return next((entry for entry in LOGGED if re.fullmatch(_pattern(entry), name)), None)
+
+
+def _pattern(entry: str) -> str:
+    """Return the regular expression of an entry's names."""
+    parts = re.split(r"<(\w+)>", entry)  # text, placeholder, text, ...
+    return "".join(
+        PLACEHOLDERS[part] if number % 2 else re.escape(part) for number, part in enumerate(parts)
+    )
