@@ -273,7 +273,8 @@ def test_the_gradient_of_a_stale_rollout_is_weighted(stale, kind, budget):
     calls = OptimizerCalls(lambda share, _: share.backward(), policy.zero_grad, float)
     updater = Updater(policy, Clipped(), PLAIN, TokenBudget(budget), calls)
     inputs = loss_inputs(rollout, advantages, rollout.stats.logprobs, None, 1)
-    mini_batch = select_groups(inputs, rollout, range(rollout.num_prompts), is_on_policy=True)
+    groups = range(rollout.num_prompts)
+    mini_batch = select_groups(inputs, rollout.completions, groups, is_on_policy=True)
     policy.zero_grad()
     updater.accumulate_gradient(mini_batch, UpdateMeter(torch.device("cpu")))
     found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
