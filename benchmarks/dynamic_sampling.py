@@ -160,10 +160,17 @@ def summary(runs: dict[tuple[str, str, int], Measured]) -> dict[str, dict[str, s
             "tokens, thousands": _mean([one.tokens / 1000 for one in ones], 0),
             "CPU s": _mean([one.cpu for one in ones], 0),
             "first draws with signal": _mean(signal, 3),
+            "score, first draws": _mean([_score(one, reward, "first_mean") for one in ones], 3),
+            "score, trained on": _mean([_score(one, reward, "mean") for one in ones], 3),
             "empty places": _mean(empty, 2),
             "seeds": str(len(seeds)),
         }
     return rows
+
+
+def _score(one: Measured, reward: str, which: str) -> float:
+    """Return the mean score over rollouts; without dynamic sampling both are of all groups."""
+    return one.figures.get(f"reward/{reward}/{which}", one.figures[f"reward/{reward}/mean"])
 
 
 def _mean_gap(one: Measured, off: Measured) -> float:

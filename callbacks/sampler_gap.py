@@ -94,7 +94,8 @@ class SamplerGap(Callback):
     another numerical precision than the trainer. An engine such as vLLM has log-probs of its own;
     ``rollout/engine_gap`` compares those with the policy's. Its size depends on the engine's
     precision, so it is judged by the run's first rollouts (the engine's ``max_gap`` bounds it as
-    well). The command line adds this to every run.
+    well), and not where a rollout was drawn ahead with older weights. The command line adds this to
+    every run.
 
     Args:
         bound: of policy/sampler_gap, nats; null = 0.001, or 0.1 where the run computes in bfloat16
@@ -130,9 +131,12 @@ class SamplerGap(Callback):
         """Judge the rollout; warn once each time that a figure becomes too large."""
         sampling = pl_module.sampling
         metrics = [OWN]
-        # With top_k or top_p the engine's log-probs are of a truncated distribution.
-        if sampling.temperature > 0 and not sampling.top_k and sampling.top_p == 1:
-            metrics += [ENGINE] if ENGINE in trainer.callback_metrics else []
+        # With top_k or top_p the engine's log-probs are of a truncated distribution, and those of a
+        # rollout that was drawn ahead are of older weights.
+        is_stale = float(trainer.callback_metrics.get("rollout/staleness", 0.0)) > 0
+        is_whole = sampling.temperature > 0 and not sampling.top_k and sampling.top_p == 1
+        if is_whole and not is_stale and ENGINE in trainer.callback_metrics:
+            metrics.append(ENGINE)
         for metric in metrics:
             gap = float(trainer.callback_metrics[metric])
             name = self.watch.judge(metric, gap)

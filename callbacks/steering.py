@@ -167,7 +167,9 @@ class Snapshots:
         """Restore policy, optimiser and heads from the older snapshot (a collective).
 
         The count of rollouts goes on, so that new samples are drawn. The schedule of the learning
-        rate goes on as well: it follows the trainer's count of optimiser steps.
+        rate goes on as well: it follows the trainer's count of optimiser steps. No group is
+        replayed that was drawn before: those of the rollouts that are undone belong to the policy
+        that is left behind, and those of the snapshot are too old by the count of rollouts.
 
         Returns:
             The snapshot's rollout.
@@ -185,6 +187,9 @@ class Snapshots:
         for group, kept in zip(groups, arguments, strict=True):
             group.update(kept)
         module.get_buffer("num_rollouts").fill_(count)
+        module.engine.discard_ahead()  # another policy drew it
+        if module.replay_buffer is not None:
+            module.replay_buffer.clear()
         return rollout
 
 

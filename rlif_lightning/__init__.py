@@ -25,16 +25,16 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
     from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
     from rlif_lightning.learning.dynamic_sampling import DynamicSampling
-    from rlif_lightning.learning.objectives import (
-        ClipCov,
-        Clipped,
+    from rlif_lightning.learning.objective_base import (
+        BoundedObjective,
         ClippedObjective,
-        KLCov,
         Objective,
         ReferenceKL,
     )
+    from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov
     from rlif_lightning.learning.optimizer import LearningRateSchedule
     from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
+    from rlif_lightning.learning.replay import Replay
     from rlif_lightning.learning.stare import STARE
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import LoRA, Policy
@@ -62,11 +62,12 @@ _MODULES = {
     "ArithmeticProblems": "data.sources",
     "BehaviourVote": "rewards.code",
     "BenchmarkData": "data.benchmark_source",
+    "BoundedObjective": "learning.objective_base",
     "Checker": "answers.checkers",
     "ClipCov": "learning.objectives",
     "CISPO": "learning.ratio_objectives",
     "Clipped": "learning.objectives",
-    "ClippedObjective": "learning.objectives",
+    "ClippedObjective": "learning.objective_base",
     "ClusterVote": "rewards.voting",
     "CodeChecker": "answers.checkers",
     "CodeExtractor": "answers.code_tasks",
@@ -94,7 +95,7 @@ _MODULES = {
     "MeanLogprob": "rewards.internal",
     "NativeEngine": "rollout.native",
     "NegativeEntropy": "rewards.internal",
-    "Objective": "learning.objectives",
+    "Objective": "learning.objective_base",
     "OPO": "learning.baselines",
     "OverlongPenalty": "rewards.overlong",
     "Policy": "model.loading",
@@ -104,8 +105,9 @@ _MODULES = {
     "Prompts": "records",
     "Random": "rewards.controls",
     "ReasoningGym": "data.sources",
-    "ReferenceKL": "learning.objectives",
+    "ReferenceKL": "learning.objective_base",
     "ReinforcePlusPlus": "learning.baselines",
+    "Replay": "learning.replay",
     "RewardHead": "rewards.base",
     "RewardOutput": "records",
     "RLIFModule": "module",

@@ -60,6 +60,7 @@ _VOTES = "rlif_lightning/rewards/voting.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
+_REPLAYED = "mean over the replayed tokens of all updates, all ranks; NaN without any"
 _MODULE = "rlif_lightning/module.py"
 _UPDATER = "rlif_lightning/learning/updater.py"
 _EVAL = "rlif_lightning/evaluation/evaluator.py"
@@ -71,11 +72,13 @@ _STARE = "callbacks/stare_controller.py"
 _STOPPING = "callbacks/label_free_stopping.py"
 
 _SCORED = "all scores of all ranks but NaN; NaN without any"
+_STD = "standard deviation, ddof 1"
 _ALL_COMPLETIONS = "mean over the completions of all ranks"
 _ALL_GROUPS = "mean over the groups of all ranks"
 _ALL_TOKENS = "mean over the rollout's tokens of all ranks; NaN without any"
-_TRAINED = "mean over the tokens trained on in all updates of the rollout, all ranks"
-_PICKED = "mean over the picked ones of the tokens trained on, all ranks; 0 without any"
+_TRAINED = "mean over the rollout's own tokens trained on in all its updates, all ranks"
+_PICKED = "mean over the picked ones of these tokens, all ranks; 0 without any"
+_L2 = "L2 over the log-probs of the rollout's tokens of all ranks, at ratio 1, as of one update"
 _FIRST = "the tokens of the rollout's first mini-batch, all ranks"
 _ALL_RANKS = "sum over all ranks"
 _SAME = "one number, the same on all ranks"
@@ -88,14 +91,11 @@ LOGGED = {
         "score", "A head's score; the unit is the head's own.", f"mean over {_SCORED}", _SCORES
     ),
     "reward/<head>/std": Logged(
-        "score",
-        "Spread of a head's scores over everything.",
-        f"standard deviation (n - 1) over {_SCORED}",
-        _SCORES,
+        "score", "Spread of a head's scores over everything.", f"{_STD}, over {_SCORED}", _SCORES
     ),
     "reward/<head>/group_std": Logged(
         "score",
-        "Spread of scores inside a group (standard deviation, n - 1), all that advantages see.",
+        f"Spread of scores inside a group ({_STD}), all that advantages see.",
         "mean over the groups of all ranks that have two scores or more; NaN without any",
         _SCORES,
     ),
@@ -104,6 +104,9 @@ LOGGED = {
         "This head's part of the sum of |advantage parts|; 0 where no completion has an advantage.",
         "sums over the completions of all ranks",
         _SCORES,
+    ),
+    "reward/<head>/gradient_norm": Logged(
+        "loss per nat", "Norm of the head's share of the policy loss's gradient.", _L2, _SCORES
     ),
     "reward/<head>/<figure>": Logged(
         "as `<figure>`",
@@ -172,31 +175,29 @@ LOGGED = {
         _SYMPTOMS,
     ),
     "rollout/engine_gap": Logged(
-        "nats",
-        "|log-prob of the engine - that of the policy|, for an engine with its own log-probs.",
-        _ALL_TOKENS,
-        _SCORES,
+        "nats", "|log-prob of an engine with its own - the policy's|.", _ALL_TOKENS, _SCORES
     ),
     "rollout/engine_gap_max": Logged(
         "nats", "The same, largest.", "largest of the tokens of all ranks", _SCORES
     ),
     "rollout/engine_weight": Logged(
-        "factor",
-        "Weight that corrects a token's loss for the engine's other distribution.",
-        _ALL_TOKENS,
-        _SCORES,
+        "factor", "Weight of a token's loss that corrects for that.", _ALL_TOKENS, _SCORES
     ),
+    "rollout/engine_bounded": Logged(
+        "share", "Tokens whose weight `max_ratio` bounds (`correction`).", _ALL_TOKENS, _SCORES
+    ),
+    "rollout/staleness": Logged(
+        "rollouts", "Trained on since a completion's weights were new.", _ALL_COMPLETIONS, _SCORES
+    ),
+    "rollout/staleness_max": Logged("rollouts", "The same, largest.", "all completions", _SCORES),
     "rollout/tokens_per_second": Logged(
         "tokens per second",
-        "Tokens sampled by all ranks, per second of a process's own clock.",
+        "Tokens sampled by all ranks, per second of time/rollout on a process's own clock.",
         _EACH,
         _MODULE,
     ),
     "policy/entropy": Logged(
-        "nats",
-        "Entropy of the next-token distribution, of the policy that sampled.",
-        _ALL_TOKENS,
-        _SCORES,
+        "nats", "Entropy of the next token under the sampling policy.", _ALL_TOKENS, _SCORES
     ),
     "policy/log_ratio": Logged(
         "nats", "|log-prob - old log-prob| at the forward before each step.", _TRAINED, _UPDATES
@@ -230,14 +231,18 @@ LOGGED = {
         _OLD,
     ),
     "policy/grad_norm": Logged(
-        "norm",
-        "Gradient norm before clipping.",
-        "mean over the rollout's updates, the same on all ranks",
-        _UPDATER,
+        "norm", "Gradient norm before clipping.", "mean over the rollout's updates", _UPDATER
     ),
     "policy/learning_rate": Logged(
         "learning rate", "Learning rate after the rollout's last update.", _SAME, _MODULE
     ),
+    "replay/groups": Logged("groups", "Old groups in the updates.", "count, all ranks", _UPDATER),
+    "replay/age": Logged(
+        "rollouts", "Rollouts since it was drawn.", "mean over old groups", _UPDATER
+    ),
+    "replay/ratio": Logged("factor", "Importance ratio before any bound.", _REPLAYED, _UPDATES),
+    "replay/kl": Logged("nats", "KL(policy that drew || present), by k3.", _REPLAYED, _UPDATES),
+    "replay/clip_fraction": Logged("share", "As `policy/clip_fraction`.", _REPLAYED, _UPDATES),
     "update/tokens": Logged(
         "tokens",
         "Positions that training passes were run on, prompts and padding among them.",
@@ -245,10 +250,7 @@ LOGGED = {
         _UPDATES,
     ),
     "update/padding": Logged(
-        "share",
-        "Positions of these that hold no token.",
-        "sums over all updates of the rollout, all ranks",
-        _UPDATES,
+        "share", "Positions of these without a token.", "sums over all updates, all ranks", _UPDATES
     ),
     "update/micro_batch_tokens": Logged(
         "tokens", "Token budget of a pass, after any halving for memory.", _EACH, _UPDATER
@@ -256,7 +258,7 @@ LOGGED = {
     "update/tokens_per_second": Logged(
         "tokens per second", "`update/tokens`, per second of a process's own clock.", _EACH, _MODULE
     ),
-    "time/rollout": Logged("seconds", "Wall time of sampling.", _EACH, _MODULE),
+    "time/rollout": Logged("seconds", "Wall time of sampling or waiting.", _EACH, _MODULE),
     "time/reward": Logged("seconds", "Wall time of rewards and advantages.", _EACH, _MODULE),
     "time/update": Logged("seconds", "Wall time of all updates of the rollout.", _EACH, _MODULE),
     "<stage>/accuracy": Logged("share", "Samples that are right.", _PROBLEMS, _EVAL),

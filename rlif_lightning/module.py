@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,10 @@ from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
+from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objectives import KLCov, Objective
 from rlif_lightning.learning.optimizer import LearningRateSchedule, build_optimizer
+from rlif_lightning.learning.replay import Replay, ReplayBuffer
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
 from rlif_lightning.learning.scored_rollouts import RolloutSource, ScoredRollout
 from rlif_lightning.learning.token_budget import TokenBudget
@@ -40,6 +43,7 @@ from rlif_lightning.records import Prompts
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running.look_ahead import upcoming_prompts
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.sampling import PREDICTION_ROLLOUT, Sampling
@@ -58,6 +62,7 @@ class RLIFModule(Described, LightningModule):
         evaluation: how validate and test measure.
         dynamic_sampling: what becomes of groups without signal; null = they stay in the update.
         update: how a rollout is cut into optimiser steps.
+        replay: how many old groups join each rollout's update; null = none.
         optimizer: makes the optimiser of the parameters to train; in YAML a class path with
             arguments, in Python such as ``functools.partial(torch.optim.AdamW, lr=1e-4)``.
             By default AdamW with lr 1e-6 and weight_decay 0, fused.
@@ -84,6 +89,7 @@ class RLIFModule(Described, LightningModule):
         evaluation: Evaluation = Evaluation(),
         dynamic_sampling: DynamicSampling | None = None,
         update: UpdatePlan = UpdatePlan(),
+        replay: Replay | None = None,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
             parameters, lr=1e-6, weight_decay=0.0
         ),
@@ -101,6 +107,7 @@ class RLIFModule(Described, LightningModule):
         self.engine = engine or NativeEngine()
         self.evaluator, self.dynamic_sampling = Evaluator(evaluation), dynamic_sampling
         self.plan, self.budget = update, TokenBudget(update.micro_batch_tokens)
+        self.replay_buffer = None if replay is None else ReplayBuffer(replay)
         self.make_optimizer, self.schedule = optimizer, schedule
         self._given = {"group_size": group_size, "answer_column": answer_column}
         self.group_size = group_size or 0  # 0 = the data module has not said it yet
@@ -174,13 +181,21 @@ class RLIFModule(Described, LightningModule):
         optimizer = build_optimizer(self.make_optimizer, trained)
         return [optimizer], [self.schedule.build(optimizer, self.trainer.max_steps)]
 
+    def on_train_start(self) -> None:
+        """Give the engine a source of coming prompts, for one that draws ahead."""
+        self.engine.look_ahead(partial(upcoming_prompts, self), int(self.num_rollouts))
+
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """Make one rollout and its updates."""
         number, started = int(self.num_rollouts), time.perf_counter()
         drawn = self._draw(prompts, number)
         num_sampled = all_rank_sum(drawn.num_tokens)
         rollout, outputs = without_dropped(drawn.rollout, drawn.outputs)
-        advantages, metrics = score_rollout(rollout, outputs, self.advantage, self.rewards.weights)
+        length = self.sampling.max_new_tokens
+        loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
+        advantages, metrics = score_rollout(
+            rollout, outputs, self.advantage, self.rewards.weights, loss_weights
+        )
         for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if hasattr(callback, "on_rollout_scored"):
                 callback.on_rollout_scored(self.trainer, self, metrics)
@@ -215,12 +230,23 @@ class RLIFModule(Described, LightningModule):
         draws = DynamicDraws(self.dynamic_sampling, source, problems, self.seed)
         return draws.draw(prompts, rollout_number)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the replay buffer into the checkpoint; every process holds the same."""
+        if self.replay_buffer is not None:
+            checkpoint["replay"] = self.replay_buffer.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the checkpoint's replay buffer; it is empty where there is none."""
+        if self.replay_buffer is not None:
+            self.replay_buffer.load_state_dict(checkpoint.get("replay"))
+
     def _updater(self) -> Updater:
         assert self.policy is not None
         zero_grad = self.trainer.optimizers[0].zero_grad
         calls = OptimizerCalls(self._backward, zero_grad, self._optimizer_step)
         settings = (self.objective, self.sampling, self.budget)
-        return Updater(self.policy, *settings, calls, self.plan, self.reference)
+        models = self.reference, self.replay_buffer
+        return Updater(self.policy, *settings, calls, self.plan, *models)
 
     def _backward(self, loss: Tensor, is_last: bool) -> None:
         strategy: Any = self.trainer.strategy

@@ -224,6 +224,8 @@ class Rollout:
         group_size: G.
         engine_logprobs: optional ``[B, T]``, of an engine whose log-probs are not the policy's.
         token_weights: optional ``[B, T]`` factors of the policy loss that correct for it.
+        is_bounded: optional ``[B, T]`` bool, True where a bound has lowered the weight.
+        staleness: optional ``[B]`` int64, rollouts trained on since the drawing weights were new.
     """
 
     prompts: Prompts
@@ -235,6 +237,8 @@ class Rollout:
     group_size: int
     engine_logprobs: Tensor | None = None
     token_weights: Tensor | None = None
+    is_bounded: Tensor | None = None
+    staleness: Tensor | None = None
 
     @property
     def num_prompts(self) -> int:
@@ -291,19 +295,18 @@ class LossInputs:
     Attributes:
         logprobs: ``[B, T]`` under the policy being trained (carries the graph inside a
             micro-batch).
-        old_logprobs: ``[B, T]`` under the policy before the rollout's first update
-            (learning/old_logprobs.py).
+        old_logprobs: ``[B, T]`` under the policy before their own rollout's first update.
         advantages: ``[B, T]``, constant over a completion unless a token-level kind made it.
         mask: ``[B, T]`` bool.
         completion_numbers: ``[B]`` int64 (Rollout.completion_numbers).
         entropy: optional ``[B, T]``, with the graph, for the entropy bonus.
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
-        token_weights: optional ``[B, T]`` constants that multiply the policy loss
-            (Rollout.token_weights).
-        sampled_logprobs: optional ``[B, T]``, those of Rollout.stats: the sampler's gap is measured
-            on them, whatever the old log-probs are.
-        sampled_entropy: optional ``[B, T]``, those of Rollout.stats; only ``select`` gets them.
-        noise_floor: optional scalar, nats: differences of log-probs up to here are rounding.
+        token_weights: optional ``[B, T]`` constants that multiply the policy loss.
+        sampled_logprobs: optional ``[B, T]``, of Rollout.stats, for the sampler's gap.
+        sampled_entropy: optional ``[B, T]``, of Rollout.stats; only ``select`` gets them, and only
+            where no old groups are replayed.
+        noise_floor: optional scalar or ``[B, 1]``, nats: what differs by less is rounding.
+        is_replayed: optional ``[B]`` bool, True for completions of an earlier rollout.
     """
 
     logprobs: Tensor
@@ -317,3 +320,4 @@ class LossInputs:
     sampled_logprobs: Tensor | None = None
     sampled_entropy: Tensor | None = None
     noise_floor: Tensor | None = None
+    is_replayed: Tensor | None = None

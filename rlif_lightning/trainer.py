@@ -59,6 +59,12 @@ class RLIFTrainer(Trainer):
             self.source = None if ckpt_path is None else Path(ckpt_path)
         return super()._run(model, ckpt_path, weights_only)
 
+    def _teardown(self) -> None:
+        """Drop what was drawn ahead, then as Lightning, at every end: an exception's as well."""
+        if isinstance(module := self.lightning_module, RLIFModule):
+            module.engine.discard_ahead()
+        super()._teardown()
+
     def set_fork(self, fork_from: str | Path | None, ckpt_path: Any = None) -> None:
         """Begin the next run, and its first evaluation, with the weights in a checkpoint."""
         self.fork_from = checked_fork(fork_from, ckpt_path, self.fork_from)

@@ -137,7 +137,7 @@ def phases(engine: VLLMBaseEngine, prompts: Any, settings: argparse.Namespace) -
     groups = engine.sampler.generate([ids.tolist() for ids in prompts.token_ids], requests)
     times.append(clock())
     drawn = [each for group in groups for each in group]
-    as_rollout(engine.policy, prompts, drawn, sampling, engine.scoring_tokens, engine.max_ratio)
+    as_rollout(engine.policy, prompts, drawn, sampling, engine.scoring_tokens, engine.weighting)
     times.append(clock())
     return dict(zip(("sync", "draw", "score"), [b - a for a, b in pairwise(times)], strict=True))
 
@@ -155,7 +155,8 @@ def train(policy: PolicyModel, rollout: Rollout, learning_rate: float, steps: in
             shape
         )
         inputs = LossInputs(old, old, noise, rollout.mask, rollout.completion_numbers(0))
-        mini_batch = select_groups(inputs, rollout, list(range(rollout.num_prompts)))
+        groups = list(range(rollout.num_prompts))
+        mini_batch = select_groups(inputs, rollout.completions, groups)
         updater.accumulate_gradient(mini_batch, UpdateMeter(old.device))
         torch.nn.utils.clip_grad_norm_(list(policy.parameters()), 1.0)
         optimizer.step()

@@ -1,9 +1,10 @@
-"""Compare gradients of objectives, and advantages, with verl's on random numbers.
+"""Compare gradients, advantages and importance weights with verl's on random numbers.
 
     python scripts/compare_objectives.py    # in an environment that has verl 0.9 as well
 
 Each objective is summed by its own aggregation, verl's by the mode of the same meaning. A line
-shows the largest difference of a log-prob's gradient, or of an advantage, relative to the largest.
+shows the largest difference of a log-prob's gradient, an advantage or a token's weight, relative
+to the largest.
 The exit code is 1 where one is above 1e-5. ``--write`` replaces docs/results/compare_verl.csv.
 """
 
@@ -41,7 +42,7 @@ from rlif_lightning import (
     ReinforcePlusPlus,
 )
 from rlif_lightning.learning.losses import aggregation_weights
-from rlif_lightning.rollout.external_samples import truncated_ratio
+from rlif_lightning.rollout.importance_weights import CORRECTIONS, Correction
 
 MODES = {"token_mean": "token-mean", "sequence_mean": "seq-mean-token-mean"}
 LARGEST = 1e-5
@@ -118,7 +119,8 @@ def difference(pair: Pair, theirs: Callable[..., Any], config: Any, batch: LossI
     objective = pair.objective
     if pair.is_weighted:
         engine = batch.old_logprobs + 0.3 * batch.old_logprobs.roll(1, -1).sin()
-        batch = replace(batch, token_weights=truncated_ratio(batch.old_logprobs, engine, 1.2))
+        weights, _ = Correction(1.2).weights(batch.old_logprobs, engine, batch.mask)
+        batch = replace(batch, token_weights=weights)
     weights = aggregation_weights(batch.mask, objective.aggregation, batch.mask.shape[1]).double()
     marks, inputs = objective.select(batch), vars(batch)
 
@@ -155,6 +157,22 @@ def advantage_difference(name: str, estimator: Advantage, seed: int) -> float:
     expected = theirs(rewards.view(-1, 1) * last, mask.double(), groups, **more)[0][:, 0]
     ours = estimator(rewards[None], torch.ones(1), lengths).flatten()
     return float((ours - expected).abs().max() / expected.abs().max())
+
+
+def weights_difference(kind: str, seed: int) -> float:
+    """Return the largest difference to verl's importance weights, relative to the largest one."""
+    from verl.trainer.ppo.rollout_corr_helper import (  # pyright: ignore[reportMissingImports]
+        compute_rollout_correction_weights,
+    )
+
+    batch, bound = tokens(seed), 1.2
+    level, _, action = kind.partition("_")
+    # verl's mask needs a lower bound as well; this one is below every ratio.
+    threshold = str(bound) if action == "truncate" else f"1e-12_{bound}"
+    given = (batch.logprobs - batch.old_logprobs, batch.mask.double(), level, threshold)
+    expected = compute_rollout_correction_weights(*given)[0]
+    ours = Correction(bound, kind).weights(batch.logprobs, batch.old_logprobs, batch.mask)[0]
+    return float(((ours - expected) * batch.mask).abs().max() / expected.max())
 
 
 def compare(lines: Mapping[str, Line], peer: str, script: str, text: str | None) -> bool:
@@ -214,6 +232,8 @@ def main() -> None:
         lines[name] = type(pair.objective).__name__, of_loss(pair)
     for name, estimator in ESTIMATORS.items():
         lines[name] = type(estimator).__name__, partial(advantage_difference, name, estimator)
+    for kind in CORRECTIONS:
+        lines[f"rollout_is, {kind}"] = "engine.correction", partial(weights_difference, kind)
     sys.exit(compare(lines, "verl", Path(__file__).name, __doc__))
 
 

@@ -38,7 +38,7 @@ from rlif_lightning import (
 )
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
-from rlif_lightning.rollout.external_samples import truncated_ratio
+from rlif_lightning.rollout.importance_weights import CORRECTIONS, Correction
 
 EOS, PAD, P, G = 1, 0, 5, 4
 LENGTH = 24  # TRL's max_completion_length
@@ -184,11 +184,12 @@ def more_of(batch: LossInputs, seed: int, is_weighted: bool) -> LossInputs:
     generator = torch.Generator().manual_seed(seed + 1000)
     noise = torch.randn(3, *batch.mask.shape, generator=generator, dtype=torch.float64)
     engine = batch.old_logprobs + 0.3 * noise[0]
+    weights, _ = Correction(1.2).weights(batch.old_logprobs, engine, batch.mask)
     return replace(
         batch,
         entropy=noise[1].abs(),
         ref_logprobs=batch.old_logprobs + 0.2 * noise[2],
-        token_weights=truncated_ratio(batch.old_logprobs, engine, 1.2) if is_weighted else None,
+        token_weights=weights if is_weighted else None,
     )
 
 
@@ -232,14 +233,14 @@ def advantage_difference(name: str, seed: int) -> float:
     )
 
 
-def weight_difference(seed: int) -> float:
-    """Return the largest difference of an engine's truncated token weights."""
+def weight_difference(kind: str, seed: int) -> float:
+    """Return the largest difference of the weights for an engine's other distribution."""
     rewards, lengths, logprobs = sample(seed)
-    theirs = bare(GRPO_TRAINER, vllm_importance_sampling_mode="token_truncate")
+    theirs = bare(GRPO_TRAINER, vllm_importance_sampling_mode=kind)
     theirs.use_vllm, theirs.vllm_importance_sampling_clip_max = True, 1.2
     found = scored(theirs, rewards, lengths, logprobs)["importance_sampling_ratio"]
-    ours = truncated_ratio(logprobs[1], logprobs[0], 1.2)
     mask = torch.arange(LENGTH) < lengths.view(-1, 1)
+    ours, _ = Correction(1.2, kind).weights(logprobs[1], logprobs[0], mask)
     return relative(ours * mask, found * mask)
 
 
@@ -275,7 +276,8 @@ def main() -> None:
         lines[shown] = type(pair.objective).__name__, partial(loss_difference, pair)
     for name, (ours, *_) in ESTIMATORS.items():
         lines[name] = type(ours).__name__, partial(advantage_difference, name)
-    lines["token_truncate"] = "engine.max_ratio", weight_difference
+    for kind in CORRECTIONS:
+        lines[kind] = "engine.correction", partial(weight_difference, kind)
     lines["mask_truncated_completions"] = "DropTruncated", truncation_difference
     lines["get_soft_overlong_punishment"] = "OverlongPenalty", overlong_difference
     sys.exit(compare(lines, "trl", Path(__file__).name, __doc__))

@@ -95,18 +95,19 @@ class Measured:
             "rollout, s", lambda: self.engine.generate(prompts, GROUP, SAMPLING, step)
         )
         rescored = self.timed(
-            "rescoring, s", lambda: rollout_logprobs(self.policy, rollout, SAMPLING, BUDGET)
+            "rescoring, s",
+            lambda: rollout_logprobs(self.policy, rollout.completions, SAMPLING, BUDGET),
         )
         noise = torch.randn(PROBLEMS * GROUP, 1, generator=torch.Generator().manual_seed(step))
-        inputs = loss_inputs(
-            rollout, noise.expand(rollout.mask.shape), rollout.stats.logprobs, None, step
-        )
+        noise = noise.expand(rollout.mask.shape)
+        inputs = loss_inputs(rollout, noise, rollout.stats.logprobs, None, step)
         parts = [
             list(range(start, start + PROBLEMS // UPDATES))
             for start in range(0, PROBLEMS, PROBLEMS // UPDATES)
         ]
         first, later = (
-            select_groups(inputs, rollout, parts[0], is_on_policy) for is_on_policy in (True, False)
+            select_groups(inputs, rollout.completions, parts[0], is_on_policy)
+            for is_on_policy in (True, False)
         )
         forward = self.gradient(Clipped(), first, SMALL)[1]
         settled, figures = settle_old_logprobs(inputs, first.index, forward, lambda: rescored)
@@ -125,7 +126,7 @@ class Measured:
                     float((changed - plain).norm() / plain.norm())
                 )
         for part in parts:
-            batch = select_groups(settled, rollout, part)
+            batch = select_groups(settled, rollout.completions, part)
             self.timed("update, s", lambda b=batch: self.gradient(KLCov(), b))
 
 

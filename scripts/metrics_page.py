@@ -22,6 +22,7 @@ SECTIONS = {
     "code": "Code",
     "rollout": "Completions of a rollout",
     "policy": "Policy",
+    "replay": "Replayed groups",
     "update": "Work of the updates",
     "time": "Time",
     "<stage>": "Evaluation",

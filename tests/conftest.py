@@ -4,26 +4,23 @@ spot.
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
-import torch
-from transformers import AutoTokenizer
 
 pytest.register_assert_rewrite("harness")  # before the first import from it
 
-from harness.models import ARCHITECTURES, make_model  # noqa: E402
-from rlif_lightning.model.loading import resolve_model  # noqa: E402
-
-torch.set_num_threads(1)
+# PyTorch and our own modules are imported by test files and fixtures alone: the process that
+# only starts others (xdist) needs none of them.
 
 # Continuous integration draws the same examples each time; a person may ask for more.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
@@ -31,32 +28,46 @@ hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_subcommand():
-    """Leave out the parsers of subcommands that a command line does not name: a quarter of a small
-    run's time.
+def pytest_collection_finish(session):
+    """Compute with one thread, and leave what the imports made out of each garbage collection."""
+    if session.items:
+        import torch
 
-    A command line that names none has all of them; so have runs in processes of their own.
-    """
+        torch.set_num_threads(1)
+        gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_parser():
+    """Build the parser of a subcommand once: runs differ in what it parses, not in the parser."""
     cli = sys.modules.get("rlif_lightning.cli")
     if cli is None:  # no test that was collected needs it
         yield
         return
-    whole, known = cli.RLIFCLI.__init__, cli.RLIFCLI.subcommands()
+    prepare, kept = cli.RLIFCLI._prepare_subcommand_parser, {}
 
-    def made(self, *given, args=None, **named):
-        if args and args[0] in known:
-            self.subcommands = lambda: {args[0]: known[args[0]]}
-        whole(self, *given, args=args, **named)
+    def prepared(self, trainer_class, subcommand, **given):
+        key = type(self), self._model_class, self.parser_class, trainer_class, subcommand
+        if key not in kept:
+            parser = prepare(self, trainer_class, subcommand, **given)
+            kept[key] = parser, self._subcommand_method_arguments[subcommand]
+        parser, self._subcommand_method_arguments[subcommand] = kept[key]
+        return parser
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.RLIFCLI, "__init__", made)
+        patch.setattr(cli.RLIFCLI, "_prepare_subcommand_parser", prepared)
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory) -> dict[str, Path]:
     """Architecture -> folder of a random tiny model with the embedded model's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from harness.models import ARCHITECTURES, make_model
+    from rlif_lightning.model.loading import resolve_model
+
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
     folders = {}
     for architecture in ARCHITECTURES:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from harness.runs import fit
-from rlif_lightning.running import checkpoint_files
+from rlif_lightning.running import checkpoint_faults, checkpoint_files
 from rlif_lightning.running.checkpoint_faults import Expected, why_unusable
 from rlif_lightning.running.checkpoint_files import FILES, CheckpointFile
 from rlif_lightning.running.checkpoint_names import (
@@ -284,6 +284,23 @@ def test_a_folder_of_shards_is_whole_or_refused(tmp_path):
     assert "cannot be read" in str(why_unusable(path))
     remove_checkpoint(path)
     assert not list(tmp_path.iterdir())
+
+
+def test_tensors_beside_the_shards_may_be_large_and_plain_values_may_not(tmp_path, monkeypatch):
+    """A replay buffer lies there."""
+    monkeypatch.setattr(checkpoint_faults, "MAX_PLAIN", 2**16)
+    path = folder_of_shards(tmp_path / ".rollout=000001.ckpt.unfinished")
+    rest = {name: part for name, part in GOOD.items() if name in checkpoint_faults.REST_PARTS}
+    for more, fault in (
+        ({"replay": torch.zeros(2**16)}, None),
+        ({"more": "x" * 2**16}, "its part meta.pt: it has "),
+    ):
+        torch.save(rest | more, path / "meta.pt")
+        sizes = json.loads((path / FILES).read_text())
+        sizes["meta.pt"] = (path / "meta.pt").stat().st_size
+        (path / FILES).write_text(json.dumps(sizes))
+        found = why_unusable(path, MODEL)
+        assert found is None if fault is None else str(found).startswith(fault)
 
 
 @pytest.mark.parametrize(

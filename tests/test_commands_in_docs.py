@@ -17,7 +17,7 @@ from harness.files import ROOT
 from rlif_lightning import cli
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.running.former_settings import RENAMED
+from rlif_lightning.running.parsing import RENAMED
 from rlif_lightning.trainer import RLIFTrainer
 
 PAGES = [
@@ -55,13 +55,13 @@ class OnlyParser(cli.RLIFCLI):
 
 
 @pytest.fixture(scope="module")
-def parser():
+def parsers():
     built = OnlyParser.__new__(OnlyParser)
     with contextlib.suppress(Parsed):
         built.__init__(
             RLIFModule, PromptData, trainer_class=RLIFTrainer, auto_configure_optimizers=False
         )
-    return built.parser
+    return built._subcommand_parsers
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -110,21 +110,21 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_the_command_line_knows_every_setting(command, parser, monkeypatch):
+def test_the_command_line_knows_every_setting(command, parsers, monkeypatch):
     monkeypatch.chdir(ROOT)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parser.parse_args(command)
+            parsers[command[0]].parse_args(command[1:])
     except SystemExit:
         pytest.fail(f"{' '.join(command)}: {said.getvalue()[-600:]}")
 
 
-def test_a_setting_that_does_not_exist_is_found(parser, monkeypatch):
+def test_a_setting_that_does_not_exist_is_found(parsers, monkeypatch):
     monkeypatch.chdir(ROOT)
     command = arguments("... --model.learning_rate=0.1")
     with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
-        parser.parse_args(command)
+        parsers[command[0]].parse_args(command[1:])
     assert len(COMMANDS) > 100  # the search finds what the pages write
 
 

@@ -46,7 +46,7 @@ def test_a_mini_batch_holds_the_same_completions_in_tokens_and_loss_inputs():
     stats = TokenStats(values, values, values)
     rollout = Rollout(prompts, whole.completion_ids, whole.mask, stats, [""] * 6, ended, 2)
     inputs = LossInputs(values, values, values, rollout.mask, torch.arange(6))
-    found = select_groups(inputs, rollout, [2, 0])
+    found = select_groups(inputs, rollout.completions, [2, 0])
     assert found.index.tolist() == found.inputs.completion_numbers.tolist() == [4, 5, 0, 1]
     assert torch.equal(found.inputs.mask, found.completions.mask)
     assert torch.equal(found.completions.completion_ids, rollout.completion_ids[found.index])

@@ -16,9 +16,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from harness.forked import run_module
-from harness.processes import environment
+from harness.children import in_child
 from harness.runs import BASE, LONG, adding, assert_same, fit, parameters, saving
+from rlif_lightning import cli
 from rlif_lightning.learning.non_finite import NonFiniteGradient
 from rlif_lightning.running import status
 from rlif_lightning.running.checkpoint_names import find_checkpoints
@@ -127,8 +127,8 @@ def test_a_kill_in_the_final_export_costs_nothing(tmp_path):
         adding("HFExporter"),
     ]
     given = ["fit", *BASE, f"--trainer.default_root_dir={tmp_path / 'lives'}", *arguments]
-    killed = run_module("rlif_lightning", given, environment())
-    assert killed.returncode == -signal.SIGKILL
+    code, printed = in_child(lambda: cli.main(given), tmp_path)
+    assert code == -signal.SIGKILL, printed
     assert not (tmp_path / "lives" / "version_0" / "export").exists()
     found = read_status(tmp_path / "lives")
     assert found.end == "killed, or its machine was lost: no end was written"

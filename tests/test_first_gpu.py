@@ -5,19 +5,26 @@ failure ends no page.
 import json
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
+
+from harness.children import in_child
 
 ROOT = Path(__file__).parent.parent
 
 
 def script(*arguments: str, out: Path) -> str:
-    command = [sys.executable, "scripts/first_gpu", *arguments, "--out", str(out)]
-    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        command, cwd=ROOT, check=True, capture_output=True, text=True, env=without_gpu
-    ).stdout
+    """``python scripts/first_gpu``, where no GPU is seen."""
+
+    def command() -> None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.chdir(ROOT)
+        sys.argv[1:] = [*arguments, "--out", str(out)]
+        runpy.run_path("scripts/first_gpu", run_name="__main__")
+
+    code, printed = in_child(command, out)
+    assert code == 0, printed
+    return printed
 
 
 def test_the_shell_script_runs_every_section(monkeypatch):

@@ -101,11 +101,18 @@ def test_a_rollouts_figures_are_over_both(tmp_path):
             "a": RewardOutput(torch.tensor([0.0, 1.0])),
             "b": RewardOutput(torch.tensor([1.0, 1.0] if rank else [0.0, 1.0])),
         }
-        _, figures = score_rollout(rollout, outputs, GDPO(eps=0.0), torch.ones(2))
-        return [float(figures[name]) for name in ("policy/entropy", "reward/a/share")]
+        loss_weights = aggregation_weights(rollout.mask, "token_mean", 4)
+        given = rollout, outputs, GDPO(eps=0.0), torch.ones(2), loss_weights
+        _, figures = score_rollout(*given)
+        names = "policy/entropy", "reward/a/share", "reward/{}/gradient_norm"
+        return [float(figures[name.format(head)]) for name in names for head in "ab"]
 
+    # Parts are of size sqrt 1/2; a has 8 tokens with one, b has 2, and each weighs 1/8.
+    expected = (
+        [(2 * 1 + 6 * 4) / 8] * 2 + [2 / 3] * 2 + [math.sqrt(8 / 2) / 8, math.sqrt(2 / 2) / 8]
+    )
     for found in on_two_ranks(work, tmp_path):
-        assert found == pytest.approx([(2 * 1 + 6 * 4) / 8, 2 / 3])
+        assert found == pytest.approx(expected)
 
 
 def test_answers_and_the_updates_figures_are_over_both(tmp_path):

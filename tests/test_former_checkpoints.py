@@ -17,7 +17,7 @@ from rlif_lightning.evaluation.evaluator import Evaluation
 from rlif_lightning.running.former_settings import ARGUMENTS_OF, present_settings
 
 SANDBOX = Sandbox(minimum="rlimits", wall_seconds=4)
-LOOP = {"target": (0.1, 0.2), "bounds": (0.001, 10.0)}
+LOOP: dict[str, Any] = {"target": (0.1, 0.2), "bounds": (0.001, 10.0)}
 VOTE = {"function_column": "entry_point", "inputs_column": "inputs", "header_column": "prompt"}
 NAMED = {"function": "f", "inputs": "cases"}
 ENDS = {"start": 0.4, "end": 0.1, "steps": 9, "points": None}

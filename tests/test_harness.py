@@ -10,6 +10,8 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from harness.files import ROOT
 from harness.forked import run_module
 from harness.processes import environment
@@ -48,6 +50,7 @@ raise OSError("told")
 """
 
 
+@pytest.mark.slow  # as every test that forks a module
 def test_a_forked_module_ends_as_one_that_was_started(tmp_path):
     (tmp_path / "fates.py").write_text(FATES)
     given = {**environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}", "MINE": "here"}

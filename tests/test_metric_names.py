@@ -78,6 +78,7 @@ def everything(tmp_path_factory) -> Path:
         f"--model.objective={json.dumps(objective)}",
         f"--model.rewards={json.dumps(rewards)}",
         '--model.dynamic_sampling={"heads": ["vote"], "max_draws": 2}',
+        "--model.replay.groups=2",
     ]
     callbacks = [
         {"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}}
@@ -185,6 +186,7 @@ def test_the_report_draws_every_curve_that_it_has(everything):
 NOT_DRAWN = {
     *(
         "reward/<head>/std",
+        "reward/<head>/gradient_norm",
         "reward/<head>/<figure>",
         "reward/<head>/first_mean",
         "vote/undecided",
@@ -192,7 +194,8 @@ NOT_DRAWN = {
         "policy/entropy_picked",
     ),
     *(f"dynamic/{name}" for name in ("signal", "extra_groups", "empty_places", "discarded_tokens")),
-    *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/tokens_per_second"),
+    *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/engine_bounded"),
+    *("rollout/staleness", "rollout/staleness_max", "rollout/tokens_per_second"),
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
     *("stare/gate", "stare/positive_weight", "stare/negative_weight"),

@@ -59,7 +59,7 @@ def sampled(precision: str) -> tuple[PolicyModel, Rollout, LossInputs]:
 
 def mini_batch(precision: str, on_policy: bool = True) -> MiniBatch:
     _, rollout, inputs = sampled(precision)
-    return select_groups(inputs, rollout, [0, 1, 2, 3], on_policy)
+    return select_groups(inputs, rollout.completions, [0, 1, 2, 3], on_policy)
 
 
 def gradient(
@@ -119,7 +119,7 @@ def test_with_the_samplers_log_probs_rounding_would_act_there(precision):
 
 def score(precision: str) -> torch.Tensor:
     policy, rollout, _ = sampled(precision)
-    return rollout_logprobs(policy, rollout, SAMPLING, 8192)
+    return rollout_logprobs(policy, rollout.completions, SAMPLING, 8192)
 
 
 def test_the_first_mini_batch_in_many_passes_is_the_one_in_one():

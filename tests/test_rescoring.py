@@ -23,7 +23,7 @@ from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, ReferenceKL
 from rlif_lightning.learning.rollout_advantages import score_rollout
 from rlif_lightning.records import RewardOutput, TokenStats
-from rlif_lightning.rollout.external_samples import truncated_ratio
+from rlif_lightning.rollout.importance_weights import Correction
 from rlif_lightning.sampling import request_seed
 
 
@@ -50,7 +50,8 @@ def test_statistics_are_the_policys_whoever_sampled(tiny_models, architecture, n
 
 @given(st.floats(-40, 0), st.floats(-40, 0), st.floats(1, 10))
 def test_truncated_ratio_matches_restatement(mine, theirs, bound):
-    found = truncated_ratio(*torch.tensor([[mine], [theirs]], dtype=torch.float64), bound)
+    logprobs = torch.tensor([[[mine]], [[theirs]]], dtype=torch.float64)  # [2, B, T]
+    found, _ = Correction(bound).weights(*logprobs, torch.ones(1, 1, dtype=torch.bool))
     expected = min(math.exp(mine - theirs) if mine - theirs < 20 else math.inf, bound)
     assert float(found) == pytest.approx(max(expected, math.exp(-20)), rel=1e-9)
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 import base64
 import json
 import re
-import subprocess
+import runpy
 import sys
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +22,7 @@ from callbacks.report import read_run
 from callbacks.report.figures import draw_panel
 from callbacks.report.panels import panels_of
 from callbacks.run_report import main
+from harness.children import in_child
 from harness.runs import fit
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -159,16 +161,17 @@ def test_a_run_without_the_csv_logger_is_refused(tmp_path, capsys):
 
 def test_the_module_is_a_command(tmp_path, capsys):
     folder = folder_of(tmp_path / "run", "0,0,0.3,0.5,1.0,0.1,", "0,1,0.2,0.6,1.0,0.2,")
-    command = [
-        sys.executable,
-        "-W",
-        "error::RuntimeWarning",
-        "-m",
-        "callbacks.run_report",
-        str(folder),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+
+    def command() -> None:
+        """``python -W error::RuntimeWarning -m callbacks.run_report``, its imports anew."""
+        for name in [name for name in sys.modules if name.split(".")[0] == "callbacks"]:
+            del sys.modules[name]
+        sys.argv[1:] = [str(folder)]
+        warnings.simplefilter("error", RuntimeWarning)
+        runpy.run_module("callbacks.run_report", run_name="__main__", alter_sys=True)
+
+    code, printed = in_child(command, tmp_path)
+    assert code == 0, printed
     assert (folder / "report.html").is_file()
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path)])

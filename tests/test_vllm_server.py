@@ -8,7 +8,6 @@ The stand-in is a real HTTP server whose sampler is the native engine (tests/sta
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import re
@@ -30,11 +29,9 @@ from safetensors import safe_open
 from benchmarks.ranks import free_port
 from harness.command_line import build
 from harness.decoding import completions
-from harness.files import ROOT
 from harness.launches import BASE as TWO_ROLLOUTS
-from harness.launches import QUIET, assert_same_metrics, assert_same_weights, launch, on, weights
+from harness.launches import assert_same_metrics, assert_same_weights, both_end, launch, on, weights
 from harness.launches import metrics as logged
-from harness.processes import environment
 from harness.runs import fit, marked, metrics
 from harness.stand_in_server import StandIn, Worker, stand_in
 from harness.vllm_runs import GROUP, PLAIN, changed, gap_of, prompts_of, vllm_test, with_vllm
@@ -712,41 +709,6 @@ def test_sharded_policies_are_handed_over_whole(standing, tmp_path):
         rows = [row for row in logged(tmp_path, name) if "rollout/engine_gap" in row]
         assert len(rows) == 2
         assert all(0 < row["rollout/engine_gap_max"] < 1e-3 for row in rows)
-
-
-def both_end(folder: Path, arguments: list[str]) -> list[str]:
-    """What each of two processes printed that nobody stops: both must fail by themselves,
-    in time.
-    """
-    port = str(free_port())
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    given = json.dumps({"two": [*arguments, f"--trainer.default_root_dir={folder / 'two'}"]})
-    processes = []
-    for rank in range(2):
-        own = {
-            **environment(),
-            **QUIET,
-            **group,
-            "LOCAL_RANK": str(rank),
-        }
-        command = [sys.executable, "-m", "harness.launched", str(folder), "0", given]
-        processes.append(
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=own,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        told = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 1 for process in processes), told
-    return told
 
 
 NOT_THIS = "400 to /v1/completions: not this one"

@@ -117,7 +117,7 @@ def test_the_reference_model_leaves_them_out_too(folder):
     policy = load(folder, "tokenizer")
     rollout = generate(policy, [0, 1], SAMPLING)
     reference = PolicyModel(Policy(str(folder), vocabulary="tokenizer"), frozen=True)
-    found = reference_logprobs(policy, reference, rollout, SAMPLING, 10_000)
+    found = reference_logprobs(policy, reference, rollout.completions, SAMPLING, 10_000)
     torch.testing.assert_close(found, rollout.stats.logprobs, rtol=1e-4, atol=1e-4)
 
 

@@ -23,10 +23,7 @@ from rlif_lightning.parallel.passes import measure_tokens
 from rlif_lightning.records import (
     Completions,
     LossInputs,
-    Prompts,
     RewardOutput,
-    Rollout,
-    TokenStats,
 )
 from rlif_lightning.sampling import Sampling
 
@@ -133,19 +130,17 @@ def test_the_reference_of_a_lora_policy_is_its_base_model(tiny_models):
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    completions, zeros = four_completions(), torch.zeros(4, 4)
-    prompts = Prompts(completions.prompt_ids, ["", ""], {}, torch.arange(2))
-    stats, ended = TokenStats(zeros, zeros, zeros), torch.ones(4, dtype=torch.bool)
-    ids, mask = completions.completion_ids, completions.mask
-    rollout = Rollout(prompts, ids, mask, stats, [""] * 4, ended, 2)
+    completions = four_completions()
     scoring = (completions, sampling, 100)
     base = measure_tokens(PolicyModel(Policy(folder)), *scoring).logprobs
     adapted = measure_tokens(policy, *scoring).logprobs
-    reference = reference_logprobs(policy, None, rollout, sampling, 100)
+    reference = reference_logprobs(policy, None, completions, sampling, 100)
     torch.testing.assert_close(reference, base, rtol=1e-6, atol=1e-6)
     assert float((reference - adapted).abs().max()) > 0.1
     other = PolicyModel(Policy(folder))
-    torch.testing.assert_close(reference_logprobs(other, policy, rollout, sampling, 100), adapted)
+    torch.testing.assert_close(
+        reference_logprobs(other, policy, completions, sampling, 100), adapted
+    )
 
 
 def test_a_failed_attempt_leaves_no_figure():

@@ -89,8 +89,8 @@ class AnswerChecker(ComparesWithGold, Checker):
     Args:
         extractor: finds the final answer of a completion.
         gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
-        equivalence: ``exact``, or ``math_verify`` to accept numbers rounded to six digits too, as
-            that library does.
+        equivalence: string | numeric | exact | math_verify: when two answers are equal (see
+            :func:`clusters.equivalent`); math_verify accepts numbers rounded to six digits too.
 
     Raises:
         ValueError: an unknown equivalence.
@@ -116,7 +116,7 @@ class AnswerChecker(ComparesWithGold, Checker):
 
     def cluster(self, answers: Sequence[str | None]) -> tuple[list[int | None], list[str]]:
         """Group equivalent answers."""
-        return open_clusters(answers)
+        return open_clusters(answers, equivalence=self.equivalence)
 
     def correct(
         self, answers: Sequence[str | None], problems: Sequence[Mapping[str, Any]], gold_column: str

@@ -1,7 +1,7 @@
 r"""Cut a mathematical expression into tokens: numbers, names, functions, signs.
 
 Numbers and names are finished nodes of the tree that ``expressions.py`` builds. A numeral with a
-base is a name: ``1011_2`` equals neither 1011 nor ``1011_3``.
+base is a name: ``1011_2`` equals neither 1011 nor ``1011_3``. One of base ten is a number.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _number(kind: str, match: re.Match[str]) -> Node:
         base = _BASES.get(name) or (int(name) if name.isdigit() else 0)
         if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits.replace(".", "")):
             raise Unreadable(text)
-        return ("var", f"{digits}_{base}")
+        return ("num", Fraction(digits)) if base == 10 else ("var", f"{digits}_{base}")
     if kind == "mixed":
         whole, part = text.split(" ")
         top, bottom = map(int, part.split("/"))

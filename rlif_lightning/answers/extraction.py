@@ -81,6 +81,11 @@ def _last_by_pattern(pattern: str, text: str) -> str | None:
     return found[-1] if found else None
 
 
+def has_box(text: str) -> bool:
+    r"""Return whether a text holds an answer in a closed ``\boxed{...}`` or ``\fbox{...}``."""
+    return normalise(_last_boxed(text) or "") != ""
+
+
 def pattern_found(pattern: str, text: str) -> bool:
     """Return whether a user's pattern is somewhere in a text (``.`` matches newlines).
 

@@ -81,8 +81,12 @@ _TWO_LETTER_WORDS = {
     *("ok", "on", "or", "ox", "pm", "so", "to", "up", "us", "we"),
 }
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
-_MATRIX = re.compile(r"\\begin\{([pb])matrix\}(.*?)\\end\{\1matrix\}")
+_MATRIX = re.compile(
+    r"(?P<bracket>[(\[]?)\\begin\{(?P<kind>(?P<own>[pb])?(?:small)?matrix|array)\}"
+    r"(?:\{[lcr|]*\})?(?P<cells>(?:(?!\\begin).)*)\\end\{(?P=kind)\}[)\]]?"
+)
 _NUMBERED = re.compile(r"[-+]?(?:\\?\$)?[0-9.]+ .*[A-Za-z]{2,}$")
+_UNION = re.compile(r"\\cup(?![A-Za-z])")
 _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])\s*")
 
 
@@ -167,12 +171,36 @@ def _read_clock(text: str, depth: int) -> Reading | None:
 
 
 def _read_list(text: str, depth: int) -> Reading | None:
-    parts = split_top(text, _SEPARATOR)
+    parts = _united(split_top(text, _SEPARATOR))
     if not 1 < len(parts) <= _MAX_PARTS or _counted(parts):
         return None
     if not all(parts):
         raise Unreadable(text)
-    return unordered([_read(part, depth + 1) for part in parts])
+    return unordered([_read(part, depth + 1) for part in _with_both_signs(parts)])
+
+
+def _united(parts: list[str]) -> list[str]:
+    """Return the parts with a bracketed union, ``(A\\cup B)``, replaced by what it unites."""
+    found = []
+    for part in parts:
+        inside = part[1:-1] if part[:1] == "(" and _closing(part, 1) == len(part) - 1 else ""
+        pieces = split_top(inside, _UNION) if _UNION.search(inside) else []
+        found += _united(pieces) if len(pieces) > 1 else [part]
+    return found
+
+
+def _with_both_signs(parts: list[str]) -> list[str]:
+    """Return the parts of a list with ``a\\pm b`` replaced by its two values."""
+    return [each for part in parts for each in (_signed(part) if _SIGNS.search(part) else [part])]
+
+
+def _signed(text: str) -> list[str]:
+    """Return a text with the upper and with the lower signs of ``\\pm`` and ``\\mp``."""
+    spelled = [
+        _SIGNS.sub(lambda match, upper=upper: "+" if (match[1] == "pm") == upper else "-", text)
+        for upper in (1, 0)
+    ]
+    return [re.sub(r"(^|[=(\[{,])\+", r"\1", each) for each in spelled]
 
 
 def _counted(parts: list[str]) -> bool:
@@ -198,15 +226,10 @@ def split_top(text: str, separator: re.Pattern[str]) -> list[str]:
 
 def _read_signs(text: str, depth: int) -> Reading | None:
     r"""Read ``2\pm 3``: the two values of the upper and the lower signs."""
-    if not _SIGNS.search(text):
+    is_set = text.startswith(r"\{") and _closing(text, 2) == len(text) - 2
+    if is_set or not _SIGNS.search(text):
         return None
-    spelled = [
-        _SIGNS.sub(lambda match, upper=upper: "+" if (match[1] == "pm") == upper else "-", text)
-        for upper in (1, 0)
-    ]
-    return unordered(
-        [_read(re.sub(r"(^|=)\+", r"\1", part), depth + 1) for part in spelled], distinct=True
-    )
+    return unordered([_read(part, depth + 1) for part in _signed(text)], distinct=True)
 
 
 def _read_relation(text: str, depth: int) -> Reading | None:
@@ -225,6 +248,8 @@ def _read_brackets(text: str, depth: int) -> Reading | None:
     strings = split_top(inside, re.compile(r"[,;]"))
     if len(strings) > _MAX_PARTS or not all(strings):
         raise Unreadable(text)
+    if opener == r"\{":
+        strings = _with_both_signs(strings)
     parts = [_read(string.strip(), depth + 1) for string in strings]
     if opener == r"\{":
         return unordered(parts, distinct=True)
@@ -257,9 +282,10 @@ def _read_ratio(text: str, depth: int) -> Reading | None:
 
 def _read_matrix(text: str, depth: int) -> Reading | None:
     match = _MATRIX.fullmatch(text)
-    if match is None:
+    # What has no brackets, such as cases, is no matrix; a determinant has bars.
+    if match is None or bool(match["own"]) == bool(match["bracket"]):
         return None
-    rows = [row.split("&") for row in match[2].split(r"\\") if row.strip()]
+    rows = [row.split("&") for row in match["cells"].split(r"\\") if row.strip()]
     cells = [required([_read(cell.strip(), depth + 1) for cell in row]) for row in rows]
     return Reading(("matrix", *(tuple(cell.bare for cell in row) for row in cells)))
 
@@ -287,6 +313,6 @@ def _as_product(text: str) -> set[Key]:
 
 
 _READERS: list[Callable[[str, int], Reading | None]] = [
-    _read_synonym, _read_words, _read_choice, _read_clock, _read_list, _read_signs,
-    _read_relation, _read_brackets, _read_ratio, _read_matrix, _read_value,
+    _read_synonym, _read_words, _read_choice, _read_clock, _read_matrix, _read_list, _read_signs,
+    _read_relation, _read_brackets, _read_ratio, _read_value,
 ]  # fmt: skip

@@ -67,6 +67,8 @@ _BEFORE_DELIMITERS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"(?<!\\)\\[()\[\]]|\\(?:displaystyle|textstyle|limits)(?![A-Za-z])", " "),
+        # A comma with TeX's negative space is that of thousands, in brackets too.
+        (r"(?<=[0-9])\s*,\s*\\!\s*(?=[0-9]{3}(?![0-9]))", ""),
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?|\\!", ""),
         (r"\\[lr]vert(?![A-Za-z])|\\[lr]\|", "|"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
@@ -108,6 +110,8 @@ _SPACED_THOUSANDS = re.compile(
 )
 # A space between a closing bracket and a letter stays: it may part a value from its unit.
 _SPACES = re.compile(r"\s*([-+=*/^:|<>({\[_])\s*|\s*([)}\]])(?:\s+(?![A-Za-z]))?")
+# The step before takes the space of "3 or -4" away, and "(1,2) and (3,4)" loses one too.
+_JOINED = re.compile(r"(?<=[\s0-9)\]}°%])(and|or)(?=[-+({\[|]|\\\{)")
 _SEPARATOR = re.compile(r"\s*([,;])\s*")
 _CHOICE = re.compile(r"\(\s*([A-Z]|[a-e])\s*\)")
 _OPTION = re.compile(r"(?:choice|option|answer) (?=\(?[A-J]\)?$)", re.IGNORECASE)
@@ -155,7 +159,8 @@ def _pass(text: str) -> str:
     text = _without_dollars(" ".join(text.split()))
     text = _APPROXIMATELY.sub("", text, count=1) if _APPROXIMATELY.match(text) else text
     text = _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), text)
-    text = _separators(_SPACES.sub(r"\1\2", text)).strip()
+    text = _JOINED.sub(r" \1 ", _SPACES.sub(r"\1\2", text))
+    text = _separators(" ".join(text.split()))
     text = _OPTION.sub("", text)
     if choice := _CHOICE.fullmatch(text):
         text = choice[1].upper()

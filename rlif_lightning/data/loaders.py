@@ -127,24 +127,27 @@ class TrainLoader:
         self.num_replicas = num_replicas
         self.rank = rank
         self.batches_drawn = 0
+        self._order = -1, np.empty(0, dtype=np.int64)  # of an epoch
 
     def __len__(self) -> int:
         return len(self.split) // self.prompts_per_rollout
 
     def __iter__(self) -> Iterator[Prompts]:
-        order_of, order = -1, np.empty(0, dtype=np.int64)
         for _ in range(len(self)):
-            epoch, batch = divmod(self.batches_drawn, len(self))
-            if epoch != order_of:
-                order_of, order = (
-                    epoch,
-                    np.random.default_rng([self.seed, epoch]).permutation(len(self.split)),
-                )
-            whole = order[batch * self.prompts_per_rollout : (batch + 1) * self.prompts_per_rollout]
             # Counted before it is yielded: a checkpoint is written while the trainer works on
             # the batch.
             self.batches_drawn += 1
-            yield self.split.batch(whole[self.rank :: self.num_replicas].tolist())
+            yield self.upcoming(0)
+
+    def upcoming(self, ahead: int) -> Prompts:
+        """Return the batch so many after the one that was drawn last; the place does not change."""
+        epoch, batch = divmod(self.batches_drawn - 1 + ahead, len(self))
+        if epoch != self._order[0]:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
+            self._order = epoch, order
+        start = batch * self.prompts_per_rollout
+        whole = self._order[1][start : start + self.prompts_per_rollout]
+        return self.split.batch(whole[self.rank :: self.num_replicas].tolist())
 
     def state_dict(self) -> dict[str, int]:
         """Return the place in the order, which checkpoints hold, and what the order depends on."""

@@ -29,6 +29,7 @@ from rlif_lightning.data.sources import (
     Split,
 )
 from rlif_lightning.data.tokenizer import Encoder, load_tokenizer, prompt_encoder
+from rlif_lightning.records import Prompts
 
 __all__ = [
     "ArithmeticProblems",
@@ -160,6 +161,11 @@ class PromptData(Described, LightningDataModule):
         if self._place is not None:
             self._loader.load_state_dict(self._place)
         return self._loader
+
+    def upcoming(self, ahead: int) -> Prompts:
+        """Return the training prompts so many batches after the last one, this process's share."""
+        assert self._loader is not None, "train_dataloader comes first"
+        return self._loader.upcoming(ahead)
 
     def val_dataloader(self) -> ValidationLoader:
         """Return the validation problems in order, this process's share."""

@@ -13,11 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlif_lightning.learning.advantages import (
-    BATCH_NORMS,
-    Advantage,
-    BatchNormalised,
-)
+from rlif_lightning.learning.advantages import BATCH_NORMS, Advantage, BatchNormalised
 from rlif_lightning.learning.normalization import center, per_group
 
 

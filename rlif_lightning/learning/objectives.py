@@ -25,7 +25,6 @@ from rlif_lightning.learning.losses import (
 )
 from rlif_lightning.learning.lottery import token_lottery
 from rlif_lightning.learning.marks import share_of_candidates
-from rlif_lightning.learning.objective_base import BoundedObjective as BoundedObjective
 from rlif_lightning.learning.objective_base import ClippedObjective as ClippedObjective
 from rlif_lightning.learning.objective_base import Objective as Objective
 from rlif_lightning.learning.objective_base import ReferenceKL as ReferenceKL
@@ -80,12 +79,15 @@ class KLCov(PickingObjective):
         pick: positive | top: only tokens with a positive covariance, fewer than the fraction if
             there are not enough (ours); or the fraction's top whatever its sign, as the origin's
             code does, where a lottery chooses among zeros.
+        allow_inactive: accept one update per rollout, with which KL-Cov does nothing and the run is
+            that of ``Clipped``: the arm that tests what KL-Cov did elsewhere.
     """
 
     weight: float = 0.05
     unselected: str = "clipped"
     rank_by: str = "old"
     pick: str = "positive"
+    allow_inactive: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,12 +109,13 @@ class KLCov(PickingObjective):
         return self.rank_by == "current"
 
     def check(self, updates_per_rollout: int) -> None:
-        if updates_per_rollout < 2 and self.fraction > 0:
+        if updates_per_rollout < 2 and self.fraction > 0 and not self.allow_inactive:
             raise ValueError(
                 f"updates_per_rollout={updates_per_rollout} makes KL-Cov do nothing: on the first"
                 " update the policy is the one that sampled, so |logprob - old logprob| and its"
                 " gradient are 0. Set model.update.updates_per_rollout or"
-                " model.update.epochs_per_rollout to 2 or more, or use the objective Clipped"
+                " model.update.epochs_per_rollout to 2 or more, or use the objective Clipped; to"
+                " run it nevertheless, set model.objective.allow_inactive=true"
             )
 
     def select(self, update: LossInputs) -> Tensor:

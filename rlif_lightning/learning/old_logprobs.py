@@ -27,34 +27,41 @@ from rlif_lightning.processes.collectives import (
     all_rank_upper_quantile,
     broadcast_from_first,
 )
-from rlif_lightning.records import LossInputs, Rollout
+from rlif_lightning.records import Completions, LossInputs, Rollout
 from rlif_lightning.sampling import Sampling
 
 SOURCES = ("sampler", "rescored")
 OUTLIERS = 1e-3  # fraction of tokens that may differ by more than the noise floor
 
 
+def fresh_tokens(inputs: LossInputs) -> Tensor:
+    """Return ``[B, T]`` bool: the tokens of the rollout's own completions, not replayed ones."""
+    if inputs.is_replayed is None:
+        return inputs.mask
+    return inputs.mask & ~inputs.is_replayed.unsqueeze(1)
+
+
 def rollout_logprobs(
-    policy: PolicyModel, rollout: Rollout, sampling: Sampling, max_tokens: int
+    policy: PolicyModel, completions: Completions, sampling: Sampling, max_tokens: int
 ) -> Tensor:
-    """Return ``[B, T]`` log-probs of a rollout under a policy, from passes without gradients."""
-    stats = measure_tokens(policy, rollout.completions, sampling, max_tokens)
+    """Return ``[B, T]`` log-probs of completions under a policy, from passes without gradients."""
+    stats = measure_tokens(policy, completions, sampling, max_tokens)
     return broadcast_from_first(stats.logprobs)
 
 
 def reference_logprobs(
     policy: PolicyModel,
     reference: PolicyModel | None,
-    rollout: Rollout,
+    completions: Completions,
     sampling: Sampling,
     max_tokens: int,
 ) -> Tensor:
-    """Return ``[B, T]`` log-probs of a rollout under the reference model.
+    """Return ``[B, T]`` log-probs of completions under the reference model.
 
     Without a reference model of its own that is the policy without its adapters.
     """
     with policy.adapters_off() if reference is None else nullcontext():
-        return rollout_logprobs(reference or policy, rollout, sampling, max_tokens)
+        return rollout_logprobs(reference or policy, completions, sampling, max_tokens)
 
 
 def loss_inputs(
@@ -83,14 +90,15 @@ def settle_old_logprobs(
     """Settle the old log-probs of the later mini-batches after the first forward (a collective).
 
     It must be called before the first optimiser step. The tokens of the first mini-batch keep the
-    log-probs of its forward as their old ones, for a second pass over the rollout.
+    log-probs of its forward as their old ones, for a second pass over the rollout. Replayed
+    completions keep the old log-probs and the noise floor that they came with.
 
     Args:
         inputs: ``[B, T]``, with the old log-probs of the later mini-batches, and the sampled ones.
         index: ``[b]`` int64, which completions the first mini-batch is.
         forward: ``[b, T]`` log-probs of its training forward; NaN where there was none.
-        rescore: returns ``[B, T]`` log-probs of the whole rollout. Every data rank calls it if no
-            token of the first mini-batch was trained on.
+        rescore: returns ``[B, T]`` log-probs of the rollout's own completions. Every data rank
+            calls it if no token of theirs in the first mini-batch was trained on.
 
     Returns:
         The inputs with old log-probs and noise floor, and two figures in nats.
@@ -103,13 +111,17 @@ def settle_old_logprobs(
     old, sampled = inputs.old_logprobs, inputs.sampled_logprobs
     found = torch.full_like(old, torch.nan)
     found[index] = broadcast_from_first(forward.to(old))  # [b, T] into [B, T]
-    known = inputs.mask & ~found.isnan()
+    own = fresh_tokens(inputs)
+    known = own & ~found.isnan()
     settled = torch.where(known, found, old)
     if not all_rank_sum(known.sum()):
-        found, known, old = rescore(), inputs.mask, sampled
+        found, known, old = rescore(), own, sampled
     gap, num_tokens = all_rank_sum(
         torch.stack([masked_sum((found - sampled).abs(), known).double(), known.sum()])
     )
     floor = broadcast_from_first(all_rank_upper_quantile((found - old).abs(), known, OUTLIERS))
     figures = {"policy/sampler_gap": gap / num_tokens, "policy/noise_floor": floor}
+    if inputs.is_replayed is not None:
+        assert inputs.noise_floor is not None
+        floor = torch.where(inputs.is_replayed.unsqueeze(1), inputs.noise_floor, floor)  # [B, 1]
     return replace(inputs, logprobs=settled, old_logprobs=settled, noise_floor=floor), figures

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.losses import clipped_marks, clipped_surrogate
-from rlif_lightning.learning.objectives import BoundedObjective, ClippedObjective, Objective
+from rlif_lightning.learning.objective_base import BoundedObjective, ClippedObjective, Objective
 from rlif_lightning.learning.ratio_losses import (
     DIVERGENCES,
     cispo_surrogate,

@@ -15,7 +15,11 @@ from rlif_lightning.rewards.received import kept_completions, only_scores_of
 
 
 def score_rollout(
-    rollout: Rollout, outputs: dict[str, RewardOutput], advantage: Advantage, weights: Tensor
+    rollout: Rollout,
+    outputs: dict[str, RewardOutput],
+    advantage: Advantage,
+    weights: Tensor,
+    loss_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """Compute a rollout's advantages and its metrics (a collective).
 
@@ -24,10 +28,12 @@ def score_rollout(
         outputs: of R heads.
         advantage: the estimator.
         weights: ``[R]`` reward weights.
+        loss_weights: ``[B, T]``, as of ``losses.aggregation_weights`` for all of the rollout; None
+            = gradient norms are left out.
 
     Returns:
         ``[B, T]`` advantages (constant over a completion unless the estimator works on tokens), and
-        the metrics ``reward/<head>/{mean,std,group_std,share}``, ``policy/entropy``,
+        the metrics ``reward/<head>/{mean,std,group_std,share,gradient_norm}``, ``policy/entropy``,
         ``rollout/{length,ended}`` and the heads' own. A figure that is there already, such as
         another vote's, is named ``reward/<head>/<figure>``.
 
@@ -46,14 +52,39 @@ def score_rollout(
         "rollout/ended": rollout.ended.float().mean(),
     }
     metrics |= engine_metrics(rollout)
-    shares = reward_shares(parts)
-    for (name, output), share in zip(outputs.items(), shares, strict=True):
+    for (name, output), share in zip(outputs.items(), reward_shares(parts), strict=True):
         metrics |= reward_metrics(name, output.scores, rollout.group_size)
         metrics[f"reward/{name}/share"] = share
+    if loss_weights is not None:
+        factors = 1.0 if rollout.token_weights is None else rollout.token_weights
+        norms = gradient_norms(parts, loss_weights * factors)
+        metrics |= {
+            f"reward/{name}/gradient_norm": n for name, n in zip(outputs, norms, strict=True)
+        }
     for name, output in outputs.items():
         for figure, value in output.log.items():
             metrics[f"reward/{name}/{figure}" if figure in metrics else figure] = value
     return advantages, metrics
+
+
+def gradient_norms(parts: Tensor, loss_weights: Tensor) -> Tensor:
+    """Compute the norm of each reward's share of the policy loss's gradient (a collective).
+
+    The gradient is that by the log-probs of the completions' tokens at ratio 1, where no clip holds
+    and KL-Cov's penalty has no slope: ``-weight_bt part_rb`` for reward r on token t of completion
+    b. So the shares sum to the gradient of the whole policy loss. The time is O(B T). Source: the
+    probe of arXiv 2605.22620.
+
+    Args:
+        parts: ``[R, P, G]`` from :meth:`Advantage.parts`; a normalisation over the batch comes
+            later and is not in them.
+        loss_weights: ``[B, T]`` with which token losses are summed, 0 outside the mask.
+
+    Returns:
+        ``[R]`` float64 L2 norms over the tokens of all data ranks.
+    """
+    sizes = loss_weights.square().sum(1, dtype=torch.float64)  # [B]
+    return all_rank_sum((parts.flatten(1).square() * sizes).sum(1)).sqrt()
 
 
 def mean_length(rollout: Rollout) -> Tensor:
@@ -100,8 +131,10 @@ def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
     """Measure how far the engine's log-probs are from the policy's (a collective).
 
     ``rollout/engine_gap`` and ``engine_gap_max``: mean and largest |difference| of a token's
-    log-prob, nats; ``rollout/engine_weight``: the mean token weight that corrects for it. There are
-    no such figures where the engine's log-probs are the policy's own.
+    log-prob, nats; ``rollout/engine_weight``: the mean token weight that corrects for it;
+    ``rollout/engine_bounded``: the share of tokens whose weight is bounded. There are no such
+    figures where the engine's log-probs are the policy's own. ``rollout/staleness`` and
+    ``staleness_max``, of completions, are there where an engine draws ahead.
     """
     if rollout.engine_logprobs is None:
         return {}
@@ -112,6 +145,12 @@ def engine_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
     }
     if rollout.token_weights is not None:
         metrics["rollout/engine_weight"] = mean_of_tokens(rollout.token_weights, rollout)
+    if rollout.is_bounded is not None:
+        metrics["rollout/engine_bounded"] = mean_of_tokens(rollout.is_bounded, rollout)
+    if rollout.staleness is not None:
+        mean, _ = all_rank_mean_std(rollout.staleness, torch.ones_like(rollout.staleness))
+        metrics["rollout/staleness"] = mean
+        metrics["rollout/staleness_max"] = all_rank_max(rollout.staleness.max())
     return metrics
 
 

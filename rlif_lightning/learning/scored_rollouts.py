@@ -82,7 +82,8 @@ def assembled(
         known = [value for value in values if value is not None]
         if len(known) < len(values):
             return None
-        return _rows(rollouts, known, groups)[:, :longest].contiguous()
+        found = _rows(rollouts, known, groups)
+        return found[:, :longest].contiguous() if found.ndim == 2 else found
 
     def given(values: Sequence[Tensor]) -> Tensor:
         found = of(values)
@@ -105,6 +106,8 @@ def assembled(
         size,
         of([rollout.engine_logprobs for rollout in rollouts]),
         of([rollout.token_weights for rollout in rollouts]),
+        of([rollout.is_bounded for rollout in rollouts]),
+        of([rollout.staleness for rollout in rollouts]),
     )
     return rollout, {name: _output(draws, name, groups) for name in draws[0].outputs}
 

@@ -10,6 +10,10 @@ updates in a pass:
     data rank 0               0 1 (prompts 0, 2)   2 3 (prompts 4, 6)
     data rank 1               2 3 (prompts 5, 7)   0 1 (prompts 1, 3)
 
+Replayed groups (``replay.py``) are shuffled and split on their own, so every mini-batch gets its
+share of them and has the rollout's own groups that it would have without them. They are numbered
+behind the rollout's own.
+
 With G completions in a group, group p is completions ``p * G`` to ``p * G + G - 1`` of the ``[B,
 T]`` tensors of its data rank.
 """
@@ -89,7 +93,13 @@ class UpdatePlan:
         return self.updates_per_rollout * self.epochs_per_rollout
 
     def minibatches(
-        self, num_prompts: int, rollout_number: int, seed: int, data_rank: int, num_data_ranks: int
+        self,
+        num_prompts: int,
+        rollout_number: int,
+        seed: int,
+        data_rank: int,
+        num_data_ranks: int,
+        num_replayed: int = 0,
     ) -> Iterator[list[int]]:
         """Yield this data rank's groups of each mini-batch, possibly none.
 
@@ -99,15 +109,20 @@ class UpdatePlan:
             seed: of the run.
             data_rank: of this process.
             num_data_ranks: that the prompts were dealt out to.
+            num_replayed: replayed groups on all data ranks, dealt out likewise.
         """
-        everything = num_prompts * num_data_ranks
+
+        def own(part: np.ndarray, first: int) -> list[int]:
+            mine = part[part % num_data_ranks == data_rank]
+            return sorted(first + int(i) // num_data_ranks for i in mine)
+
         for epoch in range(self.epochs_per_rollout):
-            order = np.random.default_rng(
-                purpose_seeds("shuffle", seed, rollout_number, epoch)
-            ).permutation(everything)
-            for part in np.array_split(order, self.updates_per_rollout):
-                own = [int(i) for i in part if i % num_data_ranks == data_rank]
-                yield sorted(i // num_data_ranks for i in own)
+            shuffle = np.random.default_rng(purpose_seeds("shuffle", seed, rollout_number, epoch))
+            sizes = num_prompts * num_data_ranks, num_replayed
+            orders = [shuffle.permutation(size) for size in sizes]
+            parts = [np.array_split(order, self.updates_per_rollout) for order in orders]
+            for new, old in zip(*parts, strict=True):
+                yield own(new, 0) + own(old, num_prompts)
 
 
 @dataclass(frozen=True)
@@ -117,9 +132,10 @@ class MiniBatch:
     Attributes:
         inputs: ``[b, T]`` loss inputs; the objective orders tokens by their ``logprobs``.
         completions: the same groups' tokens, for a forward pass.
-        index: ``[b]`` int64, which of the rollout's B completions these are.
+        index: ``[b]`` int64, which of the update's B completions these are.
         is_on_policy: the policy has not moved since the rollout. The old log-probs are then those
-            of the mini-batch's own training forward, and the ratio is exactly 1.
+            of the mini-batch's own training forward, and the ratio is exactly 1. Replayed
+            completions keep their own old log-probs all the same.
     """
 
     inputs: LossInputs
@@ -129,10 +145,9 @@ class MiniBatch:
 
 
 def select_groups(
-    inputs: LossInputs, rollout: Rollout, groups: Sequence[int], is_on_policy: bool = False
+    inputs: LossInputs, completions: Completions, groups: Sequence[int], is_on_policy: bool = False
 ) -> MiniBatch:
-    """Select some groups of a rollout, whose loss inputs are ``[B, T]``."""
-    completions = rollout.completions
+    """Select some groups of an update, whose loss inputs are ``[B, T]``."""
     index = completions.index(groups)
     chosen = completions.groups(groups, index)
     return MiniBatch(select_completions(inputs, index), chosen, index, is_on_policy)

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from rlif_lightning.learning.losses import reference_kl
 from rlif_lightning.learning.marks import picked
-from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.learning.objective_base import Objective
+from rlif_lightning.learning.old_logprobs import fresh_tokens
 from rlif_lightning.model.packing import Packed
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import LossInputs
+from rlif_lightning.sampling import importance_ratio
 
 
 class UpdateMeter:
@@ -25,9 +27,11 @@ class UpdateMeter:
         "reference_kl",
         "entropy_picked",
     )
+    REPLAYED = ("tokens", "ratio", "kl", "clipped")
 
     def __init__(self, device: torch.device):
-        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
+        size = len(self.NAMES) + len(self.REPLAYED)
+        self.sums = torch.zeros(size, dtype=torch.float64, device=device)
         self.positions = (0, 0)  # those that hold a token, and all
         self.kept = self.sums.clone(), self.positions
 
@@ -49,7 +53,10 @@ class UpdateMeter:
 
     @torch.no_grad()
     def add(self, batch: LossInputs, marks: Tensor, tokens: Tensor, objective: Objective) -> None:
-        """Add one micro-batch; ``tokens`` ``[m, T]`` bool are those that it holds."""
+        """Add one micro-batch; ``tokens`` ``[m, T]`` bool are those that it holds.
+
+        Replayed tokens count in the figures of their own alone.
+        """
         logprobs = batch.logprobs.detach()
         size = (logprobs - batch.old_logprobs).abs()
         clipped = objective.held(batch)
@@ -70,13 +77,22 @@ class UpdateMeter:
             kl,
             batch.entropy.detach() * marks,
         )
-        stacked = torch.stack(values)  # [figures, m, T]
-        self.sums += torch.where(tokens, stacked, 0.0).sum((1, 2), dtype=torch.float64)
+        self._add(0, values, tokens & fresh_tokens(batch))
+        if batch.is_replayed is None:
+            return
+        kl = reference_kl(batch.old_logprobs, logprobs, "k3")
+        ratio = importance_ratio(logprobs, batch.old_logprobs)
+        values = ones, ratio, kl, clipped.to(ones)
+        self._add(len(self.NAMES), values, tokens & batch.is_replayed.unsqueeze(1))
+
+    def _add(self, first: int, values: tuple[Tensor, ...], tokens: Tensor) -> None:
+        stacked = torch.where(tokens, torch.stack(values), 0.0)  # [figures, m, T]
+        self.sums[first : first + len(values)] += stacked.sum((1, 2), dtype=torch.float64)
 
     def means(self) -> dict[str, Tensor]:
-        """Return ``policy/...`` means over trained tokens, and ``update/...`` (a collective)."""
+        """Return ``policy/...`` means over fresh tokens, and ``update/...`` (a collective)."""
         tokens, picked, log_ratio, log_ratio_picked, clipped, kl, entropy_picked = all_rank_sum(
-            self.sums
+            self.sums[: len(self.NAMES)]
         )
         held, positions = all_rank_sum(self.sums.new_tensor(self.positions))
         count = tokens.clamp(min=1)
@@ -90,3 +106,9 @@ class UpdateMeter:
             "update/tokens": positions,
             "update/padding": 1 - held / positions.clamp(min=1),
         }
+
+    def replayed_means(self) -> dict[str, Tensor]:
+        """Return ``replay/...`` means over replayed tokens, NaN without any (a collective)."""
+        tokens, *sums = all_rank_sum(self.sums[len(self.NAMES) :])
+        names = ("replay/ratio", "replay/kl", "replay/clip_fraction")
+        return {name: value / tokens for name, value in zip(names, sums, strict=True)}

@@ -31,13 +31,15 @@ from torch import Tensor
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.marks import picked
 from rlif_lightning.learning.non_finite import NonFiniteGradient, non_finite_message
-from rlif_lightning.learning.objectives import Objective
+from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.old_logprobs import (
+    fresh_tokens,
     loss_inputs,
     reference_logprobs,
     rollout_logprobs,
     settle_old_logprobs,
 )
+from rlif_lightning.learning.replay import OldGroup, ReplayBuffer, joined
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import (
     MiniBatch,
@@ -50,10 +52,10 @@ from rlif_lightning.masked import masked_sum
 from rlif_lightning.model.cpu_memory import HEAP
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.parallel.passes import equal_passes, measure_tokens
+from rlif_lightning.parallel.passes import equal_passes
 from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks
-from rlif_lightning.records import LossInputs, RewardOutput, Rollout
+from rlif_lightning.records import Completions, LossInputs, RewardOutput, Rollout
 from rlif_lightning.sampling import Sampling
 
 
@@ -86,6 +88,7 @@ class Updater:
         optimizer: backward passes and optimiser steps.
         plan: how the rollout is cut into mini-batches.
         reference: the frozen reference model; None = the policy without its adapters.
+        replay: old groups that join the update, and where its own are kept; None = off.
     """
 
     policy: PolicyModel
@@ -95,6 +98,7 @@ class Updater:
     optimizer: OptimizerCalls
     plan: UpdatePlan = UpdatePlan()
     reference: PolicyModel | None = None
+    replay: ReplayBuffer | None = None
 
     def update(
         self,
@@ -119,22 +123,21 @@ class Updater:
         Raises:
             NonFiniteGradient: names the rollout and the range of every head's scores.
         """
-        reference = None
-        if self.objective.needs_reference:
-            models = self.policy, self.reference
-            reference = self.budget.run(
-                lambda tokens: reference_logprobs(*models, rollout, self.sampling, tokens)
-            )
-        rescore = partial(
-            self.budget.run,
-            lambda tokens: rollout_logprobs(self.policy, rollout, self.sampling, tokens),
-        )
-        old = rescore() if self.plan.rescores(rollout) else rollout.stats.logprobs
-        inputs = loss_inputs(rollout, advantages, old, reference, rollout_number)  # [B, T] each
+        completions, size = rollout.completions, rollout.group_size
+        inputs = loss_inputs(rollout, advantages, rollout.stats.logprobs, None, rollout_number)
+        drawn = [] if self.replay is None else self.replay.draw(rollout_number, seed, size)
+        place = data_rank(), num_data_ranks()
+        if drawn:
+            completions, inputs = joined(completions, inputs, drawn[place[0] :: place[1]])
+        own = replace(completions, mask=fresh_tokens(inputs))
+        rescore = partial(self._measured, partial(rollout_logprobs, self.policy, own))
+        inputs = self._with_other_logprobs(
+            inputs, completions, rescore if self.plan.rescores(rollout) else None
+        )  # [B, T] each
         meter, norms, noise = UpdateMeter(rollout.mask.device), [], {}
-        place = seed, data_rank(), num_data_ranks()
-        for groups in self.plan.minibatches(rollout.num_prompts, rollout_number, *place):
-            mini_batch = select_groups(inputs, rollout, groups, is_on_policy=not norms)
+        counts = rollout.num_prompts, rollout_number, seed, *place, len(drawn)
+        for groups in self.plan.minibatches(*counts):
+            mini_batch = select_groups(inputs, completions, groups, is_on_policy=not norms)
             forward = self.accumulate_gradient(mini_batch, meter)  # [b, T]
             if mini_batch.is_on_policy:
                 inputs, noise = settle_old_logprobs(inputs, mini_batch.index, forward, rescore)
@@ -145,7 +148,28 @@ class Updater:
             "policy/grad_norm": sum(norms) / len(norms),
             "update/micro_batch_tokens": self.budget.tokens,
         }
+        if self.replay is not None:
+            self.replay.keep(completions, inputs, rollout_number, seed)
+            figures |= meter.replayed_means() | replay_figures(drawn, rollout_number)
         return meter.means() | noise | figures
+
+    def _measured(self, measure: Callable[[Sampling, int], Tensor]) -> Tensor:
+        """Return ``[B, T]`` log-probs from passes without gradients, under the token budget."""
+        return self.budget.run(lambda tokens: measure(self.sampling, tokens))
+
+    def _with_other_logprobs(
+        self, inputs: LossInputs, completions: Completions, rescore: Callable[[], Tensor] | None
+    ) -> LossInputs:
+        """Add the reference log-probs, if the objective needs them, and rescored old ones."""
+        if self.objective.needs_reference:
+            reference = partial(reference_logprobs, self.policy, self.reference, completions)
+            inputs = replace(inputs, ref_logprobs=self._measured(reference))
+        if rescore is None:
+            return inputs
+        old = rescore()
+        if inputs.is_replayed is not None:
+            old = torch.where(inputs.is_replayed.unsqueeze(1), inputs.old_logprobs, old)
+        return replace(inputs, logprobs=old, old_logprobs=old)
 
     def accumulate_gradient(self, mini_batch: MiniBatch, meter: UpdateMeter) -> Tensor:
         """Accumulate the gradient of one mini-batch, in as many passes as memory allows.
@@ -157,13 +181,8 @@ class Updater:
         Returns:
             ``[b, T]`` log-probs of the forward passes, NaN where there was none.
         """
-        if self.objective.needs_current and not mini_batch.is_on_policy:
-            current = self.budget.run(
-                lambda tokens: measure_tokens(
-                    self.policy, mini_batch.completions, self.sampling, tokens
-                )
-            ).logprobs
-            mini_batch = replace(mini_batch, inputs=replace(mini_batch.inputs, logprobs=current))
+        if self.objective.needs_current:
+            mini_batch = self._with_current(mini_batch)
 
         def undo() -> None:
             self.optimizer.zero_grad()
@@ -174,6 +193,18 @@ class Updater:
         )
         meter.keep()
         return forward
+
+    def _with_current(self, mini_batch: MiniBatch) -> MiniBatch:
+        """Add the current policy's log-probs where they are not the old ones (a collective)."""
+        inputs, wanted = mini_batch.inputs, mini_batch.completions
+        if mini_batch.is_on_policy:
+            if inputs.is_replayed is None:
+                return mini_batch
+            wanted = replace(wanted, mask=wanted.mask & inputs.is_replayed.unsqueeze(1))
+        current = self._measured(partial(rollout_logprobs, self.policy, wanted))
+        if mini_batch.is_on_policy:
+            current = torch.where(wanted.mask, current, inputs.logprobs)
+        return replace(mini_batch, inputs=replace(inputs, logprobs=current))
 
     def backward_passes(self, mini_batch: MiniBatch, max_tokens: int, meter: UpdateMeter) -> Tensor:
         """Make the passes of one mini-batch under a budget; as :meth:`accumulate_gradient`."""
@@ -199,7 +230,7 @@ class Updater:
             current = stats.logprobs.detach()
             forward[rows] = torch.where(batch.mask, current, torch.nan).to(forward)
             if mini_batch.is_on_policy:
-                batch = replace(batch, old_logprobs=current)
+                batch = replace(batch, old_logprobs=old_logprobs_at_first(batch, current))
             own_marks = self.objective.micro_batch_marks(batch, marks[rows])  # [m, T]
             losses = self.objective.token_loss(batch, own_marks)  # [m, T]
             self.optimizer.backward(masked_sum(losses * loss_weights[rows], batch.mask), is_last)
@@ -207,6 +238,22 @@ class Updater:
             meter.add_positions(packed)
             HEAP.release(device)
         return forward
+
+
+def old_logprobs_at_first(batch: LossInputs, current: Tensor) -> Tensor:
+    """Return ``[m, T]`` old log-probs in a rollout's first mini-batch, from its forward's."""
+    if batch.is_replayed is None:
+        return current
+    return torch.where(batch.is_replayed.unsqueeze(1), batch.old_logprobs, current)
+
+
+def replay_figures(drawn: list[OldGroup], rollout_number: int) -> dict[str, float]:
+    """Return how many groups of all data ranks are replayed, and their mean age in rollouts."""
+    ages = [rollout_number - group.rollout_number for group in drawn]
+    return {
+        "replay/groups": float(len(ages)),
+        "replay/age": sum(ages) / len(ages) if ages else math.nan,
+    }
 
 
 def is_trained(update: LossInputs, marks: Tensor, objective: Objective, group_size: int) -> Tensor:

@@ -22,7 +22,8 @@ from rlif_lightning.answers.code_verdicts import RunsCode, sandbox_run
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.voting import VoteHead, vote_metrics, vote_shares
+from rlif_lightning.rewards.vote_head import VoteHead
+from rlif_lightning.rewards.voting import vote_metrics, vote_shares
 from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9

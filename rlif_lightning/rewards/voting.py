@@ -2,7 +2,7 @@
 
 Read in this order: ``vote_shares`` (the scores), ``vote_metrics`` (figures to log),
 ``majority_answers`` (for maj@k), ``ClusterVote`` (the reward head). When two answers are equal:
-``answers/clusters.py``.
+``answers/clusters.py``. The settings of every vote: ``vote_head.py``.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlif_lightning.answers.clusters import answer_name, cluster, open_clusters
-from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
+from rlif_lightning.answers.clusters import (
+    answer_name,
+    check_equivalence,
+    cluster,
+    open_clusters,
+)
+from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers, has_box
 from rlif_lightning.answers.library import Budget
-from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.processes.collectives import all_rank_distinct
 from rlif_lightning.records import RewardOutput, Rollout
-from rlif_lightning.rewards.base import RewardHead
-
-_MODES = ("soft", "hard", "gated")
-_DENOMINATORS = ("parseable", "group")
+from rlif_lightning.rewards.vote_head import VoteHead, check_vote_settings
 
 
 def vote_shares(
@@ -64,7 +65,7 @@ def vote_shares(
         [0.6666666865348816, 0.6666666865348816, 0.3333333432674408, 0.0]
     """
     check_vote_settings(mode, denominator, min_parseable, entropy_range)
-    clusters, _ = _clusters(answers, group_size)
+    clusters, _ = _clusters(answers, group_size, "exact")
     return _shares(clusters, group_size, mode, denominator, min_parseable, entropy_range)
 
 
@@ -117,18 +118,20 @@ def vote_metrics(
         ValueError: as ``vote_shares``, or an empty batch.
     """
     check_vote_settings("soft", denominator, min_parseable, None)
-    clusters, undecided = _clusters(answers, group_size)
-    return _metrics(answers, clusters, undecided, group_size, denominator, min_parseable)
+    clusters, undecided = _clusters(answers, group_size, "exact")
+    names = [None if answer is None else answer_name(answer) for answer in answers]
+    return _metrics(names, clusters, undecided, group_size, denominator, min_parseable)
 
 
 def _metrics(
-    answers: Sequence[str | None],
+    names: Sequence[str | None],
     clusters: Sequence[list[int | None]],
     undecided: int,
     group_size: int,
     denominator: str,
     min_parseable: int,
 ) -> dict[str, float]:
+    """Return the figures of ``vote_metrics``; ``names`` are those of the answers' values."""
     if not clusters:
         raise ValueError("answers is empty: metrics need at least one group")
     sizes = [_vote_sizes(ids, min_parseable) for ids in clusters]
@@ -136,13 +139,13 @@ def _metrics(
         max(_soft(s, group_size if denominator == "group" else s.total()).values(), default=0.0)
         for s in sizes
     ]
-    found = [answer_name(answer) for answer in answers if answer is not None]
+    found = [name for name in names if name is not None]
     return {
         "vote/largest_cluster": sum(largest) / len(clusters),
         "vote/unanimous": sum(len(s) == 1 for s in sizes) / len(clusters),
         "vote/distinct_answers": float(all_rank_distinct(found)),
         "vote/undecided": undecided / len(clusters),
-        "rollout/parseable": len(found) / len(answers),
+        "rollout/parseable": len(found) / len(names),
     }
 
 
@@ -168,40 +171,6 @@ def majority_answers(answers: Sequence[str | None], group_size: int) -> list[str
     return winners
 
 
-class VoteHead(RewardHead):
-    """A head that scores a completion by how much of its group agrees with it.
-
-    Args:
-        mode: ``soft``, ``hard`` or ``gated``; this and the rest as for ``vote_shares``.
-        denominator: ``parseable`` or ``group``.
-        min_parseable: fewest answers (of code: behaviours) for a vote.
-        entropy_range: lowest and highest entropy of a group's answers in nats, for ``gated`` only.
-
-    Raises:
-        ValueError: an unknown name or a number out of range.
-    """
-
-    def __init__(
-        self,
-        mode: str = "soft",
-        denominator: str = "parseable",
-        min_parseable: int = 2,
-        entropy_range: tuple[float, float] | None = None,
-    ):
-        super().__init__()
-        check_vote_settings(mode, denominator, min_parseable, entropy_range)
-        self.mode, self.denominator = mode, denominator
-        self.min_parseable, self.entropy_range = min_parseable, entropy_range
-
-    def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """Refuse groups too small for a vote."""
-        if self.min_parseable > group_size:
-            raise ValueError(
-                f"min_parseable={self.min_parseable} is more than data.group_size={group_size}: no"
-                " group could vote, and every score would be 0; lower the one or raise the other"
-            )
-
-
 class ClusterVote(FindsAnswers, VoteHead):
     """Answer-level reward: the share of the group that agrees with a completion's final answer.
 
@@ -211,6 +180,13 @@ class ClusterVote(FindsAnswers, VoteHead):
     Args:
         extractor: finds the final answer in a completion's text.
         mode, denominator, min_parseable, entropy_range: as for :class:`VoteHead`.
+        format_weight: added to the score of a completion with an answer in a closed ``\\boxed{}``,
+            before the advantage normalises the sum (arXiv 2605.22620: 0.1); 0 = off.
+        equivalence: string | numeric | exact | math_verify: when two answers are equal (see
+            :func:`clusters.equivalent`); numeric is that of arXiv 2605.22620.
+
+    Raises:
+        ValueError: an unknown name or a number out of range.
     """
 
     def __init__(
@@ -220,14 +196,26 @@ class ClusterVote(FindsAnswers, VoteHead):
         denominator: str = "parseable",
         min_parseable: int = 2,
         entropy_range: tuple[float, float] | None = None,
+        format_weight: float = 0.0,
+        equivalence: str = "exact",
     ):
         VoteHead.__init__(self, mode, denominator, min_parseable, entropy_range)
         FindsAnswers.__init__(self, extractor)
+        check_equivalence(equivalence)
+        if not 0 <= format_weight < math.inf:
+            raise ValueError(
+                f"format_weight={format_weight} must be a finite number of at least 0; to punish"
+                " boxes, use the head Format with a negative weight"
+            )
+        self.equivalence, self.format_weight = equivalence, format_weight
 
     def forward(self, rollout: Rollout) -> RewardOutput:
-        """Score all ``[B]`` completions, float32 in [0, 1], on the rollout's device."""
+        """Score all ``[B]`` completions, float32, on the rollout's device.
+
+        Scores lie in [0, 1 + ``format_weight``].
+        """
         answers, group_size = [self.extractor(text) for text in rollout.texts], rollout.group_size
-        clusters, undecided = _clusters(answers, group_size)
+        clusters, undecided = _clusters(answers, group_size, self.equivalence)
         scores = _shares(
             clusters,
             group_size,
@@ -236,37 +224,12 @@ class ClusterVote(FindsAnswers, VoteHead):
             self.min_parseable,
             self.entropy_range,
         )
-        log = _metrics(
-            answers, clusters, undecided, group_size, self.denominator, self.min_parseable
-        )
+        if self.format_weight:
+            boxed = torch.tensor([has_box(text) for text in rollout.texts])
+            scores = scores + self.format_weight * boxed
+        names = [None if a is None else answer_name(a, self.equivalence) for a in answers]
+        log = _metrics(names, clusters, undecided, group_size, self.denominator, self.min_parseable)
         return RewardOutput(scores.to(rollout.mask.device), log=log, answers=answers)
-
-
-def check_vote_settings(
-    mode: str, denominator: str, min_parseable: int, entropy_range: tuple[float, float] | None
-) -> None:
-    """Refuse settings of a vote that ``vote_shares`` cannot take.
-
-    Raises:
-        ValueError: an unknown name, or a number out of range.
-    """
-    if mode not in _MODES:
-        raise ValueError(f"mode={mode!r} is unknown; choose one of {list(_MODES)}")
-    if denominator not in _DENOMINATORS:
-        raise ValueError(
-            f"denominator={denominator!r} is unknown; choose one of {list(_DENOMINATORS)}"
-        )
-    if min_parseable < 1:
-        raise ValueError(f"min_parseable={min_parseable} must be at least 1")
-    if (mode == "gated") != (entropy_range is not None):
-        raise ValueError(
-            f"entropy_range={entropy_range} with mode={mode!r}: give (low, high) with mode='gated'"
-            " only"
-        )
-    if entropy_range is not None and not 0 <= entropy_range[0] <= entropy_range[1]:
-        raise ValueError(
-            f"entropy_range={entropy_range} must be (low, high) in nats with 0 <= low <= high"
-        )
 
 
 def _groups(answers: Sequence[str | None], group_size: int) -> list[Sequence[str | None]]:
@@ -277,7 +240,9 @@ def _groups(answers: Sequence[str | None], group_size: int) -> list[Sequence[str
     return [answers[start : start + group_size] for start in range(0, len(answers), group_size)]
 
 
-def _clusters(answers: Sequence[str | None], group_size: int) -> tuple[list[list[int | None]], int]:
+def _clusters(
+    answers: Sequence[str | None], group_size: int, equivalence: str
+) -> tuple[list[list[int | None]], int]:
     """Return each group's cluster ids, and the number of undecided groups.
 
     All groups share one time limit; a group is undecided where the time was used up.
@@ -285,7 +250,7 @@ def _clusters(answers: Sequence[str | None], group_size: int) -> tuple[list[list
     budget, clusters = Budget(), []
     for group in _groups(answers, group_size):
         budget.next_group()
-        clusters.append(cluster(group, budget))
+        clusters.append(cluster(group, budget, equivalence))
     return clusters, len(budget.undecided)
 
 

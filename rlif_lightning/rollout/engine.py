@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from rlif_lightning.data.described import Described
 from rlif_lightning.model.policy import PolicyModel
@@ -25,6 +26,21 @@ class RolloutEngine(Described, ABC):
 
         Raises:
             ValueError: names the settings and the remedy.
+        """
+
+    def look_ahead(self, upcoming: Callable[[int], Prompts | None], rollout_number: int) -> None:
+        """Take a source of coming prompts, for an engine that draws ahead; others need none.
+
+        Args:
+            upcoming: returns the prompts of a coming rollout; None where there will be no such
+                rollout.
+            rollout_number: of the first rollout that this training will make.
+        """
+
+    def discard_ahead(self) -> None:
+        """Drop what was drawn ahead, because the policy was replaced or training has ended.
+
+        It is no collective.
         """
 
     @abstractmethod

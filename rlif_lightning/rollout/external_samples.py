@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
 from rlif_lightning.records import Completions, Prompts, Rollout
-from rlif_lightning.sampling import Sampling, cut_at_stop, importance_ratio
+from rlif_lightning.rollout.importance_weights import Correction
+from rlif_lightning.sampling import Sampling, cut_at_stop
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,13 @@ class Drawn:
     ended: bool
 
 
-def truncated_ratio(logprobs: Tensor, engine_logprobs: Tensor, max_ratio: float) -> Tensor:
-    """Compute ``min(exp(logprobs - engine_logprobs), max_ratio)`` elementwise.
-
-    This is truncated importance sampling:
-    https://fengyao.notion.site/off-policy-rl, https://openreview.net/forum?id=8MHqvb4lK9
-    """
-    return importance_ratio(logprobs, engine_logprobs).clamp(max=max_ratio)
-
-
 def as_rollout(
     policy: PolicyModel,
     prompts: Prompts,
     drawn: Sequence[Drawn],
     sampling: Sampling,
     max_tokens: int,
-    max_ratio: float | None,
+    correction: Correction | None,
 ) -> Rollout:
     """Make a rollout of completions that another sampler drew, with the policy's own statistics.
 
@@ -63,7 +55,7 @@ def as_rollout(
         drawn: B completions, prompt-major, as many for each prompt.
         sampling: how they were drawn.
         max_tokens: token budget of one forward pass.
-        max_ratio: bound of the token weights; None = no weights.
+        correction: makes the token weights; None = no weights.
 
     Raises:
         RuntimeError: the sampler drew an id that is no token.
@@ -76,9 +68,9 @@ def as_rollout(
     reported = _padded([row.logprobs for row in drawn], stats.logprobs)
     # A token that was not drawn has no log-prob of the sampler's.
     engine_logprobs = torch.where(reported.isnan(), stats.logprobs, reported)
-    weights = (
-        None if max_ratio is None else truncated_ratio(stats.logprobs, engine_logprobs, max_ratio)
-    )
+    weights = is_bounded = None
+    if correction is not None:
+        weights, is_bounded = correction.weights(stats.logprobs, engine_logprobs, completions.mask)
     texts = [
         cut_at_stop(policy.tokenizer.decode(list(row.ids), skip_special_tokens=True), sampling.stop)
         for row in drawn
@@ -93,6 +85,7 @@ def as_rollout(
         completions.group_size,
         engine_logprobs,
         token_weights=weights,
+        is_bounded=is_bounded,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -19,8 +20,10 @@ from rlif_lightning.processes.collectives import (
     all_rank_mean_std,
 )
 from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.rollout.draws_ahead import Asked
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.external_samples import Drawn, as_rollout
+from rlif_lightning.rollout.importance_weights import Correction
 from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights
 from rlif_lightning.sampling import Sampling, request_seed
 
@@ -65,6 +68,7 @@ class VLLMBaseEngine(RolloutEngine):
 
     Args:
         max_ratio: bound of a token's weight exp(policy's log-prob - vLLM's); None = no weights.
+        correction: how the weights follow from the log-probs (``importance_weights.py``).
         max_gap: the largest mean |difference| of log-probs (nats) of a training rollout.
         scoring_tokens: token budget of one forward pass over completions.
 
@@ -73,10 +77,17 @@ class VLLMBaseEngine(RolloutEngine):
     """
 
     def __init__(
-        self, max_ratio: float | None = 2.0, max_gap: float = 0.5, scoring_tokens: int = 8192
+        self,
+        max_ratio: float | None = 2.0,
+        max_gap: float = 0.5,
+        scoring_tokens: int = 8192,
+        correction: str = "token_truncate",
     ):
-        if max_ratio is not None and max_ratio < 1:
-            raise ValueError(f"max_ratio={max_ratio} must be at least 1, or null for no weights")
+        self.weighting = None if max_ratio is None else Correction(max_ratio, correction)
+        if max_ratio is None and correction != "token_truncate":
+            raise ValueError(
+                f"correction={correction} has no effect with max_ratio=null; set max_ratio"
+            )
         if max_gap <= 0 or scoring_tokens < 1:
             raise ValueError(f"max_gap={max_gap}, scoring_tokens={scoring_tokens} must be positive")
         self.max_ratio, self.max_gap, self.scoring_tokens = max_ratio, max_gap, scoring_tokens
@@ -110,17 +121,33 @@ class VLLMBaseEngine(RolloutEngine):
         self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
     ) -> Rollout:
         self.check(sampling)
+        drawn, staleness = self._completions(prompts, group_size, sampling, rollout_number)
+        rollout = as_rollout(
+            self.policy, prompts, drawn, sampling, self.scoring_tokens, self.weighting
+        )
+        if staleness is not None:
+            of_each = torch.full_like(rollout.lengths, staleness)  # [B]
+            rollout = replace(rollout, staleness=of_each)
+        if not staleness:
+            self._check_gap(rollout, sampling)
+        return rollout
+
+    def _completions(
+        self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
+    ) -> tuple[Sequence[Drawn], int | None]:
+        """Draw this data rank's completions, prompt-major (a collective).
+
+        Returns:
+            The completions, and on how many rollouts the policy has trained since it had the
+            weights that drew them; None where these are always the present weights.
+        """
         self.synchronize()
         if not self.probed:
             self._probe(prompts, sampling.max_new_tokens)
         drawn = all_process_attempt(
-            lambda: self._draw(prompts, group_size, sampling, rollout_number)
+            lambda: self._draw(self._asked(prompts, group_size, sampling, rollout_number))
         )
-        rollout = as_rollout(
-            self.policy, prompts, drawn, sampling, self.scoring_tokens, self.max_ratio
-        )
-        self._check_gap(rollout, sampling)
-        return rollout
+        return drawn, None
 
     def _probe(self, prompts: Prompts, max_new_tokens: int) -> None:
         """Compare a few greedy tokens' log-probs before the first rollout (a collective).
@@ -139,7 +166,7 @@ class VLLMBaseEngine(RolloutEngine):
         )
         tokens = min(PROBE_TOKENS, max_new_tokens)
         greedy = Sampling(temperature=0, max_new_tokens=tokens, min_new_tokens=tokens)
-        drawn = all_process_attempt(lambda: self._draw(few, 1, greedy, 0))
+        drawn = all_process_attempt(lambda: self._draw(self._asked(few, 1, greedy, 0)))
         gap = _mean_gap(as_rollout(self.policy, few, drawn, greedy, self.scoring_tokens, None))
         if not gap <= self.max_gap / PROBE_SHARE:
             raise RuntimeError(
@@ -150,18 +177,24 @@ class VLLMBaseEngine(RolloutEngine):
             )
         self.probed = True
 
-    def _draw(
+    def _asked(
         self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
-    ) -> Sequence[Drawn]:
-        """Draw this data rank's completions, prompt-major."""
+    ) -> Asked:
+        """Return what vLLM is asked for this data rank's prompts."""
         assert self.sampler is not None
         self._check_length(prompts, sampling, self.sampler.max_length)
         ids = [each.tolist() for each in prompts.token_ids]
         seeds = [request_seed(self.seed, rollout_number, i) for i in prompts.index.tolist()]
         requests = [self.request(sampling, group_size, seed) for seed in seeds]
-        groups = self.sampler.generate(ids, requests)
+        return Asked(rollout_number, group_size, ids, requests)
+
+    def _draw(self, asked: Asked) -> Sequence[Drawn]:
+        """Draw this data rank's completions, prompt-major."""
+        assert self.sampler is not None
+        groups = self.sampler.generate(asked.prompt_ids, asked.requests)
         # vLLM draws a greedy completion once; the copies of a group would be the same.
-        whole = (each if len(each) == group_size else each * group_size for each in groups)
+        size = asked.group_size
+        whole = (each if len(each) == size else each * size for each in groups)
         return [completion for group in whole for completion in group]
 
     def synchronize(self) -> bool:

@@ -7,14 +7,27 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlif_lightning.processes.collectives import is_distributed
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.processes.collectives import (
+    all_process_attempt,
+    all_rank_max,
+    is_distributed,
+)
 from rlif_lightning.processes.ranks import num_processes
+from rlif_lightning.records import Prompts
+from rlif_lightning.rollout.draws_ahead import DrawsAhead
+from rlif_lightning.rollout.external_samples import Drawn
 from rlif_lightning.rollout.vllm_base import VLLMBaseEngine
 from rlif_lightning.rollout.vllm_local import LocalVLLM
 from rlif_lightning.rollout.vllm_server import VLLMServer
+from rlif_lightning.sampling import Sampling
 
 OURS = ("model", "load_format", "logprobs_mode", "worker_extension_cls")
 
@@ -28,6 +41,8 @@ class VLLMEngine(VLLMBaseEngine):
     Args:
         options: further arguments of `vllm.LLM`, such as gpu_memory_utilization or max_model_len.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
+        correction: token_truncate | token_mask | sequence_truncate | sequence_mask: a larger
+            ratio, of a token or of its whole completion, is cut to max_ratio or counts as 0.
         max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the
             run: the engine does not have the policy's weights then.
         scoring_tokens: token budget of one forward pass over completions.
@@ -42,12 +57,13 @@ class VLLMEngine(VLLMBaseEngine):
         max_ratio: float | None = 2.0,
         max_gap: float = 0.5,
         scoring_tokens: int = 8192,
+        correction: str = "token_truncate",
     ):
         self.options = dict(options or {})
         taken = [name for name in OURS if name in self.options]
         if taken:
             raise ValueError(f"options={taken} are decided by the engine; remove them")
-        super().__init__(max_ratio, max_gap, scoring_tokens)
+        super().__init__(max_ratio, max_gap, scoring_tokens, correction)
 
     def _check_place(self) -> None:
         if num_processes() > 1:
@@ -84,6 +100,8 @@ class VLLMServerEngine(VLLMBaseEngine):
         timeout: seconds for loading weights, and for the completions of one rollout in addition to
             those for their tokens.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
+        correction: token_truncate | token_mask | sequence_truncate | sequence_mask: a larger
+            ratio, of a token or of its whole completion, is cut to max_ratio or counts as 0.
         max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the
             run: the engine does not have the policy's weights then.
         scoring_tokens: token budget of one forward pass over completions.
@@ -93,9 +111,12 @@ class VLLMServerEngine(VLLMBaseEngine):
         timeout_per_token: additional seconds for each token that a rollout's completions may have
             (max_new_tokens for each completion of all processes): the slowest rate that is
             accepted.
+        staleness: on how many rollouts the policy may have trained since it had the weights that
+            draw a completion; so many coming rollouts are drawn while it trains. 0 = each rollout
+            is drawn with the present weights, before its update.
 
     Raises:
-        ValueError: a setting out of range, or no URL.
+        ValueError: a setting out of range, staleness without weights, or no URL.
     """
 
     def __init__(
@@ -108,8 +129,10 @@ class VLLMServerEngine(VLLMBaseEngine):
         scoring_tokens: int = 8192,
         key_variable: str | None = None,
         timeout_per_token: float = 0.001,
+        correction: str = "token_truncate",
+        staleness: int = 0,
     ):
-        super().__init__(max_ratio, max_gap, scoring_tokens)
+        super().__init__(max_ratio, max_gap, scoring_tokens, correction)
         if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).hostname:
             raise ValueError(f"server={server!r} must be a URL, http://host:port")
         if not timeout > 0:
@@ -122,6 +145,14 @@ class VLLMServerEngine(VLLMBaseEngine):
             raise ValueError(
                 "key_variable must be the name of an environment variable, and not the key itself"
             )
+        if staleness < 0 or (staleness and max_ratio is None):
+            raise ValueError(
+                f"staleness={staleness} with max_ratio={max_ratio}: staleness must be at least 0,"
+                " and completions of old weights need max_ratio, which corrects the loss for them"
+            )
+        self.staleness = staleness
+        self.ahead = DrawsAhead(self._draw)
+        self.upcoming: Callable[[int], Prompts | None] | None = None
         self.server, self.weights_folder = server, weights_folder
         self.timeout, self.timeout_per_token = timeout, timeout_per_token
         self.key_variable = key_variable
@@ -143,3 +174,72 @@ class VLLMServerEngine(VLLMBaseEngine):
             self.key_variable,
             self.timeout_per_token,
         )
+
+    def setup(self, policy: PolicyModel, seed: int) -> None:
+        self.discard_ahead()
+        self.upcoming = None
+        super().setup(policy, seed)
+
+    def look_ahead(self, upcoming: Callable[[int], Prompts | None], rollout_number: int) -> None:
+        self.upcoming = upcoming
+        if self.staleness and rollout_number:
+            rank_zero_info(
+                f"rollout {rollout_number} is drawn with the present weights (staleness 0): no"
+                " checkpoint holds what had been drawn ahead, so a run with"
+                f" model.engine.staleness={self.staleness} does not resume bit for bit"
+            )
+
+    def discard_ahead(self) -> None:
+        if not isinstance(self.sampler, VLLMServer):
+            return  # nothing has been drawn
+        with self.sampler.client.closing() as close:
+            count = self.ahead.discard(close)
+        if count:
+            rank_zero_info(
+                f"{count} rollouts that were drawn ahead are dropped"
+                f" ({self.ahead.num_discarded} so far)"
+            )
+
+    def synchronize(self) -> bool:
+        self.ahead.wait()  # weights never change in the middle of a draw
+        return super().synchronize()
+
+    def _completions(
+        self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
+    ) -> tuple[Sequence[Drawn], int | None]:
+        if not self.staleness:
+            return super()._completions(prompts, group_size, sampling, rollout_number)
+        place = (group_size, sampling, rollout_number)
+        claimed = None
+        if self.ahead.pending:  # on all processes or on none
+            claimed = self.ahead.claim(all_process_attempt(lambda: self._asked(prompts, *place)))
+        is_missing = torch.tensor(float(claimed is None), device=prompts.index.device)
+        # All processes use their own draws, or all draw anew.
+        if all_rank_max(is_missing) or claimed is None:
+            (drawn, _), staleness = super()._completions(prompts, *place), 0
+        else:
+            drawn = all_process_attempt(claimed.future.result)
+            staleness = rollout_number - claimed.weights_of
+        self._draw_ahead(*place)
+        return drawn, staleness
+
+    def _draw_ahead(self, group_size: int, sampling: Sampling, rollout_number: int) -> None:
+        """Start the draws of the coming rollouts with the present weights (a collective).
+
+        Nothing is started while an earlier draw has not been used. So the weights change only
+        while no process draws.
+        """
+        if self.upcoming is None or self.ahead.pending:
+            return
+        numbers = range(rollout_number + 1, rollout_number + 1 + self.staleness)
+        coming = {number: self.upcoming(number) for number in numbers}
+        known = {number: prompts for number, prompts in coming.items() if prompts is not None}
+        if known:
+            self.synchronize()
+            orders = all_process_attempt(
+                lambda: [
+                    self._asked(prompts, group_size, sampling, number)
+                    for number, prompts in known.items()
+                ]
+            )
+            self.ahead.start(orders, rollout_number)

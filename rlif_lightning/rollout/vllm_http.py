@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.client import HTTPException, IncompleteRead
+from http.client import HTTPConnection, HTTPException, IncompleteRead
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import HTTPHandler, HTTPSHandler, ProxyHandler, Request, build_opener
+from weakref import WeakSet
 
 EXCERPT = 500  # characters of a server's answer in an error
 REFUSED = (401, 403)  # status codes of a missing or wrong key
@@ -33,6 +38,56 @@ class Deadline:
         return self.at - time.monotonic()
 
 
+class Connections:
+    """The open connections of a client, so that another thread can close them.
+
+    Attributes:
+        is_closing: whether every request fails.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.known: WeakSet[HTTPConnection] = WeakSet()
+        self.is_closing = False
+
+    def tracked(self, kind: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a maker of connections that are known here."""
+
+        def make(*args: Any, **kwargs: Any) -> Any:
+            connection = kind(*args, **kwargs)
+            with self.lock:
+                self.known.add(connection)
+            return connection
+
+        return make
+
+    def close(self) -> None:
+        """Make whoever waits for an answer fail; vLLM ends a request whose client is gone."""
+        with self.lock:
+            sockets = [each.sock for each in self.known if each.sock is not None]
+        for each in sockets:
+            with suppress(OSError):  # it is closed already
+                each.shutdown(socket.SHUT_RDWR)
+
+
+class _Tracked:
+    """A mixin of urllib's handlers that tells a :class:`Connections` of each connection."""
+
+    connections: Connections
+
+    def do_open(self, http_class: Any, req: Any, **arguments: Any) -> Any:
+        parent: Any = super()
+        return parent.do_open(self.connections.tracked(http_class), req, **arguments)
+
+
+class _Plain(_Tracked, HTTPHandler):
+    pass
+
+
+class _Secure(_Tracked, HTTPSHandler):
+    pass
+
+
 class VLLMClient:
     """A client of one vLLM server.
 
@@ -53,8 +108,20 @@ class VLLMClient:
         self.url, self.key_variable = url.rstrip("/"), key_variable
         self.timeout, self.timeout_per_token = timeout, timeout_per_token
         self.headers = {"Content-Type": "application/json", **_credentials(key_variable)}
+        self.connections, handlers = Connections(), [_Plain(), _Secure()]
+        for handler in handlers:
+            handler.connections = self.connections
         # A proxy in the environment is meant for other hosts.
-        self.opener = build_opener(ProxyHandler({}))
+        self.opener = build_opener(ProxyHandler({}), *handlers)
+
+    @contextmanager
+    def closing(self) -> Iterator[Callable[[], None]]:
+        """Make every request of other threads fail; yield what closes the connections of now."""
+        self.connections.is_closing = True
+        try:
+            yield self.connections.close
+        finally:
+            self.connections.is_closing = False
 
     def within(self, tokens: int = 0) -> Deadline:
         """Return the deadline, from now, of an answer of up to so many tokens."""
@@ -89,6 +156,8 @@ class VLLMClient:
         """
         request = Request(self.url + path, json.dumps(body).encode(), self.headers)
         where = f"the vLLM server {self.url}"
+        if self.connections.is_closing:
+            raise RuntimeError(f"{where} was not asked {path}: its answers are no longer needed")
         try:
             with self.opener.open(request, timeout=max(deadline.left, 0.01)) as answer:
                 return json.loads(_read(answer, deadline))

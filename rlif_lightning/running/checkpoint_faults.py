@@ -91,7 +91,8 @@ def why_unusable(path: Path, expected: Expected | None = None) -> str | None:
         )
 
 
-def _file_fault(path: Path, expected: Expected | None) -> str | None:
+def _archive_fault(path: Path) -> str | None:
+    """Return why a file that torch saved cannot be read, before anything of it is."""
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
         return f"it is cut off or not a checkpoint ({size} bytes)"
@@ -109,8 +110,12 @@ def _file_fault(path: Path, expected: Expected | None) -> str | None:
                 f" {MAX_PLAIN}"
             )
         broken = archive.testzip()
-    if broken is not None:
-        return f"its part {broken} is damaged"
+    return None if broken is None else f"its part {broken} is damaged"
+
+
+def _file_fault(path: Path, expected: Expected | None) -> str | None:
+    if (fault := _archive_fault(path)) is not None:
+        return fault
     content = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     fault = (
         _foreign(content, PARTS) or _progress_fault(content) or _tensors_fault(content, expected)
@@ -138,9 +143,11 @@ def _folder_fault(path: Path, expected: Expected | None) -> str | None:
             or file.stat().st_size != size
         ):
             return f"its part {name} is missing or cut off"
-    if sizes.get(REST, MAX_PLAIN + 1) > MAX_PLAIN:
-        return f"its part {REST} is not listed, or larger than {MAX_PLAIN} bytes"
-    content = torch.load(path / REST, weights_only=True, map_location="cpu")
+    if REST not in sizes:
+        return f"its part {REST} is not listed"
+    if (fault := _archive_fault(path / REST)) is not None:
+        return f"its part {REST}: {fault}"
+    content = torch.load(path / REST, weights_only=True, mmap=True, map_location="cpu")
     fault = _foreign(content, REST_PARTS) or _progress_fault(content)
     if fault is None and expected is not None and (fault := _shards_misfit(path, expected)):
         return _by_its_settings(fault, path, content, expected)

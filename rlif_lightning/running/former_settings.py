@@ -1,15 +1,11 @@
-"""Former names of settings: what is said of one, and what the saved ones of a checkpoint become."""
+"""Former names of arguments, and what the saved settings of an older checkpoint become."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from rlif_lightning.data.described import ARGUMENTS, CLASS
-from rlif_lightning.data.prompt_format import PromptFormat
-from rlif_lightning.learning.update import UpdatePlan
 
 Arguments = dict[str, Any]
 # Class -> former name of an argument -> what to give instead.
@@ -37,40 +33,6 @@ ARGUMENTS_OF = {
         "steps": "the rollout of the last of points",
     },
 }
-# Former name of a setting -> its present one.
-RENAMED = {
-    "model.learning_rate": "model.optimizer.lr",
-    "model.weight_decay": "model.optimizer.weight_decay",
-    "model.betas": "model.optimizer.betas",
-    "model.lr_schedule": "model.schedule.name",
-    "model.warmup_steps": "model.schedule.warmup_steps",
-    "model.schedule_steps": "model.schedule.steps",
-    **{f"model.{each.name}": f"model.update.{each.name}" for each in fields(UpdatePlan)},
-    **{f"data.{each.name}": f"data.format.{each.name}" for each in fields(PromptFormat)},
-    "data.prompts_per_step": "data.prompts_per_rollout",
-    "data.validation_prompts_per_step": "data.validation_prompts_per_batch",
-    "optimizer": "model.optimizer",
-    "lr_scheduler": "model.schedule",
-    **{f"model.evaluation.{name}": now for name, now in ARGUMENTS_OF["Evaluation"].items()},
-    "predictions.rows_per_file": "the constant 4096",
-}
-_NAME = re.compile(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)*")
-_ARGUMENT = re.compile(r"Option '(?:[\w.]+\.)?(\w+)' is not accepted")
-
-
-def hint(message: str) -> str:
-    """Return the present names of the former ones in a parser's message, to be appended to it."""
-    found = {}
-    for name in _NAME.findall(message):
-        parts = name.split(".")
-        for old in (".".join(parts[:end]) for end in range(1, len(parts) + 1)):
-            if old in RENAMED:
-                found[old] = f"{old} is {RENAMED[old]} now"
-    for name in _ARGUMENT.findall(message):
-        for kind, arguments in ARGUMENTS_OF.items():
-            if name in arguments and re.search(rf"\b{kind}\b", message):
-                found[name] = f"{name} of {kind} is {arguments[name]} now"
-    return f"; {', '.join(found.values())}" if found else ""
 
 
 def present_settings(saved: Arguments) -> Arguments:

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from rlif_lightning.data.loaders import continued_place
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.learning.replay import why_empty
 from rlif_lightning.running.checkpoint_faults import expected_of, model_misfit, read_rest
 from rlif_lightning.running.events import record_event
 from rlif_lightning.running.former_settings import present_settings
@@ -95,7 +96,14 @@ class ResumedSettings(Callback):
         return f"the same order goes on with {where}; {_problems(left_out)}"
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Move Lightning's place in the epoch, where batches have another size."""
+        """Move Lightning's place in the epoch, where batches have another size.
+
+        A replay buffer that begins empty is announced.
+        """
+        if pl_module.replay_buffer is not None:
+            empty = why_empty(checkpoint.get("replay"), pl_module.group_size)
+            if empty is not None:
+                self._say(trainer, empty, {})
         sizes = _sizes(trainer, checkpoint)
         split = None if sizes is None else trainer.datamodule.split("train")
         if sizes is None or split is None or sizes[0] == sizes[1]:

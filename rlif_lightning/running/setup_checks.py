@@ -96,6 +96,10 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     _check_trainer(module.trainer)
     if module.dynamic_sampling is not None:
         module.dynamic_sampling.check(module.rewards, module.group_size, data)
+    _check_look_ahead(module)
+    if module.replay_buffer is not None:
+        prompts = None if data is None else data.prompts_per_rollout
+        module.replay_buffer.settings.check(module.objective, prompts)
     train = None if data is None else data.split("train")
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_rollout)
@@ -115,6 +119,17 @@ def _check_scores(rewards: dict[str, WeightedReward]) -> None:
         f"rewards={list(rewards)}: no reward with a weight other than 0 gives scores"
         f" ({'; '.join(silent)}), so that nothing would be trained; add one that does"
     )
+
+
+def _check_look_ahead(module: Any) -> None:
+    """Refuse draws ahead of prompts that nobody can name before their rollout."""
+    staleness = getattr(module.engine, "staleness", 0)
+    if staleness and not hasattr(module.trainer.datamodule, "upcoming"):
+        raise ValueError(
+            f"model.engine.staleness={staleness} draws the prompts of coming rollouts, which only a"
+            " data module with a method `upcoming` knows, such as PromptData; use it, or set"
+            " staleness=0"
+        )
 
 
 def _check_trainer(trainer: Any) -> None:

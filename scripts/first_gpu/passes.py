@@ -60,12 +60,10 @@ def on_the_cpu() -> tuple[PolicyModel, Rollout]:
 
 def scored(policy: PolicyModel, rollout: Rollout, device: str, precision: str) -> torch.Tensor:
     """Return the log-probs of a rollout, on the CPU."""
+    completions = moved(rollout, device).completions
     with autocast(device, precision):
-        return (
-            rollout_logprobs(policy.to(device), moved(rollout, device), SAMPLING, BUDGET)
-            .cpu()
-            .double()
-        )
+        found = rollout_logprobs(policy.to(device), completions, SAMPLING, BUDGET)
+    return found.cpu().double()
 
 
 def spread(difference: torch.Tensor) -> dict[str, float]:
@@ -106,7 +104,7 @@ def attention_kernels(policy: PolicyModel, prompts: Prompts, precision: str) -> 
     with autocast("cuda", precision):
         rollout = engine.generate(prompts, 4, sampling, 0)
         with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-            rollout_logprobs(policy, rollout, sampling, BUDGET)
+            rollout_logprobs(policy, rollout.completions, sampling, BUDGET)
     marks = ("flash", "fmha", "cudnn", "softmax")
     return {
         e.key[:60]: e.count

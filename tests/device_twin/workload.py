@@ -152,7 +152,8 @@ class Workload:
         inputs = LossInputs(
             old, old, advantages, rollout.mask, rollout.completion_numbers(0), ref_logprobs=old
         )
-        mini_batch = select_groups(inputs, rollout, list(range(len(TEXTS))), is_on_policy=True)
+        groups = list(range(len(TEXTS)))
+        mini_batch = select_groups(inputs, rollout.completions, groups, is_on_policy=True)
         objective = KLCov(fraction=0.02, weight=0.05, reference_kl=ReferenceKL(weight=0.03))
         passes: list[bool] = []
         calls = OptimizerCalls(_backward(passes), self.policy.zero_grad, float)

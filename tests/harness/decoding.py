@@ -13,7 +13,8 @@ from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.engine import RolloutEngine
-from rlif_lightning.rollout.external_samples import Drawn, as_rollout, truncated_ratio
+from rlif_lightning.rollout.external_samples import Drawn, as_rollout
+from rlif_lightning.rollout.importance_weights import Correction
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.vllm_weights import merged_weights
 from rlif_lightning.sampling import Sampling
@@ -146,13 +147,13 @@ class Bfloat16Sampler(RolloutEngine):
                     rollout.completion_ids[row][keep].tolist(), logprobs, bool(rollout.ended[row])
                 )
             )
-        made = as_rollout(self.policy, prompts, drawn, sampling, 200, self.max_ratio)
+        correction = None if self.max_ratio is None else Correction(self.max_ratio)
+        made = as_rollout(self.policy, prompts, drawn, sampling, 200, correction)
+        made = replace(made, staleness=torch.zeros_like(made.lengths))
         if self.exact:
             made = replace(made, engine_logprobs=made.stats.logprobs)
-            ratio = truncated_ratio(
-                made.stats.logprobs, made.engine_logprobs, self.max_ratio or 1.0
-            )
-            made = replace(made, token_weights=None if self.max_ratio is None else ratio)
+            weights = torch.ones_like(made.stats.logprobs)
+            made = replace(made, token_weights=None if self.max_ratio is None else weights)
         return made
 
 

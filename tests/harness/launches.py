@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.ranks import free_port
+from harness.files import ROOT
 from harness.forked import run_module
 from harness.processes import ON_TWO, environment
 
@@ -104,6 +108,41 @@ def launch(folder: Path, runs: dict[str, list[str]], torchrun: int = 0, forks: i
     else:
         done = run_module("harness.launched", arguments, kept | QUIET, 900)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+
+
+def both_end(folder: Path, arguments: list[str]) -> list[str]:
+    """What each of two processes printed that nobody stops: both must fail by themselves,
+    in time.
+    """
+    port = str(free_port())
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    given = json.dumps({"two": [*arguments, f"--trainer.default_root_dir={folder / 'two'}"]})
+    processes = []
+    for rank in range(2):
+        own = {
+            **environment(),
+            **QUIET,
+            **group,
+            "LOCAL_RANK": str(rank),
+        }
+        command = [sys.executable, "-m", "harness.launched", str(folder), "0", given]
+        processes.append(
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=own,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        told = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 1 for process in processes), told
+    return told
 
 
 def resumed_and_whole(folder: Path, *arguments: str) -> None:

@@ -22,6 +22,7 @@ from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.rollout.vllm_weights import fingerprint
 from rlif_lightning.rollout.vllm_worker import PolicyWorker
 from rlif_lightning.sampling import Sampling
 
@@ -60,6 +61,8 @@ class StandIn(ThreadingHTTPServer):
         dies: path -> share of an answer's bytes after which the connection is closed, as when the
             process is killed.
         pause: seconds between every two pieces of an answer's body.
+        drawn: (seed of the request, id of the weights, their float64 sum) of every request that
+            samples.
     """
 
     request_queue_size = 256
@@ -75,6 +78,7 @@ class StandIn(ThreadingHTTPServer):
         self.dies: dict[str, float] = {}
         self.pause = 0.0
         self.key: str | None = None
+        self.drawn: list[tuple[int, str, float]] = []
         self.released = threading.Event()
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -103,6 +107,9 @@ class StandIn(ThreadingHTTPServer):
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         policy = self.worker.policy
+        if body["temperature"]:
+            total = float(fingerprint(policy).sum())
+            self.drawn.append((body["seed"], self.worker.policy_id, total))
         policy.eos_ids = body["stop_token_ids"]
         policy.num_tokens = min(map(int, body["logit_bias"])) if body.get("logit_bias") else None
         names = {
