@@ -113,6 +113,12 @@ class STAREController(Described, Callback):
         """Give the objective back its own weights, for another run in the same process."""
         pl_module.objective = replace(pl_module.objective, **self.given)
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: RLIFModule, exception: BaseException
+    ) -> None:
+        """Give the objective back its own weights, as at the end of training."""
+        self.on_train_end(trainer, pl_module)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the last gate, and the weights if they move."""
         return {"is_on": self.is_on, "weights": dict(self.weights)}
