@@ -1,11 +1,10 @@
 """Measure a step's time with rollouts drawn ahead, against a server of a fixed latency.
 
-``python -m benchmarks.asynchronous --latencies 6`` trains the quickstart's model against the
+``python -m benchmarks.asynchronous --latency 6`` trains the quickstart's model against the
 stand-in server of our tests. Its completions are random tokens of full length that come after a
-wait, so that it takes no processor time, as a server on another machine. With several latencies the
-draws take them in turn. Printed are medians over the rollouts after the first two, in seconds: the
-time in which the trainer waits for completions and scores them, that of rewards, that of the
-update, and their sum.
+wait, so that it takes no processor time, as a server on another machine. Printed are medians
+over the rollouts after the first two, in seconds: the time in which the trainer waits for
+completions and scores them, that of rewards, that of the update, and their sum.
 """
 
 from __future__ import annotations
@@ -32,15 +31,14 @@ PARTS = ("time/rollout", "time/reward", "time/update")
 WARM_UP = 2  # rollouts
 
 
-def answer_late(server: Any, latencies: list[float]) -> None:
-    """Make the server answer with random tokens; the draws take the latencies in turn."""
-    answer, draws = server.answer, [0]
+def answer_late(server: Any, latency: float) -> None:
+    """Make the server answer with random tokens after a wait, in seconds."""
+    answer = server.answer
 
     def late(path: str, body: dict[str, Any]) -> tuple[int, Any]:
         if path != "/v1/completions":
-            draws[0] += body.get("method") == "policy_facts"  # asked once after each draw
             return answer(path, body)
-        time.sleep(latencies[draws[0] % len(latencies)])
+        time.sleep(latency)
         return 200, {"choices": [random_choice(body, index) for index in range(body["n"])]}
 
     server.answer = late
@@ -61,7 +59,7 @@ def random_choice(body: dict[str, Any], index: int) -> dict[str, Any]:
 def measure(staleness: int, arguments: argparse.Namespace) -> list[float]:
     """Train, and return the median seconds of each part."""
     with tempfile.TemporaryDirectory() as folder, stand_in() as server:
-        answer_late(server, arguments.latencies)
+        answer_late(server, arguments.latency)
         cli.main(
             [
                 "fit",
@@ -88,13 +86,13 @@ def measure(staleness: int, arguments: argparse.Namespace) -> list[float]:
 def main() -> None:
     """Print a table with a row for each staleness."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--latencies", type=float, nargs="+", default=[6.0], help="seconds")
+    parser.add_argument("--latency", type=float, default=6.0, help="seconds of a draw")
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rollouts", type=int, default=12)
     parser.add_argument("rest", nargs="*", help="arguments of `fit`, after --")
     arguments = parser.parse_args()
     found = {staleness: measure(staleness, arguments) for staleness in arguments.staleness}
-    print(f"latencies: {arguments.latencies} s")
+    print(f"latency: {arguments.latency} s")
     print(
         "| staleness | wait and score | reward | update | step |\n| --- | --- | --- | --- | --- |"
     )

@@ -184,7 +184,7 @@ def test_what_is_not_asked_for_is_drawn_anew(standing, tmp_path):
 @pytest.mark.parametrize("fault", ["refused", "hangs"])
 def test_a_fault_of_a_draw_ahead_is_raised_where_its_rollout_is_needed(standing, tmp_path, fault):
     policy = changed()
-    engine = engine_of(standing, tmp_path, policy, timeout=1.0, timeout_per_token=0.0)
+    engine = engine_of(standing, tmp_path, policy, timeout=1.0)
 
     def upcoming(rollout_number: int) -> Prompts:
         if fault == "hangs":
@@ -197,7 +197,7 @@ def test_a_fault_of_a_draw_ahead_is_raised_where_its_rollout_is_needed(standing,
     engine.generate(prompts_of(policy), GROUP, PLAIN, 0)
     said = {
         "refused": r"answered 400 to /v1/completions: not this one",
-        "hangs": r"did not answer /v1/completions within timeout=1 seconds",
+        "hangs": r"did not answer /v1/completions within .* \(timeout=1 \+ 0\.001 for each of",
     }
     with pytest.raises(RuntimeError, match=said[fault]):
         engine.generate(prompts_of(policy), GROUP, PLAIN, 1)
@@ -273,7 +273,8 @@ def test_the_gradient_of_a_stale_rollout_is_weighted(stale, kind, budget):
     calls = OptimizerCalls(lambda share, _: share.backward(), policy.zero_grad, float)
     updater = Updater(policy, Clipped(), PLAIN, TokenBudget(budget), calls)
     inputs = loss_inputs(rollout, advantages, rollout.stats.logprobs, None, 1)
-    mini_batch = select_groups(inputs, rollout, range(rollout.num_prompts), is_on_policy=True)
+    groups = range(rollout.num_prompts)
+    mini_batch = select_groups(inputs, rollout.completions, groups, is_on_policy=True)
     policy.zero_grad()
     updater.accumulate_gradient(mini_batch, UpdateMeter(torch.device("cpu")))
     found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
@@ -441,7 +442,7 @@ def test_a_draw_ahead_that_fails_on_one_process_ends_both(standing, tmp_path):
     real, asked = standing.answer, {request_seed(0, 1, index): index for index in range(32)}
 
     def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        if asked.get(body.get("seed"), 0) and not refused:
+        if asked.get(body.get("seed", -1), 0) and not refused:
             refused.append(asked[body["seed"]])
             return 400, {"error": {"message": "not this one"}}
         return real(path, body)
@@ -452,6 +453,20 @@ def test_a_draw_ahead_that_fails_on_one_process_ends_both(standing, tmp_path):
     said = "400 to /v1/completions: not this one"
     assert all(re.search(f"RuntimeError: .*{said}", text) for text in told)
     assert sum(bool(re.search(rf"process \d failed: .*{said}", text)) for text in told) == 1
+
+
+@pytest.mark.slow
+def test_groups_that_are_drawn_again_have_the_present_weights(standing, tmp_path):
+    """With dynamic sampling a rollout has groups of older weights, and of the present ones."""
+    overlay = f"--config={ROOT}/configs/objectives/dynamic_sampling.yaml"
+    fit(tmp_path, *SHORT, *arguments_for(standing, tmp_path), overlay)
+    extra = column(tmp_path, "dynamic/extra_groups")
+    assert max(extra[1:]) > 0
+    found = column(tmp_path, "rollout/staleness")
+    assert found[0] == 0
+    assert all(0 < each <= 1 for each in found[1:])
+    assert min(found[1:]) < 1
+    assert column(tmp_path, "rollout/staleness_max") == [0, 1, 1, 1]
 
 
 def test_the_overlay_is_built_by_the_command_line(monkeypatch):
