@@ -37,6 +37,7 @@ from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.rollout.draws_ahead import THREAD
 from rlif_lightning.rollout.importance_weights import CORRECTIONS, Correction
 from rlif_lightning.rollout.vllm_engine import VLLMServerEngine
 from rlif_lightning.rollout.vllm_weights import fingerprint
@@ -69,6 +70,11 @@ def engine_of(server: StandIn, folder: Path, policy: PolicyModel, **settings) ->
     engine = VLLMServerEngine(server.url, str(folder), **given)
     engine.setup(policy, SEED)
     return engine
+
+
+def drawing() -> list[threading.Thread]:
+    """The threads that draw ahead."""
+    return [each for each in threading.enumerate() if each.name.startswith(THREAD)]
 
 
 def train(policy: PolicyModel, factor: float = 1.02) -> None:
@@ -388,6 +394,7 @@ def test_a_killed_run_goes_on_with_the_very_next_prompts(standing, tmp_path, cap
     with pytest.raises(SystemExit) as info:
         fit(tmp_path / "lives", *arguments, recorded(after=2, number=int(signal.SIGTERM)))
     assert info.value.code == 75
+    assert not drawing()
     run = fit(tmp_path / "lives", *arguments, recorded(), "--ckpt_path=auto")
     order = prompts_in_order(run)
     assert Recorder.trained == order
@@ -409,6 +416,7 @@ def test_an_error_while_a_server_hangs_ends_the_run_at_once(standing, tmp_path):
     started = time.monotonic()
     with pytest.raises(RuntimeError, match="on purpose"):
         fit(tmp_path, *SHORT, *arguments_for(standing, tmp_path), recorded(after=1))
+    assert not drawing()  # before the server is released
     assert time.monotonic() - started < 50
 
 
