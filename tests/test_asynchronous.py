@@ -139,7 +139,12 @@ def test_the_next_rollout_is_drawn_while_the_policy_trains(standing, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("staleness", "expected"), [(1, [0, 1, 1, 1, 1]), (2, [0, 1, 2, 1, 2]), (3, [0, 1, 2, 3, 1])]
+    ("staleness", "expected"),
+    [
+        pytest.param(1, [0, 1, 1, 1, 1], marks=pytest.mark.slow),
+        (2, [0, 1, 2, 1, 2]),
+        pytest.param(3, [0, 1, 2, 3, 1], marks=pytest.mark.slow),
+    ],
 )
 def test_weights_are_those_that_the_figure_says(standing, tmp_path, staleness, expected):
     """Validation in between has the present weights, and changes nothing of what was drawn."""

@@ -10,7 +10,7 @@ import json
 import pickle
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,15 @@ from rlif_lightning.data.benchmark_source import BenchmarkData
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "benchmarks"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+# Those of one kind differ in their data alone: one of each in the fast tier.
+ALIKE = {"amc23", "aime24", "aime25", *(n for n in FILES if n.startswith("reasoning_gym_"))}
+ALIKE -= {next(n for n in FILES if n.startswith("reasoning_gym_"))}
+
+
+def each(names: Iterable[str]) -> list:
+    return [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in names]
 
 
 def cases(*pairs: tuple[str, str], kind: str = "stdin") -> str:
@@ -214,7 +223,7 @@ def test_the_issue_s_benchmarks_are_there():
     assert all(name in ROWS or name.startswith("reasoning_gym_") for name in FILES)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", each(FILES))
 def test_each_overlay_measures(name, measured):
     if name not in ROWS:
         pytest.importorskip("reasoning_gym")
@@ -241,12 +250,12 @@ def judged(built: cli.RLIFCLI, texts: list[str], rows: list[int]) -> list[bool]:
     )
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", each(ROWS))
 def test_right_and_wrong_completions_are_told_apart(name, measured):
     assert judged(measured(name)[0], [*COMPLETIONS[name], " \n"], [0, 0, 0]) == [True, False, False]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", each(ROWS))
 def test_every_gold_answer_can_be_judged_and_is_right(name, measured):
     built, _ = measured(name)
     rows = list(range(len(ROWS[name])))

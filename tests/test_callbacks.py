@@ -30,7 +30,10 @@ def test_entropy_monitor_logs_percentiles_and_slope(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"floor": 4.0}, "is below 4"), ({"ceiling": 1e-3}, "is above 0.001")],
+    [
+        ({"floor": 4.0}, "is below 4"),
+        pytest.param({"ceiling": 1e-3}, "is above 0.001", marks=pytest.mark.slow),
+    ],
 )
 def test_entropy_monitor_warns_once_while_outside_its_band(tmp_path, settings, text):
     with pytest.warns(UserWarning, match=text) as record:
@@ -79,7 +82,7 @@ def test_entropy_monitor_keeps_quiet_inside_its_band(tmp_path):
     assert not callback_of(run, EntropyMonitor).watch.active
 
 
-@pytest.mark.parametrize("shape", ["linear", "cosine"])
+@pytest.mark.parametrize("shape", [pytest.param("linear", marks=pytest.mark.slow), "cosine"])
 def test_schedules_reach_their_end_and_stay(tmp_path, shape):
     run = run_with(
         tmp_path,
@@ -119,8 +122,15 @@ def test_cosine_is_not_linear():
     assert schedule.value(1, None, None) == pytest.approx(0.5 - 0.25 * math.sqrt(2))
 
 
-@pytest.mark.parametrize(("target", "factor"), [((8.0, 9.0), 1), ((1e-3, 2e-3), -1)])
-@pytest.mark.parametrize("name", ["weight", "fraction"])
+@pytest.mark.parametrize(
+    ("name", "target", "factor"),
+    [
+        ("weight", (8.0, 9.0), 1),
+        ("fraction", (1e-3, 2e-3), -1),
+        pytest.param("weight", (1e-3, 2e-3), -1, marks=pytest.mark.slow),
+        pytest.param("fraction", (8.0, 9.0), 1, marks=pytest.mark.slow),
+    ],
+)
 def test_the_closed_loop_moves_the_right_way(tmp_path, name, target, factor):
     """Entropy below the band raises the value, above it lowers it, by the stated amount."""
     loop = {"start": 0.1, "target": target, "gain": 0.01, "bounds": (0.01, 0.9)}
