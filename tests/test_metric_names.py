@@ -197,7 +197,7 @@ NOT_DRAWN = {
     *(f"dynamic/{name}" for name in ("extra_groups", "empty_places", "discarded_tokens")),
     *(f"replay/{name}" for name in ("groups", "age", "ratio", "clip_fraction")),
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/engine_bounded"),
-    *("rollout/staleness", "rollout/staleness_max", "rollout/tokens_per_second"),
+    "rollout/tokens_per_second",
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
     *("stare/gate", "stare/positive_weight", "stare/negative_weight"),
