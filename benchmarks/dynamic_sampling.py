@@ -1,12 +1,12 @@
-"""What dynamic sampling brings and costs: two rewards, three arms, six seeds.
+"""What dynamic sampling brings and costs: two rewards, four arms, six seeds.
 
     python -m benchmarks.dynamic_sampling                # a quarter of an hour of one core
     python -m benchmarks.dynamic_sampling --summarise    # of the runs that are finished
 
 The runs are the quickstart's with one reward, gold answers or the vote, over 30 rollouts. The arms
-are `off`, `skip` (max_draws 1) and `draws_3` (max_draws 3). It writes
-``docs/results/dynamic_sampling.csv``. Runs have one thread; a run that is finished is not made
-again.
+are `off`, `skip` (max_draws 1), `draws_3` (max_draws 3), and `off_faster`, which is `off` with a
+higher learning rate. It writes ``docs/results/dynamic_sampling.csv``. Runs have one thread; a run
+that is finished is not made again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ ARMS = {
     "off": [],
     "skip": ['--model.dynamic_sampling={"max_draws": 1}'],
     "draws_3": ['--model.dynamic_sampling={"max_draws": 3}'],
+    "off_faster": ["--model.optimizer.lr=1.3e-4"],  # instead of 1e-4: 1 / (share with signal)
 }
 ROLLOUTS, PROMPTS, GROUP = 30, 16, 8
 SETTINGS = [

@@ -15,6 +15,7 @@ from rlif_lightning.data.described import Described
 from rlif_lightning.module import RLIFModule
 
 PERCENTILES = (10, 50, 90)
+WINDOW = 20  # rollouts that the slope is fitted to
 MEANING = (
     "The policy may be collapsing. Look at completions; lower the learning rate or raise KL-Cov's"
     " weight."
@@ -36,28 +37,23 @@ class EntropyMonitor(Described, Callback):
 
     A run collapses both ways: under certainty rewards entropy falls to nothing, under a vote alone
     it may explode. Logged per rollout: ``entropy/p10``, ``entropy/p50``, ``entropy/p90`` (nats,
-    this rollout's tokens) and ``entropy/slope`` (nats per rollout, least squares over the window of
-    mean entropies). The module itself logs the means, ``policy/entropy`` of all tokens and
-    ``policy/entropy_picked`` of those that the objective picked; alarms name both. Alarms and
-    recoveries are written to ``events.jsonl``.
+    this rollout's tokens) and ``entropy/slope`` (nats per rollout, least squares over the mean
+    entropies of the last 20 rollouts). The module itself logs the means, ``policy/entropy`` of all
+    tokens and ``policy/entropy_picked`` of those that the objective picked; alarms name both.
+    Alarms and recoveries are written to ``events.jsonl``.
 
     Args:
         floor: warn once the mean entropy (nats) is below this; null = never.
         ceiling: warn once the mean entropy (nats) is above this; null = never.
-        window: rollouts that the slope is fitted to, at least 2.
 
     Raises:
-        ValueError: a window below 2, or a floor that is not below the ceiling.
+        ValueError: a floor that is not below the ceiling.
     """
 
-    def __init__(self, floor: float | None = None, ceiling: float | None = None, window: int = 20):
-        if window < 2:
-            raise ValueError(
-                f"window={window} must be at least 2 rollouts: a slope needs two points"
-            )
+    def __init__(self, floor: float | None = None, ceiling: float | None = None):
         if floor is not None and ceiling is not None and floor >= ceiling:
             raise ValueError(f"floor={floor} must be below ceiling={ceiling}")
-        self.history: deque[float] = deque(maxlen=window)
+        self.history: deque[float] = deque(maxlen=WINDOW)
         self.watch = Watch(band(floor, ceiling))
 
     def on_train_batch_end(
@@ -98,7 +94,7 @@ class EntropyMonitor(Described, Callback):
         record_event(trainer, pl_module, "EntropyMonitor", "recovery", text, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the slope's window and the detectors' states."""
+        """Return the slope's mean entropies and the detectors' states."""
         return {"history": list(self.history), "detectors": self.watch.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from rlif_lightning.module import RLIFModule
 # 2^-8 and 2^-11.
 BOUNDS = {torch.bfloat16: 0.1, torch.float16: 0.1}
 BOUND = 1e-3
+FACTOR = 4.0  # a gap that is so many times the run's first ones has grown
 ENGINE_FLOOR = 1e-3  # nats; an engine of another precision differs by more from the start
 # The first three figures. Of two, the smaller is the baseline, so that the second rollout can be
 # judged.
@@ -94,31 +95,28 @@ class SamplerGap(Callback):
     another numerical precision than the trainer. An engine such as vLLM has log-probs of its own;
     ``rollout/engine_gap`` compares those with the policy's. Its size depends on the engine's
     precision, so it is judged by the run's first rollouts (the engine's ``max_gap`` bounds it as
-    well), and not where a rollout was drawn ahead with older weights. The command line adds this to
-    every run.
+    well), and not where a rollout was drawn ahead with older weights. An alarm is also raised where
+    a figure is larger than all before and than 4 times the median of the run's first three
+    rollouts, if it is above a tenth of the bound (engine_gap: 0.001 nats). The command line adds
+    this to every run.
 
     Args:
         bound: of policy/sampler_gap, nats; null = 0.001, or 0.1 where the run computes in bfloat16
             or float16.
-        factor: an alarm is also raised where a figure is larger than all before and than this many
-            times the median of the run's first three rollouts, if it is above a tenth of the bound
-            (engine_gap: 0.001 nats); null = not.
 
     Raises:
-        ValueError: a bound that is not positive, a factor of 1 or less.
+        ValueError: a bound that is not positive.
     """
 
-    def __init__(self, bound: float | None = None, factor: float | None = 4.0):
+    def __init__(self, bound: float | None = None):
         if bound is not None and bound <= 0:
             raise ValueError(f"bound={bound} must be positive, in nats")
-        if factor is not None and factor <= 1:
-            raise ValueError(f"factor={factor} must be more than 1, or null")
-        self.bound, self.factor = bound, factor
+        self.bound = bound
         self.watch = GapWatch(self._detectors(BOUND if bound is None else bound))
 
     def _detectors(self, bound: float) -> dict[str, Detector]:
-        own = gap_detectors(OWN, bound, bound / 10, self.factor)
-        return own | gap_detectors(ENGINE, math.inf, ENGINE_FLOOR, self.factor)
+        own = gap_detectors(OWN, bound, bound / 10, FACTOR)
+        return own | gap_detectors(ENGINE, math.inf, ENGINE_FLOOR, FACTOR)
 
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         """Take the bound of the policy's precision, which is known now."""

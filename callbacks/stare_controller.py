@@ -15,6 +15,8 @@ from rlif_lightning.learning.stare import STARE, WEIGHTS
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.processes.collectives import broadcast_from_first
 
+BOUNDS = (0.5, 1.5)  # lowest negative and highest positive weight with a step; the paper's
+
 
 class STAREController(Described, Callback):
     """Applies the weights of the objective ``STARE`` while the entropy is below a target.
@@ -26,7 +28,7 @@ class STAREController(Described, Callback):
 
     With a ``step`` each rollout also moves the weights that the objective gives (other than 1): up
     to the target ``positive_weight`` rises and ``negative_weight`` falls by ``step``, above it the
-    other way, between 1 and ``weight_bounds``.
+    other way, between 1 and the paper's bounds, 1.5 and 0.5.
 
     Logs ``stare/gate`` (0 or 1) and the weights in force, ``stare/positive_weight`` and
     ``stare/negative_weight``.
@@ -36,25 +38,17 @@ class STAREController(Described, Callback):
             it inside the early range of ``policy/entropy`` without STARE.
         step: by which weights move in each rollout; 0 = they stay (the paper's default; its
             ablation 0.01).
-        weight_bounds: lowest negative and highest positive weight with a step; the paper's.
 
     Raises:
         ValueError: a number out of range.
     """
 
-    def __init__(
-        self,
-        target: float = 0.3,
-        step: float = 0.0,
-        weight_bounds: tuple[float, float] = (0.5, 1.5),
-    ):
+    def __init__(self, target: float = 0.3, step: float = 0.0):
         if not 0 < target < math.inf:
             raise ValueError(f"target={target} must be positive, in nats")
         if not 0 <= step < math.inf:
             raise ValueError(f"step={step} must not be negative; 0 keeps the weights")
-        if not 0 <= weight_bounds[0] <= 1 <= weight_bounds[1] < math.inf:
-            raise ValueError(f"weight_bounds={weight_bounds}: need 0 <= lowest <= 1 <= highest")
-        self.target, self.step, self.weight_bounds = target, step, weight_bounds
+        self.target, self.step = target, step
         self.is_on = True
         self.given: dict[str, float] = {}  # the objective's own weights
         self.weights: dict[str, float] = {}  # those that a step has moved
@@ -76,12 +70,12 @@ class STAREController(Described, Callback):
                 f"model.objective: fraction={objective.fraction}, {weights} weigh no token, so"
                 " STAREController has nothing to switch; set a weight other than 1, or remove it"
             )
-        low, high = self.weight_bounds
+        low, high = BOUNDS
         positive, negative = self.given.values()
         if self.step and not (1 <= positive <= high and low <= negative <= 1):
             raise ValueError(
                 f"step={self.step} needs 1 <= positive_weight <= {high} and {low} <="
-                f" negative_weight <= 1, not {weights}; change weight_bounds or the weights"
+                f" negative_weight <= 1, not {weights}; change the weights, or set step=0"
             )
 
     def on_rollout_scored(
@@ -99,7 +93,7 @@ class STAREController(Described, Callback):
             return
         self.is_on = entropy < self.target
         move = self.step * ((entropy < self.target) - (entropy > self.target))
-        low, high = self.weight_bounds
+        low, high = BOUNDS
         for name, value in self.given.items() if self.step else ():
             last = self.weights.get(name, value)
             if value != 1 and name == "positive_weight":
@@ -118,6 +112,12 @@ class STAREController(Described, Callback):
     def on_train_end(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         """Give the objective back its own weights, for another run in the same process."""
         pl_module.objective = replace(pl_module.objective, **self.given)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: RLIFModule, exception: BaseException
+    ) -> None:
+        """Give the objective back its own weights, as at the end of training."""
+        self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last gate, and the weights if they move."""

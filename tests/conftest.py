@@ -39,7 +39,7 @@ def pytest_collection_finish(session):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_parser():
-    """Build the parser of a subcommand once: runs differ in what it parses, not in the parser."""
+    """Build each parser once: runs differ in what it parses, not in the parser."""
     cli = sys.modules.get("rlif_lightning.cli")
     if cli is None:  # no test that was collected needs it
         yield
@@ -54,8 +54,23 @@ def one_parser():
         parser, self._subcommand_method_arguments[subcommand] = kept[key]
         return parser
 
+    set_up, whole = cli.RLIFCLI.setup_parser, {}
+
+    def setup_parser(self, add_subcommands, main, sub):
+        """As above, for what is built without a subcommand (``run=False``)."""
+        if add_subcommands:
+            return set_up(self, add_subcommands, main, sub)
+        defaults = {k: v for k, v in self.trainer_defaults.items() if k != "callbacks"}
+        key = type(self), self._model_class, self.trainer_class, self.parser_class
+        key = *key, self._datamodule_class, repr((self.seed_everything_default, defaults, main))
+        if key not in whole:
+            set_up(self, add_subcommands, main, sub)
+            whole[key] = self.parser
+        self.parser = whole[key]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.RLIFCLI, "_prepare_subcommand_parser", prepared)
+        patch.setattr(cli.RLIFCLI, "setup_parser", setup_parser)
         yield
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
+from harness.cases import check_each
 from rlif_lightning.answers.final_answers import AnswerExtractor, cluster, equivalent, normalise
 
 ROWS = [
@@ -17,13 +16,13 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "row", ROWS, ids=lambda row: f"{row['a']} {'=' if row['equal'] else '!'} {row['b']}"
-)
-def test_the_verdict_is_right_both_ways_and_in_a_vote(row):
-    assert equivalent(row["a"], row["b"]) is row["equal"]
-    assert equivalent(row["b"], row["a"]) is row["equal"]
-    assert (len(set(cluster([row["a"], row["b"], row["a"]]))) == 1) is row["equal"]
+def test_the_verdict_is_right_both_ways_and_in_a_vote():
+    def check(row):
+        assert equivalent(row["a"], row["b"]) is row["equal"]
+        assert equivalent(row["b"], row["a"]) is row["equal"]
+        assert (len(set(cluster([row["a"], row["b"], row["a"]]))) == 1) is row["equal"]
+
+    check_each(check, ROWS)
 
 
 def test_there_are_many_of_both_verdicts_and_of_every_kind():
@@ -33,14 +32,19 @@ def test_there_are_many_of_both_verdicts_and_of_every_kind():
     assert len({(row["a"], row["b"]) for row in ROWS}) == len(ROWS)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["a"])
-def test_what_is_said_in_a_sentence_keeps_its_verdict(row):
+def test_what_is_said_in_a_sentence_keeps_its_verdict():
     r"""``\boxed{}`` and "The answer is ..." find the same answer."""
-    assert equivalent(AnswerExtractor()(rf"So \boxed{{{row['a']}}}."), row["a"])
+
+    def check(row):
+        assert equivalent(AnswerExtractor()(rf"So \boxed{{{row['a']}}}."), row["a"])
+
+    check_each(check, ROWS)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["a"])
-def test_spelling_is_canonical_once(row):
-    for text in (row["a"], row["b"]):
-        assert normalise(normalise(text)) == normalise(text)
-        assert equivalent(text, normalise(text))
+def test_spelling_is_canonical_once():
+    def check(row):
+        for text in (row["a"], row["b"]):
+            assert normalise(normalise(text)) == normalise(text)
+            assert equivalent(text, normalise(text))
+
+    check_each(check, ROWS)

@@ -4,6 +4,8 @@ evaluation forward.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 
@@ -50,7 +52,18 @@ EAGER = [
 ]
 
 
-@pytest.mark.parametrize("kind", [*SPECIAL, *COMPOSITE])
+# What makes these special makes another one special as well, which is in the fast tier.
+ALIKE = {
+    *("granitemoe", "phimoe", "cohere", "nemotron", "phi3", "starcoder2", "minicpm3"),
+    *("deepseek_v2", "gptj", "gpt_bigcode", "biogpt", "xglm"),
+}
+
+
+def each(kinds: Iterable[str]) -> list:
+    return [pytest.param(kind, marks=pytest.mark.slow if kind in ALIKE else ()) for kind in kinds]
+
+
+@pytest.mark.parametrize("kind", each([*SPECIAL, *COMPOSITE]))
 def test_log_probs_are_the_model_s_own(tmp_path, kind):
     folder = save_tiny(tiny_config(kind), tmp_path)
     policy = load(folder, dtype="float32" if kind in SINGLE else "float64")
@@ -64,7 +77,7 @@ def test_log_probs_are_the_model_s_own(tmp_path, kind):
     )  # Hugging Face's sdpa of Doge sees later tokens
 
 
-@pytest.mark.parametrize("kind", EAGER)
+@pytest.mark.parametrize("kind", each(EAGER))
 def test_eager_attention_keeps_windows_biases_and_scales(tmp_path, kind):
     folder = save_tiny(tiny_config(kind), tmp_path)
     check(folder, load(folder, attention="eager"), "eager")

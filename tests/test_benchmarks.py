@@ -10,18 +10,28 @@ import json
 import pickle
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from rlif_lightning import cli
+from rlif_lightning.answers.code_tasks import TEST_COLUMNS
 from rlif_lightning.data.benchmark_source import BenchmarkData
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "benchmarks"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+# Those of one kind differ in their data alone: one of each in the fast tier.
+ALIKE = {"amc23", "aime24", "aime25", *(n for n in FILES if n.startswith("reasoning_gym_"))}
+ALIKE -= {next(n for n in FILES if n.startswith("reasoning_gym_"))}
+
+
+def each(names: Iterable[str]) -> list:
+    return [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in names]
 
 
 def cases(*pairs: tuple[str, str], kind: str = "stdin") -> str:
@@ -213,7 +223,7 @@ def test_the_issue_s_benchmarks_are_there():
     assert all(name in ROWS or name.startswith("reasoning_gym_") for name in FILES)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", each(FILES))
 def test_each_overlay_measures(name, measured):
     if name not in ROWS:
         pytest.importorskip("reasoning_gym")
@@ -240,12 +250,12 @@ def judged(built: cli.RLIFCLI, texts: list[str], rows: list[int]) -> list[bool]:
     )
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", each(ROWS))
 def test_right_and_wrong_completions_are_told_apart(name, measured):
     assert judged(measured(name)[0], [*COMPLETIONS[name], " \n"], [0, 0, 0]) == [True, False, False]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", each(ROWS))
 def test_every_gold_answer_can_be_judged_and_is_right(name, measured):
     built, _ = measured(name)
     rows = list(range(len(ROWS[name])))
@@ -307,6 +317,27 @@ def test_columns_that_nothing_uses_need_not_be_there_and_stay_where_they_are(nam
     assert used | {settings["model"]["evaluation"]["subset_column"]} - {None} <= set(
         source["columns"]
     )
+
+
+ADAPTED = {
+    None: set(),
+    "choices": {"options"},
+    "shown_tests": {"test_list"},
+    "answer_format": {"starter_code"},
+}
+READ_BY_CODE_CHECKER = {*TEST_COLUMNS, "prompt", "entry_point", "starter_code", "metadata"}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("reasoning_gym")])
+def test_no_column_is_demanded_that_nothing_uses(name):
+    settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    data, source = settings["data"], settings["data"]["source"]["init_args"]
+    evaluation = settings["model"]["evaluation"]
+    shown = set(re.findall(r"(?<!\{)\{(\w+)\}", data["format"]["template"]))
+    used = {data["prompt_column"], data["answer_column"], evaluation["subset_column"]} | shown
+    used |= ADAPTED[source.get("adapter")]
+    used |= READ_BY_CODE_CHECKER if evaluation["checker"] == "CodeChecker" else set()
+    assert set(source["columns"]) <= used
 
 
 def test_a_copy_in_csv_may_spell_an_integer(tmp_path):

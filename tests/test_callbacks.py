@@ -15,8 +15,9 @@ from harness.runs import callback_of, column, marked, run_with
 LOOP = {"start": 0.1, "target": (1.0, 2.0), "bounds": (0.01, 1.0)}
 
 
-def test_entropy_monitor_logs_percentiles_and_slope(tmp_path):
-    run_with(tmp_path, "EntropyMonitor", rollouts=4, window=3)
+def test_entropy_monitor_logs_percentiles_and_slope(tmp_path, monkeypatch):
+    monkeypatch.setattr("callbacks.entropy_monitor.WINDOW", 3)
+    run_with(tmp_path, "EntropyMonitor", rollouts=4)
     means = column(tmp_path, "policy/entropy")
     low, middle, high = (column(tmp_path, f"entropy/p{percentile}") for percentile in (10, 50, 90))
     assert len(means) == len(low) == 4
@@ -29,7 +30,10 @@ def test_entropy_monitor_logs_percentiles_and_slope(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"floor": 4.0}, "is below 4"), ({"ceiling": 1e-3}, "is above 0.001")],
+    [
+        ({"floor": 4.0}, "is below 4"),
+        pytest.param({"ceiling": 1e-3}, "is above 0.001", marks=pytest.mark.slow),
+    ],
 )
 def test_entropy_monitor_warns_once_while_outside_its_band(tmp_path, settings, text):
     with pytest.warns(UserWarning, match=text) as record:
@@ -78,7 +82,7 @@ def test_entropy_monitor_keeps_quiet_inside_its_band(tmp_path):
     assert not callback_of(run, EntropyMonitor).watch.active
 
 
-@pytest.mark.parametrize("shape", ["linear", "cosine"])
+@pytest.mark.parametrize("shape", [pytest.param("linear", marks=pytest.mark.slow), "cosine"])
 def test_schedules_reach_their_end_and_stay(tmp_path, shape):
     run = run_with(
         tmp_path,
@@ -118,8 +122,15 @@ def test_cosine_is_not_linear():
     assert schedule.value(1, None, None) == pytest.approx(0.5 - 0.25 * math.sqrt(2))
 
 
-@pytest.mark.parametrize(("target", "factor"), [((8.0, 9.0), 1), ((1e-3, 2e-3), -1)])
-@pytest.mark.parametrize("name", ["weight", "fraction"])
+@pytest.mark.parametrize(
+    ("name", "target", "factor"),
+    [
+        ("weight", (8.0, 9.0), 1),
+        ("fraction", (1e-3, 2e-3), -1),
+        pytest.param("weight", (1e-3, 2e-3), -1, marks=pytest.mark.slow),
+        pytest.param("fraction", (8.0, 9.0), 1, marks=pytest.mark.slow),
+    ],
+)
 def test_the_closed_loop_moves_the_right_way(tmp_path, name, target, factor):
     """Entropy below the band raises the value, above it lowers it, by the stated amount."""
     loop = {"start": 0.1, "target": target, "gain": 0.01, "bounds": (0.01, 0.9)}
@@ -145,9 +156,7 @@ def test_the_closed_loop_respects_its_bounds_and_rests_inside_the_band():
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
 def test_both_go_on_from_a_checkpoint(tmp_path):
     """Two rollouts, and two more in another process, are four in one."""
-    monitor = "--trainer.callbacks+=" + json.dumps(
-        {"class_path": "EntropyMonitor", "init_args": {"window": 4}}
-    )
+    monitor = "--trainer.callbacks+=EntropyMonitor"
     settings = {"weight": {"start": 0.0, "points": [[4, 0.4]]}}
     run_with(tmp_path / "whole", "KLCovScheduler", monitor, rollouts=4, **settings)
     first = run_with(tmp_path / "first", "KLCovScheduler", monitor, rollouts=2, **settings)
@@ -180,7 +189,6 @@ def test_an_objective_without_kl_cov_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (EntropyMonitor, {"window": 1}, "window=1"),
         (EntropyMonitor, {"floor": 2.0, "ceiling": 1.0}, "floor=2.0 must be below ceiling=1.0"),
         (Schedule, {"start": 0.1, "shape": "steps"}, "shape='steps' is unknown; use one of linear"),
         (Schedule, {"start": 0.1, "shape": "cosine"}, "shape=cosine has no effect without points"),

@@ -128,6 +128,7 @@ def test_auto_goes_on_in_the_place_of_the_run_before(tmp_path, long_run):
     assert differences(rows(long_run[1]), rows(tmp_path / "lives")) == []
 
 
+@pytest.mark.slow
 def test_a_run_from_a_named_checkpoint_leaves_the_other_one_alone(tmp_path):
     fit(tmp_path, saving(every=1, keep=2))
     before = checkpoint_names(tmp_path / "version_0")

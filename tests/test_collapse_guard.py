@@ -54,14 +54,13 @@ def guarded(
     ]
 
 
-def test_warn_tells_once_and_changes_nothing(tmp_path):
+def test_warn_tells_once_and_changes_nothing(tmp_path, long_run):
     with pytest.warns(UserWarning, match="CollapseGuard, rollout 2: mine: rollout/length") as told:
         run = run_with(
             tmp_path / "guard", "CollapseGuard", rollouts=4, baseline=1, detectors={"mine": ALWAYS}
         )
     assert sum("mine:" in str(warning.message) for warning in told) == 1
-    plain = run_with(tmp_path / "plain", "EntropyMonitor", rollouts=4)
-    assert_same(parameters(plain), parameters(run))
+    assert_same(long_run[0], parameters(run))
     (event,) = [
         e for e in read_events(Path(run.trainer.log_dir)) if e["values"].get("detector") == "mine"
     ]
@@ -81,9 +80,9 @@ def test_warn_tells_once_and_changes_nothing(tmp_path):
 
 
 def test_figures_are_logged_with_and_without_a_vote(tmp_path):
-    run_with(tmp_path / "vote", "CollapseGuard")
+    run_with(tmp_path / "vote", "CollapseGuard", rollouts=1)
     gold = '--model.rewards={"gold": {"head": "GoldAnswer"}}'
-    run_with(tmp_path / "gold", "CollapseGuard", gold)
+    run_with(tmp_path / "gold", "CollapseGuard", gold, rollouts=1)
     for folder in ("vote", "gold"):
         for name in (
             "rollout/repetition",
@@ -91,13 +90,13 @@ def test_figures_are_logged_with_and_without_a_vote(tmp_path):
             "guard/vote_alignment",
             "guard/certainty_share",
         ):
-            assert len(column(tmp_path / folder, name)) == 2, name
-    assert len(column(tmp_path / "gold", "vote/unanimous")) == 2
+            assert len(column(tmp_path / folder, name)) == 1, name
+    assert len(column(tmp_path / "gold", "vote/unanimous")) == 1
     assert (
         column(tmp_path / "gold", "rollout/parseable")[0]
         == column(tmp_path / "vote", "rollout/parseable")[0]
     )
-    assert column(tmp_path / "gold", "guard/certainty_share") == [0, 0]
+    assert column(tmp_path / "gold", "guard/certainty_share") == [0]
     share = column(tmp_path / "vote", "reward/certainty/share")
     assert column(tmp_path / "vote", "guard/certainty_share") == pytest.approx(share)
 
@@ -113,7 +112,7 @@ class ByParity(RewardHead):
 def test_what_a_head_votes_on_is_what_is_judged(tmp_path):
     """Two answers only, so one of them has at least half; the texts have far more."""
     rewards = {"parity": {"head": {"class_path": "test_collapse_guard.ByParity"}}}
-    run_with(tmp_path, "CollapseGuard", f"--model.rewards={json.dumps(rewards)}")
+    run_with(tmp_path, "CollapseGuard", f"--model.rewards={json.dumps(rewards)}", rollouts=1)
     assert min(column(tmp_path, "vote/top_answer")) >= 0.5
     assert max(column(tmp_path, "vote/distinct_answers")) == 2
     assert min(column(tmp_path, "guard/vote_alignment")) == pytest.approx(1)
@@ -256,6 +255,7 @@ def test_rollback_with_a_reference_model(tmp_path):
 
 # Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it
 # resumes from.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
 def test_resuming_keeps_baselines_alarms_and_scaled_settings(tmp_path):
     scale = {"learning_rate": 0.5, "objective.weight": 10.0}

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.cases import check_each, from_root
 from harness.files import ROOT
 from rlif_lightning import cli
 from rlif_lightning.data.prompts import PromptData
@@ -109,15 +110,19 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_the_command_line_knows_every_setting(command, parsers, monkeypatch):
+def test_the_command_line_knows_every_setting(parsers, monkeypatch):
     monkeypatch.chdir(ROOT)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            parsers[command[0]].parse_args(command[1:])
-    except SystemExit:
-        pytest.fail(f"{' '.join(command)}: {said.getvalue()[-600:]}")
+
+    def check(command: tuple[str, ...]) -> None:
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                parsers[command[0]].parse_args(list(command[1:]))
+        except SystemExit:
+            raise AssertionError(said.getvalue()[-600:]) from None
+
+    places = {tuple(command): place for place, command in COMMANDS.items()}  # each of them once
+    check_each(check, places, lambda command: f"{places[command]}: {' '.join(command)}")
 
 
 def test_a_setting_that_does_not_exist_is_found(parsers, monkeypatch):
@@ -128,6 +133,8 @@ def test_a_setting_that_does_not_exist_is_found(parsers, monkeypatch):
     assert len(COMMANDS) > 100  # the search finds what the pages write
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_no_page_has_a_former_name(page):
-    assert not [found[0] for found in GONE.finditer(page.read_text())]
+def test_no_page_has_a_former_name():
+    def check(page):
+        assert not [found[0] for found in GONE.finditer(page.read_text())]
+
+    check_each(check, PAGES, from_root)

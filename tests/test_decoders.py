@@ -20,7 +20,7 @@ from harness.decoding import (
     many_prompts,
     rescored,
 )
-from harness.models import ARCHITECTURES
+from harness.models import EACH_ARCHITECTURE
 from rlif_lightning.model.loading import LoRA
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts
@@ -43,7 +43,7 @@ def watched(monkeypatch, name: str) -> list:
     return calls
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 def test_rows_that_join_and_leave_do_not_change_a_completion(
     tiny_models, monkeypatch, architecture
 ):
@@ -95,7 +95,7 @@ def sampled_plainly(policy: PolicyModel, prompts: Prompts, sampling: Sampling) -
     return done
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 def test_shared_prompts_give_plain_generation_token_for_token(tiny_models, architecture):
     policy = load(tiny_models[architecture]).double().eval()
     sampling = Sampling(temperature=1.2, max_new_tokens=12, min_new_tokens=2)
@@ -127,7 +127,7 @@ def test_a_model_whose_attention_cannot_be_replaced_falls_back_and_says_so(
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 def test_rollouts_of_adapters_are_those_of_the_adapted_model(tiny_models, architecture):
     pytest.importorskip("peft")
     policy = load(tiny_models[architecture], lora=LoRA(rank=2, alpha=4)).double().eval()
@@ -144,7 +144,7 @@ def test_rollouts_of_adapters_are_those_of_the_adapted_model(tiny_models, archit
         assert completions(generate_many(policy, 512, SAMPLINGS["plain"])) == completions(base)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 @pytest.mark.parametrize("how", ["weights", "autocast"])
 def test_bfloat16_rollouts_stay_close_to_exact_scoring(tiny_models, architecture, how):
     """Rows join and leave; statistics in float32; under autocast rotary keys and values differ in

@@ -18,7 +18,6 @@ from harness.files import ROOT
 from harness.processes import environment
 
 FOLDER = ROOT / "tests" / "device_twin"
-QUICK = {"test_backend"}  # the others take over ten seconds
 FULL = {"command_lines"}  # test_fits.py has whole runs of the same parts
 ON_THE_DEVICE = {
     "test_run": (
@@ -43,8 +42,7 @@ ON_THE_DEVICE = {
 def files() -> list:
     """One parameter for each file."""
     found = [*sorted(FOLDER.glob("test_*.py")), FOLDER / "command_lines.py"]
-    marks = {path: () if path.stem in QUICK else (pytest.mark.slow,) for path in found}
-    marks |= {path: (pytest.mark.full,) for path in found if path.stem in FULL}
+    marks = {path: pytest.mark.full if path.stem in FULL else pytest.mark.slow for path in found}
     return [
         pytest.param(path, id=path.stem.removeprefix("test_"), marks=marks[path]) for path in found
     ]

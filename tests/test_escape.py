@@ -171,6 +171,11 @@ HONEST = "def f(x): return x + 1"
 
 
 @pytest.mark.parametrize("name", CHEATS)
+@pytest.mark.parametrize(
+    "level",  # what judges is the same at all; the strongest adds to what is refused
+    [LEVELS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in LEVELS[-1:])],
+    indirect=True,
+)
 def test_cheats_score_nothing(level, name):
     sandbox = Sandbox(level, "rlimits", wall_seconds=1, call_seconds=0.5, memory_mb=256)
     started = time.monotonic()

@@ -32,7 +32,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("arguments", REFUSED.values(), ids=REFUSED)
-@pytest.mark.parametrize("wanted", ["auto", "path"])
+@pytest.mark.parametrize("wanted", ["auto", pytest.param("path", marks=pytest.mark.slow)])
 def test_what_cannot_go_on_is_refused_in_one_line(first, capfd, arguments, wanted):
     if "lora" in arguments[0]:
         pytest.importorskip("peft")

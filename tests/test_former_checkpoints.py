@@ -7,12 +7,23 @@ from typing import Any
 import pytest
 import torch
 
-from callbacks import KLCovScheduler
+from callbacks import EntropyMonitor, KLCovScheduler
 from callbacks.kl_cov_scheduler import Schedule
 from harness.python_runs import Run, at, data, module
-from rlif_lightning import CISPO, DPPO, GMPO, BehaviourVote, ClipCov, KLCov, Sandbox
+from rlif_lightning import (
+    CISPO,
+    DPPO,
+    GMPO,
+    BehaviourVote,
+    ClipCov,
+    GoldAnswer,
+    KLCov,
+    NegativeEntropy,
+    Sandbox,
+    VLLMServerEngine,
+)
 from rlif_lightning.data.benchmark_source import BenchmarkData
-from rlif_lightning.data.described import describe
+from rlif_lightning.data.described import arguments_of, describe
 from rlif_lightning.evaluation.evaluator import Evaluation
 from rlif_lightning.running.former_settings import ARGUMENTS_OF, present_settings
 
@@ -34,6 +45,9 @@ FORMER: list[tuple[Any, dict[str, Any]]] = [
         {**VOTE, "function_column": "f", "inputs_column": "cases", "seed": 0},
     ),
     (BenchmarkData("gsm8k", {}, validation_split="train"), {"split": "train"}),
+    (NegativeEntropy(), {"entropy_floor": 10.0}),
+    (VLLMServerEngine("http://localhost:8000", "weights"), {"timeout_per_token": 0.001}),
+    (GoldAnswer("solution"), {}),
 ]
 SCHEDULES = [
     (Schedule(0.4), {"kind": "constant", "end": None, "steps": None}),
@@ -50,7 +64,8 @@ SCHEDULES = [
 # The present arguments that came for them.
 NEW = {
     ClipCov: {"band"}, BehaviourVote: {"columns"}, BenchmarkData: {"validation_split"},
-    Schedule: {"points", "shape"},
+    Schedule: {"points", "shape"}, NegativeEntropy: set(), VLLMServerEngine: set(),
+    GoldAnswer: {"equivalence"},
 }  # fmt: skip
 BOUNDS = {"clip_low", "clip_high"}
 
@@ -94,6 +109,8 @@ def test_the_former_limits_and_constants_of_records():
     assert present_settings(shipped) == {f"{stop}.limits": None}
     for place, built, former in (
         ("model.evaluation", Evaluation(), {"resamples": 1000, "bootstrap_seed": 0}),
+        ("model.evaluation", Evaluation(), {"confidence": 0.95}),
+        ("model.evaluation", Evaluation(), {"bootstrap_seed": 0, "confidence": 0.95}),
         ("a.sandbox", SANDBOX, {"cpu_seconds": 4.0, "file_mb": 16}),
     ):
         present = describe(built, place)
@@ -103,11 +120,22 @@ def test_the_former_limits_and_constants_of_records():
         assert present_settings(present | changed) == present | changed  # to be listed
 
 
+def test_the_former_window_of_the_entropy_monitor():
+    place = "trainer.callbacks.EntropyMonitor"
+    present = {
+        f"{place}.{name}": value for name, value in arguments_of(EntropyMonitor(0.1)).items()
+    }
+    assert present == {f"{place}.floor": 0.1, f"{place}.ceiling": None}
+    assert present_settings(present | {f"{place}.window": 20}) == present
+    changed = present | {f"{place}.window": 5}
+    assert present_settings(changed) == changed  # to be listed
+
+
 def test_every_class_with_former_arguments_is_known():
-    tested = {type(built).__name__ for built, _ in FORMER}
-    # CompletionWriter's arguments are in no checkpoint.
-    others = {"Schedule", "LabelFreeStopping", "Evaluation", "Sandbox", "CompletionWriter"}
-    assert tested | others == set(ARGUMENTS_OF)
+    tested = {type(built).__name__ for built, former in FORMER if former}
+    others = {"Schedule", "LabelFreeStopping", "Evaluation", "Sandbox", "EntropyMonitor"}
+    in_no_checkpoint = {"CompletionWriter", "SamplerGap"}
+    assert tested | others | in_no_checkpoint == set(ARGUMENTS_OF)
 
 
 def test_a_run_goes_on_from_former_names_without_a_word(tmp_path):

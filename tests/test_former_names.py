@@ -15,6 +15,7 @@ RENAMED = {
     "--data.prompts_per_step=4": "data.prompts_per_step is data.prompts_per_rollout now",
     "--optimizer.lr=1e-5": "optimizer is model.optimizer now",
     "--model.evaluation.resamples=9": "model.evaluation.resamples is the constant 1000 now",
+    "--model.evaluation.confidence=0.9": "model.evaluation.confidence is the constant 0.95 now",
     "--predictions.rows_per_file=9": "predictions.rows_per_file is the constant 4096 now",
 }
 CALLBACK, WEIGHT = "--trainer.callbacks+=", "--trainer.callbacks.weight"
@@ -31,6 +32,20 @@ ARGUMENTS = {
         f"{CALLBACK}KLCovScheduler", f"{WEIGHT}={{kind: linear, start: 1, end: 2, steps: 3}}",
     ],
     "cpu_seconds of Sandbox is wall_seconds": [f"{VOTE}{{sandbox: {{cpu_seconds: 3}}}}}}}}}}"],
+    "window of EntropyMonitor is the constant 20": [
+        f"{CALLBACK}EntropyMonitor", "--trainer.callbacks.window=9",
+    ],
+    "factor of SamplerGap is the constant 4": [
+        f"{CALLBACK}SamplerGap", "--trainer.callbacks.factor=9",
+    ],
+    "entropy_floor of NegativeEntropy is the constant 10": [
+        "--model.rewards={rent: {head: {class_path: NegativeEntropy, init_args:"
+        " {entropy_floor: 9}}}}",
+    ],
+    "timeout_per_token of VLLMServerEngine is the constant 0.001 (raise a slow server's timeout)": [
+        "--model.engine=VLLMServerEngine", "--model.engine.server=http://localhost:8000",
+        "--model.engine.weights_folder=w", "--model.engine.timeout_per_token=0.1",
+    ],
     "function_column of BehaviourVote is columns.function": [f"{VOTE}{{function_column: f}}}}}}}}"],
 }  # fmt: skip
 

@@ -121,6 +121,7 @@ def test_a_checkpoint_without_room_in_a_run(tmp_path):
         fit(tmp_path, saving(every=1))
 
 
+@pytest.mark.slow
 def test_a_report_without_room_fails_no_finished_run(tmp_path, capfd):
     try:
         fit(tmp_path, *full_at_the_end(2**12, "RunReport"))

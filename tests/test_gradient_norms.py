@@ -96,6 +96,7 @@ def test_summed_first_the_wider_reward_has_the_gradient():
     assert ratio == {GRPO: pytest.approx(9.0), GDPO: pytest.approx(1.0)}
 
 
+@pytest.mark.slow
 def test_a_run_logs_it_by_its_own_aggregation(tmp_path):
     """One reward: its share is the whole, and the mean over tokens is logged as the mean over
     completions where the objective sums so.

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from callbacks import HFExporter
 from callbacks.hf_exporter import write_model
+from harness.models import EACH_ARCHITECTURE
 from harness.runs import fit
 from rlif_lightning import cli
 from rlif_lightning.model.loading import Policy
@@ -83,6 +84,7 @@ def test_best_is_the_policy_of_the_best_evaluation(tmp_path):
 
 # Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it
 # resumes from.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
 def test_a_resumed_run_remembers_the_best(tmp_path):
     shared = str(tmp_path / "shared")
@@ -124,7 +126,7 @@ def test_dtype_is_that_of_the_weights_and_of_the_config(tmp_path):
         assert torch.equal(model.get_parameter(name), weight.bfloat16())
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3", "gpt2"])
+@pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 def test_every_architecture_comes_back(tmp_path, tiny_models, architecture):
     policy = PolicyModel(Policy(str(tiny_models[architecture])))
     with torch.no_grad():

@@ -14,6 +14,7 @@ import lightning.pytorch
 import pytest
 import transformers
 
+from harness.cases import check_each, from_root
 from harness.files import CALLBACKS, LIBRARY, ROOT, module_of
 from rlif_lightning.model import transformers_internals
 from rlif_lightning.running import lightning_internals
@@ -120,30 +121,39 @@ def test_lightning_has_what_the_functions_reach():
     assert "_num_ready_batches_reached" in vars(lightning_internals.TrainingEpochLoop)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_is_used_is_written_down(path):
+def test_what_is_used_is_written_down():
     """Also a private name of ours that is one of Lightning's by chance, which would take
     its place.
     """
-    for kind in ours(path):
-        bases = [base for base in kind.__mro__ if base.__module__.startswith("lightning")]
-        theirs = {name: base for base in bases for name in PRIVATE.findall(inspect.getsource(base))}
-        known = {name for owner, name in KNOWN if issubclass(kind, class_of(owner))}
-        assert not {name: theirs[name] for name in own_names(kind) & theirs.keys() - known}
+
+    def check(path):
+        for kind in ours(path):
+            bases = [base for base in kind.__mro__ if base.__module__.startswith("lightning")]
+            theirs = {
+                name: base for base in bases for name in PRIVATE.findall(inspect.getsource(base))
+            }
+            known = {name for owner, name in KNOWN if issubclass(kind, class_of(owner))}
+            assert not {name: theirs[name] for name in own_names(kind) & theirs.keys() - known}
+
+    check_each(check, FILES, from_root)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_is_no_override_is_reached_in_one_file(path):
-    if path == Path(lightning_internals.__file__):
-        return
-    tree = ast.parse(path.read_text())
-    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    imports = [(node.module or "", alias.name) for node in froms for alias in node.names]
-    assert not [
-        name for module, name in imports if module.startswith("lightning") and name.startswith("_")
-    ]
-    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-    reached = [ast.unparse(node) for node in attributes if re.fullmatch(PRIVATE, node.attr)]
-    assert not [
-        name for name in reached if re.search(r"\b(trainer|loop|epoch_loop|strategy)\._", name)
-    ]
+def test_what_is_no_override_is_reached_in_one_file():
+    def check(path):
+        if path == Path(lightning_internals.__file__):
+            return
+        tree = ast.parse(path.read_text())
+        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imports = [(node.module or "", alias.name) for node in froms for alias in node.names]
+        assert not [
+            name
+            for module, name in imports
+            if module.startswith("lightning") and name.startswith("_")
+        ]
+        attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        reached = [ast.unparse(node) for node in attributes if re.fullmatch(PRIVATE, node.attr)]
+        assert not [
+            name for name in reached if re.search(r"\b(trainer|loop|epoch_loop|strategy)\._", name)
+        ]
+
+    check_each(check, FILES, from_root)

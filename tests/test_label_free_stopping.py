@@ -134,6 +134,7 @@ def test_validations_between_steps_can_decide(tmp_path):
     assert run.before is not None
 
 
+@pytest.mark.slow
 def test_the_state_travels_in_checkpoints(tmp_path):
     settings = {**QUICK, "limits": {**LIMITS, "agreement": 1.0}}
     first = run_with(tmp_path / "a", "LabelFreeStopping", rollouts=2, **settings)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import rlif_lightning
+from harness.cases import check_each, from_root
 from harness.files import EVERYTHING, LIBRARY, PACKAGE, ROOT, SCRIPTS, module_of
 
 # The rooms in the order of the data flow: a file may import its own room and those before it, never
@@ -65,6 +66,7 @@ def room_of(module: str) -> str:
     return [*module.split("."), ""][1]
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Every module that a file imports, wherever in the file but for type checkers alone."""
     tree = ast.parse(path.read_text())
@@ -113,10 +115,12 @@ def parameters(node: ast.FunctionDef) -> int:
     return sum(it.arg not in ("self", "cls") for it in found)
 
 
-@pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: str(path.relative_to(ROOT)))
-def test_lines_stay_short(path):
-    lines = [PRAGMA.sub("", line) for line in path.read_text().splitlines()]
-    assert not [number for number, line in enumerate(lines, 1) if len(line) > MAX_LINE]
+def test_lines_stay_short():
+    def check(path):
+        lines = [PRAGMA.sub("", line) for line in path.read_text().splitlines()]
+        assert not [number for number, line in enumerate(lines, 1) if len(line) > MAX_LINE]
+
+    check_each(check, EVERYTHING, from_root)
 
 
 def test_every_room_stands_in_the_order():
@@ -124,16 +128,18 @@ def test_every_room_stands_in_the_order():
     assert rooms == set(ROOMS), "give a new room its place in ROOMS and in docs/architecture.md"
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_imports_run_one_way_between_rooms(module):
-    if module == PACKAGE:
-        return
-    rank = ROOMS.index(room_of(module))
-    assert not [other for other in IMPORTS[module] if ROOMS.index(room_of(other)) > rank]
-    if room_of(module) != "cli":
-        assert not [
-            other for other in imported(MODULES[module]) if other.split(".")[0] == "callbacks"
-        ]
+def test_imports_run_one_way_between_rooms():
+    def check(module):
+        if module == PACKAGE:
+            return
+        rank = ROOMS.index(room_of(module))
+        assert not [other for other in IMPORTS[module] if ROOMS.index(room_of(other)) > rank]
+        if room_of(module) != "cli":
+            assert not [
+                other for other in imported(MODULES[module]) if other.split(".")[0] == "callbacks"
+            ]
+
+    check_each(check, sorted(MODULES))
 
 
 def test_files_of_a_room_import_each_other_without_a_circle():
@@ -150,16 +156,20 @@ def test_few_files_stand_at_the_root():
     assert len(list((ROOT / PACKAGE).glob("*.py"))) <= MAX_ROOT_FILES
 
 
-@pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_stay_small(path):
-    text = path.read_text()
-    source = text.splitlines()
-    assert len(source) <= MAX_FILE, f"{len(source)} lines"
-    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
-    long = {node.name: code_lines(node, source) for node in functions}
-    assert not {name: lines for name, lines in long.items() if lines > MAX_FUNCTION}
-    taken = {node.name: parameters(node) for node in functions if node.name != "__init__"}
-    assert not {name: number for name, number in taken.items() if number > MAX_PARAMETERS}
+def test_files_and_functions_stay_small():
+    def check(path):
+        text = path.read_text()
+        source = text.splitlines()
+        assert len(source) <= MAX_FILE, f"{len(source)} lines"
+        functions = [
+            node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)
+        ]
+        long = {node.name: code_lines(node, source) for node in functions}
+        assert not {name: lines for name, lines in long.items() if lines > MAX_FUNCTION}
+        taken = {node.name: parameters(node) for node in functions if node.name != "__init__"}
+        assert not {name: number for name, number in taken.items() if number > MAX_PARAMETERS}
+
+    check_each(check, EVERYTHING, from_root)
 
 
 @pytest.mark.parametrize("name", PURE)
@@ -188,15 +198,17 @@ def test_local_reductions_know_no_other_process():
     assert not IMPORTS[f"{PACKAGE}.masked"]
 
 
-@pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: str(path.relative_to(ROOT)))
-def test_public_things_have_docstrings(path):
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree)
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    public = [
-        node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")
-    ]
-    assert not [node.name for node in public if not ast.get_docstring(node)]
+def test_public_things_have_docstrings():
+    def check(path):
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree)
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        public = [
+            node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")
+        ]
+        assert not [node.name for node in public if not ast.get_docstring(node)]
+
+    check_each(check, EVERYTHING, from_root)
 
 
 def distribution(requirement: str) -> str:
@@ -204,6 +216,7 @@ def distribution(requirement: str) -> str:
     return re.split(r"[\[<>=]", requirement)[0].lower().replace("_", "-")
 
 
+@functools.cache
 def declared(*extras: str) -> set[str]:
     """The distributions that pyproject.toml asks for, with these extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -227,8 +240,7 @@ def test_every_dependency_is_pinned():
     assert not declared(*EXTRAS, "dev", "docs") - pinned - {"rlif-lightning"}
 
 
-@pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_import_is_declared(path):
+def test_every_import_is_declared():
     """By what this machine's packages say which of them has a module; the name of the module where
     none has it.
 
@@ -236,16 +248,22 @@ def test_every_import_is_declared(path):
     ``benchmarks/trl_step.py`` is run in an environment of its own, into which its user installs
     TRL.
     """
-    siblings = {other.stem for other in path.parent.glob("*.py")} | {
-        "rlif_lightning",
-        "callbacks",
-        "benchmarks",
-    }
-    names = {module.split(".")[0] for module in imported(path)} - sys.stdlib_module_names - siblings
-    known = DISTRIBUTIONS()
-    needed = {distribution(known.get(name, [name])[0]) for name in names}
-    allowed = declared(*EXTRAS, *(["dev", "docs"] if path in SCRIPTS else []))
-    assert not needed - allowed - OTHERS.get(path.name, set())
+
+    def check(path):
+        siblings = {other.stem for other in path.parent.glob("*.py")} | {
+            "rlif_lightning",
+            "callbacks",
+            "benchmarks",
+        }
+        names = (
+            {module.split(".")[0] for module in imported(path)} - sys.stdlib_module_names - siblings
+        )
+        known = DISTRIBUTIONS()
+        needed = {distribution(known.get(name, [name])[0]) for name in names}
+        allowed = declared(*EXTRAS, *(["dev", "docs"] if path in SCRIPTS else []))
+        assert not needed - allowed - OTHERS.get(path.name, set())
+
+    check_each(check, EVERYTHING, from_root)
 
 
 def test_nothing_is_there_for_tests_alone():

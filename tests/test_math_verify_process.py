@@ -92,7 +92,7 @@ def test_traps_in_threads():
     assert not failures
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_trap_in_a_child_process(method):
     before = worker()._process.pid
     child = multiprocessing.get_context(method).Process(
@@ -142,7 +142,7 @@ def test_verdicts_are_remembered_whatever_the_order(monkeypatch):
     assert sorted(map(len, asked)) == [1, 1, 2]
 
 
-@pytest.mark.parametrize("whole_session", [True, False])
+@pytest.mark.parametrize("whole_session", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_killed_worker_is_replaced(whole_session):
     old = worker()._process.pid
     victim = old if whole_session else children(old)[0]

@@ -29,6 +29,7 @@ from callbacks.report.fixed_panels import FIXED
 from callbacks.report.panels import panels_of
 from callbacks.report.read import PLACE
 from callbacks.report.tables import FIGURES
+from harness.cases import check_each, from_root
 from harness.decoding import sampler
 from harness.runs import BASE, fit, run_with
 from rlif_lightning import cli
@@ -311,13 +312,17 @@ def sources(*kinds: str) -> list[Path]:
 CODE, PAGES = sources("*.py"), sources("*.md")
 
 
-@pytest.mark.parametrize("path", [*CODE, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_name_in_code_and_docs_is_in_the_table(path):
-    templates = quoted(path) | (literals(path) if path.suffix == ".py" else set())
-    unknown = {template for template in templates for name in spelled(template) if not fits(name)}
-    assert not unknown, (
-        f"{unknown}: not in metric_names/ (the path of a file is written with its ending)"
-    )
+def test_every_name_in_code_and_docs_is_in_the_table():
+    def check(path):
+        templates = quoted(path) | (literals(path) if path.suffix == ".py" else set())
+        unknown = {
+            template for template in templates for name in spelled(template) if not fits(name)
+        }
+        assert not unknown, (
+            f"{unknown}: not in metric_names/ (the path of a file is written with its ending)"
+        )
+
+    check_each(check, [*CODE, *PAGES], from_root)
 
 
 def test_the_search_for_names_finds_them():
@@ -337,14 +342,16 @@ def test_the_search_for_names_finds_them():
     ]
 
 
-@pytest.mark.parametrize("entry", LOGGED)
-def test_the_owner_writes_the_name(entry):
-    path = ROOT / LOGGED[entry].owner
-    if entry.startswith("<stage>/"):
-        assert f'"{entry[8:].replace("<k>", "{")}' in path.read_text()
-    else:
-        patterns = [re.escape(each).replace(r"\{\}", "[^/]+") for each in literals(path)]
-        assert any(re.fullmatch(pattern, entry) for pattern in patterns)
+def test_the_owner_writes_the_name():
+    def check(entry):
+        path = ROOT / LOGGED[entry].owner
+        if entry.startswith("<stage>/"):
+            assert f'"{entry[8:].replace("<k>", "{")}' in path.read_text()
+        else:
+            patterns = [re.escape(each).replace(r"\{\}", "[^/]+") for each in literals(path)]
+            assert any(re.fullmatch(pattern, entry) for pattern in patterns)
+
+    check_each(check, LOGGED)
 
 
 def test_validation_names_its_stages():

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from harness.decoding import GROUP, SAMPLINGS, completions, generate, load, prompts_of, rescored
-from harness.models import ARCHITECTURES
+from harness.models import ARCHITECTURES, EACH_ARCHITECTURE
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import TokenStats
@@ -39,7 +39,7 @@ def test_statistics_of_sampling_are_those_of_scoring(tiny_models, architecture, 
         torch.testing.assert_close(sampled, getattr(scored, field.name), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 def test_a_completion_does_not_depend_on_its_batch(tiny_models, architecture):
     policy, sampling = load(tiny_models[architecture]), SAMPLINGS["hot"]
     together = completions(generate(policy, [0, 1, 2, 3], sampling))

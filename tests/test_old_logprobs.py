@@ -219,8 +219,16 @@ class Never(RewardHead):
         return RewardOutput(torch.full((len(rollout.texts),), torch.nan))
 
 
-@pytest.mark.parametrize("settings", [{}, {"weight": 100.0, "rank_by": "current"}], ids=str)
-@pytest.mark.parametrize("source", ["sampler", "rescored"])
+@pytest.mark.parametrize(
+    ("settings", "source"),
+    [
+        ({}, "rescored"),
+        ({"weight": 100.0, "rank_by": "current"}, "sampler"),
+        pytest.param({}, "sampler", marks=pytest.mark.slow),
+        pytest.param({"weight": 100.0, "rank_by": "current"}, "rescored", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_run_without_any_reward_moves_no_parameter(tmp_path, settings, source):
     """Rounding is there to act on (the gap), and no token is picked: not even in later
     mini-batches.
@@ -249,9 +257,9 @@ def floors(folder: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("settings", "low", "high"),
     [
-        (["--model.policy.dtype=float64"], 0, 1e-5),
+        pytest.param(["--model.policy.dtype=float64"], 0, 1e-5, marks=pytest.mark.slow),
         ([], 1e-8, 1e-5),
-        (["--model.update.old_logprobs=rescored"], 0, 1e-5),
+        pytest.param(["--model.update.old_logprobs=rescored"], 0, 1e-5, marks=pytest.mark.slow),
         (["--trainer.precision=bf16-mixed"], 1e-4, 0.2),
     ],
     ids=str,

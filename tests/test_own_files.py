@@ -68,6 +68,7 @@ def test_a_copy_that_goes_on_leaves_the_original_alone(tmp_path):
     ]  # its own it drops
 
 
+@pytest.mark.slow
 def test_a_copied_folder_beside_the_original_is_another_run(tmp_path):
     fit(tmp_path, saving(every=1, keep=1), *ONE)
     shutil.copytree(tmp_path / "version_0", tmp_path / "version_1")

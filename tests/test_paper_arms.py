@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -107,7 +108,7 @@ def test_every_value_is_marked(path):
             assert any(mark in line for mark in MARKS) or "class_path:" in code, line
 
 
-def value_and_line(place: str) -> tuple[object, str]:
+def value_and_line(place: str) -> tuple[Any, str]:
     """The value of base.yaml at a place, and the line where it stands."""
     text = (PAPER / "base.yaml").read_text()
     value = yaml.safe_load(text)
@@ -154,13 +155,11 @@ def test_the_presets_arithmetic():
     assert (7500 // 882 * 882, 7500 // 126 * 126) == (7056, 7434)  # problems of one epoch
 
 
-@pytest.mark.parametrize("name", ["882", "126", *(f"arms/{name}" for name in ARMS)])
-def test_presets_and_arms_are_built(name, tmp_path, tiny_models):
-    run = build(arguments(tmp_path, tiny_models["qwen2"], name))
-    preset, objective = name == "126", run.model.objective
-    assert run.datamodule.prompts_per_rollout == (126 if preset else 882)
+def check(run: cli.RLIFCLI, name: str) -> None:
+    """A run has what an arm, or a preset, changes and what it leaves alone."""
+    objective = run.model.objective
     kind = (["vote", "certainty"], KLCov, 0.05, GDPO, 1360, 4)
-    names, cls, weight, advantage, steps, updates = ARMS.get(name.removeprefix("arms/"), kind)
+    names, cls, weight, advantage, steps, updates = ARMS.get(name, kind)
     assert run.model.rewards.names == names
     assert type(objective) is cls
     assert getattr(objective, "weight", None) == weight
@@ -175,6 +174,13 @@ def test_presets_and_arms_are_built(name, tmp_path, tiny_models):
         assert given == (0.1, "numeric", 1, "boxed")
 
 
+@pytest.mark.parametrize("name", ["882", "126", "arms/cluster", "arms/one_update"])
+def test_presets_and_arms_are_built(name, tmp_path, tiny_models):
+    run = build(arguments(tmp_path, tiny_models["qwen2"], name))
+    assert run.datamodule.prompts_per_rollout == (126 if name == "126" else 882)
+    check(run, name.removeprefix("arms/"))
+
+
 @pytest.mark.slow
 # transformers 5.23 renames the method, earlier 5.x know the old name only.
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
@@ -186,6 +192,7 @@ def test_every_arm_trains_two_rollouts(tmp_path, tiny_models):
         folder.mkdir()
         given = arguments(folder, tiny_models["qwen2"], f"arms/{name}")
         run = runs[name] = cli.main(["fit", *given, *SMALL])
+        check(run, name)
         assert run.trainer.global_step == 2 * updates
         logged = run.trainer.callback_metrics
         assert {f"reward/{head}/gradient_norm" for head in names} <= set(logged)

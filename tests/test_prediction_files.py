@@ -5,6 +5,7 @@ without duplicates.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,20 @@ def read_back(folder: Path, cache: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
+def two_batches(tmp_path_factory) -> Path:
+    """The folder of a predict that ended after two batches, which tests copy."""
+    folder = tmp_path_factory.mktemp("two_batches") / "data"
+    predict(folder, "--trainer.limit_predict_batches=2")
+    return folder
+
+
+@pytest.fixture
+def begun(two_batches, tmp_path) -> Path:
+    """A folder that a predict began, to go on with."""
+    return Path(shutil.copytree(two_batches, tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> str:
     """What an uninterrupted predict writes."""
     folder = tmp_path_factory.mktemp("whole") / "data"
@@ -75,10 +90,8 @@ def test_without_a_folder_each_run_has_its_own(tmp_path, whole):
 
 # In the first line, at its end, in the middle of a group, at the end of a group, near the end.
 @pytest.mark.parametrize("cut", [1, "line", "half a group", "group", -5])
-def test_gone_on_with_after_an_interruption_at_any_byte(tmp_path, whole, cut):
-    folder = tmp_path / "data"
-    predict(folder, "--trainer.limit_predict_batches=2")
-    text = jsonl(folder).read_text()
+def test_gone_on_with_after_an_interruption_at_any_byte(begun, whole, cut):
+    folder, text = begun, jsonl(begun).read_text()
     assert whole.startswith(text)
     ends = [place for place, character in enumerate(text, 1) if character == "\n"]
     place = {"line": ends[0], "half a group": ends[9], "group": ends[11]}.get(cut, cut)
@@ -111,11 +124,8 @@ def test_batches_may_have_another_size_and_nothing_is_left_to_do_twice(tmp_path,
         ("--model.rewards.vote.weight=0.2", "model.rewards"),
     ],
 )
-def test_other_settings_are_refused(tmp_path, capsys, argument, name):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    predict(folder, "--trainer.limit_predict_batches=1")
-    before = jsonl(folder).read_text()
+def test_other_settings_are_refused(begun, tmp_path, capsys, argument, name):
+    folder, before = begun, jsonl(begun).read_text()
     arguments = [
         *base("--compare"),
         f"--trainer.default_root_dir={tmp_path}",
@@ -130,20 +140,18 @@ def test_other_settings_are_refused(tmp_path, capsys, argument, name):
     assert jsonl(folder).read_text() == before
 
 
-def test_another_format_is_refused(tmp_path, capsys):
-    predict(tmp_path / "data", "--trainer.limit_predict_batches=1")
+def test_another_format_is_refused(begun, tmp_path, capsys):
     arguments = [
         *base("--compare"),
-        f"--predictions.folder={tmp_path / 'data'}",
+        f"--predictions.folder={begun}",
         "--predictions.format=parquet",
     ]
     line = refused(capsys, "predict", *arguments, f"--trainer.default_root_dir={tmp_path}")
     assert "was begun as jsonl" in line
 
 
-def test_a_damaged_line_in_the_middle_is_an_error_not_lost_work(tmp_path, capsys):
-    folder = tmp_path / "data"
-    predict(folder, "--trainer.limit_predict_batches=2")
+def test_a_damaged_line_in_the_middle_is_an_error_not_lost_work(begun, tmp_path, capsys):
+    folder = begun
     lines = jsonl(folder).read_text().splitlines(keepends=True)
     jsonl(folder).write_text("".join([*lines[:5], "garbage\n", *lines[5:]]))
     arguments = [

@@ -46,10 +46,10 @@ def test_every_overlay_is_tested():
 @pytest.mark.parametrize("name", [*OVERLAYS, *ADVANTAGES])
 def test_an_overlay_is_the_default_and_trains(name, tmp_path):
     overlay = f"--config={ROOT / 'configs' / 'objectives' / f'{name}.yaml'}"
-    run = fit(tmp_path, overlay, "--trainer.limit_train_batches=2")
+    run = fit(tmp_path, overlay, "--trainer.limit_train_batches=1")
     assert run.model.objective == OVERLAYS.get(name, Clipped())
     assert run.model.advantage == ADVANTAGES.get(name, GDPO())
-    assert run.trainer.global_step == 8
+    assert run.trainer.global_step == 4
     assert float(run.trainer.callback_metrics["policy/grad_norm"]) > 0
     assert float(run.trainer.callback_metrics["policy/log_ratio"]) > 0
 

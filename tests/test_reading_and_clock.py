@@ -63,6 +63,7 @@ def test_a_kill_while_a_checkpoint_is_read_costs_nothing(tmp_path, whole):
     assert differences(rows(whole[1]), rows(tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_a_clock_that_runs_backwards_decides_nothing(tmp_path, whole, monkeypatch):
     """The wall clock, of this process only: an hour back at each look."""
     now = [time.time()]

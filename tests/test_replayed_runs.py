@@ -186,6 +186,7 @@ def test_two_processes_are_one_and_resume_each_other(tmp_path):
         {
             "ddp": [*ARGUMENTS, *on("ddp", 2)],
             "fsdp2": [*ARGUMENTS, *on("fsdp2", 2)],
+            "tp": [*ARGUMENTS, *on("tp", 2)],
             "from one": [*ARGUMENTS, *on("ddp", 2), checkpoint(one, "whole")],
         },
         forks=2,
@@ -202,11 +203,12 @@ def test_two_processes_are_one_and_resume_each_other(tmp_path):
     )
     expected = metrics(one, "whole")
     assert [row["replay/groups"] for row in expected] == [0, 3, 3, 3]
-    for folder, name in ((two, "ddp"), (two, "fsdp2")):
-        assert_same_weights(weights(folder, name), weights(one, "whole"))
-        assert_same_metrics(metrics(folder, name), expected)
-    for folder, name in ((two, "from one"), (one, "from ddp"), (one, "from shards")):
-        assert_same_weights(weights(folder, name), weights(one, "whole"))
+    for name in ("ddp", "fsdp2", "tp"):
+        assert_same_metrics(metrics(two, name), expected)
+    for name in ("ddp", "fsdp2", "tp", "from one"):
+        assert_same_weights(weights(two, name), weights(one, "whole"))
+    for name in ("from ddp", "from shards"):
+        assert_same_weights(weights(one, name), weights(one, "whole"))
 
 
 class Killed(Callback):

@@ -47,7 +47,7 @@ HEADS = {
 }
 LOOP = {"start": 0.05, "target": [0.2, 0.25], "bounds": [0.01, 1]}
 WATCHERS: list[tuple[str, dict[str, Any]]] = [
-    ("EntropyMonitor", {"floor": 0.2, "window": 3}),
+    ("EntropyMonitor", {"floor": 0.2}),
     (
         "KLCovScheduler",
         {"weight": LOOP, "fraction": {"start": 0.02, "points": [[9, 0.01]], "shape": "cosine"}},

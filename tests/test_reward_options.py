@@ -154,6 +154,7 @@ def test_settings_are_checked(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_each_option_is_one_setting_of_the_command_line(tmp_path):
     shares = {}
     options = {

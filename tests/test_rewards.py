@@ -55,10 +55,11 @@ def test_internal_rewards_are_means_over_the_completion():
     torch.testing.assert_close(SelfCertainty()(rollout).scores, torch.tensor([0.0, 0.7, 1.4]))
 
 
-def test_negative_entropy_charges_a_missing_answer_the_floor():
+def test_negative_entropy_charges_a_missing_answer_the_floor(monkeypatch):
     rollout = handmade(["#### 1", "none", "none"], 3)  # mean entropies 0, 0.175, 0.35
     torch.testing.assert_close(NegativeEntropy()(rollout).scores, torch.tensor([0.0, -10.0, -10.0]))
-    low = NegativeEntropy(AnswerExtractor("hash"), entropy_floor=0.2)(rollout).scores
+    monkeypatch.setattr("rlif_lightning.rewards.internal.ENTROPY_FLOOR", 0.2)
+    low = NegativeEntropy(AnswerExtractor("hash"))(rollout).scores
     torch.testing.assert_close(low, torch.tensor([0.0, -0.2, -0.35]))
 
 
@@ -68,6 +69,25 @@ def test_format_and_length():
     assert Length()(rollout).scores.tolist() == [1, 2, 3]
     with pytest.raises(ValueError, match=r"pattern='\(' is not a regular expression"):
         Format("(")
+
+
+@pytest.mark.parametrize(
+    ("equivalence", "scores"),
+    [
+        ("string", [1, 0, 0, 0]),
+        ("numeric", [1, 1, 0, 0]),
+        ("exact", [1, 1, 0, 0]),
+        ("math_verify", [1, 1, 1, 0]),
+    ],
+)
+def test_gold_answers_are_compared_by_the_equivalence(equivalence, scores):
+    """7/9 as it is, 14/18 of the same value, 0.777778 rounded to six digits, and another."""
+    texts = [r"\boxed{\frac{7}{9}}", r"\boxed{14/18}", r"\boxed{0.777778}", r"\boxed{8/9}"]
+    rollout = handmade(texts, 4, answer=[r"\frac{7}{9}"])
+    head = GoldAnswer(equivalence=equivalence)
+    assert head(rollout).scores.tolist() == scores
+    with pytest.raises(ValueError, match=r"equivalence='loose'.*numeric"):
+        GoldAnswer(equivalence="loose")
 
 
 def test_gold_answer():

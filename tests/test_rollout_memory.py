@@ -11,17 +11,12 @@ import pytest
 import torch
 
 from harness.decoding import GROUP, SAMPLINGS, completions, generate, load, prompts_of
+from harness.memory import refused
 from harness.runs import fit, metrics
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import TokenStats
 from rlif_lightning.rollout import native
 from rlif_lightning.rollout.native import NativeEngine
-
-UNREASONABLE = 2**46  # float32 numbers that no allocator gives
-
-
-def refused() -> None:
-    torch.empty(UNREASONABLE)
 
 
 def wrong_shape() -> None:
@@ -45,8 +40,7 @@ def short_of_memory(policy: PolicyModel, most: int, fail: Callable[[], None]) ->
     policy.head = limited
 
 
-@pytest.mark.parametrize("fail", [refused, accelerator])
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize(("architecture", "fail"), [("llama", refused), ("gemma3", accelerator)])
 def test_it_is_drawn_again_with_fewer_rows_to_the_same_completions(tiny_models, architecture, fail):
     sampling = SAMPLINGS["hot"]
     plenty = generate(load(tiny_models[architecture]), [0, 1, 2, 3], sampling)

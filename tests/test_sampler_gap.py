@@ -81,11 +81,6 @@ def test_the_trend_goes_on_from_a_checkpoint():
     assert SamplerGap().watch.judge(ENGINE, 0.009) is None  # here it is the first gap
 
 
-def test_a_factor_is_more_than_one():
-    with pytest.raises(ValueError, match="factor=1 must be more than 1"):
-        SamplerGap(factor=1)
-
-
 def test_a_bound_is_positive():
     with pytest.raises(ValueError, match="bound=0 must be positive"):
         SamplerGap(bound=0)

@@ -188,6 +188,7 @@ class EntropyWeighted(Clipped):
         return marks * self.clipped(batch)
 
 
+@pytest.mark.slow
 def test_select_has_the_entropies_of_sampling_and_may_return_weights(tmp_path, monkeypatch):
     seen = []
     select = EntropyWeighted.select

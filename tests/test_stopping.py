@@ -54,7 +54,11 @@ def signalled(number: int, times: int = 1, rank: int = 0) -> str:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, TRY_AGAIN), (signal.SIGUSR1, TRY_AGAIN), (signal.SIGINT, INTERRUPTED)],
+    [
+        (signal.SIGTERM, TRY_AGAIN),
+        (signal.SIGINT, INTERRUPTED),
+        pytest.param(signal.SIGUSR1, TRY_AGAIN, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_with_the_step_saved_and_its_exit_code(
     tmp_path, capfd, long_run, number, code

@@ -33,6 +33,7 @@ class SignalledInValidation(Callback):
             os.kill(os.getpid(), self.number)
 
 
+@pytest.mark.slow
 def test_in_the_first_evaluation_of_a_run_it_is_finished_and_saved(tmp_path):
     sending = adding(
         "test_stopping_in_validation.SignalledInValidation", number=int(signal.SIGTERM)

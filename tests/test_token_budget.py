@@ -11,13 +11,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from harness.memory import refused
 from harness.runs import assert_same, fit, metrics, parameters
 from rlif_lightning import cli
 from rlif_lightning.learning import token_budget
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.model.out_of_memory import is_out_of_memory
-
-UNREASONABLE = 2**46  # float32 numbers that no allocator gives
 
 
 class Greedy(Callback):
@@ -34,13 +33,13 @@ class Greedy(Callback):
     def _ask(self, policy: Any, arguments: Any, stats: Any) -> None:
         if len(arguments[0].input_ids) > self.most and torch.is_grad_enabled():
             stats.logprobs.sum().backward(retain_graph=True)  # what a failed pass may leave behind
-            torch.empty(UNREASONABLE)
+            refused()
 
 
 def asked(tokens: int, most: int, seen: list[int]) -> int:
     seen.append(tokens)
     if tokens > most:
-        torch.empty(UNREASONABLE)
+        refused()
     return tokens
 
 

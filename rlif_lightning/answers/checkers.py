@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlif_lightning.answers.clusters import check_equivalence, open_clusters
+from rlif_lightning.answers.clusters import open_clusters
 from rlif_lightning.answers.code_tasks import TEST_COLUMNS
 from rlif_lightning.answers.code_verdicts import RunsCode
 from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
@@ -95,16 +95,6 @@ class AnswerChecker(ComparesWithGold, Checker):
     Raises:
         ValueError: an unknown equivalence.
     """
-
-    def __init__(
-        self,
-        extractor: AnswerExtractor = AnswerExtractor(),
-        gold_extractor: AnswerExtractor = AnswerExtractor("text"),
-        equivalence: str = "exact",
-    ):
-        check_equivalence(equivalence)
-        super().__init__(extractor, gold_extractor)
-        self.equivalence = equivalence
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Refuse what is no answer, and count what cannot be read (:meth:`GoldReader.check`)."""

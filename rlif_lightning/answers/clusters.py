@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rlif_lightning.answers.expression_tokens import Key
+from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
 from rlif_lightning.answers.library import Budget, library_equal
 from rlif_lightning.answers.readers import read
 from rlif_lightning.answers.reading import Reading
@@ -43,6 +44,24 @@ def check_equivalence(equivalence: str) -> None:
         raise ValueError(
             f"equivalence={equivalence!r} is unknown; choose one of {list(EQUIVALENCES)}"
         )
+
+
+class ComparesAnswers(FindsAnswers):
+    """What all share that find the final answers of completions and compare them.
+
+    Args:
+        extractor: finds the final answer of a completion.
+        equivalence: string | numeric | exact | math_verify: when two answers are equal (see
+            :func:`equivalent`).
+
+    Raises:
+        ValueError: an unknown equivalence.
+    """
+
+    def __init__(self, extractor: AnswerExtractor = AnswerExtractor(), equivalence: str = "exact"):
+        check_equivalence(equivalence)
+        super().__init__(extractor)
+        self.equivalence = equivalence
 
 
 def equivalent(a: str, b: str, equivalence: str = "exact") -> bool:

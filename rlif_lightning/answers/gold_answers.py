@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from rlif_lightning.answers.clusters import is_correct
-from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
+from rlif_lightning.answers.clusters import ComparesAnswers, is_correct
+from rlif_lightning.answers.extraction import AnswerExtractor
 
 # Every row's type is checked, but only so many rows are read. Reading takes seconds, and faults of
 # this kind occur all over a column.
@@ -160,18 +160,23 @@ def is_right(answer: str | None, gold: Sequence[str], equivalence: str = "exact"
     return any(is_correct(answer, each, equivalence) for each in gold)
 
 
-class ComparesWithGold(FindsAnswers):
+class ComparesWithGold(ComparesAnswers):
     """What all share that compare a completion's final answer with a gold answer.
 
     Args:
         extractor: finds the final answer of a completion.
         gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
+        equivalence: as for :class:`ComparesAnswers`.
+
+    Raises:
+        ValueError: an unknown equivalence.
     """
 
     def __init__(
         self,
         extractor: AnswerExtractor = AnswerExtractor(),
         gold_extractor: AnswerExtractor = AnswerExtractor("text"),
+        equivalence: str = "exact",
     ):
-        super().__init__(extractor)
+        super().__init__(extractor, equivalence)
         self.gold = GoldReader(gold_extractor)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+CONFIDENCE = 0.95  # of the intervals
+
 
 class Figure(NamedTuple):
     """A figure with its confidence interval."""
@@ -53,7 +55,7 @@ def bootstrap_figures(
     totals: np.ndarray,
     weights: np.ndarray,
     shares: np.ndarray,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Figure]:
@@ -90,7 +92,7 @@ def bootstrap_figures(
 def paired_change(
     before: tuple[np.ndarray, np.ndarray],
     after: tuple[np.ndarray, np.ndarray],
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Figure]:

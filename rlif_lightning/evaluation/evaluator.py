@@ -48,7 +48,6 @@ class Evaluation:
             always there.
         subset_column: a column such as level or subject, or a dotted path; every figure is also
             given for each of its values.
-        confidence: of the intervals (a bootstrap over problems, ``bootstrap.py``), in (0, 1).
         save_completions: write every completion with its verdict into the run's folder.
 
     Raises:
@@ -61,7 +60,6 @@ class Evaluation:
     checker: Checker | None = None
     pass_at: Sequence[int] = ()
     subset_column: str | None = None
-    confidence: float = 0.95
     save_completions: bool = True
 
     def __post_init__(self) -> None:
@@ -72,10 +70,6 @@ class Evaluation:
                 f"evaluation.pass_at={list(self.pass_at)}: each k must lie between 1 and"
                 f" samples={self.samples},"
                 " which are always there"
-            )
-        if not 0 < self.confidence < 1:
-            raise ValueError(
-                f"evaluation.confidence={self.confidence}: need 0 < confidence < 1, a share"
             )
 
 
@@ -247,12 +241,11 @@ class Evaluator(nn.Module):
         label_of = self.labels.compute() if self.evaluation.subset_column is not None else []
         for metric in (*metrics, self.labels):
             metric.reset()
-        confidence = self.evaluation.confidence
         subsets = {}
         for label in sorted(set(label_of)):
             rows = np.array([each == label for each in label_of])
-            subsets[label] = Report(names, tables[rows, 1], tables[rows, 2], shares, confidence)
-        return Report(names, tables[:, 1], tables[:, 2], shares, confidence, subsets)
+            subsets[label] = Report(names, tables[rows, 1], tables[rows, 2], shares)
+        return Report(names, tables[:, 1], tables[:, 2], shares, subsets)
 
 
 def _largest_share(ids: list[int | None]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from rlif_lightning.evaluation.bootstrap import CONFIDENCE
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks, writes_completions
 from rlif_lightning.running.run_folder import run_folder
 from rlif_lightning.whole_files import replaced
@@ -52,8 +53,8 @@ class EvaluationFiles(Callback):
                 "rollouts": int(module.num_rollouts),
                 "optimizer_steps": trainer.global_step,
             }
-            evaluation = module.evaluator.evaluation
-            entry |= {"samples": evaluation.samples, "confidence": evaluation.confidence}
+            samples = module.evaluator.evaluation.samples
+            entry |= {"samples": samples, "confidence": CONFIDENCE}
             self._write(self.folder / "evaluation.json", entry | module.report.as_dict())
         self.folder, self.completions = None, None
 

@@ -10,7 +10,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rlif_lightning.evaluation.bootstrap import Figure, bootstrap_figures, paired_change
+from rlif_lightning.evaluation.bootstrap import (
+    CONFIDENCE,
+    Figure,
+    bootstrap_figures,
+    paired_change,
+)
 
 PERCENT = (
     "accuracy",
@@ -34,7 +39,6 @@ class Report:
             :func:`resampled_ratios`).
         weights: ``[N, M]`` float64.
         shares: ``[M]`` bool: which figures lie in [0, 1].
-        confidence: of the intervals.
         subsets: label -> report of its problems; empty without a subset column.
     """
 
@@ -42,7 +46,6 @@ class Report:
     totals: np.ndarray
     weights: np.ndarray
     shares: np.ndarray
-    confidence: float
     subsets: dict[str, Report] = field(default_factory=dict)
 
     @property
@@ -54,16 +57,14 @@ class Report:
         return dict(
             zip(
                 self.names,
-                bootstrap_figures(self.totals, self.weights, self.shares, self.confidence),
+                bootstrap_figures(self.totals, self.weights, self.shares),
                 strict=True,
             )
         )
 
     def change_since(self, before: Report) -> dict[str, Figure]:
         """Return each figure's change since an evaluation of the same problems."""
-        moved = paired_change(
-            (before.totals, before.weights), (self.totals, self.weights), self.confidence
-        )
+        moved = paired_change((before.totals, before.weights), (self.totals, self.weights))
         return dict(zip(self.names, moved, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class Report:
 
 def print_report(report: Report, title: str) -> None:
     """Print the figures with their intervals, and those of the subsets."""
-    share = f"{100 * report.confidence:g} % interval"
+    share = f"{100 * CONFIDENCE:g} % interval"
     table = Table(title=f"{title}, {report.num_problems} problems", title_justify="left")
     table.add_column("")
     for heading in ("figure", share):
@@ -114,7 +115,7 @@ def print_comparison(before: Report, after: Report, folder: str | None) -> None:
     """Print the evaluations before and after training, and each change's interval."""
     table = Table(title="Held-out problems, before and after training", title_justify="left")
     table.add_column("")
-    for heading in ("before", "after", "change", f"{100 * after.confidence:g} % interval"):
+    for heading in ("before", "after", "change", f"{100 * CONFIDENCE:g} % interval"):
         table.add_column(heading, justify="right")
     old, new = before.figures(), after.figures()
     for name, change in after.change_since(before).items():

@@ -31,7 +31,6 @@ from rlif_lightning.records import Prompts, RewardOutput
 from rlif_lightning.rewards.base import MIN_SPREAD, RewardSet, WeightedReward
 from rlif_lightning.rewards.controls import Length
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
-from rlif_lightning.rewards.overlong import DropTruncated
 from rlif_lightning.sampling import purpose_seeds
 
 # Heads whose scores differ in practically every group.
@@ -106,7 +105,7 @@ class DynamicSampling:
                     " apart, so every group would have signal; name the rewards that decide, such"
                     " as a vote or gold answers, without it"
                 )
-        if all(isinstance(reward.head, DropTruncated) for reward in heads.values()):
+        if not any(reward.head.gives_scores for reward in heads.values()):
             raise ValueError(
                 f"model.dynamic_sampling.heads={self.heads}: {sorted(heads)} scores nothing, so no"
                 " group would have signal; name a reward with scores"

@@ -76,8 +76,8 @@ def gradient_norms(parts: Tensor, loss_weights: Tensor) -> Tensor:
     probe of arXiv 2605.22620.
 
     Args:
-        parts: ``[R, P, G]`` from :meth:`Advantage.parts`; a normalisation over the batch comes
-            later and is not in them.
+        parts: ``[R, P, G]`` from :meth:`Advantage.parts`; a normalisation over the batch, and what
+            an objective makes of the advantages of some tokens, come later and are not in them.
         loss_weights: ``[B, T]`` with which token losses are summed, 0 outside the mask.
 
     Returns:

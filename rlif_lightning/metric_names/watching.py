@@ -60,7 +60,7 @@ WATCHING = {
     ),
     "entropy/slope": Logged(
         "nats per rollout",
-        "Trend of `policy/entropy`, by least squares over EntropyMonitor's window.",
+        "Trend of `policy/entropy`, by least squares over the last 20 rollouts.",
         SAME,
         _MONITOR,
     ),

@@ -27,6 +27,11 @@ class GoldAnswer(ComparesWithGold, RewardHead):
             acceptable answers.
         extractor: finds the final answer of a completion.
         gold_extractor: finds it in the gold column (`hash` for GSM8K's worked solutions).
+        equivalence: string | numeric | exact | math_verify: when two answers are equal (see
+            :func:`clusters.equivalent`).
+
+    Raises:
+        ValueError: an unknown equivalence.
     """
 
     needs_gold = True
@@ -36,9 +41,10 @@ class GoldAnswer(ComparesWithGold, RewardHead):
         column: str = "answer",
         extractor: AnswerExtractor = AnswerExtractor(),
         gold_extractor: AnswerExtractor = AnswerExtractor("text"),
+        equivalence: str = "exact",
     ):
         RewardHead.__init__(self)
-        ComparesWithGold.__init__(self, extractor, gold_extractor)
+        ComparesWithGold.__init__(self, extractor, gold_extractor, equivalence)
         self.column = column
         self.gold_columns = (column,)
 
@@ -51,7 +57,7 @@ class GoldAnswer(ComparesWithGold, RewardHead):
         answers = [self.extractor(text) for text in rollout.texts]
         pairs = zip(answers, gold, strict=True)
         scores = [
-            float(is_right(answer, acceptable)) if acceptable else torch.nan
+            float(is_right(answer, acceptable, self.equivalence)) if acceptable else torch.nan
             for answer, acceptable in pairs
         ]
         return RewardOutput(torch.tensor(scores, device=rollout.mask.device))

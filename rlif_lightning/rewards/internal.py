@@ -8,6 +8,7 @@ from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 
 DIRECTIONS = ("uniform_to_model", "model_to_uniform")
+ENTROPY_FLOOR = 10.0  # nats, of a completion without an answer at least
 
 
 class SelfCertainty(RewardHead):
@@ -44,16 +45,15 @@ class NegativeEntropy(FindsAnswers, RewardHead):
     """Minus the mean token entropy (RENT, https://arxiv.org/abs/2505.22660).
 
     Args:
-        extractor: finds the final answer; a completion without one gets at least `entropy_floor`.
-        entropy_floor: lowest entropy, in nats, that a completion without an answer is scored with.
+        extractor: finds the final answer; the entropy of a completion without one is taken as at
+            least 10 nats.
     """
 
-    def __init__(self, extractor: AnswerExtractor = AnswerExtractor(), entropy_floor: float = 10.0):
+    def __init__(self, extractor: AnswerExtractor = AnswerExtractor()):
         RewardHead.__init__(self)
         FindsAnswers.__init__(self, extractor)
-        self.entropy_floor = entropy_floor
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         entropy = mean_over_completion(rollout.stats.entropy, rollout.mask)
         missing = rollout.mask.new_tensor([self.extractor(text) is None for text in rollout.texts])
-        return RewardOutput(-entropy.where(~missing, entropy.clamp(min=self.entropy_floor)))
+        return RewardOutput(-entropy.where(~missing, entropy.clamp(min=ENTROPY_FLOOR)))

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.answers.clusters import (
+    ComparesAnswers,
     answer_name,
-    check_equivalence,
     cluster,
     open_clusters,
 )
-from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers, has_box
+from rlif_lightning.answers.extraction import AnswerExtractor, has_box
 from rlif_lightning.answers.library import Budget
 from rlif_lightning.processes.collectives import all_rank_distinct
 from rlif_lightning.records import RewardOutput, Rollout
@@ -171,7 +171,7 @@ def majority_answers(answers: Sequence[str | None], group_size: int) -> list[str
     return winners
 
 
-class ClusterVote(FindsAnswers, VoteHead):
+class ClusterVote(ComparesAnswers, VoteHead):
     """Answer-level reward: the share of the group that agrees with a completion's final answer.
 
     Logs ``vote/largest_cluster``, ``vote/unanimous``, ``vote/distinct_answers``, ``vote/undecided``
@@ -200,14 +200,13 @@ class ClusterVote(FindsAnswers, VoteHead):
         equivalence: str = "exact",
     ):
         VoteHead.__init__(self, mode, denominator, min_parseable, entropy_range)
-        FindsAnswers.__init__(self, extractor)
-        check_equivalence(equivalence)
+        ComparesAnswers.__init__(self, extractor, equivalence)
         if not 0 <= format_weight < math.inf:
             raise ValueError(
                 f"format_weight={format_weight} must be a finite number of at least 0; to punish"
                 " boxes, use the head Format with a negative weight"
             )
-        self.equivalence, self.format_weight = equivalence, format_weight
+        self.format_weight = format_weight
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all ``[B]`` completions, float32, on the rollout's device.

@@ -29,6 +29,7 @@ from rlif_lightning.rollout.vllm_local import LocalVLLM
 from rlif_lightning.rollout.vllm_server import VLLMServer
 from rlif_lightning.sampling import Sampling
 
+TIMEOUT_PER_TOKEN = 0.001  # seconds
 OURS = ("model", "load_format", "logprobs_mode", "worker_extension_cls")
 
 
@@ -98,7 +99,8 @@ class VLLMServerEngine(VLLMBaseEngine):
         weights_folder: a folder that the server and the first trainer process see under the same
             name; weights are passed as a file there.
         timeout: seconds for loading weights, and for the completions of one rollout in addition to
-            those for their tokens.
+            0.001 for each token that they may have (max_new_tokens for each completion of all
+            processes). A server that draws fewer than 1000 tokens a second needs more.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
         correction: token_truncate | token_mask | sequence_truncate | sequence_mask: a larger
             ratio, of a token or of its whole completion, is cut to max_ratio or counts as 0.
@@ -108,9 +110,6 @@ class VLLMServerEngine(VLLMBaseEngine):
         key_variable: name of the environment variable that holds the server's API key, sent as
             `Authorization: Bearer`; null = it needs none. The key itself is never a setting, so
             that no configuration or checkpoint holds it.
-        timeout_per_token: additional seconds for each token that a rollout's completions may have
-            (max_new_tokens for each completion of all processes): the slowest rate that is
-            accepted.
         staleness: on how many rollouts the policy may have trained since it had the weights that
             draw a completion; so many coming rollouts are drawn while it trains. 0 = each rollout
             is drawn with the present weights, before its update.
@@ -128,7 +127,6 @@ class VLLMServerEngine(VLLMBaseEngine):
         max_gap: float = 0.5,
         scoring_tokens: int = 8192,
         key_variable: str | None = None,
-        timeout_per_token: float = 0.001,
         correction: str = "token_truncate",
         staleness: int = 0,
     ):
@@ -137,10 +135,6 @@ class VLLMServerEngine(VLLMBaseEngine):
             raise ValueError(f"server={server!r} must be a URL, http://host:port")
         if not timeout > 0:
             raise ValueError(f"timeout={timeout} must be positive, in seconds")
-        if not timeout_per_token >= 0:
-            raise ValueError(
-                f"timeout_per_token={timeout_per_token} must be at least 0, in seconds"
-            )
         if key_variable is not None and not key_variable.isidentifier():
             raise ValueError(
                 "key_variable must be the name of an environment variable, and not the key itself"
@@ -154,8 +148,7 @@ class VLLMServerEngine(VLLMBaseEngine):
         self.ahead = DrawsAhead(self._draw)
         self.upcoming: Callable[[int], Prompts | None] | None = None
         self.server, self.weights_folder = server, weights_folder
-        self.timeout, self.timeout_per_token = timeout, timeout_per_token
-        self.key_variable = key_variable
+        self.timeout, self.key_variable = timeout, key_variable
 
     def _check_place(self) -> None:
         if num_processes() > 1 and not is_distributed():
@@ -172,7 +165,7 @@ class VLLMServerEngine(VLLMBaseEngine):
             self.timeout,
             self.policy.causal_lm.config,
             self.key_variable,
-            self.timeout_per_token,
+            TIMEOUT_PER_TOKEN,
         )
 
     def setup(self, policy: PolicyModel, seed: int) -> None:

@@ -130,7 +130,7 @@ class VLLMClient:
         if tokens and self.timeout_per_token:
             said = (
                 f"{seconds:g} seconds (timeout={self.timeout:g} +"
-                f" timeout_per_token={self.timeout_per_token:g} x {tokens} tokens)"
+                f" {self.timeout_per_token:g} for each of {tokens} tokens)"
             )
         return Deadline(time.monotonic() + seconds, said)
 
@@ -190,8 +190,8 @@ def _fault(error: Exception, path: str, deadline: Deadline) -> str:
     """Return what happened to a connection, and the remedy."""
     if isinstance(getattr(error, "reason", error), TimeoutError):
         return (
-            f"did not answer {path} within {deadline.said}; look at its output, or raise"
-            " model.engine.timeout"
+            f"did not answer {path} within {deadline.said}; look at its output, or, if it is slow,"
+            " raise model.engine.timeout"
         )
     if isinstance(error, (IncompleteRead, ConnectionResetError)):
         return (

@@ -23,16 +23,28 @@ ARGUMENTS_OF = {
         "width": "the constant 80",
     },
     "DPPO": {"low": "clip_low", "high": "clip_high"},
-    "Evaluation": {"resamples": "the constant 1000", "bootstrap_seed": "the constant 0"},
+    "EntropyMonitor": {"window": "the constant 20"},
+    "Evaluation": {
+        "resamples": "the constant 1000",
+        "bootstrap_seed": "the constant 0",
+        "confidence": "the constant 0.95",
+    },
     "GMPO": {"log_low": "clip_low", "log_high": "clip_high"},
     "LabelFreeStopping": {name: f"limits.{name}" for name in ("agreement", "diversity", "entropy")},
+    "NegativeEntropy": {"entropy_floor": "the constant 10"},
+    "SamplerGap": {"factor": "the constant 4"},
     "Sandbox": {"cpu_seconds": "wall_seconds", "file_mb": "the constant 16"},
     "Schedule": {
         "kind": "said by points, shape (linear, cosine) and target",
         "end": "the value of the last of points",
         "steps": "the rollout of the last of points",
     },
+    "VLLMServerEngine": {
+        "timeout_per_token": "the constant 0.001 (raise a slow server's timeout)",
+    },
 }
+# Class -> arguments that came later -> what they are in a checkpoint that does not have them.
+_ADDED = {"GoldAnswer": {"equivalence": "exact"}}
 
 
 def present_settings(saved: Arguments) -> Arguments:
@@ -50,9 +62,12 @@ def present_settings(saved: Arguments) -> Arguments:
         if kind in _PRESENT and ARGUMENTS_OF[kind].keys() & arguments.keys():
             for name in arguments:
                 del found[f"{start}{name}"]
-            former = {name: arguments.pop(name, None) for name in ARGUMENTS_OF[kind]}
+            names = [name for name in ARGUMENTS_OF[kind] if name in arguments]
+            former = {name: arguments.pop(name) for name in names}
             present = arguments | _PRESENT[kind](former, arguments)
             found |= {f"{start}{name}": value for name, value in present.items()}
+        added = {f"{start}{name}": value for name, value in _ADDED.get(kind, {}).items()}
+        found = added | found
     return found
 
 
@@ -70,7 +85,11 @@ def _class_at(place: str, saved: Arguments) -> str:
 
 def _unless(arguments: Arguments, constants: Arguments) -> Arguments:
     """Return the arguments that did not have the value that is a constant now."""
-    return {name: arguments[name] for name, now in constants.items() if arguments[name] != now}
+    return {
+        name: arguments[name]
+        for name, now in constants.items()
+        if name in arguments and arguments[name] != now
+    }
 
 
 def _changes(name: str, given: Arguments, defaults: Arguments) -> Arguments:
@@ -105,13 +124,18 @@ _PRESENT: dict[str, Callable[[Arguments, Arguments], Arguments]] = {
     },
     "ClipCov": lambda old, _: {"band": [old["low"], old["high"]]} | _unless(old, {"seed": 0}),
     "DPPO": lambda old, _: {"clip_low": old["low"], "clip_high": old["high"]},
-    "Evaluation": lambda old, _: _unless(old, {"resamples": 1000, "bootstrap_seed": 0}),
+    "EntropyMonitor": lambda old, _: _unless(old, {"window": 20}),
+    "Evaluation": lambda old, _: _unless(
+        old, {"resamples": 1000, "bootstrap_seed": 0, "confidence": 0.95}
+    ),
     "GMPO": lambda old, _: {"clip_low": old["log_low"], "clip_high": old["log_high"]},
     "LabelFreeStopping": lambda old, _: _changes(
         "limits", old, {"agreement": 0.95, "diversity": 0.4, "entropy": 0.1}
     ),
+    "NegativeEntropy": lambda old, _: _unless(old, {"entropy_floor": 10.0}),
     "Sandbox": lambda old, others: _unless(
         old, {"cpu_seconds": others["wall_seconds"], "file_mb": 16}
     ),
     "Schedule": _schedule,
+    "VLLMServerEngine": lambda old, _: _unless(old, {"timeout_per_token": 0.001}),
 }

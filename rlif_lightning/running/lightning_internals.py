@@ -44,6 +44,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
     "lightning.pytorch.trainer.trainer.Trainer": {
         "_run": "callbacks do not learn which checkpoint a run resumes from",
         "_signal_connector": "the trainer makes its own and has no argument for another",
+        "_teardown": "no hook of a module is called at every end: an exception's is skipped",
     },
     "lightning.pytorch.core.module.LightningModule": {
         "_trainer": "`trainer` raises where there is none, and a module is also built without one",
@@ -66,9 +67,8 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "_get": "reads a setting before anything is built, with or without a subcommand",
         "_prepare_subcommand_kwargs": "adds arguments of our own to a subcommand",
         "_parse_ckpt_path": "Lightning opens a checkpoint here to look for settings, before its"
-        " path"
-        " is"
-        " resolved",
+        " path is resolved",
+        "_subcommand_parsers": "a subcommand's parser parses alone: the whole one parses twice",
         "_run_subcommand": "the only place around the whole run, for its exit code",
     },
     "lightning.pytorch.loggers.csv_logs.CSVLogger": {

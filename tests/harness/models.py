@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -16,6 +17,11 @@ from transformers import (
 )
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "gpt2")
+# For tests that take long: a plain one, and one with windows and a soft cap, stand for all.
+EACH_ARCHITECTURE = [
+    pytest.param(name, marks=() if name in ("llama", "gemma3") else pytest.mark.slow)
+    for name in ARCHITECTURES
+]
 
 
 def make_model(architecture: str, vocab_size: int):
