@@ -159,6 +159,35 @@ FIXED = (
         (Series("policy/reference_kl", "reference KL"),),
     ),
     Panel(
+        "signal",
+        "Rewards",
+        "Groups with signal at the first draw",
+        "share",
+        "Of the groups whose scores differ in the head that decides (dynamic sampling); the others"
+        " are drawn again or skipped.",
+        (Series("dynamic/signal", "groups with signal"),),
+        is_share=True,
+    ),
+    Panel(
+        "replay_kl",
+        "Policy",
+        "KL of old groups' policies to the present one",
+        "nats",
+        "Of replayed tokens, by k3. It rises with the age of the groups and with the step size.",
+        (Series("replay/kl", "replayed tokens"),),
+    ),
+    Panel(
+        "staleness",
+        "Completions",
+        "Age of the weights that drew the completions",
+        "rollouts",
+        "Where a server draws ahead (staleness): rollouts that the policy was trained on since.",
+        (
+            Series("rollout/staleness", "mean"),
+            Series("rollout/staleness_max", "oldest"),
+        ),
+    ),
+    Panel(
         "time",
         "Optimisation",
         "Time of a rollout's phases",
