@@ -82,6 +82,13 @@ def test_best_is_the_policy_of_the_best_evaluation(tmp_path):
         assert exporter.state_dict()["best"] is not None
 
 
+def test_the_best_value_goes_on():
+    first, again = (HFExporter(monitor="val/entropy", mode="max") for _ in range(2))
+    first.best = 2.0
+    again.load_state_dict(first.state_dict())
+    assert not again.is_better(1.0)
+
+
 # Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it
 # resumes from.
 @pytest.mark.slow

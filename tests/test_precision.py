@@ -76,8 +76,15 @@ def test_other_kinds_are_refused_by_name(spelling):
         check_precision(spelling)
 
 
-@pytest.mark.parametrize("command", ["fit", "validate"])
-@pytest.mark.parametrize("spelling", ["16", "64", "bf16-true", "transformer-engine"])
+@pytest.mark.parametrize(
+    ("command", "spelling"),
+    [
+        ("fit", "16"),
+        ("validate", "64"),
+        ("fit", "bf16-true"),
+        ("validate", "transformer-engine"),
+    ],
+)
 def test_the_command_line_says_it_in_one_line(capsys, tmp_path, command, spelling):
     kept = BASE if command == "fit" else base("--compare", "limit_train")
     arguments = [*kept, f"--trainer.default_root_dir={tmp_path}", f"--trainer.precision={spelling}"]

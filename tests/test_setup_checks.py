@@ -133,7 +133,17 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+# Another test of the fast tier has the same refusal, by fit or by hand.
+ALSO_ELSEWHERE = {"cosine", "subsets", "updates", "truncation", "batch", "export", "schedule"}
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ALSO_ELSEWHERE else ())
+        for name in MISTAKES
+    ],
+)
 def test_fit_tells_a_mistake_before_its_first_evaluation(capsys, tmp_path, mistake):
     arguments, message = MISTAKES[mistake]
     assert message in early(capsys, tmp_path, *arguments)
