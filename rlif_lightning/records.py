@@ -301,7 +301,7 @@ class LossInputs:
         ref_logprobs: optional ``[B, T]`` under the frozen reference model.
         token_weights: optional ``[B, T]`` factors of the policy loss.
         sampled_logprobs: optional ``[B, T]``, of Rollout.stats, for the sampler's gap.
-        sampled_entropy: optional ``[B, T]``, for ``select`` alone; None where groups are replayed.
+        sampled_entropy: optional ``[B, T]``, of Rollout.stats, for ``select`` alone.
         noise_floor: optional scalar or ``[B, 1]``, nats: what differs by less is rounding.
         is_replayed: optional ``[B]`` bool, True for completions of an earlier rollout.
     """

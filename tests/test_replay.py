@@ -71,7 +71,7 @@ def old_groups(completions: Completions, old: Tensor, advantages: Tensor) -> lis
         mask, numbers = completions.mask[rows], torch.arange(group * GROUP, group * GROUP + GROUP)
         ids, ones = completions.completion_ids[rows], torch.ones_like(old[rows])
         floor = torch.zeros(GROUP, dtype=old.dtype)
-        given = ids, mask, old[rows].detach(), advantages[rows], numbers, floor, ones
+        given = ids, mask, old[rows].detach(), advantages[rows], numbers, floor, ones, -ones
         found.append(OldGroup(0, group, prompt, *given))
     return found
 
@@ -353,7 +353,7 @@ def kept_after(buffer: ReplayBuffer, rollouts: int, groups: int = 6) -> list[lis
         advantages = signal.float().unsqueeze(1).expand_as(values)
         inputs = LossInputs(
             values, values, advantages, completions.mask, torch.arange(groups * GROUP),
-            noise_floor=torch.tensor(0.5),
+            noise_floor=torch.tensor(0.5), sampled_entropy=values,
         )  # fmt: skip
         buffer.keep(completions, inputs, number, 0)
     return drawn
@@ -388,7 +388,10 @@ def test_rounding_of_a_batch_mean_is_no_advantage():
     old = torch.zeros(completions.mask.shape)
     advantages = torch.tensor([1e-8, -1e-8, 0.5, -0.5]).unsqueeze(1).expand_as(old)
     floor = torch.tensor(0.0)
-    inputs = LossInputs(old, old, advantages, completions.mask, torch.arange(4), noise_floor=floor)
+    inputs = LossInputs(
+        old, old, advantages, completions.mask, torch.arange(4), noise_floor=floor,
+        sampled_entropy=old,
+    )  # fmt: skip
     buffer = ReplayBuffer(Replay(groups=2))
     buffer.keep(completions, inputs, 0, 0)
     assert [group.place for group in buffer.groups] == [1]
@@ -401,13 +404,14 @@ def test_joined_by_hand():
     )
     zeros = torch.zeros(2, 2)
     inputs = LossInputs(
-        zeros, zeros, zeros + 3, completions.mask, torch.tensor([10, 11]), sampled_logprobs=zeros
-    )
+        zeros, zeros, zeros + 3, completions.mask, torch.tensor([10, 11]), sampled_logprobs=zeros,
+        sampled_entropy=zeros + 6,
+    )  # fmt: skip
     mask = torch.tensor([[True, True, True], [True, False, False]])
     ones = torch.ones(2, 3)
     old = OldGroup(
         4, 0, torch.tensor([8, 9]), mask.long() * 5, mask, -ones, 2 * ones, torch.tensor([20, 21]),
-        torch.tensor([0.5, 0.5]), 0.25 * ones,
+        torch.tensor([0.5, 0.5]), 0.25 * ones, 7 * ones,
     )  # fmt: skip
     together, found = joined(completions, inputs, [old])
     assert [ids.tolist() for ids in together.prompt_ids] == [[7], [8, 9]]
@@ -417,6 +421,7 @@ def test_joined_by_hand():
     assert found.completion_numbers.tolist() == [10, 11, 20, 21]
     assert found.advantages[:, 0].tolist() == [3, 3, 2, 2]
     assert found.token_weights[:, 0].tolist() == [1, 1, 0.25, 0.25]
+    assert found.sampled_entropy.tolist() == [[6, 6, 0], [6, 6, 0], [7, 7, 7], [7, 7, 7]]
     assert found.noise_floor.tolist() == [[0], [0], [0.5], [0.5]]
     assert found.is_replayed.tolist() == [False, False, True, True]
     _, none = joined(completions, inputs, [])  # another data rank has the old ones

@@ -25,7 +25,7 @@ from harness.launches import (
 )
 from harness.processes import environment
 from harness.python_runs import Run, at, data, module, sums, trainer
-from harness.runs import BASE, LONG, adding, differences, fit, rows, saving
+from harness.runs import BASE, LONG, adding, differences, fit, parameters, rows, saving
 from rlif_lightning import PromptData, Replay
 from rlif_lightning.running.checkpoint_faults import why_unusable
 
@@ -66,6 +66,17 @@ def test_the_overlay_trains_and_logs(tmp_path):
     assert 1 < float(logged[-1]["replay/age"]) < 2
     assert float(logged[-1]["replay/ratio"]) == pytest.approx(1, abs=0.1)
     assert float(logged[-1]["replay/kl"]) > 0
+
+
+def test_kl_cov_at_one_update_has_old_tokens_to_act_on(tmp_path):
+    """Without replay that is refused, since nothing differs from the policy that sampled."""
+    once = "--model.update.updates_per_rollout=1"
+    kind = ["--model.objective=KLCov", "--model.objective.fraction=0.2", *LONG]
+    ends = {}
+    for weight in (0.0, 50.0):
+        given = ["--model.replay.groups=8", once, *kind, f"--model.objective.weight={weight}"]
+        ends[weight] = parameters(fit(tmp_path / str(weight), *given))
+    assert any(not torch.equal(value, ends[50.0][name]) for name, value in ends[0.0].items())
 
 
 def held(row: dict[str, str]) -> float:

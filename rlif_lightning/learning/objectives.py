@@ -79,8 +79,8 @@ class KLCov(PickingObjective):
         pick: positive | top: only tokens with a positive covariance, fewer than the fraction if
             there are not enough (ours); or the fraction's top whatever its sign, as the origin's
             code does, where a lottery chooses among zeros.
-        allow_inactive: accept one update per rollout, with which KL-Cov does nothing and the run is
-            that of ``Clipped``: the arm that tests what KL-Cov did elsewhere.
+        allow_inactive: accept one update per rollout without replay, with which KL-Cov does nothing
+            and the run is that of ``Clipped``: the arm that tests what KL-Cov did elsewhere.
     """
 
     weight: float = 0.05

@@ -144,8 +144,9 @@ class GMPO(BoundedObjective):
         """Return the geometric mean of a completion's token weights, on each of its tokens.
 
         The engine's weight then multiplies the objective's ratio as one more geometric mean: with
-        the weights pi_old / pi_engine, and no token clipped, the product is the geometric mean of
-        pi / pi_engine. A token of weight 0 keeps it and has no part in the mean.
+        the weights pi_old / pi_engine of tokens, and no token clipped, the product is the geometric
+        mean of pi / pi_engine. Weights of whole completions stay as they are. A token of weight 0
+        keeps it and has no part in the mean.
         """
         if batch.token_weights is None:
             return None

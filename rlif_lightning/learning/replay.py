@@ -36,7 +36,8 @@ from rlif_lightning.sampling import purpose_seeds
 SIGNAL = 1e-6  # |advantage|: what rounding leaves of a mean over the batch is less
 KEPT, REPLAYED = 0, 1  # the two choices of a rollout
 WEIGHTS = "token_weights"
-PER_TOKEN = ("completion_ids", "old_logprobs", "advantages", WEIGHTS)
+ENTROPY = "sampled_entropy"
+PER_TOKEN = ("completion_ids", "old_logprobs", "advantages", WEIGHTS, ENTROPY)
 PER_COMPLETION = ("completion_numbers", "noise_floor")
 
 
@@ -118,6 +119,7 @@ class OldGroup:
         completion_numbers: ``[G]`` int64.
         noise_floor: ``[G]``, of its own rollout, nats.
         token_weights: ``[G, t]``; 1 where the engine's log-probs were the policy's.
+        sampled_entropy: ``[G, t]``, of the policy that drew it, nats.
 
     Raises:
         ValueError: shapes do not agree.
@@ -133,6 +135,7 @@ class OldGroup:
     completion_numbers: Tensor
     noise_floor: Tensor
     token_weights: Tensor
+    sampled_entropy: Tensor
 
     def __post_init__(self) -> None:
         shape = tuple(self.mask.shape)
@@ -264,6 +267,7 @@ def joined(
     old, weights = inputs.old_logprobs, inputs.token_weights
     old_logprobs, mask = together(old, "old_logprobs"), together(inputs.mask, "mask")
     assert inputs.sampled_logprobs is not None
+    assert inputs.sampled_entropy is not None
     all_inputs = LossInputs(
         old_logprobs,
         old_logprobs,
@@ -272,6 +276,7 @@ def joined(
         together(inputs.completion_numbers, "completion_numbers"),
         token_weights=together(torch.ones_like(old) if weights is None else weights, WEIGHTS),
         sampled_logprobs=together(inputs.sampled_logprobs, "old_logprobs"),
+        sampled_entropy=together(inputs.sampled_entropy, ENTROPY),
         # The ratio of the rollout's own tokens is exactly 1 until a floor is measured.
         noise_floor=together(torch.zeros_like(old[:, 0]), "noise_floor").unsqueeze(1),
         is_replayed=torch.arange(len(mask), device=mask.device) >= len(old),
@@ -300,6 +305,7 @@ def _taken(
 
     old, weights, floor = inputs.old_logprobs, inputs.token_weights, inputs.noise_floor
     assert floor is not None
+    assert inputs.sampled_entropy is not None
     return OldGroup(
         rollout_number,
         place,
@@ -311,4 +317,5 @@ def _taken(
         part(inputs.completion_numbers.unsqueeze(1))[:, 0].clone(),
         part(floor.expand(len(old), 1))[:, 0].clone(),
         part(torch.ones_like(old) if weights is None else weights),
+        part(inputs.sampled_entropy),
     )

@@ -72,8 +72,9 @@ def gradient_norms(parts: Tensor, loss_weights: Tensor) -> Tensor:
 
     The gradient is that by the log-probs of the completions' tokens at ratio 1, where no clip holds
     and KL-Cov's penalty has no slope: ``-weight_bt part_rb`` for reward r on token t of completion
-    b. So the shares sum to the gradient of the whole policy loss. The time is O(B T). Source: the
-    probe of arXiv 2605.22620.
+    b. So the shares sum to the gradient of the whole policy loss, but for weights that an objective
+    gives to tokens (STARE's, and GMPO's mean of an engine's weights), which are not in them. The
+    time is O(B T). Source: the probe of arXiv 2605.22620.
 
     Args:
         parts: ``[R, P, G]`` from :meth:`Advantage.parts`; a normalisation over the batch, and what

@@ -89,7 +89,8 @@ def check_run(module: Any, data: PromptData | None, stage: str) -> None:
 
 def _check_training(module: Any, data: PromptData | None) -> None:
     module.sampling.check_trainable()
-    module.objective.check(module.plan.num_updates)
+    # Replayed tokens are of an older policy, as those of a later update are.
+    module.objective.check(module.plan.num_updates + (module.replay_buffer is not None))
     module.advantage.check(module.group_size)
     _check_scores(module.rewards.settings)
     check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps)
