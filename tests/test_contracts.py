@@ -12,6 +12,7 @@ import pytest
 import torch
 from restatement import loss_and_gradient, rows_in, update
 
+from harness.objectives import OBJECTIVES
 from harness.rollouts import handmade
 from rlif_lightning import rewards
 from rlif_lightning.answers.code_tasks import CodeExtractor
@@ -19,15 +20,12 @@ from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGR
 from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objectives import (
-    ClipCov,
     Clipped,
     ClippedObjective,
-    KLCov,
     Objective,
     ReferenceKL,
 )
-from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
-from rlif_lightning.learning.stare import STARE
+from rlif_lightning.learning.ratio_objectives import CISPO, SAPO
 from rlif_lightning.records import Rollout
 from rlif_lightning.sandbox.pool import Sandbox
 
@@ -62,21 +60,6 @@ ADVANTAGES = [
     ReinforcePlusPlus(),
     ReinforcePlusPlus("sample"),
     OPO(),
-]
-OBJECTIVES = [
-    Clipped(),
-    Clipped(aggregation="constant", entropy_bonus=0.1, reference_kl=ReferenceKL(0.1)),
-    KLCov(fraction=0.3),
-    KLCov(fraction=0.3, unselected="plain", rank_by="current"),
-    ClipCov(fraction=0.3, band=(-1.0, 5.0)),
-    STARE(fraction=0.3),
-    STARE(fraction=0.3, positive_weight=1.3, negative_weight=0.8, dual_clip=None),
-    GSPO(clip_low=0.05, clip_high=0.1),
-    CISPO(clip_low=0.3, clip_high=0.3),
-    SAPO(),
-    GMPO(clip_low=0.1, clip_high=0.2),
-    DPPO(clip_low=0.02, clip_high=0.05),
-    DPPO(divergence="kl", clip_low=0.01, clip_high=0.02),
 ]
 GROUP = 4
 TEXTS = ["1", "2", "1", "no", "3", "3", "4 or 5", "", "7", "7", "7", "8"]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_contracts import OBJECTIVES
 from torch import Tensor
 
+from harness.objectives import OBJECTIVES
 from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, Objective, ReferenceKL
 from rlif_lightning.learning.old_logprobs import settle_old_logprobs
 from rlif_lightning.learning.replay import OldGroup, Replay, ReplayBuffer, joined
