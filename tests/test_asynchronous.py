@@ -32,7 +32,7 @@ from rlif_lightning.data.loaders import TrainLoader
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.old_logprobs import loss_inputs
 from rlif_lightning.learning.token_budget import TokenBudget
-from rlif_lightning.learning.update import select_groups
+from rlif_lightning.learning.update import UpdatePlan, select_groups
 from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.policy import PolicyModel
@@ -41,9 +41,9 @@ from rlif_lightning.rollout.draws_ahead import THREAD
 from rlif_lightning.rollout.importance_weights import CORRECTIONS, Correction
 from rlif_lightning.rollout.vllm_engine import VLLMServerEngine
 from rlif_lightning.rollout.vllm_weights import fingerprint
-from rlif_lightning.running.look_ahead import rollouts_left
+from rlif_lightning.running.look_ahead import rollouts_left, upcoming_prompts
 from rlif_lightning.running.setup_checks import _check_look_ahead
-from rlif_lightning.sampling import VALIDATION_STEP, Sampling, request_seed
+from rlif_lightning.sampling import PREDICTION_ROLLOUT, VALIDATION_STEP, Sampling, request_seed
 
 SEED = 7
 COMPLETIONS = "/v1/completions"
@@ -540,3 +540,15 @@ def test_no_rollout_is_drawn_after_the_last_one(limits, left):
         global_step=made,
     )
     assert rollouts_left(trainer, 4) == left
+
+
+def test_an_evaluation_is_no_coming_rollout_of_a_run_without_end():
+    """Its draws would never be claimed, and nothing would be drawn ahead any more."""
+    trainer = SimpleNamespace(
+        fit_loop=SimpleNamespace(max_epochs=-1, batch_idx=0), num_training_batches=3,
+        current_epoch=0, max_steps=-1, datamodule=SimpleNamespace(upcoming=lambda ahead: ahead),
+    )  # fmt: skip
+    module: Any = SimpleNamespace(num_rollouts=5, trainer=trainer, plan=UpdatePlan())
+    assert upcoming_prompts(module, 7) == 2
+    for number in (VALIDATION_STEP, VALIDATION_STEP + 1, PREDICTION_ROLLOUT):
+        assert upcoming_prompts(module, number) is None

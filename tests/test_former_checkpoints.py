@@ -16,11 +16,15 @@ from rlif_lightning import (
     GMPO,
     BehaviourVote,
     ClipCov,
+    ClusterVote,
     GoldAnswer,
     KLCov,
+    MeanLogprob,
     NegativeEntropy,
+    Replay,
     Sandbox,
     VLLMServerEngine,
+    WeightedReward,
 )
 from rlif_lightning.data.benchmark_source import BenchmarkData
 from rlif_lightning.data.described import arguments_of, describe
@@ -151,3 +155,26 @@ def test_a_run_goes_on_from_former_names_without_a_word(tmp_path):
     assert "trainer.callbacks.KLCovScheduler.weight.kind" in saved["settings"]
     torch.save(saved, checkpoint)
     assert run("again", ckpt_path=checkpoint).said() == []
+
+
+def test_settings_that_came_later_are_off_in_a_checkpoint_without_them(tmp_path):
+    """No line where they are off now, and one where they are on."""
+    heads = {"vote": WeightedReward(ClusterVote()), "certainty": WeightedReward(MeanLogprob())}
+
+    def run(folder: str, **given: Any) -> Run:
+        way = {"ckpt_path": given.pop("ckpt_path", None)}
+        built = module(rewards=heads, objective=KLCov(), **given)
+        return Run(tmp_path / folder, 2, built, data(), **way)
+
+    checkpoint = at(run("first").folder / "checkpoints", 1)
+    saved = torch.load(checkpoint, weights_only=True)
+    late = ("format_weight", "equivalence", "leave_one_out", "allow_inactive", "replay")
+    late += ("dynamic_sampling",)
+    kept = {k: v for k, v in saved["settings"].items() if k.rpartition(".")[2] not in late}
+    assert len(kept) == len(saved["settings"]) - 7  # the checker has an equivalence as well
+    name = "model.evaluation.checker.init_args.equivalence"
+    saved["settings"] = kept | {name: saved["settings"][name]}
+    torch.save(saved, checkpoint)
+    assert run("again", ckpt_path=checkpoint).said() == []
+    text = run("on", replay=Replay(1), ckpt_path=checkpoint).said()[0]
+    assert text.startswith("model.replay: null -> {groups: 1, max_age: 1}")

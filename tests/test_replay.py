@@ -432,6 +432,20 @@ class Blind(Objective):
         return -batch.logprobs * batch.advantages
 
 
+@dataclass(frozen=True)
+class Weighted(Clipped):
+    """Reads what every update has and the probe of ``check`` must have too."""
+
+    def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
+        assert batch.entropy is not None
+        assert batch.ref_logprobs is not None
+        return self.clipped(batch) * batch.entropy.detach() * batch.ref_logprobs.exp()
+
+
+def test_an_objective_that_reads_entropy_and_reference_is_accepted():
+    Replay(4).check(Weighted(reference_kl=ReferenceKL(weight=0.1)), 4)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: type(each).__name__)
 def test_every_objective_of_the_library_reads_old_log_probs(objective):
     Replay(4).check(objective, 4)

@@ -24,7 +24,7 @@ from harness.launches import (
     weights,
 )
 from harness.processes import environment
-from harness.python_runs import Run, at, data, module, sums
+from harness.python_runs import Run, at, data, module, sums, trainer
 from harness.runs import BASE, LONG, adding, differences, fit, rows, saving
 from rlif_lightning import PromptData, Replay
 from rlif_lightning.running.checkpoint_faults import why_unusable
@@ -109,6 +109,12 @@ def test_a_buffer_that_begins_empty_is_announced(whole, tmp_path, capsys):
     said = "the replay buffer's groups have 4 completions and new ones 3: it begins empty"
     assert said in run.said()
     assert float(run.trainer.callback_metrics["replay/groups"]) == 0
+    watching = trainer(tmp_path / "validated", 1, limit_val_batches=1)
+    source = at(plain.folder / "checkpoints", 2)
+    capsys.readouterr()
+    watching.validate(module(replay=REPLAY), problems(), source, verbose=False, weights_only=True)
+    assert "replay buffer" not in capsys.readouterr().out
+    source = at(whole.folder / "checkpoints", 3)
     off = Run(tmp_path / "off", 5, module(), problems(), ckpt_path=source)
     assert [text.split(" (")[0] for text in off.said()] == [
         "model.replay: {groups: 2, max_age: 2} -> null"

@@ -44,7 +44,15 @@ ARGUMENTS_OF = {
     },
 }
 # Class -> arguments that came later -> what they are in a checkpoint that does not have them.
-_ADDED = {"GoldAnswer": {"equivalence": "exact"}}
+_ADDED: dict[str, Arguments] = {
+    "ClusterVote": {"equivalence": "exact", "format_weight": 0.0},
+    "GDPO": {"leave_one_out": False},
+    "GoldAnswer": {"equivalence": "exact"},
+    "KLCov": {"allow_inactive": False},
+    "VLLMEngine": {"correction": "token_truncate"},
+    "VLLMServerEngine": {"correction": "token_truncate", "staleness": 0},
+}
+_ADDED_TO_MODULE = ("model.dynamic_sampling", "model.replay")  # off where they are missing
 
 
 def present_settings(saved: Arguments) -> Arguments:
@@ -68,7 +76,9 @@ def present_settings(saved: Arguments) -> Arguments:
             found |= {f"{start}{name}": value for name, value in present.items()}
         added = {f"{start}{name}": value for name, value in _ADDED.get(kind, {}).items()}
         found = added | found
-    return found
+    is_run = f"model.objective.{CLASS}" in saved
+    later = [name for name in _ADDED_TO_MODULE if is_run and name not in places]
+    return found | dict.fromkeys(name for name in later if name not in found)
 
 
 def _class_at(place: str, saved: Arguments) -> str:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from rlif_lightning.records import Prompts
+from rlif_lightning.sampling import VALIDATION_STEP
 
 
 def upcoming_prompts(module: Any, rollout_number: int) -> Prompts | None:
@@ -19,6 +20,8 @@ def upcoming_prompts(module: Any, rollout_number: int) -> Prompts | None:
         The prompts; None where the run ends before, or where the number is not of a coming rollout.
     """
     ahead = rollout_number - int(module.num_rollouts)
+    if rollout_number >= VALIDATION_STEP:
+        return None  # a run without end has no other bound
     if not 0 < ahead <= rollouts_left(module.trainer, module.plan.num_updates):
         return None
     return module.trainer.datamodule.upcoming(ahead)

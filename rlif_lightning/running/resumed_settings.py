@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlif_lightning.data.loaders import continued_place
@@ -100,7 +101,7 @@ class ResumedSettings(Callback):
 
         A replay buffer that begins empty is announced.
         """
-        if pl_module.replay_buffer is not None:
+        if pl_module.replay_buffer is not None and trainer.state.fn == TrainerFn.FITTING:
             empty = why_empty(checkpoint.get("replay"), pl_module.group_size)
             if empty is not None:
                 self._say(trainer, empty, {})
