@@ -10,7 +10,6 @@ completions and scores them, that of rewards, that of the update, and their sum.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import statistics
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from rlif_lightning import cli
+from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the harness is in no package
@@ -78,8 +78,8 @@ def measure(staleness: int, arguments: argparse.Namespace) -> list[float]:
                 *arguments.rest,
             ]
         )
-        with next(Path(folder).rglob("metrics.csv")).open() as file:
-            rows = [row for row in csv.DictReader(file) if row["time/update"]][WARM_UP:]
+        logged = read_logged(next(Path(folder).rglob("metrics.csv")))
+        rows = [row for row in logged.rows if "time/update" in row][WARM_UP:]
     return [statistics.median(float(row[part]) for row in rows) for part in PARTS]
 
 

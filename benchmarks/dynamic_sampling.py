@@ -12,7 +12,6 @@ that is finished is not made again.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import multiprocessing
@@ -29,6 +28,7 @@ import torch
 
 from benchmarks.results import FOLDER, write_results
 from rlif_lightning import cli
+from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).resolve().parent.parent
 REWARDS = {
@@ -125,8 +125,8 @@ def _cpu() -> float:
 def measure(folder: Path) -> Measured:
     """Read a finished run."""
     version = folder / "version_0"
-    with (version / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row.get("rollout/length")]
+    logged = read_logged(version / "metrics.csv")
+    rows = [row for row in logged.rows if "rollout/length" in row]
     drawn = np.cumsum([0.0, *map(_tokens, rows)])
     evaluations = json.loads((version / "evaluation.json").read_text())
     found = {each["rollouts"]: 100 * each["figures"]["accuracy"]["value"] for each in evaluations}

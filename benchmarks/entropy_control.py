@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import statistics
@@ -23,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.results import FOLDER, read_results, write_results
+from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = 0.2  # nats; GRPO starts at about 0.29 and passes it within its first ten rollouts
@@ -112,8 +112,7 @@ def run(name: str, setting: int, seed: int, folder: Path, evaluated: bool) -> di
 
 def measured(version: Path) -> dict[str, float]:
     """Return a run's figures: of the last ``WATCHED`` rollouts, and of its last evaluation."""
-    with (version / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["policy/entropy"]]
+    rows = [row for row in read_logged(version / "metrics.csv").rows if "policy/entropy" in row]
     if len(rows) != ROLLOUTS:
         raise ValueError(f"{version} has {len(rows)} rollouts, not {ROLLOUTS}; remove it")
     late = [float(row["policy/entropy"]) for row in rows[-WATCHED:]]

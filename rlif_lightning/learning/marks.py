@@ -30,8 +30,8 @@ def count_of(fraction: float, total: int) -> int:
     """Return ``ceil(fraction * total)``, where a product that is whole but for rounding is whole.
 
     Example:
-        >>> 0.1 * 30, count_of(0.1, 30), count_of(0.1, 31), count_of(0.1, 1)
-        (3.0000000000000004, 3, 4, 1)
+        >>> 0.07 * 100, count_of(0.07, 100), count_of(0.07, 101), count_of(0.07, 1)
+        (7.000000000000001, 7, 8, 1)
     """
     return math.ceil(fraction * total - 1e-9)
 
