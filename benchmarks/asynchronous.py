@@ -79,7 +79,7 @@ def measure(staleness: int, arguments: argparse.Namespace) -> list[float]:
             ]
         )
         logged = read_logged(next(Path(folder).rglob("metrics.csv")))
-        rows = [row for row in logged.rows if "time/update" in row][WARM_UP:]
+    rows = [row for row in logged.rows if "time/update" in row][WARM_UP:]
     return [statistics.median(float(row[part]) for row in rows) for part in PARTS]
 
 

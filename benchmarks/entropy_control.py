@@ -112,7 +112,8 @@ def run(name: str, setting: int, seed: int, folder: Path, evaluated: bool) -> di
 
 def measured(version: Path) -> dict[str, float]:
     """Return a run's figures: of the last ``WATCHED`` rollouts, and of its last evaluation."""
-    rows = [row for row in read_logged(version / "metrics.csv").rows if "policy/entropy" in row]
+    logged = read_logged(version / "metrics.csv")
+    rows = [row for row in logged.rows if "policy/entropy" in row]
     if len(rows) != ROLLOUTS:
         raise ValueError(f"{version} has {len(rows)} rollouts, not {ROLLOUTS}; remove it")
     late = [float(row["policy/entropy"]) for row in rows[-WATCHED:]]

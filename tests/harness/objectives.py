@@ -1,10 +1,19 @@
-"""Every objective, with the settings that change what it computes; a new one joins by a line."""
+"""Objectives that every contract of one holds for."""
 
 from __future__ import annotations
 
-from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, ReferenceKL
-from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
-from rlif_lightning.learning.stare import STARE
+from rlif_lightning import (
+    CISPO,
+    DPPO,
+    GMPO,
+    GSPO,
+    SAPO,
+    STARE,
+    ClipCov,
+    Clipped,
+    KLCov,
+    ReferenceKL,
+)
 
 OBJECTIVES = [
     Clipped(),
