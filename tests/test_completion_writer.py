@@ -73,6 +73,7 @@ def test_verdicts_follow_the_sum_and_no_gold_answer_is_written(sampled):
 
 def test_gold_answers_are_written_on_request_only_where_there_are_any(tmp_path, capsys):
     write(tmp_path, groups=1, write_gold=True)
+    assert records(tmp_path)
     for record in records(tmp_path):
         assert record["gold"] == str(sum(map(int, record["prompt"].rstrip("=").split("+"))))
     with pytest.raises(SystemExit):
@@ -82,6 +83,7 @@ def test_gold_answers_are_written_on_request_only_where_there_are_any(tmp_path, 
 
 def test_without_labels_there_are_no_verdicts(tmp_path):
     write(tmp_path, "--data.answer_column=null")
+    assert records(tmp_path)
     assert not [record for record in records(tmp_path) if "correct" in record]
 
 

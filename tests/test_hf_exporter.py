@@ -43,9 +43,15 @@ def loaded_logits(folder: Path, dtype: str = "auto") -> Tensor:
     return model.eval()(tokenizer(TEXT, return_tensors="pt").input_ids).logits
 
 
-def test_the_last_policy_loads_with_identical_logits(tmp_path):
-    run = export(tmp_path)
-    folder = tmp_path / "version_0" / "export" / "last"
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[cli.RLIFCLI, Path]:
+    """A run with an export at its end, and the exported folder."""
+    folder = tmp_path_factory.mktemp("exported")
+    return export(folder), folder / "version_0" / "export" / "last"
+
+
+def test_the_last_policy_loads_with_identical_logits(exported):
+    run, folder = exported
     assert torch.equal(loaded_logits(folder), trained_logits(run.model.policy))
     start = trained_logits(PolicyModel(Policy("rlif-arithmetic")))
     assert not torch.equal(loaded_logits(folder), start)  # it was trained
@@ -63,11 +69,9 @@ def test_the_last_policy_loads_with_identical_logits(tmp_path):
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_an_exported_folder_is_a_policy_to_go_on_with(tmp_path):
-    export(tmp_path / "first")
-    folder = tmp_path / "first" / "version_0" / "export" / "last"
-    again = fit(tmp_path / "second", f"--model.policy.name={folder}")
-    assert again.trainer.global_step == 8
+def test_an_exported_folder_is_a_policy_to_go_on_with(exported, tmp_path):
+    again = fit(tmp_path, f"--model.policy.name={exported[1]}", "--trainer.limit_train_batches=1")
+    assert again.trainer.global_step == 4
 
 
 def test_best_is_the_policy_of_the_best_evaluation(tmp_path):
