@@ -1,9 +1,10 @@
-"""A mistake on the command line is a few lines: where it is, and what is wrong there."""
+"""A mistake is a few lines: where it is, and what is wrong there."""
 
 from __future__ import annotations
 
 import pytest
 
+from benchmarks.ranks import free_port
 from harness.command_line import base
 from rlif_lightning import cli
 
@@ -38,3 +39,15 @@ def test_nothing_but_the_hint_stands_before_the_error(capsys):
     with pytest.raises(SystemExit):
         cli.main(["fit", *base(), "--model.foo=1"])
     assert capsys.readouterr().err.startswith("tip: ")
+
+
+def test_a_server_that_is_not_there_is_one_line(capsys, tmp_path):
+    server = f"http://127.0.0.1:{free_port()}"
+    arguments = f"{{server: '{server}', weights_folder: {tmp_path}/weights}}"
+    given = f"--model.engine={{class_path: VLLMServerEngine, init_args: {arguments}}}"
+    with pytest.raises(SystemExit) as info:
+        cli.main(["fit", *base(), f"--trainer.default_root_dir={tmp_path}", given])
+    assert info.value.code == 1
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert f"\nerror: the vLLM server {server} cannot be reached" in f"\n{printed}"
