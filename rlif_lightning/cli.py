@@ -32,6 +32,7 @@ from rlif_lightning.evaluation.prediction_files import PredictionFiles, Predicti
 from rlif_lightning.evaluation.report import Report, print_comparison, print_report
 from rlif_lightning.model.loading import resolve_model
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.rollout.vllm_http import VLLMError
 from rlif_lightning.running.checkpoint_faults import expected_of
 from rlif_lightning.running.checkpoint_search import resolve_checkpoint
 from rlif_lightning.running.endings import FAILED, MISTAKEN, own_mistake
@@ -233,8 +234,8 @@ def main(args: list[str] | None = None) -> RLIFCLI:
     """Run the command line; ``args`` replaces ``sys.argv[1:]``.
 
     Raises:
-        SystemExit: 2 after a mistake in the settings or the data, 1 where the disk is full; told in
-            one line.
+        SystemExit: 2 after a mistake in the settings or the data, 1 where the disk is full or a
+            vLLM server fails; stderr has one line.
     """
     torch.set_float32_matmul_precision("high")
     for message in EXPECTED_WARNINGS:
@@ -264,6 +265,9 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             raise
         print(f"error: {ours}", file=sys.stderr)
         raise SystemExit(MISTAKEN) from error
+    except VLLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(FAILED) from error
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

@@ -712,8 +712,8 @@ def test_sharded_policies_are_handed_over_whole(standing, tmp_path):
 
 NOT_THIS = "400 to /v1/completions: not this one"
 FAULTS = {
-    "weights": ("the weights cannot be written", "process 0 failed: RuntimeError: weights_folder="),
-    "request": (NOT_THIS, r"process \d failed: RuntimeError: .*" + NOT_THIS),
+    "weights": ("the weights cannot be written", "process 0 failed: VLLMError: weights_folder="),
+    "request": (NOT_THIS, r"process \d failed: VLLMError: .*" + NOT_THIS),
     "gap": ("differ from the policy's", "differ from the policy's"),
 }
 
@@ -738,7 +738,7 @@ def test_a_failure_of_one_process_ends_all(standing, tmp_path, fault):
     own, others = FAULTS[fault]
     told = both_end(tmp_path, arguments)
     assert any(own in text for text in told)
-    assert all(re.search(f"RuntimeError: .*({re.escape(own)}|{others})", text) for text in told)
+    assert all(re.search(rf"[Ee]rror: .*({re.escape(own)}|{others})", text) for text in told)
 
 
 @vllm_test

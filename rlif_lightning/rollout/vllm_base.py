@@ -24,6 +24,7 @@ from rlif_lightning.rollout.draws_ahead import Asked
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.external_samples import Drawn, as_rollout
 from rlif_lightning.rollout.importance_weights import Correction
+from rlif_lightning.rollout.vllm_http import VLLMError
 from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights
 from rlif_lightning.sampling import Sampling, request_seed
 
@@ -156,7 +157,7 @@ class VLLMBaseEngine(RolloutEngine):
         positions.
 
         Raises:
-            RuntimeError: they differ by more than a fifth of ``max_gap`` on average.
+            VLLMError: they differ by more than a fifth of ``max_gap`` on average.
         """
         few = Prompts(
             prompts.token_ids[:PROBE_PROMPTS],
@@ -169,7 +170,7 @@ class VLLMBaseEngine(RolloutEngine):
         drawn = all_process_attempt(lambda: self._draw(self._asked(few, 1, greedy, 0)))
         gap = _mean_gap(as_rollout(self.policy, few, drawn, greedy, self.scoring_tokens, None))
         if not gap <= self.max_gap / PROBE_SHARE:
-            raise RuntimeError(
+            raise VLLMError(
                 f"vLLM's log-probs of greedy tokens differ from the policy's by {gap:.3g} nats on"
                 f" average (more than max_gap={self.max_gap} / {PROBE_SHARE}): it serves another"
                 " model, or this one with other settings (such as rope_theta); start it with the"
@@ -261,7 +262,7 @@ class VLLMBaseEngine(RolloutEngine):
             return  # vLLM's log-probs are of the truncated distribution
         gap = _mean_gap(rollout)
         if not gap <= self.max_gap:
-            raise RuntimeError(
+            raise VLLMError(
                 f"vLLM's log-probs differ from the policy's by {gap:.3g} nats a token on average"
                 f" (max_gap={self.max_gap}): it does not sample from the policy; raise max_gap if"
                 " its precision explains the difference"

@@ -20,6 +20,10 @@ EXCERPT = 500  # characters of a server's answer in an error
 REFUSED = (401, 403)  # status codes of a missing or wrong key
 
 
+class VLLMError(RuntimeError):
+    """What a vLLM server did, with the remedy; the command line prints it without a traceback."""
+
+
 @dataclass(frozen=True)
 class Deadline:
     """The time by which an answer must have arrived.
@@ -151,13 +155,13 @@ class VLLMClient:
             hint: is appended to an error that the server reports.
 
         Raises:
-            RuntimeError: the server cannot be reached, does not answer in time, refuses, or does
+            VLLMError: the server cannot be reached, does not answer in time, refuses, or does
                 not answer with JSON.
         """
         request = Request(self.url + path, json.dumps(body).encode(), self.headers)
         where = f"the vLLM server {self.url}"
         if self.connections.is_closing:
-            raise RuntimeError(f"{where} was not asked {path}: its answers are no longer needed")
+            raise VLLMError(f"{where} was not asked {path}: its answers are no longer needed")
         try:
             with self.opener.open(request, timeout=max(deadline.left, 0.01)) as answer:
                 return json.loads(_read(answer, deadline))
@@ -165,14 +169,14 @@ class VLLMClient:
             answered = f"{where} answered {error.code} to {path}"
             if error.code in REFUSED:
                 error.close()
-                raise RuntimeError(f"{answered}: {self._key_hint()}") from error
-            raise RuntimeError(f"{answered}: {_reported(error)}{hint}") from error
+                raise VLLMError(f"{answered}: {self._key_hint()}") from error
+            raise VLLMError(f"{answered}: {_reported(error)}{hint}") from error
         except ValueError as error:
-            raise RuntimeError(
+            raise VLLMError(
                 f"{where} answered {path} with something else than JSON: {error}"
             ) from error
         except (OSError, HTTPException) as error:
-            raise RuntimeError(f"{where} {_fault(error, path, deadline)}") from error
+            raise VLLMError(f"{where} {_fault(error, path, deadline)}") from error
 
     def _key_hint(self) -> str:
         if self.key_variable is None:

@@ -31,7 +31,7 @@ from rlif_lightning.processes.collectives import (
 )
 from rlif_lightning.processes.ranks import num_data_ranks
 from rlif_lightning.rollout.external_samples import Drawn
-from rlif_lightning.rollout.vllm_http import REFUSED, Deadline, VLLMClient
+from rlif_lightning.rollout.vllm_http import REFUSED, Deadline, VLLMClient, VLLMError
 from rlif_lightning.rollout.vllm_worker import shape_of
 from rlif_lightning.whole_files import replaced
 
@@ -59,7 +59,7 @@ class VLLMServer:
     Raises:
         ValueError: the server was started without the extension or its endpoint, or serves another
             model; names the remedy.
-        RuntimeError: it cannot be reached.
+        VLLMError: it cannot be reached.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class VLLMServer:
         """Replace the weights, and discard the keys and values of the old ones (a collective).
 
         Raises:
-            RuntimeError: on every process: the file cannot be written, or the server refuses it or
+            VLLMError: on every process: the file cannot be written, or the server refuses it or
                 keeps its prefix cache.
         """
         self.policy_id = ""
@@ -97,7 +97,7 @@ class VLLMServer:
         """Draw ``n`` completions for each prompt, in order.
 
         Raises:
-            RuntimeError: the server does not answer in time, refuses, or has other weights than it
+            VLLMError: the server does not answer in time, refuses, or has other weights than it
                 was given.
         """
         # All data ranks draw at the same time, and the same number of completions each.
@@ -107,7 +107,7 @@ class VLLMServer:
             groups = list(pool.map(partial(self._complete, deadline), prompt_ids, requests))
         facts = self.client.call("policy_facts", {}, self.client.within())
         if {worker["policy_id"] for worker in facts} != {self.policy_id}:
-            raise RuntimeError(
+            raise VLLMError(
                 f"the vLLM server {self.url} no longer has the weights that it was given: it was"
                 " restarted, or another run uses it; a run needs a server of its own"
             )
@@ -124,7 +124,7 @@ class VLLMServer:
             with replaced(path, self.folder / f".{policy_id}.unfinished") as unfinished:
                 save_file(whole, unfinished, {"policy_id": policy_id})
         except (OSError, SafetensorError) as error:
-            raise RuntimeError(
+            raise VLLMError(
                 f"weights_folder={self.folder}: the weights cannot be written: {error}"
             ) from error
         hint = (
@@ -142,7 +142,7 @@ class VLLMServer:
         path, end = "/reset_prefix_cache", time.monotonic() + RESET_SECONDS
         while not self.client.ask(path, {}, self.client.within())["success"]:
             if time.monotonic() > end:
-                raise RuntimeError(
+                raise VLLMError(
                     f"the vLLM server {self.url} keeps the keys and values of old weights ({path});"
                     " check that no other run uses it"
                 )
@@ -158,7 +158,7 @@ class VLLMServer:
         }
         choices = self.client.ask("/v1/completions", body, deadline)["choices"]
         if len(choices) != request["n"]:
-            raise RuntimeError(
+            raise VLLMError(
                 f"the vLLM server {self.url} gave {len(choices)} of {request['n']} completions"
             )
         return [
@@ -169,7 +169,7 @@ class VLLMServer:
     def _drawn(self, choice: dict[str, Any], request: dict[str, Any]) -> Drawn:
         ids, reason = choice["token_ids"], choice["finish_reason"]
         if reason != "stop" and (reason != "length" or len(ids) != request["max_tokens"]):
-            raise RuntimeError(
+            raise VLLMError(
                 f"the vLLM server {self.url} ended a completion after {len(ids)} of"
                 f" {request['max_tokens']} tokens ({reason}); start it with"
                 " --generation-config vllm"
@@ -179,7 +179,7 @@ class VLLMServer:
     def _first_facts(self) -> dict[str, Any]:
         try:
             return self.client.call("policy_facts", {}, self.client.within())[0]
-        except RuntimeError as error:
+        except VLLMError as error:
             cause = error.__cause__
             if not isinstance(cause, HTTPError) or cause.code in REFUSED:
                 raise

@@ -42,6 +42,13 @@ RENAMED = {
 _IN_GROUP = re.compile(r"(Group '([\w.]+)' does not accept option ')(?!\2\.)")
 _NAME = re.compile(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)*")
 _ARGUMENT = re.compile(r"Option '(?:[\w.]+\.)?(\w+)' is not accepted")
+# Lines in which jsonargparse names its own types; no user can act on them.
+_OF_TYPES = re.compile(
+    r"\s*((- )?Does not validate against any of the Union subtypes|Subtypes: |Errors:$"
+    r"|- Expected a <class 'NoneType'>|- Expected a path but .* either not accessible or invalid$"
+    r"|Given value type: |Given value: (NestedArg|Namespace)\()"
+)
+_NO_CLASS = re.compile(r"Expected a dot import path string: (.*)")
 
 
 class Parser(LightningArgumentParser):
@@ -51,7 +58,20 @@ class Parser(LightningArgumentParser):
         """Print the error with the present names of settings that were renamed, and exit."""
         message = _IN_GROUP.sub(r"\1\2.", message)
         added = _hint(message)
-        super().error(message if added in message else message + added, ex)
+        super().error(_without_types(message) + ("" if added in message else added), ex)
+
+    def print_usage(self, file: Any = None) -> None:
+        """Print nothing: before an error it would be a hundred lines, and ``--help`` has them."""
+
+
+def _without_types(message: str) -> str:
+    """Return a parser's message without the lines about types, unless no other is left."""
+    named = _NO_CLASS.sub(
+        r"no class is named \1; name one of ours, or give its import path", message
+    )
+    first, *lines = dict.fromkeys(named.splitlines())
+    kept = [line for line in lines if line.strip() and not _OF_TYPES.match(line)]
+    return "\n".join([first, *(kept or lines)])
 
 
 def _hint(message: str) -> str:
