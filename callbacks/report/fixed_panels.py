@@ -163,8 +163,8 @@ FIXED = (
         "Rewards",
         "Groups with signal at the first draw",
         "share",
-        "Of the groups whose scores differ in the head that decides (dynamic sampling); the others"
-        " are drawn again or skipped.",
+        "Groups in which the scores of a deciding head differ (dynamic sampling); the others are"
+        " drawn again or skipped.",
         (Series("dynamic/signal", "groups with signal"),),
         is_share=True,
     ),
@@ -181,7 +181,7 @@ FIXED = (
         "Completions",
         "Age of the weights that drew the completions",
         "rollouts",
-        "Where a server draws ahead (staleness): rollouts that the policy was trained on since.",
+        "Counted in rollouts that the policy was trained on since; 0 unless a server draws ahead.",
         (
             Series("rollout/staleness", "mean"),
             Series("rollout/staleness_max", "oldest"),

@@ -125,7 +125,10 @@ TRAINING = {
         "share", "Tokens whose weight `max_ratio` bounds (`correction`).", _ALL_TOKENS, _SCORES
     ),
     "rollout/staleness": Logged(
-        "rollouts", "Trained on since a completion's weights were new.", _ALL_COMPLETIONS, _SCORES
+        "rollouts",
+        "Trained on since the policy had the weights that drew a completion.",
+        _ALL_COMPLETIONS,
+        _SCORES,
     ),
     "rollout/staleness_max": Logged("rollouts", "The same, largest.", "all completions", _SCORES),
     "rollout/tokens_per_second": Logged(
