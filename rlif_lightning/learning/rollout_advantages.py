@@ -44,7 +44,7 @@ def score_rollout(
     rewards = torch.stack([output.scores.view(shape) for output in outputs.values()])
     weights = group_reward_weights(weights.to(rewards.device), list(outputs.values()))
     lengths = rollout.lengths.view(shape)
-    parts = advantage.parts(rewards, weights, lengths)
+    parts = advantage.parts(rewards, weights, lengths).to(rewards.device)
     advantages = of_tokens(advantage.total(parts, lengths), rollout, type(advantage).__name__)
     metrics: dict[str, Tensor | float] = {
         "policy/entropy": mean_of_tokens(rollout.stats.entropy, rollout),

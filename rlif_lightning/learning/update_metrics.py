@@ -77,9 +77,10 @@ class UpdateMeter:
             kl,
             batch.entropy.detach() * marks,
         )
-        self._add(0, values, tokens & fresh_tokens(batch))
         if batch.is_replayed is None:
+            self._add(0, values, tokens)
             return
+        self._add(0, values, tokens & fresh_tokens(batch))
         kl = reference_kl(batch.old_logprobs, logprobs, "k3")
         ratio = importance_ratio(logprobs, batch.old_logprobs)
         values = ones, ratio, kl, clipped.to(ones)
@@ -87,7 +88,8 @@ class UpdateMeter:
 
     def _add(self, first: int, values: tuple[Tensor, ...], tokens: Tensor) -> None:
         stacked = torch.where(tokens, torch.stack(values), 0.0)  # [figures, m, T]
-        self.sums[first : first + len(values)] += stacked.sum((1, 2), dtype=torch.float64)
+        sums = stacked.sum((1, 2), dtype=torch.float64)
+        self.sums[first : first + len(values)].add_(sums)  # `+=` would copy them once more
 
     def means(self) -> dict[str, Tensor]:
         """Return ``policy/...`` means over fresh tokens, and ``update/...`` (a collective)."""

@@ -34,8 +34,11 @@ class OnTheCPU(RewardHead):
 class CPUAdvantage(GDPO):
     """An advantage that comes from the CPU."""
 
-    def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return super().__call__(rewards.cpu(), weights.cpu(), None)
+    def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return super().parts(rewards.cpu(), weights.cpu(), None)
+
+    def total(self, parts: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return super().total(parts.cpu(), None)
 
 
 @dataclass(frozen=True)
