@@ -189,7 +189,6 @@ class RLIFModule(Described, LightningModule):
         """Make one rollout and its updates."""
         number, started = int(self.num_rollouts), time.perf_counter()
         drawn = self._draw(prompts, number)
-        num_sampled = all_rank_sum(drawn.num_tokens)
         rollout, outputs = without_dropped(drawn.rollout, drawn.outputs)
         length = self.sampling.max_new_tokens
         loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
@@ -200,8 +199,10 @@ class RLIFModule(Described, LightningModule):
             if hasattr(callback, "on_rollout_scored"):
                 callback.on_rollout_scored(self.trainer, self, metrics)
         scored = time.perf_counter()
-        metrics |= drawn.figures
-        metrics |= self._updater().update(rollout, outputs, advantages, number, self.seed)
+        metrics, num_sampled = metrics | drawn.figures, all_rank_sum(drawn.num_tokens)
+        metrics |= self._updater().update(
+            rollout, outputs, advantages, number, self.seed, self.replay_buffer
+        )
         self.num_rollouts += 1
         times = {
             "rollout": drawn.seconds,
@@ -213,12 +214,8 @@ class RLIFModule(Described, LightningModule):
         metrics["update/tokens_per_second"] = float(metrics["update/tokens"]) / times["update"]
         metrics["policy/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._log(metrics, len(prompts))
-        return {
-            "stats": rollout.stats,
-            "rollout": rollout,
-            "rewards": outputs,
-            "advantages": advantages,
-        }
+        made = {"stats": rollout.stats, "rollout": rollout, "rewards": outputs}
+        return made | {"advantages": advantages}
 
     def _draw(self, prompts: Prompts, rollout_number: int) -> ScoredRollout:
         """Draw and score the rollout of a batch."""
@@ -244,9 +241,15 @@ class RLIFModule(Described, LightningModule):
         assert self.policy is not None
         zero_grad = self.trainer.optimizers[0].zero_grad
         calls = OptimizerCalls(self._backward, zero_grad, self._optimizer_step)
-        settings = (self.objective, self.sampling, self.budget)
-        models = self.reference, self.replay_buffer
-        return Updater(self.policy, *settings, calls, self.plan, *models)
+        return Updater(
+            self.policy,
+            self.objective,
+            self.sampling,
+            self.budget,
+            calls,
+            self.plan,
+            self.reference,
+        )
 
     def _backward(self, loss: Tensor, is_last: bool) -> None:
         strategy: Any = self.trainer.strategy

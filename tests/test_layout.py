@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 import rlif_lightning
 from harness.cases import check_each, from_root
 from harness.files import EVERYTHING, LIBRARY, PACKAGE, ROOT, SCRIPTS, module_of
+from rlif_lightning.learning.updater import Updater
 
 # The rooms in the order of the data flow: a file may import its own room and those before it, never
 # a later one.
@@ -323,3 +325,7 @@ def test_architecture_names_every_file():
     page = (ROOT / "docs" / "architecture.md").read_text()
     files = [path for path in LIBRARY if path.stem not in ("__init__", "__main__")]
     assert not [path.name for path in files if not re.search(rf"\b{path.stem}\b", page)]
+
+
+def test_an_updater_stays_small():
+    assert len(fields(Updater)) <= MAX_PARAMETERS

@@ -120,7 +120,7 @@ def updater(
     )
     plan = {"updates_per_rollout": 1} | plan
     settings = scene.policy, objective, SAMPLING, TokenBudget(budget), calls, UpdatePlan(**plan)
-    return Updater(*settings, replay=scene.buffer)
+    return Updater(*settings)
 
 
 def gradient(policy: PolicyModel) -> Tensor:
@@ -144,7 +144,7 @@ def by_hand(scene: Scene, low: float = 0.2, high: float = 0.2) -> Tensor:
 def test_the_gradient_is_that_of_new_and_old_tokens_worked_one_by_one(scene, budget):
     """The new ones with ratio 1, the old ones against their own old log-probs and clipped."""
     figures = updater(scene, Clipped(), budget=budget).update(
-        scene.rollout, {}, scene.advantages, 2
+        scene.rollout, {}, scene.advantages, 2, replay=scene.buffer
     )
     found = gradient(scene.policy)
     scene.policy.zero_grad()
@@ -189,7 +189,9 @@ def test_old_tokens_are_off_policy_from_the_first_mini_batch_and_new_ones_as_eve
         return 1.0
 
     plan = {"updates_per_rollout": 2, "epochs_per_rollout": 2, "old_logprobs": source}
-    updater(scene, Seen(batches=seen), step, **plan).update(scene.rollout, {}, scene.advantages, 2)
+    updater(scene, Seen(batches=seen), step, **plan).update(
+        scene.rollout, {}, scene.advantages, 2, replay=scene.buffer
+    )
     assert len(seen) == 4
     rollout = {int(n): row for row, n in enumerate(scene.rollout.completion_numbers(2))}
     first: dict[int, Tensor] = {}
@@ -230,7 +232,7 @@ def test_marks_reference_and_rescoring_do_not_depend_on_the_budget(scene, object
         scene.buffer.groups = old_groups(scene.old, scene.old_logprobs, scene.old_advantages)
         work = updater(scene, objective, budget=budget, updates_per_rollout=2, old_logprobs=source)
         work = replace(work, reference=scene.policy)
-        figures = work.update(scene.rollout, {}, scene.advantages, 2)
+        figures = work.update(scene.rollout, {}, scene.advantages, 2, replay=scene.buffer)
         left_out = ("update/", "policy/noise_floor", "policy/sampler_gap")
         numbers = [float(v) for k, v in figures.items() if not k.startswith(left_out)]
         found.append((gradient(scene.policy), numbers))
@@ -250,7 +252,7 @@ def test_the_present_log_probs_are_measured_for_old_tokens_alone_on_the_first_mi
             return super().select(update)
 
     updater(scene, Asked(fraction=0.3, band=(-1.0, 5.0))).update(
-        scene.rollout, {}, scene.advantages, 2
+        scene.rollout, {}, scene.advantages, 2, replay=scene.buffer
     )
     (given_to,) = asked
     new, mask = len(scene.rollout.mask), scene.old.mask
@@ -266,8 +268,8 @@ def test_without_old_groups_an_update_is_the_one_without_replay(scene):
     found = []
     for buffer in (scene.buffer, None):
         scene.policy.zero_grad()
-        work = replace(updater(scene, KLCov(), updates_per_rollout=2), replay=buffer)
-        figures = work.update(scene.rollout, {}, scene.advantages, 2)
+        work = updater(scene, KLCov(), updates_per_rollout=2)
+        figures = work.update(scene.rollout, {}, scene.advantages, 2, replay=buffer)
         common = {k: float(v) for k, v in figures.items() if not k.startswith("replay/")}
         found.append((gradient(scene.policy), common, [*figures]))
     (empty, figures, names), (off, figures_off, names_off) = found

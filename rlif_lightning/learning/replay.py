@@ -35,8 +35,7 @@ from rlif_lightning.sampling import purpose_seeds
 
 SIGNAL = 1e-6  # |advantage|: what rounding leaves of a mean over the batch is less
 KEPT, REPLAYED = 0, 1  # the two choices of a rollout
-WEIGHTS = "token_weights"
-ENTROPY = "sampled_entropy"
+WEIGHTS, ENTROPY = "token_weights", "sampled_entropy"
 PER_TOKEN = ("completion_ids", "old_logprobs", "advantages", WEIGHTS, ENTROPY)
 PER_COMPLETION = ("completion_numbers", "noise_floor")
 

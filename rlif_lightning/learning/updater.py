@@ -88,7 +88,6 @@ class Updater:
         optimizer: backward passes and optimiser steps.
         plan: how the rollout is cut into mini-batches.
         reference: the frozen reference model; None = the policy without its adapters.
-        replay: old groups that join the update, and where its own are kept; None = off.
     """
 
     policy: PolicyModel
@@ -98,7 +97,6 @@ class Updater:
     optimizer: OptimizerCalls
     plan: UpdatePlan = UpdatePlan()
     reference: PolicyModel | None = None
-    replay: ReplayBuffer | None = None
 
     def update(
         self,
@@ -107,6 +105,7 @@ class Updater:
         advantages: Tensor,
         rollout_number: int,
         seed: int = 0,
+        replay: ReplayBuffer | None = None,
     ) -> dict[str, Any]:
         """Make all optimiser steps of one rollout (a collective).
 
@@ -116,6 +115,7 @@ class Updater:
             advantages: ``[B, T]``.
             rollout_number: counted from 0.
             seed: of the shuffling of groups.
+            replay: has old groups that join the update, and keeps some of its own; None = off.
 
         Returns:
             The figures ``policy/...`` and ``update/...`` of the update.
@@ -125,7 +125,7 @@ class Updater:
         """
         completions, size = rollout.completions, rollout.group_size
         inputs = loss_inputs(rollout, advantages, rollout.stats.logprobs, None, rollout_number)
-        drawn = [] if self.replay is None else self.replay.draw(rollout_number, seed, size)
+        drawn = [] if replay is None else replay.draw(rollout_number, seed, size)
         place = data_rank(), num_data_ranks()
         if drawn:
             completions, inputs = joined(completions, inputs, drawn[place[0] :: place[1]])
@@ -148,8 +148,8 @@ class Updater:
             "policy/grad_norm": sum(norms) / len(norms),
             "update/micro_batch_tokens": self.budget.tokens,
         }
-        if self.replay is not None:
-            self.replay.keep(completions, inputs, rollout_number, seed)
+        if replay is not None:
+            replay.keep(completions, inputs, rollout_number, seed)
             figures |= meter.replayed_means() | replay_figures(drawn, rollout_number)
         return meter.means() | noise | figures
 
