@@ -22,7 +22,8 @@ from workload import Meter
 from rlif_lightning.data.prompts import LocalFiles, PromptData
 from rlif_lightning.evaluation.evaluator import Evaluation
 from rlif_lightning.learning.advantages import GDPO
-from rlif_lightning.learning.objectives import Clipped, ReferenceKL
+from rlif_lightning.learning.objective_base import ReferenceKL
+from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.module import RLIFModule

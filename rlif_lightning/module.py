@@ -26,7 +26,8 @@ from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
 from rlif_lightning.learning.losses import aggregation_weights
-from rlif_lightning.learning.objectives import KLCov, Objective
+from rlif_lightning.learning.objective_base import Objective
+from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.learning.optimizer import LearningRateSchedule, build_optimizer
 from rlif_lightning.learning.replay import Replay, ReplayBuffer
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.data.sources import ArithmeticProblems
-from rlif_lightning.learning.objectives import Clipped, KLCov, Objective
+from rlif_lightning.learning.objective_base import Objective
+from rlif_lightning.learning.objectives import Clipped, KLCov
 from rlif_lightning.learning.old_logprobs import loss_inputs, rollout_logprobs, settle_old_logprobs
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import MiniBatch, select_groups

@@ -10,7 +10,7 @@ import pytest
 
 from callbacks import EntropyMonitor, KLCovScheduler
 from callbacks.kl_cov_scheduler import Schedule
-from harness.runs import callback_of, column, marked, run_with
+from harness.runs import callback_of, column, marked, run_with, whole_and_resumed
 
 LOOP = {"start": 0.1, "target": (1.0, 2.0), "bounds": (0.01, 1.0)}
 
@@ -158,18 +158,7 @@ def test_both_go_on_from_a_checkpoint(tmp_path):
     """Two rollouts, and two more in another process, are four in one."""
     monitor = "--trainer.callbacks+=EntropyMonitor"
     settings = {"weight": {"start": 0.0, "points": [[4, 0.4]]}}
-    run_with(tmp_path / "whole", "KLCovScheduler", monitor, rollouts=4, **settings)
-    first = run_with(tmp_path / "first", "KLCovScheduler", monitor, rollouts=2, **settings)
-    path = tmp_path / "middle.ckpt"
-    first.trainer.save_checkpoint(path)
-    resumed = run_with(
-        tmp_path / "second",
-        "KLCovScheduler",
-        monitor,
-        f"--ckpt_path={path}",
-        rollouts=4,
-        **settings,
-    )
+    _, resumed = whole_and_resumed(tmp_path, "KLCovScheduler", monitor, **settings)
     assert column(tmp_path / "second", "kl_cov/weight") == pytest.approx([0.2, 0.3])
     means = column(tmp_path / "first", "policy/entropy") + column(
         tmp_path / "second", "policy/entropy"

@@ -19,12 +19,8 @@ from rlif_lightning.answers.code_tasks import CodeExtractor
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
 from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
 from rlif_lightning.learning.losses import aggregation_weights
-from rlif_lightning.learning.objectives import (
-    Clipped,
-    ClippedObjective,
-    Objective,
-    ReferenceKL,
-)
+from rlif_lightning.learning.objective_base import ClippedObjective, Objective, ReferenceKL
+from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.ratio_objectives import CISPO, SAPO
 from rlif_lightning.records import Rollout
 from rlif_lightning.sandbox.pool import Sandbox

@@ -17,7 +17,8 @@ import torch
 
 from harness.decoding import prompts_of
 from harness.runs import assert_same, fit, metrics, parameters
-from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, Objective
+from rlif_lightning.learning.objective_base import Objective
+from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov
 from rlif_lightning.learning.old_logprobs import rollout_logprobs, settle_old_logprobs
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import MiniBatch, select_groups

@@ -10,7 +10,8 @@ from harness.runs import fit
 from harness.scoring import completions_of
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
-from rlif_lightning.learning.objectives import Clipped, Objective
+from rlif_lightning.learning.objective_base import Objective
+from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import MiniBatch

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.objectives import OBJECTIVES
-from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, Objective, ReferenceKL
+from rlif_lightning.learning.objective_base import Objective, ReferenceKL
+from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov
 from rlif_lightning.learning.old_logprobs import settle_old_logprobs
 from rlif_lightning.learning.replay import OldGroup, Replay, ReplayBuffer, joined
 from rlif_lightning.learning.token_budget import TokenBudget

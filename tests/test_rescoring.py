@@ -20,7 +20,8 @@ from harness.decoding import GROUP, SAMPLINGS, Bfloat16Sampler, load, prompts_of
 from harness.rollouts import handmade
 from harness.runs import assert_same, fit, metrics, parameters
 from rlif_lightning.learning.advantages import GDPO
-from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov, ReferenceKL
+from rlif_lightning.learning.objective_base import ReferenceKL
+from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov
 from rlif_lightning.learning.rollout_advantages import score_rollout
 from rlif_lightning.records import RewardOutput, TokenStats
 from rlif_lightning.rollout.importance_weights import Correction

@@ -34,7 +34,8 @@ import rlif_lightning.model.policy as policy_module
 import rlif_lightning.model.suitability as suitability
 import rlif_lightning.rollout.self_check as self_check
 import rlif_lightning.running.strategies as strategies
-from rlif_lightning.learning.objectives import Clipped, ReferenceKL
+from rlif_lightning.learning.objective_base import ReferenceKL
+from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.shrunken import NotShrinkable, random_model, shrunken

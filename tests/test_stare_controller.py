@@ -15,6 +15,7 @@ from harness.runs import (
     column,
     parameters,
     run_with,
+    whole_and_resumed,
 )
 from rlif_lightning.learning.stare import STARE
 
@@ -97,18 +98,7 @@ STEPS = {"target": 9.0, "step": 0.1}
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
     """Two rollouts, and two more in another process, are four in one."""
-    whole = run_with(tmp_path / "whole", "STAREController", OBJECTIVE, rollouts=4, **STEPS)
-    first = run_with(tmp_path / "first", "STAREController", OBJECTIVE, rollouts=2, **STEPS)
-    path = tmp_path / "middle.ckpt"
-    first.trainer.save_checkpoint(path)
-    resumed = run_with(
-        tmp_path / "second",
-        "STAREController",
-        OBJECTIVE,
-        f"--ckpt_path={path}",
-        rollouts=4,
-        **STEPS,
-    )
+    whole, resumed = whole_and_resumed(tmp_path, "STAREController", OBJECTIVE, **STEPS)
     found = column(tmp_path / "second", "stare/positive_weight")
     assert found == pytest.approx([1.5, 1.5])  # 1.3 and 1.4 came before
     assert_same(parameters(resumed), parameters(whole))

@@ -14,7 +14,8 @@ from harness.models import ARCHITECTURES
 from harness.rollouts import handmade
 from harness.runs import fit
 from harness.scoring import completions_of
-from rlif_lightning.learning.objectives import Clipped, KLCov, ReferenceKL
+from rlif_lightning.learning.objective_base import ReferenceKL
+from rlif_lightning.learning.objectives import Clipped, KLCov
 from rlif_lightning.learning.rollout_advantages import without_dropped
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import MiniBatch, UpdatePlan

@@ -298,12 +298,12 @@ class DynamicDraws:
             "dynamic/empty_places": empty,
             "dynamic/discarded_tokens": discarded,
         }
-        for name, output in draws[0].outputs.items():
-            valid = ~output.scores.isnan()
-            total = masked_sum(output.scores.double(), valid)
-            total, count = all_rank_sum(torch.stack([total, valid.sum().double()]))
-            figures[f"reward/{name}/first_mean"] = total / count  # NaN without any score
-        return figures
+        outputs = draws[0].outputs
+        scores = torch.stack([output.scores.double() for output in outputs.values()])  # [R, B]
+        valid = ~scores.isnan()
+        totals, counts = all_rank_sum(torch.stack([masked_sum(scores, valid, -1), valid.sum(-1)]))
+        means = totals / counts  # [R]; NaN without any score
+        return figures | {f"reward/{n}/first_mean": m for n, m in zip(outputs, means, strict=True)}
 
 
 @contextmanager

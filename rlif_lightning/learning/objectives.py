@@ -25,9 +25,7 @@ from rlif_lightning.learning.losses import (
 )
 from rlif_lightning.learning.lottery import token_lottery
 from rlif_lightning.learning.marks import share_of_candidates
-from rlif_lightning.learning.objective_base import ClippedObjective as ClippedObjective
-from rlif_lightning.learning.objective_base import Objective as Objective
-from rlif_lightning.learning.objective_base import ReferenceKL as ReferenceKL
+from rlif_lightning.learning.objective_base import ClippedObjective
 from rlif_lightning.processes.collectives import all_rank_top_fraction
 from rlif_lightning.records import LossInputs
 

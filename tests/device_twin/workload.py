@@ -17,7 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from device_twin.counting import Watch, watched
-from rlif_lightning.learning.objectives import KLCov, ReferenceKL
+from rlif_lightning.learning.objective_base import ReferenceKL
+from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import select_groups
 from rlif_lightning.learning.update_metrics import UpdateMeter

@@ -117,6 +117,18 @@ def run_with(
     return fit(folder, *length, f"--trainer.callbacks+={callback}", *arguments)
 
 
+def whole_and_resumed(
+    folder: Path, name: str, *arguments: str, **settings
+) -> tuple[cli.RLIFCLI, cli.RLIFCLI]:
+    """Four rollouts in ``whole``; two in ``first``, and two more from its end in ``second``."""
+    whole = run_with(folder / "whole", name, *arguments, rollouts=4, **settings)
+    first = run_with(folder / "first", name, *arguments, rollouts=2, **settings)
+    path = folder / "middle.ckpt"
+    first.trainer.save_checkpoint(path)
+    given = [*arguments, f"--ckpt_path={path}"]
+    return whole, run_with(folder / "second", name, *given, rollouts=4, **settings)
+
+
 def column(folder: Path, name: str) -> list[float]:
     return [float(row[name]) for row in metrics(folder) if row.get(name)]
 
