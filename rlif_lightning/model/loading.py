@@ -96,6 +96,7 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
         ValueError: no such folder or hub model, a file in it cannot be read, its weights are not
             those that its config asks for, or the extra `lora` is missing.
     """
+    _renew_thread_pool()
     with reading(policy):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolve_model(policy.name),
@@ -110,6 +111,15 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
     model, found = loaded
     _refuse_other_weights(policy.name, found)
     return prepare_model(model, policy)
+
+
+def _renew_thread_pool() -> None:
+    """Let one thread replace PyTorch's pool, which a fork leaves behind broken.
+
+    The first two users of it would otherwise race for the new one, and the loser fails with
+    "Invalid thread pool"; Transformers reads weights in several threads. Notebooks fork.
+    """
+    torch.set_num_threads(torch.get_num_threads())
 
 
 @contextmanager
