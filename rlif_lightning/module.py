@@ -14,13 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.prompts import PromptData
-from rlif_lightning.evaluation.completion_rows import completion_records
+from rlif_lightning.evaluation.evaluation_steps import EvaluationSteps
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
@@ -47,10 +46,10 @@ from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.running.look_ahead import upcoming_prompts
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
-from rlif_lightning.sampling import PREDICTION_ROLLOUT, Sampling
+from rlif_lightning.sampling import Sampling
 
 
-class RLIFModule(Described, LightningModule):
+class RLIFModule(Described, EvaluationSteps):
     """Trains a policy with rewards computed from its own samples.
 
     Args:
@@ -281,39 +280,3 @@ class RLIFModule(Described, LightningModule):
         for name, value in all_process_means(metrics, self.device).items():
             bar = name in shown or (name.startswith("reward/") and name.endswith("/mean"))
             self.log(name, value, prog_bar=bar, batch_size=batch_size)
-
-    def validation_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """Sample and decode greedily for the evaluation; return the completions with verdicts."""
-        return {
-            "completions": self.evaluator.measure(
-                prompts, self.engine, self.sampling, self.answer_column
-            )
-        }
-
-    def on_validation_epoch_end(self) -> None:
-        """Log ``val/...``, and the bounds of its intervals as ``val_low/...``, ``val_high/...``."""
-        self._log_evaluation("val")
-
-    def test_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """Evaluate as :meth:`validation_step` does."""
-        return self.validation_step(prompts, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Log as :meth:`on_validation_epoch_end` does, under ``test``."""
-        self._log_evaluation("test")
-
-    def _log_evaluation(self, prefix: str) -> None:
-        self.report = self.evaluator.compute(labelled=self.answer_column is not None)
-        for name, (value, low, high) in self.report.figures().items():
-            self.log_dict(
-                {
-                    f"{prefix}/{name}": value,
-                    f"{prefix}_low/{name}": low,
-                    f"{prefix}_high/{name}": high,
-                }
-            )
-
-    def predict_step(self, prompts: Prompts, batch_idx: int) -> list[dict[str, Any]]:
-        """Return one record per completion, with the score of every reward head."""
-        rollout = self.engine.generate(prompts, self.group_size, self.sampling, PREDICTION_ROLLOUT)
-        return completion_records(rollout, self.rewards(rollout))
