@@ -38,13 +38,12 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor
 
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.transformers_internals import layer_classes
 from rlif_lightning.parallel.partial_loading import empty_model, fill, move_buffers
-from rlif_lightning.parallel.passes import filler, reshard_after_forward
+from rlif_lightning.parallel.passes import filler, reshard_after_forward, whole_tensor
 from rlif_lightning.parallel.tensor_parallel import (
     clip_split_gradients,
     gathered_state_dict,
@@ -176,11 +175,6 @@ def load_whole(policy: PolicyModel, weights: dict[str, Tensor]) -> None:
         dims = split_dims(policy.model)
         weights = {name: own_part(value, dims.get(name)) for name, value in weights.items()}
     policy.model.load_state_dict(weights, strict=False)
-
-
-def whole_tensor(value: Tensor) -> Tensor:
-    """Return the whole of a tensor that may be sharded (a collective if it is)."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def clip_gradients(policy: PolicyModel, max_norm: float) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import fields
 
 import torch
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from rlif_lightning.model.packing import Packed, pack
 from rlif_lightning.model.policy import PolicyModel
@@ -25,6 +26,11 @@ def reshard_after_forward(policy: PolicyModel) -> None:
     """Reshard the root after passes without gradients: FSDP keeps it gathered for a backward."""
     if isinstance(policy, FSDPModule):
         policy.reshard()
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """Return the whole of a tensor that may be sharded (a collective if it is)."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def filler(policy: PolicyModel, device: torch.device) -> Packed:

@@ -12,8 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.parallel.fsdp import whole_tensor
-from rlif_lightning.parallel.passes import reshard_after_forward
+from rlif_lightning.parallel.passes import reshard_after_forward, whole_tensor
 
 WRAPPED = "base_layer"  # peft's name for the layer inside a wrapper
 
