@@ -19,12 +19,13 @@ from torch import Tensor
 from benchmarks.results import FOLDER, write_results
 from rlif_lightning.data.sources import ArithmeticProblems
 from rlif_lightning.learning.advantages import GRPO
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.rollout_advantages import score_rollout
 from rlif_lightning.learning.stare import STARE
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import LossInputs, Prompts, Rollout
+from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.rewards import GoldAnswer
 from rlif_lightning.rewards.base import RewardSet, WeightedReward
 from rlif_lightning.rollout.native import NativeEngine

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
     from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
     from rlif_lightning.learning.dynamic_sampling import DynamicSampling
+    from rlif_lightning.learning.loss_inputs import LossInputs
     from rlif_lightning.learning.objective_base import (
         BoundedObjective,
         ClippedObjective,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import LoRA, Policy
     from rlif_lightning.module import RLIFModule
-    from rlif_lightning.records import LossInputs, Prompts, RewardOutput, Rollout, TokenStats
+    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
     from rlif_lightning.rewards.base import Gate, RewardHead, WeightedReward
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
@@ -91,7 +92,7 @@ _MODULES = {
     "LiteralChecker": "answers.checkers",
     "LocalFiles": "data.sources",
     "LoRA": "model.loading",
-    "LossInputs": "records",
+    "LossInputs": "learning.loss_inputs",
     "MeanLogprob": "rewards.internal",
     "NativeEngine": "rollout.native",
     "NegativeEntropy": "rewards.internal",

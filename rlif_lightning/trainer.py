@@ -10,7 +10,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from rlif_lightning.answers.checkers import AnswerChecker
-from rlif_lightning.column_paths import value_at
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.label_checks import check_labels
@@ -18,6 +17,7 @@ from rlif_lightning.evaluation.preflight import Findings, examine
 from rlif_lightning.evaluation.preflight_report import print_findings, write_findings
 from rlif_lightning.evaluation.preflight_sample import PreflightBatches, all_rank_records
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.records import value_at
 from rlif_lightning.running.endings import RunEnd
 from rlif_lightning.running.fork import Fork, checked_fork
 from rlif_lightning.running.own_files import OwnFiles

@@ -38,11 +38,11 @@ from benchmarks.results import write_results
 from rlif_lightning.answers.checkers import AnswerChecker
 from rlif_lightning.answers.extraction import AnswerExtractor
 from rlif_lightning.answers.final_answers import equivalent, is_correct
-from rlif_lightning.column_paths import value_at
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader
 from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.prompts import BenchmarkData, LocalFiles, PromptData
 from rlif_lightning.data.tokenizer import load_tokenizer
+from rlif_lightning.records import value_at
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BOXED, HASHED = r"So it is \boxed{%s}.", "So it is.\n#### %s"

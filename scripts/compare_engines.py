@@ -27,6 +27,7 @@ from rlif_lightning.answers.final_answers import AnswerExtractor, is_correct
 from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.data.sources import ReasoningGym
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import select_groups
@@ -35,7 +36,7 @@ from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.masked import masked_mean
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import LossInputs, Rollout
+from rlif_lightning.records import Rollout
 from rlif_lightning.rewards.voting import vote_shares
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.external_samples import as_rollout

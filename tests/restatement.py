@@ -16,7 +16,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from rlif_lightning.records import LossInputs
+from rlif_lightning.learning.loss_inputs import LossInputs
 
 
 def mean(values: Sequence[float]) -> float:

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import clipped_marks, clipped_surrogate
 from rlif_lightning.learning.objectives import ClipCov, Clipped
 from rlif_lightning.learning.update_metrics import UpdateMeter
-from rlif_lightning.records import LossInputs
 
 LOW, HIGH = 0.1, 0.3
 RATIOS = [1.2, 1.4, 0.8, 0.65, 1.2, 1.4, 0.8, 0.95]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.update import select_groups
-from rlif_lightning.records import Completions, LossInputs, Prompts, Rollout, TokenStats
+from rlif_lightning.records import Completions, Prompts, Rollout, TokenStats
 
 
 def three_groups_of_two() -> Completions:

@@ -15,12 +15,13 @@ import torch
 from harness.forked import one_of_two
 from harness.rollouts import Given
 from rlif_lightning.learning.advantages import GDPO, reward_shares
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import aggregation_weights, token_covariance
 from rlif_lightning.learning.objectives import ClipCov, KLCov
 from rlif_lightning.learning.rollout_advantages import reward_metrics, score_rollout
 from rlif_lightning.learning.stare import STARE
 from rlif_lightning.learning.update_metrics import UpdateMeter
-from rlif_lightning.records import LossInputs, Prompts, RewardOutput, Rollout, TokenStats
+from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
 from rlif_lightning.rewards import RewardSet, WeightedReward
 from rlif_lightning.rewards.voting import vote_metrics
 

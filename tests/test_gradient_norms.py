@@ -11,10 +11,11 @@ from harness.rollouts import handmade
 from harness.runs import fit
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO
 from rlif_lightning.learning.baselines import OPO
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import AGGREGATIONS, aggregation_weights
 from rlif_lightning.learning.objectives import Clipped, KLCov
 from rlif_lightning.learning.rollout_advantages import gradient_norms, score_rollout
-from rlif_lightning.records import LossInputs, RewardOutput, Rollout
+from rlif_lightning.records import RewardOutput, Rollout
 
 TEXTS = ["a"] * 8  # of 1, 2, 3, 1, 2, 3, 1, 2 tokens
 SCORES = {

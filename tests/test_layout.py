@@ -25,7 +25,6 @@ from rlif_lightning.learning.updater import Updater
 # The rooms in the order of the data flow: a file may import its own room and those before it, never
 # a later one.
 ROOMS = [
-    "column_paths",
     "records",
     "metric_names",
     "sampling",

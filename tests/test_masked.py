@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from harness.forked import on_two_processes
 from rlif_lightning.learning.advantages import gdpo
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import aggregation_weights, token_covariance
 from rlif_lightning.learning.objectives import ClipCov, KLCov
 from rlif_lightning.masked import masked_max, masked_mean, masked_std, masked_sum
@@ -39,7 +40,6 @@ from rlif_lightning.processes.ranks import (
     share_completions,
     writes_completions,
 )
-from rlif_lightning.records import LossInputs
 
 VALUES = torch.tensor([[1.0, 2.0, 9.0], [torch.nan, 4.0, torch.inf], [7.0, torch.nan, -torch.inf]])
 MASK = torch.tensor([[True, True, True], [False, True, False], [False, False, False]])

@@ -14,9 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from restatement import golden, loss_and_gradient, rows_in, update
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import ReferenceKL
 from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov
-from rlif_lightning.records import LossInputs
 
 
 def test_kl_cov_golden_selection():

@@ -17,6 +17,7 @@ import torch
 
 from harness.decoding import prompts_of
 from harness.runs import assert_same, fit, metrics, parameters
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov
 from rlif_lightning.learning.old_logprobs import rollout_logprobs, settle_old_logprobs
@@ -26,7 +27,7 @@ from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import LossInputs, RewardOutput, Rollout
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling

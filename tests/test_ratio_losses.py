@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import (
     aggregation_weights,
     clipped_surrogate,
@@ -25,7 +26,6 @@ from rlif_lightning.learning.ratio_losses import (
     soft_gate_surrogate,
 )
 from rlif_lightning.learning.ratio_objectives import GMPO, GSPO, SAPO
-from rlif_lightning.records import LossInputs
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "sequence": lambda lp, old, a, mask: clipped_surrogate(

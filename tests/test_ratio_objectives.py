@@ -10,6 +10,7 @@ from harness.runs import fit
 from harness.scoring import completions_of
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
@@ -20,7 +21,6 @@ from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
-from rlif_lightning.records import LossInputs
 from rlif_lightning.sampling import Sampling
 
 ADVANTAGES = {

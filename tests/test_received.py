@@ -14,10 +14,11 @@ from torch import Tensor
 
 from harness.rollouts import handmade
 from rlif_lightning.learning.advantages import GDPO
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.rollout_advantages import score_rollout
 from rlif_lightning.learning.updater import checked_marks
-from rlif_lightning.records import LossInputs, RewardOutput, Rollout
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead, RewardSet, WeightedReward
 
 SCORES = torch.tensor([0.0, 1.0])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.objectives import OBJECTIVES
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import Objective, ReferenceKL
 from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov
 from rlif_lightning.learning.old_logprobs import settle_old_logprobs
@@ -24,7 +25,7 @@ from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import Completions, LossInputs, Prompts, Rollout, TokenStats
+from rlif_lightning.records import Completions, Prompts, Rollout, TokenStats
 from rlif_lightning.sampling import Sampling
 
 SAMPLING = Sampling(max_new_tokens=8)

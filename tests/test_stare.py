@@ -17,6 +17,7 @@ from harness.files import ROOT
 from harness.runs import assert_same, fit, parameters, run_with
 from harness.scoring import completions_of
 from rlif_lightning.learning.advantages import GRPO
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.marks import count_of, earliest_first
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.stare import STARE
@@ -27,7 +28,6 @@ from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
-from rlif_lightning.records import LossInputs
 from rlif_lightning.sampling import Sampling
 
 C2 = STARE(fraction=0.25, positive_weight=1.5, negative_weight=0.5)

@@ -14,6 +14,7 @@ from harness.models import ARCHITECTURES
 from harness.rollouts import handmade
 from harness.runs import fit
 from harness.scoring import completions_of
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import ReferenceKL
 from rlif_lightning.learning.objectives import Clipped, KLCov
 from rlif_lightning.learning.rollout_advantages import without_dropped
@@ -24,7 +25,7 @@ from rlif_lightning.learning.updater import OptimizerCalls, Updater, is_trained
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
-from rlif_lightning.records import LossInputs, RewardOutput, Rollout
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.sampling import Sampling
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.rollouts import handmade
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.old_logprobs import loss_inputs, reference_logprobs
@@ -20,11 +21,7 @@ from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
-from rlif_lightning.records import (
-    Completions,
-    LossInputs,
-    RewardOutput,
-)
+from rlif_lightning.records import Completions, RewardOutput
 from rlif_lightning.sampling import Sampling
 
 LENGTHS = torch.tensor([4, 2, 3, 1])

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from rlif_lightning.column_paths import root_column, value_at
+from rlif_lightning.records import root_column, value_at
 
 CHUNK = 1000
 

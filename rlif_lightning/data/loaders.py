@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from rlif_lightning.column_paths import root_column, value_at
-from rlif_lightning.records import Prompts
+from rlif_lightning.records import Prompts, root_column, value_at
 
 
 @dataclass(frozen=True)

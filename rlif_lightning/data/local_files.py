@@ -15,7 +15,7 @@ from typing import Any
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
-from rlif_lightning.column_paths import value_at
+from rlif_lightning.records import value_at
 
 _LONGEST_FIELD = 2**31 - 1  # characters in CSV; the standard library's limit is 131 072
 

@@ -10,8 +10,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rlif_lightning.column_paths import overlap, value_at
 from rlif_lightning.data.columns import column_names, has_column
+from rlif_lightning.records import overlap, value_at
 
 ROLES = ("system", "user", "assistant")
 

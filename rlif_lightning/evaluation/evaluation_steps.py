@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning import LightningModule
 
 from rlif_lightning.evaluation.completion_rows import completion_records
-from rlif_lightning.evaluation.evaluator import Evaluator
-from rlif_lightning.evaluation.report import Report
 from rlif_lightning.records import Prompts
 from rlif_lightning.rewards.base import RewardSet
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.sampling import PREDICTION_ROLLOUT, Sampling
+
+if TYPE_CHECKING:
+    from rlif_lightning.evaluation.evaluator import Evaluator
+    from rlif_lightning.evaluation.report import Report
 
 
 class EvaluationSteps(LightningModule):

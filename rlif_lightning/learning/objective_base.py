@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import (
     AGGREGATIONS,
     KL_KINDS,
@@ -15,7 +16,6 @@ from rlif_lightning.learning.losses import (
     clipped_surrogate,
     reference_kl,
 )
-from rlif_lightning.records import LossInputs
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import (
     clipped_marks,
     kl_cov_penalty,
@@ -27,7 +28,6 @@ from rlif_lightning.learning.lottery import token_lottery
 from rlif_lightning.learning.marks import share_of_candidates
 from rlif_lightning.learning.objective_base import ClippedObjective
 from rlif_lightning.processes.collectives import all_rank_top_fraction
-from rlif_lightning.records import LossInputs
 
 UNSELECTED = ("clipped", "plain")
 RANK_BY = ("old", "current")

@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.masked import masked_sum
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
@@ -27,7 +28,7 @@ from rlif_lightning.processes.collectives import (
     all_rank_upper_quantile,
     broadcast_from_first,
 )
-from rlif_lightning.records import Completions, LossInputs, Rollout
+from rlif_lightning.records import Completions, Rollout
 from rlif_lightning.sampling import Sampling
 
 SOURCES = ("sampler", "rescored")

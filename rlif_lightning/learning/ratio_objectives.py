@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import clipped_marks, clipped_surrogate
 from rlif_lightning.learning.objective_base import BoundedObjective, ClippedObjective, Objective
 from rlif_lightning.learning.ratio_losses import (
@@ -25,7 +26,6 @@ from rlif_lightning.learning.ratio_losses import (
     sequence_log_ratio,
     soft_gate_surrogate,
 )
-from rlif_lightning.records import LossInputs
 
 
 @dataclass(frozen=True)

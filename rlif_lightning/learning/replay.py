@@ -10,8 +10,7 @@ ranks. So neither the number of data ranks nor a resume changes it. With ``group
     1         0 0                                       0 0 1 1
     2         two of 0 0 1 1                            1 1 2 2
 
-Every data rank holds the whole buffer, in the CPU's memory. Replayed group j belongs to data rank
-``j % ranks``, as prompt j of a rollout does.
+Every data rank holds the whole buffer in CPU memory. Group j belongs to data rank ``j % ranks``.
 """
 
 from __future__ import annotations
@@ -26,11 +25,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.old_logprobs import fresh_tokens
 from rlif_lightning.processes.collectives import all_rank_objects
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks
-from rlif_lightning.records import Completions, LossInputs
+from rlif_lightning.records import Completions
 from rlif_lightning.sampling import purpose_seeds
 
 SIGNAL = 1e-6  # |advantage|: what rounding leaves of a mean over the batch is less

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.marks import all_rank_largest, largest
 from rlif_lightning.learning.objectives import PickingObjective
-from rlif_lightning.records import LossInputs
 
 SCOPES = ("update", "micro")
 WEIGHTS = ("positive_weight", "negative_weight")

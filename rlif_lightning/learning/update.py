@@ -26,8 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.old_logprobs import SOURCES
-from rlif_lightning.records import Completions, LossInputs, Rollout
+from rlif_lightning.records import Completions, Rollout
 from rlif_lightning.sampling import purpose_seeds
 
 

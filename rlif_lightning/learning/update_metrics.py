@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import reference_kl
 from rlif_lightning.learning.marks import picked
 from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.old_logprobs import fresh_tokens
 from rlif_lightning.model.packing import Packed
 from rlif_lightning.processes.collectives import all_rank_sum
-from rlif_lightning.records import LossInputs
 from rlif_lightning.sampling import importance_ratio
 
 

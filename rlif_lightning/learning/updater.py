@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.marks import picked
 from rlif_lightning.learning.non_finite import NonFiniteGradient, non_finite_message
@@ -55,7 +56,7 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import equal_passes
 from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks
-from rlif_lightning.records import Completions, LossInputs, RewardOutput, Rollout
+from rlif_lightning.records import Completions, RewardOutput, Rollout
 from rlif_lightning.sampling import Sampling
 
 

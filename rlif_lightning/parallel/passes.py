@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 import torch
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.column_paths import overlap
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
-from rlif_lightning.records import RewardOutput, Rollout
+from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.functional import without_length
 from rlif_lightning.rewards.received import kept_completions, only_scores_of, received
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from harness.runs import fit
 from rlif_lightning.learning.advantages import GDPO
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objectives import KLCov
-from rlif_lightning.records import LossInputs, RewardOutput, Rollout
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 
 CUDA = ["--trainer.accelerator=cuda", "--trainer.devices=1"]

@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from device_twin.counting import Watch, watched
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import ReferenceKL
 from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.learning.token_budget import TokenBudget
@@ -25,7 +26,7 @@ from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import Policy, resolve_model
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.records import LossInputs, Prompts, Rollout
+from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
