@@ -37,6 +37,7 @@ ROOMS = [
     "sandbox",
     "answers",
     "rollout",
+    "judges",
     "rewards",
     "learning",
     "running",
