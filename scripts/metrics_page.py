@@ -20,6 +20,7 @@ SECTIONS = {
     "dynamic": "Dynamic sampling",
     "vote": "Votes",
     "code": "Code",
+    "judge": "Judges",
     "rollout": "Completions of a rollout",
     "policy": "Policy",
     "replay": "Replayed groups",

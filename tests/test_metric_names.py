@@ -33,6 +33,7 @@ from harness.cases import check_each, from_root
 from harness.decoding import sampler
 from harness.runs import BASE, fit, run_with
 from rlif_lightning import cli
+from rlif_lightning.judges.base import Request
 from rlif_lightning.metric_names import LOGGED, VALIDATION, entry_of
 from rlif_lightning.rewards import RewardHead
 
@@ -43,11 +44,20 @@ PREFIXES = {entry.split("/")[0] for entry in LOGGED} - {"<stage>"} | set(STAGES)
 # A name, or a template of names: {} and <> and * stand for anything, {a,b} for each of its parts.
 NAME = re.compile(rf"(?:{'|'.join(sorted(PREFIXES))})/(?:[\w@*]|\{{[\w,]*\}}|<\w+>|/)*")
 SETTINGS = {"sandbox": {"minimum": "rlimits", "workers": 1}}
+JUDGE = {"class_path": "RuleJudge", "init_args": {"rule": "test_metric_names.middling"}}
 HEADS = {
     "vote": "ClusterVote",  # first: CollapseGuard takes the first vote's answers
     "behaviour": {"class_path": "BehaviourVote", "init_args": SETTINGS},
     "tests": {"class_path": "CodeTests", "init_args": SETTINGS},
     "format": {"class_path": "Format", "init_args": {"pattern": "="}},
+    "judge": {
+        "class_path": "JudgeHead",
+        "init_args": {"judge": JUDGE, "template": "{completion}"},
+    },
+    "rubric": {
+        "class_path": "RubricJudgeHead",
+        "init_args": {"judge": JUDGE, "column": "test"},
+    },
     "overlong": {"class_path": "OverlongPenalty", "init_args": {"limit": 6, "buffer": 3}},
     **{
         name.lower(): name
@@ -62,6 +72,12 @@ HEADS = {
         )
     },
 }
+
+
+def middling(request: Request) -> str:
+    return "Score: 3"
+
+
 LOOP = {name: {"start": 0.1, "points": [[2, 0.05]]} for name in ("weight", "fraction")}
 
 
@@ -192,8 +208,11 @@ NOT_DRAWN = {
         "reward/<head>/first_mean",
         "vote/undecided",
         "code/solved",
+        "time/judge",
         "policy/entropy_picked",
     ),
+    *(f"judge/{name}" for name in ("questions", "calls", "failed", "unparsed")),
+    *("judge/prompt_tokens", "judge/completion_tokens"),
     *(f"dynamic/{name}" for name in ("extra_groups", "empty_places", "discarded_tokens")),
     *(f"replay/{name}" for name in ("groups", "age", "ratio", "clip_fraction")),
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/engine_bounded"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlif_lightning.metric_names.entries import SAME, SYMPTOMS, Logged
 
 _SCORES = "rlif_lightning/learning/rollout_advantages.py"
+_JUDGES = "rlif_lightning/judges/asking.py"
 _VOTES = "rlif_lightning/rewards/voting.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
@@ -15,6 +16,7 @@ _UPDATER = "rlif_lightning/learning/updater.py"
 _SCORED = "all scores of all ranks but NaN; NaN without any"
 _STD = "standard deviation, ddof 1"
 _ALL_COMPLETIONS = "mean over the completions of all ranks"
+_ALL_QUESTIONS = "mean over the questions of all ranks"
 _ALL_GROUPS = "mean over the groups of all ranks"
 _ALL_TOKENS = "mean over the rollout's tokens of all ranks; NaN without any"
 _TRAINED = "mean over the rollout's own tokens trained on in all its updates, all ranks"
@@ -88,6 +90,22 @@ TRAINING = {
         "counts over all ranks together",
         SYMPTOMS,
     ),
+    "judge/questions": Logged("questions", "Completions asked about.", _ALL_RANKS, _JUDGES),
+    "judge/calls": Logged(
+        "calls",
+        "Calls of the judge, failed ones too; remembered replies are none.",
+        _ALL_RANKS,
+        _JUDGES,
+    ),
+    "judge/failed": Logged("share", "Questions whose calls failed: NaN.", _ALL_QUESTIONS, _JUDGES),
+    "judge/unparsed": Logged(
+        "share",
+        "Completions whose reply has no verdict that can be read.",
+        _ALL_COMPLETIONS,
+        "rlif_lightning/rewards/judged.py",
+    ),
+    "judge/prompt_tokens": Logged("tokens", "Tokens of questions.", _ALL_RANKS, _JUDGES),
+    "judge/completion_tokens": Logged("tokens", "Tokens of replies.", _ALL_RANKS, _JUDGES),
     "code/solved": Logged(
         "share",
         "Completions whose code passes all tests of its problem (CodeTests).",
@@ -201,5 +219,6 @@ TRAINING = {
     ),
     "time/rollout": Logged("seconds", "Wall time of sampling or waiting.", _EACH, _MODULE),
     "time/reward": Logged("seconds", "Wall time of rewards and advantages.", _EACH, _MODULE),
+    "time/judge": Logged("seconds", "The part of time/reward that judges take.", _EACH, _JUDGES),
     "time/update": Logged("seconds", "Wall time of all updates of the rollout.", _EACH, _MODULE),
 }
