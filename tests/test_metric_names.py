@@ -63,6 +63,7 @@ HEADS = {
     },
 }
 LOOP = {name: {"start": 0.1, "points": [[2, 0.05]]} for name in ("weight", "fraction")}
+NEEDED = {"KLCovScheduler": LOOP, "LearningRateFactors": {"factors": [[1, 0.5]]}}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def everything(tmp_path_factory) -> Path:
         "--model.replay.groups=2",
     ]
     callbacks = [
-        {"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}}
+        {"class_path": name, "init_args": NEEDED.get(name, {})}
         for name in CALLBACKS
         if name != "STAREController"
     ]
