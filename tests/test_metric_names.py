@@ -195,6 +195,7 @@ NOT_DRAWN = {
         "policy/entropy_picked",
     ),
     *(f"dynamic/{name}" for name in ("extra_groups", "empty_places", "discarded_tokens")),
+    "dynamic/first_entropy",
     *(f"replay/{name}" for name in ("groups", "age", "ratio", "clip_fraction")),
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/engine_bounded"),
     "rollout/tokens_per_second",
