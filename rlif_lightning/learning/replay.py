@@ -299,8 +299,10 @@ def _taken(
     own = slice(group * size, (group + 1) * size)
     width = int(inputs.mask[own].sum(-1).max())
 
-    def part(values: Tensor) -> Tensor:  # a view would keep the whole rollout in memory
-        return values[own, :width].cpu().clone(memory_format=torch.contiguous_format)
+    def part(values: Tensor) -> Tensor:  # [B, T] to [G, t], [B] to [G]
+        chosen = values[own, :width] if values.ndim == 2 else values[own]
+        # A view would keep the whole rollout in memory.
+        return chosen.cpu().clone(memory_format=torch.contiguous_format)
 
     old, weights, floor = inputs.old_logprobs, inputs.token_weights, inputs.noise_floor
     assert floor is not None
@@ -313,8 +315,8 @@ def _taken(
         part(inputs.mask),
         part(old),
         part(inputs.advantages),
-        part(inputs.completion_numbers.unsqueeze(1))[:, 0].clone(),
-        part(floor.expand(len(old), 1))[:, 0].clone(),
+        part(inputs.completion_numbers),
+        part(floor.expand(len(old), 1)[:, 0]),
         part(torch.ones_like(old) if weights is None else weights),
         part(inputs.sampled_entropy),
     )
