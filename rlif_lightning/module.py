@@ -48,6 +48,7 @@ from rlif_lightning.running.look_ahead import upcoming_prompts
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.sampling import Sampling
+from rlif_lightning.setting_types import check_arguments
 
 
 class RLIFModule(Described, EvaluationSteps):
@@ -100,6 +101,7 @@ class RLIFModule(Described, EvaluationSteps):
         answer_column: str | None = None,
         seed: int = 0,
     ):
+        check_arguments(RLIFModule, locals())
         super().__init__()
         self.automatic_optimization = False
         self.policy_settings, self.policy = policy, None

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlif_lightning.data.columns import column_names, has_column
 from rlif_lightning.records import overlap, value_at
+from rlif_lightning.setting_types import check_types
 
 ROLES = ("system", "user", "assistant")
 
@@ -50,6 +51,7 @@ class PromptFormat:
     examples: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.system_prompt is not None and not self.chat:
             raise ValueError(
                 f"format.system_prompt={self.system_prompt!r} needs chat=true; or write it into the"

@@ -30,6 +30,7 @@ from rlif_lightning.data.sources import (
 )
 from rlif_lightning.data.tokenizer import Encoder, load_tokenizer, prompt_encoder
 from rlif_lightning.records import Prompts
+from rlif_lightning.setting_types import check_arguments
 
 __all__ = [
     "ArithmeticProblems",
@@ -97,6 +98,7 @@ class PromptData(Described, LightningDataModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        check_arguments(PromptData, locals())
         super().__init__()
         self.source, self.tokenizer_name = source, tokenizer
         self.group_size, self.prompts_per_rollout = group_size, prompts_per_rollout

@@ -33,6 +33,7 @@ from rlif_lightning.rewards.base import MIN_SPREAD, RewardSet, WeightedReward
 from rlif_lightning.rewards.controls import Length
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.sampling import purpose_seeds
+from rlif_lightning.setting_types import check_types
 
 # Heads whose scores differ in practically every group.
 ALWAYS_DIFFERENT = (MeanLogprob, NegativeEntropy, SelfCertainty, Length)
@@ -59,15 +60,14 @@ class DynamicSampling:
     max_draws: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.max_draws < 1:
+            need = "must be at least 1 (1 = groups without signal are skipped only)"
+            raise ValueError(f"dynamic_sampling.max_draws={self.max_draws} {need}")
+        if self.heads is not None and not self.heads:
             raise ValueError(
-                f"dynamic_sampling.max_draws={self.max_draws} must be at least 1 (1 = groups"
-                " without signal are skipped only)"
-            )
-        if self.heads is not None and (isinstance(self.heads, str) or not self.heads):
-            raise ValueError(
-                f"dynamic_sampling.heads={self.heads!r} must be a list of at least one reward's"
-                " name, or null for every reward whose weight is not 0"
+                "dynamic_sampling.heads=[] must name at least one reward, or be null for every"
+                " reward whose weight is not 0"
             )
 
     def deciding(self, rewards: RewardSet) -> list[str]:

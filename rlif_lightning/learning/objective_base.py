@@ -16,6 +16,7 @@ from rlif_lightning.learning.losses import (
     clipped_surrogate,
     reference_kl,
 )
+from rlif_lightning.setting_types import check_types
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class ReferenceKL:
     kind: str = "k3"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.weight < 0:
             raise ValueError(f"reference_kl.weight={self.weight} must not be negative")
         if self.kind not in KL_KINDS:
@@ -56,6 +58,7 @@ class Objective(ABC):
     reference_kl: ReferenceKL = field(default_factory=ReferenceKL)
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.aggregation not in AGGREGATIONS:
             raise ValueError(
                 f"aggregation={self.aggregation!r} is unknown; use one of {', '.join(AGGREGATIONS)}"

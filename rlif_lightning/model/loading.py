@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.model.out_of_memory import is_out_of_memory
+from rlif_lightning.setting_types import check_types
 
 EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent.parent / "assets" / "base_model"}
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -34,6 +35,9 @@ class LoRA:
     rank: int = 16
     alpha: int = 32
     target_modules: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Policy:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.vocabulary not in VOCABULARIES:
             raise ValueError(
                 f"policy.vocabulary={self.vocabulary!r} is unknown; use one of"

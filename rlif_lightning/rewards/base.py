@@ -24,6 +24,7 @@ from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_er
 from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.functional import without_length
 from rlif_lightning.rewards.received import kept_completions, only_scores_of, received
+from rlif_lightning.setting_types import check_types
 
 MIN_SPREAD = 1e-6  # a smaller spread of a group is rounding
 UNANIMOUS = ("keep", "zero")
@@ -90,6 +91,7 @@ class Gate:
     unanimous: str = "keep"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.unanimous not in UNANIMOUS:
             raise ValueError(
                 f"unanimous={self.unanimous!r} is unknown; use one of {', '.join(UNANIMOUS)}"
@@ -138,6 +140,7 @@ class WeightedReward:
     spread_floor: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not math.isfinite(self.weight):
             raise ValueError(f"weight={self.weight} of a reward must be a finite number")
         if self.length not in LENGTH:
