@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     )
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
+    from rlif_lightning.learning.answer_tokens import AnswerTokens
     from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
     from rlif_lightning.learning.dynamic_sampling import DynamicSampling
     from rlif_lightning.learning.loss_inputs import LossInputs
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+    from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
     from rlif_lightning.rollout.native import NativeEngine
@@ -60,6 +62,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
 _MODULES = {
     "Advantage": "learning.advantages",
     "AnswerChecker": "answers.checkers",
+    "AnswerTokens": "learning.answer_tokens",
     "AnswerExtractor": "answers.extraction",
     "ArithmeticProblems": "data.sources",
     "BehaviourVote": "rewards.code",
@@ -130,6 +133,7 @@ _MODULES = {
     "UpdatePlan": "learning.update",
     "VLLMEngine": "rollout.vllm_engine",
     "VLLMServerEngine": "rollout.vllm_engine",
+    "VoteBand": "rewards.vote_band",
     "WeightedReward": "rewards.base",
 }
 __all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]

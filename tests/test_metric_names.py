@@ -59,6 +59,7 @@ HEADS = {
             "NegativeEntropy",
             "Random",
             "SelfCertainty",
+            "VoteBand",
         )
     },
 }
@@ -78,6 +79,7 @@ def everything(tmp_path_factory) -> Path:
         "--data.source=harness.programs.ProgrammingProblems",
         *sampler(noise=0.01, max_ratio=2.0),
         f"--model.objective={json.dumps(objective)}",
+        "--model.answer_tokens.factor=0.5",
         f"--model.rewards={json.dumps(rewards)}",
         '--model.dynamic_sampling={"heads": ["vote"], "max_draws": 2}',
         "--model.replay.groups=2",
@@ -199,6 +201,8 @@ NOT_DRAWN = {
         "vote/undecided",
         "code/solved",
         "policy/entropy_picked",
+        "answer/located",
+        "answer/tokens",
     ),
     *(f"dynamic/{name}" for name in ("extra_groups", "empty_places", "discarded_tokens")),
     *(f"replay/{name}" for name in ("groups", "age", "ratio", "clip_fraction")),
