@@ -42,7 +42,7 @@ from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
 from rlif_lightning.processes.ranks import num_data_ranks, share_completions
 from rlif_lightning.records import Prompts
-from rlif_lightning.rewards.base import RewardSet, WeightedReward
+from rlif_lightning.rewards.base import RewardHead, RewardSet, WeightedReward
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.running.look_ahead import upcoming_prompts
@@ -86,7 +86,7 @@ class RLIFModule(Described, EvaluationSteps):
     def __init__(
         self,
         policy: Policy,
-        rewards: dict[str, WeightedReward],
+        rewards: dict[str, WeightedReward | RewardHead],
         advantage: Advantage = GDPO(),
         objective: Objective = KLCov(),
         sampling: Sampling = Sampling(),

@@ -26,6 +26,14 @@ class _Fields(Formatter):
         return value_at(kwargs, field_name), field_name
 
 
+def _fields(template: str) -> Iterator[str]:
+    """Yield the fields of a template, those inside of format specifications too."""
+    for _, name, specification, _ in Formatter().parse(template):
+        if name is not None:
+            yield name
+            yield from _fields(specification or "")
+
+
 @dataclass(frozen=True)
 class PromptFormat:
     """How one problem becomes the text that a model reads.
@@ -42,7 +50,8 @@ class PromptFormat:
             the answer and an empty line, before the prompt.
 
     Raises:
-        ValueError: a system prompt without a chat, or an example without question and answer.
+        ValueError: a template that shows nothing of a problem, a system prompt without a chat, or
+            an example without question and answer.
     """
 
     template: str = "{prompt}"
@@ -52,6 +61,18 @@ class PromptFormat:
 
     def __post_init__(self) -> None:
         check_types(self)
+        try:
+            shown = list(_fields(self.template))
+        except ValueError as error:
+            raise ValueError(
+                f"format.template={self.template!r}: {error}; write {{{{ and }}}} for braces that"
+                " should be printed"
+            ) from error
+        if not shown:
+            raise ValueError(
+                f"format.template={self.template!r} shows nothing of a problem, so that all prompts"
+                " would be the same; put {prompt} where the problem goes"
+            )
         if self.system_prompt is not None and not self.chat:
             raise ValueError(
                 f"format.system_prompt={self.system_prompt!r} needs chat=true; or write it into the"
@@ -147,7 +168,13 @@ class PromptRenderer:
             ) from error
 
     def _fill(self, prompt: str, row: dict[str, Any]) -> str:
-        return _Fields().vformat(self.form.template, (), {**row, "prompt": prompt})
+        try:
+            return _Fields().vformat(self.form.template, (), {**row, "prompt": prompt})
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"format.template={self.form.template!r} cannot be filled with {prompt!r:.100}:"
+                f" {error}; change the template's format"
+            ) from error
 
     def check_problem(self, row: dict[str, Any], where: str) -> None:
         """Check one problem.
@@ -206,11 +233,3 @@ def _is_message(value: Any) -> bool:
         and value.get("role") in ROLES
         and isinstance(value.get("content"), str)
     )
-
-
-def _fields(template: str) -> Iterator[str]:
-    """Yield the fields of a template, those inside of format specifications too."""
-    for _, name, specification, _ in Formatter().parse(template):
-        if name is not None:
-            yield name
-            yield from _fields(specification or "")
