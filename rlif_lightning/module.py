@@ -23,6 +23,7 @@ from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.evaluation_steps import EvaluationSteps
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
+from rlif_lightning.evaluation.policy_use import PolicyUse
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.answer_tokens import AnswerTokens, weighed
 from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
@@ -36,28 +37,30 @@ from rlif_lightning.learning.scored_rollouts import RolloutSource, ScoredRollout
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
-from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.loading import PolicyLike, as_policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
 from rlif_lightning.processes.ranks import num_data_ranks, share_completions
 from rlif_lightning.records import Prompts
-from rlif_lightning.rewards.base import RewardHead, RewardSet, WeightedReward
+from rlif_lightning.rewards.base import RewardSet
+from rlif_lightning.rewards.given import RewardLike, as_rewards
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.running.look_ahead import upcoming_prompts
+from rlif_lightning.running.run_settings import KEY, run_settings
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.sampling import Sampling
 from rlif_lightning.setting_types import check_arguments
 
 
-class RLIFModule(Described, EvaluationSteps):
+class RLIFModule(Described, EvaluationSteps, PolicyUse):
     """Trains a policy with rewards computed from its own samples.
 
     Args:
-        policy: which model is trained.
-        rewards: name -> reward head with weight and gate.
+        policy: which model is trained; in Python also a name or folder.
+        rewards: name -> reward head with weight and gate; in Python also a head alone.
         advantage: how rewards become advantages.
         objective: the loss; callbacks may replace it during a run.
         sampling: how completions are drawn in training.
@@ -85,8 +88,8 @@ class RLIFModule(Described, EvaluationSteps):
 
     def __init__(
         self,
-        policy: Policy,
-        rewards: dict[str, WeightedReward | RewardHead],
+        policy: PolicyLike,
+        rewards: dict[str, RewardLike],
         advantage: Advantage = GDPO(),
         objective: Objective = KLCov(),
         sampling: Sampling = Sampling(),
@@ -104,9 +107,11 @@ class RLIFModule(Described, EvaluationSteps):
         answer_column: str | None = None,
         seed: int = 0,
     ):
+        policy, rewards = as_policy(policy), as_rewards(rewards)
         check_arguments(RLIFModule, locals())
         super().__init__()
         self.automatic_optimization = False
+        self.remember(policy=policy, rewards=rewards)
         self.policy_settings, self.policy = policy, None
         self.reference: PolicyModel | None = None
         self.rewards = RewardSet(rewards, answer_column)
@@ -246,7 +251,8 @@ class RLIFModule(Described, EvaluationSteps):
         return draws.draw(prompts, rollout_number)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put replay buffer and prompt table into the checkpoint; every process has the same."""
+        """Put settings, replay buffer and prompt table into the checkpoint; all processes agree."""
+        checkpoint.setdefault(KEY, run_settings(self.trainer, self))  # our trainer has done so
         if self.replay_buffer is not None:
             checkpoint["replay"] = self.replay_buffer.state_dict()
         if self.prompt_table.columns:
