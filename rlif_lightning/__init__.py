@@ -23,6 +23,11 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         ReasoningGym,
     )
     from rlif_lightning.evaluation.evaluator import Evaluation
+    from rlif_lightning.judges.base import Judge, Reply, Request
+    from rlif_lightning.judges.endpoint import EndpointJudge
+    from rlif_lightning.judges.parsing import ReplyParser, ScoreParser, VerdictParser
+    from rlif_lightning.judges.policy_judge import PolicyJudge
+    from rlif_lightning.judges.rules import RuleJudge
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
     from rlif_lightning.learning.answer_tokens import AnswerTokens
     from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
@@ -47,6 +52,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
+    from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
@@ -81,6 +87,7 @@ _MODULES = {
     "DrGRPO": "learning.advantages",
     "DropTruncated": "rewards.overlong",
     "DynamicSampling": "learning.dynamic_sampling",
+    "EndpointJudge": "judges.endpoint",
     "Evaluation": "evaluation.evaluator",
     "Format": "rewards.controls",
     "Gate": "rewards.base",
@@ -90,6 +97,8 @@ _MODULES = {
     "GRPO": "learning.advantages",
     "GSPO": "learning.ratio_objectives",
     "HubDataset": "data.sources",
+    "Judge": "judges.base",
+    "JudgeHead": "rewards.judged",
     "KLCov": "learning.objectives",
     "LearningRateSchedule": "learning.optimizer",
     "Length": "rewards.controls",
@@ -104,6 +113,7 @@ _MODULES = {
     "OPO": "learning.baselines",
     "OverlongPenalty": "rewards.overlong",
     "Policy": "model.loading",
+    "PolicyJudge": "judges.policy_judge",
     "ProblemSource": "data.sources",
     "PromptData": "data.prompts",
     "PromptFormat": "data.prompt_format",
@@ -114,6 +124,9 @@ _MODULES = {
     "ReferenceKL": "learning.objective_base",
     "ReinforcePlusPlus": "learning.baselines",
     "Replay": "learning.replay",
+    "Reply": "judges.base",
+    "ReplyParser": "judges.parsing",
+    "Request": "judges.base",
     "RewardHead": "rewards.base",
     "RewardOutput": "records",
     "RLIFModule": "module",
@@ -121,16 +134,20 @@ _MODULES = {
     "RLOO": "learning.advantages",
     "Rollout": "records",
     "RolloutEngine": "rollout.engine",
+    "RubricJudgeHead": "rewards.judged",
+    "RuleJudge": "judges.rules",
     "RunCheckpoints": "running.run_checkpoints",
     "Sampling": "sampling",
     "Sandbox": "sandbox.pool",
     "SAPO": "learning.ratio_objectives",
+    "ScoreParser": "judges.parsing",
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
     "STARE": "learning.stare",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
     "UpdatePlan": "learning.update",
+    "VerdictParser": "judges.parsing",
     "VLLMEngine": "rollout.vllm_engine",
     "VLLMServerEngine": "rollout.vllm_engine",
     "VoteBand": "rewards.vote_band",

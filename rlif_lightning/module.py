@@ -24,6 +24,7 @@ from rlif_lightning.evaluation.evaluation_steps import EvaluationSteps
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.policy_use import PolicyUse
+from rlif_lightning.judges.base import RunModels
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.answer_tokens import AnswerTokens, weighed
 from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
@@ -148,6 +149,17 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse):
             # it is loaded from its own files.
             object.__setattr__(self, "reference", reference)
         self.engine.setup(self.policy, self.seed)
+        device = torch.device("cpu") if strategy is None else strategy.root_device
+        load = partial(self._frozen, strategy)
+        models = RunModels(self.policy, self.policy_settings, load, device, self.seed)
+        for reward in self.rewards.settings.values():
+            reward.head.bind(models)
+
+    def _frozen(self, strategy: Any, policy: Policy) -> PolicyModel:
+        """Return a frozen model: the reference model, if it is the same, or one loaded for it."""
+        if self.reference is not None and policy == self.policy_settings:
+            return self.reference
+        return build_policy(policy, strategy, frozen=True)
 
     def setup(self, stage: str) -> None:
         """Refuse settings that would fail later, or silently do nothing.

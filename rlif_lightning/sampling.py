@@ -17,7 +17,7 @@ from torch import Tensor
 from rlif_lightning.setting_types import check_types
 
 # Rollout numbers far from any in training: every evaluation draws the same uniforms.
-VALIDATION_STEP, PREDICTION_ROLLOUT = 2**62, 2**62 + 1
+VALIDATION_STEP, PREDICTION_ROLLOUT, JUDGE_ROLLOUT = 2**62, 2**62 + 1, 2**62 + 2
 # Each use of counter-based random numbers has a word of its own, so equal seeds and rollout numbers
 # never give two uses the same stream. Two users have none, the order of training prompts and the
 # bootstrap: they draw from different problems.

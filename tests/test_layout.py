@@ -38,6 +38,7 @@ ROOMS = [
     "sandbox",
     "answers",
     "rollout",
+    "judges",
     "rewards",
     "learning",
     "running",

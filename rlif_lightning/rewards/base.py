@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_table import PromptTable
+from rlif_lightning.judges.base import RunModels
 from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
 from rlif_lightning.records import RewardOutput, Rollout, overlap
@@ -62,6 +63,9 @@ class RewardHead(Described, nn.Module, ABC):
 
     def use_table(self, table: PromptTable, name: str) -> None:
         """Ask the run's table for columns of this head, whose name in ``rewards`` is given."""
+
+    def bind(self, models: RunModels) -> None:
+        """Take the run's models, for a head that asks one; called before the first rollout."""
 
     @abstractmethod
     def forward(self, rollout: Rollout) -> RewardOutput:
