@@ -46,6 +46,7 @@ from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.running.look_ahead import upcoming_prompts
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
+from rlif_lightning.running.teachers import build_teacher, follow, lesson_of
 from rlif_lightning.sampling import Sampling
 
 
@@ -102,6 +103,8 @@ class RLIFModule(Described, EvaluationSteps):
         self.automatic_optimization = False
         self.policy_settings, self.policy = policy, None
         self.reference: PolicyModel | None = None
+        self.teacher: PolicyModel | None = None
+        self.first_teacher = objective.teacher  # its settings
         self.rewards = RewardSet(rewards, answer_column)
         self.advantage, self.objective, self.sampling = advantage, objective, sampling
         self.engine = engine or NativeEngine()
@@ -131,7 +134,17 @@ class RLIFModule(Described, EvaluationSteps):
             # The reference is no submodule: checkpoints and strategies must not include it, since
             # it is loaded from its own files.
             object.__setattr__(self, "reference", reference)
+        if self.teacher is None and self.objective.teacher is not None:
+            build = partial(build_policy, strategy=strategy, frozen=True)
+            self._keep_teacher(build_teacher(self.objective.teacher, self.policy, build))
         self.engine.setup(self.policy, self.seed)
+
+    def _keep_teacher(self, teacher: PolicyModel | None) -> None:
+        """Keep an average as a submodule, whose weights are in checkpoints, others as they are."""
+        if self.objective.teacher.averages:
+            self.teacher = teacher
+        else:
+            object.__setattr__(self, "teacher", teacher)
 
     def setup(self, stage: str) -> None:
         """Refuse settings that would fail later, or silently do nothing.
@@ -182,7 +195,9 @@ class RLIFModule(Described, EvaluationSteps):
         return [optimizer], [self.schedule.build(optimizer, self.trainer.max_steps)]
 
     def on_train_start(self) -> None:
-        """Give the engine a source of coming prompts, for one that draws ahead."""
+        """Give the engine a source of coming prompts, and begin the teacher's average."""
+        if not int(self.num_rollouts):  # a fork has put other weights into the policy
+            self._follow(1.0)
         self.engine.look_ahead(partial(upcoming_prompts, self), int(self.num_rollouts))
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
@@ -192,18 +207,20 @@ class RLIFModule(Described, EvaluationSteps):
         rollout, outputs = without_dropped(drawn.rollout, drawn.outputs)
         length = self.sampling.max_new_tokens
         loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
+        loss_weights = loss_weights if self.objective.uses_advantages else None
         advantages, metrics = score_rollout(
             rollout, outputs, self.advantage, self.rewards.weights, loss_weights
         )
         for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if hasattr(callback, "on_rollout_scored"):
                 callback.on_rollout_scored(self.trainer, self, metrics)
-        scored = time.perf_counter()
+        lesson, scored = lesson_of(self, rollout, outputs), time.perf_counter()
         metrics, num_sampled = metrics | drawn.figures, all_rank_sum(drawn.num_tokens)
         metrics |= self._updater().update(
-            rollout, outputs, advantages, number, self.seed, self.replay_buffer
+            rollout, outputs, advantages, number, self.seed, self.replay_buffer, lesson
         )
         self.num_rollouts += 1
+        self._follow(self.objective.teacher.ema_rate if lesson else 0.0)
         times = {
             "rollout": drawn.seconds,
             "reward": scored - started - drawn.seconds,
@@ -236,6 +253,12 @@ class RLIFModule(Described, EvaluationSteps):
         """Take the checkpoint's replay buffer; it is empty where there is none."""
         if self.replay_buffer is not None:
             self.replay_buffer.load_state_dict(checkpoint.get("replay"))
+
+    def _follow(self, rate: float) -> None:
+        """Move the teacher's average towards the policy, if the run has one."""
+        if rate and self.teacher is not None and self.objective.teacher.averages:
+            assert self.policy is not None
+            follow(self.teacher, self.policy, rate)
 
     def _updater(self) -> Updater:
         assert self.policy is not None
