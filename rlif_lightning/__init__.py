@@ -31,7 +31,9 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
     from rlif_lightning.learning.answer_tokens import AnswerTokens
     from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
+    from rlif_lightning.learning.distil import DistIL
     from rlif_lightning.learning.dynamic_sampling import DynamicSampling
+    from rlif_lightning.learning.feedback import FeedbackWriter
     from rlif_lightning.learning.loss_inputs import LossInputs
     from rlif_lightning.learning.objective_base import (
         BoundedObjective,
@@ -44,10 +46,11 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
     from rlif_lightning.learning.replay import Replay
     from rlif_lightning.learning.stare import STARE
+    from rlif_lightning.learning.teacher import Teacher
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import LoRA, Policy
     from rlif_lightning.module import RLIFModule
-    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
+    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TeacherLogprobs, TokenStats
     from rlif_lightning.rewards.base import Gate, RewardHead, WeightedReward
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
@@ -83,12 +86,14 @@ _MODULES = {
     "CodeChecker": "answers.checkers",
     "CodeExtractor": "answers.code_tasks",
     "CodeTests": "rewards.code",
+    "DistIL": "learning.distil",
     "DPPO": "learning.ratio_objectives",
     "DrGRPO": "learning.advantages",
     "DropTruncated": "rewards.overlong",
     "DynamicSampling": "learning.dynamic_sampling",
     "EndpointJudge": "judges.endpoint",
     "Evaluation": "evaluation.evaluator",
+    "FeedbackWriter": "learning.feedback",
     "Format": "rewards.controls",
     "Gate": "rewards.base",
     "GDPO": "learning.advantages",
@@ -144,6 +149,8 @@ _MODULES = {
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
     "STARE": "learning.stare",
+    "Teacher": "learning.teacher",
+    "TeacherLogprobs": "records",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
     "UpdatePlan": "learning.update",

@@ -24,7 +24,6 @@ from rlif_lightning.evaluation.evaluation_steps import EvaluationSteps
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.policy_use import PolicyUse
-from rlif_lightning.judges.base import RunModels
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.answer_tokens import AnswerTokens, weighed
 from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
@@ -39,7 +38,6 @@ from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import PolicyLike, as_policy
-from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
 from rlif_lightning.processes.ranks import num_data_ranks, share_completions
@@ -49,14 +47,16 @@ from rlif_lightning.rewards.given import RewardLike, as_rewards
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.running.look_ahead import upcoming_prompts
+from rlif_lightning.running.model_setup import ModelSetup
 from rlif_lightning.running.run_settings import KEY, run_settings
 from rlif_lightning.running.setup_checks import check_run
-from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
+from rlif_lightning.running.strategies import TensorParallelStrategy, check_strategy
+from rlif_lightning.running.teachers import lesson_of
 from rlif_lightning.sampling import Sampling
 from rlif_lightning.setting_types import check_arguments
 
 
-class RLIFModule(Described, EvaluationSteps, PolicyUse):
+class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
     """Trains a policy with rewards computed from its own samples.
 
     Args:
@@ -113,8 +113,8 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse):
         super().__init__()
         self.automatic_optimization = False
         self.remember(policy=policy, rewards=rewards)
-        self.policy_settings, self.policy = policy, None
-        self.reference: PolicyModel | None = None
+        self.policy_settings, self.policy, self.reference, self.teacher = policy, None, None, None
+        self.first_teacher = objective.teacher  # its settings
         self.rewards = RewardSet(rewards, answer_column)
         self.prompt_table = PromptTable()
         for name, reward in rewards.items():
@@ -130,36 +130,6 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse):
         self.group_size = group_size or 0  # 0 = the data module has not said it yet
         self.answer_column, self.seed = answer_column, seed
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.int64))
-
-    def configure_model(self) -> None:
-        """Load the policy, and the reference model if the objective needs one.
-
-        Lightning calls this on every entry.
-        """
-        strategy = None if self._trainer is None else self._trainer.strategy
-        if self.policy is None:
-            self.policy = build_policy(self.policy_settings, strategy)
-        if (
-            self.reference is None
-            and self.objective.needs_reference
-            and not self.policy.has_adapters
-        ):
-            reference = build_policy(self.policy_settings, strategy, frozen=True)
-            # The reference is no submodule: checkpoints and strategies must not include it, since
-            # it is loaded from its own files.
-            object.__setattr__(self, "reference", reference)
-        self.engine.setup(self.policy, self.seed)
-        device = torch.device("cpu") if strategy is None else strategy.root_device
-        load = partial(self._frozen, strategy)
-        models = RunModels(self.policy, self.policy_settings, load, device, self.seed)
-        for reward in self.rewards.settings.values():
-            reward.head.bind(models)
-
-    def _frozen(self, strategy: Any, policy: Policy) -> PolicyModel:
-        """Return a frozen model: the reference model, if it is the same, or one loaded for it."""
-        if self.reference is not None and policy == self.policy_settings:
-            return self.reference
-        return build_policy(policy, strategy, frozen=True)
 
     def setup(self, stage: str) -> None:
         """Refuse settings that would fail later, or silently do nothing.
@@ -210,7 +180,9 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse):
         return [optimizer], [self.schedule.build(optimizer, self.trainer.max_steps)]
 
     def on_train_start(self) -> None:
-        """Give the engine a source of coming prompts, for one that draws ahead."""
+        """Give the engine a source of coming prompts, and begin the teacher's average."""
+        if not int(self.num_rollouts):  # a fork has put other weights into the policy
+            self.begin_teacher()
         self.engine.look_ahead(partial(upcoming_prompts, self), int(self.num_rollouts))
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
@@ -226,19 +198,22 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse):
             factors, found = self.answer_tokens.factors(rollout, self.policy.tokenizer)
             loss_weights, trained = loss_weights * factors, weighed(rollout, factors)
             figures = figures | found
+        if not self.objective.uses_advantages:
+            loss_weights = None
         advantages, metrics = score_rollout(
             rollout, outputs, self.advantage, self.rewards.weights, loss_weights
         )
         for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if hasattr(callback, "on_rollout_scored"):
                 callback.on_rollout_scored(self.trainer, self, metrics)
-        scored = time.perf_counter()
+        lesson, scored = lesson_of(self, rollout, outputs), time.perf_counter()
         metrics, num_sampled = metrics | figures, all_rank_sum(drawn.num_tokens)
         metrics |= self._updater().update(
-            trained, outputs, advantages, number, self.seed, self.replay_buffer
+            trained, outputs, advantages, number, self.seed, self.replay_buffer, lesson
         )
         self.num_rollouts += 1
         self.prompt_table.gather()
+        self.move_teacher()
         times = {
             "rollout": drawn.seconds,
             "reward": scored - started - drawn.seconds,

@@ -30,14 +30,14 @@ class EncodedSplit:
         rows: ``[K]`` rows in use, ascending.
         token_ids: their prompts, int32 arrays ``[L]``; None = tokenised anew for each batch.
         render: makes a row's text again, so that the texts of a large data set needn't be held in
-            memory.
+            memory; with a second argument, around the problem (``PromptRenderer.render``).
         encode: tokenises texts.
     """
 
     dataset: Dataset
     rows: np.ndarray
     token_ids: list[np.ndarray] | None
-    render: Callable[[dict[str, Any]], str]
+    render: Callable[..., str]
     encode: Callable[[list[str]], list[np.ndarray]]
 
     def __len__(self) -> int:

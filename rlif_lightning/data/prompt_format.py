@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
@@ -128,8 +128,13 @@ class PromptRenderer:
     form: PromptFormat = PromptFormat()
     chat: PreTrainedTokenizerBase | None = None
 
-    def render(self, row: dict[str, Any]) -> str:
-        """Return the prompt text of one problem, few-shot examples and chat mark-up included."""
+    def render(self, row: dict[str, Any], around: Callable[[str], str] | None = None) -> str:
+        """Return the prompt text of one problem, few-shot examples and chat mark-up included.
+
+        Args:
+            row: the data-set row.
+            around: what becomes of the problem in its template, such as one with feedback.
+        """
         problem = value_at(row, self.prompt_column)
         given = (
             [("user", problem)]
@@ -137,6 +142,7 @@ class PromptRenderer:
             else [(m["role"], m["content"]) for m in problem]
         )
         question = self._fill(given[-1][1], row)
+        question = question if around is None else around(question)
         system, before = [], given[:-1]
         if before and before[0][0] == "system":
             system, before = before[:1], before[1:]
