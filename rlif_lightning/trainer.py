@@ -31,6 +31,9 @@ from rlif_lightning.running.run_loop import (
 from rlif_lightning.running.setup_checks import check_precision
 from rlif_lightning.running.stop_signals import StopSignals
 
+# A rollout takes longer than a logging line, and the loaders share prompts themselves.
+DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0, "use_distributed_sampler": False}
+
 
 class RLIFTrainer(Trainer):
     """A trainer that saves at the ends of steps, stops on a signal, and has ``preflight``."""
@@ -39,6 +42,7 @@ class RLIFTrainer(Trainer):
         self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any
     ) -> None:
         check_precision(kwargs.get("precision"))
+        kwargs = {**DEFAULTS, **kwargs}
         refuse_duplicate_callbacks(callbacks if isinstance(callbacks, list) else [])
         super().__init__(*args, callbacks=callbacks, **kwargs)
         self.callbacks: list[Callback] = [RunEnd(), ResumedSettings(), Fork(), *self.callbacks]

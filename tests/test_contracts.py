@@ -47,6 +47,7 @@ HEADS = {
     "Random": rewards.Random,
     "RubricJudgeHead": lambda: rewards.RubricJudgeHead(RuleJudge(reference_numbers)),
     "SelfCertainty": rewards.SelfCertainty,
+    "VoteBand": rewards.VoteBand,
 }
 ADVANTAGES = [
     GDPO(),
@@ -127,7 +128,7 @@ class TestRewardHeads:
         ].scores
         assert scores.shape == (len(TEXTS),)
         assert scores.dtype == torch.float32
-        assert bool(scores.isfinite().all()) == (name != "DropTruncated")  # it scores nothing
+        assert bool(scores.isfinite().all()) == (name not in ("DropTruncated", "VoteBand"))
         assert not scores.requires_grad
 
     def test_permuting_the_groups_permutes_the_scores(self, name):

@@ -7,6 +7,7 @@ from rlif_lightning.metric_names.entries import SAME, SYMPTOMS, Logged
 _SCORES = "rlif_lightning/learning/rollout_advantages.py"
 _JUDGES = "rlif_lightning/judges/asking.py"
 _VOTES = "rlif_lightning/rewards/voting.py"
+_ANSWER_TOKENS = "rlif_lightning/learning/answer_tokens.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
@@ -63,6 +64,21 @@ TRAINING = {
     "dynamic/discarded_tokens": Logged(
         "tokens", "Drawn tokens of groups that are not in the update.", _ALL_RANKS, _DYNAMIC
     ),
+    "dynamic/first_entropy": Logged(
+        "nats", "As `policy/entropy`, of the first draws.", _ALL_TOKENS, _DYNAMIC
+    ),
+    "answer/located": Logged(
+        "share",
+        "Answers whose tokens are located (`model.answer_tokens`).",
+        "sums over the completions with an answer of all ranks; NaN without any",
+        _ANSWER_TOKENS,
+    ),
+    "answer/tokens": Logged(
+        "share",
+        "Tokens that are part of a located answer.",
+        "sums over the tokens of all ranks",
+        _ANSWER_TOKENS,
+    ),
     "vote/largest_cluster": Logged(
         "share",
         "Largest cluster's share of a group's answers; 0 in groups with too few for a vote.",
@@ -106,6 +122,12 @@ TRAINING = {
     ),
     "judge/prompt_tokens": Logged("tokens", "Tokens of questions.", _ALL_RANKS, _JUDGES),
     "judge/completion_tokens": Logged("tokens", "Tokens of replies.", _ALL_RANKS, _JUDGES),
+    "vote/kept": Logged(
+        "share",
+        "Groups that `VoteBand` keeps in the update.",
+        _ALL_GROUPS,
+        "rlif_lightning/rewards/vote_band.py",
+    ),
     "code/solved": Logged(
         "share",
         "Completions whose code passes all tests of its problem (CodeTests).",

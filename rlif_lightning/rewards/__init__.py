@@ -6,6 +6,7 @@ from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+from rlif_lightning.rewards.vote_band import VoteBand
 from rlif_lightning.rewards.voting import ClusterVote
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "RewardSet",
     "RubricJudgeHead",
     "SelfCertainty",
+    "VoteBand",
     "WeightedReward",
 ]
