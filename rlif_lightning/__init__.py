@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
     from rlif_lightning.learning.replay import Replay
     from rlif_lightning.learning.stare import STARE
+    from rlif_lightning.learning.step_advantages import StepDelta
     from rlif_lightning.learning.teacher import Teacher
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import LoRA, Policy
@@ -56,6 +57,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
+    from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
@@ -151,6 +153,8 @@ _MODULES = {
     "STARE": "learning.stare",
     "Teacher": "learning.teacher",
     "TeacherLogprobs": "records",
+    "StepDelta": "learning.step_advantages",
+    "StepRubricJudgeHead": "rewards.judged_steps",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
     "UpdatePlan": "learning.update",

@@ -56,7 +56,11 @@ HEADS = {
     },
     "rubric": {
         "class_path": "RubricJudgeHead",
-        "init_args": {"judge": JUDGE, "column": "test"},
+        "init_args": {"judge": JUDGE},
+    },
+    "steps": {
+        "class_path": "StepRubricJudgeHead",
+        "init_args": {"judge": JUDGE},
     },
     "overlong": {"class_path": "OverlongPenalty", "init_args": {"limit": 6, "buffer": 3}},
     **{
@@ -221,7 +225,7 @@ NOT_DRAWN = {
         "answer/located",
         "answer/tokens",
     ),
-    *(f"judge/{name}" for name in ("questions", "calls", "failed", "unparsed")),
+    *(f"judge/{name}" for name in ("questions", "calls", "failed", "unparsed", "steps")),
     *("judge/prompt_tokens", "judge/completion_tokens"),
     *(f"dynamic/{name}" for name in ("extra_groups", "empty_places", "discarded_tokens")),
     *(f"replay/{name}" for name in ("groups", "age", "ratio", "clip_fraction")),

@@ -20,7 +20,7 @@ MOST = 201
 SYSTEMS = {
     "stare": {"STARE", "STAREController"},
     "distil": {"DistIL", "Teacher"},
-    "exprl": {"RubricJudgeHead"},
+    "exprl": {"RubricJudgeHead", "StepRubricJudgeHead", "StepDelta"},
 }
 MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.

@@ -120,6 +120,12 @@ TRAINING = {
         _ALL_COMPLETIONS,
         "rlif_lightning/rewards/judged.py",
     ),
+    "judge/steps": Logged(
+        "steps",
+        "Steps of a completion that is asked about (StepRubricJudgeHead).",
+        _ALL_COMPLETIONS,
+        "rlif_lightning/rewards/judged_steps.py",
+    ),
     "judge/prompt_tokens": Logged("tokens", "Tokens of questions.", _ALL_RANKS, _JUDGES),
     "judge/completion_tokens": Logged("tokens", "Tokens of replies.", _ALL_RANKS, _JUDGES),
     "vote/kept": Logged(
