@@ -23,6 +23,7 @@ from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objective_base import ClippedObjective, Objective, ReferenceKL
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.ratio_objectives import CISPO, SAPO
+from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.records import Rollout
 from rlif_lightning.sandbox.pool import Sandbox
 
@@ -47,6 +48,7 @@ HEADS = {
     "Random": rewards.Random,
     "RubricJudgeHead": lambda: rewards.RubricJudgeHead(RuleJudge(reference_numbers)),
     "SelfCertainty": rewards.SelfCertainty,
+    "StepRubricJudgeHead": lambda: rewards.StepRubricJudgeHead(RuleJudge(reference_numbers)),
     "VoteBand": rewards.VoteBand,
 }
 ADVANTAGES = [
@@ -63,6 +65,7 @@ ADVANTAGES = [
     ReinforcePlusPlus(),
     ReinforcePlusPlus("sample"),
     OPO(),
+    StepDelta(),
 ]
 GROUP = 4
 TEXTS = ["1", "2", "1", "no", "3", "3", "4 or 5", "", "7", "7", "7", "8"]
