@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import statistics
@@ -115,6 +116,13 @@ def measured(version: Path) -> dict[str, float]:
     }
 
 
+def shown(values: list[float]) -> str:
+    """Return a mean with the standard deviation in brackets; nan where there is no value."""
+    if any(map(math.isnan, values)):
+        return "nan"
+    return f"{statistics.fmean(values):.4f} ({statistics.stdev(values):.4f})"
+
+
 def main() -> None:
     """Command line."""
     os.chdir(ROOT)  # where configs are named from
@@ -122,11 +130,7 @@ def main() -> None:
     for name in ARMS:
         place = name.replace(", ", "_")
         each = [run(name, seed, ROOT / "runs" / "exprl" / f"{place}_{seed}") for seed in SEEDS]
-        rows[name] = {
-            figure: f"{statistics.fmean(values):.4f} ({statistics.stdev(values):.4f})"
-            for figure in each[0]
-            if (values := [figures[figure] for figures in each])
-        }
+        rows[name] = {figure: shown([figures[figure] for figures in each]) for figure in each[0]}
         rows[name] |= {f"accuracy of seed {s}": f"{e['accuracy']:.4f}" for s, e in enumerate(each)}
     notes = {
         "command": "python -m benchmarks.exprl",
