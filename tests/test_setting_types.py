@@ -112,8 +112,8 @@ def refusal(make: Any) -> str:
             " Gate(head='a')",
         ),
         (
-            lambda: RLIFModule(Policy(NAME), {"vote": ClusterVote()}),  # pyright: ignore
-            "must be a dict, each value of the class WeightedReward",
+            lambda: RLIFModule(Policy(NAME), {"vote": ClusterVote()}, engine="mine"),  # pyright: ignore
+            "engine='mine' of RLIFModule must be of the class RolloutEngine or None",
         ),
         (
             lambda: RLIFModule(
