@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         ProblemSource,
         ReasoningGym,
     )
+    from rlif_lightning.data.training_problems import TrainingProblems
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
     from rlif_lightning.learning.answer_tokens import AnswerTokens
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
+    from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
@@ -102,6 +104,7 @@ _MODULES = {
     "NegativeEntropy": "rewards.internal",
     "Objective": "learning.objective_base",
     "OPO": "learning.baselines",
+    "OfflineVote": "rewards.offline_vote",
     "OverlongPenalty": "rewards.overlong",
     "Policy": "model.loading",
     "ProblemSource": "data.sources",
@@ -130,6 +133,7 @@ _MODULES = {
     "STARE": "learning.stare",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
+    "TrainingProblems": "data.training_problems",
     "UpdatePlan": "learning.update",
     "VLLMEngine": "rollout.vllm_engine",
     "VLLMServerEngine": "rollout.vllm_engine",

@@ -4,6 +4,7 @@ from rlif_lightning.rewards.base import Gate, RewardHead, RewardSet, WeightedRew
 from rlif_lightning.rewards.code import BehaviourVote, CodeTests
 from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
+from rlif_lightning.rewards.offline_vote import OfflineVote
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
 from rlif_lightning.rewards.vote_band import VoteBand
 from rlif_lightning.rewards.voting import ClusterVote
@@ -19,6 +20,7 @@ __all__ = [
     "Length",
     "MeanLogprob",
     "NegativeEntropy",
+    "OfflineVote",
     "OverlongPenalty",
     "Random",
     "RewardHead",
