@@ -291,7 +291,10 @@ def kinds_of_run(module: RLIFModule, outputs: dict[str, RewardOutput]) -> set[st
     """
     weighted = [name for name, reward in module.rewards.settings.items() if reward.weight]
     heads = [module.rewards.heads[name] for name in weighted]
-    kinds = {"all"} if any(head.needs_gold for head in heads) else {"all", "label_free"}
+    teacher = module.objective.teacher
+    reads_gold = teacher is not None and teacher.needs_gold
+    reads_gold = reads_gold or any(head.needs_gold for head in heads)
+    kinds = {"all"} if reads_gold else {"all", "label_free"}
     kinds |= {"vote"} if any(outputs[name].answers is not None for name in weighted) else set()
     kinds |= {"anchored"} if module.objective.reference_kl.weight >= ANCHOR else set()
     return kinds | (

@@ -24,10 +24,17 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     )
     from rlif_lightning.data.training_problems import TrainingProblems
     from rlif_lightning.evaluation.evaluator import Evaluation
+    from rlif_lightning.judges.base import Judge, Reply, Request
+    from rlif_lightning.judges.endpoint import EndpointJudge
+    from rlif_lightning.judges.parsing import ReplyParser, ScoreParser, VerdictParser
+    from rlif_lightning.judges.policy_judge import PolicyJudge
+    from rlif_lightning.judges.rules import RuleJudge
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
     from rlif_lightning.learning.answer_tokens import AnswerTokens
     from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
+    from rlif_lightning.learning.distil import DistIL
     from rlif_lightning.learning.dynamic_sampling import DynamicSampling
+    from rlif_lightning.learning.feedback import FeedbackWriter
     from rlif_lightning.learning.loss_inputs import LossInputs
     from rlif_lightning.learning.objective_base import (
         BoundedObjective,
@@ -40,14 +47,16 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
     from rlif_lightning.learning.replay import Replay
     from rlif_lightning.learning.stare import STARE
+    from rlif_lightning.learning.teacher import Teacher
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import LoRA, Policy
     from rlif_lightning.module import RLIFModule
-    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
+    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TeacherLogprobs, TokenStats
     from rlif_lightning.rewards.base import Gate, RewardHead, WeightedReward
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
+    from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
     from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.vote_band import VoteBand
@@ -79,11 +88,14 @@ _MODULES = {
     "CodeChecker": "answers.checkers",
     "CodeExtractor": "answers.code_tasks",
     "CodeTests": "rewards.code",
+    "DistIL": "learning.distil",
     "DPPO": "learning.ratio_objectives",
     "DrGRPO": "learning.advantages",
     "DropTruncated": "rewards.overlong",
     "DynamicSampling": "learning.dynamic_sampling",
+    "EndpointJudge": "judges.endpoint",
     "Evaluation": "evaluation.evaluator",
+    "FeedbackWriter": "learning.feedback",
     "Format": "rewards.controls",
     "Gate": "rewards.base",
     "GDPO": "learning.advantages",
@@ -92,6 +104,8 @@ _MODULES = {
     "GRPO": "learning.advantages",
     "GSPO": "learning.ratio_objectives",
     "HubDataset": "data.sources",
+    "Judge": "judges.base",
+    "JudgeHead": "rewards.judged",
     "KLCov": "learning.objectives",
     "LearningRateSchedule": "learning.optimizer",
     "Length": "rewards.controls",
@@ -107,6 +121,7 @@ _MODULES = {
     "OfflineVote": "rewards.offline_vote",
     "OverlongPenalty": "rewards.overlong",
     "Policy": "model.loading",
+    "PolicyJudge": "judges.policy_judge",
     "ProblemSource": "data.sources",
     "PromptData": "data.prompts",
     "PromptFormat": "data.prompt_format",
@@ -117,6 +132,9 @@ _MODULES = {
     "ReferenceKL": "learning.objective_base",
     "ReinforcePlusPlus": "learning.baselines",
     "Replay": "learning.replay",
+    "Reply": "judges.base",
+    "ReplyParser": "judges.parsing",
+    "Request": "judges.base",
     "RewardHead": "rewards.base",
     "RewardOutput": "records",
     "RLIFModule": "module",
@@ -124,17 +142,23 @@ _MODULES = {
     "RLOO": "learning.advantages",
     "Rollout": "records",
     "RolloutEngine": "rollout.engine",
+    "RubricJudgeHead": "rewards.judged",
+    "RuleJudge": "judges.rules",
     "RunCheckpoints": "running.run_checkpoints",
     "Sampling": "sampling",
     "Sandbox": "sandbox.pool",
     "SAPO": "learning.ratio_objectives",
+    "ScoreParser": "judges.parsing",
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
     "STARE": "learning.stare",
+    "Teacher": "learning.teacher",
+    "TeacherLogprobs": "records",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
     "TrainingProblems": "data.training_problems",
     "UpdatePlan": "learning.update",
+    "VerdictParser": "judges.parsing",
     "VLLMEngine": "rollout.vllm_engine",
     "VLLMServerEngine": "rollout.vllm_engine",
     "VoteBand": "rewards.vote_band",

@@ -17,6 +17,7 @@ from harness.objectives import OBJECTIVES
 from harness.rollouts import handmade
 from rlif_lightning import rewards
 from rlif_lightning.answers.code_tasks import CodeExtractor
+from rlif_lightning.judges.rules import RuleJudge, reference_numbers
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
 from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
 from rlif_lightning.learning.losses import aggregation_weights
@@ -36,12 +37,17 @@ HEADS = {
     "DropTruncated": rewards.DropTruncated,
     "Format": lambda: rewards.Format("[0-9]"),
     "GoldAnswer": rewards.GoldAnswer,
+    "JudgeHead": lambda: rewards.JudgeHead(
+        RuleJudge(lambda request: f"Score: {1 + len(request.values['completion']) % 5}"),
+        "{prompt} {completion} {form}",
+    ),
     "Length": rewards.Length,
     "MeanLogprob": rewards.MeanLogprob,
     "NegativeEntropy": rewards.NegativeEntropy,
     "OfflineVote": lambda: rewards.OfflineVote(str(ROOT / "tests/data/frozen_votes.jsonl")),
     "OverlongPenalty": lambda: rewards.OverlongPenalty(3, 2),
     "Random": rewards.Random,
+    "RubricJudgeHead": lambda: rewards.RubricJudgeHead(RuleJudge(reference_numbers)),
     "SelfCertainty": rewards.SelfCertainty,
     "VoteBand": rewards.VoteBand,
 }

@@ -11,6 +11,7 @@ from functools import lru_cache
 import regex
 
 from rlif_lightning.answers.spelling import normalise
+from rlif_lightning.setting_types import check_types
 
 Span = tuple[int, int]  # first character, and the one after the last
 # CPU seconds that a user's pattern may take on one text.
@@ -163,6 +164,7 @@ class AnswerExtractor:
     pattern: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         known = sorted([*_EXTRACTORS, "auto", "regex"])
         if self.kind not in known:
             raise ValueError(f"kind={self.kind!r} is unknown; choose one of {known}")

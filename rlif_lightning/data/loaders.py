@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 
 from rlif_lightning.records import Prompts, root_column, value_at
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,14 @@ class EncodedSplit:
         rows: ``[K]`` rows in use, ascending.
         token_ids: their prompts, int32 arrays ``[L]``; None = tokenised anew for each batch.
         render: makes a row's text again, so that the texts of a large data set needn't be held in
-            memory.
+            memory; with a second argument, around the problem (``PromptRenderer.render``).
         encode: tokenises texts.
     """
 
     dataset: Dataset
     rows: np.ndarray
     token_ids: list[np.ndarray] | None
-    render: Callable[[dict[str, Any]], str]
+    render: Callable[..., str]
     encode: Callable[[list[str]], list[np.ndarray]]
 
     def __len__(self) -> int:

@@ -63,6 +63,9 @@ TRAINING = {
     "dynamic/discarded_tokens": Logged(
         "tokens", "Drawn tokens of groups that are not in the update.", _ALL_RANKS, _DYNAMIC
     ),
+    "dynamic/first_entropy": Logged(
+        "nats", "As `policy/entropy`, of the first draws.", _ALL_TOKENS, _DYNAMIC
+    ),
     "answer/located": Logged(
         "share",
         "Answers whose tokens are located (`model.answer_tokens`).",

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rlif_lightning.data.tokenizer import EMBEDDED_MODELS, resolve_model
 from rlif_lightning.model.out_of_memory import is_out_of_memory
+from rlif_lightning.setting_types import check_types
 
-EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent.parent / "assets" / "base_model"}
+__all__ = [
+    "EMBEDDED_MODELS",
+    "LoRA",
+    "Policy",
+    "PolicyLike",
+    "as_policy",
+    "load_pretrained",
+    "own_attention",
+    "prepare_model",
+    "reading",
+    "resolve_model",
+]
+
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 ATTENTIONS = ("sdpa", "eager")
 VOCABULARIES = ("model", "tokenizer")
@@ -34,6 +48,9 @@ class LoRA:
     rank: int = 16
     alpha: int = 32
     target_modules: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,7 @@ class Policy:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.vocabulary not in VOCABULARIES:
             raise ValueError(
                 f"policy.vocabulary={self.vocabulary!r} is unknown; use one of"
@@ -84,9 +102,34 @@ class Policy:
             )
 
 
-def resolve_model(name: str) -> str:
-    """Return the folder of an embedded model, or the name itself (a hub name or folder)."""
-    return str(EMBEDDED_MODELS.get(name, name))
+if TYPE_CHECKING:
+    PolicyLike = Policy | str
+else:  # the command line knows the settings alone
+    PolicyLike = Policy
+
+
+def as_policy(given: Any) -> Policy:
+    """Return the settings of a policy that a person named in Python.
+
+    Args:
+        given: settings, or the name or folder of a model.
+
+    Raises:
+        TypeError: anything else, such as a model in memory: checkpoints, the reference model and
+            every other process read the model from its files.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        return Policy(os.fspath(given))
+    if isinstance(given, Policy):
+        return given
+    remedy = "pass a hub name, a folder, or Policy(name=...)"
+    if isinstance(given, nn.Module):
+        remedy = (
+            "its weights are read again from files by the reference model, by other processes and"
+            " when a run resumes: write it with save_pretrained(folder), its tokenizer too, and"
+            " pass the folder"
+        )
+    raise TypeError(f"policy={type(given).__name__} is not supported: {remedy}")
 
 
 def load_pretrained(policy: Policy) -> PreTrainedModel:

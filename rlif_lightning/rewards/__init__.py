@@ -4,6 +4,7 @@ from rlif_lightning.rewards.base import Gate, RewardHead, RewardSet, WeightedRew
 from rlif_lightning.rewards.code import BehaviourVote, CodeTests
 from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
+from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
 from rlif_lightning.rewards.offline_vote import OfflineVote
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
 from rlif_lightning.rewards.vote_band import VoteBand
@@ -17,6 +18,7 @@ __all__ = [
     "Format",
     "Gate",
     "GoldAnswer",
+    "JudgeHead",
     "Length",
     "MeanLogprob",
     "NegativeEntropy",
@@ -25,6 +27,7 @@ __all__ = [
     "Random",
     "RewardHead",
     "RewardSet",
+    "RubricJudgeHead",
     "SelfCertainty",
     "VoteBand",
     "WeightedReward",

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_table import PromptTable
+from rlif_lightning.judges.base import RunModels
 from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
 from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.functional import without_length
 from rlif_lightning.rewards.received import kept_completions, only_scores_of, received
+from rlif_lightning.setting_types import check_types
 
 MIN_SPREAD = 1e-6  # a smaller spread of a group is rounding
 UNANIMOUS = ("keep", "zero")
@@ -62,6 +64,9 @@ class RewardHead(Described, nn.Module, ABC):
     def use_table(self, table: PromptTable, name: str) -> None:
         """Ask the run's table for columns of this head, whose name in ``rewards`` is given."""
 
+    def bind(self, models: RunModels) -> None:
+        """Take the run's models, for a head that asks one; called before the first rollout."""
+
     @abstractmethod
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all ``[B]`` completions of whole groups; NaN = does not apply."""
@@ -90,6 +95,7 @@ class Gate:
     unanimous: str = "keep"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.unanimous not in UNANIMOUS:
             raise ValueError(
                 f"unanimous={self.unanimous!r} is unknown; use one of {', '.join(UNANIMOUS)}"
@@ -138,6 +144,7 @@ class WeightedReward:
     spread_floor: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not math.isfinite(self.weight):
             raise ValueError(f"weight={self.weight} of a reward must be a finite number")
         if self.length not in LENGTH:
@@ -185,6 +192,11 @@ class RewardSet(nn.Module):
         # A head's sum of group spreads, and number of groups.
         self.register_buffer("spreads", torch.zeros(len(rewards), 2, dtype=torch.float64))
         self.hide(answer_column)
+
+    def use_table(self, table: PromptTable) -> None:
+        """Let each head ask the run's table for its columns."""
+        for name, reward in self.settings.items():
+            reward.head.use_table(table, name)
 
     def hide(self, answer_column: str | None) -> None:
         """Hide the gold answers' column from every head that does not need it.
