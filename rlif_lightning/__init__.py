@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         ProblemSource,
         ReasoningGym,
     )
+    from rlif_lightning.data.training_problems import TrainingProblems
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.judges.base import Judge, Reply, Request
     from rlif_lightning.judges.endpoint import EndpointJudge
@@ -58,6 +59,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
     from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
+    from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
@@ -118,6 +120,7 @@ _MODULES = {
     "NegativeEntropy": "rewards.internal",
     "Objective": "learning.objective_base",
     "OPO": "learning.baselines",
+    "OfflineVote": "rewards.offline_vote",
     "OverlongPenalty": "rewards.overlong",
     "Policy": "model.loading",
     "PolicyJudge": "judges.policy_judge",
@@ -157,6 +160,7 @@ _MODULES = {
     "StepRubricJudgeHead": "rewards.judged_steps",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
+    "TrainingProblems": "data.training_problems",
     "UpdatePlan": "learning.update",
     "VerdictParser": "judges.parsing",
     "VLLMEngine": "rollout.vllm_engine",

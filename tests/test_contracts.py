@@ -12,6 +12,7 @@ import pytest
 import torch
 from restatement import loss_and_gradient, rows_in, update
 
+from harness.files import ROOT
 from harness.objectives import OBJECTIVES
 from harness.rollouts import handmade
 from rlif_lightning import rewards
@@ -44,6 +45,7 @@ HEADS = {
     "Length": rewards.Length,
     "MeanLogprob": rewards.MeanLogprob,
     "NegativeEntropy": rewards.NegativeEntropy,
+    "OfflineVote": lambda: rewards.OfflineVote(str(ROOT / "tests/data/frozen_votes.jsonl")),
     "OverlongPenalty": lambda: rewards.OverlongPenalty(3, 2),
     "Random": rewards.Random,
     "RubricJudgeHead": lambda: rewards.RubricJudgeHead(RuleJudge(reference_numbers)),

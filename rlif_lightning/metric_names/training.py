@@ -7,6 +7,7 @@ from rlif_lightning.metric_names.entries import SAME, SYMPTOMS, Logged
 _SCORES = "rlif_lightning/learning/rollout_advantages.py"
 _JUDGES = "rlif_lightning/judges/asking.py"
 _VOTES = "rlif_lightning/rewards/voting.py"
+_MAJORITIES = "callbacks/majorities.py"
 _ANSWER_TOKENS = "rlif_lightning/learning/answer_tokens.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
@@ -128,6 +129,19 @@ TRAINING = {
     ),
     "judge/prompt_tokens": Logged("tokens", "Tokens of questions.", _ALL_RANKS, _JUDGES),
     "judge/completion_tokens": Logged("tokens", "Tokens of replies.", _ALL_RANKS, _JUDGES),
+    "vote/flip_rate": Logged(
+        "share",
+        "Problems whose majority is another than at their last visit (CollapseGuard).",
+        "those visited before, all ranks; NaN without any",
+        _MAJORITIES,
+    ),
+    "vote/majority_ratio": Logged(
+        "share",
+        "Largest cluster's share of a problem's completions, over its last 5 visits"
+        " (CollapseGuard).",
+        "mean over the problems of all ranks",
+        _MAJORITIES,
+    ),
     "vote/kept": Logged(
         "share",
         "Groups that `VoteBand` keeps in the update.",

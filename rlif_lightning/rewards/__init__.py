@@ -6,6 +6,7 @@ from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
 from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
+from rlif_lightning.rewards.offline_vote import OfflineVote
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
 from rlif_lightning.rewards.vote_band import VoteBand
 from rlif_lightning.rewards.voting import ClusterVote
@@ -22,6 +23,7 @@ __all__ = [
     "Length",
     "MeanLogprob",
     "NegativeEntropy",
+    "OfflineVote",
     "OverlongPenalty",
     "Random",
     "RewardHead",
