@@ -97,6 +97,9 @@ def everything(tmp_path_factory) -> Path:
     fit(folder, "--compare=true", *given, "--trainer.check_val_every_n_epoch=1", *added)
     steered = ["--model.objective=STARE", "--trainer.limit_val_batches=0"]
     run_with(folder / "stare", "STAREController", *steered, rollouts=1)
+    template = "--model.objective.teacher.template={feedback} {prompt}"
+    taught = ["--model.objective=DistIL", template, "--model.rewards={gold: {head: GoldAnswer}}"]
+    fit(folder / "distil", *taught, "--trainer.limit_val_batches=0")
     cli.main(
         [
             "test",
