@@ -204,6 +204,7 @@ NOT_DRAWN = {
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
     *("stare/gate", "stare/positive_weight", "stare/negative_weight"),
+    *(f"teacher/{name}" for name in ("coverage", "divergence", "tail")),
     *(
         f"<stage>/{name}"
         for name in (
