@@ -4,10 +4,11 @@
     python -m benchmarks.distil_feedback --tune     # every setting on the tuning seed
     python -m benchmarks.distil_feedback            # the chosen settings on the judging seeds
 
-All methods start from the same model, which can read such feedback (scripts/make_feedback_model.py),
-and draw the same problems. GRPO learns from the single bit, right or wrong. DistIL's teacher, the
-average of the policy, reads the first wrong step of a completion; right completions have no
-feedback and no loss. Each method has equally many learning rates, and the one with the highest
+All methods start from the same model, which can read such feedback
+(``scripts/make_feedback_model.py``), and draw the same problems. GRPO learns from the single bit,
+right or wrong. DistIL's teacher, the average of the policy, reads the first wrong step of a
+completion, or that it is right. In ``distil_wrong`` right completions have no feedback and no loss.
+Each method has equally many learning rates, and the one with the highest
 pass@1 on the tuning seed is judged. Runs have one thread and go one after the other in this
 process. A run that is finished is not made again, and a table holds the seeds that are finished.
 """
@@ -28,7 +29,7 @@ from rlif_lightning.running.metrics_csv import read_logged
 ROOT = Path(__file__).resolve().parent.parent
 ROLLOUTS = 20
 TUNING_SEED, JUDGING_SEEDS = 100, (0, 1, 2, 3, 4, 5)
-RATES = ("1e-4", "3e-4")
+RATES = ("3e-5", "1e-4", "3e-4")
 COMMON = [
     "--config=configs/quickstart.yaml",
     '--model.rewards={"gold": {"head": "GoldAnswer"}}',
@@ -43,11 +44,12 @@ COMMON = [
 FIGURES = ("accuracy", "pass@8", "greedy_accuracy")
 
 
-def distil(**settings: object) -> list[str]:
+def distil(tells_right: bool = True, **settings: object) -> list[str]:
     """Return the arguments of DistIL with the rule's feedback."""
     teacher = {"feedback": "callback", "template": "{feedback}*{prompt}", "needs_gold": True}
     made = {"class_path": "DistIL", "init_args": {"teacher": teacher, **settings}}
-    writer = {"class_path": "benchmarks.wrong_step.FirstWrongStep"}
+    given = {"tells_right": tells_right}
+    writer = {"class_path": "benchmarks.wrong_step.FirstWrongStep", "init_args": given}
     return [
         f"--model.objective={json.dumps(made)}",
         f"--trainer.callbacks+={json.dumps(writer)}",
@@ -58,6 +60,7 @@ METHODS = {
     "grpo": ["--model.objective=Clipped"],
     "distil_local": distil(credit="local"),
     "distil": distil(),
+    "distil_wrong": distil(tells_right=False),
 }
 
 

@@ -11,6 +11,7 @@ from rlif_lightning.learning.feedback import FeedbackWriter
 from rlif_lightning.records import RewardOutput, Rollout
 
 MARK = "####"  # before the answer
+RIGHT = "="  # the feedback on a right completion
 
 
 def first_wrong_step(question: str, text: str) -> str | None:
@@ -45,16 +46,27 @@ def _total(terms: str) -> int | None:
 
 
 class FirstWrongStep(Described, FeedbackWriter, Callback):
-    """Shows a teacher the first wrong step; right completions get no feedback.
+    """Shows a teacher the first wrong step of a completion, or that there is none.
 
     The rule adds the numbers itself, so it knows the answers: the run is not label-free.
+
+    Args:
+        tells_right: write ``=`` on right completions; otherwise they have no feedback.
     """
 
     needs_gold = True
 
+    def __init__(self, tells_right: bool = True):
+        self.tells_right = tells_right
+
     def feedback(self, rollout: Rollout, outputs: Mapping[str, RewardOutput]) -> list[str | None]:
         questions = rollout.column("question")
         return [
-            first_wrong_step(question, text)
+            self.words(question, text)
             for question, text in zip(questions, rollout.texts, strict=True)
         ]
+
+    def words(self, question: str, text: str) -> str | None:
+        """Return the feedback on one completion; None on one without an answer."""
+        wrong = first_wrong_step(question, text)
+        return RIGHT if wrong is None and MARK in text and self.tells_right else wrong

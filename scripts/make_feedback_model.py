@@ -1,28 +1,28 @@
-"""Teach the embedded model to read feedback on a worked sum (half a minute on one CPU core).
+"""Teach the embedded model to read feedback on a worked sum (two minutes on one CPU core).
 
     python scripts/make_feedback_model.py --output runs/distil/model
 
 A teacher that shares the policy's weights must be able to use what it reads, and the embedded
 model has never seen a second try. So it is trained a little longer on two kinds of text, half of
 each. One is what it knows: problems with solutions of the simulated pupils of
-``make_base_model.py``. The other shows the first wrong step of an attempt before the problem, as in
-``3+4=8*3+4+5=``. The solution after it keeps the attempt's right steps, works the step that was
-pointed out rightly, and slips in later steps as often as before. Problems of the validation split
-are never trained on.
+``make_base_model.py``. The other shows what a checker says of such a solution before the problem,
+and a second try after it. Of a right solution it says ``=``, as in ``=*3+4+5=``, and the second try
+is the same. Of another it shows the first wrong step, as in ``3+4=8*3+4+5=``. The second try is in
+the same style, works the steps up to this one rightly, and slips in later steps as often as before.
+Problems of the validation split are never trained on.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import make_base_model as base
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.wrong_step import first_wrong_step
+from benchmarks.wrong_step import FirstWrongStep, first_wrong_step
 from rlif_lightning.data.prompts import ArithmeticProblems
 from rlif_lightning.model.loading import resolve_model
 
@@ -55,30 +55,27 @@ def attempt(question: str, style: base.Style, rng: random.Random, known: list[bo
 
 
 def example(question: str, rng: random.Random) -> tuple[str, str]:
-    """Return a prompt and a solution: plain, or after the first wrong step of an attempt."""
+    """Return a prompt and a solution: plain, or after what a checker says of an attempt."""
     styles = list(base.STYLES.values())
     [style] = rng.choices(styles, [each.share for each in styles])
     if rng.random() < 0.5:
         return question, attempt(question, style, rng, [])[0]
-    made: list[bool] = []
-    text = ""
-    while not any(made):
-        text, made = attempt(question, style, rng, [])
-    first = made.index(True)
-    wrong = first_wrong_step(question, text)
-    corrected, _ = attempt(question, style, rng, [False] * (first + 1))
-    return TEMPLATE.format(feedback=wrong, prompt=question), corrected
+    text, made = attempt(question, style, rng, [])
+    said = FirstWrongStep().words(question, text)
+    if any(made):
+        text, _ = attempt(question, style, rng, [False] * (made.index(True) + 1))
+    return TEMPLATE.format(feedback=said, prompt=question), text
 
 
 @torch.no_grad()
 def accuracies(model, tokenizer, questions: list[str], rng: random.Random) -> dict[str, float]:
-    """Return the share of right samples, plain and after the first wrong step of an attempt."""
+    """Return the share of right samples, plain and after feedback on a solution of a pupil."""
     styles = list(base.STYLES.values())
     told = []
     for question in questions:
         [style] = rng.choices(styles, [each.share for each in styles])
-        text, _ = attempt(question, replace(style, slip_rate=1.0), rng, [])
-        told.append(TEMPLATE.format(feedback=first_wrong_step(question, text), prompt=question))
+        said = FirstWrongStep().words(question, attempt(question, style, rng, [])[0])
+        told.append(TEMPLATE.format(feedback=said, prompt=question))
     found = {}
     for name, prompts in (("plain", questions), ("with feedback", told)):
         groups = base.sample(model, tokenizer, prompts, 4)
@@ -97,7 +94,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--examples", type=int, default=32_000)
+    parser.add_argument("--examples", type=int, default=64_000)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     given = parser.parse_args()
     torch.manual_seed(0)
