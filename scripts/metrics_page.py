@@ -25,6 +25,7 @@ SECTIONS = {
     "rollout": "Completions of a rollout",
     "policy": "Policy",
     "replay": "Replayed groups",
+    "teacher": "A teacher with feedback",
     "update": "Work of the updates",
     "time": "Time",
     "<stage>": "Evaluation",

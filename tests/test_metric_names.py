@@ -120,6 +120,9 @@ def everything(tmp_path_factory) -> Path:
     fit(folder, "--compare=true", *given, "--trainer.check_val_every_n_epoch=1", *added)
     steered = ["--model.objective=STARE", "--trainer.limit_val_batches=0"]
     run_with(folder / "stare", "STAREController", *steered, rollouts=1)
+    template = "--model.objective.teacher.template={feedback} {prompt}"
+    taught = ["--model.objective=DistIL", template, "--model.rewards={gold: {head: GoldAnswer}}"]
+    fit(folder / "distil", *taught, "--trainer.limit_val_batches=0")
     cli.main(
         [
             "test",
@@ -234,6 +237,7 @@ NOT_DRAWN = {
     "rollout/tokens_per_second",
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
+    *(f"teacher/{name}" for name in ("coverage", "divergence", "tail")),
     *(
         f"<stage>/{name}"
         for name in (

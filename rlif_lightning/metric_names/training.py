@@ -14,6 +14,7 @@ _DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
 _REPLAYED = "mean over the replayed tokens of all updates, all ranks; NaN without any"
 _MODULE = "rlif_lightning/module.py"
+_LESSONS = "rlif_lightning/learning/lessons.py"
 _UPDATER = "rlif_lightning/learning/updater.py"
 _SCORED = "all scores of all ranks but NaN; NaN without any"
 _STD = "standard deviation, ddof 1"
@@ -22,6 +23,7 @@ _ALL_QUESTIONS = "mean over the questions of all ranks"
 _ALL_GROUPS = "mean over the groups of all ranks"
 _ALL_TOKENS = "mean over the rollout's tokens of all ranks; NaN without any"
 _TRAINED = "mean over the rollout's own tokens trained on in all its updates, all ranks"
+_TAUGHT = "mean over the taught tokens of all updates, all ranks; NaN without any"
 _PICKED = "mean over the picked ones of these tokens, all ranks; 0 without any"
 _L2 = "L2 over the log-probs of the rollout's tokens of all ranks, at ratio 1, as of one update"
 _FIRST = "the tokens of the rollout's first mini-batch, all ranks"
@@ -244,6 +246,21 @@ TRAINING = {
     "replay/ratio": Logged("factor", "Importance ratio before any bound.", _REPLAYED, _UPDATES),
     "replay/kl": Logged("nats", "KL(policy that drew || present), by k3.", _REPLAYED, _UPDATES),
     "replay/clip_fraction": Logged("share", "As `policy/clip_fraction`.", _REPLAYED, _UPDATES),
+    "teacher/coverage": Logged(
+        "share",
+        "Completions with feedback, the only ones that are trained on.",
+        _ALL_COMPLETIONS,
+        _LESSONS,
+    ),
+    "teacher/divergence": Logged(
+        "nats",
+        "Divergence from the teacher's distribution, as the objective has it.",
+        _TAUGHT,
+        _UPDATES,
+    ),
+    "teacher/tail": Logged(
+        "share", "The teacher's probability of all tokens but its top_k.", _TAUGHT, _UPDATES
+    ),
     "update/tokens": Logged(
         "tokens",
         "Positions that training passes were run on, prompts and padding among them.",
