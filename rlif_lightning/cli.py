@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import rlif_lightning.learning.baselines
+import rlif_lightning.learning.distil
 import rlif_lightning.learning.ratio_objectives
 import rlif_lightning.rewards
 import rlif_lightning.rollout.vllm_engine  # noqa: F401
@@ -37,7 +38,7 @@ from rlif_lightning.running.checkpoint_faults import expected_of
 from rlif_lightning.running.checkpoint_search import resolve_checkpoint
 from rlif_lightning.running.endings import FAILED, MISTAKEN, own_mistake
 from rlif_lightning.running.metrics_csv import MetricsTable
-from rlif_lightning.running.parsing import Parser
+from rlif_lightning.running.parsing import Parser, with_weighted_rewards
 from rlif_lightning.running.run_checkpoints import RunCheckpoints, run_checkpoints
 from rlif_lightning.running.run_folder import check_place
 from rlif_lightning.running.run_settings import LINKED
@@ -97,6 +98,11 @@ class RLIFCLI(LightningCLI):
             return super().parse_arguments(parser, args)
         config = self._subcommand_parsers[self.named].parse_args(self.words)
         self.config = Namespace(subcommand=self.named, **{self.named: config})
+
+    def before_instantiate_classes(self) -> None:
+        """Write rewards that were given as heads alone in full."""
+        config = self.config.get(self.config.get("subcommand") or "", self.config)
+        config.model.rewards = with_weighted_rewards(config.model.rewards)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our arguments, and link those of model and data, so that nothing is said twice."""

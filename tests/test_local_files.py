@@ -80,7 +80,7 @@ def test_structs_of_different_keys_keep_their_texts(tmp_path):
         (
             "a.jsonl",
             lines(ONE) + b'{"question": "b", "answer"\n',
-            "a.jsonl, line 2: no JSON in UTF-8 (Expecting ':'",
+            "a.jsonl, line 2: no JSON (Expecting ':'",
         ),
         ("a.jsonl", lines(ONE, 7), "a.jsonl, line 2: 7 is no object {column: value}"),
         ("a.json", b'[{"a": 1},]', "a.json: no JSON in UTF-8"),

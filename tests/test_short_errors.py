@@ -10,12 +10,15 @@ from rlif_lightning import cli
 
 MISTAKES = {
     "--model.dynamic_samplng.max_draws=3": (1, "unrecognized arguments: --model.dynamic_samplng"),
-    "--model.dynamic_sampling.max_draws=2.5": (4, "Expected a <class 'int'>. Got value: 2.5"),
-    "--model.dynamic_sampling.heads=vote": (5, "Given value: vote"),
-    "--model.replay.max_age=3": (3, "the following arguments are required: groups"),
-    "--model.objective=Stare": (2, "no class is named Stare"),
-    "--trainer.callbacks+=Nothing": (4, "no class is named Nothing"),
-    "--data.group_size=two": (2, "Expected a <class 'int'>. Got value: two"),
+    "--model.dynamic_sampling.max_draws=2.5": (1, "Expected a <class 'int'>. Got value: 2.5"),
+    "--model.dynamic_sampling.heads=vote": (1, "Given value: vote"),
+    "--model.replay.max_age=3": (1, "the following arguments are required: groups"),
+    "--model.objective=Stare": (
+        1,
+        "give its import path; did you mean STARE?",
+    ),
+    "--trainer.callbacks+=Nothing": (1, "no class is named Nothing"),
+    "--data.group_size=two": (1, "Expected a <class 'int'>. Got value: two"),
 }
 NOISE = ("NoneType", "NestedArg", "Namespace", "Subtypes", "usage")
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 
 from rlif_lightning.records import Prompts, root_column, value_at
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class EncodedSplit:
         rows: ``[K]`` rows in use, ascending.
         token_ids: their prompts, int32 arrays ``[L]``; None = tokenised anew for each batch.
         render: makes a row's text again, so that the texts of a large data set needn't be held in
-            memory.
+            memory; with a second argument, around the problem (``PromptRenderer.render``).
         encode: tokenises texts.
         messages: makes a row's conversation; None without a chat.
     """
@@ -36,7 +38,7 @@ class EncodedSplit:
     dataset: Dataset
     rows: np.ndarray
     token_ids: list[np.ndarray] | None
-    render: Callable[[dict[str, Any]], str]
+    render: Callable[..., str]
     encode: Callable[[list[str]], list[np.ndarray]]
     messages: Callable[[dict[str, Any]], list[dict[str, str]] | None] | None = None
 

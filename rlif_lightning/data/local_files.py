@@ -9,14 +9,16 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from datasets import Dataset, Features, Value, load_dataset
-from datasets.exceptions import DatasetsError
+from typing import TYPE_CHECKING, Any
 
 from rlif_lightning.records import value_at
 
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+_NOTHING = ("corresponds to no data", "No columns to parse")  # what the readers say of empty files
 _LONGEST_FIELD = 2**31 - 1  # characters in CSV; the standard library's limit is 131 072
 
 
@@ -31,17 +33,23 @@ def open_files(form: str, paths: Sequence[Path]) -> Dataset:
         ValueError: a file is not in that format, a row has other columns, or a column mixes texts
             and other values.
     """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
     settings: dict[str, Any] = {}
     if form == "csv":
         # If types were guessed, 084 would become a number and the answer "None" a missing value.
         settings = {"features": _csv_columns(paths), "keep_default_na": False}
     try:
-        dataset = load_dataset(
-            form, data_files=[str(path) for path in paths], split="train", **settings
-        )
+        with _quiet():
+            dataset = load_dataset(
+                form, data_files=[str(path) for path in paths], split="train", **settings
+            )
     except (DatasetsError, OSError, ValueError) as error:
         named = next(filter(None, map(_json_fault, paths)), None) if form == "json" else None
         reason = " ".join(str(error.__cause__ or error).split())
+        if any(said in reason for said in _NOTHING):
+            reason = "it has no rows; give a file with one problem per row"
         raise ValueError(
             named or f"{', '.join(map(str, paths))}: cannot be read as {form}: {reason:.300}"
         ) from error
@@ -53,11 +61,30 @@ def open_files(form: str, paths: Sequence[Path]) -> Dataset:
     return dataset
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Print neither the reader's progress nor its traceback, which says less than our message."""
+    from datasets.utils import are_progress_bars_disabled as were_disabled
+    from datasets.utils import disable_progress_bars, enable_progress_bars, logging
+
+    before, hidden = logging.get_verbosity(), were_disabled()
+    logging.set_verbosity(logging.CRITICAL)
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if not hidden:
+            enable_progress_bars()
+
+
 def _csv_columns(paths: Sequence[Path]) -> Features:
     """Return the columns of CSV files, after checking every row.
 
     The reader would shift the values of a row that has a field too many.
     """
+    from datasets import Features, Value
+
     csv.field_size_limit(_LONGEST_FIELD)
     headers = [_csv_header(path) for path in paths]
     for path, header in zip(paths, headers, strict=True):
@@ -87,7 +114,9 @@ def _csv_header(path: Path) -> list[str]:
                         " between double quotes"
                     )
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read as CSV in UTF-8: {error!s:.300}") from error
+        raise ValueError(
+            f"{path}: cannot be read as CSV in UTF-8: {error!s:.300}; save the file as UTF-8"
+        ) from error
     return header
 
 
@@ -112,9 +141,14 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 if text := line.decode("utf-8-sig").strip():
                     yield f"line {number}", json.loads(text)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number}: not UTF-8 ({error!s:.100}); save the file as UTF-8"
+                ) from error
             except ValueError as error:
                 raise ValueError(
-                    f"{path}, line {number}: no JSON in UTF-8 ({error!s:.100}): {line[:80]!r}"
+                    f"{path}, line {number}: no JSON ({error!s:.100}): {line[:80]!r}; correct the"
+                    " line, or take it out"
                 ) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlif_lightning.data.columns import column_names, has_column
 from rlif_lightning.records import overlap, value_at
+from rlif_lightning.setting_types import check_types
 
 ROLES = ("system", "user", "assistant")
 
@@ -23,6 +24,14 @@ class _Fields(Formatter):
         if "[" in field_name:
             return super().get_field(field_name, args, kwargs)
         return value_at(kwargs, field_name), field_name
+
+
+def _fields(template: str) -> Iterator[str]:
+    """Yield the fields of a template, those inside of format specifications too."""
+    for _, name, specification, _ in Formatter().parse(template):
+        if name is not None:
+            yield name
+            yield from _fields(specification or "")
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,8 @@ class PromptFormat:
             the answer and an empty line, before the prompt.
 
     Raises:
-        ValueError: a system prompt without a chat, or an example without question and answer.
+        ValueError: a template that shows nothing of a problem, a system prompt without a chat, or
+            an example without question and answer.
     """
 
     template: str = "{prompt}"
@@ -50,6 +60,19 @@ class PromptFormat:
     examples: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_types(self)
+        try:
+            shown = list(_fields(self.template))
+        except ValueError as error:
+            raise ValueError(
+                f"format.template={self.template!r}: {error}; write {{{{ and }}}} for braces that"
+                " should be printed"
+            ) from error
+        if not shown:
+            raise ValueError(
+                f"format.template={self.template!r} shows nothing of a problem, so that all prompts"
+                " would be the same; put {prompt} where the problem goes"
+            )
         if self.system_prompt is not None and not self.chat:
             raise ValueError(
                 f"format.system_prompt={self.system_prompt!r} needs chat=true; or write it into the"
@@ -105,9 +128,14 @@ class PromptRenderer:
     form: PromptFormat = PromptFormat()
     chat: PreTrainedTokenizerBase | None = None
 
-    def render(self, row: dict[str, Any]) -> str:
-        """Return the prompt text of one problem, few-shot examples and chat mark-up included."""
-        turns = self._turns(row)
+    def render(self, row: dict[str, Any], around: Callable[[str], str] | None = None) -> str:
+        """Return the prompt text of one problem, few-shot examples and chat mark-up included.
+
+        Args:
+            row: the data-set row.
+            around: what becomes of the problem in its template, such as one with feedback.
+        """
+        turns = self._turns(row, around)
         if self.chat is None:
             return "\n\n".join(turn["content"] for turn in turns)
         try:
@@ -128,7 +156,9 @@ class PromptRenderer:
         """Return the conversation that one problem's text is made of; None without a chat."""
         return None if self.chat is None else self._turns(row)
 
-    def _turns(self, row: dict[str, Any]) -> list[dict[str, str]]:
+    def _turns(
+        self, row: dict[str, Any], around: Callable[[str], str] | None = None
+    ) -> list[dict[str, str]]:
         problem = value_at(row, self.prompt_column)
         given = (
             [("user", problem)]
@@ -136,6 +166,7 @@ class PromptRenderer:
             else [(m["role"], m["content"]) for m in problem]
         )
         question = self._fill(given[-1][1], row)
+        question = question if around is None else around(question)
         system, before = [], given[:-1]
         if before and before[0][0] == "system":
             system, before = before[:1], before[1:]
@@ -152,7 +183,13 @@ class PromptRenderer:
         return _messages([*turns, *before, ("user", question)])
 
     def _fill(self, prompt: str, row: dict[str, Any]) -> str:
-        return _Fields().vformat(self.form.template, (), {**row, "prompt": prompt})
+        try:
+            return _Fields().vformat(self.form.template, (), {**row, "prompt": prompt})
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"format.template={self.form.template!r} cannot be filled with {prompt!r:.100}:"
+                f" {error}; change the template's format"
+            ) from error
 
     def check_problem(self, row: dict[str, Any], where: str) -> None:
         """Check one problem.
@@ -215,11 +252,3 @@ def _is_message(value: Any) -> bool:
         and value.get("role") in ROLES
         and isinstance(value.get("content"), str)
     )
-
-
-def _fields(template: str) -> Iterator[str]:
-    """Yield the fields of a template, those inside of format specifications too."""
-    for _, name, specification, _ in Formatter().parse(template):
-        if name is not None:
-            yield name
-            yield from _fields(specification or "")

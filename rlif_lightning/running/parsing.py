@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import _loaders_dumpers as loaders
 from jsonargparse import _typehints as type_hints
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -19,6 +20,8 @@ from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.learning.advantages import Advantage
 from rlif_lightning.learning.objective_base import BoundedObjective, Objective
 from rlif_lightning.learning.update import UpdatePlan
+from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.running.close_names import meant
 from rlif_lightning.running.former_settings import ARGUMENTS_OF
 
 # Former name of a setting -> its present one.
@@ -48,6 +51,13 @@ _OF_TYPES = re.compile(
     r"|- Expected a <class 'NoneType'>|- Expected a path but .* either not accessible or invalid$"
     r"|Given value type: |Given value: (NestedArg|Namespace)\()"
 )
+_PLACE = re.compile(r'Parser key "([\w.]+)":')
+_CLASS_AT = re.compile(r"Problem with given class_path '([\w.]+)':")
+# The value once more, and that a reward may be given as a head alone, which this one is not.
+_GIVEN = re.compile(
+    r"(?<=import path); Given value: \w+$|; Expected an instantiatable class, but rlif_l.*"
+)
+_REWARD = " rlif_lightning.WeightedReward: "
 _NO_CLASS = re.compile(r"Expected a dot import path string: (.*)")
 
 
@@ -57,11 +67,29 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error with the present names of settings that were renamed, and exit."""
         message = _IN_GROUP.sub(r"\1\2.", message)
-        added = _hint(message)
-        super().error(_without_types(message) + ("" if added in message else added), ex)
+        added, said = _hint(message), _on_one_line(_without_types(message))
+        if (
+            not added and "did you mean" not in said
+        ):  # an outer parser repeats what an inner one said
+            said += meant(said, (each[2:] for each in self._option_string_actions))
+        said = said.replace(_REWARD, " ")
+        super().error(said + ("" if added in message else added), ex)
 
     def print_usage(self, file: Any = None) -> None:
         """Print nothing: before an error it would be a hundred lines, and ``--help`` has them."""
+
+
+def with_weighted_rewards(rewards: dict[str, Any]) -> dict[str, Any]:
+    """Return ``{name: HEAD}``, the short form of rewards, as ``{name: {head: HEAD}}``.
+
+    Args:
+        rewards: ``model.rewards`` as the parser returns it.
+    """
+    others = {each.name: each.default for each in fields(WeightedReward) if each.name != "head"}
+    return {
+        name: Namespace(head=given, **others) if "class_path" in given else given
+        for name, given in rewards.items()
+    }
 
 
 def _without_types(message: str) -> str:
@@ -72,6 +100,14 @@ def _without_types(message: str) -> str:
     first, *lines = dict.fromkeys(named.splitlines())
     kept = [line for line in lines if line.strip() and not _OF_TYPES.match(line)]
     return "\n".join([first, *(kept or lines)])
+
+
+def _on_one_line(message: str) -> str:
+    """Return a parser's message with the nested places of a mistake in a row, as a dotted path."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    joined = "; ".join(dict.fromkeys(filter(None, lines))).replace(":; ", ": ")
+    named = _CLASS_AT.sub(r"\1:", _PLACE.sub(r"\1:", joined))
+    return _GIVEN.sub("", named)
 
 
 def _hint(message: str) -> str:
@@ -142,3 +178,28 @@ def _say_dropped(dropped: dict[str, Any], before: type, now: type, given: Any) -
 
 
 type_hints.discard_init_args_on_class_path_change = _discard_foreign
+
+
+_construct_mapping = loaders.get_yaml_default_loader().construct_mapping
+
+
+def _with_each_key_once(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
+    """Read a mapping; YAML would silently keep the last of two values of one key.
+
+    Raises:
+        ValueError: names the key and the lines.
+    """
+    first: dict[Any, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.value in first and isinstance(key.value, str):
+            raise ValueError(
+                f"{key.value!r} is given twice, in lines {first[key.value]} and {line} of a YAML"
+                " text; take one of them out, or give it another name"
+            )
+        if isinstance(key.value, str):
+            first[key.value] = line
+    return _construct_mapping(loader, node, deep=deep)
+
+
+loaders.get_yaml_default_loader().construct_mapping = _with_each_key_once
