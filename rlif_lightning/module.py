@@ -91,6 +91,7 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         self,
         policy: PolicyLike,
         rewards: dict[str, RewardLike],
+        *,
         advantage: Advantage = GDPO(),
         objective: Objective = KLCov(),
         sampling: Sampling = Sampling(),
@@ -108,21 +109,19 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         answer_column: str | None = None,
         seed: int = 0,
     ):
-        policy, rewards = as_policy(policy), as_rewards(rewards)
-        check_arguments(RLIFModule, locals())
+        given = {"policy": as_policy(policy), "rewards": as_rewards(rewards)}
+        check_arguments(RLIFModule, locals() | given)
         super().__init__()
         self.automatic_optimization = False
-        self.remember(policy=policy, rewards=rewards)
-        self.policy_settings, self.policy, self.reference, self.teacher = policy, None, None, None
-        self.first_teacher = objective.teacher  # its settings
-        self.rewards = RewardSet(rewards, answer_column)
-        self.prompt_table = PromptTable()
-        for name, reward in rewards.items():
-            reward.head.use_table(self.prompt_table, name)
+        self.remember(**given)
+        self.policy_settings, self.policy, self.reference = given["policy"], None, None
+        self.teacher, self.first_teacher = None, objective.teacher  # a model; its settings
+        self.rewards, self.prompt_table = RewardSet(given["rewards"], answer_column), PromptTable()
+        self.rewards.use_table(self.prompt_table)
         self.advantage, self.objective, self.sampling = advantage, objective, sampling
         self.engine = engine or NativeEngine()
-        self.evaluator, self.dynamic_sampling = Evaluator(evaluation), dynamic_sampling
-        self.answer_tokens = answer_tokens
+        self.evaluator = Evaluator(evaluation)
+        self.dynamic_sampling, self.answer_tokens = dynamic_sampling, answer_tokens
         self.plan, self.budget = update, TokenBudget(update.micro_batch_tokens)
         self.replay_buffer = None if replay is None else ReplayBuffer(replay)
         self.make_optimizer, self.schedule = optimizer, schedule

@@ -112,10 +112,6 @@ def refusal(make: Any) -> str:
             " Gate(head='a')",
         ),
         (
-            lambda: RLIFModule(Policy(NAME), {"vote": ClusterVote()}),  # pyright: ignore
-            "must be a dict, each value of the class WeightedReward",
-        ),
-        (
             lambda: RLIFModule(
                 Policy(NAME),
                 {"vote": WeightedReward(ClusterVote())},

@@ -152,6 +152,11 @@ class RewardSet(nn.Module):
         self.register_buffer("spreads", torch.zeros(len(rewards), 2, dtype=torch.float64))
         self.hide(answer_column)
 
+    def use_table(self, table: PromptTable) -> None:
+        """Let each head ask the run's table for its columns."""
+        for name, reward in self.settings.items():
+            reward.head.use_table(table, name)
+
     def hide(self, answer_column: str | None) -> None:
         """Hide the gold answers' column from every head that does not need it.
 
