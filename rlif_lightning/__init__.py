@@ -53,14 +53,17 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.model.loading import LoRA, Policy
     from rlif_lightning.module import RLIFModule
     from rlif_lightning.records import Prompts, RewardOutput, Rollout, TeacherLogprobs, TokenStats
-    from rlif_lightning.rewards.base import Gate, RewardHead, WeightedReward
+    from rlif_lightning.rewards.base import RewardHead, WeightedReward
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
+    from rlif_lightning.rewards.function import RewardFunction
+    from rlif_lightning.rewards.gate import Gate
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
     from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
     from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+    from rlif_lightning.rewards.reward_model import RewardModel
     from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
@@ -99,7 +102,7 @@ _MODULES = {
     "Evaluation": "evaluation.evaluator",
     "FeedbackWriter": "learning.feedback",
     "Format": "rewards.controls",
-    "Gate": "rewards.base",
+    "Gate": "rewards.gate",
     "GDPO": "learning.advantages",
     "GMPO": "learning.ratio_objectives",
     "GoldAnswer": "rewards.controls",
@@ -134,10 +137,12 @@ _MODULES = {
     "ReferenceKL": "learning.objective_base",
     "ReinforcePlusPlus": "learning.baselines",
     "Replay": "learning.replay",
+    "RewardFunction": "rewards.function",
     "Reply": "judges.base",
     "ReplyParser": "judges.parsing",
     "Request": "judges.base",
     "RewardHead": "rewards.base",
+    "RewardModel": "rewards.reward_model",
     "RewardOutput": "records",
     "RLIFModule": "module",
     "RLIFTrainer": "trainer",

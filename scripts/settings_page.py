@@ -35,7 +35,11 @@ ROOTS = {
 OURS = ("rlif_lightning", "callbacks")
 # What Python accepts beside the type that YAML has.
 LIKE = re.compile(r"(\w+)Like\b")
-NAMES_OF_LIKE = {"TokenizerLike": "str", "RewardLike": "WeightedReward"}
+NAMES_OF_LIKE = {
+    "TokenizerLike": "str",
+    "RewardLike": "WeightedReward | RewardHead",
+    "FunctionLike": "str",
+}
 ARGUMENT = re.compile(r"^    (\w+(?:, \w+)*): (.*)")
 
 

@@ -13,6 +13,7 @@ import torch
 from restatement import loss_and_gradient, rows_in, update
 
 from harness.files import ROOT
+from harness.models import classifier_folder
 from harness.objectives import OBJECTIVES
 from harness.rollouts import handmade
 from rlif_lightning import rewards
@@ -30,6 +31,12 @@ from rlif_lightning.records import Rollout, TeacherLogprobs
 from rlif_lightning.sandbox.pool import Sandbox
 
 SANDBOX = Sandbox(minimum="rlimits")
+
+
+def digits(completions: list[str], **kwargs) -> list[float]:
+    return [float(sum(letter.isdigit() for letter in text)) for text in completions]
+
+
 HEADS = {
     "BehaviourVote": lambda: rewards.BehaviourVote(
         extractor=CodeExtractor("continuation"), sandbox=SANDBOX
@@ -49,6 +56,8 @@ HEADS = {
     "OfflineVote": lambda: rewards.OfflineVote(str(ROOT / "tests/data/frozen_votes.jsonl")),
     "OverlongPenalty": lambda: rewards.OverlongPenalty(3, 2),
     "Random": rewards.Random,
+    "RewardFunction": lambda: rewards.RewardFunction(digits),
+    "RewardModel": lambda: rewards.RewardModel(classifier_folder()),
     "RubricJudgeHead": lambda: rewards.RubricJudgeHead(RuleJudge(reference_numbers)),
     "SelfCertainty": rewards.SelfCertainty,
     "StepRubricJudgeHead": lambda: rewards.StepRubricJudgeHead(RuleJudge(reference_numbers)),
