@@ -35,6 +35,7 @@ from rlif_lightning.rollout.vllm_http import VLLMError
 from rlif_lightning.running.checkpoint_faults import expected_of
 from rlif_lightning.running.checkpoint_search import resolve_checkpoint
 from rlif_lightning.running.endings import FAILED, MISTAKEN, own_mistake
+from rlif_lightning.running.help_page import ABOUT, PROGRAM, USAGE
 from rlif_lightning.running.metrics_csv import MetricsTable
 from rlif_lightning.running.parsing import Parser, with_weighted_rewards
 from rlif_lightning.running.quiet import silence
@@ -75,7 +76,9 @@ class RLIFCLI(LightningCLI):
         if isinstance(words, list) and words and words[0] in known:
             self.named, self.words = words[0], words[1:]
             setattr(self, "subcommands", lambda: {words[0]: known[words[0]]})  # noqa: B010
-        super().__init__(*classes, args=args, **settings)
+        page = {"prog": PROGRAM, "description": ABOUT}
+        usages = {name: {"usage": USAGE.format(name)} for name in self.subcommands()}
+        super().__init__(*classes, args=args, parser_kwargs=page | usages, **settings)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse with the parser of the named subcommand alone: the whole one parses twice."""

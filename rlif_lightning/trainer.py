@@ -31,7 +31,7 @@ from rlif_lightning.running.run_loop import (
     RunLoop,
     refuse_duplicate_callbacks,
 )
-from rlif_lightning.running.setup_checks import check_precision
+from rlif_lightning.running.setup_checks import check_precision, check_trainer
 from rlif_lightning.running.stop_signals import StopSignals
 
 
@@ -42,6 +42,7 @@ class RLIFTrainer(Trainer):
         self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any
     ) -> None:
         check_precision(kwargs.get("precision"))
+        check_trainer(kwargs)
         refuse_duplicate_callbacks(callbacks if isinstance(callbacks, list) else [])
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
         if kwargs.get("enable_progress_bar") is not False and not kwargs.get("barebones"):

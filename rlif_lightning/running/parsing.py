@@ -23,6 +23,7 @@ from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.running.close_names import meant
 from rlif_lightning.running.former_settings import ARGUMENTS_OF
+from rlif_lightning.running.help_page import arrange
 
 # Former name of a setting -> its present one.
 RENAMED = {
@@ -74,6 +75,11 @@ class Parser(LightningArgumentParser):
             said += meant(said, (each[2:] for each in self._option_string_actions))
         said = said.replace(_REWARD, " ")
         super().error(said + ("" if added in message else added), ex)
+
+    def format_help(self, *args: Any) -> str:
+        """Return the help, ours first."""
+        arrange(self)
+        return super().format_help(*args)
 
     def print_usage(self, file: Any = None) -> None:
         """Print nothing: before an error it would be a hundred lines, and ``--help`` has them."""
