@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
 
-from rlif_lightning.model.loading import Policy, load_pretrained
-from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.model.export import MADE_BY, write_model
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.parallel.fsdp import whole_state_dict
 from rlif_lightning.processes.collectives import all_process_attempt
@@ -23,7 +19,6 @@ from rlif_lightning.running.own_files import OwnFiles, own_files
 from rlif_lightning.running.run_folder import check_place
 
 DTYPES = ("float32", "bfloat16", "float16")
-MADE_BY = "made_by.json"  # in an exported folder: which run wrote it
 
 
 class HFExporter(KeepsBest, Callback):
@@ -171,59 +166,6 @@ class HFExporter(KeepsBest, Callback):
         self.best = state_dict["best"]
 
 
-def write_model(
-    policy: PolicyModel,
-    weights: dict[str, Tensor],
-    folder: Path,
-    merged: Policy | None = None,
-    dtype: str | None = None,
-    maker: dict[str, str] | None = None,
-) -> None:
-    """Write model and tokenizer to ``folder``, which is replaced as a whole.
-
-    Args:
-        policy: gives the architecture and the tokenizer; its own parameters are not read.
-        weights: of ``policy.model``, whole.
-        folder: where to.
-        merged: how the policy was loaded, to merge its adapters into the weights; None = as they
-            are.
-        dtype: of the floating-point weights; None = as they are.
-        maker: which run this is; None = not recorded.
-    """
-    unfinished, old = (
-        folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "old")
-    )
-    if old.exists() and not folder.exists():
-        os.replace(old, folder)  # an earlier process was killed between the two renames below
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    model = policy.model
-    if merged is not None:
-        # Merging changes weights in place, so the base model is loaded again and merged.
-        whole: Any = load_pretrained(merged)
-        whole.load_state_dict(weights)
-        model = whole.merge_and_unload()
-        weights = model.state_dict()
-    try:
-        model.save_pretrained(unfinished, state_dict=_cast(weights, dtype))
-        policy.tokenizer.save_pretrained(unfinished)
-        config = unfinished / "config.json"
-        if dtype is not None and config.exists():
-            config.write_text(
-                json.dumps({**json.loads(config.read_text()), "dtype": dtype}, indent=2) + "\n"
-            )
-        if maker is not None:
-            (unfinished / MADE_BY).write_text(json.dumps(maker, indent=1) + "\n")
-    except BaseException:
-        # On a full disk a half-written folder would take the space that is left.
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(unfinished, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def made_by(folder: Path) -> dict[str, str] | None:
     """Return which run wrote an exported folder; None for what no run wrote."""
     try:
@@ -239,12 +181,3 @@ def _maker(own: OwnFiles, folder: Path) -> dict[str, str]:
     """
     root = own.folder if own.is_root else own.folder.parent
     return {"run": own.run, "root": os.path.relpath(root.resolve(), folder.resolve())}
-
-
-def _cast(weights: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
-    if dtype is None:
-        return weights
-    return {
-        name: w.to(getattr(torch, dtype)) if w.is_floating_point() else w
-        for name, w in weights.items()
-    }

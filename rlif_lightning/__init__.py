@@ -44,8 +44,10 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.base import Gate, RewardHead, WeightedReward
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
+    from rlif_lightning.rewards.function import RewardFunction
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+    from rlif_lightning.rewards.reward_model import RewardModel
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
     from rlif_lightning.rollout.native import NativeEngine
@@ -109,7 +111,9 @@ _MODULES = {
     "ReferenceKL": "learning.objective_base",
     "ReinforcePlusPlus": "learning.baselines",
     "Replay": "learning.replay",
+    "RewardFunction": "rewards.function",
     "RewardHead": "rewards.base",
+    "RewardModel": "rewards.reward_model",
     "RewardOutput": "records",
     "RLIFModule": "module",
     "RLIFTrainer": "trainer",

@@ -22,6 +22,7 @@ from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.evaluation_steps import EvaluationSteps
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
+from rlif_lightning.evaluation.policy_use import PolicyUse
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
 from rlif_lightning.learning.losses import aggregation_weights
@@ -34,27 +35,29 @@ from rlif_lightning.learning.scored_rollouts import RolloutSource, ScoredRollout
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
-from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.loading import PolicyLike, as_policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
 from rlif_lightning.processes.ranks import num_data_ranks, share_completions
 from rlif_lightning.records import Prompts
-from rlif_lightning.rewards.base import RewardHead, RewardSet, WeightedReward
+from rlif_lightning.rewards.base import RewardSet
+from rlif_lightning.rewards.given import RewardLike, as_rewards
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.running.look_ahead import upcoming_prompts
+from rlif_lightning.running.run_settings import KEY, run_settings
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
 from rlif_lightning.sampling import Sampling
 
 
-class RLIFModule(Described, EvaluationSteps):
+class RLIFModule(Described, EvaluationSteps, PolicyUse):
     """Trains a policy with rewards computed from its own samples.
 
     Args:
-        policy: which model is trained.
-        rewards: name -> reward head with weight and gate.
+        policy: which model is trained; in Python also a name or folder.
+        rewards: name -> reward head with weight and gate; in Python also a head alone.
         advantage: how rewards become advantages.
         objective: the loss; callbacks may replace it during a run.
         sampling: how completions are drawn in training.
@@ -80,8 +83,8 @@ class RLIFModule(Described, EvaluationSteps):
 
     def __init__(
         self,
-        policy: Policy,
-        rewards: dict[str, WeightedReward | RewardHead],
+        policy: PolicyLike,
+        rewards: dict[str, RewardLike],
         advantage: Advantage = GDPO(),
         objective: Objective = KLCov(),
         sampling: Sampling = Sampling(),
@@ -100,9 +103,11 @@ class RLIFModule(Described, EvaluationSteps):
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.policy_settings, self.policy = policy, None
+        self.policy_settings, self.policy = as_policy(policy), None
         self.reference: PolicyModel | None = None
-        self.rewards = RewardSet(rewards, answer_column)
+        given = as_rewards(rewards)
+        self.remember(policy=self.policy_settings, rewards=given)
+        self.rewards = RewardSet(given, answer_column)
         self.advantage, self.objective, self.sampling = advantage, objective, sampling
         self.engine = engine or NativeEngine()
         self.evaluator, self.dynamic_sampling = Evaluator(evaluation), dynamic_sampling
@@ -228,7 +233,8 @@ class RLIFModule(Described, EvaluationSteps):
         return draws.draw(prompts, rollout_number)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the replay buffer into the checkpoint; every process holds the same."""
+        """Put settings and the replay buffer into the checkpoint; every process holds the same."""
+        checkpoint.setdefault(KEY, run_settings(self.trainer, self))  # our trainer has done so
         if self.replay_buffer is not None:
             checkpoint["replay"] = self.replay_buffer.state_dict()
 

@@ -91,6 +91,7 @@ class Prompts:
         texts: the P prompt texts the ids were made from.
         columns: the data set's other columns, each a list of P values (gold answer, level, ...).
         index: ``[P]`` int64, each problem's number in its data set; it seeds the sampling.
+        messages: P conversations that the chat template made the texts of; None without a chat.
 
     Example:
         >>> ids, index = [torch.tensor([5, 6])], torch.tensor([0])
@@ -102,6 +103,7 @@ class Prompts:
     texts: Sequence[str]
     columns: dict[str, list[Any]]
     index: Tensor
+    messages: Sequence[list[dict[str, str]]] | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -278,6 +280,7 @@ class RewardOutput:
         log: extra numbers to log, already final (``{"vote/unanimous": 0.25}``).
         group_weight_factor: optional ``[P]``: multiplies the head's weight in each group.
         answers: optional, the B answers that a vote was held on (None = none found), for callbacks.
+        columns: extra columns of completion tables: name -> B values.
     """
 
     scores: Tensor
@@ -285,3 +288,4 @@ class RewardOutput:
     log: dict[str, float] = field(default_factory=dict)
     group_weight_factor: Tensor | None = None
     answers: Sequence[str | None] | None = None
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)

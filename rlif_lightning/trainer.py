@@ -34,6 +34,9 @@ from rlif_lightning.running.run_loop import (
 from rlif_lightning.running.setup_checks import check_precision, check_trainer
 from rlif_lightning.running.stop_signals import StopSignals
 
+# A rollout takes longer than a logging line, and the loaders share prompts themselves.
+DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0, "use_distributed_sampler": False}
+
 
 class RLIFTrainer(Trainer):
     """A trainer that saves at the ends of steps, stops on a signal, and has ``preflight``."""
@@ -43,6 +46,7 @@ class RLIFTrainer(Trainer):
     ) -> None:
         check_precision(kwargs.get("precision"))
         check_trainer(kwargs)
+        kwargs = {**DEFAULTS, **kwargs}
         refuse_duplicate_callbacks(callbacks if isinstance(callbacks, list) else [])
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
         if kwargs.get("enable_progress_bar") is not False and not kwargs.get("barebones"):

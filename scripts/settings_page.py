@@ -33,6 +33,13 @@ ROOTS = {
     "predictions": [Predictions],
 }
 OURS = ("rlif_lightning", "callbacks")
+# What Python accepts beside the type that YAML has.
+LIKE = re.compile(r"(\w+)Like\b")
+NAMES_OF_LIKE = {
+    "TokenizerLike": "str",
+    "RewardLike": "WeightedReward | RewardHead",
+    "FunctionLike": "str",
+}
 ARGUMENT = re.compile(r"^    (\w+(?:, \w+)*): (.*)")
 
 
@@ -69,7 +76,8 @@ def settings(
 def type_of(parameter: inspect.Parameter) -> str:
     """A parameter's type as it is written in the source."""
     annotation = parameter.annotation
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return LIKE.sub(lambda match: NAMES_OF_LIKE.get(match[0], match[1]), text)
 
 
 def default_of(parameter: inspect.Parameter) -> str:

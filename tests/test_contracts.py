@@ -12,6 +12,7 @@ import pytest
 import torch
 from restatement import loss_and_gradient, rows_in, update
 
+from harness.models import classifier_folder
 from harness.objectives import OBJECTIVES
 from harness.rollouts import handmade
 from rlif_lightning import rewards
@@ -26,6 +27,12 @@ from rlif_lightning.records import Rollout
 from rlif_lightning.sandbox.pool import Sandbox
 
 SANDBOX = Sandbox(minimum="rlimits")
+
+
+def digits(completions: list[str], **kwargs) -> list[float]:
+    return [float(sum(letter.isdigit() for letter in text)) for text in completions]
+
+
 HEADS = {
     "BehaviourVote": lambda: rewards.BehaviourVote(
         extractor=CodeExtractor("continuation"), sandbox=SANDBOX
@@ -40,6 +47,8 @@ HEADS = {
     "NegativeEntropy": rewards.NegativeEntropy,
     "OverlongPenalty": lambda: rewards.OverlongPenalty(3, 2),
     "Random": rewards.Random,
+    "RewardFunction": lambda: rewards.RewardFunction(digits),
+    "RewardModel": lambda: rewards.RewardModel(classifier_folder()),
     "SelfCertainty": rewards.SelfCertainty,
 }
 ADVANTAGES = [

@@ -44,6 +44,10 @@ class Described(_Recording):
         """Take no argument: a subclass without a constructor has this one's signature."""
         super().__init__()
 
+    def remember(self, **arguments: Any) -> None:
+        """Describe this object by other values than those that its constructor was given."""
+        object.__setattr__(self, "_arguments", {**self._arguments, **arguments})
+
 
 def arguments_of(value: Any) -> dict[str, Any]:
     """Return what an object was built with, by name; nothing where that is not known."""

@@ -32,6 +32,7 @@ class EncodedSplit:
         render: makes a row's text again, so that the texts of a large data set needn't be held in
             memory.
         encode: tokenises texts.
+        messages: makes a row's conversation; None without a chat.
     """
 
     dataset: Dataset
@@ -39,6 +40,7 @@ class EncodedSplit:
     token_ids: list[np.ndarray] | None
     render: Callable[[dict[str, Any]], str]
     encode: Callable[[list[str]], list[np.ndarray]]
+    messages: Callable[[dict[str, Any]], list[dict[str, str]] | None] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,6 +79,7 @@ class EncodedSplit:
                 name: [problem[name] for problem in problems] for name in self.dataset.column_names
             },
             index=torch.tensor(index, dtype=torch.int64),
+            messages=None if self.messages is None else [self.messages(p) or [] for p in problems],
         )
 
 

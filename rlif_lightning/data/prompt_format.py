@@ -128,6 +128,28 @@ class PromptRenderer:
 
     def render(self, row: dict[str, Any]) -> str:
         """Return the prompt text of one problem, few-shot examples and chat mark-up included."""
+        turns = self._turns(row)
+        if self.chat is None:
+            return "\n\n".join(turn["content"] for turn in turns)
+        try:
+            return str(
+                self.chat.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            )
+        except (
+            TemplateError
+        ) as error:  # some know no system turn, some want the others to alternate
+            roles = [turn["role"] for turn in turns]
+            raise ValueError(
+                "format.chat=true: the tokenizer's chat template refuses the turns"
+                f" {roles!s:.200} of {turns[-1]['content']!r:.100}: {error}; change the messages,"
+                " or set chat=false"
+            ) from error
+
+    def messages(self, row: dict[str, Any]) -> list[dict[str, str]] | None:
+        """Return the conversation that one problem's text is made of; None without a chat."""
+        return None if self.chat is None else self._turns(row)
+
+    def _turns(self, row: dict[str, Any]) -> list[dict[str, str]]:
         problem = value_at(row, self.prompt_column)
         given = (
             [("user", problem)]
@@ -142,28 +164,13 @@ class PromptRenderer:
             (self._fill(example["question"], example), example["answer"])
             for example in self.form.examples
         ]
-        if self.chat is None:
-            parts = [text for _, text in system] + [f"{text}{answer}" for text, answer in shots]
-            return "\n\n".join([*parts, *(text for _, text in before), question])
+        if self.chat is None:  # a shot is one text
+            joined = [("user", f"{text}{answer}") for text, answer in shots]
+            return _messages([*system, *joined, *before, ("user", question)])
         turns = system if self.form.system_prompt is None else [("system", self.form.system_prompt)]
         for text, answer in shots:
             turns += [("user", text), ("assistant", answer)]
-        messages = [
-            {"role": role, "content": text} for role, text in [*turns, *before, ("user", question)]
-        ]
-        try:
-            return str(
-                self.chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            )
-        except (
-            TemplateError
-        ) as error:  # some know no system turn, some want the others to alternate
-            roles = [message["role"] for message in messages]
-            raise ValueError(
-                "format.chat=true: the tokenizer's chat template refuses the turns"
-                f" {roles!s:.200} of {question!r:.100}: {error}; change the messages, or set"
-                " chat=false"
-            ) from error
+        return _messages([*turns, *before, ("user", question)])
 
     def _fill(self, prompt: str, row: dict[str, Any]) -> str:
         try:
@@ -222,6 +229,10 @@ class PromptRenderer:
                     f" 'prompt' and the columns {column_names(features)!s:.1000}; write {{{{ and"
                     " }} for braces that should be printed"
                 )
+
+
+def _messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in turns]
 
 
 def _is_message(value: Any) -> bool:

@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.benchmark_source import BenchmarkData
 from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.encoding import SplitEncoder
+from rlif_lightning.data.given_problems import ProblemSourceLike, as_source
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
 from rlif_lightning.data.prompt_format import PromptFormat, PromptRenderer
 from rlif_lightning.data.sources import (
@@ -28,7 +30,7 @@ from rlif_lightning.data.sources import (
     ReasoningGym,
     Split,
 )
-from rlif_lightning.data.tokenizer import Encoder, load_tokenizer, prompt_encoder
+from rlif_lightning.data.tokenizer import Encoder, TokenizerLike, find_tokenizer, prompt_encoder
 from rlif_lightning.records import Prompts
 
 __all__ = [
@@ -47,8 +49,9 @@ class PromptData(Described, LightningDataModule):
     """Batches of prompts; validation, test and prediction share the validation split.
 
     Args:
-        source: where the problems come from, by class path.
-        tokenizer: hub name or folder of the tokenizer, the policy's own.
+        source: where the problems come from, by class path. In Python also a data set, a list of
+            rows, a mapping of splits, a file or a name (:func:`as_source`).
+        tokenizer: hub name or folder of the tokenizer; null = the policy's own.
         group_size: G, completions sampled per prompt (read by the module, unused here).
         prompts_per_rollout: P, prompts per training step over all processes; a multiple of their
             number.
@@ -82,8 +85,8 @@ class PromptData(Described, LightningDataModule):
 
     def __init__(
         self,
-        source: ProblemSource,
-        tokenizer: str,
+        source: ProblemSourceLike,
+        tokenizer: TokenizerLike | None = None,
         group_size: int = 8,
         prompts_per_rollout: int = 16,
         prompt_column: str = "question",
@@ -98,7 +101,8 @@ class PromptData(Described, LightningDataModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        self.source, self.tokenizer_name = source, tokenizer
+        self.source, self.tokenizer_name = as_source(source), tokenizer
+        self.remember(source=self.source)
         self.group_size, self.prompts_per_rollout = group_size, prompts_per_rollout
         self.prompt_column, self.answer_column = prompt_column, answer_column
         self.format, self.max_prompt_tokens, self.overlong = format, max_prompt_tokens, overlong
@@ -140,7 +144,7 @@ class PromptData(Described, LightningDataModule):
         if stage == "predict":
             self._predicted = self._load("validation", encoder, keep=False)
             return self._check_size("validation", len(self._predicted), processes)
-        validates = self.trainer is None or self.trainer.limit_val_batches != 0
+        validates = self._validates(stage)
         wanted: list[Split] = ["train"] if stage in ("fit", None) or self.fits_next else []
         if stage != "fit" or validates:
             wanted.append("validation")
@@ -242,11 +246,30 @@ class PromptData(Described, LightningDataModule):
                 " overlong=refuse"
             )
 
+    def _validates(self, stage: str | None) -> bool:
+        """Return whether training is evaluated; without problems to do so, Lightning is told."""
+        trainer: Any = self.trainer
+        wanted = trainer is None or trainer.limit_val_batches != 0
+        if (
+            stage != "fit"
+            or not wanted
+            or getattr(self.source, "has", lambda _: True)("validation")
+        ):
+            return wanted
+        rank_zero_info("the data has no validation problems: training is not evaluated")
+        if trainer is not None:
+            trainer.limit_val_batches = 0
+        return False
+
     def _split_encoder(self) -> SplitEncoder:
-        tokenizer = load_tokenizer(self.tokenizer_name, self.revision, self.trust_remote_code)
+        module = getattr(self.trainer, "lightning_module", None)
+        tokenizer = find_tokenizer(
+            self.tokenizer_name, self.revision, self.trust_remote_code, module
+        )
         if self.format.chat and tokenizer.chat_template is None:
             raise ValueError(
-                f"format.chat=true, but the tokenizer {self.tokenizer_name!r} has no chat template;"
+                f"format.chat=true, but the tokenizer {tokenizer.name_or_path!r} has no chat"
+                " template;"
                 " set chat=false, or use an instruction-tuned model"
             )
         if self._encode is None:

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 Encoder = Callable[[list[str]], list[np.ndarray]]
+EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent.parent / "assets" / "base_model"}
+if TYPE_CHECKING:
+    TokenizerLike = str | PreTrainedTokenizerBase
+else:  # the command line knows names alone
+    TokenizerLike = str
 PROBE = "1"  # any text that a tokenizer can encode
 MAX_CHARACTERS = 2**20  # of a prompt
+
+
+def resolve_model(name: str) -> str:
+    """Return the folder of an embedded model, or the name itself (a hub name or folder)."""
+    return str(EMBEDDED_MODELS.get(name, name))
 
 
 def load_tokenizer(
     name: str, revision: str | None, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or hub name.
+    """Load the tokenizer of a folder, hub name or embedded model.
 
     Raises:
         ValueError: there is none.
     """
     try:
         return AutoTokenizer.from_pretrained(
-            name, revision=revision or "main", trust_remote_code=trust_remote_code
+            resolve_model(name), revision=revision or "main", trust_remote_code=trust_remote_code
         )
     except Exception as error:  # a broken file makes the library raise anything
         if trust_remote_code and not isinstance(error, (OSError, ValueError)):
@@ -33,6 +44,27 @@ def load_tokenizer(
             f"tokenizer={name!r}: no tokenizer can be loaded from this folder or hub name (current"
             f" folder: {Path.cwd()}): {' '.join(str(error).split()) or type(error).__name__:.400}"
         ) from error
+
+
+def find_tokenizer(
+    given: TokenizerLike | None, revision: str | None, trust_remote_code: bool, module: Any
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that was given as an object or by name, or that of a module's policy.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(given, PreTrainedTokenizerBase):
+        return given
+    if given is not None:
+        return load_tokenizer(given, revision, trust_remote_code)
+    policy = getattr(module, "policy_settings", None)
+    if policy is None:
+        raise ValueError(
+            "tokenizer is not set, and no policy names one: pass tokenizer, or use PromptData with"
+            " RLIFModule"
+        )
+    return load_tokenizer(policy.name, policy.revision, policy.trust_remote_code)
 
 
 def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rlif_lightning.data.tokenizer import EMBEDDED_MODELS, resolve_model
 from rlif_lightning.model.out_of_memory import is_out_of_memory
 
-EMBEDDED_MODELS = {"rlif-arithmetic": Path(__file__).parent.parent / "assets" / "base_model"}
+__all__ = [
+    "EMBEDDED_MODELS",
+    "LoRA",
+    "Policy",
+    "PolicyLike",
+    "as_policy",
+    "load_pretrained",
+    "own_attention",
+    "prepare_model",
+    "reading",
+    "refuse_other_weights",
+    "resolve_model",
+]
+
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 ATTENTIONS = ("sdpa", "eager")
 VOCABULARIES = ("model", "tokenizer")
@@ -84,9 +98,34 @@ class Policy:
             )
 
 
-def resolve_model(name: str) -> str:
-    """Return the folder of an embedded model, or the name itself (a hub name or folder)."""
-    return str(EMBEDDED_MODELS.get(name, name))
+if TYPE_CHECKING:
+    PolicyLike = Policy | str
+else:  # the command line knows the settings alone
+    PolicyLike = Policy
+
+
+def as_policy(given: Any) -> Policy:
+    """Return the settings of a policy that a person named in Python.
+
+    Args:
+        given: settings, or the name or folder of a model.
+
+    Raises:
+        TypeError: anything else, such as a model in memory: checkpoints, the reference model and
+            every other process read the model from its files.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        return Policy(os.fspath(given))
+    if isinstance(given, Policy):
+        return given
+    remedy = "pass a hub name, a folder, or Policy(name=...)"
+    if isinstance(given, nn.Module):
+        remedy = (
+            "its weights are read again from files by the reference model, by other processes and"
+            " when a run resumes: write it with save_pretrained(folder), its tokenizer too, and"
+            " pass the folder"
+        )
+    raise TypeError(f"policy={type(given).__name__} is not supported: {remedy}")
 
 
 def load_pretrained(policy: Policy) -> PreTrainedModel:
@@ -109,7 +148,7 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
             output_loading_info=True,
         )
     model, found = loaded
-    _refuse_other_weights(policy.name, found)
+    refuse_other_weights(f"policy.name={policy.name!r}", found)
     return prepare_model(model, policy)
 
 
@@ -148,18 +187,26 @@ def reading(policy: Policy) -> Iterator[None]:
         ) from error
 
 
-def _refuse_other_weights(name: str, found: dict[str, Any]) -> None:
-    """Refuse a model of which some weights would be initialised at random."""
+def refuse_other_weights(named: str, found: dict[str, Any]) -> None:
+    """Refuse a model of which some weights would be initialised at random.
+
+    Args:
+        named: the setting with its value, for the message.
+        found: what transformers says about its files.
+
+    Raises:
+        ValueError: names the setting and a tensor.
+    """
     remedy = "use the weights and the config.json of one model"
     if other := sorted(found["mismatched_keys"]):
         tensor, stored, needed = other[0]
         raise ValueError(
-            f"policy.name={name!r}: the tensor {tensor!r} has the shape {list(stored)} in its file,"
+            f"{named}: the tensor {tensor!r} has the shape {list(stored)} in its file,"
             f" and its config.json asks for {list(needed)} ({len(other)} such tensors); {remedy}"
         )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
-            f"policy.name={name!r}: its files have no tensor {missing[0]!r} ({len(missing)} are"
+            f"{named}: its files have no tensor {missing[0]!r} ({len(missing)} are"
             f" missing), which would be initialised at random; {remedy}"
         )
 

@@ -3,8 +3,10 @@
 from rlif_lightning.rewards.base import Gate, RewardHead, RewardSet, WeightedReward
 from rlif_lightning.rewards.code import BehaviourVote, CodeTests
 from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
+from rlif_lightning.rewards.function import RewardFunction
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+from rlif_lightning.rewards.reward_model import RewardModel
 from rlif_lightning.rewards.voting import ClusterVote
 
 __all__ = [
@@ -20,7 +22,9 @@ __all__ = [
     "NegativeEntropy",
     "OverlongPenalty",
     "Random",
+    "RewardFunction",
     "RewardHead",
+    "RewardModel",
     "RewardSet",
     "SelfCertainty",
     "WeightedReward",

@@ -58,6 +58,9 @@ class RewardHead(Described, nn.Module, ABC):
             ValueError: names what is wrong.
         """
 
+    def start(self, rollout: Rollout) -> None:
+        """Start what may run while other heads score; ``forward`` follows."""
+
     @abstractmethod
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all ``[B]`` completions of whole groups; NaN = does not apply."""
@@ -197,7 +200,7 @@ class RewardSet(nn.Module):
                     raise ValueError(
                         f"reward {name!r} names the column {column!r}, which shows the gold"
                         f" answers of {seen!r} to a head without needs_gold; take it out, or set"
-                        " needs_gold = True on the class"
+                        " needs_gold = True on the class (of a function, where it is registered)"
                     )
 
     @property
@@ -254,7 +257,10 @@ class RewardSet(nn.Module):
             RuntimeError: a head raised, or returned no valid output (``received.py``); names the
                 head.
         """
-        outputs = {name: self._ask(name, rollout) for name in self.names}
+        visible = {name: self._visible(name, rollout) for name in self.names}
+        for name, part in visible.items():
+            self.settings[name].head.start(part)
+        outputs = {name: self._ask(name, part) for name, part in visible.items()}
         outputs = only_scores_of(kept_completions(rollout, outputs), outputs)
         shape = (rollout.num_prompts, rollout.group_size)
         finished = {}
@@ -290,13 +296,15 @@ class RewardSet(nn.Module):
             else torch.ones_like(std)
         )
 
+    def _visible(self, name: str, rollout: Rollout) -> Rollout:
+        """Return a rollout with the columns that a head may see."""
+        head, prompts = self.settings[name].head, rollout.prompts
+        return replace(rollout, prompts=prompts if head.needs_gold else prompts.only(head.columns))
+
     def _ask(self, name: str, rollout: Rollout) -> RewardOutput:
         head: Any = self.heads[name]
-        visible = rollout
-        if not head.needs_gold:
-            visible = replace(rollout, prompts=rollout.prompts.only(head.columns))
         try:
-            output = head(visible)
+            output = head(rollout)
         except Exception as error:
             if is_collectives_error(error):
                 raise  # another process was lost; no head and no completion is at fault

@@ -1,0 +1,108 @@
+"""Problems that are in memory: data sets and lists of rows that a person passes in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlif_lightning.data.sources import HubDataset, LocalFiles, ProblemSource, Split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    ProblemSourceLike = (
+        ProblemSource | Dataset | Sequence[Mapping[str, Any]] | Mapping[str, Any] | str | Path
+    )
+else:  # the command line knows the class alone
+    ProblemSourceLike = ProblemSource
+VALIDATION_NAMES = ("validation", "test")
+
+
+class GivenProblems(ProblemSource):
+    """Data sets in memory, which no YAML can name: ``train`` and perhaps ``validation``.
+
+    Example:
+        >>> GivenProblems(train=[{"question": "1+1="}]).load("train")[0]
+        {'question': '1+1='}
+    """
+
+    def __init__(self, **given: Any) -> None:
+        self.splits = {
+            name: _as_dataset(name, rows) for name, rows in given.items() if rows is not None
+        }
+        # A run's settings name the sizes; a checksum of the tokens tells the problems themselves.
+        sizes = {name: len(dataset) for name, dataset in self.splits.items()}
+        self.remember(train=sizes.get("train"), validation=sizes.get("validation"))
+
+    def has(self, split: Split) -> bool:
+        """Return whether the split was given."""
+        return split in self.splits
+
+    def load(self, split: Split) -> Dataset:
+        """Return the split.
+
+        Raises:
+            ValueError: it was not given.
+        """
+        if split not in self.splits:
+            raise ValueError(
+                f'source: no {split} problems were given; pass {{"train": ..., "validation": ...}}'
+            )
+        return self.splits[split]
+
+
+def as_source(given: Any) -> ProblemSource:
+    """Return the source of problems that a person passed in Python.
+
+    Args:
+        given: a source; a data set or a list of rows (training problems); a mapping of splits such
+            as a ``DatasetDict``, of which ``validation``, or else ``test``, is for validation; a
+            path of a file or of a folder that ``save_to_disk`` wrote; a data set of the hub.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: a mapping with other names than those of splits.
+    """
+    if isinstance(given, ProblemSource):
+        return given
+    if isinstance(given, (str, Path)):
+        return _named(Path(given))
+    if isinstance(given, Mapping):
+        names = ("train", *VALIDATION_NAMES)
+        if unknown := sorted(map(str, {*given} - {*names})) or not given:
+            raise ValueError(
+                f"source: {unknown or 'no split'} of {sorted(map(str, given))} is none of"
+                f" {', '.join(names)}; pass"
+                ' {"train": ..., "validation": ...}'
+            )
+        found = next((given[name] for name in VALIDATION_NAMES if name in given), None)
+        return GivenProblems(train=given.get("train"), validation=found)
+    return GivenProblems(train=given)
+
+
+def _named(path: Path) -> ProblemSource:
+    if path.suffix in LocalFiles.FORMATS:
+        return LocalFiles(train=str(path))
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        from datasets import load_from_disk
+
+        loaded: Any = load_from_disk(str(path))
+        return as_source(loaded)
+    return HubDataset(str(path))
+
+
+def _as_dataset(split: str, given: Any) -> Dataset:
+    from datasets import Dataset, IterableDataset
+
+    if isinstance(given, Dataset):
+        return given
+    is_list = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
+    if is_list and given and all(isinstance(row, Mapping) for row in given):
+        return Dataset.from_list([dict(row) for row in given])
+    remedy = "pass a datasets.Dataset, a list of dicts with one problem each, or a ProblemSource"
+    if isinstance(given, IterableDataset):
+        remedy = "its length is not known; pass Dataset.from_list(list(...)) of it, or its files"
+    shown = type(given).__name__ if not is_list or not given else f"a list with {given[0]!r:.60}"
+    shown = "an empty list" if is_list and not given else shown
+    raise TypeError(f"source: {split} problems of {shown} are not supported: {remedy}")

@@ -1,0 +1,248 @@
+"""Runs that are built in Python: what a person may pass, both trainers, and the trained module."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from harness.files import ROOT
+from rlif_lightning import (
+    ArithmeticProblems,
+    ClusterVote,
+    MeanLogprob,
+    Policy,
+    PromptData,
+    RewardHead,
+    RewardOutput,
+    RLIFModule,
+    RLIFTrainer,
+    Sampling,
+    UpdatePlan,
+    WeightedReward,
+)
+from rlif_lightning.data.given_problems import GivenProblems, as_source
+from rlif_lightning.model.loading import as_policy, resolve_model
+from rlif_lightning.running.run_settings import model_settings
+
+ROWS = ArithmeticProblems(size=16, validation_size=8).load("train").to_list()
+QUIET = {
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "logger": False,
+}
+# Lightning's own advice, which a person may read and a test need not.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*weights_only"),
+]
+
+
+def module_of(policy: Any = "rlif-arithmetic", **settings: Any) -> RLIFModule:
+    rewards = {"vote": ClusterVote(), "certainty": MeanLogprob()}
+    return RLIFModule(
+        policy,
+        **{
+            "rewards": rewards,
+            "sampling": Sampling(max_new_tokens=24),
+            "update": UpdatePlan(updates_per_rollout=2),
+            "optimizer": partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.0),
+            **settings,
+        },
+    )
+
+
+def data_of(source: Any = ROWS, **settings: Any) -> PromptData:
+    settings = {"answer_column": "answer", "group_size": 4, "prompts_per_rollout": 4} | settings
+    return PromptData(source, **settings)
+
+
+def trained(kind: type, folder: Path, **settings: Any) -> tuple[Any, RLIFModule]:
+    trainer = kind(max_steps=4, default_root_dir=folder, **QUIET, **settings)
+    module = module_of()
+    trainer.fit(module, data_of())
+    return trainer, module
+
+
+def weights(module: RLIFModule) -> dict[str, torch.Tensor]:
+    assert module.policy is not None
+    return {name: value.clone() for name, value in module.policy.state_dict().items()}
+
+
+def test_both_trainers_train_alike_and_the_module_is_used_and_loaded(tmp_path):
+    trainer, module = trained(RLIFTrainer, tmp_path / "ours")
+    _, other = trained(lightning.Trainer, tmp_path / "stock", enable_checkpointing=False)
+    for name, value in weights(module).items():
+        assert torch.equal(value, weights(other)[name]), name
+    drawn = module.generate(["3+4+5=", "1+2="], group_size=3)
+    assert [len(group) for group in drawn] == [3, 3]
+    assert module.generate(["3+4+5=", "1+2="], 3) == drawn  # counted, not streamed
+    assert module.generate("3+4+5=") == [drawn[0][:1]]
+    assert drawn != module_of().generate(["3+4+5=", "1+2="], 3)  # it was trained
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    loaded = RLIFModule.load_from_checkpoint(tmp_path / "run.ckpt")
+    assert loaded.generate(["3+4+5=", "1+2="], 3) == drawn
+    assert model_settings(loaded) == model_settings(module)
+    module.save_pretrained(tmp_path / "model")
+    again = module_of(str(tmp_path / "model"))
+    assert again.generate(["3+4+5=", "1+2="], 3) == drawn
+
+
+class Mine(RewardHead):
+    """A head that no checkpoint can name."""
+
+    def forward(self, rollout):
+        return RewardOutput(rollout.lengths.float())
+
+
+def test_a_checkpoint_imports_no_class_of_somebody_else(tmp_path):
+    trainer = lightning.Trainer(max_steps=2, default_root_dir=tmp_path, **QUIET)
+    module = module_of(rewards={"mine": Mine()}, schedule=module_of().schedule)
+    trainer.fit(module, data_of())
+    trainer.save_checkpoint(tmp_path / "run.ckpt")  # a stock trainer's holds settings as well
+    with pytest.raises(ValueError, match=r"give the argument 'rewards' .*Mine is not from this"):
+        RLIFModule.load_from_checkpoint(tmp_path / "run.ckpt")
+    loaded = RLIFModule.load_from_checkpoint(tmp_path / "run.ckpt", rewards={"mine": Mine()})
+    assert loaded.sampling == module.sampling
+    for name, value in weights(module).items():
+        assert torch.equal(value, weights(loaded)[name]), name
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds no model; name another"):
+        module_of().save_pretrained(tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_settings_are_those_of_yaml_however_they_were_passed():
+    plain = module_of()
+    spelled = module_of(
+        Policy("rlif-arithmetic"),
+        rewards={"vote": WeightedReward(ClusterVote()), "certainty": WeightedReward(MeanLogprob())},
+    )
+    assert model_settings(plain) == model_settings(spelled)
+    assert model_settings(plain)["model.policy.name"] == "rlif-arithmetic"
+
+
+def splits_of(source: Any) -> tuple[list[Any], list[Any]]:
+    found = as_source(source)
+    sizes = [list(found.load(name)) if found.has(name) else [] for name in ("train", "validation")]
+    return sizes[0], sizes[1]
+
+
+def test_problems_come_in_every_usual_form(tmp_path):
+    dataset = Dataset.from_list(ROWS)
+    both = DatasetDict(train=dataset, test=dataset.select(range(3)))
+    both.save_to_disk(str(tmp_path / "both"))
+    dataset.save_to_disk(str(tmp_path / "one"))
+    for source in (ROWS, tuple(ROWS), dataset, {"train": ROWS}, tmp_path / "one"):
+        assert splits_of(source) == (ROWS, [])
+    for source in (both, {"train": dataset, "validation": ROWS[:3]}, str(tmp_path / "both")):
+        assert splits_of(source) == (ROWS, ROWS[:3])
+    given = GivenProblems(train=ROWS)
+    assert as_source(given) is given
+    assert as_source("problems.jsonl").paths["train"] == "problems.jsonl"
+    assert as_source("openai/gsm8k").name == "openai/gsm8k"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([], "train problems of an empty list are not supported: pass a datasets"),
+        (["1+1="], r"a list with '1\+1=' are not supported"),
+        (7, "train problems of int are not supported"),
+        (Dataset.from_list(ROWS).to_iterable_dataset(), "its length is not known"),
+        ({"training": ROWS}, r"\['training'\] of \['training'\] is none of train, validation"),
+    ],
+)
+def test_what_holds_no_problems_is_refused(source, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        data_of(source)
+
+
+def test_without_validation_problems_training_is_not_evaluated(tmp_path, caplog):
+    logging.getLogger("lightning.pytorch").propagate = True
+    with caplog.at_level(logging.INFO):
+        trainer, module = trained(RLIFTrainer, tmp_path)
+    assert "no validation problems: training is not evaluated" in caplog.text
+    assert "val/accuracy" not in trainer.callback_metrics
+    with pytest.raises(ValueError, match="no validation problems were given; pass"):
+        RLIFTrainer(default_root_dir=tmp_path, **QUIET).validate(module, data_of())
+
+
+def test_tokenizers_are_the_policy_s_or_an_object():
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
+    expected = [tokenizer(row["question"])["input_ids"] for row in ROWS]
+    for given in (tokenizer, "rlif-arithmetic"):
+        data = data_of(tokenizer=given)
+        data.source = GivenProblems(train=ROWS, validation=ROWS)
+        data.setup()
+        assert [ids.tolist() for ids in data.split("train").token_ids] == expected
+    with pytest.raises(ValueError, match="tokenizer is not set, and no policy names one"):
+        data_of({"train": ROWS, "test": ROWS}).setup()
+
+
+def test_policies_are_names_or_settings():
+    assert as_policy("x/y") == Policy("x/y") == as_policy(Path("x/y")) == as_policy(Policy("x/y"))
+    model = AutoModelForCausalLM.from_pretrained(resolve_model("rlif-arithmetic"))
+    with pytest.raises(TypeError, match=r"write it with save_pretrained\(folder\)"):
+        module_of(model)
+    with pytest.raises(TypeError, match="policy=dict is not supported: pass a hub name"):
+        module_of({"name": "x"})
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ([ClusterVote()], "pass a mapping of names to rewards"),
+        ({"vote": ClusterVote}, r"'vote' is .*; ClusterVote\(\) makes one; pass"),
+        ({"vote": 0.5}, "'vote' is 0.5, not a reward head; pass a RewardHead"),
+    ],
+)
+def test_rewards_are_heads(rewards, message):
+    with pytest.raises(TypeError, match=message):
+        module_of(rewards=rewards)
+
+
+def test_generate_needs_prompts_that_can_be_read():
+    module = module_of()
+    with pytest.raises(ValueError, match="0 prompts with group_size=1"):
+        module.generate([])
+    with pytest.raises(ValueError, match="has no chat template; pass texts"):
+        module.generate([{"role": "user", "content": "1+1="}])
+    with pytest.raises(ValueError, match="the prompt '' has no tokens"):
+        module.generate([""])
+
+
+def test_the_quickstart_in_python(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from examples import quickstart
+
+    monkeypatch.setattr(quickstart, "splits", {"train": ROWS, "test": ROWS[:8]})
+    made = partial(quickstart.PromptData, max_prompt_tokens=16)
+    monkeypatch.setattr(
+        quickstart,
+        "PromptData",
+        lambda source, **given: made(source, **{**given, "group_size": 4}),
+    )
+    quickstart.main(rollouts=1, folder=str(tmp_path))
+    assert "before," in capsys.readouterr().out
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_it_is_fifteen_lines():
+    """Of the example's own statements, imports apart."""
+    text = (ROOT / "examples" / "quickstart.py").read_text()
+    body = text[text.index("terms = ") : text.index("    before, *_")]
+    lines = [line for line in body.splitlines() if line.strip() and '"""' not in line]
+    assert len(lines) <= 15
