@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.answers.code_tasks import CodeExtractor
     from rlif_lightning.answers.extraction import AnswerExtractor
     from rlif_lightning.data.benchmark_source import BenchmarkData
+    from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
     from rlif_lightning.data.prompt_format import PromptFormat
     from rlif_lightning.data.prompts import PromptData
     from rlif_lightning.data.sources import (
@@ -88,6 +89,8 @@ _MODULES = {
     "GRPO": "learning.advantages",
     "GSPO": "learning.ratio_objectives",
     "HubDataset": "data.sources",
+    "EasyFirst": "data.mixed_sources",
+    "MixedProblems": "data.mixed_sources",
     "KLCov": "learning.objectives",
     "LearningRateSchedule": "learning.optimizer",
     "Length": "rewards.controls",
