@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.answers.code_tasks import CodeExtractor
     from rlif_lightning.answers.extraction import AnswerExtractor
     from rlif_lightning.data.benchmark_source import BenchmarkData
+    from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
     from rlif_lightning.data.prompt_format import PromptFormat
     from rlif_lightning.data.prompt_table import PromptTable
     from rlif_lightning.data.prompts import PromptData
@@ -111,6 +112,8 @@ _MODULES = {
     "HubDataset": "data.sources",
     "Judge": "judges.base",
     "JudgeHead": "rewards.judged",
+    "EasyFirst": "data.mixed_sources",
+    "MixedProblems": "data.mixed_sources",
     "KLCov": "learning.objectives",
     "LearningRateSchedule": "learning.optimizer",
     "Length": "rewards.controls",

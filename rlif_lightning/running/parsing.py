@@ -24,6 +24,7 @@ from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.running.close_names import meant
 from rlif_lightning.running.former_settings import ARGUMENTS_OF
 from rlif_lightning.running.setting_owners import owner_hint
+from rlif_lightning.running.help_page import arrange
 
 # Former name of a setting -> its present one.
 RENAMED = {
@@ -75,6 +76,11 @@ class Parser(LightningArgumentParser):
             said += owner_hint(message) or meant(said, options)
         said = said.replace(_REWARD, " ")
         super().error(said + ("" if added in message else added), ex)
+
+    def format_help(self, *args: Any) -> str:
+        """Return the help, ours first."""
+        arrange(self)
+        return super().format_help(*args)
 
     def print_usage(self, file: Any = None) -> None:
         """Print nothing: before an error it would be a hundred lines, and ``--help`` has them."""

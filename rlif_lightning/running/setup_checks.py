@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.plugins import MixedPrecision, Precision
@@ -98,7 +99,7 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     _check_scores(module.rewards.settings)
     _check_steps(module.advantage, module.rewards.settings)
     check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps)
-    _check_trainer(module.trainer)
+    check_trainer(vars(module.trainer))
     if module.dynamic_sampling is not None:
         module.dynamic_sampling.check(module.rewards, module.group_size, data)
     if module.answer_tokens is not None:
@@ -150,16 +151,24 @@ def _check_look_ahead(module: Any) -> None:
         )
 
 
-def _check_trainer(trainer: Any) -> None:
-    """Refuse what Lightning's trainer offers and a run of several updates per batch cannot use."""
-    if trainer.gradient_clip_val:
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuse what Lightning's trainer offers and a run of several updates per batch cannot use.
+
+    Lightning itself refuses it later, with advice that does not fit here.
+
+    Args:
+        settings: of the trainer, by name; those at their defaults may be absent.
+
+    Raises:
+        ValueError: names the setting and ours.
+    """
+    for name in ("gradient_clip_val", "gradient_clip_algorithm"):
+        if given := settings.get(name):
+            raise ValueError(
+                f"trainer.{name}={given} is not used; set model.update.max_grad_norm instead"
+            )
+    if (batches := settings.get("accumulate_grad_batches") or 1) != 1:
         raise ValueError(
-            f"trainer.gradient_clip_val={trainer.gradient_clip_val} is not used; set"
-            " model.update.max_grad_norm instead"
-        )
-    if trainer.accumulate_grad_batches != 1:
-        raise ValueError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is not used: an"
-            " update is cut up by model.update.micro_batch_tokens; raise data.prompts_per_rollout"
-            " for larger ones"
+            f"trainer.accumulate_grad_batches={batches} is not used: an update is cut up by"
+            " model.update.micro_batch_tokens; raise data.prompts_per_rollout for larger ones"
         )
