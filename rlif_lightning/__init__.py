@@ -45,8 +45,17 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.base import Gate, RewardHead, WeightedReward
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
+    from rlif_lightning.rewards.criteria import (
+        Calls,
+        Contains,
+        Criterion,
+        Matches,
+        NumberWithin,
+        Scored,
+    )
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+    from rlif_lightning.rewards.rubric import Rubric, WeightedCriterion
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
     from rlif_lightning.rollout.native import NativeEngine
@@ -65,15 +74,18 @@ _MODULES = {
     "BehaviourVote": "rewards.code",
     "BenchmarkData": "data.benchmark_source",
     "BoundedObjective": "learning.objective_base",
+    "Calls": "rewards.criteria",
     "Checker": "answers.checkers",
-    "ClipCov": "learning.objectives",
     "CISPO": "learning.ratio_objectives",
+    "ClipCov": "learning.objectives",
     "Clipped": "learning.objectives",
     "ClippedObjective": "learning.objective_base",
     "ClusterVote": "rewards.voting",
     "CodeChecker": "answers.checkers",
     "CodeExtractor": "answers.code_tasks",
     "CodeTests": "rewards.code",
+    "Contains": "rewards.criteria",
+    "Criterion": "rewards.criteria",
     "DPPO": "learning.ratio_objectives",
     "DrGRPO": "learning.advantages",
     "DropTruncated": "rewards.overlong",
@@ -94,9 +106,11 @@ _MODULES = {
     "LocalFiles": "data.sources",
     "LoRA": "model.loading",
     "LossInputs": "learning.loss_inputs",
+    "Matches": "rewards.criteria",
     "MeanLogprob": "rewards.internal",
     "NativeEngine": "rollout.native",
     "NegativeEntropy": "rewards.internal",
+    "NumberWithin": "rewards.criteria",
     "Objective": "learning.objective_base",
     "OPO": "learning.baselines",
     "OverlongPenalty": "rewards.overlong",
@@ -104,8 +118,8 @@ _MODULES = {
     "ProblemSource": "data.sources",
     "PromptData": "data.prompts",
     "PromptFormat": "data.prompt_format",
-    "PromptTable": "data.prompt_table",
     "Prompts": "records",
+    "PromptTable": "data.prompt_table",
     "Random": "rewards.controls",
     "ReasoningGym": "data.sources",
     "ReferenceKL": "learning.objective_base",
@@ -118,10 +132,12 @@ _MODULES = {
     "RLOO": "learning.advantages",
     "Rollout": "records",
     "RolloutEngine": "rollout.engine",
+    "Rubric": "rewards.rubric",
     "RunCheckpoints": "running.run_checkpoints",
     "Sampling": "sampling",
     "Sandbox": "sandbox.pool",
     "SAPO": "learning.ratio_objectives",
+    "Scored": "rewards.criteria",
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
     "STARE": "learning.stare",
@@ -130,6 +146,7 @@ _MODULES = {
     "UpdatePlan": "learning.update",
     "VLLMEngine": "rollout.vllm_engine",
     "VLLMServerEngine": "rollout.vllm_engine",
+    "WeightedCriterion": "rewards.rubric",
     "WeightedReward": "rewards.base",
 }
 __all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -20,6 +20,8 @@ SECTIONS = {
     "dynamic": "Dynamic sampling",
     "vote": "Votes",
     "code": "Code",
+    "rubric": "Rubrics",
+    "criterion": "Criteria of a rubric",
     "rollout": "Completions of a rollout",
     "policy": "Policy",
     "replay": "Replayed groups",
@@ -30,6 +32,7 @@ SECTIONS = {
     "entropy": "EntropyMonitor",
     "kl_cov": "KLCovScheduler",
     "stare": "STAREController",
+    "overclaim": "OverclaimMonitor",
     "stopping": "LabelFreeStopping",
 }
 

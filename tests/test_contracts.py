@@ -40,6 +40,13 @@ HEADS = {
     "NegativeEntropy": rewards.NegativeEntropy,
     "OverlongPenalty": lambda: rewards.OverlongPenalty(3, 2),
     "Random": rewards.Random,
+    "Rubric": lambda: rewards.Rubric(
+        {
+            "number": rewards.WeightedCriterion(rewards.Matches("[0-9]"), 2.0, "form"),
+            "right": rewards.WeightedCriterion(rewards.Scored(rewards.GoldAnswer())),
+            "short": rewards.WeightedCriterion(rewards.Scored(rewards.Length(), 3), -1.0),
+        }
+    ),
     "SelfCertainty": rewards.SelfCertainty,
 }
 ADVANTAGES = [

@@ -43,12 +43,17 @@ PREFIXES = {entry.split("/")[0] for entry in LOGGED} - {"<stage>"} | set(STAGES)
 # A name, or a template of names: {} and <> and * stand for anything, {a,b} for each of its parts.
 NAME = re.compile(rf"(?:{'|'.join(sorted(PREFIXES))})/(?:[\w@*]|\{{[\w,]*\}}|<\w+>|/)*")
 SETTINGS = {"sandbox": {"minimum": "rlimits", "workers": 1}}
+CRITERIA = {"criteria": {
+    name: {"criterion": {"class_path": "Matches", "init_args": {"pattern": name}}}
+    for name in ("a", "b")
+}}  # fmt: skip
 HEADS = {
     "vote": "ClusterVote",  # first: CollapseGuard takes the first vote's answers
     "behaviour": {"class_path": "BehaviourVote", "init_args": SETTINGS},
     "tests": {"class_path": "CodeTests", "init_args": SETTINGS},
     "format": {"class_path": "Format", "init_args": {"pattern": "="}},
     "overlong": {"class_path": "OverlongPenalty", "init_args": {"limit": 6, "buffer": 3}},
+    "rubric": {"class_path": "Rubric", "init_args": {"weighting": "category", **CRITERIA}},
     **{
         name.lower(): name
         for name in (
@@ -62,6 +67,7 @@ HEADS = {
         )
     },
 }
+MONITORED = {"proxy": "format", "gold": "goldanswer"}
 LOOP = {name: {"start": 0.1, "points": [[2, 0.05]]} for name in ("weight", "fraction")}
 
 
@@ -81,8 +87,9 @@ def everything(tmp_path_factory) -> Path:
         '--model.dynamic_sampling={"heads": ["vote"], "max_draws": 2}',
         "--model.replay.groups=2",
     ]
+    arguments = {"KLCovScheduler": LOOP, "OverclaimMonitor": MONITORED}
     callbacks = [
-        {"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}}
+        {"class_path": name, "init_args": arguments.get(name, {})}
         for name in CALLBACKS
         if name != "STAREController"
     ]
@@ -97,6 +104,10 @@ def everything(tmp_path_factory) -> Path:
     fit(folder, "--compare=true", *given, "--trainer.check_val_every_n_epoch=1", *added)
     steered = ["--model.objective=STARE", "--trainer.limit_val_batches=0"]
     run_with(folder / "stare", "STAREController", *steered, rollouts=1)
+    head = {"class_path": "Rubric", "init_args": CRITERIA}
+    pow3r = "--model.rewards=" + json.dumps({"rubric": {"head": head}})
+    twice = ["--trainer.max_epochs=2", "--data.prompts_per_rollout=16"]
+    fit(folder / "pow3r", pow3r, *twice, "--trainer.limit_val_batches=0")
     cli.main(
         [
             "test",
@@ -192,14 +203,18 @@ NOT_DRAWN = {
         "reward/<head>/first_mean",
         "vote/undecided",
         "code/solved",
+        "criterion/<criterion>",
         "policy/entropy_picked",
     ),
     *(f"dynamic/{name}" for name in ("extra_groups", "empty_places", "discarded_tokens")),
     *(f"replay/{name}" for name in ("groups", "age", "ratio", "clip_fraction")),
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/engine_bounded"),
     "rollout/tokens_per_second",
+    *(f"rubric/{name}" for name in ("static", "strict", "saturated", "unreachable", "unjudged")),
+    *("rubric/factor_mean", "rubric/factor_std"),
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
+    *("overclaim/share", "overclaim/proxy_slope", "overclaim/gold_slope"),
     *("stare/gate", "stare/positive_weight", "stare/negative_weight"),
     *(
         f"<stage>/{name}"
