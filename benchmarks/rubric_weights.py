@@ -31,12 +31,13 @@ LATE, SMOOTH = 10, 5  # rollouts: of the plateau, and of the mean that has to re
 REACHED = 0.95  # of the way from the static arm's first rollouts to its plateau
 TUNING_SEEDS, JUDGING_SEEDS = (100,), (0, 1, 2, 3, 4, 5)
 POINTS = {
-    "answered": 2, "in_range": 1, "short": 1, "steps": 3, "three_steps": 2, "at_once": 2,
-    "checked": 2, "explained": 2,
+    "answered": 2, "in_range": 1, "short": 2, "steps": 3, "at_once": 2, "checked": 2,
+    "larger_first": 3, "explained": 3,
 }  # fmt: skip
 COMMON = [
     "--config=configs/quickstart.yaml",
     "--config=configs/related/pow3r.yaml",
+    "--model.optimizer.lr=2e-4",
     f"--trainer.max_epochs={EPOCHS}",
     f"--trainer.check_val_every_n_epoch={EPOCHS}",
     "--trainer.enable_progress_bar=false",
@@ -117,7 +118,8 @@ def figures_of(rows: Sequence[Mapping[str, float]], level: float) -> dict[str, f
     return {
         "rollouts to plateau": rollouts_to(level, static_scores(rows)),
         "static score": statistics.fmean(static_scores(late)),
-        "three_steps": statistics.fmean(row["three_steps"] for row in late),
+        "larger first": statistics.fmean(row["larger_first"] for row in late),
+        "short": statistics.fmean(row["short"] for row in late),
         "gold": statistics.fmean(row["reward/gold/mean"] for row in late),
         "overclaim": statistics.fmean(row["overclaim/share"] for row in late),
         "greedy accuracy": rows[-1]["greedy_accuracy"],

@@ -30,6 +30,7 @@ from rlif_lightning import (
     WeightedCriterion,
     WeightedReward,
 )
+from rlif_lightning.running.checkpoint_faults import read_rest
 
 OVERLAY = f"--config={ROOT / 'configs' / 'related' / 'pow3r.yaml'}"
 SMALL = "--data.source.init_args.size=16"  # a visit is two rollouts
@@ -228,10 +229,7 @@ def test_two_processes_are_one(tmp_path):
     for kind in kinds:
         assert_same_metrics(metrics(tmp_path, kind), expected)
         assert_same_weights(weights(tmp_path, kind), weights(tmp_path, "one"))
-        tables = [
-            torch.load(next((tmp_path / name).rglob("rollout=000004.ckpt")), weights_only=True)
-            for name in ("one", kind)
-        ]
-        one, other = (each["prompt_table"]["rubric/factors"] for each in tables)
+        paths = [at(tmp_path / name / "version_0" / "checkpoints", 4) for name in ("one", kind)]
+        one, other = (read_rest(path)["prompt_table"]["rubric/factors"] for path in paths)
         assert one["rows"].tolist() == other["rows"].tolist()
         torch.testing.assert_close(one["values"], other["values"], rtol=0, atol=1e-9)
