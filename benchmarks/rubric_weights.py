@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.results import FOLDER, write_results
+from rlif_lightning.running.events import read_events
 from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +89,8 @@ def measured(version: Path) -> list[dict[str, float]]:
         raise ValueError(f"{version} has {len(rows)} rollouts, not {10 * EPOCHS}; remove it")
     last = json.loads((version / "evaluation.json").read_text())[-1]["figures"]
     rows[-1] |= {name: last[name]["value"] for name in ("accuracy", "greedy_accuracy")}
+    alarms = [event["rollout"] for event in read_events(version) if event["kind"] == "alarm"]
+    rows[-1]["alarm"] = min(alarms, default=0)
     return rows
 
 
@@ -121,8 +124,10 @@ def figures_of(rows: Sequence[Mapping[str, float]], level: float) -> dict[str, f
         "larger first": statistics.fmean(row["larger_first"] for row in late),
         "short": statistics.fmean(row["short"] for row in late),
         "gold": statistics.fmean(row["reward/gold/mean"] for row in late),
+        "gold at first": statistics.fmean(row["reward/gold/mean"] for row in rows[:SMOOTH]),
         "overclaim": statistics.fmean(row["overclaim/share"] for row in late),
         "greedy accuracy": rows[-1]["greedy_accuracy"],
+        "alarm": rows[-1]["alarm"],
     }
 
 
@@ -145,7 +150,9 @@ def table(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, str]]:
         rows[arm] = {name: shown([each[name] for each in figures]) for name in figures[0]}
         reached = [round(each["rollouts to plateau"]) for each in figures]
         rows[arm]["each seed's rollouts"] = " ".join(map(str, reached))
-        rows[arm]["each seed's gold"] = " ".join(f"{each['gold']:.3f}" for each in figures)
+        for name in ("gold", "short"):
+            rows[arm][f"each seed's {name}"] = " ".join(f"{each[name]:.3f}" for each in figures)
+        rows[arm]["each seed's alarm"] = " ".join(f"{each['alarm']:.0f}" for each in figures)
     return rows
 
 
