@@ -1,0 +1,309 @@
+"""What was predicted of the collapse study before its runs, and what became of it.
+
+Each prediction names arms, a number, and so the rule by which it is judged. All are judged on the
+seeds of ``study_arms.JUDGING`` alone, and only when all of their seeds have run:
+
+- ``Falls``: the count of seeds that end below three quarters of their peak. It held if the count is
+  in the predicted range, and failed otherwise.
+- ``Gap``: the mean difference of two arms over seeds, in points. It held if the whole 95 % interval
+  over seeds is in the predicted range, failed if the whole interval is outside, and is undecided
+  otherwise.
+- ``Alarms``: the count of seeds with an alarm, or with an alarm before the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Literal
+
+from benchmarks.results import Rows
+from benchmarks.study_arms import FEW, JUDGING
+from benchmarks.study_figures import at_summed_rate, end, first_loss, has_fallen, interval, peak
+from benchmarks.study_figures import spread as spread_of
+from benchmarks.study_rows import Run
+
+Runs = Mapping[tuple[str, int], Run]  # (arm, seed) -> run
+Verdict = tuple[str, str]  # the number, and held | failed | undecided
+HELD: dict[bool, str] = {True: "held", False: "failed"}
+
+
+@dataclass(frozen=True)
+class Falls:
+    """So many seeds of an arm fall."""
+
+    arm: str
+    least: int
+    most: int
+    rollouts: int = 300
+    seeds: tuple[int, ...] = JUDGING
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (self.arm,)
+
+    def judge(self, runs: Runs) -> Verdict:
+        """Count the seeds that fell."""
+        own = [runs[self.arm, seed] for seed in self.seeds]
+        count = sum(has_fallen(run, self.rollouts) for run in own)
+        return f"{count} of {len(own)} fell", HELD[self.least <= count <= self.most]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One arm's accuracy minus another's lies in a range of points.
+
+    It is taken at the end of so many rollouts, or at a summed learning rate.
+    """
+
+    arm: str
+    other: str
+    low: float
+    high: float
+    rollouts: int = 300
+    summed: float | None = None
+    seeds: tuple[int, ...] = JUDGING
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (self.arm, self.other)
+
+    def judge(self, runs: Runs) -> Verdict:
+        """Take the difference of each seed, and the interval of its mean."""
+
+        def value(arm: str, seed: int) -> float:
+            run = runs[arm, seed]
+            if self.summed is None:
+                return 100 * end(run, self.rollouts)
+            return 100 * at_summed_rate(run, self.summed)
+
+        gaps = [value(self.arm, seed) - value(self.other, seed) for seed in self.seeds]
+        if any(map(math.isnan, gaps)):
+            return "a run ended before that sum", "undecided"
+        low, high = interval(gaps)
+        number = f"{mean(gaps):+.1f} ({low:+.1f} to {high:+.1f})"
+        if self.low <= low and high <= self.high:
+            return number, "held"
+        return number, "failed" if high < self.low or low > self.high else "undecided"
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """At least so many seeds of an arm raise an alarm; or raise one before they lose a quarter."""
+
+    arm: str
+    least: int
+    kind: Literal["any", "before loss"]
+    rollouts: int = 300
+    seeds: tuple[int, ...] = JUDGING
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (self.arm,)
+
+    def judge(self, runs: Runs) -> Verdict:
+        """Count the seeds with such an alarm."""
+        own = [runs[self.arm, seed] for seed in self.seeds]
+        firsts = [float(run.facts["first alarm"] or math.inf) for run in own]
+        if self.kind == "any":
+            count, of = sum(first <= self.rollouts for first in firsts), len(own)
+            return f"{count} of {of} raised an alarm", HELD[count >= self.least]
+        losses = [first_loss(run, self.rollouts) for run in own]
+        pairs = [(f, at) for f, at in zip(firsts, losses, strict=True) if at is not None]
+        count = sum(first < at for first, at in pairs)
+        leads = ", ".join(f"{at - first:+.0f}" for first, at in pairs if first < at)
+        number = f"{count} of {len(pairs)} losses had one before; lead {leads or '-'}"
+        return number, HELD[count >= min(self.least, len(pairs))]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The standard deviation of an arm's peak over seeds is at least so many points."""
+
+    arm: str
+    least: float
+    rollouts: int = 300
+    seeds: tuple[int, ...] = JUDGING
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (self.arm,)
+
+    def judge(self, runs: Runs) -> Verdict:
+        """Measure the peaks."""
+        value = spread_of([100 * peak(runs[self.arm, seed], self.rollouts) for seed in self.seeds])
+        return f"{value:.1f} points", HELD[value >= self.least]
+
+
+Rule = Falls | Gap | Alarms | Spread
+FALL, STAY = (5, 6), (0, 1)  # of six seeds
+FEW_FALL, FEW_STAY = (2, 3), (0, 1)  # of three
+INF = math.inf
+
+
+def claims() -> Sequence[tuple[str, Rule]]:
+    """Return the predictions about what carries the claim: guard, rate, second reward."""
+    return (
+        ("The vote falls at the hot rate", Falls("vote-hot", *FALL)),
+        ("The paper's pair falls at the hot rate", Falls("paper-hot", *FALL)),
+        ("The preset without its guard falls at the hot rate", Falls("preset-hot", *FALL)),
+        ("Gold answers stay at the hot rate", Falls("gold-hot", *STAY)),
+        ("The preset with its guard stays at the hot rate", Falls("preset-hot-guard", *STAY)),
+        ("The vote alone stays at a quarter of the rate", Falls("vote-quarter", *STAY)),
+        ("The preset without guard stays there", Falls("preset-quarter", *STAY)),
+        ("The paper's pair falls even there", Falls("paper-quarter", *FALL)),
+        (
+            "The guard at the hot rate does no more than a constant quarter",
+            Gap("preset-hot-guard", "preset-quarter", -INF, 3),
+        ),
+        (
+            "At a quarter of the rate the guard changes nothing",
+            Gap("preset-quarter-guard", "preset-quarter", -3, 3),
+        ),
+        (
+            "At a quarter the second reward and the reference KL change nothing",
+            Gap("preset-quarter", "vote-quarter", -3, 3),
+        ),
+        ("At a quarter the vote is as good as gold", Gap("vote-quarter", "gold-quarter", -3, 3)),
+        (
+            "A quarter is not merely slower: better at the same summed rate of 75",
+            Gap("vote-quarter", "vote-hot", 2, INF, summed=75),
+        ),
+    )
+
+
+def controls() -> Sequence[tuple[str, Rule]]:
+    """Return the predictions about the guard's controls, and about noise."""
+    guard = "preset-hot-guard"
+    return (
+        (
+            "Another seed's guarded rates do as well as the guard",
+            Gap("preset-hot-yoked", guard, -3, 3),
+        ),
+        (
+            "Halving at rollouts 12 and 20 does as well as the guard",
+            Gap("preset-hot-halved", guard, -3, 3),
+        ),
+        (
+            "A guard that lowers the vote's weight at the hot rate does not save the run",
+            Falls("preset-hot-guard_vote", *FALL),
+        ),
+        ("The guard keeps the vote alone", Falls("vote-hot-guard", *STAY)),
+        ("The guard costs gold answers nothing", Gap("gold-hot-guard", "gold-hot", -3, INF)),
+        ("The guard does not save the paper's pair", Falls("paper-hot-guard", *FALL)),
+        ("At half of the rate the vote falls on some seeds", Falls("vote-half", 2, 5)),
+        ("An eighth of the rate is slower, not safer", Gap("vote-eighth", "vote-quarter", -10, 1)),
+        ("A coin destroys the model at the hot rate", Falls("random-hot", *FALL)),
+        ("A coin destroys it at a quarter too", Falls("random-quarter", *FALL)),
+        ("The vote stays for 1,200 rollouts", Falls("vote-quarter", *STAY, rollouts=1200)),
+        ("So does the preset without guard", Falls("preset-quarter", *STAY, rollouts=1200)),
+        ("So does the preset with guard", Falls(guard, *STAY, rollouts=1200)),
+        (
+            "At the same summed rate of 300 the quarter is far above the hot rate",
+            Gap("vote-quarter", "vote-hot", 50, INF, summed=300),
+        ),
+    )
+
+
+def warnings() -> Sequence[tuple[str, Rule]]:
+    """Return the predictions about the guard's alarms."""
+    return (
+        ("An alarm comes before each loss of the vote", Alarms("vote-hot", 6, "before loss")),
+        ("... and of the paper's pair", Alarms("paper-hot", 6, "before loss")),
+        (
+            "The alarm cannot tell: the vote that stays raises it too",
+            Alarms("vote-quarter", 5, "any"),
+        ),
+    )
+
+
+def penalties() -> Sequence[tuple[str, Rule]]:
+    """Return the predictions about KL-Cov, on three seeds."""
+    cells = ("no_kl_cov", "w0.05-f0.2", "w1-f0.02", "w1-f0.2", "w10-f0.02", "w10-f0.2")
+    lines: list[tuple[str, Rule]] = [
+        (f"KL-Cov does not save the pair: {cell}", Falls(f"paper-hot-{cell}", *FEW_FALL, seeds=FEW))
+        for cell in cells
+    ]
+    lines.append(
+        (
+            "The pair falls at one update a rollout too",
+            Falls("paper-hot-one_update", *FEW_FALL, seeds=FEW),
+        )
+    )
+    lines.append(
+        ("Seeds of one arm spread more than KL-Cov's reported effects", Spread("paper-hot", 2.2))
+    )
+    return lines
+
+
+def problems() -> Sequence[tuple[str, Rule]]:
+    """Return what He et al. (2603.08660) predict of the number of distinct problems."""
+    lines: list[tuple[str, Rule]] = []
+    for recipe in ("vote", "certainty", "paper"):
+        for size, expected in ((32, FEW_STAY), (128, FEW_STAY), (512, FEW_FALL)):
+            word = "stay" if expected == FEW_STAY else "fall"
+            text = f"He et al.: {recipe} on {size} problems must {word}"
+            lines.append((text, Falls(f"{recipe}-hot-{size}", *expected, seeds=FEW)))
+    return lines
+
+
+GROUPS: dict[str, Callable[[], Sequence[tuple[str, Rule]]]] = {
+    "C": claims,
+    "G": controls,
+    "W": warnings,
+    "K": penalties,
+    "D": problems,
+}
+
+
+def rule_text(rule: Rule) -> str:
+    """Return what would have to be seen, in words."""
+    if isinstance(rule, Falls):
+        where = f" in {rule.rollouts} rollouts" if rule.rollouts != 300 else ""
+        return f"{rule.arm}: {rule.least} to {rule.most} of {len(rule.seeds)} seeds fall{where}"
+    if isinstance(rule, Gap):
+        low, high = (
+            f"{each:+.0f}" if math.isfinite(each) else "" for each in (rule.low, rule.high)
+        )
+        bounds = (
+            f"in {low} to {high}" if low and high else f"above {low}" if low else f"below {high}"
+        )
+        where = f" at summed rate {rule.summed:g}" if rule.summed else ""
+        return f"{rule.arm} minus {rule.other}: {bounds} points{where}"
+    if isinstance(rule, Alarms):
+        return f"{rule.arm}: {rule.least} of {len(rule.seeds)} seeds ({rule.kind})"
+    return f"{rule.arm}: the peak's standard deviation is at least {rule.least:g} points"
+
+
+def missing(rule: Rule, runs: Runs) -> int:
+    """Return how many of the runs that a rule needs have not been made, or are too short."""
+    rollouts = getattr(rule, "rollouts", 300) if getattr(rule, "summed", None) is None else 0
+    summed = getattr(rule, "summed", None) or 0.0
+
+    def is_there(run: Run | None) -> bool:
+        if run is None:
+            return False
+        long_enough = run.rollouts[-1] >= rollouts and run.rates[-1] >= summed - 1e-9
+        return long_enough or run.facts["ended by"] == "guard"
+
+    return sum(not is_there(runs.get((arm, s))) for arm in rule.arms for s in rule.seeds)
+
+
+def verdicts(made: Sequence[Run]) -> Rows:
+    """Return the table of predictions: what was said, its rule, the number, and the verdict."""
+    runs, table = {(run.arm, run.seed): run for run in made}, {}
+    for letter, group in GROUPS.items():
+        for number, (text, rule) in enumerate(group(), 1):
+            absent, needed = missing(rule, runs), len(rule.arms) * len(rule.seeds)
+            value, verdict = (f"{needed - absent} of {needed} runs", "not run yet")
+            if not absent:
+                value, verdict = rule.judge(runs)
+            table[f"{letter}{number}"] = {
+                "prediction": text,
+                "rule": rule_text(rule),
+                "number": value,
+                "verdict": verdict,
+            }
+    return table

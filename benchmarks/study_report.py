@@ -1,0 +1,129 @@
+"""The collapse study's tables, and the tables of ``docs/collapse-study.md``, from result files."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+
+from benchmarks.results import FOLDER, Rows, markdown_table, read_results, write_results
+from benchmarks.study_arms import ARMS, CLAIMS, JUDGING, TUNING
+from benchmarks.study_figures import end, first_loss, has_fallen, interval, peak
+from benchmarks.study_predictions import verdicts
+from benchmarks.study_rows import PROBLEMS, Run, read_runs
+
+COMMAND = "python -m benchmarks.collapse_study --report"
+PAGE = FOLDER.parent / "collapse-study.md"
+TABLE = re.compile(r"(<!-- results: (\S+) -->\n+)((?:\|.*\n)+)")
+
+
+def with_interval(values: Sequence[float], digits: int = 1) -> str:
+    """Return a mean with its interval over seeds, as text; of one value, the value."""
+    low, high = interval(values)
+    text = f"{mean(values):.{digits}f}"
+    return text if math.isinf(low) else f"{text} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def is_whole(run: Run, rollouts: int) -> bool:
+    """Whether a run has so many rollouts, or was ended by its guard."""
+    return run.rollouts[-1] >= rollouts or run.facts["ended by"] == "guard"
+
+
+def arm_line(runs: Sequence[Run], rollouts: int) -> dict[str, str]:
+    """Return what became of an arm's seeds in the first rollouts; accuracies in per cent."""
+    places = [max(i for i, at in enumerate(run.rollouts) if at <= rollouts) for run in runs]
+    pairs = list(zip(runs, places, strict=True))
+    losses = sorted(loss for run in runs if (loss := first_loss(run, rollouts)) is not None)
+    alarms = sorted(int(run.facts["first alarm"]) for run in runs if run.facts["first alarm"])
+
+    def last(name: str, scale: float) -> float:
+        return mean(scale * run.curves[name][place] for run, place in pairs)
+
+    return {
+        "seeds": str(len(runs)),
+        "summed rate": f"{mean(run.rates[place] for run, place in pairs):.0f}",
+        "peak": with_interval([100 * peak(run, rollouts) for run in runs]),
+        "end": with_interval([100 * end(run, rollouts) for run in runs]),
+        "fell": f"{sum(has_fallen(run, rollouts) for run in runs)} of {len(runs)}",
+        "first loss": ", ".join(map(str, losses)) or "-",
+        "ended by guard": str(sum(run.facts["ended by"] == "guard" for run in runs)),
+        "first alarm": ", ".join(map(str, alarms)) or "-",
+        "agreement": f"{last('agreement', 100):.0f}",
+        "entropy": f"{last('entropy', 1):.3f}",
+        "length": f"{last('length', 1):.1f}",
+    }
+
+
+def arms_table(runs: Sequence[Run], rollouts: int) -> Rows:
+    """Return a line for each arm that has whole runs."""
+    whole = [run for run in runs if is_whole(run, rollouts)]
+    found = {arm: [run for run in whole if run.arm == arm] for arm in ARMS}
+    return {arm: arm_line(own, rollouts) for arm, own in found.items() if own}
+
+
+def problems_table(runs: Sequence[Run]) -> Rows:
+    """Return how many of the 128 held-out problems an arm keeps, learns, degrades; means."""
+    found = {arm: [run for run in runs if run.arm == arm] for arm in CLAIMS}
+    return {
+        arm: {name: f"{mean(float(run.facts[name]) for run in own):.1f}" for name in PROBLEMS}
+        for arm, own in found.items()
+        if own
+    }
+
+
+def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
+    """Return each table by the name of its file, with the heading of its first column."""
+    judging = [run for run in runs if run.seed in JUDGING]
+    long = [run for run in judging if run.rollouts[-1] > 300]
+    made = {
+        "study_verdicts": ("number", verdicts(judging)),
+        "study": ("arm", arms_table(judging, 300)),
+        "study_long": ("arm", arms_table(long, 1200)),
+        "study_tuning": ("arm", arms_table([run for run in runs if run.seed in TUNING], 300)),
+        "study_problems": ("arm", problems_table(judging)),
+    }
+    return {name: table for name, table in made.items() if table[1]}
+
+
+def refreshed(text: str, read: Callable[[str], Rows], names: Sequence[str]) -> str:
+    """Return a page with the rows of its marked tables replaced.
+
+    A table keeps its headings, so it may show a part of its file's columns.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        mark, name, table = match.groups()
+        if name not in names:
+            return match[0]
+        head = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
+        rows = [
+            [f"`{row}`", *(cells[column] for column in head[1:])]
+            for row, cells in read(name).items()
+        ]
+        return f"{mark}{markdown_table(head, rows)}\n"
+
+    return TABLE.sub(replace, text)
+
+
+def write_report(results: Path = FOLDER, page: Path | None = None) -> None:
+    """Write the tables of what has run, and put them into the page.
+
+    Args:
+        results: folder of the result files.
+        page: Markdown page whose marked tables are replaced; None = the study's, if ``results``
+            is the repository's folder, else none.
+    """
+    made = tables(read_runs(results))
+    for name, (key, rows) in made.items():
+        write_results(results / f"{name}.csv", {"command": COMMAND}, rows, key=key)
+    page = PAGE if page is None and results.resolve() == FOLDER else page
+    if page is not None:
+        text = refreshed(
+            page.read_text(), lambda name: read_results(results / f"{name}.csv"), list(made)
+        )
+        page.write_text(text)
+    counts = [row["verdict"] for row in made["study_verdicts"][1].values()]
+    words = ("held", "failed", "undecided", "not run yet")
+    print("predictions: " + ", ".join(f"{counts.count(word)} {word}" for word in words))
