@@ -106,9 +106,14 @@ class CollapseGuard(FindsAnswers, Described, Callback):
         self.num_actions, self.stopped = 0, False
         self.snapshots = Snapshots()
 
+    @property
+    def acts(self) -> bool:
+        """Whether the guard changes settings during a run."""
+        return self.action in ("adjust", "rollback")
+
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Check the settings that would be scaled."""
-        if self.action in ("warn", "stop") or not (stage == "fit" or pl_module.fits_next):
+        if not self.acts or not (stage == "fit" or pl_module.fits_next):
             return
         names = [name for name in self.scale if name.startswith("objective.")]
         others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
@@ -123,7 +128,7 @@ class CollapseGuard(FindsAnswers, Described, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         """Find the snapshots, and scale again after a restart."""
         trainer.should_stop = trainer.should_stop or self.stopped
-        if self.action in ("warn", "stop"):
+        if not self.acts:
             return
         if self.action == "rollback":
             self.snapshots.settle(trainer)

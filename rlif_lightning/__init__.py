@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.answers.extraction import AnswerExtractor
     from rlif_lightning.data.benchmark_source import BenchmarkData
     from rlif_lightning.data.prompt_format import PromptFormat
+    from rlif_lightning.data.prompt_table import PromptTable
     from rlif_lightning.data.prompts import PromptData
     from rlif_lightning.data.sources import (
         ArithmeticProblems,
@@ -103,6 +104,7 @@ _MODULES = {
     "ProblemSource": "data.sources",
     "PromptData": "data.prompts",
     "PromptFormat": "data.prompt_format",
+    "PromptTable": "data.prompt_table",
     "Prompts": "records",
     "Random": "rewards.controls",
     "ReasoningGym": "data.sources",

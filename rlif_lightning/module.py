@@ -18,6 +18,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from rlif_lightning.data.described import Described
+from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.evaluation_steps import EvaluationSteps
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
@@ -74,6 +75,7 @@ class RLIFModule(Described, EvaluationSteps):
     Attributes:
         fits_next: what ``fit`` refuses is refused in ``validate`` already, before the first
             evaluation.
+        prompt_table: what heads and callbacks remember of each problem.
     """
 
     fits_next = False
@@ -103,6 +105,9 @@ class RLIFModule(Described, EvaluationSteps):
         self.policy_settings, self.policy = policy, None
         self.reference: PolicyModel | None = None
         self.rewards = RewardSet(rewards, answer_column)
+        self.prompt_table = PromptTable()
+        for name, reward in rewards.items():
+            reward.head.use_table(self.prompt_table, name)
         self.advantage, self.objective, self.sampling = advantage, objective, sampling
         self.engine = engine or NativeEngine()
         self.evaluator, self.dynamic_sampling = Evaluator(evaluation), dynamic_sampling
@@ -188,7 +193,8 @@ class RLIFModule(Described, EvaluationSteps):
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """Make one rollout and its updates."""
         number, started = int(self.num_rollouts), time.perf_counter()
-        drawn = self._draw(prompts, number)
+        with self.prompt_table.visiting(number, self.trainer.current_epoch):
+            drawn = self._draw(prompts, number)
         rollout, outputs = without_dropped(drawn.rollout, drawn.outputs)
         length = self.sampling.max_new_tokens
         loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
@@ -204,6 +210,7 @@ class RLIFModule(Described, EvaluationSteps):
             rollout, outputs, advantages, number, self.seed, self.replay_buffer
         )
         self.num_rollouts += 1
+        self.prompt_table.gather()
         times = {
             "rollout": drawn.seconds,
             "reward": scored - started - drawn.seconds,
@@ -228,14 +235,17 @@ class RLIFModule(Described, EvaluationSteps):
         return draws.draw(prompts, rollout_number)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the replay buffer into the checkpoint; every process holds the same."""
+        """Put replay buffer and prompt table into the checkpoint; every process has the same."""
         if self.replay_buffer is not None:
             checkpoint["replay"] = self.replay_buffer.state_dict()
+        if self.prompt_table.columns:
+            checkpoint["prompt_table"] = self.prompt_table.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the checkpoint's replay buffer; it is empty where there is none."""
+        """Take the checkpoint's replay buffer and prompt table; empty where there is none."""
         if self.replay_buffer is not None:
             self.replay_buffer.load_state_dict(checkpoint.get("replay"))
+        self.prompt_table.load_state_dict(checkpoint.get("prompt_table"))
 
     def _updater(self) -> Updater:
         assert self.policy is not None

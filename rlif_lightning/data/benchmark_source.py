@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
-from typing import Any
-
-from datasets import Dataset, load_dataset
+from typing import TYPE_CHECKING, Any
 
 from rlif_lightning.data.sources import HubDataset, LocalFiles, Split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 KINDS = ("text", "integer", "list", "any")
 
@@ -88,6 +89,8 @@ class BenchmarkData(HubDataset):
             return LocalFiles(validation=self.file).load("validation")
         if self.hub_file is None:
             return super().load("validation")
+        from datasets import load_dataset
+
         url = f"hf://datasets/{self.name}@{self.revision}/{self.hub_file}"
         try:
             return load_dataset("json", data_files=url, split="train")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from rlif_lightning.records import root_column, value_at
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 CHUNK = 1000
 

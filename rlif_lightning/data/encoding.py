@@ -6,9 +6,9 @@ Large splits are rendered a thousand rows at a time. Only token ids stay in memo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 
@@ -17,6 +17,9 @@ from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_format import PromptRenderer
 from rlif_lightning.data.sources import Split
 from rlif_lightning.data.tokenizer import Encoder, without_overlong
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 LARGE = 10_000  # rows from which a progress bar is shown
 

@@ -10,12 +10,12 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from datasets import Dataset, Features, Value, load_dataset
-from datasets.exceptions import DatasetsError
+from typing import TYPE_CHECKING, Any
 
 from rlif_lightning.records import value_at
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
 
 _LONGEST_FIELD = 2**31 - 1  # characters in CSV; the standard library's limit is 131 072
 
@@ -31,6 +31,9 @@ def open_files(form: str, paths: Sequence[Path]) -> Dataset:
         ValueError: a file is not in that format, a row has other columns, or a column mixes texts
             and other values.
     """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
     settings: dict[str, Any] = {}
     if form == "csv":
         # If types were guessed, 084 would become a number and the answer "None" a missing value.
@@ -58,6 +61,8 @@ def _csv_columns(paths: Sequence[Path]) -> Features:
 
     The reader would shift the values of a row that has a field too many.
     """
+    from datasets import Features, Value
+
     csv.field_size_limit(_LONGEST_FIELD)
     headers = [_csv_header(path) for path in paths]
     for path, header in zip(paths, headers, strict=True):

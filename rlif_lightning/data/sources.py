@@ -7,18 +7,17 @@ training reads the question alone.
 
 from __future__ import annotations
 
-import math
 import random
-import re
-import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from datasets import Dataset, load_dataset
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rlif_lightning.data.described import Described
+from rlif_lightning.data.generated_text import split_of, value_of
 from rlif_lightning.data.local_files import open_files
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Split = Literal["train", "validation"]
 
@@ -27,6 +26,7 @@ class ProblemSource(Described, ABC):
     """A data set per split; subclass it and name the class path in a config for your own data.
 
     Example:
+        >>> from datasets import Dataset
         >>> class Capitals(ProblemSource):
         ...     def load(self, split):
         ...         problem = {"question": "Capital of France?", "answer": "Paris"}
@@ -111,9 +111,11 @@ class ArithmeticProblems(GeneratedProblems):
 
     def load(self, split: Split) -> Dataset:
         """Draw the split, with columns ``question`` ("3+4+5=") and ``answer`` ("12", or "-3")."""
+        from datasets import Dataset
+
         questions = [self._draw(split, i) for i in range(self.sizes[split])]
         return Dataset.from_dict(
-            {"question": questions, "answer": [_value(question[:-1]) for question in questions]}
+            {"question": questions, "answer": [value_of(question[:-1]) for question in questions]}
         )
 
     def _draw(self, split: Split, i: int) -> str:
@@ -126,7 +128,7 @@ class ArithmeticProblems(GeneratedProblems):
             question = (
                 terms[0] + "".join(rng.choice(self.operators) + term for term in terms[1:]) + "="
             )
-            if _split_of(question) == split:
+            if split_of(question) == split:
                 return question
         raise ValueError(
             f"max_terms={self.max_terms}, digits={self.digits}: found no problem for the {split}"
@@ -166,6 +168,8 @@ class HubDataset(ProblemSource):
         Raises:
             ValueError: the data set, its subset or its split cannot be found or reached.
         """
+        from datasets import load_dataset
+
         try:
             return load_dataset(
                 self.name, self.subset, split=self.splits[split], revision=self.revision
@@ -274,12 +278,14 @@ class ReasoningGym(GeneratedProblems):
             ValueError: reasoning-gym is not installed, or does not have the task or its settings,
                 or the task has too few different problems to fill both splits.
         """
+        from datasets import Dataset
+
         size, rows = self.sizes[split], []
         draws = 32 * size + 1000  # four times as many as the smaller split needs
         generator = self._generator(draws, 2 * self.seed + (split == "validation"))
         for i in range(draws):
             problem = generator[i]
-            if _split_of(problem["question"]) == split:
+            if split_of(problem["question"]) == split:
                 rows.append({"question": problem["question"], "answer": problem["answer"]})
             if len(rows) == size:
                 return Dataset.from_list(rows)
@@ -306,15 +312,3 @@ class ReasoningGym(GeneratedProblems):
             raise ValueError(
                 f"task={self.task!r}, config={self.config}: reasoning-gym refuses it: {error}"
             ) from error
-
-
-def _value(expression: str) -> str:
-    """Return the value of integers joined by "+", "-" and "*"."""
-    # The value is the sum of signed products.
-    products = re.findall(r"[+-]?[^+-]+", expression)
-    return str(sum(math.prod(int(factor) for factor in product.split("*")) for product in products))
-
-
-def _split_of(question: str) -> Split:
-    """Return the split of a generated problem, by its text alone; 1 in 8 is for validation."""
-    return "validation" if zlib.crc32(question.encode()) % 8 == 0 else "train"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.learning.rollout_advantages import mean_of_tokens
 from rlif_lightning.learning.scored_rollouts import RolloutSource, ScoredRollout, assembled
 from rlif_lightning.masked import masked_std, masked_sum
 from rlif_lightning.processes.collectives import all_rank_objects, all_rank_sum
@@ -292,13 +293,14 @@ class DynamicDraws:
         counts = [len(signal), sum(had_signal), further, signal.count(False)]
         sums = torch.stack([*torch.tensor(counts).to(kept), whole.num_tokens - kept])
         places, first, more, empty, discarded = all_rank_sum(sums).double()
+        drawn, outputs = draws[0].rollout, draws[0].outputs
         figures: dict[str, Tensor | float] = {
             "dynamic/signal": first / places,
             "dynamic/extra_groups": more,
             "dynamic/empty_places": empty,
             "dynamic/discarded_tokens": discarded,
+            "dynamic/first_entropy": mean_of_tokens(drawn.stats.entropy, drawn),
         }
-        outputs = draws[0].outputs
         scores = torch.stack([output.scores.double() for output in outputs.values()])  # [R, B]
         valid = ~scores.isnan()
         totals, counts = all_rank_sum(torch.stack([masked_sum(scores, valid, -1), valid.sum(-1)]))

@@ -61,6 +61,9 @@ TRAINING = {
     "dynamic/discarded_tokens": Logged(
         "tokens", "Drawn tokens of groups that are not in the update.", _ALL_RANKS, _DYNAMIC
     ),
+    "dynamic/first_entropy": Logged(
+        "nats", "As `policy/entropy`, of the first draws.", _ALL_TOKENS, _DYNAMIC
+    ),
     "vote/largest_cluster": Logged(
         "share",
         "Largest cluster's share of a group's answers; 0 in groups with too few for a vote.",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.loaders import EncodedSplit
+from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
 from rlif_lightning.records import RewardOutput, Rollout, overlap
@@ -57,6 +58,9 @@ class RewardHead(Described, nn.Module, ABC):
         Raises:
             ValueError: names what is wrong.
         """
+
+    def use_table(self, table: PromptTable, name: str) -> None:
+        """Ask the run's table for columns of this head, whose name in ``rewards`` is given."""
 
     @abstractmethod
     def forward(self, rollout: Rollout) -> RewardOutput:
