@@ -90,6 +90,7 @@ def made_arms() -> dict[str, Arm]:
     for weight, fraction in GRID:
         name, settings = f"paper-hot-w{weight}-f{fraction}", kl_cov(weight, fraction)
         arms[name] = Arm(("paper",), settings=settings)
+    arms |= {f"vote-hot-{name}": Arm((name,)) for name in ("band", "majority")}
     one = ("--model.update.updates_per_rollout=1",)
     arms["paper-hot-one_update"] = Arm(
         ("paper",), settings=(*one, "--model.objective=Clipped"), updates=1
@@ -135,6 +136,7 @@ KL_COV = (
     *(f"paper-hot-w{weight}-f{fraction}" for weight, fraction in GRID),
 )
 PROBLEMS = tuple(f"{r}-hot-{size}" for r in ("vote", "certainty", "paper") for size in SIZES)
+GATES = ("vote-hot-band", "vote-hot-majority")
 PLAN = (
     Block("core", CORE, JUDGING, 300),
     Block("claims", CLAIMS, JUDGING, 300),
@@ -142,5 +144,6 @@ PLAN = (
     Block("long", LONG, JUDGING, 1200),
     Block("KL-Cov", KL_COV, FEW, 300),
     Block("distinct problems", ("certainty-hot", *PROBLEMS), FEW, 300),
+    Block("groups left out", GATES, FEW, 300),
     Block("tuning seeds", CLAIMS, TUNING, 300),
 )

@@ -20,7 +20,7 @@ from benchmarks.study_figures import (
     peak,
     spread,
 )
-from benchmarks.study_predictions import GROUPS, Alarms, Falls, Gap, Spread, verdicts
+from benchmarks.study_predictions import GROUPS, verdicts
 from benchmarks.study_report import arm_line, refreshed, tables
 from benchmarks.study_rows import (
     FIGURES,
@@ -34,6 +34,7 @@ from benchmarks.study_rows import (
     run_row,
     summed_rate,
 )
+from benchmarks.study_rules import Alarms, Falls, Gap, Spread
 
 FALLING = [0.5, 0.8, 0.9, 0.7, 0.4, 0.1, 0.1]
 STEADY = [0.5, 0.7, 0.9, 0.9, 0.9, 0.9, 0.9]
