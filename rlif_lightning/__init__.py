@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+    from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
     from rlif_lightning.rollout.native import NativeEngine
@@ -130,6 +131,7 @@ _MODULES = {
     "UpdatePlan": "learning.update",
     "VLLMEngine": "rollout.vllm_engine",
     "VLLMServerEngine": "rollout.vllm_engine",
+    "VoteBand": "rewards.vote_band",
     "WeightedReward": "rewards.base",
 }
 __all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -41,6 +41,7 @@ HEADS = {
     "OverlongPenalty": lambda: rewards.OverlongPenalty(3, 2),
     "Random": rewards.Random,
     "SelfCertainty": rewards.SelfCertainty,
+    "VoteBand": rewards.VoteBand,
 }
 ADVANTAGES = [
     GDPO(),
@@ -121,7 +122,7 @@ class TestRewardHeads:
         ].scores
         assert scores.shape == (len(TEXTS),)
         assert scores.dtype == torch.float32
-        assert bool(scores.isfinite().all()) == (name != "DropTruncated")  # it scores nothing
+        assert bool(scores.isfinite().all()) == (name not in ("DropTruncated", "VoteBand"))
         assert not scores.requires_grad
 
     def test_permuting_the_groups_permutes_the_scores(self, name):

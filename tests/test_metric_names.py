@@ -59,6 +59,7 @@ HEADS = {
             "NegativeEntropy",
             "Random",
             "SelfCertainty",
+            "VoteBand",
         )
     },
 }

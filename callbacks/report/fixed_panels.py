@@ -16,6 +16,7 @@ FIXED = (
             Series("vote/largest_cluster", "group's largest answer"),
             Series("vote/unanimous", "groups of one answer"),
             Series("vote/top_answer", "one answer, over all prompts"),
+            Series("vote/kept", "groups that VoteBand keeps"),
         ),
         is_share=True,
     ),

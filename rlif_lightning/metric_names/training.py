@@ -91,6 +91,12 @@ TRAINING = {
         "counts over all ranks together",
         SYMPTOMS,
     ),
+    "vote/kept": Logged(
+        "share",
+        "Groups that `VoteBand` keeps in the update.",
+        _ALL_GROUPS,
+        "rlif_lightning/rewards/vote_band.py",
+    ),
     "code/solved": Logged(
         "share",
         "Completions whose code passes all tests of its problem (CodeTests).",

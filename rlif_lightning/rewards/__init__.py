@@ -5,6 +5,7 @@ from rlif_lightning.rewards.code import BehaviourVote, CodeTests
 from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+from rlif_lightning.rewards.vote_band import VoteBand
 from rlif_lightning.rewards.voting import ClusterVote
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "RewardHead",
     "RewardSet",
     "SelfCertainty",
+    "VoteBand",
     "WeightedReward",
 ]
