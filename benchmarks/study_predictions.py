@@ -176,7 +176,7 @@ def verdicts(made: Sequence[Run]) -> Rows:
             table[f"{letter}{number}"] = {
                 "prediction": text,
                 "rule": rule_text(rule),
-                "number": value,
+                "found": value,
                 "verdict": verdict,
             }
     return table

@@ -1,22 +1,23 @@
-"""The collapse study's tables, and the tables of ``docs/collapse-study.md``, from result files."""
+"""The collapse study's tables, and its numbers on the pages that mark them, from result files."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.results import FOLDER, Rows, markdown_table, read_results, write_results
+from benchmarks.results import FOLDER, Rows, markdown_table, write_results
 from benchmarks.study_arms import ARMS, CLAIMS, JUDGING, TUNING
 from benchmarks.study_figures import end, first_loss, has_fallen, interval, peak
 from benchmarks.study_predictions import verdicts
 from benchmarks.study_rows import PROBLEMS, Run, read_runs
 
 COMMAND = "python -m benchmarks.collapse_study --report"
-PAGE = FOLDER.parent / "collapse-study.md"
+PAGES = (FOLDER.parent / "collapse-study.md", FOLDER.parent.parent / "README.md")
 TABLE = re.compile(r"(<!-- results: (\S+) -->\n+)((?:\|.*\n)+)")
+NUMBER = re.compile(r"(<!-- result: ([^.]+)\.([^.]+)\.(.+?) -->).*?(<!-- /result -->)", re.S)
 
 
 def with_interval(values: Sequence[float], digits: int = 1) -> str:
@@ -78,7 +79,7 @@ def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
     judging = [run for run in runs if run.seed in JUDGING]
     long = [run for run in judging if run.rollouts[-1] > 300]
     made = {
-        "study_verdicts": ("number", verdicts(judging)),
+        "study_verdicts": ("no.", verdicts(judging)),
         "study": ("arm", arms_table(judging, 300)),
         "study_long": ("arm", arms_table(long, 1200)),
         "study_tuning": ("arm", arms_table([run for run in runs if run.seed in TUNING], 300)),
@@ -87,43 +88,47 @@ def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
     return {name: table for name, table in made.items() if table[1]}
 
 
-def refreshed(text: str, read: Callable[[str], Rows], names: Sequence[str]) -> str:
-    """Return a page with the rows of its marked tables replaced.
+def refreshed(text: str, made: Mapping[str, Rows]) -> str:
+    """Return a page with its marked tables and numbers replaced, those of other files left.
 
-    A table keeps its headings, so it may show a part of its file's columns.
+    A table keeps its headings, so it may show a part of its file's columns. Of a number with an
+    interval a mark in the text shows the mean.
     """
 
-    def replace(match: re.Match[str]) -> str:
-        mark, name, table = match.groups()
-        if name not in names:
+    def table(match: re.Match[str]) -> str:
+        mark, name, old = match.groups()
+        if name not in made:
             return match[0]
-        head = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
+        head = [cell.strip() for cell in old.splitlines()[0].split("|")[1:-1]]
         rows = [
             [f"`{row}`", *(cells[column] for column in head[1:])]
-            for row, cells in read(name).items()
+            for row, cells in made[name].items()
         ]
         return f"{mark}{markdown_table(head, rows)}\n"
 
-    return TABLE.sub(replace, text)
+    def number(match: re.Match[str]) -> str:
+        begin, name, row, column, close = match.groups()
+        cells = made.get(name, {}).get(row)
+        return match[0] if cells is None else f"{begin}{cells[column].split(' (')[0]}{close}"
+
+    return NUMBER.sub(number, TABLE.sub(table, text))
 
 
-def write_report(results: Path = FOLDER, page: Path | None = None) -> None:
-    """Write the tables of what has run, and put them into the page.
+def write_report(results: Path = FOLDER, pages: Sequence[Path] | None = None) -> None:
+    """Write the tables of what has run, and put their numbers into the pages.
 
     Args:
         results: folder of the result files.
-        page: Markdown page whose marked tables are replaced; None = the study's, if ``results``
-            is the repository's folder, else none.
+        pages: Markdown pages whose marks are refreshed; None = the repository's, if ``results`` is
+            its folder, else none.
     """
     made = tables(read_runs(results))
     for name, (key, rows) in made.items():
         write_results(results / f"{name}.csv", {"command": COMMAND}, rows, key=key)
-    page = PAGE if page is None and results.resolve() == FOLDER else page
-    if page is not None:
-        text = refreshed(
-            page.read_text(), lambda name: read_results(results / f"{name}.csv"), list(made)
+    for page in (PAGES if results.resolve() == FOLDER else ()) if pages is None else pages:
+        page.write_text(
+            refreshed(page.read_text(), {name: rows for name, (_, rows) in made.items()})
         )
-        page.write_text(text)
     counts = [row["verdict"] for row in made["study_verdicts"][1].values()]
     words = ("held", "failed", "undecided", "not run yet")
     print("predictions: " + ", ".join(f"{counts.count(word)} {word}" for word in words))

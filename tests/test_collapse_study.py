@@ -21,7 +21,7 @@ from benchmarks.study_figures import (
     spread,
 )
 from benchmarks.study_predictions import GROUPS, verdicts
-from benchmarks.study_report import arm_line, refreshed, tables
+from benchmarks.study_report import arm_line, tables, write_report
 from benchmarks.study_rows import (
     FIGURES,
     Run,
@@ -29,6 +29,7 @@ from benchmarks.study_rows import (
     majorities,
     problem_counts,
     rate_steps,
+    read_or_empty,
     read_runs,
     record,
     run_row,
@@ -142,9 +143,9 @@ def test_the_spread_of_peaks():
 def test_a_prediction_is_judged_when_all_its_runs_are_there():
     runs = list(runs_of(*[FALLING] * 5).values())
     row = verdicts(runs)["C1"]
-    assert (row["number"], row["verdict"]) == ("5 of 6 runs", "not run yet")
+    assert (row["found"], row["verdict"]) == ("5 of 6 runs", "not run yet")
     row = verdicts([*runs, run_of(FALLING, seed=45)])["C1"]
-    assert (row["number"], row["verdict"]) == ("6 of 6 fell", "held")
+    assert (row["found"], row["verdict"]) == ("6 of 6 fell", "held")
     short = run_of(FALLING[:5], seed=45)
     assert verdicts([*runs, short])["C1"]["verdict"] == "not run yet"
     ended = replace(short, facts=short.facts | {"ended by": "guard"})
@@ -293,12 +294,30 @@ def test_tables_and_the_page(tmp_path):
     made = tables(runs)
     assert made["study"][1].keys() == {"vote-hot"}
     assert "study_long" not in made
-    key, rows = made["study"]
-    write_results(tmp_path / "study.csv", {"command": "x"}, rows, key=key)
-    page = "a\n\n<!-- results: study -->\n| arm | fell |\n| --- | --- |\n| `old` | 1 |\n\nb\n"
-    text = refreshed(page, lambda name: read_results(tmp_path / f"{name}.csv"), ["study"])
-    assert text == page.replace("| `old` | 1 |", "| `vote-hot` | 6 of 6 |")
-    assert refreshed(page, lambda name: {}, []) == page
+    page = tmp_path / "page.md"
+    mark = "<!-- result: study.vote-hot.end -->9.9<!-- /result -->"
+    other = "<!-- result: gpu.x.y -->1<!-- /result -->\n<!-- results: gpu -->\n| a |\n| --- |\n"
+    table = "<!-- results: study -->\n| arm | fell |\n| --- | --- |\n| `old` | 1 |\n"
+    page.write_text(f"a {mark} b\n\n{table}\n{other}")
+    for run in runs:
+        lines = {f"{run.seed}/{at}": line_of(run, i) for i, at in enumerate(run.rollouts)}
+        path = tmp_path / "study" / "vote-hot.csv"
+        write_results(path, {"command": "x"}, read_or_empty(path) | lines, key="at")
+    digest = {"settings": ARMS["vote-hot"].digest}
+    facts = {f"vote-hot/{run.seed}": run.facts | digest for run in runs}
+    write_results(tmp_path / "study" / "runs.csv", {"command": "x"}, facts)
+    write_report(tmp_path, [page])
+    assert page.read_text() == (
+        f"a {mark.replace('9.9', '20.0')} b\n\n"
+        f"{table.replace('| `old` | 1 |', '| `vote-hot` | 6 of 6 |')}\n{other}"
+    )
+    assert read_results(tmp_path / "study_verdicts.csv")["C1"]["verdict"] == "held"
+    assert not (tmp_path / "study_long.csv").exists()  # nothing to show
+
+
+def line_of(run: Run, place: int) -> dict[str, str]:
+    figures = {name: f"{values[place]:.4f}" for name, values in run.curves.items()}
+    return {"summed rate": f"{run.rates[place]:g}", **figures}
 
 
 def test_a_list_of_what_is_due(tmp_path, capsys):

@@ -68,10 +68,10 @@ def test_an_arm_is_what_its_name_says(arm, tmp_path):
     (guard,) = [each for each in callbacks if isinstance(each, CollapseGuard)]
     assert guard.action == ("adjust" if control in SCALES else "warn")
     assert guard.scale == SCALES.get(control, {"learning_rate": 0.5})
-    steps = [each.factors for each in callbacks if isinstance(each, LearningRateFactors)]
+    steps = [each.steps for each in callbacks if isinstance(each, LearningRateFactors)]
     assert bool(steps) == (control in ("yoked", "halved"))
     assert (starting_rate(model.make_optimizer), model.schedule.name) == (5e-4, "constant")
-    updates = model.update.updates_per_rollout
+    updates = model.plan.updates_per_rollout
     assert updates == ARMS[arm].updates == (1 if control == "one_update" else 4)
     assert run.trainer.max_steps == 300 * updates
     assert run.datamodule.source.sizes["train"] == (512 if control == "512" else 4800)
