@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     )
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
+    from rlif_lightning.learning.answer_tokens import AnswerTokens
     from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
     from rlif_lightning.learning.dynamic_sampling import DynamicSampling
     from rlif_lightning.learning.loss_inputs import LossInputs
@@ -61,6 +62,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
 _MODULES = {
     "Advantage": "learning.advantages",
     "AnswerChecker": "answers.checkers",
+    "AnswerTokens": "learning.answer_tokens",
     "AnswerExtractor": "answers.extraction",
     "ArithmeticProblems": "data.sources",
     "BehaviourVote": "rewards.code",

@@ -24,6 +24,7 @@ from rlif_lightning.evaluation.evaluation_steps import EvaluationSteps
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.learning.advantages import GDPO, Advantage
+from rlif_lightning.learning.answer_tokens import AnswerTokens, weighed
 from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objective_base import Objective
@@ -62,6 +63,7 @@ class RLIFModule(Described, EvaluationSteps):
         engine: what draws them.
         evaluation: how validate and test measure.
         dynamic_sampling: what becomes of groups without signal; null = they stay in the update.
+        answer_tokens: how much gradient the final answer's tokens get; null = as all others.
         update: how a rollout is cut into optimiser steps.
         replay: how many old groups join each rollout's update; null = none.
         optimizer: makes the optimiser of the parameters to train; in YAML a class path with
@@ -90,6 +92,7 @@ class RLIFModule(Described, EvaluationSteps):
         engine: RolloutEngine | None = None,
         evaluation: Evaluation = Evaluation(),
         dynamic_sampling: DynamicSampling | None = None,
+        answer_tokens: AnswerTokens | None = None,
         update: UpdatePlan = UpdatePlan(),
         replay: Replay | None = None,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
@@ -111,6 +114,7 @@ class RLIFModule(Described, EvaluationSteps):
         self.advantage, self.objective, self.sampling = advantage, objective, sampling
         self.engine = engine or NativeEngine()
         self.evaluator, self.dynamic_sampling = Evaluator(evaluation), dynamic_sampling
+        self.answer_tokens = answer_tokens
         self.plan, self.budget = update, TokenBudget(update.micro_batch_tokens)
         self.replay_buffer = None if replay is None else ReplayBuffer(replay)
         self.make_optimizer, self.schedule = optimizer, schedule
@@ -198,6 +202,11 @@ class RLIFModule(Described, EvaluationSteps):
         rollout, outputs = without_dropped(drawn.rollout, drawn.outputs)
         length = self.sampling.max_new_tokens
         loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
+        trained, figures = rollout, drawn.figures
+        if self.answer_tokens is not None and self.policy is not None:
+            factors, found = self.answer_tokens.factors(rollout, self.policy.tokenizer)
+            loss_weights, trained = loss_weights * factors, weighed(rollout, factors)
+            figures = figures | found
         advantages, metrics = score_rollout(
             rollout, outputs, self.advantage, self.rewards.weights, loss_weights
         )
@@ -205,9 +214,9 @@ class RLIFModule(Described, EvaluationSteps):
             if hasattr(callback, "on_rollout_scored"):
                 callback.on_rollout_scored(self.trainer, self, metrics)
         scored = time.perf_counter()
-        metrics, num_sampled = metrics | drawn.figures, all_rank_sum(drawn.num_tokens)
+        metrics, num_sampled = metrics | figures, all_rank_sum(drawn.num_tokens)
         metrics |= self._updater().update(
-            rollout, outputs, advantages, number, self.seed, self.replay_buffer
+            trained, outputs, advantages, number, self.seed, self.replay_buffer
         )
         self.num_rollouts += 1
         self.prompt_table.gather()

@@ -97,6 +97,8 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     _check_trainer(module.trainer)
     if module.dynamic_sampling is not None:
         module.dynamic_sampling.check(module.rewards, module.group_size, data)
+    if module.answer_tokens is not None:
+        module.answer_tokens.check(module.objective)
     _check_look_ahead(module)
     if module.replay_buffer is not None:
         prompts = None if data is None else data.prompts_per_rollout
