@@ -4,6 +4,7 @@
     python -m benchmarks.collapse_study --hours 2             # what is missing, first things first
     python -m benchmarks.collapse_study --arms vote-quarter --seeds 40 --rollouts 1200
     python -m benchmarks.collapse_study --list                # what is finished, what is due
+    python -m benchmarks.collapse_study --collect --out DIR   # finished runs into docs/results/
 
 A finished run is skipped, one that was killed goes on from its last checkpoint, and one that is
 asked for more rollouts is made longer. Each run has one thread. A run's figures go into
@@ -27,7 +28,7 @@ from pathlib import Path
 from benchmarks.results import FOLDER, Rows
 from benchmarks.study_arms import ARMS, CONFIGS, PLAN
 from benchmarks.study_report import write_report
-from benchmarks.study_rows import read_or_empty, record, run_row, versions
+from benchmarks.study_rows import FINISHED, read_or_empty, record
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_THREAD = {
@@ -109,11 +110,11 @@ class Job:
         Raises:
             RuntimeError: it failed; names its log.
         """
-        made = self.folder / "settings.txt"
-        if not made.exists() or made.read_text() != ARMS[self.arm].digest:
+        made, settings = self.folder / "settings.txt", ARMS[self.arm].digest
+        if not made.exists() or made.read_text() != settings:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        made.write_text(ARMS[self.arm].digest)
+        made.write_text(settings)
         started = time.perf_counter()
         with (self.folder / "log.txt").open("a") as log:
             environment = {**os.environ, **ONE_THREAD}
@@ -125,11 +126,23 @@ class Job:
                 f" {self.folder}/log.txt"
             )
         seconds = time.perf_counter() - started
+        mark = self.folder / FINISHED
+        before = json.loads(mark.read_text())["seconds"] if mark.exists() else 0.0
+        facts = {"seconds": before + seconds, "settings": settings, "commit": commit()}
+        mark.write_text(json.dumps(facts))
         with RECORDING:
-            before = float(self.facts["seconds"]) if self.facts and versions(self.folder) else 0.0
-            row = run_row(self.folder, self.arm, before + seconds, commit())
-            record(self.folder, self.arm, self.seed, row, self.results)
+            record(self.folder, self.arm, self.seed, self.results)
         return seconds
+
+    def collect(self) -> bool:
+        """Put a run that has finished in its folder into the result files, if it is as it was."""
+        mark = self.folder / FINISHED
+        is_there = mark.exists() and json.loads(mark.read_text())["settings"] == (
+            ARMS[self.arm].digest
+        )
+        if is_there:
+            record(self.folder, self.arm, self.seed, self.results)
+        return is_there
 
 
 def commit() -> str:
@@ -213,6 +226,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the result files")
     parser.add_argument("--report", action="store_true", help="run nothing, redraw")
+    parser.add_argument(
+        "--collect", action="store_true", help="run nothing, read the finished runs of --out again"
+    )
     parser.add_argument("--list", action="store_true", help="run nothing, say what is due")
     given = parser.parse_args(args)
     jobs = jobs_of(given)
@@ -220,7 +236,10 @@ def main(args: list[str] | None = None) -> None:
         for name, line in listing(jobs).items():
             print(f"{name}: finished{line['finished'] or ' none'}; due{line['due'] or ' none'}")
         return
-    failures = [] if given.report else run_all(jobs, given.jobs, given.hours)
+    if given.collect:
+        found = {(job.arm, job.seed): job for job in jobs}.values()
+        print(f"{sum(job.collect() for job in found)} runs are collected from {given.out}")
+    failures = [] if given.report or given.collect else run_all(jobs, given.jobs, given.hours)
     write_report(given.results)
     if failures:
         raise SystemExit("\n".join(failures))

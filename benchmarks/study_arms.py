@@ -91,6 +91,9 @@ def made_arms() -> dict[str, Arm]:
         name, settings = f"paper-hot-w{weight}-f{fraction}", kl_cov(weight, fraction)
         arms[name] = Arm(("paper",), settings=settings)
     arms |= {f"vote-hot-{name}": Arm((name,)) for name in ("band", "majority")}
+    for factor in ANSWERS:
+        settings = (f"--model.answer_tokens.factor={factor}",)
+        arms[f"vote-hot-answer{factor}"] = Arm(("vote",), settings=settings)
     one = ("--model.update.updates_per_rollout=1",)
     arms["paper-hot-one_update"] = Arm(
         ("paper",), settings=(*one, "--model.objective=Clipped"), updates=1
@@ -104,6 +107,7 @@ def made_arms() -> dict[str, Arm]:
 
 GRID = ((0.05, 0.2), (1, 0.02), (1, 0.2), (10, 0.02), (10, 0.2))  # 0.05, 0.02 is paper-hot
 SIZES = (32, 128, 512)  # distinct problems; the other arms have 4,800
+ANSWERS = (0, 0.25, 0.5, 0.75)  # share of the policy gradient that an answer's tokens get
 ARMS = made_arms()
 CORE = ("vote-hot", "vote-quarter", "preset-hot-guard", "preset-quarter")
 CLAIMS = (
@@ -136,7 +140,7 @@ KL_COV = (
     *(f"paper-hot-w{weight}-f{fraction}" for weight, fraction in GRID),
 )
 PROBLEMS = tuple(f"{r}-hot-{size}" for r in ("vote", "certainty", "paper") for size in SIZES)
-GATES = ("vote-hot-band", "vote-hot-majority")
+OTHERS = ("vote-hot-band", "vote-hot-majority", *(f"vote-hot-answer{f}" for f in ANSWERS))
 PLAN = (
     Block("core", CORE, JUDGING, 300),
     Block("claims", CLAIMS, JUDGING, 300),
@@ -144,6 +148,6 @@ PLAN = (
     Block("long", LONG, JUDGING, 1200),
     Block("KL-Cov", KL_COV, FEW, 300),
     Block("distinct problems", ("certainty-hot", *PROBLEMS), FEW, 300),
-    Block("groups left out", GATES, FEW, 300),
+    Block("groups and tokens left out", OTHERS, FEW, 300),
     Block("tuning seeds", CLAIMS, TUNING, 300),
 )

@@ -127,8 +127,20 @@ def problems() -> Sequence[tuple[str, Rule]]:
 
 
 def others() -> Sequence[tuple[str, Rule]]:
-    """Return what others predict of groups that are left out."""
+    """Return what others predict of groups and tokens that are left out."""
     return (
+        (
+            "OM-GRPO (2608.03119): no gradient on the answer's tokens: no fall",
+            Falls("vote-hot-answer0", *FEW_STAY, seeds=FEW),
+        ),
+        (
+            "OM-GRPO: half of it there is worse than none",
+            Gap("vote-hot-answer0.5", "vote-hot-answer0", -INF, 0, seeds=FEW),
+        ),
+        (
+            "OM-GRPO: and so are three quarters",
+            Gap("vote-hot-answer0.75", "vote-hot-answer0", -INF, 0, seeds=FEW),
+        ),
         (
             "2605.22217: groups with a vote share of .3 to .9 only: no fall",
             Falls("vote-hot-band", *FEW_STAY, seeds=FEW),

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
+from benchmarks.laws import fit_entropy_law, fit_sharpening
+from benchmarks.majorities import OUTCOMES
 from benchmarks.results import FOLDER, Rows, markdown_table, write_results
 from benchmarks.study_arms import ARMS, CLAIMS, JUDGING, TUNING
 from benchmarks.study_figures import end, first_loss, has_fallen, interval, peak
 from benchmarks.study_predictions import verdicts
-from benchmarks.study_rows import PROBLEMS, Run, read_runs
+from benchmarks.study_rows import Run, read_runs
 
 COMMAND = "python -m benchmarks.collapse_study --report"
 PAGES = (FOLDER.parent / "collapse-study.md", FOLDER.parent.parent / "README.md")
@@ -65,13 +67,37 @@ def arms_table(runs: Sequence[Run], rollouts: int) -> Rows:
 
 
 def problems_table(runs: Sequence[Run]) -> Rows:
-    """Return how many of the 128 held-out problems an arm keeps, learns, degrades; means."""
+    """Return how many of the 128 held-out problems have each outcome; means over seeds."""
     found = {arm: [run for run in runs if run.arm == arm] for arm in CLAIMS}
     return {
-        arm: {name: f"{mean(float(run.facts[name]) for run in own):.1f}" for name in PROBLEMS}
+        arm: {name: f"{mean(float(run.facts[name]) for run in own):.1f}" for name in OUTCOMES}
         for arm, own in found.items()
         if own
     }
+
+
+def has_lines(run: Run) -> bool:
+    """Whether a run has two agreements between 0 and 1, and two entropies, to draw a line by."""
+    between = [share for share in run.curves["agreement"] if 0 < share < 1]
+    return len(between) > 1 and len(set(run.curves["entropy"])) > 1
+
+
+def laws_table(runs: Sequence[Run]) -> Rows:
+    """Return the fits of two published laws (``benchmarks/laws.py``) to the claim's arms; means."""
+    lines: Rows = {}
+    for arm in CLAIMS:
+        own = [run for run in runs if run.arm == arm and has_lines(run)]
+        if own:
+            growth = [fit_sharpening(run.rates, run.curves["agreement"]) for run in own]
+            paid = [fit_entropy_law(run.curves["entropy"], run.accuracy) for run in own]
+            lines[arm] = {
+                "1/b": f"{mean(fit.slope for fit in growth):.3f}",
+                "R2 of agreement": f"{mean(fit.r_squared for fit in growth):.2f}",
+                "a": f"{mean(a for a, _, _ in paid):.2f}",
+                "b": f"{mean(b for _, b, _ in paid):.2f}",
+                "R2 of accuracy": f"{mean(fit.r_squared for _, _, fit in paid):.2f}",
+            }
+    return lines
 
 
 def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
@@ -84,6 +110,7 @@ def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
         "study_long": ("arm", arms_table(long, 1200)),
         "study_tuning": ("arm", arms_table([run for run in runs if run.seed in TUNING], 300)),
         "study_problems": ("arm", problems_table(judging)),
+        "study_laws": ("arm", laws_table(judging)),
     }
     return {name: table for name, table in made.items() if table[1]}
 

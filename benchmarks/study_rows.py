@@ -13,12 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.majorities import OUTCOMES, compared, majorities, read
 from benchmarks.results import FOLDER, Rows, read_results, write_results
 from benchmarks.study_arms import ARMS, HOT, UPDATES
 from callbacks.events import read_events
 from rlif_lightning.running.metrics_csv import read_logged
 
 COMMAND = "python -m benchmarks.collapse_study"
+FINISHED = "finished.json"  # seconds, settings and commit of a finished run
 FIGURES = {  # column -> figure of the evaluation
     "accuracy": "accuracy",
     "majority": "maj@8",
@@ -27,8 +29,6 @@ FIGURES = {  # column -> figure of the evaluation
     "entropy": "entropy",
     "length": "length",
 }
-# Majority right at the start, at the end: yes yes, no yes, yes no, no no.
-PROBLEMS = ("kept", "learnt", "degraded", "never")
 
 
 @dataclass(frozen=True)
@@ -93,32 +93,13 @@ def summed_rate(steps: Sequence[tuple[int, float]], rollouts: int) -> float:
     return sum(factor * max(0, min(end, rollouts) - begin) for (begin, factor), end in pairs)
 
 
-def majorities(path: Path) -> dict[int, bool]:
-    """Return, for each problem of an evaluation, whether its most frequent answer is right.
-
-    The first of several most frequent answers counts, as in the order of drawing.
-    """
-    answers: dict[int, list[tuple[str, bool]]] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        own = answers.setdefault(row["index"], [])
-        if row["answer"] is not None:
-            own.append((row["answer"], row["correct"]))
-    return {
-        index: bool(own) and dict(own)[Counter(a for a, _ in own).most_common(1)[0][0]]
-        for index, own in answers.items()
-    }
-
-
 def problem_counts(folder: Path) -> dict[str, int]:
-    """Count held-out problems by whether the majority was right at the start and at the end."""
-    paths = sorted(path for each in versions(folder) for path in each.glob("evaluated/val-*.jsonl"))
-    by_rollout = sorted(paths, key=lambda path: path.name)
-    start, end = majorities(by_rollout[0]), majorities(by_rollout[-1])
-    cases = ((True, True), (False, True), (True, False), (False, False))
-    names = dict(zip(cases, PROBLEMS, strict=True))
-    counts = Counter(names[start[index], end[index]] for index in start)
-    return {name: counts[name] for name in PROBLEMS}
+    """Count held-out problems by what became of their majorities from the start to the end."""
+    paths = [path for each in versions(folder) for path in each.glob("evaluated/val-*.jsonl")]
+    files = sorted(paths, key=lambda path: path.name)
+    start, end = (majorities(read(str(file))) for file in (files[0], files[-1]))
+    counts = Counter(row["outcome"] for row in compared(start, end))
+    return {name: counts[name] for name in OUTCOMES}
 
 
 def curve_rows(folder: Path, arm: str, seed: int) -> Rows:
@@ -138,8 +119,9 @@ def curve_rows(folder: Path, arm: str, seed: int) -> Rows:
     }
 
 
-def run_row(folder: Path, arm: str, seconds: float, commit: str) -> dict[str, str]:
-    """Return the line of a run in ``runs.csv``."""
+def run_row(folder: Path, arm: str) -> dict[str, str]:
+    """Return the line of a finished run in ``runs.csv``."""
+    done = json.loads((folder / FINISHED).read_text())
     events = [event for version in versions(folder) for event in read_events(version)]
     guard = [event for event in events if event["source"] == "CollapseGuard"]
     alarms = [event["rollout"] for event in guard if event["kind"] == "alarm"]
@@ -154,9 +136,9 @@ def run_row(folder: Path, arm: str, seconds: float, commit: str) -> dict[str, st
         "alarms": str(len(alarms)),
         "actions": str(sum(event["kind"] == "adjust" for event in guard)),
         **{name: str(count) for name, count in problem_counts(folder).items()},
-        "seconds": f"{seconds:.0f}",
-        "settings": ARMS[arm].digest,
-        "commit": commit,
+        "seconds": f"{done['seconds']:.0f}",
+        "settings": done["settings"],
+        "commit": done["commit"],
     }
 
 
@@ -171,14 +153,13 @@ def order(name: str) -> tuple[str, int, int]:
     return ("", int(first), int(second)) if first.isdigit() else (first, int(second), 0)
 
 
-def record(folder: Path, arm: str, seed: int, run: dict[str, str], results: Path) -> None:
+def record(folder: Path, arm: str, seed: int, results: Path) -> None:
     """Put a finished run into the result files, in place of what they hold of it.
 
     Args:
         folder: the run's.
         arm: its name.
         seed: its seed.
-        run: its line of ``runs.csv``.
         results: folder of the result files.
     """
     path = results / "study" / f"{arm}.csv"
@@ -188,7 +169,7 @@ def record(folder: Path, arm: str, seed: int, run: dict[str, str], results: Path
     notes = {"command": f"{COMMAND} --arms {arm}", "conditions": conditions}
     write_results(path, notes, {name: rows[name] for name in sorted(rows, key=order)}, key="at")
     path = results / "study" / "runs.csv"
-    rows = read_or_empty(path) | {f"{arm}/{seed}": run}
+    rows = read_or_empty(path) | {f"{arm}/{seed}": run_row(folder, arm)}
     write_results(
         path, {"command": COMMAND}, {name: rows[name] for name in sorted(rows, key=order)}
     )

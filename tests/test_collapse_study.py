@@ -26,7 +26,6 @@ from benchmarks.study_rows import (
     FIGURES,
     Run,
     curve_rows,
-    majorities,
     problem_counts,
     rate_steps,
     read_or_empty,
@@ -46,7 +45,7 @@ def run_of(accuracy, arm="vote-hot", seed=40, alarm="", every=50):
     """A run with an evaluation every 50 rollouts, at the full rate."""
     rollouts = [every * i for i in range(len(accuracy))]
     curves = {name: [0.5] * len(accuracy) for name in FIGURES} | {"accuracy": list(accuracy)}
-    counts = {"kept": "100", "learnt": "10", "degraded": "8", "never": "10"}
+    counts = {"kept": "90", "sharpened": "10", "learnt": "10", "degraded": "8", "wrong": "10"}
     facts = FACTS | {"first alarm": alarm} | counts
     return Run(arm, seed, rollouts, [float(at) for at in rollouts], curves, facts)
 
@@ -218,7 +217,15 @@ def folder(tmp_path):
     final = {0: [right], 1: [right, right, wrong], 2: [wrong, wrong, right], 3: [(None, False)]}
     completions(run / "version_0", 0, start)
     completions(run / "version_1", 5, final)
+    facts = {"seconds": 12.4, "settings": ARMS["vote-quarter"].digest, "commit": "abc"}
+    (run / "finished.json").write_text(json.dumps(facts))
     return run
+
+
+def marked(folder, **changes):
+    """Change the mark of a finished run."""
+    mark = folder / "finished.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | changes))
 
 
 def test_a_run_s_rows(folder):
@@ -228,11 +235,13 @@ def test_a_run_s_rows(folder):
     assert list(rows) == ["40/0", "40/3", "40/5"]
     assert [row["summed rate"] for row in rows.values()] == ["0", "0.625", "0.875"]
     assert [row["accuracy"] for row in rows.values()] == ["0.5000", "0.7000", "0.9000"]
-    row = run_row(folder, "vote-quarter", 12.4, "abc")
+    row = run_row(folder, "vote-quarter")
     assert row["rates"] == "0:1 2:0.5"
     assert (row["rollouts"], row["ended by"], row["seconds"]) == ("5", "plan", "12")
     assert (row["first alarm"], row["alarms"], row["actions"]) == ("2", "2", "1")
-    assert problem_counts(folder) == {"kept": 1, "learnt": 1, "degraded": 1, "never": 1}
+    assert problem_counts(folder) == {
+        **{"kept": 0, "sharpened": 1, "learnt": 1, "degraded": 1, "wrong": 1}
+    }
 
 
 def test_one_update_a_rollout_sums_a_quarter(folder):
@@ -240,47 +249,51 @@ def test_one_update_a_rollout_sums_a_quarter(folder):
     assert [row["summed rate"] for row in rows.values()] == ["0", "0.625", "0.875"]
 
 
-def test_the_first_of_two_majorities_counts(tmp_path):
-    completions(tmp_path, 0, {0: [("3", True), ("4", False)], 1: [("4", False), ("3", True)]})
-    path = tmp_path / "evaluated" / "val-rollout-000000.jsonl"
-    assert majorities(path) == {0: True, 1: False}
-
-
 def test_finished_runs_are_kept_read_and_refused_after_a_change(folder, tmp_path):
     results = tmp_path / "results"
-    row = run_row(folder, "vote-quarter", 10, "abc")
-    for seed in (41, 40):
-        record(folder, "vote-quarter", seed, row, results)
-    record(folder, "vote-quarter", 40, row, results)  # again: no line twice
-    assert list(read_results(results / "study" / "runs.csv")) == [
-        "vote-quarter/40",
-        "vote-quarter/41",
-    ]
+    for seed in (41, 40, 40):  # the last again: no line twice
+        record(folder, "vote-quarter", seed, results)
+    table = read_results(results / "study" / "runs.csv")
+    assert list(table) == ["vote-quarter/40", "vote-quarter/41"]
     runs = read_runs(results)
     assert [(run.arm, run.seed, run.rollouts) for run in runs] == [
         ("vote-quarter", 40, [0, 3, 5]),
         ("vote-quarter", 41, [0, 3, 5]),
     ]
     assert runs[0].rates == [0.0, 0.625, 0.875]
-    job = collapse_study.Job("vote-quarter", 40, 5, tmp_path / "x", results)
+    job = collapse_study.Job("vote-quarter", 40, 5, folder, results)
     assert job.is_finished
     assert not replace(job, rollouts=6).is_finished
-    record(folder, "vote-quarter", 40, row | {"settings": "former"}, results)
+    marked(folder, settings="former")
+    record(folder, "vote-quarter", 40, results)
     assert not job.is_finished
     assert [run.seed for run in read_runs(results)] == [41]
+    assert not job.collect()
+
+
+def test_finished_runs_are_collected_from_their_folders(folder, tmp_path, capsys):
+    (tmp_path / "runs" / "vote-quarter").mkdir(parents=True)
+    folder.rename(tmp_path / "runs" / "vote-quarter" / "seed_40")
+    out = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    collapse_study.main(["--collect", *out])
+    assert "1 runs are collected" in capsys.readouterr().out
+    (run,) = read_runs(tmp_path)
+    assert (run.facts["seconds"], run.facts["commit"]) == ("12", "abc")
 
 
 def test_a_run_that_its_guard_ended_is_finished(folder, tmp_path):
-    row = run_row(folder, "vote-quarter", 10, "abc") | {"ended by": "guard"}
-    record(folder, "vote-quarter", 40, row, tmp_path)
+    stop = {"source": "CollapseGuard", "kind": "stop", "rollout": 5}
+    with (folder / "version_1" / "events.jsonl").open("a") as events:
+        events.write(json.dumps(stop) + "\n")
+    record(folder, "vote-quarter", 40, tmp_path)
     assert collapse_study.Job("vote-quarter", 40, 300, tmp_path / "x", tmp_path).is_finished
 
 
 def test_a_yoked_run_replays_the_next_seed_s_rates(folder, tmp_path):
     job = collapse_study.Job("preset-hot-yoked", 45, 300, tmp_path / "x", tmp_path)
     assert job.factors() is None  # the guarded run of seed 40 has not been made
-    row = run_row(folder, "preset-hot-guard", 10, "abc")
-    record(folder, "preset-hot-guard", 40, row, tmp_path)
+    marked(folder, settings=ARMS["preset-hot-guard"].digest)
+    record(folder, "preset-hot-guard", 40, tmp_path)
     assert job.factors() == [[2, 0.5]]
     assert "LearningRateFactors" in " ".join(job.command([[2, 0.5]]))
     assert replace(job, seed=40).factors() is None  # its partner is 41
