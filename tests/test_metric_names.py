@@ -18,7 +18,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rlif_lightning
-from benchmarks.collapse_summary import CURVES
+from benchmarks import study_rows
 from callbacks import __all__ as CALLBACKS
 from callbacks import sampler_gap
 from callbacks.guard_detectors import DETECTORS
@@ -211,7 +211,11 @@ def test_what_is_read_is_in_the_table(everything):
     read = {name for panel in [*panels, *FIXED] for name in series_of(panel)}
     read |= {name for name, _, _ in FIGURES} | {detector.metric for detector in DETECTORS.values()}
     read |= {name for names in SIGNALS.values() for name in names.values()}
-    read |= {sampler_gap.OWN, sampler_gap.ENGINE, *CURVES.values()}
+    read |= {
+        sampler_gap.OWN,
+        sampler_gap.ENGINE,
+        *(f"val/{name}" for name in study_rows.FIGURES.values()),
+    }
     assert not {name for name in read if entry_of(name) is None}
 
 
