@@ -23,8 +23,8 @@ from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.running.close_names import meant
 from rlif_lightning.running.former_settings import ARGUMENTS_OF
-from rlif_lightning.running.setting_owners import owner_hint
 from rlif_lightning.running.help_page import arrange
+from rlif_lightning.running.setting_owners import owner_hint
 
 # Former name of a setting -> its present one.
 RENAMED = {
