@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.advantages import Advantage, reward_shares
+from rlif_lightning.learning.normalization import scored_lengths
 from rlif_lightning.masked import masked_max, masked_std
 from rlif_lightning.processes.collectives import all_rank_max, all_rank_mean_std, all_rank_sum
 from rlif_lightning.records import RewardOutput, Rollout
@@ -42,10 +43,11 @@ def score_rollout(
     """
     shape = (rollout.num_prompts, rollout.group_size)
     rewards = torch.stack([output.scores.view(shape) for output in outputs.values()])
-    weights = group_reward_weights(weights.to(rewards.device), list(outputs.values()))
     lengths = rollout.lengths.view(shape)
+    scored = scored_lengths(rewards, weights, lengths)
+    weights = group_reward_weights(weights.to(rewards.device), list(outputs.values()))
     parts = advantage.parts(rewards, weights, lengths).to(rewards.device)
-    advantages = of_tokens(advantage.total(parts, lengths), rollout, type(advantage).__name__)
+    advantages = of_tokens(advantage.total(parts, scored), rollout, type(advantage).__name__)
     metrics: dict[str, Tensor | float] = {
         "policy/entropy": mean_of_tokens(rollout.stats.entropy, rollout),
         "rollout/length": mean_length(rollout),
