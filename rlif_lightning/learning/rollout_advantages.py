@@ -61,9 +61,8 @@ def score_rollout(
         "rollout/ended": rollout.ended.float().mean(),
     }
     metrics |= engine_metrics(rollout)
-    for (name, output), share in zip(
-        outputs.items(), _shares(parts, by_step, lengths), strict=True
-    ):
+    shares = _shares(parts, by_step, lengths)
+    for (name, output), share in zip(outputs.items(), shares, strict=True):
         metrics |= reward_metrics(name, output.scores, rollout.group_size)
         metrics[f"reward/{name}/share"] = share
     if loss_weights is not None:
