@@ -27,6 +27,7 @@ from rlif_lightning.rewards.rubric_weights import (
     num_dropped,
     rubric_scores,
 )
+from rlif_lightning.setting_types import check_types
 
 WEIGHTINGS = ("static", "category", "pow3r", "diva")
 OF_POW3R = {"strength": 0.5, "rate": 0.5, "bounds": (0.67, 1.5)}  # the defaults
@@ -55,6 +56,7 @@ class WeightedCriterion:
     required: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.weight or not math.isfinite(self.weight):
             raise ValueError(
                 f"weight={self.weight} of a criterion must be finite and not 0; to measure it only,"
