@@ -193,6 +193,7 @@ class Detector:
         text += f" in the {self.average} of {self.window} {unit}" if self.window > 1 else ""
         text += f", is {self.side} {self.limit(state):.4g}"
         text += f", {self.patience} times in a row" if self.patience > 1 else ""
+        text += "" if self.within is None else f", within the first {self.within} {unit}"
         if self.is_relative:
             start = self.baseline.value(state.first)
             text += f" (at the start of the run it was {start:.4g})"
