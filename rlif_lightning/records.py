@@ -14,10 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from rlif_lightning.rewards.step_scores import StepScores
 
 
 def root_column(names: Collection[str], path: str) -> str | None:
@@ -91,6 +94,7 @@ class Prompts:
         texts: the P prompt texts the ids were made from.
         columns: the data set's other columns, each a list of P values (gold answer, level, ...).
         index: ``[P]`` int64, each problem's number in its data set; it seeds the sampling.
+        messages: P conversations that the chat template made the texts of; None without a chat.
 
     Example:
         >>> ids, index = [torch.tensor([5, 6])], torch.tensor([0])
@@ -102,6 +106,7 @@ class Prompts:
     texts: Sequence[str]
     columns: dict[str, list[Any]]
     index: Tensor
+    messages: Sequence[list[dict[str, str]]] | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -302,6 +307,8 @@ class RewardOutput:
         log: extra numbers to log, already final (``{"vote/unanimous": 0.25}``).
         group_weight_factor: optional ``[P]``: multiplies the head's weight in each group.
         answers: optional, the B answers that a vote was held on (None = none found), for callbacks.
+        steps: optional, the scores of each completion's steps, for ``StepDelta``.
+        columns: extra columns of completion tables: name -> B values.
     """
 
     scores: Tensor
@@ -309,3 +316,5 @@ class RewardOutput:
     log: dict[str, float] = field(default_factory=dict)
     group_weight_factor: Tensor | None = None
     answers: Sequence[str | None] | None = None
+    steps: StepScores | None = None
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
