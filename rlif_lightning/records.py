@@ -94,6 +94,7 @@ class Prompts:
         texts: the P prompt texts the ids were made from.
         columns: the data set's other columns, each a list of P values (gold answer, level, ...).
         index: ``[P]`` int64, each problem's number in its data set; it seeds the sampling.
+        messages: P conversations that the chat template made the texts of; None without a chat.
 
     Example:
         >>> ids, index = [torch.tensor([5, 6])], torch.tensor([0])
@@ -105,6 +106,7 @@ class Prompts:
     texts: Sequence[str]
     columns: dict[str, list[Any]]
     index: Tensor
+    messages: Sequence[list[dict[str, str]]] | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -306,6 +308,7 @@ class RewardOutput:
         group_weight_factor: optional ``[P]``: multiplies the head's weight in each group.
         answers: optional, the B answers that a vote was held on (None = none found), for callbacks.
         steps: optional, the scores of each completion's steps, for ``StepDelta``.
+        columns: extra columns of completion tables: name -> B values.
     """
 
     scores: Tensor
@@ -314,3 +317,4 @@ class RewardOutput:
     group_weight_factor: Tensor | None = None
     answers: Sequence[str | None] | None = None
     steps: StepScores | None = None
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)

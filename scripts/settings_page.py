@@ -35,7 +35,11 @@ ROOTS = {
 OURS = ("rlif_lightning", "callbacks")
 # What Python accepts beside the type that YAML has.
 LIKE = re.compile(r"(\w+)Like\b")
-NAMES_OF_LIKE = {"TokenizerLike": "str", "RewardLike": "WeightedReward"}
+NAMES_OF_LIKE = {
+    "TokenizerLike": "str",
+    "RewardLike": "WeightedReward | RewardHead",
+    "FunctionLike": "str",
+}
 ARGUMENT = re.compile(r"^    (\w+(?:, \w+)*): (.*)")
 
 
@@ -89,7 +93,7 @@ def default_of(parameter: inspect.Parameter) -> str:
         given = ", ".join(f"{name}={value}" for name, value in default.keywords.items())
         return f"{default.func.__name__}({given})"
     if isinstance(default, str | int | float | tuple | list | dict):
-        return str(default) if default != "" else '""'
+        return str(default).replace("\n", "\\n") if default != "" else '""'
     return type(default).__name__
 
 

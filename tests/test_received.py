@@ -45,10 +45,13 @@ def ask(output: Any) -> RewardOutput:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (SCORES, "'mine' returned a Tensor; return a RewardOutput"),
         (
-            RewardOutput([0.0, 1.0]),
-            "'mine' returned scores of type list; a tensor of real numbers is needed",
+            "good",
+            "'mine' returned scores of type str; a tensor, an array or a list of real numbers",
+        ),
+        (
+            RewardOutput([0.0, "1"]),
+            "'mine' returned scores of type list with '1'; a tensor, an array or a list of real",
         ),  # type: ignore[arg-type]
         (RewardOutput(SCORES + 1j), "scores of type torch.complex64"),
         (

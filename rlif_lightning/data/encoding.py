@@ -64,7 +64,8 @@ class SplitEncoder:
             token_ids += ids if keep else []
         rows = self._fitting_rows(name, lengths)
         kept = [token_ids[row] for row in rows] if keep else None
-        return EncodedSplit(dataset, rows, kept, self.renderer.render, self.encode)
+        messages = None if self.renderer.chat is None else self.renderer.messages
+        return EncodedSplit(dataset, rows, kept, self.renderer.render, self.encode, messages)
 
     def _chunk(
         self, dataset: Dataset, name: Split, start: int

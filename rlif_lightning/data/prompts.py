@@ -21,6 +21,7 @@ from rlif_lightning.data.described import Described
 from rlif_lightning.data.encoding import SplitEncoder
 from rlif_lightning.data.given_problems import ProblemSourceLike, as_source
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
+from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
 from rlif_lightning.data.prompt_format import PromptFormat, PromptRenderer
 from rlif_lightning.data.sources import (
     ArithmeticProblems,
@@ -37,8 +38,10 @@ from rlif_lightning.setting_types import check_arguments
 __all__ = [
     "ArithmeticProblems",
     "BenchmarkData",
+    "EasyFirst",
     "HubDataset",
     "LocalFiles",
+    "MixedProblems",
     "ProblemSource",
     "PromptData",
     "PromptFormat",
@@ -101,10 +104,11 @@ class PromptData(Described, LightningDataModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        check_arguments(PromptData, locals())
+        source = as_source(source)
+        check_arguments(PromptData, {**locals(), "tokenizer": None})  # it may be an object
         super().__init__()
-        self.source, self.tokenizer_name = as_source(source), tokenizer
-        self.remember(source=self.source)
+        self.source, self.tokenizer_name = source, tokenizer
+        self.remember(source=source)
         self.group_size, self.prompts_per_rollout = group_size, prompts_per_rollout
         self.prompt_column, self.answer_column = prompt_column, answer_column
         self.format, self.max_prompt_tokens, self.overlong = format, max_prompt_tokens, overlong
@@ -162,7 +166,11 @@ class PromptData(Described, LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Return shuffled batches of ``prompts_per_rollout`` prompts, this process's share."""
         self._loader = TrainLoader(
-            self._splits["train"], self.prompts_per_rollout, self.seed, *self._shard()
+            self._splits["train"],
+            self.prompts_per_rollout,
+            self.seed,
+            *self._shard(),
+            curriculum=self.source.order,
         )
         if self._place is not None:
             self._loader.load_state_dict(self._place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlif_lightning.data.described import plain
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.records import RewardOutput, Rollout
 
@@ -15,7 +16,7 @@ def completion_records(
     """Return one flat record per completion: prompt, text, figures, and each head's score or null.
 
     Without ``outputs`` there are no scores. ``mean_logprob`` and ``mean_entropy`` are in nats per
-    token, ``length`` in tokens.
+    token, ``length`` in tokens. ``extra`` has the columns that a head added, by its name.
     """
     mean_logprob = mean_over_completion(rollout.stats.logprobs, rollout.mask).tolist()
     mean_entropy = mean_over_completion(rollout.stats.entropy, rollout.mask).tolist()
@@ -25,6 +26,7 @@ def completion_records(
         rollout.prompts.index.tolist(),
     )
     scores = {name: output.scores.tolist() for name, output in (outputs or {}).items()}
+    extra = {name: output.columns for name, output in (outputs or {}).items() if output.columns}
     records = []
     for row, text in enumerate(rollout.texts):
         p, g = divmod(row, rollout.group_size)
@@ -41,6 +43,11 @@ def completion_records(
         if outputs is not None:
             record["scores"] = {
                 name: None if s[row] != s[row] else s[row] for name, s in scores.items()
+            }
+        if extra:
+            record["extra"] = {
+                name: {column: plain(values[row]) for column, values in columns.items()}
+                for name, columns in extra.items()
             }
         records.append(record)
     return records

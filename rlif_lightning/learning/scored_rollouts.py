@@ -130,18 +130,21 @@ def _prompts(parts: Sequence[Prompts], groups: Sequence[int]) -> Prompts:
         name: [value for part in parts for value in part.columns[name]] for name in parts[0].columns
     }
     index = torch.cat([part.index for part in parts])
+    has_chat = all(part.messages is not None for part in parts)
+    messages = [each for part in parts for each in part.messages or ()] if has_chat else None
     return Prompts(
         [token_ids[group] for group in groups],
         [texts[group] for group in groups],
         {name: [values[group] for group in groups] for name, values in columns.items()},
         index[torch.tensor(groups, device=index.device)],
+        None if messages is None else [messages[group] for group in groups],
     )
 
 
 def _output(draws: Sequence[ScoredRollout], name: str, groups: Sequence[int]) -> RewardOutput:
     """Return one head's output for some groups of all draws together."""
     rollouts, parts = [draw.rollout for draw in draws], [draw.outputs[name] for draw in draws]
-    keep, factors, answers = None, None, None
+    keep, factors, answers, size = None, None, None, rollouts[0].group_size
     if any(part.keep_mask is not None for part in parts):
         masks = [
             torch.ones_like(rollout.ended) if part.keep_mask is None else part.keep_mask
@@ -156,13 +159,17 @@ def _output(draws: Sequence[ScoredRollout], name: str, groups: Sequence[int]) ->
             for rollout, part in zip(rollouts, parts, strict=True)
         ]
         factors = torch.cat(each)[torch.tensor(groups, device=each[0].device)]
+    chosen = [group * size + number for group in groups for number in range(size)]
     if all(part.answers is not None for part in parts):
-        size = rollouts[0].group_size
         every = [answer for part in parts for answer in part.answers or ()]
-        answers = [every[group * size + number] for group in groups for number in range(size)]
+        answers = [every[row] for row in chosen]
     scores = _rows(rollouts, [part.scores for part in parts], groups)
     steps = _steps(rollouts, parts, groups)
-    return RewardOutput(scores, keep, parts[0].log, factors, answers, steps)
+    columns = {}
+    for column in set(parts[0].columns).intersection(*(part.columns for part in parts)):
+        values = [value for part in parts for value in part.columns[column]]
+        columns[column] = [values[row] for row in chosen]
+    return RewardOutput(scores, keep, parts[0].log, factors, answers, steps, columns)
 
 
 def _steps(

@@ -27,6 +27,7 @@ __all__ = [
     "own_attention",
     "prepare_model",
     "reading",
+    "refuse_other_weights",
     "resolve_model",
 ]
 
@@ -152,7 +153,7 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
             output_loading_info=True,
         )
     model, found = loaded
-    _refuse_other_weights(policy.name, found)
+    refuse_other_weights(f"policy.name={policy.name!r}", found)
     return prepare_model(model, policy)
 
 
@@ -191,18 +192,26 @@ def reading(policy: Policy) -> Iterator[None]:
         ) from error
 
 
-def _refuse_other_weights(name: str, found: dict[str, Any]) -> None:
-    """Refuse a model of which some weights would be initialised at random."""
+def refuse_other_weights(named: str, found: dict[str, Any]) -> None:
+    """Refuse a model of which some weights would be initialised at random.
+
+    Args:
+        named: the setting with its value, for the message.
+        found: what transformers says about its files.
+
+    Raises:
+        ValueError: names the setting and a tensor.
+    """
     remedy = "use the weights and the config.json of one model"
     if other := sorted(found["mismatched_keys"]):
         tensor, stored, needed = other[0]
         raise ValueError(
-            f"policy.name={name!r}: the tensor {tensor!r} has the shape {list(stored)} in its file,"
+            f"{named}: the tensor {tensor!r} has the shape {list(stored)} in its file,"
             f" and its config.json asks for {list(needed)} ({len(other)} such tensors); {remedy}"
         )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
-            f"policy.name={name!r}: its files have no tensor {missing[0]!r} ({len(missing)} are"
+            f"{named}: its files have no tensor {missing[0]!r} ({len(missing)} are"
             f" missing), which would be initialised at random; {remedy}"
         )
 

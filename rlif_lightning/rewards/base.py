@@ -24,11 +24,11 @@ from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
 from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.functional import without_length
+from rlif_lightning.rewards.gate import Gate
 from rlif_lightning.rewards.received import kept_completions, only_scores_of, received
 from rlif_lightning.setting_types import check_types
 
 MIN_SPREAD = 1e-6  # a smaller spread of a group is rounding
-UNANIMOUS = ("keep", "zero")
 LENGTH = ("keep", "neutral")
 
 
@@ -61,6 +61,12 @@ class RewardHead(Described, nn.Module, ABC):
             ValueError: names what is wrong.
         """
 
+    def start(self, rollout: Rollout) -> None:
+        """Start what may run while other heads score; ``forward`` follows."""
+
+    def check_visits(self, most: float) -> None:
+        """Refuse a run of at most so many visits of a problem, as :meth:`check` refuses data."""
+
     def use_table(self, table: PromptTable, name: str) -> None:
         """Ask the run's table for columns of this head, whose name in ``rewards`` is given."""
 
@@ -73,50 +79,6 @@ class RewardHead(Described, nn.Module, ABC):
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Check a column of ``gold_columns`` in setup; see :meth:`Checker.check_gold`."""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Counts a head only where another head's scores allow it.
-
-    Args:
-        head: name of the other head.
-        at_least: lowest score of the other head at which this one counts; null = any.
-        unanimous: keep | zero: zero = not in groups to which the other head gives one and the same
-            score, such as those whose vote is unanimous: there this head alone would train the
-            policy.
-
-    Raises:
-        ValueError: an unknown name, or a gate that lets everything pass.
-    """
-
-    head: str
-    at_least: float | None = None
-    unanimous: str = "keep"
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        if self.unanimous not in UNANIMOUS:
-            raise ValueError(
-                f"unanimous={self.unanimous!r} is unknown; use one of {', '.join(UNANIMOUS)}"
-            )
-        if self.at_least is None and self.unanimous == "keep":
-            raise ValueError(
-                f"the gate on {self.head!r} lets everything pass: set at_least or unanimous=zero"
-            )
-
-    def passes(self, scores: Tensor, group_size: int) -> Tensor:
-        """Return where the gated head counts, ``[B]`` bool.
-
-        ``scores`` are the other head's, ``[B]``; NaN never passes.
-        """
-        passes = ~scores.isnan() if self.at_least is None else scores >= self.at_least
-        if self.unanimous == "zero":
-            groups = scores.view(-1, group_size)
-            lowest = groups.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(-1)
-            highest = groups.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(-1)
-            passes = passes & (highest > lowest).repeat_interleave(group_size)
-        return passes
 
 
 @dataclass(frozen=True)
@@ -213,7 +175,7 @@ class RewardSet(nn.Module):
                     raise ValueError(
                         f"reward {name!r} names the column {column!r}, which shows the gold"
                         f" answers of {seen!r} to a head without needs_gold; take it out, or set"
-                        " needs_gold = True on the class"
+                        " needs_gold = True on the class (of a function, where it is registered)"
                     )
 
     @property
@@ -270,7 +232,10 @@ class RewardSet(nn.Module):
             RuntimeError: a head raised, or returned no valid output (``received.py``); names the
                 head.
         """
-        outputs = {name: self._ask(name, rollout) for name in self.names}
+        visible = {name: self._visible(name, rollout) for name in self.names}
+        for name, part in visible.items():
+            self.settings[name].head.start(part)
+        outputs = {name: self._ask(name, part) for name, part in visible.items()}
         outputs = only_scores_of(kept_completions(rollout, outputs), outputs)
         shape = (rollout.num_prompts, rollout.group_size)
         finished = {}
@@ -306,13 +271,15 @@ class RewardSet(nn.Module):
             else torch.ones_like(std)
         )
 
+    def _visible(self, name: str, rollout: Rollout) -> Rollout:
+        """Return a rollout with the columns that a head may see."""
+        head, prompts = self.settings[name].head, rollout.prompts
+        return replace(rollout, prompts=prompts if head.needs_gold else prompts.only(head.columns))
+
     def _ask(self, name: str, rollout: Rollout) -> RewardOutput:
         head: Any = self.heads[name]
-        visible = rollout
-        if not head.needs_gold:
-            visible = replace(rollout, prompts=rollout.prompts.only(head.columns))
         try:
-            output = head(visible)
+            output = head(rollout)
         except Exception as error:
             if is_collectives_error(error):
                 raise  # another process was lost; no head and no completion is at fault

@@ -10,6 +10,7 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,8 @@ def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
 
     Args:
         name: of the head.
-        output: what it returned, on any device.
+        output: what it returned, on any device: a RewardOutput, or the scores alone. Scores are a
+            tensor, an array, or a list of numbers, in which None is NaN.
         rollout: B completions of P prompts.
 
     Returns:
@@ -36,11 +38,11 @@ def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
         RuntimeError: names the head, what it returned and what is needed.
     """
     if not isinstance(output, RewardOutput):
-        raise RuntimeError(
-            f"reward head {name!r} returned a {type(output).__name__}; return a RewardOutput"
-        )
+        output = RewardOutput(output)
     of_rows, of_groups = (len(rollout.mask),), (rollout.num_prompts,)
-    scores = _tensor(name, "scores", output.scores, of_rows, "completion", rollout).float()
+    scores = _tensor(
+        name, "scores", as_numbers(output.scores), of_rows, "completion", rollout
+    ).float()
     infinite = scores.isinf()
     if infinite.any():
         row = int(infinite.nonzero()[0])
@@ -63,11 +65,7 @@ def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
                 " finite"
             )
         factor = broadcast_from_first(factor)
-    if output.answers is not None and len(output.answers) != len(rollout.mask):
-        raise RuntimeError(
-            f"reward head {name!r} returned {len(output.answers)} answers; one per completion,"
-            f" {len(rollout.mask)}, is needed"
-        )
+    _check_lists(name, output, len(rollout.mask))
     _check_log(name, output.log)
     steps = None if output.steps is None else _steps(name, output.steps, rollout)
     checked = {"keep_mask": keep, "group_weight_factor": factor, "steps": steps}
@@ -105,15 +103,34 @@ def only_scores_of(keep: Tensor, outputs: Mapping[str, RewardOutput]) -> dict[st
     }
 
 
+def as_numbers(scores: Any) -> Any:
+    """Return a tensor of an array, or of a list of real numbers and None (NaN).
+
+    Anything else is returned as it is.
+    """
+    if isinstance(scores, np.ndarray) and scores.dtype.kind in "fiub":
+        return torch.from_numpy(np.array(scores))
+    if not isinstance(scores, (list, tuple)):
+        return scores
+    values = [torch.nan if value is None else value for value in scores]
+    values = [value.item() if isinstance(value, Tensor) else value for value in values]
+    if not all(isinstance(value, Real) for value in values):
+        return scores
+    return torch.tensor([float(value) for value in values])
+
+
 def _tensor(
     name: str, field: str, value: Any, shape: tuple[int, ...], one_per: str, rollout: Rollout
 ) -> Tensor:
     """Return a tensor of real numbers of this shape, on the rollout's device."""
     if not isinstance(value, Tensor) or value.is_complex():
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        kind = getattr(value, "dtype", type(value).__name__)
+        if isinstance(value, (list, tuple)):
+            shown = next((v for v in value if not isinstance(v, Real) and v is not None), value)
+            kind = f"{kind} with {shown!r:.60}"
         raise RuntimeError(
-            f"reward head {name!r} returned {field} of type {kind}; a tensor of real numbers is"
-            " needed"
+            f"reward head {name!r} returned {field} of type {kind}; a tensor, an array or a list"
+            " of real numbers is needed"
         )
     if value.shape != shape:
         raise RuntimeError(
@@ -121,6 +138,20 @@ def _tensor(
             f" {one_per}, {shape}, is needed"
         )
     return value.detach().to(rollout.mask.device)
+
+
+def _check_lists(name: str, output: RewardOutput, size: int) -> None:
+    lists = {
+        f"values in the column {column!r}": values for column, values in output.columns.items()
+    }
+    if output.answers is not None:
+        lists["answers"] = output.answers
+    for named, values in lists.items():
+        if len(values) != size:
+            raise RuntimeError(
+                f"reward head {name!r} returned {len(values)} {named}; one per completion,"
+                f" {size}, is needed"
+            )
 
 
 def _check_log(name: str, log: Mapping[str, Any]) -> None:

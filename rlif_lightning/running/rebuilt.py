@@ -98,7 +98,9 @@ def _built(hint: Any, value: Any) -> Any:
         if value is None:
             return None
         fitting = [each for each in typing.get_args(hint) if each is not type(None)]
-        return _built(fitting[0], value) if len(fitting) == 1 else value
+        records = [each for each in fitting if is_dataclass(each)]
+        chosen = records if isinstance(value, dict) and records else fitting
+        return _built(chosen[0], value) if len(chosen) == 1 else value
     if isinstance(value, dict):
         if is_dataclass(hint):
             return _made(typing.cast(type, hint), value)
@@ -125,4 +127,6 @@ def _imported(path: str) -> Any:
     kind = getattr(import_module(module), name)
     if not isinstance(kind, type) or not f"{kind.__module__}.".startswith(TRUSTED):
         raise LookupError(f"{path} is no class of this library")
+    if getattr(kind, "names_code", False):
+        raise LookupError(f"{path} names a function, and loading a file imports none")
     return kind

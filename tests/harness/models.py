@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
+
 import pytest
+import torch
 from transformers import (
+    AutoTokenizer,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from rlif_lightning.model.loading import resolve_model
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "gpt2")
 # For tests that take long: a plain one, and one with windows and a soft cap, stand for all.
@@ -22,6 +32,28 @@ EACH_ARCHITECTURE = [
     pytest.param(name, marks=() if name in ("llama", "gemma3") else pytest.mark.slow)
     for name in ARCHITECTURES
 ]
+
+
+@functools.cache
+def classifier_folder(labels: int = 1, pad_token_id: int | None = 0) -> str:
+    """A folder with a random two-layer reward model and the embedded model's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
+    torch.manual_seed(labels)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        num_labels=labels,
+        pad_token_id=pad_token_id,
+    )
+    folder = tempfile.mkdtemp(prefix="classifier")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def make_model(architecture: str, vocab_size: int):
