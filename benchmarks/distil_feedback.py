@@ -29,7 +29,7 @@ from rlif_lightning.running.metrics_csv import read_logged
 ROOT = Path(__file__).resolve().parent.parent
 ROLLOUTS = 20
 TUNING_SEED, JUDGING_SEEDS = 100, (0, 1, 2, 3, 4, 5)
-RATES = ("3e-5", "1e-4", "3e-4")
+RATES = ("3e-5", "1e-4", "3e-4", "1e-3")
 COMMON = [
     "--config=configs/quickstart.yaml",
     '--model.rewards={"gold": {"head": "GoldAnswer"}}',
