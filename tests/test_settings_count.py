@@ -26,6 +26,11 @@ SYSTEMS = {
 MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.
 SHARED = {
+    "criteria": (
+        "docs/related/pow3r.md",
+        5,
+        {"Matches", "Contains", "Within", "NumberWithin", "Scored"},
+    ),
     "judges": (
         "docs/judges.md",
         16,
