@@ -33,8 +33,8 @@ SHARED = {
     ),
     "criteria": (
         "docs/related/pow3r.md",
-        10,
-        {"Matches", "Contains", "NumberWithin", "Within", "Calls", "Scored", "Criterion"},
+        5,
+        {"Matches", "Contains", "Within", "NumberWithin", "Scored"},
     ),
     "judges": (
         "docs/judges.md",
