@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.dynamic_sampling import DynamicSampling
     from rlif_lightning.learning.feedback import FeedbackWriter
     from rlif_lightning.learning.loss_inputs import LossInputs
+    from rlif_lightning.learning.muon import MuonAdamW
     from rlif_lightning.learning.objective_base import (
         BoundedObjective,
         ClippedObjective,
@@ -115,6 +116,7 @@ _MODULES = {
     "LoRA": "model.loading",
     "LossInputs": "learning.loss_inputs",
     "MeanLogprob": "rewards.internal",
+    "MuonAdamW": "learning.muon",
     "NativeEngine": "rollout.native",
     "NegativeEntropy": "rewards.internal",
     "Objective": "learning.objective_base",
