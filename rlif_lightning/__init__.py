@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.answers.code_tasks import CodeExtractor
     from rlif_lightning.answers.extraction import AnswerExtractor
     from rlif_lightning.data.benchmark_source import BenchmarkData
+    from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
     from rlif_lightning.data.prompt_format import PromptFormat
     from rlif_lightning.data.prompt_table import PromptTable
     from rlif_lightning.data.prompts import PromptData
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         ProblemSource,
         ReasoningGym,
     )
+    from rlif_lightning.data.training_problems import TrainingProblems
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.judges.base import Judge, Reply, Request
     from rlif_lightning.judges.endpoint import EndpointJudge
@@ -47,6 +49,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
     from rlif_lightning.learning.replay import Replay
     from rlif_lightning.learning.stare import STARE
+    from rlif_lightning.learning.step_advantages import StepDelta
     from rlif_lightning.learning.teacher import Teacher
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import LoRA, Policy
@@ -55,12 +58,23 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.base import RewardHead, WeightedReward
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
+    from rlif_lightning.rewards.criteria import (
+        Calls,
+        Contains,
+        Criterion,
+        Matches,
+        NumberWithin,
+        Scored,
+    )
     from rlif_lightning.rewards.function import RewardFunction
     from rlif_lightning.rewards.gate import Gate
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
+    from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
+    from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.reward_model import RewardModel
+    from rlif_lightning.rewards.rubric import Rubric, WeightedCriterion
     from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
@@ -81,9 +95,10 @@ _MODULES = {
     "BehaviourVote": "rewards.code",
     "BenchmarkData": "data.benchmark_source",
     "BoundedObjective": "learning.objective_base",
+    "Calls": "rewards.criteria",
     "Checker": "answers.checkers",
-    "ClipCov": "learning.objectives",
     "CISPO": "learning.ratio_objectives",
+    "ClipCov": "learning.objectives",
     "Clipped": "learning.objectives",
     "ClippedObjective": "learning.objective_base",
     "ClusterVote": "rewards.voting",
@@ -91,6 +106,8 @@ _MODULES = {
     "CodeExtractor": "answers.code_tasks",
     "CodeTests": "rewards.code",
     "DistIL": "learning.distil",
+    "Contains": "rewards.criteria",
+    "Criterion": "rewards.criteria",
     "DPPO": "learning.ratio_objectives",
     "DrGRPO": "learning.advantages",
     "DropTruncated": "rewards.overlong",
@@ -108,6 +125,8 @@ _MODULES = {
     "HubDataset": "data.sources",
     "Judge": "judges.base",
     "JudgeHead": "rewards.judged",
+    "EasyFirst": "data.mixed_sources",
+    "MixedProblems": "data.mixed_sources",
     "KLCov": "learning.objectives",
     "LearningRateSchedule": "learning.optimizer",
     "Length": "rewards.controls",
@@ -115,20 +134,23 @@ _MODULES = {
     "LocalFiles": "data.sources",
     "LoRA": "model.loading",
     "LossInputs": "learning.loss_inputs",
+    "Matches": "rewards.criteria",
     "MeanLogprob": "rewards.internal",
     "MuonAdamW": "learning.muon",
     "NativeEngine": "rollout.native",
     "NegativeEntropy": "rewards.internal",
+    "NumberWithin": "rewards.criteria",
     "Objective": "learning.objective_base",
     "OPO": "learning.baselines",
+    "OfflineVote": "rewards.offline_vote",
     "OverlongPenalty": "rewards.overlong",
     "Policy": "model.loading",
     "PolicyJudge": "judges.policy_judge",
     "ProblemSource": "data.sources",
     "PromptData": "data.prompts",
     "PromptFormat": "data.prompt_format",
-    "PromptTable": "data.prompt_table",
     "Prompts": "records",
+    "PromptTable": "data.prompt_table",
     "Random": "rewards.controls",
     "ReasoningGym": "data.sources",
     "ReferenceKL": "learning.objective_base",
@@ -148,23 +170,29 @@ _MODULES = {
     "RolloutEngine": "rollout.engine",
     "RubricJudgeHead": "rewards.judged",
     "RuleJudge": "judges.rules",
+    "Rubric": "rewards.rubric",
     "RunCheckpoints": "running.run_checkpoints",
     "Sampling": "sampling",
     "Sandbox": "sandbox.pool",
     "SAPO": "learning.ratio_objectives",
     "ScoreParser": "judges.parsing",
+    "Scored": "rewards.criteria",
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
     "STARE": "learning.stare",
     "Teacher": "learning.teacher",
     "TeacherLogprobs": "records",
+    "StepDelta": "learning.step_advantages",
+    "StepRubricJudgeHead": "rewards.judged_steps",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
+    "TrainingProblems": "data.training_problems",
     "UpdatePlan": "learning.update",
     "VerdictParser": "judges.parsing",
     "VLLMEngine": "rollout.vllm_engine",
     "VLLMServerEngine": "rollout.vllm_engine",
     "VoteBand": "rewards.vote_band",
+    "WeightedCriterion": "rewards.rubric",
     "WeightedReward": "rewards.base",
 }
 __all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]

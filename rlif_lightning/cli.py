@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +36,16 @@ from rlif_lightning.rollout.vllm_http import VLLMError
 from rlif_lightning.running.checkpoint_faults import expected_of
 from rlif_lightning.running.checkpoint_search import resolve_checkpoint
 from rlif_lightning.running.endings import FAILED, MISTAKEN, own_mistake
+from rlif_lightning.running.help_page import ABOUT, PROGRAM, USAGE
 from rlif_lightning.running.metrics_csv import MetricsTable
 from rlif_lightning.running.parsing import Parser, with_weighted_rewards
+from rlif_lightning.running.quiet import silence
 from rlif_lightning.running.run_checkpoints import RunCheckpoints, run_checkpoints
 from rlif_lightning.running.run_folder import check_place
 from rlif_lightning.running.run_settings import LINKED
 from rlif_lightning.running.stop_signals import INTERRUPTED, exit_on_request
 from rlif_lightning.running.strategies import check_readable, check_strategy
 from rlif_lightning.trainer import RLIFTrainer
-
-# Lightning's warnings about what is on purpose here: prompts lie tokenised in memory, and a
-# checkpoint holds the parameters after the optimiser's step.
-EXPECTED_WARNINGS = (
-    "The '.*_dataloader' does not have many workers",
-    "Using ModelCheckpoint with manual optimization and every_n_train_steps",
-    "Couldn't infer the batch indices fetched from your dataloader",
-    "Total length of `ValidationLoader` across ranks is zero",  # every prompt was predicted before
-    "The dirpath has changed",  # a resumed run logs into a folder of its own
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-)
-
 
 NO_ROOM = (
     errno.ENOSPC,
@@ -88,7 +77,9 @@ class RLIFCLI(LightningCLI):
         if isinstance(words, list) and words and words[0] in known:
             self.named, self.words = words[0], words[1:]
             setattr(self, "subcommands", lambda: {words[0]: known[words[0]]})  # noqa: B010
-        super().__init__(*classes, args=args, **settings)
+        page = {"prog": PROGRAM, "description": ABOUT}
+        usages = {name: {"usage": USAGE.format(name)} for name in self.subcommands()}
+        super().__init__(*classes, args=args, parser_kwargs=page | usages, **settings)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse with the parser of the named subcommand alone: the whole one parses twice."""
@@ -244,8 +235,7 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             vLLM server fails; stderr has one line.
     """
     torch.set_float32_matmul_precision("high")
-    for message in EXPECTED_WARNINGS:
-        warnings.filterwarnings("ignore", message)
+    silence()
     try:
         return RLIFCLI(
             RLIFModule,
@@ -255,6 +245,7 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             seed_everything_default=0,
             trainer_defaults={
                 "default_root_dir": "runs",
+                "enable_model_summary": False,  # the header says what is trained
                 "log_every_n_steps": 1,
                 "num_sanity_val_steps": 0,
                 "use_distributed_sampler": False,

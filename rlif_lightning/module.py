@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torch.optim import AdamW
 
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.prompt_table import PromptTable
@@ -108,9 +109,7 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         answer_tokens: AnswerTokens | None = None,
         update: UpdatePlan = UpdatePlan(),
         replay: Replay | None = None,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
-            parameters, lr=1e-6, weight_decay=0.0
-        ),
+        optimizer: OptimizerCallable = lambda given: AdamW(given, lr=1e-6, weight_decay=0.0),
         schedule: LearningRateSchedule = LearningRateSchedule(),
         group_size: int | None = None,
         answer_column: str | None = None,

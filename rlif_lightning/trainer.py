@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 from rlif_lightning.answers.checkers import AnswerChecker
@@ -20,7 +21,9 @@ from rlif_lightning.records import value_at
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.running.endings import RunEnd
 from rlif_lightning.running.fork import Fork, checked_fork
+from rlif_lightning.running.header import RunHeader
 from rlif_lightning.running.own_files import OwnFiles
+from rlif_lightning.running.progress import RolloutBar
 from rlif_lightning.running.resumed_settings import ResumedSettings
 from rlif_lightning.running.run_folder import run_folder
 from rlif_lightning.running.run_loop import (
@@ -28,7 +31,7 @@ from rlif_lightning.running.run_loop import (
     RunLoop,
     refuse_duplicate_callbacks,
 )
-from rlif_lightning.running.setup_checks import check_precision
+from rlif_lightning.running.setup_checks import check_precision, check_trainer
 from rlif_lightning.running.stop_signals import StopSignals
 
 if TYPE_CHECKING:
@@ -45,10 +48,16 @@ class RLIFTrainer(Trainer):
         self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any
     ) -> None:
         check_precision(kwargs.get("precision"))
+        check_trainer(kwargs)
         kwargs = {**DEFAULTS, **kwargs}
         refuse_duplicate_callbacks(callbacks if isinstance(callbacks, list) else [])
-        super().__init__(*args, callbacks=callbacks, **kwargs)
-        self.callbacks: list[Callback] = [RunEnd(), ResumedSettings(), Fork(), *self.callbacks]
+        given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+        if kwargs.get("enable_progress_bar") is not False and not kwargs.get("barebones"):
+            is_given = any(isinstance(callback, ProgressBar) for callback in given)
+            given = given if is_given else [*given, RolloutBar()]
+        super().__init__(*args, callbacks=given, **kwargs)
+        own = [RunEnd(), ResumedSettings(), Fork(), RunHeader()]
+        self.callbacks: list[Callback] = [*own, *self.callbacks]
         steps = EpochLoopWithStepEnd(
             self, self.min_steps, self.max_steps
         )  # these limits are those of the loop that is replaced

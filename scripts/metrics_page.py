@@ -21,9 +21,13 @@ SECTIONS = {
     "vote": "Votes",
     "answer": "Tokens of the final answer",
     "code": "Code",
+    "judge": "Judges",
+    "rubric": "Rubrics",
+    "criterion": "Criteria of a rubric",
     "rollout": "Completions of a rollout",
     "policy": "Policy",
     "replay": "Replayed groups",
+    "teacher": "A teacher with feedback",
     "update": "Work of the updates",
     "time": "Time",
     "<stage>": "Evaluation",
@@ -31,6 +35,7 @@ SECTIONS = {
     "entropy": "EntropyMonitor",
     "kl_cov": "KLCovScheduler",
     "stare": "STAREController",
+    "overclaim": "OverclaimMonitor",
     "stopping": "LabelFreeStopping",
 }
 

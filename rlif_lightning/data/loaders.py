@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+Curriculum = Callable[[np.ndarray, int, int], np.ndarray | None]
+
+
 @dataclass(frozen=True)
 class EncodedSplit:
     """One split: ``token_ids[k]`` belongs to row ``rows[k]`` of ``dataset``.
@@ -121,16 +124,23 @@ class TrainLoader:
         seed: seed of the order.
         num_replicas: number of processes that share a batch.
         rank: this process among them; it gets prompts rank, rank + num_replicas, ... of each batch.
+        curriculum: gives the order of an epoch, as :meth:`ProblemSource.order`; None = shuffled.
     """
 
     def __init__(
-        self, split: EncodedSplit, prompts_per_rollout: int, seed: int, num_replicas: int, rank: int
+        self,
+        split: EncodedSplit,
+        prompts_per_rollout: int,
+        seed: int,
+        num_replicas: int,
+        rank: int,
+        curriculum: Curriculum | None = None,
     ) -> None:
         self.split = split
         self.prompts_per_rollout = prompts_per_rollout
         self.seed = seed
         self.num_replicas = num_replicas
-        self.rank = rank
+        self.rank, self.curriculum = rank, curriculum
         self.batches_drawn = 0
         self._order = -1, np.empty(0, dtype=np.int64)  # of an epoch
 
@@ -148,11 +158,20 @@ class TrainLoader:
         """Return the batch so many after the one that was drawn last; the place does not change."""
         epoch, batch = divmod(self.batches_drawn - 1 + ahead, len(self))
         if epoch != self._order[0]:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
-            self._order = epoch, order
+            given = self.curriculum and self.curriculum(self.split.rows, self.seed, epoch)
+            shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
+            self._order = epoch, shuffled if given is None else self._checked(given)
         start = batch * self.prompts_per_rollout
         whole = self._order[1][start : start + self.prompts_per_rollout]
         return self.split.batch(whole[self.rank :: self.num_replicas].tolist())
+
+    def _checked(self, order: np.ndarray) -> np.ndarray:
+        if not np.array_equal(np.sort(order), np.arange(len(self.split))):
+            raise ValueError(
+                f"the source's order is no permutation of 0..{len(self.split) - 1}: {order!s:.100};"
+                " return each place once"
+            )
+        return order
 
     def state_dict(self) -> dict[str, int]:
         """Return the place in the order, which checkpoints hold, and what the order depends on."""

@@ -61,6 +61,31 @@ def open_files(form: str, paths: Sequence[Path]) -> Dataset:
     return dataset
 
 
+def is_saved(folder: Path) -> bool:
+    """Return whether ``save_to_disk`` wrote the folder: a data set, or several splits."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def open_saved(folder: Path, split: str) -> Dataset:
+    """Open a split, or a slice of one, of what ``save_to_disk`` wrote.
+
+    Args:
+        folder: a data set, whose only split is "train", or one with several splits.
+        split: such as "train" or "train[90%:]".
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    from datasets import Dataset, ReadInstruction, concatenate_datasets, load_from_disk
+
+    loaded: Any = load_from_disk(str(folder))
+    splits = {"train": loaded} if isinstance(loaded, Dataset) else dict(loaded)
+    sizes = {str(name): len(dataset) for name, dataset in splits.items()}
+    wanted = ReadInstruction.from_spec(split).to_absolute(sizes)
+    parts = [splits[each.splitname].select(range(each.from_, each.to)) for each in wanted]
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Print neither the reader's progress nor its traceback, which says less than our message."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
@@ -15,6 +17,7 @@ from rlif_lightning.records import overlap, value_at
 from rlif_lightning.setting_types import check_types
 
 ROLES = ("system", "user", "assistant")
+TOOLS = "tools"  # a column with what the model may call, for the chat template
 
 
 class _Fields(Formatter):
@@ -42,7 +45,8 @@ class PromptFormat:
         template: text around a problem (of messages: around the last one), as in ``str.format``:
             ``{prompt}`` is the problem, ``{name}`` another column.
         chat: put the prompt into the tokenizer's chat template, as the user's turn, open for the
-            assistant's. Without it messages are joined by empty lines.
+            assistant's; a column `tools` (a list of JSON schemas, or its text) goes there too.
+            Without it messages are joined by empty lines.
         system_prompt: the chat's system turn; without it, that of the messages, or the chat
             template's own (if any).
         examples: few-shot examples, each ``{question: ..., answer: ...}`` (and other columns that
@@ -140,7 +144,12 @@ class PromptRenderer:
             return "\n\n".join(turn["content"] for turn in turns)
         try:
             return str(
-                self.chat.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+                self.chat.apply_chat_template(
+                    turns,
+                    tools=tools_of(row),  # pyright: ignore[reportArgumentType]
+                    add_generation_prompt=True,
+                    tokenize=False,
+                )
             )
         except (
             TemplateError
@@ -206,6 +215,8 @@ class PromptRenderer:
             value_at(row, self.prompt_column),
             f"prompt_column={self.prompt_column!r}: {where}",
         )
+        if self.chat is not None:
+            tools_of(row, where)
         if isinstance(problem, str):
             return
         if not isinstance(problem, list) or not problem or not all(map(_is_message, problem)):
@@ -243,6 +254,37 @@ class PromptRenderer:
 
 def _messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"role": role, "content": text} for role, text in turns]
+
+
+def tools_of(row: Mapping[str, Any], where: str = "a row") -> list[dict[str, Any]] | None:
+    """Return what the model may call in a chat: the column ``tools``, as TRL names it.
+
+    Args:
+        row: the data-set row; JSON schemas as a list, or as the text of one.
+        where: the row in words, for messages.
+
+    Raises:
+        ValueError: something else is in the column.
+    """
+    given = row.get(TOOLS)
+    if isinstance(given, str) and given.strip():
+        with suppress(ValueError):  # refused below
+            given = json.loads(given)
+    if not given:
+        return None
+    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
+        raise ValueError(
+            f"column {TOOLS!r}: {where} is {given!r:.200}, not a list of JSON schemas; correct the"
+            " row, or rename a column that is for something else"
+        )
+    return [_without_empty(each) for each in given]
+
+
+def _without_empty(value: Any) -> Any:
+    """Return nested values without the keys that a table adds to make all rows alike."""
+    if isinstance(value, dict):
+        return {key: _without_empty(each) for key, each in value.items() if each is not None}
+    return [_without_empty(each) for each in value] if isinstance(value, list) else value
 
 
 def _is_message(value: Any) -> bool:

@@ -21,6 +21,7 @@ from rlif_lightning.data.described import Described
 from rlif_lightning.data.encoding import SplitEncoder
 from rlif_lightning.data.given_problems import ProblemSourceLike, as_source
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
+from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
 from rlif_lightning.data.prompt_format import PromptFormat, PromptRenderer
 from rlif_lightning.data.sources import (
     ArithmeticProblems,
@@ -37,8 +38,10 @@ from rlif_lightning.setting_types import check_arguments
 __all__ = [
     "ArithmeticProblems",
     "BenchmarkData",
+    "EasyFirst",
     "HubDataset",
     "LocalFiles",
+    "MixedProblems",
     "ProblemSource",
     "PromptData",
     "PromptFormat",
@@ -50,8 +53,7 @@ class PromptData(Described, LightningDataModule):
     """Batches of prompts; validation, test and prediction share the validation split.
 
     Args:
-        source: where the problems come from, by class path. In Python also a data set, a list of
-            rows, a mapping of splits, a file or a name (:func:`as_source`).
+        source: where the problems come from, by class path; in Python also data (`as_source`).
         tokenizer: hub name or folder of the tokenizer; null = the policy's own.
         group_size: G, completions sampled per prompt (read by the module, unused here).
         prompts_per_rollout: P, prompts per training step over all processes; a multiple of their
@@ -163,7 +165,11 @@ class PromptData(Described, LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Return shuffled batches of ``prompts_per_rollout`` prompts, this process's share."""
         self._loader = TrainLoader(
-            self._splits["train"], self.prompts_per_rollout, self.seed, *self._shard()
+            self._splits["train"],
+            self.prompts_per_rollout,
+            self.seed,
+            *self._shard(),
+            curriculum=self.source.order,
         )
         if self._place is not None:
             self._loader.load_state_dict(self._place)

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rlif_lightning.data.described import Described
-from rlif_lightning.data.generated_text import split_of, value_of
-from rlif_lightning.data.local_files import open_files
+from rlif_lightning.data.generated_text import reasoning_gym_task, split_of, value_of
+from rlif_lightning.data.local_files import is_saved, open_files, open_saved
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
 Split = Literal["train", "validation"]
+WITHOUT_VALIDATION = (
+    "; where there is one split alone, take slices (train_split='train[:90%]',"
+    " validation_split='train[90%:]'), or train without validation (trainer.limit_val_batches=0)"
+)
 
 
 class ProblemSource(Described, ABC):
@@ -45,6 +50,22 @@ class ProblemSource(Described, ABC):
         Returns:
             A data set with one row per problem and any columns.
         """
+
+    def order(self, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray | None:
+        """Return the order of the training problems in an epoch; None = shuffled.
+
+        A curriculum overrides it. The result depends on the arguments alone, or a run could not be
+        resumed.
+
+        Args:
+            rows: ``[K]`` row numbers of the problems in use.
+            seed: of the order.
+            epoch: from 0 on.
+
+        Returns:
+            A permutation of 0..K-1.
+        """
+        return None
 
 
 class GeneratedProblems(ProblemSource):
@@ -137,15 +158,16 @@ class ArithmeticProblems(GeneratedProblems):
 
 
 class HubDataset(ProblemSource):
-    """A data set of the Hugging Face hub, or a local folder with the same layout.
+    """A data set of the Hugging Face hub, a local folder like one, or what ``save_to_disk`` wrote.
 
     Code in a data set is never run.
 
     Args:
         name: hub name such as "openai/gsm8k", or the path of a local folder.
         subset: the data set's configuration ("main"), if it has several.
-        train_split: the split to train on; slices such as "train[:90%]" work.
-        validation_split: the split to validate on.
+        train_split: the split to train on; slices such as "train[:90%]" work. A single data set
+            that ``save_to_disk`` wrote is called "train".
+        validation_split: the split to validate on, such as "train[90%:]".
         revision: branch, tag or commit of the data set; a commit makes a run repeatable.
     """
 
@@ -170,15 +192,16 @@ class HubDataset(ProblemSource):
         """
         from datasets import load_dataset
 
+        wanted = self.splits[split]
         try:
-            return load_dataset(
-                self.name, self.subset, split=self.splits[split], revision=self.revision
-            )
+            if is_saved(Path(self.name)):
+                return open_saved(Path(self.name), wanted)
+            return load_dataset(self.name, self.subset, split=wanted, revision=self.revision)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"name={self.name!r}, subset={self.subset!r}, {split}_split={self.splits[split]!r}"
-                f" cannot be loaded: {error}; check the three, the network, or give a local folder"
-                " or LocalFiles"
+                f"name={self.name!r}, subset={self.subset!r}, {split}_split={wanted!r} cannot be"
+                f" loaded: {error}; check the three and the network, or give a local folder or"
+                f" LocalFiles{WITHOUT_VALIDATION if split == 'validation' else ''}"
             ) from error
 
 
@@ -282,7 +305,8 @@ class ReasoningGym(GeneratedProblems):
 
         size, rows = self.sizes[split], []
         draws = 32 * size + 1000  # four times as many as the smaller split needs
-        generator = self._generator(draws, 2 * self.seed + (split == "validation"))
+        stream = 2 * self.seed + (split == "validation")
+        generator = reasoning_gym_task(self.task, self.config, draws, stream * self.STREAM)
         for i in range(draws):
             problem = generator[i]
             if split_of(problem["question"]) == split:
@@ -294,21 +318,3 @@ class ReasoningGym(GeneratedProblems):
             f" for the {split} split instead of {size}; this task has too few different problems,"
             " widen its config"
         )
-
-    def _generator(self, size: int, stream: int):
-        try:
-            import reasoning_gym
-        except ImportError as error:
-            raise ValueError(
-                f"task={self.task!r}: reasoning-gym is not installed; run pip install"
-                ' "rlif-lightning[reasoning]"'
-            ) from error
-        try:
-            # The package checks a task's settings by assertions.
-            return reasoning_gym.create_dataset(
-                self.task, size=size, seed=stream * self.STREAM, **self.config
-            )
-        except (ValueError, TypeError, AssertionError) as error:
-            raise ValueError(
-                f"task={self.task!r}, config={self.config}: reasoning-gym refuses it: {error}"
-            ) from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.plugins import MixedPrecision, Precision
 
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.optimizer import check_optimizer
+from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.running.strategies import DividedStrategy
 from rlif_lightning.running.teachers import check_teacher
@@ -96,9 +99,10 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     if module.objective.uses_advantages:
         module.advantage.check(module.group_size)
     _check_scores(module.rewards.settings)
+    _check_steps(module.advantage, module.rewards.settings)
     is_divided = isinstance(module.trainer.strategy, DividedStrategy)
     check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps, is_divided)
-    _check_trainer(module.trainer)
+    check_trainer(vars(module.trainer))
     if module.dynamic_sampling is not None:
         module.dynamic_sampling.check(module.rewards, module.group_size, data)
     if module.answer_tokens is not None:
@@ -108,10 +112,28 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     if module.replay_buffer is not None:
         prompts = None if data is None else data.prompts_per_rollout
         module.replay_buffer.settings.check(module.objective, prompts)
+    most = _most_visits(module, data)
+    for reward in module.rewards.settings.values():
+        reward.head.check_visits(most)
     train = None if data is None else data.split("train")
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_rollout)
         module.rewards.check(train, module.group_size)
+
+
+def _most_visits(module: Any, data: PromptData | None) -> float:
+    """Return how often the run visits a problem at most, but for further draws; inf = no limit."""
+    trainer = module.trainer
+    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    train = None if data is None else data.split("train")
+    if data is None or train is None or trainer.fast_dev_run:
+        return math.inf if trainer.fast_dev_run else epochs
+    whole = len(train) // data.prompts_per_rollout  # rollouts in which each problem has its visit
+    limit = trainer.limit_train_batches
+    epoch = int(whole * limit) if isinstance(limit, float) else min(whole, limit)
+    steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    rollouts = min(epochs * epoch, steps / module.plan.num_updates)
+    return math.ceil(rollouts / whole) if whole and math.isfinite(rollouts) else math.inf
 
 
 def _check_scores(rewards: dict[str, WeightedReward]) -> None:
@@ -129,6 +151,16 @@ def _check_scores(rewards: dict[str, WeightedReward]) -> None:
     )
 
 
+def _check_steps(advantage: Any, rewards: dict[str, WeightedReward]) -> None:
+    """Refuse an estimator of steps where no head scores steps."""
+    stepped = [reward.head for reward in rewards.values() if hasattr(reward.head, "gives_steps")]
+    if isinstance(advantage, StepDelta) and not stepped:
+        raise ValueError(
+            f"model.advantage=StepDelta needs a reward that scores steps, and rewards="
+            f"{list(rewards)} have none: use StepRubricJudgeHead, or model.advantage=DrGRPO"
+        )
+
+
 def _check_look_ahead(module: Any) -> None:
     """Refuse draws ahead of prompts that nobody can name before their rollout."""
     staleness = getattr(module.engine, "staleness", 0)
@@ -140,16 +172,24 @@ def _check_look_ahead(module: Any) -> None:
         )
 
 
-def _check_trainer(trainer: Any) -> None:
-    """Refuse what Lightning's trainer offers and a run of several updates per batch cannot use."""
-    if trainer.gradient_clip_val:
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuse what Lightning's trainer offers and a run of several updates per batch cannot use.
+
+    Lightning itself refuses it later, with advice that does not fit here.
+
+    Args:
+        settings: of the trainer, by name; those at their defaults may be absent.
+
+    Raises:
+        ValueError: names the setting and ours.
+    """
+    for name in ("gradient_clip_val", "gradient_clip_algorithm"):
+        if given := settings.get(name):
+            raise ValueError(
+                f"trainer.{name}={given} is not used; set model.update.max_grad_norm instead"
+            )
+    if (batches := settings.get("accumulate_grad_batches") or 1) != 1:
         raise ValueError(
-            f"trainer.gradient_clip_val={trainer.gradient_clip_val} is not used; set"
-            " model.update.max_grad_norm instead"
-        )
-    if trainer.accumulate_grad_batches != 1:
-        raise ValueError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is not used: an"
-            " update is cut up by model.update.micro_batch_tokens; raise data.prompts_per_rollout"
-            " for larger ones"
+            f"trainer.accumulate_grad_batches={batches} is not used: an update is cut up by"
+            " model.update.micro_batch_tokens; raise data.prompts_per_rollout for larger ones"
         )

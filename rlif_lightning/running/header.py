@@ -1,0 +1,124 @@
+"""What is about to be trained, in a few lines at the beginning of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from rlif_lightning.learning.optimizer import starting_rate
+from rlif_lightning.running.planned import planned_of
+
+WIDTH = 78  # characters of a line, but for a path
+
+
+class RunHeader(Callback):
+    """Prints once, in the first process, what a run will train; RLIFTrainer adds it."""
+
+    def __init__(self) -> None:
+        self.is_printed = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Print before the evaluation of the policy that training begins with."""
+        if getattr(pl_module, "fits_next", False):
+            self._print(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Print before the first rollout."""
+        self._print(trainer, pl_module)
+
+    def _print(self, trainer: Trainer, module: Any) -> None:
+        if not self.is_printed and trainer.is_global_zero:
+            print("\n".join(header_lines(trainer, module)), flush=True)
+        self.is_printed = True
+
+
+def header_lines(trainer: Any, module: Any) -> list[str]:
+    """Return what a run will train, one subject a line.
+
+    Args:
+        trainer: after the data and the policy are loaded.
+        module: the ``RLIFModule``.
+    """
+    title = f"training {_model(module)} on {_devices(trainer)}"
+    lines = {
+        "data": _data(getattr(trainer, "datamodule", None)),
+        "rewards": _rewards(module),
+        "rollouts": _rollouts(trainer, module),
+        "updates": _updates(module),
+        "run": str(trainer.log_dir or "no logger: nothing is written"),
+    }
+    made = [_cut(f"  {name:<9} {text}", name == "run") for name, text in lines.items() if text]
+    return [_cut(title), *made]
+
+
+def _cut(line: str, is_whole: bool = False) -> str:
+    return line if is_whole or len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
+
+
+def _model(module: Any) -> str:
+    counts = [p.numel() for p in module.policy.parameters()]
+    trained = [p.numel() for p in module.policy.parameters() if p.requires_grad]
+    share = f", {count(sum(trained))} trained" if sum(trained) < sum(counts) else ""
+    settings = module.policy_settings
+    name = getattr(settings, "name", type(module.policy).__name__)
+    dtype = next((str(p.dtype).removeprefix("torch.") for p in module.policy.parameters()), "")
+    return f"{name} ({count(sum(counts))} parameters{share}, {dtype})"
+
+
+def count(number: int) -> str:
+    """Return a count with three digits and its unit.
+
+    Example:
+        >>> [count(n) for n in (442_368, 1_543_714_304, 17)]
+        ['442 k', '1.54 G', '17']
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _devices(trainer: Any) -> str:
+    processes = trainer.world_size
+    shown = f"{trainer.accelerator.name()}, {trainer.precision}"
+    return shown if processes == 1 else f"{processes} processes of {shown}"
+
+
+def _data(data: Any) -> str:
+    if not hasattr(data, "split"):
+        return ""
+    sizes = {name: data.split(name) for name in ("train", "validation")}
+    kept = [f"{len(split):,} {name}" for name, split in sizes.items() if split is not None]
+    return f"{type(data.source).__name__}: {', '.join(kept)} problems"
+
+
+def _rewards(module: Any) -> str:
+    settings = module.rewards.settings
+    shown = [
+        f"{reward.weight:g} x {name}"
+        + (f" ({kind})" if (kind := type(reward.head).__name__).lower() != name else "")
+        for name, reward in settings.items()
+    ]
+    return " + ".join(shown)
+
+
+def _rollouts(trainer: Any, module: Any) -> str:
+    data = getattr(trainer, "datamodule", None)
+    planned, done = planned_of(trainer, module), int(module.num_rollouts)
+    number = "without an end" if planned is None else str(planned)
+    since = f" ({done} are done)" if done else ""
+    prompts = getattr(data, "prompts_per_rollout", None)
+    groups = f"{module.group_size} completions"
+    longest = module.sampling.max_new_tokens
+    if prompts is None:
+        return f"{number}{since}, {groups} a prompt, up to {longest:,} tokens each"
+    tokens = f"{prompts * module.group_size * longest:,}"
+    return f"{number}{since} of {prompts} prompts x {groups}, up to {tokens} tokens each"
+
+
+def _updates(module: Any) -> str:
+    rate, schedule = starting_rate(module.make_optimizer), module.schedule.name
+    objective = type(module.objective).__name__
+    steps = module.plan.num_updates
+    return f"{steps} a rollout by {objective}, learning rate {rate:g} ({schedule})"
