@@ -52,7 +52,8 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.step_advantages import StepDelta
     from rlif_lightning.learning.teacher import Teacher
     from rlif_lightning.learning.update import UpdatePlan
-    from rlif_lightning.model.loading import LoRA, Policy
+    from rlif_lightning.model.loading import Policy
+    from rlif_lightning.model.lora import LoRA
     from rlif_lightning.module import RLIFModule
     from rlif_lightning.records import Prompts, RewardOutput, Rollout, TeacherLogprobs, TokenStats
     from rlif_lightning.rewards.base import RewardHead, WeightedReward
@@ -132,7 +133,7 @@ _MODULES = {
     "Length": "rewards.controls",
     "LiteralChecker": "answers.checkers",
     "LocalFiles": "data.sources",
-    "LoRA": "model.loading",
+    "LoRA": "model.lora",
     "LossInputs": "learning.loss_inputs",
     "Matches": "rewards.criteria",
     "MeanLogprob": "rewards.internal",
