@@ -52,8 +52,7 @@ class PromptData(Described, LightningDataModule):
     """Batches of prompts; validation, test and prediction share the validation split.
 
     Args:
-        source: where the problems come from, by class path. In Python also a data set, a list of
-            rows, a mapping of splits, a file or a name (:func:`as_source`).
+        source: where the problems come from, by class path; in Python also data (`as_source`).
         tokenizer: hub name or folder of the tokenizer; null = the policy's own.
         group_size: G, completions sampled per prompt (read by the module, unused here).
         prompts_per_rollout: P, prompts per training step over all processes; a multiple of their
