@@ -127,7 +127,7 @@ def measure(folder: Path) -> Measured:
     version = folder / "version_0"
     logged = read_logged(version / "metrics.csv")
     rows = [row for row in logged.rows if "rollout/length" in row]
-    drawn = np.cumsum([0.0, *map(_tokens, rows)])
+    drawn = np.cumsum([0.0, *map(sampled_tokens, rows)])
     evaluations = json.loads((version / "evaluation.json").read_text())
     found = {each["rollouts"]: 100 * each["figures"]["accuracy"]["value"] for each in evaluations}
     curve = np.array([[n, drawn[n], found[n]] for n in sorted(found)])
@@ -136,8 +136,12 @@ def measure(folder: Path) -> Measured:
     return Measured(curve, json.loads((folder / "finished.json").read_text())["cpu"], figures)
 
 
-def _tokens(row: dict[str, str]) -> float:
-    """Return the tokens that a rollout sampled: those in the update and those discarded."""
+def sampled_tokens(row: dict[str, str]) -> float:
+    """Return the tokens that a rollout sampled: those in the update and those discarded.
+
+    Args:
+        row: of metrics.csv, of a rollout with PROMPTS problems and GROUP completions each.
+    """
     empty = float(row.get("dynamic/empty_places") or 0)
     length = float(row["rollout/length"])
     kept = 0.0 if math.isnan(length) else length * GROUP * (PROMPTS - empty)

@@ -5,8 +5,9 @@
 
 Gold answers reward the quickstart's problems, as in the papers of these methods; the advantage is
 GRPO's. Each method has equally many settings. The one whose entropy is nearest to the target on
-the tuning seeds goes on to the judging seeds. Runs have one thread and go one after the other in
-this process. A run that is finished is not made again. Results go to
+the tuning seeds goes on to the judging seeds. Entropy and reward are those of all groups that a
+rollout draws first, so dynamic sampling has the same figures as the rest. Runs have one thread and
+go one after the other in this process. A run that is finished is not made again. Results go to
 ``docs/results/entropy_tuning.csv`` and ``entropy_control.csv``.
 """
 
@@ -21,14 +22,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.dynamic_sampling import PROMPTS, sampled_tokens
 from benchmarks.results import FOLDER, read_results, write_results
+from rlif_lightning import cli
 from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = 0.2  # nats; GRPO starts at about 0.29 and passes it within its first ten rollouts
 ROLLOUTS, WATCHED = 40, 20  # the quickstart's; the entropy counts in the last 20
 NUM_SETTINGS = 3
-TUNING_SEEDS, JUDGING_SEEDS = (100,), (0, 1, 2, 3, 4, 5)
+TUNING_SEEDS, JUDGING_SEEDS = (100, 101), (0, 1, 2, 3, 4, 5)
 COMMON = [
     "--config=configs/quickstart.yaml",
     "--config=configs/gold.yaml",
@@ -64,6 +67,12 @@ def loop(fraction: float, gain: float) -> list[str]:
     return [objective("KLCov", fraction=fraction), callback("KLCovScheduler", weight=schedule)]
 
 
+def dynamic(max_draws: int) -> list[str]:
+    """Return GRPO with dynamic sampling; a place draws so many problems at most."""
+    settings = json.dumps({"max_draws": max_draws})
+    return [objective("Clipped"), f"--model.dynamic_sampling={settings}"]
+
+
 def clip_cov(fraction: float, low: float = 1.0, high: float = 5.0) -> list[str]:
     """Return Clip-Cov; the default band is its paper's."""
     return [objective("ClipCov", fraction=fraction, band=[low, high])]
@@ -82,14 +91,13 @@ METHODS: dict[str, list[list[str]]] = {
     "entropy_bonus": [
         [objective("Clipped", entropy_bonus=weight)] for weight in (0.003, 0.01, 0.03)
     ],
-    # GRPO with dynamic sampling joins here, with as many settings of model.dynamic_sampling.
+    # 3 draws and 10 draws: the paper of STARE samples three batches at once, ten times at most.
+    "dynamic_sampling": [dynamic(3), dynamic(1), dynamic(10)],
 }
 
 
 def run(name: str, setting: int, seed: int, folder: Path, evaluated: bool) -> dict[str, float]:
     """Make one run unless it is finished; return its figures."""
-    from rlif_lightning import cli
-
     arguments = [*COMMON, *METHODS[name][setting], f"--seed_everything={seed}"]
     arguments += ["--compare=false", f"--trainer.default_root_dir={folder}"]
     arguments += [
@@ -116,17 +124,29 @@ def measured(version: Path) -> dict[str, float]:
     rows = [row for row in logged.rows if "policy/entropy" in row]
     if len(rows) != ROLLOUTS:
         raise ValueError(f"{version} has {len(rows)} rollouts, not {ROLLOUTS}; remove it")
-    late = [float(row["policy/entropy"]) for row in rows[-WATCHED:]]
+    late = [_of_first(row, "dynamic/first_entropy", "policy/entropy") for row in rows[-WATCHED:]]
+    rewards = [
+        _of_first(row, "reward/gold/first_mean", "reward/gold/mean") for row in rows[-WATCHED:]
+    ]
+    extra = sum(float(row.get("dynamic/extra_groups") or 0) for row in rows)
     found = {
         "distance": statistics.fmean(abs(entropy - TARGET) for entropy in late),
         "entropy": statistics.fmean(late),
-        "reward": statistics.fmean(float(row["reward/gold/mean"]) for row in rows[-WATCHED:]),
+        "entropy trained on": statistics.fmean(float(r["policy/entropy"]) for r in rows[-WATCHED:]),
+        "reward": statistics.fmean(rewards),
+        "thousand tokens": sum(map(sampled_tokens, rows)) / 1000,
+        "groups": ROLLOUTS * PROMPTS + extra,
     }
     evaluation = version / "evaluation.json"
     if evaluation.is_file():
         last = json.loads(evaluation.read_text())[-1]["figures"]
         found |= {name: last[name]["value"] for name in ("accuracy", "pass@8", "greedy_accuracy")}
     return found
+
+
+def _of_first(row: dict[str, str], first: str, name: str) -> float:
+    """Return a figure of the first draws; without dynamic sampling these are all of a rollout."""
+    return float(row.get(first) or row[name])
 
 
 def shown(values: Sequence[float], digits: int = 4) -> str:

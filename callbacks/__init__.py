@@ -13,6 +13,7 @@ from callbacks.entropy_monitor import EntropyMonitor
 from callbacks.hf_exporter import HFExporter
 from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.label_free_stopping import LabelFreeStopping
+from callbacks.learning_rate_factors import LearningRateFactors
 from callbacks.report import RunReport
 from callbacks.sampler_gap import SamplerGap
 from callbacks.stare_controller import STAREController
@@ -24,6 +25,7 @@ __all__ = [
     "HFExporter",
     "KLCovScheduler",
     "LabelFreeStopping",
+    "LearningRateFactors",
     "RunReport",
     "STAREController",
     "SamplerGap",

@@ -106,9 +106,14 @@ class CollapseGuard(FindsAnswers, Described, Callback):
         self.num_actions, self.stopped = 0, False
         self.snapshots = Snapshots()
 
+    @property
+    def acts(self) -> bool:
+        """Whether the guard changes settings during a run."""
+        return self.action in ("adjust", "rollback")
+
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Check the settings that would be scaled."""
-        if self.action in ("warn", "stop") or not (stage == "fit" or pl_module.fits_next):
+        if not self.acts or not (stage == "fit" or pl_module.fits_next):
             return
         names = [name for name in self.scale if name.startswith("objective.")]
         others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
@@ -123,7 +128,7 @@ class CollapseGuard(FindsAnswers, Described, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         """Find the snapshots, and scale again after a restart."""
         trainer.should_stop = trainer.should_stop or self.stopped
-        if self.action in ("warn", "stop"):
+        if not self.acts:
             return
         if self.action == "rollback":
             self.snapshots.settle(trainer)
@@ -282,7 +287,10 @@ def kinds_of_run(module: RLIFModule, outputs: dict[str, RewardOutput]) -> set[st
     """
     weighted = [name for name, reward in module.rewards.settings.items() if reward.weight]
     heads = [module.rewards.heads[name] for name in weighted]
-    kinds = {"all"} if any(head.needs_gold for head in heads) else {"all", "label_free"}
+    teacher = module.objective.teacher
+    reads_gold = teacher is not None and teacher.needs_gold
+    reads_gold = reads_gold or any(head.needs_gold for head in heads)
+    kinds = {"all"} if reads_gold else {"all", "label_free"}
     kinds |= {"vote"} if any(outputs[name].answers is not None for name in weighted) else set()
     kinds |= {"anchored"} if module.objective.reference_kl.weight >= ANCHOR else set()
     return kinds | (

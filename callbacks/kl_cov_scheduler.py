@@ -14,6 +14,7 @@ from callbacks.events import record_event
 from rlif_lightning.data.described import Described
 from rlif_lightning.learning.objectives import KLCov
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.setting_types import check_types
 
 SHAPES = ("linear", "cosine")
 
@@ -48,6 +49,7 @@ class Schedule:
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_known("shape", self.shape, SHAPES)
         for problem in (self._bad_plan(), self._bad_loop()):
             if problem:

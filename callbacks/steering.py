@@ -164,7 +164,7 @@ class Snapshots:
         self._loaded = {key: list(state_dict[key]) for key in ("taken", "dropped")}
 
     def restore(self, trainer: Trainer, module: RLIFModule) -> int:
-        """Restore policy, optimiser and heads from the older snapshot (a collective).
+        """Restore policy, optimiser, heads and prompt table from the older snapshot (a collective).
 
         The count of rollouts goes on, so that new samples are drawn. The schedule of the learning
         rate goes on as well: it follows the trainer's count of optimiser steps. No group is
@@ -188,6 +188,7 @@ class Snapshots:
             group.update(kept)
         module.get_buffer("num_rollouts").fill_(count)
         module.engine.discard_ahead()  # another policy drew it
+        module.prompt_table.load_state_dict(checkpoint.get("prompt_table"))
         if module.replay_buffer is not None:
             module.replay_buffer.clear()
         return rollout

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.data.benchmark_source import BenchmarkData
     from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
     from rlif_lightning.data.prompt_format import PromptFormat
+    from rlif_lightning.data.prompt_table import PromptTable
     from rlif_lightning.data.prompts import PromptData
     from rlif_lightning.data.sources import (
         ArithmeticProblems,
@@ -23,9 +24,17 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         ReasoningGym,
     )
     from rlif_lightning.evaluation.evaluator import Evaluation
+    from rlif_lightning.judges.base import Judge, Reply, Request
+    from rlif_lightning.judges.endpoint import EndpointJudge
+    from rlif_lightning.judges.parsing import ReplyParser, ScoreParser, VerdictParser
+    from rlif_lightning.judges.policy_judge import PolicyJudge
+    from rlif_lightning.judges.rules import RuleJudge
     from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
+    from rlif_lightning.learning.answer_tokens import AnswerTokens
     from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
+    from rlif_lightning.learning.distil import DistIL
     from rlif_lightning.learning.dynamic_sampling import DynamicSampling
+    from rlif_lightning.learning.feedback import FeedbackWriter
     from rlif_lightning.learning.loss_inputs import LossInputs
     from rlif_lightning.learning.objective_base import (
         BoundedObjective,
@@ -38,17 +47,21 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
     from rlif_lightning.learning.replay import Replay
     from rlif_lightning.learning.stare import STARE
+    from rlif_lightning.learning.teacher import Teacher
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import LoRA, Policy
     from rlif_lightning.module import RLIFModule
-    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
-    from rlif_lightning.rewards.base import Gate, RewardHead, WeightedReward
+    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TeacherLogprobs, TokenStats
+    from rlif_lightning.rewards.base import RewardHead, WeightedReward
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.function import RewardFunction
+    from rlif_lightning.rewards.gate import Gate
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
+    from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.reward_model import RewardModel
+    from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
     from rlif_lightning.rollout.native import NativeEngine
@@ -62,6 +75,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
 _MODULES = {
     "Advantage": "learning.advantages",
     "AnswerChecker": "answers.checkers",
+    "AnswerTokens": "learning.answer_tokens",
     "AnswerExtractor": "answers.extraction",
     "ArithmeticProblems": "data.sources",
     "BehaviourVote": "rewards.code",
@@ -76,13 +90,16 @@ _MODULES = {
     "CodeChecker": "answers.checkers",
     "CodeExtractor": "answers.code_tasks",
     "CodeTests": "rewards.code",
+    "DistIL": "learning.distil",
     "DPPO": "learning.ratio_objectives",
     "DrGRPO": "learning.advantages",
     "DropTruncated": "rewards.overlong",
     "DynamicSampling": "learning.dynamic_sampling",
+    "EndpointJudge": "judges.endpoint",
     "Evaluation": "evaluation.evaluator",
+    "FeedbackWriter": "learning.feedback",
     "Format": "rewards.controls",
-    "Gate": "rewards.base",
+    "Gate": "rewards.gate",
     "GDPO": "learning.advantages",
     "GMPO": "learning.ratio_objectives",
     "GoldAnswer": "rewards.controls",
@@ -91,6 +108,8 @@ _MODULES = {
     "HubDataset": "data.sources",
     "EasyFirst": "data.mixed_sources",
     "MixedProblems": "data.mixed_sources",
+    "Judge": "judges.base",
+    "JudgeHead": "rewards.judged",
     "KLCov": "learning.objectives",
     "LearningRateSchedule": "learning.optimizer",
     "Length": "rewards.controls",
@@ -105,9 +124,11 @@ _MODULES = {
     "OPO": "learning.baselines",
     "OverlongPenalty": "rewards.overlong",
     "Policy": "model.loading",
+    "PolicyJudge": "judges.policy_judge",
     "ProblemSource": "data.sources",
     "PromptData": "data.prompts",
     "PromptFormat": "data.prompt_format",
+    "PromptTable": "data.prompt_table",
     "Prompts": "records",
     "Random": "rewards.controls",
     "ReasoningGym": "data.sources",
@@ -115,6 +136,9 @@ _MODULES = {
     "ReinforcePlusPlus": "learning.baselines",
     "Replay": "learning.replay",
     "RewardFunction": "rewards.function",
+    "Reply": "judges.base",
+    "ReplyParser": "judges.parsing",
+    "Request": "judges.base",
     "RewardHead": "rewards.base",
     "RewardModel": "rewards.reward_model",
     "RewardOutput": "records",
@@ -123,18 +147,25 @@ _MODULES = {
     "RLOO": "learning.advantages",
     "Rollout": "records",
     "RolloutEngine": "rollout.engine",
+    "RubricJudgeHead": "rewards.judged",
+    "RuleJudge": "judges.rules",
     "RunCheckpoints": "running.run_checkpoints",
     "Sampling": "sampling",
     "Sandbox": "sandbox.pool",
     "SAPO": "learning.ratio_objectives",
+    "ScoreParser": "judges.parsing",
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
     "STARE": "learning.stare",
+    "Teacher": "learning.teacher",
+    "TeacherLogprobs": "records",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
     "UpdatePlan": "learning.update",
+    "VerdictParser": "judges.parsing",
     "VLLMEngine": "rollout.vllm_engine",
     "VLLMServerEngine": "rollout.vllm_engine",
+    "VoteBand": "rewards.vote_band",
     "WeightedReward": "rewards.base",
 }
 __all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]

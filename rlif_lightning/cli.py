@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import rlif_lightning.learning.baselines
+import rlif_lightning.learning.distil
 import rlif_lightning.learning.ratio_objectives
 import rlif_lightning.rewards
 import rlif_lightning.rollout.vllm_engine  # noqa: F401

@@ -18,12 +18,14 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from rlif_lightning.data.described import Described
+from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.evaluation_steps import EvaluationSteps
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.policy_use import PolicyUse
 from rlif_lightning.learning.advantages import GDPO, Advantage
+from rlif_lightning.learning.answer_tokens import AnswerTokens, weighed
 from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objective_base import Objective
@@ -36,7 +38,6 @@ from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
 from rlif_lightning.model.loading import PolicyLike, as_policy
-from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
 from rlif_lightning.processes.ranks import num_data_ranks, share_completions
@@ -46,13 +47,16 @@ from rlif_lightning.rewards.given import RewardLike, as_rewards
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.running.look_ahead import upcoming_prompts
+from rlif_lightning.running.model_setup import ModelSetup
 from rlif_lightning.running.run_settings import KEY, run_settings
 from rlif_lightning.running.setup_checks import check_run
-from rlif_lightning.running.strategies import TensorParallelStrategy, build_policy, check_strategy
+from rlif_lightning.running.strategies import TensorParallelStrategy, check_strategy
+from rlif_lightning.running.teachers import lesson_of
 from rlif_lightning.sampling import Sampling
+from rlif_lightning.setting_types import check_arguments
 
 
-class RLIFModule(Described, EvaluationSteps, PolicyUse):
+class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
     """Trains a policy with rewards computed from its own samples.
 
     Args:
@@ -64,6 +68,7 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse):
         engine: what draws them.
         evaluation: how validate and test measure.
         dynamic_sampling: what becomes of groups without signal; null = they stay in the update.
+        answer_tokens: how much gradient the final answer's tokens get; null = as all others.
         update: how a rollout is cut into optimiser steps.
         replay: how many old groups join each rollout's update; null = none.
         optimizer: makes the optimiser of the parameters to train; in YAML a class path with
@@ -77,6 +82,7 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse):
     Attributes:
         fits_next: what ``fit`` refuses is refused in ``validate`` already, before the first
             evaluation.
+        prompt_table: what heads and callbacks remember of each problem.
     """
 
     fits_next = False
@@ -85,12 +91,14 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse):
         self,
         policy: PolicyLike,
         rewards: dict[str, RewardLike],
+        *,
         advantage: Advantage = GDPO(),
         objective: Objective = KLCov(),
         sampling: Sampling = Sampling(),
         engine: RolloutEngine | None = None,
         evaluation: Evaluation = Evaluation(),
         dynamic_sampling: DynamicSampling | None = None,
+        answer_tokens: AnswerTokens | None = None,
         update: UpdatePlan = UpdatePlan(),
         replay: Replay | None = None,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
@@ -101,16 +109,19 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse):
         answer_column: str | None = None,
         seed: int = 0,
     ):
+        given = {"policy": as_policy(policy), "rewards": as_rewards(rewards)}
+        check_arguments(RLIFModule, locals() | given)
         super().__init__()
         self.automatic_optimization = False
-        self.policy_settings, self.policy = as_policy(policy), None
-        self.reference: PolicyModel | None = None
-        given = as_rewards(rewards)
-        self.remember(policy=self.policy_settings, rewards=given)
-        self.rewards = RewardSet(given, answer_column)
+        self.remember(**given)
+        self.policy_settings, self.policy, self.reference = given["policy"], None, None
+        self.teacher, self.first_teacher = None, objective.teacher  # a model; its settings
+        self.rewards, self.prompt_table = RewardSet(given["rewards"], answer_column), PromptTable()
+        self.rewards.use_table(self.prompt_table)
         self.advantage, self.objective, self.sampling = advantage, objective, sampling
         self.engine = engine or NativeEngine()
-        self.evaluator, self.dynamic_sampling = Evaluator(evaluation), dynamic_sampling
+        self.evaluator = Evaluator(evaluation)
+        self.dynamic_sampling, self.answer_tokens = dynamic_sampling, answer_tokens
         self.plan, self.budget = update, TokenBudget(update.micro_batch_tokens)
         self.replay_buffer = None if replay is None else ReplayBuffer(replay)
         self.make_optimizer, self.schedule = optimizer, schedule
@@ -118,25 +129,6 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse):
         self.group_size = group_size or 0  # 0 = the data module has not said it yet
         self.answer_column, self.seed = answer_column, seed
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.int64))
-
-    def configure_model(self) -> None:
-        """Load the policy, and the reference model if the objective needs one.
-
-        Lightning calls this on every entry.
-        """
-        strategy = None if self._trainer is None else self._trainer.strategy
-        if self.policy is None:
-            self.policy = build_policy(self.policy_settings, strategy)
-        if (
-            self.reference is None
-            and self.objective.needs_reference
-            and not self.policy.has_adapters
-        ):
-            reference = build_policy(self.policy_settings, strategy, frozen=True)
-            # The reference is no submodule: checkpoints and strategies must not include it, since
-            # it is loaded from its own files.
-            object.__setattr__(self, "reference", reference)
-        self.engine.setup(self.policy, self.seed)
 
     def setup(self, stage: str) -> None:
         """Refuse settings that would fail later, or silently do nothing.
@@ -187,28 +179,40 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse):
         return [optimizer], [self.schedule.build(optimizer, self.trainer.max_steps)]
 
     def on_train_start(self) -> None:
-        """Give the engine a source of coming prompts, for one that draws ahead."""
+        """Give the engine a source of coming prompts, and begin the teacher's average."""
+        if not int(self.num_rollouts):  # a fork has put other weights into the policy
+            self.begin_teacher()
         self.engine.look_ahead(partial(upcoming_prompts, self), int(self.num_rollouts))
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """Make one rollout and its updates."""
         number, started = int(self.num_rollouts), time.perf_counter()
-        drawn = self._draw(prompts, number)
+        with self.prompt_table.visiting(number, self.trainer.current_epoch):
+            drawn = self._draw(prompts, number)
         rollout, outputs = without_dropped(drawn.rollout, drawn.outputs)
         length = self.sampling.max_new_tokens
         loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
+        trained, figures = rollout, drawn.figures
+        if self.answer_tokens is not None and self.policy is not None:
+            factors, found = self.answer_tokens.factors(rollout, self.policy.tokenizer)
+            loss_weights, trained = loss_weights * factors, weighed(rollout, factors)
+            figures = figures | found
+        if not self.objective.uses_advantages:
+            loss_weights = None
         advantages, metrics = score_rollout(
             rollout, outputs, self.advantage, self.rewards.weights, loss_weights
         )
         for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if hasattr(callback, "on_rollout_scored"):
                 callback.on_rollout_scored(self.trainer, self, metrics)
-        scored = time.perf_counter()
-        metrics, num_sampled = metrics | drawn.figures, all_rank_sum(drawn.num_tokens)
+        lesson, scored = lesson_of(self, rollout, outputs), time.perf_counter()
+        metrics, num_sampled = metrics | figures, all_rank_sum(drawn.num_tokens)
         metrics |= self._updater().update(
-            rollout, outputs, advantages, number, self.seed, self.replay_buffer
+            trained, outputs, advantages, number, self.seed, self.replay_buffer, lesson
         )
         self.num_rollouts += 1
+        self.prompt_table.gather()
+        self.move_teacher()
         times = {
             "rollout": drawn.seconds,
             "reward": scored - started - drawn.seconds,
@@ -233,15 +237,18 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse):
         return draws.draw(prompts, rollout_number)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put settings and the replay buffer into the checkpoint; every process holds the same."""
+        """Put settings, replay buffer and prompt table into the checkpoint; all processes agree."""
         checkpoint.setdefault(KEY, run_settings(self.trainer, self))  # our trainer has done so
         if self.replay_buffer is not None:
             checkpoint["replay"] = self.replay_buffer.state_dict()
+        if self.prompt_table.columns:
+            checkpoint["prompt_table"] = self.prompt_table.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the checkpoint's replay buffer; it is empty where there is none."""
+        """Take the checkpoint's replay buffer and prompt table; empty where there is none."""
         if self.replay_buffer is not None:
             self.replay_buffer.load_state_dict(checkpoint.get("replay"))
+        self.prompt_table.load_state_dict(checkpoint.get("prompt_table"))
 
     def _updater(self) -> Updater:
         assert self.policy is not None

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlif_lightning.setting_types import check_types
+
 # Rollout numbers far from any in training: every evaluation draws the same uniforms.
-VALIDATION_STEP, PREDICTION_ROLLOUT = 2**62, 2**62 + 1
+VALIDATION_STEP, PREDICTION_ROLLOUT, JUDGE_ROLLOUT = 2**62, 2**62 + 1, 2**62 + 2
 # Each use of counter-based random numbers has a word of its own, so equal seeds and rollout numbers
 # never give two uses the same stream. Two users have none, the order of training prompts and the
 # bootstrap: they draw from different problems.
@@ -53,6 +55,7 @@ class Sampling:
     train_stop: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature} must be positive, or 0 for greedy")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
@@ -65,7 +68,7 @@ class Sampling:
                 f"top_k={self.top_k}, top_p={self.top_p}: need top_k >= 0 (0 = off) and 0 < top_p"
                 " <= 1"
             )
-        if isinstance(self.stop, str) or not all(self.stop):
+        if not all(self.stop):
             raise ValueError(f"stop={self.stop!r} must be a list of strings that are not empty")
         if self.train_stop and (not self.stop or self.min_new_tokens):
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -17,8 +17,8 @@ from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.preflight import Findings, examine
 from rlif_lightning.evaluation.preflight_report import print_findings, write_findings
 from rlif_lightning.evaluation.preflight_sample import PreflightBatches, all_rank_records
-from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import value_at
+from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.running.endings import RunEnd
 from rlif_lightning.running.fork import Fork, checked_fork
 from rlif_lightning.running.header import RunHeader
@@ -33,6 +33,9 @@ from rlif_lightning.running.run_loop import (
 )
 from rlif_lightning.running.setup_checks import check_precision, check_trainer
 from rlif_lightning.running.stop_signals import StopSignals
+
+if TYPE_CHECKING:
+    from rlif_lightning.module import RLIFModule
 
 # A rollout takes longer than a logging line, and the loaders share prompts themselves.
 DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0, "use_distributed_sampler": False}
@@ -74,8 +77,9 @@ class RLIFTrainer(Trainer):
 
     def _teardown(self) -> None:
         """Drop what was drawn ahead, then as Lightning, at every end: an exception's as well."""
-        if isinstance(module := self.lightning_module, RLIFModule):
-            module.engine.discard_ahead()
+        module: Any = self.lightning_module
+        if isinstance(engine := getattr(module, "engine", None), RolloutEngine):
+            engine.discard_ahead()
         super()._teardown()
 
     def set_fork(self, fork_from: str | Path | None, ckpt_path: Any = None) -> None:

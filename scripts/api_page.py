@@ -31,6 +31,7 @@ ROOMS = {  # in the order of one training step
     "sampling": "Rollout",
     "rollout": "Rollout",
     "rewards": "Rewards",
+    "judges": "Rewards",
     "learning": "Learning",
     "answers": "Answers and evaluation",
     "evaluation": "Answers and evaluation",

@@ -19,6 +19,7 @@ SECTIONS = {
     "reward": "Rewards, a set for each head",
     "dynamic": "Dynamic sampling",
     "vote": "Votes",
+    "answer": "Tokens of the final answer",
     "code": "Code",
     "rollout": "Completions of a rollout",
     "policy": "Policy",

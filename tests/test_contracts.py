@@ -17,6 +17,7 @@ from harness.objectives import OBJECTIVES
 from harness.rollouts import handmade
 from rlif_lightning import rewards
 from rlif_lightning.answers.code_tasks import CodeExtractor
+from rlif_lightning.judges.rules import RuleJudge, reference_numbers
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
 from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
 from rlif_lightning.learning.losses import aggregation_weights
@@ -42,6 +43,10 @@ HEADS = {
     "DropTruncated": rewards.DropTruncated,
     "Format": lambda: rewards.Format("[0-9]"),
     "GoldAnswer": rewards.GoldAnswer,
+    "JudgeHead": lambda: rewards.JudgeHead(
+        RuleJudge(lambda request: f"Score: {1 + len(request.values['completion']) % 5}"),
+        "{prompt} {completion} {form}",
+    ),
     "Length": rewards.Length,
     "MeanLogprob": rewards.MeanLogprob,
     "NegativeEntropy": rewards.NegativeEntropy,
@@ -49,7 +54,9 @@ HEADS = {
     "Random": rewards.Random,
     "RewardFunction": lambda: rewards.RewardFunction(digits),
     "RewardModel": lambda: rewards.RewardModel(classifier_folder()),
+    "RubricJudgeHead": lambda: rewards.RubricJudgeHead(RuleJudge(reference_numbers)),
     "SelfCertainty": rewards.SelfCertainty,
+    "VoteBand": rewards.VoteBand,
 }
 ADVANTAGES = [
     GDPO(),
@@ -130,7 +137,7 @@ class TestRewardHeads:
         ].scores
         assert scores.shape == (len(TEXTS),)
         assert scores.dtype == torch.float32
-        assert bool(scores.isfinite().all()) == (name != "DropTruncated")  # it scores nothing
+        assert bool(scores.isfinite().all()) == (name not in ("DropTruncated", "VoteBand"))
         assert not scores.requires_grad
 
     def test_permuting_the_groups_permutes_the_scores(self, name):

@@ -25,6 +25,7 @@ from rlif_lightning.learning.updater import Updater
 # The rooms in the order of the data flow: a file may import its own room and those before it, never
 # a later one.
 ROOMS = [
+    "setting_types",
     "records",
     "metric_names",
     "sampling",
@@ -37,6 +38,7 @@ ROOMS = [
     "sandbox",
     "answers",
     "rollout",
+    "judges",
     "rewards",
     "learning",
     "running",

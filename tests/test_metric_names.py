@@ -27,7 +27,7 @@ from callbacks.report import read_run
 from callbacks.report.curves import Panel
 from callbacks.report.fixed_panels import FIXED
 from callbacks.report.panels import panels_of
-from callbacks.report.read import PLACE
+from callbacks.report.read import PLACE, Run
 from callbacks.report.tables import FIGURES
 from harness.cases import check_each, from_root
 from harness.decoding import sampler
@@ -59,10 +59,12 @@ HEADS = {
             "NegativeEntropy",
             "Random",
             "SelfCertainty",
+            "VoteBand",
         )
     },
 }
 LOOP = {name: {"start": 0.1, "points": [[2, 0.05]]} for name in ("weight", "fraction")}
+NEEDED = {"KLCovScheduler": LOOP, "LearningRateFactors": {"factors": [[1, 0.5]]}}
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +79,13 @@ def everything(tmp_path_factory) -> Path:
         "--data.source=harness.programs.ProgrammingProblems",
         *sampler(noise=0.01, max_ratio=2.0),
         f"--model.objective={json.dumps(objective)}",
+        "--model.answer_tokens.factor=0.5",
         f"--model.rewards={json.dumps(rewards)}",
         '--model.dynamic_sampling={"heads": ["vote"], "max_draws": 2}',
         "--model.replay.groups=2",
     ]
     callbacks = [
-        {"class_path": name, "init_args": LOOP if name == "KLCovScheduler" else {}}
+        {"class_path": name, "init_args": NEEDED.get(name, {})}
         for name in CALLBACKS
         if name != "STAREController"
     ]
@@ -159,9 +162,14 @@ def series_of(panel: Panel) -> Iterator[str]:
         )
 
 
+def runs_of(everything: Path) -> list[Run]:
+    """The runs that logged something."""
+    return [read_run(path.parent) for path in sorted(everything.rglob("metrics.csv"))]
+
+
 @pytest.mark.slow
 def test_what_is_read_is_in_the_table(everything):
-    panels = panels_of([read_run(next(path.parent for path in everything.rglob("report.html")))])
+    panels = panels_of(runs_of(everything))
     read = {name for panel in [*panels, *FIXED] for name in series_of(panel)}
     read |= {name for name, _, _ in FIGURES} | {detector.metric for detector in DETECTORS.values()}
     read |= {name for names in SIGNALS.values() for name in names.values()}
@@ -171,15 +179,15 @@ def test_what_is_read_is_in_the_table(everything):
 
 @pytest.mark.slow
 def test_the_report_draws_every_curve_that_it_has(everything):
-    """Of a run that logs everything, no panel and no curve of one stays away."""
-    run = read_run(next(path.parent for path in everything.rglob("report.html")))
-    panels = {panel.name: panel for panel in panels_of([run])}
+    """Of runs that log everything, no panel and no curve of one stays away."""
+    runs = runs_of(everything)
+    panels = {panel.name: panel for panel in panels_of(runs)}
     assert not {panel.name for panel in FIXED} - set(panels)
     assert not [
         series.label
         for panel in panels.values()
         for series in panel.series
-        if series not in panel.drawn([run])
+        if series not in panel.drawn(runs)
     ]
 
 
@@ -193,6 +201,8 @@ NOT_DRAWN = {
         "vote/undecided",
         "code/solved",
         "policy/entropy_picked",
+        "answer/located",
+        "answer/tokens",
     ),
     *(f"dynamic/{name}" for name in ("extra_groups", "empty_places", "discarded_tokens")),
     *(f"replay/{name}" for name in ("groups", "age", "ratio", "clip_fraction")),
@@ -200,7 +210,6 @@ NOT_DRAWN = {
     "rollout/tokens_per_second",
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
-    *("stare/gate", "stare/positive_weight", "stare/negative_weight"),
     *(
         f"<stage>/{name}"
         for name in (
@@ -218,8 +227,8 @@ NOT_DRAWN = {
 
 @pytest.mark.slow
 def test_the_report_leaves_out_what_it_is_known_to(everything):
-    run = read_run(next(path.parent for path in everything.rglob("report.html")))
-    drawn = {entry_of(name) for panel in panels_of([run]) for name in series_of(panel)}
+    panels = panels_of(runs_of(everything))
+    drawn = {entry_of(name) for panel in panels for name in series_of(panel)}
     assert set(LOGGED) - drawn == NOT_DRAWN
 
 

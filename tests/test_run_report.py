@@ -334,6 +334,20 @@ def test_events_are_drawn_where_they_were(tmp_path):
     assert len(set(pictures)) == 5
 
 
+def test_stares_gate_and_weights_are_drawn(tmp_path):
+    """A run without them has no such picture."""
+    header = "epoch,step,stare/gate,stare/positive_weight,stare/negative_weight"
+    lines = ("0,0,1.0,1.1,0.9", "0,1,0.0,1.0,1.0")
+    run = read_run(folder_of(tmp_path / "stare", *lines, header=header))
+    panels = {panel.name: panel for panel in panels_of([run])}
+    drawn = {name: [each.column for each in panel.drawn([run])] for name, panel in panels.items()}
+    weights = ["stare/positive_weight", "stare/negative_weight"]
+    assert drawn == {"stare_gate": ["stare/gate"], "stare_weights": weights}
+    assert all(draw_panel(panel, [run]).startswith(PNG) for panel in panels.values())
+    other = read_run(folder_of(tmp_path / "other", "0,0,0.3,0.5,1.0,0.1,"))
+    assert not [panel for panel in panels_of([other]) if panel.name.startswith("stare")]
+
+
 def test_several_runs_are_compared(tmp_path):
     left = folder_of(tmp_path / "left", "0,0,0.3,0.5,1.0,0.1,", "0,0,,,,,0.25")
     right = folder_of(tmp_path / "right", "0,0,0.4,0.5,1.0,0.1,", "0,0,,,,,0.75")

@@ -64,6 +64,20 @@ def test_of_equal_surprisals_the_earliest_are_marked():
     assert micro.micro_batch_marks(batch, marks).tolist() == marks.tolist()
 
 
+def test_an_old_and_a_new_completion_of_one_problem_are_not_marked_together():
+    """Replay: they have the same place in their rollouts, and the newer one comes first."""
+    batch = by_hand([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], [[1.0] * 2] * 3)
+    same_place = torch.tensor([4 << 32, 7 << 32, 5 << 32])
+    batch = replace(batch, completion_numbers=same_place)
+    for fraction, expected in (
+        (1 / 6, [[0, 0], [1, 0], [0, 0]]),
+        (2 / 6, [[0, 0], [1, 0], [1, 0]]),
+        (3 / 6, [[1, 0], [1, 0], [1, 0]]),
+        (4 / 6, [[1, 0], [1, 1], [1, 0]]),
+    ):
+        assert replace(C2, fraction=fraction).select(batch).tolist() == expected
+
+
 def test_places_in_a_rollout_have_an_order_of_their_own():
     numbers = torch.tensor([(5 << 32) + 2**32 - 1, 5 << 32])
     order = earliest_first(numbers, 2**20)

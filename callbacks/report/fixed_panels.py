@@ -16,6 +16,7 @@ FIXED = (
             Series("vote/largest_cluster", "group's largest answer"),
             Series("vote/unanimous", "groups of one answer"),
             Series("vote/top_answer", "one answer, over all prompts"),
+            Series("vote/kept", "groups that VoteBand keeps"),
         ),
         is_share=True,
     ),
@@ -37,6 +38,7 @@ FIXED = (
         " collapse.",
         (
             Series("policy/entropy", "mean"),
+            Series("dynamic/first_entropy", "mean, all groups drawn first"),
             Series("entropy/p50", "median, band p10 to p90", low="entropy/p10", high="entropy/p90"),
         ),
     ),
@@ -131,6 +133,27 @@ FIXED = (
         "weight",
         "As set by KLCovScheduler.",
         (Series("kl_cov/weight", "weight"),),
+    ),
+    Panel(
+        "stare_weights",
+        "Policy",
+        "STARE's weights in force",
+        "weight",
+        "On surprising tokens, as STAREController applies them. 1 is clipped GRPO, as in every"
+        " rollout whose gate is off.",
+        (
+            Series("stare/positive_weight", "where A > 0"),
+            Series("stare/negative_weight", "where A < 0"),
+        ),
+        from_zero=False,
+    ),
+    Panel(
+        "stare_gate",
+        "Policy",
+        "STARE's gate",
+        "0 or 1",
+        "1 while the token entropy is below STAREController's target.",
+        (Series("stare/gate", "gate"),),
     ),
     Panel(
         "grad_norm",

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlif_lightning.setting_types import check_types
+
 TEST_COLUMNS = ("test", "test_list", "public_test_cases", "private_test_cases")
 
 
@@ -187,6 +189,7 @@ class CodeExtractor:
     kind: str = "auto"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.kind not in _EXTRACTORS:
             raise ValueError(f"kind={self.kind!r} is unknown; choose one of {list(_EXTRACTORS)}")
 

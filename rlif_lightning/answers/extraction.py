@@ -11,7 +11,9 @@ from functools import lru_cache
 import regex
 
 from rlif_lightning.answers.spelling import normalise
+from rlif_lightning.setting_types import check_types
 
+Span = tuple[int, int]  # first character, and the one after the last
 # CPU seconds that a user's pattern may take on one text.
 PATTERN_SECONDS = 0.2
 
@@ -41,39 +43,53 @@ _LETTER = re.compile(r"\(([A-J])\)(?=[\s:.]+(?!(?:and|or)\b)[^\s,])")
 _BOX_TOKENS = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
-def _last_match(pattern: re.Pattern[str], text: str) -> str | None:
-    found = [match[1].strip() for match in pattern.finditer(text) if match[1]]
-    return found[-1] if found else None
+def _trimmed(text: str, span: Span, characters: str | None = None) -> Span:
+    """Return a span without these characters, by default white space, at both ends."""
+    part = text[slice(*span)]
+    start = span[0] + len(part) - len(part.lstrip(characters))
+    return start, max(start, span[0] + len(part.rstrip(characters)))
 
 
-def _last_phrase(text: str) -> str:
-    """Return what a text calls the answer, without its reason; of a choice, the letter."""
-    said = _REASON.split((_last_match(_PHRASE, text) or "").strip("*"), maxsplit=1)[0]
-    letter = _LETTER.match(said)
-    return letter[0] if letter else said
+def _last_match(pattern: re.Pattern[str], text: str) -> Span | None:
+    found = [match.span(1) for match in pattern.finditer(text) if match[1]]
+    return _trimmed(text, found[-1]) if found else None
 
 
-def _last_boxed(text: str) -> str | None:
-    r"""Return the content of the last non-empty, closed ``\boxed{...}`` or ``\fbox{...}``.
+def _last_phrase(text: str) -> Span | None:
+    """Find what a text calls the answer, without its reason; of a choice, the letter."""
+    found = _last_match(_PHRASE, text)
+    if found is None:
+        return None
+    start, end = _trimmed(text, found, "*")
+    if reason := _REASON.search(text[start:end]):
+        end = start + reason.start()
+    letter = _LETTER.match(text[start:end])
+    return start, start + len(letter[0]) if letter else end
+
+
+def _last_boxed(text: str) -> Span | None:
+    r"""Find the content of the last non-empty, closed ``\boxed{...}`` or ``\fbox{...}``.
 
     One pass, so linear in the text.
     """
-    best, opened = (-1, ""), []
+    best, opened = (-1, (0, 0)), []
     for token in _BOX_TOKENS.finditer(text):
         if token[0][-1] == "{" and token[0] != r"\{":
             opened.append((token.end(), len(token[0]) > 1))
         elif token[0] == "}" and opened:
             start, is_box = opened.pop()
-            content = text[start : token.start()].strip()
-            if is_box and content:
+            content = _trimmed(text, (start, token.start()))
+            if is_box and content[0] < content[1]:
                 best = max(best, (start, content))
-    return best[1] or None
+    return best[1] if best[0] >= 0 else None
 
 
-def _last_by_pattern(pattern: str, text: str) -> str | None:
+def _last_by_pattern(pattern: str, text: str) -> Span | None:
     try:
         found = [
-            match[1] for match in regex.finditer(pattern, text, timeout=PATTERN_SECONDS) if match[1]
+            match.span(1)
+            for match in regex.finditer(pattern, text, timeout=PATTERN_SECONDS)
+            if match[1]
         ]
     except TimeoutError:
         _warn_once(pattern)
@@ -83,7 +99,8 @@ def _last_by_pattern(pattern: str, text: str) -> str | None:
 
 def has_box(text: str) -> bool:
     r"""Return whether a text holds an answer in a closed ``\boxed{...}`` or ``\fbox{...}``."""
-    return normalise(_last_boxed(text) or "") != ""
+    span = _last_boxed(text)
+    return span is not None and normalise(text[slice(*span)]) != ""
 
 
 def pattern_found(pattern: str, text: str) -> bool:
@@ -107,12 +124,12 @@ def _warn_once(pattern: str) -> None:
     )
 
 
-_EXTRACTORS: dict[str, Callable[[str], str | None]] = {
+_EXTRACTORS: dict[str, Callable[[str], Span | None]] = {
     "boxed": _last_boxed,
     "hash": lambda text: _last_match(_HASH, text),
     "phrase": _last_phrase,
     "last_number": lambda text: _last_match(_LAST_NUMBER, text),
-    "text": lambda text: text,
+    "text": lambda text: (0, len(text)),
 }
 _AUTO_ORDER = ("boxed", "hash", "phrase", "last_number")
 
@@ -147,6 +164,7 @@ class AnswerExtractor:
     pattern: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         known = sorted([*_EXTRACTORS, "auto", "regex"])
         if self.kind not in known:
             raise ValueError(f"kind={self.kind!r} is unknown; choose one of {known}")
@@ -170,12 +188,19 @@ class AnswerExtractor:
 
     def __call__(self, text: str) -> str | None:
         """Return the final answer in ``text``, stripped; None where there is none."""
+        span = self.span(text)
+        return None if span is None else text[slice(*span)]
+
+    def span(self, text: str) -> Span | None:
+        """Return where in ``text`` the final answer begins and ends; None where there is none."""
         if self.pattern is not None:
-            answer = _last_by_pattern(self.pattern, text)
+            found = _last_by_pattern(self.pattern, text)
         else:
             kinds = _AUTO_ORDER if self.kind == "auto" else (self.kind,)
-            answer = next(filter(None, (_EXTRACTORS[kind](text) for kind in kinds)), None)
-        return answer.strip() if answer and normalise(answer) else None
+            spans = (_EXTRACTORS[kind](text) for kind in kinds)
+            found = next((span for span in spans if span is not None and span[0] < span[1]), None)
+        span = None if found is None else _trimmed(text, found)
+        return span if span is not None and normalise(text[slice(*span)]) else None
 
 
 class FindsAnswers:

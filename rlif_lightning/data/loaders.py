@@ -33,7 +33,7 @@ class EncodedSplit:
         rows: ``[K]`` rows in use, ascending.
         token_ids: their prompts, int32 arrays ``[L]``; None = tokenised anew for each batch.
         render: makes a row's text again, so that the texts of a large data set needn't be held in
-            memory.
+            memory; with a second argument, around the problem (``PromptRenderer.render``).
         encode: tokenises texts.
         messages: makes a row's conversation; None without a chat.
     """
@@ -41,7 +41,7 @@ class EncodedSplit:
     dataset: Dataset
     rows: np.ndarray
     token_ids: list[np.ndarray] | None
-    render: Callable[[dict[str, Any]], str]
+    render: Callable[..., str]
     encode: Callable[[list[str]], list[np.ndarray]]
     messages: Callable[[dict[str, Any]], list[dict[str, str]] | None] | None = None
 

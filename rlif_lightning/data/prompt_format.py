@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from string import Formatter
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlif_lightning.data.columns import column_names, has_column
 from rlif_lightning.records import overlap, value_at
+from rlif_lightning.setting_types import check_types
 
 ROLES = ("system", "user", "assistant")
 TOOLS = "tools"  # a column with what the model may call, for the chat template
@@ -63,6 +64,7 @@ class PromptFormat:
     examples: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_types(self)
         try:
             shown = list(_fields(self.template))
         except ValueError as error:
@@ -130,9 +132,14 @@ class PromptRenderer:
     form: PromptFormat = PromptFormat()
     chat: PreTrainedTokenizerBase | None = None
 
-    def render(self, row: dict[str, Any]) -> str:
-        """Return the prompt text of one problem, few-shot examples and chat mark-up included."""
-        turns = self._turns(row)
+    def render(self, row: dict[str, Any], around: Callable[[str], str] | None = None) -> str:
+        """Return the prompt text of one problem, few-shot examples and chat mark-up included.
+
+        Args:
+            row: the data-set row.
+            around: what becomes of the problem in its template, such as one with feedback.
+        """
+        turns = self._turns(row, around)
         if self.chat is None:
             return "\n\n".join(turn["content"] for turn in turns)
         try:
@@ -158,7 +165,9 @@ class PromptRenderer:
         """Return the conversation that one problem's text is made of; None without a chat."""
         return None if self.chat is None else self._turns(row)
 
-    def _turns(self, row: dict[str, Any]) -> list[dict[str, str]]:
+    def _turns(
+        self, row: dict[str, Any], around: Callable[[str], str] | None = None
+    ) -> list[dict[str, str]]:
         problem = value_at(row, self.prompt_column)
         given = (
             [("user", problem)]
@@ -166,6 +175,7 @@ class PromptRenderer:
             else [(m["role"], m["content"]) for m in problem]
         )
         question = self._fill(given[-1][1], row)
+        question = question if around is None else around(question)
         system, before = [], given[:-1]
         if before and before[0][0] == "system":
             system, before = before[:1], before[1:]

@@ -33,6 +33,7 @@ from rlif_lightning.data.sources import (
 )
 from rlif_lightning.data.tokenizer import Encoder, TokenizerLike, find_tokenizer, prompt_encoder
 from rlif_lightning.records import Prompts
+from rlif_lightning.setting_types import check_arguments
 
 __all__ = [
     "ArithmeticProblems",
@@ -103,9 +104,11 @@ class PromptData(Described, LightningDataModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        source = as_source(source)
+        check_arguments(PromptData, {**locals(), "tokenizer": None})  # it may be an object
         super().__init__()
-        self.source, self.tokenizer_name = as_source(source), tokenizer
-        self.remember(source=self.source)
+        self.source, self.tokenizer_name = source, tokenizer
+        self.remember(source=source)
         self.group_size, self.prompts_per_rollout = group_size, prompts_per_rollout
         self.prompt_column, self.answer_column = prompt_column, answer_column
         self.format, self.max_prompt_tokens, self.overlong = format, max_prompt_tokens, overlong

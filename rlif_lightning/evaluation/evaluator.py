@@ -32,6 +32,7 @@ from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.sampling import VALIDATION_STEP, Sampling
+from rlif_lightning.setting_types import check_types
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Evaluation:
     save_completions: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.samples < 1:
             raise ValueError(f"evaluation.samples={self.samples} must be at least 1")
         if not all(1 < k < self.samples for k in self.pass_at):

@@ -25,6 +25,7 @@ from rlif_lightning.processes.ranks import writes_completions
 from rlif_lightning.running.former_settings import present_settings
 from rlif_lightning.running.run_folder import check_place, naming, run_folder
 from rlif_lightning.running.run_settings import prediction_settings
+from rlif_lightning.setting_types import check_types
 from rlif_lightning.whole_files import replaced
 
 COLUMNS = {
@@ -57,6 +58,9 @@ class Predictions:
 
     folder: str | None = None
     format: Literal["jsonl", "parquet"] = "jsonl"
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 class PredictionFiles(BasePredictionWriter):

@@ -25,6 +25,7 @@ from rlif_lightning.learning.normalization import (
 )
 from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import all_rank_mean_std, all_rank_sum
+from rlif_lightning.setting_types import check_types
 
 BATCH_NORMS = ("none", "sample", "token")
 NORMALIZE = ("group", "batch", "none")
@@ -82,6 +83,9 @@ def reward_shares(parts: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Advantage(ABC):
     """An advantage estimator: ``(rewards [R, P, G], weights [R] or [R, P]) -> [P, G]``."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     @abstractmethod
     def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -145,6 +149,7 @@ class GroupNormalised(Advantage):
     std_floor: float = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("eps", "std_floor"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
@@ -162,10 +167,10 @@ class BatchNormalised(GroupNormalised):
     batch_norm: str = "none"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.batch_norm not in self.batch_norms:
             known = ", ".join(self.batch_norms)
             raise ValueError(f"batch_norm={self.batch_norm!r} is unknown; use one of {known}")
-        super().__post_init__()
 
     @property
     def batch_norms(self) -> tuple[str, ...]:
@@ -218,11 +223,11 @@ class GRPO(GroupNormalised):
     normalize: str = "group"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.normalize not in NORMALIZE:
             raise ValueError(
                 f"normalize={self.normalize!r} is unknown; use one of {', '.join(NORMALIZE)}"
             )
-        super().__post_init__()
 
     def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         centered = center(rewards) * per_group(weights)

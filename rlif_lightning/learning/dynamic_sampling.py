@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.learning.rollout_advantages import mean_of_tokens
 from rlif_lightning.learning.scored_rollouts import RolloutSource, ScoredRollout, assembled
 from rlif_lightning.masked import masked_std, masked_sum
 from rlif_lightning.processes.collectives import all_rank_objects, all_rank_sum
@@ -32,6 +33,7 @@ from rlif_lightning.rewards.base import MIN_SPREAD, RewardSet, WeightedReward
 from rlif_lightning.rewards.controls import Length
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.sampling import purpose_seeds
+from rlif_lightning.setting_types import check_types
 
 # Heads whose scores differ in practically every group.
 ALWAYS_DIFFERENT = (MeanLogprob, NegativeEntropy, SelfCertainty, Length)
@@ -58,15 +60,14 @@ class DynamicSampling:
     max_draws: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.max_draws < 1:
+            need = "must be at least 1 (1 = groups without signal are skipped only)"
+            raise ValueError(f"dynamic_sampling.max_draws={self.max_draws} {need}")
+        if self.heads is not None and not self.heads:
             raise ValueError(
-                f"dynamic_sampling.max_draws={self.max_draws} must be at least 1 (1 = groups"
-                " without signal are skipped only)"
-            )
-        if self.heads is not None and (isinstance(self.heads, str) or not self.heads):
-            raise ValueError(
-                f"dynamic_sampling.heads={self.heads!r} must be a list of at least one reward's"
-                " name, or null for every reward whose weight is not 0"
+                "dynamic_sampling.heads=[] must name at least one reward, or be null for every"
+                " reward whose weight is not 0"
             )
 
     def deciding(self, rewards: RewardSet) -> list[str]:
@@ -292,13 +293,14 @@ class DynamicDraws:
         counts = [len(signal), sum(had_signal), further, signal.count(False)]
         sums = torch.stack([*torch.tensor(counts).to(kept), whole.num_tokens - kept])
         places, first, more, empty, discarded = all_rank_sum(sums).double()
+        drawn, outputs = draws[0].rollout, draws[0].outputs
         figures: dict[str, Tensor | float] = {
             "dynamic/signal": first / places,
             "dynamic/extra_groups": more,
             "dynamic/empty_places": empty,
             "dynamic/discarded_tokens": discarded,
+            "dynamic/first_entropy": mean_of_tokens(drawn.stats.entropy, drawn),
         }
-        outputs = draws[0].outputs
         scores = torch.stack([output.scores.double() for output in outputs.values()])  # [R, B]
         valid = ~scores.isnan()
         totals, counts = all_rank_sum(torch.stack([masked_sum(scores, valid, -1), valid.sum(-1)]))

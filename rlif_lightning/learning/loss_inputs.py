@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rlif_lightning.records import TeacherLogprobs
+
 
 @dataclass(frozen=True)
 class LossInputs:
@@ -24,6 +26,10 @@ class LossInputs:
         sampled_entropy: optional ``[B, T]``, of Rollout.stats, for ``select`` alone.
         noise_floor: optional scalar or ``[B, 1]``, nats: what differs by less is rounding.
         is_replayed: optional ``[B]`` bool, True for completions of an earlier rollout.
+        teacher: optional, a teacher's distribution at each token, K candidates.
+        candidates: optional ``[B, T, K + 1]`` log-probs of the teacher's candidates, and of all
+            other tokens, under the policy, with the graph in a micro-batch.
+        future_baseline: optional ``[B, T]``, subtracted from a token's later divergence.
     """
 
     logprobs: Tensor
@@ -38,3 +44,6 @@ class LossInputs:
     sampled_entropy: Tensor | None = None
     noise_floor: Tensor | None = None
     is_replayed: Tensor | None = None
+    teacher: TeacherLogprobs | None = None
+    candidates: Tensor | None = None
+    future_baseline: Tensor | None = None

@@ -56,7 +56,8 @@ def all_rank_largest(
 ) -> Tensor:
     """Mark the ``ceil(fraction * N)`` largest of N candidates of all data ranks (a collective).
 
-    Of equal values the earliest are marked (:func:`earliest_first`).
+    Of equal values the earliest are marked (:func:`earliest_first`). A new and a replayed
+    completion may have one place in their rollouts: there the one of the later rollout is marked.
 
     Args:
         values: ``[B, T]``, finite where ``candidates`` is True.
@@ -70,7 +71,8 @@ def all_rank_largest(
     total = int(all_rank_sum(candidates.sum()))
     share = count_of(fraction, total) / max(total, 1)
     order = earliest_first(completion_numbers, values.shape[1])
-    return all_rank_top_fraction(values, candidates, share, order)
+    newest = ((completion_numbers >> 32) + 1).double().unsqueeze(1).expand_as(order)
+    return all_rank_top_fraction(values, candidates, share, order, newest)
 
 
 def largest(values: Tensor, candidates: Tensor, fraction: float) -> Tensor:

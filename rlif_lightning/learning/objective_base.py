@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from rlif_lightning.learning.losses import (
     clipped_surrogate,
     reference_kl,
 )
+from rlif_lightning.setting_types import check_types
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class ReferenceKL:
     kind: str = "k3"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.weight < 0:
             raise ValueError(f"reference_kl.weight={self.weight} must not be negative")
         if self.kind not in KL_KINDS:
@@ -51,11 +54,14 @@ class Objective(ABC):
         reference_kl: KL to the frozen starting model.
     """
 
+    teacher: ClassVar[Any] = None  # the settings of a teacher that the loss needs (teacher.py)
+
     aggregation: str = "token_mean"
     entropy_bonus: float = 0.0
     reference_kl: ReferenceKL = field(default_factory=ReferenceKL)
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.aggregation not in AGGREGATIONS:
             raise ValueError(
                 f"aggregation={self.aggregation!r} is unknown; use one of {', '.join(AGGREGATIONS)}"
@@ -79,6 +85,16 @@ class Objective(ABC):
         """
         return False
 
+    @property
+    def uses_advantages(self) -> bool:
+        """Whether the loss depends on advantages, and so on the rewards' weights."""
+        return True
+
+    @property
+    def needs_candidates(self) -> bool:
+        """Whether ``future_baseline`` is needed, for one more pass without gradients."""
+        return False
+
     def check(self, updates_per_rollout: int) -> None:  # noqa: B027 - most objectives always work
         """Refuse a setting under which the objective would silently do nothing.
 
@@ -97,6 +113,14 @@ class Objective(ABC):
     def micro_batch_marks(self, batch: LossInputs, marks: Tensor) -> Tensor:
         """Return a micro-batch's marks; by default ``marks``, its part of what ``select`` found."""
         return marks
+
+    def teacher_divergence(self, batch: LossInputs) -> Tensor:
+        """Return the ``[B, T]`` divergence from a teacher, for an objective that has one."""
+        raise NotImplementedError
+
+    def future_baseline(self, update: LossInputs, group_size: int) -> Tensor:
+        """Return the ``[b, T]`` baseline that ``needs_candidates`` asks for."""
+        raise NotImplementedError
 
     @abstractmethod
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:

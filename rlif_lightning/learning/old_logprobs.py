@@ -85,6 +85,13 @@ def loss_inputs(
     )
 
 
+def old_logprobs_at_first(batch: LossInputs, current: Tensor) -> Tensor:
+    """Return ``[m, T]`` old log-probs in a rollout's first mini-batch, from its forward's."""
+    if batch.is_replayed is None:
+        return current
+    return torch.where(batch.is_replayed.unsqueeze(1), batch.old_logprobs, current)
+
+
 def settle_old_logprobs(
     inputs: LossInputs, index: Tensor, forward: Tensor, rescore: Callable[[], Tensor]
 ) -> tuple[LossInputs, dict[str, Tensor]]:

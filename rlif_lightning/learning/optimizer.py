@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
+from rlif_lightning.setting_types import check_types
+
 NEED_A_METRIC = ("reduce_lr_on_plateau", "greedy")  # at every step; a rollout has no such figure
 SCHEDULES = {
     kind.value: function
@@ -51,6 +53,7 @@ class LearningRateSchedule:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.name in NEED_A_METRIC:
             raise ValueError(
                 f"schedule.name={self.name} needs a figure at every optimiser step, which training"

@@ -32,6 +32,7 @@ from rlif_lightning.processes.collectives import all_rank_objects
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks
 from rlif_lightning.records import Completions
 from rlif_lightning.sampling import purpose_seeds
+from rlif_lightning.setting_types import check_types
 
 SIGNAL = 1e-6  # |advantage|: what rounding leaves of a mean over the batch is less
 KEPT, REPLAYED = 0, 1  # the two choices of a rollout
@@ -57,12 +58,11 @@ class Replay:
     max_age: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("groups", "max_age"):
             if getattr(self, name) < 1:
-                raise ValueError(
-                    f"replay.{name}={getattr(self, name)} must be at least 1; model.replay=null"
-                    " turns replay off"
-                )
+                need = "must be at least 1; model.replay=null turns replay off"
+                raise ValueError(f"replay.{name}={getattr(self, name)} {need}")
 
     def check(self, objective: Objective, prompts_per_rollout: int | None) -> None:
         """Refuse an objective that would take old tokens for new ones, and too many groups.
@@ -171,11 +171,8 @@ class ReplayBuffer:
             group_size: G; groups of another size stay out.
         """
         oldest = rollout_number - self.settings.max_age
-        usable = [
-            group
-            for group in self.groups
-            if group.rollout_number >= oldest and len(group.mask) == group_size
-        ]
+        young = [group for group in self.groups if group.rollout_number >= oldest]
+        usable = [group for group in young if len(group.mask) == group_size]
         return [usable[i] for i in self._choice(len(usable), seed, rollout_number, REPLAYED)]
 
     def keep(
@@ -300,7 +297,8 @@ def _taken(
     width = int(inputs.mask[own].sum(-1).max())
 
     def part(values: Tensor) -> Tensor:  # a view would keep the whole rollout in memory
-        return values[own, :width].cpu().clone(memory_format=torch.contiguous_format)
+        chosen = values[own, :width] if values.ndim == 2 else values[own]
+        return chosen.cpu().clone(memory_format=torch.contiguous_format)
 
     old, weights, floor = inputs.old_logprobs, inputs.token_weights, inputs.noise_floor
     assert floor is not None
@@ -313,8 +311,8 @@ def _taken(
         part(inputs.mask),
         part(old),
         part(inputs.advantages),
-        part(inputs.completion_numbers.unsqueeze(1))[:, 0].clone(),
-        part(floor.expand(len(old), 1))[:, 0].clone(),
+        part(inputs.completion_numbers),
+        part(floor.expand(len(old), 1)[:, 0]),
         part(torch.ones_like(old) if weights is None else weights),
         part(inputs.sampled_entropy),
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlif_lightning.model.out_of_memory import give_back, is_out_of_memory
 from rlif_lightning.processes.ranks import num_processes
+from rlif_lightning.setting_types import check_arguments
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ class TokenBudget(nn.Module):
     state: Tensor
 
     def __init__(self, tokens: int):
+        check_arguments(TokenBudget, locals())
         super().__init__()
         if tokens < 1:
             raise ValueError(f"micro_batch_tokens={tokens} must be at least 1")

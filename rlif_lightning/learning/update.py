@@ -30,6 +30,7 @@ from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.old_logprobs import SOURCES
 from rlif_lightning.records import Completions, Rollout
 from rlif_lightning.sampling import purpose_seeds
+from rlif_lightning.setting_types import check_types
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class UpdatePlan:
     max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("updates_per_rollout", "epochs_per_rollout", "micro_batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

@@ -28,9 +28,10 @@ class UpdateMeter:
         "entropy_picked",
     )
     REPLAYED = ("tokens", "ratio", "kl", "clipped")
+    TAUGHT = ("tokens", "divergence", "tail")
 
     def __init__(self, device: torch.device):
-        size = len(self.NAMES) + len(self.REPLAYED)
+        size = len(self.NAMES) + len(self.REPLAYED) + len(self.TAUGHT)
         self.sums = torch.zeros(size, dtype=torch.float64, device=device)
         self.positions = (0, 0)  # those that hold a token, and all
         self.kept = self.sums.clone(), self.positions
@@ -68,6 +69,9 @@ class UpdateMeter:
             kl = reference_kl(logprobs, batch.ref_logprobs, "k3")
         ones = torch.ones_like(size)
         assert batch.entropy is not None
+        if batch.teacher is not None:
+            values = ones, objective.teacher_divergence(batch).detach(), batch.teacher.tail.exp()
+            self._add(len(self.NAMES) + len(self.REPLAYED), values, tokens)
         values = (
             ones,
             marks.to(ones),
@@ -111,6 +115,13 @@ class UpdateMeter:
 
     def replayed_means(self) -> dict[str, Tensor]:
         """Return ``replay/...`` means over replayed tokens, NaN without any (a collective)."""
-        tokens, *sums = all_rank_sum(self.sums[len(self.NAMES) :])
+        first = len(self.NAMES)
+        tokens, *sums = all_rank_sum(self.sums[first : first + len(self.REPLAYED)])
         names = ("replay/ratio", "replay/kl", "replay/clip_fraction")
+        return {name: value / tokens for name, value in zip(names, sums, strict=True)}
+
+    def taught_means(self) -> dict[str, Tensor]:
+        """Return ``teacher/...`` means over taught tokens, NaN without any (a collective)."""
+        tokens, *sums = all_rank_sum(self.sums[-len(self.TAUGHT) :])
+        names = (f"teacher/{name}" for name in self.TAUGHT[1:])
         return {name: value / tokens for name, value in zip(names, sums, strict=True)}

@@ -23,11 +23,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from rlif_lightning.learning.lessons import Lesson, candidates_of
 from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.marks import picked
@@ -36,6 +37,7 @@ from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.old_logprobs import (
     fresh_tokens,
     loss_inputs,
+    old_logprobs_at_first,
     reference_logprobs,
     rollout_logprobs,
     settle_old_logprobs,
@@ -51,13 +53,16 @@ from rlif_lightning.learning.update import (
 from rlif_lightning.learning.update_metrics import UpdateMeter
 from rlif_lightning.masked import masked_sum
 from rlif_lightning.model.cpu_memory import HEAP
-from rlif_lightning.model.packing import pack
+from rlif_lightning.model.head import CandidateReader
+from rlif_lightning.model.packing import Packed, pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import equal_passes
 from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks
-from rlif_lightning.records import Completions, RewardOutput, Rollout
+from rlif_lightning.records import Completions, RewardOutput, Rollout, TokenStats
 from rlif_lightning.sampling import Sampling
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class Updater:
         rollout_number: int,
         seed: int = 0,
         replay: ReplayBuffer | None = None,
+        lesson: Lesson | None = None,
     ) -> dict[str, Any]:
         """Make all optimiser steps of one rollout (a collective).
 
@@ -117,6 +123,7 @@ class Updater:
             rollout_number: counted from 0.
             seed: of the shuffling of groups.
             replay: has old groups that join the update, and keeps some of its own; None = off.
+            lesson: what a teacher reads; None = the objective has none.
 
         Returns:
             The figures ``policy/...`` and ``update/...`` of the update.
@@ -126,6 +133,7 @@ class Updater:
         """
         completions, size = rollout.completions, rollout.group_size
         inputs = loss_inputs(rollout, advantages, rollout.stats.logprobs, None, rollout_number)
+        inputs = lesson.masked(inputs) if lesson else inputs
         drawn = [] if replay is None else replay.draw(rollout_number, seed, size)
         place = data_rank(), num_data_ranks()
         if drawn:
@@ -139,23 +147,46 @@ class Updater:
         counts = rollout.num_prompts, rollout_number, seed, *place, len(drawn)
         for groups in self.plan.minibatches(*counts):
             mini_batch = select_groups(inputs, completions, groups, is_on_policy=not norms)
+            mini_batch = mini_batch if lesson is None else self._taught(mini_batch, lesson)
             forward = self.accumulate_gradient(mini_batch, meter)  # [b, T]
             if mini_batch.is_on_policy:
                 inputs, noise = settle_old_logprobs(inputs, mini_batch.index, forward, rescore)
             norms.append(self.optimizer.step())
             if not math.isfinite(norms[-1]):
                 raise NonFiniteGradient(non_finite_message(rollout_number, rollout, outputs))
-        figures = {
-            "policy/grad_norm": sum(norms) / len(norms),
-            "update/micro_batch_tokens": self.budget.tokens,
-        }
+        figures = self._figures(meter, norms, lesson)
         if replay is not None:
             replay.keep(completions, inputs, rollout_number, seed)
             figures |= meter.replayed_means() | replay_figures(drawn, rollout_number)
-        return meter.means() | noise | figures
+        return noise | figures
 
-    def _measured(self, measure: Callable[[Sampling, int], Tensor]) -> Tensor:
-        """Return ``[B, T]`` log-probs from passes without gradients, under the token budget."""
+    def _figures(
+        self, meter: UpdateMeter, norms: list[float], lesson: Lesson | None
+    ) -> dict[str, Any]:
+        """Return the figures of all updates of a rollout (a collective)."""
+        figures = meter.means() | {
+            "policy/grad_norm": sum(norms) / len(norms),
+            "update/micro_batch_tokens": self.budget.tokens,
+        }
+        if lesson is None:
+            return figures
+        return figures | lesson.figures(meter.sums.device) | meter.taught_means()
+
+    def _taught(self, mini_batch: MiniBatch, lesson: Lesson) -> MiniBatch:
+        """Add the teacher's distribution, and the siblings' later divergence (a collective)."""
+        inputs = mini_batch.inputs
+        completions = replace(mini_batch.completions, mask=inputs.mask)
+        read = partial(lesson.read, self.policy, completions, mini_batch.index)
+        inputs = replace(inputs, teacher=(teacher := self._measured(read)))
+        if self.objective.needs_candidates:
+            measure = partial(candidates_of, self.policy, completions, teacher)
+            known = replace(inputs, candidates=self._measured(measure))
+            baseline = self.objective.future_baseline(known, completions.group_size)
+            inputs = replace(inputs, future_baseline=baseline)
+        return replace(mini_batch, inputs=inputs)
+
+    def _measured(self, measure: Callable[[Sampling, int], T]) -> T:
+        """Return what passes without gradients measure, under the token budget."""
         return self.budget.run(lambda tokens: measure(self.sampling, tokens))
 
     def _with_other_logprobs(
@@ -220,14 +251,13 @@ class Updater:
         passes = equal_passes(self.policy, list(pack(kept, max_tokens)), device, at_least=1)
         forward = torch.full_like(update.old_logprobs, torch.nan)  # [b, T]
         for number, (packed, is_own) in enumerate(passes, 1):
-            stats, rows = self.policy(packed, self.sampling), packed.rows  # [m, T] each; [m]
-            is_last = number == len(passes)
+            stats, candidates = self._forward(packed, update, is_own)  # [m, T], [m, T, K + 1]
+            is_last, rows = number == len(passes), packed.rows  # [m]
             if not is_own:  # a filler takes part in the collectives and adds nothing
                 self.optimizer.backward(stats.logprobs.sum() * 0.0, is_last)
                 continue
-            batch = replace(
-                select_completions(update, rows), logprobs=stats.logprobs, entropy=stats.entropy
-            )
+            known = {"entropy": stats.entropy, "candidates": candidates}
+            batch = replace(select_completions(update, rows), logprobs=stats.logprobs, **known)
             current = stats.logprobs.detach()
             forward[rows] = torch.where(batch.mask, current, torch.nan).to(forward)
             if mini_batch.is_on_policy:
@@ -240,12 +270,13 @@ class Updater:
             HEAP.release(device)
         return forward
 
-
-def old_logprobs_at_first(batch: LossInputs, current: Tensor) -> Tensor:
-    """Return ``[m, T]`` old log-probs in a rollout's first mini-batch, from its forward's."""
-    if batch.is_replayed is None:
-        return current
-    return torch.where(batch.is_replayed.unsqueeze(1), batch.old_logprobs, current)
+    def _forward(
+        self, packed: Packed, update: LossInputs, is_own: bool
+    ) -> tuple[TokenStats, Tensor | None]:
+        """Return a pass's statistics, and the log-probs of the teacher's candidates if any."""
+        if update.teacher is None or not is_own:
+            return self.policy(packed, self.sampling), None
+        return self.policy(packed, self.sampling, CandidateReader(update.teacher.ids))
 
 
 def replay_figures(drawn: list[OldGroup], rollout_number: int) -> dict[str, float]:

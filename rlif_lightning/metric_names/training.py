@@ -6,6 +6,7 @@ from rlif_lightning.metric_names.entries import SAME, SYMPTOMS, Logged
 
 _SCORES = "rlif_lightning/learning/rollout_advantages.py"
 _VOTES = "rlif_lightning/rewards/voting.py"
+_ANSWER_TOKENS = "rlif_lightning/learning/answer_tokens.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
@@ -61,6 +62,21 @@ TRAINING = {
     "dynamic/discarded_tokens": Logged(
         "tokens", "Drawn tokens of groups that are not in the update.", _ALL_RANKS, _DYNAMIC
     ),
+    "dynamic/first_entropy": Logged(
+        "nats", "As `policy/entropy`, of the first draws.", _ALL_TOKENS, _DYNAMIC
+    ),
+    "answer/located": Logged(
+        "share",
+        "Answers whose tokens are located (`model.answer_tokens`).",
+        "sums over the completions with an answer of all ranks; NaN without any",
+        _ANSWER_TOKENS,
+    ),
+    "answer/tokens": Logged(
+        "share",
+        "Tokens that are part of a located answer.",
+        "sums over the tokens of all ranks",
+        _ANSWER_TOKENS,
+    ),
     "vote/largest_cluster": Logged(
         "share",
         "Largest cluster's share of a group's answers; 0 in groups with too few for a vote.",
@@ -87,6 +103,12 @@ TRAINING = {
         "Completions of all prompts that give the batch's most frequent answer (CollapseGuard).",
         "counts over all ranks together",
         SYMPTOMS,
+    ),
+    "vote/kept": Logged(
+        "share",
+        "Groups that `VoteBand` keeps in the update.",
+        _ALL_GROUPS,
+        "rlif_lightning/rewards/vote_band.py",
     ),
     "code/solved": Logged(
         "share",

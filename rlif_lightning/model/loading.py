@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.data.tokenizer import EMBEDDED_MODELS, resolve_model
 from rlif_lightning.model.out_of_memory import is_out_of_memory
+from rlif_lightning.setting_types import check_types
 
 __all__ = [
     "EMBEDDED_MODELS",
@@ -49,6 +50,9 @@ class LoRA:
     alpha: int = 32
     target_modules: list[str] | None = None
 
+    def __post_init__(self) -> None:
+        check_types(self)
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -82,6 +86,7 @@ class Policy:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.vocabulary not in VOCABULARIES:
             raise ValueError(
                 f"policy.vocabulary={self.vocabulary!r} is unknown; use one of"

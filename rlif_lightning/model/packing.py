@@ -76,9 +76,14 @@ class Packed:
     shape: tuple[int, int]
 
     def unpack(self, values: Tensor) -> Tensor:
-        """Put per-token values ``[M]`` in ``[b, T]`` (0 elsewhere); differentiable."""
+        """Put per-token values ``[M, ...]`` in ``[b, T, ...]`` (0 elsewhere); differentiable."""
+        shape = (*self.shape, *values.shape[1:])
         # The result is no view, of which FSDP would warn.
-        return values.new_zeros(self.shape).index_put((self.slots, self.positions), values)
+        return values.new_zeros(shape).index_put((self.slots, self.positions), values)
+
+    def pick(self, values: Tensor) -> Tensor:
+        """Return the per-token values ``[M, ...]`` of an update's ``[B, T, ...]``."""
+        return values[self.rows[self.slots], self.positions]
 
 
 def own_rows(packed: Packed) -> tuple[Tensor, Tensor]:

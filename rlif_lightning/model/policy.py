@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from transformers import AutoTokenizer
 from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.context import ContextLimits
 from rlif_lightning.model.cpu_memory import HEAP
-from rlif_lightning.model.head import HeadRule, head_stats, rows_within
+from rlif_lightning.model.head import Asked, HeadReader, HeadRule, StatsReader, rows_within
 from rlif_lightning.model.loading import Policy, load_pretrained, resolve_model
 from rlif_lightning.model.noise import set_quiet_mode, switch_noise_off
 from rlif_lightning.model.own_logits import body, cast_head, own_logits
@@ -30,7 +29,6 @@ from rlif_lightning.model.plan_hook import HOOKED
 from rlif_lightning.model.scores import AttentionPlan
 from rlif_lightning.model.suitability import choose_attention, planned_hidden, state_of
 from rlif_lightning.model.transformers_internals import attention_of
-from rlif_lightning.records import TokenStats
 from rlif_lightning.sampling import Sampling
 
 # Elements of one chunk of logits that is not stored: 64 MiB in float32; on a GPU 512 MiB in
@@ -39,6 +37,7 @@ MAX_LOGITS = {"cpu": 2**24, "cuda": 2**28}
 # Most elements of a micro-batch's logits that are stored for the backward pass: 1 GiB in float32;
 # on a GPU 2 GiB in bfloat16.
 KEPT_LOGITS = {"cpu": 2**28, "cuda": 2**30}
+STATS = StatsReader()
 
 
 class PolicyModel(nn.Module):
@@ -138,30 +137,33 @@ class PolicyModel(nn.Module):
             self.name, lengths, longest, f" with sampling.max_new_tokens={max_new_tokens}"
         )
 
-    def forward(self, packed: Packed, sampling: Sampling) -> TokenStats:
-        """Compute the statistics of every completion token.
+    def forward(self, packed: Packed, sampling: Sampling, reader: HeadReader = STATS) -> Any:
+        """Compute the statistics of every completion token, or what another reader reads.
 
         Args:
             packed: a line of trees, each a prompt and its completions.
             sampling: the temperature and minimum length that the completions were drawn with.
+            reader: what is read of the head's output.
 
         Returns:
-            ``[b, T]`` statistics, 0 where there is no token; with a graph if gradients are on.
+            ``TokenStats`` of ``[b, T]``, or what the reader returns; 0 where there is no token;
+            with a graph if gradients are on.
         """
         hidden = self.completion_hidden(packed)  # [M, H]
         HEAP.release(hidden.device)
         may_end = packed.positions >= sampling.min_new_tokens if sampling.min_new_tokens else None
         rule, graph = self.rule(sampling, hidden.device), torch.is_grad_enabled()
+        asked = Asked(packed.tokens, reader.given(packed), may_end)
         if graph and len(hidden) <= rows_within(KEPT_LOGITS, hidden.device, self.vocab_size):
-            return self._head_stats(hidden, packed.tokens, may_end, rule).map(packed.unpack)
+            found = self._read(reader, rule, hidden, asked)
+            return reader.result(*map(packed.unpack, found))
         parts, weight = [], cast_head(self.causal_lm, hidden.device)
         for start in range(0, len(hidden), size := self.rows_at_once(hidden.device)):
             rows = slice(start, start + size)
-            ends = None if may_end is None else may_end[rows]
-            chunk = (hidden[rows], packed.tokens[rows], ends, rule, weight)
-            parts.append(self._recomputed(*chunk) if graph else self._head_stats(*chunk))
-        merged = (torch.cat([getattr(part, f.name) for part in parts]) for f in fields(TokenStats))
-        return TokenStats(*merged).map(packed.unpack)
+            chunk = (reader, rule, hidden[rows], asked.of(rows), weight)
+            parts.append(self._recomputed(*chunk) if graph else self._read(*chunk))
+        merged = (torch.cat(column) for column in zip(*parts, strict=True))
+        return reader.result(*map(packed.unpack, merged))
 
     def completion_hidden(self, packed: Packed) -> Tensor:
         """Compute the last hidden states ``[M, H]`` that the completion tokens are predicted from.
@@ -200,19 +202,19 @@ class PolicyModel(nn.Module):
         """
         return own_logits(self.causal_lm, hidden, weight)
 
-    def _head_stats(
+    def _read(
         self,
-        hidden: Tensor,
-        tokens: Tensor,
-        may_end: Tensor | None,
+        reader: HeadReader,
         rule: HeadRule,
+        hidden: Tensor,
+        asked: Asked,
         weight: Tensor | None = None,
-    ) -> TokenStats:
-        return head_stats(self.head(hidden, weight), tokens, may_end, rule)
+    ) -> tuple[Tensor, ...]:
+        return reader.read(self.head(hidden, weight), asked, rule)
 
-    def _recomputed(self, *chunk: Any) -> TokenStats:
-        stats: Any = checkpoint(self._head_stats, *chunk, use_reentrant=False)
-        return stats
+    def _recomputed(self, *chunk: Any) -> tuple[Tensor, ...]:
+        found: Any = checkpoint(self._read, *chunk, use_reentrant=False)
+        return found
 
 
 def _num_tokens(tokenizer: Any, vocabulary: str) -> int | None:

@@ -6,6 +6,7 @@ temperature. Everything is computed in float32, or in float64 for a float64 mode
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,43 @@ def forbid(logits: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
     return logits.index_copy(-1, ids, logits[:, ids].masked_fill(rows.unsqueeze(-1), floor))
 
 
+@dataclass(frozen=True)
+class HeadRule:
+    """The rule from raw logits to those that are sampled from.
+
+    Args:
+        temperature: divides the logits, > 0.
+        end_ids: ``[E]`` int64, tokens that end a completion.
+        num_tokens: V, where the logits beyond the first V are no tokens and have probability 0;
+            None = all are.
+    """
+
+    temperature: float
+    end_ids: Tensor
+    num_tokens: int | None = None
+
+    def apply(self, raw: Tensor) -> Tensor:
+        """Return scaled logits ``[N, V]`` of the tokens, at least float32, of raw ones."""
+        logits = at_least_float32(raw[:, : self.num_tokens])
+        return logits if self.temperature == 1.0 else logits / self.temperature
+
+    def forbidden(self, may_end: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Return what may not be sampled, as ``token_stats`` takes it.
+
+        ``may_end`` is ``[N]`` bool: where a completion may end; None = everywhere.
+        """
+        return None if may_end is None else (self.end_ids, ~may_end)
+
+    def allowed(self, logits: Tensor, may_end: Tensor | None) -> Tensor:
+        """Return logits from :meth:`apply` in which forbidden tokens have probability 0."""
+        forbidden = self.forbidden(may_end)
+        return logits if forbidden is None else forbid(logits, *forbidden)
+
+    def parts(self, logits: Tensor, may_end: Tensor | None) -> SoftmaxParts:
+        """Compute the softmax of logits from :meth:`apply`, without forbidden tokens."""
+        return softmax_parts(self.allowed(logits, may_end))
+
+
 def token_stats(
     logits: Tensor,
     tokens: Tensor,
@@ -89,3 +127,21 @@ def token_stats(
         entropy=parts.entropy,
         self_certainty=parts.log_normalizer - total / allowed - allowed.log(),
     )
+
+
+def candidate_logprobs(logits: Tensor, ids: Tensor, log_normalizer: Tensor) -> Tensor:
+    """Compute the log-probs of some tokens, and of all others together, in nats.
+
+    The last column is the tail, ``logsumexp(z of the other tokens) - logsumexp(z)``: exact where
+    the ids have almost all of the probability, and -inf where there is no other token.
+
+    Args:
+        logits: ``[N, V]`` z, divided by the temperature, forbidden tokens at their floor.
+        ids: ``[N, K]`` int64, different ones in each row.
+        log_normalizer: ``[N]``, ``logsumexp(z)``.
+
+    Returns:
+        ``[N, K + 1]``.
+    """
+    tail = logits.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([logits.gather(1, ids), tail], 1) - log_normalizer.unsqueeze(1)

@@ -161,20 +161,20 @@ def all_rank_mean_std(values: Tensor, counts: Tensor, ddof: int = 1) -> tuple[Te
 
 
 def all_rank_top_fraction(
-    values: Tensor, mask: Tensor, fraction: float, lottery: Tensor | None = None
+    values: Tensor, mask: Tensor, fraction: float, *lotteries: Tensor
 ) -> Tensor:
     """Mark the ``fraction`` largest of all valid values of all data ranks (a collective).
 
     ``floor(fraction * N)`` values are marked, at least one if any is positive and ``fraction > 0``.
-    Of values equal to the smallest marked one, those with the largest ``lottery`` are marked, or
-    all of them without a lottery. So the result depends neither on the order of completions nor on
-    the number of data ranks.
+    Of values equal to the smallest marked one, those with the largest number in the first lottery
+    are marked, of equal ones there those of the next, or all of them without another lottery. So
+    the result depends neither on the order of completions nor on the number of data ranks.
 
     Args:
         values: any shape, finite where ``mask`` is True.
         mask: the same shape, bool.
         fraction: in [0, 1]; 0 marks nothing.
-        lottery: optional, the same shape, > 0: breaks ties.
+        lotteries: the same shape, > 0: they break ties, one after the other.
 
     Returns:
         Bool marks of the same shape, False outside ``mask``.
@@ -190,11 +190,14 @@ def all_rank_top_fraction(
     threshold = candidates.topk(max(count, 1)).values[-1]
     if count == 0 and threshold <= 0:
         return torch.zeros_like(mask)
-    if lottery is None:
+    if not lotteries:
         return mask & (values >= threshold)
     above, tied = mask & (values > threshold), mask & (values == threshold)
     num_above, num_tied = all_rank_sum(torch.stack([above.sum(), tied.sum()])).tolist()
-    return above | all_rank_top_fraction(lottery, tied, (max(count, 1) - num_above) / num_tied)
+    share = (max(count, 1) - num_above) / num_tied
+    if share == 1:
+        return above | tied
+    return above | all_rank_top_fraction(lotteries[0], tied, share, *lotteries[1:])
 
 
 def all_rank_upper_quantile(values: Tensor, mask: Tensor, share: float) -> Tensor:

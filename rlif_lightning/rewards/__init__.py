@@ -1,12 +1,15 @@
 """Reward heads: of the policy's own statistics, of agreement inside a group, and controls."""
 
-from rlif_lightning.rewards.base import Gate, RewardHead, RewardSet, WeightedReward
+from rlif_lightning.rewards.base import RewardHead, RewardSet, WeightedReward
 from rlif_lightning.rewards.code import BehaviourVote, CodeTests
 from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
 from rlif_lightning.rewards.function import RewardFunction
+from rlif_lightning.rewards.gate import Gate
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
+from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
 from rlif_lightning.rewards.reward_model import RewardModel
+from rlif_lightning.rewards.vote_band import VoteBand
 from rlif_lightning.rewards.voting import ClusterVote
 
 __all__ = [
@@ -17,6 +20,7 @@ __all__ = [
     "Format",
     "Gate",
     "GoldAnswer",
+    "JudgeHead",
     "Length",
     "MeanLogprob",
     "NegativeEntropy",
@@ -26,6 +30,8 @@ __all__ = [
     "RewardHead",
     "RewardModel",
     "RewardSet",
+    "RubricJudgeHead",
     "SelfCertainty",
+    "VoteBand",
     "WeightedReward",
 ]

@@ -18,14 +18,17 @@ from torch import Tensor, nn
 
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.loaders import EncodedSplit
+from rlif_lightning.data.prompt_table import PromptTable
+from rlif_lightning.judges.base import RunModels
 from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
 from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.functional import without_length
+from rlif_lightning.rewards.gate import Gate
 from rlif_lightning.rewards.received import kept_completions, only_scores_of, received
+from rlif_lightning.setting_types import check_types
 
 MIN_SPREAD = 1e-6  # a smaller spread of a group is rounding
-UNANIMOUS = ("keep", "zero")
 LENGTH = ("keep", "neutral")
 
 
@@ -61,55 +64,18 @@ class RewardHead(Described, nn.Module, ABC):
     def start(self, rollout: Rollout) -> None:
         """Start what may run while other heads score; ``forward`` follows."""
 
+    def use_table(self, table: PromptTable, name: str) -> None:
+        """Ask the run's table for columns of this head, whose name in ``rewards`` is given."""
+
+    def bind(self, models: RunModels) -> None:
+        """Take the run's models, for a head that asks one; called before the first rollout."""
+
     @abstractmethod
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all ``[B]`` completions of whole groups; NaN = does not apply."""
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Check a column of ``gold_columns`` in setup; see :meth:`Checker.check_gold`."""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Counts a head only where another head's scores allow it.
-
-    Args:
-        head: name of the other head.
-        at_least: lowest score of the other head at which this one counts; null = any.
-        unanimous: keep | zero: zero = not in groups to which the other head gives one and the same
-            score, such as those whose vote is unanimous: there this head alone would train the
-            policy.
-
-    Raises:
-        ValueError: an unknown name, or a gate that lets everything pass.
-    """
-
-    head: str
-    at_least: float | None = None
-    unanimous: str = "keep"
-
-    def __post_init__(self) -> None:
-        if self.unanimous not in UNANIMOUS:
-            raise ValueError(
-                f"unanimous={self.unanimous!r} is unknown; use one of {', '.join(UNANIMOUS)}"
-            )
-        if self.at_least is None and self.unanimous == "keep":
-            raise ValueError(
-                f"the gate on {self.head!r} lets everything pass: set at_least or unanimous=zero"
-            )
-
-    def passes(self, scores: Tensor, group_size: int) -> Tensor:
-        """Return where the gated head counts, ``[B]`` bool.
-
-        ``scores`` are the other head's, ``[B]``; NaN never passes.
-        """
-        passes = ~scores.isnan() if self.at_least is None else scores >= self.at_least
-        if self.unanimous == "zero":
-            groups = scores.view(-1, group_size)
-            lowest = groups.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(-1)
-            highest = groups.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(-1)
-            passes = passes & (highest > lowest).repeat_interleave(group_size)
-        return passes
 
 
 @dataclass(frozen=True)
@@ -137,6 +103,7 @@ class WeightedReward:
     spread_floor: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not math.isfinite(self.weight):
             raise ValueError(f"weight={self.weight} of a reward must be a finite number")
         if self.length not in LENGTH:
@@ -184,6 +151,11 @@ class RewardSet(nn.Module):
         # A head's sum of group spreads, and number of groups.
         self.register_buffer("spreads", torch.zeros(len(rewards), 2, dtype=torch.float64))
         self.hide(answer_column)
+
+    def use_table(self, table: PromptTable) -> None:
+        """Let each head ask the run's table for its columns."""
+        for name, reward in self.settings.items():
+            reward.head.use_table(table, name)
 
     def hide(self, answer_column: str | None) -> None:
         """Hide the gold answers' column from every head that does not need it.

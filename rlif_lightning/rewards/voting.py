@@ -65,7 +65,7 @@ def vote_shares(
         [0.6666666865348816, 0.6666666865348816, 0.3333333432674408, 0.0]
     """
     check_vote_settings(mode, denominator, min_parseable, entropy_range)
-    clusters, _ = _clusters(answers, group_size, "exact")
+    clusters, _ = group_clusters(answers, group_size, "exact")
     return _shares(clusters, group_size, mode, denominator, min_parseable, entropy_range)
 
 
@@ -79,7 +79,7 @@ def _shares(
 ) -> Tensor:
     shares = []
     for ids in clusters:
-        sizes = _vote_sizes(ids, min_parseable)
+        sizes = vote_sizes(ids, min_parseable)
         scores = _soft(sizes, group_size if denominator == "group" else sizes.total())
         if mode == "hard":
             scores = {i: float(size == max(sizes.values())) for i, size in sizes.items()}
@@ -118,7 +118,7 @@ def vote_metrics(
         ValueError: as ``vote_shares``, or an empty batch.
     """
     check_vote_settings("soft", denominator, min_parseable, None)
-    clusters, undecided = _clusters(answers, group_size, "exact")
+    clusters, undecided = group_clusters(answers, group_size, "exact")
     names = [None if answer is None else answer_name(answer) for answer in answers]
     return _metrics(names, clusters, undecided, group_size, denominator, min_parseable)
 
@@ -134,7 +134,7 @@ def _metrics(
     """Return the figures of ``vote_metrics``; ``names`` are those of the answers' values."""
     if not clusters:
         raise ValueError("answers is empty: metrics need at least one group")
-    sizes = [_vote_sizes(ids, min_parseable) for ids in clusters]
+    sizes = [vote_sizes(ids, min_parseable) for ids in clusters]
     largest = [
         max(_soft(s, group_size if denominator == "group" else s.total()).values(), default=0.0)
         for s in sizes
@@ -214,7 +214,7 @@ class ClusterVote(ComparesAnswers, VoteHead):
         Scores lie in [0, 1 + ``format_weight``].
         """
         answers, group_size = [self.extractor(text) for text in rollout.texts], rollout.group_size
-        clusters, undecided = _clusters(answers, group_size, self.equivalence)
+        clusters, undecided = group_clusters(answers, group_size, self.equivalence)
         scores = _shares(
             clusters,
             group_size,
@@ -239,7 +239,7 @@ def _groups(answers: Sequence[str | None], group_size: int) -> list[Sequence[str
     return [answers[start : start + group_size] for start in range(0, len(answers), group_size)]
 
 
-def _clusters(
+def group_clusters(
     answers: Sequence[str | None], group_size: int, equivalence: str
 ) -> tuple[list[list[int | None]], int]:
     """Return each group's cluster ids, and the number of undecided groups.
@@ -253,7 +253,7 @@ def _clusters(
     return clusters, len(budget.undecided)
 
 
-def _vote_sizes(ids: list[int | None], min_parseable: int) -> Counter[int]:
+def vote_sizes(ids: list[int | None], min_parseable: int) -> Counter[int]:
     """Return the size of each cluster; nothing where too few completions have an answer."""
     sizes = Counter(i for i in ids if i is not None)
     return sizes if sizes.total() >= min_parseable else Counter()

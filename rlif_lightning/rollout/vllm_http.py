@@ -111,7 +111,7 @@ class VLLMClient:
     ):
         self.url, self.key_variable = url.rstrip("/"), key_variable
         self.timeout, self.timeout_per_token = timeout, timeout_per_token
-        self.headers = {"Content-Type": "application/json", **_credentials(key_variable)}
+        self.headers = {"Content-Type": "application/json", **credentials(key_variable)}
         self.connections, handlers = Connections(), [_Plain(), _Secure()]
         for handler in handlers:
             handler.connections = self.connections
@@ -221,8 +221,15 @@ def _read(answer: Any, deadline: Deadline) -> bytes:
     return body
 
 
-def _credentials(key_variable: str | None) -> dict[str, str]:
-    """Return the header that carries the key. A message never holds the key itself."""
+def credentials(key_variable: str | None) -> dict[str, str]:
+    """Return the header that carries an API key, which no message holds.
+
+    Args:
+        key_variable: the environment variable that holds it; None = no key, no header.
+
+    Raises:
+        ValueError: the variable holds no key.
+    """
     if key_variable is None:
         return {}
     key = os.environ.get(key_variable, "").strip()

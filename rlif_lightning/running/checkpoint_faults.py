@@ -31,7 +31,7 @@ PARTS = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"
 REST_PARTS = PARTS - {"state_dict", "optimizer_states"}  # of a folder of shards
 PROGRESS = ("epoch_progress", "epoch_loop.batch_progress")
 MAX_PLAIN = 2**26  # bytes of all that is no tensor; random states take 6 KB for each process
-WEIGHTS = "policy."
+WEIGHTS, TEACHER = "policy.", "teacher."
 
 
 class Misfit(str):
@@ -59,9 +59,13 @@ def expected_of(module: Any) -> Expected:
     """Return what a checkpoint of a module holds, by the model's config alone."""
     with torch.random.fork_rng(devices=[]):
         policy = empty_model(module.policy_settings)
-    tensors = {f"{WEIGHTS}model.{name}": value for name, value in policy.state_dict().items()}
+    teacher = module.objective.teacher
+    parts = [WEIGHTS, TEACHER] if teacher is not None and teacher.averages else [WEIGHTS]
+    weights = policy.state_dict()
+    tensors = {f"{part}model.{name}": each for part in parts for name, each in weights.items()}
     own = module.state_dict()  # of a loaded policy it has the parts of this process
-    tensors |= {name: value for name, value in own.items() if not name.startswith(WEIGHTS)}
+    divided = (WEIGHTS, TEACHER)
+    tensors |= {name: value for name, value in own.items() if not name.startswith(divided)}
     trained = [
         f"{WEIGHTS}model.{name}" for name, value in policy.named_parameters() if value.requires_grad
     ]
@@ -236,7 +240,8 @@ def _tensors_fault(content: dict[str, Any], expected: Expected | None) -> str | 
             return f"{name} is no plain tensor"
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             return f"{name} says that it has {value.numel()} numbers, more than are there"
-        if name.startswith((f"state_dict.{WEIGHTS}", "optimizer_states.")) and not is_finite(value):
+        parts = f"state_dict.{WEIGHTS}", f"state_dict.{TEACHER}", "optimizer_states."
+        if name.startswith(parts) and not is_finite(value):
             return f"{name} has numbers that are not finite"
     if strange := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
         return f"state_dict.{strange[0]} is no tensor"

@@ -52,7 +52,8 @@ _ADDED: dict[str, Arguments] = {
     "VLLMEngine": {"correction": "token_truncate"},
     "VLLMServerEngine": {"correction": "token_truncate", "staleness": 0},
 }
-_ADDED_TO_MODULE = ("model.dynamic_sampling", "model.replay")  # off where they are missing
+# Off where they are missing.
+_ADDED_TO_MODULE = ("model.dynamic_sampling", "model.answer_tokens", "model.replay")
 
 
 def present_settings(saved: Arguments) -> Arguments:

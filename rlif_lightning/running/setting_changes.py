@@ -18,7 +18,7 @@ PROMPTS_PER_ROLLOUT = "data.prompts_per_rollout"
 WHICH_PROBLEMS = ("data.source", "data.max_prompt_tokens", "data.overlong")
 THEIR_TEXT = ("data.format", "data.prompt_column", "data.tokenizer", "model.policy")
 WIDTH = 80  # characters of a value
-SHAPES = ("model.policy", "model.rewards")
+SHAPES = ("model.policy", "model.rewards", "model.objective")  # a teacher's average has weights
 # Name or its beginning -> what happens with a new value; the longest name that fits counts.
 APPLIED = {
     "": "taken from here on",

@@ -10,6 +10,7 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.optimizer import check_optimizer
 from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.running.teachers import check_teacher
 
 PRECISIONS = ("32-true", "bf16-mixed")
 ALIASES = {
@@ -92,13 +93,17 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     module.sampling.check_trainable()
     # Replayed tokens are of an older policy, as those of a later update are.
     module.objective.check(module.plan.num_updates + (module.replay_buffer is not None))
-    module.advantage.check(module.group_size)
+    if module.objective.uses_advantages:
+        module.advantage.check(module.group_size)
     _check_scores(module.rewards.settings)
     check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps)
     check_trainer(vars(module.trainer))
     if module.dynamic_sampling is not None:
         module.dynamic_sampling.check(module.rewards, module.group_size, data)
+    if module.answer_tokens is not None:
+        module.answer_tokens.check(module.objective)
     _check_look_ahead(module)
+    check_teacher(module, data)
     if module.replay_buffer is not None:
         prompts = None if data is None else data.prompts_per_rollout
         module.replay_buffer.settings.check(module.objective, prompts)

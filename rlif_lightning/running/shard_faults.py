@@ -87,6 +87,7 @@ def _tensor_fault(
             value = torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
         if not isinstance(value, Tensor) or tuple(value.shape) != tuple(chunk.sizes):
             return f"a part of {name} has another shape than its index says"
-        if name.startswith((f"{WEIGHTS}policy.", "optimizer_")) and not is_finite(value):
+        parts = f"{WEIGHTS}policy.", f"{WEIGHTS}teacher.", "optimizer_"
+        if name.startswith(parts) and not is_finite(value):
             return f"{name} has numbers that are not finite"
     return None

@@ -41,10 +41,10 @@ class DividedStrategy(ModelParallelStrategy):
     """
 
     def model_to_device(self) -> None:
-        """Move everything but the policy, which is on its device already."""
+        """Move everything but the policy and its teacher, which are on their device already."""
         assert self.lightning_module is not None
         for name, module in self.lightning_module.named_children():
-            if name != "policy":
+            if name not in ("policy", "teacher"):
                 module.to(self.root_device)
 
     def save_checkpoint(

@@ -16,6 +16,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from rlif_lightning.setting_types import check_types
+
 from .channel import ChannelError
 from .isolation import START_SECONDS, Process, find_level
 from .judge import Candidate
@@ -114,6 +116,7 @@ class Sandbox:
     output_kb: int = 256
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers={self.workers} must be at least 1, or null for one per CPU")
         for name in ("wall_seconds", "call_seconds"):

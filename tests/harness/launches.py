@@ -42,12 +42,13 @@ REFERENCE = (
     ' {"weight": 0.1}}}'
 )
 CASES = {
-    # Votes, batch normalisation by tokens, KL-Cov, a reference model; ranks fill different numbers
-    # of micro-batches.
+    # Votes, batch normalisation by tokens, KL-Cov, a reference model, less gradient on answers;
+    # ranks fill different numbers of micro-batches.
     "method": [
         '--model.advantage={"class_path": "GDPO", "init_args": {"batch_norm": "token"}}',
         f"--model.objective={REFERENCE}",
         "--model.update.micro_batch_tokens=100",
+        "--model.answer_tokens.factor=0.25",
     ],
     # One group in each update: every other rank has none.
     "one group": ["--data.prompts_per_rollout=4", "--model.update.micro_batch_tokens=60"],

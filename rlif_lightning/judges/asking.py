@@ -1,0 +1,115 @@
+"""Questions of all data ranks together: failures are counted over them, and all stop alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from rlif_lightning.judges.base import Judge, Reply, Request
+from rlif_lightning.processes.collectives import (
+    all_process_objects,
+    all_rank_objects,
+    all_rank_sum,
+    is_collectives_error,
+)
+from rlif_lightning.processes.ranks import num_data_ranks, num_processes, writes_completions
+
+REASONS = 3  # failures that an error quotes
+
+
+class JudgeError(RuntimeError):
+    """Too many calls failed; says why, and what remains."""
+
+
+def ask_all(
+    judge: Judge, requests: Sequence[Request], where: str, device: torch.device
+) -> tuple[list[Reply], dict[str, float]]:
+    """Ask about this data rank's completions (a collective).
+
+    Where processes share completions, the first one asks for all, unless the judge is a model that
+    they hold together.
+
+    Args:
+        judge: is asked.
+        requests: of this data rank; they may be none.
+        where: the judge's setting, for the message.
+        device: of collectives.
+
+    Returns:
+        One reply per request, and what to log: sums over all data ranks.
+
+    Raises:
+        JudgeError: on every data rank, if the calls of more than ``max_failed`` of all questions
+            failed.
+    """
+    started = time.perf_counter()
+    if num_processes() == num_data_ranks() or judge.asks_together:
+        replies = _ask(judge, requests)
+    else:
+        own = _ask(judge, requests) if writes_completions() else []
+        replies = all_process_objects(own)[0]
+    failed = [reply.failure for reply in replies if reply.text is None]
+    counts = torch.tensor(
+        [
+            len(requests),
+            len(failed),
+            *(sum(getattr(reply, name) for reply in replies) for name in _SUMS),
+        ],
+        dtype=torch.float64,
+        device=device,
+    )
+    asked, num_failed, *sums = all_rank_sum(counts).tolist()
+    if num_failed > judge.max_failed * asked:
+        reasons = dict.fromkeys(each for rank in all_rank_objects(failed) for each in rank)
+        raise JudgeError(
+            f"{where}: {num_failed:.0f} of {asked:.0f} questions of this rollout have no reply,"
+            f" more than max_failed={judge.max_failed:g}: {'; '.join([*reasons][:REASONS])}. The"
+            " run is saved up to its last step: put the judge right and resume"
+            " (--ckpt_path=auto)"
+        )
+    log = {
+        "judge/questions": asked,
+        "judge/failed": num_failed / max(asked, 1),
+        **{f"judge/{name}": value for name, value in zip(_SUMS, sums, strict=True)},
+        "judge/seconds": time.perf_counter() - started,
+    }
+    return replies, log
+
+
+_SUMS = ("calls", "prompt_tokens", "completion_tokens")
+
+
+def _ask(judge: Judge, requests: Sequence[Request]) -> list[Reply]:
+    """Ask each of equal questions once, where the judge would repeat itself."""
+    if not judge.repeats_itself:
+        return _attempt(judge, requests)
+    different: dict[str, Request] = {}
+    names = [repr((request.text, sorted(request.values.items()))) for request in requests]
+    for name, request in zip(names, requests, strict=True):
+        different.setdefault(name, request)
+    replies = dict(zip(different, _attempt(judge, [*different.values()]), strict=True))
+    found = []
+    for name in names:
+        found.append(replies[name])
+        # Its calls and tokens count once.
+        replies[name] = Reply(replies[name].text, replies[name].failure, calls=0)
+    return found
+
+
+def _attempt(judge: Judge, requests: Sequence[Request]) -> list[Reply]:
+    """Ask; an error of the judge's code is a failure of every question of this data rank.
+
+    Another data rank waits for the counts, so this one must not raise alone.
+    """
+    try:
+        replies = judge.ask(requests)
+        if len(replies) == len(requests):
+            return replies
+        failure = f"{len(replies)} replies to {len(requests)} questions"
+    except Exception as error:
+        if is_collectives_error(error):
+            raise  # another process was lost
+        failure = f"{type(error).__name__}: {error}"
+    return [Reply(None, f"{type(judge).__name__}: {failure}", calls=0) for _ in requests]

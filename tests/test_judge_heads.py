@@ -1,0 +1,165 @@
+"""Rewards by a judge: what is asked, what its reply becomes, and whole runs."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from harness.judge_server import judge_server
+from harness.rollouts import handmade
+from harness.runs import assert_same, fit, metrics, parameters
+from rlif_lightning import JudgeHead, RubricJudgeHead, RuleJudge, ScoreParser
+from rlif_lightning.judges.base import Request
+from rlif_lightning.rewards import RewardSet, WeightedReward
+
+NAN = math.nan
+
+
+def by_length(request: Request) -> str:
+    """Score 1 + characters, fail at "x", say nothing of "?"."""
+    completion = request.values["completion"]
+    if completion == "x":
+        raise RuntimeError("no connection")
+    return "Hm." if completion == "?" else f"Score: {1 + len(completion)}"
+
+
+def scored(head: JudgeHead, texts: list[str], group_size: int = 4, **columns):
+    rollout = handmade(texts, group_size, **columns)
+    return RewardSet({"judge": WeightedReward(head)})(rollout)["judge"]
+
+
+def test_the_question_is_the_template_filled_with_this_completion():
+    asked = []
+
+    def rule(request: Request) -> str:
+        asked.append(request)
+        return "Score: 1"
+
+    head = JudgeHead(RuleJudge(rule), "{prompt}|{completion}|{hint.text}|{form}")
+    assert head.columns == ("hint.text",)
+    scored(head, ["a", "b"], 1, hint=[{"text": "first"}, {"text": "second"}], answer=["1", "2"])
+    form = ScoreParser().form
+    assert [each.text for each in asked] == [
+        f"problem 0|a|first|{form}",
+        f"problem 1|b|second|{form}",
+    ]
+    assert asked[0].schema == ScoreParser().schema
+
+
+def test_scores_by_hand():
+    """Lengths 0, 1, 2, 4 are scores 1, 2, 3, 5 of 5; "truncated" are completions 1 and 3."""
+    output = scored(JudgeHead(RuleJudge(by_length), "{completion}"), ["", "a", "ab", "abcd"])
+    assert output.scores.tolist() == [0.0, 0.25, 0.5, 1.0]
+    head = JudgeHead(RuleJudge(by_length), "{completion}", truncated="zero")
+    output = scored(head, ["", "a", "ab", "abcd"])
+    assert output.scores.tolist() == [0.0, 0.0, 0.5, 0.0]
+    assert output.log["judge/questions"] == output.log["judge/calls"] == 2
+
+
+@pytest.mark.parametrize(
+    ("unparsed", "score", "kept"), [("nan", NAN, True), ("zero", 0.0, True), ("drop", NAN, False)]
+)
+def test_a_reply_that_cannot_be_read_is_the_parsers_decision(unparsed, score, kept):
+    judge = RuleJudge(by_length, max_failed=0.25)
+    head = JudgeHead(judge, "{completion}", ScoreParser(unparsed=unparsed))
+    output = scored(head, ["a", "?", "x", "ab"])
+    assert output.scores.nan_to_num(-1).tolist() == [0.25, -1 if score != 0 else 0.0, -1, 0.5]
+    keep = [True] * 4 if output.keep_mask is None else output.keep_mask.tolist()
+    assert keep == [True, kept, True, True]  # a failed call never drops a completion
+    assert (output.log["judge/unparsed"], output.log["judge/failed"]) == (0.25, 0.25)
+
+
+def test_more_failures_than_allowed_stop_the_run_by_one_error():
+    head = JudgeHead(RuleJudge(by_length), "{completion}")
+    with pytest.raises(RuntimeError, match=r"JudgeError: judge: 1 of 4 questions .* no connection"):
+        scored(head, ["a", "x", "b", "c"])
+
+
+def test_a_rubric_judge_sees_the_reference_and_a_judge_head_may_not():
+    seen = []
+
+    def rule(request: Request) -> str:
+        seen.append(request.text)
+        return "Score: 5"
+
+    scored(RubricJudgeHead(RuleJudge(rule), truncated="ask"), ["a"], 1, answer=["SECRET"])
+    assert seen[0].count("SECRET") == 1
+    head = JudgeHead(RuleJudge(rule), "{completion} {answer}")
+    with pytest.raises(ValueError, match=r"'answer'.*without needs_gold"):
+        RewardSet({"judge": WeightedReward(head)}, "answer")
+
+
+def test_a_truncated_completion_scores_zero_without_a_question():
+    head = RubricJudgeHead(RuleJudge(lambda request: "Score: 5"))
+    output = scored(head, ["a", "b", "c", "d"], answer=["1"])
+    assert output.scores.tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert output.log["judge/questions"] == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: JudgeHead(RuleJudge(str), "Is it good?"), "no .completion."),
+        (lambda: JudgeHead(RuleJudge(str), "{completion}", truncated="no"), "truncated='no'"),
+        (lambda: RubricJudgeHead(RuleJudge(str), template="{completion}"), "no .reference."),
+    ],
+)
+def test_wrong_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def only(name: str, **arguments) -> str:
+    head = {"class_path": name, "init_args": arguments}
+    return "--model.rewards=" + json.dumps({"judge": {"head": head, "weight": 1.0}})
+
+
+def by_answer(request: Request) -> str:
+    """As the gold reward would."""
+    right = request.values["completion"].split()[-1:] == [request.values["reference"]]
+    return f"verdict: {'yes' if right else 'no'}"
+
+
+RULE = {"class_path": "RuleJudge", "init_args": {"rule": "test_judge_heads.by_answer"}}
+
+
+def test_a_run_with_a_rubric_judge_learns_and_logs(tmp_path):
+    judge = only("RubricJudgeHead", judge=RULE, parser="VerdictParser", truncated="ask")
+    run = fit(tmp_path, judge)
+    rows = [row for row in metrics(tmp_path) if row.get("judge/questions")]
+    assert {row["judge/questions"] for row in rows} == {"32.0"}
+    assert all(float(row["judge/unparsed"]) == float(row["judge/failed"]) == 0 for row in rows)
+    assert run.trainer.global_step == 8
+
+
+def test_a_column_that_is_not_there_is_refused_before_anything_is_sampled(tmp_path, capsys):
+    judge = only("JudgeHead", judge=RULE, template="{completion} {hint}")
+    with pytest.raises(SystemExit):
+        fit(tmp_path, judge)
+    assert "template shows {hint}, and the data set has no such column" in capsys.readouterr().err
+
+
+def test_a_run_that_a_judge_stops_is_resumed_as_if_nothing_had_happened(tmp_path):
+    """The server refuses every question of the second rollout."""
+    with judge_server() as server:
+        endpoint = {"url": server.url, "model": "m", "cache": str(tmp_path / "replies.sqlite")}
+        judge = {"class_path": "EndpointJudge", "init_args": endpoint}
+        given = only("JudgeHead", judge=judge, template="{prompt} {completion}")
+        server.usual = lambda body: f"Score: {1 + len(body['messages'][0]['content']) % 5}"
+        whole = parameters(fit(tmp_path / "whole", given))
+        (tmp_path / "replies.sqlite").unlink()
+        calls, working = [], server.usual
+
+        def soon_down(body):
+            calls.append(body)
+            return working(body) if len(calls) <= 30 else (401, {}, {})
+
+        server.usual = soon_down
+        saving = '--trainer.callbacks+={"class_path": "RunCheckpoints", "init_args": {}}'
+        with pytest.raises(RuntimeError, match=r"reward head 'judge' .*answered 401"):
+            fit(tmp_path / "stopped", given, saving)
+        server.usual = working
+        resumed = fit(tmp_path / "stopped", given, saving, "--ckpt_path=auto")
+    assert_same(whole, parameters(resumed))
