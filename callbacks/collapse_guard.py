@@ -12,6 +12,7 @@ from callbacks.detectors import Baseline, DetectorState, Watch
 from callbacks.events import record_alarm, record_event
 from callbacks.guard_detectors import DETECTORS, GuardDetector, verdict, with_changes
 from callbacks.kl_cov_scheduler import KLCovScheduler
+from callbacks.majorities import majority_column, majority_figures
 from callbacks.stare_controller import STAREController
 from callbacks.steering import Snapshots, check_scale, scale_setting
 from callbacks.symptoms import symptoms
@@ -47,10 +48,10 @@ class CollapseGuard(FindsAnswers, Described, Callback):
     ``drive`` (what pushes a policy) are not judged where a reference KL of weight 0.2 or more
     holds it. Decisions rest on figures of all ranks, so every rank takes the same one.
 
-    Logs ``rollout/repetition``, ``vote/top_answer``, ``guard/vote_alignment``,
-    ``guard/certainty_share``, ``guard/alarms`` (how many are active) and, without a head that logs
-    it, what ClusterVote would log. Writes every alarm, notice, recovery and action to
-    ``events.jsonl``.
+    Logs ``rollout/repetition``, ``vote/top_answer``, ``vote/flip_rate``, ``vote/majority_ratio``,
+    ``guard/vote_alignment``, ``guard/certainty_share``, ``guard/alarms`` (how many are active) and,
+    without a head that logs it, what ClusterVote would log. Writes every alarm, notice, recovery
+    and action to ``events.jsonl``.
 
     Args:
         action: warn | stop | adjust | rollback.
@@ -175,6 +176,9 @@ class CollapseGuard(FindsAnswers, Described, Callback):
         )
         answers = [self.extractor(text) for text in rollout.texts] if voted is None else voted
         measured = symptoms(rollout, answers, outputs["advantages"])
+        column = majority_column(pl_module.prompt_table)
+        measured |= majority_figures(rollout, answers, column)
+        pl_module.prompt_table.gather()  # into the checkpoint of this rollout
         if not any("vote/unanimous" in each.log for each in outputs["rewards"].values()):
             measured |= vote_metrics(answers, rollout.group_size)
         heads = pl_module.rewards.heads

@@ -204,6 +204,16 @@ DETECTORS = {
         runs="vote",
         meaning="Most groups agree, right or wrong: the vote has little left to correct.",
     ),
+    # The bound is that of https://arxiv.org/abs/2605.19444's code, whose share is over two visits.
+    "flips": GuardDetector(
+        "vote/flip_rate",
+        "above",
+        bound=0.3,
+        window=5,
+        space="answer",
+        severity="notice",
+        meaning="Many problems have another majority than at their last visit.",
+    ),
     "log_ratio": GuardDetector(
         "policy/log_ratio",
         "above",

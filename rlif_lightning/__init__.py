@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         ProblemSource,
         ReasoningGym,
     )
+    from rlif_lightning.data.training_problems import TrainingProblems
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.judges.base import Judge, Reply, Request
     from rlif_lightning.judges.endpoint import EndpointJudge
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, GMPO, GSPO, SAPO
     from rlif_lightning.learning.replay import Replay
     from rlif_lightning.learning.stare import STARE
+    from rlif_lightning.learning.step_advantages import StepDelta
     from rlif_lightning.learning.teacher import Teacher
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import LoRA, Policy
@@ -59,6 +61,8 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.gate import Gate
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
+    from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
+    from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.reward_model import RewardModel
     from rlif_lightning.rewards.vote_band import VoteBand
@@ -106,10 +110,10 @@ _MODULES = {
     "GRPO": "learning.advantages",
     "GSPO": "learning.ratio_objectives",
     "HubDataset": "data.sources",
-    "EasyFirst": "data.mixed_sources",
-    "MixedProblems": "data.mixed_sources",
     "Judge": "judges.base",
     "JudgeHead": "rewards.judged",
+    "EasyFirst": "data.mixed_sources",
+    "MixedProblems": "data.mixed_sources",
     "KLCov": "learning.objectives",
     "LearningRateSchedule": "learning.optimizer",
     "Length": "rewards.controls",
@@ -122,6 +126,7 @@ _MODULES = {
     "NegativeEntropy": "rewards.internal",
     "Objective": "learning.objective_base",
     "OPO": "learning.baselines",
+    "OfflineVote": "rewards.offline_vote",
     "OverlongPenalty": "rewards.overlong",
     "Policy": "model.loading",
     "PolicyJudge": "judges.policy_judge",
@@ -159,8 +164,11 @@ _MODULES = {
     "STARE": "learning.stare",
     "Teacher": "learning.teacher",
     "TeacherLogprobs": "records",
+    "StepDelta": "learning.step_advantages",
+    "StepRubricJudgeHead": "rewards.judged_steps",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
+    "TrainingProblems": "data.training_problems",
     "UpdatePlan": "learning.update",
     "VerdictParser": "judges.parsing",
     "VLLMEngine": "rollout.vllm_engine",

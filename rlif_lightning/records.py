@@ -14,10 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from rlif_lightning.rewards.step_scores import StepScores
 
 
 def root_column(names: Collection[str], path: str) -> str | None:
@@ -304,6 +307,7 @@ class RewardOutput:
         log: extra numbers to log, already final (``{"vote/unanimous": 0.25}``).
         group_weight_factor: optional ``[P]``: multiplies the head's weight in each group.
         answers: optional, the B answers that a vote was held on (None = none found), for callbacks.
+        steps: optional, the scores of each completion's steps, for ``StepDelta``.
         columns: extra columns of completion tables: name -> B values.
     """
 
@@ -312,4 +316,5 @@ class RewardOutput:
     log: dict[str, float] = field(default_factory=dict)
     group_weight_factor: Tensor | None = None
     answers: Sequence[str | None] | None = None
+    steps: StepScores | None = None
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)

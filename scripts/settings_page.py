@@ -93,7 +93,7 @@ def default_of(parameter: inspect.Parameter) -> str:
         given = ", ".join(f"{name}={value}" for name, value in default.keywords.items())
         return f"{default.func.__name__}({given})"
     if isinstance(default, str | int | float | tuple | list | dict):
-        return str(default) if default != "" else '""'
+        return str(default).replace("\n", "\\n") if default != "" else '""'
     return type(default).__name__
 
 

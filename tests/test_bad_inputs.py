@@ -70,6 +70,11 @@ ARGUMENTS = {
     "--trainer.logger=WandLogger": "did you mean WandbLogger",
     "--model.samplng.temperature=1": "did you mean model.sampling.temperature",
     "--model.sampling.temprature=1": "did you mean model.sampling.temperature?",
+    "--model.engine.staleness=1": "staleness is a setting of VLLMServerEngine: name the class",
+    "--model.engine={class_path: NativeEngine, init_args: {staleness: 1}}": "of VLLMServerEngine:",
+    "--model.objective.positive_weight=2": "positive_weight is a setting of STARE: name the class",
+    "--data.source.train=x": "train is a setting of LocalFiles: name the class before the setting",
+    "--trainer.callbacks+={class_path: EntropyMonitor, init_args: {target: 1}}": "STAREController",
     "--data.sorce=LocalFiles": "did you mean data.source?",
     "--config=nowhere.yaml": "File does not exist: '",
     "--ckpt_path=nowhere.ckpt": "ckpt_path=nowhere.ckpt: there is no such file",
@@ -85,6 +90,7 @@ def said(capsys, *arguments: str) -> str:
     lines = printed[printed.index("error: ") :].strip().splitlines()
     assert len(lines) <= 3, lines
     assert max(map(len, lines)) < 600
+    assert printed.count("is a setting of") <= 1
     return " ".join(lines)
 
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from harness.files import ROOT
 from harness.judge_server import judge_server
 from harness.rollouts import handmade
 from harness.runs import assert_same, fit, metrics, parameters
@@ -163,3 +164,13 @@ def test_a_run_that_a_judge_stops_is_resumed_as_if_nothing_had_happened(tmp_path
         server.usual = working
         resumed = fit(tmp_path / "stopped", given, saving, "--ckpt_path=auto")
     assert_same(whole, parameters(resumed))
+
+
+def test_the_judge_of_the_docs_works():
+    page = (ROOT / "docs" / "judges.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 14
+    names: dict = {"__name__": "my_judge"}
+    exec(code, names)
+    head = JudgeHead(names["ShortestWins"](limit=2), "{completion}")
+    assert scored(head, ["a", "ab", "abc", "ab"]).scores.tolist() == [1.0, 1.0, 0.0, 1.0]

@@ -112,6 +112,10 @@ def refusal(make: Any) -> str:
             " Gate(head='a')",
         ),
         (
+            lambda: RLIFModule(Policy(NAME), {"vote": ClusterVote()}, engine="mine"),  # pyright: ignore
+            "engine='mine' of RLIFModule must be of the class RolloutEngine or None",
+        ),
+        (
             lambda: RLIFModule(
                 Policy(NAME),
                 {"vote": WeightedReward(ClusterVote())},

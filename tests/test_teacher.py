@@ -161,6 +161,7 @@ def test_a_checkpoint_without_the_average_is_refused_and_a_fork_begins_one(tmp_p
     assert torch.equal(seen.policies[0], weight(plain.module.policy))
 
 
+@pytest.mark.slow
 def test_a_frozen_teacher_is_in_no_checkpoint(tmp_path):
     seen = Prompts()
     run = Run(tmp_path, 2, learner(taught(ema_rate=0.0)), problems(), Words(), seen)
@@ -172,6 +173,7 @@ def test_a_frozen_teacher_is_in_no_checkpoint(tmp_path):
     assert torch.equal(weight(run.module.policy), weight(other.module.policy))
 
 
+@pytest.mark.slow
 def test_adapters_have_their_base_or_their_own_average_as_a_teacher(tmp_path):
     pytest.importorskip("peft")
     lora = Policy(NAME, lora=LoRA(rank=2))
@@ -200,7 +202,7 @@ def test_completions_without_feedback_have_no_loss(tmp_path):
     assert float(run.trainer.callback_metrics["teacher/coverage"]) == 0
 
 
-@pytest.mark.parametrize("credit", ["local", "sequence"])
+@pytest.mark.parametrize("credit", [pytest.param("local", marks=pytest.mark.slow), "sequence"])
 def test_micro_batches_change_nothing(tmp_path, credit):
     """Groups are split between micro-batches, and the siblings' mean is the same."""
     found = []
@@ -283,6 +285,7 @@ def test_what_cannot_work_is_refused_by_name(tmp_path, name):
         Run(tmp_path, 2, model(), problems(**of_data), *callbacks)
 
 
+@pytest.mark.slow
 def test_a_second_model_teaches_unless_its_tokenizer_is_another(tmp_path, tiny_models):
     """The tiny models have the tokenizer of the embedded one."""
     folder = tmp_path / "other"

@@ -21,6 +21,19 @@ FIXED = (
         is_share=True,
     ),
     Panel(
+        "majorities",
+        "Answers",
+        "Majorities that change",
+        "share",
+        "Of problems that come back (CollapseGuard). Many flips mean that the vote has no settled"
+        " answer; few at a rising ratio, that it hardens, right or wrong.",
+        (
+            Series("vote/flip_rate", "problems with another majority than before"),
+            Series("vote/majority_ratio", "largest answer, last 5 visits"),
+        ),
+        is_share=True,
+    ),
+    Panel(
         "distinct_answers",
         "Answers",
         "Distinct answers in a batch",

@@ -73,7 +73,7 @@ def ask_all(
         "judge/questions": asked,
         "judge/failed": num_failed / max(asked, 1),
         **{f"judge/{name}": value for name, value in zip(_SUMS, sums, strict=True)},
-        "judge/seconds": time.perf_counter() - started,
+        "time/judge": time.perf_counter() - started,
     }
     return replies, log
 

@@ -46,8 +46,8 @@ class EndpointJudge(ModelJudge):
         cache: sqlite file of replies; null = replies are not kept.
         cache_sampled: keep replies at a temperature above 0 too: an equal question then has the
             same reply for ever, and the judge's noise is frozen.
-        sampling, max_failed: as for :class:`ModelJudge`. Of sampling, an API takes temperature,
-            max_new_tokens, top_p and stop.
+        sampling: how its reply is drawn; an API takes temperature, max_new_tokens, top_p and stop.
+        max_failed: as for :class:`Judge`.
 
     Raises:
         ValueError: a URL, a number or a combination that cannot be used.

@@ -42,7 +42,8 @@ class PolicyJudge(ModelJudge):
         policy: the judge's model; null = the one that is trained.
         frozen: whether the judge stays as its files are. Without it the judge is the policy as it
             is now.
-        sampling, max_failed: as for :class:`ModelJudge`.
+        sampling: how its reply is drawn.
+        max_failed: as for :class:`Judge`.
 
     Raises:
         ValueError: another model that is not frozen: nothing trains it.

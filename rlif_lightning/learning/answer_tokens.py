@@ -20,6 +20,7 @@ from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.ratio_objectives import GMPO
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import Rollout
+from rlif_lightning.setting_types import check_types
 
 BYTES = 4  # of a character at most
 Decode = Callable[[Sequence[int]], str]
@@ -48,6 +49,7 @@ class AnswerTokens:
     extractor: AnswerExtractor = AnswerExtractor()
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 <= self.factor <= 1:
             raise ValueError(f"answer_tokens.factor={self.factor} must lie in [0, 1]")
 

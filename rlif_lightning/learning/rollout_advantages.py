@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.advantages import Advantage, reward_shares
+from rlif_lightning.learning.step_advantages import step_parts
 from rlif_lightning.masked import masked_max, masked_std
 from rlif_lightning.processes.collectives import all_rank_max, all_rank_mean_std, all_rank_sum
 from rlif_lightning.records import RewardOutput, Rollout
@@ -41,23 +42,30 @@ def score_rollout(
         ValueError: the estimator returned a wrong shape; names it.
     """
     shape = (rollout.num_prompts, rollout.group_size)
+    weights = group_reward_weights(weights.to(rollout.mask.device), list(outputs.values()))
+    by_step = step_parts(rollout, outputs, advantage, weights)  # [R, B, T] or nothing
     rewards = torch.stack([output.scores.view(shape) for output in outputs.values()])
-    weights = group_reward_weights(weights.to(rewards.device), list(outputs.values()))
     lengths = rollout.lengths.view(shape)
+    if by_step is not None:  # their scores count by step alone
+        rewards = rewards.masked_fill(_has_steps(outputs, rewards.device), torch.nan)
     parts = advantage.parts(rewards, weights, lengths).to(rewards.device)
     advantages = of_tokens(advantage.total(parts, lengths), rollout, type(advantage).__name__)
+    if by_step is not None:
+        advantages = advantages + by_step.sum(0).float()
     metrics: dict[str, Tensor | float] = {
         "policy/entropy": mean_of_tokens(rollout.stats.entropy, rollout),
         "rollout/length": mean_length(rollout),
         "rollout/ended": rollout.ended.float().mean(),
     }
     metrics |= engine_metrics(rollout)
-    for (name, output), share in zip(outputs.items(), reward_shares(parts), strict=True):
+    for (name, output), share in zip(
+        outputs.items(), _shares(parts, by_step, lengths), strict=True
+    ):
         metrics |= reward_metrics(name, output.scores, rollout.group_size)
         metrics[f"reward/{name}/share"] = share
     if loss_weights is not None:
         factors = 1.0 if rollout.token_weights is None else rollout.token_weights
-        norms = gradient_norms(parts, loss_weights * factors)
+        norms = gradient_norms(parts, loss_weights * factors, by_step)
         metrics |= {
             f"reward/{name}/gradient_norm": n for name, n in zip(outputs, norms, strict=True)
         }
@@ -67,7 +75,21 @@ def score_rollout(
     return advantages, metrics
 
 
-def gradient_norms(parts: Tensor, loss_weights: Tensor) -> Tensor:
+def _has_steps(outputs: dict[str, RewardOutput], device: torch.device) -> Tensor:
+    """Return ``[R, 1, 1]`` bool: which heads score steps."""
+    stepped = [output.steps is not None for output in outputs.values()]
+    return torch.tensor(stepped, device=device).view(-1, 1, 1)
+
+
+def _shares(parts: Tensor, by_step: Tensor | None, lengths: Tensor) -> Tensor:
+    """Return each reward's share of |A|; a completion's |A| of steps is the mean of its tokens."""
+    if by_step is None:
+        return reward_shares(parts)
+    sizes = by_step.abs().sum(-1) / lengths.flatten().clamp(min=1)  # [R, B]
+    return reward_shares(parts.abs() + sizes.view(parts.shape))
+
+
+def gradient_norms(parts: Tensor, loss_weights: Tensor, by_step: Tensor | None = None) -> Tensor:
     """Compute the norm of each reward's share of the policy loss's gradient (a collective).
 
     The gradient is that by the log-probs of the completions' tokens at ratio 1, where no clip holds
@@ -80,12 +102,16 @@ def gradient_norms(parts: Tensor, loss_weights: Tensor) -> Tensor:
         parts: ``[R, P, G]`` from :meth:`Advantage.parts`; a normalisation over the batch, and what
             an objective makes of the advantages of some tokens, come later and are not in them.
         loss_weights: ``[B, T]`` with which token losses are summed, 0 outside the mask.
+        by_step: ``[R, B, T]`` of :func:`step_parts`; None = no head scores steps.
 
     Returns:
         ``[R]`` float64 L2 norms over the tokens of all data ranks.
     """
     sizes = loss_weights.square().sum(1, dtype=torch.float64)  # [B]
-    return all_rank_sum((parts.flatten(1).square() * sizes).sum(1)).sqrt()
+    squares = (parts.flatten(1).square() * sizes).sum(1)
+    if by_step is not None:
+        squares = squares + (by_step * loss_weights).square().sum((1, 2))
+    return all_rank_sum(squares).sqrt()
 
 
 def mean_length(rollout: Rollout) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from rlif_lightning.records import Prompts, RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardSet
+from rlif_lightning.rewards.step_scores import StepScores
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.sampling import Sampling
 
@@ -163,8 +164,23 @@ def _output(draws: Sequence[ScoredRollout], name: str, groups: Sequence[int]) ->
         every = [answer for part in parts for answer in part.answers or ()]
         answers = [every[row] for row in chosen]
     scores = _rows(rollouts, [part.scores for part in parts], groups)
+    steps = _steps(rollouts, parts, groups)
     columns = {}
     for column in set(parts[0].columns).intersection(*(part.columns for part in parts)):
         values = [value for part in parts for value in part.columns[column]]
         columns[column] = [values[row] for row in chosen]
-    return RewardOutput(scores, keep, parts[0].log, factors, answers, columns)
+    return RewardOutput(scores, keep, parts[0].log, factors, answers, steps, columns)
+
+
+def _steps(
+    rollouts: Sequence[Rollout], parts: Sequence[RewardOutput], groups: Sequence[int]
+) -> StepScores | None:
+    """Return the steps of some groups of all draws together."""
+    steps = [part.steps for part in parts if part.steps is not None]
+    if len(steps) < len(parts):
+        return None
+    # Padding is 0, and no score is NaN.
+    valid = _rows(rollouts, [~each.scores.isnan() for each in steps], groups)
+    scores = _rows(rollouts, [each.scores for each in steps], groups)
+    ends = _rows(rollouts, [each.ends for each in steps], groups)
+    return StepScores(ends, scores.masked_fill(~valid, torch.nan))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from string import Formatter
 
 from rlif_lightning.model.loading import Policy
+from rlif_lightning.setting_types import check_types
 
 SIBLING, CALLBACK = "sibling", "callback"
 FIELDS = {"prompt", "feedback"}
@@ -46,6 +47,7 @@ class Teacher:
     top_k: int = 100
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 <= self.ema_rate < 1:
             raise ValueError(f"teacher.ema_rate={self.ema_rate} must lie in [0, 1)")
         if self.top_k < 1:

@@ -17,7 +17,7 @@ PLACEHOLDERS = {
     "stage": r"(?:val|test)(?:_low|_high)?",
     "head": r"[^\W\d]\w*",
     "k": r"[1-9]\d*",
-    "figure": r"(?:code|rollout|vote)/\w+",
+    "figure": r"(?:code|judge|rollout|time|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
 LOGGED = {**TRAINING, **WATCHING}

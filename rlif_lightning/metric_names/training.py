@@ -5,20 +5,25 @@ from __future__ import annotations
 from rlif_lightning.metric_names.entries import SAME, SYMPTOMS, Logged
 
 _SCORES = "rlif_lightning/learning/rollout_advantages.py"
+_JUDGES = "rlif_lightning/judges/asking.py"
 _VOTES = "rlif_lightning/rewards/voting.py"
+_MAJORITIES = "callbacks/majorities.py"
 _ANSWER_TOKENS = "rlif_lightning/learning/answer_tokens.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
 _REPLAYED = "mean over the replayed tokens of all updates, all ranks; NaN without any"
 _MODULE = "rlif_lightning/module.py"
+_LESSONS = "rlif_lightning/learning/lessons.py"
 _UPDATER = "rlif_lightning/learning/updater.py"
 _SCORED = "all scores of all ranks but NaN; NaN without any"
 _STD = "standard deviation, ddof 1"
 _ALL_COMPLETIONS = "mean over the completions of all ranks"
+_ALL_QUESTIONS = "mean over the questions of all ranks"
 _ALL_GROUPS = "mean over the groups of all ranks"
 _ALL_TOKENS = "mean over the rollout's tokens of all ranks; NaN without any"
 _TRAINED = "mean over the rollout's own tokens trained on in all its updates, all ranks"
+_TAUGHT = "mean over the taught tokens of all updates, all ranks; NaN without any"
 _PICKED = "mean over the picked ones of these tokens, all ranks; 0 without any"
 _L2 = "L2 over the log-probs of the rollout's tokens of all ranks, at ratio 1, as of one update"
 _FIRST = "the tokens of the rollout's first mini-batch, all ranks"
@@ -103,6 +108,41 @@ TRAINING = {
         "Completions of all prompts that give the batch's most frequent answer (CollapseGuard).",
         "counts over all ranks together",
         SYMPTOMS,
+    ),
+    "judge/questions": Logged("questions", "Completions asked about.", _ALL_RANKS, _JUDGES),
+    "judge/calls": Logged(
+        "calls",
+        "Calls of the judge, failed ones too; remembered replies are none.",
+        _ALL_RANKS,
+        _JUDGES,
+    ),
+    "judge/failed": Logged("share", "Questions whose calls failed: NaN.", _ALL_QUESTIONS, _JUDGES),
+    "judge/unparsed": Logged(
+        "share",
+        "Completions whose reply has no verdict that can be read.",
+        _ALL_COMPLETIONS,
+        "rlif_lightning/rewards/judged.py",
+    ),
+    "judge/steps": Logged(
+        "steps",
+        "Steps of a completion that is asked about (StepRubricJudgeHead).",
+        _ALL_COMPLETIONS,
+        "rlif_lightning/rewards/judged_steps.py",
+    ),
+    "judge/prompt_tokens": Logged("tokens", "Tokens of questions.", _ALL_RANKS, _JUDGES),
+    "judge/completion_tokens": Logged("tokens", "Tokens of replies.", _ALL_RANKS, _JUDGES),
+    "vote/flip_rate": Logged(
+        "share",
+        "Problems whose majority is another than at their last visit (CollapseGuard).",
+        "those visited before, all ranks; NaN without any",
+        _MAJORITIES,
+    ),
+    "vote/majority_ratio": Logged(
+        "share",
+        "Largest cluster's share of a problem's completions, over its last 5 visits"
+        " (CollapseGuard).",
+        "mean over the problems of all ranks",
+        _MAJORITIES,
     ),
     "vote/kept": Logged(
         "share",
@@ -206,6 +246,21 @@ TRAINING = {
     "replay/ratio": Logged("factor", "Importance ratio before any bound.", _REPLAYED, _UPDATES),
     "replay/kl": Logged("nats", "KL(policy that drew || present), by k3.", _REPLAYED, _UPDATES),
     "replay/clip_fraction": Logged("share", "As `policy/clip_fraction`.", _REPLAYED, _UPDATES),
+    "teacher/coverage": Logged(
+        "share",
+        "Completions with feedback, the only ones that are trained on.",
+        _ALL_COMPLETIONS,
+        _LESSONS,
+    ),
+    "teacher/divergence": Logged(
+        "nats",
+        "Divergence from the teacher's distribution, as the objective has it.",
+        _TAUGHT,
+        _UPDATES,
+    ),
+    "teacher/tail": Logged(
+        "share", "The teacher's probability of all tokens but its top_k.", _TAUGHT, _UPDATES
+    ),
     "update/tokens": Logged(
         "tokens",
         "Positions that training passes were run on, prompts and padding among them.",
@@ -223,5 +278,6 @@ TRAINING = {
     ),
     "time/rollout": Logged("seconds", "Wall time of sampling or waiting.", _EACH, _MODULE),
     "time/reward": Logged("seconds", "Wall time of rewards and advantages.", _EACH, _MODULE),
+    "time/judge": Logged("seconds", "The part of time/reward that judges take.", _EACH, _JUDGES),
     "time/update": Logged("seconds", "Wall time of all updates of the rollout.", _EACH, _MODULE),
 }

@@ -7,6 +7,8 @@ from rlif_lightning.rewards.function import RewardFunction
 from rlif_lightning.rewards.gate import Gate
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
+from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
+from rlif_lightning.rewards.offline_vote import OfflineVote
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
 from rlif_lightning.rewards.reward_model import RewardModel
 from rlif_lightning.rewards.vote_band import VoteBand
@@ -24,6 +26,7 @@ __all__ = [
     "Length",
     "MeanLogprob",
     "NegativeEntropy",
+    "OfflineVote",
     "OverlongPenalty",
     "Random",
     "RewardFunction",
@@ -32,6 +35,7 @@ __all__ = [
     "RewardSet",
     "RubricJudgeHead",
     "SelfCertainty",
+    "StepRubricJudgeHead",
     "VoteBand",
     "WeightedReward",
 ]

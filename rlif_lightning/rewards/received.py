@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.records import RewardOutput, Rollout
+from rlif_lightning.rewards.step_scores import StepScores
 
 
 def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
@@ -66,9 +67,24 @@ def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:
         factor = broadcast_from_first(factor)
     _check_lists(name, output, len(rollout.mask))
     _check_log(name, output.log)
-    return replace(
-        output, scores=broadcast_from_first(scores), keep_mask=keep, group_weight_factor=factor
-    )
+    steps = None if output.steps is None else _steps(name, output.steps, rollout)
+    checked = {"keep_mask": keep, "group_weight_factor": factor, "steps": steps}
+    return replace(output, scores=broadcast_from_first(scores), **checked)
+
+
+def _steps(name: str, steps: StepScores, rollout: Rollout) -> StepScores:
+    """Return the scores of steps, on the rollout's device."""
+    shape = tuple(steps.scores.shape)
+    if len(shape) != 2 or shape[0] != len(rollout.mask):
+        raise RuntimeError(
+            f"reward head {name!r} returned steps of shape {shape}; one row per completion,"
+            f" ({len(rollout.mask)}, S), is needed"
+        )
+    scores = _tensor(name, "steps.scores", steps.scores, shape, "step", rollout).float()
+    ends = _tensor(name, "steps.ends", steps.ends, shape, "step", rollout)
+    if scores.isinf().any():
+        raise RuntimeError(f"reward head {name!r} returned an infinite score of a step")
+    return StepScores(broadcast_from_first(ends), broadcast_from_first(scores))
 
 
 def kept_completions(rollout: Rollout, outputs: Mapping[str, RewardOutput]) -> Tensor:

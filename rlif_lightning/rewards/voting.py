@@ -149,7 +149,9 @@ def _metrics(
     }
 
 
-def majority_answers(answers: Sequence[str | None], group_size: int) -> list[str | None]:
+def majority_answers(
+    answers: Sequence[str | None], group_size: int, equivalence: str = "exact"
+) -> list[str | None]:
     """Return the answer each group votes for; None for a group without answers.
 
     It is the representative (normalised) of the largest cluster.
@@ -160,12 +162,14 @@ def majority_answers(answers: Sequence[str | None], group_size: int) -> list[str
     Args:
         answers: B final answers, prompt-major; None = none found.
         group_size: G.
+        equivalence: when two answers are equal (:func:`clusters.equivalent`).
 
     Raises:
-        ValueError: B is no multiple of G.
+        ValueError: B is no multiple of G, or an unknown equivalence.
     """
     winners: list[str | None] = []
-    for ids, representatives in map(open_clusters, _groups(answers, group_size)):
+    for group in _groups(answers, group_size):
+        ids, representatives = open_clusters(group, equivalence=equivalence)
         sizes = Counter(i for i in ids if i is not None)
         winners.append(representatives[max(sizes, key=lambda i: (sizes[i], -i))] if sizes else None)
     return winners

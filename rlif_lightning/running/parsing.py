@@ -24,6 +24,7 @@ from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.running.close_names import meant
 from rlif_lightning.running.former_settings import ARGUMENTS_OF
 from rlif_lightning.running.help_page import arrange
+from rlif_lightning.running.setting_owners import owner_hint
 
 # Former name of a setting -> its present one.
 RENAMED = {
@@ -69,10 +70,10 @@ class Parser(LightningArgumentParser):
         """Print the error with the present names of settings that were renamed, and exit."""
         message = _IN_GROUP.sub(r"\1\2.", message)
         added, said = _hint(message), _on_one_line(_without_types(message))
-        if (
-            not added and "did you mean" not in said
-        ):  # an outer parser repeats what an inner one said
-            said += meant(said, (each[2:] for each in self._option_string_actions))
+        # An outer parser repeats what an inner one said.
+        if not (added or "did you mean" in said or "is a setting of" in said):
+            options = (each[2:] for each in self._option_string_actions)
+            said += owner_hint(message) or meant(said, options)
         said = said.replace(_REWARD, " ")
         super().error(said + ("" if added in message else added), ex)
 

@@ -9,6 +9,7 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.optimizer import check_optimizer
+from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.running.teachers import check_teacher
 
@@ -96,6 +97,7 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     if module.objective.uses_advantages:
         module.advantage.check(module.group_size)
     _check_scores(module.rewards.settings)
+    _check_steps(module.advantage, module.rewards.settings)
     check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps)
     check_trainer(vars(module.trainer))
     if module.dynamic_sampling is not None:
@@ -126,6 +128,16 @@ def _check_scores(rewards: dict[str, WeightedReward]) -> None:
         f"rewards={list(rewards)}: no reward with a weight other than 0 gives scores"
         f" ({'; '.join(silent)}), so that nothing would be trained; add one that does"
     )
+
+
+def _check_steps(advantage: Any, rewards: dict[str, WeightedReward]) -> None:
+    """Refuse an estimator of steps where no head scores steps."""
+    stepped = [reward.head for reward in rewards.values() if hasattr(reward.head, "gives_steps")]
+    if isinstance(advantage, StepDelta) and not stepped:
+        raise ValueError(
+            f"model.advantage=StepDelta needs a reward that scores steps, and rewards="
+            f"{list(rewards)} have none: use StepRubricJudgeHead, or model.advantage=DrGRPO"
+        )
 
 
 def _check_look_ahead(module: Any) -> None:

@@ -19,6 +19,7 @@ from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import reshard_after_forward
 from rlif_lightning.records import RewardOutput, Rollout, overlap
+from rlif_lightning.rollout.self_check import check_architecture
 
 SETTING = "model.objective.teacher"
 
@@ -34,10 +35,13 @@ def build_teacher(
         build: returns a frozen model as the run's strategy has it.
 
     Raises:
-        ValueError: its tokenizer is not the policy's, or its weights are too coarse to average.
+        ValueError: its tokenizer is not the policy's, its weights are too coarse to average, or this
+            library does not compute its own log-probs.
     """
     if settings.model is None and not settings.averages and policy.has_adapters:
         return None
+    if settings.model is not None:
+        check_architecture(settings.model)
     teacher = build(settings.model or policy.settings)
     if teacher.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ValueError(
@@ -45,7 +49,8 @@ def build_teacher(
             f" model.policy.name={policy.name!r}: the same ids are other texts to it; use a teacher"
             " with the policy's tokenizer"
         )
-    coarse = [each.dtype for each in teacher.parameters() if each.dtype.itemsize < 4]
+    trained = [each for each in policy.parameters() if each.requires_grad]
+    coarse = [each.dtype for each in trained if each.dtype.itemsize < 4]
     if settings.averages and coarse:
         raise ValueError(
             f"{SETTING}.ema_rate={settings.ema_rate}: in weights of {coarse[0]} most steps of an"

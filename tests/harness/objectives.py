@@ -11,6 +11,7 @@ from rlif_lightning import (
     STARE,
     ClipCov,
     Clipped,
+    DistIL,
     KLCov,
     ReferenceKL,
 )
@@ -28,5 +29,7 @@ OBJECTIVES = [
     SAPO(),
     GMPO(clip_low=0.1, clip_high=0.2),
     DPPO(clip_low=0.02, clip_high=0.05),
+    DistIL(),
+    DistIL(divergence="jsd", scale="remaining", max_ratio=1.1),
     DPPO(divergence="kl", clip_low=0.01, clip_high=0.02),
 ]

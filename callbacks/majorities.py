@@ -1,0 +1,81 @@
+"""What CollapseGuard remembers of each problem: its last majorities, and how large they were."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from rlif_lightning.answers.final_answers import answer_name
+from rlif_lightning.data.prompt_table import PromptColumn, PromptTable
+from rlif_lightning.processes.collectives import all_rank_sum
+from rlif_lightning.records import Rollout
+from rlif_lightning.rewards.voting import group_clusters, majority_answers
+
+WINDOW = 5  # visits
+NONE = -1.0  # no visit, or no answer
+OWNER = "CollapseGuard"
+
+
+def majority_column(table: PromptTable) -> PromptColumn:
+    """Return the guard's column: the last majority's checksum, and the last ratios, newest first.
+
+    A checksum stands for the answer, which may be long. Two answers share one rarely.
+    """
+    return table.column("majorities", OWNER, 1 + WINDOW)
+
+
+def majority_figures(
+    rollout: Rollout, answers: Sequence[str | None], column: PromptColumn
+) -> dict[str, float]:
+    """Write a rollout's majorities into the column, and return its figures (a collective).
+
+    A problem's majority is the answer of its largest cluster. That no completion has an answer is
+    a majority of its own. The ratio is the cluster's share of all completions. Source of both
+    figures: https://arxiv.org/abs/2605.19444; what counts without an answer is ours.
+
+    A worked example: problem 4 has the majorities 3, 3, 5, 3, 3 with ratios 1/2, 1/2, 1/4, 3/4 and
+    1. Its flips are no, yes, yes, no. Its windowed ratio at the last visit is their mean, 3/5.
+
+    Args:
+        rollout: P problems with G completions each.
+        answers: the B final answers, None = none found.
+        column: of :func:`majority_column`.
+
+    Returns:
+        ``vote/flip_rate``: share of the problems that were visited before whose majority is another
+        than at the visit before, NaN where none was visited before; ``vote/majority_ratio``: mean
+        over problems of their mean ratio over their last 5 visits, this one included.
+    """
+    rows, size = rollout.prompts.index.tolist(), rollout.group_size
+    before = column.numbers(rows, [NONE] * (1 + WINDOW))
+    now = zip(majority_answers(answers, size), _ratios(answers, size), strict=True)
+    visits: dict[int, tuple[float, ...]] = {}
+    flips, returned, total = 0, 0, 0.0
+    for row, past, (answer, ratio) in zip(rows, before.tolist(), now, strict=True):
+        name = NONE if answer is None else float(zlib.crc32(answer_name(answer).encode()))
+        was_here = past[1] != NONE
+        returned += was_here
+        flips += was_here and past[0] != name
+        ratios = [ratio, *past[1:]][:WINDOW]
+        known = [each for each in ratios if each != NONE]
+        total += sum(known) / len(known)
+        visits[row] = (name, *ratios)  # a problem that a batch has twice is written once
+    for row, value in visits.items():
+        column.put(row, value)
+    counts = torch.tensor([flips, returned, total, len(rows)], dtype=torch.float64)
+    flips, returned, total, problems = all_rank_sum(counts.to(rollout.mask.device)).tolist()
+    return {
+        "vote/flip_rate": flips / returned if returned else math.nan,
+        "vote/majority_ratio": total / problems,
+    }
+
+
+def _ratios(answers: Sequence[str | None], group_size: int) -> list[float]:
+    """Return the largest cluster's share of each group's completions; 0 without an answer."""
+    clusters, _ = group_clusters(answers, group_size, "exact")
+    sizes = [Counter(number for number in ids if number is not None) for ids in clusters]
+    return [max(each.values(), default=0) / group_size for each in sizes]
