@@ -1,48 +1,43 @@
-"""Run the collapse study: arms of ``configs/study/`` on several seeds, a table and two figures.
+"""Run the collapse study, and draw its tables and pictures from the files in ``docs/results/``.
 
-    python -m benchmarks.collapse_study              # all arms, seeds 0, 1, 2, two runs at a time
-    python -m benchmarks.collapse_study --arms gold paper --seeds 3 4 5
-    python -m benchmarks.collapse_study --summarise  # of the runs that are finished
-    python -m benchmarks.collapse_study -- --model.optimizer.lr=5e-5    # for every arm
+    python -m benchmarks.collapse_study --report              # redraws; runs nothing
+    python -m benchmarks.collapse_study --hours 2             # what is missing, first things first
+    python -m benchmarks.collapse_study --arms vote-quarter --seeds 40 --rollouts 1200
+    python -m benchmarks.collapse_study --list                # what is finished, what is due
+    python -m benchmarks.collapse_study --collect --out DIR   # finished runs into docs/results/
 
-Runs that are finished are skipped, so a study that was cut off goes on; each run has one thread. In
-``--out`` appear a folder for each run, ``summary.json``, ``runs.csv``, ``table.md``, the result
-files ``study.csv`` and ``study_guard.csv``, ``accuracy.png`` and ``figures.png``.
+A finished run is skipped, one that was killed goes on from its last checkpoint, and one that is
+asked for more rollouts is made longer. Each run has one thread. A run's figures go into
+``docs/results/study/`` when it is finished, so the folders of the runs may be removed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.collapse_plots import draw_arms, draw_figures
-from benchmarks.collapse_summary import (
-    by_arm,
-    measure,
-    outcomes,
-    read_run,
-    table_of,
-    warnings_in_time,
-)
-from benchmarks.results import write_results
+from benchmarks.results import FOLDER, Rows
+from benchmarks.study_arms import ARMS, CONFIGS, PLAN
+from benchmarks.study_report import write_report
+from benchmarks.study_rows import FINISHED, read_or_empty, record
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "configs" / "study"
 ONE_THREAD = {
+    "PYTHONDONTWRITEBYTECODE": "",  # or each run would compile everything anew
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
 }
+RECORDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -50,141 +45,202 @@ class Job:
     """One run of the study.
 
     Attributes:
-        arm: name of its overlay.
+        arm: its name.
         seed: its seed.
-        folder: where it lies.
-        extra: settings added to its command line.
+        rollouts: rollouts after which it ends.
+        folder: its folder.
+        results: folder of the result files.
     """
 
     arm: str
     seed: int
+    rollouts: int
     folder: Path
-    extra: tuple[str, ...]
+    results: Path
 
     @property
-    def command(self) -> list[str]:
-        configs = [f"--config={CONFIGS / name}.yaml" for name in ("base", self.arm)]
-        own = [f"--seed_everything={self.seed}", f"--trainer.default_root_dir={self.folder}"]
-        return [sys.executable, "-m", "rlif_lightning", "fit", *configs, *own, *self.extra]
+    def facts(self) -> dict[str, str] | None:
+        """Return its line of ``runs.csv``, if it has one that was made as it would be."""
+        row = read_or_empty(self.results / "study" / "runs.csv").get(f"{self.arm}/{self.seed}")
+        return row if row and row["settings"] == ARMS[self.arm].digest else None
 
     @property
-    def settings(self) -> dict[str, object]:
-        """Return what the run depends on; a finished run with other settings is repeated."""
-        texts = {name: (CONFIGS / f"{name}.yaml").read_text() for name in ("base", self.arm)}
-        return {"configs": texts, "seed": self.seed, "extra": list(self.extra)}
+    def is_finished(self) -> bool:
+        row = self.facts
+        return row is not None and (
+            row["ended by"] == "guard" or int(row["rollouts"]) >= self.rollouts
+        )
 
-    @property
-    def finished(self) -> bool:
-        mark = self.folder / "finished.json"
-        return mark.exists() and json.loads(mark.read_text())["settings"] == self.settings
+    def factors(self) -> list[list[float]] | None:
+        """Return the steps of the learning rate; None where a guarded run must come first."""
+        arm = ARMS[self.arm]
+        if arm.yoked_to is None:
+            return [list(step) for step in arm.factors]
+        rows = read_or_empty(self.results / "study" / "runs.csv")
+        seeds = next(block.seeds for block in PLAN if arm.yoked_to in block.arms)
+        other = seeds[(seeds.index(self.seed) + 1) % len(seeds)] if self.seed in seeds else None
+        row = rows.get(f"{arm.yoked_to}/{other}")
+        if row is None or row["settings"] != ARMS[arm.yoked_to].digest:
+            return None
+        steps = (step.split(":") for step in row["rates"].split()[1:])
+        return [[int(rollout), float(factor)] for rollout, factor in steps]
 
-    def run(self) -> float:
-        """Run one job; return wall seconds.
+    def command(self, factors: list[list[float]]) -> list[str]:
+        """Return its command line."""
+        arm = ARMS[self.arm]
+        callback = {
+            "class_path": "callbacks.LearningRateFactors",
+            "init_args": {"factors": factors},
+        }
+        return [
+            *(sys.executable, "-m", "rlif_lightning", "fit"),
+            *(f"--config={CONFIGS / name}.yaml" for name in ("base", *arm.overlays)),
+            f"--seed_everything={self.seed}",
+            f"--trainer.default_root_dir={self.folder}",
+            f"--trainer.max_steps={arm.updates * self.rollouts}",
+            f"--model.optimizer.lr={arm.rate}",
+            *arm.settings,
+            *([f"--trainer.callbacks+={json.dumps(callback)}"] if factors else []),
+            "--ckpt_path=auto",
+        ]
+
+    def run(self, factors: list[list[float]]) -> float:
+        """Run it and record it; return wall seconds.
 
         Raises:
             RuntimeError: it failed; names its log.
         """
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        made, settings = self.folder / "settings.txt", ARMS[self.arm].digest
+        if not made.exists() or made.read_text() != settings:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made.write_text(settings)
         started = time.perf_counter()
-        with (self.folder / "log.txt").open("w") as log:
-            done = subprocess.run(
-                self.command, cwd=ROOT, env={**os.environ, **ONE_THREAD}, stdout=log, stderr=log
-            )
+        with (self.folder / "log.txt").open("a") as log:
+            environment = {**os.environ, **ONE_THREAD}
+            command = self.command(factors)
+            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         if done.returncode:
             raise RuntimeError(
                 f"{self.arm}, seed {self.seed}: exit code {done.returncode}, see"
                 f" {self.folder}/log.txt"
             )
         seconds = time.perf_counter() - started
-        (self.folder / "finished.json").write_text(
-            json.dumps({"settings": self.settings, "seconds": seconds})
-        )
+        mark = self.folder / FINISHED
+        before = json.loads(mark.read_text())["seconds"] if mark.exists() else 0.0
+        facts = {"seconds": before + seconds, "settings": settings, "commit": commit()}
+        mark.write_text(json.dumps(facts))
+        with RECORDING:
+            record(self.folder, self.arm, self.seed, self.results)
         return seconds
 
+    def collect(self) -> bool:
+        """Put a run that has finished in its folder into the result files, if it is as it was."""
+        mark = self.folder / FINISHED
+        is_there = mark.exists() and json.loads(mark.read_text())["settings"] == (
+            ARMS[self.arm].digest
+        )
+        if is_there:
+            record(self.folder, self.arm, self.seed, self.results)
+        return is_there
 
-def run_all(jobs: list[Job], at_once: int) -> list[str]:
-    """Run what is not finished; return each failure as a sentence."""
-    due = [job for job in jobs if not job.finished]
+
+def commit() -> str:
+    """Return the short name of the commit that is checked out, or ``unknown``."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def attempt(job: Job, deadline: float) -> str | None:
+    """Run a job unless it is too late or finished; return its failure as a sentence."""
+    if time.time() > deadline or job.is_finished:
+        return None
+    factors = job.factors()
+    if factors is None:
+        other = ARMS[job.arm].yoked_to
+        print(f"{job.arm}, seed {job.seed}: waits for {other} of the next seed", flush=True)
+        return None
+    try:
+        seconds = job.run(factors)
+    except RuntimeError as error:
+        print(f"FAILED {error}", flush=True)
+        return str(error)
     print(
-        f"{len(jobs) - len(due)} of {len(jobs)} runs are finished; {len(due)} to go, {at_once} at"
-        " a time",
+        f"{time.strftime('%H:%M')} {job.arm}, seed {job.seed}, {job.rollouts} rollouts:"
+        f" {seconds:.0f} s",
         flush=True,
     )
-    failures = []
+    return None
+
+
+def run_all(jobs: list[Job], at_once: int, hours: float) -> list[str]:
+    """Run what is not finished; return each failure as a sentence."""
+    due = [job for job in jobs if not job.is_finished]
+    done, deadline = len(jobs) - len(due), time.time() + 3600 * hours
+    print(f"{done} of {len(jobs)} runs are finished; {len(due)} to go", flush=True)
     with ThreadPoolExecutor(at_once) as pool:
-        futures = {pool.submit(job.run): job for job in due}
-        for number, future in enumerate(as_completed(futures), 1):
-            job = futures[future]
-            if error := future.exception():
-                failures.append(str(error))
-                print(f"[{number}/{len(due)}] FAILED {error}", flush=True)
-            else:
-                print(
-                    f"[{number}/{len(due)}] {job.arm}, seed {job.seed}: {future.result():.0f} s",
-                    flush=True,
-                )
-    return failures
+        found = pool.map(lambda job: attempt(job, deadline), due)
+        return [failure for failure in found if failure]
 
 
-def summarise(jobs: list[Job], out: Path) -> None:
-    """Write tables and figures of the runs that are finished.
+def jobs_of(given: argparse.Namespace) -> list[Job]:
+    """Return what the command line asks for, in the order of the plan."""
+    asked = [run for block in PLAN for run in block.runs()]
+    if given.arms and given.seeds:  # also what no block holds
+        asked += [(arm, seed, 300) for seed in given.seeds for arm in given.arms]
+    jobs = {}
+    for arm, seed, rollouts in asked:
+        if arm in (given.arms or ARMS) and seed in (given.seeds or [seed]):
+            folder, rollouts = (
+                given.out.resolve() / arm / f"seed_{seed}",
+                given.rollouts or rollouts,
+            )
+            jobs[arm, seed, rollouts] = Job(arm, seed, rollouts, folder, given.results.resolve())
+    return list(jobs.values())
 
-    Raises:
-        ValueError: none is.
-    """
-    runs = [read_run(job.folder / "version_0", job.arm, job.seed) for job in jobs if job.finished]
-    if not runs:
-        raise ValueError(f"no finished run in {out}: run without --summarise first")
-    measured = [measure(run) for run in runs]
-    arms = by_arm(measured)
-    (out / "summary.json").write_text(json.dumps({"arms": arms, "runs": measured}, indent=1))
-    with (out / "runs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(measured[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(measured)
-    tables = {"study": outcomes(arms), "study_guard": warnings_in_time(arms)}
-    for name, rows in tables.items():  # as they stand in docs/results/
-        write_results(out / f"{name}.csv", {"command": shlex.join(sys.argv)}, rows, key="arm")
-    (out / "table.md").write_text("\n\n".join(map(table_of, tables.values())) + "\n")
-    draw_arms(runs, out / "accuracy.png")
-    draw_figures(runs, out / "figures.png")
-    print((out / "table.md").read_text())
-    print(f"{len(runs)} runs: {out}/table.md, summary.json, runs.csv, accuracy.png, figures.png")
+
+def listing(jobs: list[Job]) -> Rows:
+    """Return, for each arm and length, which seeds are finished and which are due."""
+    lines: Rows = {}
+    for job in jobs:
+        line = lines.setdefault(f"{job.arm} {job.rollouts}", {"finished": "", "due": ""})
+        line["finished" if job.is_finished else "due"] += f" {job.seed}"
+    return lines
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run what is missing, then summarise.
+    """Run what is missing, then write the report.
 
     Raises:
         SystemExit: 1 if a run failed; 2 for an unknown arm.
     """
-    known = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: those of the plan")
+    parser.add_argument("--rollouts", type=int, help="default: as many as the plan says")
+    parser.add_argument("--hours", type=float, default=1e6, help="begin no run after so long")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the result files")
+    parser.add_argument("--report", action="store_true", help="run nothing, redraw")
     parser.add_argument(
-        "--arms", nargs="+", default=known, choices=known, metavar="ARM", help=", ".join(known)
+        "--collect", action="store_true", help="run nothing, read the finished runs of --out again"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/study"), help="folder (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--at-once", type=int, default=2, help="runs at the same time (default: %(default)s)"
-    )
-    parser.add_argument("--summarise", action="store_true", help="make no run")
-    parser.add_argument("extra", nargs="*", help="settings for every run, after --")
+    parser.add_argument("--list", action="store_true", help="run nothing, say what is due")
     given = parser.parse_args(args)
-    out = given.out.resolve()
-    jobs = [
-        Job(arm, seed, out / arm / f"seed_{seed}", tuple(given.extra))
-        for seed in given.seeds
-        for arm in given.arms
-    ]
-    failures = [] if given.summarise else run_all(jobs, given.at_once)
-    if not failures or any(job.finished for job in jobs):
-        summarise(jobs, out)
+    jobs = jobs_of(given)
+    if given.list:
+        for name, line in listing(jobs).items():
+            print(f"{name}: finished{line['finished'] or ' none'}; due{line['due'] or ' none'}")
+        return
+    if given.collect:
+        found = {(job.arm, job.seed): job for job in jobs}.values()
+        print(f"{sum(job.collect() for job in found)} runs are collected from {given.out}")
+    failures = [] if given.report or given.collect else run_all(jobs, given.jobs, given.hours)
+    write_report(given.results)
     if failures:
         raise SystemExit("\n".join(failures))
 

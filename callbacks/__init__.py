@@ -14,6 +14,7 @@ from callbacks.hf_exporter import HFExporter
 from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.label_free_stopping import LabelFreeStopping
 from callbacks.learning_rate_factors import LearningRateFactors
+from callbacks.overclaim_monitor import OverclaimMonitor
 from callbacks.report import RunReport
 from callbacks.sampler_gap import SamplerGap
 from callbacks.stare_controller import STAREController
@@ -26,6 +27,7 @@ __all__ = [
     "KLCovScheduler",
     "LabelFreeStopping",
     "LearningRateFactors",
+    "OverclaimMonitor",
     "RunReport",
     "STAREController",
     "SamplerGap",

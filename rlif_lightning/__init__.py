@@ -59,6 +59,14 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.function import RewardFunction
     from rlif_lightning.rewards.gate import Gate
+    from rlif_lightning.rewards.criteria import (
+        Calls,
+        Contains,
+        Criterion,
+        Matches,
+        NumberWithin,
+        Scored,
+    )
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
     from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
@@ -66,6 +74,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.reward_model import RewardModel
     from rlif_lightning.rewards.vote_band import VoteBand
+    from rlif_lightning.rewards.rubric import Rubric, WeightedCriterion
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
     from rlif_lightning.rollout.native import NativeEngine
@@ -85,9 +94,10 @@ _MODULES = {
     "BehaviourVote": "rewards.code",
     "BenchmarkData": "data.benchmark_source",
     "BoundedObjective": "learning.objective_base",
+    "Calls": "rewards.criteria",
     "Checker": "answers.checkers",
-    "ClipCov": "learning.objectives",
     "CISPO": "learning.ratio_objectives",
+    "ClipCov": "learning.objectives",
     "Clipped": "learning.objectives",
     "ClippedObjective": "learning.objective_base",
     "ClusterVote": "rewards.voting",
@@ -95,6 +105,8 @@ _MODULES = {
     "CodeExtractor": "answers.code_tasks",
     "CodeTests": "rewards.code",
     "DistIL": "learning.distil",
+    "Contains": "rewards.criteria",
+    "Criterion": "rewards.criteria",
     "DPPO": "learning.ratio_objectives",
     "DrGRPO": "learning.advantages",
     "DropTruncated": "rewards.overlong",
@@ -121,9 +133,11 @@ _MODULES = {
     "LocalFiles": "data.sources",
     "LoRA": "model.loading",
     "LossInputs": "learning.loss_inputs",
+    "Matches": "rewards.criteria",
     "MeanLogprob": "rewards.internal",
     "NativeEngine": "rollout.native",
     "NegativeEntropy": "rewards.internal",
+    "NumberWithin": "rewards.criteria",
     "Objective": "learning.objective_base",
     "OPO": "learning.baselines",
     "OfflineVote": "rewards.offline_vote",
@@ -133,8 +147,8 @@ _MODULES = {
     "ProblemSource": "data.sources",
     "PromptData": "data.prompts",
     "PromptFormat": "data.prompt_format",
-    "PromptTable": "data.prompt_table",
     "Prompts": "records",
+    "PromptTable": "data.prompt_table",
     "Random": "rewards.controls",
     "ReasoningGym": "data.sources",
     "ReferenceKL": "learning.objective_base",
@@ -154,11 +168,13 @@ _MODULES = {
     "RolloutEngine": "rollout.engine",
     "RubricJudgeHead": "rewards.judged",
     "RuleJudge": "judges.rules",
+    "Rubric": "rewards.rubric",
     "RunCheckpoints": "running.run_checkpoints",
     "Sampling": "sampling",
     "Sandbox": "sandbox.pool",
     "SAPO": "learning.ratio_objectives",
     "ScoreParser": "judges.parsing",
+    "Scored": "rewards.criteria",
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
     "STARE": "learning.stare",
@@ -174,6 +190,7 @@ _MODULES = {
     "VLLMEngine": "rollout.vllm_engine",
     "VLLMServerEngine": "rollout.vllm_engine",
     "VoteBand": "rewards.vote_band",
+    "WeightedCriterion": "rewards.rubric",
     "WeightedReward": "rewards.base",
 }
 __all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]

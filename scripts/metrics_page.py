@@ -22,6 +22,8 @@ SECTIONS = {
     "answer": "Tokens of the final answer",
     "code": "Code",
     "judge": "Judges",
+    "rubric": "Rubrics",
+    "criterion": "Criteria of a rubric",
     "rollout": "Completions of a rollout",
     "policy": "Policy",
     "replay": "Replayed groups",
@@ -33,6 +35,7 @@ SECTIONS = {
     "entropy": "EntropyMonitor",
     "kl_cov": "KLCovScheduler",
     "stare": "STAREController",
+    "overclaim": "OverclaimMonitor",
     "stopping": "LabelFreeStopping",
 }
 

@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.text import Text
 
 from benchmarks.results import FOLDER, read_results
+from benchmarks.study_arms import ARMS, JUDGING
+from benchmarks.study_rows import read_runs as read_study
 from callbacks.completion_writer import render
 from callbacks.report.figures import COLORS, DPI, draw_panel
 from callbacks.report.panels import panels_of
@@ -48,7 +50,13 @@ REPORT = [
     "log_ratio",
     "sampler_gap",
 ]
-NUMBER = re.compile(r"-?[\d.]+")
+RECIPES = {
+    "gold": "gold answers",
+    "vote": "the vote",
+    "preset": "the preset",
+    "paper": "the paper's pair",
+}
+KINDS = {"hot": "5e-4", "quarter": "1.25e-4", "hot-guard": "5e-4, the guard halves it"}
 
 
 def style(axes: Axes, title: str, x: str, y: str) -> None:
@@ -82,22 +90,25 @@ def quickstart(path: Path) -> None:
 
 
 def study(path: Path) -> None:
-    """Peak and end of each arm of the collapse study, with the range over seeds."""
-    rows = read_results(FOLDER / "study.csv")
-    figure = Figure(figsize=(7.2, 7.6), layout="constrained")
-    axes = figure.add_subplot()
-    places = np.arange(len(rows))[::-1]
-    for color, column, shift in ((COLORS[4], "peak", 0.14), (COLORS[0], "end", -0.14)):
-        values = np.array([[*map(float, NUMBER.findall(row[column]))] for row in rows.values()])
-        mean, low, high = values.T
-        axes.hlines(places + shift, low, high, color=color, alpha=0.5, linewidth=3)
-        axes.plot(mean, places + shift, "o", color=color, markersize=5, label=column)
-    labels = [f"{arm} ({row['seeds']} seeds)" for arm, row in rows.items()]
-    axes.set_yticks(places, labels)
-    axes.set_xlim(-2, 102)
-    title = "Accuracy on held-out problems, 300 rollouts"
-    style(axes, title, "%: point = mean, line = lowest to highest seed", "arm")
-    axes.legend(fontsize=9, loc="lower center", ncols=2, frameon=False, bbox_to_anchor=(0.5, 1.03))
+    """Accuracy of the study's recipes at two rates, by rollouts and by summed learning rate."""
+    names = [arm for arm in ARMS if arm.split("-", 1)[0] in RECIPES]
+    runs = [run for run in read_study(arms=names) if run.seed in JUDGING]
+    figure = Figure(figsize=(13.0, 6.4), layout="constrained")
+    grid = figure.subplots(2, len(RECIPES), sharey=True, sharex="row")
+    for column, (recipe, title) in enumerate(RECIPES.items()):
+        for number, (kind, label) in enumerate(KINDS.items()):
+            own = [run for run in runs if run.arm == f"{recipe}-{kind}"]
+            for axes, xs in zip(grid[:, column], ("rollouts", "rates"), strict=True):
+                for seed, run in enumerate(own):
+                    points = getattr(run, xs), 100 * np.array(run.accuracy)
+                    name = label if seed == 0 else None
+                    axes.plot(*points, color=COLORS[number], alpha=0.6, linewidth=1, label=name)
+        style(grid[0, column], title, "rollouts", "%, held out" if column == 0 else "")
+        axis = "summed learning rate, rollouts at 5e-4"
+        style(grid[1, column], "", axis, "%, held out" if column == 0 else "")
+        if grid[0, column].lines:
+            grid[0, column].legend(fontsize=8, frameon=False, loc="lower left")
+    grid[0, 0].set_ylim(0, 102)
     save(figure, path)
 
 

@@ -59,6 +59,13 @@ HEADS = {
     "RewardFunction": lambda: rewards.RewardFunction(digits),
     "RewardModel": lambda: rewards.RewardModel(classifier_folder()),
     "RubricJudgeHead": lambda: rewards.RubricJudgeHead(RuleJudge(reference_numbers)),
+    "Rubric": lambda: rewards.Rubric(
+        {
+            "number": rewards.WeightedCriterion(rewards.Matches("[0-9]"), 2.0, "form"),
+            "right": rewards.WeightedCriterion(rewards.Scored(rewards.GoldAnswer())),
+            "short": rewards.WeightedCriterion(rewards.Scored(rewards.Length(), 3), -1.0),
+        }
+    ),
     "SelfCertainty": rewards.SelfCertainty,
     "StepRubricJudgeHead": lambda: rewards.StepRubricJudgeHead(RuleJudge(reference_numbers)),
     "VoteBand": rewards.VoteBand,

@@ -18,7 +18,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rlif_lightning
-from benchmarks.collapse_summary import CURVES
+from benchmarks import study_rows
 from callbacks import __all__ as CALLBACKS
 from callbacks import sampler_gap
 from callbacks.guard_detectors import DETECTORS
@@ -45,6 +45,10 @@ PREFIXES = {entry.split("/")[0] for entry in LOGGED} - {"<stage>"} | set(STAGES)
 NAME = re.compile(rf"(?:{'|'.join(sorted(PREFIXES))})/(?:[\w@*]|\{{[\w,]*\}}|<\w+>|/)*")
 SETTINGS = {"sandbox": {"minimum": "rlimits", "workers": 1}}
 JUDGE = {"class_path": "RuleJudge", "init_args": {"rule": "test_metric_names.middling"}}
+CRITERIA = {"criteria": {
+    name: {"criterion": {"class_path": "Matches", "init_args": {"pattern": name}}}
+    for name in ("a", "b")
+}}  # fmt: skip
 HEADS = {
     "vote": "ClusterVote",  # first: CollapseGuard takes the first vote's answers
     "behaviour": {"class_path": "BehaviourVote", "init_args": SETTINGS},
@@ -54,7 +58,7 @@ HEADS = {
         "class_path": "JudgeHead",
         "init_args": {"judge": JUDGE, "template": "{completion}"},
     },
-    "rubric": {
+    "rubric_judge": {
         "class_path": "RubricJudgeHead",
         "init_args": {"judge": JUDGE},
     },
@@ -63,6 +67,7 @@ HEADS = {
         "init_args": {"judge": JUDGE},
     },
     "overlong": {"class_path": "OverlongPenalty", "init_args": {"limit": 6, "buffer": 3}},
+    "rubric": {"class_path": "Rubric", "init_args": {"weighting": "category", **CRITERIA}},
     **{
         name.lower(): name
         for name in (
@@ -83,8 +88,13 @@ def middling(request: Request) -> str:
     return "Score: 3"
 
 
+MONITORED = {"proxy": "format", "gold": "goldanswer"}
 LOOP = {name: {"start": 0.1, "points": [[2, 0.05]]} for name in ("weight", "fraction")}
-NEEDED = {"KLCovScheduler": LOOP, "LearningRateFactors": {"factors": [[1, 0.5]]}}
+NEEDED = {
+    "KLCovScheduler": LOOP,
+    "LearningRateFactors": {"factors": [[1, 0.5]]},
+    "OverclaimMonitor": MONITORED,
+}
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +133,10 @@ def everything(tmp_path_factory) -> Path:
     template = "--model.objective.teacher.template={feedback} {prompt}"
     taught = ["--model.objective=DistIL", template, "--model.rewards={gold: {head: GoldAnswer}}"]
     fit(folder / "distil", *taught, "--trainer.limit_val_batches=0")
+    head = {"class_path": "Rubric", "init_args": CRITERIA}
+    pow3r = "--model.rewards=" + json.dumps({"rubric": {"head": head}})
+    twice = ["--trainer.max_epochs=2", "--data.prompts_per_rollout=16"]
+    fit(folder / "pow3r", pow3r, *twice, "--trainer.limit_val_batches=0")
     cli.main(
         [
             "test",
@@ -197,7 +211,11 @@ def test_what_is_read_is_in_the_table(everything):
     read = {name for panel in [*panels, *FIXED] for name in series_of(panel)}
     read |= {name for name, _, _ in FIGURES} | {detector.metric for detector in DETECTORS.values()}
     read |= {name for names in SIGNALS.values() for name in names.values()}
-    read |= {sampler_gap.OWN, sampler_gap.ENGINE, *CURVES.values()}
+    read |= {
+        sampler_gap.OWN,
+        sampler_gap.ENGINE,
+        *(f"val/{name}" for name in study_rows.FIGURES.values()),
+    }
     assert not {name for name in read if entry_of(name) is None}
 
 
@@ -225,6 +243,7 @@ NOT_DRAWN = {
         "vote/undecided",
         "code/solved",
         "time/judge",
+        "criterion/<criterion>",
         "policy/entropy_picked",
         "answer/located",
         "answer/tokens",
@@ -235,9 +254,12 @@ NOT_DRAWN = {
     *(f"replay/{name}" for name in ("groups", "age", "ratio", "clip_fraction")),
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/engine_bounded"),
     "rollout/tokens_per_second",
+    *(f"rubric/{name}" for name in ("static", "strict", "saturated", "unreachable", "unjudged")),
+    *("rubric/factor_mean", "rubric/factor_std"),
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
     *(f"teacher/{name}" for name in ("coverage", "divergence", "tail")),
+    *("overclaim/share", "overclaim/proxy_slope", "overclaim/gold_slope"),
     *(
         f"<stage>/{name}"
         for name in (

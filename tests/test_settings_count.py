@@ -21,6 +21,7 @@ SYSTEMS = {
     "stare": {"STARE", "STAREController"},
     "distil": {"DistIL", "Teacher"},
     "exprl": {"RubricJudgeHead", "StepRubricJudgeHead", "StepDelta"},
+    "pow3r": {"Rubric", "WeightedCriterion", "OverclaimMonitor"},
 }
 MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.

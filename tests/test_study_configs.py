@@ -1,5 +1,5 @@
-"""The study's arms: each is built by the real parser, and each differs from the base in what its
-name says.
+"""The study's arms: each is built by the real parser from its own command line, and each is what
+its name says.
 """
 
 from __future__ import annotations
@@ -8,62 +8,30 @@ from pathlib import Path
 
 import pytest
 
-from callbacks import CollapseGuard, KLCovScheduler
+from benchmarks.collapse_study import Job
+from benchmarks.study_arms import ARMS, CONFIGS, RATES
+from callbacks import CollapseGuard, LearningRateFactors
 from harness.command_line import ON_CPU, build
 from harness.files import ROOT
-from rlif_lightning.learning.advantages import GDPO, GRPO
+from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import Clipped, KLCov
 from rlif_lightning.learning.optimizer import starting_rate
 from rlif_lightning.rewards import MeanLogprob, SelfCertainty
+from rlif_lightning.rewards.vote_band import VoteBand
 
-STUDY = ROOT / "configs" / "study"
-ARMS = sorted(path.stem for path in STUDY.glob("*.yaml") if path.stem != "base")
-REWARDS = {
+WEIGHTS = {
     "gold": {"gold": 1.0},
     "random": {"coin": 1.0},
     "certainty": {"certainty": 1.0},
-    "certainty_guard": {"certainty": 1.0},
     "vote": {"vote": 1.0},
-    "vote_guard": {"vote": 1.0},
-    "light_certainty": {"vote": 0.5, "certainty": 0.2},
-    "stable_vote": {"vote": 1.0},
+    "paper": {"vote": 0.5, "certainty": 0.5},
+    "preset": {"vote": 0.5, "certainty": 0.5},
 }
-OBJECTIVES = {
-    "no_kl_cov": (Clipped, 0.0),
-    "reference_kl": (Clipped, 0.005),
-    "light_certainty": (KLCov, 0.1),
-    "anchored": (KLCov, 0.3),
-    "stable": (KLCov, 0.03),
-    "stable_cosine": (KLCov, 0.03),
-    "stable_no_guard": (KLCov, 0.03),
-    "stable_no_kl_cov": (Clipped, 0.03),
-    "stable_self_certainty": (KLCov, 0.03),
-    "stable_vote": (KLCov, 0.03),
-}
-BY_LOGPROB = {
-    "anchored",
-    "logprob",
-    "logprob_guard",
-    "stable",
-    "stable_cosine",
-    "stable_no_anchor",
-    "stable_no_guard",
-    "stable_no_kl_cov",
-}
-ACTIONS = {
-    **dict.fromkeys(["guard", "logprob_guard", "certainty_guard"], "rollback"),
-    **dict.fromkeys(
-        [
-            "stable",
-            "stable_no_anchor",
-            "stable_no_kl_cov",
-            "stable_self_certainty",
-            "stable_vote",
-            "vote_guard",
-        ],
-        "adjust",
-    ),
-}
+CLIPPED = {"paper-hot-no_kl_cov", "paper-hot-one_update"}
+SCALES = {"guard": {"learning_rate": 0.5}, "guard_vote": {"rewards.vote.weight": 0.5}}
+BANDS = {"band": ((0.3, 0.9), "any"), "majority": ((0, 1), "half")}
+# Others differ in nothing but the rate, or the number of problems.
+BUILT = [arm for arm in ARMS if "-hot" in arm and not arm.endswith(("-32", "-128"))]
 
 
 @pytest.fixture(autouse=True)
@@ -71,52 +39,66 @@ def _in_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_an_arm_differs_in_what_its_name_says(arm, tmp_path: Path):
-    run = build(
-        [
-            f"--config={STUDY}/base.yaml",
-            f"--config={STUDY}/{arm}.yaml",
-            f"--trainer.default_root_dir={tmp_path}",
-            *ON_CPU,
-        ]
-    )
-    model = run.model
-    weights = {
-        name: pytest.approx(value)
-        for name, value in zip(model.rewards.names, model.rewards.weights.tolist(), strict=True)
-    }
-    assert weights == REWARDS.get(arm, {"vote": 0.5, "certainty": 0.5})
-    kind, kl = OBJECTIVES.get(arm, (KLCov, 0.0))
-    assert type(model.objective) is kind
-    assert model.objective.reference_kl.weight == kl
-    assert type(model.advantage) is (GRPO if arm == "summed" else GDPO)
-    guards = [callback for callback in run.trainer.callbacks if isinstance(callback, CollapseGuard)]
-    assert [guard.action for guard in guards] == [ACTIONS.get(arm, "warn")]
-    assert any(isinstance(callback, KLCovScheduler) for callback in run.trainer.callbacks) == (
-        arm == "closed_loop"
-    )
-    schedule = "cosine" if arm == "stable_cosine" else "constant"
-    assert (starting_rate(model.make_optimizer), model.schedule.name) == (5e-4, schedule)
-    assert run.datamodule.prompts_per_rollout == 16
-    certainty = model.rewards.settings.get("certainty")
-    if certainty is not None:
-        assert isinstance(
-            model.rewards.heads["certainty"], MeanLogprob if arm in BY_LOGPROB else SelfCertainty
-        )
-        assert (certainty.length == "neutral") == (arm == "length_neutral")
-        assert (certainty.gate is not None) == (arm == "no_unanimous")
-        assert (certainty.spread_floor > 0) == (arm == "spread_floor")
+def built(arm: str, tmp_path: Path, factors=()):
+    """The arm as its command builds it: without Python, the module and the subcommand."""
+    command = Job(arm, 40, 300, tmp_path, tmp_path).command([list(each) for each in factors])
+    settings = [word for word in command[4:] if not word.startswith("--ckpt_path")]
+    return build([*settings, *ON_CPU])
 
 
-def test_the_preset_is_the_arm():
+def check_objective(arm: str, objective):
+    assert type(objective) is (Clipped if arm in CLIPPED else KLCov)
+    assert objective.reference_kl.weight == (0.03 if arm.startswith("preset") else 0)
+    if isinstance(objective, KLCov):
+        cell = arm.split("-w")[1].split("-f") if "-w" in arm else ("0.05", "0.02")
+        assert (objective.weight, objective.fraction) == (float(cell[0]), float(cell[1]))
+
+
+@pytest.mark.parametrize("arm", BUILT)
+def test_an_arm_is_what_its_name_says(arm, tmp_path):
+    recipe, _, control = (*arm.split("-", 2), "")[:3]
+    factors = ARMS[arm].factors or ([(9, 0.5)] if ARMS[arm].yoked_to else ())
+    run = built(arm, tmp_path, factors)
+    model, callbacks = run.model, run.trainer.callbacks
+    weights = zip(model.rewards.names, model.rewards.weights.tolist(), strict=True)
+    band = {"band": 1.0} if control in BANDS else {}
+    assert dict(weights) == WEIGHTS[recipe] | band
+    check_objective(arm, model.objective)
+    assert type(model.advantage) is GDPO
+    (guard,) = [each for each in callbacks if isinstance(each, CollapseGuard)]
+    assert guard.action == ("adjust" if control in SCALES else "warn")
+    assert guard.scale == SCALES.get(control, {"learning_rate": 0.5})
+    steps = [each.steps for each in callbacks if isinstance(each, LearningRateFactors)]
+    assert bool(steps) == (control in ("yoked", "halved"))
+    assert (starting_rate(model.make_optimizer), model.schedule.name) == (5e-4, "constant")
+    updates = model.plan.updates_per_rollout
+    assert updates == ARMS[arm].updates == (1 if control == "one_update" else 4)
+    assert run.trainer.max_steps == 300 * updates
+    assert run.datamodule.source.sizes["train"] == (512 if control == "512" else 4800)
+    if "certainty" in model.rewards.names:
+        head = model.rewards.heads["certainty"]
+        assert isinstance(head, MeanLogprob if recipe == "preset" else SelfCertainty)
+    if control in BANDS:
+        head = model.rewards.heads["band"]
+        assert isinstance(head, VoteBand)
+        assert (tuple(head.share), head.majority) == BANDS[control]
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_rate_is_its_name_s(rate, tmp_path):
+    model = built(f"vote-{rate}", tmp_path).model
+    assert starting_rate(model.make_optimizer) == pytest.approx(RATES[rate])
+    assert RATES[rate] * 2 ** list(RATES).index(rate) == 5e-4
+
+
+def test_the_preset_is_the_arm(tmp_path):
     """On a base without a guard, as the quickstart: beside the study's own, the preset's would be a
     second one.
     """
     no_guard = "--trainer.callbacks=[EntropyMonitor]"
-    arm = build([f"--config={STUDY}/base.yaml", f"--config={STUDY}/stable.yaml", *ON_CPU])
+    arm = built("preset-hot-guard", tmp_path)
     preset = build(
-        [f"--config={STUDY}/base.yaml", no_guard, f"--config={ROOT}/configs/stable.yaml", *ON_CPU]
+        [f"--config={CONFIGS}/base.yaml", no_guard, f"--config={ROOT}/configs/stable.yaml", *ON_CPU]
     )
     assert preset.model.objective == arm.model.objective
     assert preset.model.advantage == arm.model.advantage
@@ -137,8 +119,8 @@ def test_the_preset_is_the_arm():
     ] * 2
 
 
-def test_an_arm_is_one_setting():
-    for arm in ARMS:
-        lines = (STUDY / f"{arm}.yaml").read_text().splitlines()
-        assert lines[0].startswith("# "), arm
-        assert len(lines) <= 7, arm
+def test_an_overlay_is_one_change():
+    for path in CONFIGS.glob("*.yaml"):
+        lines = path.read_text().splitlines()
+        assert lines[0].startswith("# "), path
+        assert len(lines) <= 9 or path.stem == "base", path

@@ -16,8 +16,9 @@ from rlif_lightning.metric_names.watching import WATCHING
 PLACEHOLDERS = {
     "stage": r"(?:val|test)(?:_low|_high)?",
     "head": r"[^\W\d]\w*",
+    "criterion": r"[^\W\d]\w*",
     "k": r"[1-9]\d*",
-    "figure": r"(?:code|judge|rollout|time|vote)/\w+",
+    "figure": r"(?:code|criterion|judge|rollout|rubric|time|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
 LOGGED = {**TRAINING, **WATCHING}

@@ -9,6 +9,7 @@ _JUDGES = "rlif_lightning/judges/asking.py"
 _VOTES = "rlif_lightning/rewards/voting.py"
 _MAJORITIES = "callbacks/majorities.py"
 _ANSWER_TOKENS = "rlif_lightning/learning/answer_tokens.py"
+_RUBRIC = "rlif_lightning/rewards/rubric.py"
 _UPDATES = "rlif_lightning/learning/update_metrics.py"
 _DYNAMIC = "rlif_lightning/learning/dynamic_sampling.py"
 _OLD = "rlif_lightning/learning/old_logprobs.py"
@@ -21,6 +22,7 @@ _STD = "standard deviation, ddof 1"
 _ALL_COMPLETIONS = "mean over the completions of all ranks"
 _ALL_QUESTIONS = "mean over the questions of all ranks"
 _ALL_GROUPS = "mean over the groups of all ranks"
+_JUDGED_GROUPS = "mean over groups and criteria with a verdict, all ranks"
 _ALL_TOKENS = "mean over the rollout's tokens of all ranks; NaN without any"
 _TRAINED = "mean over the rollout's own tokens trained on in all its updates, all ranks"
 _TAUGHT = "mean over the taught tokens of all updates, all ranks; NaN without any"
@@ -155,6 +157,36 @@ TRAINING = {
         "Completions whose code passes all tests of its problem (CodeTests).",
         _ALL_COMPLETIONS,
         "rlif_lightning/rewards/code.py",
+    ),
+    "rubric/static": Logged(
+        "score",
+        "Score of a rubric with its criteria's own weights, whatever it is trained with (Rubric).",
+        f"mean over {_SCORED}",
+        _RUBRIC,
+    ),
+    "rubric/strict": Logged(
+        "share", "Completions for which every required criterion holds.", _ALL_COMPLETIONS, _RUBRIC
+    ),
+    "rubric/saturated": Logged(
+        "share", "Criteria that hold for a whole group.", _JUDGED_GROUPS, _RUBRIC
+    ),
+    "rubric/unreachable": Logged(
+        "share", "Criteria that hold for nothing of a group.", _JUDGED_GROUPS, _RUBRIC
+    ),
+    "rubric/unjudged": Logged(
+        "share", "Verdicts that are missing.", "mean over completions and criteria", _RUBRIC
+    ),
+    "rubric/factor_mean": Logged(
+        "factor", "POW3R's factors in force.", "mean over groups and criteria, all ranks", _RUBRIC
+    ),
+    "rubric/factor_std": Logged(
+        "factor", "Their standard deviation, ddof 0.", "groups and criteria, all ranks", _RUBRIC
+    ),
+    "criterion/<criterion>": Logged(
+        "share",
+        "Completions for which a criterion of a rubric holds.",
+        "mean over the verdicts of all ranks; NaN without any",
+        _RUBRIC,
     ),
     "rollout/length": Logged(
         "tokens",

@@ -7,6 +7,8 @@ from rlif_lightning.metric_names.entries import SAME, SYMPTOMS, Logged
 _EVAL = "rlif_lightning/evaluation/evaluator.py"
 _GUARD = "callbacks/collapse_guard.py"
 _MONITOR = "callbacks/entropy_monitor.py"
+_OVERCLAIM = "callbacks/overclaim_monitor.py"
+_TREND = "least squares over the last 20 rollouts, the same on all ranks"
 _SCHEDULER = "callbacks/kl_cov_scheduler.py"
 _STARE = "callbacks/stare_controller.py"
 _STOPPING = "callbacks/label_free_stopping.py"
@@ -69,6 +71,18 @@ WATCHING = {
     "stare/gate": Logged("0 or 1", "Whether STARE's weights apply.", SAME, _STARE),
     "stare/positive_weight": Logged("weight", "STARE's weight where A > 0.", SAME, _STARE),
     "stare/negative_weight": Logged("weight", "STARE's weight where A < 0.", SAME, _STARE),
+    "overclaim/share": Logged(
+        "share",
+        "Completions to which the proxy says yes and gold says no (OverclaimMonitor).",
+        "mean over the completions of all ranks with both scores; NaN without any",
+        _OVERCLAIM,
+    ),
+    "overclaim/proxy_slope": Logged(
+        "score per rollout", "Trend of the proxy's mean score.", _TREND, _OVERCLAIM
+    ),
+    "overclaim/gold_slope": Logged(
+        "score per rollout", "Trend of the gold reward's mean score.", _TREND, _OVERCLAIM
+    ),
     "stopping/stopped": Logged(
         "0 or 1", "Whether LabelFreeStopping has ended the run.", SAME, _STOPPING
     ),

@@ -5,6 +5,14 @@ from rlif_lightning.rewards.code import BehaviourVote, CodeTests
 from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
 from rlif_lightning.rewards.function import RewardFunction
 from rlif_lightning.rewards.gate import Gate
+from rlif_lightning.rewards.criteria import (
+    Calls,
+    Contains,
+    Criterion,
+    Matches,
+    NumberWithin,
+    Scored,
+)
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
 from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
@@ -12,21 +20,27 @@ from rlif_lightning.rewards.offline_vote import OfflineVote
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
 from rlif_lightning.rewards.reward_model import RewardModel
 from rlif_lightning.rewards.vote_band import VoteBand
+from rlif_lightning.rewards.rubric import Rubric, WeightedCriterion
 from rlif_lightning.rewards.voting import ClusterVote
 
 __all__ = [
     "BehaviourVote",
+    "Calls",
     "ClusterVote",
     "CodeTests",
+    "Contains",
+    "Criterion",
     "DropTruncated",
     "Format",
     "Gate",
     "GoldAnswer",
     "JudgeHead",
     "Length",
+    "Matches",
     "MeanLogprob",
     "NegativeEntropy",
     "OfflineVote",
+    "NumberWithin",
     "OverlongPenalty",
     "Random",
     "RewardFunction",
@@ -37,5 +51,9 @@ __all__ = [
     "SelfCertainty",
     "StepRubricJudgeHead",
     "VoteBand",
+    "Rubric",
+    "Scored",
+    "SelfCertainty",
+    "WeightedCriterion",
     "WeightedReward",
 ]

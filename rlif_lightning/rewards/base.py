@@ -64,6 +64,9 @@ class RewardHead(Described, nn.Module, ABC):
     def start(self, rollout: Rollout) -> None:
         """Start what may run while other heads score; ``forward`` follows."""
 
+    def check_visits(self, most: float) -> None:
+        """Refuse a run of at most so many visits of a problem, as :meth:`check` refuses data."""
+
     def use_table(self, table: PromptTable, name: str) -> None:
         """Ask the run's table for columns of this head, whose name in ``rewards`` is given."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,10 +110,28 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     if module.replay_buffer is not None:
         prompts = None if data is None else data.prompts_per_rollout
         module.replay_buffer.settings.check(module.objective, prompts)
+    most = _most_visits(module, data)
+    for reward in module.rewards.settings.values():
+        reward.head.check_visits(most)
     train = None if data is None else data.split("train")
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_rollout)
         module.rewards.check(train, module.group_size)
+
+
+def _most_visits(module: Any, data: PromptData | None) -> float:
+    """Return how often the run visits a problem at most, but for further draws; inf = no limit."""
+    trainer = module.trainer
+    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    train = None if data is None else data.split("train")
+    if data is None or train is None or trainer.fast_dev_run:
+        return math.inf if trainer.fast_dev_run else epochs
+    whole = len(train) // data.prompts_per_rollout  # rollouts in which each problem has its visit
+    limit = trainer.limit_train_batches
+    epoch = int(whole * limit) if isinstance(limit, float) else min(whole, limit)
+    steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    rollouts = min(epochs * epoch, steps / module.plan.num_updates)
+    return math.ceil(rollouts / whole) if whole and math.isfinite(rollouts) else math.inf
 
 
 def _check_scores(rewards: dict[str, WeightedReward]) -> None:

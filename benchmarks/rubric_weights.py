@@ -1,0 +1,183 @@
+"""How soon each weighting of a rubric reaches the static one's plateau, and what gold answers say.
+
+    python -m benchmarks.rubric_weights --tune     # one seed, for the settings that all arms share
+    python -m benchmarks.rubric_weights            # the judging seeds
+
+The rubric is that of ``configs/related/pow3r.yaml``: eight criteria by rule on the quickstart's
+sums, of which some hold always and two never. Gold answers are measured and reward nothing. Every
+arm has the same settings but its weighting. Scores of all arms are compared by one measure, the
+static score: the weighted share of criteria that hold, from the logged rate of each. Runs have one
+thread and go one after the other in this process. A run that is finished is not made again.
+Results go to ``docs/results/rubric_weights.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.results import FOLDER, write_results
+from rlif_lightning.running.events import read_events
+from rlif_lightning.running.metrics_csv import read_logged
+
+ROOT = Path(__file__).resolve().parent.parent
+EPOCHS = 6  # of ten rollouts
+LATE, SMOOTH = 10, 5  # rollouts: of the plateau, and of the mean that has to reach it
+REACHED = 0.95  # of the way from the static arm's first rollouts to its plateau
+TUNING_SEEDS, JUDGING_SEEDS = (100,), (0, 1, 2, 3, 4, 5)
+POINTS = {
+    "answered": 2, "in_range": 1, "short": 2, "steps": 3, "at_once": 2, "checked": 2,
+    "larger_first": 3, "explained": 3,
+}  # fmt: skip
+COMMON = [
+    "--config=configs/quickstart.yaml",
+    "--config=configs/related/pow3r.yaml",
+    "--model.optimizer.lr=2e-4",
+    f"--trainer.max_epochs={EPOCHS}",
+    f"--trainer.check_val_every_n_epoch={EPOCHS}",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.enable_checkpointing=false",
+    "--compare=false",
+]
+HEAD = "--model.rewards.rubric.head.init_args"
+ARMS = {
+    "static": [f"{HEAD}.weighting=static"],
+    "category": [f"{HEAD}.weighting=category"],
+    "pow3r": [],
+    "diva": [f"{HEAD}.weighting=diva"],
+    "dropout": [f"{HEAD}.weighting=static", f"{HEAD}.dropout=0.5"],
+}
+
+
+def run(arm: str, seed: int, folder: Path) -> list[dict[str, float]]:
+    """Make one run unless it is finished; return what each of its rollouts logged."""
+    from rlif_lightning import cli
+
+    arguments = [*COMMON, *ARMS[arm], f"--seed_everything={seed}"]
+    arguments += [f"--trainer.default_root_dir={folder}"]
+    finished = folder / "finished.json"
+    if not finished.is_file() or json.loads(finished.read_text())["arguments"] != arguments:
+        folder.mkdir(parents=True, exist_ok=True)
+        for version in folder.glob("version_*"):
+            version.rename(folder / f"cut_off_{version.stat().st_mtime_ns}")
+        started = time.process_time()
+        with (folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
+            cli.main(["fit", *arguments])
+        seconds = time.process_time() - started
+        rows = measured(next(folder.glob("version_*")))
+        finished.write_text(json.dumps({"arguments": arguments, "rows": rows}))
+        print(f"{arm} seed {seed}: {seconds:.0f} s, {rows[-1]}", flush=True)
+    return json.loads(finished.read_text())["rows"]
+
+
+def measured(version: Path) -> list[dict[str, float]]:
+    """Return the figures of each rollout; the last one has those of the evaluation too."""
+    rows = [
+        {name: float(row[name]) for name in ("reward/gold/mean", "overclaim/share")}
+        | {name: float(row[f"criterion/{name}"]) for name in POINTS}
+        for row in read_logged(version / "metrics.csv").rows
+        if "reward/gold/mean" in row
+    ]
+    if len(rows) != 10 * EPOCHS:
+        raise ValueError(f"{version} has {len(rows)} rollouts, not {10 * EPOCHS}; remove it")
+    last = json.loads((version / "evaluation.json").read_text())[-1]["figures"]
+    rows[-1] |= {name: last[name]["value"] for name in ("accuracy", "greedy_accuracy")}
+    alarms = [event["rollout"] for event in read_events(version) if event["kind"] == "alarm"]
+    rows[-1]["alarm"] = min(alarms, default=0)
+    return rows
+
+
+def static_scores(rows: Sequence[Mapping[str, float]]) -> list[float]:
+    """Return each rollout's mean score under the criteria's own weights, in one category."""
+    total = sum(POINTS.values())
+    return [sum(POINTS[name] * row[name] for name in POINTS) / total for row in rows]
+
+
+def rollouts_to(level: float, scores: Sequence[float]) -> int:
+    """Return the first rollout, from 1, up to which the mean of ``SMOOTH`` reaches a level.
+
+    One more than there are rollouts if none does.
+    """
+    means = [statistics.fmean(scores[n - SMOOTH : n]) for n in range(SMOOTH, len(scores) + 1)]
+    return next((n for n, mean in enumerate(means, SMOOTH) if mean >= level), len(scores) + 1)
+
+
+def plateau_level(scores: Sequence[float]) -> float:
+    """Return the level that counts as the static arm's plateau, of its own scores."""
+    start, end = statistics.fmean(scores[:SMOOTH]), statistics.fmean(scores[-LATE:])
+    return start + REACHED * (end - start)
+
+
+def figures_of(rows: Sequence[Mapping[str, float]], level: float) -> dict[str, float]:
+    """Return a run's figures; the plateau is the static arm's of the same seed."""
+    late = rows[-LATE:]
+    return {
+        "rollouts to plateau": rollouts_to(level, static_scores(rows)),
+        "static score": statistics.fmean(static_scores(late)),
+        "larger first": statistics.fmean(row["larger_first"] for row in late),
+        "short": statistics.fmean(row["short"] for row in late),
+        "gold": statistics.fmean(row["reward/gold/mean"] for row in late),
+        "gold at first": statistics.fmean(row["reward/gold/mean"] for row in rows[:SMOOTH]),
+        "overclaim": statistics.fmean(row["overclaim/share"] for row in late),
+        "greedy accuracy": rows[-1]["greedy_accuracy"],
+        "alarm": rows[-1]["alarm"],
+    }
+
+
+def shown(values: Sequence[float]) -> str:
+    """Return a mean, with the standard deviation in brackets where there are several values."""
+    spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
+
+
+def table(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, str]]:
+    """Return a row for each arm; makes the runs that are missing, seed by seed."""
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    for seed in seeds:
+        runs = {arm: run(arm, seed, out / f"{arm}_{seed}") for arm in ARMS}
+        level = plateau_level(static_scores(runs["static"]))
+        for arm, rows in runs.items():
+            found[arm].append(figures_of(rows, level))
+    rows = {}
+    for arm, figures in found.items():
+        rows[arm] = {name: shown([each[name] for each in figures]) for name in figures[0]}
+        reached = [round(each["rollouts to plateau"]) for each in figures]
+        rows[arm]["each seed's rollouts"] = " ".join(map(str, reached))
+        for name in ("gold", "short"):
+            rows[arm][f"each seed's {name}"] = " ".join(f"{each[name]:.3f}" for each in figures)
+        rows[arm]["each seed's alarm"] = " ".join(f"{each['alarm']:.0f}" for each in figures)
+    return rows
+
+
+def main() -> None:
+    """Make the runs that are missing and write the result file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tune", action="store_true", help="the tuning seed; prints its rows")
+    parser.add_argument("--out", type=Path, default=Path("runs/rubric_weights"))
+    parser.add_argument("--results", type=Path, default=FOLDER, help="(default: docs/results)")
+    given = parser.parse_args()
+    os.chdir(ROOT)
+    if given.tune:
+        for arm, row in table(given.out.resolve(), TUNING_SEEDS).items():
+            print(arm, row)
+        return
+    rows = table(given.out.resolve(), JUDGING_SEEDS)
+    conditions = f"CPU, one thread; {10 * EPOCHS} rollouts, figures of the last {LATE}"
+    notes = {
+        "command": "python -m benchmarks.rubric_weights",
+        "conditions": f"{conditions}; mean (sd) over seeds {', '.join(map(str, JUDGING_SEEDS))}",
+    }
+    write_results(given.results / "rubric_weights.csv", notes, rows, key="arm")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The collapse study's arms, and the order in which they are run.
+
+An arm is ``configs/study/base.yaml``, overlays beside it, a learning rate and a few settings. Its
+name is ``<recipe>-<rate>[-<control>]``. Rates: ``hot`` 5e-4, ``half`` 2.5e-4, ``quarter`` 1.25e-4,
+``eighth`` 6.25e-5. ``PLAN`` holds what carries the claim first: a budget that ends early leaves
+every arm of a block with the same seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "study"
+HOT = 5e-4
+RATES = {"hot": HOT, "half": HOT / 2, "quarter": HOT / 4, "eighth": HOT / 8}
+UPDATES = 4  # optimiser steps of a rollout, but in arms that say otherwise
+TUNING = (0, 1, 2, 3, 4, 5, 31, 32)  # seeds on which preset, guard and rates were chosen
+JUDGING = (40, 41, 42, 43, 44, 45)  # seeds that no choice has seen
+FEW = JUDGING[:3]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of the study.
+
+    Attributes:
+        overlays: files of ``configs/study/`` after ``base.yaml``, without their suffix.
+        rate: learning rate of the first rollout.
+        settings: further command-line settings.
+        factors: [rollout, factor] steps of the learning rate.
+        yoked_to: arm whose learning rates, of another seed, are replayed.
+        updates: optimiser steps of a rollout.
+    """
+
+    overlays: tuple[str, ...]
+    rate: float = HOT
+    settings: tuple[str, ...] = ()
+    factors: tuple[tuple[int, float], ...] = ()
+    yoked_to: str | None = None
+    updates: int = UPDATES
+
+    @property
+    def digest(self) -> str:
+        """Return eight digits that change with anything that the arm's runs depend on."""
+        texts = [(CONFIGS / f"{name}.yaml").read_text() for name in ("base", *self.overlays)]
+        texts += [repr(self.rate), *self.settings, repr(self.factors), repr(self.yoked_to)]
+        return hashlib.sha256(json.dumps([*texts, self.updates]).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Arms that are run together, on the same seeds and for as many rollouts."""
+
+    name: str
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rollouts: int
+
+    def runs(self) -> Iterator[tuple[str, int, int]]:
+        """Yield arm, seed and rollouts, seed by seed."""
+        for seed in self.seeds:
+            for arm in self.arms:
+                yield arm, seed, self.rollouts
+
+
+def kl_cov(weight: float, fraction: float) -> tuple[str, ...]:
+    """Return the settings of a KL-Cov objective."""
+    objective = "--model.objective.init_args"
+    return (f"{objective}.weight={weight}", f"{objective}.fraction={fraction}")
+
+
+def made_arms() -> dict[str, Arm]:
+    """Return every arm by its name."""
+    recipes = ("gold", "vote", "paper", "preset")
+    arms = {f"{r}-{name}": Arm((r,), rate) for r in recipes for name, rate in RATES.items()}
+    for name in ("random", "certainty"):
+        arms |= {f"{name}-{rate}": Arm((name,), RATES[rate]) for rate in ("hot", "quarter")}
+    guarded = [f"{recipe}-{rate}" for recipe in recipes for rate in ("hot", "quarter")]
+    arms |= {
+        f"{name}-guard": Arm((*arms[name].overlays, "guard"), arms[name].rate) for name in guarded
+    }
+    arms["preset-hot-yoked"] = Arm(("preset",), yoked_to="preset-hot-guard")
+    arms["preset-hot-halved"] = Arm(("preset",), factors=((12, 0.5), (20, 0.25)))
+    arms["preset-hot-guard_vote"] = Arm(("preset", "guard_vote"))
+    arms["paper-hot-no_kl_cov"] = Arm(("paper",), settings=("--model.objective=Clipped",))
+    for weight, fraction in GRID:
+        name, settings = f"paper-hot-w{weight}-f{fraction}", kl_cov(weight, fraction)
+        arms[name] = Arm(("paper",), settings=settings)
+    arms |= {f"vote-hot-{name}": Arm((name,)) for name in ("band", "majority")}
+    for factor in ANSWERS:
+        settings = (f"--model.answer_tokens.factor={factor}",)
+        arms[f"vote-hot-answer{factor}"] = Arm(("vote",), settings=settings)
+    one = ("--model.update.updates_per_rollout=1",)
+    arms["paper-hot-one_update"] = Arm(
+        ("paper",), settings=(*one, "--model.objective=Clipped"), updates=1
+    )
+    for recipe in ("vote", "certainty", "paper"):
+        for size in SIZES:
+            settings = (f"--data.source.init_args.size={size}",)
+            arms[f"{recipe}-hot-{size}"] = Arm((recipe,), settings=settings)
+    return arms
+
+
+GRID = ((0.05, 0.2), (1, 0.02), (1, 0.2), (10, 0.02), (10, 0.2))  # 0.05, 0.02 is paper-hot
+SIZES = (32, 128, 512)  # distinct problems; the other arms have 4,800
+ANSWERS = (0, 0.25, 0.5, 0.75)  # share of the policy gradient that an answer's tokens get
+ARMS = made_arms()
+CORE = ("vote-hot", "vote-quarter", "preset-hot-guard", "preset-quarter")
+CLAIMS = (
+    *CORE,
+    "gold-quarter",
+    "preset-hot",
+    "paper-hot",
+    "gold-hot",
+    "paper-quarter",
+    "preset-quarter-guard",
+)
+CONTROLS = (
+    "preset-hot-yoked",
+    "preset-hot-halved",
+    "vote-hot-guard",
+    "gold-hot-guard",
+    "preset-hot-guard_vote",
+    "vote-half",
+    "preset-half",
+    "vote-eighth",
+    "preset-eighth",
+    "random-hot",
+    "random-quarter",
+    "paper-hot-guard",
+)
+LONG = ("vote-quarter", "preset-quarter", "preset-hot-guard", "gold-quarter")
+KL_COV = (
+    "paper-hot-no_kl_cov",
+    "paper-hot-one_update",
+    *(f"paper-hot-w{weight}-f{fraction}" for weight, fraction in GRID),
+)
+PROBLEMS = tuple(f"{r}-hot-{size}" for r in ("vote", "certainty", "paper") for size in SIZES)
+OTHERS = ("vote-hot-band", "vote-hot-majority", *(f"vote-hot-answer{f}" for f in ANSWERS))
+PLAN = (
+    Block("core", CORE, JUDGING, 300),
+    Block("claims", CLAIMS, JUDGING, 300),
+    Block("controls", CONTROLS, JUDGING, 300),
+    Block("long", LONG, JUDGING, 1200),
+    Block("KL-Cov", KL_COV, FEW, 300),
+    Block("distinct problems", ("certainty-hot", *PROBLEMS), FEW, 300),
+    Block("groups and tokens left out", OTHERS, FEW, 300),
+    Block("tuning seeds", CLAIMS, TUNING, 300),
+)

@@ -1,0 +1,156 @@
+"""The rules by which a prediction of the collapse study is judged. Pure functions.
+
+- ``Falls``: the count of seeds that end below three quarters of their peak. It held if the count is
+  in the predicted range, and failed otherwise.
+- ``Gap``: the mean difference of two arms over seeds, in points. It held if the whole 95 % interval
+  over seeds is in the predicted range, failed if the whole interval is outside, and is undecided
+  otherwise.
+- ``Alarms``: the count of seeds with an alarm, or with an alarm before the loss.
+- ``Spread``: the standard deviation of the peak over seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import Literal
+
+from benchmarks.study_arms import JUDGING
+from benchmarks.study_figures import at_summed_rate, end, first_loss, has_fallen, interval, peak
+from benchmarks.study_figures import spread as spread_of
+from benchmarks.study_rows import Run
+
+Runs = Mapping[tuple[str, int], Run]  # (arm, seed) -> run
+Verdict = tuple[str, str]  # the number, and held | failed | undecided
+HELD: dict[bool, str] = {True: "held", False: "failed"}
+
+
+@dataclass(frozen=True)
+class Falls:
+    """So many seeds of an arm fall."""
+
+    arm: str
+    least: int
+    most: int
+    rollouts: int = 300
+    seeds: tuple[int, ...] = JUDGING
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (self.arm,)
+
+    def judge(self, runs: Runs) -> Verdict:
+        """Count the seeds that fell."""
+        own = [runs[self.arm, seed] for seed in self.seeds]
+        count = sum(has_fallen(run, self.rollouts) for run in own)
+        return f"{count} of {len(own)} fell", HELD[self.least <= count <= self.most]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One arm's accuracy minus another's lies in a range of points.
+
+    It is taken at the end of so many rollouts, or at a summed learning rate.
+    """
+
+    arm: str
+    other: str
+    low: float
+    high: float
+    rollouts: int = 300
+    summed: float | None = None
+    seeds: tuple[int, ...] = JUDGING
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (self.arm, self.other)
+
+    def judge(self, runs: Runs) -> Verdict:
+        """Take the difference of each seed, and the interval of its mean."""
+
+        def value(arm: str, seed: int) -> float:
+            run = runs[arm, seed]
+            if self.summed is None:
+                return 100 * end(run, self.rollouts)
+            return 100 * at_summed_rate(run, self.summed)
+
+        gaps = [value(self.arm, seed) - value(self.other, seed) for seed in self.seeds]
+        if any(map(math.isnan, gaps)):
+            return "a run ended before that sum", "undecided"
+        low, high = interval(gaps)
+        number = f"{mean(gaps):+.1f} ({low:+.1f} to {high:+.1f})"
+        if self.low <= low and high <= self.high:
+            return number, "held"
+        return number, "failed" if high < self.low or low > self.high else "undecided"
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """At least so many seeds of an arm raise an alarm; or raise one before they lose a quarter."""
+
+    arm: str
+    least: int
+    kind: Literal["any", "before loss"]
+    rollouts: int = 300
+    seeds: tuple[int, ...] = JUDGING
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (self.arm,)
+
+    def judge(self, runs: Runs) -> Verdict:
+        """Count the seeds with such an alarm."""
+        own = [runs[self.arm, seed] for seed in self.seeds]
+        firsts = [float(run.facts["first alarm"] or math.inf) for run in own]
+        if self.kind == "any":
+            count, of = sum(first <= self.rollouts for first in firsts), len(own)
+            return f"{count} of {of} raised an alarm", HELD[count >= self.least]
+        losses = [first_loss(run, self.rollouts) for run in own]
+        pairs = [(f, at) for f, at in zip(firsts, losses, strict=True) if at is not None]
+        count = sum(first < at for first, at in pairs)
+        leads = ", ".join(f"{at - first:+.0f}" for first, at in pairs if first < at)
+        number = f"{count} of {len(pairs)} losses had one before; lead {leads or '-'}"
+        return number, HELD[count >= min(self.least, len(pairs))]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The standard deviation of an arm's peak over seeds is at least so many points."""
+
+    arm: str
+    least: float
+    rollouts: int = 300
+    seeds: tuple[int, ...] = JUDGING
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (self.arm,)
+
+    def judge(self, runs: Runs) -> Verdict:
+        """Measure the peaks."""
+        value = spread_of([100 * peak(runs[self.arm, seed], self.rollouts) for seed in self.seeds])
+        return f"{value:.1f} points", HELD[value >= self.least]
+
+
+Rule = Falls | Gap | Alarms | Spread
+
+
+def rule_text(rule: Rule) -> str:
+    """Return what would have to be seen, in words."""
+    if isinstance(rule, Falls):
+        where = f" in {rule.rollouts} rollouts" if rule.rollouts != 300 else ""
+        return f"{rule.arm}: {rule.least} to {rule.most} of {len(rule.seeds)} seeds fall{where}"
+    if isinstance(rule, Gap):
+        low, high = (
+            f"{each:+.0f}" if math.isfinite(each) else "" for each in (rule.low, rule.high)
+        )
+        bounds = (
+            f"in {low} to {high}" if low and high else f"above {low}" if low else f"below {high}"
+        )
+        where = f" at summed rate {rule.summed:g}" if rule.summed else ""
+        return f"{rule.arm} minus {rule.other}: {bounds} points{where}"
+    if isinstance(rule, Alarms):
+        return f"{rule.arm}: {rule.least} of {len(rule.seeds)} seeds ({rule.kind})"
+    return f"{rule.arm}: the peak's standard deviation is at least {rule.least:g} points"
