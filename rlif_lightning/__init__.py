@@ -57,8 +57,6 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.base import RewardHead, WeightedReward
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
-    from rlif_lightning.rewards.function import RewardFunction
-    from rlif_lightning.rewards.gate import Gate
     from rlif_lightning.rewards.criteria import (
         Calls,
         Contains,
@@ -67,14 +65,16 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         NumberWithin,
         Scored,
     )
+    from rlif_lightning.rewards.function import RewardFunction
+    from rlif_lightning.rewards.gate import Gate
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
     from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
     from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.reward_model import RewardModel
-    from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.rubric import Rubric, WeightedCriterion
+    from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
     from rlif_lightning.rollout.native import NativeEngine
