@@ -28,17 +28,20 @@ class RunHeader(Callback):
         self._print(trainer, pl_module)
 
     def _print(self, trainer: Trainer, module: Any) -> None:
-        if not self.is_printed and trainer.is_global_zero:
-            print("\n".join(header_lines(trainer, module)), flush=True)
+        if not self.is_printed:
+            folder = trainer.log_dir  # a collective
+            if trainer.is_global_zero:
+                print("\n".join(header_lines(trainer, module, folder)), flush=True)
         self.is_printed = True
 
 
-def header_lines(trainer: Any, module: Any) -> list[str]:
+def header_lines(trainer: Any, module: Any, folder: str | None) -> list[str]:
     """Return what a run will train, one subject a line.
 
     Args:
         trainer: after the data and the policy are loaded.
         module: the ``RLIFModule``.
+        folder: where the run goes; None = nowhere.
     """
     title = f"training {_model(module)} on {_devices(trainer)}"
     lines = {
@@ -46,7 +49,7 @@ def header_lines(trainer: Any, module: Any) -> list[str]:
         "rewards": _rewards(module),
         "rollouts": _rollouts(trainer, module),
         "updates": _updates(module),
-        "run": str(trainer.log_dir or "no logger: nothing is written"),
+        "run": str(folder or "no logger: nothing is written"),
     }
     made = [_cut(f"  {name:<9} {text}", name == "run") for name, text in lines.items() if text]
     return [_cut(title), *made]
