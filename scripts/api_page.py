@@ -30,6 +30,7 @@ ROOMS = {  # in the order of one training step
     "model": "Model",
     "sampling": "Rollout",
     "rollout": "Rollout",
+    "judges": "Judges",
     "rewards": "Rewards",
     "learning": "Learning",
     "answers": "Answers and evaluation",
