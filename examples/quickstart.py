@@ -48,4 +48,4 @@ def main(rollouts: int = 20, folder: str = "runs/python") -> RLIFModule:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    main(int(sys.argv[1]) if sys.argv[1:] else 20)

@@ -60,12 +60,12 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.criteria import (
-        Calls,
         Contains,
         Criterion,
         Matches,
         NumberWithin,
         Scored,
+        WeightedCriterion,
     )
     from rlif_lightning.rewards.function import RewardFunction
     from rlif_lightning.rewards.gate import Gate
@@ -75,7 +75,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.reward_model import RewardModel
-    from rlif_lightning.rewards.rubric import Rubric, WeightedCriterion
+    from rlif_lightning.rewards.rubric import Rubric
     from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
@@ -96,7 +96,6 @@ _MODULES = {
     "BehaviourVote": "rewards.code",
     "BenchmarkData": "data.benchmark_source",
     "BoundedObjective": "learning.objective_base",
-    "Calls": "rewards.criteria",
     "Checker": "answers.checkers",
     "CISPO": "learning.ratio_objectives",
     "ClipCov": "learning.objectives",
@@ -193,7 +192,7 @@ _MODULES = {
     "VLLMEngine": "rollout.vllm_engine",
     "VLLMServerEngine": "rollout.vllm_engine",
     "VoteBand": "rewards.vote_band",
-    "WeightedCriterion": "rewards.rubric",
+    "WeightedCriterion": "rewards.criteria",
     "WeightedReward": "rewards.base",
 }
 __all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -125,15 +125,13 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         self.rewards, self.prompt_table = RewardSet(given["rewards"], answer_column), PromptTable()
         self.rewards.use_table(self.prompt_table)
         self.advantage, self.objective, self.sampling = advantage, objective, sampling
-        self.engine = engine or NativeEngine()
-        self.evaluator = Evaluator(evaluation)
+        self.engine, self.evaluator = engine or NativeEngine(), Evaluator(evaluation)
         self.dynamic_sampling, self.answer_tokens = dynamic_sampling, answer_tokens
         self.plan, self.budget = update, TokenBudget(update.micro_batch_tokens)
         self.replay_buffer = None if replay is None else ReplayBuffer(replay)
         self.make_optimizer, self.schedule = optimizer, schedule
         self._given = {"group_size": group_size, "answer_column": answer_column}
-        self.group_size = group_size or 0  # 0 = the data module has not said it yet
-        self.answer_column, self.seed = answer_column, seed
+        self.answer_column, self.seed, self.group_size = answer_column, seed, group_size or 0
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.int64))
 
     def setup(self, stage: str) -> None:

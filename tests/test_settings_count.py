@@ -26,6 +26,16 @@ SYSTEMS = {
 MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.
 SHARED = {
+    "parts of the study": (
+        "docs/study-parts.md",
+        8,
+        {"AnswerTokens", "VoteBand", "OfflineVote", "TrainingProblems", "LearningRateFactors"},
+    ),
+    "criteria": (
+        "docs/related/pow3r.md",
+        5,
+        {"Matches", "Contains", "Within", "NumberWithin", "Scored"},
+    ),
     "judges": (
         "docs/judges.md",
         16,

@@ -2,8 +2,7 @@
 
 Where problems come from is in ``sources.py``, how one becomes a text in ``prompt_format.py``, how
 a split is tokenised in ``encoding.py``, which rows make a batch in ``loaders.py``. Everything is
-rendered and tokenised once, in ``setup``. For prediction there may be millions of rows, so their
-token ids are not kept but made again batch by batch. There are no worker processes.
+tokenised once, in ``setup``, but for prediction batch by batch. There are no worker processes.
 """
 
 from __future__ import annotations

@@ -152,13 +152,21 @@ def _check_scores(rewards: dict[str, WeightedReward]) -> None:
 
 
 def _check_steps(advantage: Any, rewards: dict[str, WeightedReward]) -> None:
-    """Refuse an estimator of steps where no head scores steps."""
-    stepped = [reward.head for reward in rewards.values() if hasattr(reward.head, "gives_steps")]
-    if isinstance(advantage, StepDelta) and not stepped:
+    """Refuse an estimator of steps without steps, and an option that it would not see."""
+    if not isinstance(advantage, StepDelta):
+        return
+    stepped = {name: each for name, each in rewards.items() if hasattr(each.head, "gives_steps")}
+    if not stepped:
         raise ValueError(
             f"model.advantage=StepDelta needs a reward that scores steps, and rewards="
             f"{list(rewards)} have none: use StepRubricJudgeHead, or model.advantage=DrGRPO"
         )
+    for name, reward in stepped.items():
+        if reward.length == "neutral":
+            raise ValueError(
+                f"rewards.{name}.length=neutral changes the scores of completions, and"
+                " model.advantage=StepDelta reads those of steps: set length=keep"
+            )
 
 
 def _check_look_ahead(module: Any) -> None:
