@@ -64,8 +64,8 @@ class MuonAdamW(torch.optim.Optimizer):
         of_muon = [each.ndim == 2 and not getattr(each, VOCABULARY, False) for each in given]
         matrices = [each for each, is_muon in zip(given, of_muon, strict=True) if is_muon]
         others = [each for each, is_muon in zip(given, of_muon, strict=True) if not is_muon]
-        muon = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
-        shared = {"lr": lr, "weight_decay": weight_decay}
+        muon: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
+        shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         self._muon = torch.optim.Muon(
             [{"params": matrices}], **shared, **muon, adjust_lr_fn="match_rms_adamw"
         )
