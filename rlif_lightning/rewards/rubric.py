@@ -28,7 +28,6 @@ from rlif_lightning.rewards.rubric_weights import (
     num_dropped,
     rubric_scores,
 )
-from rlif_lightning.setting_types import check_types
 
 WEIGHTINGS = ("static", "category", "pow3r", "diva")
 OF_POW3R = {"strength": 0.5, "rate": 0.5, "bounds": (0.67, 1.5)}  # the defaults
