@@ -27,6 +27,7 @@ from rlif_lightning.judges.base import RunModels
 from rlif_lightning.records import Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.received import received
+from rlif_lightning.setting_types import check_types
 
 TRAIN = "the train split"
 
@@ -87,6 +88,7 @@ class WeightedCriterion:
     required: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.weight or not math.isfinite(self.weight):
             raise ValueError(
                 f"weight={self.weight} of a criterion must be finite and not 0; to measure it only,"
