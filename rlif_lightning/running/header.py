@@ -28,8 +28,10 @@ class RunHeader(Callback):
         self._print(trainer, pl_module)
 
     def _print(self, trainer: Trainer, module: Any) -> None:
-        if not self.is_printed and trainer.is_global_zero:
-            print("\n".join(header_lines(trainer, module)), flush=True)
+        # On every process: Lightning's trainer.log_dir is a collective.
+        lines = [] if self.is_printed else header_lines(trainer, module)
+        if lines and trainer.is_global_zero:
+            print("\n".join(lines), flush=True)
         self.is_printed = True
 
 
