@@ -26,6 +26,7 @@ from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.running.endings import RunEnd
 from rlif_lightning.running.fork import Fork, checked_fork
 from rlif_lightning.running.header import RunHeader
+from rlif_lightning.running.metrics_csv import with_table
 from rlif_lightning.running.own_files import OwnFiles
 from rlif_lightning.running.progress import RolloutBar
 from rlif_lightning.running.resumed_settings import ResumedSettings
@@ -59,6 +60,8 @@ class RLIFTrainer(Trainer):
         if kwargs.get("enable_progress_bar") is not False and not kwargs.get("barebones"):
             is_given = any(isinstance(callback, ProgressBar) for callback in given)
             given = given if is_given else [*given, RolloutBar()]
+        if kwargs.get("logger") not in (None, True, False) and not kwargs.get("fast_dev_run"):
+            kwargs["logger"] = with_table(kwargs["logger"], kwargs.get("default_root_dir"))
         super().__init__(*args, callbacks=given, **kwargs)
         own = [RunEnd(), ResumedSettings(), Fork(), RunHeader()]
         self.callbacks: list[Callback] = [*own, *self.callbacks]

@@ -12,6 +12,7 @@ from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.optimizer import check_optimizer
 from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.running.strategies import DividedStrategy
 from rlif_lightning.running.teachers import check_teacher
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -99,7 +100,8 @@ def _check_training(module: Any, data: PromptData | None) -> None:
         module.advantage.check(module.group_size)
     _check_scores(module.rewards.settings)
     _check_steps(module.advantage, module.rewards.settings)
-    check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps)
+    is_divided = isinstance(module.trainer.strategy, DividedStrategy)
+    check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps, is_divided)
     check_trainer(vars(module.trainer))
     if module.dynamic_sampling is not None:
         module.dynamic_sampling.check(module.rewards, module.group_size, data)
