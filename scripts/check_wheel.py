@@ -56,7 +56,8 @@ def main(out: Path) -> None:
     (packages / "others.pth").write_text("\n".join(others) + "\n")
     run(clean / "bin" / "python", "-c", USES, cwd=out)
     answer = run(clean / "bin" / "rlif", "generate", "rlif-arithmetic", "1+2=", cwd=out)
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     missing = {"LICENSE", "configs/quickstart.yaml", "tests/conftest.py"} - names
     if missing or not answer.strip():
         raise SystemExit(f"{sdist}: {missing} are missing; the script answered {answer!r}")

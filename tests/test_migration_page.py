@@ -92,13 +92,13 @@ def test_run_checkpoints_under_the_stock_trainer_say_what_to_use(tmp_path: Path)
     module = rlif_lightning.RLIFModule(
         "rlif-arithmetic", {"vote": rlif_lightning.ClusterVote()}, group_size=2
     )
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(
         callbacks=[RunCheckpoints()],
         default_root_dir=tmp_path,
         max_epochs=1,
-        limit_val_batches=0,
-        **quiet,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     with pytest.raises(TypeError, match=r"use rlif_lightning\.RLIFTrainer, or ModelCheckpoint$"):
-        trainer.fit(module, train_dataloaders=[0])
+        trainer.fit(module, train_dataloaders=[0], val_dataloaders=[0])
