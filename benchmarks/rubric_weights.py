@@ -162,6 +162,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tune", action="store_true", help="the tuning seed; prints its rows")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*JUDGING_SEEDS])
     parser.add_argument("--out", type=Path, default=Path("runs/rubric_weights"))
     parser.add_argument("--results", type=Path, default=FOLDER, help="(default: docs/results)")
     given = parser.parse_args()
@@ -170,11 +171,11 @@ def main() -> None:
         for arm, row in table(given.out.resolve(), TUNING_SEEDS).items():
             print(arm, row)
         return
-    rows = table(given.out.resolve(), JUDGING_SEEDS)
+    rows = table(given.out.resolve(), given.seeds)
     conditions = f"CPU, one thread; {10 * EPOCHS} rollouts, figures of the last {LATE}"
     notes = {
         "command": "python -m benchmarks.rubric_weights",
-        "conditions": f"{conditions}; mean (sd) over seeds {', '.join(map(str, JUDGING_SEEDS))}",
+        "conditions": f"{conditions}; mean (sd) over seeds {', '.join(map(str, given.seeds))}",
     }
     write_results(given.results / "rubric_weights.csv", notes, rows, key="arm")
 

@@ -257,7 +257,7 @@ class CollapseGuard(FindsAnswers, Described, Callback):
         # A baseline that was not full at the snapshot has figures of the policy that collapsed.
         keeps = rollout >= self.baseline
         self.watch.states = {
-            name: DetectorState(first=state.first if keeps else ())
+            name: DetectorState(first=state.first if keeps else (), count=state.count)
             for name, state in self.watch.states.items()
         }
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.dynamic_sampling import DynamicSampling
     from rlif_lightning.learning.feedback import FeedbackWriter
     from rlif_lightning.learning.loss_inputs import LossInputs
+    from rlif_lightning.learning.muon import MuonAdamW
     from rlif_lightning.learning.objective_base import (
         BoundedObjective,
         ClippedObjective,
@@ -51,19 +52,20 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.step_advantages import StepDelta
     from rlif_lightning.learning.teacher import Teacher
     from rlif_lightning.learning.update import UpdatePlan
-    from rlif_lightning.model.loading import LoRA, Policy
+    from rlif_lightning.model.loading import Policy
+    from rlif_lightning.model.lora import LoRA
     from rlif_lightning.module import RLIFModule
     from rlif_lightning.records import Prompts, RewardOutput, Rollout, TeacherLogprobs, TokenStats
     from rlif_lightning.rewards.base import RewardHead, WeightedReward
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.criteria import (
-        Calls,
         Contains,
         Criterion,
         Matches,
         NumberWithin,
         Scored,
+        WeightedCriterion,
     )
     from rlif_lightning.rewards.function import RewardFunction
     from rlif_lightning.rewards.gate import Gate
@@ -73,7 +75,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.reward_model import RewardModel
-    from rlif_lightning.rewards.rubric import Rubric, WeightedCriterion
+    from rlif_lightning.rewards.rubric import Rubric
     from rlif_lightning.rewards.vote_band import VoteBand
     from rlif_lightning.rewards.voting import ClusterVote
     from rlif_lightning.rollout.engine import RolloutEngine
@@ -94,7 +96,6 @@ _MODULES = {
     "BehaviourVote": "rewards.code",
     "BenchmarkData": "data.benchmark_source",
     "BoundedObjective": "learning.objective_base",
-    "Calls": "rewards.criteria",
     "Checker": "answers.checkers",
     "CISPO": "learning.ratio_objectives",
     "ClipCov": "learning.objectives",
@@ -131,10 +132,11 @@ _MODULES = {
     "Length": "rewards.controls",
     "LiteralChecker": "answers.checkers",
     "LocalFiles": "data.sources",
-    "LoRA": "model.loading",
+    "LoRA": "model.lora",
     "LossInputs": "learning.loss_inputs",
     "Matches": "rewards.criteria",
     "MeanLogprob": "rewards.internal",
+    "MuonAdamW": "learning.muon",
     "NativeEngine": "rollout.native",
     "NegativeEntropy": "rewards.internal",
     "NumberWithin": "rewards.criteria",
@@ -190,7 +192,7 @@ _MODULES = {
     "VLLMEngine": "rollout.vllm_engine",
     "VLLMServerEngine": "rollout.vllm_engine",
     "VoteBand": "rewards.vote_band",
-    "WeightedCriterion": "rewards.rubric",
+    "WeightedCriterion": "rewards.criteria",
     "WeightedReward": "rewards.base",
 }
 __all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]

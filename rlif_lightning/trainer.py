@@ -15,7 +15,11 @@ from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.preflight import Findings, examine
-from rlif_lightning.evaluation.preflight_report import print_findings, write_findings
+from rlif_lightning.evaluation.preflight_report import (
+    print_findings,
+    print_judges,
+    write_findings,
+)
 from rlif_lightning.evaluation.preflight_sample import PreflightBatches, all_rank_records
 from rlif_lightning.records import value_at
 from rlif_lightning.rollout.engine import RolloutEngine
@@ -171,6 +175,7 @@ class RLIFTrainer(Trainer):
         if self.is_global_zero:
             write_findings(findings, records, path)
             print_findings(findings)
+            print_judges(records, datamodule.prompts_per_rollout * group_size)
             print(f"figures, and the completions as .jsonl: {path}")
         return findings
 

@@ -17,7 +17,6 @@ from harness.python_runs import data
 from harness.rollouts import handmade
 from rlif_lightning import (
     GRPO,
-    Calls,
     CodeTests,
     Contains,
     Criterion,
@@ -27,6 +26,7 @@ from rlif_lightning import (
     Length,
     Matches,
     NumberWithin,
+    RewardFunction,
     RewardHead,
     RewardOutput,
     Rollout,
@@ -277,9 +277,34 @@ def shouts(completions: list[str], prompts: list[str], word: list[str]) -> list[
 
 
 def test_a_criterion_by_function():
-    found = judged(Calls(shouts, ["word"]), word=["three", ""])
+    found = judged(Scored(RewardFunction(shouts)), word=["three", ""])
     assert found[:4] == [0, 1, 0, 0]
     assert all(map(math.isnan, found[4:]))
+
+
+class Waits(RewardHead):
+    """Remembers what a run offers it before it scores."""
+
+    def bind(self, models) -> None:
+        self.models = models
+
+    def start(self, rollout: Rollout) -> None:
+        self.seen = set(rollout.prompts.columns)
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        assert self.models == "models"
+        return RewardOutput(torch.ones(len(rollout.texts)))
+
+
+def test_a_criterions_head_is_bound_and_started():
+    waits = Waits()
+    criteria = {"w": WeightedCriterion(Scored(waits)), "g": WeightedCriterion(Scored(GoldAnswer()))}
+    head = Rubric(criteria, weighting="static")
+    head.bind("models")  # pyright: ignore[reportArgumentType]
+    set_of = RewardSet({"r": WeightedReward(head)}, "answer")
+    found = set_of(handmade(TEXTS, 4, answer=["3", "12"]))["r"]
+    assert found.log["criterion/w"] == 1
+    assert waits.seen == set()  # the gold answers are the other criterion's
 
 
 def rubric(**settings: Any) -> Rubric:
@@ -315,7 +340,7 @@ def test_the_figures_of_a_rubric():
 
 
 def test_missing_verdicts_in_the_figures():
-    half = Calls(shouts, ["word"])
+    half = Scored(RewardFunction(shouts))
     criteria = {"half": WeightedCriterion(half), "any": WeightedCriterion(Matches(""))}
     head = Rubric(criteria, weighting="static")
     output = head(handmade(TEXTS, 4, word=["three", ""]))
@@ -412,24 +437,30 @@ def test_diva_and_dropout_in_a_rollout_of_training():
     assert torch.equal(found, expected.flatten().float())
 
 
+class Greedy(Criterion):
+    """Looks at gold answers without saying so."""
+
+    def verdicts(self, rollout: Rollout) -> Tensor:
+        return torch.ones(len(rollout.column("answer")))
+
+
 def test_criteria_see_the_columns_that_they_name():
     """A criterion beside one that reads gold answers does not see them."""
-
-    def greedy(completions, prompts, **columns):
-        return [float("answer" in columns)] * len(completions)
-
     criteria = {
         "right": WeightedCriterion(Scored(GoldAnswer())),
         "word": WeightedCriterion(Contains("word")),
-        "blind": WeightedCriterion(Calls(greedy)),
     }
     head = Rubric(criteria, weighting="static")
     assert (head.needs_gold, head.gold_columns) == (True, ("answer",))
     found = RewardSet({"r": WeightedReward(head)}, "answer")(
         handmade(TEXTS, 4, answer=["3", "12"], word=["=", "2"])
     )["r"]
-    assert found.log["criterion/blind"] == 0
     assert found.log["criterion/right"] == 2 / 8
+    greedy = Rubric({**criteria, "greedy": WeightedCriterion(Greedy())}, weighting="static")
+    with pytest.raises(RuntimeError, match=r"criterion 'greedy' .* 'answer' is hidden"):
+        RewardSet({"r": WeightedReward(greedy)}, "answer")(
+            handmade(TEXTS, 4, answer=["3", "12"], word=["=", "2"])
+        )
     del criteria["right"]
     head = Rubric(criteria, weighting="static")
     assert (head.needs_gold, head.columns) == (False, ("word",))
@@ -521,7 +552,7 @@ def test_problems_that_cannot_be_judged_are_refused():
     problems.setup("fit")
     split = problems.split("train")
     assert split is not None
-    for criterion in (Contains("word"), Calls(shouts, ["word"])):
+    for criterion in (Contains("word"), Scored(RewardFunction(shouts))):
         head = Rubric({"a": WeightedCriterion(criterion)}, weighting="static")
         with pytest.raises(ValueError, match="word"):
             head.check(split, 4)

@@ -4,12 +4,12 @@ from rlif_lightning.rewards.base import RewardHead, RewardSet, WeightedReward
 from rlif_lightning.rewards.code import BehaviourVote, CodeTests
 from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
 from rlif_lightning.rewards.criteria import (
-    Calls,
     Contains,
     Criterion,
     Matches,
     NumberWithin,
     Scored,
+    WeightedCriterion,
 )
 from rlif_lightning.rewards.function import RewardFunction
 from rlif_lightning.rewards.gate import Gate
@@ -19,13 +19,12 @@ from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
 from rlif_lightning.rewards.offline_vote import OfflineVote
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
 from rlif_lightning.rewards.reward_model import RewardModel
-from rlif_lightning.rewards.rubric import Rubric, WeightedCriterion
+from rlif_lightning.rewards.rubric import Rubric
 from rlif_lightning.rewards.vote_band import VoteBand
 from rlif_lightning.rewards.voting import ClusterVote
 
 __all__ = [
     "BehaviourVote",
-    "Calls",
     "ClusterVote",
     "CodeTests",
     "Contains",

@@ -6,8 +6,10 @@ tests or a judge, is :class:`Scored`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import regex
@@ -21,6 +23,7 @@ from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_table import PromptTable
+from rlif_lightning.judges.base import RunModels
 from rlif_lightning.records import Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.received import received
@@ -53,6 +56,42 @@ class Criterion(Described, nn.Module, ABC):
 
     def use_table(self, table: PromptTable, name: str) -> None:
         """Ask the run's table for columns, as :meth:`RewardHead.use_table` does."""
+
+    def bind(self, models: RunModels) -> None:
+        """Take the run's models, as :meth:`RewardHead.bind` does."""
+
+    def start(self, rollout: Rollout) -> None:
+        """Start what may run while others judge, as :meth:`RewardHead.start` does."""
+
+
+@dataclass(frozen=True)
+class WeightedCriterion:
+    """A criterion with its place in a rubric.
+
+    Args:
+        criterion: what is judged.
+        weight: its points. Negative ones mean that it should not hold: a verdict of 1 becomes 0,
+            and 0 becomes 1, with positive points.
+        category: criteria of one name share a category; all categories count alike
+            (``weighting=category`` and ``pow3r``).
+        required: strict completion needs it, and dropout never leaves it out. Where no criterion is
+            required, strict completion needs all.
+
+    Raises:
+        ValueError: a weight that is 0 or not finite.
+    """
+
+    criterion: Criterion
+    weight: float = 1.0
+    category: str = ""
+    required: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.weight or not math.isfinite(self.weight):
+            raise ValueError(
+                f"weight={self.weight} of a criterion must be finite and not 0; to measure it only,"
+                " put it into a second rubric whose reward has the weight 0"
+            )
 
 
 class Matches(Criterion):
@@ -162,7 +201,7 @@ class Scored(Within):
     """Holds where another reward head's score lies between two bounds; NaN stays NaN.
 
     So gold answers (``GoldAnswer``), unit tests (``CodeTests``), a length in tokens (``Length``), a
-    vote or a judge become criteria.
+    function (``RewardFunction``), a vote or a judge become criteria.
 
     Args:
         head: the reward head.
@@ -186,48 +225,18 @@ class Scored(Within):
     def use_table(self, table: PromptTable, name: str) -> None:
         self.head.use_table(table, name)
 
+    def bind(self, models: RunModels) -> None:
+        self.head.bind(models)
+
+    def start(self, rollout: Rollout) -> None:
+        self.head.start(rollout)
+
     def verdicts(self, rollout: Rollout) -> Tensor:
         output = received(type(self.head).__name__, self.head(rollout), rollout)
         scores = output.scores
         if output.keep_mask is not None:  # what a head takes out has no verdict
             scores = scores.masked_fill(~output.keep_mask, torch.nan)
         return self.holds(scores)
-
-
-class Calls(Criterion):
-    """Asks a function: ``function(completions, prompts, **columns) -> list[float | None]``.
-
-    Both arguments are B texts; a column is B values. The function returns B verdicts from 0 to 1,
-    or None where it cannot judge.
-
-    Args:
-        function: in YAML its import path.
-        columns: the columns that it gets, by name.
-        needs_gold: whether one of them may hold gold answers.
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Sequence[float | None]],
-        columns: Sequence[str] = (),
-        needs_gold: bool = False,
-    ):
-        super().__init__()
-        self.function, self.columns, self.needs_gold = function, tuple(columns), needs_gold
-
-    def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """Refuse a column that the data set does not have."""
-        for column in self.columns:
-            check_column(f"Calls.columns: {column!r}", column, problems.dataset, TRAIN)
-
-    def verdicts(self, rollout: Rollout) -> Tensor:
-        prompts = [text for text in rollout.prompts.texts for _ in range(rollout.group_size)]
-        columns = {name: rollout.column(name) for name in self.columns}
-        found = self.function(list(rollout.texts), prompts, **columns)
-        return torch.tensor(
-            [torch.nan if verdict is None else float(verdict) for verdict in found],
-            dtype=torch.float64,
-        )
 
 
 def _number(answer: str) -> float:

@@ -1,14 +1,14 @@
 """``Rubric``: one reward made of many criteria, weighted by what still teaches.
 
-Read in this order: ``WeightedCriterion``, ``Rubric``. What can be judged: ``criteria.py``. The
-arithmetic: ``rubric_weights.py``. docs/related/pow3r.md says what is published and what is ours.
+What can be judged: ``criteria.py``. The arithmetic: ``rubric_weights.py``. docs/related/pow3r.md
+says what is published and what is ours.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_table import PromptTable, Visit
+from rlif_lightning.judges.base import RunModels
 from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.criteria import Criterion
+from rlif_lightning.rewards.criteria import Criterion, WeightedCriterion
 from rlif_lightning.rewards.rubric_weights import (
     diva_weights,
     kept_criteria,
@@ -30,36 +31,6 @@ from rlif_lightning.rewards.rubric_weights import (
 
 WEIGHTINGS = ("static", "category", "pow3r", "diva")
 OF_POW3R = {"strength": 0.5, "rate": 0.5, "bounds": (0.67, 1.5)}  # the defaults
-
-
-@dataclass(frozen=True)
-class WeightedCriterion:
-    """A criterion with its place in a rubric.
-
-    Args:
-        criterion: what is judged.
-        weight: its points. Negative ones mean that it should not hold: a verdict of 1 becomes 0,
-            and 0 becomes 1, with positive points.
-        category: criteria of one name share a category; all categories count alike
-            (``weighting=category`` and ``pow3r``).
-        required: strict completion needs it, and dropout never leaves it out. Where no criterion is
-            required, strict completion needs all.
-
-    Raises:
-        ValueError: a weight that is 0 or not finite.
-    """
-
-    criterion: Criterion
-    weight: float = 1.0
-    category: str = ""
-    required: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.weight or not math.isfinite(self.weight):
-            raise ValueError(
-                f"weight={self.weight} of a criterion must be finite and not 0; to measure it only,"
-                " put it into a second rubric whose reward has the weight 0"
-            )
 
 
 class Rubric(RewardHead):
@@ -150,6 +121,14 @@ class Rubric(RewardHead):
             owner = f"Rubric ({', '.join(self.settings)})"
             table.column(f"{name}/factors", owner, 1 + 2 * len(self.settings))
             self.column = f"{name}/factors"
+
+    def bind(self, models: RunModels) -> None:
+        for each in self.settings.values():
+            each.criterion.bind(models)
+
+    def start(self, rollout: Rollout) -> None:
+        for each in self.settings.values():
+            each.criterion.start(_visible(each.criterion, rollout))
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse problems that a criterion could not judge, and groups without a spread."""
@@ -287,12 +266,16 @@ def _columns(criteria: Mapping[str, WeightedCriterion], which: str) -> tuple[str
     return tuple(dict.fromkeys(found))
 
 
+def _visible(criterion: Criterion, rollout: Rollout) -> Rollout:
+    """Return a rollout as a criterion may see it."""
+    if criterion.needs_gold:
+        return rollout
+    return replace(rollout, prompts=rollout.prompts.only(criterion.columns))
+
+
 def _judged(criterion: Criterion, rollout: Rollout) -> Tensor:
     """Return one criterion's verdicts, checked, ``[B]`` float64 on the CPU."""
-    visible = rollout
-    if not criterion.needs_gold:
-        visible = replace(rollout, prompts=rollout.prompts.only(criterion.columns))
-    found = criterion.verdicts(visible)
+    found = criterion.verdicts(_visible(criterion, rollout))
     if not isinstance(found, Tensor):
         raise TypeError(f"verdicts are of type {type(found).__name__}; a tensor is needed")
     found = found.detach().double().cpu()
