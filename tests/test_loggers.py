@@ -51,13 +51,13 @@ def loggers(folder, *names: str) -> str:
 )
 def test_the_report_and_the_guard_work_beside_any_logger(tmp_path, names):
     run = fit(tmp_path, loggers(tmp_path, *names), adding("RunReport"), adding("CollapseGuard"))
-    folder = run.trainer.loggers[0].log_dir
+    folder = Path(str(run.trainer.loggers[0].log_dir))
     assert isinstance(run.trainer.loggers[0], CSVLogger)
     assert {type(each).__name__ for each in run.trainer.loggers} >= {"Remote"}
-    figures = read_logged(Path(folder) / "metrics.csv")
+    figures = read_logged(folder / "metrics.csv")
     assert {"policy/entropy", "guard/alarms"} <= {*figures.columns}
     assert len(figures.rows) == 2
-    page = (Path(folder) / "report.html").read_text()
+    page = (folder / "report.html").read_text()
     assert "Ended: finished</b> after rollout 2 of 2 planned (exit code 0)" in page
     assert "seed 0, policy rlif-arithmetic, rewards 0.5 x certainty + 0.5 x vote" in page
     assert page.count("<table>") == page.count('<div class="scroll"><table>') > 0

@@ -64,7 +64,7 @@ def test_the_header_of_a_resumed_run_counts_the_rollouts_before(tmp_path, capsys
 @pytest.mark.parametrize("value", [0.0, -0.371234, 1234567.0])
 @pytest.mark.parametrize("seconds", [0.001, 33.0, 4000.0])
 def test_the_line_fits_and_is_full_at_the_end_alone(planned, value, seconds):
-    shown = dict.fromkeys(("certainty", "entropy", "length"), value)
+    shown = {name: float(value) for name in ("certainty", "entropy", "length")}
     for done in range(0, (planned or 9) + 1, max((planned or 9) // 9, 1)):
         for width in (79, 159):
             line = progress_line(done, planned, seconds, shown, width)

@@ -87,8 +87,8 @@ class RunCheckpoints(KeepsBest, Checkpoint):
         self.signals = signals_of(trainer)
         if not isinstance(self.signals, StopSignals):
             raise TypeError(
-                "RunCheckpoints saves at the ends of steps, which needs"
-                " rlif_lightning.trainer.RLIFTrainer"
+                f"RunCheckpoints saves at the ends of steps, which {type(trainer).__name__} of"
+                " Lightning does not report; use rlif_lightning.RLIFTrainer, or ModelCheckpoint"
             )
         self.off = bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
         self.own = own_files(trainer)
