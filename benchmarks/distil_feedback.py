@@ -10,7 +10,7 @@ right or wrong. DistIL's teacher, the average of the policy, reads the first wro
 completion, or that it is right. In ``distil_wrong`` right completions have no feedback and no loss.
 Each method has equally many learning rates, and the one with the highest
 pass@1 on the tuning seed is judged. Runs have one thread and go one after the other in this
-process. A run that is finished is not made again, and a table holds the seeds that are finished.
+process. A run that is finished is not made again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rlif_lightning.running.metrics_csv import read_logged
 ROOT = Path(__file__).resolve().parent.parent
 ROLLOUTS = 20
 TUNING_SEED, JUDGING_SEEDS = 100, (0, 1, 2, 3, 4, 5)
-RATES = ("3e-5", "1e-4", "3e-4")
+RATES = ("3e-5", "1e-4", "3e-4", "1e-3")
 COMMON = [
     "--config=configs/quickstart.yaml",
     '--model.rewards={"gold": {"head": "GoldAnswer"}}',
@@ -115,10 +115,12 @@ def chosen(rows: dict[str, dict[str, str]]) -> dict[str, str]:
     }
 
 
-def judge(out: Path, model: Path, rates: dict[str, str]) -> dict[str, dict[str, str]]:
+def judge(
+    out: Path, model: Path, rates: dict[str, str], num_seeds: int
+) -> dict[str, dict[str, str]]:
     """Make the judging runs, a seed of all methods at a time; return each method's row."""
     found: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
-    for seed in JUDGING_SEEDS:
+    for seed in JUDGING_SEEDS[:num_seeds]:
         for method, rate in rates.items():
             folder = out / f"judging_{method}_{rate}_{seed}"
             found[method].append(run(method, rate, seed, folder, model))
@@ -146,6 +148,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tune", action="store_true", help="the tuning runs")
+    parser.add_argument("--seeds", type=int, default=6, help="judging seeds, the first ones")
     parser.add_argument("--out", type=Path, default=Path("runs/distil"))
     parser.add_argument("--results", type=Path, default=FOLDER, help="(default: docs/results)")
     given = parser.parse_args()
@@ -158,7 +161,7 @@ def main() -> None:
         notes = {"command": command, "conditions": f"{shared}; seed {TUNING_SEED}"}
         write_results(tuning, notes, tune(out, out / "model"), key="setting")
         return
-    rows = judge(out, out / "model", chosen(read_results(tuning)))
+    rows = judge(out, out / "model", chosen(read_results(tuning)), given.seeds)
     notes = {"command": command, "conditions": f"{shared}; mean (sd) over seeds"}
     write_results(given.results / "distil.csv", notes, rows, key="method")
 

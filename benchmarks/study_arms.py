@@ -85,6 +85,7 @@ def made_arms() -> dict[str, Arm]:
     }
     arms["preset-hot-yoked"] = Arm(("preset",), yoked_to="preset-hot-guard")
     arms["preset-hot-halved"] = Arm(("preset",), factors=((12, 0.5), (20, 0.25)))
+    arms["preset-hot-guard_now"] = Arm(("preset", "guard_now"))
     arms["preset-hot-guard_vote"] = Arm(("preset", "guard_vote"))
     arms["paper-hot-no_kl_cov"] = Arm(("paper",), settings=("--model.objective=Clipped",))
     for weight, fraction in GRID:
@@ -125,6 +126,7 @@ CONTROLS = (
     "vote-hot-guard",
     "gold-hot-guard",
     "preset-hot-guard_vote",
+    "preset-hot-guard_now",
     "vote-half",
     "preset-half",
     "vote-eighth",

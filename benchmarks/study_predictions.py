@@ -81,6 +81,10 @@ def controls() -> Sequence[tuple[str, Rule]]:
             "At the same summed rate of 300 the quarter is far above the hot rate",
             Gap("vote-quarter", "vote-hot", 50, INF, summed=300),
         ),
+        (
+            "The guard's present defaults keep the preset at the hot rate",
+            Falls("preset-hot-guard_now", *STAY),
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from callbacks.guard_detectors import DETECTORS, GuardDetector, verdict, with_ch
 from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.majorities import majority_column, majority_figures
 from callbacks.stare_controller import STAREController
-from callbacks.steering import Snapshots, check_scale, scale_setting
+from callbacks.steering import Snapshots, check_scale, read_setting, scale_setting
 from callbacks.symptoms import symptoms
 from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
 from rlif_lightning.data.described import Described
@@ -247,16 +247,17 @@ class CollapseGuard(FindsAnswers, Described, Callback):
             self._go_back_to(rollout)
             message += f": policy and optimiser as after rollout {rollout}"
         for name, factor in self.scale.items():
+            before = read_setting(trainer, pl_module, name)
             scale_setting(trainer, pl_module, name, factor)
-        scaled = ", ".join(f"{name} by {factor:g}" for name, factor in self.scale.items())
-        message += f"; multiplied: {scaled}"
+            after = read_setting(trainer, pl_module, name)
+            message += f"; {name.replace('_', ' ')} {before:.3g} to {after:.3g}"
         record_event(trainer, pl_module, "CollapseGuard", self.action, message, self.scale)
 
     def _go_back_to(self, rollout: int) -> None:
         # A baseline that was not full at the snapshot has figures of the policy that collapsed.
         keeps = rollout >= self.baseline
         self.watch.states = {
-            name: DetectorState(first=state.first if keeps else ())
+            name: DetectorState(first=state.first if keeps else (), count=state.count)
             for name, state in self.watch.states.items()
         }
 

@@ -18,6 +18,7 @@ from typing import Any
 
 SIDES = ("below", "above")
 AVERAGES = ("mean", "median")
+_MANY = 2**31
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,14 @@ class DetectorState:
         recent: the last figures, at most a window of them.
         streak: how many judgements in a row were beyond the limit.
         active: whether the figure is beyond the limit, and has been for ``patience`` judgements.
+        count: how many figures there were.
     """
 
     first: tuple[float, ...] = ()
     recent: tuple[float, ...] = ()
     streak: int = 0
     active: bool = False
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Detector:
         average: mean | median, of a window.
         patience: judgements in a row beyond the limit before the detector is active.
         release: an active detector ends once the average is back inside by this share of the limit.
+        within: the detector becomes active in the run's first so many figures only, for what is a
+            symptom if it comes early; null = at any time.
         baseline: what relative limits are relative to. Nothing is judged while it fills.
         meaning: what the detector's activity means, for its message.
 
@@ -92,6 +97,7 @@ class Detector:
     average: str = "median"
     patience: int = 1
     release: float = 0.1
+    within: int | None = None
     baseline: Baseline = Baseline()
     meaning: str = ""
 
@@ -109,6 +115,8 @@ class Detector:
             )
         if self.factor is not None and self.factor <= 0:
             raise ValueError(f"factor={self.factor} must be positive")
+        if self.within is not None and self.within < 1:
+            raise ValueError(f"within={self.within} must be at least 1, or null for any time")
         if self.window < 1 or self.patience < 1 or self.release < 0:
             raise ValueError(
                 f"window={self.window}, patience={self.patience}, release={self.release}: need"
@@ -140,6 +148,7 @@ class Detector:
         """
         if math.isnan(value):
             return state
+        state = replace(state, count=state.count + 1)
         baseline, first = self.baseline, (*state.first, value)
         waits = self.is_relative or baseline.in_window
         fills = waits and len(state.first) < baseline.size
@@ -159,7 +168,8 @@ class Detector:
         margin = self.release * abs(limit) if state.active else 0.0
         limit += margin if self.side == "below" else -margin
         beyond = len(recent) == self.window and self._passes(self._average(recent), limit)
-        streak = state.streak + 1 if beyond else 0
+        may_begin = self.within is None or state.active or state.count <= self.within
+        streak = state.streak + 1 if beyond and may_begin else 0
         return replace(state, recent=recent, streak=streak, active=streak >= self.patience)
 
     def _average(self, recent: tuple[float, ...]) -> float:
@@ -183,6 +193,7 @@ class Detector:
         text += f" in the {self.average} of {self.window} {unit}" if self.window > 1 else ""
         text += f", is {self.side} {self.limit(state):.4g}"
         text += f", {self.patience} times in a row" if self.patience > 1 else ""
+        text += "" if self.within is None else f", within the first {self.within} {unit}"
         if self.is_relative:
             start = self.baseline.value(state.first)
             text += f" (at the start of the run it was {start:.4g})"
@@ -244,7 +255,8 @@ class Watch:
         for name in self.states.keys() & state_dict.keys():
             saved = state_dict[name]
             lists = {key: tuple(saved[key]) for key in ("first", "recent")}
-            self.states[name] = DetectorState(**{**saved, **lists})
+            # A state of before figures were counted is none of a run's first ones.
+            self.states[name] = DetectorState(**{"count": _MANY, **saved, **lists})
 
 
 def check_known(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -21,8 +21,8 @@ RUNS = ("all", "label_free", "vote", "certainty")
 class GuardDetector(Detector):
     """A symptom of collapse: a `Detector` that says where, how badly and in which runs.
 
-    The settings metric, side, factor, gap, bound, window, patience, release and meaning are those
-    of `Detector`. The baseline is CollapseGuard's.
+    The settings metric, side, factor, gap, bound, window, patience, release, within and meaning are
+    those of `Detector`. The baseline is CollapseGuard's.
 
     Args:
         space: token (as certainty alone does) | answer (as a vote alone does) | any | drive: no
@@ -109,11 +109,12 @@ def verdict(spaces: set[str]) -> str:
 
 
 DETECTORS = {
-    # With gold answers a policy may be that certain because it is right.
+    # A policy may be certain because it is right. With gold answers no limit tells; without them a
+    # run that is right in 98 per cent of its answers has a twentieth of its first entropy.
     "entropy_low": GuardDetector(
         "policy/entropy",
         "below",
-        factor=0.05,
+        factor=0.02,
         runs="label_free",
         meaning="The policy has almost stopped exploring.",
     ),
@@ -187,11 +188,14 @@ DETECTORS = {
         space="answer",
         meaning="Few different answers are left.",
     ),
+    # A right consensus looks like a wrong one. So that it is there is a notice. That it came within
+    # a few rollouts is an alarm: the steps are too large for the vote to correct itself.
     "consensus": GuardDetector(
         "policy/entropy",
         "below",
         factor=0.33,
         space="drive",
+        severity="notice",
         runs="vote",
         meaning="Answers disappear, and only agreement, right or wrong, decides which ones remain.",
     ),
@@ -200,9 +204,10 @@ DETECTORS = {
         "above",
         gap=0.4,
         window=5,
+        within=16,
         space="drive",
         runs="vote",
-        meaning="Most groups agree, right or wrong: the vote has little left to correct.",
+        meaning="Most groups agree so early, right or wrong: the learning rate may be too high.",
     ),
     # The bound is that of https://arxiv.org/abs/2605.19444's code, whose share is over two visits.
     "flips": GuardDetector(

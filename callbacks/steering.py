@@ -55,7 +55,8 @@ def scale_setting(trainer: Trainer, module: RLIFModule, name: str, factor: float
             group for optimizer in trainer.optimizers for group in optimizer.param_groups
         ):
             group["lr"] *= factor
-            group["initial_lr"] *= factor
+            if "initial_lr" in group:  # without a schedule there is none
+                group["initial_lr"] *= factor
         return
     value = read_setting(trainer, module, name) * factor
     kind, _, rest = name.partition(".")

@@ -48,4 +48,4 @@ def main(rollouts: int = 20, folder: str = "runs/python") -> RLIFModule:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]))
+    main(int(sys.argv[1]) if sys.argv[1:] else 20)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.dynamic_sampling import DynamicSampling
     from rlif_lightning.learning.feedback import FeedbackWriter
     from rlif_lightning.learning.loss_inputs import LossInputs
+    from rlif_lightning.learning.muon import MuonAdamW
     from rlif_lightning.learning.objective_base import (
         BoundedObjective,
         ClippedObjective,
@@ -51,7 +52,8 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.step_advantages import StepDelta
     from rlif_lightning.learning.teacher import Teacher
     from rlif_lightning.learning.update import UpdatePlan
-    from rlif_lightning.model.loading import LoRA, Policy
+    from rlif_lightning.model.loading import Policy
+    from rlif_lightning.model.lora import LoRA
     from rlif_lightning.module import RLIFModule
     from rlif_lightning.records import Prompts, RewardOutput, Rollout, TeacherLogprobs, TokenStats
     from rlif_lightning.rewards.base import RewardHead, WeightedReward
@@ -130,10 +132,11 @@ _MODULES = {
     "Length": "rewards.controls",
     "LiteralChecker": "answers.checkers",
     "LocalFiles": "data.sources",
-    "LoRA": "model.loading",
+    "LoRA": "model.lora",
     "LossInputs": "learning.loss_inputs",
     "Matches": "rewards.criteria",
     "MeanLogprob": "rewards.internal",
+    "MuonAdamW": "learning.muon",
     "NativeEngine": "rollout.native",
     "NegativeEntropy": "rewards.internal",
     "NumberWithin": "rewards.criteria",

@@ -9,6 +9,11 @@ def command() -> None:
         from rlif_lightning.running import status
 
         raise SystemExit(status.command(sys.argv[2:]))
+    if sys.argv[1:2] in (["generate"], ["chat"]):
+        from rlif_lightning.evaluation import ask
+        from rlif_lightning.module import RLIFModule
+
+        raise SystemExit(ask.command(sys.argv[1:], RLIFModule))
     from rlif_lightning import cli
 
     cli.command()

@@ -18,7 +18,6 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import rlif_lightning.learning.baselines
@@ -37,7 +36,7 @@ from rlif_lightning.running.checkpoint_faults import expected_of
 from rlif_lightning.running.checkpoint_search import resolve_checkpoint
 from rlif_lightning.running.endings import FAILED, MISTAKEN, own_mistake
 from rlif_lightning.running.help_page import ABOUT, PROGRAM, USAGE
-from rlif_lightning.running.metrics_csv import MetricsTable
+from rlif_lightning.running.metrics_csv import MetricsTable, RolloutBoard
 from rlif_lightning.running.parsing import Parser, with_weighted_rewards
 from rlif_lightning.running.quiet import silence
 from rlif_lightning.running.run_checkpoints import RunCheckpoints, run_checkpoints
@@ -122,7 +121,7 @@ class RLIFCLI(LightningCLI):
         if given is None or given is True:
             root = self._get(self.config_init, "trainer.default_root_dir")
             table = MetricsTable(root, name="", flush_logs_every_n_steps=1)
-            kwargs["logger"] = [table, TensorBoardLogger(root, name="", version=table.version)]
+            kwargs["logger"] = [table, RolloutBoard(root, name="", version=table.version)]
         saves = self._get(self.config_init, "trainer.enable_checkpointing") is not False
         callbacks_given = self._get(self.config_init, "trainer.callbacks") or []
         if saves and not any(isinstance(callback, RunCheckpoints) for callback in callbacks_given):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torch.optim import AdamW
 
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.prompt_table import PromptTable
@@ -28,9 +29,16 @@ from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.answer_tokens import AnswerTokens, weighed
 from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
 from rlif_lightning.learning.losses import aggregation_weights
+from rlif_lightning.learning.muon import mark_embeddings
 from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.objectives import KLCov
-from rlif_lightning.learning.optimizer import LearningRateSchedule, build_optimizer
+from rlif_lightning.learning.optimizer import (
+    LearningRateSchedule,
+    build_optimizer,
+    only_optimizer,
+    only_schedule,
+    switch_weights,
+)
 from rlif_lightning.learning.replay import Replay, ReplayBuffer
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
 from rlif_lightning.learning.scored_rollouts import RolloutSource, ScoredRollout
@@ -101,9 +109,7 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         answer_tokens: AnswerTokens | None = None,
         update: UpdatePlan = UpdatePlan(),
         replay: Replay | None = None,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
-            parameters, lr=1e-6, weight_decay=0.0
-        ),
+        optimizer: OptimizerCallable = lambda given: AdamW(given, lr=1e-6, weight_decay=0.0),
         schedule: LearningRateSchedule = LearningRateSchedule(),
         group_size: int | None = None,
         answer_column: str | None = None,
@@ -119,15 +125,13 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         self.rewards, self.prompt_table = RewardSet(given["rewards"], answer_column), PromptTable()
         self.rewards.use_table(self.prompt_table)
         self.advantage, self.objective, self.sampling = advantage, objective, sampling
-        self.engine = engine or NativeEngine()
-        self.evaluator = Evaluator(evaluation)
+        self.engine, self.evaluator = engine or NativeEngine(), Evaluator(evaluation)
         self.dynamic_sampling, self.answer_tokens = dynamic_sampling, answer_tokens
         self.plan, self.budget = update, TokenBudget(update.micro_batch_tokens)
         self.replay_buffer = None if replay is None else ReplayBuffer(replay)
         self.make_optimizer, self.schedule = optimizer, schedule
         self._given = {"group_size": group_size, "answer_column": answer_column}
-        self.group_size = group_size or 0  # 0 = the data module has not said it yet
-        self.answer_column, self.seed = answer_column, seed
+        self.answer_column, self.seed, self.group_size = answer_column, seed, group_size or 0
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.int64))
 
     def setup(self, stage: str) -> None:
@@ -175,6 +179,7 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         """Return the optimiser of the trainable parameters and its schedule by optimiser step."""
         assert self.policy is not None
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        mark_embeddings(self.policy.causal_lm)
         optimizer = build_optimizer(self.make_optimizer, trained)
         return [optimizer], [self.schedule.build(optimizer, self.trainer.max_steps)]
 
@@ -182,10 +187,22 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         """Give the engine a source of coming prompts, and begin the teacher's average."""
         if not int(self.num_rollouts):  # a fork has put other weights into the policy
             self.begin_teacher()
+        only_schedule(self.lr_schedulers())
         self.engine.look_ahead(partial(upcoming_prompts, self), int(self.num_rollouts))
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """Make one rollout and its updates."""
+        """Make one rollout and its updates.
+
+        A schedule-free optimiser holds the weights that are trained in here alone, so that
+        whatever measures, saves or exports between steps finds those that are used.
+        """
+        optimizer = only_optimizer(self.trainer.optimizers)
+        switch_weights(optimizer, trains=True)
+        made = self._rollout_and_updates(prompts)
+        switch_weights(optimizer, trains=False)
+        return made
+
+    def _rollout_and_updates(self, prompts: Prompts) -> dict[str, Any]:
         number, started = int(self.num_rollouts), time.perf_counter()
         with self.prompt_table.visiting(number, self.trainer.current_epoch):
             drawn = self._draw(prompts, number)
@@ -279,12 +296,13 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         A gradient that is not finite is dropped, and nothing is stepped.
         """
         optimizer: Any = self.optimizers()
-        schedule: Any = self.lr_schedulers()
+        schedule = only_schedule(self.lr_schedulers())
         assert self.policy is not None
         norm = float(clip_gradients(self.policy, self.plan.max_grad_norm or math.inf))
         if math.isfinite(norm):  # the norm is the same on every data rank
             optimizer.step()
-            schedule.step()
+            if schedule is not None:
+                schedule.step()
         optimizer.zero_grad()
         return norm
 

@@ -15,13 +15,18 @@ from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.preflight import Findings, examine
-from rlif_lightning.evaluation.preflight_report import print_findings, write_findings
+from rlif_lightning.evaluation.preflight_report import (
+    print_findings,
+    print_judges,
+    write_findings,
+)
 from rlif_lightning.evaluation.preflight_sample import PreflightBatches, all_rank_records
 from rlif_lightning.records import value_at
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.running.endings import RunEnd
 from rlif_lightning.running.fork import Fork, checked_fork
 from rlif_lightning.running.header import RunHeader
+from rlif_lightning.running.metrics_csv import with_table
 from rlif_lightning.running.own_files import OwnFiles
 from rlif_lightning.running.progress import RolloutBar
 from rlif_lightning.running.resumed_settings import ResumedSettings
@@ -55,6 +60,8 @@ class RLIFTrainer(Trainer):
         if kwargs.get("enable_progress_bar") is not False and not kwargs.get("barebones"):
             is_given = any(isinstance(callback, ProgressBar) for callback in given)
             given = given if is_given else [*given, RolloutBar()]
+        if kwargs.get("logger") not in (None, True, False) and not kwargs.get("fast_dev_run"):
+            kwargs["logger"] = with_table(kwargs["logger"], kwargs.get("default_root_dir"))
         super().__init__(*args, callbacks=given, **kwargs)
         own = [RunEnd(), ResumedSettings(), Fork(), RunHeader()]
         self.callbacks: list[Callback] = [*own, *self.callbacks]
@@ -168,6 +175,7 @@ class RLIFTrainer(Trainer):
         if self.is_global_zero:
             write_findings(findings, records, path)
             print_findings(findings)
+            print_judges(records, datamodule.prompts_per_rollout * group_size)
             print(f"figures, and the completions as .jsonl: {path}")
         return findings
 

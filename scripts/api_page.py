@@ -32,7 +32,6 @@ ROOMS = {  # in the order of one training step
     "rollout": "Rollout",
     "judges": "Judges",
     "rewards": "Rewards",
-    "judges": "Rewards",
     "learning": "Learning",
     "answers": "Answers and evaluation",
     "evaluation": "Answers and evaluation",

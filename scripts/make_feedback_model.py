@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import random
 from pathlib import Path
+from typing import Any
 
 import make_base_model as base
 import torch
@@ -100,7 +101,7 @@ def main() -> None:
     torch.manual_seed(0)
     rng = random.Random(0)
     name = resolve_model("rlif-arithmetic")
-    model = AutoModelForCausalLM.from_pretrained(name)
+    model: Any = AutoModelForCausalLM.from_pretrained(name)
     tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
     source = ArithmeticProblems(base.MIN_TERMS, base.MAX_TERMS, size=given.examples, seed=1)
     examples = [example(question, rng) for question in source.load("train")["question"]]

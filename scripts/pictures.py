@@ -102,7 +102,7 @@ def study(path: Path) -> None:
                 for seed, run in enumerate(own):
                     points = getattr(run, xs), 100 * np.array(run.accuracy)
                     name = label if seed == 0 else None
-                    axes.plot(*points, color=COLORS[number], alpha=0.6, linewidth=1, label=name)
+                    axes.plot(*points, color=COLORS[number], alpha=0.8, linewidth=1.1, label=name)
         style(grid[0, column], title, "rollouts", "%, held out" if column == 0 else "")
         axis = "summed learning rate, rollouts at 5e-4"
         style(grid[1, column], "", axis, "%, held out" if column == 0 else "")

@@ -61,8 +61,9 @@ def show(name: str, judge: Judge, parser: ScoreParser) -> list[Reply]:
     for reply, score in zip(replies, scores, strict=True):
         said = reply.failure or " ".join((reply.text or "").split())
         print(f"  {'none' if score is None else f'{score:.2f}'}  {said:.120}")
-    pairs = [pair for pair in zip(scores[::2], scores[1::2], strict=True) if None not in pair]
-    ahead = sum(right > wrong for right, wrong in pairs)  # pyright: ignore[reportOptionalOperand]
+    both = zip(scores[::2], scores[1::2], strict=True)
+    pairs = [(one, two) for one, two in both if one is not None and two is not None]
+    ahead = sum(right > wrong for right, wrong in pairs)
     print(
         f"{name}: {sum(score is None for score in scores)} of {len(scores)} without a score, right"
         f" above wrong in {ahead} of {len(pairs)} pairs, {sum(r.calls for r in replies)} calls,"

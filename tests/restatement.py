@@ -52,15 +52,20 @@ def gdpo(
                 total[p][g] += float(weights[r]) * z
     if batch_norm == "none":
         return torch.tensor(total)
+    scored = [  # a reward with a weight applies to it
+        (p, g)
+        for p in range(num_prompts)
+        for g in range(group_size)
+        if any(weights[r] != 0 and not math.isnan(rewards[r, p, g]) for r in range(num_rewards))
+    ]
     sample: list[float] = []
-    for p in range(num_prompts):
-        for g in range(group_size):
-            repeats = 1 if batch_norm == "sample" else int(lengths[p, g])
-            sample += [total[p][g]] * repeats
+    for p, g in scored:
+        sample += [total[p][g]] * (1 if batch_norm == "sample" else int(lengths[p, g]))
     center, spread = mean(sample), std(sample)
-    return torch.tensor(
-        [[(a - center) / (spread + eps) if spread > 1e-6 else 0.0 for a in row] for row in total]
-    )
+    answer = [[0.0] * group_size for _ in range(num_prompts)]
+    for p, g in scored if spread > 1e-6 else ():
+        answer[p][g] = (total[p][g] - center) / (spread + eps)
+    return torch.tensor(answer)
 
 
 def grpo(rewards: Tensor, weights: Tensor, eps: float = 1e-4) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.rollouts import handmade
 from rlif_lightning.learning.advantages import (
     GDPO,
     GRPO,
@@ -18,7 +19,10 @@ from rlif_lightning.learning.advantages import (
     gdpo,
     reward_shares,
 )
+from rlif_lightning.learning.baselines import ReinforcePlusPlus
 from rlif_lightning.learning.normalization import center, group_normalize
+from rlif_lightning.learning.rollout_advantages import score_rollout
+from rlif_lightning.records import RewardOutput
 
 ESTIMATORS = [GDPO(), GDPO("sample"), GDPO("token"), GRPO(), DrGRPO(), RLOO()]
 GROUP_ESTIMATORS = [GDPO(), GRPO(), DrGRPO(), RLOO()]
@@ -211,6 +215,36 @@ def test_batch_norm_standardises_the_batch():
     )
     assert abs(float(tokens.mean())) < 1e-6
     assert abs(float(tokens.std()) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["sample", "token"])
+def test_a_completion_without_any_score_is_out_of_the_batch(kind):
+    """Means: (1, 0) of group 0 and (3, 0, 0) of group 1; the head of weight 0 does not count.
+
+    Parts are .5, -.5 and 2, -1, -1. Once each they have mean 0 and variance 6.5 / 4. By tokens
+    (2, 1, 1, 1, 1) they have sum .5 and squares .25 + .25 + .25 + 4 + 1 + 1 over 6 tokens.
+    """
+    nan = math.nan
+    rewards = torch.tensor([[[1.0, 0.0, nan], [3.0, 0.0, 0.0]], [[7.0, 8.0, 9.0], [nan] * 3]])
+    lengths = torch.tensor([[2, 1, 5], [1, 1, 1]])
+    estimator = ReinforcePlusPlus(batch_norm=kind, eps=0.0)
+    found = estimator(rewards, torch.tensor([1.0, 0.0]), lengths)
+    mean, deviation = (0.0, math.sqrt(6.5 / 4))
+    if kind == "token":
+        mean, deviation = 0.5 / 6, math.sqrt((6.75 - 0.25 / 6) / 5)
+    expected = [[(part - mean) / deviation for part in row] for row in ([0.5, -0.5], [2, -1, -1])]
+    assert found[0].tolist() == pytest.approx([*expected[0], 0.0])
+    assert found[1].tolist() == pytest.approx(expected[1])
+
+
+def test_a_rollout_s_completions_without_any_score_keep_0():
+    """Those of group 0 alone are in the batch; the head of weight 0 scores all."""
+    scores = {"vote": [1.0, 0.0, math.nan, math.nan], "gold": [1.0, 1.0, 0.0, 1.0]}
+    outputs = {name: RewardOutput(torch.tensor(values)) for name, values in scores.items()}
+    rollout, estimator = handmade(["1"] * 4, 2), ReinforcePlusPlus("sample", eps=0.0)
+    found, _ = score_rollout(rollout, outputs, estimator, torch.tensor([1.0, 0.0]))
+    expected = [0.5 / math.sqrt(0.5), -0.5 / math.sqrt(0.5), 0.0, 0.0]
+    assert found[:, 0].tolist() == pytest.approx(expected)
 
 
 def test_rounding_noise_is_not_blown_up():

@@ -75,6 +75,8 @@ ARGUMENTS = {
     "--model.objective.positive_weight=2": "positive_weight is a setting of STARE: name the class",
     "--data.source.train=x": "train is a setting of LocalFiles: name the class before the setting",
     "--trainer.callbacks+={class_path: EntropyMonitor, init_args: {target: 1}}": "STAREController",
+    "--trainer.callbacks+={class_path: STAREController, init_args: {target: x}}": "Got value: x",
+    "--trainer.callbacks=[{class_path: STAREController, init_args: {target: x}}]": "Got value: x",
     "--data.sorce=LocalFiles": "did you mean data.source?",
     "--config=nowhere.yaml": "File does not exist: '",
     "--ckpt_path=nowhere.ckpt": "ckpt_path=nowhere.ckpt: there is no such file",
@@ -108,6 +110,17 @@ def test_a_bad_file_is_told_with_its_place(capsys, tmp_path: Path, name, content
 @pytest.mark.parametrize(("argument", "message"), ARGUMENTS.items())
 def test_a_bad_setting_is_told_with_the_remedy(capsys, tmp_path, argument, message):
     assert message in said(capsys, *base(), f"--trainer.default_root_dir={tmp_path}", argument)
+
+
+@pytest.mark.parametrize("argument", ["target=x", "nonsense=1"])
+def test_a_callbacks_mistake_is_told_once(capsys, argument):
+    """The list of callbacks is tried as one callback too, which has neither setting."""
+    given = ["--trainer.callbacks+=STAREController", f"--trainer.callbacks.{argument}"]
+    line = said(capsys, *base(), *given)
+    assert line.count("callbacks.STAREController") == 1
+    assert "lightning.Callback" not in line
+    assert "is a setting of" not in line
+    assert "Subclass types" not in line
 
 
 def test_a_key_given_twice_in_a_config_is_told_with_its_lines(capsys, tmp_path):

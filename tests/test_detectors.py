@@ -110,7 +110,8 @@ def test_shipped_detectors_cover_the_symptoms():
         "policy/log_ratio",
     } <= metrics
     assert all(detector.meaning for detector in DETECTORS.values())
-    assert {name for name, d in DETECTORS.items() if d.severity == "notice"} == {"log_ratio"}
+    notices = {name for name, d in DETECTORS.items() if d.severity == "notice"}
+    assert notices == {"log_ratio", "consensus", "flips"}
     assert {name: d.runs for name, d in DETECTORS.items() if d.runs != "all"} == {
         "entropy_low": "label_free",
         "alignment": "label_free",

@@ -37,7 +37,7 @@ def test_the_overlays_train(tmp_path, monkeypatch):
     run = fit(tmp_path, *given)
     head = run.model.rewards.heads["expert"]
     assert isinstance(head.judge, RuleJudge)
-    assert run.model.advantage == StepDelta(single_segment="raw")
+    assert run.model.advantage == StepDelta()
     logged = run.trainer.callback_metrics
     assert float(logged["judge/steps"]) > 1
     assert float(logged["policy/grad_norm"]) > 0

@@ -10,8 +10,8 @@ import pytest
 from harness.files import ROOT
 from harness.judge_server import judge_server
 from harness.rollouts import handmade
-from harness.runs import assert_same, fit, metrics, parameters
-from rlif_lightning import JudgeHead, RubricJudgeHead, RuleJudge, ScoreParser
+from harness.runs import BASE, assert_same, fit, metrics, parameters
+from rlif_lightning import JudgeHead, RubricJudgeHead, RuleJudge, ScoreParser, cli
 from rlif_lightning.judges.base import Request
 from rlif_lightning.rewards import RewardSet, WeightedReward
 
@@ -174,3 +174,23 @@ def test_the_judge_of_the_docs_works():
     exec(code, names)
     head = JudgeHead(names["ShortestWins"](limit=2), "{completion}")
     assert scored(head, ["a", "ab", "abc", "ab"]).scores.tolist() == [1.0, 1.0, 0.0, 1.0]
+
+
+def test_preflight_says_what_the_judge_will_cost(tmp_path, capsys):
+    """A call has 14 tokens; equal completions of a prompt are asked about once."""
+    with judge_server() as server:
+        judge = {"class_path": "EndpointJudge", "init_args": {"url": server.url, "model": "m"}}
+        judge["init_args"]["timeout"] = 5.0
+        server.usual = lambda body: "Score: 3"
+        given = only("JudgeHead", judge=judge, template="{prompt} {completion} {form}")
+        sampled = ["--prompts=4", f"--trainer.default_root_dir={tmp_path}", given]
+        cli.main(["preflight", *(each for each in BASE if "compare" not in each), *sampled])
+    printed = capsys.readouterr().out
+    different = len({body["messages"][0]["content"] for _, body in server.asked})
+    calls = 32 * different / 16
+    expected = f"a rollout of 32 completions will make about {calls:.0f} calls of {14 * calls:.0f}"
+    assert expected in printed
+    lines = next(tmp_path.rglob("preflight.jsonl")).read_text().splitlines()
+    extra = [json.loads(line)["extra"]["judge"] for line in lines]
+    assert {each["judge_reply"] for each in extra} == {"Score: 3"}
+    assert sum(each["judge_tokens"] for each in extra) == 14 * different

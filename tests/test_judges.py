@@ -58,6 +58,10 @@ def test_what_is_no_markup_stays_as_it_is():
     )
 
 
+def test_half_a_character_does_not_reach_a_server():
+    assert Template("{completion}").fill({"completion": "a\ud800b"}) == "a?b"
+
+
 def test_special_tokens_of_a_tokenizer_are_broken():
     assert without_tokens("a<eos>b#", ["<eos>", "#"]) == "a< eos>b#"
 

@@ -88,7 +88,7 @@ def test_a_yoked_run_is_the_guarded_run_without_its_guard(tmp_path):
     yoked = run_with(tmp_path / "yoked", "LearningRateFactors", rollouts=4, factors=folder)
     assert column(tmp_path / "yoked", RATE) == rates
     assert_same(parameters(yoked), parameters(guarded))
-    (event,) = marked(Path(yoked.trainer.log_dir))
+    (event,) = marked(Path(str(yoked.trainer.log_dir)))
     assert (event["kind"], event["values"]) == ("schedule", {"factor": 0.5})
     assert event["rollout"] == rates.index(rates[-1])
 

@@ -50,6 +50,23 @@ def test_a_batch_carries_the_rows_it_names():
     assert {ids.dtype for ids in [*batch.token_ids, batch.index]} == {torch.int64}
 
 
+def test_draws_ahead_over_an_epochs_end_shuffle_each_epoch_once(monkeypatch):
+    """Two epochs of two batches, with two batches looked at ahead of each."""
+    made, original = [], np.random.default_rng
+    counted = lambda seeds: made.append(tuple(seeds)) or original(seeds)  # noqa: E731
+    plain = [indices(each) for each in [TrainLoader(encoded(list(range(9))), 4, 0, 1, 0)] * 3]
+    monkeypatch.setattr(np.random, "default_rng", counted)
+    loader, seen, ahead = TrainLoader(encoded(list(range(9))), 4, 0, 1, 0), [], []
+    for _ in range(2):
+        for batch in loader:
+            seen.append(batch.index.tolist())
+            ahead.append([loader.upcoming(k).index.tolist() for k in (2, 1, 0)])
+    order = [batch for epoch in plain for batch in epoch]
+    assert seen == order[:4]
+    assert ahead == [[order[k + 2], order[k + 1], order[k]] for k in range(4)]
+    assert made == [(0, 0), (0, 1), (0, 2)]
+
+
 def test_an_epoch_is_shuffled_drops_the_rest_and_differs_from_the_next():
     loader = TrainLoader(encoded(list(range(11))), 4, seed=0, num_replicas=1, rank=0)
     first, second = indices(loader), indices(loader)

@@ -25,7 +25,7 @@ from rlif_lightning.learning.replay import Replay
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.model.loading import LoRA, Policy
-from rlif_lightning.rewards import ClusterVote, Gate, WeightedReward
+from rlif_lightning.rewards import ClusterVote, Contains, Gate, WeightedReward
 from rlif_lightning.sampling import Sampling
 from rlif_lightning.setting_types import check_arguments, check_types
 
@@ -34,6 +34,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "Policy": {"name": NAME},
     "Gate": {"head": "vote", "at_least": 0.5},
     "WeightedReward": {"head": ClusterVote()},
+    "WeightedCriterion": {"criterion": Contains("x")},
     "Replay": {"groups": 1},
     "Schedule": {"start": 0.05},
 }

@@ -14,7 +14,7 @@ import rlif_lightning
 from harness.files import ROOT
 from rlif_lightning.running.run_settings import LINKED as LINKS
 
-MOST = 207
+MOST = 208
 # A related system is chosen as a whole, with its page in docs/related/: nobody else meets its
 # settings, which have a bound of their own. A class that several systems share is not among them.
 SYSTEMS = {
@@ -26,6 +26,11 @@ SYSTEMS = {
 MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.
 SHARED = {
+    "parts of the study": (
+        "docs/study-parts.md",
+        8,
+        {"AnswerTokens", "VoteBand", "OfflineVote", "TrainingProblems", "LearningRateFactors"},
+    ),
     "criteria": (
         "docs/related/pow3r.md",
         5,

@@ -10,7 +10,7 @@ from callbacks.guard_detectors import DETECTORS
 
 # Name -> figure in the first rollouts, limit that follows from it, rollouts whose median is judged.
 LIMITS = {
-    "entropy_low": (1.2, 0.06, 3),  # a twentieth of the start
+    "entropy_low": (1.2, 0.024, 3),  # a fiftieth of the start
     "entropy_high": (0.6, 1.2, 3),  # twice the start
     "length_low": (50.0, 30.0, 3),
     "length_high": (20.0, 50.0, 3),
@@ -25,6 +25,7 @@ LIMITS = {
     "distinct_answers": (40.0, 10.0, 3),
     "consensus": (1.0, 0.33, 3),  # a third of the start
     "unanimous": (0.5, 0.7, 5),  # 40 per cent of the way to 1
+    "flips": (0.1, 0.3, 5),
     "log_ratio": (0.2, 1.0, 3),
 }
 

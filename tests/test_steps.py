@@ -322,10 +322,18 @@ def test_one_segment_under_grpo_is_the_outcome_head_bit_for_bit(tmp_path):
     assert_same(*runs)
 
 
-def test_an_estimator_of_steps_needs_a_head_that_scores_them(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "length", "message"),
+    [
+        ("RubricJudgeHead", "keep", "StepDelta needs a reward that scores steps"),
+        ("StepRubricJudgeHead", "neutral", "rewards.judge.length=neutral"),
+    ],
+)
+def test_an_estimator_of_steps_refuses_what_it_cannot_read(tmp_path, capsys, name, length, message):
+    given = rewards(name).replace('"weight"', f'"length": "{length}", "weight"')
     with pytest.raises(SystemExit):
-        fit(tmp_path, "--model.advantage=StepDelta", rewards("RubricJudgeHead"))
-    assert "StepDelta needs a reward that scores steps" in capsys.readouterr().err
+        fit(tmp_path, "--model.advantage=StepDelta", given)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -78,14 +78,15 @@ class RunReport(Callback):
         """Find the run's folder (a collective) and note the versions.
 
         Raises:
-            ValueError: the first logger is not the one that writes metrics.csv.
+            ValueError: no logger writes metrics.csv.
         """
         if stage != "fit":
             return
-        if not isinstance(next(iter(trainer.loggers), None), CSVLogger | DummyLogger):
+        writers = [each for each in trainer.loggers if isinstance(each, CSVLogger | DummyLogger)]
+        if not writers:
             raise ValueError(
-                f"RunReport reads metrics.csv, but trainer.logger={trainer.loggers} does not begin"
-                " with a CSVLogger; leave trainer.logger unset, or put CSVLogger first"
+                f"RunReport reads metrics.csv, but trainer.logger={trainer.loggers} has no"
+                " CSVLogger; leave trainer.logger unset, use RLIFTrainer, or add a CSVLogger"
             )
         self.folder = run_folder(trainer)
         if trainer.is_global_zero:

@@ -6,6 +6,7 @@ The global state of pyplot is not used.
 from __future__ import annotations
 
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -178,22 +179,51 @@ def _mark(axes: Axes, run: Run, color: str | None) -> None:
 
     Routine events are triangles at the bottom.
     """
-    top = axes.get_xaxis_transform()
-    notable, last = 0, -np.inf
-    span = np.ptp(axes.get_xlim()) or 1.0
-    for number, event in enumerate(run.events, 1):
+    notable = 0
+    for event in run.events:
         x = event["rollout"]
         if event.get("kind") in ROUTINE:
             _triangle(axes, x, 0.025, "^", color or "#777777")
             continue
         notable += 1
-        if notable > MAX_LINES:
-            continue
         _triangle(axes, x, 1.02, "v", color or "#000000")
-        axes.axvline(x, color=color or "#000000", linewidth=0.8, alpha=0.45, linestyle=(0, (2, 2)))
-        if color is None and x - last > 0.035 * span:  # numbers side by side would cover each other
-            axes.text(x, 1.05, str(number), ha="center", va="bottom", fontsize=8, transform=top)
-            last = x
+        if notable <= MAX_LINES:
+            look = {"linewidth": 0.8, "alpha": 0.45, "linestyle": (0, (2, 2))}
+            axes.axvline(x, color=color or "#000000", **look)
+    if color is None:
+        span = float(np.ptp(axes.get_xlim())) or 1.0
+        for x, text in numbers_of(run.events, 0.05 * span):
+            place = axes.get_xaxis_transform()
+            axes.text(x, 1.05, text, ha="center", va="bottom", fontsize=7, transform=place)
+
+
+def numbers_of(events: list[dict[str, Any]], room: float) -> list[tuple[float, str]]:
+    """Return the numbers of events and where they stand; neighbours share a place.
+
+    Args:
+        events: in the order of their rollouts.
+        room: rollouts between two places.
+
+    Example:
+        >>> events = [{"rollout": x} for x in (1, 2, 3, 9, 10, 20)]
+        >>> numbers_of(events, 3.0)
+        [(2.0, '1-3'), (9.5, '4-5'), (20.0, '6')]
+    """
+    groups: list[list[tuple[float, int]]] = []
+    for number, event in enumerate(events, 1):
+        if event.get("kind") in ROUTINE:
+            continue
+        x = float(event["rollout"])
+        if groups and x - groups[-1][0][0] < room:
+            groups[-1].append((x, number))
+        else:
+            groups.append([(x, number)])
+    named = []
+    for group in groups:
+        first, last = group[0], group[-1]
+        text = str(first[1]) if len(group) == 1 else f"{first[1]}-{last[1]}"
+        named.append(((first[0] + last[0]) / 2, text))
+    return named
 
 
 def _triangle(axes: Axes, x: float, height: float, marker: str, color: str) -> None:

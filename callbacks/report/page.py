@@ -23,10 +23,11 @@ h1{font-size:1.6rem;margin:0 0 .2rem}
 h2{font-size:1.25rem;margin:2.2rem 0 .6rem;border-bottom:2px solid #ddd}
 h3{font-size:1rem;margin:1.2rem 0 .4rem}p.sub{color:#444;margin:.1rem 0}
 .note{background:#fff4e0;border-left:4px solid #d55e00;padding:.5rem .8rem;margin:.6rem 0}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(360px,1fr));gap:1rem}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(360px,100%),1fr));gap:1rem}
 figure{margin:0;border:1px solid #e2e2e2;border-radius:6px;padding:.5rem}
 figure img{width:100%;height:auto;display:block}
 figcaption{color:#444;font-size:.85rem;padding:.2rem .4rem}
+.scroll{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;margin:.4rem 0;font-size:.92rem}
 th,td{border-bottom:1px solid #ddd;padding:.25rem .7rem;text-align:left;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
@@ -44,7 +45,7 @@ def page(
     """Return the whole page; ``images`` are PNGs by a panel's name."""
     body = [
         f"<h1>{escape(title)}</h1>",
-        *(f'<p class="sub">{_named(run, runs)}{_ended(run)}</p>' for run in runs),
+        *(f'<p class="sub">{_named(run, runs)}{ended(run)}</p>' for run in runs),
         *(f'<p class="sub">{_summary(run)}</p>' for run in runs),
         *(
             f'<p class="note">{_named(run, runs)}{escape(note)}</p>'
@@ -65,7 +66,7 @@ def page(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{escape(title)}</title>"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(part for part in body if part)
         + "\n</body></html>\n"
@@ -76,14 +77,40 @@ def _named(run: Run, runs: list[Run]) -> str:
     return f"<b>{escape(run.label)}</b>: " if len(runs) > 1 else ""
 
 
-def _ended(run: Run) -> str:
-    """Say why the run ended, by its last event ``end``."""
+def ended(run: Run) -> str:
+    """Say why and when the run ended, and what it was: its seed, policy, rewards and optimiser."""
     if run.end is None:
-        return "Running, killed, or its machine was lost: no end was written."
+        return f"Running, killed, or its machine was lost: no end was written. {_setup(run)}"
     values = run.end.get("values")
     named = values if isinstance(values, dict) else {}
     reason, code = (cell(named.get(name, "unknown")) for name in ("reason", "exit_code"))
-    return f"<b>Ended: {reason}</b> (exit code {code}): {cell(run.end.get('message', ''))}"
+    planned = f" of {named['planned']:.0f} planned" if _is_count(named.get("planned")) else ""
+    when = f"after rollout {cell(run.end.get('rollout', '?'))}{planned}"
+    why = f"<b>Ended: {reason}</b> {when} (exit code {code}): {cell(run.end.get('message', ''))}"
+    return f"{why}. {_setup(run)}"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _setup(run: Run) -> str:
+    """Say in one line what was trained how, as far as config.yaml says it."""
+    found = settings(run)
+    heads = [
+        f"{found.get(name.replace('.head.class_path', '.weight'), '1')} x {name.split('.')[2]}"
+        for name in found
+        if name.startswith("model.rewards.") and name.endswith(".head.class_path")
+    ]
+    parts = {
+        "seed": found.get("seed_everything"),
+        "policy": found.get("model.policy.name"),
+        "rewards": " + ".join(heads),
+        "objective": found.get("model.objective.class_path", "").rpartition(".")[2],
+        "learning rate": found.get("model.optimizer.init_args.lr"),
+    }
+    shown = [f"{name} {cell(value)}" for name, value in parts.items() if value]
+    return f"{', '.join(shown)}." if shown else ""
 
 
 def _summary(run: Run) -> str:

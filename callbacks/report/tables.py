@@ -43,7 +43,8 @@ def table(
         )
         return f"<tr>{''.join(made)}</tr>"
 
-    return f"<table>{cells('th', headings)}{''.join(cells('td', row) for row in rows)}</table>"
+    made = f"{cells('th', headings)}{''.join(cells('td', row) for row in rows)}"
+    return f'<div class="scroll"><table>{made}</table></div>'  # a narrow screen scrolls in it
 
 
 def glance(run: Run) -> str:

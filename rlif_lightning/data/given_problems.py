@@ -98,11 +98,12 @@ def _as_dataset(split: str, given: Any) -> Dataset:
     if isinstance(given, Dataset):
         return given
     is_list = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
-    if is_list and given and all(isinstance(row, Mapping) for row in given):
-        return Dataset.from_list([dict(row) for row in given])
+    rows: list[Any] = list(given) if is_list else []
+    if rows and all(isinstance(row, Mapping) for row in rows):
+        return Dataset.from_list([dict(row) for row in rows])
     remedy = "pass a datasets.Dataset, a list of dicts with one problem each, or a ProblemSource"
     if isinstance(given, IterableDataset):
         remedy = "its length is not known; pass Dataset.from_list(list(...)) of it, or its files"
-    shown = type(given).__name__ if not is_list or not given else f"a list with {given[0]!r:.60}"
-    shown = "an empty list" if is_list and not given else shown
+    shown = "an empty list" if is_list else type(given).__name__
+    shown = f"a list with {rows[0]!r:.60}" if rows else shown
     raise TypeError(f"source: {split} problems of {shown} are not supported: {remedy}")

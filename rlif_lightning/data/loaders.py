@@ -142,7 +142,7 @@ class TrainLoader:
         self.num_replicas = num_replicas
         self.rank, self.curriculum = rank, curriculum
         self.batches_drawn = 0
-        self._order = -1, np.empty(0, dtype=np.int64)  # of an epoch
+        self._orders: dict[int, np.ndarray] = {}  # by epoch, from that of the last batch on
 
     def __len__(self) -> int:
         return len(self.split) // self.prompts_per_rollout
@@ -156,13 +156,15 @@ class TrainLoader:
 
     def upcoming(self, ahead: int) -> Prompts:
         """Return the batch so many after the one that was drawn last; the place does not change."""
-        epoch, batch = divmod(self.batches_drawn - 1 + ahead, len(self))
-        if epoch != self._order[0]:
+        last = self.batches_drawn - 1
+        epoch, batch = divmod(last + ahead, len(self))
+        if epoch not in self._orders:
+            kept = {e: order for e, order in self._orders.items() if e >= last // len(self)}
             given = self.curriculum and self.curriculum(self.split.rows, self.seed, epoch)
             shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
-            self._order = epoch, shuffled if given is None else self._checked(given)
+            self._orders = kept | {epoch: shuffled if given is None else self._checked(given)}
         start = batch * self.prompts_per_rollout
-        whole = self._order[1][start : start + self.prompts_per_rollout]
+        whole = self._orders[epoch][start : start + self.prompts_per_rollout]
         return self.split.batch(whole[self.rank :: self.num_replicas].tolist())
 
     def _checked(self, order: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -135,7 +135,7 @@ class EasyFirst(ProblemSource):
             self._difficulty = np.array([self._number(row, value) for row, value in values])
         return dataset
 
-    def _number(self, row: int, value: object) -> float:
+    def _number(self, row: int, value: Any) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value):
             raise ValueError(

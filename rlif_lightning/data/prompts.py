@@ -2,8 +2,7 @@
 
 Where problems come from is in ``sources.py``, how one becomes a text in ``prompt_format.py``, how
 a split is tokenised in ``encoding.py``, which rows make a batch in ``loaders.py``. Everything is
-rendered and tokenised once, in ``setup``. For prediction there may be millions of rows, so their
-token ids are not kept but made again batch by batch. There are no worker processes.
+tokenised once, in ``setup``, but for prediction batch by batch. There are no worker processes.
 """
 
 from __future__ import annotations
@@ -53,8 +52,7 @@ class PromptData(Described, LightningDataModule):
     """Batches of prompts; validation, test and prediction share the validation split.
 
     Args:
-        source: where the problems come from, by class path. In Python also a data set, a list of
-            rows, a mapping of splits, a file or a name (:func:`as_source`).
+        source: where the problems come from, by class path; in Python also data (`as_source`).
         tokenizer: hub name or folder of the tokenizer; null = the policy's own.
         group_size: G, completions sampled per prompt (read by the module, unused here).
         prompts_per_rollout: P, prompts per training step over all processes; a multiple of their

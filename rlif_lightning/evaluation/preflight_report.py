@@ -92,3 +92,25 @@ def write_findings(findings: Findings, records: list[dict[str, Any]], path: Path
     path.write_text(json.dumps(content, indent=1) + "\n")
     lines = "".join(json.dumps(record) + "\n" for record in records)
     path.with_suffix(".jsonl").write_text(lines)
+
+
+def print_judges(records: list[dict[str, Any]], per_rollout: int) -> None:
+    """Print what each judge will cost in a rollout, by what the sample cost.
+
+    Args:
+        records: one for each completion.
+        per_rollout: completions of a rollout.
+    """
+    heads = dict.fromkeys(name for record in records for name in record.get("extra", {}))
+    for name in heads:
+        cost = [record["extra"][name] for record in records]
+        if any("judge_calls" not in each for each in cost):
+            continue
+        calls, tokens = (
+            sum(each[f"judge_{figure}"] for each in cost) * per_rollout / len(cost)
+            for figure in ("calls", "tokens")
+        )
+        print(
+            f"judge of {name}: a rollout of {per_rollout} completions will make about {calls:.0f}"
+            f" calls of {tokens:.0f} tokens"
+        )

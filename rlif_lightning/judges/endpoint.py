@@ -122,13 +122,13 @@ class EndpointJudge(ModelJudge):
         """Return the client, made at the first call: only then is the number of ranks known."""
         if self._client is None:
             ranks = num_data_ranks()
-            limits = [
+            requests, tokens = (
                 Pace(None if limit is None else limit / ranks)
                 for limit in (self.requests_per_minute, self.tokens_per_minute)
-            ]
+            )
             http = httpx2.Client(headers=credentials(self.key_variable), follow_redirects=False)
             self._cache = None if self._path is None else ReplyCache(self._path)
-            self._client = ChatClient(self.url, http, self.timeout, *limits, Breaker())
+            self._client = ChatClient(self.url, http, self.timeout, requests, tokens, Breaker())
         return self._client
 
     def _ask(self, client: ChatClient, request: Request) -> Reply:

@@ -53,7 +53,8 @@ class Template:
         def replaced(found: re.Match[str]) -> str:
             if found[1]:
                 return found[1][0]
-            value = _MARKUP.sub(_spaced, values[found[2]])
+            plain = values[found[2]].encode("utf-8", "replace").decode()  # no half of a character
+            value = _MARKUP.sub(_spaced, plain)
             return own.sub(_spaced, value) if tags else value
 
         return _FIELD.sub(replaced, self.text)

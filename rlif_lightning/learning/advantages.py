@@ -22,6 +22,7 @@ from rlif_lightning.learning.normalization import (
     leave_one_out,
     leave_one_out_normalize,
     per_group,
+    scored_lengths,
 )
 from rlif_lightning.masked import masked_std
 from rlif_lightning.processes.collectives import all_rank_mean_std, all_rank_sum
@@ -113,14 +114,17 @@ class Advantage(ABC):
 
     def __call__(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return ``[P, G]`` float32 advantages; the arguments are those of :meth:`parts`."""
-        return self.total(self.parts(rewards, weights, lengths), lengths)
+        parts = self.parts(rewards, weights, lengths)
+        return self.total(
+            parts, None if lengths is None else scored_lengths(rewards, weights, lengths)
+        )
 
     def total(self, parts: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return the advantages of all rewards' parts (a collective where a batch is normalised).
 
         Args:
             parts: ``[R, P, G]`` from :meth:`parts`.
-            lengths: ``[P, G]`` tokens of each completion.
+            lengths: ``[P, G]`` tokens of each completion; 0 where no reward with a weight applies.
 
         Returns:
             ``[P, G]`` float32: their sum. An estimator that works on tokens returns ``[B, T]``.

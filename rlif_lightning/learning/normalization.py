@@ -100,7 +100,7 @@ def batch_normalize(
         total: ``[P, G]`` float64 advantages.
         lengths: ``[P, G]`` tokens of each completion.
         kind: ``sample``: each completion that has tokens counts once; ``token``: as often as it
-            has tokens.
+            has tokens. One without tokens gets 0.
         eps: added to the standard deviation.
         std_floor: where the standard deviation is not above this, all advantages are 0.
 
@@ -118,7 +118,21 @@ def batch_normalize(
             "batch_norm='token' needs lengths [P, G]; pass them or use batch_norm='sample'"
         )
     mean, std = all_rank_mean_std(total, counts)
-    return (total - mean) / (std + eps) if std > std_floor else torch.zeros_like(total)
+    return torch.where((counts > 0) & (std > std_floor), (total - mean) / (std + eps), 0.0)
+
+
+def scored_lengths(rewards: Tensor, weights: Tensor, lengths: Tensor) -> Tensor:
+    """Return lengths that are 0 for completions to which no reward with a weight applies.
+
+    So a normalisation over the batch leaves such completions out, as TRL does.
+
+    Args:
+        rewards: ``[R, P, G]``; NaN = does not apply.
+        weights: ``[R]`` or ``[R, P]``.
+        lengths: ``[P, G]`` tokens of each completion.
+    """
+    applies = ~rewards.isnan() & (per_group(weights) != 0)  # [R, P, G]
+    return torch.where(applies.any(0), lengths.to(rewards.device), 0)
 
 
 def per_group(weights: Tensor) -> Tensor:

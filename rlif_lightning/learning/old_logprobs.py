@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def loss_inputs(
         reference: ``[B, T]`` log-probs under the reference model.
         rollout_number: counted from 0.
     """
-    optional = {"ref_logprobs": reference, "token_weights": rollout.token_weights}
+    optional: dict[str, Any] = {"ref_logprobs": reference, "token_weights": rollout.token_weights}
     optional |= {"sampled_entropy": rollout.stats.entropy}
     completion_numbers, sampled = rollout.completion_numbers(rollout_number), rollout.stats.logprobs
     return LossInputs(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers import get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
+from rlif_lightning.learning.muon import works_on_matrices
 from rlif_lightning.setting_types import check_types
 
 NEED_A_METRIC = ("reduce_lr_on_plateau", "greedy")  # at every step; a rollout has no such figure
@@ -161,7 +162,10 @@ def build_optimizer(make: OptimizerFactory, parameters: Iterable[Parameter]) -> 
     try:
         optimizer = make(trained)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"model.optimizer: {error}; correct its arguments") from error
+        remedy = "correct its arguments"
+        if "Muon only supports 2D" in str(error):
+            remedy = "use rlif_lightning.MuonAdamW, which has AdamW for the others"
+        raise ValueError(f"model.optimizer: {error}; {remedy}") from error
     if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
             f"model.optimizer makes {type(optimizer).__name__}, not an optimiser that can step"
@@ -175,6 +179,52 @@ def build_optimizer(make: OptimizerFactory, parameters: Iterable[Parameter]) -> 
         if _may_be_fused(optimizer, group):
             group["fused"] = True
     return optimizer
+
+
+def only_optimizer(optimizers: Sequence[Optimizer]) -> Optimizer:
+    """Return the one optimiser of a run.
+
+    Raises:
+        ValueError: ``configure_optimizers`` returned several, or none.
+    """
+    if len(optimizers) != 1:
+        raise ValueError(
+            f"configure_optimizers returned {len(optimizers)} optimisers; an update makes the steps"
+            " of one: return one with groups of parameters"
+        )
+    return optimizers[0]
+
+
+def only_schedule(schedules: Any) -> Any:
+    """Return the one schedule that Lightning holds for a module, or None without one.
+
+    Whatever its interval, it is stepped once for each optimiser step.
+
+    Raises:
+        ValueError: there are several, or one that needs a figure.
+    """
+    if isinstance(schedules, list):
+        raise ValueError(
+            f"configure_optimizers returned {len(schedules)} schedules; return one, such as"
+            " torch.optim.lr_scheduler.ChainedScheduler"
+        )
+    if isinstance(schedules, ReduceLROnPlateau):
+        raise ValueError(
+            "configure_optimizers returned ReduceLROnPlateau, which needs a figure at every"
+            " optimiser step; use CollapseGuard to lower the learning rate, or another schedule"
+        )
+    return schedules
+
+
+def switch_weights(optimizer: Any, trains: bool) -> None:
+    """Let a schedule-free optimiser hold the weights that are trained, or those that are used.
+
+    https://arxiv.org/abs/2405.15682. Gradients are taken at one point, and the result is another
+    one, so such an optimiser has methods ``train`` and ``eval``. Other optimisers have one point.
+    """
+    switch = getattr(optimizer, "train" if trains else "eval", None)
+    if callable(switch):
+        switch()
 
 
 def _without_numpy(value: Any) -> Any:
@@ -205,13 +255,29 @@ def starting_rate(make: OptimizerFactory) -> float:
     return float(_probe(make).param_groups[0]["lr"])
 
 
-def check_optimizer(make: OptimizerFactory, schedule: LearningRateSchedule, max_steps: int) -> None:
+def check_optimizer(
+    make: OptimizerFactory, schedule: LearningRateSchedule, max_steps: int, is_divided: bool = False
+) -> None:
     """Refuse an optimiser or a schedule that could not be built once the policy is loaded.
 
+    Args:
+        make: as for :func:`build_optimizer`.
+        schedule: of its learning rate.
+        max_steps: as for :meth:`LearningRateSchedule.length`.
+        is_divided: whether each process has a part of every matrix.
+
     Raises:
-        ValueError: as :func:`build_optimizer` and :meth:`LearningRateSchedule.build`.
+        ValueError: as :func:`build_optimizer` and :meth:`LearningRateSchedule.build`; or the
+            optimiser needs whole matrices where they are divided.
     """
-    schedule.build(_probe(make), max_steps)
+    optimizer = _probe(make)
+    if is_divided and works_on_matrices(optimizer):
+        raise ValueError(
+            f"model.optimizer={type(optimizer).__name__} orthogonalises whole matrices, and"
+            " trainer.strategy divides them between processes; use another optimiser, or --config"
+            " configs/strategy/ddp.yaml"
+        )
+    schedule.build(optimizer, max_steps)
 
 
 def _probe(make: OptimizerFactory) -> Optimizer:

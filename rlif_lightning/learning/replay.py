@@ -96,7 +96,7 @@ def reads_old_logprobs(objective: Objective) -> bool:
         now = torch.full((2, 2), -1.0, requires_grad=True)
         advantages, mask = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.ones(2, 2) > 0
         old = now.detach() - shift
-        known = {"entropy": torch.ones_like(old), "ref_logprobs": now.detach()}
+        known: dict[str, Any] = {"entropy": torch.ones_like(old), "ref_logprobs": now.detach()}
         batch = LossInputs(now, old, advantages, mask, torch.arange(2), **known)
         loss = objective.policy_loss(batch, torch.zeros_like(mask)).sum()
         gradients.append(torch.autograd.grad(loss, now)[0] if loss.requires_grad else None)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.advantages import Advantage, reward_shares
+from rlif_lightning.learning.normalization import scored_lengths
 from rlif_lightning.learning.step_advantages import step_parts
 from rlif_lightning.masked import masked_max, masked_std
 from rlif_lightning.processes.collectives import all_rank_max, all_rank_mean_std, all_rank_sum
@@ -42,14 +43,16 @@ def score_rollout(
         ValueError: the estimator returned a wrong shape; names it.
     """
     shape = (rollout.num_prompts, rollout.group_size)
-    weights = group_reward_weights(weights.to(rollout.mask.device), list(outputs.values()))
+    head_weights = weights.to(rollout.mask.device)
+    weights = group_reward_weights(head_weights, list(outputs.values()))
     by_step = step_parts(rollout, outputs, advantage, weights)  # [R, B, T] or nothing
     rewards = torch.stack([output.scores.view(shape) for output in outputs.values()])
     lengths = rollout.lengths.view(shape)
     if by_step is not None:  # their scores count by step alone
         rewards = rewards.masked_fill(_has_steps(outputs, rewards.device), torch.nan)
+    scored = scored_lengths(rewards, head_weights, lengths)
     parts = advantage.parts(rewards, weights, lengths).to(rewards.device)
-    advantages = of_tokens(advantage.total(parts, lengths), rollout, type(advantage).__name__)
+    advantages = of_tokens(advantage.total(parts, scored), rollout, type(advantage).__name__)
     if by_step is not None:
         advantages = advantages + by_step.sum(0).float()
     metrics: dict[str, Tensor | float] = {
@@ -58,9 +61,8 @@ def score_rollout(
         "rollout/ended": rollout.ended.float().mean(),
     }
     metrics |= engine_metrics(rollout)
-    for (name, output), share in zip(
-        outputs.items(), _shares(parts, by_step, lengths), strict=True
-    ):
+    shares = _shares(parts, by_step, lengths)
+    for (name, output), share in zip(outputs.items(), shares, strict=True):
         metrics |= reward_metrics(name, output.scores, rollout.group_size)
         metrics[f"reward/{name}/share"] = share
     if loss_weights is not None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.data.tokenizer import EMBEDDED_MODELS, resolve_model
+from rlif_lightning.model.lora import LoRA
 from rlif_lightning.model.out_of_memory import is_out_of_memory
 from rlif_lightning.setting_types import check_types
 
@@ -34,24 +35,6 @@ __all__ = [
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 ATTENTIONS = ("sdpa", "eager")
 VOCABULARIES = ("model", "tokenizer")
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Settings of low-rank adapters instead of full fine-tuning (package peft, extra `lora`).
-
-    Args:
-        rank: r of the adapters.
-        alpha: scale; the adapter's output is multiplied by alpha / rank.
-        target_modules: names of the layers to adapt; null = every linear layer but the head.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    target_modules: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -248,8 +231,12 @@ def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
     model.enable_input_require_grads()
     transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
     settings = {"target_modules": lora.target_modules or "all-linear", "fan_in_fan_out": transposed}
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, **settings)
-    return _with_drawn_adapters(get_peft_model(model, config), LoraLayer)
+    try:
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, **settings, **lora.options)
+        adapted = get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"policy.lora={lora}: peft refuses it: {error}") from error
+    return _with_drawn_adapters(adapted, LoraLayer)
 
 
 def _with_drawn_adapters(model: Any, kind: type) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -61,7 +63,8 @@ class JudgeHead(RewardHead):
     """Scores each completion by what a judge replies about it.
 
     A failed call gives NaN, a reply that cannot be read what the parser's ``unparsed`` says. Logs
-    ``judge/...``: questions, calls, tokens, failed and unparsed replies, seconds.
+    ``judge/...``: questions, calls, tokens, failed and unparsed replies, seconds. Tables of
+    completions show ``judge_reply``, ``judge_calls`` and ``judge_tokens``.
 
     Args:
         judge: who is asked.
@@ -125,9 +128,11 @@ class JudgeHead(RewardHead):
             for text, _ in pieces[number]
         ]
         replies, log = ask_all(self.judge, requests, "judge", rollout.mask.device)
-        read = iter([self._read(reply) for reply in replies])
-        found = {number: [next(read) for _ in texts] for number, texts in pieces.items()}
-        return self._output(rollout, found, log)
+        waiting = iter(replies)
+        said = {number: [next(waiting) for _ in texts] for number, texts in pieces.items()}
+        found = {number: [self._read(each) for each in given] for number, given in said.items()}
+        shown = _columns([said.get(number, []) for number in range(len(rollout.texts))])
+        return replace(self._output(rollout, found, log), columns=shown)
 
     def pieces(self, rollout: Rollout, number: int) -> list[tuple[str, int]]:
         """Return the texts of a completion that are asked about, each with its last position."""
@@ -198,6 +203,20 @@ class JudgeHead(RewardHead):
     def steps(self, rollout: Rollout, scores: dict[int, list[float]]) -> StepScores | None:
         """Return the scores of steps, for a head whose pieces are steps."""
         return None
+
+
+def _columns(said: Sequence[Sequence[Reply]]) -> dict[str, list[Any]]:
+    """Return the columns of completion tables: replies or failures, and what they cost."""
+    return {
+        "judge_reply": [
+            "\n\n".join(each.failure if each.text is None else each.text for each in replies)
+            for replies in said
+        ],
+        "judge_calls": [sum(each.calls for each in replies) for replies in said],
+        "judge_tokens": [
+            sum(each.prompt_tokens + each.completion_tokens for each in replies) for replies in said
+        ],
+    }
 
 
 class RubricJudgeHead(JudgeHead):

@@ -71,6 +71,11 @@ def _delta(name: str, module: Any, adapter: str) -> Tensor:
             " their adapters cannot be merged for vLLM; name other layers in"
             " model.policy.lora.target_modules, or use NativeEngine"
         )
+    if getattr(module, "use_dora", {}).get(adapter):
+        raise ValueError(
+            f"model.policy.lora.options.use_dora scales {name} by its norm, and no sum of weights"
+            " for vLLM does so; use NativeEngine, or take use_dora out"
+        )
     return whole_tensor(module.get_delta_weight(adapter))
 
 

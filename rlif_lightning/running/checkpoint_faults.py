@@ -29,6 +29,8 @@ from rlif_lightning.running.shard_faults import folder_fault, is_finite, shard_s
 
 PARTS = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"}
 REST_PARTS = PARTS - {"state_dict", "optimizer_states"}  # of a folder of shards
+# Moments that have a parameter's shape.
+LIKE_PARAMETERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "z")
 PROGRESS = ("epoch_progress", "epoch_loop.batch_progress")
 MAX_PLAIN = 2**26  # bytes of all that is no tensor; random states take 6 KB for each process
 WEIGHTS, TEACHER = "policy.", "teacher."
@@ -298,10 +300,15 @@ def _optimizer_misfit(states: Any, expected: Expected) -> Misfit | None:
                 f"its optimiser has {count} parameters; the configured model trains"
                 f" {len(expected.trained)}"
             )
+        # Several groups may hold the parameters in another order.
+        is_ordered = len(state["param_groups"]) == 1
         for key, moments in state["state"].items():
-            name = expected.trained[key] if isinstance(key, int) and 0 <= key < count else str(key)
+            is_number = isinstance(key, int) and 0 <= key < count
+            name = expected.trained[key] if is_number and is_ordered else str(key)
             for moment, value in moments.items():
-                shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+                # Factors and blocks, which some classes keep, have shapes of their own.
+                is_like = isinstance(value, Tensor) and moment in LIKE_PARAMETERS
+                shape = tuple(value.shape) if is_like else ()
                 if shape not in ((), expected.shapes.get(name, shape)):
                     return Misfit(f"the optimiser's {moment} of {name} has the shape {list(shape)}")
     return None

@@ -23,6 +23,7 @@ from rlif_lightning.processes.ranks import gone, own_place
 from rlif_lightning.running.events import append_event
 from rlif_lightning.running.lightning_internals import epoch_is_over
 from rlif_lightning.running.own_files import OwnFiles, disk_errors_printed, own_files
+from rlif_lightning.running.planned import planned_of
 from rlif_lightning.running.stop_signals import INTERRUPTED
 
 DECIDED = ("guard", "label_free_stop", "early_stop", "stopped")  # by a callback: the run stays over
@@ -232,6 +233,8 @@ class RunEnd(Callback):
         place = {"step": trainer.global_step, "rollout": int(module.num_rollouts)}
         values: dict[str, float | str] = {"reason": ending.reason, "exit_code": ending.exit_code}
         values |= {} if ending.by is None else {"by": ending.by}
+        planned = planned_of(trainer, module)
+        values |= {} if planned is None else {"planned": planned}
         with disk_errors_printed("the run's end could not be written down"):
             append_event(
                 self.own.folder,

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.model.adapters import as_named, merged
+from rlif_lightning.model.lora import lora_scale
 from rlif_lightning.parallel.fsdp import load_whole
 from rlif_lightning.parallel.sharded_checkpoint import read_whole
 from rlif_lightning.running.checkpoint_faults import (
@@ -89,7 +90,7 @@ def take_weights(source: Path, module: Any) -> None:
     """
     policy = module.policy
     lora = policy.settings.lora
-    own_scale = None if lora is None else lora.alpha / lora.rank
+    own_scale = None if lora is None else lora.scale
     scale = _saved_scale(source, own_scale)
     wanted = {
         name.removeprefix(MODEL): shape
@@ -114,7 +115,8 @@ def _saved_scale(source: Path, own: float | None) -> float | None:
     if settings is None:
         return own
     alpha, rank = (settings.get(f"{LORA}.{name}") for name in ("alpha", "rank"))
-    return None if alpha is None else alpha / rank
+    is_rank_stabilised = bool(settings.get(f"{LORA}.options.use_rslora"))
+    return None if alpha is None else lora_scale(rank, alpha, is_rank_stabilised)
 
 
 def _policy_weights(source: Path) -> dict[str, Tensor]:

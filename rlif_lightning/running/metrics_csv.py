@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from rlif_lightning.metric_names import VALIDATION
 from rlif_lightning.running.run_folder import naming
 from rlif_lightning.whole_files import replaced
+
+PLACE = ("epoch", "step")  # columns that are no figures
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,42 @@ class MetricsTable(CSVLogger):
             os.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _Writer(log_dir=self.log_dir)
         return self._experiment
+
+
+class RolloutBoard(TensorBoardLogger):
+    """TensorBoard with the rollouts done on its axis, as everywhere else.
+
+    Lightning numbers a rollout by those before it, and an evaluation in either way.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._done: int | None = None  # rollouts, after the last one that was logged
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Log figures at the number of rollouts done."""
+        trained = [name for name in metrics if not name.startswith((*VALIDATION, "test", *PLACE))]
+        if step is not None and trained:
+            self._done = step = step + 1
+        elif self._done is not None:
+            step = self._done
+        super().log_metrics(metrics, step)
+
+
+def with_table(given: Any, folder: Any) -> list[Any]:
+    """Return a run's loggers with one that writes metrics.csv at their head.
+
+    A run's files go where the first logger's go, and a report is made of its metrics.csv.
+
+    Args:
+        given: a logger or several.
+        folder: where a table goes if none of them writes one.
+    """
+    loggers = list(given) if isinstance(given, Iterable) else [given]
+    tables = [logger for logger in loggers if isinstance(logger, CSVLogger)]
+    if not tables:
+        tables = [MetricsTable(folder or ".", name="", flush_logs_every_n_steps=1)]
+    return tables + [logger for logger in loggers if logger not in tables]
 
 
 class _Writer(ExperimentWriter):

@@ -23,8 +23,8 @@ from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.running.close_names import meant
 from rlif_lightning.running.former_settings import ARGUMENTS_OF
-from rlif_lightning.running.setting_owners import owner_hint
 from rlif_lightning.running.help_page import arrange
+from rlif_lightning.running.setting_owners import owner_hint
 
 # Former name of a setting -> its present one.
 RENAMED = {
@@ -51,7 +51,13 @@ _ARGUMENT = re.compile(r"Option '(?:[\w.]+\.)?(\w+)' is not accepted")
 _OF_TYPES = re.compile(
     r"\s*((- )?Does not validate against any of the Union subtypes|Subtypes: |Errors:$"
     r"|- Expected a <class 'NoneType'>|- Expected a path but .* either not accessible or invalid$"
-    r"|Given value type: |Given value: (NestedArg|Namespace)\()"
+    r"|Given value type: |Given value: (NestedArg|Namespace)\("
+    r"|(- )?(Not a valid subclass of|Subclass types expect one of:)|- a (class path|dict) )"
+)
+# A list of callbacks is tried as one callback too, and its mistake is told once more.
+_ONE_CALLBACK = re.compile(
+    r"\n +- Problem with given class_path 'lightning\.Callback':"
+    r"(\n +Option '[\w.]+' is not accepted)?"
 )
 _PLACE = re.compile(r'Parser key "([\w.]+)":')
 _CLASS_AT = re.compile(r"Problem with given class_path '([\w.]+)':")
@@ -68,7 +74,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error with the present names of settings that were renamed, and exit."""
-        message = _IN_GROUP.sub(r"\1\2.", message)
+        message = _ONE_CALLBACK.sub("", _IN_GROUP.sub(r"\1\2.", message))
         added, said = _hint(message), _on_one_line(_without_types(message))
         # An outer parser repeats what an inner one said.
         if not (added or "did you mean" in said or "is a setting of" in said):

@@ -28,7 +28,7 @@ def planned_rollouts(trainer: Any, module: Any, batches: int) -> int | None:
 
 def planned_of(trainer: Any, module: Any) -> int | None:
     """Return the planned rollouts by the loaded training data; None where they are not known."""
-    data = getattr(trainer, "datamodule", None)
+    data: Any = getattr(trainer, "datamodule", None)
     split = data.split("train") if hasattr(data, "split") else None
     if split is not None:
         return planned_rollouts(trainer, module, len(split) // data.prompts_per_rollout)

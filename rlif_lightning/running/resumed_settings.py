@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +130,20 @@ class ResumedSettings(Callback):
 
     def _apply(self, trainer: Any, module: Any) -> None:
         fresh = configured_optimizer(module)
-        (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
-        schedule = config.scheduler
+        optimizer = trainer.optimizers[0]
+        schedule = next((each.scheduler for each in trainer.lr_scheduler_configs), None)
+        # Counters that some classes keep in their groups are no arguments.
+        known = {*inspect.signature(type(optimizer)).parameters} - {*KEPT_FLAGS}
         for number, group in enumerate(optimizer.param_groups):
             new, rate = fresh.param_groups[number], group_rate(self.old, number)
-            group |= {name: value for name, value in new.items() if name not in KEPT_FLAGS}
-            before = group["initial_lr"]
+            group |= {name: value for name, value in new.items() if name in known}
+            before = group.get("initial_lr", group["lr"])
             # What callbacks had multiplied the checkpoint's learning rate by.
             factor = 1.0 if rate is None else before / rate
-            base = new["initial_lr"] * factor
+            base = new.get("initial_lr", new["lr"]) * factor
+            if schedule is None:
+                group["lr"] = base
+                continue
             schedule.base_lrs[number] = group["initial_lr"] = base
             if isinstance(schedule, LambdaLR):
                 group["lr"] = base * schedule.lr_lambdas[number](schedule.last_epoch)

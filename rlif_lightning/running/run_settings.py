@@ -33,6 +33,7 @@ IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 PREDICTED = ("model.policy", "model.rewards", "model.sampling", "data.", SEED)
 VALIDATION_BATCH = "data.validation_prompts_per_batch"
 SIZES = ("data.prompts_per_rollout", VALIDATION_BATCH)
+HOME = "rlif_lightning.module"  # of RLIFModule
 TRAINER = ("max_steps", "world_size", "precision")
 
 
@@ -78,6 +79,9 @@ def model_settings(module: Any) -> dict[str, Any]:
         arguments["evaluation"] = replace(arguments["evaluation"], checker=checker)
     arguments.pop("optimizer", None)  # a subclass may have another argument, or none
     found = _named(arguments, "model")
+    if type(module).configure_optimizers.__module__ != HOME:  # a subclass has its own
+        found[f"{OPTIMIZER}.{CLASS}"] = type(module).configure_optimizers.__qualname__
+        return found
     optimizer = build_optimizer(module.make_optimizer, [Parameter(torch.zeros(1, 1))])
     values = _numbers(optimizer.defaults)
     kind = type(optimizer)

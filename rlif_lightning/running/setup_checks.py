@@ -12,6 +12,7 @@ from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.optimizer import check_optimizer
 from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.running.strategies import DividedStrategy
 from rlif_lightning.running.teachers import check_teacher
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -99,7 +100,8 @@ def _check_training(module: Any, data: PromptData | None) -> None:
         module.advantage.check(module.group_size)
     _check_scores(module.rewards.settings)
     _check_steps(module.advantage, module.rewards.settings)
-    check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps)
+    is_divided = isinstance(module.trainer.strategy, DividedStrategy)
+    check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps, is_divided)
     check_trainer(vars(module.trainer))
     if module.dynamic_sampling is not None:
         module.dynamic_sampling.check(module.rewards, module.group_size, data)
@@ -150,13 +152,21 @@ def _check_scores(rewards: dict[str, WeightedReward]) -> None:
 
 
 def _check_steps(advantage: Any, rewards: dict[str, WeightedReward]) -> None:
-    """Refuse an estimator of steps where no head scores steps."""
-    stepped = [reward.head for reward in rewards.values() if hasattr(reward.head, "gives_steps")]
-    if isinstance(advantage, StepDelta) and not stepped:
+    """Refuse an estimator of steps without steps, and an option that it would not see."""
+    if not isinstance(advantage, StepDelta):
+        return
+    stepped = {name: each for name, each in rewards.items() if hasattr(each.head, "gives_steps")}
+    if not stepped:
         raise ValueError(
             f"model.advantage=StepDelta needs a reward that scores steps, and rewards="
             f"{list(rewards)} have none: use StepRubricJudgeHead, or model.advantage=DrGRPO"
         )
+    for name, reward in stepped.items():
+        if reward.length == "neutral":
+            raise ValueError(
+                f"rewards.{name}.length=neutral changes the scores of completions, and"
+                " model.advantage=StepDelta reads those of steps: set length=keep"
+            )
 
 
 def _check_look_ahead(module: Any) -> None:

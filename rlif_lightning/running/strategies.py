@@ -226,6 +226,12 @@ def build_policy(policy: Policy, strategy: Strategy | None, frozen: bool = False
             " trainer.devices=1",
             stacklevel=2,
         )
+    is_dora = policy.lora is not None and policy.lora.options.get("use_dora")
+    if is_dora and isinstance(strategy, DividedStrategy):
+        raise ValueError(
+            "model.policy.lora.options.use_dora needs the norms of whole weights, which"
+            " trainer.strategy divides; take it out, or use --config configs/strategy/ddp.yaml"
+        )
     if isinstance(strategy, ShardedStrategy):
         return sharded_policy(policy, strategy.sharding(), frozen)
     if isinstance(strategy, TensorParallelStrategy):

@@ -35,8 +35,8 @@ def build_teacher(
         build: returns a frozen model as the run's strategy has it.
 
     Raises:
-        ValueError: its tokenizer is not the policy's, its weights are too coarse to average, or this
-            library does not compute its own log-probs.
+        ValueError: its tokenizer is not the policy's, its weights are too coarse to average, or
+            this library does not compute its own log-probs.
     """
     if settings.model is None and not settings.averages and policy.has_adapters:
         return None

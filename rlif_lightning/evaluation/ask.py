@@ -1,0 +1,107 @@
+"""``rlif generate PLACE PROMPT ...`` and ``rlif chat PLACE``: ask a trained policy."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlif_lightning.rewards.internal import MeanLogprob
+from rlif_lightning.running.checkpoint_names import BEST, VERSION, find_checkpoints
+
+COMMANDS = ("generate", "chat")
+ENDS = ("", "exit", "quit")  # lines that end a chat
+
+
+def command(words: Sequence[str], module_class: Any) -> int:
+    """Run one of the two commands and return the exit code: 0, or 2 after a mistake.
+
+    Args:
+        words: of the command line, from the command on.
+        module_class: ``RLIFModule``.
+    """
+    args = _parser().parse_args(words)
+    try:
+        module = load(args.place, module_class)
+        given = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
+        known = {name: value for name, value in given.items() if value is not None}
+        sampling = replace(module.sampling, **known)
+        if args.command == "chat":
+            return chat(module, sampling)
+        for prompt, texts in zip(
+            args.prompts, module.generate(args.prompts, args.samples, sampling), strict=True
+        ):
+            for text in texts:
+                print(text if len(args.prompts) == len(texts) == 1 else f"{prompt}{text}")
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def load(place: str, module_class: Any) -> Any:
+    """Return a module with the policy of a run, a checkpoint, a model folder or a hub name.
+
+    Args:
+        place: a run's root or ``version_N`` (its newest checkpoint), a checkpoint, the folder of a
+            Hugging Face model such as one of HFExporter's, or a name.
+        module_class: ``RLIFModule``.
+
+    Raises:
+        ValueError: a folder without a checkpoint and without a model.
+    """
+    path = Path(place)
+    if path.is_file():
+        return module_class.load_from_checkpoint(path)
+    models = ("config.json", "adapter_config.json")
+    if not path.is_dir() or any((path / name).is_file() for name in models):
+        return module_class(place, {"unused": MeanLogprob()})
+    found = find_checkpoints(path)
+    if VERSION.fullmatch(path.name):
+        found = [each for each in found if path in each.parents]
+    best = path / "checkpoints" / BEST
+    found = [each for each in [*found, best] if each.exists()]
+    if not found:
+        raise ValueError(
+            f"{place} has neither checkpoints nor a model's config.json; name a run, a checkpoint,"
+            " or a model's folder"
+        )
+    print(f"policy of {found[0]}", file=sys.stderr)
+    return module_class.load_from_checkpoint(found[0])
+
+
+def chat(module: Any, sampling: Any) -> int:
+    """Answer lines of standard input until an empty one; with a chat template, as a conversation.
+
+    Args:
+        module: whose policy answers.
+        sampling: how answers are drawn.
+    """
+    module.configure_model()
+    talks = module.policy.tokenizer.chat_template is not None
+    turns: list[dict[str, str]] = []
+    if not talks:
+        print("this tokenizer has no chat template: each line is a prompt", file=sys.stderr)
+    while True:
+        print("> ", end="", flush=True)
+        line = sys.stdin.readline().rstrip("\n")
+        if line in ENDS:
+            return 0
+        turns.append({"role": "user", "content": line})
+        [[text]] = module.generate(turns if talks else line, 1, sampling)
+        turns.append({"role": "assistant", "content": text})
+        print(text, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rlif", description=__doc__)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("place", help="a run, a checkpoint, a model's folder or its name")
+    parser.add_argument("prompts", nargs="*", help="of generate: texts as the model reads them")
+    parser.add_argument("--samples", type=int, default=1, help="completions of each prompt")
+    parser.add_argument("--temperature", type=float, help="0 = greedy; absent: as in training")
+    parser.add_argument("--max_new_tokens", type=int, help="absent: as in training")
+    return parser
