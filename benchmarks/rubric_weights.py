@@ -174,7 +174,7 @@ def main() -> None:
     rows = table(given.out.resolve(), given.seeds)
     conditions = f"CPU, one thread; {10 * EPOCHS} rollouts, figures of the last {LATE}"
     notes = {
-        "command": "python -m benchmarks.rubric_weights",
+        "command": f"python -m benchmarks.rubric_weights --seeds {' '.join(map(str, given.seeds))}",
         "conditions": f"{conditions}; mean (sd) over seeds {', '.join(map(str, given.seeds))}",
     }
     write_results(given.results / "rubric_weights.csv", notes, rows, key="arm")
