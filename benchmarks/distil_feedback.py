@@ -155,6 +155,8 @@ def main() -> None:
     os.chdir(ROOT)
     out = given.out.resolve()
     command = "python -m benchmarks.distil_feedback" + (" --tune" if given.tune else "")
+    if not given.tune and given.seeds != len(JUDGING_SEEDS):
+        command += f" --seeds {given.seeds}"
     shared = f"CPU, one thread; {ROLLOUTS} rollouts; 200 held-out problems, 8 samples each"
     tuning = given.results / "distil_tuning.csv"
     if given.tune:
