@@ -20,6 +20,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import callbacks
+import rlif_lightning.data.training_problems
 import rlif_lightning.learning.baselines
 import rlif_lightning.learning.distil
 import rlif_lightning.learning.ratio_objectives
