@@ -90,7 +90,7 @@ def measured(version: Path) -> list[dict[str, float]]:
     last = json.loads((version / "evaluation.json").read_text())[-1]["figures"]
     rows[-1] |= {name: last[name]["value"] for name in ("accuracy", "greedy_accuracy")}
     alarms = [event["rollout"] for event in read_events(version) if event["kind"] == "alarm"]
-    rows[-1]["alarm"] = min(alarms, default=0)
+    rows[-1]["alarm"] = min(alarms, default=0)  # 0 = none
     return rows
 
 
@@ -147,12 +147,16 @@ def table(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, str]]:
             found[arm].append(figures_of(rows, level))
     rows = {}
     for arm, figures in found.items():
-        rows[arm] = {name: shown([each[name] for each in figures]) for name in figures[0]}
+        names = [name for name in figures[0] if name != "alarm"]  # a run may have none
+        rows[arm] = {name: shown([each[name] for each in figures]) for name in names}
         reached = [round(each["rollouts to plateau"]) for each in figures]
         rows[arm]["each seed's rollouts"] = " ".join(map(str, reached))
         for name in ("gold", "short"):
             rows[arm][f"each seed's {name}"] = " ".join(f"{each[name]:.3f}" for each in figures)
-        rows[arm]["each seed's alarm"] = " ".join(f"{each['alarm']:.0f}" for each in figures)
+        first = [each["alarm"] for each in figures]
+        rows[arm]["each seed's alarm"] = " ".join(
+            f"{number:.0f}" if number else "none" for number in first
+        )
     return rows
 
 
