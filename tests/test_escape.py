@@ -237,6 +237,7 @@ def as_nobody():
     package, own = folder / "rlif_lightning", folder / "home"
     shutil.copytree(ROOT / "rlif_lightning" / "sandbox", package / "sandbox")
     shutil.copy(ROOT / "rlif_lightning" / "__init__.py", package)
+    shutil.copy(ROOT / "rlif_lightning" / "setting_types.py", package)
     for module in (attacks, escapes):
         shutil.copy(module.__file__, folder)
     own.mkdir()

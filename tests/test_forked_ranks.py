@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from harness.forked import one_of_two
+from harness.forked import on_two_ranks
 from harness.rollouts import Given
 from rlif_lightning.learning.advantages import GDPO, reward_shares
 from rlif_lightning.learning.loss_inputs import LossInputs
@@ -27,22 +23,6 @@ from rlif_lightning.rewards.voting import vote_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 NAN = math.nan
-
-
-def on_two_ranks(work: Callable[[int], Any], folder: Path) -> list[Any]:
-    """What ``work(rank)`` returns on each of two processes."""
-    fork = multiprocessing.get_context("fork")
-
-    def save(rank: int, folder: Path) -> None:
-        torch.save(work(rank), folder / f"{rank}.pt")
-
-    processes = [fork.Process(target=one_of_two, args=(rank, save, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 def rollout_of(lengths: list[int], entropy: float) -> Rollout:

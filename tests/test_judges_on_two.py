@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_forked_ranks import on_two_ranks
 
+from harness.forked import on_two_ranks
 from rlif_lightning.judges.asking import JudgeError, ask_all
 from rlif_lightning.judges.base import Request
 from rlif_lightning.judges.rules import RuleJudge

@@ -73,6 +73,22 @@ def on_two_processes(work: Callable[..., None], folder: Path, *arguments: Any) -
     torch.multiprocessing.start_processes(one_of_two, given, nprocs=2, start_method="forkserver")
 
 
+def on_two_ranks(work: Callable[[int], Any], folder: Path) -> list[Any]:
+    """What ``work(rank)`` returns on each of two processes."""
+    fork = multiprocessing.get_context("fork")
+
+    def save(rank: int, folder: Path) -> None:
+        torch.save(work(rank), folder / f"{rank}.pt")
+
+    processes = [fork.Process(target=one_of_two, args=(rank, save, folder)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
 def one_of_two(rank: int, work: Callable[..., None], folder: Path, *arguments: Any) -> None:
     """Call ``work`` as one of two processes, which find each other by ``folder``."""
     torch.set_num_threads(1)
