@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from restatement import loss_and_gradient, update
+from restatement import loss_and_gradient
 from transformers import AutoTokenizer
 
 from harness.files import ROOT
-from harness.objectives import OBJECTIVES
+from harness.objectives import OBJECTIVES, inputs
 from harness.rollouts import handmade
 from harness.runs import assert_same, column, fit, parameters
 from rlif_lightning import AnswerTokens
@@ -114,7 +114,7 @@ def test_factors_multiply_weights_that_are_there():
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_a_token_s_factor_scales_its_own_gradient_alone(objective):
     """The policy loss without KL and entropy: but for those with one ratio for a completion."""
-    batch = update()
+    batch = inputs(objective)
     free = {"entropy_bonus": 0.0, "reference_kl": type(objective.reference_kl)()}
     objective = replace(objective, **free)
     factors = torch.where(torch.rand(batch.mask.shape) < 0.5, 0.25, 1.0)
@@ -144,9 +144,11 @@ def test_a_factor_of_one_changes_nothing_and_others_do(tmp_path):
 
 
 def test_bad_settings_are_refused(tmp_path, capsys):
-    for factor in (-0.1, 1.5, float("nan")):
+    for factor in (-0.1, 1.5):
         with pytest.raises(ValueError, match=r"answer_tokens.factor=.* must lie in \[0, 1\]"):
             AnswerTokens(factor)
+    with pytest.raises(ValueError, match="factor=nan of AnswerTokens must be a number"):
+        AnswerTokens(float("nan"))
     with pytest.raises(SystemExit):
         fit(tmp_path, "--model.answer_tokens.factor=0", "--model.objective=GMPO")
     assert "GMPO has one ratio for a whole completion" in " ".join(capsys.readouterr().err.split())

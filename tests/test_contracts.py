@@ -14,20 +14,19 @@ from restatement import loss_and_gradient, rows_in, update
 
 from harness.files import ROOT
 from harness.models import classifier_folder
-from harness.objectives import OBJECTIVES
+from harness.objectives import OBJECTIVES, inputs
 from harness.rollouts import handmade
 from rlif_lightning import rewards
 from rlif_lightning.answers.code_tasks import CodeExtractor
 from rlif_lightning.judges.rules import RuleJudge, reference_numbers
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
 from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
-from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objective_base import ClippedObjective, Objective, ReferenceKL
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.ratio_objectives import CISPO, SAPO
 from rlif_lightning.learning.step_advantages import StepDelta
-from rlif_lightning.records import Rollout, TeacherLogprobs
+from rlif_lightning.records import Rollout
 from rlif_lightning.sandbox.pool import Sandbox
 
 SANDBOX = Sandbox(minimum="rlimits")
@@ -209,18 +208,6 @@ class TestAdvantages:
     def test_it_is_frozen(self, advantage):
         with pytest.raises(AttributeError):
             advantage.eps = 1.0
-
-
-def inputs(objective: Objective) -> LossInputs:
-    """A random update, with a teacher for an objective that has one."""
-    batch = update()
-    if objective.teacher is None:
-        return batch
-    generator = torch.Generator().manual_seed(1)
-    drawn = torch.randn(2, *batch.mask.shape, 4, generator=generator).log_softmax(-1)
-    ids = torch.zeros(*batch.mask.shape, 3, dtype=torch.int64)
-    known = TeacherLogprobs(ids, drawn[0, ..., :3], drawn[0, ..., 3])
-    return replace(batch, teacher=known, candidates=drawn[1], future_baseline=batch.entropy)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)

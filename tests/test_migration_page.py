@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import test_settings_count
 from lightning.pytorch import Trainer
 
 import callbacks
@@ -15,6 +14,7 @@ import rlif_lightning
 from harness.command_line import base, build
 from harness.files import ROOT
 from harness.runs import BASE
+from harness.settings import buildable, parameters
 from rlif_lightning import cli
 from rlif_lightning.running.run_checkpoints import RunCheckpoints
 
@@ -37,11 +37,10 @@ def test_our_keys_on_the_page_exist():
         name.removeprefix("--")
         for name in build([*BASE]).parser._option_string_actions  # the settings of fit
     } | {"compare", "ckpt_path"}
-    of_classes = {
-        setting
-        for cls in test_settings_count.buildable()
-        for setting in test_settings_count.parameters(cls)
-    } | {"lr", "weight_decay"}
+    of_classes = {setting for cls in buildable() for setting in parameters(cls)} | {
+        "lr",
+        "weight_decay",
+    }
     unknown = [
         name
         for name in sorted(named())

@@ -203,8 +203,7 @@ QUIET = {
 
 def configured(returns: Any, folder: Path, kind: type = RLIFTrainer) -> Any:
     """The trainer of a run whose module has a ``configure_optimizers`` of its own."""
-    from test_python_use import ROWS, data_of
-
+    from harness.python_runs import ROWS, data_of
     from rlif_lightning import ClusterVote, RLIFModule, Sampling, UpdatePlan
 
     class Own(RLIFModule):

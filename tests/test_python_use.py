@@ -14,12 +14,11 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.files import ROOT
+from harness.python_runs import ROWS, data_of
 from rlif_lightning import (
-    ArithmeticProblems,
     ClusterVote,
     MeanLogprob,
     Policy,
-    PromptData,
     RewardHead,
     RewardOutput,
     RLIFModule,
@@ -32,7 +31,6 @@ from rlif_lightning.data.given_problems import GivenProblems, as_source
 from rlif_lightning.model.loading import as_policy, resolve_model
 from rlif_lightning.running.run_settings import model_settings
 
-ROWS = ArithmeticProblems(size=16, validation_size=8).load("train").to_list()
 QUIET = {
     "accelerator": "cpu",
     "enable_progress_bar": False,
@@ -59,11 +57,6 @@ def module_of(policy: Any = "rlif-arithmetic", **settings: Any) -> RLIFModule:
             **settings,
         },
     )
-
-
-def data_of(source: Any = ROWS, **settings: Any) -> PromptData:
-    settings = {"answer_column": "answer", "group_size": 4, "prompts_per_rollout": 4} | settings
-    return PromptData(source, **settings)
 
 
 def trained(kind: type, folder: Path, **settings: Any) -> tuple[Any, RLIFModule]:

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from test_settings_count import buildable
 
 from callbacks.kl_cov_scheduler import Schedule
 from harness.python_runs import NAME, data
+from harness.settings import buildable
 from rlif_lightning import RLIFModule
 from rlif_lightning.data.prompt_format import PromptFormat
 from rlif_lightning.data.sources import ArithmeticProblems

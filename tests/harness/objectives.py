@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+from restatement import update
+
 from rlif_lightning import (
     CISPO,
     DPPO,
@@ -15,6 +20,9 @@ from rlif_lightning import (
     KLCov,
     ReferenceKL,
 )
+from rlif_lightning.learning.loss_inputs import LossInputs
+from rlif_lightning.learning.objective_base import Objective
+from rlif_lightning.records import TeacherLogprobs
 
 OBJECTIVES = [
     Clipped(),
@@ -33,3 +41,15 @@ OBJECTIVES = [
     DistIL(divergence="jsd", scale="remaining", max_ratio=1.1),
     DPPO(divergence="kl", clip_low=0.01, clip_high=0.02),
 ]
+
+
+def inputs(objective: Objective) -> LossInputs:
+    """A random update, with a teacher for an objective that has one."""
+    batch = update()
+    if objective.teacher is None:
+        return batch
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn(2, *batch.mask.shape, 4, generator=generator).log_softmax(-1)
+    ids = torch.zeros(*batch.mask.shape, 3, dtype=torch.int64)
+    known = TeacherLogprobs(ids, drawn[0, ..., :3], drawn[0, ..., 3])
+    return replace(batch, teacher=known, candidates=drawn[1], future_baseline=batch.entropy)

@@ -25,7 +25,13 @@ QUIET: dict[str, Any] = {
     "enable_model_summary": False, "limit_val_batches": 0, "use_distributed_sampler": False,
     "log_every_n_steps": 1,
 }  # fmt: skip
+ROWS = ArithmeticProblems(size=16, validation_size=8).load("train").to_list()
 NAME = str(Path("rlif_lightning/assets/base_model").absolute())
+
+
+def data_of(source: Any = ROWS, **settings: Any) -> PromptData:
+    settings = {"answer_column": "answer", "group_size": 4, "prompts_per_rollout": 4} | settings
+    return PromptData(source, **settings)
 
 
 def rewards(*names: str) -> dict[str, WeightedReward]:
