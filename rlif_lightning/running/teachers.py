@@ -12,7 +12,12 @@ from torch.distributed.tensor import DTensor
 
 from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.prompts import PromptData
-from rlif_lightning.learning.feedback import FeedbackWriter, feedback_prompts, feedback_texts
+from rlif_lightning.learning.feedback import (
+    FeedbackWriter,
+    OutputsWithoutGold,
+    feedback_prompts,
+    feedback_texts,
+)
 from rlif_lightning.learning.lessons import Lesson
 from rlif_lightning.learning.teacher import CALLBACK, SIBLING, Teacher
 from rlif_lightning.model.loading import Policy
@@ -90,7 +95,12 @@ def lesson_of(module: Any, rollout: Rollout, outputs: Mapping[str, RewardOutput]
         )
     if teacher is None:
         return None
-    texts = feedback_texts(teacher, rollout, outputs, _weighted(module), _writer(module))
+    writer = _writer(module)
+    if writer is not None and not writer.needs_gold:
+        heads = module.rewards.heads
+        free = {name: each for name, each in outputs.items() if not heads[name].needs_gold}
+        outputs = OutputsWithoutGold(free)
+    texts = feedback_texts(teacher, rollout, outputs, _weighted(module), writer)
     split = module.trainer.datamodule.split("train")
     prompts = feedback_prompts(rollout, texts, teacher.template, split)
     return Lesson(module.teacher, prompts, teacher.top_k)
