@@ -236,6 +236,10 @@ def test_gold_answers_in_feedback_need_consent_and_are_reported(tmp_path, capfd)
     assert "answer" in writer.seen
 
 
+def neutral() -> dict[str, WeightedReward]:
+    return {"gold": WeightedReward(GoldAnswer(), length="neutral")}
+
+
 class Peeks(Words):
     """Tells a completion what the head of the gold answers says about it."""
 
@@ -282,6 +286,9 @@ REFUSED = {
     "no column": (lambda: learner(taught("hint")), {}, [], "feedback='hint' is not in the train"),
     "two rewards": (
         lambda: learner(taught("sibling"), rewards=two_rewards()), {}, [], "have several; set the",
+    ),
+    "scores moved by length": (
+        lambda: learner(taught("sibling"), rewards=neutral()), {}, [], "set length=keep",
     ),
     "no siblings": (
         lambda: learner(taught("sibling")), {"group_size": 1}, [], "without siblings",

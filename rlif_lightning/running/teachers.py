@@ -160,17 +160,7 @@ def _check_source(module: Any, teacher: Teacher, data: PromptData) -> None:
             f".feedback={teacher.feedback} reads none of it; set feedback=callback, or take it out"
         )
     if teacher.feedback == SIBLING:
-        if _weighted(module) is None:
-            raise ValueError(
-                f"{SETTING}.feedback=sibling takes a completion as right by the only reward with a"
-                f" weight, and rewards={module.rewards.names} have several; set the weights of the"
-                " others to 0"
-            )
-        if module.group_size < 2:
-            raise ValueError(
-                f"data.group_size={module.group_size} leaves a completion without siblings, which"
-                f" {SETTING}.feedback=sibling needs; set it to 2 or more"
-            )
+        _check_siblings(module)
     elif teacher.feedback == CALLBACK:
         if len(writers) != 1:
             raise ValueError(
@@ -184,6 +174,26 @@ def _check_source(module: Any, teacher: Teacher, data: PromptData) -> None:
             named = f"{SETTING}.feedback={teacher.feedback!r}"
             check_column(named, teacher.feedback, split.dataset, "the train split")
         _check_gold(module, teacher, [teacher.feedback], f"the column {teacher.feedback!r}")
+
+
+def _check_siblings(module: Any) -> None:
+    if (weighted := _weighted(module)) is None:
+        raise ValueError(
+            f"{SETTING}.feedback=sibling takes a completion as right by the only reward with a"
+            f" weight, and rewards={module.rewards.names} have several; set the weights of the"
+            " others to 0"
+        )
+    if module.rewards.settings[weighted].length == "neutral":
+        raise ValueError(
+            f"rewards.{weighted}.length=neutral moves scores by length, and {SETTING}"
+            ".feedback=sibling takes a completion as right from a score of 0.5 on: set"
+            " length=keep"
+        )
+    if module.group_size < 2:
+        raise ValueError(
+            f"data.group_size={module.group_size} leaves a completion without siblings, which"
+            f" {SETTING}.feedback=sibling needs; set it to 2 or more"
+        )
 
 
 def _check_gold(
