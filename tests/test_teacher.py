@@ -236,6 +236,18 @@ def test_gold_answers_in_feedback_need_consent_and_are_reported(tmp_path, capfd)
     assert "answer" in writer.seen
 
 
+class Narrow(Callback):
+    """Gives the teacher fewer positions than its prompts have."""
+
+    def on_train_start(self, trainer, pl_module: Any) -> None:
+        pl_module.teacher.limits = replace(pl_module.teacher.limits, positions=8)
+
+
+def test_feedback_that_is_too_long_stops_every_process_before_the_update(tmp_path):
+    with pytest.raises(ValueError, match=r"with the feedback that model\.objective\.teacher shows"):
+        Run(tmp_path, 1, learner(taught()), problems(), Words(), Narrow())
+
+
 def neutral() -> dict[str, WeightedReward]:
     return {"gold": WeightedReward(GoldAnswer(), length="neutral")}
 

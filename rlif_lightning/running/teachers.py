@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from rlif_lightning.learning.teacher import CALLBACK, SIBLING, Teacher
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import reshard_after_forward
+from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rollout.self_check import check_architecture
 
@@ -81,10 +82,11 @@ def _local(parameter: Tensor) -> Tensor:
 
 
 def lesson_of(module: Any, rollout: Rollout, outputs: Mapping[str, RewardOutput]) -> Lesson | None:
-    """Return what the teacher reads in the updates of a rollout; None = there is no teacher.
+    """Return what a teacher reads in a rollout's updates (a collective); None = there is none.
 
     Raises:
-        ValueError: a callback has given the run another teacher than it began with.
+        ValueError: a callback has given the run another teacher than it began with, or a prompt
+            with feedback is longer than the teacher can read.
     """
     teacher: Teacher | None = module.objective.teacher
     if teacher != module.first_teacher:
@@ -103,7 +105,18 @@ def lesson_of(module: Any, rollout: Rollout, outputs: Mapping[str, RewardOutput]
     texts = feedback_texts(teacher, rollout, outputs, _weighted(module), writer)
     split = module.trainer.datamodule.split("train")
     prompts = feedback_prompts(rollout, texts, teacher.template, split)
+    reads = module.teacher or module.policy
+    all_process_attempt(lambda: _check_context(reads, prompts, rollout.lengths.tolist()))
     return Lesson(module.teacher, prompts, teacher.top_k)
+
+
+def _check_context(
+    reads: PolicyModel, prompts: Sequence[Tensor | None], lengths: Sequence[int]
+) -> None:
+    for prompt, length in zip(prompts, lengths, strict=True):
+        if prompt is not None and length:
+            asked = f" with the feedback that {SETTING} shows"
+            reads.limits.check(reads.name, [len(prompt)], [len(prompt) + length + 1], asked)
 
 
 def _weighted(module: Any) -> str | None:
