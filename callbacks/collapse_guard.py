@@ -295,6 +295,8 @@ def kinds_of_run(module: RLIFModule, outputs: dict[str, RewardOutput]) -> set[st
     teacher = module.objective.teacher
     reads_gold = teacher is not None and teacher.needs_gold
     reads_gold = reads_gold or any(head.needs_gold for head in heads)
+    gates = [module.rewards.settings[name].gate for name in weighted]
+    reads_gold |= any(module.rewards.heads[each.head].needs_gold for each in gates if each)
     kinds = {"all"} if reads_gold else {"all", "label_free"}
     kinds |= {"vote"} if any(outputs[name].answers is not None for name in weighted) else set()
     kinds |= {"anchored"} if module.objective.reference_kl.weight >= ANCHOR else set()

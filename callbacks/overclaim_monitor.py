@@ -55,7 +55,7 @@ class OverclaimMonitor(Described, Callback):
         gold: name of the reward that measures what is meant.
 
     Raises:
-        ValueError: both are one reward, or the run has no reward of a name.
+        ValueError: both are one reward, the run has no reward of a name, or one has length=neutral.
     """
 
     def __init__(self, proxy: str, gold: str):
@@ -66,12 +66,17 @@ class OverclaimMonitor(Described, Callback):
         self.is_parting = False
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
-        """Refuse rewards that the run does not have."""
+        """Refuse rewards that the run does not have, and scores that length has moved."""
         for name, reward in self.names.items():
             if reward not in pl_module.rewards.names:
                 raise ValueError(
                     f"{name}={reward!r} of OverclaimMonitor is no reward of this run; known ones:"
                     f" {sorted(pl_module.rewards.names)}"
+                )
+            if pl_module.rewards.settings[reward].length == "neutral":
+                raise ValueError(
+                    f"rewards.{reward}.length=neutral moves scores by length, and OverclaimMonitor"
+                    f" says yes from a score of {HOLDS:g} on: set length=keep"
                 )
 
     def on_train_batch_end(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -179,8 +180,7 @@ class Snapshots:
         self._drop(trainer, count, self.taken[1:])
         self.taken = self.taken[:1]
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        # The arguments of now, not of the snapshot's time: a resumed run may have others.
-        arguments = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        arguments = [_arguments(trainer.optimizers[0], group) for group in groups]
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(checkpoint)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
@@ -193,6 +193,15 @@ class Snapshots:
         if module.replay_buffer is not None:
             module.replay_buffer.clear()
         return rollout
+
+
+def _arguments(optimizer: Any, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a group's arguments of now, not of the snapshot: a resumed run may have others.
+
+    Counters that some classes keep in their groups are no arguments: they belong to the state.
+    """
+    known = {*inspect.signature(type(optimizer)).parameters, "initial_lr"} - {"params"}
+    return {name: value for name, value in group.items() if name in known}
 
 
 def _fault(path: Path | None) -> str | None:

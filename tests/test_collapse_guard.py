@@ -12,9 +12,11 @@ import torch
 from lightning.pytorch import Callback
 
 from callbacks import CollapseGuard
+from callbacks.collapse_guard import kinds_of_run
 from callbacks.events import read_events
+from harness.python_runs import module
 from harness.runs import ALWAYS, assert_same, callback_of, column, parameters, run_with
-from rlif_lightning import cli
+from rlif_lightning import ClusterVote, Gate, GoldAnswer, WeightedReward, cli
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 from rlif_lightning.rewards.voting import vote_shares
@@ -327,3 +329,12 @@ def test_a_scaled_objective_and_a_scheduler_exclude_each_other(tmp_path, capsys)
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         CollapseGuard(**settings)
+
+
+def test_a_run_whose_gate_reads_gold_answers_is_not_label_free():
+    scores = {"vote": RewardOutput(torch.zeros(2)), "gold": RewardOutput(torch.zeros(2))}
+    gold = WeightedReward(GoldAnswer(), weight=0.0)
+    for gate, is_free in ((None, True), (Gate("gold", at_least=0.5), False)):
+        vote = WeightedReward(ClusterVote(), gate=gate)
+        run = module(rewards={"vote": vote, "gold": gold})
+        assert ("label_free" in kinds_of_run(run, scores)) == is_free

@@ -11,12 +11,15 @@ import torch
 from harness.forked import on_two_ranks
 from harness.rollouts import Given
 from rlif_lightning.learning.advantages import GDPO, reward_shares
+from rlif_lightning.learning.feedback import FeedbackWriter, feedback_texts
 from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import aggregation_weights, token_covariance
 from rlif_lightning.learning.objectives import ClipCov, KLCov
 from rlif_lightning.learning.rollout_advantages import reward_metrics, score_rollout
 from rlif_lightning.learning.stare import STARE
+from rlif_lightning.learning.teacher import Teacher
 from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.processes.ranks import share_completions
 from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
 from rlif_lightning.rewards import RewardSet, WeightedReward
 from rlif_lightning.rewards.voting import vote_metrics
@@ -113,6 +116,28 @@ def test_answers_and_the_updates_figures_are_over_both(tmp_path):
 
     for found in on_two_ranks(work, tmp_path):
         assert found == pytest.approx([3.0, 8 / 4, 2 / 4])
+
+
+class Rank(FeedbackWriter):
+    """Writes another text in each process, as one with a limit of time may."""
+
+    def __init__(self, rank: int):
+        self.rank = rank
+
+    def feedback(self, rollout, outputs):
+        return [f"from {self.rank}"] * len(rollout.texts)
+
+
+def test_processes_that_share_completions_teach_from_one_feedback(tmp_path):
+    def work(rank: int) -> list:
+        given = Teacher("callback"), rollout_of([2, 1], 0.5), {}, None, Rank(rank)
+        own = feedback_texts(*given)
+        share_completions(True)
+        return [own[0], feedback_texts(*given)]
+
+    first, second = on_two_ranks(work, tmp_path)
+    assert (first[0], second[0]) == ("from 0", "from 1")
+    assert first[1] == second[1] == ["from 0", "from 0"]
 
 
 def whole() -> LossInputs:

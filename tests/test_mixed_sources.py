@@ -15,10 +15,12 @@ from harness.command_line import base
 from harness.runs import fit
 from rlif_lightning import cli
 from rlif_lightning.data.columns import column_values
+from rlif_lightning.data.given_problems import as_source
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader
 from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems, shares
 from rlif_lightning.data.prompt_format import PromptFormat, PromptRenderer, tools_of
 from rlif_lightning.data.sources import ArithmeticProblems, HubDataset, ProblemSource
+from rlif_lightning.data.training_problems import TrainingProblems
 
 
 class Rows(ProblemSource):
@@ -53,6 +55,19 @@ def test_validation_and_a_mixture_without_weights_have_every_problem_once():
         assert Counter(dataset["source"]) == {"a": 4, "b": 10}
         assert len(set(dataset["question"])) == 14
         assert dataset["level"] == [None] * 4 + [1] * 10
+
+
+def test_a_source_of_sources_has_the_validation_problems_that_they_have():
+    train, both = as_source([{"question": "1+1=", "n": 1}]), named("a", 1)
+    assert not EasyFirst(train, "n").has("validation")
+    assert not MixedProblems({"a": both, "b": train}).has("validation")
+    assert MixedProblems({"a": both, "b": both}).has("validation")
+    assert TrainingProblems(train).has("validation")
+
+
+def test_a_mixture_refuses_an_order_that_it_would_not_keep():
+    with pytest.raises(ValueError, match=r"'a' is EasyFirst, whose order .* put EasyFirst around"):
+        MixedProblems({"a": EasyFirst(named("a", 2, n=1), "n")})
 
 
 def test_shares_by_hand():

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
+from callbacks.steering import Snapshots
 from harness.runs import BASE, LONG, assert_same, parameters
 from rlif_lightning import MuonAdamW, RLIFTrainer, cli
 from rlif_lightning.learning.muon import mark_embeddings
@@ -122,6 +123,18 @@ def test_a_schedule_free_run_shows_the_weights_that_are_used(tmp_path):
     assert_same(used, {k.removeprefix("policy."): v for k, v in saved.items()})
     optimizer.train()
     assert any(not torch.equal(value, used[key]) for key, value in parameters(found).items())
+
+
+def test_a_rollback_takes_the_counters_in_groups_from_the_snapshot(tmp_path):
+    """The mean of the iterates would go on with the weight of one that has been dropped."""
+    found = run(tmp_path / "run", *chosen("schedule-free"))
+    trainer, module, snapshots = found.trainer, found.model, Snapshots()
+    snapshots.take(trainer, module)
+    group = trainer.optimizers[0].param_groups[0]
+    group |= {"k": 40, "lr": 0.25, "beta": 0.8}
+    snapshots.restore(trainer, module)
+    group = trainer.optimizers[0].param_groups[0]
+    assert (group["k"], group["lr"], group["beta"], group["initial_lr"]) == (4, 0.25, 0.8, 0.5)
 
 
 def test_schedule_free_weights_are_the_mean_of_the_iterates():

@@ -114,3 +114,7 @@ def test_rewards_that_are_not_there_are_refused(tmp_path, capfd):
     with pytest.raises(SystemExit):
         run_with(tmp_path, "OverclaimMonitor", proxy="steps", gold="gold")
     assert "proxy='steps' of OverclaimMonitor is no reward of this run" in capfd.readouterr().err
+    moved = "--model.rewards.certainty.length=neutral"
+    with pytest.raises(SystemExit):
+        run_with(tmp_path, "OverclaimMonitor", moved, proxy="vote", gold="certainty")
+    assert "rewards.certainty.length=neutral moves scores" in capfd.readouterr().err

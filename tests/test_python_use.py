@@ -29,6 +29,7 @@ from rlif_lightning import (
 )
 from rlif_lightning.data.given_problems import GivenProblems, as_source
 from rlif_lightning.model.loading import as_policy, resolve_model
+from rlif_lightning.running.rebuilt import arguments_in
 from rlif_lightning.running.run_settings import model_settings
 
 QUIET = {
@@ -108,6 +109,25 @@ def test_a_checkpoint_imports_no_class_of_somebody_else(tmp_path):
     assert loaded.sampling == module.sampling
     for name, value in weights(module).items():
         assert torch.equal(value, weights(loaded)[name]), name
+
+
+RULE = "model.rewards.judge.head"
+NAMES_CODE = {
+    "policy": {"model.policy.name": "somebody/model", "model.policy.trust_remote_code": True},
+    "rewards": {
+        "model.rewards": ["judge"],
+        f"{RULE}.class_path": "rlif_lightning.rewards.judged.JudgeHead",
+        f"{RULE}.init_args.judge.class_path": "rlif_lightning.judges.rules.RuleJudge",
+        f"{RULE}.init_args.judge.init_args.rule": "antigravity.geohash",
+    },
+}
+
+
+@pytest.mark.parametrize("name", NAMES_CODE)
+def test_a_checkpoint_names_no_code_of_a_model_and_no_function(name):
+    given = {"policy", "rewards"} - {name}
+    with pytest.raises(ValueError, match=f"cannot give the argument '{name}' .*; pass {name}="):
+        arguments_in(NAMES_CODE[name], RLIFModule, given)
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):

@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 
+from harness.python_runs import data
 from harness.rollouts import handmade
 from harness.runs import fit
 from rlif_lightning import RewardFunction, WeightedReward
 from rlif_lightning.evaluation.completion_rows import completion_records
+from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
+from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.records import Prompts, RewardOutput, Rollout
 from rlif_lightning.rewards import RewardSet
 from rlif_lightning.rewards.given import as_rewards
@@ -170,6 +173,20 @@ def test_coroutines_run_at_the_same_time_and_inside_of_a_running_loop():
 
 def by_gold(completions, solution, **kwargs):
     return [float(text.endswith(gold)) for text, gold in zip(completions, solution, strict=True)]
+
+
+def test_a_gold_column_that_a_function_can_do_without_is_known_as_one():
+    def bonus(completions, level, solution=None):
+        return [0.0 if solution is None else 1.0] * len(completions)
+
+    head = RewardFunction(bonus, needs_gold=True)
+    assert head.gold_columns == ("level", "solution")
+    reads = RewardFunction(lambda completions, **kw: [0.0] * 4, columns=["solution"])
+    with pytest.raises(ValueError, match="names the column 'solution', which shows the gold"):
+        RewardSet(as_rewards({"bonus": head, "reads": reads}))
+    problems = data(source=[{"question": "1+1=", "level": 1}] * 4)
+    problems.setup("fit")
+    check_labels(problems, Evaluator(Evaluation()), RewardSet(as_rewards({"bonus": head})), "fit")
 
 
 def test_gold_is_read_only_by_functions_that_are_registered_so():

@@ -535,7 +535,7 @@ def test_criteria_that_cannot_be_right_are_refused():
     with pytest.raises(ValueError, match="there is 1; add one"):
         Rubric({"a": WeightedCriterion(Matches("a"))})
     for weight in (0.0, NAN, math.inf):
-        with pytest.raises(ValueError, match="must be finite and not 0"):
+        with pytest.raises(ValueError, match=r"must be (a number|finite and not 0)"):
             WeightedCriterion(Matches("a"), weight)
     with pytest.raises(ValueError, match="is not a regular expression"):
         Matches("(")
@@ -590,3 +590,12 @@ def test_how_often_a_run_visits_a_problem(length, expected):
     assert _most_visits(run, problems) == expected
     if "limit_train_batches" not in length and "max_steps" not in length:
         assert _most_visits(run, None) in (expected, length["max_epochs"])
+
+
+def test_a_criterion_without_consent_names_no_gold_column_beside_one_that_reads_it():
+    criteria = {
+        "right": WeightedCriterion(Scored(GoldAnswer("solution"))),
+        "shows": WeightedCriterion(Contains("solution")),
+    }
+    with pytest.raises(ValueError, match="'rubric' names the column 'solution', which shows"):
+        RewardSet({"rubric": WeightedReward(Rubric(criteria, "static"))})

@@ -236,6 +236,40 @@ def test_gold_answers_in_feedback_need_consent_and_are_reported(tmp_path, capfd)
     assert "answer" in writer.seen
 
 
+class Narrow(Callback):
+    """Gives the teacher fewer positions than its prompts have."""
+
+    def on_train_start(self, trainer, pl_module: Any) -> None:
+        pl_module.teacher.limits = replace(pl_module.teacher.limits, positions=8)
+
+
+def test_feedback_that_is_too_long_stops_every_process_before_the_update(tmp_path):
+    with pytest.raises(ValueError, match=r"with the feedback that model\.objective\.teacher shows"):
+        Run(tmp_path, 1, learner(taught()), problems(), Words(), Narrow())
+
+
+def neutral() -> dict[str, WeightedReward]:
+    return {"gold": WeightedReward(GoldAnswer(), length="neutral")}
+
+
+class Peeks(Words):
+    """Tells a completion what the head of the gold answers says about it."""
+
+    def feedback(self, rollout, outputs):
+        assert "length" in outputs
+        return [str(score) for score in outputs["gold"].scores.tolist()]
+
+
+def test_a_writer_without_consent_does_not_see_what_gold_heads_say(tmp_path):
+    """Also of a head that is only measured: the run would not be label-free, and not say so."""
+    rewards = two_rewards() | {"gold": WeightedReward(GoldAnswer(), weight=0.0)}
+    with pytest.raises(ValueError, match=r"outputs\['gold'\]: this reward reads gold answers"):
+        Run(tmp_path, 1, learner(taught(), rewards=rewards), problems(), Peeks())
+    writer = Peeks()
+    writer.needs_gold = True
+    Run(tmp_path, 1, learner(taught(needs_gold=True), rewards=rewards), problems(), writer)
+
+
 def two_rewards() -> dict[str, WeightedReward]:
     return {"gold": WeightedReward(GoldAnswer()), "length": WeightedReward(Length())}
 
@@ -243,7 +277,7 @@ def two_rewards() -> dict[str, WeightedReward]:
 class Switching(Callback):
     """Gives the run another teacher before its second rollout."""
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+    def on_train_batch_start(self, trainer, pl_module: Any, batch, batch_idx) -> None:
         if int(pl_module.num_rollouts) == 1:
             teacher = replace(pl_module.objective.teacher, top_k=9)
             pl_module.objective = replace(pl_module.objective, teacher=teacher)
@@ -264,6 +298,9 @@ REFUSED = {
     "no column": (lambda: learner(taught("hint")), {}, [], "feedback='hint' is not in the train"),
     "two rewards": (
         lambda: learner(taught("sibling"), rewards=two_rewards()), {}, [], "have several; set the",
+    ),
+    "scores moved by length": (
+        lambda: learner(taught("sibling"), rewards=neutral()), {}, [], "set length=keep",
     ),
     "no siblings": (
         lambda: learner(taught("sibling")), {"group_size": 1}, [], "without siblings",

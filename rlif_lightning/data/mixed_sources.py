@@ -31,7 +31,8 @@ class MixedProblems(ProblemSource):
         weights: name -> the source's share, in any unit; null = as their sizes are.
 
     Raises:
-        ValueError: no source, or weights that are not one positive number for each.
+        ValueError: no source, one with an order of its own, or weights that are not one positive
+            number for each.
     """
 
     def __init__(
@@ -46,7 +47,18 @@ class MixedProblems(ProblemSource):
             raise ValueError(
                 f"weights={weights} must have one positive number for each of {sorted(sources)}"
             )
+        for name, source in sources.items():
+            if type(source).order is not ProblemSource.order:
+                kind = type(source).__name__
+                raise ValueError(
+                    f"sources: {name!r} is {kind}, whose order of an epoch a mixture does not keep;"
+                    f" put {kind} around the mixture instead"
+                )
         self.sources, self.weights = sources, weights
+
+    def has(self, split: Split) -> bool:
+        """Return whether every source has the split."""
+        return all(source.has(split) for source in self.sources.values())
 
     def load(self, split: Split) -> Dataset:
         """Load and mix one split.
@@ -121,6 +133,10 @@ class EasyFirst(ProblemSource):
             raise ValueError(f"jitter={jitter} must be a number of at least 0")
         self.source, self.column, self.jitter = source, column, jitter
         self._difficulty = np.empty(0)
+
+    def has(self, split: Split) -> bool:
+        """Return whether the source has the split."""
+        return self.source.has(split)
 
     def load(self, split: Split) -> Dataset:
         """Load the split, and read the difficulty of the training problems.

@@ -258,11 +258,7 @@ class PromptData(Described, LightningDataModule):
         """Return whether training is evaluated; without problems to do so, Lightning is told."""
         trainer: Any = self.trainer
         wanted = trainer is None or trainer.limit_val_batches != 0
-        if (
-            stage != "fit"
-            or not wanted
-            or getattr(self.source, "has", lambda _: True)("validation")
-        ):
+        if stage != "fit" or not wanted or self.source.has("validation"):
             return wanted
         rank_zero_info("the data has no validation problems: training is not evaluated")
         if trainer is not None:

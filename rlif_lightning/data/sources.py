@@ -51,6 +51,10 @@ class ProblemSource(Described, ABC):
             A data set with one row per problem and any columns.
         """
 
+    def has(self, split: Split) -> bool:
+        """Return whether the source has the split; without validation, training has none."""
+        return True
+
     def order(self, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray | None:
         """Return the order of the training problems in an epoch; None = shuffled.
 
@@ -125,10 +129,8 @@ class ArithmeticProblems(GeneratedProblems):
         if not operators or set(operators) - set("+-*"):
             raise ValueError(f'operators={operators!r}: give one or more of "+", "-" and "*"')
         super().__init__(size, validation_size, seed)
-        self.min_terms = min_terms
-        self.max_terms = max_terms
-        self.digits = digits
-        self.operators = operators
+        self.min_terms, self.max_terms = min_terms, max_terms
+        self.digits, self.operators = digits, operators
 
     def load(self, split: Split) -> Dataset:
         """Draw the split, with columns ``question`` ("3+4+5=") and ``answer`` ("12", or "-3")."""
@@ -179,10 +181,8 @@ class HubDataset(ProblemSource):
         validation_split: str = "test",
         revision: str | None = None,
     ) -> None:
-        self.name = name
-        self.subset = subset
+        self.name, self.subset, self.revision = name, subset, revision
         self.splits = {"train": train_split, "validation": validation_split}
-        self.revision = revision
 
     def load(self, split: Split) -> Dataset:
         """Download (or take from the cache) and open one split.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from rlif_lightning.data.columns import check_column, column_values
+from rlif_lightning.data.columns import check_column, column_values, has_column
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.rewards.base import RewardSet
 
@@ -39,6 +39,9 @@ def check_labels(data: Any, evaluator: Evaluator, rewards: RewardSet, stage: str
             )
         for column, reader in _readers(name, stage, evaluator, rewards):
             where = f"the {name} split"
+            is_optional = column in getattr(reader, "optional", ())
+            if is_optional and not has_column(split.dataset.features, column):
+                continue
             check_column(f"the gold answers' column {column!r}", column, split.dataset, where)
             data.format.refuse_to_show(data.prompt_column, column)
             told = reader.check_gold(

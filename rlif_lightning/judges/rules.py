@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from rlif_lightning.judges.base import Judge, Reply, Request
 
@@ -20,6 +21,7 @@ class RuleJudge(Judge):
     """
 
     repeats_itself = True
+    names_code: ClassVar[bool] = True  # no checkpoint may have it imported
 
     def __init__(self, rule: Callable[[Request], str], max_failed: float = 0.1):
         super().__init__(max_failed)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.learning.teacher import CALLBACK, SIBLING, Teacher
+from rlif_lightning.processes.collectives import object_from_first
 from rlif_lightning.records import RewardOutput, Rollout
 
 SUCCESS = 0.5  # least score of a completion that siblings may read
@@ -36,8 +37,19 @@ class FeedbackWriter(ABC):
 
         Args:
             rollout: with the columns that it may see.
-            outputs: of the reward heads.
+            outputs: of the reward heads; without ``needs_gold``, of those without it.
         """
+
+
+class OutputsWithoutGold(dict[str, RewardOutput]):
+    """The outputs of heads that read no gold answers; asking for another one is an error."""
+
+    def __missing__(self, name: str) -> RewardOutput:
+        raise ValueError(
+            f"outputs[{name!r}]: this reward reads gold answers, or is none of the run, so a"
+            " FeedbackWriter without needs_gold may not see what it says; set needs_gold = True on"
+            " the class and model.objective.teacher.needs_gold=true"
+        )
 
 
 def feedback_texts(
@@ -47,7 +59,9 @@ def feedback_texts(
     weighted: str | None,
     writer: FeedbackWriter | None,
 ) -> list[str | None]:
-    """Return the feedback on each of B completions; None where there is none.
+    """Return the feedback on each of B completions; None where there is none (a collective).
+
+    Processes that share completions take the first one's: a writer may have a limit of time.
 
     Args:
         teacher: says where it comes from.
@@ -74,7 +88,7 @@ def feedback_texts(
             f"{type(writer).__name__}.feedback returned {texts!r:.200}; a text or None for each of"
             f" {len(rollout.texts)} completions is needed"
         )
-    return [text or None for text in texts]
+    return object_from_first([text or None for text in texts])
 
 
 def _text(value: Any) -> str | None:

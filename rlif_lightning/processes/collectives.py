@@ -240,3 +240,8 @@ def broadcast_from_first(values: Tensor) -> Tensor:
     values = values.detach().clone(memory_format=torch.contiguous_format)
     dist.broadcast(values, 0)
     return values
+
+
+def object_from_first(value: T) -> T:
+    """As :func:`broadcast_from_first`, for a value that is pickled."""
+    return value if num_processes() == num_data_ranks() else all_process_objects(value)[0]

@@ -52,6 +52,11 @@ class RewardHead(Described, nn.Module, ABC):
     gold_columns: Sequence[str] = ()
     gives_scores: bool = True
 
+    @property
+    def label_free_columns(self) -> Sequence[str]:
+        """The columns that may hold no gold answers."""
+        return () if self.needs_gold else self.columns
+
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse training problems, or a group size, that could not be scored.
 
@@ -168,7 +173,7 @@ class RewardSet(nn.Module):
         """
         self.answer_column = answer_column
         for name, reward in self.settings.items():
-            for column in () if reward.head.needs_gold else reward.head.columns:
+            for column in reward.head.label_free_columns:
                 if seen := next(
                     (gold for gold in self.gold_columns if overlap(column, gold)), None
                 ):

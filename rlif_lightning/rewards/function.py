@@ -48,6 +48,9 @@ class RewardFunction(RewardHead):
         needs_gold: whether it reads gold answers; it then sees every column.
         columns: columns that a function without needs_gold reads out of its ``**kwargs``.
 
+    Attributes:
+        optional: columns of gold answers that the function can do without.
+
     Raises:
         TypeError: what is named is no function.
         ValueError: the path leads nowhere, or the function has a parameter that it cannot be given.
@@ -76,8 +79,10 @@ class RewardFunction(RewardHead):
         required = [name for name in own if self.takes[name].default is inspect.Parameter.empty]
         self.required = required
         self._check_parameters(own, columns)
+        self.optional = [name for name in own if name in GOLD_NAMES and name not in required]
         if needs_gold:
-            self.gold_columns = tuple([name for name in required if name in GOLD_NAMES] or required)
+            gold = [name for name in required if name in GOLD_NAMES] or required
+            self.gold_columns = (*gold, *self.optional)
         self._running: Future[Any] | None = None
 
     def _check_parameters(self, own: Sequence[str], columns: Sequence[str]) -> None:

@@ -80,6 +80,12 @@ class Rubric(RewardHead):
         self.required = [each.required for each in criteria.values()]
         self.table: PromptTable | None = None
 
+    @property
+    def label_free_columns(self) -> tuple[str, ...]:
+        """The columns of criteria without ``needs_gold``, whatever the others read."""
+        free = {name: it for name, it in self.settings.items() if not it.criterion.needs_gold}
+        return _columns(free, "columns")
+
     def _check_settings(self) -> None:
         size = len(self.settings)
         if self.weighting not in WEIGHTINGS:

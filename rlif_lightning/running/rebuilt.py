@@ -1,7 +1,7 @@
 """The arguments of a module from the settings in its checkpoint, as far as they are plain values.
 
 A checkpoint names classes. Only those of this library and of ``torch.optim`` are imported, so that
-loading a file runs no other code.
+loading a file runs no other code. For the same reason no function and no model's own code is taken.
 """
 
 from __future__ import annotations
@@ -104,12 +104,19 @@ def _built(hint: Any, value: Any) -> Any:
     if isinstance(value, dict):
         if is_dataclass(hint):
             return _made(typing.cast(type, hint), value)
+        _refuse_code(value)
         inner = (typing.get_args(hint) or (Any, Any))[-1]
         return {key: _built(inner, each) for key, each in value.items()}
     return _as_tuple(value) if typing.get_origin(hint) in (tuple, Sequence) else value
 
 
+def _refuse_code(values: dict[str, Any]) -> None:
+    if values.get("trust_remote_code"):
+        raise LookupError("trust_remote_code=true runs a model's code; loading a file runs none")
+
+
 def _made(kind: type, arguments: dict[str, Any]) -> Any:
+    _refuse_code(arguments)
     init: Any = kind.__init__
     spaces = {k: v for base in reversed(kind.__mro__) for k, v in _space(base).items()}
     hints = typing.get_type_hints(init, spaces)

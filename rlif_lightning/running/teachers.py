@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,18 @@ from torch.distributed.tensor import DTensor
 
 from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.prompts import PromptData
-from rlif_lightning.learning.feedback import FeedbackWriter, feedback_prompts, feedback_texts
+from rlif_lightning.learning.feedback import (
+    FeedbackWriter,
+    OutputsWithoutGold,
+    feedback_prompts,
+    feedback_texts,
+)
 from rlif_lightning.learning.lessons import Lesson
 from rlif_lightning.learning.teacher import CALLBACK, SIBLING, Teacher
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import reshard_after_forward
+from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rollout.self_check import check_architecture
 
@@ -76,10 +82,11 @@ def _local(parameter: Tensor) -> Tensor:
 
 
 def lesson_of(module: Any, rollout: Rollout, outputs: Mapping[str, RewardOutput]) -> Lesson | None:
-    """Return what the teacher reads in the updates of a rollout; None = there is no teacher.
+    """Return what a teacher reads in a rollout's updates (a collective); None = there is none.
 
     Raises:
-        ValueError: a callback has given the run another teacher than it began with.
+        ValueError: a callback has given the run another teacher than it began with, or a prompt
+            with feedback is longer than the teacher can read.
     """
     teacher: Teacher | None = module.objective.teacher
     if teacher != module.first_teacher:
@@ -90,10 +97,26 @@ def lesson_of(module: Any, rollout: Rollout, outputs: Mapping[str, RewardOutput]
         )
     if teacher is None:
         return None
-    texts = feedback_texts(teacher, rollout, outputs, _weighted(module), _writer(module))
+    writer = _writer(module)
+    if writer is not None and not writer.needs_gold:
+        heads = module.rewards.heads
+        free = {name: each for name, each in outputs.items() if not heads[name].needs_gold}
+        outputs = OutputsWithoutGold(free)
+    texts = feedback_texts(teacher, rollout, outputs, _weighted(module), writer)
     split = module.trainer.datamodule.split("train")
     prompts = feedback_prompts(rollout, texts, teacher.template, split)
+    reads = module.teacher or module.policy
+    all_process_attempt(lambda: _check_context(reads, prompts, rollout.lengths.tolist()))
     return Lesson(module.teacher, prompts, teacher.top_k)
+
+
+def _check_context(
+    reads: PolicyModel, prompts: Sequence[Tensor | None], lengths: Sequence[int]
+) -> None:
+    for prompt, length in zip(prompts, lengths, strict=True):
+        if prompt is not None and length:
+            asked = f" with the feedback that {SETTING} shows"
+            reads.limits.check(reads.name, [len(prompt)], [len(prompt) + length + 1], asked)
 
 
 def _weighted(module: Any) -> str | None:
@@ -150,17 +173,7 @@ def _check_source(module: Any, teacher: Teacher, data: PromptData) -> None:
             f".feedback={teacher.feedback} reads none of it; set feedback=callback, or take it out"
         )
     if teacher.feedback == SIBLING:
-        if _weighted(module) is None:
-            raise ValueError(
-                f"{SETTING}.feedback=sibling takes a completion as right by the only reward with a"
-                f" weight, and rewards={module.rewards.names} have several; set the weights of the"
-                " others to 0"
-            )
-        if module.group_size < 2:
-            raise ValueError(
-                f"data.group_size={module.group_size} leaves a completion without siblings, which"
-                f" {SETTING}.feedback=sibling needs; set it to 2 or more"
-            )
+        _check_siblings(module)
     elif teacher.feedback == CALLBACK:
         if len(writers) != 1:
             raise ValueError(
@@ -174,6 +187,26 @@ def _check_source(module: Any, teacher: Teacher, data: PromptData) -> None:
             named = f"{SETTING}.feedback={teacher.feedback!r}"
             check_column(named, teacher.feedback, split.dataset, "the train split")
         _check_gold(module, teacher, [teacher.feedback], f"the column {teacher.feedback!r}")
+
+
+def _check_siblings(module: Any) -> None:
+    if (weighted := _weighted(module)) is None:
+        raise ValueError(
+            f"{SETTING}.feedback=sibling takes a completion as right by the only reward with a"
+            f" weight, and rewards={module.rewards.names} have several; set the weights of the"
+            " others to 0"
+        )
+    if module.rewards.settings[weighted].length == "neutral":
+        raise ValueError(
+            f"rewards.{weighted}.length=neutral moves scores by length, and {SETTING}"
+            ".feedback=sibling takes a completion as right from a score of 0.5 on: set"
+            " length=keep"
+        )
+    if module.group_size < 2:
+        raise ValueError(
+            f"data.group_size={module.group_size} leaves a completion without siblings, which"
+            f" {SETTING}.feedback=sibling needs; set it to 2 or more"
+        )
 
 
 def _check_gold(
