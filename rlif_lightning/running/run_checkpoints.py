@@ -31,7 +31,7 @@ class RunCheckpoints(KeepsBest, Checkpoint):
     Into ``checkpoints/`` of the run's folder: ``rollout=<n>.ckpt`` every few rollouts, at the end
     of training and when a signal asks the run to stop, and ``best.ckpt``. Nothing is saved after an
     exception, which may have come in the middle of an update: the last checkpoint is gone on from.
-    The command line adds this callback to every run.
+    The command line adds this callback to every run, and `RLIFTrainer` where no other one saves.
 
     Args:
         every: rollouts between two checkpoints: what is computed again, to the same numbers, after
