@@ -115,6 +115,31 @@ def test_a_run_writes_its_table_and_checkpoints_without_any_setting(tmp_path, lo
     assert [row["step"] for row in rows] == ["2"]
 
 
+def test_the_best_checkpoint_is_found_and_an_unknown_argument_of_loading_refused(tmp_path):
+    trainer, module = trained(RLIFTrainer, tmp_path)
+    assert trainer.checkpoint_callback.best_model_path.endswith("rollout=000002.ckpt")
+    trainer.validate(module, data_of({"train": ROWS, "test": ROWS}), ckpt_path="best")
+    with pytest.raises(
+        TypeError, match="'rewardz' is no argument of RLIFModule; use one of policy"
+    ):
+        RLIFModule.load_from_checkpoint(trainer.checkpoint_callback.best_model_path, rewardz={})
+
+
+def test_an_optimiser_in_the_place_of_its_class_is_refused(tmp_path):
+    module = module_of(optimizer=torch.optim.AdamW([torch.zeros(1, requires_grad=True)]))
+    trainer = lightning.Trainer(max_steps=2, default_root_dir=tmp_path, **QUIET)
+    with pytest.raises(ValueError, match=r"pass its class, or .*partial\(AdamW, lr=...\)"):
+        trainer.fit(module, data_of())
+
+
+def test_a_file_of_training_problems_alone_is_trained_on(tmp_path):
+    path = tmp_path / "sums.jsonl"
+    Dataset.from_list(ROWS).to_json(str(path))
+    trainer = RLIFTrainer(max_steps=2, default_root_dir=tmp_path, **QUIET)
+    trainer.fit(module_of(), data_of(str(path)))
+    assert trainer.global_step == 2
+
+
 def test_a_run_for_trying_writes_nothing(tmp_path):
     settings = QUIET | {"logger": None, "default_root_dir": tmp_path}
     RLIFTrainer(fast_dev_run=True, **settings).fit(module_of(), data_of())

@@ -70,6 +70,12 @@ class RunCheckpoints(KeepsBest, Checkpoint):
             return 0
         return int(self.kept[0].stem.split("=")[1]) if self.kept else math.inf
 
+    @property
+    def best_model_path(self) -> str:
+        """Return what ``ckpt_path="best"`` of a trainer in Python means; the newest without it."""
+        path = self.best_path or (self.kept[-1] if self.kept else None)
+        return "" if path is None else str(path)
+
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find the folder (a collective), and check that the trainer calls :meth:`on_step_end`."""
         if stage != "fit":
