@@ -202,6 +202,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_s
     assert read_events(tmp_path / "version_0")[-1]["values"] == {
         "reason": "non_finite_gradient",
         "exit_code": 1,
+        "planned": 4,
     }
     assert_same(long_run[0], parameters(fit(tmp_path, *LONG, "--ckpt_path=last")))
 
