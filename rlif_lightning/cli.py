@@ -37,7 +37,6 @@ from rlif_lightning.running.checkpoint_faults import expected_of
 from rlif_lightning.running.checkpoint_search import resolve_checkpoint
 from rlif_lightning.running.endings import FAILED, MISTAKEN, own_mistake
 from rlif_lightning.running.help_page import ABOUT, PROGRAM, USAGE
-from rlif_lightning.running.metrics_csv import MetricsTable, RolloutBoard
 from rlif_lightning.running.parsing import Parser, with_weighted_rewards
 from rlif_lightning.running.quiet import silence
 from rlif_lightning.running.run_checkpoints import RunCheckpoints, run_checkpoints
@@ -112,17 +111,12 @@ class RLIFCLI(LightningCLI):
                 parser.link_arguments(source, target, compute_fn=compute)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Set defaults that depend on others: loggers in a new folder, and the run's callbacks."""
+        """Check where the run goes, and add the callbacks of a run."""
         check_strategy(self._get(self.config_init, "trainer.strategy") or "auto")
         check_place(
             "trainer.default_root_dir",
             Path(self._get(self.config_init, "trainer.default_root_dir") or "."),
         )
-        given = self._get(self.config_init, "trainer.logger")
-        if given is None or given is True:
-            root = self._get(self.config_init, "trainer.default_root_dir")
-            table = MetricsTable(root, name="", flush_logs_every_n_steps=1)
-            kwargs["logger"] = [table, RolloutBoard(root, name="", version=table.version)]
         saves = self._get(self.config_init, "trainer.enable_checkpointing") is not False
         callbacks_given = self._get(self.config_init, "trainer.callbacks") or []
         if saves and not any(isinstance(callback, RunCheckpoints) for callback in callbacks_given):

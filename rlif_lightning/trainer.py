@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 from rlif_lightning.answers.checkers import AnswerChecker
@@ -26,10 +26,11 @@ from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.running.endings import RunEnd
 from rlif_lightning.running.fork import Fork, checked_fork
 from rlif_lightning.running.header import RunHeader
-from rlif_lightning.running.metrics_csv import with_table
+from rlif_lightning.running.metrics_csv import usual_loggers, with_table
 from rlif_lightning.running.own_files import OwnFiles
 from rlif_lightning.running.progress import RolloutBar
 from rlif_lightning.running.resumed_settings import ResumedSettings
+from rlif_lightning.running.run_checkpoints import RunCheckpoints
 from rlif_lightning.running.run_folder import run_folder
 from rlif_lightning.running.run_loop import (
     EpochLoopWithStepEnd,
@@ -57,11 +58,9 @@ class RLIFTrainer(Trainer):
         kwargs = {**DEFAULTS, **kwargs}
         refuse_duplicate_callbacks(callbacks if isinstance(callbacks, list) else [])
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-        if kwargs.get("enable_progress_bar") is not False and not kwargs.get("barebones"):
-            is_given = any(isinstance(callback, ProgressBar) for callback in given)
-            given = given if is_given else [*given, RolloutBar()]
-        if kwargs.get("logger") not in (None, True, False) and not kwargs.get("fast_dev_run"):
-            kwargs["logger"] = with_table(kwargs["logger"], kwargs.get("default_root_dir"))
+        if not kwargs.get("barebones"):
+            given = _with_usual_callbacks(given, kwargs)
+            kwargs["logger"] = _loggers(kwargs)
         super().__init__(*args, callbacks=given, **kwargs)
         own = [RunEnd(), ResumedSettings(), Fork(), RunHeader()]
         self.callbacks: list[Callback] = [*own, *self.callbacks]
@@ -178,6 +177,29 @@ class RLIFTrainer(Trainer):
             print_judges(records, datamodule.prompts_per_rollout * group_size)
             print(f"figures, and the completions as .jsonl: {path}")
         return findings
+
+
+def _with_usual_callbacks(given: list[Callback], settings: dict[str, Any]) -> list[Callback]:
+    """Return a run's callbacks with what it is saved and watched by, unless others were given."""
+    usual: dict[str, tuple[type[Callback], type[Callback]]] = {
+        "enable_progress_bar": (ProgressBar, RolloutBar),
+        "enable_checkpointing": (Checkpoint, RunCheckpoints),
+    }
+    added = [
+        ours()
+        for setting, (kind, ours) in usual.items()
+        if settings.get(setting) is not False
+        and not any(isinstance(callback, kind) for callback in given)
+    ]
+    return [*given, *added]
+
+
+def _loggers(settings: dict[str, Any]) -> Any:
+    """Return a run's loggers, one of which writes metrics.csv, unless there are to be none."""
+    given, folder = settings.get("logger"), settings.get("default_root_dir")
+    if given is False or settings.get("fast_dev_run"):
+        return given
+    return usual_loggers(folder) if given in (None, True) else with_table(given, folder)
 
 
 def _gold_answers(

@@ -5,6 +5,7 @@ spot.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 
@@ -35,6 +36,8 @@ def pytest_collection_finish(session):
 
         torch.set_num_threads(1)
         gc.freeze()
+        # Lightning keeps its messages from caplog where no handler was there when it was imported.
+        logging.getLogger("lightning.pytorch").propagate = True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,9 +99,9 @@ def test_a_run_that_is_over_stays_over_and_says_why(tmp_path, caplog, reason, ar
         [(reason, 0)],
         [(reason, 0)],
     ]
-    assert (
-        f"<b>Ended: {reason}</b> (exit code 0)"
-        in (tmp_path / "version_0" / "report.html").read_text()
+    page = (tmp_path / "version_0" / "report.html").read_text()
+    assert re.search(
+        rf"<b>Ended: {reason}</b> after rollout \d+ of \d+ planned \(exit code 0\)", page
     )
     found = read_status(tmp_path)
     assert found.end.startswith(f"{reason} (exit code 0) after rollout {rollouts}:")

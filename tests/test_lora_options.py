@@ -12,6 +12,7 @@ from harness.scoring import PLAIN, score, score_plainly
 from rlif_lightning import LoRA, Policy
 from rlif_lightning.model.adapters import merged
 from rlif_lightning.model.export import write_model
+from rlif_lightning.model.loading import refuse_other_weights
 from rlif_lightning.model.policy import PolicyModel
 
 peft = pytest.importorskip("peft")
@@ -105,3 +106,9 @@ def test_what_a_policy_cannot_have_is_refused(options, message):
 def test_peft_s_own_refusal_names_the_setting():
     with pytest.raises(ValueError, match=r"policy\.lora=LoRA.*peft refuses it: "):
         PolicyModel(Policy(FOLDER, lora=LoRA(target_modules=["no_such_layer"])))
+
+
+def test_a_folder_of_dora_adapters_is_refused_with_the_remedy():
+    tensor = "model.layers.0.self_attn.q_proj.lora_magnitude_vector.default.weight"
+    with pytest.raises(ValueError, match="use_dora: merge them into the base model"):
+        refuse_other_weights("policy.name='x'", {"mismatched_keys": [], "missing_keys": [tensor]})

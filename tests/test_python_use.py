@@ -29,6 +29,7 @@ from rlif_lightning import (
 )
 from rlif_lightning.data.given_problems import GivenProblems, as_source
 from rlif_lightning.model.loading import as_policy, resolve_model
+from rlif_lightning.running.metrics_csv import read_logged
 from rlif_lightning.running.rebuilt import arguments_in
 from rlif_lightning.running.run_settings import model_settings
 
@@ -89,6 +90,54 @@ def test_both_trainers_train_alike_and_the_module_is_used_and_loaded(tmp_path):
     module.save_pretrained(tmp_path / "model")
     again = module_of(str(tmp_path / "model"))
     assert again.generate(["3+4+5=", "1+2="], 3) == drawn
+
+
+@pytest.mark.parametrize("logger", [None, True])
+def test_a_run_writes_its_table_and_checkpoints_without_any_setting(tmp_path, logger):
+    """Lightning's own trainer writes TensorBoard files alone, and saves at the end of an epoch."""
+    settings = QUIET | {"logger": logger, "default_root_dir": tmp_path}
+    trainer = RLIFTrainer(max_steps=4, **settings)
+    trainer.fit(module_of(), data_of())
+    folder = tmp_path / "version_0"
+    assert len(read_logged(folder / "metrics.csv").rows) == 2
+    assert [*folder.glob("events.out.tfevents.*")]
+    saved = folder / "checkpoints" / "rollout=000002.ckpt"
+    assert [*saved.parent.iterdir()] == [saved]
+    longer = RLIFTrainer(max_steps=6, **settings)
+    longer.fit(module_of(), data_of(), ckpt_path=saved)
+    rows = read_logged(tmp_path / "version_1" / "metrics.csv").rows
+    assert [row["step"] for row in rows] == ["2"]
+
+
+def test_the_best_checkpoint_is_found_and_an_unknown_argument_of_loading_refused(tmp_path):
+    trainer, module = trained(RLIFTrainer, tmp_path)
+    assert trainer.checkpoint_callback.best_model_path.endswith("rollout=000002.ckpt")
+    trainer.validate(module, data_of({"train": ROWS, "test": ROWS}), ckpt_path="best")
+    with pytest.raises(
+        TypeError, match="'rewardz' is no argument of RLIFModule; use one of policy"
+    ):
+        RLIFModule.load_from_checkpoint(trainer.checkpoint_callback.best_model_path, rewardz={})
+
+
+def test_an_optimiser_in_the_place_of_its_class_is_refused(tmp_path):
+    module = module_of(optimizer=torch.optim.AdamW([torch.zeros(1, requires_grad=True)]))
+    trainer = lightning.Trainer(max_steps=2, default_root_dir=tmp_path, **QUIET)
+    with pytest.raises(ValueError, match=r"pass its class, or .*partial\(AdamW, lr=...\)"):
+        trainer.fit(module, data_of())
+
+
+def test_a_file_of_training_problems_alone_is_trained_on(tmp_path):
+    path = tmp_path / "sums.jsonl"
+    Dataset.from_list(ROWS).to_json(str(path))
+    trainer = RLIFTrainer(max_steps=2, default_root_dir=tmp_path, **QUIET)
+    trainer.fit(module_of(), data_of(str(path)))
+    assert trainer.global_step == 2
+
+
+def test_a_run_for_trying_writes_nothing(tmp_path):
+    settings = QUIET | {"logger": None, "default_root_dir": tmp_path}
+    RLIFTrainer(fast_dev_run=True, **settings).fit(module_of(), data_of())
+    assert [*tmp_path.rglob("*.c*")] == []
 
 
 class Mine(RewardHead):

@@ -17,7 +17,7 @@ MISTAKES = {
         1,
         "give its import path; did you mean STARE?",
     ),
-    "--trainer.callbacks+=Nothing": (1, "no class is named Nothing"),
+    "--trainer.callbacks+=Unheard": (1, "no class is named Unheard"),
     "--data.group_size=two": (1, "Expected a <class 'int'>. Got value: two"),
 }
 NOISE = ("NoneType", "NestedArg", "Namespace", "Subtypes", "usage")

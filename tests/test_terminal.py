@@ -34,12 +34,13 @@ def shown(tmp_path_factory) -> tuple[str, Path]:
 
 def test_the_header_says_what_is_trained(shown):
     text, folder = shown
-    header = text.splitlines()[:6]
+    header = text.splitlines()[:7]
     assert header == [
-        "training rlif-arithmetic (442 k parameters, float32) on cpu, 32-true",
+        "training rlif-arithmetic (442 k parameters, float32)",
+        "  device    cpu, 32-true",
         "  data      ArithmeticProblems: 16 train, 8 validation problems",
         "  rewards   0.5 x vote (ClusterVote) + 0.5 x certainty (MeanLogprob)",
-        "  rollouts  2 of 8 prompts x 4 completions, up to 1,536 tokens each",  # 8 x 4 x 48
+        "  rollouts  2 of 8 prompts x 4 completions of up to 48 tokens",
         "  updates   4 a rollout by KLCov, learning rate 0.0001 (constant)",
         f"  run       {folder}/version_0",
     ]

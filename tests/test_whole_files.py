@@ -23,7 +23,7 @@ RENAMES = {
     "rlif_lightning/running/checkpoint_names.py": 1,  # a folder, before it is removed
     "rlif_lightning/running/checkpoint_files.py": 1,  # a folder of shards
     "rlif_lightning/running/leftovers.py": 1,  # an export that a killed process had moved away
-    "callbacks/hf_exporter.py": 3,  # a folder: the old one away, the new one in its place
+    "rlif_lightning/model/export.py": 3,  # a folder: the old one away, the new one in its place
 }
 
 

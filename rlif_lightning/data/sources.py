@@ -222,6 +222,10 @@ class LocalFiles(ProblemSource):
     ) -> None:
         self.paths = {"train": train, "validation": validation}
 
+    def has(self, split: Split) -> bool:
+        """Return whether files were given for the split."""
+        return bool(self.paths[split])
+
     def load(self, split: Split) -> Dataset:
         """Open the files of one split.
 
@@ -232,12 +236,10 @@ class LocalFiles(ProblemSource):
         given = self.paths[split]
         paths = [given] if isinstance(given, str) else given or []
         if not paths:
-            remedy = (
-                "" if split == "train" else ", or train without one: trainer.limit_val_batches=0"
-            )
+            remedy = ", or train without one: trainer.limit_val_batches=0"
             raise ValueError(
                 f"{split}={given!r}: no file is given for the {split} split; name one in"
-                f" LocalFiles.{split}{remedy}"
+                f" LocalFiles.{split}{remedy if split == 'validation' else ''}"
             )
         for path in paths:
             self._check(split, Path(path))
@@ -255,10 +257,8 @@ class LocalFiles(ProblemSource):
                 f" {sorted(self.FORMATS)}"
             )
         if not path.is_file():
-            raise ValueError(
-                f"{split}={str(path)!r}: no such file (current folder: {Path.cwd()}); correct the"
-                " path"
-            )
+            here = f"(current folder: {Path.cwd()})"
+            raise ValueError(f"{split}={str(path)!r}: no such file {here}; correct the path")
         if path.stat().st_size == 0:
             raise ValueError(
                 f"{split}={str(path)!r}: the file is empty; give a file with one problem per row"

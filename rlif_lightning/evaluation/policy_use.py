@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -106,7 +107,16 @@ class PolicyUse(LightningModule):
         Raises:
             ValueError: an argument that the checkpoint cannot give, such as a head of a class that
                 is not from this library; names it.
+            TypeError: an argument that neither Lightning nor the module knows.
         """
+        known = {*inspect.signature(super().load_from_checkpoint).parameters} - {"kwargs"}
+        taken = inspect.signature(cls).parameters
+        is_closed = all(it.kind is not it.VAR_KEYWORD for it in taken.values())
+        if is_closed and (unknown := sorted({*kwargs} - known - {*taken})):
+            raise TypeError(
+                f"load_from_checkpoint: {unknown[0]!r} is no argument of {cls.__name__}; use one of"
+                f" {', '.join(taken)}"
+            )
         saved = arguments_in(read_rest(Path(checkpoint_path)).get(KEY), cls, {*kwargs})
         settings = {"weights_only": True, **saved, **kwargs}  # a pickle could run code
         return super().load_from_checkpoint(checkpoint_path, *args, **settings)

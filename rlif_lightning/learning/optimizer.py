@@ -145,6 +145,15 @@ def _until(factor: Callable[[int], float], end: int) -> Callable[[int], float]:
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
 
 
+def _remedy(make: Any, error: Exception) -> str:
+    if isinstance(make, Optimizer):
+        name = type(make).__name__
+        return f"pass its class, or with arguments functools.partial({name}, lr=...)"
+    if "Muon only supports 2D" in str(error):
+        return "use rlif_lightning.MuonAdamW, which has AdamW for the others"
+    return "correct its arguments"
+
+
 def build_optimizer(make: OptimizerFactory, parameters: Iterable[Parameter]) -> Optimizer:
     """Return the optimiser over parameters, fused where its class can be and nobody said otherwise.
 
@@ -162,10 +171,7 @@ def build_optimizer(make: OptimizerFactory, parameters: Iterable[Parameter]) -> 
     try:
         optimizer = make(trained)
     except (ValueError, TypeError) as error:
-        remedy = "correct its arguments"
-        if "Muon only supports 2D" in str(error):
-            remedy = "use rlif_lightning.MuonAdamW, which has AdamW for the others"
-        raise ValueError(f"model.optimizer: {error}; {remedy}") from error
+        raise ValueError(f"model.optimizer: {error}; {_remedy(make, error)}") from error
     if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
             f"model.optimizer makes {type(optimizer).__name__}, not an optimiser that can step"

@@ -193,6 +193,11 @@ def refuse_other_weights(named: str, found: dict[str, Any]) -> None:
             f" and its config.json asks for {list(needed)} ({len(other)} such tensors); {remedy}"
         )
     if missing := sorted(found["missing_keys"]):
+        if "lora_magnitude_vector" in missing[0]:
+            remedy = (
+                "transformers cannot read adapters with use_dora: merge them into the base model"
+                " (PeftModel.from_pretrained, then merge_and_unload) and save that"
+            )
         raise ValueError(
             f"{named}: its files have no tensor {missing[0]!r} ({len(missing)} are"
             f" missing), which would be initialised at random; {remedy}"

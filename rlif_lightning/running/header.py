@@ -43,8 +43,8 @@ def header_lines(trainer: Any, module: Any, folder: str | None) -> list[str]:
         module: the ``RLIFModule``.
         folder: where the run goes; None = nowhere.
     """
-    title = f"training {_model(module)} on {_devices(trainer)}"
     lines = {
+        "device": _devices(trainer),
         "data": _data(getattr(trainer, "datamodule", None)),
         "rewards": _rewards(module),
         "rollouts": _rollouts(trainer, module),
@@ -52,7 +52,7 @@ def header_lines(trainer: Any, module: Any, folder: str | None) -> list[str]:
         "run": str(folder or "no logger: nothing is written"),
     }
     made = [_cut(f"  {name:<9} {text}", name == "run") for name, text in lines.items() if text]
-    return [_cut(title), *made]
+    return [_cut(f"training {_model(module)}"), *made]
 
 
 def _cut(line: str, is_whole: bool = False) -> str:
@@ -112,12 +112,11 @@ def _rollouts(trainer: Any, module: Any) -> str:
     number = "without an end" if planned is None else str(planned)
     since = f" ({done} are done)" if done else ""
     prompts = getattr(data, "prompts_per_rollout", None)
+    longest = f"of up to {module.sampling.max_new_tokens:,} tokens"
     groups = f"{module.group_size} completions"
-    longest = module.sampling.max_new_tokens
     if prompts is None:
-        return f"{number}{since}, {groups} a prompt, up to {longest:,} tokens each"
-    tokens = f"{prompts * module.group_size * longest:,}"
-    return f"{number}{since} of {prompts} prompts x {groups}, up to {tokens} tokens each"
+        return f"{number}{since}, {groups} a prompt {longest}"
+    return f"{number}{since} of {prompts} prompts x {groups} {longest}"
 
 
 def _updates(module: Any) -> str:

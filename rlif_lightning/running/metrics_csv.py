@@ -84,6 +84,17 @@ class RolloutBoard(TensorBoardLogger):
         super().log_metrics(metrics, step)
 
 
+def usual_loggers(folder: Any) -> list[Any]:
+    """Return the loggers of a run that names none: metrics.csv and TensorBoard in a new folder.
+
+    Args:
+        folder: of runs; None = the current one.
+    """
+    root = folder or "."
+    table = MetricsTable(root, name="", flush_logs_every_n_steps=1)
+    return [table, RolloutBoard(root, name="", version=table.version)]
+
+
 def with_table(given: Any, folder: Any) -> list[Any]:
     """Return a run's loggers with one that writes metrics.csv at their head.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 
@@ -15,6 +16,7 @@ EXPECTED_WARNINGS = (
     "Total length of `ValidationLoader` across ranks is zero",  # every prompt was predicted before
     "The dirpath has changed",  # a resumed run logs into a folder of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "`is_gradient_checkpointing` is deprecated",  # read by peft
     # Figures are reduced over the processes before they are logged.
     r"It is recommended to use `self.log\(.*sync_dist=True\)`",
 )
@@ -35,6 +37,7 @@ def silence() -> None:
         if is_no_advertisement not in logger.filters:
             logger.addFilter(is_no_advertisement)
     if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # it is imported later
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()

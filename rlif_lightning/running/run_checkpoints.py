@@ -31,7 +31,7 @@ class RunCheckpoints(KeepsBest, Checkpoint):
     Into ``checkpoints/`` of the run's folder: ``rollout=<n>.ckpt`` every few rollouts, at the end
     of training and when a signal asks the run to stop, and ``best.ckpt``. Nothing is saved after an
     exception, which may have come in the middle of an update: the last checkpoint is gone on from.
-    The command line adds this callback to every run.
+    The command line adds this callback to every run, and `RLIFTrainer` where no other one saves.
 
     Args:
         every: rollouts between two checkpoints: what is computed again, to the same numbers, after
@@ -69,6 +69,12 @@ class RunCheckpoints(KeepsBest, Checkpoint):
         if self.keep is None:
             return 0
         return int(self.kept[0].stem.split("=")[1]) if self.kept else math.inf
+
+    @property
+    def best_model_path(self) -> str:
+        """Return what ``ckpt_path="best"`` of a trainer in Python means; the newest without it."""
+        path = self.best_path or (self.kept[-1] if self.kept else None)
+        return "" if path is None else str(path)
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find the folder (a collective), and check that the trainer calls :meth:`on_step_end`."""
