@@ -11,6 +11,7 @@ from typing import Any
 
 from rlif_lightning.rewards.internal import MeanLogprob
 from rlif_lightning.running.checkpoint_names import BEST, VERSION, find_checkpoints
+from rlif_lightning.running.quiet import silence
 
 COMMANDS = ("generate", "chat")
 ENDS = ("", "exit", "quit")  # lines that end a chat
@@ -24,6 +25,7 @@ def command(words: Sequence[str], module_class: Any) -> int:
         module_class: ``RLIFModule``.
     """
     args = _parser().parse_args(words)
+    silence()
     try:
         module = load(args.place, module_class)
         given = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
