@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from datasets import Dataset
+from typing import TYPE_CHECKING
 
 from rlif_lightning.data.sources import ProblemSource, Split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class TrainingProblems(ProblemSource):
