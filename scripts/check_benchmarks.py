@@ -207,8 +207,6 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="JSON lines of rows that are not equal")
     parser.add_argument("--results", type=Path, help="result file (CSV) of the table")
     arguments = parser.parse_args(given)
-    logging.disable(logging.CRITICAL)
-    disable_progress_bars()
     differ, lines, table = [], [], {}
     for name, chosen in SETS.items():
         path = arguments.folder / chosen.file
@@ -236,4 +234,6 @@ def main(given: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.CRITICAL)  # of the whole process, so not in `main`
+    disable_progress_bars()
     main()

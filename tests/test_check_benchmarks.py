@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import check_benchmarks
@@ -37,6 +38,7 @@ def test_it_counts_and_writes_what_differs(folder, tiny_models, capsys):
     out, results = folder / "judge.jsonl", folder / "results.csv"
     options = ["--tokenizer", str(tiny_models["qwen2"]), "--out", str(out)]
     check_benchmarks.main([str(folder), *options, "--results", str(results)])
+    assert not logging.root.manager.disable  # the caller's own messages go on
     table = read_results(results)
     assert list(table) == [
         "MATH-500",
