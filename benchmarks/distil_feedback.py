@@ -16,13 +16,12 @@ process. A run that is finished is not made again.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
-import time
 from pathlib import Path
 
+from benchmarks.finished_runs import figures_of_run
 from benchmarks.results import FOLDER, read_results, write_results
 from rlif_lightning.running.metrics_csv import read_logged
 
@@ -66,23 +65,14 @@ METHODS = {
 
 def run(method: str, rate: str, seed: int, folder: Path, model: Path) -> dict[str, float]:
     """Make one run unless it is finished; return its figures."""
-    from rlif_lightning import cli
-
     arguments = [*COMMON, *METHODS[method], f"--model.optimizer.lr={rate}"]
     arguments += [f"--seed_everything={seed}", f"--model.policy.name={model}"]
-    finished = folder / "finished.json"
-    if not finished.is_file() or json.loads(finished.read_text())["arguments"] != arguments:
-        folder.mkdir(parents=True, exist_ok=True)
-        for version in folder.glob("version_*"):
-            version.rename(folder / f"cut_off_{version.stat().st_mtime_ns}")
-        started = time.process_time()
-        with (folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
-            cli.main(["fit", *arguments, f"--trainer.default_root_dir={folder}"])
-        seconds = time.process_time() - started
-        figures = measured(next(folder.glob("version_*"))) | {"CPU seconds": seconds}
-        finished.write_text(json.dumps({"arguments": arguments, "figures": figures}))
-        print(f"{method} {rate} seed {seed}: {figures}", flush=True)
-    return json.loads(finished.read_text())["figures"]
+    arguments += [f"--trainer.default_root_dir={folder}"]
+
+    def with_cost(version: Path, seconds: float) -> dict[str, float]:
+        return measured(version) | {"CPU seconds": seconds}
+
+    return figures_of_run(f"{method} {rate} seed {seed}", arguments, folder, with_cost)
 
 
 def measured(version: Path) -> dict[str, float]:

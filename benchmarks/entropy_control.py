@@ -14,17 +14,15 @@ go one after the other in this process. A run that is finished is not made again
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.dynamic_sampling import PROMPTS, sampled_tokens
+from benchmarks.finished_runs import figures_of_run
 from benchmarks.results import FOLDER, read_results, write_results
-from rlif_lightning import cli
 from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,19 +101,11 @@ def run(name: str, setting: int, seed: int, folder: Path, evaluated: bool) -> di
     arguments += [
         "--trainer.check_val_every_n_epoch=1" if evaluated else "--trainer.limit_val_batches=0"
     ]
-    finished = folder / "finished.json"
-    if not finished.is_file() or json.loads(finished.read_text())["arguments"] != arguments:
-        folder.mkdir(parents=True, exist_ok=True)
-        for version in folder.glob("version_*"):
-            version.rename(folder / f"cut_off_{version.stat().st_mtime_ns}")
-        started = time.process_time()
-        with (folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
-            cli.main(["fit", *arguments])
-        seconds = time.process_time() - started
-        figures = measured(next(folder.glob("version_*"))) | {"CPU seconds": seconds}
-        finished.write_text(json.dumps({"arguments": arguments, "figures": figures}))
-        print(f"{name} {setting} seed {seed}: {figures}", flush=True)
-    return json.loads(finished.read_text())["figures"]
+
+    def with_cost(version: Path, seconds: float) -> dict[str, float]:
+        return measured(version) | {"CPU seconds": seconds}
+
+    return figures_of_run(f"{name} {setting} seed {seed}", arguments, folder, with_cost)
 
 
 def measured(version: Path) -> dict[str, float]:

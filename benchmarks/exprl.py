@@ -10,7 +10,6 @@ Results go to ``docs/results/exprl.csv``.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -19,8 +18,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.finished_runs import figures_of_run
 from benchmarks.results import FOLDER, write_results
-from rlif_lightning import cli
 from rlif_lightning.judges.base import Request
 from rlif_lightning.running.metrics_csv import read_logged
 
@@ -83,18 +82,8 @@ ARMS = {
 def run(name: str, seed: int, folder: Path) -> dict[str, float]:
     """Make one run unless it is finished; return its figures."""
     arguments = [*COMMON, *ARMS[name], f"--seed_everything={seed}"]
-    finished = folder / "finished.json"
-    if finished.is_file() and json.loads(finished.read_text())["arguments"] == arguments:
-        return json.loads(finished.read_text())["figures"]
-    folder.mkdir(parents=True, exist_ok=True)
-    for version in folder.glob("version_*"):
-        version.rename(folder / f"cut_off_{version.stat().st_mtime_ns}")
-    with (folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
-        cli.main(["fit", *arguments, f"--trainer.default_root_dir={folder}"])
-    figures = measured(next(folder.glob("version_*")))
-    finished.write_text(json.dumps({"arguments": arguments, "figures": figures}))
-    print(f"{name} seed {seed}: {figures}", flush=True)
-    return figures
+    arguments += [f"--trainer.default_root_dir={folder}"]
+    return figures_of_run(f"{name} seed {seed}", arguments, folder, lambda it, _: measured(it))
 
 
 def measured(version: Path) -> dict[str, float]:

@@ -14,14 +14,13 @@ Results go to ``docs/results/rubric_weights.csv``.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.finished_runs import figures_of_run
 from benchmarks.results import FOLDER, write_results
 from rlif_lightning.running.events import read_events
 from rlif_lightning.running.metrics_csv import read_logged
@@ -58,23 +57,9 @@ ARMS = {
 
 def run(arm: str, seed: int, folder: Path) -> list[dict[str, float]]:
     """Make one run unless it is finished; return what each of its rollouts logged."""
-    from rlif_lightning import cli
-
     arguments = [*COMMON, *ARMS[arm], f"--seed_everything={seed}"]
     arguments += [f"--trainer.default_root_dir={folder}"]
-    finished = folder / "finished.json"
-    if not finished.is_file() or json.loads(finished.read_text())["arguments"] != arguments:
-        folder.mkdir(parents=True, exist_ok=True)
-        for version in folder.glob("version_*"):
-            version.rename(folder / f"cut_off_{version.stat().st_mtime_ns}")
-        started = time.process_time()
-        with (folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
-            cli.main(["fit", *arguments])
-        seconds = time.process_time() - started
-        rows = measured(next(folder.glob("version_*")))
-        finished.write_text(json.dumps({"arguments": arguments, "rows": rows}))
-        print(f"{arm} seed {seed}: {seconds:.0f} s, {rows[-1]}", flush=True)
-    return json.loads(finished.read_text())["rows"]
+    return figures_of_run(f"{arm} seed {seed}", arguments, folder, lambda it, _: measured(it))
 
 
 def measured(version: Path) -> list[dict[str, float]]:

@@ -168,8 +168,8 @@ GROUPS: dict[str, Callable[[], Sequence[tuple[str, Rule]]]] = {
 
 def missing(rule: Rule, runs: Runs) -> int:
     """Return how many of the runs that a rule needs have not been made, or are too short."""
-    rollouts = getattr(rule, "rollouts", 300) if getattr(rule, "summed", None) is None else 0
-    summed = getattr(rule, "summed", None) or 0.0
+    summed = (isinstance(rule, Gap) and rule.summed) or 0.0
+    rollouts = 0 if summed else rule.rollouts
 
     def is_there(run: Run | None) -> bool:
         if run is None:

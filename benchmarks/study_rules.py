@@ -12,8 +12,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean
 from typing import Literal
 
@@ -28,18 +29,29 @@ HELD: dict[bool, str] = {True: "held", False: "failed"}
 
 
 @dataclass(frozen=True)
-class Falls:
-    """So many seeds of an arm fall."""
+class Rule(ABC):
+    """What all rules name: an arm, after how many rollouts it is judged, and on which seeds."""
 
     arm: str
-    least: int
-    most: int
-    rollouts: int = 300
-    seeds: tuple[int, ...] = JUDGING
+    rollouts: int = field(default=300, kw_only=True)
+    seeds: tuple[int, ...] = field(default=JUDGING, kw_only=True)
 
     @property
     def arms(self) -> tuple[str, ...]:
+        """The arms whose runs are needed."""
         return (self.arm,)
+
+    @abstractmethod
+    def judge(self, runs: Runs) -> Verdict:
+        """Return what was found, and the verdict."""
+
+
+@dataclass(frozen=True)
+class Falls(Rule):
+    """So many seeds of an arm fall."""
+
+    least: int
+    most: int
 
     def judge(self, runs: Runs) -> Verdict:
         """Count the seeds that fell."""
@@ -49,19 +61,16 @@ class Falls:
 
 
 @dataclass(frozen=True)
-class Gap:
+class Gap(Rule):
     """One arm's accuracy minus another's lies in a range of points.
 
     It is taken at the end of so many rollouts, or at a summed learning rate.
     """
 
-    arm: str
     other: str
     low: float
     high: float
-    rollouts: int = 300
-    summed: float | None = None
-    seeds: tuple[int, ...] = JUDGING
+    summed: float | None = field(default=None, kw_only=True)
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -87,18 +96,11 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Alarms:
+class Alarms(Rule):
     """At least so many seeds of an arm raise an alarm; or raise one before they lose a quarter."""
 
-    arm: str
     least: int
     kind: Literal["any", "before loss"]
-    rollouts: int = 300
-    seeds: tuple[int, ...] = JUDGING
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        return (self.arm,)
 
     def judge(self, runs: Runs) -> Verdict:
         """Count the seeds with such an alarm."""
@@ -116,25 +118,15 @@ class Alarms:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Spread(Rule):
     """The standard deviation of an arm's peak over seeds is at least so many points."""
 
-    arm: str
     least: float
-    rollouts: int = 300
-    seeds: tuple[int, ...] = JUDGING
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        return (self.arm,)
 
     def judge(self, runs: Runs) -> Verdict:
         """Measure the peaks."""
         value = spread_of([100 * peak(runs[self.arm, seed], self.rollouts) for seed in self.seeds])
         return f"{value:.1f} points", HELD[value >= self.least]
-
-
-Rule = Falls | Gap | Alarms | Spread
 
 
 def rule_text(rule: Rule) -> str:
@@ -153,4 +145,5 @@ def rule_text(rule: Rule) -> str:
         return f"{rule.arm} minus {rule.other}: {bounds} points{where}"
     if isinstance(rule, Alarms):
         return f"{rule.arm}: {rule.least} of {len(rule.seeds)} seeds ({rule.kind})"
+    assert isinstance(rule, Spread)
     return f"{rule.arm}: the peak's standard deviation is at least {rule.least:g} points"

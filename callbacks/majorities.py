@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +12,7 @@ from rlif_lightning.answers.final_answers import answer_name
 from rlif_lightning.data.prompt_table import PromptColumn, PromptTable
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import Rollout
-from rlif_lightning.rewards.voting import group_clusters, majority_answers
+from rlif_lightning.rewards.voting import majorities
 
 WINDOW = 5  # visits
 NONE = -1.0  # no visit, or no answer
@@ -52,15 +51,15 @@ def majority_figures(
     """
     rows, size = rollout.prompts.index.tolist(), rollout.group_size
     before = column.numbers(rows, [NONE] * (1 + WINDOW))
-    now = zip(majority_answers(answers, size), _ratios(answers, size), strict=True)
+    now = majorities(answers, size)
     visits: dict[int, tuple[float, ...]] = {}
     flips, returned, total = 0, 0, 0.0
-    for row, past, (answer, ratio) in zip(rows, before.tolist(), now, strict=True):
+    for row, past, (answer, votes) in zip(rows, before.tolist(), now, strict=True):
         name = NONE if answer is None else float(zlib.crc32(answer_name(answer).encode()))
         was_here = past[1] != NONE
         returned += was_here
         flips += was_here and past[0] != name
-        ratios = [ratio, *past[1:]][:WINDOW]
+        ratios = [votes / size, *past[1:]][:WINDOW]
         known = [each for each in ratios if each != NONE]
         total += sum(known) / len(known)
         visits[row] = (name, *ratios)  # a problem that a batch has twice is written once
@@ -72,10 +71,3 @@ def majority_figures(
         "vote/flip_rate": flips / returned if returned else math.nan,
         "vote/majority_ratio": total / problems,
     }
-
-
-def _ratios(answers: Sequence[str | None], group_size: int) -> list[float]:
-    """Return the largest cluster's share of each group's completions; 0 without an answer."""
-    clusters, _ = group_clusters(answers, group_size, "exact")
-    sizes = [Counter(number for number in ids if number is not None) for ids in clusters]
-    return [max(each.values(), default=0) / group_size for each in sizes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -228,25 +227,13 @@ def test_two_processes_are_one_and_resume_each_other(tmp_path):
         assert_same_weights(weights(one, name), weights(one, "whole"))
 
 
-class Killed(Callback):
-    """Dies in the middle of rollout 3's update, while there is a file."""
-
-    def __init__(self, while_there: str):
-        self.while_there = Path(while_there)
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if int(pl_module.num_rollouts) == 2 and self.while_there.exists():
-            parameter = next(pl_module.policy.parameters())
-            parameter.register_hook(lambda gradient: os.kill(os.getpid(), signal.SIGKILL))
-
-
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
     mark = tmp_path / "mark"
     mark.touch()
     arguments = [
         *("fit", *BASE, *LONG, "--model.replay={groups: 4, max_age: 2}", saving(every=1)),
-        adding("test_replayed_runs.Killed", while_there=str(mark)),
+        adding("harness.killed.Killed", while_there=str(mark)),
         "--ckpt_path=auto",
     ]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 
 from harness.files import ROOT
 from harness.forked import run_module
@@ -181,24 +179,12 @@ def test_dynamic_sampling_and_replay_go_on_bit_for_bit(tmp_path):
     assert sorted(factors(run)[:, 0].tolist()) == [1] * 4 + [2] * 4
 
 
-class Killed(Callback):
-    """Dies in the middle of rollout 3's update, while there is a file."""
-
-    def __init__(self, while_there: str):
-        self.while_there = Path(while_there)
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if int(pl_module.num_rollouts) == 2 and self.while_there.exists():
-            parameter = next(pl_module.policy.parameters())
-            parameter.register_hook(lambda gradient: os.kill(os.getpid(), signal.SIGKILL))
-
-
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
     mark = tmp_path / "mark"
     mark.touch()
     arguments = ["fit", *BASE, *RUN, saving(every=1)]
-    arguments += [adding("test_rubric_runs.Killed", while_there=str(mark)), "--ckpt_path=auto"]
+    arguments += [adding("harness.killed.Killed", while_there=str(mark)), "--ckpt_path=auto"]
 
     def run(name: str) -> int:
         given = [*arguments, f"--trainer.default_root_dir={tmp_path / name}"]

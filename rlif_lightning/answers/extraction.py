@@ -103,6 +103,18 @@ def has_box(text: str) -> bool:
     return span is not None and normalise(text[slice(*span)]) != ""
 
 
+def compiled(pattern: str, flags: int = 0) -> regex.Pattern[str]:
+    """Return a user's pattern compiled.
+
+    Raises:
+        ValueError: it is no regular expression.
+    """
+    try:
+        return regex.compile(pattern, flags)
+    except regex.error as error:
+        raise ValueError(f"pattern={pattern!r} is not a regular expression: {error}") from error
+
+
 def pattern_found(pattern: str, text: str) -> bool:
     """Return whether a user's pattern is somewhere in a text (``.`` matches newlines).
 
@@ -174,12 +186,7 @@ class AnswerExtractor:
                 " kind='regex' only"
             )
         if self.pattern is not None:
-            try:
-                groups = regex.compile(self.pattern).groups
-            except regex.error as error:
-                raise ValueError(
-                    f"pattern={self.pattern!r} is not a regular expression: {error}"
-                ) from error
+            groups = compiled(self.pattern).groups
             if groups != 1:
                 raise ValueError(
                     f"pattern={self.pattern!r} has {groups} groups; mark the answer with exactly"

@@ -9,7 +9,7 @@ import regex
 import torch
 from torch import Tensor
 
-from rlif_lightning.answers.extraction import pattern_found
+from rlif_lightning.answers.extraction import compiled, pattern_found
 from rlif_lightning.answers.final_answers import AnswerExtractor
 from rlif_lightning.answers.gold_answers import ComparesWithGold, is_right
 from rlif_lightning.records import RewardOutput, Rollout
@@ -73,10 +73,7 @@ class Format(RewardHead):
 
     def __init__(self, pattern: str):
         super().__init__()
-        try:
-            regex.compile(pattern, regex.DOTALL)
-        except regex.error as error:
-            raise ValueError(f"pattern={pattern!r} is not a regular expression: {error}") from error
+        compiled(pattern, regex.DOTALL)  # refuses one that is none
         self.pattern = pattern
 
     def forward(self, rollout: Rollout) -> RewardOutput:

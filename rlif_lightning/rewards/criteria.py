@@ -16,7 +16,7 @@ import regex
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers, pattern_found
+from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers, compiled, pattern_found
 from rlif_lightning.answers.readers import read
 from rlif_lightning.answers.spelling import normalise
 from rlif_lightning.data.columns import check_column
@@ -107,10 +107,7 @@ class Matches(Criterion):
 
     def __init__(self, pattern: str):
         super().__init__()
-        try:
-            regex.compile(pattern, regex.DOTALL)
-        except regex.error as error:
-            raise ValueError(f"pattern={pattern!r} is not a regular expression: {error}") from error
+        compiled(pattern, regex.DOTALL)  # refuses one that is none
         self.pattern = pattern
 
     def verdicts(self, rollout: Rollout) -> Tensor:

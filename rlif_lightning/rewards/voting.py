@@ -167,11 +167,19 @@ def majority_answers(
     Raises:
         ValueError: B is no multiple of G, or an unknown equivalence.
     """
-    winners: list[str | None] = []
+    return [winner for winner, _ in majorities(answers, group_size, equivalence)]
+
+
+def majorities(
+    answers: Sequence[str | None], group_size: int, equivalence: str = "exact"
+) -> list[tuple[str | None, int]]:
+    """Return each group's answer, as :func:`majority_answers` does, and the size of its cluster."""
+    winners: list[tuple[str | None, int]] = []
     for group in _groups(answers, group_size):
         ids, representatives = open_clusters(group, equivalence=equivalence)
         sizes = Counter(i for i in ids if i is not None)
-        winners.append(representatives[max(sizes, key=lambda i: (sizes[i], -i))] if sizes else None)
+        largest = max(sizes, key=lambda i: (sizes[i], -i), default=None)
+        winners.append((None, 0) if largest is None else (representatives[largest], sizes[largest]))
     return winners
 
 

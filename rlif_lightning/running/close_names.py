@@ -66,11 +66,18 @@ def _classes() -> set[str]:
     return {name for module in (*ours, *theirs) for name in module.__all__ if name[0].isupper()}
 
 
-def _arguments(path: str) -> list[str]:
-    """Return the arguments of the constructor of a class; none where it cannot be imported."""
+def imported(path: str) -> Any:
+    """Return what an import path names; None where there is nothing."""
     module, _, name = path.rpartition(".")
     try:
-        kind: Any = getattr(import_module(module), name)
-        return [each for each in inspect.signature(kind).parameters]
-    except (ImportError, AttributeError, ValueError, TypeError):
+        return getattr(import_module(module), name) if module else None
+    except (ImportError, AttributeError):
+        return None
+
+
+def _arguments(path: str) -> list[str]:
+    """Return the arguments of the constructor of a class; none where it cannot be imported."""
+    try:
+        return [*inspect.signature(imported(path)).parameters]
+    except (ValueError, TypeError):
         return []

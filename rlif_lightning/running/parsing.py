@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import fields
-from importlib import import_module
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
@@ -21,7 +20,7 @@ from rlif_lightning.learning.advantages import Advantage
 from rlif_lightning.learning.objective_base import BoundedObjective, Objective
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.rewards.base import WeightedReward
-from rlif_lightning.running.close_names import meant
+from rlif_lightning.running.close_names import imported, meant
 from rlif_lightning.running.former_settings import ARGUMENTS_OF
 from rlif_lightning.running.help_page import arrange
 from rlif_lightning.running.setting_owners import owner_hint
@@ -153,7 +152,7 @@ def _discard_foreign(parser_or_action: Any, old: Any, new: Any) -> None:
     """
     path = old.get("class_path") if isinstance(old, Namespace) else None
     if path and old.get("init_args") and path != new["class_path"]:
-        before, now = _imported(path), _imported(new["class_path"])
+        before, now = imported(path), imported(new["class_path"])
         if isinstance(before, type) and issubclass(before, Advantage | Objective):
             given, dropped = old.init_args, {}
             for field in fields(before):
@@ -164,11 +163,6 @@ def _discard_foreign(parser_or_action: Any, old: Any, new: Any) -> None:
                     dropped[name] = given.pop(name)
             _say_dropped(dropped, before, now, new.get("init_args") or {})
     _discard_arguments(parser_or_action, old, new)
-
-
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name) if module else None
 
 
 def _declares(kind: Any, name: str) -> type | None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
+from rlif_lightning.running.close_names import imported
+
 # Of jsonargparse: an argument without a class, and one that the class does not take.
 _NO_CLASS_YET = re.compile(r"but ([\w.]+) is abstract.*?NestedArg\(key='(?:[\w.]+\.)?(\w+)'", re.S)
 _NOT_TAKEN = re.compile(r"class_path '([\w.]+)':\s+Option '(?:[\w.]+\.)?(\w+)' is not accepted")
@@ -40,8 +42,7 @@ def _of_the_kind(path: str) -> Iterator[type]:
     for package in map(import_module, PACKAGES):
         for name in package.__all__:
             getattr(package, name)  # so that a base knows all of our classes
-    module, _, name = path.rpartition(".")
-    kind = getattr(import_module(module), name, None) if module else None
+    kind = imported(path)
     for base in kind.__mro__ if isinstance(kind, type) else ():
         if base is Callback or (inspect.isabstract(base) and _is_ours(base)):
             yield from filter(_is_ours, _subclasses(base))

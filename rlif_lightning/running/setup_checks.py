@@ -12,6 +12,7 @@ from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.optimizer import check_optimizer
 from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.running.planned import planned_rollouts
 from rlif_lightning.running.strategies import DividedStrategy
 from rlif_lightning.running.teachers import check_teacher
 
@@ -124,16 +125,14 @@ def _check_training(module: Any, data: PromptData | None) -> None:
 def _most_visits(module: Any, data: PromptData | None) -> float:
     """Return how often the run visits a problem at most, but for further draws; inf = no limit."""
     trainer = module.trainer
-    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    if trainer.fast_dev_run:
+        return math.inf
     train = None if data is None else data.split("train")
-    if data is None or train is None or trainer.fast_dev_run:
-        return math.inf if trainer.fast_dev_run else epochs
+    if data is None or train is None:
+        return math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     whole = len(train) // data.prompts_per_rollout  # rollouts in which each problem has its visit
-    limit = trainer.limit_train_batches
-    epoch = int(whole * limit) if isinstance(limit, float) else min(whole, limit)
-    steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
-    rollouts = min(epochs * epoch, steps / module.plan.num_updates)
-    return math.ceil(rollouts / whole) if whole and math.isfinite(rollouts) else math.inf
+    planned = planned_rollouts(trainer, module, whole)
+    return math.ceil(planned / whole) if whole and planned is not None else math.inf
 
 
 def _check_scores(rewards: dict[str, WeightedReward]) -> None:
