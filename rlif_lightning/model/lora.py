@@ -10,14 +10,8 @@ from rlif_lightning.setting_types import check_types
 
 # What else of peft's LoraConfig a policy can have. Others draw at random, change the base weights,
 # or train more than adapters: then the base model would be no reference, or scores would differ.
-OPTIONS = (
-    "target_modules",
-    "use_rslora",
-    "use_dora",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-)
+OPTIONS = ("use_rslora", "use_dora", "target_modules", "exclude_modules", "layers_to_transform")
+OPTIONS += ("layers_pattern",)
 NAMES = {"r": "rank", "lora_alpha": "alpha"}
 # What peft sets by itself, or what says nothing about the adapters.
 IGNORED = ("task_type", "peft_type", "base_model_name_or_path", "revision", "inference_mode")
