@@ -237,7 +237,9 @@ class RewardSet(nn.Module):
             RuntimeError: a head raised, or returned no valid output (``received.py``); names the
                 head.
         """
-        visible = {name: self._visible(name, rollout) for name in self.names}
+        visible = {
+            name: seen_by(reward.head, rollout) for name, reward in self.settings.items()
+        }
         for name, part in visible.items():
             self.settings[name].head.start(part)
         outputs = {name: self._ask(name, part) for name, part in visible.items()}
@@ -276,11 +278,6 @@ class RewardSet(nn.Module):
             else torch.ones_like(std)
         )
 
-    def _visible(self, name: str, rollout: Rollout) -> Rollout:
-        """Return a rollout with the columns that a head may see."""
-        head, prompts = self.settings[name].head, rollout.prompts
-        return replace(rollout, prompts=prompts if head.needs_gold else prompts.only(head.columns))
-
     def _ask(self, name: str, rollout: Rollout) -> RewardOutput:
         head: Any = self.heads[name]
         try:
@@ -294,6 +291,13 @@ class RewardSet(nn.Module):
                 f"while scoring completions such as {_excerpt(rollout)}"
             ) from error
         return received(name, output, rollout)
+
+
+def seen_by(part: Any, rollout: Rollout) -> Rollout:
+    """Return a rollout with the columns that a head, or a criterion of a rubric, may see."""
+    if part.needs_gold:
+        return rollout
+    return replace(rollout, prompts=rollout.prompts.only(part.columns))
 
 
 def _excerpt(rollout: Rollout, width: int = 200) -> str:
