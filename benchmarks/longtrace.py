@@ -1,14 +1,14 @@
-"""Why the entity rubric is for right answers only: toy questions of several hops, by five rewards.
+"""Why the entity rubric is for right answers only: toy questions of several hops, by three rewards.
 
     python scripts/make_trace_model.py --output runs/longtrace/model
     python -m benchmarks.longtrace --tune     # the tuning seed; prints its rows
     python -m benchmarks.longtrace            # the judging seeds
 
 The start walks, lists all names or answers at once (``scripts/make_trace_model.py``). Every arm has
-GRPO's advantage and the same settings but its reward: the outcome alone, or with the share eta of
-the entity rubric for right answers only (``positive``) or for all (``additive``). What is measured
-in all arms, with weight 0: gold answers, the number of different names in a completion, and whether
-it is a list. Runs have one thread and go one after the other in this process. A run that is
+GRPO's advantage and the same settings but its reward: the outcome alone, or with the entity rubric
+at eta 0.3, for right answers only (``positive``) or for all (``additive``). What is measured in all
+arms, with weight 0: gold answers, the number of different names in a completion, and whether it is
+a list. Runs have one thread and go one after the other in this process. A run that is
 finished is not made again. Results go to ``docs/results/longtrace.csv``.
 """
 
@@ -27,7 +27,7 @@ from rlif_lightning.data import long_problems
 from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).resolve().parent.parent
-ROLLOUTS, EARLY, LATE = 25, 2, 10
+ROLLOUTS, LATE = 15, 5
 TUNING_SEEDS, JUDGING_SEEDS = (100,), (0, 1, 2, 3, 4, 5)
 OF_A_LIST = 8  # different names, of twelve; a walk has four at most
 # The graph of scripts/make_trace_model.py.
@@ -45,13 +45,7 @@ COMMON = [
     "--model.sampling.max_new_tokens=20",
     "--model.optimizer.init_args.lr=3e-4",
 ]
-ARMS = {
-    "outcome": (0.0, True),
-    "positive, 0.3": (0.3, True),
-    "additive, 0.3": (0.3, False),
-    "positive, 0.5": (0.5, True),
-    "additive, 0.5": (0.5, False),
-}
+ARMS = {"additive": (0.3, False), "positive": (0.3, True), "outcome": (0.0, True)}
 FIGURES = {
     "accuracy": "reward/gold/mean",
     "names": "reward/names/mean",
@@ -77,8 +71,11 @@ def rewards(eta: float, is_positive_only: bool) -> str:
     """Return the argument of an arm's reward, with what is measured beside it."""
     settings = {"outcome": "GoldAnswer", "eta": eta, "positive_only": is_positive_only}
     measured = {
-        name: {"class_path": "RewardFunction", "init_args": {"function": f"benchmarks.longtrace.{name}"}}
-        for name in ("names", "lists")
+        each.__name__: {
+            "class_path": "RewardFunction",
+            "init_args": {"function": f"benchmarks.longtrace.{each.__name__}"},
+        }
+        for each in (names, lists)
     }
     heads = {"trace": {"class_path": "EntityRubric", "init_args": settings}, "gold": "GoldAnswer"}
     given = {
@@ -90,7 +87,7 @@ def rewards(eta: float, is_positive_only: bool) -> str:
 
 def run(arm: str, seed: int, out: Path) -> list[dict[str, float]]:
     """Make one run unless it is finished; return the figures of each of its rollouts."""
-    folder = out / f"{arm.replace(', ', '_')}_{seed}"
+    folder = out / f"{arm}_{seed}"
     source = {split: f"{out.parent}/data/{split}.jsonl" for split in ("train", "validation")}
     arguments = [
         *COMMON,
@@ -112,13 +109,10 @@ def measured(version: Path) -> list[dict[str, float]]:
 
 
 def figures_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return a run's figures: of its last rollouts, and two of its first ones."""
+    """Return a run's figures: of its last rollouts, and two of the first, before any update."""
     late = {name: statistics.fmean(row[name] for row in rows[-LATE:]) for name in FIGURES}
-    early = {
-        f"{name} at first": statistics.fmean(row[name] for row in rows[:EARLY])
-        for name in ("accuracy", "lists")
-    }
-    return late | early
+    first = {f"{name} at first": rows[0][name] for name in ("accuracy", "lists")}
+    return late | first
 
 
 def shown(values: Sequence[float]) -> str:
@@ -158,7 +152,7 @@ def main() -> None:
             f"{out.parent / 'model'} is missing; run python scripts/make_trace_model.py"
             f" --output {out.parent / 'model'}"
         )
-    sizes = ["--problems=400", "--validation-problems=40", f"--output={out.parent / 'data'}"]
+    sizes = ["--problems=240", "--validation-problems=40", f"--output={out.parent / 'data'}"]
     long_problems.main([*DATA, *sizes])
     if given.tune:
         for arm, row in table(out, TUNING_SEEDS).items():

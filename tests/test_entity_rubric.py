@@ -17,7 +17,14 @@ from harness.launches import assert_same_metrics, assert_same_weights, launch, m
 from harness.python_runs import ROWS, Run, at, data, module
 from harness.rollouts import Given, handmade
 from harness.runs import fit
-from rlif_lightning import GRPO, ClusterVote, EntityRubric, GoldAnswer, Random, WeightedReward
+from rlif_lightning import (
+    GRPO,
+    EntityRubric,
+    GoldAnswer,
+    Random,
+    Sampling,
+    WeightedReward,
+)
 from rlif_lightning.data.entity_names import names, recall, spelled
 from rlif_lightning.judges.rules import RuleJudge
 from rlif_lightning.rewards import DropTruncated, RewardSet, RubricJudgeHead
@@ -98,7 +105,12 @@ def test_spelling_is_the_published_one_where_that_knows_the_letters(text):
 
 def test_an_entity_is_named_where_its_words_are():
     text = "Joanna saw the Eiffel Tower."
-    assert names(text, ["eiffel-tower", "tower eiffel", "Ann", "Paris"]) == [True, False, True, False]
+    assert names(text, ["eiffel-tower", "tower eiffel", "Ann", "Paris"]) == [
+        True,
+        False,
+        True,
+        False,
+    ]
     assert names(text, ["Москва", "!"]) == [False, False]  # the published rule would find both
     assert recall(text, ["Joanna", "Paris", "Paris", "!"]) == pytest.approx(1 / 3)
     assert math.isnan(recall(text, []))
@@ -204,13 +216,13 @@ def made(head, folder, rollouts: int = 2, **way) -> Run:
 
 
 def test_eta_0_trains_as_the_outcome_alone_bit_for_bit(tmp_path):
-    from rlif_lightning import Sampling
-
     more = {"sampling": Sampling(max_new_tokens=24)}
     heads = {"outcome": GoldAnswer(), "null": EntityRubric(GoldAnswer(), eta=0.0)}
     heads["rubric"] = EntityRubric(GoldAnswer())
     states = {name: made(head, tmp_path / name, more=more).state() for name, head in heads.items()}
-    same = {name: torch.equal(value, states["null"][name]) for name, value in states["outcome"].items()}
+    same = {
+        name: torch.equal(value, states["null"][name]) for name, value in states["outcome"].items()
+    }
     assert all(same.values())
     assert any(
         not torch.equal(value, states["rubric"][name])

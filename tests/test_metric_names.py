@@ -54,6 +54,10 @@ HEADS = {
     "behaviour": {"class_path": "BehaviourVote", "init_args": SETTINGS},
     "tests": {"class_path": "CodeTests", "init_args": SETTINGS},
     "format": {"class_path": "Format", "init_args": {"pattern": "="}},
+    "trace": {
+        "class_path": "EntityRubric",
+        "init_args": {"outcome": "GoldAnswer", "column": "test_list"},
+    },
     "judge": {
         "class_path": "JudgeHead",
         "init_args": {"judge": JUDGE, "template": "{completion}"},

@@ -107,9 +107,7 @@ def problem(
     walk = random_walk(graph, rng.randint(*recipe.hops), rng)
     trajectory = recipe.agent(walk, graph, search, recipe.returned)
     chosen = {
-        way: filled(
-            walk, candidates_of(way, walk, graph, search, trajectory, seed), graph, recipe
-        )
+        way: filled(walk, candidates_of(way, walk, graph, search, trajectory, seed), graph, recipe)
         for way in {TIERED, *recipe.compared}
     }
     titles = [*walk.sources, *chosen[TIERED]]
@@ -212,9 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     graphs, per_graph = synthetic_graphs(given.documents, given.links, given.seed), given.per_graph
     if given.wikipedia:
         graphs, per_graph = [wikipedia_graph(given.wikipedia)], 10 * sum(sizes)
-    overlaps = write_problems(
-        given.output, problems(graphs, per_graph, recipe, given.seed), sizes
-    )
+    overlaps = write_problems(given.output, problems(graphs, per_graph, recipe, given.seed), sizes)
     print("distractors that name an entity of the walk, mean over problems:")
     for way, share in overlaps.items():
         print(f"{way:20} {100 * share:6.2f} %")

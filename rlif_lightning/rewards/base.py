@@ -237,9 +237,7 @@ class RewardSet(nn.Module):
             RuntimeError: a head raised, or returned no valid output (``received.py``); names the
                 head.
         """
-        visible = {
-            name: seen_by(reward.head, rollout) for name, reward in self.settings.items()
-        }
+        visible = {name: seen_by(reward.head, rollout) for name, reward in self.settings.items()}
         for name, part in visible.items():
             self.settings[name].head.start(part)
         outputs = {name: self._ask(name, part) for name, part in visible.items()}
