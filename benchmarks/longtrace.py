@@ -3,18 +3,21 @@
     python scripts/make_trace_model.py --output runs/longtrace/model
     python -m benchmarks.longtrace --tune     # the tuning seed; prints its rows
     python -m benchmarks.longtrace            # the judging seeds
+    python -m benchmarks.longtrace --overlap  # trains nothing: which distractors name an entity
 
 The start walks, lists all names or answers at once (``scripts/make_trace_model.py``). Every arm has
 GRPO's advantage and the same settings but its reward: the outcome alone, or with the entity rubric
 at eta 0.3, for right answers only (``positive``) or for all (``additive``). What is measured in all
 arms, with weight 0: gold answers, the number of different names in a completion, and whether it is
 a list. Runs have one thread and go one after the other in this process. A run that is
-finished is not made again. Results go to ``docs/results/longtrace.csv``.
+finished is not made again. Results go to ``docs/results/longtrace.csv``, and those of ``--overlap``
+to ``docs/results/longtrace_overlap.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -28,6 +31,7 @@ from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).resolve().parent.parent
 ROLLOUTS, LATE = 15, 5
+LENGTHS, PROBLEMS = (100, 200, 400), 500  # of --overlap
 TUNING_SEEDS, JUDGING_SEEDS = (100,), (0, 1, 2, 3, 4, 5)
 OF_A_LIST = 8  # different names, of twelve; a walk has four at most
 # The graph of scripts/make_trace_model.py.
@@ -135,6 +139,18 @@ def table(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, str]]:
     return rows
 
 
+def overlaps() -> dict[str, dict[str, str]]:
+    """Return the mean overlap of each way of choosing distractors, for three lengths."""
+    rows: dict[str, dict[str, str]] = {way: {} for way in long_problems.WAYS}
+    for length in LENGTHS:
+        graphs = long_problems.synthetic_graphs(200, 3, 0)
+        made = long_problems.problems(graphs, 20, long_problems.Recipe((2, 4), length), 0)
+        found = [shares for _, shares in itertools.islice(made, PROBLEMS)]
+        for way, row in rows.items():
+            row[f"{length} words"] = f"{statistics.fmean(shares[way] for shares in found):.3f}"
+    return rows
+
+
 def main() -> None:
     """Make the runs that are missing and write the result file."""
     parser = argparse.ArgumentParser(
@@ -144,8 +160,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[*JUDGING_SEEDS])
     parser.add_argument("--out", type=Path, default=Path("runs/longtrace/runs"))
     parser.add_argument("--results", type=Path, default=FOLDER, help="(default: docs/results)")
+    parser.add_argument("--overlap", action="store_true", help="write the overlaps alone")
     given = parser.parse_args()
     os.chdir(ROOT)
+    if given.overlap:
+        about = f"{PROBLEMS} problems of 2 to 4 hops on graphs of 200 documents with 3 links"
+        notes = {"command": "python -m benchmarks.longtrace --overlap", "conditions": about}
+        write_results(given.results / "longtrace_overlap.csv", notes, overlaps(), key="way")
+        return
     out = given.out.resolve()
     if not (out.parent / "model").is_dir():
         raise SystemExit(

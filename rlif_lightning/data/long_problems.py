@@ -82,14 +82,16 @@ def overlap(walk: Walk, distractors: Sequence[str], graph: Graph) -> float:
 def candidates_of(
     way: str, walk: Walk, graph: Graph, search: WordSearch, trajectory: Trajectory, seed: str
 ) -> list[str]:
-    """Return the distractors that one of ``WAYS`` would take, best first."""
+    """Return the distractors that one of ``WAYS`` would take, best first; tiers in random order."""
     rng = random.Random(f"{seed} {way}")
     if way == "random":
         return rng.sample(list(graph), len(graph))
     if way == "search":
         return search(walk.question, len(graph))
-    first, second = trajectory.tiers
-    return first + second if way == TIERED else rng.sample(first + second, len(first + second))
+    tiers = trajectory.tiers
+    if way != TIERED:
+        tiers = (tiers[0] + tiers[1],)
+    return [title for tier in tiers for title in rng.sample(tier, len(tier))]
 
 
 def problem(
