@@ -47,7 +47,7 @@ COMMON = [
     "--trainer.enable_checkpointing=false",
     "--compare=false",
     "--model.sampling.max_new_tokens=20",
-    "--model.optimizer.init_args.lr=3e-4",
+    "--model.optimizer.init_args.lr=1e-3",
 ]
 ARMS = {"additive": (0.3, False), "positive": (0.3, True), "outcome": (0.0, True)}
 FIGURES = {
