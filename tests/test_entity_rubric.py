@@ -267,8 +267,8 @@ def test_the_overlay_trains_with_the_papers_values(tmp_path):
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     given_ = [*DISTRIBUTED, OVERLAY, f"--data.source.init_args={problem_file(tmp_path)}"]
-    given_ += ["--data.prompts_per_rollout=8", "--model.optimizer.init_args.lr=1e-3"]
-    given_ += ["--trainer.limit_val_batches=0"]
+    given_ += ["--data.prompts_per_rollout=4", "--model.optimizer.init_args.lr=1e-3"]
+    given_ += ["--trainer.limit_val_batches=0", "--trainer.limit_train_batches=4"]
     given_ = [each for each in given_ if ".size=" not in each and "validation_size" not in each]
     launch(tmp_path, {"one": given_})
     launch(tmp_path, {"ddp": [*given_, *on("ddp", 2)]}, forks=2)
