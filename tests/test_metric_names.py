@@ -249,6 +249,8 @@ NOT_DRAWN = {
         "code/solved",
         "time/judge",
         "criterion/<criterion>",
+        "entity/recall",
+        "entity/recall_wrong",
         "policy/entropy_picked",
         "answer/located",
         "answer/tokens",
