@@ -67,6 +67,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         Scored,
         WeightedCriterion,
     )
+    from rlif_lightning.rewards.entity_rubric import EntityRubric
     from rlif_lightning.rewards.function import RewardFunction
     from rlif_lightning.rewards.gate import Gate
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
@@ -113,6 +114,7 @@ _MODULES = {
     "DropTruncated": "rewards.overlong",
     "DynamicSampling": "learning.dynamic_sampling",
     "EndpointJudge": "judges.endpoint",
+    "EntityRubric": "rewards.entity_rubric",
     "Evaluation": "evaluation.evaluator",
     "FeedbackWriter": "learning.feedback",
     "Format": "rewards.controls",

@@ -24,6 +24,7 @@ SECTIONS = {
     "judge": "Judges",
     "rubric": "Rubrics",
     "criterion": "Criteria of a rubric",
+    "entity": "Entity rubrics",
     "rollout": "Completions of a rollout",
     "policy": "Policy",
     "replay": "Replayed groups",

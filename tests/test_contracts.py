@@ -43,6 +43,7 @@ HEADS = {
     "ClusterVote": rewards.ClusterVote,
     "CodeTests": lambda: rewards.CodeTests(CodeExtractor("continuation"), sandbox=SANDBOX),
     "DropTruncated": rewards.DropTruncated,
+    "EntityRubric": lambda: rewards.EntityRubric(rewards.GoldAnswer()),
     "Format": lambda: rewards.Format("[0-9]"),
     "GoldAnswer": rewards.GoldAnswer,
     "JudgeHead": lambda: rewards.JudgeHead(
@@ -97,7 +98,8 @@ def rollout(order: list[int] | None = None) -> Rollout:
         "inputs": [["1"], ["2"], ["3"]],
     }
     code |= {"test": [f"def check(f):\n    assert f(1) == {n}" for n in (2, 4, 8)]}
-    whole = handmade(TEXTS, GROUP, answer=["1", "3", "7"], level=[1, 2, 3], **code)
+    columns = {"answer": ["1", "3", "7"], "entities": [["1"], ["3", "no"], ["7", "8"]]}
+    whole = handmade(TEXTS, GROUP, level=[1, 2, 3], **columns, **code)
     if order is None:
         return whole
     rows = torch.tensor([p * GROUP + g for p in order for g in range(GROUP)])

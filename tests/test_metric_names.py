@@ -54,6 +54,10 @@ HEADS = {
     "behaviour": {"class_path": "BehaviourVote", "init_args": SETTINGS},
     "tests": {"class_path": "CodeTests", "init_args": SETTINGS},
     "format": {"class_path": "Format", "init_args": {"pattern": "="}},
+    "trace": {
+        "class_path": "EntityRubric",
+        "init_args": {"outcome": "GoldAnswer", "column": "test_list"},
+    },
     "judge": {
         "class_path": "JudgeHead",
         "init_args": {"judge": JUDGE, "template": "{completion}"},
@@ -245,6 +249,8 @@ NOT_DRAWN = {
         "code/solved",
         "time/judge",
         "criterion/<criterion>",
+        "entity/recall",
+        "entity/recall_wrong",
         "policy/entropy_picked",
         "answer/located",
         "answer/tokens",

@@ -11,6 +11,7 @@ from rlif_lightning.rewards.criteria import (
     Scored,
     WeightedCriterion,
 )
+from rlif_lightning.rewards.entity_rubric import EntityRubric
 from rlif_lightning.rewards.function import RewardFunction
 from rlif_lightning.rewards.gate import Gate
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
@@ -30,6 +31,7 @@ __all__ = [
     "Contains",
     "Criterion",
     "DropTruncated",
+    "EntityRubric",
     "Format",
     "Gate",
     "GoldAnswer",

@@ -245,7 +245,7 @@ class RewardSet(nn.Module):
             RuntimeError: a head raised, or returned no valid output (``received.py``); names the
                 head.
         """
-        visible = {name: self._visible(name, rollout) for name in self.names}
+        visible = {name: seen_by(reward.head, rollout) for name, reward in self.settings.items()}
         outputs = self._ask_all(visible)
         outputs = only_scores_of(kept_completions(rollout, outputs), outputs)
         shape = (rollout.num_prompts, rollout.group_size)
@@ -282,11 +282,6 @@ class RewardSet(nn.Module):
             else torch.ones_like(std)
         )
 
-    def _visible(self, name: str, rollout: Rollout) -> Rollout:
-        """Return a rollout with the columns that a head may see."""
-        head, prompts = self.settings[name].head, rollout.prompts
-        return replace(rollout, prompts=prompts if head.needs_gold else prompts.only(head.columns))
-
     def _ask_all(self, visible: Mapping[str, Rollout]) -> dict[str, RewardOutput]:
         try:
             for name, part in visible.items():
@@ -312,6 +307,13 @@ class RewardSet(nn.Module):
                 f"while scoring completions such as {_excerpt(rollout)}"
             ) from error
         return received(name, output, rollout)
+
+
+def seen_by(part: Any, rollout: Rollout) -> Rollout:
+    """Return a rollout with the columns that a head, or a criterion of a rubric, may see."""
+    if part.needs_gold:
+        return rollout
+    return replace(rollout, prompts=rollout.prompts.only(part.columns))
 
 
 def _excerpt(rollout: Rollout, width: int = 200) -> str:
