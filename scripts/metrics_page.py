@@ -24,6 +24,7 @@ SECTIONS = {
     "judge": "Judges",
     "rubric": "Rubrics",
     "criterion": "Criteria of a rubric",
+    "checker": "Checkers: claims against evidence, and CheckerMonitor",
     "rollout": "Completions of a rollout",
     "policy": "Policy",
     "replay": "Replayed groups",

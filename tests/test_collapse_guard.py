@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import Callback
 
 from callbacks import CollapseGuard
-from callbacks.collapse_guard import kinds_of_run
 from callbacks.events import read_events
+from callbacks.guard import kinds_of_run
 from harness.python_runs import module
 from harness.runs import ALWAYS, assert_same, callback_of, column, parameters, run_with
 from rlif_lightning import ClusterVote, Gate, GoldAnswer, WeightedReward, cli

@@ -40,11 +40,17 @@ HEADS = {
     "BehaviourVote": lambda: rewards.BehaviourVote(
         extractor=CodeExtractor("continuation"), sandbox=SANDBOX
     ),
+    "CheckerReward": lambda: rewards.CheckerReward(
+        rewards.GradedAnswer(),
+        rewards.JudgeScorer(RuleJudge(lambda request: "Verdict: entailment")),
+        evidence=rewards.EvidenceColumn("test"),
+    ),
     "ClusterVote": rewards.ClusterVote,
     "CodeTests": lambda: rewards.CodeTests(CodeExtractor("continuation"), sandbox=SANDBOX),
     "DropTruncated": rewards.DropTruncated,
     "Format": lambda: rewards.Format("[0-9]"),
     "GoldAnswer": rewards.GoldAnswer,
+    "GradedAnswer": rewards.GradedAnswer,
     "JudgeHead": lambda: rewards.JudgeHead(
         RuleJudge(lambda request: f"Score: {1 + len(request.values['completion']) % 5}"),
         "{prompt} {completion} {form}",
@@ -66,6 +72,7 @@ HEADS = {
         }
     ),
     "SelfCertainty": rewards.SelfCertainty,
+    "ShortAnswerPenalty": rewards.ShortAnswerPenalty,
     "StepRubricJudgeHead": lambda: rewards.StepRubricJudgeHead(RuleJudge(reference_numbers)),
     "VoteBand": rewards.VoteBand,
 }

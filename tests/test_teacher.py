@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from transformers import AutoTokenizer
 
-from callbacks.collapse_guard import kinds_of_run
+from callbacks.guard import kinds_of_run
 from harness.files import ROOT
 from harness.python_runs import NAME, Run, adamw, at, data, module, sums
 from harness.rollouts import handmade

@@ -127,6 +127,19 @@ def pattern_found(pattern: str, text: str) -> bool:
         return False
 
 
+def matches_of(pattern: str, text: str) -> list[str]:
+    """Return all that a user's pattern finds in a text (``.`` matches newlines).
+
+    A search that exceeds its time finds nothing.
+    """
+    try:
+        found = regex.finditer(pattern, text, regex.DOTALL, timeout=PATTERN_SECONDS)
+        return [match[0] for match in found]
+    except TimeoutError:
+        _warn_once(pattern)
+        return []
+
+
 @lru_cache
 def _warn_once(pattern: str) -> None:
     warnings.warn(
