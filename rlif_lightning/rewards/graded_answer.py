@@ -19,7 +19,7 @@ from rlif_lightning.answers.gold_answers import GoldReader
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 
-TAGGED = AnswerExtractor("regex", r"(?s)<answer>(.*?)</answer>")
+TAGGED = AnswerExtractor("tag")
 _SHARES = {"match": 0.35, "overlap": 0.15, "form": 0.10}
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
