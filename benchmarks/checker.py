@@ -1,7 +1,7 @@
 """A checker that is always neutral, a moderate one, and one that supports everything.
 
+    python -m benchmarks.checker            # all judging seeds
     python -m benchmarks.checker --tune     # seed 100
-    python -m benchmarks.checker            # the judging seeds
 
 The quickstart's problems and model under ``configs/related/checker.yaml``. Claims are the sums that
 a completion writes, and evidence has the sums of the usual way through the problem. Arms differ in
@@ -26,13 +26,14 @@ from rlif_lightning.running.events import read_events
 from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).resolve().parent.parent
-ROLLOUTS, LATE = 30, 5
+ROLLOUTS, LATE = 24, 6
 TUNING_SEEDS, JUDGING_SEEDS = (100,), (0, 1, 2, 3, 4, 5)
 COMMON = [
     "--config=configs/quickstart.yaml",
     "--config=configs/related/checker.yaml",
     f"--trainer.limit_train_batches={ROLLOUTS}",
     "--trainer.limit_val_batches=0",
+    "--data.prompts_per_rollout=8",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     "--trainer.enable_checkpointing=false",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import make_nli_classifier
 import pytest
 import torch
 
@@ -348,6 +349,20 @@ def test_a_classifier_gives_each_pairs_own_probabilities():
             shares = model(input_ids=ids).logits[0].softmax(-1)
         assert verdict.label == labels[int(shares.argmax())].lower()
         assert verdict.confidence == pytest.approx(float(shares.max()), abs=1e-5)
+
+
+def test_the_pairs_that_a_classifier_is_made_of():
+    """A label is what the texts say, read again."""
+    rng, seen = random.Random(0), set()
+    for _ in range(200):
+        evidence, claim, label = make_nli_classifier.pair(rng)
+        facts = dict(each.split("=") for each in evidence.split(";"))
+        terms, value = claim.split("=")
+        word = "neutral" if terms not in facts else "contradiction"
+        word = "entailment" if facts.get(terms) == value else word
+        assert make_nli_classifier.LABELS[label] == word
+        seen.add(word)
+    assert len(seen) == 3
 
 
 def test_a_pair_that_is_too_long_loses_evidence():
