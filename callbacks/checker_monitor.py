@@ -71,7 +71,8 @@ class CheckerMonitor(Guard):
     Logs ``checker/no_search`` (with ``search``), ``checker/foreign`` and ``checker/alarms``.
 
     Args:
-        action, scale, baseline, detectors, snapshot_every, max_actions: as for :class:`Guard`.
+        action, scale, baseline, detectors, snapshot_every, max_actions: as for
+            :class:`CollapseGuard`.
         search: regular expression that finds a search in a completion; null = there is none, and
             the detector ``skipped_search`` is left out.
 

@@ -26,7 +26,17 @@ class CollapseGuard(FindsAnswers, Guard):
     without a head that logs it, what ClusterVote would log.
 
     Args:
-        action, scale, baseline, detectors, snapshot_every, max_actions: as for :class:`Guard`.
+        action: warn | stop | adjust | rollback.
+        scale: setting -> factor, applied at each adjustment or rollback: `learning_rate`,
+            `objective.weight`, `rewards.certainty.weight`, `rewards.checker.alpha`, ... null =
+            {learning_rate: 0.5}.
+        baseline: first rollouts, whose mean relative limits are relative to; these limits judge
+            nothing in them.
+        detectors: changes to the detectors: name -> settings, or null to take it out; a new name
+            adds one.
+        snapshot_every: rollouts between two snapshots (rollback); none is taken while a figure is
+            beyond its limit.
+        max_actions: adjustments or rollbacks at most.
         extractor: finds the final answer of a completion; where a head votes, its answers (or
             behaviours) count.
     """

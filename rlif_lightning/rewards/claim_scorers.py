@@ -138,7 +138,7 @@ class NLIClassifier(HoldsClassifier, ClaimScorer):
     loses tokens of the longer text. The confidence is the label's probability.
 
     Args:
-        name, dtype, revision: as for :class:`HoldsClassifier`.
+        name, dtype, revision: as for :class:`RewardModel`; it has the three labels.
 
     Raises:
         ValueError: an unknown dtype. When data is loaded: the model cannot be read, or has other

@@ -21,10 +21,7 @@ class HoldsClassifier:
     """A part that asks a sequence classifier; each process has a whole copy, which is not trained.
 
     Args:
-        name: hub name or folder of the classifier.
-        dtype: float32 | bfloat16 | float16: of its weights and its passes, whatever
-            trainer.precision is.
-        revision: branch, tag or commit on the hub.
+        name, dtype, revision: as for :class:`RewardModel`.
 
     Raises:
         ValueError: an unknown dtype.

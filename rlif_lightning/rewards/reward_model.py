@@ -18,7 +18,10 @@ class RewardModel(HoldsClassifier, RewardHead):
     whole copy, which is no part of checkpoints and is not trained.
 
     Args:
-        name, dtype, revision: as for :class:`HoldsClassifier`; it has one label.
+        name: hub name or folder of a sequence classifier with one label.
+        dtype: float32 | bfloat16 | float16: of its weights and its passes, whatever
+            trainer.precision is.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         ValueError: an unknown dtype. When data is loaded: the model cannot be read, has several
