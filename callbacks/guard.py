@@ -280,7 +280,10 @@ def kinds_of_run(module: RLIFModule, outputs: dict[str, RewardOutput]) -> set[st
     reads_gold = teacher is not None and teacher.needs_gold
     reads_gold = reads_gold or any(head.needs_gold for head in heads)
     gates = [module.rewards.settings[name].gate for name in weighted]
-    reads_gold |= any(module.rewards.heads[each.head].needs_gold for each in gates if each)
+    deciding = [each.head for each in gates if each]
+    if module.dynamic_sampling is not None:
+        deciding += module.dynamic_sampling.deciding(module.rewards)
+    reads_gold |= any(module.rewards.heads[name].needs_gold for name in deciding)
     kinds = {"all"} if reads_gold else {"all", "label_free"}
     kinds |= {"vote"} if any(outputs[name].answers is not None for name in weighted) else set()
     kinds |= {"anchored"} if module.objective.reference_kl.weight >= ANCHOR else set()
