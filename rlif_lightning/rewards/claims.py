@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 
 from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers, compiled, matches_of
 from rlif_lightning.data.described import Described
-from rlif_lightning.judges.asking import ask_all
+from rlif_lightning.judges.asking import ask_all, cost_of
 from rlif_lightning.judges.base import Judge, Reply, Request, RunModels
 from rlif_lightning.judges.template import Template
 
@@ -57,11 +56,7 @@ class Questions:
 
     def log(self) -> dict[str, float]:
         """Return the figures of all questions; nothing where no judge was asked."""
-        if not self.logs:
-            return {}
-        total = {name: math.fsum(log[name] for log in self.logs) for name in self.logs[0]}
-        failed = math.fsum(log["judge/failed"] * log["judge/questions"] for log in self.logs)
-        return total | {"judge/failed": failed / max(total["judge/questions"], 1)}
+        return cost_of(self.logs)
 
     def columns(self) -> dict[str, list[Any]]:
         """Return what the questions cost by completion, for tables; nothing without a judge."""
