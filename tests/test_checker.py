@@ -21,6 +21,7 @@ from rlif_lightning import (
     EvidenceRule,
     GradedAnswer,
     JudgeClaims,
+    JudgeHead,
     JudgeScorer,
     Matches,
     NLIClassifier,
@@ -312,6 +313,18 @@ def test_judges_list_and_decide():
     assert output.log["judge/calls"] == 6
     assert output.log["checker/unjudged"] == pytest.approx(1 / 4)
     assert "no: contradiction 0.25" in output.columns["checker_verdicts"][0]
+
+
+def test_a_judge_below_a_judge_is_counted_too():
+    base = JudgeHead(RuleJudge(lambda request: "Score: 5"), "{completion}")
+    scorer = JudgeScorer(RuleJudge(lambda request: "Verdict: entailment"))
+    head = CheckerReward(base, scorer, ClaimPattern(r"\S+"))
+    output = RewardSet({"checker": WeightedReward(head)})(
+        handmade(["a b", "c"], 2, passages=["some"])
+    )["checker"]
+    assert output.scores.tolist() == [2.0, 2.0]
+    assert output.log["judge/questions"] == 2 + 3
+    assert output.columns["judge_calls"] == [1 + 2, 1 + 1]
 
 
 def test_a_completion_cannot_leave_the_judges_question():

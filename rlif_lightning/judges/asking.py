@@ -86,9 +86,10 @@ def cost_of(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return what :func:`ask_all` logs for several askings together; nothing without any.
 
     Args:
-        logs: of each asking; other figures in them are left out.
+        logs: of each asking, or of something else; other figures in them are left out.
     """
-    if not logs or "judge/questions" not in logs[0]:
+    logs = [log for log in logs if "judge/questions" in log]
+    if not logs:
         return {}
     names = ("judge/questions", *(f"judge/{name}" for name in _SUMS), "time/judge")
     total = {name: math.fsum(log[name] for log in logs) for name in names}

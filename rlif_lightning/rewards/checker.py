@@ -121,8 +121,12 @@ class CheckerReward(HoldsHead, RewardHead):
         shown = {"checker_phi": phi, "checker_verdicts": [_shown(each) for each in found]}
         output = replace(
             output,
-            log={**output.log, **questions.log(), **_figures(answers, found, phi, device)},
-            columns={**output.columns, **questions.columns(), **shown},
+            log={
+                **output.log,
+                **questions.log(output.log),
+                **_figures(answers, found, phi, device),
+            },
+            columns={**output.columns, **questions.columns(output.columns), **shown},
         )
         if not self.alpha:
             return output

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import regex
@@ -54,20 +54,28 @@ class Questions:
         self.logs.append(log)
         return replies
 
-    def log(self) -> dict[str, float]:
-        """Return the figures of all questions; nothing where no judge was asked."""
-        return cost_of(self.logs)
+    def log(self, other: Mapping[str, float]) -> dict[str, float]:
+        """Return what all questions cost, those of another part's log included."""
+        return cost_of([other, *self.logs])
 
-    def columns(self) -> dict[str, list[Any]]:
-        """Return what the questions cost by completion, for tables; nothing without a judge."""
+    def columns(self, other: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return what the questions cost by completion, for tables; nothing without a judge.
+
+        Args:
+            other: another part's columns, whose costs are added.
+        """
         if not self.logs:
             return {}
+        none = [0] * len(self.replies)
+        calls = [sum(each.calls for each in replies) for replies in self.replies]
+        tokens = [
+            sum(each.prompt_tokens + each.completion_tokens for each in replies)
+            for replies in self.replies
+        ]
+        own = {"judge_calls": calls, "judge_tokens": tokens}
         return {
-            "judge_calls": [sum(each.calls for each in replies) for replies in self.replies],
-            "judge_tokens": [
-                sum(each.prompt_tokens + each.completion_tokens for each in replies)
-                for replies in self.replies
-            ],
+            name: [a + b for a, b in zip(values, other.get(name, none), strict=True)]
+            for name, values in own.items()
         }
 
 
