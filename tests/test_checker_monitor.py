@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,8 @@ def test_the_overlay_trains_and_logs(tmp_path):
     shares = [column(tmp_path, f"checker/{name}") for name in names]
     assert torch.tensor(shares).sum(0).tolist() == pytest.approx([1] * 4)
     assert all(0 < each < 1 for each in shares[0])
-    assert max(column(tmp_path, "checker/foreign"), default=0) == 0
-    assert min(column(tmp_path, "checker/no_search")) > 0
+    assert all(map(math.isnan, column(tmp_path, "checker/foreign")))  # digits have no script
+    assert all(0 <= each < 1 for each in column(tmp_path, "checker/no_search"))
     assert len(column(tmp_path, "checker/alarms")) == 4
     assert float(made.trainer.callback_metrics["policy/grad_norm"]) > 0
 
