@@ -25,6 +25,7 @@ SECTIONS = {
     "rubric": "Rubrics",
     "criterion": "Criteria of a rubric",
     "entity": "Entity rubrics",
+    "checker": "Checkers: claims against evidence, and CheckerMonitor",
     "rollout": "Completions of a rollout",
     "policy": "Policy",
     "replay": "Replayed groups",

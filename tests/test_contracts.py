@@ -40,12 +40,18 @@ HEADS = {
     "BehaviourVote": lambda: rewards.BehaviourVote(
         extractor=CodeExtractor("continuation"), sandbox=SANDBOX
     ),
+    "CheckerReward": lambda: rewards.CheckerReward(
+        rewards.GradedAnswer(),
+        rewards.JudgeScorer(RuleJudge(lambda request: "Verdict: entailment")),
+        evidence=rewards.EvidenceColumn("test"),
+    ),
     "ClusterVote": rewards.ClusterVote,
     "CodeTests": lambda: rewards.CodeTests(CodeExtractor("continuation"), sandbox=SANDBOX),
     "DropTruncated": rewards.DropTruncated,
     "EntityRubric": lambda: rewards.EntityRubric(rewards.GoldAnswer()),
     "Format": lambda: rewards.Format("[0-9]"),
     "GoldAnswer": rewards.GoldAnswer,
+    "GradedAnswer": rewards.GradedAnswer,
     "JudgeHead": lambda: rewards.JudgeHead(
         RuleJudge(lambda request: f"Score: {1 + len(request.values['completion']) % 5}"),
         "{prompt} {completion} {form}",
@@ -67,6 +73,7 @@ HEADS = {
         }
     ),
     "SelfCertainty": rewards.SelfCertainty,
+    "ShortAnswerPenalty": rewards.ShortAnswerPenalty,
     "StepRubricJudgeHead": lambda: rewards.StepRubricJudgeHead(RuleJudge(reference_numbers)),
     "VoteBand": rewards.VoteBand,
 }

@@ -16,6 +16,11 @@ SYSTEMS = {
     "exprl": {"RubricJudgeHead", "StepRubricJudgeHead", "StepDelta"},
     "longtrace": {"EntityRubric"},
     "pow3r": {"Rubric", "WeightedCriterion", "OverclaimMonitor"},
+    "checker": {
+        *("CheckerReward", "CheckerMonitor", "GradedAnswer", "ShortAnswerPenalty"),
+        *("ClaimPattern", "JudgeClaims", "JudgeScorer", "NLIClassifier", "AsksJudge"),
+        *("EvidenceColumn", "EvidenceRule"),
+    },
 }
 MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.
@@ -28,7 +33,7 @@ SHARED = {
     "criteria": (
         "docs/related/pow3r.md",
         5,
-        {"Matches", "Contains", "Within", "NumberWithin", "Scored"},
+        {"Matches", "Contains", "Within", "NumberWithin", "Scored", "HoldsHead"},
     ),
     "judges": (
         "docs/judges.md",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from rlif_lightning.metric_names.checking import CHECKING
 from rlif_lightning.metric_names.tracing import TRACING
 from rlif_lightning.metric_names.training import TRAINING
 from rlif_lightning.metric_names.watching import WATCHING
@@ -19,10 +20,10 @@ PLACEHOLDERS = {
     "head": r"[^\W\d]\w*",
     "criterion": r"[^\W\d]\w*",
     "k": r"[1-9]\d*",
-    "figure": r"(?:code|criterion|entity|judge|rollout|rubric|time|vote)/\w+",
+    "figure": r"(?:checker|code|criterion|entity|judge|rollout|rubric|time|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
-LOGGED = {**TRAINING, **TRACING, **WATCHING}
+LOGGED = {**TRAINING, **CHECKING, **TRACING, **WATCHING}
 
 
 def entry_of(name: str) -> str | None:

@@ -45,12 +45,14 @@ class RewardHead(Described, nn.Module, ABC):
             label-free head may name them.
         gives_scores: whether the head can give scores; False for one that only takes completions
             out.
+        scalable: names of the head's numbers that a callback may change during a run.
     """
 
     needs_gold: bool = False
     columns: Sequence[str] = ()
     gold_columns: Sequence[str] = ()
     gives_scores: bool = True
+    scalable: Sequence[str] = ()
 
     @property
     def label_free_columns(self) -> Sequence[str]:

@@ -154,6 +154,8 @@ class Rubric(RewardHead):
                 " each problem once: it would equal weighting=category; train on the data for 2"
                 " epochs or more (trainer.max_epochs), or set weighting=diva, which needs one"
             )
+        for each in self.settings.values():
+            each.criterion.check_visits(most)
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Let every criterion check its column of gold answers."""
