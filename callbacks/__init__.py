@@ -17,6 +17,7 @@ from callbacks.learning_rate_factors import LearningRateFactors
 from callbacks.overclaim_monitor import OverclaimMonitor
 from callbacks.report import RunReport
 from callbacks.sampler_gap import SamplerGap
+from callbacks.sandbox_trace import SandboxTrace
 from callbacks.stare_controller import STAREController
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "RunReport",
     "STAREController",
     "SamplerGap",
+    "SandboxTrace",
 ]

@@ -89,6 +89,12 @@ def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
     return encode
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Return the texts that a tokenizer reads as special tokens."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {*tokenizer.all_special_tokens, *(each.content for each in added if each.special)}
+
+
 def without_overlong(
     texts: list[str], first: int, split: str, limit: int | None
 ) -> tuple[list[str], dict[int, int]]:

@@ -12,6 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.data.tokenizer import special_tokens
+from rlif_lightning.judges.template import without_tokens
 from rlif_lightning.learning.feedback import (
     FeedbackWriter,
     OutputsWithoutGold,
@@ -103,6 +105,9 @@ def lesson_of(module: Any, rollout: Rollout, outputs: Mapping[str, RewardOutput]
         free = {name: each for name, each in outputs.items() if not heads[name].needs_gold}
         outputs = OutputsWithoutGold(free)
     texts = feedback_texts(teacher, rollout, outputs, _weighted(module), writer)
+    if teacher.feedback in (SIBLING, CALLBACK):  # a completion may spell out a special token
+        special = special_tokens(module.policy.tokenizer)
+        texts = [text and without_tokens(text, special) for text in texts]
     split = module.trainer.datamodule.split("train")
     prompts = feedback_prompts(rollout, texts, teacher.template, split)
     reads = module.teacher or module.policy
