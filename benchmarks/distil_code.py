@@ -28,7 +28,7 @@ def distil(credit: str) -> list[str]:
 
 SOURCE = {
     "class_path": "benchmarks.tiny_functions.TinyFunctions",
-    "init_args": {"size": 96, "validation_size": 40},
+    "init_args": {"size": 64, "validation_size": 32},
 }
 TESTS = {"class_path": "CodeTests", "init_args": {"credit": "all"}}
 STUDY = Study(
@@ -42,15 +42,16 @@ STUDY = Study(
     common=[
         f"--data.source={json.dumps(SOURCE)}",
         "--data.answer_column=test_list",
-        "--data.validation_prompts_per_batch=40",
+        "--data.validation_prompts_per_batch=32",
         "--model.sampling.max_new_tokens=32",
         f"--model.rewards={json.dumps({'tests': {'head': TESTS}})}",
         "--model.evaluation.checker=CodeChecker",
-        "--trainer.max_epochs=2",  # of 6 rollouts
+        "--trainer.max_epochs=3",  # of 4 rollouts
+        "--trainer.check_val_every_n_epoch=3",
     ],
-    rates=("1e-4", "3e-4", "1e-3"),
+    rates=("3e-4", "1e-3"),
     rollouts=12,
-    conditions="CPU, one thread; 12 rollouts; 40 held-out tasks, 8 samples each",
+    conditions="CPU, one thread; 12 rollouts; 32 held-out tasks, 8 samples each",
 )
 
 
