@@ -49,7 +49,7 @@ STUDY = Study(
         "--trainer.max_epochs=3",  # of 4 rollouts
         "--trainer.check_val_every_n_epoch=3",
     ],
-    rates=("3e-4", "1e-3"),
+    rates=("1e-4", "3e-4", "1e-3"),
     rollouts=12,
     conditions="CPU, one thread; 12 rollouts; 32 held-out tasks, 8 samples each",
 )
