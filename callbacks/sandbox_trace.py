@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from rlif_lightning.answers.code_tasks import CodeExtractor, task_of
 from rlif_lightning.answers.code_verdicts import RunsCode, judge_code
 from rlif_lightning.data.described import Described
+from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.feedback import FeedbackWriter
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import RewardOutput, Rollout
@@ -48,7 +49,8 @@ class SandboxTrace(RunsCode, Described, FeedbackWriter, Callback):
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Refuse problems without tests that can be read in these columns."""
-        split = trainer.datamodule.split("train") if stage == "fit" else None  # pyright: ignore[reportAttributeAccessIssue]
+        data = getattr(trainer, "datamodule", None)
+        split = data.split("train") if stage == "fit" and isinstance(data, PromptData) else None
         for row, problem in () if split is None else split.problems(self.columns):
             try:
                 task_of(problem)

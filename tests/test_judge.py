@@ -120,6 +120,14 @@ def test_a_trace_says_of_what_type_an_integer_of_very_many_digits_is():
     assert trace.endswith("\nf(1) returned a value of type int")
 
 
+def test_a_trace_shows_arguments_as_they_were_sent_whatever_their_class():
+    """A class of the tests may write itself as it likes, and change after the call."""
+    kind = "class Odd(list):\n    def __repr__(self): raise OSError\n"
+    test = f"{kind}x = Odd([1])\nfound = f(x)\nx.append(2)\nassert found == 2"
+    trace = judged_with_trace([{"number": 1, "value": 3}], test)["trace"]
+    assert trace == "assert found == 2\nf([1]) returned 3"
+
+
 def test_a_trace_is_of_the_first_test_that_failed():
     answers = [{"number": number, "value": number} for number in (1, 2, 3)]
     tests = ["assert f(0) == 1", "assert f(1) == 0", "assert f(2) == 0"]

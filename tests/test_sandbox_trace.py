@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import random
 import sys
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from benchmarks.distil_code import STUDY
 from benchmarks.tiny_functions import (
@@ -18,8 +21,9 @@ from benchmarks.tiny_functions import (
 )
 from callbacks.sandbox_trace import SandboxTrace
 from harness.files import ROOT
+from harness.python_runs import Run, data, module
 from harness.rollouts import handmade
-from rlif_lightning import CodeTests, Teacher
+from rlif_lightning import CodeTests, DistIL, Sampling, Teacher
 from rlif_lightning.answers.code_verdicts import judge_code
 from rlif_lightning.learning.feedback import feedback_texts
 from rlif_lightning.sandbox import pool
@@ -74,6 +78,26 @@ def test_traces_of_programs():
         (0.0, "input '3\\n' raised ZeroDivisionError in line 2, not '4\\n'"),
         (0.0, "input '3\\n' gave no answer: timeout, not '4\\n'"),
     ]
+
+
+def _taught(tmp_path: Path, rows: list[dict[str, Any]]) -> Run:
+    teacher = Teacher("callback", template="{feedback} {prompt}", top_k=5)
+    learner = module(objective=DistIL(teacher=teacher), sampling=Sampling(max_new_tokens=4))
+    problems = data(source=rows, answer_column=None, group_size=2, prompts_per_rollout=4)
+    return Run(tmp_path, 1, learner, problems, SandboxTrace(sandbox=SANDBOX))
+
+
+def test_problems_without_tests_in_the_columns_are_refused_before_the_run(tmp_path):
+    with pytest.raises(ValueError, match=r"columns=\['test_list', .* row 0: no tests in a row"):
+        _taught(tmp_path, [{"question": "1+2=", "answer": "3"}] * 4)
+
+
+@pytest.mark.slow
+def test_a_run_reads_the_trace_of_every_completion(tmp_path):
+    rows = [{"question": f"{number}+4=", "test_list": TESTS} for number in range(4)]
+    figures = _taught(tmp_path, rows).trainer.callback_metrics
+    assert float(figures["teacher/coverage"]) == 1
+    assert float(figures["teacher/divergence"]) > 0
 
 
 def test_a_whole_verdict_is_remembered_and_a_timeout_is_not(monkeypatch):

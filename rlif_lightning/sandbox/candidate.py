@@ -80,6 +80,7 @@ def _find(module: types.ModuleType, name: str) -> Any:
 
 
 def answer_call(module: types.ModuleType, request: dict[str, Any]) -> dict[str, Any]:
+    """Return what a call of a function of the code gave: a value, or an error."""
     try:
         arguments, keywords = decode(request["arguments"]), decode(request["keywords"])
         return {"value": encode(_find(module, request["name"])(*arguments, **keywords))}

@@ -36,7 +36,7 @@ class Candidate:
         self.deadline = 0.0
         self.calls = 0
         self.load_failure = ""  # how the code failed to load, in words
-        self.last: tuple[str, tuple, dict, dict[str, Any]] | None = None  # a call and its answer
+        self.last: tuple[dict[str, Any], dict[str, Any]] | None = None  # a call and its answer
 
     def load(self, job: dict[str, Any], seconds: float) -> None:
         """Send the code and wait until it is read; the clock of ``seconds`` starts here."""
@@ -85,10 +85,13 @@ class Candidate:
             RuntimeError: there is no answer, or none that can be read.
             Exception: of the built-in kind that the candidate's call raised.
         """
-        answer = self.ask(
-            {"name": name, "arguments": encode(list(arguments)), "keywords": encode(keywords)}
-        )
-        self.last = name, arguments, keywords, answer
+        request = {
+            "name": name,
+            "arguments": encode(list(arguments)),
+            "keywords": encode(keywords),
+        }
+        answer = self.ask(request)
+        self.last = request, answer
         if self.ended:
             raise RuntimeError(f"the candidate's process: {self.ended}")
         if "error" in answer:
@@ -205,10 +208,10 @@ def _trace(source: str, line: int, candidate: Candidate) -> str:
 def _last_call(candidate: Candidate) -> str:
     if candidate.last is None:
         return ""
-    name, arguments, keywords, answer = candidate.last
-    given = [_shown(each) for each in arguments]
-    given += [f"{key}={_shown(value)}" for key, value in keywords.items()]
-    call = _short(f"{name}({', '.join(given)})")
+    request, answer = candidate.last
+    given = [_shown(each) for each in decode(request["arguments"])]
+    given += [f"{key}={_shown(value)}" for key, value in decode(request["keywords"]).items()]
+    call = _short(f"{request['name']}({', '.join(given)})")
     if not answer:
         return f"{call} gave no answer: {candidate.ended}"
     if answer.get("error") == "NotLiteral":
