@@ -67,7 +67,15 @@ class RewardHead(Described, nn.Module, ABC):
         """
 
     def start(self, rollout: Rollout) -> None:
-        """Start what may run while other heads score; ``forward`` follows."""
+        """Start what may run while other heads score; ``forward`` or ``abandon`` follows."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether ``start`` began something: such heads score after all others."""
+        return False
+
+    def abandon(self) -> None:
+        """End what ``start`` began and ``forward`` has not taken: another head raised."""
 
     def check_visits(self, most: float) -> None:
         """Refuse a run of at most so many visits of a problem, as :meth:`check` refuses data."""
@@ -238,9 +246,7 @@ class RewardSet(nn.Module):
                 head.
         """
         visible = {name: self._visible(name, rollout) for name in self.names}
-        for name, part in visible.items():
-            self.settings[name].head.start(part)
-        outputs = {name: self._ask(name, part) for name, part in visible.items()}
+        outputs = self._ask_all(visible)
         outputs = only_scores_of(kept_completions(rollout, outputs), outputs)
         shape = (rollout.num_prompts, rollout.group_size)
         finished = {}
@@ -280,6 +286,18 @@ class RewardSet(nn.Module):
         """Return a rollout with the columns that a head may see."""
         head, prompts = self.settings[name].head, rollout.prompts
         return replace(rollout, prompts=prompts if head.needs_gold else prompts.only(head.columns))
+
+    def _ask_all(self, visible: Mapping[str, Rollout]) -> dict[str, RewardOutput]:
+        try:
+            for name, part in visible.items():
+                self.settings[name].head.start(part)
+            order = sorted(visible, key=lambda name: self.settings[name].head.waits)
+            found = {name: self._ask(name, visible[name]) for name in order}
+            return {name: found[name] for name in visible}
+        except BaseException:
+            for name in visible:
+                self.settings[name].head.abandon()
+            raise
 
     def _ask(self, name: str, rollout: Rollout) -> RewardOutput:
         head: Any = self.heads[name]
