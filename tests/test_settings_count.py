@@ -40,6 +40,8 @@ SHARED = {
         16,
         {"Judge", "ModelJudge", "RuleJudge", "PolicyJudge", "EndpointJudge"},
     ),
+    # Any objective with a teacher may read it, and no run without one.
+    "the sandbox's trace": ("docs/code-rewards.md", 1, {"SandboxTrace"}),
     "replies": (
         "docs/judges.md",
         12,
