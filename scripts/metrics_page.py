@@ -22,6 +22,7 @@ SECTIONS = {
     "answer": "Tokens of the final answer",
     "code": "Code",
     "judge": "Judges",
+    "turing": "Replies beside a human's",
     "rubric": "Rubrics",
     "criterion": "Criteria of a rubric",
     "rollout": "Completions of a rollout",

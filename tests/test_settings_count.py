@@ -14,6 +14,7 @@ SYSTEMS = {
     "stare": {"STARE", "STAREController"},
     "distil": {"DistIL", "Teacher"},
     "exprl": {"RubricJudgeHead", "StepRubricJudgeHead", "StepDelta"},
+    "turing": {"PairwiseJudgeHead", "SimilarityJudgeHead", "TargetLogprob"},
     "pow3r": {"Rubric", "WeightedCriterion", "OverclaimMonitor"},
 }
 MOST_OF_A_SYSTEM = 12

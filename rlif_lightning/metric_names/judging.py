@@ -1,0 +1,27 @@
+"""The figures of heads whose judge compares a reply with a human's."""
+
+from __future__ import annotations
+
+from rlif_lightning.metric_names.entries import Logged
+
+_PAIRS = "rlif_lightning/rewards/pairwise.py"
+JUDGING = {
+    "turing/rating": Logged(
+        "1 to 7",
+        "How human the judge finds replies; 4 = as human as the human's (PairwiseJudgeHead).",
+        "mean over the judged completions of all ranks; NaN without any",
+        _PAIRS,
+    ),
+    "turing/copied": Logged(
+        "share",
+        "Replies with five words or more in a row of their prompt.",
+        "mean over the completions of all ranks that are asked about; NaN without any",
+        _PAIRS,
+    ),
+    "turing/well_formed": Logged(
+        "share",
+        "Completions that are asked about: with reasoning and a reply.",
+        "mean over the completions of all ranks",
+        _PAIRS,
+    ),
+}
