@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.replay import Replay
     from rlif_lightning.learning.stare import STARE
     from rlif_lightning.learning.step_advantages import StepDelta
+    from rlif_lightning.learning.supervised import Supervised
     from rlif_lightning.learning.teacher import Teacher
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import Policy
@@ -184,6 +185,7 @@ _MODULES = {
     "ShardedStrategy": "running.strategies",
     "SimilarityJudgeHead": "rewards.pairwise",
     "STARE": "learning.stare",
+    "Supervised": "learning.supervised",
     "TargetLogprob": "rewards.likelihood",
     "Teacher": "learning.teacher",
     "TeacherLogprobs": "records",

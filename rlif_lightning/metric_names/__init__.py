@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from rlif_lightning.metric_names.judging import JUDGING
+from rlif_lightning.metric_names.systems import SYSTEMS
 from rlif_lightning.metric_names.training import TRAINING
 from rlif_lightning.metric_names.watching import WATCHING
 
@@ -22,7 +22,7 @@ PLACEHOLDERS = {
     "figure": r"(?:code|criterion|judge|rollout|rubric|time|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
-LOGGED = {**TRAINING, **JUDGING, **WATCHING}
+LOGGED = {**TRAINING, **SYSTEMS, **WATCHING}
 
 
 def entry_of(name: str) -> str | None:

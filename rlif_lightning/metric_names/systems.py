@@ -1,11 +1,11 @@
-"""The figures of heads whose judge compares a reply with a human's."""
+"""The figures that one related system logs."""
 
 from __future__ import annotations
 
 from rlif_lightning.metric_names.entries import Logged
 
 _PAIRS = "rlif_lightning/rewards/pairwise.py"
-JUDGING = {
+SYSTEMS = {
     "turing/rating": Logged(
         "1 to 7",
         "How human the judge finds replies; 4 = as human as the human's (PairwiseJudgeHead).",
@@ -23,5 +23,11 @@ JUDGING = {
         "Completions that are asked about: with reasoning and a reply.",
         "mean over the completions of all ranks",
         _PAIRS,
+    ),
+    "supervised/loss": Logged(
+        "nats",
+        "Cross-entropy of the texts that are trained on, before the rollout's updates.",
+        "mean over the texts' tokens of all ranks",
+        "rlif_lightning/running/texts.py",
     ),
 }
