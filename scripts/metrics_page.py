@@ -23,6 +23,7 @@ SECTIONS = {
     "code": "Code",
     "judge": "Judges",
     "turing": "Replies beside a human's",
+    "supervised": "A stage on texts",
     "rubric": "Rubrics",
     "criterion": "Criteria of a rubric",
     "rollout": "Completions of a rollout",

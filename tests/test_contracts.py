@@ -34,7 +34,7 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Rollout
 from rlif_lightning.sandbox.pool import Sandbox
 
-SANDBOX = Sandbox(minimum="rlimits")
+SANDBOX = Sandbox("rlimits+")
 
 
 def digits(completions: list[str], **kwargs) -> list[float]:

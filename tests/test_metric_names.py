@@ -44,7 +44,7 @@ STAGES = [stage + end for stage in ("val", "test") for end in ("", "_low", "_hig
 PREFIXES = {entry.split("/")[0] for entry in LOGGED} - {"<stage>"} | set(STAGES)
 # A name, or a template of names: {} and <> and * stand for anything, {a,b} for each of its parts.
 NAME = re.compile(rf"(?:{'|'.join(sorted(PREFIXES))})/(?:[\w@*]|\{{[\w,]*\}}|<\w+>|/)*")
-SETTINGS = {"sandbox": {"minimum": "rlimits", "workers": 1}}
+SETTINGS = {"sandbox": {"isolation": "rlimits+", "workers": 1}}
 JUDGE = {"class_path": "RuleJudge", "init_args": {"rule": "test_metric_names.middling"}}
 CRITERIA = {"criteria": {
     name: {"criterion": {"class_path": "Matches", "init_args": {"pattern": name}}}
@@ -152,6 +152,8 @@ def everything(tmp_path_factory) -> Path:
     template = "--model.objective.teacher.template={feedback} {prompt}"
     taught = ["--model.objective=DistIL", template, "--model.rewards={gold: {head: GoldAnswer}}"]
     fit(folder / "distil", *taught, "--trainer.limit_val_batches=0")
+    texts = ["--model.objective=Supervised", "--model.rewards={}", "--data.group_size=1"]
+    fit(folder / "supervised", *texts, "--trainer.limit_val_batches=0")
     head = {"class_path": "Rubric", "init_args": CRITERIA}
     pow3r = "--model.rewards=" + json.dumps({"rubric": {"head": head}})
     twice = ["--trainer.max_epochs=2", "--data.prompts_per_rollout=16"]
@@ -271,6 +273,7 @@ NOT_DRAWN = {
     *(f"judge/{name}" for name in ("questions", "calls", "failed", "unparsed", "steps")),
     *("judge/prompt_tokens", "judge/completion_tokens"),
     *(f"turing/{name}" for name in ("rating", "copied", "well_formed")),
+    "supervised/loss",
     *(f"dynamic/{name}" for name in ("extra_groups", "empty_places", "discarded_tokens")),
     *(f"replay/{name}" for name in ("groups", "age", "ratio", "clip_fraction")),
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/engine_bounded"),
