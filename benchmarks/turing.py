@@ -25,7 +25,7 @@ from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "turing"
-SEEDS, TUNING_SEED, ROLLOUTS, WATCHED = (0, 1, 2, 3), 100, 30, 10
+SEEDS, TUNING_SEED, ROLLOUTS, WATCHED = (0, 1, 2, 3), 100, 20, 5
 TRAINING, WARM_UP = (1, 1024), (2, 4096)  # seed and size of the data
 RULES = "benchmarks.turing_dialogues"
 COMMON = [
