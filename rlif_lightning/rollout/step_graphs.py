@@ -21,6 +21,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
+from rlif_lightning.model.out_of_memory import is_out_of_memory
 from rlif_lightning.processes.ranks import num_data_ranks, num_processes
 from rlif_lightning.rollout.decoders import Decoder, SharedPrefixDecoder
 
@@ -46,6 +47,9 @@ class StepGraphs:
             bucket: what decides the operations of ``work``, their shapes and their addresses.
             work: reads and writes tensors that stay at their addresses; it neither uploads nor
                 waits.
+
+        Raises:
+            RuntimeError: the step cannot be captured; names the setting.
         """
         if bucket not in self.graphs:
             # Autocast casts weights and libraries choose their kernels here, and not in a graph.
@@ -54,12 +58,23 @@ class StepGraphs:
             return
         graph = self.graphs[bucket]
         if graph is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):  # records without computing
-                work()
-            self.graphs[bucket] = graph
+            graph = self.graphs[bucket] = self._captured(work)
         graph.replay()
         self.replayed += 1
+
+    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool):  # records without computing
+                work()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise RuntimeError(
+                "a decoding step of this model cannot be a CUDA graph: a layer waits for the GPU or"
+                " copies to the host; set model.engine.cuda_graphs=false"
+            ) from error
+        return graph
 
 
 def refuse_uncapturable(decoder: Decoder, device: torch.device) -> None:
