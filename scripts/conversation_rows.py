@@ -3,8 +3,8 @@
     python scripts/conversation_rows.py prism conversations.jsonl data/prism
     python scripts/conversation_rows.py convokit CORPUS_FOLDER data/reddit
 
-Layouts: PRISM's ``conversations.jsonl`` (https://huggingface.co/datasets/HannahRoseKirk/prism-alignment)
-and ConvoKit's ``utterances.jsonl`` (https://convokit.cornell.edu/documentation/data_format.html).
+Layouts: ``conversations.jsonl`` of PRISM (on the hub HannahRoseKirk/prism-alignment) and
+``utterances.jsonl`` of ConvoKit (https://convokit.cornell.edu/documentation/data_format.html).
 The folder gets ``train.jsonl`` and ``validation.jsonl``. A row has ``question`` (what is known of
 the person, the conversation so far, and the task), ``reply`` (what the person wrote), ``user`` and
 ``conversation``. A person is in one split alone. Their first conversations are their history, and

@@ -42,12 +42,7 @@ def score_rollout(
     Raises:
         ValueError: the estimator returned a wrong shape; names it.
     """
-    metrics: dict[str, Tensor | float] = {
-        "policy/entropy": mean_of_tokens(rollout.stats.entropy, rollout),
-        "rollout/length": mean_length(rollout),
-        "rollout/ended": rollout.ended.float().mean(),
-    }
-    metrics |= engine_metrics(rollout)
+    metrics = _figures_of(rollout)
     if not outputs:
         return torch.zeros_like(rollout.stats.logprobs), metrics
     shape = (rollout.num_prompts, rollout.group_size)
@@ -77,6 +72,16 @@ def score_rollout(
         for figure, value in output.log.items():
             metrics[f"reward/{name}/{figure}" if figure in metrics else figure] = value
     return advantages, metrics
+
+
+def _figures_of(rollout: Rollout) -> dict[str, Tensor | float]:
+    """Return the figures of a rollout's completions (a collective)."""
+    return {
+        "policy/entropy": mean_of_tokens(rollout.stats.entropy, rollout),
+        "rollout/length": mean_length(rollout),
+        "rollout/ended": rollout.ended.float().mean(),
+        **engine_metrics(rollout),
+    }
 
 
 def _has_steps(outputs: dict[str, RewardOutput], device: torch.device) -> Tensor:
