@@ -279,7 +279,7 @@ class TestObjectives:
     def test_at_ratio_one_its_gradient_is_that_of_clipped(self, objective):
         """Summed with its own aggregation; one advantage a completion, as GRPO has it."""
         if not objective.uses_advantages:
-            pytest.skip("its gradient is that of a divergence: test_distil.py, on trees")
+            pytest.skip("its gradient has tests of its own: test_distil.py, test_supervised.py")
         if hasattr(objective, "fraction"):
             objective = replace(objective, fraction=0.0)
         given = update()

@@ -214,3 +214,11 @@ def test_a_problem_without_a_text_is_refused(small, tmp_path, capsys):
     root = f"--trainer.default_root_dir={tmp_path}"
     said = refused(capsys, "fit", *base, *given, root)
     assert "row 16 of the train split has no text but ''" in said
+
+
+def test_preflight_judges_rewards_and_there_are_none(small, tmp_path, capsys):
+    base, given = small
+    kept = [each for each in [*base, *given] if "--compare" not in each]
+    root = f"--trainer.default_root_dir={tmp_path}"
+    said = refused(capsys, "preflight", *kept, root, "--prompts=2")
+    assert "model.objective=Supervised needs no rewards, and preflight judges rewards" in said
