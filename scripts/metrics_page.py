@@ -22,6 +22,8 @@ SECTIONS = {
     "answer": "Tokens of the final answer",
     "code": "Code",
     "judge": "Judges",
+    "turing": "Replies beside a human's",
+    "supervised": "A stage on texts",
     "rubric": "Rubrics",
     "criterion": "Criteria of a rubric",
     "entity": "Entity rubrics",

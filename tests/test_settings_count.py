@@ -15,6 +15,7 @@ SYSTEMS = {
     "distil": {"DistIL", "Teacher"},
     "exprl": {"RubricJudgeHead", "StepRubricJudgeHead", "StepDelta"},
     "longtrace": {"EntityRubric"},
+    "turing": {"PairwiseJudgeHead", "SimilarityJudgeHead", "TargetLogprob", "Supervised"},
     "pow3r": {"Rubric", "WeightedCriterion", "OverclaimMonitor"},
     "checker": {
         *("CheckerReward", "CheckerMonitor", "GradedAnswer", "ShortAnswerPenalty"),

@@ -142,15 +142,21 @@ class RewardSet(nn.Module):
         rewards: name -> head with weight and gate; names appear in the logs as
             ``reward/<name>/...``.
         answer_column: the gold answers' column, which heads that do not need it cannot name.
+        is_needed: whether a reward with a weight must be there.
 
     Raises:
-        ValueError: no reward, all weights 0, a name that cannot be logged, a gate on an unknown
-            head, or a label-free head that names a column of gold answers.
+        ValueError: no reward that is needed, all weights 0, a name that cannot be logged, a gate on
+            an unknown head, or a label-free head that names a column of gold answers.
     """
 
-    def __init__(self, rewards: Mapping[str, WeightedReward], answer_column: str | None = None):
+    def __init__(
+        self,
+        rewards: Mapping[str, WeightedReward],
+        answer_column: str | None = None,
+        is_needed: bool = True,
+    ):
         super().__init__()
-        if not any(reward.weight for reward in rewards.values()):
+        if is_needed and not any(reward.weight for reward in rewards.values()):
             raise ValueError(
                 f"rewards={list(rewards)}: at least one reward with a weight other than 0 is needed"
             )
