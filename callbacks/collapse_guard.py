@@ -18,6 +18,7 @@ from callbacks.steering import Snapshots, check_scale, read_setting, scale_setti
 from callbacks.symptoms import symptoms
 from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
 from rlif_lightning.data.described import Described
+from rlif_lightning.evaluation.label_checks import label_uses
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import RewardOutput
 from rlif_lightning.rewards import MeanLogprob, NegativeEntropy, SelfCertainty
@@ -292,12 +293,7 @@ def kinds_of_run(module: RLIFModule, outputs: dict[str, RewardOutput]) -> set[st
     """
     weighted = [name for name, reward in module.rewards.settings.items() if reward.weight]
     heads = [module.rewards.heads[name] for name in weighted]
-    teacher = module.objective.teacher
-    reads_gold = teacher is not None and teacher.needs_gold
-    reads_gold = reads_gold or any(head.needs_gold for head in heads)
-    gates = [module.rewards.settings[name].gate for name in weighted]
-    reads_gold |= any(module.rewards.heads[each.head].needs_gold for each in gates if each)
-    kinds = {"all"} if reads_gold else {"all", "label_free"}
+    kinds = {"all"} if label_uses(module) else {"all", "label_free"}
     kinds |= {"vote"} if any(outputs[name].answers is not None for name in weighted) else set()
     kinds |= {"anchored"} if module.objective.reference_kl.weight >= ANCHOR else set()
     return kinds | (

@@ -1,14 +1,17 @@
-"""Checks in setup: the gold answers can be used, and nothing shows them that may not."""
+"""Gold answers: they can be read, nothing shows them that may not, and who used them in a run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.columns import check_column, column_values, has_column
 from rlif_lightning.data.prompts import PromptData
-from rlif_lightning.rewards.base import RewardSet
+from rlif_lightning.rewards.base import RewardHead, RewardSet
+from rlif_lightning.rewards.function import GOLD_NAMES
 
 if TYPE_CHECKING:
     from rlif_lightning.evaluation.evaluator import Evaluator
@@ -65,3 +68,80 @@ def _readers(
                 (column, getattr(reward.head, "gold", reward.head)), (column, reward.head)
             )
     return list(readers.values())
+
+
+def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any] = ()) -> list[str]:
+    """Return how gold answers reached the weights of a run, one line each; none = label-free.
+
+    Read are reward heads with their gates, judges' templates, dynamic sampling, the teacher, and
+    the figures by which the policy, or the run's end, was chosen. What the starting weights were
+    trained on is not known here. A column counts as gold also by its name alone.
+
+    Args:
+        module: the ``RLIFModule``, as it is now: callbacks may have changed weights.
+        monitor: the figure by which the policy was chosen; None = by none.
+        callbacks: those of the trainer; any ``EarlyStopping`` among them counts.
+    """
+    found = [line for name in module.rewards.names for line in _uses_of_reward(module, name)]
+    for name in _deciding(module.dynamic_sampling):
+        head = module.rewards.settings[name].head
+        if head.needs_gold:
+            found.append(f"dynamic sampling keeps groups by `{name}` ({type(head).__name__})")
+    teacher = module.objective.teacher
+    if teacher is not None and teacher.needs_gold:
+        found.append("the teacher's feedback shows gold answers")
+    if needs_labels(monitor, module):
+        found.append(f"this policy was chosen by `{monitor}`, which needs gold answers")
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and needs_labels(callback.monitor, module):
+            ends = f"EarlyStopping ends the run by `{callback.monitor}`"
+            found.append(f"{ends}, which needs gold answers")
+    return found
+
+
+def _deciding(dynamic_sampling: Any) -> Iterable[str]:
+    return () if dynamic_sampling is None else dynamic_sampling.heads or ()
+
+
+def _uses_of_reward(module: Any, name: str) -> list[str]:
+    settings = module.rewards.settings[name]
+    head, kind = settings.head, f"{type(settings.head).__name__}, weight {settings.weight:g}"
+    if head.needs_gold and settings.weight:
+        return [f"reward `{name}` ({kind}) reads gold answers"]
+    if head.needs_gold:
+        drops = f"reward `{name}` ({kind}) reads gold answers and may drop completions"
+        return [drops] if _may_drop(head) else []
+    if not settings.weight and not _may_drop(head):
+        return []
+    shown = [each for each in head.columns if each.rpartition(".")[2] in GOLD_NAMES]
+    found = [
+        f"reward `{name}` ({type(head).__name__}) is shown the column `{column}`, which by its name"
+        " holds gold answers"
+        for column in shown
+    ]
+    gate = settings.gate
+    gating = None if gate is None else module.rewards.settings[gate.head].head
+    if gating is not None and gating.needs_gold:
+        found.append(f"the gate of reward `{name}` reads `{gate.head}` ({type(gating).__name__})")
+    return found
+
+
+def _may_drop(head: RewardHead) -> bool:
+    """Return whether a head can take completions out of the update, whatever its weight."""
+    parser = getattr(head, "parser", None)
+    return not head.gives_scores or getattr(parser, "unparsed", None) == "drop"
+
+
+def needs_labels(figure: str | None, module: Any) -> bool:
+    """Return whether a logged figure is measured with gold answers.
+
+    Args:
+        figure: its name, such as ``val/accuracy``; None is no figure.
+        module: whose evaluator and rewards know.
+    """
+    stage, _, rest = (figure or "").partition("/")
+    if stage == "reward":
+        reward = module.rewards.settings.get(rest.partition("/")[0])
+        return reward is not None and reward.head.needs_gold
+    is_evaluation = stage.partition("_")[0] in ("val", "test")
+    return stage == "overclaim" or (is_evaluation and rest in module.evaluator.labelled)
