@@ -29,6 +29,7 @@ SHARED = {
         5,
         {"Matches", "Contains", "Within", "NumberWithin", "Scored"},
     ),
+    "the hub": ("callbacks/README.md", 2, {"HubExporter"}),
     "judges": (
         "docs/judges.md",
         16,
