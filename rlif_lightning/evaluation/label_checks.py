@@ -120,8 +120,7 @@ def _uses_of_reward(module: Any, name: str) -> list[str]:
         for column in shown
     ]
     gate = settings.gate
-    gating = None if gate is None else module.rewards.settings[gate.head].head
-    if gating is not None and gating.needs_gold:
+    if gate is not None and (gating := module.rewards.settings[gate.head].head).needs_gold:
         found.append(f"the gate of reward `{name}` reads `{gate.head}` ({type(gating).__name__})")
     return found
 

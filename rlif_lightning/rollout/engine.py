@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 from rlif_lightning.data.described import Described
 from rlif_lightning.model.policy import PolicyModel
@@ -15,7 +16,13 @@ class RolloutEngine(Described, ABC):
     """An engine that draws G completions for each prompt.
 
     ``setup`` is called once, then ``generate`` once per rollout.
+
+    Attributes:
+        memory: native | vllm | apart: what it takes of this process's memory, for preflight: keys
+            and values as of `NativeEngine`, also weights as vLLM does, or nothing.
     """
+
+    memory: ClassVar[str] = "apart"
 
     @abstractmethod
     def setup(self, policy: PolicyModel, seed: int) -> None:

@@ -49,6 +49,8 @@ class NativeEngine(RolloutEngine):
             many, and keeps that number.
     """
 
+    memory = "native"
+
     def __init__(self, max_rows: int = 512):
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
