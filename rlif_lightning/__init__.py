@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         ProblemSource,
         ReasoningGym,
     )
+    from rlif_lightning.data.streams import Streamed
     from rlif_lightning.data.training_problems import TrainingProblems
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.judges.base import Judge, Reply, Request
@@ -180,6 +181,7 @@ _MODULES = {
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
     "STARE": "learning.stare",
+    "Streamed": "data.streams",
     "Teacher": "learning.teacher",
     "TeacherLogprobs": "records",
     "StepDelta": "learning.step_advantages",

@@ -29,6 +29,7 @@ SHARED = {
         5,
         {"Matches", "Contains", "Within", "NumberWithin", "Scored"},
     ),
+    "streams": ("docs/all-of-rlif-lightning.md", 2, {"Streamed"}),
     "the hub": ("callbacks/README.md", 2, {"HubExporter"}),
     "judges": (
         "docs/judges.md",

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.plugins import MixedPrecision, Precision
 
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.data.streams import Streamed
 from rlif_lightning.learning.optimizer import check_optimizer
 from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
@@ -106,6 +107,7 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     check_trainer(vars(module.trainer))
     if module.dynamic_sampling is not None:
         module.dynamic_sampling.check(module.rewards, module.group_size, data)
+        _check_stream(module.dynamic_sampling.max_draws, data)
     if module.answer_tokens is not None:
         module.answer_tokens.check(module.objective)
     _check_look_ahead(module)
@@ -120,6 +122,14 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_rollout)
         module.rewards.check(train, module.group_size)
+
+
+def _check_stream(max_draws: int, data: PromptData | None) -> None:
+    if max_draws > 1 and data is not None and isinstance(data.source, Streamed):
+        raise ValueError(
+            f"model.dynamic_sampling.max_draws={max_draws} draws problems from any place, and a"
+            " stream has a window in memory; set max_draws=1, or load the data whole"
+        )
 
 
 def _most_visits(module: Any, data: PromptData | None) -> float:
