@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.answers.code_tasks import CodeExtractor
     from rlif_lightning.answers.extraction import AnswerExtractor
     from rlif_lightning.data.benchmark_source import BenchmarkData
+    from rlif_lightning.data.curriculum import Curriculum, LearnableFirst
     from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
     from rlif_lightning.data.prompt_format import PromptFormat
     from rlif_lightning.data.prompt_table import PromptTable
@@ -106,6 +107,7 @@ _MODULES = {
     "CodeChecker": "answers.checkers",
     "CodeExtractor": "answers.code_tasks",
     "CodeTests": "rewards.code",
+    "Curriculum": "data.curriculum",
     "DistIL": "learning.distil",
     "Contains": "rewards.criteria",
     "Criterion": "rewards.criteria",
@@ -129,6 +131,7 @@ _MODULES = {
     "EasyFirst": "data.mixed_sources",
     "MixedProblems": "data.mixed_sources",
     "KLCov": "learning.objectives",
+    "LearnableFirst": "data.curriculum",
     "LearningRateSchedule": "learning.optimizer",
     "Length": "rewards.controls",
     "LiteralChecker": "answers.checkers",

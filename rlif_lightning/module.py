@@ -18,6 +18,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import AdamW
 
+from rlif_lightning.data.curriculum import Curriculum
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.data.prompts import PromptData
@@ -206,6 +207,8 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         number, started = int(self.num_rollouts), time.perf_counter()
         with self.prompt_table.visiting(number, self.trainer.current_epoch):
             drawn = self._draw(prompts, number)
+        if (curriculum := self._curriculum()) is not None:
+            curriculum.observe(drawn.rollout, drawn.outputs)
         rollout, outputs = without_dropped(drawn.rollout, drawn.outputs)
         length = self.sampling.max_new_tokens
         loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
@@ -242,6 +245,10 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         self._log(metrics, len(prompts))
         made = {"stats": rollout.stats, "rollout": rollout, "rewards": outputs}
         return made | {"advantages": advantages}
+
+    def _curriculum(self) -> Curriculum | None:
+        source = getattr(getattr(self.trainer, "datamodule", None), "source", None)
+        return source if isinstance(source, Curriculum) else None
 
     def _draw(self, prompts: Prompts, rollout_number: int) -> ScoredRollout:
         """Draw and score the rollout of a batch."""

@@ -29,7 +29,8 @@ SHARED = {
         5,
         {"Matches", "Contains", "Within", "NumberWithin", "Scored"},
     ),
-    "streams": ("docs/all-of-rlif-lightning.md", 2, {"Streamed"}),
+    "curricula": ("docs/all-of-rlif-lightning.md", 4, {"Curriculum", "LearnableFirst"}),
+    "streams": ("docs/all-of-rlif-lightning.md", 3, {"Streamed", "GivenStream"}),
     "the hub": ("callbacks/README.md", 2, {"HubExporter"}),
     "judges": (
         "docs/judges.md",

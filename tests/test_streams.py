@@ -53,7 +53,8 @@ def expected(buffer: int, prompts: int, seed: int, passes: int, number: int = NU
         order = []
         for window, start in enumerate(range(0, number, buffer)):
             rows = np.arange(start, min(start + buffer, number))
-            places = np.random.default_rng([seed, each, window]).permutation(len(rows))
+            counters = np.random.SeedSequence((seed, each, window), spawn_key=(8,))
+            places = np.random.default_rng(counters).permutation(len(rows))
             order += rows[places].tolist()
         found += [order[i : i + prompts] for i in range(0, number - prompts + 1, prompts)]
     return found

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.benchmark_source import BenchmarkData
 from rlif_lightning.data.columns import check_column
+from rlif_lightning.data.curriculum import Curriculum
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.encoding import SplitEncoder
 from rlif_lightning.data.given_problems import ProblemSourceLike, as_source
@@ -172,7 +173,8 @@ class PromptData(Described, LightningDataModule):
             buffer = self.source.buffer
             self._loader = StreamLoader(split, *place, windows=windows, buffer=buffer)
         else:
-            self._loader = TrainLoader(split, *place, curriculum=self.source.order)
+            remembers = isinstance(self.source, Curriculum)
+            self._loader = TrainLoader(split, *place, self.source.order, remembers)
         if self._place is not None:
             self._loader.load_state_dict(self._place)
         return self._loader

@@ -22,6 +22,7 @@ from rlif_lightning.data.encoding import SplitEncoder
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader
 from rlif_lightning.data.streams import Streamed
 from rlif_lightning.records import Prompts
+from rlif_lightning.sampling import purpose_seeds
 
 Place = tuple[int, int, int]  # pass over the stream, window, problems of the window that were drawn
 
@@ -121,7 +122,8 @@ class StreamLoader(TrainLoader):
             if split is None:
                 passed, number, taken = passed + 1, 0, 0
                 continue
-            order = np.random.default_rng([self.seed, passed, number]).permutation(len(split))
+            counters = purpose_seeds("stream", self.seed, passed, number)
+            order = np.random.default_rng(counters).permutation(len(split))
             for count, position in enumerate(order[taken:].tolist(), taken + 1):
                 yield (passed, number, count), (number, position)
             number, taken = number + 1, 0

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.columns import check_column, column_values, has_column
+from rlif_lightning.data.curriculum import Curriculum
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.rewards.base import RewardHead, RewardSet
 from rlif_lightning.rewards.function import GOLD_NAMES
@@ -73,9 +74,9 @@ def _readers(
 def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any] = ()) -> list[str]:
     """Return how gold answers reached the weights of a run, one line each; none = label-free.
 
-    Read are reward heads with their gates, judges' templates, dynamic sampling, the teacher, and
-    the figures by which the policy, or the run's end, was chosen. What the starting weights were
-    trained on is not known here. A column counts as gold also by its name alone.
+    Read are reward heads with their gates, judges' templates, dynamic sampling, the teacher,
+    curricula, and the figures by which the policy, or the run's end, was chosen. What the starting
+    weights were trained on is not known here. A column counts as gold also by its name alone.
 
     Args:
         module: the ``RLIFModule``, as it is now: callbacks may have changed weights.
@@ -90,6 +91,10 @@ def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any]
     teacher = module.objective.teacher
     if teacher is not None and teacher.needs_gold:
         found.append("the teacher's feedback shows gold answers")
+    data = getattr(module._trainer, "datamodule", None)  # `trainer` raises where there is none
+    source = getattr(data, "source", None)
+    if isinstance(source, Curriculum) and module.rewards.settings[source.reward].head.needs_gold:
+        found.append(f"problems are ordered by `{source.reward}`, which reads gold answers")
     if needs_labels(monitor, module):
         found.append(f"this policy was chosen by `{monitor}`, which needs gold answers")
     for callback in callbacks:

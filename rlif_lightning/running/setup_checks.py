@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch.plugins import MixedPrecision, Precision
 
+from rlif_lightning.data.curriculum import Curriculum
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.data.streams import Streamed
 from rlif_lightning.learning.optimizer import check_optimizer
@@ -115,6 +116,8 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     if module.replay_buffer is not None:
         prompts = None if data is None else data.prompts_per_rollout
         module.replay_buffer.settings.check(module.objective, prompts)
+    if data is not None and isinstance(data.source, Curriculum):
+        _check_curriculum(data.source, module)
     most = _most_visits(module, data)
     for reward in module.rewards.settings.values():
         reward.head.check_visits(most)
@@ -130,6 +133,15 @@ def _check_stream(max_draws: int, data: PromptData | None) -> None:
             f"model.dynamic_sampling.max_draws={max_draws} draws problems from any place, and a"
             " stream has a window in memory; set max_draws=1, or load the data whole"
         )
+
+
+def _check_curriculum(source: Curriculum, module: Any) -> None:
+    if source.reward not in module.rewards.names:
+        raise ValueError(
+            f"data.source.reward={source.reward!r} is none of the rewards"
+            f" {', '.join(module.rewards.names)}; name one, which may have weight 0"
+        )
+    source.use_table(module.prompt_table)
 
 
 def _most_visits(module: Any, data: PromptData | None) -> float:
