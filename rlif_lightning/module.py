@@ -207,8 +207,6 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         number, started = int(self.num_rollouts), time.perf_counter()
         with self.prompt_table.visiting(number, self.trainer.current_epoch):
             drawn = self._draw(prompts, number)
-        if (curriculum := self._curriculum()) is not None:
-            curriculum.observe(drawn.rollout, drawn.outputs)
         rollout, outputs = without_dropped(drawn.rollout, drawn.outputs)
         length = self.sampling.max_new_tokens
         loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
@@ -246,19 +244,19 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         made = {"stats": rollout.stats, "rollout": rollout, "rewards": outputs}
         return made | {"advantages": advantages}
 
-    def _curriculum(self) -> Curriculum | None:
-        source = getattr(getattr(self.trainer, "datamodule", None), "source", None)
-        return source if isinstance(source, Curriculum) else None
-
     def _draw(self, prompts: Prompts, rollout_number: int) -> ScoredRollout:
-        """Draw and score the rollout of a batch."""
+        """Draw and score the rollout of a batch; a curriculum sees what it says."""
         source = RolloutSource(self.engine, self.rewards, self.sampling, self.group_size)
-        if self.dynamic_sampling is None:
-            return source.draw(prompts, rollout_number)
         data = getattr(self.trainer, "datamodule", None)
-        problems = data.split("train") if isinstance(data, PromptData) else None
-        draws = DynamicDraws(self.dynamic_sampling, source, problems, self.seed)
-        return draws.draw(prompts, rollout_number)
+        if self.dynamic_sampling is None:
+            drawn = source.draw(prompts, rollout_number)
+        else:
+            problems = data.split("train") if isinstance(data, PromptData) else None
+            draws = DynamicDraws(self.dynamic_sampling, source, problems, self.seed)
+            drawn = draws.draw(prompts, rollout_number)
+        if isinstance(data, PromptData) and isinstance(data.source, Curriculum):
+            data.source.observe(drawn.rollout, drawn.outputs)
+        return drawn
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put settings, replay buffer and prompt table into the checkpoint; all processes agree."""

@@ -113,8 +113,8 @@ def state(shape: Shape, held: Held, layout: Layout) -> dict[str, int]:
 def peaks(shape: Shape, held: Held, layout: Layout, line: Line, drawn: Drawn) -> dict[str, int]:
     """Return the most bytes of a process, in an update and in a rollout, and their parts."""
     found, whole = state(shape, held, layout), not layout.divided
-    # The root, a layer and the next one, in bfloat16.
-    gathered = 0 if whole else 2 * (shape.root + 2 * shape.layer)
+    # The root, a layer and the next one.
+    gathered = 0 if whole else (2 if layout.mixed else 4) * (shape.root + 2 * shape.layer)
     logits = head_kept(shape, line, layout.mixed, whole, layout.device)
     logits += head_work(shape, line, layout.device)
     size = 2 if layout.mixed else 4
@@ -136,10 +136,11 @@ def peaks(shape: Shape, held: Held, layout: Layout, line: Line, drawn: Drawn) ->
 
 def _cast(shape: Shape, layout: Layout) -> int:
     """Return the bytes of weights in half precision, or gathered, that decoding multiplies with."""
+    size = 2 if layout.mixed else 4
     if layout.strategy == "keep":
-        return 2 * (shape.root + 2 * shape.layer)
+        return size * (shape.root + 2 * shape.layer)
     if layout.divided:
-        return (2 if layout.mixed else 4) * shape.parameters
+        return size * shape.parameters
     return 2 * shape.cast if layout.mixed and not layout.has_adapters else 0
 
 
