@@ -27,7 +27,7 @@ MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.
 SHARED = {
     "mixing, orders and streams of problems": (
-        "docs/python.md",
+        "docs/all-of-rlif-lightning.md",
         14,
         {"MixedProblems", "EasyFirst", "LearnableFirst", "Streamed"},
     ),
