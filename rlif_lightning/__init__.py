@@ -54,8 +54,9 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import Policy
     from rlif_lightning.model.lora import LoRA
+    from rlif_lightning.model.token_stats import TeacherLogprobs
     from rlif_lightning.module import RLIFModule
-    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TeacherLogprobs, TokenStats
+    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
     from rlif_lightning.rewards.base import RewardHead, WeightedReward
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
@@ -181,7 +182,7 @@ _MODULES = {
     "ShardedStrategy": "running.strategies",
     "STARE": "learning.stare",
     "Teacher": "learning.teacher",
-    "TeacherLogprobs": "records",
+    "TeacherLogprobs": "model.token_stats",
     "StepDelta": "learning.step_advantages",
     "StepRubricJudgeHead": "rewards.judged_steps",
     "TensorParallelStrategy": "running.strategies",

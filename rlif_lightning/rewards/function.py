@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlif_lightning.data.columns import has_column
 from rlif_lightning.data.loaders import EncodedSplit
+from rlif_lightning.masked import extents
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.received import as_numbers
@@ -160,7 +161,8 @@ class RewardFunction(RewardHead):
         given: dict[str, Any] = {name: rollout.column(name) for name in [*columns.keys()]}
         if self._takes_any:
             given |= {name: HiddenColumn(name) for name in getattr(columns, "hidden", ())}
-        lengths, ids = rollout.lengths.tolist(), rollout.completion_ids.tolist()
+        lengths = extents(rollout.mask).tolist()  # observations are among a completion's ids
+        ids = rollout.completion_ids.tolist()
         given |= self._texts(rollout)
         given |= {
             "completion_ids": [row[:n] for row, n in zip(ids, lengths, strict=True)],
