@@ -50,11 +50,6 @@ def mean_over_completion(values: Tensor, mask: Tensor) -> Tensor:
     return masked_mean(values, mask, -1).float()
 
 
-def up_to_last(mask: Tensor) -> Tensor:
-    """Return ``[..., T]`` bool: every position up to the last one where ``mask`` is True."""
-    return mask.flip(-1).cummax(-1).values.flip(-1)
-
-
 def extents(mask: Tensor) -> Tensor:
     """Return ``[...]`` int64: one more than the last position where ``mask`` is True; 0 if none."""
-    return up_to_last(mask).sum(-1)
+    return mask.flip(-1).cummax(-1).values.sum(-1)

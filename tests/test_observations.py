@@ -7,7 +7,7 @@ import torch
 
 from callbacks.symptoms import repeated_ngrams
 from harness.decoding import load
-from rlif_lightning.masked import extents, up_to_last
+from rlif_lightning.masked import extents
 from rlif_lightning.model.packing import Tree, own_rows, pack
 from rlif_lightning.parallel.passes import measure_tokens
 from rlif_lightning.records import Completions
@@ -19,7 +19,6 @@ IDS = torch.tensor([[20, 21, 90, 91, 22, 99], [30, 31, 32, 99, 99, 99]])
 
 
 def test_what_is_present_ends_with_the_last_drawn_token():
-    assert up_to_last(MASK).int().tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]]
     assert extents(MASK).tolist() == [5, 3]
     assert extents(MASK & False).tolist() == [0, 0]
 
