@@ -18,6 +18,7 @@ from rlif_lightning.data.benchmark_source import BenchmarkData
 from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.encoding import SplitEncoder
+from rlif_lightning.data.environment_settings import EnvironmentSettings
 from rlif_lightning.data.given_problems import ProblemSourceLike, as_source
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
 from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
@@ -31,6 +32,7 @@ from rlif_lightning.data.sources import (
     Split,
 )
 from rlif_lightning.data.tokenizer import Encoder, TokenizerLike, find_tokenizer, prompt_encoder
+from rlif_lightning.data.turns import environment_task
 from rlif_lightning.records import Prompts
 from rlif_lightning.setting_types import check_arguments
 
@@ -64,6 +66,7 @@ class PromptData(Described, LightningDataModule):
             acceptable answers. It is for measuring only: the template cannot show it, and
             label-free rewards never get it.
         format: how a problem becomes the text that the model reads.
+        environment: what answers each turn of the policy; null = single turns.
         max_prompt_tokens: longest prompt allowed, in tokens; no limit if absent.
         overlong: what to do with longer ones: "refuse" stops with their number, "filter" leaves
             them out and tells it.
@@ -94,6 +97,7 @@ class PromptData(Described, LightningDataModule):
         prompt_column: str = "question",
         answer_column: str | None = None,
         format: PromptFormat = PromptFormat(),
+        environment: EnvironmentSettings | None = None,
         max_prompt_tokens: int | None = None,
         overlong: Literal["refuse", "filter"] = "refuse",
         validation_prompts: int | None = None,
@@ -110,6 +114,7 @@ class PromptData(Described, LightningDataModule):
         self.group_size, self.prompts_per_rollout = group_size, prompts_per_rollout
         self.prompt_column, self.answer_column = prompt_column, answer_column
         self.format, self.max_prompt_tokens, self.overlong = format, max_prompt_tokens, overlong
+        self.environment = environment
         self.validation_prompts = validation_prompts
         self.validation_prompts_per_batch = (
             prompts_per_rollout
@@ -270,20 +275,13 @@ class PromptData(Described, LightningDataModule):
         tokenizer = find_tokenizer(
             self.tokenizer_name, self.revision, self.trust_remote_code, module
         )
-        if self.format.chat and tokenizer.chat_template is None:
-            raise ValueError(
-                f"format.chat=true, but the tokenizer {tokenizer.name_or_path!r} has no chat"
-                " template;"
-                " set chat=false, or use an instruction-tuned model"
-            )
         if self._encode is None:
             self._encode = prompt_encoder(tokenizer, self.format.chat)
         chat = tokenizer if self.format.chat else None
         renderer = PromptRenderer(self.prompt_column, self.format, chat)
-        is_quiet = self._shard()[1] > 0
-        return SplitEncoder(
-            renderer, self._encode, self.max_prompt_tokens, self.overlong == "filter", is_quiet
-        )
+        task = environment_task(self.environment, renderer, self._encode, tokenizer)
+        limits = self.max_prompt_tokens, self.overlong == "filter"
+        return SplitEncoder(renderer, self._encode, *limits, self._shard()[1] > 0, task)
 
     def _load(self, split: Split, encoder: SplitEncoder, keep: bool = True) -> EncodedSplit:
         dataset = self.source.load(split)
