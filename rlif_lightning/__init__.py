@@ -24,6 +24,10 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         ReasoningGym,
     )
     from rlif_lightning.data.training_problems import TrainingProblems
+    from rlif_lightning.environments.base import Environment, Episode, Step, Turn
+    from rlif_lightning.environments.pool import EnvironmentPool
+    from rlif_lightning.environments.problems import CountdownProblems
+    from rlif_lightning.environments.tools import PythonTool
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.judges.base import Judge, Reply, Request
     from rlif_lightning.judges.endpoint import EndpointJudge
@@ -109,11 +113,15 @@ _MODULES = {
     "DistIL": "learning.distil",
     "Contains": "rewards.criteria",
     "Criterion": "rewards.criteria",
+    "CountdownProblems": "environments.problems",
     "DPPO": "learning.ratio_objectives",
     "DrGRPO": "learning.advantages",
     "DropTruncated": "rewards.overlong",
     "DynamicSampling": "learning.dynamic_sampling",
     "EndpointJudge": "judges.endpoint",
+    "Environment": "environments.base",
+    "EnvironmentPool": "environments.pool",
+    "Episode": "environments.base",
     "Evaluation": "evaluation.evaluator",
     "FeedbackWriter": "learning.feedback",
     "Format": "rewards.controls",
@@ -151,6 +159,7 @@ _MODULES = {
     "PromptData": "data.prompts",
     "PromptFormat": "data.prompt_format",
     "Prompts": "records",
+    "PythonTool": "environments.tools",
     "PromptTable": "data.prompt_table",
     "Random": "rewards.controls",
     "ReasoningGym": "data.sources",
@@ -185,9 +194,11 @@ _MODULES = {
     "TeacherLogprobs": "model.token_stats",
     "StepDelta": "learning.step_advantages",
     "StepRubricJudgeHead": "rewards.judged_steps",
+    "Step": "environments.base",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
     "TrainingProblems": "data.training_problems",
+    "Turn": "environments.base",
     "UpdatePlan": "learning.update",
     "VerdictParser": "judges.parsing",
     "VLLMEngine": "rollout.vllm_engine",

@@ -37,6 +37,7 @@ ROOMS = [
     "parallel",
     "sandbox",
     "answers",
+    "environments",
     "rollout",
     "judges",
     "rewards",

@@ -10,7 +10,6 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlif_lightning.data.columns import has_column
@@ -19,6 +18,7 @@ from rlif_lightning.masked import extents
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.received import as_numbers
+from rlif_lightning.setting_types import imported
 
 if TYPE_CHECKING:
     FunctionLike = str | Callable[..., Any]
@@ -69,7 +69,7 @@ class RewardFunction(RewardHead):
         self, function: FunctionLike, needs_gold: bool = False, columns: Sequence[str] = ()
     ):
         super().__init__()
-        self.function = _imported(function) if isinstance(function, str) else function
+        self.function = imported(function, "function") if isinstance(function, str) else function
         if not callable(self.function) or isinstance(self.function, type):
             raise TypeError(f"function={self.function!r:.100} is no function; pass one")
         self.name = getattr(self.function, "__name__", type(self.function).__name__)
@@ -236,19 +236,3 @@ class HiddenColumn(Sequence[Any]):
 
     def __len__(self) -> int:
         raise ValueError(hidden_message(self.name))
-
-
-def _imported(path: str) -> Any:
-    """Return what an import path names.
-
-    Raises:
-        ValueError: nothing.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"function={path!r} cannot be imported ({type(error).__name__}: {error}); give an"
-            " import path such as my_file.my_function, as seen from the current folder"
-        ) from error
