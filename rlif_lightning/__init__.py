@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.answers.code_tasks import CodeExtractor
     from rlif_lightning.answers.extraction import AnswerExtractor
     from rlif_lightning.data.benchmark_source import BenchmarkData
+    from rlif_lightning.data.environment_settings import EnvironmentSettings
     from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
     from rlif_lightning.data.prompt_format import PromptFormat
     from rlif_lightning.data.prompt_table import PromptTable
@@ -121,6 +122,7 @@ _MODULES = {
     "EndpointJudge": "judges.endpoint",
     "Environment": "environments.base",
     "EnvironmentPool": "environments.pool",
+    "EnvironmentSettings": "data.environment_settings",
     "Episode": "environments.base",
     "Evaluation": "evaluation.evaluator",
     "FeedbackWriter": "learning.feedback",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from rlif_lightning.metric_names.episodes import EPISODES
 from rlif_lightning.metric_names.training import TRAINING
 from rlif_lightning.metric_names.watching import WATCHING
 
@@ -18,10 +19,11 @@ PLACEHOLDERS = {
     "head": r"[^\W\d]\w*",
     "criterion": r"[^\W\d]\w*",
     "k": r"[1-9]\d*",
+    "stop": r"(?:completed|truncated|max|environment)\w*",
     "figure": r"(?:code|criterion|judge|rollout|rubric|time|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
-LOGGED = {**TRAINING, **WATCHING}
+LOGGED = {**TRAINING, **EPISODES, **WATCHING}
 
 
 def entry_of(name: str) -> str | None:

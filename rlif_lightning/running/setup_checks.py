@@ -12,6 +12,7 @@ from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.optimizer import check_optimizer
 from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.running.environment_checks import check_environment
 from rlif_lightning.running.planned import planned_rollouts
 from rlif_lightning.running.strategies import DividedStrategy
 from rlif_lightning.running.teachers import check_teacher
@@ -89,6 +90,8 @@ def check_run(module: Any, data: PromptData | None, stage: str) -> None:
         module.engine.check(module.evaluator.evaluation.sampling or module.sampling)
         if module.answer_column is not None:
             module.evaluator.check_problems(validation, module.answer_column)
+    if data is not None and data.environment is not None:
+        check_environment(module, data)
     if stage == "fit" or module.fits_next:
         _check_training(module, data)
 
