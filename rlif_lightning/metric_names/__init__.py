@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from rlif_lightning.metric_names.episodes import EPISODES
 from rlif_lightning.metric_names.training import TRAINING
 from rlif_lightning.metric_names.watching import WATCHING
 
@@ -17,11 +18,12 @@ PLACEHOLDERS = {
     "stage": r"(?:val|test)(?:_low|_high)?",
     "head": r"[^\W\d]\w*",
     "criterion": r"[^\W\d]\w*",
+    "own": r"[\w/]+",
     "k": r"[1-9]\d*",
-    "figure": r"(?:code|criterion|judge|rollout|rubric|time|vote)/\w+",
+    "figure": r"(?:code|criterion|environment|judge|reuse|rollout|rubric|time|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
-LOGGED = {**TRAINING, **WATCHING}
+LOGGED = {**TRAINING, **EPISODES, **WATCHING}
 
 
 def entry_of(name: str) -> str | None:
