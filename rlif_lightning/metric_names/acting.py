@@ -1,4 +1,4 @@
-"""The figures of episodes in environments."""
+"""The figures of heads that score episodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rlif_lightning.metric_names.entries import SAME, Logged
 _REUSE = "rlif_lightning/rewards/reuse.py"
 _SOLVED = "mean over the solved episodes of all ranks; NaN without any"
 
-EPISODES = {
+ACTING = {
     "environment/<own>": Logged(
         "its own",
         "A figure of an environment's `metrics`; `solved` is the share of solved episodes.",
