@@ -73,6 +73,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         Scored,
         WeightedCriterion,
     )
+    from rlif_lightning.rewards.environment import EnvironmentReward
     from rlif_lightning.rewards.function import RewardFunction
     from rlif_lightning.rewards.gate import Gate
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
@@ -80,6 +81,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
     from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+    from rlif_lightning.rewards.reuse import ReuseRL
     from rlif_lightning.rewards.reward_model import RewardModel
     from rlif_lightning.rewards.rubric import Rubric
     from rlif_lightning.rewards.vote_band import VoteBand
@@ -122,6 +124,7 @@ _MODULES = {
     "EndpointJudge": "judges.endpoint",
     "Environment": "environments.base",
     "EnvironmentPool": "environments.pool",
+    "EnvironmentReward": "rewards.environment",
     "EnvironmentSettings": "data.environment_settings",
     "Episode": "environments.base",
     "Evaluation": "evaluation.evaluator",
@@ -168,6 +171,7 @@ _MODULES = {
     "ReferenceKL": "learning.objective_base",
     "ReinforcePlusPlus": "learning.baselines",
     "Replay": "learning.replay",
+    "ReuseRL": "rewards.reuse",
     "RewardFunction": "rewards.function",
     "Reply": "judges.base",
     "ReplyParser": "judges.parsing",

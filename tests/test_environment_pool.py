@@ -67,7 +67,7 @@ def test_episodes_side_by_side_and_instances_used_again(opened):
                 found |= all_of(pool, (2, 3))
             else:
                 found |= all_of(pool, (2,))
-        assert found[3].episode.turns == (Turn("go", 0.25), Turn("cut off"))
+        assert found[3].episode.turns == (Turn("go", 0.25, {}, "go"), Turn("cut off"))
         assert found[3].episode.stop == "max_sampled_tokens"
         episode = found[2].episode
         assert (episode.stop, episode.reward, len(episode.turns)) == ("max_turns", 0.75, 3)

@@ -296,20 +296,20 @@ def test_huge_observations_are_cut():
 def test_countdown_by_hand():
     game = games.CountdownStepwise()
     assert game.reset(seed=1, numbers=[3, 5, 7, 2], target=29) is None
-    assert game.step("MUL 3 7") == Step("2 5 21\n", info={"action": "MUL", "success": 0.0})
-    assert game.step("MUL 3 7").observation == "invalid 2 5 21\n"  # 3 is used up
-    assert game.step("SUB 2 5").observation == "invalid 2 5 21\n"  # negative
+    assert game.step("MUL 3 7") == Step("2 5 21", info={"action": "MUL", "success": 0.0})
+    assert game.step("MUL 3 7").observation == "invalid 2 5 21"  # 3 is used up
+    assert game.step("SUB 2 5").observation == "invalid 2 5 21"  # negative
     assert game.step("DIV 21 2").info["action"] == "INVALID"
-    assert game.step("MUL 3 7").observation == "invalid 2 5 21\n"  # repeated
-    assert game.step("RESET") == Step("2 3 5 7\n", info={"action": "RESET", "success": 0.0})
+    assert game.step("MUL 3 7").observation == "invalid 2 5 21"  # repeated
+    assert game.step("RESET") == Step("2 3 5 7", info={"action": "RESET", "success": 0.0})
     assert game.step("").info["action"] == "INVALID"
-    assert game.step("MUL 3 7").observation == "2 5 21\n"
-    assert game.step("ADD 21 5").observation == "2 26\n"
+    assert game.step("MUL 3 7").observation == "2 5 21"
+    assert game.step("ADD 21 5").observation == "2 26"
     assert game.metrics() == {"invalid": 5 / 9, "repeated": 2 / 9, "reset": 1 / 9}
     game.step("RESET")
     game.step("ADD 5 7")
     game.step("MUL 12 2")
-    assert game.step("ADD 24 3").observation == "27\n"
+    assert game.step("ADD 24 3").observation == "27"
     game.reset(numbers=[3, 5, 7, 2], target=29)
     game.step("MUL 7 5")
     game.step("SUB 35 3")
@@ -358,14 +358,14 @@ def test_a_seeded_countdown_shows_its_game():
 
 def test_guess_the_number():
     game = games.GuessTheNumber(20)
-    assert game.reset(seed=0) == "1 to 20\n"
+    assert game.reset(seed=0) == "1 to 20"
     low, high, turns = 1, 20, 0
     while True:
         guess, turns = (low + high) // 2, turns + 1
         step = game.step(f" {guess} ")
         if step.done:
             break
-        low, high = (guess + 1, high) if step.observation == "higher\n" else (low, guess - 1)
+        low, high = (guess + 1, high) if step.observation == "higher" else (low, guess - 1)
     assert (step.reward, turns <= 5) == (1.0, True)
     assert game.step("seven").info["action"] == "INVALID"
 

@@ -73,11 +73,12 @@ class Environment(Protocol):
 
 @dataclass(frozen=True)
 class Turn:
-    """One action of an episode and what came of it."""
+    """One action of an episode and what came of it; the fields are those of ``Step``."""
 
     action: str
     reward: float = 0.0
     info: Mapping[str, float | str] = field(default_factory=dict)
+    observation: Observation = ""
 
 
 # How an episode ended: by the environment, by a limit of the run, or by a failure.

@@ -21,6 +21,7 @@ OPERATIONS = {
     "DIV": operator.floordiv,
 }
 INVALID = "INVALID"
+LARGEST = 99
 
 
 def draw_countdown(rng: random.Random, size: int, largest: int) -> tuple[list[int], int]:
@@ -29,7 +30,7 @@ def draw_countdown(rng: random.Random, size: int, largest: int) -> tuple[list[in
     Args:
         rng: draws.
         size: how many numbers, >= 3.
-        largest: number; the target is at most 99.
+        largest: number.
     """
     while True:
         numbers = [rng.randint(1, largest) for _ in range(size)]
@@ -41,7 +42,7 @@ def draw_countdown(rng: random.Random, size: int, largest: int) -> tuple[list[in
                 break
             pool = [made, *pool[2:]]
         else:
-            if pool[0] <= 99 and pool[0] not in numbers and not _is_near(numbers, pool[0]):
+            if pool[0] not in numbers and not _is_near(numbers, pool[0]):
                 return numbers, pool[0]
 
 
@@ -54,7 +55,7 @@ def _is_near(numbers: list[int], target: int) -> bool:
 def result(name: str, a: int, b: int) -> int | None:
     """Return what an operation makes of two numbers; None where it is not allowed.
 
-    Differences are positive, and quotients are whole.
+    Results lie in 1 to 99, and quotients are whole.
 
     Example:
         >>> result("SUB", 3, 5), result("DIV", 6, 3), result("DIV", 7, 3), result("DIV", 7, 0)
@@ -63,7 +64,7 @@ def result(name: str, a: int, b: int) -> int | None:
     if name == "DIV" and (b == 0 or a % b):
         return None
     made = OPERATIONS[name](a, b)
-    return made if 0 < made < 1000 else None
+    return made if 0 < made <= LARGEST else None
 
 
 def shown_numbers(numbers: list[int]) -> str:
@@ -104,7 +105,7 @@ class CountdownStepwise:
         self.numbers = list(self.first)
         self.counts = dict.fromkeys(("invalid", "repeated", "reset"), 0)
         self.actions, self.seen = 0, set()
-        return None if given else f"{shown_numbers(self.first)} = {self.target}\n"
+        return None if given else f"{shown_numbers(self.first)} = {self.target}"
 
     def step(self, action: str) -> Step:
         """Take one operation."""
@@ -147,7 +148,7 @@ class CountdownStepwise:
 
     def _view(self, before: str = "") -> str:
         target = f" = {self.target}" if self.shows_target else ""
-        return f"{before}{shown_numbers(self.numbers)}{target}\n"
+        return f"{before}{shown_numbers(self.numbers)}{target}"
 
 
 class GuessTheNumber:
@@ -164,17 +165,17 @@ class GuessTheNumber:
     def reset(self, seed: int | None = None, **row: Any) -> str:
         """Hide a number."""
         self.hidden = random.Random(seed).randint(1, self.largest)
-        return f"1 to {self.largest}\n"
+        return f"1 to {self.largest}"
 
     def step(self, action: str) -> Step:
         """Take a guess."""
         word = action.strip()
         if not word.isdecimal():
-            return Step("a number, please\n", info={"action": INVALID})
+            return Step("a number, please", info={"action": INVALID})
         guess = int(word)
         if guess == self.hidden:
             return Step("", 1.0, done=True, info={"action": "guess"})
-        return Step("higher\n" if guess < self.hidden else "lower\n", info={"action": "guess"})
+        return Step("higher" if guess < self.hidden else "lower", info={"action": "guess"})
 
 
 MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
@@ -210,7 +211,7 @@ class GridWalk:
         """Move by one."""
         word = action.strip().lower()
         if word not in MOVES:
-            return Step("up, down, left or right\n", info={"action": INVALID})
+            return Step("up, down, left or right", info={"action": INVALID})
         i, j = self.place[0] + MOVES[word][0], self.place[1] + MOVES[word][1]
         if 0 <= i < self.side and 0 <= j < self.side:
             self.place = (i, j)
@@ -222,4 +223,4 @@ class GridWalk:
         signs = {**dict.fromkeys(self.holes, "O"), (self.side - 1, self.side - 1): "G"}
         signs[self.place] = "P"
         rows = ["".join(signs.get((i, j), ".") for j in range(self.side)) for i in range(self.side)]
-        return "\n".join(rows) + "\n"
+        return "\n".join(rows)

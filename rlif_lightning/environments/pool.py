@@ -237,12 +237,13 @@ class EnvironmentPool:
         step = live.environment.step(action)
         if not isinstance(step, Step):
             raise TypeError(f"step returned {type(step).__name__}; return a Step")
-        live.turns[-1] = Turn(action, _number(step.reward), step.info)
+        seen = cut(step.observation)
+        live.turns[-1] = Turn(action, _number(step.reward), step.info, seen)
         if step.ends:
             return self._over(live, "completed" if step.done else "truncated")
         if len(live.turns) >= self.max_turns:
             return self._over(live, "max_turns")
-        return Answer(live.number, cut(step.observation))
+        return Answer(live.number, seen)
 
     def _over(self, live: Live, stop: str) -> Answer:
         asked = getattr(live.environment, "get_reward", None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from rlif_lightning.metric_names.episodes import EPISODES
+from rlif_lightning.metric_names.acting import ACTING
 from rlif_lightning.metric_names.training import TRAINING
 from rlif_lightning.metric_names.watching import WATCHING
 
@@ -18,12 +18,13 @@ PLACEHOLDERS = {
     "stage": r"(?:val|test)(?:_low|_high)?",
     "head": r"[^\W\d]\w*",
     "criterion": r"[^\W\d]\w*",
+    "own": r"[\w/]+",
     "k": r"[1-9]\d*",
     "stop": r"(?:completed|truncated|max|environment)\w*",
-    "figure": r"(?:code|criterion|judge|rollout|rubric|time|vote)/\w+",
+    "figure": r"(?:code|criterion|environment|judge|reuse|rollout|rubric|time|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
-LOGGED = {**TRAINING, **EPISODES, **WATCHING}
+LOGGED = {**TRAINING, **ACTING, **WATCHING}
 
 
 def entry_of(name: str) -> str | None:

@@ -11,6 +11,7 @@ from rlif_lightning.rewards.criteria import (
     Scored,
     WeightedCriterion,
 )
+from rlif_lightning.rewards.environment import EnvironmentReward
 from rlif_lightning.rewards.function import RewardFunction
 from rlif_lightning.rewards.gate import Gate
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
@@ -18,6 +19,7 @@ from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
 from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
 from rlif_lightning.rewards.offline_vote import OfflineVote
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+from rlif_lightning.rewards.reuse import ReuseRL
 from rlif_lightning.rewards.reward_model import RewardModel
 from rlif_lightning.rewards.rubric import Rubric
 from rlif_lightning.rewards.vote_band import VoteBand
@@ -30,6 +32,7 @@ __all__ = [
     "Contains",
     "Criterion",
     "DropTruncated",
+    "EnvironmentReward",
     "Format",
     "Gate",
     "GoldAnswer",
@@ -42,6 +45,7 @@ __all__ = [
     "OfflineVote",
     "OverlongPenalty",
     "Random",
+    "ReuseRL",
     "RewardFunction",
     "RewardHead",
     "RewardModel",
