@@ -84,14 +84,14 @@ def check_run(module: Any, data: PromptData | None, stage: str) -> None:
         ValueError: names the setting, column or row, and the remedy.
     """
     check_precision_plugin(module.trainer.precision_plugin)
+    if data is not None and data.environment is not None:
+        check_environment(module, data)
     module.engine.check(module.sampling)
     validation = None if data is None or stage == "predict" else data.split("validation")
     if validation is not None:
         module.engine.check(module.evaluator.evaluation.sampling or module.sampling)
         if module.answer_column is not None:
             module.evaluator.check_problems(validation, module.answer_column)
-    if data is not None and data.environment is not None:
-        check_environment(module, data)
     if stage == "fit" or module.fits_next:
         _check_training(module, data)
 
