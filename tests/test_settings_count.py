@@ -14,6 +14,7 @@ SYSTEMS = {
     "stare": {"STARE", "STAREController"},
     "distil": {"DistIL", "Teacher"},
     "exprl": {"RubricJudgeHead", "StepRubricJudgeHead", "StepDelta"},
+    "reuserl": {"ReuseRL"},
     "pow3r": {"Rubric", "WeightedCriterion", "OverclaimMonitor"},
 }
 MOST_OF_A_SYSTEM = 12
@@ -23,6 +24,12 @@ SHARED = {
         "docs/study-parts.md",
         8,
         {"AnswerTokens", "VoteBand", "OfflineVote", "TrainingProblems", "LearningRateFactors"},
+    ),
+    # What a policy acts in: the limits of an episode, and how its environments are run.
+    "environments": (
+        "docs/environments.md",
+        14,
+        {"EnvironmentSettings", "EnvironmentReward", "CountdownProblems"},
     ),
     "criteria": (
         "docs/related/pow3r.md",
