@@ -4,8 +4,8 @@
     python -m benchmarks.reuserl --tune     # one seed, for the settings that all arms share
     python -m benchmarks.reuserl            # the judging seeds
 
-Every arm has the settings of ``configs/related/reuserl.yaml`` but its own lines. Figures are those of
-the rollouts, on training problems that are seen once. Runs have one thread and go one after the
+Every arm has the settings of ``configs/related/reuserl.yaml`` but its own lines. Figures are of
+rollouts, on training problems that are seen once. Runs have one thread and go one after the
 other in this process. A run that is finished is not made again. Results go to
 ``docs/results/reuserl.csv``.
 """
