@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.answers.code_tasks import CodeExtractor
     from rlif_lightning.answers.extraction import AnswerExtractor
     from rlif_lightning.data.benchmark_source import BenchmarkData
+    from rlif_lightning.data.environment_settings import EnvironmentSettings
     from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
     from rlif_lightning.data.prompt_format import PromptFormat
     from rlif_lightning.data.prompt_table import PromptTable
@@ -124,6 +125,7 @@ _MODULES = {
     "Environment": "environments.base",
     "EnvironmentPool": "environments.pool",
     "EnvironmentReward": "rewards.environment",
+    "EnvironmentSettings": "data.environment_settings",
     "Episode": "environments.base",
     "Evaluation": "evaluation.evaluator",
     "FeedbackWriter": "learning.feedback",

@@ -1,4 +1,4 @@
-"""``EnvironmentSettings``: the environment of a data set's problems, and the limits of an episode."""
+"""The environment of a data set's problems, and the limits of an episode."""
 
 from __future__ import annotations
 

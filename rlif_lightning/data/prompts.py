@@ -113,14 +113,11 @@ class PromptData(Described, LightningDataModule):
         self.remember(source=source)
         self.group_size, self.prompts_per_rollout = group_size, prompts_per_rollout
         self.prompt_column, self.answer_column = prompt_column, answer_column
-        self.format, self.max_prompt_tokens, self.overlong = format, max_prompt_tokens, overlong
-        self.environment = environment
+        self.format, self.environment = format, environment
+        self.max_prompt_tokens, self.overlong = max_prompt_tokens, overlong
         self.validation_prompts = validation_prompts
-        self.validation_prompts_per_batch = (
-            prompts_per_rollout
-            if validation_prompts_per_batch is None
-            else validation_prompts_per_batch
-        )
+        per_batch = validation_prompts_per_batch
+        self.validation_prompts_per_batch = prompts_per_rollout if per_batch is None else per_batch
         self.seed, self.revision, self.trust_remote_code = seed, revision, trust_remote_code
         self.told: set[str] = set()  # lines about the data that were logged before
         self._splits: dict[Split, EncodedSplit] = {}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.advantages import Advantage, reward_shares
+from rlif_lightning.learning.episode_figures import episode_metrics
 from rlif_lightning.learning.normalization import scored_lengths
 from rlif_lightning.learning.step_advantages import step_parts
 from rlif_lightning.masked import masked_max, masked_std
@@ -60,7 +61,7 @@ def score_rollout(
         "rollout/length": mean_length(rollout),
         "rollout/ended": rollout.ended.float().mean(),
     }
-    metrics |= engine_metrics(rollout)
+    metrics |= engine_metrics(rollout) | episode_metrics(rollout)
     shares = _shares(parts, by_step, lengths)
     for (name, output), share in zip(outputs.items(), shares, strict=True):
         metrics |= reward_metrics(name, output.scores, rollout.group_size)

@@ -20,6 +20,7 @@ PLACEHOLDERS = {
     "criterion": r"[^\W\d]\w*",
     "own": r"[\w/]+",
     "k": r"[1-9]\d*",
+    "stop": r"(?:completed|truncated|max|environment)\w*",
     "figure": r"(?:code|criterion|environment|judge|reuse|rollout|rubric|time|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")

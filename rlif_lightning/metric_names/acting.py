@@ -1,9 +1,11 @@
-"""The figures of heads that score episodes."""
+"""The figures of episodes, and of heads that score them."""
 
 from __future__ import annotations
 
 from rlif_lightning.metric_names.entries import SAME, Logged
 
+_FIGURES = "rlif_lightning/learning/episode_figures.py"
+_EPISODES = "mean over the episodes of all ranks"
 _REUSE = "rlif_lightning/rewards/reuse.py"
 _SOLVED = "mean over the solved episodes of all ranks; NaN without any"
 
@@ -25,5 +27,12 @@ ACTING = {
         "Groups whose only spread is the penalty.",
         "mean over the groups of all ranks",
         _REUSE,
+    ),
+    "episode/turns": Logged("turns", "Turns of the policy in an episode.", _EPISODES, _FIGURES),
+    "episode/observed": Logged(
+        "tokens", "Tokens of an episode's observations, without the first.", _EPISODES, _FIGURES
+    ),
+    "episode/<stop>": Logged(
+        "share", "Episodes that ended in this way (docs/environments.md).", _EPISODES, _FIGURES
     ),
 }

@@ -78,14 +78,10 @@ class Decoder(ABC):
         """Compute one token of each place ``[n]``; return the hidden states ``[n, H]``."""
 
     def extend(self, places: Sequence[int], ids: Sequence[Tensor]) -> Tensor:
-        """Add tokens that nobody drew to some rows, in one pass; return the hidden states.
-
-        Args:
-            places: of k rows.
-            ids: k tensors of new tokens, each ``[m]``, m >= 1.
+        """Add tokens that nobody drew to rows at ``places``, in one pass.
 
         Returns:
-            ``[k, H]``, of each row's last new token.
+            ``[k, H]``, the hidden state of each row's last new token.
         """
         raise NotImplementedError
 

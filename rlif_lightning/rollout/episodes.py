@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
+from rlif_lightning.data.environment_settings import EnvironmentSettings
 from rlif_lightning.data.turns import EnvironmentTask, Observation
 from rlif_lightning.environments.base import Episode
 from rlif_lightning.environments.pool import EnvironmentPool, episode_seed
@@ -98,9 +98,9 @@ class EpisodeDriver:
         return found
 
 
-def open_pool(task: EnvironmentTask) -> EnvironmentPool:
+def open_pool(settings: EnvironmentSettings) -> EnvironmentPool:
     """Return the pool of an environment's settings."""
-    settings: Any = task.settings
     names = ("max_turns", "workers", "step_seconds", "processes", "max_failed")
-    given = {name: getattr(settings, name) for name in names}
-    return EnvironmentPool(settings.make, settings.arguments, **given)
+    return EnvironmentPool(
+        settings.make, settings.arguments, **{name: getattr(settings, name) for name in names}
+    )

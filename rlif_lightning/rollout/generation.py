@@ -90,7 +90,7 @@ class Generation:
         self.policy, self.rollout_number = engine.policy, rollout_number
         self.device, self.total = prompts.token_ids[0].device, len(prompts) * group_size
         self.max_rows, self.next_row = min(engine.max_rows, self.total), 0
-        driver = engine.episodes(prompts)
+        driver = engine.episodes(prompts, sampling)
         if driver is not None:
             prompts = driver.begin(prompts, group_size, engine.seed, rollout_number)
         self.prompts, self.columns = prompts, engine.columns(prompts, sampling)

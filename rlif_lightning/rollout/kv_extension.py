@@ -7,7 +7,7 @@ memory, and to those before them. Two rows of different lengths, with two and th
     p0 p1 p2            a0 a1 [a2 a3] .        a2 a3 --      positions 5 6 6
     q0 q1 --            c0 c1 [c2 c3 c4]       c2 c3 c4      positions 4 5 6
 
-``[..]`` is stored by this pass, in every layer, before its keys are read. Padding is stored nowhere.
+``[..]`` is stored by this pass, layer by layer, before it is read. Padding is stored nowhere.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RowExtension:
         return attention(query.transpose(1, 2), keys, values, mask, scores)
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Return which keys are seen, ``[k, 1, tokens, width + reach]``, made once for all layers."""
+        """Return which keys are seen, ``[k, 1, tokens, width + reach]``, once for all layers."""
         if (window, dtype) not in self.masks:
             device, starts = self.starts.device, self.starts.unsqueeze(1)  # [k, 1]
             in_prompt = torch.arange(self.width, device=device).expand(len(starts), -1)

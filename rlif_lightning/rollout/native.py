@@ -22,6 +22,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from rlif_lightning.model.out_of_memory import give_back, is_out_of_memory
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import whole_weights
 from rlif_lightning.processes.collectives import broadcast_from_first
-from rlif_lightning.processes.ranks import num_processes
+from rlif_lightning.processes.ranks import num_data_ranks, num_processes
 from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.autocasting import cast_once
 from rlif_lightning.rollout.decoders import (
@@ -60,6 +61,9 @@ class NativeEngine(RolloutEngine):
             many, and keeps that number.
     """
 
+    pool: EnvironmentPool | None = None
+    pool_settings: EnvironmentSettings | None = None  # that the pool was opened with
+
     def __init__(self, max_rows: int = 512):
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
@@ -67,8 +71,6 @@ class NativeEngine(RolloutEngine):
 
     def setup(self, policy: PolicyModel, seed: int) -> None:
         self.policy, self.seed = policy, seed
-        self.pool: EnvironmentPool | None = None
-        self.pool_settings: EnvironmentSettings | None = None  # that the pool was opened with
         self.cache_is_right: bool | None = None  # tested by the first rollout that would use it
 
     @torch.no_grad()
@@ -105,20 +107,37 @@ class NativeEngine(RolloutEngine):
         known = {"texts": texts, "turn_ids": turn_ids, "episodes": episodes}
         return replace(rollout, mask=turn_ids >= 0, **known)
 
-    def episodes(self, prompts: Prompts) -> EpisodeDriver | None:
+    def episodes(self, prompts: Prompts, sampling: Sampling) -> EpisodeDriver | None:
         """Return what runs the environments of a rollout; None for single turns."""
         task = prompts.environment
         if task is None:
             return None
-        if self.pool is None or self.pool_settings != task.settings:
-            self.discard_ahead()
-            self.pool, self.pool_settings = open_pool(task), task.settings
-            weakref.finalize(self, self.pool.close)
+        self.check_environment(task.settings, sampling)
+        assert self.pool is not None
         return EpisodeDriver(self.pool, task)
+
+    def check_environment(
+        self, settings: EnvironmentSettings, sampling: Sampling
+    ) -> list[dict[str, Any]]:
+        if sampling.min_new_tokens:
+            raise ValueError(
+                f"sampling.min_new_tokens={sampling.min_new_tokens} is for single turns: under"
+                " data.environment set it to 0"
+            )
+        if num_processes() != num_data_ranks():
+            raise ValueError(
+                "data.environment needs one process for each completion's environment, and under"
+                " TensorParallelStrategy several draw the same completion: use another strategy"
+            )
+        if self.pool is None or self.pool_settings != settings:
+            self.discard_ahead()
+            self.pool, self.pool_settings = open_pool(settings), settings
+            weakref.finalize(self, self.pool.close)
+        return self.pool.tools
 
     def discard_ahead(self) -> None:
         """Close the environments: nothing else outlives a rollout."""
-        pool, self.pool = getattr(self, "pool", None), None
+        pool, self.pool = self.pool, None
         if pool is not None:
             pool.close()
 

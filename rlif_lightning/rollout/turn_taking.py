@@ -11,15 +11,18 @@ Example, a row with ``max_turns`` 2 whose environment answers "higher" (h i):
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rlif_lightning.data.turns import Observation
 from rlif_lightning.environments.base import ENDED
-from rlif_lightning.rollout.episodes import EpisodeDriver
 from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.sampling import Sampling
+
+if TYPE_CHECKING:
+    from rlif_lightning.rollout.episodes import EpisodeDriver
 
 WHOLE = (*ENDED, "max_turns")  # stops after a turn that nothing has cut
 OUT_OF_TOKENS, NO_ROOM = "max_sampled_tokens", "max_observation_tokens"
