@@ -54,6 +54,7 @@ def main() -> None:
             step = environment.step(command)
             rewards.append(step.reward)
             print(f"{command}: {step.reward:g}")
+        environment.close()
         print(f"sum {sum(rewards):g} of {infos['max_score']}, won {step.info['won']}")
 
 
