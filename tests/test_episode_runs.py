@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.episodes import ACTING
 from harness.launches import BASE as ON_ANY
 from harness.launches import assert_same_weights, launch, on, weights
 from harness.launches import metrics as logged
@@ -17,18 +18,9 @@ REWARDS = {
     "coin": {"head": "Random", "weight": 1.0},
     "certainty": {"head": "MeanLogprob", "weight": 1.0},
 }
-ENVIRONMENT = {
-    "make": "harness.episodes.Talker",
-    "arguments": {"turns": 3},
-    "template": "{observation}",
-    "max_turns": 4,
-    "max_turn_tokens": 4,
-    "max_observation_tokens": 24,
-}
-ACTING = [
+PLAYING = [
+    *ACTING,
     f"--model.rewards={json.dumps(REWARDS)}",
-    f"--data.environment={json.dumps(ENVIRONMENT)}",
-    "--model.sampling.max_new_tokens=12",
     "--model.update.micro_batch_tokens=60",
     "--trainer.check_val_every_n_epoch=1",
 ]
@@ -38,7 +30,7 @@ SAVING = '--trainer.callbacks+={"class_path": "RunCheckpoints", "init_args": {"e
 
 def test_a_run_with_an_environment_resumes_bit_for_bit(tmp_path):
     whole, again = tmp_path / "whole", tmp_path / "again"
-    run = fit(whole, *ACTING, WRITER, SAVING)
+    run = fit(whole, *PLAYING, WRITER, SAVING)
     found = rows(whole)
     figures = next(row for (_, is_val), row in found.items() if not is_val)
     assert 1 < float(figures["episode/turns"]) <= 3
@@ -53,7 +45,7 @@ def test_a_run_with_an_environment_resumes_bit_for_bit(tmp_path):
         assert record["scores"]["game"] == episode["reward"]
         assert episode["turns"][0]["observation"].startswith("1+")
     saved = next(iter(sorted(whole.rglob("rollout=000001.ckpt"))))
-    resumed = fit(again, *ACTING, WRITER, SAVING, f"--ckpt_path={saved}")
+    resumed = fit(again, *PLAYING, WRITER, SAVING, f"--ckpt_path={saved}")
     assert_same(parameters(run), parameters(resumed))
     later = {place: row for place, row in rows(again).items()}
     assert later
@@ -62,7 +54,7 @@ def test_a_run_with_an_environment_resumes_bit_for_bit(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_play_the_episodes_of_one(tmp_path):
-    base = [*ON_ANY, *ACTING, "--model.sampling.temperature=1.2"]
+    base = [*ON_ANY, *PLAYING, "--model.sampling.temperature=1.2"]
     one, two = tmp_path / "one", tmp_path / "two"
     launch(one, {"acting": base})
     launch(two, {"acting": [*base, *on("ddp", 2)]}, torchrun=2)
@@ -84,5 +76,5 @@ def test_two_processes_play_the_episodes_of_one(tmp_path):
 )
 def test_what_would_misread_an_episode_is_refused_in_setup(tmp_path: Path, capsys, arguments, said):
     with pytest.raises(SystemExit):
-        fit(tmp_path, *ACTING, *arguments)
+        fit(tmp_path, *PLAYING, *arguments)
     assert said in capsys.readouterr().err

@@ -31,6 +31,7 @@ from callbacks.report.read import PLACE, Run
 from callbacks.report.tables import FIGURES
 from harness.cases import check_each, from_root
 from harness.decoding import sampler
+from harness.episodes import ACTING
 from harness.runs import BASE, fit, run_with
 from rlif_lightning import cli
 from rlif_lightning.judges.base import Request
@@ -88,6 +89,7 @@ def middling(request: Request) -> str:
     return "Score: 3"
 
 
+ACTING_HEADS = {"game": "EnvironmentReward", "reuse": "ReuseRL"}
 MONITORED = {"proxy": "format", "gold": "goldanswer"}
 LOOP = {name: {"start": 0.1, "points": [[2, 0.05]]} for name in ("weight", "fraction")}
 NEEDED = {
@@ -137,6 +139,9 @@ def everything(tmp_path_factory) -> Path:
     pow3r = "--model.rewards=" + json.dumps({"rubric": {"head": head}})
     twice = ["--trainer.max_epochs=2", "--data.prompts_per_rollout=16"]
     fit(folder / "pow3r", pow3r, *twice, "--trainer.limit_val_batches=0")
+    heads = json.dumps({name: {"head": head} for name, head in ACTING_HEADS.items()})
+    acting = [*ACTING, f"--model.rewards={heads}"]
+    fit(folder / "acting", *acting, "--trainer.limit_val_batches=0")
     cli.main(
         [
             "test",
@@ -164,6 +169,7 @@ def test_the_run_has_every_head_and_callback():
         kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, RewardHead)
     }
     used = {head if isinstance(head, str) else head["class_path"] for head in HEADS.values()}
+    used |= {*ACTING_HEADS.values()}
     # They log nothing of their own: a function logs what its writer names.
     silent = {"OfflineVote", "RewardFunction", "RewardModel"}
     assert used == heads - {"RewardHead"} - silent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,16 @@ CHAT = (
     "{% if m.role == 'assistant' %}<eos>{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+ENVIRONMENT = {
+    "make": "harness.episodes.Talker",
+    "arguments": {"turns": 3},
+    "template": "{observation}",
+    "max_turns": 4,
+    "max_turn_tokens": 4,
+    "max_observation_tokens": 24,
+}
+# For runs of the embedded model.
+ACTING = [f"--data.environment={json.dumps(ENVIRONMENT)}", "--model.sampling.max_new_tokens=12"]
 
 
 class Talker:
