@@ -108,7 +108,7 @@ def test_the_overlay_trains_and_resumes_bit_for_bit(tmp_path, untaught):
     run, found = fit(tmp_path / "whole"), rows(tmp_path / "whole")
     assert run.trainer.global_step == 3
     for row in found.values():
-        assert 0 < float(row["environment/solved"]) < 1
+        assert float(row["environment/solved"]) > 0
         assert float(row["reuse/segments"]) <= float(row["reuse/actions"])
     saved = next((tmp_path / "whole").rglob("rollout=000002.ckpt"))
     again = fit(tmp_path / "again", f"--ckpt_path={saved}")

@@ -58,12 +58,12 @@ class Drawn:
 
 
 class Easy:
-    """Is solved by a turn whose text has an even length, and shows what was written."""
+    """Is solved by a turn whose text has a length divisible by 3, and shows what was written."""
 
     def reset(self, seed=None, **row):
         return ""
 
     def step(self, action):
-        solved = len(action) % 2 == 0
+        solved = len(action) % 3 == 0
         info = {"action": action[:1], "success": float(solved)}
         return Step(f"{len(action) % 10}", float(solved), done=solved, info=info)
