@@ -236,6 +236,7 @@ OTHERS = {
     "trl_step.py": {"trl"},
     "compare_objectives.py": {"verl"},
     "compare_trl.py": {"accelerate", "trl"},
+    "play_textworld.py": {"textworld"},
 }  # whom these compare with
 EXTRAS = ("lora", "gguf", "reasoning", "vllm")
 

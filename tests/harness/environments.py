@@ -55,3 +55,15 @@ class Drawn:
 
     def step(self, action):
         return Step(str(random.random()))
+
+
+class Easy:
+    """Is solved by a turn whose text has a length divisible by 3, and shows what was written."""
+
+    def reset(self, seed=None, **row):
+        return ""
+
+    def step(self, action):
+        solved = len(action) % 3 == 0
+        info = {"action": action[:1], "success": float(solved)}
+        return Step(f"{len(action) % 10}", float(solved), done=solved, info=info)
