@@ -13,6 +13,7 @@ import torch
 from harness.decoding import GROUP, load, rescored
 from harness.episodes import CHAT, merging_tokenizer, play, problems, settings_of
 from harness.models import EACH_ARCHITECTURE
+from rlif_lightning.learning.scored_rollouts import ScoredRollout, assembled
 from rlif_lightning.masked import extents
 from rlif_lightning.records import Rollout, TokenStats
 from rlif_lightning.sampling import Sampling
@@ -216,3 +217,17 @@ def test_a_context_that_cannot_hold_the_observations_is_refused(tiny_models):
     policy = load(tiny_models["gpt2"])
     with pytest.raises(ValueError, match=r"data\.environment\.max_observation_tokens=512"):
         play(policy, settings_of(), SAMPLING)
+
+
+def test_assembled_groups_keep_their_turns(tiny_models):
+    """Dynamic sampling takes groups of several draws, of different widths."""
+    policy = load(tiny_models["llama"])
+    made = settings_of(max_turns=3, max_observation_tokens=60)
+    draws = [play(policy, made, SAMPLING, rows=rows) for rows in ((0, 1), (2, 3))]
+    parts = [ScoredRollout(each, {}, each.lengths.sum(), 0.0) for each in draws]
+    whole, _ = assembled(parts, [(1, 1), (0, 0)])
+    at_once = play(policy, made, SAMPLING, rows=(3, 0))
+    assert rows_of(whole) == rows_of(at_once)
+    assert torch.equal(whole.turn_ids >= 0, whole.mask)
+    assert whole.episodes == at_once.episodes
+    assert whole.prompts.environment is not None

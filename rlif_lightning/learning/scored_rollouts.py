@@ -118,10 +118,11 @@ def assembled(
 
 def _with_turns(whole: Rollout, rollouts: Sequence[Rollout], rows: Sequence[int]) -> Rollout:
     """Return an assembled rollout with the turns and episodes of its rows, if there are any."""
-    if any(rollout.turn_ids is None or rollout.episodes is None for rollout in rollouts):
+    known = [rollout.turn_ids for rollout in rollouts if rollout.turn_ids is not None]
+    if len(known) < len(rollouts):
         return whole
     width = whole.mask.shape[1]
-    turns = [pad(each.turn_ids, (0, width), value=-1)[:, :width] for each in rollouts]
+    turns = [pad(each, (0, width), value=-1)[:, :width] for each in known]
     episodes = [episode for rollout in rollouts for episode in rollout.episodes or ()]
     index = torch.tensor(rows, device=whole.mask.device)
     return replace(
