@@ -266,6 +266,8 @@ NOT_DRAWN = {
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
     *(f"teacher/{name}" for name in ("coverage", "divergence", "tail")),
+    *("episode/observed", "environment/<own>"),
+    *(f"reuse/{name}" for name in ("phrases", "saved", "segments", "actions", "only_penalty")),
     *("overclaim/share", "overclaim/proxy_slope", "overclaim/gold_slope"),
     *(
         f"<stage>/{name}"
