@@ -29,7 +29,7 @@ from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.records import Rollout
 from rlif_lightning.sandbox.pool import Sandbox
 
-SANDBOX = Sandbox(minimum="rlimits")
+SANDBOX = Sandbox("rlimits+")
 
 
 def digits(completions: list[str], **kwargs) -> list[float]:

@@ -44,7 +44,7 @@ STAGES = [stage + end for stage in ("val", "test") for end in ("", "_low", "_hig
 PREFIXES = {entry.split("/")[0] for entry in LOGGED} - {"<stage>"} | set(STAGES)
 # A name, or a template of names: {} and <> and * stand for anything, {a,b} for each of its parts.
 NAME = re.compile(rf"(?:{'|'.join(sorted(PREFIXES))})/(?:[\w@*]|\{{[\w,]*\}}|<\w+>|/)*")
-SETTINGS = {"sandbox": {"minimum": "rlimits", "workers": 1}}
+SETTINGS = {"sandbox": {"isolation": "rlimits+", "workers": 1}}
 JUDGE = {"class_path": "RuleJudge", "init_args": {"rule": "test_metric_names.middling"}}
 CRITERIA = {"criteria": {
     name: {"criterion": {"class_path": "Matches", "init_args": {"pattern": name}}}

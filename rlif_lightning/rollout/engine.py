@@ -17,7 +17,13 @@ class RolloutEngine(Described, ABC):
     """An engine that draws G completions for each prompt.
 
     ``setup`` is called once, then ``generate`` once per rollout.
+
+    Attributes:
+        scoring_tokens: token budget of one forward pass over completions; a module gives an engine
+            its ``update.micro_batch_tokens``.
     """
+
+    scoring_tokens: int = 8192
 
     @abstractmethod
     def setup(self, policy: PolicyModel, seed: int) -> None:

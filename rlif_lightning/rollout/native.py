@@ -47,6 +47,7 @@ from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.episodes import EpisodeDriver, open_pool
 from rlif_lightning.rollout.generation import DrawnTokens, Generation
 from rlif_lightning.rollout.lockstep import LockstepDecoder
+from rlif_lightning.rollout.step_graphs import refuse_uncapturable
 from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.rollout.turn_taking import Turns
 from rlif_lightning.sampling import Sampling
@@ -59,15 +60,17 @@ class NativeEngine(RolloutEngine):
         max_rows: completions that are decoded at a time; bounds the memory, whatever the size of a
             rollout. If memory runs out, a single process draws the rollout again with half as
             many, and keeps that number.
+        cuda_graphs: whether a GPU repeats a decoding step as one launch (``step_graphs.py``): the
+            same completions bit for bit, for more memory.
     """
 
     pool: EnvironmentPool | None = None
     pool_settings: EnvironmentSettings | None = None  # that the pool was opened with
 
-    def __init__(self, max_rows: int = 512):
+    def __init__(self, max_rows: int = 512, cuda_graphs: bool = False):
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
-        self.max_rows = max_rows
+        self.max_rows, self.cuda_graphs = max_rows, cuda_graphs
 
     def setup(self, policy: PolicyModel, seed: int) -> None:
         self.policy, self.seed = policy, seed
@@ -219,9 +222,11 @@ class NativeEngine(RolloutEngine):
         )
         if prompts.environment is not None and not decoder.can_extend:
             decoder = RecomputingDecoder(self.policy, prompts.token_ids)
-        if not self.policy.keeps_sharded:
-            return decoder
-        return LockstepDecoder(decoder, self.policy, device)
+        if self.policy.keeps_sharded:
+            decoder = LockstepDecoder(decoder, self.policy, device)
+        if self.cuda_graphs:
+            refuse_uncapturable(decoder, device)
+        return decoder
 
     def _cache_serves(self, device: torch.device) -> bool:
         """Return whether the standard cache serves the policy; warn if it does not."""

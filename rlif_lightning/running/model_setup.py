@@ -56,6 +56,7 @@ class ModelSetup(LightningModule):
         if self.teacher is None and self.objective.teacher is not None:
             build = partial(build_policy, strategy=strategy, frozen=True)
             self._keep_teacher(build_teacher(self.objective.teacher, self.policy, build))
+        self.engine.scoring_tokens = self.plan.micro_batch_tokens
         self.engine.setup(self.policy, self.seed)
         device = torch.device("cpu") if strategy is None else strategy.root_device
         load = partial(self._frozen, strategy)

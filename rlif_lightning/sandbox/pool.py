@@ -93,9 +93,9 @@ class Sandbox:
     """Where and within which limits a model's code runs. Linux only.
 
     Args:
-        isolation: auto (the strongest that works here) | bubblewrap | namespaces | landlock |
-            seccomp | rlimits.
-        minimum: weakest level that is acceptable; what each stops is in docs/code-rewards.md.
+        isolation: bubblewrap | namespaces | landlock | seccomp | rlimits, from strong to weak; what
+            each stops is in docs/code-rewards.md. With a `+` behind it, the strongest that works
+            here, at least that one.
         workers: pieces of code that run at the same time; null = one for each CPU of this process.
         wall_seconds: longest time for one piece of code, from reading it to its last answer, in
             seconds. It also bounds the CPU time of a process, rounded up to whole seconds.
@@ -107,8 +107,7 @@ class Sandbox:
         ValueError: an unknown name, a number out of range, or no sandbox that is strong enough.
     """
 
-    isolation: str = "auto"
-    minimum: str = "landlock"
+    isolation: str = "landlock+"
     workers: int | None = None
     wall_seconds: float = 10.0
     call_seconds: float = 3.0
@@ -125,12 +124,12 @@ class Sandbox:
         for name, least in (("memory_mb", 64), ("output_kb", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        find_level(self.isolation, self.minimum)
+        find_level(self.isolation)
 
     @property
     def level(self) -> str:
         """The isolation in use."""
-        return find_level(self.isolation, self.minimum)
+        return find_level(self.isolation)
 
     def outcomes(self, runs: Sequence[Run]) -> list[list[Outcome]]:
         """Return what each piece of code does with each of its inputs; equal runs are run once.
