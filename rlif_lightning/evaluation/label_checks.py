@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.columns import check_column, column_values, has_column
 from rlif_lightning.data.prompts import PromptData
-from rlif_lightning.rewards.base import RewardSet
+from rlif_lightning.rewards.reward_set import RewardSet
 
 if TYPE_CHECKING:
     from rlif_lightning.evaluation.evaluator import Evaluator

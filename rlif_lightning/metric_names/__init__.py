@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 
 from rlif_lightning.metric_names.acting import ACTING
+from rlif_lightning.metric_names.checking import CHECKING
+from rlif_lightning.metric_names.systems import SYSTEMS
 from rlif_lightning.metric_names.training import TRAINING
 from rlif_lightning.metric_names.watching import WATCHING
 
@@ -21,10 +23,11 @@ PLACEHOLDERS = {
     "own": r"[\w/]+",
     "k": r"[1-9]\d*",
     "stop": r"(?:completed|truncated|max|environment)\w*",
-    "figure": r"(?:code|criterion|environment|judge|reuse|rollout|rubric|time|vote)/\w+",
+    "figure": r"(?:checker|code|criterion|entity|environment|judge|reuse|rollout|rubric|time|vote)"
+    r"/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
-LOGGED = {**TRAINING, **ACTING, **WATCHING}
+LOGGED = {**TRAINING, **ACTING, **CHECKING, **SYSTEMS, **WATCHING}
 
 
 def entry_of(name: str) -> str | None:
