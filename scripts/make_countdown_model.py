@@ -110,12 +110,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("runs/reuserl/model"))
+    parser.add_argument("--numbers", type=int, default=3, help="of a game (default: 3)")
     parser.add_argument("--episodes", type=int, default=48_000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.manual_seed(given.seed)
     rng, started = random.Random(given.seed), time.perf_counter()
-    rows = CountdownProblems(size=given.episodes, seed=given.seed).load("train")
+    rows = CountdownProblems(given.numbers, size=given.episodes, seed=given.seed).load("train")
     examples = [(row["question"], play(row, rng)) for row in rows]
     solved = sum(text.endswith(END) for _, text in examples) / len(examples)
     print(f"{len(examples)} episodes, {solved:.2f} solved; {time.perf_counter() - started:.0f} s")

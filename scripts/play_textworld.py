@@ -28,8 +28,8 @@ def make_game(path: Path, seed: int) -> None:
 
 def cooking(path: str) -> Any:
     """Return a game as TextWorld's own environment, which the library adapts."""
-    import textworld.gym
-    from textworld import EnvInfos
+    import textworld.gym  # pyright: ignore[reportMissingImports]
+    from textworld import EnvInfos  # pyright: ignore[reportMissingImports]
 
     infos = EnvInfos(policy_commands=True, won=True, max_score=True)
     return textworld.gym.make(textworld.gym.register_game(path, infos))
@@ -54,7 +54,7 @@ def main() -> None:
             step = environment.step(command)
             rewards.append(step.reward)
             print(f"{command}: {step.reward:g}")
-        environment.close()
+        made.close()
         print(f"sum {sum(rewards):g} of {infos['max_score']}, won {step.info['won']}")
 
 

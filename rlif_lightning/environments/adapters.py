@@ -206,7 +206,8 @@ def shown(observation: Any) -> Observation:
 
 def _fields_text(observation: Any) -> str:
     """Return a record as JSON; of one with a single text, that text."""
-    if callable(dump := getattr(observation, "model_dump", None)):
+    dump: Any = getattr(observation, "model_dump", None)
+    if callable(dump):
         observation = {name: value for name, value in dump().items() if name not in NO_TEXT}
         if len(observation) == 1 and isinstance(only := next(iter(observation.values())), str):
             return only
