@@ -171,6 +171,27 @@ def test_gold_is_shown_to_who_declares_it_alone():
         RewardSet({"trace": WeightedReward(EntityRubric(free))})
 
 
+class Asking(Given):
+    """Begins something in ``start``, as a judge's questions are."""
+
+    waits = False
+
+    def start(self, rollout) -> None:
+        self.waits = True
+
+    def abandon(self) -> None:
+        self.waits = False
+
+
+def test_an_outcome_that_asks_is_started_and_abandoned():
+    head = EntityRubric(Asking(torch.ones(2)))
+    assert not head.waits
+    head.start(handmade(["a", "b"], 2, entities=[["a"]]))
+    assert head.waits
+    head.abandon()
+    assert not head.waits
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

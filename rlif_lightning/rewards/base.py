@@ -25,7 +25,7 @@ from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_er
 from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.functional import without_length
 from rlif_lightning.rewards.gate import Gate
-from rlif_lightning.rewards.received import kept_completions, only_scores_of, received
+from rlif_lightning.rewards.received import kept_completions, only_scores_of, received, seen_by
 from rlif_lightning.setting_types import check_types
 
 MIN_SPREAD = 1e-6  # a smaller spread of a group is rounding
@@ -261,9 +261,8 @@ class RewardSet(nn.Module):
         for name, output in outputs.items():
             settings = self.settings[name]
             if settings.gate is not None:
-                passes = settings.gate.passes(
-                    outputs[settings.gate.head].scores, rollout.group_size
-                )
+                others = outputs[settings.gate.head].scores
+                passes = settings.gate.passes(others, rollout.group_size)
                 output = replace(output, scores=torch.where(passes, output.scores, torch.nan))
             if settings.length == "neutral":
                 neutral = without_length(output.scores.view(shape), rollout.lengths.view(shape))
@@ -315,13 +314,6 @@ class RewardSet(nn.Module):
                 f"while scoring completions such as {_excerpt(rollout)}"
             ) from error
         return received(name, output, rollout)
-
-
-def seen_by(part: Any, rollout: Rollout) -> Rollout:
-    """Return a rollout with the columns that a head, or a criterion of a rubric, may see."""
-    if part.needs_gold:
-        return rollout
-    return replace(rollout, prompts=rollout.prompts.only(part.columns))
 
 
 def _excerpt(rollout: Rollout, width: int = 200) -> str:

@@ -10,8 +10,8 @@ from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.judges.base import RunModels
 from rlif_lightning.records import RewardOutput, Rollout
-from rlif_lightning.rewards.base import RewardHead, seen_by
-from rlif_lightning.rewards.received import received
+from rlif_lightning.rewards.base import RewardHead
+from rlif_lightning.rewards.received import received, seen_by
 
 
 class HoldsHead:
@@ -50,6 +50,13 @@ class HoldsHead:
 
     def bind(self, models: RunModels) -> None:
         self.head.bind(models)
+
+    @property
+    def waits(self) -> bool:
+        return self.head.waits
+
+    def abandon(self) -> None:
+        self.head.abandon()
 
     def start(self, rollout: Rollout) -> None:
         self.head.start(seen_by(self.head, rollout))
