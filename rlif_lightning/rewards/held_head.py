@@ -10,8 +10,8 @@ from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.judges.base import RunModels
 from rlif_lightning.records import RewardOutput, Rollout
-from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.received import received, seen_by
+from rlif_lightning.rewards.base import RewardHead, seen_by
+from rlif_lightning.rewards.received import received
 
 
 class HoldsHead:

@@ -1,4 +1,4 @@
-"""What a reward head sees; and its output, checked and moved to the rollout's device.
+"""A reward head's output, checked and moved to the rollout's device in one place.
 
 An error that is found later could not name the head.
 """
@@ -17,13 +17,6 @@ from torch import Tensor
 from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.step_scores import StepScores
-
-
-def seen_by(part: Any, rollout: Rollout) -> Rollout:
-    """Return a rollout with the columns that a head, or a criterion of a rubric, may see."""
-    if part.needs_gold:
-        return rollout
-    return replace(rollout, prompts=rollout.prompts.only(part.columns))
 
 
 def received(name: str, output: Any, rollout: Rollout) -> RewardOutput:

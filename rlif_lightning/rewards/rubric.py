@@ -18,9 +18,8 @@ from rlif_lightning.data.prompt_table import PromptTable, Visit
 from rlif_lightning.judges.base import RunModels
 from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
 from rlif_lightning.records import RewardOutput, Rollout
-from rlif_lightning.rewards.base import RewardHead
+from rlif_lightning.rewards.base import RewardHead, seen_by
 from rlif_lightning.rewards.criteria import Criterion, WeightedCriterion
-from rlif_lightning.rewards.received import seen_by
 from rlif_lightning.rewards.rubric_weights import (
     diva_weights,
     kept_criteria,
