@@ -18,6 +18,7 @@ from callbacks.learning_rate_factors import LearningRateFactors
 from callbacks.overclaim_monitor import OverclaimMonitor
 from callbacks.report import RunReport
 from callbacks.sampler_gap import SamplerGap
+from callbacks.sandbox_trace import SandboxTrace
 from callbacks.stare_controller import STAREController
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "RunReport",
     "STAREController",
     "SamplerGap",
+    "SandboxTrace",
 ]

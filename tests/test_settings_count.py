@@ -14,6 +14,8 @@ SYSTEMS = {
     "stare": {"STARE", "STAREController"},
     "distil": {"DistIL", "Teacher"},
     "exprl": {"RubricJudgeHead", "StepRubricJudgeHead", "StepDelta"},
+    "longtrace": {"EntityRubric"},
+    "turing": {"PairwiseJudgeHead", "SimilarityJudgeHead", "TargetLogprob", "Supervised"},
     "pow3r": {"Rubric", "WeightedCriterion", "OverclaimMonitor"},
     "checker": {
         *("CheckerReward", "CheckerMonitor", "GradedAnswer", "ShortAnswerPenalty"),
@@ -39,6 +41,8 @@ SHARED = {
         16,
         {"Judge", "ModelJudge", "RuleJudge", "PolicyJudge", "EndpointJudge"},
     ),
+    # Any objective with a teacher may read it, and no run without one.
+    "the sandbox's trace": ("docs/code-rewards.md", 1, {"SandboxTrace"}),
     "replies": (
         "docs/judges.md",
         12,

@@ -33,6 +33,7 @@ from rlif_lightning.data.prompt_format import PromptRenderer
 from rlif_lightning.learning.feedback import feedback_texts, right_siblings
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.rewards.controls import Length, Random
+from rlif_lightning.running import teachers
 from rlif_lightning.running.checkpoint_faults import why_unusable
 from rlif_lightning.running.teachers import lesson_of
 
@@ -194,6 +195,25 @@ class Nothing(Words):
 
     def feedback(self, rollout, outputs):
         return [None] * len(rollout.texts)
+
+
+class Spells(Words):
+    """Spells out a special token, as a completion may."""
+
+    def feedback(self, rollout, outputs):
+        return ["</s>1"] * len(rollout.texts)
+
+
+def test_a_special_token_that_feedback_spells_out_is_plain_text(tmp_path, monkeypatch):
+    read, made = [], teachers.feedback_prompts
+    monkeypatch.setattr(
+        teachers, "feedback_prompts", lambda *given: read.extend(made(*given)) or read
+    )
+    run = Run(tmp_path, 1, learner(taught()), problems(), Spells())
+    tokenizer = run.module.policy.tokenizer
+    assert tokenizer("</s>1").input_ids[0] == tokenizer.eos_token_id
+    assert len(read) == 12
+    assert not any(tokenizer.eos_token_id in prompt for prompt in read)
 
 
 def test_completions_without_feedback_have_no_loss(tmp_path):

@@ -19,6 +19,7 @@ from rlif_lightning.rewards.criteria import (
     Scored,
     WeightedCriterion,
 )
+from rlif_lightning.rewards.entity_rubric import EntityRubric
 from rlif_lightning.rewards.evidence import Evidence, EvidenceColumn, EvidenceRule
 from rlif_lightning.rewards.function import RewardFunction
 from rlif_lightning.rewards.gate import Gate
@@ -26,8 +27,10 @@ from rlif_lightning.rewards.graded_answer import GradedAnswer, ShortAnswerPenalt
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
 from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
 from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
+from rlif_lightning.rewards.likelihood import TargetLogprob
 from rlif_lightning.rewards.offline_vote import OfflineVote
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+from rlif_lightning.rewards.pairwise import PairwiseJudgeHead, SimilarityJudgeHead
 from rlif_lightning.rewards.reward_model import RewardModel
 from rlif_lightning.rewards.rubric import Rubric
 from rlif_lightning.rewards.vote_band import VoteBand
@@ -45,6 +48,7 @@ __all__ = [
     "Contains",
     "Criterion",
     "DropTruncated",
+    "EntityRubric",
     "Evidence",
     "EvidenceColumn",
     "EvidenceRule",
@@ -63,6 +67,7 @@ __all__ = [
     "NumberWithin",
     "OfflineVote",
     "OverlongPenalty",
+    "PairwiseJudgeHead",
     "Random",
     "RewardFunction",
     "RewardHead",
@@ -73,7 +78,9 @@ __all__ = [
     "Scored",
     "SelfCertainty",
     "ShortAnswerPenalty",
+    "SimilarityJudgeHead",
     "StepRubricJudgeHead",
+    "TargetLogprob",
     "VoteBand",
     "WeightedCriterion",
     "WeightedReward",
