@@ -49,7 +49,6 @@ def nli_model(vocabulary: int) -> LlamaForSequenceClassification:
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=64,
-            num_labels=len(LABELS),
             id2label=dict(enumerate(LABELS)),
             label2id={label: number for number, label in enumerate(LABELS)},
             pad_token_id=0,
