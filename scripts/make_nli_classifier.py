@@ -105,7 +105,7 @@ def main() -> None:
         optimizer.zero_grad()
         schedule.step()
         if step % 200 == 199:
-            print(f"step {step + 1}: loss {float(loss):.3f}", flush=True)
+            print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
     with torch.no_grad():
         rows, labels = batch(tokenizer, random.Random(1), 2000)
         right = model.eval()(**rows).logits.argmax(-1) == labels
