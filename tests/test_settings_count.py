@@ -14,11 +14,23 @@ SYSTEMS = {
     "stare": {"STARE", "STAREController"},
     "distil": {"DistIL", "Teacher"},
     "exprl": {"RubricJudgeHead", "StepRubricJudgeHead", "StepDelta"},
+    "longtrace": {"EntityRubric"},
+    "turing": {"PairwiseJudgeHead", "SimilarityJudgeHead", "TargetLogprob", "Supervised"},
     "pow3r": {"Rubric", "WeightedCriterion", "OverclaimMonitor"},
+    "checker": {
+        *("CheckerReward", "CheckerMonitor", "GradedAnswer", "ShortAnswerPenalty"),
+        *("ClaimPattern", "JudgeClaims", "JudgeScorer", "NLIClassifier", "AsksJudge"),
+        *("EvidenceColumn", "EvidenceRule"),
+    },
 }
 MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.
 SHARED = {
+    "mixing, orders and streams of problems": (
+        "docs/python.md",
+        14,
+        {"MixedProblems", "EasyFirst", "LearnableFirst", "Streamed"},
+    ),
     "parts of the study": (
         "docs/study-parts.md",
         8,
@@ -27,13 +39,18 @@ SHARED = {
     "criteria": (
         "docs/related/pow3r.md",
         5,
-        {"Matches", "Contains", "Within", "NumberWithin", "Scored"},
+        {"Matches", "Contains", "Within", "NumberWithin", "Scored", "HoldsHead"},
     ),
+    "curricula": ("docs/all-of-rlif-lightning.md", 4, {"Curriculum", "LearnableFirst"}),
+    "streams": ("docs/all-of-rlif-lightning.md", 3, {"Streamed", "GivenStream"}),
+    "the hub": ("callbacks/README.md", 2, {"HubExporter"}),
     "judges": (
         "docs/judges.md",
         16,
         {"Judge", "ModelJudge", "RuleJudge", "PolicyJudge", "EndpointJudge"},
     ),
+    # Any objective with a teacher may read it, and no run without one.
+    "the sandbox's trace": ("docs/code-rewards.md", 1, {"SandboxTrace"}),
     "replies": (
         "docs/judges.md",
         12,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from rlif_lightning.data.columns import has_column
 from rlif_lightning.data.loaders import EncodedSplit
-from rlif_lightning.judges.asking import ask_all
+from rlif_lightning.judges.asking import ask_all, start_asking
 from rlif_lightning.judges.base import Judge, Reply, Request, RunModels
 from rlif_lightning.judges.parsing import ReplyParser, ScoreParser
 from rlif_lightning.judges.template import Template
@@ -95,6 +96,7 @@ class JudgeHead(RewardHead):
                 f"truncated={truncated!r} is unknown; use one of {', '.join(TRUNCATED)}"
             )
         self.judge, self.parser, self.truncated = judge, parser, truncated
+        self._started: Future[list[Reply]] | None = None
         self.template = Template(template or self.usual)
         names = self.template.names
         if "completion" not in names:
@@ -114,7 +116,33 @@ class JudgeHead(RewardHead):
                     f" without one are {', '.join(self.given)}; write {{{{ and }}}} for braces"
                 )
 
+    def start(self, rollout: Rollout) -> None:
+        """Ask a judge that answers elsewhere, while other heads score."""
+        self._started = start_asking(self.judge, self._questions(rollout)[1])
+
+    @property
+    def waits(self) -> bool:
+        return self._started is not None
+
+    def abandon(self) -> None:
+        if self._started is not None:
+            self.judge.interrupt()
+
     def forward(self, rollout: Rollout) -> RewardOutput:
+        pieces, requests = self._questions(rollout)
+        started, self._started = self._started, None
+        device = rollout.mask.device
+        replies, log = ask_all(self.judge, requests, "judge", device, started)
+        waiting = iter(replies)
+        said = {number: [next(waiting) for _ in texts] for number, texts in pieces.items()}
+        found = {number: [self._read(each) for each in given] for number, given in said.items()}
+        shown = reply_columns([said.get(number, []) for number in range(len(rollout.texts))])
+        return replace(self._output(rollout, found, log), columns=shown)
+
+    def _questions(
+        self, rollout: Rollout
+    ) -> tuple[dict[int, list[tuple[str, int]]], list[Request]]:
+        """Return the pieces of each completion that is asked about, and all their questions."""
         asked = [
             number
             for number, ended in enumerate(rollout.ended.tolist())
@@ -127,12 +155,7 @@ class JudgeHead(RewardHead):
             for number, values in known
             for text, _ in pieces[number]
         ]
-        replies, log = ask_all(self.judge, requests, "judge", rollout.mask.device)
-        waiting = iter(replies)
-        said = {number: [next(waiting) for _ in texts] for number, texts in pieces.items()}
-        found = {number: [self._read(each) for each in given] for number, given in said.items()}
-        shown = _columns([said.get(number, []) for number in range(len(rollout.texts))])
-        return replace(self._output(rollout, found, log), columns=shown)
+        return pieces, requests
 
     def pieces(self, rollout: Rollout, number: int) -> list[tuple[str, int]]:
         """Return the texts of a completion that are asked about, each with its last position."""
@@ -205,7 +228,7 @@ class JudgeHead(RewardHead):
         return None
 
 
-def _columns(said: Sequence[Sequence[Reply]]) -> dict[str, list[Any]]:
+def reply_columns(said: Sequence[Sequence[Reply]]) -> dict[str, list[Any]]:
     """Return the columns of completion tables: replies or failures, and what they cost."""
     return {
         "judge_reply": [
@@ -216,6 +239,7 @@ def _columns(said: Sequence[Sequence[Reply]]) -> dict[str, list[Any]]:
         "judge_tokens": [
             sum(each.prompt_tokens + each.completion_tokens for each in replies) for replies in said
         ],
+        "judge_cost": [sum(each.cost for each in replies) for replies in said],
     }
 
 

@@ -17,6 +17,7 @@ wasted token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from rlif_lightning.model.packing import upload
 from rlif_lightning.records import Prompts
 from rlif_lightning.rollout.drawing import Drawer, TokenReading
 from rlif_lightning.rollout.places import Places, close_gaps
+from rlif_lightning.rollout.step_graphs import StepGraphs
 from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.sampling import Sampling, counter_uniforms
 
@@ -83,6 +85,7 @@ class Generation:
         self.total = len(prompts) * group_size
         self.max_rows, self.next_row = min(engine.max_rows, self.total), 0
         self.decoder = engine.decoder(prompts, group_size, sampling)
+        self.graphs = StepGraphs() if engine.cuda_graphs else None
         self.drawer = Drawer(self.policy, sampling, self.device)
         self.stops = StopStrings(self.policy.tokenizer, sampling.stop)
         size = self.decoder.num_places(self.max_rows)
@@ -127,9 +130,9 @@ class Generation:
                 self.admit()
             else:
                 # The copy of the tokens to the host runs while the device computes them.
-                self.draw()
+                self._compute(self.draw)
                 self.reading.start(self.tokens[: self.n])
-                self.feed()
+                self._compute(self.feed)
                 self.settle(self.reading.finish())
         self.decoder.finish()
         return DrawnTokens(self.ids, self.stats[:-1], self.lengths, self.ended)
@@ -178,6 +181,12 @@ class Generation:
             self.changed = False
         if not self.decoder.exact:
             self.decoder.prepare()
+
+    def _compute(self, work: Callable[[], None]) -> None:
+        if self.graphs is None:
+            work()
+        else:
+            self.graphs.run((work.__name__, self.bucket), work)
 
     def step(self) -> None:
         """Draw a token at each place, and compute the hidden states that follow.

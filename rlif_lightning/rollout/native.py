@@ -36,6 +36,7 @@ from rlif_lightning.rollout.decoders import Decoder, cache_is_right, choose_deco
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.generation import DrawnTokens, Generation
 from rlif_lightning.rollout.lockstep import LockstepDecoder
+from rlif_lightning.rollout.step_graphs import refuse_uncapturable
 from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.sampling import Sampling
 
@@ -47,12 +48,16 @@ class NativeEngine(RolloutEngine):
         max_rows: completions that are decoded at a time; bounds the memory, whatever the size of a
             rollout. If memory runs out, a single process draws the rollout again with half as
             many, and keeps that number.
+        cuda_graphs: whether a GPU repeats a decoding step as one launch (``step_graphs.py``): the
+            same completions bit for bit, for more memory.
     """
 
-    def __init__(self, max_rows: int = 512):
+    memory = "native"
+
+    def __init__(self, max_rows: int = 512, cuda_graphs: bool = False):
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
-        self.max_rows = max_rows
+        self.max_rows, self.cuda_graphs = max_rows, cuda_graphs
 
     def setup(self, policy: PolicyModel, seed: int) -> None:
         self.policy, self.seed = policy, seed
@@ -139,9 +144,11 @@ class NativeEngine(RolloutEngine):
         decoder = choose_decoder(
             self.policy, prompts.token_ids, *sizes, lambda: self._cache_serves(device)
         )
-        if not self.policy.keeps_sharded:
-            return decoder
-        return LockstepDecoder(decoder, self.policy, device)
+        if self.policy.keeps_sharded:
+            decoder = LockstepDecoder(decoder, self.policy, device)
+        if self.cuda_graphs:
+            refuse_uncapturable(decoder, device)
+        return decoder
 
     def _cache_serves(self, device: torch.device) -> bool:
         """Return whether the standard cache serves the policy; warn if it does not."""

@@ -62,6 +62,7 @@ def sections() -> dict[str, Any]:
         "graphs": graphs.graphs,
         "kernels": passes.kernels,
         "resume": runs.resume,
+        "deterministic": runs.deterministic,
         **{f"steps-{shape}": partial(passes.steps, shape) for shape in passes.STEPS},
         "ranks": runs.ranks,
         "vllm": runs.vllm,

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from runs import largest_difference, run, weights
 from shapes import tried
 
 from rlif_lightning.running.metrics_csv import read_logged
 
-TOGETHER = 6  # processes that share the GPU: each mostly waits for its own launches
+TOGETHER = 8  # processes that share the GPU: each mostly waits for its own launches
 SHORT = [
     "fit",
     "--config=configs/quickstart.yaml",
@@ -53,6 +54,11 @@ def recipes() -> dict[str, list[str]]:
     return {**RECIPES, **named}
 
 
+def file_name(name: str) -> str:
+    """Return a recipe's name as that of a file."""
+    return name.replace(" ", "_").replace(",", "")
+
+
 def first_row(folder: Path) -> dict[str, float]:
     """Return what the first rollout logged, without times and memory."""
     rows = read_logged(next(folder.rglob("metrics.csv"))).rows
@@ -70,7 +76,7 @@ def relative(left: float, right: float) -> float:
 
 def one_fit(name: str, out: Path) -> dict[str, Any]:
     """Train one recipe on a CPU, and on the GPU in two precisions."""
-    folder, done = out / name.replace(" ", "_").replace(",", ""), {}
+    folder, done = out / file_name(name), {}
     runs = {"cpu": ("cpu", "32-true"), "cuda": ("cuda", "32-true"), "mixed": ("cuda", "bf16-mixed")}
     with (
         (folder.with_suffix(".log")).open("w") as log,
@@ -98,12 +104,14 @@ def one_fit(name: str, out: Path) -> dict[str, Any]:
 
 
 def tried_fit(name: str, out: Path) -> Any:
-    """Return the figures of one recipe, or its error."""
-    os.environ["OMP_NUM_THREADS"] = "2"
+    """Return the figures of one recipe, or its error; write them as well."""
+    torch.set_num_threads(1)  # or the processes' threads would wait for each other
     try:
-        return tried(partial(one_fit, name, out))
+        found = tried(partial(one_fit, name, out))
     except SystemExit as refused:  # the command line's own way to end
-        return {"error": f"exit code {refused.code}; see the run's .log"}
+        found = {"error": f"exit code {refused.code}; see the run's .log"}
+    (out / f"{file_name(name)}.json").write_text(json.dumps({name: found}) + "\n")
+    return found
 
 
 def fits(out: Path) -> dict[str, Any]:
