@@ -39,6 +39,7 @@ from rlif_lightning.running.run_loop import (
 )
 from rlif_lightning.running.setup_checks import check_precision, check_trainer
 from rlif_lightning.running.stop_signals import StopSignals
+from rlif_lightning.running.texts import refuse_without_rewards
 
 if TYPE_CHECKING:
     from rlif_lightning.module import RLIFModule
@@ -147,11 +148,7 @@ class RLIFTrainer(Trainer):
         Raises:
             ValueError: fewer prompts than processes, or none; or an objective without rewards.
         """
-        if not model.objective.needs_rewards:
-            raise ValueError(
-                f"model.objective={type(model.objective).__name__} needs no rewards, and preflight"
-                " judges rewards; examine the stage that has some"
-            )
+        refuse_without_rewards(model.objective)
         if prompts < self.world_size:
             raise ValueError(
                 f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes"
