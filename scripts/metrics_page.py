@@ -26,6 +26,8 @@ SECTIONS = {
     "supervised": "A stage on texts",
     "rubric": "Rubrics",
     "criterion": "Criteria of a rubric",
+    "entity": "Entity rubrics",
+    "checker": "Checkers: claims against evidence, and CheckerMonitor",
     "rollout": "Completions of a rollout",
     "policy": "Policy",
     "replay": "Replayed groups",

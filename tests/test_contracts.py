@@ -61,11 +61,18 @@ HEADS = {
     "BehaviourVote": lambda: rewards.BehaviourVote(
         extractor=CodeExtractor("continuation"), sandbox=SANDBOX
     ),
+    "CheckerReward": lambda: rewards.CheckerReward(
+        rewards.GradedAnswer(),
+        rewards.JudgeScorer(RuleJudge(lambda request: "Verdict: entailment")),
+        evidence=rewards.EvidenceColumn("test"),
+    ),
     "ClusterVote": rewards.ClusterVote,
     "CodeTests": lambda: rewards.CodeTests(CodeExtractor("continuation"), sandbox=SANDBOX),
     "DropTruncated": rewards.DropTruncated,
+    "EntityRubric": lambda: rewards.EntityRubric(rewards.GoldAnswer()),
     "Format": lambda: rewards.Format("[0-9]"),
     "GoldAnswer": rewards.GoldAnswer,
+    "GradedAnswer": rewards.GradedAnswer,
     "JudgeHead": lambda: rewards.JudgeHead(
         RuleJudge(lambda request: f"Score: {1 + len(request.values['completion']) % 5}"),
         "{prompt} {completion} {form}",
@@ -93,6 +100,7 @@ HEADS = {
     "SimilarityJudgeHead": lambda: rewards.SimilarityJudgeHead(
         RuleJudge(reference_numbers), "answer"
     ),
+    "ShortAnswerPenalty": rewards.ShortAnswerPenalty,
     "StepRubricJudgeHead": lambda: rewards.StepRubricJudgeHead(RuleJudge(reference_numbers)),
     "TargetLogprob": target_logprob,
     "VoteBand": rewards.VoteBand,
@@ -125,7 +133,8 @@ def rollout(order: list[int] | None = None) -> Rollout:
         "inputs": [["1"], ["2"], ["3"]],
     }
     code |= {"test": [f"def check(f):\n    assert f(1) == {n}" for n in (2, 4, 8)]}
-    whole = handmade(TEXTS, GROUP, answer=["1", "3", "7"], level=[1, 2, 3], **code)
+    columns = {"answer": ["1", "3", "7"], "entities": [["1"], ["3", "no"], ["7", "8"]]}
+    whole = handmade(TEXTS, GROUP, level=[1, 2, 3], **columns, **code)
     if order is None:
         return whole
     rows = torch.tensor([p * GROUP + g for p in order for g in range(GROUP)])

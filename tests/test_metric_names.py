@@ -50,11 +50,20 @@ CRITERIA = {"criteria": {
     name: {"criterion": {"class_path": "Matches", "init_args": {"pattern": name}}}
     for name in ("a", "b")
 }}  # fmt: skip
+CHECKER = {
+    "head": "GradedAnswer",
+    "scorer": {"class_path": "JudgeScorer", "init_args": {"judge": JUDGE}},
+    "evidence": {"class_path": "EvidenceColumn", "init_args": {"column": "test_list"}},
+}
 HEADS = {
     "vote": "ClusterVote",  # first: CollapseGuard takes the first vote's answers
     "behaviour": {"class_path": "BehaviourVote", "init_args": SETTINGS},
     "tests": {"class_path": "CodeTests", "init_args": SETTINGS},
     "format": {"class_path": "Format", "init_args": {"pattern": "="}},
+    "trace": {
+        "class_path": "EntityRubric",
+        "init_args": {"outcome": "GoldAnswer", "column": "test_list"},
+    },
     "judge": {
         "class_path": "JudgeHead",
         "init_args": {"judge": JUDGE, "template": "{completion}"},
@@ -80,6 +89,7 @@ HEADS = {
         "init_args": {"judge": JUDGE, "column": "answer"},
     },
     "target": {"class_path": "TargetLogprob", "init_args": {"column": "answer"}},
+    "checker": {"class_path": "CheckerReward", "init_args": CHECKER},
     "overlong": {"class_path": "OverlongPenalty", "init_args": {"limit": 6, "buffer": 3}},
     "rubric": {"class_path": "Rubric", "init_args": {"weighting": "category", **CRITERIA}},
     **{
@@ -87,11 +97,13 @@ HEADS = {
         for name in (
             "DropTruncated",
             "GoldAnswer",
+            "GradedAnswer",
             "Length",
             "MeanLogprob",
             "NegativeEntropy",
             "Random",
             "SelfCertainty",
+            "ShortAnswerPenalty",
             "VoteBand",
         )
     },
@@ -113,6 +125,7 @@ NEEDED = {
     "KLCovScheduler": LOOP,
     "LearningRateFactors": {"factors": [[1, 0.5]]},
     "OverclaimMonitor": MONITORED,
+    "CheckerMonitor": {"search": "="},
 }
 
 
@@ -266,6 +279,8 @@ NOT_DRAWN = {
         "code/solved",
         "time/judge",
         "criterion/<criterion>",
+        "entity/recall",
+        "entity/recall_wrong",
         "policy/entropy_picked",
         "answer/located",
         "answer/tokens",
@@ -283,6 +298,8 @@ NOT_DRAWN = {
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
     *(f"teacher/{name}" for name in ("coverage", "divergence", "tail")),
+    *(f"checker/{name}" for name in ("support", "neutral", "contradiction", "unjudged", "claims")),
+    *(f"checker/{name}" for name in ("phi", "answer_length", "no_search", "foreign", "alarms")),
     *("overclaim/share", "overclaim/proxy_slope", "overclaim/gold_slope"),
     *(
         f"<stage>/{name}"

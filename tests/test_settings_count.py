@@ -15,7 +15,13 @@ SYSTEMS = {
     "distil": {"DistIL", "Teacher"},
     "exprl": {"RubricJudgeHead", "StepRubricJudgeHead", "StepDelta"},
     "turing": {"PairwiseJudgeHead", "SimilarityJudgeHead", "TargetLogprob", "Supervised"},
+    "longtrace": {"EntityRubric"},
     "pow3r": {"Rubric", "WeightedCriterion", "OverclaimMonitor"},
+    "checker": {
+        *("CheckerReward", "CheckerMonitor", "GradedAnswer", "ShortAnswerPenalty"),
+        *("ClaimPattern", "JudgeClaims", "JudgeScorer", "NLIClassifier", "AsksJudge"),
+        *("EvidenceColumn", "EvidenceRule"),
+    },
 }
 MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.
@@ -28,13 +34,15 @@ SHARED = {
     "criteria": (
         "docs/related/pow3r.md",
         5,
-        {"Matches", "Contains", "Within", "NumberWithin", "Scored"},
+        {"Matches", "Contains", "Within", "NumberWithin", "Scored", "HoldsHead"},
     ),
     "judges": (
         "docs/judges.md",
         16,
         {"Judge", "ModelJudge", "RuleJudge", "PolicyJudge", "EndpointJudge"},
     ),
+    # Any objective with a teacher may read it, and no run without one.
+    "the sandbox's trace": ("docs/code-rewards.md", 1, {"SandboxTrace"}),
     "replies": (
         "docs/judges.md",
         12,

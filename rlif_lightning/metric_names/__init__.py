@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 
-from rlif_lightning.metric_names.systems import SYSTEMS
+from rlif_lightning.metric_names.checking import CHECKING
+from rlif_lightning.metric_names.simulating import SIMULATING
+from rlif_lightning.metric_names.tracing import TRACING
 from rlif_lightning.metric_names.training import TRAINING
 from rlif_lightning.metric_names.watching import WATCHING
 
@@ -19,10 +21,10 @@ PLACEHOLDERS = {
     "head": r"[^\W\d]\w*",
     "criterion": r"[^\W\d]\w*",
     "k": r"[1-9]\d*",
-    "figure": r"(?:code|criterion|judge|rollout|rubric|time|vote)/\w+",
+    "figure": r"(?:checker|code|criterion|entity|judge|rollout|rubric|time|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
-LOGGED = {**TRAINING, **SYSTEMS, **WATCHING}
+LOGGED = {**TRAINING, **CHECKING, **SIMULATING, **TRACING, **WATCHING}
 
 
 def entry_of(name: str) -> str | None:

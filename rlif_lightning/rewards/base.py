@@ -45,12 +45,14 @@ class RewardHead(Described, nn.Module, ABC):
             label-free head may name them.
         gives_scores: whether the head can give scores; False for one that only takes completions
             out.
+        scalable: names of the head's numbers that a callback may change during a run.
     """
 
     needs_gold: bool = False
     columns: Sequence[str] = ()
     gold_columns: Sequence[str] = ()
     gives_scores: bool = True
+    scalable: Sequence[str] = ()
 
     @property
     def label_free_columns(self) -> Sequence[str]:
@@ -67,7 +69,15 @@ class RewardHead(Described, nn.Module, ABC):
         """
 
     def start(self, rollout: Rollout) -> None:
-        """Start what may run while other heads score; ``forward`` follows."""
+        """Start what may run while other heads score; ``forward`` or ``abandon`` follows."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether ``start`` began something: such heads score after all others."""
+        return False
+
+    def abandon(self) -> None:
+        """End what ``start`` began and ``forward`` has not taken: another head raised."""
 
     def check_visits(self, most: float) -> None:
         """Refuse a run of at most so many visits of a problem, as :meth:`check` refuses data."""
@@ -243,10 +253,8 @@ class RewardSet(nn.Module):
             RuntimeError: a head raised, or returned no valid output (``received.py``); names the
                 head.
         """
-        visible = {name: self._visible(name, rollout) for name in self.names}
-        for name, part in visible.items():
-            self.settings[name].head.start(part)
-        outputs = {name: self._ask(name, part) for name, part in visible.items()}
+        visible = {name: seen_by(reward.head, rollout) for name, reward in self.settings.items()}
+        outputs = self._ask_all(visible)
         outputs = only_scores_of(kept_completions(rollout, outputs), outputs)
         shape = (rollout.num_prompts, rollout.group_size)
         finished = {}
@@ -282,10 +290,17 @@ class RewardSet(nn.Module):
             else torch.ones_like(std)
         )
 
-    def _visible(self, name: str, rollout: Rollout) -> Rollout:
-        """Return a rollout with the columns that a head may see."""
-        head, prompts = self.settings[name].head, rollout.prompts
-        return replace(rollout, prompts=prompts if head.needs_gold else prompts.only(head.columns))
+    def _ask_all(self, visible: Mapping[str, Rollout]) -> dict[str, RewardOutput]:
+        try:
+            for name, part in visible.items():
+                self.settings[name].head.start(part)
+            order = sorted(visible, key=lambda name: self.settings[name].head.waits)
+            found = {name: self._ask(name, visible[name]) for name in order}
+            return {name: found[name] for name in visible}
+        except BaseException:
+            for name in visible:
+                self.settings[name].head.abandon()
+            raise
 
     def _ask(self, name: str, rollout: Rollout) -> RewardOutput:
         head: Any = self.heads[name]
@@ -300,6 +315,13 @@ class RewardSet(nn.Module):
                 f"while scoring completions such as {_excerpt(rollout)}"
             ) from error
         return received(name, output, rollout)
+
+
+def seen_by(part: Any, rollout: Rollout) -> Rollout:
+    """Return a rollout with the columns that a head, or a criterion of a rubric, may see."""
+    if part.needs_gold:
+        return rollout
+    return replace(rollout, prompts=rollout.prompts.only(part.columns))
 
 
 def _excerpt(rollout: Rollout, width: int = 200) -> str:

@@ -124,6 +124,10 @@ class RewardFunction(RewardHead):
                     " column; rename a column, or give the parameter a default"
                 )
 
+    @property
+    def waits(self) -> bool:
+        return self._running is not None
+
     def start(self, rollout: Rollout) -> None:
         """Start a coroutine, which runs while other heads score."""
         if self._is_async:

@@ -1,11 +1,11 @@
-"""The figures that one related system logs."""
+"""The figures of user simulators and of their warm start."""
 
 from __future__ import annotations
 
 from rlif_lightning.metric_names.entries import Logged
 
 _PAIRS = "rlif_lightning/rewards/pairwise.py"
-SYSTEMS = {
+SIMULATING = {
     "turing/rating": Logged(
         "1 to 7",
         "How human the judge finds replies; 4 = as human as the human's (PairwiseJudgeHead).",
