@@ -97,6 +97,7 @@ def test_two_steps_are_those_of_torchs_cross_entropy(small, tmp_path):
         loss.backward()
         with torch.no_grad():
             for parameter in model.parameters():
+                assert parameter.grad is not None
                 parameter -= 0.5 * parameter.grad
     expected = {f"model.{name}": value for name, value in model.state_dict().items()}
     # The library's norms and rotary angles stay in float32.

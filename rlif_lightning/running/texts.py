@@ -30,7 +30,7 @@ def drawn_from_texts(module: Any, prompts: Prompts) -> ScoredRollout:
     make = partial(text_rollout, module.policy, prompts, texts, module.sampling)
     rollout = module.budget.run(make)
     seconds, num_tokens = time.perf_counter() - started, rollout.lengths.sum()
-    loss = {"supervised/loss": -mean_of_tokens(rollout.stats.logprobs, rollout)}
+    loss: dict[str, Any] = {"supervised/loss": -mean_of_tokens(rollout.stats.logprobs, rollout)}
     return ScoredRollout(rollout, module.rewards(rollout), num_tokens, seconds, loss)
 
 
