@@ -15,6 +15,7 @@ from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.preflight import Findings, examine
+from rlif_lightning.evaluation.preflight_memory import MemoryNotice
 from rlif_lightning.evaluation.preflight_report import (
     print_findings,
     print_judges,
@@ -134,8 +135,9 @@ class RLIFTrainer(Trainer):
     ) -> Findings:
         """Sample groups from the starting policy and judge whether the rewards can work.
 
-        It trains nothing. It prints a table with a verdict for each reward head, and writes
-        ``preflight.json`` and the completions as ``preflight.jsonl``.
+        It trains nothing. Before it loads the policy it prints whether a run would fit in memory,
+        then a table with a verdict for each reward head. It writes ``preflight.json`` and the
+        completions as ``preflight.jsonl``.
 
         Args:
             model: the module.
@@ -162,9 +164,12 @@ class RLIFTrainer(Trainer):
             model.rewards.check(problems, group_size)
 
         batches = PreflightBatches(datamodule, prompts, model.seed, check)
+        notice, callbacks = MemoryNotice(datamodule), self.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        self.callbacks = [*callbacks, notice]
         predicted: Any = self.predict(
             model, batches, ckpt_path=ckpt_path, weights_only=weights_only
         )
+        self.callbacks = callbacks
         records = all_rank_records([record for batch in predicted for record in batch])
         checker = model.evaluator.checker
         answers = [checker.answer(record["completion"]) for record in records]
@@ -174,7 +179,8 @@ class RLIFTrainer(Trainer):
         findings = examine(records, answers, gold, weights, group_size, equivalence)
         path = run_folder(self) / "preflight.json"
         if self.is_global_zero:
-            write_findings(findings, records, path)
+            memory = None if notice.need is None else notice.need.parts
+            write_findings(findings, records, path, memory)
             print_findings(findings)
             print_judges(records, datamodule.prompts_per_rollout * group_size)
             print(f"figures, and the completions as .jsonl: {path}")

@@ -97,10 +97,10 @@ HEADS = {
         }
     ),
     "SelfCertainty": rewards.SelfCertainty,
+    "ShortAnswerPenalty": rewards.ShortAnswerPenalty,
     "SimilarityJudgeHead": lambda: rewards.SimilarityJudgeHead(
         RuleJudge(reference_numbers), "answer"
     ),
-    "ShortAnswerPenalty": rewards.ShortAnswerPenalty,
     "StepRubricJudgeHead": lambda: rewards.StepRubricJudgeHead(RuleJudge(reference_numbers)),
     "TargetLogprob": target_logprob,
     "VoteBand": rewards.VoteBand,

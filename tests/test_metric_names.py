@@ -76,6 +76,7 @@ HEADS = {
         "class_path": "StepRubricJudgeHead",
         "init_args": {"judge": JUDGE},
     },
+    "checker": {"class_path": "CheckerReward", "init_args": CHECKER},
     "pairwise": {
         "class_path": "PairwiseJudgeHead",
         "init_args": {
@@ -89,7 +90,6 @@ HEADS = {
         "init_args": {"judge": JUDGE, "column": "answer"},
     },
     "target": {"class_path": "TargetLogprob", "init_args": {"column": "answer"}},
-    "checker": {"class_path": "CheckerReward", "init_args": CHECKER},
     "overlong": {"class_path": "OverlongPenalty", "init_args": {"limit": 6, "buffer": 3}},
     "rubric": {"class_path": "Rubric", "init_args": {"weighting": "category", **CRITERIA}},
     **{

@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 
 from rlif_lightning.metric_names.checking import CHECKING
-from rlif_lightning.metric_names.simulating import SIMULATING
-from rlif_lightning.metric_names.tracing import TRACING
+from rlif_lightning.metric_names.systems import SYSTEMS
 from rlif_lightning.metric_names.training import TRAINING
 from rlif_lightning.metric_names.watching import WATCHING
 
@@ -24,7 +23,7 @@ PLACEHOLDERS = {
     "figure": r"(?:checker|code|criterion|entity|judge|rollout|rubric|time|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
-LOGGED = {**TRAINING, **CHECKING, **SIMULATING, **TRACING, **WATCHING}
+LOGGED = {**TRAINING, **CHECKING, **SYSTEMS, **WATCHING}
 
 
 def entry_of(name: str) -> str | None:
