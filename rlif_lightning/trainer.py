@@ -155,9 +155,8 @@ class RLIFTrainer(Trainer):
             raise ValueError(
                 f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes"
             )
-        datamodule.trainer = self
+        datamodule.trainer, group_size = self, datamodule.group_size
         model.read_settings_of(datamodule)
-        group_size = datamodule.group_size
 
         def check(problems: EncodedSplit) -> None:
             check_labels(datamodule, model.evaluator, model.rewards, "fit")
