@@ -40,6 +40,7 @@ from rlif_lightning.running.run_loop import (
 )
 from rlif_lightning.running.setup_checks import check_precision, check_trainer
 from rlif_lightning.running.stop_signals import StopSignals
+from rlif_lightning.running.texts import refuse_without_rewards
 
 if TYPE_CHECKING:
     from rlif_lightning.module import RLIFModule
@@ -149,10 +150,13 @@ class RLIFTrainer(Trainer):
         Raises:
             ValueError: fewer prompts than processes, or none; or an objective without rewards.
         """
-        _check_preflight(model, prompts, self.world_size)
-        datamodule.trainer = self
+        refuse_without_rewards(model.objective)
+        if prompts < self.world_size:
+            raise ValueError(
+                f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes"
+            )
+        datamodule.trainer, group_size = self, datamodule.group_size
         model.read_settings_of(datamodule)
-        group_size = datamodule.group_size
 
         def check(problems: EncodedSplit) -> None:
             check_labels(datamodule, model.evaluator, model.rewards, "fit")
@@ -176,18 +180,6 @@ class RLIFTrainer(Trainer):
             print_judges(records, datamodule.prompts_per_rollout * group_size)
             print(f"figures, and the completions as .jsonl: {path}")
         return findings
-
-
-def _check_preflight(model: RLIFModule, prompts: int, num_processes: int) -> None:
-    if not model.objective.needs_rewards:
-        raise ValueError(
-            f"model.objective={type(model.objective).__name__} needs no rewards, and preflight"
-            " judges rewards; examine the stage that has some"
-        )
-    if prompts < num_processes:
-        raise ValueError(
-            f"prompts={prompts} must be at least 1 for each of the {num_processes} processes"
-        )
 
 
 def _findings(
