@@ -7,6 +7,7 @@ from pkgutil import extend_path
 
 __path__ = extend_path(__path__, __name__)
 
+from callbacks.checker_monitor import CheckerMonitor
 from callbacks.collapse_guard import CollapseGuard
 from callbacks.completion_writer import CompletionWriter
 from callbacks.entropy_monitor import EntropyMonitor
@@ -21,6 +22,7 @@ from callbacks.sandbox_trace import SandboxTrace
 from callbacks.stare_controller import STAREController
 
 __all__ = [
+    "CheckerMonitor",
     "CollapseGuard",
     "CompletionWriter",
     "EntropyMonitor",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.replay import Replay
     from rlif_lightning.learning.stare import STARE
     from rlif_lightning.learning.step_advantages import StepDelta
+    from rlif_lightning.learning.supervised import Supervised
     from rlif_lightning.learning.teacher import Teacher
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import Policy
@@ -57,6 +58,14 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.module import RLIFModule
     from rlif_lightning.records import Prompts, RewardOutput, Rollout, TeacherLogprobs, TokenStats
     from rlif_lightning.rewards.base import RewardHead, WeightedReward
+    from rlif_lightning.rewards.checker import CheckerReward
+    from rlif_lightning.rewards.claim_scorers import (
+        ClaimScorer,
+        ClaimVerdict,
+        JudgeScorer,
+        NLIClassifier,
+    )
+    from rlif_lightning.rewards.claims import ClaimExtractor, ClaimPattern, JudgeClaims
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.criteria import (
@@ -67,13 +76,18 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         Scored,
         WeightedCriterion,
     )
+    from rlif_lightning.rewards.entity_rubric import EntityRubric
+    from rlif_lightning.rewards.evidence import Evidence, EvidenceColumn, EvidenceRule
     from rlif_lightning.rewards.function import RewardFunction
     from rlif_lightning.rewards.gate import Gate
+    from rlif_lightning.rewards.graded_answer import GradedAnswer, ShortAnswerPenalty
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
     from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
+    from rlif_lightning.rewards.likelihood import TargetLogprob
     from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+    from rlif_lightning.rewards.pairwise import PairwiseJudgeHead, SimilarityJudgeHead
     from rlif_lightning.rewards.reward_model import RewardModel
     from rlif_lightning.rewards.rubric import Rubric
     from rlif_lightning.rewards.vote_band import VoteBand
@@ -97,6 +111,19 @@ _MODULES = {
     "BenchmarkData": "data.benchmark_source",
     "BoundedObjective": "learning.objective_base",
     "Checker": "answers.checkers",
+    "CheckerReward": "rewards.checker",
+    "ClaimExtractor": "rewards.claims",
+    "ClaimPattern": "rewards.claims",
+    "ClaimScorer": "rewards.claim_scorers",
+    "ClaimVerdict": "rewards.claim_scorers",
+    "Evidence": "rewards.evidence",
+    "EvidenceColumn": "rewards.evidence",
+    "EvidenceRule": "rewards.evidence",
+    "GradedAnswer": "rewards.graded_answer",
+    "JudgeClaims": "rewards.claims",
+    "JudgeScorer": "rewards.claim_scorers",
+    "NLIClassifier": "rewards.claim_scorers",
+    "ShortAnswerPenalty": "rewards.graded_answer",
     "CISPO": "learning.ratio_objectives",
     "ClipCov": "learning.objectives",
     "Clipped": "learning.objectives",
@@ -113,6 +140,7 @@ _MODULES = {
     "DropTruncated": "rewards.overlong",
     "DynamicSampling": "learning.dynamic_sampling",
     "EndpointJudge": "judges.endpoint",
+    "EntityRubric": "rewards.entity_rubric",
     "Evaluation": "evaluation.evaluator",
     "FeedbackWriter": "learning.feedback",
     "Format": "rewards.controls",
@@ -144,6 +172,7 @@ _MODULES = {
     "OPO": "learning.baselines",
     "OfflineVote": "rewards.offline_vote",
     "OverlongPenalty": "rewards.overlong",
+    "PairwiseJudgeHead": "rewards.pairwise",
     "Policy": "model.loading",
     "PolicyJudge": "judges.policy_judge",
     "ProblemSource": "data.sources",
@@ -179,7 +208,10 @@ _MODULES = {
     "Scored": "rewards.criteria",
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
+    "SimilarityJudgeHead": "rewards.pairwise",
     "STARE": "learning.stare",
+    "Supervised": "learning.supervised",
+    "TargetLogprob": "rewards.likelihood",
     "Teacher": "learning.teacher",
     "TeacherLogprobs": "records",
     "StepDelta": "learning.step_advantages",

@@ -24,6 +24,7 @@ import rlif_lightning.data.training_problems
 import rlif_lightning.learning.baselines
 import rlif_lightning.learning.distil
 import rlif_lightning.learning.ratio_objectives
+import rlif_lightning.learning.supervised
 import rlif_lightning.rewards
 import rlif_lightning.rollout.vllm_engine  # noqa: F401
 from rlif_lightning.data.prompts import PromptData

@@ -60,6 +60,7 @@ from rlif_lightning.running.run_settings import KEY, run_settings
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, check_strategy
 from rlif_lightning.running.teachers import lesson_of
+from rlif_lightning.running.texts import drawn_from_texts
 from rlif_lightning.sampling import Sampling
 from rlif_lightning.setting_types import check_arguments
 
@@ -122,7 +123,8 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         self.remember(**given)
         self.policy_settings, self.policy, self.reference = given["policy"], None, None
         self.teacher, self.first_teacher = None, objective.teacher  # a model; its settings
-        self.rewards, self.prompt_table = RewardSet(given["rewards"], answer_column), PromptTable()
+        needed, self.prompt_table = objective.needs_rewards, PromptTable()
+        self.rewards = RewardSet(given["rewards"], answer_column, needed)
         self.rewards.use_table(self.prompt_table)
         self.advantage, self.objective, self.sampling = advantage, objective, sampling
         self.engine, self.evaluator = engine or NativeEngine(), Evaluator(evaluation)
@@ -245,6 +247,8 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
 
     def _draw(self, prompts: Prompts, rollout_number: int) -> ScoredRollout:
         """Draw and score the rollout of a batch."""
+        if self.objective.column is not None:
+            return drawn_from_texts(self, prompts)
         source = RolloutSource(self.engine, self.rewards, self.sampling, self.group_size)
         if self.dynamic_sampling is None:
             return source.draw(prompts, rollout_number)

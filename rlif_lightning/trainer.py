@@ -145,8 +145,13 @@ class RLIFTrainer(Trainer):
             weights_only: whether the checkpoint may hold nothing but tensors and plain values.
 
         Raises:
-            ValueError: fewer prompts than processes, or none.
+            ValueError: fewer prompts than processes, or none; or an objective without rewards.
         """
+        if not model.objective.needs_rewards:
+            raise ValueError(
+                f"model.objective={type(model.objective).__name__} needs no rewards, and preflight"
+                " judges rewards; examine the stage that has some"
+            )
         if prompts < self.world_size:
             raise ValueError(
                 f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes"

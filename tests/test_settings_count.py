@@ -14,7 +14,14 @@ SYSTEMS = {
     "stare": {"STARE", "STAREController"},
     "distil": {"DistIL", "Teacher"},
     "exprl": {"RubricJudgeHead", "StepRubricJudgeHead", "StepDelta"},
+    "longtrace": {"EntityRubric"},
+    "turing": {"PairwiseJudgeHead", "SimilarityJudgeHead", "TargetLogprob", "Supervised"},
     "pow3r": {"Rubric", "WeightedCriterion", "OverclaimMonitor"},
+    "checker": {
+        *("CheckerReward", "CheckerMonitor", "GradedAnswer", "ShortAnswerPenalty"),
+        *("ClaimPattern", "JudgeClaims", "JudgeScorer", "NLIClassifier", "AsksJudge"),
+        *("EvidenceColumn", "EvidenceRule"),
+    },
 }
 MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.
@@ -27,7 +34,7 @@ SHARED = {
     "criteria": (
         "docs/related/pow3r.md",
         5,
-        {"Matches", "Contains", "Within", "NumberWithin", "Scored"},
+        {"Matches", "Contains", "Within", "NumberWithin", "Scored", "HoldsHead"},
     ),
     "judges": (
         "docs/judges.md",

@@ -67,6 +67,12 @@ def find_tokenizer(
     return load_tokenizer(policy.name, policy.revision, policy.trust_remote_code)
 
 
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Return the special tokens of a tokenizer as texts, which it would read as tokens."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+
+
 def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
     """Return a function from prompts to token ids, int32 arrays ``[L]``.
 
@@ -87,12 +93,6 @@ def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
         return [np.array(ids[: len(ids) - appended], dtype=np.int32) for ids in encoded]
 
     return encode
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """Return the texts that a tokenizer reads as special tokens."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    return {*tokenizer.all_special_tokens, *(each.content for each in added if each.special)}
 
 
 def without_overlong(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -102,6 +103,21 @@ def ask_all(
 
 
 _SUMS = ("calls", "prompt_tokens", "completion_tokens")
+
+
+def cost_of(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what :func:`ask_all` logs for several askings together; nothing without any.
+
+    Args:
+        logs: of each asking, or of something else; other figures in them are left out.
+    """
+    logs = [log for log in logs if "judge/questions" in log]
+    if not logs:
+        return {}
+    names = ("judge/questions", *(f"judge/{name}" for name in _SUMS), "time/judge")
+    total = {name: math.fsum(log[name] for log in logs) for name in names}
+    failed = math.fsum(log["judge/failed"] * log["judge/questions"] for log in logs)
+    return total | {"judge/failed": failed / max(total["judge/questions"], 1)}
 
 
 def _ask(judge: Judge, requests: Sequence[Request]) -> list[Reply]:

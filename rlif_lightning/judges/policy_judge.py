@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rlif_lightning.data.tokenizer import prompt_encoder, special_tokens
+from rlif_lightning.data.tokenizer import prompt_encoder, special_texts
 from rlif_lightning.judges.base import (
     GREEDY,
     ModelJudge,
@@ -84,7 +84,7 @@ class PolicyJudge(ModelJudge):
         assert self._model is not None
         self._engine.setup(self._model, models.seed)
         tokenizer = self._model.tokenizer
-        self._special = special_tokens(tokenizer)
+        self._special = special_texts(tokenizer)
         self._encode = prompt_encoder(tokenizer, chat=tokenizer.chat_template is not None)
 
     @torch.no_grad()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from rlif_lightning.judges.asking import cost_of
 from rlif_lightning.records import Prompts, RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardSet
 from rlif_lightning.rewards.step_scores import StepScores
@@ -111,6 +113,31 @@ def assembled(
         of([rollout.staleness for rollout in rollouts]),
     )
     return rollout, {name: _output(draws, name, groups) for name in draws[0].outputs}
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module and its parts into evaluation mode, and each back into its own."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def with_cost_of(
+    draws: Sequence[ScoredRollout], outputs: Mapping[str, RewardOutput]
+) -> dict[str, RewardOutput]:
+    """Return outputs that log what judges were asked in all draws, whoever needed them."""
+    return {
+        name: replace(
+            output,
+            log={**output.log, **cost_of([draw.outputs[name].log for draw in draws])},
+        )
+        for name, output in outputs.items()
+    }
 
 
 def _rows(rollouts: Sequence[Rollout], values: Sequence[Tensor], groups: Sequence[int]) -> Tensor:

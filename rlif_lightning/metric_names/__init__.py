@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from rlif_lightning.metric_names.checking import CHECKING
+from rlif_lightning.metric_names.systems import SYSTEMS
 from rlif_lightning.metric_names.training import TRAINING
 from rlif_lightning.metric_names.watching import WATCHING
 
@@ -18,10 +20,10 @@ PLACEHOLDERS = {
     "head": r"[^\W\d]\w*",
     "criterion": r"[^\W\d]\w*",
     "k": r"[1-9]\d*",
-    "figure": r"(?:code|criterion|judge|rollout|rubric|time|vote)/\w+",
+    "figure": r"(?:checker|code|criterion|entity|judge|rollout|rubric|time|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
-LOGGED = {**TRAINING, **WATCHING}
+LOGGED = {**TRAINING, **CHECKING, **SYSTEMS, **WATCHING}
 
 
 def entry_of(name: str) -> str | None:

@@ -45,12 +45,14 @@ class RewardHead(Described, nn.Module, ABC):
             label-free head may name them.
         gives_scores: whether the head can give scores; False for one that only takes completions
             out.
+        scalable: names of the head's numbers that a callback may change during a run.
     """
 
     needs_gold: bool = False
     columns: Sequence[str] = ()
     gold_columns: Sequence[str] = ()
     gives_scores: bool = True
+    scalable: Sequence[str] = ()
 
     @property
     def label_free_columns(self) -> Sequence[str]:
@@ -140,15 +142,21 @@ class RewardSet(nn.Module):
         rewards: name -> head with weight and gate; names appear in the logs as
             ``reward/<name>/...``.
         answer_column: the gold answers' column, which heads that do not need it cannot name.
+        is_needed: whether a reward with a weight must be there.
 
     Raises:
-        ValueError: no reward, all weights 0, a name that cannot be logged, a gate on an unknown
-            head, or a label-free head that names a column of gold answers.
+        ValueError: no reward that is needed, all weights 0, a name that cannot be logged, a gate on
+            an unknown head, or a label-free head that names a column of gold answers.
     """
 
-    def __init__(self, rewards: Mapping[str, WeightedReward], answer_column: str | None = None):
+    def __init__(
+        self,
+        rewards: Mapping[str, WeightedReward],
+        answer_column: str | None = None,
+        is_needed: bool = True,
+    ):
         super().__init__()
-        if not any(reward.weight for reward in rewards.values()):
+        if is_needed and not any(reward.weight for reward in rewards.values()):
             raise ValueError(
                 f"rewards={list(rewards)}: at least one reward with a weight other than 0 is needed"
             )
@@ -245,7 +253,7 @@ class RewardSet(nn.Module):
             RuntimeError: a head raised, or returned no valid output (``received.py``); names the
                 head.
         """
-        visible = {name: self._visible(name, rollout) for name in self.names}
+        visible = {name: seen_by(reward.head, rollout) for name, reward in self.settings.items()}
         outputs = self._ask_all(visible)
         outputs = only_scores_of(kept_completions(rollout, outputs), outputs)
         shape = (rollout.num_prompts, rollout.group_size)
@@ -282,11 +290,6 @@ class RewardSet(nn.Module):
             else torch.ones_like(std)
         )
 
-    def _visible(self, name: str, rollout: Rollout) -> Rollout:
-        """Return a rollout with the columns that a head may see."""
-        head, prompts = self.settings[name].head, rollout.prompts
-        return replace(rollout, prompts=prompts if head.needs_gold else prompts.only(head.columns))
-
     def _ask_all(self, visible: Mapping[str, Rollout]) -> dict[str, RewardOutput]:
         try:
             for name, part in visible.items():
@@ -312,6 +315,13 @@ class RewardSet(nn.Module):
                 f"while scoring completions such as {_excerpt(rollout)}"
             ) from error
         return received(name, output, rollout)
+
+
+def seen_by(part: Any, rollout: Rollout) -> Rollout:
+    """Return a rollout with the columns that a head, or a criterion of a rubric, may see."""
+    if part.needs_gold:
+        return rollout
+    return replace(rollout, prompts=rollout.prompts.only(part.columns))
 
 
 def _excerpt(rollout: Rollout, width: int = 200) -> str:

@@ -136,7 +136,7 @@ class JudgeHead(RewardHead):
         waiting = iter(replies)
         said = {number: [next(waiting) for _ in texts] for number, texts in pieces.items()}
         found = {number: [self._read(each) for each in given] for number, given in said.items()}
-        shown = _columns([said.get(number, []) for number in range(len(rollout.texts))])
+        shown = reply_columns([said.get(number, []) for number in range(len(rollout.texts))])
         return replace(self._output(rollout, found, log), columns=shown)
 
     def _questions(
@@ -228,7 +228,7 @@ class JudgeHead(RewardHead):
         return None
 
 
-def _columns(said: Sequence[Sequence[Reply]]) -> dict[str, list[Any]]:
+def reply_columns(said: Sequence[Sequence[Reply]]) -> dict[str, list[Any]]:
     """Return the columns of completion tables: replies or failures, and what they cost."""
     return {
         "judge_reply": [

@@ -43,7 +43,8 @@ class VLLMEngine(VLLMBaseEngine):
         options: further arguments of `vllm.LLM`, such as gpu_memory_utilization or max_model_len.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
         correction: token_truncate | token_mask | sequence_truncate | sequence_mask: a larger
-            ratio, of a token or of its whole completion, is cut to max_ratio or counts as 0.
+            ratio, of a token or of its whole completion, is cut to max_ratio or counts as 0;
+            or token_icepop: also one below 1 / max_ratio counts as 0.
         max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the
             run: the engine does not have the policy's weights then.
 
@@ -101,7 +102,8 @@ class VLLMServerEngine(VLLMBaseEngine):
             processes). A server that draws fewer than 1000 tokens a second needs more.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
         correction: token_truncate | token_mask | sequence_truncate | sequence_mask: a larger
-            ratio, of a token or of its whole completion, is cut to max_ratio or counts as 0.
+            ratio, of a token or of its whole completion, is cut to max_ratio or counts as 0;
+            or token_icepop: also one below 1 / max_ratio counts as 0.
         max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the
             run: the engine does not have the policy's weights then.
         key_variable: name of the environment variable that holds the server's API key, sent as

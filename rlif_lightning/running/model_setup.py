@@ -10,6 +10,7 @@ from lightning import LightningModule
 
 from rlif_lightning.judges.base import RunModels
 from rlif_lightning.learning.objective_base import Objective
+from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.rewards.base import RewardSet
@@ -34,6 +35,7 @@ class ModelSetup(LightningModule):
     objective: Objective
     rewards: RewardSet
     engine: RolloutEngine
+    plan: UpdatePlan
     seed: int
 
     def configure_model(self) -> None:

@@ -13,8 +13,10 @@ from rlif_lightning.learning.optimizer import check_optimizer
 from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.running.planned import planned_rollouts
+from rlif_lightning.running.stock_callbacks import check_callbacks
 from rlif_lightning.running.strategies import DividedStrategy
 from rlif_lightning.running.teachers import check_teacher
+from rlif_lightning.running.texts import check_texts
 
 PRECISIONS = ("32-true", "bf16-mixed")
 ALIASES = {
@@ -99,11 +101,14 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     module.objective.check(module.plan.num_updates + (module.replay_buffer is not None))
     if module.objective.uses_advantages:
         module.advantage.check(module.group_size)
-    _check_scores(module.rewards.settings)
-    _check_steps(module.advantage, module.rewards.settings)
+    check_texts(module, data)
+    if module.objective.needs_rewards:
+        _check_scores(module.rewards.settings)
+        _check_steps(module.advantage, module.rewards.settings)
     is_divided = isinstance(module.trainer.strategy, DividedStrategy)
     check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps, is_divided)
     check_trainer(vars(module.trainer))
+    check_callbacks(module.trainer.callbacks, is_divided)
     if module.dynamic_sampling is not None:
         module.dynamic_sampling.check(module.rewards, module.group_size, data)
     if module.answer_tokens is not None:

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.prompts import PromptData
-from rlif_lightning.data.tokenizer import special_tokens
+from rlif_lightning.data.tokenizer import special_texts
 from rlif_lightning.judges.template import without_tokens
 from rlif_lightning.learning.feedback import (
     FeedbackWriter,
@@ -104,10 +104,10 @@ def lesson_of(module: Any, rollout: Rollout, outputs: Mapping[str, RewardOutput]
         heads = module.rewards.heads
         free = {name: each for name, each in outputs.items() if not heads[name].needs_gold}
         outputs = OutputsWithoutGold(free)
-    texts = feedback_texts(teacher, rollout, outputs, _weighted(module), writer)
-    if teacher.feedback in (SIBLING, CALLBACK):  # a completion may spell out a special token
-        special = special_tokens(module.policy.tokenizer)
-        texts = [text and without_tokens(text, special) for text in texts]
+    said = feedback_texts(teacher, rollout, outputs, _weighted(module), writer)
+    # A special token that feedback spells out would be read as one, and could end its turn.
+    special = special_texts((module.teacher or module.policy).tokenizer)
+    texts = [None if text is None else without_tokens(text, special) for text in said]
     split = module.trainer.datamodule.split("train")
     prompts = feedback_prompts(rollout, texts, teacher.template, split)
     reads = module.teacher or module.policy
