@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.answers.code_tasks import CodeExtractor
     from rlif_lightning.answers.extraction import AnswerExtractor
     from rlif_lightning.data.benchmark_source import BenchmarkData
+    from rlif_lightning.data.curriculum import Curriculum, LearnableFirst
     from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
     from rlif_lightning.data.prompt_format import PromptFormat
     from rlif_lightning.data.prompt_table import PromptTable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         ProblemSource,
         ReasoningGym,
     )
+    from rlif_lightning.data.streams import Streamed
     from rlif_lightning.data.training_problems import TrainingProblems
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.judges.base import Judge, Reply, Request
@@ -132,6 +134,7 @@ _MODULES = {
     "CodeChecker": "answers.checkers",
     "CodeExtractor": "answers.code_tasks",
     "CodeTests": "rewards.code",
+    "Curriculum": "data.curriculum",
     "DistIL": "learning.distil",
     "Contains": "rewards.criteria",
     "Criterion": "rewards.criteria",
@@ -156,6 +159,7 @@ _MODULES = {
     "EasyFirst": "data.mixed_sources",
     "MixedProblems": "data.mixed_sources",
     "KLCov": "learning.objectives",
+    "LearnableFirst": "data.curriculum",
     "LearningRateSchedule": "learning.optimizer",
     "Length": "rewards.controls",
     "LiteralChecker": "answers.checkers",
@@ -212,6 +216,7 @@ _MODULES = {
     "STARE": "learning.stare",
     "Supervised": "learning.supervised",
     "TargetLogprob": "rewards.likelihood",
+    "Streamed": "data.streams",
     "Teacher": "learning.teacher",
     "TeacherLogprobs": "records",
     "StepDelta": "learning.step_advantages",

@@ -26,6 +26,11 @@ SYSTEMS = {
 MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.
 SHARED = {
+    "mixing, orders and streams of problems": (
+        "docs/all-of-rlif-lightning.md",
+        14,
+        {"MixedProblems", "EasyFirst", "LearnableFirst", "Streamed"},
+    ),
     "parts of the study": (
         "docs/study-parts.md",
         8,
@@ -36,6 +41,9 @@ SHARED = {
         5,
         {"Matches", "Contains", "Within", "NumberWithin", "Scored", "HoldsHead"},
     ),
+    "curricula": ("docs/all-of-rlif-lightning.md", 4, {"Curriculum", "LearnableFirst"}),
+    "streams": ("docs/all-of-rlif-lightning.md", 3, {"Streamed", "GivenStream"}),
+    "the hub": ("callbacks/README.md", 2, {"HubExporter"}),
     "judges": (
         "docs/judges.md",
         16,

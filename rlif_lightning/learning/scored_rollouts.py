@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from rlif_lightning.judges.asking import cost_of
 from rlif_lightning.records import Prompts, RewardOutput, Rollout
-from rlif_lightning.rewards.base import RewardSet
+from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rewards.step_scores import StepScores
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.sampling import Sampling

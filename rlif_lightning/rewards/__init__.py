@@ -1,6 +1,6 @@
 """Reward heads: of the policy's own statistics, of agreement inside a group, and controls."""
 
-from rlif_lightning.rewards.base import RewardHead, RewardSet, WeightedReward
+from rlif_lightning.rewards.base import RewardHead, WeightedReward
 from rlif_lightning.rewards.checker import CheckerReward
 from rlif_lightning.rewards.claim_scorers import (
     ClaimScorer,
@@ -32,6 +32,7 @@ from rlif_lightning.rewards.offline_vote import OfflineVote
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
 from rlif_lightning.rewards.pairwise import PairwiseJudgeHead, SimilarityJudgeHead
 from rlif_lightning.rewards.reward_model import RewardModel
+from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rewards.rubric import Rubric
 from rlif_lightning.rewards.vote_band import VoteBand
 from rlif_lightning.rewards.voting import ClusterVote

@@ -52,6 +52,8 @@ class NativeEngine(RolloutEngine):
             same completions bit for bit, for more memory.
     """
 
+    memory = "native"
+
     def __init__(self, max_rows: int = 512, cuda_graphs: bool = False):
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
