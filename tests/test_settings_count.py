@@ -8,7 +8,7 @@ from harness.files import ROOT
 from harness.settings import buildable, settings
 
 # 200, PromptData.environment (the one door to environments) and NativeEngine.cuda_graphs.
-MOST = 202
+MOST = 197
 # A related system is chosen as a whole, with its page in docs/related/: nobody else meets its
 # settings, which have a bound of their own. A class that several systems share is not among them.
 SYSTEMS = {
@@ -28,10 +28,10 @@ SYSTEMS = {
 MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.
 SHARED = {
-    "mixing, orders and streams of problems": (
+    "mixing and order of problems": (
         "docs/all-of-rlif-lightning.md",
-        14,
-        {"MixedProblems", "EasyFirst", "LearnableFirst", "Streamed"},
+        5,
+        {"MixedProblems", "EasyFirst"},
     ),
     "parts of the study": (
         "docs/study-parts.md",
