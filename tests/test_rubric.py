@@ -36,7 +36,8 @@ from rlif_lightning import (
 )
 from rlif_lightning.answers.code_tasks import CodeExtractor
 from rlif_lightning.data.prompt_table import PromptTable
-from rlif_lightning.rewards.base import RewardSet, WeightedReward
+from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rewards.rubric_weights import (
     diva_weights,
     kept_criteria,

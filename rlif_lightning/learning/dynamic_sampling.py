@@ -34,9 +34,10 @@ from rlif_lightning.masked import masked_std, masked_sum
 from rlif_lightning.processes.collectives import all_rank_objects, all_rank_sum
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks
 from rlif_lightning.records import Prompts, RewardOutput
-from rlif_lightning.rewards.base import MIN_SPREAD, RewardSet, WeightedReward
+from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.rewards.controls import Length
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
+from rlif_lightning.rewards.reward_set import MIN_SPREAD, RewardSet
 from rlif_lightning.sampling import purpose_seeds
 from rlif_lightning.setting_types import check_types
 

@@ -1,6 +1,6 @@
 """Reward heads: of the policy's own statistics, of agreement inside a group, and controls."""
 
-from rlif_lightning.rewards.base import RewardHead, RewardSet, WeightedReward
+from rlif_lightning.rewards.base import RewardHead, WeightedReward
 from rlif_lightning.rewards.checker import CheckerReward
 from rlif_lightning.rewards.claim_scorers import (
     ClaimScorer,
@@ -20,6 +20,7 @@ from rlif_lightning.rewards.criteria import (
     WeightedCriterion,
 )
 from rlif_lightning.rewards.entity_rubric import EntityRubric
+from rlif_lightning.rewards.environment import EnvironmentReward
 from rlif_lightning.rewards.evidence import Evidence, EvidenceColumn, EvidenceRule
 from rlif_lightning.rewards.function import RewardFunction
 from rlif_lightning.rewards.gate import Gate
@@ -31,7 +32,9 @@ from rlif_lightning.rewards.likelihood import TargetLogprob
 from rlif_lightning.rewards.offline_vote import OfflineVote
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
 from rlif_lightning.rewards.pairwise import PairwiseJudgeHead, SimilarityJudgeHead
+from rlif_lightning.rewards.reuse import ReuseRL
 from rlif_lightning.rewards.reward_model import RewardModel
+from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rewards.rubric import Rubric
 from rlif_lightning.rewards.vote_band import VoteBand
 from rlif_lightning.rewards.voting import ClusterVote
@@ -49,6 +52,7 @@ __all__ = [
     "Criterion",
     "DropTruncated",
     "EntityRubric",
+    "EnvironmentReward",
     "Evidence",
     "EvidenceColumn",
     "EvidenceRule",
@@ -69,6 +73,7 @@ __all__ = [
     "OverlongPenalty",
     "PairwiseJudgeHead",
     "Random",
+    "ReuseRL",
     "RewardFunction",
     "RewardHead",
     "RewardModel",

@@ -13,7 +13,7 @@ from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.rewards.base import RewardSet
+from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.running.strategies import build_policy
 from rlif_lightning.running.teachers import build_teacher, follow
