@@ -1,4 +1,4 @@
-"""Make a small classifier of natural-language inference on sums (a minute on one CPU core).
+"""Make a small classifier of natural-language inference on sums (minutes on one CPU core).
 
     python scripts/make_nli_classifier.py --output runs/checker/classifier
 
