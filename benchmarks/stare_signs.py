@@ -27,7 +27,8 @@ from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.rewards import GoldAnswer
-from rlif_lightning.rewards.base import RewardSet, WeightedReward
+from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 

@@ -59,7 +59,7 @@ class PlannedLengths(NativeEngine):
     """An engine that ends each completion at its planned length, as on TRL's side."""
 
     def __init__(self, a: Any):
-        super().__init__(*([a.max_rows] if a.max_rows else []))
+        super().__init__(*([a.max_rows] if a.max_rows else []), cuda_graphs=a.cuda_graphs)
         self.a, self.rollouts = a, 0
 
     def generate(self, prompts: Any, group_size: int, sampling: Sampling, step: int) -> Rollout:

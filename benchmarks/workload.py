@@ -79,6 +79,9 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument(
         "--gradient-checkpointing", action="store_true", help="recompute activations: less memory"
     )
+    parser.add_argument(
+        "--cuda-graphs", action="store_true", help="decode by CUDA graphs (this library's side)"
+    )
     parser.add_argument("--out", help="also write the JSON here")
     return parser.parse_args()
 

@@ -7,6 +7,7 @@ from pkgutil import extend_path
 
 __path__ = extend_path(__path__, __name__)
 
+from callbacks.checker_monitor import CheckerMonitor
 from callbacks.collapse_guard import CollapseGuard
 from callbacks.completion_writer import CompletionWriter
 from callbacks.entropy_monitor import EntropyMonitor
@@ -18,9 +19,11 @@ from callbacks.learning_rate_factors import LearningRateFactors
 from callbacks.overclaim_monitor import OverclaimMonitor
 from callbacks.report import RunReport
 from callbacks.sampler_gap import SamplerGap
+from callbacks.sandbox_trace import SandboxTrace
 from callbacks.stare_controller import STAREController
 
 __all__ = [
+    "CheckerMonitor",
     "CollapseGuard",
     "CompletionWriter",
     "EntropyMonitor",
@@ -33,4 +36,5 @@ __all__ = [
     "RunReport",
     "STAREController",
     "SamplerGap",
+    "SandboxTrace",
 ]

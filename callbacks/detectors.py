@@ -1,7 +1,6 @@
 """Detectors: each watches one figure of a run and says whether it is beyond a limit.
 
-Pure: numbers in, numbers out. CollapseGuard, EntropyMonitor, LabelFreeStopping and SamplerGap all
-decide by this code.
+Pure: numbers in, numbers out. CollapseGuard, LabelFreeStopping and SamplerGap decide by this code.
 
 A worked example: ``Detector("x", "below", factor=0.5, window=3, patience=1, baseline=Baseline(2))``
 is given 8, 12, 9, 4, 3. The baseline is 10, the mean of 8 and 12, so the limit is 5. The first full

@@ -1,4 +1,4 @@
-"""The detectors of CollapseGuard: the symptoms of collapse, without labels.
+"""The detectors of guards, and those of CollapseGuard: the symptoms of collapse, without labels.
 
 ``DETECTORS`` at the end are the symptoms that https://arxiv.org/abs/2605.22620 describes, and a few
 of ours; all limits are ours.
@@ -12,7 +12,7 @@ from typing import Any
 
 from callbacks.detectors import Detector, check_known
 
-SPACES = ("token", "answer", "any", "drive")
+SPACES = ("token", "answer", "any", "drive", "reward")
 SEVERITIES = ("alarm", "notice")
 RUNS = ("all", "label_free", "vote", "certainty")
 
@@ -22,12 +22,12 @@ class GuardDetector(Detector):
     """A symptom of collapse: a `Detector` that says where, how badly and in which runs.
 
     The settings metric, side, factor, gap, bound, window, patience, release, within and meaning are
-    those of `Detector`. The baseline is CollapseGuard's.
+    those of `Detector`. The baseline is the guard's.
 
     Args:
         space: token (as certainty alone does) | answer (as a vote alone does) | any | drive: no
             symptom yet, but what pushes the policy; not judged where a strong reference KL holds
-            it.
+            it | reward: a reward that has no signal, or is gamed.
         severity: alarm (acted upon) | notice (written down only).
         runs: all | label_free | vote | certainty: which runs are judged; the last two are those
             that reward it.
@@ -103,6 +103,8 @@ def verdict(spaces: set[str]) -> str:
         return "token-space collapse (as certainty rewards alone bring about)"
     if "answer" in spaces:
         return "answer-space collapse (as a vote alone brings about)"
+    if "reward" in spaces:
+        return "a fault of the reward: it has no signal, or it is gamed"
     if "any" in spaces:
         return "collapse, not yet clear of which kind"
     return "no collapse yet, but a risk of one"

@@ -10,8 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from callbacks.collapse_guard import CollapseGuard
 from callbacks.events import record_event
+from callbacks.guard import Guard
 from rlif_lightning.data.described import Described
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.running.lightning_internals import configured_optimizer
@@ -108,11 +108,12 @@ class LearningRateFactors(Described, Callback):
                 " constant; set that, or remove the callback"
             )
         callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        guards = [each for each in callbacks if isinstance(each, CollapseGuard)]
-        if any(each.acts and "learning_rate" in each.scale for each in guards):
+        guards = [each for each in callbacks if isinstance(each, Guard)]
+        steering = [each for each in guards if each.acts and "learning_rate" in each.scale]
+        if steering:
             raise ValueError(
-                "LearningRateFactors and CollapseGuard would both set the learning rate: set the"
-                " guard's action=warn, or its scale to something else, or remove one of them"
+                f"LearningRateFactors and {steering[0].name} would both set the learning rate: set"
+                " the guard's action=warn, or its scale to something else, or remove one of them"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:

@@ -28,7 +28,10 @@ from rlif_lightning.running.run_checkpoints import run_checkpoints
 
 
 def read_setting(trainer: Trainer, module: RLIFModule, name: str) -> float:
-    """Return ``learning_rate``, ``objective.<field>`` or ``rewards.<head>.weight`` as it is now.
+    """Return a setting as it is now.
+
+    There are ``learning_rate``, ``objective.<field>``, ``rewards.<head>.weight`` and, for each name
+    in a head's ``scalable``, ``rewards.<head>.<name>``.
 
     Raises:
         ValueError: no such setting, or one that is not a number; names those that exist.
@@ -42,6 +45,8 @@ def read_setting(trainer: Trainer, module: RLIFModule, name: str) -> float:
             known[f"objective.{field.name}"] = value
     for head, weight in zip(module.rewards.names, module.rewards.weights.tolist(), strict=True):
         known[f"rewards.{head}.weight"] = weight
+        scored_by: Any = module.rewards.heads[head]
+        known |= {f"rewards.{head}.{each}": getattr(scored_by, each) for each in scored_by.scalable}
     if name not in known:
         raise ValueError(f"scale names {name!r}; settings that can be scaled: {', '.join(known)}")
     return float(known[name])
@@ -63,8 +68,11 @@ def scale_setting(trainer: Trainer, module: RLIFModule, name: str, factor: float
     kind, _, rest = name.partition(".")
     if kind == "objective":
         module.objective = replace(module.objective, **{rest: value})
-    else:
+    elif rest.endswith(".weight"):
         module.rewards.set_weight(rest.removesuffix(".weight"), value)
+    else:
+        head, _, field = rest.partition(".")
+        setattr(module.rewards.heads[head], field, value)
 
 
 def check_scale(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.answers.extraction import AnswerExtractor
     from rlif_lightning.data.benchmark_source import BenchmarkData
     from rlif_lightning.data.curriculum import Curriculum, LearnableFirst
+    from rlif_lightning.data.environment_settings import EnvironmentSettings
     from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
     from rlif_lightning.data.prompt_format import PromptFormat
     from rlif_lightning.data.prompt_table import PromptTable
@@ -26,6 +27,10 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     )
     from rlif_lightning.data.streams import Streamed
     from rlif_lightning.data.training_problems import TrainingProblems
+    from rlif_lightning.environments.base import Environment, Episode, Step, Turn
+    from rlif_lightning.environments.pool import EnvironmentPool
+    from rlif_lightning.environments.problems import CountdownProblems
+    from rlif_lightning.environments.tools import PythonTool
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.judges.base import Judge, Reply, Request
     from rlif_lightning.judges.endpoint import EndpointJudge
@@ -52,13 +57,23 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.replay import Replay
     from rlif_lightning.learning.stare import STARE
     from rlif_lightning.learning.step_advantages import StepDelta
+    from rlif_lightning.learning.supervised import Supervised
     from rlif_lightning.learning.teacher import Teacher
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import Policy
     from rlif_lightning.model.lora import LoRA
+    from rlif_lightning.model.token_stats import TeacherLogprobs
     from rlif_lightning.module import RLIFModule
-    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TeacherLogprobs, TokenStats
+    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
     from rlif_lightning.rewards.base import RewardHead, WeightedReward
+    from rlif_lightning.rewards.checker import CheckerReward
+    from rlif_lightning.rewards.claim_scorers import (
+        ClaimScorer,
+        ClaimVerdict,
+        JudgeScorer,
+        NLIClassifier,
+    )
+    from rlif_lightning.rewards.claims import ClaimExtractor, ClaimPattern, JudgeClaims
     from rlif_lightning.rewards.code import BehaviourVote, CodeTests
     from rlif_lightning.rewards.controls import Format, GoldAnswer, Length, Random
     from rlif_lightning.rewards.criteria import (
@@ -69,13 +84,20 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         Scored,
         WeightedCriterion,
     )
+    from rlif_lightning.rewards.entity_rubric import EntityRubric
+    from rlif_lightning.rewards.environment import EnvironmentReward
+    from rlif_lightning.rewards.evidence import Evidence, EvidenceColumn, EvidenceRule
     from rlif_lightning.rewards.function import RewardFunction
     from rlif_lightning.rewards.gate import Gate
+    from rlif_lightning.rewards.graded_answer import GradedAnswer, ShortAnswerPenalty
     from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
     from rlif_lightning.rewards.judged import JudgeHead, RubricJudgeHead
     from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
+    from rlif_lightning.rewards.likelihood import TargetLogprob
     from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
+    from rlif_lightning.rewards.pairwise import PairwiseJudgeHead, SimilarityJudgeHead
+    from rlif_lightning.rewards.reuse import ReuseRL
     from rlif_lightning.rewards.reward_model import RewardModel
     from rlif_lightning.rewards.rubric import Rubric
     from rlif_lightning.rewards.vote_band import VoteBand
@@ -99,6 +121,19 @@ _MODULES = {
     "BenchmarkData": "data.benchmark_source",
     "BoundedObjective": "learning.objective_base",
     "Checker": "answers.checkers",
+    "CheckerReward": "rewards.checker",
+    "ClaimExtractor": "rewards.claims",
+    "ClaimPattern": "rewards.claims",
+    "ClaimScorer": "rewards.claim_scorers",
+    "ClaimVerdict": "rewards.claim_scorers",
+    "Evidence": "rewards.evidence",
+    "EvidenceColumn": "rewards.evidence",
+    "EvidenceRule": "rewards.evidence",
+    "GradedAnswer": "rewards.graded_answer",
+    "JudgeClaims": "rewards.claims",
+    "JudgeScorer": "rewards.claim_scorers",
+    "NLIClassifier": "rewards.claim_scorers",
+    "ShortAnswerPenalty": "rewards.graded_answer",
     "CISPO": "learning.ratio_objectives",
     "ClipCov": "learning.objectives",
     "Clipped": "learning.objectives",
@@ -111,11 +146,18 @@ _MODULES = {
     "DistIL": "learning.distil",
     "Contains": "rewards.criteria",
     "Criterion": "rewards.criteria",
+    "CountdownProblems": "environments.problems",
     "DPPO": "learning.ratio_objectives",
     "DrGRPO": "learning.advantages",
     "DropTruncated": "rewards.overlong",
     "DynamicSampling": "learning.dynamic_sampling",
     "EndpointJudge": "judges.endpoint",
+    "Environment": "environments.base",
+    "EnvironmentPool": "environments.pool",
+    "EnvironmentReward": "rewards.environment",
+    "EnvironmentSettings": "data.environment_settings",
+    "Episode": "environments.base",
+    "EntityRubric": "rewards.entity_rubric",
     "Evaluation": "evaluation.evaluator",
     "FeedbackWriter": "learning.feedback",
     "Format": "rewards.controls",
@@ -148,18 +190,21 @@ _MODULES = {
     "OPO": "learning.baselines",
     "OfflineVote": "rewards.offline_vote",
     "OverlongPenalty": "rewards.overlong",
+    "PairwiseJudgeHead": "rewards.pairwise",
     "Policy": "model.loading",
     "PolicyJudge": "judges.policy_judge",
     "ProblemSource": "data.sources",
     "PromptData": "data.prompts",
     "PromptFormat": "data.prompt_format",
     "Prompts": "records",
+    "PythonTool": "environments.tools",
     "PromptTable": "data.prompt_table",
     "Random": "rewards.controls",
     "ReasoningGym": "data.sources",
     "ReferenceKL": "learning.objective_base",
     "ReinforcePlusPlus": "learning.baselines",
     "Replay": "learning.replay",
+    "ReuseRL": "rewards.reuse",
     "RewardFunction": "rewards.function",
     "Reply": "judges.base",
     "ReplyParser": "judges.parsing",
@@ -183,15 +228,20 @@ _MODULES = {
     "Scored": "rewards.criteria",
     "SelfCertainty": "rewards.internal",
     "ShardedStrategy": "running.strategies",
+    "SimilarityJudgeHead": "rewards.pairwise",
     "STARE": "learning.stare",
+    "Supervised": "learning.supervised",
+    "TargetLogprob": "rewards.likelihood",
     "Streamed": "data.streams",
     "Teacher": "learning.teacher",
-    "TeacherLogprobs": "records",
+    "TeacherLogprobs": "model.token_stats",
     "StepDelta": "learning.step_advantages",
     "StepRubricJudgeHead": "rewards.judged_steps",
+    "Step": "environments.base",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
     "TrainingProblems": "data.training_problems",
+    "Turn": "environments.base",
     "UpdatePlan": "learning.update",
     "VerdictParser": "judges.parsing",
     "VLLMEngine": "rollout.vllm_engine",

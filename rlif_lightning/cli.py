@@ -21,9 +21,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import callbacks
 import rlif_lightning.data.training_problems
+import rlif_lightning.environments.pool
+import rlif_lightning.environments.problems
 import rlif_lightning.learning.baselines
 import rlif_lightning.learning.distil
 import rlif_lightning.learning.ratio_objectives
+import rlif_lightning.learning.supervised
 import rlif_lightning.rewards
 import rlif_lightning.rollout.vllm_engine  # noqa: F401
 from rlif_lightning.data.prompts import PromptData

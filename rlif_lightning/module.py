@@ -51,8 +51,8 @@ from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
 from rlif_lightning.processes.ranks import num_data_ranks, share_completions
 from rlif_lightning.records import Prompts
-from rlif_lightning.rewards.base import RewardSet
 from rlif_lightning.rewards.given import RewardLike, as_rewards
+from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.running.look_ahead import upcoming_prompts
@@ -61,6 +61,7 @@ from rlif_lightning.running.run_settings import KEY, run_settings
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, check_strategy
 from rlif_lightning.running.teachers import lesson_of
+from rlif_lightning.running.texts import drawn_from_texts
 from rlif_lightning.sampling import Sampling
 from rlif_lightning.setting_types import check_arguments
 
@@ -123,7 +124,8 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         self.remember(**given)
         self.policy_settings, self.policy, self.reference = given["policy"], None, None
         self.teacher, self.first_teacher = None, objective.teacher  # a model; its settings
-        self.rewards, self.prompt_table = RewardSet(given["rewards"], answer_column), PromptTable()
+        needed, self.prompt_table = objective.needs_rewards, PromptTable()
+        self.rewards = RewardSet(given["rewards"], answer_column, needed)
         self.rewards.use_table(self.prompt_table)
         self.advantage, self.objective, self.sampling = advantage, objective, sampling
         self.engine, self.evaluator = engine or NativeEngine(), Evaluator(evaluation)
@@ -246,14 +248,14 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
 
     def _draw(self, prompts: Prompts, rollout_number: int) -> ScoredRollout:
         """Draw and score the rollout of a batch; a curriculum sees what it says."""
+        if self.objective.column is not None:
+            return drawn_from_texts(self, prompts)
         source = RolloutSource(self.engine, self.rewards, self.sampling, self.group_size)
         data = getattr(self.trainer, "datamodule", None)
-        if self.dynamic_sampling is None:
-            drawn = source.draw(prompts, rollout_number)
-        else:
+        if self.dynamic_sampling is not None:
             problems = data.split("train") if isinstance(data, PromptData) else None
-            draws = DynamicDraws(self.dynamic_sampling, source, problems, self.seed)
-            drawn = draws.draw(prompts, rollout_number)
+            source = DynamicDraws(self.dynamic_sampling, source, problems, self.seed)
+        drawn = source.draw(prompts, rollout_number)
         if isinstance(data, PromptData) and isinstance(data.source, Curriculum):
             data.source.observe(drawn.rollout, drawn.outputs)
         return drawn

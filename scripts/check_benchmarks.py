@@ -119,7 +119,7 @@ def pipeline(path: Path, chosen: BenchmarkSet, data: dict[str, Any], tokenizer: 
     made = PromptData(
         source=LocalFiles(train=str(path), validation=str(path))
         if trains
-        else BenchmarkData(**source, file=str(path)),
+        else BenchmarkData(**{**source, "name": str(path)}),
         tokenizer=tokenizer,
         group_size=data.get("group_size", 7),
         prompts_per_rollout=data.get("prompts_per_rollout", 1),

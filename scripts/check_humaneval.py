@@ -40,12 +40,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("path", help="HumanEval.jsonl.gz")
-    parser.add_argument("--isolation", default="auto", choices=("auto", *LEVELS))
+    parser.add_argument("--isolation", default="rlimits+", choices=("rlimits+", *LEVELS))
     parser.add_argument("--workers", type=int, default=None)
     arguments = parser.parse_args()
     with gzip.open(arguments.path, "rt") as file:
         rows = [json.loads(line) for line in file]
-    sandbox = Sandbox(arguments.isolation, "rlimits", arguments.workers)
+    sandbox = Sandbox(arguments.isolation, arguments.workers)
     started = time.perf_counter()
     rates = pass_rates([row["canonical_solution"] for row in rows], rows, sandbox=sandbox)
     seconds = time.perf_counter() - started

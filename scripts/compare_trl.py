@@ -38,7 +38,7 @@ from rlif_lightning import (
 )
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
-from rlif_lightning.rollout.importance_weights import CORRECTIONS, Correction
+from rlif_lightning.rollout.importance_weights import CORRECTIONS, ICEPOP, Correction
 
 EOS, PAD, P, G = 1, 0, 5, 4
 LENGTH = 24  # TRL's max_completion_length
@@ -276,7 +276,7 @@ def main() -> None:
         lines[shown] = type(pair.objective).__name__, partial(loss_difference, pair)
     for name, (ours, *_) in ESTIMATORS.items():
         lines[name] = type(ours).__name__, partial(advantage_difference, name)
-    for kind in CORRECTIONS:
+    for kind in sorted({*CORRECTIONS} - {ICEPOP}, key=CORRECTIONS.index):
         lines[kind] = "engine.correction", partial(weight_difference, kind)
     lines["mask_truncated_completions"] = "DropTruncated", truncation_difference
     lines["get_soft_overlong_punishment"] = "OverlongPenalty", overlong_difference

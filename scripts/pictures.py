@@ -11,11 +11,14 @@ in ``docs/results/run``; callbacks/README.md has its command.
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,10 +30,11 @@ from rich.text import Text
 from benchmarks.results import FOLDER, read_results
 from benchmarks.study_arms import ARMS, JUDGING
 from benchmarks.study_rows import read_runs as read_study
-from callbacks.completion_writer import render
+from callbacks.completion_writer import WIDTH, render
 from callbacks.report.figures import COLORS, DPI, draw_panel
 from callbacks.report.panels import panels_of
 from callbacks.report.read import read_run
+from rlif_lightning.running.progress import progress_line
 
 DOCS = FOLDER.parent
 RUN = FOLDER / "run"
@@ -131,11 +135,41 @@ def terminal(path: Path) -> None:
     path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", text, flags=re.S))
 
 
+def terminal_at(width: int) -> Callable[[Path], None]:
+    """Return what draws a run in a terminal of so many columns: header, progress, completions."""
+
+    def draw(path: Path) -> None:
+        lines = (RUN / "completions.jsonl").read_text().splitlines()
+        group = [json.loads(line) for line in lines[:8]]
+        rows = list(csv.DictReader((RUN / "metrics.csv").read_text().splitlines()))
+        console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
+        console.print(Text((RUN / "header.txt").read_text().rstrip()), soft_wrap=False)
+        console.print(Text(progress(rows, group[0]["rollout"], width - 1)))
+        with mock.patch.dict(os.environ, {"COLUMNS": str(width)}):  # the table's own console
+            console.print(Text.from_ansi(render(group, width=WIDTH, color=True)))
+        text = console.export_svg(title=f"{width} columns", unique_id=f"terminal{width}")
+        path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", text, flags=re.S))
+
+    return draw
+
+
+def progress(rows: list[dict[str, str]], done: int, width: int) -> str:
+    """Return the line of progress after so many rollouts."""
+    trained = [row for row in rows if row["time/rollout"]][:done]
+    times = ("time/rollout", "time/reward", "time/update")
+    seconds = sum(float(row[name]) for row in trained for name in times) / done
+    names = {"vote": "reward/vote/mean", "entropy": "policy/entropy", "length": "rollout/length"}
+    shown = {name: float(trained[-1][column]) for name, column in names.items()}
+    return progress_line(done, 40, seconds, shown, width)
+
+
 PICTURES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "quickstart": ("quickstart.png", quickstart),
     "study": ("collapse-study.png", study),
     "report": ("run-report.png", report),
     "terminal": ("terminal.svg", terminal),
+    "terminal80": ("terminal-80.svg", terminal_at(80)),
+    "terminal160": ("terminal-160.svg", terminal_at(160)),
 }
 
 

@@ -122,7 +122,7 @@ class Soak:
         full = {
             "CollapseGuard": GUARD, "HFExporter": exporter,
             "CompletionWriter": {"every": 1, "show": ["tensorboard"]},
-            "EntropyMonitor": {"floor": 0.2}, "RunReport": {},
+            "EntropyMonitor": {}, "RunReport": {},
         }  # fmt: skip
         watchers = (
             [{"class_path": name, "init_args": given} for name, given in full.items()]

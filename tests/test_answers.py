@@ -35,6 +35,8 @@ ANSWERISH = st.text(alphabet="0123456789.,+-*/^=%$ \\{}()[]_`abXY°\u2212ßtextr
         ("phrase", "The answer is 3.5. So the final answer is: **42**. Done.", "42"),
         ("phrase", "Answer: x = 3.25", "x = 3.25"),
         ("phrase", "the answers are many", None),
+        ("tag", "<answer>1</answer> no, <answer>\n2 <answer> 3\n</answer>", "3"),
+        ("tag", "<answer>1", None),
         ("last_number", "from 3 to -1,234.50 dollars", "-1,234.50"),
         ("last_number", "10-3 = 5-3", "3"),
         ("last_number", r"1/2, then \frac{-3}{4}.", r"\frac{-3}{4}"),

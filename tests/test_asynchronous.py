@@ -309,6 +309,8 @@ def weight_of(kind: str, mine: Tensor, theirs: Tensor, bound: float) -> Tensor:
         ratio = ratio.prod().expand_as(ratio)
     if kind.endswith("mask"):
         return ratio * (ratio <= bound)
+    if kind == "token_icepop":
+        return ratio * ((ratio <= bound) & (ratio >= 1 / bound))
     return ratio.minimum(torch.tensor(bound))
 
 

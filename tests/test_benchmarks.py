@@ -186,7 +186,7 @@ def run(
     if not name.startswith("reasoning_gym"):
         path = folder / "rows.jsonl"
         path.write_text("\n".join(map(json.dumps, ROWS[name] if rows is None else rows)))
-        source = [f"--data.source.init_args.file={path}"]
+        source = [f"--data.source.init_args.name={path}"]
     model = [
         "--model.policy.name=rlif-arithmetic",
         f"--trainer.default_root_dir={folder}",
@@ -194,7 +194,7 @@ def run(
     ]
     short = ["--model.evaluation.sampling.max_new_tokens=4", "--trainer.enable_progress_bar=false"]
     if name in SOLUTIONS:  # any sandbox that the machine has: test_escape.py is about what it stops
-        short.append("--model.evaluation.checker.sandbox.minimum=rlimits")
+        short.append("--model.evaluation.checker.sandbox.isolation=rlimits+")
     configs = [f"--config={ROOT}/configs/evaluate.yaml", f"--config={FOLDER}/{name}.yaml"]
     return cli.main([command, *configs, *source, *model, *short, *arguments])
 
@@ -299,7 +299,7 @@ def test_a_missing_column_is_named(name, tmp_path):
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ValueError, match=rf"columns \['{needed}'\] are missing; it has"):
-        BenchmarkData(**settings, file=str(path)).load("validation")
+        BenchmarkData(**settings | {"name": str(path)}).load("validation")
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -311,7 +311,7 @@ def test_columns_that_nothing_uses_need_not_be_there_and_stay_where_they_are(nam
         path = tmp_path / "rows.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
         assert set(rows[0]) <= set(
-            BenchmarkData(**source, file=str(path)).load("validation").column_names
+            BenchmarkData(**source | {"name": str(path)}).load("validation").column_names
         )
     used = {settings["data"]["prompt_column"], settings["data"]["answer_column"]}
     assert used | {settings["model"]["evaluation"]["subset_column"]} - {None} <= set(
@@ -344,7 +344,9 @@ def test_a_copy_in_csv_may_spell_an_integer(tmp_path):
     settings = yaml.safe_load((FOLDER / "math500.yaml").read_text())["data"]["source"]["init_args"]
     path = tmp_path / "rows.csv"
     path.write_text("problem,answer,level\nFind 1+1.,2,3\n")
-    assert list(BenchmarkData(**settings, file=str(path)).load("validation")["level"]) == ["3"]
+    assert list(BenchmarkData(**settings | {"name": str(path)}).load("validation")["level"]) == [
+        "3"
+    ]
 
 
 def test_a_column_of_another_kind_is_named(tmp_path, capsys):

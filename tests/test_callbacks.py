@@ -28,32 +28,6 @@ def test_entropy_monitor_logs_percentiles_and_slope(tmp_path, monkeypatch):
     assert column(tmp_path, "entropy/slope") == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"floor": 4.0}, "is below 4"),
-        pytest.param({"ceiling": 1e-3}, "is above 0.001", marks=pytest.mark.slow),
-    ],
-)
-def test_entropy_monitor_warns_once_while_outside_its_band(tmp_path, settings, text):
-    with pytest.warns(UserWarning, match=text) as record:
-        run_with(tmp_path, "EntropyMonitor", **settings)
-    told = [
-        str(warning.message)
-        for warning in record
-        if str(warning.message).startswith("EntropyMonitor,")
-    ]
-    assert len(told) == 1, told
-    (event,) = marked(next(tmp_path.rglob("events.jsonl")).parent)
-    assert {name: event[name] for name in ("step", "rollout", "source", "kind")} == {
-        "step": 4, "rollout": 1, "source": "EntropyMonitor", "kind": "alarm"
-    }  # fmt: skip
-    assert text in event["message"]
-    figures = {"value": "policy/entropy", "entropy_picked": "policy/entropy_picked"}
-    for name, metric in figures.items():
-        assert event["values"][name] == pytest.approx(column(tmp_path, metric)[0], rel=1e-5)
-
-
 def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
     """Nothing picked: 0.
 
@@ -75,11 +49,6 @@ def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
     (few,) = column(tmp_path / "few", "policy/entropy_picked")
     assert few > 0
     assert abs(few / mean - 1) > 0.1
-
-
-def test_entropy_monitor_keeps_quiet_inside_its_band(tmp_path):
-    run = run_with(tmp_path, "EntropyMonitor", rollouts=1, floor=1e-4, ceiling=5.0)
-    assert not callback_of(run, EntropyMonitor).watch.active
 
 
 @pytest.mark.parametrize("shape", [pytest.param("linear", marks=pytest.mark.slow), "cosine"])
@@ -178,7 +147,6 @@ def test_an_objective_without_kl_cov_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (EntropyMonitor, {"floor": 2.0, "ceiling": 1.0}, "floor=2.0 must be below ceiling=1.0"),
         (Schedule, {"start": 0.1, "shape": "steps"}, "shape='steps' is unknown; use one of linear"),
         (Schedule, {"start": 0.1, "shape": "cosine"}, "shape=cosine has no effect without points"),
         (Schedule, {"start": 0.1, "points": [(0, 0.1)]}, "rising rollouts > 0"),

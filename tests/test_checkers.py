@@ -123,7 +123,7 @@ def test_answers_are_judged_with_the_gold_extractor_and_clustered_by_meaning():
 
 MBPP = {"test_list": ["assert double(1) == 2", "assert double(2) == 4"]}
 # The strongest sandbox of the machine, whatever it is.
-CODE = CodeChecker(sandbox=Sandbox(minimum="rlimits"))
+CODE = CodeChecker(sandbox=Sandbox("rlimits+"))
 
 
 def test_code_is_right_if_it_passes_every_test_and_no_answer_is_wrong():
@@ -146,7 +146,7 @@ def test_code_is_extracted_as_set_and_may_continue_its_own_prompt():
         for prompt in prompts
     ]
     assert CODE.correct(["    return 2 * x"] * 2, rows, "test") == [True, False]
-    fenced = CodeChecker(CodeExtractor("fenced"), Sandbox(minimum="rlimits"))
+    fenced = CodeChecker(CodeExtractor("fenced"), Sandbox("rlimits+"))
     assert fenced.correct(["    return 2 * x"], rows[:1], "test") == [False]
 
 

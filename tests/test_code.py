@@ -389,7 +389,7 @@ def test_behaviour_vote_trains_through_the_command_line(tmp_path):
     source = json.dumps({"class_path": "LocalFiles", "init_args": {"train": str(path)}})
     settings = {
         "extractor": {"kind": "continuation"},
-        "sandbox": {"minimum": "rlimits", "workers": 2},
+        "sandbox": {"isolation": "rlimits+", "workers": 2},
     }
     rewards = {
         "vote": {"head": {"class_path": "BehaviourVote", "init_args": settings}},

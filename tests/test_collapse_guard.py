@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch import Callback
 
 from callbacks import CollapseGuard
-from callbacks.collapse_guard import kinds_of_run
 from callbacks.events import read_events
+from callbacks.guard import kinds_of_run
 from harness.python_runs import module
 from harness.runs import ALWAYS, assert_same, callback_of, column, parameters, run_with
-from rlif_lightning import ClusterVote, Gate, GoldAnswer, WeightedReward, cli
+from rlif_lightning import ClusterVote, DynamicSampling, Gate, GoldAnswer, WeightedReward, cli
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 from rlif_lightning.rewards.voting import vote_shares
@@ -338,3 +338,11 @@ def test_a_run_whose_gate_reads_gold_answers_is_not_label_free():
         vote = WeightedReward(ClusterVote(), gate=gate)
         run = module(rewards={"vote": vote, "gold": gold})
         assert ("label_free" in kinds_of_run(run, scores)) == is_free
+
+
+@pytest.mark.parametrize(("heads", "is_free"), [(["vote"], True), (["vote", "gold"], False)])
+def test_a_run_whose_groups_are_chosen_by_gold_answers_is_not_label_free(heads, is_free):
+    rewards = {"vote": WeightedReward(ClusterVote()), "gold": WeightedReward(GoldAnswer(), 0.0)}
+    run = module(rewards=rewards, dynamic_sampling=DynamicSampling(heads))
+    scores = dict.fromkeys(rewards, RewardOutput(torch.zeros(2)))
+    assert ("label_free" in kinds_of_run(run, scores)) == is_free

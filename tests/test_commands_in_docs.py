@@ -36,7 +36,7 @@ BASES = {
     "--trainer.strategy.": ["--config=configs/strategy/fsdp2.yaml"],
     "--model.objective.positive_weight": ["--model.objective=examples.my_objective.WReinforce"],
     "--model.evaluation.checker.": ["--model.evaluation.checker=CodeChecker"],
-    "--data.source.init_args.file": ["--config=configs/benchmarks/gsm8k.yaml"],
+    "--data.source.init_args.name": ["--config=configs/benchmarks/gsm8k.yaml"],
 }
 # Settings had these names once.
 FORMER = [f"--{name}" if "." not in name else name for name in RENAMED]

@@ -6,6 +6,7 @@ A new part joins by one line.
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,8 @@ from harness.objectives import OBJECTIVES, inputs
 from harness.rollouts import handmade
 from rlif_lightning import rewards
 from rlif_lightning.answers.code_tasks import CodeExtractor
+from rlif_lightning.judges.base import Request, RunModels
+from rlif_lightning.judges.pairwise import MERITS, PENALTIES, SIDES
 from rlif_lightning.judges.rules import RuleJudge, reference_numbers
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
 from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
@@ -26,25 +29,50 @@ from rlif_lightning.learning.objective_base import ClippedObjective, Objective, 
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.ratio_objectives import CISPO, SAPO
 from rlif_lightning.learning.step_advantages import StepDelta
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Rollout
 from rlif_lightning.sandbox.pool import Sandbox
 
-SANDBOX = Sandbox(minimum="rlimits")
+SANDBOX = Sandbox("rlimits+")
 
 
 def digits(completions: list[str], **kwargs) -> list[float]:
     return [float(sum(letter.isdigit() for letter in text)) for text in completions]
 
 
+def longer(request: Request) -> str:
+    """Prefer the longer reply by far."""
+    sizes = [float(min(len(request.values[side]), 3)) for side in SIDES]
+    none = dict.fromkeys(PENALTIES, 0.0)
+    pairs = zip(SIDES, sizes, strict=True)
+    return json.dumps({side: dict.fromkeys(MERITS, size / 3) | none for side, size in pairs})
+
+
+def target_logprob() -> rewards.TargetLogprob:
+    """Bound to the embedded model, as a run binds it."""
+    policy = PolicyModel(Policy("rlif-arithmetic"))
+    head = rewards.TargetLogprob("answer")
+    head.bind(RunModels(policy, policy.settings, lambda _: policy, torch.device("cpu"), 0))
+    return head
+
+
 HEADS = {
     "BehaviourVote": lambda: rewards.BehaviourVote(
         extractor=CodeExtractor("continuation"), sandbox=SANDBOX
     ),
+    "CheckerReward": lambda: rewards.CheckerReward(
+        rewards.GradedAnswer(),
+        rewards.JudgeScorer(RuleJudge(lambda request: "Verdict: entailment")),
+        evidence=rewards.EvidenceColumn("test"),
+    ),
     "ClusterVote": rewards.ClusterVote,
     "CodeTests": lambda: rewards.CodeTests(CodeExtractor("continuation"), sandbox=SANDBOX),
     "DropTruncated": rewards.DropTruncated,
+    "EntityRubric": lambda: rewards.EntityRubric(rewards.GoldAnswer()),
     "Format": lambda: rewards.Format("[0-9]"),
     "GoldAnswer": rewards.GoldAnswer,
+    "GradedAnswer": rewards.GradedAnswer,
     "JudgeHead": lambda: rewards.JudgeHead(
         RuleJudge(lambda request: f"Score: {1 + len(request.values['completion']) % 5}"),
         "{prompt} {completion} {form}",
@@ -54,6 +82,9 @@ HEADS = {
     "NegativeEntropy": rewards.NegativeEntropy,
     "OfflineVote": lambda: rewards.OfflineVote(str(ROOT / "tests/data/frozen_votes.jsonl")),
     "OverlongPenalty": lambda: rewards.OverlongPenalty(3, 2),
+    "PairwiseJudgeHead": lambda: rewards.PairwiseJudgeHead(
+        RuleJudge(longer), "answer", reasons=False
+    ),
     "Random": rewards.Random,
     "RewardFunction": lambda: rewards.RewardFunction(digits),
     "RewardModel": lambda: rewards.RewardModel(classifier_folder()),
@@ -66,7 +97,12 @@ HEADS = {
         }
     ),
     "SelfCertainty": rewards.SelfCertainty,
+    "ShortAnswerPenalty": rewards.ShortAnswerPenalty,
+    "SimilarityJudgeHead": lambda: rewards.SimilarityJudgeHead(
+        RuleJudge(reference_numbers), "answer"
+    ),
     "StepRubricJudgeHead": lambda: rewards.StepRubricJudgeHead(RuleJudge(reference_numbers)),
+    "TargetLogprob": target_logprob,
     "VoteBand": rewards.VoteBand,
 }
 ADVANTAGES = [
@@ -97,7 +133,8 @@ def rollout(order: list[int] | None = None) -> Rollout:
         "inputs": [["1"], ["2"], ["3"]],
     }
     code |= {"test": [f"def check(f):\n    assert f(1) == {n}" for n in (2, 4, 8)]}
-    whole = handmade(TEXTS, GROUP, answer=["1", "3", "7"], level=[1, 2, 3], **code)
+    columns = {"answer": ["1", "3", "7"], "entities": [["1"], ["3", "no"], ["7", "8"]]}
+    whole = handmade(TEXTS, GROUP, level=[1, 2, 3], **columns, **code)
     if order is None:
         return whole
     rows = torch.tensor([p * GROUP + g for p in order for g in range(GROUP)])
@@ -251,7 +288,7 @@ class TestObjectives:
     def test_at_ratio_one_its_gradient_is_that_of_clipped(self, objective):
         """Summed with its own aggregation; one advantage a completion, as GRPO has it."""
         if not objective.uses_advantages:
-            pytest.skip("its gradient is that of a divergence: test_distil.py, on trees")
+            pytest.skip("its gradient has tests of its own: test_distil.py, test_supervised.py")
         if hasattr(objective, "fraction"):
             objective = replace(objective, fraction=0.0)
         given = update()

@@ -76,7 +76,7 @@ SCHEDULE = {"start": 1.0, "points": [[2, 0.1]]}
 CALLBACKS = {
     "CollapseGuard": GUARD,
     "CompletionWriter": {"every": 1, "show": ["tensorboard"]},
-    "EntropyMonitor": {"floor": 0.01},
+    "EntropyMonitor": {},
     "HFExporter": {"monitor": "val/accuracy"},
     "KLCovScheduler": {"weight": SCHEDULE},
     "LabelFreeStopping": {},

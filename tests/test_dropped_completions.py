@@ -100,7 +100,7 @@ def test_a_run_that_drops_every_completion_goes_on(tmp_path):
         "--model.sampling.max_new_tokens=2",
         "--model.sampling.min_new_tokens=2",
         "--trainer.limit_val_batches=0",
-        adding("EntropyMonitor", floor=0.01),
+        adding("EntropyMonitor"),
         adding("KLCovScheduler", weight=weight),
         adding("CollapseGuard", baseline=1),
     )

@@ -18,6 +18,7 @@ from harness.rollouts import handmade
 from harness.runs import assert_same, differences, fit, metrics, parameters, rows, saving
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.sources import ArithmeticProblems
+from rlif_lightning.judges.base import Request
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.dynamic_sampling import (
     DynamicDraws,
@@ -28,7 +29,12 @@ from rlif_lightning.learning.dynamic_sampling import (
 )
 from rlif_lightning.learning.objectives import Clipped
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
-from rlif_lightning.learning.scored_rollouts import RolloutSource, assembled
+from rlif_lightning.learning.scored_rollouts import (
+    RolloutSource,
+    ScoredRollout,
+    assembled,
+    with_cost_of,
+)
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
@@ -233,6 +239,47 @@ def test_costs_and_figures_by_hand():
     assert output.answers == ["1", "1", "1", "2", "1", "1", "1", "2"]
     assert output.group_weight_factor is not None
     assert output.group_weight_factor.tolist() == [4, order[1], 0, 6]
+
+
+def test_what_judges_cost_is_that_of_all_draws():
+    """Each of 2 draws of 4 and 3 groups asks about all of its completions; half of one failed."""
+    seen = {"judge/calls": 1.0, "judge/prompt_tokens": 5.0, "judge/completion_tokens": 2.0}
+    logs = [
+        {**seen, "judge/questions": n, "judge/failed": f, "time/judge": 0.5, "judge/unparsed": 0.25}
+        for n, f in ((8.0, 0.5), (6.0, 0.0))
+    ]
+    draws = [
+        ScoredRollout(
+            handmade([""] * 2, 2),
+            {"judge": RewardOutput(torch.zeros(2), log=log)},
+            torch.tensor(0),
+            0.0,
+        )
+        for log in logs
+    ]
+    log = with_cost_of(draws, draws[0].outputs)["judge"].log
+    assert log == pytest.approx(
+        {
+            "judge/calls": 2, "judge/prompt_tokens": 10, "judge/completion_tokens": 4,
+            "judge/questions": 14, "judge/failed": 4 / 14, "time/judge": 1, "judge/unparsed": 0.25,
+        }
+    )  # fmt: skip
+
+
+def test_a_run_counts_the_questions_of_all_draws(tmp_path):
+    rule = {"class_path": "RuleJudge", "init_args": {"rule": "test_dynamic_sampling.middling"}}
+    head = {"class_path": "JudgeHead", "init_args": {"judge": rule, "template": "{completion}"}}
+    heads = {"vote": {"head": "ClusterVote"}, "judge": {"head": head, "weight": 0.0}}
+    own = [f"--model.rewards={json.dumps(heads)}", dynamic(heads=["vote"], max_draws=2)]
+    fit(tmp_path, *own, NO_VALIDATION)
+    made = [row for row in metrics(tmp_path) if row.get("judge/questions")]
+    extra = [float(row["dynamic/extra_groups"]) for row in made]
+    assert max(extra) > 0
+    assert [float(row["judge/questions"]) for row in made] == [4 * (8 + more) for more in extra]
+
+
+def middling(request: Request) -> str:
+    return "Score: 3"
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,17 @@ def test_replies_are_kept_on_disk(server, tmp_path):
     assert asked(other, "a")[0].text == "Score: 1"
 
 
+def test_costs_are_tokens_times_prices(server, tmp_path):
+    """11 tokens of the question at 2 and 3 of the reply at 5 a million; a kept reply is free."""
+    given = judge(server, prices=(2.0, 5.0), cache=str(tmp_path / "replies"))
+    requests = [Request(text) for text in ("a", "b")]
+    replies, log = ask_all(given, requests, "judge", torch.device("cpu"))
+    assert [reply.cost for reply in replies] == pytest.approx([37e-6] * 2)
+    assert log["judge/cost"] == pytest.approx(74e-6)
+    assert ask_all(given, requests, "judge", torch.device("cpu"))[1]["judge/cost"] == 0
+    assert "judge/cost" not in ask_all(judge(server), requests, "judge", torch.device("cpu"))[1]
+
+
 def test_a_failure_is_not_kept(server, tmp_path):
     file = str(tmp_path / "replies.sqlite")
     server.answers = [(400, {}, {})]
@@ -278,6 +289,7 @@ def test_tokens_keep_the_pace(server):
     [
         ({"url": "localhost:8000"}, "judge.url='localhost:8000'"),
         ({"max_concurrent": 0}, "judge.max_concurrent=0"),
+        ({"prices": (1.0, -1.0)}, "judge.prices"),
         ({"timeout": 0.0}, "judge.timeout=0"),
         ({"requests_per_minute": -1}, "judge.requests_per_minute=-1"),
         ({"sampling": Sampling(top_k=5)}, "top_k=5"),

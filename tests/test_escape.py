@@ -177,7 +177,7 @@ HONEST = "def f(x): return x + 1"
     indirect=True,
 )
 def test_cheats_score_nothing(level, name):
-    sandbox = Sandbox(level, "rlimits", wall_seconds=1, call_seconds=0.5, memory_mb=256)
+    sandbox = Sandbox(level, wall_seconds=1, call_seconds=0.5, memory_mb=256)
     started = time.monotonic()
     verdict, honest = sandbox.verdicts(
         [Trial(code, "", TESTS, ("f",)) for code in (CHEATS[name], HONEST)]
@@ -191,7 +191,7 @@ def test_an_exception_never_ends_a_test_early(level):
     """In one interpreter, all() takes a StopIteration for the end of its items, and an exit of a
     test looks like success.
     """
-    sandbox = Sandbox(level, "rlimits")
+    sandbox = Sandbox(level)
     stop = "def f(x):\n    if x: raise StopIteration\n    raise KeyError"
     tests = (
         "assert all(map(f, [1]))",

@@ -13,16 +13,22 @@ from harness.python_runs import Run, at, data, module
 from rlif_lightning import (
     CISPO,
     DPPO,
+    GDPO,
     GMPO,
+    GRPO,
+    SAPO,
     BehaviourVote,
     ClipCov,
     ClusterVote,
     GoldAnswer,
     KLCov,
+    LoRA,
     MeanLogprob,
     NegativeEntropy,
+    ReinforcePlusPlus,
     Replay,
     Sandbox,
+    VLLMEngine,
     VLLMServerEngine,
     WeightedReward,
 )
@@ -31,7 +37,7 @@ from rlif_lightning.data.described import arguments_of, describe
 from rlif_lightning.evaluation.evaluator import Evaluation
 from rlif_lightning.running.former_settings import ARGUMENTS_OF, present_settings
 
-SANDBOX = Sandbox(minimum="rlimits", wall_seconds=4)
+SANDBOX = Sandbox("rlimits+", wall_seconds=4)
 LOOP: dict[str, Any] = {"target": (0.1, 0.2), "bounds": (0.001, 10.0)}
 VOTE = {"function_column": "entry_point", "inputs_column": "inputs", "header_column": "prompt"}
 NAMED = {"function": "f", "inputs": "cases"}
@@ -48,9 +54,17 @@ FORMER: list[tuple[Any, dict[str, Any]]] = [
         BehaviourVote(columns=NAMED, sandbox=SANDBOX),
         {**VOTE, "function_column": "f", "inputs_column": "cases", "seed": 0},
     ),
-    (BenchmarkData("gsm8k", {}, validation_split="train"), {"split": "train"}),
+    (BenchmarkData("gsm8k", {}, validation_split="train"), {"split": "train", "file": None}),
+    (GDPO(), {"std_floor": 1e-6}),
+    (GRPO(), {"std_floor": 1e-6}),
+    (ReinforcePlusPlus(), {"std_floor": 1e-6}),
+    (SAPO(temperatures=(1.0, 2.0)), {"positive_temperature": 1.0, "negative_temperature": 2.0}),
+    (VLLMEngine(), {"scoring_tokens": 8192}),
     (NegativeEntropy(), {"entropy_floor": 10.0}),
-    (VLLMServerEngine("http://localhost:8000", "weights"), {"timeout_per_token": 0.001}),
+    (
+        VLLMServerEngine("http://localhost:8000", "weights"),
+        {"timeout_per_token": 0.001, "scoring_tokens": 8192},
+    ),
     (GoldAnswer("solution"), {}),
 ]
 SCHEDULES = [
@@ -69,7 +83,8 @@ SCHEDULES = [
 NEW = {
     ClipCov: {"band"}, BehaviourVote: {"columns"}, BenchmarkData: {"validation_split"},
     Schedule: {"points", "shape"}, NegativeEntropy: set(), VLLMServerEngine: set(),
-    GoldAnswer: {"equivalence"},
+    GoldAnswer: {"equivalence"}, GDPO: set(), GRPO: set(), ReinforcePlusPlus: set(),
+    SAPO: {"temperatures"}, VLLMEngine: set(),
 }  # fmt: skip
 BOUNDS = {"clip_low", "clip_high"}
 
@@ -124,20 +139,50 @@ def test_the_former_limits_and_constants_of_records():
         assert present_settings(present | changed) == present | changed  # to be listed
 
 
-def test_the_former_window_of_the_entropy_monitor():
+def test_the_former_arguments_of_the_entropy_monitor():
     place = "trainer.callbacks.EntropyMonitor"
-    present = {
-        f"{place}.{name}": value for name, value in arguments_of(EntropyMonitor(0.1)).items()
-    }
-    assert present == {f"{place}.floor": 0.1, f"{place}.ceiling": None}
-    assert present_settings(present | {f"{place}.window": 20}) == present
-    changed = present | {f"{place}.window": 5}
-    assert present_settings(changed) == changed  # to be listed
+    assert arguments_of(EntropyMonitor()) == {}
+    former = {f"{place}.window": 20, f"{place}.floor": None, f"{place}.ceiling": None}
+    assert present_settings(former) == {}
+    assert present_settings(former | {f"{place}.floor": 0.1}) == {f"{place}.floor": 0.1}
+
+
+def test_the_former_target_modules_of_lora():
+    place = "model.policy.lora"
+    for lora, former, options in (
+        (LoRA(4), None, {"options": {}}),
+        (LoRA(4), None, {}),  # from before there were options
+        (LoRA(4, options={"use_dora": True}), None, {"options.use_dora": True}),
+        (LoRA(4, options={"target_modules": ["q"]}), ["q"], {"options": {}}),
+        (
+            LoRA(4, options={"target_modules": ["q"], "use_dora": True}),
+            ["q"],
+            {"options.use_dora": True},
+        ),
+    ):
+        saved = {"rank": 4, "alpha": 32, "target_modules": former, **options}
+        found = present_settings({f"{place}.{name}": value for name, value in saved.items()})
+        assert found == describe(lora, place)
+
+
+def test_the_former_file_of_a_benchmark_and_minimum_of_a_sandbox():
+    place = "data.source.init_args"
+    here = {"data.source.class_path": "rlif_lightning.data.benchmark_source.BenchmarkData"}
+    former = {f"{place}.name": "gsm8k", f"{place}.file": "copy.jsonl"}
+    assert present_settings(here | former) == here | {f"{place}.name": "copy.jsonl"}
+    for isolation, minimum, present in (
+        ("auto", "landlock", "landlock+"),
+        ("auto", "rlimits", "rlimits+"),
+        ("seccomp", "rlimits", "seccomp"),
+    ):
+        saved = {"isolation": isolation, "minimum": minimum, "wall_seconds": 4.0}
+        found = present_settings({f"a.sandbox.{name}": value for name, value in saved.items()})
+        assert found == {"a.sandbox.isolation": present, "a.sandbox.wall_seconds": 4.0}
 
 
 def test_every_class_with_former_arguments_is_known():
     tested = {type(built).__name__ for built, former in FORMER if former}
-    others = {"Schedule", "LabelFreeStopping", "Evaluation", "Sandbox", "EntropyMonitor"}
+    others = {"Schedule", "LabelFreeStopping", "Evaluation", "Sandbox", "EntropyMonitor", "LoRA"}
     in_no_checkpoint = {"CompletionWriter", "SamplerGap"}
     assert tested | others | in_no_checkpoint == set(ARGUMENTS_OF)
 

@@ -31,6 +31,26 @@ ARGUMENTS = {
     "kind of Schedule is said by points, shape (linear, cosine) and target": [
         f"{CALLBACK}KLCovScheduler", f"{WEIGHT}={{kind: linear, start: 1, end: 2, steps: 3}}",
     ],
+    "minimum of Sandbox is isolation, with a + behind the level": [
+        f"{VOTE}{{sandbox: {{minimum: seccomp}}}}}}}}}}"
+    ],
+    "target_modules of LoRA is options.target_modules": ["--model.policy.lora.target_modules=[x]"],
+    "std_floor of GRPO is the constant 1e-6": [
+        "--model.advantage=GRPO", "--model.advantage.std_floor=0",
+    ],
+    "positive_temperature of SAPO is temperatures[0]": [
+        "--model.objective=SAPO", "--model.objective.positive_temperature=2",
+    ],
+    "scoring_tokens of VLLMEngine is model.update.micro_batch_tokens": [
+        "--model.engine=VLLMEngine", "--model.engine.scoring_tokens=9",
+    ],
+    "floor of EntropyMonitor is in CollapseGuard.detectors: {floor: {metric: policy/entropy, side:"
+    " below, bound: ..., window: 1}}": [
+        f"{CALLBACK}EntropyMonitor", "--trainer.callbacks.floor=0.3",
+    ],
+    "file of BenchmarkData is name": [
+        "--data.source=BenchmarkData", "--data.source.columns={}", "--data.source.file=x.jsonl",
+    ],
     "cpu_seconds of Sandbox is wall_seconds": [f"{VOTE}{{sandbox: {{cpu_seconds: 3}}}}}}}}}}"],
     "window of EntropyMonitor is the constant 20": [
         f"{CALLBACK}EntropyMonitor", "--trainer.callbacks.window=9",

@@ -146,7 +146,7 @@ def test_every_checker_reads_its_own_kind_of_column():
     ):
         LiteralChecker().check_gold("a", rows, "the test split")
     assert LiteralChecker().check_gold("a", [(0, "[1, 2]"), (1, "None")], "the test split") is None
-    code = CodeChecker(sandbox=Sandbox(minimum="rlimits"))
+    code = CodeChecker(sandbox=Sandbox("rlimits+"))
     assert code.check_gold("test_list", [(0, ["assert f(1) == 2"])], "the test split") is None
     with pytest.raises(ValueError, match=r"data.answer_column='a' holds no tests"):
         code.check_gold("a", rows, "the test split")

@@ -251,7 +251,7 @@ FUNCTIONS = {
 
 
 def test_hostile_programs_score_nothing():
-    sandbox = Sandbox(minimum="rlimits", wall_seconds=3, call_seconds=2, memory_mb=256)
+    sandbox = Sandbox("rlimits+", wall_seconds=3, call_seconds=2, memory_mb=256)
     cases = [{"input": "1", "output": text, "testtype": "stdin"} for text in ("1 2", "1e5", "0.5")]
     rows = [{"public_test_cases": json.dumps(cases)}] * len(PROGRAMS)
     assert pass_rates(list(PROGRAMS.values()), rows, sandbox=sandbox) == [0.0] * len(PROGRAMS)

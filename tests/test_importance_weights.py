@@ -1,4 +1,4 @@
-"""Token weights that correct for completions of another distribution: four kinds, by hand and
+"""Token weights that correct for completions of another distribution: each kind, by hand and
 restated.
 """
 
@@ -23,6 +23,7 @@ BY_HAND = {  # with max_ratio 3
     "token_mask": ([[0.0, 0.5, 0.5], [0.0, 2.0]], [[1, 0, 0], [1, 0]]),
     "sequence_truncate": ([[1.0, 1.0, 1.0], [3.0, 3.0]], [[0, 0, 0], [1, 1]]),
     "sequence_mask": ([[1.0, 1.0, 1.0], [0.0, 0.0]], [[0, 0, 0], [1, 1]]),
+    "token_icepop": ([[0.0, 0.5, 0.5], [0.0, 2.0]], [[1, 0, 0], [1, 0]]),
 }
 
 
@@ -34,6 +35,16 @@ def test_weights_by_hand(kind):
     for row, count in enumerate(MASK.sum(-1).tolist()):
         assert weights[row, :count].tolist() == pytest.approx(expected[row], rel=1e-6)
         assert is_bounded[row, :count].tolist() == [bool(each) for each in bounded[row]]
+
+
+def test_icepop_keeps_the_ratio_between_its_bounds():
+    """LongTraceRL: ``where(0.5 <= r <= 2, r, 0)``, the trainer's probability over the sampler's."""
+    theirs = torch.tensor([[0.4, 0.2, 0.1, 0.2, 0.1]], dtype=torch.float64)
+    ours = torch.tensor([[0.1, 0.11, 0.1, 0.39, 0.4]], dtype=torch.float64)
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    found, is_bounded = Correction(2.0, "token_icepop").weights(ours.log(), theirs.log(), mask)
+    assert found[0].tolist() == pytest.approx([0.0, 0.55, 1.0, 1.95, 0.0])
+    assert is_bounded[0].tolist() == [True, False, False, False, True]
 
 
 def restated(kind: str, mine: list[float], theirs: list[float], bound: float) -> list[float]:
@@ -48,6 +59,8 @@ def restated(kind: str, mine: list[float], theirs: list[float], bound: float) ->
         ratios.append(math.exp(min(max(log_ratio, -20.0), 20.0)))
     if action == "truncate":
         return [min(ratio, bound) for ratio in ratios]
+    if action == "icepop":
+        return [ratio if 1 / bound <= ratio <= bound else 0.0 for ratio in ratios]
     return [ratio if ratio <= bound else 0.0 for ratio in ratios]
 
 
@@ -62,15 +75,17 @@ def test_weights_match_a_restatement(pairs, bound, kind):
     mask = torch.tensor([[True] * len(mine) + [False]] * 2)
     weights, is_bounded = Correction(bound, kind).weights(given_, sampled, mask)
     expected = restated(kind, mine, theirs, bound)
-    cut = restated(kind, mine, theirs, math.inf)
+    cut = restated(kind, mine, theirs, 1e99)
+    lowest = 1 / bound if kind == "token_icepop" else 0.0
     for row in range(2):
         found = weights[row, : len(mine)].tolist()
-        near = [abs(ratio - bound) < 1e-9 * bound for ratio in cut]
+        edges = (bound, lowest)
+        near = [min(abs(ratio - edge) for edge in edges) < 1e-9 * bound for ratio in cut]
         assert [x for x, skip in zip(found, near, strict=True) if not skip] == pytest.approx(
             [x for x, skip in zip(expected, near, strict=True) if not skip], rel=1e-9
         )
         assert all(
-            skip or flag == (ratio > bound)
+            skip or flag == (not lowest <= ratio <= bound)
             for flag, ratio, skip in zip(is_bounded[row].tolist(), cut, near, strict=False)
         )
 

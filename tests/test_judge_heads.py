@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 
 import pytest
+import torch
 
 from harness.files import ROOT
 from harness.judge_server import judge_server
 from harness.rollouts import handmade
 from harness.runs import BASE, assert_same, fit, metrics, parameters
-from rlif_lightning import JudgeHead, RubricJudgeHead, RuleJudge, ScoreParser, cli
+from rlif_lightning import EndpointJudge, JudgeHead, RubricJudgeHead, RuleJudge, ScoreParser, cli
 from rlif_lightning.judges.base import Request
-from rlif_lightning.rewards import RewardSet, WeightedReward
+from rlif_lightning.records import RewardOutput
+from rlif_lightning.rewards import RewardHead, RewardSet, WeightedReward
 
 NAN = math.nan
 
@@ -194,3 +197,45 @@ def test_preflight_says_what_the_judge_will_cost(tmp_path, capsys):
     extra = [json.loads(line)["extra"]["judge"] for line in lines]
     assert {each["judge_reply"] for each in extra} == {"Score: 3"}
     assert sum(each["judge_tokens"] for each in extra) == 14 * different
+
+
+def test_two_endpoints_are_asked_at_one_time_and_other_heads_score_meanwhile():
+    """Each server answers only when the other has been asked and the third head has scored."""
+    both, scoring = threading.Barrier(2), threading.Event()
+
+    class Meanwhile(RewardHead):
+        def forward(self, rollout):
+            scoring.set()
+            return RewardOutput(torch.zeros(len(rollout.texts)))
+
+    def usual(body):
+        both.wait(5)
+        return "Score: 4" if scoring.wait(5) else "late"
+
+    with judge_server() as first, judge_server() as second:
+        rewards = {"meanwhile": WeightedReward(Meanwhile())}
+        for name, server in (("first", first), ("second", second)):
+            server.usual = usual
+            judge = EndpointJudge(server.url, "judge", max_concurrent=1)
+            rewards = {name: WeightedReward(JudgeHead(judge)), **rewards}
+        outputs = RewardSet(rewards)(handmade(["a", "b"], 2))
+    assert outputs["first"].scores.tolist() == outputs["second"].scores.tolist() == [0.75, 0.75]
+
+
+def test_a_head_that_raises_leaves_no_judge_to_wait_for():
+    asked = threading.Event()
+
+    class Broken(RewardHead):
+        def forward(self, rollout):
+            assert asked.wait(9)
+            raise ValueError("broken")
+
+    with judge_server() as server:
+        server.usual = lambda body: asked.set() or server.HANG
+        head = JudgeHead(EndpointJudge(server.url, "judge", timeout=0.2, max_concurrent=1))
+        rewards = RewardSet({"broken": WeightedReward(Broken()), "judge": WeightedReward(head)})
+        with pytest.raises(RuntimeError, match="broken"):
+            rewards(handmade([str(n) for n in range(40)], 2))
+        replies = head._started.result()
+        assert replies[-1].failure.endswith("the run was interrupted")
+        assert len(server.asked) < 10

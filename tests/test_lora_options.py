@@ -60,14 +60,14 @@ def test_the_scale_is_peft_s():
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "options",
     [
         {"target_modules": r".*\.layers\.0\..*(q|v)_proj"},
-        {"target_modules": ["q_proj", "v_proj"], "options": {"layers_to_transform": [0]}},
+        {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [0]},
     ],
 )
-def test_layers_are_chosen_by_expression_and_number(settings):
-    policy = adapted(**settings)
+def test_layers_are_chosen_by_expression_and_number(options):
+    policy = adapted(options=options)
     trained = {name for name, each in policy.named_parameters() if each.requires_grad}
     assert len(trained) == 4
     for name in trained:
@@ -77,7 +77,7 @@ def test_layers_are_chosen_by_expression_and_number(settings):
 
 def test_a_config_of_peft_s_is_taken_over():
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], use_rslora=True)
-    assert LoRA.of(config) == LoRA(4, 8, ["q_proj"], {"use_rslora": True})
+    assert LoRA.of(config) == LoRA(4, 8, {"target_modules": ["q_proj"], "use_rslora": True})
     assert LoRA.of(config).scale == 8 / math.sqrt(4)
     assert LoRA.of(peft.LoraConfig()) == LoRA(peft.LoraConfig().r, peft.LoraConfig().lora_alpha)
     for other, message in (
@@ -106,7 +106,7 @@ def test_what_a_policy_cannot_have_is_refused(options, message):
 
 def test_peft_s_own_refusal_names_the_setting():
     with pytest.raises(ValueError, match=r"policy\.lora=LoRA.*peft refuses it: "):
-        PolicyModel(Policy(FOLDER, lora=LoRA(target_modules=["no_such_layer"])))
+        PolicyModel(Policy(FOLDER, lora=LoRA(options={"target_modules": ["no_such_layer"]})))
 
 
 def test_a_folder_of_dora_adapters_is_refused_with_the_remedy():

@@ -25,7 +25,8 @@ from rlif_lightning.processes.collectives import all_process_objects, all_rank_s
 from rlif_lightning.processes.ranks import gone, own_place
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
-from rlif_lightning.rewards.base import RewardSet, WeightedReward
+from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 from rlif_lightning.running.endings import ending_of_error
 from rlif_lightning.running.events import read_events

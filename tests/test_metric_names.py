@@ -31,9 +31,11 @@ from callbacks.report.read import PLACE, Run
 from callbacks.report.tables import FIGURES
 from harness.cases import check_each, from_root
 from harness.decoding import sampler
+from harness.episodes import ACTING
 from harness.runs import BASE, fit, run_with
 from rlif_lightning import cli
 from rlif_lightning.judges.base import Request
+from rlif_lightning.judges.pairwise import MERITS, PENALTIES, SIDES
 from rlif_lightning.metric_names import LOGGED, VALIDATION, entry_of
 from rlif_lightning.rewards import RewardHead
 
@@ -43,17 +45,26 @@ STAGES = [stage + end for stage in ("val", "test") for end in ("", "_low", "_hig
 PREFIXES = {entry.split("/")[0] for entry in LOGGED} - {"<stage>"} | set(STAGES)
 # A name, or a template of names: {} and <> and * stand for anything, {a,b} for each of its parts.
 NAME = re.compile(rf"(?:{'|'.join(sorted(PREFIXES))})/(?:[\w@*]|\{{[\w,]*\}}|<\w+>|/)*")
-SETTINGS = {"sandbox": {"minimum": "rlimits", "workers": 1}}
+SETTINGS = {"sandbox": {"isolation": "rlimits+", "workers": 1}}
 JUDGE = {"class_path": "RuleJudge", "init_args": {"rule": "test_metric_names.middling"}}
 CRITERIA = {"criteria": {
     name: {"criterion": {"class_path": "Matches", "init_args": {"pattern": name}}}
     for name in ("a", "b")
 }}  # fmt: skip
+CHECKER = {
+    "head": "GradedAnswer",
+    "scorer": {"class_path": "JudgeScorer", "init_args": {"judge": JUDGE}},
+    "evidence": {"class_path": "EvidenceColumn", "init_args": {"column": "test_list"}},
+}
 HEADS = {
     "vote": "ClusterVote",  # first: CollapseGuard takes the first vote's answers
     "behaviour": {"class_path": "BehaviourVote", "init_args": SETTINGS},
     "tests": {"class_path": "CodeTests", "init_args": SETTINGS},
     "format": {"class_path": "Format", "init_args": {"pattern": "="}},
+    "trace": {
+        "class_path": "EntityRubric",
+        "init_args": {"head": "GoldAnswer", "column": "test_list"},
+    },
     "judge": {
         "class_path": "JudgeHead",
         "init_args": {"judge": JUDGE, "template": "{completion}"},
@@ -66,6 +77,20 @@ HEADS = {
         "class_path": "StepRubricJudgeHead",
         "init_args": {"judge": JUDGE},
     },
+    "checker": {"class_path": "CheckerReward", "init_args": CHECKER},
+    "pairwise": {
+        "class_path": "PairwiseJudgeHead",
+        "init_args": {
+            "judge": {"class_path": "RuleJudge", "init_args": {"rule": "test_metric_names.even"}},
+            "column": "answer",
+            "reasons": False,
+        },
+    },
+    "similar": {
+        "class_path": "SimilarityJudgeHead",
+        "init_args": {"judge": JUDGE, "column": "answer"},
+    },
+    "target": {"class_path": "TargetLogprob", "init_args": {"column": "answer"}},
     "overlong": {"class_path": "OverlongPenalty", "init_args": {"limit": 6, "buffer": 3}},
     "rubric": {"class_path": "Rubric", "init_args": {"weighting": "category", **CRITERIA}},
     **{
@@ -73,11 +98,13 @@ HEADS = {
         for name in (
             "DropTruncated",
             "GoldAnswer",
+            "GradedAnswer",
             "Length",
             "MeanLogprob",
             "NegativeEntropy",
             "Random",
             "SelfCertainty",
+            "ShortAnswerPenalty",
             "VoteBand",
         )
     },
@@ -88,12 +115,21 @@ def middling(request: Request) -> str:
     return "Score: 3"
 
 
+ACTING_HEADS = {"game": "EnvironmentReward", "reuse": "ReuseRL"}
+
+
+def even(request: Request) -> str:
+    values = dict.fromkeys((*MERITS, *PENALTIES), 0.5)
+    return json.dumps(dict.fromkeys(SIDES, values))
+
+
 MONITORED = {"proxy": "format", "gold": "goldanswer"}
 LOOP = {name: {"start": 0.1, "points": [[2, 0.05]]} for name in ("weight", "fraction")}
 NEEDED = {
     "KLCovScheduler": LOOP,
     "LearningRateFactors": {"factors": [[1, 0.5]]},
     "OverclaimMonitor": MONITORED,
+    "CheckerMonitor": {"search": "="},
 }
 
 
@@ -133,10 +169,15 @@ def everything(tmp_path_factory) -> Path:
     template = "--model.objective.teacher.template={feedback} {prompt}"
     taught = ["--model.objective=DistIL", template, "--model.rewards={gold: {head: GoldAnswer}}"]
     fit(folder / "distil", *taught, "--trainer.limit_val_batches=0")
+    texts = ["--model.objective=Supervised", "--model.rewards={}", "--data.group_size=1"]
+    fit(folder / "supervised", *texts, "--trainer.limit_val_batches=0")
     head = {"class_path": "Rubric", "init_args": CRITERIA}
     pow3r = "--model.rewards=" + json.dumps({"rubric": {"head": head}})
     twice = ["--trainer.max_epochs=2", "--data.prompts_per_rollout=16"]
     fit(folder / "pow3r", pow3r, *twice, "--trainer.limit_val_batches=0")
+    heads = json.dumps({name: {"head": head} for name, head in ACTING_HEADS.items()})
+    acting = [*ACTING, f"--model.rewards={heads}"]
+    fit(folder / "acting", *acting, "--trainer.limit_val_batches=0")
     cli.main(
         [
             "test",
@@ -164,6 +205,7 @@ def test_the_run_has_every_head_and_callback():
         kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, RewardHead)
     }
     used = {head if isinstance(head, str) else head["class_path"] for head in HEADS.values()}
+    used |= {*ACTING_HEADS.values()}
     # They log nothing of their own: a function logs what its writer names.
     silent = {"OfflineVote", "RewardFunction", "RewardModel"}
     assert used == heads - {"RewardHead"} - silent
@@ -245,12 +287,16 @@ NOT_DRAWN = {
         "code/solved",
         "time/judge",
         "criterion/<criterion>",
+        "entity/recall",
+        "entity/recall_wrong",
         "policy/entropy_picked",
         "answer/located",
         "answer/tokens",
     ),
     *(f"judge/{name}" for name in ("questions", "calls", "failed", "unparsed", "steps")),
     *("judge/prompt_tokens", "judge/completion_tokens"),
+    *(f"turing/{name}" for name in ("rating", "copied", "well_formed")),
+    "supervised/loss",
     *(f"dynamic/{name}" for name in ("extra_groups", "empty_places", "discarded_tokens")),
     *(f"replay/{name}" for name in ("groups", "age", "ratio", "clip_fraction")),
     *("rollout/engine_gap_max", "rollout/engine_weight", "rollout/engine_bounded"),
@@ -260,6 +306,10 @@ NOT_DRAWN = {
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
     *(f"teacher/{name}" for name in ("coverage", "divergence", "tail")),
+    *("episode/observed", "environment/<own>"),
+    *(f"reuse/{name}" for name in ("phrases", "saved", "segments", "actions", "only_penalty")),
+    *(f"checker/{name}" for name in ("support", "neutral", "contradiction", "unjudged", "claims")),
+    *(f"checker/{name}" for name in ("phi", "answer_length", "no_search", "foreign", "alarms")),
     *("overclaim/share", "overclaim/proxy_slope", "overclaim/gold_slope"),
     *(
         f"<stage>/{name}"

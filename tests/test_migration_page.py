@@ -17,6 +17,7 @@ from harness.runs import BASE
 from harness.settings import buildable, parameters
 from rlif_lightning import cli
 from rlif_lightning.running.run_checkpoints import RunCheckpoints
+from rlif_lightning.running.stock_callbacks import REFUSED
 
 PAGE = (ROOT / "docs" / "migration.md").read_text()
 OURS = re.compile(r"`((?:model|data|trainer)\.[\w.]+|seed_everything|compare|ckpt_path)`")
@@ -60,6 +61,8 @@ def test_our_classes_on_the_page_exist():
         "RichProgressBar",
         "TQDMProgressBar",
         "ModelCheckpoint",
+        *(kind.__name__ for kind in REFUSED),
+        *("EMAWeightAveraging", "WeightAveraging", "Tuner"),
     }
     known = {*rlif_lightning.__all__, *callbacks.__all__, "RunCheckpoints"} | theirs
     assert classes <= known, classes - known
@@ -81,7 +84,7 @@ def test_lightning_s_own_callbacks_work_together(tmp_path: Path):
         for name, settings in STOCK.items()
     ]
     where = f"--trainer.default_root_dir={tmp_path}"
-    profiled = "--trainer.profiler=simple"
+    profiled = "--trainer.profiler=advanced"
     run = cli.main(["fit", *base("progress_bar"), where, profiled, *given])
     assert run.trainer.global_step == 8
     assert {type(each).__name__ for each in run.trainer.callbacks} >= {*STOCK}

@@ -1,6 +1,6 @@
-"""One detector decides for four callbacks: on which figures, against the rules that each had alone.
+"""One detector decides for three callbacks: on which figures, by the rule that each had alone.
 
-The four rules are restated here as they were before they became one, in plain Python.
+The three rules are restated here as they were before they became one, in plain Python.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from callbacks.detectors import Baseline, Detector, Watch
-from callbacks.entropy_monitor import band
 from callbacks.guard_detectors import GuardDetector
 from callbacks.label_free_stopping import stop_detectors
 from callbacks.sampler_gap import GapWatch, gap_detectors
@@ -130,19 +129,6 @@ def test_runs_are_stopped_after_the_same_rollouts(values, limits, window, patien
     assert told == stop_rule(values, limits, window, patience)
 
 
-@settings(deadline=None, max_examples=80)
-@given(series(FIGURES), st.sampled_from([None, 0.1, 0.25]), st.sampled_from([None, 0.5, 0.75]))
-def test_the_entropy_band_is_left_in_the_same_rollouts(values, floor, ceiling):
-    watch, told = Watch(band(floor, ceiling)), []
-    for value in values:
-        watch.update(dict.fromkeys(watch.detectors, value))
-        told.append(bool(watch.active))
-    assert told == [
-        (floor is not None and value < floor) or (ceiling is not None and value > ceiling)
-        for value in values
-    ]
-
-
 def gap_rule(gaps: list[float], bound: float, floor: float, factor: float | None) -> list:
     """SamplerGap: above a bound, or far above the first three and larger than all before."""
     first, largest, above, rule = [], 0.0, False, []
@@ -198,7 +184,8 @@ def test_events_of_all_have_one_form():
     assert watch.evidence("x", 9.0) == {
         "detector": "x", "metric": "y", "value": 9.0, "limit": 5.0, "baseline": 10.0
     }  # fmt: skip
-    assert math.isnan(Watch(band(0.1, None)).evidence("floor", 1.0)["baseline"])
+    absolute = Watch({"x": Detector("y", "below", bound=0.1)})
+    assert math.isnan(absolute.evidence("x", 1.0)["baseline"])
 
 
 def test_patience_is_checked():

@@ -47,7 +47,7 @@ HEADS = {
 }
 LOOP = {"start": 0.05, "target": [0.2, 0.25], "bounds": [0.01, 1]}
 WATCHERS: list[tuple[str, dict[str, Any]]] = [
-    ("EntropyMonitor", {"floor": 0.2}),
+    ("EntropyMonitor", {}),
     (
         "KLCovScheduler",
         {"weight": LOOP, "fraction": {"start": 0.02, "points": [[9, 0.01]], "shape": "cosine"}},
@@ -148,7 +148,7 @@ GUARDED = [
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:CollapseGuard, rollout", "ignore:EntropyMonitor")
+@pytest.mark.filterwarnings("ignore:CollapseGuard, rollout")
 @pytest.mark.parametrize(
     ("case", "callbacks", "some"),
     [

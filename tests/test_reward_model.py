@@ -14,8 +14,8 @@ from harness.rollouts import handmade
 from rlif_lightning import RewardModel
 from rlif_lightning.records import Rollout
 from rlif_lightning.rewards import RewardSet
+from rlif_lightning.rewards.classifier import batches
 from rlif_lightning.rewards.given import as_rewards
-from rlif_lightning.rewards.reward_model import batches
 
 TEXTS = ["1+2=3####3", "7", "3+4=7;7+5=12####12", "5+5=10####10", "2####2", "", "9", "8+1=9####9"]
 TEMPLATE = "{% for m in messages %}{{ m['content'] }};{% endfor %}"

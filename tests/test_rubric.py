@@ -36,7 +36,8 @@ from rlif_lightning import (
 )
 from rlif_lightning.answers.code_tasks import CodeExtractor
 from rlif_lightning.data.prompt_table import PromptTable
-from rlif_lightning.rewards.base import RewardSet, WeightedReward
+from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rewards.rubric_weights import (
     diva_weights,
     kept_criteria,
@@ -266,7 +267,7 @@ def test_what_a_head_takes_out_has_no_verdict():
 def test_a_criterion_by_unit_tests():
     code = {"prompt": ["def f(x): return x+"], "entry_point": ["f"]}
     code |= {"test": ["def check(f):\n    assert f(1) == 2"]}
-    tests = CodeTests(CodeExtractor("continuation"), sandbox=Sandbox(minimum="rlimits"))
+    tests = CodeTests(CodeExtractor("continuation"), sandbox=Sandbox("rlimits+"))
     assert Scored(tests).verdicts(handmade(["1", "2"], 2, **code)).tolist() == [1, 0]
 
 

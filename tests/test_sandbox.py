@@ -36,7 +36,7 @@ def sandbox(request) -> Sandbox:
     """One at every level that this machine has."""
     if problem(request.param):
         pytest.skip(f"{request.param}: {problem(request.param)}")
-    return Sandbox(request.param, "rlimits", **QUICK)
+    return Sandbox(request.param, **QUICK)
 
 
 def one(sandbox: Sandbox, code: str, *arguments: object) -> Outcome:
@@ -279,7 +279,7 @@ def test_tests_that_cannot_run_are_an_error_of_the_data(sandbox):
 
 
 def test_a_process_that_cannot_start_is_no_fault_of_the_code(monkeypatch):
-    sandbox = Sandbox("seccomp", "seccomp", **QUICK)
+    sandbox = Sandbox("seccomp", **QUICK)
     monkeypatch.setattr(isolation, "_START", "raise OSError('no such luck') # {}")
     with pytest.raises(RuntimeError, match=r"did not start.*no such luck"):
         sandbox.outcomes([Run("", "f", ((),))])
@@ -300,7 +300,7 @@ def test_a_machine_that_was_full_for_a_moment_is_tried_again(monkeypatch):
     """Code may use up the machine's processes or memory until it is ended: another's start must not
     end the run.
     """
-    sandbox = Sandbox("seccomp", "seccomp", **QUICK)
+    sandbox = Sandbox("seccomp", **QUICK)
     command, started = isolation._command, []
 
     def full_at_first(level, settings):
@@ -318,23 +318,24 @@ def test_a_machine_that_was_full_for_a_moment_is_tried_again(monkeypatch):
 
 def test_levels_that_are_refused(monkeypatch):
     with pytest.raises(
-        ValueError, match=r"isolation='vm' is unknown; choose one of \['auto', 'rlimits'"
+        ValueError,
+        match=r"isolation='auto' is unknown; choose one of \['rlimits', .* with a \+ behind",
     ):
-        Sandbox("vm")
-    with pytest.raises(ValueError, match="minimum='none' is unknown"):
-        Sandbox(minimum="none")
-    with pytest.raises(ValueError, match="isolation='rlimits' is weaker than minimum='landlock'"):
-        Sandbox("rlimits")
+        Sandbox("auto")
+    with pytest.raises(ValueError, match="isolation='none\\+' is unknown"):
+        Sandbox("none+")
     monkeypatch.setattr(
         isolation, "problem", lambda level: "" if level == "seccomp" else "not here"
     )
     with pytest.raises(
         ValueError,
-        match=r"no sandbox that strong works here \(bubblewrap: not here; .* Install bubble",
+        match=r"no such sandbox works here \(bubblewrap: .* landlock: not here\)\. Install bubble",
     ):
         Sandbox()
-    assert Sandbox(minimum="seccomp").level == "seccomp"
-    assert find_level("auto", "rlimits") == "seccomp"
+    assert Sandbox("seccomp+").level == Sandbox("seccomp").level == "seccomp"
+    assert find_level("rlimits+") == "seccomp"  # the strongest that works
+    with pytest.raises(ValueError, match="rlimits: not here"):
+        find_level("rlimits")  # a level alone is that level
 
 
 def test_a_missing_program_is_told(monkeypatch):

@@ -143,7 +143,7 @@ def test_numbers_and_lists_of_other_kinds_are_taken():
     assert list(ClipCov(band=[1, 5]).band) == [1, 5]  # pyright: ignore[reportArgumentType]
     assert Sampling(stop=["a"]).stop == ["a"]
     assert Schedule(0.1, points=((3, 0.2),)).points == ((3, 0.2),)  # pyright: ignore
-    assert LoRA(target_modules=["q_proj"]).target_modules == ["q_proj"]
+    assert LoRA(options={"use_dora": True}).options == {"use_dora": True}
     assert PromptFormat(examples=[{"question": "a", "answer": "b"}]).chat is False
     assert LearningRateSchedule("polynomial", options={"power": 2}).options == {"power": 2}
     assert Gate("vote", at_least=1).at_least == 1

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from transformers import AutoTokenizer
 
-from callbacks.collapse_guard import kinds_of_run
+from callbacks.guard import kinds_of_run
 from harness.files import ROOT
 from harness.python_runs import NAME, Run, adamw, at, data, module, sums
 from harness.rollouts import handmade
@@ -33,7 +33,9 @@ from rlif_lightning.data.prompt_format import PromptRenderer
 from rlif_lightning.learning.feedback import feedback_texts, right_siblings
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.rewards.controls import Length, Random
+from rlif_lightning.running import teachers
 from rlif_lightning.running.checkpoint_faults import why_unusable
+from rlif_lightning.running.teachers import lesson_of
 
 SHORT = "{feedback} {prompt}"
 LONG = {"sampling": Sampling(max_new_tokens=12)}
@@ -195,6 +197,25 @@ class Nothing(Words):
         return [None] * len(rollout.texts)
 
 
+class Spells(Words):
+    """Spells out a special token, as a completion may."""
+
+    def feedback(self, rollout, outputs):
+        return ["</s>1"] * len(rollout.texts)
+
+
+def test_a_special_token_that_feedback_spells_out_is_plain_text(tmp_path, monkeypatch):
+    read, made = [], teachers.feedback_prompts
+    monkeypatch.setattr(
+        teachers, "feedback_prompts", lambda *given: read.extend(made(*given)) or read
+    )
+    run = Run(tmp_path, 1, learner(taught()), problems(), Spells())
+    tokenizer = run.module.policy.tokenizer
+    assert tokenizer("</s>1").input_ids[0] == tokenizer.eos_token_id
+    assert len(read) == 12
+    assert not any(tokenizer.eos_token_id in prompt for prompt in read)
+
+
 def test_completions_without_feedback_have_no_loss(tmp_path):
     seen = Prompts()
     run = Run(tmp_path, 2, learner(taught()), problems(), Nothing(), seen)
@@ -246,6 +267,26 @@ class Narrow(Callback):
 def test_feedback_that_is_too_long_stops_every_process_before_the_update(tmp_path):
     with pytest.raises(ValueError, match=r"with the feedback that model\.objective\.teacher shows"):
         Run(tmp_path, 1, learner(taught()), problems(), Words(), Narrow())
+
+
+class Injects(Words):
+    """Spells out an end of sequence in its feedback."""
+
+    def feedback(self, rollout, outputs):
+        return ["</s>3"] * len(rollout.texts)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.lesson = lesson_of(pl_module, outputs["rollout"], outputs["rewards"])
+
+
+def test_feedback_cannot_write_a_special_token(tmp_path):
+    writer = Injects()
+    run = Run(tmp_path, 1, learner(taught()), problems(), writer)
+    assert writer.lesson is not None
+    tokenizer = run.module.policy.tokenizer
+    assert tokenizer("</s>3")["input_ids"][0] == tokenizer.eos_token_id
+    for prompt in writer.lesson.prompts:
+        assert tokenizer.eos_token_id not in prompt.tolist()
 
 
 def neutral() -> dict[str, WeightedReward]:

@@ -52,7 +52,7 @@ def assert_same_rows(left: list[dict[str, float]], right: list[dict[str, float]]
         assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
 
 
-SANDBOX = {"minimum": "rlimits", "wall_seconds": 20, "call_seconds": 10}
+SANDBOX = {"isolation": "rlimits+", "wall_seconds": 20, "call_seconds": 10}
 HEADS = {
     "behaviour": {
         "head": {"class_path": "BehaviourVote", "init_args": {"sandbox": SANDBOX}},

@@ -44,7 +44,6 @@ OPTIONS = {
         ),
         ({"max_ratio": 0.5}, "max_ratio=0.5 must be at least 1"),
         ({"max_gap": 0.0}, "max_gap=0.0"),
-        ({"scoring_tokens": 0}, "scoring_tokens=0"),
     ],
 )
 def test_settings_are_checked(settings, message):

@@ -635,7 +635,8 @@ def arguments_for(served, folder: Path) -> list[str]:
 
 
 def test_the_command_line_trains_with_it(served, tmp_path):
-    fit(tmp_path, *arguments_for(served, tmp_path))
+    run = fit(tmp_path, *arguments_for(served, tmp_path), "--model.update.micro_batch_tokens=300")
+    assert run.model.engine.scoring_tokens == 300
     rows = [row for row in metrics(tmp_path) if row["rollout/engine_gap"]]
     assert len(rows) == 2
     assert all(0 < float(row["rollout/engine_gap"]) < 1e-3 for row in rows)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.distil_feedback import METHODS, RATES, chosen, row
+from benchmarks.distil_feedback import STUDY
+from benchmarks.distil_study import row
 from benchmarks.wrong_step import FirstWrongStep, first_wrong_step
 from harness.rollouts import handmade
 
@@ -39,9 +40,10 @@ def test_right_completions_are_told_so_unless_they_should_not_be():
 
 
 def test_the_best_rate_of_each_method_is_judged():
-    rows = {f"{name}_{rate}": {"accuracy": "0.5"} for name in METHODS for rate in RATES}
+    methods, rates = STUDY.methods, STUDY.rates
+    rows = {f"{name}_{rate}": {"accuracy": "0.5"} for name in methods for rate in rates}
     rows["distil_3e-4"]["accuracy"] = "0.6"
-    assert chosen(rows) == dict.fromkeys(METHODS, RATES[0]) | {"distil": "3e-4"}
+    assert STUDY.chosen(rows) == dict.fromkeys(methods, rates[0]) | {"distil": "3e-4"}
 
 
 def test_a_row_compares_seed_by_seed():

@@ -16,6 +16,8 @@ from rlif_lightning.answers.code_tasks import CodeExtractor, task_of
 from rlif_lightning.sandbox.literals import encode
 from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox, Trial
 
+NO_CODE = "there is no code"
+
 
 class RunsCode:
     """What all share that run the code of completions.
@@ -56,36 +58,58 @@ def pass_rates(
         ValueError: a row without tests, or with tests that cannot run.
         RuntimeError: a sandboxed process could not be started.
     """
+    return [rate for rate, _ in judge_code(texts, problems, extractor, sandbox)]
+
+
+def judge_code(
+    texts: Sequence[str],
+    problems: Sequence[Mapping[str, Any]],
+    extractor: CodeExtractor = CodeExtractor(),
+    sandbox: Sandbox | None = None,
+) -> list[tuple[float, str]]:
+    """Return the share of its problem's tests that each completion passes, and a trace.
+
+    A trace is what is seen of the first failed test, such as ``f(2) returned 5`` below the test. It
+    is empty where all pass. Arguments and errors are those of :func:`pass_rates`.
+    """
     sandbox = sandbox or Sandbox()
     tasks = [task_of(problem) for problem in problems]
     codes = [extractor(text, task.prompt) for text, task in zip(texts, tasks, strict=True)]
-    rates = [0.0] * len(texts)
-    judged = [
-        i
-        for i, (code, task) in enumerate(zip(codes, tasks, strict=True))
-        if code is not None and task.tests
-    ]
+    found = [(0.0, NO_CODE)] * len(texts)
+    judged = [i for i, code in enumerate(codes) if code is not None and tasks[i].tests]
     trials = [
         Trial(codes[i] or "", tasks[i].setup, tasks[i].tests, tasks[i].functions) for i in judged
     ]
     for i, verdict in zip(judged, sandbox.verdicts(trials), strict=True):
-        rates[i] = sum(verdict.passed) / len(verdict.passed)
-    compared = [
-        i
-        for i, (code, task) in enumerate(zip(codes, tasks, strict=True))
-        if code is not None and task.cases
-    ]
+        trace = "" if all(verdict.passed) else verdict.trace or verdict.ended
+        found[i] = sum(verdict.passed) / len(verdict.passed), trace
+    compared = [i for i, code in enumerate(codes) if code is not None and tasks[i].cases]
     runs = [
         sandbox_run(codes[i] or "", tasks[i].functions, [given for given, _ in tasks[i].cases])
         for i in compared
     ]
     for i, outcomes in zip(compared, sandbox.outcomes(runs), strict=True):
-        expected = [value for _, value in tasks[i].cases]
-        passed = [
-            _as_expected(outcome, value) for outcome, value in zip(outcomes, expected, strict=True)
-        ]
-        rates[i] = sum(passed) / len(passed)
-    return rates
+        pairs = list(zip(outcomes, tasks[i].cases, strict=True))
+        failed = [pair for pair in pairs if not _as_expected(pair[0], pair[1][1])]
+        trace = _trace_of_case(tasks[i].functions, *failed[0]) if failed else ""
+        found[i] = (len(pairs) - len(failed)) / len(pairs), trace
+    return found
+
+
+def _trace_of_case(functions: tuple[str, ...], outcome: Outcome, case: tuple[Any, Any]) -> str:
+    """Say what code did with an input, and what was expected.
+
+    The value is shown as it left the sandbox: this process decodes nothing of untrusted code.
+    """
+    given, expected = case
+    call = f"{functions[0]}({', '.join(map(repr, given))})" if functions else f"input {given!r}"
+    verb = "returned" if functions else "printed"
+    did = {
+        "value": f"{verb} {json.dumps(outcome.value)}",
+        "error": f"raised {outcome.reason}" + (f" in line {outcome.line}" if outcome.line else ""),
+        "none": f"gave no answer: {outcome.reason}",
+    }
+    return f"{call:.200} {did[outcome.kind]:.300}, not {expected!r:.300}"
 
 
 def sandbox_run(code: str, functions: tuple[str, ...], inputs: Sequence[Any]) -> Run:

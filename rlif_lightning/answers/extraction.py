@@ -29,6 +29,7 @@ _LAST_NUMBER = re.compile(
     rf"|(?:{_NUMBER}){_POWER}(?:/[0-9]+)?)(?:\\?%)?)"
 )
 _HASH = re.compile(r"####[ \t]*([^\n]+)")
+_TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _PHRASE = re.compile(
     r"\banswer\s*(?:is\b|:|=)[\s:*]*([^\n]+?)(?=\.(?:\s|\*|$)|\n|$)", re.IGNORECASE
 )
@@ -127,6 +128,19 @@ def pattern_found(pattern: str, text: str) -> bool:
         return False
 
 
+def matches_of(pattern: str, text: str) -> list[str]:
+    """Return all that a user's pattern finds in a text (``.`` matches newlines).
+
+    A search that exceeds its time finds nothing.
+    """
+    try:
+        found = regex.finditer(pattern, text, regex.DOTALL, timeout=PATTERN_SECONDS)
+        return [match[0] for match in found]
+    except TimeoutError:
+        _warn_once(pattern)
+        return []
+
+
 @lru_cache
 def _warn_once(pattern: str) -> None:
     warnings.warn(
@@ -140,6 +154,7 @@ _EXTRACTORS: dict[str, Callable[[str], Span | None]] = {
     "boxed": _last_boxed,
     "hash": lambda text: _last_match(_HASH, text),
     "phrase": _last_phrase,
+    "tag": lambda text: _last_match(_TAGGED, text),
     "last_number": lambda text: _last_match(_LAST_NUMBER, text),
     "text": lambda text: (0, len(text)),
 }
@@ -151,11 +166,11 @@ class AnswerExtractor:
     r"""Finds the final answer in a completion's text.
 
     Kinds, each taking the last match: ``boxed`` (``\boxed{}`` or ``\fbox{}``, braces may nest),
-    ``hash`` (``#### x`` to the end of the line), ``phrase`` ("the answer is x", to the end of the
-    sentence or to its reason; of "(B) 42" the letter), ``last_number`` (sign, decimals, thousands
-    commas, powers of ten, fractions, mixed numbers, per cent), ``regex`` (the one group of
-    ``pattern``), ``text`` (the whole text), ``auto`` (the first of boxed, hash, phrase, last_number
-    that finds something).
+    ``hash`` (``#### x`` to the end of the line), ``tag`` (``<answer>x</answer>``), ``phrase`` ("the
+    answer is x", to the end of the sentence or to its reason; of "(B) 42" the letter),
+    ``last_number`` (sign, decimals, thousands commas, powers of ten, fractions, mixed numbers, per
+    cent), ``regex`` (the one group of ``pattern``), ``text`` (the whole text), ``auto`` (the first
+    of boxed, hash, phrase, last_number that finds something).
 
     Attributes:
         kind: one of the kinds above.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlif_lightning.data.sources import HubDataset, LocalFiles, Split
@@ -23,7 +24,8 @@ class BenchmarkData(HubDataset):
     """Problems of a benchmark, to measure on; there is no training split.
 
     Args:
-        name: hub name, such as "openai/gsm8k".
+        name: hub name, such as "openai/gsm8k", or the path of a local copy: JSON, JSON lines,
+            Parquet or CSV, by its suffix. A copy needs no revision, subset and hub_file.
         columns: every column that the benchmark needs -> text | integer | list | any; others are
             neither checked nor needed.
         revision: commit of the hub data set (a branch may change); null = main.
@@ -31,7 +33,6 @@ class BenchmarkData(HubDataset):
         validation_split: the split to measure on.
         hub_file: one JSON-lines file of the hub data set, for repositories that need a script to
             load otherwise.
-        file: a local copy instead: JSON, JSON lines, Parquet or CSV.
         adapter: adds columns for the prompt: choices (MMLU-Pro's lettered `choices`), shown_tests
             (MBPP's assertions as text), answer_format (LiveCodeBench's function header or standard
             input); null = none.
@@ -48,7 +49,6 @@ class BenchmarkData(HubDataset):
         subset: str | None = None,
         validation_split: str = "test",
         hub_file: str | None = None,
-        file: str | None = None,
         adapter: str | None = None,
     ) -> None:
         if unknown := sorted(set(columns.values()) - set(KINDS)):
@@ -66,7 +66,7 @@ class BenchmarkData(HubDataset):
             name, subset, validation_split=validation_split, revision=revision or "main"
         )
         self.columns = columns
-        self.hub_file, self.file, self.adapter = hub_file, file, adapter
+        self.hub_file, self.adapter = hub_file, adapter
 
     def load(self, split: Split) -> Dataset:
         """Open and check the problems, and add the adapter's columns.
@@ -85,8 +85,8 @@ class BenchmarkData(HubDataset):
         return dataset if self.adapter is None else dataset.map(ADAPTERS[self.adapter])
 
     def _open(self) -> Dataset:
-        if self.file is not None:
-            return LocalFiles(validation=self.file).load("validation")
+        if self._is_file:
+            return LocalFiles(validation=self.name).load("validation")
         if self.hub_file is None:
             return super().load("validation")
         from datasets import load_dataset
@@ -97,19 +97,23 @@ class BenchmarkData(HubDataset):
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"hub_file={self.hub_file!r} of {self.name!r} at {self.revision!r} cannot be"
-                f" loaded: {error}; check the network, or give a local copy as `file`"
+                f" loaded: {error}; check the network, or give the path of a local copy as `name`"
             ) from error
+
+    @property
+    def _is_file(self) -> bool:
+        return Path(self.name).suffix in LocalFiles.FORMATS
 
     def _check(self, dataset: Dataset) -> None:
         found = dataset.features
-        where = self.file or f"{self.name} at {self.revision}"
+        where = self.name if self._is_file else f"{self.name} at {self.revision}"
         if missing := sorted(set(self.columns) - set(found)):
             raise ValueError(
                 f"{where} is not in the schema of this benchmark: columns {missing} are missing;"
                 f" it has {sorted(found)}"
             )
         for name, kind in self.columns.items():
-            in_csv = kind == "integer" and str(self.file).endswith(".csv")  # all columns are texts
+            in_csv = kind == "integer" and self.name.endswith(".csv")  # all columns are texts
             if not _is_kind(found[name], "text" if in_csv else kind):
                 raise ValueError(
                     f"{where} is not in the schema of this benchmark: {name!r} is {found[name]},"

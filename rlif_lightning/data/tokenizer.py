@@ -67,13 +67,27 @@ def find_tokenizer(
     return load_tokenizer(policy.name, policy.revision, policy.trust_remote_code)
 
 
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Return the special tokens of a tokenizer as texts, which it would read as tokens."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+
+
 def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
     """Return a function from prompts to token ids, int32 arrays ``[L]``.
 
     Special tokens that the tokenizer prepends (beginning of sequence) stay. Those that it appends
     are left out, with one line in the log: a completion continues the prompt, and nothing continues
     an end of sequence. A chat template writes its special tokens itself.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, and ``chat`` needs one.
     """
+    if chat and tokenizer.chat_template is None:
+        raise ValueError(
+            f"format.chat=true, but the tokenizer {tokenizer.name_or_path!r} has no chat template;"
+            " set chat=false, or use an instruction-tuned model"
+        )
     appended = 0 if chat else _appended_tokens(tokenizer)
     if appended:
         added = tokenizer.convert_ids_to_tokens(tokenizer(PROBE)["input_ids"][-appended:])

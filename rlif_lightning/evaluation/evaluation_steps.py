@@ -8,7 +8,7 @@ from lightning import LightningModule
 
 from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.records import Prompts
-from rlif_lightning.rewards.base import RewardSet
+from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.sampling import PREDICTION_ROLLOUT, Sampling
 

@@ -10,9 +10,12 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.columns import check_column, column_values, has_column
 from rlif_lightning.data.curriculum import Curriculum
+from rlif_lightning.data.mixed_sources import EasyFirst
 from rlif_lightning.data.prompts import PromptData
-from rlif_lightning.rewards.base import RewardHead, RewardSet
+from rlif_lightning.records import overlap
+from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.function import GOLD_NAMES
+from rlif_lightning.rewards.reward_set import RewardSet
 
 if TYPE_CHECKING:
     from rlif_lightning.evaluation.evaluator import Evaluator
@@ -84,17 +87,15 @@ def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any]
         callbacks: those of the trainer; any ``EarlyStopping`` among them counts.
     """
     found = [line for name in module.rewards.names for line in _uses_of_reward(module, name)]
-    for name in _deciding(module.dynamic_sampling):
+    draws = module.dynamic_sampling
+    for name in () if draws is None or draws.heads is None else draws.deciding(module.rewards):
         head = module.rewards.settings[name].head
         if head.needs_gold:
             found.append(f"dynamic sampling keeps groups by `{name}` ({type(head).__name__})")
     teacher = module.objective.teacher
     if teacher is not None and teacher.needs_gold:
         found.append("the teacher's feedback shows gold answers")
-    data = getattr(module._trainer, "datamodule", None)  # `trainer` raises where there is none
-    source = getattr(data, "source", None)
-    if isinstance(source, Curriculum) and module.rewards.settings[source.reward].head.needs_gold:
-        found.append(f"problems are ordered by `{source.reward}`, which reads gold answers")
+    found += _uses_of_order(module)
     if needs_labels(monitor, module):
         found.append(f"this policy was chosen by `{monitor}`, which needs gold answers")
     for callback in callbacks:
@@ -104,8 +105,14 @@ def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any]
     return found
 
 
-def _deciding(dynamic_sampling: Any) -> Iterable[str]:
-    return () if dynamic_sampling is None else dynamic_sampling.heads or ()
+def _uses_of_order(module: Any) -> list[str]:
+    data = getattr(module._trainer, "datamodule", None)  # `trainer` raises where there is none
+    source = getattr(data, "source", None)
+    if isinstance(source, Curriculum) and module.rewards.settings[source.reward].head.needs_gold:
+        return [f"problems are ordered by `{source.reward}`, which reads gold answers"]
+    if isinstance(source, EasyFirst) and holds_gold(source.column, module.rewards):
+        return [f"problems are ordered by the column `{source.column}` of gold answers"]
+    return []
 
 
 def _uses_of_reward(module: Any, name: str) -> list[str]:
@@ -118,7 +125,7 @@ def _uses_of_reward(module: Any, name: str) -> list[str]:
         return [drops] if _may_drop(head) else []
     if not settings.weight and not _may_drop(head):
         return []
-    shown = [each for each in head.columns if each.rpartition(".")[2] in GOLD_NAMES]
+    shown = [each for each in head.columns if _is_named_gold(each)]
     found = [
         f"reward `{name}` ({type(head).__name__}) is shown the column `{column}`, which by its name"
         " holds gold answers"
@@ -128,6 +135,15 @@ def _uses_of_reward(module: Any, name: str) -> list[str]:
     if gate is not None and (gating := module.rewards.settings[gate.head].head).needs_gold:
         found.append(f"the gate of reward `{name}` reads `{gate.head}` ({type(gating).__name__})")
     return found
+
+
+def holds_gold(column: str, rewards: RewardSet) -> bool:
+    """Return whether a column is known to hold gold answers, or is named as one that does."""
+    return _is_named_gold(column) or any(overlap(column, gold) for gold in rewards.gold_columns)
+
+
+def _is_named_gold(column: str) -> bool:
+    return column.rpartition(".")[2] in GOLD_NAMES
 
 
 def _may_drop(head: RewardHead) -> bool:

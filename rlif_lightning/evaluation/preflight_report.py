@@ -124,11 +124,12 @@ def print_judges(records: list[dict[str, Any]], per_rollout: int) -> None:
         cost = [record["extra"][name] for record in records]
         if any("judge_calls" not in each for each in cost):
             continue
-        calls, tokens = (
+        calls, tokens, money = (
             sum(each[f"judge_{figure}"] for each in cost) * per_rollout / len(cost)
-            for figure in ("calls", "tokens")
+            for figure in ("calls", "tokens", "cost")
         )
         print(
             f"judge of {name}: a rollout of {per_rollout} completions will make\n"
             f"  about {calls:.0f} calls of {tokens:.0f} tokens"
+            + (f", for {money:.2g} by judge.prices" if money else "")
         )

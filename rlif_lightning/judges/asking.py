@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -23,8 +25,26 @@ class JudgeError(RuntimeError):
     """Too many calls failed; says why, and what remains."""
 
 
+def start_asking(judge: Judge, requests: Sequence[Request]) -> Future[list[Reply]] | None:
+    """Ask in a thread while this process scores otherwise; None = the judge must be asked later.
+
+    Example: heads a and b ask two endpoints, and v is a vote. ``RewardSet`` starts a and b, scores
+    v meanwhile, and waits for the slower of a and b.
+    """
+    if not judge.answers_elsewhere or num_processes() != num_data_ranks():
+        return None
+    thread = ThreadPoolExecutor(1)
+    replies = thread.submit(_ask, judge, requests)
+    thread.shutdown(wait=False)
+    return replies
+
+
 def ask_all(
-    judge: Judge, requests: Sequence[Request], where: str, device: torch.device
+    judge: Judge,
+    requests: Sequence[Request],
+    where: str,
+    device: torch.device,
+    started: Future[list[Reply]] | None = None,
 ) -> tuple[list[Reply], dict[str, float]]:
     """Ask about this data rank's completions (a collective).
 
@@ -36,6 +56,7 @@ def ask_all(
         requests: of this data rank; they may be none.
         where: the judge's setting, for the message.
         device: of collectives.
+        started: what :func:`start_asking` returned for these requests.
 
     Returns:
         One reply per request, and what to log: sums over all data ranks.
@@ -44,18 +65,15 @@ def ask_all(
         JudgeError: on every data rank, if the calls of more than ``max_failed`` of all questions
             failed.
     """
-    started = time.perf_counter()
-    if num_processes() == num_data_ranks() or judge.asks_together:
-        replies = _ask(judge, requests)
-    else:
-        own = _ask(judge, requests) if writes_completions() else []
-        replies = all_process_objects(own)[0]
+    since = time.perf_counter()
+    replies = _replies(judge, requests) if started is None else started.result()
+    names = _SUMS if judge.prices is None else (*_SUMS, "cost")
     failed = [reply.failure for reply in replies if reply.text is None]
     counts = torch.tensor(
         [
             len(requests),
             len(failed),
-            *(sum(getattr(reply, name) for reply in replies) for name in _SUMS),
+            *(sum(getattr(reply, name) for reply in replies) for name in names),
         ],
         dtype=torch.float64,
         device=device,
@@ -72,13 +90,36 @@ def ask_all(
     log = {
         "judge/questions": asked,
         "judge/failed": num_failed / max(asked, 1),
-        **{f"judge/{name}": value for name, value in zip(_SUMS, sums, strict=True)},
-        "time/judge": time.perf_counter() - started,
+        **{f"judge/{name}": value for name, value in zip(names, sums, strict=True)},
+        "time/judge": time.perf_counter() - since,
     }
     return replies, log
 
 
 _SUMS = ("calls", "prompt_tokens", "completion_tokens")
+
+
+def cost_of(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what :func:`ask_all` logs for several askings together; nothing without any.
+
+    Args:
+        logs: of each asking, or of something else; other figures in them are left out.
+    """
+    logs = [log for log in logs if "judge/questions" in log]
+    if not logs:
+        return {}
+    names = ("judge/questions", *(f"judge/{name}" for name in _SUMS), "time/judge")
+    total = {name: math.fsum(log[name] for log in logs) for name in names}
+    failed = math.fsum(log["judge/failed"] * log["judge/questions"] for log in logs)
+    return total | {"judge/failed": failed / max(total["judge/questions"], 1)}
+
+
+def _replies(judge: Judge, requests: Sequence[Request]) -> list[Reply]:
+    """Return the replies to this data rank's questions (a collective of the data rank)."""
+    if num_processes() == num_data_ranks() or judge.asks_together:
+        return _ask(judge, requests)
+    own = _ask(judge, requests) if writes_completions() else []
+    return all_process_objects(own)[0]
 
 
 def _ask(judge: Judge, requests: Sequence[Request]) -> list[Reply]:

@@ -51,6 +51,7 @@ class Reply:
         calls: how often a model was asked, failed calls included; 0 for a remembered reply.
         prompt_tokens: of the question, all calls together.
         completion_tokens: of the reply.
+        cost: of all calls, in the currency of the judge's prices.
     """
 
     text: str | None
@@ -58,6 +59,7 @@ class Reply:
     calls: int = 1
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ class Judge(Described, ABC):
     Attributes:
         asks_together: whether every process must call ``ask``, also without a question.
         repeats_itself: whether equal questions have equal replies, so that each is asked once.
+        answers_elsewhere: whether a thread may ask while this process scores otherwise: replies
+            are computed outside of it.
+        prices: of a million tokens of questions, and of replies; None = unknown.
 
     Raises:
         ValueError: a share out of range.
@@ -96,6 +101,8 @@ class Judge(Described, ABC):
 
     asks_together = False
     repeats_itself = False
+    answers_elsewhere = False
+    prices: tuple[float, float] | None = None
 
     def __init__(self, max_failed: float = 0.1):
         super().__init__()
@@ -114,6 +121,9 @@ class Judge(Described, ABC):
         Raises:
             ValueError: names the setting and the remedy.
         """
+
+    def interrupt(self) -> None:
+        """End an ``ask`` that runs in another thread: the run was interrupted."""
 
     @abstractmethod
     def ask(self, requests: Sequence[Request]) -> list[Reply]:

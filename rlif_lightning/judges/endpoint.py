@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,6 +48,8 @@ class EndpointJudge(ModelJudge):
         cache: sqlite file of replies; null = replies are not kept.
         cache_sampled: keep replies at a temperature above 0 too: an equal question then has the
             same reply for ever, and the judge's noise is frozen.
+        prices: of a million tokens of questions, and of replies, in any currency: costs are logged
+            and foreseen by ``preflight`` then; null = neither.
         sampling: how its reply is drawn; an API takes temperature, max_new_tokens, top_p and stop.
         max_failed: as for :class:`Judge`.
 
@@ -65,6 +69,7 @@ class EndpointJudge(ModelJudge):
         timeout: float = 60.0,
         cache: str | None = None,
         cache_sampled: bool = False,
+        prices: tuple[float, float] | None = None,
         sampling: Sampling = GREEDY,
         max_failed: float = 0.1,
     ):
@@ -72,6 +77,7 @@ class EndpointJudge(ModelJudge):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError(f"judge.url={url!r} must be of the form https://host/v1")
+        self.prices = _checked_prices(prices)
         numbers = {
             "max_concurrent": max_concurrent,
             "requests_per_minute": requests_per_minute,
@@ -86,9 +92,10 @@ class EndpointJudge(ModelJudge):
         self.url, self.model, self.key_variable = url.rstrip("/"), model, key_variable
         self.structured, self.max_concurrent, self.timeout = structured, max_concurrent, timeout
         self.requests_per_minute, self.tokens_per_minute = requests_per_minute, tokens_per_minute
+        self.answers_elsewhere = True
         self.repeats_itself = sampling.temperature == 0 or cache_sampled
         self.seed, self._path = 0, cache
-        self._client: ChatClient | None = None
+        self._client, self._breaker = None, Breaker()
         self._cache: ReplyCache | None = None
 
     def bind(self, models: RunModels) -> None:
@@ -114,9 +121,12 @@ class EndpointJudge(ModelJudge):
             try:
                 replies += threads.map(lambda request: self._ask(client, request), waiting)
             except BaseException:
-                client.breaker.open("the run was interrupted")  # calls that wait end at once
+                self.interrupt()  # calls that wait end at once
                 raise
         return replies
+
+    def interrupt(self) -> None:
+        self._breaker.open("the run was interrupted")
 
     def _connected(self) -> ChatClient:
         """Return the client, made at the first call: only then is the number of ranks known."""
@@ -128,7 +138,7 @@ class EndpointJudge(ModelJudge):
             )
             http = httpx2.Client(headers=credentials(self.key_variable), follow_redirects=False)
             self._cache = None if self._path is None else ReplyCache(self._path)
-            self._client = ChatClient(self.url, http, self.timeout, requests, tokens, Breaker())
+            self._client = ChatClient(self.url, http, self.timeout, requests, tokens, self._breaker)
         return self._client
 
     def _ask(self, client: ChatClient, request: Request) -> Reply:
@@ -137,11 +147,15 @@ class EndpointJudge(ModelJudge):
         known = self._cache.get(key) if self._cache else None
         if known is not None:
             return Reply(known[0], "", 0)
-        tokens = len(request.text) // CHARACTERS + self.sampling.max_new_tokens
-        reply = client.ask(body, schema, tokens)
+        expected = len(request.text) // CHARACTERS + self.sampling.max_new_tokens
+        reply = client.ask(body, schema, expected)
         if self._cache and reply.text is not None:
             self._cache.put(key, (reply.text, reply.prompt_tokens, reply.completion_tokens))
-        return reply
+        if self.prices is None:
+            return reply
+        tokens = (reply.prompt_tokens, reply.completion_tokens)
+        cost = sum(map(operator.mul, self.prices, tokens)) / 1e6
+        return replace(reply, cost=cost)
 
     def _body(self, request: Request) -> dict[str, Any]:
         sampling = self.sampling
@@ -158,6 +172,12 @@ class EndpointJudge(ModelJudge):
         if sampling.temperature:
             body["seed"] = (self.seed + question_number(request.text)) % 2**31
         return body
+
+
+def _checked_prices(prices: tuple[float, float] | None) -> tuple[float, float] | None:
+    if prices is not None and not min(prices) >= 0:
+        raise ValueError(f"judge.prices={prices} must not be negative")
+    return prices
 
 
 def _check_sampling(sampling: Sampling) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rlif_lightning.data.tokenizer import prompt_encoder
+from rlif_lightning.data.tokenizer import prompt_encoder, special_texts
 from rlif_lightning.judges.base import (
     GREEDY,
     ModelJudge,
@@ -84,8 +84,7 @@ class PolicyJudge(ModelJudge):
         assert self._model is not None
         self._engine.setup(self._model, models.seed)
         tokenizer = self._model.tokenizer
-        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        self._special = {*tokenizer.all_special_tokens, *(t.content for t in added if t.special)}
+        self._special = special_texts(tokenizer)
         self._encode = prompt_encoder(tokenizer, chat=tokenizer.chat_template is not None)
 
     @torch.no_grad()

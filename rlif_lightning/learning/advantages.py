@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.normalization import (
+    STD_FLOOR,
     batch_normalize,
     center,
     group_normalize,
@@ -38,7 +39,6 @@ def gdpo(
     batch_norm: str = "none",
     eps: float = 1e-4,
     *,
-    std_floor: float = 1e-6,
     lengths: Tensor | None = None,
 ) -> Tensor:
     """Compute GDPO: normalise each reward in its group on its own, then sum with weights.
@@ -54,7 +54,6 @@ def gdpo(
             data ranks; ``token``: the same, with each completion counted once for each of its
             tokens.
         eps: added to each standard deviation.
-        std_floor: see :func:`group_normalize`; ``ddof`` is 1.
         lengths: ``[P, G]`` completion lengths in tokens; needed for ``token`` only.
 
     Returns:
@@ -65,7 +64,7 @@ def gdpo(
             f"weights of shape {tuple(weights.shape)} must be one per reward,"
             f" {tuple(rewards.shape[:1])}"
         )
-    return GDPO(batch_norm, eps=eps, std_floor=std_floor)(rewards, weights, lengths)
+    return GDPO(batch_norm, eps=eps)(rewards, weights, lengths)
 
 
 def reward_shares(parts: Tensor) -> Tensor:
@@ -144,19 +143,18 @@ class Advantage(ABC):
 class GroupNormalised(Advantage):
     """An estimator that divides by a group's standard deviation (ddof 1).
 
+    A group whose standard deviation is not above 1e-6 gets advantage 0.
+
     Args:
         eps: added to standard deviations, in units of the reward.
-        std_floor: a group whose standard deviation is not above this gets advantage 0.
     """
 
     eps: float = 1e-4
-    std_floor: float = 1e-6
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("eps", "std_floor"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.eps < 0:
+            raise ValueError(f"eps={self.eps} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ class BatchNormalised(GroupNormalised):
     def total(self, parts: Tensor, lengths: Tensor | None = None) -> Tensor:
         total = parts.sum(0)
         if self.batch_norm != "none":
-            total = batch_normalize(total, lengths, self.batch_norm, self.eps, self.std_floor)
+            total = batch_normalize(total, lengths, self.batch_norm, self.eps)
         return total.float()
 
 
@@ -202,9 +200,9 @@ class GDPO(BatchNormalised):
 
     def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         if self.leave_one_out:
-            scores = leave_one_out_normalize(rewards, self.eps, self.std_floor)
+            scores = leave_one_out_normalize(rewards, self.eps)
         else:
-            scores = group_normalize(rewards, self.eps, 1, self.std_floor)
+            scores = group_normalize(rewards, self.eps)
         return scores * per_group(weights)
 
 
@@ -243,7 +241,7 @@ class GRPO(GroupNormalised):
         else:
             total = (rewards.double().nan_to_num() * per_group(weights)).sum(0)  # [P, G]
             std = all_rank_mean_std(total, counted)[1]
-        return torch.where(std > self.std_floor, centered / (std + self.eps), 0.0)
+        return torch.where(std > STD_FLOOR, centered / (std + self.eps), 0.0)
 
 
 @dataclass(frozen=True)

@@ -14,24 +14,30 @@ Each place of a rollout has its own sequence of further problems, whatever other
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.rollout_advantages import mean_of_tokens
-from rlif_lightning.learning.scored_rollouts import RolloutSource, ScoredRollout, assembled
+from rlif_lightning.learning.scored_rollouts import (
+    RolloutSource,
+    ScoredRollout,
+    assembled,
+    evaluating,
+    with_cost_of,
+)
 from rlif_lightning.masked import masked_std, masked_sum
 from rlif_lightning.processes.collectives import all_rank_objects, all_rank_sum
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks
 from rlif_lightning.records import Prompts, RewardOutput
-from rlif_lightning.rewards.base import MIN_SPREAD, RewardSet, WeightedReward
+from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.rewards.controls import Length
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
+from rlif_lightning.rewards.reward_set import MIN_SPREAD, RewardSet
 from rlif_lightning.sampling import purpose_seeds
 from rlif_lightning.setting_types import check_types
 
@@ -189,10 +195,12 @@ class DynamicDraws:
         first = self.source.draw(prompts, rollout_number)
         had_signal = self._signal(first)
         draws, chosen, seconds = [first], [(0, group) for group in range(len(prompts))], 0.0
+        made = [first]
         signal = list(had_signal)
         for positions in self._further(prompts, rollout_number, signal):
             draw = self._draw_again(list(positions.values()), prompts, rollout_number)
             seconds += draw.seconds
+            made.append(draw)
             if not positions:
                 continue  # the other data ranks' draw
             draws.append(draw)
@@ -202,7 +210,8 @@ class DynamicDraws:
                     signal[place], chosen[place] = True, (len(draws) - 1, group)
         whole = self._whole(draws, chosen, signal)
         figures = self._figures(draws, whole, had_signal, signal)
-        return replace(whole, seconds=first.seconds + seconds, figures=figures)
+        outputs = with_cost_of(made, whole.outputs)
+        return replace(whole, outputs=outputs, seconds=first.seconds + seconds, figures=figures)
 
     def _signal(self, draw: ScoredRollout) -> list[bool]:
         """Return which groups of a draw have signal."""
@@ -253,7 +262,7 @@ class DynamicDraws:
         if not positions:
             short = replace(source.sampling, max_new_tokens=1, min_new_tokens=0)
             source, positions = replace(source, sampling=short), [0]
-        with _evaluating(source.rewards):
+        with evaluating(source.rewards):
             return source.draw(self.problems.batch(positions).to(device), rollout_number)
 
     def _whole(
@@ -306,15 +315,3 @@ class DynamicDraws:
         totals, counts = all_rank_sum(torch.stack([masked_sum(scores, valid, -1), valid.sum(-1)]))
         means = totals / counts  # [R]; NaN without any score
         return figures | {f"reward/{n}/first_mean": m for n, m in zip(outputs, means, strict=True)}
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module and its parts into evaluation mode, and each back into its own."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

@@ -16,6 +16,8 @@ from torch import Tensor
 from rlif_lightning.masked import masked_mean, masked_std
 from rlif_lightning.processes.collectives import all_rank_mean_std
 
+STD_FLOOR = 1e-6  # a smaller standard deviation is rounding noise
+
 
 def center(rewards: Tensor) -> Tensor:
     """Return rewards minus their group mean, in float64.
@@ -36,7 +38,7 @@ def center(rewards: Tensor) -> Tensor:
 
 
 def group_normalize(
-    rewards: Tensor, eps: float = 1e-4, ddof: int = 1, std_floor: float = 1e-6
+    rewards: Tensor, eps: float = 1e-4, ddof: int = 1, std_floor: float = STD_FLOOR
 ) -> Tensor:
     """Compute z-scores inside each group, ``z = (r - mean) / (std + eps)``.
 
@@ -70,7 +72,9 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     return center(rewards) * count / (count - 1).clamp(min=1)
 
 
-def leave_one_out_normalize(rewards: Tensor, eps: float = 1e-4, std_floor: float = 1e-6) -> Tensor:
+def leave_one_out_normalize(
+    rewards: Tensor, eps: float = 1e-4, std_floor: float = STD_FLOOR
+) -> Tensor:
     """Compute z-scores of which each is by the mean and standard deviation of the group's others.
 
     Args:
@@ -91,9 +95,7 @@ def leave_one_out_normalize(rewards: Tensor, eps: float = 1e-4, std_floor: float
     return torch.where(std > std_floor, leave_one_out(rewards) / (std + eps), 0.0)
 
 
-def batch_normalize(
-    total: Tensor, lengths: Tensor | None, kind: str, eps: float, std_floor: float
-) -> Tensor:
+def batch_normalize(total: Tensor, lengths: Tensor | None, kind: str, eps: float) -> Tensor:
     """Normalise advantages over the batch of all data ranks (a collective).
 
     Args:
@@ -102,10 +104,9 @@ def batch_normalize(
         kind: ``sample``: each completion that has tokens counts once; ``token``: as often as it
             has tokens. One without tokens gets 0.
         eps: added to the standard deviation.
-        std_floor: where the standard deviation is not above this, all advantages are 0.
 
     Returns:
-        ``[P, G]`` float64.
+        ``[P, G]`` float64; all 0 where the standard deviation is not above 1e-6.
 
     Raises:
         ValueError: ``token`` without lengths.
@@ -118,7 +119,7 @@ def batch_normalize(
             "batch_norm='token' needs lengths [P, G]; pass them or use batch_norm='sample'"
         )
     mean, std = all_rank_mean_std(total, counts)
-    return torch.where((counts > 0) & (std > std_floor), (total - mean) / (std + eps), 0.0)
+    return torch.where((counts > 0) & (std > STD_FLOOR), (total - mean) / (std + eps), 0.0)
 
 
 def scored_lengths(rewards: Tensor, weights: Tensor, lengths: Tensor) -> Tensor:

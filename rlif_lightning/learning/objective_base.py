@@ -55,6 +55,8 @@ class Objective(ABC):
     """
 
     teacher: ClassVar[Any] = None  # the settings of a teacher that the loss needs (teacher.py)
+    needs_rewards: ClassVar[bool] = True  # whether a run without any reward would train nothing
+    column: ClassVar[Any] = None  # of texts that are trained on in place of sampled completions
 
     aggregation: str = "token_mean"
     entropy_bonus: float = 0.0

@@ -84,24 +84,21 @@ class SAPO(Objective):
     https://arxiv.org/abs/2511.20347
 
     Args:
-        positive_temperature: how fast, where A > 0; the paper's value.
-        negative_temperature: how fast, elsewhere; the paper's value.
+        temperatures: how fast, where A > 0, and elsewhere; the paper's values.
         aggregation: sequence_mean is the paper's.
     """
 
-    positive_temperature: float = 1.0
-    negative_temperature: float = 1.05
+    temperatures: tuple[float, float] = (1.0, 1.05)
     aggregation: str = "sequence_mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("positive_temperature", "negative_temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if not all(0 < each < math.inf for each in self.temperatures):
+            raise ValueError(f"temperatures={self.temperatures} must both be positive and finite")
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
         inputs = batch.logprobs, batch.old_logprobs, batch.advantages
-        return soft_gate_surrogate(*inputs, self.positive_temperature, self.negative_temperature)
+        return soft_gate_surrogate(*inputs, *self.temperatures)
 
 
 @dataclass(frozen=True)

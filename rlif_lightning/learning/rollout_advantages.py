@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.advantages import Advantage, reward_shares
+from rlif_lightning.learning.episode_figures import episode_metrics
 from rlif_lightning.learning.normalization import scored_lengths
 from rlif_lightning.learning.step_advantages import step_parts
 from rlif_lightning.masked import masked_max, masked_std
@@ -27,7 +28,7 @@ def score_rollout(
 
     Args:
         rollout: P prompts with G completions each.
-        outputs: of R heads.
+        outputs: of R heads; without any, every advantage is 0.
         advantage: the estimator.
         weights: ``[R]`` reward weights.
         loss_weights: ``[B, T]``, as of ``losses.aggregation_weights`` for all of the rollout; None
@@ -42,6 +43,9 @@ def score_rollout(
     Raises:
         ValueError: the estimator returned a wrong shape; names it.
     """
+    metrics = _figures_of(rollout)
+    if not outputs:
+        return torch.zeros_like(rollout.stats.logprobs), metrics
     shape = (rollout.num_prompts, rollout.group_size)
     head_weights = weights.to(rollout.mask.device)
     weights = group_reward_weights(head_weights, list(outputs.values()))
@@ -55,12 +59,6 @@ def score_rollout(
     advantages = of_tokens(advantage.total(parts, scored), rollout, type(advantage).__name__)
     if by_step is not None:
         advantages = advantages + by_step.sum(0).float()
-    metrics: dict[str, Tensor | float] = {
-        "policy/entropy": mean_of_tokens(rollout.stats.entropy, rollout),
-        "rollout/length": mean_length(rollout),
-        "rollout/ended": rollout.ended.float().mean(),
-    }
-    metrics |= engine_metrics(rollout)
     shares = _shares(parts, by_step, lengths)
     for (name, output), share in zip(outputs.items(), shares, strict=True):
         metrics |= reward_metrics(name, output.scores, rollout.group_size)
@@ -75,6 +73,17 @@ def score_rollout(
         for figure, value in output.log.items():
             metrics[f"reward/{name}/{figure}" if figure in metrics else figure] = value
     return advantages, metrics
+
+
+def _figures_of(rollout: Rollout) -> dict[str, Tensor | float]:
+    """Return the figures of a rollout's completions (a collective)."""
+    return {
+        "policy/entropy": mean_of_tokens(rollout.stats.entropy, rollout),
+        "rollout/length": mean_length(rollout),
+        "rollout/ended": rollout.ended.float().mean(),
+        **engine_metrics(rollout),
+        **episode_metrics(rollout),
+    }
 
 
 def _has_steps(outputs: dict[str, RewardOutput], device: torch.device) -> Tensor:

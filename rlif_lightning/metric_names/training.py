@@ -118,6 +118,9 @@ TRAINING = {
         _ALL_RANKS,
         _JUDGES,
     ),
+    "judge/cost": Logged(
+        "currency of judge.prices", "Of all calls, where prices are set.", _ALL_RANKS, _JUDGES
+    ),
     "judge/failed": Logged("share", "Questions whose calls failed: NaN.", _ALL_QUESTIONS, _JUDGES),
     "judge/unparsed": Logged(
         "share",
@@ -310,6 +313,8 @@ TRAINING = {
     ),
     "time/rollout": Logged("seconds", "Wall time of sampling or waiting.", _EACH, _MODULE),
     "time/reward": Logged("seconds", "Wall time of rewards and advantages.", _EACH, _MODULE),
-    "time/judge": Logged("seconds", "The part of time/reward that judges take.", _EACH, _JUDGES),
+    "time/judge": Logged(
+        "seconds", "The part of time/reward that waits for judges.", _EACH, _JUDGES
+    ),
     "time/update": Logged("seconds", "Wall time of all updates of the rollout.", _EACH, _MODULE),
 }

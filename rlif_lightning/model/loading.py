@@ -235,9 +235,9 @@ def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
     # Without it gradient checkpointing would find no input that requires a gradient.
     model.enable_input_require_grads()
     transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
-    settings = {"target_modules": lora.target_modules or "all-linear", "fan_in_fan_out": transposed}
+    settings = {"target_modules": "all-linear", "fan_in_fan_out": transposed, **lora.options}
     try:
-        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, **settings, **lora.options)
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, **settings)
         adapted = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise ValueError(f"policy.lora={lora}: peft refuses it: {error}") from error

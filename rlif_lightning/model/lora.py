@@ -10,8 +10,9 @@ from rlif_lightning.setting_types import check_types
 
 # What else of peft's LoraConfig a policy can have. Others draw at random, change the base weights,
 # or train more than adapters: then the base model would be no reference, or scores would differ.
-OPTIONS = ("use_rslora", "use_dora", "exclude_modules", "layers_to_transform", "layers_pattern")
-NAMES = {"r": "rank", "lora_alpha": "alpha", "target_modules": "target_modules"}
+OPTIONS = ("use_rslora", "use_dora", "target_modules", "exclude_modules", "layers_to_transform")
+OPTIONS += ("layers_pattern",)
+NAMES = {"r": "rank", "lora_alpha": "alpha"}
 # What peft sets by itself, or what says nothing about the adapters.
 IGNORED = ("task_type", "peft_type", "base_model_name_or_path", "revision", "inference_mode")
 IGNORED += ("auto_mapping", "fan_in_fan_out", "peft_version", "runtime_config", "bias")
@@ -24,10 +25,10 @@ class LoRA:
     Args:
         rank: r of the adapters.
         alpha: scale; the adapter's output is multiplied by alpha / rank.
-        target_modules: names of the layers to adapt, or a regular expression; null = every linear
-            layer but the head.
-        options: what else peft's LoraConfig takes, by its names: use_rslora (the scale is alpha /
-            sqrt(rank)), use_dora, exclude_modules, layers_to_transform, layers_pattern.
+        options: what else peft's LoraConfig takes, by its names: target_modules (names of the
+            layers to adapt, or a regular expression; without it every linear layer but the head),
+            use_rslora (the scale is alpha / sqrt(rank)), use_dora, exclude_modules,
+            layers_to_transform, layers_pattern.
 
     Raises:
         ValueError: an unknown option, or one that a policy cannot have.
@@ -35,7 +36,6 @@ class LoRA:
 
     rank: int = 16
     alpha: int = 32
-    target_modules: list[str] | str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

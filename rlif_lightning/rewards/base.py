@@ -1,34 +1,23 @@
-"""Reward heads and the set of them that a run uses.
-
-A head sees whole groups and returns one score per completion. The set keeps the heads' scores
-apart, hides every column that a head did not name, and turns any failure into one clear error. It
-applies the options of each reward: its gate, ``length`` and ``spread_floor``.
-"""
+"""Reward heads: each sees whole groups and returns one score per completion."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.judges.base import RunModels
-from rlif_lightning.masked import masked_std
-from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
-from rlif_lightning.records import RewardOutput, Rollout, overlap
-from rlif_lightning.rewards.functional import without_length
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.gate import Gate
-from rlif_lightning.rewards.received import kept_completions, only_scores_of, received
 from rlif_lightning.setting_types import check_types
 
-MIN_SPREAD = 1e-6  # a smaller spread of a group is rounding
 LENGTH = ("keep", "neutral")
 
 
@@ -45,12 +34,14 @@ class RewardHead(Described, nn.Module, ABC):
             label-free head may name them.
         gives_scores: whether the head can give scores; False for one that only takes completions
             out.
+        scalable: names of the head's numbers that a callback may change during a run.
     """
 
     needs_gold: bool = False
     columns: Sequence[str] = ()
     gold_columns: Sequence[str] = ()
     gives_scores: bool = True
+    scalable: Sequence[str] = ()
 
     @property
     def label_free_columns(self) -> Sequence[str]:
@@ -67,7 +58,15 @@ class RewardHead(Described, nn.Module, ABC):
         """
 
     def start(self, rollout: Rollout) -> None:
-        """Start what may run while other heads score; ``forward`` follows."""
+        """Start what may run while other heads score; ``forward`` or ``abandon`` follows."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether ``start`` began something: such heads score after all others."""
+        return False
+
+    def abandon(self) -> None:
+        """End what ``start`` began and ``forward`` has not taken: another head raised."""
 
     def check_visits(self, most: float) -> None:
         """Refuse a run of at most so many visits of a problem, as :meth:`check` refuses data."""
@@ -123,178 +122,8 @@ class WeightedReward:
             )
 
 
-class RewardSet(nn.Module):
-    """The named reward heads of a run.
-
-    A head's usual spread (``spread_floor``) is learned in training only and kept in checkpoints.
-
-    Args:
-        rewards: name -> head with weight and gate; names appear in the logs as
-            ``reward/<name>/...``.
-        answer_column: the gold answers' column, which heads that do not need it cannot name.
-
-    Raises:
-        ValueError: no reward, all weights 0, a name that cannot be logged, a gate on an unknown
-            head, or a label-free head that names a column of gold answers.
-    """
-
-    def __init__(self, rewards: Mapping[str, WeightedReward], answer_column: str | None = None):
-        super().__init__()
-        if not any(reward.weight for reward in rewards.values()):
-            raise ValueError(
-                f"rewards={list(rewards)}: at least one reward with a weight other than 0 is needed"
-            )
-        for name, reward in rewards.items():
-            if not name.isidentifier():
-                raise ValueError(
-                    f"reward name {name!r} must be a plain identifier (letters, digits, _)"
-                )
-            if reward.gate is not None and reward.gate.head not in rewards:
-                raise ValueError(
-                    f"gate of reward {name!r} names {reward.gate.head!r}; known heads:"
-                    f" {sorted(rewards)}"
-                )
-        self.heads = nn.ModuleDict({name: reward.head for name, reward in rewards.items()})
-        self.settings = dict(rewards)
-        # A head's sum of group spreads, and number of groups.
-        self.register_buffer("spreads", torch.zeros(len(rewards), 2, dtype=torch.float64))
-        self.hide(answer_column)
-
-    def use_table(self, table: PromptTable) -> None:
-        """Let each head ask the run's table for its columns."""
-        for name, reward in self.settings.items():
-            reward.head.use_table(table, name)
-
-    def hide(self, answer_column: str | None) -> None:
-        """Hide the gold answers' column from every head that does not need it.
-
-        Raises:
-            ValueError: a label-free head names it, or another column of gold answers.
-        """
-        self.answer_column = answer_column
-        for name, reward in self.settings.items():
-            for column in reward.head.label_free_columns:
-                if seen := next(
-                    (gold for gold in self.gold_columns if overlap(column, gold)), None
-                ):
-                    raise ValueError(
-                        f"reward {name!r} names the column {column!r}, which shows the gold"
-                        f" answers of {seen!r} to a head without needs_gold; take it out, or set"
-                        " needs_gold = True on the class (of a function, where it is registered)"
-                    )
-
-    @property
-    def gold_columns(self) -> list[str]:
-        """Every column known to hold gold answers: ``answer_column`` and those that heads read."""
-        known = [] if self.answer_column is None else [self.answer_column]
-        known += [
-            column for reward in self.settings.values() for column in reward.head.gold_columns
-        ]
-        return list(dict.fromkeys(known))
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.settings)
-
-    @property
-    def weights(self) -> Tensor:
-        """``[R]`` float32 on the CPU."""
-        return torch.tensor([reward.weight for reward in self.settings.values()])
-
-    def set_weight(self, name: str, weight: float) -> None:
-        """Change a head's weight from the next rollout on.
-
-        For callbacks; checkpoints do not keep it.
-        """
-        self.settings[name] = replace(self.settings[name], weight=weight)
-
-    def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """Let every head check the training problems, with the columns that it named.
-
-        Called before anything is sampled.
-
-        Raises:
-            ValueError: a head could not score them, or an option of a reward would leave none of
-                its scores.
-        """
-        for name, reward in self.settings.items():
-            if reward.length == "neutral" and group_size < 3:
-                raise ValueError(
-                    f"rewards.{name}.length=neutral keeps nothing of a group of {group_size}: a"
-                    " line fits its scores; set data.group_size to 3 or more, or length=keep"
-                )
-            head = reward.head
-            head.check(problems if head.needs_gold else problems.only(head.columns), group_size)
-
-    @torch.no_grad()
-    def forward(self, rollout: Rollout) -> dict[str, RewardOutput]:
-        """Return every head's output with its options applied.
-
-        A collective where a ``spread_floor`` is set. No score applies to a completion that a head
-        drops, and the options do not count it.
-
-        Raises:
-            RuntimeError: a head raised, or returned no valid output (``received.py``); names the
-                head.
-        """
-        visible = {name: self._visible(name, rollout) for name in self.names}
-        for name, part in visible.items():
-            self.settings[name].head.start(part)
-        outputs = {name: self._ask(name, part) for name, part in visible.items()}
-        outputs = only_scores_of(kept_completions(rollout, outputs), outputs)
-        shape = (rollout.num_prompts, rollout.group_size)
-        finished = {}
-        for name, output in outputs.items():
-            settings = self.settings[name]
-            if settings.gate is not None:
-                passes = settings.gate.passes(
-                    outputs[settings.gate.head].scores, rollout.group_size
-                )
-                output = replace(output, scores=torch.where(passes, output.scores, torch.nan))
-            if settings.length == "neutral":
-                neutral = without_length(output.scores.view(shape), rollout.lengths.view(shape))
-                output = replace(output, scores=neutral.flatten().float())
-            if settings.spread_floor:
-                factor = self._group_weight_factor(
-                    name, output.scores.view(shape), settings.spread_floor
-                )
-                output = replace(output, group_weight_factor=factor)
-            finished[name] = output
-        return finished
-
-    def _group_weight_factor(self, name: str, scores: Tensor, floor: float) -> Tensor:
-        """Return a group's spread in units of the head's floor, at most 1, ``[P]``."""
-        std = masked_std(scores.double(), ~scores.isnan(), -1)
-        usual = self.get_buffer("spreads")[self.names.index(name)]
-        spread = std > MIN_SPREAD
-        if self.training:
-            usual += all_rank_sum(torch.stack([std[spread].sum(), spread.sum().double()]))
-        total, count = usual
-        return (
-            (std * count / (floor * total).clamp(min=1e-300)).clamp(max=1.0)
-            if count
-            else torch.ones_like(std)
-        )
-
-    def _visible(self, name: str, rollout: Rollout) -> Rollout:
-        """Return a rollout with the columns that a head may see."""
-        head, prompts = self.settings[name].head, rollout.prompts
-        return replace(rollout, prompts=prompts if head.needs_gold else prompts.only(head.columns))
-
-    def _ask(self, name: str, rollout: Rollout) -> RewardOutput:
-        head: Any = self.heads[name]
-        try:
-            output = head(rollout)
-        except Exception as error:
-            if is_collectives_error(error):
-                raise  # another process was lost; no head and no completion is at fault
-            raise RuntimeError(
-                f"reward head {name!r} ({type(head).__name__}) raised {type(error).__name__}:"
-                f" {error}\n"
-                f"while scoring completions such as {_excerpt(rollout)}"
-            ) from error
-        return received(name, output, rollout)
-
-
-def _excerpt(rollout: Rollout, width: int = 200) -> str:
-    return "; ".join(repr(text[:width]) for text in list(rollout.texts)[:4])
+def seen_by(part: Any, rollout: Rollout) -> Rollout:
+    """Return a rollout with the columns that a head, or a criterion of a rubric, may see."""
+    if part.needs_gold:
+        return rollout
+    return replace(rollout, prompts=rollout.prompts.only(part.columns))

@@ -26,7 +26,7 @@ from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.judges.base import RunModels
 from rlif_lightning.records import Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.received import received
+from rlif_lightning.rewards.held_head import HoldsHead
 from rlif_lightning.setting_types import check_types
 
 TRAIN = "the train split"
@@ -54,6 +54,9 @@ class Criterion(Described, nn.Module, ABC):
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Check a column of ``gold_columns``, as :meth:`RewardHead.check_gold` does."""
+
+    def check_visits(self, most: float) -> None:
+        """Refuse a number of visits, as :meth:`RewardHead.check_visits` does."""
 
     def use_table(self, table: PromptTable, name: str) -> None:
         """Ask the run's table for columns, as :meth:`RewardHead.use_table` does."""
@@ -196,7 +199,7 @@ class NumberWithin(FindsAnswers, Within):
         return self.holds(torch.tensor(numbers, dtype=torch.float64)).nan_to_num(0.0)
 
 
-class Scored(Within):
+class Scored(HoldsHead, Within):
     """Holds where another reward head's score lies between two bounds; NaN stays NaN.
 
     So gold answers (``GoldAnswer``), unit tests (``CodeTests``), a length in tokens (``Length``), a
@@ -208,34 +211,11 @@ class Scored(Within):
     """
 
     def __init__(self, head: RewardHead, low: float | None = 1.0, high: float | None = None):
-        super().__init__(low, high)
-        if not head.gives_scores:
-            raise ValueError(f"head={type(head).__name__} gives no scores; use one that does")
-        self.head = head
-        self.needs_gold, self.columns = head.needs_gold, head.columns
-        self.gold_columns = head.gold_columns
-
-    def check(self, problems: EncodedSplit, group_size: int) -> None:
-        self.head.check(problems, group_size)
-
-    def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
-        return self.head.check_gold(column, values, where)
-
-    def use_table(self, table: PromptTable, name: str) -> None:
-        self.head.use_table(table, name)
-
-    def bind(self, models: RunModels) -> None:
-        self.head.bind(models)
-
-    def start(self, rollout: Rollout) -> None:
-        self.head.start(rollout)
+        Within.__init__(self, low, high)
+        HoldsHead.__init__(self, head)
 
     def verdicts(self, rollout: Rollout) -> Tensor:
-        output = received(type(self.head).__name__, self.head(rollout), rollout)
-        scores = output.scores
-        if output.keep_mask is not None:  # what a head takes out has no verdict
-            scores = scores.masked_fill(~output.keep_mask, torch.nan)
-        return self.holds(scores)
+        return self.holds(self.ask_head(rollout).scores)
 
 
 def _number(answer: str) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from rlif_lightning.data.prompt_table import PromptTable, Visit
 from rlif_lightning.judges.base import RunModels
 from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
 from rlif_lightning.records import RewardOutput, Rollout
-from rlif_lightning.rewards.base import RewardHead
+from rlif_lightning.rewards.base import RewardHead, seen_by
 from rlif_lightning.rewards.criteria import Criterion, WeightedCriterion
 from rlif_lightning.rewards.rubric_weights import (
     diva_weights,
@@ -134,7 +133,7 @@ class Rubric(RewardHead):
 
     def start(self, rollout: Rollout) -> None:
         for each in self.settings.values():
-            each.criterion.start(_visible(each.criterion, rollout))
+            each.criterion.start(seen_by(each.criterion, rollout))
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse problems that a criterion could not judge, and groups without a spread."""
@@ -155,6 +154,8 @@ class Rubric(RewardHead):
                 " each problem once: it would equal weighting=category; train on the data for 2"
                 " epochs or more (trainer.max_epochs), or set weighting=diva, which needs one"
             )
+        for each in self.settings.values():
+            each.criterion.check_visits(most)
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Let every criterion check its column of gold answers."""
@@ -272,16 +273,9 @@ def _columns(criteria: Mapping[str, WeightedCriterion], which: str) -> tuple[str
     return tuple(dict.fromkeys(found))
 
 
-def _visible(criterion: Criterion, rollout: Rollout) -> Rollout:
-    """Return a rollout as a criterion may see it."""
-    if criterion.needs_gold:
-        return rollout
-    return replace(rollout, prompts=rollout.prompts.only(criterion.columns))
-
-
 def _judged(criterion: Criterion, rollout: Rollout) -> Tensor:
     """Return one criterion's verdicts, checked, ``[B]`` float64 on the CPU."""
-    found = criterion.verdicts(_visible(criterion, rollout))
+    found = criterion.verdicts(seen_by(criterion, rollout))
     if not isinstance(found, Tensor):
         raise TypeError(f"verdicts are of type {type(found).__name__}; a tensor is needed")
     found = found.detach().double().cpu()

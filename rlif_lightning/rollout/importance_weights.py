@@ -3,13 +3,14 @@
 With ``d_t = policy's log-prob - sampler's log-prob`` of token t, the ratio of a token is ``r_t =
 exp(d_t)`` (kinds ``token_...``) or that of its completion, ``exp(d_1 + ... + d_T)`` (kinds
 ``sequence_...``). A ratio above ``max_ratio`` is replaced by ``max_ratio`` (``..._truncate``) or
-by 0 (``..._mask``). Log-ratios are held within 20 nats before ``exp``.
+by 0 (``..._mask``). ``token_icepop`` also replaces one below ``1 / max_ratio`` by 0. Log-ratios are
+held within 20 nats before ``exp``.
 
 Truncation per token: https://fengyao.notion.site/off-policy-rl,
 https://openreview.net/forum?id=8MHqvb4lK9. Masks per token: IcePop,
-https://arxiv.org/abs/2510.18855, which has a lower bound as well. Per completion, truncated and
-masked: https://richardli.xyz/rl-collapse. The kinds have the names of TRL's
-``vllm_importance_sampling_mode``.
+https://arxiv.org/abs/2510.18855, whose lower bound is a setting of its own. Per completion,
+truncated and masked: https://richardli.xyz/rl-collapse. The other four kinds have the names of
+TRL's ``vllm_importance_sampling_mode``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from rlif_lightning.sampling import importance_ratio
 
-CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+ICEPOP = "token_icepop"
+CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask", ICEPOP)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Correction:
 
     Args:
         max_ratio: bound of the ratio, at least 1.
-        kind: token_truncate | token_mask | sequence_truncate | sequence_mask.
+        kind: token_truncate | token_mask | sequence_truncate | sequence_mask | token_icepop.
 
     Raises:
         ValueError: a number out of range, or an unknown kind.
@@ -60,11 +62,13 @@ class Correction:
             mask: ``[B, T]`` bool, True on completion tokens.
 
         Returns:
-            ``[B, T]`` weights, and ``[B, T]`` bool: whose ratio was above the bound.
+            ``[B, T]`` weights, and ``[B, T]`` bool: whose ratio was out of bounds.
         """
         ratio = self._ratio(logprobs, sampler_logprobs, mask)
         is_bounded = ratio > self.max_ratio
-        if self.kind.endswith("_mask"):
+        if self.kind == ICEPOP:
+            is_bounded |= ratio < 1 / self.max_ratio
+        if not self.kind.endswith("_truncate"):
             return ratio.masked_fill(is_bounded, 0.0), is_bounded
         return ratio.clamp(max=self.max_ratio), is_bounded
 

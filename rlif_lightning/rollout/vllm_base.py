@@ -71,7 +71,6 @@ class VLLMBaseEngine(RolloutEngine):
         max_ratio: bound of a token's weight exp(policy's log-prob - vLLM's); None = no weights.
         correction: how the weights follow from the log-probs (``importance_weights.py``).
         max_gap: the largest mean |difference| of log-probs (nats) of a training rollout.
-        scoring_tokens: token budget of one forward pass over completions.
 
     Raises:
         ValueError: a setting out of range.
@@ -81,7 +80,6 @@ class VLLMBaseEngine(RolloutEngine):
         self,
         max_ratio: float | None = 2.0,
         max_gap: float = 0.5,
-        scoring_tokens: int = 8192,
         correction: str = "token_truncate",
     ):
         self.weighting = None if max_ratio is None else Correction(max_ratio, correction)
@@ -89,9 +87,9 @@ class VLLMBaseEngine(RolloutEngine):
             raise ValueError(
                 f"correction={correction} has no effect with max_ratio=null; set max_ratio"
             )
-        if max_gap <= 0 or scoring_tokens < 1:
-            raise ValueError(f"max_gap={max_gap}, scoring_tokens={scoring_tokens} must be positive")
-        self.max_ratio, self.max_gap, self.scoring_tokens = max_ratio, max_gap, scoring_tokens
+        if max_gap <= 0:
+            raise ValueError(f"max_gap={max_gap} must be positive")
+        self.max_ratio, self.max_gap = max_ratio, max_gap
         self.sampler: Sampler | None = None
         self.loaded: Tensor | None = None  # fingerprint of the weights that vLLM has
         self.probed = False
@@ -122,6 +120,8 @@ class VLLMBaseEngine(RolloutEngine):
         self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
     ) -> Rollout:
         self.check(sampling)
+        if prompts.environment is not None:
+            self.check_environment(prompts.environment.settings, sampling)
         drawn, staleness = self._completions(prompts, group_size, sampling, rollout_number)
         rollout = as_rollout(
             self.policy, prompts, drawn, sampling, self.scoring_tokens, self.weighting

@@ -43,10 +43,10 @@ class VLLMEngine(VLLMBaseEngine):
         options: further arguments of `vllm.LLM`, such as gpu_memory_utilization or max_model_len.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
         correction: token_truncate | token_mask | sequence_truncate | sequence_mask: a larger
-            ratio, of a token or of its whole completion, is cut to max_ratio or counts as 0.
+            ratio, of a token or of its whole completion, is cut to max_ratio or counts as 0;
+            or token_icepop: also one below 1 / max_ratio counts as 0.
         max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the
             run: the engine does not have the policy's weights then.
-        scoring_tokens: token budget of one forward pass over completions.
 
     Raises:
         ValueError: a setting out of range, or an option that the engine sets itself.
@@ -59,14 +59,13 @@ class VLLMEngine(VLLMBaseEngine):
         options: dict[str, Any] | None = None,
         max_ratio: float | None = 2.0,
         max_gap: float = 0.5,
-        scoring_tokens: int = 8192,
         correction: str = "token_truncate",
     ):
         self.options = dict(options or {})
         taken = [name for name in OURS if name in self.options]
         if taken:
             raise ValueError(f"options={taken} are decided by the engine; remove them")
-        super().__init__(max_ratio, max_gap, scoring_tokens, correction)
+        super().__init__(max_ratio, max_gap, correction)
 
     def _check_place(self) -> None:
         if num_processes() > 1:
@@ -105,10 +104,10 @@ class VLLMServerEngine(VLLMBaseEngine):
             processes). A server that draws fewer than 1000 tokens a second needs more.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
         correction: token_truncate | token_mask | sequence_truncate | sequence_mask: a larger
-            ratio, of a token or of its whole completion, is cut to max_ratio or counts as 0.
+            ratio, of a token or of its whole completion, is cut to max_ratio or counts as 0;
+            or token_icepop: also one below 1 / max_ratio counts as 0.
         max_gap: a training rollout with a larger mean |difference| of log-probs (nats) stops the
             run: the engine does not have the policy's weights then.
-        scoring_tokens: token budget of one forward pass over completions.
         key_variable: name of the environment variable that holds the server's API key, sent as
             `Authorization: Bearer`; null = it needs none. The key itself is never a setting, so
             that no configuration or checkpoint holds it.
@@ -127,12 +126,11 @@ class VLLMServerEngine(VLLMBaseEngine):
         timeout: float = 600.0,
         max_ratio: float | None = 2.0,
         max_gap: float = 0.5,
-        scoring_tokens: int = 8192,
         key_variable: str | None = None,
         correction: str = "token_truncate",
         staleness: int = 0,
     ):
-        super().__init__(max_ratio, max_gap, scoring_tokens, correction)
+        super().__init__(max_ratio, max_gap, correction)
         if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).hostname:
             raise ValueError(f"server={server!r} must be a URL, http://host:port")
         if not timeout > 0:

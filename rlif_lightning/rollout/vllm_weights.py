@@ -69,7 +69,7 @@ def _delta(name: str, module: Any, adapter: str) -> Tensor:
         raise ValueError(
             f"model.policy.lora adapts the experts {name}, which are sharded between processes:"
             " their adapters cannot be merged for vLLM; name other layers in"
-            " model.policy.lora.target_modules, or use NativeEngine"
+            " model.policy.lora.options.target_modules, or use NativeEngine"
         )
     if getattr(module, "use_dora", {}).get(adapter):
         raise ValueError(

@@ -8,13 +8,14 @@ from typing import Any
 from rlif_lightning.data.described import ARGUMENTS, CLASS
 
 Arguments = dict[str, Any]
+SPREADS = ("GDPO", "GRPO", "ReinforcePlusPlus")  # advantages by a group's standard deviation
 # Class -> former name of an argument -> what to give instead.
 ARGUMENTS_OF = {
     "BehaviourVote": {
         **{f"{name}_column": f"columns.{name}" for name in ("function", "inputs", "header")},
         "seed": "the constant 0",
     },
-    "BenchmarkData": {"split": "validation_split"},
+    "BenchmarkData": {"split": "validation_split", "file": "name"},
     "CISPO": {"lowest": "clip_low = 1 - lowest", "highest": "clip_high = highest - 1"},
     "ClipCov": {"low": "band[0]", "high": "band[1]", "seed": "the constant 0"},
     "CompletionWriter": {
@@ -23,23 +24,42 @@ ARGUMENTS_OF = {
         "width": "the constant 80",
     },
     "DPPO": {"low": "clip_low", "high": "clip_high"},
-    "EntropyMonitor": {"window": "the constant 20"},
+    "EntropyMonitor": {
+        "window": "the constant 20",
+        **{
+            name: f"in CollapseGuard.detectors: {{{name}: {{metric: policy/entropy, side: {side},"
+            " bound: ..., window: 1}}"
+            for name, side in (("floor", "below"), ("ceiling", "above"))
+        },
+    },
     "Evaluation": {
         "resamples": "the constant 1000",
         "bootstrap_seed": "the constant 0",
         "confidence": "the constant 0.95",
     },
     "GMPO": {"log_low": "clip_low", "log_high": "clip_high"},
+    **{name: {"std_floor": "the constant 1e-6"} for name in SPREADS},
     "LabelFreeStopping": {name: f"limits.{name}" for name in ("agreement", "diversity", "entropy")},
+    "LoRA": {"target_modules": "options.target_modules"},
     "NegativeEntropy": {"entropy_floor": "the constant 10"},
+    "SAPO": {
+        "positive_temperature": "temperatures[0]",
+        "negative_temperature": "temperatures[1]",
+    },
     "SamplerGap": {"factor": "the constant 4"},
-    "Sandbox": {"cpu_seconds": "wall_seconds", "file_mb": "the constant 16"},
+    "Sandbox": {
+        "cpu_seconds": "wall_seconds",
+        "file_mb": "the constant 16",
+        "minimum": "isolation, with a + behind the level",
+    },
     "Schedule": {
         "kind": "said by points, shape (linear, cosine) and target",
         "end": "the value of the last of points",
         "steps": "the rollout of the last of points",
     },
+    "VLLMEngine": {"scoring_tokens": "model.update.micro_batch_tokens"},
     "VLLMServerEngine": {
+        "scoring_tokens": "model.update.micro_batch_tokens",
         "timeout_per_token": "the constant 0.001 (raise a slow server's timeout)",
     },
 }
@@ -91,7 +111,7 @@ def _class_at(place: str, saved: Arguments) -> str:
         return last
     if above == "trainer.callbacks.KLCovScheduler":
         return "Schedule"
-    return {"sandbox": "Sandbox", "evaluation": "Evaluation"}.get(last, "")
+    return {"sandbox": "Sandbox", "evaluation": "Evaluation", "lora": "LoRA"}.get(last, "")
 
 
 def _unless(arguments: Arguments, constants: Arguments) -> Arguments:
@@ -125,17 +145,36 @@ def _schedule(former: Arguments, others: Arguments) -> Arguments:
     return {"points": [[former["steps"], former["end"]]] if is_plan else None, "shape": shape}
 
 
+def _benchmark_data(former: Arguments, _: Arguments) -> Arguments:
+    names = {"split": "validation_split", "file": "name"}
+    return {names[name]: value for name, value in former.items() if value is not None}
+
+
+def _lora(former: Arguments, others: Arguments) -> Arguments:
+    if former["target_modules"] is not None:
+        others.pop("options", None)  # they were empty
+        return {"options.target_modules": former["target_modules"]}
+    return {} if any(name.startswith("options") for name in others) else {"options": {}}
+
+
+def _sandbox(former: Arguments, others: Arguments) -> Arguments:
+    found = _unless(former, {"cpu_seconds": others["wall_seconds"], "file_mb": 16})
+    if others["isolation"] == "auto":
+        found["isolation"] = f"{former['minimum']}+"
+    return found
+
+
 # Class -> (former arguments, the others) -> their present form.
 _PRESENT: dict[str, Callable[[Arguments, Arguments], Arguments]] = {
     "BehaviourVote": _behaviour_vote,
-    "BenchmarkData": lambda old, _: {"validation_split": old["split"]},
+    "BenchmarkData": _benchmark_data,
     "CISPO": lambda old, _: {
         "clip_low": round(1 - old["lowest"], 9),
         "clip_high": round(old["highest"] - 1, 9),
     },
     "ClipCov": lambda old, _: {"band": [old["low"], old["high"]]} | _unless(old, {"seed": 0}),
     "DPPO": lambda old, _: {"clip_low": old["low"], "clip_high": old["high"]},
-    "EntropyMonitor": lambda old, _: _unless(old, {"window": 20}),
+    "EntropyMonitor": lambda old, _: _unless(old, {"window": 20, "floor": None, "ceiling": None}),
     "Evaluation": lambda old, _: _unless(
         old, {"resamples": 1000, "bootstrap_seed": 0, "confidence": 0.95}
     ),
@@ -143,10 +182,16 @@ _PRESENT: dict[str, Callable[[Arguments, Arguments], Arguments]] = {
     "LabelFreeStopping": lambda old, _: _changes(
         "limits", old, {"agreement": 0.95, "diversity": 0.4, "entropy": 0.1}
     ),
+    **dict.fromkeys(SPREADS, lambda old, _: _unless(old, {"std_floor": 1e-6})),
+    "LoRA": _lora,
     "NegativeEntropy": lambda old, _: _unless(old, {"entropy_floor": 10.0}),
-    "Sandbox": lambda old, others: _unless(
-        old, {"cpu_seconds": others["wall_seconds"], "file_mb": 16}
-    ),
+    "SAPO": lambda old, _: {
+        "temperatures": [old["positive_temperature"], old["negative_temperature"]]
+    },
+    "Sandbox": _sandbox,
     "Schedule": _schedule,
-    "VLLMServerEngine": lambda old, _: _unless(old, {"timeout_per_token": 0.001}),
+    "VLLMEngine": lambda old, _: _unless(old, {"scoring_tokens": 8192}),
+    "VLLMServerEngine": lambda old, _: _unless(
+        old, {"timeout_per_token": 0.001, "scoring_tokens": 8192}
+    ),
 }

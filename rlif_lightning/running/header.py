@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -10,7 +11,7 @@ from rlif_lightning.data.streams import Streamed
 from rlif_lightning.learning.optimizer import starting_rate
 from rlif_lightning.running.planned import planned_of
 
-WIDTH = 78  # characters of a line, but for a path
+WIDTH = 78  # characters of a line, but for a path; a wider terminal has more
 
 
 class RunHeader(Callback):
@@ -57,7 +58,8 @@ def header_lines(trainer: Any, module: Any, folder: str | None) -> list[str]:
 
 
 def _cut(line: str, is_whole: bool = False) -> str:
-    return line if is_whole or len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
+    width = max(WIDTH, shutil.get_terminal_size().columns - 1)
+    return line if is_whole or len(line) <= width else f"{line[: width - 1]}…"
 
 
 def _model(module: Any) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loops.fit_loop import _FitLoop as FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop as TrainingEpochLoop
@@ -32,6 +33,7 @@ __all__ = [
     "FitLoop",
     "SignalConnector",
     "TrainingEpochLoop",
+    "averages_buffers",
     "configured_optimizer",
     "epoch_is_over",
     "signals_of",
@@ -89,6 +91,11 @@ def signals_of(trainer: Trainer) -> Any:
 def epoch_is_over(trainer: Trainer) -> bool:
     """Return whether the step that has just been made was its epoch's last."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def averages_buffers(callback: WeightAveraging) -> bool:
+    """Return whether a callback averages buffers, of which a policy's run has counters."""
+    return callback._use_buffers
 
 
 def configured_optimizer(module: LightningModule) -> Optimizer:

@@ -10,9 +10,10 @@ from lightning import LightningModule
 
 from rlif_lightning.judges.base import RunModels
 from rlif_lightning.learning.objective_base import Objective
+from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.rewards.base import RewardSet
+from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.running.strategies import build_policy
 from rlif_lightning.running.teachers import build_teacher, follow
@@ -34,6 +35,7 @@ class ModelSetup(LightningModule):
     objective: Objective
     rewards: RewardSet
     engine: RolloutEngine
+    plan: UpdatePlan
     seed: int
 
     def configure_model(self) -> None:
@@ -56,6 +58,7 @@ class ModelSetup(LightningModule):
         if self.teacher is None and self.objective.teacher is not None:
             build = partial(build_policy, strategy=strategy, frozen=True)
             self._keep_teacher(build_teacher(self.objective.teacher, self.policy, build))
+        self.engine.scoring_tokens = self.plan.micro_batch_tokens
         self.engine.setup(self.policy, self.seed)
         device = torch.device("cpu") if strategy is None else strategy.root_device
         load = partial(self._frozen, strategy)

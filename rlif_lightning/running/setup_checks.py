@@ -14,9 +14,12 @@ from rlif_lightning.data.streams import Streamed
 from rlif_lightning.learning.optimizer import check_optimizer
 from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.running.environment_checks import check_environment
 from rlif_lightning.running.planned import planned_rollouts
+from rlif_lightning.running.stock_callbacks import check_callbacks
 from rlif_lightning.running.strategies import DividedStrategy
 from rlif_lightning.running.teachers import check_teacher
+from rlif_lightning.running.texts import check_texts
 
 PRECISIONS = ("32-true", "bf16-mixed")
 ALIASES = {
@@ -85,6 +88,8 @@ def check_run(module: Any, data: PromptData | None, stage: str) -> None:
         ValueError: names the setting, column or row, and the remedy.
     """
     check_precision_plugin(module.trainer.precision_plugin)
+    if data is not None and data.environment is not None:
+        check_environment(module, data)
     module.engine.check(module.sampling)
     validation = None if data is None or stage == "predict" else data.split("validation")
     if validation is not None:
@@ -97,20 +102,14 @@ def check_run(module: Any, data: PromptData | None, stage: str) -> None:
 
 def _check_training(module: Any, data: PromptData | None) -> None:
     module.sampling.check_trainable()
-    # Replayed tokens are of an older policy, as those of a later update are.
-    module.objective.check(module.plan.num_updates + (module.replay_buffer is not None))
-    if module.objective.uses_advantages:
-        module.advantage.check(module.group_size)
-    _check_scores(module.rewards.settings)
-    _check_steps(module.advantage, module.rewards.settings)
+    _check_objective(module, data)
     is_divided = isinstance(module.trainer.strategy, DividedStrategy)
     check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps, is_divided)
     check_trainer(vars(module.trainer))
+    check_callbacks(module.trainer.callbacks, is_divided)
     if module.dynamic_sampling is not None:
         module.dynamic_sampling.check(module.rewards, module.group_size, data)
         _check_stream(module.dynamic_sampling.max_draws, data)
-    if module.answer_tokens is not None:
-        module.answer_tokens.check(module.objective)
     _check_look_ahead(module)
     check_teacher(module, data)
     if module.replay_buffer is not None:
@@ -125,6 +124,19 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     if data is not None and train is not None:
         module.plan.check(data.prompts_per_rollout)
         module.rewards.check(train, module.group_size)
+
+
+def _check_objective(module: Any, data: PromptData | None) -> None:
+    # Replayed tokens are of an older policy, as those of a later update are.
+    module.objective.check(module.plan.num_updates + (module.replay_buffer is not None))
+    if module.objective.uses_advantages:
+        module.advantage.check(module.group_size)
+    check_texts(module, data)
+    if module.objective.needs_rewards:
+        _check_scores(module.rewards.settings)
+        _check_steps(module.advantage, module.rewards.settings)
+    if module.answer_tokens is not None:
+        module.answer_tokens.check(module.objective)
 
 
 def _check_stream(max_draws: int, data: PromptData | None) -> None:

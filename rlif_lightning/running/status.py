@@ -19,7 +19,8 @@ OVER = {
     "finished": "raise trainer.max_epochs to train on",
     "max_steps": "raise trainer.max_steps to train on",
     "max_time": "raise trainer.max_time to train on",
-    "guard": "take CollapseGuard out, or name a checkpoint (--ckpt_path=PATH), to train on",
+    "guard": "take CollapseGuard out (or CheckerMonitor), or name a checkpoint (--ckpt_path=PATH),"
+    " to train on",
     "label_free_stop": "take LabelFreeStopping out, or name a checkpoint (--ckpt_path=PATH), to"
     " train"
     " on",

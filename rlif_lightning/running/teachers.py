@@ -12,6 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.data.tokenizer import special_texts
+from rlif_lightning.judges.template import without_tokens
 from rlif_lightning.learning.feedback import (
     FeedbackWriter,
     OutputsWithoutGold,
@@ -20,6 +22,7 @@ from rlif_lightning.learning.feedback import (
 )
 from rlif_lightning.learning.lessons import Lesson
 from rlif_lightning.learning.teacher import CALLBACK, SIBLING, Teacher
+from rlif_lightning.masked import extents
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import reshard_after_forward
@@ -102,11 +105,14 @@ def lesson_of(module: Any, rollout: Rollout, outputs: Mapping[str, RewardOutput]
         heads = module.rewards.heads
         free = {name: each for name, each in outputs.items() if not heads[name].needs_gold}
         outputs = OutputsWithoutGold(free)
-    texts = feedback_texts(teacher, rollout, outputs, _weighted(module), writer)
+    said = feedback_texts(teacher, rollout, outputs, _weighted(module), writer)
+    # A special token that feedback spells out would be read as one, and could end its turn.
+    special = special_texts((module.teacher or module.policy).tokenizer)
+    texts = [None if text is None else without_tokens(text, special) for text in said]
     split = module.trainer.datamodule.split("train")
     prompts = feedback_prompts(rollout, texts, teacher.template, split)
     reads = module.teacher or module.policy
-    all_process_attempt(lambda: _check_context(reads, prompts, rollout.lengths.tolist()))
+    all_process_attempt(lambda: _check_context(reads, prompts, extents(rollout.mask).tolist()))
     return Lesson(module.teacher, prompts, teacher.top_k)
 
 

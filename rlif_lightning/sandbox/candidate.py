@@ -15,6 +15,8 @@ from typing import Any
 
 from .literals import NotLiteral, decode, encode
 
+FILE = "<candidate>"  # what tracebacks call the code
+
 
 def serve(reader: int, writer: int, files: tuple[int, int], output_limit: int) -> None:
     """Answer requests until the other end closes.
@@ -28,13 +30,13 @@ def serve(reader: int, writer: int, files: tuple[int, int], output_limit: int) -
     with os.fdopen(reader, "rb") as requests:
         job = json.loads(requests.readline())
         module = types.ModuleType("candidate")
-        _answer(writer, {"error": "" if job["program"] else _load(job["code"], module)})
+        _answer(writer, {"error": ""} if job["program"] else load(job["code"], module))
         for line in requests:
             request = json.loads(line)
             if job["program"]:
                 answer = _run_program(job["code"], request["stdin"], files, output_limit)
             else:
-                answer = _call(module, request)
+                answer = answer_call(module, request)
             _answer(writer, {**answer, "number": request["number"]})
 
 
@@ -44,14 +46,26 @@ def _answer(writer: int, message: dict[str, Any]) -> None:
         line = line[os.write(writer, line) :]
 
 
-def _load(code: str, module: types.ModuleType) -> str:
-    """Run the code in the module; return the name of the exception it raised, or nothing."""
+def load(code: str, module: types.ModuleType) -> dict[str, Any]:
+    """Run the code in the module; return the exception that it raised, or an empty name."""
     sys.modules["candidate"] = module  # dataclasses look up their module
     try:
-        exec(compile(code, "<candidate>", "exec"), module.__dict__)
+        exec(compile(code, FILE, "exec"), module.__dict__)
     except BaseException as error:
-        return _name(error)
-    return ""
+        return _failure(error)
+    return {"error": ""}
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    """Return an exception's built-in name, and the line of the code that raised it; 0 = unknown."""
+    line, trace = 0, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == FILE:
+            line = trace.tb_lineno or 0
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and error.filename == FILE:
+        line = error.lineno or 0
+    return {"error": _name(error), "line": line}
 
 
 def _name(error: BaseException) -> str:
@@ -65,14 +79,15 @@ def _find(module: types.ModuleType, name: str) -> Any:
     return getattr(module.Solution(), name)
 
 
-def _call(module: types.ModuleType, request: dict[str, Any]) -> dict[str, Any]:
+def answer_call(module: types.ModuleType, request: dict[str, Any]) -> dict[str, Any]:
+    """Return what a call of a function of the code gave: a value, or an error."""
     try:
         arguments, keywords = decode(request["arguments"]), decode(request["keywords"])
         return {"value": encode(_find(module, request["name"])(*arguments, **keywords))}
     except NotLiteral:
         return {"error": "NotLiteral"}
     except BaseException as error:
-        return {"error": _name(error)}
+        return _failure(error)
 
 
 def _run_program(
@@ -98,13 +113,13 @@ def _run_program(
         encoding="utf-8",
     )
     sys.modules["__main__"] = module = types.ModuleType("__main__")
-    error = ""
+    failure = None
     try:
-        exec(compile(code, "<candidate>", "exec"), module.__dict__)
+        exec(compile(code, FILE, "exec"), module.__dict__)
     except SystemExit:
         pass
     except BaseException as raised:
-        error = _name(raised)
+        failure = _failure(raised)
     sys.stdout.flush()
     output = os.pread(printed, output_limit, 0).decode(errors="replace")
-    return {"error": error} if error else {"value": output}
+    return failure or {"value": output}

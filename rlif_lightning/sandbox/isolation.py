@@ -120,40 +120,34 @@ class Process:
         self._folder.cleanup()
 
 
-def find_level(isolation: str, minimum: str) -> str:
+def find_level(isolation: str) -> str:
     """Return the level to use.
 
     Args:
-        isolation: ``auto`` for the strongest that works here, or the name of a level.
-        minimum: the weakest that is acceptable.
+        isolation: the name of a level; with a ``+`` behind it the strongest that works here, at
+            least that level.
 
     Raises:
         ValueError: an unknown name, or nothing that is strong enough works here; says why, and what
             to do.
     """
-    for name, value, known in (
-        ("isolation", isolation, ("auto", *LEVELS)),
-        ("minimum", minimum, LEVELS),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}={value!r} is unknown; choose one of {list(known)}")
-    wanted = LEVELS[::-1] if isolation == "auto" else (isolation,)
-    strong = [level for level in wanted if LEVELS.index(level) >= LEVELS.index(minimum)]
-    if not strong:
+    least = isolation.removesuffix("+")
+    if least not in LEVELS:
         raise ValueError(
-            f"isolation={isolation!r} is weaker than minimum={minimum!r}; raise the one or lower"
-            " the other"
+            f"isolation={isolation!r} is unknown; choose one of {list(LEVELS)}, with a + behind it"
+            " for the strongest that works here, at least that one"
         )
+    wanted = (least,) if least == isolation else LEVELS[LEVELS.index(least) :][::-1]
     problems = {}
-    for level in strong:
+    for level in wanted:
         problems[level] = problem(level)
         if not problems[level]:
             return level
     found = "; ".join(f"{level}: {text}" for level, text in problems.items())
     raise ValueError(
-        f"minimum={minimum!r}: no sandbox that strong works here ({found}). Install bubblewrap,"
-        " let the container use user namespaces, or set `minimum` to a weaker level after reading"
-        " in docs/code-rewards.md what it cannot stop"
+        f"isolation={isolation!r}: no such sandbox works here ({found}). Install bubblewrap, let"
+        " the container use user namespaces, or name a weaker level after reading in"
+        " docs/code-rewards.md what it cannot stop"
     )
 
 

@@ -14,17 +14,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
+from threading import Lock
 from typing import Any, TypeVar
 
 from rlif_lightning.setting_types import check_types
 
 from .channel import ChannelError
 from .isolation import START_SECONDS, Process, find_level
-from .judge import Candidate
+from .judge import FAILED_TO_LOAD, Candidate
 from .literals import encode
 
 # Size of a file, MiB. What a program prints is one; only at `rlimits` can code make others.
 FILE_MB = 16
+MAX_TRACE = 1000  # characters
+MAX_REMEMBERED = 2**15  # verdicts
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -56,11 +60,13 @@ class Outcome:
             ``literals.encode`` writes it and ``literals.check`` has passed it. It is not decoded:
             this process builds no set and no dictionary from what untrusted code says.
         reason: for ``error`` the name of the built-in exception; for ``none`` why.
+        line: for ``error``, of the code; 0 = unknown.
     """
 
     kind: str
     value: Any = None
     reason: str = ""
+    line: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,10 +88,22 @@ class Trial:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which tests passed, and why the code's process stopped answering ("" if it did not)."""
+    """What tests say of a piece of code.
+
+    Attributes:
+        passed: which tests passed.
+        ended: why the code's process stopped answering; empty if it did not.
+        trace: what is seen of the first failed test: its line, and what the call in it returned or
+            raised; or how the code failed to load. It holds texts of untrusted code.
+    """
 
     passed: tuple[bool, ...]
     ended: str = ""
+    trace: str = ""
+
+
+_REMEMBERED: dict[bytes, Verdict] = {}  # by a checksum of the sandbox's settings and the trial
+_LOCK = Lock()
 
 
 @dataclass(frozen=True)
@@ -93,9 +111,9 @@ class Sandbox:
     """Where and within which limits a model's code runs. Linux only.
 
     Args:
-        isolation: auto (the strongest that works here) | bubblewrap | namespaces | landlock |
-            seccomp | rlimits.
-        minimum: weakest level that is acceptable; what each stops is in docs/code-rewards.md.
+        isolation: bubblewrap | namespaces | landlock | seccomp | rlimits, from strong to weak; what
+            each stops is in docs/code-rewards.md. With a `+` behind it, the strongest that works
+            here, at least that one.
         workers: pieces of code that run at the same time; null = one for each CPU of this process.
         wall_seconds: longest time for one piece of code, from reading it to its last answer, in
             seconds. It also bounds the CPU time of a process, rounded up to whole seconds.
@@ -107,8 +125,7 @@ class Sandbox:
         ValueError: an unknown name, a number out of range, or no sandbox that is strong enough.
     """
 
-    isolation: str = "auto"
-    minimum: str = "landlock"
+    isolation: str = "landlock+"
     workers: int | None = None
     wall_seconds: float = 10.0
     call_seconds: float = 3.0
@@ -125,12 +142,12 @@ class Sandbox:
         for name, least in (("memory_mb", 64), ("output_kb", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        find_level(self.isolation, self.minimum)
+        find_level(self.isolation)
 
     @property
     def level(self) -> str:
         """The isolation in use."""
-        return find_level(self.isolation, self.minimum)
+        return find_level(self.isolation)
 
     def outcomes(self, runs: Sequence[Run]) -> list[list[Outcome]]:
         """Return what each piece of code does with each of its inputs; equal runs are run once.
@@ -143,11 +160,14 @@ class Sandbox:
     def verdicts(self, jobs: Sequence[Trial]) -> list[Verdict]:
         """Return which tests each piece of code passes; equal jobs are run once.
 
+        Whole verdicts are remembered: a reward, a writer of feedback and an evaluation that ask
+        for the same one start its processes once.
+
         Raises:
             RuntimeError: a sandboxed process could not be started at all.
             ValueError: tests that cannot run whatever the code is.
         """
-        return self._map(self._judge, jobs, lambda job: job)
+        return self._map(self._judge_once, jobs, lambda job: job)
 
     def _map(
         self, work: Callable[[Job], Result], jobs: Sequence[Job], key: Callable[[Job], Any]
@@ -204,8 +224,18 @@ class Sandbox:
             return Outcome("none", reason=candidate.ended)
         if "error" in answer:
             kind = "none" if answer["error"] == "NotLiteral" else "error"
-            return Outcome(kind, reason=answer["error"])
+            return Outcome(kind, reason=answer["error"], line=answer.get("line", 0))
         return Outcome("value", answer["value"])
+
+    def _judge_once(self, job: Trial) -> Verdict:
+        key = sha256(repr((self, job)).encode()).digest()
+        verdict = _REMEMBERED.get(key) or self._judge(job)
+        if verdict.ended in ("", FAILED_TO_LOAD):  # not where time ran out
+            with _LOCK:
+                _REMEMBERED[key] = verdict
+                if len(_REMEMBERED) > MAX_REMEMBERED:
+                    del _REMEMBERED[next(iter(_REMEMBERED))]
+        return verdict
 
     def _judge(self, job: Trial) -> Verdict:
         failed = Verdict((False,) * len(job.tests), "the judge gave no verdict")
@@ -234,14 +264,15 @@ class Sandbox:
                     f"tests that cannot run, whatever the code: {verdict['broken']}; in"
                     f" {job.setup[:200]!r}"
                 )
-            passed, ended = verdict.get("passed"), verdict.get("ended")
+            passed, ended, trace = (verdict.get(name) for name in ("passed", "ended", "trace"))
             if (
                 not isinstance(passed, list)
                 or len(passed) != len(job.tests)
                 or not isinstance(ended, str)
+                or not isinstance(trace, str)
             ):
                 return failed
-            return Verdict(tuple(one is True for one in passed), ended)
+            return Verdict(tuple(one is True for one in passed), ended, trace[:MAX_TRACE])
 
     def _start_pair(self, stack: ExitStack) -> tuple[Process, Process]:
         """Start a candidate and its judge, joined by two pipes that this process does not keep."""

@@ -47,6 +47,7 @@ def _decode(shape: str, _: Path) -> dict[str, Any]:
 
 def sections() -> dict[str, Any]:
     """Return name and function of each section; the first ones say the most."""
+    import fits
     import graphs
     import passes
     import runs
@@ -56,10 +57,12 @@ def sections() -> dict[str, Any]:
         "machine": machine,
         "equal": passes.equal,
         "quickstart": runs.quickstart,
+        "fits": fits.fits,
         **{f"decode-{shape}": partial(_decode, shape) for shape in ("embedded", *shapes.SHAPES)},
         "graphs": graphs.graphs,
         "kernels": passes.kernels,
         "resume": runs.resume,
+        "deterministic": runs.deterministic,
         **{f"steps-{shape}": partial(passes.steps, shape) for shape in passes.STEPS},
         "ranks": runs.ranks,
         "vllm": runs.vllm,

@@ -12,7 +12,7 @@ from shapes import random_policy, random_prompts, tried
 from torch import Tensor
 
 from rlif_lightning.model.policy import PolicyModel
-from rlif_lightning.rollout.generation import DrawnTokens, Generation
+from rlif_lightning.rollout.generation import Generation
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
@@ -32,42 +32,6 @@ class UnevenEnds(NativeEngine):
         return positions + 1 >= self.planned[rows]
 
 
-class GraphedGeneration(Generation):
-    """A generation that runs a step as a graph once its bucket has been seen twice.
-
-    Attributes:
-        graphs: by bucket.
-        replayed: how many steps were graphs.
-    """
-
-    def run(self) -> DrawnTokens:
-        self.graphs: dict[Any, torch.cuda.CUDAGraph | None] = {}
-        self.replayed = 0
-        self.admit()
-        while not self.done:
-            self.plan()
-            self.graphed_step()
-            self.settle(self.tokens[: self.n].cpu())
-        self.decoder.finish()
-        return DrawnTokens(self.ids, self.stats[:-1], self.lengths, self.ended)
-
-    def graphed_step(self) -> None:
-        """Run a bucket's first step as a warm-up, capture the second, replay all later ones."""
-        if self.bucket not in self.graphs:
-            self.graphs[self.bucket] = None
-            self.step()
-            return
-        graph = self.graphs[self.bucket]
-        if graph is None:
-            graph = torch.cuda.CUDAGraph()
-            torch.cuda.synchronize()
-            with torch.cuda.graph(graph):
-                self.step()
-            self.graphs[self.bucket] = graph
-        graph.replay()
-        self.replayed += 1
-
-
 def compared(shape: str, precision: str, engine: NativeEngine) -> dict[str, Any]:
     """Compare eager steps with graphs: completions, log-probs, milliseconds a step."""
     policy = random_policy(shape, "cuda")
@@ -76,12 +40,9 @@ def compared(shape: str, precision: str, engine: NativeEngine) -> dict[str, Any]
     engine.setup(policy, 0)
     sampling = Sampling(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
     with torch.no_grad(), autocast("cuda", precision), engine.ready(torch.device("cuda")):
-        for name, kind in (
-            ("warm-up", Generation),
-            ("eager", Generation),
-            ("graphs", GraphedGeneration),
-        ):
-            generation = kind(engine, prompts, GROUP, sampling, 0)
+        for name in ("warm-up", "eager", "graphs"):
+            engine.cuda_graphs = name == "graphs"
+            generation = Generation(engine, prompts, GROUP, sampling, 0)
             torch.cuda.synchronize()
             started = time.perf_counter()
             done[name] = generation.run()
@@ -89,8 +50,9 @@ def compared(shape: str, precision: str, engine: NativeEngine) -> dict[str, Any]
             found[f"milliseconds of a step, {name}"] = round(
                 1000 * (time.perf_counter() - started) / TOKENS, 2
             )
-        assert isinstance(generation, GraphedGeneration)
-        found["graphs"], found["steps replayed"] = len(generation.graphs), generation.replayed
+        assert generation.graphs is not None
+        found["buckets"] = len(generation.graphs.graphs)
+        found["replays"] = generation.graphs.replayed  # two a step: the draw, and the pass after it
     found["completions equal"] = bool(torch.equal(done["eager"].ids, done["graphs"].ids))
     found["largest difference of log-probs"] = float(
         (done["eager"].stats[..., 0] - done["graphs"].stats[..., 0]).abs().max()

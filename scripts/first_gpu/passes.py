@@ -128,7 +128,8 @@ def kernels(_: Path) -> dict[str, Any]:
     return found
 
 
-STEPS = ("1M", "SmolLM2-135M", "Qwen2.5-1.5B")  # the benchmark's own default, and two of SHAPES
+# The benchmark's own default, and two of SHAPES.
+STEPS = ("1M", "SmolLM2-135M", "SmolLM2-135M-graphs", "Qwen2.5-1.5B")
 
 
 def flags_of(shape: str) -> list[str]:
@@ -159,7 +160,8 @@ def steps(shape: str, out: Path) -> dict[str, Any]:
         "--max-new-tokens=256",
         "--steps=3",
     ]
-    work += flags_of(shape)
+    work += ["--cuda-graphs"] * shape.endswith("-graphs")
+    work += flags_of(shape.removesuffix("-graphs"))
     work += ["--gradient-checkpointing"] * (shape == "Qwen2.5-1.5B")
     command = [
         sys.executable,

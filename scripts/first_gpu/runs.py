@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,16 +64,20 @@ def logged(root: Path, column: str) -> list[float]:
 
 def quickstart(out: Path) -> dict[str, Any]:
     """Run the quickstart in float32 and in bf16-mixed: accuracy, seconds, peak memory."""
+    graphs = ["--model.engine=NativeEngine", "--model.engine.cuda_graphs=true"]
     return {
-        precision: tried(partial(one_quickstart, out, precision))
-        for precision in ("32-true", "bf16-mixed")
+        "bf16-mixed": tried(partial(one_quickstart, out, "bf16-mixed")),
+        "32-true, graphs": tried(partial(one_quickstart, out, "32-true", *graphs)),
+        "32-true": tried(partial(one_quickstart, out, "32-true")),
     }
 
 
-def one_quickstart(out: Path, precision: str) -> dict[str, Any]:
+def one_quickstart(out: Path, precision: str, *options: str) -> dict[str, Any]:
     """Run the quickstart in one precision."""
+    out = out / str(len(options))
     torch.cuda.reset_peak_memory_stats()
-    arguments = [*QUICKSTART, "--compare=false", "--trainer.enable_progress_bar=false"]
+    arguments = [*QUICKSTART, *options, "--compare=false"]
+    arguments.append("--trainer.enable_progress_bar=false")
     arguments.append("--trainer.check_val_every_n_epoch=1")
     _, seconds = run([*arguments, f"--trainer.precision={precision}"], out / precision)
     return {
@@ -88,9 +93,9 @@ def _median(values: list[float]) -> float:
     return round(float(torch.tensor(values).median()), 4)
 
 
-def resume(out: Path) -> dict[str, Any]:
+def resume(out: Path, *options: str) -> dict[str, Any]:
     """Compare six rollouts with a repetition, and with a run resumed from the third."""
-    short = [*QUICKSTART, *SHORT, "--data.source.init_args.size=96"]
+    short = [*QUICKSTART, *SHORT, "--data.source.init_args.size=96", *options]
     first, again = (weights(run(short, out / name)[0]) for name in ("whole", "again"))
     third = sorted(find_checkpoints(out / "whole"), key=lambda path: path.stat().st_mtime)[2]
     resumed = weights(run([*short, f"--ckpt_path={third}"], out / "resumed")[0])
@@ -98,6 +103,16 @@ def resume(out: Path) -> dict[str, Any]:
         "a repeated run": largest_difference(first, again),
         "a resumed run": largest_difference(first, resumed),
     }
+
+
+def deterministic(out: Path) -> dict[str, Any]:
+    """Do the same with PyTorch's deterministic operations, and name those that it lacks."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        warned = tried(partial(resume, out / "warn", "--trainer.deterministic=warn"))
+    lacking = {str(each.message)[:160] for each in seen if "deterministic" in str(each.message)}
+    whole = tried(partial(resume, out / "true", "--trainer.deterministic=true"))
+    return {"warn": warned, "lacking": sorted(lacking), "true": whole}
 
 
 def vllm(out: Path) -> dict[str, Any]:

@@ -4,8 +4,14 @@ that come and go.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from device_twin.counting import first_difference, watched
 from device_twin.workload import DEVICE
@@ -117,6 +123,71 @@ def test_a_step_is_the_same_graph_while_its_bucket_is_the_same(policies, mixed):
             assert first_difference(recorded[number - 1], recorded[number]) is None
             compared += 1
     assert compared > 6
+
+
+class Emulated:
+    """A CUDA graph on the twin: operations are recorded, and repeated into the same tensors.
+
+    The twin computes while it records, and CUDA does not: so the first replay does nothing.
+    """
+
+    made: ClassVar[list[Emulated]] = []
+
+    def __init__(self) -> None:
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+        self.replays = 0
+        self.made.append(self)
+
+    def replay(self) -> None:
+        self.replays += 1
+        for function, given, named, results in self.operations if self.replays > 1 else ():
+            again = function(*given, **named)
+            pairs = zip(tree_leaves(results), tree_leaves(again), strict=True)
+            for old, new in pairs:
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@contextmanager
+def recording(graph: Emulated, pool: object) -> Iterator[None]:
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, given=(), named=None):
+            results = function(*given, **(named or {}))
+            graph.operations.append((function, given, named or {}, results))
+            return results
+
+    with Recorder():
+        yield
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_graphs_draw_the_same_completions(policies, monkeypatch, name, mixed):
+    """Rows leave and are admitted between replays; the host's state goes on without the steps."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Emulated)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(Emulated, "made", [])
+    rollouts = []
+    for graphs in (False, True):
+        engine = NativeEngine(max_rows=9, cuda_graphs=graphs)
+        engine.setup(policies["cuda"], 3)
+        prompts = prompts_of(policies["cuda"], "cuda")
+        with torch.autocast("cuda", torch.bfloat16, enabled=mixed, cache_enabled=False):
+            rollouts.append(engine.generate(prompts, GROUP, SAMPLINGS[name], 0))
+    expected, found = rollouts
+    assert torch.equal(found.completion_ids, expected.completion_ids)
+    assert torch.equal(found.ended, expected.ended)
+    for part in ("logprobs", "entropy", "self_certainty"):
+        assert torch.equal(getattr(found.stats, part), getattr(expected.stats, part))
+    assert sum(graph.replays for graph in Emulated.made) > len(Emulated.made) > 1
+
+
+def test_graphs_are_refused_where_steps_change(policies):
+    engine = NativeEngine(cuda_graphs=True)
+    engine.setup(policies["cpu"], 3)
+    with pytest.raises(ValueError, match="cuda_graphs=true does not serve a policy on cpu"):
+        engine.generate(prompts_of(policies["cpu"], "cpu"), GROUP, SAMPLINGS["plain"], 0)
 
 
 def test_a_stop_string_costs_no_further_wait(policies):

@@ -156,7 +156,7 @@ def attempt(level: str, name: str, folder: Path) -> bool:
     home.write_text(SECRET)
     outside.unlink(missing_ok=True)
     victim = subprocess.Popen(["sleep", "60"])
-    sandbox = Sandbox(level, "rlimits", memory_mb=200, wall_seconds=2, call_seconds=2)
+    sandbox = Sandbox(level, memory_mb=200, wall_seconds=2, call_seconds=2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         target = {
             "home": str(home),

@@ -277,7 +277,7 @@ def attempt_all(level: str, folder: Path) -> dict[str, list[str]]:
     victim = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     target = {name: str(folder / name) for name in ("home", "other")}
     target |= {"folder": str(folder), "victim": victim.pid, "parent": os.getpid()}
-    sandbox = Sandbox(level, "rlimits", memory_mb=256, wall_seconds=30, call_seconds=10)
+    sandbox = Sandbox(level, memory_mb=256, wall_seconds=30, call_seconds=10)
     # Where nothing stops it, the first of them ends the victim, so it comes last.
     names = [*list(ESCAPES)[1:], next(iter(ESCAPES))]
     over = threading.Event()

@@ -7,6 +7,7 @@ import functools
 import shutil
 import tempfile
 
+import make_nli_classifier
 import pytest
 import torch
 from transformers import (
@@ -52,6 +53,18 @@ def classifier_folder(labels: int = 1, pad_token_id: int | None = 0) -> str:
     folder = tempfile.mkdtemp(prefix="classifier")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@functools.cache
+def nli_folder() -> str:
+    """A folder with what ``scripts/make_nli_classifier.py`` makes, without its training."""
+    torch.manual_seed(0)
+    tokenizer = make_nli_classifier.nli_tokenizer()
+    folder = tempfile.mkdtemp(prefix="nli")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    make_nli_classifier.nli_model(len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -19,10 +19,11 @@ from rlif_lightning import (
     DistIL,
     KLCov,
     ReferenceKL,
+    Supervised,
 )
 from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import Objective
-from rlif_lightning.records import TeacherLogprobs
+from rlif_lightning.model.token_stats import TeacherLogprobs
 
 OBJECTIVES = [
     Clipped(),
@@ -40,6 +41,7 @@ OBJECTIVES = [
     DistIL(),
     DistIL(divergence="jsd", scale="remaining", max_ratio=1.1),
     DPPO(divergence="kl", clip_low=0.01, clip_high=0.02),
+    Supervised(),
 ]
 
 

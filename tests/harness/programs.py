@@ -8,7 +8,7 @@ from rlif_lightning.data.sources import ArithmeticProblems
 from rlif_lightning.sandbox.pool import Sandbox
 
 # The strongest sandbox of the machine, whatever it is: test_escape.py is about what it stops.
-SANDBOX = Sandbox(minimum="rlimits", wall_seconds=2, call_seconds=1, memory_mb=256)
+SANDBOX = Sandbox("rlimits+", wall_seconds=2, call_seconds=1, memory_mb=256)
 PROGRAMS = [
     "def f(xs, k): return sorted(xs)[:k]",
     "def f(xs, k):\n    xs.sort()\n    return [x for i, x in enumerate(xs) if i < k]",

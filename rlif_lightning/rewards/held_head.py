@@ -1,0 +1,69 @@
+"""``HoldsHead``: what passes on to a reward head whatever a run tells the part that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rlif_lightning.data.loaders import EncodedSplit
+from rlif_lightning.data.prompt_table import PromptTable
+from rlif_lightning.judges.base import RunModels
+from rlif_lightning.records import RewardOutput, Rollout
+from rlif_lightning.rewards.base import RewardHead, seen_by
+from rlif_lightning.rewards.received import received
+
+
+class HoldsHead:
+    """A part that asks another reward head.
+
+    Args:
+        head: the reward head.
+
+    Raises:
+        ValueError: a head that gives no scores.
+    """
+
+    needs_gold: bool
+    columns: Sequence[str]
+    gold_columns: Sequence[str]
+
+    def __init__(self, head: RewardHead):
+        if not head.gives_scores:
+            raise ValueError(f"head={type(head).__name__} gives no scores; use one that does")
+        self.head = head
+        self.needs_gold, self.columns = head.needs_gold, tuple(head.columns)
+        self.gold_columns = head.gold_columns
+
+    def check(self, problems: EncodedSplit, group_size: int) -> None:
+        head = self.head
+        head.check(problems if head.needs_gold else problems.only(head.columns), group_size)
+
+    def check_visits(self, most: float) -> None:
+        self.head.check_visits(most)
+
+    def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
+        return self.head.check_gold(column, values, where)
+
+    def use_table(self, table: PromptTable, name: str) -> None:
+        self.head.use_table(table, name)
+
+    def bind(self, models: RunModels) -> None:
+        self.head.bind(models)
+
+    @property
+    def waits(self) -> bool:
+        return self.head.waits
+
+    def abandon(self) -> None:
+        self.head.abandon()
+
+    def start(self, rollout: Rollout) -> None:
+        self.head.start(seen_by(self.head, rollout))
+
+    def ask_head(self, rollout: Rollout) -> RewardOutput:
+        """Return the head's output, checked; what it takes out has no score."""
+        output = received(type(self.head).__name__, self.head(seen_by(self.head, rollout)), rollout)
+        if output.keep_mask is None:
+            return output
+        return replace(output, scores=output.scores.masked_fill(~output.keep_mask, float("nan")))
