@@ -50,8 +50,9 @@ def sections() -> dict[str, Any]:
     import fits
     import graphs
     import passes
-    import runs
     import shapes
+
+    import runs
 
     return {
         "machine": machine,
