@@ -50,9 +50,8 @@ def sections() -> dict[str, Any]:
     import fits
     import graphs
     import passes
-    import shapes
-
     import runs
+    import shapes
 
     return {
         "machine": machine,

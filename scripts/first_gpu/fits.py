@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runs import largest_difference, run, weights
 from shapes import tried
 
 from rlif_lightning.running.metrics_csv import read_logged
-from runs import largest_difference, run, weights
 
 TOGETHER = 8  # processes that share the GPU: each mostly waits for its own launches
 SHORT = [
