@@ -19,6 +19,7 @@ from harness.objectives import OBJECTIVES, inputs
 from harness.rollouts import handmade
 from rlif_lightning import rewards
 from rlif_lightning.answers.code_tasks import CodeExtractor
+from rlif_lightning.environments.base import Episode, Turn
 from rlif_lightning.judges.base import Request, RunModels
 from rlif_lightning.judges.pairwise import MERITS, PENALTIES, SIDES
 from rlif_lightning.judges.rules import RuleJudge, reference_numbers
@@ -70,6 +71,7 @@ HEADS = {
     "CodeTests": lambda: rewards.CodeTests(CodeExtractor("continuation"), sandbox=SANDBOX),
     "DropTruncated": rewards.DropTruncated,
     "EntityRubric": lambda: rewards.EntityRubric(rewards.GoldAnswer()),
+    "EnvironmentReward": rewards.EnvironmentReward,
     "Format": lambda: rewards.Format("[0-9]"),
     "GoldAnswer": rewards.GoldAnswer,
     "GradedAnswer": rewards.GradedAnswer,
@@ -86,6 +88,7 @@ HEADS = {
         RuleJudge(longer), "answer", reasons=False
     ),
     "Random": rewards.Random,
+    "ReuseRL": rewards.ReuseRL,
     "RewardFunction": lambda: rewards.RewardFunction(digits),
     "RewardModel": lambda: rewards.RewardModel(classifier_folder()),
     "RubricJudgeHead": lambda: rewards.RubricJudgeHead(RuleJudge(reference_numbers)),
@@ -135,6 +138,9 @@ def rollout(order: list[int] | None = None) -> Rollout:
     code |= {"test": [f"def check(f):\n    assert f(1) == {n}" for n in (2, 4, 8)]}
     columns = {"answer": ["1", "3", "7"], "entities": [["1"], ["3", "no"], ["7", "8"]]}
     whole = handmade(TEXTS, GROUP, level=[1, 2, 3], **columns, **code)
+    acts = [(Turn("a"), Turn("b", len(text) % 3 / 2)) for text in TEXTS]
+    whole = replace(whole, episodes=[Episode(turns, "completed", 4) for turns in acts])
+    assert whole.episodes is not None
     if order is None:
         return whole
     rows = torch.tensor([p * GROUP + g for p in order for g in range(GROUP)])
@@ -155,6 +161,7 @@ def rollout(order: list[int] | None = None) -> Rollout:
         [whole.texts[row] for row in rows],
         whole.ended[rows],
         GROUP,
+        episodes=[whole.episodes[row] for row in rows],
     )
 
 

@@ -189,7 +189,7 @@ class JudgeClaims(AsksJudge, ClaimExtractor):
 
 
 def listed(text: str) -> list[str]:
-    """Return the lines that begin with a dash, without it.
+    r"""Return the lines that begin with a dash, without it.
 
     Example:
         >>> listed("Claims:\n- It is red.\n - It floats.")

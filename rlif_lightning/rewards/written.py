@@ -25,9 +25,8 @@ class Written:
         is_valid: whether it can earn anything.
 
     Example:
-        >>> Written.of("<reasoning>She is in a hurry.</reasoning>\\n[HUMAN]: be quick")
-        Written(reasoning='<reasoning>She is in a hurry.</reasoning>', reply='be quick', bonus=0.1,
-        is_valid=True)
+        >>> Written.of("<reasoning>Hm.</reasoning>\\n[HUMAN]: quick")
+        Written(reasoning='<reasoning>Hm.</reasoning>', reply='quick', bonus=0.1, is_valid=True)
     """
 
     reasoning: str
