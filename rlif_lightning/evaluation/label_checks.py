@@ -78,8 +78,9 @@ def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any]
     """Return how gold answers reached the weights of a run, one line each; none = label-free.
 
     Read are reward heads with their gates, judges' templates, dynamic sampling, the teacher, texts
-    that are trained on, curricula, and the figures by which policy, or the run's end, was chosen. What the starting
-    weights were trained on is not known here. A column counts as gold also by its name alone.
+    that are trained on, curricula, and the figures by which policy, or the run's end, was chosen.
+    What the starting weights were trained on is not known here. A column counts as gold also by its
+    name alone.
 
     Args:
         module: the ``RLIFModule``, as it is now: callbacks may have changed weights.
