@@ -170,12 +170,8 @@ class RLIFTrainer(Trainer):
         )
         self.callbacks = callbacks
         records = all_rank_records([record for batch in predicted for record in batch])
-        checker = model.evaluator.checker
-        answers = [checker.answer(record["completion"]) for record in records]
         gold = _gold_answers(model, batches, len(records) // group_size)
-        weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
-        equivalence = getattr(checker, "equivalence", "exact")
-        findings = examine(records, answers, gold, weights, group_size, equivalence)
+        findings = _findings(model, records, gold, group_size)
         path = run_folder(self) / "preflight.json"
         if self.is_global_zero:
             memory = None if notice.need is None else notice.need.parts
@@ -184,6 +180,16 @@ class RLIFTrainer(Trainer):
             print_judges(records, datamodule.prompts_per_rollout * group_size)
             print(f"figures, and the completions as .jsonl: {path}")
         return findings
+
+
+def _findings(
+    model: RLIFModule, records: list[dict[str, Any]], gold: Any, group_size: int
+) -> Findings:
+    checker = model.evaluator.checker
+    answers = [checker.answer(record["completion"]) for record in records]
+    weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
+    equivalence = getattr(checker, "equivalence", "exact")
+    return examine(records, answers, gold, weights, group_size, equivalence)
 
 
 def _with_usual_callbacks(given: list[Callback], settings: dict[str, Any]) -> list[Callback]:
