@@ -103,6 +103,12 @@ def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
     return encode
 
 
+def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:
+    """Return the token ids of texts that go on after others, ``[L]`` each: no special tokens."""
+    encoded = _encoded(tokenizer, texts, add_special_tokens=False)
+    return [np.array(ids, dtype=np.int32) for ids in encoded]
+
+
 def without_overlong(
     texts: list[str], first: int, split: str, limit: int | None
 ) -> tuple[list[str], dict[int, int]]:
