@@ -16,8 +16,9 @@ from harness.files import ROOT
 from harness.forked import run_module
 from harness.processes import environment
 from harness.runs import BASE, assert_same, column, fit, parameters, whole_and_resumed
-from rlif_lightning import Supervised, cli
+from rlif_lightning import RLIFModule, Supervised, cli
 from rlif_lightning.data.tokenizer import resolve_model
+from rlif_lightning.evaluation.label_checks import label_uses
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts
@@ -215,6 +216,11 @@ def test_a_problem_without_a_text_is_refused(small, tmp_path, capsys):
     root = f"--trainer.default_root_dir={tmp_path}"
     said = refused(capsys, "fit", *base, *given, root)
     assert "row 16 of the train split has no text but ''" in said
+
+
+def test_texts_are_labels():
+    module = RLIFModule("rlif-arithmetic", {}, objective=Supervised(column="worked"))
+    assert label_uses(module) == ["the policy is trained on the texts of the column `worked`"]
 
 
 def test_preflight_judges_rewards_and_there_are_none(small, tmp_path, capsys):

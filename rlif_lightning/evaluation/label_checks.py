@@ -77,9 +77,10 @@ def _readers(
 def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any] = ()) -> list[str]:
     """Return how gold answers reached the weights of a run, one line each; none = label-free.
 
-    Read are reward heads with their gates, judges' templates, dynamic sampling, the teacher,
-    curricula, and the figures by which the policy, or the run's end, was chosen. What the starting
-    weights were trained on is not known here. A column counts as gold also by its name alone.
+    Read are reward heads with their gates, judges' templates, dynamic sampling, the teacher, texts
+    that are trained on, curricula, and the figures by which policy, or the run's end, was chosen.
+    What the starting weights were trained on is not known here. A column counts as gold also by its
+    name alone.
 
     Args:
         module: the ``RLIFModule``, as it is now: callbacks may have changed weights.
@@ -95,6 +96,8 @@ def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any]
     teacher = module.objective.teacher
     if teacher is not None and teacher.needs_gold:
         found.append("the teacher's feedback shows gold answers")
+    if (column := module.objective.column) is not None:
+        found.append(f"the policy is trained on the texts of the column `{column}`")
     found += _uses_of_order(module)
     if needs_labels(monitor, module):
         found.append(f"this policy was chosen by `{monitor}`, which needs gold answers")

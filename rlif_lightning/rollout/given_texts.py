@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from rlif_lightning.data.tokenizer import prompt_encoder
+from rlif_lightning.data.tokenizer import encoded_apart
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
 from rlif_lightning.records import Completions, Prompts, Rollout
@@ -34,8 +34,7 @@ def text_rollout(
         max_tokens: budget of one pass.
     """
     device, longest = prompts.token_ids[0].device, sampling.max_new_tokens
-    # The chat's encoder adds no special tokens.
-    encoded = prompt_encoder(policy.tokenizer, chat=True)(list(texts))
+    encoded = encoded_apart(policy.tokenizer, list(texts))
     whole = [[*ids.tolist(), policy.stop_id] for ids in encoded]
     rows = [torch.tensor(ids[:longest], device=device) for ids in whole]
     completion_ids = pad_sequence(rows, batch_first=True)
