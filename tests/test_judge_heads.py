@@ -188,7 +188,7 @@ def test_preflight_says_what_the_judge_will_cost(tmp_path, capsys):
         given = only("JudgeHead", judge=judge, template="{prompt} {completion} {form}")
         sampled = ["--prompts=4", f"--trainer.default_root_dir={tmp_path}", given]
         cli.main(["preflight", *(each for each in BASE if "compare" not in each), *sampled])
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     different = len({body["messages"][0]["content"] for _, body in server.asked})
     calls = 32 * different / 16
     expected = f"a rollout of 32 completions will make about {calls:.0f} calls of {14 * calls:.0f}"
