@@ -36,7 +36,7 @@ def repeated_ngrams(completion_ids: Tensor, mask: Tensor, n: int = NGRAM) -> Ten
     num_grams = completion_ids.shape[1] - n + 1
     if num_grams < 1:
         return torch.zeros(2, dtype=torch.int64, device=mask.device)
-    valid = mask[:, n - 1 :]
+    valid = mask.unfold(1, n, 1).all(-1)  # no n-gram runs through an observation
     grams = torch.zeros_like(completion_ids[:, :num_grams])
     for k in range(n):
         grams = grams * _PRIME + completion_ids[:, k : k + num_grams] + 1

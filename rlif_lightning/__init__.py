@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.answers.extraction import AnswerExtractor
     from rlif_lightning.data.benchmark_source import BenchmarkData
     from rlif_lightning.data.curriculum import Curriculum, LearnableFirst
+    from rlif_lightning.data.environment_settings import EnvironmentSettings
     from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
     from rlif_lightning.data.prompt_format import PromptFormat
     from rlif_lightning.data.prompt_table import PromptTable
@@ -26,6 +27,10 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     )
     from rlif_lightning.data.streams import Streamed
     from rlif_lightning.data.training_problems import TrainingProblems
+    from rlif_lightning.environments.base import Environment, Episode, Step, Turn
+    from rlif_lightning.environments.pool import EnvironmentPool
+    from rlif_lightning.environments.problems import CountdownProblems
+    from rlif_lightning.environments.tools import PythonTool
     from rlif_lightning.evaluation.evaluator import Evaluation
     from rlif_lightning.judges.base import Judge, Reply, Request
     from rlif_lightning.judges.endpoint import EndpointJudge
@@ -57,8 +62,9 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.learning.update import UpdatePlan
     from rlif_lightning.model.loading import Policy
     from rlif_lightning.model.lora import LoRA
+    from rlif_lightning.model.token_stats import TeacherLogprobs
     from rlif_lightning.module import RLIFModule
-    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TeacherLogprobs, TokenStats
+    from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
     from rlif_lightning.rewards.base import RewardHead, WeightedReward
     from rlif_lightning.rewards.checker import CheckerReward
     from rlif_lightning.rewards.claim_scorers import (
@@ -79,6 +85,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         WeightedCriterion,
     )
     from rlif_lightning.rewards.entity_rubric import EntityRubric
+    from rlif_lightning.rewards.environment import EnvironmentReward
     from rlif_lightning.rewards.evidence import Evidence, EvidenceColumn, EvidenceRule
     from rlif_lightning.rewards.function import RewardFunction
     from rlif_lightning.rewards.gate import Gate
@@ -90,6 +97,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.rewards.offline_vote import OfflineVote
     from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
     from rlif_lightning.rewards.pairwise import PairwiseJudgeHead, SimilarityJudgeHead
+    from rlif_lightning.rewards.reuse import ReuseRL
     from rlif_lightning.rewards.reward_model import RewardModel
     from rlif_lightning.rewards.rubric import Rubric
     from rlif_lightning.rewards.vote_band import VoteBand
@@ -138,11 +146,17 @@ _MODULES = {
     "DistIL": "learning.distil",
     "Contains": "rewards.criteria",
     "Criterion": "rewards.criteria",
+    "CountdownProblems": "environments.problems",
     "DPPO": "learning.ratio_objectives",
     "DrGRPO": "learning.advantages",
     "DropTruncated": "rewards.overlong",
     "DynamicSampling": "learning.dynamic_sampling",
     "EndpointJudge": "judges.endpoint",
+    "Environment": "environments.base",
+    "EnvironmentPool": "environments.pool",
+    "EnvironmentReward": "rewards.environment",
+    "EnvironmentSettings": "data.environment_settings",
+    "Episode": "environments.base",
     "EntityRubric": "rewards.entity_rubric",
     "Evaluation": "evaluation.evaluator",
     "FeedbackWriter": "learning.feedback",
@@ -183,12 +197,14 @@ _MODULES = {
     "PromptData": "data.prompts",
     "PromptFormat": "data.prompt_format",
     "Prompts": "records",
+    "PythonTool": "environments.tools",
     "PromptTable": "data.prompt_table",
     "Random": "rewards.controls",
     "ReasoningGym": "data.sources",
     "ReferenceKL": "learning.objective_base",
     "ReinforcePlusPlus": "learning.baselines",
     "Replay": "learning.replay",
+    "ReuseRL": "rewards.reuse",
     "RewardFunction": "rewards.function",
     "Reply": "judges.base",
     "ReplyParser": "judges.parsing",
@@ -218,12 +234,14 @@ _MODULES = {
     "TargetLogprob": "rewards.likelihood",
     "Streamed": "data.streams",
     "Teacher": "learning.teacher",
-    "TeacherLogprobs": "records",
+    "TeacherLogprobs": "model.token_stats",
     "StepDelta": "learning.step_advantages",
     "StepRubricJudgeHead": "rewards.judged_steps",
+    "Step": "environments.base",
     "TensorParallelStrategy": "running.strategies",
     "TokenStats": "records",
     "TrainingProblems": "data.training_problems",
+    "Turn": "environments.base",
     "UpdatePlan": "learning.update",
     "VerdictParser": "judges.parsing",
     "VLLMEngine": "rollout.vllm_engine",

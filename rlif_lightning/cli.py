@@ -21,6 +21,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import callbacks
 import rlif_lightning.data.training_problems
+import rlif_lightning.environments.pool
+import rlif_lightning.environments.problems
 import rlif_lightning.learning.baselines
 import rlif_lightning.learning.distil
 import rlif_lightning.learning.ratio_objectives

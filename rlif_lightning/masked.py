@@ -48,3 +48,8 @@ def masked_max(values: Tensor, mask: Tensor) -> Tensor:
 def mean_over_completion(values: Tensor, mask: Tensor) -> Tensor:
     """Average over a completion's tokens, ``[B, T] -> [B]``; 0 for one without tokens."""
     return masked_mean(values, mask, -1).float()
+
+
+def extents(mask: Tensor) -> Tensor:
+    """Return ``[...]`` int64: one more than the last position where ``mask`` is True; 0 if none."""
+    return mask.flip(-1).cummax(-1).values.sum(-1)

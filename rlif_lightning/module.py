@@ -252,12 +252,10 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
             return drawn_from_texts(self, prompts)
         source = RolloutSource(self.engine, self.rewards, self.sampling, self.group_size)
         data = getattr(self.trainer, "datamodule", None)
-        if self.dynamic_sampling is None:
-            drawn = source.draw(prompts, rollout_number)
-        else:
+        if self.dynamic_sampling is not None:
             problems = data.split("train") if isinstance(data, PromptData) else None
-            draws = DynamicDraws(self.dynamic_sampling, source, problems, self.seed)
-            drawn = draws.draw(prompts, rollout_number)
+            source = DynamicDraws(self.dynamic_sampling, source, problems, self.seed)
+        drawn = source.draw(prompts, rollout_number)
         if isinstance(data, PromptData) and isinstance(data.source, Curriculum):
             data.source.observe(drawn.rollout, drawn.outputs)
         return drawn

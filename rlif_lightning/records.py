@@ -6,7 +6,9 @@ Axis letters, everywhere in this library:
     B  completions = P * G, prompt-major: b is completion ``b % G`` of prompt ``b // G``
     T  positions in a completion          V  vocabulary              R  rewards
 
-``[B, T]`` tensors are right-padded; their boolean ``mask`` is True where a position counts.
+``[B, T]`` tensors are right-padded; their boolean ``mask`` is True where a position counts: on the
+tokens that the policy drew. Observations of an environment lie between them: forward passes read
+every token up to the last drawn one (``masked.extents``), and observations count nowhere.
 Log-probabilities, entropies and self-certainties are in nats, float32 (or the model's float64).
 """
 
@@ -20,6 +22,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from rlif_lightning.data.turns import EnvironmentTask
+    from rlif_lightning.environments.base import Episode
     from rlif_lightning.rewards.step_scores import StepScores
 
 
@@ -95,6 +99,7 @@ class Prompts:
         columns: the data set's other columns, each a list of P values (gold answer, level, ...).
         index: ``[P]`` int64, each problem's number in its data set; it seeds the sampling.
         messages: P conversations that the chat template made the texts of; None without a chat.
+        environment: what the completions are turns of; None = single turns.
 
     Example:
         >>> ids, index = [torch.tensor([5, 6])], torch.tensor([0])
@@ -107,6 +112,7 @@ class Prompts:
     columns: dict[str, list[Any]]
     index: Tensor
     messages: Sequence[list[dict[str, str]]] | None = None
+    environment: EnvironmentTask | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -159,7 +165,8 @@ class Completions:
     Attributes:
         prompt_ids: P tensors of int64 token ids, each ``[L_p]``.
         completion_ids: ``[B, T]`` int64, right-padded.
-        mask: ``[B, T]`` bool, True on the first tokens of a completion: all, some or none.
+        mask: ``[B, T]`` bool, True on the tokens that are predicted: all, some or none. Every token
+            before the last of these is read.
         group_size: G.
 
     Raises:
@@ -215,45 +222,25 @@ class TokenStats:
 
 
 @dataclass(frozen=True)
-class TeacherLogprobs:
-    """A teacher's distribution at each completion token: its likeliest tokens, and all others.
-
-    Attributes:
-        ids: ``[B, T, K]`` int64, the K likeliest tokens; 0 outside the mask.
-        logprobs: ``[B, T, K]`` their log-probs, nats.
-        tail: ``[B, T]`` log-prob of all other tokens together; -inf where there are none.
-    """
-
-    ids: Tensor
-    logprobs: Tensor
-    tail: Tensor
-
-    @property
-    def ndim(self) -> int:
-        """Return the number of axes."""
-        return self.ids.ndim
-
-    def __getitem__(self, rows: Tensor) -> TeacherLogprobs:
-        """Return some completions; ``rows`` is ``[b]`` int64."""
-        return TeacherLogprobs(self.ids[rows], self.logprobs[rows], self.tail[rows])
-
-
-@dataclass(frozen=True)
 class Rollout:
     """G sampled completions for each prompt, with the statistics of their sampling logits.
 
     Attributes:
         prompts: the P prompts.
         completion_ids: ``[B, T]`` int64, right-padded, with a final end-of-sequence token.
-        mask: ``[B, T]`` bool, True on completion tokens. Every completion has at least one.
+        mask: ``[B, T]`` bool, True on the tokens that the policy drew. Every completion has one.
         stats: ``[B, T]`` token statistics under the sampling policy, 0 outside the mask.
-        texts: B completion texts, without special tokens, cut before a stop string.
+        texts: B completion texts, without special tokens, cut before a stop string; the texts of an
+            episode's turns are lines.
         ended: ``[B]`` bool, True unless the completion was truncated at the length limit.
         group_size: G.
         engine_logprobs: optional ``[B, T]``, of an engine whose log-probs are not the policy's.
         token_weights: optional ``[B, T]`` factors of the policy loss that correct for it.
         is_bounded: optional ``[B, T]`` bool, True where a bound has lowered the weight.
         staleness: optional ``[B]`` int64, rollouts trained on since the drawing weights were new.
+        turn_ids: optional ``[B, T]`` int64, the turn (from 0) that each token was drawn in; -1 on
+            observations and padding. None = single turns.
+        episodes: optional, the B episodes that the completions are turns of.
     """
 
     prompts: Prompts
@@ -267,10 +254,17 @@ class Rollout:
     token_weights: Tensor | None = None
     is_bounded: Tensor | None = None
     staleness: Tensor | None = None
+    turn_ids: Tensor | None = None
+    episodes: Sequence[Episode] | None = None
 
     @property
     def num_prompts(self) -> int:
         return len(self.prompts)
+
+    @property
+    def sampled(self) -> Tensor:
+        """``[B, T]`` bool: the tokens that the policy drew, which is ``mask``."""
+        return self.mask
 
     @property
     def completions(self) -> Completions:
@@ -285,7 +279,7 @@ class Rollout:
 
     @property
     def lengths(self) -> Tensor:
-        """``[B]`` int64 completion lengths in tokens."""
+        """``[B]`` int64: drawn tokens of each completion."""
         return self.mask.sum(-1)
 
     def column(self, name: str) -> list[Any]:

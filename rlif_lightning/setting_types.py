@@ -1,4 +1,4 @@
-"""The types of settings that are given from Python; the command line checks what it parses."""
+"""The types of settings that are given from Python, and what import paths name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import reprlib
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -43,6 +44,26 @@ def check_arguments(owner: type, given: Mapping[str, Any]) -> None:
                 f"{name}={reprlib.repr(value)} of {owner.__name__} must be {_words(kind)}"
                 + _remedy(value, kind)
             )
+
+
+def imported(path: str, argument: str) -> Any:
+    """Return what an import path names.
+
+    Args:
+        path: such as ``my_file.my_function``, as seen from the current folder.
+        argument: the setting that the path is given to, for the message.
+
+    Raises:
+        ValueError: the path leads nowhere.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{argument}={path!r} cannot be imported ({type(error).__name__}: {error}); give an"
+            " import path such as my_file.my_function, as seen from the current folder"
+        ) from error
 
 
 def _kinds(settings: object) -> list[str]:

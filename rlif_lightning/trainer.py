@@ -40,6 +40,7 @@ from rlif_lightning.running.run_loop import (
 )
 from rlif_lightning.running.setup_checks import check_precision, check_trainer
 from rlif_lightning.running.stop_signals import StopSignals
+from rlif_lightning.running.texts import refuse_without_rewards
 
 if TYPE_CHECKING:
     from rlif_lightning.module import RLIFModule
@@ -149,18 +150,13 @@ class RLIFTrainer(Trainer):
         Raises:
             ValueError: fewer prompts than processes, or none; or an objective without rewards.
         """
-        if not model.objective.needs_rewards:
-            raise ValueError(
-                f"model.objective={type(model.objective).__name__} needs no rewards, and preflight"
-                " judges rewards; examine the stage that has some"
-            )
+        refuse_without_rewards(model.objective)
         if prompts < self.world_size:
             raise ValueError(
                 f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes"
             )
-        datamodule.trainer = self
+        datamodule.trainer, group_size = self, datamodule.group_size
         model.read_settings_of(datamodule)
-        group_size = datamodule.group_size
 
         def check(problems: EncodedSplit) -> None:
             check_labels(datamodule, model.evaluator, model.rewards, "fit")
@@ -174,12 +170,8 @@ class RLIFTrainer(Trainer):
         )
         self.callbacks = callbacks
         records = all_rank_records([record for batch in predicted for record in batch])
-        checker = model.evaluator.checker
-        answers = [checker.answer(record["completion"]) for record in records]
         gold = _gold_answers(model, batches, len(records) // group_size)
-        weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
-        equivalence = getattr(checker, "equivalence", "exact")
-        findings = examine(records, answers, gold, weights, group_size, equivalence)
+        findings = _findings(model, records, gold, group_size)
         path = run_folder(self) / "preflight.json"
         if self.is_global_zero:
             memory = None if notice.need is None else notice.need.parts
@@ -188,6 +180,16 @@ class RLIFTrainer(Trainer):
             print_judges(records, datamodule.prompts_per_rollout * group_size)
             print(f"figures, and the completions as .jsonl: {path}")
         return findings
+
+
+def _findings(
+    model: RLIFModule, records: list[dict[str, Any]], gold: Any, group_size: int
+) -> Findings:
+    checker = model.evaluator.checker
+    answers = [checker.answer(record["completion"]) for record in records]
+    weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
+    equivalence = getattr(checker, "equivalence", "exact")
+    return examine(records, answers, gold, weights, group_size, equivalence)
 
 
 def _with_usual_callbacks(given: list[Callback], settings: dict[str, Any]) -> list[Callback]:

@@ -30,6 +30,7 @@ ROOMS = {  # in the order of one training step
     "model": "Model",
     "sampling": "Rollout",
     "rollout": "Rollout",
+    "environments": "Environments",
     "judges": "Judges",
     "rewards": "Rewards",
     "learning": "Learning",

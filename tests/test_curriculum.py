@@ -135,10 +135,17 @@ def test_an_unknown_reward_and_a_source_with_an_order_are_refused(tmp_path, caps
 def test_an_order_by_gold_answers_is_a_use_of_labels():
     rewards = {"vote": ClusterVote(), "gold": WeightedReward(GoldAnswer(), weight=0.0)}
     module = RLIFModule("rlif-arithmetic", rewards, group_size=4)
-    for reward, told in (
-        ("vote", []),
-        ("gold", ["problems are ordered by `gold`, which reads gold answers"]),
+    for source, told in (
+        (LearnableFirst(ArithmeticProblems(), "vote"), []),
+        (
+            LearnableFirst(ArithmeticProblems(), "gold"),
+            ["problems are ordered by `gold`, which reads gold answers"],
+        ),
+        (EasyFirst(ArithmeticProblems(), "level"), []),
+        (
+            EasyFirst(ArithmeticProblems(), "meta.answer"),
+            ["problems are ordered by the column `meta.answer` of gold answers"],
+        ),
     ):
-        source = LearnableFirst(ArithmeticProblems(), reward)
         module._trainer = SimpleNamespace(datamodule=SimpleNamespace(source=source))
         assert label_uses(module) == told

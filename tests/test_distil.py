@@ -13,7 +13,7 @@ from rlif_lightning.learning.distil import DistIL
 from rlif_lightning.learning.divergences import divergence, mean_of_others, strict_future
 from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.model.head import HeadRule, head_stats_at
-from rlif_lightning.records import TeacherLogprobs
+from rlif_lightning.model.token_stats import TeacherLogprobs
 
 RULE = HeadRule(1.0, torch.tensor([0]))
 GOLDEN = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)

@@ -37,6 +37,7 @@ ROOMS = [
     "parallel",
     "sandbox",
     "answers",
+    "environments",
     "rollout",
     "judges",
     "rewards",
@@ -235,8 +236,9 @@ OTHERS = {
     "trl_step.py": {"trl"},
     "compare_objectives.py": {"verl"},
     "compare_trl.py": {"accelerate", "trl"},
+    "play_textworld.py": {"textworld"},
 }  # whom these compare with
-EXTRAS = ("lora", "gguf", "reasoning", "vllm")
+EXTRAS = ("lora", "gguf", "reasoning", "textarena", "vllm")
 
 
 def test_every_dependency_is_pinned():

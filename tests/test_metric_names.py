@@ -31,6 +31,7 @@ from callbacks.report.read import PLACE, Run
 from callbacks.report.tables import FIGURES
 from harness.cases import check_each, from_root
 from harness.decoding import sampler
+from harness.episodes import ACTING
 from harness.runs import BASE, fit, run_with
 from rlif_lightning import cli
 from rlif_lightning.judges.base import Request
@@ -62,7 +63,7 @@ HEADS = {
     "format": {"class_path": "Format", "init_args": {"pattern": "="}},
     "trace": {
         "class_path": "EntityRubric",
-        "init_args": {"outcome": "GoldAnswer", "column": "test_list"},
+        "init_args": {"head": "GoldAnswer", "column": "test_list"},
     },
     "judge": {
         "class_path": "JudgeHead",
@@ -112,6 +113,9 @@ HEADS = {
 
 def middling(request: Request) -> str:
     return "Score: 3"
+
+
+ACTING_HEADS = {"game": "EnvironmentReward", "reuse": "ReuseRL"}
 
 
 def even(request: Request) -> str:
@@ -171,6 +175,9 @@ def everything(tmp_path_factory) -> Path:
     pow3r = "--model.rewards=" + json.dumps({"rubric": {"head": head}})
     twice = ["--trainer.max_epochs=2", "--data.prompts_per_rollout=16"]
     fit(folder / "pow3r", pow3r, *twice, "--trainer.limit_val_batches=0")
+    heads = json.dumps({name: {"head": head} for name, head in ACTING_HEADS.items()})
+    acting = [*ACTING, f"--model.rewards={heads}"]
+    fit(folder / "acting", *acting, "--trainer.limit_val_batches=0")
     cli.main(
         [
             "test",
@@ -198,6 +205,7 @@ def test_the_run_has_every_head_and_callback():
         kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, RewardHead)
     }
     used = {head if isinstance(head, str) else head["class_path"] for head in HEADS.values()}
+    used |= {*ACTING_HEADS.values()}
     # They log nothing of their own: a function logs what its writer names.
     silent = {"OfflineVote", "RewardFunction", "RewardModel"}
     assert used == heads - {"RewardHead"} - silent
@@ -298,6 +306,8 @@ NOT_DRAWN = {
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
     *(f"teacher/{name}" for name in ("coverage", "divergence", "tail")),
+    *("episode/observed", "environment/<own>"),
+    *(f"reuse/{name}" for name in ("phrases", "saved", "segments", "actions", "only_penalty")),
     *(f"checker/{name}" for name in ("support", "neutral", "contradiction", "unjudged", "claims")),
     *(f"checker/{name}" for name in ("phi", "answer_length", "no_search", "foreign", "alarms")),
     *("overclaim/share", "overclaim/proxy_slope", "overclaim/gold_slope"),

@@ -7,13 +7,15 @@ from __future__ import annotations
 from harness.files import ROOT
 from harness.settings import buildable, settings
 
-MOST = 200
+# 200, PromptData.environment (the one door to environments) and NativeEngine.cuda_graphs.
+MOST = 202
 # A related system is chosen as a whole, with its page in docs/related/: nobody else meets its
 # settings, which have a bound of their own. A class that several systems share is not among them.
 SYSTEMS = {
     "stare": {"STARE", "STAREController"},
     "distil": {"DistIL", "Teacher"},
     "exprl": {"RubricJudgeHead", "StepRubricJudgeHead", "StepDelta"},
+    "reuserl": {"ReuseRL"},
     "longtrace": {"EntityRubric"},
     "turing": {"PairwiseJudgeHead", "SimilarityJudgeHead", "TargetLogprob", "Supervised"},
     "pow3r": {"Rubric", "WeightedCriterion", "OverclaimMonitor"},
@@ -27,7 +29,7 @@ MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.
 SHARED = {
     "mixing, orders and streams of problems": (
-        "docs/python.md",
+        "docs/all-of-rlif-lightning.md",
         14,
         {"MixedProblems", "EasyFirst", "LearnableFirst", "Streamed"},
     ),
@@ -35,6 +37,12 @@ SHARED = {
         "docs/study-parts.md",
         8,
         {"AnswerTokens", "VoteBand", "OfflineVote", "TrainingProblems", "LearningRateFactors"},
+    ),
+    # What a policy acts in: the limits of an episode, and how its environments are run.
+    "environments": (
+        "docs/environments.md",
+        13,
+        {"EnvironmentSettings", "EnvironmentReward", "CountdownProblems"},
     ),
     "criteria": (
         "docs/related/pow3r.md",

@@ -224,6 +224,32 @@ FIXED = (
         ),
     ),
     Panel(
+        "turns",
+        "Completions",
+        "Turns of an episode",
+        "turns",
+        "Under an environment. Few turns of a task that needs more mean that the policy gives up.",
+        (Series("episode/turns", "mean"),),
+    ),
+    Panel(
+        "stops",
+        "Completions",
+        "How episodes end",
+        "share",
+        "By the environment, by a limit of the run, or by a failure. Many that run out of turns or"
+        " tokens need a larger limit.",
+        (
+            Series("episode/completed", "the task ended"),
+            Series("episode/truncated", "the environment's limit"),
+            Series("episode/max_turns", "out of turns"),
+            Series("episode/max_sampled_tokens", "out of tokens"),
+            Series("episode/max_observation_tokens", "no room for an observation"),
+            Series("episode/environment_error", "an error of the environment"),
+            Series("episode/environment_timeout", "no answer in time"),
+        ),
+        is_share=True,
+    ),
+    Panel(
         "time",
         "Optimisation",
         "Time of a rollout's phases",

@@ -21,6 +21,8 @@ from rlif_lightning.data.tokenizer import Encoder, without_overlong
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from rlif_lightning.data.turns import EnvironmentTask
+
 LARGE = 10_000  # rows from which a progress bar is shown
 
 
@@ -34,6 +36,7 @@ class SplitEncoder:
         limit: longest prompt allowed, in tokens; None = any.
         leaves_out: whether longer prompts are left out; otherwise they are refused.
         is_quiet: no progress bar, as in all processes but one.
+        environment: what the problems' completions are turns of.
     """
 
     renderer: PromptRenderer
@@ -41,6 +44,7 @@ class SplitEncoder:
     limit: int | None
     leaves_out: bool
     is_quiet: bool
+    environment: EnvironmentTask | None = None
 
     def split(self, dataset: Dataset, name: Split, keep: bool) -> EncodedSplit:
         """Render and tokenise every row.
@@ -65,7 +69,8 @@ class SplitEncoder:
         rows = self._fitting_rows(name, lengths)
         kept = [token_ids[row] for row in rows] if keep else None
         messages = None if self.renderer.chat is None else self.renderer.messages
-        return EncodedSplit(dataset, rows, kept, self.renderer.render, self.encode, messages)
+        made = self.renderer.render, self.encode, messages, self.environment
+        return EncodedSplit(dataset, rows, kept, *made)
 
     def _chunk(
         self, dataset: Dataset, name: Split, start: int

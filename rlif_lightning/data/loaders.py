@@ -20,6 +20,8 @@ from rlif_lightning.records import Prompts, root_column, value_at
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from rlif_lightning.data.turns import EnvironmentTask
+
 
 Curriculum = Callable[[np.ndarray, int, int], np.ndarray | None]
 
@@ -36,6 +38,7 @@ class EncodedSplit:
             memory; with a second argument, around the problem (``PromptRenderer.render``).
         encode: tokenises texts.
         messages: makes a row's conversation; None without a chat.
+        environment: what the completions are turns of; None = single turns.
     """
 
     dataset: Dataset
@@ -44,6 +47,7 @@ class EncodedSplit:
     render: Callable[..., str]
     encode: Callable[[list[str]], list[np.ndarray]]
     messages: Callable[[dict[str, Any]], list[dict[str, str]] | None] | None = None
+    environment: EnvironmentTask | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,6 +87,7 @@ class EncodedSplit:
             },
             index=torch.tensor(index, dtype=torch.int64),
             messages=None if self.messages is None else [self.messages(p) or [] for p in problems],
+            environment=self.environment,
         )
 
 

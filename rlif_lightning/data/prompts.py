@@ -19,6 +19,7 @@ from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.curriculum import Curriculum
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.encoding import SplitEncoder
+from rlif_lightning.data.environment_settings import EnvironmentSettings
 from rlif_lightning.data.given_problems import ProblemSourceLike, as_source
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader, ValidationLoader
 from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
@@ -34,6 +35,7 @@ from rlif_lightning.data.sources import (
 from rlif_lightning.data.stream_loader import StreamLoader, Windows
 from rlif_lightning.data.streams import Streamed, first_rows
 from rlif_lightning.data.tokenizer import Encoder, TokenizerLike, find_tokenizer, prompt_encoder
+from rlif_lightning.data.turns import environment_task
 from rlif_lightning.records import Prompts
 from rlif_lightning.setting_types import check_arguments
 
@@ -68,6 +70,7 @@ class PromptData(Described, LightningDataModule):
             acceptable answers. It is for measuring only: the template cannot show it, and
             label-free rewards never get it.
         format: how a problem becomes the text that the model reads.
+        environment: what answers each turn of the policy; null = single turns.
         max_prompt_tokens: longest prompt allowed, in tokens; no limit if absent.
         overlong: what to do with longer ones: "refuse" stops with their number, "filter" leaves
             them out and tells it.
@@ -98,6 +101,7 @@ class PromptData(Described, LightningDataModule):
         prompt_column: str = "question",
         answer_column: str | None = None,
         format: PromptFormat = PromptFormat(),
+        environment: EnvironmentSettings | None = None,
         max_prompt_tokens: int | None = None,
         overlong: Literal["refuse", "filter"] = "refuse",
         validation_prompts: int | None = None,
@@ -113,13 +117,11 @@ class PromptData(Described, LightningDataModule):
         self.remember(source=source)
         self.group_size, self.prompts_per_rollout = group_size, prompts_per_rollout
         self.prompt_column, self.answer_column = prompt_column, answer_column
-        self.format, self.max_prompt_tokens, self.overlong = format, max_prompt_tokens, overlong
+        self.format, self.environment = format, environment
+        self.max_prompt_tokens, self.overlong = max_prompt_tokens, overlong
         self.validation_prompts = validation_prompts
-        self.validation_prompts_per_batch = (
-            prompts_per_rollout
-            if validation_prompts_per_batch is None
-            else validation_prompts_per_batch
-        )
+        per_batch = validation_prompts_per_batch
+        self.validation_prompts_per_batch = prompts_per_rollout if per_batch is None else per_batch
         self.seed, self.revision, self.trust_remote_code = seed, revision, trust_remote_code
         self.told: set[str] = set()  # lines about the data that were logged before
         self._splits: dict[Split, EncodedSplit] = {}
@@ -275,20 +277,13 @@ class PromptData(Described, LightningDataModule):
         tokenizer = find_tokenizer(
             self.tokenizer_name, self.revision, self.trust_remote_code, module
         )
-        if self.format.chat and tokenizer.chat_template is None:
-            raise ValueError(
-                f"format.chat=true, but the tokenizer {tokenizer.name_or_path!r} has no chat"
-                " template;"
-                " set chat=false, or use an instruction-tuned model"
-            )
         if self._encode is None:
             self._encode = prompt_encoder(tokenizer, self.format.chat)
         chat = tokenizer if self.format.chat else None
         renderer = PromptRenderer(self.prompt_column, self.format, chat)
-        is_quiet = self._shard()[1] > 0
-        return SplitEncoder(
-            renderer, self._encode, self.max_prompt_tokens, self.overlong == "filter", is_quiet
-        )
+        task = environment_task(self.environment, renderer, self._encode, tokenizer)
+        limits = self.max_prompt_tokens, self.overlong == "filter"
+        return SplitEncoder(renderer, self._encode, *limits, self._shard()[1] > 0, task)
 
     def _load(self, split: Split, encoder: SplitEncoder, keep: bool = True) -> EncodedSplit:
         dataset = first_rows(self.source, split)

@@ -79,7 +79,15 @@ def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
     Special tokens that the tokenizer prepends (beginning of sequence) stay. Those that it appends
     are left out, with one line in the log: a completion continues the prompt, and nothing continues
     an end of sequence. A chat template writes its special tokens itself.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, and ``chat`` needs one.
     """
+    if chat and tokenizer.chat_template is None:
+        raise ValueError(
+            f"format.chat=true, but the tokenizer {tokenizer.name_or_path!r} has no chat template;"
+            " set chat=false, or use an instruction-tuned model"
+        )
     appended = 0 if chat else _appended_tokens(tokenizer)
     if appended:
         added = tokenizer.convert_ids_to_tokens(tokenizer(PROBE)["input_ids"][-appended:])

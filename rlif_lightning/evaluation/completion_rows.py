@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlif_lightning.data.described import plain
+from rlif_lightning.environments.base import Episode
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.records import RewardOutput, Rollout
 
@@ -16,7 +17,8 @@ def completion_records(
     """Return one flat record per completion: prompt, text, figures, and each head's score or null.
 
     Without ``outputs`` there are no scores. ``mean_logprob`` and ``mean_entropy`` are in nats per
-    token, ``length`` in tokens. ``extra`` has the columns that a head added, by its name.
+    token, ``length`` in tokens. ``extra`` has the columns that a head added, by its name, and
+    ``episode`` the turns under an environment.
     """
     mean_logprob = mean_over_completion(rollout.stats.logprobs, rollout.mask).tolist()
     mean_entropy = mean_over_completion(rollout.stats.entropy, rollout.mask).tolist()
@@ -40,6 +42,8 @@ def completion_records(
             "mean_logprob": mean_logprob[row],
             "mean_entropy": mean_entropy[row],
         }
+        if rollout.episodes is not None:
+            record["episode"] = episode_record(rollout.episodes[row])
         if outputs is not None:
             record["scores"] = {
                 name: None if s[row] != s[row] else s[row] for name, s in scores.items()
@@ -51,3 +55,19 @@ def completion_records(
             }
         records.append(record)
     return records
+
+
+def episode_record(episode: Episode) -> dict[str, Any]:
+    """Return an episode as plain values: how it stopped, and each turn with what answered it."""
+    turns = [
+        {
+            "action": turn.action,
+            "observation": plain(turn.observation),
+            "reward": turn.reward,
+            "info": plain(dict(turn.info)),
+        }
+        for turn in episode.turns
+    ]
+    reward = episode.reward
+    record = {"stop": episode.stop, "reward": reward if reward == reward else None, "turns": turns}
+    return record | ({"failure": episode.failure} if episode.failure else {})

@@ -14,9 +14,10 @@ from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.model.head import CandidateReader, HeadReader, HeadRule, TopReader
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.model.token_stats import TeacherLogprobs
 from rlif_lightning.parallel.passes import equal_passes, reshard_after_forward
 from rlif_lightning.processes.collectives import all_rank_sum, broadcast_from_first
-from rlif_lightning.records import Completions, TeacherLogprobs
+from rlif_lightning.records import Completions
 from rlif_lightning.sampling import Sampling
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rlif_lightning.records import TeacherLogprobs
+from rlif_lightning.model.token_stats import TeacherLogprobs
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from torch.nn.functional import pad
 from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.old_logprobs import fresh_tokens
+from rlif_lightning.masked import extents
 from rlif_lightning.processes.collectives import all_rank_objects
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks
 from rlif_lightning.records import Completions
@@ -294,7 +295,7 @@ def _taken(
     """Copy one group of an update into the CPU's memory, without its padding."""
     size = completions.group_size
     own = slice(group * size, (group + 1) * size)
-    width = int(inputs.mask[own].sum(-1).max())
+    width = int(extents(inputs.mask[own]).max())
 
     def part(values: Tensor) -> Tensor:  # a view would keep the whole rollout in memory
         chosen = values[own, :width] if values.ndim == 2 else values[own]

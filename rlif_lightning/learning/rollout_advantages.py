@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.advantages import Advantage, reward_shares
+from rlif_lightning.learning.episode_figures import episode_metrics
 from rlif_lightning.learning.normalization import scored_lengths
 from rlif_lightning.learning.step_advantages import step_parts
 from rlif_lightning.masked import masked_max, masked_std
@@ -81,6 +82,7 @@ def _figures_of(rollout: Rollout) -> dict[str, Tensor | float]:
         "rollout/length": mean_length(rollout),
         "rollout/ended": rollout.ended.float().mean(),
         **engine_metrics(rollout),
+        **episode_metrics(rollout),
     }
 
 

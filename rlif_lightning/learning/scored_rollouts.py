@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rlif_lightning.judges.asking import cost_of
+from rlif_lightning.masked import extents
 from rlif_lightning.records import Prompts, RewardOutput, Rollout
 from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rewards.step_scores import StepScores
@@ -79,7 +80,7 @@ def assembled(
     counts = [rollout.num_prompts for rollout in rollouts]
     groups = [sum(counts[:draw]) + group for draw, group in chosen]
     mask = _rows(rollouts, [rollout.mask for rollout in rollouts], groups)
-    longest = int(mask.sum(-1).max())
+    longest = int(extents(mask).max())
 
     def of(values: Sequence[Tensor | None]) -> Tensor | None:
         known = [value for value in values if value is not None]
@@ -94,6 +95,7 @@ def assembled(
         return found
 
     size, first = rollouts[0].group_size, rollouts[0]
+    rows = [group * size + number for group in groups for number in range(size)]
     texts = [text for rollout in rollouts for text in rollout.texts]
     stats = {
         name: given([getattr(rollout.stats, name) for rollout in rollouts])
@@ -104,7 +106,7 @@ def assembled(
         given([rollout.completion_ids for rollout in rollouts]),
         mask[:, :longest].contiguous(),
         replace(first.stats, **stats),
-        [texts[group * size + number] for group in groups for number in range(size)],
+        [texts[row] for row in rows],
         _rows(rollouts, [rollout.ended for rollout in rollouts], groups),
         size,
         of([rollout.engine_logprobs for rollout in rollouts]),
@@ -112,6 +114,7 @@ def assembled(
         of([rollout.is_bounded for rollout in rollouts]),
         of([rollout.staleness for rollout in rollouts]),
     )
+    rollout = _with_turns(rollout, rollouts, rows)
     return rollout, {name: _output(draws, name, groups) for name in draws[0].outputs}
 
 
@@ -140,6 +143,20 @@ def with_cost_of(
     }
 
 
+def _with_turns(whole: Rollout, rollouts: Sequence[Rollout], rows: Sequence[int]) -> Rollout:
+    """Return an assembled rollout with the turns and episodes of its rows, if there are any."""
+    known = [rollout.turn_ids for rollout in rollouts if rollout.turn_ids is not None]
+    if len(known) < len(rollouts):
+        return whole
+    width = whole.mask.shape[1]
+    turns = [pad(each, (0, width), value=-1)[:, :width] for each in known]
+    episodes = [episode for rollout in rollouts for episode in rollout.episodes or ()]
+    index = torch.tensor(rows, device=whole.mask.device)
+    return replace(
+        whole, turn_ids=torch.cat(turns)[index], episodes=[episodes[row] for row in rows]
+    )
+
+
 def _rows(rollouts: Sequence[Rollout], values: Sequence[Tensor], groups: Sequence[int]) -> Tensor:
     """Return the rows of some groups of all draws together; ``[B_i, T_i]`` or ``[B_i]`` each."""
     size = rollouts[0].group_size
@@ -165,6 +182,7 @@ def _prompts(parts: Sequence[Prompts], groups: Sequence[int]) -> Prompts:
         {name: [values[group] for group in groups] for name, values in columns.items()},
         index[torch.tensor(groups, device=index.device)],
         None if messages is None else [messages[group] for group in groups],
+        parts[0].environment,
     )
 
 

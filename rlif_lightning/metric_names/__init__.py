@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from rlif_lightning.metric_names.acting import ACTING
 from rlif_lightning.metric_names.checking import CHECKING
 from rlif_lightning.metric_names.systems import SYSTEMS
 from rlif_lightning.metric_names.training import TRAINING
@@ -19,11 +20,14 @@ PLACEHOLDERS = {
     "stage": r"(?:val|test)(?:_low|_high)?",
     "head": r"[^\W\d]\w*",
     "criterion": r"[^\W\d]\w*",
+    "own": r"[\w/]+",
     "k": r"[1-9]\d*",
-    "figure": r"(?:checker|code|criterion|entity|judge|rollout|rubric|time|vote)/\w+",
+    "stop": r"(?:completed|truncated|max|environment)\w*",
+    "figure": r"(?:checker|code|criterion|entity|environment|judge|reuse|rollout|rubric|time|vote)"
+    r"/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
-LOGGED = {**TRAINING, **CHECKING, **SYSTEMS, **WATCHING}
+LOGGED = {**TRAINING, **ACTING, **CHECKING, **SYSTEMS, **WATCHING}
 
 
 def entry_of(name: str) -> str | None:

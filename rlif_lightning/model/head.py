@@ -29,11 +29,12 @@ from torch.autograd.function import once_differentiable
 from rlif_lightning.model.packing import Packed
 from rlif_lightning.model.token_stats import (
     HeadRule,
+    TeacherLogprobs,
     at_least_float32,
     candidate_logprobs,
     token_stats,
 )
-from rlif_lightning.records import TeacherLogprobs, TokenStats
+from rlif_lightning.records import TokenStats
 
 # Logits that are handled at a time: few enough for a core's cache, many on a GPU.
 PIECE = {"cpu": 2**18, "cuda": 2**26}

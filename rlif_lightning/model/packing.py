@@ -3,7 +3,7 @@
 Pure functions. A micro-batch is one line of tokens without padding. A line is a sequence of trees:
 a prompt, then its completions. Every completion sees its prompt and itself; the positions of each
 completion continue its prompt's. A completion's last token is no input, since nothing is predicted
-from it.
+from it. Tokens of an observation between its turns are inputs, and nothing predicts them.
 
     tokens     p0 p1 p2 | a0 a1 | b0 b1 b2       completions a = a0 a1 a2, b = b0 b1 b2 b3
     positions   0  1  2 |  3  4 |  3  4  5       Tree(start=0, prompt_length=3, lengths=(2, 3))
@@ -58,8 +58,9 @@ class Packed:
         rows: ``[b]`` int64, the numbers of these completions in the update (or rollout).
         input_ids, position_ids: ``[N]`` int64.
         trees: the trees of the line, in order.
-        source: ``[M]`` int64, the index in the line whose logits predict each completion token.
-        tokens: ``[M]`` int64, the completion tokens.
+        source: ``[M]`` int64, the index in the line whose logits predict each completion token
+            that is in the mask.
+        tokens: ``[M]`` int64, these tokens.
         slots, positions: ``[M]`` int64, where each token belongs in ``[b, T]``: its completion
             among ``rows``, and its position in that completion.
         shape: ``(b, T)``.
@@ -93,16 +94,16 @@ def own_rows(packed: Packed) -> tuple[Tensor, Tensor]:
         ``[b, L]`` int64 token ids, padded with 0 at the end, where no token sees it; ``[M]`` int64,
         the indices in the flattened rows whose logits predict each completion token.
     """
-    rows, sources = [], []
+    rows, prompt_lengths = [], []
     for tree in packed.trees:
         prompt = packed.input_ids[tree.start : tree.start + tree.prompt_length]
         for start, length in zip(tree.starts(), tree.lengths, strict=True):
             rows.append(torch.cat([prompt, packed.input_ids[start : start + length]]))
-            sources.append(torch.arange(tree.prompt_length - 1, tree.prompt_length + length))
+            prompt_lengths.append(tree.prompt_length)
     width = max(map(len, rows))
     ids = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in rows])
-    flat = torch.cat([number * width + source for number, source in enumerate(sources)])
-    return ids, flat.to(ids.device)
+    before = upload(torch.tensor(prompt_lengths) - 1, ids.device)[packed.slots]  # [M]
+    return ids, packed.slots * width + before + packed.positions
 
 
 def pack(completions: Completions, max_tokens: int) -> Iterator[Packed]:
@@ -119,7 +120,10 @@ def pack(completions: Completions, max_tokens: int) -> Iterator[Packed]:
     Yields:
         Packed micro-batches, the largest trees first (so that running out of memory shows at once).
     """
-    lengths, group_size = completions.mask.sum(-1).tolist(), completions.group_size
+    mask, group_size = completions.mask, completions.group_size
+    ends = mask.flip(-1).cummax(-1).values.sum(-1)  # one more than the last predicted position
+    lengths, counts = torch.stack([ends, mask.sum(-1)]).tolist()
+    gaps = None if lengths == counts else mask.cpu()  # observations lie between drawn tokens
     parts: list[tuple[int, int, list[int]]] = []  # (tokens, prompt, rows)
     for p, prompt in enumerate(completions.prompt_ids):
         rows = [row for row in range(p * group_size, (p + 1) * group_size) if lengths[row] > 0]
@@ -129,12 +133,12 @@ def pack(completions: Completions, max_tokens: int) -> Iterator[Packed]:
     total = 0
     for size, p, rows in parts:
         if batch and total + size > max_tokens:
-            yield _build(batch, completions, lengths)
+            yield _build(batch, completions, lengths, gaps)
             batch, total = [], 0
         batch.append((p, rows))
         total += size
     if batch:
-        yield _build(batch, completions, lengths)
+        yield _build(batch, completions, lengths, gaps)
 
 
 def _split(
@@ -153,22 +157,28 @@ def _split(
 
 
 def _build(
-    batch: list[tuple[int, list[int]]], completions: Completions, lengths: list[int]
+    batch: list[tuple[int, list[int]]],
+    completions: Completions,
+    lengths: list[int],
+    mask: Tensor | None,
 ) -> Packed:
     prompt_ids, completion_ids = completions.prompt_ids, completions.completion_ids
     rows = [row for _, part in batch for row in part]
     trees: list[Tree] = []
-    tokens, sources, end = [], [], 0
+    tokens, sources, places, end = [], [], [], 0
     for p, part in batch:
         tree = Tree(end, len(prompt_ids[p]), tuple(lengths[row] - 1 for row in part))
         trees.append(tree)
         tokens += [prompt_ids[p], *(completion_ids[row, : lengths[row] - 1] for row in part)]
         last_of_prompt, end = end + tree.prompt_length - 1, end + tree.size
-        for start, length in zip(tree.starts(), tree.lengths, strict=True):
+        for row, start in zip(part, tree.starts(), strict=True):
+            length = lengths[row]
+            within = torch.arange(length) if mask is None else mask[row, :length].nonzero()[:, 0]
             # The prompt's last token predicts the first token of each of its completions.
-            sources += [torch.tensor([last_of_prompt]), torch.arange(start, start + length)]
-    slots = torch.cat([torch.full((lengths[row],), slot) for slot, row in enumerate(rows)])
-    within = torch.cat([torch.arange(lengths[row]) for row in rows])
+            sources.append(torch.where(within == 0, last_of_prompt, start - 1 + within))
+            places.append(within)
+    slots = torch.cat([torch.full((len(each),), slot) for slot, each in enumerate(places)])
+    within = torch.cat(places)
     # One upload of all index tensors: the time of a small copy hardly depends on its size.
     indices = (torch.tensor(rows), positions(trees), torch.cat(sources), slots, within)
     row_index, position_ids, source, slots, within = upload_together(indices, completion_ids.device)

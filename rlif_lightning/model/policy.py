@@ -124,7 +124,9 @@ class PolicyModel(nn.Module):
                 self._end_ids = {key: torch.tensor(self.eos_ids, device=device)}
         return HeadRule(sampling.temperature or 1.0, self._end_ids[key], self.num_tokens)
 
-    def check_context(self, prompt_ids: Sequence[Tensor], max_new_tokens: int) -> None:
+    def check_context(
+        self, prompt_ids: Sequence[Tensor], max_new_tokens: int, max_observation_tokens: int = 0
+    ) -> None:
         """Refuse prompts that the model cannot read, or cannot continue by so many tokens.
 
         Raises:
@@ -132,10 +134,11 @@ class PolicyModel(nn.Module):
         """
         lengths = [len(ids) for ids in prompt_ids]
         self.limits.check_ids(self.name, prompt_ids)
-        longest = [length + max_new_tokens for length in lengths]
-        self.limits.check(
-            self.name, lengths, longest, f" with sampling.max_new_tokens={max_new_tokens}"
-        )
+        longest = [length + max_new_tokens + max_observation_tokens for length in lengths]
+        asked = f" with sampling.max_new_tokens={max_new_tokens}"
+        if max_observation_tokens:
+            asked += f" and data.environment.max_observation_tokens={max_observation_tokens}"
+        self.limits.check(self.name, lengths, longest, asked)
 
     def forward(self, packed: Packed, sampling: Sampling, reader: HeadReader = STATS) -> Any:
         """Compute the statistics of every completion token, or what another reader reads.

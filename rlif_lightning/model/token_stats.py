@@ -145,3 +145,27 @@ def candidate_logprobs(logits: Tensor, ids: Tensor, log_normalizer: Tensor) -> T
     """
     tail = logits.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
     return torch.cat([logits.gather(1, ids), tail], 1) - log_normalizer.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class TeacherLogprobs:
+    """A teacher's distribution at each completion token: its likeliest tokens, and all others.
+
+    Attributes:
+        ids: ``[B, T, K]`` int64, the K likeliest tokens; 0 outside the mask.
+        logprobs: ``[B, T, K]`` their log-probs, nats.
+        tail: ``[B, T]`` log-prob of all other tokens together; -inf where there are none.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    tail: Tensor
+
+    @property
+    def ndim(self) -> int:
+        """Return the number of axes."""
+        return self.ids.ndim
+
+    def __getitem__(self, rows: Tensor) -> TeacherLogprobs:
+        """Return some completions; ``rows`` is ``[b]`` int64."""
+        return TeacherLogprobs(self.ids[rows], self.logprobs[rows], self.tail[rows])

@@ -20,6 +20,7 @@ from rlif_lightning.rewards.criteria import (
     WeightedCriterion,
 )
 from rlif_lightning.rewards.entity_rubric import EntityRubric
+from rlif_lightning.rewards.environment import EnvironmentReward
 from rlif_lightning.rewards.evidence import Evidence, EvidenceColumn, EvidenceRule
 from rlif_lightning.rewards.function import RewardFunction
 from rlif_lightning.rewards.gate import Gate
@@ -31,6 +32,7 @@ from rlif_lightning.rewards.likelihood import TargetLogprob
 from rlif_lightning.rewards.offline_vote import OfflineVote
 from rlif_lightning.rewards.overlong import DropTruncated, OverlongPenalty
 from rlif_lightning.rewards.pairwise import PairwiseJudgeHead, SimilarityJudgeHead
+from rlif_lightning.rewards.reuse import ReuseRL
 from rlif_lightning.rewards.reward_model import RewardModel
 from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rewards.rubric import Rubric
@@ -50,6 +52,7 @@ __all__ = [
     "Criterion",
     "DropTruncated",
     "EntityRubric",
+    "EnvironmentReward",
     "Evidence",
     "EvidenceColumn",
     "EvidenceRule",
@@ -70,6 +73,7 @@ __all__ = [
     "OverlongPenalty",
     "PairwiseJudgeHead",
     "Random",
+    "ReuseRL",
     "RewardFunction",
     "RewardHead",
     "RewardModel",

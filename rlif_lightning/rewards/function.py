@@ -10,14 +10,15 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlif_lightning.data.columns import has_column
 from rlif_lightning.data.loaders import EncodedSplit
+from rlif_lightning.masked import extents
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.received import as_numbers
+from rlif_lightning.setting_types import imported
 
 if TYPE_CHECKING:
     FunctionLike = str | Callable[..., Any]
@@ -68,7 +69,7 @@ class RewardFunction(RewardHead):
         self, function: FunctionLike, needs_gold: bool = False, columns: Sequence[str] = ()
     ):
         super().__init__()
-        self.function = _imported(function) if isinstance(function, str) else function
+        self.function = imported(function, "function") if isinstance(function, str) else function
         if not callable(self.function) or isinstance(self.function, type):
             raise TypeError(f"function={self.function!r:.100} is no function; pass one")
         self.name = getattr(self.function, "__name__", type(self.function).__name__)
@@ -164,7 +165,8 @@ class RewardFunction(RewardHead):
         given: dict[str, Any] = {name: rollout.column(name) for name in [*columns.keys()]}
         if self._takes_any:
             given |= {name: HiddenColumn(name) for name in getattr(columns, "hidden", ())}
-        lengths, ids = rollout.lengths.tolist(), rollout.completion_ids.tolist()
+        lengths = extents(rollout.mask).tolist()  # observations are among a completion's ids
+        ids = rollout.completion_ids.tolist()
         given |= self._texts(rollout)
         given |= {
             "completion_ids": [row[:n] for row, n in zip(ids, lengths, strict=True)],
@@ -238,19 +240,3 @@ class HiddenColumn(Sequence[Any]):
 
     def __len__(self) -> int:
         raise ValueError(hidden_message(self.name))
-
-
-def _imported(path: str) -> Any:
-    """Return what an import path names.
-
-    Raises:
-        ValueError: nothing.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"function={path!r} cannot be imported ({type(error).__name__}: {error}); give an"
-            " import path such as my_file.my_function, as seen from the current folder"
-        ) from error

@@ -29,6 +29,7 @@ from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.own_logits import body
 from rlif_lightning.model.packing import Tree, positions, upload
 from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.rollout.kv_extension import RowExtension
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
 from rlif_lightning.rollout.places import Arrangement
 
@@ -42,10 +43,11 @@ class Decoder(ABC):
     Attributes:
         can_join: whether rows can be admitted while others are being decoded.
         exact: whether rows that ended must leave before the next pass and no place may be empty.
+        can_extend: whether rows can be continued by tokens that nobody drew.
     """
 
     can_join: bool
-    exact = True
+    exact = can_extend = True
 
     @abstractmethod
     def admit(self, owners: Sequence[int], places: Sequence[int]) -> Tensor:
@@ -74,6 +76,14 @@ class Decoder(ABC):
     @abstractmethod
     def advance(self, tokens: Tensor) -> Tensor:
         """Compute one token of each place ``[n]``; return the hidden states ``[n, H]``."""
+
+    def extend(self, places: Sequence[int], ids: Sequence[Tensor]) -> Tensor:
+        """Add tokens that nobody drew to rows at ``places``, in one pass.
+
+        Returns:
+            ``[k, H]``, the hidden state of each row's last new token.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def arrange(self, arrangement: Arrangement, waiting: int | None = None) -> None:
@@ -154,6 +164,15 @@ class SharedPrefixDecoder(Decoder):
         self.memory.end_step()
         return hidden
 
+    def extend(self, places: Sequence[int], ids: Sequence[Tensor]) -> Tensor:
+        counts = [len(each) for each in ids]
+        plan = RowExtension(self.memory, places, counts)
+        padded = upload(pad_sequence(list(ids), batch_first=True), self.device)
+        hidden = self.policy.hidden(padded, plan.position_ids, plan)  # [k, tokens, H]
+        plan.finish()
+        last = upload(torch.tensor([range(len(ids)), [n - 1 for n in counts]]), self.device)
+        return hidden[last[0], last[1]]
+
     def arrange(self, arrangement: Arrangement, waiting: int | None = None) -> None:
         self.memory.arrange(arrangement, waiting)
         stored = self.memory.prompts.where()
@@ -166,7 +185,7 @@ class StandardDecoder(Decoder):
     The cache is repeated for each completion. Rows can leave, but join only when none is left.
     """
 
-    can_join = False
+    can_join = can_extend = False
 
     def __init__(self, policy: PolicyModel, prompt_ids: Sequence[Tensor]):
         self.policy, self.prompt_ids = policy, prompt_ids
@@ -233,6 +252,11 @@ class RecomputingDecoder(Decoder):
             torch.cat([row, token]) for row, token in zip(self.rows, tokens.split(1), strict=True)
         ]
         return self._last_hidden(self.rows)
+
+    def extend(self, places: Sequence[int], ids: Sequence[Tensor]) -> Tensor:
+        for place, new in zip(places, ids, strict=True):
+            self.rows[place] = torch.cat([self.rows[place], new.to(self.rows[place])])
+        return self._last_hidden([self.rows[place] for place in places])
 
     def _last_hidden(self, rows: list[Tensor]) -> Tensor:
         """Return the last hidden states ``[rows, H]`` of whole sequences."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rlif_lightning.data.described import Described
+from rlif_lightning.data.environment_settings import EnvironmentSettings
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.sampling import Sampling
@@ -37,6 +38,23 @@ class RolloutEngine(Described, ABC):
         Raises:
             ValueError: names the settings and the remedy.
         """
+
+    def check_environment(
+        self, settings: EnvironmentSettings, sampling: Sampling
+    ) -> list[dict[str, Any]]:
+        """Refuse an environment that the engine cannot play in, before anything is sampled.
+
+        Returns:
+            JSON schemas of the environment's tools.
+
+        Raises:
+            ValueError: names the setting and the remedy.
+        """
+        raise ValueError(
+            f"model.engine={type(self).__name__} draws single turns, and data.environment.make="
+            f"{settings.make!r} answers turns: set model.engine=NativeEngine, or"
+            " data.environment=null"
+        )
 
     def look_ahead(self, upcoming: Callable[[int], Prompts | None], rollout_number: int) -> None:
         """Take a source of coming prompts, for an engine that draws ahead; others need none.

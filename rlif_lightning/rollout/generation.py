@@ -13,6 +13,10 @@ hidden states, tokens, counters, uniforms, statistics. The host keeps a copy of 
 updates it with the drawn tokens. On a CPU a row that ended leaves before its last token is
 computed. On a GPU the host reads the tokens while the device computes, so an ended row costs one
 wasted token.
+
+Under an environment a completion is an episode. A row whose turn has ended keeps its place and its
+memory, its observation is computed in a pass of its own, and it draws its next turn beside rows of
+other turns. Its columns count drawn tokens and observations (``turn_taking.py``).
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from rlif_lightning.rollout.drawing import Drawer, TokenReading
 from rlif_lightning.rollout.places import Places, close_gaps
 from rlif_lightning.rollout.step_graphs import StepGraphs
 from rlif_lightning.rollout.stop_strings import StopStrings
+from rlif_lightning.rollout.turn_taking import Turns
 from rlif_lightning.sampling import Sampling, counter_uniforms
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
 
 # On a GPU rows are admitted once 1 in so many places is free: prompts take a pass of their own.
 ADMISSIONS = 32
+OBSERVED = 8192  # tokens of observations, with padding, that are computed at a time
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,17 @@ class DrawnTokens:
         ids: ``[B, T]`` int64 on the CPU.
         stats: ``[B, T, 3]`` on the device: the statistics of ``TokenStats``; 0 where there is no
             token.
-        lengths, ended: ``[B]`` on the CPU.
+        lengths, ended: ``[B]`` on the CPU; a length ends with the last drawn token.
+        prompts: that the tokens continue.
+        turns: of episodes; None = single turns.
     """
 
     ids: Tensor
     stats: Tensor
     lengths: Tensor
     ended: Tensor
+    prompts: Prompts
+    turns: Turns | None
 
 
 class Generation:
@@ -78,19 +88,24 @@ class Generation:
         sampling: Sampling,
         rollout_number: int,
     ):
-        self.engine, self.prompts = engine, prompts
-        self.group_size, self.sampling = group_size, sampling
+        self.engine, self.group_size, self.sampling = engine, group_size, sampling
         self.policy, self.rollout_number = engine.policy, rollout_number
-        self.device, tokens = prompts.token_ids[0].device, sampling.max_new_tokens
-        self.total = len(prompts) * group_size
+        self.device, self.total = prompts.token_ids[0].device, len(prompts) * group_size
         self.max_rows, self.next_row = min(engine.max_rows, self.total), 0
-        self.decoder = engine.decoder(prompts, group_size, sampling)
+        driver = engine.episodes(prompts, sampling)
+        if driver is not None:
+            prompts = driver.begin(prompts, group_size, engine.seed, rollout_number)
+        self.prompts, self.columns = prompts, engine.columns(prompts, sampling)
+        tokens = self.columns
+        self.decoder = engine.decoder(prompts, group_size, tokens)
         self.graphs = StepGraphs() if engine.cuda_graphs else None
         self.drawer = Drawer(self.policy, sampling, self.device)
         self.stops = StopStrings(self.policy.tokenizer, sampling.stop)
         size = self.decoder.num_places(self.max_rows)
         self.places, self.closing = Places(size), torch.zeros(size, dtype=torch.bool)
         self.ids = torch.zeros((self.total, tokens), dtype=torch.int64)
+        taken = sampling, self.stops, self.policy.eos_ids, self.ids
+        self.turns = None if driver is None else Turns(driver, *taken)
         self.lengths = torch.zeros(self.total, dtype=torch.int64)
         self.ended = torch.zeros(self.total, dtype=torch.bool)
         dtype = torch.promote_types(self.policy.causal_lm.dtype, torch.float32)
@@ -127,6 +142,7 @@ class Generation:
                     self.n = self.places.used
                     self.decoder.prepare()
                     self.feed()
+                self.observe()
                 self.admit()
             else:
                 # The copy of the tokens to the host runs while the device computes them.
@@ -135,7 +151,8 @@ class Generation:
                 self._compute(self.feed)
                 self.settle(self.reading.finish())
         self.decoder.finish()
-        return DrawnTokens(self.ids, self.stats[:-1], self.lengths, self.ended)
+        found = self.ids, self.stats[:-1], self.lengths, self.ended
+        return DrawnTokens(*found, self.prompts, self.turns)
 
     def admit(self) -> None:
         """Admit waiting rows while places are free."""
@@ -157,7 +174,7 @@ class Generation:
         # By the prompts' numbers in the data set: a completion gets the same uniforms whatever its
         # place, its process and the number of processes.
         index = self.prompts.index.tolist()
-        counters = ([index[owner] for owner in owners], members, self.sampling.max_new_tokens)
+        counters = ([index[owner] for owner in owners], members, self.columns)
         uniforms = counter_uniforms(self.engine.seed, self.rollout_number, *counters)
         where = upload(torch.tensor(places), self.device)
         self.hidden[where] = hidden
@@ -217,7 +234,26 @@ class Generation:
     def settle(self, tokens: Tensor) -> None:
         """Let ended rows leave and admit waiting ones; takes the tokens ``[n]`` on the CPU."""
         self.leave(self.ends(tokens))
+        self.observe()
         self.admit()
+
+    def observe(self) -> None:
+        """Compute the observations of rows whose turn has ended; their next turn follows."""
+        if self.turns is None or not self.turns.waiting:
+            return
+        assert self.hidden is not None
+        waiting, self.turns.waiting = sorted(self.turns.waiting.items()), {}
+        place_of, told = self.places.where(), []
+        for row, ids in waiting:
+            place = place_of[row]
+            column = int(self.places.length[place])
+            self.places.length[place] = self.turns.continue_row(row, column, ids)
+            told += [(place, torch.tensor(ids))] if ids else []
+        for some in in_passes(told):
+            places, ids = zip(*some, strict=True)
+            where = upload(torch.tensor(places), self.device)
+            self.hidden[where] = self.decoder.extend(places, ids)
+        self.changed = True
 
     def ends(self, tokens: Tensor) -> Tensor:
         """Record the tokens ``[n]`` (on the CPU); return which places stay, ``[used]`` bool."""
@@ -228,14 +264,20 @@ class Generation:
         ended = self.engine.ends(tokens, rows, drawn) | self.closing[at]
         self.places.lengthen(1)
         drawn = drawn + 1
-        stopped = self.stops.found(self.ids, rows, drawn)
+        turns, limit = self.turns, self.sampling.max_new_tokens
+        starts = None if turns is None else turns.started[rows]
+        stopped = self.stops.found(self.ids, rows, drawn, starts)
         if self.sampling.train_stop:  # a row with a stop string gets ``stop_id`` in its next step
-            closing = stopped & ~ended & (drawn < self.sampling.max_new_tokens)
+            room = (drawn if turns is None else turns.drawn(rows, drawn)) < limit
+            closing = stopped & ~ended & room
             self.changed |= bool((closing | self.closing[at]).any())
             self.closing[at] = closing
             stopped &= ~closing
         ended |= stopped
-        finished = ended | (drawn == self.sampling.max_new_tokens)
+        if turns is None:
+            finished = ended | (drawn == limit)
+        else:
+            ended, finished = turns.settle(rows, drawn, ended)
         self.lengths[rows[finished]], self.ended[rows[finished]] = drawn[finished], ended[finished]
         live[at] = ~finished
         return live
@@ -254,3 +296,13 @@ class Generation:
         waiting = self.next_row // self.group_size if self.next_row < self.total else None
         self.decoder.arrange(arrangement, waiting)
         self.changed = True
+
+
+def in_passes(told: list[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
+    """Split places with their new tokens by the memory of a pass, the longest first."""
+    passes: list[list[tuple[int, Tensor]]] = []
+    for place, ids in sorted(told, key=lambda each: -len(each[1])):
+        if not passes or (len(passes[-1]) + 1) * len(passes[-1][0][1]) > OBSERVED:
+            passes.append([])
+        passes[-1].append((place, ids))
+    return passes

@@ -23,7 +23,6 @@ is uploaded, and the host waits for nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,32 +30,12 @@ from torch import Tensor
 from rlif_lightning.model.attention import Block
 from rlif_lightning.model.packing import upload
 from rlif_lightning.model.scores import Scores
+from rlif_lightning.rollout.layer_memory import LayerMemory
 from rlif_lightning.rollout.places import Arrangement, Places, close_gaps, meeting_points, rounded
 
 FIRST_ROOM = 64  # own tokens per row that are allocated at first; doubled when they are full
 # On a GPU numbers of rows, prompt tokens and own tokens are rounded up to multiples of these.
 ROW_UNIT, PROMPT_UNIT, OWN_UNIT = 8, 16, 64
-
-
-@dataclass
-class LayerMemory:
-    """Keys and values of one layer, concatenated along the last dimension.
-
-    Attributes:
-        prompts: ``[prompts, heads, L, k + v]``.
-        own: ``[rows, heads, room, k + v]``.
-        key_size: k.
-    """
-
-    prompts: Tensor
-    own: Tensor
-    key_size: int
-
-    def halves(self, name: str, places: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Return keys ``[places * heads, tokens, k]`` and values of the first places, as views."""
-        stored = getattr(self, name)
-        used = stored.flatten(0, 1)[: places * stored.shape[1], :tokens]
-        return used[..., : self.key_size], used[..., self.key_size :]
 
 
 class SharedPrefixMemory:
@@ -175,9 +154,7 @@ class SharedPrefixMemory:
             tokens: new tokens of each row.
         """
         reach = self.rows.longest() + tokens
-        if reach > self.room:
-            larger = max(2 * self.room, self._size(reach, OWN_UNIT))
-            self._enlarge("own", room=min(larger, self.max_own))
+        self.make_room(reach)
         self.tokens, self.reach = tokens, min(self._size(reach, OWN_UNIT), self.room)
         if self.changed:
             self._renew()
@@ -188,6 +165,12 @@ class SharedPrefixMemory:
         if not self.needs_mask:
             self.needs_mask = bool((prompts != self.width).any() or (lengths + 1 != reach).any())
         self.rows.lengthen(tokens)
+
+    def make_room(self, reach: int) -> None:
+        """Allocate memory for so many own tokens of each row."""
+        if reach > self.room:
+            larger = max(2 * self.room, self._size(reach, OWN_UNIT))
+            self._enlarge("own", room=min(larger, self.max_own))
 
     @property
     def bucket(self) -> tuple[int, ...]:

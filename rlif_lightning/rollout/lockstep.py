@@ -29,6 +29,7 @@ class LockstepDecoder(Decoder):
     def __init__(self, decoder: Decoder, policy: PolicyModel, device: torch.device):
         self.decoder, self.policy, self.device = decoder, policy, device
         self.can_join, self.exact = decoder.can_join, decoder.exact
+        self.can_extend = decoder.can_extend
 
     def prefills(self, owners: Sequence[int]) -> bool:
         return self.decoder.prefills(owners)
@@ -54,6 +55,10 @@ class LockstepDecoder(Decoder):
     def advance(self, tokens: Tensor) -> Tensor:
         self._ranks_at_work(True)
         return self.decoder.advance(tokens)
+
+    def extend(self, places: Sequence[int], ids: Sequence[Tensor]) -> Tensor:
+        self._ranks_at_work(True)
+        return self.decoder.extend(places, ids)
 
     def finish(self) -> None:
         line = filler(self.policy, self.device)

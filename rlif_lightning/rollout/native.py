@@ -18,26 +18,38 @@ CPU; a GPU computes last tokens as well):
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlif_lightning.data.environment_settings import EnvironmentSettings
+from rlif_lightning.environments.pool import EnvironmentPool
 from rlif_lightning.model.cpu_memory import HEAP
 from rlif_lightning.model.out_of_memory import give_back, is_out_of_memory
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import whole_weights
 from rlif_lightning.processes.collectives import broadcast_from_first
-from rlif_lightning.processes.ranks import num_processes
+from rlif_lightning.processes.ranks import num_data_ranks, num_processes
 from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.autocasting import cast_once
-from rlif_lightning.rollout.decoders import Decoder, cache_is_right, choose_decoder
+from rlif_lightning.rollout.decoders import (
+    Decoder,
+    RecomputingDecoder,
+    cache_is_right,
+    choose_decoder,
+)
 from rlif_lightning.rollout.engine import RolloutEngine
+from rlif_lightning.rollout.episodes import EpisodeDriver, open_pool
 from rlif_lightning.rollout.generation import DrawnTokens, Generation
 from rlif_lightning.rollout.lockstep import LockstepDecoder
 from rlif_lightning.rollout.step_graphs import refuse_uncapturable
 from rlif_lightning.rollout.stop_strings import StopStrings
+from rlif_lightning.rollout.turn_taking import Turns
 from rlif_lightning.sampling import Sampling
 
 
@@ -53,6 +65,8 @@ class NativeEngine(RolloutEngine):
     """
 
     memory = "native"
+    pool: EnvironmentPool | None = None
+    pool_settings: EnvironmentSettings | None = None  # that the pool was opened with
 
     def __init__(self, max_rows: int = 512, cuda_graphs: bool = False):
         if max_rows < 1:
@@ -67,7 +81,6 @@ class NativeEngine(RolloutEngine):
     def generate(
         self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
     ) -> Rollout:
-        self.policy.check_context(prompts.token_ids, sampling.max_new_tokens)
         device = prompts.token_ids[0].device
         with self.ready(device):
             done = self._draw(prompts, group_size, sampling, rollout_number)
@@ -77,11 +90,71 @@ class NativeEngine(RolloutEngine):
         # Under tensor parallelism rounding may differ between processes of one data rank.
         parts = (done.stats[:, :longest, i].contiguous() for i in range(3))
         stats = TokenStats(*map(broadcast_from_first, parts))
+        ids = done.ids[:, :longest].contiguous().to(device)
+        ended = done.ended.to(device)
+        if done.turns is not None:
+            return self._with_turns(
+                Rollout(done.prompts, ids, mask, stats, [], ended, group_size), done.turns
+            )
         stops = StopStrings(self.policy.tokenizer, sampling.stop)
         lengths = done.lengths.tolist()
         texts = [stops.text(ids[:n]) for ids, n in zip(done.ids, lengths, strict=True)]
-        ids = done.ids[:, :longest].contiguous().to(device)
-        return Rollout(prompts, ids, mask, stats, texts, done.ended.to(device), group_size)
+        return Rollout(prompts, ids, mask, stats, texts, ended, group_size)
+
+    def _with_turns(self, rollout: Rollout, turns: Turns) -> Rollout:
+        """Return a rollout of episodes (a collective: too many failures stop every process)."""
+        turn_ids = turns.turn_ids[:, : rollout.mask.shape[1]].to(rollout.mask.device)
+        episodes = [turns.driver.episodes[row] for row in range(len(turn_ids))]
+        assert self.pool is not None
+        self.pool.check_failures(episodes)
+        texts = ["\n".join(each) for each in turns.texts]
+        known = {"texts": texts, "turn_ids": turn_ids, "episodes": episodes}
+        return replace(rollout, mask=turn_ids >= 0, **known)
+
+    def episodes(self, prompts: Prompts, sampling: Sampling) -> EpisodeDriver | None:
+        """Return what runs the environments of a rollout; None for single turns."""
+        task = prompts.environment
+        if task is None:
+            return None
+        self.check_environment(task.settings, sampling)
+        assert self.pool is not None
+        return EpisodeDriver(self.pool, task)
+
+    def check_environment(
+        self, settings: EnvironmentSettings, sampling: Sampling
+    ) -> list[dict[str, Any]]:
+        if sampling.min_new_tokens:
+            raise ValueError(
+                f"sampling.min_new_tokens={sampling.min_new_tokens} is for single turns: under"
+                " data.environment set it to 0"
+            )
+        if num_processes() != num_data_ranks():
+            raise ValueError(
+                "data.environment needs one process for each completion's environment, and under"
+                " TensorParallelStrategy several draw the same completion: use another strategy"
+            )
+        if self.pool is None or self.pool_settings != settings:
+            self.discard_ahead()
+            self.pool, self.pool_settings = open_pool(settings), settings
+            weakref.finalize(self, self.pool.close)
+        return self.pool.tools
+
+    def discard_ahead(self) -> None:
+        """Close the environments: nothing else outlives a rollout."""
+        pool, self.pool = self.pool, None
+        if pool is not None:
+            pool.close()
+
+    def columns(self, prompts: Prompts, sampling: Sampling) -> int:
+        """Return T: the most tokens that a row can have after its prompt, observations included.
+
+        Raises:
+            ValueError: the model cannot read as many; names the limit.
+        """
+        task, limit = prompts.environment, sampling.max_new_tokens
+        room = 0 if task is None else task.settings.max_observation_tokens
+        self.policy.check_context(prompts.token_ids, limit, room)
+        return limit + room
 
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
@@ -105,8 +178,12 @@ class NativeEngine(RolloutEngine):
         while True:
             try:
                 return Generation(self, prompts, group_size, sampling, rollout_number).run()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+            except BaseException as error:
+                if self.pool is not None:
+                    self.pool.abandon()
+                if not isinstance(error, (RuntimeError, MemoryError)) or not is_out_of_memory(
+                    error
+                ):
                     raise
                 rows = min(self.max_rows, len(prompts) * group_size)
                 self.max_rows = self._fewer_rows(rows, error)
@@ -136,14 +213,16 @@ class NativeEngine(RolloutEngine):
             ) from error
         return fewer
 
-    def decoder(self, prompts: Prompts, group_size: int, sampling: Sampling) -> Decoder:
-        """Return the decoder of these prompts (``decoders.py``)."""
+    def decoder(self, prompts: Prompts, group_size: int, columns: int) -> Decoder:
+        """Return the decoder of these prompts and at most so many tokens (``decoders.py``)."""
         device = prompts.token_ids[0].device
         rows = min(self.max_rows, len(prompts) * group_size)
-        sizes = (rows, sampling.max_new_tokens, group_size)
+        sizes = (rows, columns, group_size)
         decoder = choose_decoder(
             self.policy, prompts.token_ids, *sizes, lambda: self._cache_serves(device)
         )
+        if prompts.environment is not None and not decoder.can_extend:
+            decoder = RecomputingDecoder(self.policy, prompts.token_ids)
         if self.policy.keeps_sharded:
             decoder = LockstepDecoder(decoder, self.policy, device)
         if self.cuda_graphs:

@@ -29,18 +29,23 @@ class StopStrings:
         # A character may take as many tokens as it has bytes.
         self.tail = max((len(string.encode()) for string in self.stop), default=0) + STOP_TAIL
 
-    def found(self, ids: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
+    def found(
+        self, ids: Tensor, rows: Tensor, lengths: Tensor, starts: Tensor | None = None
+    ) -> Tensor:
         """Return which completions have a stop string among their last tokens, ``[n]`` bool.
 
         Args:
             ids: ``[B, T]`` int64 on the CPU.
             rows, lengths: ``[n]``: numbers and lengths of the completions to search.
+            starts: ``[n]``: where their present turns begin, before which nothing is searched.
         """
         if not self.stop:
             return torch.zeros(len(rows), dtype=torch.bool)
-        ends = zip(rows.tolist(), lengths.tolist(), strict=True)
+        begins = [0] * len(rows) if starts is None else starts.tolist()
+        spans = zip(rows.tolist(), begins, lengths.tolist(), strict=True)
         tails = [
-            self.tokenizer.decode(ids[row, max(0, end - self.tail) : end]) for row, end in ends
+            self.tokenizer.decode(ids[row, max(begin, end - self.tail) : end])
+            for row, begin, end in spans
         ]
         return torch.tensor(
             [any(string in tail for string in self.stop) for tail in tails], dtype=torch.bool

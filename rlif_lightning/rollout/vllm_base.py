@@ -120,6 +120,8 @@ class VLLMBaseEngine(RolloutEngine):
         self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
     ) -> Rollout:
         self.check(sampling)
+        if prompts.environment is not None:
+            self.check_environment(prompts.environment.settings, sampling)
         drawn, staleness = self._completions(prompts, group_size, sampling, rollout_number)
         rollout = as_rollout(
             self.policy, prompts, drawn, sampling, self.scoring_tokens, self.weighting

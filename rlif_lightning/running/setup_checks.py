@@ -14,6 +14,7 @@ from rlif_lightning.data.streams import Streamed
 from rlif_lightning.learning.optimizer import check_optimizer
 from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
+from rlif_lightning.running.environment_checks import check_environment
 from rlif_lightning.running.planned import planned_rollouts
 from rlif_lightning.running.stock_callbacks import check_callbacks
 from rlif_lightning.running.strategies import DividedStrategy
@@ -87,6 +88,8 @@ def check_run(module: Any, data: PromptData | None, stage: str) -> None:
         ValueError: names the setting, column or row, and the remedy.
     """
     check_precision_plugin(module.trainer.precision_plugin)
+    if data is not None and data.environment is not None:
+        check_environment(module, data)
     module.engine.check(module.sampling)
     validation = None if data is None or stage == "predict" else data.split("validation")
     if validation is not None:

@@ -22,6 +22,7 @@ from rlif_lightning.learning.feedback import (
 )
 from rlif_lightning.learning.lessons import Lesson
 from rlif_lightning.learning.teacher import CALLBACK, SIBLING, Teacher
+from rlif_lightning.masked import extents
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import reshard_after_forward
@@ -111,7 +112,7 @@ def lesson_of(module: Any, rollout: Rollout, outputs: Mapping[str, RewardOutput]
     split = module.trainer.datamodule.split("train")
     prompts = feedback_prompts(rollout, texts, teacher.template, split)
     reads = module.teacher or module.policy
-    all_process_attempt(lambda: _check_context(reads, prompts, rollout.lengths.tolist()))
+    all_process_attempt(lambda: _check_context(reads, prompts, extents(rollout.mask).tolist()))
     return Lesson(module.teacher, prompts, teacher.top_k)
 
 

@@ -23,7 +23,7 @@ from rlif_lightning import (
 )
 from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import Objective
-from rlif_lightning.records import TeacherLogprobs
+from rlif_lightning.model.token_stats import TeacherLogprobs
 
 OBJECTIVES = [
     Clipped(),

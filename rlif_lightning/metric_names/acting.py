@@ -1,0 +1,38 @@
+"""The figures of episodes, and of heads that score them."""
+
+from __future__ import annotations
+
+from rlif_lightning.metric_names.entries import SAME, Logged
+
+_FIGURES = "rlif_lightning/learning/episode_figures.py"
+_EPISODES = "mean over the episodes of all ranks"
+_REUSE = "rlif_lightning/rewards/reuse.py"
+_SOLVED = "mean over the solved episodes of all ranks; NaN without any"
+
+ACTING = {
+    "environment/<own>": Logged(
+        "its own",
+        "A figure of an environment's `metrics`; `solved` is the share of solved episodes.",
+        "mean over the episodes of all ranks that did not fail; NaN without any",
+        "rlif_lightning/rewards/environment.py",
+    ),
+    "reuse/phrases": Logged("phrases", "Learned phrases of two actions and more.", SAME, _REUSE),
+    "reuse/saved": Logged(
+        "share", "Bits that the learned phrases save; NaN without successes.", SAME, _REUSE
+    ),
+    "reuse/segments": Logged("phrases", "Phrases that spell a solved episode.", _SOLVED, _REUSE),
+    "reuse/actions": Logged("actions", "Actions of a solved episode.", _SOLVED, _REUSE),
+    "reuse/only_penalty": Logged(
+        "share",
+        "Groups whose only spread is the penalty.",
+        "mean over the groups of all ranks",
+        _REUSE,
+    ),
+    "episode/turns": Logged("turns", "Turns of the policy in an episode.", _EPISODES, _FIGURES),
+    "episode/observed": Logged(
+        "tokens", "Tokens of an episode's observations, without the first.", _EPISODES, _FIGURES
+    ),
+    "episode/<stop>": Logged(
+        "share", "Episodes that ended in this way (docs/environments.md).", _EPISODES, _FIGURES
+    ),
+}

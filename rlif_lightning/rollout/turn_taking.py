@@ -1,0 +1,123 @@
+"""``Turns``: what the host knows of the turns of a rollout's rows while they are being drawn.
+
+Example, a row with ``max_turns`` 2 whose environment answers "higher" (h i):
+
+    column      0  1  2  3  4  5
+    ids         5 <e> h  i  7 <e>
+    turn_ids    0  0 -1 -1  1  1      drawn tokens; observations have no turn
+    started     0 .. .. ..  4 ..      the column where the present turn began
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.data.turns import Observation
+from rlif_lightning.environments.base import ENDED
+from rlif_lightning.rollout.stop_strings import StopStrings
+from rlif_lightning.sampling import Sampling
+
+if TYPE_CHECKING:
+    from rlif_lightning.rollout.episodes import EpisodeDriver
+
+WHOLE = (*ENDED, "max_turns")  # stops after a turn that nothing has cut
+OUT_OF_TOKENS, NO_ROOM = "max_sampled_tokens", "max_observation_tokens"
+
+
+class Turns:
+    """The turns of B rows of at most T columns.
+
+    Args:
+        driver: of their environments.
+        sampling: how turns are drawn.
+        stops: finds stop strings, and makes texts of ids.
+        eos_ids: ids that end a turn.
+        ids: ``[B, T]`` int64 on the CPU, all tokens of the rows, which the caller fills.
+
+    Attributes:
+        turn_ids: ``[B, T]`` int64, -1 where nothing was drawn.
+        started: ``[B]`` int64, the column where each row's present turn began.
+        observed: ``[B]`` int64, tokens of observations so far.
+        texts: of each row's turns.
+        waiting: row -> ids of the observation that it goes on with.
+    """
+
+    def __init__(
+        self,
+        driver: EpisodeDriver,
+        sampling: Sampling,
+        stops: StopStrings,
+        eos_ids: Sequence[int],
+        ids: Tensor,
+    ):
+        self.driver, self.sampling, self.stops, self.eos_ids = driver, sampling, stops, eos_ids
+        self.ids, self.settings = ids, driver.task.settings
+        self.turn_ids = torch.full_like(ids, -1)
+        self.started, self.observed = torch.zeros((2, len(ids)), dtype=torch.int64)
+        self.texts: list[list[str]] = [[] for _ in ids]
+        self.waiting: dict[int, list[int]] = {}
+
+    def drawn(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return how many tokens rows have drawn in their episodes, at these columns."""
+        return columns - self.observed[rows]
+
+    def settle(self, rows: Tensor, columns: Tensor, over: Tensor) -> tuple[Tensor, Tensor]:
+        """Step the environments of the rows whose turn is over.
+
+        Args:
+            rows: ``[n]`` int64.
+            columns: ``[n]`` int64, tokens of each row, the newest drawn one included.
+            over: ``[n]`` bool: whose turn has ended by itself.
+
+        Returns:
+            ``[n]`` bool twice: which episodes have ended with a whole turn, and which are over.
+        """
+        self.turn_ids[rows, columns - 1] = torch.tensor(
+            [len(self.texts[row]) for row in rows.tolist()]
+        )
+        is_out = self.drawn(rows, columns) >= self.sampling.max_new_tokens
+        if (limit := self.settings.max_turn_tokens) is not None:
+            over = over | (columns - self.started[rows] >= limit)
+        turns = {}
+        for row, end, ended, out in zip(
+            *(each.tolist() for each in (rows, columns, over, is_out)), strict=True
+        ):
+            if ended or out:
+                text = self.stops.text(self.ids[row, int(self.started[row]) : end])
+                self.texts[row].append(text)
+                if ended:
+                    turns[row] = text
+                else:
+                    self.driver.end(row, OUT_OF_TOKENS, text)
+        seen = self.driver.act(turns)
+        for row, end, out in zip(*(each.tolist() for each in (rows, columns, is_out)), strict=True):
+            if row in seen:
+                self._answer(row, end, out, seen[row])
+        episodes = [self.driver.episodes.get(row) for row in rows.tolist()]
+        finished = torch.tensor([row in self.driver.episodes for row in rows.tolist()])
+        # A row whose reset failed has an episode from the beginning, and ends with its turn.
+        finished &= over | is_out
+        whole = torch.tensor([each is not None and each.stop in WHOLE for each in episodes])
+        return whole & finished, finished
+
+    def _answer(self, row: int, column: int, is_out: bool, seen: Observation) -> None:
+        """Let a row wait for its observation, or end its episode where there is no room."""
+        ids = self.driver.task.suffix(seen, int(self.ids[row, column - 1]), self.eos_ids)
+        if int(self.observed[row]) + len(ids) > self.settings.max_observation_tokens:
+            self.driver.end(row, NO_ROOM)
+        elif is_out:
+            self.driver.end(row, OUT_OF_TOKENS)
+        else:
+            self.waiting[row] = ids
+
+    def continue_row(self, row: int, column: int, ids: Sequence[int]) -> int:
+        """Put an observation after a row's tokens; return the column where its turn begins."""
+        end = column + len(ids)
+        self.ids[row, column:end] = torch.tensor(ids, dtype=torch.int64)
+        self.observed[row] += len(ids)
+        self.started[row] = end
+        return end

@@ -1,0 +1,46 @@
+"""What is refused beside an environment, because it would misread an episode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
+
+
+def check_environment(module: Any, data: PromptData) -> None:
+    """Refuse what reads a completion as one text, an engine of single turns, and a wrong template.
+
+    One instance of the environment is made.
+
+    Args:
+        module: the ``RLIFModule``.
+        data: the run's data after its ``setup``, with an environment.
+
+    Raises:
+        ValueError: names the setting and the remedy.
+    """
+    settings = data.environment
+    assert settings is not None
+    for sampling in (module.sampling, module.evaluator.evaluation.sampling or module.sampling):
+        tools = module.engine.check_environment(settings, sampling)
+        for split in (data.split("train"), data.split("validation")):
+            if split is not None and split.environment is not None:
+                split.environment.check(tools)
+    said = f"data.environment.make={settings.make!r}"
+    if module.answer_tokens is not None:
+        raise ValueError(
+            f"model.answer_tokens locates an answer in one text, and {said} makes completions of"
+            " several turns; set model.answer_tokens=null"
+        )
+    if module.objective.teacher is not None:
+        raise ValueError(
+            f"model.objective={type(module.objective).__name__} shows a teacher the problem without"
+            f" the first observation of {said}; use another objective, or data.environment=null"
+        )
+    for name, reward in module.rewards.settings.items():
+        if isinstance(reward.head, StepRubricJudgeHead):
+            raise ValueError(
+                f"rewards.{name}: StepRubricJudgeHead splits one text into steps, and {said} has"
+                " steps of its own; use RubricJudgeHead, or a reward of the environment"
+            )

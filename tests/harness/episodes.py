@@ -1,0 +1,143 @@
+"""Environments for tests, rollouts of episodes with tiny models, and a tokenizer that merges."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from harness.decoding import GROUP, QUESTIONS
+from rlif_lightning.data.environment_settings import EnvironmentSettings
+from rlif_lightning.data.prompt_format import PromptFormat, PromptRenderer
+from rlif_lightning.data.tokenizer import prompt_encoder
+from rlif_lightning.data.turns import environment_task
+from rlif_lightning.environments.base import Step
+from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.sampling import Sampling
+
+CHAT = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+    "{% if m.role == 'assistant' %}<eos>{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+ENVIRONMENT = {
+    "make": "harness.episodes.Talker",
+    "arguments": {"turns": 3},
+    "template": "{observation}",
+    "max_turns": 4,
+    "max_turn_tokens": 4,
+    "max_observation_tokens": 24,
+}
+# For runs of the embedded model.
+ACTING = [f"--data.environment={json.dumps(ENVIRONMENT)}", "--model.sampling.max_new_tokens=12"]
+
+
+class Talker:
+    """Answers with the number of the turn, the seed and the length of what it was told.
+
+    Args:
+        turns: after which it is done.
+        first: said by reset, with the seed.
+        wide: how often an answer is repeated; turn k of an episode repeats it k times more.
+    """
+
+    def __init__(self, turns: int = 3, first: str = "", wide: int = 1):
+        self.turns, self.first, self.wide = turns, first, wide
+        self.told: list[str] = []
+
+    def reset(self, seed: int | None = None, **row: Any) -> str:
+        self.seed, self.told = int(seed or 0), []
+        return f"{self.first}{self.seed % 7}" if self.first else ""
+
+    def step(self, action: str) -> Step:
+        self.told.append(action)
+        number = len(self.told)
+        said = f"{number}+{self.seed % 7}+{len(action)}=" * (self.wide + number - 1)
+        return Step(said, reward=float(number), done=number >= self.turns)
+
+
+class Failing(Talker):
+    """Fails in its second turn, or at once where the problem says so."""
+
+    def reset(self, seed: int | None = None, **row: Any) -> str:
+        if row["question"].startswith("1+2"):
+            raise OSError("no such game")
+        return super().reset(seed, **row)
+
+    def step(self, action: str) -> Step:
+        if self.told:
+            raise RuntimeError("the board is broken")
+        return super().step(action)
+
+
+class Unseeded(Talker):
+    """Begins differently each time."""
+
+    number = 0
+
+    def reset(self, seed: int | None = None, **row: Any) -> str:
+        Unseeded.number += 1
+        return f"{Unseeded.number}"
+
+
+def settings_of(make: str = "Talker", **given: Any) -> EnvironmentSettings:
+    return EnvironmentSettings(f"harness.episodes.{make}", **given)
+
+
+def problems(
+    policy: PolicyModel,
+    rows: Sequence[int],
+    settings: EnvironmentSettings | None,
+    chat: bool = False,
+) -> Prompts:
+    encode = prompt_encoder(policy.tokenizer, chat)
+    renderer = PromptRenderer(
+        "question", PromptFormat(chat=chat), policy.tokenizer if chat else None
+    )
+    task = environment_task(settings, renderer, encode, policy.tokenizer)
+    columns = {"question": [QUESTIONS[row] for row in rows]}
+    texts = [renderer.render({"question": text}) for text in columns["question"]]
+    ids = [torch.from_numpy(each).long() for each in encode(texts)]
+    messages = [renderer.messages({"question": text}) or [] for text in columns["question"]]
+    index = torch.tensor(rows)
+    return Prompts(ids, texts, columns, index, messages if chat else None, task)
+
+
+def play(
+    policy: PolicyModel,
+    settings: EnvironmentSettings | None,
+    sampling: Sampling,
+    rows: Sequence[int] = (0, 1, 2, 3),
+    max_rows: int = 512,
+    chat: bool = False,
+) -> Rollout:
+    engine = NativeEngine(max_rows)
+    engine.setup(policy, seed=7)
+    try:
+        prompts = problems(policy, rows, settings, chat)
+        return engine.generate(prompts, GROUP, sampling, rollout_number=2)
+    finally:
+        engine.discard_ahead()
+
+
+@functools.cache
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose encoding merges pairs: 1 and 2 are one token, and so are 2 and +."""
+    letters = [*"0123456789+=<>[]abcdefghijklmnopqrstuvwxyzW?'I. \n"]
+    merged = ["12", "2+", "3=", "11", "=\n", "\n1"]
+    words = ["<pad>", "<bos>", "<eos>", *letters, *merged]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    merges = [(pair[0], pair[1]) for pair in merged]
+    core = Tokenizer(models.BPE(vocabulary, merges, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.Split("\x00", "isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )

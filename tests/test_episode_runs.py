@@ -1,0 +1,80 @@
+"""Runs with an environment: trained, evaluated, written, resumed, and on two processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.episodes import ACTING
+from harness.launches import BASE as ON_ANY
+from harness.launches import assert_same_weights, launch, on, weights
+from harness.launches import metrics as logged
+from harness.runs import assert_same, differences, fit, parameters, rows
+
+REWARDS = {
+    "game": {"head": "EnvironmentReward", "weight": 1.0},
+    "coin": {"head": "Random", "weight": 1.0},
+    "certainty": {"head": "MeanLogprob", "weight": 1.0},
+}
+PLAYING = [
+    *ACTING,
+    f"--model.rewards={json.dumps(REWARDS)}",
+    "--model.update.micro_batch_tokens=60",
+    "--trainer.check_val_every_n_epoch=1",
+]
+WRITER = '--trainer.callbacks+={"class_path": "CompletionWriter", "init_args": {"every": 1}}'
+SAVING = '--trainer.callbacks+={"class_path": "RunCheckpoints", "init_args": {"every": 1}}'
+
+
+def test_a_run_with_an_environment_resumes_bit_for_bit(tmp_path):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    run = fit(whole, *PLAYING, WRITER, SAVING)
+    found = rows(whole)
+    figures = next(row for (_, is_val), row in found.items() if not is_val)
+    assert 1 < float(figures["episode/turns"]) <= 3
+    assert float(figures["episode/observed"]) > 0
+    shares = [float(figures[f"episode/{stop}"]) for stop in ("completed", "max_sampled_tokens")]
+    assert sum(shares) == pytest.approx(1)
+    assert {is_val for _, is_val in found} == {True, False}  # evaluation plays episodes too
+    lines = next(whole.rglob("completions*.jsonl")).read_text().splitlines()
+    for record in map(json.loads, lines):
+        episode = record["episode"]
+        assert record["completion"] == "\n".join(turn["action"] for turn in episode["turns"])
+        assert record["scores"]["game"] == episode["reward"]
+        assert episode["turns"][0]["observation"].startswith("1+")
+    saved = next(iter(sorted(whole.rglob("rollout=000001.ckpt"))))
+    resumed = fit(again, *PLAYING, WRITER, SAVING, f"--ckpt_path={saved}")
+    assert_same(parameters(run), parameters(resumed))
+    later = {place: row for place, row in rows(again).items()}
+    assert later
+    assert not differences({place: found[place] for place in later}, later)
+
+
+@pytest.mark.slow
+def test_two_processes_play_the_episodes_of_one(tmp_path):
+    base = [*ON_ANY, *PLAYING, "--model.sampling.temperature=1.2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(one, {"acting": base})
+    launch(two, {"acting": [*base, *on("ddp", 2)]}, torchrun=2)
+    assert_same_weights(weights(two, "acting"), weights(one, "acting"))
+    for left, right in zip(logged(two, "acting"), logged(one, "acting"), strict=True):
+        assert left == pytest.approx(right, rel=1e-5, abs=1e-5)
+    assert logged(one, "acting")[0]["episode/turns"] > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model.engine=VLLMEngine"], "VLLMEngine draws single turns"),
+        (["--model.sampling.min_new_tokens=2"], "min_new_tokens=2 is for single turns"),
+        (["--model.answer_tokens.factor=0.5"], "model.answer_tokens locates an answer"),
+        (["--data.environment.make=harness.episodes.Nothing"], "cannot be imported"),
+        (["--data.environment.arguments={'turn': 3}"], "no environment could be made"),
+    ],
+)
+def test_what_would_misread_an_episode_is_refused_in_setup(tmp_path: Path, capsys, arguments, said):
+    with pytest.raises(SystemExit):
+        fit(tmp_path, *PLAYING, *arguments)
+    assert said in capsys.readouterr().err

@@ -1,0 +1,90 @@
+"""Observations to ids: suffixes by difference, templates that cannot be continued, settings."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from harness.episodes import CHAT, merging_tokenizer, settings_of
+from rlif_lightning.data.environment_settings import EnvironmentSettings
+from rlif_lightning.data.prompt_format import PromptFormat, PromptRenderer
+from rlif_lightning.data.tokenizer import prompt_encoder
+from rlif_lightning.data.turns import EnvironmentTask, environment_task
+
+# Drops the thoughts of all assistants but the last one, as reasoning models' templates do.
+FORGETFUL = CHAT.replace(
+    "{{ m.content }}",
+    "{% if m.role == 'assistant' and not loop.last %}{% else %}{{ m.content }}{% endif %}",
+)
+
+
+def task_of(chat_template: str | None, **given) -> EnvironmentTask:
+    tokenizer = copy.deepcopy(merging_tokenizer())
+    tokenizer.chat_template, chat = chat_template, chat_template is not None
+    renderer = PromptRenderer("question", PromptFormat(chat=chat), tokenizer if chat else None)
+    encode = prompt_encoder(tokenizer, chat)
+    task = environment_task(settings_of(**given), renderer, encode, tokenizer)
+    assert task is not None
+    return task
+
+
+def text_of(ids: list[int]) -> str:
+    return merging_tokenizer().decode(ids)
+
+
+def test_a_suffix_is_what_the_template_adds():
+    task = task_of(CHAT)
+    ids = task.suffix("12+", last=20, ends=[2])
+    assert text_of(ids) == "<eos>\n[user]12+\n[assistant]"
+    assert task.suffix("12+", last=2, ends=[2]) == ids[1:]  # the policy drew <eos> itself
+    assert task.suffix("12+", last=20, ends=[20]) == ids  # another end: the mark is inserted
+    told = [{"role": "tool", "content": "1"}, {"role": "user", "content": "go"}]
+    assert text_of(task.suffix(told, 2, [2])) == "\n[tool]1\n[user]go\n[assistant]"
+
+
+def test_without_a_chat_an_observation_stands_in_its_template():
+    task = task_of(None, template="<{observation}>")
+    assert text_of(task.suffix("12+", 2, [2])) == "<12+>"
+    assert text_of(task.suffix("", 2, [2])) == "<>"
+    assert task.prompt({"question": "1+"}, "3=", [])[0] == "1+<3=>"
+    assert task.prompt({"question": "1+"}, "", [])[0] == "1+"
+
+
+def test_an_observation_is_encoded_apart_from_what_was_drawn():
+    """1 drawn and 2+ observed are these two tokens, where the text 12+ is 12 and +."""
+    task, tokenizer = task_of(None, template="{observation}"), merging_tokenizer()
+    drawn = tokenizer("1").input_ids
+    assert drawn + task.suffix("2+", 0, ()) != tokenizer("12+").input_ids
+    assert len(tokenizer("12+").input_ids) == 2
+
+
+def test_a_template_that_changes_what_it_wrote_is_refused():
+    with pytest.raises(ValueError, match="does not keep what it has written"):
+        task_of(FORGETFUL)
+
+
+def test_tools_reach_the_template():
+    shown = "{% if tools %}<{{ tools[0].name }}>{% endif %}" + CHAT
+    task = task_of(shown)
+    text, ids, messages = task.prompt({"question": "1+"}, "now", [{"name": "look"}])
+    assert text == "<look>[user]1+\n\nnow\n[assistant]"
+    assert text_of(ids.tolist()) == text
+    assert messages == [{"role": "user", "content": "1+\n\nnow"}]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_turns": 0},
+        {"max_turn_tokens": 0},
+        {"max_observation_tokens": -1},
+        {"workers": 0},
+        {"step_seconds": 0.0},
+        {"max_failed": 1.5},
+        {"template": "no place"},
+    ],
+)
+def test_settings_out_of_range_are_refused(given):
+    with pytest.raises(ValueError, match=f"environment.{next(iter(given))}|{next(iter(given))}="):
+        EnvironmentSettings("harness.episodes.Talker", **given)
