@@ -73,7 +73,7 @@ def lists(completions: Sequence[str], **_: object) -> list[float]:
 
 def rewards(eta: float, is_positive_only: bool) -> str:
     """Return the argument of an arm's reward, with what is measured beside it."""
-    settings = {"outcome": "GoldAnswer", "eta": eta, "positive_only": is_positive_only}
+    settings = {"head": "GoldAnswer", "eta": eta, "positive_only": is_positive_only}
     measured = {
         each.__name__: {
             "class_path": "RewardFunction",

@@ -12,6 +12,7 @@ from callbacks.collapse_guard import CollapseGuard
 from callbacks.completion_writer import CompletionWriter
 from callbacks.entropy_monitor import EntropyMonitor
 from callbacks.hf_exporter import HFExporter
+from callbacks.hub_exporter import HubExporter
 from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.label_free_stopping import LabelFreeStopping
 from callbacks.learning_rate_factors import LearningRateFactors
@@ -27,6 +28,7 @@ __all__ = [
     "CompletionWriter",
     "EntropyMonitor",
     "HFExporter",
+    "HubExporter",
     "KLCovScheduler",
     "LabelFreeStopping",
     "LearningRateFactors",

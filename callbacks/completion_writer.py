@@ -1,6 +1,6 @@
 """CompletionWriter: sampled completions with scores, answers and advantages.
 
-They go to files, the terminal and TensorBoard.
+They go to files, the terminal, TensorBoard and Weights & Biases.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,7 +27,7 @@ from rlif_lightning.running.run_folder import naming, run_folder
 from rlif_lightning.whole_files import replaced
 
 FORMATS = ("jsonl", "parquet")
-PLACES = ("terminal", "tensorboard")
+PLACES = ("terminal", "tensorboard", "wandb")
 WIDTH = 80  # characters of a completion that is shown; files always have all of it
 PIPE_WIDTH = 160  # columns of a table that is printed into a file or a pipe
 
@@ -51,8 +51,8 @@ class CompletionWriter(Callback):
 
     Files in the run's folder: ``completions.jsonl``, or ``completions/rollout-<n>.parquet`` (pandas
     reads the folder as one table). With several ranks each writes its own groups, rank 1 and on
-    with ``.rank<k>`` in the name, so nothing is overwritten; the terminal and TensorBoard show rank
-    0's. A record has ``rollout`` (counted from 1), ``step`` (optimiser steps), ``index``,
+    with ``.rank<k>`` in the name, so nothing is overwritten; what is shown is rank 0's. A record
+    has ``rollout`` (counted from 1), ``step`` (optimiser steps), ``index``,
     ``completion_number``, ``prompt``, ``completion``, ``answer``, ``length``, ``ended``,
     ``mean_logprob``, ``mean_entropy``, ``scores`` and ``advantage`` (the mean over its tokens);
     ``correct`` (by the evaluation's checker) if the data have labels. After a resume into the same
@@ -63,7 +63,8 @@ class CompletionWriter(Callback):
         groups: prompts of a sample, at most, with all their completions.
         format: jsonl | parquet.
         show: where a sample is shown besides: terminal (a table for each group) | tensorboard (the
-            tables as text, where the run has that logger).
+            tables as text) | wandb (one table, ``completions``, of the sample's records); the last
+            two where the run has that logger.
         write_gold: write the gold answers too, as ``gold`` (a list as JSON); needs
             data.answer_column. Without it, ``correct`` is all that labels add.
 
@@ -118,6 +119,11 @@ class CompletionWriter(Callback):
             pl_module.print(render(records, WIDTH))
         if "tensorboard" in self.show:
             self._to_tensorboard(trainer, records)
+        if "wandb" in self.show:
+            columns, rows = table_of(records)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_table("completions", columns, rows, step=rollout - 1)
 
     def _records(
         self, pl_module: RLIFModule, outputs: Any, place: dict[str, int]
@@ -151,6 +157,15 @@ class CompletionWriter(Callback):
             if isinstance(logger, TensorBoardLogger):
                 # Lightning counts from 0.
                 logger.experiment.add_text("completions", text, records[0]["rollout"] - 1)
+
+
+def table_of(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Return a sample's columns and rows: a record's fields, each head's score as one of them."""
+    rows = []
+    for record in records:
+        scores = {f"reward/{name}": score for name, score in record["scores"].items()}
+        rows.append({key: value for key, value in record.items() if key != "scores"} | scores)
+    return [*rows[0]], [[*row.values()] for row in rows]
 
 
 def _plain(gold: Any) -> str:

@@ -17,6 +17,7 @@ from callbacks.kl_cov_scheduler import KLCovScheduler
 from callbacks.stare_controller import STAREController
 from callbacks.steering import Snapshots, check_scale, read_setting, scale_setting
 from rlif_lightning.data.described import Described
+from rlif_lightning.evaluation.label_checks import label_uses
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import RewardOutput
 from rlif_lightning.rewards import MeanLogprob, NegativeEntropy, SelfCertainty
@@ -276,15 +277,7 @@ def kinds_of_run(module: RLIFModule, outputs: dict[str, RewardOutput]) -> set[st
     """
     weighted = [name for name, reward in module.rewards.settings.items() if reward.weight]
     heads = [module.rewards.heads[name] for name in weighted]
-    teacher = module.objective.teacher
-    reads_gold = teacher is not None and teacher.needs_gold
-    reads_gold = reads_gold or any(head.needs_gold for head in heads)
-    gates = [module.rewards.settings[name].gate for name in weighted]
-    deciding = [each.head for each in gates if each]
-    if module.dynamic_sampling is not None:
-        deciding += module.dynamic_sampling.deciding(module.rewards)
-    reads_gold |= any(module.rewards.heads[name].needs_gold for name in deciding)
-    kinds = {"all"} if reads_gold else {"all", "label_free"}
+    kinds = {"all"} if label_uses(module) else {"all", "label_free"}
     kinds |= {"vote"} if any(outputs[name].answers is not None for name in weighted) else set()
     kinds |= {"anchored"} if module.objective.reference_kl.weight >= ANCHOR else set()
     return kinds | (

@@ -9,7 +9,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from rlif_lightning.model.export import MADE_BY, write_model
+from callbacks.model_card import Figures, model_card
+from rlif_lightning.evaluation.label_checks import label_uses
+from rlif_lightning.evaluation.report import Report
+from rlif_lightning.model.export import CARD, MADE_BY, write_model
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.parallel.fsdp import whole_state_dict
 from rlif_lightning.processes.collectives import all_process_attempt
@@ -17,6 +20,7 @@ from rlif_lightning.running.best_value import KeepsBest
 from rlif_lightning.running.leftovers import EXPORTS, remove_half_written
 from rlif_lightning.running.own_files import OwnFiles, own_files
 from rlif_lightning.running.run_folder import check_place
+from rlif_lightning.whole_files import replaced
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -31,6 +35,10 @@ class HFExporter(KeepsBest, Callback):
     a local model (its CPU build loaded one, by hand). A LoRA policy is written as adapters alone,
     which name their base model, unless ``merge_lora``. A folder is written under a temporary name
     and renamed, so a reader never sees half of one.
+
+    README.md is a model card: base model, rewards, data, recipe, versions, whether gold answers
+    reached the weights, and the figures of an evaluation of these very weights with their
+    intervals. The evaluation that follows training is added to the card of ``last``.
 
     Sharded parameters are gathered, and rank 0 writes.
 
@@ -67,6 +75,10 @@ class HFExporter(KeepsBest, Callback):
             )
         self.folder, self.last = folder, last
         self.merge_lora, self.dtype = merge_lora, dtype
+        self.start: Figures = {}  # what the starting policy measured
+        self.uses: list[str] = []  # how gold answers reached the weights
+        self.written: dict[str, int] = {}  # name of an export -> its rollouts
+        self.measured: tuple[int, Report | None] = (0, None)  # the newest evaluation's rollouts
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Find the folder (a collective), and refuse settings that could do nothing."""
@@ -103,10 +115,18 @@ class HFExporter(KeepsBest, Callback):
                 )
             if trainer.is_global_zero and self.folder is not None and os.path.lexists(path):
                 remove_half_written(self.root, EXPORTS)
+        self._note_uses(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         """Write ``best`` where the monitored figure is better than ever before."""
-        if self.monitor is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+        if trainer.sanity_checking:
+            return
+        if not int(pl_module.num_rollouts):
+            self.start = pl_module.report.as_dict()
+        self.measured = int(pl_module.num_rollouts), pl_module.report
+        if trainer.state.fn == "validate":
+            self._renew_cards(trainer, pl_module)
+        if self.monitor is None or trainer.state.fn != "fit":
             return
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(
@@ -137,6 +157,8 @@ class HFExporter(KeepsBest, Callback):
     def _export(self, trainer: Trainer, pl_module: RLIFModule, name: str) -> None:
         """Gather on every rank and write on rank 0; all ranks raise a failure."""
         assert pl_module.policy is not None
+        self._note_uses(trainer, pl_module)
+        self.written[name] = int(pl_module.num_rollouts)
         policy, weights = pl_module.policy, whole_state_dict(pl_module.policy)
         merged = pl_module.policy_settings if self.merge_lora else None
 
@@ -149,6 +171,7 @@ class HFExporter(KeepsBest, Callback):
                     merged,
                     self.dtype,
                     _maker(self.own, self.root),
+                    self._card(trainer, pl_module, name),
                 )
 
         try:
@@ -157,13 +180,34 @@ class HFExporter(KeepsBest, Callback):
             said = f"{type(error).__name__}: {error}"
             raise RuntimeError(f"HFExporter could not write {self.root / name}: {said}") from error
 
+    def _note_uses(self, trainer: Any, module: RLIFModule) -> None:
+        """Remember every use of gold answers: a callback may end one, or a resumed run."""
+        found = label_uses(module, callbacks=trainer.callbacks)
+        self.uses = list(dict.fromkeys([*self.uses, *found]))
+
+    def _card(self, trainer: Any, module: RLIFModule, name: str) -> str:
+        monitor = self.monitor if name == "best" else None
+        uses = list(dict.fromkeys([*self.uses, *label_uses(module, monitor, trainer.callbacks)]))
+        rollouts, report = self.measured
+        found = report.as_dict() if report and rollouts == self.written[name] else {}
+        return model_card(trainer, module, uses, (self.start, found))
+
+    def _renew_cards(self, trainer: Trainer, module: RLIFModule) -> None:
+        """Add an evaluation after training to the cards of the policy that it measured."""
+        now = int(module.num_rollouts)
+        for name in [name for name, rollouts in self.written.items() if rollouts == now]:
+            if trainer.is_global_zero:
+                with replaced(self.root / name / CARD) as unfinished:
+                    unfinished.write_text(self._card(trainer, module, name), encoding="utf-8")
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far."""
-        return {"best": self.best}
+        """Return the best value so far, and what model cards say of the run before."""
+        return {"best": self.best, "start": dict(self.start), "uses": self.uses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was made."""
         self.best = state_dict["best"]
+        self.start, self.uses = state_dict.get("start", {}), state_dict.get("uses", [])
 
 
 def made_by(folder: Path) -> dict[str, str] | None:

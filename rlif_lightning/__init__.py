@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
     from rlif_lightning.answers.code_tasks import CodeExtractor
     from rlif_lightning.answers.extraction import AnswerExtractor
     from rlif_lightning.data.benchmark_source import BenchmarkData
+    from rlif_lightning.data.curriculum import Curriculum, LearnableFirst
     from rlif_lightning.data.environment_settings import EnvironmentSettings
     from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems
     from rlif_lightning.data.prompt_format import PromptFormat
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_MODULES` says the same at 
         ProblemSource,
         ReasoningGym,
     )
+    from rlif_lightning.data.streams import Streamed
     from rlif_lightning.data.training_problems import TrainingProblems
     from rlif_lightning.environments.base import Environment, Episode, Step, Turn
     from rlif_lightning.environments.pool import EnvironmentPool
@@ -140,6 +142,7 @@ _MODULES = {
     "CodeChecker": "answers.checkers",
     "CodeExtractor": "answers.code_tasks",
     "CodeTests": "rewards.code",
+    "Curriculum": "data.curriculum",
     "DistIL": "learning.distil",
     "Contains": "rewards.criteria",
     "Criterion": "rewards.criteria",
@@ -170,6 +173,7 @@ _MODULES = {
     "EasyFirst": "data.mixed_sources",
     "MixedProblems": "data.mixed_sources",
     "KLCov": "learning.objectives",
+    "LearnableFirst": "data.curriculum",
     "LearningRateSchedule": "learning.optimizer",
     "Length": "rewards.controls",
     "LiteralChecker": "answers.checkers",
@@ -228,6 +232,7 @@ _MODULES = {
     "STARE": "learning.stare",
     "Supervised": "learning.supervised",
     "TargetLogprob": "rewards.likelihood",
+    "Streamed": "data.streams",
     "Teacher": "learning.teacher",
     "TeacherLogprobs": "model.token_stats",
     "StepDelta": "learning.step_advantages",

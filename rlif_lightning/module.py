@@ -18,6 +18,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import AdamW
 
+from rlif_lightning.data.curriculum import Curriculum
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.data.prompts import PromptData
@@ -246,16 +247,18 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         return made | {"advantages": advantages}
 
     def _draw(self, prompts: Prompts, rollout_number: int) -> ScoredRollout:
-        """Draw and score the rollout of a batch."""
+        """Draw and score the rollout of a batch; a curriculum sees what it says."""
         if self.objective.column is not None:
             return drawn_from_texts(self, prompts)
         source = RolloutSource(self.engine, self.rewards, self.sampling, self.group_size)
-        if self.dynamic_sampling is None:
-            return source.draw(prompts, rollout_number)
         data = getattr(self.trainer, "datamodule", None)
-        problems = data.split("train") if isinstance(data, PromptData) else None
-        draws = DynamicDraws(self.dynamic_sampling, source, problems, self.seed)
-        return draws.draw(prompts, rollout_number)
+        if self.dynamic_sampling is not None:
+            problems = data.split("train") if isinstance(data, PromptData) else None
+            source = DynamicDraws(self.dynamic_sampling, source, problems, self.seed)
+        drawn = source.draw(prompts, rollout_number)
+        if isinstance(data, PromptData) and isinstance(data.source, Curriculum):
+            data.source.observe(drawn.rollout, drawn.outputs)
+        return drawn
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put settings, replay buffer and prompt table into the checkpoint; all processes agree."""

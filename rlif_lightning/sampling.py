@@ -22,7 +22,16 @@ VALIDATION_STEP, PREDICTION_ROLLOUT, JUDGE_ROLLOUT = 2**62, 2**62 + 1, 2**62 + 2
 # never give two uses the same stream. Two users have none, the order of training prompts and the
 # bootstrap: they draw from different problems.
 PURPOSES = dict(
-    sampling=0, coin=1, shuffle=2, preflight=3, request=4, redraw=5, replay=6, criteria=7, episode=8
+    sampling=0,
+    coin=1,
+    shuffle=2,
+    preflight=3,
+    request=4,
+    redraw=5,
+    replay=6,
+    criteria=7,
+    stream=8,
+    episode=9,
 )
 SUM_BLOCK = 256  # token weights that are summed before the sums are accumulated
 MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: keeps a ratio finite in float32 with room to multiply

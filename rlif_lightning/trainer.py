@@ -15,6 +15,7 @@ from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.preflight import Findings, examine
+from rlif_lightning.evaluation.preflight_memory import MemoryNotice
 from rlif_lightning.evaluation.preflight_report import (
     print_findings,
     print_judges,
@@ -39,6 +40,7 @@ from rlif_lightning.running.run_loop import (
 )
 from rlif_lightning.running.setup_checks import check_precision, check_trainer
 from rlif_lightning.running.stop_signals import StopSignals
+from rlif_lightning.running.texts import refuse_without_rewards
 
 if TYPE_CHECKING:
     from rlif_lightning.module import RLIFModule
@@ -133,8 +135,9 @@ class RLIFTrainer(Trainer):
     ) -> Findings:
         """Sample groups from the starting policy and judge whether the rewards can work.
 
-        It trains nothing. It prints a table with a verdict for each reward head, and writes
-        ``preflight.json`` and the completions as ``preflight.jsonl``.
+        It trains nothing. Before it loads the policy it prints whether a run would fit in memory,
+        then a table with a verdict for each reward head. It writes ``preflight.json`` and the
+        completions as ``preflight.jsonl``.
 
         Args:
             model: the module.
@@ -147,41 +150,46 @@ class RLIFTrainer(Trainer):
         Raises:
             ValueError: fewer prompts than processes, or none; or an objective without rewards.
         """
-        if not model.objective.needs_rewards:
-            raise ValueError(
-                f"model.objective={type(model.objective).__name__} needs no rewards, and preflight"
-                " judges rewards; examine the stage that has some"
-            )
+        refuse_without_rewards(model.objective)
         if prompts < self.world_size:
             raise ValueError(
                 f"prompts={prompts} must be at least 1 for each of the {self.world_size} processes"
             )
-        datamodule.trainer = self
+        datamodule.trainer, group_size = self, datamodule.group_size
         model.read_settings_of(datamodule)
-        group_size = datamodule.group_size
 
         def check(problems: EncodedSplit) -> None:
             check_labels(datamodule, model.evaluator, model.rewards, "fit")
             model.rewards.check(problems, group_size)
 
         batches = PreflightBatches(datamodule, prompts, model.seed, check)
+        notice, callbacks = MemoryNotice(datamodule), self.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        self.callbacks = [*callbacks, notice]
         predicted: Any = self.predict(
             model, batches, ckpt_path=ckpt_path, weights_only=weights_only
         )
+        self.callbacks = callbacks
         records = all_rank_records([record for batch in predicted for record in batch])
-        checker = model.evaluator.checker
-        answers = [checker.answer(record["completion"]) for record in records]
         gold = _gold_answers(model, batches, len(records) // group_size)
-        weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
-        equivalence = getattr(checker, "equivalence", "exact")
-        findings = examine(records, answers, gold, weights, group_size, equivalence)
+        findings = _findings(model, records, gold, group_size)
         path = run_folder(self) / "preflight.json"
         if self.is_global_zero:
-            write_findings(findings, records, path)
+            memory = None if notice.need is None else notice.need.parts
+            write_findings(findings, records, path, memory)
             print_findings(findings)
             print_judges(records, datamodule.prompts_per_rollout * group_size)
             print(f"figures, and the completions as .jsonl: {path}")
         return findings
+
+
+def _findings(
+    model: RLIFModule, records: list[dict[str, Any]], gold: Any, group_size: int
+) -> Findings:
+    checker = model.evaluator.checker
+    answers = [checker.answer(record["completion"]) for record in records]
+    weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
+    equivalence = getattr(checker, "equivalence", "exact")
+    return examine(records, answers, gold, weights, group_size, equivalence)
 
 
 def _with_usual_callbacks(given: list[Callback], settings: dict[str, Any]) -> list[Callback]:

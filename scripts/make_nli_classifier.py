@@ -1,4 +1,4 @@
-"""Make a small classifier of natural-language inference on sums (a minute on one CPU core).
+"""Make a small classifier of natural-language inference on sums (minutes on one CPU core).
 
     python scripts/make_nli_classifier.py --output runs/checker/classifier
 
@@ -49,7 +49,6 @@ def nli_model(vocabulary: int) -> LlamaForSequenceClassification:
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=64,
-            num_labels=len(LABELS),
             id2label=dict(enumerate(LABELS)),
             label2id={label: number for number, label in enumerate(LABELS)},
             pad_token_id=0,
@@ -106,7 +105,7 @@ def main() -> None:
         optimizer.zero_grad()
         schedule.step()
         if step % 200 == 199:
-            print(f"step {step + 1}: loss {float(loss):.3f}", flush=True)
+            print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
     with torch.no_grad():
         rows, labels = batch(tokenizer, random.Random(1), 2000)
         right = model.eval()(**rows).logits.argmax(-1) == labels

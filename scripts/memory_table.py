@@ -14,32 +14,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from memory_counts import (
-    GROUP,
-    HEAD_WORK,
-    LENGTH,
-    MODELS,
-    PROMPT,
-    Shape,
-    cache,
-    fullest,
-    head_kept,
-    head_work,
-    kept,
-)
 from page_tables import command_line
 
-from rlif_lightning.model.head import PIECE
+from rlif_lightning.evaluation.memory_need import GIB, Drawn, Held, Layout
+from rlif_lightning.evaluation.memory_need import peaks as peaks_of
+from rlif_lightning.model.memory_counts import Shape, fullest
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scale.md"
 BEGIN, END = "<!-- written by scripts/memory_table.py -->", "<!-- end of the memory table -->"
-GIB = 2**30
 CARDS = (24, 40, 80, 141)  # GB by their names; as many GiB are there, within one
 MARGIN = 0.9  # of a card's memory, for what is not counted
 ROWS = 64  # configs/engine/native.yaml
-# Bytes of vLLM's activations and captured graphs, in addition to weights and cache. This is an
-# allowance and not a count.
-SERVED = 2 * GIB
+# configs/paper/, and a prompt of MATH on the long side.
+GROUP, PROMPT, LENGTH, BUDGET = 7, 256, 3072, 16384
+# From config.json of the models at https://huggingface.co/Qwen.
+MODELS = {
+    "Qwen2.5-1.5B": Shape(1536, 8960, 28, 12, 2, 128, 151936),
+    "Qwen3-1.7B-Base": Shape(2048, 6144, 28, 16, 8, 128, 151936, biases=False, head_norms=True),
+    "Qwen2.5-3B": Shape(2048, 11008, 36, 16, 2, 128, 151936),
+    "Qwen2.5-7B": Shape(3584, 18944, 28, 28, 4, 128, 152064, tied=False),
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +58,18 @@ class Run:
     vllm: bool = False
 
     @property
-    def divided(self) -> bool:
-        """Return whether a process holds a shard only."""
-        return self.strategy in ("fsdp2", "reshard", "keep")
+    def layout(self) -> Layout:
+        """Return how it is divided and computed."""
+        engine = "vllm" if self.vllm else "native"
+        adapted = self.rank > 0
+        return Layout(self.strategy, self.gpus, True, self.recomputed, adapted, engine)
+
+    def held(self, shape: Shape) -> Held:
+        """Return what it keeps of a model, with AdamW's moments."""
+        trained = shape.adapters(self.rank) if self.rank else shape.parameters
+        weights = 2 * shape.parameters + 4 * trained if self.rank else 4 * shape.parameters
+        frozen = 4 * shape.parameters if self.reference else 0
+        return Held(weights, 4 * trained, 8 * trained, frozen)
 
 
 RUNS = (
@@ -82,48 +85,11 @@ RUNS = (
 )
 
 
-def state(shape: Shape, run: Run) -> dict[str, int]:
-    """Return the bytes of an update's weights, gradients, AdamW's moments and reference."""
-    parts = run.gpus if run.divided else 1
-    trained = shape.adapters(run.rank) if run.rank else shape.parameters
-    weights = 2 * shape.parameters + 4 * trained if run.rank else 4 * shape.parameters
-    gradients = 4 * trained // (parts if run.strategy in ("reshard", "keep") else 1)
-    if run.strategy in ("reshard", "keep"):
-        gradients += 4 * max(shape.layer, shape.root)  # of the module that is being summed up
-    gradients += 4 * trained * (run.strategy == "ddp")  # what DDP sends is a copy
-    return {
-        "weights": weights // parts,
-        "gradients": gradients,
-        "AdamW": 8 * trained // parts,
-        "reference": 4 * shape.parameters // parts if run.reference else 0,
-    }
-
-
 def peaks(shape: Shape, run: Run) -> dict[str, int]:
-    """Return the most bytes of a process, in an update and in a rollout."""
-    held, line = state(shape, run), fullest()
-    gathered = 2 * (shape.root + 2 * shape.layer)  # the root, a layer and the next one, in bfloat16
-    activations = kept(
-        shape, line, True, run.recomputed, not run.divided
-    )  # with adapters less: bfloat16 throughout
-    head = head_kept(shape, line, True, not run.divided) + head_work(shape, line)
-    served = cache(shape, ROWS, -(-ROWS // GROUP), PROMPT, LENGTH - 1)
-    work = 4 * HEAD_WORK * min(PIECE["cuda"], ROWS * shape.vocab)
-    if run.divided:
-        copies = gathered if run.strategy == "keep" else 2 * shape.parameters
-    else:
-        copies = 0 if run.rank else 2 * shape.cast
-    share = 2 * shape.parameters + served + SERVED if run.vllm else 0
-    constant = held["weights"] + held["AdamW"] + held["reference"] + share
-    rollout = constant + (0 if run.vllm else copies + served + work)
-    update = constant + held["gradients"] + activations + head + (gathered if run.divided else 0)
-    return {
-        **held,
-        "activations": activations + head,
-        "cache": share or served,
-        "update": update,
-        "rollout": rollout,
-    }
+    """Return the most bytes of a process, in an update and in a rollout, and their parts."""
+    line = fullest(BUDGET, PROMPT, LENGTH, GROUP)
+    drawn = Drawn(ROWS, -(-ROWS // GROUP), PROMPT, LENGTH)
+    return peaks_of(shape, run.held(shape), run.layout, line, drawn)
 
 
 def row(name: str, shape: Shape, run: Run) -> str:
@@ -131,16 +97,8 @@ def row(name: str, shape: Shape, run: Run) -> str:
     found = peaks(shape, run)
     largest = max(found["update"], found["rollout"])
     fits = next((f"{card} GB" for card in CARDS if largest <= MARGIN * card * GIB), "no")
-    shown = (
-        "weights",
-        "gradients",
-        "AdamW",
-        "reference",
-        "activations",
-        "cache",
-        "update",
-        "rollout",
-    )
+    found["both"] = found["activations"] + found["logits"]
+    shown = ("weights", "gradients", "moments", "frozen", "both", "cache", "update", "rollout")
     cells = [name, run.name, *(f"{found[column] / GIB:.1f}" for column in shown), fits]
     return f"| {' | '.join(cells)} |"
 

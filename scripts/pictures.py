@@ -139,8 +139,9 @@ def terminal_at(width: int) -> Callable[[Path], None]:
     """Return what draws a run in a terminal of so many columns: header, progress, completions."""
 
     def draw(path: Path) -> None:
-        group = [json.loads(line) for line in (RUN / "completions.jsonl").open()][:8]
-        rows = list(csv.DictReader((RUN / "metrics.csv").open()))
+        lines = (RUN / "completions.jsonl").read_text().splitlines()
+        group = [json.loads(line) for line in lines[:8]]
+        rows = list(csv.DictReader((RUN / "metrics.csv").read_text().splitlines()))
         console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
         console.print(Text((RUN / "header.txt").read_text().rstrip()), soft_wrap=False)
         console.print(Text(progress(rows, group[0]["rollout"], width - 1)))

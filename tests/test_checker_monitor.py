@@ -207,7 +207,8 @@ def test_two_processes_are_one(tmp_path):
     kinds = ("ddp", "tp")
     launch(tmp_path, {kind: [*given, *on(kind, 2)] for kind in kinds}, forks=2)
     expected = metrics(tmp_path, "one")
-    assert float(expected[-1]["checker/alarms"]) == 1
+    alarms = [float(row["checker/alarms"]) for row in expected if row.get("checker/alarms")]
+    assert alarms[-1] == 1
     for kind in kinds:
         assert_same_metrics(metrics(tmp_path, kind), expected)
         assert_same_weights(weights(tmp_path, kind), weights(tmp_path, "one"))
@@ -216,7 +217,7 @@ def test_two_processes_are_one(tmp_path):
             for name in ("one", kind)
         )
         assert one == other
-        last = len(expected)
+        last = len(alarms)
         paths = [at(tmp_path / name / "version_0" / "checkpoints", last) for name in ("one", kind)]
         one, other = (states_of(read_rest(path)) for path in paths)
         assert one.keys() == other.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 
@@ -10,8 +11,14 @@ import pytest
 from harness.files import ROOT
 from rlif_lightning.data.prompts import LocalFiles, PromptData
 
-sys.path.insert(0, str(ROOT / "scripts"))
-import conversation_rows as script
+SPEC = importlib.util.spec_from_file_location(
+    "conversation_rows", ROOT / "scripts" / "conversation_rows.py"
+)
+assert SPEC is not None
+assert SPEC.loader is not None
+script = importlib.util.module_from_spec(SPEC)
+sys.modules["conversation_rows"] = script  # where its dataclass looks
+SPEC.loader.exec_module(script)
 
 
 def prism(conversation: str, user: str, turns: list[tuple[str, str, str]]) -> dict:

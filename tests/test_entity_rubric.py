@@ -171,6 +171,27 @@ def test_gold_is_shown_to_who_declares_it_alone():
         RewardSet({"trace": WeightedReward(EntityRubric(free))})
 
 
+class Asking(Given):
+    """Begins something in ``start``, as a judge's questions are."""
+
+    waits = False
+
+    def start(self, rollout) -> None:
+        self.waits = True
+
+    def abandon(self) -> None:
+        self.waits = False
+
+
+def test_an_outcome_that_asks_is_started_and_abandoned():
+    head = EntityRubric(Asking(torch.ones(2)))
+    assert not head.waits
+    head.start(handmade(["a", "b"], 2, entities=[["a"]]))
+    assert head.waits
+    head.abandon()
+    assert not head.waits
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -197,7 +218,7 @@ def test_problems_without_entities_are_counted():
     ("outcome", "eta", "message"),
     [
         (GoldAnswer(), 1.5, r"eta=1.5 must lie in \[0, 1\]"),
-        (DropTruncated(), 0.3, "outcome=DropTruncated gives no scores"),
+        (DropTruncated(), 0.3, "head=DropTruncated gives no scores"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(outcome, eta, message):
@@ -237,7 +258,7 @@ def test_a_resumed_run_keeps_the_outcomes_state(tmp_path):
     path = at(whole.folder / "checkpoints", 2)
     again = made(EntityRubric(Random()), tmp_path / "again", 3, ckpt_path=path)
     left, right = whole.state(), again.state()
-    assert int(whole.module.rewards.heads["gold"].outcome.calls) == 3
+    assert int(whole.module.rewards.heads["gold"].head.calls) == 3
     assert not [name for name, value in left.items() if not torch.equal(value, right[name])]
 
 
@@ -254,7 +275,7 @@ def test_the_overlay_trains_with_the_papers_values(tmp_path):
     run = fit(tmp_path, OVERLAY, given_, "--data.prompts_per_rollout=8")
     head = run.model.rewards.heads["trace"]
     assert (head.eta, head.positive_only, head.column) == (0.3, True, "entities")
-    assert isinstance(head.outcome, GoldAnswer)
+    assert isinstance(head.head, GoldAnswer)
     assert run.model.advantage == GRPO()
     [group] = run.trainer.optimizers[0].param_groups
     assert (group["weight_decay"], group["betas"]) == (0.1, (0.9, 0.98))

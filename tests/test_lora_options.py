@@ -95,6 +95,7 @@ def test_a_config_of_peft_s_is_taken_over():
     [
         ({"lora_dropout": 0.1}, "the same log-probs twice, so that nothing is dropped"),
         ({"r": 4}, "lora.options.r is lora.rank"),
+        ({"load_in_4bit": True}, "load_in_4bit=True: QLoRA is not supported, because"),
         ({"use_dorra": True}, "use_dorra=True is not supported; use one of use_rslora, use_dora"),
     ],
 )

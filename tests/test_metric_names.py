@@ -63,7 +63,7 @@ HEADS = {
     "format": {"class_path": "Format", "init_args": {"pattern": "="}},
     "trace": {
         "class_path": "EntityRubric",
-        "init_args": {"outcome": "GoldAnswer", "column": "test_list"},
+        "init_args": {"head": "GoldAnswer", "column": "test_list"},
     },
     "judge": {
         "class_path": "JudgeHead",

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pictures
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks import quickstart
 from benchmarks.compare import row_of, table_of
 from benchmarks.results import FOLDER, read_results
+from callbacks.report import figures
+from callbacks.report.figures import SIZE
 
 
 def test_every_picture_is_drawn_and_shown(tmp_path, monkeypatch):
@@ -29,6 +32,19 @@ def test_every_picture_is_drawn_and_shown(tmp_path, monkeypatch):
     terminal = (tmp_path / "terminal.svg").read_text()
     assert "http://www.w3.org/2000/svg" in terminal
     assert "@font-face" not in terminal  # nothing is loaded from elsewhere
+
+
+def test_a_legend_hides_no_curve():
+    run = pictures.read_run(pictures.RUN, "quickstart")
+    panel = next(each for each in pictures.panels_of([run]) if each.name == "agreement")
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    figures._fill(axes, panel, [run])
+    figure.draw_without_rendering()
+    box = axes.get_legend().get_window_extent()
+    assert len(axes.get_legend().get_texts()) == 3
+    assert 0 <= box.y0 < box.y1 < axes.get_window_extent().y0
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 def evaluation(rollouts: int, accuracy: float) -> dict:

@@ -223,7 +223,7 @@ def test_problems_come_in_every_usual_form(tmp_path):
         ([], "train problems of an empty list are not supported: pass a datasets"),
         (["1+1="], r"a list with '1\+1=' are not supported"),
         (7, "train problems of int are not supported"),
-        (Dataset.from_list(ROWS).to_iterable_dataset(), "its length is not known"),
+        ({"train": Dataset.from_list(ROWS).to_iterable_dataset()}, "pass it alone, to be streamed"),
         ({"training": ROWS}, r"\['training'\] of \['training'\] is none of train, validation"),
     ],
 )

@@ -29,7 +29,7 @@ from rlif_lightning.learning.feedback import feedback_texts
 from rlif_lightning.sandbox import pool
 from rlif_lightning.sandbox.pool import Sandbox, Trial
 
-SANDBOX = Sandbox(minimum="rlimits")
+SANDBOX = Sandbox(isolation="rlimits+")
 TESTS = ["assert f(0) == 3", "assert f(1) == 5"]
 CASES: dict[str, Any] = {
     "public_test_cases": json.dumps([{"input": "0", "output": "3"}]),
@@ -71,7 +71,7 @@ def _columns(row: dict[str, Any]) -> dict[str, list[Any]]:
 def test_traces_of_programs():
     row = {"public_test_cases": [{"input": "3\n", "output": "4\n"}]}
     codes = ["print(int(input()) + 1)", "print(input())", "1\n1 / 0", "while 1: pass"]
-    quick = Sandbox(minimum="rlimits", call_seconds=0.5)
+    quick = Sandbox(isolation="rlimits+", call_seconds=0.5)
     assert judge_code(codes, [row] * 4, sandbox=quick) == [
         (1.0, ""),
         (0.0, "input '3\\n' printed \"3\\n\", not '4\\n'"),
@@ -108,7 +108,7 @@ def test_a_whole_verdict_is_remembered_and_a_timeout_is_not(monkeypatch):
     monkeypatch.setattr(
         Sandbox, "_start_pair", lambda self, stack: started.append(0) or start(self, stack)
     )
-    sandbox = Sandbox(minimum="rlimits", call_seconds=0.5, workers=1)
+    sandbox = Sandbox(isolation="rlimits+", call_seconds=0.5, workers=1)
     codes = ["def f(x): return 3", "def f(x): return 2*x+3", "while 1: pass", "1 / 0"]
     trials = [Trial(code, "", tuple(TESTS), ("f",)) for code in codes]
     first = sandbox.verdicts(trials[:2])
@@ -117,7 +117,7 @@ def test_a_whole_verdict_is_remembered_and_a_timeout_is_not(monkeypatch):
     sandbox.verdicts(trials[2:3] * 2)
     sandbox.verdicts(trials[2:3])
     assert len(started) == 4
-    Sandbox(minimum="rlimits", call_seconds=0.6).verdicts(trials[:1])  # other limits
+    Sandbox(isolation="rlimits+", call_seconds=0.6).verdicts(trials[:1])  # other limits
     assert len(started) == 5
     assert len(pool._REMEMBERED) == 2
     assert sandbox.verdicts(trials[3:])[0].trace == "the code raised ZeroDivisionError in line 1"

@@ -8,7 +8,7 @@ from harness.files import ROOT
 from harness.settings import buildable, settings
 
 # 200, PromptData.environment (the one door to environments) and NativeEngine.cuda_graphs.
-MOST = 202
+MOST = 197
 # A related system is chosen as a whole, with its page in docs/related/: nobody else meets its
 # settings, which have a bound of their own. A class that several systems share is not among them.
 SYSTEMS = {
@@ -28,6 +28,11 @@ SYSTEMS = {
 MOST_OF_A_SYSTEM = 12
 # What several systems share beside the core: the page, the bound and the classes.
 SHARED = {
+    "mixing and order of problems": (
+        "docs/all-of-rlif-lightning.md",
+        5,
+        {"MixedProblems", "EasyFirst"},
+    ),
     "parts of the study": (
         "docs/study-parts.md",
         8,
@@ -44,6 +49,9 @@ SHARED = {
         5,
         {"Matches", "Contains", "Within", "NumberWithin", "Scored", "HoldsHead"},
     ),
+    "curricula": ("docs/all-of-rlif-lightning.md", 4, {"Curriculum", "LearnableFirst"}),
+    "streams": ("docs/all-of-rlif-lightning.md", 3, {"Streamed", "GivenStream"}),
+    "the hub": ("callbacks/README.md", 2, {"HubExporter"}),
     "judges": (
         "docs/judges.md",
         16,

@@ -97,6 +97,7 @@ def test_two_steps_are_those_of_torchs_cross_entropy(small, tmp_path):
         loss.backward()
         with torch.no_grad():
             for parameter in model.parameters():
+                assert parameter.grad is not None
                 parameter -= 0.5 * parameter.grad
     expected = {f"model.{name}": value for name, value in model.state_dict().items()}
     # The library's norms and rotary angles stay in float32.
@@ -144,10 +145,10 @@ def test_two_processes_are_one(small, tmp_path):
     losses = [column(tmp_path / name, "supervised/loss") for name in ("alone", "both")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)
     assert len(losses[0]) == 2
-    weights = [
-        next((tmp_path / n).rglob("export/last/model.safetensors")) for n in ("alone", "both")
-    ]
-    assert_same(*map(load_file, weights), 1e-9)
+    folders = [tmp_path / name for name in ("alone", "both")]
+    exported = [next(folder.rglob("export/last/model.safetensors")) for folder in folders]
+    alone, both = map(load_file, exported)
+    assert_same(alone, both, 1e-9)
 
 
 def test_the_next_stage_starts_from_exactly_the_exported_weights(small, tmp_path):

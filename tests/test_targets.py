@@ -71,7 +71,8 @@ def test_a_uniform_model_gives_minus_log_v(policy):
     kept = weight.detach().clone()
     with torch.no_grad():
         weight.zero_()
-    found = measure_targets(policy, *texts())
+    prompts, prefixes, targets = texts()
+    found = measure_targets(policy, prompts, prefixes, targets)
     with torch.no_grad():
         weight.copy_(kept)
     assert torch.cat(found).tolist() == pytest.approx([-math.log(121)] * 15)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from callbacks.report.curves import Panel, Series, curve_of
 from callbacks.report.panels import OVERVIEW
@@ -25,6 +26,8 @@ STYLES = ("-", "--", ":", "-.")
 ROUTINE = ("schedule",)  # events of every few rollouts: marked at the bottom, without a line
 DPI = 120
 SIZE = (4.5, 3.0)  # inches of one panel
+LABELS = 0.38  # inches that the labels of the x axis take
+LEGEND = 66  # characters that fit beside each other there
 MAX_LINES = 30
 
 
@@ -242,6 +245,12 @@ def _legend(axes: Axes, drawn: list[Series], runs: list[Run], stacked: bool) -> 
         line = Line2D([], [], color=color, linestyle=style, linewidth=2, label=series.label)
         handles.append(Patch(color=color, alpha=0.75, label=series.label) if stacked else line)
     if len(handles) > 1:
+        # Below the axes, where it hides no curve.
+        longest = max(len(series.label) for series in drawn)
+        columns = max(1, min(len(handles), LEGEND // (longest + 5)))
+        inches = axes.get_figure(root=True).dpi_scale_trans  # pyright: ignore
+        below = ScaledTranslation(0, -LABELS, inches)
         axes.legend(
-            handles=handles, fontsize=8, frameon=True, framealpha=0.8, edgecolor="none", loc="best"
-        )
+            handles=handles, fontsize=8, frameon=False, ncols=columns, loc="upper center",
+            bbox_to_anchor=(0.5, 0), bbox_transform=axes.transAxes + below,
+        )  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlif_lightning.data.sources import HubDataset, LocalFiles, ProblemSource, Split
+from rlif_lightning.data.streams import Streamed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,9 +57,10 @@ def as_source(given: Any) -> ProblemSource:
     """Return the source of problems that a person passed in Python.
 
     Args:
-        given: a source; a data set or a list of rows (training problems); a mapping of splits such
-            as a ``DatasetDict``, of which ``validation``, or else ``test``, is for validation; a
-            path of a file or of a folder that ``save_to_disk`` wrote; a data set of the hub.
+        given: a source; a data set, an ``IterableDataset`` (it is streamed) or a list of rows: the
+            training problems; a mapping of splits such as a ``DatasetDict``, of which
+            ``validation``, or else ``test``, is for validation; a path of a file or of a folder
+            that ``save_to_disk`` wrote; a data set of the hub.
 
     Raises:
         TypeError: anything else.
@@ -68,6 +70,8 @@ def as_source(given: Any) -> ProblemSource:
         return given
     if isinstance(given, (str, Path)):
         return _named(Path(given))
+    if _is_stream(given):
+        return Streamed(given)
     if isinstance(given, Mapping):
         names = ("train", *VALIDATION_NAMES)
         if unknown := sorted(map(str, {*given} - {*names})) or not given:
@@ -92,6 +96,14 @@ def _named(path: Path) -> ProblemSource:
     return HubDataset(str(path))
 
 
+def _is_stream(given: Any) -> bool:
+    if not type(given).__module__.startswith("datasets."):
+        return False
+    from datasets import IterableDataset
+
+    return isinstance(given, IterableDataset)
+
+
 def _as_dataset(split: str, given: Any) -> Dataset:
     from datasets import Dataset, IterableDataset
 
@@ -103,7 +115,7 @@ def _as_dataset(split: str, given: Any) -> Dataset:
         return Dataset.from_list([dict(row) for row in rows])
     remedy = "pass a datasets.Dataset, a list of dicts with one problem each, or a ProblemSource"
     if isinstance(given, IterableDataset):
-        remedy = "its length is not known; pass Dataset.from_list(list(...)) of it, or its files"
+        remedy = "pass it alone, to be streamed, or Dataset.from_list(list(...)) of it"
     shown = "an empty list" if is_list else type(given).__name__
     shown = f"a list with {rows[0]!r:.60}" if rows else shown
     raise TypeError(f"source: {split} problems of {shown} are not supported: {remedy}")

@@ -130,6 +130,8 @@ class TrainLoader:
         num_replicas: number of processes that share a batch.
         rank: this process among them; it gets prompts rank, rank + num_replicas, ... of each batch.
         curriculum: gives the order of an epoch, as :meth:`ProblemSource.order`; None = shuffled.
+        keeps_orders: whether an order depends on more than its arguments, so that checkpoints keep
+            those of epochs that have begun.
     """
 
     def __init__(
@@ -140,12 +142,13 @@ class TrainLoader:
         num_replicas: int,
         rank: int,
         curriculum: Curriculum | None = None,
+        keeps_orders: bool = False,
     ) -> None:
         self.split = split
         self.prompts_per_rollout = prompts_per_rollout
         self.seed = seed
         self.num_replicas = num_replicas
-        self.rank, self.curriculum = rank, curriculum
+        self.rank, self.curriculum, self.keeps_orders = rank, curriculum, keeps_orders
         self.batches_drawn = 0
         self._orders: dict[int, np.ndarray] = {}  # by epoch, from that of the last batch on
 
@@ -180,16 +183,17 @@ class TrainLoader:
             )
         return order
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the place in the order, which checkpoints hold, and what the order depends on."""
-        return {
+        kept = {epoch: torch.from_numpy(order) for epoch, order in self._orders.items()}
+        return ({"orders": kept} if self.keeps_orders else {}) | {
             "batches_drawn": self.batches_drawn,
             "seed": self.seed,
             "prompts_per_rollout": self.prompts_per_rollout,
             "num_prompts": len(self.split),
         }
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the last batch drawn, also with another size (:func:`continued_place`).
 
         Raises:
@@ -203,6 +207,9 @@ class TrainLoader:
                     " order of prompts cannot be continued; resume with the same data settings, or"
                     " begin a new run with its weights (fork_from instead of ckpt_path)"
                 )
+        if self.keeps_orders:
+            kept = state_dict.get("orders", {})
+            self._orders = {int(epoch): order.numpy() for epoch, order in kept.items()}
         drawn, before = state_dict["batches_drawn"], state_dict["prompts_per_rollout"]
         if before != self.prompts_per_rollout:
             drawn, _ = continued_place(drawn, len(self.split), before, self.prompts_per_rollout)

@@ -33,6 +33,11 @@ TIERED = "trajectory, tiered"
 WAYS = ("random", "search", "trajectory, random", TIERED)
 
 
+def num_words(text: str) -> int:
+    """Return the number of words between white space."""
+    return len(text.split())
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a problem is made of a graph.
@@ -49,7 +54,7 @@ class Recipe:
     hops: tuple[int, int] = (2, 4)
     length: int = 400
     returned: int = 10
-    measure: Callable[[str], int] = lambda text: len(text.split())
+    measure: Callable[[str], int] = num_words
     agent: Agent = rule_agent
     compared: tuple[str, ...] = WAYS
 
@@ -207,8 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     sizes = (given.problems, given.validation_problems)
-    settings = {"measure": _tokens(given.tokenizer)} if given.tokenizer else {}
-    recipe = Recipe(tuple(given.hops), given.length, given.returned, **settings)
+    measure = _tokens(given.tokenizer) if given.tokenizer else num_words
+    recipe = Recipe(tuple(given.hops), given.length, given.returned, measure)
     graphs, per_graph = synthetic_graphs(given.documents, given.links, given.seed), given.per_graph
     if given.wikipedia:
         graphs, per_graph = [wikipedia_graph(given.wikipedia)], 10 * sum(sizes)

@@ -162,8 +162,13 @@ class EasyFirst(ProblemSource):
 
     def order(self, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         """Return the order of an epoch, a function of the arguments alone."""
-        rng = np.random.default_rng([seed, epoch])
-        ties = rng.permutation(len(rows))
-        place = np.empty(len(rows))
-        place[np.lexsort((ties, self._difficulty[rows]))] = np.arange(len(rows))
-        return np.argsort(place + self.jitter * len(rows) * rng.random(len(rows)), kind="stable")
+        return by_difficulty(self._difficulty[rows], self.jitter, seed, epoch)
+
+
+def by_difficulty(difficulty: np.ndarray, jitter: float, seed: int, epoch: int) -> np.ndarray:
+    """Return places from easy to hard, equal ones in random order, each moved by some jitter."""
+    size, rng = len(difficulty), np.random.default_rng([seed, epoch])
+    ties = rng.permutation(size)
+    place = np.empty(size)
+    place[np.lexsort((ties, difficulty))] = np.arange(size)
+    return np.argsort(place + jitter * size * rng.random(size), kind="stable")

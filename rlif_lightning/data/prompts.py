@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.benchmark_source import BenchmarkData
 from rlif_lightning.data.columns import check_column
+from rlif_lightning.data.curriculum import Curriculum
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.encoding import SplitEncoder
 from rlif_lightning.data.environment_settings import EnvironmentSettings
@@ -31,6 +32,8 @@ from rlif_lightning.data.sources import (
     ReasoningGym,
     Split,
 )
+from rlif_lightning.data.stream_loader import StreamLoader, Windows
+from rlif_lightning.data.streams import Streamed, first_rows
 from rlif_lightning.data.tokenizer import Encoder, TokenizerLike, find_tokenizer, prompt_encoder
 from rlif_lightning.data.turns import environment_task
 from rlif_lightning.records import Prompts
@@ -47,6 +50,7 @@ __all__ = [
     "PromptData",
     "PromptFormat",
     "ReasoningGym",
+    "Streamed",
 ]
 
 
@@ -124,7 +128,7 @@ class PromptData(Described, LightningDataModule):
         self._predicted: EncodedSplit | None = None
         self._encode: Encoder | None = None
         self._loader: TrainLoader | None = None
-        self._place: dict[str, int] | None = None
+        self._place: dict[str, Any] | None = None
         self._check_arguments()
 
     def setup(self, stage: str | None = None) -> None:
@@ -165,13 +169,14 @@ class PromptData(Described, LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Return shuffled batches of ``prompts_per_rollout`` prompts, this process's share."""
-        self._loader = TrainLoader(
-            self._splits["train"],
-            self.prompts_per_rollout,
-            self.seed,
-            *self._shard(),
-            curriculum=self.source.order,
-        )
+        split, place = self._splits["train"], (self.prompts_per_rollout, self.seed, *self._shard())
+        if isinstance(self.source, Streamed):
+            windows = Windows(self.source, self._split_encoder(), split)
+            buffer = self.source.buffer
+            self._loader = StreamLoader(split, *place, windows=windows, buffer=buffer)
+        else:
+            remembers = isinstance(self.source, Curriculum)
+            self._loader = TrainLoader(split, *place, self.source.order, remembers)
         if self._place is not None:
             self._loader.load_state_dict(self._place)
         return self._loader
@@ -281,7 +286,7 @@ class PromptData(Described, LightningDataModule):
         return SplitEncoder(renderer, self._encode, *limits, self._shard()[1] > 0, task)
 
     def _load(self, split: Split, encoder: SplitEncoder, keep: bool = True) -> EncodedSplit:
-        dataset = self.source.load(split)
+        dataset = first_rows(self.source, split)
         if split == "validation" and self.validation_prompts is not None:
             dataset = dataset.select(range(min(self.validation_prompts, len(dataset))))
         if len(dataset) == 0:

@@ -73,6 +73,12 @@ def special_texts(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
 
 
+def encoded_apart(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:
+    """Return token ids ``[L]``, int32, of texts that continue others: without special tokens."""
+    ids = _encoded(tokenizer, texts, add_special_tokens=False)
+    return [np.array(each, dtype=np.int32) for each in ids]
+
+
 def prompt_encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoder:
     """Return a function from prompts to token ids, int32 arrays ``[L]``.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rlif_lightning.data.environment_settings import PLACE, EnvironmentSettings
 from rlif_lightning.data.prompt_format import PromptRenderer
-from rlif_lightning.data.tokenizer import Encoder
+from rlif_lightning.data.tokenizer import Encoder, encoded_apart
 
 Observation = str | list[dict[str, Any]]
 QUESTION, WORDS = "What now?", "I see."  # of the conversation that the suffix is taken from
@@ -139,7 +139,7 @@ def environment_task(
         return None
 
     def apart(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return encoded_apart(tokenizer, [text])[0].tolist()
 
     task = EnvironmentTask(settings, renderer, encode, apart)
     task.check()

@@ -1,13 +1,20 @@
-"""Checks in setup: the gold answers can be used, and nothing shows them that may not."""
+"""Gold answers: they can be read, nothing shows them that may not, and who used them in a run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.columns import check_column, column_values, has_column
+from rlif_lightning.data.curriculum import Curriculum
+from rlif_lightning.data.mixed_sources import EasyFirst
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.records import overlap
+from rlif_lightning.rewards.base import RewardHead
+from rlif_lightning.rewards.function import GOLD_NAMES
 from rlif_lightning.rewards.reward_set import RewardSet
 
 if TYPE_CHECKING:
@@ -65,3 +72,96 @@ def _readers(
                 (column, getattr(reward.head, "gold", reward.head)), (column, reward.head)
             )
     return list(readers.values())
+
+
+def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any] = ()) -> list[str]:
+    """Return how gold answers reached the weights of a run, one line each; none = label-free.
+
+    Read are reward heads with their gates, judges' templates, dynamic sampling, the teacher,
+    curricula, and the figures by which the policy, or the run's end, was chosen. What the starting
+    weights were trained on is not known here. A column counts as gold also by its name alone.
+
+    Args:
+        module: the ``RLIFModule``, as it is now: callbacks may have changed weights.
+        monitor: the figure by which the policy was chosen; None = by none.
+        callbacks: those of the trainer; any ``EarlyStopping`` among them counts.
+    """
+    found = [line for name in module.rewards.names for line in _uses_of_reward(module, name)]
+    draws = module.dynamic_sampling
+    for name in () if draws is None or draws.heads is None else draws.deciding(module.rewards):
+        head = module.rewards.settings[name].head
+        if head.needs_gold:
+            found.append(f"dynamic sampling keeps groups by `{name}` ({type(head).__name__})")
+    teacher = module.objective.teacher
+    if teacher is not None and teacher.needs_gold:
+        found.append("the teacher's feedback shows gold answers")
+    found += _uses_of_order(module)
+    if needs_labels(monitor, module):
+        found.append(f"this policy was chosen by `{monitor}`, which needs gold answers")
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and needs_labels(callback.monitor, module):
+            ends = f"EarlyStopping ends the run by `{callback.monitor}`"
+            found.append(f"{ends}, which needs gold answers")
+    return found
+
+
+def _uses_of_order(module: Any) -> list[str]:
+    data = getattr(module._trainer, "datamodule", None)  # `trainer` raises where there is none
+    source = getattr(data, "source", None)
+    if isinstance(source, Curriculum) and module.rewards.settings[source.reward].head.needs_gold:
+        return [f"problems are ordered by `{source.reward}`, which reads gold answers"]
+    if isinstance(source, EasyFirst) and holds_gold(source.column, module.rewards):
+        return [f"problems are ordered by the column `{source.column}` of gold answers"]
+    return []
+
+
+def _uses_of_reward(module: Any, name: str) -> list[str]:
+    settings = module.rewards.settings[name]
+    head, kind = settings.head, f"{type(settings.head).__name__}, weight {settings.weight:g}"
+    if head.needs_gold and settings.weight:
+        return [f"reward `{name}` ({kind}) reads gold answers"]
+    if head.needs_gold:
+        drops = f"reward `{name}` ({kind}) reads gold answers and may drop completions"
+        return [drops] if _may_drop(head) else []
+    if not settings.weight and not _may_drop(head):
+        return []
+    shown = [each for each in head.columns if _is_named_gold(each)]
+    found = [
+        f"reward `{name}` ({type(head).__name__}) is shown the column `{column}`, which by its name"
+        " holds gold answers"
+        for column in shown
+    ]
+    gate = settings.gate
+    if gate is not None and (gating := module.rewards.settings[gate.head].head).needs_gold:
+        found.append(f"the gate of reward `{name}` reads `{gate.head}` ({type(gating).__name__})")
+    return found
+
+
+def holds_gold(column: str, rewards: RewardSet) -> bool:
+    """Return whether a column is known to hold gold answers, or is named as one that does."""
+    return _is_named_gold(column) or any(overlap(column, gold) for gold in rewards.gold_columns)
+
+
+def _is_named_gold(column: str) -> bool:
+    return column.rpartition(".")[2] in GOLD_NAMES
+
+
+def _may_drop(head: RewardHead) -> bool:
+    """Return whether a head can take completions out of the update, whatever its weight."""
+    parser = getattr(head, "parser", None)
+    return not head.gives_scores or getattr(parser, "unparsed", None) == "drop"
+
+
+def needs_labels(figure: str | None, module: Any) -> bool:
+    """Return whether a logged figure is measured with gold answers.
+
+    Args:
+        figure: its name, such as ``val/accuracy``; None is no figure.
+        module: whose evaluator and rewards know.
+    """
+    stage, _, rest = (figure or "").partition("/")
+    if stage == "reward":
+        reward = module.rewards.settings.get(rest.partition("/")[0])
+        return reward is not None and reward.head.needs_gold
+    is_evaluation = stage.partition("_")[0] in ("val", "test")
+    return stage == "overclaim" or (is_evaluation and rest in module.evaluator.labelled)

@@ -9,27 +9,39 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from rlif_lightning.evaluation.preflight import THRESHOLDS, Findings, HeadFindings
 
+WIDTH = 80  # columns where the output is no terminal
 COLORS = {"good": "green", "caution": "yellow", "poor": "red"}
 
 
 def print_findings(found: Findings) -> None:
     """Print the figures as tables, with the verdicts in words and the thresholds explained."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(_groups_table(found))
     console.print(_heads_table(found.heads))
     for name, verdict, why in [
         ("groups", found.verdict, found.why),
         *((h.name, h.verdict, h.why) for h in found.heads),
     ]:
-        console.print(Text.assemble((f"{verdict:>8}", COLORS[verdict]), f"  {name}: {why}"))
+        print_verdict(console, name, verdict, why)
     console.print(Text("Thresholds, ours:", "bold"))
     for name, (value, meaning) in THRESHOLDS.items():
-        console.print(Text(f"  {name} = {value:g}: {meaning}", "dim"))
+        text = Text(f"{name} = {value:g}: {meaning}", "dim")
+        console.print(Padding(text, (0, 0, 0, 2)))
+
+
+def print_verdict(console: Console, name: str, verdict: str, why: str) -> None:
+    """Print a verdict and its reason, further lines below the first one's words."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(width=8, justify="right")
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(verdict, COLORS[verdict]), f"{name}: {why}")
+    console.print(grid)
 
 
 def _groups_table(found: Findings) -> Table:
@@ -37,7 +49,7 @@ def _groups_table(found: Findings) -> Table:
         f"Preflight: {found.groups} training problems x {found.group_size} completions of the"
         " starting policy"
     )
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", padding=(0, 0, 0, 1))
     shares = {
         "mixed answers": found.mixed,
         "unanimous": found.unanimous,
@@ -57,7 +69,7 @@ def _groups_table(found: Findings) -> Table:
 
 def _heads_table(heads: list[HeadFindings]) -> Table:
     table = Table(title="Inside groups, each head's score", title_justify="left")
-    table.add_column("head")
+    table.add_column("head", overflow="fold")
     for heading in (
         "weight",
         "differs in",
@@ -78,17 +90,23 @@ def _heads_table(heads: list[HeadFindings]) -> Table:
     return table
 
 
-def write_findings(findings: Findings, records: list[dict[str, Any]], path: Path) -> None:
+def write_findings(
+    findings: Findings,
+    records: list[dict[str, Any]],
+    path: Path,
+    memory: dict[str, int] | None = None,
+) -> None:
     """Write the figures with their thresholds, and the completions beside them.
 
     Args:
         findings: of ``examine``.
         records: one for each completion.
         path: of the figures; the completions get the suffix ``.jsonl``.
+        memory: bytes that one process needs; None = not counted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     thresholds = {name: value for name, (value, _) in THRESHOLDS.items()}
-    content = {**asdict(findings), "thresholds": thresholds}
+    content = {**asdict(findings), "thresholds": thresholds, "memory_bytes": memory}
     path.write_text(json.dumps(content, indent=1) + "\n")
     lines = "".join(json.dumps(record) + "\n" for record in records)
     path.with_suffix(".jsonl").write_text(lines)
@@ -111,7 +129,7 @@ def print_judges(records: list[dict[str, Any]], per_rollout: int) -> None:
             for figure in ("calls", "tokens", "cost")
         )
         print(
-            f"judge of {name}: a rollout of {per_rollout} completions will make about {calls:.0f}"
-            f" calls of {tokens:.0f} tokens"
+            f"judge of {name}: a rollout of {per_rollout} completions will make\n"
+            f"  about {calls:.0f} calls of {tokens:.0f} tokens"
             + (f", for {money:.2g} by judge.prices" if money else "")
         )

@@ -66,13 +66,7 @@ def ask_all(
             failed.
     """
     since = time.perf_counter()
-    if started is not None:
-        replies = started.result()
-    elif num_processes() == num_data_ranks() or judge.asks_together:
-        replies = _ask(judge, requests)
-    else:
-        own = _ask(judge, requests) if writes_completions() else []
-        replies = all_process_objects(own)[0]
+    replies = _replies(judge, requests) if started is None else started.result()
     names = _SUMS if judge.prices is None else (*_SUMS, "cost")
     failed = [reply.failure for reply in replies if reply.text is None]
     counts = torch.tensor(
@@ -118,6 +112,14 @@ def cost_of(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     total = {name: math.fsum(log[name] for log in logs) for name in names}
     failed = math.fsum(log["judge/failed"] * log["judge/questions"] for log in logs)
     return total | {"judge/failed": failed / max(total["judge/questions"], 1)}
+
+
+def _replies(judge: Judge, requests: Sequence[Request]) -> list[Reply]:
+    """Return the replies to this data rank's questions (a collective of the data rank)."""
+    if num_processes() == num_data_ranks() or judge.asks_together:
+        return _ask(judge, requests)
+    own = _ask(judge, requests) if writes_completions() else []
+    return all_process_objects(own)[0]
 
 
 def _ask(judge: Judge, requests: Sequence[Request]) -> list[Reply]:

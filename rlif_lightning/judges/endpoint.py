@@ -77,6 +77,7 @@ class EndpointJudge(ModelJudge):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError(f"judge.url={url!r} must be of the form https://host/v1")
+        self.prices = _checked_prices(prices)
         numbers = {
             "max_concurrent": max_concurrent,
             "requests_per_minute": requests_per_minute,
@@ -88,9 +89,6 @@ class EndpointJudge(ModelJudge):
                 raise ValueError(f"judge.{name}={number} must be positive")
         _check_sampling(sampling)
         _check_cache(cache, cache_sampled, sampling)
-        if prices is not None and not min(prices) >= 0:
-            raise ValueError(f"judge.prices={prices} must not be negative")
-        self.prices = prices
         self.url, self.model, self.key_variable = url.rstrip("/"), model, key_variable
         self.structured, self.max_concurrent, self.timeout = structured, max_concurrent, timeout
         self.requests_per_minute, self.tokens_per_minute = requests_per_minute, tokens_per_minute
@@ -174,6 +172,12 @@ class EndpointJudge(ModelJudge):
         if sampling.temperature:
             body["seed"] = (self.seed + question_number(request.text)) % 2**31
         return body
+
+
+def _checked_prices(prices: tuple[float, float] | None) -> tuple[float, float] | None:
+    if prices is not None and not min(prices) >= 0:
+        raise ValueError(f"judge.prices={prices} must not be negative")
+    return prices
 
 
 def _check_sampling(sampling: Sampling) -> None:

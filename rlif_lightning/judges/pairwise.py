@@ -12,8 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MERITS = ("immediate_target", "human_goal", "communication_style")
-PENALTIES = ("source_copy", "wrong_target_or_role", "adversarial_reframing", "assistant_like")
+MERITS: tuple[str, ...] = ("immediate_target", "human_goal", "communication_style")
+PENALTIES: tuple[str, ...] = (
+    "source_copy",
+    "wrong_target_or_role",
+    "adversarial_reframing",
+    "assistant_like",
+)
 SIDES = ("reply_a", "reply_b")
 EDGES = (0.25, 1.0, 2.0)  # of the gap, in score
 EVEN = 4  # the rating of equal replies
@@ -78,8 +83,8 @@ def _qualities(found: Any, side: str) -> Mapping[str, float] | None:
     values = found.get(side) if isinstance(found, dict) else None
     if not isinstance(values, dict):
         return None
-    known = {name: values.get(name) for name in (*MERITS, *PENALTIES)}
-    return known if all(_is_share(each) for each in known.values()) else None
+    known: dict[str, Any] = {name: values.get(name) for name in (*MERITS, *PENALTIES)}
+    return known if all(map(_is_share, known.values())) else None
 
 
 def _is_share(value: Any) -> bool:

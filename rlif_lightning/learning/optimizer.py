@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,23 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
-from transformers import get_scheduler
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from rlif_lightning.learning.muon import works_on_matrices
 from rlif_lightning.setting_types import check_types
 
 NEED_A_METRIC = ("reduce_lr_on_plateau", "greedy")  # at every step; a rollout has no such figure
-SCHEDULES = {
-    kind.value: function
-    for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items()
-    if kind.value not in NEED_A_METRIC
-}
+CONSTANT = "constant"
 STEPS = ("num_warmup_steps", "num_training_steps")
 OWN = {"optimizer", "last_epoch", *STEPS}  # arguments of a schedule's function that are no options
+
+
+@cache
+def _schedules() -> dict[str, Callable[..., Any]]:
+    # This module of transformers imports peft, which takes a second of every start.
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+    found = {kind.value: function for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items()}
+    return {name: function for name, function in found.items() if name not in NEED_A_METRIC}
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,16 @@ class LearningRateSchedule:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self._is_plain:
+            return
         if self.name in NEED_A_METRIC:
             raise ValueError(
                 f"schedule.name={self.name} needs a figure at every optimiser step, which training"
                 " does not have; use CollapseGuard to lower the learning rate, or another schedule"
             )
-        if self.name not in SCHEDULES:
+        if self.name not in _schedules():
             raise ValueError(
-                f"schedule.name={self.name!r} is unknown; use one of {', '.join(SCHEDULES)}"
+                f"schedule.name={self.name!r} is unknown; use one of {', '.join(_schedules())}"
             )
         if self.warmup_steps < 0:
             raise ValueError(f"schedule.warmup_steps={self.warmup_steps} may not be negative")
@@ -71,7 +77,7 @@ class LearningRateSchedule:
                 f"schedule.warmup_steps={self.warmup_steps} has no effect with name={self.name};"
                 f" use name={self.name}_with_warmup, or take it out"
             )
-        known = sorted(set(inspect.signature(SCHEDULES[self.name]).parameters) - OWN)
+        known = sorted(set(inspect.signature(_schedules()[self.name]).parameters) - OWN)
         if unknown := sorted(set(self.options) - set(known)):
             raise ValueError(
                 f"schedule.options={self.options}: {unknown[0]!r} is no option of name={self.name};"
@@ -84,8 +90,16 @@ class LearningRateSchedule:
                 " out"
             )
 
+    @property
+    def _is_plain(self) -> bool:
+        """Return whether the learning rate never moves, which needs no library."""
+        given = self.warmup_steps or self.steps is not None or self.options
+        return self.name == CONSTANT and not given
+
     def _takes(self, argument: str) -> bool:
-        return argument in inspect.signature(SCHEDULES[self.name]).parameters
+        return (
+            not self._is_plain and argument in inspect.signature(_schedules()[self.name]).parameters
+        )
 
     @property
     def _has_length(self) -> bool:
@@ -122,6 +136,10 @@ class LearningRateSchedule:
         Raises:
             ValueError: as :meth:`length`, or the library refuses an option.
         """
+        if self._is_plain:
+            return LambdaLR(optimizer, lambda step: 1)
+        from transformers import get_scheduler
+
         total = self.length(max_steps)
         try:
             schedule: Any = get_scheduler(

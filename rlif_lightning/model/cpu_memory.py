@@ -1,4 +1,4 @@
-"""Return freed CPU memory to the operating system.
+"""The CPU's memory: return what is freed to the operating system, and how much is available.
 
 On a CPU the activations of a micro-batch are freed in another order than they were allocated. glibc
 keeps freed blocks, and the resulting fragmentation raises peak memory by 10 % or more. On a GPU
@@ -46,6 +46,27 @@ class Heap:
 def resident_bytes() -> int:
     """Return the resident memory of this process (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_bytes() -> int | None:
+    """Return the memory that processes can still have (Linux); None elsewhere.
+
+    A control group's limit counts too. What caches of files use is available.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    fields = {name: int(rest.split()[0]) for name, _, rest in (s.partition(":") for s in lines)}
+    found = fields["MemAvailable"] * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())  # "max" where there is none
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return min(found, limit - used + int(stat["file"]))
+    except (OSError, ValueError, KeyError):
+        return found
 
 
 HEAP = Heap()

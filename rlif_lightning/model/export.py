@@ -15,6 +15,7 @@ from rlif_lightning.model.loading import Policy, load_pretrained
 from rlif_lightning.model.policy import PolicyModel
 
 MADE_BY = "made_by.json"  # in an exported folder: which run wrote it
+CARD = "README.md"  # the model card
 
 
 def write_model(
@@ -24,6 +25,7 @@ def write_model(
     merged: Policy | None = None,
     dtype: str | None = None,
     maker: dict[str, str] | None = None,
+    card: str | None = None,
 ) -> None:
     """Write model and tokenizer to ``folder``, which is replaced as a whole.
 
@@ -35,6 +37,7 @@ def write_model(
             are.
         dtype: of the floating-point weights; None = as they are.
         maker: which run this is; None = not recorded.
+        card: the text of README.md; None = whatever the model's own class writes there.
     """
     unfinished, old = (
         folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "old")
@@ -53,13 +56,11 @@ def write_model(
     try:
         model.save_pretrained(unfinished, state_dict=_cast(weights, dtype))
         policy.tokenizer.save_pretrained(unfinished)
-        config = unfinished / "config.json"
-        if dtype is not None and config.exists():
-            config.write_text(
-                json.dumps({**json.loads(config.read_text()), "dtype": dtype}, indent=2) + "\n"
-            )
+        _name_dtype(unfinished / "config.json", dtype)
         if maker is not None:
             (unfinished / MADE_BY).write_text(json.dumps(maker, indent=1) + "\n")
+        if card is not None:
+            (unfinished / CARD).write_text(card, encoding="utf-8")
     except BaseException:
         # On a full disk a half-written folder would take the space that is left.
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -77,3 +78,9 @@ def _cast(weights: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
         name: w.to(getattr(torch, dtype)) if w.is_floating_point() else w
         for name, w in weights.items()
     }
+
+
+def _name_dtype(config: Path, dtype: str | None) -> None:
+    if dtype is not None and config.exists():
+        named = {**json.loads(config.read_text()), "dtype": dtype}
+        config.write_text(json.dumps(named, indent=2) + "\n")

@@ -46,6 +46,12 @@ class LoRA:
                     f"lora.options.lora_dropout={value} would have no effect: a policy must compute"
                     " the same log-probs twice, so that nothing is dropped; take it out"
                 )
+            if name.startswith(("load_in_", "bnb_4bit_")):
+                raise ValueError(
+                    f"lora.options.{name}={value!r:.60}: QLoRA is not supported, because"
+                    " bitsandbytes' kernel for single tokens has no gradient, which PyTorch warns"
+                    " may be silently wrong; set policy.dtype=bfloat16 for half the weights"
+                )
             if name in NAMES:
                 raise ValueError(f"lora.options.{name} is lora.{NAMES[name]}")
             if name not in OPTIONS:

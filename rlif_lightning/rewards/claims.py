@@ -58,7 +58,7 @@ class Questions:
         """Return what all questions cost, those of another part's log included."""
         return cost_of([other, *self.logs])
 
-    def columns(self, other: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    def columns(self, other: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Return what the questions cost by completion, for tables; nothing without a judge.
 
         Args:

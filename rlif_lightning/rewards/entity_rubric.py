@@ -14,13 +14,10 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.data.entity_names import recall, spelled
-from rlif_lightning.data.loaders import EncodedSplit
-from rlif_lightning.data.prompt_table import PromptTable
-from rlif_lightning.judges.base import RunModels
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import RewardOutput, Rollout
-from rlif_lightning.rewards.base import RewardHead, seen_by
-from rlif_lightning.rewards.received import received
+from rlif_lightning.rewards.base import RewardHead
+from rlif_lightning.rewards.held_head import HoldsHead
 
 END_OF_THOUGHT = "</think>"
 
@@ -53,7 +50,7 @@ def traced_scores(
     return mixed.masked_fill(recalls.isnan(), torch.nan)
 
 
-class EntityRubric(RewardHead):
+class EntityRubric(HoldsHead, RewardHead):
     """Scores a completion by an outcome, and where that is positive by the entities it names.
 
     The gold entities of a problem are those on the way to its answer. An entity is named where its
@@ -62,7 +59,7 @@ class EntityRubric(RewardHead):
     of completions whose outcome is not positive.
 
     Args:
-        outcome: the head that says whether a completion is right: above 0 = right.
+        head: the outcome, which says whether a completion is right: above 0 = right.
         column: the data set's column of gold entities (lists of texts), or a dotted path.
         eta: share of the entities in the score, 0 to 1 (paper: 0.3); 0 = the outcome alone.
         positive_only: false = additive: wrong completions get their entities' share too. A policy
@@ -72,52 +69,32 @@ class EntityRubric(RewardHead):
         ValueError: a number out of range, or an outcome that gives no scores.
     """
 
-    needs_gold = True
-
     def __init__(
         self,
-        outcome: RewardHead,
+        head: RewardHead,
         column: str = "entities",
         eta: float = 0.3,
         positive_only: bool = True,
     ):
-        super().__init__()
+        RewardHead.__init__(self)
+        HoldsHead.__init__(self, head)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta={eta} must lie in [0, 1]: the entities' share of the score")
-        if not outcome.gives_scores:
-            raise ValueError(f"outcome={type(outcome).__name__} gives no scores; use one that does")
-        self.outcome, self.column, self.eta = outcome, column, eta
-        self.positive_only = positive_only
-        self.gold_columns = tuple(dict.fromkeys((column, *outcome.gold_columns)))
+        self.column, self.eta, self.positive_only = column, eta, positive_only
+        self.needs_gold = True
+        self.gold_columns = tuple(dict.fromkeys((column, *head.gold_columns)))
 
     @property
     def label_free_columns(self) -> Sequence[str]:
         """The outcome's columns that may hold no gold answers."""
-        return self.outcome.label_free_columns
-
-    def use_table(self, table: PromptTable, name: str) -> None:
-        self.outcome.use_table(table, name)
-
-    def bind(self, models: RunModels) -> None:
-        self.outcome.bind(models)
-
-    def start(self, rollout: Rollout) -> None:
-        self.outcome.start(seen_by(self.outcome, rollout))
-
-    def check_visits(self, most: float) -> None:
-        self.outcome.check_visits(most)
-
-    def check(self, problems: EncodedSplit, group_size: int) -> None:
-        """Refuse what the outcome refuses."""
-        seen = self.outcome
-        seen.check(problems if seen.needs_gold else problems.only(seen.columns), group_size)
+        return self.head.label_free_columns
 
     def check_gold(self, column: str, values: Iterable[tuple[int, Any]], where: str) -> str | None:
         """Refuse what is no list of texts, and count problems without entities."""
         known = list(values)
         said = []
-        if column in self.outcome.gold_columns:
-            said.append(self.outcome.check_gold(column, known, where))
+        if column in self.head.gold_columns:
+            said.append(self.head.check_gold(column, known, where))
         if column == self.column:
             said.append(_check_entities(column, known, where))
         return "; ".join(filter(None, said)) or None
@@ -125,8 +102,7 @@ class EntityRubric(RewardHead):
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all ``[B]`` completions, float32 (a collective)."""
         shape = (rollout.num_prompts, rollout.group_size)
-        seen = seen_by(self.outcome, rollout)
-        output = received(type(self.outcome).__name__, self.outcome(seen), rollout)
+        output = self.ask_head(rollout)
         texts = [text.partition(END_OF_THOUGHT) for text in rollout.texts]
         finals = [after if mark else before for before, mark, after in texts]
         found = [

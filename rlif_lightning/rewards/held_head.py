@@ -10,7 +10,7 @@ from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.judges.base import RunModels
 from rlif_lightning.records import RewardOutput, Rollout
-from rlif_lightning.rewards.base import RewardHead
+from rlif_lightning.rewards.base import RewardHead, seen_by
 from rlif_lightning.rewards.received import received
 
 
@@ -51,18 +51,19 @@ class HoldsHead:
     def bind(self, models: RunModels) -> None:
         self.head.bind(models)
 
+    @property
+    def waits(self) -> bool:
+        return self.head.waits
+
+    def abandon(self) -> None:
+        self.head.abandon()
+
     def start(self, rollout: Rollout) -> None:
-        self.head.start(self._visible(rollout))
+        self.head.start(seen_by(self.head, rollout))
 
     def ask_head(self, rollout: Rollout) -> RewardOutput:
         """Return the head's output, checked; what it takes out has no score."""
-        output = received(type(self.head).__name__, self.head(self._visible(rollout)), rollout)
+        output = received(type(self.head).__name__, self.head(seen_by(self.head, rollout)), rollout)
         if output.keep_mask is None:
             return output
         return replace(output, scores=output.scores.masked_fill(~output.keep_mask, float("nan")))
-
-    def _visible(self, rollout: Rollout) -> Rollout:
-        """Return a rollout with the columns that the head may see."""
-        if self.head.needs_gold:
-            return rollout
-        return replace(rollout, prompts=rollout.prompts.only(self.head.columns))

@@ -8,7 +8,7 @@ import torch
 
 from rlif_lightning.data.columns import has_column
 from rlif_lightning.data.loaders import EncodedSplit
-from rlif_lightning.data.tokenizer import prompt_encoder
+from rlif_lightning.data.tokenizer import encoded_apart
 from rlif_lightning.judges.base import RunModels
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.targets import measure_targets
@@ -54,14 +54,12 @@ class TargetLogprob(RewardHead):
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Return the scores of all completions (a collective)."""
         [policy] = self._policy
-        device = rollout.mask.device
+        device, tokenizer = rollout.mask.device, policy.tokenizer
         written = [Written.of(text) for text in rollout.texts]
         before = [f"{each.reasoning}\n{MARKER}" if each.is_valid else "" for each in written]
         humans = [f" {str(text).strip()}" for text in rollout.column(self.column)]
-        # The chat's encoder adds no special tokens.
-        encode = prompt_encoder(policy.tokenizer, chat=True)
         prefixes, targets = (
-            [torch.from_numpy(ids).long().to(device) for ids in encode(texts)]
+            [torch.from_numpy(ids).long().to(device) for ids in encoded_apart(tokenizer, texts)]
             for texts in (before, humans)
         )
         found = measure_targets(policy, rollout.prompts.token_ids, prefixes, targets)

@@ -16,15 +16,13 @@ import torch
 
 from rlif_lightning.data.columns import has_column
 from rlif_lightning.data.loaders import EncodedSplit
-from rlif_lightning.judges.asking import ask_all
-from rlif_lightning.judges.base import Judge, Reply, Request, RunModels
+from rlif_lightning.judges.base import Judge, Reply, Request
 from rlif_lightning.judges.pairwise import EVEN, pair_form, pair_schema, pair_scores
 from rlif_lightning.judges.parsing import ReplyParser, ScoreParser
 from rlif_lightning.judges.template import Template
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import RewardOutput, Rollout
-from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.judged import RubricJudgeHead, reply_columns
+from rlif_lightning.rewards.judged import AskingHead, RubricJudgeHead, reply_columns
 from rlif_lightning.rewards.written import Written, copied_runs, length_penalty, watch_list
 
 GIVEN = ("prompt", "reply_a", "reply_b", "copied", "form")
@@ -128,7 +126,7 @@ def _copied(case: _Case) -> list[str]:
     return copied_runs(case.human, case.prompt)
 
 
-class PairwiseJudgeHead(RewardHead):
+class PairwiseJudgeHead(AskingHead):
     """Scores a reply by whether a judge takes it for a human's: Turing-RL (arXiv 2606.19336).
 
     The judge gives merits and penalties of both replies, which code makes a rating of, from 1 to 7;
@@ -178,9 +176,6 @@ class PairwiseJudgeHead(RewardHead):
         self.columns = tuple(name for name in names if name not in GIVEN)
         self.gold_columns = (column,)
 
-    def bind(self, models: RunModels) -> None:
-        self.judge.bind(models)
-
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse a judge that cannot be asked, and columns that the data set has not."""
         self.judge.check()
@@ -192,10 +187,9 @@ class PairwiseJudgeHead(RewardHead):
                 )
 
     def forward(self, rollout: Rollout) -> RewardOutput:
-        cases = self._cases(rollout)
+        cases, requests = self.questions(rollout)
+        replies, log = self.ask(requests, rollout.mask.device)
         asked = [number for number, case in enumerate(cases) if case.written.is_valid]
-        requests = [self._request(rollout, number, cases[number]) for number in asked]
-        replies, log = ask_all(self.judge, requests, "judge", rollout.mask.device)
         said = dict(zip(asked, replies, strict=True))
         ratings = {number: cases[number].rating(reply) for number, reply in said.items()}
         scores = [
@@ -210,12 +204,15 @@ class PairwiseJudgeHead(RewardHead):
         )
         return replace(output, columns=shown)
 
-    def _cases(self, rollout: Rollout) -> list[_Case]:
+    def questions(self, rollout: Rollout) -> tuple[list[_Case], list[Request]]:
+        """Return all completions' cases, and the questions about those that can earn anything."""
         size, humans = rollout.group_size, rollout.column(self.column)
-        return [
+        cases = [
             _Case(rollout.prompts.texts[n // size], str(humans[n]), Written.of(text, self.reasons))
             for n, text in enumerate(rollout.texts)
         ]
+        asked = [number for number, case in enumerate(cases) if case.written.is_valid]
+        return cases, [self._request(rollout, number, cases[number]) for number in asked]
 
     def _request(self, rollout: Rollout, number: int, case: _Case) -> Request:
         prompt = number // rollout.group_size

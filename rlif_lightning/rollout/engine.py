@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.environment_settings import EnvironmentSettings
@@ -21,9 +21,12 @@ class RolloutEngine(Described, ABC):
     Attributes:
         scoring_tokens: token budget of one forward pass over completions; a module gives an engine
             its ``update.micro_batch_tokens``.
+        memory: native | vllm | apart: what it takes of this process's memory, for preflight: keys
+            and values as of `NativeEngine`, also weights as vLLM does, or nothing.
     """
 
     scoring_tokens: int = 8192
+    memory: ClassVar[str] = "apart"
 
     @abstractmethod
     def setup(self, policy: PolicyModel, seed: int) -> None:

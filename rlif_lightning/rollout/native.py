@@ -64,6 +64,7 @@ class NativeEngine(RolloutEngine):
             same completions bit for bit, for more memory.
     """
 
+    memory = "native"
     pool: EnvironmentPool | None = None
     pool_settings: EnvironmentSettings | None = None  # that the pool was opened with
 

@@ -52,6 +52,8 @@ class VLLMEngine(VLLMBaseEngine):
         ValueError: a setting out of range, or an option that the engine sets itself.
     """
 
+    memory = "vllm"
+
     def __init__(
         self,
         options: dict[str, Any] | None = None,

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from rlif_lightning.data.streams import Streamed
 from rlif_lightning.learning.optimizer import starting_rate
 from rlif_lightning.running.planned import planned_of
 
@@ -95,6 +96,8 @@ def _data(data: Any) -> str:
         return ""
     sizes = {name: data.split(name) for name in ("train", "validation")}
     kept = [f"{len(split):,} {name}" for name, split in sizes.items() if split is not None]
+    if isinstance(data.source, Streamed):
+        kept[:1] = [f"windows of {data.source.buffer:,} train"]
     return f"{type(data.source).__name__}: {', '.join(kept)} problems"
 
 

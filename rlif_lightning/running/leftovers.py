@@ -23,6 +23,7 @@ HALF_WRITTEN = (
         for state in ("unfinished", "old")
     ),
     *(f"export/{name}" for name in EXPORTS),
+    "export/*/README.md.unfinished",
     *(
         f"{name}.unfinished"
         for name in ("report.html", "report/*.png", "versions.json", "metrics.csv", "run.json")

@@ -8,7 +8,9 @@ from typing import Any
 
 from lightning.pytorch.plugins import MixedPrecision, Precision
 
+from rlif_lightning.data.curriculum import Curriculum
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.data.streams import Streamed
 from rlif_lightning.learning.optimizer import check_optimizer
 from rlif_lightning.learning.step_advantages import StepDelta
 from rlif_lightning.rewards.base import WeightedReward
@@ -100,6 +102,31 @@ def check_run(module: Any, data: PromptData | None, stage: str) -> None:
 
 def _check_training(module: Any, data: PromptData | None) -> None:
     module.sampling.check_trainable()
+    _check_objective(module, data)
+    is_divided = isinstance(module.trainer.strategy, DividedStrategy)
+    check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps, is_divided)
+    check_trainer(vars(module.trainer))
+    check_callbacks(module.trainer.callbacks, is_divided)
+    if module.dynamic_sampling is not None:
+        module.dynamic_sampling.check(module.rewards, module.group_size, data)
+        _check_stream(module.dynamic_sampling.max_draws, data)
+    _check_look_ahead(module)
+    check_teacher(module, data)
+    if module.replay_buffer is not None:
+        prompts = None if data is None else data.prompts_per_rollout
+        module.replay_buffer.settings.check(module.objective, prompts)
+    if data is not None and isinstance(data.source, Curriculum):
+        _check_curriculum(data.source, module)
+    most = _most_visits(module, data)
+    for reward in module.rewards.settings.values():
+        reward.head.check_visits(most)
+    train = None if data is None else data.split("train")
+    if data is not None and train is not None:
+        module.plan.check(data.prompts_per_rollout)
+        module.rewards.check(train, module.group_size)
+
+
+def _check_objective(module: Any, data: PromptData | None) -> None:
     # Replayed tokens are of an older policy, as those of a later update are.
     module.objective.check(module.plan.num_updates + (module.replay_buffer is not None))
     if module.objective.uses_advantages:
@@ -108,26 +135,25 @@ def _check_training(module: Any, data: PromptData | None) -> None:
     if module.objective.needs_rewards:
         _check_scores(module.rewards.settings)
         _check_steps(module.advantage, module.rewards.settings)
-    is_divided = isinstance(module.trainer.strategy, DividedStrategy)
-    check_optimizer(module.make_optimizer, module.schedule, module.trainer.max_steps, is_divided)
-    check_trainer(vars(module.trainer))
-    check_callbacks(module.trainer.callbacks, is_divided)
-    if module.dynamic_sampling is not None:
-        module.dynamic_sampling.check(module.rewards, module.group_size, data)
     if module.answer_tokens is not None:
         module.answer_tokens.check(module.objective)
-    _check_look_ahead(module)
-    check_teacher(module, data)
-    if module.replay_buffer is not None:
-        prompts = None if data is None else data.prompts_per_rollout
-        module.replay_buffer.settings.check(module.objective, prompts)
-    most = _most_visits(module, data)
-    for reward in module.rewards.settings.values():
-        reward.head.check_visits(most)
-    train = None if data is None else data.split("train")
-    if data is not None and train is not None:
-        module.plan.check(data.prompts_per_rollout)
-        module.rewards.check(train, module.group_size)
+
+
+def _check_stream(max_draws: int, data: PromptData | None) -> None:
+    if max_draws > 1 and data is not None and isinstance(data.source, Streamed):
+        raise ValueError(
+            f"model.dynamic_sampling.max_draws={max_draws} draws problems from any place, and a"
+            " stream has a window in memory; set max_draws=1, or load the data whole"
+        )
+
+
+def _check_curriculum(source: Curriculum, module: Any) -> None:
+    if source.reward not in module.rewards.names:
+        raise ValueError(
+            f"data.source.reward={source.reward!r} is none of the rewards"
+            f" {', '.join(module.rewards.names)}; name one, which may have weight 0"
+        )
+    source.use_table(module.prompt_table)
 
 
 def _most_visits(module: Any, data: PromptData | None) -> float:

@@ -38,7 +38,12 @@ class DividedStrategy(ModelParallelStrategy):
     Args:
         process_group_backend: null = nccl on GPUs, gloo on CPUs.
         timeout: of a collective; a process that waits longer ends with an error.
+
+    Attributes:
+        division: how memory is counted (`Layout.strategy`); None = it is not.
     """
+
+    division: str | None = None
 
     def model_to_device(self) -> None:
         """Move everything but the policy and its teacher, which are on their device already."""
@@ -125,6 +130,8 @@ class ShardedStrategy(DividedStrategy):
         )
         self.cpu_offload, self.keep_sharded = cpu_offload, keep_sharded
         self.reshard_gradients = keep_sharded if reshard_gradients is None else reshard_gradients
+        kind = "reshard" if self.reshard_gradients else "fsdp2"
+        self.division = None if cpu_offload else "keep" if keep_sharded else kind
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rlif_lightning.data.columns import check_column, column_values
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.rollout_advantages import mean_of_tokens
 from rlif_lightning.learning.scored_rollouts import ScoredRollout
 from rlif_lightning.records import Prompts
@@ -29,8 +30,21 @@ def drawn_from_texts(module: Any, prompts: Prompts) -> ScoredRollout:
     make = partial(text_rollout, module.policy, prompts, texts, module.sampling)
     rollout = module.budget.run(make)
     seconds, num_tokens = time.perf_counter() - started, rollout.lengths.sum()
-    loss = {"supervised/loss": -mean_of_tokens(rollout.stats.logprobs, rollout)}
+    loss: dict[str, Any] = {"supervised/loss": -mean_of_tokens(rollout.stats.logprobs, rollout)}
     return ScoredRollout(rollout, module.rewards(rollout), num_tokens, seconds, loss)
+
+
+def refuse_without_rewards(objective: Objective) -> None:
+    """Refuse to examine the rewards of a stage that needs none.
+
+    Raises:
+        ValueError: names the objective.
+    """
+    if not objective.needs_rewards:
+        raise ValueError(
+            f"{SETTING}={type(objective).__name__} needs no rewards, and preflight judges rewards;"
+            " examine the stage that has some"
+        )
 
 
 def check_texts(module: Any, data: PromptData | None) -> None:

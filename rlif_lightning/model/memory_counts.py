@@ -1,14 +1,16 @@
-"""Count the bytes of a model's tensors in an update and in a rollout, for ``memory_table.py``."""
+"""The bytes of a model's tensors in an update and in a rollout, counted from its shape.
+
+What a run holds of them, and whether it fits, is in ``evaluation/memory_need.py``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rlif_lightning.model.head import PIECE
 from rlif_lightning.model.policy import KEPT_LOGITS, MAX_LOGITS
 
-# configs/paper/, and a prompt of MATH on the long side.
-GROUP, PROMPT, LENGTH, BUDGET = 7, 256, 3072, 16384
 HEAD_WORK = 6  # float32 arrays of one piece of logits at a time (model/head.py), at most
 
 
@@ -26,6 +28,34 @@ class Shape:
     tied: bool = True
     biases: bool = True
     head_norms: bool = False
+
+    @classmethod
+    def of(cls, model: Any) -> Shape | None:
+        """Return the shape of a Hugging Face model, also of one on the meta device.
+
+        None where a shape does not describe the model: its number of parameters is another.
+        """
+        config, names = model.config, [name for name, _ in model.named_parameters()]
+        heads: Any = getattr(config, "num_attention_heads", None)
+        sizes: dict[str, Any] = {
+            "hidden": getattr(config, "hidden_size", None),
+            "intermediate": getattr(config, "intermediate_size", None),
+            "layers": getattr(config, "num_hidden_layers", None),
+            "heads": heads,
+            "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+            "vocab": getattr(config, "vocab_size", None),
+        }
+        if not all(isinstance(size, int) and size > 0 for size in sizes.values()):
+            return None
+        found = cls(
+            **sizes,
+            head_dim=getattr(config, "head_dim", None) or sizes["hidden"] // heads,
+            tied=bool(config.tie_word_embeddings),
+            biases=any(name.endswith("q_proj.bias") for name in names),
+            head_norms=any(name.endswith("q_norm.weight") for name in names),
+        )
+        counted = sum(parameter.numel() for parameter in model.parameters())
+        return found if counted == found.parameters else None
 
     @property
     def query(self) -> int:
@@ -78,22 +108,14 @@ class Shape:
         return self.layers * rank * ends
 
 
-# From config.json of the models at https://huggingface.co/Qwen.
-MODELS = {
-    "Qwen2.5-1.5B": Shape(1536, 8960, 28, 12, 2, 128, 151936),
-    "Qwen3-1.7B-Base": Shape(2048, 6144, 28, 16, 8, 128, 151936, biases=False, head_norms=True),
-    "Qwen2.5-3B": Shape(2048, 11008, 36, 16, 2, 128, 151936),
-    "Qwen2.5-7B": Shape(3584, 18944, 28, 28, 4, 128, 152064, tied=False),
-}
-
-
 @dataclass(frozen=True)
 class Line:
-    """A micro-batch: tokens of its one prompt, number of completions, tokens of each."""
+    """A micro-batch: tokens of each prompt, completions of all, tokens of each, prompts."""
 
     prompt: int
     completions: int
     length: int
+    prompts: int = 1
 
     @property
     def own(self) -> int:
@@ -103,7 +125,7 @@ class Line:
     @property
     def tokens(self) -> int:
         """Return the tokens of the line."""
-        return self.prompt + self.own
+        return self.prompts * self.prompt + self.own
 
     @property
     def scored(self) -> int:
@@ -116,11 +138,21 @@ class Line:
         return self.own + self.completions * self.prompt
 
 
-def fullest(
-    budget: int = BUDGET, prompt: int = PROMPT, length: int = LENGTH, group: int = GROUP
-) -> Line:
-    """Return the largest micro-batch of one group, where all completions have full length."""
-    return Line(prompt, max(1, min(group, (budget - prompt) // (length - 1))), length)
+def fullest(budget: int, prompt: int, length: int, group: int, groups: int = 1) -> Line:
+    """Return the largest micro-batch, where all prompts and completions have full length.
+
+    Args:
+        budget: tokens of a micro-batch.
+        prompt: tokens of the longest prompt.
+        length: of a completion, in tokens.
+        group: completions of a prompt.
+        groups: in one optimiser step.
+    """
+    own = max(1, length - 1)
+    whole, rest = divmod(budget, prompt + group * own)
+    completions = whole * group + max(0, min(group, (rest - prompt) // own))
+    completions = max(1, min(completions, group * groups))
+    return Line(prompt, completions, length, -(-completions // group))
 
 
 def layer_kept(shape: Shape, line: Line, mixed: bool, whole_weights: bool = True) -> int:
@@ -165,18 +197,25 @@ def kept(
     return layers + 2 * stream + 8 * line.tokens * shape.head_dim
 
 
-def head_kept(shape: Shape, line: Line, mixed: bool, whole_weights: bool = True) -> int:
+def head_kept(
+    shape: Shape, line: Line, mixed: bool, whole_weights: bool = True, device: str = "cuda"
+) -> int:
     """Return the bytes that autograd keeps of the head."""
     size, logits = 2 if mixed else 4, line.scored * shape.vocab
-    logits = logits if logits <= KEPT_LOGITS["cuda"] else MAX_LOGITS["cuda"]
+    logits = logits if logits <= KEPT_LOGITS[device] else MAX_LOGITS[device]
     return size * (line.scored * shape.hidden + logits) + (
         2 * shape.embedding if mixed and whole_weights else 0
     )
 
 
-def head_work(shape: Shape, line: Line) -> int:
+def head_work(shape: Shape, line: Line, device: str = "cuda") -> int:
     """Return the bytes in use while a piece of logits is measured, and of the head's gradient."""
-    return 4 * HEAD_WORK * min(PIECE["cuda"], line.scored * shape.vocab) + 2 * shape.embedding
+    return piece_work(shape, line.scored, device) + 2 * shape.embedding
+
+
+def piece_work(shape: Shape, rows: int, device: str = "cuda") -> int:
+    """Return the bytes in use while the logits of so many tokens are measured in pieces."""
+    return 4 * HEAD_WORK * min(PIECE[device], rows * shape.vocab)
 
 
 def cache(shape: Shape, rows: int, prompts: int, prompt: int, own: int, size: int = 2) -> int:
