@@ -18,6 +18,7 @@ from harness.rollouts import handmade
 from harness.runs import assert_same, differences, fit, metrics, parameters, rows, saving
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.sources import ArithmeticProblems
+from rlif_lightning.judges.asking import cost_of
 from rlif_lightning.judges.base import Request
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.dynamic_sampling import (
@@ -264,6 +265,15 @@ def test_what_judges_cost_is_that_of_all_draws():
             "judge/questions": 14, "judge/failed": 4 / 14, "time/judge": 1, "judge/unparsed": 0.25,
         }
     )  # fmt: skip
+
+
+def test_the_price_of_several_askings_is_added():
+    seen = {"judge/calls": 1.0, "judge/prompt_tokens": 5.0, "judge/completion_tokens": 2.0}
+    seen |= {"judge/questions": 1.0, "judge/failed": 0.0, "time/judge": 0.5}
+    assert cost_of([{**seen, "judge/cost": 0.25}, seen, {**seen, "judge/cost": 0.5}])[
+        "judge/cost"
+    ] == pytest.approx(0.75)
+    assert "judge/cost" not in cost_of([seen])
 
 
 def test_a_run_counts_the_questions_of_all_draws(tmp_path):

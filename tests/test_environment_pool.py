@@ -10,7 +10,7 @@ import pytest
 
 from harness.environments import Bad, Drawn
 from harness.forked import on_two_ranks
-from rlif_lightning.environments.base import MAX_CHARACTERS, Episode, Turn
+from rlif_lightning.environments.base import MAX_CHARACTERS, Episode, Step, Turn
 from rlif_lightning.environments.pool import EnvironmentPool, FailedEpisodes, episode_seed
 
 
@@ -104,6 +104,33 @@ def test_an_error_ends_its_episode_alone(opened, action, reason):
     assert len(Bad.made) == 3
     pool.close()
     assert [made.closed for made in Bad.made] == [1, 1, 1]
+
+
+class Sloppy(Bad):
+    """Reuses one ``info`` for all of its steps, and says in words whether it is solved."""
+
+    def __init__(self):
+        super().__init__()
+        self.info = {}
+
+    def step(self, action):
+        self.info["action"] = action
+        return Step(
+            "",
+            done=action == "end",
+            info=self.info | {"success": "no"} if action == "no" else self.info,
+        )
+
+
+def test_what_is_known_of_a_turn_changes_no_more_and_can_be_read():
+    with EnvironmentPool(Sloppy, step_seconds=5.0) as pool:
+        started(pool, 2)
+        for action in ("go", "end"):
+            pool.act(0, action)
+            found = all_of(pool, [0])
+        assert [turn.info["action"] for turn in found[0].episode.turns] == ["go", "end"]
+        pool.act(1, "no")
+        assert "success='no'" in all_of(pool, [1])[1].episode.failure
 
 
 def test_an_error_of_reset_too(opened):

@@ -207,6 +207,19 @@ def test_a_stop_string_in_an_observation_ends_no_turn(tiny_models):
     assert several
 
 
+def test_a_stop_string_at_the_last_token_of_a_turn_closes_no_other_turn(tiny_models):
+    """Every turn has one token here, so that no turn has room for the end that train_stop adds."""
+    policy = load(tiny_models["llama"], eager_to_end=False)
+    made = settings_of(max_turns=3, max_turn_tokens=1, arguments={"turns": 3})
+    stop = tuple("0123456789+=")
+    found, plain = (
+        play(policy, made, Sampling(max_new_tokens=30, stop=stop, train_stop=train_stop))
+        for train_stop in (True, False)
+    )
+    assert any(set(stop) & {*policy.tokenizer.decode(ids)} for ids in plain.completion_ids)
+    same(found, plain)
+
+
 def test_observations_of_a_group_must_agree(tiny_models):
     policy = load(tiny_models["llama"])
     with pytest.raises(ValueError, match="reset returned different observations for equal seeds"):

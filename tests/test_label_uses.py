@@ -6,11 +6,13 @@ import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 
 from rlif_lightning import (
+    CheckerReward,
     ClusterVote,
     DistIL,
     DynamicSampling,
     GoldAnswer,
     JudgeHead,
+    JudgeScorer,
     MeanLogprob,
     RLIFModule,
     RubricJudgeHead,
@@ -38,6 +40,13 @@ def test_a_run_on_votes_alone_used_none():
 
 def test_a_gold_head_that_is_measured_only_is_no_use():
     assert label_uses(module({"vote": ClusterVote(), "gold": gold(0.0)})) == []
+
+
+def test_a_held_judge_that_drops_completions_is_a_use_at_weight_0():
+    judge = RubricJudgeHead(RULE)  # drops what cannot be read
+    holder = CheckerReward(judge, JudgeScorer(RULE))
+    [line] = label_uses(module({"vote": ClusterVote(), "held": WeightedReward(holder, weight=0.0)}))
+    assert "may drop completions" in line
 
 
 def test_each_way_is_found_by_its_own_line():

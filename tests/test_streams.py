@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from harness.command_line import refused
+from harness.episodes import settings_of
 from harness.runs import LONG, assert_same, fit, parameters
 from rlif_lightning import LocalFiles, MixedProblems, PromptData, Streamed
 from rlif_lightning.data.stream_loader import StreamLoader
@@ -214,3 +215,11 @@ def test_further_draws_are_refused(tmp_path, path, capsys):
 
     told = refused(capsys, "fit", *harness.runs.BASE, *arguments(path), drawing)
     assert "model.dynamic_sampling.max_draws=2 draws problems from any place" in told
+
+
+def test_a_batch_of_two_windows_keeps_its_environment(path):
+    """Without it, this batch alone would be of single turns: data ranks would wait for ever."""
+    made = loader(Streamed(LocalFiles(path), buffer=12), environment=settings_of())
+    found = [next(iter(made)) for _ in range(2)]
+    assert {row // 12 for row in found[1].index.tolist()} == {0, 1}
+    assert all(batch.environment is not None for batch in found)

@@ -186,4 +186,5 @@ def _joined(parts: list[Prompts]) -> Prompts:
         columns={name: [*chain(*found)] for name, found in zip(names, lists, strict=True)},
         index=torch.cat([part.index for part in parts]),
         messages=[each for chat in chats for each in chat] if chats else None,
+        environment=parts[0].environment,
     )

@@ -238,7 +238,7 @@ class EnvironmentPool:
         if not isinstance(step, Step):
             raise TypeError(f"step returned {type(step).__name__}; return a Step")
         seen = cut(step.observation)
-        live.turns[-1] = Turn(action, _number(step.reward), step.info, seen)
+        live.turns[-1] = Turn(action, _number(step.reward), _info(step), seen)
         if step.ends:
             return self._over(live, "completed" if step.done else "truncated")
         if len(live.turns) >= self.max_turns:
@@ -252,6 +252,14 @@ class EnvironmentPool:
         metrics = {k: float(v) for k, v in figures().items()} if callable(figures) else {}
         episode = Episode(tuple(live.turns), stop, self.max_turns, final, metrics)
         return Answer(live.number, "", episode)
+
+
+def _info(step: Step) -> dict[str, float | str]:
+    """Return a copy, since an environment may use one record for all of its steps."""
+    info = dict(step.info)
+    if isinstance(info.get("success"), str):
+        raise TypeError(f"success={info['success']!r} in info: it must be a bool or a number")
+    return info
 
 
 def _number(reward: Any) -> float:

@@ -15,6 +15,7 @@ from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.records import overlap
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.function import GOLD_NAMES
+from rlif_lightning.rewards.held_head import heads_in
 from rlif_lightning.rewards.reward_set import RewardSet
 
 if TYPE_CHECKING:
@@ -151,8 +152,9 @@ def _is_named_gold(column: str) -> bool:
 
 def _may_drop(head: RewardHead) -> bool:
     """Return whether a head can take completions out of the update, whatever its weight."""
-    parser = getattr(head, "parser", None)
-    return not head.gives_scores or getattr(parser, "unparsed", None) == "drop"
+    parsers = [getattr(each, "parser", None) for each in heads_in(head)]
+    drops = any(getattr(parser, "unparsed", None) == "drop" for parser in parsers)
+    return drops or not head.gives_scores
 
 
 def needs_labels(figure: str | None, module: Any) -> bool:

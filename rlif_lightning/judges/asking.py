@@ -108,8 +108,9 @@ def cost_of(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     logs = [log for log in logs if "judge/questions" in log]
     if not logs:
         return {}
-    names = ("judge/questions", *(f"judge/{name}" for name in _SUMS), "time/judge")
-    total = {name: math.fsum(log[name] for log in logs) for name in names}
+    names = ["judge/questions", *(f"judge/{name}" for name in _SUMS), "time/judge"]
+    names += ["judge/cost"] if any("judge/cost" in log for log in logs) else []
+    total = {name: math.fsum(log.get(name, 0.0) for log in logs) for name in names}
     failed = math.fsum(log["judge/failed"] * log["judge/questions"] for log in logs)
     return total | {"judge/failed": failed / max(total["judge/questions"], 1)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,13 @@ from rlif_lightning.judges.base import RunModels
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead, seen_by
 from rlif_lightning.rewards.received import received
+
+
+def heads_in(head: RewardHead) -> Iterator[RewardHead]:
+    """Yield a head, and those that it holds."""
+    yield head
+    if isinstance(head, HoldsHead):
+        yield from heads_in(head.head)
 
 
 class HoldsHead:

@@ -65,6 +65,12 @@ class Turns:
         """Return how many tokens rows have drawn in their episodes, at these columns."""
         return columns - self.observed[rows]
 
+    def has_room(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return whether the present turns of rows can have one more token, ``[n]`` bool."""
+        room = self.drawn(rows, columns) < self.sampling.max_new_tokens
+        limit = self.settings.max_turn_tokens
+        return room if limit is None else room & (columns - self.started[rows] < limit)
+
     def settle(self, rows: Tensor, columns: Tensor, over: Tensor) -> tuple[Tensor, Tensor]:
         """Step the environments of the rows whose turn is over.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.rewards.held_head import heads_in
 from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
 
 
@@ -39,7 +40,7 @@ def check_environment(module: Any, data: PromptData) -> None:
             f" the first observation of {said}; use another objective, or data.environment=null"
         )
     for name, reward in module.rewards.settings.items():
-        if isinstance(reward.head, StepRubricJudgeHead):
+        if any(isinstance(head, StepRubricJudgeHead) for head in heads_in(reward.head)):
             raise ValueError(
                 f"rewards.{name}: StepRubricJudgeHead splits one text into steps, and {said} has"
                 " steps of its own; use RubricJudgeHead, or a reward of the environment"
