@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from rlif_lightning import RuleJudge, ScoreParser, VerdictParser
+from rlif_lightning.data.tokenizer import without_tokens
 from rlif_lightning.judges.asking import JudgeError, ask_all
 from rlif_lightning.judges.base import Judge, Reply, Request, question_number, without_thinking
 from rlif_lightning.judges.rules import reference_numbers
-from rlif_lightning.judges.template import Template, without_tokens
+from rlif_lightning.judges.template import Template
 
 CPU = torch.device("cpu")
 

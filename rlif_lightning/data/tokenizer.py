@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,20 @@ def special_texts(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """Return the special tokens of a tokenizer as texts, which it would read as tokens."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+
+
+def without_tokens(text: str, tokens: Iterable[str]) -> str:
+    """Return a text in which a tokenizer finds none of its special tokens.
+
+    Args:
+        text: any; half of a character becomes a question mark.
+        tokens: the special tokens as texts.
+    """
+    text = text.encode("utf-8", "replace").decode()
+    for token in sorted(tokens):
+        if len(token) > 1:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
 
 
 def encoded_apart(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:

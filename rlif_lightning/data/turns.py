@@ -14,7 +14,7 @@ drew it itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rlif_lightning.data.environment_settings import PLACE, EnvironmentSettings
 from rlif_lightning.data.prompt_format import PromptRenderer
-from rlif_lightning.data.tokenizer import Encoder, encoded_apart
+from rlif_lightning.data.tokenizer import Encoder, encoded_apart, special_texts, without_tokens
 
 Observation = str | list[dict[str, Any]]
 QUESTION, WORDS = "What now?", "I see."  # of the conversation that the suffix is taken from
@@ -39,12 +39,15 @@ class EnvironmentTask:
         renderer: makes a problem's text.
         encode: makes token ids of prompts.
         encode_apart: makes token ids of a text that continues another one: without special tokens.
+        special: texts that the tokenizer would read as special tokens. An observation that spells
+            one out gets a space behind its first character, so that it opens no turn of its own.
     """
 
     settings: EnvironmentSettings
     renderer: PromptRenderer
     encode: Encoder
     encode_apart: Callable[[str], list[int]]
+    special: Collection[str] = ()
 
     def prompt(
         self, row: dict[str, Any], observation: Observation, tools: Sequence[dict[str, Any]]
@@ -57,7 +60,7 @@ class EnvironmentTask:
             tools: JSON schemas for the chat template, unless the row names its own.
         """
         row = {"tools": list(tools), **row} if tools else row
-        seen, chat = text_of(observation), self.renderer.chat is not None
+        seen, chat = text_of(self._plain(observation)), self.renderer.chat is not None
 
         def with_observation(question: str) -> str:
             return f"{question}\n\n{seen}" if seen and chat else question
@@ -79,6 +82,7 @@ class EnvironmentTask:
             last: the id that the policy drew last.
             ends: ids that end a turn.
         """
+        observation = self._plain(observation)
         if self.renderer.chat is None:
             return self.encode_apart(self.settings.template.replace(PLACE, text_of(observation)))
         ids = self.encode_apart(self._after_words(observation))
@@ -92,6 +96,17 @@ class EnvironmentTask:
         """
         if self.renderer.chat is not None:
             self._after_words("Go on.", tools)
+
+    def _plain(self, observation: Observation) -> Observation:
+        if isinstance(observation, str):
+            return without_tokens(observation, self.special)
+        return [
+            {
+                name: without_tokens(value, self.special) if isinstance(value, str) else value
+                for name, value in message.items()
+            }
+            for message in observation
+        ]
 
     def _after_words(self, observation: Observation, tools: Sequence[dict[str, Any]] = ()) -> str:
         """Return what the template writes between an assistant's words and its next ones."""
@@ -141,6 +156,6 @@ def environment_task(
     def apart(text: str) -> list[int]:
         return encoded_apart(tokenizer, [text])[0].tolist()
 
-    task = EnvironmentTask(settings, renderer, encode, apart)
+    task = EnvironmentTask(settings, renderer, encode, apart, special_texts(tokenizer))
     task.check()
     return task

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rlif_lightning.data.tokenizer import prompt_encoder, special_texts
+from rlif_lightning.data.tokenizer import prompt_encoder, special_texts, without_tokens
 from rlif_lightning.judges.base import (
     GREEDY,
     ModelJudge,
@@ -22,7 +22,6 @@ from rlif_lightning.judges.base import (
     question_number,
     without_thinking,
 )
-from rlif_lightning.judges.template import without_tokens
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.processes.ranks import num_processes

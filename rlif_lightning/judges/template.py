@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # As in ``str.format``, ``{{`` and ``}}`` are braces. Other braces stay as they are.
@@ -58,19 +58,6 @@ class Template:
             return own.sub(_spaced, value) if tags else value
 
         return _FIELD.sub(replaced, self.text)
-
-
-def without_tokens(text: str, tokens: Iterable[str]) -> str:
-    """Return a text in which a tokenizer finds none of its special tokens.
-
-    Args:
-        text: any.
-        tokens: the special tokens as texts.
-    """
-    for token in tokens:
-        if len(token) > 1:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
 
 
 def _spaced(found: re.Match[str]) -> str:

@@ -12,8 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.prompts import PromptData
-from rlif_lightning.data.tokenizer import special_texts
-from rlif_lightning.judges.template import without_tokens
+from rlif_lightning.data.tokenizer import special_texts, without_tokens
 from rlif_lightning.learning.feedback import (
     FeedbackWriter,
     OutputsWithoutGold,
