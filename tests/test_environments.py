@@ -171,6 +171,11 @@ def test_games_that_share_a_generator_are_those_that_run_alone():
     assert random.getstate() == state
 
 
+def test_a_message_without_a_role_is_refused():
+    with pytest.raises(TypeError, match="has no role"):
+        cut([{"content": "a"}])
+
+
 def test_what_is_no_environment_is_refused():
     with pytest.raises(TypeError, match="int is no environment: it needs reset"):
         as_environment(3)

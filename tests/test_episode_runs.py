@@ -24,6 +24,18 @@ PLAYING = [
     "--model.update.micro_batch_tokens=60",
     "--trainer.check_val_every_n_epoch=1",
 ]
+RULE = {
+    "class_path": "RuleJudge",
+    "init_args": {"rule": "rlif_lightning.judges.rules.reference_numbers"},
+}
+STEPS = {"class_path": "StepRubricJudgeHead", "init_args": {"judge": RULE}}
+PARTS = {
+    "head": STEPS,
+    "scorer": {"class_path": "JudgeScorer", "init_args": {"judge": RULE}},
+    "evidence": {"class_path": "EvidenceColumn", "init_args": {"column": "question"}},
+}
+HOLDER = json.dumps({"class_path": "CheckerReward", "init_args": PARTS})
+LIKELY = json.dumps({"class_path": "TargetLogprob", "init_args": {"column": "answer"}})
 WRITER = '--trainer.callbacks+={"class_path": "CompletionWriter", "init_args": {"every": 1}}'
 SAVING = '--trainer.callbacks+={"class_path": "RunCheckpoints", "init_args": {"every": 1}}'
 
@@ -70,6 +82,11 @@ def test_two_processes_play_the_episodes_of_one(tmp_path):
         (["--model.engine=VLLMEngine"], "VLLMEngine draws single turns"),
         (["--model.sampling.min_new_tokens=2"], "min_new_tokens=2 is for single turns"),
         (["--model.answer_tokens.factor=0.5"], "model.answer_tokens locates an answer"),
+        (
+            [f"--model.rewards.held.head={HOLDER}"],
+            "StepRubricJudgeHead splits one text",
+        ),
+        ([f"--model.rewards.likely.head={LIKELY}"], "TargetLogprob reads a reply behind"),
         (["--data.environment.make=harness.episodes.Nothing"], "cannot be imported"),
         (["--data.environment.arguments={'turn': 3}"], "no environment could be made"),
     ],

@@ -12,6 +12,7 @@ import torch
 
 from harness.decoding import GROUP, load, rescored
 from harness.episodes import CHAT, merging_tokenizer, play, problems, settings_of
+from harness.forked import on_two_ranks
 from harness.models import EACH_ARCHITECTURE
 from rlif_lightning.learning.scored_rollouts import ScoredRollout, assembled
 from rlif_lightning.masked import extents
@@ -244,3 +245,18 @@ def test_assembled_groups_keep_their_turns(tiny_models):
     assert torch.equal(whole.turn_ids >= 0, whole.mask)
     assert whole.episodes == at_once.episodes
     assert whole.prompts.environment is not None
+
+
+def begun(number: int) -> str:
+    """The second process alone has an environment that begins differently each time."""
+    policy = load("rlif-arithmetic")
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        play(policy, settings_of("Unseeded" if number else "Talker"), SAMPLING)
+    return str(error.value)
+
+
+@pytest.mark.slow
+def test_a_beginning_that_one_process_refuses_ends_all(tmp_path):
+    first, second = on_two_ranks(begun, tmp_path)
+    assert second.startswith("data.environment.make=")
+    assert first == f"process 1 failed: ValueError: {second}"

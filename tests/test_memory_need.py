@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from harness.command_line import base
 from rlif_lightning import ClusterVote, KLCov, LoRA, MuonAdamW, Policy, RLIFModule, cli
-from rlif_lightning.evaluation.memory_need import held_by
+from rlif_lightning.evaluation.memory_need import held_by, sizes_of
 from rlif_lightning.evaluation.preflight_memory import ROWS, Need
 from rlif_lightning.learning.muon import mark_embeddings
 from rlif_lightning.learning.objective_base import ReferenceKL
@@ -81,6 +82,18 @@ def test_the_largest_micro_batch_by_hand():
     assert fullest(45, 10, 11, 4, groups=8) == Line(10, 3, 11, 1)
     assert fullest(5, 10, 11, 4, groups=8) == Line(10, 1, 11, 1)  # one does not fit, and is run
     assert fullest(10**6, 10, 11, 4, groups=8) == Line(10, 32, 11, 8)
+
+
+def test_the_room_of_observations_counts():
+    split = SimpleNamespace(token_ids=[[1] * 10])
+    run = RLIFModule("rlif-arithmetic", {"vote": ClusterVote()}, group_size=4)
+    sizes = []
+    for environment in (None, SimpleNamespace(max_observation_tokens=24)):
+        data = SimpleNamespace(
+            split=lambda name: split, prompts_per_rollout=2, environment=environment
+        )
+        sizes.append(sizes_of(run, data, 1)[1].length)
+    assert sizes[1] == sizes[0] + 24
 
 
 @settings(deadline=None, max_examples=30)

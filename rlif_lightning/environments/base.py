@@ -132,6 +132,8 @@ class Episode:
 def cut(observation: Observation) -> Observation:
     """Return an observation of at most ``MAX_CHARACTERS``, and a word on what was cut."""
     if not isinstance(observation, str):
+        if any(not isinstance(each.get("role"), str) for each in observation):
+            raise TypeError(f"a message of {observation!r:.100} has no role that is a text")
         return [{**each, "content": cut(str(each.get("content") or ""))} for each in observation]
     if len(observation) <= MAX_CHARACTERS:
         return observation

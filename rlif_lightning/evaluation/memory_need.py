@@ -223,6 +223,8 @@ def sizes_of(module: Any, data: Any, data_ranks: int) -> tuple[Line, Drawn]:
     """
     prompt = max(map(len, data.split("train").token_ids))
     length, group = module.sampling.max_new_tokens, module.group_size
+    if (environment := getattr(data, "environment", None)) is not None:
+        length += environment.max_observation_tokens
     own = -(-data.prompts_per_rollout // data_ranks)
     in_step = min(own, -(-data.prompts_per_rollout // module.plan.updates_per_rollout))
     line = fullest(module.budget.tokens, prompt, length, group, in_step)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.model.packing import upload
+from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.records import Prompts
 from rlif_lightning.rollout.drawing import Drawer, TokenReading
 from rlif_lightning.rollout.places import Places, close_gaps
@@ -94,7 +95,10 @@ class Generation:
         self.max_rows, self.next_row = min(engine.max_rows, self.total), 0
         driver = engine.episodes(prompts, sampling)
         if driver is not None:
-            prompts = driver.begin(prompts, group_size, engine.seed, rollout_number)
+            # A process that raised alone would leave the others in the collectives of a rollout.
+            prompts = all_process_attempt(
+                lambda: driver.begin(prompts, group_size, engine.seed, rollout_number)
+            )
         self.prompts, self.columns = prompts, engine.columns(prompts, sampling)
         tokens = self.columns
         self.decoder = engine.decoder(prompts, group_size, tokens)
