@@ -24,10 +24,8 @@ PLAYING = [
     "--model.update.micro_batch_tokens=60",
     "--trainer.check_val_every_n_epoch=1",
 ]
-RULE = {
-    "class_path": "RuleJudge",
-    "init_args": {"rule": "rlif_lightning.judges.rules.reference_numbers"},
-}
+REFERENCE = "rlif_lightning.judges.rules.reference_numbers"
+RULE = {"class_path": "RuleJudge", "init_args": {"rule": REFERENCE}}
 STEPS = {"class_path": "StepRubricJudgeHead", "init_args": {"judge": RULE}}
 PARTS = {
     "head": STEPS,

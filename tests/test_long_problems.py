@@ -167,6 +167,23 @@ def test_wikipedia_pages_by_hand(tmp_path):
     assert walk.question == "On Ada B: She met the (1) in Ro. On (1): Bo lived in (2). What is (2)?"
 
 
+def test_no_question_of_validation_is_trained_on(tmp_path):
+    def made():
+        for number, question in enumerate("aabacb"):
+            row = {"prompt": f"{number}{question}", "question": question, "answer": "A"}
+            yield row, dict.fromkeys(long_problems.WAYS, 0.0)
+
+    long_problems.write_problems(tmp_path, made(), (2, 2))
+    train, validation = (
+        [
+            json.loads(line)["prompt"]
+            for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        ]
+        for name in ("train", "validation")
+    )
+    assert (train, validation) == (["0a", "1a"], ["2b", "4c"])
+
+
 def test_the_command_reads_wikipedia_pages(tmp_path, capsys):
     given_ = [f"--wikipedia={kilt(tmp_path)}", "--hops", "1", "2", f"--output={tmp_path}"]
     long_problems.main([*given_, "--problems=2", "--validation-problems=1"])

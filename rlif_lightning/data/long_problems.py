@@ -158,6 +158,8 @@ def write_problems(
 ) -> dict[str, float]:
     """Write ``train.jsonl`` and ``validation.jsonl``; return the mean overlap of each way.
 
+    A question that is trained on is no problem for validation, whatever documents stand beside it.
+
     Args:
         folder: is made where it is missing.
         made: problems with their overlaps.
@@ -166,7 +168,10 @@ def write_problems(
     Raises:
         ValueError: there are fewer different problems.
     """
-    found = list(itertools.islice(made, sum(sizes)))
+    found = list(itertools.islice(made, sizes[0]))
+    asked = {_asked(row) for row, _ in found}
+    unseen = (each for each in made if _asked(each[0]) not in asked)
+    found += itertools.islice(unseen, sizes[1])
     if len(found) < sum(sizes):
         raise ValueError(
             f"{len(found)} different problems were found, not {sum(sizes)}; ask for fewer, or give"
@@ -179,6 +184,10 @@ def write_problems(
             for row, _ in itertools.islice(rows, size):
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
     return {way: _mean([overlaps[way] for _, overlaps in found]) for way in WAYS}
+
+
+def _asked(row: dict[str, Any]) -> tuple[str, str]:
+    return row["question"], row["answer"]
 
 
 def _mean(values: Sequence[float]) -> float:
