@@ -133,6 +133,14 @@ def test_the_head_by_hand():
     assert found.columns["entity_recall"] == [1.0, 0.5, 0.0, 0.0]
 
 
+def test_a_thought_that_has_not_ended_names_nothing():
+    """It would raise the maximum of its group, and halve what the right completion gets."""
+    texts = ["<think>Ada? Bo?</think>Bo", "<think>Ada, Bo, Ada, Bo"]
+    found = rubric_on(texts, [["Ada", "Bo"]], Given(torch.tensor([1.0, 0.0])))
+    assert found.columns["entity_recall"] == [0.5, 0.0]
+    assert found.scores.tolist() == pytest.approx([1.0, 0.0])
+
+
 def test_problems_without_entities_have_no_score_and_are_in_no_figure():
     found = rubric_on(["Ada", "Bo", "Ada", "Bo"], [None, ["Bo"]], Given(torch.ones(4)))
     assert found.scores.tolist() == pytest.approx([NAN, NAN, 0.7, 1.0], nan_ok=True)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.data.entity_names import recall, spelled
+from rlif_lightning.judges.base import without_thinking
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.held_head import HoldsHead
 
-END_OF_THOUGHT = "</think>"
+THOUGHT = "<think>"
 
 
 def traced_scores(
@@ -54,9 +55,9 @@ class EntityRubric(HoldsHead, RewardHead):
     """Scores a completion by an outcome, and where that is positive by the entities it names.
 
     The gold entities of a problem are those on the way to its answer. An entity is named where its
-    words stand in the completion (``entity_names.py``), after the end of thought if there is one. A
-    problem without entities has no score (NaN). Logs ``entity/recall``, and ``entity/recall_wrong``
-    of completions whose outcome is not positive.
+    words stand in the completion (``entity_names.py``), after the end of thought if there is one; a
+    thought that has not ended names none. A problem without entities has no score (NaN). Logs
+    ``entity/recall``, and ``entity/recall_wrong`` of completions whose outcome is not positive.
 
     Args:
         head: the outcome, which says whether a completion is right: above 0 = right.
@@ -103,8 +104,10 @@ class EntityRubric(HoldsHead, RewardHead):
         """Score all ``[B]`` completions, float32 (a collective)."""
         shape = (rollout.num_prompts, rollout.group_size)
         output = self.ask_head(rollout)
-        texts = [text.partition(END_OF_THOUGHT) for text in rollout.texts]
-        finals = [after if mark else before for before, mark, after in texts]
+        finals = [
+            final_text(rollout.prompts.texts[number // rollout.group_size], text)
+            for number, text in enumerate(rollout.texts)
+        ]
         found = [
             recall(text, entities or ())
             for text, entities in zip(finals, rollout.column(self.column), strict=True)
@@ -120,6 +123,17 @@ class EntityRubric(HoldsHead, RewardHead):
             steps=None,  # they would be the outcome's alone
             columns={**output.columns, "entity_recall": found},
         )
+
+
+def final_text(prompt: str, text: str) -> str:
+    """Return a completion without its thought, which a prompt may have opened.
+
+    Example:
+        >>> final_text("Who?", "<think>Ada? Bo?</think>Bo."), final_text("Who?<think>", "Ada? Bo?")
+        ('Bo.', '')
+    """
+    opened = THOUGHT if prompt.rstrip().endswith(THOUGHT) else ""
+    return without_thinking(opened + text)
 
 
 def _figures(recalls: Tensor, outcomes: Tensor) -> dict[str, float]:
