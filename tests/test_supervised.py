@@ -115,6 +115,9 @@ def test_a_text_that_is_too_long_is_cut_without_an_end():
     assert rollout.completion_ids.tolist() == [[5, 114, 5], [6, end, 0]]
     assert rollout.mask.tolist() == [[True] * 3, [True, True, False]]
     assert rollout.ended.tolist() == [False, True]
+    assert list(rollout.texts) == ["1+1", "2"]
+    cut = text_rollout(policy, prompts, ["1+1", "2"], Sampling(max_new_tokens=2), 100)
+    assert list(cut.texts) == ["1+", "2"]  # a reward reads no answer that was cut off
     whole = text_rollout(policy, prompts, ["1+1", "2"], Sampling(max_new_tokens=4), 100)
     assert whole.completion_ids[0].tolist() == [5, 114, 5, end]
     assert whole.ended.tolist() == [True, True]

@@ -43,4 +43,10 @@ def text_rollout(
     completions = Completions(prompts.token_ids, completion_ids, mask, group_size=1)
     stats = measure_tokens(policy, completions, sampling, max_tokens)
     ended = torch.tensor([len(ids) <= longest for ids in whole], device=device)
-    return Rollout(prompts, completion_ids, mask, stats, list(texts), ended, 1)
+    read = [  # by rewards: what is left of a text that was cut
+        text
+        if len(ids) <= longest
+        else policy.tokenizer.decode(ids[:longest], skip_special_tokens=True)
+        for text, ids in zip(texts, whole, strict=True)
+    ]
+    return Rollout(prompts, completion_ids, mask, stats, read, ended, 1)
