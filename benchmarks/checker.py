@@ -12,20 +12,17 @@ other in this process. A run that is finished is not made again. Results go to
 
 from __future__ import annotations
 
-import argparse
-import os
-import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.arm_study import ArmStudy, shown
 from benchmarks.finished_runs import figures_of_run
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import Rows
 from rlif_lightning.judges.base import Request
 from rlif_lightning.running.events import read_events
 from rlif_lightning.running.metrics_csv import read_logged
 
-ROOT = Path(__file__).resolve().parent.parent
 ROLLOUTS, LATE = 24, 6
 TUNING_SEEDS, JUDGING_SEEDS = (100,), (0, 1, 2, 3, 4, 5)
 COMMON = [
@@ -111,12 +108,6 @@ def measured(version: Path) -> list[dict[str, float]]:
     return rows
 
 
-def shown(values: Sequence[float]) -> str:
-    """Return a mean, with the standard deviation in brackets where there are several values."""
-    spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
-
-
 def row_of(runs: Sequence[Sequence[dict[str, float]]]) -> dict[str, str]:
     """Return an arm's row: means over the last rollouts, and the first alarm of each seed."""
     row = {}
@@ -130,33 +121,23 @@ def row_of(runs: Sequence[Sequence[dict[str, float]]]) -> dict[str, str]:
     return row
 
 
-def main() -> None:
-    """Make the runs that are missing and write the result file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tune", action="store_true", help="the tuning seed; prints its rows")
-    parser.add_argument("--out", type=Path, default=Path("runs/checker"))
-    parser.add_argument("--results", type=Path, default=FOLDER, help="(default: docs/results)")
-    given = parser.parse_args()
-    os.chdir(ROOT)
-    out, seeds = given.out.resolve(), TUNING_SEEDS if given.tune else JUDGING_SEEDS
+def table(out: Path, seeds: Sequence[int]) -> Rows:
+    """Return a row for each arm; makes the runs that are missing, seed by seed."""
     found: dict[str, list[list[dict[str, float]]]] = {arm: [] for arm in ARMS}
     for seed in seeds:
         for arm, runs in found.items():
             runs.append(run(arm, seed, out / f"{arm.replace(' ', '_')}_{seed}"))
-    rows = {arm: row_of(runs) for arm, runs in found.items()}
-    if given.tune:
-        for arm, row in rows.items():
-            print(re.sub(r"[{}']", "", f"{arm}: {row}"))
-        return
-    notes = {
-        "command": "python -m benchmarks.checker",
-        "conditions": f"CPU, one thread; {ROLLOUTS} rollouts, figures of the last {LATE}; mean"
-        f" (sd) over seeds {', '.join(map(str, seeds))}",
-    }
-    write_results(given.results / "checker.csv", notes, rows, key="arm")
+    return {arm: row_of(runs) for arm, runs in found.items()}
 
+
+STUDY = ArmStudy(
+    "checker",
+    table,
+    TUNING_SEEDS,
+    JUDGING_SEEDS,
+    f"CPU, one thread; {ROLLOUTS} rollouts, figures of the last {LATE}",
+    "runs/checker",
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.run(STUDY.parser(__doc__).parse_args())

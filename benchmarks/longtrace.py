@@ -16,20 +16,18 @@ to ``docs/results/longtrace_overlap.csv``.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.arm_study import ROOT, ArmStudy, shown
 from benchmarks.finished_runs import figures_of_run
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import write_results
 from rlif_lightning.data import long_problems
 from rlif_lightning.running.metrics_csv import read_logged
 
-ROOT = Path(__file__).resolve().parent.parent
 ROLLOUTS, LATE = 15, 5
 LENGTHS, PROBLEMS = (100, 200, 400), 500  # of --overlap
 TUNING_SEEDS, JUDGING_SEEDS = (100,), (0, 1, 2, 3, 4, 5)
@@ -119,12 +117,6 @@ def figures_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return late | first
 
 
-def shown(values: Sequence[float]) -> str:
-    """Return a mean, with the standard deviation in brackets where there are several values."""
-    spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
-
-
 def table(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, str]]:
     """Return a row for each arm; makes the runs that are missing, seed by seed."""
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
@@ -151,42 +143,35 @@ def overlaps() -> dict[str, dict[str, str]]:
     return rows
 
 
+STUDY = ArmStudy(
+    "longtrace",
+    table,
+    TUNING_SEEDS,
+    JUDGING_SEEDS,
+    f"CPU, one thread; {ROLLOUTS} rollouts, figures of the last {LATE}",
+    "runs/longtrace/runs",
+)
+
+
 def main() -> None:
-    """Make the runs that are missing and write the result file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tune", action="store_true", help="the tuning seed; prints its rows")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[*JUDGING_SEEDS])
-    parser.add_argument("--out", type=Path, default=Path("runs/longtrace/runs"))
-    parser.add_argument("--results", type=Path, default=FOLDER, help="(default: docs/results)")
+    """Make the data and the runs that are missing and write the result file."""
+    parser = STUDY.parser(__doc__)
     parser.add_argument("--overlap", action="store_true", help="write the overlaps alone")
     given = parser.parse_args()
-    os.chdir(ROOT)
     if given.overlap:
         about = f"{PROBLEMS} problems of 2 to 4 hops on graphs of 200 documents with 3 links"
         notes = {"command": "python -m benchmarks.longtrace --overlap", "conditions": about}
         write_results(given.results / "longtrace_overlap.csv", notes, overlaps(), key="way")
         return
-    out = given.out.resolve()
-    if not (out.parent / "model").is_dir():
+    folder = ROOT / given.out.parent
+    if not (folder / "model").is_dir():
         raise SystemExit(
-            f"{out.parent / 'model'} is missing; run python scripts/make_trace_model.py"
-            f" --output {out.parent / 'model'}"
+            f"{folder / 'model'} is missing; run python scripts/make_trace_model.py"
+            f" --output {folder / 'model'}"
         )
-    sizes = ["--problems=240", "--validation-problems=40", f"--output={out.parent / 'data'}"]
+    sizes = ["--problems=240", "--validation-problems=40", f"--output={folder / 'data'}"]
     long_problems.main([*DATA, *sizes])
-    if given.tune:
-        for arm, row in table(out, TUNING_SEEDS).items():
-            print(arm, row)
-        return
-    seeds = ", ".join(map(str, given.seeds))
-    notes = {
-        "command": f"python -m benchmarks.longtrace --seeds {seeds.replace(',', '')}",
-        "conditions": f"CPU, one thread; {ROLLOUTS} rollouts, figures of the last {LATE};"
-        f" mean (sd) over seeds {seeds}",
-    }
-    write_results(given.results / "longtrace.csv", notes, table(out, given.seeds), key="arm")
+    STUDY.run(given)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,14 @@ other in this process. A run that is finished is not made again. Results go to
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.arm_study import ArmStudy, shown
 from benchmarks.finished_runs import figures_of_run
-from benchmarks.results import FOLDER, write_results
 from rlif_lightning.running.metrics_csv import read_logged
 
-ROOT = Path(__file__).resolve().parent.parent
 ROLLOUTS, LATE = 40, 10
 TUNING_SEEDS, JUDGING_SEEDS = (100,), (0, 1, 2, 3, 4, 5)
 COMMON = [
@@ -73,12 +70,6 @@ def run(arm: str, seed: int, out: Path) -> list[dict[str, float]]:
     return figures_of_run(f"{arm} seed {seed}", arguments, folder, lambda it, _: measured(it))
 
 
-def shown(values: Sequence[float]) -> str:
-    """Return a mean, with the standard deviation in brackets where there are several values."""
-    spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
-
-
 def table(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, str]]:
     """Return a row for each arm; makes the runs that are missing, seed by seed."""
     runs = {(arm, seed): run(arm, seed, out) for seed in seeds for arm in ARMS}
@@ -96,29 +87,14 @@ def table(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, str]]:
     return rows
 
 
-def main() -> None:
-    """Make the runs that are missing and write the result file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tune", action="store_true", help="the tuning seed; prints its rows")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[*JUDGING_SEEDS])
-    parser.add_argument("--out", type=Path, default=Path("runs/reuserl"))
-    parser.add_argument("--results", type=Path, default=FOLDER, help="(default: docs/results)")
-    given = parser.parse_args()
-    os.chdir(ROOT)
-    if given.tune:
-        for arm, row in table(given.out.resolve(), TUNING_SEEDS).items():
-            print(arm, row)
-        return
-    rows = table(given.out.resolve(), given.seeds)
-    conditions = f"CPU, one thread; {ROLLOUTS} rollouts, figures of the last {LATE}"
-    notes = {
-        "command": f"python -m benchmarks.reuserl --seeds {' '.join(map(str, given.seeds))}",
-        "conditions": f"{conditions}; mean (sd) over seeds {', '.join(map(str, given.seeds))}",
-    }
-    write_results(given.results / "reuserl.csv", notes, rows, key="arm")
-
+STUDY = ArmStudy(
+    "reuserl",
+    table,
+    TUNING_SEEDS,
+    JUDGING_SEEDS,
+    f"CPU, one thread; {ROLLOUTS} rollouts, figures of the last {LATE}",
+    "runs/reuserl",
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.run(STUDY.parser(__doc__).parse_args())

@@ -13,19 +13,16 @@ Results go to ``docs/results/rubric_weights.csv``.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.arm_study import ArmStudy, shown
 from benchmarks.finished_runs import figures_of_run
-from benchmarks.results import FOLDER, write_results
 from rlif_lightning.running.events import read_events
 from rlif_lightning.running.metrics_csv import read_logged
 
-ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 6  # of ten rollouts
 LATE, SMOOTH = 10, 5  # rollouts: of the plateau, and of the mean that has to reach it
 REACHED = 0.95  # of the way from the static arm's first rollouts to its plateau
@@ -116,12 +113,6 @@ def figures_of(rows: Sequence[Mapping[str, float]], level: float) -> dict[str, f
     }
 
 
-def shown(values: Sequence[float]) -> str:
-    """Return a mean, with the standard deviation in brackets where there are several values."""
-    spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
-
-
 def table(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, str]]:
     """Return a row for each arm; makes the runs that are missing, seed by seed."""
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
@@ -145,29 +136,14 @@ def table(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, str]]:
     return rows
 
 
-def main() -> None:
-    """Make the runs that are missing and write the result file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tune", action="store_true", help="the tuning seed; prints its rows")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[*JUDGING_SEEDS])
-    parser.add_argument("--out", type=Path, default=Path("runs/rubric_weights"))
-    parser.add_argument("--results", type=Path, default=FOLDER, help="(default: docs/results)")
-    given = parser.parse_args()
-    os.chdir(ROOT)
-    if given.tune:
-        for arm, row in table(given.out.resolve(), TUNING_SEEDS).items():
-            print(arm, row)
-        return
-    rows = table(given.out.resolve(), given.seeds)
-    conditions = f"CPU, one thread; {10 * EPOCHS} rollouts, figures of the last {LATE}"
-    notes = {
-        "command": f"python -m benchmarks.rubric_weights --seeds {' '.join(map(str, given.seeds))}",
-        "conditions": f"{conditions}; mean (sd) over seeds {', '.join(map(str, given.seeds))}",
-    }
-    write_results(given.results / "rubric_weights.csv", notes, rows, key="arm")
-
+STUDY = ArmStudy(
+    "rubric_weights",
+    table,
+    TUNING_SEEDS,
+    JUDGING_SEEDS,
+    f"CPU, one thread; {10 * EPOCHS} rollouts, figures of the last {LATE}",
+    "runs/rubric_weights",
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.run(STUDY.parser(__doc__).parse_args())

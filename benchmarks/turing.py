@@ -18,6 +18,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arm_study import shown
 from benchmarks.finished_runs import figures_of_run
 from benchmarks.results import FOLDER, write_results
 from benchmarks.turing_dialogues import is_perfect, make_model, rows
@@ -134,11 +135,6 @@ def run(name: str, seed: int) -> dict[str, float]:
         f"--model.objective={json.dumps(objective)}", "--model.optimizer.lr=1e-3",
     ]  # fmt: skip
     return figures_of_run(f"{name} seed {seed}", arguments, folder, lambda it, _: measured(it))
-
-
-def shown(values: list[float]) -> str:
-    """Return a mean with the standard deviation in brackets."""
-    return f"{statistics.fmean(values):.3f} ({statistics.stdev(values):.3f})"
 
 
 def human_share() -> float:

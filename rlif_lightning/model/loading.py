@@ -247,7 +247,8 @@ def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
 def _with_drawn_adapters(model: Any, kind: type) -> Any:
     """Initialise the adapters from the run's seed alone.
 
-    A model on the meta device, whose weights come later, gets the same adapters.
+    A model on the meta device, whose weights come later, gets the same adapters, and so does one on
+    a GPU, whose generator would draw others.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
@@ -257,5 +258,14 @@ def _with_drawn_adapters(model: Any, kind: type) -> Any:
                     setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu")))
         for layer in model.modules():
             if isinstance(layer, kind):
+                drawn = [
+                    (parameter, parameter.device)
+                    for name, parameter in layer.named_parameters()
+                    if name.startswith("lora_") and "magnitude" not in name
+                ]
+                for parameter, _ in drawn:
+                    parameter.data = parameter.data.cpu()
                 layer.reset_lora_parameters("default", init_lora_weights=True)  # type: ignore[operator]
+                for parameter, device in drawn:
+                    parameter.data = parameter.data.to(device)
     return model

@@ -58,6 +58,7 @@ def sections() -> dict[str, Any]:
         "equal": passes.equal,
         "quickstart": runs.quickstart,
         "fits": fits.fits,
+        "graph-runs": fits.graph_runs,
         **{f"decode-{shape}": partial(_decode, shape) for shape in ("embedded", *shapes.SHAPES)},
         "graphs": graphs.graphs,
         "kernels": passes.kernels,

@@ -17,7 +17,7 @@ from shapes import tried
 
 from rlif_lightning.running.metrics_csv import read_logged
 
-TOGETHER = 8  # processes that share the GPU: each mostly waits for its own launches
+TOGETHER = 10  # processes that share the GPU: each mostly waits for its own launches
 SHORT = [
     "fit",
     "--config=configs/quickstart.yaml",
@@ -44,14 +44,17 @@ RECIPES = {  # name: overlays and options
     "LoRA": ["--model.policy.lora.rank=8"],
     "Muon": ["--model.optimizer=MuonAdamW"],
 }
-APART = ("exprl", "exprl_cpu", "distil", "pow3r")
+MODEL = Path("runs/reuserl/model")  # by scripts/make_countdown_model.py; without it no environment
+# Named above, or in need of files that a script makes.
+APART = ("exprl", "exprl_cpu", "distil", "pow3r", "reuserl", "longtrace", "turing", "turing_cpu")
 
 
 def recipes() -> dict[str, list[str]]:
     """Return the options of each short run by its name."""
     overlays = sorted([*Path("configs/objectives").glob("*"), *Path("configs/related").glob("*")])
     named = {path.stem: [f"--config={path}"] for path in overlays if path.stem not in APART}
-    return {**RECIPES, **named}
+    acting = {"reuserl": ["--config=configs/related/reuserl.yaml"]} if MODEL.exists() else {}
+    return {**RECIPES, **acting, **named}
 
 
 def file_name(name: str) -> str:
@@ -62,7 +65,7 @@ def file_name(name: str) -> str:
 def first_row(folder: Path) -> dict[str, float]:
     """Return what the first rollout logged, without times and memory."""
     rows = read_logged(next(folder.rglob("metrics.csv"))).rows
-    row = next(row for row in rows if "policy/entropy" in row)
+    row = next(row for row in rows if "rollout/length" in row)
     timed = ("time/", "per_second", "memory")
     return {k: float(v) for k, v in row.items() if not any(word in k for word in timed)}
 
@@ -119,3 +122,21 @@ def fits(out: Path) -> dict[str, Any]:
     context, names = multiprocessing.get_context("spawn"), list(recipes())
     with ProcessPoolExecutor(TOGETHER, mp_context=context) as pool:
         return dict(zip(names, pool.map(partial(tried_fit, out=out), names), strict=True))
+
+
+def graph_runs(out: Path) -> dict[str, Any]:
+    """Compare the parameters of runs with CUDA graphs with those of the same runs without."""
+    graphs = ["--model.engine=NativeEngine", "--model.engine.cuda_graphs=true"]
+    exact = ["--trainer.accelerator=cuda", "--trainer.deterministic=true"]
+    whole = {"quickstart": [], **{k: v for k, v in recipes().items() if k == "reuserl"}}
+
+    def compare(name: str) -> float:
+        eager, graphed = (
+            weights(
+                run([*SHORT, *whole[name], *exact, *options], out / name / str(len(options)))[0]
+            )
+            for options in ([], graphs)
+        )
+        return largest_difference(eager, graphed)
+
+    return {name: tried(partial(compare, name)) for name in whole}

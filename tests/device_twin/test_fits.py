@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from callbacks.collapse_guard import CollapseGuard
-from rlif_lightning import cli
+from rlif_lightning import LoRA, cli
+from rlif_lightning.model.loading import Policy
+from rlif_lightning.model.policy import PolicyModel
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:GPU available but not used"
@@ -151,3 +154,21 @@ def test_sliding_windows_give_what_they_give_on_the_cpu(tmp_path, tiny_models):
     once.append(f"--model.policy.name={tiny_models['gemma3']}")
     runs = [fit(tmp_path / accelerator, accelerator, *once) for accelerator in ("cuda", "cpu")]
     assert_near(*runs, ROUNDING)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}])
+def test_adapters_are_drawn_on_the_cpu_whatever_the_device(monkeypatch, options):
+    """A GPU's generator would draw others from the same seed. The twin's would not: so by place."""
+    places: list[str] = []
+    whole = LoraLayer.reset_lora_parameters
+
+    def reset(layer, *given, **named):
+        if named:  # ours; peft's own comes first
+            places.extend(each.weight.device.type for each in layer.lora_A.values())
+        return whole(layer, *given, **named)
+
+    monkeypatch.setattr(LoraLayer, "reset_lora_parameters", reset)
+    with torch.device("cuda"):
+        policy = PolicyModel(Policy("rlif-arithmetic", lora=LoRA(rank=4, options=options)))
+    assert set(places) == {"cpu"}
+    assert {p.device.type for n, p in policy.named_parameters() if "lora_" in n} == {"cuda"}
