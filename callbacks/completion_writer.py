@@ -163,7 +163,7 @@ def table_of(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]
     """Return a sample's columns and rows: a record's fields, each head's score as one of them."""
     rows = []
     for record in records:
-        scores = {f"reward/{name}": score for name, score in record["scores"].items()}
+        scores = {f"score {name}": score for name, score in record["scores"].items()}
         rows.append({key: value for key, value in record.items() if key != "scores"} | scores)
     return [*rows[0]], [[*row.values()] for row in rows]
 

@@ -13,7 +13,7 @@ from harness.runs import adding, fit
 def test_a_table_has_a_column_for_each_head_and_a_row_for_each_completion():
     record = {"rollout": 1, "prompt": "1+1=", "scores": {"vote": 0.5, "f": None}, "answer": "2"}
     columns, rows = table_of([record, {**record, "scores": {"vote": 1.0, "f": 2.0}}])
-    assert columns == ["rollout", "prompt", "answer", "reward/vote", "reward/f"]
+    assert columns == ["rollout", "prompt", "answer", "score vote", "score f"]
     assert rows == [[1, "1+1=", "2", 0.5, None], [1, "1+1=", "2", 1.0, 2.0]]
 
 

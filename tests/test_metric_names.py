@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import metrics_page
 import pytest
@@ -32,6 +33,7 @@ from callbacks.report.tables import FIGURES
 from harness.cases import check_each, from_root
 from harness.decoding import sampler
 from harness.episodes import ACTING
+from harness.judge_server import judge_server
 from harness.runs import BASE, fit, run_with
 from rlif_lightning import cli
 from rlif_lightning.judges.base import Request
@@ -118,6 +120,13 @@ def middling(request: Request) -> str:
 ACTING_HEADS = {"game": "EnvironmentReward", "reuse": "ReuseRL"}
 
 
+def paid(url: str) -> dict[str, Any]:
+    """A head that asks a judge with prices."""
+    judge = {"url": url, "model": "a", "prices": [2.0, 5.0]}
+    given = {"judge": {"class_path": "EndpointJudge", "init_args": judge}}
+    return {"class_path": "JudgeHead", "init_args": {**given, "template": "{completion}"}}
+
+
 def even(request: Request) -> str:
     values = dict.fromkeys((*MERITS, *PENALTIES), 0.5)
     return json.dumps(dict.fromkeys(SIDES, values))
@@ -131,6 +140,8 @@ NEEDED = {
     "OverclaimMonitor": MONITORED,
     "CheckerMonitor": {"search": "="},
 }
+# They log nothing: one needs the hub (test_model_card.py), one a teacher (test_sandbox_trace.py).
+SILENT = {"HubExporter", "SandboxTrace"}
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +164,7 @@ def everything(tmp_path_factory) -> Path:
     callbacks = [
         {"class_path": name, "init_args": NEEDED.get(name, {})}
         for name in CALLBACKS
-        if name != "STAREController"
+        if name not in {"STAREController", *SILENT}
     ]
     next(each for each in callbacks if each["class_path"] == "HFExporter")["init_args"] = {
         "monitor": "val/accuracy"
@@ -172,9 +183,12 @@ def everything(tmp_path_factory) -> Path:
     texts = ["--model.objective=Supervised", "--model.rewards={}", "--data.group_size=1"]
     fit(folder / "supervised", *texts, "--trainer.limit_val_batches=0")
     head = {"class_path": "Rubric", "init_args": CRITERIA}
-    pow3r = "--model.rewards=" + json.dumps({"rubric": {"head": head}})
     twice = ["--trainer.max_epochs=2", "--data.prompts_per_rollout=16"]
-    fit(folder / "pow3r", pow3r, *twice, "--trainer.limit_val_batches=0")
+    with judge_server() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        heads = {"rubric": {"head": head}, "paid": {"head": paid(server.url)}}
+        pow3r = f"--model.rewards={json.dumps(heads)}"
+        fit(folder / "pow3r", pow3r, *twice, "--trainer.limit_val_batches=0")
     heads = json.dumps({name: {"head": head} for name, head in ACTING_HEADS.items()})
     acting = [*ACTING, f"--model.rewards={heads}"]
     fit(folder / "acting", *acting, "--trainer.limit_val_batches=0")
@@ -293,7 +307,8 @@ NOT_DRAWN = {
         "answer/located",
         "answer/tokens",
     ),
-    *(f"judge/{name}" for name in ("questions", "calls", "failed", "unparsed", "steps")),
+    *(f"judge/{name}" for name in ("questions", "calls", "cost", "failed", "unparsed")),
+    "judge/steps",
     *("judge/prompt_tokens", "judge/completion_tokens"),
     *(f"turing/{name}" for name in ("rating", "copied", "well_formed")),
     "supervised/loss",

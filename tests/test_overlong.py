@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from harness.files import ROOT
 from harness.rollouts import handmade
 from harness.runs import fit
+from rlif_lightning.learning.advantages import GRPO
 from rlif_lightning.learning.rollout_advantages import without_dropped
 from rlif_lightning.records import RewardOutput
 from rlif_lightning.rewards import DropTruncated, OverlongPenalty
@@ -68,3 +70,17 @@ def test_a_run_that_drops_truncated_completions(tmp_path):
     assert 0 < length <= 6
     assert float(figures["reward/drop/share"]) == 0
     assert run.trainer.global_step == 8
+
+
+def test_the_overlay_trains_on_its_own_rewards(tmp_path):
+    """Its penalty ends at its limit of generation, and a completion at it is left out."""
+    overlay = f"--config={ROOT / 'configs' / 'objectives' / 'overlong.yaml'}"
+    run = fit(tmp_path, overlay, "--trainer.limit_train_batches=1")
+    settings = run.model.rewards.settings
+    assert set(settings) == {"vote", "cut", "overlong"}
+    penalty = settings["overlong"].head
+    assert (penalty.limit, penalty.buffer) == (run.model.sampling.max_new_tokens, 12)
+    assert isinstance(settings["cut"].head, DropTruncated)
+    assert run.model.advantage == GRPO()
+    assert run.trainer.global_step == 4
+    assert float(run.trainer.callback_metrics["policy/grad_norm"]) > 0

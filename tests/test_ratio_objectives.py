@@ -8,7 +8,7 @@ import torch
 from harness.files import ROOT
 from harness.runs import fit
 from harness.scoring import completions_of
-from rlif_lightning.learning.advantages import GDPO
+from rlif_lightning.learning.advantages import GDPO, GRPO
 from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
 from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import Objective
@@ -27,6 +27,7 @@ ADVANTAGES = {
     "leave_one_out_gdpo": GDPO(leave_one_out=True),
     "reinforce_plus_plus": ReinforcePlusPlus(),
     "opo": OPO(),
+    "batch_normalized": GRPO(normalize="batch"),
 }
 OVERLAYS = {"gspo": GSPO(), "cispo": CISPO(), "sapo": SAPO(), "gmpo": GMPO(), "dppo": DPPO()}
 NARROW = [
@@ -40,7 +41,7 @@ NARROW = [
 
 def test_every_overlay_is_tested():
     files = {path.stem for path in (ROOT / "configs" / "objectives").glob("*.yaml")}
-    elsewhere = {"dynamic_sampling", "replay"}  # tests of their own
+    elsewhere = {"dynamic_sampling", "overlong", "replay"}  # tests of their own
     assert files == {*OVERLAYS, *ADVANTAGES, *elsewhere}
 
 

@@ -39,8 +39,9 @@ class CountdownProblems(GeneratedProblems):
         self.numbers, self.largest = numbers, largest
 
     def load(self, split: Split) -> Dataset:
-        """Draw the split, with columns ``question`` ("2 3 5 7 = 29" and a newline), ``numbers``
-        and ``target``.
+        """Draw the split.
+
+        Its columns are ``question`` ("2 3 5 7 = 29" and a newline), ``numbers`` and ``target``.
         """
         from datasets import Dataset
 

@@ -257,7 +257,10 @@ class DrGRPO(Advantage):
 
 @dataclass(frozen=True)
 class RLOO(Advantage):
-    """Each reward minus the mean of the group's other rewards. https://arxiv.org/abs/2402.14740"""
+    """Each reward minus the mean of the group's other rewards.
+
+    https://arxiv.org/abs/2402.14740
+    """
 
     def parts(self, rewards: Tensor, weights: Tensor, lengths: Tensor | None = None) -> Tensor:
         return leave_one_out(rewards) * per_group(weights)

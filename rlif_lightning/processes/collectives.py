@@ -243,5 +243,5 @@ def broadcast_from_first(values: Tensor) -> Tensor:
 
 
 def object_from_first(value: T) -> T:
-    """As :func:`broadcast_from_first`, for a value that is pickled."""
+    """Return the first rank's value, which is pickled; as :func:`broadcast_from_first`."""
     return value if num_processes() == num_data_ranks() else all_process_objects(value)[0]
