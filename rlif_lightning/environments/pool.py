@@ -170,8 +170,9 @@ class EnvironmentPool:
         if failed > self.max_failed * all_of_them:
             reasons = dict.fromkeys(each for rank in all_rank_objects(failures) for each in rank)
             raise FailedEpisodes(
-                f"make={self.factory!r}: {failed:.0f} of {all_of_them:.0f} episodes of this rollout"
-                f" failed, more than max_failed={self.max_failed:g}: {'; '.join([*reasons][:3])}."
+                f"data.environment.make={self.factory!r}: {failed:.0f} of {all_of_them:.0f}"
+                f" episodes of this rollout failed, more than max_failed={self.max_failed:g}:"
+                f" {'; '.join([*reasons][:3])}."
                 " The run is saved up to its last step: put the environment right and resume"
                 " (--ckpt_path=auto)"
             )
@@ -237,6 +238,7 @@ class EnvironmentPool:
         step = live.environment.step(action)
         if not isinstance(step, Step):
             raise TypeError(f"step returned {type(step).__name__}; return a Step")
+        _check_success(step)
         seen = cut(step.observation)
         live.turns[-1] = Turn(action, _number(step.reward), step.info, seen)
         if step.ends:
@@ -252,6 +254,14 @@ class EnvironmentPool:
         metrics = {k: float(v) for k, v in figures().items()} if callable(figures) else {}
         episode = Episode(tuple(live.turns), stop, self.max_turns, final, metrics)
         return Answer(live.number, "", episode)
+
+
+def _check_success(step: Step) -> None:
+    said = step.info.get("success")
+    try:
+        float(said or 0)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"info['success']={said!r}: it must be a number or a bool") from error
 
 
 def _number(reward: Any) -> float:
