@@ -30,6 +30,7 @@ import rlif_lightning.learning.supervised
 import rlif_lightning.rewards
 import rlif_lightning.rollout.vllm_engine  # noqa: F401
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.environments.pool import FailedEpisodes
 from rlif_lightning.evaluation.files import EvaluationFiles
 from rlif_lightning.evaluation.prediction_files import PredictionFiles, Predictions
 from rlif_lightning.evaluation.report import Report, print_comparison, print_report
@@ -228,8 +229,8 @@ def main(args: list[str] | None = None) -> RLIFCLI:
     """Run the command line; ``args`` replaces ``sys.argv[1:]``.
 
     Raises:
-        SystemExit: 2 after a mistake in the settings or the data, 1 where the disk is full or a
-            vLLM server fails; stderr has one line.
+        SystemExit: 2 after a mistake in the settings or the data, 1 where the disk is full, or a
+            vLLM server or environments fail; stderr has one line.
     """
     torch.set_float32_matmul_precision("high")
     silence()
@@ -259,7 +260,7 @@ def main(args: list[str] | None = None) -> RLIFCLI:
             raise
         print(f"error: {ours}", file=sys.stderr)
         raise SystemExit(MISTAKEN) from error
-    except VLLMError as error:
+    except (VLLMError, FailedEpisodes) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(FAILED) from error
     except OSError as error:

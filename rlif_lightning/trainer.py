@@ -39,6 +39,7 @@ from rlif_lightning.running.run_loop import (
     refuse_duplicate_callbacks,
 )
 from rlif_lightning.running.setup_checks import check_precision, check_trainer
+from rlif_lightning.running.stock_callbacks import refuse_unusable
 from rlif_lightning.running.stop_signals import StopSignals
 from rlif_lightning.running.texts import refuse_without_rewards
 
@@ -79,6 +80,7 @@ class RLIFTrainer(Trainer):
         """As Lightning, which does not tell its callbacks what checkpoint a run goes on from."""
         self.ckpt_of_run = None if ckpt_path is None else str(ckpt_path)
         if self.state.fn == TrainerFn.FITTING:
+            refuse_unusable(self.callbacks)
             self.own_files = None
             self.source = None if ckpt_path is None else Path(ckpt_path)
         return super()._run(model, ckpt_path, weights_only)

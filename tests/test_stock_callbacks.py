@@ -115,6 +115,8 @@ def test_an_average_of_weights_that_are_divided_is_refused():
 def test_a_run_and_the_tuner_refuse_them(tmp_path):
     with pytest.raises(ValueError, match="StochasticWeightAveraging is not used"):
         Run(tmp_path / "swa", 1, module(), data(), StochasticWeightAveraging(0.1))
+    with pytest.raises(ValueError, match="BatchSizeFinder is not used"):  # before its own setup
+        Run(tmp_path / "size", 1, module(), data(), BatchSizeFinder())
     tuner = Tuner(trainer(tmp_path / "tuner", 1))
     with pytest.raises(ValueError, match="LearningRateFinder is not used"):
         tuner.lr_find(module(), datamodule=data())

@@ -14,6 +14,7 @@ drew it itself.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,13 +90,20 @@ class EnvironmentTask:
         return ids[1:] if ids and last in ends and ids[0] == last else ids
 
     def check(self, tools: Sequence[dict[str, Any]] = ()) -> None:
-        """Refuse a chat template that changes what it has written before.
+        """Refuse a chat template that changes what it has written before; warn where there is none.
 
         Raises:
             ValueError: names the setting and the remedy.
         """
         if self.renderer.chat is not None:
             self._after_words("Go on.", tools)
+        elif tools:
+            warnings.warn(
+                f"data.environment.make={self.settings.make!r} has tools, and"
+                " data.format.chat=false shows the policy none of them: set data.format.chat=true"
+                " with a chat template, or name them in the prompts",
+                stacklevel=2,
+            )
 
     def _plain(self, observation: Observation) -> Observation:
         if isinstance(observation, str):

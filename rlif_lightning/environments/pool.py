@@ -170,8 +170,9 @@ class EnvironmentPool:
         if failed > self.max_failed * all_of_them:
             reasons = dict.fromkeys(each for rank in all_rank_objects(failures) for each in rank)
             raise FailedEpisodes(
-                f"make={self.factory!r}: {failed:.0f} of {all_of_them:.0f} episodes of this rollout"
-                f" failed, more than max_failed={self.max_failed:g}: {'; '.join([*reasons][:3])}."
+                f"data.environment.make={self.factory!r}: {failed:.0f} of {all_of_them:.0f}"
+                f" episodes of this rollout failed, more than max_failed={self.max_failed:g}:"
+                f" {'; '.join([*reasons][:3])}."
                 " The run is saved up to its last step: put the environment right and resume"
                 " (--ckpt_path=auto)"
             )
@@ -257,8 +258,11 @@ class EnvironmentPool:
 def _info(step: Step) -> dict[str, float | str]:
     """Return a copy, since an environment may use one record for all of its steps."""
     info = dict(step.info)
-    if isinstance(info.get("success"), str):
-        raise TypeError(f"success={info['success']!r} in info: it must be a bool or a number")
+    said = info.get("success")
+    try:
+        float(said or 0)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"success={said!r} in info: it must be a number or a bool") from error
     return info
 
 

@@ -162,11 +162,11 @@ class PythonTool:
     run's usual heads.
 
     Args:
-        sandbox: where code runs, and within which limits.
+        sandbox: where code runs, and within which limits; in YAML its arguments.
     """
 
-    def __init__(self, sandbox: Sandbox = Sandbox()):
-        self.sandbox = sandbox
+    def __init__(self, sandbox: Sandbox | Mapping[str, Any] = Sandbox()):
+        self.sandbox = Sandbox(**sandbox) if isinstance(sandbox, Mapping) else sandbox
 
     def reset(self, **row: Any) -> None:
         """Begin an episode; there is nothing to begin."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.environments.base import Episode
 from rlif_lightning.processes.collectives import all_rank_objects
 from rlif_lightning.records import RewardOutput, Rollout
@@ -29,6 +30,18 @@ class EnvironmentReward(RewardHead):
     def __init__(self, per_turn: bool = False):
         super().__init__()
         self.per_turn = per_turn
+
+    def check(self, problems: EncodedSplit, group_size: int) -> None:
+        """Refuse problems without an environment.
+
+        Raises:
+            ValueError: names the head and the setting.
+        """
+        if problems.environment is None:
+            raise ValueError(
+                f"{type(self).__name__} scores episodes, and data.environment is null: set"
+                " data.environment.make, or take the head out"
+            )
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all episodes (a collective)."""

@@ -31,6 +31,20 @@ REFUSED: dict[type[Callback], str] = {
 }
 
 
+def refuse_unusable(callbacks: Iterable[Callback]) -> None:
+    """Refuse callbacks that cannot be used; some fail in their own setup, before the module's.
+
+    Raises:
+        ValueError: names the callback and what to use instead.
+    """
+    for callback in callbacks:
+        for kind, remedy in REFUSED.items():
+            if isinstance(callback, kind):
+                raise ValueError(
+                    f"trainer.callbacks={type(callback).__name__} is not used: {remedy}"
+                )
+
+
 def check_callbacks(callbacks: Iterable[Callback], is_divided: bool) -> None:
     """Refuse callbacks that would fail later, or change a run silently.
 
@@ -41,11 +55,10 @@ def check_callbacks(callbacks: Iterable[Callback], is_divided: bool) -> None:
     Raises:
         ValueError: names the callback and what to use instead.
     """
+    callbacks = list(callbacks)
+    refuse_unusable(callbacks)
     for callback in callbacks:
         name = f"trainer.callbacks={type(callback).__name__}"
-        for kind, remedy in REFUSED.items():
-            if isinstance(callback, kind):
-                raise ValueError(f"{name} is not used: {remedy}")
         if not isinstance(callback, WeightAveraging):
             continue
         if averages_buffers(callback):

@@ -55,13 +55,13 @@ def check_texts(module: Any, data: PromptData | None) -> None:
     """
     if module.objective.column is None:
         return
-    _check_settings(module)
+    _check_settings(module, data)
     split = None if data is None else data.split("train")
     if data is not None and split is not None:
         _check_column(module.objective.column, data, split)
 
 
-def _check_settings(module: Any) -> None:
+def _check_settings(module: Any, data: PromptData | None) -> None:
     named, sampling = f"{SETTING}={type(module.objective).__name__}", module.sampling
     if module.group_size != 1:
         raise ValueError(
@@ -74,7 +74,9 @@ def _check_settings(module: Any) -> None:
             f"{sampling.min_new_tokens}: {named} trains the model's own distribution; set"
             " temperature=1 and min_new_tokens=0 (evaluation.sampling has its own)"
         )
+    environment = None if data is None else data.environment
     unused = {
+        "data.environment.make": environment and repr(environment.make),
         "model.dynamic_sampling": module.dynamic_sampling,
         "model.engine.staleness": getattr(module.engine, "staleness", 0),
     }
