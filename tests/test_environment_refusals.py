@@ -74,7 +74,7 @@ def test_tools_that_no_template_shows_are_told(tmp_path):
         fit(tmp_path, f"--data.environment={json.dumps(given)}", "--trainer.max_steps=1")
 
 
-@pytest.mark.parametrize(("said", "failure"), [("yes", "info['success']='yes'"), ("1", "")])
+@pytest.mark.parametrize(("said", "failure"), [("yes", "success='yes'"), ("1", "")])
 def test_a_success_that_is_no_number_fails_its_episode_alone(said, failure):
     with EnvironmentPool(SaysYes) as pool:
         pool.start(0, 1, {})
