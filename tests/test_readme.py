@@ -26,7 +26,7 @@ def block(content: str) -> str:
 def test_it_is_read_in_a_minute():
     prose = re.sub(r"```.*?```|<!--.*?-->", "", README, flags=re.S)
     prose = re.sub(r"\]\([^)]*\)", "]", prose)
-    assert len(prose.split()) <= 750
+    assert len(prose.split()) <= 700
     # What was not run stands before anything that invites to run it.
     assert README.index("## Limits") < README.index("## Two commands") < 3000
 
