@@ -13,6 +13,7 @@ from harness.runs import BASE, fit
 from rlif_lightning import PythonTool, cli
 from rlif_lightning.environments.base import Step
 from rlif_lightning.environments.pool import EnvironmentPool
+from rlif_lightning.evaluation.label_checks import label_uses
 
 SUPERVISED = [
     '--model.objective={"class_path": "Supervised", "init_args": {"column": "answer"}}',
@@ -105,6 +106,9 @@ def test_turns_that_an_environment_pays_for_are_steps(tmp_path, capsys):
 
     run = fit(tmp_path / "steps", *given, rewards(True))
     assert run.model.rewards.settings["game"].head.gives_steps
+    # It may pay by a gold answer, so that a model card must not say label-free.
+    [use] = label_uses(run.model)
+    assert use.endswith("is an environment's, which sees every column")
     root = f"--trainer.default_root_dir={tmp_path}"
     said = refused(capsys, "fit", *BASE, *given, rewards(False), root)
     assert "model.advantage=StepDelta needs a reward that scores steps" in said
