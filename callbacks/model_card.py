@@ -52,10 +52,14 @@ def model_card(trainer: Any, module: Any, uses: Sequence[str], measured: Sequenc
     return (
         f"---\n{_front_matter(module, data, uses)}\n---\n\n"
         f"# A policy trained from {_shown(base)}\n\n"
-        f"Trained by reinforcement learning from {rollouts} rollouts in {trainer.global_step}"
+        f"Trained by {_way(module)} from {rollouts} rollouts in {trainer.global_step}"
         f" optimiser steps of `{type(module.objective).__name__}`, with rlif-lightning.\n\n"
         f"{sections}\n"
     )
+
+
+def _way(module: Any) -> str:
+    return "reinforcement learning" if module.objective.needs_rewards else "supervised learning"
 
 
 def _front_matter(module: Any, data: Any, uses: Sequence[str]) -> str:
@@ -70,7 +74,7 @@ def _front_matter(module: Any, data: Any, uses: Sequence[str]) -> str:
         library_name="peft" if has_adapters else "transformers",
         pipeline_tag="text-generation",
         datasets=named,
-        tags=["rlif-lightning", "reinforcement-learning", *label_free],
+        tags=["rlif-lightning", _way(module).replace(" ", "-"), *label_free],
     ).to_yaml()
 
 

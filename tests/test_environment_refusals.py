@@ -13,6 +13,7 @@ from harness.runs import BASE, fit
 from rlif_lightning import PythonTool, cli
 from rlif_lightning.environments.base import Step
 from rlif_lightning.environments.pool import EnvironmentPool
+from rlif_lightning.evaluation.label_checks import label_uses
 
 SUPERVISED = [
     '--model.objective={"class_path": "Supervised", "init_args": {"column": "answer"}}',
@@ -93,3 +94,21 @@ def test_the_python_tool_takes_its_sandbox_from_yaml():
     assert tool.python("print(1 + 1)").strip() == "2"
     with pytest.raises((TypeError, ValueError), match="seconds"):
         PythonTool({"seconds": 2.0})
+
+
+def test_turns_that_an_environment_pays_for_are_steps(tmp_path, capsys):
+    advantage = {"class_path": "StepDelta", "init_args": {"baseline": "group"}}
+    given = [*ACTING, f"--model.advantage={json.dumps(advantage)}", "--trainer.max_steps=1"]
+
+    def rewards(per_turn: bool) -> str:
+        head = {"class_path": "EnvironmentReward", "init_args": {"per_turn": per_turn}}
+        return f"--model.rewards={json.dumps({'game': {'head': head}})}"
+
+    run = fit(tmp_path / "steps", *given, rewards(True))
+    assert run.model.rewards.settings["game"].head.gives_steps
+    # It may pay by a gold answer, so that a model card must not say label-free.
+    [use] = label_uses(run.model)
+    assert use.endswith("is an environment's, which sees every column")
+    root = f"--trainer.default_root_dir={tmp_path}"
+    said = refused(capsys, "fit", *BASE, *given, rewards(False), root)
+    assert "model.advantage=StepDelta needs a reward that scores steps" in said

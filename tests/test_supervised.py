@@ -162,6 +162,9 @@ def test_the_next_stage_starts_from_exactly_the_exported_weights(small, tmp_path
     first = run(small, tmp_path / "one")
     [folder] = (tmp_path / "one").rglob("export/last")
     start = parameters(first)
+    card = (folder / "README.md").read_text()
+    assert "Trained by supervised learning from " in card
+    assert "reinforcement" not in card
     assert any((start[name] != value).any() for name, value in untrained().items())
     named = ["--model.policy.dtype=float64", f"--model.policy.name={folder}"]
     kept = fit(tmp_path / "two", *named, "--model.optimizer.lr=1e-30")

@@ -14,6 +14,7 @@ from rlif_lightning.data.mixed_sources import EasyFirst
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.records import overlap
 from rlif_lightning.rewards.base import RewardHead
+from rlif_lightning.rewards.environment import EnvironmentReward
 from rlif_lightning.rewards.function import GOLD_NAMES
 from rlif_lightning.rewards.held_head import heads_in
 from rlif_lightning.rewards.reward_set import RewardSet
@@ -122,6 +123,8 @@ def _uses_of_order(module: Any) -> list[str]:
 def _uses_of_reward(module: Any, name: str) -> list[str]:
     settings = module.rewards.settings[name]
     head, kind = settings.head, f"{type(settings.head).__name__}, weight {settings.weight:g}"
+    if isinstance(head, EnvironmentReward) and settings.weight:
+        return [f"reward `{name}` ({kind}) is an environment's, which sees every column"]
     if head.needs_gold and settings.weight:
         return [f"reward `{name}` ({kind}) reads gold answers"]
     if head.needs_gold:

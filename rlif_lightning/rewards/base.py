@@ -34,6 +34,7 @@ class RewardHead(Described, nn.Module, ABC):
             label-free head may name them.
         gives_scores: whether the head can give scores; False for one that only takes completions
             out.
+        gives_steps: whether its output has scores of steps, which ``StepDelta`` reads.
         scalable: names of the head's numbers that a callback may change during a run.
     """
 
@@ -41,6 +42,7 @@ class RewardHead(Described, nn.Module, ABC):
     columns: Sequence[str] = ()
     gold_columns: Sequence[str] = ()
     gives_scores: bool = True
+    gives_steps: bool = False
     scalable: Sequence[str] = ()
 
     @property

@@ -83,6 +83,7 @@ class CheckerReward(HoldsHead, RewardHead):
                 f"alpha={alpha}, min_confidence={min_confidence}: need alpha >= 0 and"
                 " min_confidence in [0, 1]"
             )
+        self.gives_steps = head.gives_steps
         self.scorer, self.claims, self.evidence = scorer, claims, evidence
         self.alpha, self.min_confidence = alpha, min_confidence
         self.columns = tuple(dict.fromkeys((*head.columns, *evidence.columns)))

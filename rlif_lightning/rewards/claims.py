@@ -72,7 +72,8 @@ class Questions:
             sum(each.prompt_tokens + each.completion_tokens for each in replies)
             for replies in self.replies
         ]
-        own = {"judge_calls": calls, "judge_tokens": tokens}
+        cost = [sum(each.cost for each in replies) for replies in self.replies]
+        own = {"judge_calls": calls, "judge_tokens": tokens, "judge_cost": cost}
         return {
             name: [a + b for a, b in zip(values, other.get(name, none), strict=True)]
             for name, values in own.items()

@@ -29,7 +29,7 @@ class EnvironmentReward(RewardHead):
 
     def __init__(self, per_turn: bool = False):
         super().__init__()
-        self.per_turn = per_turn
+        self.per_turn = self.gives_steps = per_turn
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse problems without an environment.

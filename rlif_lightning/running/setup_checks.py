@@ -188,11 +188,12 @@ def _check_steps(advantage: Any, rewards: dict[str, WeightedReward]) -> None:
     """Refuse an estimator of steps without steps, and an option that it would not see."""
     if not isinstance(advantage, StepDelta):
         return
-    stepped = {name: each for name, each in rewards.items() if hasattr(each.head, "gives_steps")}
+    stepped = {name: each for name, each in rewards.items() if each.head.gives_steps}
     if not stepped:
         raise ValueError(
             f"model.advantage=StepDelta needs a reward that scores steps, and rewards="
-            f"{list(rewards)} have none: use StepRubricJudgeHead, or model.advantage=DrGRPO"
+            f"{list(rewards)} have none: use StepRubricJudgeHead,"
+            " EnvironmentReward with per_turn=true, or model.advantage=DrGRPO"
         )
     for name, reward in stepped.items():
         if reward.length == "neutral":
