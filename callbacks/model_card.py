@@ -15,7 +15,8 @@ from rlif_lightning.data.sources import HubDataset
 from rlif_lightning.evaluation.bootstrap import CONFIDENCE
 from rlif_lightning.running.run_settings import run_settings
 
-# What decides the weights. Engines, judges and evaluations may name servers and are left out.
+# What decides the weights. Engines, judges, evaluations and users' own callbacks may name servers
+# and are left out.
 RECIPE = (
     *("model.policy.dtype", "model.policy.lora", "model.policy.vocabulary", "model.advantage"),
     *("model.objective", "model.sampling", "model.dynamic_sampling", "model.answer_tokens"),
@@ -38,7 +39,16 @@ def model_card(trainer: Any, module: Any, uses: Sequence[str], measured: Sequenc
     """
     base, data = module.policy_settings.name, getattr(trainer, "datamodule", None)
     rollouts, settings = int(module.num_rollouts), run_settings(trainer, module)
-    recipe = {name: value for name, value in settings.items() if name.startswith(RECIPE)}
+    own = tuple(
+        f"trainer.callbacks.{type(each).__name__}."
+        for each in trainer.callbacks
+        if type(each).__module__.partition(".")[0] not in ("callbacks", "rlif_lightning")
+    )
+    recipe = {
+        name: value
+        for name, value in settings.items()
+        if name.startswith(RECIPE) and not name.startswith(own)
+    }
     parts = {
         "Labels": _labels(module, uses),
         "Rewards": _rewards(module),

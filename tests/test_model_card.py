@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
+from lightning.pytorch import Callback
 
 from callbacks import HubExporter
 from harness.runs import adding, fit
+from rlif_lightning.data.described import Described
 
 MEASURED = ["--compare=true", "--trainer.check_val_every_n_epoch=99"]
 GATED = {
@@ -129,3 +131,19 @@ def test_a_missing_login_is_told_before_the_first_rollout(tmp_path, capsys, monk
     told = " ".join(capsys.readouterr().err.split())
     assert "HubExporter.repo='me/tiny' cannot be made or written: 401 Client Error:" in told
     assert not list(tmp_path.rglob("model.safetensors"))
+
+
+class Reporter(Described, Callback):
+    """A user's callback with an address that a card must not tell."""
+
+    def __init__(self, server: str):
+        super().__init__()
+        self.server = server
+
+
+def test_a_users_callback_does_not_reach_the_card(tmp_path):
+    own = {"class_path": "test_model_card.Reporter", "init_args": {"server": "http://mine:81"}}
+    fit(tmp_path, f"--trainer.callbacks+={json.dumps(own)}", adding("HFExporter"))
+    text = card_of(tmp_path)[1]
+    assert "mine:81" not in text
+    assert "`trainer.callbacks`" in text
