@@ -8,6 +8,7 @@ import random
 import make_nli_classifier
 import pytest
 import torch
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from harness.models import classifier_folder, nli_folder
 from harness.rollouts import Given, handmade
@@ -36,6 +37,7 @@ from rlif_lightning.rewards import RewardSet, Rubric
 from rlif_lightning.rewards.checker import support_of
 from rlif_lightning.rewards.claim_scorers import Claim
 from rlif_lightning.rewards.claims import Questions
+from rlif_lightning.rewards.classifier import readable_tokens
 from rlif_lightning.rewards.graded_answer import overlap_of, plain_words
 
 NAN = math.nan
@@ -405,3 +407,24 @@ def test_templates_need_their_placeholder():
         JudgeScorer(RuleJudge(deciding), "{evidence}")
     with pytest.raises(ValueError, match=r"no \{answer\}"):
         JudgeClaims(RuleJudge(listing), "list")
+
+
+def test_positions_behind_the_padding_token_are_not_counted():
+    """RoBERTa's first place is behind its padding: of 20 it uses 18."""
+    config = RobertaConfig(
+        vocab_size=30, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=20, pad_token_id=1,
+    )  # fmt: skip
+    model = RobertaForSequenceClassification(config)
+    assert readable_tokens(model) == 18
+    model(input_ids=torch.full((1, 18), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, 19), 5))
+
+
+def test_a_classifier_that_overflows_has_no_verdict(monkeypatch):
+    scorer = NLIClassifier(nli_folder())
+    monkeypatch.setattr(scorer, "logits", lambda rows, device: torch.full((1, 3), math.nan))
+    assert scorer.verdicts([Claim("3+4=7", "3+4=7", 0)], Questions(1, torch.device("cpu"))) == [
+        None
+    ]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from rlif_lightning.data.described import Described
 from rlif_lightning.judges.base import Judge, Request, RunModels
 from rlif_lightning.judges.parsing import VerdictParser
 from rlif_lightning.rewards.claims import AsksJudge, Questions
-from rlif_lightning.rewards.classifier import HoldsClassifier
+from rlif_lightning.rewards.classifier import HoldsClassifier, readable_tokens
 
 LABELS = ("entailment", "neutral", "contradiction")
 MANY = 10**6  # tokens: no limit is known
@@ -171,16 +172,15 @@ class NLIClassifier(HoldsClassifier, ClaimScorer):
         if not pairs:
             return []
         model, tokenizer = self._model()
-        places = getattr(model.config, "max_position_embeddings", MANY)
         rows = tokenizer(
             [evidence for evidence, _ in pairs],
             [text for _, text in pairs],
             truncation="longest_first",
-            max_length=min(tokenizer.model_max_length, places, MANY),
+            max_length=min(tokenizer.model_max_length, readable_tokens(model) or MANY, MANY),
         )
         likely, label = torch.softmax(self.logits(rows, questions.device), -1).max(-1)
         found = {
-            pair: ClaimVerdict(self.labels[number], min(each, 1.0))
+            pair: None if math.isnan(each) else ClaimVerdict(self.labels[number], min(each, 1.0))
             for pair, number, each in zip(pairs, label.tolist(), likely.tolist(), strict=True)
         }
         return [found[claim.evidence, claim.text] for claim in claims]

@@ -102,6 +102,17 @@ class HoldsClassifier:
         return model.eval().requires_grad_(False)
 
 
+def readable_tokens(model: Any) -> int | None:
+    """Return how many tokens a classifier can read; None = no table bounds it.
+
+    RoBERTa and its relatives count positions from behind their padding token, so that the first
+    places of the table are never used.
+    """
+    places = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    behind = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
+    return places if places is None or behind is None else places - behind - 1
+
+
 def batches(lengths: Sequence[int], pads: bool, limit: int = MAX_TOKENS) -> Iterator[list[int]]:
     """Yield the numbers of rows that one pass reads, of similar lengths.
 

@@ -7,7 +7,7 @@ from typing import Any
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
-from rlif_lightning.rewards.classifier import HoldsClassifier
+from rlif_lightning.rewards.classifier import HoldsClassifier, readable_tokens
 
 
 class RewardModel(HoldsClassifier, RewardHead):
@@ -74,7 +74,7 @@ class RewardModel(HoldsClassifier, RewardHead):
             texts.append(str(tokenizer.apply_chat_template(turns, tokenize=False)))
         # A template writes its special tokens itself.
         rows = tokenizer(texts, add_special_tokens=chats is None)["input_ids"]
-        limit = getattr(self._model()[0].config, "max_position_embeddings", None)
+        limit = readable_tokens(self._model()[0])
         if limit is not None and (longest := max(map(len, rows))) > limit:
             raise ValueError(
                 f"name={self.name!r}: prompt and completion have {longest} tokens, and the reward"
