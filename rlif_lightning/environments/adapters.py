@@ -208,7 +208,8 @@ def _fields_text(observation: Any) -> str:
     """Return a record as JSON; of one with a single text, that text."""
     dump: Any = getattr(observation, "model_dump", None)
     if callable(dump):
-        observation = {name: value for name, value in dump().items() if name not in NO_TEXT}
+        fields: Any = dump()
+        observation = {name: value for name, value in fields.items() if name not in NO_TEXT}
         if len(observation) == 1 and isinstance(only := next(iter(observation.values())), str):
             return only
     if isinstance(observation, (dict, list)):

@@ -249,8 +249,9 @@ class EnvironmentPool:
     def _over(self, live: Live, stop: str) -> Answer:
         asked = getattr(live.environment, "get_reward", None)
         final = _number(asked()) if callable(asked) else 0.0
-        figures: Any = getattr(live.environment, "metrics", None)
-        metrics = {k: float(v) for k, v in figures().items()} if callable(figures) else {}
+        ask: Any = getattr(live.environment, "metrics", None)
+        figures: Any = ask() if callable(ask) else {}
+        metrics = {k: float(v) for k, v in figures.items()}
         episode = Episode(tuple(live.turns), stop, self.max_turns, final, metrics)
         return Answer(live.number, "", episode)
 
