@@ -117,7 +117,8 @@ def test_callbacks_and_other_subcommands_work_on_sharded_policies(tmp_path):
     for one, other in zip(
         [found, *found.pop("heads")], [expected, *expected.pop("heads")], strict=True
     ):
-        one.pop("thresholds", None), other.pop("thresholds", None)
+        for record in (one, other):  # shards need other room than whole weights do
+            record.pop("thresholds", None), record.pop("memory_bytes", None)
         assert one == pytest.approx(other)
 
 
