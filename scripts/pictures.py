@@ -11,13 +11,13 @@ in ``docs/results/run``; callbacks/README.md has its command.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -34,6 +34,7 @@ from callbacks.completion_writer import WIDTH, render
 from callbacks.report.figures import COLORS, DPI, draw_panel
 from callbacks.report.panels import panels_of
 from callbacks.report.read import read_run
+from rlif_lightning.running.metrics_csv import read_logged
 from rlif_lightning.running.progress import progress_line
 
 DOCS = FOLDER.parent
@@ -141,7 +142,7 @@ def terminal_at(width: int) -> Callable[[Path], None]:
     def draw(path: Path) -> None:
         lines = (RUN / "completions.jsonl").read_text().splitlines()
         group = [json.loads(line) for line in lines[:8]]
-        rows = list(csv.DictReader((RUN / "metrics.csv").read_text().splitlines()))
+        rows = read_logged(RUN / "metrics.csv").rows
         console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
         console.print(Text((RUN / "header.txt").read_text().rstrip()), soft_wrap=False)
         console.print(Text(progress(rows, group[0]["rollout"], width - 1)))
@@ -153,9 +154,9 @@ def terminal_at(width: int) -> Callable[[Path], None]:
     return draw
 
 
-def progress(rows: list[dict[str, str]], done: int, width: int) -> str:
+def progress(rows: Sequence[Mapping[str, Any]], done: int, width: int) -> str:
     """Return the line of progress after so many rollouts."""
-    trained = [row for row in rows if row["time/rollout"]][:done]
+    trained = [row for row in rows if row.get("time/rollout")][:done]
     times = ("time/rollout", "time/reward", "time/update")
     seconds = sum(float(row[name]) for row in trained for name in times) / done
     names = {"vote": "reward/vote/mean", "entropy": "policy/entropy", "length": "rollout/length"}

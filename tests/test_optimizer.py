@@ -13,10 +13,10 @@ from torch.nn import Parameter
 
 from rlif_lightning.learning.optimizer import (
     NEED_A_METRIC,
-    SCHEDULES,
     LearningRateSchedule,
     build_optimizer,
     check_optimizer,
+    schedules,
     starting_rate,
 )
 
@@ -72,7 +72,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize("name", sorted(schedules()))
 def test_every_name_of_the_library_builds_a_schedule(name):
     found = rates(LearningRateSchedule(name, options=OPTIONS.get(name, {})), 12, max_steps=12)
     assert all(math.isfinite(rate) and 0 <= rate <= 1 for rate in found)
@@ -82,7 +82,7 @@ def test_every_name_of_the_library_builds_a_schedule(name):
 def test_users_know_these_names():
     known = "constant constant_with_warmup linear cosine cosine_with_min_lr cosine_with_restarts"
     known += " polynomial inverse_sqrt warmup_stable_decay"
-    assert set(known.split()) <= set(SCHEDULES)
+    assert set(known.split()) <= set(schedules())
 
 
 @pytest.mark.parametrize("name", NEED_A_METRIC)

@@ -36,6 +36,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "WeightedReward": {"head": ClusterVote()},
     "WeightedCriterion": {"criterion": Contains("x")},
     "Replay": {"groups": 1},
+    "EnvironmentSettings": {"make": NAME},
     "Schedule": {"start": 0.05},
 }
 

@@ -25,7 +25,8 @@ OWN = {"optimizer", "last_epoch", *STEPS}  # arguments of a schedule's function 
 
 
 @cache
-def _schedules() -> dict[str, Callable[..., Any]]:
+def schedules() -> dict[str, Callable[..., Any]]:
+    """Return transformers' schedules by name, without those that need a figure at every step."""
     # This module of transformers imports peft, which takes a second of every start.
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
@@ -66,9 +67,9 @@ class LearningRateSchedule:
                 f"schedule.name={self.name} needs a figure at every optimiser step, which training"
                 " does not have; use CollapseGuard to lower the learning rate, or another schedule"
             )
-        if self.name not in _schedules():
+        if self.name not in schedules():
             raise ValueError(
-                f"schedule.name={self.name!r} is unknown; use one of {', '.join(_schedules())}"
+                f"schedule.name={self.name!r} is unknown; use one of {', '.join(schedules())}"
             )
         if self.warmup_steps < 0:
             raise ValueError(f"schedule.warmup_steps={self.warmup_steps} may not be negative")
@@ -77,7 +78,7 @@ class LearningRateSchedule:
                 f"schedule.warmup_steps={self.warmup_steps} has no effect with name={self.name};"
                 f" use name={self.name}_with_warmup, or take it out"
             )
-        known = sorted(set(inspect.signature(_schedules()[self.name]).parameters) - OWN)
+        known = sorted(set(inspect.signature(schedules()[self.name]).parameters) - OWN)
         if unknown := sorted(set(self.options) - set(known)):
             raise ValueError(
                 f"schedule.options={self.options}: {unknown[0]!r} is no option of name={self.name};"
@@ -98,7 +99,7 @@ class LearningRateSchedule:
 
     def _takes(self, argument: str) -> bool:
         return (
-            not self._is_plain and argument in inspect.signature(_schedules()[self.name]).parameters
+            not self._is_plain and argument in inspect.signature(schedules()[self.name]).parameters
         )
 
     @property
