@@ -50,23 +50,23 @@ def sections() -> dict[str, Any]:
     import fits
     import graphs
     import passes
-    import runs
     import shapes
+    import whole_runs
 
     return {
         "machine": machine,
         "equal": passes.equal,
-        "quickstart": runs.quickstart,
+        "quickstart": whole_runs.quickstart,
         "fits": fits.fits,
         "graph-runs": fits.graph_runs,
         **{f"decode-{shape}": partial(_decode, shape) for shape in ("embedded", *shapes.SHAPES)},
         "graphs": graphs.graphs,
         "kernels": passes.kernels,
-        "resume": runs.resume,
-        "deterministic": runs.deterministic,
+        "resume": whole_runs.resume,
+        "deterministic": whole_runs.deterministic,
         **{f"steps-{shape}": partial(passes.steps, shape) for shape in passes.STEPS},
-        "ranks": runs.ranks,
-        "vllm": runs.vllm,
+        "ranks": whole_runs.ranks,
+        "vllm": whole_runs.vllm,
     }
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import largest_difference, run, weights
 from shapes import tried
+from whole_runs import largest_difference, run, weights
 
 from rlif_lightning.running.metrics_csv import read_logged
 
