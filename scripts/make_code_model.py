@@ -25,7 +25,6 @@ from typing import Any
 
 import make_base_model as base
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.tiny_functions import (
@@ -94,24 +93,8 @@ def example(rng: random.Random, careful: bool) -> tuple[str, str]:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build a tokenizer of numbers up to 127 and pieces of Python."""
-    special = ["<pad>", "<s>", "</s>", "<unk>"]
-    vocabulary = [*special, *map(str, range(128)), *PIECES]
-    core = Tokenizer(
-        models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>")
-    )
     known = "|".join(re.escape(piece) for piece in sorted(PIECES, key=len, reverse=True))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(f"{known}|[0-9]+|."), behavior="isolated")
-    core.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=128,
-    )
+    return base.word_tokenizer([*map(str, range(128)), *PIECES], f"{known}|[0-9]+|.")
 
 
 def accuracies(model: Any, tokenizer: Any, tasks: Sequence[Function], rng: random.Random):

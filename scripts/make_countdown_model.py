@@ -18,7 +18,7 @@ from pathlib import Path
 
 import make_base_model as base
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlif_lightning.environments import games
@@ -88,20 +88,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     special = ["<pad>", "<s>", END, "<unk>"]
     words = [*games.OPERATIONS, "RESET", "invalid", "=", "\n"]
     vocabulary = [*special, *words, *map(str, range(games.LARGEST + 1))]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, "<unk>"))
+    core = base.word_level(vocabulary)
     parts = [(Regex("\n"), "isolated"), (Regex(" +"), "removed")]
     splits = [pre_tokenizers.Split(*each) for each in parts]
     core.pre_tokenizer = pre_tokenizers.Sequence(splits)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token=END,
-        unk_token="<unk>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=128,
-    )
+    return base.fast_tokenizer(core, special)
 
 
 def main() -> None:

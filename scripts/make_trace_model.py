@@ -23,7 +23,6 @@ from typing import Any
 
 import make_base_model as base
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlif_lightning.data.link_graph import RELATIONS, SYLLABLES
@@ -41,18 +40,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     phrases = [f"The {relation} of " for relation in RELATIONS]
     numbers = [f"({number})" for number in range(1, 10)]
     marks = [" is ", ".\n\n", ". ", "Question: ", "What is ", "?", " #### ", "#### ", " "]
-    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", *names, *phrases, *numbers, *marks]
-    core = Tokenizer(
-        models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>")
-    )
     pattern = r"The [a-z]+ of | is |What is |Question: |\.\n\n|\. | ?#### |[A-Z][a-z]+|\([0-9]\)|."
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    core.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-        unk_token="<unk>", padding_side="left", clean_up_tokenization_spaces=False,
-        model_max_length=128,
-    )  # fmt: skip
+    return base.word_tokenizer([*names, *phrases, *numbers, *marks], pattern)
 
 
 def toy_links() -> dict[str, str]:
