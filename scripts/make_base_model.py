@@ -19,20 +19,19 @@ import argparse
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from word_tokenizers import word_tokenizer
 
 from rlif_lightning.data.prompts import ArithmeticProblems
 
 ANSWER_MARK = "####"
-SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 LARGEST_SLIP = 9
 CAREFUL = 0.4
 MIN_TERMS, MAX_TERMS = 3, 4
@@ -149,35 +148,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     numbers = [str(number) for number in range(100)] + [f"0{digit}" for digit in range(10)]
     words = [*numbers, "+", "-", "*", "=", ";", " ", ANSWER_MARK]
     return word_tokenizer(words, f"{ANSWER_MARK}|[0-9]{{1,2}}|.")
-
-
-def word_tokenizer(words: Sequence[str], pattern: str) -> PreTrainedTokenizerFast:
-    """Build a tokenizer of these words, which a pattern finds in a text, spaces among them."""
-    core = word_level([*SPECIAL, *words])
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    core.decoder = decoders.Fuse()
-    return fast_tokenizer(core, SPECIAL)
-
-
-def word_level(vocabulary: Sequence[str]) -> Tokenizer:
-    """Return a tokenizer with a token for each word."""
-    numbers = {token: number for number, token in enumerate(vocabulary)}
-    return Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-
-
-def fast_tokenizer(core: Tokenizer, special: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Wrap a tokenizer; ``special`` are the padding, beginning, end and unknown token."""
-    padding, begin, end, unknown = special
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=padding,
-        bos_token=begin,
-        eos_token=end,
-        unk_token=unknown,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=128,
-    )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

@@ -26,6 +26,7 @@ from typing import Any
 import make_base_model as base
 import torch
 from transformers import PreTrainedTokenizerFast
+from word_tokenizers import word_tokenizer
 
 from benchmarks.tiny_functions import (
     STYLES,
@@ -94,7 +95,7 @@ def example(rng: random.Random, careful: bool) -> tuple[str, str]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build a tokenizer of numbers up to 127 and pieces of Python."""
     known = "|".join(re.escape(piece) for piece in sorted(PIECES, key=len, reverse=True))
-    return base.word_tokenizer([*map(str, range(128)), *PIECES], f"{known}|[0-9]+|.")
+    return word_tokenizer([*map(str, range(128)), *PIECES], f"{known}|[0-9]+|.")
 
 
 def accuracies(model: Any, tokenizer: Any, tasks: Sequence[Function], rng: random.Random):

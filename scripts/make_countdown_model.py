@@ -20,6 +20,7 @@ import make_base_model as base
 import torch
 from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from word_tokenizers import fast_tokenizer, word_level
 
 from rlif_lightning.environments import games
 from rlif_lightning.environments.problems import CountdownProblems
@@ -88,11 +89,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     special = ["<pad>", "<s>", END, "<unk>"]
     words = [*games.OPERATIONS, "RESET", "invalid", "=", "\n"]
     vocabulary = [*special, *words, *map(str, range(games.LARGEST + 1))]
-    core = base.word_level(vocabulary)
+    core = word_level(vocabulary)
     parts = [(Regex("\n"), "isolated"), (Regex(" +"), "removed")]
     splits = [pre_tokenizers.Split(*each) for each in parts]
     core.pre_tokenizer = pre_tokenizers.Sequence(splits)
-    return base.fast_tokenizer(core, special)
+    return fast_tokenizer(core, special)
 
 
 def main() -> None:

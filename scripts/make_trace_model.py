@@ -24,6 +24,7 @@ from typing import Any
 import make_base_model as base
 import torch
 from transformers import PreTrainedTokenizerFast
+from word_tokenizers import word_tokenizer
 
 from rlif_lightning.data.link_graph import RELATIONS, SYLLABLES
 from rlif_lightning.data.long_problems import Recipe, problems, synthetic_graphs
@@ -41,7 +42,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     numbers = [f"({number})" for number in range(1, 10)]
     marks = [" is ", ".\n\n", ". ", "Question: ", "What is ", "?", " #### ", "#### ", " "]
     pattern = r"The [a-z]+ of | is |What is |Question: |\.\n\n|\. | ?#### |[A-Z][a-z]+|\([0-9]\)|."
-    return base.word_tokenizer([*names, *phrases, *numbers, *marks], pattern)
+    return word_tokenizer([*names, *phrases, *numbers, *marks], pattern)
 
 
 def toy_links() -> dict[str, str]:
