@@ -17,11 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.arm_study import ArmStudy, shown
-from benchmarks.finished_runs import figures_of_run
+from benchmarks.finished_runs import figures_of_run, logged_rollouts
 from benchmarks.results import Rows
 from rlif_lightning.judges.base import Request
 from rlif_lightning.running.events import read_events
-from rlif_lightning.running.metrics_csv import read_logged
 
 ROLLOUTS, LATE = 24, 6
 TUNING_SEEDS, JUDGING_SEEDS = (100,), (0, 1, 2, 3, 4, 5)
@@ -97,11 +96,8 @@ def measured(version: Path) -> list[dict[str, float]]:
     """Return the figures of each rollout; the last one has the alarms."""
     rows = [
         {name: float(row.get(column) or "nan") for name, column in FIGURES.items()}
-        for row in read_logged(version / "metrics.csv").rows
-        if "checker/claims" in row
+        for row in logged_rollouts(version, "checker/claims", ROLLOUTS)
     ]
-    if len(rows) != ROLLOUTS:
-        raise ValueError(f"{version} has {len(rows)} rollouts, not {ROLLOUTS}; remove it")
     for event in read_events(version):
         if event["kind"] == "alarm" and event["source"] == "CheckerMonitor":
             rows[-1].setdefault(f"alarm {event['values']['detector']}", event["rollout"])

@@ -15,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.finished_runs import figures_of_run
+from benchmarks.finished_runs import figures_of_run, logged_rollouts
 from benchmarks.results import FOLDER, read_results, write_results
-from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).resolve().parent.parent
 TUNING_SEED, JUDGING_SEEDS = 100, (0, 1, 2, 3, 4, 5)
@@ -76,9 +75,7 @@ class Study:
     def measured(self, version: Path) -> dict[str, float]:
         """Return the figures of the evaluation after training, and the last rollout's entropy."""
         last = json.loads((version / "evaluation.json").read_text())[-1]["figures"]
-        rows = [r for r in read_logged(version / "metrics.csv").rows if "policy/entropy" in r]
-        if len(rows) != self.rollouts:
-            raise ValueError(f"{version} has {len(rows)} rollouts, not {self.rollouts}; remove it")
+        rows = logged_rollouts(version, "policy/entropy", self.rollouts)
         found = {name: float(last[name]["value"]) for name in FIGURES}
         return found | {"entropy": float(rows[-1]["policy/entropy"])}
 

@@ -21,9 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.dynamic_sampling import PROMPTS, sampled_tokens
-from benchmarks.finished_runs import figures_of_run
+from benchmarks.finished_runs import figures_of_run, logged_rollouts
 from benchmarks.results import FOLDER, read_results, write_results
-from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = 0.2  # nats; GRPO starts at about 0.29 and passes it within its first ten rollouts
@@ -110,10 +109,7 @@ def run(name: str, setting: int, seed: int, folder: Path, evaluated: bool) -> di
 
 def measured(version: Path) -> dict[str, float]:
     """Return a run's figures: of the last ``WATCHED`` rollouts, and of its last evaluation."""
-    logged = read_logged(version / "metrics.csv")
-    rows = [row for row in logged.rows if "policy/entropy" in row]
-    if len(rows) != ROLLOUTS:
-        raise ValueError(f"{version} has {len(rows)} rollouts, not {ROLLOUTS}; remove it")
+    rows = logged_rollouts(version, "policy/entropy", ROLLOUTS)
     late = [_of_first(row, "dynamic/first_entropy", "policy/entropy") for row in rows[-WATCHED:]]
     rewards = [
         _of_first(row, "reward/gold/first_mean", "reward/gold/mean") for row in rows[-WATCHED:]

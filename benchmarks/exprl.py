@@ -18,10 +18,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.finished_runs import figures_of_run
+from benchmarks.finished_runs import figures_of_run, logged_rollouts
 from benchmarks.results import FOLDER, write_results
 from rlif_lightning.judges.base import Request
-from rlif_lightning.running.metrics_csv import read_logged
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS, ROLLOUTS, WATCHED = (0, 1, 2, 3), 40, 20
@@ -88,9 +87,7 @@ def run(name: str, seed: int, folder: Path) -> dict[str, float]:
 
 def measured(version: Path) -> dict[str, float]:
     """Return a run's figures: of the last rollouts, and of its last evaluation."""
-    rows = [row for row in read_logged(version / "metrics.csv").rows if "policy/entropy" in row]
-    if len(rows) != ROLLOUTS:
-        raise ValueError(f"{version} has {len(rows)} rollouts, not {ROLLOUTS}; remove it")
+    rows = logged_rollouts(version, "policy/entropy", ROLLOUTS)
     last = json.loads((version / "evaluation.json").read_text())[-1]["figures"]
 
     def late(name: str) -> float:

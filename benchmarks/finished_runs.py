@@ -9,6 +9,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlif_lightning.running.metrics_csv import read_logged
+
+
+def logged_rollouts(version: Path, column: str, number: int) -> list[dict[str, str]]:
+    """Return the rows of a run's metrics.csv that have a figure, one for each rollout.
+
+    Raises:
+        ValueError: they are not so many.
+    """
+    rows = [row for row in read_logged(version / "metrics.csv").rows if column in row]
+    if len(rows) != number:
+        raise ValueError(f"{version} has {len(rows)} rollouts, not {number}; remove it")
+    return rows
+
 
 def figures_of_run(
     name: str,

@@ -23,10 +23,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.arm_study import ROOT, ArmStudy, shown
-from benchmarks.finished_runs import figures_of_run
+from benchmarks.finished_runs import figures_of_run, logged_rollouts
 from benchmarks.results import write_results
 from rlif_lightning.data import long_problems
-from rlif_lightning.running.metrics_csv import read_logged
 
 ROLLOUTS, LATE = 15, 5
 LENGTHS, PROBLEMS = (100, 200, 400), 500  # of --overlap
@@ -104,9 +103,7 @@ def run(arm: str, seed: int, out: Path) -> list[dict[str, float]]:
 
 def measured(version: Path) -> list[dict[str, float]]:
     """Return the figures of each rollout."""
-    rows = [row for row in read_logged(version / "metrics.csv").rows if "reward/gold/mean" in row]
-    if len(rows) != ROLLOUTS:
-        raise ValueError(f"{version} has {len(rows)} rollouts, not {ROLLOUTS}; remove it")
+    rows = logged_rollouts(version, "reward/gold/mean", ROLLOUTS)
     return [{name: float(row[key]) for name, key in FIGURES.items()} for row in rows]
 
 

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.arm_study import ArmStudy, shown
-from benchmarks.finished_runs import figures_of_run
-from rlif_lightning.running.metrics_csv import read_logged
+from benchmarks.finished_runs import figures_of_run, logged_rollouts
 
 ROLLOUTS, LATE = 40, 10
 TUNING_SEEDS, JUDGING_SEEDS = (100,), (0, 1, 2, 3, 4, 5)
@@ -54,9 +53,7 @@ FIGURES = {
 
 def measured(version: Path) -> list[dict[str, float]]:
     """Return the figures of each rollout."""
-    rows = [row for row in read_logged(version / "metrics.csv").rows if "environment/solved" in row]
-    if len(rows) != ROLLOUTS:
-        raise ValueError(f"{version} has {len(rows)} rollouts, not {ROLLOUTS}; remove it")
+    rows = logged_rollouts(version, "environment/solved", ROLLOUTS)
     return [
         {name: float(row.get(column, "nan")) for name, column in FIGURES.items()} for row in rows
     ]

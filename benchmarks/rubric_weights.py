@@ -19,9 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.arm_study import ArmStudy, shown
-from benchmarks.finished_runs import figures_of_run
+from benchmarks.finished_runs import figures_of_run, logged_rollouts
 from rlif_lightning.running.events import read_events
-from rlif_lightning.running.metrics_csv import read_logged
 
 EPOCHS = 6  # of ten rollouts
 LATE, SMOOTH = 10, 5  # rollouts: of the plateau, and of the mean that has to reach it
@@ -64,11 +63,8 @@ def measured(version: Path) -> list[dict[str, float]]:
     rows = [
         {name: float(row[name]) for name in ("reward/gold/mean", "overclaim/share")}
         | {name: float(row[f"criterion/{name}"]) for name in POINTS}
-        for row in read_logged(version / "metrics.csv").rows
-        if "reward/gold/mean" in row
+        for row in logged_rollouts(version, "reward/gold/mean", 10 * EPOCHS)
     ]
-    if len(rows) != 10 * EPOCHS:
-        raise ValueError(f"{version} has {len(rows)} rollouts, not {10 * EPOCHS}; remove it")
     last = json.loads((version / "evaluation.json").read_text())[-1]["figures"]
     rows[-1] |= {name: last[name]["value"] for name in ("accuracy", "greedy_accuracy")}
     alarms = [event["rollout"] for event in read_events(version) if event["kind"] == "alarm"]

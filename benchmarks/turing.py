@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arm_study import shown
-from benchmarks.finished_runs import figures_of_run
+from benchmarks.finished_runs import figures_of_run, logged_rollouts
 from benchmarks.results import FOLDER, write_results
 from benchmarks.turing_dialogues import is_perfect, make_model, rows
 from rlif_lightning.running.metrics_csv import read_logged
@@ -114,9 +114,7 @@ def late(version: Path, names: list[str]) -> dict[str, float]:
 
 def measured(version: Path) -> dict[str, float]:
     """Return a run's late figures, and its first rollout's, which every arm draws alike."""
-    logged = [row for row in read_logged(version / "metrics.csv").rows if "policy/entropy" in row]
-    if len(logged) != ROLLOUTS:
-        raise ValueError(f"{version} has {len(logged)} rollouts, not {ROLLOUTS}; remove it")
+    logged = logged_rollouts(version, "policy/entropy", ROLLOUTS)
     found = late(version, [*FIGURES.values()])
     shown = {short: found[name] for short, name in FIGURES.items()}
     return shown | {f"first {short}": float(logged[0][name]) for short, name in FIGURES.items()}
