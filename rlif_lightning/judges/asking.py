@@ -115,6 +115,17 @@ def cost_of(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return total | {"judge/failed": failed / max(total["judge/questions"], 1)}
 
 
+def cost_columns(said: Sequence[Sequence[Reply]]) -> dict[str, list[float]]:
+    """Return what the replies about each completion cost, for completion tables."""
+    return {
+        "judge_calls": [sum(each.calls for each in replies) for replies in said],
+        "judge_tokens": [
+            sum(each.prompt_tokens + each.completion_tokens for each in replies) for replies in said
+        ],
+        "judge_cost": [sum(each.cost for each in replies) for replies in said],
+    }
+
+
 def _replies(judge: Judge, requests: Sequence[Request]) -> list[Reply]:
     """Return the replies to this data rank's questions (a collective of the data rank)."""
     if num_processes() == num_data_ranks() or judge.asks_together:

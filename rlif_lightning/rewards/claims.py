@@ -14,7 +14,7 @@ import torch
 
 from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers, compiled, matches_of
 from rlif_lightning.data.described import Described
-from rlif_lightning.judges.asking import ask_all, cost_of
+from rlif_lightning.judges.asking import ask_all, cost_columns, cost_of
 from rlif_lightning.judges.base import Judge, Reply, Request, RunModels
 from rlif_lightning.judges.template import Template
 
@@ -67,16 +67,9 @@ class Questions:
         if not self.logs:
             return {}
         none = [0] * len(self.replies)
-        calls = [sum(each.calls for each in replies) for replies in self.replies]
-        tokens = [
-            sum(each.prompt_tokens + each.completion_tokens for each in replies)
-            for replies in self.replies
-        ]
-        cost = [sum(each.cost for each in replies) for replies in self.replies]
-        own = {"judge_calls": calls, "judge_tokens": tokens, "judge_cost": cost}
         return {
             name: [a + b for a, b in zip(values, other.get(name, none), strict=True)]
-            for name, values in own.items()
+            for name, values in cost_columns(self.replies).items()
         }
 
 

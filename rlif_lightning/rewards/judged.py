@@ -17,7 +17,7 @@ import torch
 
 from rlif_lightning.data.columns import has_column
 from rlif_lightning.data.loaders import EncodedSplit
-from rlif_lightning.judges.asking import ask_all, start_asking
+from rlif_lightning.judges.asking import ask_all, cost_columns, start_asking
 from rlif_lightning.judges.base import Judge, Reply, Request, RunModels
 from rlif_lightning.judges.parsing import ReplyParser, ScoreParser
 from rlif_lightning.judges.template import Template
@@ -69,6 +69,7 @@ class AskingHead(RewardHead):
     """
 
     judge: Judge
+    _asked: tuple[Any, list[Request]] | None = None  # what was started
     _started: Future[list[Reply]] | None = None
 
     @abstractmethod
@@ -80,7 +81,9 @@ class AskingHead(RewardHead):
 
     def start(self, rollout: Rollout) -> None:
         """Ask a judge that answers elsewhere, while other heads score."""
-        self._started = start_asking(self.judge, self.questions(rollout)[1])
+        if self.judge.answers_elsewhere:  # otherwise ``ask`` makes the questions
+            self._asked = self.questions(rollout)
+            self._started = start_asking(self.judge, self._asked[1])
 
     @property
     def waits(self) -> bool:
@@ -90,12 +93,12 @@ class AskingHead(RewardHead):
         if self._started is not None:
             self.judge.interrupt()
 
-    def ask(
-        self, requests: Sequence[Request], device: torch.device
-    ) -> tuple[list[Reply], dict[str, float]]:
-        """Return the replies and what to log, as of ``ask_all`` (a collective)."""
-        started, self._started = self._started, None
-        return ask_all(self.judge, requests, "judge", device, started)
+    def ask(self, rollout: Rollout) -> tuple[Any, list[Reply], dict[str, float]]:
+        """Return whom the questions are about, the replies and what to log (a collective)."""
+        about, requests = self._asked or self.questions(rollout)
+        started, self._asked, self._started = self._started, None, None
+        device = rollout.mask.device
+        return about, *ask_all(self.judge, requests, "judge", device, started)
 
 
 class JudgeHead(AskingHead):
@@ -151,8 +154,7 @@ class JudgeHead(AskingHead):
                 )
 
     def forward(self, rollout: Rollout) -> RewardOutput:
-        pieces, requests = self.questions(rollout)
-        replies, log = self.ask(requests, rollout.mask.device)
+        pieces, replies, log = self.ask(rollout)
         waiting = iter(replies)
         said = {number: [next(waiting) for _ in texts] for number, texts in pieces.items()}
         found = {number: [self._read(each) for each in given] for number, given in said.items()}
@@ -253,11 +255,7 @@ def reply_columns(said: Sequence[Sequence[Reply]]) -> dict[str, list[Any]]:
             "\n\n".join(each.failure if each.text is None else each.text for each in replies)
             for replies in said
         ],
-        "judge_calls": [sum(each.calls for each in replies) for replies in said],
-        "judge_tokens": [
-            sum(each.prompt_tokens + each.completion_tokens for each in replies) for replies in said
-        ],
-        "judge_cost": [sum(each.cost for each in replies) for replies in said],
+        **cost_columns(said),
     }
 
 

@@ -187,8 +187,7 @@ class PairwiseJudgeHead(AskingHead):
                 )
 
     def forward(self, rollout: Rollout) -> RewardOutput:
-        cases, requests = self.questions(rollout)
-        replies, log = self.ask(requests, rollout.mask.device)
+        cases, replies, log = self.ask(rollout)
         asked = [number for number, case in enumerate(cases) if case.written.is_valid]
         said = dict(zip(asked, replies, strict=True))
         ratings = {number: cases[number].rating(reply) for number, reply in said.items()}
