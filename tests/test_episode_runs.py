@@ -38,6 +38,7 @@ WRITER = '--trainer.callbacks+={"class_path": "CompletionWriter", "init_args": {
 SAVING = '--trainer.callbacks+={"class_path": "RunCheckpoints", "init_args": {"every": 1}}'
 
 
+@pytest.mark.slow  # test_episodes.py has each part without a run
 def test_a_run_with_an_environment_resumes_bit_for_bit(tmp_path):
     whole, again = tmp_path / "whole", tmp_path / "again"
     run = fit(whole, *PLAYING, WRITER, SAVING)
