@@ -11,7 +11,7 @@ SYSTEMS = {
         "as `<figure>`",
         "A figure of a criterion's head that an earlier criterion logs too (Rubric).",
         "as `<figure>`",
-        "rlif_lightning/rewards/rubric.py",
+        "rlif_lightning/rewards/held_head.py",
     ),
     "entity/recall": Logged(
         "share",
