@@ -83,9 +83,9 @@ def test_two_processes_play_the_episodes_of_one(tmp_path):
         (["--model.answer_tokens.factor=0.5"], "model.answer_tokens locates an answer"),
         (
             [f"--model.rewards.held.head={HOLDER}"],
-            "StepRubricJudgeHead splits one text",
+            "StepRubricJudgeHead reads a completion as one text",
         ),
-        ([f"--model.rewards.likely.head={LIKELY}"], "TargetLogprob reads a reply behind"),
+        ([f"--model.rewards.likely.head={LIKELY}"], "TargetLogprob reads a completion as one text"),
         (["--data.environment.make=harness.episodes.Nothing"], "cannot be imported"),
         (["--data.environment.arguments={'turn': 3}"], "no environment could be made"),
     ],

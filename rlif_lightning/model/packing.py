@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rlif_lightning.masked import extents
+
 if TYPE_CHECKING:
     from rlif_lightning.records import Completions
 
@@ -121,8 +123,7 @@ def pack(completions: Completions, max_tokens: int) -> Iterator[Packed]:
         Packed micro-batches, the largest trees first (so that running out of memory shows at once).
     """
     mask, group_size = completions.mask, completions.group_size
-    ends = mask.flip(-1).cummax(-1).values.sum(-1)  # one more than the last predicted position
-    lengths, counts = torch.stack([ends, mask.sum(-1)]).tolist()
+    lengths, counts = torch.stack([extents(mask), mask.sum(-1)]).tolist()
     gaps = None if lengths == counts else mask.cpu()  # observations lie between drawn tokens
     parts: list[tuple[int, int, list[int]]] = []  # (tokens, prompt, rows)
     for p, prompt in enumerate(completions.prompt_ids):
