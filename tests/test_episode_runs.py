@@ -75,6 +75,27 @@ def test_two_processes_play_the_episodes_of_one(tmp_path):
     assert logged(one, "acting")[0]["episode/turns"] > 1
 
 
+@pytest.mark.slow
+def test_processes_of_one_data_rank_share_the_first_one_s_environments(tmp_path):
+    """Under tensor parallelism; the second process would draw other tokens, and raise if it made
+    an environment.
+    """
+    uneven = "--model.engine.class_path=harness.uneven.UnevenEngine"
+    base = [*ON_ANY, *PLAYING, "--model.sampling.temperature=1.2"]
+    base += ["--data.environment.make=harness.uneven.FirstAlone", uneven]
+    failing = [*base, "--data.environment.make=harness.episodes.Failing"]
+    runs = {"acting": base, "failing": [*failing, "--data.environment.max_failed=1.0"]}
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(one, runs)
+    launch(two, {name: [*given, *on("tp", 2)] for name, given in runs.items()}, forks=2)
+    for name in runs:
+        assert_same_weights(weights(two, name), weights(one, name))
+        for left, right in zip(logged(two, name), logged(one, name), strict=True):
+            assert left == pytest.approx(right, rel=1e-5, abs=1e-5, nan_ok=True)
+    assert logged(one, "acting")[0]["episode/turns"] > 1
+    assert logged(one, "failing")[0]["episode/environment_error"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
