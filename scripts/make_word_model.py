@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=4000, help="of a round")
     parser.add_argument("--rounds", type=int, default=24, help="at most")
     given = parser.parse_args()
+    torch.set_num_threads(1)  # the models would otherwise depend on how many there are
     write_problems(given.output / "problems")
     done = train(given.output / "rounds", given.examples, given.rounds)
     if len(done) < len(TARGETS):
