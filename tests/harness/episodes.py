@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,24 @@ ENVIRONMENT = {
 }
 # For runs of the embedded model.
 ACTING = [f"--data.environment={json.dumps(ENVIRONMENT)}", "--model.sampling.max_new_tokens=12"]
+REWARDS = {
+    "game": {"head": "EnvironmentReward", "weight": 1.0},
+    "coin": {"head": "Random", "weight": 1.0},
+    "certainty": {"head": "MeanLogprob", "weight": 1.0},
+}
+PLAYING = [
+    *ACTING,
+    f"--model.rewards={json.dumps(REWARDS)}",
+    "--model.update.micro_batch_tokens=60",
+    "--trainer.check_val_every_n_epoch=1",
+]
+SMALL = [
+    "--data.source.init_args.validation_size=2",
+    "--data.prompts_per_rollout=4",
+    "--data.group_size=2",
+    "--model.evaluation.samples=1",
+    "--trainer.log_every_n_steps=1",
+]
 
 
 class Talker:
@@ -74,6 +93,15 @@ class Failing(Talker):
     def step(self, action: str) -> Step:
         if self.told:
             raise RuntimeError("the board is broken")
+        return super().step(action)
+
+
+class Hanging(Talker):
+    """Does not answer its second turn of some problems in time."""
+
+    def step(self, action: str) -> Step:
+        if self.told and self.seed % 2:
+            time.sleep(5)
         return super().step(action)
 
 
