@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.episodes import ACTING, ENVIRONMENT
+from harness.episodes import ENVIRONMENT, PLAYING, SMALL
 from harness.forked import run_module
 from harness.launches import BASE as ON_ANY
 from harness.launches import assert_same_weights, launch, on, weights
@@ -17,17 +17,6 @@ from harness.launches import metrics as logged
 from harness.processes import environment
 from harness.runs import BASE, assert_same, differences, fit, parameters, rows
 
-REWARDS = {
-    "game": {"head": "EnvironmentReward", "weight": 1.0},
-    "coin": {"head": "Random", "weight": 1.0},
-    "certainty": {"head": "MeanLogprob", "weight": 1.0},
-}
-PLAYING = [
-    *ACTING,
-    f"--model.rewards={json.dumps(REWARDS)}",
-    "--model.update.micro_batch_tokens=60",
-    "--trainer.check_val_every_n_epoch=1",
-]
 ON_SEVERAL = [*ON_ANY, *PLAYING, "--model.sampling.temperature=1.2"]
 REFERENCE = "rlif_lightning.judges.rules.reference_numbers"
 RULE = {"class_path": "RuleJudge", "init_args": {"rule": REFERENCE}}
@@ -120,7 +109,7 @@ def test_processes_of_one_data_rank_share_the_first_one_s_environments(tmp_path)
     an environment.
     """
     uneven = "--model.engine.class_path=harness.uneven.UnevenEngine"
-    base = [*ON_ANY, *PLAYING, "--model.sampling.temperature=1.2"]
+    base = [*ON_ANY, *PLAYING, *SMALL, "--model.sampling.temperature=1.2"]
     base += ["--data.environment.make=harness.uneven.FirstAlone", uneven]
     failing = [*base, "--data.environment.make=harness.episodes.Failing"]
     runs = {"acting": base, "failing": [*failing, "--data.environment.max_failed=1.0"]}
@@ -138,7 +127,7 @@ def test_processes_of_one_data_rank_share_the_first_one_s_environments(tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model.engine=VLLMEngine"], "VLLMEngine draws single turns"),
+        (["--model.engine=harness.decoding.Bfloat16Sampler"], "Bfloat16Sampler draws single turns"),
         (["--model.sampling.min_new_tokens=2"], "min_new_tokens=2 is for single turns"),
         (["--model.answer_tokens.factor=0.5"], "model.answer_tokens locates an answer"),
         (

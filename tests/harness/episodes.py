@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,24 @@ ENVIRONMENT = {
 }
 # For runs of the embedded model.
 ACTING = [f"--data.environment={json.dumps(ENVIRONMENT)}", "--model.sampling.max_new_tokens=12"]
+REWARDS = {
+    "game": {"head": "EnvironmentReward", "weight": 1.0},
+    "coin": {"head": "Random", "weight": 1.0},
+    "certainty": {"head": "MeanLogprob", "weight": 1.0},
+}
+PLAYING = [
+    *ACTING,
+    f"--model.rewards={json.dumps(REWARDS)}",
+    "--model.update.micro_batch_tokens=60",
+    "--trainer.check_val_every_n_epoch=1",
+]
+SMALL = [
+    "--data.source.init_args.validation_size=2",
+    "--data.prompts_per_rollout=4",
+    "--data.group_size=2",
+    "--model.evaluation.samples=1",
+    "--trainer.log_every_n_steps=1",
+]
 
 
 class Talker:
@@ -107,6 +126,15 @@ class Deadly(Talker):
         is_over = step.done or len(action) % 2 == 1  # some end with their first turn
         Deadly.over += is_over
         return replace(step, done=is_over)
+
+
+class Hanging(Talker):
+    """Does not answer its second turn of some problems in time."""
+
+    def step(self, action: str) -> Step:
+        if self.told and self.seed % 2:
+            time.sleep(5)
+        return super().step(action)
 
 
 class Unseeded(Talker):
