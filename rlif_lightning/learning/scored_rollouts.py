@@ -114,7 +114,8 @@ def assembled(
         of([rollout.is_bounded for rollout in rollouts]),
         of([rollout.staleness for rollout in rollouts]),
     )
-    rollout = _with_turns(rollout, rollouts, rows)
+    starts = of([each.context_starts for each in rollouts])
+    rollout = _with_turns(replace(rollout, context_starts=starts), rollouts, rows)
     return rollout, {name: _output(draws, name, groups) for name in draws[0].outputs}
 
 

@@ -37,12 +37,8 @@ from rlif_lightning.processes.collectives import broadcast_from_first
 from rlif_lightning.processes.ranks import num_data_ranks, num_processes
 from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.autocasting import cast_once
-from rlif_lightning.rollout.decoders import (
-    Decoder,
-    RecomputingDecoder,
-    cache_is_right,
-    choose_decoder,
-)
+from rlif_lightning.rollout.decoder_base import Decoder
+from rlif_lightning.rollout.decoders import RecomputingDecoder, cache_is_right, choose_decoder
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.episodes import EpisodeDriver, open_pool
 from rlif_lightning.rollout.generation import DrawnTokens, Generation
@@ -109,6 +105,9 @@ class NativeEngine(RolloutEngine):
         self.pool.check_failures(episodes)
         texts = ["\n".join(each) for each in turns.texts]
         known = {"texts": texts, "turn_ids": turn_ids, "episodes": episodes}
+        if turns.settings.thoughts == "fork":
+            starts = turns.context_starts[:, : rollout.mask.shape[1]]
+            known["context_starts"] = starts.to(turn_ids.device)
         return replace(rollout, mask=turn_ids >= 0, **known)
 
     def episodes(self, prompts: Prompts, sampling: Sampling) -> EpisodeDriver | None:
