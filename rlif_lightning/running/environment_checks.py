@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlif_lightning.data.environment_settings import EnvironmentSettings
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.held_head import heads_in
@@ -37,6 +38,14 @@ def check_environment(module: Any, data: PromptData) -> None:
         for split in (data.split("train"), data.split("validation")):
             if split is not None and split.environment is not None:
                 split.environment.check(tools)
+    _check_settings(module, settings)
+    said = f"data.environment.make={settings.make!r}"
+    for name, reward in module.rewards.settings.items():
+        for head in heads_in(reward.head):
+            _check_head(name, head, said)
+
+
+def _check_settings(module: Any, settings: EnvironmentSettings) -> None:
     said = f"data.environment.make={settings.make!r}"
     if module.answer_tokens is not None:
         raise ValueError(
@@ -48,9 +57,11 @@ def check_environment(module: Any, data: PromptData) -> None:
             f"model.objective={type(module.objective).__name__} shows a teacher the problem without"
             f" the first observation of {said}; use another objective, or data.environment=null"
         )
-    for name, reward in module.rewards.settings.items():
-        for head in heads_in(reward.head):
-            _check_head(name, head, said)
+    if settings.thoughts == "fork" and module.replay_buffer is not None:
+        raise ValueError(
+            "data.environment.thoughts='fork' makes completions of several contexts, which"
+            " model.replay does not keep; set model.replay=null, or thoughts=keep"
+        )
 
 
 def _check_head(name: str, head: RewardHead, said: str) -> None:

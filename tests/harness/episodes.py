@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,14 @@ ACTING = [f"--data.environment={json.dumps(ENVIRONMENT)}", "--model.sampling.max
 
 def forking(folder: Path, **given: Any) -> list[str]:
     """Arguments of a run of the embedded model whose chat template drops thoughts."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model("rlif-arithmetic"))
+    shutil.copytree(resolve_model("rlif-arithmetic"), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = TERSE
     tokenizer.save_pretrained(folder)
     made = {**ENVIRONMENT, "thoughts": "fork", "max_observation_tokens": 120, **given}
     return [
         "--data.format.chat=true",
-        f"--data.tokenizer={folder}",
+        f"--model.policy.name={folder}",
         f"--data.environment={json.dumps(made)}",
         "--model.sampling.max_new_tokens=24",
     ]
