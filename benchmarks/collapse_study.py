@@ -27,6 +27,7 @@ from pathlib import Path
 
 from benchmarks.results import FOLDER, Rows
 from benchmarks.study_arms import ARMS, CONFIGS, PLAN
+from benchmarks.study_indicators import record_warnings
 from benchmarks.study_report import write_report
 from benchmarks.study_rows import FINISHED, read_or_empty, record
 
@@ -131,8 +132,13 @@ class Job:
         facts = {"seconds": before + seconds, "settings": settings, "commit": commit()}
         mark.write_text(json.dumps(facts))
         with RECORDING:
-            record(self.folder, self.arm, self.seed, self.results)
+            self.record()
         return seconds
+
+    def record(self) -> None:
+        """Put the finished run into the result files."""
+        record(self.folder, self.arm, self.seed, self.results)
+        record_warnings(self.folder, f"{self.arm}/{self.seed}", self.results)
 
     def collect(self) -> bool:
         """Put a run that has finished in its folder into the result files, if it is as it was."""
@@ -141,7 +147,7 @@ class Job:
             ARMS[self.arm].digest
         )
         if is_there:
-            record(self.folder, self.arm, self.seed, self.results)
+            self.record()
         return is_there
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from benchmarks.results import Rows
 from benchmarks.study_arms import FEW
 from benchmarks.study_rows import Run
-from benchmarks.study_rules import Alarms, Falls, Gap, Rule, Runs, Spread, rule_text
+from benchmarks.study_rules import Alarms, Falls, Gap, Rule, Runs, Spread, Warns, rule_text
 
 FALL, STAY = (5, 6), (0, 1)  # of six seeds
 FEW_FALL, FEW_STAY = (2, 3), (0, 1)  # of three
@@ -156,6 +156,20 @@ def others() -> Sequence[tuple[str, Rule]]:
     )
 
 
+def indicators() -> Sequence[tuple[str, Rule]]:
+    """Return the predictions about two label-free figures of 2605.19444, of 48 runs."""
+    flips, ratio = "flip_rate", "majority_ratio"
+    return (
+        ("Flips lead at most half of the losses", Warns(flips, 0, 12, "before")),
+        ("They are there when the accuracy is lost", Warns(flips, 20, 48, "by the loss")),
+        ("They are seldom raised in vain", Warns(flips, 0, 2, "in vain")),
+        (
+            "A high majority ratio cannot tell: runs that stay have it",
+            Warns(ratio, 20, 48, "in vain"),
+        ),
+    )
+
+
 GROUPS: dict[str, Callable[[], Sequence[tuple[str, Rule]]]] = {
     "C": claims,
     "G": controls,
@@ -163,6 +177,7 @@ GROUPS: dict[str, Callable[[], Sequence[tuple[str, Rule]]]] = {
     "K": penalties,
     "D": problems,
     "O": others,
+    "I": indicators,
 }
 
 

@@ -13,6 +13,7 @@ from benchmarks.majorities import OUTCOMES
 from benchmarks.results import FOLDER, Rows, markdown_table, write_results
 from benchmarks.study_arms import ARMS, CLAIMS, JUDGING, TUNING
 from benchmarks.study_figures import end, first_loss, has_fallen, interval, peak
+from benchmarks.study_indicators import indicators_table
 from benchmarks.study_predictions import verdicts
 from benchmarks.study_rows import Run, read_runs
 
@@ -111,6 +112,7 @@ def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
         "study_tuning": ("arm", arms_table([run for run in runs if run.seed in TUNING], 300)),
         "study_problems": ("arm", problems_table(judging)),
         "study_laws": ("arm", laws_table(judging)),
+        "study_indicators": ("warning", indicators_table(judging)),
     }
     return {name: table for name, table in made.items() if table[1]}
 

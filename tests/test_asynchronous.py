@@ -376,6 +376,7 @@ def drawn_once(server: StandIn, seed: int, rollouts: int) -> Counter[int]:
     return Counter(rollout_of[each] for each in seeds)
 
 
+@pytest.mark.slow  # the engine alone: the tests around it
 def test_each_prompt_is_drawn_and_trained_once_in_order(standing, tmp_path):
     """Two epochs of two rollouts, in the loader's order; the server's state says the rest."""
     run = fit(tmp_path / "run", *SHORT, *arguments_for(standing, tmp_path), recorded())

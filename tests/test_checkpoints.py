@@ -93,6 +93,7 @@ def test_the_last_ones_are_kept_and_the_end_is_saved(tmp_path):
     assert all(why_unusable(path) is None for path in find_checkpoints(tmp_path))
 
 
+@pytest.mark.slow  # test_best_value.py judges; the last ones are kept: above
 def test_best_is_the_run_at_its_best(tmp_path):
     run = fit(tmp_path, saving(monitor="policy/entropy", mode="max"), *LONG)
     entropies = [

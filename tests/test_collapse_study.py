@@ -208,7 +208,8 @@ def completions(folder, rollouts, answers):
 def folder(tmp_path):
     """A run of five rollouts that was resumed after the third, halved after the second."""
     run = tmp_path / "run"
-    event = {"source": "CollapseGuard", "kind": "alarm", "rollout": 2}
+    values = {"detector": "unanimous"}
+    event = {"source": "CollapseGuard", "kind": "alarm", "rollout": 2, "values": values}
     others = [{**event, "kind": "adjust"}, {**event, "source": "run"}, {**event, "kind": "notice"}]
     version(run / "version_0", 0, [4e-4, 4e-4, 2e-4], {0: 0.5, 3: 0.7}, [event, *others])
     version(run / "version_1", 3, [2e-4, 2e-4], {5: 0.9}, [{**event, "rollout": 4}])

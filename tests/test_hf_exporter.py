@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from callbacks import HFExporter
 from callbacks.hf_exporter import write_model
 from harness.models import EACH_ARCHITECTURE
-from harness.runs import fit
+from harness.runs import ONE, fit
 from rlif_lightning import cli
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
@@ -74,16 +74,16 @@ def test_an_exported_folder_is_a_policy_to_go_on_with(exported, tmp_path):
     assert again.trainer.global_step == 4
 
 
-def test_best_is_the_policy_of_the_best_evaluation(tmp_path):
+@pytest.mark.parametrize("mode", [pytest.param("min", marks=pytest.mark.slow), "max"])
+def test_best_is_the_policy_of_the_best_evaluation(tmp_path, mode):
     """Entropy falls in both epochs: `min` keeps the second policy, `max` the first."""
-    for mode in ("min", "max"):
-        run = export(tmp_path / mode, *EVALUATE, monitor="val/entropy", mode=mode)
-        last = loaded_logits(tmp_path / mode / "version_0" / "export" / "last")
-        best = loaded_logits(tmp_path / mode / "version_0" / "export" / "best")
-        assert torch.equal(last, trained_logits(run.model.policy))
-        assert torch.equal(best, last) == (mode == "min")
-        exporter = next(c for c in run.trainer.callbacks if isinstance(c, HFExporter))
-        assert exporter.state_dict()["best"] is not None
+    run = export(tmp_path, *ONE, *EVALUATE, monitor="val/entropy", mode=mode)
+    last = loaded_logits(tmp_path / "version_0" / "export" / "last")
+    best = loaded_logits(tmp_path / "version_0" / "export" / "best")
+    assert torch.equal(last, trained_logits(run.model.policy))
+    assert torch.equal(best, last) == (mode == "min")
+    exporter = next(c for c in run.trainer.callbacks if isinstance(c, HFExporter))
+    assert exporter.state_dict()["best"] is not None
 
 
 def test_the_best_value_goes_on():
@@ -109,7 +109,7 @@ def test_a_resumed_run_remembers_the_best(tmp_path):
 
 def test_lora_is_written_as_adapters_or_merged(tmp_path):
     pytest.importorskip("peft")
-    adapters = export(tmp_path / "adapters", LORA, "--model.optimizer.lr=0.01")
+    adapters = export(tmp_path / "adapters", *ONE, LORA, "--model.optimizer.lr=0.01")
     folder = tmp_path / "adapters" / "version_0" / "export" / "last"
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {
         path.name for path in folder.iterdir()
@@ -118,7 +118,8 @@ def test_lora_is_written_as_adapters_or_merged(tmp_path):
     expected = trained_logits(adapters.model.policy)
     torch.testing.assert_close(loaded_logits(folder), expected, rtol=0, atol=1e-5)
     assert (expected - trained_logits(PolicyModel(Policy("rlif-arithmetic")))).abs().max() > 0.01
-    merged = export(tmp_path / "merged", LORA, "--model.optimizer.lr=0.01", merge_lora=True)
+    given = [*ONE, LORA, "--model.optimizer.lr=0.01"]
+    merged = export(tmp_path / "merged", *given, merge_lora=True)
     folder = tmp_path / "merged" / "version_0" / "export" / "last"
     assert not (folder / "adapter_config.json").exists()
     torch.testing.assert_close(loaded_logits(folder), expected, rtol=0, atol=1e-4)

@@ -308,6 +308,7 @@ def test_rescored_in_two_passes_does_not_depend_on_the_token_budget(tmp_path):
     assert_same(parameters(large), parameters(small), tolerance=5e-6)  # a step is 1e-3
 
 
+@pytest.mark.slow  # test_run.py resumes; two passes are one: below
 @pytest.mark.filterwarnings(
     "ignore:The dirpath has changed"
 )  # on purpose: resumed into another folder

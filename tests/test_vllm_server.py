@@ -634,6 +634,7 @@ def arguments_for(served, folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow  # stale weights stop a run of the command line: below
 def test_the_command_line_trains_with_it(served, tmp_path):
     run = fit(tmp_path, *arguments_for(served, tmp_path), "--model.update.micro_batch_tokens=300")
     assert run.model.engine.scoring_tokens == 300
@@ -658,6 +659,7 @@ def keep_the_first_weights(worker: Worker) -> None:
     worker.reload_weights = load
 
 
+@pytest.mark.slow  # test_sampler_gap.py; stale weights stop a run: below
 def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(standing, tmp_path):
     """At default settings, whose absolute bound of 0.5 nats would let hundreds of such rollouts
     pass.

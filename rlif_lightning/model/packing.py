@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from rlif_lightning.masked import extents
+
 if TYPE_CHECKING:
     from rlif_lightning.records import Completions
 
@@ -177,8 +179,7 @@ def pack(completions: Completions, max_tokens: int) -> Iterator[Packed]:
 def _contexts(completions: Completions) -> list[list[Context]]:
     """Return each completion's first context, and later ones with a predicted token."""
     mask, starts = completions.mask, completions.context_starts
-    ends = mask.flip(-1).cummax(-1).values.sum(-1)  # one more than the last predicted position
-    lengths, counts = torch.stack([ends, mask.sum(-1)]).tolist()
+    lengths, counts = torch.stack([extents(mask), mask.sum(-1)]).tolist()
     known = None if lengths == counts else mask.cpu()  # observations lie between drawn tokens
     begins = None if starts is None else starts.cpu()
     found = []

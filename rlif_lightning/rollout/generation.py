@@ -275,7 +275,7 @@ class Generation:
         starts = None if turns is None else turns.started[rows]
         stopped = self.stops.found(self.ids, rows, drawn, starts)
         if self.sampling.train_stop:  # a row with a stop string gets ``stop_id`` in its next step
-            room = drawn < limit if turns is None else turns.has_room(rows, drawn)
+            room = drawn < limit if turns is None else turns.room(rows, drawn) > 0
             closing = stopped & ~ended & room
             self.changed |= bool((closing | self.closing[at]).any())
             self.closing[at] = closing
