@@ -114,8 +114,7 @@ def assembled(
         of([rollout.is_bounded for rollout in rollouts]),
         of([rollout.staleness for rollout in rollouts]),
     )
-    starts = of([each.context_starts for each in rollouts])
-    rollout = _with_turns(replace(rollout, context_starts=starts), rollouts, rows)
+    rollout = _with_turns(rollout, rollouts, rows)
     return rollout, {name: _output(draws, name, groups) for name in draws[0].outputs}
 
 
@@ -151,10 +150,15 @@ def _with_turns(whole: Rollout, rollouts: Sequence[Rollout], rows: Sequence[int]
         return whole
     width = whole.mask.shape[1]
     turns = [pad(each, (0, width), value=-1)[:, :width] for each in known]
+    starts = [each.context_starts for each in rollouts if each.context_starts is not None]
+    starts = [pad(each, (0, width))[:, :width] for each in starts]
     episodes = [episode for rollout in rollouts for episode in rollout.episodes or ()]
     index = torch.tensor(rows, device=whole.mask.device)
     return replace(
-        whole, turn_ids=torch.cat(turns)[index], episodes=[episodes[row] for row in rows]
+        whole,
+        turn_ids=torch.cat(turns)[index],
+        context_starts=torch.cat(starts)[index] if starts else None,
+        episodes=[episodes[row] for row in rows],
     )
 
 
