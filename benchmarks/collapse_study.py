@@ -28,16 +28,10 @@ from pathlib import Path
 from benchmarks.results import FOLDER, Rows
 from benchmarks.study_arms import ARMS, CONFIGS, PLAN
 from benchmarks.study_indicators import record_warnings
+from benchmarks.study_inputs import ONE_THREAD, ROOT, make
 from benchmarks.study_report import write_report
 from benchmarks.study_rows import FINISHED, read_or_empty, record
 
-ROOT = Path(__file__).resolve().parent.parent
-ONE_THREAD = {
-    "PYTHONDONTWRITEBYTECODE": "",  # or each run would compile everything anew
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "passive",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 RECORDING = threading.Lock()
 
 
@@ -168,6 +162,8 @@ def attempt(job: Job, deadline: float) -> str | None:
         print(f"{job.arm}, seed {job.seed}: waits for {other} of the next seed", flush=True)
         return None
     try:
+        if name := ARMS[job.arm].needs:
+            make(name)
         seconds = job.run(factors)
     except RuntimeError as error:
         print(f"FAILED {error}", flush=True)

@@ -411,6 +411,7 @@ def test_a_killed_run_goes_on_with_the_very_next_prompts(standing, tmp_path, cap
     assert column(last, "rollout/staleness")[-2:] == [0, 1]
 
 
+@pytest.mark.slow  # what is being drawn is dropped at once: above
 def test_an_error_while_a_server_hangs_ends_the_run_at_once(standing, tmp_path):
     """The second rollout is asked for, and is never answered."""
     real, second = standing.answer, {request_seed(0, 1, index) for index in range(16)}

@@ -28,6 +28,7 @@ def test_entropy_monitor_logs_percentiles_and_slope(tmp_path, monkeypatch):
     assert column(tmp_path, "entropy/slope") == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow  # test_update.py has the figures of picked tokens by hand
 def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
     """Nothing picked: 0.
 

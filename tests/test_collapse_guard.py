@@ -235,9 +235,8 @@ def test_rollback_takes_the_older_of_the_last_two_snapshots(tmp_path):
 
 def test_no_snapshot_is_taken_while_a_symptom_shows(tmp_path):
     slow = {**ALWAYS, "window": 9}  # beyond its limit from rollout 2 on, but not yet an alarm
-    run, events = guarded(
-        tmp_path, "rollback", rollouts=4, snapshot_every=1, detectors={"mine": slow}
-    )
+    alone = dict.fromkeys(CollapseGuard().detectors) | {"mine": slow}
+    run, events = guarded(tmp_path, "rollback", rollouts=4, snapshot_every=1, detectors=alone)
     assert not [event for event in events if event["values"].get("detector") == "mine"]
     taken = [rollout for rollout, _ in callback_of(run, CollapseGuard).snapshots.taken]
     assert taken == [0, 1]

@@ -27,7 +27,7 @@ EVALUATE = ["--trainer.check_val_every_n_epoch=1", "--trainer.max_epochs=2"]
 
 def export(run_folder: Path, /, *arguments: str, **settings) -> cli.RLIFCLI:
     callback = json.dumps({"class_path": "HFExporter", "init_args": settings})
-    return fit(run_folder, f"--trainer.callbacks+={callback}", *arguments)
+    return fit(run_folder, *ONE, f"--trainer.callbacks+={callback}", *arguments)
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def test_an_exported_folder_is_a_policy_to_go_on_with(exported, tmp_path):
 @pytest.mark.parametrize("mode", [pytest.param("min", marks=pytest.mark.slow), "max"])
 def test_best_is_the_policy_of_the_best_evaluation(tmp_path, mode):
     """Entropy falls in both epochs: `min` keeps the second policy, `max` the first."""
-    run = export(tmp_path, *ONE, *EVALUATE, monitor="val/entropy", mode=mode)
+    run = export(tmp_path, *EVALUATE, monitor="val/entropy", mode=mode)
     last = loaded_logits(tmp_path / "version_0" / "export" / "last")
     best = loaded_logits(tmp_path / "version_0" / "export" / "best")
     assert torch.equal(last, trained_logits(run.model.policy))
@@ -109,7 +109,7 @@ def test_a_resumed_run_remembers_the_best(tmp_path):
 
 def test_lora_is_written_as_adapters_or_merged(tmp_path):
     pytest.importorskip("peft")
-    adapters = export(tmp_path / "adapters", *ONE, LORA, "--model.optimizer.lr=0.01")
+    adapters = export(tmp_path / "adapters", LORA, "--model.optimizer.lr=0.01")
     folder = tmp_path / "adapters" / "version_0" / "export" / "last"
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {
         path.name for path in folder.iterdir()
@@ -118,8 +118,7 @@ def test_lora_is_written_as_adapters_or_merged(tmp_path):
     expected = trained_logits(adapters.model.policy)
     torch.testing.assert_close(loaded_logits(folder), expected, rtol=0, atol=1e-5)
     assert (expected - trained_logits(PolicyModel(Policy("rlif-arithmetic")))).abs().max() > 0.01
-    given = [*ONE, LORA, "--model.optimizer.lr=0.01"]
-    merged = export(tmp_path / "merged", *given, merge_lora=True)
+    merged = export(tmp_path / "merged", LORA, "--model.optimizer.lr=0.01", merge_lora=True)
     folder = tmp_path / "merged" / "version_0" / "export" / "last"
     assert not (folder / "adapter_config.json").exists()
     torch.testing.assert_close(loaded_logits(folder), expected, rtol=0, atol=1e-4)

@@ -12,7 +12,7 @@ import torch
 
 from harness.judge_server import judge_server
 from harness.python_runs import module
-from rlif_lightning import EndpointJudge, JudgeHead, Random, RLIFModule
+from rlif_lightning import EndpointJudge, GoldAnswer, JudgeHead, Random, RLIFModule
 from rlif_lightning.evaluation.ask import load
 from rlif_lightning.running.rebuilt import arguments_in
 from rlif_lightning.running.run_settings import KEY, model_settings
@@ -120,3 +120,12 @@ def test_a_crafted_file_sends_nothing_and_its_policy_can_still_be_asked(tmp_path
         asked = load(str(path), RLIFModule)  # rlif generate, rlif chat
         assert asked.generate("3+4=") == made.generate("3+4=")
         assert server.asked == []
+
+
+def test_rewards_keep_their_order():
+    """What a head has learned (``spread_floor``) is kept by its number among the rewards."""
+    heads = {"coin": Random(), "gold": GoldAnswer()}
+    made = module(rewards=heads)
+    found = arguments_in(model_settings(made), RLIFModule, set())
+    assert list(found["rewards"]) == list(heads)
+    assert model_settings(module(**found)) == model_settings(made)

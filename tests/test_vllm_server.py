@@ -500,7 +500,7 @@ def engine_of(served, folder: Path, **settings) -> VLLMServerEngine:
     )
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_it_samples_the_present_weights(served, tmp_path, lora):
     policy = changed(lora=LoRA(rank=4, alpha=8) if lora else None)
     engine = engine_of(served, tmp_path)
@@ -568,6 +568,7 @@ def test_endings_and_stop_strings(served, tmp_path):
     ]
 
 
+@pytest.mark.slow  # test_rescoring.py has the seeds; endings are drawn below
 def test_seeds_depend_on_step_and_row_alone(served, tmp_path):
     policy = changed(scale=0.2)
     engine = engine_of(served, tmp_path)

@@ -82,7 +82,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return nested dicts of values by dotted name; a list of a dict's keys gives way to it."""
+    """Return nested dicts of values by dotted name; a list of a dict's keys says its order."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         *above, last = name.split(".")
@@ -93,6 +93,11 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
             inner = inner[key]
         if not isinstance(inner.get(last), dict):
             inner[last] = value
+    for name, keys in settings.items():
+        *above, last = name.split(".")
+        inner = functools.reduce(dict.__getitem__, above, found)
+        if isinstance(keys, list) and isinstance(inner[last], dict):
+            inner[last] = {key: inner[last][key] for key in keys if key in inner[last]}
     return found
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
+import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,34 @@ class Failing(Talker):
         if self.told:
             raise RuntimeError("the board is broken")
         return super().step(action)
+
+
+class Deadly(Talker):
+    """Kills the process, while a file is there, in the middle of many episodes.
+
+    Args:
+        while_there: the file; it then says how many episodes are over, and how many go on.
+        after: episodes that have begun, over all instances.
+    """
+
+    begun = over = 0
+
+    def __init__(self, while_there: str, after: int, **talker: Any):
+        super().__init__(**talker)
+        self.while_there, self.after = Path(while_there), after
+
+    def reset(self, seed: int | None = None, **row: Any) -> str:
+        Deadly.begun += 1
+        return super().reset(seed, **row)
+
+    def step(self, action: str) -> Step:
+        if Deadly.begun >= self.after and len(self.told) == 1 and self.while_there.exists():
+            self.while_there.write_text(f"{Deadly.over} {Deadly.begun - Deadly.over}")
+            os.kill(os.getpid(), signal.SIGKILL)
+        step = super().step(action)
+        is_over = step.done or len(action) % 2 == 1  # some end with their first turn
+        Deadly.over += is_over
+        return replace(step, done=is_over)
 
 
 class Unseeded(Talker):
