@@ -64,4 +64,7 @@ class EpisodeEngine(RolloutEngine):
         turns.driver.pool.check_failures(episodes)
         texts = ["\n".join(each) for each in turns.texts]
         known = {"texts": texts, "turn_ids": turn_ids, "episodes": episodes}
+        if turns.settings.thoughts == "fork":
+            starts = turns.context_starts[:, : rollout.mask.shape[1]]
+            known["context_starts"] = starts.to(turn_ids.device)
         return replace(rollout, mask=turn_ids >= 0, **known)
