@@ -110,7 +110,7 @@ COMMANDS = {
 }
 
 
-FIRST = ("README.md", "CONTRIBUTING.md", "docs/all-of-rlif-lightning.md", "docs/related/")
+FIRST = ("README.md", "CONTRIBUTING.md", "docs/related/")
 
 
 @pytest.mark.parametrize(
