@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlif_lightning.data.environment_settings import EnvironmentSettings
-from rlif_lightning.data.turns import EnvironmentTask, Observation
+from rlif_lightning.data.turns import Chat, Continuation, EnvironmentTask, Observation
 from rlif_lightning.environments.base import Episode
 from rlif_lightning.environments.pool import EnvironmentPool, episode_seed
 from rlif_lightning.processes.collectives import first_process_result
@@ -41,6 +41,7 @@ class EpisodeDriver:
     def __init__(self, pool: EnvironmentPool, task: EnvironmentTask):
         self.pool, self.task = pool, task
         self.episodes: dict[int, Episode] = {}
+        self.chats: dict[int, Chat | None] = {}
 
     def begin(self, prompts: Prompts, group_size: int, seed: int, rollout_number: int) -> Prompts:
         """Reset an environment for each row; return the prompts with the first observations.
@@ -74,7 +75,9 @@ class EpisodeDriver:
                     f" and {next(each for each in first if each != first[0])!r:.100}; let all that"
                     " is random depend on its argument `seed`"
                 )
-            begun.append(self.task.prompt(problem, first[0] if first else "", tools))
+            text, ids, messages = self.task.prompt(problem, first[0] if first else "", tools)
+            begun.append((text, ids, messages))
+            self.chats |= {row: self.task.chat(problem, text, messages, tools) for row in rows}
         texts, ids, messages = zip(*begun, strict=True)
         device = prompts.token_ids[0].device
         has_chat = prompts.messages is not None
@@ -88,6 +91,21 @@ class EpisodeDriver:
     def act(self, texts: Mapping[int, str]) -> dict[int, Observation]:
         """Step the environments of some rows; return the observations of those that go on."""
         return self._answers(texts, lambda row: self.pool.act(row, texts[row]))
+
+    def follow(
+        self, row: int, words: str, seen: Observation, last: int, ends: Sequence[int]
+    ) -> Continuation:
+        """Return the ids between a row's turn and its next one.
+
+        Args:
+            row: of the episode.
+            words: text of the turn.
+            seen, last, ends: as of ``EnvironmentTask.suffix``.
+        """
+        chat = self.chats[row]
+        if chat is None:
+            return Continuation(self.task.suffix(seen, last, ends))
+        return chat.follow(words, seen, last, ends)
 
     def end(self, limits: Mapping[int, tuple[str, str | None]]) -> None:
         """End the episodes of some rows at limits.
@@ -186,4 +204,7 @@ class EpisodeEngine(RolloutEngine):
         turns.driver.pool.check_failures(episodes)
         texts = ["\n".join(each) for each in turns.texts]
         known = {"texts": texts, "turn_ids": turn_ids, "episodes": episodes}
+        if turns.settings.thoughts == "fork":
+            starts = turns.context_starts[:, : rollout.mask.shape[1]]
+            known["context_starts"] = starts.to(turn_ids.device)
         return replace(rollout, mask=turn_ids >= 0, **known)

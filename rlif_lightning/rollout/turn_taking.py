@@ -6,6 +6,8 @@ Example, a row with ``max_turns`` 2 whose environment answers "higher" (h i):
     ids         5 <e> h  i  7 <e>
     turn_ids    0  0 -1 -1  1  1      drawn tokens; observations have no turn
     started     0 .. .. ..  4 ..      the column where the present turn began
+
+The prompt of a new context (``thoughts: fork``) stands there as an observation does.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rlif_lightning.data.turns import Observation
+from rlif_lightning.data.turns import Continuation, Observation
 from rlif_lightning.environments.base import ENDED
 from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.sampling import Sampling
@@ -41,9 +43,10 @@ class Turns:
     Attributes:
         turn_ids: ``[B, T]`` int64, -1 where nothing was drawn.
         started: ``[B]`` int64, the column where each row's present turn began.
-        observed: ``[B]`` int64, tokens of observations so far.
+        context_starts: ``[B, T]`` bool, the columns where new contexts begin.
+        observed: ``[B]`` int64, tokens of observations so far, prompts of new contexts included.
         texts: of each row's turns.
-        waiting: row -> ids of the observation that it goes on with.
+        waiting: row -> what it goes on with.
     """
 
     def __init__(
@@ -57,9 +60,10 @@ class Turns:
         self.driver, self.sampling, self.stops, self.eos_ids = driver, sampling, stops, eos_ids
         self.ids, self.settings = ids, driver.task.settings
         self.turn_ids = torch.full_like(ids, -1)
+        self.context_starts = torch.zeros_like(ids, dtype=torch.bool)
         self.started, self.observed = torch.zeros((2, len(ids)), dtype=torch.int64)
         self.texts: list[list[str]] = [[] for _ in ids]
-        self.waiting: dict[int, list[int]] = {}
+        self.waiting: dict[int, Continuation] = {}
 
     def drawn(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Return how many tokens rows have drawn in their episodes, at these columns."""
@@ -116,18 +120,20 @@ class Turns:
 
     def _answer(self, row: int, column: int, is_out: bool, seen: Observation) -> str | None:
         """Let a row wait for its observation; return how it stops where there is no room."""
-        ids = self.driver.task.suffix(seen, int(self.ids[row, column - 1]), self.eos_ids)
-        if int(self.observed[row]) + len(ids) > self.settings.max_observation_tokens:
+        last = int(self.ids[row, column - 1])
+        follows = self.driver.follow(row, self.texts[row][-1], seen, last, self.eos_ids)
+        if int(self.observed[row]) + len(follows.ids) > self.settings.max_observation_tokens:
             return NO_ROOM
         if is_out:
             return OUT_OF_TOKENS
-        self.waiting[row] = ids
+        self.waiting[row] = follows
         return None
 
-    def continue_row(self, row: int, column: int, ids: Sequence[int]) -> int:
-        """Put an observation after a row's tokens; return the column where its turn begins."""
-        end = column + len(ids)
-        self.ids[row, column:end] = torch.tensor(ids, dtype=torch.int64)
-        self.observed[row] += len(ids)
+    def continue_row(self, row: int, column: int, follows: Continuation) -> int:
+        """Put undrawn ids after a row's tokens; return the column where its turn begins."""
+        end = column + len(follows.ids)
+        self.ids[row, column:end] = torch.tensor(follows.ids, dtype=torch.int64)
+        self.context_starts[row, column] = follows.is_new
+        self.observed[row] += len(follows.ids)
         self.started[row] = end
         return end

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import torch
@@ -53,6 +53,7 @@ class VLLMEngine(VLLMBaseEngine):
     """
 
     memory = "vllm"
+    needs_consent: ClassVar[dict[str, str]] = {"options": "may name code that vLLM would import"}
 
     def __init__(
         self,
@@ -118,6 +119,10 @@ class VLLMServerEngine(VLLMBaseEngine):
     Raises:
         ValueError: a setting out of range, staleness without weights, or no URL.
     """
+
+    needs_consent: ClassVar[dict[str, str]] = {
+        "server": "is where prompts, and the key, would be sent"
+    }
 
     def __init__(
         self,
