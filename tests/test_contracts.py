@@ -16,7 +16,7 @@ from restatement import loss_and_gradient, rows_in, update
 from harness.files import ROOT
 from harness.models import classifier_folder
 from harness.objectives import OBJECTIVES, inputs
-from harness.rollouts import handmade
+from harness.rollouts import handmade, with_observations
 from rlif_lightning import rewards
 from rlif_lightning.answers.code_tasks import CodeExtractor
 from rlif_lightning.environments.base import Episode, Turn
@@ -200,6 +200,12 @@ class TestRewardHeads:
         scores = HEADS[name]()(rollout()).scores.view(3, GROUP)
         permuted = HEADS[name]()(rollout([2, 0, 1])).scores.view(3, GROUP)
         assert torch.equal(permuted.nan_to_num(-7.0), scores[[2, 0, 1]].nan_to_num(-7.0))
+
+    def test_observations_change_no_score(self, name):
+        """What an environment says is in the row, and the policy did not write it."""
+        scores = HEADS[name]()(rollout()).scores
+        seen = HEADS[name]()(with_observations(rollout())).scores
+        torch.testing.assert_close(seen, scores, rtol=1e-6, atol=1e-7, equal_nan=True)
 
     def test_the_rollout_is_left_alone(self, name):
         sampled = rollout()
