@@ -89,7 +89,10 @@ def test_every_third_rollout_across_epochs(tmp_path):
     assert not (tmp_path / "version_0" / "evaluated").exists()
 
 
-@pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])
+@pytest.mark.parametrize(
+    ("command", "stage"),
+    [pytest.param("validate", "val", marks=pytest.mark.slow), ("test", "test")],
+)
 def test_a_table_with_intervals_and_subsets(tmp_path, capsys, command, stage):
     source = tmp_path / "problems.jsonl"
     rows = [

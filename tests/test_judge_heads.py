@@ -129,6 +129,7 @@ def by_answer(request: Request) -> str:
 RULE = {"class_path": "RuleJudge", "init_args": {"rule": "test_judge_heads.by_answer"}}
 
 
+@pytest.mark.slow  # test_turing_runs.py judges every reply of a run
 def test_a_run_with_a_rubric_judge_learns_and_logs(tmp_path):
     judge = only("RubricJudgeHead", judge=RULE, parser="VerdictParser", truncated="ask")
     run = fit(tmp_path, judge)

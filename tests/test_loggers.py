@@ -46,6 +46,7 @@ def loggers(folder, *names: str) -> str:
     return f"--trainer.logger={json.dumps([paths[name] for name in names])}"
 
 
+@pytest.mark.slow  # the table goes first: below; test_run_report.py draws
 @pytest.mark.parametrize(
     "names",
     [

@@ -133,6 +133,7 @@ def test_the_average_follows_after_each_rollout(tmp_path):
     assert "reward/gold/gradient_norm" not in figures
 
 
+@pytest.mark.slow  # a checkpoint without it is refused: below
 def test_a_resumed_run_is_the_uninterrupted_one_with_its_average(tmp_path):
     def run(folder: Path, **way: Any) -> Run:
         return Run(folder, 4, learner(taught(ema_rate=0.25)), problems(), Words(), **way)
