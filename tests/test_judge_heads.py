@@ -142,7 +142,10 @@ def test_a_column_that_is_not_there_is_refused_before_anything_is_sampled(tmp_pa
     judge = only("JudgeHead", judge=RULE, template="{completion} {hint}")
     with pytest.raises(SystemExit):
         fit(tmp_path, judge)
-    assert "template shows {hint}, and the data set has no such column" in capsys.readouterr().err
+    assert (
+        "{hint} of the template (known without a column: prompt, completion, form;"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_that_a_judge_stops_is_resumed_as_if_nothing_had_happened(tmp_path):
