@@ -17,6 +17,7 @@ from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.preflight import Findings, examine
 from rlif_lightning.evaluation.preflight_memory import MemoryNotice
 from rlif_lightning.evaluation.preflight_report import (
+    print_episodes,
     print_findings,
     print_judges,
     write_findings,
@@ -182,6 +183,7 @@ class RLIFTrainer(Trainer):
             memory = None if notice.need is None else notice.need.parts
             write_findings(findings, records, path, memory)
             print_findings(findings)
+            print_episodes(records)
             print_judges(records, datamodule.prompts_per_rollout * group_size)
             print(f"figures, and the completions as .jsonl: {path}")
         return findings

@@ -69,6 +69,7 @@ def test_every_rollout_before_and_after(tmp_path, capsys):
     assert "[" in row
 
 
+@pytest.mark.slow  # every rollout: above
 def test_every_third_rollout_across_epochs(tmp_path):
     """An epoch has two rollouts here: the trainer counts over them once check_val_every_n_epoch is
     null.

@@ -148,6 +148,7 @@ def test_a_column_that_is_not_there_is_refused_before_anything_is_sampled(tmp_pa
     )
 
 
+@pytest.mark.slow  # test_endpoint_judge.py refuses; test_run.py resumes
 def test_a_run_that_a_judge_stops_is_resumed_as_if_nothing_had_happened(tmp_path):
     """The server refuses every question of the second rollout."""
     with judge_server() as server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from rlif_lightning.rewards.environment import EnvironmentReward
 from rlif_lightning.rewards.function import GOLD_NAMES
 from rlif_lightning.rewards.held_head import heads_behind, heads_in
 from rlif_lightning.rewards.reward_set import RewardSet
+from rlif_lightning.setting_types import imported
 
 if TYPE_CHECKING:
     from rlif_lightning.evaluation.evaluator import Evaluator
@@ -110,6 +112,28 @@ def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any]
     return found
 
 
+def environment_uses(module: Any) -> list[str]:
+    """Return the gold columns that a run's environment is given, one line each.
+
+    What an environment says is what the policy reads, whatever pays for its episodes. Given are all
+    columns to a ``reset(**row)``, or those that it names. Of a function's environment nothing is
+    known before it is made, and all count.
+    """
+    data = getattr(module._trainer, "datamodule", None)
+    environment = getattr(data, "environment", None)
+    split = data.split("train") if environment is not None else None
+    if split is None:
+        return []
+    gold = [name for name in split.dataset.features if holds_gold(name, module.rewards)]
+    begin: Any = getattr(imported(environment.make, "data.environment.make"), "reset", None)
+    if begin is not None:
+        parameters = inspect.signature(begin).parameters
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            gold = [name for name in gold if name in parameters]
+    said = f"data.environment.make={environment.make!r} is given the column"
+    return [f"{said} `{name}` of gold answers, and may show it" for name in gold]
+
+
 def _uses_of_order(module: Any) -> list[str]:
     data = getattr(module._trainer, "datamodule", None)  # `trainer` raises where there is none
     source = getattr(data, "source", None)
@@ -177,4 +201,5 @@ def needs_labels(figure: str | None, module: Any) -> bool:
         reward = module.rewards.settings.get(rest.partition("/")[0])
         return reward is not None and sees_gold(reward.head)
     is_evaluation = stage.partition("_")[0] in ("val", "test")
-    return stage == "overclaim" or (is_evaluation and rest in module.evaluator.labelled)
+    measured = [*module.evaluator.labelled, "solved", "reward"]  # an environment's pay too
+    return stage in ("overclaim", "environment") or (is_evaluation and rest in measured)

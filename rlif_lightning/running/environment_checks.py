@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlif_lightning.data.environment_settings import EnvironmentSettings
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.rewards.held_head import heads_in
 
@@ -27,6 +28,10 @@ def check_environment(module: Any, data: PromptData) -> None:
         for split in (data.split("train"), data.split("validation")):
             if split is not None and split.environment is not None:
                 split.environment.check(tools)
+    _check_settings(module, settings)
+
+
+def _check_settings(module: Any, settings: EnvironmentSettings) -> None:
     said = f"data.environment.make={settings.make!r}"
     if module.answer_tokens is not None:
         raise ValueError(
@@ -37,6 +42,11 @@ def check_environment(module: Any, data: PromptData) -> None:
         raise ValueError(
             f"model.objective={type(module.objective).__name__} shows a teacher the problem without"
             f" the first observation of {said}; use another objective, or data.environment=null"
+        )
+    if settings.thoughts == "fork" and module.replay_buffer is not None:
+        raise ValueError(
+            "data.environment.thoughts='fork' makes completions of several contexts, which"
+            " model.replay does not keep; set model.replay=null, or thoughts=keep"
         )
     _check_heads(module, said)
 
