@@ -143,7 +143,10 @@ def test_a_column_that_is_not_there_is_refused_before_anything_is_sampled(tmp_pa
     judge = only("JudgeHead", judge=RULE, template="{completion} {hint}")
     with pytest.raises(SystemExit):
         fit(tmp_path, judge)
-    assert "template shows {hint}, and the data set has no such column" in capsys.readouterr().err
+    assert (
+        "{hint} of the template (known without a column: prompt, completion, form;"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow  # test_endpoint_judge.py refuses; test_run.py resumes

@@ -188,6 +188,6 @@ def test_it_is_made_goes_on_and_trains(maker, tmp_path, monkeypatch):
         ]
     )
     assert run.trainer.global_step == 4
-    assert len(column(tmp_path / "run", "val/accuracy")) == 2
+    assert all(0 <= value <= 1 for value in column(tmp_path / "run", "val/accuracy"))
     (score,) = column(tmp_path / "run", "reward/certainty/mean")
     assert score > 0
