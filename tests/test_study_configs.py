@@ -37,6 +37,7 @@ SCALES = {
 BANDS = {"band": ((0.3, 0.9), "any"), "majority": ((0, 1), "half")}
 # Others differ in nothing but the rate, or the number of problems.
 BUILT = [arm for arm in ARMS if "-hot" in arm and not arm.endswith(("-32", "-128"))]
+GRID = [arm for arm in BUILT if "-w" in arm]  # of KL-Cov's weights and fractions
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,9 @@ def check_objective(arm: str, objective):
         assert (objective.weight, objective.fraction) == (float(cell[0]), float(cell[1]))
 
 
-@pytest.mark.parametrize("arm", BUILT)
+@pytest.mark.parametrize(
+    "arm", [pytest.param(arm, marks=pytest.mark.slow if arm in GRID[1:] else ()) for arm in BUILT]
+)
 def test_an_arm_is_what_its_name_says(arm, tmp_path):
     recipe, _, control = (*arm.split("-", 2), "")[:3]
     factors = ARMS[arm].factors or ([(9, 0.5)] if ARMS[arm].yoked_to else ())
