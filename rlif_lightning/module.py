@@ -57,7 +57,7 @@ from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.running.look_ahead import upcoming_prompts
 from rlif_lightning.running.model_setup import ModelSetup
-from rlif_lightning.running.run_settings import KEY, run_settings
+from rlif_lightning.running.run_settings import describe_run, readable
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, check_strategy
 from rlif_lightning.running.teachers import lesson_of
@@ -262,7 +262,7 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put settings, replay buffer and prompt table into the checkpoint; all processes agree."""
-        checkpoint.setdefault(KEY, run_settings(self.trainer, self))  # our trainer has done so
+        describe_run(checkpoint, self)
         if self.replay_buffer is not None:
             checkpoint["replay"] = self.replay_buffer.state_dict()
         if self.prompt_table.columns:
@@ -272,7 +272,7 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         """Take the checkpoint's replay buffer and prompt table; empty where there is none."""
         if self.replay_buffer is not None:
             self.replay_buffer.load_state_dict(checkpoint.get("replay"))
-        self.prompt_table.load_state_dict(checkpoint.get("prompt_table"))
+        self.prompt_table.load_state_dict(readable(checkpoint).get("prompt_table"))
 
     def _updater(self) -> Updater:
         assert self.policy is not None
