@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from callbacks.model_card import Figures, model_card
-from rlif_lightning.evaluation.label_checks import label_uses
+from rlif_lightning.evaluation.label_checks import environment_uses, label_uses
 from rlif_lightning.evaluation.report import Report
 from rlif_lightning.model.export import CARD, MADE_BY, write_model
 from rlif_lightning.module import RLIFModule
@@ -182,7 +182,7 @@ class HFExporter(KeepsBest, Callback):
 
     def _note_uses(self, trainer: Any, module: RLIFModule) -> None:
         """Remember every use of gold answers: a callback may end one, or a resumed run."""
-        found = label_uses(module, callbacks=trainer.callbacks)
+        found = label_uses(module, callbacks=trainer.callbacks) + environment_uses(module)
         self.uses = list(dict.fromkeys([*self.uses, *found]))
 
     def _card(self, trainer: Any, module: RLIFModule, name: str) -> str:

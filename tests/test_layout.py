@@ -234,11 +234,12 @@ def declared(*extras: str) -> set[str]:
 
 OTHERS = {
     "trl_step.py": {"trl"},
+    "multi_turn_trl.py": {"trl"},
     "compare_objectives.py": {"verl"},
     "compare_trl.py": {"accelerate", "trl"},
     "play_textworld.py": {"textworld"},
 }  # whom these compare with
-EXTRAS = ("lora", "gguf", "reasoning", "textarena", "vllm")
+EXTRAS = ("lora", "qlora", "gguf", "reasoning", "textarena", "vllm")
 
 
 def test_every_dependency_is_pinned():

@@ -69,6 +69,7 @@ def whole(tmp_path_factory) -> Run:
     return made(rubric(), tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow  # the factors of a run: below
 def test_the_overlay_trains_and_weighs_by_the_previous_visit(tmp_path):
     run = fit(tmp_path, *RUN)
     head = run.model.rewards.heads["rubric"]
@@ -117,7 +118,7 @@ def test_a_predictions_scores_have_the_criterias_own_weights(whole):
     head.train()
 
 
-@pytest.mark.parametrize("rollout", [1, 2, 3])
+@pytest.mark.parametrize("rollout", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 3])
 def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path, rollout):
     path = at(whole.folder / "checkpoints", rollout)
     again = made(rubric(), tmp_path, ckpt_path=path)

@@ -13,15 +13,13 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
-import random
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlif_lightning.environments.base import Environment, Observation, Step
+from rlif_lightning.environments.text_arena import TextArenaGame
 from rlif_lightning.environments.tools import ToolEnvironment
 
 TEXTS = ("observations", "observation", "state")  # where objects and dicts keep what is seen
@@ -122,72 +120,6 @@ class _Fields(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(dir(self.of))
-
-
-# Games of one process draw from Python's own generator, which they share.
-_OWN_RANDOM = threading.Lock()
-
-
-class TextArenaGame:
-    """A TextArena game for one player.
-
-    TextArena draws from the generator of Python's module ``random``, which all of a process share.
-    Every call has the generator for itself and finds it as its game left it, so that games that run
-    side by side are those that run alone. TextArena's wrappers show former games after a reset, so
-    that every game is played by a new copy.
-    """
-
-    def __init__(self, made: Any):
-        self.unplayed, self.made = made, made
-        self.before = ""
-        self.state: Any = random.Random().getstate()
-
-    def reset(self, seed: int | None = None, **row: Any) -> Observation | None:
-        """Begin a game."""
-        self.state, self.before = random.Random(seed).getstate(), ""
-        return self._alone(lambda: self._begin(seed))
-
-    def step(self, action: str) -> Step:
-        """Take a move; the reward comes with the last one."""
-        return self._alone(lambda: self._move(action))
-
-    def close(self) -> None:
-        """Close the game."""
-        self._alone(self.made.close)
-
-    def _alone(self, work: Callable[[], Any]) -> Any:
-        with _OWN_RANDOM:
-            others = random.getstate()
-            random.setstate(self.state)
-            try:
-                return work()
-            finally:
-                self.state = random.getstate()
-                random.setstate(others)
-
-    def _begin(self, seed: int | None) -> str:
-        self.made = copy.deepcopy(self.unplayed)
-        self.made.reset(num_players=1, seed=seed)
-        return self._seen("")
-
-    def _move(self, action: str) -> Step:
-        done, _ = self.made.step(action)
-        if not done:
-            return Step(self._seen(action))
-        rewards, _ = self.made.close()
-        reward = float((rewards or {}).get(0, 0.0))
-        return Step(reward=reward, done=True, info={"success": float(reward >= 1)})
-
-    def _seen(self, action: str) -> str:
-        """Return what is new: usual observations repeat the whole game, and the move."""
-        _, seen = self.made.get_observation()
-        if not isinstance(seen, str):  # a list of (who, text, kind), without the player's own
-            return "\n".join(text for who, text, *_ in seen if who != 0).strip()
-        new = seen.removeprefix(self.before)
-        self.before = seen
-        head, _, rest = new.lstrip("\n").partition("\n")
-        is_own = bool(action) and head.endswith((f"] {action}", f"] [{action}]"))
-        return (rest if is_own else new).strip()
 
 
 def shown(observation: Any) -> Observation:

@@ -7,8 +7,11 @@ next episode. Other shapes are adapted by ``adapters.py``; ``pool.py`` runs many
 from __future__ import annotations
 
 import math
+import sysconfig
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 Message: TypeAlias = dict[str, Any]
@@ -139,3 +142,21 @@ def cut(observation: Observation) -> Observation:
         return observation
     kept = MAX_CHARACTERS - 50  # a cut text can be cut again, and stays
     return f"{observation[:kept]}\n[{len(observation) - kept} more characters]"
+
+
+def described(error: BaseException) -> str:
+    """Return an error's type and words, and the line of the environment's own code it comes from.
+
+    Own code is the innermost that is neither installed nor in this folder. Without any it is the
+    innermost that is not in this folder, such as a line of an installed game.
+    """
+    here, installed = str(Path(__file__).parent), (sysconfig.get_path("stdlib"), *_packages())
+    frames = [each for each in traceback.extract_tb(error.__traceback__)
+              if not each.filename.startswith((here, "<"))]  # fmt: skip
+    own = [each for each in frames if not each.filename.startswith(installed)] or frames
+    said = f"{type(error).__name__}: {error}"
+    return f"{said} ({own[-1].filename}:{own[-1].lineno})" if own else said
+
+
+def _packages() -> tuple[str, str]:
+    return sysconfig.get_path("purelib"), sysconfig.get_path("platlib")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlif_lightning.environments.adapters import as_environment
-from rlif_lightning.environments.base import Observation, Step, cut
+from rlif_lightning.environments.base import Observation, Step, cut, described
 from rlif_lightning.setting_types import imported
 
 CALLS = ("reset", "step", "get_reward", "metrics")
@@ -60,9 +60,9 @@ class ChildEnvironment:
         with contextlib.suppress(OSError, EOFError):
             self._pipe.send(None)
             self._pipe.poll(1.0)
-        self.kill()
+        self.give_up()
 
-    def kill(self) -> None:
+    def give_up(self) -> None:
         """End the process, whatever it is doing."""
         self._process.kill()
         self._process.join(1.0)
@@ -87,11 +87,13 @@ def _serve(pipe: Connection, factory: Any, arguments: dict[str, Any]) -> None:
     """Make an environment and answer calls until it is to be closed."""
     with pipe:
         try:
-            make = imported(factory, "make") if isinstance(factory, str) else factory
+            make = (
+                imported(factory, "data.environment.make") if isinstance(factory, str) else factory
+            )
             made = as_environment(make(**arguments))
             pipe.send((True, list(getattr(made, "tools", None) or [])))
         except Exception as error:
-            pipe.send((False, f"{type(error).__name__}: {error}"))
+            pipe.send((False, described(error)))
             return
         with contextlib.suppress(EOFError):
             while (call := pipe.recv()) is not None:
@@ -115,4 +117,4 @@ def _done(made: Any, name: str, arguments: tuple[Any, ...], named: dict[str, Any
             return True, replace(found, observation=cut(found.observation))
         return True, cut(found) if name == "reset" and found else found
     except Exception as error:
-        return False, f"{type(error).__name__}: {error}"
+        return False, described(error)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from rlif_lightning.environments.adapters import as_environment
-from rlif_lightning.environments.base import STOPS, Environment, Episode, Step, Turn, cut
+from rlif_lightning.environments.base import STOPS, Environment, Episode, Step, Turn, cut, described
 from rlif_lightning.environments.child import ChildEnvironment
 from rlif_lightning.environments.workers import Answer, Live, Workers, close_all, close_apart
 from rlif_lightning.processes.collectives import all_rank_objects, all_rank_sum
@@ -77,7 +77,9 @@ class EnvironmentPool:
         max_failed: float = 0.1,
     ):
         self.factory, self.arguments = factory, dict(arguments or {})
-        self.make = imported(factory, "make") if isinstance(factory, str) else factory
+        self.make = (
+            imported(factory, "data.environment.make") if isinstance(factory, str) else factory
+        )
         self.max_turns, self.step_seconds, self.max_failed = max_turns, step_seconds, max_failed
         self.processes = processes
         self._workers = Workers(workers)
@@ -103,8 +105,9 @@ class EnvironmentPool:
             self._free.append(self._made())
         except Exception as error:
             raise ValueError(
-                f"make={self.factory!r} with arguments={self.arguments}: no environment could be"
-                f" made ({type(error).__name__}: {error}); correct them, or install what it needs"
+                f"data.environment.make={self.factory!r} with arguments={self.arguments}: no"
+                f" environment could be made ({described(error)}); correct them, or install what it"
+                " needs"
             ) from error
 
     @property
@@ -207,7 +210,7 @@ class EnvironmentPool:
     def _too_late(self) -> list[Answer]:
         """Give up what has worked for too long."""
         oldest = time.monotonic() - self.step_seconds
-        late = [live for live in self._live.values() if live.started < oldest]
+        late = [live for live in self._live.values() if live.since < oldest]
         for live in late:
             self._workers.give_up(live)
             del self._live[live.number]
@@ -217,7 +220,7 @@ class EnvironmentPool:
 
     def _pause(self) -> float:
         """Return for how long nothing can be too late, seconds."""
-        first = min(live.started for live in self._live.values())
+        first = min(live.since for live in self._live.values())
         return min(max(first + self.step_seconds - time.monotonic(), 1e-3), 1.0)
 
     def _made(self) -> Environment:

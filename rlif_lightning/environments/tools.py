@@ -168,8 +168,8 @@ class PythonTool:
     def __init__(self, sandbox: Sandbox | Mapping[str, Any] = Sandbox()):
         self.sandbox = Sandbox(**sandbox) if isinstance(sandbox, Mapping) else sandbox
 
-    def reset(self, **row: Any) -> None:
-        """Begin an episode; there is nothing to begin."""
+    def reset(self) -> None:
+        """Begin an episode; it reads no column, so that it can show no gold answer."""
 
     def python(self, code: str) -> str:
         """

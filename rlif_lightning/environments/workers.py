@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlif_lightning.environments.base import Episode, Observation, Turn
-from rlif_lightning.environments.child import ChildEnvironment
+from rlif_lightning.environments.base import Episode, Observation, Turn, described
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,11 @@ class Live:
     turns: list[Turn] = field(default_factory=list)
     started: float = math.inf
     is_given_up: bool = False
+
+    @property
+    def since(self) -> float:
+        """When its environment began to work; infinite where none does, or waits for another."""
+        return max(self.started, getattr(self.environment, "began", -math.inf))
 
     def failed(self, reason: str, stop: str = "environment_error") -> Answer:
         """Return the answer that ends it by a failure."""
@@ -106,8 +110,8 @@ class Workers:
             self._number -= is_working
         if not is_working:
             close_apart(live.environment)
-        elif isinstance(live.environment, ChildEnvironment):
-            live.environment.kill()
+        elif callable(give_up := getattr(live.environment, "give_up", None)):
+            give_up()
 
     def close(self) -> None:
         """End every thread that does not hang."""
@@ -125,7 +129,7 @@ class Workers:
             try:
                 answer = work()
             except Exception as error:
-                answer = live.failed(f"{type(error).__name__}: {error}")
+                answer = live.failed(described(error))
             with self._lock:
                 live.started = math.inf
                 if not live.is_given_up:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from rlif_lightning.records import overlap
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.environment import EnvironmentReward
 from rlif_lightning.rewards.function import GOLD_NAMES
-from rlif_lightning.rewards.held_head import heads_in
+from rlif_lightning.rewards.held_head import heads_behind, heads_in
 from rlif_lightning.rewards.reward_set import RewardSet
+from rlif_lightning.setting_types import imported
 
 if TYPE_CHECKING:
     from rlif_lightning.evaluation.evaluator import Evaluator
@@ -93,7 +95,7 @@ def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any]
     draws = module.dynamic_sampling
     for name in () if draws is None or draws.heads is None else draws.deciding(module.rewards):
         head = module.rewards.settings[name].head
-        if head.needs_gold:
+        if sees_gold(head):
             found.append(f"dynamic sampling keeps groups by `{name}` ({type(head).__name__})")
     teacher = module.objective.teacher
     if teacher is not None and teacher.needs_gold:
@@ -110,10 +112,32 @@ def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any]
     return found
 
 
+def environment_uses(module: Any) -> list[str]:
+    """Return the gold columns that a run's environment is given, one line each.
+
+    What an environment says is what the policy reads, whatever pays for its episodes. Given are all
+    columns to a ``reset(**row)``, or those that it names. Of a function's environment nothing is
+    known before it is made, and all count.
+    """
+    data = getattr(module._trainer, "datamodule", None)
+    environment = getattr(data, "environment", None)
+    split = data.split("train") if environment is not None else None
+    if split is None:
+        return []
+    gold = [name for name in split.dataset.features if holds_gold(name, module.rewards)]
+    begin: Any = getattr(imported(environment.make, "data.environment.make"), "reset", None)
+    if begin is not None:
+        parameters = inspect.signature(begin).parameters
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            gold = [name for name in gold if name in parameters]
+    said = f"data.environment.make={environment.make!r} is given the column"
+    return [f"{said} `{name}` of gold answers, and may show it" for name in gold]
+
+
 def _uses_of_order(module: Any) -> list[str]:
     data = getattr(module._trainer, "datamodule", None)  # `trainer` raises where there is none
     source = getattr(data, "source", None)
-    if isinstance(source, Curriculum) and module.rewards.settings[source.reward].head.needs_gold:
+    if isinstance(source, Curriculum) and sees_gold(module.rewards.settings[source.reward].head):
         return [f"problems are ordered by `{source.reward}`, which reads gold answers"]
     if isinstance(source, EasyFirst) and holds_gold(source.column, module.rewards):
         return [f"problems are ordered by the column `{source.column}` of gold answers"]
@@ -123,7 +147,7 @@ def _uses_of_order(module: Any) -> list[str]:
 def _uses_of_reward(module: Any, name: str) -> list[str]:
     settings = module.rewards.settings[name]
     head, kind = settings.head, f"{type(settings.head).__name__}, weight {settings.weight:g}"
-    if isinstance(head, EnvironmentReward) and settings.weight:
+    if sees_gold(head) and not head.needs_gold and settings.weight:
         return [f"reward `{name}` ({kind}) is an environment's, which sees every column"]
     if head.needs_gold and settings.weight:
         return [f"reward `{name}` ({kind}) reads gold answers"]
@@ -139,9 +163,14 @@ def _uses_of_reward(module: Any, name: str) -> list[str]:
         for column in shown
     ]
     gate = settings.gate
-    if gate is not None and (gating := module.rewards.settings[gate.head].head).needs_gold:
+    if gate is not None and sees_gold(gating := module.rewards.settings[gate.head].head):
         found.append(f"the gate of reward `{name}` reads `{gate.head}` ({type(gating).__name__})")
     return found
+
+
+def sees_gold(head: RewardHead) -> bool:
+    """Return whether a head's score may depend on gold answers: an environment sees them too."""
+    return head.needs_gold or any(isinstance(each, EnvironmentReward) for each in heads_in(head))
 
 
 def holds_gold(column: str, rewards: RewardSet) -> bool:
@@ -155,7 +184,7 @@ def _is_named_gold(column: str) -> bool:
 
 def _may_drop(head: RewardHead) -> bool:
     """Return whether a head can take completions out of the update, whatever its weight."""
-    parsers = [getattr(each, "parser", None) for each in heads_in(head)]
+    parsers = [getattr(each, "parser", None) for each in heads_behind(head)]
     drops = any(getattr(parser, "unparsed", None) == "drop" for parser in parsers)
     return drops or not head.gives_scores
 
@@ -170,6 +199,7 @@ def needs_labels(figure: str | None, module: Any) -> bool:
     stage, _, rest = (figure or "").partition("/")
     if stage == "reward":
         reward = module.rewards.settings.get(rest.partition("/")[0])
-        return reward is not None and reward.head.needs_gold
+        return reward is not None and sees_gold(reward.head)
     is_evaluation = stage.partition("_")[0] in ("val", "test")
-    return stage == "overclaim" or (is_evaluation and rest in module.evaluator.labelled)
+    measured = [*module.evaluator.labelled, "solved", "reward"]  # an environment's pay too
+    return stage in ("overclaim", "environment") or (is_evaluation and rest in measured)

@@ -10,6 +10,14 @@ import threading
 from rlif_lightning.environments.base import MAX_CHARACTERS, Step
 
 
+def all_of(pool, numbers):
+    """Answers of all these episodes, by number."""
+    found = {}
+    while len(found) < len(numbers):
+        found |= {answer.number: answer for answer in pool.answers()}
+    return found
+
+
 class Bad:
     """Does what the actions say."""
 
