@@ -4,6 +4,7 @@ its name says.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,9 @@ def check_objective(arm: str, objective):
     assert type(objective) is (Clipped if arm in CLIPPED else KLCov)
     assert objective.reference_kl.weight == (0.03 if arm.startswith("preset") else 0)
     if isinstance(objective, KLCov):
-        cell = arm.split("-w")[1].split("-f") if "-w" in arm else ("0.05", "0.02")
-        assert (objective.weight, objective.fraction) == (float(cell[0]), float(cell[1]))
+        cell = re.search(r"-w([\d.]+)-f([\d.]+)", arm)
+        weight, fraction = cell.groups() if cell else ("0.05", "0.02")
+        assert (objective.weight, objective.fraction) == (float(weight), float(fraction))
 
 
 @pytest.mark.parametrize(
