@@ -16,7 +16,7 @@ from restatement import loss_and_gradient, rows_in, update
 from harness.files import ROOT
 from harness.models import classifier_folder
 from harness.objectives import OBJECTIVES, inputs
-from harness.rollouts import handmade
+from harness.rollouts import handmade, with_observations
 from rlif_lightning import rewards
 from rlif_lightning.answers.code_tasks import CodeExtractor
 from rlif_lightning.environments.base import Episode, Turn
@@ -25,6 +25,7 @@ from rlif_lightning.judges.pairwise import MERITS, PENALTIES, SIDES
 from rlif_lightning.judges.rules import RuleJudge, reference_numbers
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, Advantage, DrGRPO
 from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
+from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.objective_base import ClippedObjective, Objective, ReferenceKL
 from rlif_lightning.learning.objectives import Clipped
@@ -201,6 +202,12 @@ class TestRewardHeads:
         permuted = HEADS[name]()(rollout([2, 0, 1])).scores.view(3, GROUP)
         assert torch.equal(permuted.nan_to_num(-7.0), scores[[2, 0, 1]].nan_to_num(-7.0))
 
+    def test_observations_change_no_score(self, name):
+        """What an environment says is in the row, and the policy did not write it."""
+        scores = HEADS[name]()(rollout()).scores
+        seen = HEADS[name]()(with_observations(rollout())).scores
+        torch.testing.assert_close(seen, scores, rtol=1e-6, atol=1e-7, equal_nan=True)
+
     def test_the_rollout_is_left_alone(self, name):
         sampled = rollout()
         HEADS[name]()(sampled)
@@ -272,6 +279,38 @@ class TestObjectives:
             assert loss.isfinite().all()
             assert gradient.isfinite().all()
             assert gradient.any()
+
+    def test_observations_change_no_gradient(self, objective):
+        """Columns that nobody drew, with values that nobody could read unnoticed."""
+        batch, shape = inputs(objective), update().mask.shape
+
+        def widened(values):
+            is_token = isinstance(values, torch.Tensor) and values.shape[:2] == shape
+            if not is_token:
+                return values
+            seen = torch.full_like(values[:, :2], 0 if values.dtype == torch.bool else 3)
+            return torch.cat([values[:, :1], seen, values[:, 1:]], 1)
+
+        teacher = batch.teacher
+        if teacher is not None:
+            teacher = type(teacher)(*map(widened, vars(teacher).values()))
+        seen = replace(batch, **{name: widened(each) for name, each in vars(batch).items()})
+        seen, marks = replace(seen, teacher=teacher), objective.select(batch)
+        assert not objective.select(seen)[:, 1:3].any()
+
+        def gradient(of: LossInputs, marks: torch.Tensor) -> torch.Tensor:
+            weights = aggregation_weights(of.mask, objective.aggregation, 20)
+            leaf = of.logprobs.clone().requires_grad_()
+            loss = objective.token_loss(replace(of, logprobs=leaf), marks) * weights
+            return torch.autograd.grad(loss.sum(), leaf, allow_unused=True)[0]
+
+        plain, found = gradient(batch, marks), gradient(seen, widened(marks))
+        if plain is None:  # its gradient comes through other inputs
+            assert found is None
+            return
+        assert not found[:, 1:3].any()
+        kept = torch.cat([found[:, :1], found[:, 3:]], 1)
+        torch.testing.assert_close(kept, plain, rtol=1e-6, atol=1e-8)
 
     def test_permuting_the_rows_permutes_the_loss(self, objective):
         batch, order = inputs(objective), [3, 0, 5, 1, 4, 2]

@@ -234,6 +234,7 @@ def declared(*extras: str) -> set[str]:
 
 OTHERS = {
     "trl_step.py": {"trl"},
+    "multi_turn_trl.py": {"trl"},
     "compare_objectives.py": {"verl"},
     "compare_trl.py": {"accelerate", "trl"},
     "play_textworld.py": {"textworld"},

@@ -80,6 +80,9 @@ class Evaluator(nn.Module):
 
     Args:
         evaluation: how to measure.
+
+    Attributes:
+        has_episodes: whether the figures of episodes are given too.
     """
 
     def __init__(self, evaluation: Evaluation):
@@ -96,13 +99,15 @@ class Evaluator(nn.Module):
             "agreement": Mean(share=True),
             "diversity": AnswerDiversity(),
         }
+        acting = {"turns": Mean(), "solved": Mean(share=True), "reward": Mean()}
         labelled: dict[str, ProblemMetric] = {"accuracy": PassAtK(1)}
         labelled |= {f"pass@{each}": PassAtK(each) for each in [*evaluation.pass_at, k]}
         labelled |= {f"maj@{k}": MajorityAtK()}
         if evaluation.greedy:
             labelled["greedy_accuracy"] = Mean(share=True)
         self.unlabelled, self.labelled = list(unlabelled), list(labelled)
-        self.metrics = nn.ModuleDict(unlabelled | labelled)
+        self.acting, self.has_episodes = list(acting), False
+        self.metrics = nn.ModuleDict(unlabelled | acting | labelled)
         self.labels = Labels()
 
     def measure(
@@ -196,6 +201,13 @@ class Evaluator(nn.Module):
         agreement = torch.tensor([_largest_share(group) for group in ids], device=index.device)
         self._metric("agreement").update(agreement, index)
         self._metric("diversity").update(ids, index)
+        if rollout.episodes is not None:
+            episodes = torch.tensor(
+                [[len(e.turns), float(e.is_solved), e.reward] for e in rollout.episodes],
+                device=index.device,
+            )
+            for name, values in zip(self.acting, episodes.unbind(1), strict=True):
+                self._metric(name).update(values.view(-1, size), index)
 
     def _metric(self, name: str) -> ProblemMetric:
         metric = self.metrics[name]
@@ -232,7 +244,7 @@ class Evaluator(nn.Module):
 
     def compute(self, labelled: bool) -> Report:
         """Return the figures over all batches and processes (a collective), and start anew."""
-        names = self.unlabelled + self.labelled if labelled else self.unlabelled
+        names = self.unlabelled + self.acting * self.has_episodes + self.labelled * labelled
         metrics = [self._metric(name) for name in names]
         tables = (
             broadcast_from_first(torch.stack([metric.table() for metric in metrics], 2))

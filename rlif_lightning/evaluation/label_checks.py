@@ -201,6 +201,5 @@ def needs_labels(figure: str | None, module: Any) -> bool:
         reward = module.rewards.settings.get(rest.partition("/")[0])
         return reward is not None and sees_gold(reward.head)
     is_evaluation = stage.partition("_")[0] in ("val", "test")
-    return stage in ("overclaim", "environment") or (
-        is_evaluation and rest in module.evaluator.labelled
-    )
+    measured = [*module.evaluator.labelled, "solved", "reward"]  # an environment's pay too
+    return stage in ("overclaim", "environment") or (is_evaluation and rest in measured)

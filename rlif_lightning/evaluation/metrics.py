@@ -134,9 +134,12 @@ class Mean(ProblemMetric):
         self.share = share
 
     def update(self, values: Tensor, index: Tensor | None = None) -> None:
-        """Add ``[P]`` or ``[P, n]`` values, n for each problem, and their ``[P]`` rows."""
+        """Add ``[P]`` or ``[P, n]`` values, n for each problem, and their ``[P]`` rows.
+
+        NaN = there is none.
+        """
         values = values.double().view(len(values), -1)
-        self._add(values.sum(-1), torch.full_like(values[:, 0], values.shape[1]), index)
+        self._add(values.nansum(-1), (~values.isnan()).sum(-1), index)
 
 
 class Labels(Metric):

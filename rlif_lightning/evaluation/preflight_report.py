@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ def write_findings(
     path.write_text(json.dumps(content, indent=1) + "\n")
     lines = "".join(json.dumps(record) + "\n" for record in records)
     path.with_suffix(".jsonl").write_text(lines)
+
+
+def print_episodes(records: list[dict[str, Any]]) -> None:
+    """Print how long episodes are, what they are paid, and how they end; nothing without any."""
+    episodes = [record["episode"] for record in records if "episode" in record]
+    if not episodes:
+        return
+    turns = sum(len(each["turns"]) for each in episodes) / len(episodes)
+    paid = [each["reward"] for each in episodes if each["reward"] is not None]
+    reward = f"{sum(paid) / len(paid):.2f}" if paid else "none"
+    stops = Counter(each["stop"] for each in episodes).most_common()
+    shares = ", ".join(f"{stop} {100 * count / len(episodes):.0f} %" for stop, count in stops)
+    print(f"episodes: {turns:.1f} turns and reward {reward} on average\n  ended by {shares}")
 
 
 def print_judges(records: list[dict[str, Any]], per_rollout: int) -> None:

@@ -26,6 +26,7 @@ PERCENT = (
     "parseable",
     "agreement",
     "diversity",
+    "solved",
 )
 
 
@@ -132,7 +133,7 @@ def print_comparison(before: Report, after: Report, folder: str | None) -> None:
 
 def _text(name: str, value: float, sign: str = "", unit: bool = True) -> str:
     percent = name.startswith(PERCENT)
-    digits = 1 if percent or name == "length" else 3
+    digits = 1 if percent or name in ("length", "turns") else 3
     return f"{100 * value if percent else value:{sign}.{digits}f}" + (
         " %" if percent and unit else ""
     )

@@ -6,6 +6,8 @@ from rlif_lightning.metric_names.entries import SAME, Logged
 
 _FIGURES = "rlif_lightning/learning/episode_figures.py"
 _EPISODES = "mean over the episodes of all ranks"
+_EVAL = "rlif_lightning/evaluation/evaluator.py"
+_HELD_OUT = "mean over the episodes of all problems, all ranks"
 _REUSE = "rlif_lightning/rewards/reuse.py"
 _SOLVED = "mean over the solved episodes of all ranks; NaN without any"
 
@@ -27,6 +29,14 @@ ACTING = {
         "Groups whose only spread is the penalty.",
         "mean over the groups of all ranks",
         _REUSE,
+    ),
+    "<stage>/turns": Logged("turns", "Turns of the policy in an episode.", _HELD_OUT, _EVAL),
+    "<stage>/solved": Logged("share", "Solved episodes; a failed one is not.", _HELD_OUT, _EVAL),
+    "<stage>/reward": Logged(
+        "its own",
+        "What the environment paid for an episode.",
+        f"{_HELD_OUT}, but for those that failed",
+        _EVAL,
     ),
     "episode/turns": Logged("turns", "Turns of the policy in an episode.", _EPISODES, _FIGURES),
     "episode/observed": Logged(

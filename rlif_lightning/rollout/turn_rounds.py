@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts
-from rlif_lightning.rollout.draws_ahead import Asked
-from rlif_lightning.rollout.episodes import EpisodeDriver
 from rlif_lightning.rollout.external_samples import Drawn, Draws, check_tokens, closed
 from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.rollout.turn_taking import Turns
 from rlif_lightning.sampling import turn_seed
+
+if TYPE_CHECKING:
+    from rlif_lightning.rollout.draws_ahead import Asked
+    from rlif_lightning.rollout.episodes import EpisodeDriver
 
 Sample = Callable[[Sequence[list[int]], Sequence[dict[str, Any]]], list[list[Drawn]]]
 

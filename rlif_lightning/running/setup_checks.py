@@ -88,7 +88,8 @@ def check_run(module: Any, data: PromptData | None, stage: str) -> None:
         ValueError: names the setting, column or row, and the remedy.
     """
     check_precision_plugin(module.trainer.precision_plugin)
-    if data is not None and data.environment is not None:
+    module.evaluator.has_episodes = data is not None and data.environment is not None
+    if data is not None and module.evaluator.has_episodes:
         check_environment(module, data)
     module.engine.check(module.sampling)
     validation = None if data is None or stage == "predict" else data.split("validation")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,21 @@ def handmade(
     )
     ended = torch.arange(num_rows) % 2 == 0
     return Rollout(prompts, mask.long() * 5, mask, stats, texts, ended, group_size)
+
+
+def with_observations(sampled: Rollout, tokens: int = 3) -> Rollout:
+    """The same completions with an observation behind the first token of each; its statistics are
+    such that nobody could read them unnoticed.
+    """
+
+    def widened(values: Tensor, between: float) -> Tensor:
+        seen = torch.full_like(values[:, :1], between).expand(-1, tokens)
+        return torch.cat([values[:, :1], seen, values[:, 1:]], 1)
+
+    ids, mask = widened(sampled.completion_ids, 6), widened(sampled.mask, False)
+    turns = torch.where(mask, (torch.arange(mask.shape[1]) > 0).long(), -1)
+    stats = sampled.stats.map(lambda values: widened(values, 77.0))
+    return replace(sampled, completion_ids=ids, mask=mask, stats=stats, turn_ids=turns)
 
 
 class Given(RewardHead):
