@@ -210,6 +210,11 @@ def test_a_rollout_under_autocast_computes_as_autocast_does():
             assert torch.equal(layer(x), expected)
 
 
+def test_a_model_whose_weights_are_stored_transposed_is_refused(tiny_models):
+    with pytest.raises(ValueError, match=r"load_in_4bit: GPT2LMHeadModel has .* \(Conv1D\)"):
+        PolicyModel(Policy(str(tiny_models["gpt2"]), lora=QLORA))
+
+
 def test_divided_strategies_are_refused():
     with pytest.raises(
         ValueError, match=r"load_in_4bit=true: .* ShardedStrategy divides them; use"
