@@ -74,9 +74,10 @@ def finish_quantized(model: Any, wanted: dict[str, Any] | None, name: str) -> No
     for layer in four_bit_layers(model):
         if issubclass(getattr(layer, "source_cls", nn.Linear), Conv1D):
             # They are transposed before they are quantised, and no export would turn them back.
+            kind = type(model).__name__
             raise ValueError(
-                f"policy.name={name!r} with policy.lora.options.load_in_4bit: {type(model).__name__}"
-                " has layers of GPT-2's kind (Conv1D), whose weights in 4 bits cannot be exported;"
+                f"policy.name={name!r} with policy.lora.options.load_in_4bit: {kind} has layers"
+                " of GPT-2's kind (Conv1D), whose weights in 4 bits cannot be exported;"
                 " set policy.dtype=bfloat16 for half the weights, or use another model"
             )
         layer.compute_dtype, layer.compute_type_is_set = model.dtype, True
