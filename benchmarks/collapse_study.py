@@ -27,16 +27,11 @@ from pathlib import Path
 
 from benchmarks.results import FOLDER, Rows
 from benchmarks.study_arms import ARMS, CONFIGS, PLAN
+from benchmarks.study_indicators import record_warnings
+from benchmarks.study_inputs import ONE_THREAD, ROOT, make
 from benchmarks.study_report import write_report
 from benchmarks.study_rows import FINISHED, read_or_empty, record
 
-ROOT = Path(__file__).resolve().parent.parent
-ONE_THREAD = {
-    "PYTHONDONTWRITEBYTECODE": "",  # or each run would compile everything anew
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "passive",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 RECORDING = threading.Lock()
 
 
@@ -131,8 +126,13 @@ class Job:
         facts = {"seconds": before + seconds, "settings": settings, "commit": commit()}
         mark.write_text(json.dumps(facts))
         with RECORDING:
-            record(self.folder, self.arm, self.seed, self.results)
+            self.record()
         return seconds
+
+    def record(self) -> None:
+        """Put the finished run into the result files."""
+        record(self.folder, self.arm, self.seed, self.results)
+        record_warnings(self.folder, f"{self.arm}/{self.seed}", self.results)
 
     def collect(self) -> bool:
         """Put a run that has finished in its folder into the result files, if it is as it was."""
@@ -141,7 +141,7 @@ class Job:
             ARMS[self.arm].digest
         )
         if is_there:
-            record(self.folder, self.arm, self.seed, self.results)
+            self.record()
         return is_there
 
 
@@ -162,6 +162,8 @@ def attempt(job: Job, deadline: float) -> str | None:
         print(f"{job.arm}, seed {job.seed}: waits for {other} of the next seed", flush=True)
         return None
     try:
+        if name := ARMS[job.arm].needs:
+            make(name)
         seconds = job.run(factors)
     except RuntimeError as error:
         print(f"FAILED {error}", flush=True)

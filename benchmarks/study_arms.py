@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "study"
+RECIPES = ("gold", "vote", "paper", "preset")
 HOT = 5e-4
 RATES = {"hot": HOT, "half": HOT / 2, "quarter": HOT / 4, "eighth": HOT / 8}
 UPDATES = 4  # optimiser steps of a rollout, but in arms that say otherwise
@@ -34,6 +35,7 @@ class Arm:
         factors: [rollout, factor] steps of the learning rate.
         yoked_to: arm whose learning rates, of another seed, are replayed.
         updates: optimiser steps of a rollout.
+        needs: what is made before, a name of ``study_inputs.COMMANDS``; empty = nothing.
     """
 
     overlays: tuple[str, ...]
@@ -42,6 +44,7 @@ class Arm:
     factors: tuple[tuple[int, float], ...] = ()
     yoked_to: str | None = None
     updates: int = UPDATES
+    needs: str = ""
 
     @property
     def digest(self) -> str:
@@ -75,11 +78,10 @@ def kl_cov(weight: float, fraction: float) -> tuple[str, ...]:
 
 def made_arms() -> dict[str, Arm]:
     """Return every arm by its name."""
-    recipes = ("gold", "vote", "paper", "preset")
-    arms = {f"{r}-{name}": Arm((r,), rate) for r in recipes for name, rate in RATES.items()}
+    arms = {f"{r}-{name}": Arm((r,), rate) for r in RECIPES for name, rate in RATES.items()}
     for name in ("random", "certainty"):
         arms |= {f"{name}-{rate}": Arm((name,), RATES[rate]) for rate in ("hot", "quarter")}
-    guarded = [f"{recipe}-{rate}" for recipe in recipes for rate in ("hot", "quarter")]
+    guarded = [f"{recipe}-{rate}" for recipe in RECIPES for rate in ("hot", "quarter")]
     arms |= {
         f"{name}-guard": Arm((*arms[name].overlays, "guard"), arms[name].rate) for name in guarded
     }
@@ -103,12 +105,34 @@ def made_arms() -> dict[str, Arm]:
         for size in SIZES:
             settings = (f"--data.source.init_args.size={size}",)
             arms[f"{recipe}-hot-{size}"] = Arm((recipe,), settings=settings)
-    return arms
+    for rate in ("hot", "quarter"):
+        arms[f"vote-{rate}-offline"] = Arm(("offline",), RATES[rate], needs="frozen")
+        for recipe in RECIPES:
+            overlays = (recipe, "words")
+            arms[f"{recipe}-{rate}-words"] = Arm(overlays, RATES[rate], needs="words")
+    return arms | {
+        name: Arm(("vote", "words"), RATES["quarter"], word_settings(name), needs="words")
+        for name in CURVE
+    }
+
+
+def word_settings(name: str) -> tuple[str, ...]:
+    """Return checkpoint and problems of an arm such as ``vote-quarter-words2_one``."""
+    checkpoint, level = name.rsplit("-words")[1].split("_")
+    files = {
+        split: f"runs/words/problems/{level}_{split}.jsonl" for split in ("train", "validation")
+    }
+    return (
+        f"--model.policy.name=runs/words/checkpoint_{checkpoint}",
+        *(f"--data.source.init_args.{split}={file}" for split, file in files.items()),
+    )
 
 
 GRID = ((0.05, 0.2), (1, 0.02), (1, 0.2), (10, 0.02), (10, 0.2))  # 0.05, 0.02 is paper-hot
 SIZES = (32, 128, 512)  # distinct problems; the other arms have 4,800
 ANSWERS = (0, 0.25, 0.5, 0.75)  # share of the policy gradient that an answer's tokens get
+LEVELS = ("one", "two", "both")  # steps of word problems
+CURVE = tuple(f"vote-quarter-words{n}_{level}" for n in range(1, 7) for level in LEVELS)
 ARMS = made_arms()
 CORE = ("vote-hot", "vote-quarter", "preset-hot-guard", "preset-quarter")
 CLAIMS = (
@@ -143,6 +167,8 @@ KL_COV = (
 )
 PROBLEMS = tuple(f"{r}-hot-{size}" for r in ("vote", "certainty", "paper") for size in SIZES)
 OTHERS = ("vote-hot-band", "vote-hot-majority", *(f"vote-hot-answer{f}" for f in ANSWERS))
+OFFLINE = ("vote-hot-offline", "vote-quarter-offline")
+FAMILY = tuple(f"{r}-{rate}-words" for rate in ("hot", "quarter") for r in RECIPES)
 PLAN = (
     Block("core", CORE, JUDGING, 300),
     Block("claims", CLAIMS, JUDGING, 300),
@@ -152,4 +178,7 @@ PLAN = (
     Block("distinct problems", ("certainty-hot", *PROBLEMS), FEW, 300),
     Block("groups and tokens left out", OTHERS, FEW, 300),
     Block("tuning seeds", CLAIMS, TUNING, 300),
+    Block("labels from the start", OFFLINE, FEW, 300),
+    Block("second family", FAMILY, FEW, 300),
+    Block("start and end", CURVE, FEW, 300),
 )

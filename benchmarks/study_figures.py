@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist, mean
+from statistics import NormalDist, correlation, mean
 
 import numpy as np
 
@@ -86,3 +86,23 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def spread(values: Sequence[float]) -> float:
     """Return the standard deviation over seeds (denominator n - 1); NaN of one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Return the rank of each value from 1; equal values share the mean of theirs.
+
+    Example:
+        >>> ranks([0.2, 0.9, 0.2, 0.5])
+        [1.5, 4.0, 1.5, 3.0]
+    """
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2
+        for value in values
+    ]
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return Spearman's rank correlation; NaN where one of both does not vary."""
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return math.nan
+    return correlation(ranks(x), ranks(y))

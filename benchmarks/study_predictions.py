@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from benchmarks.results import Rows
 from benchmarks.study_arms import FEW
 from benchmarks.study_rows import Run
-from benchmarks.study_rules import Alarms, Falls, Gap, Rule, Runs, Spread, rule_text
+from benchmarks.study_rules import Alarms, Falls, Gap, Ranks, Rule, Runs, Spread, Warns, rule_text
 
 FALL, STAY = (5, 6), (0, 1)  # of six seeds
 FEW_FALL, FEW_STAY = (2, 3), (0, 1)  # of three
@@ -153,6 +153,52 @@ def others() -> Sequence[tuple[str, Rule]]:
             "CuMa (2511.04902): groups without a majority left out: no fall",
             Falls("vote-hot-majority", *FEW_STAY, seeds=FEW),
         ),
+        (
+            "SRT (2505.21444): labels from the frozen start: no fall",
+            Falls("vote-hot-offline", *FEW_STAY, seeds=FEW),
+        ),
+        (
+            "SRT: and 6 to 10 points less than gold answers",
+            Gap("vote-hot-offline", "gold-hot", -10, -6, seeds=FEW),
+        ),
+        (
+            "SRT: at a quarter of the rate too",
+            Gap("vote-quarter-offline", "gold-quarter", -10, -6, seeds=FEW),
+        ),
+    )
+
+
+def indicators() -> Sequence[tuple[str, Rule]]:
+    """Return the predictions about two label-free figures of 2605.19444, of 48 runs."""
+    flips, ratio = "flip_rate", "majority_ratio"
+    return (
+        ("Flips lead at most half of the losses", Warns(flips, 0, 12, "before")),
+        ("They are there when the accuracy is lost", Warns(flips, 20, 48, "by the loss")),
+        ("They are seldom raised in vain", Warns(flips, 0, 2, "in vain")),
+        (
+            "A high majority ratio cannot tell: runs that stay have it",
+            Warns(ratio, 20, 48, "in vain"),
+        ),
+    )
+
+
+def family() -> Sequence[tuple[str, Rule]]:
+    """Return the predictions about the second family, of byte-pair tokens and word problems."""
+
+    def falls(arm: str, counts: tuple[int, int]) -> Rule:
+        return Falls(f"{arm}-words", *counts, seeds=FEW)
+
+    return (
+        ("The vote falls at the hot rate here too", falls("vote-hot", FEW_FALL)),
+        ("So does the paper's pair", falls("paper-hot", FEW_FALL)),
+        ("Gold answers stay", falls("gold-hot", FEW_STAY)),
+        ("The vote stays at a quarter of the rate", falls("vote-quarter", FEW_STAY)),
+        ("So does the preset without guard", falls("preset-quarter", FEW_STAY)),
+        ("The paper's pair falls even there", falls("paper-quarter", FEW_FALL)),
+        (
+            "Right majorities at the start rank the ends",
+            Ranks("vote-quarter-words*", 0.7, seeds=FEW),
+        ),
     )
 
 
@@ -163,6 +209,8 @@ GROUPS: dict[str, Callable[[], Sequence[tuple[str, Rule]]]] = {
     "K": penalties,
     "D": problems,
     "O": others,
+    "I": indicators,
+    "F": family,
 }
 
 

@@ -11,8 +11,9 @@ from statistics import mean
 from benchmarks.laws import fit_entropy_law, fit_sharpening
 from benchmarks.majorities import OUTCOMES
 from benchmarks.results import FOLDER, Rows, markdown_table, write_results
-from benchmarks.study_arms import ARMS, CLAIMS, JUDGING, TUNING
+from benchmarks.study_arms import ARMS, CLAIMS, CURVE, JUDGING, TUNING
 from benchmarks.study_figures import end, first_loss, has_fallen, interval, peak
+from benchmarks.study_indicators import indicators_table
 from benchmarks.study_predictions import verdicts
 from benchmarks.study_rows import Run, read_runs
 
@@ -60,9 +61,9 @@ def arm_line(runs: Sequence[Run], rollouts: int) -> dict[str, str]:
 
 
 def arms_table(runs: Sequence[Run], rollouts: int) -> Rows:
-    """Return a line for each arm that has whole runs."""
+    """Return a line for each arm that has whole runs, but for the points of the curve."""
     whole = [run for run in runs if is_whole(run, rollouts)]
-    found = {arm: [run for run in whole if run.arm == arm] for arm in ARMS}
+    found = {arm: [run for run in whole if run.arm == arm] for arm in ARMS if arm not in CURVE}
     return {arm: arm_line(own, rollouts) for arm, own in found.items() if own}
 
 
@@ -100,6 +101,23 @@ def laws_table(runs: Sequence[Run]) -> Rows:
     return lines
 
 
+def curve_table(runs: Sequence[Run]) -> Rows:
+    """Return start and end of each point of the second family's curve; accuracies in per cent."""
+    lines: Rows = {}
+    for arm in CURVE:
+        own = [run for run in runs if run.arm == arm and is_whole(run, 300)]
+        if own:
+            majority = mean(run.curves["majority"][0] for run in own)
+            lines[arm] = {
+                "seeds": str(len(own)),
+                "start": f"{100 * mean(run.accuracy[0] for run in own):.1f}",
+                "majority at the start": f"{100 * majority:.1f}",
+                "end": with_interval([100 * end(run, 300) for run in own]),
+                "fell": f"{sum(has_fallen(run, 300) for run in own)} of {len(own)}",
+            }
+    return lines
+
+
 def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
     """Return each table by the name of its file, with the heading of its first column."""
     judging = [run for run in runs if run.seed in JUDGING]
@@ -111,6 +129,8 @@ def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
         "study_tuning": ("arm", arms_table([run for run in runs if run.seed in TUNING], 300)),
         "study_problems": ("arm", problems_table(judging)),
         "study_laws": ("arm", laws_table(judging)),
+        "study_indicators": ("warning", indicators_table(judging)),
+        "study_curve": ("arm", curve_table(judging)),
     }
     return {name: table for name, table in made.items() if table[1]}
 

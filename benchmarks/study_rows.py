@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.majorities import OUTCOMES, compared, majorities, read
@@ -42,6 +42,7 @@ class Run:
         rates: summed learning rate before each evaluation.
         curves: figure -> its value at each evaluation.
         facts: its line of ``runs.csv``.
+        warnings: its line of ``warnings.csv`` (``benchmarks/study_indicators.py``), if it has one.
     """
 
     arm: str
@@ -50,6 +51,7 @@ class Run:
     rates: list[float]
     curves: dict[str, list[float]]
     facts: dict[str, str]
+    warnings: dict[str, str] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> list[float]:
@@ -186,6 +188,7 @@ def read_runs(results: Path = FOLDER, arms: Iterable[str] = ARMS) -> list[Run]:
         The runs, by arm and seed.
     """
     table, runs = read_or_empty(results / "study" / "runs.csv"), []
+    warned = read_or_empty(results / "study" / "warnings.csv")
     for arm in arms:
         rows = read_or_empty(results / "study" / f"{arm}.csv")
         for seed in dict.fromkeys(order(at)[1] for at in rows):
@@ -195,5 +198,7 @@ def read_runs(results: Path = FOLDER, arms: Iterable[str] = ARMS) -> list[Run]:
             own = {order(at)[2]: row for at, row in rows.items() if order(at)[1] == seed}
             curves = {name: [float(row[name]) for row in own.values()] for name in FIGURES}
             rates = [float(row["summed rate"]) for row in own.values()]
-            runs.append(Run(arm, seed, list(own), rates, curves, facts))
+            line = warned.get(f"{arm}/{seed}", {})
+            kept = line if line.get("settings") == facts["settings"] else {}
+            runs.append(Run(arm, seed, list(own), rates, curves, facts, kept))
     return runs

@@ -6,6 +6,8 @@
   over seeds is in the predicted range, failed if the whole interval is outside, and is undecided
   otherwise.
 - ``Alarms``: the count of seeds with an alarm, or with an alarm before the loss.
+- ``Warns``: the count of losses that a warning leads, or of runs without a loss that raise it.
+- ``Ranks``: how well the majority's accuracy at the start ranks the ends of several arms.
 - ``Spread``: the standard deviation of the peak over seeds.
 """
 
@@ -18,9 +20,19 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Literal
 
-from benchmarks.study_arms import JUDGING
-from benchmarks.study_figures import at_summed_rate, end, first_loss, has_fallen, interval, peak
+from benchmarks.study_arms import CURVE, JUDGING
+from benchmarks.study_figures import (
+    at_summed_rate,
+    end,
+    first_loss,
+    has_fallen,
+    interval,
+    peak,
+    spearman,
+)
 from benchmarks.study_figures import spread as spread_of
+from benchmarks.study_indicators import WATCHED
+from benchmarks.study_indicators import judge as judge_warning
 from benchmarks.study_rows import Run
 
 Runs = Mapping[tuple[str, int], Run]  # (arm, seed) -> run
@@ -118,6 +130,59 @@ class Alarms(Rule):
 
 
 @dataclass(frozen=True)
+class Warns(Rule):
+    """A warning leads so many losses, or is raised in so many runs without one.
+
+    ``arm`` is its name. The runs are those of all arms of the claim in which no guard acts.
+    """
+
+    least: int
+    most: int
+    kind: Literal["before", "by the loss", "in vain"]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return WATCHED
+
+    def judge(self, runs: Runs) -> Verdict:
+        """Count the losses, or the runs without one."""
+        own = [runs[arm, seed] for arm in self.arms for seed in self.seeds]
+        if not all(run.warnings for run in own):
+            return "a run's warnings are not collected", "undecided"
+        record = judge_warning(own, self.arm, self.rollouts)
+        if self.kind == "in vain":
+            count, of = record.in_vain, f"{record.calm} runs without a loss"
+        else:
+            count = record.before if self.kind == "before" else record.by
+            of = f"{len(record.leads)} losses"
+        return f"{count} of {of}", HELD[self.least <= count <= self.most]
+
+
+@dataclass(frozen=True)
+class Ranks(Rule):
+    """Spearman's correlation of start and end over the points of the curve is at least so much.
+
+    The start is the accuracy of the majority at the first evaluation, the end the mean of the last
+    three accuracies, both as means over seeds. ``arm`` names the curve.
+    """
+
+    least: float
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return CURVE
+
+    def judge(self, runs: Runs) -> Verdict:
+        """Correlate the means over seeds."""
+        own = [[runs[arm, seed] for seed in self.seeds] for arm in self.arms]
+        starts = [mean(run.curves["majority"][0] for run in each) for each in own]
+        value = spearman(starts, [mean(end(run, self.rollouts) for run in each) for each in own])
+        if math.isnan(value):
+            return "all starts, or all ends, are equal", "undecided"
+        return f"{value:.2f} over {len(own)} points", HELD[value >= self.least]
+
+
+@dataclass(frozen=True)
 class Spread(Rule):
     """The standard deviation of an arm's peak over seeds is at least so many points."""
 
@@ -145,5 +210,9 @@ def rule_text(rule: Rule) -> str:
         return f"{rule.arm} minus {rule.other}: {bounds} points{where}"
     if isinstance(rule, Alarms):
         return f"{rule.arm}: {rule.least} of {len(rule.seeds)} seeds ({rule.kind})"
+    if isinstance(rule, Ranks):
+        return f"{rule.arm}: Spearman's correlation of start and end is at least {rule.least:g}"
+    if isinstance(rule, Warns):
+        return f"{rule.arm}, {rule.kind}: {rule.least} to {rule.most}"
     assert isinstance(rule, Spread)
     return f"{rule.arm}: the peak's standard deviation is at least {rule.least:g} points"

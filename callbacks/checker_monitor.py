@@ -17,6 +17,7 @@ from rlif_lightning.module import RLIFModule
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import Rollout
 from rlif_lightning.rewards.checker import CheckerReward
+from rlif_lightning.rewards.held_head import heads_in
 
 CHECKER_DETECTORS = {
     "collapsed": GuardDetector(
@@ -103,7 +104,7 @@ class CheckerMonitor(Guard):
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Refuse a run without a checker, and what :class:`Guard` refuses."""
-        heads = pl_module.rewards.heads.values()
+        heads = [head for top in pl_module.rewards.heads.values() for head in heads_in(top)]
         if not any(isinstance(head, CheckerReward) for head in heads):
             raise ValueError(
                 "CheckerMonitor watches a CheckerReward, and this run has none; its rewards:"

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from callbacks.guard import CERTAINTY_HEADS, Guard
+from callbacks.guard import Guard, certainty_part
 from callbacks.guard_detectors import DETECTORS
 from callbacks.majorities import majority_column, majority_figures
 from callbacks.symptoms import symptoms
@@ -70,10 +70,9 @@ class CollapseGuard(FindsAnswers, Guard):
         pl_module.prompt_table.gather()  # into the checkpoint of this rollout
         if not any("vote/unanimous" in each.log for each in outputs["rewards"].values()):
             measured |= vote_metrics(answers, rollout.group_size)
-        heads = pl_module.rewards.heads
-        certainty = [name for name, head in heads.items() if isinstance(head, CERTAINTY_HEADS)]
+        parts = {name: certainty_part(head) for name, head in pl_module.rewards.heads.items()}
         measured["guard/certainty_share"] = sum(
-            float(logged[f"reward/{name}/share"]) for name in certainty
+            part * float(logged[f"reward/{name}/share"]) for name, part in parts.items() if part
         )
         for name, value in measured.items():
             pl_module.log(name, float(value), sync_dist=True, batch_size=1)

@@ -20,7 +20,9 @@ from rlif_lightning.data.described import Described
 from rlif_lightning.evaluation.label_checks import label_uses
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import RewardOutput
-from rlif_lightning.rewards import MeanLogprob, NegativeEntropy, SelfCertainty
+from rlif_lightning.rewards import MeanLogprob, NegativeEntropy, Rubric, SelfCertainty
+from rlif_lightning.rewards.held_head import HoldsHead, heads_in
+from rlif_lightning.rewards.vote_head import VoteHead
 
 ACTIONS = ("warn", "stop", "adjust", "rollback")
 CERTAINTY_HEADS = (MeanLogprob, NegativeEntropy, SelfCertainty)
@@ -270,15 +272,27 @@ class Guard(Described, Callback, ABC):
         self.snapshots.load_state_dict(state_dict["snapshots"])
 
 
+def certainty_part(part: Any) -> float:
+    """Return how far a score is the policy's certainty, 0 to 1: of a rubric, by its weights."""
+    if isinstance(part, Rubric):
+        held = [(abs(it.weight), certainty_part(it.criterion)) for it in part.settings.values()]
+        return sum(weight * of for weight, of in held) / sum(weight for weight, _ in held)
+    if isinstance(part, HoldsHead):
+        return certainty_part(part.head)
+    return float(isinstance(part, CERTAINTY_HEADS))
+
+
 def kinds_of_run(module: RLIFModule, outputs: dict[str, RewardOutput]) -> set[str]:
     """Return which of the detectors' ``runs`` a run is, and whether it is ``anchored``.
 
-    Heads count that have a weight.
+    Heads count that have a weight, or are held by one that has.
     """
     weighted = [name for name, reward in module.rewards.settings.items() if reward.weight]
-    heads = [module.rewards.heads[name] for name in weighted]
+    heads = [head for name in weighted for head in heads_in(module.rewards.heads[name])]
     kinds = {"all"} if label_uses(module) else {"all", "label_free"}
-    kinds |= {"vote"} if any(outputs[name].answers is not None for name in weighted) else set()
+    votes = any(outputs[name].answers is not None for name in weighted)
+    votes = votes or any(isinstance(head, VoteHead) for head in heads)
+    kinds |= {"vote"} if votes else set()
     kinds |= {"anchored"} if module.objective.reference_kl.weight >= ANCHOR else set()
     return kinds | (
         {"certainty"} if any(isinstance(head, CERTAINTY_HEADS) for head in heads) else set()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MIN_SPREAD = 1e-6  # a smaller standard deviation of scores is rounding
+
 
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Sum ``values`` where ``mask`` is True, over all or along ``dim``; an empty set sums to 0."""

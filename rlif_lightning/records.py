@@ -168,6 +168,7 @@ class Completions:
         mask: ``[B, T]`` bool, True on the tokens that are predicted: all, some or none. Every token
             before the last of these is read.
         group_size: G.
+        context_starts: optional ``[B, T]`` bool, as of ``Rollout``.
 
     Raises:
         ValueError: B is not P * G.
@@ -177,6 +178,7 @@ class Completions:
     completion_ids: Tensor
     mask: Tensor
     group_size: int
+    context_starts: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.completion_ids) != len(self.prompt_ids) * self.group_size:
@@ -195,9 +197,9 @@ class Completions:
         """Return some groups, in the order of ``chosen``; their ``index`` saves an upload."""
         index = self.index(chosen) if index is None else index
         prompt_ids = [self.prompt_ids[p] for p in chosen]
-        return Completions(
-            prompt_ids, self.completion_ids[index], self.mask[index], self.group_size
-        )
+        starts = None if self.context_starts is None else self.context_starts[index]
+        own = self.completion_ids[index], self.mask[index], self.group_size
+        return Completions(prompt_ids, *own, starts)
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,8 @@ class Rollout:
         staleness: optional ``[B]`` int64, rollouts trained on since the drawing weights were new.
         turn_ids: optional ``[B, T]`` int64, the turn (from 0) that each token was drawn in; -1 on
             observations and padding. None = single turns.
+        context_starts: optional ``[B, T]`` bool, True where a new context begins: later tokens are
+            read without the prompt and the tokens before (docs/environments.md).
         episodes: optional, the B episodes that the completions are turns of.
     """
 
@@ -255,6 +259,7 @@ class Rollout:
     is_bounded: Tensor | None = None
     staleness: Tensor | None = None
     turn_ids: Tensor | None = None
+    context_starts: Tensor | None = None
     episodes: Sequence[Episode] | None = None
 
     @property
@@ -269,7 +274,8 @@ class Rollout:
     @property
     def completions(self) -> Completions:
         """The tokens alone, for a forward pass over them."""
-        return Completions(self.prompts.token_ids, self.completion_ids, self.mask, self.group_size)
+        given = self.prompts.token_ids, self.completion_ids, self.mask, self.group_size
+        return Completions(*given, self.context_starts)
 
     def completion_numbers(self, rollout_number: int) -> Tensor:
         """Return ``[B]`` int64 numbers, unique in a run of up to 2**31 rollouts."""

@@ -32,6 +32,7 @@ PURPOSES = dict(
     criteria=7,
     stream=8,
     episode=9,
+    turn=10,
 )
 SUM_BLOCK = 256  # token weights that are summed before the sums are accumulated
 MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: keeps a ratio finite in float32 with room to multiply
@@ -156,6 +157,15 @@ def request_seed(seed: int, rollout_number: int, index: int) -> int:
         purpose_seeds("request", seed, rollout_number, index).generate_state(1, np.uint64)[0]
         >> np.uint64(2)
     )
+
+
+def turn_seed(seed: int, rollout_number: int, index: int, completion: int, turn: int) -> int:
+    """Derive the seed of a later turn of one completion, as :func:`request_seed`.
+
+    A first turn has none: it is drawn with the whole group, by the problem's request.
+    """
+    seeds = purpose_seeds("turn", seed, rollout_number, index, completion, turn)
+    return int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

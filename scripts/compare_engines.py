@@ -39,7 +39,7 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Rollout
 from rlif_lightning.rewards.voting import vote_shares
 from rlif_lightning.rollout.engine import RolloutEngine
-from rlif_lightning.rollout.external_samples import as_rollout
+from rlif_lightning.rollout.external_samples import Draws, as_rollout
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.vllm_base import VLLMBaseEngine
 from rlif_lightning.rollout.vllm_engine import VLLMEngine, VLLMServerEngine
@@ -137,8 +137,8 @@ def phases(engine: VLLMBaseEngine, prompts: Any, settings: argparse.Namespace) -
     ]
     groups = engine.sampler.generate([ids.tolist() for ids in prompts.token_ids], requests)
     times.append(clock())
-    drawn = [each for group in groups for each in group]
-    as_rollout(engine.policy, prompts, drawn, sampling, engine.scoring_tokens, engine.weighting)
+    draws = Draws([each for group in groups for each in group], prompts)
+    as_rollout(engine.policy, draws, sampling, engine.scoring_tokens, engine.weighting)
     times.append(clock())
     return dict(zip(("sync", "draw", "score"), [b - a for a, b in pairwise(times)], strict=True))
 

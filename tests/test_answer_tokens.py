@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from harness.files import ROOT
 from harness.objectives import OBJECTIVES, inputs
 from harness.rollouts import handmade
-from harness.runs import assert_same, column, fit, parameters
+from harness.runs import ONE, assert_same, column, fit, parameters
 from rlif_lightning import AnswerTokens
 from rlif_lightning.answers.extraction import AnswerExtractor
 from rlif_lightning.learning.answer_tokens import token_span, weighed
@@ -132,10 +132,11 @@ def test_a_token_s_factor_scales_its_own_gradient_alone(objective):
 
 
 def test_a_factor_of_one_changes_nothing_and_others_do(tmp_path):
-    plain, same = fit(tmp_path / "plain"), fit(tmp_path / "one", "--model.answer_tokens.factor=1")
+    plain = fit(tmp_path / "plain", *ONE)
+    same = fit(tmp_path / "one", *ONE, "--model.answer_tokens.factor=1")
     assert_same(parameters(same), parameters(plain))
-    assert column(tmp_path / "one", "answer/located") == [1.0, 1.0]
-    none = fit(tmp_path / "none", "--model.answer_tokens.factor=0")
+    assert column(tmp_path / "one", "answer/located") == [1.0]
+    none = fit(tmp_path / "none", *ONE, "--model.answer_tokens.factor=0")
     assert any(
         not torch.equal(value, parameters(plain)[name]) for name, value in parameters(none).items()
     )

@@ -376,6 +376,7 @@ def drawn_once(server: StandIn, seed: int, rollouts: int) -> Counter[int]:
     return Counter(rollout_of[each] for each in seeds)
 
 
+@pytest.mark.slow  # the engine alone: the tests around it
 def test_each_prompt_is_drawn_and_trained_once_in_order(standing, tmp_path):
     """Two epochs of two rollouts, in the loader's order; the server's state says the rest."""
     run = fit(tmp_path / "run", *SHORT, *arguments_for(standing, tmp_path), recorded())
@@ -410,6 +411,7 @@ def test_a_killed_run_goes_on_with_the_very_next_prompts(standing, tmp_path, cap
     assert column(last, "rollout/staleness")[-2:] == [0, 1]
 
 
+@pytest.mark.slow  # what is being drawn is dropped at once: above
 def test_an_error_while_a_server_hangs_ends_the_run_at_once(standing, tmp_path):
     """The second rollout is asked for, and is never answered."""
     real, second = standing.answer, {request_seed(0, 1, index) for index in range(16)}

@@ -10,14 +10,14 @@ import pytest
 
 from callbacks import EntropyMonitor, KLCovScheduler
 from callbacks.kl_cov_scheduler import Schedule
-from harness.runs import callback_of, column, marked, run_with, whole_and_resumed
+from harness.runs import TINY, callback_of, column, marked, run_with, whole_and_resumed
 
 LOOP = {"start": 0.1, "target": (1.0, 2.0), "bounds": (0.01, 1.0)}
 
 
 def test_entropy_monitor_logs_percentiles_and_slope(tmp_path, monkeypatch):
     monkeypatch.setattr("callbacks.entropy_monitor.WINDOW", 3)
-    run_with(tmp_path, "EntropyMonitor", rollouts=4)
+    run_with(tmp_path, "EntropyMonitor", *TINY, rollouts=4)
     means = column(tmp_path, "policy/entropy")
     low, middle, high = (column(tmp_path, f"entropy/p{percentile}") for percentile in (10, 50, 90))
     assert len(means) == len(low) == 4
@@ -28,6 +28,7 @@ def test_entropy_monitor_logs_percentiles_and_slope(tmp_path, monkeypatch):
     assert column(tmp_path, "entropy/slope") == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow  # test_update.py has the figures of picked tokens by hand
 def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
     """Nothing picked: 0.
 
@@ -56,6 +57,7 @@ def test_schedules_reach_their_end_and_stay(tmp_path, shape):
     run = run_with(
         tmp_path,
         "KLCovScheduler",
+        *TINY,
         rollouts=4,
         weight={"start": 0.05, "points": [[2, 0.45]], "shape": shape},
     )
@@ -75,6 +77,7 @@ def test_weight_and_fraction_have_schedules_of_their_own(tmp_path):
     run = run_with(
         tmp_path,
         "KLCovScheduler",
+        *TINY,
         rollouts=4,
         weight={"start": 0.3},
         fraction={"start": 0.1, "points": points},
@@ -103,7 +106,7 @@ def test_cosine_is_not_linear():
 def test_the_closed_loop_moves_the_right_way(tmp_path, name, target, factor):
     """Entropy below the band raises the value, above it lowers it, by the stated amount."""
     loop = {"start": 0.1, "target": target, "gain": 0.01, "bounds": (0.01, 0.9)}
-    run_with(tmp_path, "KLCovScheduler", **{name: loop})
+    run_with(tmp_path, "KLCovScheduler", *TINY, **{name: loop})
     first, second = column(tmp_path, f"kl_cov/{name}")
     entropy = column(tmp_path, "policy/entropy")[0]
     error = (8.0 - entropy) / 8.0 if factor > 0 else -(entropy - 2e-3) / 2e-3

@@ -120,7 +120,9 @@ def test_the_rate_of_one_group_of_parameters_is_compared_and_taken(tmp_path):
     assert [group["lr"] for group in run.trainer.optimizers[0].param_groups] == [5e-3, 1e-4]
 
 
-@pytest.mark.parametrize("kind", [np.float64, np.float32, torch.tensor])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(np.float64, marks=pytest.mark.slow), np.float32, torch.tensor]
+)
 def test_rates_of_numpy_and_tensors_can_be_saved_and_compared(tmp_path, kind):
     run = resumed(
         tmp_path,

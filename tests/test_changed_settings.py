@@ -154,6 +154,7 @@ def test_reward_weights_are_taken(first, tmp_path):
     ]
 
 
+@pytest.mark.slow  # test_changed_classes.py moves the place in the data
 def test_the_order_of_prompts_goes_on_with_rollouts_of_another_size(first, tmp_path):
     """After 3 rollouts of 2 problems, rollouts of 4 go on at the third batch: 2 are skipped."""
     seen: list[int] = []
@@ -352,9 +353,10 @@ def test_a_fork_has_the_weights_and_nothing_else(first, tmp_path, capsys):
     ("old", "new"),
     [
         (None, LoRA(4, 8)),
-        (LoRA(4, 8), None),
-        (LoRA(4, 8), LoRA(4, 8)),
-        (LoRA(4, 8), LoRA(4, 16)),
+        # Those below merge and begin anew, as these two do.
+        pytest.param(LoRA(4, 8), None, marks=pytest.mark.slow),
+        pytest.param(LoRA(4, 8), LoRA(4, 8), marks=pytest.mark.slow),
+        pytest.param(LoRA(4, 8), LoRA(4, 16), marks=pytest.mark.slow),
         (LoRA(4, 8), LoRA(2, 8)),
     ],
 )

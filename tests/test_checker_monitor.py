@@ -109,6 +109,7 @@ def test_limits_by_hand(name, figures, speaks):
     assert (watch.active == [name]) == speaks
 
 
+@pytest.mark.slow  # the next run but one is under the overlay as well
 def test_the_overlay_trains_and_logs(tmp_path):
     made = run(tmp_path)
     head = made.model.rewards.heads["checker"]
@@ -125,6 +126,7 @@ def test_the_overlay_trains_and_logs(tmp_path):
     assert float(made.trainer.callback_metrics["policy/grad_norm"]) > 0
 
 
+@pytest.mark.slow  # test_checker.py has alpha=0, bit for bit, without a run
 def test_a_neutral_checker_and_alpha_0_are_the_base_alone(tmp_path):
     """Bit for bit; the one says that its signal has collapsed, the other's is measured."""
     neutral = run(tmp_path / "neutral", f"{RULE}.always_neutral")

@@ -93,6 +93,7 @@ def test_the_last_ones_are_kept_and_the_end_is_saved(tmp_path):
     assert all(why_unusable(path) is None for path in find_checkpoints(tmp_path))
 
 
+@pytest.mark.slow  # test_best_value.py judges; the last ones are kept: above
 def test_best_is_the_run_at_its_best(tmp_path):
     run = fit(tmp_path, saving(monitor="policy/entropy", mode="max"), *LONG)
     entropies = [
@@ -187,8 +188,10 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path, long_run
     assert_same(long_run[0], parameters(fit(tmp_path, *LONG, "--ckpt_path=last")))
 
 
+# test_run.py resumes from a checkpoint that another callback saved.
+@pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_saved(
-    tmp_path, long_run
+    tmp_path, request, goes_on
 ):
     poisoned = (
         '--trainer.callbacks+={"class_path": "test_checkpoints.Poison", "init_args":'
@@ -204,7 +207,9 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_s
         "exit_code": 1,
         "planned": 4,
     }
-    assert_same(long_run[0], parameters(fit(tmp_path, *LONG, "--ckpt_path=last")))
+    if goes_on:
+        whole, _ = request.getfixturevalue("long_run")
+        assert_same(whole, parameters(fit(tmp_path, *LONG, "--ckpt_path=last")))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from callbacks import CollapseGuard
 from callbacks.events import read_events
 from callbacks.guard import kinds_of_run
 from harness.python_runs import module
-from harness.runs import ALWAYS, assert_same, callback_of, column, parameters, run_with
+from harness.runs import ALWAYS, TINY, assert_same, callback_of, column, parameters, run_with
 from rlif_lightning import ClusterVote, DynamicSampling, Gate, GoldAnswer, WeightedReward, cli
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
@@ -51,7 +51,8 @@ def guarded(
     settings = {"action": action, "baseline": 1, "detectors": detectors, **settings}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "CollapseGuard, rollout")
-        run = run_with(folder, "CollapseGuard", *CALM, *arguments, rollouts=rollouts, **settings)
+        given = [*TINY, *CALM, *arguments]
+        run = run_with(folder, "CollapseGuard", *given, rollouts=rollouts, **settings)
     return run, [
         event for event in read_events(Path(run.trainer.log_dir)) if event["kind"] != "end"
     ]
@@ -137,7 +138,7 @@ def test_a_detector_is_judged_in_its_kind_of_run_only(tmp_path):
     }
     told = {}
     for name, heads in rewards.items():
-        arguments = [f"--model.rewards={heads}"]
+        arguments = [*TINY, f"--model.rewards={heads}"]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "CollapseGuard, rollout")
             run = run_with(
@@ -234,9 +235,8 @@ def test_rollback_takes_the_older_of_the_last_two_snapshots(tmp_path):
 
 def test_no_snapshot_is_taken_while_a_symptom_shows(tmp_path):
     slow = {**ALWAYS, "window": 9}  # beyond its limit from rollout 2 on, but not yet an alarm
-    run, events = guarded(
-        tmp_path, "rollback", rollouts=4, snapshot_every=1, detectors={"mine": slow}
-    )
+    alone = dict.fromkeys(CollapseGuard().detectors) | {"mine": slow}
+    run, events = guarded(tmp_path, "rollback", rollouts=4, snapshot_every=1, detectors=alone)
     assert not [event for event in events if event["values"].get("detector") == "mine"]
     taken = [rollout for rollout, _ in callback_of(run, CollapseGuard).snapshots.taken]
     assert taken == [0, 1]

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import collapse_study
 from benchmarks.results import read_results, write_results
-from benchmarks.study_arms import ARMS, CONFIGS, JUDGING, PLAN, Arm
+from benchmarks.study_arms import ARMS, CONFIGS, CURVE, FEW, JUDGING, PLAN, Arm
 from benchmarks.study_figures import (
     at_summed_rate,
     end,
@@ -18,6 +18,8 @@ from benchmarks.study_figures import (
     has_fallen,
     interval,
     peak,
+    ranks,
+    spearman,
     spread,
 )
 from benchmarks.study_predictions import GROUPS, verdicts
@@ -34,7 +36,7 @@ from benchmarks.study_rows import (
     run_row,
     summed_rate,
 )
-from benchmarks.study_rules import Alarms, Falls, Gap, Spread
+from benchmarks.study_rules import Alarms, Falls, Gap, Ranks, Spread
 
 FALLING = [0.5, 0.8, 0.9, 0.7, 0.4, 0.1, 0.1]
 STEADY = [0.5, 0.7, 0.9, 0.9, 0.9, 0.9, 0.9]
@@ -139,6 +141,32 @@ def test_the_spread_of_peaks():
     assert Spread("vote-hot", 6).judge(runs)[1] == "failed"
 
 
+def test_ranks_by_hand():
+    """Ranks 1.5, 4, 1.5, 3 and 1, 3, 2, 4: correlation 3.5 / sqrt(4.5 * 5) = 0.738."""
+    x, y = [0.2, 0.9, 0.2, 0.5], [1, 3, 2, 4]
+    assert ranks(x) == [1.5, 4, 1.5, 3]
+    assert spearman(x, y) == pytest.approx(3.5 / math.sqrt(4.5 * 5))
+    assert spearman([1, 2, 3], [9, 5, 1]) == pytest.approx(-1)
+    assert math.isnan(spearman([1, 1], [1, 2]))
+
+
+def test_starts_rank_ends_over_the_curve():
+    """Of 18 points the first two are exchanged: 1 - 6 * 2 / (18 * (18**2 - 1)) = 0.99794."""
+    runs = {}
+    for place, arm in enumerate(CURVE):
+        final = 0.05 * (1 - place if place < 2 else place)
+        for seed in FEW:
+            runs[arm, seed] = run_of([0.1, *[final] * 6], arm, seed)
+            runs[arm, seed].curves["majority"][0] = 0.01 * place + 0.001 * (seed - 41)
+    assert Ranks("curve", 0.7, seeds=FEW).judge(runs) == ("1.00 over 18 points", "held")
+    assert Ranks("curve", 0.998, seeds=FEW).judge(runs)[1] == "failed"
+    made = tables(list(runs.values()))
+    assert made["study_curve"][1].keys() == set(CURVE)
+    assert "study" not in made
+    row = made["study_curve"][1][CURVE[2]]
+    assert (row["start"], row["majority at the start"], row["fell"]) == ("10.0", "2.0", "0 of 3")
+
+
 def test_a_prediction_is_judged_when_all_its_runs_are_there():
     runs = list(runs_of(*[FALLING] * 5).values())
     row = verdicts(runs)["C1"]
@@ -208,7 +236,8 @@ def completions(folder, rollouts, answers):
 def folder(tmp_path):
     """A run of five rollouts that was resumed after the third, halved after the second."""
     run = tmp_path / "run"
-    event = {"source": "CollapseGuard", "kind": "alarm", "rollout": 2}
+    values = {"detector": "unanimous"}
+    event = {"source": "CollapseGuard", "kind": "alarm", "rollout": 2, "values": values}
     others = [{**event, "kind": "adjust"}, {**event, "source": "run"}, {**event, "kind": "notice"}]
     version(run / "version_0", 0, [4e-4, 4e-4, 2e-4], {0: 0.5, 3: 0.7}, [event, *others])
     version(run / "version_1", 3, [2e-4, 2e-4], {5: 0.9}, [{**event, "rollout": 4}])

@@ -105,7 +105,7 @@ def test_shared_prompts_give_plain_generation_token_for_token(tiny_models, archi
     )
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", [pytest.param("llama", marks=pytest.mark.slow), "gemma3"])
 def test_a_model_whose_attention_cannot_be_replaced_falls_back_and_says_so(
     tiny_models, monkeypatch, architecture
 ):
@@ -145,7 +145,7 @@ def test_rollouts_of_adapters_are_those_of_the_adapted_model(tiny_models, archit
 
 
 @pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
-@pytest.mark.parametrize("how", ["weights", "autocast"])
+@pytest.mark.parametrize("how", [pytest.param("weights", marks=pytest.mark.slow), "autocast"])
 def test_bfloat16_rollouts_stay_close_to_exact_scoring(tiny_models, architecture, how):
     """Rows join and leave; statistics in float32; under autocast rotary keys and values differ in
     precision.

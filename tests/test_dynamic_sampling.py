@@ -15,7 +15,7 @@ from harness import launches
 from harness.files import ROOT
 from harness.python_runs import NAME, data
 from harness.rollouts import handmade
-from harness.runs import assert_same, differences, fit, metrics, parameters, rows, saving
+from harness.runs import ONE, assert_same, differences, fit, metrics, parameters, rows, saving
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.sources import ArithmeticProblems
 from rlif_lightning.judges.asking import cost_of
@@ -468,7 +468,7 @@ def rewards(head: str) -> str:
 
 def test_where_every_group_has_signal_it_is_the_run_without(tmp_path):
     """Bit for bit; and the run without logs none of its figures."""
-    own = [rewards("Position"), NO_VALIDATION]
+    own = [*ONE, rewards("Position"), NO_VALIDATION]
     runs = {
         name: fit(tmp_path / name, *own, *more)
         for name, more in {"without": [], "with": [dynamic(max_draws=3)]}.items()
@@ -485,9 +485,9 @@ def test_where_every_group_has_signal_it_is_the_run_without(tmp_path):
 
 
 def test_a_run_without_any_signal_goes_on_and_moves_nothing(tmp_path):
-    run = fit(tmp_path, rewards("Nothing"), dynamic(max_draws=2), NO_VALIDATION)
+    run = fit(tmp_path, *ONE, rewards("Nothing"), dynamic(max_draws=2), NO_VALIDATION)
     start = PolicyModel(Policy(NAME)).state_dict()
-    assert run.trainer.global_step == 8
+    assert run.trainer.global_step == 4
     assert_same(parameters(run), start)
     figures = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
     assert figures["dynamic/empty_places"] == 8
@@ -497,6 +497,7 @@ def test_a_run_without_any_signal_goes_on_and_moves_nothing(tmp_path):
     assert figures["policy/grad_norm"] == 0
 
 
+@pytest.mark.slow  # test_commands_in_docs.py parses it; the runs around it train
 def test_the_overlay_is_what_it_says_and_trains(tmp_path):
     overlay = f"--config={ROOT / 'configs' / 'objectives' / 'dynamic_sampling.yaml'}"
     run = fit(tmp_path, overlay, NO_VALIDATION)

@@ -278,6 +278,7 @@ def problem_file(folder) -> str:
     return json.dumps({"train": str(path), "validation": str(path)})
 
 
+@pytest.mark.slow  # test_commands_in_docs.py parses it; eta=0 trains
 def test_the_overlay_trains_with_the_papers_values(tmp_path):
     given_ = f"--data.source.init_args={problem_file(tmp_path)}"
     run = fit(tmp_path, OVERLAY, given_, "--data.prompts_per_rollout=8")

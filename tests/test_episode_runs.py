@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.episodes import ACTING, ENVIRONMENT
+from harness.episodes import ENVIRONMENT, PLAYING, SMALL
 from harness.forked import run_module
 from harness.launches import BASE as ON_ANY
 from harness.launches import assert_same_weights, launch, on, weights
@@ -17,17 +17,6 @@ from harness.launches import metrics as logged
 from harness.processes import environment
 from harness.runs import BASE, assert_same, differences, fit, parameters, rows
 
-REWARDS = {
-    "game": {"head": "EnvironmentReward", "weight": 1.0},
-    "coin": {"head": "Random", "weight": 1.0},
-    "certainty": {"head": "MeanLogprob", "weight": 1.0},
-}
-PLAYING = [
-    *ACTING,
-    f"--model.rewards={json.dumps(REWARDS)}",
-    "--model.update.micro_batch_tokens=60",
-    "--trainer.check_val_every_n_epoch=1",
-]
 ON_SEVERAL = [*ON_ANY, *PLAYING, "--model.sampling.temperature=1.2"]
 REFERENCE = "rlif_lightning.judges.rules.reference_numbers"
 RULE = {"class_path": "RuleJudge", "init_args": {"rule": REFERENCE}}
@@ -43,6 +32,7 @@ WRITER = '--trainer.callbacks+={"class_path": "CompletionWriter", "init_args": {
 SAVING = '--trainer.callbacks+={"class_path": "RunCheckpoints", "init_args": {"every": 1}}'
 
 
+@pytest.mark.slow  # test_episodes.py has each part without a run
 def test_a_run_with_an_environment_resumes_bit_for_bit(tmp_path):
     whole, again = tmp_path / "whole", tmp_path / "again"
     run = fit(whole, *PLAYING, WRITER, SAVING)
@@ -113,17 +103,38 @@ def test_a_run_that_was_killed_between_turns_goes_on_as_if_it_had_not_been(tmp_p
     assert_same(*(each["state_dict"] for each in states))
 
 
+@pytest.mark.slow
+def test_processes_of_one_data_rank_share_the_first_one_s_environments(tmp_path):
+    """Under tensor parallelism; the second process would draw other tokens, and raise if it made
+    an environment.
+    """
+    uneven = "--model.engine.class_path=harness.uneven.UnevenEngine"
+    base = [*ON_ANY, *PLAYING, *SMALL, "--model.sampling.temperature=1.2"]
+    base += ["--data.environment.make=harness.uneven.FirstAlone", uneven]
+    failing = [*base, "--data.environment.make=harness.episodes.Failing"]
+    runs = {"acting": base, "failing": [*failing, "--data.environment.max_failed=1.0"]}
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(one, runs)
+    launch(two, {name: [*given, *on("tp", 2)] for name, given in runs.items()}, forks=2)
+    for name in runs:
+        assert_same_weights(weights(two, name), weights(one, name))
+        for left, right in zip(logged(two, name), logged(one, name), strict=True):
+            assert left == pytest.approx(right, rel=1e-5, abs=1e-5, nan_ok=True)
+    assert logged(one, "acting")[0]["episode/turns"] > 1
+    assert logged(one, "failing")[0]["episode/environment_error"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model.engine=VLLMEngine"], "VLLMEngine draws single turns"),
+        (["--model.engine=harness.decoding.Bfloat16Sampler"], "Bfloat16Sampler draws single turns"),
         (["--model.sampling.min_new_tokens=2"], "min_new_tokens=2 is for single turns"),
         (["--model.answer_tokens.factor=0.5"], "model.answer_tokens locates an answer"),
         (
             [f"--model.rewards.held.head={HOLDER}"],
-            "StepRubricJudgeHead splits one text",
+            "StepRubricJudgeHead reads a completion as one text",
         ),
-        ([f"--model.rewards.likely.head={LIKELY}"], "TargetLogprob reads a reply behind"),
+        ([f"--model.rewards.likely.head={LIKELY}"], "TargetLogprob reads a completion as one text"),
         (["--data.environment.make=harness.episodes.Nothing"], "cannot be imported"),
         (["--data.environment.arguments={'turn': 3}"], "no environment could be made"),
     ],

@@ -30,7 +30,7 @@ def same(one: Rollout, other: Rollout) -> None:
         assert torch.equal(getattr(one.stats, field.name), getattr(other.stats, field.name))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", [pytest.param("llama", marks=pytest.mark.slow), "gemma3"])
 @pytest.mark.parametrize("max_rows", [512, 5])
 def test_an_environment_of_one_turn_is_today_s_rollout(tiny_models, architecture, max_rows):
     policy = load(tiny_models[architecture])

@@ -239,7 +239,7 @@ OTHERS = {
     "compare_trl.py": {"accelerate", "trl"},
     "play_textworld.py": {"textworld"},
 }  # whom these compare with
-EXTRAS = ("lora", "gguf", "reasoning", "textarena", "vllm")
+EXTRAS = ("lora", "qlora", "gguf", "reasoning", "textarena", "vllm")
 
 
 def test_every_dependency_is_pinned():

@@ -11,6 +11,7 @@ from callbacks import LearningRateFactors
 from callbacks.learning_rate_factors import RATE, factor_at, factors_of_run
 from harness.runs import (
     ALWAYS,
+    TINY,
     adding,
     assert_same,
     column,
@@ -77,6 +78,7 @@ def test_bad_factors_are_refused(factors, message):
         LearningRateFactors(factors)
 
 
+@pytest.mark.slow  # the parts: above, and a factor of one below
 @IGNORE_ALARMS
 def test_a_yoked_run_is_the_guarded_run_without_its_guard(tmp_path):
     """The same seed and the same rates are the same run, bit for bit; the factor 1 is none."""
@@ -94,8 +96,8 @@ def test_a_yoked_run_is_the_guarded_run_without_its_guard(tmp_path):
 
 
 def test_a_factor_of_one_changes_nothing(tmp_path):
-    plain = fit(tmp_path / "plain")
-    same = run_with(tmp_path / "same", "LearningRateFactors", factors=[(1, 1.0)])
+    plain = fit(tmp_path / "plain", *TINY)
+    same = run_with(tmp_path / "same", "LearningRateFactors", *TINY, factors=[(1, 1.0)])
     assert_same(parameters(same), parameters(plain))
 
 

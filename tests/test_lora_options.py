@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,13 +97,35 @@ def test_a_config_of_peft_s_is_taken_over():
     [
         ({"lora_dropout": 0.1}, "the same log-probs twice, so that nothing is dropped"),
         ({"r": 4}, "lora.options.r is lora.rank"),
-        ({"load_in_4bit": True}, "load_in_4bit=True: QLoRA is not supported, because"),
+        ({"load_in_8bit": True}, "load_in_8bit=True is not supported; use one of use_rslora"),
+        ({"load_in_4bit": 1}, r"load_in_4bit=1 is unknown; use one of \(True, False\)"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf3"}, "'nf3' is unknown; use one of"),
+        ({"bnb_4bit_use_double_quant": True}, "has no effect without load_in_4bit=true"),
+        ({"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}, "=bfloat16 is policy.dtype"),
         ({"use_dorra": True}, "use_dorra=True is not supported; use one of use_rslora, use_dora"),
     ],
 )
 def test_what_a_policy_cannot_have_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         LoRA(options=options)
+
+
+def test_4_bits_are_taken_over_from_a_config_of_transformers():
+    config = SimpleNamespace(
+        load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True
+    )
+    lora = LoRA.of(peft.LoraConfig(r=4, lora_alpha=8), config)
+    assert lora.four_bits == vars(config)
+    assert lora.in_full == LoRA(4, 8)
+    assert LoRA(4, 8).four_bits is None
+    with pytest.raises(ValueError, match=r"float64' with policy\.lora\.options.load_in_4bit"):
+        Policy(FOLDER, dtype="float64", lora=lora)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is there")
+def test_4_bits_without_bitsandbytes_name_the_extra():
+    with pytest.raises(ValueError, match=r'pip install "rlif-lightning\[qlora\]"'):
+        PolicyModel(Policy(FOLDER, lora=LoRA(options={"load_in_4bit": True})))
 
 
 def test_peft_s_own_refusal_names_the_setting():

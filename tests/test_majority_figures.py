@@ -88,6 +88,7 @@ SMALL = ["--data.source.init_args.size=16", "--trainer.limit_train_batches=2"]  
 TWICE = ["--trainer.max_epochs=2"]
 
 
+@pytest.mark.slow  # the run with a detector has them
 def test_the_guard_logs_them_and_counts_nothing_for_problems_seen_once(tmp_path):
     fit(tmp_path, adding("CollapseGuard"), *SMALL, *TWICE)
     flips = column(tmp_path, "vote/flip_rate")

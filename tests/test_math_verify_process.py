@@ -71,7 +71,7 @@ def test_trap_in_the_main_thread(trap):
 def test_trap_costs_its_time_once_for_all_comparisons():
     equivalent(TRAPS[0], "x+3")
     start = time.monotonic()
-    assert not any(equivalent(TRAPS[0], f"x+{i}") for i in range(4, 10_000))
+    assert not any(equivalent(TRAPS[0], f"x+{i}") for i in range(4, 2_000))
     assert time.monotonic() - start < 30.0
 
 

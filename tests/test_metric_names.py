@@ -32,7 +32,7 @@ from callbacks.report.read import PLACE, Run
 from callbacks.report.tables import FIGURES
 from harness.cases import check_each, from_root
 from harness.decoding import sampler
-from harness.episodes import ACTING
+from harness.episodes import forking
 from harness.judge_server import judge_server
 from harness.runs import BASE, fit, run_with
 from rlif_lightning import cli
@@ -190,7 +190,7 @@ def everything(tmp_path_factory) -> Path:
         pow3r = f"--model.rewards={json.dumps(heads)}"
         fit(folder / "pow3r", pow3r, *twice, "--trainer.limit_val_batches=0")
     heads = json.dumps({name: {"head": head} for name, head in ACTING_HEADS.items()})
-    acting = [*ACTING, f"--model.rewards={heads}"]
+    acting = [*forking(folder / "forgetful"), f"--model.rewards={heads}"]
     fit(folder / "acting", *acting, "--trainer.limit_val_batches=0")
     cli.main(
         [
@@ -321,7 +321,7 @@ NOT_DRAWN = {
     *("update/tokens", "update/padding", "update/micro_batch_tokens", "update/tokens_per_second"),
     *("entropy/slope", "kl_cov/fraction", "stopping/stopped"),
     *(f"teacher/{name}" for name in ("coverage", "divergence", "tail")),
-    *("episode/observed", "environment/<own>"),
+    *("episode/observed", "episode/contexts", "environment/<own>"),
     *(f"reuse/{name}" for name in ("phrases", "saved", "segments", "actions", "only_penalty")),
     *(f"checker/{name}" for name in ("support", "neutral", "contradiction", "unjudged", "claims")),
     *(f"checker/{name}" for name in ("phi", "answer_length", "no_search", "foreign", "alarms")),

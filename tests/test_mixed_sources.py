@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from harness.command_line import base
-from harness.runs import fit
+from harness.runs import ONE, fit
 from rlif_lightning import cli
 from rlif_lightning.data.columns import column_values
 from rlif_lightning.data.given_problems import as_source
@@ -159,10 +159,10 @@ def test_a_mixture_in_an_order_trains_from_the_command_line(tmp_path):
     mixed = {"sources": {"sums": half, "mine": files}, "weights": {"sums": 1, "mine": 2}}
     given = json.dumps({"class_path": "MixedProblems", "init_args": mixed})
     arguments = [*base("source.init_args"), f"--trainer.default_root_dir={tmp_path}"]
-    run = cli.main(["fit", *arguments, f"--data.source={given}"])
+    run = cli.main(["fit", *arguments, *ONE, f"--data.source={given}"])
     train = run.datamodule.split("train").dataset
     assert Counter(train["source"]) == {"sums": 8, "mine": 16}
-    assert run.trainer.global_step == 8
+    assert run.trainer.global_step == 4
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +203,7 @@ def test_a_saved_data_set_trains(tmp_path, problems):
         [
             "fit",
             *base("source.init_args"),
+            *ONE,
             f"--trainer.default_root_dir={tmp_path}",
             f"--data.source={json.dumps(saved)}",
         ]
@@ -246,7 +247,7 @@ def test_what_is_no_list_of_tools_is_refused_with_its_row(tools):
 
 
 def test_the_order_of_a_run_without_a_curriculum_is_the_one_before(tmp_path):
-    run = fit(tmp_path)
+    run = fit(tmp_path, *ONE)
     split = run.datamodule.split("train")
     plain = TrainLoader(split, 8, run.datamodule.seed, 1, 0)
     now = run.datamodule.train_dataloader()

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 from lightning.pytorch import Callback
 
 from callbacks import HubExporter
-from harness.runs import adding, fit
+from harness.runs import ONE, adding, fit
 from rlif_lightning.data.described import Described
 
 MEASURED = ["--compare=true", "--trainer.check_val_every_n_epoch=99"]
@@ -97,6 +97,7 @@ def test_what_is_uploaded(run):
 def test_labels_by_a_gate_and_by_the_choice_are_on_the_card(tmp_path):
     fit(
         tmp_path,
+        *ONE,
         f"--model.rewards={json.dumps(GATED)}",
         "--trainer.check_val_every_n_epoch=1",
         adding("HFExporter", monitor="val/accuracy"),
@@ -143,7 +144,7 @@ class Reporter(Described, Callback):
 
 def test_a_users_callback_does_not_reach_the_card(tmp_path):
     own = {"class_path": "test_model_card.Reporter", "init_args": {"server": "http://mine:81"}}
-    fit(tmp_path, f"--trainer.callbacks+={json.dumps(own)}", adding("HFExporter"))
+    fit(tmp_path, *ONE, f"--trainer.callbacks+={json.dumps(own)}", adding("HFExporter"))
     text = card_of(tmp_path)[1]
     assert "mine:81" not in text
     assert "`trainer.callbacks`" in text

@@ -17,7 +17,7 @@ from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import TokenStats
 from rlif_lightning.rewards import Random
-from rlif_lightning.rollout.external_samples import Drawn, as_rollout
+from rlif_lightning.rollout.external_samples import Drawn, Draws, as_rollout
 from rlif_lightning.rollout.importance_weights import Correction
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.stop_strings import StopStrings
@@ -214,7 +214,7 @@ def test_train_stop_is_the_same_for_completions_that_another_sampler_drew(tiny_m
         Drawn(ids, (plain.stats.logprobs[row, : len(ids)] - 0.1).tolist(), bool(plain.ended[row]))
         for row, ids in enumerate(completions(plain))
     ]
-    found = as_rollout(policy, plain.prompts, drawn, sampling, 1000, Correction(2.0))
+    found = as_rollout(policy, Draws(drawn, plain.prompts), sampling, 1000, Correction(2.0))
     assert completions(found) == completions(closed)
     assert found.texts == closed.texts
     torch.testing.assert_close(found.stats.logprobs, closed.stats.logprobs, rtol=1e-4, atol=1e-4)

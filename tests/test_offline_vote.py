@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from harness.command_line import evaluate
 from harness.rollouts import handmade
-from harness.runs import column, fit
+from harness.runs import ONE, column, fit
 from rlif_lightning.answers.extraction import AnswerExtractor
 from rlif_lightning.data.sources import ArithmeticProblems
 from rlif_lightning.data.training_problems import TrainingProblems
@@ -104,7 +104,7 @@ def test_from_predict_to_training(tmp_path, capsys):
              f"--predictions.folder={folder}")  # fmt: skip
     part = {"head": {"class_path": "OfflineVote", "init_args": {"predictions": str(folder)}}}
     rewards = f"--model.rewards={json.dumps({'offline': part})}"
-    fit(tmp_path / "run", f"--data.source={json.dumps(SOURCE)}", rewards)
+    fit(tmp_path / "run", *ONE, f"--data.source={json.dumps(SOURCE)}", rewards)
     records = [
         json.loads(line) for line in (folder / "completions-00000.jsonl").read_text().splitlines()
     ]

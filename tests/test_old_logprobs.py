@@ -225,7 +225,7 @@ class Never(RewardHead):
     ("settings", "source"),
     [
         ({}, "rescored"),
-        ({"weight": 100.0, "rank_by": "current"}, "sampler"),
+        pytest.param({"weight": 100.0, "rank_by": "current"}, "sampler", marks=pytest.mark.slow),
         pytest.param({}, "sampler", marks=pytest.mark.slow),
         pytest.param({"weight": 100.0, "rank_by": "current"}, "rescored", marks=pytest.mark.slow),
     ],
@@ -262,7 +262,7 @@ def floors(folder: Path) -> list[float]:
         pytest.param(["--model.policy.dtype=float64"], 0, 1e-5, marks=pytest.mark.slow),
         ([], 1e-8, 1e-5),
         pytest.param(["--model.update.old_logprobs=rescored"], 0, 1e-5, marks=pytest.mark.slow),
-        (["--trainer.precision=bf16-mixed"], 1e-4, 0.2),
+        pytest.param(["--trainer.precision=bf16-mixed"], 1e-4, 0.2, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -273,7 +273,7 @@ def test_the_noise_floor_is_measured_in_each_rollout(tmp_path, settings, low, hi
     assert all(low <= floor < high for floor in found)
 
 
-@pytest.mark.parametrize("source", ["sampler", "rescored"])
+@pytest.mark.parametrize("source", [pytest.param("sampler", marks=pytest.mark.slow), "rescored"])
 def test_stale_weights_are_seen_whatever_the_old_log_probs(tmp_path, source):
     """Rescored log-probs are the trained policy's; the alarm reads the sampled ones."""
     arguments = (
@@ -308,6 +308,7 @@ def test_rescored_in_two_passes_does_not_depend_on_the_token_budget(tmp_path):
     assert_same(parameters(large), parameters(small), tolerance=5e-6)  # a step is 1e-3
 
 
+@pytest.mark.slow  # test_run.py resumes; two passes are one: below
 @pytest.mark.filterwarnings(
     "ignore:The dirpath has changed"
 )  # on purpose: resumed into another folder

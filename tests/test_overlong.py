@@ -10,7 +10,7 @@ import torch
 
 from harness.files import ROOT
 from harness.rollouts import handmade
-from harness.runs import fit
+from harness.runs import ONE, fit
 from rlif_lightning.learning.advantages import GRPO
 from rlif_lightning.learning.rollout_advantages import without_dropped
 from rlif_lightning.records import RewardOutput
@@ -62,20 +62,20 @@ def test_a_run_that_drops_truncated_completions(tmp_path):
         tmp_path,
         f"--model.rewards={json.dumps(heads)}",
         "--model.sampling.max_new_tokens=6",
-        "--trainer.limit_train_batches=2",
+        *ONE,
     )
     figures = run.trainer.callback_metrics
     ended, length = float(figures["rollout/ended"]), float(figures["rollout/length"])
     assert 0 < ended < 1
     assert 0 < length <= 6
     assert float(figures["reward/drop/share"]) == 0
-    assert run.trainer.global_step == 8
+    assert run.trainer.global_step == 4
 
 
 def test_the_overlay_trains_on_its_own_rewards(tmp_path):
     """Its penalty ends at its limit of generation, and a completion at it is left out."""
     overlay = f"--config={ROOT / 'configs' / 'objectives' / 'overlong.yaml'}"
-    run = fit(tmp_path, overlay, "--trainer.limit_train_batches=1")
+    run = fit(tmp_path, overlay, *ONE)
     settings = run.model.rewards.settings
     assert set(settings) == {"vote", "cut", "overlong"}
     penalty = settings["overlong"].head

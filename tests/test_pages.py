@@ -46,7 +46,10 @@ def test_types_defaults_and_meanings_are_read():
     assert section.count("| `max_ratio` |") == section.count("| `server` |") == 1
 
 
-@pytest.mark.parametrize(("broken", "wrong"), [(False, ""), (True, "no-such-page.md")])
+@pytest.mark.parametrize(
+    ("broken", "wrong"),
+    [(False, ""), pytest.param(True, "no-such-page.md", marks=pytest.mark.slow)],
+)
 def test_the_site_builds(tmp_path, broken, wrong):
     """Strictly, offline, from a copy of the pages; a link that leads nowhere is an error."""
     names = subprocess.run(

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.launches import BASE, assert_same_metrics, assert_same_weights, launch, metrics, on
 from harness.launches import weights as whole_weights
-from harness.runs import assert_same, fit, parameters
+from harness.runs import ONE, assert_same, fit, parameters
 from rlif_lightning import Policy, PolicyJudge, Sampling, ScoreParser
 from rlif_lightning.judges.base import Request, RunModels
 from rlif_lightning.model.policy import PolicyModel
@@ -152,8 +152,11 @@ def rewards(head: dict, weight: float = 1.0) -> str:
 def test_the_policy_never_sees_what_the_judge_sees(tmp_path):
     """A judge of weight 0 that sees every reference leaves a run as it is without, bit for bit."""
     sampling = {"temperature": 1.0, "max_new_tokens": 8}
-    judged = fit(tmp_path / "a", rewards(head(frozen=False, sampling=sampling), weight=0.0))
-    alone = fit(tmp_path / "b", '--model.rewards={"vote": {"head": "ClusterVote", "weight": 1.0}}')
+    judging = rewards(head(frozen=False, sampling=sampling), weight=0.0)
+    judged = fit(tmp_path / "a", *ONE, judging)
+    alone = fit(
+        tmp_path / "b", *ONE, '--model.rewards={"vote": {"head": "ClusterVote", "weight": 1.0}}'
+    )
     assert_same(parameters(judged), parameters(alone))
 
 

@@ -82,6 +82,7 @@ def test_a_record_per_completion(whole):
     )
 
 
+@pytest.mark.slow  # test_run.py has a second run in a folder
 def test_without_a_folder_each_run_has_its_own(tmp_path, whole):
     for version in range(2):
         evaluate("predict", tmp_path, *BATCHES)
@@ -101,6 +102,7 @@ def test_gone_on_with_after_an_interruption_at_any_byte(begun, whole, cut):
     assert jsonl(folder).read_text().startswith(text[: ends[11]] if place >= ends[11] else "")
 
 
+@pytest.mark.slow  # gone on with at any byte, with one batch size
 def test_batches_may_have_another_size_and_nothing_is_left_to_do_twice(tmp_path, whole, caplog):
     folder = tmp_path / "data"
     predict(folder, "--trainer.limit_predict_batches=1")

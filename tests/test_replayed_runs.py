@@ -56,6 +56,7 @@ def whole(tmp_path_factory) -> Run:
     return Run(tmp_path_factory.mktemp("whole"), 5, module(replay=REPLAY), problems())
 
 
+@pytest.mark.slow  # the resumed run replays; test_replay.py has the figures
 def test_the_overlay_trains_and_logs(tmp_path):
     overlay = f"--config={ROOT / 'configs' / 'objectives' / 'replay.yaml'}"
     run = fit(tmp_path, overlay, *LONG)
@@ -70,7 +71,7 @@ def test_the_overlay_trains_and_logs(tmp_path):
 def test_kl_cov_at_one_update_has_old_tokens_to_act_on(tmp_path):
     """Without replay that is refused, since nothing differs from the policy that sampled."""
     once = "--model.update.updates_per_rollout=1"
-    kind = ["--model.objective=KLCov", "--model.objective.fraction=0.2", *LONG]
+    kind = ["--model.objective=KLCov", "--model.objective.fraction=0.2"]
     ends = {}
     for weight in (0.0, 50.0):
         given = ["--model.replay.groups=8", once, *kind, f"--model.objective.weight={weight}"]

@@ -18,7 +18,7 @@ import torch
 
 from harness.python_runs import data
 from harness.rollouts import handmade
-from harness.runs import fit
+from harness.runs import ONE, fit
 from rlif_lightning import RewardFunction, WeightedReward
 from rlif_lightning.evaluation.completion_rows import completion_records
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
@@ -268,7 +268,7 @@ def test_functions_by_import_path_train(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     heads = f"digits: {{head: {HEAD}my_functions.digits}}}}, weight: 0.5}}"
     gold = f"right: {{head: {HEAD}my_functions.right, needs_gold: true}}}}}}"
-    run = fit(tmp_path / "run", f"--model.rewards={{{heads}, {gold}}}")
+    run = fit(tmp_path / "run", *ONE, f"--model.rewards={{{heads}, {gold}}}")
     figures = run.trainer.callback_metrics
     assert float(figures["reward/digits/mean"]) > 1
     assert 0 < float(figures["reward/right/mean"]) < 1

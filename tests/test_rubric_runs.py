@@ -69,6 +69,7 @@ def whole(tmp_path_factory) -> Run:
     return made(rubric(), tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow  # the factors of a run: below
 def test_the_overlay_trains_and_weighs_by_the_previous_visit(tmp_path):
     run = fit(tmp_path, *RUN)
     head = run.model.rewards.heads["rubric"]

@@ -41,7 +41,7 @@ SHARED = {
     # What a policy acts in: the limits of an episode, and how its environments are run.
     "environments": (
         "docs/environments.md",
-        13,
+        14,
         {"EnvironmentSettings", "EnvironmentReward", "CountdownProblems"},
     ),
     "criteria": (

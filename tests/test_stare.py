@@ -238,6 +238,7 @@ def test_float_marks_leave_the_clip_where_it_is():
         assert float(means["policy/log_ratio_picked"]) == 1 / 2
 
 
+@pytest.mark.slow  # test_commands_in_docs.py parses it; the null settings train
 def test_the_overlay_is_the_default_and_trains(tmp_path):
     assert {path.name for path in (ROOT / "configs" / "related").glob("stare*")} == {"stare.yaml"}
     run = fit(tmp_path, f"--config={ROOT / 'configs' / 'related' / 'stare.yaml'}")

@@ -13,7 +13,7 @@ import torch
 from harness.launches import BASE, assert_same_metrics, assert_same_weights, launch, metrics, on
 from harness.launches import weights as whole_weights
 from harness.rollouts import handmade
-from harness.runs import assert_same, fit, parameters
+from harness.runs import ONE, assert_same, fit, parameters
 from rlif_lightning import GRPO, RuleJudge, ScoreParser, StepRubricJudgeHead
 from rlif_lightning.judges.base import Request
 from rlif_lightning.learning.rollout_advantages import score_rollout
@@ -316,7 +316,7 @@ def rewards(name: str, **settings) -> str:
 def test_one_segment_under_grpo_is_the_outcome_head_bit_for_bit(tmp_path):
     process = rewards("StepRubricJudgeHead", delimiter="never")
     runs = [
-        parameters(fit(tmp_path / name, "--model.advantage=GRPO", given))
+        parameters(fit(tmp_path / name, *ONE, "--model.advantage=GRPO", given))
         for name, given in (("process", process), ("outcome", rewards("RubricJudgeHead")))
     ]
     assert_same(*runs)

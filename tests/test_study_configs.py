@@ -13,10 +13,11 @@ from benchmarks.study_arms import ARMS, CONFIGS, RATES
 from callbacks import CollapseGuard, LearningRateFactors
 from harness.command_line import ON_CPU, build
 from harness.files import ROOT
+from rlif_lightning.data.sources import LocalFiles
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objectives import Clipped, KLCov
 from rlif_lightning.learning.optimizer import starting_rate
-from rlif_lightning.rewards import MeanLogprob, SelfCertainty
+from rlif_lightning.rewards import MeanLogprob, OfflineVote, SelfCertainty
 from rlif_lightning.rewards.vote_band import VoteBand
 
 WEIGHTS = {
@@ -79,7 +80,13 @@ def test_an_arm_is_what_its_name_says(arm, tmp_path):
     updates = model.plan.updates_per_rollout
     assert updates == ARMS[arm].updates == (1 if control == "one_update" else 4)
     assert run.trainer.max_steps == 300 * updates
-    assert run.datamodule.source.sizes["train"] == (512 if control == "512" else 4800)
+    source = run.datamodule.source
+    if control == "words":
+        assert (type(source), model.policy_settings.name) == (LocalFiles, "runs/words/checkpoint_4")
+    else:
+        assert source.sizes["train"] == (512 if control == "512" else 4800)
+    if control == "offline":
+        assert isinstance(model.rewards.heads["vote"], OfflineVote)
     if "certainty" in model.rewards.names:
         head = model.rewards.heads["certainty"]
         assert isinstance(head, MeanLogprob if recipe == "preset" else SelfCertainty)
@@ -128,6 +135,16 @@ def test_the_preset_is_the_arm(tmp_path):
         if isinstance(each, CollapseGuard)
     ]
     assert now.detectors == CollapseGuard().detectors != ours[0][3]
+
+
+def test_a_point_of_the_curve_has_its_checkpoint_and_problems(tmp_path):
+    run = built("vote-quarter-words2_one", tmp_path)
+    assert run.model.policy_settings.name == "runs/words/checkpoint_2"
+    folder = "runs/words/problems"
+    files = {split: f"{folder}/one_{split}.jsonl" for split in ("train", "validation")}
+    assert run.datamodule.source.paths == files
+    assert starting_rate(run.model.make_optimizer) == pytest.approx(RATES["quarter"])
+    assert run.model.rewards.names == ["vote"]
 
 
 def test_an_overlay_is_one_change():

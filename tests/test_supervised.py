@@ -155,6 +155,7 @@ def test_two_processes_are_one(small, tmp_path):
     assert_same(alone, both, 1e-9)
 
 
+@pytest.mark.slow  # test_hf_exporter.py goes on with an export
 def test_the_next_stage_starts_from_exactly_the_exported_weights(small, tmp_path):
     """Stage 1 on texts, then a stage with rewards: at learning rate 0 it keeps what it began with,
     and with one it trains.
@@ -179,6 +180,7 @@ def untrained() -> dict[str, torch.Tensor]:
     return {f"model.{name}": value for name, value in model.state_dict().items()}
 
 
+@pytest.mark.slow  # test_commands_in_docs.py parses it; two steps by hand
 def test_the_overlay_is_the_default_and_trains_the_quickstart(tmp_path):
     made = fit(tmp_path, OVERLAY, "--data.group_size=1")
     assert made.model.objective == Supervised()

@@ -405,6 +405,7 @@ def test_bad_settings_are_refused(settings, message):
         Teacher(**settings)
 
 
+@pytest.mark.slow  # test_commands_in_docs.py parses it; the average's run trains
 def test_the_overlay_is_the_default_and_trains(tmp_path):
     overlays = [
         f"--config={ROOT / 'configs' / name}" for name in ("gold.yaml", "related/distil.yaml")

@@ -51,6 +51,7 @@ def train(folder: Path, given: list[str], *arguments: str) -> cli.RLIFCLI:
     return cli.main(["fit", *given, root, *arguments])
 
 
+@pytest.mark.slow  # every reply is judged in the other run
 def test_the_overlays_judge_by_a_rule_and_train(given, tmp_path):
     kept = [each for each in given if "rewards" not in each]
     run = train(tmp_path / "run", kept)

@@ -74,6 +74,53 @@ def test_a_template_that_changes_what_it_wrote_is_refused():
         task_of(FORGETFUL)
 
 
+REFUSING = (
+    "{% for m in messages %}{% if m.role == ROLE %}{{ raise_exception('no such turn') }}{% endif %}"
+    "{% endfor %}"
+) + CHAT
+TOOL = {"type": "function", "function": {"name": "look"}}
+
+
+@pytest.mark.parametrize("thoughts", ["keep", "fork"])
+def test_a_template_that_refuses_a_role_is_refused_in_setup(thoughts):
+    """Not in mid-rollout, on the one rank whose environment has answered."""
+    task = task_of(REFUSING.replace("ROLE", "'tool'"), thoughts=thoughts)
+    task.check()  # without tools nobody has this role
+    with pytest.raises(ValueError, match=r"'assistant', 'tool'\]: no such turn; use another"):
+        task.check([TOOL])
+    # Only one that follows an answer is refused; the prompt's own is not.
+    alternating = REFUSING.replace("ROLE", "'user' and loop.index > 1")
+    with pytest.raises(ValueError, match=r"'assistant', 'user'\]: no such turn"):
+        task_of(alternating, thoughts=thoughts)
+    named = CHAT.replace("[{{ m.role }}]", "[{{ m.role }}{{ m.name if m.role == 'tool' }}]")
+    task_of(named, thoughts=thoughts).check([TOOL])
+
+
+def test_a_template_that_shows_thoughts_less_is_accepted_by_fork_alone():
+    opened = CHAT.replace("%}[assistant]{%", "%}[assistant]<{%")  # opens a thought
+    with pytest.raises(ValueError, match=r"set data\.environment\.thoughts=fork"):
+        task_of(opened)
+    task = task_of(opened, thoughts="fork")
+    text, _, messages = task.prompt({"question": "1+"}, "", [])
+    chat = task.chat({"question": "1+"}, text, messages, [])
+    follows = chat.follow("2>3", "4", last=20, ends=[2])
+    assert follows.is_new
+    assert text_of(follows.ids) == "[user]1+\n[assistant]2>3<eos>\n[user]4\n[assistant]<"
+
+
+def test_white_space_around_words_begins_no_context():
+    trimming = CHAT.replace("{{ m.content }}", "{{ m.content | trim }}")
+    task = task_of(trimming, thoughts="fork")
+    text, _, messages = task.prompt({"question": "1+"}, "", [])
+    chat = task.chat({"question": "1+"}, text, messages, [])
+    for words, last in ((" 12 \n", 2), ("", 2), ("3=", 20)):
+        follows = chat.follow(words, "4<eos>", last, [2])
+        assert not follows.is_new
+        plain = "\n[user]4< eos>\n[assistant]"
+        assert text_of(follows.ids) == ("" if last == 2 else "<eos>") + plain
+    assert chat.text == task.rendered(chat.messages, None)
+
+
 def test_tools_reach_the_template():
     shown = "{% if tools %}<{{ tools[0].name }}>{% endif %}" + CHAT
     task = task_of(shown)

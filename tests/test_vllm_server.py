@@ -500,7 +500,7 @@ def engine_of(served, folder: Path, **settings) -> VLLMServerEngine:
     )
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_it_samples_the_present_weights(served, tmp_path, lora):
     policy = changed(lora=LoRA(rank=4, alpha=8) if lora else None)
     engine = engine_of(served, tmp_path)
@@ -568,6 +568,7 @@ def test_endings_and_stop_strings(served, tmp_path):
     ]
 
 
+@pytest.mark.slow  # test_rescoring.py has the seeds; endings are drawn below
 def test_seeds_depend_on_step_and_row_alone(served, tmp_path):
     policy = changed(scale=0.2)
     engine = engine_of(served, tmp_path)
@@ -634,6 +635,7 @@ def arguments_for(served, folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow  # stale weights stop a run of the command line: below
 def test_the_command_line_trains_with_it(served, tmp_path):
     run = fit(tmp_path, *arguments_for(served, tmp_path), "--model.update.micro_batch_tokens=300")
     assert run.model.engine.scoring_tokens == 300
@@ -658,6 +660,7 @@ def keep_the_first_weights(worker: Worker) -> None:
     worker.reload_weights = load
 
 
+@pytest.mark.slow  # test_sampler_gap.py; stale weights stop a run: below
 def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(standing, tmp_path):
     """At default settings, whose absolute bound of 0.5 nats would let hundreds of such rollouts
     pass.

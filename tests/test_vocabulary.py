@@ -17,7 +17,7 @@ from rlif_lightning.model.loading import Policy, resolve_model
 from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import TokenStats
-from rlif_lightning.rollout.external_samples import Drawn, as_rollout
+from rlif_lightning.rollout.external_samples import Drawn, Draws, as_rollout
 from rlif_lightning.rollout.vllm_engine import VLLMEngine
 from rlif_lightning.sampling import Sampling
 
@@ -129,10 +129,11 @@ def test_vllm_is_told_what_is_no_token_and_is_not_believed_if_it_draws_it(folder
         range(number, number + PADDING), -100.0
     )
     drawn = [Drawn([5, number], [-1.0, -1.0], False)] * GROUP
+    draws = Draws(drawn, prompts_of(engine.policy, [0]))
     with pytest.raises(
         RuntimeError, match=f"the engine drew token {number}, beyond the tokenizer's {number}"
     ):
-        as_rollout(engine.policy, prompts_of(engine.policy, [0]), drawn, SAMPLING, 1000, None)
+        as_rollout(engine.policy, draws, SAMPLING, 1000, None)
     engine.setup(load(folder, "model"), 0)
     assert engine.request(SAMPLING, 2, 0)["logit_bias"] is None
 

@@ -9,9 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlif_lightning.records import RewardOutput, Rollout
+from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.internal import MeanLogprob
+from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running.checkpoint_faults import read_rest
 from rlif_lightning.running.checkpoint_names import BEST, VERSION, find_checkpoints
 from rlif_lightning.running.quiet import silence
+from rlif_lightning.running.run_settings import KEY
 
 COMMANDS = ("generate", "chat")
 ENDS = ("", "exit", "quit")  # lines that end a chat
@@ -57,7 +62,7 @@ def load(place: str, module_class: Any) -> Any:
     """
     path = Path(place)
     if path.is_file():
-        return module_class.load_from_checkpoint(path)
+        return _policy_of(path, module_class)
     models = ("config.json", "adapter_config.json")
     if not path.is_dir() or any((path / name).is_file() for name in models):
         return module_class(place, {"unused": MeanLogprob()})
@@ -72,7 +77,24 @@ def load(place: str, module_class: Any) -> Any:
             " or a model's folder"
         )
     print(f"policy of {found[0]}", file=sys.stderr)
-    return module_class.load_from_checkpoint(found[0])
+    return _policy_of(found[0], module_class)
+
+
+class _Unused(RewardHead):
+    """Stands for a reward of the run, which nobody asks here, so that its settings do nothing."""
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        raise AssertionError("a module that is asked for texts scores nothing")
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the state of the reward in the checkpoint."""
+
+
+def _policy_of(path: Path, module_class: Any) -> Any:
+    """Return a checkpoint's module, sampled by the native engine; its rewards are not built."""
+    settings = read_rest(path).get(KEY) or {}
+    unused = {name: _Unused() for name in settings.get("model.rewards", ["unused"])}
+    return module_class.load_from_checkpoint(path, rewards=unused, engine=NativeEngine())
 
 
 def chat(module: Any, sampling: Any) -> int:

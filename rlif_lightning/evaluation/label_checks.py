@@ -17,7 +17,7 @@ from rlif_lightning.records import overlap
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.environment import EnvironmentReward
 from rlif_lightning.rewards.function import GOLD_NAMES
-from rlif_lightning.rewards.held_head import heads_in
+from rlif_lightning.rewards.held_head import heads_behind, heads_in
 from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.setting_types import imported
 
@@ -95,7 +95,7 @@ def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any]
     draws = module.dynamic_sampling
     for name in () if draws is None or draws.heads is None else draws.deciding(module.rewards):
         head = module.rewards.settings[name].head
-        if _may_read_gold(head):
+        if sees_gold(head):
             found.append(f"dynamic sampling keeps groups by `{name}` ({type(head).__name__})")
     teacher = module.objective.teacher
     if teacher is not None and teacher.needs_gold:
@@ -137,9 +137,7 @@ def environment_uses(module: Any) -> list[str]:
 def _uses_of_order(module: Any) -> list[str]:
     data = getattr(module._trainer, "datamodule", None)  # `trainer` raises where there is none
     source = getattr(data, "source", None)
-    if isinstance(source, Curriculum) and _may_read_gold(
-        module.rewards.settings[source.reward].head
-    ):
+    if isinstance(source, Curriculum) and sees_gold(module.rewards.settings[source.reward].head):
         return [f"problems are ordered by `{source.reward}`, which reads gold answers"]
     if isinstance(source, EasyFirst) and holds_gold(source.column, module.rewards):
         return [f"problems are ordered by the column `{source.column}` of gold answers"]
@@ -149,7 +147,7 @@ def _uses_of_order(module: Any) -> list[str]:
 def _uses_of_reward(module: Any, name: str) -> list[str]:
     settings = module.rewards.settings[name]
     head, kind = settings.head, f"{type(settings.head).__name__}, weight {settings.weight:g}"
-    if isinstance(head, EnvironmentReward) and settings.weight:
+    if sees_gold(head) and not head.needs_gold and settings.weight:
         return [f"reward `{name}` ({kind}) is an environment's, which sees every column"]
     if head.needs_gold and settings.weight:
         return [f"reward `{name}` ({kind}) reads gold answers"]
@@ -165,20 +163,19 @@ def _uses_of_reward(module: Any, name: str) -> list[str]:
         for column in shown
     ]
     gate = settings.gate
-    if gate is not None and _may_read_gold(gating := module.rewards.settings[gate.head].head):
+    if gate is not None and sees_gold(gating := module.rewards.settings[gate.head].head):
         found.append(f"the gate of reward `{name}` reads `{gate.head}` ({type(gating).__name__})")
     return found
+
+
+def sees_gold(head: RewardHead) -> bool:
+    """Return whether a head's score may depend on gold answers: an environment sees them too."""
+    return head.needs_gold or any(isinstance(each, EnvironmentReward) for each in heads_in(head))
 
 
 def holds_gold(column: str, rewards: RewardSet) -> bool:
     """Return whether a column is known to hold gold answers, or is named as one that does."""
     return _is_named_gold(column) or any(overlap(column, gold) for gold in rewards.gold_columns)
-
-
-def _may_read_gold(head: RewardHead) -> bool:
-    """Return whether a head's scores may follow gold answers; an environment sees every column."""
-    is_game = any(isinstance(each, EnvironmentReward) for each in heads_in(head))
-    return head.needs_gold or is_game
 
 
 def _is_named_gold(column: str) -> bool:
@@ -187,7 +184,7 @@ def _is_named_gold(column: str) -> bool:
 
 def _may_drop(head: RewardHead) -> bool:
     """Return whether a head can take completions out of the update, whatever its weight."""
-    parsers = [getattr(each, "parser", None) for each in heads_in(head)]
+    parsers = [getattr(each, "parser", None) for each in heads_behind(head)]
     drops = any(getattr(parser, "unparsed", None) == "drop" for parser in parsers)
     return drops or not head.gives_scores
 
@@ -202,7 +199,7 @@ def needs_labels(figure: str | None, module: Any) -> bool:
     stage, _, rest = (figure or "").partition("/")
     if stage == "reward":
         reward = module.rewards.settings.get(rest.partition("/")[0])
-        return reward is not None and _may_read_gold(reward.head)
+        return reward is not None and sees_gold(reward.head)
     is_evaluation = stage.partition("_")[0] in ("val", "test")
     measured = [*module.evaluator.labelled, "solved", "reward"]  # an environment's pay too
     return stage in ("overclaim", "environment") or (is_evaluation and rest in measured)

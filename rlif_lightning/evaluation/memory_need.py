@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
+from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.learning.muon import VOCABULARY, mark_embeddings
 from rlif_lightning.learning.optimizer import build_optimizer
+from rlif_lightning.model.adapters import is_adapter
+from rlif_lightning.model.four_bits import quantized_bytes
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.memory_counts import (
     Line,
@@ -152,7 +155,7 @@ def held_by(module: Any) -> tuple[Held, Shape | None]:
     """
     settings, objective = module.policy_settings, module.objective
     model, has_adapters = empty_model(settings), settings.lora is not None
-    weights = _bytes(model.parameters())
+    weights = _bytes(model.parameters()) - _saved_by_4_bits(model, settings)
     mark_embeddings(model)
     trained = [each for each in model.parameters() if each.requires_grad]
     frozen = weights if objective.needs_reference and not has_adapters else 0
@@ -164,6 +167,18 @@ def held_by(module: Any) -> tuple[Held, Shape | None]:
     moments = moments_of(module.make_optimizer, trained)
     base = empty_model(replace(settings, lora=None)) if has_adapters else model
     return Held(weights, _bytes(trained), moments, frozen), Shape.of(base)
+
+
+def _saved_by_4_bits(model: Any, settings: Policy) -> int:
+    """Return by how many bytes weights in 4 bits are smaller; the head is not among them."""
+    if (bits := settings.four_bits) is None:
+        return 0
+    saved, head = 0, model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head and not is_adapter(name):
+            elements, size = module.weight.numel(), module.weight.element_size()
+            saved += elements * size - quantized_bytes(elements, bits["bnb_4bit_use_double_quant"])
+    return saved
 
 
 def _bytes(parameters: Any) -> int:

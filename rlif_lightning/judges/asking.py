@@ -97,6 +97,7 @@ def ask_all(
 
 
 _SUMS = ("calls", "prompt_tokens", "completion_tokens")
+COST_COLUMNS = ("judge_calls", "judge_tokens", "judge_cost")  # as `cost_columns` makes them
 
 
 def cost_of(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -56,6 +56,10 @@ class EndpointJudge(ModelJudge):
     Raises:
         ValueError: a URL, a number or a combination that cannot be used.
     """
+
+    needs_consent: ClassVar[dict[str, str]] = {
+        "url": "is where questions, and the key, would be sent"
+    }
 
     def __init__(
         self,

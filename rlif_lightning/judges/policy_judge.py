@@ -79,7 +79,10 @@ class PolicyJudge(ModelJudge):
         elif self._model is None:
             if self.policy is not None:
                 check_architecture(self.policy)
-            self._model = models.load(self.policy or replace(models.settings, lora=None))
+            start = models.settings
+            if not start.in_4bit:  # adapters that begin change nothing, and only they have 4 bits
+                start = replace(start, lora=None)
+            self._model = models.load(self.policy or start)
         assert self._model is not None
         self._engine.setup(self._model, models.seed)
         tokenizer = self._model.tokenizer

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.learning.normalization import (
-    STD_FLOOR,
     batch_normalize,
     center,
     group_normalize,
@@ -25,7 +24,7 @@ from rlif_lightning.learning.normalization import (
     per_group,
     scored_lengths,
 )
-from rlif_lightning.masked import masked_std
+from rlif_lightning.masked import MIN_SPREAD, masked_std
 from rlif_lightning.processes.collectives import all_rank_mean_std, all_rank_sum
 from rlif_lightning.setting_types import check_types
 
@@ -241,7 +240,7 @@ class GRPO(GroupNormalised):
         else:
             total = (rewards.double().nan_to_num() * per_group(weights)).sum(0)  # [P, G]
             std = all_rank_mean_std(total, counted)[1]
-        return torch.where(std > STD_FLOOR, centered / (std + self.eps), 0.0)
+        return torch.where(std > MIN_SPREAD, centered / (std + self.eps), 0.0)
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,15 @@ from rlif_lightning.learning.scored_rollouts import (
     evaluating,
     with_cost_of,
 )
-from rlif_lightning.masked import masked_std, masked_sum
+from rlif_lightning.masked import MIN_SPREAD, masked_std, masked_sum
 from rlif_lightning.processes.collectives import all_rank_objects, all_rank_sum
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks
 from rlif_lightning.records import Prompts, RewardOutput
 from rlif_lightning.rewards.base import WeightedReward
 from rlif_lightning.rewards.controls import Length
+from rlif_lightning.rewards.held_head import heads_behind
 from rlif_lightning.rewards.internal import MeanLogprob, NegativeEntropy, SelfCertainty
-from rlif_lightning.rewards.reward_set import MIN_SPREAD, RewardSet
+from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.sampling import purpose_seeds
 from rlif_lightning.setting_types import check_types
 
@@ -105,7 +106,8 @@ class DynamicSampling:
 
     def _check_heads(self, heads: Mapping[str, WeightedReward]) -> None:
         for name, reward in heads.items():
-            if isinstance(reward.head, ALWAYS_DIFFERENT) and reward.gate is None:
+            held = heads_behind(reward.head)
+            if reward.gate is None and any(isinstance(each, ALWAYS_DIFFERENT) for each in held):
                 raise ValueError(
                     f"model.dynamic_sampling.heads={self.heads}: reward {name!r}"
                     f" ({type(reward.head).__name__}) tells completions of practically every group"

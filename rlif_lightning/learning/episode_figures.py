@@ -15,7 +15,8 @@ def episode_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
     """Return how many turns and observed tokens episodes have, and how they stop (a collective).
 
     ``episode/turns`` and ``episode/observed`` are means over the episodes of all data ranks, and
-    ``episode/<stop>`` is a share of them. There are no such figures for single turns.
+    ``episode/<stop>`` is a share of them. ``episode/contexts``, a mean, is there under ``thoughts:
+    fork``. There are no such figures for single turns.
     """
     if rollout.episodes is None:
         return {}
@@ -26,4 +27,6 @@ def episode_metrics(rollout: Rollout) -> dict[str, Tensor | float]:
     counts = torch.cat([observed[:, None], counts.to(observed.device)], 1).sum(0)
     tokens, taken, number, *shares = all_rank_sum(counts).unbind()
     means = {"turns": taken, "observed": tokens, **dict(zip(STOPS, shares, strict=True))}
+    if rollout.context_starts is not None:
+        means["contexts"] = number + all_rank_sum(rollout.context_starts.sum())
     return {f"episode/{name}": value / number for name, value in means.items()}

@@ -13,10 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlif_lightning.masked import masked_mean, masked_std
+from rlif_lightning.masked import MIN_SPREAD, masked_mean, masked_std
 from rlif_lightning.processes.collectives import all_rank_mean_std
-
-STD_FLOOR = 1e-6  # a smaller standard deviation is rounding noise
 
 
 def center(rewards: Tensor) -> Tensor:
@@ -38,7 +36,7 @@ def center(rewards: Tensor) -> Tensor:
 
 
 def group_normalize(
-    rewards: Tensor, eps: float = 1e-4, ddof: int = 1, std_floor: float = STD_FLOOR
+    rewards: Tensor, eps: float = 1e-4, ddof: int = 1, std_floor: float = MIN_SPREAD
 ) -> Tensor:
     """Compute z-scores inside each group, ``z = (r - mean) / (std + eps)``.
 
@@ -73,7 +71,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
 
 def leave_one_out_normalize(
-    rewards: Tensor, eps: float = 1e-4, std_floor: float = STD_FLOOR
+    rewards: Tensor, eps: float = 1e-4, std_floor: float = MIN_SPREAD
 ) -> Tensor:
     """Compute z-scores of which each is by the mean and standard deviation of the group's others.
 
@@ -119,7 +117,7 @@ def batch_normalize(total: Tensor, lengths: Tensor | None, kind: str, eps: float
             "batch_norm='token' needs lengths [P, G]; pass them or use batch_norm='sample'"
         )
     mean, std = all_rank_mean_std(total, counts)
-    return torch.where((counts > 0) & (std > STD_FLOOR), (total - mean) / (std + eps), 0.0)
+    return torch.where((counts > 0) & (std > MIN_SPREAD), (total - mean) / (std + eps), 0.0)
 
 
 def scored_lengths(rewards: Tensor, weights: Tensor, lengths: Tensor) -> Tensor:

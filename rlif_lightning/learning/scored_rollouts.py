@@ -150,10 +150,15 @@ def _with_turns(whole: Rollout, rollouts: Sequence[Rollout], rows: Sequence[int]
         return whole
     width = whole.mask.shape[1]
     turns = [pad(each, (0, width), value=-1)[:, :width] for each in known]
+    starts = [each.context_starts for each in rollouts if each.context_starts is not None]
+    starts = [pad(each, (0, width))[:, :width] for each in starts]
     episodes = [episode for rollout in rollouts for episode in rollout.episodes or ()]
     index = torch.tensor(rows, device=whole.mask.device)
     return replace(
-        whole, turn_ids=torch.cat(turns)[index], episodes=[episodes[row] for row in rows]
+        whole,
+        turn_ids=torch.cat(turns)[index],
+        context_starts=torch.cat(starts)[index] if starts else None,
+        episodes=[episodes[row] for row in rows],
     )
 
 

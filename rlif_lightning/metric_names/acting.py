@@ -40,7 +40,13 @@ ACTING = {
     ),
     "episode/turns": Logged("turns", "Turns of the policy in an episode.", _EPISODES, _FIGURES),
     "episode/observed": Logged(
-        "tokens", "Tokens of an episode's observations, without the first.", _EPISODES, _FIGURES
+        "tokens",
+        "Tokens of an episode's observations, without the first, and of its new contexts' prompts.",
+        _EPISODES,
+        _FIGURES,
+    ),
+    "episode/contexts": Logged(
+        "contexts", "Contexts of an episode, under `thoughts: fork`.", _EPISODES, _FIGURES
     ),
     "episode/<stop>": Logged(
         "share", "Episodes that ended in this way (docs/environments.md).", _EPISODES, _FIGURES

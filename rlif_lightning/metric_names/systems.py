@@ -7,6 +7,12 @@ from rlif_lightning.metric_names.entries import Logged
 _ENTITIES = "rlif_lightning/rewards/entity_rubric.py"
 _PAIRS = "rlif_lightning/rewards/pairwise.py"
 SYSTEMS = {
+    "criterion/<criterion>/<figure>": Logged(
+        "as `<figure>`",
+        "A figure of a criterion's head that an earlier criterion logs too (Rubric).",
+        "as `<figure>`",
+        "rlif_lightning/rewards/held_head.py",
+    ),
     "entity/recall": Logged(
         "share",
         "Gold entities that a completion names (EntityRubric).",

@@ -48,7 +48,11 @@ WATCHING = {
         SYMPTOMS,
     ),
     "guard/certainty_share": Logged(
-        "share", "Sum of `reward/<head>/share` over the heads that reward certainty.", SAME, _GUARD
+        "share",
+        "Sum of `reward/<head>/share` over the heads that reward certainty; of a rubric, the share"
+        " of its weights that does.",
+        SAME,
+        _GUARD,
     ),
     "guard/alarms": Logged("alarms", "Alarms that are active.", SAME, _GUARD),
     "entropy/p10": Logged(

@@ -41,6 +41,8 @@ def merged(weights: Mapping[str, Tensor], scale: float, is_transposed: bool) -> 
             raise ValueError(f"the adapter {name} is not one that can be merged")
         if name.endswith(UP):
             target = f"{plain_name(layer)}.weight"
+            if target not in found:
+                raise ValueError(f"there is no {target}")
             change = scale * (weights[name].float() @ weights[layer + DOWN].float())
             change = change.T if is_transposed else change
             found[target] = (found[target] + change).to(found[target].dtype)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlif_lightning.model.loading import Policy, load_pretrained
+from rlif_lightning.model.adapters import is_adapter
+from rlif_lightning.model.loading import Policy, load_in_full, load_pretrained
 from rlif_lightning.model.policy import PolicyModel
 
 MADE_BY = "made_by.json"  # in an exported folder: which run wrote it
@@ -49,9 +50,7 @@ def write_model(
     model = policy.model
     if merged is not None:
         # Merging changes weights in place, so the base model is loaded again and merged.
-        whole: Any = load_pretrained(merged)
-        whole.load_state_dict(weights)
-        model = whole.merge_and_unload()
+        model = _merged(weights, merged)
         weights = model.state_dict()
     try:
         model.save_pretrained(unfinished, state_dict=_cast(weights, dtype))
@@ -69,6 +68,18 @@ def write_model(
         os.replace(folder, old)
     os.replace(unfinished, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _merged(weights: dict[str, Tensor], settings: Policy) -> Any:
+    """Return the model without adapters that computes the same; no weight of it is in 4 bits."""
+    if settings.in_4bit:
+        whole: Any = load_in_full(settings)
+        weights = {name: each for name, each in weights.items() if is_adapter(name)}
+        whole.load_state_dict(weights, strict=False)
+    else:
+        whole = load_pretrained(settings)
+        whole.load_state_dict(weights)
+    return whole.merge_and_unload()
 
 
 def _cast(weights: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:

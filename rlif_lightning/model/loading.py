@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.data.tokenizer import EMBEDDED_MODELS, resolve_model
+from rlif_lightning.model.four_bits import finish_quantized, quantizing
 from rlif_lightning.model.lora import LoRA
 from rlif_lightning.model.out_of_memory import is_out_of_memory
 from rlif_lightning.setting_types import check_types
@@ -79,11 +80,26 @@ class Policy:
             raise ValueError(
                 f"policy.dtype={self.dtype!r} is unknown; use one of {', '.join(DTYPES)}"
             )
+        if self.in_4bit and self.dtype == "float64":
+            raise ValueError(
+                "policy.dtype='float64' with policy.lora.options.load_in_4bit: bitsandbytes"
+                " computes in float32, bfloat16 or float16; use one of these"
+            )
         if self.attention not in ATTENTIONS:
             raise ValueError(
                 f"policy.attention={self.attention!r} is not supported; use one of"
                 f" {', '.join(ATTENTIONS)}"
             )
+
+    @property
+    def four_bits(self) -> dict[str, Any] | None:
+        """Return how the base weights under adapters are stored in 4 bits; None = they are not."""
+        return None if self.lora is None else self.lora.four_bits
+
+    @property
+    def in_4bit(self) -> bool:
+        """Return whether they are."""
+        return self.four_bits is not None
 
 
 if TYPE_CHECKING:
@@ -121,12 +137,28 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
 
     Raises:
         ValueError: no such folder or hub model, a file in it cannot be read, its weights are not
-            those that its config asks for, or the extra `lora` is missing.
+            those that its config asks for, or the extra `lora` or `qlora` is missing.
     """
+    return prepare_model(read_base(policy), policy)
+
+
+def load_in_full(policy: Policy) -> Any:
+    """Load the same model with what its 4 bits stand for as ordinary weights.
+
+    Raises:
+        ValueError: as for :func:`load_pretrained`.
+    """
+    assert policy.lora is not None
+    return prepare_model(read_base(policy).dequantize(), replace(policy, lora=policy.lora.in_full))
+
+
+def read_base(policy: Policy) -> Any:
+    """Return the model as its files have it, or quantised to 4 bits."""
     _renew_thread_pool()
-    with reading(policy):
+    with quantizing(policy.four_bits) as quantized, reading(policy):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolve_model(policy.name),
+            **quantized,
             dtype=policy.dtype if policy.dtype == "auto" else getattr(torch, policy.dtype),
             attn_implementation=own_attention(policy),
             revision=policy.revision or "main",
@@ -137,7 +169,8 @@ def load_pretrained(policy: Policy) -> PreTrainedModel:
         )
     model, found = loaded
     refuse_other_weights(f"policy.name={policy.name!r}", found)
-    return prepare_model(model, policy)
+    finish_quantized(model, policy.four_bits, policy.name)
+    return model
 
 
 def _renew_thread_pool() -> None:
@@ -235,7 +268,8 @@ def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
     # Without it gradient checkpointing would find no input that requires a gradient.
     model.enable_input_require_grads()
     transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
-    settings = {"target_modules": "all-linear", "fan_in_fan_out": transposed, **lora.options}
+    settings = {"target_modules": "all-linear", "fan_in_fan_out": transposed}
+    settings |= lora.in_full.options
     try:
         config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, **settings)
         adapted = get_peft_model(model, config)

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.context import ContextLimits
 from rlif_lightning.model.cpu_memory import HEAP
+from rlif_lightning.model.four_bits import hold_adapters_only
 from rlif_lightning.model.head import Asked, HeadReader, HeadRule, StatsReader, rows_within
 from rlif_lightning.model.loading import Policy, load_pretrained, resolve_model
 from rlif_lightning.model.noise import set_quiet_mode, switch_noise_off
@@ -82,6 +83,8 @@ class PolicyModel(nn.Module):
         choose_attention(self.causal_lm, policy.name, replace=policy.attention == "sdpa")
         switch_noise_off(self.causal_lm)
         self.limits = ContextLimits.of(self.causal_lm)
+        if policy.in_4bit:
+            hold_adapters_only(self)
         self.train()
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -27,9 +27,11 @@ from rlif_lightning.model.loading import (
     reading,
     resolve_model,
 )
-from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.transformers_internals import cached_or_none, mark_as_loaded
 from rlif_lightning.parallel.tensor_parallel_layers import split_dim
+
+if TYPE_CHECKING:
+    from rlif_lightning.model.policy import PolicyModel
 
 
 def empty_model(policy: Policy) -> Any:

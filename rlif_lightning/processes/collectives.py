@@ -8,6 +8,7 @@ Without an initialised process group the functions return this process's own val
 from __future__ import annotations
 
 import math
+import pickle
 import traceback
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -240,6 +241,21 @@ def broadcast_from_first(values: Tensor) -> Tensor:
     values = values.detach().clone(memory_format=torch.contiguous_format)
     dist.broadcast(values, 0)
     return values
+
+
+def first_process_result(work: Callable[[], T]) -> T:
+    """Return the first process's ``work()`` on all that share a data rank (a collective).
+
+    The result is pickled. Where every process is a data rank of its own, each does the work.
+
+    Raises:
+        RuntimeError: the first process failed; as :func:`all_process_attempt`.
+    """
+    if num_processes() == num_data_ranks():
+        return work()
+    # Pickled inside of the attempt, so that a result that cannot be pickled raises everywhere.
+    made = all_process_attempt(lambda: pickle.dumps(work()) if is_first_process() else b"")
+    return pickle.loads(all_process_objects(made)[0])
 
 
 def object_from_first(value: T) -> T:

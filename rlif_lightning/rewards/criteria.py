@@ -24,7 +24,7 @@ from rlif_lightning.data.described import Described
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.judges.base import RunModels
-from rlif_lightning.records import Rollout
+from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.held_head import HoldsHead
 from rlif_lightning.setting_types import check_types
@@ -49,6 +49,13 @@ class Criterion(Described, nn.Module, ABC):
     def verdicts(self, rollout: Rollout) -> Tensor:
         """Return ``[B]``: 1 = holds, 0 = does not hold, NaN = could not be judged."""
 
+    def judged(self, rollout: Rollout) -> tuple[Tensor, RewardOutput | None]:
+        """Return the verdicts, and the output of the head that they are made of, if there is one.
+
+        The rubric logs and shows what the output does.
+        """
+        return self.verdicts(rollout), None
+
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse problems that could not be judged, as :meth:`RewardHead.check` does."""
 
@@ -66,6 +73,14 @@ class Criterion(Described, nn.Module, ABC):
 
     def start(self, rollout: Rollout) -> None:
         """Start what may run while others judge, as :meth:`RewardHead.start` does."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether ``start`` began something, as :attr:`RewardHead.waits`."""
+        return False
+
+    def abandon(self) -> None:
+        """End what ``start`` began, as :meth:`RewardHead.abandon` does."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +230,11 @@ class Scored(HoldsHead, Within):
         HoldsHead.__init__(self, head)
 
     def verdicts(self, rollout: Rollout) -> Tensor:
-        return self.holds(self.ask_head(rollout).scores)
+        return self.judged(rollout)[0]
+
+    def judged(self, rollout: Rollout) -> tuple[Tensor, RewardOutput]:
+        output = self.ask_head(rollout)
+        return self.holds(output.scores), output
 
 
 def _number(answer: str) -> float:

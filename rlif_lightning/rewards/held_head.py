@@ -1,13 +1,14 @@
-"""``HoldsHead``: what passes on to a reward head whatever a run tells the part that holds it."""
+"""Reward heads inside of others: ``HoldsHead``, which holds one, and how they are found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_table import PromptTable
+from rlif_lightning.judges.asking import COST_COLUMNS, cost_of
 from rlif_lightning.judges.base import RunModels
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead, seen_by
@@ -15,10 +16,45 @@ from rlif_lightning.rewards.received import received
 
 
 def heads_in(head: RewardHead) -> Iterator[RewardHead]:
-    """Yield a head, and those that it holds."""
+    """Yield a head, and every head that it holds as a submodule, at any depth."""
+    yield from (part for part in head.modules() if isinstance(part, RewardHead))
+
+
+def heads_behind(head: RewardHead) -> Iterator[RewardHead]:
+    """Yield a head, and those whose output it changes and returns; a rubric's are not among them.
+
+    Example: a ``CheckerReward`` that multiplies a judge's score, then the judge's head.
+    """
     yield head
     if isinstance(head, HoldsHead):
-        yield from heads_in(head.head)
+        yield from heads_behind(head.head)
+
+
+def together(
+    outputs: Mapping[str, RewardOutput],
+) -> tuple[dict[str, float], dict[str, Sequence[Any]]]:
+    """Return what the heads of criteria log and show; the costs of their judges are summed.
+
+    A figure that another criterion logs is named ``criterion/<criterion>/<figure>``, and a column
+    ``<criterion>_<column>``.
+
+    Args:
+        outputs: of the heads, by criterion.
+    """
+    log = cost = cost_of([output.log for output in outputs.values()])
+    columns: dict[str, Sequence[Any]] = {}
+    for name, output in outputs.items():
+        for figure, value in output.log.items():
+            if figure not in cost:
+                log = log | {f"criterion/{name}/{figure}" if figure in log else figure: value}
+        for column, values in output.columns.items():
+            if column not in columns:
+                columns[column] = values
+            elif column in COST_COLUMNS:
+                columns[column] = [a + b for a, b in zip(columns[column], values, strict=True)]
+            else:
+                columns[f"{name}_{column}"] = values
+    return log, columns
 
 
 class HoldsHead:

@@ -60,7 +60,7 @@ class StepRubricJudgeHead(RubricJudgeHead):
         ValueError: an unknown scope, or an empty delimiter.
     """
 
-    gives_steps = True
+    gives_steps = reads_one_text = True
 
     def __init__(
         self,

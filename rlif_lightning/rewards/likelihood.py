@@ -34,7 +34,7 @@ class TargetLogprob(RewardHead):
         ValueError: ``lowest`` is not below 0.
     """
 
-    needs_gold = True
+    needs_gold = reads_one_text = True
 
     def __init__(self, column: str = "reply", lowest: float = -8.0):
         super().__init__()

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.environments.base import Episode, Turn
-from rlif_lightning.masked import masked_std
+from rlif_lightning.masked import MIN_SPREAD, masked_std
 from rlif_lightning.processes.collectives import all_rank_objects, all_rank_sum
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.environment import EnvironmentReward, episodes_of
 from rlif_lightning.rewards.phrases import Phrase, code_bits, learn_phrases, segments
-from rlif_lightning.rewards.reward_set import MIN_SPREAD
 
 DICTIONARIES = ("learned", "single")
 MEMORY_BYTES = 2**17  # of checkpoints: the buffer and the phrases, compressed

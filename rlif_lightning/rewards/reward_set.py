@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_table import PromptTable
-from rlif_lightning.masked import masked_std
+from rlif_lightning.masked import MIN_SPREAD, masked_std
 from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_error
 from rlif_lightning.records import RewardOutput, Rollout, overlap
 from rlif_lightning.rewards.base import WeightedReward, seen_by
 from rlif_lightning.rewards.functional import without_length
 from rlif_lightning.rewards.received import kept_completions, only_scores_of, received
-
-MIN_SPREAD = 1e-6  # a smaller spread of a group is rounding
 
 
 class RewardSet(nn.Module):

@@ -20,6 +20,7 @@ from rlif_lightning.processes.collectives import all_rank_sum, is_collectives_er
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead, seen_by
 from rlif_lightning.rewards.criteria import Criterion, WeightedCriterion
+from rlif_lightning.rewards.held_head import together
 from rlif_lightning.rewards.rubric_weights import (
     diva_weights,
     kept_criteria,
@@ -36,8 +37,9 @@ class Rubric(RewardHead):
     """Scores a completion by the weighted share of a rubric's criteria that hold.
 
     Outside of training rollouts, as in a prediction, weights are the criteria's own and nothing is
-    dropped. A completion without a verdict has no score (NaN). Logs ``rubric/...`` and
-    ``criterion/<name>``, the share of completions for which a criterion holds.
+    dropped. A completion without a verdict has no score (NaN). Logs ``rubric/...``,
+    ``criterion/<name>``, the share of completions for which a criterion holds, and what the heads
+    of criteria log.
 
     Args:
         criteria: name -> criterion with its weight and category.
@@ -135,6 +137,14 @@ class Rubric(RewardHead):
         for each in self.settings.values():
             each.criterion.start(seen_by(each.criterion, rollout))
 
+    @property
+    def waits(self) -> bool:
+        return any(each.criterion.waits for each in self.settings.values())
+
+    def abandon(self) -> None:
+        for each in self.settings.values():
+            each.criterion.abandon()
+
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse problems that a criterion could not judge, and groups without a spread."""
         if group_size == 1 and self.weighting in ("pow3r", "diva"):
@@ -171,7 +181,8 @@ class Rubric(RewardHead):
         """Score all ``[B]`` completions in [0, 1], float32 (a collective)."""
         shape = (rollout.num_prompts, rollout.group_size, len(self.settings))
         device = rollout.mask.device
-        verdicts = self.verdicts(rollout).view(shape)
+        flat, held = self._judged(rollout)
+        verdicts = flat.view(shape)
         weights, seen = self.weights.expand(shape[0], -1), verdicts
         figures: dict[str, float] = {}
         if self.table is not None and (visit := self.table.visit) is not None:
@@ -186,8 +197,9 @@ class Rubric(RewardHead):
                 kept = kept_criteria(rows, visit.rollout_number, self.required, self.dropout)
                 seen = verdicts.masked_fill(~kept.unsqueeze(1), torch.nan)
         scores = rubric_scores(seen, weights, self.categories)
-        log = self._log(verdicts, device) | figures
-        return RewardOutput(scores.flatten().float().to(device), log=log)
+        logged, columns = together(held)
+        log = logged | self._log(verdicts, device) | figures
+        return RewardOutput(scores.flatten().float().to(device), log=log, columns=columns)
 
     @property
     def categories(self) -> Tensor:
@@ -203,10 +215,14 @@ class Rubric(RewardHead):
         Raises:
             RuntimeError: a criterion raised, or returned something else; names it.
         """
-        columns = []
+        return self._judged(rollout)[0]
+
+    def _judged(self, rollout: Rollout) -> tuple[Tensor, dict[str, RewardOutput]]:
+        """Return the verdicts, and the outputs of criteria that are made of a head's."""
+        columns, held = [], {}
         for name, each in self.settings.items():
             try:
-                found = _judged(each.criterion, rollout)
+                found, output = _judged(each.criterion, rollout)
             except Exception as error:
                 if is_collectives_error(error):
                     raise  # another process was lost; no criterion is at fault
@@ -215,7 +231,8 @@ class Rubric(RewardHead):
                     f" {type(error).__name__}: {error}"
                 ) from error
             columns.append(found if each.weight > 0 else 1 - found)
-        return torch.stack(columns, 1)
+            held |= {} if output is None else {name: output}
+        return torch.stack(columns, 1), held
 
     def _factors(self, rows: list[int], verdicts: Tensor, visit: Visit) -> Tensor:
         """Return the factors in force, ``[P, K]``, and remember those that follow the visit.
@@ -273,9 +290,9 @@ def _columns(criteria: Mapping[str, WeightedCriterion], which: str) -> tuple[str
     return tuple(dict.fromkeys(found))
 
 
-def _judged(criterion: Criterion, rollout: Rollout) -> Tensor:
-    """Return one criterion's verdicts, checked, ``[B]`` float64 on the CPU."""
-    found = criterion.verdicts(seen_by(criterion, rollout))
+def _judged(criterion: Criterion, rollout: Rollout) -> tuple[Tensor, RewardOutput | None]:
+    """Return a criterion's verdicts, checked, ``[B]`` float64 on the CPU, and its head's output."""
+    found, output = criterion.judged(seen_by(criterion, rollout))
     if not isinstance(found, Tensor):
         raise TypeError(f"verdicts are of type {type(found).__name__}; a tensor is needed")
     found = found.detach().double().cpu()
@@ -283,7 +300,7 @@ def _judged(criterion: Criterion, rollout: Rollout) -> Tensor:
         raise ValueError(f"verdicts have shape {tuple(found.shape)}, not ({len(rollout.texts)},)")
     if not ((found >= 0) & (found <= 1) | found.isnan()).all():
         raise ValueError("verdicts must lie in [0, 1], or be NaN")
-    return found
+    return found, output
 
 
 def _spread_of(factors: Tensor) -> dict[str, float]:

@@ -38,7 +38,7 @@ def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
                 stack.callback(parameter.requires_grad_(True).requires_grad_, False)
         hook = _CastInput(dtype)
         for module in model.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module.weight.is_floating_point():
                 stack.callback(module.register_forward_pre_hook(hook).remove)
         yield
 

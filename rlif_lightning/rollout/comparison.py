@@ -22,7 +22,7 @@ from rlif_lightning.rollout.places import close_gaps
 from rlif_lightning.sampling import Sampling
 
 if TYPE_CHECKING:
-    from rlif_lightning.rollout.decoders import Decoder
+    from rlif_lightning.rollout.decoder_base import Decoder
 
 GROUP = 2  # completions of each prompt
 STATISTICS = [field.name for field in fields(TokenStats)]

@@ -17,7 +17,6 @@ those of the given tokens.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -29,68 +28,13 @@ from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.own_logits import body
 from rlif_lightning.model.packing import Tree, positions, upload
 from rlif_lightning.model.policy import PolicyModel
+from rlif_lightning.rollout.decoder_base import Decoder
 from rlif_lightning.rollout.kv_extension import RowExtension
 from rlif_lightning.rollout.kv_memory import SharedPrefixMemory
 from rlif_lightning.rollout.places import Arrangement
 
 # Relative to the largest hidden state. In half precision a cache rounds differently.
 CACHE_TOLERANCE = 0.05
-
-
-class Decoder(ABC):
-    """The state of completions that are being drawn (rows), each at a place in the batch.
-
-    Attributes:
-        can_join: whether rows can be admitted while others are being decoded.
-        exact: whether rows that ended must leave before the next pass and no place may be empty.
-        can_extend: whether rows can be continued by tokens that nobody drew.
-    """
-
-    can_join: bool
-    exact = can_extend = True
-
-    @abstractmethod
-    def admit(self, owners: Sequence[int], places: Sequence[int]) -> Tensor:
-        """Put rows of the prompts ``owners`` in empty places, and compute the prompts.
-
-        Returns:
-            ``[rows, H]``, the hidden state of each row's last prompt token.
-        """
-
-    def prefills(self, owners: Sequence[int]) -> bool:
-        """Return whether admitting rows of these prompts takes a pass of the model (never two)."""
-        return True
-
-    def num_places(self, rows: int) -> int:
-        """Return how many places a pass computes when the first ``rows`` are in use."""
-        return rows
-
-    def prepare(self) -> None:  # noqa: B027 - most decoders plan nothing
-        """Plan the next pass on the host; call it once before each :meth:`advance`."""
-
-    @property
-    def bucket(self) -> tuple[int, ...]:
-        """Return the sizes that decide the prepared pass's operations and addresses."""
-        return ()
-
-    @abstractmethod
-    def advance(self, tokens: Tensor) -> Tensor:
-        """Compute one token of each place ``[n]``; return the hidden states ``[n, H]``."""
-
-    def extend(self, places: Sequence[int], ids: Sequence[Tensor]) -> Tensor:
-        """Add tokens that nobody drew to rows at ``places``, in one pass.
-
-        Returns:
-            ``[k, H]``, the hidden state of each row's last new token.
-        """
-        raise NotImplementedError
-
-    @abstractmethod
-    def arrange(self, arrangement: Arrangement, waiting: int | None = None) -> None:
-        """Remove and move rows (``places.py``); ``waiting`` is the prompt of the next row."""
-
-    def finish(self) -> None:  # noqa: B027 - most decoders have no other process to wait for
-        """End decoding after the last row has left."""
 
 
 class SharedPrefixDecoder(Decoder):
@@ -172,6 +116,9 @@ class SharedPrefixDecoder(Decoder):
         plan.finish()
         last = upload(torch.tensor([range(len(ids)), [n - 1 for n in counts]]), self.device)
         return hidden[last[0], last[1]]
+
+    def restart(self, places: Sequence[int]) -> None:
+        self.memory.restart(places, number=len(self.prompt_ids))
 
     def arrange(self, arrangement: Arrangement, waiting: int | None = None) -> None:
         self.memory.arrange(arrangement, waiting)
@@ -257,6 +204,10 @@ class RecomputingDecoder(Decoder):
         for place, new in zip(places, ids, strict=True):
             self.rows[place] = torch.cat([self.rows[place], new.to(self.rows[place])])
         return self._last_hidden([self.rows[place] for place in places])
+
+    def restart(self, places: Sequence[int]) -> None:
+        for place in places:
+            self.rows[place] = self.rows[place][:0]
 
     def _last_hidden(self, rows: list[Tensor]) -> Tensor:
         """Return the last hidden states ``[rows, H]`` of whole sequences."""

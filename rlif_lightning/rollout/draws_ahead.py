@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from rlif_lightning.rollout.external_samples import Drawn
+from rlif_lightning.records import Prompts
+from rlif_lightning.rollout.external_samples import Draws
+from rlif_lightning.sampling import Sampling
 
 THREAD = "draws-ahead"
 POLL_SECONDS = 0.05  # between two attempts to cancel a request that was about to connect
@@ -22,12 +24,16 @@ class Asked:
         group_size: G completions for each prompt.
         prompt_ids: token ids of P prompts.
         requests: P requests; their seeds depend on the rollout.
+        sampling: how to draw.
+        prompts: of the rollout.
     """
 
     rollout_number: int
     group_size: int
     prompt_ids: Sequence[list[int]]
     requests: Sequence[dict[str, Any]]
+    sampling: Sampling
+    prompts: Prompts = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class DrawAhead:
 
     asked: Asked
     weights_of: int
-    future: Future[Sequence[Drawn]]
+    future: Future[Draws]
 
 
 class DrawsAhead:
@@ -58,12 +64,12 @@ class DrawsAhead:
         num_discarded: draws that were made, or begun, for nothing.
     """
 
-    def __init__(self, draw: Callable[[Asked], Sequence[Drawn]]):
+    def __init__(self, draw: Callable[[Asked], Draws]):
         self.draw = draw
         self.pending: list[DrawAhead] = []
         self.num_discarded = 0
         self.pool: ThreadPoolExecutor | None = None
-        self.started: list[Future[Sequence[Drawn]]] = []
+        self.started: list[Future[Draws]] = []
 
     def start(self, orders: Sequence[Asked], weights_of: int) -> None:
         """Start the draws of coming rollouts, in order; none may be pending."""

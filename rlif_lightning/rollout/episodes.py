@@ -2,22 +2,29 @@
 
 Answers are waited for together, so that what shares a batch depends on no clock: a resumed run
 computes the same batches.
+
+Processes that share completions share episodes too. The first one alone has environments; the
+others receive what these answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from rlif_lightning.data.environment_settings import EnvironmentSettings
-from rlif_lightning.data.turns import EnvironmentTask, Observation
+from rlif_lightning.data.turns import Chat, Continuation, EnvironmentTask, Observation
 from rlif_lightning.environments.base import Episode
 from rlif_lightning.environments.pool import EnvironmentPool, episode_seed
+from rlif_lightning.processes.collectives import first_process_result
 from rlif_lightning.records import Prompts
 
 
 class EpisodeDriver:
     """Begins, steps and ends the episodes of a rollout's B rows.
+
+    Every method is a collective of the processes that share completions.
 
     Args:
         pool: runs the environments.
@@ -30,6 +37,7 @@ class EpisodeDriver:
     def __init__(self, pool: EnvironmentPool, task: EnvironmentTask):
         self.pool, self.task = pool, task
         self.episodes: dict[int, Episode] = {}
+        self.chats: dict[int, Chat | None] = {}
 
     def begin(self, prompts: Prompts, group_size: int, seed: int, rollout_number: int) -> Prompts:
         """Reset an environment for each row; return the prompts with the first observations.
@@ -45,12 +53,14 @@ class EpisodeDriver:
             for values in zip(*prompts.columns.values(), strict=True)
         ] or [{} for _ in prompts.texts]
         index = prompts.index.tolist()
-        for row in range(len(prompts) * group_size):
+        seeds = [episode_seed(seed, rollout_number, number, 0) for number in index]
+
+        def start(row: int) -> None:
             problem = row // group_size
-            made = episode_seed(seed, rollout_number, index[problem], 0)
-            self.pool.start(row, made, problems[problem])
-        seen = self._answers(range(len(prompts) * group_size))
-        tools, begun = self.pool.tools, []
+            self.pool.start(row, seeds[problem], problems[problem])
+
+        seen = self._answers(range(len(prompts) * group_size), start)
+        tools, begun = tools_of(self.pool), []
         for number, problem in enumerate(problems):
             rows = range(number * group_size, (number + 1) * group_size)
             first = [seen[row] for row in rows if row in seen]
@@ -61,7 +71,9 @@ class EpisodeDriver:
                     f" and {next(each for each in first if each != first[0])!r:.100}; let all that"
                     " is random depend on its argument `seed`"
                 )
-            begun.append(self.task.prompt(problem, first[0] if first else "", tools))
+            text, ids, messages = self.task.prompt(problem, first[0] if first else "", tools)
+            begun.append((text, ids, messages))
+            self.chats |= {row: self.task.chat(problem, text, messages, tools) for row in rows}
         texts, ids, messages = zip(*begun, strict=True)
         device = prompts.token_ids[0].device
         has_chat = prompts.messages is not None
@@ -74,28 +86,61 @@ class EpisodeDriver:
 
     def act(self, texts: Mapping[int, str]) -> dict[int, Observation]:
         """Step the environments of some rows; return the observations of those that go on."""
-        going = [row for row in texts if row not in self.episodes]
-        for row in going:
-            self.pool.act(row, texts[row])
-        return self._answers(going)
+        return self._answers(texts, lambda row: self.pool.act(row, texts[row]))
 
-    def end(self, row: int, stop: str, unfinished: str | None = None) -> None:
-        """End an episode at a limit; ``unfinished`` is the text of a turn that the limit cut."""
-        if row not in self.episodes:
-            self.pool.end(row, stop, unfinished)
-            self._answers([row])
+    def follow(
+        self, row: int, words: str, seen: Observation, last: int, ends: Sequence[int]
+    ) -> Continuation:
+        """Return the ids between a row's turn and its next one.
 
-    def _answers(self, rows: Sequence[int]) -> dict[int, Observation]:
-        """Wait for some rows; keep the episodes that are over."""
-        waiting, found = set(rows), {}
+        Args:
+            row: of the episode.
+            words: text of the turn.
+            seen, last, ends: as of ``EnvironmentTask.suffix``.
+        """
+        chat = self.chats[row]
+        if chat is None:
+            return Continuation(self.task.suffix(seen, last, ends))
+        return chat.follow(words, seen, last, ends)
+
+    def end(self, limits: Mapping[int, tuple[str, str | None]]) -> None:
+        """End the episodes of some rows at limits.
+
+        Args:
+            limits: row -> how it stops, and the text of a turn that the limit cut; None = no turn
+                was cut.
+        """
+        self._answers(limits, lambda row: self.pool.end(row, *limits[row]))
+
+    def _answers(self, rows: Iterable[int], ask: Callable[[int], None]) -> dict[int, Observation]:
+        """Ask the environments of the rows that go on; keep the episodes that are over then."""
+        going = [row for row in rows if row not in self.episodes]
+        if not going:
+            return {}
+        found, over = first_process_result(lambda: self._ask_all(going, ask))
+        self.episodes.update(over)
+        return found
+
+    def _ask_all(
+        self, rows: Sequence[int], ask: Callable[[int], None]
+    ) -> tuple[dict[int, Observation], dict[int, Episode]]:
+        """Ask, and wait for all answers; return observations, and episodes that are over."""
+        for row in rows:
+            ask(row)
+        waiting, found, over = set(rows), {}, {}
         while waiting:
             for answer in self.pool.answers(wait=True):
                 waiting.discard(answer.number)
                 if answer.episode is None:
                     found[answer.number] = answer.observation
                 else:
-                    self.episodes[answer.number] = answer.episode
-        return found
+                    over[answer.number] = answer.episode
+        return found, over
+
+
+def tools_of(pool: EnvironmentPool) -> list[dict[str, Any]]:
+    """Return JSON schemas of a pool's tools; the first process makes an instance to see them."""
+    return first_process_result(lambda: pool.tools)
 
 
 def open_pool(settings: EnvironmentSettings) -> EnvironmentPool:

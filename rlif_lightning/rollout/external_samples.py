@@ -20,17 +20,18 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
 from rlif_lightning.records import Completions, Prompts, Rollout
 from rlif_lightning.rollout.importance_weights import Correction
+from rlif_lightning.rollout.turn_taking import Turns
 from rlif_lightning.sampling import Sampling, cut_at_stop
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One completion of another sampler.
+    """One completion, or one turn, of another sampler.
 
     Attributes:
         ids: its tokens, a final end-of-sequence token included.
         logprobs: the log-probability of each token, nats, in the distribution that the sampler drew
-            it from.
+            it from; NaN = the sampler did not draw it.
         ended: whether it ended by itself.
     """
 
@@ -39,10 +40,24 @@ class Drawn:
     ended: bool
 
 
+@dataclass(frozen=True)
+class Draws:
+    """The completions of one rollout, of another sampler.
+
+    Attributes:
+        completions: B, prompt-major; those of episodes hold observations too.
+        prompts: P, that they continue.
+        turns: of episodes; None = single turns.
+    """
+
+    completions: Sequence[Drawn]
+    prompts: Prompts
+    turns: Turns | None = None
+
+
 def as_rollout(
     policy: PolicyModel,
-    prompts: Prompts,
-    drawn: Sequence[Drawn],
+    draws: Draws,
     sampling: Sampling,
     max_tokens: int,
     correction: Correction | None,
@@ -51,19 +66,22 @@ def as_rollout(
 
     Args:
         policy: measures the completions.
-        prompts: P prompts.
-        drawn: B completions, prompt-major, as many for each prompt.
+        draws: the completions, as many for each prompt.
         sampling: how they were drawn.
         max_tokens: token budget of one forward pass.
         correction: makes the token weights; None = no weights.
 
+    Returns:
+        The rollout; one of episodes has no texts yet.
+
     Raises:
         RuntimeError: the sampler drew an id that is no token.
     """
-    _check_tokens(policy, drawn)
-    if sampling.train_stop:
-        drawn = [_closed(row, policy, sampling.max_new_tokens) for row in drawn]
-    completions = _completions(prompts, drawn)
+    drawn = draws.completions
+    check_tokens(policy, drawn)
+    if sampling.train_stop and draws.turns is None:
+        drawn = [closed(row, policy, sampling.max_new_tokens) for row in drawn]
+    completions = _completions(draws.prompts, drawn, draws.turns)
     stats = measure_tokens(policy, completions, sampling, max_tokens)
     reported = _padded([row.logprobs for row in drawn], stats.logprobs)
     # A token that was not drawn has no log-prob of the sampler's.
@@ -71,16 +89,14 @@ def as_rollout(
     weights = is_bounded = None
     if correction is not None:
         weights, is_bounded = correction.weights(stats.logprobs, engine_logprobs, completions.mask)
-    texts = [
-        cut_at_stop(policy.tokenizer.decode(list(row.ids), skip_special_tokens=True), sampling.stop)
-        for row in drawn
-    ]
+    tokenizer, rows = policy.tokenizer, drawn if draws.turns is None else ()
+    texts = [tokenizer.decode(list(row.ids), skip_special_tokens=True) for row in rows]
     return Rollout(
-        prompts,
+        draws.prompts,
         completions.completion_ids,
         completions.mask,
         stats,
-        texts,
+        [cut_at_stop(text, sampling.stop) for text in texts],
         torch.tensor([row.ended for row in drawn], device=completions.mask.device),
         completions.group_size,
         engine_logprobs,
@@ -89,7 +105,12 @@ def as_rollout(
     )
 
 
-def _check_tokens(policy: PolicyModel, drawn: Sequence[Drawn]) -> None:
+def check_tokens(policy: PolicyModel, drawn: Sequence[Drawn]) -> None:
+    """Refuse ids that are no tokens.
+
+    Raises:
+        RuntimeError: names the id and the remedy.
+    """
     highest = max(max(row.ids) for row in drawn)
     if policy.num_tokens is not None and highest >= policy.num_tokens:
         raise RuntimeError(
@@ -98,11 +119,13 @@ def _check_tokens(policy: PolicyModel, drawn: Sequence[Drawn]) -> None:
         )
 
 
-def _completions(prompts: Prompts, drawn: Sequence[Drawn]) -> Completions:
+def _completions(prompts: Prompts, drawn: Sequence[Drawn], turns: Turns | None) -> Completions:
     like = prompts.token_ids[0]
     lengths = torch.tensor([len(row.ids) for row in drawn], device=like.device)
     ids = _padded([row.ids for row in drawn], like)
     mask = torch.arange(ids.shape[1], device=like.device) < lengths.unsqueeze(1)
+    if turns is not None:
+        mask = turns.turn_ids[:, : ids.shape[1]].to(like.device) >= 0
     return Completions(prompts.token_ids, ids, mask, len(drawn) // len(prompts))
 
 
@@ -112,8 +135,14 @@ def _padded(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:
     return pad_sequence(tensors, batch_first=True)
 
 
-def _closed(row: Drawn, policy: PolicyModel, max_new_tokens: int) -> Drawn:
-    """Append an end of sequence, without a log-prob, where a stop string ended the completion."""
-    if not row.ended or row.ids[-1] in policy.eos_ids or len(row.ids) == max_new_tokens:
+def closed(row: Drawn, policy: PolicyModel, most: int) -> Drawn:
+    """Append an end of sequence, without a log-prob, where a stop string has ended a completion.
+
+    Args:
+        row: a completion, or a turn.
+        policy: whose ends of sequence there are.
+        most: tokens that it can have.
+    """
+    if not row.ended or row.ids[-1] in policy.eos_ids or len(row.ids) == most:
         return row
     return Drawn([*row.ids, policy.stop_id], [*row.logprobs, math.nan], True)

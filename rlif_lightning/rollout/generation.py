@@ -16,7 +16,8 @@ wasted token.
 
 Under an environment a completion is an episode. A row whose turn has ended keeps its place and its
 memory, its observation is computed in a pass of its own, and it draws its next turn beside rows of
-other turns. Its columns count drawn tokens and observations (``turn_taking.py``).
+other turns. Its columns count drawn tokens and observations (``turn_taking.py``). A row with a new
+context keeps its place alone.
 """
 
 from __future__ import annotations
@@ -248,11 +249,13 @@ class Generation:
         assert self.hidden is not None
         waiting, self.turns.waiting = sorted(self.turns.waiting.items()), {}
         place_of, told = self.places.where(), []
-        for row, ids in waiting:
+        for row, follows in waiting:
             place = place_of[row]
             column = int(self.places.length[place])
-            self.places.length[place] = self.turns.continue_row(row, column, ids)
-            told += [(place, torch.tensor(ids))] if ids else []
+            self.places.length[place] = self.turns.continue_row(row, column, follows)
+            told += [(place, torch.tensor(follows.ids))] if follows.ids else []
+        if anew := [place_of[row] for row, follows in waiting if follows.is_new]:
+            self.decoder.restart(anew)
         for some in in_passes(told):
             places, ids = zip(*some, strict=True)
             where = upload(torch.tensor(places), self.device)
@@ -272,7 +275,7 @@ class Generation:
         starts = None if turns is None else turns.started[rows]
         stopped = self.stops.found(self.ids, rows, drawn, starts)
         if self.sampling.train_stop:  # a row with a stop string gets ``stop_id`` in its next step
-            room = drawn < limit if turns is None else turns.has_room(rows, drawn)
+            room = drawn < limit if turns is None else turns.room(rows, drawn) > 0
             closing = stopped & ~ended & room
             self.changed |= bool((closing | self.closing[at]).any())
             self.closing[at] = closing

@@ -70,7 +70,8 @@ class SharedPrefixMemory:
         self.prompt_room = min(self._size(first_prompts, 1), self.max_rows)
         self.layers: dict[int, LayerMemory] = {}
         self.rows = Places(self.max_rows)  # the owner of a row's place is its prompt's place
-        self.prompts = Places(self.max_rows)  # the owner is the prompt's number in the rollout
+        # The owner is the prompt's number in the rollout. One more has no tokens (``restart``).
+        self.prompts = Places(self.max_rows + 1)
         # 0, 1, 2, ...: made once, since an arange in every step would be one more kernel.
         self.counting = torch.arange(
             max(self.max_rows, self.max_prompt, self.max_own), device=device
@@ -90,13 +91,27 @@ class SharedPrefixMemory:
         places = self.prompts.take(numbers, lengths)
         if self.prompts.used > self.prompt_room:
             larger = max(2 * self.prompt_room, self.prompts.used)
-            self._enlarge("prompts", places=min(larger, self.max_rows))
+            most = max(self.max_rows, self.prompts.used)
+            self._enlarge("prompts", places=min(larger, most))
         self.new, self.seen, self.changed = upload(torch.tensor(places), self.device), {}, True
 
     def add_rows(self, places: Sequence[int], numbers: Sequence[int]) -> None:
         """Put rows of the prompts with these numbers in empty places."""
         where, self.changed = self.prompts.where(), True
         self.rows.put(places, [where[number] for number in numbers])
+
+    def restart(self, places: Sequence[int], number: int) -> None:
+        """Empty rows, and give them a prompt without tokens, which all such rows share.
+
+        Args:
+            places: of the rows.
+            number: of that prompt, which no other has.
+        """
+        if number not in self.prompts.where():
+            self.add_prompts([number], [0])
+        self.rows.owner[list(places)] = self.prompts.where()[number]
+        self.rows.length[list(places)] = 0
+        self.changed = True
 
     def keep_prompts(self, layer: int, block: Block, keys: Tensor, values: Tensor) -> None:
         """Store keys and values ``[K, L, heads, d]`` of the K prompts of a prefill's next block."""
@@ -182,7 +197,8 @@ class SharedPrefixMemory:
         """Upload lengths and meeting points after rows or prompts have come or gone."""
         self.n = self.num_places(self.rows.used)
         self.p = min(self._size(self.prompts.used, 1), self.prompt_room)
-        self.width = min(self._size(self.prompts.longest(), PROMPT_UNIT), self.max_prompt)
+        longest = max(self.prompts.longest(), 1)
+        self.width = min(self._size(longest, PROMPT_UNIT), self.max_prompt)
         owner = self.rows.owner[: self.n]  # [n]
         live = owner >= 0
         self.prompt_lengths = torch.where(live, self.prompts.length[owner], 0)

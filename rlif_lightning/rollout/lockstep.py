@@ -10,7 +10,7 @@ from torch import Tensor
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import filler
 from rlif_lightning.processes.collectives import all_rank_sum
-from rlif_lightning.rollout.decoders import Decoder
+from rlif_lightning.rollout.decoder_base import Decoder
 from rlif_lightning.rollout.places import Arrangement
 
 
@@ -59,6 +59,9 @@ class LockstepDecoder(Decoder):
     def extend(self, places: Sequence[int], ids: Sequence[Tensor]) -> Tensor:
         self._ranks_at_work(True)
         return self.decoder.extend(places, ids)
+
+    def restart(self, places: Sequence[int]) -> None:
+        self.decoder.restart(places)
 
     def finish(self) -> None:
         line = filler(self.policy, self.device)

@@ -18,42 +18,31 @@ CPU; a GPU computes last tokens as well):
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlif_lightning.data.environment_settings import EnvironmentSettings
-from rlif_lightning.environments.pool import EnvironmentPool
 from rlif_lightning.model.cpu_memory import HEAP
 from rlif_lightning.model.out_of_memory import give_back, is_out_of_memory
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import whole_weights
 from rlif_lightning.processes.collectives import broadcast_from_first
-from rlif_lightning.processes.ranks import num_data_ranks, num_processes
+from rlif_lightning.processes.ranks import num_processes
 from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.autocasting import cast_once
-from rlif_lightning.rollout.decoders import (
-    Decoder,
-    RecomputingDecoder,
-    cache_is_right,
-    choose_decoder,
-)
-from rlif_lightning.rollout.engine import RolloutEngine
-from rlif_lightning.rollout.episodes import EpisodeDriver, open_pool
+from rlif_lightning.rollout.decoder_base import Decoder
+from rlif_lightning.rollout.decoders import RecomputingDecoder, cache_is_right, choose_decoder
+from rlif_lightning.rollout.episode_engine import EpisodeEngine
 from rlif_lightning.rollout.generation import DrawnTokens, Generation
 from rlif_lightning.rollout.lockstep import LockstepDecoder
 from rlif_lightning.rollout.step_graphs import refuse_uncapturable
 from rlif_lightning.rollout.stop_strings import StopStrings
-from rlif_lightning.rollout.turn_taking import Turns
 from rlif_lightning.sampling import Sampling
 
 
-class NativeEngine(RolloutEngine):
+class NativeEngine(EpisodeEngine):
     """An engine that samples in this process.
 
     Args:
@@ -65,8 +54,6 @@ class NativeEngine(RolloutEngine):
     """
 
     memory = "native"
-    pool: EnvironmentPool | None = None
-    pool_settings: EnvironmentSettings | None = None  # that the pool was opened with
 
     def __init__(self, max_rows: int = 512, cuda_graphs: bool = False):
         if max_rows < 1:
@@ -93,57 +80,12 @@ class NativeEngine(RolloutEngine):
         ids = done.ids[:, :longest].contiguous().to(device)
         ended = done.ended.to(device)
         if done.turns is not None:
-            return self._with_turns(
-                Rollout(done.prompts, ids, mask, stats, [], ended, group_size), done.turns
-            )
+            drawn = Rollout(done.prompts, ids, mask, stats, [], ended, group_size)
+            return self.with_turns(drawn, done.turns)
         stops = StopStrings(self.policy.tokenizer, sampling.stop)
         lengths = done.lengths.tolist()
         texts = [stops.text(ids[:n]) for ids, n in zip(done.ids, lengths, strict=True)]
         return Rollout(prompts, ids, mask, stats, texts, ended, group_size)
-
-    def _with_turns(self, rollout: Rollout, turns: Turns) -> Rollout:
-        """Return a rollout of episodes (a collective: too many failures stop every process)."""
-        turn_ids = turns.turn_ids[:, : rollout.mask.shape[1]].to(rollout.mask.device)
-        episodes = [turns.driver.episodes[row] for row in range(len(turn_ids))]
-        assert self.pool is not None
-        self.pool.check_failures(episodes)
-        texts = ["\n".join(each) for each in turns.texts]
-        known = {"texts": texts, "turn_ids": turn_ids, "episodes": episodes}
-        return replace(rollout, mask=turn_ids >= 0, **known)
-
-    def episodes(self, prompts: Prompts, sampling: Sampling) -> EpisodeDriver | None:
-        """Return what runs the environments of a rollout; None for single turns."""
-        task = prompts.environment
-        if task is None:
-            return None
-        self.check_environment(task.settings, sampling)
-        assert self.pool is not None
-        return EpisodeDriver(self.pool, task)
-
-    def check_environment(
-        self, settings: EnvironmentSettings, sampling: Sampling
-    ) -> list[dict[str, Any]]:
-        if sampling.min_new_tokens:
-            raise ValueError(
-                f"sampling.min_new_tokens={sampling.min_new_tokens} is for single turns: under"
-                " data.environment set it to 0"
-            )
-        if num_processes() != num_data_ranks():
-            raise ValueError(
-                "data.environment needs one process for each completion's environment, and under"
-                " TensorParallelStrategy several draw the same completion: use another strategy"
-            )
-        if self.pool is None or self.pool_settings != settings:
-            self.discard_ahead()
-            self.pool, self.pool_settings = open_pool(settings), settings
-            weakref.finalize(self, self.pool.close)
-        return self.pool.tools
-
-    def discard_ahead(self) -> None:
-        """Close the environments: nothing else outlives a rollout."""
-        pool, self.pool = self.pool, None
-        if pool is not None:
-            pool.close()
 
     def columns(self, prompts: Prompts, sampling: Sampling) -> int:
         """Return T: the most tokens that a row can have after its prompt, observations included.

@@ -31,7 +31,8 @@ from rlif_lightning.rollout.comparison import (
     own_stats,
     random_rows,
 )
-from rlif_lightning.rollout.decoders import Decoder, choose_decoder
+from rlif_lightning.rollout.decoder_base import Decoder
+from rlif_lightning.rollout.decoders import choose_decoder
 
 SMALL_COPY = Limit(1e-3)
 # Limits for real weights, by precision (docs/models.md has measurements). Half precisions round

@@ -23,7 +23,8 @@ import torch
 
 from rlif_lightning.model.out_of_memory import is_out_of_memory
 from rlif_lightning.processes.ranks import num_data_ranks, num_processes
-from rlif_lightning.rollout.decoders import Decoder, SharedPrefixDecoder
+from rlif_lightning.rollout.decoder_base import Decoder
+from rlif_lightning.rollout.decoders import SharedPrefixDecoder
 
 
 class StepGraphs:

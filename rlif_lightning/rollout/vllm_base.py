@@ -21,9 +21,11 @@ from rlif_lightning.processes.collectives import (
 )
 from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.rollout.draws_ahead import Asked
-from rlif_lightning.rollout.engine import RolloutEngine
-from rlif_lightning.rollout.external_samples import Drawn, as_rollout
+from rlif_lightning.rollout.episode_engine import EpisodeEngine
+from rlif_lightning.rollout.episodes import EpisodeDriver
+from rlif_lightning.rollout.external_samples import Drawn, Draws, as_rollout
 from rlif_lightning.rollout.importance_weights import Correction
+from rlif_lightning.rollout.turn_rounds import TurnRounds, by_row
 from rlif_lightning.rollout.vllm_http import VLLMError
 from rlif_lightning.rollout.vllm_weights import fingerprint, merged_weights
 from rlif_lightning.sampling import Sampling, request_seed
@@ -60,7 +62,7 @@ class Sampler(Protocol):
         ...
 
 
-class VLLMBaseEngine(RolloutEngine):
+class VLLMBaseEngine(EpisodeEngine):
     """An engine whose completions vLLM draws; subclasses say where vLLM runs.
 
     Weights are copied to vLLM before the first rollout after any change. vLLM's log-probs are used
@@ -122,10 +124,10 @@ class VLLMBaseEngine(RolloutEngine):
         self.check(sampling)
         if prompts.environment is not None:
             self.check_environment(prompts.environment.settings, sampling)
-        drawn, staleness = self._completions(prompts, group_size, sampling, rollout_number)
-        rollout = as_rollout(
-            self.policy, prompts, drawn, sampling, self.scoring_tokens, self.weighting
-        )
+        draws, staleness = self._completions(prompts, group_size, sampling, rollout_number)
+        rollout = as_rollout(self.policy, draws, sampling, self.scoring_tokens, self.weighting)
+        if draws.turns is not None:
+            rollout = self.with_turns(rollout, draws.turns)
         if staleness is not None:
             of_each = torch.full_like(rollout.lengths, staleness)  # [B]
             rollout = replace(rollout, staleness=of_each)
@@ -135,8 +137,8 @@ class VLLMBaseEngine(RolloutEngine):
 
     def _completions(
         self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
-    ) -> tuple[Sequence[Drawn], int | None]:
-        """Draw this data rank's completions, prompt-major (a collective).
+    ) -> tuple[Draws, int | None]:
+        """Draw this data rank's completions (a collective).
 
         Returns:
             The completions, and on how many rollouts the policy has trained since it had the
@@ -145,10 +147,10 @@ class VLLMBaseEngine(RolloutEngine):
         self.synchronize()
         if not self.probed:
             self._probe(prompts, sampling.max_new_tokens)
-        drawn = all_process_attempt(
+        draws = all_process_attempt(
             lambda: self._draw(self._asked(prompts, group_size, sampling, rollout_number))
         )
-        return drawn, None
+        return draws, None
 
     def _probe(self, prompts: Prompts, max_new_tokens: int) -> None:
         """Compare a few greedy tokens' log-probs before the first rollout (a collective).
@@ -167,8 +169,8 @@ class VLLMBaseEngine(RolloutEngine):
         )
         tokens = min(PROBE_TOKENS, max_new_tokens)
         greedy = Sampling(temperature=0, max_new_tokens=tokens, min_new_tokens=tokens)
-        drawn = all_process_attempt(lambda: self._draw(self._asked(few, 1, greedy, 0)))
-        gap = _mean_gap(as_rollout(self.policy, few, drawn, greedy, self.scoring_tokens, None))
+        draws = all_process_attempt(lambda: self._draw(self._asked(few, 1, greedy, 0)))
+        gap = _mean_gap(as_rollout(self.policy, draws, greedy, self.scoring_tokens, None))
         if not gap <= self.max_gap / PROBE_SHARE:
             raise VLLMError(
                 f"vLLM's log-probs of greedy tokens differ from the policy's by {gap:.3g} nats on"
@@ -187,16 +189,24 @@ class VLLMBaseEngine(RolloutEngine):
         ids = [each.tolist() for each in prompts.token_ids]
         seeds = [request_seed(self.seed, rollout_number, i) for i in prompts.index.tolist()]
         requests = [self.request(sampling, group_size, seed) for seed in seeds]
-        return Asked(rollout_number, group_size, ids, requests)
+        return Asked(rollout_number, group_size, ids, requests, sampling, prompts)
 
-    def _draw(self, asked: Asked) -> Sequence[Drawn]:
-        """Draw this data rank's completions, prompt-major."""
+    def _draw(self, asked: Asked) -> Draws:
+        """Draw this data rank's completions, or play its episodes."""
         assert self.sampler is not None
-        groups = self.sampler.generate(asked.prompt_ids, asked.requests)
-        # vLLM draws a greedy completion once; the copies of a group would be the same.
-        size = asked.group_size
-        whole = (each if len(each) == size else each * size for each in groups)
-        return [completion for group in whole for completion in group]
+        if asked.prompts.environment is None:
+            groups = self.sampler.generate(asked.prompt_ids, asked.requests)
+            return Draws(by_row(groups, asked.group_size), asked.prompts)
+        assert self.pool is not None
+        driver = EpisodeDriver(self.pool, asked.prompts.environment)
+        try:
+            rounds = TurnRounds(self.policy, self.sampler.generate, asked, self.seed, driver)
+            # The first observations are known now.
+            self._check_length(rounds.prompts, asked.sampling, self.sampler.max_length)
+            return rounds.run()
+        except BaseException:
+            driver.pool.abandon()
+            raise
 
     def synchronize(self) -> bool:
         """Give vLLM the policy's weights if they have changed (a collective).
@@ -249,12 +259,16 @@ class VLLMBaseEngine(RolloutEngine):
 
     @staticmethod
     def _check_length(prompts: Prompts, sampling: Sampling, max_length: int) -> None:
-        needed = max(map(len, prompts.token_ids)) + sampling.max_new_tokens
+        task, observed, named = prompts.environment, 0, ""
+        if task is not None:
+            observed = task.settings.max_observation_tokens
+            named = f" and data.environment.max_observation_tokens={observed}"
+        needed = max(map(len, prompts.token_ids)) + sampling.max_new_tokens + observed
         if needed > max_length:
             raise ValueError(
                 f"vLLM's max_model_len={max_length} is less than the longest prompt and"
-                f" sampling.max_new_tokens={sampling.max_new_tokens} together, {needed}: it would"
-                " cut completions; raise max_model_len"
+                f" sampling.max_new_tokens={sampling.max_new_tokens}{named} together, {needed}: it"
+                " would cut completions; raise max_model_len"
             )
 
     def _check_gap(self, rollout: Rollout, sampling: Sampling) -> None:

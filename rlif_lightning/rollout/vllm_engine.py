@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import torch
@@ -23,7 +23,7 @@ from rlif_lightning.processes.collectives import (
 from rlif_lightning.processes.ranks import num_processes
 from rlif_lightning.records import Prompts
 from rlif_lightning.rollout.draws_ahead import DrawsAhead
-from rlif_lightning.rollout.external_samples import Drawn
+from rlif_lightning.rollout.external_samples import Draws
 from rlif_lightning.rollout.vllm_base import VLLMBaseEngine
 from rlif_lightning.rollout.vllm_local import LocalVLLM
 from rlif_lightning.rollout.vllm_server import VLLMServer
@@ -53,6 +53,7 @@ class VLLMEngine(VLLMBaseEngine):
     """
 
     memory = "vllm"
+    needs_consent: ClassVar[dict[str, str]] = {"options": "may name code that vLLM would import"}
 
     def __init__(
         self,
@@ -119,6 +120,10 @@ class VLLMServerEngine(VLLMBaseEngine):
         ValueError: a setting out of range, staleness without weights, or no URL.
     """
 
+    needs_consent: ClassVar[dict[str, str]] = {
+        "server": "is where prompts, and the key, would be sent"
+    }
+
     def __init__(
         self,
         server: str,
@@ -183,15 +188,15 @@ class VLLMServerEngine(VLLMBaseEngine):
             )
 
     def discard_ahead(self) -> None:
-        if not isinstance(self.sampler, VLLMServer):
-            return  # nothing has been drawn
-        with self.sampler.client.closing() as close:
-            count = self.ahead.discard(close)
-        if count:
-            rank_zero_info(
-                f"{count} rollouts that were drawn ahead are dropped"
-                f" ({self.ahead.num_discarded} so far)"
-            )
+        if isinstance(self.sampler, VLLMServer):  # otherwise nothing has been drawn
+            with self.sampler.client.closing() as close:
+                count = self.ahead.discard(close)
+            if count:
+                rank_zero_info(
+                    f"{count} rollouts that were drawn ahead are dropped"
+                    f" ({self.ahead.num_discarded} so far)"
+                )
+        super().discard_ahead()
 
     def synchronize(self) -> bool:
         self.ahead.wait()  # weights never change in the middle of a draw
@@ -199,7 +204,7 @@ class VLLMServerEngine(VLLMBaseEngine):
 
     def _completions(
         self, prompts: Prompts, group_size: int, sampling: Sampling, rollout_number: int
-    ) -> tuple[Sequence[Drawn], int | None]:
+    ) -> tuple[Draws, int | None]:
         if not self.staleness:
             return super()._completions(prompts, group_size, sampling, rollout_number)
         place = (group_size, sampling, rollout_number)
@@ -209,12 +214,12 @@ class VLLMServerEngine(VLLMBaseEngine):
         is_missing = torch.tensor(float(claimed is None), device=prompts.index.device)
         # All processes use their own draws, or all draw anew.
         if all_rank_max(is_missing) or claimed is None:
-            (drawn, _), staleness = super()._completions(prompts, *place), 0
+            (draws, _), staleness = super()._completions(prompts, *place), 0
         else:
-            drawn = all_process_attempt(claimed.future.result)
+            draws = all_process_attempt(claimed.future.result)
             staleness = rollout_number - claimed.weights_of
         self._draw_ahead(*place)
-        return drawn, staleness
+        return draws, staleness
 
     def _draw_ahead(self, group_size: int, sampling: Sampling, rollout_number: int) -> None:
         """Start the draws of the coming rollouts with the present weights (a collective).

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
 
+from rlif_lightning.model.four_bits import dequantized
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import reshard_after_forward, whole_tensor
 
@@ -43,11 +44,11 @@ def _whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     }
     seen: set[int] = set()
     for name, weight in model.state_dict(keep_vars=True).items():
-        if id(weight) in seen or "lora_" in name:
-            continue
+        if id(weight) in seen or "lora_" in name or ".weight." in name:
+            continue  # beside a weight in 4 bits stand its scales
         seen.add(id(weight))
         layer, _, leaf = name.rpartition(".")
-        whole = whole_tensor(weight.detach())
+        whole = whole_tensor(dequantized(weight).detach())
         for module in _wrappers(layer, leaf, adapters):
             for adapter in module.active_adapters:
                 whole = whole + _delta(name, module, adapter).to(whole.dtype)

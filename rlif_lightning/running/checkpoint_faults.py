@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlif_lightning.model.adapters import is_adapter
+from rlif_lightning.model.four_bits import CHECKSUM
 from rlif_lightning.parallel.partial_loading import empty_model
 from rlif_lightning.parallel.shard_index import REST
 from rlif_lightning.running.checkpoint_files import FILES
@@ -63,8 +65,11 @@ def expected_of(module: Any) -> Expected:
         policy = empty_model(module.policy_settings)
     teacher = module.objective.teacher
     parts = [WEIGHTS, TEACHER] if teacher is not None and teacher.averages else [WEIGHTS]
-    weights = policy.state_dict()
-    tensors = {f"{part}model.{name}": each for part in parts for name, each in weights.items()}
+    weights = {f"model.{name}": each for name, each in policy.state_dict().items()}
+    if module.policy_settings.in_4bit:
+        weights = {name: each for name, each in weights.items() if is_adapter(name)}
+        weights[CHECKSUM] = torch.zeros((), dtype=torch.int64)
+    tensors = {part + name: each for part in parts for name, each in weights.items()}
     own = module.state_dict()  # of a loaded policy it has the parts of this process
     divided = (WEIGHTS, TEACHER)
     tensors |= {name: value for name, value in own.items() if not name.startswith(divided)}

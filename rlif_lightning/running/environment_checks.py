@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlif_lightning.data.environment_settings import EnvironmentSettings
 from rlif_lightning.data.prompts import PromptData
-from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.held_head import heads_in
-from rlif_lightning.rewards.judged_steps import StepRubricJudgeHead
-from rlif_lightning.rewards.likelihood import TargetLogprob
-
-MISREADS = {  # heads that take what an episode's turns are for one text
-    StepRubricJudgeHead: "splits one text into steps, and {said} has steps of its own; use"
-    " RubricJudgeHead, or a reward of the environment",
-    TargetLogprob: "reads a reply behind one text, and {said} makes completions of several turns;"
-    " use another reward, or data.environment=null",
-}
 
 
 def check_environment(module: Any, data: PromptData) -> None:
@@ -37,6 +28,10 @@ def check_environment(module: Any, data: PromptData) -> None:
         for split in (data.split("train"), data.split("validation")):
             if split is not None and split.environment is not None:
                 split.environment.check(tools)
+    _check_settings(module, settings)
+
+
+def _check_settings(module: Any, settings: EnvironmentSettings) -> None:
     said = f"data.environment.make={settings.make!r}"
     if module.answer_tokens is not None:
         raise ValueError(
@@ -48,12 +43,20 @@ def check_environment(module: Any, data: PromptData) -> None:
             f"model.objective={type(module.objective).__name__} shows a teacher the problem without"
             f" the first observation of {said}; use another objective, or data.environment=null"
         )
+    if settings.thoughts == "fork" and module.replay_buffer is not None:
+        raise ValueError(
+            "data.environment.thoughts='fork' makes completions of several contexts, which"
+            " model.replay does not keep; set model.replay=null, or thoughts=keep"
+        )
+    _check_heads(module, said)
+
+
+def _check_heads(module: Any, said: str) -> None:
     for name, reward in module.rewards.settings.items():
         for head in heads_in(reward.head):
-            _check_head(name, head, said)
-
-
-def _check_head(name: str, head: RewardHead, said: str) -> None:
-    for kind, why in MISREADS.items():
-        if isinstance(head, kind):
-            raise ValueError(f"rewards.{name}: {kind.__name__} {why.format(said=said)}")
+            if head.reads_one_text:
+                raise ValueError(
+                    f"rewards.{name}: {type(head).__name__} reads a completion as one text, and"
+                    f" {said} makes completions of several turns; use another reward, such as"
+                    " EnvironmentReward or RubricJudgeHead, or data.environment=null"
+                )

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.model.adapters import as_named, merged
+from rlif_lightning.model.four_bits import CHECKSUM, refuse_another_base
 from rlif_lightning.model.lora import lora_scale
 from rlif_lightning.parallel.fsdp import load_whole
 from rlif_lightning.parallel.sharded_checkpoint import read_whole
@@ -83,7 +84,8 @@ def take_weights(source: Path, module: Any) -> None:
     """Put a checkpoint's policy weights into a module's policy (a collective if it is divided).
 
     Where the policy's adapters are not of the checkpoint's kind, or one of the two has none, the
-    checkpoint's adapters are merged into its weights, and the policy's own begin anew.
+    checkpoint's adapters are merged into its weights, and the policy's own begin anew. On base
+    weights in 4 bits only adapters of the same settings and the same base are taken.
 
     Raises:
         ValueError: the checkpoint is of another model; names the first tensor that does not fit.
@@ -100,13 +102,22 @@ def take_weights(source: Path, module: Any) -> None:
     weights = _policy_weights(source)
     is_same = {name: tuple(each.shape) for name, each in weights.items()} == wanted
     try:
-        if not is_same or scale != own_scale:
+        if policy.settings.in_4bit:
+            _check_adapters(source, policy, is_same and scale == own_scale)
+        elif not is_same or scale != own_scale:
             is_transposed = any(isinstance(each, Conv1D) for each in policy.modules())
             weights = as_named(merged(weights, scale or 1.0, is_transposed), wanted)
         _check_shapes(weights, wanted)
     except ValueError as error:
         raise ValueError(f"fork_from={source}: {error}; configure the same model") from None
     load_whole(policy, weights)
+
+
+def _check_adapters(source: Path, policy: Any, is_same: bool) -> None:
+    """Refuse what a base in 4 bits cannot take: its own weights are those of its files."""
+    if not is_same:
+        raise ValueError("a policy in 4 bits takes adapters of its own settings, and nothing else")
+    refuse_another_base(policy, read_rest(source)["state_dict"].get(WEIGHTS + CHECKSUM))
 
 
 def _saved_scale(source: Path, own: float | None) -> float | None:

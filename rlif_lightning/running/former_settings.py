@@ -96,7 +96,7 @@ def present_settings(saved: Arguments) -> Arguments:
             present = arguments | _PRESENT[kind](former, arguments)
             found |= {f"{start}{name}": value for name, value in present.items()}
         added = {f"{start}{name}": value for name, value in _ADDED.get(kind, {}).items()}
-        found = added | found
+        found |= {name: value for name, value in added.items() if name not in found}
     is_run = f"model.objective.{CLASS}" in saved
     later = [name for name in _ADDED_TO_MODULE if is_run and name not in places]
     return found | dict.fromkeys(name for name in later if name not in found)

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 
 from rlif_lightning.data.streams import Streamed
 from rlif_lightning.learning.optimizer import starting_rate
+from rlif_lightning.model.four_bits import num_elements
 from rlif_lightning.running.planned import planned_of
 
 WIDTH = 78  # characters of a line, but for a path; a wider terminal has more
@@ -63,13 +64,14 @@ def _cut(line: str, is_whole: bool = False) -> str:
 
 
 def _model(module: Any) -> str:
-    counts = [p.numel() for p in module.policy.parameters()]
+    counts = [num_elements(p) for p in module.policy.parameters()]
     trained = [p.numel() for p in module.policy.parameters() if p.requires_grad]
     share = f", {count(sum(trained))} trained" if sum(trained) < sum(counts) else ""
     settings = module.policy_settings
     name = getattr(settings, "name", type(module.policy).__name__)
     dtype = next((str(p.dtype).removeprefix("torch.") for p in module.policy.parameters()), "")
-    return f"{name} ({count(sum(counts))} parameters{share}, {dtype})"
+    bits = ", base in 4 bits" if getattr(settings, "in_4bit", False) else ""
+    return f"{name} ({count(sum(counts))} parameters{share}, {dtype}{bits})"
 
 
 def count(number: int) -> str:

@@ -1,7 +1,9 @@
 """The arguments of a module from the settings in its checkpoint, as far as they are plain values.
 
-A checkpoint names classes. Only those of this library and of ``torch.optim`` are imported, so that
-loading a file runs no other code. For the same reason no function and no model's own code is taken.
+A checkpoint names classes. Only those of this library, and optimisers of ``torch.optim``, are
+imported, so that loading a file runs no other code. For the same reason no function and no model's
+own code is taken. What sends texts elsewhere, or weakens a sandbox, is left to a person: classes
+list such arguments as ``needs_consent``.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from rlif_lightning.data.described import ARGUMENTS, CLASS
 from rlif_lightning.running.former_settings import present_settings
 
-TRUSTED = ("rlif_lightning.", "torch.optim.")
+OURS, OPTIMIZERS = "rlif_lightning.", "torch.optim."
 OPTIMIZER = "optimizer"
+UNIONS = (typing.Union, types.UnionType)
 
 
 def arguments_in(settings: Any, kind: type, given: set[str]) -> dict[str, Any]:
@@ -31,7 +36,8 @@ def arguments_in(settings: Any, kind: type, given: set[str]) -> dict[str, Any]:
         given: names of arguments that are not needed.
 
     Raises:
-        ValueError: an argument has a class of somebody else, or the checkpoint holds no settings.
+        ValueError: an argument has a class of somebody else, or a value that a person has to give,
+            or the checkpoint holds no settings.
     """
     needed = {name for name, it in _parameters(kind).items() if it.default is it.empty} - given
     if not isinstance(settings, dict):
@@ -55,7 +61,8 @@ def _parameters(kind: type) -> dict[str, inspect.Parameter]:
 def _argument(name: str, hint: Any, value: Any) -> Any:
     try:
         if name == OPTIMIZER:
-            return _optimizer(_imported(value[CLASS]), value.get(ARGUMENTS, {}))
+            kind = _imported(value[CLASS], torch.optim.Optimizer, (OURS, OPTIMIZERS))
+            return _optimizer(kind, value.get(ARGUMENTS, {}))
         return _built(hint, value)
     except (LookupError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(
@@ -75,7 +82,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return nested dicts of values by dotted name; a list of a dict's keys gives way to it."""
+    """Return nested dicts of values by dotted name; a list of a dict's keys says its order."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         *above, last = name.split(".")
@@ -86,15 +93,19 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
             inner = inner[key]
         if not isinstance(inner.get(last), dict):
             inner[last] = value
+    for name, keys in settings.items():
+        *above, last = name.split(".")
+        inner = functools.reduce(dict.__getitem__, above, found)
+        if isinstance(keys, list) and isinstance(inner[last], dict):
+            inner[last] = {key: inner[last][key] for key in keys if key in inner[last]}
     return found
 
 
 def _built(hint: Any, value: Any) -> Any:
     """Return the value of a type that a plain one stands for."""
     if isinstance(value, dict) and isinstance(value.get(CLASS), str):
-        kind = _imported(value[CLASS])
-        return _made(kind, value.get(ARGUMENTS, {}))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return _made(_imported(value[CLASS], hint), value.get(ARGUMENTS, {}))
+    if typing.get_origin(hint) in UNIONS:
         if value is None:
             return None
         fitting = [each for each in typing.get_args(hint) if each is not type(None)]
@@ -115,8 +126,16 @@ def _refuse_code(values: dict[str, Any]) -> None:
         raise LookupError("trust_remote_code=true runs a model's code; loading a file runs none")
 
 
+def _refuse_without_consent(kind: type, arguments: dict[str, Any]) -> None:
+    for name, why in getattr(kind, "needs_consent", {}).items():
+        value, usual = arguments.get(name), _parameters(kind)[name].default
+        if value is not None and value != usual:
+            raise LookupError(f"{name}={value!r} of {kind.__name__} {why}")
+
+
 def _made(kind: type, arguments: dict[str, Any]) -> Any:
     _refuse_code(arguments)
+    _refuse_without_consent(kind, arguments)
     init: Any = kind.__init__
     spaces = {k: v for base in reversed(kind.__mro__) for k, v in _space(base).items()}
     hints = typing.get_type_hints(init, spaces)
@@ -127,13 +146,17 @@ def _space(kind: type) -> dict[str, Any]:
     return vars(import_module(kind.__module__))
 
 
-def _imported(path: str) -> Any:
-    if not path.startswith(TRUSTED):
+def _imported(path: str, hint: Any, trusted: tuple[str, ...] = (OURS,)) -> Any:
+    """Return the class at a path, of a kind that the hint allows."""
+    if not path.startswith(trusted):
         raise LookupError(f"{path} is not from this library, and loading a file imports no other")
     module, _, name = path.rpartition(".")
     kind = getattr(import_module(module), name)
-    if not isinstance(kind, type) or not f"{kind.__module__}.".startswith(TRUSTED):
+    if not isinstance(kind, type) or not f"{kind.__module__}.".startswith(trusted):
         raise LookupError(f"{path} is no class of this library")
+    allowed = typing.get_args(hint) if typing.get_origin(hint) in UNIONS else (hint,)
+    if not any(isinstance(each, type) and issubclass(kind, each) for each in allowed):
+        raise LookupError(f"{path} is of another kind than is needed here")
     if getattr(kind, "names_code", False):
         raise LookupError(f"{path} names a function, and loading a file imports none")
     return kind

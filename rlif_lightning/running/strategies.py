@@ -239,6 +239,11 @@ def build_policy(policy: Policy, strategy: Strategy | None, frozen: bool = False
             "model.policy.lora.options.use_dora needs the norms of whole weights, which"
             " trainer.strategy divides; take it out, or use --config configs/strategy/ddp.yaml"
         )
+    if policy.in_4bit and isinstance(strategy, DividedStrategy):
+        raise ValueError(
+            "model.policy.lora.options.load_in_4bit=true: weights in 4 bits cannot be divided as"
+            f" {type(strategy).__name__} divides them; use --config configs/strategy/ddp.yaml"
+        )
     if isinstance(strategy, ShardedStrategy):
         return sharded_policy(policy, strategy.sharding(), frozen)
     if isinstance(strategy, TensorParallelStrategy):

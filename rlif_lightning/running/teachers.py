@@ -69,10 +69,15 @@ def build_teacher(
 
 @torch.no_grad()
 def follow(teacher: PolicyModel, policy: PolicyModel, rate: float) -> None:
-    """Move the teacher's weights by a share of the way to the policy's; 1 copies them."""
+    """Move the teacher's weights by a share of the way to the policy's; 1 copies them.
+
+    Weights in 4 bits are never trained, so that both have the same.
+    """
     for model in (teacher, policy):
         reshard_after_forward(model)
-    own, others = ([_local(each) for each in model.parameters()] for model in (teacher, policy))
+    both = zip(teacher.parameters(), policy.parameters(), strict=True)
+    pairs = [(_local(own), _local(other)) for own, other in both if other.is_floating_point()]
+    own, others = ([pair[side] for pair in pairs] for side in (0, 1))
     if rate == 1:
         torch._foreach_copy_(own, others)
     else:

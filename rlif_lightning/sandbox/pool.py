@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from rlif_lightning.setting_types import check_types
 
@@ -124,6 +124,8 @@ class Sandbox:
     Raises:
         ValueError: an unknown name, a number out of range, or no sandbox that is strong enough.
     """
+
+    needs_consent: ClassVar[dict[str, str]] = {"isolation": "may be weaker than the usual one"}
 
     isolation: str = "landlock+"
     workers: int | None = None

@@ -13,7 +13,7 @@ from rlif_lightning.model.packing import pack
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.engine import RolloutEngine
-from rlif_lightning.rollout.external_samples import Drawn, as_rollout
+from rlif_lightning.rollout.external_samples import Drawn, Draws, as_rollout
 from rlif_lightning.rollout.importance_weights import Correction
 from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.rollout.vllm_weights import merged_weights
@@ -148,7 +148,7 @@ class Bfloat16Sampler(RolloutEngine):
                 )
             )
         correction = None if self.max_ratio is None else Correction(self.max_ratio)
-        made = as_rollout(self.policy, prompts, drawn, sampling, 200, correction)
+        made = as_rollout(self.policy, Draws(drawn, prompts), sampling, 200, correction)
         made = replace(made, staleness=torch.zeros_like(made.lengths))
         if self.exact:
             made = replace(made, engine_logprobs=made.stats.logprobs)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +15,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from harness.decoding import GROUP, QUESTIONS
 from rlif_lightning.data.environment_settings import EnvironmentSettings
 from rlif_lightning.data.prompt_format import PromptFormat, PromptRenderer
-from rlif_lightning.data.tokenizer import prompt_encoder
+from rlif_lightning.data.tokenizer import prompt_encoder, resolve_model
 from rlif_lightning.data.turns import environment_task
 from rlif_lightning.environments.base import Step
 from rlif_lightning.model.policy import PolicyModel
@@ -31,6 +33,14 @@ CHAT = (
     "{% if m.role == 'assistant' %}<eos>{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+# Shows of an assistant's words what stands behind the last "=", or ";".
+FORGETTING = CHAT.replace(
+    "{{ m.content }}", "{{ m.content.split('=')[-1] if m.role == 'assistant' else m.content }}"
+)
+TERSE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content.split(';')[-1] }}</s>"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %} {% endif %}"
+)
 ENVIRONMENT = {
     "make": "harness.episodes.Talker",
     "arguments": {"turns": 3},
@@ -41,6 +51,39 @@ ENVIRONMENT = {
 }
 # For runs of the embedded model.
 ACTING = [f"--data.environment={json.dumps(ENVIRONMENT)}", "--model.sampling.max_new_tokens=12"]
+REWARDS = {
+    "game": {"head": "EnvironmentReward", "weight": 1.0},
+    "coin": {"head": "Random", "weight": 1.0},
+    "certainty": {"head": "MeanLogprob", "weight": 1.0},
+}
+PLAYING = [
+    *ACTING,
+    f"--model.rewards={json.dumps(REWARDS)}",
+    "--model.update.micro_batch_tokens=60",
+    "--trainer.check_val_every_n_epoch=1",
+]
+SMALL = [
+    "--data.source.init_args.validation_size=2",
+    "--data.prompts_per_rollout=4",
+    "--data.group_size=2",
+    "--model.evaluation.samples=1",
+    "--trainer.log_every_n_steps=1",
+]
+
+
+def forking(folder: Path, **given: Any) -> list[str]:
+    """Arguments of a run of the embedded model whose chat template drops thoughts."""
+    shutil.copytree(resolve_model("rlif-arithmetic"), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TERSE
+    tokenizer.save_pretrained(folder)
+    made = {**ENVIRONMENT, "thoughts": "fork", "max_observation_tokens": 120, **given}
+    return [
+        "--data.format.chat=true",
+        f"--model.policy.name={folder}",
+        f"--data.environment={json.dumps(made)}",
+        "--model.sampling.max_new_tokens=24",
+    ]
 
 
 class Talker:
@@ -107,6 +150,15 @@ class Deadly(Talker):
         is_over = step.done or len(action) % 2 == 1  # some end with their first turn
         Deadly.over += is_over
         return replace(step, done=is_over)
+
+
+class Hanging(Talker):
+    """Does not answer its second turn of some problems in time."""
+
+    def step(self, action: str) -> Step:
+        if self.told and self.seed % 2:
+            time.sleep(5)
+        return super().step(action)
 
 
 class Unseeded(Talker):

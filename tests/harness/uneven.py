@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
+from harness.episodes import Talker
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.internal import MeanLogprob
@@ -24,6 +25,14 @@ class UnevenEngine(NativeEngine):
 
     def setup(self, policy: PolicyModel, seed: int) -> None:
         super().setup(policy, seed + process())
+
+
+class FirstAlone(Talker):
+    """An environment that the first process alone can make, and step."""
+
+    def __init__(self, turns: int = 3):
+        assert process() == 0
+        super().__init__(turns)
 
 
 class UnevenHead(MeanLogprob):

@@ -1,0 +1,70 @@
+"""What some arms of the collapse study need before they run: made once, into ``runs/``.
+
+``frozen`` is what the start policy answers to the training problems, 8 completions each. ``words``
+are the second family's checkpoints and problems.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from benchmarks.study_arms import CONFIGS
+
+ROOT = Path(__file__).resolve().parent.parent
+ONE_THREAD = {
+    "PYTHONDONTWRITEBYTECODE": "",  # or each run would compile everything anew
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+MAKING = threading.Lock()
+
+
+def frozen_command(folder: Path) -> list[str]:
+    """Return the command that predicts on the training problems of ``base.yaml``."""
+    sums = {"min_terms": 3, "max_terms": 4, "size": 4800, "validation_size": 128}
+    source = {
+        "class_path": "TrainingProblems",
+        "init_args": {
+            "source": {"class_path": "ArithmeticProblems", "init_args": sums},
+        },
+    }
+    return [
+        *("-m", "rlif_lightning", "predict", f"--config={CONFIGS / 'base.yaml'}"),
+        f"--predictions.folder={folder}",
+        f"--trainer.default_root_dir={folder}.runs",
+        f"--data.source={json.dumps(source)}",
+    ]
+
+
+def words_command(folder: Path) -> list[str]:
+    """Return the command that makes the second family."""
+    return [str(ROOT / "scripts" / "make_word_model.py"), f"--output={folder}"]
+
+
+COMMANDS = {"frozen": frozen_command, "words": words_command}
+
+
+def make(name: str, runs: Path = ROOT / "runs") -> None:
+    """Make an input, unless it is whole; one that was killed goes on.
+
+    Raises:
+        RuntimeError: its command failed; names its log.
+    """
+    mark, log = runs / f"{name}.made", runs / f"{name}.log"
+    with MAKING:
+        if mark.exists():
+            return
+        runs.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, *COMMANDS[name](runs / name)]
+        with log.open("a") as file:
+            environment = {**os.environ, **ONE_THREAD}
+            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+        if done.returncode:
+            raise RuntimeError(f"{name}: exit code {done.returncode}, see {log}")
+        mark.touch()
