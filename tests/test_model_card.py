@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 from lightning.pytorch import Callback
 
 from callbacks import HubExporter
+from harness.episodes import ACTING
 from harness.runs import ONE, adding, fit
 from rlif_lightning.data.described import Described
 
@@ -92,6 +93,18 @@ def test_what_is_uploaded(run):
     assert first["allow_patterns"] is None
     assert second["allow_patterns"] == ["README.md"]  # the figures after training
     assert all("token" not in given for _, given in run[1])
+
+
+def test_an_environment_that_is_given_gold_answers_is_on_the_card(tmp_path):
+    """Nothing is paid by it, and what it says may still show them."""
+    rewards = {"vote": {"head": "ClusterVote"}, "game": {"head": "EnvironmentReward", "weight": 0}}
+    given = [*ONE, *ACTING, f"--model.rewards={json.dumps(rewards)}"]
+    fit(tmp_path, *given, adding("HFExporter"))
+    front, text = card_of(tmp_path)
+    assert "label-free" not in front["tags"]
+    make = "data.environment.make='harness.episodes.Talker'"
+    assert f"- {make} is given the column `answer` of gold answers, and may show it" in text
+    assert "| `game` | EnvironmentReward | 0 |  | perhaps |" in text
 
 
 def test_labels_by_a_gate_and_by_the_choice_are_on_the_card(tmp_path):
