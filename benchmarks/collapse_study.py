@@ -28,7 +28,7 @@ from pathlib import Path
 from benchmarks.results import FOLDER, Rows
 from benchmarks.study_arms import ARMS, CONFIGS, PLAN
 from benchmarks.study_indicators import record_warnings
-from benchmarks.study_inputs import ONE_THREAD, ROOT, make
+from benchmarks.study_inputs import ONE_THREAD, ROOT, make, record_checkpoints
 from benchmarks.study_report import write_report
 from benchmarks.study_rows import FINISHED, read_or_empty, record
 
@@ -164,6 +164,8 @@ def attempt(job: Job, deadline: float) -> str | None:
     try:
         if name := ARMS[job.arm].needs:
             make(name)
+        if name == "words":
+            record_checkpoints(ROOT / "runs" / name, job.results)
         seconds = job.run(factors)
     except RuntimeError as error:
         print(f"FAILED {error}", flush=True)

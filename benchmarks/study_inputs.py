@@ -6,6 +6,7 @@ are the second family's checkpoints and problems.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
+from benchmarks.results import write_results
 from benchmarks.study_arms import CONFIGS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +50,19 @@ def words_command(folder: Path) -> list[str]:
 
 
 COMMANDS = {"frozen": frozen_command, "words": words_command}
+
+
+def record_checkpoints(folder: Path, results: Path) -> None:
+    """Put how good the second family's checkpoints are into the result files."""
+    with (folder / "checkpoints.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    keys = [f"{line.pop('checkpoint')}/{line.pop('level')}" for line in lines]
+    notes = {
+        "command": "python scripts/make_word_model.py",
+        "conditions": "128 held-out problems x 8 samples; low, high: 95 % over problems",
+    }
+    path = results / "study" / "words.csv"
+    write_results(path, notes, dict(zip(keys, lines, strict=True)), key="checkpoint")
 
 
 def make(name: str, runs: Path = ROOT / "runs") -> None:

@@ -15,7 +15,7 @@ from benchmarks.study_arms import ARMS, CLAIMS, CURVE, JUDGING, TUNING
 from benchmarks.study_figures import end, first_loss, has_fallen, interval, peak
 from benchmarks.study_indicators import indicators_table
 from benchmarks.study_predictions import verdicts
-from benchmarks.study_rows import Run, read_runs
+from benchmarks.study_rows import Run, read_or_empty, read_runs
 
 COMMAND = "python -m benchmarks.collapse_study --report"
 PAGES = (FOLDER.parent / "collapse-study.md", FOLDER.parent.parent / "README.md")
@@ -118,6 +118,19 @@ def curve_table(runs: Sequence[Run]) -> Rows:
     return lines
 
 
+def words_table(results: Path) -> Rows:
+    """Return how good the second family's checkpoints are, in per cent."""
+
+    def cells(row: Mapping[str, str]) -> dict[str, str]:
+        percent = {name: f"{100 * float(row[name]):.1f}" for name in row if name != "round"}
+        span = f"{percent['low']} to {percent['high']}"
+        sampled = f"{percent['sampled']} ({span})"
+        return {"round": row["round"], "sampled": sampled, "majority@8": percent["majority@8"]}
+
+    rows = read_or_empty(results / "study" / "words.csv")
+    return {name.replace("/", " "): cells(row) for name, row in rows.items()}
+
+
 def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
     """Return each table by the name of its file, with the heading of its first column."""
     judging = [run for run in runs if run.seed in JUDGING]
@@ -170,6 +183,8 @@ def write_report(results: Path = FOLDER, pages: Sequence[Path] | None = None) ->
             its folder, else none.
     """
     made = tables(read_runs(results))
+    if words := words_table(results):
+        made["study_words"] = ("checkpoint", words)
     for name, (key, rows) in made.items():
         write_results(results / f"{name}.csv", {"command": COMMAND}, rows, key=key)
     for page in (PAGES if results.resolve() == FOLDER else ()) if pages is None else pages:

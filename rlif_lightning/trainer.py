@@ -25,6 +25,7 @@ from rlif_lightning.evaluation.preflight_report import (
 from rlif_lightning.evaluation.preflight_sample import PreflightBatches, all_rank_records
 from rlif_lightning.records import value_at
 from rlif_lightning.rollout.engine import RolloutEngine
+from rlif_lightning.running.context_checks import check_problems
 from rlif_lightning.running.endings import RunEnd
 from rlif_lightning.running.fork import Fork, checked_fork
 from rlif_lightning.running.header import RunHeader
@@ -164,6 +165,8 @@ class RLIFTrainer(Trainer):
         def check(problems: EncodedSplit) -> None:
             check_labels(datamodule, model.evaluator, model.rewards, "fit")
             model.rewards.check(problems, group_size)
+            if (train := datamodule.split("train")) is not None:
+                check_problems(model, train, model.run_models())
 
         batches = PreflightBatches(datamodule, prompts, model.seed, check)
         notice, callbacks = MemoryNotice(datamodule), self.callbacks  # pyright: ignore[reportAttributeAccessIssue]

@@ -138,7 +138,7 @@ def figures_of(path: Path) -> dict[str, float]:
     return json.loads((path / "figures.json").read_text())
 
 
-def nearest(accuracies: Sequence[float], targets: Sequence[float] = TARGETS) -> list[int]:
+def nearest(accuracies: Sequence[float], targets: Sequence[float]) -> list[int]:
     """Return the place of a different accuracy for each target, the nearest, in order of targets.
 
     Example:
@@ -169,7 +169,7 @@ def publish(folder: Path, done: Sequence[Path]) -> None:
     """Copy the chosen rounds to ``checkpoint_1`` and so on, measure each level, write the table."""
     accuracies = [figures_of(path)["sampled"] for path in done]
     lines = []
-    for number, place in enumerate(nearest(accuracies), 1):
+    for number, place in enumerate(nearest(accuracies, TARGETS), 1):
         path = folder / f"checkpoint_{number}"
         shutil.copytree(done[place], path, dirs_exist_ok=True)
         tokenizer, model = (

@@ -352,12 +352,11 @@ def test_a_fork_has_the_weights_and_nothing_else(first, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (None, LoRA(4, 8)),
-        # Those below merge and begin anew, as these two do.
+        pytest.param(None, LoRA(4, 8), marks=pytest.mark.slow),
         pytest.param(LoRA(4, 8), None, marks=pytest.mark.slow),
         pytest.param(LoRA(4, 8), LoRA(4, 8), marks=pytest.mark.slow),
         pytest.param(LoRA(4, 8), LoRA(4, 16), marks=pytest.mark.slow),
-        (LoRA(4, 8), LoRA(2, 8)),
+        (LoRA(4, 8), LoRA(2, 8)),  # merged, and begun anew
     ],
 )
 def test_a_fork_computes_the_same_with_other_adapters(tmp_path, first, old, new):

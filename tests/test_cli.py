@@ -129,7 +129,10 @@ def test_a_bug_in_a_user_s_head_keeps_its_traceback(tmp_path):
     assert isinstance(info.value.__cause__, AttributeError)
 
 
-@pytest.mark.parametrize(("command", "prefix"), [("validate", "val"), ("test", "test")])
+@pytest.mark.parametrize(
+    ("command", "prefix"),
+    [("validate", "val"), pytest.param("test", "test", marks=pytest.mark.slow)],
+)
 def test_evaluation_prints_figures_in_range(tmp_path, command, prefix):
     run = evaluate(command, tmp_path)
     found = {name: float(value) for name, value in run.trainer.callback_metrics.items()}

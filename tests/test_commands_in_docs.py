@@ -110,7 +110,15 @@ COMMANDS = {
 }
 
 
-def test_the_command_line_knows_every_setting(parsers, monkeypatch):
+FIRST = ("README.md", "CONTRIBUTING.md", "docs/related/")
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [pytest.param(FIRST, id="first"), pytest.param(("",), id="all", marks=pytest.mark.slow)],
+)
+def test_the_command_line_knows_every_setting(parsers, monkeypatch, pages):
+    """On the pages that a reader meets first, and on all."""
     monkeypatch.chdir(ROOT)
 
     def check(command: tuple[str, ...]) -> None:
@@ -121,7 +129,9 @@ def test_the_command_line_knows_every_setting(parsers, monkeypatch):
         except SystemExit:
             raise AssertionError(said.getvalue()[-600:]) from None
 
-    places = {tuple(command): place for place, command in COMMANDS.items()}  # each of them once
+    places = {  # each of them once
+        tuple(command): place for place, command in COMMANDS.items() if place.startswith(pages)
+    }
     check_each(check, places, lambda command: f"{places[command]}: {' '.join(command)}")
 
 

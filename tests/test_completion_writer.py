@@ -87,6 +87,7 @@ def test_without_labels_there_are_no_verdicts(tmp_path):
     assert not [record for record in records(tmp_path) if "correct" in record]
 
 
+@pytest.mark.slow  # the parts of a file: below
 def test_parquet_holds_the_same_records(sampled, tmp_path):
     write(tmp_path, "--trainer.max_epochs=2", every=2, groups=3, format="parquet")
     folder = next(tmp_path.rglob("completions"))

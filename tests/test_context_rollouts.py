@@ -17,6 +17,7 @@ from rlif_lightning.records import Rollout, TokenStats
 from rlif_lightning.sampling import Sampling
 
 SAMPLING = Sampling(max_new_tokens=40, temperature=2.0)
+FAMILIES = ["llama", pytest.param("gemma3", marks=pytest.mark.slow)]
 TALK = {"max_turns": 5, "max_turn_tokens": 9, "arguments": {"turns": 5, "first": "3+"}}
 
 
@@ -28,9 +29,11 @@ def chatting(folder, template: str = FORGETTING, **settings) -> PolicyModel:
     return policy
 
 
-def forked(policy: PolicyModel, thoughts: str = "fork", max_rows: int = 512, **given) -> Rollout:
-    made = settings_of(**{**TALK, "max_observation_tokens": 900, **given}, thoughts=thoughts)
-    return play(policy, made, SAMPLING, max_rows=max_rows, chat=True)
+def forked(
+    policy: PolicyModel, thoughts: str = "fork", rows=(0, 1, 3), max_rows=512, **given
+) -> Rollout:
+    made = settings_of(**{**TALK, "max_observation_tokens": 500, **given}, thoughts=thoughts)
+    return play(policy, made, SAMPLING, rows=rows, max_rows=max_rows, chat=True)
 
 
 def contexts_of(rollout: Rollout, row: int) -> list[tuple[list[int], list[int]]]:
@@ -60,7 +63,7 @@ def same(one: Rollout, other: Rollout) -> None:
         assert torch.equal(getattr(one.stats, field.name), getattr(other.stats, field.name))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_where_a_template_keeps_everything_fork_is_keep(tiny_models, architecture):
     policy = chatting(tiny_models[architecture], CHAT)
     keep, fork = (forked(policy, thoughts) for thoughts in ("keep", "fork"))
@@ -71,7 +74,7 @@ def test_where_a_template_keeps_everything_fork_is_keep(tiny_models, architectur
     same(fork, keep)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_a_turn_is_drawn_behind_what_the_template_shows(tiny_models, architecture):
     """The prompt of a new context is the whole conversation, written and encoded at once."""
     policy = chatting(tiny_models[architecture])
@@ -104,7 +107,7 @@ def test_a_turn_is_drawn_behind_what_the_template_shows(tiny_models, architectur
 
 
 @pytest.mark.parametrize("shares_prompts", [True, False])
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_log_probs_at_sampling_are_those_of_an_update(
     tiny_models, monkeypatch, architecture, shares_prompts
 ):
@@ -122,10 +125,9 @@ def test_log_probs_at_sampling_are_those_of_an_update(
         )
 
 
-@pytest.mark.parametrize("max_rows", [1, 3])
-def test_completions_at_a_time_change_no_episode(tiny_models, max_rows):
+def test_completions_at_a_time_change_no_episode(tiny_models):
     policy = chatting(tiny_models["llama"])
-    few, many = forked(policy, max_rows=max_rows), forked(policy)
+    few, many = (forked(policy, max_rows=number, rows=(2, 0)) for number in (3, 512))
     assert few.completion_ids.tolist() == many.completion_ids.tolist()
     assert torch.equal(few.context_starts, many.context_starts)
     assert few.episodes == many.episodes
@@ -142,9 +144,9 @@ def test_prompts_of_new_contexts_are_in_the_budget(tiny_models):
 def test_assembled_groups_keep_their_contexts(tiny_models):
     policy = chatting(tiny_models["llama"])
     made = settings_of(**TALK, max_observation_tokens=200, thoughts="fork")
-    draws = [play(policy, made, SAMPLING, rows=rows, chat=True) for rows in ((0, 1), (2, 3))]
+    draws = [play(policy, made, SAMPLING, rows=rows, chat=True) for rows in ((0,), (3,))]
     parts = [ScoredRollout(each, {}, each.lengths.sum(), 0.0) for each in draws]
-    whole, _ = assembled(parts, [(1, 1), (0, 0)])
+    whole, _ = assembled(parts, [(1, 0), (0, 0)])
     at_once = play(policy, made, SAMPLING, rows=(3, 0), chat=True)
     assert at_once.context_starts.any()
     for name in ("completion_ids", "turn_ids", "context_starts"):

@@ -45,6 +45,7 @@ def test_a_run_resumes_bit_for_bit_and_its_ratio_begins_at_one(tmp_path):
     assert not differences({place: found[place] for place in later}, later)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_no_weight(tmp_path):
     playing = [*PLAYING, *forking(tmp_path / "model"), "--trainer.max_steps=4"]
     one, other = (

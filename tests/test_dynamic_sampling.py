@@ -419,7 +419,9 @@ def only(rollout: Rollout, groups: list[int]) -> Rollout:
     )
 
 
-@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize(
+    "aggregation", ["token_mean", pytest.param("sequence_mean", marks=pytest.mark.slow)]
+)
 def test_to_skip_is_to_remove_the_groups(policy, aggregation):
     """With an entropy bonus, which acts on groups without advantage too."""
     draws = sampled(policy, 32, DynamicSampling())

@@ -69,6 +69,7 @@ def test_every_rollout_before_and_after(tmp_path, capsys):
     assert "[" in row
 
 
+@pytest.mark.slow  # every rollout: above
 def test_every_third_rollout_across_epochs(tmp_path):
     """An epoch has two rollouts here: the trainer counts over them once check_val_every_n_epoch is
     null.
@@ -88,7 +89,10 @@ def test_every_third_rollout_across_epochs(tmp_path):
     assert not (tmp_path / "version_0" / "evaluated").exists()
 
 
-@pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])
+@pytest.mark.parametrize(
+    ("command", "stage"),
+    [pytest.param("validate", "val", marks=pytest.mark.slow), ("test", "test")],
+)
 def test_a_table_with_intervals_and_subsets(tmp_path, capsys, command, stage):
     source = tmp_path / "problems.jsonl"
     rows = [

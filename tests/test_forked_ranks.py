@@ -19,6 +19,7 @@ from rlif_lightning.learning.rollout_advantages import reward_metrics, score_rol
 from rlif_lightning.learning.stare import STARE
 from rlif_lightning.learning.teacher import Teacher
 from rlif_lightning.learning.update_metrics import UpdateMeter
+from rlif_lightning.processes.collectives import first_process_result
 from rlif_lightning.processes.ranks import share_completions
 from rlif_lightning.records import Prompts, RewardOutput, Rollout, TokenStats
 from rlif_lightning.rewards import RewardSet, WeightedReward
@@ -126,6 +127,32 @@ class Rank(FeedbackWriter):
 
     def feedback(self, rollout, outputs):
         return [f"from {self.rank}"] * len(rollout.texts)
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (lambda rank: {"of": rank}, [{"of": 0}, {"of": 0}]),
+        (lambda rank: 1 // rank, ["integer division", "process 0 failed: ZeroDivisionError"]),
+        (lambda rank: lambda: rank, ["pickle", "process 0 failed: "]),  # it cannot be sent
+    ],
+)
+def test_the_first_process_s_result_or_failure_is_every_one_s(tmp_path, made, expected):
+    """Of those that share completions; the second would fail, or not, by itself."""
+
+    def work(rank: int) -> list:
+        alone, worked = first_process_result(lambda: rank), []
+        share_completions(True)
+        try:
+            found = first_process_result(lambda: worked.append(rank) or made(rank))
+        except Exception as error:
+            found = str(error)
+        return [alone, worked, found]
+
+    for rank, (alone, worked, found) in enumerate(on_two_ranks(work, tmp_path)):
+        assert (alone, worked) == (rank, [0] if rank == 0 else [])
+        said = expected[rank]
+        assert said in found if isinstance(said, str) else found == said
 
 
 def test_processes_that_share_completions_teach_from_one_feedback(tmp_path):

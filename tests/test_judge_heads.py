@@ -129,6 +129,7 @@ def by_answer(request: Request) -> str:
 RULE = {"class_path": "RuleJudge", "init_args": {"rule": "test_judge_heads.by_answer"}}
 
 
+@pytest.mark.slow  # test_turing_runs.py judges every reply of a run
 def test_a_run_with_a_rubric_judge_learns_and_logs(tmp_path):
     judge = only("RubricJudgeHead", judge=RULE, parser="VerdictParser", truncated="ask")
     run = fit(tmp_path, judge)
@@ -142,9 +143,13 @@ def test_a_column_that_is_not_there_is_refused_before_anything_is_sampled(tmp_pa
     judge = only("JudgeHead", judge=RULE, template="{completion} {hint}")
     with pytest.raises(SystemExit):
         fit(tmp_path, judge)
-    assert "template shows {hint}, and the data set has no such column" in capsys.readouterr().err
+    assert (
+        "{hint} of the template (known without a column: prompt, completion, form;"
+        in capsys.readouterr().err
+    )
 
 
+@pytest.mark.slow  # test_endpoint_judge.py refuses; test_run.py resumes
 def test_a_run_that_a_judge_stops_is_resumed_as_if_nothing_had_happened(tmp_path):
     """The server refuses every question of the second rollout."""
     with judge_server() as server:

@@ -169,7 +169,12 @@ STOPPING = {"temperature": 3.0, "max_new_tokens": 24, "stop": ["=", "7"]}
 
 
 @pytest.mark.parametrize(
-    ("architecture", "attention"), [("qwen2", "sdpa"), ("gpt2", "sdpa"), ("llama", "eager")]
+    ("architecture", "attention"),
+    [
+        pytest.param("qwen2", "sdpa", marks=pytest.mark.slow),
+        ("gpt2", "sdpa"),
+        pytest.param("llama", "eager", marks=pytest.mark.slow),
+    ],
 )
 def test_train_stop_appends_an_end_of_sequence_and_changes_nothing_else(
     tiny_models, architecture, attention

@@ -243,9 +243,14 @@ def halved(optimizer: Any) -> Any:
 @pytest.mark.parametrize(
     ("returns", "rate"),
     [
-        (lambda optimizer: optimizer, 0.1),
+        pytest.param(lambda optimizer: optimizer, 0.1, marks=pytest.mark.slow),
         (lambda optimizer: ([optimizer], [halved(optimizer)]), 0.025),
-        (lambda optimizer: {"optimizer": optimizer, "lr_scheduler": halved(optimizer)}, 0.025),
+        # test_changed_classes.py takes a new rate in this form.
+        pytest.param(
+            lambda optimizer: {"optimizer": optimizer, "lr_scheduler": halved(optimizer)},
+            0.025,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_configure_optimizers_may_be_overridden(tmp_path, returns, rate):

@@ -183,7 +183,7 @@ def test_a_run_counts_the_visits_of_each_problem(whole):
     assert whole.module.prompt_table.visit is None
 
 
-@pytest.mark.parametrize("rollout", [1, 2, 4])
+@pytest.mark.parametrize("rollout", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 4])
 def test_a_resumed_run_has_the_same_table(whole, tmp_path, rollout):
     """Rollouts 2 and 4 end an epoch."""
     path = at(whole.folder / "checkpoints", rollout)

@@ -118,7 +118,7 @@ def test_a_predictions_scores_have_the_criterias_own_weights(whole):
     head.train()
 
 
-@pytest.mark.parametrize("rollout", [1, 2, 3])
+@pytest.mark.parametrize("rollout", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 3])
 def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path, rollout):
     path = at(whole.folder / "checkpoints", rollout)
     again = made(rubric(), tmp_path, ckpt_path=path)

@@ -192,6 +192,7 @@ def test_lora_trains_adapters_only_with_itself_as_reference(tmp_path):
     assert float(rows[-1]["policy/reference_kl"]) > 0
 
 
+@pytest.mark.slow  # test_architectures.py has its gradients
 def test_gradient_checkpointing_changes_nothing(reference, tmp_path):
     run = fit(tmp_path, "--model.policy.gradient_checkpointing=true")
     assert_same(parameters(reference[0]), parameters(run), tolerance=1e-6)

@@ -262,7 +262,13 @@ def test_code_that_comes_with_the_weights_has_no_copy():
         examine(OwnConfig(), "sdpa")
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("float64", "float16")),
+        *("float32", "bfloat16"),
+    ],
+)
 def test_right_weights_pass_in_every_precision(tiny_models, dtype):
     for folder in tiny_models.values():
         settings = Policy(str(folder), dtype=dtype)

@@ -129,6 +129,7 @@ def test_the_token_budget_changes_nothing(small, tmp_path):
     assert_same(parameters(whole), parameters(cut), 1e-9)
 
 
+@pytest.mark.slow  # test_run.py resumes; this has no state of its own
 def test_a_resumed_run_is_the_uninterrupted_one(small, tmp_path, monkeypatch):
     base, given = small
     monkeypatch.setattr("harness.runs.BASE", base)

@@ -133,6 +133,7 @@ def test_the_average_follows_after_each_rollout(tmp_path):
     assert "reward/gold/gradient_norm" not in figures
 
 
+@pytest.mark.slow  # a checkpoint without it is refused: below
 def test_a_resumed_run_is_the_uninterrupted_one_with_its_average(tmp_path):
     def run(folder: Path, **way: Any) -> Run:
         return Run(folder, 4, learner(taught(ema_rate=0.25)), problems(), Words(), **way)
@@ -264,9 +265,10 @@ class Narrow(Callback):
         pl_module.teacher.limits = replace(pl_module.teacher.limits, positions=8)
 
 
-def test_feedback_that_is_too_long_stops_every_process_before_the_update(tmp_path):
-    with pytest.raises(ValueError, match=r"with the feedback that model\.objective\.teacher shows"):
-        Run(tmp_path, 1, learner(taught()), problems(), Words(), Narrow())
+def test_feedback_that_is_too_long_is_no_feedback(tmp_path):
+    with pytest.warns(UserWarning, match=r"leaves out .* that model\.objective\.teacher shows"):
+        run = Run(tmp_path, 1, learner(taught()), problems(), Words(), Narrow())
+    assert float(run.trainer.callback_metrics["teacher/coverage"]) == 0
 
 
 class Injects(Words):

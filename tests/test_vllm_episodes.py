@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from harness.decoding import GROUP, load, rescored
-from harness.episodes import CHAT, PLAYING, SMALL, merging_tokenizer, play, problems, settings_of
+from harness.episodes import (
+    CHAT,
+    PLAYING,
+    SMALL,
+    TERSE,
+    merging_tokenizer,
+    play,
+    problems,
+    settings_of,
+)
 from harness.launches import BASE as ON_ANY
 from harness.launches import assert_same_metrics, assert_same_weights, launch, on, weights
 from harness.launches import metrics as logged
@@ -110,6 +119,20 @@ def test_greedy_episodes_are_those_of_the_native_engine(standing, tmp_path, poli
     for field in fields(TokenStats):
         one, other = (getattr(each.stats, field.name) for each in (found, expected))
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_new_contexts_are_those_of_the_native_engine(standing, tmp_path, policy, monkeypatch):
+    monkeypatch.setattr(policy.tokenizer, "chat_template", TERSE)
+    limits = {"max_turns": 4, "max_turn_tokens": 5, "max_observation_tokens": 90}
+    made = short(**limits, arguments={"turns": 4}, thoughts="fork")
+    sampling = replace(SAMPLING, temperature=0)
+    found = played(engine_of(standing, tmp_path, policy), made, sampling, chat=True)
+    expected = play(policy, made, sampling, chat=True)
+    same_tokens(found, expected)
+    assert expected.context_starts.sum(1).max() > 1
+    assert torch.equal(found.context_starts, expected.context_starts)
+    for each in (found.stats.logprobs, found.engine_logprobs):
+        torch.testing.assert_close(each, expected.stats.logprobs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

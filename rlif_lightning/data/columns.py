@@ -57,7 +57,9 @@ def column_values(dataset: Dataset, path: str, rows: Sequence[int]) -> Iterator[
             yield int(row), value_at({root: value}, path)
 
 
-def check_column(named: str, path: str, dataset: Dataset, where: str) -> None:
+def check_column(
+    named: str, path: str, dataset: Dataset, where: str, known: Sequence[str] = ()
+) -> None:
     """Refuse a column that a data set does not have.
 
     Args:
@@ -65,11 +67,11 @@ def check_column(named: str, path: str, dataset: Dataset, where: str) -> None:
         path: of the column.
         dataset: the data set.
         where: its origin in words.
+        known: names of its columns, where some of them are hidden; empty = none is.
 
     Raises:
         ValueError: names the columns of the data set.
     """
     if not has_column(dataset.features, path):
-        raise ValueError(
-            f"{named} is not in {where}; its columns are {column_names(dataset.features)!s:.1000}"
-        )
+        columns = known or column_names(dataset.features)
+        raise ValueError(f"{named} is not in {where}; its columns are {[*columns]!s:.1000}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rlif_lightning.data.columns import check_column, column_names
 from rlif_lightning.records import Prompts, root_column, value_at
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class EncodedSplit:
         encode: tokenises texts.
         messages: makes a row's conversation; None without a chat.
         environment: what the completions are turns of; None = single turns.
+        known_columns: the names of all columns, where :meth:`only` has hidden some.
     """
 
     dataset: Dataset
@@ -48,6 +50,7 @@ class EncodedSplit:
     encode: Callable[[list[str]], list[np.ndarray]]
     messages: Callable[[dict[str, Any]], list[dict[str, str]] | None] | None = None
     environment: EnvironmentTask | None = None
+    known_columns: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,7 +73,21 @@ class EncodedSplit:
     def only(self, paths: Sequence[str]) -> EncodedSplit:
         """Return the same problems with the columns of these dotted paths alone."""
         roots = {root_column(self.dataset.column_names, path) for path in paths} - {None}
-        return replace(self, dataset=self.dataset.select_columns(sorted(map(str, roots))))
+        known = self.known_columns or column_names(self.dataset.features)
+        narrow = self.dataset.select_columns(sorted(map(str, roots)))
+        return replace(self, dataset=narrow, known_columns=known)
+
+    def check_column(self, named: str, path: str) -> None:
+        """Refuse a column that the training problems do not have.
+
+        Args:
+            named: what names it, in messages.
+            path: of the column.
+
+        Raises:
+            ValueError: names the columns of the data set, hidden ones too.
+        """
+        check_column(named, path, self.dataset, "the train split", self.known_columns)
 
     def batch(self, positions: list[int]) -> Prompts:
         """Return the prompts at these positions of ``rows``."""

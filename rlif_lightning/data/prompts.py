@@ -304,9 +304,13 @@ class PromptData(Described, LightningDataModule):
 
     def _check_size(self, split: Split, size: int, processes: int) -> None:
         if split == "train" and size < self.prompts_per_rollout:
+            where, remedy = "the train split", "lower it"
+            if isinstance(self.source, Streamed):
+                where = f"the first window of data.source.buffer={self.source.buffer} rows"
+                remedy += ", or raise the buffer"
             raise ValueError(
-                f"prompts_per_rollout={self.prompts_per_rollout}, but the train split has only"
-                f" {size} prompts; lower it"
+                f"prompts_per_rollout={self.prompts_per_rollout}, but {where} has only {size}"
+                f" prompts; {remedy}"
             )
         if size < processes:
             raise ValueError(

@@ -72,6 +72,7 @@ class RunModels:
         load: returns a frozen model, divided as the run's strategy says (a collective then).
         device: that this process computes on.
         seed: of the run.
+        max_new_tokens: of a completion in training.
     """
 
     policy: PolicyModel
@@ -79,6 +80,7 @@ class RunModels:
     load: Callable[[Policy], PolicyModel]
     device: torch.device
     seed: int
+    max_new_tokens: int = 0
 
 
 class Judge(Described, ABC):

@@ -93,6 +93,14 @@ class ContextLimits:
             " so that contexts stay within that length"
         )
 
+    def fault(self, name: str, prompt_length: int, total: int, asked: str) -> str:
+        """Return what :meth:`check` says of one context of so many tokens; nothing if it fits."""
+        try:
+            self.check(name, [prompt_length], [total], asked)
+        except ValueError as error:
+            return str(error)
+        return ""
+
     def check_ids(self, name: str, prompt_ids: Sequence[Tensor]) -> None:
         """Refuse token ids without an embedding, such as those added to a tokenizer alone."""
         highest = max((int(ids.max()) for ids in prompt_ids if len(ids)), default=0)

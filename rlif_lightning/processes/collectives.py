@@ -250,12 +250,24 @@ def first_process_result(work: Callable[[], T]) -> T:
 
     Raises:
         RuntimeError: the first process failed; as :func:`all_process_attempt`.
+        TypeError: the first process's result cannot be pickled.
     """
     if num_processes() == num_data_ranks():
         return work()
     # Pickled inside of the attempt, so that a result that cannot be pickled raises everywhere.
-    made = all_process_attempt(lambda: pickle.dumps(work()) if is_first_process() else b"")
+    made = all_process_attempt(lambda: _pickled(work()) if is_first_process() else b"")
     return pickle.loads(all_process_objects(made)[0])
+
+
+def _pickled(value: Any) -> bytes:
+    try:
+        return pickle.dumps(value)
+    except Exception as error:  # of any class: objects may define how they are pickled
+        raise TypeError(
+            f"processes share completions, and what the first one sends to the others cannot be"
+            f" pickled: {type(error).__name__}: {error}; under data.environment, let Step.info hold"
+            " numbers and texts"
+        ) from error
 
 
 def object_from_first(value: T) -> T:

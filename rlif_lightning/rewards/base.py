@@ -82,6 +82,12 @@ class RewardHead(Described, nn.Module, ABC):
     def bind(self, models: RunModels) -> None:
         """Take the run's models, for a head that asks one; called before the first rollout."""
 
+    def check_contexts(self, problems: EncodedSplit, models: RunModels) -> None:
+        """Refuse training problems that the run's models could not read, as :meth:`check` does.
+
+        Called once the models are loaded; a head that another one holds is called too.
+        """
+
     @abstractmethod
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Score all ``[B]`` completions of whole groups; NaN = does not apply."""

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers, compiled, pattern_found
 from rlif_lightning.answers.readers import read
 from rlif_lightning.answers.spelling import normalise
-from rlif_lightning.data.columns import check_column
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompt_table import PromptTable
@@ -28,8 +27,6 @@ from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.held_head import HoldsHead
 from rlif_lightning.setting_types import check_types
-
-TRAIN = "the train split"
 
 
 class Criterion(Described, nn.Module, ABC):
@@ -149,7 +146,7 @@ class Contains(Criterion):
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse a column that the data set does not have."""
-        check_column(f"Contains.column={self.column!r}", self.column, problems.dataset, TRAIN)
+        problems.check_column(f"Contains.column={self.column!r}", self.column)
 
     def verdicts(self, rollout: Rollout) -> Tensor:
         wanted = rollout.column(self.column)

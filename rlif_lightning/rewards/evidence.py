@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from rlif_lightning.data.columns import check_column, column_values
+from rlif_lightning.data.columns import column_values
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.records import Rollout
@@ -43,7 +43,7 @@ class EvidenceColumn(Evidence):
     def check(self, problems: EncodedSplit) -> None:
         """Refuse a column that is not there, or that holds other values."""
         named = f"EvidenceColumn.column={self.column!r}"
-        check_column(named, self.column, problems.dataset, "the train split")
+        problems.check_column(named, self.column)
         for row, value in column_values(problems.dataset, self.column, problems.rows.tolist()):
             texts_of(value, f"{named}, row {row},")
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlif_lightning.data.columns import has_column
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.masked import extents
 from rlif_lightning.records import RewardOutput, Rollout
@@ -119,11 +118,8 @@ class RewardFunction(RewardHead):
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse problems without a column that the function cannot do without."""
         for name in self.required:
-            if not has_column(problems.dataset.features, name):
-                raise ValueError(
-                    f"function={self.name} has the parameter {name!r}, and the data has no such"
-                    " column; rename a column, or give the parameter a default"
-                )
+            remedy = "rename a column, or give it a default"
+            problems.check_column(f"parameter {name!r} of function={self.name} ({remedy})", name)
 
     @property
     def waits(self) -> bool:

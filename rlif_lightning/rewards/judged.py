@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from rlif_lightning.data.columns import has_column
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.judges.asking import ask_all, cost_columns, start_asking
 from rlif_lightning.judges.base import Judge, Reply, Request, RunModels
@@ -146,12 +145,7 @@ class JudgeHead(AskingHead):
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse a judge that cannot be asked, and columns that the data set has not."""
         self.judge.check()
-        for column in self.columns:
-            if not has_column(problems.dataset.features, column):
-                raise ValueError(
-                    f"template shows {{{column}}}, and the data set has no such column; known"
-                    f" without one are {', '.join(self.given)}; write {{{{ and }}}} for braces"
-                )
+        check_template(self.columns, self.given, problems)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         pieces, replies, log = self.ask(rollout)
@@ -246,6 +240,22 @@ class JudgeHead(AskingHead):
     def steps(self, rollout: Rollout, scores: dict[int, list[float]]) -> StepScores | None:
         """Return the scores of steps, for a head whose pieces are steps."""
         return None
+
+
+def check_template(columns: Sequence[str], given: Sequence[str], problems: EncodedSplit) -> None:
+    """Refuse a template that shows a column which the data set has not.
+
+    Args:
+        columns: that it shows.
+        given: names that are known without a column.
+        problems: the data set.
+
+    Raises:
+        ValueError: names the column, and those that there are.
+    """
+    for column in columns:
+        known = f"known without a column: {', '.join(given)}; for braces write {{{{ and }}}}"
+        problems.check_column(f"{{{column}}} of the template ({known})", column)
 
 
 def reply_columns(said: Sequence[Sequence[Reply]]) -> dict[str, list[Any]]:

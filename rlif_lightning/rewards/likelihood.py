@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
-from rlif_lightning.data.columns import has_column
+from rlif_lightning.data.columns import column_values
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.tokenizer import encoded_apart
 from rlif_lightning.judges.base import RunModels
@@ -14,6 +15,7 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.targets import measure_targets
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
+from rlif_lightning.rewards.unread import tell_unread, unread
 from rlif_lightning.rewards.written import MARKER, Written
 
 
@@ -24,7 +26,8 @@ class TargetLogprob(RewardHead):
     of :class:`PairwiseJudgeHead`. The policy is the one that drew the completion, at temperature 1.
     The reply is read behind the completion's own text up to ``[HUMAN]:`` and one space; a
     completion without reasoning and marker scores ``lowest``. Use it without a division by a
-    spread (``DrGRPO``).
+    spread (``DrGRPO``). Problems whose reply might not fit into the policy's context behind a
+    prompt and a whole completion are refused; what does not fit nevertheless has no score (NaN).
 
     Args:
         column: of the human's replies, or a dotted path.
@@ -48,8 +51,24 @@ class TargetLogprob(RewardHead):
 
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse a column that the data set has not."""
-        if not has_column(problems.dataset.features, self.column):
-            raise ValueError(f"column={self.column!r} of TargetLogprob is not in the data set")
+        named = f"TargetLogprob.column={self.column!r}"
+        problems.check_column(named, self.column)
+
+    def check_contexts(self, problems: EncodedSplit, models: RunModels) -> None:
+        """Refuse replies that the policy could not read behind a prompt and a completion."""
+        policy, prompts = models.policy, problems.token_ids
+        if prompts is None:
+            return
+        [marker] = encoded_apart(policy.tokenizer, [f"\n{MARKER}"])
+        values = column_values(problems.dataset, self.column, problems.rows.tolist())
+        for (row, value), prompt in zip(values, prompts, strict=True):
+            [reply] = encoded_apart(policy.tokenizer, [_spaced(value)])
+            total = len(prompt) + models.max_new_tokens + len(marker) + len(reply)
+            if fault := _fault(policy, len(prompt), total):
+                raise ValueError(
+                    f"row {row} of the train split: the reply of TargetLogprob.column="
+                    f"{self.column!r} has {len(reply)} tokens: {fault}, or leave the row out"
+                )
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         """Return the scores of all completions (a collective)."""
@@ -57,11 +76,19 @@ class TargetLogprob(RewardHead):
         device, tokenizer = rollout.mask.device, policy.tokenizer
         written = [Written.of(text) for text in rollout.texts]
         before = [f"{each.reasoning}\n{MARKER}" if each.is_valid else "" for each in written]
-        humans = [f" {str(text).strip()}" for text in rollout.column(self.column)]
+        humans = map(_spaced, rollout.column(self.column))
+        after = [text if it.is_valid else "" for text, it in zip(humans, written, strict=True)]
         prefixes, targets = (
             [torch.from_numpy(ids).long().to(device) for ids in encoded_apart(tokenizer, texts)]
-            for texts in (before, humans)
+            for texts in (before, after)
         )
+        faults = []
+        for number, (prefix, target) in enumerate(zip(prefixes, targets, strict=True)):
+            prompt = len(rollout.prompts.token_ids[number // rollout.group_size])
+            faults.append(_fault(policy, prompt, prompt + len(prefix) + len(target)))
+            if faults[-1]:
+                prefixes[number], targets[number] = prefix[:0], target[:0]
+        tell_unread(self, faults)
         found = measure_targets(policy, rollout.prompts.token_ids, prefixes, targets)
         scores = [
             max(float(logprobs.mean()), self.lowest) + each.bonus
@@ -69,4 +96,13 @@ class TargetLogprob(RewardHead):
             else self.lowest
             for logprobs, each in zip(found, written, strict=True)
         ]
-        return RewardOutput(torch.tensor(scores, dtype=torch.float32, device=device))
+        values = torch.tensor(scores, dtype=torch.float32, device=device)
+        return RewardOutput(values.masked_fill(unread(faults, device), torch.nan))
+
+
+def _spaced(text: Any) -> str:
+    return f" {str(text).strip()}"
+
+
+def _fault(policy: PolicyModel, prompt: int, total: int) -> str:
+    return policy.limits.fault(policy.name, prompt, total, " with a reply")

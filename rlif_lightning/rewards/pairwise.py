@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rlif_lightning.data.columns import has_column
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.judges.base import Judge, Reply, Request
 from rlif_lightning.judges.pairwise import EVEN, pair_form, pair_schema, pair_scores
@@ -22,7 +21,7 @@ from rlif_lightning.judges.parsing import ReplyParser, ScoreParser
 from rlif_lightning.judges.template import Template
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import RewardOutput, Rollout
-from rlif_lightning.rewards.judged import AskingHead, RubricJudgeHead, reply_columns
+from rlif_lightning.rewards.judged import AskingHead, RubricJudgeHead, check_template, reply_columns
 from rlif_lightning.rewards.written import Written, copied_runs, length_penalty, watch_list
 
 GIVEN = ("prompt", "reply_a", "reply_b", "copied", "form")
@@ -179,12 +178,8 @@ class PairwiseJudgeHead(AskingHead):
     def check(self, problems: EncodedSplit, group_size: int) -> None:
         """Refuse a judge that cannot be asked, and columns that the data set has not."""
         self.judge.check()
-        for column in (*self.columns, self.column):
-            if not has_column(problems.dataset.features, column):
-                raise ValueError(
-                    f"column {column!r}, of PairwiseJudgeHead or its template, is not in the data"
-                    f" set; known without one are {', '.join(GIVEN)}"
-                )
+        problems.check_column(f"PairwiseJudgeHead.column={self.column!r}", self.column)
+        check_template(self.columns, GIVEN, problems)
 
     def forward(self, rollout: Rollout) -> RewardOutput:
         cases, replies, log = self.ask(rollout)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
+
 from rlif_lightning.data.loaders import EncodedSplit
+from rlif_lightning.judges.base import RunModels
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.classifier import HoldsClassifier, readable_tokens
+from rlif_lightning.rewards.unread import tell_unread, unread
 
 
 class RewardModel(HoldsClassifier, RewardHead):
@@ -15,7 +20,8 @@ class RewardModel(HoldsClassifier, RewardHead):
 
     Prompt and completion are one text. Where the prompts are conversations, it is made by the
     classifier's own chat template, with the completion as the assistant's turn. Each process has a
-    whole copy, which is no part of checkpoints and is not trained.
+    whole copy, which is no part of checkpoints and is not trained. A text that is longer than the
+    classifier can read has no score (NaN); a prompt that is, alone, is refused in setup.
 
     Args:
         name: hub name or folder of a sequence classifier with one label.
@@ -44,6 +50,23 @@ class RewardModel(HoldsClassifier, RewardHead):
         if problems.messages is not None:
             self._refuse_without_template(tokenizer)
 
+    def check_contexts(self, problems: EncodedSplit, models: RunModels) -> None:
+        """Refuse prompts that the classifier could not read even without a completion."""
+        model, tokenizer = self._model()
+        limit, prompts = readable_tokens(model), problems.token_ids
+        if limit is None or prompts is None:
+            return
+        for row, ids in zip(problems.rows.tolist(), prompts, strict=True):
+            if len(ids) < limit // 4:
+                continue  # far from the limit by any tokenizer
+            text = models.policy.tokenizer.decode(ids, skip_special_tokens=True)
+            if (size := len(tokenizer(text)["input_ids"])) > limit:
+                raise ValueError(
+                    f"name={self.name!r}: row {row} of the train split has {size} tokens without"
+                    f" a completion, and the reward model reads at most {limit}; lower"
+                    " data.max_prompt_tokens, with data.overlong=filter"
+                )
+
     def _refuse_without_template(self, tokenizer: Any) -> None:
         if tokenizer.chat_template is None:
             raise ValueError(
@@ -52,15 +75,24 @@ class RewardModel(HoldsClassifier, RewardHead):
             )
 
     def forward(self, rollout: Rollout) -> RewardOutput:
-        rows = self._token_ids(self._model()[1], rollout)
-        return RewardOutput(self.logits({"input_ids": rows}, rollout.mask.device)[:, 0])
+        device, rows = rollout.mask.device, self._token_ids(self._model()[1], rollout)
+        limit = readable_tokens(self._model()[0]) or math.inf
+        faults = [
+            f"name={self.name!r}: prompt and completion have {len(row)} tokens, and the reward"
+            f" model reads at most {limit}; lower sampling.max_new_tokens"
+            if len(row) > limit
+            else ""
+            for row in rows
+        ]
+        tell_unread(self, faults)
+        is_read = ~unread(faults, device)
+        scores = torch.full(is_read.shape, torch.nan, device=device)
+        read = [row for row, fault in zip(rows, faults, strict=True) if not fault]
+        scores[is_read] = self.logits({"input_ids": read}, device)[:, 0]
+        return RewardOutput(scores)
 
     def _token_ids(self, tokenizer: Any, rollout: Rollout) -> list[list[int]]:
-        """Return the token ids of B texts.
-
-        Raises:
-            ValueError: one is longer than the classifier can read.
-        """
+        """Return the token ids of B texts."""
         chats = rollout.prompts.messages
         if chats is not None:
             self._refuse_without_template(tokenizer)
@@ -74,10 +106,4 @@ class RewardModel(HoldsClassifier, RewardHead):
             texts.append(str(tokenizer.apply_chat_template(turns, tokenize=False)))
         # A template writes its special tokens itself.
         rows = tokenizer(texts, add_special_tokens=chats is None)["input_ids"]
-        limit = readable_tokens(self._model()[0])
-        if limit is not None and (longest := max(map(len, rows))) > limit:
-            raise ValueError(
-                f"name={self.name!r}: prompt and completion have {longest} tokens, and the reward"
-                f" model reads at most {limit}; lower sampling.max_new_tokens"
-            )
         return rows

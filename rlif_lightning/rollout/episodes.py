@@ -1,4 +1,4 @@
-"""``EpisodeDriver``: the environments of one rollout's rows, and the prompts that they begin with.
+"""``EpisodeDriver``: the environments of one rollout's rows; ``EpisodeEngine``: who keeps them.
 
 Answers are waited for together, so that what shares a batch depends on no clock: a resumed run
 computes the same batches.
@@ -9,6 +9,7 @@ others receive what these answered.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,10 @@ from rlif_lightning.data.turns import Chat, Continuation, EnvironmentTask, Obser
 from rlif_lightning.environments.base import Episode
 from rlif_lightning.environments.pool import EnvironmentPool, episode_seed
 from rlif_lightning.processes.collectives import first_process_result
-from rlif_lightning.records import Prompts
+from rlif_lightning.records import Prompts, Rollout
+from rlif_lightning.rollout.engine import RolloutEngine
+from rlif_lightning.rollout.turn_taking import Turns
+from rlif_lightning.sampling import Sampling
 
 
 class EpisodeDriver:
@@ -149,3 +153,58 @@ def open_pool(settings: EnvironmentSettings) -> EnvironmentPool:
     return EnvironmentPool(
         settings.make, settings.arguments, **{name: getattr(settings, name) for name in names}
     )
+
+
+class EpisodeEngine(RolloutEngine):
+    """An engine that plays episodes and keeps their environments from rollout to rollout.
+
+    Subclasses draw. ``Turns`` decides whose turn it is, what is observed and what ends.
+
+    Attributes:
+        pool: of environments; None before the first rollout that needs one.
+        pool_settings: that the pool was opened with.
+    """
+
+    pool: EnvironmentPool | None = None
+    pool_settings: EnvironmentSettings | None = None
+
+    def check_environment(
+        self, settings: EnvironmentSettings, sampling: Sampling
+    ) -> list[dict[str, Any]]:
+        if sampling.min_new_tokens:
+            raise ValueError(
+                f"sampling.min_new_tokens={sampling.min_new_tokens} is for single turns: under"
+                " data.environment set it to 0"
+            )
+        if self.pool is None or self.pool_settings != settings:
+            self.discard_ahead()
+            self.pool, self.pool_settings = open_pool(settings), settings
+            weakref.finalize(self, self.pool.close)
+        return tools_of(self.pool)
+
+    def discard_ahead(self) -> None:
+        """Close the environments."""
+        pool, self.pool = self.pool, None
+        if pool is not None:
+            pool.close()
+
+    def episodes(self, prompts: Prompts, sampling: Sampling) -> EpisodeDriver | None:
+        """Return what runs the environments of a rollout; None for single turns."""
+        task = prompts.environment
+        if task is None:
+            return None
+        self.check_environment(task.settings, sampling)
+        assert self.pool is not None
+        return EpisodeDriver(self.pool, task)
+
+    def with_turns(self, rollout: Rollout, turns: Turns) -> Rollout:
+        """Return a rollout of episodes (a collective: too many failures stop every process)."""
+        turn_ids = turns.turn_ids[:, : rollout.mask.shape[1]].to(rollout.mask.device)
+        episodes = [turns.driver.episodes[row] for row in range(len(turn_ids))]
+        turns.driver.pool.check_failures(episodes)
+        texts = ["\n".join(each) for each in turns.texts]
+        known = {"texts": texts, "turn_ids": turn_ids, "episodes": episodes}
+        if turns.settings.thoughts == "fork":
+            starts = turns.context_starts[:, : rollout.mask.shape[1]]
+            known["context_starts"] = starts.to(turn_ids.device)
+        return replace(rollout, mask=turn_ids >= 0, **known)

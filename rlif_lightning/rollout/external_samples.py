@@ -124,9 +124,11 @@ def _completions(prompts: Prompts, drawn: Sequence[Drawn], turns: Turns | None) 
     lengths = torch.tensor([len(row.ids) for row in drawn], device=like.device)
     ids = _padded([row.ids for row in drawn], like)
     mask = torch.arange(ids.shape[1], device=like.device) < lengths.unsqueeze(1)
+    starts = None
     if turns is not None:
         mask = turns.turn_ids[:, : ids.shape[1]].to(like.device) >= 0
-    return Completions(prompts.token_ids, ids, mask, len(drawn) // len(prompts))
+        starts = turns.context_starts[:, : ids.shape[1]].to(like.device)
+    return Completions(prompts.token_ids, ids, mask, len(drawn) // len(prompts), starts)
 
 
 def _padded(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from rlif_lightning.records import Prompts, Rollout, TokenStats
 from rlif_lightning.rollout.autocasting import cast_once
 from rlif_lightning.rollout.decoder_base import Decoder
 from rlif_lightning.rollout.decoders import RecomputingDecoder, cache_is_right, choose_decoder
-from rlif_lightning.rollout.episode_engine import EpisodeEngine
+from rlif_lightning.rollout.episodes import EpisodeEngine
 from rlif_lightning.rollout.generation import DrawnTokens, Generation
 from rlif_lightning.rollout.lockstep import LockstepDecoder
 from rlif_lightning.rollout.step_graphs import refuse_uncapturable

@@ -1,7 +1,7 @@
 """``TurnRounds``: episodes of a sampler that draws whole turns, from token ids to token ids.
 
 In a round every row that goes on draws a turn, and then all of their environments answer. The
-prompt of a turn is the row's ids so far. Example, a prompt [p] with two rows:
+prompt of a turn is the ids of the row's context so far. Example, a prompt [p] with two rows:
 
     round 0    prompt [p], n=2                     drawn 5 <e> by row 0, and 7 7 <e> by row 1
                row 0 is told "higher" (h i); the episode of row 1 is over
@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import Prompts
-from rlif_lightning.rollout.draws_ahead import Asked
-from rlif_lightning.rollout.episodes import EpisodeDriver
 from rlif_lightning.rollout.external_samples import Drawn, Draws, check_tokens, closed
 from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.rollout.turn_taking import Turns
 from rlif_lightning.sampling import turn_seed
+
+if TYPE_CHECKING:
+    from rlif_lightning.rollout.draws_ahead import Asked
+    from rlif_lightning.rollout.episodes import EpisodeDriver
 
 Sample = Callable[[Sequence[list[int]], Sequence[dict[str, Any]]], list[list[Drawn]]]
 
@@ -89,7 +91,8 @@ class TurnRounds:
             seed = turn_seed(self.seed, self.asked.rollout_number, *place)
             own = {"n": 1, "seed": seed, "max_tokens": tokens}
             requests.append({**self.asked.requests[problem], **own})
-            prompts.append(self.prompt_ids[problem] + self.ids[row, : self.lengths[row]].tolist())
+            so_far = int(self.lengths[row])
+            prompts.append(self.turns.context(row, so_far, self.prompt_ids[problem]))
         return by_row(self.sample(prompts, requests), 1)
 
     def _keep(self, row: int, drawn: Drawn, room: int) -> bool:
@@ -105,9 +108,9 @@ class TurnRounds:
     def _observe(self) -> torch.Tensor:
         """Put observations after the rows that go on; return these rows, ``[n]``."""
         waiting, self.turns.waiting = sorted(self.turns.waiting.items()), {}
-        for row, ids in waiting:
-            self.lengths[row] = self.turns.continue_row(row, int(self.lengths[row]), ids)
-            self.logprobs[row] += [math.nan] * len(ids)
+        for row, follows in waiting:
+            self.lengths[row] = self.turns.continue_row(row, int(self.lengths[row]), follows)
+            self.logprobs[row] += [math.nan] * len(follows.ids)
         return torch.tensor([row for row, _ in waiting], dtype=torch.int64)
 
 

@@ -129,6 +129,17 @@ class Turns:
         self.waiting[row] = follows
         return None
 
+    def context(self, row: int, columns: int, prompt: list[int]) -> list[int]:
+        """Return the ids that a row's next token is drawn behind.
+
+        Args:
+            row: of an episode.
+            columns: tokens of the row so far.
+            prompt: of the row, which its first context begins with.
+        """
+        begun = self.context_starts[row, :columns].nonzero()[:, 0].tolist()
+        return [*(() if begun else prompt), *self.ids[row, max([0, *begun]) : columns].tolist()]
+
     def continue_row(self, row: int, column: int, follows: Continuation) -> int:
         """Put undrawn ids after a row's tokens; return the column where its turn begins."""
         end = column + len(follows.ids)

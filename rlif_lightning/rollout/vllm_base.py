@@ -21,8 +21,7 @@ from rlif_lightning.processes.collectives import (
 )
 from rlif_lightning.records import Prompts, Rollout
 from rlif_lightning.rollout.draws_ahead import Asked
-from rlif_lightning.rollout.episode_engine import EpisodeEngine
-from rlif_lightning.rollout.episodes import EpisodeDriver
+from rlif_lightning.rollout.episodes import EpisodeDriver, EpisodeEngine
 from rlif_lightning.rollout.external_samples import Drawn, Draws, as_rollout
 from rlif_lightning.rollout.importance_weights import Correction
 from rlif_lightning.rollout.turn_rounds import TurnRounds, by_row

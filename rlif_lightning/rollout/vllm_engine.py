@@ -102,7 +102,8 @@ class VLLMServerEngine(VLLMBaseEngine):
             name; weights are passed as a file there.
         timeout: seconds for loading weights, and for the completions of one rollout in addition to
             0.001 for each token that they may have (max_new_tokens for each completion of all
-            processes). A server that draws fewer than 1000 tokens a second needs more.
+            processes). A server that draws fewer than 1000 tokens a second needs more. Under an
+            environment these are the turns of one round instead of the rollout.
         max_ratio: bound of a token's weight exp(policy's log-prob - engine's); null = no weights.
         correction: token_truncate | token_mask | sequence_truncate | sequence_mask: a larger
             ratio, of a token or of its whole completion, is cut to max_ratio or counts as 0;

@@ -15,8 +15,10 @@ from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rollout.engine import RolloutEngine
+from rlif_lightning.running.context_checks import check_contexts
 from rlif_lightning.running.strategies import build_policy
 from rlif_lightning.running.teachers import build_teacher, follow
+from rlif_lightning.sampling import Sampling
 
 
 class ModelSetup(LightningModule):
@@ -35,6 +37,7 @@ class ModelSetup(LightningModule):
     objective: Objective
     rewards: RewardSet
     engine: RolloutEngine
+    sampling: Sampling
     plan: UpdatePlan
     seed: int
 
@@ -60,11 +63,18 @@ class ModelSetup(LightningModule):
             self._keep_teacher(build_teacher(self.objective.teacher, self.policy, build))
         self.engine.scoring_tokens = self.plan.micro_batch_tokens
         self.engine.setup(self.policy, self.seed)
-        device = torch.device("cpu") if strategy is None else strategy.root_device
-        load = partial(self._frozen, strategy)
-        models = RunModels(self.policy, self.policy_settings, load, device, self.seed)
+        models = self.run_models()
         for reward in self.rewards.settings.values():
             reward.head.bind(models)
+        check_contexts(self, models)
+
+    def run_models(self) -> RunModels:
+        """Return what the run offers to heads and judges that ask a model."""
+        assert self.policy is not None
+        strategy = None if self._trainer is None else self._trainer.strategy
+        device = torch.device("cpu") if strategy is None else strategy.root_device
+        load, longest = partial(self._frozen, strategy), self.sampling.max_new_tokens
+        return RunModels(self.policy, self.policy_settings, load, device, self.seed, longest)
 
     def _frozen(self, strategy: Any, policy: Policy) -> PolicyModel:
         """Return a frozen model: the reference model, if it is the same, or one loaded for it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ from rlif_lightning.masked import extents
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import reshard_after_forward
-from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.records import RewardOutput, Rollout, overlap
+from rlif_lightning.rewards.unread import tell_unread
 from rlif_lightning.rollout.self_check import check_architecture
 
 SETTING = "model.objective.teacher"
@@ -92,8 +92,7 @@ def lesson_of(module: Any, rollout: Rollout, outputs: Mapping[str, RewardOutput]
     """Return what a teacher reads in a rollout's updates (a collective); None = there is none.
 
     Raises:
-        ValueError: a callback has given the run another teacher than it began with, or a prompt
-            with feedback is longer than the teacher can read.
+        ValueError: a callback has given the run another teacher than it began with.
     """
     teacher: Teacher | None = module.objective.teacher
     if teacher != module.first_teacher:
@@ -116,17 +115,19 @@ def lesson_of(module: Any, rollout: Rollout, outputs: Mapping[str, RewardOutput]
     split = module.trainer.datamodule.split("train")
     prompts = feedback_prompts(rollout, texts, teacher.template, split)
     reads = module.teacher or module.policy
-    all_process_attempt(lambda: _check_context(reads, prompts, extents(rollout.mask).tolist()))
-    return Lesson(module.teacher, prompts, teacher.top_k)
+    lengths = extents(rollout.mask).tolist()
+    faults = [_fault(reads, *each) for each in zip(prompts, lengths, strict=True)]
+    tell_unread(teacher, faults, "leaves out")
+    read = [None if fault else each for each, fault in zip(prompts, faults, strict=True)]
+    return Lesson(module.teacher, read, teacher.top_k)
 
 
-def _check_context(
-    reads: PolicyModel, prompts: Sequence[Tensor | None], lengths: Sequence[int]
-) -> None:
-    for prompt, length in zip(prompts, lengths, strict=True):
-        if prompt is not None and length:
-            asked = f" with the feedback that {SETTING} shows"
-            reads.limits.check(reads.name, [len(prompt)], [len(prompt) + length + 1], asked)
+def _fault(reads: PolicyModel, prompt: Tensor | None, length: int) -> str:
+    """Return why the teacher cannot read a prompt with feedback; nothing where it can."""
+    if prompt is None or not length:
+        return ""
+    asked = f" with the feedback that {SETTING} shows"
+    return reads.limits.fault(reads.name, len(prompt), len(prompt) + length + 1, asked)
 
 
 def _weighted(module: Any) -> str | None:
