@@ -119,9 +119,9 @@ def environment_uses(module: Any) -> list[str]:
     columns to a ``reset(**row)``, or those that it names. Of a function's environment nothing is
     known before it is made, and all count.
     """
-    data = getattr(module._trainer, "datamodule", None)
-    environment = getattr(data, "environment", None)
-    split = data.split("train") if environment is not None else None
+    data: Any = getattr(module._trainer, "datamodule", None)
+    environment: Any = getattr(data, "environment", None)
+    split = None if environment is None else data.split("train")
     if split is None:
         return []
     gold = [name for name in split.dataset.features if holds_gold(name, module.rewards)]
