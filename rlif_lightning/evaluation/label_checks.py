@@ -120,9 +120,9 @@ def environment_uses(module: Any) -> list[str]:
     known before it is made, and all count.
     """
     data: Any = getattr(module._trainer, "datamodule", None)
-    environment: Any = getattr(data, "environment", None)
+    environment = getattr(data, "environment", None)
     split = None if environment is None else data.split("train")
-    if split is None:
+    if split is None or environment is None:
         return []
     gold = [name for name in split.dataset.features if holds_gold(name, module.rewards)]
     begin: Any = getattr(imported(environment.make, "data.environment.make"), "reset", None)
