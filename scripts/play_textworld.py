@@ -50,7 +50,7 @@ class Cooking:
     def step(self, action: str) -> tuple[str, float, bool, dict[str, Any]]:
         """Return what is seen, the score so far, and whether the game is over."""
         seen, score, done, self.infos = self.made.step(action)
-        return words_of(seen), score, done, self.infos
+        return words_of(seen), score, done, {**self.infos, "success": self.infos["won"]}
 
     def close(self) -> None:
         """Close the game."""
