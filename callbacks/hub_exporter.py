@@ -96,8 +96,8 @@ class HubExporter(HFExporter):
         try:
             all_process_attempt(upload)
         except Exception as error:
+            cause = " ".join(str(error.__cause__ or "").split())
             raise RuntimeError(
-                f"HubExporter could not upload to {self.repo!r}:"
-                f" {' '.join(str(error).split()):.300}; the policy is in {folder}: repeat with"
-                f" `hf upload {self.repo} {folder}`"
+                f"HubExporter could not upload to {self.repo!r}: {error} {cause:.300}; the policy"
+                f" is in {folder}: repeat with `hf upload {self.repo} {folder}`"
             ) from error

@@ -18,7 +18,6 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import AdamW
 
-from rlif_lightning.data.curriculum import Curriculum
 from rlif_lightning.data.described import Described
 from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.data.prompts import PromptData
@@ -28,7 +27,7 @@ from rlif_lightning.evaluation.label_checks import check_labels
 from rlif_lightning.evaluation.policy_use import PolicyUse
 from rlif_lightning.learning.advantages import GDPO, Advantage
 from rlif_lightning.learning.answer_tokens import AnswerTokens, weighed
-from rlif_lightning.learning.dynamic_sampling import DynamicDraws, DynamicSampling
+from rlif_lightning.learning.dynamic_sampling import DynamicSampling
 from rlif_lightning.learning.losses import aggregation_weights
 from rlif_lightning.learning.muon import mark_embeddings
 from rlif_lightning.learning.objective_base import Objective
@@ -42,7 +41,6 @@ from rlif_lightning.learning.optimizer import (
 )
 from rlif_lightning.learning.replay import Replay, ReplayBuffer
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
-from rlif_lightning.learning.scored_rollouts import RolloutSource, ScoredRollout
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
@@ -55,13 +53,13 @@ from rlif_lightning.rewards.given import RewardLike, as_rewards
 from rlif_lightning.rewards.reward_set import RewardSet
 from rlif_lightning.rollout.engine import RolloutEngine
 from rlif_lightning.rollout.native import NativeEngine
+from rlif_lightning.running.draw import draw
 from rlif_lightning.running.look_ahead import upcoming_prompts
 from rlif_lightning.running.model_setup import ModelSetup
-from rlif_lightning.running.run_settings import KEY, run_settings
+from rlif_lightning.running.run_settings import describe_run, readable
 from rlif_lightning.running.setup_checks import check_run
 from rlif_lightning.running.strategies import TensorParallelStrategy, check_strategy
 from rlif_lightning.running.teachers import lesson_of
-from rlif_lightning.running.texts import drawn_from_texts
 from rlif_lightning.sampling import Sampling
 from rlif_lightning.setting_types import check_arguments
 
@@ -208,7 +206,7 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
     def _rollout_and_updates(self, prompts: Prompts) -> dict[str, Any]:
         number, started = int(self.num_rollouts), time.perf_counter()
         with self.prompt_table.visiting(number, self.trainer.current_epoch):
-            drawn = self._draw(prompts, number)
+            drawn = draw(self, prompts, number)
         rollout, outputs = without_dropped(drawn.rollout, drawn.outputs)
         length = self.sampling.max_new_tokens
         loss_weights = aggregation_weights(rollout.mask, self.objective.aggregation, length)
@@ -246,23 +244,9 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         made = {"stats": rollout.stats, "rollout": rollout, "rewards": outputs}
         return made | {"advantages": advantages}
 
-    def _draw(self, prompts: Prompts, rollout_number: int) -> ScoredRollout:
-        """Draw and score the rollout of a batch; a curriculum sees what it says."""
-        if self.objective.column is not None:
-            return drawn_from_texts(self, prompts)
-        source = RolloutSource(self.engine, self.rewards, self.sampling, self.group_size)
-        data = getattr(self.trainer, "datamodule", None)
-        if self.dynamic_sampling is not None:
-            problems = data.split("train") if isinstance(data, PromptData) else None
-            source = DynamicDraws(self.dynamic_sampling, source, problems, self.seed)
-        drawn = source.draw(prompts, rollout_number)
-        if isinstance(data, PromptData) and isinstance(data.source, Curriculum):
-            data.source.observe(drawn.rollout, drawn.outputs)
-        return drawn
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put settings, replay buffer and prompt table into the checkpoint; all processes agree."""
-        checkpoint.setdefault(KEY, run_settings(self.trainer, self))  # our trainer has done so
+        describe_run(checkpoint, self)
         if self.replay_buffer is not None:
             checkpoint["replay"] = self.replay_buffer.state_dict()
         if self.prompt_table.columns:
@@ -272,7 +256,7 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         """Take the checkpoint's replay buffer and prompt table; empty where there is none."""
         if self.replay_buffer is not None:
             self.replay_buffer.load_state_dict(checkpoint.get("replay"))
-        self.prompt_table.load_state_dict(checkpoint.get("prompt_table"))
+        self.prompt_table.load_state_dict(readable(checkpoint).get("prompt_table"))
 
     def _updater(self) -> Updater:
         assert self.policy is not None

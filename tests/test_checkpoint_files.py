@@ -195,6 +195,7 @@ def optimizer(count: int = 1, **moments: torch.Tensor) -> list[Any]:
             "optimiser's exp_avg of policy.w has the shape [3]",
         ),
         ({"optimizer_states": optimizer(count=2)}, "its optimiser has 2 parameters"),
+        ({"format": 2}, "it has the format 2, of a newer version of rlif-lightning"),
     ],
 )
 def test_contents_that_do_not_fit_are_refused_and_the_older_one_is_taken(tmp_path, change, message):

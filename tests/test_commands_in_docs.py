@@ -108,9 +108,16 @@ COMMANDS = {
     for page in PAGES
     for i, command in enumerate(commands(page.read_text()))
 }
+OVERLAYS = [
+    path for name in ("objectives", "related") for path in (ROOT / "configs" / name).iterdir()
+]
+for overlay in sorted(OVERLAYS):
+    large = overlay.with_stem(overlay.stem.removesuffix("_cpu"))
+    given = [f"--config={path.relative_to(ROOT)}" for path in dict.fromkeys((large, overlay))]
+    COMMANDS[str(overlay.relative_to(ROOT))] = ["fit", "--config=configs/quickstart.yaml", *given]
 
 
-FIRST = ("README.md", "CONTRIBUTING.md", "docs/related/")
+FIRST = ("README.md", "CONTRIBUTING.md", "configs/objectives/", "configs/related/")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,7 @@ FIRST = ("README.md", "CONTRIBUTING.md", "docs/related/")
     [pytest.param(FIRST, id="first"), pytest.param(("",), id="all", marks=pytest.mark.slow)],
 )
 def test_the_command_line_knows_every_setting(parsers, monkeypatch, pages):
-    """On the pages that a reader meets first, and on all."""
+    """On the first pages and in the overlays of objectives and systems; and on all pages."""
     monkeypatch.chdir(ROOT)
 
     def check(command: tuple[str, ...]) -> None:

@@ -29,6 +29,7 @@ PLAYING = [
 SAVING = '--trainer.callbacks+={"class_path": "RunCheckpoints", "init_args": {"every": 1}}'
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit_and_its_ratio_begins_at_one(tmp_path):
     whole, again = tmp_path / "whole", tmp_path / "again"
     playing = [*PLAYING, *forking(tmp_path / "model"), SAVING]

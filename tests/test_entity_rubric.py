@@ -260,7 +260,6 @@ def test_eta_0_trains_as_the_outcome_alone_bit_for_bit(tmp_path):
     )
 
 
-@pytest.mark.slow  # its state by hand; test_run.py resumes
 def test_a_resumed_run_keeps_the_outcomes_state(tmp_path):
     """The coin counts its calls in a buffer; the outcome may also be label-free."""
     whole = made(EntityRubric(Random()), tmp_path / "whole", 3)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from lightning.pytorch import Callback
 
 from callbacks import HubExporter
 from harness.episodes import ACTING
+from harness.local_hub import TOKEN, LocalHub, local_hub
 from harness.runs import ONE, adding, fit
 from rlif_lightning.data.described import Described
 
+# huggingface_hub 2.4 uploads large files by an argument that httpx2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 MEASURED = ["--compare=true", "--trainer.check_val_every_n_epoch=99"]
 GATED = {
     "vote": {"head": "ClusterVote", "weight": 0.5, "gate": {"head": "gold", "at_least": 0.5}},
@@ -28,30 +31,12 @@ def card_of(folder: Path, name: str = "last") -> tuple[dict, str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[Path, list[tuple[str, dict]]]:
-    """A run with an evaluation before and after, uploaded to a hub that writes down its calls."""
-    folder, calls = tmp_path_factory.mktemp("card"), []
-
-    def recording(name: str):
-        signature = inspect.signature(getattr(HfApi, name))
-
-        def call(self, *given, **named):
-            bound = signature.bind(self, *given, **named).arguments
-            files = (
-                sorted(path.name for path in Path(bound["folder_path"]).iterdir())
-                if ("folder_path" in bound)
-                else []
-            )
-            calls.append((name, {**bound, "files": files}))
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("create_repo", "upload_folder"):
-            patch.setattr(HfApi, name, recording(name))
-        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+def run(tmp_path_factory) -> tuple[Path, LocalHub]:
+    """A run with an evaluation before and after, uploaded by the hub's own client."""
+    folder = tmp_path_factory.mktemp("card")
+    with local_hub() as hub:
         fit(folder, *MEASURED, adding("HubExporter", repo="me/tiny"))
-    return folder, calls
+    return folder, hub
 
 
 def test_the_card_says_what_the_policy_is(run):
@@ -81,18 +66,23 @@ def test_figures_are_those_of_evaluation_json_with_intervals(run):
     assert "On 8 held-out problems" in text
 
 
-def test_what_is_uploaded(run):
-    (made, made_with), (pushed, first), (again, second) = run[1]
-    assert (made, pushed, again) == ("create_repo", "upload_folder", "upload_folder")
-    assert (made_with["repo_id"], made_with["private"], made_with["exist_ok"]) == (
-        "me/tiny", True, True,
-    )  # fmt: skip
-    assert Path(first["folder_path"]) == run[0] / "version_0" / "export" / "last"
-    assert {"README.md", "model.safetensors", "config.json"} <= set(first["files"])
-    assert first["ignore_patterns"] == ["made_by.json"]
-    assert first["allow_patterns"] is None
-    assert second["allow_patterns"] == ["README.md"]  # the figures after training
-    assert all("token" not in given for _, given in run[1])
+def test_what_arrives_at_the_hub(run):
+    folder, hub = run
+    (made,) = hub.made
+    assert (made["organization"], made["name"], made["visibility"]) == ("me", "tiny", "private")
+    exported = folder / "version_0" / "export" / "last"
+    written = {path.name: path.read_bytes() for path in exported.iterdir()}
+    assert written.pop("made_by.json")
+    assert {"README.md", "model.safetensors", "config.json"} <= {*written}
+    assert hub.files == written
+    assert hub.commits == ["rollout 2", "evaluation after training"]
+    assert len(hub.stored) == 1  # the weights, once
+    assert hub.requests[0] == "/api/repos/create"
+    plain = [
+        path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl", ".yaml", ".md")
+    ]
+    assert plain
+    assert not [path for path in plain if TOKEN in path.read_text()]
 
 
 def test_an_environment_that_is_given_gold_answers_is_on_the_card(tmp_path):
@@ -134,17 +124,27 @@ def test_settings_of_an_upload_are_checked(settings, message):
         HubExporter(**settings)
 
 
-def test_a_missing_login_is_told_before_the_first_rollout(tmp_path, capsys, monkeypatch):
-    def refused(self, *given, **named):
-        raise OSError("401 Client Error:\nUnauthorized")
-
-    monkeypatch.setattr(HfApi, "create_repo", refused)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with pytest.raises(SystemExit):
+def test_a_refused_login_is_told_before_the_first_rollout(tmp_path, capsys):
+    with local_hub("hf_of_somebody") as hub, pytest.raises(SystemExit):
         fit(tmp_path, adding("HubExporter", repo="me/tiny"))
     told = " ".join(capsys.readouterr().err.split())
-    assert "HubExporter.repo='me/tiny' cannot be made or written: 401 Client Error:" in told
+    assert "HubExporter.repo='me/tiny' cannot be made or written: Client error '401" in told
+    assert hub.requests == ["/api/repos/create"]
     assert not list(tmp_path.rglob("model.safetensors"))
+
+
+def test_an_upload_that_fails_names_its_cause_and_the_command_that_repeats_it(tmp_path):
+    exporter = HubExporter("me/tiny")
+    exporter.root = tmp_path
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "model.safetensors").write_bytes(b"some weights")
+    told = (
+        r"Error while uploading 'model.safetensors' .*403.*repeat with `hf upload me/tiny .*last`"
+    )
+    with local_hub() as hub:
+        hub.is_full = True
+        with pytest.raises(RuntimeError, match=told):
+            exporter._push(SimpleNamespace(is_global_zero=True), None, "rollout 1")
 
 
 class Reporter(Described, Callback):

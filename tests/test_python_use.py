@@ -87,6 +87,11 @@ def test_both_trainers_train_alike_and_the_module_is_used_and_loaded(tmp_path):
     loaded = RLIFModule.load_from_checkpoint(tmp_path / "run.ckpt")
     assert loaded.generate(["3+4+5=", "1+2="], 3) == drawn
     assert model_settings(loaded) == model_settings(module)
+    saved = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    assert saved["format"] == 1
+    torch.save({**saved, "format": 2}, tmp_path / "newer.ckpt")
+    with pytest.raises(ValueError, match=r"format 2, of a newer version .* up to 1: upgrade"):
+        RLIFModule.load_from_checkpoint(tmp_path / "newer.ckpt")
     module.save_pretrained(tmp_path / "model")
     again = module_of(str(tmp_path / "model"))
     assert again.generate(["3+4+5=", "1+2="], 3) == drawn

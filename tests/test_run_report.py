@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lightning.pytorch import Callback
+from matplotlib.figure import Figure
 
-from callbacks.report import read_run
+from callbacks.report import figures, read_run
 from callbacks.report.figures import draw_panel
 from callbacks.report.panels import panels_of
 from callbacks.run_report import main
@@ -27,6 +28,12 @@ from harness.runs import fit
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HEADER = "epoch,step,policy/entropy,reward/vote/mean,reward/vote/share,vote/unanimous,val/accuracy"
+
+
+@pytest.fixture(autouse=True)
+def _quick_pictures(monkeypatch):
+    """Without a layout, which is two thirds of a picture's time; the run of `reported` has one."""
+    monkeypatch.setattr(figures, "Figure", lambda layout, **size: Figure(**size))
 
 
 class Broken(Callback):

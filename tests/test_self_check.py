@@ -36,6 +36,7 @@ import rlif_lightning.rollout.self_check as self_check
 import rlif_lightning.running.strategies as strategies
 from rlif_lightning.learning.objective_base import ReferenceKL
 from rlif_lightning.learning.objectives import Clipped
+from rlif_lightning.model import plan_hook
 from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.model.shrunken import NotShrinkable, random_model, shrunken
@@ -89,6 +90,7 @@ def lose_the_plan(monkeypatch):
             module, query, key, value, None, scaling=scaling, is_causal=False
         )
 
+    plan_hook.register()  # before it is replaced
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "rlif", attend)
 
 

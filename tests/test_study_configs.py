@@ -4,6 +4,7 @@ its name says.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ SCALES = {
 BANDS = {"band": ((0.3, 0.9), "any"), "majority": ((0, 1), "half")}
 # Others differ in nothing but the rate, or the number of problems.
 BUILT = [arm for arm in ARMS if "-hot" in arm and not arm.endswith(("-32", "-128"))]
+GRID = [arm for arm in BUILT if "-w" in arm]  # of KL-Cov's weights and fractions
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +57,14 @@ def check_objective(arm: str, objective):
     assert type(objective) is (Clipped if arm in CLIPPED else KLCov)
     assert objective.reference_kl.weight == (0.03 if arm.startswith("preset") else 0)
     if isinstance(objective, KLCov):
-        cell = arm.split("-w")[1].split("-f") if "-w" in arm else ("0.05", "0.02")
-        assert (objective.weight, objective.fraction) == (float(cell[0]), float(cell[1]))
+        cell = re.search(r"-w([\d.]+)-f([\d.]+)", arm)
+        weight, fraction = cell.groups() if cell else ("0.05", "0.02")
+        assert (objective.weight, objective.fraction) == (float(weight), float(fraction))
 
 
-@pytest.mark.parametrize("arm", BUILT)
+@pytest.mark.parametrize(
+    "arm", [pytest.param(arm, marks=pytest.mark.slow if arm in GRID[1:] else ()) for arm in BUILT]
+)
 def test_an_arm_is_what_its_name_says(arm, tmp_path):
     recipe, _, control = (*arm.split("-", 2), "")[:3]
     factors = ARMS[arm].factors or ([(9, 0.5)] if ARMS[arm].yoked_to else ())

@@ -93,6 +93,13 @@ def test_a_reply_that_cannot_be_read_has_no_score(narrow):
     assert scores[3] == -8.0  # a completion without a marker is not read
 
 
+def test_a_rollout_without_any_reply_is_scored(narrow):
+    policy = load(narrow)
+    head = TargetLogprob("reply")
+    head.bind(RunModels(policy, policy.settings, lambda _: policy, torch.device("cpu"), 0))
+    assert head(handmade(["1", "2"], 2, reply=["7"])).scores.tolist() == [-8.0, -8.0]
+
+
 def rollout_of(texts: list[str], prompt: str) -> Rollout:
     rollout = handmade(texts, 2)
     ids = [torch.tensor([1])] * rollout.num_prompts

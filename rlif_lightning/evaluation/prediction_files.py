@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
@@ -29,14 +27,14 @@ from rlif_lightning.setting_types import check_types
 from rlif_lightning.whole_files import replaced
 
 COLUMNS = {
-    "index": pa.int64(),
-    "completion_number": pa.int64(),
-    "prompt": pa.string(),
-    "completion": pa.string(),
-    "length": pa.int64(),
-    "ended": pa.bool_(),
-    "mean_logprob": pa.float64(),
-    "mean_entropy": pa.float64(),
+    "index": "int64",
+    "completion_number": "int64",
+    "prompt": "string",
+    "completion": "string",
+    "length": "int64",
+    "ended": "bool",
+    "mean_logprob": "float64",
+    "mean_entropy": "float64",
 }
 # Completions in a Parquet file; they are lost if predict ends before it is full.
 ROWS_PER_FILE = 4096
@@ -175,8 +173,7 @@ class _Output:
 
     def __init__(self, folder: Path, rank: int, heads: list[str]):
         self.folder, self.rank = folder, rank
-        scores = pa.struct([(head, pa.float64()) for head in heads])
-        self.schema = pa.schema([*COLUMNS.items(), ("scores", scores)])
+        self.heads = heads
         other = {"jsonl": "parquet", "parquet": "jsonl"}[self.suffix]
         if list(folder.glob(f"completions-*.{other}")):
             raise ValueError(
@@ -189,12 +186,9 @@ class _Output:
 
     def card(self) -> str:
         """Return a data set card with the columns' types, which nulls in a file may hide."""
-        scores = [
-            {"name": field.name, "dtype": "float64"} for field in self.schema.field("scores").type
-        ]
+        scores = [{"name": head, "dtype": "float64"} for head in self.heads]
         features: list[dict[str, Any]] = [
-            {"name": name, "dtype": CARD_NAMES.get(str(kind), str(kind))}
-            for name, kind in COLUMNS.items()
+            {"name": name, "dtype": kind} for name, kind in COLUMNS.items()
         ]
         features.append({"name": "scores", "struct": scores})
         data_files = f"completions-*.{self.suffix}"
@@ -258,6 +252,8 @@ class _Parquet(_Output):
 
     def finished(self, num_rows: int, group_size: int) -> np.ndarray:
         """Return which rows are in a file; files appear whole or not at all."""
+        import pyarrow.parquet as pq
+
         done = np.zeros(num_rows, dtype=bool)
         for path in self._paths():
             done[pq.read_table(path, columns=["index"])["index"].to_numpy()] = True
@@ -273,8 +269,14 @@ class _Parquet(_Output):
         """Write what is kept as one file, named by its first row."""
         if not self.records:
             return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        scores = pa.struct([(head, pa.float64()) for head in self.heads])
+        columns = [(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()]
+        schema = pa.schema([*columns, ("scores", scores)])
         name = f"completions-{self.rank:05d}-{self.records[0]['index']:012d}"
         path, unfinished = self.folder / f"{name}.parquet", self.folder / f"{name}.tmp"
         with naming(unfinished), replaced(path, unfinished):
-            pq.write_table(pa.Table.from_pylist(self.records, self.schema), unfinished)
+            pq.write_table(pa.Table.from_pylist(self.records, schema), unfinished)
         self.records = []

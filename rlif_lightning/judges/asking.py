@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
@@ -21,6 +23,25 @@ from rlif_lightning.processes.ranks import num_data_ranks, num_processes, writes
 REASONS = 3  # failures that an error quotes
 
 
+_ASKS_NOTHING = ContextVar("asks_nothing", default=False)
+
+
+@contextmanager
+def asking_nothing(is_idle: bool = True) -> Iterator[None]:
+    """Score completions without a question to any judge: they are of a rollout that nobody uses.
+
+    A question fails without a call then, and is not counted. Collectives are made as otherwise.
+
+    Args:
+        is_idle: whether nothing is asked; False = this changes nothing.
+    """
+    before = _ASKS_NOTHING.set(is_idle)
+    try:
+        yield
+    finally:
+        _ASKS_NOTHING.reset(before)
+
+
 class JudgeError(RuntimeError):
     """Too many calls failed; says why, and what remains."""
 
@@ -31,7 +52,7 @@ def start_asking(judge: Judge, requests: Sequence[Request]) -> Future[list[Reply
     Example: heads a and b ask two endpoints, and v is a vote. ``RewardSet`` starts a and b, scores
     v meanwhile, and waits for the slower of a and b.
     """
-    if not judge.answers_elsewhere or num_processes() != num_data_ranks():
+    if not judge.answers_elsewhere or num_processes() != num_data_ranks() or _ASKS_NOTHING.get():
         return None
     thread = ThreadPoolExecutor(1)
     replies = thread.submit(_ask, judge, requests)
@@ -65,7 +86,8 @@ def ask_all(
         JudgeError: on every data rank, if the calls of more than ``max_failed`` of all questions
             failed.
     """
-    since = time.perf_counter()
+    since, unasked = time.perf_counter(), len(requests) if _ASKS_NOTHING.get() else 0
+    requests = requests[unasked:]
     replies = _replies(judge, requests) if started is None else started.result()
     names = _SUMS if judge.prices is None else (*_SUMS, "cost")
     failed = [reply.failure for reply in replies if reply.text is None]
@@ -93,7 +115,7 @@ def ask_all(
         **{f"judge/{name}": value for name, value in zip(names, sums, strict=True)},
         "time/judge": time.perf_counter() - since,
     }
-    return replies, log
+    return [*[Reply(None, calls=0)] * unasked, *replies], log
 
 
 _SUMS = ("calls", "prompt_tokens", "completion_tokens")

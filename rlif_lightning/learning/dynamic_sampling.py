@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.judges.asking import asking_nothing
 from rlif_lightning.learning.rollout_advantages import mean_of_tokens
 from rlif_lightning.learning.scored_rollouts import (
     RolloutSource,
@@ -255,16 +256,16 @@ class DynamicDraws:
     ) -> ScoredRollout:
         """Draw groups of further problems (a collective).
 
-        A data rank without one draws single tokens: engines and heads have collectives of their
-        own. The heads are in evaluation mode, in which they count nothing, so what they remember is
-        of as many draws in each rollout, on any number of data ranks.
+        A data rank without one draws single tokens, and asks no judge: engines and heads have
+        collectives of their own. The heads are in evaluation mode, in which they count nothing, so
+        what they remember is of as many draws in each rollout, on any number of data ranks.
         """
         assert self.problems is not None
-        source, device = self.source, prompts.index.device
-        if not positions:
+        source, device, is_idle = self.source, prompts.index.device, not positions
+        if is_idle:
             short = replace(source.sampling, max_new_tokens=1, min_new_tokens=0)
             source, positions = replace(source, sampling=short), [0]
-        with evaluating(source.rewards):
+        with evaluating(source.rewards), asking_nothing(is_idle):
             return source.draw(self.problems.batch(positions).to(device), rollout_number)
 
     def _whole(

@@ -93,6 +93,11 @@ class ContextLimits:
             " so that contexts stay within that length"
         )
 
+    @property
+    def has_bound(self) -> bool:
+        """Return whether there is a length from which on :meth:`check` refuses a context."""
+        return any(each is not None for each in (self.positions, self.selected, self.original))
+
     def fault(self, name: str, prompt_length: int, total: int, asked: str) -> str:
         """Return what :meth:`check` says of one context of so many tokens; nothing if it fits."""
         try:

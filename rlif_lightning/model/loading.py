@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.data.tokenizer import EMBEDDED_MODELS, resolve_model
@@ -132,7 +132,7 @@ def as_policy(given: Any) -> Policy:
     raise TypeError(f"policy={type(given).__name__} is not supported: {remedy}")
 
 
-def load_pretrained(policy: Policy) -> PreTrainedModel:
+def load_pretrained(policy: Policy) -> Any:
     """Load the model with its weights.
 
     Raises:
@@ -245,7 +245,7 @@ def own_attention(policy: Policy) -> str | None:
     return "eager" if policy.attention == "eager" else None
 
 
-def prepare_model(model: PreTrainedModel, policy: Policy) -> Any:
+def prepare_model(model: Any, policy: Policy) -> Any:
     """Return the model with what the settings add: gradient checkpointing and adapters."""
     if model.dtype == torch.float64:
         # PyTorch has no grouped matrix product in float64.
@@ -257,7 +257,7 @@ def prepare_model(model: PreTrainedModel, policy: Policy) -> Any:
     return model if policy.lora is None else _add_lora(model, policy.lora)
 
 
-def _add_lora(model: PreTrainedModel, lora: LoRA) -> Any:
+def _add_lora(model: Any, lora: LoRA) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
         from peft.tuners.lora import LoraLayer

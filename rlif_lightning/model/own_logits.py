@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 
@@ -33,6 +32,8 @@ def body(causal_lm: Any) -> Any:
     Raises:
         ValueError: there is none.
     """
+    from transformers import PreTrainedModel
+
     for found in (causal_lm.base_model, causal_lm.get_decoder(), *causal_lm.children()):
         if found is not causal_lm and isinstance(found, PreTrainedModel):
             return found
@@ -58,6 +59,8 @@ def own_logits(causal_lm: Any, hidden: Tensor, weight: Tensor | None = None) -> 
     def give(*args: Any, **kwargs: Any) -> _Given:
         asked.append(True)
         return _Given(last_hidden_state=hidden.unsqueeze(0))
+
+    from transformers import PreTrainedModel
 
     outer = body(causal_lm)
     decoder = outer.get_decoder()  # OPT's causal LM calls the decoder inside its base model

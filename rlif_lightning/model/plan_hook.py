@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rlif_lightning.model.scores import AttentionPlan, Scores, in_one_precision
@@ -79,6 +78,15 @@ class PlanView:
 
 _layers: WeakKeyDictionary[nn.Module, dict[int, str]] = WeakKeyDictionary()
 _current: ContextVar[PlannedPass | None] = ContextVar("planned_pass", default=None)
+
+
+@cache
+def register() -> None:
+    """Make ``HOOKED`` known to transformers, whose models the command line imports with a run."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(HOOKED, attend)
+    AttentionMaskInterface.register(HOOKED, plan_mask)
 
 
 @contextmanager
@@ -195,6 +203,8 @@ def attend(
     scaling, softcap, sinks = (options.get(name) for name in ("scaling", "softcap", "s_aux"))
     if view is None and _current.get() is None:
         if softcap is None and sinks is None:
+            from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
             return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return Scores(scaling, None, softcap, sinks).attend(query, key, value, attention_mask), None
     name = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
@@ -211,7 +221,3 @@ def attend(
     query, key, value = in_one_precision(query, key, value)
     scores = Scores(scaling, view.window, softcap, sinks)
     return view.planned.plan.attend(module.layer_idx, query, key, value, scores), None
-
-
-AttentionInterface.register(HOOKED, attend)
-AttentionMaskInterface.register(HOOKED, plan_mask)

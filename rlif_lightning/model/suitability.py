@@ -10,18 +10,21 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from rlif_lightning.model import plan_hook
 from rlif_lightning.model.attention import TreePlan
 from rlif_lightning.model.own_logits import body
 from rlif_lightning.model.packing import Tree
 from rlif_lightning.model.plan_hook import HOOKED, PlanError, attention_layers, following
 from rlif_lightning.model.scores import AttentionPlan
 from rlif_lightning.model.transformers_internals import attention_of, takes_other_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Layers whose output depends on all earlier tokens by other means than attention: first their kinds
 # in configurations, then names of their classes.
@@ -100,6 +103,7 @@ def _replace(model: Any) -> str | None:
         return f"it holds state that is not attention: {state}"
     if not takes_other_attention(model):
         return "it supports no other backend"
+    plan_hook.register()
     model.set_attn_implementation(HOOKED)
     if model.device.type == "meta":
         return None

@@ -25,11 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    set_model_state_dict,
-)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -158,6 +153,8 @@ def whole_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
         return gathered_state_dict(policy.model)
     if not sharded_modules(policy):
         return policy.model.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
     whole: Any = get_model_state_dict(
         policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
@@ -167,6 +164,8 @@ def whole_state_dict(policy: PolicyModel) -> dict[str, Tensor]:
 def load_whole(policy: PolicyModel, weights: dict[str, Tensor]) -> None:
     """Put whole weights into ``policy.model`` by name (a collective if it is divided)."""
     if sharded_modules(policy):
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
         options = StateDictOptions(full_state_dict=True, strict=False)
         values: dict[str, Any] = dict(weights)
         set_model_state_dict(policy.model, values, options=options)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.distributed.checkpoint.metadata import Metadata
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
 
 INDEX, REST = ".metadata", "meta.pt"
 STATE = "state_dict."  # before the name of a weight
@@ -61,3 +62,11 @@ def read_index(path: Path) -> Metadata:
     """
     with (path / INDEX).open("rb") as file:
         return _Index(file).load()
+
+
+def tensors_in(index: Metadata) -> dict[str, Any]:
+    """Return name -> entry of each tensor in an index."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    entries = index.state_dict_metadata.items()
+    return {name: entry for name, entry in entries if isinstance(entry, TensorStorageMetadata)}

@@ -14,7 +14,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from rlif_lightning.parallel.shard_index import REST, STATE, check_folder, read_index
+from rlif_lightning.parallel.shard_index import REST, STATE, check_folder, read_index, tensors_in
 from rlif_lightning.parallel.tensor_parallel import as_dtensors, as_parts
 from rlif_lightning.parallel.tensor_parallel_layers import own_part, split_dims
 
@@ -63,8 +62,8 @@ def read_whole(path: Path, prefix: str) -> dict[str, Any]:
     check_folder(path)
     weights = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in read_index(path).state_dict_metadata.items()
-        if name.startswith(f"{STATE}{prefix}") and isinstance(entry, TensorStorageMetadata)
+        for name, entry in tensors_in(read_index(path)).items()
+        if name.startswith(f"{STATE}{prefix}")
     }
     dcp.load(weights, checkpoint_id=path, planner=_CheckedPlanner(), no_dist=True)
     return {name.removeprefix(STATE): value for name, value in weights.items()}

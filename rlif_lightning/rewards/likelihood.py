@@ -57,7 +57,7 @@ class TargetLogprob(RewardHead):
     def check_contexts(self, problems: EncodedSplit, models: RunModels) -> None:
         """Refuse replies that the policy could not read behind a prompt and a completion."""
         policy, prompts = models.policy, problems.token_ids
-        if prompts is None:
+        if prompts is None or not policy.limits.has_bound:
             return
         [marker] = encoded_apart(policy.tokenizer, [f"\n{MARKER}"])
         values = column_values(problems.dataset, self.column, problems.rows.tolist())

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers.core_model_loading import revert_weight_conversion
 
 from rlif_lightning.model.four_bits import dequantized
 from rlif_lightning.model.policy import PolicyModel
@@ -30,6 +29,8 @@ def merged_weights(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
     Raises:
         ValueError: adapters on the experts of a sharded policy, which cannot be merged.
     """
+    from transformers.core_model_loading import revert_weight_conversion
+
     reshard_after_forward(policy)
     for _, layer in groupby(_whole_weights(policy.causal_lm), key=lambda item: _layer_of(item[0])):
         yield from revert_weight_conversion(policy.causal_lm, dict(layer)).items()

@@ -24,6 +24,7 @@ from rlif_lightning.model.four_bits import CHECKSUM
 from rlif_lightning.parallel.partial_loading import empty_model
 from rlif_lightning.parallel.shard_index import REST
 from rlif_lightning.running.checkpoint_files import FILES
+from rlif_lightning.running.checkpoint_format import newer_format
 from rlif_lightning.running.former_settings import present_settings
 from rlif_lightning.running.run_settings import KEY, model_settings
 from rlif_lightning.running.setting_changes import SHAPES, changes, refusal
@@ -210,7 +211,7 @@ def _foreign(content: Any, parts: set[str]) -> str | None:
             "it is not a checkpoint of a run of rlif-lightning (no"
             f" {', '.join(missing) or 'num_rollouts'})"
         )
-    return None
+    return newer_format(content)
 
 
 def _progress_fault(content: dict[str, Any]) -> str | None:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
-from torch.distributed.checkpoint.api import CheckpointException
 
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.running.checkpoint_names import (
@@ -127,6 +126,8 @@ def write_together(path: Path, write: Callable[[], Any]) -> None:
     Raises:
         RuntimeError: in every process, if one could not; names the path.
     """
+
+    from torch.distributed.checkpoint.api import CheckpointException
 
     def part() -> None:
         try:

@@ -13,7 +13,6 @@ from rlif_lightning.model.adapters import as_named, merged
 from rlif_lightning.model.four_bits import CHECKSUM, refuse_another_base
 from rlif_lightning.model.lora import lora_scale
 from rlif_lightning.parallel.fsdp import load_whole
-from rlif_lightning.parallel.sharded_checkpoint import read_whole
 from rlif_lightning.running.checkpoint_faults import (
     WEIGHTS,
     expected_of,
@@ -132,6 +131,8 @@ def _saved_scale(source: Path, own: float | None) -> float | None:
 
 def _policy_weights(source: Path) -> dict[str, Tensor]:
     """Return the policy's whole weights by their names in its model, mapped if possible."""
+    from rlif_lightning.parallel.sharded_checkpoint import read_whole
+
     weights = read_whole(source, MODEL) if source.is_dir() else read_rest(source)["state_dict"]
     return {
         name.removeprefix(MODEL): value for name, value in weights.items() if name.startswith(MODEL)

@@ -14,6 +14,7 @@ from rlif_lightning.data.described import ARGUMENTS, CLASS, Described, arguments
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.learning.optimizer import build_optimizer
 from rlif_lightning.model.loading import resolve_model
+from rlif_lightning.running.checkpoint_format import FORMAT, NEWEST, newer_format
 from rlif_lightning.running.setting_changes import GROUPS, OPTIMIZER, PROBLEMS, SEED
 
 KEY = "settings"  # of a checkpoint
@@ -35,6 +36,23 @@ VALIDATION_BATCH = "data.validation_prompts_per_batch"
 SIZES = ("data.prompts_per_rollout", VALIDATION_BATCH)
 HOME = "rlif_lightning.module"  # of RLIFModule
 TRAINER = ("max_steps", "world_size", "precision")
+
+
+def describe_run(checkpoint: dict[str, Any], module: Any) -> None:
+    """Put the format and the run's settings into a checkpoint; our trainer has put the latter."""
+    checkpoint[FORMAT] = NEWEST
+    checkpoint.setdefault(KEY, run_settings(module.trainer, module))
+
+
+def readable(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint that this version can read.
+
+    Raises:
+        ValueError: it is of a newer version.
+    """
+    if (fault := newer_format(checkpoint)) is not None:
+        raise ValueError(f"the checkpoint cannot be read: {fault}")
+    return checkpoint
 
 
 def run_settings(trainer: Any, module: Any) -> dict[str, Any]:

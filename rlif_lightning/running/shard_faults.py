@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from rlif_lightning.parallel.shard_index import INDEX, read_index
+from rlif_lightning.parallel.shard_index import INDEX, read_index, tensors_in
 
 SHARD = ".distcp"
 CHUNK = 2**24  # numbers that are summed up at once
@@ -33,8 +32,8 @@ def _is_finite(part: Tensor) -> bool:
 def shard_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     """Return name -> shape of each weight in a folder, and whether it is floating-point."""
     found = {}
-    for name, entry in read_index(path).state_dict_metadata.items():
-        if name.startswith(WEIGHTS) and isinstance(entry, TensorStorageMetadata):
+    for name, entry in tensors_in(read_index(path)).items():
+        if name.startswith(WEIGHTS):
             found[name.removeprefix(WEIGHTS)] = (
                 tuple(entry.size),
                 entry.properties.dtype.is_floating_point,
@@ -52,11 +51,7 @@ def folder_fault(path: Path, sizes: dict[str, int]) -> str | None:
     if INDEX not in sizes or not any(name.endswith(SHARD) for name in sizes):
         return "it is a folder of shards without an index, or without shards"
     index = read_index(path)
-    tensors = {
-        name: entry
-        for name, entry in index.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    tensors = tensors_in(index)
     if f"{WEIGHTS}num_rollouts" not in tensors:
         return "it is not a checkpoint of a run of rlif-lightning (no num_rollouts)"
     stored: dict[str, dict[tuple[int, ...], Any]] = {}

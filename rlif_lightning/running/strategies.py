@@ -21,12 +21,6 @@ from lightning.pytorch.strategies import (
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.fsdp import Sharding, sharded_modules, sharded_policy
-from rlif_lightning.parallel.sharded_checkpoint import (
-    load_folder,
-    load_part_of_file,
-    model_state,
-    optimizer_state,
-)
 from rlif_lightning.parallel.tensor_parallel import split_policy
 from rlif_lightning.rollout.self_check import check_architecture, check_weights
 from rlif_lightning.running.checkpoint_files import finish_folder, unfinished_name, write_together
@@ -82,6 +76,8 @@ class DividedStrategy(ModelParallelStrategy):
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load a folder of shards or a whole file, of any number of processes."""
+        from rlif_lightning.parallel.sharded_checkpoint import load_folder
+
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
         assert self.lightning_module is not None
@@ -185,14 +181,20 @@ class TensorParallelStrategy(DividedStrategy):
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
+        from rlif_lightning.parallel.sharded_checkpoint import model_state
+
         assert self.model is not None
         return model_state(self.model)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        from rlif_lightning.parallel.sharded_checkpoint import optimizer_state
+
         assert self.model is not None
         return optimizer_state(self.model, getattr(optimizer, "_optimizer", optimizer))
 
     def _load_file(self, path: Path) -> dict[str, Any]:
+        from rlif_lightning.parallel.sharded_checkpoint import load_part_of_file
+
         assert self.model is not None
         assert self.lightning_module is not None
         return load_part_of_file(

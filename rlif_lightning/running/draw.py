@@ -1,0 +1,33 @@
+"""What makes the rollout of a training step: an engine, with further draws, or given texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlif_lightning.data.curriculum import Curriculum
+from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.learning.dynamic_sampling import DynamicDraws
+from rlif_lightning.learning.scored_rollouts import RolloutSource, ScoredRollout
+from rlif_lightning.records import Prompts
+from rlif_lightning.running.texts import drawn_from_texts
+
+
+def draw(module: Any, prompts: Prompts, rollout_number: int) -> ScoredRollout:
+    """Draw and score the rollout of a batch (a collective); a curriculum sees what it says.
+
+    Args:
+        module: the ``RLIFModule``.
+        prompts: the batch.
+        rollout_number: of the rollout.
+    """
+    if module.objective.column is not None:
+        return drawn_from_texts(module, prompts)
+    source = RolloutSource(module.engine, module.rewards, module.sampling, module.group_size)
+    data = getattr(module.trainer, "datamodule", None)
+    if module.dynamic_sampling is not None:
+        problems = data.split("train") if isinstance(data, PromptData) else None
+        source = DynamicDraws(module.dynamic_sampling, source, problems, module.seed)
+    drawn = source.draw(prompts, rollout_number)
+    if isinstance(data, PromptData) and isinstance(data.source, Curriculum):
+        data.source.observe(drawn.rollout, drawn.outputs)
+    return drawn
