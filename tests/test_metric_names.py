@@ -196,7 +196,7 @@ def everything(tmp_path_factory) -> Path:
         fit(folder / "pow3r", pow3r, *twice, "--trainer.limit_val_batches=0")
     heads = json.dumps({name: {"head": head} for name, head in ACTING_HEADS.items()})
     acting = [*forking(folder / "forgetful"), f"--model.rewards={heads}"]
-    fit(folder / "acting", *acting, "--trainer.limit_val_batches=0")
+    fit(folder / "acting", *acting, "--trainer.check_val_every_n_epoch=1")
     cli.main(
         [
             "test",
@@ -335,6 +335,8 @@ NOT_DRAWN = {
     *(
         f"<stage>/{name}"
         for name in (
+            "turns",
+            "reward",
             "pass@<k>",
             "agreement",
             "diversity",
