@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
 
 from harness.python_runs import NAME, Run, at, data, module
 from harness.scoring import NAMES, PLAIN, assert_same_gradients, gradients, score, score_plainly
@@ -253,3 +254,26 @@ def test_a_folder_that_is_quantised_already_is_read_as_the_settings_say(tmp_path
     for lora in (None, QLORA.in_full, LoRA(options=QLORA.options | {"bnb_4bit_quant_type": "fp4"})):
         with pytest.raises(ValueError, match=r"its files are quantised .*; use the model's files"):
             PolicyModel(Policy(str(tmp_path), lora=lora))
+
+
+def test_4_bits_are_taken_over_from_a_config_of_transformers():
+    def taken(**bits: Any) -> LoRA:
+        return LoRA.of(peft.LoraConfig(r=4, lora_alpha=8), BitsAndBytesConfig(**bits))
+
+    wanted = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+    }
+    assert taken(**wanted, bnb_4bit_compute_dtype=torch.bfloat16).four_bits == wanted
+    assert taken(load_in_4bit=True).four_bits == QLORA.four_bits | {"bnb_4bit_quant_type": "fp4"}
+    assert taken(**wanted).in_full == LoRA(4, 8)
+    for bits, said in (
+        ({"load_in_8bit": True}, "load_in_8bit=True is not supported; use one of"),
+        (wanted | {"llm_int8_skip_modules": ["lm_head"]}, "llm_int8_skip_modules=.* not supported"),
+        ({}, "bnb_4bit_quant_type has no effect without load_in_4bit=true"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            taken(**bits)
+    with pytest.raises(ValueError, match=r"float64' with policy\.lora\.options.load_in_4bit"):
+        Policy(NAME, dtype="float64", lora=taken(**wanted))

@@ -40,7 +40,7 @@ def quantizing(wanted: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         return
     try:
         import accelerate  # noqa: F401
-        import bitsandbytes  # noqa: F401
+        import bitsandbytes  # noqa: F401 # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(
             "policy.lora.options.load_in_4bit needs the package bitsandbytes: pip install"
@@ -101,7 +101,7 @@ def dequantized(weight: Tensor) -> Tensor:
     """Return a weight as ordinary numbers."""
     if (state := getattr(weight, "quant_state", None)) is None:
         return weight
-    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
 
     return dequantize_4bit(weight.data, state)
 
