@@ -230,6 +230,7 @@ def test_the_memory_that_preflight_counts_is_what_is_held(double):
     assert quantized_bytes(128 * 128, double) == 8192 + (256 + 4 if double else 1024)
     model = module(policy=Policy(NAME, lora=lora))
     model.configure_model()
+    assert model.policy is not None
     held = 0
     for weight in model.policy.parameters():
         held += weight.numel() * weight.element_size()
