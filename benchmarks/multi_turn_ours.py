@@ -153,7 +153,7 @@ def main() -> None:
             done = draw(engine, prompts, a)
             meter.end_step(done["sampled"])
         engine.discard_ahead()
-    versions = {"torch": torch.__version__}
+    versions = {"torch": str(torch.__version__)}
     work.report(meter, "again" if a.again else "ours", versions, done)
 
 

@@ -13,6 +13,7 @@ from rlif_lightning.data.columns import has_column
 from rlif_lightning.data.described import arguments_of, describe, plain
 from rlif_lightning.data.sources import HubDataset
 from rlif_lightning.evaluation.bootstrap import CONFIDENCE
+from rlif_lightning.rewards.environment import EnvironmentReward
 from rlif_lightning.running.run_settings import run_settings
 
 # What decides the weights. Engines, judges, evaluations and users' own callbacks may name servers
@@ -102,9 +103,9 @@ def _labels(module: Any, uses: Sequence[str]) -> str:
     shown = ", ".join(f"`{path}`" for path in seen) or "none"
     return (
         f"{said}\n\nThis is derived from the rewards with their weights and gates, the templates of"
-        " judges, dynamic sampling, the teacher, and the figures by which a policy or the run's end"
-        " was chosen. It says nothing about the training of the base model. Columns of the data"
-        f" that rewards name: {shown}."
+        " judges, dynamic sampling, the teacher, the environment, and the figures by which a policy"
+        " or the run's end was chosen. It says nothing about the training of the base model."
+        f" Columns of the data that rewards name: {shown}."
     )
 
 
@@ -112,7 +113,8 @@ def _rewards(module: Any) -> str:
     lines = []
     for name, reward in module.rewards.settings.items():
         gate = "" if reward.gate is None else f"`{reward.gate.head}`"
-        reads = "yes" if reward.head.needs_gold else "no"
+        is_game = isinstance(reward.head, EnvironmentReward)
+        reads = "yes" if reward.head.needs_gold else "perhaps" if is_game else "no"
         lines.append([f"`{name}`", type(reward.head).__name__, f"{reward.weight:g}", gate, reads])
     return _table(("reward", "head", "weight", "gate on", "reads gold answers"), lines)
 

@@ -1,6 +1,7 @@
 """``python -m rlif_lightning`` and the script ``rlif``; ``status`` imports nothing heavy."""
 
 import sys
+from pathlib import Path
 
 
 def command() -> None:
@@ -17,8 +18,11 @@ def command() -> None:
         from rlif_lightning.module import RLIFModule
 
         raise SystemExit(ask.command(sys.argv[1:], RLIFModule))
+    own = str(Path(__file__).resolve().parent.parent)
+    sys.path.insert(0, own)  # a package `callbacks` of the user's does not hide ours
     from rlif_lightning import cli
 
+    sys.path.remove(own)
     cli.command()
 
 

@@ -4,7 +4,7 @@
     python scripts/play_textworld.py --seed 1
 
 It shows that an episode's rewards sum to the game's score, although TextWorld's own is a running
-one. In a run: ``make: scripts.play_textworld.cooking``.
+one. In a run: ``make: scripts.play_textworld.Cooking``.
 """
 
 from __future__ import annotations
@@ -26,13 +26,40 @@ def make_game(path: Path, seed: int) -> None:
     subprocess.run(command, check=True)
 
 
-def cooking(path: str) -> Any:
-    """Return a game as TextWorld's own environment, which the library adapts."""
-    import textworld.gym  # pyright: ignore[reportMissingImports]
-    from textworld import EnvInfos  # pyright: ignore[reportMissingImports]
+class Cooking:
+    """A game in TextWorld's shape, without the title picture and the line of the status.
 
-    infos = EnvInfos(policy_commands=True, won=True, max_score=True)
-    return textworld.gym.make(textworld.gym.register_game(path, infos))
+    Args:
+        path: of the game's file.
+    """
+
+    def __init__(self, path: str):
+        import textworld.gym  # pyright: ignore[reportMissingImports]
+        from textworld import EnvInfos  # pyright: ignore[reportMissingImports]
+
+        named = ("policy_commands", "admissible_commands", "won", "max_score")
+        infos = EnvInfos(**dict.fromkeys(named, True))
+        self.made = textworld.gym.make(textworld.gym.register_game(path, infos))
+        self.infos: dict[str, Any] = {}
+
+    def reset(self) -> str:
+        """Begin the game."""
+        seen, self.infos = self.made.reset()
+        return words_of(seen)
+
+    def step(self, action: str) -> tuple[str, float, bool, dict[str, Any]]:
+        """Return what is seen, the score so far, and whether the game is over."""
+        seen, score, done, self.infos = self.made.step(action)
+        return words_of(seen), score, done, {**self.infos, "success": self.infos["won"]}
+
+    def close(self) -> None:
+        """Close the game."""
+        self.made.close()
+
+
+def words_of(seen: str) -> str:
+    """Return the words of what TextWorld shows."""
+    return " ".join(seen.rpartition("$")[2].partition("\n>")[0].split())
 
 
 def main() -> None:
@@ -45,17 +72,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "game.z8"
         make_game(path, given.seed)
-        made = cooking(str(path))
-        _, infos = made.reset()
+        made = Cooking(str(path))
         environment = as_environment(made)
         environment.reset(seed=given.seed)
-        rewards = []
-        for command in infos["policy_commands"]:
+        commands, rewards = made.infos["policy_commands"], []
+        for command in commands:
             step = environment.step(command)
             rewards.append(step.reward)
             print(f"{command}: {step.reward:g}")
         made.close()
-        print(f"sum {sum(rewards):g} of {infos['max_score']}, won {step.info['won']}")
+        print(f"sum {sum(rewards):g} of {made.infos['max_score']}, won {step.info['won']}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from rlif_lightning.judges.policy_judge import PolicyJudge
 from rlif_lightning.model.adapters import is_adapter
 from rlif_lightning.model.export import write_model
 from rlif_lightning.model.four_bits import four_bit_layers, num_elements, quantized_bytes
-from rlif_lightning.model.loading import read_base
+from rlif_lightning.model.loading import read_base, resolve_model
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.rollout.autocasting import cast_once
 from rlif_lightning.rollout.vllm_weights import merged_weights
@@ -163,6 +164,24 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_holds_adapters_alone(tmp_pat
     plain.configure_model()
     with pytest.raises(ValueError, match=r"fork_from=.*there is no model\.layers"):
         take_weights(first, plain)
+
+
+@pytest.mark.parametrize("other", ["fp4", "double", "layers"])
+def test_adapters_are_refused_on_a_base_that_computes_otherwise(tmp_path, other):
+    """Also where embeddings and norms are those of the base, as in a merged fine-tune of it."""
+    name, given = NAME, {"bnb_4bit_quant_type": "fp4"}
+    if other == "double":
+        given = {"bnb_4bit_use_double_quant": True}
+    if other == "layers":
+        name, given = str(shutil.copytree(resolve_model(NAME), tmp_path / "other")), {}
+        file = tmp_path / "other" / "model.safetensors"
+        weights = safetensors.torch.load_file(file)
+        weights["model.layers.1.mlp.up_proj.weight"] *= 1.25
+        safetensors.torch.save_file(weights, file, {"format": "pt"})
+    start = PolicyModel(Policy(NAME, lora=QLORA)).state_dict()
+    moved = PolicyModel(Policy(name, lora=replace(QLORA, options=QLORA.options | given)))
+    with pytest.raises(ValueError, match="trained on another base model"):
+        moved.load_state_dict(start)
 
 
 @torch.no_grad()

@@ -53,6 +53,11 @@ CRITERIA = {"criteria": {
     name: {"criterion": {"class_path": "Matches", "init_args": {"pattern": name}}}
     for name in ("a", "b")
 }}  # fmt: skip
+# Two criteria whose heads log figures of the same names.
+VOTES = {
+    name: {"criterion": {"class_path": "Scored", "init_args": {"head": "ClusterVote"}}}
+    for name in ("first", "second")
+}
 CHECKER = {
     "head": "GradedAnswer",
     "scorer": {"class_path": "JudgeScorer", "init_args": {"judge": JUDGE}},
@@ -182,7 +187,7 @@ def everything(tmp_path_factory) -> Path:
     fit(folder / "distil", *taught, "--trainer.limit_val_batches=0")
     texts = ["--model.objective=Supervised", "--model.rewards={}", "--data.group_size=1"]
     fit(folder / "supervised", *texts, "--trainer.limit_val_batches=0")
-    head = {"class_path": "Rubric", "init_args": CRITERIA}
+    head = {"class_path": "Rubric", "init_args": {"criteria": CRITERIA["criteria"] | VOTES}}
     twice = ["--trainer.max_epochs=2", "--data.prompts_per_rollout=16"]
     with judge_server() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "127.0.0.1")
@@ -191,7 +196,7 @@ def everything(tmp_path_factory) -> Path:
         fit(folder / "pow3r", pow3r, *twice, "--trainer.limit_val_batches=0")
     heads = json.dumps({name: {"head": head} for name, head in ACTING_HEADS.items()})
     acting = [*forking(folder / "forgetful"), f"--model.rewards={heads}"]
-    fit(folder / "acting", *acting, "--trainer.limit_val_batches=0")
+    fit(folder / "acting", *acting, "--trainer.check_val_every_n_epoch=1")
     cli.main(
         [
             "test",
@@ -301,6 +306,7 @@ NOT_DRAWN = {
         "code/solved",
         "time/judge",
         "criterion/<criterion>",
+        "criterion/<criterion>/<figure>",
         "entity/recall",
         "entity/recall_wrong",
         "policy/entropy_picked",
@@ -329,6 +335,8 @@ NOT_DRAWN = {
     *(
         f"<stage>/{name}"
         for name in (
+            "turns",
+            "reward",
             "pass@<k>",
             "agreement",
             "diversity",
@@ -356,7 +364,14 @@ def test_curves_of_one_picture_have_one_unit():
 
 
 @pytest.mark.parametrize(
-    "name", ["policy/log_ratio", "reward/my_head2/mean", "val_low/maj@16", "test/pass@1"]
+    "name",
+    [
+        "policy/log_ratio",
+        "reward/my_head2/mean",
+        "criterion/human/turing/rating",
+        "val_low/maj@16",
+        "test/pass@1",
+    ],
 )
 def test_names_that_belong_to_the_table(name):
     assert entry_of(name) is not None

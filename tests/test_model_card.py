@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from lightning.pytorch import Callback
 
 from callbacks import HubExporter
+from harness.episodes import ACTING
 from harness.local_hub import TOKEN, LocalHub, local_hub
 from harness.runs import ONE, adding, fit
 from rlif_lightning.data.described import Described
@@ -82,6 +83,18 @@ def test_what_arrives_at_the_hub(run):
     ]
     assert plain
     assert not [path for path in plain if TOKEN in path.read_text()]
+
+
+def test_an_environment_that_is_given_gold_answers_is_on_the_card(tmp_path):
+    """Nothing is paid by it, and what it says may still show them."""
+    rewards = {"vote": {"head": "ClusterVote"}, "game": {"head": "EnvironmentReward", "weight": 0}}
+    given = [*ONE, *ACTING, f"--model.rewards={json.dumps(rewards)}"]
+    fit(tmp_path, *given, adding("HFExporter"))
+    front, text = card_of(tmp_path)
+    assert "label-free" not in front["tags"]
+    make = "data.environment.make='harness.episodes.Talker'"
+    assert f"- {make} is given the column `answer` of gold answers, and may show it" in text
+    assert "| `game` | EnvironmentReward | 0 |  | perhaps |" in text
 
 
 def test_labels_by_a_gate_and_by_the_choice_are_on_the_card(tmp_path):

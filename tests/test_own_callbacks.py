@@ -44,16 +44,26 @@ def run(folder: Path, name: str, shortest: float) -> str:
     ("path", "name"),
     [
         pytest.param("length_stop.py", "length_stop.LengthStop", marks=pytest.mark.full),
-        pytest.param("my_package/watch.py", "my_package.watch.LengthStop", marks=pytest.mark.full),
-        ("callbacks/length_stop.py", "callbacks.length_stop.LengthStop"),
+        pytest.param(
+            "my_package/__init__.py my_package/watch.py",
+            "my_package.watch.LengthStop",
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            "callbacks/length_stop.py",
+            "callbacks.length_stop.LengthStop",
+            marks=pytest.mark.full,
+        ),
+        # A package of the user's own with the name of ours.
+        ("callbacks/__init__.py callbacks/length_stop.py", "callbacks.length_stop.LengthStop"),
     ],
 )
 def test_a_users_callback_is_found_and_works(tmp_path, path, name):
     assert f"`{name}`" in README
-    file = tmp_path / path
+    *others, file = (tmp_path / each for each in path.split())
     file.parent.mkdir(exist_ok=True)
-    if path.startswith("my_package"):
-        (file.parent / "__init__.py").touch()
+    for other in others:
+        other.touch()
     file.write_text(SOURCE)
     assert re.search(r"rollout 1: \d+\.\d tokens, stopping", run(tmp_path, name, shortest=100))
 

@@ -232,6 +232,15 @@ FIXED = (
         (Series("episode/turns", "mean"),),
     ),
     Panel(
+        "solved",
+        "Answers",
+        "Solved episodes",
+        "share",
+        "Of held-out problems, as their environment says; an episode that failed is not solved.",
+        (Series("val/solved", "held-out", low="val_low/solved", high="val_high/solved"),),
+        is_share=True,
+    ),
+    Panel(
         "stops",
         "Completions",
         "How episodes end",

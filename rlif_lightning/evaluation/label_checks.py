@@ -119,10 +119,10 @@ def environment_uses(module: Any) -> list[str]:
     columns to a ``reset(**row)``, or those that it names. Of a function's environment nothing is
     known before it is made, and all count.
     """
-    data = getattr(module._trainer, "datamodule", None)
+    data: Any = getattr(module._trainer, "datamodule", None)
     environment = getattr(data, "environment", None)
-    split = data.split("train") if environment is not None else None
-    if split is None:
+    split = None if environment is None else data.split("train")
+    if split is None or environment is None:
         return []
     gold = [name for name in split.dataset.features if holds_gold(name, module.rewards)]
     begin: Any = getattr(imported(environment.make, "data.environment.make"), "reset", None)

@@ -23,8 +23,8 @@ PLACEHOLDERS = {
     "own": r"[\w/]+",
     "k": r"[1-9]\d*",
     "stop": r"(?:completed|truncated|max|environment)\w*",
-    "figure": r"(?:checker|code|criterion|entity|environment|judge|reuse|rollout|rubric|time|vote)"
-    r"/\w+",
+    "figure": r"(?:checker|code|criterion|entity|environment|judge|reuse|rollout|rubric|time"
+    r"|turing|vote)/\w+",
 }
 VALIDATION = ("val/", "val_low/", "val_high/")
 LOGGED = {**TRAINING, **ACTING, **CHECKING, **SYSTEMS, **WATCHING}
