@@ -104,7 +104,8 @@ class CheckerMonitor(Guard):
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Refuse a run without a checker, and what :class:`Guard` refuses."""
-        heads = [head for top in pl_module.rewards.heads.values() for head in heads_in(top)]
+        tops = [reward.head for reward in pl_module.rewards.settings.values()]
+        heads = [head for top in tops for head in heads_in(top)]
         if not any(isinstance(head, CheckerReward) for head in heads):
             raise ValueError(
                 "CheckerMonitor watches a CheckerReward, and this run has none; its rewards:"

@@ -288,7 +288,7 @@ def kinds_of_run(module: RLIFModule, outputs: dict[str, RewardOutput]) -> set[st
     Heads count that have a weight, or are held by one that has.
     """
     weighted = [name for name, reward in module.rewards.settings.items() if reward.weight]
-    heads = [head for name in weighted for head in heads_in(module.rewards.heads[name])]
+    heads = [head for name in weighted for head in heads_in(module.rewards.settings[name].head)]
     kinds = {"all"} if label_uses(module) else {"all", "label_free"}
     votes = any(outputs[name].answers is not None for name in weighted)
     votes = votes or any(isinstance(head, VoteHead) for head in heads)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 def command() -> None:
     """Run the command line; what trains is imported when it is needed."""
+    if "" not in sys.path:
+        # Import paths in settings begin at the current folder, which a script does not search.
+        sys.path.append("")  # at the end it hides no package
     if sys.argv[1:2] == ["status"]:
         from rlif_lightning.running import status
 

@@ -110,3 +110,12 @@ def test_a_change_is_paired():
     flipped = paired_change((before, ones), (before[::-1], ones))[0]
     assert flipped.value == pytest.approx(0.0)
     assert flipped.low < -0.05 < 0.05 < flipped.high
+
+
+def test_a_problem_without_the_figure_widens_no_interval_to_nothing():
+    """As the reward of a problem whose episodes all failed; resamples of it alone have none."""
+    totals, weights = np.array([[1.0], [3.0], [0.0]]), np.array([[1.0], [1.0], [0.0]])
+    assert bootstrap_figures(totals, weights, np.array([False])) == [(2.0, 1.0, 3.0)]
+    assert paired_change((totals, weights), (2 * totals, weights)) == [(2.0, 1.0, 3.0)]
+    [none] = bootstrap_figures(0 * totals, 0 * weights, np.array([False]))
+    assert all(map(math.isnan, none))

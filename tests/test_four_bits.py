@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
 
 from harness.python_runs import NAME, Run, at, data, module
 from harness.scoring import NAMES, PLAIN, assert_same_gradients, gradients, score, score_plainly
@@ -20,7 +22,7 @@ from rlif_lightning.judges.policy_judge import PolicyJudge
 from rlif_lightning.model.adapters import is_adapter
 from rlif_lightning.model.export import write_model
 from rlif_lightning.model.four_bits import four_bit_layers, num_elements, quantized_bytes
-from rlif_lightning.model.loading import read_base
+from rlif_lightning.model.loading import read_base, resolve_model
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.rollout.autocasting import cast_once
 from rlif_lightning.rollout.vllm_weights import merged_weights
@@ -164,6 +166,24 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_holds_adapters_alone(tmp_pat
         take_weights(first, plain)
 
 
+@pytest.mark.parametrize("other", ["fp4", "double", "layers"])
+def test_adapters_are_refused_on_a_base_that_computes_otherwise(tmp_path, other):
+    """Also where embeddings and norms are those of the base, as in a merged fine-tune of it."""
+    name, given = NAME, {"bnb_4bit_quant_type": "fp4"}
+    if other == "double":
+        given = {"bnb_4bit_use_double_quant": True}
+    if other == "layers":
+        name, given = str(shutil.copytree(resolve_model(NAME), tmp_path / "other")), {}
+        file = tmp_path / "other" / "model.safetensors"
+        weights = safetensors.torch.load_file(file)
+        weights["model.layers.1.mlp.up_proj.weight"] *= 1.25
+        safetensors.torch.save_file(weights, file, {"format": "pt"})
+    start = PolicyModel(Policy(NAME, lora=QLORA)).state_dict()
+    moved = PolicyModel(Policy(name, lora=replace(QLORA, options=QLORA.options | given)))
+    with pytest.raises(ValueError, match="trained on another base model"):
+        moved.load_state_dict(start)
+
+
 @torch.no_grad()
 def test_a_teacher_follows_the_adapters_and_a_judge_is_the_base_in_4_bits():
     policy, teacher = adapted(QLORA), PolicyModel(Policy(NAME, lora=QLORA), frozen=True)
@@ -229,3 +249,26 @@ def test_a_folder_that_is_quantised_already_is_read_as_the_settings_say(tmp_path
     for lora in (None, QLORA.in_full, LoRA(options=QLORA.options | {"bnb_4bit_quant_type": "fp4"})):
         with pytest.raises(ValueError, match=r"its files are quantised .*; use the model's files"):
             PolicyModel(Policy(str(tmp_path), lora=lora))
+
+
+def test_4_bits_are_taken_over_from_a_config_of_transformers():
+    def taken(**bits: Any) -> LoRA:
+        return LoRA.of(peft.LoraConfig(r=4, lora_alpha=8), BitsAndBytesConfig(**bits))
+
+    wanted = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+    }
+    assert taken(**wanted, bnb_4bit_compute_dtype=torch.bfloat16).four_bits == wanted
+    assert taken(load_in_4bit=True).four_bits == QLORA.four_bits | {"bnb_4bit_quant_type": "fp4"}
+    assert taken(**wanted).in_full == LoRA(4, 8)
+    for bits, said in (
+        ({"load_in_8bit": True}, "load_in_8bit=True is not supported; use one of"),
+        (wanted | {"llm_int8_skip_modules": ["lm_head"]}, "llm_int8_skip_modules=.* not supported"),
+        ({}, "bnb_4bit_quant_type has no effect without load_in_4bit=true"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            taken(**bits)
+    with pytest.raises(ValueError, match=r"float64' with policy\.lora\.options.load_in_4bit"):
+        Policy(NAME, dtype="float64", lora=taken(**wanted))

@@ -108,9 +108,9 @@ def test_a_rubric_takes_no_completion_out_whatever_its_judge_does():
 def test_a_held_head_that_tells_all_completions_apart_cannot_decide():
     run = module(rewards={"r": checked(MeanLogprob())}, dynamic_sampling=DynamicSampling())
     with pytest.raises(ValueError, match="tells completions of practically every group apart"):
-        run.dynamic_sampling.check(run.rewards, 4, None)
+        DynamicSampling().check(run.rewards, 4, None)
     run = module(rewards={"r": rubric(MeanLogprob())}, dynamic_sampling=DynamicSampling())
-    run.dynamic_sampling.check(run.rewards, 4, None)  # its verdicts are 0 or 1
+    DynamicSampling().check(run.rewards, 4, None)  # its verdicts are 0 or 1
 
 
 def test_a_rubric_passes_on_what_its_heads_log_and_show():

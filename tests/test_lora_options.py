@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,16 +109,10 @@ def test_what_a_policy_cannot_have_is_refused(options, message):
         LoRA(options=options)
 
 
-def test_4_bits_are_taken_over_from_a_config_of_transformers():
-    config = SimpleNamespace(
-        load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True
-    )
-    lora = LoRA.of(peft.LoraConfig(r=4, lora_alpha=8), config)
-    assert lora.four_bits == vars(config)
-    assert lora.in_full == LoRA(4, 8)
-    assert LoRA(4, 8).four_bits is None
-    with pytest.raises(ValueError, match=r"float64' with policy\.lora\.options.load_in_4bit"):
-        Policy(FOLDER, dtype="float64", lora=lora)
+def test_switching_4_bits_off_says_nothing():
+    off = LoRA(options={"load_in_4bit": False})
+    assert off.four_bits is None
+    assert off.in_full == LoRA()
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is there")

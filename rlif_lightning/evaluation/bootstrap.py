@@ -40,7 +40,7 @@ def resampled_ratios(
         seed: of the draws.
 
     Returns:
-        ``[R, M]`` float64.
+        ``[R, M]`` float64; NaN where the drawn problems have nothing of a figure.
     """
     generator, number = np.random.default_rng(seed), len(totals)
     columns = np.concatenate([totals, weights], axis=1)
@@ -48,7 +48,21 @@ def resampled_ratios(
     for r in range(resamples):
         drawn = np.bincount(generator.integers(number, size=number), minlength=number)
         sums[r] = drawn @ columns
-    return sums[:, : totals.shape[1]] / sums[:, totals.shape[1] :]
+    return _ratios(sums[:, : totals.shape[1]], sums[:, totals.shape[1] :])
+
+
+def _ratios(totals: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return totals / weights; NaN where a weight is 0."""
+    return np.divide(totals, weights, out=np.full(totals.shape, np.nan), where=weights > 0)
+
+
+def _bounds(ratios: np.ndarray, tail: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return two quantiles of ``[R, M]`` over the resamples that have a figure; NaN with none."""
+    bounds = np.full((2, ratios.shape[1]), np.nan)
+    for figure, column in enumerate(ratios.T):
+        if len(known := column[~np.isnan(column)]):
+            bounds[:, figure] = np.quantile(known, [tail, 1 - tail])
+    return bounds[0], bounds[1]
 
 
 def bootstrap_figures(
@@ -79,10 +93,8 @@ def bootstrap_figures(
     Source: B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     tail = (1 - confidence) / 2
-    values = totals.sum(0) / weights.sum(0)
-    low, high = np.quantile(
-        resampled_ratios(totals, weights, resamples, seed), [tail, 1 - tail], axis=0
-    )
+    values = _ratios(totals.sum(0), weights.sum(0))
+    low, high = _bounds(resampled_ratios(totals, weights, resamples, seed), tail)
     reach = 1 - tail ** (1 / len(totals))
     high = np.where(shares & (values == 0), reach, high)
     low = np.where(shares & (values == 1), 1 - reach, low)
@@ -106,7 +118,7 @@ def paired_change(
         seed: of the draws.
     """
     tail = (1 - confidence) / 2
-    values = after[0].sum(0) / after[1].sum(0) - before[0].sum(0) / before[1].sum(0)
+    values = _ratios(*(each.sum(0) for each in after)) - _ratios(*(each.sum(0) for each in before))
     moved = resampled_ratios(*after, resamples, seed) - resampled_ratios(*before, resamples, seed)
-    low, high = np.quantile(moved, [tail, 1 - tail], axis=0)
+    low, high = _bounds(moved, tail)
     return [Figure(*map(float, triple)) for triple in zip(values, low, high, strict=True)]

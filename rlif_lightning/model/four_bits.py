@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -114,16 +115,19 @@ def hold_adapters_only(policy: nn.Module) -> None:
 
 
 @torch.no_grad()
-def base_checksum(policy: nn.Module) -> Tensor:
-    """Return an integer that tells base models apart: the sum of the bits of ordinary weights.
+def base_checksum(policy: Any) -> Tensor:
+    """Return an integer that tells base models, and ways of quantising them, apart.
 
-    Weights in 4 bits follow from the same files, so that they are left out: another processor may
-    round one of them otherwise.
+    It is the sum of the bits of ordinary weights and of the scales of weights in 4 bits. Another
+    processor may round a weight in 4 bits otherwise, or a scale that is quantised too. These are
+    left out.
     """
-    total = torch.zeros((), dtype=torch.int64)
+    total = torch.tensor(crc32(repr(policy.settings.four_bits).encode()), dtype=torch.int64)
     for name, weight in policy.named_parameters():
-        if not is_adapter(name) and not hasattr(weight, "quant_state"):
-            bits = weight.detach().contiguous().view(INTEGERS[weight.element_size()])
+        state = getattr(weight, "quant_state", None)
+        if not is_adapter(name) and not (state is not None and state.nested):
+            exact = (weight if state is None else state.absmax).detach().contiguous()
+            bits = exact.view(INTEGERS[exact.element_size()])
             total += bits.sum(dtype=torch.int64).cpu()
     return total
 
@@ -155,6 +159,6 @@ def refuse_another_base(policy: Any, checksum: Tensor | None) -> None:
     if checksum is not None and int(checksum) != int(policy.base_checksum):
         raise ValueError(
             "the checkpoint holds adapters alone, and they were trained on another base model than"
-            f" model.policy.name={policy.name!r} in {policy.settings.dtype}; set model.policy as it"
-            " was"
+            f" model.policy.name={policy.name!r} in {policy.settings.dtype} with"
+            f" {policy.settings.four_bits}; set model.policy as it was"
         )

@@ -19,6 +19,8 @@ FOUR_BITS = {
     "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_use_double_quant": False,
 }
+# What else a BitsAndBytesConfig lists, and is not read here.
+READ_ELSEWHERE = ("bnb_4bit_compute_dtype", "quant_method", "_load_in_4bit", "_load_in_8bit")
 QUANT_TYPES = ("nf4", "fp4")
 NAMES = {"r": "rank", "lora_alpha": "alpha"}
 # What peft sets by itself, or what says nothing about the adapters.
@@ -75,10 +77,11 @@ class LoRA:
             if value not in known or type(value) is not type(known[0]):
                 shown = f"lora.options.{name}={value!r:.60}"
                 raise ValueError(f"{shown} is unknown; use one of {known}")
-        if given and self.four_bits is None:
+        idle = [name for name in given if name != "load_in_4bit"]
+        if idle and self.four_bits is None:
             raise ValueError(
-                f"lora.options.{next(iter(given))} has no effect without load_in_4bit=true; add"
-                " that, or take it out"
+                f"lora.options.{idle[0]} has no effect without load_in_4bit=true; add that, or take"
+                " it out"
             )
 
     @property
@@ -122,6 +125,8 @@ class LoRA:
         if getattr(peft_config, "bias", "none") != "none":
             options["bias"] = peft_config.bias
         if quantization_config is not None:
+            bits = quantization_config.to_diff_dict()
+            options |= {name: bits[name] for name in bits if name not in READ_ELSEWHERE}
             options |= {name: getattr(quantization_config, name) for name in FOUR_BITS}
         return cls(**{**defaults, **given}, options=options)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.judges.base import RunModels
@@ -51,6 +53,6 @@ def _check_prompts(
     room = 0 if task is None else task.settings.max_observation_tokens
     for row, ids in zip(problems.rows.tolist(), problems.token_ids, strict=True):
         try:
-            policy.check_context([ids], new, room)
+            policy.check_context([torch.from_numpy(ids)], new, room)
         except ValueError as error:
             raise ValueError(f"row {row} of the {name} split: {error}") from error
