@@ -158,10 +158,13 @@ def test_settings_are_checked(make, message):
 def test_a_head_alone_is_a_reward_in_yaml(tmp_path):
     path, heads = tmp_path / "rewards.yaml", "vote: ClusterVote, sure: {class_path: MeanLogprob}"
     path.write_text(f"model: {{rewards: {{{heads}}}}}\n")
-    for given in (f"--config={path}", f"--model.rewards={{{heads}}}"):
-        found = build([*BASE, given]).model.rewards.settings
+    for argument in (f"--config={path}", f"--model.rewards={{{heads}}}"):
+        run = build([*BASE, argument])
+        found = run.model.rewards.settings
         kinds = {name: (type(each.head), each.weight) for name, each in found.items()}
         assert kinds == {"vote": (ClusterVote, 1.0), "sure": (MeanLogprob, 1.0)}
+        saved = run.config.model.rewards["vote"]  # config.yaml has the long form
+        assert saved.head.class_path == "rlif_lightning.ClusterVote"
 
 
 @pytest.mark.slow
