@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.command_line import build
 from harness.rollouts import Given, handmade
-from harness.runs import fit, metrics
+from harness.runs import BASE, fit, metrics
 from rlif_lightning.learning.advantages import GDPO, GRPO, RLOO, DrGRPO
 from rlif_lightning.learning.rollout_advantages import reward_metrics, score_rollout
-from rlif_lightning.rewards import Gate, RewardSet, WeightedReward
+from rlif_lightning.rewards import ClusterVote, Gate, MeanLogprob, RewardSet, WeightedReward
 from rlif_lightning.rewards.functional import without_length
 
 NAN = math.nan
@@ -152,6 +153,18 @@ def test_weights_may_differ_between_groups(estimator):
 def test_settings_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_head_alone_is_a_reward_in_yaml(tmp_path):
+    path, heads = tmp_path / "rewards.yaml", "vote: ClusterVote, sure: {class_path: MeanLogprob}"
+    path.write_text(f"model: {{rewards: {{{heads}}}}}\n")
+    for argument in (f"--config={path}", f"--model.rewards={{{heads}}}"):
+        run = build([*BASE, argument])
+        found = run.model.rewards.settings
+        kinds = {name: (type(each.head), each.weight) for name, each in found.items()}
+        assert kinds == {"vote": (ClusterVote, 1.0), "sure": (MeanLogprob, 1.0)}
+        saved = run.config.model.rewards["vote"]  # config.yaml has the long form
+        assert saved.head.class_path == "rlif_lightning.ClusterVote"
 
 
 @pytest.mark.slow

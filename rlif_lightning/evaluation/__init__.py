@@ -1,1 +1,1 @@
-"""What validate, test, predict and preflight measure and write; only this room uses labels."""
+"""What validate, test, predict and preflight measure and write; only this folder uses labels."""
