@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side (3)")
     parser.add_argument("--results", type=Path, help="result file of the docs")
     a = parser.parse_args()
+    if shutil.which(a.trl_python) is None:
+        parser.error(f"--trl-python={a.trl_python} is no program; give that of an environment")
     console, rows = Console(width=160), {}
     for name in WORKLOADS:
         sides = measure(name, a.trl_python, a.repeats)

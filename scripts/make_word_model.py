@@ -204,7 +204,10 @@ def main() -> None:
     write_problems(given.output / "problems")
     done = train(given.output / "rounds", given.examples, given.rounds)
     if len(done) < len(TARGETS):
-        raise SystemExit(f"{len(done)} rounds are fewer than {len(TARGETS)} checkpoints")
+        raise SystemExit(
+            f"{len(done)} rounds are fewer than {len(TARGETS)} checkpoints: raise --rounds, or"
+            " lower --examples"
+        )
     publish(given.output, done)
 
 

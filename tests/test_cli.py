@@ -74,6 +74,7 @@ def test_help_names_the_units(capsys):
         ("--model.no_such_key=1", "no_such_key"),
         ("--model.schedule.warmup_steps=fast", "model.schedule.warmup_steps"),
         ("--optimizer=SGD", "--optimizer=SGD"),
+        ("--data.tokenizer=x", 'Linked "data.tokenizer" must be given via "model.policy.name"'),
         ("--model.optimizer.lr=0", "model.optimizer.lr=0.0 must be positive"),
         ("--model.optimizer.weight_decay=-1", "model.optimizer: Invalid weight_decay"),
         ("--model.schedule.name=coZine", "schedule.name='coZine' is unknown; use one of"),

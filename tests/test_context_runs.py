@@ -56,17 +56,35 @@ def test_micro_batches_change_no_weight(tmp_path):
     assert_same(parameters(one), parameters(other), tolerance=1e-7)  # a step moves 1e-4
 
 
+WAYS = {
+    "ddp": on("ddp", 2),
+    "sharded": on("fsdp2", 2, "--trainer.strategy.init_args.keep_sharded=true"),
+    "split": on("tp", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> tuple[Path, list[str]]:
+    """A run on one process that two must repeat, and its arguments."""
+    folder = tmp_path_factory.mktemp("one")
+    base = [*ON_ANY, *PLAYING, *forking(folder / "model")]
+    base += ["--model.update.micro_batch_tokens=200"]
+    launch(folder / "run", {"forking": base})
+    assert logged(folder / "run", "forking")[0]["episode/contexts"] > 1
+    return folder / "run", base
+
+
 @pytest.mark.slow
-def test_two_processes_play_the_episodes_of_one(tmp_path):
-    base = [*ON_ANY, *PLAYING, *forking(tmp_path / "model")]
-    base += ["--trainer.limit_val_batches=0", "--model.update.micro_batch_tokens=200"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    launch(one, {"forking": base})
-    launch(two, {"forking": [*base, *on("ddp", 2)]}, torchrun=2)
-    assert_same_weights(weights(two, "forking"), weights(one, "forking"))
-    for left, right in zip(logged(two, "forking"), logged(one, "forking"), strict=True):
+@pytest.mark.parametrize(
+    "way", ["ddp", *(pytest.param(way, marks=pytest.mark.full) for way in ("sharded", "split"))]
+)
+def test_two_processes_play_the_episodes_of_one(one, tmp_path, way):
+    """Sharded weights are gathered in every pass, also in those of new contexts."""
+    whole, base = one
+    launch(tmp_path, {"forking": [*base, *WAYS[way]]}, forks=2)
+    assert_same_weights(weights(tmp_path, "forking"), weights(whole, "forking"))
+    for left, right in zip(logged(tmp_path, "forking"), logged(whole, "forking"), strict=True):
         assert left == pytest.approx(right, rel=1e-5, abs=1e-5)
-    assert logged(one, "forking")[0]["episode/contexts"] > 1
 
 
 @pytest.mark.parametrize(

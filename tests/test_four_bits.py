@@ -211,6 +211,11 @@ def test_a_rollout_under_autocast_computes_as_autocast_does():
             assert torch.equal(layer(x), expected)
 
 
+def test_a_model_whose_weights_are_stored_transposed_is_refused(tiny_models):
+    with pytest.raises(ValueError, match=r"load_in_4bit: GPT2LMHeadModel has .* \(Conv1D\)"):
+        PolicyModel(Policy(str(tiny_models["gpt2"]), lora=QLORA))
+
+
 def test_divided_strategies_are_refused():
     with pytest.raises(
         ValueError, match=r"load_in_4bit=true: .* ShardedStrategy divides them; use"
@@ -225,6 +230,7 @@ def test_the_memory_that_preflight_counts_is_what_is_held(double):
     assert quantized_bytes(128 * 128, double) == 8192 + (256 + 4 if double else 1024)
     model = module(policy=Policy(NAME, lora=lora))
     model.configure_model()
+    assert model.policy is not None
     held = 0
     for weight in model.policy.parameters():
         held += weight.numel() * weight.element_size()

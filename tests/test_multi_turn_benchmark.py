@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from benchmarks import multi_turn
 from benchmarks.multi_turn import WORK, row_of
 from harness.files import ROOT
 
@@ -42,3 +43,11 @@ def test_a_row_of_the_table_is_of_medians():
     row = row_of(sides)
     assert (row["ours, CPU s"], row["TRL, CPU s"], row["CPU share"]) == ("2.00", "8.00", "0.25")
     assert (row["again, MiB"], row["peak share"], row["above start"]) == ("150", "0.50", "0.50")
+
+
+def test_a_missing_python_is_refused_before_anything_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["multi_turn", "--trl-python=/no/such/python"])
+    with pytest.raises(SystemExit) as ended:
+        multi_turn.main()
+    assert ended.value.code == 2
+    assert "--trl-python=/no/such/python is no program" in capsys.readouterr().err

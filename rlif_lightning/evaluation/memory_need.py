@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.learning.muon import VOCABULARY, mark_embeddings
 from rlif_lightning.learning.optimizer import build_optimizer
@@ -175,7 +174,7 @@ def _saved_by_4_bits(model: Any, settings: Policy) -> int:
         return 0
     saved, head = 0, model.get_output_embeddings()
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head and not is_adapter(name):
+        if isinstance(module, nn.Linear) and module is not head and not is_adapter(name):
             elements, size = module.weight.numel(), module.weight.element_size()
             saved += elements * size - quantized_bytes(elements, bits["bnb_4bit_use_double_quant"])
     return saved

@@ -16,6 +16,7 @@ from zlib import crc32
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from rlif_lightning.model.adapters import is_adapter
 
@@ -58,7 +59,8 @@ def finish_quantized(model: Any, wanted: dict[str, Any] | None, name: str) -> No
     """Make a quantised model fit for training, in place; refuse one that nobody asked for.
 
     Raises:
-        ValueError: the files of the model are quantised otherwise than the settings say.
+        ValueError: the files of the model are quantised otherwise than the settings say, or its
+            layers have transposed weights.
     """
     found: Any = getattr(model.config, "quantization_config", None)
     if found is None:
@@ -70,6 +72,14 @@ def finish_quantized(model: Any, wanted: dict[str, Any] | None, name: str) -> No
             " not quantised, with load_in_4bit under policy.lora.options"
         )
     for layer in four_bit_layers(model):
+        if issubclass(getattr(layer, "source_cls", nn.Linear), Conv1D):
+            # They are transposed before they are quantised, and no export would turn them back.
+            kind = type(model).__name__
+            raise ValueError(
+                f"policy.name={name!r} with policy.lora.options.load_in_4bit: {kind} has layers"
+                " of GPT-2's kind (Conv1D), whose weights in 4 bits cannot be exported;"
+                " set policy.dtype=bfloat16 for half the weights, or use another model"
+            )
         layer.compute_dtype, layer.compute_type_is_set = model.dtype, True
         # On a CPU with AVX512-BF16 bitsandbytes would pack the weights for good in the first
         # evaluation. Packed ones are multiplied in bfloat16 by a kernel that has no gradient.

@@ -64,6 +64,7 @@ _CLASS_AT = re.compile(r"Problem with given class_path '([\w.]+)':")
 _GIVEN = re.compile(
     r"(?<=import path); Given value: \w+$|; Expected an instantiatable class, but rlif_l.*"
 )
+_COMPUTED = re.compile(r"argument \w+\(([\w.]+)\) --> ([\w.]+): .* is not callable")
 _REWARD = " rlif_lightning.WeightedReward: "
 _NO_CLASS = re.compile(r"Expected a dot import path string: (.*)")
 
@@ -74,6 +75,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error with the present names of settings that were renamed, and exit."""
         message = _ONE_CALLBACK.sub("", _IN_GROUP.sub(r"\1\2.", message))
+        message = _COMPUTED.sub(r'Linked "\2" must be given via "\1".', message)
         added, said = _hint(message), _on_one_line(_without_types(message))
         # An outer parser repeats what an inner one said.
         if not (added or "did you mean" in said or "is a setting of" in said):
