@@ -44,7 +44,8 @@ from rlif_lightning.learning.rollout_advantages import score_rollout, without_dr
 from rlif_lightning.learning.token_budget import TokenBudget
 from rlif_lightning.learning.update import UpdatePlan
 from rlif_lightning.learning.updater import OptimizerCalls, Updater
-from rlif_lightning.model.loading import PolicyLike, as_policy
+from rlif_lightning.model.given_policy import as_policy
+from rlif_lightning.model.loading import PolicyLike
 from rlif_lightning.parallel.fsdp import clip_gradients
 from rlif_lightning.processes.collectives import all_process_means, all_rank_sum
 from rlif_lightning.processes.ranks import num_data_ranks, share_completions

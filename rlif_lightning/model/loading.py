@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ __all__ = [
     "LoRA",
     "Policy",
     "PolicyLike",
-    "as_policy",
     "load_pretrained",
     "own_attention",
     "prepare_model",
@@ -103,33 +101,9 @@ class Policy:
 
 
 if TYPE_CHECKING:
-    PolicyLike = Policy | str
+    PolicyLike = Policy | str | nn.Module | tuple[nn.Module, Any]
 else:  # the command line knows the settings alone
     PolicyLike = Policy
-
-
-def as_policy(given: Any) -> Policy:
-    """Return the settings of a policy that a person named in Python.
-
-    Args:
-        given: settings, or the name or folder of a model.
-
-    Raises:
-        TypeError: anything else, such as a model in memory: checkpoints, the reference model and
-            every other process read the model from its files.
-    """
-    if isinstance(given, (str, os.PathLike)):
-        return Policy(os.fspath(given))
-    if isinstance(given, Policy):
-        return given
-    remedy = "pass a hub name, a folder, or Policy(name=...)"
-    if isinstance(given, nn.Module):
-        remedy = (
-            "its weights are read again from files by the reference model, by other processes and"
-            " when a run resumes: write it with save_pretrained(folder), its tokenizer too, and"
-            " pass the folder"
-        )
-    raise TypeError(f"policy={type(given).__name__} is not supported: {remedy}")
 
 
 def load_pretrained(policy: Policy) -> Any:
