@@ -173,7 +173,9 @@ def subclasses(kind: type) -> set[type]:
     return {
         cls
         for cls in found
-        if cls.__module__.startswith("rlif_lightning.") and not inspect.isabstract(cls)
+        if cls.__module__.startswith("rlif_lightning.")
+        and not inspect.isabstract(cls)
+        and not cls.__name__.startswith("_")  # stands for a head where nobody asks one
     }
 
 

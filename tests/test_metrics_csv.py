@@ -62,6 +62,7 @@ def test_tables_are_read_in_one_place():
     metrics = "rlif_lightning/running/metrics_csv.py"
     assert sorted(reads) == [
         "benchmarks/results.py",  # result files of the docs
+        "benchmarks/study_inputs.py",  # how good a script's checkpoints are
         "rlif_lightning/data/local_files.py",
         metrics,
         metrics,

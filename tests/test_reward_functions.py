@@ -275,7 +275,7 @@ def test_functions_by_import_path_train(tmp_path, monkeypatch, capsys):
     missing = f"{{a: {{head: {HEAD}my_functions.by_level}}}}}}}}"
     with pytest.raises(SystemExit):
         fit(tmp_path / "other", f"--model.rewards={missing}")
-    assert "parameter 'level' of function=my_functions.by_level" in capsys.readouterr().err
+    assert "parameter 'level' of function=by_level" in capsys.readouterr().err
 
 
 def test_prompts_of_a_chat_bring_their_messages():
