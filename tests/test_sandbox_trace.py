@@ -108,7 +108,7 @@ def test_a_whole_verdict_is_remembered_and_a_timeout_is_not(monkeypatch):
     monkeypatch.setattr(
         Sandbox, "_start_pair", lambda self, stack: started.append(0) or start(self, stack)
     )
-    sandbox = Sandbox(isolation="rlimits+", call_seconds=0.5, workers=1)
+    sandbox = Sandbox(isolation="rlimits+", wall_seconds=1, call_seconds=0.5, workers=1)
     codes = ["def f(x): return 3", "def f(x): return 2*x+3", "while 1: pass", "1 / 0"]
     trials = [Trial(code, "", tuple(TESTS), ("f",)) for code in codes]
     first = sandbox.verdicts(trials[:2])
@@ -117,7 +117,7 @@ def test_a_whole_verdict_is_remembered_and_a_timeout_is_not(monkeypatch):
     sandbox.verdicts(trials[2:3] * 2)
     sandbox.verdicts(trials[2:3])
     assert len(started) == 4
-    Sandbox(isolation="rlimits+", call_seconds=0.6).verdicts(trials[:1])  # other limits
+    Sandbox(isolation="rlimits+", wall_seconds=1, call_seconds=0.6).verdicts(trials[:1])  # other limits
     assert len(started) == 5
     assert len(pool._REMEMBERED) == 2
     assert sandbox.verdicts(trials[3:])[0].trace == "the code raised ZeroDivisionError in line 1"
