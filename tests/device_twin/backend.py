@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,7 @@ def install() -> None:
     library.device_twin_start()
     library.device_twin_attention_calls.restype = ctypes.c_int64
     _loaded.append(library)
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # asks for a real driver
     for name, answer in _answers().items():
         setattr(torch.cuda, name, answer)
     torch._C._cuda_clearCublasWorkspaces = lambda: None  # type: ignore[attr-defined]
