@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import constants
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlif_lightning.data.tokenizer import resolve_model
 from rlif_lightning.model.loading import Policy
@@ -81,6 +81,8 @@ def folder_of(model: Any, tokenizer: Any = None) -> Path:
 
 
 def _check(model: Any) -> None:
+    from transformers import PreTrainedModel  # a slow import, which the command line can do without
+
     kind = type(model).__name__
     if hasattr(model, "peft_config"):
         raise ValueError(
