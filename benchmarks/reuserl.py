@@ -81,6 +81,12 @@ def table(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, str]]:
             rows[arm][f"each seed's {name}"] = " ".join(f"{value:.3f}" for value in each)
         first = [runs[arm, seed][0]["solved"] for seed in seeds]
         rows[arm]["solved at first"] = shown(first)
+        for start in range(0, ROLLOUTS, LATE):  # the dictionary over time
+            part = slice(start, start + LATE)
+            each = [
+                statistics.fmean(row["phrases"] for row in runs[arm, seed][part]) for seed in seeds
+            ]
+            rows[arm][f"phrases {start + 1} to {start + LATE}"] = shown(each)
     return rows
 
 

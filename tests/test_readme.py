@@ -52,7 +52,11 @@ def test_its_make_targets_run_what_it_says():
     assert targets == ["quickstart", "test"]
     would = {
         target: subprocess.run(
-            ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+            ["make", "-n", "--no-print-directory", target],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for target in targets
     }
@@ -79,7 +83,11 @@ def test_every_command_is_run_by_a_test():
 def test_make_quickstart_prints_its_table(tmp_path):
     """The last line of the target, as it stands in the Makefile; make itself would install."""
     said = subprocess.run(
-        ["make", "-n", "quickstart"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "--no-print-directory", "quickstart"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()[-1]
     program, *arguments = said.split()
     assert program == ".venv/bin/python"
@@ -98,7 +106,7 @@ def test_make_quickstart_prints_its_table(tmp_path):
 def test_its_environment_has_what_it_says():
     """``activate`` is the file of the environment that both targets make."""
     would = subprocess.run(
-        ["make", "-n", "--always-make", "install"],
+        ["make", "-n", "--no-print-directory", "--always-make", "install"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert re.search(r"-m venv \.venv$", would, re.M)
