@@ -117,7 +117,8 @@ def test_a_whole_verdict_is_remembered_and_a_timeout_is_not(monkeypatch):
     sandbox.verdicts(trials[2:3] * 2)
     sandbox.verdicts(trials[2:3])
     assert len(started) == 4
-    Sandbox(isolation="rlimits+", wall_seconds=1, call_seconds=0.6).verdicts(trials[:1])  # other limits
+    other = Sandbox(isolation="rlimits+", wall_seconds=1, call_seconds=0.6)
+    other.verdicts(trials[:1])
     assert len(started) == 5
     assert len(pool._REMEMBERED) == 2
     assert sandbox.verdicts(trials[3:])[0].trace == "the code raised ZeroDivisionError in line 1"
