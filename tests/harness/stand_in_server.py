@@ -80,6 +80,7 @@ class StandIn(ThreadingHTTPServer):
         self.key: str | None = None
         self.drawn: list[tuple[int, str, float]] = []
         self.released = threading.Event()
+        self.over = False  # nothing is drawn from now on
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """As vLLM's server: what the engine's process raises is its message under status 500."""
@@ -89,6 +90,8 @@ class StandIn(ThreadingHTTPServer):
         if self.answers.get(path):
             return self.answers[path].pop(0)
         with self.lock:
+            if self.over:
+                return 503, {"error": {"message": "the server ends"}}
             if path == "/collective_rpc":
                 return self._call(body["method"], body["kwargs"])
             if path == "/reset_prefix_cache":
@@ -176,5 +179,8 @@ def stand_in(name: str = "rlif-arithmetic") -> Iterator[StandIn]:
         try:
             yield server
         finally:
+            server.over = True
             server.released.set()
             server.shutdown()
+            with server.lock:  # what is being drawn; its thread may not outlive the interpreter
+                pass
