@@ -74,9 +74,7 @@ def figures(visits: Sequence[Sequence[tuple[int, str | None]]]) -> dict[str, lis
         for index, answer in visit:
             groups.setdefault(index, []).append(answer)
         now = {index: majorities(group, len(group))[0] for index, group in groups.items()}
-        names = {
-            i: None if answer is None else answer_name(answer) for i, (answer, _) in now.items()
-        }
+        names = {index: name_of(answer) for index, (answer, _) in now.items()}
         for index, (_, votes) in now.items():
             ratios.setdefault(index, []).append(votes / len(groups[index]))
         series["majority_ratio"].append(mean(mean(ratios[i][-WINDOW:]) for i in now))
@@ -204,9 +202,7 @@ def indicators_table(runs: Sequence[Run], rollouts: int = 300) -> Rows:
             lines[warning] = {
                 "before": f"{record.before} of {len(record.leads)}",
                 "by the loss": f"{record.by} of {len(record.leads)}",
-                "lead": f"{median(early):.0f} ({early[0]:.0f} to {early[-1]:.0f})"
-                if early
-                else "-",
+                "lead": span(early) if early else "-",
                 "in vain": f"{record.in_vain} of {record.calm}",
             }
     return lines

@@ -13,7 +13,7 @@ from rlif_lightning.data.columns import has_column
 from rlif_lightning.data.described import arguments_of, describe, plain
 from rlif_lightning.data.sources import HubDataset
 from rlif_lightning.evaluation.bootstrap import CONFIDENCE
-from rlif_lightning.rewards.environment import EnvironmentReward
+from rlif_lightning.evaluation.label_checks import sees_gold
 from rlif_lightning.running.run_settings import run_settings
 
 # What decides the weights. Engines, judges, evaluations and users' own callbacks may name servers
@@ -113,8 +113,7 @@ def _rewards(module: Any) -> str:
     lines = []
     for name, reward in module.rewards.settings.items():
         gate = "" if reward.gate is None else f"`{reward.gate.head}`"
-        is_game = isinstance(reward.head, EnvironmentReward)
-        reads = "yes" if reward.head.needs_gold else "perhaps" if is_game else "no"
+        reads = "yes" if reward.head.needs_gold else "perhaps" if sees_gold(reward.head) else "no"
         lines.append([f"`{name}`", type(reward.head).__name__, f"{reward.weight:g}", gate, reads])
     return _table(("reward", "head", "weight", "gate on", "reads gold answers"), lines)
 

@@ -46,8 +46,8 @@ def check_arguments(owner: type, given: Mapping[str, Any]) -> None:
             )
 
 
-def imported(path: str, argument: str) -> Any:
-    """Return what an import path names.
+def imported(path: Any, argument: str) -> Any:
+    """Return what an import path names; what is no text is returned as it is.
 
     Args:
         path: such as ``my_file.my_function``, as seen from the current folder.
@@ -56,6 +56,8 @@ def imported(path: str, argument: str) -> Any:
     Raises:
         ValueError: the path leads nowhere.
     """
+    if not isinstance(path, str):
+        return path
     module, _, name = path.rpartition(".")
     try:
         return getattr(import_module(module), name)

@@ -87,9 +87,7 @@ def _serve(pipe: Connection, factory: Any, arguments: dict[str, Any]) -> None:
     """Make an environment and answer calls until it is to be closed."""
     with pipe:
         try:
-            make = (
-                imported(factory, "data.environment.make") if isinstance(factory, str) else factory
-            )
+            make = imported(factory, "data.environment.make")
             made = as_environment(make(**arguments))
             pipe.send((True, list(getattr(made, "tools", None) or [])))
         except Exception as error:

@@ -77,9 +77,7 @@ class EnvironmentPool:
         max_failed: float = 0.1,
     ):
         self.factory, self.arguments = factory, dict(arguments or {})
-        self.make = (
-            imported(factory, "data.environment.make") if isinstance(factory, str) else factory
-        )
+        self.make = imported(factory, "data.environment.make")
         self.max_turns, self.step_seconds, self.max_failed = max_turns, step_seconds, max_failed
         self.processes = processes
         self._workers = Workers(workers)

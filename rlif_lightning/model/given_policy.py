@@ -12,9 +12,9 @@ from typing import Any
 from huggingface_hub import constants
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from rlif_lightning.data.tokenizer import resolve_model
+from rlif_lightning.data.tokenizer import load_tokenizer
 from rlif_lightning.model.loading import Policy
 
 __all__ = ["as_policy", "folder_of"]
@@ -103,8 +103,8 @@ def _check(model: Any) -> None:
 def _tokenizer_of(model: Any) -> Any:
     name = model.name_or_path
     try:
-        return AutoTokenizer.from_pretrained(resolve_model(name))
-    except (OSError, ValueError) as error:
+        return load_tokenizer(name, None, False)
+    except ValueError as error:
         raise ValueError(
             f"policy={type(model).__name__}: no tokenizer is found by the name that the model was"
             f" loaded by, {name!r}; pass policy=(model, tokenizer)"

@@ -68,7 +68,7 @@ class RewardFunction(RewardHead):
         self, function: FunctionLike, needs_gold: bool = False, columns: Sequence[str] = ()
     ):
         super().__init__()
-        self.function = imported(function, "function") if isinstance(function, str) else function
+        self.function = imported(function, "function")
         if not callable(self.function) or isinstance(self.function, type):
             raise TypeError(f"function={self.function!r:.100} is no function; pass one")
         self.name = getattr(self.function, "__name__", type(self.function).__name__)
