@@ -46,8 +46,7 @@ NUMBERS = (
 def read_flags(description: str) -> argparse.Namespace:
     """Read the flags, which are the same on all sides."""
     parser = argparse.ArgumentParser(description=description)
-    for flag, default, text in NUMBERS:
-        parser.add_argument(f"--{flag}", default=default, type=int, help=f"{text} ({default})")
+    workload.add_numbers(parser, NUMBERS)
     parser.add_argument(
         "--random", action="store_true", help="2 to --turns turns of 8 to 2 x --turn-tokens"
     )
@@ -107,9 +106,6 @@ class Scenery:
 
 def save_model(a: argparse.Namespace, folder: Path) -> int:
     """Write model and tokenizer as a folder; return the number of parameters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     shape = SimpleNamespace(
         **{"hidden": a.hidden, "layers": a.layers, "vocab": a.vocab, "seed": a.seed},
         **{"intermediate": 0, "heads": 0, "kv_heads": 0, "tie_embeddings": False},
@@ -117,12 +113,7 @@ def save_model(a: argparse.Namespace, folder: Path) -> int:
     )
     parameters = workload.save_model(shape, folder)  # type: ignore[arg-type]
     texts = [*workload.SPECIAL, *WORDS, *(f"w{i}" for i in range(FIRST_WORD, a.vocab))]
-    core = Tokenizer(models.WordLevel({text: i for i, text in enumerate(texts)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    special = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), texts, strict=False))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
+    workload.save_tokenizer(texts, folder, CHAT)
     return parameters
 
 

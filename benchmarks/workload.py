@@ -14,6 +14,7 @@ import platform
 import random
 import statistics
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,18 @@ NUMBERS = (
 )
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
-    """Parse the workload's flags, which are the same on both sides."""
-    parser = argparse.ArgumentParser(description=description)
-    for flag, default, text in NUMBERS:
+def add_numbers(parser: argparse.ArgumentParser, numbers: Iterable[tuple[str, int, str]]) -> None:
+    """Add flags of whole numbers: name, default and meaning of each."""
+    for flag, default, text in numbers:
         parser.add_argument(
             f"--{flag}", default=default, type=int, help=f"{text} (default {default})"
         )
+
+
+def parse_arguments(description: str) -> argparse.Namespace:
+    """Parse the workload's flags, which are the same on both sides."""
+    parser = argparse.ArgumentParser(description=description)
+    add_numbers(parser, NUMBERS)
     parser.add_argument(
         "--lengths", choices=("fixed", "random"), default="fixed", help="of completions"
     )
@@ -110,23 +116,34 @@ def make_prompts(a: argparse.Namespace) -> list[str]:
     ]
 
 
+def save_tokenizer(texts: Sequence[str], folder: Path, chat: str | None = None) -> None:
+    """Write a word-level tokenizer.
+
+    Args:
+        texts: the word of each id, `SPECIAL` first.
+        folder: where to.
+        chat: template of conversations.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(
+        models.WordLevel({text: i for i, text in enumerate(texts)}, unk_token="<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    special = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
+    if chat is not None:
+        tokenizer.chat_template = chat
+    tokenizer.save_pretrained(folder)
+
+
 def save_model(a: argparse.Namespace, folder: Path) -> int:
     """Write model and tokenizer as a folder; return the number of parameters."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    table = {token: i for i, token in enumerate(SPECIAL)}
-    table |= {f"w{i}": i for i in range(len(SPECIAL), a.vocab)}
-    words = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-    ).save_pretrained(folder)
+    save_tokenizer([*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), a.vocab))], folder)
     torch.manual_seed(a.seed)
     heads = a.heads or max(1, a.hidden // 64)
     config = LlamaConfig(

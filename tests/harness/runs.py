@@ -156,3 +156,16 @@ ALWAYS = {
     "window": 1,
     "meaning": "Always.",
 }
+
+
+def assert_resumes(whole: Path, again: Path, *arguments: str) -> None:
+    """Train in ``whole``, and in ``again`` from the end of its first rollout: weights and logs are
+    the same.
+    """
+    run, found = fit(whole, *arguments), rows(whole)
+    saved = next(iter(sorted(whole.rglob("rollout=000001.ckpt"))))
+    resumed = fit(again, *arguments, f"--ckpt_path={saved}")
+    assert_same(parameters(run), parameters(resumed))
+    later = rows(again)
+    assert later
+    assert not differences({place: found[place] for place in later}, later)
