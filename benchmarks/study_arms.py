@@ -19,8 +19,7 @@ RECIPES = ("gold", "vote", "paper", "preset")
 HOT = 5e-4
 RATES = {"hot": HOT, "half": HOT / 2, "quarter": HOT / 4, "eighth": HOT / 8}
 UPDATES = 4  # optimiser steps of a rollout, but in arms that say otherwise
-TUNING = (0, 1, 2, 3, 4, 5, 31, 32)  # seeds on which preset, guard and rates were chosen
-JUDGING = (40, 41, 42, 43, 44, 45)  # seeds that no choice has seen
+JUDGING = (40, 41, 42, 43, 44, 45)  # seeds that no choice of preset, guard or rates has seen
 FEW = JUDGING[:3]
 
 
@@ -177,7 +176,6 @@ PLAN = (
     Block("KL-Cov", KL_COV, FEW, 300),
     Block("distinct problems", ("certainty-hot", *PROBLEMS), FEW, 300),
     Block("groups and tokens left out", OTHERS, FEW, 300),
-    Block("tuning seeds", CLAIMS, TUNING, 300),
     Block("labels from the start", OFFLINE, FEW, 300),
     Block("second family", FAMILY, FEW, 300),
     Block("start and end", CURVE, FEW, 300),

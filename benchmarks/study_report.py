@@ -11,7 +11,7 @@ from statistics import mean
 from benchmarks.laws import fit_entropy_law, fit_sharpening
 from benchmarks.majorities import OUTCOMES
 from benchmarks.results import FOLDER, Rows, markdown_table, write_results
-from benchmarks.study_arms import ARMS, CLAIMS, CURVE, JUDGING, TUNING
+from benchmarks.study_arms import ARMS, CLAIMS, CURVE, JUDGING
 from benchmarks.study_figures import end, first_loss, has_fallen, interval, peak
 from benchmarks.study_indicators import indicators_table
 from benchmarks.study_predictions import verdicts
@@ -139,7 +139,6 @@ def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
         "study_verdicts": ("no.", verdicts(judging)),
         "study": ("arm", arms_table(judging, 300)),
         "study_long": ("arm", arms_table(long, 1200)),
-        "study_tuning": ("arm", arms_table([run for run in runs if run.seed in TUNING], 300)),
         "study_problems": ("arm", problems_table(judging)),
         "study_laws": ("arm", laws_table(judging)),
         "study_indicators": ("warning", indicators_table(judging)),
