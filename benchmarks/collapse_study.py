@@ -162,10 +162,10 @@ def attempt(job: Job, deadline: float) -> str | None:
         print(f"{job.arm}, seed {job.seed}: waits for {other} of the next seed", flush=True)
         return None
     try:
-        if name := ARMS[job.arm].needs:
+        for name in ARMS[job.arm].needs:
             make(name)
-        if name == "words":
-            record_checkpoints(ROOT / "runs" / name, job.results)
+            if name == "words":
+                record_checkpoints(ROOT / "runs" / name, job.results)
         seconds = job.run(factors)
     except RuntimeError as error:
         print(f"FAILED {error}", flush=True)

@@ -18,6 +18,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "study"
 RECIPES = ("gold", "vote", "paper", "preset")
 HOT = 5e-4
 RATES = {"hot": HOT, "half": HOT / 2, "quarter": HOT / 4, "eighth": HOT / 8}
+SLOWER = 50  # the rates of SmolLM2's arms are so much smaller: 1e-5 and 2.5e-6
 UPDATES = 4  # optimiser steps of a rollout, but in arms that say otherwise
 JUDGING = (40, 41, 42, 43, 44, 45)  # seeds that no choice of preset, guard or rates has seen
 FEW = JUDGING[:3]
@@ -34,7 +35,7 @@ class Arm:
         factors: [rollout, factor] steps of the learning rate.
         yoked_to: arm whose learning rates, of another seed, are replayed.
         updates: optimiser steps of a rollout.
-        needs: what is made before, a name of ``study_inputs.COMMANDS``; empty = nothing.
+        needs: what is made before, names of ``study_inputs.COMMANDS``.
     """
 
     overlays: tuple[str, ...]
@@ -43,7 +44,7 @@ class Arm:
     factors: tuple[tuple[int, float], ...] = ()
     yoked_to: str | None = None
     updates: int = UPDATES
-    needs: str = ""
+    needs: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -105,12 +106,24 @@ def made_arms() -> dict[str, Arm]:
             settings = (f"--data.source.init_args.size={size}",)
             arms[f"{recipe}-hot-{size}"] = Arm((recipe,), settings=settings)
     for rate in ("hot", "quarter"):
-        arms[f"vote-{rate}-offline"] = Arm(("offline",), RATES[rate], needs="frozen")
+        arms[f"vote-{rate}-offline"] = Arm(("offline",), RATES[rate], needs=("frozen",))
+    return arms | family_arms()
+
+
+def family_arms() -> dict[str, Arm]:
+    """Return the arms of other models: word problems of our own, and SmolLM2."""
+    arms = {}
+    for rate in ("hot", "quarter"):
         for recipe in RECIPES:
             overlays = (recipe, "words")
-            arms[f"{recipe}-{rate}-words"] = Arm(overlays, RATES[rate], needs="words")
+            arms[f"{recipe}-{rate}-words"] = Arm(overlays, RATES[rate], needs=("words",))
+        for recipe in (*RECIPES, "certainty"):
+            overlays, given = (recipe, "smollm2"), ("smollm2", "mawps")
+            arms[f"{recipe}-{rate}-smollm2"] = Arm(
+                overlays, RATES[rate] / SLOWER, updates=2, needs=given
+            )
     return arms | {
-        name: Arm(("vote", "words"), RATES["quarter"], word_settings(name), needs="words")
+        name: Arm(("vote", "words"), RATES["quarter"], word_settings(name), needs=("words",))
         for name in CURVE
     }
 
@@ -168,6 +181,9 @@ PROBLEMS = tuple(f"{r}-hot-{size}" for r in ("vote", "certainty", "paper") for s
 OTHERS = ("vote-hot-band", "vote-hot-majority", *(f"vote-hot-answer{f}" for f in ANSWERS))
 OFFLINE = ("vote-hot-offline", "vote-quarter-offline")
 FAMILY = tuple(f"{r}-{rate}-words" for rate in ("hot", "quarter") for r in RECIPES)
+SMOLLM2 = tuple(
+    f"{r}-{rate}-smollm2" for rate in ("hot", "quarter") for r in (*RECIPES, "certainty")
+)
 PLAN = (
     Block("core", CORE, JUDGING, 300),
     Block("claims", CLAIMS, JUDGING, 300),
@@ -179,4 +195,5 @@ PLAN = (
     Block("labels from the start", OFFLINE, FEW, 300),
     Block("second family", FAMILY, FEW, 300),
     Block("start and end", CURVE, FEW, 300),
+    Block("SmolLM2", SMOLLM2, JUDGING[:2], 270),
 )

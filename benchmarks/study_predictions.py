@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from benchmarks.results import Rows
-from benchmarks.study_arms import FEW
+from benchmarks.study_arms import FEW, JUDGING
 from benchmarks.study_rows import Run
 from benchmarks.study_rules import Alarms, Falls, Gap, Ranks, Rule, Runs, Spread, Warns, rule_text
 
@@ -202,6 +202,34 @@ def family() -> Sequence[tuple[str, Rule]]:
     )
 
 
+def smollm2() -> Sequence[tuple[str, Rule]]:
+    """Return what is predicted of SmolLM2-135M on published word problems."""
+
+    def falls(arm: str, low: int, high: int) -> Falls:
+        return Falls(f"{arm}-smollm2", low, high, rollouts=270, seeds=JUDGING[:2])
+
+    return (
+        ("Gold answers stay at the hot rate", falls("gold-hot", 0, 0)),
+        ("The vote falls there", falls("vote-hot", 1, 2)),
+        ("Self-certainty falls there", falls("certainty-hot", 2, 2)),
+        ("So does the paper's pair", falls("paper-hot", 2, 2)),
+        ("The vote stays at a quarter of the rate", falls("vote-quarter", 0, 0)),
+        ("So does the preset without guard", falls("preset-quarter", 0, 0)),
+        ("The paper's pair falls even there", falls("paper-quarter", 1, 2)),
+        (
+            "At a quarter the vote gains less than gold answers",
+            Gap(
+                "vote-quarter-smollm2",
+                "gold-quarter-smollm2",
+                -INF,
+                0,
+                rollouts=270,
+                seeds=JUDGING[:2],
+            ),
+        ),
+    )
+
+
 GROUPS: dict[str, Callable[[], Sequence[tuple[str, Rule]]]] = {
     "C": claims,
     "G": controls,
@@ -211,6 +239,7 @@ GROUPS: dict[str, Callable[[], Sequence[tuple[str, Rule]]]] = {
     "O": others,
     "I": indicators,
     "F": family,
+    "S": smollm2,
 }
 
 

@@ -11,7 +11,7 @@ from statistics import mean
 from benchmarks.laws import fit_entropy_law, fit_sharpening
 from benchmarks.majorities import OUTCOMES
 from benchmarks.results import FOLDER, Rows, markdown_table, write_results
-from benchmarks.study_arms import ARMS, CLAIMS, CURVE, JUDGING
+from benchmarks.study_arms import ARMS, CLAIMS, CURVE, JUDGING, SMOLLM2
 from benchmarks.study_figures import end, first_loss, has_fallen, interval, peak
 from benchmarks.study_indicators import indicators_table
 from benchmarks.study_predictions import verdicts
@@ -135,10 +135,12 @@ def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
     """Return each table by the name of its file, with the heading of its first column."""
     judging = [run for run in runs if run.seed in JUDGING]
     long = [run for run in judging if run.rollouts[-1] > 300]
+    large = [run for run in judging if run.arm in SMOLLM2]
     made = {
         "study_verdicts": ("no.", verdicts(judging)),
         "study": ("arm", arms_table(judging, 300)),
         "study_long": ("arm", arms_table(long, 1200)),
+        "study_smollm2": ("arm", arms_table(large, 270)),
         "study_problems": ("arm", problems_table(judging)),
         "study_laws": ("arm", laws_table(judging)),
         "study_indicators": ("warning", indicators_table(judging)),

@@ -35,6 +35,7 @@ SCALES = {
     "guard": {"learning_rate": 0.5},
     "guard_vote": {"rewards.vote.weight": 0.5},
 }
+POLICIES = {"words": "runs/words/checkpoint_4", "smollm2": "runs/smollm2"}
 BANDS = {"band": ((0.3, 0.9), "any"), "majority": ((0, 1), "half")}
 # Others differ in nothing but the rate, or the number of problems.
 BUILT = [arm for arm in ARMS if "-hot" in arm and not arm.endswith(("-32", "-128"))]
@@ -81,13 +82,15 @@ def test_an_arm_is_what_its_name_says(arm, tmp_path):
     assert guard.scale == SCALES.get(control, {"learning_rate": 0.5})
     steps = [each.steps for each in callbacks if isinstance(each, LearningRateFactors)]
     assert bool(steps) == (control in ("yoked", "halved"))
-    assert (starting_rate(model.make_optimizer), model.schedule.name) == (5e-4, "constant")
+    rate = 1e-5 if control == "smollm2" else 5e-4
+    assert starting_rate(model.make_optimizer) == pytest.approx(rate)
+    assert model.schedule.name == "constant"
     updates = model.plan.updates_per_rollout
-    assert updates == ARMS[arm].updates == (1 if control == "one_update" else 4)
+    assert updates == ARMS[arm].updates == {"one_update": 1, "smollm2": 2}.get(control, 4)
     assert run.trainer.max_steps == 300 * updates
     source = run.datamodule.source
-    if control == "words":
-        assert (type(source), model.policy_settings.name) == (LocalFiles, "runs/words/checkpoint_4")
+    if control in POLICIES:
+        assert (type(source), model.policy_settings.name) == (LocalFiles, POLICIES[control])
     else:
         assert source.sizes["train"] == (512 if control == "512" else 4800)
     if control == "offline":
@@ -156,4 +159,4 @@ def test_an_overlay_is_one_change():
     for path in CONFIGS.glob("*.yaml"):
         lines = path.read_text().splitlines()
         assert lines[0].startswith("# "), path
-        assert len(lines) <= 15 or path.stem == "base", path
+        assert len(lines) <= 15 or path.stem in ("base", "smollm2"), path
