@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,13 +56,11 @@ class Report:
 
     def figures(self) -> dict[str, Figure]:
         """Return each figure with its interval."""
-        return dict(
-            zip(
-                self.names,
-                bootstrap_figures(self.totals, self.weights, self.shares),
-                strict=True,
-            )
-        )
+        return dict(zip(self.names, self._measured, strict=True))
+
+    @cached_property
+    def _measured(self) -> list[Figure]:
+        return bootstrap_figures(self.totals, self.weights, self.shares)
 
     def change_since(self, before: Report) -> dict[str, Figure]:
         """Return each figure's change since an evaluation of the same problems."""

@@ -89,6 +89,10 @@ class Parser(LightningArgumentParser):
         arrange(self)
         return super().format_help(*args)
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Write settings without checking them again: what Lightning saves has just been parsed."""
+        super().save(*args, **kwargs, skip_validation=True)
+
     def print_usage(self, file: Any = None) -> None:
         """Print nothing: before an error it would be a hundred lines, and ``--help`` has them."""
 
