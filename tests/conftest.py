@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import hypothesis
 import pytest
@@ -47,6 +48,8 @@ def one_parser():
     if cli is None:  # no test that was collected needs it
         yield
         return
+    from jsonargparse import _core, _subcommands
+
     prepare, kept = cli.RLIFCLI._prepare_subcommand_parser, {}
 
     def prepared(self, trainer_class, subcommand, **given):
@@ -74,6 +77,46 @@ def one_parser():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.RLIFCLI, "_prepare_subcommand_parser", prepared)
         patch.setattr(cli.RLIFCLI, "setup_parser", setup_parser)
+        found = remembered(_subcommands.find_action_and_subcommand)
+        for module in (_core, _subcommands):
+            patch.setattr(module, "find_action_and_subcommand", found)
+        yield
+
+
+def remembered(find):
+    """As ``find``, which looks through all options of a parser for each name, thousands of times
+    a run; each parser's answers are kept until it gets another option.
+    """
+    kept = WeakKeyDictionary()
+
+    def found(parser, name, exclude=None):
+        answers, key = kept.setdefault(parser, {}), (len(parser._actions), name, exclude)
+        if key not in answers:
+            answers[key] = find(parser, name, exclude=exclude)
+        return answers[key]
+
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_self_check():
+    """Compare the embedded model with itself once for each way to load it; it stays as it is."""
+    strategies = sys.modules.get("rlif_lightning.running.strategies")
+    if strategies is None:
+        yield
+        return
+    from rlif_lightning.model.loading import resolve_model
+
+    check, passed = strategies.check_weights, set()
+    own = {"rlif-arithmetic", resolve_model("rlif-arithmetic")}
+
+    def check_weights(policy, settings):
+        if settings.name not in own or repr(settings) not in passed:
+            check(policy, settings)
+            passed.add(repr(settings))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strategies, "check_weights", check_weights)
         yield
 
 
@@ -106,10 +149,10 @@ def long_run(tmp_path_factory):
     """A run of four rollouts that nothing breaks off: its parameters and its folder, which only
     tests read.
     """
-    from harness.runs import LONG, fit, parameters
+    from harness.runs import FOUR, fit, parameters
 
     folder = tmp_path_factory.mktemp("long_run")
-    return parameters(fit(folder, *LONG)), folder
+    return parameters(fit(folder, *FOUR)), folder
 
 
 def pytest_collection_modifyitems(items):

@@ -87,7 +87,7 @@ def test_other_estimators_golden():
 
 
 @pytest.mark.parametrize("batch_norm", ["none", "sample", "token"])
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(block=reward_blocks(), eps=st.sampled_from([0.0, 1e-4, 0.1]))
 def test_gdpo_matches_restatement(batch_norm, block, eps):
     rewards, weights, lengths = block
@@ -97,7 +97,7 @@ def test_gdpo_matches_restatement(batch_norm, block, eps):
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(block=reward_blocks(with_nan=False))
 def test_grpo_matches_restatement(block):
     rewards, weights, _ = block
@@ -109,7 +109,7 @@ def test_grpo_matches_restatement(block):
 @pytest.mark.parametrize(
     ("estimator", "rule"), [(DrGRPO(), restatement.minus_mean), (RLOO(), restatement.leave_one_out)]
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(block=reward_blocks())
 def test_centred_estimators_match_restatement(estimator, rule, block):
     rewards, weights, _ = block
@@ -118,7 +118,7 @@ def test_centred_estimators_match_restatement(estimator, rule, block):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4),
     size=st.integers(1, 7),
@@ -149,7 +149,7 @@ def test_group_of_one_is_exactly_zero(estimator):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(block=reward_blocks(), shift=st.integers(-400, 400))
 def test_constant_shift_of_each_group_changes_nothing(estimator, block, shift):
     rewards, weights, lengths = block
@@ -165,7 +165,7 @@ def test_constant_shift_of_each_group_changes_nothing(estimator, block, shift):
 
 
 @pytest.mark.parametrize("estimator", GROUP_ESTIMATORS, ids=repr)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(block=reward_blocks(with_nan=False), place=st.integers(0, 5))
 def test_completion_without_reward_is_as_if_absent(estimator, block, place):
     rewards, weights, _ = block

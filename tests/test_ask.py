@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from harness.runs import fit
+from harness.runs import TINY, fit
 from rlif_lightning.evaluation import ask
 from rlif_lightning.module import RLIFModule
 
@@ -14,7 +14,7 @@ from rlif_lightning.module import RLIFModule
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return folder, fit(folder)
+    return folder, fit(folder, *TINY)
 
 
 def said(capsys, *words: str) -> list[str]:
@@ -26,14 +26,14 @@ def test_a_run_a_checkpoint_and_an_exported_folder_answer_alike(run, capsys, tmp
     folder, done = run
     done.model.save_pretrained(tmp_path / "model")
     newest = max(folder.rglob("rollout=*.ckpt"))
-    greedy = ["1+2+3=", "--temperature=0", "--max_new_tokens=40"]
+    greedy = ["1+2+3=", "--temperature=0", "--max_new_tokens=12"]
     places = (folder, folder / "version_0", newest, tmp_path / "model")
     answers = [said(capsys, "generate", str(place), *greedy) for place in places]
     assert answers == [answers[0]] * 4
     assert (
         answers[0]
         == done.model.generate(
-            "1+2+3=", sampling=ask.replace(done.model.sampling, temperature=0.0, max_new_tokens=40)
+            "1+2+3=", sampling=ask.replace(done.model.sampling, temperature=0.0, max_new_tokens=12)
         )[0]
     )
 

@@ -31,7 +31,7 @@ ALIKE -= {next(n for n in FILES if n.startswith("reasoning_gym_"))}
 
 
 def each(names: Iterable[str]) -> list:
-    return [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in names]
+    return [pytest.param(n, marks=pytest.mark.full if n in ALIKE else ()) for n in names]
 
 
 def cases(*pairs: tuple[str, str], kind: str = "stdin") -> str:

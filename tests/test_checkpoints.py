@@ -14,7 +14,8 @@ from lightning.pytorch import Callback
 
 from harness.runs import (
     BASE,
-    LONG,
+    FEW,
+    FOUR,
     assert_same,
     checkpoint_names,
     differences,
@@ -78,24 +79,24 @@ class Poison(Callback):
 
 @pytest.mark.slow
 def test_the_last_ones_are_kept_and_the_end_is_saved(tmp_path):
-    fit(tmp_path, saving(every=1, keep=2), *LONG)
+    fit(tmp_path, saving(every=1, keep=2), *FOUR)
     assert checkpoint_names(tmp_path / "version_0") == [
         "rollout=000003.ckpt",
         "rollout=000004.ckpt",
     ]
-    fit(tmp_path, saving(every=3), *LONG)
+    fit(tmp_path, saving(every=3), *FOUR)
     assert checkpoint_names(tmp_path / "version_1") == [
         "rollout=000003.ckpt",
         "rollout=000004.ckpt",
     ]
-    fit(tmp_path, *LONG)
+    fit(tmp_path, *FOUR)
     assert checkpoint_names(tmp_path / "version_2") == ["rollout=000004.ckpt"]
     assert all(why_unusable(path) is None for path in find_checkpoints(tmp_path))
 
 
 @pytest.mark.slow  # test_best_value.py judges; the last ones are kept: above
 def test_best_is_the_run_at_its_best(tmp_path):
-    run = fit(tmp_path, saving(monitor="policy/entropy", mode="max"), *LONG)
+    run = fit(tmp_path, saving(monitor="policy/entropy", mode="max"), *FOUR)
     entropies = [
         float(row["policy/entropy"])
         for place, row in sorted(rows(tmp_path).items())
@@ -121,7 +122,7 @@ def test_auto_goes_on_in_the_place_of_the_run_before(tmp_path, long_run):
     """
     for epochs in (1, 2, 2):
         settings = [saving(every=1), f"--trainer.max_epochs={epochs}", "--ckpt_path=auto"]
-        run = fit(tmp_path / "lives", *settings, "--trainer.limit_train_batches=2")
+        run = fit(tmp_path / "lives", *FOUR, *settings)
     assert run.trainer.global_step == 16
     assert_same(long_run[0], parameters(run))
     kept = [path.name for path in find_checkpoints(tmp_path / "lives")]
@@ -131,9 +132,9 @@ def test_auto_goes_on_in_the_place_of_the_run_before(tmp_path, long_run):
 
 @pytest.mark.slow
 def test_a_run_from_a_named_checkpoint_leaves_the_other_one_alone(tmp_path):
-    fit(tmp_path, saving(every=1, keep=2))
+    fit(tmp_path, *FEW, saving(every=1, keep=2))
     before = checkpoint_names(tmp_path / "version_0")
-    fit(tmp_path, saving(every=1, keep=1), *LONG, f"--ckpt_path={find_checkpoints(tmp_path)[0]}")
+    fit(tmp_path, saving(every=1, keep=1), *FOUR, f"--ckpt_path={find_checkpoints(tmp_path)[0]}")
     assert (
         checkpoint_names(tmp_path / "version_0")
         == before
@@ -147,7 +148,7 @@ def test_a_head_that_raises_costs_nothing_that_was_saved(tmp_path):
         "vote": {"head": "ClusterVote"},
         "judge": {"head": {"class_path": "test_checkpoints.Broken"}},
     }
-    arguments = [f"--model.rewards={json.dumps(rewards)}", saving(every=1), *LONG]
+    arguments = [f"--model.rewards={json.dumps(rewards)}", saving(every=1), *FOUR]
     Broken.fails = False
     whole = fit(tmp_path / "whole", *arguments)
     Broken.fails = True
@@ -178,14 +179,14 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path, long_run
             r" whole"
         )
         with pytest.raises(RuntimeError, match=told):
-            fit(tmp_path, saving(every=1), full, *LONG)
+            fit(tmp_path, saving(every=1), full, *FOUR)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert checkpoint_names(tmp_path / "version_0") == [
         "rollout=000001.ckpt",
         "rollout=000002.ckpt",
     ]  # and nothing half-written
-    assert_same(long_run[0], parameters(fit(tmp_path, *LONG, "--ckpt_path=last")))
+    assert_same(long_run[0], parameters(fit(tmp_path, *FOUR, "--ckpt_path=last")))
 
 
 # test_run.py resumes from a checkpoint that another callback saved.
@@ -201,7 +202,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_s
     with pytest.raises(
         RuntimeError, match="the gradient of rollout 2 is not finite; what was sampled was finite"
     ):
-        fit(tmp_path, saving(every=1), poisoned, *LONG)
+        fit(tmp_path, saving(every=1), poisoned, *FOUR)
     assert read_events(tmp_path / "version_0")[-1]["values"] == {
         "reason": "non_finite_gradient",
         "exit_code": 1,
@@ -209,7 +210,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_s
     }
     if goes_on:
         whole, _ = request.getfixturevalue("long_run")
-        assert_same(whole, parameters(fit(tmp_path, *LONG, "--ckpt_path=last")))
+        assert_same(whole, parameters(fit(tmp_path, *FOUR, "--ckpt_path=last")))
 
 
 @pytest.mark.slow
@@ -218,7 +219,7 @@ def test_lora_goes_on_from_its_checkpoint(tmp_path):
     lora = [
         '--model.policy.lora={"rank": 4, "alpha": 8}',
         "--model.optimizer.lr=0.01",
-        *LONG,
+        *FOUR,
         saving(every=1),
     ]
     whole = fit(tmp_path / "whole", *lora, "--ckpt_path=auto")

@@ -15,7 +15,7 @@ from callbacks import CollapseGuard
 from callbacks.events import read_events
 from callbacks.guard import kinds_of_run
 from harness.python_runs import module
-from harness.runs import ALWAYS, TINY, assert_same, callback_of, column, parameters, run_with
+from harness.runs import ALWAYS, FEW, TINY, assert_same, callback_of, column, parameters, run_with
 from rlif_lightning import ClusterVote, DynamicSampling, Gate, GoldAnswer, WeightedReward, cli
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
@@ -59,10 +59,10 @@ def guarded(
 
 
 def test_warn_tells_once_and_changes_nothing(tmp_path, long_run):
+    detectors = dict.fromkeys(CollapseGuard().detectors) | {"mine": ALWAYS}
+    settings = {"baseline": 1, "detectors": detectors}
     with pytest.warns(UserWarning, match="CollapseGuard, rollout 2: mine: rollout/length") as told:
-        run = run_with(
-            tmp_path / "guard", "CollapseGuard", rollouts=4, baseline=1, detectors={"mine": ALWAYS}
-        )
+        run = run_with(tmp_path / "guard", "CollapseGuard", *FEW, rollouts=4, **settings)
     assert sum("mine:" in str(warning.message) for warning in told) == 1
     assert_same(long_run[0], parameters(run))
     (event,) = [
@@ -84,9 +84,9 @@ def test_warn_tells_once_and_changes_nothing(tmp_path, long_run):
 
 
 def test_figures_are_logged_with_and_without_a_vote(tmp_path):
-    run_with(tmp_path / "vote", "CollapseGuard", rollouts=1)
+    run_with(tmp_path / "vote", "CollapseGuard", *FEW, rollouts=1)
     gold = '--model.rewards={"gold": {"head": "GoldAnswer"}}'
-    run_with(tmp_path / "gold", "CollapseGuard", gold, rollouts=1)
+    run_with(tmp_path / "gold", "CollapseGuard", *FEW, gold, rollouts=1)
     for folder in ("vote", "gold"):
         for name in (
             "rollout/repetition",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,6 +39,7 @@ from benchmarks.study_rows import (
     summed_rate,
 )
 from benchmarks.study_rules import Alarms, Falls, Gap, Ranks, Spread
+from harness.forked import run_module
 
 FALLING = [0.5, 0.8, 0.9, 0.7, 0.4, 0.1, 0.1]
 STEADY = [0.5, 0.7, 0.9, 0.9, 0.9, 0.9, 0.9]
@@ -366,8 +369,18 @@ def test_a_list_of_what_is_due(tmp_path, capsys):
     assert capsys.readouterr().out == expected
 
 
+def forked(command, **given):
+    """As ``subprocess.run``, with the imports done where it is a run."""
+    if command[1] != "-m":
+        return subprocess.run(command, **given)
+    done = run_module(command[2], command[3:], given["env"])
+    given["stdout"].write(done.stdout + done.stderr)
+    return done
+
+
 @pytest.mark.slow
-def test_the_command_runs_skips_and_makes_longer(tmp_path, capsys):
+def test_the_command_runs_skips_and_makes_longer(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(collapse_study, "subprocess", SimpleNamespace(run=forked))
     out = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path)]
     arguments = ["--arms", "vote-quarter", "--seeds", "7", *out]
     collapse_study.main([*arguments, "--rollouts", "1"])

@@ -117,15 +117,14 @@ for overlay in sorted(OVERLAYS):
     COMMANDS[str(overlay.relative_to(ROOT))] = ["fit", "--config=configs/quickstart.yaml", *given]
 
 
-FIRST = ("README.md", "CONTRIBUTING.md", "configs/objectives/", "configs/related/")
+FIRST = ("README.md", "CONTRIBUTING.md", "configs/objectives/")
 
 
 @pytest.mark.parametrize(
-    "pages",
-    [pytest.param(FIRST, id="first"), pytest.param(("",), id="all", marks=pytest.mark.slow)],
+    "first", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["first", "others"]
 )
-def test_the_command_line_knows_every_setting(parsers, monkeypatch, pages):
-    """On the first pages and in the overlays of objectives and systems; and on all pages."""
+def test_the_command_line_knows_every_setting(parsers, monkeypatch, first):
+    """On the first pages and in the overlays of objectives; and in all other places."""
     monkeypatch.chdir(ROOT)
 
     def check(command: tuple[str, ...]) -> None:
@@ -137,7 +136,9 @@ def test_the_command_line_knows_every_setting(parsers, monkeypatch, pages):
             raise AssertionError(said.getvalue()[-600:]) from None
 
     places = {  # each of them once
-        tuple(command): place for place, command in COMMANDS.items() if place.startswith(pages)
+        tuple(command): place
+        for place, command in COMMANDS.items()
+        if place.startswith(FIRST) is first
     }
     check_each(check, places, lambda command: f"{places[command]}: {' '.join(command)}")
 

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import CompletionWriter
 from callbacks.completion_writer import printable, render, shortened
-from harness.runs import ONE, fit
+from harness.runs import ONE, TINY, fit
 from rlif_lightning import cli
 
 
@@ -72,7 +72,7 @@ def test_verdicts_follow_the_sum_and_no_gold_answer_is_written(sampled):
 
 
 def test_gold_answers_are_written_on_request_only_where_there_are_any(tmp_path, capsys):
-    write(tmp_path, *ONE, groups=1, write_gold=True)
+    write(tmp_path, *TINY, *ONE, groups=1, write_gold=True)
     assert records(tmp_path)
     for record in records(tmp_path):
         assert record["gold"] == str(sum(map(int, record["prompt"].rstrip("=").split("+"))))
@@ -82,7 +82,7 @@ def test_gold_answers_are_written_on_request_only_where_there_are_any(tmp_path, 
 
 
 def test_without_labels_there_are_no_verdicts(tmp_path):
-    write(tmp_path, *ONE, "--data.answer_column=null")
+    write(tmp_path, *TINY, *ONE, "--data.answer_column=null")
     assert records(tmp_path)
     assert not [record for record in records(tmp_path) if "correct" in record]
 
@@ -130,7 +130,7 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_was_made(sampled, tmp_path):
 
 
 def test_the_terminal_and_tensorboard_show_the_same_table(tmp_path, capsys):
-    write(tmp_path, every=1, groups=1)
+    write(tmp_path, *TINY, every=1, groups=1)
     printed = capsys.readouterr().out
     first = records(tmp_path)[0]
     assert f"rollout 1, problem {first['index']}: {first['prompt']}" in printed
@@ -151,7 +151,7 @@ def test_the_terminal_and_tensorboard_show_the_same_table(tmp_path, capsys):
 
 
 def test_quiet_settings_are_quiet(tmp_path, capsys):
-    write(tmp_path, *ONE, show=[])
+    write(tmp_path, *TINY, *ONE, show=[])
     assert "problem " not in capsys.readouterr().out
     assert records(tmp_path)
 

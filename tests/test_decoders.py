@@ -47,7 +47,7 @@ def watched(monkeypatch, name: str) -> list:
 def test_rows_that_join_and_leave_do_not_change_a_completion(
     tiny_models, monkeypatch, architecture
 ):
-    """Completions of 1 to 48 tokens; as many rows at a time as 1, 3 and 5 groups have, of up to so
+    """Completions of 1 to 48 tokens; as many rows at a time as 1 and 4 groups have, of up to so
     many prompts.
     """
     policy, sampling = (
@@ -58,7 +58,7 @@ def test_rows_that_join_and_leave_do_not_change_a_completion(
     assert whole.lengths.min() < 4
     assert whole.lengths.max() > 30
     joined = watched(monkeypatch, "add_rows")
-    for groups in (1, 3, 5):
+    for groups in (1, 4):
         joined.clear()
         rollout = generate_many(policy, groups * GROUP + GROUP - 1, sampling)
         assert completions(rollout) == completions(whole)
@@ -231,6 +231,6 @@ def test_memory_is_bounded_by_max_rows_and_not_by_prompts(tiny_models, monkeypat
     Completions of nearly one length: as many prompts are under way as whole groups of rows fit.
     """
     policy = load(tiny_models["llama"])
-    sizes = [stored_elements(policy, prompts, 3 * GROUP, monkeypatch) for prompts in (3, 12, 48)]
-    assert sizes == [2 * 2 * 16 * (3 * 9 + 3 * GROUP * 19)] * 3
+    sizes = [stored_elements(policy, prompts, 3 * GROUP, monkeypatch) for prompts in (3, 12)]
+    assert sizes == [2 * 2 * 16 * (3 * 9 + 3 * GROUP * 19)] * 2
     assert stored_elements(policy, 12, 6 * GROUP, monkeypatch) == 2 * sizes[0]

@@ -42,8 +42,9 @@ def assert_the_same(folder: Path, alone: Path, name: str) -> None:
     assert_same_metrics(metrics(folder, name), metrics(alone, name))
 
 
+# The mark: below, callbacks see and micro-batches train shards; test_sharding.py has their numbers.
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.full)])
 def test_two_processes_are_one(alone, tmp_path, strategy):
     """The same parameters and the same logged metrics; Lightning starts the processes, or
     torchrun.

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Callback
 
 from harness.children import in_child
-from harness.runs import BASE, LONG, adding, assert_same, fit, parameters, saving
+from harness.runs import BASE, FOUR, adding, assert_same, fit, parameters, saving
 from rlif_lightning import cli
 from rlif_lightning.learning.non_finite import NonFiniteGradient
 from rlif_lightning.running import status
@@ -84,12 +84,12 @@ EARLY = [
     ],
 )
 def test_a_run_that_is_over_stays_over_and_says_why(tmp_path, caplog, reason, arguments, told):
-    run = fit(tmp_path, *LONG, saving(every=1), adding("RunReport"), *arguments)
+    run = fit(tmp_path, *FOUR, saving(every=1), adding("RunReport"), *arguments)
     rollouts = int(run.model.num_rollouts)
     assert rollouts == {"early_stop": 2}.get(reason, 1)
     caplog.clear()
     again = fit(
-        tmp_path, *LONG, saving(every=1), adding("RunReport"), *arguments, "--ckpt_path=auto"
+        tmp_path, *FOUR, saving(every=1), adding("RunReport"), *arguments, "--ckpt_path=auto"
     )
     assert int(again.model.num_rollouts) == rollouts
     assert_same(parameters(run), parameters(again))
@@ -107,11 +107,11 @@ def test_a_run_that_is_over_stays_over_and_says_why(tmp_path, caplog, reason, ar
     assert found.end.startswith(f"{reason} (exit code 0) after rollout {rollouts}:")
     assert found.repeated.startswith("trains nothing and ends with exit code 0")
     assert found.lives == 2
-    more = [*LONG, saving(every=1), "--ckpt_path=auto"]  # without what ended it
+    more = [*FOUR, saving(every=1), "--ckpt_path=auto"]  # without what ended it
     on = (
         fit(tmp_path, *more)
         if reason != "stopped"
-        else fit(tmp_path, *LONG, f"--ckpt_path={find_checkpoints(tmp_path)[0]}")
+        else fit(tmp_path, *FOUR, f"--ckpt_path={find_checkpoints(tmp_path)[0]}")
     )
     assert int(on.model.num_rollouts) == 4
     assert ends(tmp_path / "version_2") == [("finished", 0)]
@@ -123,7 +123,7 @@ def test_a_kill_in_the_final_export_costs_nothing(tmp_path):
     mark.touch()
     arguments = [
         *EARLY,
-        *LONG,
+        *FOUR,
         saving(every=1),
         adding("test_endings.KilledAtTheEnd", while_there=str(mark)),
         adding("HFExporter"),

@@ -23,7 +23,7 @@ from lightning.pytorch import Callback
 from harness.files import ROOT
 from harness.launches import resumed_and_whole
 from harness.processes import environment, two_ranks
-from harness.runs import BASE, LONG, differences, fit, metrics, rows, saving
+from harness.runs import BASE, FEW, FOUR, differences, fit, metrics, rows, saving
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 from rlif_lightning.running.checkpoint_search import find_checkpoints
@@ -132,7 +132,7 @@ def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path, long_run, pr
     disk.mkdir()
     out.mkdir()
     strategy = FSDP2 if processes == 2 else []
-    arguments = ["fit", *BASE, *LONG, *strategy, EVERY, f"--trainer.default_root_dir={disk}"]
+    arguments = ["fit", *BASE, *FOUR, *strategy, EVERY, f"--trainer.default_root_dir={disk}"]
     command = " ".join(f"'{word}'" for word in [sys.executable, "-m", "rlif_lightning", *arguments])
     script = SMALL_DISK.format(size=size, disk=disk, out=out, fit=command)
     one_thread = environment()
@@ -149,7 +149,7 @@ def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path, long_run, pr
     whole = long_run[1]
     if processes == 2:
         whole = tmp_path / "whole"
-        assert two_ranks(whole, *FSDP2).returncode == 0
+        assert two_ranks(whole, *FEW, *FSDP2).returncode == 0
     assert differences(rows(whole), rows(out / "lives")) == []
 
 

@@ -37,7 +37,7 @@ def embedded(change: float = 0.0) -> Any:
 
 def trained(policy: Any, folder: Any) -> dict[str, torch.Tensor]:
     module = RLIFModule(
-        policy, rewards={"vote": ClusterVote()}, sampling=Sampling(max_new_tokens=24)
+        policy, rewards={"vote": ClusterVote()}, sampling=Sampling(max_new_tokens=8)
     )
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = RLIFTrainer(max_steps=2, default_root_dir=folder, accelerator="cpu", **quiet)

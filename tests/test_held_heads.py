@@ -13,7 +13,7 @@ from harness.episodes import ACTING
 from harness.files import ROOT
 from harness.python_runs import module
 from harness.rollouts import handmade
-from harness.runs import LONG, adding, column, fit
+from harness.runs import FOUR, adding, column, fit
 from rlif_lightning import (
     CheckerReward,
     ClusterVote,
@@ -188,7 +188,7 @@ def criteria_of(head: dict) -> str:
 def test_a_checker_in_a_rubric_is_watched(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     watch = adding("CheckerMonitor", baseline=1)
-    fit(tmp_path, *LONG, "--trainer.limit_val_batches=0", criteria_of(CHECKER), watch)
+    fit(tmp_path, *FOUR, "--trainer.limit_val_batches=0", criteria_of(CHECKER), watch)
     assert column(tmp_path, "checker/neutral") == [1.0] * 4
     assert column(tmp_path, "checker/alarms")[-1] == 1
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from callbacks import HFExporter
 from callbacks.hf_exporter import write_model
 from harness.models import EACH_ARCHITECTURE
-from harness.runs import ONE, fit
+from harness.runs import FEW, ONE, TINY, fit
 from rlif_lightning import cli
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
@@ -27,7 +27,7 @@ EVALUATE = ["--trainer.check_val_every_n_epoch=1", "--trainer.max_epochs=2"]
 
 def export(run_folder: Path, /, *arguments: str, **settings) -> cli.RLIFCLI:
     callback = json.dumps({"class_path": "HFExporter", "init_args": settings})
-    return fit(run_folder, *ONE, f"--trainer.callbacks+={callback}", *arguments)
+    return fit(run_folder, *FEW, *ONE, f"--trainer.callbacks+={callback}", *arguments)
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def test_the_last_policy_loads_with_identical_logits(exported):
 
 
 def test_an_exported_folder_is_a_policy_to_go_on_with(exported, tmp_path):
-    again = fit(tmp_path, f"--model.policy.name={exported[1]}", "--trainer.limit_train_batches=1")
+    again = fit(tmp_path, *TINY, *ONE, f"--model.policy.name={exported[1]}")
     assert again.trainer.global_step == 4
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from harness.decoding import prompts_of
-from harness.runs import assert_same, fit, metrics, parameters
+from harness.runs import FEW, assert_same, fit, metrics, parameters
 from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objective_base import Objective
 from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov
@@ -242,7 +242,7 @@ def test_a_run_without_any_reward_moves_no_parameter(tmp_path, settings, source)
         f"--model.objective={objective}",
         f"--model.update.old_logprobs={source}",
     )
-    run = fit(tmp_path, *given, "--model.optimizer.lr=0.01")
+    run = fit(tmp_path, *FEW, *given, "--model.optimizer.lr=0.01")
     assert run.trainer.global_step == 8
     start = PolicyModel(Policy("rlif-arithmetic")).state_dict()
     assert_same(parameters(run), start)
@@ -267,7 +267,7 @@ def floors(folder: Path) -> list[float]:
     ids=str,
 )
 def test_the_noise_floor_is_measured_in_each_rollout(tmp_path, settings, low, high):
-    fit(tmp_path, *settings)
+    fit(tmp_path, *FEW, *settings)
     found = floors(tmp_path)
     assert len(found) == 2
     assert all(low <= floor < high for floor in found)
@@ -284,7 +284,7 @@ def test_stale_weights_are_seen_whatever_the_old_log_probs(tmp_path, source):
         UserWarning,
         match=r"SamplerGap, rollout 2: policy/sampler_gap bound: policy/sampler_gap, .*, is above",
     ):
-        fit(tmp_path, *arguments)
+        fit(tmp_path, *FEW, *arguments)
     gaps = [float(row["policy/sampler_gap"]) for row in metrics(tmp_path)]
     assert gaps[0] < 1e-5
     assert gaps[1] > 1e-3

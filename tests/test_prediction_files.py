@@ -90,7 +90,11 @@ def test_without_a_folder_each_run_has_its_own(tmp_path, whole):
 
 
 # In the first line, at its end, in the middle of a group, at the end of a group, near the end.
-@pytest.mark.parametrize("cut", [1, "line", "half a group", "group", -5])
+# The marks: "half a group" is at the end of a line as well, and -5 is behind a group.
+@pytest.mark.parametrize(
+    "cut",
+    [1, "half a group", -5, *(pytest.param(c, marks=pytest.mark.slow) for c in ("line", "group"))],
+)
 def test_gone_on_with_after_an_interruption_at_any_byte(begun, whole, cut):
     folder, text = begun, jsonl(begun).read_text()
     assert whole.startswith(text)

@@ -98,7 +98,8 @@ def test_both_trainers_train_alike_and_the_module_is_used_and_loaded(tmp_path):
     assert again.generate(["3+4+5=", "1+2="], 3) == drawn
 
 
-@pytest.mark.parametrize("logger", [None, True])
+# The mark: both are read by one comparison, and the one is Lightning's default.
+@pytest.mark.parametrize("logger", [None, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_writes_its_table_and_checkpoints_without_any_setting(tmp_path, logger):
     """Lightning's own trainer writes TensorBoard files alone, and saves at the end of an epoch."""
     settings = QUIET | {"logger": logger, "default_root_dir": tmp_path}

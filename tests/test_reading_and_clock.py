@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 
 from harness.forked import run_module
 from harness.processes import environment
-from harness.runs import BASE, LONG, adding, assert_same, differences, fit, parameters, rows, saving
+from harness.runs import BASE, FOUR, adding, assert_same, differences, fit, parameters, rows, saving
 
 EVERY = saving(every=1)
 
@@ -39,16 +39,16 @@ class KilledWhileReading(Callback):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return fit(folder, *LONG, EVERY), folder
+    return fit(folder, *FOUR, EVERY), folder
 
 
 @pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_read_costs_nothing(tmp_path, whole):
     """In the first reading, which looks whether it is good, and in the second, which loads it."""
-    fit(tmp_path, *LONG, EVERY, "--trainer.max_epochs=1")
+    fit(tmp_path, *FOUR, EVERY, "--trainer.max_epochs=1")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")}
     assert before
-    given = ["fit", *BASE, f"--trainer.default_root_dir={tmp_path}", *LONG, EVERY]
+    given = ["fit", *BASE, f"--trainer.default_root_dir={tmp_path}", *FOUR, EVERY]
     for reading in (1, 2):
         kill = adding("test_reading_and_clock.KilledWhileReading", reading=reading)
         killed = run_module(
@@ -58,7 +58,7 @@ def test_a_kill_while_a_checkpoint_is_read_costs_nothing(tmp_path, whole):
         )
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
         assert {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")} == before
-    resumed = fit(tmp_path, *LONG, EVERY, "--ckpt_path=auto")
+    resumed = fit(tmp_path, *FOUR, EVERY, "--ckpt_path=auto")
     assert_same(parameters(whole[0]), parameters(resumed))
     assert differences(rows(whole[1]), rows(tmp_path)) == []
 
@@ -73,10 +73,10 @@ def test_a_clock_that_runs_backwards_decides_nothing(tmp_path, whole, monkeypatc
         return now[0]
 
     monkeypatch.setattr(time, "time", back)
-    fit(tmp_path, *LONG, EVERY, "--trainer.max_epochs=1")
+    fit(tmp_path, *FOUR, EVERY, "--trainer.max_epochs=1")
     for path in tmp_path.rglob("*.ckpt"):
         os.utime(path, (0, 0))  # as a clock that was wrong wrote them
-    resumed = fit(tmp_path, *LONG, EVERY, "--ckpt_path=auto")
+    resumed = fit(tmp_path, *FOUR, EVERY, "--ckpt_path=auto")
     assert int(resumed.model.num_rollouts) == int(whole[0].model.num_rollouts)
     assert_same(parameters(whole[0]), parameters(resumed))
     assert differences(rows(whole[1]), rows(tmp_path)) == []

@@ -52,8 +52,8 @@ def assert_same(left: Run, right: Run) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Run:
-    """Five rollouts with replay, a checkpoint after each."""
-    return Run(tmp_path_factory.mktemp("whole"), 5, module(replay=REPLAY), problems())
+    """Four rollouts with replay, a checkpoint after each."""
+    return Run(tmp_path_factory.mktemp("whole"), 4, module(replay=REPLAY), problems())
 
 
 @pytest.mark.slow  # the resumed run replays; test_replay.py has the figures
@@ -92,10 +92,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path):
         assert why_unusable(path) is None
         saved = torch.load(path, weights_only=True)["replay"]
         assert len(saved) == 2 * min(rollout, REPLAY.max_age)
-        again = Run(tmp_path / str(rollout), 5, module(replay=REPLAY), problems(), ckpt_path=path)
+        again = Run(tmp_path / str(rollout), 4, module(replay=REPLAY), problems(), ckpt_path=path)
         assert again.said() == []
         assert_same(whole, again)
-    plain = Run(tmp_path / "plain", 5, module(), problems())
+    plain = Run(tmp_path / "plain", 4, module(), problems())
     assert any(not torch.equal(v, plain.state()[k]) for k, v in whole.state().items())
 
 
@@ -126,7 +126,7 @@ def test_a_buffer_that_begins_empty_is_announced(whole, tmp_path, capsys):
     watching.validate(module(replay=REPLAY), problems(), source, verbose=False, weights_only=True)
     assert "replay buffer" not in capsys.readouterr().out
     source = at(whole.folder / "checkpoints", 3)
-    off = Run(tmp_path / "off", 5, module(), problems(), ckpt_path=source)
+    off = Run(tmp_path / "off", 4, module(), problems(), ckpt_path=source)
     assert [text.split(" (")[0] for text in off.said()] == [
         "model.replay: {groups: 2, max_age: 2} -> null"
     ]

@@ -18,7 +18,7 @@ from restatement import loss_and_gradient, update
 
 from harness.decoding import GROUP, SAMPLINGS, Bfloat16Sampler, load, prompts_of, rescored, sampler
 from harness.rollouts import handmade
-from harness.runs import assert_same, fit, metrics, parameters
+from harness.runs import FEW, ONE, assert_same, fit, metrics, parameters
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.objective_base import ReferenceKL
 from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov
@@ -123,7 +123,7 @@ def without_engine(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def uncorrected(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uncorrected")
-    return fit(folder, *sampler()), folder
+    return fit(folder, *FEW, *sampler()), folder
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_noise_of_the_engines_log_probs_reaches_neither_marks_nor_losses(uncorre
     bit.
     """
     run, folder = uncorrected
-    noisy = fit(tmp_path, *sampler(noise=1.0))
+    noisy = fit(tmp_path, *FEW, *sampler(noise=1.0))
     gaps = [
         float(row["rollout/engine_gap"]) for row in metrics(tmp_path) if row["rollout/engine_gap"]
     ]
@@ -143,7 +143,7 @@ def test_noise_of_the_engines_log_probs_reaches_neither_marks_nor_losses(uncorre
 
 
 def test_an_engine_with_the_policys_log_probs_is_not_corrected(uncorrected, tmp_path):
-    exact = fit(tmp_path, *sampler(exact="true", max_ratio=2.0))
+    exact = fit(tmp_path, *FEW, *sampler(exact="true", max_ratio=2.0))
     assert {
         row["rollout/engine_weight"] for row in metrics(tmp_path) if row["rollout/engine_weight"]
     } == {"1.0"}
@@ -152,7 +152,7 @@ def test_an_engine_with_the_policys_log_probs_is_not_corrected(uncorrected, tmp_
 
 def test_weights_reach_the_parameters_and_no_mark(uncorrected, tmp_path):
     _, folder = uncorrected
-    weighted = fit(tmp_path, *sampler(noise=0.3, max_ratio=2.0), "--trainer.limit_train_batches=1")
+    weighted = fit(tmp_path, *FEW, *ONE, *sampler(noise=0.3, max_ratio=2.0))
     first, other = metrics(folder)[0], metrics(tmp_path)[0]
     assert first["policy/picked_fraction"] == other["policy/picked_fraction"]
     assert 0.9 < float(other["rollout/engine_weight"]) < 1.1

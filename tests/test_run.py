@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.runs import BASE, assert_same, fit, metrics, parameters
+from harness import runs
+from harness.runs import BASE, FEW, assert_same, metrics, parameters
 from rlif_lightning import cli
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
 
 ONE = "--trainer.limit_train_batches=1"  # a rollout of four optimiser steps
+
+
+def fit(folder: Path, *arguments: str) -> cli.RLIFCLI:
+    return runs.fit(folder, *FEW, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,7 @@ def problems(folder: Path, shuffled: bool) -> str:
 
 
 def test_shuffled_gold_answers_change_nothing_in_a_label_free_run(tmp_path):
-    runs = []
+    ends = []
     for shuffled in (False, True):
         path = problems(tmp_path / str(shuffled), shuffled)
         source = (
@@ -86,18 +91,19 @@ def test_shuffled_gold_answers_change_nothing_in_a_label_free_run(tmp_path):
         )
         folder = tmp_path / f"run{shuffled}"
         arguments = [argument for argument in BASE if "source.init_args" not in argument]
-        runs.append(
+        ends.append(
             cli.main(
                 [
                     "fit",
                     *arguments,
+                    *FEW[1:],
                     ONE,
                     f"--data.source={source}",
                     f"--trainer.default_root_dir={folder}",
                 ]
             )
         )
-    assert_same(parameters(runs[0]), parameters(runs[1]))
+    assert_same(parameters(ends[0]), parameters(ends[1]))
 
 
 def test_a_head_of_weight_zero_is_measured_and_changes_nothing(reference, tmp_path):
@@ -214,6 +220,14 @@ def test_all_metrics_of_the_method_are_logged(reference):
     expected |= {"rollout/length", "rollout/ended", "rollout/parseable"}
     expected |= {"vote/largest_cluster", "vote/unanimous", "vote/distinct_answers"}
     assert not expected - names
+
+
+def test_the_written_settings_are_those_of_the_run(reference):
+    """They are written without a second check, which would change nothing."""
+    run, folder = reference
+    (parser,) = run._subcommand_parsers.values()
+    written = (folder / "version_0" / "config.yaml").read_text()
+    assert written == parser.dump(run.config.fit, skip_unset=False)
 
 
 def test_a_second_run_in_the_same_folder_overwrites_nothing(tmp_path):

@@ -24,16 +24,31 @@ from callbacks.report.figures import draw_panel
 from callbacks.report.panels import panels_of
 from callbacks.run_report import main
 from harness.children import in_child
-from harness.runs import fit
+from harness.runs import FEW, TINY, fit
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HEADER = "epoch,step,policy/entropy,reward/vote/mean,reward/vote/share,vote/unanimous,val/accuracy"
 
 
-@pytest.fixture(autouse=True)
-def _quick_pictures(monkeypatch):
-    """Without a layout, which is two thirds of a picture's time; the run of `reported` has one."""
-    monkeypatch.setattr(figures, "Figure", lambda layout, **size: Figure(**size))
+@pytest.fixture(scope="module", autouse=True)
+def quick_pictures():
+    """Small, and without a layout, which is two thirds of a picture's time."""
+
+    def plain(layout: str, **size) -> Figure:
+        return Figure(**size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "Figure", plain)
+        patch.setattr(figures, "DPI", 40)
+        yield patch
+
+
+@pytest.fixture
+def as_shipped(quick_pictures):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "Figure", Figure)
+        patch.setattr(figures, "DPI", 120)
+        yield
 
 
 class Broken(Callback):
@@ -76,7 +91,7 @@ def reported(tmp_path_factory):
         f"--trainer.callbacks+={name}"
         for name in ("EntropyMonitor", "CompletionWriter", "RunReport")
     ]
-    run = fit(folder, "--compare=true", *added)
+    run = fit(folder, *FEW, "--compare=true", "--model.evaluation.samples=2", *added)
     return run, folder / "version_0"
 
 
@@ -156,7 +171,7 @@ def test_curves_are_those_of_the_log(reported):
 def test_a_run_that_fails_has_a_report_and_its_own_error(tmp_path):
     broken = "--trainer.callbacks+=test_run_report.Broken"
     with pytest.raises(RuntimeError, match="broken on purpose"):
-        fit(tmp_path, "--trainer.callbacks+=RunReport", broken)
+        fit(tmp_path, *TINY, "--trainer.callbacks+=RunReport", broken)
     assert "1 rollouts" in Page(tmp_path / "version_0" / "report.html").text
 
 
@@ -369,6 +384,7 @@ def test_several_runs_are_compared(tmp_path):
     assert (tmp_path / "both" / "overview.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.usefixtures("as_shipped")
 def test_an_evaluations_interval_is_drawn(tmp_path):
     header, pictures = "epoch,step,val/accuracy,val_low/accuracy,val_high/accuracy", []
     for name, low in (("narrow", "0.24"), ("wide", "0.1")):

@@ -11,12 +11,12 @@ import torch
 
 from callbacks import SamplerGap
 from callbacks.sampler_gap import ENGINE, GapWatch, gap_detectors
-from harness.runs import fit, marked, metrics
+from harness.runs import FEW, fit, marked, metrics
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_the_policy_that_samples_is_the_trained_one_up_to_rounding(tmp_path, dtype):
-    fit(tmp_path, f"--model.policy.dtype={dtype}")
+    fit(tmp_path, *FEW, f"--model.policy.dtype={dtype}")
     gaps = [float(row["policy/sampler_gap"]) for row in metrics(tmp_path)]
     assert len(gaps) == 2
     assert all(0 <= gap < 1e-5 for gap in gaps)
@@ -28,7 +28,7 @@ def test_stale_weights_trip_the_alarm(tmp_path):
         UserWarning,
         match=r"SamplerGap, rollout 2: policy/sampler_gap bound: policy/sampler_gap, .*, is above",
     ):
-        fit(tmp_path, "--model.engine=harness.decoding.StaleEngine")
+        fit(tmp_path, *FEW, "--model.engine=harness.decoding.StaleEngine")
     gaps = [float(row["policy/sampler_gap"]) for row in metrics(tmp_path)]
     assert gaps[0] < 1e-5  # nothing has moved yet
     assert gaps[1] > 1e-3

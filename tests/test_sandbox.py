@@ -91,7 +91,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_literal_crosses_unchanged(value):
     again = decode(json.loads(json.dumps(encode(value))))
     assert again == value

@@ -14,7 +14,7 @@ from restatement import loss_and_gradient, surrogate, update
 
 from benchmarks.stare_signs import entropy_slope, measure, phi
 from harness.files import ROOT
-from harness.runs import assert_same, fit, parameters, run_with
+from harness.runs import FEW, assert_same, fit, parameters, run_with
 from harness.scoring import completions_of
 from rlif_lightning.learning.advantages import GRPO
 from rlif_lightning.learning.loss_inputs import LossInputs
@@ -262,7 +262,9 @@ def grpo(tmp_path_factory):
     """Clipped GRPO with STARE's clip bounds."""
     folder = tmp_path_factory.mktemp("grpo")
     clip = ["--model.objective.clip_high=0.28", "--model.objective.dual_clip=10.0"]
-    return parameters(fit(folder, "--model.advantage=GRPO", "--model.objective=Clipped", *clip))
+    return parameters(
+        fit(folder, *FEW, "--model.advantage=GRPO", "--model.objective=Clipped", *clip)
+    )
 
 
 @pytest.mark.parametrize(
@@ -271,7 +273,7 @@ def grpo(tmp_path_factory):
 )
 def test_the_null_settings_are_clipped_grpo_bit_for_bit(tmp_path, grpo, name):
     settings, controller = NULLS[name]
-    given_ = ["--model.advantage=GRPO", "--model.objective=STARE"]
+    given_ = [*FEW, "--model.advantage=GRPO", "--model.objective=STARE"]
     given_ += [f"--model.objective.{key}={value}" for key, value in settings.items()]
     if controller is None:
         run = fit(tmp_path, *given_)
@@ -284,7 +286,7 @@ def test_the_null_settings_are_clipped_grpo_bit_for_bit(tmp_path, grpo, name):
 
 @pytest.mark.slow
 def test_it_is_not_clipped_grpo_with_the_gate_on(tmp_path, grpo):
-    given_ = ["--model.advantage=GRPO", "--model.objective=STARE"]
+    given_ = [*FEW, "--model.advantage=GRPO", "--model.objective=STARE"]
     run = run_with(tmp_path, "STAREController", *given_, target=9.0)
     assert float(run.trainer.callback_metrics["policy/picked_fraction"]) > 0.01
     assert any(not torch.equal(value, grpo[name]) for name, value in parameters(run).items())

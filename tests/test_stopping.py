@@ -16,7 +16,7 @@ from lightning.pytorch import Callback
 
 from harness.launches import resumed_and_whole
 from harness.processes import two_ranks
-from harness.runs import BASE, LONG, assert_same, differences, fit, parameters, rows
+from harness.runs import BASE, FOUR, assert_same, differences, fit, parameters, rows
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 from rlif_lightning.running.events import read_events
 from rlif_lightning.running.stop_signals import INTERRUPTED, TRY_AGAIN
@@ -67,7 +67,7 @@ def test_a_signal_ends_with_the_step_saved_and_its_exit_code(
 ):
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as info:
-        fit(tmp_path / "lives", *LONG, signalled(number))
+        fit(tmp_path / "lives", *FOUR, signalled(number))
     assert info.value.code == code == {TRY_AGAIN: 75, INTERRUPTED: 130}[code]
     assert signal.getsignal(number) == before
     (path,) = find_checkpoints(tmp_path / "lives")
@@ -85,14 +85,14 @@ def test_a_signal_ends_with_the_step_saved_and_its_exit_code(
     assert f"stopped on request after rollout 2, saved as {path}" in told
     if goes_on:
         long_run = request.getfixturevalue("long_run")
-        resumed = fit(tmp_path / "lives", *LONG, "--ckpt_path=auto")
+        resumed = fit(tmp_path / "lives", *FOUR, "--ckpt_path=auto")
         assert_same(long_run[0], parameters(resumed))
         assert differences(rows(long_run[1]), rows(tmp_path / "lives")) == []
 
 
 def test_a_second_control_c_does_not_wait(tmp_path):
     with pytest.raises(SystemExit) as info:
-        fit(tmp_path, *LONG, signalled(signal.SIGINT, times=2))
+        fit(tmp_path, *FOUR, signalled(signal.SIGINT, times=2))
     assert info.value.code == INTERRUPTED
     assert not find_checkpoints(tmp_path)
 
@@ -107,7 +107,7 @@ def test_before_training_a_signal_ends_the_process_at_once_with_the_same_code(tm
         *BASE,
         f"--trainer.default_root_dir={tmp_path}",
     ]
-    command += ["--ckpt_path=auto", *LONG, "--trainer.max_epochs=1000"]
+    command += ["--ckpt_path=auto", *FOUR, "--trainer.max_epochs=1000"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent
     )

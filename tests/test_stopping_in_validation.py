@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback
 
-from harness.runs import LONG, adding, assert_same, differences, fit, parameters, rows
+from harness.runs import FOUR, adding, assert_same, differences, fit, parameters, rows
 from rlif_lightning.running.checkpoint_search import find_checkpoints
 from rlif_lightning.running.events import read_events
 from rlif_lightning.running.stop_signals import TRY_AGAIN
@@ -39,12 +39,12 @@ def test_in_the_first_evaluation_of_a_run_it_is_finished_and_saved(tmp_path):
         "test_stopping_in_validation.SignalledInValidation", number=int(signal.SIGTERM)
     )
     with pytest.raises(SystemExit) as info:
-        fit(tmp_path / "lives", *LONG, *VALIDATING, sending)
+        fit(tmp_path / "lives", *FOUR, *VALIDATING, sending)
     assert info.value.code == TRY_AGAIN
     (path,) = find_checkpoints(tmp_path / "lives")
     assert any(validation for _, validation in rows(tmp_path / "lives"))  # its figures are logged
-    resumed = fit(tmp_path / "lives", *LONG, *VALIDATING, "--ckpt_path=auto")
-    whole = fit(tmp_path / "whole", *LONG, *VALIDATING)
+    resumed = fit(tmp_path / "lives", *FOUR, *VALIDATING, "--ckpt_path=auto")
+    whole = fit(tmp_path / "whole", *FOUR, *VALIDATING)
     assert int(path.stem.split("=")[1]) < int(whole.model.num_rollouts)
     assert_same(parameters(whole), parameters(resumed))
     assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []

@@ -48,7 +48,7 @@ from rlif_lightning.sampling import Sampling, request_seed, turn_seed
 SEED, NUMBER = 7, 2  # of `harness.episodes.play`
 COMPLETIONS = "/v1/completions"
 SAMPLING = Sampling(max_new_tokens=16)
-EACH = (0, 1, 2, 3)
+EACH, TWO = (0, 1, 2, 3), (0, 1)
 
 
 def short(make: str = "Talker", **given: Any) -> EnvironmentSettings:
@@ -119,8 +119,8 @@ LIMITS = {
 @pytest.mark.parametrize("stop", [(), pytest.param(("7", "1+"), marks=pytest.mark.slow)])
 def test_greedy_episodes_are_those_of_the_native_engine(standing, tmp_path, policy, name, stop):
     sampling = replace(SAMPLING, temperature=0, stop=stop, train_stop=bool(stop))
-    found = played(engine_of(standing, tmp_path, policy), LIMITS[name], sampling)
-    expected = play(policy, LIMITS[name], sampling)
+    found = played(engine_of(standing, tmp_path, policy), LIMITS[name], sampling, TWO)
+    expected = play(policy, LIMITS[name], sampling, TWO)
     same_tokens(found, expected)
     assert {len(episode.turns) for episode in found.episodes} != {1}
     for field in fields(TokenStats):
@@ -133,8 +133,8 @@ def test_new_contexts_are_those_of_the_native_engine(standing, tmp_path, policy,
     limits = {"max_turns": 4, "max_turn_tokens": 5, "max_observation_tokens": 90}
     made = short(**limits, arguments={"turns": 4}, thoughts="fork")
     sampling = replace(SAMPLING, temperature=0)
-    found = played(engine_of(standing, tmp_path, policy), made, sampling, chat=True)
-    expected = play(policy, made, sampling, chat=True)
+    found = played(engine_of(standing, tmp_path, policy), made, sampling, TWO, chat=True)
+    expected = play(policy, made, sampling, TWO, chat=True)
     same_tokens(found, expected)
     assert expected.context_starts.sum(1).max() > 1
     assert torch.equal(found.context_starts, expected.context_starts)

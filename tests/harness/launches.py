@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.ranks import free_port
-from harness.files import ROOT
 from harness.forked import run_module
 from harness.processes import ON_TWO, environment
 
@@ -118,31 +117,16 @@ def both_end(folder: Path, arguments: list[str]) -> list[str]:
     port = str(free_port())
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": "2"}
     given = json.dumps({"two": [*arguments, f"--trainer.default_root_dir={folder / 'two'}"]})
-    processes = []
-    for rank in range(2):
-        own = {
-            **environment(),
-            **QUIET,
-            **group,
-            "LOCAL_RANK": str(rank),
-        }
-        command = [sys.executable, "-m", "harness.launched", str(folder), "0", given]
-        processes.append(
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=own,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        told = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 1 for process in processes), told
+    arguments = [str(folder), "0", given]
+
+    def one(rank: int) -> subprocess.CompletedProcess[str]:
+        own = {**environment(), **QUIET, **group, "LOCAL_RANK": str(rank)}
+        return run_module("harness.launched", arguments, own, 120)
+
+    with ThreadPoolExecutor(2) as both:
+        done = list(both.map(one, range(2)))
+    told = [each.stdout + each.stderr for each in done]
+    assert all(each.returncode == 1 for each in done), told
     return told
 
 

@@ -28,9 +28,11 @@ from transformers import (
 from rlif_lightning.model.loading import resolve_model
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "gpt2")
-# For tests that take long: one with a window, a layer without one and a soft cap stands for all.
+# For tests that take long: one with a window, a layer without one and a soft cap stands for all;
+# `make test` adds the one without rotary positions.
+TIERS = {"gemma3": (), "gpt2": pytest.mark.slow}
 EACH_ARCHITECTURE = [
-    pytest.param(name, marks=() if name == "gemma3" else pytest.mark.slow) for name in ARCHITECTURES
+    pytest.param(name, marks=TIERS.get(name, pytest.mark.full)) for name in ARCHITECTURES
 ]
 
 

@@ -93,16 +93,18 @@ def checkpoint_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("checkpoints/*"))
 
 
-LONG = ["--trainer.limit_train_batches=2", "--trainer.max_epochs=2"]  # four rollouts
 ONE = ["--trainer.limit_train_batches=1"]  # one rollout
-# Half the time: eight completions of a few tokens, for what asks only that a policy is trained.
-TINY = [
+# Eight completions of a few tokens a rollout; few of them come to their answer.
+FEW = [
     "--data.source.init_args.size=8",
     "--data.prompts_per_rollout=4",
     "--data.group_size=2",
     "--model.sampling.max_new_tokens=8",
-    "--trainer.limit_val_batches=0",
 ]
+# Half the time, for what asks only that a policy is trained.
+TINY = [*FEW, "--trainer.limit_val_batches=0"]
+LONG = ["--trainer.limit_train_batches=2", "--trainer.max_epochs=2"]  # four rollouts
+FOUR = [*FEW, *LONG]
 
 
 def adding(name: str, **settings: Any) -> str:
