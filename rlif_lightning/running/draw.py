@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rlif_lightning.data.curriculum import Curriculum
@@ -29,5 +30,5 @@ def draw(module: Any, prompts: Prompts, rollout_number: int) -> ScoredRollout:
         source = DynamicDraws(module.dynamic_sampling, source, problems, module.seed)
     drawn = source.draw(prompts, rollout_number)
     if isinstance(data, PromptData) and isinstance(data.source, Curriculum):
-        data.source.observe(drawn.rollout, drawn.outputs)
-    return drawn
+        data.source.observe(*drawn.every_group)
+    return replace(drawn, draws=())  # nothing needs their memory during the update
