@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.evaluation.completion_rows import NESTED
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.processes.ranks import writes_completions
 from rlif_lightning.running.former_settings import present_settings
@@ -39,8 +40,6 @@ COLUMNS = {
 }
 # Completions in a Parquet file; they are lost if predict ends before it is full.
 ROWS_PER_FILE = 4096
-# Fields that some runs have. What is in them differs from row to row, so Parquet holds it as JSON.
-NESTED = ("episode", "extra")
 
 
 @dataclass(frozen=True)
