@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlif_lightning.evaluation.completion_rows import completion_records
+from rlif_lightning.evaluation.completion_rows import NESTED, completion_records
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.processes.ranks import writes_completions
@@ -61,7 +61,7 @@ class CompletionWriter(Callback):
     Args:
         every: rollouts between two samples; the first rollout is always one.
         groups: prompts of a sample, at most, with all their completions.
-        format: jsonl | parquet.
+        format: jsonl | parquet, where ``episode`` and ``extra`` are JSON.
         show: where a sample is shown besides: terminal (a table for each group) | tensorboard (the
             tables as text) | wandb (one table, ``completions``, of the sample's records); the last
             two where the run has that logger.
@@ -162,10 +162,15 @@ class CompletionWriter(Callback):
 def table_of(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Return a sample's columns and rows: a record's fields, each head's score as one of them."""
     rows = []
-    for record in records:
+    for record in map(_flat, records):
         scores = {f"score {name}": score for name, score in record["scores"].items()}
         rows.append({key: value for key, value in record.items() if key != "scores"} | scores)
     return [*rows[0]], [[*row.values()] for row in rows]
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with JSON where what is in a field differs from row to row."""
+    return record | {name: json.dumps(record[name]) for name in NESTED if name in record}
 
 
 def _plain(gold: Any) -> str:
@@ -190,10 +195,9 @@ def write_records(
 
     path = folder / "completions" / f"{part}{suffix}.parquet"
     path.parent.mkdir(exist_ok=True)
+    table = pyarrow.Table.from_pylist([*map(_flat, records)], _schema(records[0]))
     with naming(path), replaced(path, path.with_suffix(".unfinished")) as unfinished:
-        pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist(records, _schema(records[0])), unfinished
-        )
+        pyarrow.parquet.write_table(table, unfinished)
 
 
 def _schema(record: dict[str, Any]) -> Any:

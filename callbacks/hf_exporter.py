@@ -79,6 +79,8 @@ class HFExporter(KeepsBest, Callback):
         self.uses: list[str] = []  # how gold answers reached the weights
         self.written: dict[str, int] = {}  # name of an export -> its rollouts
         self.measured: tuple[int, Report | None] = (0, None)  # the newest evaluation's rollouts
+        self.own: OwnFiles | None = None
+        self.run: str | None = None  # that the best so far is of; None = this one
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Find the folder (a collective), and refuse settings that could do nothing."""
@@ -99,9 +101,14 @@ class HFExporter(KeepsBest, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: RLIFModule) -> None:
         """Refuse to replace what is not this run's, and remove half-written exports.
 
+        The best of another run, from whose checkpoint this one goes on, is no best of this one.
+
         Raises:
             ValueError: names the folder and the remedy.
         """
+        assert self.own is not None
+        if self.run not in (None, self.own.run):
+            self.best = None
         for name in (["best"] if self.monitor else []) + (["last"] if self.last else []):
             path = self.root / name
             if (
@@ -157,10 +164,12 @@ class HFExporter(KeepsBest, Callback):
     def _export(self, trainer: Trainer, pl_module: RLIFModule, name: str) -> None:
         """Gather on every rank and write on rank 0; all ranks raise a failure."""
         assert pl_module.policy is not None
+        assert self.own is not None
         self._note_uses(trainer, pl_module)
         self.written[name] = int(pl_module.num_rollouts)
         policy, weights = pl_module.policy, whole_state_dict(pl_module.policy)
         merged = pl_module.policy_settings if self.merge_lora else None
+        maker = _maker(self.own, self.root)
 
         def write() -> None:
             if trainer.is_global_zero:
@@ -170,7 +179,7 @@ class HFExporter(KeepsBest, Callback):
                     self.root / name,
                     merged,
                     self.dtype,
-                    _maker(self.own, self.root),
+                    maker,
                     self._card(trainer, pl_module, name),
                 )
 
@@ -202,11 +211,12 @@ class HFExporter(KeepsBest, Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value so far, and what model cards say of the run before."""
-        return {"best": self.best, "start": dict(self.start), "uses": self.uses}
+        found = {"best": self.best, "start": dict(self.start), "uses": self.uses}
+        return found if self.own is None else found | {"run": self.own.run}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was made."""
-        self.best = state_dict["best"]
+        self.best, self.run = state_dict["best"], state_dict.get("run")
         self.start, self.uses = state_dict.get("start", {}), state_dict.get("uses", [])
 
 

@@ -19,7 +19,7 @@ from rlif_lightning.learning.advantages import (
     gdpo,
     reward_shares,
 )
-from rlif_lightning.learning.baselines import ReinforcePlusPlus
+from rlif_lightning.learning.baselines import OPO, ReinforcePlusPlus
 from rlif_lightning.learning.normalization import center, group_normalize
 from rlif_lightning.learning.rollout_advantages import score_rollout
 from rlif_lightning.records import RewardOutput
@@ -245,6 +245,36 @@ def test_a_rollout_s_completions_without_any_score_keep_0():
     found, _ = score_rollout(rollout, outputs, estimator, torch.tensor([1.0, 0.0]))
     expected = [0.5 / math.sqrt(0.5), -0.5 / math.sqrt(0.5), 0.0, 0.0]
     assert found[:, 0].tolist() == pytest.approx(expected)
+
+
+EVERY = [*ESTIMATORS, GDPO(leave_one_out=True), GRPO("batch"), GRPO("none"), OPO()]
+
+
+@pytest.mark.parametrize("estimator", [*EVERY, ReinforcePlusPlus()], ids=repr)
+def test_a_reward_of_weight_0_changes_no_advantage(estimator):
+    """It scores completions to which no reward with a weight applies."""
+    nan = math.nan
+    alone = torch.tensor([[[1.0, 0.0, nan, nan], [3.0, 0.0, 1.0, nan]]])
+    measured = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [nan, 5.0, 6.0, 7.0]]])
+    lengths = torch.tensor([[2, 1, 3, 1], [1, 4, 1, 2]])
+    both = torch.cat([alone, measured])
+    expected = estimator(alone, torch.ones(1), lengths)
+    assert expected.any()
+    found = estimator(both, torch.tensor([1.0, 0.0]), lengths)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("estimator", [GDPO(), GRPO(), GRPO("none"), OPO()], ids=repr)
+def test_a_weight_of_0_in_a_group_does_not_depend_on_other_groups(estimator):
+    """Which are on this process depends on the number of processes."""
+    nan = math.nan
+    rewards = torch.tensor(
+        [[[1.0, 0.0, nan, nan], [3.0, 0.0, 1.0, nan]], [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 9.0]]]
+    )
+    weights, lengths = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.ones(2, 4, dtype=torch.int64)
+    alone = estimator(rewards[:, :1], weights[:, :1], lengths[:1])
+    assert alone.any()
+    torch.testing.assert_close(estimator(rewards, weights, lengths)[:1], alone, rtol=0, atol=0)
 
 
 def test_rounding_noise_is_not_blown_up():

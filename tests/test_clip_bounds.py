@@ -9,7 +9,9 @@ import torch
 
 from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.losses import clipped_marks, clipped_surrogate
-from rlif_lightning.learning.objectives import ClipCov, Clipped
+from rlif_lightning.learning.objectives import ClipCov, Clipped, KLCov
+from rlif_lightning.learning.ratio_objectives import CISPO, DPPO, SAPO
+from rlif_lightning.learning.stare import STARE
 from rlif_lightning.learning.update_metrics import UpdateMeter
 
 LOW, HIGH = 0.1, 0.3
@@ -70,3 +72,32 @@ def test_the_logged_share_leaves_picked_tokens_out():
     meter = UpdateMeter(mask.device)
     meter.add(batch, marks, mask, Clipped(clip_low=LOW, clip_high=HIGH))
     assert float(meter.means()["policy/clip_fraction"]) == pytest.approx(1 / 8)
+
+
+BOUNDS = {"clip_low": LOW, "clip_high": HIGH}
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Clipped(**BOUNDS, dual_clip=1.3),
+        KLCov(**BOUNDS),
+        KLCov(**BOUNDS, unselected="plain"),
+        KLCov(**BOUNDS, unselected="plain", fraction=0.0),
+        KLCov(**BOUNDS, dual_clip=1.3),
+        ClipCov(**BOUNDS, dual_clip=1.3),
+        STARE(**BOUNDS, dual_clip=1.3),
+        CISPO(**BOUNDS),
+        SAPO(),
+        DPPO(**BOUNDS),
+    ],
+    ids=repr,
+)
+def test_tokens_without_a_slope_are_those_that_count_as_held(objective):
+    new, old = logs()
+    leaf = new.clone().requires_grad_()
+    mask = torch.ones(1, 8, dtype=torch.bool)
+    batch = LossInputs(leaf, old, ADVANTAGES, mask, torch.tensor([0]))
+    loss = objective.policy_loss(batch, torch.zeros_like(mask))
+    [slope] = torch.autograd.grad(loss.sum(), leaf)
+    assert objective.held(batch).tolist() == (slope == 0).tolist()

@@ -13,7 +13,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import CompletionWriter
-from callbacks.completion_writer import printable, render, shortened
+from callbacks.completion_writer import printable, render, shortened, table_of
+from harness.episodes import ACTING
 from harness.runs import ONE, TINY, fit
 from rlif_lightning import cli
 
@@ -113,6 +114,37 @@ def test_parquet_parts_without_any_answer_fit_the_others(tmp_path):
     table = pq.read_table(tmp_path / "completions")
     assert table["answer"].to_pylist() == [None, "3"]
     assert table["scores"].to_pylist() == [{"vote": None}, {"vote": 0.5}]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_episodes_and_columns_of_heads_are_written(tmp_path, format):
+    """In Parquet as JSON: what is in them differs from row to row."""
+    rewards = {
+        "game": {"head": "EnvironmentReward"},
+        "reuse": {"head": "ReuseRL"},  # has a column
+    }
+    played = [*ACTING, *TINY, *ONE, f"--model.rewards={json.dumps(rewards)}"]
+    write(tmp_path, *played, format=format)
+    if format == "jsonl":
+        found = records(tmp_path)
+    else:
+        found = pq.read_table(next(tmp_path.rglob("completions"))).to_pylist()
+        for record in found:
+            record |= {name: json.loads(record[name]) for name in ("episode", "extra")}
+    assert len(found) == 4
+    for record in found:
+        turns = record["episode"]["turns"]
+        assert record["completion"] == "\n".join(turn["action"] for turn in turns)
+        assert list(record["extra"]) == ["reuse"]
+
+
+def test_a_table_has_no_nested_values():
+    """One whose shape differs from row to row is refused by Weights & Biases."""
+    turns = [[{"action": "1", "info": {}}], [{"action": "2", "info": {"x": 1}}]]
+    made = [{"episode": {"turns": each}, "scores": {"a": 1.0}} for each in turns]
+    columns, rows = table_of(made)
+    assert columns == ["episode", "score a"]
+    assert [json.loads(row[0])["turns"] for row in rows] == turns
 
 
 # Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it

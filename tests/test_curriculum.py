@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.command_line import base, refused
-from harness.runs import LONG, assert_same, fit, parameters
+from harness.runs import LONG, ONE, assert_same, fit, parameters
 from rlif_lightning import (
     ArithmeticProblems,
     ClusterVote,
@@ -120,6 +120,18 @@ def test_a_run_that_was_stopped_within_an_epoch_is_the_uninterrupted_one(tmp_pat
     column = whole.model.prompt_table.columns["curriculum/vote"]
     assert len(column.values) == 16
     assert column.values == resumed.model.prompt_table.columns["curriculum/vote"].values
+
+
+def test_a_problem_that_was_replaced_is_remembered_too(tmp_path):
+    """Otherwise what is always right would be new, and come first, in every epoch."""
+    draws = '--model.dynamic_sampling={"heads": ["vote"], "max_draws": 3}'
+    cool = ["--model.sampling.temperature=0.3", "--trainer.limit_val_batches=0"]
+    run = fit(tmp_path, *ONE, *given(draws), *cool)
+    figures = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+    assert figures["dynamic/extra_groups"] > 1
+    values = run.model.prompt_table.columns["curriculum/vote"].values
+    assert len(values) == 4 + figures["dynamic/extra_groups"]
+    assert (1.0,) in values.values()
 
 
 def test_an_unknown_reward_and_a_source_with_an_order_are_refused(tmp_path, capsys):

@@ -107,6 +107,15 @@ def test_a_resumed_run_remembers_the_best(tmp_path):
     assert not torch.equal(loaded_logits(Path(shared) / "last"), best)
 
 
+def test_a_run_from_a_checkpoint_of_another_one_has_a_best_of_its_own(tmp_path):
+    """Entropy falls, so that the other run's best stays above all that this one measures."""
+    settings = {"monitor": "val/entropy", "mode": "max"}
+    export(tmp_path / "run", EVALUATE[0], **settings)
+    [saved] = (tmp_path / "run").rglob("rollout=*.ckpt")
+    export(tmp_path / "again", *EVALUATE, f"--ckpt_path={saved}", **settings)
+    assert (tmp_path / "again" / "version_0" / "export" / "best").is_dir()
+
+
 def test_lora_is_written_as_adapters_or_merged(tmp_path):
     pytest.importorskip("peft")
     adapters = export(tmp_path / "adapters", LORA, "--model.optimizer.lr=0.01")

@@ -5,6 +5,7 @@ without duplicates.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from harness.command_line import base, evaluate, refused
+from harness.episodes import ACTING
 from harness.forked import run_module
 from harness.processes import environment
-from rlif_lightning import cli
+from rlif_lightning import RewardHead, RewardOutput, Rollout, cli
 from rlif_lightning.evaluation import prediction_files
 
 BATCHES = [
@@ -186,6 +188,36 @@ def test_load_dataset_reads_jsonl_and_parquet_back_alike(tmp_path, whole, monkey
     assert parquet.features == lines.features
     assert lines.to_list() == [json.loads(line) for line in whole.splitlines()]
     assert_same("\n".join(map(json.dumps, parquet.to_list())), whole)
+
+
+class Talkative(RewardHead):
+    """Adds a column whose values are of several kinds, one of them no number."""
+
+    def forward(self, rollout: Rollout) -> RewardOutput:
+        kinds = ["7", math.nan, [1], {"a": 2}]
+        said = [kinds[number % 4] for number in range(len(rollout.texts))]
+        return RewardOutput(rollout.lengths.float(), columns={"said": said})
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_episodes_and_columns_of_heads_are_read_back(tmp_path, monkeypatch, format):
+    monkeypatch.setattr(prediction_files, "ROWS_PER_FILE", 4)
+    talkative = {"class_path": "test_prediction_files.Talkative"}
+    rewards = {"game": {"head": "EnvironmentReward"}, "talk": {"head": talkative}}
+    asked = [*ACTING, f"--model.rewards={json.dumps(rewards)}", f"--predictions.format={format}"]
+    folder = tmp_path / "data"
+    predict(folder, *asked, "--trainer.limit_predict_batches=1")
+    card = (folder / "README.md").read_text()
+    predict(folder, *asked)
+    predict(folder, *asked)  # nothing is left to do, and the card stays whole
+    assert (folder / "README.md").read_text() == card
+    data = read_back(folder, tmp_path / "cache").to_list()
+    assert len(data) == 32
+    for row in data:
+        turns = row["episode"]["turns"]
+        assert row["completion"] == "\n".join(turn["action"] for turn in turns)
+        assert row["episode"]["reward"] == row["scores"]["game"]
+    assert [row["extra"]["talk"]["said"] for row in data][:4] == ["7", None, [1], {"a": 2}]
 
 
 def test_scores_that_do_not_apply_are_read_as_numbers(tmp_path):

@@ -192,6 +192,18 @@ def test_the_overlay_is_the_default_and_trains_the_quickstart(tmp_path):
     assert len(list(tmp_path.rglob("export/last/model.safetensors"))) == 1
 
 
+def test_a_curriculum_sees_what_rewards_say_of_the_texts(small, tmp_path):
+    files = next(each for each in small[1] if each.startswith("--data.source="))
+    inner = json.loads(files.removeprefix("--data.source="))
+    settings = {"reward": "sure", "source": inner}
+    source = json.dumps({"class_path": "LearnableFirst", "init_args": settings})
+    rewards = "--model.rewards={sure: {head: MeanLogprob}}"
+    made = run(small, tmp_path, rewards, f"--data.source={source}")
+    means = made.model.prompt_table.columns["curriculum/sure"].values
+    assert sorted(means) == list(range(16))
+    assert all(value < 0 for [value] in means.values())
+
+
 def test_rewards_may_measure_the_texts(small, tmp_path):
     run(small, tmp_path, "--model.rewards={sure: {head: MeanLogprob}}")
     sure = column(tmp_path, "reward/sure/mean")

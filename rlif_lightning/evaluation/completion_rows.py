@@ -10,6 +10,9 @@ from rlif_lightning.environments.base import Episode
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.records import RewardOutput, Rollout
 
+# Fields that some runs have. What is in them differs from row to row, so Parquet holds it as JSON.
+NESTED = ("episode", "extra")
+
 
 def completion_records(
     rollout: Rollout, outputs: Mapping[str, RewardOutput] | None = None

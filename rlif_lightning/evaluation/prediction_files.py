@@ -8,6 +8,7 @@ completions of one file in memory.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.prompts import PromptData
+from rlif_lightning.evaluation.completion_rows import NESTED
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.processes.ranks import writes_completions
 from rlif_lightning.running.former_settings import present_settings
@@ -38,8 +40,6 @@ COLUMNS = {
 }
 # Completions in a Parquet file; they are lost if predict ends before it is full.
 ROWS_PER_FILE = 4096
-# The names of these types in a data set's card, where they differ from Arrow's.
-CARD_NAMES = {"double": "float64"}
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,12 @@ class PredictionFiles(BasePredictionWriter):
     def _begin(self) -> None:
         for half in self.folder.glob("completions-*.tmp"):  # of a process that was killed
             half.unlink()
-        for name, text in (
-            ("settings.json", json.dumps(self.settings, indent=1)),
-            ("README.md", self.output.card()),
-        ):
-            with naming(self.folder / name):
-                (self.folder / name).write_text(text)
+        self._write("settings.json", json.dumps(self.settings, indent=1))
+        self._write("README.md", self.output.card())
+
+    def _write(self, name: str, text: str) -> None:
+        with naming(self.folder / name):
+            (self.folder / name).write_text(text)
 
     def _check_settings(self) -> None:
         path = self.folder / "settings.json"
@@ -151,7 +151,10 @@ class PredictionFiles(BasePredictionWriter):
     ) -> None:
         """Append one batch, but for prompts that were drawn only to fill a process's batch."""
         if writes_completions():
-            self.output.write([record for record in prediction if not self.done[record["index"]]])
+            records = [record for record in prediction if not self.done[record["index"]]]
+            if self.output.finds_nested(records) and trainer.is_global_zero:
+                self._write("README.md", self.output.card())
+            self.output.write(records)
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write what is left and say where it is."""
@@ -167,13 +170,16 @@ class _Output:
         folder: shared by all processes.
         rank: this process.
         heads: names of the reward heads.
+
+    Attributes:
+        nested: those of ``NESTED`` that rows have.
     """
 
     suffix = ""
 
     def __init__(self, folder: Path, rank: int, heads: list[str]):
         self.folder, self.rank = folder, rank
-        self.heads = heads
+        self.heads, self.nested = heads, set[str]()
         other = {"jsonl": "parquet", "parquet": "jsonl"}[self.suffix]
         if list(folder.glob(f"completions-*.{other}")):
             raise ValueError(
@@ -184,6 +190,12 @@ class _Output:
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"completions-*.{self.suffix}"))
 
+    def finds_nested(self, records: Iterable[Iterable[str]]) -> bool:
+        """Note which of ``NESTED`` some records have; return whether one is new."""
+        found = {name for name in NESTED if any(name in record for record in records)}
+        is_new, self.nested = not found <= self.nested, self.nested | found
+        return is_new
+
     def card(self) -> str:
         """Return a data set card with the columns' types, which nulls in a file may hide."""
         scores = [{"name": head, "dtype": "float64"} for head in self.heads]
@@ -191,6 +203,7 @@ class _Output:
             {"name": name, "dtype": kind} for name, kind in COLUMNS.items()
         ]
         features.append({"name": "scores", "struct": scores})
+        features += [{"name": name, "dtype": "json"} for name in sorted(self.nested)]
         data_files = f"completions-*.{self.suffix}"
         head = {"configs": [{"config_name": "default", "data_files": data_files}]}
         head |= {"dataset_info": {"features": features}}
@@ -207,11 +220,32 @@ class _Jsonl(_Output):
         """Return which rows are complete; cut each file after its last whole group."""
         done = np.zeros(num_rows, dtype=bool)
         for path in self._paths():
-            whole = _whole_groups(path, group_size, done)
+            whole = self._whole_groups(path, group_size, done)
             if whole < path.stat().st_size:
                 with path.open("r+b") as file:
                     file.truncate(whole)
         return done
+
+    def _whole_groups(self, path: Path, group_size: int, done: np.ndarray) -> int:
+        """Mark the rows of whole groups in ``done``; return the number of bytes of all of them."""
+        whole, place, seen, current = 0, 0, 0, -1
+        with path.open("rb") as file:
+            for line in file:
+                place += len(line)
+                try:
+                    record = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError as error:
+                    raise ValueError(
+                        f"{path}: the line that ends at byte {place} is no JSON: {error}"
+                    ) from error
+                if record is None:  # torn: the last line of a file that was being written
+                    break
+                self.finds_nested([record])
+                index = record["index"]
+                seen, current = (seen + 1 if index == current else 1), index
+                if seen == group_size:
+                    done[index], whole = True, place
+        return whole
 
     def write(self, records: list[dict[str, Any]]) -> None:
         """Append, so that an interruption can tear the last line only."""
@@ -221,26 +255,6 @@ class _Jsonl(_Output):
 
     def close(self) -> None:
         """Do nothing: nothing is left to write."""
-
-
-def _whole_groups(path: Path, group_size: int, done: np.ndarray) -> int:
-    """Mark the rows of all whole groups in ``done``; return the number of bytes that they take."""
-    whole, place, seen, current = 0, 0, 0, -1
-    with path.open("rb") as file:
-        for line in file:
-            place += len(line)
-            try:
-                index = json.loads(line)["index"] if line.endswith(b"\n") else None
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}: the line that ends at byte {place} is no JSON: {error}"
-                ) from error
-            if index is None:  # torn: the last line of a file that was being written
-                break
-            seen, current = (seen + 1 if index == current else 1), index
-            if seen == group_size:
-                done[index], whole = True, place
-    return whole
 
 
 class _Parquet(_Output):
@@ -257,6 +271,7 @@ class _Parquet(_Output):
         done = np.zeros(num_rows, dtype=bool)
         for path in self._paths():
             done[pq.read_table(path, columns=["index"])["index"].to_numpy()] = True
+            self.finds_nested([pq.read_schema(path).names])
         return done
 
     def write(self, records: list[dict[str, Any]]) -> None:
@@ -274,9 +289,11 @@ class _Parquet(_Output):
 
         scores = pa.struct([(head, pa.float64()) for head in self.heads])
         columns = [(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()]
-        schema = pa.schema([*columns, ("scores", scores)])
+        nested = sorted(self.nested)
+        columns += [("scores", scores), *((name, pa.string()) for name in nested)]
+        rows = [row | {name: json.dumps(row.get(name)) for name in nested} for row in self.records]
         name = f"completions-{self.rank:05d}-{self.records[0]['index']:012d}"
         path, unfinished = self.folder / f"{name}.parquet", self.folder / f"{name}.tmp"
         with naming(unfinished), replaced(path, unfinished):
-            pq.write_table(pa.Table.from_pylist(self.records, schema), unfinished)
+            pq.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), unfinished)
         self.records = []

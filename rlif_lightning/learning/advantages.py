@@ -234,7 +234,7 @@ class GRPO(GroupNormalised):
         centered = center(rewards) * per_group(weights)
         if self.normalize == "none":
             return centered
-        counted = (~rewards.isnan()).any(0)  # [P, G]
+        counted = (~rewards.isnan() & (per_group(weights) != 0)).any(0)  # [P, G]
         if self.normalize == "group":
             std = masked_std(centered.sum(0), counted, -1).unsqueeze(-1)
         else:

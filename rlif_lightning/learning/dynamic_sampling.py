@@ -289,7 +289,7 @@ class DynamicDraws:
                 for name, output in outputs.items()
             }
         num_tokens = torch.stack([draw.num_tokens for draw in draws]).sum()
-        return ScoredRollout(rollout, outputs, num_tokens, 0.0)
+        return ScoredRollout(rollout, outputs, num_tokens, 0.0, draws=draws)
 
     def _figures(
         self,

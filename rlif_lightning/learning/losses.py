@@ -55,13 +55,19 @@ def clipped_surrogate(
 
 
 def clipped_marks(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
 ) -> Tensor:
-    """Return ``[B, T]`` bool: where the clip is active, so that the surrogate has no gradient."""
+    """Return ``[B, T]`` bool: where a clip is active, so that the surrogate has no gradient."""
     ratio = importance_ratio(logprobs, old_logprobs)
-    return ((advantages > 0) & (ratio > 1 + clip_high)) | (
-        (advantages < 0) & (ratio < 1 - clip_low)
-    )
+    above, below = ratio > 1 + clip_high, ratio < 1 - clip_low
+    if dual_clip is not None:
+        below = below | (ratio > dual_clip)
+    return ((advantages > 0) & above) | ((advantages < 0) & below)
 
 
 def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:

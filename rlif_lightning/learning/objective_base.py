@@ -209,5 +209,5 @@ class ClippedObjective(BoundedObjective):
         return clipped_surrogate(batch.logprobs, batch.old_logprobs, batch.advantages, *bounds)
 
     def held(self, batch: LossInputs) -> Tensor:
-        bounds = self.clip_low, self.clip_high
+        bounds = self.clip_low, self.clip_high, self.dual_clip
         return clipped_marks(batch.logprobs, batch.old_logprobs, batch.advantages, *bounds)

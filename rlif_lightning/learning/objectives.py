@@ -130,8 +130,16 @@ class KLCov(PickingObjective):
         plain = plain_surrogate(batch.logprobs, batch.old_logprobs, batch.advantages)
         floor = 0.0 if batch.noise_floor is None else batch.noise_floor
         penalised = plain + kl_cov_penalty(batch.logprobs, batch.old_logprobs, self.weight, floor)
-        rest = plain if self.unselected == "plain" and self.fraction > 0 else self.clipped(batch)
+        rest = self.clipped(batch) if self._clips else plain
         return torch.where(marks, penalised, rest)
+
+    def held(self, batch: LossInputs) -> Tensor:
+        return super().held(batch) if self._clips else torch.zeros_like(batch.mask)
+
+    @property
+    def _clips(self) -> bool:
+        """Whether tokens that are not picked have the clip; at fraction 0 this is ``Clipped``."""
+        return self.unselected == "clipped" or self.fraction == 0
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ class GSPO(ClippedObjective):
         return clipped_surrogate(*self._sequence(batch), *bounds)
 
     def held(self, batch: LossInputs) -> Tensor:
-        return clipped_marks(*self._sequence(batch), self.clip_low, self.clip_high)
+        bounds = self.clip_low, self.clip_high, self.dual_clip
+        return clipped_marks(*self._sequence(batch), *bounds)
 
     def _sequence(self, batch: LossInputs) -> tuple[Tensor, Tensor, Tensor]:
         log_ratio = sequence_log_ratio(batch.logprobs, batch.old_logprobs, batch.mask)

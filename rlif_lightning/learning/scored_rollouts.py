@@ -30,6 +30,7 @@ class ScoredRollout:
         num_tokens: scalar, the tokens that this data rank drew for it, discarded ones too.
         seconds: wall time of sampling.
         figures: to log.
+        draws: that it was assembled of.
     """
 
     rollout: Rollout
@@ -37,6 +38,19 @@ class ScoredRollout:
     num_tokens: Tensor
     seconds: float
     figures: dict[str, Tensor | float] = field(default_factory=dict)
+    draws: Sequence[ScoredRollout] = ()
+
+    @property
+    def every_group(self) -> tuple[Rollout, dict[str, RewardOutput]]:
+        """The rollout and outputs of all groups that were drawn, also of those left out."""
+        if len(self.draws) < 2:
+            return self.rollout, self.outputs
+        groups = [
+            (number, group)
+            for number, draw in enumerate(self.draws)
+            for group in range(draw.rollout.num_prompts)
+        ]
+        return assembled(self.draws, groups)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rlif_lightning.data.curriculum import Curriculum
@@ -20,14 +21,19 @@ def draw(module: Any, prompts: Prompts, rollout_number: int) -> ScoredRollout:
         prompts: the batch.
         rollout_number: of the rollout.
     """
-    if module.objective.column is not None:
-        return drawn_from_texts(module, prompts)
-    source = RolloutSource(module.engine, module.rewards, module.sampling, module.group_size)
     data = getattr(module.trainer, "datamodule", None)
+    if module.objective.column is not None:
+        drawn = drawn_from_texts(module, prompts)
+    else:
+        drawn = _sampled(module, data, prompts, rollout_number)
+    if isinstance(data, PromptData) and isinstance(data.source, Curriculum):
+        data.source.observe(*drawn.every_group)
+    return replace(drawn, draws=())  # nothing needs their memory during the update
+
+
+def _sampled(module: Any, data: Any, prompts: Prompts, rollout_number: int) -> ScoredRollout:
+    source = RolloutSource(module.engine, module.rewards, module.sampling, module.group_size)
     if module.dynamic_sampling is not None:
         problems = data.split("train") if isinstance(data, PromptData) else None
         source = DynamicDraws(module.dynamic_sampling, source, problems, module.seed)
-    drawn = source.draw(prompts, rollout_number)
-    if isinstance(data, PromptData) and isinstance(data.source, Curriculum):
-        data.source.observe(drawn.rollout, drawn.outputs)
-    return drawn
+    return source.draw(prompts, rollout_number)
