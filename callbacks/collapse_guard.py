@@ -38,7 +38,7 @@ class CollapseGuard(FindsAnswers, Guard):
             beyond its limit.
         max_actions: adjustments or rollbacks at most.
         extractor: finds the final answer of a completion; where a head votes, its answers (or
-            behaviours) count.
+            behaviours) count, and are equal where they are for that head.
     """
 
     usual = DETECTORS
@@ -60,17 +60,20 @@ class CollapseGuard(FindsAnswers, Guard):
     def measure(self, trainer: Trainer, pl_module: RLIFModule, outputs: Any) -> None:
         """Log symptoms that nothing else logs."""
         rollout, logged = outputs["rollout"], trainer.callback_metrics
-        voted = next(
-            (each.answers for each in outputs["rewards"].values() if each.answers is not None), None
-        )
-        answers = [self.extractor(text) for text in rollout.texts] if voted is None else voted
-        measured = symptoms(rollout, answers, outputs["advantages"])
+        heads, rewards = pl_module.rewards.heads, outputs["rewards"]
+        voter = next((name for name, each in rewards.items() if each.answers is not None), None)
+        if voter is None:
+            answers, equivalence = [self.extractor(text) for text in rollout.texts], "exact"
+        else:
+            answers = rewards[voter].answers
+            equivalence = getattr(heads[voter], "equivalence", "exact")
+        measured = symptoms(rollout, answers, outputs["advantages"], equivalence)
         column = majority_column(pl_module.prompt_table)
-        measured |= majority_figures(rollout, answers, column)
+        measured |= majority_figures(rollout, answers, column, equivalence)
         pl_module.prompt_table.gather()  # into the checkpoint of this rollout
         if not any("vote/unanimous" in each.log for each in outputs["rewards"].values()):
             measured |= vote_metrics(answers, rollout.group_size)
-        parts = {name: certainty_part(head) for name, head in pl_module.rewards.heads.items()}
+        parts = {name: certainty_part(head) for name, head in heads.items()}
         measured["guard/certainty_share"] = sum(
             part * float(logged[f"reward/{name}/share"]) for name, part in parts.items() if part
         )

@@ -27,8 +27,15 @@ def majority_column(table: PromptTable) -> PromptColumn:
     return table.column("majorities", OWNER, 1 + WINDOW)
 
 
+def _number(answer: str, equivalence: str) -> float:
+    return float(zlib.crc32(answer_name(answer, equivalence).encode()))
+
+
 def majority_figures(
-    rollout: Rollout, answers: Sequence[str | None], column: PromptColumn
+    rollout: Rollout,
+    answers: Sequence[str | None],
+    column: PromptColumn,
+    equivalence: str = "exact",
 ) -> dict[str, float]:
     """Write a rollout's majorities into the column, and return its figures (a collective).
 
@@ -43,6 +50,7 @@ def majority_figures(
         rollout: P problems with G completions each.
         answers: the B final answers, None = none found.
         column: of :func:`majority_column`.
+        equivalence: when two answers of a group are equal (``clusters.equivalent``).
 
     Returns:
         ``vote/flip_rate``: share of the problems that were visited before whose majority is another
@@ -51,11 +59,11 @@ def majority_figures(
     """
     rows, size = rollout.prompts.index.tolist(), rollout.group_size
     before = column.numbers(rows, [NONE] * (1 + WINDOW))
-    now = majorities(answers, size)
+    now = majorities(answers, size, equivalence)
     visits: dict[int, tuple[float, ...]] = {}
     flips, returned, total = 0, 0, 0.0
     for row, past, (answer, votes) in zip(rows, before.tolist(), now, strict=True):
-        name = NONE if answer is None else float(zlib.crc32(answer_name(answer).encode()))
+        name = NONE if answer is None else _number(answer, equivalence)
         was_here = past[1] != NONE
         returned += was_here
         flips += was_here and past[0] != name

@@ -46,13 +46,13 @@ def repeated_ngrams(completion_ids: Tensor, mask: Tensor, n: int = NGRAM) -> Ten
     return torch.stack([(ordered[:, 1:] == ordered[:, :-1]).sum(), valid.sum()])
 
 
-def answer_counts(answers: Sequence[str | None]) -> Tensor:
+def answer_counts(answers: Sequence[str | None], equivalence: str = "exact") -> Tensor:
     """Count how many completions gave each answer, by the answer's checksum.
 
     Units are left out. The result is ``[65536]`` int64.
     """
     found = [
-        zlib.crc32(answer_name(answer).encode()) % _BUCKETS
+        zlib.crc32(answer_name(answer, equivalence).encode()) % _BUCKETS
         for answer in answers
         if answer is not None
     ]
@@ -81,7 +81,7 @@ def alignment(advantages: Tensor, votes: Tensor) -> Tensor:
 
 
 def symptoms(
-    rollout: Rollout, answers: Sequence[str | None], advantages: Tensor
+    rollout: Rollout, answers: Sequence[str | None], advantages: Tensor, equivalence: str = "exact"
 ) -> dict[str, float]:
     """Return figures over all ranks (a collective).
 
@@ -89,6 +89,7 @@ def symptoms(
         rollout: P prompts with G completions each.
         answers: the B final answers, None = none found.
         advantages: ``[B, T]``.
+        equivalence: when two answers of a group are equal (``clusters.equivalent``).
 
     Returns:
         ``rollout/repetition``: repeated 4-grams as a share of all; ``vote/top_answer``: share of
@@ -97,14 +98,16 @@ def symptoms(
         share of its group that gives its answer (NaN where no group is mixed).
     """
     shape = (rollout.num_prompts, rollout.group_size)
-    votes = vote_shares(answers, rollout.group_size, denominator="group").to(advantages.device)
+    votes = vote_shares(
+        answers, rollout.group_size, denominator="group", equivalence=equivalence
+    ).to(advantages.device)
     means = masked_mean(advantages, rollout.mask, -1).where(rollout.mask.any(-1), math.nan)
     product, squares, vote_squares = all_rank_sum(
         alignment(means.view(shape), votes.view(shape))
     ).tolist()
     repeated, grams = all_rank_sum(repeated_ngrams(rollout.completion_ids, rollout.mask)).tolist()
     device = rollout.mask.device
-    counts = all_rank_sum(answer_counts(answers).to(device))
+    counts = all_rank_sum(answer_counts(answers, equivalence).to(device))
     num_completions = all_rank_sum(torch.tensor(len(answers), device=device))
     return {
         "rollout/repetition": repeated / max(grams, 1),

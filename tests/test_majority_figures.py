@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from callbacks import CollapseGuard
+from callbacks import CollapseGuard, collapse_guard
 from callbacks.majorities import WINDOW, majority_column, majority_figures
 from harness.rollouts import handmade
-from harness.runs import adding, callback_of, column, fit, run_with, whole_and_resumed
+from harness.runs import ONE, TINY, adding, callback_of, column, fit, run_with, whole_and_resumed
 from rlif_lightning.data.prompt_table import PromptTable
 from rlif_lightning.records import Rollout
 
@@ -46,6 +46,33 @@ def test_the_window_forgets_and_no_answer_is_a_majority():
         last = visit(table, "- - - -", [0])
     assert last == {"vote/flip_rate": 0.0, "vote/majority_ratio": 0.0}
     assert visit(table, "1 2 3 4", [0])["vote/flip_rate"] == 1.0
+
+
+def test_answers_are_equal_where_they_are_for_the_head_that_votes():
+    """By strings, 1/2 is another answer than 0.5, so the majority is 3 and then 1/2."""
+    for equivalence, flips, ratio in (("exact", 0.0, 3 / 5), ("string", 1.0, 2 / 5)):
+        table = PromptTable()
+        for answers in ("0.5 1/2 3 3 .5", "1/2 1/2 0.5 4 5"):
+            given = [str(each) for each in answers.split()]
+            rollout = handmade(given, 5)
+            found = majority_figures(rollout, given, majority_column(table), equivalence)
+            table.gather()
+        assert found == {"vote/flip_rate": flips, "vote/majority_ratio": pytest.approx(ratio)}
+
+
+@pytest.mark.parametrize(
+    "vote",
+    ["{head: {class_path: ClusterVote, init_args: {equivalence: string}}}", "{head: Random}"],
+)
+def test_the_guard_asks_the_head_that_votes(tmp_path, monkeypatch, vote):
+    seen = []
+    for name in ("symptoms", "majority_figures"):
+        own = getattr(collapse_guard, name)
+        monkeypatch.setattr(
+            collapse_guard, name, lambda *given, own=own: (seen.append(given[-1]), own(*given))[1]
+        )
+    fit(tmp_path, *TINY, *ONE, f"--model.rewards={{it: {vote}}}", adding("CollapseGuard"))
+    assert seen == ["string" if "string" in vote else "exact"] * 2
 
 
 def test_problems_that_are_new_do_not_flip():

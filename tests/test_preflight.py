@@ -115,6 +115,21 @@ def test_a_gold_answer_of_several_digits_or_several_texts_is_right_as_a_whole():
     assert examine(records, ["12", "1"], [[]], {"head": 1.0}, 2).accuracy == 0.0
 
 
+def test_answers_are_equal_where_they_are_for_the_checker():
+    """By strings, a half in three spellings is three answers, and 3 is the majority."""
+    records = [record(1, float(n)) for n in range(5)]
+    given = records, ["1/2", "0.5", "2/4", "3", "3"], [["3"]], {"head": 1.0}, 5
+    exact, string = (examine(*given, equivalence) for equivalence in ("exact", "string"))
+    assert (exact.majority_right, string.majority_right) == (0.0, 1.0)
+    assert (exact.agreement, string.agreement) == (pytest.approx(0.6), pytest.approx(0.4))
+    # Votes .6 .6 .6 .4 .4 and .2 .2 .2 .4 .4 with scores 0 to 4: 0.6 / sqrt(10 * .048).
+    found = [each.heads[0].agreement_correlation for each in (exact, string)]
+    assert found == pytest.approx([-math.sqrt(0.75), math.sqrt(0.75)])
+    halves = records[:2], ["0.5", "1/2"], None, {"head": 1.0}, 2
+    both = [examine(*halves, equivalence) for equivalence in ("exact", "string")]
+    assert [(each.unanimous, each.mixed) for each in both] == [(1.0, 0.0), (0.0, 1.0)]
+
+
 def test_without_labels_nothing_is_said_about_them():
     found = examine([record(1, 1.0), record(2, None)], ["1", "2"], None, {"head": 1.0}, 2)
     assert (found.accuracy, found.majority_right, found.heads[0].auc) == (None, None, None)

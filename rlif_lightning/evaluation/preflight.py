@@ -157,12 +157,14 @@ def examine(
         gold: the acceptable answers of each of P problems, or None without labels.
         weights: of the heads, by name.
         group_size: G.
-        equivalence: when an answer equals the gold one, as of `AnswerChecker`.
+        equivalence: when two answers are equal, as of `AnswerChecker`.
     """
     groups = [list(answers[i : i + group_size]) for i in range(0, len(answers), group_size)]
-    ids = [[i for i in cluster(group) if i is not None] for group in groups]
+    ids = [
+        [i for i in cluster(group, equivalence=equivalence) if i is not None] for group in groups
+    ]
     lengths = _grid([record["length"] for record in records], group_size)
-    votes = vote_shares(answers, group_size).view(-1, group_size)
+    votes = vote_shares(answers, group_size, equivalence=equivalence).view(-1, group_size)
     correct = majority = None
     if gold is not None:
         correct, majority = _judged(answers, gold, group_size, equivalence)
@@ -194,7 +196,7 @@ def _judged(
     """Return which answers are right, ``[P, G]`` bool, and how often the majority's is."""
     each = [gold[number // group_size] for number in range(len(answers))]
     verdicts = [is_right(a, g, equivalence) for a, g in zip(answers, each, strict=True)]
-    chosen = zip(majority_answers(answers, group_size), gold, strict=True)
+    chosen = zip(majority_answers(answers, group_size, equivalence), gold, strict=True)
     majority = _mean([is_right(a, g, equivalence) for a, g in chosen])
     return torch.tensor(verdicts).view(-1, group_size), majority
 

@@ -35,6 +35,7 @@ def vote_shares(
     min_parseable: int = 2,
     *,
     entropy_range: tuple[float, float] | None = None,
+    equivalence: str = "exact",
 ) -> Tensor:
     """Return each answer's share of its group's vote, equivalent answers counted together.
 
@@ -53,6 +54,7 @@ def vote_shares(
         min_parseable: fewest answers for a vote; the default of 2 is our choice.
         entropy_range: lowest and highest entropy of the clusters' distribution, nats; for ``gated``
             only.
+        equivalence: when two answers are equal (:func:`clusters.equivalent`).
 
     Returns:
         ``[B]`` float32 in [0, 1], on the CPU.
@@ -65,7 +67,7 @@ def vote_shares(
         [0.6666666865348816, 0.6666666865348816, 0.3333333432674408, 0.0]
     """
     check_vote_settings(mode, denominator, min_parseable, entropy_range)
-    clusters, _ = group_clusters(answers, group_size, "exact")
+    clusters, _ = group_clusters(answers, group_size, equivalence)
     return _shares(clusters, group_size, mode, denominator, min_parseable, entropy_range)
 
 
