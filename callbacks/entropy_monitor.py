@@ -54,4 +54,4 @@ class EntropyMonitor(Described, Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was made."""
-        self.history.extend(state_dict["history"])
+        self.history = deque(state_dict["history"], maxlen=WINDOW)

@@ -171,10 +171,12 @@ class RLIFTrainer(Trainer):
         batches = PreflightBatches(datamodule, prompts, model.seed, check)
         notice, callbacks = MemoryNotice(datamodule), self.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         self.callbacks = [*callbacks, notice]
-        predicted: Any = self.predict(
-            model, batches, ckpt_path=ckpt_path, weights_only=weights_only
-        )
-        self.callbacks = callbacks
+        try:
+            predicted: Any = self.predict(
+                model, batches, ckpt_path=ckpt_path, weights_only=weights_only
+            )
+        finally:
+            self.callbacks = callbacks
         records = all_rank_records([record for batch in predicted for record in batch])
         gold = _gold_answers(model, batches, len(records) // group_size)
         findings = _findings(model, records, gold, group_size)

@@ -141,6 +141,13 @@ def test_both_go_on_from_a_checkpoint(tmp_path):
     assert means == pytest.approx(column(tmp_path / "whole", "policy/entropy"), abs=1e-5)
 
 
+def test_entropy_monitor_forgets_what_it_saw_before_a_checkpoint_is_loaded():
+    monitor = EntropyMonitor()
+    monitor.history.extend([3.0, 2.0])
+    monitor.load_state_dict({"history": [1.0]})
+    assert monitor.state_dict() == {"history": [1.0]}
+
+
 def test_an_objective_without_kl_cov_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_with(tmp_path, "KLCovScheduler", "--model.objective=Clipped", weight={"start": 0.1})

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.command_line import base
-from rlif_lightning import cli
+from rlif_lightning import ClusterVote, PromptData, RLIFModule, RLIFTrainer, cli
 from rlif_lightning.evaluation.preflight import (
     Findings,
     HeadFindings,
@@ -267,3 +267,13 @@ def test_no_prompt_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         preflight(tmp_path, "--prompts=0")
     assert "prompts=0 must be at least 1" in capsys.readouterr().err
+
+
+def test_a_preflight_that_fails_leaves_the_trainer_s_callbacks(tmp_path):
+    trainer = RLIFTrainer(default_root_dir=tmp_path, max_epochs=1)
+    before = [*trainer.callbacks]
+    module = RLIFModule("rlif-arithmetic", {"vote": ClusterVote()})
+    data = PromptData([{"question": "1+2="}] * 4, prompts_per_rollout=2, group_size=2)
+    with pytest.raises(FileNotFoundError):
+        trainer.preflight(module, data, prompts=2, ckpt_path=str(tmp_path / "no.ckpt"))
+    assert trainer.callbacks == before
