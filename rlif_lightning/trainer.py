@@ -172,12 +172,10 @@ class RLIFTrainer(Trainer):
         notice, callbacks = MemoryNotice(datamodule), self.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         self.callbacks = [*callbacks, notice]
         try:
-            predicted: Any = self.predict(
-                model, batches, ckpt_path=ckpt_path, weights_only=weights_only
-            )
+            made: Any = self.predict(model, batches, ckpt_path=ckpt_path, weights_only=weights_only)
         finally:
             self.callbacks = callbacks
-        records = all_rank_records([record for batch in predicted for record in batch])
+        records = all_rank_records([record for batch in made for record in batch])
         gold = _gold_answers(model, batches, len(records) // group_size)
         findings = _findings(model, records, gold, group_size)
         path = run_folder(self) / "preflight.json"
