@@ -22,6 +22,7 @@ SLOWER = 50  # the rates of SmolLM2's arms are so much smaller: 1e-5 and 2.5e-6
 UPDATES = 4  # optimiser steps of a rollout, but in arms that say otherwise
 JUDGING = (40, 41, 42, 43, 44, 45)  # seeds that no choice of preset, guard or rates has seen
 FEW = JUDGING[:3]
+TWO = JUDGING[:2]
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,13 @@ def made_arms() -> dict[str, Arm]:
 def family_arms() -> dict[str, Arm]:
     """Return the arms of other models: word problems of our own, and SmolLM2."""
     arms = {}
-    for rate in ("hot", "quarter"):
-        for recipe in RECIPES:
-            overlays = (recipe, "words")
-            arms[f"{recipe}-{rate}-words"] = Arm(overlays, RATES[rate], needs=("words",))
-        for recipe in (*RECIPES, "certainty"):
-            overlays, given = (recipe, "smollm2"), ("smollm2", "mawps")
-            arms[f"{recipe}-{rate}-smollm2"] = Arm(
-                overlays, RATES[rate] / SLOWER, updates=2, needs=given
-            )
+    for name in (*FAMILY, *SMOLLM2):
+        recipe, rate, model = name.split("-")
+        if model == "words":
+            arms[name] = Arm((recipe, model), RATES[rate], needs=("words",))
+        else:
+            needs = ("smollm2", "mawps")
+            arms[name] = Arm((recipe, model), RATES[rate] / SLOWER, updates=2, needs=needs)
     return arms | {
         name: Arm(("vote", "words"), RATES["quarter"], word_settings(name), needs=("words",))
         for name in CURVE
@@ -145,6 +144,10 @@ SIZES = (32, 128, 512)  # distinct problems; the other arms have 4,800
 ANSWERS = (0, 0.25, 0.5, 0.75)  # share of the policy gradient that an answer's tokens get
 LEVELS = ("one", "two", "both")  # steps of word problems
 CURVE = tuple(f"vote-quarter-words{n}_{level}" for n in range(1, 7) for level in LEVELS)
+FAMILY = tuple(f"{r}-{rate}-words" for rate in ("hot", "quarter") for r in RECIPES)
+SMOLLM2 = tuple(
+    f"{r}-{rate}-smollm2" for rate in ("hot", "quarter") for r in (*RECIPES, "certainty")
+)
 ARMS = made_arms()
 CORE = ("vote-hot", "vote-quarter", "preset-hot-guard", "preset-quarter")
 CLAIMS = (
@@ -180,10 +183,6 @@ KL_COV = (
 PROBLEMS = tuple(f"{r}-hot-{size}" for r in ("vote", "certainty", "paper") for size in SIZES)
 OTHERS = ("vote-hot-band", "vote-hot-majority", *(f"vote-hot-answer{f}" for f in ANSWERS))
 OFFLINE = ("vote-hot-offline", "vote-quarter-offline")
-FAMILY = tuple(f"{r}-{rate}-words" for rate in ("hot", "quarter") for r in RECIPES)
-SMOLLM2 = tuple(
-    f"{r}-{rate}-smollm2" for rate in ("hot", "quarter") for r in (*RECIPES, "certainty")
-)
 PLAN = (
     Block("core", CORE, JUDGING, 300),
     Block("claims", CLAIMS, JUDGING, 300),
@@ -195,5 +194,5 @@ PLAN = (
     Block("labels from the start", OFFLINE, FEW, 300),
     Block("second family", FAMILY, FEW, 300),
     Block("start and end", CURVE, FEW, 300),
-    Block("SmolLM2", SMOLLM2, JUDGING[:2], 270),
+    Block("SmolLM2", SMOLLM2, TWO, 270),
 )

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from benchmarks.results import Rows
-from benchmarks.study_arms import FEW, JUDGING
+from benchmarks.study_arms import FEW, TWO
 from benchmarks.study_rows import Run
 from benchmarks.study_rules import Alarms, Falls, Gap, Ranks, Rule, Runs, Spread, Warns, rule_text
 
@@ -206,8 +206,9 @@ def smollm2() -> Sequence[tuple[str, Rule]]:
     """Return what is predicted of SmolLM2-135M on published word problems."""
 
     def falls(arm: str, low: int, high: int) -> Falls:
-        return Falls(f"{arm}-smollm2", low, high, rollouts=270, seeds=JUDGING[:2])
+        return Falls(f"{arm}-smollm2", low, high, rollouts=270, seeds=TWO)
 
+    vote, gold = "vote-quarter-smollm2", "gold-quarter-smollm2"
     return (
         ("Gold answers stay at the hot rate", falls("gold-hot", 0, 0)),
         ("The vote falls there", falls("vote-hot", 1, 2)),
@@ -218,14 +219,7 @@ def smollm2() -> Sequence[tuple[str, Rule]]:
         ("The paper's pair falls even there", falls("paper-quarter", 1, 2)),
         (
             "At a quarter the vote gains less than gold answers",
-            Gap(
-                "vote-quarter-smollm2",
-                "gold-quarter-smollm2",
-                -INF,
-                0,
-                rollouts=270,
-                seeds=JUDGING[:2],
-            ),
+            Gap(vote, gold, -INF, 0, rollouts=270, seeds=TWO),
         ),
     )
 

@@ -71,7 +71,7 @@ class CollapseGuard(FindsAnswers, Guard):
         column = majority_column(pl_module.prompt_table)
         measured |= majority_figures(rollout, answers, column, equivalence)
         pl_module.prompt_table.gather()  # into the checkpoint of this rollout
-        if not any("vote/unanimous" in each.log for each in outputs["rewards"].values()):
+        if not any("vote/unanimous" in each.log for each in rewards.values()):
             measured |= vote_metrics(answers, rollout.group_size)
         parts = {name: certainty_part(head) for name, head in heads.items()}
         measured["guard/certainty_share"] = sum(

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlif_lightning.evaluation.completion_rows import NESTED, completion_records
+from rlif_lightning.evaluation.completion_rows import NESTED, completion_records, with_json
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.processes.ranks import writes_completions
@@ -170,7 +170,7 @@ def table_of(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record with JSON where what is in a field differs from row to row."""
-    return record | {name: json.dumps(record[name]) for name in NESTED if name in record}
+    return with_json(record, [name for name in NESTED if name in record])
 
 
 def _plain(gold: Any) -> str:

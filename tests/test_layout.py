@@ -19,7 +19,7 @@ import pytest
 
 import rlif_lightning
 from harness.cases import check_each, from_root
-from harness.files import EVERYTHING, LIBRARY, PACKAGE, ROOT, SCRIPTS, module_of
+from harness.files import EVERYTHING, LIBRARY, PACKAGE, ROOT, SCRIPTS, module_of, names_of
 from rlif_lightning.learning.updater import Updater
 
 # The rooms in the order of the data flow: a file may import its own room and those before it, never
@@ -82,15 +82,7 @@ def imported(path: Path) -> set[str]:
         for statement in block.body
         for node in ast.walk(statement)
     }
-    found = set()
-    for node in ast.walk(tree):
-        if id(node) in unread:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+    return {name for node in ast.walk(tree) if id(node) not in unread for name in names_of(node)}
 
 
 DISTRIBUTIONS = functools.cache(importlib.metadata.packages_distributions)

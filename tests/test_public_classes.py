@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import rlif_lightning
-from harness.files import CALLBACKS, LIBRARY, PACKAGE, module_of
+from harness.files import CALLBACKS, LIBRARY, PACKAGE, module_of, names_of
 
 FILES = {module_of(path): path for path in (*LIBRARY, *CALLBACKS)}
 
@@ -28,12 +28,7 @@ def run_at_import(node: ast.AST) -> Iterator[ast.AST]:
 def imported(path: Path) -> Iterator[str]:
     """Every module of ours that the import of a file imports, with the packages above it."""
     for node in run_at_import(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
+        for name in names_of(node):
             parts = name.split(".")
             yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlif_lightning.data.described import plain
@@ -12,6 +13,11 @@ from rlif_lightning.records import RewardOutput, Rollout
 
 # Fields that some runs have. What is in them differs from row to row, so Parquet holds it as JSON.
 NESTED = ("episode", "extra")
+
+
+def with_json(record: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """Return a record with these fields as JSON; null where it has none."""
+    return dict(record) | {name: json.dumps(record.get(name)) for name in fields}
 
 
 def completion_records(

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.prompts import PromptData
-from rlif_lightning.evaluation.completion_rows import NESTED
+from rlif_lightning.evaluation.completion_rows import NESTED, with_json
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.processes.ranks import writes_completions
 from rlif_lightning.running.former_settings import present_settings
@@ -291,7 +291,7 @@ class _Parquet(_Output):
         columns = [(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()]
         nested = sorted(self.nested)
         columns += [("scores", scores), *((name, pa.string()) for name in nested)]
-        rows = [row | {name: json.dumps(row.get(name)) for name in nested} for row in self.records]
+        rows = [with_json(row, nested) for row in self.records]
         name = f"completions-{self.rank:05d}-{self.records[0]['index']:012d}"
         path, unfinished = self.folder / f"{name}.parquet", self.folder / f"{name}.tmp"
         with naming(unfinished), replaced(path, unfinished):

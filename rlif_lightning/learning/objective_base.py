@@ -203,11 +203,15 @@ class ClippedObjective(BoundedObjective):
                 f"dual_clip={self.dual_clip} must be greater than 1, or null to turn it off"
             )
 
+    @property
+    def bounds(self) -> tuple[float, float, float | None]:
+        """``clip_low``, ``clip_high`` and ``dual_clip``, as ``losses.py`` takes them."""
+        return self.clip_low, self.clip_high, self.dual_clip
+
     def clipped(self, batch: LossInputs) -> Tensor:
         """Return the ``[B, T]`` clipped surrogate with this objective's bounds."""
-        bounds = self.clip_low, self.clip_high, self.dual_clip
-        return clipped_surrogate(batch.logprobs, batch.old_logprobs, batch.advantages, *bounds)
+        given = batch.logprobs, batch.old_logprobs, batch.advantages
+        return clipped_surrogate(*given, *self.bounds)
 
     def held(self, batch: LossInputs) -> Tensor:
-        bounds = self.clip_low, self.clip_high, self.dual_clip
-        return clipped_marks(batch.logprobs, batch.old_logprobs, batch.advantages, *bounds)
+        return clipped_marks(batch.logprobs, batch.old_logprobs, batch.advantages, *self.bounds)

@@ -46,12 +46,10 @@ class GSPO(ClippedObjective):
     aggregation: str = "sequence_mean"
 
     def policy_loss(self, batch: LossInputs, marks: Tensor) -> Tensor:
-        bounds = self.clip_low, self.clip_high, self.dual_clip
-        return clipped_surrogate(*self._sequence(batch), *bounds)
+        return clipped_surrogate(*self._sequence(batch), *self.bounds)
 
     def held(self, batch: LossInputs) -> Tensor:
-        bounds = self.clip_low, self.clip_high, self.dual_clip
-        return clipped_marks(*self._sequence(batch), *bounds)
+        return clipped_marks(*self._sequence(batch), *self.bounds)
 
     def _sequence(self, batch: LossInputs) -> tuple[Tensor, Tensor, Tensor]:
         log_ratio = sequence_log_ratio(batch.logprobs, batch.old_logprobs, batch.mask)

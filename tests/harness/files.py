@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,6 +15,16 @@ SCRIPTS = [
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 EVERYTHING = [*LIBRARY, *CALLBACKS, *SCRIPTS]
+
+
+def names_of(statement: ast.AST) -> set[str]:
+    """What an import statement may name: modules, and what is taken from them."""
+    if isinstance(statement, ast.Import):
+        return {alias.name for alias in statement.names}
+    if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+        module = statement.module
+        return {module, *(f"{module}.{alias.name}" for alias in statement.names)}
+    return set()
 
 
 def module_of(path: Path) -> str:
