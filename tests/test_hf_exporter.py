@@ -174,6 +174,16 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
 
 
+def test_what_a_killed_process_moved_away_is_in_nobodys_way(tmp_path):
+    policy = PolicyModel(Policy("rlif-arithmetic"))
+    for name in ("model", ".model.old"):  # it was killed while it removed the former folder
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "stale.txt").touch()
+    write_model(policy, policy.model.state_dict(), tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert not (tmp_path / "model" / "stale.txt").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "arguments", "message"),
     [

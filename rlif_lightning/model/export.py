@@ -45,7 +45,8 @@ def write_model(
     )
     if old.exists() and not folder.exists():
         os.replace(old, folder)  # an earlier process was killed between the two renames below
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for left in (unfinished, old):  # or between the second one and its removal of the old folder
+        shutil.rmtree(left, ignore_errors=True)
     unfinished.mkdir(parents=True)
     model = policy.model
     if merged is not None:
