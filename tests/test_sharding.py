@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 
+from harness.architectures import save_tiny, tiny_config
 from rlif_lightning.masked import masked_sum
 from rlif_lightning.model.loading import LoRA, Policy, load_pretrained
 from rlif_lightning.model.policy import PolicyModel
@@ -87,6 +89,20 @@ def test_a_sampler_gets_the_whole_weights_of_a_sharded_policy(
         torch.testing.assert_close(found[name], value, msg=name)
     assert not torch.equal(start, fingerprint(sharded))
     torch.testing.assert_close(fingerprint(sharded), fingerprint(whole))
+
+
+@pytest.mark.parametrize(
+    ("kind", "buffer"), [("apertus", "act_fn.beta"), ("gemma4_text", "layer_scalar")]
+)
+def test_buffers_that_files_hold_are_read(sharding, tmp_path, kind, buffer):
+    policy = Policy(save_tiny(tiny_config(kind), tmp_path))
+    weights = load_file(tmp_path / "model.safetensors")
+    changed = {name: value + 0.25 for name, value in weights.items() if name.endswith(buffer)}
+    assert len(changed) == 2  # one a layer
+    save_file(weights | changed, tmp_path / "model.safetensors", {"format": "pt"})
+    gathered = whole_state_dict(sharded_policy(policy, sharding))
+    for name, value in load_pretrained(policy).state_dict().items():
+        assert torch.equal(gathered[name], value), name
 
 
 def test_a_tied_head_stays_tied(sharding):

@@ -75,7 +75,7 @@ def _compute_buffers(model: Any) -> None:
 
 
 def fill(model: PolicyModel, policy: Policy, device: torch.device) -> None:
-    """Read this process's part of every parameter that is still on the meta device.
+    """Read what is still on the meta device: this process's part of parameters, whole buffers.
 
     Args:
         model: divided; its parameters are DTensors, split along their first dimension, or those of
@@ -84,9 +84,10 @@ def fill(model: PolicyModel, policy: Policy, device: torch.device) -> None:
         device: of the parameters.
 
     Raises:
-        ValueError: the files are no safetensors, or do not have a parameter.
+        ValueError: the files are no safetensors, or do not have a parameter or a buffer.
     """
     files = _weight_files(policy)
+    _fill_buffers(model.causal_lm, files, policy)
     for names, owners in _parameters(model.causal_lm).values():
         parameter: Any = getattr(*owners[0])
         if not parameter.is_meta:
@@ -105,6 +106,18 @@ def fill(model: PolicyModel, policy: Policy, device: torch.device) -> None:
         loaded = nn.Parameter(value, requires_grad=parameter.requires_grad)
         for module, name in owners:
             setattr(module, name, loaded)
+
+
+def _fill_buffers(causal_lm: Any, files: dict[str, str], policy: Policy) -> None:
+    """Read the buffers that files hold, such as the scale of each of Gemma 4's layers."""
+    for prefix, module in causal_lm.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                names = [f"{prefix}.{name}".removeprefix(".")]
+                path, stored = _find(names, files, causal_lm.base_model_prefix, policy)
+                with safe_open(path, framework="pt") as file:
+                    value = _own_part(buffer, None, file.get_slice(stored), stored)
+                setattr(module, name, value.to(buffer.dtype))
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:
@@ -178,7 +191,7 @@ def _own_part(parameter: Any, dim: int | None, stored: Any, name: str) -> Tensor
         part = slice(process * size, (process + 1) * size)
         return stored[(*[slice(None)] * dim, part)].contiguous()
     if not isinstance(parameter, DTensor):
-        return stored[:]
+        return stored[...]
     (placement,), mesh = parameter.placements, parameter.device_mesh
     assert isinstance(placement, Shard)
     assert placement.dim == 0
