@@ -12,7 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 
-from harness.architectures import save_tiny, tiny_config
+from harness.architectures import TOKENIZER, save_tiny, tiny_config
 from rlif_lightning.masked import masked_sum
 from rlif_lightning.model.loading import LoRA, Policy, load_pretrained
 from rlif_lightning.model.policy import PolicyModel
@@ -187,6 +187,19 @@ def test_missing_passes_are_filled_up():
     stats = policy(line, Sampling())
     assert stats.logprobs.shape == (1, 1)
     assert float(masked_sum(stats.logprobs, torch.ones(1, 1, dtype=torch.bool)).detach()) < 0
+
+
+def test_files_saved_as_a_refusal_says_are_read(sharding, tmp_path):
+    save_tiny(tiny_config("gpt_neox"), tmp_path)  # its files have names of their own
+    with pytest.raises(ValueError, match=r"save_pretrained\(FOLDER, save_original_format=False\)"):
+        sharded_policy(Policy(str(tmp_path)), sharding)
+    model = load_pretrained(Policy(str(tmp_path)))
+    again = str(tmp_path / "again")
+    model.save_pretrained(again, save_original_format=False)
+    TOKENIZER.save_pretrained(again)
+    gathered = whole_state_dict(sharded_policy(Policy(again), sharding))
+    for name, value in model.state_dict().items():
+        assert torch.equal(gathered[name], value), name
 
 
 def test_weights_under_other_names_are_refused(tiny_models, sharding, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from harness.architectures import save_tiny, tiny_config
 from harness.launches import (
     BASE,
     CASES,
@@ -235,6 +236,14 @@ def test_lora_and_unknown_plans_are_refused(tiny_models, group, monkeypatch):
     monkeypatch.setattr(Qwen3Config, "base_model_tp_plan", norms)
     with pytest.raises(ValueError, match=r"does not name layers.0.self_attn.q_norm.weight"):
         split_policy(Policy(str(tiny_models["qwen3"])), torch.device("cpu"))
+
+
+def test_a_plan_that_names_no_layer_of_the_model_is_refused(group, tmp_path):
+    policy = Policy(save_tiny(tiny_config("gemma3"), tmp_path))  # its language model is a part
+    with pytest.raises(
+        ValueError, match=r"plan of Gemma3ForConditionalGeneration names none of its layers.*fsdp2"
+    ):
+        split_policy(policy, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3"])

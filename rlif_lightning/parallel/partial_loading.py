@@ -170,7 +170,8 @@ def _find(names: list[str], files: dict[str, str], prefix: str, policy: Policy) 
     raise ValueError(
         f"policy.name={policy.name!r}: its files have no tensor {names[0]!r} (they have"
         f" {', '.join(sorted(files)[:3])}, ...); a sharded run needs the names of the model's code:"
-        " load the model once and save it with save_pretrained"
+        " load the model once with AutoModelForCausalLM, write it and its tokenizer by"
+        " save_pretrained(FOLDER, save_original_format=False), and give that folder"
     )
 
 

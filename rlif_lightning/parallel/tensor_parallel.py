@@ -70,6 +70,11 @@ def _split(model: Any, name: str, num_parts: int) -> Any:
         )
     _check_numbers(model.config.get_text_config(), name, num_parts)
     styles = _styles(model.base_model, plan)
+    if not set(STYLES) & set(styles.values()):
+        raise ValueError(
+            f"model.policy.name={name!r}: the plan of {type(model).__name__} names none of its"
+            f" layers, so that each process would hold all of them; {INSTEAD}"
+        )
     _check_neighbours(model, styles)
     for path, style in styles.items():
         module = model.base_model.get_submodule(path)
