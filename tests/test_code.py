@@ -64,6 +64,12 @@ FUNCTIONAL = {
     "metadata": '{"func_name": "pairs"}',
 }
 
+TEXTS = {
+    "starter_code": "",
+    "public_test_cases": json.dumps([{"input": "5", "output": '"101"', "testtype": "functional"}]),
+    "metadata": '{"func_name": "bits"}',
+}
+
 
 @pytest.mark.parametrize(
     ("row", "completion", "rate"),
@@ -89,6 +95,9 @@ FUNCTIONAL = {
         ),
         (FUNCTIONAL, "def pairs(xs, y): return []", 0.5),
         (FUNCTIONAL, "def pairs(xs, y): return '[]'", 0),
+        (TEXTS, "def bits(n): return f'{n:b}'", 1),
+        (TEXTS, "def bits(n): return f'{n:04b}'", 0),  # a returned text is no printed number
+        (TEXTS, "def bits(n): return f'{n:b}' + chr(10)", 0),
     ],
 )
 def test_pass_rates(row, completion, rate):
@@ -134,6 +143,7 @@ def test_a_packed_test_is_never_unpickled(tmp_path):
         ({"test_list": ["assert ("]}, "is not Python"),
         ({"public_test_cases": "[]"}, "holds no test"),
         ({"public_test_cases": "!"}, "neither JSON nor"),
+        ({"public_test_cases": '[{"input": "3", "output": 3}]'}, r"case \('3', 3\) of a program"),
     ],
 )
 def test_rows_without_usable_tests(row, message):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlif_lightning.answers.checkers import LiteralChecker
-from rlif_lightning.answers.code_verdicts import _as_expected, pass_rates
+from rlif_lightning.answers.code_verdicts import _as_expected, _is_printed, pass_rates
 from rlif_lightning.rewards.code import behaviour, behaviour_labels, same_behaviour
 from rlif_lightning.sandbox.channel import Channel
 from rlif_lightning.sandbox.judge import Candidate
@@ -84,6 +84,8 @@ def use(outcome: Outcome) -> None:
             assert same_behaviour(json.loads(one), json.loads(one)) or "NaN" in one
     for expected in (1, 0.5, 10**400, 1e300, "1", "1e5 2", [1, [2.5]], {"a": 1}, None):
         assert _as_expected(outcome, expected) in (True, False)
+    if isinstance(outcome.value, str):
+        assert _is_printed(outcome, "1e5 2") in (True, False)
 
 
 def line_of(value: str) -> bytes:

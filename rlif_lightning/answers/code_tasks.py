@@ -129,7 +129,13 @@ def _livecodebench(row: Mapping[str, Any]) -> CodeTask:
     name = metadata.get("func_name")
     prompt = row.get("starter_code") or ""
     if not name:
-        return CodeTask(prompt, cases=tuple((case["input"], case["output"]) for case in listed))
+        pairs = [(case["input"], case["output"]) for case in listed]
+        if other := [pair for pair in pairs if not all(isinstance(text, str) for text in pair)]:
+            raise ValueError(
+                f"the test case {other[0]!r:.200} of a program needs texts as input and output;"
+                ' write them as texts, or name a function in metadata ({"func_name": ...})'
+            )
+        return CodeTask(prompt, cases=tuple(pairs))
     pairs = [
         (tuple(map(json.loads, case["input"].splitlines())), json.loads(case["output"]))
         for case in listed

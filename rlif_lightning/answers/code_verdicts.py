@@ -90,7 +90,8 @@ def judge_code(
     ]
     for i, outcomes in zip(compared, sandbox.outcomes(runs), strict=True):
         pairs = list(zip(outcomes, tasks[i].cases, strict=True))
-        failed = [pair for pair in pairs if not _as_expected(pair[0], pair[1][1])]
+        is_right = _as_expected if tasks[i].functions else _is_printed
+        failed = [pair for pair in pairs if not is_right(pair[0], pair[1][1])]
         trace = _trace_of_case(tasks[i].functions, *failed[0]) if failed else ""
         found[i] = (len(pairs) - len(failed)) / len(pairs), trace
     return found
@@ -118,11 +119,12 @@ def sandbox_run(code: str, functions: tuple[str, ...], inputs: Sequence[Any]) ->
 
 
 def _as_expected(outcome: Outcome, expected: Any) -> bool:
-    if outcome.kind != "value":
-        return False
-    if isinstance(expected, str) and isinstance(outcome.value, str):
-        return outcome.value == expected or _same_lines(outcome.value, expected)
-    return _as_json(outcome.value) == _as_json(encode(expected))
+    """Return whether a function returned the expected value, a text exactly."""
+    return outcome.kind == "value" and _as_json(outcome.value) == _as_json(encode(expected))
+
+
+def _is_printed(outcome: Outcome, expected: str) -> bool:
+    return outcome.kind == "value" and _same_lines(outcome.value, expected)
 
 
 def _as_json(value: Any) -> Any:
