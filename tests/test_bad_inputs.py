@@ -57,6 +57,7 @@ ARGUMENTS = {
     "--data.format.template={promt}": "unknown field 'promt'; fields are 'prompt' and",
     "--data.format.template={prompt": "expected '}' before end of string; write {{ and }}",
     "--data.format.template={prompt:d}": "cannot be filled with",
+    "--data.format.template={prompt[99]}": "string index out of range",
     "--data.max_prompt_tokens=3": "raise it, or set overlong=filter",
     "--data.answer_column=solution": "its columns are ['answer', 'question']",
     "--model.rewards={a: {head: ClusterVote}, a: {head: MeanLogprob}}": "'a' is given twice",

@@ -228,6 +228,10 @@ def test_overfit_batches_are_refused(tokenizer):
         ({"system_prompt": "be brief"}, "system_prompt='be brief' needs chat=true"),
         ({"examples": [{"question": "1+1"}]}, "must have the keys 'question' and 'answer'"),
         (
+            {"template": "{prompt} {level}", "examples": [{"question": "1+1", "answer": "2"}]},
+            "cannot be filled with '1+1': there is no 'level'; change the template",
+        ),
+        (
             {"prompts_per_rollout": 7},
             "prompts_per_rollout=7, but the train split has only 6 prompts",
         ),

@@ -194,10 +194,11 @@ class PromptRenderer:
     def _fill(self, prompt: str, row: dict[str, Any]) -> str:
         try:
             return _Fields().vformat(self.form.template, (), {**row, "prompt": prompt})
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            reason = f"there is no {error}" if isinstance(error, KeyError) else error
             raise ValueError(
                 f"format.template={self.form.template!r} cannot be filled with {prompt!r:.100}:"
-                f" {error}; change the template's format"
+                f" {reason}; change the template, or correct the row or the example"
             ) from error
 
     def check_problem(self, row: dict[str, Any], where: str) -> None:
