@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from rlif_lightning.sandbox import isolation
 from rlif_lightning.sandbox.channel import Channel, ChannelError
-from rlif_lightning.sandbox.isolation import LEVELS, find_level, problem
+from rlif_lightning.sandbox.isolation import LEVELS, Process, find_level, problem
 from rlif_lightning.sandbox.literals import MAX_DEPTH, NotLiteral, decode, encode
 from rlif_lightning.sandbox.pool import Outcome, Run, Sandbox, Trial
 
@@ -261,6 +261,16 @@ def test_nothing_is_left_behind(sandbox, tmp_path, monkeypatch):
     assert processes() == []
     assert list(tmp_path.iterdir()) == []
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_a_trainer_that_is_killed_leaves_no_folder(level, tmp_path, monkeypatch):
+    if problem(level):
+        pytest.skip(f"{level}: {problem(level)}")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Process(level, {**isolation._PROBE, "role": "candidate"}) as process:
+        process.wait_until_up()
+        assert list(tmp_path.iterdir()) == []  # there is none at any time
 
 
 def test_the_same_answers_from_several_threads(sandbox):

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,12 @@ class Process:
         stdin: int = subprocess.PIPE,
         stdout: int = subprocess.PIPE,
     ):
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="rlif-sandbox-", ignore_cleanup_errors=True
-        )
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit
+        self._files, folder = ExitStack(), "/"
+        if level == LEVELS[0]:  # only there code can make files
+            own = tempfile.TemporaryDirectory(prefix="rlif-sandbox-", ignore_cleanup_errors=True)
+            folder = self._files.enter_context(own)
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit
+        self._errors = self._files.enter_context(errors)
         try:
             self._process = subprocess.Popen(
                 _command(level, settings),
@@ -72,13 +74,13 @@ class Process:
                 stdout=stdout,
                 stderr=self._errors,
                 bufsize=0,
-                cwd=self._folder.name,
+                cwd=folder,
                 env=_ENVIRONMENT,
                 pass_fds=inherited,
                 start_new_session=True,
             )
         except BaseException:
-            self._leave_no_file()
+            self._files.close()
             raise
         if stdin == stdout == subprocess.PIPE:
             assert self._process.stdin is not None
@@ -113,11 +115,7 @@ class Process:
             os.killpg(self._process.pid, signal.SIGKILL)
         with self._process:  # closes the pipes and waits
             pass
-        self._leave_no_file()
-
-    def _leave_no_file(self) -> None:
-        self._errors.close()
-        self._folder.cleanup()
+        self._files.close()
 
 
 def find_level(isolation: str) -> str:

@@ -85,8 +85,6 @@ def _enter_namespaces(readable: list[str]) -> None:
     """Continue as process 1 of new namespaces.
 
     The process that was started waits for it and keeps no file open.
-
-    The process that was started waits for it and holds nothing.
     """
     uid, gid = os.geteuid(), os.getegid()
     _check(_libc.unshare(_NEW_NAMESPACES), "unshare")
