@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from rlif_lightning.model import cpu_memory
 from rlif_lightning.model.cpu_memory import Heap, resident_bytes
 
 MIB = 2**20
@@ -58,3 +59,23 @@ def test_nothing_is_looked_for_on_another_device_or_without_growth():
 def test_token_statistics_take_no_memory_besides_the_logits():
     done = subprocess.run([sys.executable, "-c", HEAD], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.3
+
+
+def test_the_limit_of_a_group_above_this_process_counts(tmp_path, monkeypatch):
+    step = tmp_path / "job_7" / "step_0"  # as a cluster makes them: the job has the limit
+    step.mkdir(parents=True)
+    job = {"memory.max": "1000", "memory.current": "600", "memory.stat": "file 300\nshmem 100\n"}
+    for name, text in job.items():
+        (step.parent / name).write_text(text)
+        (step / name).write_text("max" if name == "memory.max" else text)
+    (tmp_path / "own").write_text("1:name=systemd:/else\n0::/job_7/step_0\n")
+    monkeypatch.setattr(cpu_memory, "GROUPS", tmp_path)
+    monkeypatch.setattr(cpu_memory, "OWN_GROUP", tmp_path / "own")
+    assert cpu_memory.available_bytes() == 1000 - 600 + (300 - 100)  # shared memory stays
+    (step / "memory.max").write_text("700")
+    assert cpu_memory.available_bytes() == 700 - 600 + (300 - 100)
+    (step / "memory.max").write_text("400")
+    assert cpu_memory.available_bytes() == 0
+    (step.parent / "memory.max").unlink()
+    (step / "memory.max").write_text("max")
+    assert (cpu_memory.available_bytes() or 0) > 1000

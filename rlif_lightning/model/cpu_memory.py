@@ -16,6 +16,7 @@ import torch
 
 # Bytes above the smallest size seen. A smaller growth is not worth the time of a trim.
 GROWTH = 64 * 2**20
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class Heap:
@@ -51,22 +52,39 @@ def resident_bytes() -> int:
 def available_bytes() -> int | None:
     """Return the memory that processes can still have (Linux); None elsewhere.
 
-    A control group's limit counts too. What caches of files use is available.
+    The limits of this process's control group, and of those above it, count too. What caches of
+    files use is available.
     """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
     fields = {name: int(rest.split()[0]) for name, _, rest in (s.partition(":") for s in lines)}
-    found = fields["MemAvailable"] * 1024
-    group = Path("/sys/fs/cgroup")
+    left = [fields["MemAvailable"] * 1024, *map(_left_in, _own_groups())]
+    return min(each for each in left if each is not None)
+
+
+def _own_groups() -> list[Path]:
+    """Return the folders of this process's control group and of those above it (version 2)."""
+    try:
+        lines = OWN_GROUP.read_text().splitlines()
+    except OSError:
+        lines = []
+    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+    path = GROUPS / own.lstrip("/")
+    return [path, *(above for above in path.parents if above.is_relative_to(GROUPS))]
+
+
+def _left_in(group: Path) -> int | None:
+    """Return the bytes that a control group can still have; None where it has no limit."""
     try:
         limit = int((group / "memory.max").read_text())  # "max" where there is none
         used = int((group / "memory.current").read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return min(found, limit - used + int(stat["file"]))
+        # The kernel counts shared memory as files, and cannot drop it.
+        return limit - used + int(stat["file"]) - int(stat["shmem"])
     except (OSError, ValueError, KeyError):
-        return found
+        return None
 
 
 HEAP = Heap()
