@@ -158,6 +158,22 @@ def kilt(folder: Path) -> Path:
     return path
 
 
+def test_a_name_inside_of_a_longer_word_stays():
+    links = (Link("Ada left Ro, not Rome.", "Ro", "Ro"), Link("Rows of Ro end in X2.", "X2", "X2"))
+    assert Walk("Ada", links).steps() == [
+        "Ada left (1), not Rome.",
+        "Rows of (1) end in (2).",
+    ]
+    assert Walk("Ada", (Link("Ada has dogs.", "dog", "Dog"),)).steps() == ["Ada has (1)s."]
+
+
+def test_a_link_without_text_is_none(tmp_path):
+    path = tmp_path / "kilt.jsonl"
+    bo = page("Bo C", ["Bo C\n", "Bo lived."])
+    path.write_text(f"{page('Ada', ['Ada met Bo C.'], ('', 'Bo%20C', 0))}\n{bo}\n")
+    assert wikipedia_graph([path])["Ada"].links == ()
+
+
 def test_wikipedia_pages_by_hand(tmp_path):
     graph = wikipedia_graph([kilt(tmp_path)])
     assert graph["Ada B"].links == (Link("She met the poet Bo in Ro.", "poet Bo", "Bo C"),)

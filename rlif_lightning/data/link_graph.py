@@ -121,7 +121,7 @@ def _page(row: Mapping[str, Any]) -> Document:
     for anchor in row["anchors"]:
         target = unquote(anchor["href"]).partition("#")[0].replace("_", " ").strip()
         sentence = _sentence(paragraphs[anchor["paragraph_id"]], anchor["start"])
-        if target != title and anchor["text"] in sentence:
+        if target != title and anchor["text"].strip() and anchor["text"] in sentence:
             links.setdefault(target, Link(sentence, anchor["text"], target))
     text = "\n".join(paragraph.strip() for paragraph in paragraphs)
     return Document(title, text, tuple(links.values()))

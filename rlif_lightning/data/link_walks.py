@@ -7,6 +7,7 @@ the sentence of its link, in which numbers stand for the names that have to be f
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 from rlif_lightning.data.entity_names import names
@@ -47,18 +48,23 @@ class Walk:
         """
         found = []
         for number, (source, link) in enumerate(zip(self.sources, self.links, strict=True), 1):
-            shown = link.sentence.replace(link.anchor, f"({number})")
+            shown, times = _replaced(link.sentence, link.anchor, f"({number})")
+            if not times:  # the link itself is a part of a word
+                shown = link.sentence.replace(link.anchor, f"({number})")
             known = source if number == 1 else f"({number - 1})"
-            if source in shown:
-                found.append(shown.replace(source, known))
-            else:
-                found.append(f"On {known}: {shown}")
+            spelled, times = _replaced(shown, source, known)
+            found.append(spelled if times else f"On {known}: {shown}")
         return found
 
     @property
     def question(self) -> str:
         """The steps, and what they ask for."""
         return f"{' '.join(self.steps())} What is ({len(self.links)})?"
+
+
+def _replaced(sentence: str, name: str, by: str) -> tuple[str, int]:
+    """Return a sentence with another name, and how often; parts of longer words stay."""
+    return re.subn(rf"(?<!\w){re.escape(name)}(?!\w)", lambda _: by, sentence)
 
 
 def random_walk(graph: Graph, hops: int, rng: random.Random) -> Walk:
