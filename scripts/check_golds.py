@@ -38,9 +38,8 @@ _INTEGER = re.compile(r"-?[0-9]+")
 def rows(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (file name, row) of every JSON-lines and Parquet file."""
     for path in sorted(folder.glob("*.jsonl")):
-        yield from (
-            (path.stem, json.loads(line)) for line in path.read_text().splitlines() if line.strip()
-        )
+        with path.open(encoding="utf-8") as lines:
+            yield from ((path.stem, json.loads(line)) for line in lines if line.strip())
     for path in sorted(folder.glob("*.parquet")):
         import pyarrow.parquet as parquet
 

@@ -56,8 +56,12 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="of the environment")
     parser.add_argument("--python", default=sys.executable, help="the interpreter it is made with")
     parser.add_argument("--oldest", action="store_true", help="lower bounds, not constraints.txt")
-    parser.add_argument("--torch", help="this version of it, such as one with a CPU build")
+    parser.add_argument(
+        "--torch", help="with --oldest: this version of it, such as one with a CPU build"
+    )
     given = parser.parse_args()
+    if given.torch and not given.oldest:
+        parser.error("--torch needs --oldest: constraints.txt names the version of torch otherwise")
     python = given.folder / "bin" / "python"
     if not python.exists():
         subprocess.run([given.python, "-m", "venv", given.folder], check=True)

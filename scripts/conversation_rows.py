@@ -138,8 +138,9 @@ def read(layout: str, path: Path) -> Iterator[Exchange]:
     """Read the messages of a file or, of ConvoKit, of a corpus folder."""
     if layout == "convokit" and path.is_dir():
         path = path / "utterances.jsonl"
-    lines = (json.loads(line) for line in path.read_text().splitlines() if line.strip())
-    return of_prism(lines) if layout == "prism" else of_convokit(lines)
+    with path.open(encoding="utf-8") as file:
+        lines = (json.loads(line) for line in file if line.strip())
+        yield from of_prism(lines) if layout == "prism" else of_convokit(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:

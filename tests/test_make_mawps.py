@@ -24,7 +24,11 @@ OTHER = [
     {"input": "Bob has 3 caps and 4 hats. How many things has he?", "target": 7.0},
 ]
 SVAMP = [
-    {"Body": "Cleo had 20 pens. She lost 8.", "Question": "How many are left?", "Answer": 12.0},
+    {
+        "Body": "Cleo had 20 pens.\u2028She lost 8.",
+        "Question": "How many are left?",
+        "Answer": 12.0,
+    },
     {"Body": "Cleo had 20 pens", "Question": "How many are 3 times as many?", "Answer": 60.0},
 ]
 
@@ -39,7 +43,9 @@ def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     files = {"mawps_singleop": SINGLE, "mawps_addsub": OTHER, "mawps_singleeq": OTHER}
     for name, rows in (files | {"svamp": SVAMP}).items():
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (folder / f"{name}.jsonl").write_text(
+            "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8"
+        )
     return folder
 
 

@@ -23,6 +23,13 @@ def test_oldest_versions_are_those_of_the_project():
     assert all((ROOT / "tests" / f"{name}.py").exists() for name in check_versions.TESTS)
 
 
+def test_a_version_of_torch_that_would_have_no_effect_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["check_versions.py", "nowhere", "--torch=2.8.0"])
+    with pytest.raises(SystemExit):
+        check_versions.main()
+    assert "--torch needs --oldest" in capsys.readouterr().err
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("width", browser_pictures.WIDTHS)
 def test_a_report_fits_the_width_of_a_browser(tmp_path, width):
