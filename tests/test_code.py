@@ -10,6 +10,7 @@ import keyword
 import pickle
 import random
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,17 @@ TEXTS = {
 )
 def test_pass_rates(row, completion, rate):
     assert pass_rates([completion], [row], sandbox=SANDBOX) == [rate]
+
+
+def test_an_expected_output_may_be_longer_than_the_sandbox_allows_others():
+    row = {"public_test_cases": [{"input": "3000", "output": "1\n" * 3000}]}
+    right = "for _ in range(int(input())): print(1, '')"
+    sandbox = replace(SANDBOX, output_kb=1)
+    rates = pass_rates([right, "while True: print(1)"], [row, row], sandbox=sandbox)
+    assert rates == [1.0, 0.0]
+    call = {"input": "3000", "output": json.dumps([1] * 3000)}
+    row = {"public_test_cases": [call], "metadata": '{"func_name": "f"}'}
+    assert pass_rates(["def f(n): return [1] * n"], [row], sandbox=sandbox) == [1.0]
 
 
 def test_rows_of_different_layouts_keep_their_order():

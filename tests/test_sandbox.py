@@ -204,6 +204,27 @@ def test_functions_and_programs(sandbox):
     assert sandbox.outcomes([Run(raw, None, ("ab",))])[0][0].value == "AB!"
 
 
+def test_a_program_that_prints_too_much_has_no_answer():
+    """A text that was cut would be compared, and vote, as if it were all."""
+    sandbox = Sandbox("rlimits", **QUICK, output_kb=64)
+    whole = "1\n" * 2**15  # 64 KiB, and half as much again as JSON
+    [outcomes] = sandbox.outcomes([Run("print('1\\n' * int(input()))", None, ("40000", "5"))])
+    assert [(o.kind, o.reason) for o in outcomes] == [("none", "OutputTooLong"), ("value", "")]
+    [[outcome]] = sandbox.outcomes([Run(f"print('1\\n' * {2**15}, end='')", None, ("",))])
+    assert outcome.value == whole
+
+
+def test_tests_may_be_longer_than_answers():
+    sandbox = Sandbox("rlimits", wall_seconds=30.0, memory_mb=256, output_kb=1)
+    long = f"assert f(0) == 0  # {'x' * 400_000}"
+    many = "assert f('x' * 90) == 0", *["assert 1"] * 12_000
+    jobs = [Trial("def f(x): return x", "", tests, ("f",)) for tests in ((long,), many)]
+    one, most = sandbox.verdicts(jobs)
+    assert one.passed == (True,)
+    assert most.passed == (False, *[True] * 12_000)
+    assert most.trace.endswith(f" returned '{'x' * 90}'")
+
+
 def test_what_has_no_answer(sandbox):
     for code, reason in (
         ("def f(): return object()", "NotLiteral"),

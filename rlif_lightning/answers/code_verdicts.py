@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -88,13 +89,21 @@ def judge_code(
         sandbox_run(codes[i] or "", tasks[i].functions, [given for given, _ in tasks[i].cases])
         for i in compared
     ]
-    for i, outcomes in zip(compared, sandbox.outcomes(runs), strict=True):
+    expected = [given for i in compared for _, given in tasks[i].cases]
+    for i, outcomes in zip(compared, _with_room(sandbox, expected).outcomes(runs), strict=True):
         pairs = list(zip(outcomes, tasks[i].cases, strict=True))
         is_right = _as_expected if tasks[i].functions else _is_printed
         failed = [pair for pair in pairs if not is_right(pair[0], pair[1][1])]
         trace = _trace_of_case(tasks[i].functions, *failed[0]) if failed else ""
         found[i] = (len(pairs) - len(failed)) / len(pairs), trace
     return found
+
+
+def _with_room(sandbox: Sandbox, expected: Sequence[Any]) -> Sandbox:
+    """Return the sandbox with room for twice the longest expected answer, for spaces at ends."""
+    texts = (each if isinstance(each, str) else json.dumps(encode(each)) for each in expected)
+    needed = 2 * max((len(text.encode()) for text in texts), default=0) // 1024 + 1
+    return replace(sandbox, output_kb=max(sandbox.output_kb, needed))
 
 
 def _trace_of_case(functions: tuple[str, ...], outcome: Outcome, case: tuple[Any, Any]) -> str:

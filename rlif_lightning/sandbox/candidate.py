@@ -25,7 +25,7 @@ def serve(reader: int, writer: int, files: tuple[int, int], output_limit: int) -
         reader: file descriptor that requests come from, the first being the code.
         writer: file descriptor that answers go to.
         files: two open, empty files for the input and output of programs.
-        output_limit: most bytes of a program's output that are sent.
+        output_limit: most bytes of a program's output; a longer one is not sent.
     """
     with os.fdopen(reader, "rb") as requests:
         job = json.loads(requests.readline())
@@ -121,5 +121,7 @@ def _run_program(
     except BaseException as raised:
         failure = _failure(raised)
     sys.stdout.flush()
+    if os.fstat(printed).st_size > output_limit:
+        return {"error": "OutputTooLong"}
     output = os.pread(printed, output_limit, 0).decode(errors="replace")
     return failure or {"value": output}

@@ -17,6 +17,7 @@ from .literals import check, decode, encode
 # The interpreter acts on these exceptions: all(map(f, items)) is true where f raises StopIteration.
 _NEVER_RAISED = (StopIteration, StopAsyncIteration)
 FAILED_TO_LOAD = "failed to load"
+NO_VALUE = ("NotLiteral", "OutputTooLong")  # what a call gave cannot cross
 _TEST = "<test>"  # what tracebacks call a test
 _SHOWN = 200  # characters of a value, or of a test's line, in a trace
 _MAX_LINE = 10**6  # of an error in the code
@@ -66,7 +67,8 @@ class Candidate:
 
         Returns:
             ``value``, a literal that ``check`` has passed, a text for a program; or ``error``, the
-            name of a built-in exception, or ``NotLiteral``, perhaps with the ``line`` of the code.
+            name of a built-in exception, or one of ``NO_VALUE``, perhaps with the ``line`` of the
+            code.
         """
         self.calls += 1
         answer = self.exchange({**request, "number": self.calls}, self.call_seconds)
@@ -110,7 +112,7 @@ def _clean_answer(answer: dict[str, Any], number: int, program: bool) -> dict[st
     if type(given) is not int or given != number or len(answer) != 1 or not _is_line(line):
         raise ValueError("no answer to this request")
     if "error" in answer:
-        if not (answer["error"] == "NotLiteral" or _exception_kind(answer["error"])):
+        if not (answer["error"] in NO_VALUE or _exception_kind(answer["error"])):
             raise ValueError("no exception of Python")
     elif "value" not in answer or (program and not isinstance(answer["value"], str)):
         raise ValueError("no value")

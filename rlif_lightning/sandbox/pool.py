@@ -22,13 +22,15 @@ from rlif_lightning.setting_types import check_types
 
 from .channel import ChannelError
 from .isolation import START_SECONDS, Process, find_level
-from .judge import FAILED_TO_LOAD, Candidate
+from .judge import FAILED_TO_LOAD, NO_VALUE, Candidate
 from .literals import encode
 
 # Size of a file, MiB. What a program prints is one; only at `rlimits` can code make others.
 FILE_MB = 16
 MAX_TRACE = 1000  # characters
 MAX_REMEMBERED = 2**15  # verdicts
+VERDICT_BYTES = 2**24  # of the judge's message: a word for each test, and a trace
+LONGEST_SPELLING = 6  # bytes of JSON for one byte that a program prints, such as \u0007
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -54,8 +56,8 @@ class Outcome:
     """What code did with one input.
 
     Attributes:
-        kind: ``value``; ``error`` (it raised); ``none``: there is no answer (too slow, died,
-            nothing that can cross).
+        kind: ``value``; ``error`` (it raised); ``none``: there is no answer (too slow, died, too
+            long, nothing that can cross).
         value: for ``value``: the text that was printed, or what was returned, as
             ``literals.encode`` writes it and ``literals.check`` has passed it. It is not decoded:
             this process builds no set and no dictionary from what untrusted code says.
@@ -119,7 +121,8 @@ class Sandbox:
             seconds. It also bounds the CPU time of a process, rounded up to whole seconds.
         call_seconds: longest time for one call or one program input, in seconds.
         memory_mb: address space of one process, MiB.
-        output_kb: longest answer to one call, KiB.
+        output_kb: longest answer to one call, and longest output of a program, KiB; a longer one is
+            no answer. Where tests expect a longer one, twice its length is allowed.
 
     Raises:
         ValueError: an unknown name, a number out of range, or no sandbox that is strong enough.
@@ -195,7 +198,7 @@ class Sandbox:
             time.sleep(self.wall_seconds)
             return work(job)
 
-    def _settings(self, role: str) -> dict[str, Any]:
+    def _settings(self, role: str, message_bytes: int = VERDICT_BYTES) -> dict[str, Any]:
         return {
             "role": role,
             "limits": {
@@ -206,11 +209,13 @@ class Sandbox:
             "wall_seconds": self.wall_seconds,
             "call_seconds": self.call_seconds,
             "output_bytes": self.output_kb * 1024,
-            "message_bytes": self.output_kb * 1024,
+            "message_bytes": message_bytes,
         }
 
     def _run(self, run: Run) -> list[Outcome]:
-        with Process(self.level, self._settings("candidate")) as process:
+        spelled = LONGEST_SPELLING if run.function is None else 1
+        settings = self._settings("candidate", self.output_kb * 1024 * spelled)
+        with Process(self.level, settings) as process:
             process.wait_until_up()
             candidate = Candidate(process.channel, self.call_seconds)
             candidate.load({"code": run.code, "program": run.function is None}, self.wall_seconds)
@@ -225,7 +230,7 @@ class Sandbox:
         if candidate.ended:
             return Outcome("none", reason=candidate.ended)
         if "error" in answer:
-            kind = "none" if answer["error"] == "NotLiteral" else "error"
+            kind = "none" if answer["error"] in NO_VALUE else "error"
             return Outcome(kind, reason=answer["error"], line=answer.get("line", 0))
         return Outcome("value", answer["value"])
 
