@@ -197,7 +197,8 @@ def test_a_resumed_run_is_the_whole_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path):
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("tp", marks=pytest.mark.full)])
+def test_two_processes_are_one(tmp_path, kind):
     monitor = adding(
         "CheckerMonitor",
         baseline=1,
@@ -206,26 +207,24 @@ def test_two_processes_are_one(tmp_path):
     )
     given = [*DISTRIBUTED, OVERLAY, "--trainer.callbacks=[]", monitor, saving(every=1, keep=None)]
     launch(tmp_path, {"one": given})
-    kinds = ("ddp", "tp")
-    launch(tmp_path, {kind: [*given, *on(kind, 2)] for kind in kinds}, forks=2)
+    launch(tmp_path, {kind: [*given, *on(kind, 2)]}, forks=2)
     expected = metrics(tmp_path, "one")
     alarms = [float(row["checker/alarms"]) for row in expected if row.get("checker/alarms")]
     assert alarms[-1] == 1
-    for kind in kinds:
-        assert_same_metrics(metrics(tmp_path, kind), expected)
-        assert_same_weights(weights(tmp_path, kind), weights(tmp_path, "one"))
-        one, other = (
-            [(event["rollout"], event["kind"]) for event in marked(tmp_path / name / "version_0")]
-            for name in ("one", kind)
-        )
-        assert one == other
-        last = len(alarms)
-        paths = [at(tmp_path / name / "version_0" / "checkpoints", last) for name in ("one", kind)]
-        one, other = (states_of(read_rest(path)) for path in paths)
-        assert one.keys() == other.keys()
-        for name, state in one.items():
-            assert state["active"] == other[name]["active"]
-            assert state["recent"] == pytest.approx(other[name]["recent"], nan_ok=True)
+    assert_same_metrics(metrics(tmp_path, kind), expected)
+    assert_same_weights(weights(tmp_path, kind), weights(tmp_path, "one"))
+    one, other = (
+        [(event["rollout"], event["kind"]) for event in marked(tmp_path / name / "version_0")]
+        for name in ("one", kind)
+    )
+    assert one == other
+    last = len(alarms)
+    paths = [at(tmp_path / name / "version_0" / "checkpoints", last) for name in ("one", kind)]
+    one, other = (states_of(read_rest(path)) for path in paths)
+    assert one.keys() == other.keys()
+    for name, state in one.items():
+        assert state["active"] == other[name]["active"]
+        assert state["recent"] == pytest.approx(other[name]["recent"], nan_ok=True)
 
 
 def states_of(checkpoint: dict[str, Any]) -> dict[str, Any]:

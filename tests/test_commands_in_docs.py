@@ -121,7 +121,7 @@ FIRST = ("README.md", "CONTRIBUTING.md", "configs/objectives/")
 
 
 @pytest.mark.parametrize(
-    "first", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["first", "others"]
+    "first", [True, pytest.param(False, marks=pytest.mark.full)], ids=["first", "others"]
 )
 def test_the_command_line_knows_every_setting(parsers, monkeypatch, first):
     """On the first pages and in the overlays of objectives; and in all other places."""

@@ -18,7 +18,10 @@ from harness.files import ROOT
 from harness.processes import environment
 
 FOLDER = ROOT / "tests" / "device_twin"
-FULL = {"command_lines"}  # test_fits.py has whole runs of the same parts
+FULL = {
+    "command_lines",  # test_fits.py has whole runs of the same parts
+    "test_deep_budgets",  # test_budgets.py counts what each layer adds to a few
+}
 ON_THE_DEVICE = {
     "test_run": (
         "a_head_of_weight_zero_is_measured_and_changes_nothing",

@@ -75,12 +75,18 @@ EARLY = [
     ("reason", "arguments", "told"),
     [
         ("early_stop", EARLY, "take EarlyStopping out, or name a checkpoint"),
-        (
+        pytest.param(
             "stopped",
             [adding("test_endings.StopsAt", rollout=1)],
             "nothing is trained; name a checkpoint",
+            marks=pytest.mark.full,
         ),
-        ("max_steps", ["--trainer.max_steps=4"], "nothing is trained; raise trainer.max_steps"),
+        pytest.param(
+            "max_steps",
+            ["--trainer.max_steps=4"],
+            "nothing is trained; raise trainer.max_steps",
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_a_run_that_is_over_stays_over_and_says_why(tmp_path, caplog, reason, arguments, told):
@@ -213,6 +219,9 @@ def life(folder: Path, reason: str | None, code: int, rollout: int | None) -> No
         (None, 0, 3, "killed, or its machine was lost", "goes on from"),
         ("guard", 0, 3, "guard (exit code 0)", "take CollapseGuard out"),
         ("finished", 0, 3, "finished (exit code 0)", "raise trainer.max_epochs"),
+        ("max_steps", 0, 3, "max_steps (exit code 0)", "raise trainer.max_steps"),
+        ("early_stop", 0, 3, "early_stop (exit code 0)", "take EarlyStopping out"),
+        ("stopped", 0, 3, "stopped (exit code 0)", "name a checkpoint (--ckpt_path=PATH)"),
     ],
 )
 def test_status_says_what_a_repeated_command_would_do(

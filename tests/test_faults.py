@@ -121,11 +121,9 @@ CAN_MOUNT = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_full_disk.py has checkpoints that find no room
 @pytest.mark.skipif(not CAN_MOUNT, reason="no file system can be mounted here")
-@pytest.mark.parametrize(
-    ("processes", "size"), [(1, "12m"), pytest.param(2, "13m", marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize(("processes", "size"), [(1, "12m"), (2, "13m")])
 def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path, long_run, processes, size):
     """Room for two checkpoints of 5.3 MB and not for the third; sharded ones with two processes."""
     disk, out = tmp_path / "disk", tmp_path / "out"

@@ -53,7 +53,7 @@ def test_the_thread_pool_is_renewed_before_the_weights_are_read(monkeypatch):
     assert calls == [torch.get_num_threads(), "read"]
 
 
-@pytest.mark.slow  # the test above has the call that this needs
+@pytest.mark.full  # the test above has the call that this needs
 def test_threads_of_a_forked_process_do_not_race_for_the_thread_pool():
     """PyTorch's "Invalid thread pool": without the renewal most children fail."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)

@@ -68,38 +68,56 @@ def test_a_fork_is_evaluated_with_its_weights_and_goes_on_as_a_run_of_its_own(fi
     assert "fork" not in [event["kind"] for event in read_events(tmp_path / "version_1")]
 
 
+TWO = [*DISTRIBUTED, *ONE, "--trainer.limit_val_batches=0"]
+SHARDS = "shards/version_0/checkpoints/rollout=000001.ckpt"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """What a run with FSDP2 on two saves, and the same run on one."""
+    folder = tmp_path_factory.mktemp("saved")
+    launch(folder, {"file": TWO})
+    launch(folder, {"shards": [*TWO, *on("fsdp2", 2)]}, forks=2)
+    assert (folder / SHARDS).is_dir()
+    return folder
+
+
+def kinds_of(folder: Path) -> list[str]:
+    return [event["kind"] for event in read_events(folder / "version_0")]
+
+
 @pytest.mark.slow
-def test_two_processes_say_a_change_once_and_forks_read_shards_and_files(tmp_path):
-    """A change with FSDP2 on two; forks of its shards and of a file, divided and not."""
-    base = [*DISTRIBUTED, *ONE, "--trainer.limit_val_batches=0"]
-    launch(tmp_path, {"file": base})
-    launch(tmp_path, {"shards": [*base, *on("fsdp2", 2)]}, forks=2)
-    where = "version_0/checkpoints/rollout=000001.ckpt"
-    file, shards = (tmp_path / name / where for name in ("file", "shards"))
-    assert shards.is_dir()
-    lora = ["--model.policy.lora.rank=4"]
-    tensor_parallel = ["--config=configs/strategy/tp.yaml", "--trainer.devices=2"]
-    two = {
-        "changed": [*base, *on("fsdp2", 2), f"--ckpt_path={shards}", "--trainer.max_epochs=2",
-                    NOTHING_MOVES],
-        "shards by fsdp2": [*base, *on("fsdp2", 2), f"--fork_from={shards}", NOTHING_MOVES],
-        "file by fsdp2": [*base, *on("fsdp2", 2), f"--fork_from={file}", NOTHING_MOVES],
-        "shards by ddp": [*base, *on("ddp", 2), f"--fork_from={shards}", NOTHING_MOVES],
-        "file by tp": [*base, *tensor_parallel, f"--fork_from={file}", NOTHING_MOVES],
-        "shards by tp": [*base, *tensor_parallel, f"--fork_from={shards}", NOTHING_MOVES],
-        "shards by lora": [*base, *on("fsdp2", 2), *lora, f"--fork_from={shards}", NOTHING_MOVES],
-    }  # fmt: skip
-    launch(tmp_path, two, forks=2)
-    expected = weights(tmp_path, "shards")
-    for name in two:
+def test_two_processes_say_a_change_once_and_fork_from_shards(saved, tmp_path):
+    divided = [*TWO, *on("fsdp2", 2), NOTHING_MOVES]
+    changed = [f"--ckpt_path={saved / SHARDS}", "--trainer.max_epochs=2"]
+    forked = [f"--fork_from={saved / SHARDS}"]
+    launch(tmp_path, {"changed": [*divided, *changed], "forked": [*divided, *forked]}, forks=2)
+    for name in ("changed", "forked"):
+        assert_same_weights(weights(tmp_path, name), weights(saved, "shards"))
+    events = read_events(tmp_path / "changed" / "version_0")
+    said = [event["message"].split(" (")[0] for event in events if event["kind"] == "settings"]
+    assert said == ["model.optimizer.init_args.lr: 0.001 -> 1e-30"]
+    assert kinds_of(tmp_path / "forked").count("fork") == 1
+
+
+@pytest.mark.full  # test_distributed.py and test_tensor_parallel.py read each kind of checkpoint
+def test_forks_of_shards_and_of_files_under_every_strategy(saved, tmp_path):
+    from_shards = f"--fork_from={saved / SHARDS}"
+    from_file = from_shards.replace("/shards/", "/file/")
+    runs = {
+        "file by fsdp2": [*on("fsdp2", 2), from_file],
+        "shards by ddp": [*on("ddp", 2), from_shards],
+        "file by tp": [*on("tp", 2), from_file],
+        "shards by tp": [*on("tp", 2), from_shards],
+        "shards by lora": [*on("fsdp2", 2), "--model.policy.lora.rank=4", from_shards],
+    }
+    launch(tmp_path, {name: [*TWO, *run, NOTHING_MOVES] for name, run in runs.items()}, forks=2)
+    expected = weights(saved, "shards")
+    for name in runs:
+        assert kinds_of(tmp_path / name).count("fork") == 1
         if "lora" not in name:
             assert_same_weights(weights(tmp_path, name), expected)
     adapted = weights(tmp_path, "shards by lora")
     found = {name.replace("base_model.model.", "", 1).replace(".base_layer.", "."): value
              for name, value in adapted.items() if ".lora_" not in name}  # fmt: skip
     assert_same_weights(found, expected)
-    events = read_events(tmp_path / "changed" / "version_0")
-    said = [event["message"].split(" (")[0] for event in events if event["kind"] == "settings"]
-    assert said == ["model.optimizer.init_args.lr: 0.001 -> 1e-30"]
-    forks = [e for e in read_events(tmp_path / "file by tp" / "version_0") if e["kind"] == "fork"]
-    assert len(forks) == 1

@@ -236,7 +236,7 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.full  # the test above; test_rubric_runs.py has a run's table under DDP
 def test_two_processes_are_one(tmp_path):
     """Data-parallel, sharded and tensor-parallel; the data rank of a problem changes nothing."""
     launch(tmp_path, {"one": ARGUMENTS})

@@ -41,10 +41,8 @@ class ReadOnlyAtTheEnd(Callback):
             os.chmod(place, 0o555)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "way", ["a read-only mount", pytest.param("no permission", marks=pytest.mark.full)]
-)
+@pytest.mark.full  # test_full_disk.py has an export and a report that find no room
+@pytest.mark.parametrize("way", WAYS)
 def test_what_cannot_be_written_is_named_and_what_is_saved_is_whole(tmp_path, way):
     """An export that is missing fails the run; a report that is missing is told."""
     if (

@@ -194,8 +194,19 @@ def checkpoint(folder: Path, name: str, rollout: int = 2) -> str:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_and_resume_each_other(tmp_path):
-    """Three old groups on two ranks; files and folders of shards."""
+def test_two_processes_are_one(tmp_path):
+    """Three old groups on two ranks."""
+    launch(tmp_path, {"one": ARGUMENTS})
+    launch(tmp_path, {"two": [*ARGUMENTS, *on("ddp", 2)]}, forks=2)
+    expected = metrics(tmp_path, "one")
+    assert [row["replay/groups"] for row in expected] == [0, 3, 3, 3]
+    assert_same_metrics(metrics(tmp_path, "two"), expected)
+    assert_same_weights(weights(tmp_path, "two"), weights(tmp_path, "one"))
+
+
+@pytest.mark.full  # a resumed run: above, in one process
+def test_two_processes_are_one_under_every_strategy_and_resume_each_other(tmp_path):
+    """Files and folders of shards."""
     one, two = tmp_path / "one", tmp_path / "two"
     launch(one, {"whole": ARGUMENTS})
     launch(
@@ -218,10 +229,8 @@ def test_two_processes_are_one_and_resume_each_other(tmp_path):
             "from shards": [*ARGUMENTS, *on("fsdp2", 1), checkpoint(two, "fsdp2")],
         },
     )
-    expected = metrics(one, "whole")
-    assert [row["replay/groups"] for row in expected] == [0, 3, 3, 3]
     for name in ("ddp", "fsdp2", "tp"):
-        assert_same_metrics(metrics(two, name), expected)
+        assert_same_metrics(metrics(two, name), metrics(one, "whole"))
     for name in ("ddp", "fsdp2", "tp", "from one"):
         assert_same_weights(weights(two, name), weights(one, "whole"))
     for name in ("from ddp", "from shards"):

@@ -205,18 +205,17 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path):
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("tp", marks=pytest.mark.full)])
+def test_two_processes_are_one(tmp_path, kind):
     given = [*DISTRIBUTED, *RUN]
     given += ["--model.replay={groups: 2, max_age: 2}", saving(every=1, keep=None)]
     launch(tmp_path, {"one": given})
-    kinds = ("ddp", "tp")
-    launch(tmp_path, {kind: [*given, *on(kind, 2)] for kind in kinds}, forks=2)
+    launch(tmp_path, {kind: [*given, *on(kind, 2)]}, forks=2)
     expected = metrics(tmp_path, "one")
     assert float(expected[-1]["rubric/factor_std"]) > 0
-    for kind in kinds:
-        assert_same_metrics(metrics(tmp_path, kind), expected)
-        assert_same_weights(weights(tmp_path, kind), weights(tmp_path, "one"))
-        paths = [at(tmp_path / name / "version_0" / "checkpoints", 4) for name in ("one", kind)]
-        one, other = (read_rest(path)["prompt_table"]["rubric/factors"] for path in paths)
-        assert one["rows"].tolist() == other["rows"].tolist()
-        torch.testing.assert_close(one["values"], other["values"], rtol=0, atol=1e-9)
+    assert_same_metrics(metrics(tmp_path, kind), expected)
+    assert_same_weights(weights(tmp_path, kind), weights(tmp_path, "one"))
+    paths = [at(tmp_path / name / "version_0" / "checkpoints", 4) for name in ("one", kind)]
+    one, other = (read_rest(path)["prompt_table"]["rubric/factors"] for path in paths)
+    assert one["rows"].tolist() == other["rows"].tolist()
+    torch.testing.assert_close(one["values"], other["values"], rtol=0, atol=1e-9)

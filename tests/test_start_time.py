@@ -41,7 +41,7 @@ def cpu_seconds(arguments: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@pytest.mark.slow
+@pytest.mark.full  # most of what it could cost is imports: below
 def test_help_costs_little_more_than_the_libraries_below():
     """Both are measured in turn, because a busy machine slows both; the best of three counts."""
     theirs, ours = [], []

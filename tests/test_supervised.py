@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.command_line import refused
 from harness.files import ROOT
-from harness.forked import run_module
-from harness.processes import environment
+from harness.launches import launch, on
 from harness.runs import BASE, assert_same, column, fit, parameters, whole_and_resumed
 from rlif_lightning import RLIFModule, Supervised, cli
 from rlif_lightning.data.tokenizer import resolve_model
@@ -143,10 +142,7 @@ def test_two_processes_are_one(small, tmp_path):
     """Each has 4 of 8 texts of a rollout; the losses before both updates are those of one."""
     base, given = small
     run(small, tmp_path / "alone")
-    two = ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2"]
-    root = f"--trainer.default_root_dir={tmp_path / 'both'}"
-    done = run_module("rlif_lightning", ["fit", *base, *two, *given, root], environment())
-    assert done.returncode == 0, done.stderr
+    launch(tmp_path, {"both": ["fit", *base, *on("ddp", 2), *given]}, forks=2)
     losses = [column(tmp_path / name, "supervised/loss") for name in ("alone", "both")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)
     assert len(losses[0]) == 2

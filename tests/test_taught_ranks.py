@@ -32,8 +32,18 @@ def checkpoint(folder: Path, name: str) -> str:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_and_resume_each_other(tmp_path):
+def test_two_processes_are_one(tmp_path):
     """Four rollouts; groups without a right sibling leave one rank with fewer passes."""
+    launch(tmp_path, {"one": ARGUMENTS})
+    launch(tmp_path, {"two": [*ARGUMENTS, *on("ddp", 2)]}, forks=2)
+    expected = metrics(tmp_path, "one")
+    assert 0 < expected[0]["teacher/coverage"] < 1
+    assert_same_metrics(metrics(tmp_path, "two"), expected)
+    assert_same_weights(weights_of(tmp_path, "two"), weights_of(tmp_path, "one"))
+
+
+@pytest.mark.full  # test_teacher.py resumes in one process
+def test_two_processes_are_one_under_every_strategy_and_resume_each_other(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     launch(one, {"whole": ARGUMENTS})
     launch(
@@ -56,10 +66,8 @@ def test_two_processes_are_one_and_resume_each_other(tmp_path):
             "from ddp": [*ARGUMENTS, checkpoint(two, "ddp")],
         },
     )
-    expected = metrics(one, "whole")
-    assert 0 < expected[0]["teacher/coverage"] < 1
     for name in ("ddp", "fsdp2", "tp"):
-        assert_same_metrics(metrics(two, name), expected)
+        assert_same_metrics(metrics(two, name), metrics(one, "whole"))
     for name in ("ddp", "fsdp2", "tp", "ddp from one"):
         assert_same_weights(weights_of(two, name), weights_of(one, "whole"))
     for name in ("from shards", "from ddp"):

@@ -10,8 +10,7 @@ import pytest
 from benchmarks.turing import heads
 from benchmarks.turing_dialogues import make_model, rows
 from harness.files import ROOT
-from harness.forked import run_module
-from harness.processes import environment
+from harness.launches import launch, on
 from harness.runs import BASE, assert_same, column, metrics, parameters, whole_and_resumed
 from rlif_lightning import PairwiseJudgeHead, RuleJudge, cli
 
@@ -85,10 +84,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(given, tmp_path, monkeypatch):
 def test_two_processes_are_one(given, tmp_path):
     """They ask about half of the replies each, and log the same figures."""
     train(tmp_path / "alone", given)
-    two = ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2"]
-    root = f"--trainer.default_root_dir={tmp_path / 'both'}"
-    done = run_module("rlif_lightning", ["fit", *given, *two, root], environment())
-    assert done.returncode == 0, done.stderr
+    launch(tmp_path, {"both": ["fit", *given, *on("ddp", 2)]}, forks=2)
     for name in ("turing/rating", "reward/human/mean", "reward/similar/mean", "policy/grad_norm"):
         found = [column(tmp_path / folder, name) for folder in ("alone", "both")]
         assert found[0] == pytest.approx(found[1], abs=1e-6)

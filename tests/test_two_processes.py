@@ -1,5 +1,5 @@
-"""Two processes under torchrun: other numbers of them after a resume, code that is run, and a
-user's own collective.
+"""Two processes: code that is run, a user's own collective, and torchrun with other numbers of
+them after a resume.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def test_code_and_a_users_own_collective_on_two_processes_are_those_of_one(tmp_p
     runs = {name: [*BASE, *PROGRAMMING, *case] for name, case in cases.items()}
     one, two = tmp_path / "one", tmp_path / "two"
     launch(one, runs)
-    launch(two, {name: [*run, *on("ddp", 2)] for name, run in runs.items()}, torchrun=2)
+    launch(two, {name: [*run, *on("ddp", 2)] for name, run in runs.items()}, forks=2)
     for name in cases:
         assert [each["world_size"] for each in figures(two, name)] == [2, 2]
         assert_same_weights(weights(two, name), weights(one, name))

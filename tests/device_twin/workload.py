@@ -54,6 +54,21 @@ class Counts:
         return found
 
 
+def check(counts: Counts, budget: tuple[int, int, int]) -> None:
+    """Fail where a step costs more launches, waits or uploads than its budget."""
+    report = "\n".join(
+        [
+            f"{counts.launches} launches, {counts.waits} waits, {counts.uploads} uploads",
+            *counts.lines(),
+        ]
+    )
+    print(report)
+    spent = counts.launches, counts.waits, counts.uploads
+    assert all(cost <= limit for cost, limit in zip(spent, budget, strict=True)), (
+        f"over {budget}:\n{report}"
+    )
+
+
 def difference(longer: Watch, shorter: Watch, steps: int) -> Counts:
     """What each of the ``steps`` more costs."""
 
