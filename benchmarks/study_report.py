@@ -67,11 +67,20 @@ def arms_table(runs: Sequence[Run], rollouts: int) -> Rows:
     return {arm: arm_line(own, rollouts) for arm, own in found.items() if own}
 
 
+def lengths(runs: Sequence[Run]) -> str:
+    """Return how many rollouts some runs have: one number, or from fewest to most."""
+    found = sorted({int(run.rollouts[-1]) for run in runs})
+    return " to ".join(map(str, dict.fromkeys((found[0], found[-1]))))
+
+
 def problems_table(runs: Sequence[Run]) -> Rows:
-    """Return how many of the 128 held-out problems have each outcome; means over seeds."""
+    """Return how many of the 128 held-out problems end in each way; means over seeds."""
     found = {arm: [run for run in runs if run.arm == arm] for arm in CLAIMS}
     return {
-        arm: {name: f"{mean(float(run.facts[name]) for run in own):.1f}" for name in OUTCOMES}
+        arm: {
+            "rollouts": lengths(own),
+            **{name: f"{mean(float(run.facts[name]) for run in own):.1f}" for name in OUTCOMES},
+        }
         for arm, own in found.items()
         if own
     }
@@ -92,6 +101,7 @@ def laws_table(runs: Sequence[Run]) -> Rows:
             growth = [fit_sharpening(run.rates, run.curves["agreement"]) for run in own]
             paid = [fit_entropy_law(run.curves["entropy"], run.accuracy) for run in own]
             lines[arm] = {
+                "rollouts": lengths(own),
                 "1/b": f"{mean(fit.slope for fit in growth):.3f}",
                 "R2 of agreement": f"{mean(fit.r_squared for fit in growth):.2f}",
                 "a": f"{mean(a for a, _, _ in paid):.2f}",

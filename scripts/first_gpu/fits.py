@@ -32,6 +32,8 @@ SHORT = [
 RECIPES = {  # name: overlays and options
     "reference model, KL-Cov, guard, self-certainty": [
         "--config=configs/stable.yaml",
+        "--trainer.callbacks+=CollapseGuard",
+        "--trainer.callbacks.action=adjust",
         "--model.rewards.certainty.head=SelfCertainty",
     ],
     "exprl": ["--config=configs/related/exprl.yaml", "--config=configs/related/exprl_cpu.yaml"],
