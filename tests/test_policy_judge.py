@@ -160,13 +160,13 @@ def test_the_policy_never_sees_what_the_judge_sees(tmp_path):
     assert_same(parameters(judged), parameters(alone))
 
 
-SAMPLED = [*BASE, rewards(head(sampling={"temperature": 1.0, "max_new_tokens": 6}))]
+JUDGED = [*BASE, rewards(head(sampling={"temperature": 1.0, "max_new_tokens": 6}))]
 
 
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
-    launch(tmp_path, {"one": SAMPLED})
-    launch(tmp_path, {"two": [*SAMPLED, *on("ddp", 2)]}, forks=2)
+    launch(tmp_path, {"one": JUDGED})
+    launch(tmp_path, {"two": [*JUDGED, *on("ddp", 2)]}, forks=2)
     assert_same_weights(whole_weights(tmp_path, "one"), whole_weights(tmp_path, "two"))
     assert_same_metrics(metrics(tmp_path, "one"), metrics(tmp_path, "two"))
 
@@ -174,8 +174,8 @@ def test_two_processes_are_one(tmp_path):
 @pytest.mark.full  # test_distributed.py and test_tensor_parallel.py have each strategy
 def test_two_processes_are_one_under_every_strategy(tmp_path):
     live = [*BASE, rewards(head(frozen=False, sampling={"temperature": 0, "max_new_tokens": 6}))]
-    launch(tmp_path, {"one": SAMPLED, "live one": live})
-    two = {name: [*SAMPLED, *on(name, 2)] for name in ("fsdp2", "tp")}
+    launch(tmp_path, {"one": JUDGED, "live one": live})
+    two = {name: [*JUDGED, *on(name, 2)] for name in ("fsdp2", "tp")}
     two |= {f"live {name}": [*live, *on(name, 2)] for name in ("fsdp2",)}
     launch(tmp_path, two, forks=2)
     for name in two:
