@@ -17,7 +17,7 @@ from callbacks.detectors import Watch
 from callbacks.steering import read_setting
 from harness.files import ROOT
 from harness.launches import BASE as DISTRIBUTED
-from harness.launches import assert_same_metrics, assert_same_weights, launch, metrics, on, weights
+from harness.launches import assert_two_are_one
 from harness.python_runs import at
 from harness.rollouts import handmade
 from harness.runs import (
@@ -206,13 +206,9 @@ def test_two_processes_are_one(tmp_path, kind):
         search="=",
     )
     given = [*DISTRIBUTED, OVERLAY, "--trainer.callbacks=[]", monitor, saving(every=1, keep=None)]
-    launch(tmp_path, {"one": given})
-    launch(tmp_path, {kind: [*given, *on(kind, 2)]}, forks=2)
-    expected = metrics(tmp_path, "one")
-    alarms = [float(row["checker/alarms"]) for row in expected if row.get("checker/alarms")]
+    logged = assert_two_are_one(tmp_path, given, kind)
+    alarms = [float(row["checker/alarms"]) for row in logged if row.get("checker/alarms")]
     assert alarms[-1] == 1
-    assert_same_metrics(metrics(tmp_path, kind), expected)
-    assert_same_weights(weights(tmp_path, kind), weights(tmp_path, "one"))
     one, other = (
         [(event["rollout"], event["kind"]) for event in marked(tmp_path / name / "version_0")]
         for name in ("one", kind)

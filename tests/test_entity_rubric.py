@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.files import ROOT
 from harness.launches import BASE as DISTRIBUTED
-from harness.launches import assert_same_metrics, assert_same_weights, launch, metrics, on, weights
+from harness.launches import assert_two_are_one
 from harness.python_runs import ROWS, Run, at, data, module
 from harness.rollouts import Given, handmade
 from harness.runs import fit
@@ -300,9 +300,5 @@ def test_two_processes_are_one(tmp_path):
     given_ += ["--data.prompts_per_rollout=4", "--model.optimizer.init_args.lr=1e-3"]
     given_ += ["--trainer.limit_val_batches=0", "--trainer.limit_train_batches=4"]
     given_ = [each for each in given_ if ".size=" not in each and "validation_size" not in each]
-    launch(tmp_path, {"one": given_})
-    launch(tmp_path, {"ddp": [*given_, *on("ddp", 2)]}, forks=2)
-    expected = metrics(tmp_path, "one")
-    assert 0 < float(expected[-1]["entity/recall"]) <= 1
-    assert_same_metrics(metrics(tmp_path, "ddp"), expected)
-    assert_same_weights(weights(tmp_path, "ddp"), weights(tmp_path, "one"))
+    logged = assert_two_are_one(tmp_path, given_)
+    assert 0 < float(logged[-1]["entity/recall"]) <= 1

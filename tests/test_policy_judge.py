@@ -9,7 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.launches import BASE, assert_same_metrics, assert_same_weights, launch, metrics, on
+from harness.launches import (
+    BASE,
+    assert_same_metrics,
+    assert_same_weights,
+    assert_two_are_one,
+    launch,
+    metrics,
+    on,
+)
 from harness.launches import weights as whole_weights
 from harness.runs import ONE, assert_same, fit, parameters
 from rlif_lightning import Policy, PolicyJudge, Sampling, ScoreParser
@@ -165,10 +173,7 @@ JUDGED = [*BASE, rewards(head(sampling={"temperature": 1.0, "max_new_tokens": 6}
 
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
-    launch(tmp_path, {"one": JUDGED})
-    launch(tmp_path, {"two": [*JUDGED, *on("ddp", 2)]}, forks=2)
-    assert_same_weights(whole_weights(tmp_path, "one"), whole_weights(tmp_path, "two"))
-    assert_same_metrics(metrics(tmp_path, "one"), metrics(tmp_path, "two"))
+    assert_two_are_one(tmp_path, JUDGED)
 
 
 @pytest.mark.full  # test_distributed.py and test_tensor_parallel.py have each strategy

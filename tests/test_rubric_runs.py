@@ -12,7 +12,7 @@ import torch
 from harness.files import ROOT
 from harness.forked import run_module
 from harness.launches import BASE as DISTRIBUTED
-from harness.launches import assert_same_metrics, assert_same_weights, launch, metrics, on, weights
+from harness.launches import assert_two_are_one
 from harness.processes import environment
 from harness.python_runs import Run, at, data, module, sums
 from harness.runs import BASE, adding, differences, fit, rows, saving
@@ -209,12 +209,8 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
 def test_two_processes_are_one(tmp_path, kind):
     given = [*DISTRIBUTED, *RUN]
     given += ["--model.replay={groups: 2, max_age: 2}", saving(every=1, keep=None)]
-    launch(tmp_path, {"one": given})
-    launch(tmp_path, {kind: [*given, *on(kind, 2)]}, forks=2)
-    expected = metrics(tmp_path, "one")
-    assert float(expected[-1]["rubric/factor_std"]) > 0
-    assert_same_metrics(metrics(tmp_path, kind), expected)
-    assert_same_weights(weights(tmp_path, kind), weights(tmp_path, "one"))
+    logged = assert_two_are_one(tmp_path, given, kind)
+    assert float(logged[-1]["rubric/factor_std"]) > 0
     paths = [at(tmp_path / name / "version_0" / "checkpoints", 4) for name in ("one", kind)]
     one, other = (read_rest(path)["prompt_table"]["rubric/factors"] for path in paths)
     assert one["rows"].tolist() == other["rows"].tolist()

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.launches import BASE, assert_same_metrics, assert_same_weights, launch, metrics, on
+from harness.launches import (
+    BASE,
+    assert_same_metrics,
+    assert_same_weights,
+    assert_two_are_one,
+    launch,
+    metrics,
+    on,
+)
 from harness.launches import weights as weights_of
 from harness.python_runs import at
 from harness.runs import saving
@@ -34,12 +42,8 @@ def checkpoint(folder: Path, name: str) -> str:
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     """Four rollouts; groups without a right sibling leave one rank with fewer passes."""
-    launch(tmp_path, {"one": ARGUMENTS})
-    launch(tmp_path, {"two": [*ARGUMENTS, *on("ddp", 2)]}, forks=2)
-    expected = metrics(tmp_path, "one")
-    assert 0 < expected[0]["teacher/coverage"] < 1
-    assert_same_metrics(metrics(tmp_path, "two"), expected)
-    assert_same_weights(weights_of(tmp_path, "two"), weights_of(tmp_path, "one"))
+    logged = assert_two_are_one(tmp_path, ARGUMENTS)
+    assert 0 < logged[0]["teacher/coverage"] < 1
 
 
 @pytest.mark.full  # test_teacher.py resumes in one process

@@ -22,11 +22,6 @@ DECODE_BUDGETS = {  # (precision, rows end): (launches, waits, uploads) of a ste
 MICRO_BATCH_BUDGETS = {"32-true": (508, 0, 2), "bf16-mixed": (588, 0, 2)}
 
 
-@pytest.fixture(scope="module", params=["32-true", "bf16-mixed"])
-def precision(request) -> str:
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def workload(precision) -> Workload:
     return Workload("rlif-arithmetic", precision)

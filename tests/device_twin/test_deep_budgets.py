@@ -16,11 +16,6 @@ MICRO_BATCH_BUDGETS = {"32-true": (4583, 0, 2), "bf16-mixed": (5981, 0, 2)}
 GENERATE = {"32-true": 1225, "bf16-mixed": 1338}  # launches of Hugging Face's step
 
 
-@pytest.fixture(scope="module", params=["32-true", "bf16-mixed"])
-def precision(request) -> str:
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def workload(precision, tmp_path_factory) -> Workload:
     return Workload(deep_model(tmp_path_factory.mktemp("deep")), precision)

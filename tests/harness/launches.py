@@ -176,6 +176,20 @@ def assert_same_metrics(left: list[dict[str, float]], right: list[dict[str, floa
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6, nan_ok=True)
 
 
+def assert_two_are_one(
+    folder: Path, arguments: list[str], strategy: str = "ddp"
+) -> list[dict[str, float]]:
+    """Run in one process and in two, which must end with the same weights and log the same figures;
+    return these. The runs are in ``one`` and in a folder of the strategy's name.
+    """
+    launch(folder, {"one": arguments})
+    launch(folder, {strategy: [*arguments, *on(strategy, 2)]}, forks=2)
+    expected = metrics(folder, "one")
+    assert_same_metrics(metrics(folder, strategy), expected)
+    assert_same_weights(weights(folder, strategy), weights(folder, "one"))
+    return expected
+
+
 def checkpoint(folder: Path, name: str) -> Path:
     """After the first of two rollouts, in the middle of the epoch."""
     return next((folder / name).rglob("*step=4.ckpt"))
