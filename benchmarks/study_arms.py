@@ -94,6 +94,9 @@ def made_arms() -> dict[str, Arm]:
     for weight, fraction in GRID:
         name, settings = f"paper-hot-w{weight}-f{fraction}", kl_cov(weight, fraction)
         arms[name] = Arm(("paper",), settings=settings)
+    for rate in ("hot", "quarter"):  # the preset's two parts beside the vote, each alone
+        arms[f"vote-{rate}-kl"] = Arm(("vote",), RATES[rate], (f"{REFERENCE_KL}.weight=0.03",))
+        arms[f"preset-{rate}-no_kl"] = Arm(("preset",), RATES[rate], (f"{REFERENCE_KL}.weight=0",))
     arms |= {f"vote-hot-{name}": Arm((name,)) for name in ("band", "majority")}
     for factor in ANSWERS:
         settings = (f"--model.answer_tokens.factor={factor}",)
@@ -139,6 +142,7 @@ def word_settings(name: str) -> tuple[str, ...]:
     )
 
 
+REFERENCE_KL = "--model.objective.init_args.reference_kl"
 GRID = ((0.05, 0.2), (1, 0.02), (1, 0.2), (10, 0.02), (10, 0.2))  # 0.05, 0.02 is paper-hot
 SIZES = (32, 128, 512)  # distinct problems; the other arms have 4,800
 ANSWERS = (0, 0.25, 0.5, 0.75)  # share of the policy gradient that an answer's tokens get
@@ -175,6 +179,8 @@ CONTROLS = (
     "paper-hot-guard",
 )
 LONG = ("vote-quarter", "preset-quarter", "preset-hot-guard", "gold-quarter")
+PARTS = ("vote-quarter-kl", "preset-quarter-no_kl")
+PARTS_HOT = ("vote-hot-kl", "preset-hot-no_kl")
 KL_COV = (
     "paper-hot-no_kl_cov",
     "paper-hot-one_update",
@@ -188,6 +194,8 @@ PLAN = (
     Block("claims", CLAIMS, JUDGING, 300),
     Block("controls", CONTROLS, JUDGING, 300),
     Block("long", LONG, JUDGING, 1200),
+    Block("which part holds", PARTS, JUDGING, 1200),
+    Block("which part holds at the hot rate", PARTS_HOT, JUDGING, 300),
     Block("KL-Cov", KL_COV, FEW, 300),
     Block("distinct problems", ("certainty-hot", *PROBLEMS), FEW, 300),
     Block("groups and tokens left out", OTHERS, FEW, 300),

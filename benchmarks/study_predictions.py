@@ -85,6 +85,16 @@ def controls() -> Sequence[tuple[str, Rule]]:
             "The guard's present defaults keep the preset at the hot rate",
             Falls("preset-hot-guard_now", *STAY),
         ),
+        (
+            "At a quarter the reference KL alone keeps the vote for 1,200 rollouts",
+            Falls("vote-quarter-kl", *STAY, rollouts=1200),
+        ),
+        (
+            "The second reward without the reference KL does not",
+            Falls("preset-quarter-no_kl", 2, 6, rollouts=1200),
+        ),
+        ("At the hot rate the reference KL does not keep the vote", Falls("vote-hot-kl", 4, 6)),
+        ("Nor does the second reward without it", Falls("preset-hot-no_kl", *FALL)),
     )
 
 

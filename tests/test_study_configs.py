@@ -63,7 +63,8 @@ def built(arm: str, tmp_path: Path, factors=()):
 
 def check_objective(arm: str, objective):
     assert type(objective) is (Clipped if arm in CLIPPED else KLCov)
-    assert objective.reference_kl.weight == (0.03 if arm.startswith("preset") else 0)
+    has_kl = arm.endswith("-kl") or arm.startswith("preset") and not arm.endswith("-no_kl")
+    assert objective.reference_kl.weight == (0.03 if has_kl else 0)
     if isinstance(objective, KLCov):
         cell = re.search(r"-w([\d.]+)-f([\d.]+)", arm)
         weight, fraction = cell.groups() if cell else ("0.05", "0.02")
