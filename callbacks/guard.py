@@ -110,9 +110,14 @@ class Guard(Described, Callback, ABC):
         return self.action in ("adjust", "rollback")
 
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
-        """Check the settings that would be scaled."""
+        """Check the settings that would be scaled, and that no earlier fit has scaled them."""
         if not self.acts or not (stage == "fit" or pl_module.fits_next):
             return
+        if self.num_actions:  # not of a checkpoint: that is loaded later
+            raise ValueError(
+                f"this {self.name} changed settings in an earlier fit; begin with a new guard and a"
+                " new module, and go on by ckpt_path"
+            )
         names = [name for name in self.scale if name.startswith("objective.")]
         others = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         steering = [each for each in others if isinstance(each, KLCovScheduler | STAREController)]

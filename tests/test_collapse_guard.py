@@ -196,6 +196,8 @@ def test_adjust_scales_settings_once_and_keeps_the_schedule(tmp_path):
         "adjust",
     ]  # the alarm stays on: told and acted on once
     assert events[1]["values"] == scale
+    with pytest.raises(ValueError, match="CollapseGuard changed settings in an earlier fit"):
+        run.trainer.fit(run.model, run.datamodule)
 
 
 def test_rollback_restores_policy_and_optimizer_and_goes_on_with_new_samples(tmp_path):

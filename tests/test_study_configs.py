@@ -63,7 +63,7 @@ def built(arm: str, tmp_path: Path, factors=()):
 
 def check_objective(arm: str, objective):
     assert type(objective) is (Clipped if arm in CLIPPED else KLCov)
-    has_kl = arm.endswith("-kl") or arm.startswith("preset") and not arm.endswith("-no_kl")
+    has_kl = arm.endswith("-kl") or (arm.startswith("preset") and not arm.endswith("-no_kl"))
     assert objective.reference_kl.weight == (0.03 if has_kl else 0)
     if isinstance(objective, KLCov):
         cell = re.search(r"-w([\d.]+)-f([\d.]+)", arm)
