@@ -85,6 +85,13 @@ def controls() -> Sequence[tuple[str, Rule]]:
             "The guard's present defaults keep the preset at the hot rate",
             Falls("preset-hot-guard_now", *STAY),
         ),
+        *parts(),
+    )
+
+
+def parts() -> Sequence[tuple[str, Rule]]:
+    """Return the predictions about the preset's two parts, each without the other."""
+    return (
         (
             "At a quarter the reference KL alone keeps the vote for 1,200 rollouts",
             Falls("vote-quarter-kl", *STAY, rollouts=1200),

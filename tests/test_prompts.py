@@ -259,6 +259,13 @@ def test_mistakes_are_told(tokenizer, arguments, message):
         ready(Rows(ROWS), tokenizer, **arguments)
 
 
+@pytest.mark.parametrize("template", ["{prompt} {hint.text}", "{prompt} {hint[text]}"])
+def test_an_empty_column_is_not_shown_as_none(tokenizer, template):
+    rows = [row | {"hint": {"text": "add" if k else None}} for k, row in enumerate(ROWS)]
+    with pytest.raises(ValueError, match=r"'9=': 'hint.text.?' is empty \(null\); change"):
+        ready(Rows(rows), tokenizer, template=template)
+
+
 def test_a_missing_tokenizer_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer='.*nowhere': no tokenizer can be loaded"):
         ready(Rows(ROWS), str(tmp_path / "nowhere"))

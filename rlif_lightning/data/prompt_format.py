@@ -25,8 +25,12 @@ class _Fields(Formatter):
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if "[" in field_name:
-            return super().get_field(field_name, args, kwargs)
-        return value_at(kwargs, field_name), field_name
+            value, used = super().get_field(field_name, args, kwargs)
+        else:
+            value, used = value_at(kwargs, field_name), field_name
+        if value is None:
+            raise ValueError(f"{field_name!r} is empty (null)")
+        return value, used
 
 
 def _fields(template: str) -> Iterator[str]:
