@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness import runs
-from harness.runs import BASE, FEW, assert_same, metrics, parameters
+from harness.runs import BASE, FEW, assert_same, column, metrics, parameters
 from rlif_lightning import cli
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
@@ -118,14 +118,15 @@ def test_a_head_of_weight_zero_is_measured_and_changes_nothing(reference, tmp_pa
     assert_same(parameters(reference[0]), parameters(run))
 
 
-def test_null_kl_cov_is_clipped_bit_for_bit_and_kl_cov_is_not(reference, tmp_path):
+def test_null_kl_cov_is_clipped_bit_for_bit_and_kl_cov_is_not(tmp_path):
     null = '{"class_path": "KLCov", "init_args": {"fraction": 0.0}}'
-    left = fit(tmp_path / "null", f"--model.objective={null}")
-    clipped = parameters(fit(tmp_path / "clipped", "--model.objective=Clipped"))
+    large = "--model.optimizer.lr=1e-2", ONE  # so that ratios reach the clip
+    left = fit(tmp_path / "null", f"--model.objective={null}", *large)
+    clipped = parameters(fit(tmp_path / "clipped", "--model.objective=Clipped", *large))
     assert_same(parameters(left), clipped)
-    assert any(
-        not torch.equal(value, clipped[name]) for name, value in parameters(reference[0]).items()
-    )
+    assert min(column(tmp_path / "clipped", "policy/clip_fraction")) > 0.01
+    selected = parameters(fit(tmp_path / "selected", "--model.objective=KLCov", *large))
+    assert any(not torch.equal(value, clipped[name]) for name, value in selected.items())
 
 
 @pytest.mark.filterwarnings(
