@@ -111,8 +111,9 @@ def study(path: Path) -> None:
         style(grid[0, column], title, "rollouts", "%, held out" if column == 0 else "")
         axis = "summed learning rate, rollouts at 5e-4"
         style(grid[1, column], "", axis, "%, held out" if column == 0 else "")
-        if grid[0, column].lines:
-            grid[0, column].legend(fontsize=8, frameon=False, loc="lower left")
+    lines, labels = grid[0, 0].get_legend_handles_labels()
+    place = "outside upper right"  # outside, where it hides no line
+    figure.legend(lines, labels, ncols=len(KINDS), fontsize=9, frameon=False, loc=place)
     grid[0, 0].set_ylim(0, 102)
     save(figure, path)
 
