@@ -12,6 +12,7 @@ from callbacks.majorities import majority_column, majority_figures
 from callbacks.symptoms import symptoms
 from rlif_lightning.answers.extraction import AnswerExtractor, FindsAnswers
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.processes.collectives import all_process_means
 from rlif_lightning.rewards.voting import vote_metrics
 
 
@@ -77,5 +78,5 @@ class CollapseGuard(FindsAnswers, Guard):
         measured["guard/certainty_share"] = sum(
             part * float(logged[f"reward/{name}/share"]) for name, part in parts.items() if part
         )
-        for name, value in measured.items():
-            pl_module.log(name, float(value), sync_dist=True, batch_size=1)
+        for name, value in all_process_means(measured, pl_module.device).items():
+            pl_module.log(name, value, batch_size=1)

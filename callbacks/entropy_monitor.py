@@ -11,8 +11,10 @@ from lightning.pytorch import Callback, Trainer
 
 from rlif_lightning.data.described import Described
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.processes.collectives import all_process_means
 
 PERCENTILES = (10, 50, 90)
+NAMES = tuple(f"entropy/p{each}" for each in PERCENTILES)
 WINDOW = 20  # rollouts that the slope is fitted to
 
 
@@ -39,9 +41,10 @@ class EntropyMonitor(Described, Callback):
         if not entropies.size:  # heads dropped every completion of this process
             entropies = np.array([np.nan])
         # torch.quantile refuses more than 16 million tokens.
-        points = np.percentile(entropies, PERCENTILES)
-        for percentile, value in zip(PERCENTILES, points.tolist(), strict=True):
-            pl_module.log(f"entropy/p{percentile}", value, sync_dist=True, batch_size=1)
+        points = np.percentile(entropies, PERCENTILES).tolist()
+        figures = dict(zip(NAMES, points, strict=True))
+        for name, value in all_process_means(figures, pl_module.device).items():
+            pl_module.log(name, value, batch_size=1)
         mean = float(trainer.callback_metrics["policy/entropy"])
         self.history.extend([] if math.isnan(mean) else [mean])
         if len(self.history) > 1:

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.files import CALLBACKS, LIBRARY
 from harness.forked import on_two_processes
 from harness.rollouts import handmade
 from rlif_lightning.evaluation.evaluator import Evaluation, Evaluator
@@ -182,6 +183,11 @@ def test_figures_of_two_processes_are_averaged_by_name_and_never_mixed_up(tmp_pa
         assert own in found["error"]
         assert other not in found["error"]
     assert all_process_means({"a": 3}, torch.device("cpu"))["a"] == 3.0  # one process alone
+
+
+def test_no_figure_is_a_message_of_its_own():
+    alone = [path.name for path in [*LIBRARY, *CALLBACKS] if "sync_dist=True" in path.read_text()]
+    assert alone == ["quiet.py"]  # Lightning's advice to do so is silenced there
 
 
 def average_on_rank(rank: int, folder: Path) -> None:
