@@ -63,8 +63,9 @@ def imported(path: Any, argument: str) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{argument}={path!r} cannot be imported ({type(error).__name__}: {error}); give an"
-            " import path such as my_file.my_function, as seen from the current folder"
+            f"{argument}={path!r} cannot be imported ({type(error).__name__}: {error});"
+            " install what is missing, or give an import path such as my_file.my_function, as seen"
+            " from the current folder"
         ) from error
 
 
