@@ -134,9 +134,9 @@ class CompletionWriter(Callback):
             pl_module.answer_column,
         )
         advantages = mean_over_completion(outputs["advantages"], rollout.mask).tolist()
-        records = completion_records(rollout, outputs["rewards"])[
-            : self.groups * rollout.group_size
-        ]
+        # In ``rollout`` a completion that a head has dropped has no tokens.
+        records = completion_records(outputs["drawn"], outputs["rewards"])
+        records = records[: self.groups * rollout.group_size]
         for row, record in enumerate(records):
             record |= {"answer": checker.answer(record["completion"]), "advantage": advantages[row]}
         if column is not None:

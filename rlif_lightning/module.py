@@ -243,7 +243,7 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
         metrics["policy/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._log(metrics, len(prompts))
         made = {"stats": rollout.stats, "rollout": rollout, "rewards": outputs}
-        return made | {"advantages": advantages}
+        return made | {"advantages": advantages, "drawn": drawn.rollout}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put settings, replay buffer and prompt table into the checkpoint; all processes agree."""

@@ -12,7 +12,8 @@ import torch
 from callbacks.kl_cov_scheduler import Schedule
 from callbacks.symptoms import symptoms
 from harness.rollouts import handmade
-from harness.runs import adding, fit, marked
+from harness.runs import ONE as ONE_ROLLOUT
+from harness.runs import TINY, adding, fit, marked
 from rlif_lightning.learning.advantages import GDPO
 from rlif_lightning.learning.baselines import ReinforcePlusPlus
 from rlif_lightning.learning.rollout_advantages import score_rollout, without_dropped
@@ -121,3 +122,16 @@ def test_the_alignment_of_the_guard_is_of_the_completions_that_stay():
     assert figures["guard/vote_alignment"] == pytest.approx(1.0)
     nobody = replace(rollout, mask=torch.zeros_like(rollout.mask))
     assert math.isnan(symptoms(nobody, ["1", "1", "2", "3"], advantages)["guard/vote_alignment"])
+
+
+def test_completion_files_have_the_length_and_the_log_probs_of_what_was_dropped(tmp_path):
+    """A mean log-prob of 0 would be that of a completion which is certain."""
+    drop = '--model.rewards.drop={"head": "DropTruncated", "weight": 0}'
+    fit(tmp_path, drop, *TINY, *ONE_ROLLOUT, adding("CompletionWriter", groups=4))
+    lines = next(tmp_path.rglob("completions.jsonl")).read_text().splitlines()
+    found = [record for record in map(json.loads, lines) if not record["ended"]]
+    assert found
+    for record in found:
+        assert (record["length"], record["advantage"]) == (8, 0.0)
+        assert record["mean_logprob"] < 0 < record["mean_entropy"]
+        assert record["scores"] == {"vote": None, "certainty": None, "drop": None}
