@@ -194,7 +194,8 @@ def _findings(
 ) -> Findings:
     checker = model.evaluator.checker
     answers = [checker.answer(record["completion"]) for record in records]
-    weights = {name: reward.weight for name, reward in model.rewards.settings.items()}
+    rewards = {n: it for n, it in model.rewards.settings.items() if it.head.gives_scores}
+    weights = {name: reward.weight for name, reward in rewards.items()}
     equivalence = getattr(checker, "equivalence", "exact")
     return examine(records, answers, gold, weights, group_size, equivalence)
 

@@ -109,6 +109,16 @@ def test_figures_of_made_up_groups():
     assert (head.auc, head.pairs) == (pytest.approx(2 / 3), 3)
 
 
+def test_a_head_of_negative_weight_is_judged_by_what_it_rewards():
+    """Right completions are short: a weight of -1 on the length ranks them first."""
+    records = [record(n, float(n)) for n in (1, 2, 8, 9)]
+    for weight, auc, link in ((1.0, 0.0, -1.0), (-1.0, 1.0, 1.0), (0.0, 0.0, -1.0)):
+        [head] = examine(records, ["5", "5", "3", "4"], [["5"]], {"head": weight}, 4).heads
+        assert head.auc == auc
+        assert head.agreement_correlation == pytest.approx(0.99 * link, abs=0.01)
+        assert head.length_correlation == pytest.approx(-link)
+
+
 def test_a_gold_answer_of_several_digits_or_several_texts_is_right_as_a_whole():
     records = [record(1, 1.0), record(2, 0.0)]
     assert examine(records, ["12", "1"], [["12", "13"]], {"head": 1.0}, 2).accuracy == 0.5
@@ -234,6 +244,11 @@ def test_the_subcommand_prints_and_writes_its_findings(tmp_path, capsys):
         f"{certainty['auc']:.2f}",
     ):
         assert text in printed
+
+
+def test_a_head_that_scores_nothing_has_no_verdict(tmp_path):
+    found = preflight(tmp_path, '--model.rewards.drop={"head": "DropTruncated", "weight": 0}')
+    assert [item["name"] for item in found["heads"]] == ["vote", "certainty"]
 
 
 def test_figures_are_those_of_the_completions_beside_them(tmp_path):

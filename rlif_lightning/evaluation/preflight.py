@@ -109,7 +109,10 @@ def within_group_auc(scores: Tensor, correct: Tensor) -> tuple[float | None, int
 
 @dataclass(frozen=True)
 class HeadFindings:
-    """What one head's scores look like inside groups; ``verdict`` is good | caution | poor."""
+    """What one head's scores look like inside groups; ``verdict`` is good | caution | poor.
+
+    A head of negative weight is judged by minus its scores, which is what it rewards.
+    """
 
     name: str
     weight: float
@@ -204,6 +207,7 @@ def _judged(
 def _head(
     name: str, weight: float, scores: Tensor, votes: Tensor, lengths: Tensor, correct: Tensor | None
 ) -> HeadFindings:
+    scores = -scores if weight < 0 else scores
     filled_low, filled_high = scores.nan_to_num(torch.inf), scores.nan_to_num(-torch.inf)
     auc, pairs = (None, 0) if correct is None else within_group_auc(scores, correct)
     return HeadFindings(
