@@ -8,7 +8,7 @@ more to say. That is early for wrong answers and harmless for right ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.detectors import Baseline, Detector, Watch, check_known
 from callbacks.events import record_event
 from rlif_lightning.data.described import Described
+from rlif_lightning.metric_names import VALIDATION
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.running.metrics_csv import read_logged
 
@@ -109,12 +110,20 @@ def first_stop(
     logged = read_logged(Path(metrics))
     if missing := sorted(set(columns.values()) - set(logged.columns)):
         raise ValueError(f"{metrics} has no column {missing[0]!r}; {_remedy(missing[0])}")
-    known = [row for row in logged.rows if row.keys() >= set(columns.values())]
-    for seen, row in enumerate(known, 1):
+    for seen, row in enumerate(_judged(logged.rows, set(columns.values())), 1):
         watch.update({name: float(row[column]) for name, column in columns.items()})
         if watch.active:
             return seen, watch.active[0]
     return None
+
+
+def _judged(rows: Iterable[dict[str, str]], columns: set[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows that the callback judges: no validation before or after training."""
+    rollout = None  # whose row came last; a validation that follows in training has its number
+    for row in rows:
+        rollout = rollout if any(name.startswith(VALIDATION) for name in row) else row.get("step")
+        if row.keys() >= columns and row.get("step") == rollout:
+            yield row
 
 
 def _remedy(column: str) -> str:

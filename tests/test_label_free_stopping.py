@@ -136,6 +136,20 @@ def test_validations_between_steps_can_decide(tmp_path):
     assert run.before is not None
 
 
+def test_a_finished_run_is_judged_by_the_validations_between_its_steps(tmp_path):
+    """As the callback judges it. Rows as a run leaves them: before training, two rollouts with a
+    validation each, after training.
+    """
+    path = tmp_path / "metrics.csv"
+    rows = ["step,policy/entropy,val/agreement", "0,,0.9"]
+    rows += ["0,1.0,", "0,,0.1", "1,1.0,", "1,,0.2", "2,,0.9"]
+    path.write_text("\n".join([*rows, ""]))
+    detectors = stop_detectors({**LIMITS, "agreement": 0.15}, 1, 1, "validation")
+    assert first_stop(path, detectors) == (2, "agreement")
+    detectors = stop_detectors({**LIMITS, "agreement": 0.5}, 1, 1, "validation")
+    assert first_stop(path, detectors) is None
+
+
 @pytest.mark.slow
 def test_the_state_travels_in_checkpoints(tmp_path):
     settings = {**QUICK, "limits": {**LIMITS, "agreement": 1.0}}
