@@ -132,6 +132,12 @@ def test_a_special_token_in_a_stop_string_counts(tiny_models):
         assert text == (spoken[:-1] if decode(ids).endswith("7<pad>") else spoken)
         cut += 1
     assert cut > 2
+    # Another sampler's completions have the same texts.
+    ids = [*policy.tokenizer.convert_tokens_to_ids(["3", "7"]), special]
+    drawn = [Drawn(each, [0.0] * len(each), True) for each in (ids, *completions(found)[1:])]
+    sampling = replace(plain, stop=["7<pad>", "<pad>"])
+    other = as_rollout(policy, Draws(drawn, found.prompts), sampling, 1000, None)
+    assert other.texts == ["3", *found.texts[1:]]
 
 
 def test_a_stop_string_may_take_a_token_for_each_of_its_bytes():

@@ -75,6 +75,8 @@ def test_a_request_has_the_sampling_and_draws_greedy_once():
     assert (
         request.items() >= {"min_p": 0.0, "repetition_penalty": 1.0}.items()
     )  # not the generation config's
+    # vLLM looks for stop strings in a text without special tokens otherwise, and passes <|im_end|>.
+    assert request["skip_special_tokens"] is False
     assert engine.request(Sampling(temperature=0), 8, 0)["n"] == 1
 
 

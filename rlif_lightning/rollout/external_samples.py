@@ -20,8 +20,9 @@ from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.parallel.passes import measure_tokens
 from rlif_lightning.records import Completions, Prompts, Rollout
 from rlif_lightning.rollout.importance_weights import Correction
+from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.rollout.turn_taking import Turns
-from rlif_lightning.sampling import Sampling, cut_at_stop
+from rlif_lightning.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,13 @@ def as_rollout(
     weights = is_bounded = None
     if correction is not None:
         weights, is_bounded = correction.weights(stats.logprobs, engine_logprobs, completions.mask)
-    tokenizer, rows = policy.tokenizer, drawn if draws.turns is None else ()
-    texts = [tokenizer.decode(list(row.ids), skip_special_tokens=True) for row in rows]
+    stops, rows = StopStrings(policy.tokenizer, sampling.stop), drawn if draws.turns is None else ()
     return Rollout(
         draws.prompts,
         completions.completion_ids,
         completions.mask,
         stats,
-        [cut_at_stop(text, sampling.stop) for text in texts],
+        [stops.text(torch.tensor(row.ids)) for row in rows],
         torch.tensor([row.ended for row in drawn], device=completions.mask.device),
         completions.group_size,
         engine_logprobs,

@@ -240,6 +240,7 @@ class VLLMBaseEngine(EpisodeEngine):
             "max_tokens": sampling.max_new_tokens,
             "min_tokens": sampling.min_new_tokens,
             "stop": list(sampling.stop),
+            "skip_special_tokens": False,  # a stop string may have one
             "stop_token_ids": self.policy.eos_ids,
             "logprobs": 0,  # the drawn token's alone
             "logit_bias": self._no_tokens(),
