@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from rlif_lightning.environments import games
@@ -31,6 +32,18 @@ def test_gymnasium_tuples():
     assert environment.step("go") == Step("GO", 0.5, info={"k": 1})
     assert environment.step("end") == Step("", 0.5, done=True, info={"k": 1})
     assert environment.step("late") == Step("", 0.5, truncated=True, info={"k": 1})
+
+
+def test_a_figure_of_numpy_is_a_figure():
+    """Else ``success`` would be left out, and the reward of 1 would say that it is solved."""
+
+    class Game(Gymnasium):
+        def step(self, action):
+            return "", np.float32(1.0), np.bool_(True), False, {"success": np.bool_(False)}
+
+    step = as_environment(Game()).step("go")
+    assert step == Step("", 1.0, done=True, info={"success": False})
+    assert type(step.info["success"]) is bool
 
 
 class TextWorld:
@@ -284,6 +297,9 @@ def test_an_episode_sums_differences():
     assert (episode.reward, episode.is_solved) == (1.75, True)
     said = Episode((Turn("a", 5.0, {"success": 0.0}),), "completed", 8)
     assert not said.is_solved
+    unseen = Episode((*said.turns, Turn("cut by a limit")), "max_sampled_tokens", 8)
+    assert not unseen.is_solved
+    assert Episode((*said.turns, Turn("silent", 1.0)), "completed", 8).is_solved
     failed = Episode((Turn("a", 5.0, {"success": 1.0}),), "environment_error", 8, failure="x")
     assert failed.reward != failed.reward
     assert not failed.is_solved

@@ -18,6 +18,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rlif_lightning.environments.base import Environment, Observation, Step
 from rlif_lightning.environments.text_arena import TextArenaGame
 from rlif_lightning.environments.tools import ToolEnvironment
@@ -150,9 +152,13 @@ def _fields_text(observation: Any) -> str:
 
 
 def _step(seen: Any, reward: Any, done: Any, truncated: Any, info: Any) -> Step:
+    plain = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in (info or {}).items()
+    }
     kept = {
         name: value
-        for name, value in (info or {}).items()
+        for name, value in plain.items()
         if isinstance(name, str) and isinstance(value, (str, bool, int, float))
     }
     ends = bool(done) or bool(truncated)

@@ -125,8 +125,14 @@ class Episode:
 
     @property
     def is_solved(self) -> bool:
-        """Whether the last step says so by ``success``; without it, whether the reward is >= 1."""
-        said = self.turns[-1].info.get("success") if self.turns else None
+        """Whether the last step says so by ``success``; without it, whether the reward is >= 1.
+
+        A turn that a limit cut was no step of the environment.
+        """
+        steps = [*self.turns]
+        if steps and self.stop == "max_sampled_tokens" and steps[-1] == Turn(steps[-1].action):
+            steps.pop()  # nothing answered it
+        said = steps[-1].info.get("success") if steps else None
         if said is None or self.failure:
             return self.reward >= SOLVED
         return float(said) >= SOLVED
