@@ -71,6 +71,14 @@ def test_every_rollout_before_and_after(tmp_path, capsys):
     assert "[" in row
 
 
+def test_greedy_decoding_has_the_least_length_of_the_evaluation(tmp_path):
+    sampling = "--model.evaluation.sampling={max_new_tokens: 20, min_new_tokens: 20}"
+    evaluate("validate", tmp_path, sampling, "--model.evaluation.samples=1")
+    found = completions(tmp_path, "val-rollout-000000.jsonl")
+    assert {record["kind"] for record in found} == {"sample", "greedy"}
+    assert {record["length"] for record in found} == {20}
+
+
 @pytest.mark.slow  # every rollout: above
 def test_every_third_rollout_across_epochs(tmp_path):
     """An epoch has two rollouts here: the trainer counts over them once check_val_every_n_epoch is

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -128,9 +128,7 @@ class Evaluator(nn.Module):
         rollout = engine.generate(prompts, self.evaluation.samples, sampling, VALIDATION_STEP)
         greedy = None
         if answer_column is not None and self.evaluation.greedy:
-            settings = Sampling(
-                temperature=0, max_new_tokens=sampling.max_new_tokens, stop=sampling.stop
-            )
+            settings = replace(sampling, temperature=0, top_k=0, top_p=1.0, train_stop=False)
             greedy = engine.generate(prompts, 1, settings, VALIDATION_STEP)
         return self.update(rollout, answer_column, greedy)
 
