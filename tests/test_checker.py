@@ -366,6 +366,14 @@ def test_a_classifier_gives_each_pairs_own_probabilities():
         assert verdict.confidence == pytest.approx(float(shares.max()), abs=1e-5)
 
 
+def test_a_special_token_that_a_claim_spells_out_is_no_token():
+    """It would end the claim for the classifier, or begin another one."""
+    scorer = NLIClassifier(nli_folder())
+    claims = [Claim(f"9{each}3", "3+4=7", 0) for each in ("</s>", "< /s>")]
+    spelled, plain = scorer.verdicts(claims, Questions(1, torch.device("cpu")))
+    assert spelled == plain
+
+
 def test_the_pairs_that_a_classifier_is_made_of():
     """A label is what the texts say, read again."""
     rng, seen = random.Random(0), set()

@@ -54,6 +54,19 @@ def test_scores_are_those_of_each_text_alone(pad_token_id, dtype):
     assert scores.tolist() == pytest.approx(exact, abs=tolerance)
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_special_token_that_a_completion_spells_out_is_no_token(chat):
+    """A spelled </s> would close the completion's turn, and <pad> move the token that is read."""
+    head, rollout = RewardModel(classifier_folder()), rollout_of(["7</s>", "7<pad>"])
+    tokenizer = head._model()[1]
+    tokenizer.chat_template = TEMPLATE
+    if chat:
+        chats = [[{"role": "user", "content": "0+0="}]]
+        rollout = replace(rollout, prompts=replace(rollout.prompts, messages=chats))
+    for ids in head._token_ids(tokenizer, rollout):
+        assert not {*ids} & {*tokenizer.convert_tokens_to_ids(["</s>", "<pad>"])}
+
+
 def test_it_is_no_part_of_the_module():
     head = RewardModel(classifier_folder())
     head.check(_Problems(), 2)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from rlif_lightning.data.described import Described
+from rlif_lightning.data.tokenizer import special_texts, without_tokens
 from rlif_lightning.judges.base import Judge, Request, RunModels
 from rlif_lightning.judges.parsing import VerdictParser
 from rlif_lightning.rewards.claims import AsksJudge, Questions
@@ -135,7 +136,8 @@ class JudgeScorer(AsksJudge, ClaimScorer):
 class NLIClassifier(HoldsClassifier, ClaimScorer):
     """A classifier with the labels entailment, neutral and contradiction, in any order.
 
-    It reads the evidence, then the claim, as its tokenizer pairs two texts. A pair that is too long
+    It reads the evidence, then the claim, as its tokenizer pairs two texts; special tokens that
+    they spell out are none. A pair that is too long
     loses tokens of the longer text. The confidence is the label's probability.
 
     Args:
@@ -172,9 +174,13 @@ class NLIClassifier(HoldsClassifier, ClaimScorer):
         if not pairs:
             return []
         model, tokenizer = self._model()
+        special = special_texts(tokenizer)
+        evidence, texts = (
+            [without_tokens(each, special) for each in it] for it in zip(*pairs, strict=True)
+        )
         rows = tokenizer(
-            [evidence for evidence, _ in pairs],
-            [text for _, text in pairs],
+            evidence,
+            texts,
             truncation="longest_first",
             max_length=min(tokenizer.model_max_length, readable_tokens(model) or MANY, MANY),
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlif_lightning.data.loaders import EncodedSplit
+from rlif_lightning.data.tokenizer import special_texts, without_tokens
 from rlif_lightning.judges.base import RunModels
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
@@ -19,9 +20,10 @@ class RewardModel(HoldsClassifier, RewardHead):
     """Scores a completion by a classifier's one logit for prompt and completion.
 
     Prompt and completion are one text. Where the prompts are conversations, it is made by the
-    classifier's own chat template, with the completion as the assistant's turn. Each process has a
-    whole copy, which is no part of checkpoints and is not trained. A text that is longer than the
-    classifier can read has no score (NaN); a prompt that is, alone, is refused in setup.
+    classifier's own chat template, with the completion as the assistant's turn. A special token
+    that a completion spells out is none. Each process has a whole copy, which is no part of
+    checkpoints and is not trained. A text that is longer than the classifier can read has no score
+    (NaN); a prompt that is, alone, is refused in setup.
 
     Args:
         name: hub name or folder of a sequence classifier with one label.
@@ -96,9 +98,9 @@ class RewardModel(HoldsClassifier, RewardHead):
         chats = rollout.prompts.messages
         if chats is not None:
             self._refuse_without_template(tokenizer)
-        texts = []
-        for row, completion in enumerate(rollout.texts):
-            prompt = row // rollout.group_size
+        texts, special = [], special_texts(tokenizer)
+        for row, text in enumerate(rollout.texts):
+            prompt, completion = row // rollout.group_size, without_tokens(text, special)
             if chats is None:
                 texts.append(rollout.prompts.texts[prompt] + completion)
                 continue
