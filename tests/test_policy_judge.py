@@ -108,6 +108,18 @@ def test_a_chat_model_is_asked_in_its_own_chat(tiny_models, tmp_path):
     assert ids.tolist() == policy.tokenizer("1 + 5 =", add_special_tokens=False)["input_ids"]
 
 
+def test_a_thought_that_the_chat_template_opens_is_no_reply(tiny_models):
+    """As R1's and Qwen3's templates do: a verdict inside a thought that is cut is none."""
+    settings = Policy(str(tiny_models["llama"]))
+    policy, judge = PolicyModel(settings), PolicyJudge(frozen=False, sampling=GREEDY)
+    models = RunModels(policy, settings, PolicyModel, torch.device("cpu"), 0)
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    for opened, is_reply in (("", True), ("<think>\n", False)):
+        policy.tokenizer.chat_template = template + opened
+        judge.bind(models)
+        assert [bool(reply) for reply in texts(judge, *TEXTS)] == [is_reply] * len(TEXTS)
+
+
 def test_a_question_that_the_model_cannot_read_is_a_failed_call(tiny_models):
     judge, _ = bound(PolicyJudge(sampling=GREEDY), tiny_models["gpt2"])  # 256 positions
     replies = judge.ask([Request("1 + " * 200), Request("1 + 2 =")])

@@ -154,6 +154,17 @@ def question_number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
 
 
+def final_text(prompt: str, text: str) -> str:
+    """Return a completion without its thought, which a prompt may have opened.
+
+    Example:
+        >>> final_text("Who?", "<think>Ada? Bo?</think>Bo."), final_text("Who?<think>", "Ada? Bo?")
+        ('Bo.', '')
+    """
+    opened = "<think>" if prompt.rstrip().endswith("<think>") else ""
+    return without_thinking(opened + text)
+
+
 def without_thinking(text: str) -> str:
     """Return what follows the last ``</think>``; nothing where a ``<think>`` is still open.
 

@@ -19,8 +19,8 @@ from rlif_lightning.judges.base import (
     Reply,
     Request,
     RunModels,
+    final_text,
     question_number,
-    without_thinking,
 )
 from rlif_lightning.model.loading import Policy
 from rlif_lightning.model.policy import PolicyModel
@@ -88,6 +88,7 @@ class PolicyJudge(ModelJudge):
         tokenizer = self._model.tokenizer
         self._special = special_texts(tokenizer)
         self._encode = prompt_encoder(tokenizer, chat=tokenizer.chat_template is not None)
+        self._asking = self._in_chat("?")  # its end may open a thought
 
     @torch.no_grad()
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
@@ -105,30 +106,25 @@ class PolicyJudge(ModelJudge):
         replies = [Reply(None, fault, calls=0) for fault in faults]
         for place, number in enumerate(asked):
             replies[number] = Reply(
-                without_thinking(drawn.texts[place]),
+                final_text(self._asking, drawn.texts[place]),
                 prompt_tokens=len(ids[number]),
                 completion_tokens=int(drawn.lengths[place]),
             )
         return replies
 
     def _token_ids(self, texts: Sequence[str]) -> list[Tensor]:
-        assert self._model is not None
-        tokenizer = self._model.tokenizer
         # A special token that a completion spells out would be read as one.
-        plain = [without_tokens(text, self._special) for text in texts]
-        if tokenizer.chat_template is not None:
-            plain = [
-                str(
-                    tokenizer.apply_chat_template(
-                        [{"role": "user", "content": text}],
-                        add_generation_prompt=True,
-                        tokenize=False,
-                    )
-                )
-                for text in plain
-            ]
+        plain = [self._in_chat(without_tokens(text, self._special)) for text in texts]
         encoded = self._encode(plain) if plain else []
         return [torch.from_numpy(each).long().to(self._device) for each in encoded]
+
+    def _in_chat(self, text: str) -> str:
+        """Return a question as the model reads it."""
+        assert self._model is not None
+        tokenizer, turns = self._model.tokenizer, [{"role": "user", "content": text}]
+        if tokenizer.chat_template is None:
+            return text
+        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
     def _fault(self, ids: Tensor) -> str:
         """Return why the model cannot read a question; nothing where it can."""

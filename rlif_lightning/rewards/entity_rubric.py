@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.data.entity_names import recall, spelled
-from rlif_lightning.judges.base import without_thinking
+from rlif_lightning.judges.base import final_text
 from rlif_lightning.processes.collectives import all_rank_sum
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
 from rlif_lightning.rewards.held_head import HoldsHead
-
-THOUGHT = "<think>"
 
 
 def traced_scores(
@@ -123,17 +121,6 @@ class EntityRubric(HoldsHead, RewardHead):
             steps=None,  # they would be the outcome's alone
             columns={**output.columns, "entity_recall": found},
         )
-
-
-def final_text(prompt: str, text: str) -> str:
-    """Return a completion without its thought, which a prompt may have opened.
-
-    Example:
-        >>> final_text("Who?", "<think>Ada? Bo?</think>Bo."), final_text("Who?<think>", "Ada? Bo?")
-        ('Bo.', '')
-    """
-    opened = THOUGHT if prompt.rstrip().endswith(THOUGHT) else ""
-    return without_thinking(opened + text)
 
 
 def _figures(recalls: Tensor, outcomes: Tensor) -> dict[str, float]:
