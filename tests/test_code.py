@@ -286,6 +286,12 @@ def test_behaviour_vote_of_programs_and_of_drawn_inputs():
     assert BehaviourVote(sandbox=SANDBOX)(programs).scores.tolist() == pytest.approx(
         [2 / 3, 2 / 3, 1 / 3, 0]
     )
+    # As tests compare what is printed: line by line, words apart from spaces, numbers by value.
+    texts = ["print(0.1 + 0.2, 'A')", "print(0.3, 'A', '', end='')", "print('0.3\\nA')", "print()"]
+    programs = handmade(texts, 4, inputs=[["1\n", "3\n"]])
+    assert BehaviourVote(sandbox=SANDBOX)(programs).scores.tolist() == pytest.approx(
+        [2 / 3, 2 / 3, 1 / 3, 0]
+    )
     header = "from typing import List\n\ndef f(xs: List[int], k: int):\n"
     in_place = "def f(xs, k):\n    xs.sort()\n    return xs[:k]"
     drawn = handmade(

@@ -7,11 +7,13 @@ isolated: ``rlif_lightning/sandbox``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,6 +98,35 @@ def behaviour(outcomes: Sequence[Outcome]) -> str | None:
         for o in outcomes
     ]
     return f"[{', '.join(parts)}]"
+
+
+def _behaviour_of(run: Run, outcomes: Sequence[Outcome]) -> str | None:
+    """Return what code does; of a program, with what it prints as lines of words."""
+    if run.function is not None:
+        return behaviour(outcomes)
+    return behaviour(
+        [replace(o, value=printed(o.value)) if o.kind == "value" else o for o in outcomes]
+    )
+
+
+def printed(text: str) -> Any:
+    """Return lines of words, numbers as numbers; an empty text where there are no words.
+
+    Spaces around lines and empty lines at both ends do not count, as for unit tests.
+
+    Example:
+        >>> printed(" 1 0.5 x "), printed(" ")
+        ([[1, 0.5, 'x']], '')
+    """
+    return [[_word(word) for word in line.split()] for line in text.strip().splitlines()] or ""
+
+
+def _word(word: str) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            number = kind(word)
+            return number if abs(number) < math.inf else word
+    return word
 
 
 def _canonical(value: Any) -> str:
@@ -259,7 +290,7 @@ class BehaviourVote(RunsCode, VoteHead):
                 code = self.extractor(text, header)
                 runs.append(None if code is None else sandbox_run(code, functions, inputs))
         outcomes = iter(self.sandbox.outcomes([run for run in runs if run is not None]))
-        return [None if run is None else behaviour(next(outcomes)) for run in runs]
+        return [None if run is None else _behaviour_of(run, next(outcomes)) for run in runs]
 
     def _problem(self, problem: Mapping[str, Any], index: int) -> tuple[str, str, list[Any]]:
         """Return a problem's function, header and inputs; ``index`` is its row in the data set."""
