@@ -109,6 +109,12 @@ class Guard(Described, Callback, ABC):
         """Whether the guard changes settings during a run."""
         return self.action in ("adjust", "rollback")
 
+    @property
+    def acts_by(self) -> list[str]:
+        """The figures whose alarms change the run, or end it."""
+        alarms = [it.metric for name, it in self.detectors.items() if self._is_alarm(name)]
+        return [] if self.action == "warn" else list(dict.fromkeys(alarms))
+
     def setup(self, trainer: Trainer, pl_module: RLIFModule, stage: str) -> None:
         """Check the settings that would be scaled, and that no earlier fit has scaled them."""
         if not self.acts or not (stage == "fit" or pl_module.fits_next):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 
+from callbacks import CollapseGuard
+from harness.rollouts import handmade
 from rlif_lightning import (
     CheckerReward,
     ClusterVote,
@@ -87,6 +91,38 @@ def test_a_policy_that_was_chosen_by_a_labelled_figure(monitor, is_label):
     stopping = [EarlyStopping(monitor)] if monitor else []
     told = [f"EarlyStopping ends the run by `{monitor}`, which needs gold answers"] * is_label
     assert label_uses(run, None, stopping) == told
+
+
+def test_a_figure_that_a_head_of_gold_answers_logs_is_a_labelled_one():
+    """Such as code/solved: a head of weight 0 measures it, and the policy is chosen by it."""
+
+    class Solved(GoldAnswer):
+        def forward(self, rollout):
+            return replace(super().forward(rollout), log={"mine/solved": 0.5})
+
+    run = module({"vote": ClusterVote(), "solved": WeightedReward(Solved(), weight=0.0)})
+    made = handmade(["1", "2"], 2)
+    run.rewards(replace(made, prompts=replace(made.prompts, columns={"answer": ["1"]})))
+    assert label_uses(run, "vote/unanimous") == []
+    [line] = label_uses(run, "mine/solved")
+    assert line == "this policy was chosen by `mine/solved`, which needs gold answers"
+
+
+@pytest.mark.parametrize(
+    ("action", "metric", "is_use"),
+    [
+        ("adjust", "reward/gold/mean", True),
+        ("stop", "reward/gold/mean", True),
+        ("warn", "reward/gold/mean", False),
+        ("adjust", "reward/vote/mean", False),
+    ],
+)
+def test_a_guard_that_acts_by_a_labelled_figure(action, metric, is_use):
+    run = module({"vote": ClusterVote(), "gold": gold(0.0)})
+    detector = {"metric": metric, "side": "below", "factor": 0.5}
+    guard = CollapseGuard(action=action, detectors={"mine": detector})
+    told = [f"CollapseGuard acts by `{metric}`, which needs gold answers"] * is_use
+    assert label_uses(run, callbacks=[guard]) == told
 
 
 def test_a_judge_is_a_use_by_what_its_template_shows():

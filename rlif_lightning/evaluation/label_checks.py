@@ -89,7 +89,8 @@ def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any]
     Args:
         module: the ``RLIFModule``, as it is now: callbacks may have changed weights.
         monitor: the figure by which the policy was chosen; None = by none.
-        callbacks: those of the trainer; any ``EarlyStopping`` among them counts.
+        callbacks: those of the trainer; any ``EarlyStopping`` among them counts, and any guard
+            that acts.
     """
     found = [line for name in module.rewards.names for line in _uses_of_reward(module, name)]
     draws = module.dynamic_sampling
@@ -106,9 +107,13 @@ def label_uses(module: Any, monitor: str | None = None, callbacks: Iterable[Any]
     if needs_labels(monitor, module):
         found.append(f"this policy was chosen by `{monitor}`, which needs gold answers")
     for callback in callbacks:
-        if isinstance(callback, EarlyStopping) and needs_labels(callback.monitor, module):
-            ends = f"EarlyStopping ends the run by `{callback.monitor}`"
-            found.append(f"{ends}, which needs gold answers")
+        is_end = isinstance(callback, EarlyStopping)
+        figures = [callback.monitor] if is_end else getattr(callback, "acts_by", ())  # of a guard
+        does = f"{type(callback).__name__} {'ends the run' if is_end else 'acts'} by"
+        told = [
+            f"{does} `{it}`, which needs gold answers" for it in figures if needs_labels(it, module)
+        ]
+        found += told
     return found
 
 
@@ -200,6 +205,8 @@ def needs_labels(figure: str | None, module: Any) -> bool:
     if stage == "reward":
         reward = module.rewards.settings.get(rest.partition("/")[0])
         return reward is not None and sees_gold(reward.head)
+    if (logger := module.rewards.loggers.get(figure)) is not None:
+        return sees_gold(module.rewards.settings[logger].head)
     is_evaluation = stage.partition("_")[0] in ("val", "test")
     measured = [*module.evaluator.labelled, "solved", "reward"]  # an environment's pay too
     return stage in ("overclaim", "environment") or (is_evaluation and rest in measured)

@@ -63,6 +63,7 @@ class RewardSet(nn.Module):
                 )
         self.heads = nn.ModuleDict({name: reward.head for name, reward in rewards.items()})
         self.settings = dict(rewards)
+        self.loggers: dict[str, str] = {}  # figure -> the head that has logged it
         # A head's sum of group spreads, and number of groups.
         self.register_buffer("spreads", torch.zeros(len(rewards), 2, dtype=torch.float64))
         self.hide(answer_column)
@@ -146,6 +147,7 @@ class RewardSet(nn.Module):
         """
         visible = {name: seen_by(reward.head, rollout) for name, reward in self.settings.items()}
         outputs = self._ask_all(visible)
+        self.loggers = {f: name for name in reversed(outputs) for f in outputs[name].log}
         outputs = only_scores_of(kept_completions(rollout, outputs), outputs)
         shape = (rollout.num_prompts, rollout.group_size)
         finished = {}
