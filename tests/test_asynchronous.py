@@ -192,7 +192,8 @@ def test_what_is_not_asked_for_is_drawn_anew(standing, tmp_path):
     assert engine.ahead.num_discarded == 4
 
 
-@pytest.mark.parametrize("fault", ["refused", "hangs"])
+# The mark: test_vllm_server.py leaves a server that does not answer; this one waits for seconds.
+@pytest.mark.parametrize("fault", ["refused", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_fault_of_a_draw_ahead_is_raised_where_its_rollout_is_needed(standing, tmp_path, fault):
     policy = changed()
     # Rollout 0 must be drawn in time, on a busy machine too.
@@ -270,7 +271,8 @@ def gradient(policy: PolicyModel, loss: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", CORRECTIONS)
-@pytest.mark.parametrize("budget", [90, 8192])
+# The mark: one micro-batch is a special case of several.
+@pytest.mark.parametrize("budget", [90, pytest.param(8192, marks=pytest.mark.slow)])
 def test_the_gradient_of_a_stale_rollout_is_weighted(stale, kind, budget):
     """sum over tokens of weight * advantage * gradient of the log-prob, over the tokens' number."""
     policy, rollout = stale

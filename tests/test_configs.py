@@ -191,6 +191,7 @@ def fit(folder: Path, *arguments: str) -> cli.RLIFCLI:
 SMALL_SOURCE = ["--data.source.init_args.size=8", "--data.source.init_args.validation_size=8"]
 
 
+@pytest.mark.slow  # every run of harness/runs.py has this config
 def test_quickstart_trains(tmp_path):
     run = fit(tmp_path, "--config=configs/quickstart.yaml", *SMALL_SOURCE)
     assert run.trainer.global_step == 8

@@ -97,6 +97,7 @@ def test_an_environment_that_is_given_gold_answers_is_on_the_card(tmp_path):
     assert "| `game` | EnvironmentReward | 0 |  | perhaps |" in text
 
 
+@pytest.mark.slow  # test_label_uses.py has both lines; the card: above
 def test_labels_by_a_gate_and_by_the_choice_are_on_the_card(tmp_path):
     fit(
         tmp_path,

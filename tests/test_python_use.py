@@ -133,6 +133,7 @@ def test_an_optimiser_in_the_place_of_its_class_is_refused(tmp_path):
         trainer.fit(module, data_of())
 
 
+@pytest.mark.slow  # problems come in every usual form: below
 def test_a_file_of_training_problems_alone_is_trained_on(tmp_path):
     path = tmp_path / "sums.jsonl"
     Dataset.from_list(ROWS).to_json(str(path))

@@ -162,7 +162,7 @@ def test_bf16_mixed_sees_each_update(tmp_path):
         "--model.policy.lora.rank=4",
         "--trainer.limit_train_batches=1",
     ]
-    fit(tmp_path, *arguments, "--model.optimizer.lr=0.1")
+    fit(tmp_path, *arguments, "--model.optimizer.lr=0.1", "--trainer.limit_val_batches=0")
     row = next(row for row in metrics(tmp_path) if row["policy/log_ratio"])
     assert float(row["policy/log_ratio"]) > 0.3
 
@@ -170,6 +170,7 @@ def test_bf16_mixed_sees_each_update(tmp_path):
 def test_reference_model_starts_at_kl_zero_and_stays_out_of_checkpoints(tmp_path):
     run = fit(
         tmp_path,
+        ONE,
         '--model.objective={"class_path": "Clipped", "init_args": {"reference_kl": {"weight":'
         " 0.1}}}",
     )
@@ -184,6 +185,7 @@ def test_lora_trains_adapters_only_with_itself_as_reference(tmp_path):
     pytest.importorskip("peft")
     run = fit(
         tmp_path,
+        ONE,
         '--model.policy.lora={"rank": 4, "alpha": 8}',
         '--model.objective={"class_path": "Clipped", "init_args": {"reference_kl": {"weight":'
         " 0.1}}}",
@@ -231,8 +233,9 @@ def test_the_written_settings_are_those_of_the_run(reference):
 
 
 def test_a_second_run_in_the_same_folder_overwrites_nothing(tmp_path):
-    fit(tmp_path, ONE)
+    short = [ONE, "--trainer.limit_val_batches=0"]
+    fit(tmp_path, *short)
     first = (tmp_path / "version_0" / "metrics.csv").read_text()
-    fit(tmp_path, ONE)
+    fit(tmp_path, *short)
     assert (tmp_path / "version_0" / "metrics.csv").read_text() == first
     assert (tmp_path / "version_1" / "config.yaml").exists()

@@ -23,6 +23,7 @@ def test_the_policy_that_samples_is_the_trained_one_up_to_rounding(tmp_path, dty
     assert not marked(tmp_path / "version_0")
 
 
+@pytest.mark.slow  # test_old_logprobs.py has a stale engine
 def test_stale_weights_trip_the_alarm(tmp_path):
     with pytest.warns(
         UserWarning,
