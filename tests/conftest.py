@@ -25,7 +25,7 @@ pytest.register_assert_rewrite("harness")  # before the first import from it
 # only starts others (xdist) needs none of them.
 
 # Continuous integration draws the same examples each time; a person may ask for more.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=30)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

@@ -61,6 +61,7 @@ ALIKE = {
 
 # test_native.py and test_self_check.py draw and score with these two in the fast tier.
 ELSEWHERE = {"gemma3", "mixtral"}
+ELSEWHERE |= {"qwen3_5_text"}  # lfm2 has neither a plan nor a cache as well
 
 
 def each(kinds: Iterable[str]) -> list:

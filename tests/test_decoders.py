@@ -127,7 +127,23 @@ def test_a_model_whose_attention_cannot_be_replaced_falls_back_and_says_so(
     )
 
 
-@pytest.mark.slow  # test_self_check.py decodes with adapters
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_rollout_of_adapters_has_the_statistics_of_scoring(tiny_models):
+    pytest.importorskip("peft")
+    policy = load(tiny_models["llama"], lora=LoRA(rank=2, alpha=4))
+    torch.manual_seed(0)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    rollout = generate_many(policy, 3 * GROUP, SAMPLINGS["plain"])
+    scored = rescored(policy, rollout, SAMPLINGS["plain"])
+    torch.testing.assert_close(rollout.stats.logprobs, scored.logprobs, rtol=1e-4, atol=1e-4)
+    with policy.adapters_off():
+        base = rescored(policy, rollout, SAMPLINGS["plain"])
+    assert float((base.logprobs - scored.logprobs).abs().max()) > 0.1
+
+
+@pytest.mark.slow  # the statistics of a rollout of adapters: above
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 def test_rollouts_of_adapters_are_those_of_the_adapted_model(tiny_models, architecture):
