@@ -135,6 +135,7 @@ def test_a_checkpoint_of_other_criteria_is_refused(whole, tmp_path):
         made(Rubric(swapped), tmp_path, ckpt_path=path)
 
 
+@pytest.mark.slow  # test_rubric.py has the same scores
 def test_strength_0_in_one_category_is_the_static_rubric_bit_for_bit(tmp_path):
     """POW3R with strength 0 in a run of a visit and a half."""
     states = []

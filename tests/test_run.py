@@ -118,6 +118,7 @@ def test_a_head_of_weight_zero_is_measured_and_changes_nothing(reference, tmp_pa
     assert_same(parameters(reference[0]), parameters(run))
 
 
+@pytest.mark.slow  # test_objectives.py has the null settings, bit for bit
 def test_null_kl_cov_is_clipped_bit_for_bit_and_kl_cov_is_not(reference, tmp_path):
     null = '{"class_path": "KLCov", "init_args": {"fraction": 0.0}}'
     left = fit(tmp_path / "null", f"--model.objective={null}")

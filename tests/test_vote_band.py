@@ -96,6 +96,7 @@ def band(**settings) -> str:
     return f"--model.rewards.band={json.dumps(part)}"
 
 
+@pytest.mark.slow  # a band keeps every group: above, and advantages without it
 def test_a_band_of_everything_changes_nothing(tmp_path):
     plain, banded = fit(tmp_path / "plain", *QUICK), fit(tmp_path / "band", *QUICK, band())
     assert_same(parameters(banded), parameters(plain))
