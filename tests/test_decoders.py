@@ -177,6 +177,7 @@ def test_bfloat16_rollouts_stay_close_to_exact_scoring(tiny_models, architecture
     assert float((rollout.stats.logprobs - exact.logprobs)[rollout.mask].abs().mean()) < 0.1
 
 
+@pytest.mark.slow  # test_autocasting.py: frozen weights are cast once, and stay frozen
 def test_autocast_casts_frozen_weights_once_too(tiny_models):
     """LoRA's base, and the input that queries, keys and values read; what is drawn stays
     the same.

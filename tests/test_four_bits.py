@@ -171,7 +171,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_holds_adapters_alone(tmp_pat
         take_weights(first, plain)
 
 
-@pytest.mark.parametrize("other", ["fp4", "double", "layers"])
+# The mark: fp4 is another option of the base as well.
+@pytest.mark.parametrize("other", ["fp4", pytest.param("double", marks=pytest.mark.slow), "layers"])
 def test_adapters_are_refused_on_a_base_that_computes_otherwise(tmp_path, other):
     """Also where embeddings and norms are those of the base, as in a merged fine-tune of it."""
     name, given = NAME, {"bnb_4bit_quant_type": "fp4"}

@@ -105,6 +105,7 @@ class ShortEngine(NativeEngine):
         short_of_memory(policy, 16, refused)
 
 
+@pytest.mark.slow  # drawn again with fewer rows: above
 def test_a_run_goes_on_as_one_that_began_with_fewer_rows(tmp_path):
     with pytest.warns(UserWarning, match="set model.engine.max_rows=16 to start with it"):
         fit(
