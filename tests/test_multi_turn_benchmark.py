@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -10,18 +11,13 @@ import pytest
 from benchmarks import multi_turn
 from benchmarks.multi_turn import WORK, row_of
 from harness.files import ROOT
-from harness.forked import run_module
-from harness.processes import environment
 
 SMALL = ["--hidden=32", "--layers=1", "--vocab=64", "--problems=2", "--group-size=2", "--turns=3"]
 
 
 def side(*flags: str) -> dict:
-    """What ``python benchmarks/multi_turn_ours.py`` prints, its imports forked."""
-    found = environment()
-    found["PYTHONPATH"] = f"{ROOT / 'benchmarks'}:{found['PYTHONPATH']}"
-    done = run_module("multi_turn_ours", [*SMALL, *flags], found)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "benchmarks/multi_turn_ours.py", *SMALL, *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
