@@ -59,8 +59,14 @@ ALIKE = {
 }
 
 
+# test_native.py and test_self_check.py draw and score with these two in the fast tier.
+ELSEWHERE = {"gemma3", "mixtral"}
+ELSEWHERE |= {"qwen3_5_text"}  # lfm2 has neither a plan nor a cache as well
+
+
 def each(kinds: Iterable[str]) -> list:
-    return [pytest.param(kind, marks=pytest.mark.full if kind in ALIKE else ()) for kind in kinds]
+    marks = dict.fromkeys(ALIKE, pytest.mark.full) | dict.fromkeys(ELSEWHERE, pytest.mark.slow)
+    return [pytest.param(kind, marks=marks.get(kind, ())) for kind in kinds]
 
 
 @pytest.mark.parametrize("kind", each([*SPECIAL, *COMPOSITE]))

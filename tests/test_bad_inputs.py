@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.command_line import base
+from harness.command_line import base, build
 from rlif_lightning import cli
 
 GOOD = '{"question": "1+2+3=", "answer": "6"}\n'
@@ -97,7 +97,18 @@ def said(capsys, *arguments: str) -> str:
     return " ".join(lines)
 
 
-@pytest.mark.parametrize(("name", "content", "message"), FILES.values(), ids=FILES)
+# test_local_files.py reads files like these, and has the same messages.
+READ_ALONE = {"malformed line", "malformed list", "rows that are lists", "latin-1", "UTF-16"}
+READ_ALONE |= {"latin-1 in CSV", "a field too many", "texts and numbers"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        pytest.param(*each, id=name, marks=pytest.mark.slow if name in READ_ALONE else ())
+        for name, each in FILES.items()
+    ],
+)
 def test_a_bad_file_is_told_with_its_place(capsys, tmp_path: Path, name, content, message):
     path = tmp_path / name
     if content is not None:
@@ -130,19 +141,9 @@ def test_a_key_given_twice_in_a_config_is_told_with_its_lines(capsys, tmp_path):
     assert "'a' is given twice, in lines 3 and 4" in said(capsys, *base(), f"--config={path}")
 
 
-def test_a_head_alone_is_a_reward_with_weight_1(tmp_path):
-    both = [
-        cli.main(
-            [
-                "fit",
-                *base(),
-                f"--trainer.default_root_dir={tmp_path / str(k)}",
-                "--trainer.max_steps=1",
-                f"--model.rewards={rewards}",
-            ]
-        )
-        for k, rewards in enumerate(["{agree: ClusterVote}", "{agree: {head: ClusterVote}}"])
-    ]
-    short, long = (run.config.fit.model.rewards for run in both)
+def test_a_head_alone_is_a_reward_with_weight_1():
+    spelled = ["{agree: ClusterVote}", "{agree: {head: ClusterVote}}"]
+    both = [build([*base("--compare"), f"--model.rewards={rewards}"]) for rewards in spelled]
+    short, long = (run.config.model.rewards for run in both)
     assert short == long
     assert [run.model.rewards.weights.tolist() for run in both] == [[1.0]] * 2

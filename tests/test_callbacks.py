@@ -52,7 +52,8 @@ def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
     assert abs(few / mean - 1) > 0.1
 
 
-@pytest.mark.parametrize("shape", [pytest.param("linear", marks=pytest.mark.slow), "cosine"])
+@pytest.mark.slow  # two schedules of a run: below, and the shapes by hand
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
 def test_schedules_reach_their_end_and_stay(tmp_path, shape):
     run = run_with(
         tmp_path,
@@ -89,16 +90,20 @@ def test_weight_and_fraction_have_schedules_of_their_own(tmp_path):
     assert picked[3] == run.model.objective.fraction == 0
 
 
-def test_cosine_is_not_linear():
+def test_shapes_by_hand():
+    """Cosine is not linear, and both stay at their end."""
     schedule = Schedule(0.0, [(4, 1.0)], "cosine")
     assert schedule.value(1, None, None) == pytest.approx(0.5 - 0.25 * math.sqrt(2))
+    linear = Schedule(0.0, [(4, 1.0)])
+    assert linear.value(1, None, None) == pytest.approx(0.25)
+    assert linear.value(9, None, None) == schedule.value(9, None, None) == 1.0
 
 
 @pytest.mark.parametrize(
     ("name", "target", "factor"),
     [
         ("weight", (8.0, 9.0), 1),
-        ("fraction", (1e-3, 2e-3), -1),
+        pytest.param("fraction", (1e-3, 2e-3), -1, marks=pytest.mark.slow),
         pytest.param("weight", (1e-3, 2e-3), -1, marks=pytest.mark.slow),
         pytest.param("fraction", (8.0, 9.0), 1, marks=pytest.mark.slow),
     ],

@@ -121,7 +121,11 @@ def test_the_rate_of_one_group_of_parameters_is_compared_and_taken(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(np.float64, marks=pytest.mark.slow), np.float32, torch.tensor]
+    "kind",
+    [
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in (np.float64, np.float32)),
+        torch.tensor,
+    ],
 )
 def test_rates_of_numpy_and_tensors_can_be_saved_and_compared(tmp_path, kind):
     run = resumed(
@@ -133,7 +137,9 @@ def test_rates_of_numpy_and_tensors_can_be_saved_and_compared(tmp_path, kind):
     assert run.group["lr"] == 0.125
 
 
-@pytest.mark.parametrize("kind", [torch.optim.RMSprop, torch.optim.SGD])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(torch.optim.RMSprop, marks=pytest.mark.slow), torch.optim.SGD]
+)
 def test_momentum_that_was_not_there_is_refused(tmp_path, kind):
     make = partial(kind, lr=1e-3)
     with pytest.raises(ValueError, match=r"init_args\.momentum: 0 -> 0\.9\); set it as before"):

@@ -43,13 +43,18 @@ from rlif_lightning.trainer import RLIFTrainer
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory) -> Path:
+def whole(tmp_path_factory) -> Run:
+    """A run of three rollouts."""
+    return Run(tmp_path_factory.mktemp("first"), 3, module(), data())
+
+
+@pytest.fixture(scope="module")
+def first(whole) -> Path:
     """The checkpoints of a run after one, two and three rollouts."""
-    return Run(tmp_path_factory.mktemp("first"), 3, module(), data()).folder / "checkpoints"
+    return whole.folder / "checkpoints"
 
 
-def test_an_unchanged_run_says_nothing_and_is_the_uninterrupted_one(first, tmp_path, capsys):
-    whole = Run(tmp_path / "whole", 3, module(), data())
+def test_an_unchanged_run_says_nothing_and_is_the_uninterrupted_one(whole, first, tmp_path, capsys):
     capsys.readouterr()
     again = Run(tmp_path / "again", 3, module(), data(), ckpt_path=at(first, 2))
     assert again.said() == []
@@ -126,14 +131,26 @@ def test_a_rollback_to_a_snapshot_from_before_the_change_keeps_the_new_numbers(t
     ("model", "problems", "line"),
     [
         ({}, {"group_size": 3}, "data.group_size: 2 -> 3"),
-        ({"sampling": Sampling(max_new_tokens=5)}, {}, "model.sampling.max_new_tokens: 4 -> 5"),
-        (
+        ({"objective": KLCov(fraction=0.5)}, {}, "model.objective.init_args.fraction: "),
+        # One of the data and one of the module are enough.
+        pytest.param(
+            {"sampling": Sampling(max_new_tokens=5)},
+            {},
+            "model.sampling.max_new_tokens: 4 -> 5",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             {"update": update(micro_batch_tokens=64)},
             {},
             "model.update.micro_batch_tokens: 8192 -> 64",
+            marks=pytest.mark.slow,
         ),
-        ({"objective": KLCov(fraction=0.5)}, {}, "model.objective.init_args.fraction: "),
-        ({}, {"validation_prompts": 2}, "data.validation_prompts: null -> 2"),
+        pytest.param(
+            {},
+            {"validation_prompts": 2},
+            "data.validation_prompts: null -> 2",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_can_be_applied_is_applied_and_said(first, tmp_path, model, problems, line):

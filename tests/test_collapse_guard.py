@@ -6,6 +6,8 @@ import json
 import math
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +18,22 @@ from callbacks.events import read_events
 from callbacks.guard import kinds_of_run
 from harness.python_runs import module
 from harness.runs import ALWAYS, FEW, TINY, assert_same, callback_of, column, parameters, run_with
-from rlif_lightning import ClusterVote, DynamicSampling, Gate, GoldAnswer, WeightedReward, cli
+from rlif_lightning import (
+    ClusterVote,
+    DynamicSampling,
+    Gate,
+    GoldAnswer,
+    KLCov,
+    MeanLogprob,
+    ReferenceKL,
+    WeightedReward,
+    cli,
+)
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards import RewardHead
 from rlif_lightning.rewards.voting import vote_shares
 
+THREE = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=1"]  # rollouts
 CALM = ["--trainer.callbacks+=" + json.dumps({"class_path": "test_collapse_guard.Recorder"})]
 
 
@@ -84,9 +97,9 @@ def test_warn_tells_once_and_changes_nothing(tmp_path, long_run):
 
 
 def test_figures_are_logged_with_and_without_a_vote(tmp_path):
-    run_with(tmp_path / "vote", "CollapseGuard", *FEW, rollouts=1)
+    run_with(tmp_path / "vote", "CollapseGuard", *TINY, rollouts=1)
     gold = '--model.rewards={"gold": {"head": "GoldAnswer"}}'
-    run_with(tmp_path / "gold", "CollapseGuard", *FEW, gold, rollouts=1)
+    run_with(tmp_path / "gold", "CollapseGuard", *TINY, gold, rollouts=1)
     for folder in ("vote", "gold"):
         for name in (
             "rollout/repetition",
@@ -116,12 +129,45 @@ class ByParity(RewardHead):
 def test_what_a_head_votes_on_is_what_is_judged(tmp_path):
     """Two answers only, so one of them has at least half; the texts have far more."""
     rewards = {"parity": {"head": {"class_path": "test_collapse_guard.ByParity"}}}
-    run_with(tmp_path, "CollapseGuard", f"--model.rewards={json.dumps(rewards)}", rollouts=1)
+    given = f"--model.rewards={json.dumps(rewards)}"
+    run_with(tmp_path, "CollapseGuard", given, rollouts=1)
     assert min(column(tmp_path, "vote/top_answer")) >= 0.5
     assert max(column(tmp_path, "vote/distinct_answers")) == 2
     assert min(column(tmp_path, "guard/vote_alignment")) == pytest.approx(1)
 
 
+KINDS = ("all", "label_free", "vote", "certainty")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "weight", "judged"),
+    [
+        ({"gold": GoldAnswer(), "vote": WeightedReward(ClusterVote(), 0.0)}, 0.3, {"all"}),
+        ({"vote": ClusterVote()}, 0.1, {"all", "label_free", "vote", "drive"}),
+        ({"vote": ClusterVote()}, 0.3, {"all", "label_free", "vote"}),
+        ({"sure": MeanLogprob()}, 0.3, {"all", "label_free", "certainty"}),
+    ],
+)
+def test_which_detectors_judge_a_run(rewards, weight, judged):
+    """By its rewards that have a weight, and whether a reference KL of 0.2 or more holds it."""
+    objective = KLCov(reference_kl=ReferenceKL(weight))
+    detectors = dict.fromkeys(CollapseGuard().detectors)
+    detectors |= {kind: ALWAYS | {"runs": kind} for kind in KINDS}
+    guard = CollapseGuard(detectors=detectors | {"drive": ALWAYS | {"space": "drive"}})
+    trainer: Any = SimpleNamespace(callback_metrics={"rollout/length": torch.tensor(9.0)})
+    scores = {
+        name: RewardOutput(torch.zeros(2), answers=["1", "2"] if name == "vote" else None)
+        for name in rewards
+    }
+    kinds = kinds_of_run(module(rewards=rewards, objective=objective), scores)
+    values = {
+        name: guard._value(trainer, name, detector, kinds)
+        for name, detector in guard.detectors.items()
+    }
+    assert {name for name, value in values.items() if not math.isnan(value)} == judged
+
+
+@pytest.mark.slow  # which detectors judge a run: above
 def test_a_detector_is_judged_in_its_kind_of_run_only(tmp_path):
     """A vote of weight 0 only measures; a detector of runs that reward a vote says nothing
     there.
@@ -155,6 +201,7 @@ def test_a_detector_is_judged_in_its_kind_of_run_only(tmp_path):
     assert told["certainty"] == {"all", "label_free", "certainty"}
 
 
+@pytest.mark.slow  # which detectors judge a run: above
 @pytest.mark.parametrize(("weight", "told"), [(0.1, {"drive", "symptom"}), (0.3, {"symptom"})])
 def test_what_drives_a_policy_is_not_judged_where_a_strong_reference_kl_holds_it(
     tmp_path, weight, told
@@ -185,10 +232,10 @@ def test_stop_ends_the_run(tmp_path):
 def test_adjust_scales_settings_once_and_keeps_the_schedule(tmp_path):
     cosine = ["--model.schedule.name=cosine", "--model.schedule.steps=16"]
     scale = {"learning_rate": 0.5, "objective.weight": 10.0, "rewards.certainty.weight": 0.2}
-    run, events = guarded(tmp_path / "guard", "adjust", *cosine, rollouts=4, scale=scale)
-    plain = [0.5e-4 * (1 + math.cos(math.pi * step / 16)) for step in (4, 8, 12, 16)]
+    run, events = guarded(tmp_path / "guard", "adjust", *cosine, *THREE, scale=scale)
+    plain = [0.5e-4 * (1 + math.cos(math.pi * step / 16)) for step in (4, 8, 12)]
     rates = column(tmp_path / "guard", "policy/learning_rate")
-    assert rates == pytest.approx([plain[0], plain[1], plain[2] / 2, plain[3] / 2])
+    assert rates == pytest.approx([plain[0], plain[1], plain[2] / 2])
     assert run.model.objective.weight == pytest.approx(0.5)
     assert run.model.rewards.weights.tolist() == pytest.approx([0.5, 0.1])
     assert [event["kind"] for event in events] == [
@@ -221,24 +268,24 @@ def test_rollback_restores_policy_and_optimizer_and_goes_on_with_new_samples(tmp
 
 
 def test_rollback_takes_the_older_of_the_last_two_snapshots(tmp_path):
-    """Alarm in rollout 4, after a baseline of 3; snapshots of 0, 1, 2 and 3 were taken, so 2 comes
+    """Alarm in rollout 3, after a baseline of 2; snapshots of 0, 1 and 2 were taken, so 1 comes
     back.
     """
-    run, events = guarded(tmp_path, "rollback", rollouts=4, baseline=3, snapshot_every=1)
+    run, events = guarded(tmp_path, "rollback", *THREE, baseline=2, snapshot_every=1)
     recorder = callback_of(run, Recorder)
-    assert_same(recorder.after[2], recorder.after[4])
+    assert_same(recorder.after[1], recorder.after[3])
     moments = run.trainer.optimizers[0].state_dict()["state"][0]
-    assert float(moments["step"]) == 8  # two rollouts of four steps
-    assert "as after rollout 2" in events[-1]["message"]
+    assert float(moments["step"]) == 4  # one rollout of four steps
+    assert "as after rollout 1" in events[-1]["message"]
     assert sorted(path.name for path in Path(run.trainer.log_dir).rglob("guard/*")) == [
-        "rollout=2.ckpt"
+        "rollout=1.ckpt"
     ]
 
 
 def test_no_snapshot_is_taken_while_a_symptom_shows(tmp_path):
     slow = {**ALWAYS, "window": 9}  # beyond its limit from rollout 2 on, but not yet an alarm
     alone = dict.fromkeys(CollapseGuard().detectors) | {"mine": slow}
-    run, events = guarded(tmp_path, "rollback", rollouts=4, snapshot_every=1, detectors=alone)
+    run, events = guarded(tmp_path, "rollback", *THREE, snapshot_every=1, detectors=alone)
     assert not [event for event in events if event["values"].get("detector") == "mine"]
     taken = [rollout for rollout, _ in callback_of(run, CollapseGuard).snapshots.taken]
     assert taken == [0, 1]

@@ -117,14 +117,14 @@ for overlay in sorted(OVERLAYS):
     COMMANDS[str(overlay.relative_to(ROOT))] = ["fit", "--config=configs/quickstart.yaml", *given]
 
 
-FIRST = ("README.md", "CONTRIBUTING.md", "configs/objectives/")
+FIRST = ("README.md", "CONTRIBUTING.md", "configs/objectives/", "configs/related/")
 
 
 @pytest.mark.parametrize(
     "first", [True, pytest.param(False, marks=pytest.mark.full)], ids=["first", "others"]
 )
 def test_the_command_line_knows_every_setting(parsers, monkeypatch, first):
-    """On the first pages and in the overlays of objectives; and in all other places."""
+    """On the first pages and in the overlays; and in all other places."""
     monkeypatch.chdir(ROOT)
 
     def check(command: tuple[str, ...]) -> None:

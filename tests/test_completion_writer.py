@@ -18,6 +18,8 @@ from harness.episodes import ACTING
 from harness.runs import ONE, TINY, fit
 from rlif_lightning import cli
 
+QUICK = ["--trainer.limit_val_batches=0"]
+
 
 def write(folder: Path, *arguments: str, **settings) -> cli.RLIFCLI:
     callback = json.dumps({"class_path": "CompletionWriter", "init_args": settings})
@@ -32,7 +34,7 @@ def records(folder: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sampled")
-    run = write(folder, "--trainer.max_epochs=2", every=2, groups=3)
+    run = write(folder, *QUICK, "--trainer.max_epochs=2", every=2, groups=3)
     return run, folder, records(folder)
 
 
@@ -90,7 +92,7 @@ def test_without_labels_there_are_no_verdicts(tmp_path):
 
 @pytest.mark.slow  # the parts of a file: below
 def test_parquet_holds_the_same_records(sampled, tmp_path):
-    write(tmp_path, "--trainer.max_epochs=2", every=2, groups=3, format="parquet")
+    write(tmp_path, *QUICK, "--trainer.max_epochs=2", every=2, groups=3, format="parquet")
     folder = next(tmp_path.rglob("completions"))
     assert sorted(path.name for path in folder.iterdir()) == [
         "rollout-000001.parquet",
@@ -154,9 +156,10 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_was_made(sampled, tmp_path):
     """Rollouts 1 and 2, then 3 and 4 in another process: only the third is due, with the
     uninterrupted run's text.
     """
-    write(tmp_path / "first", every=2, groups=3)
+    write(tmp_path / "first", *QUICK, every=2, groups=3)
     path = next((tmp_path / "first").rglob("*.ckpt"))
-    write(tmp_path / "second", "--trainer.max_epochs=2", f"--ckpt_path={path}", every=2, groups=3)
+    more = ["--trainer.max_epochs=2", f"--ckpt_path={path}"]
+    write(tmp_path / "second", *QUICK, *more, every=2, groups=3)
     assert {record["rollout"] for record in records(tmp_path / "second")} == {3}
     assert records(tmp_path / "first") + records(tmp_path / "second") == sampled[2]
 

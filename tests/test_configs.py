@@ -146,12 +146,13 @@ def test_paper_configs_name_the_papers_model_and_data(name):
 
 
 # transformers 5.23 renames the method, earlier 5.x know the old name only.
+@pytest.mark.slow  # what each of them sets: above; another config trains a stand-in below
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize(
-    "name",  # one of each architecture; the others of Qwen 2.5 differ in name and batch
+    "name",
     [
         "qwen3_1.7b_base_math",
-        *(pytest.param(f"qwen2.5_{n}b_math", marks=pytest.mark.slow) for n in (1.5, 3, 7)),
+        *(f"qwen2.5_{n}b_math" for n in (1.5, 3, 7)),
     ],
 )
 def test_paper_configs_train_a_stand_in(name, tmp_path, tiny_models):
@@ -191,6 +192,7 @@ def fit(folder: Path, *arguments: str) -> cli.RLIFCLI:
 SMALL_SOURCE = ["--data.source.init_args.size=8", "--data.source.init_args.validation_size=8"]
 
 
+@pytest.mark.slow  # every run of harness/runs.py has this config
 def test_quickstart_trains(tmp_path):
     run = fit(tmp_path, "--config=configs/quickstart.yaml", *SMALL_SOURCE)
     assert run.trainer.global_step == 8

@@ -20,8 +20,8 @@ import torch
 from rlif_lightning.model.cpu_memory import resident_bytes
 from rlif_lightning.model.head import HeadRule, head_stats
 torch.manual_seed(0)
-rule, tokens = HeadRule(1.0, torch.tensor([2])), torch.randint(0, 50_000, (1024,))
-raw = torch.randn(1024, 50_000).requires_grad_()
+rule, tokens = HeadRule(1.0, torch.tensor([2])), torch.randint(0, 50_000, (512,))
+raw = torch.randn(512, 50_000).requires_grad_()
 before = resident_bytes()
 stats = head_stats(raw * 1.0, tokens, None, rule)
 print((resident_bytes() - before) / raw.nbytes)

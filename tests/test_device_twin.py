@@ -22,6 +22,8 @@ FULL = {
     "command_lines",  # test_fits.py has whole runs of the same parts
     "test_deep_budgets",  # test_budgets.py counts what each layer adds to a few
 }
+# Files with tests that are marked full: they are asked for again where those are to run.
+WITH_MORE = ("test_decode_step", "test_update_budget")
 ON_THE_DEVICE = {
     "test_run": (
         "a_head_of_weight_zero_is_measured_and_changes_nothing",
@@ -46,9 +48,13 @@ def files() -> list:
     """One parameter for each file."""
     found = [*sorted(FOLDER.glob("test_*.py")), FOLDER / "command_lines.py"]
     marks = {path: pytest.mark.full if path.stem in FULL else pytest.mark.slow for path in found}
-    return [
+    made = [
         pytest.param(path, id=path.stem.removeprefix("test_"), marks=marks[path]) for path in found
     ]
+    for path in (FOLDER / f"{stem}.py" for stem in WITH_MORE):
+        name = f"{path.stem.removeprefix('test_')}, every one"
+        made.append(pytest.param(path, id=name, marks=pytest.mark.full))
+    return made
 
 
 def asked_for(path: Path) -> list[str]:
@@ -72,12 +78,9 @@ def outcomes(request, tmp_path_factory) -> dict[str, list[str]]:
         pytest.fail(reason)
     if reason:
         pytest.skip(reason)
-    asked = [
-        name
-        for item in request.session.items
-        if item.fspath == __file__
-        for name in asked_for(item.callspec.params["file"])
-    ]
+    ours = [item for item in request.session.items if item.fspath == __file__]
+    asked = dict.fromkeys(name for item in ours for name in asked_for(item.callspec.params["file"]))
+    is_full = any(item.get_closest_marker("full") for item in ours)
     report = tmp_path_factory.mktemp("device_twin") / "report.xml"
     options = [
         "-q",
@@ -88,6 +91,7 @@ def outcomes(request, tmp_path_factory) -> dict[str, list[str]]:
         "device_twin.command_lines",
         "--show-capture=no",
         f"--junitxml={report}",
+        *([] if is_full else ["-m", "not full"]),
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *asked],

@@ -142,7 +142,7 @@ def test_four_processes_are_one(alone, tmp_path):
         assert all(each["held"] <= whole / 4 + 200 for each in found)
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_sharding.py has gradients of each kind, in one process
 def test_gradients_may_be_divided_between_micro_batches(tmp_path):
     """Apart from where the weights are: every way ends with the same parameters, several
     micro-batches an update.

@@ -276,6 +276,7 @@ def test_the_price_of_several_askings_is_added():
     assert "judge/cost" not in cost_of([seen])
 
 
+@pytest.mark.slow  # what judges cost is that of all draws: above
 def test_a_run_counts_the_questions_of_all_draws(tmp_path):
     rule = {"class_path": "RuleJudge", "init_args": {"rule": "test_dynamic_sampling.middling"}}
     head = {"class_path": "JudgeHead", "init_args": {"judge": rule, "template": "{completion}"}}

@@ -31,7 +31,8 @@ def same(one: Rollout, other: Rollout) -> None:
 
 
 @pytest.mark.parametrize("architecture", [pytest.param("llama", marks=pytest.mark.slow), "gemma3"])
-@pytest.mark.parametrize("max_rows", [512, 5])
+# The mark: with few rows at a time the ids are the same below.
+@pytest.mark.parametrize("max_rows", [512, pytest.param(5, marks=pytest.mark.slow)])
 def test_an_environment_of_one_turn_is_today_s_rollout(tiny_models, architecture, max_rows):
     policy = load(tiny_models[architecture])
     plain = play(policy, None, SAMPLING, max_rows=max_rows)

@@ -170,7 +170,15 @@ TESTS = ("assert f(1) == 2", "assert abs(f(2) - 3) < 1e-6", "assert all(map(f, [
 HONEST = "def f(x): return x + 1"
 
 
-@pytest.mark.parametrize("name", CHEATS)
+# These take long, and test_sandbox.py has what stops each: limits of time, of size and of depth,
+# values that are no literals, and errors.
+LONG = ("deaf while loading", "deaf to signals", "a huge value", "a deep value", "deep recursion")
+LONG += ("an endless iterator", "colliding hashes")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in CHEATS]
+)
 @pytest.mark.parametrize(
     "level",  # what judges is the same at all; the strongest adds to what is refused
     [LEVELS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in LEVELS[-1:])],
@@ -271,6 +279,7 @@ def finished(command: list[str], folder: Path, environment: dict[str, str], **us
     return done.stdout
 
 
+@pytest.mark.slow  # the same attacks as whoever runs the tests: above
 def test_an_ordinary_user_is_as_safe(level, as_nobody):
     through = set(as_nobody("attacks.py", level).splitlines())
     assert through == {
@@ -328,6 +337,7 @@ def test_escapes_where_the_session_leader_is_outside(tmp_path):
     check_escapes("rlimits", printed)
 
 
+@pytest.mark.slow  # the same escapes as whoever runs the tests: above
 @X86_64
 def test_escapes_of_an_ordinary_user(level, as_nobody):
     check_escapes(level, as_nobody("escapes.py", level))

@@ -76,7 +76,12 @@ def assert_same_scores(left: PolicyModel, right: PolicyModel) -> None:
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+# The mark: test_architectures.py recomputes layers.
+@pytest.mark.parametrize(
+    "checkpointing",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["kept", "recomputed"],
+)
 def test_log_probs_and_gradients_are_those_of_the_rounded_weights(checkpointing):
     policy = adapted(QLORA, gradient_checkpointing=checkpointing)
     plain = restated(gradient_checkpointing=checkpointing)
@@ -166,7 +171,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_holds_adapters_alone(tmp_pat
         take_weights(first, plain)
 
 
-@pytest.mark.parametrize("other", ["fp4", "double", "layers"])
+# The mark: fp4 is another option of the base as well.
+@pytest.mark.parametrize("other", ["fp4", pytest.param("double", marks=pytest.mark.slow), "layers"])
 def test_adapters_are_refused_on_a_base_that_computes_otherwise(tmp_path, other):
     """Also where embeddings and norms are those of the base, as in a merged fine-tune of it."""
     name, given = NAME, {"bnb_4bit_quant_type": "fp4"}
@@ -223,7 +229,8 @@ def test_divided_strategies_are_refused():
         build_policy(Policy(NAME, lora=QLORA), ShardedStrategy())
 
 
-@pytest.mark.parametrize("double", [False, True])
+# The mark: scales of scales are the harder count.
+@pytest.mark.parametrize("double", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_memory_that_preflight_counts_is_what_is_held(double):
     """128 x 128 numbers: 8192 bytes and 256 scales of 4 bytes, or 256 of 1 with one of 4."""
     lora = replace(QLORA, options=QLORA.options | {"bnb_4bit_use_double_quant": double})

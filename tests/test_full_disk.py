@@ -18,7 +18,7 @@ from lightning.pytorch import Callback
 
 from callbacks.completion_writer import write_records
 from harness.processes import two_ranks
-from harness.runs import fit, saving
+from harness.runs import ONE, TINY, fit, saving
 from rlif_lightning.running.checkpoint_files import CheckpointFile, unwritten, write_together
 from rlif_lightning.running.events import read_events
 
@@ -65,12 +65,12 @@ def test_an_export_without_room_names_its_folder(tmp_path):
         with pytest.raises(
             RuntimeError, match=r"HFExporter could not write .*/export/last.*File too large"
         ):
-            fit(tmp_path, *full_at_the_end(2**19, "HFExporter"))
+            fit(tmp_path, *TINY, *ONE, *full_at_the_end(2**19, "HFExporter"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (UNLIMITED, UNLIMITED))
 
 
-@pytest.mark.slow
+@pytest.mark.full  # one process: above; test_faults.py ends both by an error
 def test_an_export_without_room_ends_both_processes(tmp_path):
     done = two_ranks(tmp_path, *full_at_the_end(2**19, "HFExporter"))
     assert done.returncode not in (0, 75)
@@ -118,7 +118,7 @@ def test_a_checkpoint_without_room_in_a_run(tmp_path):
         files_of_at_most(2**19),
         pytest.raises(RuntimeError, match=r"could not be written \(OSError.*nothing was saved in"),
     ):
-        fit(tmp_path, saving(every=1))
+        fit(tmp_path, *TINY, *ONE, saving(every=1))
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_completions_without_room_name_their_file(tmp_path, form):
 
 def test_a_disk_that_takes_no_more_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        fit(tmp_path, "--trainer.callbacks+=test_full_disk.NoRoom")
+        fit(tmp_path, *TINY, *ONE, "--trainer.callbacks+=test_full_disk.NoRoom")
     assert stopped.value.code == 1
     lines = capsys.readouterr().err.splitlines()
     assert (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.checker import always_neutral
 from callbacks import CheckerMonitor
 from callbacks.guard import certainty_part, kinds_of_run
 from harness.episodes import ACTING
@@ -19,8 +21,10 @@ from rlif_lightning import (
     ClusterVote,
     DynamicSampling,
     EnvironmentReward,
+    EvidenceColumn,
     Gate,
     GoldAnswer,
+    GradedAnswer,
     JudgeHead,
     JudgeScorer,
     MeanLogprob,
@@ -184,6 +188,7 @@ def criteria_of(head: dict) -> str:
     return "--model.rewards=" + json.dumps(rewards)
 
 
+@pytest.mark.slow  # what a held checker logs, and that it is found: below
 @pytest.mark.filterwarnings("ignore:CheckerMonitor, rollout:UserWarning")
 def test_a_checker_in_a_rubric_is_watched(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -194,9 +199,18 @@ def test_a_checker_in_a_rubric_is_watched(tmp_path, monkeypatch):
 
 
 def test_a_run_without_a_checker_is_refused():
+    nobody: Any = None  # the trainer, which is not asked
     run = module(rewards={"r": rubric(GoldAnswer())})
     with pytest.raises(ValueError, match="watches a CheckerReward, and this run has none"):
-        CheckerMonitor().setup(None, run, "fit")  # pyright: ignore[reportArgumentType]
+        CheckerMonitor().setup(nobody, run, "fit")
+    CheckerMonitor().setup(nobody, module(rewards={"r": rubric(checked(GoldAnswer()))}), "fit")
+
+
+def test_a_rubric_passes_on_what_a_checker_logs():
+    scorer = JudgeScorer(RuleJudge(always_neutral))
+    held = CheckerReward(GradedAnswer(), scorer, evidence=EvidenceColumn("answer"))
+    output = rubric(held)(handmade(["1+2=3", "no"], 2, answer=["3"]))
+    assert output.log["checker/neutral"] == 1
 
 
 def test_a_held_head_that_would_misread_an_episode_is_refused(tmp_path, capsys):

@@ -121,6 +121,7 @@ def test_heads_are_not_asked_where_none_scores(tmp_path):
     assert run("validate", tmp_path, list(SUMS), gold).model.report.num_problems == 4
 
 
+@pytest.mark.slow  # test_gold_answers.py judges each kind of value
 def test_lists_numbers_and_nested_columns_are_judged_as_texts_are(tmp_path, caplog):
     figures = []
     for name, golds in (

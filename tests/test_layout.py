@@ -72,9 +72,22 @@ def room_of(module: str) -> str:
 
 
 @functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a file, for all tests of this file."""
+    return ast.parse(path.read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trees_are_let_go():
+    """They are hundreds of thousands of objects, which each garbage collection would visit."""
+    yield
+    tree_of.cache_clear()
+
+
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Every module that a file imports, wherever in the file but for type checkers alone."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     unread = {
         id(node)
         for block in ast.walk(tree)
@@ -87,13 +100,18 @@ def imported(path: Path) -> set[str]:
 
 DISTRIBUTIONS = functools.cache(importlib.metadata.packages_distributions)
 MODULES = {module_of(path): path for path in LIBRARY}
-IMPORTS = {module: imported(path) & set(MODULES) - {PACKAGE} for module, path in MODULES.items()}
+
+
+@functools.cache
+def imports(module: str) -> set[str]:
+    """The modules of ours that one of them imports."""
+    return imported(MODULES[module]) & set(MODULES) - {PACKAGE}
 
 
 @functools.cache
 def longest_chain(module: str) -> tuple[str, ...]:
     """The longest chain of files that import each other, ending with this one."""
-    chains = [longest_chain(other) for other in IMPORTS[module]]
+    chains = [longest_chain(other) for other in imports(module)]
     return (*max(chains, key=len, default=()), module)
 
 
@@ -130,7 +148,7 @@ def test_imports_run_one_way_between_rooms():
         if module == PACKAGE:
             return
         rank = ROOMS.index(room_of(module))
-        assert not [other for other in IMPORTS[module] if ROOMS.index(room_of(other)) > rank]
+        assert not [other for other in imports(module) if ROOMS.index(room_of(other)) > rank]
         if room_of(module) != "cli":
             assert not [
                 other for other in imported(MODULES[module]) if other.split(".")[0] == "callbacks"
@@ -155,12 +173,9 @@ def test_few_files_stand_at_the_root():
 
 def test_files_and_functions_stay_small():
     def check(path):
-        text = path.read_text()
-        source = text.splitlines()
+        source = path.read_text().splitlines()
         assert len(source) <= MAX_FILE, f"{len(source)} lines"
-        functions = [
-            node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)
-        ]
+        functions = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef)]
         long = {node.name: code_lines(node, source) for node in functions}
         assert not {name: lines for name, lines in long.items() if lines > MAX_FUNCTION}
         taken = {node.name: parameters(node) for node in functions if node.name != "__init__"}
@@ -192,12 +207,12 @@ def test_pure_files_import_torch_and_numpy_only(name):
 
 def test_local_reductions_know_no_other_process():
     assert not {"torch.distributed", "lightning"} & imported(MODULES[f"{PACKAGE}.masked"])
-    assert not IMPORTS[f"{PACKAGE}.masked"]
+    assert not imports(f"{PACKAGE}.masked")
 
 
 def test_public_things_have_docstrings():
     def check(path):
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         assert ast.get_docstring(tree)
         kinds = (ast.FunctionDef, ast.ClassDef)
         public = [
@@ -270,10 +285,7 @@ def test_nothing_is_there_for_tests_alone():
     words = Counter(word for path in EVERYTHING for word in re.findall(r"\w+", path.read_text()))
     kinds = (ast.FunctionDef, ast.ClassDef)
     defined = [
-        node.name
-        for path in LIBRARY
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, kinds)
+        node.name for path in LIBRARY for node in tree_of(path).body if isinstance(node, kinds)
     ]
     assert not [name for name in defined if words[name] == 1 and not name.startswith("_")]
 

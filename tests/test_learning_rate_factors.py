@@ -95,6 +95,7 @@ def test_a_yoked_run_is_the_guarded_run_without_its_guard(tmp_path):
     assert event["rollout"] == rates.index(rates[-1])
 
 
+@pytest.mark.slow  # a factor at a rollout: above; the rates of a run: below
 def test_a_factor_of_one_changes_nothing(tmp_path):
     plain = fit(tmp_path / "plain", *TINY)
     same = run_with(tmp_path / "same", "LearningRateFactors", *TINY, factors=[(1, 1.0)])

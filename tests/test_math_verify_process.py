@@ -96,7 +96,7 @@ def test_traps_in_threads():
 def test_trap_in_a_child_process(method):
     before = worker()._process.pid
     child = multiprocessing.get_context(method).Process(
-        target=assert_trap_is_short, args=(TRAPS[0],)
+        target=_assert_with_another_worker, args=(TRAPS[0], before)
     )
     if method == "spawn":
         child = multiprocessing.get_context(method).Process(
@@ -110,11 +110,17 @@ def test_trap_in_a_child_process(method):
     assert ask(["x+1", "1+x"]).equal
 
 
+def _assert_with_another_worker(trap: str, parents: int) -> None:
+    _assert_with_own_start(trap)
+    assert worker()._process.pid != parents
+
+
 def _assert_with_own_start(trap: str) -> None:
     assert ask(["x+1", "1+x"]).equal
     assert_trap_is_short(trap)
 
 
+@pytest.mark.slow  # a trap in a child process: above, by a worker of its own
 def test_fork_starts_a_worker_of_its_own():
     read, write = os.pipe()
     pid = os.fork()
@@ -170,7 +176,10 @@ def test_interrupt_leaves_no_stale_reply():
     assert ask(["x+1", "1+x"]).equal
 
 
-@pytest.mark.parametrize("end", ["sys.exit()", "os.kill(os.getpid(), 9)"])
+# The mark: a parent that is killed says goodbye to nobody, and the worker ends all the same.
+@pytest.mark.parametrize(
+    "end", [pytest.param("sys.exit()", marks=pytest.mark.slow), "os.kill(os.getpid(), 9)"]
+)
 def test_worker_ends_with_its_parent(end):
     code = (
         "import os, sys; from rlif_lightning.answers import math_verify_process as m;"

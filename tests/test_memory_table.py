@@ -86,7 +86,7 @@ def storages(tensors: list[Tensor]) -> int:
     return sum(found.values())
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("kind", ONE_SHAPE)
 def test_weights_gradients_and_moments_are_counted_to_the_byte(kind):
     policy, held = policy_of(kind), held_of(SHAPES[kind], Run("one", reference=False))
     trained = list(policy.parameters())
@@ -146,7 +146,7 @@ def test_what_autograd_keeps_is_counted(kind, mixed):
     )
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("kind", ONE_SHAPE)
 def test_several_groups_in_a_micro_batch_keep_no_more(kind):
     """Where trees share a block, the line's own queries, keys and values need not be kept."""
     shape, line = SHAPES[kind], Line(40, 6, 50, 2)
@@ -157,7 +157,7 @@ def test_several_groups_in_a_micro_batch_keep_no_more(kind):
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bf16-mixed"])
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("kind", ONE_SHAPE)
 def test_with_recomputation_the_layers_inputs_are_kept(kind, mixed):
     """Before the backward pass; in it one layer's more, which the table counts."""
     shape, line = SHAPES[kind], LINES[kind]
@@ -172,7 +172,8 @@ def test_with_recomputation_the_layers_inputs_are_kept(kind, mixed):
     )
 
 
-@pytest.mark.parametrize("recomputed", [False, True])
+# The mark: recomputed layers are counted above.
+@pytest.mark.parametrize("recomputed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_adapters_on_bfloat16_weights_keep_no_more(recomputed):
     """What the table counts for them is that of full fine-tuning, an upper bound."""
     shape, line = SHAPES["qwen2"], LINES["qwen2"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import functools
 import json
 import re
 import subprocess
@@ -413,9 +414,13 @@ def fits(template: str) -> bool:
     return any(re.fullmatch(pattern, name) for name in written)
 
 
-def literals(path: Path) -> set[str]:
+@functools.cache
+def literals(path: Path) -> frozenset[str]:
     """Strings and f-strings of a file that are names or templates of names."""
-    found, nodes = set(), list(ast.walk(ast.parse(path.read_text())))
+    text = path.read_text()
+    if not NAME.search(text):  # a name begins with its prefix, whatever follows
+        return frozenset()
+    found, nodes = set(), list(ast.walk(ast.parse(text)))
     pieces = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in nodes:
         if id(node) in pieces:
@@ -429,7 +434,7 @@ def literals(path: Path) -> set[str]:
                 node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
             )
         found |= {text} if NAME.fullmatch(text) else set()
-    return found
+    return frozenset(found)
 
 
 def quoted(path: Path) -> set[str]:

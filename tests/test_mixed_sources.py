@@ -193,6 +193,7 @@ def test_saved_splits_are_opened_by_name(tmp_path, problems):
     assert source.load("validation")["question"] == problems["question"][6:]
 
 
+@pytest.mark.slow  # slices, and splits by name: above
 def test_a_saved_data_set_trains(tmp_path, problems):
     problems.save_to_disk(tmp_path / "one")
     saved = {

@@ -85,6 +85,7 @@ def test_what_arrives_at_the_hub(run):
     assert not [path for path in plain if TOKEN in path.read_text()]
 
 
+@pytest.mark.slow  # test_environment_faults.py has the line; the card: above
 def test_an_environment_that_is_given_gold_answers_is_on_the_card(tmp_path):
     """Nothing is paid by it, and what it says may still show them."""
     rewards = {"vote": {"head": "ClusterVote"}, "game": {"head": "EnvironmentReward", "weight": 0}}
@@ -97,6 +98,7 @@ def test_an_environment_that_is_given_gold_answers_is_on_the_card(tmp_path):
     assert "| `game` | EnvironmentReward | 0 |  | perhaps |" in text
 
 
+@pytest.mark.slow  # test_label_uses.py has both lines; the card: above
 def test_labels_by_a_gate_and_by_the_choice_are_on_the_card(tmp_path):
     fit(
         tmp_path,

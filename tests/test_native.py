@@ -24,8 +24,11 @@ from rlif_lightning.rollout.stop_strings import StopStrings
 from rlif_lightning.sampling import Sampling
 
 
+# The marks: "hot" has a temperature and a smallest length as well.
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "hot" else pytest.mark.slow) for n in SAMPLINGS]
+)
 def test_statistics_of_sampling_are_those_of_scoring(tiny_models, architecture, name):
     policy, sampling = load(tiny_models[architecture]), SAMPLINGS[name]
     rollout = generate(policy, [0, 1, 2, 3], sampling)
@@ -49,7 +52,7 @@ def test_a_completion_does_not_depend_on_its_batch(tiny_models, architecture):
     assert completions(generate(policy, [0, 1, 2, 3], sampling, step=1)) != together
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 def test_a_longer_limit_only_appends(tiny_models, architecture):
     policy = load(tiny_models[architecture])
     short = generate(policy, [0, 1, 2], Sampling(max_new_tokens=6))
@@ -61,7 +64,7 @@ def test_a_longer_limit_only_appends(tiny_models, architecture):
         assert (len(many) == len(few)) == ended or not ended
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 def test_greedy_is_the_library_s_greedy(tiny_models, architecture):
     policy = load(tiny_models[architecture], eager_to_end=False)
     rollout = generate(policy, [0, 1, 2, 3], Sampling(temperature=0, max_new_tokens=16))
@@ -88,7 +91,10 @@ def test_ended_is_true_where_the_last_token_ends(tiny_models):
         assert not set(ids[:-1]) & set(policy.eos_ids)
 
 
-@pytest.mark.parametrize("stop", [["=", "+"], ["7"], ["#"]])
+# The mark: two strings are searched as one is.
+@pytest.mark.parametrize(
+    "stop", [["=", "+"], *(pytest.param([s], marks=pytest.mark.slow) for s in "7#")]
+)
 def test_a_stop_string_ends_a_completion_and_is_cut_from_its_text(tiny_models, stop):
     policy = load(tiny_models["qwen2"], eager_to_end=False)
     rollout = generate(
@@ -208,10 +214,8 @@ def test_train_stop_appends_an_end_of_sequence_and_changes_nothing_else(
     for field in fields(TokenStats):
         sampled = getattr(closed.stats, field.name)
         torch.testing.assert_close(sampled, getattr(scored, field.name), rtol=1e-4, atol=1e-4)
-    alone = [
-        completions(generate(policy, [0, 1, 2, 3], sampling, max_rows=rows)) for rows in (1, GROUP)
-    ]
-    assert alone == [completions(closed)] * 2
+    few = generate(policy, [0, 1, 2, 3], sampling, max_rows=GROUP)
+    assert completions(few) == completions(closed)
 
 
 def test_train_stop_is_the_same_for_completions_that_another_sampler_drew(tiny_models):
@@ -239,7 +243,14 @@ def test_train_stop_is_the_same_for_completions_that_another_sampler_drew(tiny_m
         assert (found.token_weights[row, was_drawn : len(ids)] == 1).all()
 
 
-@pytest.mark.parametrize("truncated", [{"top_k": 3}, {"top_p": 0.7}, {"top_k": 5, "top_p": 0.9}])
+# The mark: the last one has both.
+@pytest.mark.parametrize(
+    "truncated",
+    [
+        *(pytest.param(cut, marks=pytest.mark.slow) for cut in ({"top_k": 3}, {"top_p": 0.7})),
+        {"top_k": 5, "top_p": 0.9},
+    ],
+)
 def test_statistics_are_of_the_distribution_before_it_was_truncated(tiny_models, truncated):
     """What docs/method.md says: another sampler's completions get the same figures from a scoring
     pass.

@@ -33,7 +33,11 @@ from rlif_lightning.rollout.native import NativeEngine
 from rlif_lightning.sampling import Sampling
 
 SAMPLING = Sampling(max_new_tokens=48)
-PRECISIONS = ["float32", "bfloat16", "bf16-mixed"]
+# What differs between the precisions is the size of their rounding.
+PRECISIONS = [
+    "float32",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "bf16-mixed")),
+]
 
 
 def autocast(precision: str) -> Any:
@@ -256,13 +260,14 @@ def floors(folder: Path) -> list[float]:
     return [float(row["policy/noise_floor"]) for row in metrics(folder)]
 
 
+@pytest.mark.slow  # both floors of a run with stale weights: below
 @pytest.mark.parametrize(
     ("settings", "low", "high"),
     [
-        pytest.param(["--model.policy.dtype=float64"], 0, 1e-5, marks=pytest.mark.slow),
+        (["--model.policy.dtype=float64"], 0, 1e-5),
         ([], 1e-8, 1e-5),
-        pytest.param(["--model.update.old_logprobs=rescored"], 0, 1e-5, marks=pytest.mark.slow),
-        pytest.param(["--trainer.precision=bf16-mixed"], 1e-4, 0.2, marks=pytest.mark.slow),
+        (["--model.update.old_logprobs=rescored"], 0, 1e-5),
+        (["--trainer.precision=bf16-mixed"], 1e-4, 0.2),
     ],
     ids=str,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import settings_page
 
 import rlif_lightning
+from harness.cases import check_each, from_root
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,10 +48,24 @@ def test_types_defaults_and_meanings_are_read():
     assert section.count("| `max_ratio` |") == section.count("| `server` |") == 1
 
 
-@pytest.mark.parametrize(
-    ("broken", "wrong"),
-    [(False, ""), pytest.param(True, "no-such-page.md", marks=pytest.mark.slow)],
-)
+CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
+
+
+def test_links_between_files_lead_somewhere():
+    def check(page):
+        links = LINK.findall(CODE.sub("", page.read_text()))
+        own = [link for link in links if "://" not in link and not link.startswith("mailto:")]
+        assert not [link for link in own if not (page.parent / link).exists()]
+
+    names = subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    check_each(check, [ROOT / name for name in names if (ROOT / name).is_file()], from_root)
+
+
+@pytest.mark.slow  # links: above
+@pytest.mark.parametrize(("broken", "wrong"), [(False, ""), (True, "no-such-page.md")])
 def test_the_site_builds(tmp_path, broken, wrong):
     """Strictly, offline, from a copy of the pages; a link that leads nowhere is an error."""
     names = subprocess.run(

@@ -181,7 +181,7 @@ def test_presets_and_arms_are_built(name, tmp_path, tiny_models):
     check(run, name.removeprefix("arms/"))
 
 
-@pytest.mark.slow
+@pytest.mark.full  # each is built: above; test_configs.py trains the recipes
 # transformers 5.23 renames the method, earlier 5.x know the old name only.
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 def test_every_arm_trains_two_rollouts(tmp_path, tiny_models):

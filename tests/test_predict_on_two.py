@@ -28,7 +28,7 @@ def on_two(folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_prediction_files.py shares the work, and goes on with it
 def test_predict_on_two_processes_is_that_of_one(tmp_path):
     """Seven prompts, which two cannot share evenly; the first life ends after one batch of each."""
     evaluate("predict", tmp_path / "one", *ODD, f"--predictions.folder={tmp_path / 'whole'}")

@@ -171,6 +171,7 @@ def test_a_damaged_line_in_the_middle_is_an_error_not_lost_work(begun, tmp_path,
     assert len(jsonl(folder).read_text().splitlines()) == len(lines) + 1
 
 
+@pytest.mark.slow  # episodes of both formats are read back: below, and scores
 def test_load_dataset_reads_jsonl_and_parquet_back_alike(tmp_path, whole, monkeypatch):
     monkeypatch.setattr(prediction_files, "ROWS_PER_FILE", 12)
     folder, arguments = tmp_path / "parquet", ["--predictions.format=parquet"]

@@ -62,8 +62,8 @@ def module_of(policy: Any = "rlif-arithmetic", **settings: Any) -> RLIFModule:
     )
 
 
-def trained(kind: type, folder: Path, **settings: Any) -> tuple[Any, RLIFModule]:
-    trainer = kind(max_steps=4, default_root_dir=folder, **QUIET, **settings)
+def trained(kind: type, folder: Path, steps: int = 4, **settings: Any) -> tuple[Any, RLIFModule]:
+    trainer = kind(max_steps=steps, default_root_dir=folder, **QUIET, **settings)
     module = module_of()
     trainer.fit(module, data_of())
     return trainer, module
@@ -75,8 +75,8 @@ def weights(module: RLIFModule) -> dict[str, torch.Tensor]:
 
 
 def test_both_trainers_train_alike_and_the_module_is_used_and_loaded(tmp_path):
-    trainer, module = trained(RLIFTrainer, tmp_path / "ours")
-    _, other = trained(lightning.Trainer, tmp_path / "stock", enable_checkpointing=False)
+    trainer, module = trained(RLIFTrainer, tmp_path / "ours", 2)
+    _, other = trained(lightning.Trainer, tmp_path / "stock", 2, enable_checkpointing=False)
     for name, value in weights(module).items():
         assert torch.equal(value, weights(other)[name]), name
     drawn = module.generate(["3+4+5=", "1+2="], group_size=3)
@@ -133,6 +133,7 @@ def test_an_optimiser_in_the_place_of_its_class_is_refused(tmp_path):
         trainer.fit(module, data_of())
 
 
+@pytest.mark.slow  # problems come in every usual form: below
 def test_a_file_of_training_problems_alone_is_trained_on(tmp_path):
     path = tmp_path / "sums.jsonl"
     Dataset.from_list(ROWS).to_json(str(path))

@@ -152,7 +152,8 @@ GUARDED = [
 @pytest.mark.parametrize(
     ("case", "callbacks", "some"),
     [
-        pytest.param("epochs", WATCHERS, (2, 3), id="epochs"),
+        # The mark: below, at more places; test_callbacks.py and test_hf_exporter.py have the rest.
+        pytest.param("epochs", WATCHERS, (2, 3), id="epochs", marks=pytest.mark.full),
         pytest.param("inside", GUARDED, (1, 4), id="inside"),
         *(
             pytest.param(case, callbacks, range(9), id=f"{case}, every one", marks=pytest.mark.full)

@@ -12,7 +12,7 @@ import torch
 
 from harness.decoding import GROUP, SAMPLINGS, completions, generate, load, prompts_of
 from harness.memory import refused
-from harness.runs import fit, metrics
+from harness.runs import ONE, fit, metrics
 from rlif_lightning.model.policy import PolicyModel
 from rlif_lightning.records import TokenStats
 from rlif_lightning.rollout import native
@@ -40,7 +40,11 @@ def short_of_memory(policy: PolicyModel, most: int, fail: Callable[[], None]) ->
     policy.head = limited
 
 
-@pytest.mark.parametrize(("architecture", "fail"), [("llama", refused), ("gemma3", accelerator)])
+# The mark: a single row without room has the accelerator's error, below.
+@pytest.mark.parametrize(
+    ("architecture", "fail"),
+    [("llama", refused), pytest.param("gemma3", accelerator, marks=pytest.mark.slow)],
+)
 def test_it_is_drawn_again_with_fewer_rows_to_the_same_completions(tiny_models, architecture, fail):
     sampling = SAMPLINGS["hot"]
     plenty = generate(load(tiny_models[architecture]), [0, 1, 2, 3], sampling)
@@ -101,14 +105,17 @@ class ShortEngine(NativeEngine):
         short_of_memory(policy, 16, refused)
 
 
+@pytest.mark.slow  # drawn again with fewer rows: above
 def test_a_run_goes_on_as_one_that_began_with_fewer_rows(tmp_path):
     with pytest.warns(UserWarning, match="set model.engine.max_rows=16 to start with it"):
         fit(
             tmp_path / "short",
             "--model.engine=test_rollout_memory.ShortEngine",
             "--trainer.limit_val_batches=0",
+            *ONE,
         )
     limited = (
+        *ONE,
         "--model.engine=NativeEngine",
         "--model.engine.max_rows=16",
         "--trainer.limit_val_batches=0",

@@ -135,15 +135,16 @@ def test_a_checkpoint_of_other_criteria_is_refused(whole, tmp_path):
         made(Rubric(swapped), tmp_path, ckpt_path=path)
 
 
+@pytest.mark.slow  # test_rubric.py has the same scores
 def test_strength_0_in_one_category_is_the_static_rubric_bit_for_bit(tmp_path):
-    """POW3R with strength 0 in a run of two and a half visits."""
+    """POW3R with strength 0 in a run of a visit and a half."""
     states = []
     for name, settings in (("null", {"strength": 0.0}), ("static", {"weighting": "static"})):
         one = {
             n: WeightedCriterion(each.criterion, each.weight)
             for n, each in rubric().settings.items()
         }
-        states.append(made(Rubric(one, **settings), tmp_path / name))
+        states.append(made(Rubric(one, **settings), tmp_path / name, 3))
     assert_equal(*states)
 
 
@@ -180,7 +181,7 @@ def test_dynamic_sampling_and_replay_go_on_bit_for_bit(tmp_path):
     assert sorted(factors(run)[:, 0].tolist()) == [1] * 4 + [2] * 4
 
 
-@pytest.mark.slow
+@pytest.mark.full  # a resumed run: above; test_episode_runs.py kills one
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
     mark = tmp_path / "mark"
     mark.touch()

@@ -118,6 +118,7 @@ def test_a_head_of_weight_zero_is_measured_and_changes_nothing(reference, tmp_pa
     assert_same(parameters(reference[0]), parameters(run))
 
 
+@pytest.mark.slow  # test_objectives.py has the null settings, bit for bit
 def test_null_kl_cov_is_clipped_bit_for_bit_and_kl_cov_is_not(tmp_path):
     null = '{"class_path": "KLCov", "init_args": {"fraction": 0.0}}'
     large = "--model.optimizer.lr=1e-2", ONE  # so that ratios reach the clip
@@ -163,7 +164,7 @@ def test_bf16_mixed_sees_each_update(tmp_path):
         "--model.policy.lora.rank=4",
         "--trainer.limit_train_batches=1",
     ]
-    fit(tmp_path, *arguments, "--model.optimizer.lr=0.1")
+    fit(tmp_path, *arguments, "--model.optimizer.lr=0.1", "--trainer.limit_val_batches=0")
     row = next(row for row in metrics(tmp_path) if row["policy/log_ratio"])
     assert float(row["policy/log_ratio"]) > 0.3
 
@@ -171,6 +172,7 @@ def test_bf16_mixed_sees_each_update(tmp_path):
 def test_reference_model_starts_at_kl_zero_and_stays_out_of_checkpoints(tmp_path):
     run = fit(
         tmp_path,
+        ONE,
         '--model.objective={"class_path": "Clipped", "init_args": {"reference_kl": {"weight":'
         " 0.1}}}",
     )
@@ -185,6 +187,7 @@ def test_lora_trains_adapters_only_with_itself_as_reference(tmp_path):
     pytest.importorskip("peft")
     run = fit(
         tmp_path,
+        ONE,
         '--model.policy.lora={"rank": 4, "alpha": 8}',
         '--model.objective={"class_path": "Clipped", "init_args": {"reference_kl": {"weight":'
         " 0.1}}}",
@@ -232,8 +235,9 @@ def test_the_written_settings_are_those_of_the_run(reference):
 
 
 def test_a_second_run_in_the_same_folder_overwrites_nothing(tmp_path):
-    fit(tmp_path, ONE)
+    short = [ONE, "--trainer.limit_val_batches=0"]
+    fit(tmp_path, *short)
     first = (tmp_path / "version_0" / "metrics.csv").read_text()
-    fit(tmp_path, ONE)
+    fit(tmp_path, *short)
     assert (tmp_path / "version_0" / "metrics.csv").read_text() == first
     assert (tmp_path / "version_1" / "config.yaml").exists()

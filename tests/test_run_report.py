@@ -51,6 +51,12 @@ def as_shipped(quick_pictures):
         yield
 
 
+@pytest.fixture
+def one_picture(monkeypatch):
+    """For tests that read the page: a panel takes a sixth of a second."""
+    monkeypatch.setattr("callbacks.report.panels.panels_of", lambda runs: panels_of(runs)[:1])
+
+
 class Broken(Callback):
     """A user's callback with a mistake in it, met at the second rollout."""
 
@@ -168,6 +174,7 @@ def test_curves_are_those_of_the_log(reported):
     assert (training.columns["entropy/p10"] <= training.columns["entropy/p90"]).all()
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_a_run_that_fails_has_a_report_and_its_own_error(tmp_path):
     broken = "--trainer.callbacks+=test_run_report.Broken"
     with pytest.raises(RuntimeError, match="broken on purpose"):
@@ -200,6 +207,7 @@ def test_the_module_is_a_command(tmp_path, capsys):
     assert f"runs below it: {folder}" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_a_killed_runs_torn_line_is_left_out_and_told(tmp_path):
     folder = folder_of(tmp_path, "0,0,0.3,0.5,1.0,0.1,", "0,1,0.2,0.6,1.0,0.2,", "0,2,0.1", end="")
     (folder / "completions.jsonl").write_text(
@@ -317,6 +325,7 @@ def test_everything_untrusted_is_escaped(tmp_path):
     assert page.text.count("<script>alert('1')</script>") >= 6
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_events_are_listed_with_their_numbers(tmp_path):
     folder = folder_of(tmp_path, *(f"0,{step},0.3,0.5,1.0,0.1," for step in range(5)))
     events = [
@@ -370,6 +379,7 @@ def test_stares_gate_and_weights_are_drawn(tmp_path):
     assert not [panel for panel in panels_of([other]) if panel.name.startswith("stare")]
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_several_runs_are_compared(tmp_path):
     left = folder_of(tmp_path / "left", "0,0,0.3,0.5,1.0,0.1,", "0,0,,,,,0.25")
     right = folder_of(tmp_path / "right", "0,0,0.4,0.5,1.0,0.1,", "0,0,,,,,0.75")

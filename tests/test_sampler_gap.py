@@ -14,7 +14,8 @@ from callbacks.sampler_gap import ENGINE, GapWatch, gap_detectors
 from harness.runs import FEW, fit, marked, metrics
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_optimizers.py has the gap of a run that trains
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_policy_that_samples_is_the_trained_one_up_to_rounding(tmp_path, dtype):
     fit(tmp_path, *FEW, f"--model.policy.dtype={dtype}")
     gaps = [float(row["policy/sampler_gap"]) for row in metrics(tmp_path)]
@@ -23,6 +24,7 @@ def test_the_policy_that_samples_is_the_trained_one_up_to_rounding(tmp_path, dty
     assert not marked(tmp_path / "version_0")
 
 
+@pytest.mark.slow  # test_old_logprobs.py has a stale engine
 def test_stale_weights_trip_the_alarm(tmp_path):
     with pytest.warns(
         UserWarning,

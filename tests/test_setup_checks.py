@@ -134,7 +134,16 @@ MISTAKES = {
 
 
 # Another test of the fast tier has the same refusal, by fit or by hand.
-ALSO_ELSEWHERE = {"cosine", "subsets", "updates", "truncation", "batch", "export", "schedule"}
+ALSO_ELSEWHERE = {
+    "reward's column",
+    "cosine",
+    "subsets",
+    "updates",
+    "truncation",
+    "batch",
+    "export",
+    "schedule",
+}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +182,9 @@ def test_fit_without_a_comparison_tells_a_mistake_of_later_evaluations(capsys, t
     assert message in early(capsys, tmp_path, *arguments, compare=False)
 
 
-@pytest.mark.parametrize("mistake", ["evaluation's gold", "reward's gold"])
+@pytest.mark.parametrize(
+    "mistake", [pytest.param("evaluation's gold", marks=pytest.mark.slow), "reward's gold"]
+)
 def test_preflight_tells_what_it_could_not_judge(capsys, tmp_path, mistake):
     arguments, message = MISTAKES[mistake]
     assert message in early(capsys, tmp_path, *arguments, command="preflight")

@@ -75,7 +75,7 @@ def test_state_is_the_gate_and_the_weights_that_moved():
 
 def test_the_gate_follows_the_rollout_that_it_trains_on(tmp_path):
     """A target between two rollouts' entropies: the first is above it, the second below."""
-    fast = [OBJECTIVE, "--model.optimizer.lr=2e-3"]
+    fast = [OBJECTIVE, "--model.optimizer.lr=2e-3", "--trainer.limit_val_batches=0"]
     run_with(tmp_path / "look", "STAREController", *fast, target=1e-9)
     first, second = column(tmp_path / "look", "policy/entropy")
     assert first > second

@@ -112,7 +112,10 @@ def test_an_arm_is_what_its_name_says(arm, tmp_path):
         assert (tuple(head.share), head.majority) == BANDS[control]
 
 
-@pytest.mark.parametrize("rate", RATES)
+# The mark: a point of the curve has it, below.
+@pytest.mark.parametrize(
+    "rate", [pytest.param(r, marks=pytest.mark.slow if r == "quarter" else ()) for r in RATES]
+)
 def test_a_rate_is_its_name_s(rate, tmp_path):
     model = built(f"vote-{rate}", tmp_path).model
     assert starting_rate(model.make_optimizer) == pytest.approx(RATES[rate])

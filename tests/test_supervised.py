@@ -122,6 +122,7 @@ def test_a_text_that_is_too_long_is_cut_without_an_end():
     assert whole.ended.tolist() == [True, True]
 
 
+@pytest.mark.slow  # test_old_logprobs.py: many passes are the one
 def test_the_token_budget_changes_nothing(small, tmp_path):
     whole = run(small, tmp_path / "whole")
     cut = run(small, tmp_path / "cut", "--model.update.micro_batch_tokens=12")

@@ -35,7 +35,6 @@ from rlif_lightning.model.loading import LoRA, Policy
 from rlif_lightning.rewards.controls import Length, Random
 from rlif_lightning.running import teachers
 from rlif_lightning.running.checkpoint_faults import why_unusable
-from rlif_lightning.running.teachers import lesson_of
 
 SHORT = "{feedback} {prompt}"
 LONG = {"sampling": Sampling(max_new_tokens=12)}
@@ -232,7 +231,7 @@ def test_micro_batches_change_nothing(tmp_path, credit):
         plan = replace(module().plan, micro_batch_tokens=tokens)
         policy = Policy(NAME, dtype="float64")
         model = learner(taught(credit=credit), policy=policy, update=plan)
-        Run(tmp_path / str(tokens), 2, model, problems(), Words())
+        Run(tmp_path / str(tokens), 1, model, problems(), Words())
         found.append(weight(model.policy))
         assert not torch.equal(found[-1], weight(model.teacher))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
@@ -269,26 +268,6 @@ def test_feedback_that_is_too_long_is_no_feedback(tmp_path):
     with pytest.warns(UserWarning, match=r"leaves out .* that model\.objective\.teacher shows"):
         run = Run(tmp_path, 1, learner(taught()), problems(), Words(), Narrow())
     assert float(run.trainer.callback_metrics["teacher/coverage"]) == 0
-
-
-class Injects(Words):
-    """Spells out an end of sequence in its feedback."""
-
-    def feedback(self, rollout, outputs):
-        return ["</s>3"] * len(rollout.texts)
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.lesson = lesson_of(pl_module, outputs["rollout"], outputs["rewards"])
-
-
-def test_feedback_cannot_write_a_special_token(tmp_path):
-    writer = Injects()
-    run = Run(tmp_path, 1, learner(taught()), problems(), writer)
-    assert writer.lesson is not None
-    tokenizer = run.module.policy.tokenizer
-    assert tokenizer("</s>3")["input_ids"][0] == tokenizer.eos_token_id
-    for prompt in writer.lesson.prompts:
-        assert tokenizer.eos_token_id not in prompt.tolist()
 
 
 def neutral() -> dict[str, WeightedReward]:

@@ -164,7 +164,7 @@ def test_a_run_goes_on_from_every_kind_of_checkpoint(runs, alone, both, tmp_path
         assert torch.equal(value, weights(both, "method")[name]), name
 
 
-@pytest.mark.full  # test_predict_on_two.py, with processes that have prompts of their own
+@pytest.mark.full  # test_prediction_files.py, with processes that have prompts of their own
 def test_other_subcommands_see_each_prompt_once(tmp_path):
     looked, asked = ["preflight", *BASE[1:], "--prompts=3"], ["predict", *BASE[1:]]
     single = {"preflight": looked, "predict": asked}

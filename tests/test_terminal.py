@@ -13,7 +13,7 @@ import lightning.pytorch.trainer.connectors.logger_connector as lightning_loggin
 import pytest
 
 from harness.command_line import base
-from harness.runs import fit
+from harness.runs import ONE, TINY, fit
 from rlif_lightning import cli
 from rlif_lightning.running.planned import planned_rollouts
 from rlif_lightning.running.progress import RolloutBar, progress_line
@@ -56,9 +56,9 @@ def test_a_file_gets_a_line_for_each_tenth_of_the_rollouts(shown):
 
 
 def test_the_header_of_a_resumed_run_counts_the_rollouts_before(tmp_path, capsys):
-    fit(tmp_path, "--trainer.max_epochs=1")
-    fit(tmp_path, "--trainer.max_epochs=2", "--ckpt_path=auto")
-    assert "rollouts  4 (2 are done) of 8 prompts" in capsys.readouterr().out
+    fit(tmp_path, *TINY, *ONE, "--trainer.max_epochs=1")
+    fit(tmp_path, *TINY, *ONE, "--trainer.max_epochs=2", "--ckpt_path=auto")
+    assert "rollouts  2 (1 are done) of 4 prompts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("planned", [None, 7, 40, 1000])

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 
 from harness.memory import refused
-from harness.runs import assert_same, fit, metrics, parameters
+from harness.runs import ONE, assert_same, fit, metrics, parameters
 from rlif_lightning import cli
 from rlif_lightning.learning import token_budget
 from rlif_lightning.learning.token_budget import TokenBudget
@@ -96,7 +96,8 @@ def greedy(folder: Path, most: int, budget: int) -> cli.RLIFCLI:
         ' {"most":'
         f" {most}}}}}"
     )
-    return fit(folder, callback, f"--model.update.micro_batch_tokens={budget}")
+    given = [*ONE, "--trainer.limit_val_batches=0", f"--model.update.micro_batch_tokens={budget}"]
+    return fit(folder, callback, *given)
 
 
 @pytest.mark.filterwarnings("ignore:out of memory")

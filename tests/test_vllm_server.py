@@ -505,7 +505,7 @@ def test_it_samples_the_present_weights(served, tmp_path, lora):
     policy = changed(lora=LoRA(rank=4, alpha=8) if lora else None)
     engine = engine_of(served, tmp_path)
     engine.setup(policy, 7)
-    for step in range(3):
+    for step in range(2):
         rollout = engine.generate(
             prompts_of(policy), GROUP, Sampling(temperature=0.7, max_new_tokens=24), step
         )
@@ -603,7 +603,7 @@ def test_a_server_of_another_model_is_refused(served, tmp_path, tiny_models):
         engine.synchronize()
 
 
-@pytest.mark.parametrize("base", [300.0, 10000.0])
+@pytest.mark.parametrize("base", [pytest.param(300.0, marks=pytest.mark.slow), 10000.0])
 def test_a_model_of_the_same_shapes_with_other_settings_is_refused(standing, tmp_path, base):
     """At the default max_gap: a served model whose rotary positions have another base than the
     policy's 1000.
@@ -682,8 +682,8 @@ def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(sta
     assert event["values"]["metric"] == "rollout/engine_gap"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.full)])
+@pytest.mark.full  # test_asynchronous.py and test_vllm_episodes.py have runs that share one
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_processes_share_a_server(served, tmp_path, strategy):
     """The first hands the weights over, each draws its own; the stand-in's completions are those of
     one process.

@@ -102,8 +102,15 @@ def test_a_durable_file_is_on_the_disk_before_it_has_its_name_and_its_name_after
 
 def renames(path: Path) -> int:
     """How often a file of ours renames one: ``os.replace``, ``os.rename``, or those of a path."""
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    named = [(node.func, len(node.args)) for node in calls if isinstance(node.func, ast.Attribute)]
+    text = path.read_text()
+    if ".replace(" not in text and ".rename(" not in text:
+        return 0
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    named = [
+        (node.func, len(node.args))
+        for node in calls
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("replace", "rename")
+    ]
     return sum(
         ast.unparse(function) in ("os.replace", "os.rename")
         or (

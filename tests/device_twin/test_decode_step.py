@@ -61,7 +61,8 @@ def generate(policy: PolicyModel, device: str, sampling: Sampling, max_rows: int
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
-@pytest.mark.parametrize("max_rows", [1, 5, 512])
+# The mark: with five places rows wait, join and leave as well, in a fifth of the steps.
+@pytest.mark.parametrize("max_rows", [pytest.param(1, marks=pytest.mark.full), 5, 512])
 def test_completions_are_the_cpus(policies, monkeypatch, name, max_rows):
     """Places are padded, stay empty and are filled again; tokens are read late. Nobody sees it."""
     monkeypatch.setattr(generation, "ADMISSIONS", 2)  # rows wait until half of the places are free

@@ -7,6 +7,8 @@ Uneven prompts and completions, sliding windows and a head in chunks are in here
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -36,9 +38,17 @@ def counted(work: Workload, rollout, budget: int) -> tuple[int, Watch]:
     return number, watch
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("architecture", ["gemma3", "llama"])
-@pytest.mark.parametrize("chunks", [False, True], ids=["logits kept", "logits in chunks"])
+# One of each kind, and the one with everything, which takes the longest.
+ENOUGH = [("llama", "32-true", False), ("gemma3", "bf16-mixed", True)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "precision", "chunks"),
+    [
+        pytest.param(*case, marks=() if case in ENOUGH else pytest.mark.full)
+        for case in product(("gemma3", "llama"), ("32-true", "bf16-mixed"), (False, True))
+    ],
+)
 def test_micro_batches_add_no_wait_and_two_uploads_each(
     tiny_models, architecture, precision, chunks, monkeypatch
 ):
