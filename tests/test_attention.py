@@ -48,7 +48,7 @@ def assert_all_close(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     shapes=SHAPES,

@@ -176,7 +176,7 @@ DEEPER = st.builds(nested, TREES, st.lists(st.sampled_from(TAGS[6:]), max_size=1
 
 
 @given(TREES | DEEPER)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_value_makes_the_trainer_raise(tree):
     try:
         line = json.dumps({"number": 1, "value": tree}).encode()
@@ -298,7 +298,7 @@ LITERALS = CHARACTERS | st.sampled_from(
 
 
 @given(LITERALS, LITERALS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_literal_makes_its_checker_raise(text, gold):
     checker = LiteralChecker()
     answer = checker.answer(f"[ANSWER]{text}[/ANSWER]")

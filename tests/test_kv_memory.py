@@ -172,7 +172,7 @@ def world(heads=4, key_heads=2, group_size=2, max_groups=4, seed=0) -> World:
     return World(heads, key_heads, group_size, memory, torch.Generator().manual_seed(seed))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=20)
 @given(
     data=st.data(),
     key_heads=st.sampled_from([1, 2, 4]),

@@ -91,7 +91,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_literal_crosses_unchanged(value):
     again = decode(json.loads(json.dumps(encode(value))))
     assert again == value
@@ -112,7 +112,7 @@ JUNK = st.recursive(
 
 
 @given(JUNK)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_reading_junk_gives_a_literal_or_a_value_error(value):
     try:
         decoded = decode(value)
