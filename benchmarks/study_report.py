@@ -11,7 +11,7 @@ from statistics import mean
 from benchmarks.laws import fit_entropy_law, fit_sharpening
 from benchmarks.majorities import OUTCOMES
 from benchmarks.results import FOLDER, Rows, markdown_table, write_results
-from benchmarks.study_arms import ARMS, CLAIMS, CURVE, JUDGING, SMOLLM2
+from benchmarks.study_arms import ARMS, CLAIMS, CURVE, FAMILY, JUDGING, SMOLLM2
 from benchmarks.study_figures import end, first_loss, has_fallen, interval, peak
 from benchmarks.study_indicators import indicators_table
 from benchmarks.study_predictions import verdicts
@@ -145,11 +145,14 @@ def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
     """Return each table by the name of its file, with the heading of its first column."""
     judging = [run for run in runs if run.seed in JUDGING]
     long = [run for run in judging if run.rollouts[-1] > 300]
+    sums = [run for run in judging if run.arm not in (*FAMILY, *SMOLLM2)]
+    family = [run for run in judging if run.arm in FAMILY]
     large = [run for run in judging if run.arm in SMOLLM2]
     made = {
         "study_verdicts": ("no.", verdicts(judging)),
-        "study": ("arm", arms_table(judging, 300)),
+        "study": ("arm", arms_table(sums, 300)),
         "study_long": ("arm", arms_table(long, 1200)),
+        "study_family": ("arm", arms_table(family, 300)),
         "study_smollm2": ("arm", arms_table(large, 270)),
         "study_problems": ("arm", problems_table(judging)),
         "study_laws": ("arm", laws_table(judging)),

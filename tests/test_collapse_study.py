@@ -336,6 +336,9 @@ def test_tables_and_the_page(tmp_path):
     made = tables(runs)
     assert made["study"][1].keys() == {"vote-hot"}
     assert "study_long" not in made
+    other = tables([*runs, run_of(FALLING, arm="vote-hot-words", seed=40)])
+    assert other["study"][1].keys() == {"vote-hot"}  # another model's runs have their own table
+    assert other["study_family"][1].keys() == {"vote-hot-words"}
     page = tmp_path / "page.md"
     mark = "<!-- result: study.vote-hot.end -->9.9<!-- /result -->"
     other = "<!-- result: gpu.x.y -->1<!-- /result -->\n<!-- results: gpu -->\n| a |\n| --- |\n"
