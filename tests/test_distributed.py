@@ -12,12 +12,11 @@ import pytest
 from harness.launches import (
     BASE,
     CASES,
-    assert_same_metrics,
+    assert_same_runs,
     assert_same_weights,
     checkpoint,
     figures,
     launch,
-    metrics,
     on,
     weights,
 )
@@ -38,8 +37,7 @@ def alone(tmp_path_factory) -> Path:
 
 def assert_the_same(folder: Path, alone: Path, name: str) -> None:
     assert [each["world_size"] for each in figures(folder, name)] == [2, 2]
-    assert_same_weights(weights(folder, name), weights(alone, name))
-    assert_same_metrics(metrics(folder, name), metrics(alone, name))
+    assert_same_runs((folder, name), (alone, name))
 
 
 # The mark: below, callbacks see and micro-batches train shards; test_sharding.py has their numbers.
@@ -134,8 +132,7 @@ def test_four_processes_are_one(alone, tmp_path):
     for name, same in (("method", "method"), ("one group", "one group"), ("gathered", "method")):
         found = figures(tmp_path, name)
         assert [each["world_size"] for each in found] == [4] * 4
-        assert_same_weights(weights(tmp_path, name), weights(alone, same))
-        assert_same_metrics(metrics(tmp_path, name), metrics(alone, same))
+        assert_same_runs((tmp_path, name), (alone, same))
         whole = sum(
             value.numel() for key, value in weights(tmp_path, name).items() if "lm_head" not in key
         )

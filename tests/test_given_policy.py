@@ -55,6 +55,8 @@ def test_a_run_is_that_of_the_same_model_as_a_folder(tmp_path):
     expected = trained(tmp_path / "saved", tmp_path / "a")
     found = trained((model, tokenizer), tmp_path / "b")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+    other = trained("rlif-arithmetic", tmp_path / "c")
+    assert any(not torch.equal(other[name], value) for name, value in expected.items())
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 

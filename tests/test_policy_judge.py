@@ -9,16 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.launches import (
-    BASE,
-    assert_same_metrics,
-    assert_same_weights,
-    assert_two_are_one,
-    launch,
-    metrics,
-    on,
-)
-from harness.launches import weights as whole_weights
+from harness.launches import BASE, assert_same_runs, assert_two_are_one, launch, on
 from harness.runs import ONE, assert_same, fit, parameters
 from rlif_lightning import Policy, PolicyJudge, Sampling, ScoreParser
 from rlif_lightning.judges.base import Request, RunModels
@@ -198,5 +189,4 @@ def test_two_processes_are_one_under_every_strategy(tmp_path):
     launch(tmp_path, two, forks=2)
     for name in two:
         whole = "live one" if name.startswith("live") else "one"
-        assert_same_weights(whole_weights(tmp_path, whole), whole_weights(tmp_path, name))
-        assert_same_metrics(metrics(tmp_path, whole), metrics(tmp_path, name))
+        assert_same_runs((tmp_path, whole), (tmp_path, name))

@@ -14,12 +14,11 @@ from harness.launches import (
     BASE,
     CASES,
     HEADS,
-    assert_same_metrics,
+    assert_same_runs,
     assert_same_weights,
     checkpoint,
     figures,
     launch,
-    metrics,
     on,
     weights,
 )
@@ -87,8 +86,7 @@ def test_two_processes_are_one(alone, both, name):
     validation; and, uneven,
     processes of which the second would draw other tokens and score them otherwise."""
     assert [each["world_size"] for each in figures(both, name)] == [2, 2]
-    assert_same_weights(weights(both, name), weights(alone, name))
-    assert_same_metrics(metrics(both, name), metrics(alone, name))
+    assert_same_runs((both, name), (alone, name))
 
 
 @pytest.mark.full  # test_a_split_policy_of_one_part_is_the_whole splits each kind
@@ -102,8 +100,7 @@ def test_biases_and_norms_of_heads_are_split(tiny_models, tmp_path):
     launch(two, {name: [*arguments, *on("tp", 2)] for name, arguments in given.items()}, forks=2)
     for name in given:
         assert [each["world_size"] for each in figures(two, name)] == [2, 2]
-        assert_same_weights(weights(two, name), weights(one, name))
-        assert_same_metrics(metrics(two, name), metrics(one, name))
+        assert_same_runs((two, name), (one, name))
 
 
 @pytest.mark.slow

@@ -155,14 +155,17 @@ def _key(pair: list[Any]) -> str:
     return json.dumps(pair[0])
 
 
-def _same_lines(printed: str, expected: str) -> bool:
-    """Compare texts line by line, numbers by value.
+def lines_of_words(text: str) -> list[list[str]]:
+    """Return printed output as it is compared.
 
     Spaces around lines and empty lines at both ends do not count.
     """
-    found, wanted = (
-        [line.split() for line in text.strip().splitlines()] for text in (printed, expected)
-    )
+    return [line.split() for line in text.strip().splitlines()]
+
+
+def _same_lines(printed: str, expected: str) -> bool:
+    """Compare texts line by line, numbers by value."""
+    found, wanted = lines_of_words(printed), lines_of_words(expected)
     return len(found) == len(wanted) and all(map(_same_words, found, wanted))
 
 

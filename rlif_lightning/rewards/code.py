@@ -20,7 +20,7 @@ import torch
 
 from rlif_lightning.answers.code_inputs import draw_arguments, read_arguments
 from rlif_lightning.answers.code_tasks import CodeExtractor
-from rlif_lightning.answers.code_verdicts import RunsCode, sandbox_run
+from rlif_lightning.answers.code_verdicts import RunsCode, lines_of_words, sandbox_run
 from rlif_lightning.data.loaders import EncodedSplit
 from rlif_lightning.records import RewardOutput, Rollout
 from rlif_lightning.rewards.base import RewardHead
@@ -110,15 +110,13 @@ def _behaviour_of(run: Run, outcomes: Sequence[Outcome]) -> str | None:
 
 
 def printed(text: str) -> Any:
-    """Return lines of words, numbers as numbers; an empty text where there are no words.
-
-    Spaces around lines and empty lines at both ends do not count, as for unit tests.
+    """Return the lines of words that unit tests compare, numbers as numbers; '' without words.
 
     Example:
         >>> printed(" 1 0.5 x "), printed(" ")
         ([[1, 0.5, 'x']], '')
     """
-    return [[_word(word) for word in line.split()] for line in text.strip().splitlines()] or ""
+    return [[_word(word) for word in line] for line in lines_of_words(text)] or ""
 
 
 def _word(word: str) -> int | float | str:

@@ -176,6 +176,12 @@ def assert_same_metrics(left: list[dict[str, float]], right: list[dict[str, floa
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6, nan_ok=True)
 
 
+def assert_same_runs(left: tuple[Path, str], right: tuple[Path, str]) -> None:
+    """Two runs, each a folder and a name, end with the same weights and log the same figures."""
+    assert_same_weights(weights(*left), weights(*right))
+    assert_same_metrics(metrics(*left), metrics(*right))
+
+
 def assert_two_are_one(
     folder: Path, arguments: list[str], strategy: str = "ddp"
 ) -> list[dict[str, float]]:
@@ -184,10 +190,8 @@ def assert_two_are_one(
     """
     launch(folder, {"one": arguments})
     launch(folder, {strategy: [*arguments, *on(strategy, 2)]}, forks=2)
-    expected = metrics(folder, "one")
-    assert_same_metrics(metrics(folder, strategy), expected)
-    assert_same_weights(weights(folder, strategy), weights(folder, "one"))
-    return expected
+    assert_same_runs((folder, strategy), (folder, "one"))
+    return metrics(folder, "one")
 
 
 def checkpoint(folder: Path, name: str) -> Path:
