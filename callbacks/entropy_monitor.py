@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 
 from rlif_lightning.data.described import Described
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.processes.collectives import all_process_means
+from rlif_lightning.processes.percentiles import all_rank_percentiles
 
 PERCENTILES = (10, 50, 90)
 NAMES = tuple(f"entropy/p{each}" for each in PERCENTILES)
@@ -23,10 +23,10 @@ class EntropyMonitor(Described, Callback):
 
     A run collapses both ways: under certainty rewards entropy falls to nothing, under a vote alone
     it may explode. Logged per rollout: ``entropy/p10``, ``entropy/p50``, ``entropy/p90`` (nats,
-    this rollout's tokens) and ``entropy/slope`` (nats per rollout, least squares over the mean
-    entropies of the last 20 rollouts). The module itself logs the means, ``policy/entropy`` of all
-    tokens and ``policy/entropy_picked`` of those that the objective picked. A
-    detector of CollapseGuard warns outside a band.
+    this rollout's tokens on all ranks) and ``entropy/slope`` (nats per rollout, least squares over
+    the mean entropies of the last 20 rollouts). The module itself logs the means,
+    ``policy/entropy`` of all tokens and ``policy/entropy_picked`` of those that the objective
+    picked. A detector of CollapseGuard warns outside a band.
     """
 
     def __init__(self) -> None:
@@ -37,13 +37,8 @@ class EntropyMonitor(Described, Callback):
     ) -> None:
         """Log the rollout's figures."""
         rollout = outputs["rollout"]
-        entropies = rollout.stats.entropy[rollout.mask].cpu().numpy()
-        if not entropies.size:  # heads dropped every completion of this process
-            entropies = np.array([np.nan])
-        # torch.quantile refuses more than 16 million tokens.
-        points = np.percentile(entropies, PERCENTILES).tolist()
-        figures = dict(zip(NAMES, points, strict=True))
-        for name, value in all_process_means(figures, pl_module.device).items():
+        points = all_rank_percentiles(rollout.stats.entropy[rollout.mask], PERCENTILES)
+        for name, value in zip(NAMES, points.float(), strict=True):
             pl_module.log(name, value, batch_size=1)
         mean = float(trainer.callback_metrics["policy/entropy"])
         self.history.extend([] if math.isnan(mean) else [mean])

@@ -317,6 +317,30 @@ def test_judges_list_and_decide():
     assert "no: contradiction 0.25" in output.columns["checker_verdicts"][0]
 
 
+@pytest.mark.parametrize(
+    ("lines", "confidence"),
+    [
+        ("", 1.0),
+        ("Confidence: 0.8", 0.8),
+        ("**Confidence:** .5.", 0.5),
+        ("Confidence: 80%", 0.8),
+        ("confidence = 80 % or so", 0.8),
+        ("Confidence: 1\nConfidence: 100%", 1.0),
+        ("Confidence: 80", None),
+        ("Confidence: 8/10", None),
+        ("Confidence: 1.5", None),
+        ("Confidence: high", None),
+        ("Confidence: -0.5", None),
+        ("Confidence: 0.8\nConfidence: 0.3", None),
+    ],
+)
+def test_a_judges_confidence_is_a_share_or_there_is_no_verdict(lines, confidence):
+    rule = RuleJudge(lambda request: f"Verdict: entailment\n{lines}")
+    questions = Questions(1, torch.device("cpu"))
+    (verdict,) = JudgeScorer(rule).verdicts([Claim("It is.", "It is.", 0)], questions)
+    assert (None if verdict is None else verdict.confidence) == confidence
+
+
 def test_a_judge_below_a_judge_is_counted_too():
     base = JudgeHead(RuleJudge(lambda request: "Score: 5"), "{completion}")
     scorer = JudgeScorer(RuleJudge(lambda request: "Verdict: entailment"))

@@ -10,10 +10,11 @@ from statistics import mean, stdev
 
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import CompletionWriter
-from callbacks.completion_writer import printable, render, shortened, table_of
+from callbacks.completion_writer import printable, render, shortened, table_of, write_records
 from harness.episodes import ACTING
 from harness.runs import ONE, TINY, fit
 from rlif_lightning import cli
@@ -102,8 +103,6 @@ def test_parquet_holds_the_same_records(sampled, tmp_path):
 
 
 def test_parquet_parts_without_any_answer_fit_the_others(tmp_path):
-    from callbacks.completion_writer import write_records
-
     record = {"rollout": 1, "answer": "3", "scores": {"vote": 0.5}, "correct": True}
     write_records(
         tmp_path,
@@ -116,6 +115,21 @@ def test_parquet_parts_without_any_answer_fit_the_others(tmp_path):
     table = pq.read_table(tmp_path / "completions")
     assert table["answer"].to_pylist() == [None, "3"]
     assert table["scores"].to_pylist() == [{"vote": None}, {"vote": 0.5}]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_numbers_that_are_none_are_null_so_that_every_reader_takes_the_file(tmp_path, format):
+    """A judge's rating of a completion that it was not asked about is NaN."""
+    extra = {"judge": {"rating": float("nan"), "bound": float("inf"), "calls": 0}}
+    record = {"rollout": 1, "answer": "3", "scores": {"judge": 0.0}, "extra": extra}
+    write_records(tmp_path, [record], format, "rollout-000001", "")
+    if format == "jsonl":
+        (row,) = load_dataset("json", data_files=str(tmp_path / "completions.jsonl"), split="train")
+        read = row["extra"]
+    else:
+        text = pq.read_table(tmp_path / "completions")["extra"].to_pylist()[0]
+        read = json.loads(text, parse_constant=pytest.fail)
+    assert read == {"judge": {"rating": None, "bound": None, "calls": 0}}
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])

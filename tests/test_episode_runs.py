@@ -27,6 +27,11 @@ PARTS = {
     "evidence": {"class_path": "EvidenceColumn", "init_args": {"column": "question"}},
 }
 HOLDER = json.dumps({"class_path": "CheckerReward", "init_args": PARTS})
+WRITTEN = {"judge": RULE, "column": "answer"}
+PAIR, NEAR = (
+    json.dumps({"class_path": name, "init_args": WRITTEN})
+    for name in ("PairwiseJudgeHead", "SimilarityJudgeHead")
+)
 LIKELY = json.dumps({"class_path": "TargetLogprob", "init_args": {"column": "answer"}})
 WRITER = '--trainer.callbacks+={"class_path": "CompletionWriter", "init_args": {"every": 1}}'
 SAVING = '--trainer.callbacks+={"class_path": "RunCheckpoints", "init_args": {"every": 1}}'
@@ -129,6 +134,8 @@ def test_processes_of_one_data_rank_share_the_first_one_s_environments(tmp_path)
             "StepRubricJudgeHead reads a completion as one text",
         ),
         ([f"--model.rewards.likely.head={LIKELY}"], "TargetLogprob reads a completion as one text"),
+        ([f"--model.rewards.pair.head={PAIR}"], "PairwiseJudgeHead reads a completion as one text"),
+        ([f"--model.rewards.near.head={NEAR}"], "SimilarityJudgeHead reads a completion as one"),
         (["--data.environment.make=harness.episodes.Nothing"], "cannot be imported"),
         (["--data.environment.arguments={'turn': 3}"], "no environment could be made"),
     ],

@@ -7,6 +7,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import restatement
 import torch
@@ -34,6 +35,7 @@ from rlif_lightning.processes.collectives import (
     is_distributed,
     is_first_process,
 )
+from rlif_lightning.processes.percentiles import all_rank_percentiles
 from rlif_lightning.processes.ranks import (
     data_rank,
     num_data_ranks,
@@ -42,6 +44,7 @@ from rlif_lightning.processes.ranks import (
 )
 
 VALUES = torch.tensor([[1.0, 2.0, 9.0], [torch.nan, 4.0, torch.inf], [7.0, torch.nan, -torch.inf]])
+PERCENTILES = (0, 10, 37.5, 50, 90, 99.9, 100)
 MASK = torch.tensor([[True, True, True], [False, True, False], [False, False, False]])
 
 
@@ -130,6 +133,17 @@ def test_upper_quantile_by_hand():
     assert float(all_rank_upper_quantile(values, torch.zeros_like(mask), 0.5)) == 0
 
 
+@given(st.lists(st.floats(-1024, 1024, width=32), min_size=1, max_size=40))
+def test_percentiles_are_numpy_s(numbers):
+    found = all_rank_percentiles(torch.tensor(numbers), PERCENTILES)
+    expected = np.percentile(np.array(numbers), PERCENTILES)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
+
+
+def test_percentiles_of_nothing_are_not_numbers():
+    assert all_rank_percentiles(torch.tensor([]), (10, 50)).isnan().tolist() == [True, True]
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, math.nan])
 def test_top_fraction_refuses_per_cent(fraction):
     with pytest.raises(ValueError, match=f"fraction={fraction}"):
@@ -175,6 +189,7 @@ def statistics_of(share: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     results["max"] = all_rank_max(masked_max(-logprobs, mask))
     for share_above in (0.0, 0.05, 0.5):
         results[f"quantile {share_above}"] = all_rank_upper_quantile(-logprobs, mask, share_above)
+    results["percentiles"] = all_rank_percentiles(logprobs[mask], PERCENTILES)
     for aggregation in ("token_mean", "sequence_mean", "constant"):
         results[f"rows/{aggregation}"] = aggregation_weights(mask, aggregation, max_length=9)
     for batch_norm in ("none", "sample", "token"):

@@ -85,6 +85,18 @@ def test_predictions_of_other_problems_are_refused(tmp_path):
             _ = OfflineVote(str(folder)).labels
 
 
+def test_files_of_a_training_run_are_refused(tmp_path):
+    written = Path(predictions(tmp_path, advantage=0.5)) / "completions-00000.jsonl"
+    with pytest.raises(ValueError, match="written by a training run; give the folder that predict"):
+        _ = OfflineVote(str(written)).labels
+
+
+def test_half_finished_predictions_are_refused(tmp_path):
+    head = OfflineVote(predictions(tmp_path, {0: "=1 =2 =2", 1: "=1"}))
+    with pytest.raises(ValueError, match="1 completions of problem 1 and 3 of others; run predict"):
+        _ = head.labels
+
+
 def test_training_problems_are_those_of_the_source():
     source = ArithmeticProblems(size=5, validation_size=3)
     both = TrainingProblems(source)

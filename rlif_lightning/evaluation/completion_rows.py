@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlif_lightning.data.described import plain
 from rlif_lightning.environments.base import Episode
 from rlif_lightning.masked import mean_over_completion
+from rlif_lightning.plain_json import json_text
 from rlif_lightning.records import RewardOutput, Rollout
 
 # Fields that some runs have. What is in them differs from row to row, so Parquet holds it as JSON.
@@ -17,7 +17,7 @@ NESTED = ("episode", "extra")
 
 def with_json(record: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
     """Return a record with these fields as JSON; null where it has none."""
-    return dict(record) | {name: json.dumps(record.get(name)) for name in fields}
+    return dict(record) | {name: json_text(record.get(name)) for name in fields}
 
 
 def completion_records(

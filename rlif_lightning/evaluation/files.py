@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from rlif_lightning.evaluation.bootstrap import CONFIDENCE
+from rlif_lightning.plain_json import json_text
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks, writes_completions
 from rlif_lightning.running.run_folder import run_folder
 from rlif_lightning.whole_files import replaced
@@ -44,7 +45,7 @@ class EvaluationFiles(Callback):
     def _add(self, outputs: Any) -> None:
         if self.completions is not None:
             with self.completions.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in outputs["completions"])
+                file.writelines(json_text(record) + "\n" for record in outputs["completions"])
 
     def _end(self, trainer: Trainer, module: Any, stage: str) -> None:
         if self.folder is not None and trainer.is_global_zero:
@@ -65,7 +66,7 @@ class EvaluationFiles(Callback):
         entries = [old for old in entries if (old["stage"], old["rollouts"]) != place]
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path, path.with_suffix(".tmp")) as unfinished:
-            unfinished.write_text(json.dumps([*entries, entry], indent=1))
+            unfinished.write_text(json_text([*entries, entry], indent=1))
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Open the file of completions."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlif_lightning.evaluation.preflight import THRESHOLDS, Findings, HeadFindings
+from rlif_lightning.plain_json import json_text
 
 WIDTH = 80  # columns where the output is no terminal
 COLORS = {"good": "green", "caution": "yellow", "poor": "red"}
@@ -108,8 +108,8 @@ def write_findings(
     path.parent.mkdir(parents=True, exist_ok=True)
     thresholds = {name: value for name, (value, _) in THRESHOLDS.items()}
     content = {**asdict(findings), "thresholds": thresholds, "memory_bytes": memory}
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    lines = "".join(json.dumps(record) + "\n" for record in records)
+    path.write_text(json_text(content, indent=1) + "\n")
+    lines = "".join(json_text(record) + "\n" for record in records)
     path.with_suffix(".jsonl").write_text(lines)
 
 

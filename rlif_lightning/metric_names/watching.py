@@ -56,13 +56,22 @@ WATCHING = {
     ),
     "guard/alarms": Logged("alarms", "Alarms that are active.", SAME, _GUARD),
     "entropy/p10": Logged(
-        "nats", "10th percentile of token entropy.", "mean over the ranks' percentiles", _MONITOR
+        "nats",
+        "10th percentile of token entropy.",
+        "the rollout's tokens of all ranks; NaN without any",
+        _MONITOR,
     ),
     "entropy/p50": Logged(
-        "nats", "Median of token entropy.", "mean over the ranks' medians", _MONITOR
+        "nats",
+        "Median of token entropy.",
+        "the rollout's tokens of all ranks; NaN without any",
+        _MONITOR,
     ),
     "entropy/p90": Logged(
-        "nats", "90th percentile of token entropy.", "mean over the ranks' percentiles", _MONITOR
+        "nats",
+        "90th percentile of token entropy.",
+        "the rollout's tokens of all ranks; NaN without any",
+        _MONITOR,
     ),
     "entropy/slope": Logged(
         "nats per rollout",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def predicted(place: str) -> list[dict[str, Any]]:
     """Return what ``predict`` wrote into a folder or a file: a row for each completion.
 
     Raises:
-        ValueError: there is nothing of it, or something else.
+        ValueError: there is nothing of it, or a part, or something else, such as what a training
+            run wrote.
     """
     path = Path(place)
     files = [path] if path.is_file() else sorted(path.glob("completions-*"))
@@ -122,6 +124,18 @@ def predicted(place: str) -> list[dict[str, Any]]:
     rows = open_files(_FORMATS[kinds.pop()], files)
     if missing := sorted(set(_READ) - set(rows.column_names)):
         raise ValueError(f"predictions={place!r} has no column {missing[0]!r}; predict wrote it")
+    if "advantage" in rows.column_names:  # CompletionWriter's, of a policy that was being trained
+        raise ValueError(
+            f"predictions={place!r} was written by a training run; give the folder that predict"
+            " wrote with the start policy"
+        )
+    sizes = Counter(rows["index"])
+    if few := [index for index, size in sizes.items() if size < max(sizes.values())]:
+        raise ValueError(
+            f"predictions={place!r} has {sizes[few[0]]} completions of problem {few[0]} and"
+            f" {max(sizes.values())} of others; run predict again with the same settings, and it"
+            " goes on where it was ended"
+        )
     return rows.select_columns(_READ).to_list()
 
 

@@ -149,7 +149,7 @@ class PairwiseJudgeHead(AskingHead):
         ValueError: a number out of range, or a template without both replies.
     """
 
-    needs_gold = True
+    needs_gold = reads_one_text = True
 
     def __init__(
         self,
@@ -258,7 +258,7 @@ class SimilarityJudgeHead(RubricJudgeHead):
         column: of the human's replies, or a dotted path; ``{reference}`` in the template.
     """
 
-    usual = SIMILARITY
+    usual, reads_one_text = SIMILARITY, True
 
     def __init__(
         self,

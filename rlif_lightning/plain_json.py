@@ -1,0 +1,36 @@
+"""JSON that every reader takes: it has no word for numbers that are not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return JSON of plain values, with null for each number that is not finite.
+
+    Python would write NaN and Infinity, at which ``datasets``, browsers and most other readers
+    stop.
+
+    Args:
+        value: numbers, texts, lists, dictionaries, and None.
+        indent: spaces of each level; None = one line.
+
+    Raises:
+        TypeError: there is something else in it.
+
+    Example:
+        >>> json_text({"score": float("nan"), "lengths": [3, float("inf")]})
+        '{"score": null, "lengths": [3, null]}'
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
