@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlif_lightning.data.described import json_text
 from rlif_lightning.evaluation.completion_rows import NESTED, completion_records, with_json
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.plain_json import json_text
 from rlif_lightning.processes.ranks import writes_completions
 from rlif_lightning.running.run_folder import naming, run_folder
 from rlif_lightning.whole_files import replaced

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from rlif_lightning.data.described import json_text
 from rlif_lightning.evaluation.bootstrap import CONFIDENCE
-from rlif_lightning.plain_json import json_text
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks, writes_completions
 from rlif_lightning.running.run_folder import run_folder
 from rlif_lightning.whole_files import replaced

@@ -18,9 +18,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
+from rlif_lightning.data.described import json_text
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.completion_rows import NESTED, with_json
-from rlif_lightning.plain_json import json_text
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.processes.ranks import writes_completions
 from rlif_lightning.running.former_settings import present_settings

@@ -13,8 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from rlif_lightning.data.described import json_text
 from rlif_lightning.evaluation.preflight import THRESHOLDS, Findings, HeadFindings
-from rlif_lightning.plain_json import json_text
 
 WIDTH = 80  # columns where the output is no terminal
 COLORS = {"good": "green", "caution": "yellow", "poor": "red"}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlif_lightning.plain_json import json_text
+from rlif_lightning.data.described import json_text
 from rlif_lightning.running.run_folder import naming, run_folder
 
 FILE = "events.jsonl"
