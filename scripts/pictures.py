@@ -55,11 +55,13 @@ REPORT = [
     "log_ratio",
     "sampler_gap",
 ]
-RECIPES = {
-    "gold": "gold answers",
-    "vote": "the vote",
-    "preset": "the preset",
-    "paper": "the paper's pair",
+RECIPES = {  # arms by rate -> title
+    "gold-{}": "gold answers",
+    "vote-{}": "the vote",
+    "vote-{}-kl": "vote + reference KL",
+    "preset-{}-no_kl": "vote + second reward",
+    "preset-{}": "vote + both: preset",
+    "paper-{}": "the paper's pair",
 }
 KINDS = {"hot": "5e-4", "quarter": "1.25e-4", "hot-guard": "5e-4, the guard halves it"}
 
@@ -96,25 +98,26 @@ def quickstart(path: Path) -> None:
 
 def study(path: Path) -> None:
     """Accuracy of the study's recipes at two rates, by rollouts and by summed learning rate."""
-    names = [arm for arm in ARMS if arm.split("-", 1)[0] in RECIPES]
-    runs = [run for run in read_study(arms=names) if run.seed in JUDGING]
-    figure = Figure(figsize=(13.0, 6.4), layout="constrained")
+    names = {recipe.format(kind) for recipe in RECIPES for kind in KINDS} & ARMS.keys()
+    runs = [run for run in read_study(arms=sorted(names)) if run.seed in JUDGING]
+    figure = Figure(figsize=(16.0, 6.4), layout="constrained")
     grid = figure.subplots(2, len(RECIPES), sharey=True, sharex="row")
     for column, (recipe, title) in enumerate(RECIPES.items()):
         for number, (kind, label) in enumerate(KINDS.items()):
-            own = [run for run in runs if run.arm == f"{recipe}-{kind}"]
+            own = [run for run in runs if run.arm == recipe.format(kind)]
             for axes, xs in zip(grid[:, column], ("rollouts", "rates"), strict=True):
                 for seed, run in enumerate(own):
                     points = getattr(run, xs), 100 * np.array(run.accuracy)
                     name = label if seed == 0 else None
                     axes.plot(*points, color=COLORS[number], alpha=0.8, linewidth=1.1, label=name)
         style(grid[0, column], title, "rollouts", "%, held out" if column == 0 else "")
-        axis = "summed learning rate, rollouts at 5e-4"
+        axis = "summed rate, rollouts at 5e-4"
         style(grid[1, column], "", axis, "%, held out" if column == 0 else "")
     lines, labels = grid[0, 0].get_legend_handles_labels()
     place = "outside upper right"  # outside, where it hides no line
     figure.legend(lines, labels, ncols=len(KINDS), fontsize=9, frameon=False, loc=place)
     grid[0, 0].set_ylim(0, 102)
+    grid[0, 0].set_xticks(range(0, 1201, 400))
     save(figure, path)
 
 
