@@ -51,7 +51,8 @@ _CHARACTERS = str.maketrans(
         "\u03c9": r"\omega ",
         # full-width ASCII
         **{chr(0xFF01 + k): chr(0x21 + k) for k in range(94) if chr(0x21 + k) not in "-"},
-        **dict.fromkeys("\u2018\u2019", "'"),
+        **dict.fromkeys("\u2018\u2019\u2032", "'"),
+        **dict.fromkeys("\u201c\u201d\u2033", '"'),
         "\u202e": "",
     }
 )
