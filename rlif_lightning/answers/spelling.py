@@ -125,7 +125,7 @@ _PLAIN = re.compile(r"(?:0|-?[1-9][0-9]*)")
 def normalise(answer: str) -> str:
     r"""Return the canonical spelling of an answer, with the same value. Idempotent.
 
-    Takes away surrounding whitespace, markdown emphasis, TeX's ``$``, a final period, ``\boxed{}``,
+    Letters with accents are one character each. Takes away surrounding whitespace, markdown emphasis, TeX's ``$``, a final period, ``\boxed{}``,
     ``\left``, TeX spacing, ``\text{}``, "approximately", and spaces around operators and brackets.
     ``\dfrac`` becomes ``\frac``. ``½``, ``√2``, ``π``, ``x²``, ``≥`` and full-width characters
     become TeX; degree and per cent signs become ``°`` and ``%``, a dollar sign ``\$``. Thousands
@@ -137,7 +137,8 @@ def normalise(answer: str) -> str:
     """
     if _PLAIN.fullmatch(answer) and len(answer) <= MAX_LENGTH:
         return answer
-    text = " ".join(answer.split())
+    # One letter may be two characters: an accent behind its letter.
+    text = " ".join(unicodedata.normalize("NFC", answer).split())
     return text if len(text) > MAX_LENGTH else _normal(text)
 
 
