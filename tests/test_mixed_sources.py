@@ -15,6 +15,7 @@ from harness.command_line import base
 from harness.runs import ONE, fit
 from rlif_lightning import cli
 from rlif_lightning.data.columns import column_values
+from rlif_lightning.data.curriculum import LearnableFirst
 from rlif_lightning.data.given_problems import as_source
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader
 from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems, shares
@@ -92,6 +93,10 @@ def test_shares_by_hand():
         (lambda: EasyFirst(named("a", 2), "hard").load("train"), "its columns are"),
         (lambda: EasyFirst(named("a", 2, hard="x"), "hard").load("train"), "row 0 of the train"),
         (lambda: EasyFirst(named("a", 2), "hard", -1.0), "jitter=-1.0 must be"),
+        (
+            lambda: EasyFirst(LearnableFirst(named("a", 2), "vote"), "n"),
+            "source=LearnableFirst has an order of its own",
+        ),
     ],
 )
 def test_what_cannot_be_mixed_or_ordered_is_refused(make, message):

@@ -19,9 +19,7 @@ PATTERN_SECONDS = 0.2
 
 # Between thousands: a comma, TeX's forms of it, TeX's thin space, and spaces that break no line.
 _COMMA = r"(?:,(?:\\!)?|\{,\}|\\,|[\u00a0\u2009\u202f])"
-_NUMBER = (
-    rf"(?:[0-9]{{1,3}}(?:{_COMMA}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-)
+_NUMBER = rf"(?:[0-9]{{1,3}}(?:{_COMMA}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _POWER = (
     r"(?:[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z])"
     r"|\s?(?:x|\*|\\times|\\cdot|\u00d7)\s?10\^(?:\{-?[0-9]+\}|-?[0-9]+))?"

@@ -125,8 +125,9 @@ _PLAIN = re.compile(r"(?:0|-?[1-9][0-9]*)")
 def normalise(answer: str) -> str:
     r"""Return the canonical spelling of an answer, with the same value. Idempotent.
 
-    Letters with accents are one character each. Takes away surrounding whitespace, markdown emphasis, TeX's ``$``, a final period, ``\boxed{}``,
-    ``\left``, TeX spacing, ``\text{}``, "approximately", and spaces around operators and brackets.
+    Letters with accents are one character each. Takes away surrounding whitespace, markdown
+    emphasis, TeX's ``$``, a final period, ``\boxed{}``, ``\left``, TeX spacing, ``\text{}``,
+    "approximately", and spaces around operators and brackets.
     ``\dfrac`` becomes ``\frac``. ``½``, ``√2``, ``π``, ``x²``, ``≥`` and full-width characters
     become TeX; degree and per cent signs become ``°`` and ``%``, a dollar sign ``\$``. Thousands
     lose their commas and spaces (``1,234`` and ``28\,121\,600``, but ``81, 256`` and ``(1,200)``

@@ -125,10 +125,11 @@ class EasyFirst(ProblemSource):
             difficulty, with equal ones in random order; 1 = it may come anywhere behind.
 
     Raises:
-        ValueError: a jitter below 0.
+        ValueError: a source with an order of its own, or a jitter below 0.
     """
 
     def __init__(self, source: ProblemSource, column: str, jitter: float = 0.1) -> None:
+        refuse_order(source)
         if not 0 <= jitter < math.inf:
             raise ValueError(f"jitter={jitter} must be a number of at least 0")
         self.source, self.column, self.jitter = source, column, jitter
@@ -163,6 +164,17 @@ class EasyFirst(ProblemSource):
     def order(self, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         """Return the order of an epoch, a function of the arguments alone."""
         return by_difficulty(self._difficulty[rows], self.jitter, seed, epoch)
+
+
+def refuse_order(source: ProblemSource) -> None:
+    """Refuse a source whose order of an epoch would not be kept.
+
+    Raises:
+        ValueError: names its class.
+    """
+    if type(source).order is not ProblemSource.order:
+        kind = type(source).__name__
+        raise ValueError(f"source={kind} has an order of its own; leave {kind} out")
 
 
 def by_difficulty(difficulty: np.ndarray, jitter: float, seed: int, epoch: int) -> np.ndarray:
