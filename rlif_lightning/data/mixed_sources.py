@@ -22,7 +22,8 @@ class MixedProblems(ProblemSource):
 
     Every training problem of every source is in an epoch at least once. A source whose share is
     larger than its size is repeated: with sizes 100 and 300 and weights 1 and 1, each problem of
-    the first one comes three times. Validation has every problem once. The column ``source`` names
+    the first one comes three times. Validation has every problem once, in an order of which any
+    beginning (``data.validation_prompts``) has the same mixture. The column ``source`` names
     a problem's source, so that ``model.evaluation.subset_column=source`` measures each.
 
     Args:
@@ -85,13 +86,17 @@ class MixedProblems(ProblemSource):
             for name, dataset in loaded.items()
         ]
         try:
-            return concatenate_datasets(parts)
+            mixed = concatenate_datasets(parts)
         except (ValueError, TypeError) as error:
             kinds = {name: dict(dataset.features) for name, dataset in loaded.items()}
             raise ValueError(
                 f"sources: their columns do not fit together: {' '.join(str(error).split()):.300};"
                 f" they are {kinds!s:.600}; make a column one type in all of them"
             ) from error
+        if split == "train":
+            return mixed
+        place = np.concatenate([(np.arange(len(part)) + 0.5) / len(part) for part in parts])
+        return mixed.select(np.argsort(place, kind="stable"))
 
 
 def shares(sizes: dict[str, int], weights: dict[str, float]) -> dict[str, int]:
