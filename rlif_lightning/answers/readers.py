@@ -57,9 +57,8 @@ _CLOCK = re.compile(
     r"([0-9]{1,2})(?::([0-5][0-9]))?(?:\.0+)? ?([ap])\.? ?m\b\.?|([0-9]{1,2}):([0-5][0-9])",
     re.IGNORECASE,
 )
-_TWO_LETTER_WORDS = set(
-    "am an as at be by do go he hi if in is it me my no of oh ok on or ox pm so to up us we".split()
-)
+_SHORT = "am an as at be by do go he hi if in is it me my no of oh ok on or ox pm so to up us we"
+_TWO_LETTER_WORDS = {*_SHORT.split()}
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 _MATRIX = re.compile(
     r"(?P<bracket>[(\[]?)\\begin\{(?P<kind>(?P<own>[pb])?(?:small)?matrix|array)\}"
