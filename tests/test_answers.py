@@ -43,6 +43,12 @@ ANSWERISH = st.text(alphabet="0123456789.,+-*/^=%$ \\{}()[]_`abXY°\u2212ßtextr
         ("last_number", "so 3/4.", "3/4"),
         ("last_number", "pi is 3,1415", "1415"),
         ("last_number", "none", None),
+        ("last_number", "a loss: -$5.50", "-$5.50"),
+        ("last_number", r"so -\$1,234", r"-\$1,234"),
+        ("last_number", "5-$3 is left", "3"),
+        ("last_number", r"so $12{,}345$ in all", r"12{,}345"),
+        ("last_number", r"so -1\,234\,567.5 in all", r"-1\,234\,567.5"),
+        ("last_number", "so 1\u202f000\xa0000 in all", "1\u202f000\xa0000"),
         ("text", "  Paris \n", "Paris"),
         ("text", " \n", None),
         ("auto", r"#### 2 and \boxed{1}", "1"),
@@ -114,6 +120,8 @@ def test_extractor_is_linear(kind, unit):
         ("(1,200)", "(1,200)"),
         ("12 apples", "12 apples"),
         ("a  " * 200, " ".join(["a"] * 200)),
+        ("Cafe\u0301", "caf\u00e9"),
+        ("=\u03383", r"\ne 3"),
     ],
 )
 def test_normalise(answer, normal):
@@ -182,6 +190,8 @@ def test_equivalent_without_the_library(a, b, same, monkeypatch):
         ("0.333333", "1/3", False),
         ("0.3333", "1/3", False),
         ("3 or 4", "4", False),
+        ("(A) 3, (B) 5", "(A) 4, (B) 6", False),
+        ("A: 3, B: 5", "A", False),
         ("1/0", "2/0", False),
         (r"\frac{1}{", r"\frac{1}", False),
         ("x<3", r"(-\infty,3)", True),  # the library says True one way round only

@@ -53,3 +53,9 @@ def test_a_chat_answers_lines_until_an_empty_one(capsys, monkeypatch):
 def test_a_folder_without_a_policy_is_told_in_one_line(capsys, tmp_path):
     assert ask.command(["generate", str(tmp_path), "1+1="], RLIFModule) == 2
     assert "has neither checkpoints nor a model's config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", ["1+2=", "--samples=2"])
+def test_a_chat_refuses_what_it_would_not_read(capsys, more):
+    assert ask.command(["chat", "rlif-arithmetic", more], RLIFModule) == 2
+    assert "a chat reads lines of standard input" in capsys.readouterr().err

@@ -134,6 +134,14 @@ def test_a_name_counts_answers_over_problems_without_units():
         (r"(\sum_{k=1}^{3} k,1)", r"\sum_{k=1}^{3} k,1"),
         (r"\int_0^1 x^x dx", r"\int_0^1 x^x dx=1"),
         (r"\int_0^1 x^2 dx", "0.333333"),
+        ("3 4", "7"),  # it adds numbers that stand side by side
+        ("-1 2", "-3"),
+        (r"2\quad 3\quad 4", "9"),
+        ("1 2 3/4", "3/2"),
+        ("2^3^2", "64"),
+        ("3!!", "720"),
+        ("5'10\"", "510"),
+        ("5' 10''", "15"),
     ],
 )
 def test_what_the_library_gets_wrong_it_is_not_asked(a, b, monkeypatch):
@@ -176,6 +184,10 @@ def test_a_format_that_runs_away_is_not_found():
         ("The answer is 5, 6", "5, 6", "6, 5"),
         ("The answer is (B) 42", "(B)", "B"),
         ("The answer is **(B)**.", "(B)", "B"),
+        ("The answer is B) 42.", "B) 42", "B"),
+        ("The answer is B: the cat.", "B: the cat", "(B)"),
+        (r"so \boxed{B. 42}", "B. 42", "42"),
+        (r"so \boxed{\text{C. } \frac{1}{2}}", r"\text{C. } \frac{1}{2}", "C"),
         ("The answer is (1, 2).", "(1, 2)", "(1,2)"),
         ("The answer is 18 marbles.", "18 marbles", "18"),
         ("The answer is $18.50.", "$18.50", "18.5"),

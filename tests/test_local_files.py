@@ -74,6 +74,19 @@ def test_structs_of_different_keys_keep_their_texts(tmp_path):
     assert [row["x"]["gold"] for row in rows] == ["084", "null"]
 
 
+DATED = [
+    {"day": "2024-01-02", "at": {"time": ["2020-01-01T00:00:00Z"]}, "n": 1},
+    {"day": "2024-01-03 10:00", "at": {"time": []}, "n": 2},
+    {"day": None, "at": None, "n": 3},
+]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_texts_that_look_like_dates_stay_texts(tmp_path, name):
+    whole = lines(*DATED) if name == "a.jsonl" else json.dumps(DATED).encode()
+    assert load(tmp_path, name, whole) == DATED
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -126,6 +126,14 @@ def test_peft_s_own_refusal_names_the_setting():
         PolicyModel(Policy(FOLDER, lora=LoRA(options={"target_modules": ["no_such_layer"]})))
 
 
+@pytest.mark.filterwarnings("ignore:.*tied:UserWarning")
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_adapters_on_a_weight_that_head_and_embedding_share_are_refused(layer):
+    """Merged into the one matrix, the head's adapters would change the embeddings as well."""
+    with pytest.raises(ValueError, match=rf"target_modules adapts {layer}, whose weight .* share"):
+        adapted(options={"target_modules": ["q_proj", layer]})
+
+
 def test_a_folder_of_dora_adapters_is_refused_with_the_remedy():
     tensor = "model.layers.0.self_attn.q_proj.lora_magnitude_vector.default.weight"
     with pytest.raises(ValueError, match="use_dora: merge them into the base model"):

@@ -15,6 +15,7 @@ from harness.command_line import base
 from harness.runs import ONE, fit
 from rlif_lightning import cli
 from rlif_lightning.data.columns import column_values
+from rlif_lightning.data.curriculum import LearnableFirst
 from rlif_lightning.data.given_problems import as_source
 from rlif_lightning.data.loaders import EncodedSplit, TrainLoader
 from rlif_lightning.data.mixed_sources import EasyFirst, MixedProblems, shares
@@ -54,7 +55,21 @@ def test_validation_and_a_mixture_without_weights_have_every_problem_once():
     ):
         assert Counter(dataset["source"]) == {"a": 4, "b": 10}
         assert len(set(dataset["question"])) == 14
-        assert dataset["level"] == [None] * 4 + [1] * 10
+        assert [row["level"] for row in dataset if row["source"] == "a"] == [None] * 4
+        assert [row["level"] for row in dataset if row["source"] == "b"] == [1] * 10
+
+
+def test_the_first_validation_problems_are_of_every_source():
+    """They are what ``data.validation_prompts`` measures."""
+    sources = {"a": named("a", 40), "b": named("b", 10), "c": named("c", 1)}
+    dataset = MixedProblems(sources).load("validation")
+    assert sorted(dataset["question"]) == sorted(
+        row["question"] for each in sources.values() for row in each.load("validation")
+    )
+    for first, counts in ((5, {"a": 4, "b": 1}), (26, {"a": 20, "b": 5, "c": 1})):
+        assert Counter(dataset["source"][:first]) == counts
+    of_a = [row["question"] for row in dataset if row["source"] == "a"]
+    assert of_a == [f"a{k}" for k in range(40)]
 
 
 def test_a_source_of_sources_has_the_validation_problems_that_they_have():
@@ -92,6 +107,10 @@ def test_shares_by_hand():
         (lambda: EasyFirst(named("a", 2), "hard").load("train"), "its columns are"),
         (lambda: EasyFirst(named("a", 2, hard="x"), "hard").load("train"), "row 0 of the train"),
         (lambda: EasyFirst(named("a", 2), "hard", -1.0), "jitter=-1.0 must be"),
+        (
+            lambda: EasyFirst(LearnableFirst(named("a", 2), "vote"), "n"),
+            "source=LearnableFirst has an order of its own",
+        ),
     ],
 )
 def test_what_cannot_be_mixed_or_ordered_is_refused(make, message):

@@ -17,13 +17,16 @@ Span = tuple[int, int]  # first character, and the one after the last
 # CPU seconds that a user's pattern may take on one text.
 PATTERN_SECONDS = 0.2
 
-_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+# Between thousands: a comma, TeX's forms of it, TeX's thin space, and spaces that break no line.
+_COMMA = r"(?:,(?:\\!)?|\{,\}|\\,|[\u00a0\u2009\u202f])"
+_NUMBER = rf"(?:[0-9]{{1,3}}(?:{_COMMA}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _POWER = (
     r"(?:[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z])"
     r"|\s?(?:x|\*|\\times|\\cdot|\u00d7)\s?10\^(?:\{-?[0-9]+\}|-?[0-9]+))?"
 )
 _MIXED = r"[0-9]{1,4} [0-9]{1,4}/[0-9]{1,4}(?![0-9])|[0-9]{1,4}\\[dt]?frac\{[0-9]+\}\{[0-9]+\}"
-_SIGN = r"(?:(?<![\w.)\]}])[-+\u2212])?"  # "5-3" ends in 3, not in -3
+# "5-3" ends in 3, not in -3; "-$3" is a number below 0.
+_SIGN = r"(?:(?<![\w.)\]}])[-+\u2212](?:\\?\$)?)?"
 _LAST_NUMBER = re.compile(
     rf"((?<![0-9.]){_SIGN}(?:{_MIXED}|\\[dt]?frac\{{-?[0-9]+\}}\{{-?[0-9]+\}}"
     rf"|(?:{_NUMBER}){_POWER}(?:/[0-9]+)?)(?:\\?%)?)"
@@ -168,7 +171,7 @@ class AnswerExtractor:
     Kinds, each taking the last match: ``boxed`` (``\boxed{}`` or ``\fbox{}``, braces may nest),
     ``hash`` (``#### x`` to the end of the line), ``tag`` (``<answer>x</answer>``), ``phrase`` ("the
     answer is x", to the end of the sentence or to its reason; of "(B) 42" the letter),
-    ``last_number`` (sign, decimals, thousands commas, powers of ten, fractions, mixed numbers, per
+    ``last_number`` (sign, decimals, thousands, powers of ten, fractions, mixed numbers, per
     cent), ``regex`` (the one group of ``pattern``), ``text`` (the whole text), ``auto`` (the first
     of boxed, hash, phrase, last_number that finds something).
 

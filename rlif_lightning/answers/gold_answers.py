@@ -76,8 +76,8 @@ def _remedy(value: Any) -> str:
         return "leave such rows out, or set data.answer_column=null to train without labels"
     if isinstance(value, datetime.date):
         return (
-            "the reader of JSON takes such a text for a date; keep the rows as Parquet or CSV,"
-            " where it is a text"
+            "the reader of JSON takes such a text for a date; read the rows by LocalFiles, or keep"
+            " them as Parquet, where it is a text"
         )
     return "write it as a text"
 

@@ -1,7 +1,8 @@
 r"""Ask math-verify about what ``readers.py`` cannot read, except its known mistakes.
 
 The library drops bases, units, brackets and stray letters (``1011_2`` is 1011 to it, ``12+10t`` is
-22), so these are compared here first. Its time is bounded for one question
+22), so these are compared here first. It adds numbers that stand side by side (``3 4`` is 7 to it),
+so it is not asked about these. Its time is bounded for one question
 (``math_verify_process.py``), for a group and for a rollout (`Budget`); what is undecided when the
 time is used up counts as different.
 
@@ -32,6 +33,11 @@ _DECIMAL = re.compile(r"[0-9]\.[0-9]|(?<![0-9])\.[0-9]")
 _BRACKETS = re.compile(r"\\[{}]|[()\[\],]")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|approx|in)(?![A-Za-z])")
 _INDEX = re.compile(r"_\{[^{}]*\}")
+# What no reader is certain of, and what the library decides all the same: ``3 4`` (a list, but not
+# the mixed number ``3 1/4``), ``2^3^2``, ``3!!`` and ``5'10"``.
+_UNCERTAIN = re.compile(
+    r"(?<![\^_0-9.])[0-9.]+ [0-9.]+(?![0-9./])|!!|\^(?:\w|\{[^{}]*\})\^|[0-9] ?'.*[0-9]"
+)
 _COMPUTED = ("value", "function", "list", "sequence")
 
 
@@ -126,6 +132,8 @@ def _same_form(x: Reading, y: Reading) -> bool:
 
 def _believable(a: str, b: str, rounding: bool) -> bool:
     if not (_MATHS.search(a) and _MATHS.search(b)):
+        return False
+    if _UNCERTAIN.search(a) or _UNCERTAIN.search(b):
         return False
     if any(_RELATION.search(_INDEX.sub("", text)) for text in (a, b)):
         return False  # it compares one side of them, or calls two wrong statements equal

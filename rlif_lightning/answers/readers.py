@@ -51,35 +51,14 @@ _BRACKET = re.compile(r"\\[{}]|[()\[\]{}]")
 _SEPARATOR = re.compile(
     r"[,;] (?:and |or )?|[,;]| (?:and|or) |\\cup(?![A-Za-z])|\\(?:lor|vee)(?![A-Za-z])"
 )
-_LETTER = re.compile(r"\(([A-Ja-e])\)[.:]? ?(?=[0-9\\$.-]|[A-Za-z]{2})")
+_LETTER = re.compile(r"(?:\(([A-Ja-e])\)[.:]? ?|([A-J])(?:\. |\) ?|: ?))(?=[0-9\\$.-]|[A-Za-z]{2})")
+_LETTERS = re.compile(rf"[ ,;]{_LETTER.pattern}")
 _CLOCK = re.compile(
     r"([0-9]{1,2})(?::([0-5][0-9]))?(?:\.0+)? ?([ap])\.? ?m\b\.?|([0-9]{1,2}):([0-5][0-9])",
     re.IGNORECASE,
 )
-_TWO_LETTER_WORDS = {
-    *(
-        "am",
-        "an",
-        "as",
-        "at",
-        "be",
-        "by",
-        "do",
-        "go",
-        "he",
-        "hi",
-        "if",
-        "in",
-        "is",
-        "it",
-        "me",
-        "my",
-        "no",
-        "of",
-        "oh",
-    ),
-    *("ok", "on", "or", "ox", "pm", "so", "to", "up", "us", "we"),
-}
+_SHORT = "am an as at be by do go he hi if in is it me my no of oh ok on or ox pm so to up us we"
+_TWO_LETTER_WORDS = {*_SHORT.split()}
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 _MATRIX = re.compile(
     r"(?P<bracket>[(\[]?)\\begin\{(?P<kind>(?P<own>[pb])?(?:small)?matrix|array)\}"
@@ -145,12 +124,18 @@ def _read_words(text: str, depth: int) -> Reading | None:
 
 
 def _read_choice(text: str, depth: int) -> Reading | None:
-    """Read ``(B) 42``: the letter, beside which the text of the choice may be written."""
+    """Read ``(B) 42``, ``B. 42``, ``B) 42`` or ``B: 42``: the letter of a choice, beside its text.
+
+    Several letters, each with a text, are no choice: ``A: 3, B: 5``.
+    """
     match = _LETTER.match(text)
     if match is None:
         return None
+    if _LETTERS.search(text, match.end()):
+        return _unknown(text)
     rest = _read(text[match.end() :], depth + 1)
-    return Reading(value_key(parse(match[1].upper())), rest.alternates | {rest.key})
+    letter = (match[1] or match[2]).upper()
+    return Reading(value_key(parse(letter)), rest.alternates | {rest.key})
 
 
 def _read_clock(text: str, depth: int) -> Reading | None:

@@ -51,7 +51,8 @@ _CHARACTERS = str.maketrans(
         "\u03c9": r"\omega ",
         # full-width ASCII
         **{chr(0xFF01 + k): chr(0x21 + k) for k in range(94) if chr(0x21 + k) not in "-"},
-        **dict.fromkeys("\u2018\u2019", "'"),
+        **dict.fromkeys("\u2018\u2019\u2032", "'"),
+        **dict.fromkeys("\u201c\u201d\u2033", '"'),
         "\u202e": "",
     }
 )
@@ -124,8 +125,9 @@ _PLAIN = re.compile(r"(?:0|-?[1-9][0-9]*)")
 def normalise(answer: str) -> str:
     r"""Return the canonical spelling of an answer, with the same value. Idempotent.
 
-    Takes away surrounding whitespace, markdown emphasis, TeX's ``$``, a final period, ``\boxed{}``,
-    ``\left``, TeX spacing, ``\text{}``, "approximately", and spaces around operators and brackets.
+    Letters with accents are one character each. Takes away surrounding whitespace, markdown
+    emphasis, TeX's ``$``, a final period, ``\boxed{}``, ``\left``, TeX spacing, ``\text{}``,
+    "approximately", and spaces around operators and brackets.
     ``\dfrac`` becomes ``\frac``. ``½``, ``√2``, ``π``, ``x²``, ``≥`` and full-width characters
     become TeX; degree and per cent signs become ``°`` and ``%``, a dollar sign ``\$``. Thousands
     lose their commas and spaces (``1,234`` and ``28\,121\,600``, but ``81, 256`` and ``(1,200)``
@@ -136,7 +138,8 @@ def normalise(answer: str) -> str:
     """
     if _PLAIN.fullmatch(answer) and len(answer) <= MAX_LENGTH:
         return answer
-    text = " ".join(answer.split())
+    # One letter may be two characters: an accent behind its letter.
+    text = " ".join(unicodedata.normalize("NFC", answer).split())
     return text if len(text) > MAX_LENGTH else _normal(text)
 
 

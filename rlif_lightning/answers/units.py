@@ -27,8 +27,8 @@ _SPELLINGS = {
     "kilometer": "km kms kilometre kilometers kilometres",
     "centimeter": "cm cms centimetre centimeters centimetres",
     "millimeter": "mm mms millimetre millimeters millimetres",
-    "inch": "in inches",
-    "foot": "ft feet",
+    "inch": "in inches \" ''",
+    "foot": "ft feet '",
     "yard": "yd yds yards",
     "mile": "mi miles",
     "gram": "g gm gms grams gramme grammes",
@@ -140,6 +140,7 @@ _TAIL = re.compile(
 _MONEY = re.compile(
     r"([-+]?)(?:US)?(\\\$|£|€|¥|₹|(?:USD|US\$|Rs\.?|EUR|GBP)(?= ?[0-9.]))\s*([-+]?)"
 )
+_PRIMES = re.compile(r"([-+]?[0-9][0-9.,/ ]*)('{1,2}|\")")
 _NUMBER_END = re.compile(r"[0-9.}\])°]$|\\pi$")
 _VALUE_END = re.compile(r"[0-9)}\]A-Za-z.!|°]$")
 
@@ -179,6 +180,8 @@ def _behind(text: str) -> Parted:
         return Parted(text[:-1].strip(), 1, text[-1])
     if text[-1] in "£€¢¥" and text[:-1].strip()[-1:].isdigit():
         return Parted(text[:-1].strip(), 1, unit_name(text[-1]))
+    if primes := _PRIMES.fullmatch(text):
+        return Parted(primes[1].strip(), 1, _NAMES[primes[2]])
     match = next((match for match in _WORD.finditer(text) if _begins_unit(text, match)), None)
     if match is None or not _TAIL.fullmatch(text[match.start() :]):
         return Parted(text)

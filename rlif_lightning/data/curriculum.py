@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlif_lightning.data.mixed_sources import by_difficulty
+from rlif_lightning.data.mixed_sources import by_difficulty, refuse_order
 from rlif_lightning.data.prompt_table import PromptColumn, PromptTable
 from rlif_lightning.data.sources import ProblemSource, Split
 from rlif_lightning.records import RewardOutput, Rollout
@@ -57,9 +57,7 @@ class LearnableFirst(Curriculum):
     def __init__(
         self, source: ProblemSource, reward: str, target: float = 0.5, jitter: float = 0.1
     ) -> None:
-        if type(source).order is not ProblemSource.order:
-            kind = type(source).__name__
-            raise ValueError(f"source={kind} has an order of its own; leave {kind} out")
+        refuse_order(source)
         if not 0 <= jitter < np.inf or not np.isfinite(target):
             raise ValueError(
                 f"jitter={jitter} must be a number of at least 0, and target={target} finite"

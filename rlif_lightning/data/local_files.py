@@ -58,6 +58,19 @@ def open_files(form: str, paths: Sequence[Path]) -> Dataset:
             _check_encoding(path)
         for column in _any_kind(dataset.features):
             _refuse_mixture(column, paths)
+        return _with_texts_for_dates(dataset, paths)
+    return dataset
+
+
+def _with_texts_for_dates(dataset: Dataset, paths: Sequence[Path]) -> Dataset:
+    """Return JSON rows with their texts where the reader took these for dates.
+
+    A template would show "2024-01-02" as "2024-01-02 00:00:00".
+    """
+    dated = [name for name, kind in dataset.features.items() if "Value('timestamp" in str(kind)]
+    for name in dated:
+        values = [row.get(name) for path in paths for _, row in _json_rows(path)]
+        dataset = dataset.remove_columns(name).add_column(name, values)  # pyright: ignore[reportArgumentType]
     return dataset
 
 

@@ -22,7 +22,8 @@ class MixedProblems(ProblemSource):
 
     Every training problem of every source is in an epoch at least once. A source whose share is
     larger than its size is repeated: with sizes 100 and 300 and weights 1 and 1, each problem of
-    the first one comes three times. Validation has every problem once. The column ``source`` names
+    the first one comes three times. Validation has every problem once, in an order of which any
+    beginning (``data.validation_prompts``) has the same mixture. The column ``source`` names
     a problem's source, so that ``model.evaluation.subset_column=source`` measures each.
 
     Args:
@@ -85,13 +86,17 @@ class MixedProblems(ProblemSource):
             for name, dataset in loaded.items()
         ]
         try:
-            return concatenate_datasets(parts)
+            mixed = concatenate_datasets(parts)
         except (ValueError, TypeError) as error:
             kinds = {name: dict(dataset.features) for name, dataset in loaded.items()}
             raise ValueError(
                 f"sources: their columns do not fit together: {' '.join(str(error).split()):.300};"
                 f" they are {kinds!s:.600}; make a column one type in all of them"
             ) from error
+        if split == "train":
+            return mixed
+        place = np.concatenate([(np.arange(len(part)) + 0.5) / len(part) for part in parts])
+        return mixed.select(np.argsort(place, kind="stable"))
 
 
 def shares(sizes: dict[str, int], weights: dict[str, float]) -> dict[str, int]:
@@ -125,10 +130,11 @@ class EasyFirst(ProblemSource):
             difficulty, with equal ones in random order; 1 = it may come anywhere behind.
 
     Raises:
-        ValueError: a jitter below 0.
+        ValueError: a source with an order of its own, or a jitter below 0.
     """
 
     def __init__(self, source: ProblemSource, column: str, jitter: float = 0.1) -> None:
+        refuse_order(source)
         if not 0 <= jitter < math.inf:
             raise ValueError(f"jitter={jitter} must be a number of at least 0")
         self.source, self.column, self.jitter = source, column, jitter
@@ -163,6 +169,17 @@ class EasyFirst(ProblemSource):
     def order(self, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         """Return the order of an epoch, a function of the arguments alone."""
         return by_difficulty(self._difficulty[rows], self.jitter, seed, epoch)
+
+
+def refuse_order(source: ProblemSource) -> None:
+    """Refuse a source whose order of an epoch would not be kept.
+
+    Raises:
+        ValueError: names its class.
+    """
+    if type(source).order is not ProblemSource.order:
+        kind = type(source).__name__
+        raise ValueError(f"source={kind} has an order of its own; leave {kind} out")
 
 
 def by_difficulty(difficulty: np.ndarray, jitter: float, seed: int, epoch: int) -> np.ndarray:

@@ -32,6 +32,11 @@ def command(words: Sequence[str], module_class: Any) -> int:
     args = _parser().parse_args(words)
     silence()
     try:
+        if args.command == "chat" and (args.prompts or args.samples != 1):
+            raise ValueError(
+                "a chat reads lines of standard input, and answers each once: leave the prompts and"
+                " --samples out, or use rlif generate"
+            )
         module = load(args.place, module_class)
         given = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
         known = {name: value for name, value in given.items() if value is not None}

@@ -249,7 +249,26 @@ def _add_lora(model: Any, lora: LoRA) -> Any:
         adapted = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise ValueError(f"policy.lora={lora}: peft refuses it: {error}") from error
+    _refuse_shared(adapted, LoraLayer)
     return _with_drawn_adapters(adapted, LoraLayer)
+
+
+def _refuse_shared(model: Any, kind: type) -> None:
+    """Refuse adapters on a matrix that is embedding and head: no merged one could be both.
+
+    Raises:
+        ValueError: names the layer.
+    """
+    base = model.get_base_model()
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    shared = None not in ends and ends[0].weight is ends[1].weight
+    for name, layer in model.named_modules():
+        if shared and isinstance(layer, kind) and layer in ends:
+            raise ValueError(
+                f"policy.lora.options.target_modules adapts {name.rpartition('.')[2]}, whose weight"
+                " embedding and head share: merged into it (an export, a fork, vLLM), the adapters"
+                " of the one would change the other too; leave it out"
+            )
 
 
 def _with_drawn_adapters(model: Any, kind: type) -> Any:
