@@ -97,6 +97,9 @@ def made_arms() -> dict[str, Arm]:
     for rate in ("hot", "quarter"):  # the preset's two parts beside the vote, each alone
         arms[f"vote-{rate}-kl"] = Arm(("vote",), RATES[rate], (f"{REFERENCE_KL}.weight=0.03",))
         arms[f"preset-{rate}-no_kl"] = Arm(("preset",), RATES[rate], (f"{REFERENCE_KL}.weight=0",))
+    for weight in PAIR_KL:
+        settings = (f"{REFERENCE_KL}.weight={weight}",)
+        arms[f"paper-quarter-kl{weight}"] = Arm(("paper",), RATES["quarter"], settings)
     arms |= {f"vote-hot-{name}": Arm((name,)) for name in ("band", "majority")}
     for factor in ANSWERS:
         settings = (f"--model.answer_tokens.factor={factor}",)
@@ -143,6 +146,7 @@ def word_settings(name: str) -> tuple[str, ...]:
 
 
 REFERENCE_KL = "--model.objective.init_args.reference_kl"
+PAIR_KL = (0.005, 0.03)  # the paper's weight of its reference KL, and the preset's
 GRID = ((0.05, 0.2), (1, 0.02), (1, 0.2), (10, 0.02), (10, 0.2))  # 0.05, 0.02 is paper-hot
 SIZES = (32, 128, 512)  # distinct problems; the other arms have 4,800
 ANSWERS = (0, 0.25, 0.5, 0.75)  # share of the policy gradient that an answer's tokens get
@@ -181,6 +185,7 @@ CONTROLS = (
 LONG = ("vote-quarter", "preset-quarter", "preset-hot-guard", "gold-quarter")
 PARTS = ("vote-quarter-kl", "preset-quarter-no_kl")
 PARTS_HOT = ("vote-hot-kl", "preset-hot-no_kl")
+PAIR = tuple(f"paper-quarter-kl{weight}" for weight in PAIR_KL)
 KL_COV = (
     "paper-hot-no_kl_cov",
     "paper-hot-one_update",
@@ -196,6 +201,7 @@ PLAN = (
     Block("long", LONG, JUDGING, 1200),
     Block("which part holds", PARTS, JUDGING, 1200),
     Block("which part holds at the hot rate", PARTS_HOT, JUDGING, 300),
+    Block("the pair with a reference KL", PAIR, JUDGING, 300),
     Block("KL-Cov", KL_COV, FEW, 300),
     Block("distinct problems", ("certainty-hot", *PROBLEMS), FEW, 300),
     Block("groups and tokens left out", OTHERS, FEW, 300),

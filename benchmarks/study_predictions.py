@@ -90,7 +90,7 @@ def controls() -> Sequence[tuple[str, Rule]]:
 
 
 def parts() -> Sequence[tuple[str, Rule]]:
-    """Return the predictions about the preset's two parts, each without the other."""
+    """Return the predictions about the preset's parts, and about a reference KL for the pair."""
     return (
         (
             "At a quarter the reference KL alone keeps the vote for 1,200 rollouts",
@@ -102,6 +102,14 @@ def parts() -> Sequence[tuple[str, Rule]]:
         ),
         ("At the hot rate the reference KL does not keep the vote", Falls("vote-hot-kl", 4, 6)),
         ("Nor does the second reward without it", Falls("preset-hot-no_kl", *FALL)),
+        (
+            "With the paper's weight of the reference KL its pair falls at a quarter all the same",
+            Falls("paper-quarter-kl0.005", *FALL),
+        ),
+        (
+            "With the preset's weight it falls on half of the seeds at least",
+            Falls("paper-quarter-kl0.03", 3, 6),
+        ),
     )
 
 
