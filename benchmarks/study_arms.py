@@ -94,12 +94,6 @@ def made_arms() -> dict[str, Arm]:
     for weight, fraction in GRID:
         name, settings = f"paper-hot-w{weight}-f{fraction}", kl_cov(weight, fraction)
         arms[name] = Arm(("paper",), settings=settings)
-    for rate in ("hot", "quarter"):  # the preset's two parts beside the vote, each alone
-        arms[f"vote-{rate}-kl"] = Arm(("vote",), RATES[rate], (f"{REFERENCE_KL}.weight=0.03",))
-        arms[f"preset-{rate}-no_kl"] = Arm(("preset",), RATES[rate], (f"{REFERENCE_KL}.weight=0",))
-    for weight in PAIR_KL:
-        settings = (f"{REFERENCE_KL}.weight={weight}",)
-        arms[f"paper-quarter-kl{weight}"] = Arm(("paper",), RATES["quarter"], settings)
     arms |= {f"vote-hot-{name}": Arm((name,)) for name in ("band", "majority")}
     for factor in ANSWERS:
         settings = (f"--model.answer_tokens.factor={factor}",)
@@ -114,7 +108,19 @@ def made_arms() -> dict[str, Arm]:
             arms[f"{recipe}-hot-{size}"] = Arm((recipe,), settings=settings)
     for rate in ("hot", "quarter"):
         arms[f"vote-{rate}-offline"] = Arm(("offline",), RATES[rate], needs=("frozen",))
-    return arms | family_arms()
+    return arms | reference_kl_arms() | family_arms()
+
+
+def reference_kl_arms() -> dict[str, Arm]:
+    """Return the arms that tell the preset's two parts apart, and the pair with a reference KL."""
+    weights = {"vote-hot-kl": 0.03, "vote-quarter-kl": 0.03}
+    weights |= {"preset-hot-no_kl": 0, "preset-quarter-no_kl": 0}
+    weights |= {f"paper-quarter-kl{weight}": weight for weight in PAIR_KL}
+    arms = {}
+    for name, weight in weights.items():
+        recipe, rate, _ = name.split("-")
+        arms[name] = Arm((recipe,), RATES[rate], (f"{REFERENCE_KL}.weight={weight}",))
+    return arms
 
 
 def family_arms() -> dict[str, Arm]:
