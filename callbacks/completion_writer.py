@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlif_lightning.data.described import json_text
 from rlif_lightning.evaluation.completion_rows import NESTED, completion_records, with_json
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.processes.ranks import writes_completions
+from rlif_lightning.running.plain_json import json_lines
 from rlif_lightning.running.run_folder import naming, run_folder
 from rlif_lightning.whole_files import replaced
 
@@ -189,7 +189,7 @@ def write_records(
     if format == "jsonl":
         path = folder / f"completions{suffix}.jsonl"
         with naming(path), path.open("a", encoding="utf-8") as file:
-            file.writelines(json_text(record) + "\n" for record in records)
+            file.write(json_lines(records))
         return
     import pyarrow
     import pyarrow.parquet

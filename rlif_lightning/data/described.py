@@ -1,4 +1,4 @@
-"""Plain values: settings by name, whoever built the object, and JSON of them.
+"""Settings as plain values by name: what an object was built with, whoever built it.
 
 A dataclass knows its fields. Any other class of ours remembers the arguments of its constructor by
 inheriting from :class:`Described`, so that a run that was built in Python is described by the same
@@ -8,8 +8,6 @@ names as one that was built from YAML.
 from __future__ import annotations
 
 import inspect
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -126,31 +124,3 @@ def plain(value: Any) -> Any:
         if isinstance(value, kind):
             return kind(value)
     return None if value is None else str(value)
-
-
-def json_text(value: Any, indent: int | None = None) -> str:
-    """Return JSON of plain values, with null for each number that is not finite.
-
-    Python would write NaN and Infinity, at which ``datasets``, browsers and most other readers
-    stop.
-
-    Args:
-        value: numbers, texts, lists, dictionaries, and None.
-        indent: spaces of each level; None = one line.
-
-    Raises:
-        TypeError: there is something else in it.
-
-    Example:
-        >>> json_text({"score": float("nan"), "lengths": [3, float("inf")]})
-        '{"score": null, "lengths": [3, null]}'
-    """
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(child) for key, child in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(child) for child in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rlif_lightning.data.described import json_text, plain
+from rlif_lightning.data.described import plain
 from rlif_lightning.environments.base import Episode
 from rlif_lightning.masked import mean_over_completion
 from rlif_lightning.records import RewardOutput, Rollout
+from rlif_lightning.running.plain_json import json_text
 
 # Fields that some runs have. What is in them differs from row to row, so Parquet holds it as JSON.
 NESTED = ("episode", "extra")

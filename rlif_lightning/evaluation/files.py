@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from rlif_lightning.data.described import json_text
 from rlif_lightning.evaluation.bootstrap import CONFIDENCE
 from rlif_lightning.processes.ranks import data_rank, num_data_ranks, writes_completions
+from rlif_lightning.running.plain_json import json_lines, json_text
 from rlif_lightning.running.run_folder import run_folder
 from rlif_lightning.whole_files import replaced
 
@@ -45,7 +45,7 @@ class EvaluationFiles(Callback):
     def _add(self, outputs: Any) -> None:
         if self.completions is not None:
             with self.completions.open("a", encoding="utf-8") as file:
-                file.writelines(json_text(record) + "\n" for record in outputs["completions"])
+                file.write(json_lines(outputs["completions"]))
 
     def _end(self, trainer: Trainer, module: Any, stage: str) -> None:
         if self.folder is not None and trainer.is_global_zero:

@@ -18,12 +18,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
-from rlif_lightning.data.described import json_text
 from rlif_lightning.data.prompts import PromptData
 from rlif_lightning.evaluation.completion_rows import NESTED, with_json
 from rlif_lightning.processes.collectives import all_process_attempt
 from rlif_lightning.processes.ranks import writes_completions
 from rlif_lightning.running.former_settings import present_settings
+from rlif_lightning.running.plain_json import json_lines
 from rlif_lightning.running.run_folder import check_place, naming, run_folder
 from rlif_lightning.running.run_settings import prediction_settings
 from rlif_lightning.setting_types import check_types
@@ -252,7 +252,7 @@ class _Jsonl(_Output):
         """Append, so that an interruption can tear the last line only."""
         path = self.folder / f"completions-{self.rank:05d}.jsonl"
         with naming(path), path.open("a", encoding="utf-8") as file:
-            file.write("".join(json_text(record) + "\n" for record in records))
+            file.write(json_lines(records))
 
     def close(self) -> None:
         """Do nothing: nothing is left to write."""

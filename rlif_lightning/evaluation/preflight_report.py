@@ -13,8 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rlif_lightning.data.described import json_text
 from rlif_lightning.evaluation.preflight import THRESHOLDS, Findings, HeadFindings
+from rlif_lightning.running.plain_json import json_lines, json_text
 
 WIDTH = 80  # columns where the output is no terminal
 COLORS = {"good": "green", "caution": "yellow", "poor": "red"}
@@ -109,8 +109,7 @@ def write_findings(
     thresholds = {name: value for name, (value, _) in THRESHOLDS.items()}
     content = {**asdict(findings), "thresholds": thresholds, "memory_bytes": memory}
     path.write_text(json_text(content, indent=1) + "\n")
-    lines = "".join(json_text(record) + "\n" for record in records)
-    path.with_suffix(".jsonl").write_text(lines)
+    path.with_suffix(".jsonl").write_text(json_lines(records))
 
 
 def print_episodes(records: list[dict[str, Any]]) -> None:

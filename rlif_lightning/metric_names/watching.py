@@ -8,6 +8,7 @@ _EVAL = "rlif_lightning/evaluation/evaluator.py"
 _GUARD = "callbacks/collapse_guard.py"
 _MONITOR = "callbacks/entropy_monitor.py"
 _OVERCLAIM = "callbacks/overclaim_monitor.py"
+_TOKENS = "the rollout's tokens of all ranks; NaN without any"
 _TREND = "least squares over the last 20 rollouts, the same on all ranks"
 _SCHEDULER = "callbacks/kl_cov_scheduler.py"
 _STARE = "callbacks/stare_controller.py"
@@ -55,24 +56,9 @@ WATCHING = {
         _GUARD,
     ),
     "guard/alarms": Logged("alarms", "Alarms that are active.", SAME, _GUARD),
-    "entropy/p10": Logged(
-        "nats",
-        "10th percentile of token entropy.",
-        "the rollout's tokens of all ranks; NaN without any",
-        _MONITOR,
-    ),
-    "entropy/p50": Logged(
-        "nats",
-        "Median of token entropy.",
-        "the rollout's tokens of all ranks; NaN without any",
-        _MONITOR,
-    ),
-    "entropy/p90": Logged(
-        "nats",
-        "90th percentile of token entropy.",
-        "the rollout's tokens of all ranks; NaN without any",
-        _MONITOR,
-    ),
+    "entropy/p10": Logged("nats", "10th percentile of token entropy.", _TOKENS, _MONITOR),
+    "entropy/p50": Logged("nats", "Median of token entropy.", _TOKENS, _MONITOR),
+    "entropy/p90": Logged("nats", "90th percentile of token entropy.", _TOKENS, _MONITOR),
     "entropy/slope": Logged(
         "nats per rollout",
         "Trend of `policy/entropy`, by least squares over the last 20 rollouts.",

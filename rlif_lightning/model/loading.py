@@ -260,10 +260,11 @@ def _refuse_shared(model: Any, kind: type) -> None:
         ValueError: names the layer.
     """
     base = model.get_base_model()
-    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
-    shared = None not in ends and ends[0].weight is ends[1].weight
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if embedding is None or head is None or embedding.weight is not head.weight:
+        return
     for name, layer in model.named_modules():
-        if shared and isinstance(layer, kind) and layer in ends:
+        if isinstance(layer, kind) and layer in (embedding, head):
             raise ValueError(
                 f"policy.lora.options.target_modules adapts {name.rpartition('.')[2]}, whose weight"
                 " embedding and head share: merged into it (an export, a fork, vLLM), the adapters"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlif_lightning.running.plain_json import json_lines
 from rlif_lightning.running.run_folder import naming, run_folder
 
 FILE = "events.jsonl"
@@ -45,9 +45,8 @@ def record_event(
 def append_event(folder: Path, event: Mapping[str, Any], values: Mapping[str, float | str]) -> None:
     """Append one event from this process alone; see :func:`record_event`."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {name: _plain(value) for name, value in values.items()}
     with naming(folder / FILE), (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**event, "values": plain}, allow_nan=False) + "\n")
+        file.write(json_lines([{**event, "values": dict(values)}]))
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
@@ -60,7 +59,3 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
         except ValueError:  # it was being written when the process died
             continue
     return [event for event in events if isinstance(event, dict)]
-
-
-def _plain(value: float | str) -> float | str | None:
-    return value if isinstance(value, str) or math.isfinite(value) else None
