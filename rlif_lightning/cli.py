@@ -59,6 +59,8 @@ NO_ROOM = (
 
 
 SEEDS = ("model.seed", "data.seed")
+# Arguments that every subcommand takes, so that all can read one file -> the one that uses them.
+USED_BY = {"compare": "fit", "predictions": "predict"}
 
 
 class RLIFCLI(LightningCLI):
@@ -91,6 +93,10 @@ class RLIFCLI(LightningCLI):
         if self.named is None or prints:
             return super().parse_arguments(parser, args)
         config = self._subcommand_parsers[self.named].parse_args(self.words)
+        for word in self.words:
+            user = USED_BY.get(word.removeprefix("--").partition("=")[0].partition(".")[0])
+            if word.startswith("--") and user not in (None, self.named):
+                parser.error(f"{word}: {self.named} does not use it, {user} does; leave it out")
         self.config = Namespace(subcommand=self.named, **{self.named: config})
 
     def before_instantiate_classes(self) -> None:
