@@ -95,6 +95,20 @@ def test_openenv_objects():
     assert environment.step("x") == Step('{"board": "OXO", "turn": 2}', 0.0, info={"m": 2.0})
 
 
+@pytest.mark.parametrize("seen", [Record(board="..X", done=False), "..X"])
+def test_a_first_result_is_read_as_those_of_steps(seen):
+    """OpenEnv's clients return a whole result from ``reset``, AgentGym's a dictionary."""
+    for first in (
+        SimpleNamespace(observation=seen, reward=None, done=False),
+        {"observation": seen, "reward": 0.0, "done": False, "id": 7},
+    ):
+        environment = as_environment(
+            SimpleNamespace(reset=lambda it=first: it, step=lambda action, it=first: it)
+        )
+        assert environment.reset(seed=1) == "..X"
+        assert environment.step("x").observation == "..X"
+
+
 class SkyRL:
     closed = False
 
