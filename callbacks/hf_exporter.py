@@ -199,7 +199,8 @@ class HFExporter(KeepsBest, Callback):
         uses = list(dict.fromkeys([*self.uses, *label_uses(module, monitor, trainer.callbacks)]))
         rollouts, report = self.measured
         found = report.as_dict() if report and rollouts == self.written[name] else {}
-        return model_card(trainer, module, uses, (self.start, found))
+        measured = self.start, found
+        return model_card(trainer, module, uses, measured, self.merge_lora, self.dtype)
 
     def _renew_cards(self, trainer: Trainer, module: RLIFModule) -> None:
         """Add an evaluation after training to the cards of the policy that it measured."""
