@@ -86,10 +86,9 @@ class HFExporter(KeepsBest, Callback):
         """Find the folder (a collective), and refuse settings that could do nothing."""
         if stage != "fit" and not pl_module.fits_next:
             return
-        if self.folder is not None:
-            check_place("HFExporter.folder", Path(self.folder))
+        given = self.folder and check_place("HFExporter.folder", self.folder)
         self.own = own_files(trainer)
-        self.root = Path(self.folder or self.own.folder / "export")
+        self.root = given or self.own.folder / "export"
         if self.monitor is not None and trainer.limit_val_batches == 0:
             raise ValueError(
                 f"monitor={self.monitor!r} is read after evaluations, and"
