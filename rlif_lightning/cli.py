@@ -125,7 +125,7 @@ class RLIFCLI(LightningCLI):
         check_strategy(self._get(self.config_init, "trainer.strategy") or "auto")
         check_place(
             "trainer.default_root_dir",
-            Path(self._get(self.config_init, "trainer.default_root_dir") or "."),
+            self._get(self.config_init, "trainer.default_root_dir") or ".",
         )
         saves = self._get(self.config_init, "trainer.enable_checkpointing") is not False
         callbacks_given = self._get(self.config_init, "trainer.callbacks") or []
@@ -167,7 +167,7 @@ class RLIFCLI(LightningCLI):
         if not self.config.get("subcommand"):
             return
         config = self.config[self.config.subcommand]
-        root, wanted = Path(config.trainer.default_root_dir), config.ckpt_path
+        root, wanted = Path(config.trainer.default_root_dir).expanduser(), config.ckpt_path
         expected = None if wanted is None else expected_of(self.model)
         if (fork := config.get("fork_from")) is not None:
             self.trainer.set_fork(fork, None if wanted == "auto" else wanted)
