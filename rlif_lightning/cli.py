@@ -59,8 +59,9 @@ NO_ROOM = (
 
 
 SEEDS = ("model.seed", "data.seed")
-# Arguments that every subcommand takes, so that all can read one file -> the one that uses them.
-USED_BY = {"compare": "fit", "predictions": "predict"}
+# Arguments that every subcommand takes, so that all can read one file -> those for which somebody
+# gives them: first the one that uses them. preflight is tried with the words of fit.
+USED_BY = {"compare": ("fit", "preflight"), "predictions": ("predict",)}
 
 
 class RLIFCLI(LightningCLI):
@@ -94,9 +95,9 @@ class RLIFCLI(LightningCLI):
             return super().parse_arguments(parser, args)
         config = self._subcommand_parsers[self.named].parse_args(self.words)
         for word in self.words:
-            user = USED_BY.get(word.removeprefix("--").partition("=")[0].partition(".")[0])
-            if word.startswith("--") and user not in (None, self.named):
-                parser.error(f"{word}: {self.named} does not use it, {user} does; leave it out")
+            users = USED_BY.get(word.removeprefix("--").partition("=")[0].partition(".")[0])
+            if word.startswith("--") and users and self.named not in users:
+                parser.error(f"{word}: {self.named} does not use it, {users[0]} does; leave it out")
         self.config = Namespace(subcommand=self.named, **{self.named: config})
 
     def before_instantiate_classes(self) -> None:
