@@ -10,6 +10,7 @@ the user can put it right.
 from __future__ import annotations
 
 import errno
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,9 @@ NO_ROOM = (
 
 
 SEEDS = ("model.seed", "data.seed")
-# Arguments that every subcommand takes, so that all can read one file -> those for which somebody
-# gives them: first the one that uses them. preflight is tried with the words of fit.
-USED_BY = {"compare": ("fit", "preflight"), "predictions": ("predict",)}
+# Words that would have no effect -> the subcommands for which they are meant, first the one that
+# uses them. Every subcommand takes them, so that all can read one file; preflight has fit's words.
+USED_BY = {"--compare=true": ("fit", "preflight"), "--predictions.": ("predict",)}
 
 
 class RLIFCLI(LightningCLI):
@@ -94,9 +95,8 @@ class RLIFCLI(LightningCLI):
         if self.named is None or prints:
             return super().parse_arguments(parser, args)
         config = self._subcommand_parsers[self.named].parse_args(self.words)
-        for word in self.words:
-            users = USED_BY.get(word.removeprefix("--").partition("=")[0].partition(".")[0])
-            if word.startswith("--") and users and self.named not in users:
+        for word, (said, users) in itertools.product(self.words, USED_BY.items()):
+            if word.startswith(said) and self.named not in users:
                 parser.error(f"{word}: {self.named} does not use it, {users[0]} does; leave it out")
         self.config = Namespace(subcommand=self.named, **{self.named: config})
 

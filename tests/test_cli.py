@@ -55,7 +55,7 @@ def test_print_config_gives_a_config_that_parses(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "word", "user"),
-    [("fit", "--predictions.folder=x", "predict"), ("validate", "--compare=false", "fit")],
+    [("fit", "--predictions.folder=x", "predict"), ("validate", "--compare=true", "fit")],
 )
 def test_an_argument_without_effect_is_refused(command, word, user, capsys, tmp_path):
     """It is in files that several subcommands read; on the command line somebody means it."""
