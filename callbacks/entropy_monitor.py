@@ -42,9 +42,10 @@ class EntropyMonitor(Described, Callback):
             pl_module.log(name, value, batch_size=1)
         mean = float(trainer.callback_metrics["policy/entropy"])
         self.history.extend([] if math.isnan(mean) else [mean])
+        slope = math.nan  # of one rollout there is none, and a detector may watch it
         if len(self.history) > 1:
             slope = float(np.polyfit(np.arange(len(self.history)), np.array(self.history), 1)[0])
-            pl_module.log("entropy/slope", slope, batch_size=1)
+        pl_module.log("entropy/slope", slope, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the slope's mean entropies."""

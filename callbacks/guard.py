@@ -194,7 +194,7 @@ class Guard(Described, Callback, ABC):
         if detector.metric not in logged:
             raise ValueError(
                 f"detectors.{name}.metric={detector.metric!r} is not logged by this run; logged:"
-                f" {', '.join(sorted(logged))}"
+                f" {', '.join(sorted(logged))}; a callback that logs it stands before {self.name}"
             )
         judged = detector.runs in kinds and not (detector.space == "drive" and "anchored" in kinds)
         return float(logged[detector.metric]) if judged else math.nan

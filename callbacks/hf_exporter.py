@@ -86,10 +86,9 @@ class HFExporter(KeepsBest, Callback):
         """Find the folder (a collective), and refuse settings that could do nothing."""
         if stage != "fit" and not pl_module.fits_next:
             return
-        if self.folder is not None:
-            check_place("HFExporter.folder", Path(self.folder))
+        given = self.folder and check_place("HFExporter.folder", self.folder)
         self.own = own_files(trainer)
-        self.root = Path(self.folder or self.own.folder / "export")
+        self.root = given or self.own.folder / "export"
         if self.monitor is not None and trainer.limit_val_batches == 0:
             raise ValueError(
                 f"monitor={self.monitor!r} is read after evaluations, and"
@@ -199,7 +198,8 @@ class HFExporter(KeepsBest, Callback):
         uses = list(dict.fromkeys([*self.uses, *label_uses(module, monitor, trainer.callbacks)]))
         rollouts, report = self.measured
         found = report.as_dict() if report and rollouts == self.written[name] else {}
-        return model_card(trainer, module, uses, (self.start, found))
+        measured = self.start, found
+        return model_card(trainer, module, uses, measured, self.merge_lora, self.dtype)
 
     def _renew_cards(self, trainer: Trainer, module: RLIFModule) -> None:
         """Add an evaluation after training to the cards of the policy that it measured."""

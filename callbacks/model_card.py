@@ -27,7 +27,14 @@ RECIPE = (
 Figures = Mapping[str, Any]  # of ``Report.as_dict``
 
 
-def model_card(trainer: Any, module: Any, uses: Sequence[str], measured: Sequence[Figures]) -> str:
+def model_card(
+    trainer: Any,
+    module: Any,
+    uses: Sequence[str],
+    measured: Sequence[Figures],
+    is_merged: bool = False,
+    dtype: str | None = None,
+) -> str:
     """Return the card as Markdown with front matter.
 
     Paths of this machine are written as their last part.
@@ -37,6 +44,8 @@ def model_card(trainer: Any, module: Any, uses: Sequence[str], measured: Sequenc
         module: the ``RLIFModule``, with the policy that is exported.
         uses: how gold answers reached the weights (`label_uses`).
         measured: the evaluation of the starting policy and that of this one; either may be ``{}``.
+        is_merged: whether adapters were added to the weights.
+        dtype: that the weights are exported in; None = as they are trained.
     """
     base, data = module.policy_settings.name, getattr(trainer, "datamodule", None)
     rollouts, settings = int(module.num_rollouts), run_settings(trainer, module)
@@ -54,14 +63,14 @@ def model_card(trainer: Any, module: Any, uses: Sequence[str], measured: Sequenc
         "Labels": _labels(module, uses),
         "Rewards": _rewards(module),
         "Data": _data(data),
-        "Measured": _measured(*measured),
+        "Measured": _measured(*measured, rounding=_rounding(module, dtype)),
         "Prompts": _prompts(data),
         "Recipe": _table(("setting", "value"), ([f"`{n}`", _shown(v)] for n, v in recipe.items())),
         "Versions": _table(("package", "version"), versions().items()),
     }
     sections = "\n\n".join(f"## {name}\n\n{text}" for name, text in parts.items() if text)
     return (
-        f"---\n{_front_matter(module, data, uses)}\n---\n\n"
+        f"---\n{_front_matter(module, data, uses, is_merged)}\n---\n\n"
         f"# A policy trained from {_shown(base)}\n\n"
         f"Trained by {_way(module)} from {rollouts} rollouts in {trainer.global_step}"
         f" optimiser steps of `{type(module.objective).__name__}`, with rlif-lightning.\n\n"
@@ -73,11 +82,11 @@ def _way(module: Any) -> str:
     return "reinforcement learning" if module.objective.needs_rewards else "supervised learning"
 
 
-def _front_matter(module: Any, data: Any, uses: Sequence[str]) -> str:
+def _front_matter(module: Any, data: Any, uses: Sequence[str], is_merged: bool) -> str:
     from huggingface_hub import ModelCardData
 
     base, source = module.policy_settings.name, getattr(data, "source", None)
-    has_adapters = module.policy_settings.lora is not None
+    has_adapters = module.policy_settings.lora is not None and not is_merged
     named = [source.name] if isinstance(source, HubDataset) and _is_hub_name(source.name) else None
     label_free = [] if uses else ["label-free"]
     return ModelCardData(
@@ -135,7 +144,15 @@ def _source(source: Any) -> dict[str, Any]:
     return kind | describe(arguments_of(source), "source") if arguments_of(source) else kind
 
 
-def _measured(before: Figures, after: Figures) -> str:
+def _rounding(module: Any, dtype: str | None) -> str:
+    """Say where the exported numbers are others than those that were measured."""
+    trained = str(module.policy.causal_lm.dtype).removeprefix("torch.")
+    if dtype in (None, trained):
+        return ""
+    return f" They were measured with weights in {trained}, and these are in {dtype}."
+
+
+def _measured(before: Figures, after: Figures, rounding: str) -> str:
     if not after:
         return "This policy was not evaluated before it was written."
     share = f"{100 * CONFIDENCE:g} % interval"
@@ -146,7 +163,7 @@ def _measured(before: Figures, after: Figures) -> str:
     ]
     return (
         f"On {after['problems']} held-out problems, with each figure's {share} over problems."
-        " Accuracies are measured with gold answers.\n\n"
+        f" Accuracies are measured with gold answers.{rounding}\n\n"
         + _table(("figure", "before training", "this policy"), rows)
     )
 

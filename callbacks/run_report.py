@@ -31,12 +31,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="page to write (default: report.html, in the folder of a single run)",
+        help="page to write, or the folder of its report.html (default: that of a single run)",
     )
     parser.add_argument("--title", help="heading of the page")
     args = parser.parse_args(arguments)
     named = [_named(run) for run in args.runs]
     out = args.out or (named[0][1] / "report.html" if len(named) == 1 else Path("report.html"))
+    out = out / "report.html" if out.is_dir() or not out.suffix else out
     try:
         runs = [read_run(folder, label) for label, folder in named]
     except ValueError as error:

@@ -10,6 +10,7 @@ the user can put it right.
 from __future__ import annotations
 
 import errno
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ NO_ROOM = (
 
 
 SEEDS = ("model.seed", "data.seed")
+# Words that would have no effect -> the subcommands for which they are meant, first the one that
+# uses them. Every subcommand takes them, so that all can read one file; preflight has fit's words.
+USED_BY = {"--compare=true": ("fit", "preflight"), "--predictions.": ("predict",)}
 
 
 class RLIFCLI(LightningCLI):
@@ -91,6 +95,9 @@ class RLIFCLI(LightningCLI):
         if self.named is None or prints:
             return super().parse_arguments(parser, args)
         config = self._subcommand_parsers[self.named].parse_args(self.words)
+        for word, (said, users) in itertools.product(self.words, USED_BY.items()):
+            if word.startswith(said) and self.named not in users:
+                parser.error(f"{word}: {self.named} does not use it, {users[0]} does; leave it out")
         self.config = Namespace(subcommand=self.named, **{self.named: config})
 
     def before_instantiate_classes(self) -> None:
@@ -119,7 +126,7 @@ class RLIFCLI(LightningCLI):
         check_strategy(self._get(self.config_init, "trainer.strategy") or "auto")
         check_place(
             "trainer.default_root_dir",
-            Path(self._get(self.config_init, "trainer.default_root_dir") or "."),
+            self._get(self.config_init, "trainer.default_root_dir") or ".",
         )
         saves = self._get(self.config_init, "trainer.enable_checkpointing") is not False
         callbacks_given = self._get(self.config_init, "trainer.callbacks") or []
@@ -161,7 +168,7 @@ class RLIFCLI(LightningCLI):
         if not self.config.get("subcommand"):
             return
         config = self.config[self.config.subcommand]
-        root, wanted = Path(config.trainer.default_root_dir), config.ckpt_path
+        root, wanted = Path(config.trainer.default_root_dir).expanduser(), config.ckpt_path
         expected = None if wanted is None else expected_of(self.model)
         if (fork := config.get("fork_from")) is not None:
             self.trainer.set_fork(fork, None if wanted == "auto" else wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ class RLIFTrainer(Trainer):
         check_precision(kwargs.get("precision"))
         check_trainer(kwargs)
         kwargs = {**DEFAULTS, **kwargs}
+        if (folder := kwargs.get("default_root_dir")) is not None:
+            kwargs["default_root_dir"] = os.path.expanduser(folder)  # for loggers as well
         refuse_duplicate_callbacks(callbacks if isinstance(callbacks, list) else [])
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
         if not kwargs.get("barebones"):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from callbacks import EntropyMonitor, KLCovScheduler
+from callbacks.guard_detectors import DETECTORS
 from callbacks.kl_cov_scheduler import Schedule
-from harness.runs import TINY, callback_of, column, marked, run_with, whole_and_resumed
+from harness.runs import TINY, adding, callback_of, column, marked, run_with, whole_and_resumed
 
 LOOP = {"start": 0.1, "target": (1.0, 2.0), "bounds": (0.01, 1.0)}
 
@@ -25,7 +26,17 @@ def test_entropy_monitor_logs_percentiles_and_slope(tmp_path, monkeypatch):
     assert low != high
     windows = [means[max(0, end - 3) : end] for end in (2, 3, 4)]
     expected = [float(np.polyfit(range(len(window)), window, 1)[0]) for window in windows]
-    assert column(tmp_path, "entropy/slope") == pytest.approx(expected, abs=1e-6)
+    expected = pytest.approx([math.nan, *expected], abs=1e-6, nan_ok=True)
+    assert column(tmp_path, "entropy/slope") == expected
+
+
+def test_a_detector_can_watch_the_trend_though_one_rollout_has_none(tmp_path):
+    falls = {"metric": "entropy/slope", "side": "below", "bound": 1e9, "window": 2}
+    others = dict.fromkeys(DETECTORS)
+    guard = adding("CollapseGuard", detectors={**others, "falls": {**falls, "severity": "notice"}})
+    run_with(tmp_path, "EntropyMonitor", *TINY, guard, rollouts=3)
+    [event] = [each for each in marked(tmp_path / "version_0") if "falls" in each["message"]]
+    assert event["rollout"] == 3  # the second slope is that of the third rollout
 
 
 @pytest.mark.slow  # test_update.py has the figures of picked tokens by hand

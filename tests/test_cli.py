@@ -53,6 +53,21 @@ def test_print_config_gives_a_config_that_parses(capsys, tmp_path):
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.parametrize(
+    ("command", "word", "user"),
+    [("fit", "--predictions.folder=x", "predict"), ("validate", "--compare=true", "fit")],
+)
+def test_an_argument_without_effect_is_refused(command, word, user, capsys, tmp_path):
+    """It is in files that several subcommands read; on the command line somebody means it."""
+    cli_words = [command, *base("--compare"), word, f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.raises(SystemExit) as info:
+        cli.main(cli_words)
+    assert info.value.code == 2
+    said = f"{word}: {command} does not use it, {user} does; leave it out"
+    assert said in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
 def test_help_names_the_units(capsys):
     with pytest.raises(SystemExit):
         cli.main(["fit", "--help"])

@@ -346,6 +346,10 @@ def test_resuming_keeps_baselines_alarms_and_scaled_settings(tmp_path):
             {"detectors": {"mine": {**ALWAYS, "metric": "val/loss"}}},
             "'val/loss' is not logged by this run; logged: ",
         ),
+        (
+            {"detectors": {"mine": {**ALWAYS, "metric": "entropy/p10"}}},
+            "a callback that logs it stands before CollapseGuard",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_run_are_refused(tmp_path, capsys, settings, message):

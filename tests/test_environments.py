@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from types import SimpleNamespace
 
@@ -93,6 +94,20 @@ def test_openenv_objects():
     environment = as_environment(OpenEnv())
     assert environment.reset(seed=1, level=3) == "..X"
     assert environment.step("x") == Step('{"board": "OXO", "turn": 2}', 0.0, info={"m": 2.0})
+
+
+@pytest.mark.parametrize("seen", [Record(board="..X", done=False), "..X"])
+def test_a_first_result_is_read_as_those_of_steps(seen):
+    """OpenEnv's clients return a whole result from ``reset``, AgentGym's a dictionary."""
+    for first in (
+        SimpleNamespace(observation=seen, reward=None, done=False),
+        {"observation": seen, "reward": 0.0, "done": False, "id": 7},
+    ):
+        environment = as_environment(
+            SimpleNamespace(reset=lambda it=first: it, step=lambda action, it=first: it)
+        )
+        assert environment.reset(seed=1) == "..X"
+        assert environment.step("x").observation == "..X"
 
 
 class SkyRL:
@@ -421,3 +436,34 @@ def test_games_of_textarena(name):
     again = as_environment(textarena.make(name))
     assert again.reset(seed=3) == first
     assert environment.reset(seed=3) == first
+
+
+def test_a_tool_may_be_a_coroutine_function():
+    """Its result is what the policy reads, and not the text of an object that nobody awaits."""
+
+    class Tools:
+        def reset(self, **row):
+            self.asked = []
+
+        async def double(self, n: int) -> int:
+            """
+            Double a number.
+
+            Args:
+                n: The number.
+            """
+            await asyncio.sleep(0)
+            if n < 0:
+                raise ValueError("too small")
+            self.asked.append(n)
+            return 2 * n
+
+    made = Tools()
+    environment = as_environment(made)
+    environment.reset(seed=1)
+    call = '<tool_call>{{"name": "double", "arguments": {{"n": {}}}}}</tool_call>'
+    assert environment.step(call.format(4)).observation[0]["content"] == "8"
+    said = environment.step(call.format(-1)).observation[0]["content"]
+    assert said == '{"error": "ValueError: too small"}'
+    assert made.asked == [4]
+    assert environment.metrics()["tools/failed"] == 1

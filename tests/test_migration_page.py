@@ -20,6 +20,7 @@ from rlif_lightning.running.run_checkpoints import RunCheckpoints
 from rlif_lightning.running.stock_callbacks import REFUSED
 
 PAGE = (ROOT / "docs" / "migration.md").read_text()
+PEERS = (ROOT / "docs" / "peers.md").read_text()
 OURS = re.compile(r"`((?:model|data|trainer)\.[\w.]+|seed_everything|compare|ckpt_path)`")
 CHOSEN = ("model.objective", "model.advantage", "model.engine", "model.optimizer")  # by class
 
@@ -50,6 +51,20 @@ def test_our_keys_on_the_page_exist():
     ]
     assert len(named()) > 40
     assert not unknown
+
+
+def test_nothing_is_denied_that_the_page_on_peers_has():
+    """Keys of TRL and verl beside which that page names a setting of ours."""
+    lines = [line.split("|")[1:-1] for line in PEERS.splitlines() if line.startswith("| ")]
+    has = {
+        key
+        for _, trl, verl, ours, *_ in (line for line in lines if len(line) >= 5)
+        for key in re.findall(r"`(\w+)`", trl + verl)
+        if "`" in ours
+    }
+    denied = {key for row in rows() if row[1:2] == ["-"] for key in re.findall(r"\w+", row[0])}
+    assert len(has) > 20
+    assert not has & denied
 
 
 def test_our_classes_on_the_page_exist():

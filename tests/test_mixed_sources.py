@@ -75,9 +75,19 @@ def test_the_first_validation_problems_are_of_every_source():
 def test_a_source_of_sources_has_the_validation_problems_that_they_have():
     train, both = as_source([{"question": "1+1=", "n": 1}]), named("a", 1)
     assert not EasyFirst(train, "n").has("validation")
-    assert not MixedProblems({"a": both, "b": train}).has("validation")
+    assert not MixedProblems({"a": train, "b": train}).has("validation")
     assert MixedProblems({"a": both, "b": both}).has("validation")
     assert TrainingProblems(train).has("validation")
+
+
+def test_a_mixture_validates_on_the_sources_that_can(caplog):
+    """One source without validation problems took the figures of all away."""
+    mixed = MixedProblems({"a": named("a", 3), "b": as_source([{"question": "1+1="}])})
+    assert mixed.has("validation")
+    assert mixed.has("train")
+    with caplog.at_level("INFO"):
+        assert mixed.load("validation")["question"] == ["a0", "a1", "a2"]
+    assert "measures ['a'] alone: ['b'] have no validation problems" in caplog.text
 
 
 def test_a_mixture_refuses_an_order_that_it_would_not_keep():

@@ -62,6 +62,7 @@ def test_figures_are_those_of_evaluation_json_with_intervals(run):
         for entry in (before, after)
     ]
     text = card_of(run[0])[1]
+    assert "measured with weights in" not in text
     assert f"| accuracy | {cells[0]} | {cells[1]} |" in text
     assert "On 8 held-out problems" in text
 
@@ -112,6 +113,21 @@ def test_labels_by_a_gate_and_by_the_choice_are_on_the_card(tmp_path):
     assert "- the gate of reward `vote` reads `gold` (GoldAnswer)" in text
     assert "- this policy was chosen by `val/accuracy`, which needs gold answers" in text
     assert "chosen by" not in card_of(tmp_path)[1].split("This is derived")[0]
+
+
+def test_merged_adapters_are_a_whole_model_and_other_numbers_are_said_to_be_other(tmp_path):
+    """The hub tells readers by `library_name` how to load it: peft finds no adapters there."""
+    pytest.importorskip("peft")
+    fit(
+        tmp_path,
+        *ONE,
+        "--model.policy.lora={rank: 4}",
+        adding("HFExporter", merge_lora=True, dtype="bfloat16"),
+        *MEASURED,
+    )
+    front, text = card_of(tmp_path)
+    assert front["library_name"] == "transformers"
+    assert "measured with weights in float32, and these are in bfloat16" in text
 
 
 @pytest.mark.parametrize(

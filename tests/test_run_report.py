@@ -208,6 +208,16 @@ def test_the_module_is_a_command(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("one_picture")
+@pytest.mark.parametrize("place", ["there", "new"])
+def test_a_page_may_be_named_by_a_folder(tmp_path, place):
+    folder = folder_of(tmp_path / "run", "0,0,1.5")
+    (tmp_path / "there").mkdir()
+    main([str(folder), "--out", str(tmp_path / place)])
+    assert (tmp_path / place / "report.html").is_file()
+    assert list((tmp_path / place / "report").glob("*.png"))
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
 def test_a_killed_runs_torn_line_is_left_out_and_told(tmp_path):
     folder = folder_of(tmp_path, "0,0,0.3,0.5,1.0,0.1,", "0,1,0.2,0.6,1.0,0.2,", "0,2,0.1", end="")
     (folder / "completions.jsonl").write_text(

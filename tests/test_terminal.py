@@ -46,6 +46,14 @@ def test_the_header_says_what_is_trained(shown):
     ]
 
 
+def test_the_header_says_where_an_evaluation_draws_otherwise(tmp_path, capsys):
+    """What a config leaves out of `evaluation.sampling` is not as in training."""
+    own = ["--model.evaluation.sampling.temperature=0.6", "--model.sampling.stop=['#']"]
+    fit(tmp_path, *TINY, *ONE, *own)
+    [line] = [it for it in capsys.readouterr().out.splitlines() if it.startswith("  evaluated")]
+    assert line.startswith("  evaluated with max_new_tokens 128 (training: 8), stop [] (training:")
+
+
 def test_a_file_gets_a_line_for_each_tenth_of_the_rollouts(shown):
     lines = [line for line in shown[0].splitlines() if line.startswith("rollout ")]
     assert [line.split()[1] for line in lines] == ["1/2", "2/2"]

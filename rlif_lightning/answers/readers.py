@@ -15,7 +15,7 @@ from functools import lru_cache
 from rlif_lightning.answers.expression_tokens import Key, Unreadable
 from rlif_lightning.answers.expressions import parse
 from rlif_lightning.answers.reading import Reading, ordered, required, unordered, with_unit
-from rlif_lightning.answers.relations import read_relation
+from rlif_lightning.answers.relations import between, read_relation
 from rlif_lightning.answers.spelling import MAX_LENGTH
 from rlif_lightning.answers.units import split_unit
 from rlif_lightning.answers.values import value_key
@@ -49,8 +49,9 @@ _SYNONYMS: dict[str, Key] = {
 _CLOSERS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 _BRACKET = re.compile(r"\\[{}]|[()\[\]{}]")
 _SEPARATOR = re.compile(
-    r"[,;] (?:and |or )?|[,;]| (?:and|or) |\\cup(?![A-Za-z])|\\(?:lor|vee)(?![A-Za-z])"
+    r"[,;] (?:and |or )?|[,;]| (?:and|or) |\\cup(?![A-Za-z])|\\(?:lor|vee|land|wedge)(?![A-Za-z])"
 )
+_AND = re.compile(r"(?<![,;]) and |\\(?:land|wedge)(?![A-Za-z])")
 _LETTER = re.compile(r"(?:\(([A-Ja-e])\)[.:]? ?|([A-J])(?:\. |\) ?|: ?))(?=[0-9\\$.-]|[A-Za-z]{2})")
 _LETTERS = re.compile(rf"[ ,;]{_LETTER.pattern}")
 _CLOCK = re.compile(
@@ -161,7 +162,9 @@ def _read_list(text: str, depth: int) -> Reading | None:
         return None
     if not all(parts):
         raise Unreadable(text)
-    return unordered([_read(part, depth + 1) for part in _with_both_signs(parts)])
+    readings = [_read(part, depth + 1) for part in _with_both_signs(parts)]
+    both = between(readings) if _AND.search(text) else None
+    return both or unordered(readings)
 
 
 def _united(parts: list[str]) -> list[str]:

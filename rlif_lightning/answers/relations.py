@@ -147,6 +147,26 @@ def _between(sides: Sequence[str], signs: Sequence[str], read: Callable[[str], R
     return with_label(ordered([read(sides[0]), read(sides[2])], opener, closer), name)
 
 
+def between(parts: Sequence[Reading]) -> Reading | None:
+    """Return the interval in which two inequalities of one variable both hold.
+
+    Returns:
+        None where they are no such two, or where no number is in both: then a writer who joins
+        them by "and" lists what is possible.
+    """
+    if len(parts) != 2 or not parts[0].label or parts[0].label != parts[1].label:
+        return None
+    ends = [part.bare for part in parts if part.bare[0] == "sequence" and len(part.bare) == 5]
+    low = [end for end in ends if end[4] == ("infinite", 1)]
+    high = [end for end in ends if end[3] == ("infinite", -1)]
+    if not (len(low) == len(high) == 1 and low[0][3][0] == high[0][4][0] == "value"):
+        return None
+    if not float(low[0][3][1]) < float(high[0][4][1]):
+        return None
+    key = ("sequence", low[0][1], high[0][2], low[0][3], high[0][4])
+    return with_label(Reading(key, core=key), parts[0].label)
+
+
 def _constant(text: str) -> bool:
     """Return whether a side has no letters."""
     if re.fullmatch(r"[-+]?\\infty", text):

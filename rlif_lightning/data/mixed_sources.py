@@ -7,6 +7,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.data.columns import check_column, column_values
 from rlif_lightning.data.sources import ProblemSource, Split
@@ -23,8 +24,9 @@ class MixedProblems(ProblemSource):
     Every training problem of every source is in an epoch at least once. A source whose share is
     larger than its size is repeated: with sizes 100 and 300 and weights 1 and 1, each problem of
     the first one comes three times. Validation has every problem once, in an order of which any
-    beginning (``data.validation_prompts``) has the same mixture. The column ``source`` names
-    a problem's source, so that ``model.evaluation.subset_column=source`` measures each.
+    beginning (``data.validation_prompts``) has the same mixture; a source that has no validation
+    problems is left out, and is named. The column ``source`` names a problem's source, so that
+    ``model.evaluation.subset_column=source`` measures each.
 
     Args:
         sources: name -> source. Prompts and answers need the same columns in each; a column that
@@ -58,8 +60,9 @@ class MixedProblems(ProblemSource):
         self.sources, self.weights = sources, weights
 
     def has(self, split: Split) -> bool:
-        """Return whether every source has the split."""
-        return all(source.has(split) for source in self.sources.values())
+        """Return whether every source has the training split, or any has validation problems."""
+        combine = all if split == "train" else any
+        return combine(source.has(split) for source in self.sources.values())
 
     def load(self, split: Split) -> Dataset:
         """Load and mix one split.
@@ -69,7 +72,7 @@ class MixedProblems(ProblemSource):
         """
         from datasets import concatenate_datasets
 
-        loaded = {name: source.load(split) for name, source in self.sources.items()}
+        loaded = {name: source.load(split) for name, source in self._having(split).items()}
         for name, dataset in loaded.items():
             if NAME_COLUMN in dataset.column_names:
                 raise ValueError(
@@ -97,6 +100,17 @@ class MixedProblems(ProblemSource):
             return mixed
         place = np.concatenate([(np.arange(len(part)) + 0.5) / len(part) for part in parts])
         return mixed.select(np.argsort(place, kind="stable"))
+
+    def _having(self, split: Split) -> dict[str, ProblemSource]:
+        """Return the sources of a split; what lacks training problems says so itself."""
+        if split == "train" or not self.has(split):
+            return self.sources
+        having = {name: source for name, source in self.sources.items() if source.has(split)}
+        if without := sorted(self.sources.keys() - having.keys()):
+            rank_zero_info(
+                f"validation measures {sorted(having)} alone: {without} have no validation problems"
+            )
+        return having
 
 
 def shares(sizes: dict[str, int], weights: dict[str, float]) -> dict[str, int]:

@@ -64,8 +64,7 @@ class SteppedEnvironment:
         if not takes_seed and callable(apart := getattr(self.made, "seed", None)):
             apart(seed)  # TextWorld
         first = _call(begin, seed, row)
-        if isinstance(first, tuple):
-            first = first[0]
+        first = first[0] if isinstance(first, tuple) else _seen(first)
         if first is None and callable(observe := getattr(self.made, "observe", None)):
             first = observe()
         return None if first is None else shown(first)
@@ -87,14 +86,13 @@ class SteppedEnvironment:
             before, self.score = self.score, float(score)
             return _step(seen, self.score - before, done, False, info)
         values = found if isinstance(found, Mapping) else _Fields(found)
-        name = next((name for name in TEXTS if name in values), None)
         if "reward" not in values or "done" not in values:
             raise TypeError(
                 f"{type(self.made).__name__}.step returned {found!r:.200}, of no known shape;"
                 " return Step(observation, reward, done)"
             )
-        seen = found if name is None else values[name]
-        return _step(seen, values["reward"], values["done"], False, values.get("metadata"))
+        rest = values["reward"], values["done"], False, values.get("metadata")
+        return _step(_seen(found), *rest)
 
     def __getattr__(self, name: str) -> Any:
         """Return the environment's own ``close``, ``metrics``, ``tools`` or ``get_reward``."""
@@ -122,6 +120,12 @@ class _Fields(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(dir(self.of))
+
+
+def _seen(found: Any) -> Any:
+    """Return what an object or a dictionary says is seen; itself where it does not say."""
+    values = found if isinstance(found, Mapping) else _Fields(found)
+    return next((values[name] for name in TEXTS if name in values), found)
 
 
 def shown(observation: Any) -> Observation:

@@ -9,10 +9,11 @@ A call is JSON in tags, as Qwen and Hermes templates write it:
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,10 +125,16 @@ class ToolEnvironment:
             fault = f"there is no tool {call.name!r}; there are {', '.join(self.functions)}"
             return _message(call.name, {"error": fault})
         try:
-            return _message(call.name, self.functions[call.name](**call.arguments))
+            found = self.functions[call.name](**call.arguments)
+            found = asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
+            return _message(call.name, found)
         except Exception as error:  # wrong arguments, as a rule: the policy reads why
             self.counts["failed"] += 1
             return _message(call.name, {"error": f"{type(error).__name__}: {error}"})
+
+
+async def _awaited(found: Awaitable[Any]) -> Any:
+    return await found
 
 
 def _message(name: str, result: Any) -> Message:

@@ -41,7 +41,8 @@ class Evaluation:
 
     Args:
         samples: completions drawn for each problem; maj@k uses all of them.
-        sampling: how they are drawn; null = as in training.
+        sampling: how they are drawn; null = as in training. What is left out of it has the usual
+            default (128 new tokens, no stop strings), and not what training has.
         greedy: also decode each problem once without sampling.
         checker: finds answers and judges them; null = AnswerChecker with its defaults. Extractors
             and equivalence are its settings.

@@ -91,11 +91,8 @@ class PredictionFiles(BasePredictionWriter):
                 f"PredictionFiles needs the data module PromptData, not {type(data).__name__}"
             )
         self.settings, run = prediction_settings(trainer, pl_module), run_folder(trainer)
-        if self.predictions.folder is not None:
-            check_place("predictions.folder", Path(self.predictions.folder))
-        self.folder = (
-            Path(self.predictions.folder) if self.predictions.folder else run / "predictions"
-        )
+        given = self.predictions.folder
+        self.folder = check_place("predictions.folder", given) if given else run / "predictions"
         # Every process has read the folder before one writes.
         self.done = all_process_attempt(lambda: self._open(trainer.global_rank, data, pl_module))
         all_process_attempt(lambda: self._begin() if trainer.is_global_zero else None)

@@ -61,7 +61,7 @@ WATCHING = {
     "entropy/p90": Logged("nats", "90th percentile of token entropy.", _TOKENS, _MONITOR),
     "entropy/slope": Logged(
         "nats per rollout",
-        "Trend of `policy/entropy`, by least squares over the last 20 rollouts.",
+        "Trend of `policy/entropy`, by least squares over the last 20 rollouts; NaN in the first.",
         SAME,
         _MONITOR,
     ),

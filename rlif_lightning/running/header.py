@@ -52,6 +52,7 @@ def header_lines(trainer: Any, module: Any, folder: str | None) -> list[str]:
         "rewards": _rewards(module),
         "rollouts": _rollouts(trainer, module),
         "updates": _updates(module),
+        "evaluated": _evaluated(module),
         "run": str(folder or "no logger: nothing is written"),
     }
     made = [_cut(f"  {name:<9} {text}", name == "run") for name, text in lines.items() if text]
@@ -131,3 +132,22 @@ def _updates(module: Any) -> str:
     objective = type(module.objective).__name__
     steps = module.plan.num_updates
     return f"{steps} a rollout by {objective}, learning rate {rate:g} ({schedule})"
+
+
+def _evaluated(module: Any) -> str:
+    """Name what evaluations draw by that is not as in training, lengths and stops first."""
+    own, trained = module.evaluator.evaluation.sampling, module.sampling
+    if own is None:
+        return ""
+    names = ("max_new_tokens", "stop", "temperature", "min_new_tokens", "top_p", "top_k")
+    pairs = {name: (getattr(own, name), getattr(trained, name)) for name in names}
+    others = [
+        f"{name} {_value(own)} (training: {_value(trained)})"
+        for name, (own, trained) in pairs.items()
+        if _value(own) != _value(trained)
+    ]
+    return f"with {', '.join(others)}" if others else ""
+
+
+def _value(setting: Any) -> str:
+    return f"{setting:g}" if isinstance(setting, int | float) else str([*setting])

@@ -17,16 +17,19 @@ def run_folder(trainer: Any) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-def check_place(setting: str, folder: Path) -> None:
-    """Refuse a place in which nothing can be written, without making a folder.
+def check_place(setting: str, folder: str | Path) -> Path:
+    """Return a place, with the home folder for ``~``, without making a folder.
+
+    A shell writes out ``~`` at the beginning of a word only, and a YAML file has no shell.
 
     Args:
         setting: what names it, such as ``trainer.default_root_dir``.
         folder: the place, which need not be there yet.
 
     Raises:
-        ValueError: names the setting, the place and the remedy.
+        ValueError: nothing can be written there; names the setting, the place and the remedy.
     """
+    folder = Path(folder).expanduser()
     shown = f"{setting}={str(folder)!r:.120}"
     if "\0" in str(folder) or any(
         len(os.fsencode(part)) > LONGEST_NAME - ROOM for part in folder.parts
@@ -42,6 +45,7 @@ def check_place(setting: str, folder: Path) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         why = "cannot be written to" if place.is_dir() else "is no folder"
         raise ValueError(f"{shown}: {str(place)!r} {why}; give another folder")
+    return folder
 
 
 @contextmanager

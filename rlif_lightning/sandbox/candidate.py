@@ -6,11 +6,14 @@ What leaves the process is a claim about values; the reader checks and judges it
 
 from __future__ import annotations
 
+import atexit
+import builtins
+import gc
 import json
 import os
 import sys
 import types
-from io import FileIO, TextIOWrapper
+from contextlib import suppress
 from typing import Any
 
 from .literals import NotLiteral, decode, encode
@@ -27,6 +30,8 @@ def serve(reader: int, writer: int, files: tuple[int, int], output_limit: int) -
         files: two open, empty files for the input and output of programs.
         output_limit: most bytes of a program's output; a longer one is not sent.
     """
+    # Python's own start-up defines them, but for ``-S``.
+    builtins.exit = builtins.quit = sys.exit  # pyright: ignore[reportAttributeAccessIssue]
     with os.fdopen(reader, "rb") as requests:
         job = json.loads(requests.readline())
         module = types.ModuleType("candidate")
@@ -104,24 +109,39 @@ def _run_program(
         os.lseek(descriptor, 0, os.SEEK_SET)
     os.dup2(entered, 0)
     os.dup2(printed, 1)
-    sys.stdin = TextIOWrapper(
-        FileIO(0, closefd=False),  # pyright: ignore[reportArgumentType]
-        encoding="utf-8",
-    )
-    sys.stdout = TextIOWrapper(
-        FileIO(1, "w", closefd=False),  # pyright: ignore[reportArgumentType]
-        encoding="utf-8",
-    )
-    sys.modules["__main__"] = module = types.ModuleType("__main__")
-    failure = None
-    try:
-        exec(compile(code, FILE, "exec"), module.__dict__)
-    except SystemExit:
-        pass
-    except BaseException as raised:
-        failure = _failure(raised)
-    sys.stdout.flush()
+    # Under both names: a program that wraps their buffers must not close them.
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    failure = _run_to_its_end(code)
     if os.fstat(printed).st_size > output_limit:
         return {"error": "OutputTooLong"}
     output = os.pread(printed, output_limit, 0).decode(errors="replace")
     return failure or {"value": output}
+
+
+def _run_to_its_end(code: str) -> dict[str, Any] | None:
+    """Run the code as ``__main__``, and do what Python does when a program ends.
+
+    That is to wait for threads, to call what ``atexit`` was given, and to write what is buffered.
+    What the program leaves is dropped: it may own files by the numbers 0 and 1.
+    """
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    failure = None
+    try:
+        exec(compile(code, FILE, "exec"), sys.modules["__main__"].__dict__)
+    except SystemExit:
+        pass
+    except BaseException as raised:
+        failure = _failure(raised)
+    sys.modules.pop("__main__", None)
+    gc.collect()
+    if (threads := sys.modules.get("threading")) is not None:
+        own = threads.current_thread()
+        for each in [it for it in threads.enumerate() if it is not own and not it.daemon]:
+            each.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.__stdout__):
+        with suppress(Exception):  # the program has closed it, or has put something else there
+            stream.flush()  # pyright: ignore[reportOptionalMemberAccess]
+    gc.collect()
+    return failure

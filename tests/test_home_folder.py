@@ -1,0 +1,44 @@
+"""``~`` is the home folder in every setting that names where something is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.files import ROOT
+from harness.runs import BASE, ONE, adding
+from rlif_lightning import cli
+from rlif_lightning.running.events import read_events
+
+CONFIG = f"--config={ROOT / 'configs' / 'quickstart.yaml'}"
+RUN = [CONFIG, *BASE[1:], *ONE, "--trainer.default_root_dir=~/runs"]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A home folder beside the folder that is worked in, which stays empty."""
+    for name in ("home", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home"
+
+
+def test_a_run_below_the_home_folder_is_in_one_place_and_can_be_resumed(home):
+    exported = adding("HFExporter", folder="~/exported")
+    cli.main(["fit", *RUN, exported])
+    assert not list(Path.cwd().iterdir())
+    assert (home / "exported" / "last" / "config.json").is_file()
+    names = {path.name for path in (home / "runs" / "version_0").iterdir()}
+    assert {"metrics.csv", "checkpoints", "events.jsonl", "config.yaml"} <= names
+    cli.main(["fit", *RUN, exported, "--trainer.max_epochs=2", "--ckpt_path=auto"])
+    assert read_events(home / "runs" / "version_1")[-1]["rollout"] == 2
+    assert not list(Path.cwd().iterdir())
+
+
+def test_predictions_below_the_home_folder(home):
+    arguments = [each for each in RUN if "compare" not in each]
+    cli.main(["predict", *arguments, "--predictions.folder=~/drawn"])
+    assert (home / "drawn" / "README.md").is_file()
+    assert not list(Path.cwd().iterdir())
