@@ -144,7 +144,8 @@ def words_table(results: Path) -> Rows:
 def tables(runs: Sequence[Run]) -> dict[str, tuple[str, Rows]]:
     """Return each table by the name of its file, with the heading of its first column."""
     judging = [run for run in runs if run.seed in JUDGING]
-    long = [run for run in judging if run.rollouts[-1] > 300]
+    longer = {run.arm for run in judging if run.rollouts[-1] > 300}
+    long = [run for run in judging if run.arm in longer]  # their guard may have ended some before
     sums = [run for run in judging if run.arm not in (*FAMILY, *SMOLLM2)]
     family = [run for run in judging if run.arm in FAMILY]
     large = [run for run in judging if run.arm in SMOLLM2]

@@ -365,6 +365,16 @@ def line_of(run: Run, place: int) -> dict[str, str]:
     return {"summed rate": f"{run.rates[place]:g}", **figures}
 
 
+def test_longer_runs_are_counted_with_those_that_their_guard_ended_before():
+    """The verdict counts both; the table left out what ended before rollout 300."""
+    arm = "preset-hot-guard"
+    ended = [run_of(STEADY[:4], arm, 40), run_of(STEADY, arm, 41, every=150)]
+    ended = [replace(run, facts=run.facts | {"ended by": "guard"}) for run in ended]
+    made = tables([*ended, run_of(STEADY, "vote-hot", 40)])
+    assert made["study_long"][1][arm]["fell"] == "0 of 2"
+    assert [*made["study_long"][1]] == [arm]
+
+
 def test_a_list_of_what_is_due(tmp_path, capsys):
     out = ["--out", str(tmp_path), "--results", str(tmp_path)]
     collapse_study.main(["--list", "--arms", "vote-hot", *out])
