@@ -168,7 +168,7 @@ class RLIFCLI(LightningCLI):
         if not self.config.get("subcommand"):
             return
         config = self.config[self.config.subcommand]
-        root, wanted = Path(config.trainer.default_root_dir).expanduser(), config.ckpt_path
+        root, wanted = Path(self.trainer.default_root_dir), config.ckpt_path
         expected = None if wanted is None else expected_of(self.model)
         if (fork := config.get("fork_from")) is not None:
             self.trainer.set_fork(fork, None if wanted == "auto" else wanted)

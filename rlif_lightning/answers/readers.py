@@ -15,7 +15,7 @@ from functools import lru_cache
 from rlif_lightning.answers.expression_tokens import Key, Unreadable
 from rlif_lightning.answers.expressions import parse
 from rlif_lightning.answers.reading import Reading, ordered, required, unordered, with_unit
-from rlif_lightning.answers.relations import between, read_relation
+from rlif_lightning.answers.relations import intersection, read_relation
 from rlif_lightning.answers.spelling import MAX_LENGTH
 from rlif_lightning.answers.units import split_unit
 from rlif_lightning.answers.values import value_key
@@ -163,7 +163,7 @@ def _read_list(text: str, depth: int) -> Reading | None:
     if not all(parts):
         raise Unreadable(text)
     readings = [_read(part, depth + 1) for part in _with_both_signs(parts)]
-    both = between(readings) if _AND.search(text) else None
+    both = intersection(readings) if _AND.search(text) else None
     return both or unordered(readings)
 
 

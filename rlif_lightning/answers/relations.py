@@ -147,7 +147,7 @@ def _between(sides: Sequence[str], signs: Sequence[str], read: Callable[[str], R
     return with_label(ordered([read(sides[0]), read(sides[2])], opener, closer), name)
 
 
-def between(parts: Sequence[Reading]) -> Reading | None:
+def intersection(parts: Sequence[Reading]) -> Reading | None:
     """Return the interval in which two inequalities of one variable both hold.
 
     Returns:
@@ -163,8 +163,8 @@ def between(parts: Sequence[Reading]) -> Reading | None:
         return None
     if not float(low[0][3][1]) < float(high[0][4][1]):
         return None
-    key = ("sequence", low[0][1], high[0][2], low[0][3], high[0][4])
-    return with_label(Reading(key, core=key), parts[0].label)
+    values = [Reading(low[0][3]), Reading(high[0][4])]
+    return with_label(ordered(values, low[0][1], high[0][2]), parts[0].label)
 
 
 def _constant(text: str) -> bool:

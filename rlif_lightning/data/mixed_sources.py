@@ -102,10 +102,11 @@ class MixedProblems(ProblemSource):
         return mixed.select(np.argsort(place, kind="stable"))
 
     def _having(self, split: Split) -> dict[str, ProblemSource]:
-        """Return the sources of a split; what lacks training problems says so itself."""
-        if split == "train" or not self.has(split):
+        """Return the sources of a split; where all lack it, each says so itself."""
+        if split == "train":
             return self.sources
         having = {name: source for name, source in self.sources.items() if source.has(split)}
+        having = having or self.sources
         if without := sorted(self.sources.keys() - having.keys()):
             rank_zero_info(
                 f"validation measures {sorted(having)} alone: {without} have no validation problems"
