@@ -16,18 +16,27 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from harness.files import ROOT
 
 FORKING = multiprocessing.get_context("forkserver")
-FORKING.set_forkserver_preload(["pytest", "benchmarks.ranks", "rlif_lightning.cli"])
+FORKING.set_forkserver_preload(["harness.warm"])
+
+
+def server_runs() -> None:
+    """Start the server where it does not run yet. It must find the tests to import from them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        forkserver.ensure_running()
 
 
 def run_module(
@@ -41,6 +50,7 @@ def run_module(
     Raises:
         subprocess.TimeoutExpired: it and all that it started have been killed.
     """
+    server_runs()
     pipes = [FORKING.Pipe(duplex=False) for _ in range(2)]
     ends = [write for _, write in pipes]
     process = FORKING.Process(target=_module, args=(name, arguments, environment, *ends))
@@ -69,6 +79,7 @@ def run_module(
 
 def on_two_processes(work: Callable[..., None], folder: Path, *arguments: Any) -> None:
     """Call ``work(rank, folder, *arguments)`` in two processes that gloo connects."""
+    server_runs()
     given = work, folder, *arguments
     torch.multiprocessing.start_processes(one_of_two, given, nprocs=2, start_method="forkserver")
 
