@@ -18,7 +18,7 @@ test: $(VENV)/.installed-dev lint ## style, types, and a test for every fault th
 	$(PYTEST) -m "not full"
 
 test-fast: $(VENV)/.installed-dev ## without the tests that take long
-	$(PYTEST) -m "not slow and not full"
+	HYPOTHESIS_PROFILE=quick $(PYTEST) -m "not slow and not full"
 
 test-all: test test-rest ## everything: what CI runs
 

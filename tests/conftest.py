@@ -24,8 +24,10 @@ pytest.register_assert_rewrite("harness")  # before the first import from it
 # PyTorch and our own modules are imported by test files and fixtures alone: the process that
 # only starts others (xdist) needs none of them.
 
-# Continuous integration draws the same examples each time; a person may ask for more.
+# Continuous integration draws the same examples each time; `make test-fast` draws the first of
+# them, and a person may ask for more.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, max_examples=20)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
@@ -37,6 +39,7 @@ def pytest_collection_finish(session):
 
         torch.set_num_threads(1)
         gc.freeze()
+        gc.set_threshold(10_000)  # of 700 objects: a twentieth of the time
         # Lightning keeps its messages from caplog where no handler was there when it was imported.
         logging.getLogger("lightning.pytorch").propagate = True
 

@@ -87,6 +87,7 @@ def test_log_probs_are_the_model_s_own(tmp_path, kind):
 ENOUGH = ("gemma2", "mpt", "gpt_neo")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [pytest.param(k, marks=() if k in ENOUGH else pytest.mark.full) for k in EAGER],
@@ -97,7 +98,7 @@ def test_eager_attention_keeps_windows_biases_and_scales(tmp_path, kind):
 
 
 # The marks: granite scales logits too, gemma2 has windows, opt neither rotary positions.
-PLAINER = [pytest.param(k, marks=pytest.mark.slow) for k in ("cohere2", "nemotron", "mpt")]
+PLAINER = [pytest.param(k, marks=pytest.mark.full) for k in ("cohere2", "nemotron", "mpt")]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,7 @@ def test_gradients_are_those_of_plain_sequences(tmp_path, kind):
         assert_same_gradients(gradients(other, score(other, HOT)), expected, 2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["opt", "xglm", "falcon", "seed_oss"])
 def test_nothing_is_drawn_at_random_while_activations_are_recomputed(tmp_path, kind):
     """Recomputing layers are in training mode, and drop nothing; the config that an export writes

@@ -138,12 +138,13 @@ def test_the_next_rollout_is_drawn_while_the_policy_trains(standing, tmp_path):
     assert completions(again) != expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("staleness", "expected"),
     [
-        pytest.param(1, [0, 1, 1, 1, 1], marks=pytest.mark.slow),
+        pytest.param(1, [0, 1, 1, 1, 1], marks=pytest.mark.full),
         (2, [0, 1, 2, 1, 2]),
-        pytest.param(3, [0, 1, 2, 3, 1], marks=pytest.mark.slow),
+        pytest.param(3, [0, 1, 2, 3, 1], marks=pytest.mark.full),
     ],
 )
 def test_weights_are_those_that_the_figure_says(standing, tmp_path, staleness, expected):
@@ -166,6 +167,7 @@ def test_weights_are_those_that_the_figure_says(standing, tmp_path, staleness, e
     assert not engine.ahead.pending
 
 
+@pytest.mark.slow
 def test_what_is_not_asked_for_is_drawn_anew(standing, tmp_path):
     """Other prompts, group size or sampling than were foreseen."""
     policy = changed()
@@ -193,7 +195,7 @@ def test_what_is_not_asked_for_is_drawn_anew(standing, tmp_path):
 
 
 # The mark: test_vllm_server.py leaves a server that does not answer; this one waits for seconds.
-@pytest.mark.parametrize("fault", ["refused", pytest.param("hangs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fault", ["refused", pytest.param("hangs", marks=pytest.mark.full)])
 def test_a_fault_of_a_draw_ahead_is_raised_where_its_rollout_is_needed(standing, tmp_path, fault):
     policy = changed()
     # Rollout 0 must be drawn in time, on a busy machine too.
@@ -272,7 +274,7 @@ def gradient(policy: PolicyModel, loss: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", CORRECTIONS)
 # The mark: one micro-batch is a special case of several.
-@pytest.mark.parametrize("budget", [90, pytest.param(8192, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("budget", [90, pytest.param(8192, marks=pytest.mark.full)])
 def test_the_gradient_of_a_stale_rollout_is_weighted(stale, kind, budget):
     """sum over tokens of weight * advantage * gradient of the log-prob, over the tokens' number."""
     policy, rollout = stale
@@ -379,7 +381,7 @@ def drawn_once(server: StandIn, seed: int, rollouts: int) -> Counter[int]:
     return Counter(rollout_of[each] for each in seeds)
 
 
-@pytest.mark.slow  # the engine alone: the tests around it
+@pytest.mark.full  # the engine alone: the tests around it
 def test_each_prompt_is_drawn_and_trained_once_in_order(standing, tmp_path):
     """Two epochs of two rollouts, in the loader's order; the server's state says the rest."""
     run = fit(tmp_path / "run", *SHORT, *arguments_for(standing, tmp_path), recorded())
@@ -414,7 +416,7 @@ def test_a_killed_run_goes_on_with_the_very_next_prompts(standing, tmp_path, cap
     assert column(last, "rollout/staleness")[-2:] == [0, 1]
 
 
-@pytest.mark.slow  # what is being drawn is dropped at once: above
+@pytest.mark.full  # what is being drawn is dropped at once: above
 def test_an_error_while_a_server_hangs_ends_the_run_at_once(standing, tmp_path):
     """The second rollout is asked for, and is never answered."""
     real, second = standing.answer, {request_seed(0, 1, index) for index in range(16)}
@@ -444,7 +446,7 @@ def test_after_a_rollback_the_next_rollout_is_of_the_restored_weights(standing, 
     assert [len(each) for each in Recorder.trained] == [8] * 4
 
 
-@pytest.mark.slow
+@pytest.mark.full  # one ends both: below; two share a server: test_vllm_episodes
 def test_two_processes_draw_ahead_as_one_does(standing, tmp_path):
     """The first passes the weights, each draws its own prompts, and no collective is mixed up."""
     long = [*ON_TWO_OR_ONE, "--trainer.limit_train_batches=3"]

@@ -105,7 +105,7 @@ READ_ALONE |= {"latin-1 in CSV", "a field too many", "texts and numbers"}
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        pytest.param(*each, id=name, marks=pytest.mark.slow if name in READ_ALONE else ())
+        pytest.param(*each, id=name, marks=pytest.mark.full if name in READ_ALONE else ())
         for name, each in FILES.items()
     ],
 )
@@ -141,6 +141,7 @@ def test_a_key_given_twice_in_a_config_is_told_with_its_lines(capsys, tmp_path):
     assert "'a' is given twice, in lines 3 and 4" in said(capsys, *base(), f"--config={path}")
 
 
+@pytest.mark.slow
 def test_a_head_alone_is_a_reward_with_weight_1():
     spelled = ["{agree: ClusterVote}", "{agree: {head: ClusterVote}}"]
     both = [build([*base("--compare"), f"--model.rewards={rewards}"]) for rewards in spelled]

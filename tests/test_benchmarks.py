@@ -302,6 +302,7 @@ def test_a_missing_column_is_named(name, tmp_path):
         BenchmarkData(**settings | {"name": str(path)}).load("validation")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_columns_that_nothing_uses_need_not_be_there_and_stay_where_they_are(name, tmp_path):
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())

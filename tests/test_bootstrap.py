@@ -52,7 +52,7 @@ def test_interval_of_a_ratio_is_the_delta_method():
     assert figure.high - figure.low == pytest.approx(2 * 1.959964 * error, rel=0.08)
 
 
-@pytest.mark.slow  # the interval of a mean is the normal approximation: above
+@pytest.mark.full  # the interval of a mean is the normal approximation: above
 def test_about_95_of_100_intervals_hold_the_truth():
     rng = np.random.default_rng(0)
     held = [

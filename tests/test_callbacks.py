@@ -16,6 +16,7 @@ from harness.runs import TINY, adding, callback_of, column, marked, run_with, wh
 LOOP = {"start": 0.1, "target": (1.0, 2.0), "bounds": (0.01, 1.0)}
 
 
+@pytest.mark.slow
 def test_entropy_monitor_logs_percentiles_and_slope(tmp_path, monkeypatch):
     monkeypatch.setattr("callbacks.entropy_monitor.WINDOW", 3)
     run_with(tmp_path, "EntropyMonitor", *TINY, rollouts=4)
@@ -39,7 +40,7 @@ def test_a_detector_can_watch_the_trend_though_one_rollout_has_none(tmp_path):
     assert event["rollout"] == 3  # the second slope is that of the third rollout
 
 
-@pytest.mark.slow  # test_update.py has the figures of picked tokens by hand
+@pytest.mark.full  # test_update.py has the figures of picked tokens by hand
 def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
     """Nothing picked: 0.
 
@@ -63,7 +64,7 @@ def test_the_entropy_of_picked_tokens_is_theirs(tmp_path):
     assert abs(few / mean - 1) > 0.1
 
 
-@pytest.mark.slow  # two schedules of a run: below, and the shapes by hand
+@pytest.mark.full  # two schedules of a run: below, and the shapes by hand
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 def test_schedules_reach_their_end_and_stay(tmp_path, shape):
     run = run_with(
@@ -84,6 +85,7 @@ def test_schedules_reach_their_end_and_stay(tmp_path, shape):
     ]
 
 
+@pytest.mark.slow
 def test_weight_and_fraction_have_schedules_of_their_own(tmp_path):
     points = [[2, 0.2], [3, 0.0]]
     run = run_with(
@@ -110,13 +112,14 @@ def test_shapes_by_hand():
     assert linear.value(9, None, None) == schedule.value(9, None, None) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "target", "factor"),
     [
         ("weight", (8.0, 9.0), 1),
-        pytest.param("fraction", (1e-3, 2e-3), -1, marks=pytest.mark.slow),
-        pytest.param("weight", (1e-3, 2e-3), -1, marks=pytest.mark.slow),
-        pytest.param("fraction", (8.0, 9.0), 1, marks=pytest.mark.slow),
+        pytest.param("fraction", (1e-3, 2e-3), -1, marks=pytest.mark.full),
+        pytest.param("weight", (1e-3, 2e-3), -1, marks=pytest.mark.full),
+        pytest.param("fraction", (8.0, 9.0), 1, marks=pytest.mark.full),
     ],
 )
 def test_the_closed_loop_moves_the_right_way(tmp_path, name, target, factor):

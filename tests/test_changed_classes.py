@@ -34,6 +34,7 @@ def names(run: Run) -> list[str]:
     return [text.split(" (")[0] for text in run.said() if not text.startswith("trainer.max_steps")]
 
 
+@pytest.mark.slow
 def test_a_default_that_is_spelled_out_is_no_change(first, tmp_path):
     evaluation = Evaluation(checker=AnswerChecker())
     model = module(engine=NativeEngine(), evaluation=evaluation)
@@ -41,6 +42,7 @@ def test_a_default_that_is_spelled_out_is_no_change(first, tmp_path):
     assert names(Run(tmp_path, 3, *spelled, ckpt_path=at(first, 2))) == []
 
 
+@pytest.mark.slow
 def test_rewards_in_another_order_are_taken(first, tmp_path):
     other = module(rewards=rewards("length", "certainty"))
     run = Run(tmp_path, 3, other, data(), ckpt_path=at(first, 2))
@@ -57,6 +59,7 @@ class PassingData(PromptData):
         super().__init__(**given)
 
 
+@pytest.mark.slow
 def test_the_optimizer_of_a_class_that_passes_its_arguments_on_is_compared(tmp_path):
     given = dict(module()._arguments)
     del given["optimizer"]
@@ -88,6 +91,7 @@ class InDicts(RLIFModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
+@pytest.mark.slow
 def test_a_new_rate_is_taken_in_every_form_of_configure_optimizers(tmp_path):
     given = dict(module()._arguments)
     run = resumed(
@@ -110,6 +114,7 @@ def two_groups(matrices: float, others: float) -> Any:
     return make
 
 
+@pytest.mark.slow
 def test_the_rate_of_one_group_of_parameters_is_compared_and_taken(tmp_path):
     run = resumed(
         tmp_path,
@@ -120,10 +125,11 @@ def test_the_rate_of_one_group_of_parameters_is_compared_and_taken(tmp_path):
     assert [group["lr"] for group in run.trainer.optimizers[0].param_groups] == [5e-3, 1e-4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in (np.float64, np.float32)),
+        *(pytest.param(kind, marks=pytest.mark.full) for kind in (np.float64, np.float32)),
         torch.tensor,
     ],
 )
@@ -137,8 +143,9 @@ def test_rates_of_numpy_and_tensors_can_be_saved_and_compared(tmp_path, kind):
     assert run.group["lr"] == 0.125
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", [pytest.param(torch.optim.RMSprop, marks=pytest.mark.slow), torch.optim.SGD]
+    "kind", [pytest.param(torch.optim.RMSprop, marks=pytest.mark.full), torch.optim.SGD]
 )
 def test_momentum_that_was_not_there_is_refused(tmp_path, kind):
     make = partial(kind, lr=1e-3)

@@ -54,6 +54,7 @@ def first(whole) -> Path:
     return whole.folder / "checkpoints"
 
 
+@pytest.mark.slow
 def test_an_unchanged_run_says_nothing_and_is_the_uninterrupted_one(whole, first, tmp_path, capsys):
     capsys.readouterr()
     again = Run(tmp_path / "again", 3, module(), data(), ckpt_path=at(first, 2))
@@ -84,6 +85,7 @@ def test_a_new_learning_rate_and_weight_decay_are_taken_and_said(first, tmp_path
     assert any(not torch.equal(value, right[name]) for name, value in left.items())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:CollapseGuard, rollout")
 def test_what_a_guard_had_multiplied_the_learning_rate_by_stays(tmp_path):
     """0.001 was halved; a new 0.004 goes on as 0.002, and a new schedule's factor comes on top."""
@@ -127,6 +129,7 @@ def test_a_rollback_to_a_snapshot_from_before_the_change_keeps_the_new_numbers(t
     assert any(text.startswith("trainer.callbacks.CollapseGuard.detectors") for text in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "problems", "line"),
     [
@@ -137,19 +140,19 @@ def test_a_rollback_to_a_snapshot_from_before_the_change_keeps_the_new_numbers(t
             {"sampling": Sampling(max_new_tokens=5)},
             {},
             "model.sampling.max_new_tokens: 4 -> 5",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.full,
         ),
         pytest.param(
             {"update": update(micro_batch_tokens=64)},
             {},
             "model.update.micro_batch_tokens: 8192 -> 64",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.full,
         ),
         pytest.param(
             {},
             {"validation_prompts": 2},
             "data.validation_prompts: null -> 2",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.full,
         ),
     ],
 )
@@ -161,6 +164,7 @@ def test_what_can_be_applied_is_applied_and_said(first, tmp_path, model, problem
     assert run.module.group_size == problems.get("group_size", 2)
 
 
+@pytest.mark.slow
 def test_reward_weights_are_taken(first, tmp_path):
     heads = rewards("certainty", "length")
     heads["length"] = replace(heads["length"], weight=0.1)
@@ -171,7 +175,7 @@ def test_reward_weights_are_taken(first, tmp_path):
     ]
 
 
-@pytest.mark.slow  # test_changed_classes.py moves the place in the data
+@pytest.mark.full  # test_changed_classes.py moves the place in the data
 def test_the_order_of_prompts_goes_on_with_rollouts_of_another_size(first, tmp_path):
     """After 3 rollouts of 2 problems, rollouts of 4 go on at the third batch: 2 are skipped."""
     seen: list[int] = []
@@ -366,13 +370,14 @@ def test_a_fork_has_the_weights_and_nothing_else(first, tmp_path, capsys):
     assert f"fork: {text}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        pytest.param(None, LoRA(4, 8), marks=pytest.mark.slow),
-        pytest.param(LoRA(4, 8), None, marks=pytest.mark.slow),
-        pytest.param(LoRA(4, 8), LoRA(4, 8), marks=pytest.mark.slow),
-        pytest.param(LoRA(4, 8), LoRA(4, 16), marks=pytest.mark.slow),
+        pytest.param(None, LoRA(4, 8), marks=pytest.mark.full),
+        pytest.param(LoRA(4, 8), None, marks=pytest.mark.full),
+        pytest.param(LoRA(4, 8), LoRA(4, 8), marks=pytest.mark.full),
+        pytest.param(LoRA(4, 8), LoRA(4, 16), marks=pytest.mark.full),
         (LoRA(4, 8), LoRA(2, 8)),  # merged, and begun anew
     ],
 )

@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from callbacks.checker_monitor import foreign_letters
 from callbacks.detectors import Watch
 from callbacks.steering import read_setting
 from harness.files import ROOT
+from harness.forked import on_two_ranks
 from harness.launches import BASE as DISTRIBUTED
 from harness.launches import assert_two_are_one
 from harness.python_runs import at
@@ -86,6 +88,22 @@ def test_a_prompt_without_letters_has_every_script():
     assert foreign_letters(rollout) == (0, 2)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_figures_are_over_both_data_ranks(tmp_path):
+    """One of two completions without a search and none of three; 4 of 4 letters and 0 of 6."""
+    texts = [["= 汉字", "汉字"], ["= ab", "=", "= abcd"]]
+
+    def measured(rank: int) -> dict[str, float]:
+        found = {}
+        outputs = {"rollout": handmade(texts[rank], len(texts[rank]))}
+        module = SimpleNamespace(log=lambda name, value, **_: found.update({name: value}))
+        CheckerMonitor(search="=").measure(None, module, outputs)  # type: ignore[arg-type]
+        return found
+
+    expected = {"checker/no_search": 1 / 5, "checker/foreign": 4 / 10}
+    assert on_two_ranks(measured, tmp_path) == [expected] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "figures", "speaks"),
     [
@@ -109,7 +127,7 @@ def test_limits_by_hand(name, figures, speaks):
     assert (watch.active == [name]) == speaks
 
 
-@pytest.mark.slow  # the next run but one is under the overlay as well
+@pytest.mark.full  # the next run but one is under the overlay as well
 def test_the_overlay_trains_and_logs(tmp_path):
     made = run(tmp_path)
     head = made.model.rewards.heads["checker"]
@@ -126,7 +144,7 @@ def test_the_overlay_trains_and_logs(tmp_path):
     assert float(made.trainer.callback_metrics["policy/grad_norm"]) > 0
 
 
-@pytest.mark.slow  # test_checker.py has alpha=0, bit for bit, without a run
+@pytest.mark.full  # test_checker.py has alpha=0, bit for bit, without a run
 def test_a_neutral_checker_and_alpha_0_are_the_base_alone(tmp_path):
     """Bit for bit; the one says that its signal has collapsed, the other's is measured."""
     neutral = run(tmp_path / "neutral", f"{RULE}.always_neutral")
@@ -196,7 +214,7 @@ def test_a_resumed_run_is_the_whole_one(tmp_path):
         assert_same(parameters(whole), parameters(again))
 
 
-@pytest.mark.slow
+@pytest.mark.full  # figures of two ranks: above, and test_contracts.py
 @pytest.mark.parametrize("kind", ["ddp", pytest.param("tp", marks=pytest.mark.full)])
 def test_two_processes_are_one(tmp_path, kind):
     monitor = adding(

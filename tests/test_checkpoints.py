@@ -94,7 +94,7 @@ def test_the_last_ones_are_kept_and_the_end_is_saved(tmp_path):
     assert all(why_unusable(path) is None for path in find_checkpoints(tmp_path))
 
 
-@pytest.mark.slow  # test_best_value.py judges; the last ones are kept: above
+@pytest.mark.full  # test_best_value.py judges; the last ones are kept: above
 def test_best_is_the_run_at_its_best(tmp_path):
     run = fit(tmp_path, saving(monitor="policy/entropy", mode="max"), *FOUR)
     entropies = [
@@ -190,7 +190,7 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path, long_run
 
 
 # test_run.py resumes from a checkpoint that another callback saved.
-@pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_a_gradient_that_is_not_finite_ends_the_run_and_costs_nothing_that_was_saved(
     tmp_path, request, goes_on
 ):

@@ -112,6 +112,7 @@ def test_a_mistake_is_told_in_one_line(capsys, tmp_path, argument, message):
     assert message in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -139,6 +140,7 @@ def test_the_same_callback_twice_is_told_in_one_line(capsys, tmp_path):
     assert "trainer.callbacks=CollapseGuard: more than once" in line
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_user_s_head_keeps_its_traceback(tmp_path):
     head = json.dumps({"mine": {"head": {"class_path": "test_cli.Buggy"}}})
     with pytest.raises(RuntimeError, match=r"'mine' \(Buggy\) raised AttributeError") as info:
@@ -146,9 +148,10 @@ def test_a_bug_in_a_user_s_head_keeps_its_traceback(tmp_path):
     assert isinstance(info.value.__cause__, AttributeError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "prefix"),
-    [("validate", "val"), pytest.param("test", "test", marks=pytest.mark.slow)],
+    [("validate", "val"), pytest.param("test", "test", marks=pytest.mark.full)],
 )
 def test_evaluation_prints_figures_in_range(tmp_path, command, prefix):
     run = evaluate(command, tmp_path)
@@ -173,12 +176,14 @@ def test_evaluation_prints_figures_in_range(tmp_path, command, prefix):
     assert 1 <= found[f"{prefix}/length"] <= 48
 
 
+@pytest.mark.slow
 def test_figures_without_an_answer_column_need_no_labels(tmp_path):
     run = evaluate("validate", tmp_path, "--data.answer_column=null")
     assert not [name for name in run.trainer.callback_metrics if "accuracy" in name or "@" in name]
     assert "val/agreement" in run.trainer.callback_metrics
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts_alone_trains_without_a_validation_split(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"question": "1+2+3="}\n' * 16)

@@ -96,6 +96,7 @@ def test_a_verdict_in_time_is_remembered_and_one_that_was_not_sought_is_not(monk
     assert library.Budget(group=0.0).question(a, b)
 
 
+@pytest.mark.slow
 def test_towers_end_in_time_and_are_logged():
     assert ask(["x+1", "1+x"]).equal  # starts the process
     towers = [f"9^{{9^{{9^{{{n}}}}}}}" for n in range(2, 66)]

@@ -72,6 +72,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "completion", "rate"),
     [
@@ -105,6 +106,7 @@ def test_pass_rates(row, completion, rate):
     assert pass_rates([completion], [row], sandbox=SANDBOX) == [rate]
 
 
+@pytest.mark.slow
 def test_an_expected_output_may_be_longer_than_the_sandbox_allows_others():
     row = {"public_test_cases": [{"input": "3000", "output": "1\n" * 3000}]}
     right = "for _ in range(int(input())): print(1, '')"
@@ -250,6 +252,7 @@ def first_rows(labels: list[str | None]) -> list[int | None]:
     return [None if label is None else labels.index(label) for label in labels]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -392,6 +395,7 @@ def fuzz(count: int, seed: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_random_code_neither_raises_nor_hangs():
     codes = fuzz(80, 0)
     kinds = {row[0].kind for row in SANDBOX.outcomes([Run(code, "f", ((1,),)) for code in codes])}
@@ -402,6 +406,7 @@ def test_random_code_neither_raises_nor_hangs():
     assert BehaviourVote(sandbox=SANDBOX)(behaviours).scores.isfinite().all()
 
 
+@pytest.mark.slow
 def test_behaviour_vote_trains_through_the_command_line(tmp_path):
     """The embedded model writes digits: one of them after this header is a function of x."""
     row = {

@@ -71,6 +71,7 @@ def guarded(
     ]
 
 
+@pytest.mark.slow
 def test_warn_tells_once_and_changes_nothing(tmp_path, long_run):
     detectors = dict.fromkeys(CollapseGuard().detectors) | {"mine": ALWAYS}
     settings = {"baseline": 1, "detectors": detectors}
@@ -96,6 +97,7 @@ def test_warn_tells_once_and_changes_nothing(tmp_path, long_run):
     )
 
 
+@pytest.mark.slow
 def test_figures_are_logged_with_and_without_a_vote(tmp_path):
     run_with(tmp_path / "vote", "CollapseGuard", *TINY, rollouts=1)
     gold = '--model.rewards={"gold": {"head": "GoldAnswer"}}'
@@ -126,6 +128,7 @@ class ByParity(RewardHead):
         return RewardOutput(vote_shares(answers, rollout.group_size), answers=answers)
 
 
+@pytest.mark.slow
 def test_what_a_head_votes_on_is_what_is_judged(tmp_path):
     """Two answers only, so one of them has at least half; the texts have far more."""
     rewards = {"parity": {"head": {"class_path": "test_collapse_guard.ByParity"}}}
@@ -167,7 +170,7 @@ def test_which_detectors_judge_a_run(rewards, weight, judged):
     assert {name for name, value in values.items() if not math.isnan(value)} == judged
 
 
-@pytest.mark.slow  # which detectors judge a run: above
+@pytest.mark.full  # which detectors judge a run: above
 def test_a_detector_is_judged_in_its_kind_of_run_only(tmp_path):
     """A vote of weight 0 only measures; a detector of runs that reward a vote says nothing
     there.
@@ -201,7 +204,7 @@ def test_a_detector_is_judged_in_its_kind_of_run_only(tmp_path):
     assert told["certainty"] == {"all", "label_free", "certainty"}
 
 
-@pytest.mark.slow  # which detectors judge a run: above
+@pytest.mark.full  # which detectors judge a run: above
 @pytest.mark.parametrize(("weight", "told"), [(0.1, {"drive", "symptom"}), (0.3, {"symptom"})])
 def test_what_drives_a_policy_is_not_judged_where_a_strong_reference_kl_holds_it(
     tmp_path, weight, told
@@ -247,6 +250,7 @@ def test_adjust_scales_settings_once_and_keeps_the_schedule(tmp_path):
         run.trainer.fit(run.model, run.datamodule)
 
 
+@pytest.mark.slow
 def test_rollback_restores_policy_and_optimizer_and_goes_on_with_new_samples(tmp_path):
     run, events = guarded(tmp_path, "rollback", rollouts=4)
     recorder = callback_of(run, Recorder)
@@ -282,6 +286,7 @@ def test_rollback_takes_the_older_of_the_last_two_snapshots(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_no_snapshot_is_taken_while_a_symptom_shows(tmp_path):
     slow = {**ALWAYS, "window": 9}  # beyond its limit from rollout 2 on, but not yet an alarm
     alone = dict.fromkeys(CollapseGuard().detectors) | {"mine": slow}
@@ -291,12 +296,14 @@ def test_no_snapshot_is_taken_while_a_symptom_shows(tmp_path):
     assert taken == [0, 1]
 
 
+@pytest.mark.slow
 def test_after_the_last_rollback_the_next_alarm_stops_the_run(tmp_path):
     run, events = guarded(tmp_path, "rollback", rollouts=6, max_actions=1)
     assert [event["kind"] for event in events] == ["alarm", "rollback", "alarm", "stop"]
     assert int(run.model.num_rollouts) == 4  # 2, and after a new baseline
 
 
+@pytest.mark.slow
 def test_rollback_with_a_reference_model(tmp_path):
     reference = "--model.objective=" + json.dumps(
         {"class_path": "KLCov", "init_args": {"reference_kl": {"weight": 0.1}}}

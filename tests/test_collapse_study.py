@@ -391,7 +391,7 @@ def forked(command, **given):
     return done
 
 
-@pytest.mark.slow
+@pytest.mark.full  # what is finished, kept and due: above
 def test_the_command_runs_skips_and_makes_longer(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(collapse_study, "subprocess", SimpleNamespace(run=forked))
     out = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path)]

@@ -39,6 +39,7 @@ def sampled(tmp_path_factory):
     return run, folder, records(folder)
 
 
+@pytest.mark.slow
 def test_every_second_rollout_has_three_whole_groups(sampled):
     _, _, found = sampled
     assert [(r["rollout"], r["step"]) for r in found] == [(1, 4)] * 12 + [(3, 12)] * 12
@@ -85,13 +86,14 @@ def test_gold_answers_are_written_on_request_only_where_there_are_any(tmp_path, 
     assert "write_gold=true needs data.answer_column" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_labels_there_are_no_verdicts(tmp_path):
     write(tmp_path, *TINY, *ONE, "--data.answer_column=null")
     assert records(tmp_path)
     assert not [record for record in records(tmp_path) if "correct" in record]
 
 
-@pytest.mark.slow  # the parts of a file: below
+@pytest.mark.full  # the parts of a file: below
 def test_parquet_holds_the_same_records(sampled, tmp_path):
     write(tmp_path, *QUICK, "--trainer.max_epochs=2", every=2, groups=3, format="parquet")
     folder = next(tmp_path.rglob("completions"))
@@ -132,6 +134,7 @@ def test_numbers_that_are_none_are_null_so_that_every_reader_takes_the_file(tmp_
     assert read == {"judge": {"rating": None, "bound": None, "calls": 0}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_episodes_and_columns_of_heads_are_written(tmp_path, format):
     """In Parquet as JSON: what is in them differs from row to row."""
@@ -165,6 +168,7 @@ def test_a_table_has_no_nested_values():
 
 # Every run logs into a new folder, so Lightning finds another folder of checkpoints than the one it
 # resumes from.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
 def test_a_resumed_run_goes_on_where_the_checkpoint_was_made(sampled, tmp_path):
     """Rollouts 1 and 2, then 3 and 4 in another process: only the third is due, with the
@@ -178,6 +182,7 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_was_made(sampled, tmp_path):
     assert records(tmp_path / "first") + records(tmp_path / "second") == sampled[2]
 
 
+@pytest.mark.slow
 def test_the_terminal_and_tensorboard_show_the_same_table(tmp_path, capsys):
     write(tmp_path, *TINY, every=1, groups=1)
     printed = capsys.readouterr().out
@@ -199,6 +204,7 @@ def test_the_terminal_and_tensorboard_show_the_same_table(tmp_path, capsys):
     assert all(line.startswith("    ") for line in texts[0].splitlines())
 
 
+@pytest.mark.slow
 def test_quiet_settings_are_quiet(tmp_path, capsys):
     write(tmp_path, *TINY, *ONE, show=[])
     assert "problem " not in capsys.readouterr().out

@@ -146,7 +146,7 @@ def test_paper_configs_name_the_papers_model_and_data(name):
 
 
 # transformers 5.23 renames the method, earlier 5.x know the old name only.
-@pytest.mark.slow  # what each of them sets: above; another config trains a stand-in below
+@pytest.mark.full  # what each of them sets: above; another config trains a stand-in below
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize(
     "name",
@@ -192,7 +192,7 @@ def fit(folder: Path, *arguments: str) -> cli.RLIFCLI:
 SMALL_SOURCE = ["--data.source.init_args.size=8", "--data.source.init_args.validation_size=8"]
 
 
-@pytest.mark.slow  # every run of harness/runs.py has this config
+@pytest.mark.full  # every run of harness/runs.py has this config
 def test_quickstart_trains(tmp_path):
     run = fit(tmp_path, "--config=configs/quickstart.yaml", *SMALL_SOURCE)
     assert run.trainer.global_step == 8

@@ -17,7 +17,7 @@ from rlif_lightning.records import Rollout, TokenStats
 from rlif_lightning.sampling import Sampling
 
 SAMPLING = Sampling(max_new_tokens=40, temperature=2.0)
-FAMILIES = ["llama", pytest.param("gemma3", marks=pytest.mark.slow)]
+FAMILIES = ["llama", pytest.param("gemma3", marks=pytest.mark.full)]
 TALK = {"max_turns": 5, "max_turn_tokens": 9, "arguments": {"turns": 5, "first": "3+"}}
 
 
@@ -63,6 +63,7 @@ def same(one: Rollout, other: Rollout) -> None:
         assert torch.equal(getattr(one.stats, field.name), getattr(other.stats, field.name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_where_a_template_keeps_everything_fork_is_keep(tiny_models, architecture):
     policy = chatting(tiny_models[architecture], CHAT)
@@ -74,6 +75,7 @@ def test_where_a_template_keeps_everything_fork_is_keep(tiny_models, architectur
     same(fork, keep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_a_turn_is_drawn_behind_what_the_template_shows(tiny_models, architecture):
     """The prompt of a new context is the whole conversation, written and encoded at once."""
@@ -125,6 +127,7 @@ def test_log_probs_at_sampling_are_those_of_an_update(
         )
 
 
+@pytest.mark.slow
 def test_completions_at_a_time_change_no_episode(tiny_models):
     policy = chatting(tiny_models["llama"])
     few, many = (forked(policy, max_rows=number, rows=(2, 0)) for number in (3, 512))
@@ -141,6 +144,7 @@ def test_prompts_of_new_contexts_are_in_the_budget(tiny_models):
     assert "max_observation_tokens" in [episode.stop for episode in rollout.episodes]
 
 
+@pytest.mark.slow
 def test_assembled_groups_keep_their_contexts(tiny_models):
     policy = chatting(tiny_models["llama"])
     made = settings_of(**TALK, max_observation_tokens=200, thoughts="fork")

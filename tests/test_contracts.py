@@ -14,6 +14,7 @@ import torch
 from restatement import loss_and_gradient, rows_in, update
 
 from harness.files import ROOT
+from harness.forked import on_two_ranks
 from harness.models import classifier_folder
 from harness.objectives import OBJECTIVES, inputs
 from harness.rollouts import handmade, with_observations
@@ -218,6 +219,34 @@ class TestRewardHeads:
         assert torch.equal(sampled.stats.entropy, expected.stats.entropy)
         assert torch.equal(sampled.mask, expected.mask)
         assert sampled.prompts.columns == expected.prompts.columns
+
+
+def said(problems: list[int]) -> dict[str, tuple[list[float], dict[str, float]]]:
+    """The scores and the figures of each head on some of the groups."""
+    outputs = {name: make()(rollout(problems)) for name, make in HEADS.items()}
+    return {
+        name: (it.scores.tolist(), {k: float(v) for k, v in it.log.items() if "time/" not in k})
+        for name, it in outputs.items()
+    }
+
+
+# Of a process's own groups: all processes have as many, and a run averages over processes.
+MEANS_OF_GROUPS = {"code/solved", "rollout/parseable", "vote/largest_cluster"}
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_two_data_ranks_score_and_log_what_one_does(tmp_path):
+    shares, alone = [[0], [1, 2]], said([0, 1, 2])
+    parts = on_two_ranks(lambda rank: said(shares[rank]), tmp_path)
+    for name, (scores, figures) in alone.items():
+        (first, own), (second, other) = (part[name] for part in parts)
+        assert first + second == pytest.approx(scores, nan_ok=True), name
+        assert own.keys() == other.keys() == figures.keys(), name
+        for each, whole in figures.items():
+            found = [own[each], other[each]]
+            if each in MEANS_OF_GROUPS:
+                found = [(found[0] + 2 * found[1]) / 3] * 2
+            assert found == pytest.approx([whole] * 2, nan_ok=True), (name, each)
 
 
 def scores_and_lengths() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

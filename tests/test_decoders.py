@@ -43,7 +43,7 @@ def watched(monkeypatch, name: str) -> list:
     return calls
 
 
-@pytest.mark.slow  # test_native.py draws with few rows at a time
+@pytest.mark.full  # test_native.py draws with few rows at a time
 @pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 def test_rows_that_join_and_leave_do_not_change_a_completion(
     tiny_models, monkeypatch, architecture
@@ -106,7 +106,7 @@ def test_shared_prompts_give_plain_generation_token_for_token(tiny_models, archi
     )
 
 
-@pytest.mark.parametrize("architecture", [pytest.param("llama", marks=pytest.mark.slow), "gemma3"])
+@pytest.mark.parametrize("architecture", [pytest.param("llama", marks=pytest.mark.full), "gemma3"])
 def test_a_model_whose_attention_cannot_be_replaced_falls_back_and_says_so(
     tiny_models, monkeypatch, architecture
 ):
@@ -127,6 +127,7 @@ def test_a_model_whose_attention_cannot_be_replaced_falls_back_and_says_so(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_rollout_of_adapters_has_the_statistics_of_scoring(tiny_models):
     pytest.importorskip("peft")
@@ -143,7 +144,7 @@ def test_a_rollout_of_adapters_has_the_statistics_of_scoring(tiny_models):
     assert float((base.logprobs - scored.logprobs).abs().max()) > 0.1
 
 
-@pytest.mark.slow  # the statistics of a rollout of adapters: above
+@pytest.mark.full  # the statistics of a rollout of adapters: above
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 def test_rollouts_of_adapters_are_those_of_the_adapted_model(tiny_models, architecture):
@@ -163,7 +164,7 @@ def test_rollouts_of_adapters_are_those_of_the_adapted_model(tiny_models, archit
 
 
 @pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
-@pytest.mark.slow  # test_native.py has bfloat16 weights; rollouts under autocast: below
+@pytest.mark.full  # test_native.py has bfloat16 weights; rollouts under autocast: below
 @pytest.mark.parametrize("how", ["weights", "autocast"])
 def test_bfloat16_rollouts_stay_close_to_exact_scoring(tiny_models, architecture, how):
     """Rows join and leave; statistics in float32; under autocast rotary keys and values differ in
@@ -177,7 +178,7 @@ def test_bfloat16_rollouts_stay_close_to_exact_scoring(tiny_models, architecture
     assert float((rollout.stats.logprobs - exact.logprobs)[rollout.mask].abs().mean()) < 0.1
 
 
-@pytest.mark.slow  # test_autocasting.py: frozen weights are cast once, and stay frozen
+@pytest.mark.full  # test_autocasting.py: frozen weights are cast once, and stay frozen
 def test_autocast_casts_frozen_weights_once_too(tiny_models):
     """LoRA's base, and the input that queries, keys and values read; what is drawn stays
     the same.

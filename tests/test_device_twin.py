@@ -23,7 +23,7 @@ FULL = {
     "test_deep_budgets",  # test_budgets.py counts what each layer adds to a few
 }
 # Files with tests that are marked full: they are asked for again where those are to run.
-WITH_MORE = ("test_decode_step", "test_update_budget")
+WITH_MORE = ("test_decode_step", "test_fits", "test_heads", "test_update_budget")
 ON_THE_DEVICE = {
     "test_run": (
         "a_head_of_weight_zero_is_measured_and_changes_nothing",

@@ -124,6 +124,7 @@ def test_the_alignment_of_the_guard_is_of_the_completions_that_stay():
     assert math.isnan(symptoms(nobody, ["1", "1", "2", "3"], advantages)["guard/vote_alignment"])
 
 
+@pytest.mark.slow
 def test_completion_files_have_the_length_and_the_log_probs_of_what_was_dropped(tmp_path):
     """A mean log-prob of 0 would be that of a completion which is certain."""
     drop = '--model.rewards.drop={"head": "DropTruncated", "weight": 0}'

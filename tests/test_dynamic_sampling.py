@@ -159,6 +159,7 @@ def test_signal_of_a_vote(texts, expected):
     assert groups_with_signal(outputs, ["vote"], 3).tolist() == [expected]
 
 
+@pytest.mark.slow
 def test_signal_of_gold_answers_and_of_completions_that_stay():
     """Right and wrong, all right, a gold answer that cannot be read; a drop leaves one alone."""
     rollout = handmade(["1", "2", "1", "1", "1", "2"], 2, answer=["1", "1", r"\frac{\sqrt{5"])
@@ -276,7 +277,7 @@ def test_the_price_of_several_askings_is_added():
     assert "judge/cost" not in cost_of([seen])
 
 
-@pytest.mark.slow  # what judges cost is that of all draws: above
+@pytest.mark.full  # what judges cost is that of all draws: above
 def test_a_run_counts_the_questions_of_all_draws(tmp_path):
     rule = {"class_path": "RuleJudge", "init_args": {"rule": "test_dynamic_sampling.middling"}}
     head = {"class_path": "JudgeHead", "init_args": {"judge": rule, "template": "{completion}"}}
@@ -342,6 +343,7 @@ def sampled(policy: PolicyModel, size: int, settings: DynamicSampling) -> Dynami
     return DynamicDraws(settings, source, problems(size), seed=5)
 
 
+@pytest.mark.slow
 def test_an_assembled_rollout_is_the_one_drawn_at_once(policy):
     """Tokens, texts, scores and, to rounding, statistics."""
     draws = sampled(policy, 32, DynamicSampling(max_draws=4))
@@ -420,8 +422,9 @@ def only(rollout: Rollout, groups: list[int]) -> Rollout:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "aggregation", ["token_mean", pytest.param("sequence_mean", marks=pytest.mark.slow)]
+    "aggregation", ["token_mean", pytest.param("sequence_mean", marks=pytest.mark.full)]
 )
 def test_to_skip_is_to_remove_the_groups(policy, aggregation):
     """With an entropy bonus, which acts on groups without advantage too."""
@@ -469,6 +472,7 @@ def rewards(head: str) -> str:
     return f"--model.rewards={json.dumps({'mine': reward})}"
 
 
+@pytest.mark.slow
 def test_where_every_group_has_signal_it_is_the_run_without(tmp_path):
     """Bit for bit; and the run without logs none of its figures."""
     own = [*ONE, rewards("Position"), NO_VALIDATION]
@@ -487,6 +491,7 @@ def test_where_every_group_has_signal_it_is_the_run_without(tmp_path):
     assert [row["dynamic/first_entropy"] for row in more] == [r["policy/entropy"] for r in plain]
 
 
+@pytest.mark.slow
 def test_a_run_without_any_signal_goes_on_and_moves_nothing(tmp_path):
     run = fit(tmp_path, *ONE, rewards("Nothing"), dynamic(max_draws=2), NO_VALIDATION)
     start = PolicyModel(Policy(NAME)).state_dict()
@@ -500,7 +505,7 @@ def test_a_run_without_any_signal_goes_on_and_moves_nothing(tmp_path):
     assert figures["policy/grad_norm"] == 0
 
 
-@pytest.mark.slow  # test_commands_in_docs.py parses it; the runs around it train
+@pytest.mark.full  # test_commands_in_docs.py parses it; the runs around it train
 def test_the_overlay_is_what_it_says_and_trains(tmp_path):
     overlay = f"--config={ROOT / 'configs' / 'objectives' / 'dynamic_sampling.yaml'}"
     run = fit(tmp_path, overlay, NO_VALIDATION)
@@ -579,7 +584,7 @@ def test_on_several_processes_it_is_the_run_on_one(tmp_path, processes):
 # The mark: with fsdp2, whose sampler is the one with collectives, it is slow.
 @pytest.mark.parametrize(
     "strategy",
-    [pytest.param("fsdp2", marks=pytest.mark.slow), pytest.param("tp", marks=pytest.mark.full)],
+    [pytest.param("fsdp2", marks=pytest.mark.full), pytest.param("tp", marks=pytest.mark.full)],
 )
 def test_with_sharded_weights_it_is_the_run_on_one(tmp_path, strategy):
     """Weights that stay sharded: each pass of the sampler is a collective."""

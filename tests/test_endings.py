@@ -123,7 +123,7 @@ def test_a_run_that_is_over_stays_over_and_says_why(tmp_path, caplog, reason, ar
     assert ends(tmp_path / "version_2") == [("finished", 0)]
 
 
-@pytest.mark.slow  # test_whole_files.py; what a repeated command does: below
+@pytest.mark.full  # test_whole_files.py; what a repeated command does: below
 def test_a_kill_in_the_final_export_costs_nothing(tmp_path):
     mark = tmp_path / "mark"
     mark.touch()

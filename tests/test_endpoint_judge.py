@@ -102,6 +102,7 @@ def test_what_does_not_pass_is_a_failed_call(server, answer, calls, reason):
     assert re.search(reason, reply.failure)
 
 
+@pytest.mark.slow
 def test_the_pause_that_a_server_asks_for_is_kept(server):
     server.answers = [(429, {}, {"Retry-After": "1"})]
     started = time.monotonic()
@@ -109,6 +110,7 @@ def test_the_pause_that_a_server_asks_for_is_kept(server):
     assert time.monotonic() - started >= 1
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_costs_two_time_outs(server):
     server.usual = lambda body: HANG
     started = time.monotonic()
@@ -118,6 +120,7 @@ def test_a_server_that_hangs_costs_two_time_outs(server):
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_a_failed_call(server):
     [reply] = asked(EndpointJudge("http://127.0.0.1:9/v1", "m"))
     assert "ConnectError" in reply.failure

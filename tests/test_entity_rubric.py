@@ -244,7 +244,7 @@ def made(head, folder, rollouts: int = 2, **way) -> Run:
     return Run(folder, rollouts, model, problems, **way)
 
 
-@pytest.mark.slow  # the bits of the scores: above
+@pytest.mark.full  # the bits of the scores: above
 def test_eta_0_trains_as_the_outcome_alone_bit_for_bit(tmp_path):
     more = {"sampling": Sampling(max_new_tokens=24)}
     heads = {"outcome": GoldAnswer(), "null": EntityRubric(GoldAnswer(), eta=0.0)}
@@ -261,6 +261,7 @@ def test_eta_0_trains_as_the_outcome_alone_bit_for_bit(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_outcomes_state(tmp_path):
     """The coin counts its calls in a buffer; the outcome may also be label-free."""
     whole = made(EntityRubric(Random()), tmp_path / "whole", 2)
@@ -279,7 +280,7 @@ def problem_file(folder) -> str:
     return json.dumps({"train": str(path), "validation": str(path)})
 
 
-@pytest.mark.slow  # test_commands_in_docs.py parses it; eta=0 trains
+@pytest.mark.full  # test_commands_in_docs.py parses it; eta=0 trains
 def test_the_overlay_trains_with_the_papers_values(tmp_path):
     given_ = f"--data.source.init_args={problem_file(tmp_path)}"
     run = fit(tmp_path, OVERLAY, given_, "--data.prompts_per_rollout=8")
@@ -295,7 +296,7 @@ def test_the_overlay_trains_with_the_papers_values(tmp_path):
     assert 0 < float(logged["entity/recall"]) <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_contracts.py has the head on two ranks
 def test_two_processes_are_one(tmp_path):
     given_ = [*DISTRIBUTED, OVERLAY, f"--data.source.init_args={problem_file(tmp_path)}"]
     given_ += ["--data.prompts_per_rollout=4", "--model.optimizer.init_args.lr=1e-3"]

@@ -94,7 +94,7 @@ LINE = next(n for n, text in enumerate(SOURCE, 1) if text.endswith("# line of th
 PLACE = f"test_environment_faults.py:{LINE}"
 
 
-@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_a_failure_names_its_place_in_the_environment_s_own_code(processes):
     with EnvironmentPool(Broken, processes=processes) as pool:
         pool.start(0, 1, {})

@@ -132,6 +132,7 @@ def test_an_error_of_reset_too(opened):
     assert found[0].episode.turns == ()
 
 
+@pytest.mark.slow
 def test_a_hanging_environment_holds_nobody(opened):
     pool = opened(workers=2, step_seconds=0.3)
     started(pool, 5)

@@ -58,6 +58,7 @@ def test_a_stage_on_texts_does_not_ignore_an_environment(tmp_path, capsys):
     assert "data.environment.make='harness.episodes.Talker': model.objective=Supervised" in said
 
 
+@pytest.mark.slow
 def test_environments_that_fail_end_the_command_in_one_line(tmp_path, capsys):
     failing = {**ENVIRONMENT, "make": "harness.episodes.Failing", "max_failed": 0.0}
     given = [*BASE, *ACTING, f"--data.environment={json.dumps(failing)}"]
@@ -96,6 +97,7 @@ def test_the_python_tool_takes_its_sandbox_from_yaml():
         PythonTool({"seconds": 2.0})
 
 
+@pytest.mark.slow
 def test_turns_that_an_environment_pays_for_are_steps(tmp_path, capsys):
     advantage = {"class_path": "StepDelta", "init_args": {"baseline": "group"}}
     given = [*ACTING, f"--model.advantage={json.dumps(advantage)}", "--trainer.max_steps=1"]

@@ -424,6 +424,7 @@ def test_a_grid_has_a_way_and_holes():
     assert game.step("fly").info["action"] == "INVALID"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Mastermind-v0", "TowerOfHanoi-v0", "FrozenLake-v0"])
 def test_games_of_textarena(name):
     textarena = pytest.importorskip("textarena")

@@ -37,7 +37,7 @@ WRITER = '--trainer.callbacks+={"class_path": "CompletionWriter", "init_args": {
 SAVING = '--trainer.callbacks+={"class_path": "RunCheckpoints", "init_args": {"every": 1}}'
 
 
-@pytest.mark.slow  # test_episodes.py has each part without a run
+@pytest.mark.full  # test_episodes.py has each part without a run
 def test_a_run_with_an_environment_resumes_bit_for_bit(tmp_path):
     whole, again = tmp_path / "whole", tmp_path / "again"
     assert_resumes(whole, again, *PLAYING, WRITER, SAVING)

@@ -30,9 +30,9 @@ def same(one: Rollout, other: Rollout) -> None:
         assert torch.equal(getattr(one.stats, field.name), getattr(other.stats, field.name))
 
 
-@pytest.mark.parametrize("architecture", [pytest.param("llama", marks=pytest.mark.slow), "gemma3"])
+@pytest.mark.parametrize("architecture", [pytest.param("llama", marks=pytest.mark.full), "gemma3"])
 # The mark: with few rows at a time the ids are the same below.
-@pytest.mark.parametrize("max_rows", [512, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("max_rows", [512, pytest.param(5, marks=pytest.mark.full)])
 def test_an_environment_of_one_turn_is_today_s_rollout(tiny_models, architecture, max_rows):
     policy = load(tiny_models[architecture])
     plain = play(policy, None, SAMPLING, max_rows=max_rows)
@@ -59,6 +59,7 @@ def rows_of(rollout: Rollout) -> list[list[tuple[bool, list[int]]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 def test_ids_are_concatenated_and_statistics_are_those_of_whole_rows(tiny_models, architecture):
     policy = load(tiny_models[architecture])
@@ -149,6 +150,7 @@ def test_a_chat_s_marks_are_inserted_where_the_policy_did_not_draw_them(merging)
     )
 
 
+@pytest.mark.slow
 def test_the_reasons_of_stops(tiny_models):
     policy = load(tiny_models["llama"])
     sampling = Sampling(max_new_tokens=12)
@@ -178,6 +180,7 @@ def test_the_reasons_of_stops(tiny_models):
     assert set(rewards) == {3.0}  # 1 + 2
 
 
+@pytest.mark.slow
 def test_a_failing_environment_ends_its_episode_alone(tiny_models):
     policy = load(tiny_models["llama"])
     made = settings_of("Failing", max_failed=1.0)
@@ -193,6 +196,7 @@ def test_a_failing_environment_ends_its_episode_alone(tiny_models):
         play(policy, settings_of("Failing"), SAMPLING)
 
 
+@pytest.mark.slow
 def test_a_stop_string_in_an_observation_ends_no_turn(tiny_models):
     """The observation ends with "=", and each turn is searched from its own first token."""
     policy = load(tiny_models["llama"], eager_to_end=False)

@@ -177,7 +177,7 @@ LONG += ("an endless iterator", "colliding hashes")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in CHEATS]
+    "name", [pytest.param(n, marks=pytest.mark.full if n in LONG else ()) for n in CHEATS]
 )
 @pytest.mark.parametrize(
     "level",  # what judges is the same at all; the strongest adds to what is refused
@@ -279,7 +279,7 @@ def finished(command: list[str], folder: Path, environment: dict[str, str], **us
     return done.stdout
 
 
-@pytest.mark.slow  # the same attacks as whoever runs the tests: above
+@pytest.mark.full  # the same attacks as whoever runs the tests: above
 def test_an_ordinary_user_is_as_safe(level, as_nobody):
     through = set(as_nobody("attacks.py", level).splitlines())
     assert through == {
@@ -337,7 +337,7 @@ def test_escapes_where_the_session_leader_is_outside(tmp_path):
     check_escapes("rlimits", printed)
 
 
-@pytest.mark.slow  # the same escapes as whoever runs the tests: above
+@pytest.mark.full  # the same escapes as whoever runs the tests: above
 @X86_64
 def test_escapes_of_an_ordinary_user(level, as_nobody):
     check_escapes(level, as_nobody("escapes.py", level))

@@ -23,6 +23,7 @@ def completions(folder: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_every_rollout_before_and_after(tmp_path, capsys):
     fit(
         tmp_path,
@@ -79,7 +80,7 @@ def test_greedy_decoding_has_the_least_length_of_the_evaluation(tmp_path):
     assert {record["length"] for record in found} == {20}
 
 
-@pytest.mark.slow  # every rollout: above
+@pytest.mark.full  # every rollout: above
 def test_every_third_rollout_across_epochs(tmp_path):
     """An epoch has two rollouts here: the trainer counts over them once check_val_every_n_epoch is
     null.
@@ -101,7 +102,7 @@ def test_every_third_rollout_across_epochs(tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "stage"),
-    [pytest.param("validate", "val", marks=pytest.mark.slow), ("test", "test")],
+    [pytest.param("validate", "val", marks=pytest.mark.full), ("test", "test")],
 )
 def test_a_table_with_intervals_and_subsets(tmp_path, capsys, command, stage):
     source = tmp_path / "problems.jsonl"

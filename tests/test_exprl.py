@@ -31,7 +31,7 @@ def test_the_rule_by_hand(completion, score):
     assert check_sums(request).endswith(f"Score: {score}")
 
 
-@pytest.mark.slow  # test_commands_in_docs.py parses them; one is built below
+@pytest.mark.full  # test_commands_in_docs.py parses them; one is built below
 def test_the_overlays_train(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     given = [f"--config={RELATED / name}" for name in ("exprl.yaml", "exprl_cpu.yaml")]

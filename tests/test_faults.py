@@ -89,7 +89,7 @@ def test_a_head_that_raises_on_one_of_two_ranks_ends_both(tmp_path, rank):
     assert differences(rows(tmp_path / "whole"), rows(tmp_path / "lives")) == []
 
 
-@pytest.mark.slow
+@pytest.mark.full  # torn folders: test_checkpoint_files.py; both end: above
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.full), 1])
 def test_a_rank_killed_while_shards_are_written_costs_nothing_that_was_saved(tmp_path, rank):
     kill = {"class_path": "test_faults.KilledWhileWriting", "init_args": {"rank": rank}}
@@ -153,7 +153,7 @@ def test_a_disk_that_is_full_costs_nothing_that_was_saved(tmp_path, long_run, pr
     assert differences(rows(whole), rows(out / "lives")) == []
 
 
-@pytest.mark.slow  # test_math_verify_process.py has each trap
+@pytest.mark.full  # test_math_verify_process.py has each trap
 def test_an_answer_that_hangs_the_symbolic_checker_is_an_answer_that_is_wrong(tmp_path):
     """Every second gold answer would take for ever to evaluate; the run is the one with a plain
     wrong answer there.

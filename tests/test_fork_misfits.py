@@ -33,7 +33,7 @@ OTHERS: dict[str, tuple[dict[str, int], str]] = {
     [
         *((name, None) for name in OTHERS),
         ("shallower", LoRA(4, 8)),
-        *(pytest.param(n, LoRA(4, 8), marks=pytest.mark.slow) for n in ("deeper", "narrower")),
+        *(pytest.param(n, LoRA(4, 8), marks=pytest.mark.full) for n in ("deeper", "narrower")),
     ],
 )
 def test_a_fork_of_another_model_is_refused(checkpoint, tmp_path, name, lora):

@@ -32,7 +32,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("arguments", REFUSED.values(), ids=REFUSED)
-@pytest.mark.parametrize("wanted", ["auto", pytest.param("path", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wanted", ["auto", pytest.param("path", marks=pytest.mark.full)])
 def test_what_cannot_go_on_is_refused_in_one_line(first, capfd, arguments, wanted):
     if "lora" in arguments[0]:
         pytest.importorskip("peft")
@@ -48,7 +48,7 @@ def test_what_cannot_go_on_is_refused_in_one_line(first, capfd, arguments, wante
     assert name in lines[0]
 
 
-@pytest.mark.slow  # test_changed_settings.py forks without evaluating
+@pytest.mark.full  # test_changed_settings.py forks without evaluating
 def test_a_fork_is_evaluated_with_its_weights_and_goes_on_as_a_run_of_its_own(first, tmp_path):
     path, before = first
     forking = [f"--fork_from={path}", "--ckpt_path=auto", NOTHING_MOVES, "--compare=true"]

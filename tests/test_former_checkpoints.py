@@ -202,6 +202,7 @@ def test_a_run_goes_on_from_former_names_without_a_word(tmp_path):
     assert run("again", ckpt_path=checkpoint).said() == []
 
 
+@pytest.mark.slow
 def test_settings_that_came_later_are_off_in_a_checkpoint_without_them(tmp_path):
     """No line where they are off now, and one where they are on."""
     heads = {"vote": WeightedReward(ClusterVote()), "certainty": WeightedReward(MeanLogprob())}

@@ -70,6 +70,7 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("argument", "hint"), RENAMED.items())
 def test_a_former_name_is_refused_with_the_present_one(capsys, argument, hint):
     error = refused(capsys, "fit", *base(), argument)

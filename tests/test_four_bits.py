@@ -77,9 +77,10 @@ def assert_same_scores(left: PolicyModel, right: PolicyModel) -> None:
 
 
 # The mark: test_architectures.py recomputes layers.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "checkpointing",
-    [False, pytest.param(True, marks=pytest.mark.slow)],
+    [False, pytest.param(True, marks=pytest.mark.full)],
     ids=["kept", "recomputed"],
 )
 def test_log_probs_and_gradients_are_those_of_the_rounded_weights(checkpointing):
@@ -97,6 +98,7 @@ def test_log_probs_and_gradients_are_those_of_the_rounded_weights(checkpointing)
         assert_same_scores(policy, plain)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_rounding_is_felt_and_bfloat16_is_computed_in():
     whole, policy = adapted(QLORA.in_full), adapted(QLORA)
@@ -172,7 +174,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_holds_adapters_alone(tmp_pat
 
 
 # The mark: fp4 is another option of the base as well.
-@pytest.mark.parametrize("other", ["fp4", pytest.param("double", marks=pytest.mark.slow), "layers"])
+@pytest.mark.parametrize("other", ["fp4", pytest.param("double", marks=pytest.mark.full), "layers"])
 def test_adapters_are_refused_on_a_base_that_computes_otherwise(tmp_path, other):
     """Also where embeddings and norms are those of the base, as in a merged fine-tune of it."""
     name, given = NAME, {"bnb_4bit_quant_type": "fp4"}
@@ -190,6 +192,7 @@ def test_adapters_are_refused_on_a_base_that_computes_otherwise(tmp_path, other)
         moved.load_state_dict(start)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_teacher_follows_the_adapters_and_a_judge_is_the_base_in_4_bits():
     policy, teacher = adapted(QLORA), PolicyModel(Policy(NAME, lora=QLORA), frozen=True)
@@ -230,7 +233,7 @@ def test_divided_strategies_are_refused():
 
 
 # The mark: scales of scales are the harder count.
-@pytest.mark.parametrize("double", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("double", [pytest.param(False, marks=pytest.mark.full), True])
 def test_the_memory_that_preflight_counts_is_what_is_held(double):
     """128 x 128 numbers: 8192 bytes and 256 scales of 4 bytes, or 256 of 1 with one of 4."""
     lora = replace(QLORA, options=QLORA.options | {"bnb_4bit_use_double_quant": double})

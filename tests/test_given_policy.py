@@ -46,6 +46,7 @@ def trained(policy: Any, folder: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.policy.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_a_run_is_that_of_the_same_model_as_a_folder(tmp_path):
     model = embedded(0.1)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -52,7 +52,7 @@ raise OSError("told")
 """
 
 
-@pytest.mark.slow  # as every test that forks a module
+@pytest.mark.full  # as every test that forks a module
 def test_a_forked_module_ends_as_one_that_was_started(tmp_path):
     (tmp_path / "fates.py").write_text(FATES)
     given = {**environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}", "MINE": "here"}

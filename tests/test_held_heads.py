@@ -188,7 +188,7 @@ def criteria_of(head: dict) -> str:
     return "--model.rewards=" + json.dumps(rewards)
 
 
-@pytest.mark.slow  # what a held checker logs, and that it is found: below
+@pytest.mark.full  # what a held checker logs, and that it is found: below
 @pytest.mark.filterwarnings("ignore:CheckerMonitor, rollout:UserWarning")
 def test_a_checker_in_a_rubric_is_watched(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -213,6 +213,7 @@ def test_a_rubric_passes_on_what_a_checker_logs():
     assert output.log["checker/neutral"] == 1
 
 
+@pytest.mark.slow
 def test_a_held_head_that_would_misread_an_episode_is_refused(tmp_path, capsys):
     likely = {"class_path": "TargetLogprob", "init_args": {"column": "answer"}}
     with pytest.raises(SystemExit):

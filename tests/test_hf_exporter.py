@@ -50,6 +50,7 @@ def exported(tmp_path_factory) -> tuple[cli.RLIFCLI, Path]:
     return export(folder), folder / "version_0" / "export" / "last"
 
 
+@pytest.mark.slow
 def test_the_last_policy_loads_with_identical_logits(exported):
     run, folder = exported
     assert torch.equal(loaded_logits(folder), trained_logits(run.model.policy))
@@ -69,12 +70,13 @@ def test_the_last_policy_loads_with_identical_logits(exported):
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_an_exported_folder_is_a_policy_to_go_on_with(exported, tmp_path):
     again = fit(tmp_path, *TINY, *ONE, f"--model.policy.name={exported[1]}")
     assert again.trainer.global_step == 4
 
 
-@pytest.mark.parametrize("mode", [pytest.param("min", marks=pytest.mark.slow), "max"])
+@pytest.mark.parametrize("mode", [pytest.param("min", marks=pytest.mark.full), "max"])
 def test_best_is_the_policy_of_the_best_evaluation(tmp_path, mode):
     """Entropy falls in both epochs: `min` keeps the second policy, `max` the first."""
     run = export(tmp_path, *EVALUATE, monitor="val/entropy", mode=mode)
@@ -116,6 +118,7 @@ def test_a_run_from_a_checkpoint_of_another_one_has_a_best_of_its_own(tmp_path):
     assert (tmp_path / "again" / "version_0" / "export" / "best").is_dir()
 
 
+@pytest.mark.slow
 def test_lora_is_written_as_adapters_or_merged(tmp_path):
     pytest.importorskip("peft")
     adapters = export(tmp_path / "adapters", LORA, "--model.optimizer.lr=0.01")

@@ -37,6 +37,7 @@ def test_a_run_below_the_home_folder_is_in_one_place_and_can_be_resumed(home):
     assert not list(Path.cwd().iterdir())
 
 
+@pytest.mark.slow
 def test_predictions_below_the_home_folder(home):
     arguments = [each for each in RUN if "compare" not in each]
     cli.main(["predict", *arguments, "--predictions.folder=~/drawn"])

@@ -54,6 +54,7 @@ def folder_of(kind: str, name: str) -> list[str]:
     }[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a NUL", "300 characters"])
 @pytest.mark.parametrize(
     "kind", ["trainer.default_root_dir", "HFExporter.folder", "predictions.folder", "ckpt_path"]

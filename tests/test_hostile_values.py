@@ -175,6 +175,7 @@ def nested(tree, tags: list[str]):
 DEEPER = st.builds(nested, TREES, st.lists(st.sampled_from(TAGS[6:]), max_size=150))
 
 
+@pytest.mark.slow
 @given(TREES | DEEPER)
 @settings(max_examples=200, deadline=None)
 def test_no_value_makes_the_trainer_raise(tree):
@@ -189,6 +190,7 @@ def test_no_value_makes_the_trainer_raise(tree):
         check(outcome.value)
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=200))
 @settings(max_examples=200, deadline=None)
 def test_no_bytes_make_the_trainer_raise(junk):
@@ -297,6 +299,7 @@ LITERALS = CHARACTERS | st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(LITERALS, LITERALS)
 @settings(max_examples=150, deadline=None)
 def test_no_literal_makes_its_checker_raise(text, gold):

@@ -129,7 +129,7 @@ def by_answer(request: Request) -> str:
 RULE = {"class_path": "RuleJudge", "init_args": {"rule": "test_judge_heads.by_answer"}}
 
 
-@pytest.mark.slow  # test_turing_runs.py judges every reply of a run
+@pytest.mark.full  # test_turing_runs.py judges every reply of a run
 def test_a_run_with_a_rubric_judge_learns_and_logs(tmp_path):
     judge = only("RubricJudgeHead", judge=RULE, parser="VerdictParser", truncated="ask")
     run = fit(tmp_path, judge)
@@ -149,7 +149,7 @@ def test_a_column_that_is_not_there_is_refused_before_anything_is_sampled(tmp_pa
     )
 
 
-@pytest.mark.slow  # test_endpoint_judge.py refuses; test_run.py resumes
+@pytest.mark.full  # test_endpoint_judge.py refuses; test_run.py resumes
 def test_a_run_that_a_judge_stops_is_resumed_as_if_nothing_had_happened(tmp_path):
     """The server refuses every question of the second rollout."""
     with judge_server() as server:
@@ -184,6 +184,7 @@ def test_the_judge_of_the_docs_works():
     assert scored(head, ["a", "ab", "abc", "ab"]).scores.tolist() == [1.0, 1.0, 0.0, 1.0]
 
 
+@pytest.mark.slow
 def test_preflight_says_what_the_judge_will_cost(tmp_path, capsys):
     """A call has 14 tokens; equal completions of a prompt are asked about once."""
     with judge_server() as server:

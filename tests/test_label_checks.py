@@ -60,6 +60,7 @@ def refused(capsys, *given, **more) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["validate", "preflight"])
 def test_a_missing_gold_answer_is_refused_before_anything_is_sampled(tmp_path, capsys, command):
     told = refused(capsys, command, tmp_path, ["2", None, "7", "8"])
@@ -74,6 +75,7 @@ def test_named_values_are_refused_with_the_way_to_name_one_of_them(tmp_path, cap
     assert "name one of ['ground_truth', 'style'] by a dotted path" in told
 
 
+@pytest.mark.slow
 def test_a_nested_subset_column_is_used_or_refused(tmp_path, capsys):
     named = "--model.evaluation.subset_column=reward_model."
     assert set(run("validate", tmp_path, list(SUMS), f"{named}style").model.report.subsets) == {
@@ -93,6 +95,7 @@ def test_an_extractor_that_fits_no_row_is_refused(tmp_path, capsys):
     assert "gold_extractor='boxed' finds no answer in 4 of 4 gold answers" in told
 
 
+@pytest.mark.slow
 def test_a_head_s_own_column_is_checked_and_the_prompt_may_not_show_it(tmp_path, capsys):
     gold = (
         '--model.rewards={"gold": {"head": {"class_path": "GoldAnswer", "init_args": {"column":'
@@ -113,6 +116,7 @@ def test_a_head_s_own_column_is_checked_and_the_prompt_may_not_show_it(tmp_path,
     assert "the gold answers' column 'key' is not in the train split" in told
 
 
+@pytest.mark.slow
 def test_heads_are_not_asked_where_none_scores(tmp_path):
     gold = (
         '--model.rewards={"gold": {"head": {"class_path": "GoldAnswer", "init_args": {"column":'
@@ -121,7 +125,7 @@ def test_heads_are_not_asked_where_none_scores(tmp_path):
     assert run("validate", tmp_path, list(SUMS), gold).model.report.num_problems == 4
 
 
-@pytest.mark.slow  # test_gold_answers.py judges each kind of value
+@pytest.mark.full  # test_gold_answers.py judges each kind of value
 def test_lists_numbers_and_nested_columns_are_judged_as_texts_are(tmp_path, caplog):
     figures = []
     for name, golds in (
@@ -136,6 +140,7 @@ def test_lists_numbers_and_nested_columns_are_judged_as_texts_are(tmp_path, capl
     assert figures[0] == figures[1] == figures[2]
 
 
+@pytest.mark.slow
 def test_the_completion_writer_judges_by_the_evaluation_s_checker(tmp_path):
     writer = (
         '--trainer.callbacks+={"class_path": "CompletionWriter", "init_args": {"groups": 4,'

@@ -107,7 +107,7 @@ def test_a_run_ends_early_and_keeps_its_checkpoint(tmp_path):
     assert first_stop(next(tmp_path.rglob("metrics.csv")), detectors) == (2, "agreement")
 
 
-@pytest.mark.slow  # the detectors: above
+@pytest.mark.full  # the detectors: above
 def test_a_run_that_stays_inside_its_limits_is_left_alone(tmp_path):
     run = run_with(
         tmp_path,
@@ -122,7 +122,7 @@ def test_a_run_that_stays_inside_its_limits_is_left_alone(tmp_path):
     assert first_stop(next(tmp_path.rglob("metrics.csv")), detectors) is None
 
 
-@pytest.mark.slow  # the run that ends early decides on rollouts
+@pytest.mark.full  # the run that ends early decides on rollouts
 def test_validations_between_steps_can_decide(tmp_path):
     arguments = [
         "--trainer.val_check_interval=1",

@@ -78,7 +78,7 @@ def test_bad_factors_are_refused(factors, message):
         LearningRateFactors(factors)
 
 
-@pytest.mark.slow  # the parts: above, and a factor of one below
+@pytest.mark.full  # the parts: above, and a factor of one below
 @IGNORE_ALARMS
 def test_a_yoked_run_is_the_guarded_run_without_its_guard(tmp_path):
     """The same seed and the same rates are the same run, bit for bit; the factor 1 is none."""
@@ -95,7 +95,7 @@ def test_a_yoked_run_is_the_guarded_run_without_its_guard(tmp_path):
     assert event["rollout"] == rates.index(rates[-1])
 
 
-@pytest.mark.slow  # a factor at a rollout: above; the rates of a run: below
+@pytest.mark.full  # a factor at a rollout: above; the rates of a run: below
 def test_a_factor_of_one_changes_nothing(tmp_path):
     plain = fit(tmp_path / "plain", *TINY)
     same = run_with(tmp_path / "same", "LearningRateFactors", *TINY, factors=[(1, 1.0)])

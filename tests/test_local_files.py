@@ -146,6 +146,7 @@ def test_files_of_other_columns_are_refused(tmp_path):
     assert rows == [{"question": "1", "answer": "2"}, {"question": "3", "answer": "4"}]
 
 
+@pytest.mark.slow
 def test_huge_rows_are_read_and_never_printed(tmp_path):
     huge = "x" * 3_000_000
     assert len(

@@ -46,11 +46,11 @@ def loggers(folder, *names: str) -> str:
     return f"--trainer.logger={json.dumps([paths[name] for name in names])}"
 
 
-@pytest.mark.slow  # the table goes first: below; test_run_report.py draws
+@pytest.mark.full  # the table goes first: below; test_run_report.py draws
 @pytest.mark.parametrize(
     "names",
     [
-        pytest.param(("remote",), id="another alone", marks=pytest.mark.slow),
+        pytest.param(("remote",), id="another alone", marks=pytest.mark.full),
         pytest.param(("board", "remote", "csv"), id="csv last"),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_table_goes_first_and_nothing_twice(tmp_path):
     assert last is board
 
 
-@pytest.mark.slow  # test_completion_writer.py reads TensorBoard's steps
+@pytest.mark.full  # test_completion_writer.py reads TensorBoard's steps
 def test_tensorboard_counts_the_rollouts_that_are_done(tmp_path):
     """Two rollouts, an evaluation after each: all stand at 1 and 2."""
     run = fit(tmp_path, "--trainer.val_check_interval=1", "--trainer.check_val_every_n_epoch=1")

@@ -200,7 +200,7 @@ def test_no_question_of_validation_is_trained_on(tmp_path):
     assert (train, validation) == (["0a", "1a"], ["2b", "4c"])
 
 
-@pytest.mark.slow  # pages by hand: above; the other command writes files
+@pytest.mark.full  # pages by hand: above; the other command writes files
 def test_the_command_reads_wikipedia_pages(tmp_path, capsys):
     given_ = [f"--wikipedia={kilt(tmp_path)}", "--hops", "1", "2", f"--output={tmp_path}"]
     long_problems.main([*given_, "--problems=2", "--validation-problems=1"])

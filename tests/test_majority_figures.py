@@ -60,6 +60,7 @@ def test_answers_are_equal_where_they_are_for_the_head_that_votes():
         assert found == {"vote/flip_rate": flips, "vote/majority_ratio": pytest.approx(ratio)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "vote",
     ["{head: {class_path: ClusterVote, init_args: {equivalence: string}}}", "{head: Random}"],
@@ -115,7 +116,7 @@ SMALL = ["--data.source.init_args.size=16", "--trainer.limit_train_batches=2"]  
 TWICE = ["--trainer.max_epochs=2"]
 
 
-@pytest.mark.slow  # the run with a detector has them
+@pytest.mark.full  # the run with a detector has them
 def test_the_guard_logs_them_and_counts_nothing_for_problems_seen_once(tmp_path):
     fit(tmp_path, adding("CollapseGuard"), *SMALL, *TWICE)
     flips = column(tmp_path, "vote/flip_rate")

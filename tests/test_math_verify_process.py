@@ -68,6 +68,7 @@ def test_trap_in_the_main_thread(trap):
     assert_trap_is_short(trap)
 
 
+@pytest.mark.slow
 def test_trap_costs_its_time_once_for_all_comparisons():
     equivalent(TRAPS[0], "x+3")
     start = time.monotonic()
@@ -92,7 +93,7 @@ def test_traps_in_threads():
     assert not failures
 
 
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.full)])
 def test_trap_in_a_child_process(method):
     before = worker()._process.pid
     child = multiprocessing.get_context(method).Process(
@@ -120,7 +121,7 @@ def _assert_with_own_start(trap: str) -> None:
     assert_trap_is_short(trap)
 
 
-@pytest.mark.slow  # a trap in a child process: above, by a worker of its own
+@pytest.mark.full  # a trap in a child process: above, by a worker of its own
 def test_fork_starts_a_worker_of_its_own():
     read, write = os.pipe()
     pid = os.fork()
@@ -148,7 +149,7 @@ def test_verdicts_are_remembered_whatever_the_order(monkeypatch):
     assert sorted(map(len, asked)) == [1, 1, 2]
 
 
-@pytest.mark.parametrize("whole_session", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("whole_session", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_killed_worker_is_replaced(whole_session):
     old = worker()._process.pid
     victim = old if whole_session else children(old)[0]
@@ -158,6 +159,7 @@ def test_killed_worker_is_replaced(whole_session):
     assert worker()._process.pid != old
 
 
+@pytest.mark.slow
 def test_interrupt_leaves_no_stale_reply():
     class Interrupt(Exception):
         pass
@@ -177,8 +179,9 @@ def test_interrupt_leaves_no_stale_reply():
 
 
 # The mark: a parent that is killed says goodbye to nobody, and the worker ends all the same.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "end", [pytest.param("sys.exit()", marks=pytest.mark.slow), "os.kill(os.getpid(), 9)"]
+    "end", [pytest.param("sys.exit()", marks=pytest.mark.full), "os.kill(os.getpid(), 9)"]
 )
 def test_worker_ends_with_its_parent(end):
     code = (
@@ -211,6 +214,7 @@ def resident_mib(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
+@pytest.mark.slow
 def test_many_answers_leave_one_worker_with_one_child_and_no_more_memory():
     """A trap now and then ends the child, and the worker forks another one."""
     process = worker()._process.pid

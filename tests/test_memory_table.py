@@ -35,7 +35,7 @@ SHAPES = {
 }
 LINES = {"qwen2": Line(64, 4, 128), "untied": Line(16, 2, 300), "qwen3": Line(200, 3, 60)}
 ONE_SHAPE = [  # the formula that all three of them have, where the model is larger
-    pytest.param(kind, marks=() if kind == "qwen3" else pytest.mark.slow) for kind in SHAPES
+    pytest.param(kind, marks=() if kind == "qwen3" else pytest.mark.full) for kind in SHAPES
 ]
 # Of what is kept without recomputation; indices and token statistics are left out.
 CLOSE = 0.005
@@ -102,6 +102,7 @@ def test_weights_gradients_and_moments_are_counted_to_the_byte(kind):
     assert held["moments"] == 2 * held["weights"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHAPES)
 def test_adapters_are_counted_to_the_byte(kind):
     policy = policy_of(kind, lora=LoRA(rank=4))
@@ -132,6 +133,7 @@ def kept_by_autograd(policy: PolicyModel, line: Line, mixed: bool) -> int:
     return storages(saved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bf16-mixed"])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_what_autograd_keeps_is_counted(kind, mixed):
@@ -173,7 +175,7 @@ def test_with_recomputation_the_layers_inputs_are_kept(kind, mixed):
 
 
 # The mark: recomputed layers are counted above.
-@pytest.mark.parametrize("recomputed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recomputed", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_adapters_on_bfloat16_weights_keep_no_more(recomputed):
     """What the table counts for them is that of full fine-tuning, an upper bound."""
     shape, line = SHAPES["qwen2"], LINES["qwen2"]
@@ -204,6 +206,7 @@ class Watched(NativeEngine):
         return super().ends(*given) & False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ONE_SHAPE)
 def test_keys_and_values_are_counted_to_the_byte(kind):
     engine, rows, own = Watched(max_rows=12), 12, 90

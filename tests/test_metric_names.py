@@ -231,12 +231,12 @@ def test_the_run_has_every_head_and_callback():
     assert used == heads - {"RewardHead"} - silent
 
 
-@pytest.mark.slow
+@pytest.mark.full  # every name in code and docs: below
 def test_everything_that_is_logged_is_in_the_table(everything):
     assert not {name for name in columns(everything) if entry_of(name) is None}
 
 
-@pytest.mark.slow
+@pytest.mark.full  # every name in code and docs: below
 def test_everything_in_the_table_is_logged(everything):
     logged = columns(everything)
     assert set(LOGGED) == {entry_of(name) for name in logged}
@@ -245,7 +245,7 @@ def test_everything_in_the_table_is_logged(everything):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_completion_writer.py reads TensorBoard's
 def test_tensorboard_has_the_same_figures(everything):
     found = set()
     for path in everything.rglob("events.out.tfevents*"):
@@ -268,7 +268,7 @@ def runs_of(everything: Path) -> list[Run]:
     return [read_run(path.parent) for path in sorted(everything.rglob("metrics.csv"))]
 
 
-@pytest.mark.slow
+@pytest.mark.full  # every name in code and docs: below
 def test_what_is_read_is_in_the_table(everything):
     panels = panels_of(runs_of(everything))
     read = {name for panel in [*panels, *FIXED] for name in series_of(panel)}
@@ -282,7 +282,7 @@ def test_what_is_read_is_in_the_table(everything):
     assert not {name for name in read if entry_of(name) is None}
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_run_report.py draws
 def test_the_report_draws_every_curve_that_it_has(everything):
     """Of runs that log everything, no panel and no curve of one stays away."""
     runs = runs_of(everything)
@@ -350,7 +350,7 @@ NOT_DRAWN = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_run_report.py draws
 def test_the_report_leaves_out_what_it_is_known_to(everything):
     panels = panels_of(runs_of(everything))
     drawn = {entry_of(name) for panel in panels for name in series_of(panel)}

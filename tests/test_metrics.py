@@ -153,6 +153,7 @@ def problems(rows: list[int], texts: list[str], group_size: int):
     return dataclasses.replace(rollout, prompts=prompts, stats=stats, mask=mask, ended=ended)
 
 
+@pytest.mark.slow
 def test_two_processes_report_what_one_does(tmp_path):
     """Through torchmetrics' own synchronisation over gloo, with different numbers of problems and
     label bytes.

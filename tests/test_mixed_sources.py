@@ -180,6 +180,7 @@ def test_an_order_that_is_no_permutation_is_refused():
         drawn(loader(Twice([{"question": str(k)} for k in range(6)])))
 
 
+@pytest.mark.slow
 def test_a_mixture_in_an_order_trains_from_the_command_line(tmp_path):
     half = {"class_path": "ArithmeticProblems", "init_args": {"size": 8, "validation_size": 4}}
     path = tmp_path / "hard.jsonl"
@@ -222,7 +223,7 @@ def test_saved_splits_are_opened_by_name(tmp_path, problems):
     assert source.load("validation")["question"] == problems["question"][6:]
 
 
-@pytest.mark.slow  # slices, and splits by name: above
+@pytest.mark.full  # slices, and splits by name: above
 def test_a_saved_data_set_trains(tmp_path, problems):
     problems.save_to_disk(tmp_path / "one")
     saved = {
@@ -276,6 +277,7 @@ def test_what_is_no_list_of_tools_is_refused_with_its_row(tools):
         renderer.check_problem({"question": "Rain?", "tools": tools}, "row 3 of the train split")
 
 
+@pytest.mark.slow
 def test_the_order_of_a_run_without_a_curriculum_is_the_one_before(tmp_path):
     run = fit(tmp_path, *ONE)
     split = run.datamodule.split("train")

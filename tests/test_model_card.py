@@ -86,7 +86,7 @@ def test_what_arrives_at_the_hub(run):
     assert not [path for path in plain if TOKEN in path.read_text()]
 
 
-@pytest.mark.slow  # test_environment_faults.py has the line; the card: above
+@pytest.mark.full  # test_environment_faults.py has the line; the card: above
 def test_an_environment_that_is_given_gold_answers_is_on_the_card(tmp_path):
     """Nothing is paid by it, and what it says may still show them."""
     rewards = {"vote": {"head": "ClusterVote"}, "game": {"head": "EnvironmentReward", "weight": 0}}
@@ -99,7 +99,7 @@ def test_an_environment_that_is_given_gold_answers_is_on_the_card(tmp_path):
     assert "| `game` | EnvironmentReward | 0 |  | perhaps |" in text
 
 
-@pytest.mark.slow  # test_label_uses.py has both lines; the card: above
+@pytest.mark.full  # test_label_uses.py has both lines; the card: above
 def test_labels_by_a_gate_and_by_the_choice_are_on_the_card(tmp_path):
     fit(
         tmp_path,
@@ -115,6 +115,7 @@ def test_labels_by_a_gate_and_by_the_choice_are_on_the_card(tmp_path):
     assert "chosen by" not in card_of(tmp_path)[1].split("This is derived")[0]
 
 
+@pytest.mark.slow
 def test_merged_adapters_are_a_whole_model_and_other_numbers_are_said_to_be_other(tmp_path):
     """The hub tells readers by `library_name` how to load it: peft finds no adapters there."""
     pytest.importorskip("peft")
@@ -173,6 +174,7 @@ class Reporter(Described, Callback):
         self.server = server
 
 
+@pytest.mark.slow
 def test_a_users_callback_does_not_reach_the_card(tmp_path):
     own = {"class_path": "test_model_card.Reporter", "init_args": {"server": "http://mine:81"}}
     fit(tmp_path, *ONE, f"--trainer.callbacks+={json.dumps(own)}", adding("HFExporter"))

@@ -66,6 +66,7 @@ def test_a_tensor_under_another_name_is_missing(folder):
         load_pretrained(Policy(str(folder)))
 
 
+@pytest.mark.slow
 def test_all_is_told_in_one_line_by_the_command_line(folder, tmp_path, capfd):
     write_weights(folder, lambda weights: weights.update({QUERY: torch.zeros(3, 5)}))
     with pytest.raises(SystemExit) as stopped:
@@ -167,6 +168,7 @@ def test_a_row_of_ten_megabytes_is_left_out_where_long_ones_are(tmp_path):
     assert list(split.rows) == [0, 1, 2, 3, 4, 6, 7]
 
 
+@pytest.mark.slow
 def test_megabytes_elsewhere_in_a_row_do_no_harm(tmp_path):
     row = rows(tmp_path, **{"answer": MEGABYTE, "other": MEGABYTE, "k" * 1_000_000: "x"})
     fit(tmp_path / "runs", row, "--trainer.limit_train_batches=1")

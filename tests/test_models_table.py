@@ -32,7 +32,7 @@ def test_the_page_is_of_the_installed_version():
     )
 
 
-@pytest.mark.slow  # test_architectures.py and test_self_check.py know the types
+@pytest.mark.full  # test_architectures.py and test_self_check.py know the types
 def test_some_types_are_what_the_page_says(tmp_path):
     def command() -> None:
         warnings.simplefilter("ignore")

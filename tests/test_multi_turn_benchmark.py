@@ -21,7 +21,7 @@ def side(*flags: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.full  # the table: below; its engine: test_episodes.py
 def test_sides_do_the_same_planned_work():
     small = ["--turn-tokens=5", "--observation=4"]
     kept, again = side(*small), side(*small, "--again")

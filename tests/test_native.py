@@ -27,7 +27,7 @@ from rlif_lightning.sampling import Sampling
 # The marks: "hot" has a temperature and a smallest length as well.
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "hot" else pytest.mark.slow) for n in SAMPLINGS]
+    "name", [pytest.param(n, marks=() if n == "hot" else pytest.mark.full) for n in SAMPLINGS]
 )
 def test_statistics_of_sampling_are_those_of_scoring(tiny_models, architecture, name):
     policy, sampling = load(tiny_models[architecture]), SAMPLINGS[name]
@@ -93,7 +93,7 @@ def test_ended_is_true_where_the_last_token_ends(tiny_models):
 
 # The mark: two strings are searched as one is.
 @pytest.mark.parametrize(
-    "stop", [["=", "+"], *(pytest.param([s], marks=pytest.mark.slow) for s in "7#")]
+    "stop", [["=", "+"], *(pytest.param([s], marks=pytest.mark.full) for s in "7#")]
 )
 def test_a_stop_string_ends_a_completion_and_is_cut_from_its_text(tiny_models, stop):
     policy = load(tiny_models["qwen2"], eager_to_end=False)
@@ -183,9 +183,9 @@ STOPPING = {"temperature": 3.0, "max_new_tokens": 24, "stop": ["=", "7"]}
 @pytest.mark.parametrize(
     ("architecture", "attention"),
     [
-        pytest.param("qwen2", "sdpa", marks=pytest.mark.slow),
+        pytest.param("qwen2", "sdpa", marks=pytest.mark.full),
         ("gpt2", "sdpa"),
-        pytest.param("llama", "eager", marks=pytest.mark.slow),
+        pytest.param("llama", "eager", marks=pytest.mark.full),
     ],
 )
 def test_train_stop_appends_an_end_of_sequence_and_changes_nothing_else(
@@ -247,7 +247,7 @@ def test_train_stop_is_the_same_for_completions_that_another_sampler_drew(tiny_m
 @pytest.mark.parametrize(
     "truncated",
     [
-        *(pytest.param(cut, marks=pytest.mark.slow) for cut in ({"top_k": 3}, {"top_p": 0.7})),
+        *(pytest.param(cut, marks=pytest.mark.full) for cut in ({"top_k": 3}, {"top_p": 0.7})),
         {"top_k": 5, "top_p": 0.9},
     ],
 )

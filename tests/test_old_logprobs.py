@@ -36,7 +36,7 @@ SAMPLING = Sampling(max_new_tokens=48)
 # What differs between the precisions is the size of their rounding.
 PRECISIONS = [
     "float32",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "bf16-mixed")),
+    *(pytest.param(name, marks=pytest.mark.full) for name in ("bfloat16", "bf16-mixed")),
 ]
 
 
@@ -83,6 +83,7 @@ def gradient(
     return found, meter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_on_the_first_mini_batch_kl_cov_is_clipped_bit_for_bit(precision):
     """At a weight that rounding would blow up to more than the whole gradient."""
@@ -94,6 +95,7 @@ def test_on_the_first_mini_batch_kl_cov_is_clipped_bit_for_bit(precision):
     assert torch.equal(found, gradient(precision, Clipped(), batch)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_with_the_samplers_log_probs_rounding_would_act_there(precision):
     """The same mini-batch as if it were a later one: what the test above and the noise floor are
@@ -128,6 +130,7 @@ def score(precision: str) -> torch.Tensor:
     return rollout_logprobs(policy, rollout.completions, SAMPLING, 8192)
 
 
+@pytest.mark.slow
 def test_the_first_mini_batch_in_many_passes_is_the_one_in_one():
     """Each micro-batch has ratio 1 to its own forward; float32 differs in the order of sums
     alone.
@@ -225,13 +228,14 @@ class Never(RewardHead):
         return RewardOutput(torch.full((len(rollout.texts),), torch.nan))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "source"),
     [
         ({}, "rescored"),
-        pytest.param({"weight": 100.0, "rank_by": "current"}, "sampler", marks=pytest.mark.slow),
-        pytest.param({}, "sampler", marks=pytest.mark.slow),
-        pytest.param({"weight": 100.0, "rank_by": "current"}, "rescored", marks=pytest.mark.slow),
+        pytest.param({"weight": 100.0, "rank_by": "current"}, "sampler", marks=pytest.mark.full),
+        pytest.param({}, "sampler", marks=pytest.mark.full),
+        pytest.param({"weight": 100.0, "rank_by": "current"}, "rescored", marks=pytest.mark.full),
     ],
     ids=str,
 )
@@ -260,7 +264,7 @@ def floors(folder: Path) -> list[float]:
     return [float(row["policy/noise_floor"]) for row in metrics(folder)]
 
 
-@pytest.mark.slow  # both floors of a run with stale weights: below
+@pytest.mark.full  # both floors of a run with stale weights: below
 @pytest.mark.parametrize(
     ("settings", "low", "high"),
     [
@@ -278,7 +282,7 @@ def test_the_noise_floor_is_measured_in_each_rollout(tmp_path, settings, low, hi
     assert all(low <= floor < high for floor in found)
 
 
-@pytest.mark.parametrize("source", [pytest.param("sampler", marks=pytest.mark.slow), "rescored"])
+@pytest.mark.parametrize("source", [pytest.param("sampler", marks=pytest.mark.full), "rescored"])
 def test_stale_weights_are_seen_whatever_the_old_log_probs(tmp_path, source):
     """Rescored log-probs are the trained policy's; the alarm reads the sampled ones."""
     arguments = (
@@ -313,7 +317,7 @@ def test_rescored_in_two_passes_does_not_depend_on_the_token_budget(tmp_path):
     assert_same(parameters(large), parameters(small), tolerance=5e-6)  # a step is 1e-3
 
 
-@pytest.mark.slow  # test_run.py resumes; two passes are one: below
+@pytest.mark.full  # test_run.py resumes; two passes are one: below
 @pytest.mark.filterwarnings(
     "ignore:The dirpath has changed"
 )  # on purpose: resumed into another folder

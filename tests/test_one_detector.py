@@ -61,6 +61,7 @@ def guard_rule(values: list[float], limits: dict, side: str, window: int, baseli
     return rule
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(
     series(st.one_of(FIGURES, st.just(math.nan))),
@@ -111,6 +112,7 @@ LIMITS = st.tuples(
 ).filter(any)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(
     st.one_of(*(st.lists(st.tuples(v, v, v), max_size=30) for v in (FIGURES, FREE))),
@@ -148,6 +150,7 @@ def gap_rule(gaps: list[float], bound: float, floor: float, factor: float | None
     return rule
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=250)
 @given(
     series(GAPS),

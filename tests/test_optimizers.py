@@ -95,7 +95,7 @@ def run(folder: Path, *arguments: str) -> cli.RLIFCLI:
     return cli.main(["fit", *BASE, f"--trainer.default_root_dir={folder}", *FAST, *arguments])
 
 
-@pytest.mark.slow  # the formulas are tested below; this is whole runs
+@pytest.mark.full  # the formulas are tested below; this is whole runs
 @pytest.mark.parametrize("name", CASES)
 def test_each_optimizer_resumes_to_the_same_bits(tmp_path, name):
     given = [*chosen(name), "--model.schedule={name: linear, steps: 12}"]
@@ -125,6 +125,7 @@ def test_a_schedule_free_run_shows_the_weights_that_are_used(tmp_path):
     assert any(not torch.equal(value, used[key]) for key, value in parameters(found).items())
 
 
+@pytest.mark.slow
 def test_a_rollback_takes_the_counters_in_groups_from_the_snapshot(tmp_path):
     """The mean of the iterates would go on with the weight of one that has been dropped."""
     found = run(tmp_path / "run", *chosen("schedule-free"))
@@ -238,18 +239,19 @@ def halved(optimizer: Any) -> Any:
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.parametrize(
     ("returns", "rate"),
     [
-        pytest.param(lambda optimizer: optimizer, 0.1, marks=pytest.mark.slow),
+        pytest.param(lambda optimizer: optimizer, 0.1, marks=pytest.mark.full),
         (lambda optimizer: ([optimizer], [halved(optimizer)]), 0.025),
         # test_changed_classes.py takes a new rate in this form.
         pytest.param(
             lambda optimizer: {"optimizer": optimizer, "lr_scheduler": halved(optimizer)},
             0.025,
-            marks=pytest.mark.slow,
+            marks=pytest.mark.full,
         ),
     ],
 )
@@ -287,6 +289,7 @@ def test_what_an_update_cannot_step_is_refused(tmp_path, returns, message):
         configured(returns, tmp_path)
 
 
+@pytest.mark.slow
 def test_learning_rates_without_a_schedule_can_be_scaled(tmp_path):
     from callbacks.steering import scale_setting
 

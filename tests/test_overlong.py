@@ -48,6 +48,7 @@ def test_truncated_completions_count_nowhere():
     assert outputs["other"].scores.isnan().tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 def test_a_run_that_drops_truncated_completions(tmp_path):
     """Of completions of at most 6 tokens most are cut; training goes on with the others."""
     heads = {

@@ -57,7 +57,7 @@ def rewrite(path: Path, **changes: Any) -> None:
     torch.save(content, path)
 
 
-@pytest.mark.slow  # its files are found where it lies: below
+@pytest.mark.full  # its files are found where it lies: below
 def test_a_copy_that_goes_on_leaves_the_original_alone(tmp_path):
     fit(tmp_path / "original", saving(every=1, keep=1), guarded(), *ONE)
     shutil.copytree(tmp_path / "original", tmp_path / "copy")
@@ -116,7 +116,7 @@ def outside(folder: Path) -> tuple[Path, dict[str, int]]:
     [
         "parent",
         *(
-            pytest.param(name, marks=pytest.mark.slow)
+            pytest.param(name, marks=pytest.mark.full)
             for name in ("absolute", "another version", "link to a folder", "link to a file")
         ),
     ],

@@ -64,7 +64,7 @@ def test_links_between_files_lead_somewhere():
     check_each(check, [ROOT / name for name in names if (ROOT / name).is_file()], from_root)
 
 
-@pytest.mark.slow  # links: above
+@pytest.mark.full  # links: above
 @pytest.mark.parametrize(("broken", "wrong"), [(False, ""), (True, "no-such-page.md")])
 def test_the_site_builds(tmp_path, broken, wrong):
     """Strictly, offline, from a copy of the pages; a link that leads nowhere is an error."""

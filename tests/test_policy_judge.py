@@ -48,6 +48,7 @@ def test_a_greedy_reply_is_the_models_own(tiny_models):
         assert (reply.prompt_tokens, reply.completion_tokens) == (ids.shape[1], len(own))
 
 
+@pytest.mark.slow
 def test_a_sampled_reply_follows_from_seed_and_question_alone(tiny_models):
     judge, _ = bound(PolicyJudge(sampling=SAMPLED), tiny_models["llama"])
     together = texts(judge, *TEXTS)
@@ -58,6 +59,7 @@ def test_a_sampled_reply_follows_from_seed_and_question_alone(tiny_models):
     assert texts(other, *TEXTS) != together
 
 
+@pytest.mark.slow
 def test_a_frozen_judge_stays_and_the_policy_itself_moves(tiny_models):
     folder = tiny_models["llama"]
     frozen, first = bound(PolicyJudge(sampling=GREEDY), folder)
@@ -87,6 +89,7 @@ def test_a_special_token_that_is_spelt_out_is_text(tiny_models):
     assert policy.tokenizer.eos_token_id in policy.tokenizer(f"1 {end} 2")["input_ids"]
 
 
+@pytest.mark.slow
 def test_a_chat_model_is_asked_in_its_own_chat(tiny_models, tmp_path):
     folder = tiny_models["llama"]
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
@@ -160,6 +163,7 @@ def rewards(head: dict, weight: float = 1.0) -> str:
     return "--model.rewards=" + json.dumps(both)
 
 
+@pytest.mark.slow
 def test_the_policy_never_sees_what_the_judge_sees(tmp_path):
     """A judge of weight 0 that sees every reference leaves a run as it is without, bit for bit."""
     sampling = {"temperature": 1.0, "max_new_tokens": 8}
@@ -175,7 +179,7 @@ def test_the_policy_never_sees_what_the_judge_sees(tmp_path):
 JUDGED = [*BASE, rewards(head(sampling={"temperature": 1.0, "max_new_tokens": 6}))]
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_judges_on_two.py, and test_contracts.py
 def test_two_processes_are_one(tmp_path):
     assert_two_are_one(tmp_path, JUDGED)
 

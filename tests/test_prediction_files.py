@@ -70,6 +70,7 @@ def whole(tmp_path_factory) -> str:
     return jsonl(folder).read_text()
 
 
+@pytest.mark.slow
 def test_a_record_per_completion(whole):
     records = [json.loads(line) for line in whole.splitlines()]
     assert [(record["index"], record["completion_number"]) for record in records] == [
@@ -84,7 +85,7 @@ def test_a_record_per_completion(whole):
     )
 
 
-@pytest.mark.slow  # test_run.py has a second run in a folder
+@pytest.mark.full  # test_run.py has a second run in a folder
 def test_without_a_folder_each_run_has_its_own(tmp_path, whole):
     for version in range(2):
         evaluate("predict", tmp_path, *BATCHES)
@@ -95,7 +96,7 @@ def test_without_a_folder_each_run_has_its_own(tmp_path, whole):
 # The marks: "half a group" is at the end of a line as well, and -5 is behind a group.
 @pytest.mark.parametrize(
     "cut",
-    [1, "half a group", -5, *(pytest.param(c, marks=pytest.mark.slow) for c in ("line", "group"))],
+    [1, "half a group", -5, *(pytest.param(c, marks=pytest.mark.full) for c in ("line", "group"))],
 )
 def test_gone_on_with_after_an_interruption_at_any_byte(begun, whole, cut):
     folder, text = begun, jsonl(begun).read_text()
@@ -108,7 +109,7 @@ def test_gone_on_with_after_an_interruption_at_any_byte(begun, whole, cut):
     assert jsonl(folder).read_text().startswith(text[: ends[11]] if place >= ends[11] else "")
 
 
-@pytest.mark.slow  # gone on with at any byte, with one batch size
+@pytest.mark.full  # gone on with at any byte, with one batch size
 def test_batches_may_have_another_size_and_nothing_is_left_to_do_twice(tmp_path, whole, caplog):
     folder = tmp_path / "data"
     predict(folder, "--trainer.limit_predict_batches=1")
@@ -171,7 +172,7 @@ def test_a_damaged_line_in_the_middle_is_an_error_not_lost_work(begun, tmp_path,
     assert len(jsonl(folder).read_text().splitlines()) == len(lines) + 1
 
 
-@pytest.mark.slow  # episodes of both formats are read back: below, and scores
+@pytest.mark.full  # episodes of both formats are read back: below, and scores
 def test_load_dataset_reads_jsonl_and_parquet_back_alike(tmp_path, whole, monkeypatch):
     monkeypatch.setattr(prediction_files, "ROWS_PER_FILE", 12)
     folder, arguments = tmp_path / "parquet", ["--predictions.format=parquet"]
@@ -221,6 +222,7 @@ def test_episodes_and_columns_of_heads_are_read_back(tmp_path, monkeypatch, form
     assert [row["extra"]["talk"]["said"] for row in data][:4] == ["7", None, [1], {"a": 2}]
 
 
+@pytest.mark.slow
 def test_scores_that_do_not_apply_are_read_as_numbers(tmp_path):
     """A column of nulls only would otherwise have no type."""
     gate = json.dumps(
@@ -239,6 +241,7 @@ def test_scores_that_do_not_apply_are_read_as_numbers(tmp_path):
     assert data.features["scores"]["gated"].dtype == "float64"
 
 
+@pytest.mark.slow
 def test_prompts_are_not_held_in_memory(tmp_path):
     run = predict(tmp_path / "data")
     assert run.datamodule._predicted.token_ids is None

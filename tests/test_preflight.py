@@ -227,6 +227,7 @@ def preflight(folder, *arguments: str) -> dict:
     return json.loads((folder / "version_0" / "preflight.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_subcommand_prints_and_writes_its_findings(tmp_path, capsys):
     found = preflight(tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
@@ -246,11 +247,13 @@ def test_the_subcommand_prints_and_writes_its_findings(tmp_path, capsys):
         assert text in printed
 
 
+@pytest.mark.slow
 def test_a_head_that_scores_nothing_has_no_verdict(tmp_path):
     found = preflight(tmp_path, '--model.rewards.drop={"head": "DropTruncated", "weight": 0}')
     assert [item["name"] for item in found["heads"]] == ["vote", "certainty"]
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_completions_beside_them(tmp_path):
     found = preflight(tmp_path)
     records = [
@@ -268,6 +271,7 @@ def test_figures_are_those_of_the_completions_beside_them(tmp_path):
     assert len({r["index"] for r in records}) == 12  # of the 16 training problems
 
 
+@pytest.mark.slow
 def test_the_policy_is_left_as_it_was_and_the_starting_one(tmp_path):
     assert preflight(tmp_path / "first") == preflight(tmp_path / "again")
 

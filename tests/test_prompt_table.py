@@ -172,6 +172,7 @@ def whole(tmp_path_factory) -> Run:
     return Run(folder, 5, module(rewards=rewards()), problems())
 
 
+@pytest.mark.slow
 def test_a_run_counts_the_visits_of_each_problem(whole):
     state = plain(whole.module.prompt_table.state_dict())
     assert state["visits/count"]["rows"] == [*range(8)]
@@ -183,7 +184,7 @@ def test_a_run_counts_the_visits_of_each_problem(whole):
     assert whole.module.prompt_table.visit is None
 
 
-@pytest.mark.parametrize("rollout", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 4])
+@pytest.mark.parametrize("rollout", [*(pytest.param(n, marks=pytest.mark.full) for n in (1, 2)), 4])
 def test_a_resumed_run_has_the_same_table(whole, tmp_path, rollout):
     """Rollouts 2 and 4 end an epoch."""
     path = at(whole.folder / "checkpoints", rollout)

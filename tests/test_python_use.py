@@ -99,7 +99,7 @@ def test_both_trainers_train_alike_and_the_module_is_used_and_loaded(tmp_path):
 
 
 # The mark: both are read by one comparison, and the one is Lightning's default.
-@pytest.mark.parametrize("logger", [None, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("logger", [None, pytest.param(True, marks=pytest.mark.full)])
 def test_a_run_writes_its_table_and_checkpoints_without_any_setting(tmp_path, logger):
     """Lightning's own trainer writes TensorBoard files alone, and saves at the end of an epoch."""
     settings = QUIET | {"logger": logger, "default_root_dir": tmp_path}
@@ -133,7 +133,7 @@ def test_an_optimiser_in_the_place_of_its_class_is_refused(tmp_path):
         trainer.fit(module, data_of())
 
 
-@pytest.mark.slow  # problems come in every usual form: below
+@pytest.mark.full  # problems come in every usual form: below
 def test_a_file_of_training_problems_alone_is_trained_on(tmp_path):
     path = tmp_path / "sums.jsonl"
     Dataset.from_list(ROWS).to_json(str(path))
@@ -155,6 +155,7 @@ class Mine(RewardHead):
         return RewardOutput(rollout.lengths.float())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_imports_no_class_of_somebody_else(tmp_path):
     trainer = lightning.Trainer(max_steps=2, default_root_dir=tmp_path, **QUIET)
     module = module_of(rewards={"mine": Mine()}, schedule=module_of().schedule)
@@ -291,6 +292,7 @@ def test_generate_needs_prompts_that_can_be_read():
         module.generate([""])
 
 
+@pytest.mark.slow
 def test_the_quickstart_in_python(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT))
     from examples import quickstart

@@ -64,7 +64,7 @@ FAST = ("gspo", "batch_normalized")
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+        pytest.param(name, marks=() if name in FAST else pytest.mark.full)
         for name in (*OVERLAYS, *ADVANTAGES)
     ],
 )

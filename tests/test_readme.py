@@ -122,7 +122,7 @@ def test_its_environment_has_what_it_says():
 # Lightning's own advice, which a person may read and a test need not.
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
-@pytest.mark.slow  # test_python_use.py trains by the same calls
+@pytest.mark.full  # test_python_use.py trains by the same calls
 def test_its_python_trains_and_saves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = partial(rlif_lightning.RLIFTrainer, **QUIET | {"limit_train_batches": 1})

@@ -56,7 +56,7 @@ def whole(tmp_path_factory) -> Run:
     return Run(tmp_path_factory.mktemp("whole"), 4, module(replay=REPLAY), problems())
 
 
-@pytest.mark.slow  # the resumed run replays; test_replay.py has the figures
+@pytest.mark.full  # the resumed run replays; test_replay.py has the figures
 def test_the_overlay_trains_and_logs(tmp_path):
     overlay = f"--config={ROOT / 'configs' / 'objectives' / 'replay.yaml'}"
     run = fit(tmp_path, overlay, *LONG)
@@ -68,6 +68,7 @@ def test_the_overlay_trains_and_logs(tmp_path):
     assert float(logged[-1]["replay/kl"]) > 0
 
 
+@pytest.mark.slow
 def test_kl_cov_at_one_update_has_old_tokens_to_act_on(tmp_path):
     """Without replay that is refused, since nothing differs from the policy that sampled."""
     once = "--model.update.updates_per_rollout=1"
@@ -129,6 +130,7 @@ def test_a_buffer_that_begins_empty_is_announced(whole, tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_a_fork_begins_with_an_empty_buffer(whole, tmp_path):
     source = at(whole.folder / "checkpoints", 3)
     run = Run(tmp_path, 1, module(replay=REPLAY), problems(), fork_from=source)

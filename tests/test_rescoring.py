@@ -31,7 +31,7 @@ from rlif_lightning.sampling import request_seed
 # The marks: "hot" has a temperature and a smallest length as well.
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "hot" else pytest.mark.slow) for n in SAMPLINGS]
+    "name", [pytest.param(n, marks=() if n == "hot" else pytest.mark.full) for n in SAMPLINGS]
 )
 def test_statistics_are_the_policys_whoever_sampled(tiny_models, architecture, name):
     policy, sampling = load(tiny_models[architecture]), SAMPLINGS[name]
@@ -145,7 +145,7 @@ def test_noise_of_the_engines_log_probs_reaches_neither_marks_nor_losses(uncorre
     assert_same(parameters(run), parameters(noisy))
 
 
-@pytest.mark.slow  # weights of one change no bit: above
+@pytest.mark.full  # weights of one change no bit: above
 def test_an_engine_with_the_policys_log_probs_is_not_corrected(uncorrected, tmp_path):
     exact = fit(tmp_path, *FEW, *sampler(exact="true", max_ratio=2.0))
     assert {

@@ -263,6 +263,7 @@ def by_level(completions, level, **kwargs):
 HEAD = "{class_path: RewardFunction, init_args: {function: "
 
 
+@pytest.mark.slow
 def test_functions_by_import_path_train(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_functions.py").write_text(MY_FILE)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -155,6 +155,7 @@ def test_settings_are_checked(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_a_head_alone_is_a_reward_in_yaml(tmp_path):
     path, heads = tmp_path / "rewards.yaml", "vote: ClusterVote, sure: {class_path: MeanLogprob}"
     path.write_text(f"model: {{rewards: {{{heads}}}}}\n")

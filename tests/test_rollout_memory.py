@@ -43,7 +43,7 @@ def short_of_memory(policy: PolicyModel, most: int, fail: Callable[[], None]) ->
 # The mark: a single row without room has the accelerator's error, below.
 @pytest.mark.parametrize(
     ("architecture", "fail"),
-    [("llama", refused), pytest.param("gemma3", accelerator, marks=pytest.mark.slow)],
+    [("llama", refused), pytest.param("gemma3", accelerator, marks=pytest.mark.full)],
 )
 def test_it_is_drawn_again_with_fewer_rows_to_the_same_completions(tiny_models, architecture, fail):
     sampling = SAMPLINGS["hot"]
@@ -105,7 +105,7 @@ class ShortEngine(NativeEngine):
         short_of_memory(policy, 16, refused)
 
 
-@pytest.mark.slow  # drawn again with fewer rows: above
+@pytest.mark.full  # drawn again with fewer rows: above
 def test_a_run_goes_on_as_one_that_began_with_fewer_rows(tmp_path):
     with pytest.warns(UserWarning, match="set model.engine.max_rows=16 to start with it"):
         fit(

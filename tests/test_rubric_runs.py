@@ -69,7 +69,7 @@ def whole(tmp_path_factory) -> Run:
     return made(rubric(), tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.slow  # the factors of a run: below
+@pytest.mark.full  # the factors of a run: below
 def test_the_overlay_trains_and_weighs_by_the_previous_visit(tmp_path):
     run = fit(tmp_path, *RUN)
     head = run.model.rewards.heads["rubric"]
@@ -90,6 +90,7 @@ def test_the_overlay_trains_and_weighs_by_the_previous_visit(tmp_path):
     assert float(run.trainer.callback_metrics["policy/grad_norm"]) > 0
 
 
+@pytest.mark.slow
 def test_one_epoch_is_refused(tmp_path, capfd):
     with pytest.raises(SystemExit):
         fit(tmp_path, OVERLAY, SMALL, "--trainer.max_epochs=1")
@@ -98,6 +99,7 @@ def test_one_epoch_is_refused(tmp_path, capfd):
     assert "weighting=diva" in said
 
 
+@pytest.mark.slow
 def test_the_factors_of_a_run(whole):
     """Rollout 4 is of the third epoch: its problems have the factors of the second in force."""
     state = factors(whole)
@@ -118,7 +120,7 @@ def test_a_predictions_scores_have_the_criterias_own_weights(whole):
     head.train()
 
 
-@pytest.mark.parametrize("rollout", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 3])
+@pytest.mark.parametrize("rollout", [*(pytest.param(n, marks=pytest.mark.full) for n in (1, 2)), 3])
 def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path, rollout):
     path = at(whole.folder / "checkpoints", rollout)
     again = made(rubric(), tmp_path, ckpt_path=path)
@@ -135,7 +137,7 @@ def test_a_checkpoint_of_other_criteria_is_refused(whole, tmp_path):
         made(Rubric(swapped), tmp_path, ckpt_path=path)
 
 
-@pytest.mark.slow  # test_rubric.py has the same scores
+@pytest.mark.full  # test_rubric.py has the same scores
 def test_strength_0_in_one_category_is_the_static_rubric_bit_for_bit(tmp_path):
     """POW3R with strength 0 in a run of a visit and a half."""
     states = []

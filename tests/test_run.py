@@ -55,7 +55,7 @@ def test_another_seed_gives_other_completions(reference, tmp_path):
 
 @pytest.mark.parametrize(
     "objective",
-    ["KLCov", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Clipped", "ClipCov"))],
+    ["KLCov", *(pytest.param(name, marks=pytest.mark.full) for name in ("Clipped", "ClipCov"))],
 )
 def test_token_budget_does_not_change_the_parameters(tmp_path, objective):
     kind = [f"--model.objective={objective}", "--model.policy.dtype=float64", ONE]
@@ -118,7 +118,7 @@ def test_a_head_of_weight_zero_is_measured_and_changes_nothing(reference, tmp_pa
     assert_same(parameters(reference[0]), parameters(run))
 
 
-@pytest.mark.slow  # test_objectives.py has the null settings, bit for bit
+@pytest.mark.full  # test_objectives.py has the null settings, bit for bit
 def test_null_kl_cov_is_clipped_bit_for_bit_and_kl_cov_is_not(tmp_path):
     null = '{"class_path": "KLCov", "init_args": {"fraction": 0.0}}'
     large = "--model.optimizer.lr=1e-2", ONE  # so that ratios reach the clip
@@ -202,7 +202,7 @@ def test_lora_trains_adapters_only_with_itself_as_reference(tmp_path):
     assert float(rows[-1]["policy/reference_kl"]) > 0
 
 
-@pytest.mark.slow  # test_architectures.py has its gradients
+@pytest.mark.full  # test_architectures.py has its gradients
 def test_gradient_checkpointing_changes_nothing(reference, tmp_path):
     run = fit(tmp_path, "--model.policy.gradient_checkpointing=true")
     assert_same(parameters(reference[0]), parameters(run), tolerance=1e-6)

@@ -174,6 +174,7 @@ def test_curves_are_those_of_the_log(reported):
     assert (training.columns["entropy/p10"] <= training.columns["entropy/p90"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_picture")
 def test_a_run_that_fails_has_a_report_and_its_own_error(tmp_path):
     broken = "--trainer.callbacks+=test_run_report.Broken"
@@ -207,6 +208,7 @@ def test_the_module_is_a_command(tmp_path, capsys):
     assert f"runs below it: {folder}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_picture")
 @pytest.mark.parametrize("place", ["there", "new"])
 def test_a_page_may_be_named_by_a_folder(tmp_path, place):
@@ -241,8 +243,8 @@ NAMES = ("metrics.csv", "completions.jsonl")
     ("rows", "header"),
     [
         ((), ""),
-        pytest.param((), HEADER, marks=pytest.mark.slow),
-        pytest.param(("0,0,nan,nan,nan,nan,nan",), HEADER, marks=pytest.mark.slow),
+        pytest.param((), HEADER, marks=pytest.mark.full),
+        pytest.param(("0,0,nan,nan,nan,nan,nan",), HEADER, marks=pytest.mark.full),
         (("0,0,inf,-inf,1.0,0.1,0.5",), HEADER),
         (("0,0,0.3,0.5,1.0,0.1,0.5,7,8,9", "0,1", "x,y,z", ",,,,,,"), HEADER),
         (("0,0,0.0", "0,1,\x000.0"), "epoch,step,policy/entropy"),
@@ -363,6 +365,7 @@ def test_events_are_listed_with_their_numbers(tmp_path):
     assert "2 marked events" in text
 
 
+@pytest.mark.slow
 def test_events_are_drawn_where_they_were(tmp_path):
     folder = folder_of(tmp_path, *(f"0,{step},0.3,0.5,1.0,0.1," for step in range(5)))
     run, pictures = read_run(folder), []

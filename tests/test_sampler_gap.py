@@ -14,7 +14,7 @@ from callbacks.sampler_gap import ENGINE, GapWatch, gap_detectors
 from harness.runs import FEW, fit, marked, metrics
 
 
-@pytest.mark.slow  # test_optimizers.py has the gap of a run that trains
+@pytest.mark.full  # test_optimizers.py has the gap of a run that trains
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_policy_that_samples_is_the_trained_one_up_to_rounding(tmp_path, dtype):
     fit(tmp_path, *FEW, f"--model.policy.dtype={dtype}")
@@ -24,7 +24,7 @@ def test_the_policy_that_samples_is_the_trained_one_up_to_rounding(tmp_path, dty
     assert not marked(tmp_path / "version_0")
 
 
-@pytest.mark.slow  # test_old_logprobs.py has a stale engine
+@pytest.mark.full  # test_old_logprobs.py has a stale engine
 def test_stale_weights_trip_the_alarm(tmp_path):
     with pytest.warns(
         UserWarning,
@@ -37,6 +37,7 @@ def test_stale_weights_trip_the_alarm(tmp_path):
     assert [event["kind"] for event in marked(tmp_path / "version_0")] == ["alarm"]
 
 
+@pytest.mark.slow
 def test_half_precision_rounds_below_its_bound(tmp_path):
     fit(
         tmp_path, "--trainer.precision=bf16-mixed", "--trainer.limit_train_batches=1"

@@ -111,6 +111,7 @@ JUNK = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(JUNK)
 @settings(max_examples=500, deadline=None)
 def test_reading_junk_gives_a_literal_or_a_value_error(value):
@@ -225,6 +226,7 @@ def test_tests_may_be_longer_than_answers():
     assert most.trace.endswith(f" returned '{'x' * 90}'")
 
 
+@pytest.mark.slow
 def test_what_has_no_answer(sandbox):
     for code, reason in (
         ("def f(): return object()", "NotLiteral"),
@@ -250,6 +252,7 @@ def test_what_has_no_answer(sandbox):
         assert (outcome.kind, outcome.reason) == ("error", error), code
 
 
+@pytest.mark.slow
 def test_a_hang_costs_its_limit_and_later_inputs_nothing(sandbox):
     code = "def f(x):\n    while x: pass\n    return x"
     started = time.monotonic()
@@ -264,6 +267,7 @@ def test_a_hang_costs_its_limit_and_later_inputs_nothing(sandbox):
     assert outcomes[-1].reason == "timeout"
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind(sandbox, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = (
@@ -294,6 +298,7 @@ def test_a_trainer_that_is_killed_leaves_no_folder(level, tmp_path, monkeypatch)
         assert list(tmp_path.iterdir()) == []  # there is none at any time
 
 
+@pytest.mark.slow
 def test_the_same_answers_from_several_threads(sandbox):
     runs = [Run(f"def f(x): return x + {n % 5}", "f", ((1,), (2,))) for n in range(10)]
     expected = [[1 + n % 5, 2 + n % 5] for n in range(10)]

@@ -44,6 +44,7 @@ SUMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUMS)
 def test_a_program_prints_what_it_prints_without_a_sandbox(name):
     """The second input: what a program leaves behind does not disturb the next one."""

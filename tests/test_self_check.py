@@ -153,10 +153,11 @@ FAST = [("llama", "sdpa"), ("gemma3", "sdpa"), ("gpt2", "sdpa"), ("mixtral", "sd
 FAST += [("llama", "eager")]  # test_architectures.py has the windows of eager attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "attention"),
     [
-        pytest.param(name, how, marks=() if (name, how) in FAST else pytest.mark.slow)
+        pytest.param(name, how, marks=() if (name, how) in FAST else pytest.mark.full)
         for name in RIGHT
         for how in ("sdpa", "eager")
     ],
@@ -209,6 +210,7 @@ def test_a_model_that_loading_refuses_is_refused_in_its_words(tmp_path):
         check_architecture(policy)
 
 
+@pytest.mark.slow
 def test_where_eager_does_not_help_another_model_is_recommended(tmp_path, monkeypatch):
     policy = saved(CohereConfig(logit_scale=0.25), tmp_path)
     lose_the_scale(monkeypatch)
@@ -267,11 +269,12 @@ def test_code_that_comes_with_the_weights_has_no_copy():
         examine(OwnConfig(), "sdpa")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype",
     [
         # Adapters are checked in float32: below.
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("float64", "float16", "float32")),
+        *(pytest.param(n, marks=pytest.mark.full) for n in ("float64", "float16", "float32")),
         "bfloat16",
     ],
 )
@@ -336,6 +339,7 @@ def test_a_run_is_checked_once(monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_the_runs_random_numbers_and_precision_are_left_alone(tmp_path, tiny_models):
     settings = Policy(str(tiny_models["gpt2"]))
     policy = PolicyModel(settings)

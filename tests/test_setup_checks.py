@@ -149,7 +149,7 @@ ALSO_ELSEWHERE = {
 @pytest.mark.parametrize(
     "mistake",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in ALSO_ELSEWHERE else ())
+        pytest.param(name, marks=pytest.mark.full if name in ALSO_ELSEWHERE else ())
         for name in MISTAKES
     ],
 )
@@ -176,6 +176,7 @@ def test_a_callback_that_waits_for_evaluations_needs_some(capsys, tmp_path, call
     assert message in early(capsys, tmp_path, *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", ["evaluation's gold", "subsets"])
 def test_fit_without_a_comparison_tells_a_mistake_of_later_evaluations(capsys, tmp_path, mistake):
     arguments, message = MISTAKES[mistake]
@@ -183,13 +184,14 @@ def test_fit_without_a_comparison_tells_a_mistake_of_later_evaluations(capsys, t
 
 
 @pytest.mark.parametrize(
-    "mistake", [pytest.param("evaluation's gold", marks=pytest.mark.slow), "reward's gold"]
+    "mistake", [pytest.param("evaluation's gold", marks=pytest.mark.full), "reward's gold"]
 )
 def test_preflight_tells_what_it_could_not_judge(capsys, tmp_path, mistake):
     arguments, message = MISTAKES[mistake]
     assert message in early(capsys, tmp_path, *arguments, command="preflight")
 
 
+@pytest.mark.slow
 def test_a_mistake_in_training_s_settings_does_not_keep_validate_from_measuring(tmp_path):
     kept = [
         *base("--compare", "limit_train"),

@@ -58,7 +58,7 @@ def test_an_empty_model_differs_from_a_loaded_one_in_its_parameters_only(tiny_mo
 @pytest.mark.parametrize(
     "architecture",
     ["llama", "gemma3", "gpt2"]
-    + [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "qwen3")],
+    + [pytest.param(name, marks=pytest.mark.full) for name in ("qwen2", "qwen3")],
 )
 def test_a_sharded_policy_has_the_weights_of_the_whole_one(
     tiny_models, sharding, architecture, lora

@@ -78,6 +78,7 @@ def test_a_head_that_names_the_gold_column_is_refused_without_the_command_line(t
         trainer(tmp_path).fit(module(Reader()), data())
 
 
+@pytest.mark.slow
 def test_the_module_takes_both_from_the_data_module(tmp_path):
     SEEN.clear()
     built = module(Curious())
@@ -122,6 +123,7 @@ def test_a_data_module_that_does_not_say_leaves_it_to_the_module(tmp_path):
     assert (built.group_size, built.answer_column) == (3, "answer")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices")
 def test_callbacks_are_set_up_before_the_module_and_know_both(tmp_path):
     writer = CompletionWriter(write_gold=True, show=[])

@@ -23,6 +23,7 @@ MISTAKES = {
 NOISE = ("NoneType", "NestedArg", "Namespace", "Subtypes", "usage")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("argument", "expected"), MISTAKES.items())
 def test_a_mistake_is_a_few_lines(capsys, argument, expected):
     most, said = expected

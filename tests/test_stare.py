@@ -78,6 +78,7 @@ def test_an_old_and_a_new_completion_of_one_problem_are_not_marked_together():
         assert replace(C2, fraction=fraction).select(batch).tolist() == expected
 
 
+@pytest.mark.slow
 def test_places_in_a_rollout_have_an_order_of_their_own():
     numbers = torch.tensor([(5 << 32) + 2**32 - 1, 5 << 32])
     order = earliest_first(numbers, 2**20)
@@ -159,6 +160,7 @@ def updater_of(policy: PolicyModel, objective, budget: int) -> Updater:
     return Updater(policy, objective, Sampling(max_new_tokens=12), TokenBudget(budget), calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["update", "micro"])
 def test_micro_batches_change_nothing_but_where_the_scope_is_one(tiny_models, scope):
     """Gradients and figures in float64, in one micro-batch and in one for each completion."""
@@ -238,7 +240,7 @@ def test_float_marks_leave_the_clip_where_it_is():
         assert float(means["policy/log_ratio_picked"]) == 1 / 2
 
 
-@pytest.mark.slow  # test_commands_in_docs.py parses it; the null settings train
+@pytest.mark.full  # test_commands_in_docs.py parses it; the null settings train
 def test_the_overlay_is_the_default_and_trains(tmp_path):
     assert {path.name for path in (ROOT / "configs" / "related").glob("stare*")} == {"stare.yaml"}
     run = fit(tmp_path, f"--config={ROOT / 'configs' / 'related' / 'stare.yaml'}")
@@ -269,7 +271,7 @@ def grpo(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    ["the gate is off", *(pytest.param(each, marks=pytest.mark.slow) for each in [*NULLS][1:])],
+    ["the gate is off", *(pytest.param(each, marks=pytest.mark.full) for each in [*NULLS][1:])],
 )
 def test_the_null_settings_are_clipped_grpo_bit_for_bit(tmp_path, grpo, name):
     settings, controller = NULLS[name]

@@ -73,6 +73,7 @@ def test_state_is_the_gate_and_the_weights_that_moved():
     assert (fixed.is_on, fixed.weights) == (False, {})
 
 
+@pytest.mark.slow
 def test_the_gate_follows_the_rollout_that_it_trains_on(tmp_path):
     """A target between two rollouts' entropies: the first is above it, the second below."""
     fast = [OBJECTIVE, "--model.optimizer.lr=2e-3", "--trainer.limit_val_batches=0"]

@@ -312,7 +312,7 @@ def rewards(name: str, **settings) -> str:
     return "--model.rewards=" + json.dumps({"judge": {"head": made, "weight": 1.0}})
 
 
-@pytest.mark.slow  # a judge sees one step, and its score is the completion's: above
+@pytest.mark.full  # a judge sees one step, and its score is the completion's: above
 def test_one_segment_under_grpo_is_the_outcome_head_bit_for_bit(tmp_path):
     process = rewards("StepRubricJudgeHead", delimiter="never")
     runs = [

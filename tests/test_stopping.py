@@ -58,8 +58,8 @@ def signalled(number: int, times: int = 1, rank: int = 0) -> str:
         (signal.SIGTERM, TRY_AGAIN, False),
         (signal.SIGINT, INTERRUPTED, False),
         # test_run.py resumes from a checkpoint that another callback saved.
-        pytest.param(signal.SIGTERM, TRY_AGAIN, True, marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, TRY_AGAIN, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, TRY_AGAIN, True, marks=pytest.mark.full),
+        pytest.param(signal.SIGUSR1, TRY_AGAIN, False, marks=pytest.mark.full),
     ],
 )
 def test_a_signal_ends_with_the_step_saved_and_its_exit_code(

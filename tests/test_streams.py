@@ -88,10 +88,11 @@ def test_ranks_share_the_batches_of_one(path, ranks):
 ENOUGH = [(0, 2), (2, 0), (5, 2), (6, 0), (7, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("drawn", "ahead"),
     [
-        pytest.param(drawn, ahead, marks=() if (drawn, ahead) in ENOUGH else pytest.mark.slow)
+        pytest.param(drawn, ahead, marks=() if (drawn, ahead) in ENOUGH else pytest.mark.full)
         for drawn in (0, 1, 2, 5, 6, 7, 11)
         for ahead in (0, 2)
     ],

@@ -72,7 +72,7 @@ def check_objective(arm: str, objective):
 
 
 @pytest.mark.parametrize(
-    "arm", [pytest.param(arm, marks=() if has_news(arm) else pytest.mark.slow) for arm in BUILT]
+    "arm", [pytest.param(arm, marks=() if has_news(arm) else pytest.mark.full) for arm in BUILT]
 )
 def test_an_arm_is_what_its_name_says(arm, tmp_path):
     recipe, _, control = (*arm.split("-", 2), "")[:3]
@@ -114,7 +114,7 @@ def test_an_arm_is_what_its_name_says(arm, tmp_path):
 
 # The mark: a point of the curve has it, below.
 @pytest.mark.parametrize(
-    "rate", [pytest.param(r, marks=pytest.mark.slow if r == "quarter" else ()) for r in RATES]
+    "rate", [pytest.param(r, marks=pytest.mark.full if r == "quarter" else ()) for r in RATES]
 )
 def test_a_rate_is_its_name_s(rate, tmp_path):
     model = built(f"vote-{rate}", tmp_path).model

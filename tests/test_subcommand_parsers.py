@@ -40,6 +40,7 @@ def test_a_named_subcommand_has_the_only_parser(monkeypatch):
     assert built(None) == ("preflight",)
 
 
+@pytest.mark.slow
 def test_all_are_built_where_none_is_named_first():
     assert built(["--help"]) == ("fit", "validate", "test", "predict", "preflight")
 

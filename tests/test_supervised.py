@@ -122,14 +122,14 @@ def test_a_text_that_is_too_long_is_cut_without_an_end():
     assert whole.ended.tolist() == [True, True]
 
 
-@pytest.mark.slow  # test_old_logprobs.py: many passes are the one
+@pytest.mark.full  # test_old_logprobs.py: many passes are the one
 def test_the_token_budget_changes_nothing(small, tmp_path):
     whole = run(small, tmp_path / "whole")
     cut = run(small, tmp_path / "cut", "--model.update.micro_batch_tokens=12")
     assert_same(parameters(whole), parameters(cut), 1e-9)
 
 
-@pytest.mark.slow  # test_run.py resumes; this has no state of its own
+@pytest.mark.full  # test_run.py resumes; this has no state of its own
 def test_a_resumed_run_is_the_uninterrupted_one(small, tmp_path, monkeypatch):
     base, given = small
     monkeypatch.setattr("harness.runs.BASE", base)
@@ -153,7 +153,7 @@ def test_two_processes_are_one(small, tmp_path):
     assert_same(alone, both, 1e-9)
 
 
-@pytest.mark.slow  # test_hf_exporter.py goes on with an export
+@pytest.mark.full  # test_hf_exporter.py goes on with an export
 def test_the_next_stage_starts_from_exactly_the_exported_weights(small, tmp_path):
     """Stage 1 on texts, then a stage with rewards: at learning rate 0 it keeps what it began with,
     and with one it trains.
@@ -178,7 +178,7 @@ def untrained() -> dict[str, torch.Tensor]:
     return {f"model.{name}": value for name, value in model.state_dict().items()}
 
 
-@pytest.mark.slow  # test_commands_in_docs.py parses it; two steps by hand
+@pytest.mark.full  # test_commands_in_docs.py parses it; two steps by hand
 def test_the_overlay_is_the_default_and_trains_the_quickstart(tmp_path):
     made = fit(tmp_path, OVERLAY, "--data.group_size=1")
     assert made.model.objective == Supervised()
@@ -201,6 +201,7 @@ def test_a_curriculum_sees_what_rewards_say_of_the_texts(small, tmp_path):
     assert all(value < 0 for [value] in means.values())
 
 
+@pytest.mark.slow
 def test_rewards_may_measure_the_texts(small, tmp_path):
     run(small, tmp_path, "--model.rewards={sure: {head: MeanLogprob}}")
     sure = column(tmp_path, "reward/sure/mean")

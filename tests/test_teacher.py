@@ -117,6 +117,7 @@ def weight(model: Any) -> torch.Tensor:
     return torch.cat([each.detach().flatten() for each in model.parameters()]).clone()
 
 
+@pytest.mark.slow
 def test_the_average_follows_after_each_rollout(tmp_path):
     seen = Prompts()
     run = Run(tmp_path, 3, learner(taught(ema_rate=0.25)), problems(), Words(), seen)
@@ -132,7 +133,7 @@ def test_the_average_follows_after_each_rollout(tmp_path):
     assert "reward/gold/gradient_norm" not in figures
 
 
-@pytest.mark.slow  # a checkpoint without it is refused: below
+@pytest.mark.full  # a checkpoint without it is refused: below
 def test_a_resumed_run_is_the_uninterrupted_one_with_its_average(tmp_path):
     def run(folder: Path, **way: Any) -> Run:
         return Run(folder, 4, learner(taught(ema_rate=0.25)), problems(), Words(), **way)
@@ -149,6 +150,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_with_its_average(tmp_path):
     assert any(name.startswith("teacher.") for name in states[0])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_the_average_is_refused_and_a_fork_begins_one(tmp_path):
     plain = Run(tmp_path / "plain", 1, module(**LONG), problems())
     source, objective = at(plain.folder / "checkpoints", 1), taught()
@@ -204,6 +206,7 @@ class Spells(Words):
         return ["</s>1"] * len(rollout.texts)
 
 
+@pytest.mark.slow
 def test_a_special_token_that_feedback_spells_out_is_plain_text(tmp_path, monkeypatch):
     read, made = [], teachers.feedback_prompts
     monkeypatch.setattr(
@@ -216,6 +219,7 @@ def test_a_special_token_that_feedback_spells_out_is_plain_text(tmp_path, monkey
     assert not any(tokenizer.eos_token_id in prompt for prompt in read)
 
 
+@pytest.mark.slow
 def test_completions_without_feedback_have_no_loss(tmp_path):
     seen = Prompts()
     run = Run(tmp_path, 2, learner(taught()), problems(), Nothing(), seen)
@@ -223,7 +227,7 @@ def test_completions_without_feedback_have_no_loss(tmp_path):
     assert float(run.trainer.callback_metrics["teacher/coverage"]) == 0
 
 
-@pytest.mark.parametrize("credit", [pytest.param("local", marks=pytest.mark.slow), "sequence"])
+@pytest.mark.parametrize("credit", [pytest.param("local", marks=pytest.mark.full), "sequence"])
 def test_micro_batches_change_nothing(tmp_path, credit):
     """Groups are split between micro-batches, and the siblings' mean is the same."""
     found = []
@@ -386,7 +390,7 @@ def test_bad_settings_are_refused(settings, message):
         Teacher(**settings)
 
 
-@pytest.mark.slow  # test_commands_in_docs.py parses it; the average's run trains
+@pytest.mark.full  # test_commands_in_docs.py parses it; the average's run trains
 def test_the_overlay_is_the_default_and_trains(tmp_path):
     overlays = [
         f"--config={ROOT / 'configs' / name}" for name in ("gold.yaml", "related/distil.yaml")

@@ -63,6 +63,7 @@ def test_a_file_gets_a_line_for_each_tenth_of_the_rollouts(shown):
     assert max(map(len, lines)) < 80
 
 
+@pytest.mark.slow
 def test_the_header_of_a_resumed_run_counts_the_rollouts_before(tmp_path, capsys):
     fit(tmp_path, *TINY, *ONE, "--trainer.max_epochs=1")
     fit(tmp_path, *TINY, *ONE, "--trainer.max_epochs=2", "--ckpt_path=auto")
@@ -123,6 +124,7 @@ def test_lightning_still_says_what_is_silenced():
     ]
 
 
+@pytest.mark.slow
 def test_another_bar_takes_the_place_of_ours(tmp_path):
     bar = "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar"
     run = cli.main(

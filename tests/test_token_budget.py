@@ -48,6 +48,7 @@ def test_a_budget_of_nothing_is_refused():
         TokenBudget(0)
 
 
+@pytest.mark.slow
 def test_the_budget_is_halved_until_there_is_room():
     budget, seen, undone = TokenBudget(100), [], []
     with pytest.warns(UserWarning, match="out of memory") as told:
@@ -80,6 +81,7 @@ def test_other_errors_are_not_taken_for_it():
     assert not is_out_of_memory(info.value)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:out of memory")
 def test_the_present_budget_travels_in_checkpoints_unless_another_is_configured():
     budget = TokenBudget(100)

@@ -50,7 +50,7 @@ def train(folder: Path, given: list[str], *arguments: str) -> cli.RLIFCLI:
     return cli.main(["fit", *given, root, *arguments])
 
 
-@pytest.mark.slow  # every reply is judged in the other run
+@pytest.mark.full  # every reply is judged in the other run
 def test_the_overlays_judge_by_a_rule_and_train(given, tmp_path):
     kept = [each for each in given if "rewards" not in each]
     run = train(tmp_path / "run", kept)
@@ -80,7 +80,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(given, tmp_path, monkeypatch):
     assert_same(parameters(whole), parameters(second))
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_contracts.py has the heads on two ranks
 def test_two_processes_are_one(given, tmp_path):
     """They ask about half of the replies each, and log the same figures."""
     train(tmp_path / "alone", given)

@@ -120,9 +120,9 @@ ENOUGH = ("turns", "failures")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ENOUGH else pytest.mark.slow) for n in LIMITS]
+    "name", [pytest.param(n, marks=() if n in ENOUGH else pytest.mark.full) for n in LIMITS]
 )
-@pytest.mark.parametrize("stop", [(), pytest.param(("7", "1+"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stop", [(), pytest.param(("7", "1+"), marks=pytest.mark.full)])
 def test_greedy_episodes_are_those_of_the_native_engine(standing, tmp_path, policy, name, stop):
     sampling = replace(SAMPLING, temperature=0, stop=stop, train_stop=bool(stop))
     found = played(engine_of(standing, tmp_path, policy), LIMITS[name], sampling, TWO)
@@ -180,6 +180,7 @@ def starts_of(rollout: Rollout) -> list[list[int]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_turn_is_asked_for_by_the_ids_of_its_row_and_a_seed_of_its_own(
     standing, tmp_path, policy
 ):
@@ -206,7 +207,7 @@ def test_a_turn_is_asked_for_by_the_ids_of_its_row_and_a_seed_of_its_own(
     assert rounds - 1 <= max(turns) + 1  # one batch for all turns that are due
 
 
-@pytest.mark.slow  # the native engine has the same statistics: above
+@pytest.mark.full  # the native engine has the same statistics: above
 def test_statistics_and_the_sampler_s_log_probs_are_those_of_whole_rows(standing, tmp_path, policy):
     sampling = replace(SAMPLING, temperature=1.3)
     rollout = played(engine_of(standing, tmp_path, policy), sampling=sampling)
@@ -222,7 +223,7 @@ def test_statistics_and_the_sampler_s_log_probs_are_those_of_whole_rows(standing
     assert torch.equal(rollout.mask, rollout.turn_ids >= 0)
 
 
-@pytest.mark.slow  # test_episodes.py: so it is in the native engine
+@pytest.mark.full  # test_episodes.py: so it is in the native engine
 def test_an_environment_of_one_turn_is_the_rollout_without_it(standing, tmp_path, policy):
     engine = engine_of(standing, tmp_path, policy)
     plain = played(engine, None)

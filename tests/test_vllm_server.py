@@ -352,6 +352,7 @@ def test_the_key_comes_from_the_environment_and_is_never_told(standing, tmp_path
             keyed("SERVER_KEY")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/completions", "/collective_rpc"])
 def test_a_server_that_does_not_answer_is_left_in_time(standing, tmp_path, path):
     server = client(standing, tmp_path, timeout=1.0)
@@ -362,6 +363,7 @@ def test_a_server_that_does_not_answer_is_left_in_time(standing, tmp_path, path)
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_the_time_out_grows_with_the_tokens(standing, tmp_path):
     """3 requests of 2 completions of 4 tokens at 0.05 s: 1.2 s more than the half second for an
     answer of none.
@@ -500,7 +502,7 @@ def engine_of(served, folder: Path, **settings) -> VLLMServerEngine:
     )
 
 
-@pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.full), True])
 def test_it_samples_the_present_weights(served, tmp_path, lora):
     policy = changed(lora=LoRA(rank=4, alpha=8) if lora else None)
     engine = engine_of(served, tmp_path)
@@ -543,6 +545,7 @@ def test_keys_of_old_weights_are_forgotten(served, tmp_path):
                 parameter.mul_(1.2)
 
 
+@pytest.mark.slow
 def test_endings_and_stop_strings(served, tmp_path):
     policy = changed(scale=0.2)
     policy.eos_ids = list(range(2, 20))  # many tokens end a completion
@@ -568,7 +571,7 @@ def test_endings_and_stop_strings(served, tmp_path):
     ]
 
 
-@pytest.mark.slow  # test_rescoring.py has the seeds; endings are drawn below
+@pytest.mark.full  # test_rescoring.py has the seeds; endings are drawn below
 def test_seeds_depend_on_step_and_row_alone(served, tmp_path):
     policy = changed(scale=0.2)
     engine = engine_of(served, tmp_path)
@@ -603,7 +606,7 @@ def test_a_server_of_another_model_is_refused(served, tmp_path, tiny_models):
         engine.synchronize()
 
 
-@pytest.mark.parametrize("base", [pytest.param(300.0, marks=pytest.mark.slow), 10000.0])
+@pytest.mark.parametrize("base", [pytest.param(300.0, marks=pytest.mark.full), 10000.0])
 def test_a_model_of_the_same_shapes_with_other_settings_is_refused(standing, tmp_path, base):
     """At the default max_gap: a served model whose rotary positions have another base than the
     policy's 1000.
@@ -635,7 +638,7 @@ def arguments_for(served, folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.slow  # stale weights stop a run of the command line: below
+@pytest.mark.full  # stale weights stop a run of the command line: below
 def test_the_command_line_trains_with_it(served, tmp_path):
     run = fit(tmp_path, *arguments_for(served, tmp_path), "--model.update.micro_batch_tokens=300")
     assert run.model.engine.scoring_tokens == 300
@@ -660,7 +663,7 @@ def keep_the_first_weights(worker: Worker) -> None:
     worker.reload_weights = load
 
 
-@pytest.mark.slow  # test_sampler_gap.py; stale weights stop a run: below
+@pytest.mark.full  # test_sampler_gap.py; stale weights stop a run: below
 def test_a_server_that_keeps_its_first_weights_is_told_in_the_second_rollout(standing, tmp_path):
     """At default settings, whose absolute bound of 0.5 nats would let hundreds of such rollouts
     pass.

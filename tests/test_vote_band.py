@@ -96,13 +96,14 @@ def band(**settings) -> str:
     return f"--model.rewards.band={json.dumps(part)}"
 
 
-@pytest.mark.slow  # a band keeps every group: above, and advantages without it
+@pytest.mark.full  # a band keeps every group: above, and advantages without it
 def test_a_band_of_everything_changes_nothing(tmp_path):
     plain, banded = fit(tmp_path / "plain", *QUICK), fit(tmp_path / "band", *QUICK, band())
     assert_same(parameters(banded), parameters(plain))
     assert column(tmp_path / "band", "vote/kept") == [1.0]
 
 
+@pytest.mark.slow
 def test_groups_beyond_the_band_teach_nothing(tmp_path):
     """No group of four agrees by 0.3 of its answers: 1, 3/4, 2/3, 1/2, 1/3 and 1/4 there are."""
     run = fit(tmp_path, *QUICK, band(share=[0.28, 0.3]))

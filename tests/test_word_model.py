@@ -145,7 +145,7 @@ def test_how_good_the_checkpoints_are_goes_into_the_results(tmp_path):
     assert words_table(tmp_path / "none") == {}
 
 
-@pytest.mark.slow
+@pytest.mark.full  # problems, pieces and rounds: above
 def test_it_is_made_goes_on_and_trains(maker, tmp_path, monkeypatch):
     """Two rounds at once are one and one after a stop; a checkpoint and its problems are a run."""
     monkeypatch.setattr(maker, "VALIDATION", 4)

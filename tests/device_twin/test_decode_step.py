@@ -161,7 +161,7 @@ def recording(graph: Emulated, pool: object) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("mixed", [pytest.param(False, marks=pytest.mark.full), True])
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_graphs_draw_the_same_completions(policies, monkeypatch, name, mixed):
     """Rows leave and are admitted between replays; the host's state goes on without the steps."""

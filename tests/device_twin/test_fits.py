@@ -136,12 +136,16 @@ def test_a_mixed_run_trains_saves_and_resumes(tmp_path):
     assert row["policy/sampler_gap"] > 0  # the two precisions differ from float32's
 
 
+LORA = ['--model.policy.lora={"rank": 4, "alpha": 8}']
+EAGER = ["--model.policy.attention=eager"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(['--model.policy.lora={"rank": 4, "alpha": 8}'], id="lora"),
+        pytest.param(LORA, id="lora", marks=pytest.mark.full),
         pytest.param(["--model.policy.gradient_checkpointing=true"], id="gradient checkpointing"),
-        pytest.param(["--model.policy.attention=eager"], id="eager"),
+        pytest.param(EAGER, id="eager", marks=pytest.mark.full),
     ],
 )
 def test_settings_of_the_policy_give_what_they_give_on_the_cpu(tmp_path, options):
@@ -150,6 +154,7 @@ def test_settings_of_the_policy_give_what_they_give_on_the_cpu(tmp_path, options
     assert_near(*runs, ROUNDING)
 
 
+@pytest.mark.full  # test_decode_step.py and test_update_budget.py have windows
 def test_sliding_windows_give_what_they_give_on_the_cpu(tmp_path, tiny_models):
     """Gemma 3 groups its keys and has a soft cap as well."""
     once = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=0"]

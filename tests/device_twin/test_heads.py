@@ -52,7 +52,9 @@ class CPUMarks(KLCov):
         return marks
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("32-true", marks=pytest.mark.full), "bf16-mixed"]
+)
 def test_a_whole_update_with_what_came_from_the_cpu(tmp_path, precision):
     heads = {"mine": {"head": f"{__name__}.OnTheCPU"}, "certainty": {"head": "SelfCertainty"}}
     heads["certainty"]["gate"] = {"head": "mine", "at_least": 1}  # type: ignore[assignment]
