@@ -61,6 +61,7 @@ def test_an_overlay_is_the_default(name):
 FAST = ("gspo", "batch_normalized")
 
 
+@pytest.mark.slow  # what each of them sets: above
 @pytest.mark.parametrize(
     "name",
     [

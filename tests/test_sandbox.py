@@ -328,7 +328,7 @@ def test_tests_that_cannot_run_are_an_error_of_the_data(sandbox):
 
 
 def test_a_process_that_cannot_start_is_no_fault_of_the_code(monkeypatch):
-    sandbox = Sandbox("seccomp", **QUICK)
+    sandbox = Sandbox("seccomp", **QUICK | {"wall_seconds": 0.1})  # it waits as long once
     monkeypatch.setattr(isolation, "_START", "raise OSError('no such luck') # {}")
     with pytest.raises(RuntimeError, match=r"did not start.*no such luck"):
         sandbox.outcomes([Run("", "f", ((),))])
@@ -350,7 +350,8 @@ def test_a_machine_that_was_full_for_a_moment_is_tried_again(monkeypatch):
     end the run.
     """
     sandbox = Sandbox("seccomp", **QUICK)
-    command, started = isolation._command, []
+    command, started, waited = isolation._command, [], []
+    monkeypatch.setattr("time.sleep", waited.append)
 
     def full_at_first(level, settings):
         started.append(settings["role"])
@@ -363,6 +364,7 @@ def test_a_machine_that_was_full_for_a_moment_is_tried_again(monkeypatch):
     [verdict] = sandbox.verdicts([Trial("f = len", "", ("assert f([]) == 0",), ("f",))])
     assert verdict.passed == (True,)
     assert started == ["candidate"] * 3 + ["judge", "candidate", "judge"]
+    assert waited == [QUICK["wall_seconds"]] * 2
 
 
 def test_levels_that_are_refused(monkeypatch):

@@ -71,6 +71,7 @@ def check_objective(arm: str, objective):
         assert (objective.weight, objective.fraction) == (float(weight), float(fraction))
 
 
+@pytest.mark.slow  # presets are their arms: below
 @pytest.mark.parametrize(
     "arm", [pytest.param(arm, marks=() if has_news(arm) else pytest.mark.full) for arm in BUILT]
 )
