@@ -65,6 +65,8 @@ class SteppedEnvironment:
             apart(seed)  # TextWorld
         first = _call(begin, seed, row)
         first = first[0] if isinstance(first, tuple) else _seen(first)
+        if not callable(getattr(self.made, "reset", None)):
+            first = _beyond(row.get("prompt"), first)
         if first is None and callable(observe := getattr(self.made, "observe", None)):
             first = observe()
         return None if first is None else shown(first)
@@ -177,6 +179,19 @@ def _beginning(made: Any) -> Callable[..., Any] | None:
         if callable(found := getattr(made, name, None)):
             return found
     return None
+
+
+def _beyond(prompt: Any, first: Any) -> Any:
+    """Return what SkyRL's ``init`` adds to the prompt, which it returns as it was given.
+
+    The policy sees the problem's prompt anyhow.
+    """
+    said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not first or first == prompt:
+        return None
+    if not said or not isinstance(first, list) or first[: len(said)] != said:
+        return first
+    return first[len(said) :] or None
 
 
 def _call(begin: Callable[..., Any], seed: int | None, row: Mapping[str, Any]) -> Any:
