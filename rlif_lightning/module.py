@@ -188,9 +188,9 @@ class RLIFModule(Described, EvaluationSteps, PolicyUse, ModelSetup):
     def on_train_start(self) -> None:
         """Give the engine a source of coming prompts, and begin the teacher's average.
 
-        What a training of this module that was broken off has left is dropped.
+        What an earlier run of this module has left, which an exception ended, is dropped.
         """
-        self.zero_grad()
+        self.drop_what_was_broken_off()
         self.prompt_table.forget_unread()
         if not int(self.num_rollouts):  # a fork has put other weights into the policy
             self.begin_teacher()

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from harness.python_runs import Run, data, module, sums, trainer, update
-from rlif_lightning import Evaluation
+from rlif_lightning import Evaluation, MeanLogprob, WeightedReward
 from rlif_lightning.data.curriculum import LearnableFirst
 from rlif_lightning.learning.loss_inputs import LossInputs
 from rlif_lightning.learning.objectives import Clipped
@@ -39,6 +39,22 @@ def test_an_evaluation_counts_no_problem_of_one_that_was_broken_off(tmp_path):
     expected = evaluate(whole)
     assert expected["problems"] == 4
     assert evaluate(again) == expected
+
+
+def test_heads_learn_after_an_evaluation_that_was_broken_off(tmp_path):
+    """Their modes too: a spread is learned in training alone."""
+    again, fresh = (
+        module(rewards={"certainty": WeightedReward(MeanLogprob(), spread_floor=0.5)})
+        for _ in range(2)
+    )
+    with pytest.raises(ConnectionError):
+        trainer(tmp_path, 1, Stumbles(), limit_val_batches=1.0).validate(again, datamodule=data())
+    found, expected = (
+        Run(tmp_path / name, 1, model, data()).state()
+        for name, model in (("again", again), ("fresh", fresh))
+    )
+    assert expected["rewards.spreads"].any()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 @dataclass(frozen=True)
