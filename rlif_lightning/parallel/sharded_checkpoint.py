@@ -106,7 +106,8 @@ def load_part_of_file(
             dim = dims.get(names[id(parameter)])
             values = state["state"].get(number, {})
             for key, value in values.items():
-                values[key] = _own_part(value, parameter, dim) if value.dim() else value
+                if isinstance(value, Tensor) and value.dim():
+                    values[key] = _own_part(value, parameter, dim)
         optimizer.load_state_dict(state)
     return whole
 
