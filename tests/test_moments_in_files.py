@@ -22,6 +22,7 @@ from rlif_lightning.parallel.tensor_parallel import split_policy
 from rlif_lightning.parallel.tensor_parallel_layers import own_part, split_dims
 
 CPU = torch.device("cpu")
+WEIGHTS_ALONE = "weights.ckpt"  # as ModelCheckpoint(save_weights_only=True) writes them
 KINDS = {"adapters": LoRA(rank=2), "shards": None, "parts": None}
 
 
@@ -44,6 +45,7 @@ def trained_by_one(policy: Policy, path: Path) -> dict[str, Any]:
     optimizer.step()
     state = {"state_dict": model.state_dict(), "optimizer_states": [optimizer.state_dict()]}
     torch.save({**state, "epoch": 3}, path)
+    torch.save({"state_dict": state["state_dict"]}, path.with_name(WEIGHTS_ALONE))
     return moments
 
 
@@ -58,6 +60,7 @@ def gone_on_with(kind: str, policy: Policy, path: Path, moments: dict[str, Any])
     else:
         model = sharded_policy(policy, Sharding(init_device_mesh("cpu", (2,)), CPU))
     optimizer, dims = optimizer_of(model), split_dims(model)
+    assert not load_part_of_file(path.with_name(WEIGHTS_ALONE), model, [])
     assert load_part_of_file(path, model, [optimizer]) == {"epoch": 3}
     found = {name: whole(optimizer.state[p]["exp_avg"]) for name, p in model.named_parameters()
              if p.requires_grad}  # fmt: skip

@@ -98,8 +98,9 @@ def load_part_of_file(
     }
     model.load_state_dict(weights, strict=strict)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    # Without training there is no optimiser, but the file has its state.
-    for optimizer, state in zip(optimizers, whole.pop("optimizer_states"), strict=False):
+    # Without training there is no optimiser, but the file has its state, if it is no file of
+    # weights alone.
+    for optimizer, state in zip(optimizers, whole.pop("optimizer_states", ()), strict=False):
         # A file numbers parameters in the order of the optimiser's groups, whatever the model's is.
         groups = state["param_groups"], optimizer.param_groups
         for number, parameter in zip(*map(_in_groups, groups), strict=True):
