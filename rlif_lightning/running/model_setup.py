@@ -91,15 +91,16 @@ class ModelSetup(LightningModule):
             object.__setattr__(self, "teacher", teacher)
 
     def drop_what_was_broken_off(self) -> None:
-        """Drop gradients and evaluation modes that an earlier run of this module has left.
-
-        Lightning gives modes back where an evaluation ends without an exception alone.
-        """
+        """Drop gradients and evaluation modes that an earlier run of this module has left."""
         self.zero_grad()
+        if self.training:
+            return
+        # Lightning gives modes back only where an evaluation ends without an exception. What a head
+        # holds beside, such as a classifier, keeps its mode.
         heads = [each for it in self.rewards.settings.values() for each in heads_in(it.head)]
         for part in (self, self.policy, self.rewards, *heads):
             assert part is not None
-            part.training = True  # what a head holds beside, such as a classifier, keeps its mode
+            part.training = True
 
     def begin_teacher(self) -> None:
         """Copy the policy into the teacher's average, in a run that begins."""
