@@ -74,6 +74,22 @@ def test_textworld_scores_are_running_ones():
     assert made.seeded == 7
 
 
+class Jericho(TextWorld):
+    """Pays by the step, and says the score."""
+
+    def step(self, action):
+        seen, score, done, info = super().step(action)
+        paid = score - (0, *self.scores)[self.moves - 1]
+        return seen, paid, done, {**info, "score": np.int64(score)}
+
+
+def test_a_score_that_is_said_is_the_running_one():
+    environment = as_environment(Jericho())
+    for _ in range(2):
+        environment.reset(seed=7)
+        assert [environment.step("go").reward for _ in range(5)] == [1, 1, 0, 1, 2]
+
+
 class Record(SimpleNamespace):
     def model_dump(self):
         return dict(vars(self))

@@ -5,6 +5,7 @@
 | ours | ``step`` returns a ``Step`` |
 | gymnasium, gem | ``step`` returns (observation, reward, terminated, truncated, info) |
 | TextWorld | ``step`` returns (observation, score, done, infos); the score is a running one |
+| Jericho, ScienceWorld | the same with a reward of the step; ``infos`` has the running ``score`` |
 | OpenEnv, AgentGym | ``step`` returns an object with ``observation`` or ``state``, and ``done`` |
 | SkyRL | ``step`` returns a dict with ``observations``, ``reward``, ``done``; ``init`` begins |
 | TextArena | ``get_observation()``; ``step`` returns (done, info), ``close()`` the rewards |
@@ -85,7 +86,9 @@ class SteppedEnvironment:
             return _step(seen, reward, done, truncated, info)
         if isinstance(found, tuple) and len(found) == 4:
             seen, score, done, info = found
-            before, self.score = self.score, float(score)
+            said = (info or {}).get("score")  # of Jericho and ScienceWorld, which pay by the step
+            running = said if isinstance(said, int | float | np.number) else score
+            before, self.score = self.score, float(running)
             return _step(seen, self.score - before, done, False, info)
         values = found if isinstance(found, Mapping) else _Fields(found)
         if "reward" not in values or "done" not in values:
